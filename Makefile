@@ -1,0 +1,27 @@
+# `make demo` and `make test` work on a fresh machine: they create .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test quick zoo lint bench fuzz clean
+
+$(STAMP): pyproject.toml constraints.txt
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt "torch==2.13.0"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $(STAMP)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m "not zoo"
+
+quick: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m "not slow and not zoo"
+
+lint: $(STAMP)
+	$(BIN)/ruff check src tests benchmarks attacks
+	$(BIN)/ruff format --check src tests benchmarks attacks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

@@ -1,0 +1,72 @@
+"""secateur: prune, retrain, share, code and measure any PyTorch model, with the proof beside it.
+
+The public names are imported when first used, so `import secateur` costs no torch.
+
+>>> import secateur as sc
+>>> sc.budget.Overall(0.9).sparsity
+0.9
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from secateur.container.archive import load as load
+    from secateur.container.archive import save as save
+    from secateur.core.codebook import Codebook as Codebook
+    from secateur.core.masks import Masks as Masks
+    from secateur.core.measurement import Measurement as Measurement
+    from secateur.core.measurement import Measurements as Measurements
+    from secateur.core.scores import Scores as Scores
+
+__version__ = "0.1.0"
+
+# public name -> module that holds it
+_NAMES = {
+    "prune": "secateur.prune",
+    "hold": "secateur.hold",
+    "shrink": "secateur.shrink",
+    "explain": "secateur.shrink",
+    "share": "secateur.share",
+    "save": "secateur.container.archive",
+    "load": "secateur.container.archive",
+    "measure": "secateur.measure",
+    "Masks": "secateur.core.masks",
+    "Scores": "secateur.core.scores",
+    "Codebook": "secateur.core.codebook",
+    "Measurement": "secateur.core.measurement",
+    "Measurements": "secateur.core.measurement",
+}
+_PACKAGES = ("criteria", "granularity", "budget", "quantize", "models", "data", "errors")
+
+__all__ = sorted([*_NAMES, *_PACKAGES])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        value = getattr(importlib.import_module(_NAMES[name]), name)
+        globals()[name] = value
+        return value
+    if name in _PACKAGES:
+        return importlib.import_module(f"secateur.{name}")
+    raise AttributeError(f"module 'secateur' has no attribute {name!r}; public names: {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+class _Package(ModuleType):
+    """Keeps `secateur.prune` the verb: importing the module of the same name would otherwise put itself there."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _NAMES and isinstance(value, ModuleType):
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,1 @@
+"""Small frozen values with their invariants: what every other package speaks in. Imports errors and registry only."""

@@ -1,0 +1,268 @@
+"""`Masks`: which weights stay. One boolean tensor per parameter, True where the weight is kept.
+
+>>> import torch
+>>> from torch import nn
+>>> model = nn.Sequential(nn.Linear(2, 2, bias=False))
+>>> masks = Masks({"0.weight": torch.tensor([[True, False], [True, True]])})
+>>> _ = masks.apply_(model)
+>>> model[0].weight[0, 1].item(), masks.sparsity
+(0.0, 0.25)
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from secateur.errors import FormatError, MaskMismatchError, NothingToDoError, near
+
+__all__ = ["MaskSummary", "Masks"]
+
+_META = {"format": "secateur-masks", "version": "1"}
+
+
+@dataclass(frozen=True)
+class MaskSummary:
+    """One row of `Masks.summary()`: a tensor, how many weights it has and how many stay."""
+
+    name: str
+    shape: tuple[int, ...]
+    numel: int
+    kept: int
+
+    @property
+    def sparsity(self) -> float:
+        """The share removed."""
+        return 1.0 - self.kept / self.numel if self.numel else 0.0
+
+
+class Masks(Mapping[str, torch.Tensor]):
+    """A read-only mapping from parameter name to a boolean tensor; True = kept."""
+
+    __slots__ = ("_tensors",)
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]):
+        if not tensors:
+            raise NothingToDoError("masks over no tensor at all would change nothing; name at least one parameter")
+        for name, tensor in tensors.items():
+            if tensor.dtype != torch.bool:
+                raise MaskMismatchError(
+                    f"mask of {name!r}: expected a boolean tensor (True = kept), got {tensor.dtype}; "
+                    "write `tensor != 0`"
+                )
+        self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
+
+    # -- mapping -------------------------------------------------------------------------------------------------
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Masks):
+            return NotImplemented
+        return set(self) == set(other) and all(torch.equal(self[n].cpu(), other[n].cpu()) for n in self)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Masks({len(self)} tensors, {self.numel:,} weights, sparsity {self.sparsity:.4f})"
+
+    # -- counts --------------------------------------------------------------------------------------------------
+    @property
+    def numel(self) -> int:
+        """How many weights the masks speak of."""
+        return sum(tensor.numel() for tensor in self._tensors.values())
+
+    @property
+    def kept(self) -> int:
+        """How many of them stay."""
+        return sum(int(tensor.sum()) for tensor in self._tensors.values())
+
+    @property
+    def sparsity(self) -> float:
+        """The share removed, of the weights the masks speak of."""
+        return 1.0 - self.kept / self.numel
+
+    def summary(self) -> list[MaskSummary]:
+        """One row per tensor, in order."""
+        return [MaskSummary(n, tuple(t.shape), t.numel(), int(t.sum())) for n, t in self._tensors.items()]
+
+    def table(self) -> str:
+        """The summary as text, one line per tensor and a total."""
+        rows = self.summary()
+        width = max(len("total"), *(len(row.name) for row in rows))
+        lines = [f"{'tensor':<{width}}  {'weights':>12}  {'kept':>12}  sparsity"]
+        lines += [f"{r.name:<{width}}  {r.numel:>12,}  {r.kept:>12,}  {r.sparsity:.4f}" for r in rows]
+        lines.append(f"{'total':<{width}}  {self.numel:>12,}  {self.kept:>12,}  {self.sparsity:.4f}")
+        return "\n".join(lines)
+
+    def digest(self) -> str:
+        """A hash of names, shapes and bits: equal masks, equal digest, on any device."""
+        whole = hashlib.sha256()
+        for name in sorted(self):
+            tensor = self[name].cpu().contiguous()
+            whole.update(f"{name}{tuple(tensor.shape)}".encode())
+            whole.update(tensor.numpy().tobytes())
+        return whole.hexdigest()
+
+    # -- the model they belong to --------------------------------------------------------------------------------
+    def check(self, model: nn.Module) -> None:
+        """Raise a `MaskMismatchError` unless every mask fits a parameter of the model by name and shape."""
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        for name, mask in self.items():
+            if name not in parameters:
+                if f"{name}_orig" in parameters:
+                    raise MaskMismatchError(
+                        f"mask of {name!r}: the model holds torch.nn.utils.prune's {name}_orig instead; read it with "
+                        "Masks.from_torch_prune(model), or make it permanent with torch.nn.utils.prune.remove"
+                    )
+                raise MaskMismatchError(
+                    f"mask of {name!r}: {type(model).__name__} has no such parameter; {near(name, parameters)}"
+                )
+            if tuple(parameters[name].shape) != tuple(mask.shape):
+                raise MaskMismatchError(
+                    f"mask of {name!r}: expected shape {tuple(parameters[name].shape)} as in {type(model).__name__}, "
+                    f"got {tuple(mask.shape)}; are these the masks of another model?"
+                )
+
+    def to(self, device: torch.device | str) -> Masks:
+        """The same masks on another device."""
+        return Masks({name: tensor.to(device) for name, tensor in self.items()})
+
+    @torch.no_grad()
+    def apply_(self, model: nn.Module) -> nn.Module:
+        """Set every removed weight to exactly 0.0, in place; returns the model. Checked first, so all or nothing."""
+        self.check(model)
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        for name, mask in self.items():
+            # masked_fill, not multiplication: 0 * NaN is NaN and -1 * 0 is -0.0, neither of which is a zero.
+            parameters[name].masked_fill_(~mask.to(parameters[name].device), 0.0)
+        return model
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """A masked copy; the model itself stays as it is."""
+        self.check(model)
+        return self.apply_(copy.deepcopy(model))
+
+    # -- algebra -------------------------------------------------------------------------------------------------
+    def merge(self, other: Masks) -> Masks:
+        """Both together: a weight stays only where both keep it. Tensors of one side alone are taken over.
+
+        >>> a = Masks({"w": torch.tensor([True, False])}); b = Masks({"w": torch.tensor([False, True])})
+        >>> a.merge(b)["w"]
+        tensor([False, False])
+        """
+        merged = dict(self._tensors)
+        for name, mask in other.items():
+            if name in merged:
+                if merged[name].shape != mask.shape:
+                    raise MaskMismatchError(
+                        f"mask of {name!r}: cannot merge shapes {tuple(merged[name].shape)} and {tuple(mask.shape)}; "
+                        "are these the masks of another model?"
+                    )
+                merged[name] = merged[name] & mask.to(merged[name].device)
+            else:
+                merged[name] = mask
+        return Masks(merged)
+
+    __and__ = merge
+
+    def invert(self) -> Masks:
+        """Kept and removed change places.
+
+        >>> Masks({"w": torch.tensor([True, False])}).invert()["w"]
+        tensor([False,  True])
+        """
+        return Masks({name: ~mask for name, mask in self.items()})
+
+    __invert__ = invert
+
+    # -- from and to elsewhere -----------------------------------------------------------------------------------
+    @classmethod
+    def ones(cls, model: nn.Module, names: list[str] | None = None) -> Masks:
+        """Masks that keep everything, for all parameters or the named ones."""
+        parameters = dict(model.named_parameters())
+        return cls({name: torch.ones_like(parameters[name], dtype=torch.bool) for name in names or parameters})
+
+    @classmethod
+    def of_zeros(cls, model: nn.Module, names: list[str] | None = None) -> Masks:
+        """Masks read off a model that is already pruned: every weight that is exactly 0 counts as removed."""
+        parameters = dict(model.named_parameters())
+        return cls({name: parameters[name].detach() != 0 for name in names or parameters})
+
+    @classmethod
+    def from_torch_prune(cls, model: nn.Module) -> Masks:
+        """Read the masks of `torch.nn.utils.prune` (the `*_mask` buffers) under the parameters' own names."""
+        found = {}
+        buffers = dict(model.named_buffers(remove_duplicate=False))
+        for name, _ in model.named_parameters(remove_duplicate=False):
+            if name.endswith("_orig"):
+                plain = name.removesuffix("_orig")
+                if f"{plain}_mask" in buffers:
+                    found[plain] = buffers[f"{plain}_mask"] != 0
+        if not found:
+            raise NothingToDoError(
+                f"{type(model).__name__} holds no torch.nn.utils.prune mask; use Masks.of_zeros(model) for a model "
+                "whose pruning was made permanent"
+            )
+        return cls(found)
+
+    def to_torch_prune_(self, model: nn.Module) -> nn.Module:
+        """Put the masks on the model in the form of `torch.nn.utils.prune` (custom_from_mask), in place."""
+        from torch.nn.utils import prune as torch_prune
+
+        self.check(model)
+        for name, mask in self.items():
+            layer, _, leaf = name.rpartition(".")
+            module = model.get_submodule(layer)
+            torch_prune.custom_from_mask(module, leaf, mask.to(getattr(module, leaf).device))
+        return model
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the masks as safetensors, beside the target and renamed, so that no half file is ever seen."""
+        from safetensors.torch import save
+
+        target = Path(path)
+        data = save({name: mask.cpu().contiguous() for name, mask in self.items()}, metadata=_META)
+        scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            scratch.write_bytes(data)
+            scratch.replace(target)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: str = "cpu") -> Masks:
+        """Read what `save` wrote."""
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).is_file():
+            raise FormatError(f"{path}: no such file; write one with masks.save(path)")
+        try:
+            with safe_open(str(path), framework="pt", device=device) as file:
+                meta = file.metadata() or {}
+                if meta.get("format") != _META["format"]:
+                    raise FormatError(
+                        f"{path}: expected a file written by Masks.save (safetensors with format=secateur-masks), got "
+                        f"metadata {meta}"
+                    )
+                if meta.get("version") != _META["version"]:
+                    raise FormatError(
+                        f"{path}: expected version {_META['version']} of secateur-masks, got {meta.get('version')!r}; "
+                        "write it again with this version"
+                    )
+                return cls({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        except SafetensorError as error:
+            raise FormatError(f"{path}: expected a safetensors file, got something else ({error})") from error

@@ -1,0 +1,113 @@
+"""`Measurement`: one number, its unit, and the sentence that defines it, so that no table can be misread.
+
+>>> m = Measurement("macs", 651200, unit="MAC", definition="one multiply-accumulate = 1", per_layer={"fc1": 313600})
+>>> m.value, m.per_layer["fc1"]
+(651200, 313600)
+>>> print(Measurements([m]))
+macs  651,200 MAC  one multiply-accumulate = 1
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from secateur.errors import OptionError, UnknownNameError, near
+
+__all__ = ["Measurement", "Measurements"]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One measured number.
+
+    `per_layer` splits it where it can be split; `trials` holds the single readings of a timing; `notes` what the
+    reader must know (operators that could not be counted, the device, the batch); `context` names the variant or trial
+    it belongs to (`{"variant": "pruned", "sparsity": 0.5, "seed": 0}`), which is what reports group by.
+    """
+
+    name: str
+    value: float | int
+    unit: str = ""
+    definition: str = ""
+    per_layer: Mapping[str, float | int] = field(default_factory=dict)
+    trials: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise OptionError("a Measurement needs a name, got an empty one")
+        if isinstance(self.value, float) and math.isinf(self.value):
+            raise OptionError(f"measurement {self.name!r}: expected a number, got {self.value}")
+        object.__setattr__(self, "per_layer", dict(self.per_layer))
+        object.__setattr__(self, "context", dict(self.context))
+        object.__setattr__(self, "trials", tuple(self.trials))
+        object.__setattr__(self, "notes", tuple(self.notes))
+
+    def text(self) -> str:
+        """The value as a person reads it."""
+        if isinstance(self.value, int) and not isinstance(self.value, bool):
+            number = f"{self.value:,}"
+        else:
+            number = f"{self.value:.4g}" if abs(self.value) < 1e4 else f"{self.value:,.0f}"
+        return f"{number} {self.unit}".rstrip()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {
+            "name": self.name,
+            "value": self.value,
+            "unit": self.unit,
+            "definition": self.definition,
+            "per_layer": dict(self.per_layer),
+            "trials": list(self.trials),
+            "notes": list(self.notes),
+            "context": dict(self.context),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
+        """The inverse of `to_dict`."""
+        return cls(**dict(data))
+
+
+class Measurements(tuple[Measurement, ...]):
+    """A table of Measurements: prints as one, indexes by position or by name."""
+
+    def __new__(cls, items: Iterable[Measurement] = ()) -> Measurements:
+        return super().__new__(cls, tuple(items))
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, str):
+            for item in self:
+                if item.name == key:
+                    return item
+            raise UnknownNameError(f"nothing measured under {key!r}: {near(key, [m.name for m in self])}")
+        return super().__getitem__(key)
+
+    def __add__(self, other: Iterable[Measurement]) -> Measurements:  # type: ignore[override]
+        return Measurements([*self, *other])
+
+    def names(self) -> list[str]:
+        """The names measured, in order, each once."""
+        return list(dict.fromkeys(item.name for item in self))
+
+    def rows(self) -> Iterator[tuple[str, str, str]]:
+        """(name, value, definition) of each."""
+        for item in self:
+            yield item.name, item.text(), item.definition
+
+    def to_json(self) -> str:
+        """The table as JSON."""
+        return json.dumps([item.to_dict() for item in self], indent=2)
+
+    def __str__(self) -> str:
+        rows = list(self.rows())
+        widths = [max((len(row[i]) for row in rows), default=0) for i in range(2)]
+        lines = [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c}".rstrip() for a, b, c in rows]
+        notes = [f"  {item.name}: {note}" for item in self for note in item.notes]
+        return "\n".join(lines + notes)

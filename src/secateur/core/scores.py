@@ -1,0 +1,58 @@
+"""`Scores`: what each weight is worth, one tensor per parameter, shaped like it.
+
+>>> import torch
+>>> scores = Scores({"fc.weight": torch.tensor([[1.0, 2.0]])})
+>>> scores["fc.weight"].sum().item()
+3.0
+>>> Scores({"fc.weight": torch.tensor([float("nan")])})
+Traceback (most recent call last):
+...
+secateur.errors.NonFiniteError: scores of 'fc.weight': 1 of 1 are NaN or infinite; ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from secateur.errors import NonFiniteError
+
+__all__ = ["Scores", "check_finite"]
+
+
+def check_finite(what: str, tensor: torch.Tensor, advice: str) -> None:
+    """Raise a `NonFiniteError` naming `what` unless every element is a finite number."""
+    if not torch.is_floating_point(tensor) and not torch.is_complex(tensor):
+        return
+    # One reduction instead of a mask as large as the tensor: a finite sum of |x| proves every x finite.
+    if bool(torch.isfinite(tensor.detach().abs().sum())):
+        return
+    bad = int((~torch.isfinite(tensor)).sum())
+    if bad:
+        raise NonFiniteError(f"{what}: {bad} of {tensor.numel()} are NaN or infinite; {advice}")
+
+
+class Scores(Mapping[str, torch.Tensor]):
+    """A read-only mapping from parameter name to scores, all of them finite."""
+
+    __slots__ = ("_tensors",)
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]):
+        for name, tensor in tensors.items():
+            check_finite(
+                f"scores of {name!r}", tensor, "check the loss and the data, or use a criterion without gradients"
+            )
+        self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __repr__(self) -> str:
+        return f"Scores({len(self)} tensors, {sum(t.numel() for t in self._tensors.values()):,} scores)"

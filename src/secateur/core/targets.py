@@ -1,0 +1,172 @@
+"""What can be pruned in a model, and which of it a call means: `select` turns patterns into `Target`s.
+
+A pattern is a layer's dotted name (which also means everything inside it), a parameter's name, a shell-style glob over
+either, a module class, or in text `type:Conv2d`.
+
+>>> import torch
+>>> from torch import nn
+>>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2))
+>>> [target.name for target in select(model, skip=["3"])]
+['0.weight']
+>>> select(model, only=["type:Linear"])[0].shape
+(2, 4)
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Union
+
+import torch
+from torch import nn
+
+from secateur.errors import NothingToDoError, PatternError, UnknownNameError, near
+
+__all__ = ["Pattern", "Target", "matches", "patterns_of", "select"]
+
+Pattern = Union[str, type]
+
+_CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One weight tensor that can be pruned: where it is and how its axes read.
+
+    `name` is the parameter's name as in `model.named_parameters()`, `layer` the dotted name of the module that owns
+    it. `out_axis` counts what the layer puts out (filters, rows), `in_axis` what it takes in; `groups` is a
+    convolution's. A transposed convolution has `out_axis` 1.
+    """
+
+    name: str
+    layer: str
+    kind: str  # conv, conv_transpose, linear, embedding, parameter
+    shape: tuple[int, ...]
+    out_axis: int = 0
+    in_axis: int | None = 1
+    groups: int = 1
+
+    @property
+    def numel(self) -> int:
+        """How many weights the tensor has."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+    def of(self, model: nn.Module) -> torch.Tensor:
+        """The tensor itself, looked up by name, so that a copy of the model works as well as the model."""
+        try:
+            return model.get_parameter(self.name)
+        except AttributeError:
+            known = [name for name, _ in model.named_parameters()]
+            raise UnknownNameError(f"the model has no parameter {self.name!r}: {near(self.name, known)}") from None
+
+
+def _kind(module: nn.Module) -> tuple[str, int, int | None, int] | None:
+    """(kind, out_axis, in_axis, groups) of a module's `weight`, or None when it is not pruned by default."""
+    if isinstance(module, _CONV):
+        return "conv", 0, 1, module.groups
+    if isinstance(module, _TRANSPOSED):
+        return "conv_transpose", 1, 0, module.groups
+    if isinstance(module, nn.Linear):
+        return "linear", 0, 1, 1
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return "embedding", 0, 1, 1
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # transformers' GPT-2 layer: weight is (in, out)
+        return "linear", 1, 0, 1
+    return None
+
+
+def matches(pattern: Pattern, layer: str, parameter: str, module: nn.Module) -> bool:
+    """Whether a pattern means this parameter of this layer.
+
+    >>> matches("layer1", "layer1.0.conv1", "layer1.0.conv1.weight", nn.Conv2d(1, 1, 1))
+    True
+    >>> matches("layer1.*.conv2", "layer1.0.conv1", "layer1.0.conv1.weight", nn.Conv2d(1, 1, 1))
+    False
+    """
+    if isinstance(pattern, type):
+        return isinstance(module, pattern)
+    if pattern.startswith("type:"):
+        wanted = pattern.removeprefix("type:")
+        return any(base.__name__ == wanted for base in type(module).__mro__)
+    if layer == pattern or parameter == pattern or layer.startswith(pattern + "."):
+        return True
+    return fnmatch.fnmatchcase(layer, pattern) or fnmatch.fnmatchcase(parameter, pattern)
+
+
+def patterns_of(value: Pattern | Iterable[Pattern] | None) -> tuple[Pattern, ...]:
+    """One pattern or many, as a tuple.
+
+    >>> patterns_of("fc"), patterns_of(["a", "b"]), patterns_of(None)
+    (('fc',), ('a', 'b'), ())
+    """
+    if value is None:
+        return ()
+    if isinstance(value, (str, type)):
+        return (value,)
+    return tuple(value)
+
+
+def select(
+    model: nn.Module,
+    only: Pattern | Sequence[Pattern] | None = None,
+    skip: Pattern | Sequence[Pattern] | None = None,
+    parameters: Pattern | Sequence[Pattern] | None = None,
+) -> tuple[Target, ...]:
+    """The weights a call is about, in the model's own order.
+
+    By default the weight of every convolution, transposed convolution, linear and embedding layer; `only` narrows,
+    `skip` takes away, `parameters` adds bare parameters (or biases, or norm weights) by name. A weight shared by two
+    layers appears once, under its first name. A pattern that matches nothing is an error, and so is an empty result.
+    """
+    modules = dict(model.named_modules())
+    extra = patterns_of(parameters)
+    keep, drop = patterns_of(only), patterns_of(skip)
+    used: set[Pattern] = set()
+    candidates: list[tuple[Target, nn.Module]] = []
+    for name, parameter in model.named_parameters():
+        layer, _, leaf = name.rpartition(".")
+        module = modules[layer]
+        known = _kind(module) if leaf == "weight" else None
+        asked = [pattern for pattern in extra if matches(pattern, layer, name, module)]
+        used.update(asked)
+        if known is None and not asked:
+            continue
+        kind, out_axis, in_axis, groups = known or ("parameter", 0, 1 if parameter.dim() > 1 else None, 1)
+        shape = tuple(parameter.shape)
+        candidates.append((Target(name, layer, kind, shape, out_axis, in_axis, groups), module))
+    chosen = []
+    for target, module in candidates:
+        wanted = [p for p in keep if matches(p, target.layer, target.name, module)]
+        unwanted = [p for p in drop if matches(p, target.layer, target.name, module)]
+        used.update(wanted, unwanted)
+        asked_by_name = target.kind == "parameter"
+        if (not keep or wanted or asked_by_name) and not unwanted:
+            chosen.append(target)
+    for pattern in (*keep, *drop, *extra):
+        if pattern not in used:
+            _unmatched(pattern, model, candidates)
+    if not chosen:
+        raise NothingToDoError(
+            f"nothing to prune in {type(model).__name__}: no convolution, linear or embedding weight is left after "
+            "only= and skip=; name bare parameters with parameters=[...]"
+        )
+    return tuple(chosen)
+
+
+def _unmatched(pattern: Pattern, model: nn.Module, candidates: list[tuple[Target, nn.Module]]) -> None:
+    """Raise for a pattern that matched no candidate."""
+    shown = pattern.__name__ if isinstance(pattern, type) else pattern
+    names = [target.layer for target, _ in candidates] + [name for name, _ in model.named_modules() if name]
+    names += [name for name, _ in model.named_parameters()]
+    if isinstance(pattern, str) and pattern in names:
+        raise PatternError(
+            f"pattern {shown!r} names a part of the model without a prunable weight; name its parameters with "
+            "parameters=[...] to prune them all the same"
+        )
+    raise PatternError(f"pattern {shown!r} matches no prunable layer: {near(str(shown).removeprefix('type:'), names)}")

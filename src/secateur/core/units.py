@@ -1,0 +1,80 @@
+"""`Units`: how a granularity cuts tensors into pieces that live or die whole.
+
+A `Units` is one list of competing pieces: the weights of a tensor, its filters, or the channels that several tensors
+share. Each `Member` says how one tensor falls into the pieces: `gather` lays a tensor out as [units, elements],
+`scatter` turns one keep-or-drop bit per unit back into a mask of the tensor's shape.
+
+>>> import torch
+>>> rows = AxisMember("fc.weight", axis=0, indices=torch.tensor([[0], [1]]))
+>>> rows.gather(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+tensor([[1., 2.],
+        [3., 4.]])
+>>> rows.scatter(torch.tensor([True, False]), (2, 2))
+tensor([[ True,  True],
+        [False, False]])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+__all__ = ["AxisMember", "Member", "Units"]
+
+
+class Member(Protocol):
+    """How one tensor falls into units."""
+
+    @property
+    def name(self) -> str:
+        """The parameter's name."""
+        ...
+
+    @property
+    def scored(self) -> bool:
+        """Whether this tensor's scores count towards a unit's worth (False: it is only cut along)."""
+        ...
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor laid out as [units, elements of a unit]."""
+        ...
+
+    def scatter(self, keep: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+        """A boolean mask of `shape` from one bit per unit: True where the weight stays."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class AxisMember:
+    """Units are slices along one axis: unit u owns `indices[u]` of `axis` (several where a flatten widened it)."""
+
+    name: str
+    axis: int
+    indices: torch.Tensor  # [units, slices per unit], int64
+    scored: bool = True
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor laid out as [units, elements of a unit]."""
+        index = self.indices.to(tensor.device)
+        picked = tensor.movedim(self.axis, 0).index_select(0, index.reshape(-1))
+        return picked.reshape(index.shape[0], -1)
+
+    def scatter(self, keep: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+        """A boolean mask of `shape` from one bit per unit."""
+        line = torch.ones(shape[self.axis], dtype=torch.bool, device=keep.device)
+        line[self.indices.to(keep.device)[~keep].reshape(-1)] = False
+        view = [1] * len(shape)
+        view[self.axis] = shape[self.axis]
+        return line.reshape(view).expand(tuple(shape)).contiguous()
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """One list of competing pieces, `count` long, and the tensors they cut."""
+
+    name: str
+    count: int
+    members: tuple[Member, ...]

@@ -1,0 +1,47 @@
+"""What is a weight worth? One file per criterion; the file name is the word used in recipes.
+
+A criterion gives a tensor of scores shaped like each weight (`scores`), and says what a piece made of several weights
+is worth (`reduce`). It knows nothing of what is cut or of how many go.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from secateur.core.context import Context
+from secateur.core.scores import Scores
+from secateur.core.targets import Target
+from secateur.registry import Registry
+
+__all__ = ["Base", "registry"]
+
+
+class Base(ABC):
+    """What every criterion is: a frozen value with two methods."""
+
+    needs_data: ClassVar[bool] = False
+    """Whether `Context.data` and `Context.loss` must be given."""
+    needs_example: ClassVar[bool] = False
+    """Whether one input must be known: `Context.example`, or the first batch of `Context.data`."""
+    rescore: ClassVar[bool] = False
+    """Whether a schedule's rounds need new scores: the scores depend on which weights are already gone."""
+
+    @abstractmethod
+    def scores(self, model: nn.Module, targets: Sequence[Target], context: Context) -> Scores:
+        """One score per weight. The model must be left exactly as found."""
+
+    def reduce(self, units: torch.Tensor) -> torch.Tensor:
+        """The worth of each unit from its scores, [units, elements] -> [units]. By default their sum."""
+        return units.sum(dim=1) if units.shape[1] != 1 else units[:, 0]
+
+
+registry = Registry(__name__, __path__, "criterion", aliases={"level": "magnitude"})
+
+
+def __getattr__(name: str) -> Any:
+    return registry.attribute(name)

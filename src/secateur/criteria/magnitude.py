@@ -1,0 +1,30 @@
+"""Magnitude: a weight is worth its absolute value; a unit is worth the sum (that is, its L1 norm)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from secateur.core.context import Context
+from secateur.core.scores import Scores
+from secateur.core.targets import Target
+from secateur.criteria import Base
+
+__all__ = ["Magnitude"]
+
+
+@dataclass(frozen=True)
+class Magnitude(Base):
+    """|w|. Also called level.
+
+    >>> from secateur.core.targets import select
+    >>> model = nn.Linear(2, 1); _ = model.weight.data.copy_(__import__("torch").tensor([[-3.0, 2.0]]))
+    >>> Magnitude().scores(model, select(model), Context())["weight"]
+    tensor([[3., 2.]])
+    """
+
+    def scores(self, model: nn.Module, targets: Sequence[Target], context: Context) -> Scores:
+        """The absolute value of every weight."""
+        return Scores({target.name: target.of(model).detach().abs() for target in targets})

@@ -17,6 +17,10 @@ test: $(STAMP)
 quick: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m "not slow and not zoo"
 
+zoo: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps -r benchmarks/zoo-requirements.txt
+	$(BIN)/python -m pytest -n 2 -m zoo
+
 lint: $(STAMP)
 	$(BIN)/ruff check src tests benchmarks attacks
 	$(BIN)/ruff format --check src tests benchmarks attacks

@@ -1,7 +1,8 @@
 """The studies' networks, one file each, and any other model by name: `build` makes them all.
 
-A name is a file of this folder (`resnet20`, `vgg16-lottery`; hyphen and underscore are the same), a name of another
-library (`timm/NAME`, `torchvision/NAME`, `hf/NAME`), or a function of your own (`package.module:function`).
+A name is a file of this folder (`resnet20`, `vgg16-lottery`; hyphen and underscore are the same), a name of
+another library (`timm/NAME`, `torchvision/NAME`, `hf/NAME`), or a function of your own
+(`package.module:function`).
 
 >>> model = build("resnet20", num_classes=10)
 >>> sum(parameter.numel() for parameter in model.parameters()), input_shape(model)
@@ -41,7 +42,8 @@ def build(name: str, **options: Any) -> nn.Module:
     """A fresh model from its name, initialised from torch's global random state.
 
     Options go to the model: `num_classes` and `in_channels` are understood wherever they make sense, also for
-    `timm/`, `torchvision/` and `hf/` names. `package.module:function` is imported and called with the options.
+    `timm/`, `torchvision/` and `hf/` names. `package.module:function` is imported and called with the
+    options.
 
     >>> build("fc")(__import__("torch").zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
@@ -77,7 +79,8 @@ def build(name: str, **options: Any) -> nn.Module:
 
 
 def input_shape(model: nn.Module) -> tuple[int, int, int] | None:
-    """The (channels, height, width) a model was made for: its `input_shape`, else what timm wrote on it, else None.
+    """The (channels, height, width) a model was made for: its `input_shape`, else what timm wrote on it, else
+    None.
 
     >>> input_shape(build("cnn"))
     (1, 28, 28)
@@ -89,7 +92,8 @@ def input_shape(model: nn.Module) -> tuple[int, int, int] | None:
 
 
 def normalisation(model: nn.Module) -> str:
-    """How a model wants its inputs: `data` (mean and deviation of the training images) or `none` (pixels in 0..1).
+    """How a model wants its inputs: `data` (mean and deviation of the training images) or `none` (pixels in
+    0..1).
 
     >>> normalisation(build("vae")), normalisation(build("cnn"))
     ('none', 'data')

@@ -1,0 +1,156 @@
+"""Models from elsewhere by name: `timm/NAME`, `torchvision/NAME`, `hf/NAME` and `package.module:function`.
+
+Each library is imported only when one of its names is asked for; none of them is needed otherwise. Weights
+are fetched only when asked for with `pretrained=True`.
+
+>>> call("torch.nn:Linear", {"in_features": 3, "out_features": 2})
+Linear(in_features=3, out_features=2, bias=True)
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from secateur.errors import MissingExtraError, OptionError, UnknownNameError, near
+
+__all__ = ["build", "call"]
+
+
+def _need(module: str, extra: str, name: str) -> ModuleType:
+    """A library, or the error that names the extra which brings it."""
+    try:
+        return importlib.import_module(module)
+    except (ImportError, RuntimeError) as error:
+        # torchvision raises RuntimeError when it was built for another torch.
+        missing = isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == module
+        got = "it is not installed" if missing else f"importing it failed: {error}"
+        raise MissingExtraError(
+            f"model {name!r} needs the library {module}, but {got}; next: pip install 'secateur[{extra}]'"
+        ) from error
+
+
+def _timm(name: str, options: dict[str, Any]) -> nn.Module:
+    timm = _need("timm", "timm", f"timm/{name}")
+    if "in_channels" in options:
+        options["in_chans"] = options.pop("in_channels")
+    base = name.split(".")[0]
+    if "/" not in name and not timm.is_model(base):
+        raise UnknownNameError(f"timm has no model {name!r}: {near(base, timm.list_models())}")
+    return timm.create_model(name, **options)
+
+
+def _torchvision(name: str, options: dict[str, Any]) -> nn.Module:
+    models = _need("torchvision", "torchvision", f"torchvision/{name}").models
+    pretrained = options.pop("pretrained", False)
+    if options.pop("in_channels", 3) != 3:
+        raise OptionError(
+            f"model 'torchvision/{name}': torchvision's models take 3 input channels and have no option for "
+            "another "
+            "number; load the data with channels=3"
+        )
+    if name not in models.list_models():
+        raise UnknownNameError(f"torchvision has no model {name!r}: {near(name, models.list_models())}")
+    return models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
+
+
+def _hf(name: str, options: dict[str, Any]) -> nn.Module:
+    transformers = _need("transformers", "transformers", f"hf/{name}")
+    pretrained = options.pop("pretrained", None)
+    for ours, theirs in (("num_classes", "num_labels"), ("in_channels", "num_channels")):
+        if ours in options:
+            options[theirs] = options.pop(ours)
+    kind = getattr(transformers, options.pop("auto_class", "AutoModelForImageClassification"))
+    if name in transformers.CONFIG_MAPPING:
+        if pretrained:
+            raise OptionError(
+                f"model 'hf/{name}' is an architecture, which has no weights of its own; name a checkpoint "
+                "(a hub name or "
+                "a local folder) for pretrained=True"
+            )
+        return kind.from_config(transformers.AutoConfig.for_model(name, **options))
+    try:
+        if pretrained is False:
+            return kind.from_config(transformers.AutoConfig.from_pretrained(name, **options))
+        return kind.from_pretrained(name, **options)
+    except OSError as error:
+        raise UnknownNameError(
+            f"transformers finds no checkpoint {name!r} here or on the hub ({str(error).splitlines()[0]}); "
+            "give a local "
+            f"folder, a name that is in the cache, or an architecture: "
+            f"{near(name, transformers.CONFIG_MAPPING)}"
+        ) from error
+
+
+_BUILDERS: dict[str, Callable[[str, dict[str, Any]], nn.Module]] = {
+    "timm": _timm,
+    "torchvision": _torchvision,
+    "hf": _hf,
+}
+
+
+def build(library: str, name: str, options: dict[str, Any]) -> nn.Module:
+    """A model of another library. `num_classes`, `in_channels` and `pretrained` are translated where it says
+    otherwise.
+
+    `hf/NAME` is a checkpoint (hub name or local folder: its weights are loaded) or an architecture such as
+    `resnet` or `vit` (random weights, the options go to its configuration).
+
+    >>> build("keras", "vgg", {})
+    Traceback (most recent call last):
+    secateur.errors.UnknownNameError: unknown library 'keras': known: 'hf', 'timm', 'torchvision'
+    """
+    if library not in _BUILDERS:
+        raise UnknownNameError(f"unknown library {library!r}: {near(library, _BUILDERS)}")
+    if not name:
+        raise OptionError(f"model '{library}/' lacks a name; write {library}/NAME")
+    return _BUILDERS[library](name, dict(options))
+
+
+def call(reference: str, options: dict[str, Any]) -> nn.Module:
+    """The model that `package.module:function` returns when called with the options.
+
+    >>> call("torch.nn:Lineer", {})
+    Traceback (most recent call last):
+    secateur.errors.UnknownNameError: model 'torch.nn:Lineer': module torch.nn has no 'Lineer'; did you mean
+    'Linear' ...
+    """
+    module_name, _, attribute = reference.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UnknownNameError(
+            f"model {reference!r}: no module {error.name!r} on the import path; expected "
+            "package.module:function, with the "
+            "package installed or its folder in PYTHONPATH"
+        ) from error
+    maker: Any = module
+    for part in attribute.split("."):
+        if not hasattr(maker, part):
+            raise UnknownNameError(
+                f"model {reference!r}: module {module_name} has no {attribute!r}; {near(part, dir(maker))}"
+            )
+        maker = getattr(maker, part)
+    if not callable(maker):
+        raise OptionError(
+            f"model {reference!r}: expected a function or class that makes a model, got "
+            f"{type(maker).__name__}"
+        )
+    try:
+        inspect.signature(maker).bind(**options)
+    except TypeError as error:
+        raise OptionError(f"model {reference!r}: the options {options} do not fit it: {error}") from error
+    except ValueError:
+        pass  # some callables have no signature to check; the call itself will tell
+    made = maker(**options)
+    if not isinstance(made, nn.Module):
+        raise OptionError(
+            f"model {reference!r}: expected a torch.nn.Module, got {type(made).__name__}; the function must "
+            "return the model"
+        )
+    return made

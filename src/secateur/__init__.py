@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from secateur.core.masks import Masks as Masks
     from secateur.core.measurement import Measurement as Measurement
     from secateur.core.measurement import Measurements as Measurements
+    from secateur.core.schedule import Exponential as Exponential
+    from secateur.core.schedule import Gradual as Gradual
+    from secateur.core.schedule import Iterative as Iterative
+    from secateur.core.schedule import OneShot as OneShot
     from secateur.core.scores import Scores as Scores
 
 __version__ = "0.1.0"
@@ -28,6 +32,11 @@ __version__ = "0.1.0"
 # public name -> module that holds it
 _NAMES = {
     "prune": "secateur.prune",
+    "OneShot": "secateur.core.schedule",
+    "Iterative": "secateur.core.schedule",
+    "Gradual": "secateur.core.schedule",
+    "Exponential": "secateur.core.schedule",
+    "check_connected": "secateur.guard",
     "hold": "secateur.hold",
     "shrink": "secateur.shrink",
     "explain": "secateur.shrink",

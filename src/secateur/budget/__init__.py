@@ -1,17 +1,61 @@
-"""Who competes with whom, and how many go? One file per budget; the file name is the word used in recipes."""
+"""Who competes with whom, and how many go? One file per budget; the file name is the word used in recipes.
+
+A budget sees a `Contest`: one `Pool` of competing units per tensor (or per coupled group), each with the worth of its
+units. It answers with one boolean tensor per pool, True for the units that stay.
+
+>>> import torch
+>>> from torch import nn
+>>> from secateur.core.units import Units
+>>> pool = Pool(Units("fc.weight", 4, ()), torch.tensor([3.0, 1.0, 4.0, 2.0]))
+>>> registry.make(0.5).choose(Contest((pool,), nn.Identity()))
+{'fc.weight': tensor([ True, False,  True, False])}
+"""
 
 from __future__ import annotations
 
-from abc import ABC
+import dataclasses
+from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
+
+from secateur.budget._contest import Contest, Pool, check_share, share_of
+from secateur.core.schedule import OneShot, Schedule
+from secateur.errors import OptionError
 from secateur.registry import Registry
 
-__all__ = ["Base", "registry"]
+__all__ = ["Base", "Contest", "Pool", "check_share", "registry", "share_of"]
 
 
-class Base(ABC):  # noqa: B024 - the methods are the budget part's to define
+class Base(ABC):
     """What every budget is: a frozen value that turns the worth of units into which of them stay."""
+
+    @abstractmethod
+    def choose(self, contest: Contest) -> dict[str, torch.Tensor]:
+        """One boolean tensor per pool, by its name: True for the units that stay.
+
+        A choice must keep each pool's `gone` units gone and at least `least` of its units; `Pool.drop` does both.
+        """
+
+    @classmethod
+    @abstractmethod
+    def at(cls, share: float) -> Base:
+        """A budget of this kind that removes about this share: what sweeps over one number use."""
+
+    def steps(self, schedule: Schedule) -> tuple[Base, ...]:
+        """The budgets of a schedule's rounds, the last of them this one."""
+        if isinstance(schedule, OneShot):
+            return (self,)
+        fields = (
+            {field.name for field in dataclasses.fields(self)} if dataclasses.is_dataclass(self) else set()
+        )
+        if "sparsity" not in fields:
+            raise OptionError(
+                f"{self} names no sparsity a schedule could approach in rounds; leave schedule= out, or use "
+                "PerTensor, Overall or PerLayer"
+            )
+        levels = schedule.levels(self.sparsity)  # type: ignore[attr-defined]
+        return tuple(dataclasses.replace(self, sparsity=level) for level in levels)  # type: ignore[type-var]
 
 
 registry = Registry(__name__, __path__, "budget", number="per_tensor")

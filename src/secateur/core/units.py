@@ -73,8 +73,15 @@ class AxisMember:
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """One list of competing pieces, `count` long, and the tensors they cut."""
+    """One list of competing pieces, `count` long, and the tensors they cut.
+
+    `grid` is how the pieces lie beside each other when they form one (the tensor's shape for single weights, out x in
+    for kernels), and `axes` says what each side of the grid counts: `"out"`, `"in"` or `"tap"`. Both stay empty where
+    the pieces are a mere list. Budgets that look at neighbours (n of m) read them.
+    """
 
     name: str
     count: int
     members: tuple[Member, ...]
+    grid: tuple[int, ...] = ()
+    axes: tuple[str, ...] = ()

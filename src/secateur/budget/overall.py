@@ -1,0 +1,97 @@
+"""Overall: all units of the network compete in one list."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from secateur.budget import Base, Contest, Pool, check_share, share_of
+from secateur.budget._select import keep_highest
+from secateur.errors import BudgetNotMetError, OptionError
+
+__all__ = ["Overall"]
+
+
+@dataclass(frozen=True)
+class Overall(Base):
+    """Of all units of the network, the round(sparsity * units) of least worth go, wherever they are.
+
+    Units may differ in size: a filter of a wide layer holds more weights than one of a narrow layer. With
+    `by="units"` the share is of units, whatever their size, and exact. With `by="weights"` it is of the weights: units go
+    from the least worth on for as long as the weights removed stay within the share, so that it is met to less than one unit.
+
+    A floor moves what it protects to other layers; the total stays exact.
+
+    >>> import torch, secateur as sc
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+    >>> sc.prune(model, budget=sc.budget.Overall(0.75), at_least=1).kept
+    6
+    """
+
+    sparsity: float
+    by: str = "units"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sparsity", check_share("sparsity", self.sparsity))
+        if self.by not in ("units", "weights"):
+            raise OptionError(f"Overall by: expected 'units' or 'weights', got {self.by!r}")
+
+    @classmethod
+    def at(cls, share: float) -> Overall:
+        """This share of the whole network."""
+        return cls(share)
+
+    def choose(self, contest: Contest) -> dict[str, torch.Tensor]:
+        """The lowest of all pools together go."""
+        pools = contest.pools
+        ranked = [_protected(pool) for pool in pools]
+        if self.by == "weights":
+            return self._by_weights(contest, ranked)
+        asked = share_of(self.sparsity, contest.count)
+        self._check(
+            asked,
+            sum(pool.removed for pool in pools),
+            sum(pool.most for pool in pools),
+            contest.count,
+            "units",
+        )
+        return {pool.name: keep for pool, keep in zip(pools, keep_highest(ranked, asked))}
+
+    def _by_weights(self, contest: Contest, ranked: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        pools = contest.pools
+        worth = torch.cat([part.cpu() for part in ranked])
+        sizes = torch.cat([pool.sizes() for pool in pools])
+        total = int(sizes.sum())
+        asked = share_of(self.sparsity, total)
+        order = torch.sort(worth, stable=True).indices
+        spent = sizes[order].cumsum(0)
+        going = spent <= asked
+        free = worth[order] < math.inf
+        already = int(sizes[worth == -math.inf].sum())
+        self._check(asked, already, int(sizes[worth < math.inf].sum()), total, "weights")
+        keep = torch.ones_like(worth, dtype=torch.bool)
+        keep[order[going & free]] = False
+        parts = torch.split(keep, [pool.count for pool in pools])
+        return {pool.name: part.to(pool.worth.device) for pool, part in zip(pools, parts)}
+
+    def _check(self, asked: int, already: int, possible: int, total: int, what: str) -> None:
+        if asked > possible:
+            raise BudgetNotMetError(
+                f"{self} removes {asked} of {total} {what}, but the floors (at_least, at_most) let only {possible} go: "
+                f"the closest sparsity is {possible / total:.4g}; lower the sparsity or the floors"
+            )
+        if already > asked:
+            raise BudgetNotMetError(
+                f"{self} removes {asked} of {total} {what}, but the masks given have already removed {already} and "
+                f"masks only grow; ask for a sparsity of at least {already / total:.4g}, or pass regrow=True"
+            )
+
+
+def _protected(pool: Pool) -> torch.Tensor:
+    """The pool's worth with the units its floor protects put behind all others."""
+    if pool.least <= 0:
+        return pool.ranked
+    safe = keep_highest([pool.ranked], pool.most)[0]
+    return pool.ranked.masked_fill(safe, math.inf)

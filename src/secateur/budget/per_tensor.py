@@ -1,0 +1,40 @@
+"""PerTensor: every tensor (or coupled group) loses the same share of its own units."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from secateur.budget import Base, Contest, check_share, share_of
+
+__all__ = ["PerTensor"]
+
+
+@dataclass(frozen=True)
+class PerTensor(Base):
+    """Exactly round(sparsity * units) of each list go, half rounded to even, fewer only where a floor forbids it.
+
+    >>> import torch, secateur as sc
+    >>> sc.prune(torch.nn.Linear(5, 2), budget=sc.budget.PerTensor(0.3)).summary()[0].kept
+    7
+    """
+
+    sparsity: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sparsity", check_share("sparsity", self.sparsity))
+
+    @classmethod
+    def at(cls, share: float) -> PerTensor:
+        """This share of every tensor."""
+        return cls(share)
+
+    def choose(self, contest: Contest) -> dict[str, torch.Tensor]:
+        """The lowest of each pool go."""
+        chosen = {}
+        for pool in contest.pools:
+            asked = share_of(self.sparsity, pool.count)
+            contest.check_not_past(pool, asked, self)
+            chosen[pool.name] = pool.drop(asked)
+        return chosen

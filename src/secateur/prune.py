@@ -1,0 +1,244 @@
+"""`prune`: criterion x granularity x budget -> `Masks`. The model itself is never changed.
+
+>>> import torch
+>>> from torch import nn
+>>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 10))
+>>> masks = prune(model, criterion="magnitude", granularity="filter", budget=0.5, skip=["3"])
+>>> masks["0.weight"].flatten(1).any(1).sum().item()
+4
+"""
+
+from __future__ import annotations
+
+import copy
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur import budget as budgets
+from secateur import criteria
+from secateur import granularity as granularities
+from secateur.budget import Contest, Pool
+from secateur.budget._limits import floors
+from secateur.core import schedule as schedules
+from secateur.core.context import Context, Loss
+from secateur.core.masks import Masks
+from secateur.core.scores import Scores, check_finite
+from secateur.core.targets import Pattern, Target, select
+from secateur.core.units import Units
+from secateur.errors import DataError, MaskMismatchError, NonFiniteError, NothingToDoError, OptionError
+from secateur.guard import check_connected
+
+__all__ = ["prune"]
+
+
+@torch.no_grad()
+def prune(
+    model: nn.Module,
+    criterion: Any = "magnitude",
+    granularity: Any = "element",
+    budget: Any = 0.5,
+    *,
+    only: Pattern | Sequence[Pattern] | None = None,
+    skip: Pattern | Sequence[Pattern] | None = None,
+    parameters: Pattern | Sequence[Pattern] | None = None,
+    data: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    example: Any = None,
+    schedule: Any = None,
+    masks: Masks | None = None,
+    at_least: int | Mapping[Pattern, int] | None = None,
+    at_most: float | Mapping[Pattern, float] | None = None,
+    regrow: bool = False,
+    allow_collapse: bool = False,
+    seed: int = 0,
+) -> Masks:
+    """Decide which weights go.
+
+    `criterion`, `granularity` and `budget` are each a name or a value; a bare number is the share removed of every
+    tensor. `only`, `skip` and `parameters` say which weights (see `core.targets.select`). `data`, `loss` and `example` are
+    for the criteria that need them. With a `schedule` the share is reached in rounds, and criteria whose scores depend on
+    what is already gone are asked again in each. `masks` are those of an earlier call: what they removed stays removed
+    and counts towards the budget, unless `regrow`. `at_least` units stay in every layer (or in those a table names);
+    `at_most` is the largest share a layer may lose. A mask that disconnects the network is a `CollapseError` unless
+    `allow_collapse`.
+    """
+    rule = criteria.registry.make(criterion)
+    grain = granularities.registry.make(granularity)
+    plan = _budget(budget)
+    rounds = schedules.make(schedule)
+    targets = select(model, only, skip, parameters)
+    context = Context(data=data, loss=loss, example=example, seed=seed)
+    _check_inputs(rule, criterion, context)
+    if masks is not None:
+        masks.check(model)
+    steps = plan.steps(rounds)
+    if not rule.rescore:
+        steps = steps[-1:]  # the same scores in every round: the last round contains the others
+    elif len(steps) > 1 and data is not None and iter(data) is data:
+        raise DataError(
+            f"the schedule has {len(steps)} rounds and each reads the data, but an iterator can be read only once; pass "
+            "list(data) or a DataLoader"
+        )
+    pieces = grain.units(model, targets, context)
+    if not pieces:
+        raise NothingToDoError(f"granularity {grain} finds no piece to cut in {type(model).__name__}")
+    found = masks
+    view: nn.Module | None = None
+    scores: Scores | None = None
+    for step in steps:
+        start = None if regrow else found
+        if scores is None or rule.rescore:
+            view = _masked_view(model, start, view)
+            scores = _scores(rule, view or model, targets, context)
+        contest = _contest(model, rule, scores, pieces, start, context)
+        contest = replace(contest, pools=floors(contest, at_least, at_most))
+        found = _masks(model, pieces, step.choose(contest), start)
+    assert found is not None
+    if all(bool(mask.all()) for mask in found.values()):
+        raise NothingToDoError(
+            f"{plan} with granularity {grain} removes nothing from {type(model).__name__}: ask for a larger share, or lower "
+            "the floors (at_least, at_most)"
+        )
+    if not allow_collapse:
+        check_connected(model, found, example)
+    return found
+
+
+def _budget(value: Any) -> budgets.Base:
+    """A budget from a number, a name or a value, with help where a number was meant."""
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return budgets.registry.make(float(value))
+    if isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            pass
+        else:
+            raise OptionError(f"budget: got the text {value!r}; write the number {number:g} without quotes")
+    try:
+        return budgets.registry.make(value)
+    except TypeError as error:
+        name = value if isinstance(value, str) else value.__name__
+        raise OptionError(
+            f"budget {name!r} needs its options: pass a value such as sc.budget.PerTensor(0.5) ({error})"
+        ) from None
+
+
+def _check_inputs(rule: criteria.Base, named: Any, context: Context) -> None:
+    """Raise when a criterion's inputs are missing, before any work."""
+    name = named if isinstance(named, str) else repr(rule)
+    missing = []
+    if rule.needs_data:
+        missing = [f"{what}=" for what in ("data", "loss") if getattr(context, what) is None]
+    if missing:
+        raise DataError(
+            f"criterion {name} scores on data: pass {' and '.join(missing)} (data: batches of (inputs, targets); loss: "
+            "a function of outputs and targets)"
+        )
+    if rule.needs_example and context.example is None and context.data is None:
+        raise DataError(
+            f"criterion {name} needs to know one input: pass example= (a tensor, or a tuple of arguments)"
+        )
+
+
+def _masked_view(model: nn.Module, masks: Masks | None, view: nn.Module | None) -> nn.Module | None:
+    """A copy of the model with the masks applied, or None where the model itself already looks like that."""
+    if masks is None:
+        return None
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    if view is None:
+        if not any(
+            bool((parameters[name][~mask.to(parameters[name].device)] != 0).any())
+            for name, mask in masks.items()
+        ):
+            return None
+        view = copy.deepcopy(model)
+    masks.apply_(view)  # masks only grow, so applying the new ones is enough
+    return view
+
+
+def _scores(rule: criteria.Base, model: nn.Module, targets: Sequence[Target], context: Context) -> Scores:
+    """The criterion's scores, checked against the targets."""
+    try:
+        with torch.enable_grad():
+            scores = rule.scores(model, targets, context)
+    except NonFiniteError:
+        _check_weights(model, targets)
+        raise
+    for target in targets:
+        if target.name in scores and tuple(scores[target.name].shape) != target.shape:
+            raise OptionError(
+                f"criterion {rule} gave {target.name!r} scores of shape {tuple(scores[target.name].shape)}, expected "
+                f"{target.shape}: one score per weight"
+            )
+    return scores
+
+
+def _check_weights(model: nn.Module, targets: Sequence[Target]) -> None:
+    for target in targets:
+        check_finite(f"weights of {target.name!r}", target.of(model), "repair the model before pruning it")
+
+
+def _contest(
+    model: nn.Module,
+    rule: criteria.Base,
+    scores: Scores,
+    pieces: Sequence[Units],
+    masks: Masks | None,
+    context: Context,
+) -> Contest:
+    """What the budget decides about: the worth of every unit, and which are already gone."""
+    pools = []
+    for units in pieces:
+        rows, alive = [], []
+        for member in units.members:
+            if not member.scored or member.name not in scores:
+                continue
+            rows.append(member.gather(scores[member.name]))
+            if masks is not None:
+                alive.append(member.gather(masks[member.name]).any(1) if member.name in masks else None)
+        if not rows:
+            raise OptionError(f"criterion {rule} scores none of the tensors of {units.name!r}")
+        whole = rows[0] if len(rows) == 1 else torch.cat([row.to(rows[0].device) for row in rows], dim=1)
+        if whole.dtype in (torch.float16, torch.bfloat16) and whole.shape[1] > 1:
+            whole = whole.float()  # a sum in half precision overflows, or makes ties that are none
+        worth = rule.reduce(whole)
+        if tuple(worth.shape) != (units.count,):
+            raise OptionError(
+                f"criterion {rule} gave {tuple(worth.shape)} values for the {units.count} units of {units.name!r}; reduce "
+                "turns [units, elements] into [units]"
+            )
+        if whole.shape[1] > 1:
+            check_finite(
+                f"worth of the units of {units.name!r}", worth, "use a criterion with a smaller range"
+            )
+        gone = None
+        if alive and all(line is not None for line in alive):
+            gone = ~torch.stack([line.to(worth.device) for line in alive]).any(0)
+        shapes = {member.name: tuple(model.get_parameter(member.name).shape) for member in units.members}
+        pools.append(Pool(units, worth, gone, shapes=shapes))
+    return Contest(tuple(pools), model, context)
+
+
+def _masks(
+    model: nn.Module, pieces: Sequence[Units], chosen: Mapping[str, torch.Tensor], start: Masks | None
+) -> Masks:
+    """One mask per tensor: what every list it takes part in keeps, and the masks before."""
+    found: dict[str, torch.Tensor] = {}
+    for units in pieces:
+        keep = chosen[units.name]
+        if keep.dtype != torch.bool or tuple(keep.shape) != (units.count,):
+            raise MaskMismatchError(
+                f"the budget's choice for {units.name!r} is not one bit per unit ({units.count})"
+            )
+        for member in units.members:
+            weight = model.get_parameter(member.name)
+            mask = member.scatter(keep.to(weight.device), weight.shape)
+            found[member.name] = mask if member.name not in found else found[member.name] & mask
+    masks = Masks(found)
+    return masks if start is None else masks.merge(start)

@@ -36,8 +36,15 @@ class Base(ABC):
         """One score per weight. The model must be left exactly as found."""
 
     def reduce(self, units: torch.Tensor) -> torch.Tensor:
-        """The worth of each unit from its scores, [units, elements] -> [units]. By default their sum."""
-        return units.sum(dim=1) if units.shape[1] != 1 else units[:, 0]
+        """The worth of each unit from its scores, [units, elements] -> [units]. By default their sum.
+
+        The sum of half-precision scores is made and kept in float32: in half precision it would overflow, or
+        round different sums to the same number.
+        """
+        if units.shape[1] == 1:
+            return units[:, 0]
+        narrow = units.dtype in (torch.float16, torch.bfloat16)
+        return units.sum(dim=1, dtype=torch.float32 if narrow else None)
 
 
 registry = Registry(__name__, __path__, "criterion", aliases={"level": "magnitude"})

@@ -11,6 +11,7 @@ from secateur.core.context import Context
 from secateur.core.scores import Scores
 from secateur.core.targets import Target
 from secateur.criteria import Base
+from secateur.criteria._weights import weights
 
 __all__ = ["Magnitude"]
 
@@ -27,4 +28,4 @@ class Magnitude(Base):
 
     def scores(self, model: nn.Module, targets: Sequence[Target], context: Context) -> Scores:
         """The absolute value of every weight."""
-        return Scores({target.name: target.of(model).detach().abs() for target in targets})
+        return Scores({name: weight.abs() for name, weight in weights(model, targets).items()})

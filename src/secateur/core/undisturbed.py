@@ -1,0 +1,119 @@
+"""`undisturbed`: run a model without leaving a trace on it, on its gradients or on the global random state.
+
+>>> import torch
+>>> from torch import nn
+>>> model = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout(0.5))
+>>> before = torch.get_rng_state()
+>>> with undisturbed(model, mode="train"):
+...     _ = model(torch.ones(4, 2) * 5)
+>>> model[0].running_mean.tolist(), torch.equal(torch.get_rng_state(), before)
+([0.0, 0.0], True)
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.errors import OptionError
+
+__all__ = ["MODES", "check_mode", "kept_random_state", "undisturbed"]
+
+MODES = ("as_found", "train", "eval")
+
+
+def check_mode(mode: str) -> None:
+    """Raise an `OptionError` unless `mode` is one of `MODES`.
+
+    >>> check_mode("training")
+    Traceback (most recent call last):
+    ...
+    secateur.errors.OptionError: mode: expected one of 'as_found', 'train', 'eval', got 'training'
+    """
+    if mode not in MODES:
+        raise OptionError(f"mode: expected one of {', '.join(map(repr, MODES))}, got {mode!r}")
+
+
+@contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Put the random state of torch (CPU, CUDA, MPS), numpy and Python back on leaving, however the block is left.
+
+    >>> before = random.getstate()
+    >>> with kept_random_state():
+    ...     _ = random.random()
+    >>> random.getstate() == before
+    True
+    """
+    restore: list[Callable[[], object]] = []
+    cpu, numbers, python = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    restore.append(lambda: torch.set_rng_state(cpu))
+    restore.append(lambda: np.random.set_state(numbers))
+    restore.append(lambda: random.setstate(python))
+    # A CUDA context that does not exist yet is not created for this: nothing could have drawn from it.
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        cuda = torch.cuda.get_rng_state_all()
+        restore.append(lambda: torch.cuda.set_rng_state_all(cuda))
+    if torch.backends.mps.is_available():
+        mps = torch.mps.get_rng_state()
+        restore.append(lambda: torch.mps.set_rng_state(mps))
+    try:
+        yield
+    finally:
+        for step in restore:
+            step()
+
+
+@contextmanager
+def undisturbed(model: nn.Module, *, mode: str = "as_found", weights: bool = False) -> Iterator[nn.Module]:
+    """Give the model to a block that may run it forward and backward, and put everything back on leaving.
+
+    Put back, also when the block raises: every parameter's `.grad` (None included; inside the block it is None) and
+    `requires_grad`, every buffer's values and identity (batch norm's running statistics), train or eval mode of every
+    submodule, and the random state of torch, numpy and Python. With `weights=True` the parameters' values too, at the
+    price of a copy of them. `mode` is what the model runs in: "as_found", "train" or "eval".
+
+    Gradients are recorded inside even when the caller has switched them off.
+    """
+    check_mode(mode)
+    modules = list(model.modules())
+    training = [module.training for module in modules]
+    slots = [dict(module._parameters) for module in modules]
+    buffers = [dict(module._buffers) for module in modules]
+    values = {id(b): b.detach().clone() for held in buffers for b in held.values() if b is not None}
+    parameters = list({id(p): p for held in slots for p in held.values() if p is not None}.values())
+    gradients = [(p, p.grad, p.requires_grad) for p in parameters]
+    copies = [(p, p.detach().clone()) for p in parameters] if weights else []
+    with kept_random_state(), torch.inference_mode(False), torch.enable_grad():
+        try:
+            for parameter in parameters:
+                parameter.grad = None
+            if mode != "as_found":
+                model.train(mode == "train")
+            yield model
+        finally:
+            with torch.no_grad():
+                for module, was, slot, held in zip(modules, training, slots, buffers, strict=True):
+                    module.training = was
+                    _put_back(module._parameters, slot)
+                    _put_back(module._buffers, held)
+                    for buffer in held.values():
+                        if buffer is not None and not torch.equal(buffer, values[id(buffer)]):
+                            buffer.copy_(values[id(buffer)])
+                for parameter, copy in copies:
+                    parameter.copy_(copy)
+                for parameter, gradient, flag in gradients:
+                    parameter.requires_grad_(flag)
+                    parameter.grad = gradient
+
+
+def _put_back(slots: dict, found: dict) -> None:
+    """Make a module's dictionary what it was, leaving it alone where nothing was replaced."""
+    if slots.keys() == found.keys() and all(slots[key] is value for key, value in found.items()):
+        return
+    slots.clear()
+    slots.update(found)

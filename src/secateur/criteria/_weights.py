@@ -1,0 +1,61 @@
+"""What criteria share about weights: reading them with a check, and norms that neither under- nor overflow.
+
+>>> import torch
+>>> norms(torch.tensor([[3e-30, 4e-30], [1.0, 0.0]]))
+tensor([5.0000e-30, 1.0000e+00])
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from secateur.core.scores import check_finite
+from secateur.core.targets import Target
+
+__all__ = ["norms", "weights", "working_dtype"]
+
+
+def weights(model: nn.Module, targets: Sequence[Target]) -> dict[str, torch.Tensor]:
+    """The detached weight of every target by name; NaN or infinity in one is an error that names it."""
+    found = {}
+    for target in targets:
+        tensor = target.of(model).detach()
+        check_finite(
+            f"weight {target.name!r}", tensor, "a weight without a value cannot be ranked; load a sound checkpoint"
+        )
+        found[target.name] = tensor
+    return found
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type sums are made in: float32 for anything narrower, else the type itself.
+
+    >>> working_dtype(torch.bfloat16), working_dtype(torch.float64)
+    (torch.float32, torch.float64)
+    """
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def norms(units: torch.Tensor) -> torch.Tensor:
+    """The Euclidean norm of each row of [units, elements]; a row of one element gives its exact absolute value."""
+    dtype = working_dtype(units.dtype)
+    if units.shape[1] == 1 or units.numel() == 0:
+        return units.abs().to(dtype).sum(dim=1)
+    result = torch.linalg.vector_norm(units, dim=1, dtype=dtype)
+    # Squares leave the number range long before the weights do. Scaling by a power of two costs no digit.
+    tiny, huge = (1e-140, 1e140) if dtype == torch.float64 else (1e-16, 1e16)
+    low, high = float(result.min()), float(result.max())
+    if low < tiny or high > huge:
+        wide = units.to(dtype)
+        peaks = wide.abs().amax(dim=1, keepdim=True)
+        odd = ((result < tiny) | (result > huge)) & (peaks[:, 0] > 0)
+        if bool(odd.any()):
+            top = math.ldexp(1.0, 120)
+            _, exponents = torch.frexp(peaks[odd].cpu())
+            scale = torch.ldexp(torch.ones_like(peaks[odd].cpu()), exponents).clamp(1 / top, top).to(wide.device)
+            result[odd] = torch.linalg.vector_norm(wide[odd] / scale, dim=1) * scale[:, 0]
+    return result

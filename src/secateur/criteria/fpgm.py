@@ -1,0 +1,139 @@
+"""FPGM: the filters nearest to all the others say least that is new (He et al. 2019, "Filter Pruning via Geometric Median").
+
+A unit is worth the sum of its Euclidean distances to every other unit of its list; the smallest go first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from secateur.core.context import Context
+from secateur.core.scores import Scores
+from secateur.core.targets import Target
+from secateur.criteria import Base
+from secateur.criteria._weights import weights, working_dtype
+
+__all__ = ["Fpgm"]
+
+_BLOCK = 512
+"""Rows per block of the distance matrix: a few megabytes of it exist at a time, however many units there are."""
+_CLOSE = 1 / 16
+"""Below this share of |a|^2 + |b|^2 the squared distance by products has lost too many digits and is made again."""
+
+
+@dataclass(frozen=True)
+class Fpgm(Base):
+    """The sum of Euclidean distances to all other units.
+
+    The evidence kept per weight is the weight itself, so `scores` has signs and only `reduce` gives a worth. Units
+    that are equal get exactly the same worth. A single weight is a point on a line.
+
+    >>> Fpgm().reduce(torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0]]))
+    tensor([ 5., 10.,  5.])
+    """
+
+    def scores(self, model: nn.Module, targets: Sequence[Target], context: Context) -> Scores:
+        """The weights themselves."""
+        return Scores(weights(model, targets))
+
+    def reduce(self, units: torch.Tensor) -> torch.Tensor:
+        """The sum of distances to all other units, for each unit."""
+        rows = units.detach().to(working_dtype(units.dtype))
+        if rows.shape[0] < 2 or rows.shape[1] == 0:
+            return rows.new_zeros(rows.shape[0])
+        return _on_a_line(rows[:, 0]) if rows.shape[1] == 1 else _in_space(rows.contiguous())
+
+
+def _on_a_line(points: torch.Tensor) -> torch.Tensor:
+    """Sums of |x_i - x_j| over all j by sorting: n log n instead of n^2."""
+    wide = points.to("cpu" if points.device.type == "mps" else points.device, torch.float64)
+    values, places, counts = torch.unique(wide, return_inverse=True, return_counts=True)
+    mass, below = counts.cumsum(0), (counts * values).cumsum(0)
+    total, count = below[-1], mass[-1]
+    # left of x: x * (how many) - their sum; right of x: their sum - x * (how many)
+    sums = values * (2 * mass - count) - 2 * below + total
+    sums = sums[places]
+    return sums.to(points.device, torch.float32) if points.device.type == "mps" else sums
+
+
+def _in_space(rows: torch.Tensor) -> torch.Tensor:
+    """Sums of Euclidean distances between rows, block by block, each pair once."""
+    squares = (rows * rows).sum(dim=1)
+    # Distances are wanted to scale-free accuracy, so bring the rows into a range where squares are safe.
+    peak = float(rows.abs().max())
+    if peak == 0.0:
+        return torch.zeros_like(squares)
+    if not 1e-12 < peak < 1e12:
+        return _in_space(rows / peak) * peak
+    first, places = _distinct(rows, squares)
+    counts = None
+    if first is not None:
+        rows, squares = rows[first], squares[first]
+        counts = torch.bincount(places, minlength=len(first)).to(rows.dtype)
+    # One row's sum has at most U terms; in float64 its rounding stays far below that of the distances themselves.
+    sums = torch.zeros(len(rows), dtype=torch.float32 if rows.device.type == "mps" else torch.float64)
+    sums = sums.to(rows.device)
+    blocks = list(_blocks(len(rows)))
+    for i, a in enumerate(blocks):
+        for b in blocks[i:]:
+            distances = _distances(rows[a], rows[b], squares[a], squares[b])
+            if counts is None:
+                sums[a] += distances.sum(dim=1, dtype=sums.dtype)
+                if a != b:
+                    sums[b] += distances.sum(dim=0, dtype=sums.dtype)
+            else:
+                sums[a] += (distances * counts[b]).sum(dim=1, dtype=sums.dtype)
+                if a != b:
+                    sums[b] += (distances * counts[a, None]).sum(dim=0, dtype=sums.dtype)
+    result = sums.to(rows.dtype)
+    return result if first is None else result[places]
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    """Slices that cut `count` rows into blocks."""
+    for start in range(0, count, _BLOCK):
+        yield slice(start, min(start + _BLOCK, count))
+
+
+def _distances(a: torch.Tensor, b: torch.Tensor, aa: torch.Tensor, bb: torch.Tensor) -> torch.Tensor:
+    """Distances between two blocks of rows: by one matrix product, and again by subtraction where that is inexact."""
+    scale = aa[:, None] + bb[None, :]
+    result = torch.addmm(scale, a, b.T, alpha=-2.0)
+    close = result <= scale * _CLOSE
+    rows, columns = close.nonzero(as_tuple=True)
+    result.clamp_(min=0.0).sqrt_()
+    if len(rows) > max(result.numel() // 8, _BLOCK):
+        return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+    step = max(1, 4_000_000 // a.shape[1])
+    for start in range(0, len(rows), step):
+        i, j = rows[start : start + step], columns[start : start + step]
+        result[i, j] = torch.linalg.vector_norm(a[i] - b[j], dim=1)
+    return result
+
+
+def _distinct(rows: torch.Tensor, squares: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """(the first row of each set of equal rows, which set each row is in); (None, ...) when all rows differ.
+
+    Equal rows have equal sums of squares, so only rows that share one are compared.
+    """
+    order = squares.argsort(stable=True)
+    same = squares[order][1:] == squares[order][:-1]
+    own = torch.arange(len(rows), device=rows.device)
+    if not bool(same.any()):
+        return None, own
+    shared = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+    shared[order[1:][same]] = True
+    shared[order[:-1][same]] = True
+    suspects = shared.nonzero()[:, 0]
+    # Compared on the CPU: unique along an axis is missing or slow elsewhere.
+    _, sets = torch.unique(rows[suspects].cpu() + 0.0, dim=0, return_inverse=True)
+    leaders = torch.full((int(sets.max()) + 1,), len(rows), dtype=torch.int64)
+    leaders.scatter_reduce_(0, sets, suspects.cpu(), "amin")
+    leader = own.clone()
+    leader[suspects] = leaders[sets].to(rows.device)
+    first, places = torch.unique(leader, return_inverse=True)
+    return (first, places) if len(first) < len(rows) else (None, own)

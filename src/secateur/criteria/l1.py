@@ -1,0 +1,30 @@
+"""L1: a unit is worth the sum of its absolute weights (Li et al. 2017, "Pruning Filters for Efficient ConvNets")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from secateur.core.context import Context
+from secateur.core.scores import Scores
+from secateur.core.targets import Target
+from secateur.criteria import Base
+from secateur.criteria._weights import weights
+
+__all__ = ["L1"]
+
+
+@dataclass(frozen=True)
+class L1(Base):
+    """The sum of |w| over a unit; for single weights the same as magnitude.
+
+    >>> import torch
+    >>> L1().reduce(torch.tensor([[3.0, 2.0], [1.0, 0.5]]))
+    tensor([5.0000, 1.5000])
+    """
+
+    def scores(self, model: nn.Module, targets: Sequence[Target], context: Context) -> Scores:
+        """The absolute value of every weight."""
+        return Scores({name: weight.abs() for name, weight in weights(model, targets).items()})

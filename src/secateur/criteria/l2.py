@@ -1,0 +1,37 @@
+"""L2: a unit is worth its Euclidean (Frobenius) norm; a single weight its absolute value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from secateur.core.context import Context
+from secateur.core.scores import Scores
+from secateur.core.targets import Target
+from secateur.criteria import Base
+from secateur.criteria._weights import norms, weights
+
+__all__ = ["L2"]
+
+
+@dataclass(frozen=True)
+class L2(Base):
+    """The square root of the sum of w^2 over a unit.
+
+    The evidence kept per weight is |w| rather than w^2, so that neither small nor large weights leave the number
+    range and one weight by itself is worth exactly |w|.
+
+    >>> L2().reduce(torch.tensor([[3.0, 4.0], [1.0, 0.0]]))
+    tensor([5., 1.])
+    """
+
+    def scores(self, model: nn.Module, targets: Sequence[Target], context: Context) -> Scores:
+        """The absolute value of every weight."""
+        return Scores({name: weight.abs() for name, weight in weights(model, targets).items()})
+
+    def reduce(self, units: torch.Tensor) -> torch.Tensor:
+        """The norm of each unit."""
+        return norms(units)

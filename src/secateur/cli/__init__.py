@@ -1,0 +1,51 @@
+"""The command line: one thin function per verb, results on standard output, progress on standard error.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 budget not met, 4 nothing to do. An error is one paragraph; `--debug` adds the
+traceback. Nothing here imports torch before a verb needs it, so that `secateur --help` answers at once.
+
+>>> from secateur.cli.app import app
+>>> "run" in [command.name or command.callback.__name__ for command in app.registered_commands]
+True
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    from secateur.cli.app import app
+    from secateur.errors import SecateurError
+
+    try:
+        app(prog_name="secateur")
+    except SecateurError as error:
+        _leave(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _leave("interrupted; what was finished is kept, and the same command goes on from there", 130)
+    except BrokenPipeError:
+        # Whoever read our output has gone; silence the interpreter's own complaint about it, too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        _leave(
+            f"unexpected {type(error).__name__}: {error}. This is a fault of secateur or of the model's own code; run the "
+            "same command with --debug to see where",
+            1,
+        )
+
+
+def _leave(message: str, code: int) -> None:
+    """Say what went wrong in one paragraph, and go."""
+    from secateur.cli.options import debugging
+
+    if debugging():
+        import traceback
+
+        traceback.print_exc()
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

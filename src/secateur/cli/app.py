@@ -1,0 +1,45 @@
+"""All verbs, gathered from the files beside this one.
+
+>>> app.info.name
+'secateur'
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from secateur.cli import files, models, runs, words
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="secateur",
+    help="Prune, retrain, share, code and measure any PyTorch model: really smaller, really faster, with the proof.",
+    epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 budget not met, 4 nothing to do.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        import secateur
+
+        print(f"secateur {secateur.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Prune, retrain, share, code and measure any PyTorch model: really smaller, really faster, with the proof."""
+
+
+for module in (runs, models, files, words):
+    for verb in module.VERBS:
+        app.command(name=verb.__name__.rstrip("_"))(verb)

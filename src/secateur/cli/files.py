@@ -1,0 +1,3 @@
+"""Verbs on files of weights: `pack`, `unpack`, `inspect`."""
+
+VERBS = ()

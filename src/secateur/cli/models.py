@@ -1,0 +1,3 @@
+"""Verbs on a model: `measure`."""
+
+VERBS = ()

@@ -1,0 +1,44 @@
+"""How results are printed: tables on standard output, as wide as the terminal, or as wide as they are in a file.
+
+>>> show_table(["name", "value"], [["macs", "651,200"]])
+name  value
+macs  651,200
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+__all__ = ["print_json", "show_table"]
+
+
+def print_json(value: Any) -> None:
+    """Print plain data as JSON."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def show_table(head: Sequence[str], rows: Iterable[Sequence[str]], title: str = "", right: Iterable[int] = ()) -> None:
+    """Print a table: ruled on a terminal, plain columns elsewhere. `right` names the columns set to the right."""
+    found = [[str(cell) for cell in row] for row in rows]
+    at_right = set(right)
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=title or None, title_justify="left", header_style="bold")
+        for index, name in enumerate(head):
+            table.add_column(name, justify="right" if index in at_right else "left", overflow="fold")
+        for row in found:
+            table.add_row(*(Text(cell) for cell in row))
+        Console().print(table)
+        return
+    if title:
+        print(title)
+    widths = [max(len(line[index]) for line in [list(head), *found]) for index in range(len(head))]
+    for row in [list(head), *found]:
+        cells = [f"{c:>{w}}" if i in at_right else f"{c:<{w}}" for i, (c, w) in enumerate(zip(row, widths))]
+        print("  ".join(cells).rstrip())

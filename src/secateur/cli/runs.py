@@ -1,0 +1,254 @@
+"""Verbs of the lab: `demo`, `run`, `sweep`, `runs`, `show`, `export`, `gc`."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from secateur.cli.options import Debug, Device, Json, Out, Seed, Set, StoreFolder
+from secateur.cli.output import print_json, show_table
+from secateur.errors import OptionError, SecateurError
+
+if TYPE_CHECKING:
+    from secateur.lab.recipe import Recipe
+
+__all__ = ["VERBS"]
+
+_RecipePath = Annotated[Path, typer.Argument(help="A recipe in TOML.", show_default=False)]
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done and what is cached; do nothing.")]
+_Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="How many processes share a grid's trials.")]
+_Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+_Which = Annotated[str, typer.Argument(help="A run's number, or `last`.")]
+_STORE = Path("runs")
+
+
+def _settings(given: list[str] | None, seed: int | None, device: Any) -> list[str]:
+    """`--set`, `--seed` and `--device` as settings of the recipe."""
+    found = list(given or [])
+    if seed is not None:
+        found.append(f"lab.seed={seed}")
+    if device is not None:
+        found.append(f"lab.device={device.value}")
+    return found
+
+
+def _carry_out(
+    recipe: Recipe, store: Path, jobs: int, dry_run: bool, json: bool, out: Path | None, quiet: bool
+) -> Any:
+    """What `run`, `sweep` and `demo` have in common."""
+    from secateur.lab import tables
+    from secateur.lab.engine import run as run_recipe
+    from secateur.lab.plan import plan as make_plan
+    from secateur.lab.progress import display
+    from secateur.lab.store import Store
+
+    plan = make_plan(recipe)
+    if dry_run:
+        exists = (store / "store.sqlite").is_file()
+        rows = list(plan.rows(Store(store) if exists else None))
+        if json:
+            names = ("trial", "step", "options", "what")
+            print_json({"recipe": recipe.plain(), "steps": [dict(zip(names, row)) for row in rows]})
+            return None
+        print(f"{recipe.name}: {recipe.model.name} on {recipe.data.name}, seed {recipe.lab.seed}, {plan.device}")
+        show_table(["trial", "step", "options", "what"], rows)
+        todo, cached = (sum(row[3] == what for row in rows) for what in ("run", "cached"))
+        shared = len(rows) - todo - cached
+        print(f"{todo} steps would run, {cached} are cached, {shared} share another trial's work")
+        return None
+    ran = run_recipe(recipe, Store(store), jobs=jobs, progress=display(quiet), plan=plan)
+    if out is not None:
+        tables.write_results(ran, Store(store), out)
+    if json:
+        print_json(tables.as_json(ran))
+    else:
+        show_table(*tables.summary(ran.measurements, recipe.grid))
+    if ran.failures:
+        index, message = ran.failures[0]
+        raise SecateurError(
+            f"{len(ran.failures)} of {len(plan.trials)} trials failed, the others are done; the first, trial {index + 1}: "
+            f"{message} (secateur show {ran.run} has all)"
+        )
+    return ran
+
+
+def run(
+    recipe: _RecipePath,
+    set_: Set = None,
+    seed: Seed = None,
+    device: Device = None,
+    jobs: _Jobs = 1,
+    dry_run: _DryRun = False,
+    store: StoreFolder = _STORE,
+    out: Out = None,
+    json: Json = False,
+    quiet: _Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Do what a recipe says. Steps done before are not done again."""
+    from secateur.lab.recipe import Recipe
+
+    _carry_out(Recipe.read(recipe, _settings(set_, seed, device)), store, jobs, dry_run, json, out, quiet)
+
+
+def sweep(
+    recipe: _RecipePath,
+    grid: Annotated[
+        Optional[list[str]],
+        typer.Option("--grid", metavar="KEY=A,B,C", help="Another axis: KEY=a,b,c or KEY=first:last:step. Repeatable."),
+    ] = None,
+    set_: Set = None,
+    seed: Seed = None,
+    device: Device = None,
+    jobs: _Jobs = 1,
+    dry_run: _DryRun = False,
+    store: StoreFolder = _STORE,
+    out: Out = None,
+    json: Json = False,
+    quiet: _Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Run a recipe for every combination of a grid's values; what trials have in common is done once."""
+    from secateur.lab.recipe import Recipe
+
+    found = Recipe.read(recipe, _settings(set_, seed, device), grid or [])
+    if not found.grid:
+        raise OptionError(
+            f"{recipe}: nothing to sweep: the recipe has no [grid]; give an axis, such as --grid prune.budget=0.5,0.7,0.9"
+        )
+    _carry_out(found, store, jobs, dry_run, json, out, quiet)
+
+
+def demo(
+    set_: Set = None,
+    seed: Seed = None,
+    device: Device = None,
+    dry_run: _DryRun = False,
+    store: StoreFolder = _STORE,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write the small model to.")] = Path("demo"),
+    json: Json = False,
+    quiet: _Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """A ResNet-20 on embedded data, from training to a small file, in one table. Two minutes; nothing is downloaded."""
+    from secateur.lab.recipe import Recipe
+
+    text = resources.files("secateur.lab").joinpath("demo.toml").read_text(encoding="utf-8")
+    recipe = Recipe.parse(text, _settings(set_, seed, device), source="demo.toml", name="demo")
+    if json or dry_run:
+        _carry_out(recipe, store, 1, dry_run, json, None if dry_run else out, quiet)
+        return
+    from secateur.lab import demonstration
+
+    demonstration.show(recipe, store, out, quiet)
+
+
+def runs(store: StoreFolder = _STORE, json: Json = False, debug: Debug = False) -> None:
+    """List the runs of a store."""
+    from dataclasses import asdict
+
+    from secateur.lab.store import Store
+
+    rows = Store(store, create=False).runs()
+    if json:
+        print_json([asdict(row) for row in rows])
+        return
+    show_table(
+        ["run", "name", "status", "started", "seconds", "trials", "failed", "steps", "computed", "seed", "device"],
+        [
+            [
+                str(row.id),
+                row.name,
+                row.status,
+                row.started[:19].replace("T", " "),
+                "" if row.seconds is None else f"{row.seconds:.1f}",
+                str(row.trials),
+                str(row.failed),
+                str(row.steps),
+                str(row.computed),
+                str(row.seed),
+                row.device,
+            ]
+            for row in rows
+        ],
+        right=(0, 4, 5, 6, 7, 8, 9),
+    )
+
+
+def show(which: _Which = "last", store: StoreFolder = _STORE, json: Json = False, debug: Debug = False) -> None:
+    """Print a run: where it came from, its steps, what was measured, and what failed."""
+    from dataclasses import asdict
+
+    from secateur.lab import tables
+    from secateur.lab.store import Store
+
+    opened = Store(store, create=False)
+    row = opened.run(which)
+    trials, measured = opened.trials(row.id), opened.measurements(row.id)
+    if json:
+        whole = {**asdict(row), "detail": trials, "measurements": [item.to_dict() for item in measured]}
+        print_json(whole)
+        return
+    print(f"run {row.id}  {row.name}  {row.status}  {row.started[:19].replace('T', ' ')} UTC")
+    print(f"command   {row.command}")
+    print(f"seed      {row.seed}, device {row.device}")
+    print(f"versions  {', '.join(f'{name} {version}' for name, version in row.versions.items())}")
+    hardware = row.hardware
+    gpus = f", {', '.join(hardware['gpus'])}" if hardware.get("gpus") else ""
+    print(f"hardware  {hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB{gpus}")
+    steps = [
+        [str(t["trial"] + 1), s["label"], s["how"], "" if s["seconds"] is None else f"{s['seconds']:.1f}", s["key"][:12]]
+        for t in trials
+        for s in t["steps"]
+    ]
+    print()
+    show_table(["trial", "step", "how", "seconds", "address"], steps, right=(3,))
+    if measured:
+        print()
+        show_table(*tables.summary(measured, row.recipe.get("grid", {})))
+    for trial in trials:
+        if trial["error"]:
+            print(f"\ntrial {trial['trial'] + 1} failed: {trial['error'].rstrip()}")
+
+
+def export(
+    which: _Which = "last",
+    out: Annotated[Path, typer.Option("--out", help="The file: .csv, .parquet or .json.")] = Path("measurements.csv"),
+    store: StoreFolder = _STORE,
+    debug: Debug = False,
+) -> None:
+    """Write all Measurements of a run as CSV, Parquet or JSON."""
+    from secateur.lab import tables
+    from secateur.lab.store import Store
+
+    opened = Store(store, create=False)
+    count = tables.write_measurements(opened.measurements(opened.run(which).id), out)
+    print(f"{count} measurements written to {out}")
+
+
+def gc(
+    keep: Annotated[
+        Optional[int], typer.Option("--keep", min=0, help="Forget all but the newest so many runs first.")
+    ] = None,
+    dry_run: _DryRun = False,
+    store: StoreFolder = _STORE,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Free what no run refers to."""
+    from secateur.lab.store import Store
+
+    freed = Store(store, create=False).gc(keep=keep, dry_run=dry_run)
+    if json:
+        print_json(freed)
+        return
+    verb = "would free" if dry_run else "freed"
+    print(
+        f"{verb} {freed['bytes']:,} bytes: {freed['runs']} runs, {freed['steps']} steps, {freed['objects']} objects"
+    )
+
+
+VERBS = (demo, run, sweep, runs, show, export, gc)

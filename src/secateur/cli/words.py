@@ -1,0 +1,76 @@
+"""Verbs that tell what there is: `list`, `schema`.
+
+>>> "magnitude" in dict(_described("criteria"))
+True
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from secateur.cli.options import Debug, Json, Out
+from secateur.cli.output import print_json, show_table
+from secateur.errors import UnknownNameError, near
+
+__all__ = ["VERBS"]
+
+_FOLDERS = {
+    "criteria": "secateur.criteria",
+    "granularities": "secateur.granularity",
+    "budgets": "secateur.budget",
+    "models": "secateur.models",
+    "data": "secateur.data",
+    "sharing": "secateur.quantize",
+    "steps": "secateur.lab.steps",
+}
+
+
+def _described(what: str) -> list[tuple[str, str]]:
+    """(word, first sentence of its file) of every plug-in of a folder, read without running any of it."""
+    folder = Path(importlib.import_module("secateur").__file__ or "").parent
+    folder = folder.joinpath(*_FOLDERS[what].split(".")[1:])
+    found = []
+    for path in sorted(folder.glob("*.py")):
+        if not path.stem.startswith("_"):
+            text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            found.append((path.stem, " ".join(text.split("\n\n")[0].split())))
+    return found
+
+
+def list_(
+    what: Annotated[Optional[str], typer.Argument(help=f"One of {', '.join(_FOLDERS)}; default: all.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List what can be named in recipes: criteria, granularities, budgets, models, data, ways of sharing, steps."""
+    if what is not None and what not in _FOLDERS:
+        raise UnknownNameError(f"nothing to list under {what!r}: {near(what, _FOLDERS)}")
+    found = {name: _described(name) for name in ([what] if what else _FOLDERS)}
+    if json:
+        print_json({name: [{"name": word, "about": about} for word, about in rows] for name, rows in found.items()})
+        return
+    show_table(["kind", "name", "about"], [[kind, *row] for kind, rows in found.items() for row in rows])
+
+
+def schema(out: Out = None, debug: Debug = False) -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from secateur.lab.recipe import schema as recipe_schema
+
+    if out is None:
+        print_json(recipe_schema())
+        return
+    import json
+
+    from secateur.lab.objects import write_whole
+
+    path = out / "recipe.schema.json" if out.is_dir() else out
+    write_whole(path, json.dumps(recipe_schema(), indent=2).encode())
+    print(path)
+
+
+VERBS = (list_, schema)

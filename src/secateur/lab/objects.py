@@ -1,0 +1,119 @@
+"""`Objects`: files named by the hash of their content, beside the database that refers to them.
+
+An object is written under another name, flushed to the disk and then renamed, so that a name that exists always holds
+the whole content; writing the same content twice is one file.
+
+>>> import tempfile
+>>> objects = Objects(tempfile.mkdtemp())
+>>> name = objects.put(b"weights")
+>>> objects.get(name), objects.put(b"weights") == name
+(b'weights', True)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from secateur.errors import StoreError
+
+__all__ = ["Objects", "write_whole"]
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that nobody ever sees half of it: beside the target, flushed to the disk, then renamed.
+
+    >>> import tempfile
+    >>> target = Path(tempfile.mkdtemp()) / "a" / "b.bin"
+    >>> write_whole(target, b"all of it")
+    >>> target.read_bytes(), len(list(target.parent.iterdir()))
+    (b'all of it', 1)
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(scratch, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename outlive a power cut, where the system lets a folder be opened."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders; its renames need no flush
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class Objects:
+    """A folder of immutable files, each named by the SHA-256 of its bytes."""
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self.folder = Path(folder)
+
+    def path(self, name: str) -> Path:
+        """Where the object of that name lies, or would lie."""
+        return self.folder / name[:2] / name[2:]
+
+    def put(self, data: bytes) -> str:
+        """Keep these bytes; returns their name."""
+        name = hashlib.sha256(data).hexdigest()
+        path = self.path(name)
+        if not path.exists() or path.stat().st_size != len(data):
+            write_whole(path, data)
+        return name
+
+    def get(self, name: str) -> bytes:
+        """The bytes of that name, checked against it."""
+        path = self.path(name)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise StoreError(
+                f"object {name[:12]} is missing from {self.folder.name}/; run the recipe again to make it anew"
+            ) from None
+        found = hashlib.sha256(data).hexdigest()
+        if found != name:
+            raise StoreError(
+                f"object {name[:12]} is damaged: expected content that hashes to its name, got {found[:12]} "
+                f"({len(data):,} bytes); delete {self.folder.name}/{name[:2]}/{name[2:]} and run the recipe again"
+            )
+        return data
+
+    def has(self, name: str) -> bool:
+        """Whether the object is there."""
+        return self.path(name).is_file()
+
+    def names(self) -> Iterator[tuple[str, int]]:
+        """Every object there is, with its size in bytes."""
+        if not self.folder.is_dir():
+            return
+        for part in sorted(self.folder.iterdir()):
+            if part.is_dir():
+                for path in sorted(part.iterdir()):
+                    if not path.name.startswith("."):
+                        yield part.name + path.name, path.stat().st_size
+
+    def drop(self, name: str) -> None:
+        """Delete an object; that it is already gone is no error."""
+        self.path(name).unlink(missing_ok=True)
+
+    def sweep_scratch(self) -> int:
+        """Delete what interrupted writes left behind; returns how many bytes that freed."""
+        freed = 0
+        for path in self.folder.glob("*/.*.tmp"):
+            freed += path.stat().st_size
+            path.unlink(missing_ok=True)
+        return freed

@@ -1,0 +1,205 @@
+"""`plan`: a recipe resolved, before any work: every trial, every step, and the address of every outcome.
+
+The address of a step's outcome is a hash of the address before it, the step's kind, version and options, the data's
+fingerprint, the seed, and the kind of device. Trials that begin alike therefore share addresses, and so the work.
+
+>>> first = address("start", "prune", 1, {"budget": 0.5}, data="d", seed=0, device="cpu")
+>>> first == address("start", "prune", 1, {"budget": 0.5}, data="d", seed=0, device="cpu"), len(first)
+(True, 64)
+>>> first == address("start", "prune", 1, {"budget": 0.6}, data="d", seed=0, device="cpu")
+False
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import secateur.data
+import secateur.models
+from secateur.data import Data
+from secateur.errors import DataError, OptionError, RecipeError
+from secateur.lab.provenance import fingerprint
+from secateur.lab.recipe import Recipe
+from secateur.lab.steps import Base
+from secateur.lab.store import Store, canonical
+
+__all__ = ["Plan", "PlannedStep", "PlannedTrial", "address", "builder", "data_of", "device_of", "plan", "plan_trial"]
+
+
+def address(parent: str, kind: str, version: int, options: dict[str, Any], **surroundings: Any) -> str:
+    """Where the outcome of a step is kept."""
+    text = canonical({"parent": parent, "kind": kind, "version": version, "options": options, **surroundings})
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A step, and where its outcome is or will be."""
+
+    label: str
+    step: Base
+    key: str
+    parent: str
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """One combination of a grid's values, as a recipe of its own with its steps resolved."""
+
+    index: int
+    settings: dict[str, Any]
+    recipe: Recipe
+    steps: tuple[PlannedStep, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All trials of a recipe."""
+
+    recipe: Recipe
+    device: str
+    trials: tuple[PlannedTrial, ...]
+
+    def keys(self) -> list[str]:
+        """Every distinct outcome, in the order of work."""
+        return list(dict.fromkeys(step.key for trial in self.trials for step in trial.steps))
+
+    def rows(self, store: Store | None) -> Iterator[tuple[str, str, str, str]]:
+        """(trial, label, options that differ from the defaults, what will happen) of every step."""
+        seen: set[str] = set()
+        for trial in self.trials:
+            for planned in trial.steps:
+                if store is not None and store.has(planned.key):
+                    what = "cached"
+                else:
+                    what = "shared" if planned.key in seen else "run"
+                seen.add(planned.key)
+                yield str(trial.index + 1), planned.label, options_text(planned.step), what
+
+
+def options_text(step: Base) -> str:
+    """The options that were given, as a person reads them."""
+    given = step.model_dump(mode="json", exclude={"label"}, exclude_defaults=True)
+    return ", ".join(f"{key}={value}" for key, value in given.items())
+
+
+def device_of(asked: str) -> str:
+    """`auto` made definite; a device that is not there is an error.
+
+    >>> device_of("cpu")
+    'cpu'
+    """
+    mps = getattr(torch.backends, "mps", None)
+    if asked == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if mps is not None and mps.is_available() else "cpu"
+    if asked.startswith("cuda") and not torch.cuda.is_available():
+        raise OptionError(f"device {asked!r}: this machine, or this torch, has no CUDA; use --device cpu or auto")
+    if asked == "mps" and (mps is None or not mps.is_available()):
+        raise OptionError("device 'mps': this machine, or this torch, has no Apple MPS; use --device cpu or auto")
+    return asked
+
+
+def builder(recipe: Recipe) -> Callable[[], nn.Module]:
+    """What makes the recipe's model as it stands before the first step: same seed, same bytes, each time."""
+
+    def build() -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.lab.seed)
+            model = secateur.models.build(recipe.model.name, **recipe.model.options)
+        if recipe.model.weights is not None:
+            from secateur.lab.weights import load_weights
+
+            load_weights(model, recipe.model.weights)
+        return model
+
+    return build
+
+
+@lru_cache(maxsize=4)
+def _data(name: str, arguments: str, model: str, options: str, seed: int) -> Data:
+    import json
+
+    known = json.loads(arguments)
+    with torch.random.fork_rng(devices=[]):
+        network = secateur.models.build(model, **json.loads(options))
+    if isinstance(known.get("normalise"), list):
+        known["normalise"] = tuple(tuple(part) for part in known["normalise"])
+    if isinstance(known.get("size"), list):
+        known["size"] = tuple(known["size"])
+    return secateur.data.load_for(network, name, **known)
+
+
+def data_of(recipe: Recipe) -> Data:
+    """The recipe's data, loaded once per process."""
+    return _data(
+        recipe.data.name,
+        canonical(recipe.data.arguments()),
+        recipe.model.name,
+        canonical(recipe.model.options),
+        recipe.lab.seed,
+    )
+
+
+def _root(recipe: Recipe) -> str:
+    """The address of the model before the first step."""
+    model: dict[str, Any] = {"name": recipe.model.name, "options": recipe.model.options, "seed": recipe.lab.seed}
+    if recipe.model.weights is not None:
+        from secateur.lab.weights import find_weights
+
+        model["weights"] = hashlib.sha256(find_weights(recipe.model.weights).read_bytes()).hexdigest()
+    module, colon, _ = recipe.model.name.partition(":")
+    if colon:
+        # A model of the user's own: its file is part of what the outcomes depend on.
+        try:
+            spec = importlib.util.find_spec(module)
+        except (ImportError, ValueError):
+            spec = None
+        if spec is not None and spec.origin and Path(spec.origin).is_file():
+            model["source"] = hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
+    return hashlib.sha256(canonical(model).encode()).hexdigest()
+
+
+def plan_trial(recipe: Recipe, index: int = 0, settings: dict[str, Any] | None = None) -> PlannedTrial:
+    """One trial resolved and checked: its data found, its patterns matched, its addresses known."""
+    device = device_of(recipe.lab.device)
+    data = data_of(recipe)
+    if len(data.train) == 0 or len(data.test) == 0:
+        raise DataError(f"data {recipe.data.name!r}: expected training and test images, got none")
+    model = builder(recipe)()
+    parent = _root(recipe)
+    steps: list[PlannedStep] = []
+    labels: list[str] = []
+    for step in recipe.steps:
+        try:
+            step.check(model, labels)
+        except (OptionError, LookupError) as error:
+            if isinstance(error, RecipeError) or not hasattr(error, "exit_code"):
+                raise
+            raise type(error)(f"{recipe.name}: step {step.label!r}: {error}") from error
+        surroundings = {"data": data.fingerprint, "seed": recipe.lab.seed, "device": device.partition(":")[0]}
+        if step.timed:
+            surroundings["machine"] = fingerprint()
+        key = address(parent, step.kind(), step.version, step.chosen(), **surroundings)
+        steps.append(PlannedStep(step.label, step, key, parent))
+        labels.append(step.label)
+        parent = key
+    return PlannedTrial(index, settings or {}, recipe, tuple(steps))
+
+
+def plan(recipe: Recipe) -> Plan:
+    """The whole recipe resolved. Nothing is trained, pruned or written."""
+    trials = tuple(
+        plan_trial(one, index, settings) for index, (settings, one) in enumerate(recipe.trials())
+    )
+    return Plan(recipe, device_of(recipe.lab.device), trials)

@@ -1,0 +1,106 @@
+"""Where a number came from: versions, hardware and the command, with nothing private in it.
+
+>>> {"python", "torch"} <= set(versions())
+True
+>>> clean("--token=abc123 " + str(Path.home() / "data"))
+'--token=*** ~/data'
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import sys
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+__all__ = ["clean", "command", "fingerprint", "hardware", "versions"]
+
+_PACKAGES = ("secateur", "torch", "numpy", "constriction", "safetensors", "accelerate", "datasets", "scikit-learn")
+_SECRET = re.compile(
+    r"(?i)((?:[\w-]*(?:token|secret|passw(?:or)?d|api[_-]?key|credential)[\w-]*)[\"']?\s*[=: ]\s*[\"']?)([^\s\"',}]+)"
+)
+_LOGIN = re.compile(r"(\w+://)[^/\s@]+@")
+
+
+def clean(text: str) -> str:
+    """A text without the home folder's path, without what looks like a secret, without logins in addresses.
+
+    >>> clean("hub_token: hf_abc"), clean("https://me:pw@host/x")
+    ('hub_token: ***', 'https://host/x')
+    """
+    home = str(Path.home())
+    if len(home) > 1:
+        text = re.sub(re.escape(home) + r"(?=$|[/\\\s\"':,;)\]}])", "~", text)
+    return _LOGIN.sub(r"\1", _SECRET.sub(r"\1***", text))
+
+
+def command() -> str:
+    """The command line as typed, cleaned; the program by its name alone."""
+    program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
+    return clean(" ".join([program, *sys.argv[1:]]))
+
+
+@lru_cache(maxsize=1)
+def versions() -> dict[str, str]:
+    """The versions that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu() -> str:
+    """The processor's name as its maker prints it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.lower().startswith(("model name", "hardware")):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@lru_cache(maxsize=1)
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory, graphics processors, operating system. Never the machine's name.
+
+    >>> hardware()["cores"] >= 1
+    True
+    """
+    import psutil
+    import torch
+
+    gpus: list[str] = []
+    if torch.cuda.is_available():
+        gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    elif getattr(torch.backends, "mps", None) is not None and torch.backends.mps.is_available():
+        gpus = [f"Apple MPS ({platform.machine()})"]
+    return {
+        "cpu": _cpu(),
+        "cores": _cores(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": gpus,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def fingerprint() -> str:
+    """A short hash of the hardware and of torch: what a measured time is bound to."""
+    text = json.dumps([hardware(), versions().get("torch")], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,343 @@
+'''`Recipe`: what to do, to what, with what, as frozen and validated values read from TOML.
+
+>>> recipe = Recipe.parse("""
+... [data]
+... name = "digits"
+... [model]
+... name = "resnet20"
+... [[step]]
+... kind = "prune"
+... budget = 0.5
+... """)
+>>> recipe.steps[0].budget, recipe.lab.seed
+(0.5, 0)
+>>> Recipe.parse("[model]\\nnaem = 'resnet20'")
+Traceback (most recent call last):
+...
+secateur.errors.RecipeError: recipe: [model] has no key 'naem': did you mean 'name'?
+'''
+
+from __future__ import annotations
+
+import copy
+import os
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Union
+
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator
+
+from secateur.errors import RecipeError, near
+from secateur.lab import steps as step_kinds
+from secateur.lab.steps import Base, Options
+
+__all__ = ["DataSpec", "LabSpec", "ModelSpec", "Recipe", "label_steps", "parse_setting", "schema"]
+
+Normalise = Union[str, tuple[tuple[float, ...], tuple[float, ...]]]
+
+
+class DataSpec(Options):
+    """The `[data]` table: which images, and what is done to them before anything else."""
+
+    name: str = Field("digits", description="digits (embedded), mnist, cifar10, a folder, or a Hugging Face dataset")
+    size: Union[int, tuple[int, int], None] = Field(None, description="resize to this; default: what the model wants")
+    channels: Union[int, None] = Field(None, description="1 or 3; default: what the model wants")
+    limit: Union[int, None] = Field(None, description="keep at most so many images of each part")
+    validation: float = Field(0.1, description="share of the training images held out, where there is no such split")
+    seed: int = Field(0, description="draws the validation split; apart from lab.seed, so that seeds share a split")
+    path: Union[str, None] = Field(None, description="where mnist or cifar10 lie")
+    normalise: Union[Normalise, None] = Field(None, description="data, imagenet, none, or [means, deviations]")
+
+    def arguments(self) -> dict[str, Any]:
+        """What `secateur.data.load` is called with, beside the name: the keys that were given."""
+        given = {key: value for key, value in self if key != "name" and value is not None}
+        if self.path is not None:
+            given["path"] = os.path.expanduser(self.path)
+        return given
+
+
+class ModelSpec(Options):
+    """The `[model]` table: which network, made how, from which weights."""
+
+    name: str = Field("resnet20", description="one of ours, timm/NAME, torchvision/NAME, hf/NAME, package.module:function")
+    options: dict[str, Any] = Field(default_factory=dict, description="what the model is made with")
+    weights: Union[str, None] = Field(None, description="a .safetensors, .pt or .sct file to start from")
+
+
+class LabSpec(Options):
+    """The `[lab]` table: seed, device, threads."""
+
+    seed: int = Field(0, ge=0, lt=2**63)
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    threads: int = Field(0, ge=0, description="torch's threads; 0: every core this process may use, shared by --jobs")
+
+
+class Recipe(Options):
+    """A whole recipe. `steps` come from the `[[step]]` tables in order, `grid` from `[grid]`."""
+
+    name: str = "recipe"
+    data: DataSpec = DataSpec()
+    model: ModelSpec = ModelSpec()
+    lab: LabSpec = LabSpec()
+    steps: tuple[SerializeAsAny[Base], ...] = Field(alias="step")
+    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+
+    @field_validator("steps")
+    @classmethod
+    def _some(cls, value: tuple[Base, ...]) -> tuple[Base, ...]:
+        if not value:
+            raise ValueError("a recipe needs at least one [[step]]")
+        return value
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str], settings: Sequence[str] = (), grid: Sequence[str] = ()) -> Recipe:
+        """A recipe from a file, with `--set` and `--grid` texts applied."""
+        where = Path(path)
+        try:
+            text = where.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            beside = [item.name for item in where.parent.glob("*.toml")] if where.parent.is_dir() else []
+            hint = near(where.name, beside) if beside else f"there is no .toml file in {where.parent}"
+            raise RecipeError(f"{path}: no such recipe; {hint}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path}: expected a recipe in TOML, but it cannot be read ({error})") from error
+        return cls.parse(text, settings, grid, source=where.name, name=where.stem)
+
+    @classmethod
+    def parse(
+        cls,
+        text: str,
+        settings: Sequence[str] = (),
+        grid: Sequence[str] = (),
+        *,
+        source: str = "recipe",
+        name: str = "recipe",
+    ) -> Recipe:
+        """A recipe from TOML text."""
+        try:
+            raw = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise RecipeError(f"{source}: expected TOML, but {error}") from error
+        raw.setdefault("name", name)
+        return cls.of(raw, settings, grid, source=source)
+
+    @classmethod
+    def of(
+        cls, raw: Mapping[str, Any], settings: Sequence[str] = (), grid: Sequence[str] = (), *, source: str = "recipe"
+    ) -> Recipe:
+        """A recipe from plain data, as TOML or JSON give it."""
+        whole = copy.deepcopy(dict(raw))
+        _known_keys(cls, whole, source, "a recipe", aliases={"steps": "step"})
+        whole["step"] = label_steps(whole.get("step", []), source)
+        axes = _flatten(whole.pop("grid", {}))
+        for item in grid:
+            key, value = parse_setting(item, "--grid")
+            axes[key] = value.split(",") if isinstance(value, str) and ":" not in value else value
+            if isinstance(axes[key], list):
+                axes[key] = [_value(part) if isinstance(part, str) else part for part in axes[key]]
+        for item in settings:
+            key, value = parse_setting(item, "--set")
+            _assign(whole, key, value, source)
+        whole["grid"] = {key: _axis(key, values, source) for key, values in axes.items()}
+        for key, values in whole["grid"].items():
+            _assign(copy.deepcopy(whole), key, values[0], source)
+        whole["step"] = tuple(_step(table, source, index) for index, table in enumerate(whole["step"]))
+        return _validate(cls, whole, source)
+
+    def plain(self) -> dict[str, Any]:
+        """The resolved recipe as plain data: every option, given or default. `Recipe.of` reads it back."""
+        whole = self.model_dump(mode="json", by_alias=True, exclude={"steps"})
+        whole["step"] = [{"kind": step.kind(), **step.model_dump(mode="json")} for step in self.steps]
+        return whole
+
+    def trials(self) -> list[tuple[dict[str, Any], Recipe]]:
+        """Every combination of the grid's values, the last axis fastest, as (settings, recipe without a grid)."""
+        combinations: list[dict[str, Any]] = [{}]
+        for key, values in self.grid.items():
+            combinations = [{**one, key: value} for one in combinations for value in values]
+        if combinations == [{}]:
+            return [({}, self)]
+        plain = self.plain()
+        plain["grid"] = {}
+        found = []
+        for settings in combinations:
+            whole = copy.deepcopy(plain)
+            for key, value in settings.items():
+                _assign(whole, key, value, self.name)
+            found.append((settings, Recipe.of(whole, source=self.name)))
+        return found
+
+
+def label_steps(tables: Any, source: str = "recipe") -> list[dict[str, Any]]:
+    """The `[[step]]` tables, each with a label: its own, or its kind, numbered from the second of a kind on.
+
+    >>> [table["label"] for table in label_steps([{"kind": "measure"}, {"kind": "prune"}, {"kind": "measure"}])]
+    ['measure', 'prune', 'measure2']
+    """
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise RecipeError(f"{source}: steps are written as [[step]] tables, each with a `kind`; got {tables!r}")
+    labelled, seen = [], set()
+    for index, table in enumerate(tables):
+        kind = table.get("kind")
+        if not isinstance(kind, str):
+            known = ", ".join(step_kinds.registry.names())
+            raise RecipeError(f"{source}: step {index + 1} needs a `kind`, one of {known}; got {kind!r}")
+        label = table.get("label")
+        if not label:
+            label, count = kind, 1
+            while label in seen:
+                count += 1
+                label = f"{kind}{count}"
+        if label in seen:
+            raise RecipeError(f"{source}: step {index + 1} ({kind}): the label {label!r} is taken; give each its own")
+        if label in ("name", "data", "model", "lab", "grid", "step"):
+            raise RecipeError(f"{source}: step {index + 1} ({kind}): {label!r} is a table of recipes, not a label")
+        seen.add(label)
+        labelled.append({**table, "label": label})
+    return labelled
+
+
+def parse_setting(text: str, flag: str = "--set") -> tuple[str, Any]:
+    """`a.b=c` as (key, value); the value is read as TOML, and as text where that fails.
+
+    >>> parse_setting("prune.budget=0.5"), parse_setting("prune.skip=['fc']"), parse_setting("model.name=vgg12")
+    (('prune.budget', 0.5), ('prune.skip', ['fc']), ('model.name', 'vgg12'))
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"{flag} {text}: expected key=value, for example {flag} prune.budget=0.5")
+    return key.strip(), _value(value.strip())
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _flatten(tables: Any, prefix: str = "") -> dict[str, Any]:
+    """`[grid]` keys may be dotted in quotes or not: both become one flat mapping."""
+    flat: dict[str, Any] = {}
+    for key, value in dict(tables).items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _axis(key: str, values: Any, source: str) -> tuple[Any, ...]:
+    """The values of one axis of a grid: a list, or `first:last:step`."""
+    if isinstance(values, str) and values.count(":") == 2:
+        from decimal import Decimal, InvalidOperation
+
+        try:
+            first, last, step = (Decimal(part) for part in values.split(":"))
+        except InvalidOperation:
+            raise RecipeError(f"{source}: grid axis {key!r}: expected first:last:step, got {values!r}") from None
+        if step <= 0 or last < first:
+            raise RecipeError(f"{source}: grid axis {key!r}: expected first <= last and step > 0, got {values!r}")
+        count = int((last - first) / step) + 1
+        return tuple(float(first + step * index) for index in range(count))
+    if not isinstance(values, list | tuple) or not values:
+        raise RecipeError(f"{source}: grid axis {key!r}: expected a list of values or 'first:last:step', got {values!r}")
+    return tuple(values)
+
+
+def _assign(whole: dict[str, Any], key: str, value: Any, source: str) -> None:
+    """Set one value by its dotted key: `data.size`, `lab.seed`, `name`, or `LABEL.option` of a step."""
+    first, _, rest = key.partition(".")
+    labels = {table["label"]: table for table in whole["step"]}
+    if first == "name" and not rest:
+        whole["name"] = value
+        return
+    if first in ("data", "model", "lab"):
+        table = whole.setdefault(first, {})
+    elif first in labels:
+        table = labels[first]
+    else:
+        known = ["data", "model", "lab", *labels]
+        raise RecipeError(f"{source}: nothing called {first!r} to set (in {key!r}): {near(first, known)}")
+    parts = rest.split(".")
+    if not all(parts):
+        raise RecipeError(f"{source}: {key!r} names a table; name the value in it, as in {first}.KEY=VALUE")
+    if parts == ["kind"] and first in labels:
+        raise RecipeError(f"{source}: {key!r}: the kind of a step cannot be set; write another recipe")
+    for part in parts[:-1]:
+        inner = table.get(part)
+        table[part] = dict(inner) if isinstance(inner, dict) else {}
+        table = table[part]
+    table[parts[-1]] = value
+
+
+def _step(table: dict[str, Any], source: str, index: int) -> Base:
+    kind = table["kind"]
+    if kind not in step_kinds.registry.names():
+        known = step_kinds.registry.names()
+        raise RecipeError(f"{source}: step {index + 1}: unknown kind {kind!r}: {near(kind, known)}")
+    cls = step_kinds.registry.get(kind)
+    options = {key: value for key, value in table.items() if key != "kind"}
+    where = f"step {table['label']!r}" if table["label"] != kind else f"step {kind!r}"
+    _known_keys(cls, options, source, where)
+    return _validate(cls, options, f"{source}: {where}")
+
+
+def _known_keys(cls: type[Options], table: Mapping[str, Any], source: str, where: str, aliases: Any = None) -> None:
+    known = [(aliases or {}).get(name, name) for name in cls.model_fields]
+    for key in table:
+        if key not in known:
+            raise RecipeError(f"{source}: {where} has no key {key!r}: {near(key, known)}")
+
+
+def _validate(cls: type[Any], table: Mapping[str, Any], source: str) -> Any:
+    """Validate, and turn pydantic's report into one sentence about the first thing that is wrong."""
+    try:
+        return cls.model_validate(table)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = [str(part) for part in first["loc"] if isinstance(part, int) or str(part).isidentifier()]
+        if first["type"] == "extra_forbidden":
+            where, key = (place[0] if len(place) > 1 else "recipe"), place[-1]
+            inner = cls.model_fields[place[0]].annotation if len(place) > 1 else cls
+            raise RecipeError(f"{source}: [{where}] has no key {key!r}: {near(key, inner.model_fields)}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        got = f", got {first['input']!r}" if first["type"] not in ("missing", "value_error") else ""
+        raise RecipeError(f"{source}: {'.'.join(place) or 'recipe'}: {message}{got}") from None
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of recipes, for editors: `secateur schema > recipe.schema.json`.
+
+    >>> sorted(schema()["properties"])
+    ['data', 'grid', 'lab', 'model', 'name', 'step']
+    """
+    definitions: dict[str, Any] = {}
+
+    def table(cls: type[Options]) -> dict[str, Any]:
+        found = cls.model_json_schema()
+        definitions.update(found.pop("$defs", {}))
+        return found
+
+    kinds = []
+    for kind in step_kinds.registry.names():
+        one = table(step_kinds.registry.get(kind))
+        one["properties"] = {"kind": {"const": kind}, **one.get("properties", {})}
+        one["required"] = ["kind", *one.get("required", [])]
+        kinds.append(one)
+    tables: Iterable[tuple[str, type[Options]]] = (("data", DataSpec), ("model", ModelSpec), ("lab", LabSpec))
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "secateur recipe",
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["step"],
+        "properties": {
+            "name": {"type": "string"},
+            **{name: table(cls) for name, cls in tables},
+            "step": {"type": "array", "minItems": 1, "items": {"oneOf": kinds}},
+            "grid": {"type": "object", "description": "LABEL.option = a list of values, or 'first:last:step'"},
+        },
+        "$defs": definitions,
+    }

@@ -1,0 +1,76 @@
+"""`share`: few distinct values per tensor, and per weight which of them it is; zeros of a mask stay zero.
+
+>>> Share(bits=4, start="optimal").bits
+4
+"""
+
+from __future__ import annotations
+
+from typing import Any, Union
+
+from pydantic import Field
+from torch import nn
+
+from secateur.core.measurement import Measurement, Measurements
+from secateur.core.targets import select
+from secateur.lab.state import State
+from secateur.lab.steps import Base, Result, Work
+from secateur.share import share
+
+__all__ = ["Share"]
+
+Patterns = Union[str, tuple[str, ...], None]
+
+
+class Share(Base):
+    """Give the weights of every tensor few distinct values."""
+
+    bits: Union[int, None] = Field(None, description="a codebook has 2**bits values; the method's default is 5")
+    start: Union[str, None] = Field(None, description="where K-means starts: optimal, linear, kmeans++, random, density")
+    method: str = Field("kmeans", description="kmeans, uniform or exact")
+    per: Union[str, tuple[Union[str, tuple[str, ...]], ...]] = Field("tensor", description="who has one codebook together")
+    only: Patterns = Field(None, description="layers to share, by name or pattern")
+    skip: Patterns = Field(None, description="layers to leave alone")
+    parameters: Patterns = Field(None, description="bare parameters to share as well")
+    options: dict[str, Any] = Field(default_factory=dict, description="further options of the method")
+
+    def check(self, model: nn.Module, before: list[str]) -> None:
+        """Patterns against the model."""
+        select(model, self.only, self.skip, self.parameters)
+
+    def run(self, state: State, work: Work) -> Result:
+        """Share; the model's weights are the codebooks' from here on."""
+        shared = share(
+            state.model,
+            self.bits,
+            self.start,
+            state.masks if state.masks is not None else "zeros",
+            method=self.method,
+            per=self.per,
+            only=self.only,
+            skip=self.skip,
+            parameters=self.parameters,
+            seed=work.seed,
+            **self.options,
+        )
+        rows = shared.summary()
+        measured = Measurements(
+            [
+                Measurement(
+                    "huffman_bits",
+                    shared.bits_per_weight,
+                    "bit",
+                    "bits per kept weight of Huffman codes, one per tensor; tables and positions not counted",
+                    per_layer={row.name: row.huffman for row in rows},
+                ),
+                Measurement(
+                    "formula_ratio",
+                    shared.formula_ratio,
+                    "x",
+                    "a formula, not a file: 32 / (nonzero share x Huffman bits), of the shared tensors alone",
+                ),
+            ]
+        )
+        line = f"{len(rows)} tensors, at most {max(row.values for row in rows)} values in each"
+        state = State(shared.model, masks=state.masks, codebooks=dict(shared.codebooks), plan=state.plan)
+        return Result(state, measured, {}, line)

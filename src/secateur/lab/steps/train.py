@@ -1,0 +1,112 @@
+"""`train`: train the model, with whatever masks it has held all the while.
+
+Every option of `secateur.lab.training.Training` is an option of the step.
+
+>>> Train(epochs=3, lr=0.05).training().epochs
+3
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Union, get_type_hints
+
+from pydantic import Field, create_model
+from torch import nn
+
+from secateur.core.measurement import Measurement, Measurements
+from secateur.data import Augment
+from secateur.errors import OptionError, RecipeError, near
+from secateur.lab import training as trainer
+from secateur.lab.state import State
+from secateur.lab.steps import Base, Options, Result, Work
+
+__all__ = ["Train", "TrainBase"]
+
+
+class AugmentOptions(Options):
+    """How training images are changed at random."""
+
+    crop: int = 4
+    flip: bool = True
+
+
+def training_fields(**other: Any) -> dict[str, Any]:
+    """The options of `Training` as pydantic fields, so that the two never drift; `other` changes defaults."""
+    hints = get_type_hints(trainer.Training)
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(trainer.Training):
+        kind = Union[AugmentOptions, bool, str, None] if field.name == "augment" else hints[field.name]
+        found[field.name] = (kind, other.get(field.name, field.default))
+    return found
+
+
+class TrainBase(Base):
+    """What `train` and `retrain` share: how to train, and an earlier step to learn from."""
+
+    version: ClassVar[int] = 1
+    teacher: Union[str, None] = Field(None, description="label of an earlier step whose model is distilled from")
+
+    def training(self) -> trainer.Training:
+        """The options as `Training`, which checks their values."""
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(trainer.Training)}
+        if isinstance(given["augment"], AugmentOptions):
+            given["augment"] = Augment(**given["augment"].model_dump())
+        return trainer.Training(**given)
+
+    def check(self, model: nn.Module, before: list[str]) -> None:
+        """The values, and that the teacher comes first."""
+        self.training()
+        if self.teacher is not None and self.teacher not in before:
+            raise RecipeError(
+                f"step {self.label!r}: teacher {self.teacher!r} is no earlier step; "
+                + (near(self.teacher, before) if before else "this is the first step")
+            )
+        if self.teacher is None and self.training().distill_alpha > 0:
+            raise RecipeError(f"step {self.label!r}: distill_alpha needs a teacher, the label of an earlier step")
+
+    def run(self, state: State, work: Work) -> Result:
+        """Train; the log holds the epochs."""
+        if state.codebooks:
+            raise OptionError(
+                f"step {self.label!r}: the weights are shared by now, and training would make them all different again; "
+                "train before sharing"
+            )
+        teacher = work.earlier(self.teacher).model if self.teacher is not None else None
+        trained = trainer.train(
+            state.model,
+            work.data,
+            self.training(),
+            masks=state.masks,
+            teacher=teacher,
+            seed=work.seed,
+            device=work.device,
+            checkpoint=work.checkpoint,
+            progress=work.progress.training(),
+        )
+        state.model.to("cpu")
+        measured: list[Measurement] = []
+        for record in trained.history:
+            at = {"epoch": record.epoch}
+            measured.append(
+                Measurement("epoch_loss", record.train_loss, "", "mean training loss over the epoch", context=at)
+            )
+            if record.train_accuracy is not None:
+                text = "share of training images classified right while the epoch ran"
+                measured.append(Measurement("epoch_train_accuracy", record.train_accuracy, "", text, context=at))
+            for name, value in record.metrics.items():
+                text = f"{name} on the validation images after the epoch"
+                measured.append(Measurement(f"epoch_validation_{name}", value, "", text, context=at))
+        log = {"epochs": len(trained.history), "best_epoch": trained.best_epoch, "early": trained.stopped_early}
+        last = trained.history[-1] if trained.history else None
+        line = f"{len(trained.history)} epochs"
+        if last is not None:
+            line += f", loss {last.train_loss:.3f}"
+            if "accuracy" in last.metrics:
+                line += f", validation accuracy {last.metrics['accuracy']:.2%}"
+        state.model.eval()
+        return Result(State(state.model, masks=state.masks, plan=state.plan), Measurements(measured), log, line)
+
+
+Train: Any = create_model("Train", __base__=TrainBase, __module__=__name__, **training_fields())
+Train.__doc__ = "Train the model."

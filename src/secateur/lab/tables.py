@@ -1,0 +1,138 @@
+"""What a run measured, as the table people read and the files other programs read.
+
+>>> from secateur.core.measurement import Measurement, Measurements
+>>> found = Measurements([
+...     Measurement("macs", 100, "MAC", context={"trial": 0, "variant": "dense", "step": "measure"}),
+...     Measurement("macs", 50, "MAC", context={"trial": 0, "variant": "small", "step": "measure"})])
+>>> summary(found)
+(['variant', 'macs'], [['dense', '100 MAC'], ['small', '50 MAC']])
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from secateur.core.measurement import Measurement, Measurements
+from secateur.errors import NothingToDoError, OptionError
+from secateur.lab.objects import write_whole
+
+if TYPE_CHECKING:
+    from secateur.lab.engine import Ran
+    from secateur.lab.store import Store
+
+__all__ = ["as_json", "summary", "variants", "write_measurements", "write_results"]
+
+
+def variants(measurements: Iterable[Measurement]) -> dict[tuple[int, str], dict[str, Measurement]]:
+    """The measured numbers by (trial, variant): what `measure` steps found, and the size of files that were packed."""
+    found: dict[tuple[int, str], dict[str, Measurement]] = {}
+    for item in measurements:
+        context = item.context
+        if context.get("step") in ("measure", "pack") and "epoch" not in context:
+            found.setdefault((context["trial"], context["variant"]), {}).setdefault(item.name, item)
+    return found
+
+
+def summary(measurements: Measurements, grid: Mapping[str, Any] | None = None) -> tuple[list[str], list[list[str]]]:
+    """(head, rows): one row per trial and variant, one column per axis of the grid and per measured name."""
+    found = variants(measurements)
+    names = list(dict.fromkeys(name for row in found.values() for name in row))
+    axes = list(grid or {})
+    rows = []
+    for (_, variant), row in found.items():
+        context = next(iter(row.values())).context
+        settings = [_short(context.get(axis, "")) for axis in axes]
+        rows.append([*settings, variant, *(row[name].text() if name in row else "" for name in names)])
+    return [*axes, "variant", *names], rows
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def as_json(ran: Ran) -> dict[str, Any]:
+    """A run as plain data."""
+    return {
+        "run": ran.run,
+        "recipe": ran.plan.recipe.plain(),
+        "computed": ran.computed,
+        "cached": ran.cached,
+        "seconds": round(ran.seconds, 3),
+        "failures": [{"trial": trial, "error": error} for trial, error in ran.failures],
+        "measurements": [item.to_dict() for item in ran.measurements],
+    }
+
+
+def _flat(measurements: Measurements) -> tuple[list[str], list[dict[str, Any]]]:
+    """One flat row per Measurement, and one more per layer it is split into; the columns in a stable order."""
+    columns = ["name", "layer", "value", "unit", "definition", "notes", "trials"]
+    keys = list(dict.fromkeys(key for item in measurements for key in item.context))
+    rows = []
+    for item in measurements:
+        context = {key: _short(item.context[key]) for key in keys if key in item.context}
+        base = {"name": item.name, "unit": item.unit, "definition": item.definition, **context}
+        whole = {"notes": "; ".join(item.notes), "trials": json.dumps(list(item.trials)) if item.trials else ""}
+        rows.append({**base, **whole, "layer": "", "value": float(item.value)})
+        rows += [{**base, "layer": layer, "value": float(value)} for layer, value in item.per_layer.items()]
+    return [*columns, *(key for key in keys if key not in columns)], rows
+
+
+def write_measurements(measurements: Measurements, path: Path) -> int:
+    """Write .csv, .parquet or .json, by the file's ending; returns how many rows."""
+    if not measurements:
+        raise NothingToDoError("this run measured nothing, so there is nothing to export; add a `measure` step")
+    columns, rows = _flat(measurements)
+    if path.suffix == ".csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(path, text.getvalue().encode())
+    elif path.suffix == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        table = pyarrow.table(
+            {
+                name: pyarrow.array(
+                    [row.get(name) if name == "value" else str(row.get(name, "")) for row in rows],
+                    pyarrow.float64() if name == "value" else pyarrow.string(),
+                )
+                for name in columns
+            }
+        )
+        buffer = io.BytesIO()
+        pyarrow.parquet.write_table(table, buffer)
+        write_whole(path, buffer.getvalue())
+    elif path.suffix == ".json":
+        write_whole(path, json.dumps([item.to_dict() for item in measurements], indent=2).encode())
+    else:
+        raise OptionError(f"{path}: expected a name that ends in .csv, .parquet or .json")
+    return len(rows)
+
+
+def write_results(ran: Ran, store: Store, out: Path) -> list[Path]:
+    """The final weights, masks and files of every trial, and all Measurements, into a folder."""
+    written = []
+    for trial in ran.plan.trials:
+        outcome = store.outcome(trial.steps[-1].key)
+        if outcome is None:  # the trial failed
+            continue
+        folder = out if len(ran.plan.trials) == 1 else out / f"trial-{trial.index + 1}"
+        parts = {"model.safetensors": outcome.state.get("weights"), "masks.safetensors": outcome.state.get("masks")}
+        parts["plan.json"] = outcome.state.get("plan")
+        parts |= dict(outcome.state.get("files", {}))
+        for name, place in parts.items():
+            if place is not None:
+                data = store.objects.get(place.removeprefix("object:"))
+                write_whole(folder / name, data)
+                written.append(folder / name)
+    if ran.measurements:
+        write_measurements(ran.measurements, out / "measurements.json")
+        written.append(out / "measurements.json")
+    return written

@@ -1,0 +1,92 @@
+"""Weights from a file into a model: safetensors, a torch checkpoint (read without running code), or a .sct file.
+
+>>> import tempfile, torch
+>>> from safetensors.torch import save_file
+>>> path = tempfile.mkdtemp() + "/w.safetensors"
+>>> save_file({"weight": torch.ones(1, 2), "bias": torch.zeros(1)}, path)
+>>> model = torch.nn.Linear(2, 1); load_weights(model, path); model.weight
+Parameter containing:
+tensor([[1., 1.]], requires_grad=True)
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.errors import FormatError, MaskMismatchError, near
+
+__all__ = ["find_weights", "load_weights", "read_weights"]
+
+
+def find_weights(path: str | os.PathLike[str]) -> Path:
+    """The file of that name, or an error that says what is there instead."""
+    where = Path(path).expanduser()
+    if not where.is_file():
+        beside = [item.name for item in where.parent.iterdir()] if where.parent.is_dir() else []
+        hint = f" in its folder: {near(where.name, beside)}" if beside else ""
+        raise FormatError(f"{path}: no such file of weights;{hint or ' its folder does not exist either'}")
+    return where
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """The tensors of a .safetensors, .pt, .pth, .bin or .sct file, by name."""
+    where = find_weights(path)
+    if where.suffix == ".sct":
+        from secateur.container.archive import load
+
+        found: Any = load(where)
+    elif where.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            found = load_file(where)
+        except SafetensorError as error:
+            raise FormatError(f"{path}: expected a safetensors file, got something else ({error})") from error
+    else:
+        try:
+            found = torch.load(where, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise FormatError(
+                f"{path}: expected a state dict saved by torch.save, holding tensors only ({reason}); save "
+                "model.state_dict(), not the model"
+            ) from error
+        for key in ("state_dict", "model"):
+            if isinstance(found, dict) and isinstance(found.get(key), dict):
+                found = found[key]
+    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise FormatError(f"{path}: expected a mapping from names to tensors, got {type(found).__name__}")
+    return found
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Put a file's weights into a model; names and shapes must be the model's own."""
+    if Path(path).suffix == ".sct":
+        from secateur.container.archive import load
+
+        load(find_weights(path), into=model)
+        return
+    tensors = read_weights(path)
+    own = model.state_dict()
+    for name, tensor in tensors.items():
+        if name not in own:
+            raise MaskMismatchError(f"{path}: {type(model).__name__} has no tensor {name!r}; {near(name, own)}")
+        if own[name].shape != tensor.shape:
+            raise MaskMismatchError(
+                f"{path}: {name!r}: expected shape {tuple(own[name].shape)} as in {type(model).__name__}, got "
+                f"{tuple(tensor.shape)}; are these the weights of another model?"
+            )
+    missing = [name for name in own if name not in tensors]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise MaskMismatchError(
+            f"{path}: {missing[0]!r}{more} of {type(model).__name__} missing; are these the weights of another model?"
+        )
+    model.load_state_dict(tensors)

@@ -55,7 +55,8 @@ class Registry:
 
     def names(self) -> list[str]:
         """The words of this folder, sorted; read from the file names."""
-        found = (module.name for module in pkgutil.iter_modules(self._path))
+        # A folder inside is no plug-in: it may be a registry of its own.
+        found = (module.name for module in pkgutil.iter_modules(self._path) if not module.ispkg)
         return sorted(name for name in found if not name.startswith("_"))
 
     def get(self, word: str) -> Any:

@@ -1,0 +1,159 @@
+"""Weights sorted once, with prefix sums: every step of one-dimensional K-means is then a few binary searches.
+
+Clusters of numbers on a line are intervals of the sorted numbers, so a cluster's count, sum and squared error follow from
+prefix sums at its two ends. The sums are kept per block of 64 in float64, around the mean, and completed within a block
+when asked: memory stays near that of the weights.
+
+>>> data = SortedWeights(np.array([3.0, 1.0, 2.0, 10.0]))
+>>> data.values.tolist(), data.distinct
+([1.0, 2.0, 3.0, 10.0], 4)
+>>> edges = data.edges(np.array([2.0, 10.0]))
+>>> edges.tolist(), data.means(edges).tolist(), data.squared_error(edges)
+([0, 3, 4], [2.0, 10.0], 2.0)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["BLOCK", "Floats", "Ints", "SortedWeights", "in_range", "middles", "not_above"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+BLOCK = 64
+_CHUNK = BLOCK * 2**14
+
+
+def not_above(cuts: Floats, dtype: Any) -> npt.NDArray[Any]:
+    """The largest numbers of `dtype` that are not above `cuts`: `x <= cut` then reads the same in that dtype."""
+    near = cuts.astype(dtype)
+    return np.where(near > cuts, np.nextafter(near, np.array(-np.inf, dtype=dtype)), near)
+
+
+def in_range(numbers: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], int]:
+    """The numbers times 2**exponent, and the exponent, so that no square overflows or vanishes.
+
+    Only float64 ever needs it: any square of a float32 fits float64.
+
+    >>> in_range(np.array([2.0**600, 0.0]))[1]
+    -601
+    """
+    top = float(np.abs(numbers).max())
+    if numbers.dtype != np.float64 or top == 0 or 1e-60 < top < 1e60:
+        return numbers, 0
+    exponent = -int(np.frexp(top)[1])
+    return np.ldexp(numbers, exponent), exponent
+
+
+def middles(centroids: Floats) -> Floats:
+    """Half way between neighbours; a weight exactly there belongs to the lower one.
+
+    >>> middles(np.array([0.0, 1.0, 4.0])).tolist()
+    [0.5, 2.5]
+    """
+    # Half of the difference, added: the sum of two large centroids could overflow.
+    return centroids[:-1] + (centroids[1:] - centroids[:-1]) / 2
+
+
+class SortedWeights:
+    """Finite float32 or float64 numbers in ascending order, with sums over any stretch of them."""
+
+    def __init__(self, weights: npt.NDArray[Any]):
+        self.values = np.sort(weights, axis=None)
+        self.count = int(self.values.size)
+        self.shift = float(self.values.mean(dtype=np.float64)) if self.count else 0.0
+        blocks = self.count // BLOCK
+        first = np.zeros(blocks + 1)
+        second = np.zeros(blocks + 1)
+        for start in range(0, blocks * BLOCK, _CHUNK):
+            stop = min(start + _CHUNK, blocks * BLOCK)
+            centred = self.values[start:stop].astype(np.float64) - self.shift
+            rows = centred.reshape(-1, BLOCK)
+            here = slice(start // BLOCK + 1, stop // BLOCK + 1)
+            first[here] = rows.sum(axis=1)
+            second[here] = np.einsum("ij,ij->i", rows, rows)
+        self._first = np.cumsum(first)
+        self._second = np.cumsum(second)
+        self._columns = np.arange(BLOCK)
+        self._distinct: int | None = None
+
+    @property
+    def distinct(self) -> int:
+        """How many different numbers there are."""
+        if self._distinct is None:
+            self._distinct = (
+                1 + int(np.count_nonzero(self.values[1:] != self.values[:-1])) if self.count else 0
+            )
+        return self._distinct
+
+    def runs(self) -> Ints:
+        """Where each distinct number begins."""
+        changes = np.flatnonzero(self.values[1:] != self.values[:-1]) + 1
+        return np.concatenate([np.zeros(1, dtype=np.int64), changes])
+
+    def sums(self, positions: Ints) -> tuple[Floats, Floats]:
+        """Sum and sum of squares, around `shift`, of the first `position` numbers, for each position."""
+        block, rest = np.divmod(positions, BLOCK)
+        inside = self._columns < rest[:, None]
+        picked = self.values.take(block[:, None] * BLOCK + self._columns, mode="clip").astype(np.float64)
+        centred = np.where(inside, picked - self.shift, 0.0)
+        return (
+            self._first[block] + centred.sum(axis=1),
+            self._second[block] + np.einsum("ij,ij->i", centred, centred),
+        )
+
+    def positions(self, cuts: Floats) -> Ints:
+        """How many numbers are at or below each cut."""
+        return np.searchsorted(self.values, not_above(cuts, self.values.dtype), side="right").astype(np.int64)
+
+    def edges(self, centroids: Floats) -> Ints:
+        """The borders of the clusters of ascending centroids: cluster i is `values[edges[i]:edges[i + 1]]`."""
+        return self.whole(self.positions(middles(centroids)))
+
+    def whole(self, inner: Ints) -> Ints:
+        """Inner borders with 0 before and the count behind them."""
+        edges = np.empty(inner.size + 2, dtype=np.int64)
+        edges[0], edges[1:-1], edges[-1] = 0, inner, self.count
+        return edges
+
+    def means(self, edges: Ints) -> Floats:
+        """The mean of each cluster, from the prefix sums; none may be empty."""
+        first, _ = self.sums(edges)
+        return self.shift + np.diff(first) / np.diff(edges)
+
+    def careful_means(self, edges: Ints) -> Floats:
+        """The mean of each cluster, summed afresh around its first number, so that nothing cancels."""
+        means = np.empty(edges.size - 1)
+        for i, (start, stop) in enumerate(zip(edges[:-1], edges[1:])):
+            part = self.values[start:stop]
+            base = float(part[0])
+            means[i] = base + (part.astype(np.float64) - base).mean()
+        return means
+
+    def squared_error(self, edges: Ints, centroids: Floats | None = None) -> float:
+        """The squared error of clusters around their means or around `centroids`, from the prefix sums."""
+        counts = np.diff(edges)
+        first, second = (np.diff(part) for part in self.sums(edges))
+        if centroids is None:
+            safe = np.maximum(counts, 1)
+            return float(np.maximum(second - first * first / safe, 0.0).sum())
+        away = centroids - self.shift
+        return float(np.maximum(second - 2 * away * first + away * away * counts, 0.0).sum())
+
+    def careful_squared_error(self, edges: Ints, centroids: Floats) -> float:
+        """The squared error around `centroids`, weight by weight: exact where prefix sums would cancel."""
+        total = 0.0
+        for start, stop, centroid in zip(edges[:-1], edges[1:], centroids):
+            for here in range(start, stop, _CHUNK):
+                away = self.values[here : min(here + _CHUNK, stop)].astype(np.float64) - centroid
+                total += float(away @ away)
+        return total
+
+    @property
+    def energy(self) -> float:
+        """The sum of squares around the mean: the squared error of a single centroid."""
+        return float(self.sums(np.array([self.count]))[1][0])

@@ -1,0 +1,26 @@
+"""Density: as many weights between one centroid and the next, everywhere (evenly on the cumulative distribution)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from secateur.quantize._sorted import Floats, SortedWeights
+from secateur.quantize.starts import Base
+
+__all__ = ["Density"]
+
+
+@dataclass(frozen=True)
+class Density(Base):
+    """The middle weight of each of `count` equally large parts of the sorted weights.
+
+    >>> Density().centroids(SortedWeights(np.array([0.0, 0.1, 0.2, 0.3, 8.0, 9.0])), 2, np.random.default_rng(0)).tolist()
+    [0.1, 8.0]
+    """
+
+    def centroids(self, data: SortedWeights, count: int, random: np.random.Generator) -> Floats:
+        """One weight per equally large part."""
+        middle = (2 * np.arange(count) + 1) * data.count // (2 * count)
+        return data.values[np.minimum(middle, data.count - 1)].astype(np.float64)

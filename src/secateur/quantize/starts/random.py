@@ -1,0 +1,26 @@
+"""Random: centroids on weights drawn at random, each weight equally likely, none drawn twice (Forgy)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from secateur.quantize._sorted import Floats, SortedWeights
+from secateur.quantize.starts import Base
+
+__all__ = ["Random"]
+
+
+@dataclass(frozen=True)
+class Random(Base):
+    """`count` of the weights, drawn without putting back.
+
+    >>> Random().centroids(SortedWeights(np.array([1.0, 2.0])), 2, np.random.default_rng(0)).tolist()
+    [1.0, 2.0]
+    """
+
+    def centroids(self, data: SortedWeights, count: int, random: np.random.Generator) -> Floats:
+        """The drawn weights, in ascending order."""
+        drawn = random.choice(data.count, size=min(count, data.count), replace=False)
+        return data.values[np.sort(drawn)].astype(np.float64)

@@ -51,8 +51,7 @@ def _torchvision(name: str, options: dict[str, Any]) -> nn.Module:
     if options.pop("in_channels", 3) != 3:
         raise OptionError(
             f"model 'torchvision/{name}': torchvision's models take 3 input channels and have no option for "
-            "another "
-            "number; load the data with channels=3"
+            "another number; load the data with channels=3"
         )
     if name not in models.list_models():
         raise UnknownNameError(f"torchvision has no model {name!r}: {near(name, models.list_models())}")
@@ -70,8 +69,7 @@ def _hf(name: str, options: dict[str, Any]) -> nn.Module:
         if pretrained:
             raise OptionError(
                 f"model 'hf/{name}' is an architecture, which has no weights of its own; name a checkpoint "
-                "(a hub name or "
-                "a local folder) for pretrained=True"
+                "(a hub name or a local folder) for pretrained=True"
             )
         return kind.from_config(transformers.AutoConfig.for_model(name, **options))
     try:
@@ -81,8 +79,7 @@ def _hf(name: str, options: dict[str, Any]) -> nn.Module:
     except OSError as error:
         raise UnknownNameError(
             f"transformers finds no checkpoint {name!r} here or on the hub ({str(error).splitlines()[0]}); "
-            "give a local "
-            f"folder, a name that is in the cache, or an architecture: "
+            "give a local folder, a name that is in the cache, or an architecture: "
             f"{near(name, transformers.CONFIG_MAPPING)}"
         ) from error
 
@@ -126,8 +123,7 @@ def call(reference: str, options: dict[str, Any]) -> nn.Module:
     except ModuleNotFoundError as error:
         raise UnknownNameError(
             f"model {reference!r}: no module {error.name!r} on the import path; expected "
-            "package.module:function, with the "
-            "package installed or its folder in PYTHONPATH"
+            "package.module:function, with the package installed or its folder in PYTHONPATH"
         ) from error
     maker: Any = module
     for part in attribute.split("."):

@@ -1,7 +1,9 @@
-"""Images to train and to measure on: embedded, local or from the hub, as uint8 tensors that cost nothing to feed.
+"""Images to train and to measure on: embedded, local or from the hub, as uint8 tensors that cost nothing to
+feed.
 
-`load` takes `digits` (embedded: no download), `mnist`, `cifar10`, a folder of images, or any Hugging Face dataset by name or
-by local path. The splits are deterministic; a validation split is held out of the training images where there is none.
+`load` takes `digits` (embedded: no download), `mnist`, `cifar10`, a folder of images, or any Hugging Face
+dataset by name or by local path. The splits are deterministic; a validation split is held out of the training
+images where there is none.
 
 >>> data = load("digits", size=16, channels=3, limit=200)
 >>> data.shape, data.num_classes, len(data.train), len(data.validation), len(data.test)
@@ -13,12 +15,18 @@ by local path. The splits are deterministic; a validation split is held out of t
 
 from __future__ import annotations
 
+import hashlib
 import os
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from secateur.data._splits import Augment, Data, Split
+from secateur.data._decode import pair
+from secateur.data._kind import Raw, Request
+from secateur.data._splits import Augment, Data, Memory, Source, Split, Subset
+from secateur.errors import DataError, OptionError, UnknownNameError, near
 from secateur.registry import Registry
 
 __all__ = ["Augment", "Data", "Split", "load", "load_for", "registry"]
@@ -40,15 +48,173 @@ def load(
 ) -> Data:
     """A dataset by name or path, as a `Data` with train, validation and test.
 
-    `size` resizes (one number: square) and `channels` (1 or 3) converts; None keeps what the dataset has. `limit` keeps at
-    most so many images of the training part (before validation is held out of it) and of the test part. `validation` is the share of the training images
-    held out where the dataset has no validation split of its own; `seed` draws it. `path` is where `mnist` and
-    `cifar10` lie; without it $SECATEUR_DATA/NAME and ./data/NAME are looked into. `normalise` is `data` (mean and deviation
-    of the training images), `imagenet`, `none` (pixels in 0..1), or (means, deviations).
+    `size` resizes (one number: square) and `channels` (1 or 3) converts; None keeps what the dataset has.
+    `limit` keeps at most so many images of the training part (before validation is held out of it) and of the
+    test part, drawn with `seed`. `validation` is the share of the training images held out, drawn with
+    `seed`, where the dataset has no validation split of its own; where it has no test split, its validation
+    split takes that part, else a fifth of the training images. `path` is where a dataset given by name lies;
+    without it $SECATEUR_DATA/NAME and ./data/NAME are looked into. `normalise` is `data` (mean and deviation
+    of the training images), `imagenet`, `none` (pixels in 0..1), or (means, deviations). Decoded images are
+    kept in `cache_dir`, else $SECATEUR_CACHE, else the user's cache.
+
+    >>> load("digits", limit=100, normalise="none").train.normalise(torch.full((1, 1, 1, 1), 255)).item()
+    1.0
+    >>> load("digitz")
+    Traceback (most recent call last):
+    secateur.errors.UnknownNameError: unknown dataset 'digitz': did you mean 'digits'? ...
     """
-    raise NotImplementedError
+    if not 0 <= validation < 1:
+        raise OptionError(f"validation: expected a share 0 <= share < 1, got {validation}")
+    if channels not in (None, 1, 3):
+        raise OptionError(f"channels: expected 1, 3 or None (as they are), got {channels}")
+    if limit is not None and limit < 2:
+        raise OptionError(f"limit: expected at least 2 images, got {limit}")
+    word, where = _kind_of(name_or_path, path)
+    request = Request(where, pair(size), channels, cache_dir)
+    raw = registry.get(word)().read(request)
+    train, held, test = _parts(raw, limit, validation, seed)
+    mean, std = _normalisation(train, normalise)
+    content = hashlib.sha256(repr((mean, std, raw.classes)).encode())
+    for part in (train, held, test):
+        content.update(part.digest().encode())
+    return Data(
+        name=os.fspath(name_or_path),
+        train=Split(train, mean, std),
+        validation=Split(held, mean, std),
+        test=Split(test, mean, std),
+        classes=raw.classes,
+        shape=train.shape,
+        mean=mean,
+        std=std,
+        fingerprint=content.hexdigest(),
+    )
 
 
 def load_for(model: nn.Module, name_or_path: str | os.PathLike[str], **options: Any) -> Data:
-    """`load`, with size, channels and normalisation taken from what the model says it wants, where not given."""
-    raise NotImplementedError
+    """`load`, with size, channels and normalisation taken from what the model says it wants, where not given.
+
+    >>> from secateur import models
+    >>> load_for(models.build("vae"), "digits", limit=100)
+    Data('digits', 90 + 10 + 100 images of 1x28x28, 10 classes)
+    """
+    from secateur import models
+
+    shape = models.input_shape(model)
+    if shape is not None:
+        options = {"size": shape[1:], "channels": shape[0]} | options
+    return load(name_or_path, **({"normalise": models.normalisation(model)} | options))
+
+
+def _kind_of(
+    name_or_path: str | os.PathLike[str], path: str | os.PathLike[str] | None
+) -> tuple[str, str | None]:
+    """Which kind of dataset is meant, and where it lies."""
+    name = os.fspath(name_or_path)
+    given = None if path is None else os.fspath(path)
+    word = registry.aliases.get(name.lower(), name.lower())
+    if word in registry.names():
+        if word in ("folder", "hub", "parquet") and given is None:
+            raise OptionError(f"dataset {name!r} is a kind of dataset: give the place too, with path=")
+        return word, given
+    local = Path(name)
+    if local.is_file() and local.suffix == ".parquet":
+        return "parquet", name
+    if local.is_dir():
+        if any(local.glob("*.parquet")) or any(local.glob("*/*.parquet")):
+            return "parquet", name
+        described = any((local / file).exists() for file in ("dataset_dict.json", "state.json"))
+        pictures = any(child.is_dir() for child in local.iterdir())
+        return ("hub" if described or not pictures else "folder"), name
+    if name.startswith((".", "/", "~")):
+        raise DataError(
+            f"dataset {name!r}: no such folder; expected Parquet in Hugging Face's layout, or a folder of "
+            "images per class; or take 'digits', which is embedded and needs no download"
+        )
+    if "/" not in name:
+        raise UnknownNameError(
+            f"unknown dataset {name!r}: {near(name, registry.names())} A dataset of Hugging Face's hub is "
+            "written OWNER/NAME, a local one as a path"
+        )
+    return "hub", name
+
+
+def _parts(raw: Raw, limit: int | None, share: float, seed: int) -> tuple[Source, Source, Source]:
+    """Train, validation and test, with what the dataset lacks held out of its training images."""
+    train, held, test = raw.train, raw.validation, raw.test
+    if test is None:
+        test, held = held, None
+    if test is None:
+        # The test images must not depend on the seed, or runs with different seeds could not be compared.
+        train, test = _hold_out(train, 0.2, seed=0)
+    if limit is not None:
+        train, test = _draw(train, limit, seed), _draw(test, limit, seed)
+        held = None if held is None else _draw(held, limit, seed)
+    if held is None:
+        train, held = _hold_out(train, share, seed)
+    return train, held, test
+
+
+def _permutation(count: int, seed: int) -> torch.Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+
+
+def _hold_out(source: Source, share: float, seed: int) -> tuple[Source, Source]:
+    """The larger part and the part held out, each in the source's own order."""
+    count = round(len(source.labels) * share)
+    order = _permutation(len(source.labels), seed)
+    return _subset(source, order[count:].sort().values), _subset(source, order[:count].sort().values)
+
+
+def _draw(source: Source, limit: int, seed: int) -> Source:
+    """At most so many images, in the source's own order."""
+    if len(source.labels) <= limit:
+        return source
+    return _subset(source, _permutation(len(source.labels), seed)[:limit].sort().values)
+
+
+def _subset(source: Source, index: torch.Tensor) -> Source:
+    """Some images of a source: copied where they are in memory, so that the others can be let go."""
+    if isinstance(source, Memory):
+        return Memory(source.images[index], source.labels[index])
+    return Subset(source, index)
+
+
+def _normalisation(
+    train: Source, how: str | tuple[tuple[float, ...], tuple[float, ...]]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of every channel, of pixels in 0..1."""
+    channels = train.shape[0]
+    if how == "none":
+        return (0.0,) * channels, (1.0,) * channels
+    if how == "data":
+        return _moments(train)
+    if how == "imagenet":
+        how = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    if isinstance(how, str):
+        raise OptionError(f"normalise: expected data, imagenet, none or (means, deviations), got {how!r}")
+    mean, std = (tuple(float(value) for value in part) for part in how)
+    if len(mean) != channels or len(std) != channels or min(std) <= 0:
+        raise OptionError(
+            f"normalise: expected {channels} means and {channels} deviations above 0, one for each channel, "
+            f"got {how}"
+        )
+    return mean, std
+
+
+def _moments(train: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Counted in integers, so exact in any order; of a streamed source, over 2,048 images spread evenly."""
+    total = len(train.labels)
+    streamed = not isinstance(train, Memory)
+    index = torch.linspace(0, total - 1, min(total, 2048)).long() if streamed else torch.arange(total)
+    sums = torch.zeros(train.shape[0], dtype=torch.int64)
+    squares = torch.zeros_like(sums)
+    for part in index.split(1024):
+        pixels = train.fetch(part, torch.device("cpu")).to(torch.int32)
+        sums += pixels.sum(dim=(0, 2, 3))
+        squares += pixels.square_().sum(dim=(0, 2, 3))
+    count = len(index) * train.shape[1] * train.shape[2]
+    mean = [value / count / 255 for value in sums.tolist()]
+    spread = [max(square / count / 255**2 - m * m, 0.0) ** 0.5 for square, m in zip(squares.tolist(), mean)]
+    # Six digits, so that the last bit of a square root cannot change a fingerprint; a channel of one value
+    # stays as it is.
+    return tuple(round(m, 6) for m in mean), tuple(round(s, 6) or 1.0 for s in spread)

@@ -1,40 +1,237 @@
-"""`Data` and `Split`: what `load` returns, and how batches come out of it."""
+"""`Data` and `Split`: what `load` returns, and how batches come out of it.
+
+Images stay uint8 until the batch is made; cropping, flipping and normalising are a few whole-tensor
+operations on the device that trains, so feeding costs next to nothing.
+
+>>> pixels = torch.arange(2 * 1 * 4 * 4, dtype=torch.uint8).reshape(2, 1, 4, 4)
+>>> split = Split(Memory(pixels, torch.tensor([3, 5])), mean=(0.0,), std=(1.0,))
+>>> images, labels = next(iter(split.batches(2)))
+>>> labels.tolist(), round(images[1, 0, 3, 3].item() * 255)
+([3, 5], 31)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+from torch.nn import functional
 
-__all__ = ["Augment", "Data", "Split"]
+from secateur.errors import DataError, OptionError
+
+__all__ = ["Augment", "Data", "Draws", "Memory", "Source", "Split", "Subset"]
+
+Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Augment:
-    """What is done to training images at random: `crop` pads so many pixels of black on each side and cuts a window
-    of the old size, `flip` mirrors left and right with probability one half."""
+    """What is done to training images at random, drawn afresh every epoch.
+
+    `crop` pads so many black pixels on each side and cuts a window of the old size out; `flip` mirrors left
+    and right with probability one half.
+
+    >>> Augment.of("standard"), Augment.of("none")
+    (Augment(crop=4, flip=True), None)
+    """
 
     crop: int = 4
     flip: bool = True
 
+    def __post_init__(self) -> None:
+        if self.crop < 0:
+            raise OptionError(f"augment: expected crop >= 0 pixels, got {self.crop}")
+
+    @classmethod
+    def of(cls, value: Augment | str | bool | None) -> Augment | None:
+        """From a value, True or `standard` (crop 4 and flip), `crop`, `flip`, or None, False or `none`."""
+        if value is None or isinstance(value, Augment):
+            return value
+        known = {
+            "standard": cls(),
+            "crop": cls(flip=False),
+            "flip": cls(crop=0),
+            "none": None,
+            True: cls(),
+            False: None,
+        }
+        if value not in known:
+            raise OptionError(f"augment: expected standard, crop, flip, none or an Augment, got {value!r}")
+        return known[value]
+
+
+class Source(Protocol):
+    """Where the pixels of a split come from."""
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """int64 [N]."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of every image."""
+        ...
+
+    def fetch(self, index: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """The images of these indices, uint8 [n, C, H, W], on the device."""
+        ...
+
+    def digest(self) -> str:
+        """A hash of the content."""
+        ...
+
+
+class Memory:
+    """Images held as one uint8 tensor; a copy is kept on the accelerator that asks for them.
+
+    >>> Memory(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)).shape
+    (3, 8, 8)
+    """
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor):
+        if images.dtype != torch.uint8 or images.dim() != 4 or len(images) != len(labels):
+            raise DataError(
+                f"images: expected uint8 [N, C, H, W] and as many labels, got {images.dtype} "
+                f"{tuple(images.shape)} and {len(labels)} labels"
+            )
+        self.images = images
+        self.labels = labels.to(torch.int64)
+        self._copies: dict[torch.device, torch.Tensor] = {}
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    def fetch(self, index: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """The images of these indices."""
+        if device.type == "cpu":
+            return self.images.index_select(0, index)
+        if device not in self._copies:
+            self._copies[device] = self.images.to(device)
+        return self._copies[device].index_select(0, index.to(device))
+
+    def digest(self) -> str:
+        """SHA-256 over shape, pixels and labels."""
+        whole = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        whole.update(self.images.contiguous().numpy())
+        whole.update(self.labels.contiguous().numpy())
+        return whole.hexdigest()
+
+
+class Subset:
+    """Some images of another source, in a given order; nothing is copied.
+
+    >>> whole = Memory(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor([7, 8, 9]))
+    >>> Subset(whole, torch.tensor([2, 0])).labels.tolist()
+    [9, 7]
+    """
+
+    def __init__(self, whole: Source, index: torch.Tensor):
+        self.whole, self.index = whole, index
+        self.labels = whole.labels[index]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        return self.whole.shape
+
+    def fetch(self, index: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """The images of these indices."""
+        return self.whole.fetch(self.index[index], device)
+
+    def digest(self) -> str:
+        """The content's hash and the indices'."""
+        whole = hashlib.sha256(self.whole.digest().encode())
+        whole.update(self.index.numpy())
+        return whole.hexdigest()
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one epoch, drawn at once from (seed, epoch) on the CPU: the same on every device.
+
+    >>> torch.equal(Draws.of(10, 4, seed=1, epoch=2).order, Draws.of(10, 4, seed=1, epoch=2).order)
+    True
+    >>> torch.equal(Draws.of(10, 4, seed=1, epoch=2).order, Draws.of(10, 4, seed=1, epoch=3).order)
+    False
+    """
+
+    order: torch.Tensor  # a permutation
+    shift: torch.Tensor  # [N, 2] top and left corner of the window
+    mirrored: torch.Tensor  # [N] bool
+
+    @classmethod
+    def of(cls, count: int, crop: int, *, seed: int, epoch: int) -> Draws:
+        """Draw them."""
+        generator = torch.Generator().manual_seed(_mix(seed, epoch))
+        order = torch.randperm(count, generator=generator)
+        shift = torch.randint(0, 2 * crop + 1, (count, 2), generator=generator)
+        mirrored = torch.rand(count, generator=generator) < 0.5
+        return cls(order, shift, mirrored)
+
+
+def _mix(seed: int, epoch: int) -> int:
+    """One 63-bit seed from two numbers: neighbouring pairs must not give related streams."""
+    digest = hashlib.sha256(f"{seed}/{epoch}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def _augmented(
+    images: torch.Tensor, how: Augment, shift: torch.Tensor, mirrored: torch.Tensor
+) -> torch.Tensor:
+    """Crop and flip a batch in one gather: every output pixel knows where in the padded image it comes
+    from."""
+    count, channels, height, width = images.shape
+    pad = how.crop
+    padded = functional.pad(images, (pad, pad, pad, pad))
+    device = images.device
+    rows = torch.arange(height, device=device)[None] + shift[:, :1]
+    columns = torch.arange(width, device=device)[None].expand(count, width)
+    if how.flip:
+        columns = torch.where(mirrored[:, None], width - 1 - columns, columns)
+    columns = columns + shift[:, 1:]
+    flat = rows[:, :, None] * (width + 2 * pad) + columns[:, None, :]
+    index = flat.reshape(count, 1, -1).expand(count, channels, -1)
+    return padded.reshape(count, channels, -1).gather(2, index).reshape(images.shape)
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One part of a dataset: `len(split)`, `split.images` and `split.labels` (uint8 [N,C,H,W], int64 [N]; None when it
-    is streamed), and `split.batches(...)`."""
+    """One part of a dataset: its source and the normalisation of its batches."""
 
+    source: Source
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    @property
-    def images(self) -> torch.Tensor | None: ...
-
-    @property
-    def labels(self) -> torch.Tensor | None: ...
-
     def __len__(self) -> int:
-        raise NotImplementedError
+        return len(self.source.labels)
+
+    def __repr__(self) -> str:
+        return f"Split({len(self)} images of {'x'.join(map(str, self.source.shape))})"
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """int64 [N]."""
+        return self.source.labels
+
+    @property
+    def images(self) -> torch.Tensor:
+        """All images as they are stored, uint8 [N, C, H, W]. For a streamed split this decodes them all."""
+        return self.source.fetch(torch.arange(len(self)), torch.device("cpu"))
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 images as the floats a model is given: (pixel / 255 - mean) / std, per channel."""
+        scale = torch.tensor([1 / (255 * std) for std in self.std], device=images.device).reshape(1, -1, 1, 1)
+        offset = torch.tensor([-m / s for m, s in zip(self.mean, self.std)], device=images.device)
+        return torch.addcmul(offset.reshape(1, -1, 1, 1), images.to(torch.float32), scale)
 
     def batches(
         self,
@@ -43,26 +240,85 @@ class Split:
         shuffle: bool = False,
         seed: int = 0,
         epoch: int = 0,
-        augment: Augment | str | None = None,
+        augment: Augment | str | bool | None = None,
         device: torch.device | str = "cpu",
         drop_last: bool = False,
         share: tuple[int, int] = (0, 1),
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Batches of (float images, normalised; int64 labels); order and augmentation drawn from (seed, epoch)."""
-        raise NotImplementedError
+    ) -> Iterator[Batch]:
+        """Batches of (normalised float images, labels) on the device; order and augmentation drawn from
+        (seed, epoch).
+
+        `share` = (rank, processes) yields every process its own part of each batch. The last batch may be
+        smaller unless `drop_last`.
+
+        >>> split = Split(Memory(torch.zeros(5, 1, 4, 4, dtype=torch.uint8), torch.arange(5)), (0.5,), (0.5,))
+        >>> [labels.tolist() for _, labels in split.batches(2)]
+        [[0, 1], [2, 3], [4]]
+        """
+        if batch_size < 1:
+            raise OptionError(f"batch_size: expected at least 1, got {batch_size}")
+        how = Augment.of(augment)
+        where = torch.device(device)
+        if where.type == "cuda" and where.index is None:
+            where = torch.device("cuda", torch.cuda.current_device())
+        crop = how.crop if how is not None else 0
+        drawn = Draws.of(len(self), crop, seed=seed, epoch=epoch) if shuffle or how is not None else None
+        order = drawn.order if shuffle and drawn is not None else torch.arange(len(self))
+        rank, processes = share
+        stop = len(self) - len(self) % batch_size if drop_last else len(self)
+
+        def make(start: int) -> tuple[torch.Tensor, torch.Tensor]:
+            place = torch.arange(start, min(start + batch_size, stop))[rank::processes]
+            index = order[place]
+            images = self.source.fetch(index, where)
+            if how is not None and drawn is not None:
+                images = _augmented(
+                    images, how, drawn.shift[place].to(where), drawn.mirrored[place].to(where)
+                )
+            return self.normalise(images), self.source.labels[index].to(where)
+
+        starts = range(0, stop, batch_size)
+        whole = self.source.whole if isinstance(self.source, Subset) else self.source
+        if isinstance(whole, Memory):
+            yield from map(make, starts)
+        else:
+            yield from _ahead(make, starts)
 
     def first(self, count: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first so many images and labels, as a batch."""
-        raise NotImplementedError
+        """The first so many images and labels, as one batch."""
+        index = torch.arange(min(count, len(self)))
+        return self.normalise(self.source.fetch(index, torch.device("cpu"))), self.labels[index]
 
     def per_class(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first `count` images of every class, as one batch (SNIP and GraSP want ten)."""
-        raise NotImplementedError
+        """The first `count` images of every class, as one batch in the split's order (SNIP and GraSP want
+        ten).
+
+        >>> labels = torch.tensor([0, 0, 0, 1, 1])
+        >>> Split(Memory(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), labels), (0.0,), (1.0,)).per_class(2)[1]
+        tensor([0, 0, 1, 1])
+        """
+        chosen = [(self.labels == label).nonzero().flatten()[:count] for label in self.labels.unique()]
+        index = torch.cat(chosen).sort().values
+        return self.normalise(self.source.fetch(index, torch.device("cpu"))), self.labels[index]
+
+
+def _ahead(make: Callable[[int], Batch], starts: range) -> Iterator[Batch]:
+    """Make batches in another thread, two ahead: decoding overlaps with training."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque(pool.submit(make, start) for start in starts[:2])
+        for start in [*starts[2:], None, None]:
+            if not waiting:
+                return
+            ready = waiting.popleft().result()
+            if start is not None:
+                waiting.append(pool.submit(make, start))
+            yield ready
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """A dataset ready to train on. `fingerprint` is a hash of its content and of everything `load` did to it."""
+    """A dataset ready to train on. `fingerprint` is a hash of its content and of everything `load` did to
+    it."""
 
     name: str
     train: Split
@@ -73,6 +329,11 @@ class Data:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        counts = f"{len(self.train)} + {len(self.validation)} + {len(self.test)}"
+        return f"Data({self.name!r}, {counts} images of {shape}, {self.num_classes} classes)"
 
     @property
     def num_classes(self) -> int:

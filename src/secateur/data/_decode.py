@@ -1,0 +1,223 @@
+"""From encoded images (PNG, JPEG, …) to uint8 tensors: decoded once, kept beside the user's caches, or
+streamed when large.
+
+>>> import io
+>>> from PIL import Image
+>>> file = io.BytesIO(); Image.new("L", (6, 4), 200).save(file, "PNG")
+>>> decode(file.getvalue(), size=(2, 3), channels=3).shape
+torch.Size([3, 2, 3])
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from secateur.data._splits import Memory, Source
+from secateur.errors import DataError, OptionError
+
+__all__ = ["Encoded", "cache_folder", "convert", "decode", "open_source", "pair"]
+
+IN_MEMORY = 1 << 30
+"""Splits of at most so many bytes of pixels are decoded once and held in memory; larger ones are streamed."""
+
+_CHUNK = 512
+
+
+class Encoded(Protocol):
+    """Encoded images in a row: what every dataset kind but the embedded one reads."""
+
+    labels: torch.Tensor
+
+    def read(self, index: int) -> bytes:
+        """The file of one image."""
+        ...
+
+    def describe(self, index: int) -> str:
+        """Where it comes from, for messages."""
+        ...
+
+    def digest(self) -> str:
+        """A hash of the content."""
+        ...
+
+
+def pair(size: int | Sequence[int] | None) -> tuple[int, int] | None:
+    """(height, width) from one number or two.
+
+    >>> pair(32), pair((28, 20)), pair(None)
+    ((32, 32), (28, 20), None)
+    """
+    if size is None:
+        return None
+    height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    if height < 1 or width < 1:
+        raise OptionError(f"size: expected at least 1 pixel each way, got {height}x{width}")
+    return height, width
+
+
+def decode(data: bytes, size: tuple[int, int] | None, channels: int | None) -> torch.Tensor:
+    """One image as uint8 [C, H, W]. A resize keeps the proportions: the shorter side fits, the middle is cut
+    out."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        grey = channels == 1 or (channels is None and image.mode in ("1", "L", "I", "I;16"))
+        picture = image.convert("L" if grey else "RGB")
+    if size is not None and (picture.height, picture.width) != size:
+        height, width = size
+        ratio = max(height / picture.height, width / picture.width)
+        wide, high = max(width, round(picture.width * ratio)), max(height, round(picture.height * ratio))
+        left, top = (wide - width) // 2, (high - height) // 2
+        resized = picture.resize((wide, high), Image.Resampling.BILINEAR)
+        picture = resized.crop((left, top, left + width, top + height))
+    pixels = np.array(picture, dtype=np.uint8)
+    return torch.from_numpy(pixels[None] if grey else np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def convert(images: torch.Tensor, size: tuple[int, int] | None, channels: int | None) -> torch.Tensor:
+    """uint8 images [N, C, H, W] in another size (bilinear) and with 1 or 3 channels (repeated, or luma of
+    BT.601).
+
+    >>> convert(torch.full((2, 1, 8, 8), 9, dtype=torch.uint8), (32, 32), 3).shape
+    torch.Size([2, 3, 32, 32])
+    """
+    if size is not None and tuple(images.shape[2:]) != size:
+        scaled = [
+            functional.interpolate(part.float(), size, mode="bilinear", antialias=True).round().clamp(0, 255)
+            for part in images.split(_CHUNK)
+        ]
+        images = torch.cat([part.to(torch.uint8) for part in scaled])
+    if channels is None or channels == images.shape[1]:
+        return images
+    if channels == 1 and images.shape[1] == 3:
+        luma = torch.tensor([0.299, 0.587, 0.114]).reshape(1, 3, 1, 1)
+        return (images.float() * luma).sum(1, keepdim=True).round().clamp(0, 255).to(torch.uint8)
+    if images.shape[1] == 1:
+        return images.expand(-1, channels, -1, -1).contiguous()
+    raise OptionError(f"channels: cannot make {channels} channels of {images.shape[1]}; expected 1 or 3")
+
+
+def cache_folder(given: str | os.PathLike[str] | None = None) -> Path:
+    """Where decoded images are kept: as given, else $SECATEUR_CACHE, else the user's cache folder.
+
+    >>> cache_folder("here").as_posix()
+    'here/images'
+    """
+    if given is not None:
+        return Path(given) / "images"
+    if os.environ.get("SECATEUR_CACHE"):
+        return Path(os.environ["SECATEUR_CACHE"]) / "images"
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "secateur" / "images"
+
+
+class Streamed:
+    """Images decoded each time they are asked for, by a few threads: for sets too large for memory."""
+
+    def __init__(self, encoded: Encoded, size: tuple[int, int], channels: int):
+        self.encoded, self.size, self.channels = encoded, size, channels
+        self.labels = encoded.labels
+        self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        return self.channels, *self.size
+
+    def fetch(self, index: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """The images of these indices, decoded now."""
+        read = self._pool.map(lambda i: _one(self.encoded, i, self.size, self.channels), index.tolist())
+        return torch.stack(list(read)).to(device)
+
+    def digest(self) -> str:
+        """The encoded content's hash, and how it is decoded."""
+        return hashlib.sha256(f"{self.encoded.digest()}/{self.size}/{self.channels}".encode()).hexdigest()
+
+
+def _one(encoded: Encoded, index: int, size: tuple[int, int] | None, channels: int | None) -> torch.Tensor:
+    """One image, or an error that says which one could not be decoded."""
+    try:
+        return decode(encoded.read(index), size, channels)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(
+            f"{encoded.describe(index)}: expected an image that Pillow can read, got {type(error).__name__}: "
+            f"{error}; remove or replace it"
+        ) from error
+
+
+def open_source(
+    encoded: Encoded,
+    size: tuple[int, int] | None,
+    channels: int | None,
+    cache_dir: str | os.PathLike[str] | None,
+    in_memory: int | None = None,
+) -> Source:
+    """Encoded images as a source: in memory where they fit (decoded once, then read from the cache), else
+    streamed."""
+    if len(encoded.labels) == 0:
+        raise DataError(f"{encoded.describe(0)}: expected images, got none")
+    first = _one(encoded, 0, size, channels)
+    shape = tuple(first.shape)
+    if first.numel() * len(encoded.labels) > (IN_MEMORY if in_memory is None else in_memory):
+        return Streamed(encoded, (shape[1], shape[2]), shape[0])
+    key = hashlib.sha256(f"1/{encoded.digest()}/{size}/{shape}".encode()).hexdigest()[:32]
+    file = cache_folder(cache_dir) / f"{key}.safetensors"
+    cached = _read_cache(file, (len(encoded.labels), *shape))
+    if cached is not None:
+        return Memory(cached, encoded.labels)
+    images = torch.empty((len(encoded.labels), *shape), dtype=torch.uint8)
+
+    def fill(start: int) -> None:
+        for index in range(start, min(start + _CHUNK, len(images))):
+            image = _one(encoded, index, size, shape[0])
+            if image.shape != first.shape:
+                raise DataError(
+                    f"{encoded.describe(index)}: expected {_shown(shape)} like the first image, got "
+                    f"{_shown(tuple(image.shape))}; give size= to bring all images to one size"
+                )
+            images[index] = image
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        list(pool.map(fill, range(0, len(images), _CHUNK)))
+    _write_cache(file, images)
+    return Memory(images, encoded.labels)
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    return f"{shape[2]}x{shape[1]} pixels with {shape[0]} channel{'s' if shape[0] > 1 else ''}"
+
+
+def _read_cache(file: Path, shape: tuple[int, ...]) -> torch.Tensor | None:
+    """The decoded images, or None where there are none that fit: the cache may be deleted or damaged at any
+    time."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        images = load_file(file)["images"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+    return images if images.dtype == torch.uint8 and tuple(images.shape) == shape else None
+
+
+def _write_cache(file: Path, images: torch.Tensor) -> None:
+    """Keep the decoded images; a cache that cannot be written costs time, not the run."""
+    from safetensors.torch import save_file
+
+    scratch = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"images": images}, scratch)
+        scratch.replace(file)
+    except OSError:
+        scratch.unlink(missing_ok=True)

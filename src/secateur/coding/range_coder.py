@@ -1,0 +1,93 @@
+"""The range coder: constriction's, fed with whole-number probabilities only.
+
+constriction takes floating-point probabilities and turns them into whole numbers of 24 bits. Both kinds of
+probability used here are chosen so that this step is exact in binary floating point, on every machine and
+compiler:
+
+- a bit's probability of being 1 is `p / 65536` with whole `p` in 1..65535: all products fit in 53 bits, and
+  the 0 gets `floor((65536 - p) * (2**24 - 2) / 65536) + 1` of 2**24 parts;
+- a table of frequencies sums to `2**24 - K` for K symbols, so that the scale is exactly 1 and symbol j gets
+  `frequency[j] + 1` of 2**24 parts.
+
+docs/format.md defines the decoder in whole numbers; the tests hold constriction to that definition.
+
+>>> import numpy as np
+>>> encoder = Encoder()
+>>> encoder.bits(np.array([1, 0, 1, 1]), np.array([60000, 5000, 60000, 32768]))
+>>> data = encoder.finish()
+>>> Decoder(data).bits(np.array([60000, 5000, 60000, 32768])).tolist()
+[1, 0, 1, 1]
+"""
+
+from __future__ import annotations
+
+import constriction
+import numpy as np
+
+from secateur.errors import FormatError
+
+__all__ = ["TOTAL", "Decoder", "Encoder"]
+
+TOTAL = 1 << 24  # parts a probability is divided into
+_BIT = constriction.stream.model.Bernoulli(perfect=False)
+_SCALE = 1.0 / 65536.0
+
+
+class Encoder:
+    """Writes bits and symbols; `finish` gives the bytes."""
+
+    def __init__(self) -> None:
+        self._coder = constriction.stream.queue.RangeEncoder()
+
+    def bits(self, bits: np.ndarray, ones: np.ndarray) -> None:
+        """Append bits, each with its own probability `ones / 65536` of being 1."""
+        if bits.size:
+            self._coder.encode(bits.astype(np.int32), _BIT, ones.astype(np.float64) * _SCALE)
+
+    def symbols(self, symbols: np.ndarray, frequencies: np.ndarray) -> None:
+        """Append symbols that share one table of frequencies, which sum to `TOTAL - len(frequencies)`."""
+        if symbols.size:
+            self._coder.encode(symbols.astype(np.int32), _table(frequencies))
+
+    def finish(self) -> bytes:
+        """Everything written, as bytes: big-endian words, zero bytes at the end left out (the reader adds them)."""
+        return self._coder.get_compressed().astype(">u4").tobytes().rstrip(b"\0")
+
+
+class Decoder:
+    """Reads back what an `Encoder` wrote, in the same order with the same probabilities."""
+
+    def __init__(self, data: bytes | memoryview):
+        whole = bytes(data) + bytes(-len(data) % 4)
+        self._coder = constriction.stream.queue.RangeDecoder(
+            np.frombuffer(whole, dtype=">u4").astype(np.uint32)
+        )
+
+    def bits(self, ones: np.ndarray) -> np.ndarray:
+        """As many bits as there are probabilities."""
+        if not ones.size:
+            return np.zeros(0, dtype=np.int32)
+        try:
+            return self._coder.decode(_BIT, ones.astype(np.float64) * _SCALE)
+        except AssertionError:
+            raise FormatError("a coded stream holds a value outside the coder's range") from None
+
+    def symbols(self, count: int, frequencies: np.ndarray) -> np.ndarray:
+        """`count` symbols of one table."""
+        if not count:
+            return np.zeros(0, dtype=np.int32)
+        try:
+            return self._coder.decode(_table(frequencies), count)
+        except AssertionError:
+            raise FormatError("a coded stream holds a value outside the coder's range") from None
+
+    def finish(self) -> None:
+        """Raise unless the bytes end where the symbols do."""
+        if not self._coder.maybe_exhausted():
+            raise FormatError("a coded stream goes on after its last symbol")
+
+
+def _table(frequencies: np.ndarray) -> object:
+    if int(frequencies.sum()) != TOTAL - len(frequencies) or int(frequencies.min()) < 0:
+        raise ValueError(f"frequencies must sum to {TOTAL - len(frequencies)}, got {int(frequencies.sum())}")
+    return constriction.stream.model.Categorical(frequencies.astype(np.float64), perfect=False)

@@ -1,0 +1,91 @@
+"""Symbols by one table: the fast coder, one call for all of them, the table in front.
+
+>>> import numpy as np
+>>> symbols = np.array([0] * 900 + [1] * 90 + [2] * 10)
+>>> len(encode(symbols, 3)) * 8 / 1000 < entropy(symbols) + 0.1
+True
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from secateur.coding import varint
+from secateur.coding.range_coder import TOTAL, Decoder, Encoder
+from secateur.errors import FormatError
+
+__all__ = ["MOST_SYMBOLS", "decode", "encode", "entropy", "frequencies"]
+
+MOST_SYMBOLS = 1 << 16
+_FINEST = 1 << 12  # counts are scaled so that their sum stays near this before they are written
+
+
+def entropy(symbols: np.ndarray) -> float:
+    """Bits per symbol of the best code that knows each symbol's share and nothing else.
+
+    >>> entropy(np.array([0, 1, 0, 1]))
+    1.0
+    """
+    if symbols.size == 0:
+        return 0.0
+    counts = np.bincount(symbols.reshape(-1))
+    share = counts[counts > 0] / symbols.size
+    return float(-(share * np.log2(share)).sum()) + 0.0
+
+
+def frequencies(counts: np.ndarray) -> np.ndarray:
+    """Counts as frequencies that sum to `TOTAL - K`, in whole numbers: what rounding leaves goes to the largest."""
+    free = TOTAL - len(counts)
+    counts = counts.astype(np.int64)
+    total = int(counts.sum())
+    out = counts * free // total
+    out[int(np.argmax(counts))] += free - int(out.sum())
+    return out
+
+
+def encode(symbols: np.ndarray, size: int) -> bytes:
+    """Symbols 0..size-1 as a table (each symbol's coarse count) and one range-coded stream.
+
+    A single symbol only needs no stream at all.
+    """
+    flat = symbols.reshape(-1)
+    counts = np.bincount(flat, minlength=size).astype(np.int64)
+    total = int(counts.sum())
+    if total == 0:
+        return b""
+    if size > 1:
+        finest = max(_FINEST, 8 * size)
+        if total > finest:
+            counts = np.where(counts > 0, np.maximum(counts * finest // total, 1), 0)
+    used = np.flatnonzero(counts)
+    if len(used) == 1:
+        return varint.write(int(used[0])) + varint.write(0)
+    first, last = int(used[0]), int(used[-1])
+    table = b"".join(varint.write(int(c)) for c in counts[first : last + 1])
+    encoder = Encoder()
+    encoder.symbols(flat - first, frequencies(counts[first : last + 1]))
+    return varint.write(first) + varint.write(last - first) + table + encoder.finish()
+
+
+def decode(data: bytes | memoryview, count: int, size: int) -> np.ndarray:
+    """The inverse of `encode`: `count` symbols, all below `size`, as int32."""
+    if count == 0:
+        if len(data):
+            raise FormatError("a table of symbols: expected nothing for no symbols")
+        return np.zeros(0, dtype=np.int32)
+    reader = varint.Reader(data, "a table of symbols")
+    first = reader.varint(size - 1, "the first symbol")
+    spread = reader.varint(size - 1 - first, "the number of symbols")
+    if spread == 0:
+        reader.end()
+        return np.full(count, first, dtype=np.int32)
+    counts = np.array([reader.varint(1 << 32, "a frequency") for _ in range(spread + 1)], dtype=np.int64)
+    total = int(counts.sum())
+    if counts[0] == 0 or counts[-1] == 0 or total > 1 << 38:
+        raise reader.fail("the table's first and last frequency must not be zero, and their sum below 2**38")
+    decoder = Decoder(reader.take(reader.left))
+    symbols = decoder.symbols(count, frequencies(counts))
+    decoder.finish()
+    if first:
+        symbols += first
+    return symbols

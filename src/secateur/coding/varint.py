@@ -1,0 +1,105 @@
+"""Whole numbers in as few bytes as they need, and a reader that never runs past its end.
+
+>>> write(300).hex()
+'ac02'
+>>> Reader(b"\\xac\\x02\\x07", "example").varint()
+300
+>>> Reader(b"\\xac", "example").varint()
+Traceback (most recent call last):
+...
+secateur.errors.FormatError: example, byte 1: expected 1 more byte, found the end
+"""
+
+from __future__ import annotations
+
+from secateur.errors import FormatError
+
+__all__ = ["LARGEST", "Reader", "signed", "unsigned", "write"]
+
+LARGEST = (1 << 63) - 1
+
+
+def write(value: int) -> bytes:
+    """Seven bits a byte, lowest first, the top bit set on every byte but the last."""
+    if not 0 <= value <= LARGEST:
+        raise ValueError(f"a varint holds 0..2**63-1, got {value}")
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def unsigned(value: int) -> int:
+    """A signed number as an unsigned one, small for small magnitudes: 0, -1, 1, -2 become 0, 1, 2, 3.
+
+    >>> [unsigned(v) for v in (0, -1, 1, -2)]
+    [0, 1, 2, 3]
+    """
+    return value * 2 if value >= 0 else -value * 2 - 1
+
+
+def signed(value: int) -> int:
+    """The inverse of `unsigned`."""
+    return value >> 1 if value % 2 == 0 else -(value >> 1) - 1
+
+
+class Reader:
+    """Reads fields from bytes in order; every failure is a `FormatError` that says where.
+
+    `what` names the thing that is read, for the messages; `base` is where `data` starts in the file.
+    """
+
+    def __init__(self, data: bytes | memoryview, what: str, base: int = 0):
+        self.data = memoryview(data)
+        self.what = what
+        self.base = base
+        self.at = 0
+
+    def fail(self, message: str) -> FormatError:
+        """The error to raise for what was found at this place."""
+        return FormatError(f"{self.what}, byte {self.base + self.at}: {message}")
+
+    @property
+    def left(self) -> int:
+        """How many bytes have not been read."""
+        return len(self.data) - self.at
+
+    def take(self, count: int) -> memoryview:
+        """The next `count` bytes."""
+        if count > self.left:
+            missing = count - self.left
+            raise self.fail(f"expected {missing} more byte{'s' if missing > 1 else ''}, found the end")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def byte(self) -> int:
+        """The next byte as a number."""
+        return self.take(1)[0]
+
+    def varint(self, most: int = LARGEST, of: str = "a number") -> int:
+        """The next varint: at most `most`, in its shortest form; `of` says what it counts."""
+        value, shift = 0, 0
+        while True:
+            byte = self.byte()
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                break
+            if shift >= 63:
+                raise self.fail(f"{of} has more than 63 bits")
+        if byte == 0 and shift > 7:
+            raise self.fail(f"{of} is written with needless bytes")
+        if value > most:
+            raise self.fail(f"{of} is {value}, at most {most} can be")
+        return value
+
+    def part(self, of: str = "a part") -> memoryview:
+        """A varint length and that many bytes."""
+        return self.take(self.varint(self.left, f"the length of {of}"))
+
+    def end(self) -> None:
+        """Raise unless everything has been read."""
+        if self.left:
+            raise self.fail(f"{self.left} bytes are left over")

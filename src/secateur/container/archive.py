@@ -1,0 +1,252 @@
+"""`save` and `load`: a model or a state dict as one .sct file and back, bit for bit.
+
+>>> import pathlib, tempfile, torch
+>>> from torch import nn
+>>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+>>> with tempfile.TemporaryDirectory() as folder:
+...     saved = save(model, pathlib.Path(folder) / "m.sct")
+...     state = load(pathlib.Path(folder) / "m.sct")
+...     again = load(pathlib.Path(folder) / "m.sct", into=nn.Sequential(nn.Linear(8, 4), nn.ReLU(),
+nn.Linear(4, 2)))
+>>> list(state) == list(model.state_dict()), torch.equal(again[2].weight, model[2].weight), saved.size > 0
+(True, True, True)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.coding import indices, varint
+from secateur.container import batch_norm as bn
+from secateur.container import format as sct
+from secateur.container import tensors
+from secateur.container.arrays import entry_of, to_tensor, to_words
+from secateur.container.files import replacing
+from secateur.container.reading import words_of
+from secateur.core.codebook import Codebook
+from secateur.errors import (
+    DataError,
+    FormatError,
+    MaskMismatchError,
+    NothingToDoError,
+    OptionError,
+    UnknownNameError,
+    near,
+)
+
+__all__ = ["Saved", "load", "save"]
+
+State = Mapping[str, torch.Tensor]
+_PRECISIONS = {"fp16": "F16", "bf16": "BF16"}
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What `save` did: where, how many bytes, and how many the tensors take as they are."""
+
+    path: Path
+    size: int
+    dense: int
+
+    @property
+    def ratio(self) -> float:
+        """Bytes of the tensors over bytes of the file."""
+        return self.dense / self.size
+
+
+def save(
+    model: nn.Module | State,
+    path: str | os.PathLike[str],
+    shared: Any = None,
+    *,
+    codebooks: Mapping[str, Codebook] | None = None,
+    masks: Mapping[str, torch.Tensor] | None = None,
+    plan: Any = None,
+    batch_norm: str | int | None = None,
+    precision: str | None = None,
+    names: Literal["file", "model"] = "file",
+    coder: str = indices.DEFAULT,
+) -> Saved:
+    """Write a model or a state dict as one file; without options every tensor comes back bit for bit.
+
+    Tensors of few distinct values are found and stored as indices, pruned ones without their zeros. `shared`
+    (what `sc.share` returned) or `codebooks`, and `masks`, are checked against the tensors: a weight that is
+    not its centroid, or not zero where it is masked, is an error. `plan` is the shrink plan (text, or a value
+    with `to_json`) that `load` applies to a freshly built model. `batch_norm` folds batch norm ("fp32",
+    "fp16", "bf16" or 8 bits); `precision` stores every other float tensor that is not shared narrower
+    ("fp16", "bf16"). `names="model"` leaves out names and shapes: such a file can only be loaded `into=` the
+    model it came from.
+    """
+    module = model if isinstance(model, nn.Module) else None
+    source: State = module.state_dict() if module is not None else model  # type: ignore[assignment]
+    state = {name: value for name, value in source.items() if isinstance(value, torch.Tensor)}
+    if not state:
+        raise NothingToDoError("there is no tensor to save: expected a model or a state dict with tensors")
+    books = dict(codebooks if codebooks is not None else getattr(shared, "codebooks", shared) or {})
+    _check_books(state, books)
+    _check_masks(state, masks)
+    narrow = _precision(precision, "precision")
+    if batch_norm not in (None, "fp32", "fp16", "bf16", 8):
+        raise OptionError(f"batch_norm: expected None, 'fp32', 'fp16', 'bf16' or 8, got {batch_norm!r}")
+    if names not in ("file", "model"):
+        raise OptionError(f"names: expected 'file' or 'model', got {names!r}")
+    if coder not in indices.MODELS:
+        raise UnknownNameError(f"unknown coder {coder!r}: {near(str(coder), indices.MODELS)}")
+    folded = bn.fold(state, module) if batch_norm is not None else {}
+    entries = [entry_of(name, value) for name, value in state.items()]
+    with replacing(path) as file:
+        writer = sct.Writer(file, entries if names == "model" else None)
+        if plan is not None:
+            writer.text("plan", tensors.text(_plan_text(plan).encode()))
+        first_at: dict[tuple[Any, ...], int] = {}
+        for index, (name, value) in enumerate(state.items()):
+            tied = (value.data_ptr(), value.dtype, tuple(value.shape), tuple(value.stride()))
+            entry, words = to_words(name, folded.get(name, value))
+            if name not in folded and value.numel():
+                if tied in first_at:
+                    writer.add(entry, words.tobytes(), sct.SAME, [varint.write(index - first_at[tied])])
+                    continue
+                first_at[tied] = index
+            method, parts, words = _encode(entry, words, books, folded, batch_norm, narrow, coder)
+            writer.add(entry, words.tobytes(), method, parts)
+        writer.finish()
+    return Saved(Path(path), writer.written, sum(entry.nbytes for entry in entries))
+
+
+def _encode(
+    entry: sct.Entry,
+    words: np.ndarray,
+    books: Mapping[str, Codebook],
+    folded: State,
+    batch_norm: str | int | None,
+    narrow: str | None,
+    coder: str,
+) -> tuple[int, list[bytes], np.ndarray]:
+    """How one tensor is stored, and the words a reader will get (others than given where precision was cut)."""
+    if entry.name in books:
+        few = tensors.levels_of(words, entry, most=1 << 16)
+        if few is not None:
+            return *tensors.indexed(entry, *few, coder), words
+    method, parts = tensors.encode(entry, words, coder)
+    if entry.dtype != "F32" or method in (sct.ZERO, sct.CONST):
+        return method, parts, words
+    if entry.name in folded:
+        if batch_norm == 8:
+            return tensors.grid(entry, words, logarithmic=entry.name.endswith("weight"))
+        if batch_norm != "fp32":
+            return tensors.cast(entry, words, _PRECISIONS[str(batch_norm)])
+    elif narrow and method != sct.INDEXED:
+        return tensors.cast(entry, words, narrow)
+    return method, parts, words
+
+
+@overload
+def load(path: str | os.PathLike[str], into: None = None) -> dict[str, torch.Tensor]: ...
+@overload
+def load(path: str | os.PathLike[str], into: nn.Module) -> nn.Module: ...
+def load(path: str | os.PathLike[str], into: nn.Module | None = None) -> Any:
+    """The state dict of a file, or the model `into` with the file's tensors in it.
+
+    A file that holds a shrink plan is loaded into the freshly built original class: the plan is applied
+    first. The model is only touched once every byte of the file has been decoded and checked.
+    """
+    with open(path, "rb") as file:
+        archive = sct.Archive(file)
+        if into is None:
+            if not archive.named:
+                raise FormatError(
+                    f"{path}: the file leaves its names to the model it was saved from; load it with "
+                    f"into=that model"
+                )
+            return _state(archive)
+        if "plan" in archive.texts:
+            text = tensors.read_text(archive.texts["plan"], "the shrink plan").decode("utf-8", "replace")
+            _apply_plan(text, into)
+        target = {k: v for k, v in into.state_dict().items() if isinstance(v, torch.Tensor)}
+        if not archive.named:
+            archive = sct.Archive(file, [entry_of(name, value) for name, value in target.items()])
+        state = _state(archive)
+    _check_target(path, state, target)
+    into.load_state_dict(state, strict=False)
+    return into
+
+
+def _state(archive: sct.Archive) -> dict[str, torch.Tensor]:
+    return {record.entry.name: to_tensor(record.entry, words) for record, words in words_of(archive)}
+
+
+def _check_target(path: Any, state: State, target: State) -> None:
+    for name, value in state.items():
+        if name not in target:
+            raise DataError(f"{path}: the file's tensor {name!r} is not in the model; {near(name, target)}")
+        if target[name].shape != value.shape:
+            raise DataError(
+                f"{path}: tensor {name!r} has shape {list(value.shape)} in the file and "
+                f"{list(target[name].shape)} in the "
+                "model; build the class the file was saved from"
+            )
+    missing = [name for name in target if name not in state]
+    if missing:
+        raise DataError(
+            f"{path}: the model's tensor {missing[0]!r} is not in the file ({len(missing)} are missing)"
+        )
+
+
+def _check_books(state: State, books: Mapping[str, Codebook]) -> None:
+    for name, book in books.items():
+        if name not in state:
+            raise OptionError(f"codebook of {name!r}: the model has no such tensor; {near(name, state)}")
+        tensor = book.tensor()
+        if tensor.shape != state[name].shape or not bool((tensor.to(state[name]) == state[name]).all()):
+            raise OptionError(
+                f"codebook of {name!r}: the model's tensor is not made of the codebook's values; write them "
+                f"into the "
+                "model first (shared.apply_(model)) or save the shared copy"
+            )
+
+
+def _check_masks(state: State, masks: Mapping[str, torch.Tensor] | None) -> None:
+    for name, mask in (masks or {}).items():
+        if name not in state:
+            raise MaskMismatchError(f"mask of {name!r}: the model has no such tensor; {near(name, state)}")
+        if mask.shape != state[name].shape:
+            raise MaskMismatchError(
+                f"mask of {name!r}: shape {list(mask.shape)}, the tensor has {list(state[name].shape)}"
+            )
+        alive = int((state[name][~mask.to(state[name].device)] != 0).sum())
+        if alive:
+            raise MaskMismatchError(
+                f"mask of {name!r}: {alive} weights it removes are not zero in the model; "
+                f"masks.apply_(model) first"
+            )
+
+
+def _precision(value: str | None, option: str) -> str | None:
+    if value is None or value == "fp32":
+        return None
+    if value not in _PRECISIONS:
+        raise OptionError(f"{option}: expected None, 'fp32', 'fp16' or 'bf16', got {value!r}")
+    return _PRECISIONS[value]
+
+
+def _plan_text(plan: Any) -> str:
+    if isinstance(plan, str):
+        return plan
+    to_json = getattr(plan, "to_json", None)
+    if to_json is None:
+        raise OptionError(f"plan: expected JSON text or a value with to_json(), got {type(plan).__name__}")
+    return str(to_json())
+
+
+def _apply_plan(text: str, model: nn.Module) -> None:
+    from secateur.structure.plan import Plan
+
+    Plan.from_json(text).apply_(model)

@@ -1,0 +1,451 @@
+"""The .sct format, version 1: the sole reader and validator of its bytes, and the writer beside it. No torch.
+
+A file is a magic number, a version, and sections; each section has a kind, a length, its payload and a CRC-32
+that continues the one before, so that sections cannot be moved, dropped or repeated. docs/format.md has every
+field.
+
+>>> import io
+>>> import numpy as np
+>>> file = io.BytesIO()
+>>> writer = Writer(file)
+>>> writer.add(Entry("w", "F32", (2,)), np.array([1.5, 2.5], dtype=np.float32).view(np.uint8), RAW, [b"..."])
+>>> writer.finish()
+>>> Archive(file).records()[0].entry
+Entry(name='w', dtype='F32', shape=(2,))
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import BinaryIO
+
+import numpy as np
+
+from secateur.coding import varint
+from secateur.errors import FormatError
+
+__all__ = [
+    "CAST",
+    "CONST",
+    "DTYPES",
+    "GRID",
+    "INDEXED",
+    "MAGIC",
+    "METHODS",
+    "PACKED",
+    "RAW",
+    "SAME",
+    "SPARSE",
+    "VERSION",
+    "ZERO",
+    "Archive",
+    "Entry",
+    "Record",
+    "Writer",
+    "digest",
+]
+
+MAGIC = b"\x89SCT"
+VERSION = 1
+
+# Section kinds, in the only order they may come in: HEAD, then TEXT and TENSORS and PAD, then END.
+HEAD, TENSORS, TEXT, PAD, END = 1, 2, 3, 4, 5
+_SECTIONS = {HEAD: "head", TENSORS: "tensors", TEXT: "text", PAD: "pad", END: "end"}
+
+# How a tensor is stored, and the parts each way has.
+RAW, ZERO, SAME, CONST, PACKED, INDEXED, SPARSE, CAST, GRID = range(9)
+METHODS: dict[int, tuple[str, tuple[str, ...]]] = {
+    RAW: ("raw", ("raw",)),
+    ZERO: ("zero", ()),
+    SAME: ("same", ("back",)),
+    CONST: ("const", ("value",)),
+    PACKED: ("packed", ("packed",)),
+    INDEXED: ("indexed", ("codebook", "indices")),
+    SPARSE: ("sparse", ("mask", "packed")),
+    CAST: ("cast", ("dtype", "packed")),
+    GRID: ("grid", ("grid", "packed")),
+}
+
+# dtype name as safetensors writes it -> (code in the file, bytes of an element, is a float)
+DTYPES: dict[str, tuple[int, int, bool]] = {
+    "F32": (0, 4, True),
+    "F16": (1, 2, True),
+    "BF16": (2, 2, True),
+    "F64": (3, 8, True),
+    "I64": (4, 8, False),
+    "I32": (5, 4, False),
+    "I16": (6, 2, False),
+    "I8": (7, 1, False),
+    "U8": (8, 1, False),
+    "BOOL": (9, 1, False),
+    "U16": (10, 2, False),
+    "U32": (11, 4, False),
+    "U64": (12, 8, False),
+    "F8_E4M3": (13, 1, True),
+    "F8_E5M2": (14, 1, True),
+    "C64": (15, 8, False),
+}
+_NAMES = {code: name for name, (code, _, _) in DTYPES.items()}
+
+MOST_NAME = 4096  # bytes of a name
+MOST_DIMS = 32
+FREE_BYTES = 1 << 25  # decoded bytes any file may ask for ...
+BYTES_PER_BYTE = 4096  # ... and how many more each of its own bytes allows
+_SECTION_SIZE = 1 << 20  # the writer closes a section of tensors when it is this long
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor's name, dtype (in safetensors' spelling) and shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """How many elements."""
+        return prod(self.shape)
+
+    @property
+    def width(self) -> int:
+        """Bytes of one element."""
+        return DTYPES[self.dtype][1]
+
+    @property
+    def floating(self) -> bool:
+        """Whether the elements are floats."""
+        return DTYPES[self.dtype][2]
+
+    @property
+    def nbytes(self) -> int:
+        """Decoded bytes."""
+        return self.numel * self.width
+
+
+@dataclass(frozen=True)
+class Record:
+    """One tensor as the file has it: how it is stored, its parts, and how many bytes go to what."""
+
+    index: int
+    entry: Entry
+    method: int
+    parts: dict[str, memoryview]
+    offset: int
+    name_bytes: int
+    frame_bytes: int
+    section: int
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return f"tensor {self.entry.name!r} at byte {self.offset}"
+
+    @property
+    def nbytes(self) -> int:
+        """All bytes of the record."""
+        return self.name_bytes + self.frame_bytes + sum(len(part) for part in self.parts.values())
+
+
+def digest(entries: Sequence[Entry]) -> bytes:
+    """Eight bytes that stand for names, dtypes and shapes where the target model supplies them.
+
+    >>> digest([Entry("w", "F32", (2,))]).hex()
+    'b2d742144e923664'
+    """
+    text = "".join(f"{e.name}\0{e.dtype}\0{','.join(map(str, e.shape))}\0" for e in entries)
+    return hashlib.sha256(text.encode()).digest()[:8]
+
+
+class Writer:
+    """Writes a file section by section; needs memory for one section only.
+
+    `names_from` leaves names, dtypes and shapes out: the reader must supply these very entries.
+    """
+
+    def __init__(self, file: BinaryIO, names_from: Sequence[Entry] | None = None):
+        self._file = file
+        self._crc = zlib.crc32(MAGIC + bytes([VERSION]))
+        self._content = 0
+        self._named = names_from is None
+        self._count = 0
+        self._decoded = 0
+        self._pending: list[bytes] = []
+        self._pending_size = 0
+        self._last_name = b""
+        self.written = len(MAGIC) + 1
+        file.write(MAGIC + bytes([VERSION]))
+        head = b"\0" if names_from is None else b"\1" + varint.write(len(names_from)) + digest(names_from)
+        self._section(HEAD, head)
+
+    def text(self, key: str, value: bytes) -> None:
+        """A named piece of text (a shrink plan, a header), as bytes already coded."""
+        self._flush()
+        name = key.encode()
+        self._section(TEXT, varint.write(len(name)) + name + value)
+
+    def add(self, entry: Entry, decoded: np.ndarray | bytes, method: int, parts: Sequence[bytes]) -> None:
+        """One tensor: `decoded` are the very bytes a reader will get, for the checksum of the content."""
+        record = bytearray()
+        if self._named:
+            record += self._name(entry)
+        record.append(method)
+        for part in parts:
+            record += varint.write(len(part)) + part
+        self._content = zlib.crc32(decoded, self._content)
+        self._decoded += entry.nbytes
+        self._count += 1
+        self._pending.append(bytes(record))
+        self._pending_size += len(record)
+        if self._pending_size >= _SECTION_SIZE:
+            self._flush()
+
+    def finish(self) -> None:
+        """Close the last section and write the end."""
+        self._flush()
+        allowed = FREE_BYTES + BYTES_PER_BYTE * self.written
+        if self._decoded > allowed:
+            self._section(PAD, bytes(-(-(self._decoded - allowed) // BYTES_PER_BYTE)))
+        self._section(END, varint.write(self._count) + self._content.to_bytes(4, "little"))
+        self._file.flush()
+
+    def _name(self, entry: Entry) -> bytes:
+        name = entry.name.encode()
+        shared = len(os.path.commonprefix([name, self._last_name]))
+        self._last_name = name
+        out = varint.write(shared) + varint.write(len(name) - shared) + name[shared:]
+        out += bytes([DTYPES[entry.dtype][0]]) + varint.write(len(entry.shape))
+        return out + b"".join(varint.write(size) for size in entry.shape)
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._section(TENSORS, varint.write(len(self._pending)) + b"".join(self._pending))
+            self._pending, self._pending_size, self._last_name = [], 0, b""
+
+    def _section(self, kind: int, payload: bytes) -> None:
+        head = bytes([kind]) + varint.write(len(payload))
+        self._crc = zlib.crc32(payload, zlib.crc32(head, self._crc))
+        self._file.write(head)
+        self._file.write(payload)
+        self._file.write(self._crc.to_bytes(4, "little"))
+        self.written += len(head) + len(payload) + 4
+
+
+@dataclass(frozen=True)
+class _Section:
+    kind: int
+    offset: int  # of the section's first byte
+    start: int  # of its payload
+    length: int
+
+
+@dataclass
+class Archive:
+    """A .sct file opened for reading: every section is checked before anything in it is believed.
+
+    `names_from` supplies names, dtypes and shapes to a file that was written without them.
+    """
+
+    file: BinaryIO
+    names_from: Sequence[Entry] | None = None
+    size: int = 0
+    version: int = VERSION
+    texts: dict[str, bytes] = field(default_factory=dict)
+    sections: list[_Section] = field(default_factory=list)
+    count: int = 0
+    content: int = 0
+    named: bool = True
+    _starts: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.size = self.file.seek(0, os.SEEK_END)
+        self._scan()
+
+    # -- sections --------------------------------------------------------------------------------------------
+    def _read(self, start: int, count: int) -> bytes:
+        self.file.seek(start)
+        return self.file.read(count)
+
+    def _scan(self) -> None:
+        """Walk all sections once: frame, order and checksum of each."""
+        head = self._read(0, len(MAGIC) + 1)
+        if head[: len(MAGIC)] != MAGIC:
+            raise FormatError(
+                f"not a .sct file: expected it to start with {MAGIC!r}, found {head[: len(MAGIC)]!r}"
+            )
+        if len(head) <= len(MAGIC):
+            raise FormatError(f"the file ends at byte {self.size}, before its version")
+        self.version = head[len(MAGIC)]
+        if self.version != VERSION:
+            raise FormatError(
+                f"byte {len(MAGIC)}: the file has version {self.version}, this reader knows version "
+                f"{VERSION}; "
+                "read it with the release of secateur that wrote it, or a later one"
+            )
+        crc, at = zlib.crc32(head), len(head)
+        while at < self.size:
+            section, crc = self._scan_section(at, crc)
+            at = section.start + section.length + 4
+            self.sections.append(section)
+            if section.kind == END and at != self.size:
+                raise FormatError(f"byte {at}: {self.size - at} bytes follow the end section")
+        if not self.sections or self.sections[-1].kind != END:
+            raise FormatError(f"the file ends at byte {self.size} without its end section: it was cut short")
+
+    def _scan_section(self, at: int, crc: int) -> tuple[_Section, int]:
+        reader = varint.Reader(self._read(at, 11), "section", at)
+        kind = reader.byte()
+        length = reader.varint(of="a section's length")
+        name = _SECTIONS.get(kind)
+        if name is None:
+            raise FormatError(f"byte {at}: section of kind {kind}, known kinds are 1..5")
+        if (kind == HEAD) != (at == len(MAGIC) + 1):
+            raise FormatError(f"byte {at}: expected the head section first and once, found a {name} section")
+        start = at + reader.at
+        if start + length + 4 > self.size:
+            raise FormatError(
+                f"byte {at}: the {name} section claims {length} bytes, the file has "
+                f"{max(0, self.size - start - 4)} "
+                "left for it: it was cut short or damaged"
+            )
+        crc = zlib.crc32(bytes(reader.data[: reader.at]), crc)
+        payload = b""
+        self.file.seek(start)
+        left = length
+        while left:
+            block = self.file.read(min(left, 1 << 22))
+            if not block:
+                raise FormatError(f"byte {at}: the {name} section could not be read to its end")
+            crc = zlib.crc32(block, crc)
+            left -= len(block)
+            if kind in (HEAD, TEXT, END):
+                payload += block
+        if self.file.read(4) != crc.to_bytes(4, "little"):
+            raise FormatError(
+                f"byte {at}: the checksum of the {name} section does not fit: the file is damaged"
+            )
+        reader = varint.Reader(payload, f"{name} section", start)
+        if kind == HEAD:
+            self._head(reader)
+        elif kind == TEXT:
+            self._text(reader)
+        elif kind == END:
+            self.count = reader.varint(of="the number of tensors")
+            self.content = int.from_bytes(reader.take(4), "little")
+            reader.end()
+        return _Section(kind, at, start, length), crc
+
+    def _head(self, reader: varint.Reader) -> None:
+        flags = reader.byte()
+        if flags > 1:
+            raise reader.fail(f"flags {flags} are not known to this version")
+        self.named = flags == 0
+        if not self.named:
+            self._expected = reader.varint(of="the number of tensors")
+            self._digest = bytes(reader.take(8))
+            if self.names_from is not None and (
+                len(self.names_from) != self._expected or digest(self.names_from) != self._digest
+            ):
+                raise FormatError(
+                    f"the file leaves its names to the model, and this is not that model: the names, dtypes "
+                    f"and shapes "
+                    f"of the {self._expected} tensors it was saved from differ from the "
+                    f"{len(self.names_from)} given"
+                )
+        reader.end()
+
+    def _text(self, reader: varint.Reader) -> None:
+        raw = bytes(reader.part("a key"))
+        try:
+            key = raw.decode()
+        except UnicodeDecodeError:
+            raise reader.fail("a key is not UTF-8") from None
+        if key in self.texts or not key or len(raw) > MOST_NAME:
+            raise reader.fail(f"the key {key[:80]!r} is empty, too long, or comes twice")
+        self.texts[key] = bytes(reader.take(reader.left))
+
+    # -- tensors ---------------------------------------------------------------------------------------------
+    def records(self) -> list[Record]:
+        """All records at once (their parts are views of the file's bytes)."""
+        return list(self)
+
+    def __iter__(self) -> Iterator[Record]:
+        """The records in order, one section in memory at a time; limits are checked before anything is decoded."""
+        if not self.named and self.names_from is not None and len(self.names_from) != self._expected:
+            raise FormatError("the number of tensors differs from the model's")
+        index, decoded = 0, 0
+        seen: set[str] = set()
+        for number, section in enumerate(self.sections):
+            if section.kind != TENSORS:
+                continue
+            reader = varint.Reader(
+                self._read(section.start, section.length), "tensors section", section.start
+            )
+            last = b""
+            for _ in range(reader.varint(reader.left, "the number of tensors in a section")):
+                record, last = self._record(reader, index, last, number)
+                if record.entry.name in seen:
+                    raise reader.fail(f"tensor {record.entry.name!r} comes twice")
+                seen.add(record.entry.name)
+                decoded += record.entry.nbytes
+                if decoded > FREE_BYTES + BYTES_PER_BYTE * self.size:
+                    raise reader.fail(
+                        f"tensor {record.entry.name!r} of shape {list(record.entry.shape)} asks for more "
+                        f"than "
+                        f"{FREE_BYTES + BYTES_PER_BYTE * self.size} decoded bytes, which a file of "
+                        f"{self.size} bytes "
+                        "cannot hold"
+                    )
+                index += 1
+                yield record
+            reader.end()
+        if index != self.count:
+            raise FormatError(f"the end section counts {self.count} tensors, the file holds {index}")
+
+    def _record(self, reader: varint.Reader, index: int, last: bytes, number: int) -> tuple[Record, bytes]:
+        offset = reader.base + reader.at
+        begin = reader.at
+        if self.named:
+            entry, last = self._entry(reader, last)
+        elif self.names_from is None:
+            entry = Entry(f"#{index}", "U8", ())
+        else:
+            if index >= len(self.names_from):
+                raise reader.fail(f"more tensors than the {len(self.names_from)} the model has")
+            entry = self.names_from[index]
+        name_bytes = reader.at - begin
+        method = reader.byte()
+        if method not in METHODS:
+            raise reader.fail(
+                f"tensor {entry.name!r} is stored in way {method}, known ways are 0..{len(METHODS) - 1}"
+            )
+        frame, parts = 1, {}
+        for part in METHODS[method][1]:
+            before = reader.at
+            parts[part] = reader.part(f"part {part!r} of tensor {entry.name!r}")
+            frame += reader.at - before - len(parts[part])
+        return Record(index, entry, method, parts, offset, name_bytes, frame, number), last
+
+    def _entry(self, reader: varint.Reader, last: bytes) -> tuple[Entry, bytes]:
+        shared = reader.varint(len(last), "the part a name shares with the one before")
+        fresh = reader.varint(MOST_NAME - shared, "the length of a name")
+        raw = last[:shared] + bytes(reader.take(fresh))
+        try:
+            name = raw.decode()
+        except UnicodeDecodeError:
+            raise reader.fail(f"a name is not UTF-8: {raw[:40]!r}") from None
+        if "\0" in name:
+            raise reader.fail(f"the name {name[:80]!r} holds a zero character")
+        code = reader.byte()
+        if code not in _NAMES:
+            raise reader.fail(f"tensor {name[:80]!r} has dtype {code}, known dtypes are 0..{len(_NAMES) - 1}")
+        dims = reader.varint(MOST_DIMS, f"the number of dimensions of {name[:80]!r}")
+        shape = tuple(reader.varint(of=f"a dimension of {name[:80]!r}") for _ in range(dims))
+        if prod(size for size in shape if size) > varint.LARGEST:
+            raise reader.fail(f"tensor {name[:80]!r} of shape {list(shape)} has more than 2**63 elements")
+        return Entry(name, _NAMES[code], shape), raw

@@ -1,0 +1,56 @@
+"""Tensors out of an open archive, one after the other, and the checksum of the content at the end. No torch.
+
+>>> import io
+>>> import numpy as np
+>>> from secateur.container.format import ZERO, Archive, Entry, Writer
+>>> file = io.BytesIO()
+>>> writer = Writer(file)
+>>> writer.add(Entry("w", "F32", (2,)), bytes(8), ZERO, [])
+>>> writer.finish()
+>>> [(record.entry.name, words.tolist()) for record, words in words_of(Archive(file))]
+[('w', [0, 0])]
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from secateur.container import format as sct
+from secateur.container import tensors
+from secateur.errors import FormatError
+
+__all__ = ["words_of"]
+
+
+def words_of(archive: sct.Archive) -> Iterator[tuple[sct.Record, np.ndarray]]:
+    """Every record with its decoded words; raises at the end unless all of them together are what was written."""
+    content = 0
+    again = _Again(archive)
+    for record in archive:
+        words = tensors.decode(record, again)
+        content = zlib.crc32(np.ascontiguousarray(words).reshape(-1).view(np.uint8), content)
+        yield record, words
+    if content != archive.content:
+        raise FormatError(
+            f"the decoded content has checksum {content:08x}, the file promises {archive.content:08x}: it "
+            f"was written by a "
+            "faulty encoder, or this machine decodes wrongly"
+        )
+
+
+class _Again:
+    """Decodes an earlier record once more, for tensors that are the same as one before."""
+
+    def __init__(self, archive: sct.Archive):
+        self._archive = archive
+
+    def __call__(self, index: int) -> np.ndarray:
+        for record in self._archive:
+            if record.index == index:
+                if record.method == sct.SAME:
+                    raise FormatError("the same as a tensor that is itself the same as another")
+                return tensors.decode(record, self)
+        raise FormatError(f"the same as tensor {index}, which is not there")

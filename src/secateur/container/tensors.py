@@ -1,0 +1,315 @@
+"""One tensor into its parts and back: which way of storing it is smallest, on plain numpy words. No torch.
+
+>>> import numpy as np
+>>> from secateur.container.format import METHODS, Entry
+>>> words = np.array([0.0, 0.5, 0.0, 0.5] * 50, dtype=np.float32).view(np.uint32)
+>>> method, parts = encode(Entry("w", "F32", (200,)), words)
+>>> METHODS[method][0], sum(map(len, parts)) < 60
+('indexed', True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from secateur.coding import floats, indices, static, varint
+from secateur.container import format as sct
+from secateur.container.format import DTYPES, Entry, Record
+from secateur.errors import FormatError
+
+__all__ = [
+    "MOST_LEVELS",
+    "cast",
+    "codebook",
+    "decode",
+    "encode",
+    "grid",
+    "indexed",
+    "levels_of",
+    "read_codebook",
+    "text",
+]
+
+MOST_LEVELS = 1024  # with more distinct values than this a tensor is not looked at as an indexed one
+_SAMPLE = 1 << 14
+_CASTS = {("F16", "F32"), ("BF16", "F32"), ("F16", "F64"), ("BF16", "F64"), ("F32", "F64")}
+
+
+# -- distinct values -----------------------------------------------------------------------------------------
+def _order(words: np.ndarray, entry: Entry) -> np.ndarray:
+    """Words as unsigned numbers that sort like the values they stand for."""
+    bits = words.dtype.type(words.dtype.itemsize * 8 - 1)
+    top = words.dtype.type(1) << bits
+    if entry.floating:
+        return np.where(words >> bits, ~words, words | top)
+    return words ^ top if entry.dtype.startswith("I") else words
+
+
+def levels_of(
+    words: np.ndarray, entry: Entry, most: int = MOST_LEVELS
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """(distinct words in ascending order of value, level of each word), or None where there are more than `most`."""
+    flat = words.reshape(-1)
+    if flat.size == 0:
+        return None
+    step = max(1, flat.size // _SAMPLE)
+    if len(np.unique(flat[::step])) > most:
+        return None
+    keys = _order(flat, entry)
+    found, levels = np.unique(keys, return_inverse=True)
+    if len(found) > most:
+        return None
+    first = np.zeros(len(found), dtype=np.int64)
+    first[levels[::-1]] = np.arange(flat.size)[::-1]
+    return flat[first], levels.reshape(words.shape)
+
+
+def _zero(values: np.ndarray) -> int | None:
+    at = np.flatnonzero(values == 0)
+    return int(at[0]) if len(at) else None
+
+
+# -- codebooks -----------------------------------------------------------------------------------------------
+def codebook(values: np.ndarray, entry: Entry) -> bytes:
+    """The distinct values in ascending order; even steps are written as a step and a start."""
+    if entry.dtype == "F32" and len(values) > 2:
+        even = _even_steps(values.view(np.float32))
+        if even is not None:
+            return b"\1" + varint.write(len(values)) + even
+    return b"\0" + varint.write(len(values)) + floats.encode(values, entry.floating)
+
+
+def _even_steps(values: np.ndarray) -> bytes | None:
+    """Step and first multiple, where every value is exactly float32(step * whole number) and none is left out."""
+    if not np.isfinite(values).all():
+        return None
+    gaps = np.diff(values)
+    guess = np.float32(np.median(gaps))
+    if not guess > 0 or not np.isfinite(guess):
+        return None
+    small = np.abs(values)[np.argsort(np.abs(values))]
+    for step in {float(guess), float(small[1] if small[0] == 0 else small[0])}:
+        if not step > 0:
+            continue
+        first = round(float(values[0]) / step)
+        if abs(first) > 1 << 20:
+            continue
+        rebuilt = np.float32(step) * np.arange(first, first + len(values), dtype=np.float32)
+        if (rebuilt.view(np.uint32) == values.view(np.uint32)).all():
+            return np.float32(step).tobytes() + varint.write(varint.unsigned(first))
+    return None
+
+
+def read_codebook(data: memoryview, entry: Entry, where: str) -> np.ndarray:
+    """The distinct words of a codebook; ascending and without repeats, else it is not a valid one."""
+    reader = varint.Reader(data, where + ", codebook")
+    kind = reader.byte()
+    size = reader.varint(static.MOST_SYMBOLS, "the number of values")
+    if size == 0:
+        raise reader.fail("a codebook without values")
+    if kind == 0:
+        values = floats.decode(reader.take(reader.left), size, entry.width, entry.floating)
+    elif kind == 1 and entry.dtype == "F32":
+        step = np.frombuffer(reader.take(4), dtype="<f4")[0]
+        first = varint.signed(reader.varint(1 << 22, "the first multiple"))
+        reader.end()
+        if not np.isfinite(step):
+            raise reader.fail("the step of a codebook is not finite")
+        with np.errstate(over="ignore"):
+            values = (step * np.arange(first, first + size, dtype=np.float32)).view(np.uint32)
+    else:
+        raise reader.fail(f"a codebook of kind {kind} for dtype {entry.dtype}")
+    keys = _order(values, entry)
+    if (keys[1:] <= keys[:-1]).any():
+        raise reader.fail("the values of a codebook do not ascend")
+    return values
+
+
+# -- encoding ------------------------------------------------------------------------------------------------
+def indexed(entry: Entry, values: np.ndarray, levels: np.ndarray, model: str) -> tuple[int, list[bytes]]:
+    """A tensor of few distinct words: the codebook, then the level of each weight."""
+    stream = indices.encode(levels.reshape(entry.shape), len(values), _zero(values), model)
+    return sct.INDEXED, [codebook(values, entry), stream]
+
+
+def encode(entry: Entry, words: np.ndarray, model: str = "fast") -> tuple[int, list[bytes]]:
+    """The smallest exact way to store these words."""
+    flat = words.reshape(-1)
+    if not flat.any():
+        return sct.ZERO, []
+    if (flat == flat[0]).all():
+        return sct.CONST, [flat[:1].tobytes()]
+    ways = [(sct.PACKED, [floats.encode(flat, entry.floating)])]
+    few = levels_of(words, entry) if entry.numel >= 16 else None
+    if few is not None:
+        ways.append(indexed(entry, *few, model))
+    else:
+        zeros = int((flat == 0).sum())
+        if zeros * 50 > flat.size:
+            mask = (flat != 0).astype(np.int32).reshape(entry.shape)
+            kept = floats.encode(flat[flat != 0], entry.floating)
+            ways.append((sct.SPARSE, [indices.encode(mask, 2, 0, model), kept]))
+    ways.append((sct.RAW, [flat.tobytes()]))
+    return min(ways, key=lambda way: sum(map(len, way[1])))
+
+
+def cast(entry: Entry, words: np.ndarray, dtype: str) -> tuple[int, list[bytes], np.ndarray]:
+    """Stored in a narrower float dtype; also gives the words a reader will get."""
+    if (dtype, entry.dtype) not in _CASTS:
+        raise ValueError(f"{entry.dtype} cannot be stored as {dtype}")
+    narrow = _to_narrow(words.reshape(-1), entry.dtype, dtype)
+    parts = [bytes([DTYPES[dtype][0]]), floats.encode(narrow, True)]
+    return sct.CAST, parts, _to_wide(narrow, dtype, entry.dtype).reshape(words.shape)
+
+
+def _to_narrow(words: np.ndarray, wide: str, narrow: str) -> np.ndarray:
+    values = words.view(f"f{words.dtype.itemsize}")
+    if narrow != "BF16":
+        with np.errstate(over="ignore"):
+            cut = values.astype("f2" if narrow == "F16" else "f4")
+        return cut.view(f"u{cut.dtype.itemsize}")
+    bits = values.astype(np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
+
+
+def _to_wide(words: np.ndarray, narrow: str, wide: str) -> np.ndarray:
+    if narrow == "BF16":
+        values = (words.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    else:
+        values = words.view(f"f{words.dtype.itemsize}")
+    out = values.astype("f4" if wide == "F32" else "f8")
+    return out.view(f"u{out.dtype.itemsize}")
+
+
+_GRID_HEAD = 17  # one byte of kind and two float64
+
+
+def grid(entry: Entry, words: np.ndarray, logarithmic: bool) -> tuple[int, list[bytes], np.ndarray]:
+    """A float32 tensor in 8 bits a value: even steps, or even ratios with a sign and an exact zero."""
+    values = words.reshape(-1).view(np.float32).astype(np.float64)
+    if logarithmic:
+        size = np.abs(values)
+        low = float(size[size > 0].min()) if (size > 0).any() else 1.0
+        ratio = float((size.max() / low) ** (1 / 126)) if size.max() > low else 1.0
+        step = np.log(ratio) if ratio > 1 else 1.0
+        codes = np.where(size > 0, 1 + np.rint(np.log(np.maximum(size, low) / low) / step), 0)
+        codes = np.clip(codes, 0, 127) + 128 * (values < 0)
+        head = b"\1" + np.array([low, ratio], dtype="<f8").tobytes()
+    else:
+        low, high = float(values.min()), float(values.max())
+        step = (high - low) / 255 or 1.0
+        codes = np.clip(np.rint((values - low) / step), 0, 255)
+        head = b"\0" + np.array([low, step], dtype="<f8").tobytes()
+    stored = codes.astype(np.uint8)
+    parts = [head, floats.encode(stored, False)]
+    return sct.GRID, parts, _grid_table(memoryview(head), entry.name)[stored].reshape(words.shape)
+
+
+def _grid_table(head: memoryview, where: str) -> np.ndarray:
+    """The 256 words a grid can give: products and sums one after the other, so that every machine agrees."""
+    if len(head) != _GRID_HEAD or head[0] > 1:
+        raise FormatError(f"{where}: a grid of {len(head)} bytes, expected kind 0 or 1 and two numbers")
+    low, step = (float(x) for x in np.frombuffer(head[1:], dtype="<f8"))
+    if not (np.isfinite(low) and np.isfinite(step)):
+        raise FormatError(f"{where}: a grid whose numbers are not finite")
+    table = np.zeros(256)
+    value = low
+    for code in range(1, 128) if head[0] else range(256):
+        if head[0]:
+            table[code], table[code + 128] = value, -value
+            value *= step
+        else:
+            table[code] = low + step * code
+    with np.errstate(over="ignore"):
+        return table.astype(np.float32).view(np.uint32)
+
+
+# -- decoding ------------------------------------------------------------------------------------------------
+def decode(record: Record, earlier: Callable[[int], np.ndarray]) -> np.ndarray:
+    """The words of a record; `earlier(index)` gives those of a tensor before it."""
+    try:
+        return _decode(record, earlier)
+    except FormatError as error:
+        if str(error).startswith("tensor "):
+            raise
+        raise FormatError(f"{record.where}: {error}") from None
+
+
+def _decode(record: Record, earlier: Callable[[int], np.ndarray]) -> np.ndarray:
+    entry, parts = record.entry, record.parts
+    kind = np.dtype(f"u{entry.width}")
+    if record.method == sct.ZERO:
+        return np.zeros(entry.shape, dtype=kind)
+    if record.method == sct.RAW:
+        if len(parts["raw"]) != entry.nbytes:
+            raise FormatError(f"expected {entry.nbytes} raw bytes, got {len(parts['raw'])}")
+        return np.frombuffer(parts["raw"], dtype=kind.newbyteorder("<")).astype(kind).reshape(entry.shape)
+    if record.method == sct.CONST:
+        if len(parts["value"]) != entry.width:
+            raise FormatError(f"expected one value of {entry.width} bytes, got {len(parts['value'])}")
+        return np.full(
+            entry.shape, np.frombuffer(parts["value"], dtype=kind.newbyteorder("<"))[0], dtype=kind
+        )
+    if record.method == sct.SAME:
+        reader = varint.Reader(parts["back"], "the distance back")
+        back = reader.varint(record.index, "the distance back")
+        reader.end()
+        if back == 0:
+            raise FormatError("a tensor that is the same as itself")
+        words = earlier(record.index - back)
+        if words.dtype != kind or words.size != entry.numel:
+            raise FormatError(
+                f"the same as a tensor of {words.size} {words.dtype}, expected {entry.numel} {kind}"
+            )
+        return words.reshape(entry.shape)
+    if record.method == sct.PACKED:
+        return floats.decode(parts["packed"], entry.numel, entry.width, entry.floating).reshape(entry.shape)
+    if record.method == sct.INDEXED:
+        values = read_codebook(parts["codebook"], entry, record.where)
+        levels = indices.decode(parts["indices"], entry.shape, len(values), _zero(values))
+        return values[levels]
+    if record.method == sct.SPARSE:
+        mask = indices.decode(parts["mask"], entry.shape, 2, 0).astype(bool)
+        out = np.zeros(entry.shape, dtype=kind)
+        out[mask] = floats.decode(parts["packed"], int(mask.sum()), entry.width, entry.floating)
+        return out
+    if record.method == sct.CAST:
+        narrow = next((n for n, (code, _, _) in DTYPES.items() if bytes([code]) == bytes(parts["dtype"])), "")
+        if (narrow, entry.dtype) not in _CASTS:
+            raise FormatError(
+                f"{entry.dtype} stored as dtype {bytes(parts['dtype']).hex()}, which is not a narrower float"
+            )
+        words = floats.decode(parts["packed"], entry.numel, DTYPES[narrow][1], True)
+        return _to_wide(words, narrow, entry.dtype).reshape(entry.shape)
+    if entry.dtype != "F32":
+        raise FormatError(f"a grid for dtype {entry.dtype}, expected F32")
+    table = _grid_table(parts["grid"], record.where)
+    return table[floats.decode(parts["packed"], entry.numel, 1, False)].reshape(entry.shape)
+
+
+# -- text ----------------------------------------------------------------------------------------------------
+def text(data: bytes) -> bytes:
+    """Bytes of text, coded where that is smaller.
+
+    >>> bytes(read_text(text(b"aaaaaaaaaaaaaaab" * 20), "t")) == b"aaaaaaaaaaaaaaab" * 20
+    True
+    """
+    coded = static.encode(np.frombuffer(data, dtype=np.uint8).astype(np.int32), 256)
+    if len(coded) + 4 < len(data):
+        return b"\1" + varint.write(len(data)) + coded
+    return b"\0" + data
+
+
+def read_text(data: bytes, where: str) -> bytes:
+    """The inverse of `text`."""
+    reader = varint.Reader(data, where)
+    kind = reader.byte()
+    if kind == 0:
+        return bytes(reader.take(reader.left))
+    if kind != 1:
+        raise reader.fail(f"text of kind {kind}, known kinds are 0 and 1")
+    count = reader.varint(sct.FREE_BYTES, "the length of a text")
+    return static.decode(reader.take(reader.left), count, 256).astype(np.uint8).tobytes()

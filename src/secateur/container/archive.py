@@ -3,11 +3,11 @@
 >>> import pathlib, tempfile, torch
 >>> from torch import nn
 >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+>>> fresh = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
 >>> with tempfile.TemporaryDirectory() as folder:
 ...     saved = save(model, pathlib.Path(folder) / "m.sct")
 ...     state = load(pathlib.Path(folder) / "m.sct")
-...     again = load(pathlib.Path(folder) / "m.sct", into=nn.Sequential(nn.Linear(8, 4), nn.ReLU(),
-nn.Linear(4, 2)))
+...     again = load(pathlib.Path(folder) / "m.sct", into=fresh)
 >>> list(state) == list(model.state_dict()), torch.equal(again[2].weight, model[2].weight), saved.size > 0
 (True, True, True)
 """

@@ -33,6 +33,7 @@ from secateur.core.scores import check_finite
 from secateur.core.targets import Pattern, Target, matches, patterns_of, select
 from secateur.errors import MaskMismatchError, NothingToDoError, OptionError, PatternError, near
 from secateur.quantize._rates import entropy_bits, huffman_bits
+from secateur.quantize._training import Training
 
 __all__ = ["Shared", "SharedTensor", "share"]
 
@@ -53,7 +54,7 @@ class SharedTensor:
     distortion: float
     """Mean squared difference between the kept weights before and after."""
     entropy: float
-    """Bits per kept weight of an ideal code of this tensor's indices (per channel: of a code for each channel)."""
+    """Bits per kept weight of an ideal code of the indices (per channel: of a code for each channel)."""
     huffman: float
     """Bits per kept weight of a Huffman code of this tensor's indices, its table not counted."""
 
@@ -62,8 +63,8 @@ class SharedTensor:
 class Shared:
     """What `share` found: a model with few distinct weights, its codebooks and what they cost.
 
-    `model` is the shared model, `codebooks` maps a parameter's name to its `Codebook`, `masks` says which weights of
-    each are kept, `distortion` maps a name to the mean squared change of its kept weights.
+    `model` is the shared model, `codebooks` maps a parameter's name to its `Codebook`, `masks` says which
+    weights of each are kept, `distortion` maps a name to the mean squared change of its kept weights.
     """
 
     model: nn.Module
@@ -85,16 +86,63 @@ class Shared:
         for name, book in self.codebooks.items():
             if name not in parameters:
                 raise MaskMismatchError(
-                    f"codebook of {name!r}: {type(model).__name__} has no such parameter; {near(name, parameters)}"
+                    f"codebook of {name!r}: {type(model).__name__} has no such parameter; "
+                    f"{near(name, parameters)}"
                 )
             if tuple(parameters[name].shape) != tuple(book.indices.shape):
                 raise MaskMismatchError(
                     f"codebook of {name!r}: expected shape {tuple(book.indices.shape)}, got "
-                    f"{tuple(parameters[name].shape)} in {type(model).__name__}; are these the codebooks of another model?"
+                    f"{tuple(parameters[name].shape)} in {type(model).__name__}; are these the codebooks "
+                    f"of another model?"
                 )
         for name, book in self.codebooks.items():
             parameters[name].copy_(book.tensor())
         return model
+
+    def train(
+        self,
+        model: nn.Module | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        remake_every: int | None = None,
+    ) -> Training:
+        """Train the centroids: `with shared.train(model) as training: ...`, around any loop.
+
+        Inside the block the parameters of the shared layers are their centroids, and each centroid's gradient is the
+        sum over its weights; masked weights stay 0.0. Make the optimizer inside, from `model.parameters()` (centroids and
+        all that is not shared) or `training.parameters()` (centroids alone), or hand over one made before: in its groups
+        the centroids stand for the weights until the block is left. Wrap the model (DistributedDataParallel) inside.
+        Leaving puts plain parameters back, under their own names, with no more distinct values than centroids.
+
+        Assignments are frozen. With `remake_every=n` the weights live on behind the centroids, are trained too
+        (straight-through), and go to their nearest centroid anew after every n optimizer steps.
+
+        `model` is `shared.model` unless given; `shared.trained(training)` gives the result with its new codebooks.
+
+        >>> model = nn.Linear(16, 4, bias=False)
+        >>> shared = share(model, bits=2)
+        >>> with shared.train() as training:
+        ...     optimizer = torch.optim.SGD(training.parameters(), lr=0.01)
+        ...     shared.model(torch.ones(8, 16)).square().mean().backward()
+        ...     optimizer.step()
+        >>> len(shared.model.weight.unique()), list(shared.model.state_dict())
+        (4, ['weight'])
+        """
+        model = self.model if model is None else model
+        if remake_every is None:
+            self.apply_(model)
+        return Training(model, self.codebooks, self.masks, optimizer, remake_every)
+
+    def trained(self, training: Training) -> Shared:
+        """This result after `training`: its model, its codebooks. `distortion` then counts from the shared weights."""
+        books = {**self.codebooks, **training.codebooks()}
+        distortion = {}
+        for name, book in books.items():
+            away = (book.tensor().cpu().double() - self.codebooks[name].tensor().cpu().double()).square()
+            kept = self.masks[name].cpu() if name in self.masks else torch.ones_like(away, dtype=torch.bool)
+            distortion[name] = float(away[kept].mean()) if bool(kept.any()) else 0.0
+        return Shared(
+            training.model, MappingProxyType(books), self.masks, MappingProxyType(distortion), self.method
+        )
 
     def summary(self) -> list[SharedTensor]:
         """One row per tensor, in order."""
@@ -118,7 +166,7 @@ class Shared:
         return rows
 
     def _counts(self, name: str) -> list[npt.NDArray[np.int64]]:
-        """How many kept weights point at each value, for each code: one of the tensor, or one of every channel."""
+        """How many kept weights point at each value, for each code: one of the tensor, or one per channel."""
         book = self.codebooks[name]
         kept = book.indices[self.masks[name].to(book.indices.device)] if name in self.masks else book.indices
         counts = torch.bincount(kept.reshape(-1).long().cpu(), minlength=book.values.numel()).numpy()
@@ -136,7 +184,7 @@ class Shared:
 
     @property
     def entropy(self) -> float:
-        """Bits per kept weight of an ideal code, one code per tensor; positions of the kept weights not counted."""
+        """Bits per kept weight of an ideal code, one code per tensor; positions not counted."""
         rows = self.summary()
         return sum(row.entropy * row.kept for row in rows) / max(1, sum(row.kept for row in rows))
 
@@ -150,9 +198,9 @@ class Shared:
     def formula_ratio(self) -> float:
         """A formula, not a file: 1 / (nonzero share x Huffman bits / 32), of the shared tensors alone.
 
-        It is "nonzero share x bits/32 x huffman/bits", turned over. It leaves out the positions of the kept weights,
-        the codebooks, the code tables and every parameter that is not shared; a real file is larger. With 36 % of the
-        weights kept at 4.298 bits it is 20.7:
+        It is "nonzero share x bits/32 x huffman/bits", turned over. It leaves out the positions of the kept
+        weights, the codebooks, the code tables and every parameter that is not shared; a real file is larger.
+        With 36 % of the weights kept at 4.298 bits it is 20.7:
 
         >>> round(1 / (0.36 * 4.298 / 32), 2)
         20.68
@@ -179,12 +227,12 @@ class Shared:
         kept = sum(row.kept for row in rows)
         error = sum(row.distortion * row.kept for row in rows) / max(1, kept)
         lines.append(
-            f"{'total':<{width}}  {self.numel:>12,}  {kept:>12,}  {'':>6}  {error:>10.3e}  {self.entropy:>7.4f}  "
-            f"{self.bits_per_weight:>7.4f}"
+            f"{'total':<{width}}  {self.numel:>12,}  {kept:>12,}  {'':>6}  {error:>10.3e}  "
+            f"{self.entropy:>7.4f}  {self.bits_per_weight:>7.4f}"
         )
         lines.append(
-            f"formula, not a file (nonzero share x huffman bits / 32; no positions, codebooks, tables or other "
-            f"parameters): {self.formula_ratio:.2f}x"
+            f"formula, not a file (nonzero share x huffman bits / 32; no positions, codebooks, tables or "
+            f"other parameters): {self.formula_ratio:.2f}x"
         )
         return "\n".join(lines)
 
@@ -205,13 +253,15 @@ def share(
 ) -> Shared:
     """Give the weights of every tensor few distinct values; the model itself stays as it is.
 
-    `bits` (5 unless given) is the size of a codebook: 2**bits values for the weights that are not masked. Masked weights
-    are exactly 0.0 and cost no value. `masks` is a `Masks`, or "zeros" (each tensor's exact zeros stay zero; the
-    default, so that a pruned model stays pruned), or None (zeros are weights like any other).
+    `bits` (5 unless given) is the size of a codebook: 2**bits values for the weights that are not masked.
+    Masked weights are exactly 0.0 and cost no value. `masks` is a `Masks`, or "zeros" (each tensor's exact
+    zeros stay zero; the default, so that a pruned model stays pruned), or None (zeros are weights like any
+    other).
 
-    `method` is `kmeans`, `uniform`, `exact`, or a value of `sc.quantize`; `start` is a start of K-means; further keywords
-    go to the method. `per` is "tensor", "channel" (one codebook per output channel), "model" (one for all), or a list of
-    groups, each a pattern or a list of patterns, whose tensors share one codebook; the others have their own.
+    `method` is `kmeans`, `uniform`, `exact`, or a value of `sc.quantize`; `start` is a start of K-means;
+    further keywords go to the method. `per` is "tensor", "channel" (one codebook per output channel), "model"
+    (one for all), or a list of groups, each a pattern or a list of patterns, whose tensors share one
+    codebook; the others have their own.
 
     >>> model = nn.Linear(3, 1, bias=False); _ = model.weight.data.copy_(torch.tensor([[0.0, 1.0, 3.0]]))
     >>> share(model, bits=1, masks=None).model.weight.tolist()
@@ -247,8 +297,9 @@ def share(
     if not changed and not isinstance(finder, quantize.registry.get("exact")):
         most = max(len(torch.unique(named[name].detach())) for name in books)
         raise NothingToDoError(
-            f"sharing with {finder} would change no weight of {type(model).__name__}: no tensor has more distinct values "
-            f"(at most {most}) than its codebook; ask for fewer bits, or for method='exact' to read the values as they are"
+            f"sharing with {finder} would change no weight of {type(model).__name__}: no tensor has more "
+            f"distinct values (at most {most}) than its codebook; ask for fewer bits, or for method='exact' "
+            "to read the values as they are"
         )
     shared = Shared(
         model=copy.deepcopy(model),
@@ -352,7 +403,8 @@ def _groups(model: nn.Module, targets: Sequence[Target], per: Groups) -> list[tu
         for member in members:
             if member.name in owner:
                 raise OptionError(
-                    f"per: {member.name} is in the groups {owner[member.name]!r} and {label!r}; expected one group each"
+                    f"per: {member.name} is in the groups {owner[member.name]!r} and {label!r}; expected "
+                    f"one group each"
                 )
             owner[member.name] = label
         groups.append((label, members))
@@ -372,7 +424,8 @@ def _together(
     dtypes = {weight.dtype for weight in weights.values()}
     if len(dtypes) > 1:
         raise OptionError(
-            f"group {label!r}: expected tensors of one dtype, got {', '.join(sorted(map(str, dtypes)))}; share them apart"
+            f"group {label!r}: expected tensors of one dtype, got {', '.join(sorted(map(str, dtypes)))}; "
+            f"share them apart"
         )
     parts = [weight[kept[name]] if name in kept else weight.reshape(-1) for name, weight in weights.items()]
     whole = torch.cat([part.cpu() for part in parts]) if len(parts) > 1 else parts[0]
@@ -415,7 +468,8 @@ def _per_channel(
     """One codebook per slice along the output axis, laid end to end."""
     if weight.dim() < 2:
         raise OptionError(
-            f"{target.name}: per='channel' needs a tensor with an output axis and another, got shape {tuple(weight.shape)}"
+            f"{target.name}: per='channel' needs a tensor with an output axis and another, got shape "
+            f"{tuple(weight.shape)}"
         )
     if finder.holds_zero:
         raise OptionError(f"{target.name}: per='channel' is for K-means; share uniform steps per='tensor'")

@@ -1,7 +1,8 @@
 """`Codebook`: one tensor written as few distinct values and, per weight, which of them it is.
 
 >>> import torch
->>> book = Codebook("fc.weight", values=torch.tensor([0.0, -0.5, 1.25]), indices=torch.tensor([[0, 1], [2, 1]]))
+>>> indices = torch.tensor([[0, 1], [2, 1]])
+>>> book = Codebook("fc.weight", values=torch.tensor([0.0, -0.5, 1.25]), indices=indices)
 >>> book.tensor()
 tensor([[ 0.0000, -0.5000],
         [ 1.2500, -0.5000]])
@@ -42,14 +43,17 @@ def index_dtype(count: int) -> torch.dtype:
 class Codebook:
     """The distinct values of one tensor and the index of each weight into them.
 
-    `values` is one-dimensional and finite; `indices` has the tensor's shape, an integer dtype, and stays within
-    `values`. A masked weight points at a value that is exactly 0.0. `tensor()` is always `values[indices]`.
+    `values` is one-dimensional and finite; `indices` has the tensor's shape, an integer dtype, and stays
+    within `values`. A masked weight points at a value that is exactly 0.0. `tensor()` is always
+    `values[indices]`.
 
     What the other fields add, for those who can use it:
     `step`, `low`: uniform steps; `values[i]` is `(low + i) * step`, multiplied in float64 and rounded once.
     `group`: codebooks of the same group have the same values.
-    `axis`, `offsets`: one codebook per slice along `axis`; slice c uses `values[offsets[c]:offsets[c + 1]]` only.
-    `reserved`: `values[0]` (of a channel's part: its first value) is the 0.0 of the masked weights, not a centroid.
+    `axis`, `offsets`: one codebook per slice along `axis`; slice c uses `values[offsets[c]:offsets[c + 1]]`
+    only.
+    `reserved`: `values[0]` (of a channel's part: its first value) is the 0.0 of the masked weights, not
+    a centroid.
     """
 
     name: str
@@ -65,8 +69,8 @@ class Codebook:
     def __post_init__(self) -> None:
         if self.values.dim() != 1 or self.values.numel() == 0:
             raise OptionError(
-                f"codebook of {self.name!r}: expected a one-dimensional, non-empty tensor of values, got shape "
-                f"{tuple(self.values.shape)}"
+                f"codebook of {self.name!r}: expected a one-dimensional, non-empty tensor of values, got "
+                f"shape {tuple(self.values.shape)}"
             )
         check_finite(f"codebook of {self.name!r}", self.values, "share finite weights only")
         if torch.is_floating_point(self.indices) or self.indices.dtype == torch.bool:
@@ -77,7 +81,8 @@ class Codebook:
             low, high = int(self.indices.min()), int(self.indices.max())
             if low < 0 or high >= self.values.numel():
                 raise OptionError(
-                    f"codebook of {self.name!r}: expected indices in 0..{self.values.numel() - 1}, got {low}..{high}"
+                    f"codebook of {self.name!r}: expected indices in 0..{self.values.numel() - 1}, got "
+                    f"{low}..{high}"
                 )
         if self.step is not None and not (math.isfinite(self.step) and self.step > 0):
             raise OptionError(f"codebook of {self.name!r}: expected a finite step above 0, got {self.step}")
@@ -110,8 +115,8 @@ class Codebook:
         """The whole numbers of a codebook of uniform steps: `indices + low`."""
         if self.step is None:
             raise OptionError(
-                f"codebook of {self.name!r}: its values are not uniform steps; share with method='uniform' for whole "
-                "numbers"
+                f"codebook of {self.name!r}: its values are not uniform steps; share with method='uniform' "
+                "for whole numbers"
             )
         return self.indices.long() + self.low
 

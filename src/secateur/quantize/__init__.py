@@ -1,7 +1,7 @@
 """Which few values may the weights take? One file per method; the file name is the word used in recipes.
 
-A method looks at the weights that share one codebook and gives a `Palette`: the values, and where one ends and the next
-begins. It knows nothing of models, masks or files.
+A method looks at the weights that share one codebook and gives a `Palette`: the values, and where one ends
+and the next begins. It knows nothing of models, masks or files.
 
 >>> from secateur import quantize
 >>> quantize.registry.names()
@@ -34,8 +34,8 @@ def to_numpy(weights: torch.Tensor) -> npt.NDArray[Any]:
 class Palette:
     """Ascending values, and the cuts between them: a weight at or below `cuts[i]` is not above `values[i]`.
 
-    `values` are exact in the dtype of the weights. `step` and `low` are set for uniform steps, whose `values[i]` is
-    `(low + i) * step`.
+    `values` are exact in the dtype of the weights. `step` and `low` are set for uniform steps, whose
+    `values[i]` is `(low + i) * step`.
 
     >>> palette = Palette(np.array([0.0, 1.0, 4.0]), np.array([0.5, 2.5]))
     >>> palette.assign(torch.tensor([[0.5, 0.6], [9.0, -1.0]]))
@@ -61,11 +61,11 @@ class Base(ABC):
     """What every method is: a frozen value that finds a palette."""
 
     holds_zero: ClassVar[bool] = False
-    """Whether the method's own values always include 0.0, so that masked weights need no value of their own."""
+    """Whether the method's own values include 0.0, so that masked weights need none of their own."""
 
     @abstractmethod
     def palette(self, name: str, weights: torch.Tensor, zeros: int, seed: int) -> Palette:
-        """The palette of one-dimensional, finite, non-empty `weights`; `zeros` more are masked. `name` is for messages."""
+        """The palette of flat, finite, non-empty `weights`; `zeros` more are masked; `name` is for errors."""
 
 
 registry = Registry(__name__, __path__, "method of sharing", aliases={"k-means": "kmeans"})

@@ -1,4 +1,4 @@
-"""Lloyd's iteration on sorted weights: cut half way between centroids, move each to the mean of its piece, again.
+"""Lloyd's iteration on sorted weights: cut half way between centroids, move each to its piece's mean, again.
 
 >>> import numpy as np
 >>> from secateur.quantize._sorted import SortedWeights
@@ -18,8 +18,8 @@ __all__ = ["lloyd"]
 def lloyd(data: SortedWeights, centroids: Floats, iterations: int) -> Floats:
     """Centroids that no further round would move, or what `iterations` rounds gave.
 
-    A centroid without weights is moved to the weight that lies farthest from its own centroid, which can only lower
-    the squared error; so every round lowers it, and the iteration ends.
+    A centroid without weights is moved to the weight that lies farthest from its own centroid, which can only
+    lower the squared error; so every round lowers it, and the iteration ends.
     """
     centroids = np.sort(centroids)
     before: Ints | None = None
@@ -40,7 +40,7 @@ def lloyd(data: SortedWeights, centroids: Floats, iterations: int) -> Floats:
 
 
 def _refill(data: SortedWeights, edges: Ints, counts: Ints, centroids: Floats) -> Floats | None:
-    """Empty centroids put on the weights farthest from theirs; None where every weight has a centroid of its own."""
+    """Empty centroids put on the weights farthest from theirs; None where no weight is off its centroid."""
     full = np.flatnonzero(counts)
     empty = np.flatnonzero(counts == 0)
     # On a line the farthest weight of a cluster is one of its two ends.

@@ -1,8 +1,8 @@
-"""The best way to cut a sorted list into k stretches, by dynamic programming over the places where a cut may be.
+"""The best way to cut a sorted list into k stretches: dynamic programming over the places where a cut may be.
 
-The squared error of a stretch obeys the quadrangle inequality, so the best last cut moves right as the end moves right:
-each layer is solved from coarse ends to fine ones, every end searching only between the cuts of its two neighbours,
-and all ends of one fineness at once.
+The squared error of a stretch obeys the quadrangle inequality, so the best last cut moves right as the end
+moves right: each layer is solved from coarse ends to fine ones, every end searching only between the cuts of
+its two neighbours, and all ends of one fineness at once.
 
 >>> from secateur.quantize._sorted import SortedWeights
 >>> data = SortedWeights(np.array([0.0, 1.0, 9.0, 11.0, 30.0]))
@@ -24,8 +24,8 @@ _DENSE = 192
 def best_cuts(data: SortedWeights, places: Ints, pieces: int) -> Ints:
     """The edges of the `pieces` stretches of least squared error among those that begin and end at `places`.
 
-    `places` ascend strictly, from 0 to `data.count`. With every distinct value's first position among them the answer
-    is the best there is.
+    `places` ascend strictly, from 0 to `data.count`. With every distinct value's first position among them
+    the answer is the best there is.
     """
     last = places.size - 1
     pieces = min(pieces, last)

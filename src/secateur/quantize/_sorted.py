@@ -1,8 +1,8 @@
 """Weights sorted once, with prefix sums: every step of one-dimensional K-means is then a few binary searches.
 
-Clusters of numbers on a line are intervals of the sorted numbers, so a cluster's count, sum and squared error follow from
-prefix sums at its two ends. The sums are kept per block of 64 in float64, around the mean, and completed within a block
-when asked: memory stays near that of the weights.
+Clusters of numbers on a line are intervals of the sorted numbers, so a cluster's count, sum and squared error
+follow from prefix sums at its two ends. The sums are kept per block of 64 in float64, around the mean, and
+completed within a block when asked: memory stays near that of the weights.
 
 >>> data = SortedWeights(np.array([3.0, 1.0, 2.0, 10.0]))
 >>> data.values.tolist(), data.distinct
@@ -14,6 +14,7 @@ when asked: memory stays near that of the weights.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ _CHUNK = BLOCK * 2**14
 
 
 def not_above(cuts: Floats, dtype: Any) -> npt.NDArray[Any]:
-    """The largest numbers of `dtype` that are not above `cuts`: `x <= cut` then reads the same in that dtype."""
+    """The largest numbers of `dtype` not above `cuts`: `x <= cut` then reads the same in that dtype."""
     near = cuts.astype(dtype)
     return np.where(near > cuts, np.nextafter(near, np.array(-np.inf, dtype=dtype)), near)
 
@@ -111,7 +112,7 @@ class SortedWeights:
         return np.searchsorted(self.values, not_above(cuts, self.values.dtype), side="right").astype(np.int64)
 
     def edges(self, centroids: Floats) -> Ints:
-        """The borders of the clusters of ascending centroids: cluster i is `values[edges[i]:edges[i + 1]]`."""
+        """The borders of ascending centroids' clusters: cluster i is `values[edges[i]:edges[i + 1]]`."""
         return self.whole(self.positions(middles(centroids)))
 
     def whole(self, inner: Ints) -> Ints:
@@ -128,7 +129,7 @@ class SortedWeights:
     def careful_means(self, edges: Ints) -> Floats:
         """The mean of each cluster, summed afresh around its first number, so that nothing cancels."""
         means = np.empty(edges.size - 1)
-        for i, (start, stop) in enumerate(zip(edges[:-1], edges[1:])):
+        for i, (start, stop) in enumerate(pairwise(edges)):
             part = self.values[start:stop]
             base = float(part[0])
             means[i] = base + (part.astype(np.float64) - base).mean()

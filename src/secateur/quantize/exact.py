@@ -30,7 +30,7 @@ class Exact(Base):
         values = np.unique(to_numpy(weights)).astype(np.float64) + 0.0
         if values.size > self.most:
             raise OptionError(
-                f"{name}: {values.size:,} distinct weights, expected at most {self.most:,} of a tensor that is shared "
-                "already; share it with method='kmeans' or method='uniform'"
+                f"{name}: {values.size:,} distinct weights, expected at most {self.most:,} of a "
+                "tensor that is shared already; share it with method='kmeans' or method='uniform'"
             )
         return Palette(values, middles(values))

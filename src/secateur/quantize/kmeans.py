@@ -23,11 +23,12 @@ __all__ = ["Kmeans"]
 
 @dataclass(frozen=True)
 class Kmeans(Base):
-    """2**bits centroids for the weights that are not masked; a masked zero has an index of its own beside them.
+    """2**bits centroids for the weights that are not masked; masked ones have an index of their own.
 
-    `start` is where the iteration begins: linear, kmeans++, random, density, optimal, or a value of `starts`. The
-    iteration ends when nothing moves, or after `iterations` rounds. A weight exactly half way between two centroids
-    goes to the lower one. Where there are no more distinct weights than centroids, the weights themselves are the values.
+    `start` is where the iteration begins: linear, kmeans++, random, density, optimal, or a value of `starts`.
+    The iteration ends when nothing moves, or after `iterations` rounds. A weight exactly half way between two
+    centroids goes to the lower one. Where there are no more distinct weights than centroids, the weights
+    themselves are the values.
     """
 
     bits: int = 5
@@ -54,15 +55,16 @@ class Kmeans(Base):
         return Palette(centroids, middles(centroids))
 
     def _best(self, data: SortedWeights, count: int, seed: int, dtype: torch.dtype, exponent: int) -> Floats:
-        """The candidate with the least squared error once its centroids are rounded to `dtype`; the first of equals."""
+        """The candidate of least squared error, its centroids rounded to `dtype`; the first of equals."""
         found = [
             lloyd(data, first, self.iterations)
             for first in starts.registry.make(self.start).candidates(data, count, seed)
         ]
         if len(found) > 1:
             errors = [data.squared_error(data.edges(centroids), centroids) for centroids in found]
-            # Rounding to float32 moves an error by far less than this; rounding to half precision may change the order.
-            near = min(errors) + (1e-9 if dtype in (torch.float32, torch.float64) else 1.0) * data.energy
+            # Rounding to float32 moves an error by far less; to half precision it may change the order.
+            margin = 1e-9 if dtype in (torch.float32, torch.float64) else 1.0
+            near = min(errors) + margin * data.energy
             found = [centroids for centroids, error in zip(found, errors) if error <= near]
         best: Floats | None = None
         least = np.inf
@@ -76,7 +78,7 @@ class Kmeans(Base):
 
 
 def _rounded(data: SortedWeights, centroids: Floats, dtype: torch.dtype, exponent: int) -> Floats:
-    """Centroids moved to the exact means of their clusters and rounded to `dtype`; equal and empty ones are dropped."""
+    """Centroids at the exact means of their clusters, rounded to `dtype`; equal and empty ones dropped."""
     edges = data.edges(centroids)
     means = data.careful_means(edges[np.append(True, np.diff(edges) > 0)])
     means = np.ldexp(torch.from_numpy(np.ldexp(means, -exponent)).to(dtype).double().numpy(), exponent)

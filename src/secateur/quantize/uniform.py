@@ -35,13 +35,15 @@ _MOST = 2**16
 class Uniform(Base):
     """Multiples of `step`; 0.0 is always one of them, and masked weights take it.
 
-    `bits` limits the levels to -(2**(bits - 1) - 1) ... 2**(bits - 1) - 1; without `step` it also chooses the step, the
-    one of least squared error. Neither given means 5 bits. The step is rounded to float32, so that four bytes hold it.
+    `bits` limits the levels to -(2**(bits - 1) - 1) ... 2**(bits - 1) - 1; without `step` it also chooses the
+    step, the one of least squared error. Neither given means 5 bits. The step is rounded to float32, so that
+    four bytes hold it.
 
     `rate` is the price of a bit, in squared steps: each weight goes to the level that minimises
-    (weight / step - level)**2 + rate * bits(level). The bits are those of an adaptive code that has seen the whole
-    tensor, masked zeros included; levels and bits are found in turn until neither changes. `dead_zone` is the
-    magnitude, in steps, up to which a weight becomes zero (0.5: plain rounding). A tie goes to the lower level.
+    (weight / step - level)**2 + rate * bits(level). The bits are those of an adaptive code that has seen the
+    whole tensor, masked zeros included; levels and bits are found in turn until neither changes. `dead_zone`
+    is the magnitude, in steps, up to which a weight becomes zero (0.5: plain rounding). A tie goes to the
+    lower level.
     """
 
     step: float | None = None
@@ -88,31 +90,33 @@ class Uniform(Base):
         low, high = (round(float(end) / step) for end in (data.values[0], data.values[-1]))
         if limit is not None:
             low, high = max(low, -limit), min(high, limit)
-        low, high = min(low, 0), max(high, 0)
+        # In half precision the level beyond the largest weight may be infinite.
+        furthest = int(math.ldexp(float(torch.finfo(weights.dtype).max), exponent) / step)
+        low, high = max(min(low, 0), -furthest), min(max(high, 0), furthest)
         if high - low >= _MOST:
             raise OptionError(
-                f"{name}: a step of {math.ldexp(step, -exponent):g} needs {high - low + 1:,} levels, expected at most "
-                f"{_MOST:,}; ask for a larger step, or give bits= as well"
+                f"{name}: a step of {math.ldexp(step, -exponent):g} needs {high - low + 1:,} levels, "
+                f"expected at most {_MOST:,}; ask for a larger step, or give bits= as well"
             )
-        levels = np.arange(low, high + 1)
+        levels = np.arange(low, high + 1, dtype=np.int64)
         cuts = self._cuts(data, levels, step, zeros)
         counts = np.diff(data.whole(data.positions(cuts)))
         used = np.flatnonzero((counts > 0) | (levels == 0))
         first, last = int(used[0]), int(used[-1])
         step, cuts = math.ldexp(step, -exponent), np.ldexp(cuts[first:last], -exponent)
-        values = torch.from_numpy(levels[first : last + 1] * step).to(weights.dtype).double().numpy()
+        values = torch.from_numpy(_values(levels[first : last + 1], step)).to(weights.dtype).double().numpy()
         return Palette(values, cuts, step, int(levels[first]))
 
     def _cuts(self, data: SortedWeights, levels: Ints, step: float, zeros: int) -> Floats:
         """Where one level ends and the next begins."""
-        plain = self._outside_dead_zone((levels[:-1] + 0.5) * step, levels, step)
+        plain = self._outside_dead_zone(_values(levels, step, 0.5)[:-1], levels, step)
         if self.rate == 0 or levels.size == 1:
             return plain
         best, least, cuts = plain, np.inf, plain
         for _ in range(self.rounds):
             edges = data.whole(data.positions(cuts))
             bits = _bits(np.diff(edges) + zeros * (levels == 0))
-            error = data.squared_error(edges, levels * step) / step**2
+            error = data.squared_error(edges, _values(levels, step)) / step**2
             price = error + self.rate * float((np.diff(edges) + zeros * (levels == 0)) @ bits)
             if not price < least:
                 break
@@ -126,14 +130,19 @@ class Uniform(Base):
         return np.where(levels[:-1] >= 0, np.maximum(cuts, reach), np.minimum(cuts, -reach))
 
 
+def _values(levels: Ints, step: float, above: float = 0.0) -> Floats:
+    """The numbers `above` the levels, in steps."""
+    return np.asarray((levels + above) * step, dtype=np.float64)
+
+
 def _bits(counts: Ints) -> Floats:
-    """What each level costs in an adaptive code that has seen these counts (half an occurrence each to begin with)."""
+    """What a level costs in an adaptive code that has seen these counts, and half an occurrence of each."""
     seen = counts + 0.5
     return np.log2(seen.sum() / seen)
 
 
 def _envelope(levels: Ints, prices: Floats) -> Floats:
-    """The cuts, in steps, between levels q of least (w - q)**2 + price: the lower envelope of one line per level.
+    """The cuts, in steps, between levels q of least (w - q)**2 + price: a lower envelope of lines.
 
     A level that is nowhere best gets an empty stretch: its two cuts are equal.
 
@@ -171,8 +180,8 @@ def _least_error_step(data: SortedWeights, limit: int) -> float:
     levels = np.arange(-limit, limit + 1)
 
     def error(step: float) -> float:
-        edges = data.whole(data.positions((levels[:-1] + 0.5) * step))
-        return data.squared_error(edges, levels * step)
+        edges = data.whole(data.positions(_values(levels, step, 0.5)[:-1]))
+        return data.squared_error(edges, _values(levels, step))
 
     low, high = top / limit / 64, top / limit
     for _ in range(3):

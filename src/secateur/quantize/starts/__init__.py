@@ -30,7 +30,7 @@ class Base(ABC):
 
     def candidates(self, data: SortedWeights, count: int, seed: int) -> list[Floats]:
         """The sets of first centroids to try; the best after polishing wins. Usually one."""
-        # Each start draws from its own stream, so that it finds the same whether it runs alone or beside others.
+        # A stream of its own: a start finds the same whether it runs alone or beside others.
         word = zlib.crc32(type(self).__name__.encode())
         return [self.centroids(data, count, np.random.default_rng([seed, word]))]
 

@@ -1,4 +1,4 @@
-"""Density: as many weights between one centroid and the next, everywhere (evenly on the cumulative distribution)."""
+"""Density: as many weights between one centroid and the next, everywhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ __all__ = ["Density"]
 class Density(Base):
     """The middle weight of each of `count` equally large parts of the sorted weights.
 
-    >>> Density().centroids(SortedWeights(np.array([0.0, 0.1, 0.2, 0.3, 8.0, 9.0])), 2, np.random.default_rng(0)).tolist()
+    >>> data = SortedWeights(np.array([0.0, 0.1, 0.2, 0.3, 8.0, 9.0]))
+    >>> Density().centroids(data, 2, np.random.default_rng(0)).tolist()
     [0.1, 8.0]
     """
 

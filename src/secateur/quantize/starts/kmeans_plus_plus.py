@@ -1,8 +1,9 @@
-"""k-means++: each next centroid on a weight drawn in proportion to its squared distance from those already there.
+"""k-means++: each next centroid on a weight drawn in proportion to its squared distance from those before.
 
-The draw is exact and never looks at all the weights: the squared distances of a stretch of sorted weights from one
-centroid follow from prefix sums, so a stretch is drawn first and the weight inside it found by bisection. As is usual, a
-few weights are drawn each time and the one that lowers the total most is taken (Arthur and Vassilvitskii, 2007).
+The draw is exact and never looks at all the weights: the squared distances of a stretch of sorted weights
+from one centroid follow from prefix sums, so a stretch is drawn first and the weight inside it found by
+bisection. As is usual, a few weights are drawn each time and the one that lowers the total most is taken
+(Arthur and Vassilvitskii, 2007).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ __all__ = ["KmeansPlusPlus"]
 
 @dataclass(frozen=True)
 class KmeansPlusPlus(Base):
-    """Spread by squared distance. `trials` draws for each centroid; None means 2 + the natural logarithm of k.
+    """Spread by squared distance. `trials` draws for each centroid; None means 2 + ln k.
 
     >>> data = SortedWeights(np.array([0.0, 0.0, 0.0, 5.0]))
     >>> sorted(KmeansPlusPlus().centroids(data, 2, np.random.default_rng(0)).tolist())
@@ -50,7 +51,7 @@ class KmeansPlusPlus(Base):
     def _draw(
         self, data: SortedWeights, chosen: Floats, random: np.random.Generator, trials: int
     ) -> Floats | None:
-        """`trials` weights, each with a chance in proportion to its squared distance from the nearest centroid."""
+        """`trials` weights, each drawn in proportion to its squared distance from the nearest centroid."""
         edges = data.edges(chosen)
         first, second = data.sums(edges)
         away = chosen - data.shift

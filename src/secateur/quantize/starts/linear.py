@@ -16,7 +16,8 @@ __all__ = ["Linear"]
 class Linear(Base):
     """Evenly between the least and the greatest weight.
 
-    >>> Linear().centroids(SortedWeights(np.array([-1.0, 0.0, 0.5, 3.0])), 3, np.random.default_rng(0)).tolist()
+    >>> data = SortedWeights(np.array([-1.0, 0.0, 0.5, 3.0]))
+    >>> Linear().centroids(data, 3, np.random.default_rng(0)).tolist()
     [-1.0, 1.0, 3.0]
     """
 

@@ -1,8 +1,9 @@
 """Optimal: the least squared error there is, and never more than any other start finds.
 
-Up to 2,048 distinct weights the best clusters are found exactly. Beyond, cuts may fall at some thousands of places: the
-borders of equally filled bins, of equally wide bins, and each of the outermost weights. The best clusters among those
-are found exactly and then polished. Every other start is tried as well with the same seed, and the best result is kept.
+Up to 2,048 distinct weights the best clusters are found exactly. Beyond, cuts may fall at some thousands of
+places: the borders of equally filled bins, of equally wide bins, and each of the outermost weights. The best
+clusters among those are found exactly and then polished. Every other start is tried as well with the same
+seed, and the best result is kept.
 """
 
 from __future__ import annotations
@@ -58,6 +59,6 @@ class Optimal(Base):
         places = np.concatenate(
             [filled, data.positions(grid[:-1]), np.arange(outermost), data.count - 1 - np.arange(outermost)]
         )
-        # A cut inside a run of equal weights would part what must stay together: move it to the run's beginning.
-        places = np.searchsorted(data.values, data.values[np.minimum(places, data.count - 1)], side="left")
-        return np.append(np.unique(places), data.count)
+        # A cut inside a run of equal weights would part what must stay together: move it to the run's begin.
+        marks = data.values[np.minimum(places, data.count - 1)]
+        return np.append(np.unique(np.searchsorted(data.values, marks, side="left")), data.count)

@@ -1,7 +1,8 @@
 """The command line: one thin function per verb, results on standard output, progress on standard error.
 
-Exit codes: 0 done, 1 failed, 2 usage, 3 budget not met, 4 nothing to do. An error is one paragraph; `--debug` adds the
-traceback. Nothing here imports torch before a verb needs it, so that `secateur --help` answers at once.
+Exit codes: 0 done, 1 failed, 2 usage, 3 budget not met, 4 nothing to do. An error is one paragraph; `--debug`
+adds the traceback. Nothing here imports torch before a verb needs it, so that `secateur --help` answers at
+once.
 
 >>> from secateur.cli.app import app
 >>> "run" in [command.name or command.callback.__name__ for command in app.registered_commands]
@@ -33,7 +34,8 @@ def main() -> None:
         sys.exit(1)
     except Exception as error:
         _leave(
-            f"unexpected {type(error).__name__}: {error}. This is a fault of secateur or of the model's own code; run the "
+            f"unexpected {type(error).__name__}: {error}. This is a fault of secateur or of the model's own "
+            "code; run the "
             "same command with --debug to see where",
             1,
         )

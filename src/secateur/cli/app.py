@@ -16,7 +16,7 @@ __all__ = ["app"]
 
 app = typer.Typer(
     name="secateur",
-    help="Prune, retrain, share, code and measure any PyTorch model: really smaller, really faster, with the proof.",
+    help="Prune, retrain, share, code and measure any PyTorch model, with the proof beside it.",
     epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 budget not met, 4 nothing to do.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -35,9 +35,11 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
-    """Prune, retrain, share, code and measure any PyTorch model: really smaller, really faster, with the proof."""
+    """Prune, retrain, share, code and measure any PyTorch model, with the proof beside it."""
 
 
 for module in (runs, models, files, words):

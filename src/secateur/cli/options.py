@@ -8,11 +8,22 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
-__all__ = ["Debug", "Device", "DeviceChoice", "Example", "Json", "Out", "Seed", "Set", "StoreFolder", "debugging"]
+__all__ = [
+    "Debug",
+    "Device",
+    "DeviceChoice",
+    "Example",
+    "Json",
+    "Out",
+    "Seed",
+    "Set",
+    "StoreFolder",
+    "debugging",
+]
 
 _debug = False
 
@@ -41,17 +52,23 @@ Debug = Annotated[
     bool, typer.Option("--debug", help="Show the traceback of an error.", callback=_set_debug, is_eager=True)
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Seed = Annotated[Optional[int], typer.Option("--seed", help="Seed of everything random.", min=0)]
-Device = Annotated[Optional[DeviceChoice], typer.Option("--device", help="Where to compute.", case_sensitive=False)]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.", min=0)]
+Device = Annotated[
+    DeviceChoice | None, typer.Option("--device", help="Where to compute.", case_sensitive=False)
+]
 Set = Annotated[
-    Optional[list[str]],
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe: --set prune.budget=0.5. Repeatable."),
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a value of the recipe: --set prune.budget=0.5. Repeatable."
+    ),
 ]
 StoreFolder = Annotated[
     Path, typer.Option("--store", help="The folder that remembers every run.", envvar="SECATEUR_STORE")
 ]
-Out = Annotated[Optional[Path], typer.Option("--out", help="Folder to write the results to.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder to write the results to.")]
 Example = Annotated[
-    Optional[str],
-    typer.Option("--input", metavar="SHAPE", help="Shape of one input, such as 1,3,224,224; default: the model's own."),
+    str | None,
+    typer.Option(
+        "--input", metavar="SHAPE", help="Shape of one input, such as 1,3,224,224; default: the model's own."
+    ),
 ]

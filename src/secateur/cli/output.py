@@ -1,4 +1,5 @@
-"""How results are printed: tables on standard output, as wide as the terminal, or as wide as they are in a file.
+"""How results are printed: tables on standard output, as wide as the terminal, or as wide as they are in a
+file.
 
 >>> show_table(["name", "value"], [["macs", "651,200"]])
 name  value
@@ -20,8 +21,11 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def show_table(head: Sequence[str], rows: Iterable[Sequence[str]], title: str = "", right: Iterable[int] = ()) -> None:
-    """Print a table: ruled on a terminal, plain columns elsewhere. `right` names the columns set to the right."""
+def show_table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], title: str = "", right: Iterable[int] = ()
+) -> None:
+    """Print a table: ruled on a terminal, plain columns elsewhere. `right` names the columns set to the
+    right."""
     found = [[str(cell) for cell in row] for row in rows]
     at_right = set(right)
     if sys.stdout.isatty():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["VERBS"]
 
 _RecipePath = Annotated[Path, typer.Argument(help="A recipe in TOML.", show_default=False)]
-_DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done and what is cached; do nothing.")]
+_DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print what would be done and what is cached; do nothing.")
+]
 _Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="How many processes share a grid's trials.")]
 _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 _Which = Annotated[str, typer.Argument(help="A run's number, or `last`.")]
@@ -53,7 +55,9 @@ def _carry_out(
             names = ("trial", "step", "options", "what")
             print_json({"recipe": recipe.plain(), "steps": [dict(zip(names, row)) for row in rows]})
             return None
-        print(f"{recipe.name}: {recipe.model.name} on {recipe.data.name}, seed {recipe.lab.seed}, {plan.device}")
+        print(
+            f"{recipe.name}: {recipe.model.name} on {recipe.data.name}, seed {recipe.lab.seed}, {plan.device}"
+        )
         show_table(["trial", "step", "options", "what"], rows)
         todo, cached = (sum(row[3] == what for row in rows) for what in ("run", "cached"))
         shared = len(rows) - todo - cached
@@ -69,7 +73,8 @@ def _carry_out(
     if ran.failures:
         index, message = ran.failures[0]
         raise SecateurError(
-            f"{len(ran.failures)} of {len(plan.trials)} trials failed, the others are done; the first, trial {index + 1}: "
+            f"{len(ran.failures)} of {len(plan.trials)} trials failed, the others are done; the first, trial "
+            f"{index + 1}: "
             f"{message} (secateur show {ran.run} has all)"
         )
     return ran
@@ -97,8 +102,10 @@ def run(
 def sweep(
     recipe: _RecipePath,
     grid: Annotated[
-        Optional[list[str]],
-        typer.Option("--grid", metavar="KEY=A,B,C", help="Another axis: KEY=a,b,c or KEY=first:last:step. Repeatable."),
+        list[str] | None,
+        typer.Option(
+            "--grid", metavar="KEY=A,B,C", help="Another axis: KEY=a,b,c or KEY=first:last:step. Repeatable."
+        ),
     ] = None,
     set_: Set = None,
     seed: Seed = None,
@@ -117,7 +124,8 @@ def sweep(
     found = Recipe.read(recipe, _settings(set_, seed, device), grid or [])
     if not found.grid:
         raise OptionError(
-            f"{recipe}: nothing to sweep: the recipe has no [grid]; give an axis, such as --grid prune.budget=0.5,0.7,0.9"
+            f"{recipe}: nothing to sweep: the recipe has no [grid]; give an axis, such as --grid "
+            "prune.budget=0.5,0.7,0.9"
         )
     _carry_out(found, store, jobs, dry_run, json, out, quiet)
 
@@ -133,7 +141,8 @@ def demo(
     quiet: _Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """A ResNet-20 on embedded data, from training to a small file, in one table. Two minutes; nothing is downloaded."""
+    """A ResNet-20 on embedded data, from training to a small file, in one table. Two minutes; nothing is
+    downloaded."""
     from secateur.lab.recipe import Recipe
 
     text = resources.files("secateur.lab").joinpath("demo.toml").read_text(encoding="utf-8")
@@ -157,7 +166,19 @@ def runs(store: StoreFolder = _STORE, json: Json = False, debug: Debug = False) 
         print_json([asdict(row) for row in rows])
         return
     show_table(
-        ["run", "name", "status", "started", "seconds", "trials", "failed", "steps", "computed", "seed", "device"],
+        [
+            "run",
+            "name",
+            "status",
+            "started",
+            "seconds",
+            "trials",
+            "failed",
+            "steps",
+            "computed",
+            "seed",
+            "device",
+        ],
         [
             [
                 str(row.id),
@@ -178,7 +199,9 @@ def runs(store: StoreFolder = _STORE, json: Json = False, debug: Debug = False) 
     )
 
 
-def show(which: _Which = "last", store: StoreFolder = _STORE, json: Json = False, debug: Debug = False) -> None:
+def show(
+    which: _Which = "last", store: StoreFolder = _STORE, json: Json = False, debug: Debug = False
+) -> None:
     """Print a run: where it came from, its steps, what was measured, and what failed."""
     from dataclasses import asdict
 
@@ -200,7 +223,13 @@ def show(which: _Which = "last", store: StoreFolder = _STORE, json: Json = False
     gpus = f", {', '.join(hardware['gpus'])}" if hardware.get("gpus") else ""
     print(f"hardware  {hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB{gpus}")
     steps = [
-        [str(t["trial"] + 1), s["label"], s["how"], "" if s["seconds"] is None else f"{s['seconds']:.1f}", s["key"][:12]]
+        [
+            str(t["trial"] + 1),
+            s["label"],
+            s["how"],
+            "" if s["seconds"] is None else f"{s['seconds']:.1f}",
+            s["key"][:12],
+        ]
         for t in trials
         for s in t["steps"]
     ]
@@ -216,7 +245,9 @@ def show(which: _Which = "last", store: StoreFolder = _STORE, json: Json = False
 
 def export(
     which: _Which = "last",
-    out: Annotated[Path, typer.Option("--out", help="The file: .csv, .parquet or .json.")] = Path("measurements.csv"),
+    out: Annotated[Path, typer.Option("--out", help="The file: .csv, .parquet or .json.")] = Path(
+        "measurements.csv"
+    ),
     store: StoreFolder = _STORE,
     debug: Debug = False,
 ) -> None:
@@ -231,7 +262,7 @@ def export(
 
 def gc(
     keep: Annotated[
-        Optional[int], typer.Option("--keep", min=0, help="Forget all but the newest so many runs first.")
+        int | None, typer.Option("--keep", min=0, help="Forget all but the newest so many runs first.")
     ] = None,
     dry_run: _DryRun = False,
     store: StoreFolder = _STORE,
@@ -247,7 +278,8 @@ def gc(
         return
     verb = "would free" if dry_run else "freed"
     print(
-        f"{verb} {freed['bytes']:,} bytes: {freed['runs']} runs, {freed['steps']} steps, {freed['objects']} objects"
+        f"{verb} {freed['bytes']:,} bytes: {freed['runs']} runs, {freed['steps']} steps, {freed['objects']} "
+        "objects"
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import importlib
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -43,16 +43,19 @@ def _described(what: str) -> list[tuple[str, str]]:
 
 
 def list_(
-    what: Annotated[Optional[str], typer.Argument(help=f"One of {', '.join(_FOLDERS)}; default: all.")] = None,
+    what: Annotated[str | None, typer.Argument(help=f"One of {', '.join(_FOLDERS)}; default: all.")] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List what can be named in recipes: criteria, granularities, budgets, models, data, ways of sharing, steps."""
+    """List what can be named in recipes: criteria, granularities, budgets, models, data, ways of sharing,
+    steps."""
     if what is not None and what not in _FOLDERS:
         raise UnknownNameError(f"nothing to list under {what!r}: {near(what, _FOLDERS)}")
     found = {name: _described(name) for name in ([what] if what else _FOLDERS)}
     if json:
-        print_json({name: [{"name": word, "about": about} for word, about in rows] for name, rows in found.items()})
+        print_json(
+            {name: [{"name": word, "about": about} for word, about in rows] for name, rows in found.items()}
+        )
         return
     show_table(["kind", "name", "about"], [[kind, *row] for kind, rows in found.items() for row in rows])
 

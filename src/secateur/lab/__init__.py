@@ -1,4 +1,5 @@
-"""The lab: recipes, the steps they are made of, the store that remembers every outcome, and the engine that runs them.
+"""The lab: recipes, the steps they are made of, the store that remembers every outcome, and the engine that
+runs them.
 
     from secateur.lab import Recipe, Store, run
     ran = run(Recipe.read("recipe.toml"), Store("runs"))
@@ -32,4 +33,6 @@ __all__ = ["Plan", "Progress", "Ran", "Recipe", "Store", "final_state", "run", "
 def __getattr__(name: str) -> Any:
     if name in _NAMES:
         return getattr(importlib.import_module(_NAMES[name]), name)
-    raise AttributeError(f"module 'secateur.lab' has no attribute {name!r}; public names: {', '.join(__all__)}")
+    raise AttributeError(
+        f"module 'secateur.lab' has no attribute {name!r}; public names: {', '.join(__all__)}"
+    )

@@ -3,8 +3,9 @@
     outcome = run(Recipe.read("recipe.toml"), Store("runs"), jobs=2)
     outcome.measurements, outcome.computed      # what was measured; how many steps had to be computed
 
-Every step takes the advisory lock of its address before it looks whether the outcome is there. Of two processes that want
-the same outcome one computes and the other waits; when the first dies, the second takes over.
+Every step takes the advisory lock of its address before it looks whether the outcome is there. Of two
+processes that want the same outcome one computes and the other waits; when the first dies, the second takes
+over.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from secateur.errors import OptionError, SecateurError, StoreError
 from secateur.lab.plan import Plan, PlannedTrial, builder, data_of, device_of, plan_trial
 from secateur.lab.plan import plan as make_plan
 from secateur.lab.progress import Progress
-from secateur.lab.provenance import command, hardware, versions
+from secateur.lab.provenance import clean_plain, command, hardware, versions
 from secateur.lab.recipe import Recipe
 from secateur.lab.state import State, keep, revive
 from secateur.lab.steps import Work
@@ -71,7 +72,9 @@ def _state(trial: PlannedTrial, position: int, store: Store) -> State:
         return State(build())
     outcome = store.outcome(trial.steps[position - 1].key)
     if outcome is None:
-        raise StoreError(f"the outcome of step {trial.steps[position - 1].label!r} is gone; run the recipe again")
+        raise StoreError(
+            f"the outcome of step {trial.steps[position - 1].label!r} is gone; run the recipe again"
+        )
     return revive(outcome.state, store.objects, build)
 
 
@@ -149,10 +152,13 @@ def _run_trial(trial: PlannedTrial, store: Store, run: int, progress: Progress) 
     return computed
 
 
-def run(recipe: Recipe, store: Store, *, jobs: int = 1, progress: Progress | None = None, plan: Plan | None = None) -> Ran:
+def run(
+    recipe: Recipe, store: Store, *, jobs: int = 1, progress: Progress | None = None, plan: Plan | None = None
+) -> Ran:
     """Do what the recipe says. What the store knows is not done again.
 
-    With one trial its error is raised. With several a failed one is stored and reported, and the others go on.
+    With one trial its error is raised. With several a failed one is stored and reported, and the others go
+    on.
     """
     if jobs < 1:
         raise OptionError(f"jobs: expected at least 1, got {jobs}")
@@ -163,14 +169,15 @@ def run(recipe: Recipe, store: Store, *, jobs: int = 1, progress: Progress | Non
     started = time.perf_counter()
     number, alive = store.start_run(
         name=recipe.name,
-        recipe=recipe.plain(),
+        recipe=clean_plain(recipe.plain()),
         command=command(),
         seed=recipe.lab.seed,
         device=plan.device,
         versions=versions(),
         hardware=hardware(),
         trials=[
-            (trial.settings, [(step.label, step.step.kind(), step.key) for step in trial.steps]) for trial in plan.trials
+            (trial.settings, [(step.label, step.step.kind(), step.key) for step in trial.steps])
+            for trial in plan.trials
         ],
     )
     status = "failed"
@@ -208,7 +215,8 @@ def run(recipe: Recipe, store: Store, *, jobs: int = 1, progress: Progress | Non
     )
 
 
-# -- several processes ---------------------------------------------------------------------------------------------
+# -- several processes
+# ---------------------------------------------------------------------------------------------
 class _Remote(Progress):
     """Sends what happens in a worker to the process that shows it."""
 
@@ -241,7 +249,9 @@ def _begin_worker(queue: Any, parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _work(folder: str, plain: dict[str, Any], settings: dict[str, Any], index: int, number: int, threads: int) -> int:
+def _work(
+    folder: str, plain: dict[str, Any], settings: dict[str, Any], index: int, number: int, threads: int
+) -> int:
     """One trial in a worker process."""
     trial = plan_trial(Recipe.of(plain), index, settings)
     with _threads(trial.recipe.lab.threads or threads):
@@ -266,7 +276,9 @@ def _run_in_processes(
     listener = threading.Thread(target=show, daemon=True)
     listener.start()
     computed = 0
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_worker, initargs=(queue, os.getpid()))
+    pool = ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=_begin_worker, initargs=(queue, os.getpid())
+    )
     try:
         waiting = {
             pool.submit(
@@ -279,7 +291,8 @@ def _run_in_processes(
                 computed += future.result()
             except BrokenProcessPool as error:
                 raise StoreError(
-                    "a worker process was killed (out of memory, perhaps); what was finished is kept: run the recipe "
+                    "a worker process was killed (out of memory, perhaps); what was finished is kept: run "
+                    "the recipe "
                     "again, with fewer --jobs"
                 ) from error
             except Exception as error:

@@ -1,7 +1,7 @@
 """`Objects`: files named by the hash of their content, beside the database that refers to them.
 
-An object is written under another name, flushed to the disk and then renamed, so that a name that exists always holds
-the whole content; writing the same content twice is one file.
+An object is written under another name, flushed to the disk and then renamed, so that a name that exists
+always holds the whole content; writing the same content twice is one file.
 
 >>> import tempfile
 >>> objects = Objects(tempfile.mkdtemp())
@@ -82,13 +82,15 @@ class Objects:
             data = path.read_bytes()
         except FileNotFoundError:
             raise StoreError(
-                f"object {name[:12]} is missing from {self.folder.name}/; run the recipe again to make it anew"
+                f"object {name[:12]} is missing from {self.folder.name}/; run the recipe again to make it "
+                "anew"
             ) from None
         found = hashlib.sha256(data).hexdigest()
         if found != name:
             raise StoreError(
                 f"object {name[:12]} is damaged: expected content that hashes to its name, got {found[:12]} "
-                f"({len(data):,} bytes); delete {self.folder.name}/{name[:2]}/{name[2:]} and run the recipe again"
+                f"({len(data):,} bytes); delete {self.folder.name}/{name[:2]}/{name[2:]} and run the recipe "
+                "again"
             )
         return data
 

@@ -1,7 +1,8 @@
 """`plan`: a recipe resolved, before any work: every trial, every step, and the address of every outcome.
 
-The address of a step's outcome is a hash of the address before it, the step's kind, version and options, the data's
-fingerprint, the seed, and the kind of device. Trials that begin alike therefore share addresses, and so the work.
+The address of a step's outcome is a hash of the address before it, the step's kind, version and options, the
+data's fingerprint, the seed, and the kind of device. Trials that begin alike therefore share addresses, and
+so the work.
 
 >>> first = address("start", "prune", 1, {"budget": 0.5}, data="d", seed=0, device="cpu")
 >>> first == address("start", "prune", 1, {"budget": 0.5}, data="d", seed=0, device="cpu"), len(first)
@@ -32,7 +33,17 @@ from secateur.lab.recipe import Recipe
 from secateur.lab.steps import Base
 from secateur.lab.store import Store, canonical
 
-__all__ = ["Plan", "PlannedStep", "PlannedTrial", "address", "builder", "data_of", "device_of", "plan", "plan_trial"]
+__all__ = [
+    "Plan",
+    "PlannedStep",
+    "PlannedTrial",
+    "address",
+    "builder",
+    "data_of",
+    "device_of",
+    "plan",
+    "plan_trial",
+]
 
 
 def address(parent: str, kind: str, version: int, options: dict[str, Any], **surroundings: Any) -> str:
@@ -104,9 +115,13 @@ def device_of(asked: str) -> str:
             return "cuda"
         return "mps" if mps is not None and mps.is_available() else "cpu"
     if asked.startswith("cuda") and not torch.cuda.is_available():
-        raise OptionError(f"device {asked!r}: this machine, or this torch, has no CUDA; use --device cpu or auto")
+        raise OptionError(
+            f"device {asked!r}: this machine, or this torch, has no CUDA; use --device cpu or auto"
+        )
     if asked == "mps" and (mps is None or not mps.is_available()):
-        raise OptionError("device 'mps': this machine, or this torch, has no Apple MPS; use --device cpu or auto")
+        raise OptionError(
+            "device 'mps': this machine, or this torch, has no Apple MPS; use --device cpu or auto"
+        )
     return asked
 
 
@@ -153,7 +168,11 @@ def data_of(recipe: Recipe) -> Data:
 
 def _root(recipe: Recipe) -> str:
     """The address of the model before the first step."""
-    model: dict[str, Any] = {"name": recipe.model.name, "options": recipe.model.options, "seed": recipe.lab.seed}
+    model: dict[str, Any] = {
+        "name": recipe.model.name,
+        "options": recipe.model.options,
+        "seed": recipe.lab.seed,
+    }
     if recipe.model.weights is not None:
         from secateur.lab.weights import find_weights
 
@@ -199,7 +218,5 @@ def plan_trial(recipe: Recipe, index: int = 0, settings: dict[str, Any] | None =
 
 def plan(recipe: Recipe) -> Plan:
     """The whole recipe resolved. Nothing is trained, pruned or written."""
-    trials = tuple(
-        plan_trial(one, index, settings) for index, (settings, one) in enumerate(recipe.trials())
-    )
+    trials = tuple(plan_trial(one, index, settings) for index, (settings, one) in enumerate(recipe.trials()))
     return Plan(recipe, device_of(recipe.lab.device), trials)

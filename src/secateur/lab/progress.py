@@ -1,7 +1,8 @@
-"""`Progress`: how the lab tells what it is doing. Everything goes to standard error; results go to standard output.
+"""`Progress`: how the lab tells what it is doing. Everything goes to standard error; results go to standard
+output.
 
-On a terminal a live display shows the steps and, inside a training, epoch, loss, accuracy and the time left. Elsewhere
-one plain line is written per finished step.
+On a terminal a live display shows the steps and, inside a training, epoch, loss, accuracy and the time left.
+Elsewhere one plain line is written per finished step.
 
 >>> Progress().done(0, "train", "cached", 0.0, "")
 """
@@ -75,7 +76,10 @@ class _Epochs:
         self._steps = max(1, steps)
         self._epochs = epochs
         self._task = self._live.bar.add_task(
-            "  epochs", total=epochs * self._steps, completed=done * self._steps, note=f"epoch {done + 1}/{epochs}"
+            "  epochs",
+            total=epochs * self._steps,
+            completed=done * self._steps,
+            note=f"epoch {done + 1}/{epochs}",
         )
 
     def step(self, epoch: int, step: int, loss: float) -> None:
@@ -94,7 +98,8 @@ class _Epochs:
 
 
 class Live(Progress):
-    """A rich display on a terminal: one bar for the steps, one for the training under way, a line per step done."""
+    """A rich display on a terminal: one bar for the steps, one for the training under way, a line per step
+    done."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -132,7 +137,9 @@ class Live(Progress):
         """Move on, and leave a line above the bars."""
         if how == "computed":
             self.bar.advance(self._task)
-            self.bar.console.print(f"[green]done[/]   {self._name(trial, label):<20} {seconds:6.1f} s  {line}")
+            self.bar.console.print(
+                f"[green]done[/]   {self._name(trial, label):<20} {seconds:6.1f} s  {line}"
+            )
         elif not self._many:
             self.bar.console.print(f"[dim]{how:<6} {self._name(trial, label):<20}           {line}[/]")
 

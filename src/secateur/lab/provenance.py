@@ -19,12 +19,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["clean", "command", "fingerprint", "hardware", "versions"]
+__all__ = ["clean", "clean_plain", "command", "fingerprint", "hardware", "versions"]
 
-_PACKAGES = ("secateur", "torch", "numpy", "constriction", "safetensors", "accelerate", "datasets", "scikit-learn")
-_SECRET = re.compile(
-    r"(?i)((?:[\w-]*(?:token|secret|passw(?:or)?d|api[_-]?key|credential)[\w-]*)[\"']?\s*[=: ]\s*[\"']?)([^\s\"',}]+)"
+_PACKAGES = (
+    "secateur",
+    "torch",
+    "numpy",
+    "constriction",
+    "safetensors",
+    "accelerate",
+    "datasets",
+    "scikit-learn",
 )
+_NAMES = r"[\w-]*(?:token|secret|passw(?:or)?d|api[_-]?key|credential)[\w-]*"
+_SECRET = re.compile(rf"(?i)({_NAMES}[\"']?\s*[=: ]\s*[\"']?)([^\s\"',}}]+)")
 _LOGIN = re.compile(r"(\w+://)[^/\s@]+@")
 
 
@@ -38,6 +46,21 @@ def clean(text: str) -> str:
     if len(home) > 1:
         text = re.sub(re.escape(home) + r"(?=$|[/\\\s\"':,;)\]}])", "~", text)
     return _LOGIN.sub(r"\1", _SECRET.sub(r"\1***", text))
+
+
+def clean_plain(value: Any, name: str = "") -> Any:
+    """`clean` for plain data: every text in it, and the values of keys that name a secret.
+
+    >>> clean_plain({"data": {"path": str(Path.home() / "d")}, "hub_token": "abc", "num_tokens": 4})
+    {'data': {'path': '~/d'}, 'hub_token': '***', 'num_tokens': 4}
+    """
+    if isinstance(value, dict):
+        return {key: clean_plain(item, str(key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [clean_plain(item, name) for item in value]
+    if isinstance(value, str):
+        return "***" if value and re.fullmatch(f"(?i){_NAMES}", name) else clean(value)
+    return value
 
 
 def command() -> str:

@@ -24,7 +24,7 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator
 
@@ -34,20 +34,28 @@ from secateur.lab.steps import Base, Options
 
 __all__ = ["DataSpec", "LabSpec", "ModelSpec", "Recipe", "label_steps", "parse_setting", "schema"]
 
-Normalise = Union[str, tuple[tuple[float, ...], tuple[float, ...]]]
+Normalise = str | tuple[tuple[float, ...], tuple[float, ...]]
 
 
 class DataSpec(Options):
     """The `[data]` table: which images, and what is done to them before anything else."""
 
-    name: str = Field("digits", description="digits (embedded), mnist, cifar10, a folder, or a Hugging Face dataset")
-    size: Union[int, tuple[int, int], None] = Field(None, description="resize to this; default: what the model wants")
-    channels: Union[int, None] = Field(None, description="1 or 3; default: what the model wants")
-    limit: Union[int, None] = Field(None, description="keep at most so many images of each part")
-    validation: float = Field(0.1, description="share of the training images held out, where there is no such split")
-    seed: int = Field(0, description="draws the validation split; apart from lab.seed, so that seeds share a split")
-    path: Union[str, None] = Field(None, description="where mnist or cifar10 lie")
-    normalise: Union[Normalise, None] = Field(None, description="data, imagenet, none, or [means, deviations]")
+    name: str = Field(
+        "digits", description="digits (embedded), mnist, cifar10, a folder, or a Hugging Face dataset"
+    )
+    size: int | tuple[int, int] | None = Field(
+        None, description="resize to this; default: what the model wants"
+    )
+    channels: int | None = Field(None, description="1 or 3; default: what the model wants")
+    limit: int | None = Field(None, description="keep at most so many images of each part")
+    validation: float = Field(
+        0.1, description="share of the training images held out, where there is no such split"
+    )
+    seed: int = Field(
+        0, description="draws the validation split; apart from lab.seed, so that seeds share a split"
+    )
+    path: str | None = Field(None, description="where mnist or cifar10 lie")
+    normalise: Normalise | None = Field(None, description="data, imagenet, none, or [means, deviations]")
 
     def arguments(self) -> dict[str, Any]:
         """What `secateur.data.load` is called with, beside the name: the keys that were given."""
@@ -60,9 +68,11 @@ class DataSpec(Options):
 class ModelSpec(Options):
     """The `[model]` table: which network, made how, from which weights."""
 
-    name: str = Field("resnet20", description="one of ours, timm/NAME, torchvision/NAME, hf/NAME, package.module:function")
+    name: str = Field(
+        "resnet20", description="one of ours, timm/NAME, torchvision/NAME, hf/NAME, package.module:function"
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="what the model is made with")
-    weights: Union[str, None] = Field(None, description="a .safetensors, .pt or .sct file to start from")
+    weights: str | None = Field(None, description="a .safetensors, .pt or .sct file to start from")
 
 
 class LabSpec(Options):
@@ -70,7 +80,9 @@ class LabSpec(Options):
 
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
-    threads: int = Field(0, ge=0, description="torch's threads; 0: every core this process may use, shared by --jobs")
+    threads: int = Field(
+        0, ge=0, description="torch's threads; 0: every core this process may use, shared by --jobs"
+    )
 
 
 class Recipe(Options):
@@ -91,7 +103,9 @@ class Recipe(Options):
         return value
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str], settings: Sequence[str] = (), grid: Sequence[str] = ()) -> Recipe:
+    def read(
+        cls, path: str | os.PathLike[str], settings: Sequence[str] = (), grid: Sequence[str] = ()
+    ) -> Recipe:
         """A recipe from a file, with `--set` and `--grid` texts applied."""
         where = Path(path)
         try:
@@ -101,7 +115,9 @@ class Recipe(Options):
             hint = near(where.name, beside) if beside else f"there is no .toml file in {where.parent}"
             raise RecipeError(f"{path}: no such recipe; {hint}") from None
         except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path}: expected a recipe in TOML, but it cannot be read ({error})") from error
+            raise RecipeError(
+                f"{path}: expected a recipe in TOML, but it cannot be read ({error})"
+            ) from error
         return cls.parse(text, settings, grid, source=where.name, name=where.stem)
 
     @classmethod
@@ -124,7 +140,12 @@ class Recipe(Options):
 
     @classmethod
     def of(
-        cls, raw: Mapping[str, Any], settings: Sequence[str] = (), grid: Sequence[str] = (), *, source: str = "recipe"
+        cls,
+        raw: Mapping[str, Any],
+        settings: Sequence[str] = (),
+        grid: Sequence[str] = (),
+        *,
+        source: str = "recipe",
     ) -> Recipe:
         """A recipe from plain data, as TOML or JSON give it."""
         whole = copy.deepcopy(dict(raw))
@@ -152,7 +173,8 @@ class Recipe(Options):
         return whole
 
     def trials(self) -> list[tuple[dict[str, Any], Recipe]]:
-        """Every combination of the grid's values, the last axis fastest, as (settings, recipe without a grid)."""
+        """Every combination of the grid's values, the last axis fastest, as (settings, recipe without a
+        grid)."""
         combinations: list[dict[str, Any]] = [{}]
         for key, values in self.grid.items():
             combinations = [{**one, key: value} for one in combinations for value in values]
@@ -172,11 +194,13 @@ class Recipe(Options):
 def label_steps(tables: Any, source: str = "recipe") -> list[dict[str, Any]]:
     """The `[[step]]` tables, each with a label: its own, or its kind, numbered from the second of a kind on.
 
-    >>> [table["label"] for table in label_steps([{"kind": "measure"}, {"kind": "prune"}, {"kind": "measure"}])]
-    ['measure', 'prune', 'measure2']
+    >>> [table["label"] for table in label_steps([{"kind": "prune"}, {"kind": "prune"}])]
+    ['prune', 'prune2']
     """
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise RecipeError(f"{source}: steps are written as [[step]] tables, each with a `kind`; got {tables!r}")
+        raise RecipeError(
+            f"{source}: steps are written as [[step]] tables, each with a `kind`; got {tables!r}"
+        )
     labelled, seen = [], set()
     for index, table in enumerate(tables):
         kind = table.get("kind")
@@ -190,9 +214,13 @@ def label_steps(tables: Any, source: str = "recipe") -> list[dict[str, Any]]:
                 count += 1
                 label = f"{kind}{count}"
         if label in seen:
-            raise RecipeError(f"{source}: step {index + 1} ({kind}): the label {label!r} is taken; give each its own")
+            raise RecipeError(
+                f"{source}: step {index + 1} ({kind}): the label {label!r} is taken; give each its own"
+            )
         if label in ("name", "data", "model", "lab", "grid", "step"):
-            raise RecipeError(f"{source}: step {index + 1} ({kind}): {label!r} is a table of recipes, not a label")
+            raise RecipeError(
+                f"{source}: step {index + 1} ({kind}): {label!r} is a table of recipes, not a label"
+            )
         seen.add(label)
         labelled.append({**table, "label": label})
     return labelled
@@ -201,8 +229,8 @@ def label_steps(tables: Any, source: str = "recipe") -> list[dict[str, Any]]:
 def parse_setting(text: str, flag: str = "--set") -> tuple[str, Any]:
     """`a.b=c` as (key, value); the value is read as TOML, and as text where that fails.
 
-    >>> parse_setting("prune.budget=0.5"), parse_setting("prune.skip=['fc']"), parse_setting("model.name=vgg12")
-    (('prune.budget', 0.5), ('prune.skip', ['fc']), ('model.name', 'vgg12'))
+    >>> parse_setting("prune.budget=0.5"), parse_setting("model.name=vgg12")
+    (('prune.budget', 0.5), ('model.name', 'vgg12'))
     """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
@@ -236,13 +264,19 @@ def _axis(key: str, values: Any, source: str) -> tuple[Any, ...]:
         try:
             first, last, step = (Decimal(part) for part in values.split(":"))
         except InvalidOperation:
-            raise RecipeError(f"{source}: grid axis {key!r}: expected first:last:step, got {values!r}") from None
+            raise RecipeError(
+                f"{source}: grid axis {key!r}: expected first:last:step, got {values!r}"
+            ) from None
         if step <= 0 or last < first:
-            raise RecipeError(f"{source}: grid axis {key!r}: expected first <= last and step > 0, got {values!r}")
+            raise RecipeError(
+                f"{source}: grid axis {key!r}: expected first <= last and step > 0, got {values!r}"
+            )
         count = int((last - first) / step) + 1
         return tuple(float(first + step * index) for index in range(count))
     if not isinstance(values, list | tuple) or not values:
-        raise RecipeError(f"{source}: grid axis {key!r}: expected a list of values or 'first:last:step', got {values!r}")
+        raise RecipeError(
+            f"{source}: grid axis {key!r}: expected a list of values or 'first:last:step', got {values!r}"
+        )
     return tuple(values)
 
 
@@ -284,7 +318,9 @@ def _step(table: dict[str, Any], source: str, index: int) -> Base:
     return _validate(cls, options, f"{source}: {where}")
 
 
-def _known_keys(cls: type[Options], table: Mapping[str, Any], source: str, where: str, aliases: Any = None) -> None:
+def _known_keys(
+    cls: type[Options], table: Mapping[str, Any], source: str, where: str, aliases: Any = None
+) -> None:
     known = [(aliases or {}).get(name, name) for name in cls.model_fields]
     for key in table:
         if key not in known:
@@ -301,7 +337,9 @@ def _validate(cls: type[Any], table: Mapping[str, Any], source: str) -> Any:
         if first["type"] == "extra_forbidden":
             where, key = (place[0] if len(place) > 1 else "recipe"), place[-1]
             inner = cls.model_fields[place[0]].annotation if len(place) > 1 else cls
-            raise RecipeError(f"{source}: [{where}] has no key {key!r}: {near(key, inner.model_fields)}") from None
+            raise RecipeError(
+                f"{source}: [{where}] has no key {key!r}: {near(key, inner.model_fields)}"
+            ) from None
         message = first["msg"].removeprefix("Value error, ")
         got = f", got {first['input']!r}" if first["type"] not in ("missing", "value_error") else ""
         raise RecipeError(f"{source}: {'.'.join(place) or 'recipe'}: {message}{got}") from None
@@ -337,7 +375,10 @@ def schema() -> dict[str, Any]:
             "name": {"type": "string"},
             **{name: table(cls) for name, cls in tables},
             "step": {"type": "array", "minItems": 1, "items": {"oneOf": kinds}},
-            "grid": {"type": "object", "description": "LABEL.option = a list of values, or 'first:last:step'"},
+            "grid": {
+                "type": "object",
+                "description": "LABEL.option = a list of values, or 'first:last:step'",
+            },
         },
         "$defs": definitions,
     }

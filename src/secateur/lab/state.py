@@ -1,13 +1,14 @@
 """`State`: what passes from one step of a recipe to the next, and how it is kept as objects of the store.
 
-A state is always written and read back between two steps, also when both run in one process: what a resumed run starts
-from is then by construction what an undisturbed one starts from.
+A state is always written and read back between two steps, also when both run in one process: what a resumed
+run starts from is then by construction what an undisturbed one starts from.
 
 >>> import tempfile, torch
 >>> from secateur.lab.objects import Objects
 >>> objects = Objects(tempfile.mkdtemp())
 >>> stored = keep(State(torch.nn.Linear(2, 1)), objects)
->>> stored["weights"].startswith("object:"), revive(stored, objects, lambda: torch.nn.Linear(2, 1)).masks is None
+>>> again = revive(stored, objects, lambda: torch.nn.Linear(2, 1))
+>>> stored["weights"].startswith("object:"), again.masks is None
 (True, True)
 """
 
@@ -33,7 +34,8 @@ __all__ = ["State", "keep", "revive"]
 
 @dataclass
 class State:
-    """A model with what is known of it. `plan` is what shrinking cut; `files` are those the steps have written."""
+    """A model with what is known of it. `plan` is what shrinking cut; `files` are those the steps have
+    written."""
 
     model: nn.Module
     masks: Masks | None = None
@@ -44,7 +46,9 @@ class State:
 
 def _bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
     """Tensors as safetensors bytes; cloned, because tied weights share memory, which the format refuses."""
-    return write_tensors({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
+    return write_tensors(
+        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    )
 
 
 def keep(state: State, objects: Objects) -> dict[str, Any]:
@@ -53,7 +57,9 @@ def keep(state: State, objects: Objects) -> dict[str, Any]:
     def put(data: bytes) -> str:
         return f"object:{objects.put(data)}"
 
-    weights = {name: value for name, value in state.model.state_dict().items() if isinstance(value, torch.Tensor)}
+    weights = {
+        name: value for name, value in state.model.state_dict().items() if isinstance(value, torch.Tensor)
+    }
     stored: dict[str, Any] = {"weights": put(_bytes(weights))}
     if state.masks is not None:
         stored["masks"] = put(_bytes(state.masks))
@@ -74,7 +80,9 @@ def _take_apart(books: Mapping[str, Codebook]) -> tuple[dict[str, torch.Tensor],
     rest = []
     for name, book in books.items():
         values = {field.name: getattr(book, field.name) for field in fields(book)}
-        tensors |= {f"{name}:{key}": value for key, value in values.items() if isinstance(value, torch.Tensor)}
+        tensors |= {
+            f"{name}:{key}": value for key, value in values.items() if isinstance(value, torch.Tensor)
+        }
         rest.append({key: value for key, value in values.items() if not isinstance(value, torch.Tensor)})
     return tensors, rest
 
@@ -84,7 +92,9 @@ def _put_together(tensors: Mapping[str, torch.Tensor], rest: list[dict[str, Any]
     books = {}
     for one in rest:
         name = one["name"]
-        own = {key.rpartition(":")[2]: value for key, value in tensors.items() if key.rpartition(":")[0] == name}
+        own = {
+            key.rpartition(":")[2]: value for key, value in tensors.items() if key.rpartition(":")[0] == name
+        }
         plain = {key: tuple(value) if isinstance(value, list) else value for key, value in one.items()}
         books[name] = Codebook(**plain, **own)
     return books
@@ -105,13 +115,16 @@ def revive(stored: Mapping[str, Any], objects: Objects, build: Callable[[], nn.M
         model.load_state_dict(read_tensors(get(stored["weights"])))
     except RuntimeError as error:
         raise StoreError(
-            f"the stored weights do not fit a fresh {type(model).__name__} ({str(error).splitlines()[0]}); was the "
+            f"the stored weights do not fit a fresh {type(model).__name__} ({str(error).splitlines()[0]}); "
+            "was the "
             "model's code changed? Change the recipe's seed or name another --store to compute it anew"
         ) from error
     order = {name: index for index, (name, _) in enumerate(model.named_parameters(remove_duplicate=False))}
     if "masks" in stored:
         masks = read_tensors(get(stored["masks"]))
-        state.masks = Masks({name: masks[name] for name in sorted(masks, key=lambda name: order.get(name, 0))})
+        state.masks = Masks(
+            {name: masks[name] for name in sorted(masks, key=lambda name: order.get(name, 0))}
+        )
     if "codebooks" in stored:
         rest = json.loads(get(stored["codebook_fields"]))
         state.codebooks = _put_together(read_tensors(get(stored["codebooks"])), rest)

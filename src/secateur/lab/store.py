@@ -5,8 +5,8 @@
     FOLDER/locks/            one advisory lock per step in progress; the system drops it when a process dies
     FOLDER/checkpoints/      trainings under way
 
-A step's outcome is written once, in one transaction, after its objects are safely on the disk. So whatever is killed
-and whenever, the store holds whole outcomes only.
+A step's outcome is written once, in one transaction, after its objects are safely on the disk. So whatever is
+killed and whenever, the store holds whole outcomes only.
 
 >>> import tempfile
 >>> store = Store(tempfile.mkdtemp())
@@ -44,10 +44,12 @@ CREATE TABLE runs (
     finished TEXT, seconds REAL, command TEXT NOT NULL, recipe TEXT NOT NULL, seed INTEGER NOT NULL,
     device TEXT NOT NULL, versions TEXT NOT NULL, hardware TEXT NOT NULL);
 CREATE TABLE trials (
-    run INTEGER NOT NULL REFERENCES runs(id) ON DELETE CASCADE, trial INTEGER NOT NULL, settings TEXT NOT NULL,
+    run INTEGER NOT NULL REFERENCES runs(id) ON DELETE CASCADE,
+    trial INTEGER NOT NULL, settings TEXT NOT NULL,
     status TEXT NOT NULL, error TEXT, PRIMARY KEY (run, trial)) WITHOUT ROWID;
 CREATE TABLE plan (
-    run INTEGER NOT NULL REFERENCES runs(id) ON DELETE CASCADE, trial INTEGER NOT NULL, position INTEGER NOT NULL,
+    run INTEGER NOT NULL REFERENCES runs(id) ON DELETE CASCADE,
+    trial INTEGER NOT NULL, position INTEGER NOT NULL,
     label TEXT NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL, how TEXT NOT NULL DEFAULT 'waiting',
     PRIMARY KEY (run, trial, position)) WITHOUT ROWID;
 CREATE INDEX plan_key ON plan(key);
@@ -77,7 +79,8 @@ def now() -> str:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one step left: the state after it (names of objects), its Measurements, its log, the time it took."""
+    """What one step left: the state after it (names of objects), its Measurements, its log, the time it
+    took."""
 
     key: str
     kind: str
@@ -136,7 +139,8 @@ class Store:
         self._database = self.folder / "store.sqlite"
         if not create and not self._database.is_file():
             raise StoreError(
-                f"{clean(str(folder))}: no run store here (expected store.sqlite in it); run a recipe first, or "
+                f"{clean(str(folder))}: no run store here (expected store.sqlite in it); run a recipe first, "
+                "or "
                 "name the store with --store"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +150,8 @@ class Store:
         with FileLock(self.folder / "locks" / "store.lock"):
             self._open()
 
-    # -- the database --------------------------------------------------------------------------------------------
+    # -- the database
+    # --------------------------------------------------------------------------------------------
     def _open(self) -> None:
         try:
             db = self._connect()
@@ -156,12 +161,14 @@ class Store:
                 db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
             elif version != _VERSION:
                 raise StoreError(
-                    f"{clean(str(self._database))}: expected a run store of version {_VERSION}, got version {version}; "
+                    f"{clean(str(self._database))}: expected a run store of version {_VERSION}, got version "
+                    f"{version}; "
                     "use the secateur that wrote it, or another folder with --store"
                 )
         except sqlite3.DatabaseError as error:
             raise StoreError(
-                f"{clean(str(self._database))}: expected a secateur run store, but SQLite cannot read it ({error}); "
+                f"{clean(str(self._database))}: expected a secateur run store, but SQLite cannot read it "
+                f"({error}); "
                 "restore it from a copy, or name another folder with --store"
             ) from error
 
@@ -198,7 +205,8 @@ class Store:
             db.close()
             self._local.db = None
 
-    # -- locks ---------------------------------------------------------------------------------------------------
+    # -- locks
+    # ---------------------------------------------------------------------------------------------------
     def lock(self, key: str) -> FileLock:
         """The advisory lock of one step: who holds it computes, the others wait. It dies with its process."""
         return FileLock(self.folder / "locks" / f"{key}.lock", poll_interval=0.02)
@@ -209,7 +217,8 @@ class Store:
         folder.mkdir(exist_ok=True)
         return folder / f"{key}.ckpt"
 
-    # -- steps ---------------------------------------------------------------------------------------------------
+    # -- steps
+    # ---------------------------------------------------------------------------------------------------
     def outcome(self, key: str) -> Outcome | None:
         """What that step left, or None when it must be computed: never run, or an object of it is gone."""
         rows = self._read("SELECT * FROM steps WHERE key = ?", key)
@@ -267,7 +276,8 @@ class Store:
                 ],
             )
 
-    # -- runs ----------------------------------------------------------------------------------------------------
+    # -- runs
+    # ----------------------------------------------------------------------------------------------------
     def start_run(
         self,
         *,
@@ -280,16 +290,26 @@ class Store:
         hardware: Mapping[str, Any],
         trials: list[tuple[Mapping[str, Any], list[tuple[str, str, str]]]],
     ) -> tuple[int, FileLock]:
-        """Note that a run begins: its recipe, where it runs, and per trial its settings and (label, kind, key)s.
+        """Note that a run begins: its recipe, where it runs, and per trial its settings and (label, kind,
+        key)s.
 
-        Returns the run's number and a lock to be released when it ends. The lock is taken before anybody can see the
-        run, so that a living run is never mistaken for a dead one.
+        Returns the run's number and a lock to be released when it ends. The lock is taken before anybody can
+        see the run, so that a living run is never mistaken for a dead one.
         """
         with FileLock(self.folder / "locks" / "store.lock"), self._write() as db:
             cursor = db.execute(
                 "INSERT INTO runs (name, status, started, command, recipe, seed, device, versions, hardware) "
                 "VALUES (?, 'running', ?, ?, ?, ?, ?, ?, ?)",
-                (name, now(), command, canonical(recipe), seed, device, canonical(versions), canonical(hardware)),
+                (
+                    name,
+                    now(),
+                    command,
+                    canonical(recipe),
+                    seed,
+                    device,
+                    canonical(versions),
+                    canonical(hardware),
+                ),
             )
             run = int(cursor.lastrowid or 0)
             alive = FileLock(self._run_lock(run))
@@ -316,7 +336,8 @@ class Store:
         """Note how a trial came by a step: `cached` or `computed`."""
         with self._write() as db:
             db.execute(
-                "UPDATE plan SET how = ? WHERE run = ? AND trial = ? AND position = ?", (how, run, trial, position)
+                "UPDATE plan SET how = ? WHERE run = ? AND trial = ? AND position = ?",
+                (how, run, trial, position),
             )
 
     def note_trial(self, run: int, trial: int, status: str, error: str | None = None) -> None:
@@ -331,7 +352,8 @@ class Store:
         """Note that a run is over."""
         with self._write() as db:
             db.execute(
-                "UPDATE runs SET status = ?, seconds = ?, finished = ? WHERE id = ?", (status, seconds, now(), run)
+                "UPDATE runs SET status = ?, seconds = ?, finished = ? WHERE id = ?",
+                (status, seconds, now(), run),
             )
 
     def runs(self) -> list[RunRow]:
@@ -376,7 +398,9 @@ class Store:
         for row in rows:
             if str(row.id) == str(which):
                 return row
-        raise UnknownNameError(f"no run {which!r} in this store: runs {rows[0].id} to {rows[-1].id} are there")
+        raise UnknownNameError(
+            f"no run {which!r} in this store: runs {rows[0].id} to {rows[-1].id} are there"
+        )
 
     def trials(self, run: int) -> list[dict[str, Any]]:
         """Per trial of a run: its settings, status, error, and its steps with label, kind, key, how."""
@@ -401,19 +425,26 @@ class Store:
         ]
 
     def measurements(self, run: int) -> Measurements:
-        """All Measurements of a run; their context names run, trial, variant (the step's label), seed and settings."""
+        """All Measurements of a run; their context names run, trial, variant (the step's label), seed and
+        settings."""
         seed = self.run(run).seed
         found = []
         for trial in self.trials(run):
             for step in trial["steps"]:
                 for m in self._measurements(step["key"]):
-                    context = {"run": run, "trial": trial["trial"], "variant": step["label"], "step": step["kind"]}
+                    context = {
+                        "run": run,
+                        "trial": trial["trial"],
+                        "variant": step["label"],
+                        "step": step["kind"],
+                    }
                     context["seed"] = seed
                     context |= {**trial["settings"], **m.context}
                     found.append(Measurement.from_dict({**m.to_dict(), "context": context}))
         return Measurements(found)
 
-    # -- freeing -------------------------------------------------------------------------------------------------
+    # -- freeing
+    # -------------------------------------------------------------------------------------------------
     def _mark_dead(self) -> None:
         """Runs that say `running` but whose lock is free died: call them interrupted."""
         for row in self._read("SELECT id FROM runs WHERE status = 'running'"):
@@ -424,12 +455,16 @@ class Store:
                 continue
             try:
                 with self._write() as db:
-                    db.execute("UPDATE runs SET status = 'interrupted' WHERE id = ? AND status = 'running'", (row["id"],))
+                    db.execute(
+                        "UPDATE runs SET status = 'interrupted' WHERE id = ? AND status = 'running'",
+                        (row["id"],),
+                    )
             finally:
                 lock.release()
 
     def gc(self, *, keep: int | None = None, dry_run: bool = False) -> dict[str, int]:
-        """Free what nothing refers to: steps of no run, objects of no step, checkpoints and locks of the dead.
+        """Free what nothing refers to: steps of no run, objects of no step, checkpoints and locks of the
+        dead.
 
         `keep` first forgets all but the newest runs. Refused while a run is alive. Returns how much went.
         """
@@ -437,13 +472,17 @@ class Store:
             runs = self.runs()
             alive = [row.id for row in runs if row.status == "running"]
             if alive:
-                raise StoreError(f"run {alive[0]} is still running; wait for it, or stop it, then free the store")
+                raise StoreError(
+                    f"run {alive[0]} is still running; wait for it, or stop it, then free the store"
+                )
             forgotten = runs[: max(0, len(runs) - keep)] if keep is not None else []
             kept = {row.id for row in runs} - {row.id for row in forgotten}
             used = {row["key"] for row in self._read("SELECT run, key FROM plan") if row["run"] in kept}
             steps = self._read("SELECT key, state FROM steps")
             gone = [row["key"] for row in steps if row["key"] not in used]
-            needed = {name for row in steps if row["key"] in used for name in objects_of(json.loads(row["state"]))}
+            needed = {
+                name for row in steps if row["key"] in used for name in objects_of(json.loads(row["state"]))
+            }
             waste = [(name, size) for name, size in self.objects.names() if name not in needed]
             checkpoints = [path for path in (self.folder / "checkpoints").glob("*") if path.is_file()]
             freed = sum(size for _, size in waste) + sum(path.stat().st_size for path in checkpoints)

@@ -29,7 +29,8 @@ __all__ = ["as_json", "summary", "variants", "write_measurements", "write_result
 
 
 def variants(measurements: Iterable[Measurement]) -> dict[tuple[int, str], dict[str, Measurement]]:
-    """The measured numbers by (trial, variant): what `measure` steps found, and the size of files that were packed."""
+    """The measured numbers by (trial, variant): what `measure` steps found, and the size of files that were
+    packed."""
     found: dict[tuple[int, str], dict[str, Measurement]] = {}
     for item in measurements:
         context = item.context
@@ -38,7 +39,9 @@ def variants(measurements: Iterable[Measurement]) -> dict[tuple[int, str], dict[
     return found
 
 
-def summary(measurements: Measurements, grid: Mapping[str, Any] | None = None) -> tuple[list[str], list[list[str]]]:
+def summary(
+    measurements: Measurements, grid: Mapping[str, Any] | None = None
+) -> tuple[list[str], list[list[str]]]:
     """(head, rows): one row per trial and variant, one column per axis of the grid and per measured name."""
     found = variants(measurements)
     names = list(dict.fromkeys(name for row in found.values() for name in row))
@@ -69,14 +72,18 @@ def as_json(ran: Ran) -> dict[str, Any]:
 
 
 def _flat(measurements: Measurements) -> tuple[list[str], list[dict[str, Any]]]:
-    """One flat row per Measurement, and one more per layer it is split into; the columns in a stable order."""
+    """One flat row per Measurement, and one more per layer it is split into; the columns in a stable
+    order."""
     columns = ["name", "layer", "value", "unit", "definition", "notes", "trials"]
     keys = list(dict.fromkeys(key for item in measurements for key in item.context))
     rows = []
     for item in measurements:
         context = {key: _short(item.context[key]) for key in keys if key in item.context}
         base = {"name": item.name, "unit": item.unit, "definition": item.definition, **context}
-        whole = {"notes": "; ".join(item.notes), "trials": json.dumps(list(item.trials)) if item.trials else ""}
+        whole = {
+            "notes": "; ".join(item.notes),
+            "trials": json.dumps(list(item.trials)) if item.trials else "",
+        }
         rows.append({**base, **whole, "layer": "", "value": float(item.value)})
         rows += [{**base, "layer": layer, "value": float(value)} for layer, value in item.per_layer.items()]
     return [*columns, *(key for key in keys if key not in columns)], rows
@@ -85,7 +92,9 @@ def _flat(measurements: Measurements) -> tuple[list[str], list[dict[str, Any]]]:
 def write_measurements(measurements: Measurements, path: Path) -> int:
     """Write .csv, .parquet or .json, by the file's ending; returns how many rows."""
     if not measurements:
-        raise NothingToDoError("this run measured nothing, so there is nothing to export; add a `measure` step")
+        raise NothingToDoError(
+            "this run measured nothing, so there is nothing to export; add a `measure` step"
+        )
     columns, rows = _flat(measurements)
     if path.suffix == ".csv":
         text = io.StringIO()
@@ -124,7 +133,10 @@ def write_results(ran: Ran, store: Store, out: Path) -> list[Path]:
         if outcome is None:  # the trial failed
             continue
         folder = out if len(ran.plan.trials) == 1 else out / f"trial-{trial.index + 1}"
-        parts = {"model.safetensors": outcome.state.get("weights"), "masks.safetensors": outcome.state.get("masks")}
+        parts = {
+            "model.safetensors": outcome.state.get("weights"),
+            "masks.safetensors": outcome.state.get("masks"),
+        }
         parts["plan.json"] = outcome.state.get("plan")
         parts |= dict(outcome.state.get("files", {}))
         for name, place in parts.items():

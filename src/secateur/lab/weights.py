@@ -1,4 +1,5 @@
-"""Weights from a file into a model: safetensors, a torch checkpoint (read without running code), or a .sct file.
+"""Weights from a file into a model: safetensors, a torch checkpoint (read without running code), or a .sct
+file.
 
 >>> import tempfile, torch
 >>> from safetensors.torch import save_file
@@ -77,16 +78,20 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     own = model.state_dict()
     for name, tensor in tensors.items():
         if name not in own:
-            raise MaskMismatchError(f"{path}: {type(model).__name__} has no tensor {name!r}; {near(name, own)}")
+            raise MaskMismatchError(
+                f"{path}: {type(model).__name__} has no tensor {name!r}; {near(name, own)}"
+            )
         if own[name].shape != tensor.shape:
             raise MaskMismatchError(
-                f"{path}: {name!r}: expected shape {tuple(own[name].shape)} as in {type(model).__name__}, got "
+                f"{path}: {name!r}: expected shape {tuple(own[name].shape)} as in {type(model).__name__}, "
+                "got "
                 f"{tuple(tensor.shape)}; are these the weights of another model?"
             )
     missing = [name for name in own if name not in tensors]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise MaskMismatchError(
-            f"{path}: {missing[0]!r}{more} of {type(model).__name__} missing; are these the weights of another model?"
+            f"{path}: {missing[0]!r}{more} of {type(model).__name__} missing; are these the weights of "
+            "another model?"
         )
     model.load_state_dict(tensors)

@@ -1,9 +1,10 @@
-"""What can be done to a model in a recipe. One file per kind of step; the file name is the word used in recipes.
+"""What can be done to a model in a recipe. One file per kind of step; the file name is the word used in
+recipes.
 
-A step is a frozen pydantic value with three parts: its options (the fields), `check` (what can be refused before any
-work), and `run` (from the state before to the state after). Everything it depends on is in its options, the state
-before, the data and the seed, so that its outcome can be found again by their hash. Raise `version` when the same
-options come to mean something else.
+A step is a frozen pydantic value with three parts: its options (the fields), `check` (what can be refused
+before any work), and `run` (from the state before to the state after). Everything it depends on is in its
+options, the state before, the data and the seed, so that its outcome can be found again by their hash. Raise
+`version` when the same options come to mean something else.
 
 >>> registry.get("prune").__name__
 'Prune'
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Union
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -33,8 +34,8 @@ __all__ = ["Base", "Options", "Plugin", "Result", "Work", "make", "registry"]
 
 registry = Registry(__name__, __path__, "step")
 
-Plugin = Union[float, str, dict[str, Any]]
-"""A plug-in in a recipe: its name, a number where one is understood, or a table with `name` and its options."""
+Plugin = float | str | dict[str, Any]
+"""A plug-in in a recipe: its name, a number where one is understood, or a table of `name` and options."""
 
 
 class Options(BaseModel):
@@ -45,7 +46,8 @@ class Options(BaseModel):
 
 @dataclass
 class Work:
-    """What a step may use beside its options: data, device, seed, the checkpoint's place, progress, earlier states."""
+    """What a step may use beside its options: data, device, seed, the checkpoint's place, progress, earlier
+    states."""
 
     data: Data
     build: Callable[[], nn.Module]
@@ -92,7 +94,8 @@ class Base(Options):
         """
 
     def run(self, state: State, work: Work) -> Result:
-        """From the state before to the state after. The state given belongs to the step and may be changed."""
+        """From the state before to the state after. The state given belongs to the step and may be
+        changed."""
         raise NotImplementedError
 
 
@@ -118,11 +121,15 @@ def make(plugins: Registry, value: Plugin) -> Any:
     known_options = list(getattr(cls, "__dataclass_fields__", {}))
     for option in options:
         if known_options and option not in known_options:
-            raise RecipeError(f"{plugins.kind} {word!r} has no option {option!r}: {near(option, known_options)}")
+            raise RecipeError(
+                f"{plugins.kind} {word!r} has no option {option!r}: {near(option, known_options)}"
+            )
     try:
         return cls(**options)
     except TypeError as error:
-        raise OptionError(f"{plugins.kind} {word!r}: {error}; its options are {', '.join(known_options)}") from error
+        raise OptionError(
+            f"{plugins.kind} {word!r}: {error}; its options are {', '.join(known_options)}"
+        ) from error
 
 
 def __getattr__(name: str) -> Any:

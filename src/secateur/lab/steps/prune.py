@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Union
+from typing import Any
 
 from pydantic import Field
 from torch import nn
@@ -22,8 +22,13 @@ from secateur.prune import prune
 
 __all__ = ["Prune"]
 
-Patterns = Union[str, tuple[str, ...], None]
-_SCHEDULES = {"one_shot": "OneShot", "iterative": "Iterative", "gradual": "Gradual", "exponential": "Exponential"}
+Patterns = str | tuple[str, ...] | None
+_SCHEDULES = {
+    "one_shot": "OneShot",
+    "iterative": "Iterative",
+    "gradual": "Gradual",
+    "exponential": "Exponential",
+}
 
 
 class Prune(Base):
@@ -31,15 +36,17 @@ class Prune(Base):
 
     criterion: Plugin = Field("magnitude", description="what a weight is worth")
     granularity: Plugin = Field("element", description="what is cut as one piece")
-    budget: Plugin = Field(0.5, description="who competes with whom and how many go; a number: that share of every tensor")
+    budget: Plugin = Field(
+        0.5, description="who competes with whom and how many go; a number: that share of every tensor"
+    )
     only: Patterns = Field(None, description="layers to prune, by name or pattern")
     skip: Patterns = Field(None, description="layers to leave alone")
     parameters: Patterns = Field(None, description="bare parameters to prune as well")
-    schedule: Union[int, tuple[float, ...], dict[str, Any], str, None] = Field(
+    schedule: int | tuple[float, ...] | dict[str, Any] | str | None = Field(
         None, description="rounds: a number, a list of levels, or a table with `name`"
     )
-    at_least: Union[int, dict[str, int], None] = Field(None, description="units that stay in every layer")
-    at_most: Union[float, dict[str, float], None] = Field(None, description="the largest share a layer may lose")
+    at_least: int | dict[str, int] | None = Field(None, description="units that stay in every layer")
+    at_most: float | dict[str, float] | None = Field(None, description="the largest share a layer may lose")
     images: int = Field(10, ge=1, description="images of each class that criteria which need data see")
     allow_collapse: bool = Field(False, description="go on with a mask that disconnects the network")
 
@@ -50,7 +57,9 @@ class Prune(Base):
         options = {"name": value} if isinstance(value, str) else dict(value)
         word = options.pop("name", None)
         if word not in _SCHEDULES:
-            raise RecipeError(f"step {self.label!r}: unknown schedule {word!r}: {near(str(word), _SCHEDULES)}")
+            raise RecipeError(
+                f"step {self.label!r}: unknown schedule {word!r}: {near(str(word), _SCHEDULES)}"
+            )
         cls = getattr(schedule, _SCHEDULES[word])
         for option in options:
             if option not in cls.__dataclass_fields__:
@@ -96,4 +105,6 @@ class Prune(Base):
         layers = {row.name: row.sparsity for row in masks.summary()}
         measured = Measurement("mask_sparsity", masks.sparsity, "", text, per_layer=layers)
         kept = f"{masks.numel - masks.kept:,} of {masks.numel:,} weights removed ({masks.sparsity:.1%})"
-        return Result(State(state.model, masks=masks.to("cpu"), plan=state.plan), Measurements([measured]), {}, kept)
+        return Result(
+            State(state.model, masks=masks.to("cpu"), plan=state.plan), Measurements([measured]), {}, kept
+        )

@@ -1,4 +1,5 @@
-"""`retrain`: train a pruned model again, its removed weights held at exactly zero, at a gentler rate by default.
+"""`retrain`: train a pruned model again, its removed weights held at exactly zero, at a gentler rate by
+default.
 
 >>> Retrain().training().lr
 0.01
@@ -25,7 +26,8 @@ class _Retrain(TrainBase):
         """Train with the masks held."""
         if state.masks is None and state.plan is None:
             raise NothingToDoError(
-                f"step {self.label!r}: nothing was pruned before it, so there is nothing to recover from; use a `train` "
+                f"step {self.label!r}: nothing was pruned before it, so there is nothing to recover from; "
+                "use a `train` "
                 "step to train a dense model further"
             )
         return super().run(state, work)

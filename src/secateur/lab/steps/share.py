@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Union
+from typing import Any
 
 from pydantic import Field
 from torch import nn
@@ -19,16 +19,20 @@ from secateur.share import share
 
 __all__ = ["Share"]
 
-Patterns = Union[str, tuple[str, ...], None]
+Patterns = str | tuple[str, ...] | None
 
 
 class Share(Base):
     """Give the weights of every tensor few distinct values."""
 
-    bits: Union[int, None] = Field(None, description="a codebook has 2**bits values; the method's default is 5")
-    start: Union[str, None] = Field(None, description="where K-means starts: optimal, linear, kmeans++, random, density")
+    bits: int | None = Field(None, description="a codebook has 2**bits values; the method's default is 5")
+    start: str | None = Field(
+        None, description="where K-means starts: optimal, linear, kmeans++, random, density"
+    )
     method: str = Field("kmeans", description="kmeans, uniform or exact")
-    per: Union[str, tuple[Union[str, tuple[str, ...]], ...]] = Field("tensor", description="who has one codebook together")
+    per: str | tuple[str | tuple[str, ...], ...] = Field(
+        "tensor", description="who has one codebook together"
+    )
     only: Patterns = Field(None, description="layers to share, by name or pattern")
     skip: Patterns = Field(None, description="layers to leave alone")
     parameters: Patterns = Field(None, description="bare parameters to share as well")

@@ -9,7 +9,7 @@ Every option of `secateur.lab.training.Training` is an option of the step.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Union, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 from pydantic import Field, create_model
 from torch import nn
@@ -36,7 +36,7 @@ def training_fields(**other: Any) -> dict[str, Any]:
     hints = get_type_hints(trainer.Training)
     found: dict[str, Any] = {}
     for field in dataclasses.fields(trainer.Training):
-        kind = Union[AugmentOptions, bool, str, None] if field.name == "augment" else hints[field.name]
+        kind = AugmentOptions | bool | str | None if field.name == "augment" else hints[field.name]
         found[field.name] = (kind, other.get(field.name, field.default))
     return found
 
@@ -45,7 +45,7 @@ class TrainBase(Base):
     """What `train` and `retrain` share: how to train, and an earlier step to learn from."""
 
     version: ClassVar[int] = 1
-    teacher: Union[str, None] = Field(None, description="label of an earlier step whose model is distilled from")
+    teacher: str | None = Field(None, description="label of an earlier step whose model is distilled from")
 
     def training(self) -> trainer.Training:
         """The options as `Training`, which checks their values."""
@@ -63,13 +63,16 @@ class TrainBase(Base):
                 + (near(self.teacher, before) if before else "this is the first step")
             )
         if self.teacher is None and self.training().distill_alpha > 0:
-            raise RecipeError(f"step {self.label!r}: distill_alpha needs a teacher, the label of an earlier step")
+            raise RecipeError(
+                f"step {self.label!r}: distill_alpha needs a teacher, the label of an earlier step"
+            )
 
     def run(self, state: State, work: Work) -> Result:
         """Train; the log holds the epochs."""
         if state.codebooks:
             raise OptionError(
-                f"step {self.label!r}: the weights are shared by now, and training would make them all different again; "
+                f"step {self.label!r}: the weights are shared by now, and training would make them all "
+                "different again; "
                 "train before sharing"
             )
         teacher = work.earlier(self.teacher).model if self.teacher is not None else None
@@ -89,15 +92,23 @@ class TrainBase(Base):
         for record in trained.history:
             at = {"epoch": record.epoch}
             measured.append(
-                Measurement("epoch_loss", record.train_loss, "", "mean training loss over the epoch", context=at)
+                Measurement(
+                    "epoch_loss", record.train_loss, "", "mean training loss over the epoch", context=at
+                )
             )
             if record.train_accuracy is not None:
                 text = "share of training images classified right while the epoch ran"
-                measured.append(Measurement("epoch_train_accuracy", record.train_accuracy, "", text, context=at))
+                measured.append(
+                    Measurement("epoch_train_accuracy", record.train_accuracy, "", text, context=at)
+                )
             for name, value in record.metrics.items():
                 text = f"{name} on the validation images after the epoch"
                 measured.append(Measurement(f"epoch_validation_{name}", value, "", text, context=at))
-        log = {"epochs": len(trained.history), "best_epoch": trained.best_epoch, "early": trained.stopped_early}
+        log = {
+            "epochs": len(trained.history),
+            "best_epoch": trained.best_epoch,
+            "early": trained.stopped_early,
+        }
         last = trained.history[-1] if trained.history else None
         line = f"{len(trained.history)} epochs"
         if last is not None:
@@ -105,7 +116,9 @@ class TrainBase(Base):
             if "accuracy" in last.metrics:
                 line += f", validation accuracy {last.metrics['accuracy']:.2%}"
         state.model.eval()
-        return Result(State(state.model, masks=state.masks, plan=state.plan), Measurements(measured), log, line)
+        return Result(
+            State(state.model, masks=state.masks, plan=state.plan), Measurements(measured), log, line
+        )
 
 
 Train: Any = create_model("Train", __base__=TrainBase, __module__=__name__, **training_fields())

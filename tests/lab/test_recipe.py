@@ -1,0 +1,151 @@
+"""Recipes: what is read, what is refused, and in which words."""
+
+from __future__ import annotations
+
+import jsonschema
+import pytest
+
+from secateur.errors import RecipeError, UnknownNameError
+from secateur.lab.recipe import Recipe, schema
+
+TEXT = """
+name = "small"
+[data]
+name = "digits"
+size = 16
+[model]
+name = "resnet20"
+[[step]]
+kind = "prune"
+budget = {name = "overall", sparsity = 0.8}
+skip = ["linear"]
+[[step]]
+kind = "prune"
+label = "more"
+budget = 0.9
+"""
+
+
+def test_values_are_frozen_and_typed():
+    recipe = Recipe.parse(TEXT)
+    assert (recipe.name, recipe.data.size, recipe.lab.device) == ("small", 16, "auto")
+    assert [step.label for step in recipe.steps] == ["prune", "more"]
+    assert recipe.steps[0].budget == {"name": "overall", "sparsity": 0.8}
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.lab.seed = 3
+
+
+def test_plain_reads_back_to_the_same_recipe():
+    recipe = Recipe.parse(TEXT, ["lab.seed=7"], ["prune.criterion=l1,l2"])
+    again = Recipe.of(recipe.plain())
+    assert again == recipe
+    assert again.plain() == recipe.plain()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[lab]\nsed = 1\n[[step]]\nkind='prune'", r"\[lab\] has no key 'sed': did you mean 'seed'\?"),
+        ("[modle]\nname = 'x'", r"a recipe has no key 'modle': did you mean 'model'\?"),
+        ("[[step]]\nkind = 'prne'", r"step 1: unknown kind 'prne': did you mean 'prune'\?"),
+        ("[[step]]\nkind = 'prune'\nbudgt = 1", r"step 'prune' has no key 'budgt': did you mean 'budget'\?"),
+        ("[[step]]\nbudget = 1", r"step 1 needs a `kind`, one of .*prune"),
+        ("[[step]]\nkind = 'prune'\n[[step]]\nkind = 'share'\nlabel = 'prune'", "label 'prune' is taken"),
+        ("[[step]]\nkind = 'prune'\nlabel = 'data'", "'data' is a table of recipes, not a label"),
+        ("name = 'x'", "needs at least one"),
+        ("step = 3", r"steps are written as \[\[step\]\] tables"),
+        (
+            "[lab]\nseed = -1\n[[step]]\nkind='prune'",
+            r"lab.seed: Input should be greater than or equal to 0, got -1",
+        ),
+        ("[lab]\ndevice = 'gpu'\n[[step]]\nkind='prune'", r"lab.device: .*, got 'gpu'"),
+        ("[[step]]\nkind = 'prune'\nimages = 'many'", r"images: Input should be a valid integer.*got 'many'"),
+        ("[[step]\nkind", "expected TOML, but"),
+        (
+            "[[step]]\nkind='prune'\n[grid]\n'prune.budget' = []",
+            "grid axis 'prune.budget': expected a list of values",
+        ),
+        (
+            "[[step]]\nkind='prune'\n[grid]\n'prne.budget' = [1]",
+            r"nothing called 'prne' to set .*did you mean 'prune'",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named_with_the_near_name(text, words):
+    with pytest.raises(RecipeError, match=words):
+        Recipe.parse(text, source="recipe.toml")
+
+
+def test_a_missing_file_names_those_beside_it(tmp_path):
+    (tmp_path / "sweep.toml").write_text(TEXT)
+    with pytest.raises(RecipeError, match="no such recipe; did you mean 'sweep.toml'"):
+        Recipe.read(tmp_path / "swep.toml")
+
+
+@pytest.mark.parametrize(
+    ("setting", "where", "value"),
+    [
+        ("prune.budget=0.25", lambda r: r.steps[0].budget, 0.25),
+        ("prune.budget.sparsity=0.25", lambda r: r.steps[0].budget, {"name": "overall", "sparsity": 0.25}),
+        ("more.criterion=l1", lambda r: r.steps[1].criterion, "l1"),
+        ("more.skip=['a', 'b']", lambda r: r.steps[1].skip, ("a", "b")),
+        ("model.options.num_classes=7", lambda r: r.model.options, {"num_classes": 7}),
+        ("name=other", lambda r: r.name, "other"),
+        ("data.size=[8, 12]", lambda r: r.data.size, (8, 12)),
+    ],
+)
+def test_set_changes_one_value_and_keeps_its_type(setting, where, value):
+    assert where(Recipe.parse(TEXT, [setting])) == value
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("prune.budget", "expected key=value"),
+        ("prun.budget=1", "nothing called 'prun' to set"),
+        ("prune=1", "names a table; name the value in it"),
+        ("prune.bugdet=1", "has no key 'bugdet': did you mean 'budget'"),
+        ("prune.kind=share", "the kind of a step cannot be set"),
+    ],
+)
+def test_a_wrong_setting_is_refused(setting, words):
+    with pytest.raises(RecipeError, match=words):
+        Recipe.parse(TEXT, [setting])
+
+
+def test_a_grid_is_the_product_with_the_last_axis_fastest():
+    recipe = Recipe.parse(TEXT + "[grid]\nprune.criterion = ['l1', 'l2']\n'more.budget' = '0.1:0.3:0.1'\n")
+    trials = recipe.trials()
+    assert [settings for settings, _ in trials][:4] == [
+        {"prune.criterion": "l1", "more.budget": 0.1},
+        {"prune.criterion": "l1", "more.budget": 0.2},
+        {"prune.criterion": "l1", "more.budget": 0.3},
+        {"prune.criterion": "l2", "more.budget": 0.1},
+    ]
+    assert [one.steps[1].budget for _, one in trials] == [0.1, 0.2, 0.3] * 2
+    assert all(not one.grid for _, one in trials)
+
+
+def test_grid_on_the_command_line_takes_lists_and_ranges():
+    recipe = Recipe.parse(TEXT, (), ["prune.criterion=l1,l2", "more.budget=0.5,0.7", "lab.seed=[0, 1]"])
+    assert recipe.grid == {"prune.criterion": ("l1", "l2"), "more.budget": (0.5, 0.7), "lab.seed": (0, 1)}
+
+
+def test_near_names_of_plugins_reach_the_reader():
+    from secateur.lab.plan import plan
+
+    with pytest.raises(
+        UnknownNameError, match=r"step 'prune': unknown criterion 'magnitud': did you mean 'magnitude'"
+    ):
+        plan(Recipe.parse(TEXT, ["prune.criterion=magnitud"]))
+
+
+def test_the_schema_accepts_what_is_a_recipe_and_refuses_what_is_not():
+    import tomllib
+
+    whole = schema()
+    jsonschema.Draft202012Validator.check_schema(whole)
+    validator = jsonschema.Draft202012Validator(whole)
+    assert not list(validator.iter_errors(tomllib.loads(TEXT)))
+    assert list(validator.iter_errors(tomllib.loads(TEXT.replace("budget", "bugdet"))))
+    assert list(validator.iter_errors({"model": {"name": "resnet20"}}))

@@ -24,6 +24,7 @@ from secateur import criteria
 from secateur import granularity as granularities
 from secateur.budget import Contest, Pool
 from secateur.budget._limits import floors
+from secateur.budget._select import count_true
 from secateur.core import schedule as schedules
 from secateur.core.context import Context, Loss
 from secateur.core.masks import Masks
@@ -51,20 +52,21 @@ def prune(
     example: Any = None,
     schedule: Any = None,
     masks: Masks | None = None,
-    at_least: int | Mapping[Pattern, int] | None = None,
-    at_most: float | Mapping[Pattern, float] | None = None,
+    at_least: int | Mapping[Any, int] | None = None,
+    at_most: float | Mapping[Any, float] | None = None,
     regrow: bool = False,
     allow_collapse: bool = False,
     seed: int = 0,
 ) -> Masks:
     """Decide which weights go.
 
-    `criterion`, `granularity` and `budget` are each a name or a value; a bare number is the share removed of every
-    tensor. `only`, `skip` and `parameters` say which weights (see `core.targets.select`). `data`, `loss` and `example` are
-    for the criteria that need them. With a `schedule` the share is reached in rounds, and criteria whose scores depend on
-    what is already gone are asked again in each. `masks` are those of an earlier call: what they removed stays removed
-    and counts towards the budget, unless `regrow`. `at_least` units stay in every layer (or in those a table names);
-    `at_most` is the largest share a layer may lose. A mask that disconnects the network is a `CollapseError` unless
+    `criterion`, `granularity` and `budget` are each a name or a value; a bare number is the share removed
+    of every tensor. `only`, `skip` and `parameters` say which weights (see `core.targets.select`). `data`,
+    `loss` and `example` are for the criteria that need them. With a `schedule` the share is reached in
+    rounds, and criteria whose scores depend on what is already gone are asked again in each. `masks` are
+    those of an earlier call: what they removed stays removed and counts towards the budget, unless
+    `regrow`. `at_least` units stay in every layer (or in those a table names); `at_most` is the largest
+    share a layer may lose. A mask that disconnects the network is a `CollapseError` unless
     `allow_collapse`.
     """
     rule = criteria.registry.make(criterion)
@@ -81,7 +83,8 @@ def prune(
         steps = steps[-1:]  # the same scores in every round: the last round contains the others
     elif len(steps) > 1 and data is not None and iter(data) is data:
         raise DataError(
-            f"the schedule has {len(steps)} rounds and each reads the data, but an iterator can be read only once; pass "
+            f"the schedule has {len(steps)} rounds and each reads the data, but an iterator can be "
+            "read only once; pass "
             "list(data) or a DataLoader"
         )
     pieces = grain.units(model, targets, context)
@@ -99,13 +102,14 @@ def prune(
         contest = replace(contest, pools=floors(contest, at_least, at_most))
         found = _masks(model, pieces, step.choose(contest), start)
     assert found is not None
-    if all(bool(mask.all()) for mask in found.values()):
+    if all(count_true(mask) == mask.numel() for mask in found.values()):
         raise NothingToDoError(
-            f"{plan} with granularity {grain} removes nothing from {type(model).__name__}: ask for a larger share, or lower "
+            f"{plan} with granularity {grain} removes nothing from {type(model).__name__}: ask for a "
+            "larger share, or lower "
             "the floors (at_least, at_most)"
         )
     if not allow_collapse:
-        check_connected(model, found, example)
+        check_connected(model, found, example if example is not None else _first_input(data))
     return found
 
 
@@ -137,13 +141,23 @@ def _check_inputs(rule: criteria.Base, named: Any, context: Context) -> None:
         missing = [f"{what}=" for what in ("data", "loss") if getattr(context, what) is None]
     if missing:
         raise DataError(
-            f"criterion {name} scores on data: pass {' and '.join(missing)} (data: batches of (inputs, targets); loss: "
+            f"criterion {name} scores on data: pass {' and '.join(missing)} (data: batches of "
+            "(inputs, targets); loss: "
             "a function of outputs and targets)"
         )
     if rule.needs_example and context.example is None and context.data is None:
         raise DataError(
             f"criterion {name} needs to know one input: pass example= (a tensor, or a tuple of arguments)"
         )
+
+
+def _first_input(data: Iterable[Any] | None) -> Any:
+    """One example of the data, where looking at it uses nothing up."""
+    if data is None or iter(data) is data:
+        return None
+    batch = next(iter(data), None)
+    inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    return inputs[:1] if isinstance(inputs, torch.Tensor) and inputs.dim() > 1 else None
 
 
 def _masked_view(model: nn.Module, masks: Masks | None, view: nn.Module | None) -> nn.Module | None:
@@ -173,7 +187,8 @@ def _scores(rule: criteria.Base, model: nn.Module, targets: Sequence[Target], co
     for target in targets:
         if target.name in scores and tuple(scores[target.name].shape) != target.shape:
             raise OptionError(
-                f"criterion {rule} gave {target.name!r} scores of shape {tuple(scores[target.name].shape)}, expected "
+                f"criterion {rule} gave {target.name!r} scores of shape "
+                f"{tuple(scores[target.name].shape)}, expected "
                 f"{target.shape}: one score per weight"
             )
     return scores
@@ -195,7 +210,8 @@ def _contest(
     """What the budget decides about: the worth of every unit, and which are already gone."""
     pools = []
     for units in pieces:
-        rows, alive = [], []
+        rows: list[torch.Tensor] = []
+        alive: list[torch.Tensor | None] = []
         for member in units.members:
             if not member.scored or member.name not in scores:
                 continue
@@ -210,7 +226,8 @@ def _contest(
         worth = rule.reduce(whole)
         if tuple(worth.shape) != (units.count,):
             raise OptionError(
-                f"criterion {rule} gave {tuple(worth.shape)} values for the {units.count} units of {units.name!r}; reduce "
+                f"criterion {rule} gave {tuple(worth.shape)} values for the {units.count} units of "
+                f"{units.name!r}; reduce "
                 "turns [units, elements] into [units]"
             )
         if whole.shape[1] > 1:
@@ -218,8 +235,9 @@ def _contest(
                 f"worth of the units of {units.name!r}", worth, "use a criterion with a smaller range"
             )
         gone = None
-        if alive and all(line is not None for line in alive):
-            gone = ~torch.stack([line.to(worth.device) for line in alive]).any(0)
+        known = [line.to(worth.device) for line in alive if line is not None]
+        if known and len(known) == len(alive):
+            gone = ~torch.stack(known).any(0)
         shapes = {member.name: tuple(model.get_parameter(member.name).shape) for member in units.members}
         pools.append(Pool(units, worth, gone, shapes=shapes))
     return Contest(tuple(pools), model, context)

@@ -1,7 +1,7 @@
 """Who competes with whom, and how many go? One file per budget; the file name is the word used in recipes.
 
-A budget sees a `Contest`: one `Pool` of competing units per tensor (or per coupled group), each with the worth of its
-units. It answers with one boolean tensor per pool, True for the units that stay.
+A budget sees a `Contest`: one `Pool` of competing units per tensor (or per coupled group), each with the
+worth of its units. It answers with one boolean tensor per pool, True for the units that stay.
 
 >>> import torch
 >>> from torch import nn
@@ -34,7 +34,8 @@ class Base(ABC):
     def choose(self, contest: Contest) -> dict[str, torch.Tensor]:
         """One boolean tensor per pool, by its name: True for the units that stay.
 
-        A choice must keep each pool's `gone` units gone and at least `least` of its units; `Pool.drop` does both.
+        A choice must leave the units `gone` gone and keep at least `least` of each pool; `Pool.drop` does
+        both.
         """
 
     @classmethod
@@ -46,16 +47,13 @@ class Base(ABC):
         """The budgets of a schedule's rounds, the last of them this one."""
         if isinstance(schedule, OneShot):
             return (self,)
-        fields = (
-            {field.name for field in dataclasses.fields(self)} if dataclasses.is_dataclass(self) else set()
-        )
-        if "sparsity" not in fields:
+        if not dataclasses.is_dataclass(self) or "sparsity" not in {f.name for f in dataclasses.fields(self)}:
             raise OptionError(
                 f"{self} names no sparsity a schedule could approach in rounds; leave schedule= out, or use "
                 "PerTensor, Overall or PerLayer"
             )
         levels = schedule.levels(self.sparsity)  # type: ignore[attr-defined]
-        return tuple(dataclasses.replace(self, sparsity=level) for level in levels)  # type: ignore[type-var]
+        return tuple(dataclasses.replace(self, sparsity=level) for level in levels)  # type: ignore[misc]
 
 
 registry = Registry(__name__, __path__, "budget", number="per_tensor")

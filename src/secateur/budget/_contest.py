@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.budget._select import keep_highest
+from secateur.budget._select import count_true, keep_highest
 from secateur.core.context import Context
 from secateur.core.targets import Pattern, matches
 from secateur.core.units import Units
@@ -32,8 +32,8 @@ def check_share(what: str, value: Any) -> float:
     >>> check_share("sparsity", 50)
     Traceback (most recent call last):
     ...
-    secateur.errors.OptionError: sparsity is the share removed: expected a number with 0 <= sparsity < 1, got 50; for
-    50 % write 0.5
+    secateur.errors.OptionError: sparsity is the share removed: expected a number with 0 <= sparsity < 1,
+    got 50; for 50 % write 0.5
     """
     wanted = f"{what} is the share removed: expected a number with 0 <= {what} < 1, got {value!r}"
     if isinstance(value, str):
@@ -83,9 +83,14 @@ class Pool:
         return self.units.count
 
     @property
+    def grid(self) -> tuple[int, ...]:
+        """How the units lie beside each other; a plain list where nothing is known of that."""
+        return self.units.grid or (self.count,)
+
+    @property
     def removed(self) -> int:
         """How many of them are already gone."""
-        return 0 if self.gone is None else int(self.gone.sum())
+        return 0 if self.gone is None else count_true(self.gone)
 
     @property
     def most(self) -> int:
@@ -110,7 +115,7 @@ class Pool:
         return total
 
     def drop(self, count: int) -> torch.Tensor:
-        """True for every unit but the `count` of least worth, never going under the floor nor bringing units back."""
+        """True for all units but the `count` of least worth; keeps to the floor and brings none back."""
         removed = self.removed
         return keep_highest([self.ranked], max(removed, min(count, self.most)))[0]
 
@@ -118,7 +123,7 @@ class Pool:
         """A choice made by threshold, with the units already gone and the floor seen to."""
         if self.gone is not None:
             keep = keep & ~self.gone
-        removed = self.count - int(keep.sum())
+        removed = self.count - count_true(keep)
         return keep if removed <= self.most else self.drop(self.most)
 
 
@@ -142,7 +147,7 @@ class Contest:
         return flat[0] if len(flat) == 1 else torch.cat([part.to(flat[0].device) for part in flat])
 
     def matching(self, pattern: Pattern, option: str) -> list[Pool]:
-        """The pools a pattern means, by layer, parameter, module type or group name; none at all is an error."""
+        """The pools a pattern means, by layer, parameter, module type or group; none at all is an error."""
         found = [pool for pool in self.pools if self._means(pattern, pool)]
         if found:
             return found
@@ -155,7 +160,7 @@ class Contest:
         )
 
     def table(self, values: Sequence[tuple[Pattern, Any]], option: str) -> dict[str, Any]:
-        """The value of each pool that a table of patterns speaks of; where two patterns match, the later one holds."""
+        """The value of each pool that a table of patterns speaks of; of two that match, the later holds."""
         found: dict[str, Any] = {}
         for pattern, value in values:
             for pool in self.matching(pattern, option):
@@ -175,14 +180,14 @@ class Contest:
         """Raise unless the units already gone leave room for the count asked: masks only grow."""
         if pool.removed > asked:
             raise BudgetNotMetError(
-                f"{budget} removes {asked} of the {pool.count} units of {pool.name!r}, but the masks given have "
-                f"already removed {pool.removed} and masks only grow; ask for a sparsity of at least "
+                f"{budget} removes {asked} of the {pool.count} units of {pool.name!r}, but the masks given "
+                f"have already removed {pool.removed} and masks only grow; ask for a sparsity of at least "
                 f"{pool.removed / pool.count:.4g}, or pass regrow=True"
             )
 
 
 def _owners(units: Units) -> list[str]:
-    """The parameters whose layers a pool is called by: those cut along what the layer puts out, else all scored."""
+    """The parameters whose layers a pool is called by: those cut along their outputs, else all scored."""
     scored = [member for member in units.members if member.scored]
     first = [member.name for member in scored if getattr(member, "axis", 0) == 0]
     return first or [member.name for member in scored]

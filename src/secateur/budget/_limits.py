@@ -16,8 +16,8 @@ __all__ = ["floors"]
 def floors(contest: Contest, at_least: Any = None, at_most: Any = None) -> tuple[Pool, ...]:
     """The contest's pools, each with the least number of units that must stay.
 
-    `at_least` counts units, for all pools or by pattern; a pool with fewer keeps what it has. `at_most` is the largest share
-    a pool may lose, rounded down so that it is never passed.
+    `at_least` counts units, for all pools or by pattern; a pool with fewer keeps what it has. `at_most` is
+    the largest share a pool may lose, rounded down so that it is never passed.
     """
     if at_least is None and at_most is None:
         return contest.pools
@@ -33,8 +33,9 @@ def floors(contest: Contest, at_least: Any = None, at_most: Any = None) -> tuple
             floor = max(floor, pool.count - math.floor(round(caps[pool.name] * pool.count, 9)))
         if pool.removed > pool.count - floor:
             raise BudgetNotMetError(
-                f"{pool.name!r}: {floor} of {pool.count} units must stay (at_least, at_most), but the masks given leave "
-                f"only {pool.count - pool.removed}; lower the floor, or pass regrow=True"
+                f"{pool.name!r}: {floor} of {pool.count} units must stay (at_least, at_most), but the "
+                "masks given "
+                f"leave only {pool.count - pool.removed}; lower the floor, or pass regrow=True"
             )
         pools.append(replace(pool, least=floor))
     return tuple(pools)

@@ -1,32 +1,38 @@
 """Exact selection of the lowest of many numbers without sorting them all.
 
-Works on every device torch has: it needs comparisons, gathering by index, and a sort of a small part. A strided sample
-brackets the threshold; one pass splits the numbers into sure ones and a narrow band of candidates; only the band is sorted.
-Should the sample mislead (the bracket is checked by counting), the bracket widens until it holds.
+It runs on every device torch has: all it needs are comparisons, indexing, and a sort of a small part. The
+sorted values of a strided sample bracket the threshold; one pass over the numbers sets apart what lies
+above the bracket and where the few lie that are inside; only these are sorted. Counting proves the bracket
+right; one that misled is widened.
 
 >>> import torch
 >>> keep_highest([torch.tensor([2.0, 1.0, 1.0]), torch.tensor([1.0, 5.0])], 2)
 [tensor([ True, False, False]), tensor([True, True])]
+>>> value_at([torch.tensor([2.0, 1.0, 1.0]), torch.tensor([1.0, 5.0])], 3)
+2.0
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-__all__ = ["keep_highest"]
+__all__ = ["count_true", "keep_highest", "value_at"]
 
 _SORTED_WHOLE = 1 << 15  # below this a plain stable sort is as fast
 _SAMPLE = 1 << 17
+_CHUNK = 1 << 18  # what stays in a processor's cache between two passes
 
 
 def keep_highest(worth: Sequence[torch.Tensor], remove: int) -> list[torch.Tensor]:
     """One boolean tensor per one-dimensional tensor: False for the `remove` lowest numbers of all together.
 
-    Of equal numbers the earliest goes first: tensors in the order given, elements in their own order. `worth` holds no
-    NaN; it may hold infinities.
+    Of equal numbers the earliest goes first: tensors in the order given, elements in their own order.
+    `worth` holds no NaN; it may hold infinities.
     """
     total = sum(tensor.numel() for tensor in worth)
     if remove <= 0:
@@ -35,52 +41,157 @@ def keep_highest(worth: Sequence[torch.Tensor], remove: int) -> list[torch.Tenso
         return [torch.zeros_like(tensor, dtype=torch.bool) for tensor in worth]
     if total <= _SORTED_WHOLE:
         return _by_sorting(worth, remove)
-    low, high = -math.inf, math.inf
-    sample = torch.cat([tensor[:: max(1, total // _SAMPLE)].float().cpu() for tensor in worth]).sort().values
+    bracket = _bracket(worth, total, remove - 1)
+    for keep, index, stays in zip(bracket.above, bracket.index, _settle(bracket, remove - bracket.below)):
+        keep[index[stays]] = True
+    return bracket.above
+
+
+def value_at(worth: Sequence[torch.Tensor], rank: int) -> float:
+    """The number that would stand at position `rank` (from 0) were all of them sorted together."""
+    total = sum(tensor.numel() for tensor in worth)
+    if total <= _SORTED_WHOLE:
+        return float(_joined(worth).sort().values[rank])
+    bracket = _bracket(worth, total, rank)
+    return float(_joined(bracket.values).sort().values[rank - bracket.below])
+
+
+def count_true(mask: torch.Tensor) -> int:
+    """How many elements of a boolean tensor are True.
+
+    >>> count_true(torch.tensor([True, False, True]))
+    2
+    """
+    if mask.device.type == "cpu":
+        return int(torch.count_nonzero(mask))  # many times faster there than the sum
+    return int(mask.sum())
+
+
+@dataclass(frozen=True)
+class _Bracket:
+    """The numbers from `low` to `high`, among them the one at the rank asked for."""
+
+    low: float
+    high: float
+    below: int  # how many numbers lie under `low`
+    above: list[torch.Tensor]  # per tensor: True where it lies over `high`
+    index: list[torch.Tensor]  # per tensor: where it lies in between, ends included
+    values: list[torch.Tensor]  # what stands there
+
+
+def _bracket(worth: Sequence[torch.Tensor], total: int, rank: int) -> _Bracket:
+    sample = _sample(worth, total)
     spread = 4.0 * math.sqrt(len(sample)) + 8.0
     while True:
-        rank = (remove - 1) / (total - 1) * (len(sample) - 1)
-        first, last = math.floor(rank - spread), math.ceil(rank + spread)
+        middle = rank / (total - 1) * (len(sample) - 1)
+        first, last = math.floor(middle - spread), math.ceil(middle + spread)
         low = float(sample[first]) if first >= 0 else -math.inf
         high = float(sample[last]) if last < len(sample) else math.inf
-        above, band = _split(worth, low, high)
-        kept = sum(int(mask.sum()) for mask in above)
-        candidates = sum(index.numel() for index in band)
-        below = total - kept - candidates
-        if below <= remove <= below + candidates:
-            break
+        above, index, kept = [], [], 0
+        for tensor in worth:
+            over, between, count = _split(tensor, low, high)
+            above.append(over)
+            index.append(between)
+            kept += count
+        inside = sum(positions.numel() for positions in index)
+        below = total - kept - inside
+        if below <= rank < below + inside:
+            values = [tensor[positions] for tensor, positions in zip(worth, index)]
+            return _Bracket(low, high, below, above, index, values)
         spread *= 8.0
-    _settle(worth, above, band, remove - below)
-    return above
+
+
+def _sample(worth: Sequence[torch.Tensor], total: int) -> torch.Tensor:
+    """Every k-th of all the numbers, sorted, on the CPU in double precision (which MPS lacks)."""
+    stride, offset = max(1, total // _SAMPLE), 0
+    while math.gcd(stride, 210) > 1:  # weights come in rows of 2, 3, 5 and 7: do not walk in step with them
+        stride += 1
+    parts = []
+    for tensor in worth:
+        parts.append(tensor[-offset % stride :: stride].cpu().double())
+        offset += tensor.numel()
+    return torch.cat(parts).sort().values
+
+
+def _split(tensor: torch.Tensor, low: float, high: float) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Where a tensor lies over `high`, the positions of what lies from `low` to `high`, how many lie over."""
+    if tensor.device.type != "cpu":
+        over = tensor > high
+        return over, ((tensor >= low) ^ over).nonzero()[:, 0], count_true(over)
+    over = torch.empty(tensor.shape, dtype=torch.bool)
+    scratch = torch.empty(min(_CHUNK, tensor.numel()), dtype=torch.bool)
+    positions, kept = [], 0
+    for start in range(0, tensor.numel(), _CHUNK):
+        part, top = tensor[start : start + _CHUNK], over[start : start + _CHUNK]
+        between = scratch[: part.numel()]
+        torch.gt(part, high, out=top)
+        torch.ge(part, low, out=between)
+        between ^= top
+        kept += count_true(top)
+        positions.append(np.flatnonzero(between.numpy()) + start)
+    found = np.concatenate(positions) if positions else np.empty(0, dtype=np.int64)
+    return over, torch.from_numpy(found), kept
+
+
+def _settle(bracket: _Bracket, remove: int) -> list[torch.Tensor]:
+    """Which of the numbers inside a bracket stay when the `remove` lowest of them go.
+
+    Networks have many equal weights (zeros above all), and equal numbers end up as an end of the bracket:
+    these are counted, not sorted.
+    """
+    lowest = [values == bracket.low for values in bracket.values]
+    highest = [values == bracket.high for values in bracket.values]
+    at_low = sum(count_true(mask) for mask in lowest)
+    at_high = sum(count_true(mask) for mask in highest) if bracket.high > bracket.low else 0
+    inner = sum(values.numel() for values in bracket.values) - at_low - at_high
+    if remove <= at_low:
+        return [~going for going in _first(lowest, remove)]
+    if remove > at_low + inner:
+        going = _first(highest, remove - at_low - inner)
+        return [top & ~gone for top, gone in zip(highest, going)]
+    middle = [~(low | high) for low, high in zip(lowest, highest)]
+    rest = [values[mask] for values, mask in zip(bracket.values, middle)]
+    # A bracket that barely narrowed would recurse for ever.
+    few = inner <= sum(mask.numel() for mask in bracket.above) // 2
+    chosen = keep_highest(rest, remove - at_low) if few else _by_sorting(rest, remove - at_low)
+    stays = [mask.clone() for mask in highest]
+    for keep, mask, kept in zip(stays, middle, chosen):
+        keep[mask] = kept
+    return stays
+
+
+def _first(masks: Sequence[torch.Tensor], count: int) -> list[torch.Tensor]:
+    """The masks with only the first `count` of their True elements, counted through all of them in order."""
+    found = []
+    for mask in masks:
+        here = count_true(mask)
+        if here > count:
+            mask = mask.clone()
+            mask[_place(mask, count) :] = False
+        count -= min(here, count)
+        found.append(mask)
+    return found
+
+
+def _place(mask: torch.Tensor, count: int) -> int:
+    """The shortest start of a mask that holds `count` True elements; there are more than that in all."""
+    start = 0
+    while True:
+        part = mask[start : start + _CHUNK]
+        here = count_true(part)
+        if here > count:
+            return start + int(part.nonzero()[count, 0])
+        start, count = start + part.numel(), count - here
+
+
+def _joined(worth: Sequence[torch.Tensor]) -> torch.Tensor:
+    return worth[0] if len(worth) == 1 else torch.cat([tensor.to(worth[0].device) for tensor in worth])
 
 
 def _by_sorting(worth: Sequence[torch.Tensor], remove: int) -> list[torch.Tensor]:
     """The same by one stable sort."""
-    device = worth[0].device
-    whole = worth[0] if len(worth) == 1 else torch.cat([tensor.to(device) for tensor in worth])
+    whole = _joined(worth)
     keep = torch.ones_like(whole, dtype=torch.bool)
     keep[torch.sort(whole, stable=True).indices[:remove]] = False
     parts = torch.split(keep, [tensor.numel() for tensor in worth])
     return [part.to(tensor.device) for part, tensor in zip(parts, worth)]
-
-
-def _split(
-    worth: Sequence[torch.Tensor], low: float, high: float
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Where a tensor is above `high`, and the positions of what lies in between, ends included."""
-    above, band = [], []
-    for tensor in worth:
-        over = tensor > high
-        between = (tensor >= low) ^ over
-        above.append(over)
-        band.append(between.nonzero()[:, 0])
-    return above, band
-
-
-def _settle(
-    worth: Sequence[torch.Tensor], above: list[torch.Tensor], band: list[torch.Tensor], remove: int
-) -> None:
-    """Decide the candidates: all but the `remove` lowest of the band are kept, in place."""
-    values = [tensor[index] for tensor, index in zip(worth, band)]
-    for keep, index, stays in zip(above, band, _by_sorting(values, remove)):
-        keep[index[stays]] = True

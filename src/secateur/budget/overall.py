@@ -19,8 +19,9 @@ class Overall(Base):
     """Of all units of the network, the round(sparsity * units) of least worth go, wherever they are.
 
     Units may differ in size: a filter of a wide layer holds more weights than one of a narrow layer. With
-    `by="units"` the share is of units, whatever their size, and exact. With `by="weights"` it is of the weights: units go
-    from the least worth on for as long as the weights removed stay within the share, so that it is met to less than one unit.
+    `by="units"` the share is of units, whatever their size, and exact. With `by="weights"` it is of the
+    weights: units go from the least worth on for as long as the weights removed stay within the share, so
+    that it is met to less than one unit.
 
     A floor moves what it protects to other layers; the total stays exact.
 
@@ -79,13 +80,16 @@ class Overall(Base):
     def _check(self, asked: int, already: int, possible: int, total: int, what: str) -> None:
         if asked > possible:
             raise BudgetNotMetError(
-                f"{self} removes {asked} of {total} {what}, but the floors (at_least, at_most) let only {possible} go: "
-                f"the closest sparsity is {possible / total:.4g}; lower the sparsity or the floors"
+                f"{self} removes {asked} of {total} {what}, but the floors (at_least, at_most) let "
+                f"only {possible} "
+                f"go: the closest sparsity is {possible / total:.4g}; lower the sparsity or the floors"
             )
         if already > asked:
             raise BudgetNotMetError(
-                f"{self} removes {asked} of {total} {what}, but the masks given have already removed {already} and "
-                f"masks only grow; ask for a sparsity of at least {already / total:.4g}, or pass regrow=True"
+                f"{self} removes {asked} of {total} {what}, but the masks given have already removed "
+                f"{already} "
+                f"and masks only grow; ask for a sparsity of at least {already / total:.4g}, or pass "
+                "regrow=True"
             )
 
 

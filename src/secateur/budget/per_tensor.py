@@ -13,7 +13,7 @@ __all__ = ["PerTensor"]
 
 @dataclass(frozen=True)
 class PerTensor(Base):
-    """Exactly round(sparsity * units) of each list go, half rounded to even, fewer only where a floor forbids it.
+    """Exactly round(sparsity * units) of each list go, half rounded to even; fewer where a floor forbids it.
 
     >>> import torch, secateur as sc
     >>> sc.prune(torch.nn.Linear(5, 2), budget=sc.budget.PerTensor(0.3)).summary()[0].kept

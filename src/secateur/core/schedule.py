@@ -1,6 +1,7 @@
-"""In how many rounds, and how far in each? Schedules are frozen values that turn a final sparsity into levels.
+"""In how many rounds, and how far in each? Schedules are frozen values that turn a sparsity into levels.
 
-Given to `prune`, the criterion is asked again between the rounds. In a training loop of one's own, walk over the levels:
+Given to `prune`, the criterion is asked again between the rounds. In a training loop of one's own, walk
+over the levels:
 
     for level in Gradual(steps=10).levels(0.9):
         masks = sc.prune(model, budget=level, masks=masks)
@@ -20,6 +21,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from secateur.errors import OptionError
@@ -60,7 +62,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def levels(self, final: float | None = None) -> tuple[float, ...]:
-        """The sparsity after each round; the last is exactly `final` (the schedule's own end where it has one)."""
+        """The sparsity after each round; the last is exactly `final`, or the schedule's own end."""
 
     def _final(self, final: float | None) -> float:
         if final is None:
@@ -102,7 +104,7 @@ class Iterative(Schedule):
                 f"Iterative steps: expected a number of rounds or a list of levels, got {self.steps!r}"
             )
         levels = tuple(_level("each level of Iterative", level) for level in self.steps)
-        if any(later < earlier for earlier, later in zip(levels, levels[1:])):
+        if any(later < earlier for earlier, later in pairwise(levels)):
             raise OptionError(f"Iterative levels must not fall, because masks only grow; got {levels}")
         object.__setattr__(self, "steps", levels)
 
@@ -117,7 +119,7 @@ class Iterative(Schedule):
 
 @dataclass(frozen=True)
 class Gradual(Schedule):
-    """Fast at first and slower towards the end: end + (start - end) * (1 - k / steps) ** 3 (Zhu and Gupta, 2017).
+    """Fast first, slower towards the end: end + (start - end) * (1 - k / steps) ** 3 (Zhu and Gupta, 2017).
 
     >>> Gradual(start=0.5, end=0.9, steps=2).levels()
     (0.85, 0.9)
@@ -149,7 +151,7 @@ class Gradual(Schedule):
 
 @dataclass(frozen=True)
 class Exponential(Schedule):
-    """The same share of what is left in every round: density ** (k / rounds) stays after round k, as in SynFlow.
+    """The same share of what is left in every round: density ** (k / rounds) stays after round k (SynFlow).
 
     >>> [round(1 - level, 4) for level in Exponential(2).levels(0.99)]
     [0.1, 0.01]
@@ -181,6 +183,7 @@ def make(value: Any) -> Schedule:
     if (isinstance(value, int) and not isinstance(value, bool)) or isinstance(value, (list, tuple)):
         return Iterative(value if isinstance(value, int) else tuple(value))
     raise OptionError(
-        f"schedule: expected OneShot(), Iterative(...), Gradual(...) or Exponential(...), a number of rounds or a list "
-        f"of levels, got {value!r}"
+        "schedule: expected OneShot(), Iterative(...), Gradual(...) or Exponential(...), a number of "
+        "rounds or a "
+        f"list of levels, got {value!r}"
     )

@@ -75,9 +75,9 @@ class AxisMember:
 class Units:
     """One list of competing pieces, `count` long, and the tensors they cut.
 
-    `grid` is how the pieces lie beside each other when they form one (the tensor's shape for single weights, out x in
-    for kernels), and `axes` says what each side of the grid counts: `"out"`, `"in"` or `"tap"`. Both stay empty where
-    the pieces are a mere list. Budgets that look at neighbours (n of m) read them.
+    `grid` is how the pieces lie beside each other when they form one (the tensor's shape for single weights, out x
+    in for kernels), and `axes` says what each side of the grid counts: `"out"`, `"in"` or `"tap"`. Both stay empty
+    where the pieces are a mere list. Budgets that look at neighbours (n of m) read them.
     """
 
     name: str

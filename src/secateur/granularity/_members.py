@@ -1,7 +1,7 @@
 """How one tensor falls into units: runs of neighbouring weights, output units, and blocks.
 
-Every member is a `core.units.Member`: `gather` lays a tensor out as [units, elements], `scatter` turns one bit per unit
-back into a mask.
+Every member is a `core.units.Member`: `gather` lays a tensor out as [units, elements], `scatter` turns one
+bit per unit back into a mask.
 
 >>> import torch
 >>> FlatMember("w", size=2).gather(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
@@ -44,8 +44,8 @@ class FlatMember:
 class FilterMember:
     """Units are what the layer puts out: slices along `axis`.
 
-    A grouped transposed convolution has the weight [in, out / groups, ...] in which output unit `o` owns column
-    `o % (out / groups)` of the rows of its own group only; `groups` > 1 asks for that layout.
+    A grouped transposed convolution has the weight [in, out / groups, ...] in which output unit `o` owns
+    column `o % (out / groups)` of its own group's rows only; `groups` > 1 asks for that layout.
 
     >>> weight = torch.arange(8.0).reshape(4, 2, 1)  # 4 inputs, 2 groups, 2 outputs a group
     >>> FilterMember("up.weight", axis=1, groups=2).gather(weight)

@@ -22,7 +22,8 @@ __all__ = ["Block"]
 class Block(Base):
     """`height` outputs by `width` neighbouring weights of the [out, everything else] table of each tensor.
 
-    Where the table does not divide evenly, the last row and column of blocks are smaller and compete as they are.
+    Where the table does not divide evenly the last row and column of blocks are smaller, and compete as
+    they are.
 
     >>> from secateur.core.targets import select
     >>> layer = nn.Linear(10, 6)

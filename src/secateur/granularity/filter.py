@@ -20,8 +20,8 @@ __all__ = ["Filter"]
 class Filter(Base):
     """One piece per output channel of a convolution, per row of a linear layer, per word of an embedding.
 
-    The filter's weights go; its bias and what follows stay. To take the channel out of every tensor that knows it,
-    cut by channel.
+    The filter's weights go; its bias and what follows stay. To take a channel out of every tensor that
+    knows of it, cut by channel.
 
     >>> from secateur.core.targets import select
     >>> layer = nn.ConvTranspose2d(4, 6, 3, groups=2)

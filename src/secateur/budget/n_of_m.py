@@ -1,0 +1,116 @@
+"""NOfM: of every m neighbours n stay, as sparse tensor cores want it (2 of 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from secateur.budget import Base, Contest, Pool, check_share
+from secateur.budget._select import count_true
+from secateur.errors import BudgetNotMetError, OptionError
+
+__all__ = ["NOfM"]
+
+
+@dataclass(frozen=True)
+class NOfM(Base):
+    """Of every `m` units that lie beside each other along `axis`, the `n` of most worth stay.
+
+    `axis` is `"in"` (what the layer takes in, as 2:4 hardware wants), `"out"`, or a number counting the
+    sides of the grid the units form: the tensor's own axes for single weights, (out, in) for kernels and
+    blocks. Units that form a line, such as filters, are taken along it.
+
+    Where the axis is no multiple of `m`: `tail="error"` names the layers; `tail="keep"` leaves the last,
+    short group whole; `tail="share"` keeps round(n / m * length) of it.
+
+    >>> import torch, secateur as sc
+    >>> layer = torch.nn.Linear(4, 1, bias=False)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, -1.0, 5.0, 2.0]]))
+    >>> sc.prune(layer, budget=sc.budget.NOfM(2, 4))["weight"]
+    tensor([[ True, False,  True, False]])
+    """
+
+    n: int = 2
+    m: int = 4
+    axis: str | int = "in"
+    tail: str = "error"
+
+    def __post_init__(self) -> None:
+        for name in ("n", "m"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise OptionError(f"NOfM {name}: expected a whole number of at least 1, got {value!r}")
+        if self.n >= self.m:
+            raise OptionError(f"NOfM: n of every m stay, so n must be below m; got n={self.n}, m={self.m}")
+        number = isinstance(self.axis, int) and not isinstance(self.axis, bool)
+        if not number and self.axis not in ("in", "out"):
+            raise OptionError(f"NOfM axis: expected 'in', 'out' or a number, got {self.axis!r}")
+        if self.tail not in ("error", "keep", "share"):
+            raise OptionError(f"NOfM tail: expected 'error', 'keep' or 'share', got {self.tail!r}")
+
+    @classmethod
+    def at(cls, share: float) -> NOfM:
+        """The n of 4 nearest to this share, with short groups pruned by the same share."""
+        return cls(min(3, max(1, round(4 * (1 - check_share("share", share))))), 4, tail="share")
+
+    def choose(self, contest: Contest) -> dict[str, torch.Tensor]:
+        """Every group of every pool by itself."""
+        sides = [self._side(pool) for pool in contest.pools]
+        uneven = [
+            f"{pool.name!r} ({pool.grid[side]})"
+            for pool, side in zip(contest.pools, sides)
+            if pool.grid[side] % self.m
+        ]
+        if uneven and self.tail == "error":
+            raise OptionError(
+                f"{self}: the axis is no multiple of {self.m} in {', '.join(uneven[:8])}"
+                f"{' and more' if len(uneven) > 8 else ''}; leave these layers out with skip=[...], "
+                "or say what "
+                "becomes of the short group: tail='keep' or tail='share'"
+            )
+        return {pool.name: self._groups(pool, side) for pool, side in zip(contest.pools, sides)}
+
+    def _side(self, pool: Pool) -> int:
+        """Which side of the pool's grid the groups run along."""
+        grid, axes = pool.grid, pool.units.axes
+        if len(grid) == 1:
+            return 0
+        if isinstance(self.axis, str):
+            if self.axis in axes:
+                return axes.index(self.axis)
+            raise OptionError(
+                f"NOfM: the units of {pool.name!r} form a grid {grid} without an {self.axis!r} axis; "
+                "give its number"
+            )
+        if not -len(grid) <= self.axis < len(grid):
+            raise OptionError(f"NOfM axis: {pool.name!r} has {len(grid)} axes {grid}, got {self.axis}")
+        return self.axis % len(grid)
+
+    def _groups(self, pool: Pool, side: int) -> torch.Tensor:
+        grid = pool.grid
+        worth = pool.ranked.reshape(grid).movedim(side, -1)
+        length = grid[side]
+        whole = length - length % self.m
+        keep = torch.ones_like(worth, dtype=torch.bool)
+        if whole:
+            keep[..., :whole] = _keep(worth[..., :whole].unflatten(-1, (-1, self.m)), self.n).flatten(-2)
+        if whole < length and self.tail == "share":
+            keep[..., whole:] = _keep(worth[..., whole:], round(self.n / self.m * (length - whole)))
+        keep = keep.movedim(-1, side).reshape(-1)
+        if pool.gone is not None:
+            keep &= ~pool.gone
+        if count_true(keep) < pool.least:
+            raise BudgetNotMetError(
+                f"{self} leaves {count_true(keep)} units of {pool.name!r}, but {pool.least} must stay "
+                "(at_least, "
+                "at_most); skip the layer, or lower the floor"
+            )
+        return keep
+
+
+def _keep(groups: torch.Tensor, n: int) -> torch.Tensor:
+    """True for the n highest along the last axis; of equals the earlier goes first."""
+    order = torch.sort(groups, dim=-1, stable=True).indices
+    keep = torch.zeros_like(groups, dtype=torch.bool)
+    return keep.scatter(-1, order[..., groups.shape[-1] - n :], True)

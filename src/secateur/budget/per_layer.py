@@ -1,0 +1,74 @@
+"""PerLayer: a table says what each layer loses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from secateur.budget import Base, Contest, check_share, share_of
+from secateur.core.schedule import OneShot, Schedule
+from secateur.core.targets import Pattern
+from secateur.errors import OptionError
+
+__all__ = ["PerLayer"]
+
+
+@dataclass(frozen=True)
+class PerLayer(Base):
+    """A sparsity per layer name or pattern; layers the table does not mean stay dense.
+
+    Where two patterns mean the same layer the later entry holds, so a general rule goes first: `{"*": 0.5,
+    "fc": 0.2}`. A pattern that means no layer is an error.
+
+    >>> import torch, secateur as sc
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+    >>> masks = sc.prune(model, budget=sc.budget.PerLayer({"*": 0.5, "1": 0.25}))
+    >>> [row.kept for row in masks.summary()]
+    [8, 6]
+    """
+
+    table: Mapping[Pattern, float] | tuple[tuple[Pattern, float], ...]
+
+    def __post_init__(self) -> None:
+        rows = self.table.items() if isinstance(self.table, Mapping) else self.table
+        if isinstance(rows, (str, bytes)) or not rows:
+            raise OptionError(f"PerLayer: expected a table of layer pattern to sparsity, got {self.table!r}")
+        try:
+            checked = tuple(
+                (pattern, check_share(f"sparsity of {pattern!r}", share)) for pattern, share in rows
+            )
+        except (TypeError, ValueError) as error:
+            if isinstance(error, OptionError):
+                raise
+            raise OptionError(
+                f"PerLayer: expected a table of layer pattern to sparsity, got {self.table!r}"
+            ) from None
+        object.__setattr__(self, "table", checked)
+
+    @classmethod
+    def at(cls, share: float) -> PerLayer:
+        """The same share for every layer."""
+        return cls({"*": share})
+
+    def steps(self, schedule: Schedule) -> tuple[PerLayer, ...]:
+        """Every row of the table walks its own way to its own end."""
+        if isinstance(schedule, OneShot):
+            return (self,)
+        rows: Any = self.table
+        ways = [schedule.levels(share) for _, share in rows]
+        patterns = [pattern for pattern, _ in rows]
+        return tuple(replace(self, table=tuple(zip(patterns, levels))) for levels in zip(*ways))
+
+    def choose(self, contest: Contest) -> dict[str, torch.Tensor]:
+        """The lowest of each pool go, as many as its row says."""
+        rows: Any = self.table
+        shares = contest.table(rows, "PerLayer")
+        chosen = {}
+        for pool in contest.pools:
+            asked = share_of(shares[pool.name], pool.count) if pool.name in shares else pool.removed
+            contest.check_not_past(pool, asked, self)
+            chosen[pool.name] = pool.drop(asked)
+        return chosen

@@ -1,4 +1,4 @@
-"""Training a codebook: the centroids are the parameters, and each weight's gradient goes to the centroid it points at.
+"""Training a codebook: the centroids are the parameters, each summing the gradients of its weights.
 
 Inside `Training` a shared weight is no parameter but `values[indices]`, computed whenever the layer asks
 for it. So autograd itself sums the gradients of a centroid's weights, and optimizers, AMP, gradient
@@ -23,7 +23,7 @@ __all__ = ["Training"]
 
 
 class _Lookup(torch.autograd.Function):
-    """`values[indices]`; backwards, the gradients of each value's weights summed, and those of the weights as they are.
+    """`values[indices]`; backwards, gradients summed per value, and passed on to latent weights.
 
     The second gradient, for latent weights, is the straight-through estimate.
     """
@@ -82,7 +82,9 @@ class _Slot:
 
     def tensor(self) -> torch.Tensor:
         """The weight as it is now."""
-        return _Lookup.apply(self.centroids, self.weight if self.latent else None, self.indices, self.kept)  # type: ignore[no-any-return]
+        latent = self.weight if self.latent else None
+        weight: torch.Tensor = _Lookup.apply(self.centroids, latent, self.indices, self.kept)
+        return weight
 
     @torch.no_grad()
     def remake(self) -> None:
@@ -183,7 +185,7 @@ class Training:
             raise NothingToDoError("no codebook has a centroid to train: every weight is masked")
         return slots
 
-    # -- the block -------------------------------------------------------------------------------------------------
+    # -- the block -----------------------------------------------------------------------------------------
     def __enter__(self) -> Training:
         if self._open:
             raise OptionError("this training is open already; make another with shared.train(model)")
@@ -289,7 +291,7 @@ class Training:
                 "model? make it from model.parameters(), or inside the block from training.parameters()"
             )
 
-    # -- inside the block ------------------------------------------------------------------------------------------
+    # -- inside the block ----------------------------------------------------------------------------------
     def parameters(self) -> Iterator[nn.Parameter]:
         """The centroids, for an optimizer of their own."""
         return iter(self.centroids.values())
@@ -308,7 +310,7 @@ class Training:
             slot.remake()
 
     def _version(self) -> int:
-        # Any optimizer writes its parameters in place, which autograd counts: so steps are counted, not batches.
+        # Any optimizer writes its parameters in place, which autograd counts: steps, then, not batches.
         return sum(parameter._version for parameter in self.centroids.values())
 
     def _count_steps(self, module: nn.Module, inputs: Any) -> None:

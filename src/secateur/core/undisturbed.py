@@ -41,7 +41,7 @@ def check_mode(mode: str) -> None:
 
 @contextmanager
 def kept_random_state() -> Iterator[None]:
-    """Put the random state of torch (CPU, CUDA, MPS), numpy and Python back on leaving, however the block is left.
+    """Put the random state of torch (CPU, CUDA, MPS), numpy and Python back, however the block is left.
 
     >>> before = random.getstate()
     >>> with kept_random_state():
@@ -72,10 +72,11 @@ def kept_random_state() -> Iterator[None]:
 def undisturbed(model: nn.Module, *, mode: str = "as_found", weights: bool = False) -> Iterator[nn.Module]:
     """Give the model to a block that may run it forward and backward, and put everything back on leaving.
 
-    Put back, also when the block raises: every parameter's `.grad` (None included; inside the block it is None) and
-    `requires_grad`, every buffer's values and identity (batch norm's running statistics), train or eval mode of every
-    submodule, and the random state of torch, numpy and Python. With `weights=True` the parameters' values too, at the
-    price of a copy of them. `mode` is what the model runs in: "as_found", "train" or "eval".
+    Put back, also when the block raises: every parameter's `.grad` (None included; inside the block it is
+    None) and `requires_grad`, every buffer's values and identity (batch norm's running statistics), train or
+    eval mode of every submodule, and the random state of torch, numpy and Python. With `weights=True` the
+    parameters' values too, at the price of a copy of them. `mode` is what the model runs in: "as_found",
+    "train" or "eval".
 
     Gradients are recorded inside even when the caller has switched them off.
     """

@@ -1,7 +1,7 @@
 """What is a weight worth? One file per criterion; the file name is the word used in recipes.
 
-A criterion gives a tensor of scores shaped like each weight (`scores`), and says what a piece made of several weights
-is worth (`reduce`). It knows nothing of what is cut or of how many go.
+A criterion gives a tensor of scores shaped like each weight (`scores`), and says what a piece made of several
+weights is worth (`reduce`). It knows nothing of what is cut or of how many go.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Gradients of the loss over many batches, added up exactly: what taylor, snip and grasp are made of.
 
-A batch is `(inputs, targets)` as a tuple or list, a dict (as Hugging Face collators give), or the inputs alone.
+A batch is `(inputs, targets)` as a tuple or list, a dict (as Hugging Face collators give), or the inputs
+alone.
 
 >>> batch = read_batch((torch.ones(4, 2), torch.zeros(4)), 0, labels_apart=True)
 >>> batch.size, batch.args[0].shape
@@ -39,7 +40,7 @@ _LABELS = ("labels", "label", "targets", "target", "y")
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch as the model is called with it: arguments, keywords, the targets for the loss, how many examples."""
+    """One batch: the model's arguments and keywords, the targets for the loss, how many examples."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -100,10 +101,10 @@ def _as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def read_batch(batch: Any, index: int, *, labels_apart: bool) -> Batch:
-    """A batch of any of the accepted forms. `labels_apart`: a dict's labels go to the loss, not into the model.
+    """A batch of any of the accepted forms; with `labels_apart` a dict's labels go to the loss only.
 
-    The last of a tuple or list of two or more is the targets, all before it the model's arguments; inputs without
-    targets are their own target, as an auto-encoder's are.
+    The last of a tuple or list of two or more is the targets, all before it the model's arguments; inputs
+    without targets are their own target, as an auto-encoder's are.
     """
     if isinstance(batch, Mapping):
         kwargs, targets = dict(batch), None
@@ -120,7 +121,8 @@ def read_batch(batch: Any, index: int, *, labels_apart: bool) -> Batch:
     first = next((t for t in tensors_in([*call[0], call[1]]) if t.dim() > 0), None)
     if first is None:
         raise DataError(
-            f"batch {index} of the data: expected (inputs, targets), a dict or inputs, with a tensor among them, got "
+            f"batch {index} of the data: expected (inputs, targets), a dict or inputs, with a tensor among "
+            "them, got "
             f"{type(batch).__name__}; make every batch hold tensors whose first axis counts the examples"
         )
     if first.shape[0] == 0:
@@ -132,19 +134,29 @@ def batches(who: str, context: Context) -> Iterator[Any]:
     """The raw batches of `context.data`; none at all is an error that says so."""
     data = context.data
     if data is None:
-        raise DataError(f"{who} scores weights on data, and none was given: pass data=<batches> and loss=<function>")
+        raise DataError(
+            f"{who} scores weights on data, and none was given: pass data=<batches> and loss=<function>"
+        )
     if isinstance(data, torch.Tensor):
-        raise DataError(f"{who}: data is one tensor, expected an iterable of batches; write data=[(inputs, targets)]")
+        raise DataError(
+            f"{who}: data is one tensor, expected an iterable of batches; write data=[(inputs, targets)]"
+        )
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, torch.Tensor) for part in data):
         one, two = data
         if one.dim() != two.dim() or one.dtype != two.dtype:
-            raise DataError(f"{who}: data is one (inputs, targets) pair, expected an iterable; write data=[(x, y)]")
+            raise DataError(
+                f"{who}: data is one (inputs, targets) pair, expected an iterable; write data=[(x, y)]"
+            )
     empty = True
     for batch in data:
         empty = False
         yield batch
     if empty:
-        spent = " (a generator can be read only once: give a list or a DataLoader)" if isinstance(data, Iterator) else ""
+        spent = (
+            " (a generator can be read only once: give a list or a DataLoader)"
+            if isinstance(data, Iterator)
+            else ""
+        )
         raise DataError(f"{who}: the data held no batch{spent}")
 
 
@@ -169,7 +181,7 @@ def accumulator_dtype(device: torch.device) -> torch.dtype:
 
 @dataclass(frozen=True)
 class GradientPass:
-    """Passes over the data for one criterion. Use it inside `undisturbed`; `who` is the word used in messages."""
+    """Passes over the data for one criterion, inside `undisturbed`; `who` is the word used in messages."""
 
     who: str
     model: nn.Module
@@ -182,7 +194,8 @@ class GradientPass:
         data = self.context.data
         if passes > 1 and isinstance(data, Iterator):
             raise DataError(
-                f"{self.who} reads the data {passes} times, and a {type(data).__name__} can be read only once: give a "
+                f"{self.who} reads the data {passes} times, and a {type(data).__name__} can be read only "
+                "once: give a "
                 "list of batches or a DataLoader"
             )
 
@@ -203,7 +216,7 @@ class GradientPass:
             ]
             if not along:  # the loss is linear in every weight
                 return [torch.zeros_like(weight) for weight in weights]
-            found = torch.autograd.grad(sum(along), weights, allow_unused=True)
+            found = torch.autograd.grad(torch.stack(along).sum(), weights, allow_unused=True)
             return [torch.zeros_like(w) if g is None else g for g, w in zip(found, weights, strict=True)]
 
         return self._mean(product)
@@ -231,9 +244,12 @@ class GradientPass:
             examples += batch.size
         missing = [target.name for target, total in zip(self.targets, totals, strict=True) if total is None]
         if missing:
-            shown = ", ".join(map(repr, missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            shown = ", ".join(map(repr, missing[:5])) + (
+                f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            )
             raise StructureError(
-                f"{self.who}: no gradient reached {shown}: the loss does not depend on it (an unused layer, a detach() "
+                f"{self.who}: no gradient reached {shown}: the loss does not depend on it (an unused layer, "
+                "a detach() "
                 "or no_grad() on the way); leave it out with skip=[...]"
             )
         result = {}
@@ -241,7 +257,9 @@ class GradientPass:
             assert total is not None
             result[target.name] = total.div_(examples)
             check_finite(
-                f"{self.who}: gradient of {target.name!r}", total, "check the loss and the data, or use a wider dtype"
+                f"{self.who}: gradient of {target.name!r}",
+                total,
+                "check the loss and the data, or use a wider dtype",
             )
         return result
 
@@ -254,10 +272,8 @@ class GradientPass:
         )
         if self.context.loss is not None:
             if self.temperature != 1.0:
-                outputs = map_tensors(
-                    lambda t: t / self.temperature if t.is_floating_point() else t, outputs
-                )
-            loss = self.context.loss(outputs, move(batch.targets, reference.device))
+                outputs = map_tensors(lambda t: t / self.temperature if t.is_floating_point() else t, outputs)
+            loss: Any = self.context.loss(outputs, move(batch.targets, reference.device))
         else:
             loss = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
             if loss is None:
@@ -267,15 +283,19 @@ class GradientPass:
                 )
             if self.temperature != 1.0:
                 raise DataError(
-                    f"{self.who}: the model computes its loss itself, where its outputs cannot be divided by the "
+                    f"{self.who}: the model computes its loss itself, where its outputs cannot be divided "
+                    "by the "
                     f"temperature {self.temperature:g}: pass loss=<function>, or set temperature=1"
                 )
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
             got = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
-            raise DataError(f"{self.who}: expected the loss to be one number, a mean over the batch, got {got}")
+            raise DataError(
+                f"{self.who}: expected the loss to be one number, a mean over the batch, got {got}"
+            )
         if not bool(torch.isfinite(loss.detach())):
             raise NonFiniteError(
-                f"{self.who}: the loss of batch {index} is {loss.item()}; check the data, the loss and the weights"
+                f"{self.who}: the loss of batch {index} is {loss.item()}; check the data, the loss and the "
+                "weights"
             )
         return loss.reshape(())
 
@@ -300,15 +320,18 @@ def check_positive(name: str, value: float) -> None:
         raise OptionError(f"{name}: expected a number above 0, got {value!r}")
 
 
-def shares(who: str, products: dict[str, torch.Tensor], model: nn.Module, normalize: bool) -> dict[str, torch.Tensor]:
+def shares(
+    who: str, products: dict[str, torch.Tensor], model: nn.Module, normalize: bool
+) -> dict[str, torch.Tensor]:
     """Scores from products, divided by the absolute value of their sum over all targets where `normalize`.
 
-    `products` are in a wide type and end in the weights' own (float32 for anything narrower). All zero is an error:
-    such scores would prune by position.
+    `products` are in a wide type and end in the weights' own (float32 for anything narrower). All zero is an
+    error: such scores would prune by position.
     """
     if all(not bool(tensor.any()) for tensor in products.values()):
         raise CollapseError(
-            f"{who}: all {len(products)} score tensors are zero: no gradient flows through the network on this data; "
+            f"{who}: all {len(products)} score tensors are zero: no gradient flows through the network on "
+            "this data; "
             "look for a layer whose weights or activations are all zero"
         )
     total = abs(sum(float(tensor.sum()) for tensor in products.values()))

@@ -25,7 +25,9 @@ def weights(model: nn.Module, targets: Sequence[Target]) -> dict[str, torch.Tens
     for target in targets:
         tensor = target.of(model).detach()
         check_finite(
-            f"weight {target.name!r}", tensor, "a weight without a value cannot be ranked; load a sound checkpoint"
+            f"weight {target.name!r}",
+            tensor,
+            "a weight without a value cannot be ranked; load a sound checkpoint",
         )
         found[target.name] = tensor
     return found
@@ -41,7 +43,7 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def norms(units: torch.Tensor) -> torch.Tensor:
-    """The Euclidean norm of each row of [units, elements]; a row of one element gives its exact absolute value."""
+    """The Euclidean norm of each row of [units, elements]; exactly |w| for a row of one element."""
     dtype = working_dtype(units.dtype)
     if units.shape[1] == 1 or units.numel() == 0:
         return units.abs().to(dtype).sum(dim=1)
@@ -56,6 +58,8 @@ def norms(units: torch.Tensor) -> torch.Tensor:
         if bool(odd.any()):
             top = math.ldexp(1.0, 120)
             _, exponents = torch.frexp(peaks[odd].cpu())
-            scale = torch.ldexp(torch.ones_like(peaks[odd].cpu()), exponents).clamp(1 / top, top).to(wide.device)
+            scale = (
+                torch.ldexp(torch.ones_like(peaks[odd].cpu()), exponents).clamp(1 / top, top).to(wide.device)
+            )
             result[odd] = torch.linalg.vector_norm(wide[odd] / scale, dim=1) * scale[:, 0]
     return result

@@ -1,11 +1,12 @@
-"""FPGM: the filters nearest to all the others say least that is new (He et al. 2019, "Filter Pruning via Geometric Median").
+"""FPGM: the filters nearest to all the others say least that is new.
 
-A unit is worth the sum of its Euclidean distances to every other unit of its list; the smallest go first.
+He et al. 2019, "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration". A
+unit is worth the sum of its Euclidean distances to every other unit of its list; the smallest go first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,18 +20,19 @@ from secateur.criteria._weights import weights, working_dtype
 
 __all__ = ["Fpgm"]
 
-_BLOCK = 512
-"""Rows per block of the distance matrix: a few megabytes of it exist at a time, however many units there are."""
+_BLOCK = 256
+_STRIP = 4096
+"""Rows and columns of the distance matrix that exist at a time: a few megabytes, however many units."""
 _CLOSE = 1 / 16
-"""Below this share of |a|^2 + |b|^2 the squared distance by products has lost too many digits and is made again."""
+"""Below this share of |a|^2 + |b|^2 a squared distance made by products has lost too many digits."""
 
 
 @dataclass(frozen=True)
 class Fpgm(Base):
     """The sum of Euclidean distances to all other units.
 
-    The evidence kept per weight is the weight itself, so `scores` has signs and only `reduce` gives a worth. Units
-    that are equal get exactly the same worth. A single weight is a point on a line.
+    The evidence kept per weight is the weight itself, so `scores` has signs and only `reduce` gives a worth.
+    Units that are equal get exactly the same worth. A single weight is a point on a line.
 
     >>> Fpgm().reduce(torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0]]))
     tensor([ 5., 10.,  5.])
@@ -74,44 +76,53 @@ def _in_space(rows: torch.Tensor) -> torch.Tensor:
     if first is not None:
         rows, squares = rows[first], squares[first]
         counts = torch.bincount(places, minlength=len(first)).to(rows.dtype)
-    # One row's sum has at most U terms; in float64 its rounding stays far below that of the distances themselves.
+    # One row's sum has at most U terms; in float64 its rounding stays far below that of the distances
+    # themselves.
     sums = torch.zeros(len(rows), dtype=torch.float32 if rows.device.type == "mps" else torch.float64)
     sums = sums.to(rows.device)
-    blocks = list(_blocks(len(rows)))
-    for i, a in enumerate(blocks):
-        for b in blocks[i:]:
-            distances = _distances(rows[a], rows[b], squares[a], squares[b])
-            if counts is None:
-                sums[a] += distances.sum(dim=1, dtype=sums.dtype)
-                if a != b:
-                    sums[b] += distances.sum(dim=0, dtype=sums.dtype)
-            else:
-                sums[a] += (distances * counts[b]).sum(dim=1, dtype=sums.dtype)
-                if a != b:
-                    sums[b] += (distances * counts[a, None]).sum(dim=0, dtype=sums.dtype)
+    for start in range(0, len(rows), _BLOCK):
+        # A strip of the upper triangle at a time, so that each pair is worked out once.
+        for begin in range(start, len(rows), _STRIP):
+            a = slice(start, min(start + _BLOCK, len(rows)))
+            b = slice(begin, min(begin + _STRIP, len(rows)))
+            distances = _distances(rows[a], rows[b], squares[a], squares[b], diagonal=begin == start)
+            forward = distances if counts is None else distances * counts[b]
+            sums[a] += forward.sum(dim=1, dtype=sums.dtype)
+            mirrored = slice(max(b.start, a.stop), b.stop)  # the square on the diagonal is complete in itself
+            if mirrored.start < mirrored.stop:
+                beyond = distances[:, mirrored.start - b.start :]
+                back = beyond if counts is None else beyond * counts[a, None]
+                sums[mirrored] += back.sum(dim=0, dtype=sums.dtype)
     result = sums.to(rows.dtype)
     return result if first is None else result[places]
 
 
-def _blocks(count: int) -> Iterator[slice]:
-    """Slices that cut `count` rows into blocks."""
-    for start in range(0, count, _BLOCK):
-        yield slice(start, min(start + _BLOCK, count))
+def _distances(
+    a: torch.Tensor, b: torch.Tensor, aa: torch.Tensor, bb: torch.Tensor, diagonal: bool
+) -> torch.Tensor:
+    """Distances between two blocks of rows: by one matrix product, by subtraction where that is inexact.
 
-
-def _distances(a: torch.Tensor, b: torch.Tensor, aa: torch.Tensor, bb: torch.Tensor) -> torch.Tensor:
-    """Distances between two blocks of rows: by one matrix product, and again by subtraction where that is inexact."""
-    scale = aa[:, None] + bb[None, :]
-    result = torch.addmm(scale, a, b.T, alpha=-2.0)
-    close = result <= scale * _CLOSE
-    rows, columns = close.nonzero(as_tuple=True)
-    result.clamp_(min=0.0).sqrt_()
-    if len(rows) > max(result.numel() // 8, _BLOCK):
-        return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
-    step = max(1, 4_000_000 // a.shape[1])
-    for start in range(0, len(rows), step):
-        i, j = rows[start : start + step], columns[start : start + step]
-        result[i, j] = torch.linalg.vector_norm(a[i] - b[j], dim=1)
+    With `diagonal` the blocks begin at the same row, and a row's distance to itself is exactly 0.
+    """
+    scale = aa[:, None] + bb
+    result = scale.add(a @ b.T, alpha=-2.0)
+    own = result.diagonal()
+    if diagonal:
+        own.copy_(scale.diagonal())
+    # One cheap look settles the usual case, in which no pair at all is close.
+    if not bool(result.amin() > _CLOSE * (aa.max() + bb.max())):
+        rows, columns = (result <= _CLOSE * scale).nonzero(as_tuple=True)
+        if len(rows) > max(result.numel() // 8, _BLOCK):
+            return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+        result.sqrt_()
+        step = max(1, 4_000_000 // a.shape[1])
+        for start in range(0, len(rows), step):
+            i, j = rows[start : start + step], columns[start : start + step]
+            result[i, j] = torch.linalg.vector_norm(a[i] - b[j], dim=1)
+    else:
+        result.sqrt_()
+    if diagonal:
+        own.zero_()
     return result
 
 

@@ -1,8 +1,8 @@
 """GraSP: keep the weights that the gradient's flow depends on (Wang, Zhang and Grosse 2020).
 
-Removing a weight w changes the squared norm of the gradient, to first order, in proportion to -w * (H g), with g the
-gradient and H the Hessian of the loss. The published rule removes the weights for which -w * Hg is highest, that is the
-lowest w * Hg: a negative score marks a weight whose removal makes the gradient larger.
+Removing a weight w changes the squared norm of the gradient, to first order, in proportion to -w * (H g),
+with g the gradient and H the Hessian of the loss. The published rule removes the weights for which -w * Hg is
+highest, that is the lowest w * Hg: a negative score marks a weight whose removal makes the gradient larger.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ __all__ = ["Grasp"]
 class Grasp(Base):
     """w * (H g) / |sum of w * (H g)|, lowest removed first.
 
-    Two passes over the data: g, the mean gradient with respect to all targets; then H g, the gradient of (g . gradient)
-    with the first g held constant. The outputs are divided by `temperature` before the loss. `mode` is what the model
-    runs in: "as_found" (the default), "train" or "eval"; `normalize` divides as published and changes no order.
+    Two passes over the data: g, the mean gradient with respect to all targets; then H g, the gradient of (g .
+    gradient) with the first g held constant. The outputs are divided by `temperature` before the loss. `mode`
+    is what the model runs in: "as_found" (the default), "train" or "eval"; `normalize` divides as published
+    and changes no order.
 
     With L = (w1 w2)^2 / 2 at w1 = w2 = 1: g = (1, 1), H = [[1, 2], [2, 1]], H g = (3, 3).
 

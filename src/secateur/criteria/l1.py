@@ -1,4 +1,7 @@
-"""L1: a unit is worth the sum of its absolute weights (Li et al. 2017, "Pruning Filters for Efficient ConvNets")."""
+"""L1: a unit is worth the sum of its absolute weights.
+
+Li et al. 2017, "Pruning Filters for Efficient ConvNets".
+"""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ __all__ = ["L2"]
 class L2(Base):
     """The square root of the sum of w^2 over a unit.
 
-    The evidence kept per weight is |w| rather than w^2, so that neither small nor large weights leave the number
-    range and one weight by itself is worth exactly |w|.
+    The evidence kept per weight is |w| rather than w^2, so that neither small nor large weights leave the
+    number range and one weight by itself is worth exactly |w|.
 
     >>> L2().reduce(torch.tensor([[3.0, 4.0], [1.0, 0.0]]))
     tensor([5., 1.])

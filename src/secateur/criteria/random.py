@@ -22,8 +22,8 @@ __all__ = ["Random"]
 class Random(Base):
     """A uniform draw from [0, 1) per weight, made from `Context.seed` and the parameter's name.
 
-    The same seed gives the same scores on every device and whatever else drew random numbers before; a tensor's
-    scores do not depend on which other tensors are pruned with it.
+    The same seed gives the same scores on every device and whatever else drew random numbers before; a
+    tensor's scores do not depend on which other tensors are pruned with it.
 
     >>> from secateur.core.targets import select
     >>> model = nn.Linear(3, 2)

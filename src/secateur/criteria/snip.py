@@ -1,7 +1,7 @@
 """SNIP: how strongly the loss depends on a weight being there (Lee, Ajanthan and Torr 2019).
 
-Every weight w is multiplied by a mask c = 1; its worth is |dL/dc|, which by the chain rule is |w * dL/dw|, divided by the
-sum over all weights of the network.
+Every weight w is multiplied by a mask c = 1; its worth is |dL/dc|, which by the chain rule is |w * dL/dw|,
+divided by the sum over all weights of the network.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ __all__ = ["Snip"]
 class Snip(Base):
     """|dL/dc| / sum |dL/dc|, L the mean loss over all of the data.
 
-    `mode` is what the model runs in: "as_found" (the default), "train" or "eval". `normalize` divides by the sum over
-    all targets as published; it never changes which of two weights is worth more.
+    `mode` is what the model runs in: "as_found" (the default), "train" or "eval". `normalize` divides by the
+    sum over all targets as published; it never changes which of two weights is worth more.
 
     >>> import torch
     >>> from secateur.core.targets import select

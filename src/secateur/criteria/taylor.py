@@ -1,4 +1,7 @@
-"""Taylor: what the loss changes by, to first order, when a weight goes: |w * dL/dw| (Molchanov et al. 2017, 2019)."""
+"""Taylor: what the loss changes by, to first order, when a weight goes: |w * dL/dw|.
+
+Molchanov et al. 2017, "Pruning Convolutional Neural Networks for Resource Efficient Inference".
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,8 @@ __all__ = ["Taylor"]
 class Taylor(Base):
     """|w * g|, g the gradient of the mean loss over all of the data; a unit is worth the sum.
 
-    `mode` is what the model runs in: "as_found" (the default), "train" or "eval". In train mode batch norm uses each
-    batch's own statistics, so that many small batches differ from one large one.
+    `mode` is what the model runs in: "as_found" (the default), "train" or "eval". In train mode batch norm
+    uses each batch's own statistics, so that many small batches differ from one large one.
 
     >>> import torch
     >>> from secateur.core.targets import select

@@ -1,88 +1,60 @@
-"""Training: one plain loop on Hugging Face accelerate, the same bytes for the same seed, resumed to the bit.
+"""Training: one plain loop on Hugging Face accelerate; the same bytes for the same seed, resumed to the bit.
 
-    options = Training(epochs=3, optimizer="sgd", lr=0.1, schedule="cosine")
-    trained = train(model, data, options, masks=masks, seed=0, progress="auto")
-    trained.history[-1].metrics["accuracy"], evaluate(model, data.test)["accuracy"]
+>>> from secateur import data, models
+>>> digits = data.load("digits", size=28, limit=200)
+>>> _ = torch.manual_seed(0); model = models.build("lenet-300-100")
+>>> trained = train(model, digits, Training(epochs=2, lr=0.05, batch_size=16), device="cpu")
+>>> [record.epoch for record in trained.history], evaluate(model, digits.test, device="cpu")["accuracy"] > 0.5
+([1, 2], True)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+import hashlib
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
 from secateur.core.masks import Masks
-from secateur.data import Augment, Data, Split
+from secateur.data import Data
+from secateur.errors import DataError, NonFiniteError, NothingToDoError, OptionError
+from secateur.lab import _training_checkpoint as checkpoints
+from secateur.lab._training_evaluate import (
+    Loss,
+    device_of,
+    distillation,
+    evaluate,
+    in_mode,
+    logits_of,
+    loss_of,
+    placed,
+)
+from secateur.lab._training_options import EpochRecord, Trained, Training, rate
+from secateur.lab._training_progress import Bars, Progress, watcher
 
-__all__ = ["EpochRecord", "Progress", "Trained", "Training", "evaluate", "train"]
+__all__ = [
+    "Bars",
+    "EpochRecord",
+    "Loss",
+    "Progress",
+    "Trained",
+    "Training",
+    "device_of",
+    "evaluate",
+    "rate",
+    "train",
+]
 
-
-@dataclass(frozen=True)
-class Training:
-    """How to train. Every field has a default; wrong values are refused when the value is made."""
-
-    epochs: int = 10
-    optimizer: str = "sgd"  # sgd, adam, adamw
-    lr: float = 0.1
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    schedule: str = "constant"  # constant, step, cosine, linear
-    milestones: tuple[int, ...] = ()  # for step: lr is multiplied by gamma when this many epochs are done
-    gamma: float = 0.1
-    warmup: float = 0.0  # epochs over which the rate rises linearly from 0; goes with any schedule
-    label_smoothing: float = 0.0
-    distill_alpha: float = 0.0  # share of the loss that comes from the teacher
-    distill_temperature: float = 4.0
-    batch_size: int = 128  # images per optimizer step, whatever `accumulate` and the number of processes
-    accumulate: int = 1  # micro-batches a batch is cut into
-    augment: Augment | None = None  # also True, or "standard" for crop 4 and flip
-    early_stop: int | None = None  # epochs without a better validation result
-    precision: str = "fp32"  # fp32, bf16, fp16
-    grad_clip: float | None = None  # largest norm of the whole gradient
-    keep: str = "last"  # last, or best: the weights of the epoch with the best validation result
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """What one epoch came to. `metrics` are the validation split's (empty where there is none)."""
-
-    epoch: int  # 1, 2, ...
-    train_loss: float
-    train_accuracy: float | None
-    lr: float
-    seconds: float
-    metrics: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What training came to. The weights are in the model that was given."""
-
-    history: tuple[EpochRecord, ...]
-    best_epoch: int
-    stopped_early: bool
-    resumed_from: int  # epochs found done in the checkpoint, 0 for none
-    seconds: float
-
-
-class Progress(Protocol):
-    """What a front end implements to watch a training; every method is called on the main process only."""
-
-    def start(self, epochs: int, steps: int, done: int) -> None:
-        """Training begins: so many epochs of so many steps, `done` of the epochs already done."""
-
-    def step(self, epoch: int, step: int, loss: float) -> None:
-        """A step is done (called a few times a second at most; loss is the epoch's running mean)."""
-
-    def epoch(self, record: EpochRecord) -> None:
-        """An epoch is done."""
-
-    def finish(self) -> None:
-        """Training is over, also after an error."""
+Evaluate = Callable[[nn.Module], Mapping[str, float]]
+_evaluate = evaluate  # `train` has a parameter of that name
 
 
 def train(
@@ -92,31 +64,387 @@ def train(
     *,
     masks: Masks | None = None,
     teacher: nn.Module | None = None,
-    loss: Callable[[Any, Any, Any], Any] | None = None,
-    evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
+    loss: Loss | None = None,
+    evaluate: Evaluate | None = None,
     seed: int = 0,
-    device: str = "auto",
-    checkpoint: Any = None,
+    device: str | torch.device = "auto",
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress | str | None = None,
 ) -> Trained:
-    """Train the model in place.
+    """Train the model in place; afterwards it is on the device and in the mode it came in.
 
-    `masks` are held: removed weights stay exactly 0. `teacher` distils (needs options.distill_alpha > 0). `loss(outputs,
-    inputs, labels)` replaces cross-entropy; without it the model's own `training_loss` is used where it has one.
-    `evaluate(model) -> metrics` replaces the pass over data.validation. `checkpoint` is a file: written after every epoch,
-    resumed from when it is there. `progress` is "auto" (rich on a terminal, else quiet), None, or a `Progress`.
+    `masks` are held: removed weights stay exactly 0. `teacher` is distilled from (needs `distill_alpha` above
+    0). `loss(outputs, inputs, labels)` replaces cross-entropy; without it the model's own `training_loss` is
+    used where it has one. `evaluate(model) -> metrics` replaces the pass over data.validation. `checkpoint`
+    is a file, written after every epoch and resumed from when it is there; it is left where it is when
+    training is done. `progress` is `auto` (bars on a terminal, else nothing), None, or a `Progress`.
+
+    The same start, options, data, seed, masks and machine give the same bytes: random numbers are drawn
+    afresh every epoch from (seed, epoch), and torch's global random state is given back as it was. A last
+    batch of one image is left out, since batch norm cannot train on it.
     """
-    raise NotImplementedError
+    options = options or Training()
+    run = _Run(model, data, options, masks, teacher, loss, evaluate, seed)
+    file = None if checkpoint is None else Path(checkpoint)
+    shown = watcher(progress)
+    with ExitStack() as stack:
+        accelerator = stack.enter_context(_accelerator(options, device_of(device)))
+        stack.enter_context(placed(model, accelerator.device))
+        stack.enter_context(in_mode(model, True))
+        if teacher is not None:
+            stack.enter_context(placed(teacher, accelerator.device))
+            stack.enter_context(in_mode(teacher, False))
+        stack.enter_context(_own_random_state(accelerator.device))
+        stack.enter_context(_exact(accelerator.device, options))
+        return run.go(accelerator, file, shown if accelerator.is_main_process else None)
 
 
-def evaluate(
-    model: nn.Module,
-    split: Split,
-    *,
-    batch_size: int = 500,
-    device: str = "auto",
-    loss: Callable[[Any, Any, Any], Any] | None = None,
-    seed: int = 0,
-) -> dict[str, float]:
-    """Metrics of a model over a split: accuracy and loss, or what the model's own `evaluation_metrics` gives."""
-    raise NotImplementedError
+class _Run:
+    """One training: what it needs, and how far it has come."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Data,
+        options: Training,
+        masks: Masks | None,
+        teacher: nn.Module | None,
+        loss: Loss | None,
+        evaluate: Evaluate | None,
+        seed: int,
+    ):
+        self.model, self.data, self.options, self.masks = model, data, options, masks
+        self.teacher, self.seed = teacher, seed
+        self.loss, self.classifies = loss_of(model, loss, options.label_smoothing)
+        self.evaluate = evaluate
+        self.custom_loss = loss
+        self.history: list[EpochRecord] = []
+        self.best: dict[str, torch.Tensor] = {}
+        self._refuse()
+
+    def _refuse(self) -> None:
+        """Everything that can be known to be wrong before the first step."""
+        name = type(self.model).__name__
+        if len(self.data.train) == 0:
+            raise DataError(f"{self.data.name}: expected training images, got none")
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            raise NothingToDoError(
+                f"{name} has no parameter that requires a gradient: there is nothing to train"
+            )
+        if (self.teacher is not None) != (self.options.distill_alpha > 0):
+            raise OptionError(
+                "distillation needs both a teacher and distill_alpha above 0; got "
+                f"{'a teacher' if self.teacher is not None else 'no teacher'} and "
+                f"distill_alpha={self.options.distill_alpha}"
+            )
+        if self.teacher is not None and not self.classifies:
+            raise OptionError(
+                f"distillation compares logits, which {name} does not return; leave the teacher out"
+            )
+        validated = self.evaluate is not None or len(self.data.validation) > 0
+        if not validated and (self.options.keep == "best" or self.options.early_stop is not None):
+            raise OptionError(
+                "keep='best' and early_stop choose by the validation split, which is empty; load the data "
+                "with validation=0.1"
+            )
+        if self.masks is not None:
+            self.masks.check(self.model)
+
+    # -- the loop
+    # ------------------------------------------------------------------------------------
+    def go(self, accelerator: Any, file: Path | None, shown: Progress | None) -> Trained:
+        """Train until the epochs are done or nothing gets better."""
+        options, data = self.options, self.data
+        about = self._about() if file is not None else {}
+        optimizer = self._optimizer()
+        scaler_state = None
+        if file is not None and file.exists():
+            scaler_state = self._resume(file, about, optimizer)
+        resumed_from = len(self.history)
+        steps = len(range(0, len(data.train), options.batch_size))
+        if steps > 1 and len(data.train) % options.batch_size == 1:
+            steps -= 1
+        with ExitStack() as stack:
+            if self.masks is not None:
+                from secateur.hold import hold
+
+                stack.enter_context(hold(self.model, self.masks, optimizer))
+            network = self.model
+            if accelerator.num_processes > 1:
+                network = accelerator.prepare_model(self.model)
+                stack.callback(accelerator.unwrap_model, network, keep_fp32_wrapper=False)
+            stepper = accelerator.prepare_optimizer(optimizer)
+            if scaler_state is not None and accelerator.scaler is not None:
+                accelerator.scaler.load_state_dict(scaler_state)
+            if shown is not None:
+                stack.callback(shown.finish)
+                shown.start(options.epochs, steps, resumed_from)
+            for epoch in range(resumed_from + 1, options.epochs + 1):
+                if self._is_over():
+                    break
+                record = self._epoch(epoch, steps, network, stepper, accelerator, shown)
+                self.history.append(record)
+                if options.keep == "best" and self.best_epoch() == epoch:
+                    state = self.model.state_dict()
+                    self.best = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+                if file is not None and accelerator.is_main_process:
+                    self._save(file, about, optimizer, accelerator.scaler)
+                if shown is not None:
+                    shown.epoch(record)
+        if options.keep == "best" and self.best_epoch() != len(self.history):
+            self.model.load_state_dict(self.best)
+        return Trained(
+            history=tuple(self.history),
+            best_epoch=self.best_epoch(),
+            stopped_early=len(self.history) < options.epochs,
+            resumed_from=resumed_from,
+            seconds=sum(record.seconds for record in self.history),
+        )
+
+    def _epoch(
+        self,
+        epoch: int,
+        steps: int,
+        network: nn.Module,
+        stepper: Any,
+        accelerator: Any,
+        shown: Progress | None,
+    ) -> EpochRecord:
+        """One pass over the training images, and one over the validation images."""
+        options, device = self.options, accelerator.device
+        began = told = time.perf_counter()
+        rank, processes = accelerator.process_index, accelerator.num_processes
+        torch.manual_seed(_mixed(self.seed, epoch, rank))
+        total = torch.zeros((), device=device)
+        right = torch.zeros((), dtype=torch.int64, device=device)
+        seen = 0
+        lr = options.lr
+        batches = self.data.train.batches(
+            options.batch_size,
+            shuffle=True,
+            seed=self.seed,
+            epoch=epoch,
+            augment=options.augment,
+            device=device,
+            share=(rank, processes),
+        )
+        for step, (images, labels) in enumerate(batches, start=1):
+            if step > steps:
+                break
+            lr = rate(options, epoch - 1 + (step if epoch <= options.warmup else step - 1) / steps)
+            for group in stepper.param_groups:
+                group["lr"] = lr
+            # What this batch counts over all processes: its parts may differ by one image.
+            whole = min(options.batch_size, len(self.data.train) - (step - 1) * options.batch_size)
+            parts = list(zip(images.chunk(options.accumulate), labels.chunk(options.accumulate)))
+            for index, (some, theirs) in enumerate(parts, start=1):
+                last = index == len(parts)
+                with nullcontext() if last or processes == 1 else accelerator.no_sync(network):
+                    value, correct = self._loss(network, some, theirs, accelerator)
+                    accelerator.backward(value * (len(theirs) * processes / whole))
+                total += value.detach() * len(theirs)
+                right += correct
+            if options.grad_clip is not None:
+                accelerator.clip_grad_norm_(network.parameters(), options.grad_clip)
+            stepper.step()
+            stepper.zero_grad()
+            seen += len(labels)
+            now = time.perf_counter()
+            if shown is not None and (now - told > 0.2 or step == steps):
+                told = now
+                shown.step(epoch, step, float(total) / seen)
+        if processes > 1:
+            total, right, count = (
+                accelerator.reduce(part) for part in (total, right, torch.tensor(seen, device=device))
+            )
+            seen = int(count)
+        mean = float(total) / seen
+        if not math.isfinite(mean):
+            raise NonFiniteError(
+                f"{type(self.model).__name__}: the training loss became {mean} in epoch {epoch}; lower lr "
+                f"({options.lr}), set grad_clip, or add warmup"
+            )
+        return EpochRecord(
+            epoch=epoch,
+            train_loss=mean,
+            train_accuracy=int(right) / seen if self.classifies else None,
+            lr=lr,
+            metrics=self._metrics(device),
+            seconds=time.perf_counter() - began,
+        )
+
+    def _loss(
+        self, network: nn.Module, images: torch.Tensor, labels: torch.Tensor, accelerator: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | int]:
+        """The loss of some images, and how many of them are classified right."""
+        options = self.options
+        with accelerator.autocast():
+            outputs = network(images)
+            answers = None
+            if self.teacher is not None:
+                with torch.no_grad():
+                    answers = self.teacher(images)
+        value = self.loss(outputs, images, labels)
+        if answers is not None:
+            taught = distillation(outputs, answers, options.distill_temperature)
+            value = options.distill_alpha * taught + (1 - options.distill_alpha) * value
+        if not self.classifies:
+            return value, 0
+        return value, (logits_of(outputs).detach().argmax(1) == labels).sum()
+
+    def _metrics(self, device: torch.device) -> dict[str, float]:
+        """The validation split's metrics."""
+        if self.evaluate is not None:
+            with in_mode(self.model, False):
+                return {name: float(value) for name, value in self.evaluate(self.model).items()}
+        if len(self.data.validation) == 0:
+            return {}
+        return _evaluate(self.model, self.data.validation, device=device, loss=self.custom_loss)
+
+    # -- which epoch is best
+    # -------------------------------------------------------------------------
+    def best_epoch(self) -> int:
+        """The earliest epoch with the best validation result, or the last one where nothing was validated."""
+
+        def worth(record: EpochRecord) -> float:
+            metrics = record.metrics
+            return metrics["accuracy"] if "accuracy" in metrics else -metrics.get("loss", -record.epoch)
+
+        return (
+            max(self.history, key=lambda record: (worth(record), -record.epoch)).epoch if self.history else 0
+        )
+
+    def _is_over(self) -> bool:
+        patience = self.options.early_stop
+        return patience is not None and len(self.history) - self.best_epoch() >= patience
+
+    # -- the checkpoint
+    # ------------------------------------------------------------------------------
+    def _optimizer(self) -> torch.optim.Optimizer:
+        options = self.options
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if options.optimizer == "sgd":
+            return torch.optim.SGD(
+                parameters,
+                lr=options.lr,
+                momentum=options.momentum,
+                nesterov=options.nesterov,
+                weight_decay=options.weight_decay,
+            )
+        kind = torch.optim.Adam if options.optimizer == "adam" else torch.optim.AdamW
+        return kind(parameters, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay)
+
+    def _about(self) -> dict[str, Any]:
+        """What makes this training this training."""
+        custom = [
+            getattr(part, "__qualname__", type(part).__name__) for part in (self.custom_loss, self.evaluate)
+        ]
+        return {
+            **{name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.options).items()},
+            "seed": self.seed,
+            "data": self.data.fingerprint,
+            "start": checkpoints.tensors_digest(self.model),
+            "teacher": checkpoints.tensors_digest(self.teacher),
+            "masks": None if self.masks is None else self.masks.digest(),
+            "functions": custom,
+        }
+
+    def _save(
+        self, file: Path, about: Mapping[str, Any], optimizer: torch.optim.Optimizer, scaler: Any
+    ) -> None:
+        tensors, numbers = checkpoints.optimizer_tensors(optimizer)
+        tensors |= {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
+        state = {
+            "training": about,
+            "history": [asdict(record) for record in self.history],
+            "numbers": numbers,
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+        checkpoints.write(file, tensors, state)
+
+    def _resume(self, file: Path, about: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> Any:
+        """Take up a training where its checkpoint left it; returns the gradient scaler's state."""
+        tensors, state = checkpoints.read(file)
+        checkpoints.identity(state["training"], about, file)
+        self.model.load_state_dict(checkpoints.under("model/", tensors))
+        self.best = checkpoints.under("best/", tensors)
+        checkpoints.load_optimizer(optimizer, tensors, state["numbers"])
+        self.history = [EpochRecord(**record) for record in state["history"]]
+        return state["scaler"]
+
+
+def _mixed(*numbers: int) -> int:
+    """One 63-bit seed from several numbers."""
+    return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:8], "little") >> 1
+
+
+# -- surroundings
+# ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _accelerator(options: Training, device: torch.device) -> Iterator[Any]:
+    """An accelerator of our own. accelerate keeps one global state, which another part of the program may be
+    using: it is put aside and given back. In a distributed launch the process group and its device are
+    shared, not ours."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    if options.precision == "fp16" and device.type != "cuda":
+        raise OptionError(
+            f"precision: fp16 training needs CUDA, and the device is {device}; take bf16 or fp32"
+        )
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    shared = [AcceleratorState._shared_state, GradientState._shared_state]
+    if not launched:
+        shared.append(PartialState._shared_state)
+    kept = [dict(state) for state in shared]
+    environment = os.environ.get("ACCELERATE_TORCH_DEVICE")
+    for state in shared:
+        state.clear()
+    mixed = options.precision if options.precision in ("bf16", "fp16") else "no"
+    try:
+        if not launched:
+            os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
+        yield Accelerator(mixed_precision=mixed, cpu=device.type == "cpu" and not launched)
+    finally:
+        if not launched:
+            os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
+            if environment is not None:
+                os.environ["ACCELERATE_TORCH_DEVICE"] = environment
+        for state, before in zip(shared, kept):
+            state.clear()
+            state.update(before)
+
+
+@contextmanager
+def _own_random_state(device: torch.device) -> Iterator[None]:
+    """torch's random state is ours for a while, and then as it was."""
+    devices = [device.index or 0] if device.type in ("cuda", "mps") else []
+    kind = device.type if device.type != "cpu" else "cuda"
+    with torch.random.fork_rng(devices, device_type=kind):
+        yield
+
+
+@contextmanager
+def _exact(device: torch.device, options: Training) -> Iterator[None]:
+    """The same bytes every time: deterministic kernels where there is a choice, and fp32 that means fp32."""
+    if device.type != "cuda":
+        yield  # the CPU's kernels have no other choice to make
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    kept = cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
+    strict = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    cudnn.deterministic, cudnn.benchmark = True, False
+    cudnn.allow_tf32 = matmul.allow_tf32 = options.precision == "tf32"
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = kept
+        torch.use_deterministic_algorithms(strict[0], warn_only=strict[1])

@@ -66,6 +66,7 @@ def clean_plain(value: Any, name: str = "") -> Any:
 def command() -> str:
     """The command line as typed, cleaned; the program by its name alone."""
     program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
+    program = "secateur" if program == "__main__.py" else program
     return clean(" ".join([program, *sys.argv[1:]]))
 
 

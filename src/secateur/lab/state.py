@@ -34,13 +34,13 @@ __all__ = ["State", "keep", "revive"]
 
 @dataclass
 class State:
-    """A model with what is known of it. `plan` is what shrinking cut; `files` are those the steps have
+    """A model with what is known of it. `plan` is what shrinking cut, as JSON; `files` are those the steps have
     written."""
 
     model: nn.Module
     masks: Masks | None = None
     codebooks: dict[str, Codebook] = field(default_factory=dict)
-    plan: dict[str, Any] | None = None
+    plan: str | None = None
     files: dict[str, bytes] = field(default_factory=dict)
 
 
@@ -68,7 +68,7 @@ def keep(state: State, objects: Objects) -> dict[str, Any]:
         stored["codebooks"] = put(_bytes(parts))
         stored["codebook_fields"] = put(json.dumps(rest).encode())
     if state.plan is not None:
-        stored["plan"] = put(json.dumps(state.plan, sort_keys=True).encode())
+        stored["plan"] = put(state.plan.encode())
     if state.files:
         stored["files"] = {name: put(data) for name, data in state.files.items()}
     return stored
@@ -109,8 +109,10 @@ def revive(stored: Mapping[str, Any], objects: Objects, build: Callable[[], nn.M
     model = build()
     state = State(model)
     if "plan" in stored:
-        state.plan = json.loads(get(stored["plan"]))
-        model = state.model = cut(model, state.plan or {})
+        from secateur.structure.plan import Plan
+
+        state.plan = get(stored["plan"]).decode()
+        Plan.from_json(state.plan).apply_(model)
     try:
         model.load_state_dict(read_tensors(get(stored["weights"])))
     except RuntimeError as error:
@@ -132,6 +134,3 @@ def revive(stored: Mapping[str, Any], objects: Objects, build: Callable[[], nn.M
     return state
 
 
-def cut(model: nn.Module, plan: dict[str, Any]) -> nn.Module:
-    """A fresh model given the widths of a shrunk one."""
-    raise StoreError("this version of secateur cannot cut a model by a stored plan")

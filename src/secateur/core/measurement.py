@@ -1,10 +1,10 @@
 """`Measurement`: one number, its unit, and the sentence that defines it, so that no table can be misread.
 
->>> m = Measurement("macs", 651200, unit="MAC", definition="one multiply-accumulate = 1", per_layer={"fc1": 313600})
+>>> m = Measurement("macs", 651200, "MAC", "one product and sum = 1", per_layer={"fc1": 313600})
 >>> m.value, m.per_layer["fc1"]
 (651200, 313600)
 >>> print(Measurements([m]))
-macs  651,200 MAC  one multiply-accumulate = 1
+macs  651,200 MAC  one product and sum = 1
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from secateur.errors import OptionError, UnknownNameError, near
@@ -113,6 +113,7 @@ class Measurements(tuple[Measurement, ...]):
     """A table of Measurements: prints as one, indexes by position or by name."""
 
     def __new__(cls, items: Iterable[Measurement] = ()) -> Measurements:
+        """A table of these rows, in their order."""
         return super().__new__(cls, tuple(items))
 
     def __getitem__(self, key: Any) -> Any:
@@ -125,6 +126,14 @@ class Measurements(tuple[Measurement, ...]):
 
     def __add__(self, other: Iterable[Measurement]) -> Measurements:  # type: ignore[override]
         return Measurements([*self, *other])
+
+    def within(self, context: Mapping[str, Any]) -> Measurements:
+        """The same rows, each with this said of it as well.
+
+        >>> Measurements([Measurement("params", 8)]).within({"variant": "dense"})[0].context
+        {'variant': 'dense'}
+        """
+        return Measurements(replace(item, context={**item.context, **context}) for item in self)
 
     def names(self) -> list[str]:
         """The names measured, in order, each once."""

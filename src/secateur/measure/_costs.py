@@ -1,0 +1,226 @@
+"""What each operator costs in multiply-accumulates: one rule per operator, and the list of those that cost
+none.
+
+A rule reads an operator's arguments and its result and yields `Cost`s. Where one of the operands is a weight,
+every element of it is used equally often: that is what makes the count for a pruned weight exact.
+
+>>> import torch
+>>> x, w = torch.ones(5, 3), torch.ones(3, 2)
+>>> [cost] = RULES["mm"]((x, w), {}, torch.mm(x, w))
+>>> cost.macs, cost.weights[0] is w
+(30, True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+
+__all__ = ["FREE", "RULES", "Cost", "costs_nothing", "operator_name"]
+
+
+@dataclass(frozen=True, eq=False)
+class Cost:
+    """Multiply-accumulates of one product. `weights`: operands that may be weights, the likeliest first."""
+
+    macs: int
+    weights: tuple[torch.Tensor, ...] = ()
+    bias: torch.Tensor | None = None
+    bias_outputs: int = 0
+
+
+Rule = Callable[[tuple[Any, ...], dict[str, Any], Any], Iterator[Cost]]
+
+
+def _convolution(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Cost]:
+    x, weight, bias = args[0], args[1], args[2] if len(args) > 2 else kwargs.get("bias")
+    transposed = bool(args[6]) if len(args) > 6 else bool(kwargs.get("transposed", False))
+    # Each weight meets every position of the output; of the input where the convolution is transposed.
+    # Grouped and depthwise ones need no word: their weight tensor is that much smaller.
+    places = prod((x if transposed else out).shape[2:]) * x.shape[0]
+    yield Cost(weight.numel() * places, (weight,), bias, out.numel() if bias is not None else 0)
+
+
+def _conv_like(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Cost]:
+    # conv1d/2d/3d and their depthwise kernels: (input, weight, [kernel size,] bias, ...)
+    bias = next((a for a in args[2:] if torch.is_tensor(a)), kwargs.get("bias"))
+    places = prod(out.shape[2:]) * (out.shape[0] if out.dim() == args[1].dim() else 1)
+    yield Cost(args[1].numel() * places, (args[1],), bias, out.numel() if bias is not None else 0)
+
+
+def _product(a: torch.Tensor, b: torch.Tensor, bias: Any = None, outputs: int = 0) -> Cost:
+    """a [..., n, m] times b [..., m, p], batches equal."""
+    columns = b.shape[-1] if b.dim() > 1 else 1
+    return Cost(a.numel() * columns, (b, a), bias, outputs)
+
+
+def _mm(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Cost]:
+    yield _product(args[0], args[1])
+
+
+def _addmm(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Cost]:
+    used = kwargs.get("beta", 1) != 0
+    yield _product(args[1], args[2], args[0] if used else None, out.numel() if used else 0)
+
+
+def _baddbmm(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Cost]:
+    yield _product(args[1], args[2])
+
+
+def _linear(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Cost]:
+    bias = args[2] if len(args) > 2 else kwargs.get("bias")
+    macs = args[0].numel() * (args[1].shape[0] if args[1].dim() > 1 else 1)
+    yield Cost(macs, (args[1],), bias, out.numel() if bias is not None else 0)
+
+
+def _attention(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Cost]:
+    # [batch, heads, length, width]: queries times keys, then weights times values. A causal mask saves
+    # nothing here.
+    query, key, value = args[:3]
+    rows = prod(query.shape[:-1])
+    yield Cost(rows * key.shape[-2] * (query.shape[-1] + value.shape[-1]))
+
+
+def _flat_attention(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Cost]:
+    # [batch, length, heads, width], as the flash and memory-efficient kernels take it
+    query, key, value = args[:3]
+    rows = prod(query.shape[:-1])
+    yield Cost(rows * key.shape[-3] * (query.shape[-1] + value.shape[-1]))
+
+
+def _packed_attention(
+    x: torch.Tensor, keys: int, qkv: Any, qkv_bias: Any, out_weight: Any, out_bias: Any
+) -> Iterator[Cost]:
+    rows = x.numel() // x.shape[-1]
+    yield Cost(rows * qkv.numel(), (qkv,), qkv_bias, rows * qkv.shape[0])
+    yield Cost(2 * rows * keys * out_weight.shape[-1])
+    yield Cost(rows * out_weight.numel(), (out_weight,), out_bias, rows * out_weight.shape[0])
+
+
+def _native_attention(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Cost]:
+    # _native_multi_head_attention(query, key, value, width, heads, qkv weight, qkv bias, out weight, out
+    # bias, ...)
+    yield from _packed_attention(args[0], args[1].shape[1], *args[5:9])
+
+
+def _encoder_layer(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Cost]:
+    # _transformer_encoder_layer_fwd(src, width, heads, qkv w, qkv b, out w, out b, gelu, norm first, eps,
+    # norms (4), feed-forward w1, b1, w2, b2, ...)
+    x = args[0]
+    rows = x.numel() // x.shape[-1]
+    yield from _packed_attention(x, x.shape[1], *args[3:7])
+    for weight, bias in (args[14:16], args[16:18]):
+        yield Cost(rows * weight.numel(), (weight,), bias, rows * weight.shape[0])
+
+
+def _mkldnn_rnn(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Cost]:
+    rows = args[0].numel() // args[0].shape[-1]
+    for weight, bias in ((args[1], args[3]), (args[2], args[4])):
+        yield Cost(rows * weight.numel(), (weight,), bias, rows * weight.shape[0])
+
+
+def _fused_rnn(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Cost]:
+    # _cudnn_rnn, miopen_rnn (input, weights, ...) and _lstm_mps, lstm, gru (input, hidden, weights, ...)
+    x = args[0]
+    found = [arg for arg in args[1:4] if isinstance(arg, (list, tuple)) and len(arg) >= 2]
+    weights = max(found, key=len)
+    rows = x.numel() // x.shape[-1]
+    for weight in weights:
+        if weight.dim() == 2:
+            yield Cost(rows * weight.numel(), (weight,))
+        else:
+            yield Cost(0, (), weight, rows * weight.numel())
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("convolution", "_convolution", "convolution_overrideable"), _convolution),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "_conv_depthwise2d", "conv_depthwise3d"), _conv_like),
+    **dict.fromkeys(
+        ("slow_conv3d", "mkldnn_convolution", "cudnn_convolution", "miopen_convolution"), _conv_like
+    ),
+    **dict.fromkeys(("mm", "bmm", "mv", "dot", "vdot", "_int_mm", "_scaled_mm"), _mm),
+    **dict.fromkeys(("addmm", "addmv", "_addmm_activation"), _addmm),
+    **dict.fromkeys(("baddbmm",), _baddbmm),
+    **dict.fromkeys(("addbmm",), _baddbmm),
+    **dict.fromkeys(("linear", "mkldnn_linear", "_mkl_linear", "_linear_pointwise"), _linear),
+    **dict.fromkeys(
+        (
+            "_scaled_dot_product_flash_attention_for_cpu",
+            "_scaled_dot_product_flash_attention",
+            "_scaled_dot_product_efficient_attention",
+            "_scaled_dot_product_cudnn_attention",
+            "_scaled_dot_product_fused_attention_overrideable",
+            "_scaled_dot_product_attention_math_for_mps",
+        ),
+        _attention,
+    ),
+    "_native_multi_head_attention": _native_attention,
+    "_transformer_encoder_layer_fwd": _encoder_layer,
+    "mkldnn_rnn_layer": _mkldnn_rnn,
+    **dict.fromkeys(("_cudnn_rnn", "miopen_rnn", "_lstm_mps"), _fused_rnn),
+}
+
+# Look-ups, copies and layout: no product is summed.
+_LAYOUT = """
+    _embedding_bag _embedding_bag_forward_only _nested_tensor_from_mask _pack_padded_sequence
+    _pad_packed_sequence _reshape_alias _to_copy _unique2 _unsafe_index _unsafe_index_put _unsafe_view
+    alias bincount block_diag broadcast_tensors bucketize cat channel_shuffle clone col2im constant_pad_nd
+    contiguous copy detach diag diag_embed diagonal_copy diagonal_scatter dropout embedding embedding_bag
+    embedding_renorm expand_copy fill flip gather im2col index index_add index_copy index_fill index_put
+    index_select lift lift_fresh lift_fresh_copy masked_fill masked_scatter masked_select meshgrid
+    native_channel_shuffle native_dropout nonzero one_hot pad permute_copy pixel_shuffle pixel_unshuffle
+    put reflection_pad1d reflection_pad2d reflection_pad3d repeat repeat_interleave replication_pad1d
+    replication_pad2d replication_pad3d resize roll rot90 scatter scatter_add scatter_reduce searchsorted
+    select_copy select_scatter set slice_copy slice_scatter split_with_sizes_copy squeeze_copy stack take
+    take_along_dim tensor_split to tril tril_indices triu triu_indices unfold unique unique_consecutive
+    unique_dim unsafe_chunk unsafe_split unsafe_split_with_sizes unsqueeze_copy view_copy where zero
+"""
+# Reductions, orderings and scans.
+_REDUCTIONS = """
+    _assert_async _assert_tensor_metadata _is_all_true _is_any_true _local_scalar_dense all allclose amax
+    amin aminmax any argmax argmin argsort count_nonzero cummax cummin cumprod cumsum equal histc
+    is_nonzero item kthvalue linalg_vector_norm logcumsumexp logsumexp max mean median min mode nanmean
+    nanmedian nansum norm numel prod sort std std_mean sum sym_numel sym_size sym_storage_offset
+    sym_stride topk var var_mean
+"""
+# Normalisation, soft maxima, pooling, interpolation, gates of recurrent cells (their products count apart).
+_LAYERS = """
+    _adaptive_avg_pool2d _adaptive_avg_pool3d _batch_norm_impl_index _batch_norm_no_update
+    _batch_norm_with_update _fused_rms_norm _log_softmax _masked_softmax _native_batch_norm_legit
+    _native_batch_norm_legit_no_training _prelu_kernel _safe_softmax _softmax _thnn_fused_gru_cell
+    _thnn_fused_lstm_cell _upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_nearest_exact1d
+    _upsample_nearest_exact2d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d
+    adaptive_max_pool3d affine_grid_generator avg_pool1d avg_pool2d avg_pool3d batch_norm batch_norm_elemt
+    bernoulli binary_cross_entropy celu complex cross_entropy_loss cudnn_batch_norm fractional_max_pool2d
+    glu grid_sampler_2d grid_sampler_3d group_norm hardtanh imag instance_norm isin layer_norm
+    log_sigmoid_forward log_softmax max_pool1d max_pool2d max_pool2d_with_indices max_pool3d_with_indices
+    max_unpool2d miopen_batch_norm mkldnn_max_pool2d mse_loss multinomial native_batch_norm
+    native_group_norm native_layer_norm nll_loss2d_forward nll_loss_forward polar prelu real rms_norm
+    rrelu_with_noise smooth_l1_loss softmax upsample_bicubic2d upsample_bilinear2d upsample_linear1d
+    upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_trilinear3d view_as_complex
+    view_as_real
+"""
+FREE: frozenset[str] = frozenset((_LAYOUT + _REDUCTIONS + _LAYERS).split())
+
+
+def operator_name(function: Any) -> str:
+    """`aten.add_.Tensor` -> `add`: the operator, whatever its overload, in place or not.
+
+    >>> operator_name(torch.ops.aten.add_.Tensor), operator_name(torch.ops.aten._softmax.default)
+    ('add', '_softmax')
+    """
+    name = function._schema.name.split("::")[-1]
+    return name.rstrip("_") or name
+
+
+def costs_nothing(function: Any, tensors: list[torch.Tensor]) -> bool:
+    """Whether an operator is free by definition: element-wise, a view, a factory, or listed in `FREE`."""
+    if function._schema.name.split("::")[0] not in ("aten", "prims", "prim"):
+        return False
+    if torch.Tag.pointwise in function.tags or function.is_view or operator_name(function) in FREE:
+        return True
+    return not tensors  # a factory

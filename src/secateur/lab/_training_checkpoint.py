@@ -124,7 +124,7 @@ def tensors_digest(module: nn.Module | None) -> str | None:
             plain = tensor.detach().cpu().contiguous()
             whole.update(f"{name}{plain.dtype}{tuple(plain.shape)}".encode())
             if plain.numel():
-                whole.update(plain.flatten().view(torch.uint8).numpy())
+                whole.update(plain.flatten().view(torch.uint8).numpy().tobytes())
     return whole.hexdigest()
 
 

@@ -10,6 +10,7 @@ torch.Size([3, 2, 3])
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -212,12 +213,14 @@ def _read_cache(file: Path, shape: tuple[int, ...]) -> torch.Tensor | None:
 
 def _write_cache(file: Path, images: torch.Tensor) -> None:
     """Keep the decoded images; a cache that cannot be written costs time, not the run."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     scratch = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
+    with contextlib.suppress(OSError, SafetensorError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"images": images}, scratch)
-        scratch.replace(file)
-    except OSError:
-        scratch.unlink(missing_ok=True)
+        try:
+            save_file({"images": images}, scratch)
+            scratch.replace(file)
+        finally:
+            scratch.unlink(missing_ok=True)

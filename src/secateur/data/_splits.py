@@ -199,8 +199,8 @@ def _augmented(
         columns = torch.where(mirrored[:, None], width - 1 - columns, columns)
     columns = columns + shift[:, 1:]
     flat = rows[:, :, None] * (width + 2 * pad) + columns[:, None, :]
-    index = flat.reshape(count, 1, -1).expand(count, channels, -1)
-    return padded.reshape(count, channels, -1).gather(2, index).reshape(images.shape)
+    index = flat.reshape(count, 1, height * width).expand(count, channels, height * width)
+    return padded.flatten(2).gather(2, index).reshape(images.shape)
 
 
 @dataclass(frozen=True, eq=False)

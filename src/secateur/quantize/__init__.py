@@ -53,7 +53,7 @@ class Palette:
         wide = torch.float64 if weights.dtype == torch.float64 else torch.float32
         cuts = not_above(self.cuts, np.float64 if wide == torch.float64 else np.float32)
         return torch.bucketize(
-            weights.detach().to(wide), torch.from_numpy(cuts).to(weights.device), right=False
+            weights.detach().to(wide).contiguous(), torch.from_numpy(cuts).to(weights.device), right=False
         )
 
 

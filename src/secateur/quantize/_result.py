@@ -119,9 +119,10 @@ class Shared:
         (4, ['weight'])
         """
         model = self.model if model is None else model
+        training = Training(model, self.codebooks, self.masks, optimizer, remake_every)
         if remake_every is None:
             self.apply_(model)
-        return Training(model, self.codebooks, self.masks, optimizer, remake_every)
+        return training
 
     def trained(self, training: Training) -> Shared:
         """This result after `training`: its model, its codebooks; `distortion` counts from before it."""

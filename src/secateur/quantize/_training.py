@@ -162,7 +162,8 @@ class Training:
         slots: dict[int, _Slot] = {}
         for name, book in codebooks.items():
             if name not in parameters:
-                hint = "wrap the model inside the block, not before" if f"module.{name}" in parameters else ""
+                wrapped = f"module.{name}" in parameters
+                hint = "give the model itself, and wrap it inside the block, not before" if wrapped else ""
                 raise MaskMismatchError(
                     f"codebook of {name!r}: {type(self.model).__name__} has no such parameter; "
                     f"{hint or near(name, parameters)}"

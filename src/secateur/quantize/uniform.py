@@ -91,7 +91,9 @@ class Uniform(Base):
         if limit is not None:
             low, high = max(low, -limit), min(high, limit)
         # In half precision the level beyond the largest weight may be infinite.
-        furthest = int(math.ldexp(float(torch.finfo(weights.dtype).max), exponent) / step)
+        furthest = int(
+            min(math.ldexp(float(torch.finfo(weights.dtype).max), min(exponent, 0)) / step, 2.0**62)
+        )
         low, high = max(min(low, 0), -furthest), min(max(high, 0), furthest)
         if high - low >= _MOST:
             raise OptionError(

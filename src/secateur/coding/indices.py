@@ -17,37 +17,67 @@ from math import prod
 
 import numpy as np
 
-from secateur.coding import static
+from secateur.coding import mixed, static
+from secateur.coding.mixed import Memory
 from secateur.errors import FormatError
 
-__all__ = ["DEFAULT", "MODELS", "decode", "encode", "floor"]
+__all__ = ["DEFAULT", "MODELS", "Memory", "decode", "encode", "floor"]
 
-MODELS = {"fast": 0}
-DEFAULT = "fast"
+MODELS = {"fast": 0, "mixed": 1}
+DEFAULT = "mixed"
 
 
 def floor(numel: int) -> int:
-    """The fewest bytes a stream of this many levels may have, so that a short file cannot ask for endless work."""
-    return max(0, (numel - 4096 + 127) // 128)
+    """The fewest bytes a stream of so many levels may have: a short file cannot ask for endless work."""
+    return max(1, (numel - 4096 + 127) // 128)
 
 
-def encode(levels: np.ndarray, size: int, zero: int | None, model: str = "fast") -> bytes:
-    """The stream: one byte that names the model, then what the model writes."""
-    data = bytes([MODELS[model]]) + static.encode(levels, size)
+def _sides(size: int, zero: int | None) -> tuple[int, int]:
+    """How many levels lie below and above zero; without a zero, the middle is taken for it."""
+    if zero is None:
+        return size // 2, size - size // 2
+    return zero, size - 1 - zero
+
+
+def encode(
+    levels: np.ndarray, size: int, zero: int | None, model: str = DEFAULT, memory: Memory | None = None
+) -> bytes:
+    """The stream: one byte that names the model, then what the model writes.
+
+    `memory` is what the mixed model learnt from the tensors before; coder and decoder must be given the same.
+    """
+    below, above = _sides(size, zero)
+    if model == "mixed" and max(below, above) <= mixed.MOST_SIDE:
+        memory = Memory() if memory is None else memory
+        data = b"\1" + mixed.encode(levels, below, above, memory, zero is not None)
+    else:
+        data = b"\0" + static.encode(levels, size)
     return data + bytes(max(0, floor(levels.size) - len(data)))
 
 
-def decode(data: bytes | memoryview, shape: tuple[int, ...], size: int, zero: int | None) -> np.ndarray:
-    """The inverse of `encode`, as int32."""
+def decode(
+    data: bytes | memoryview,
+    shape: tuple[int, ...],
+    size: int,
+    zero: int | None,
+    memory: Memory | None = None,
+) -> np.ndarray:
+    """The inverse of `encode`: whole numbers of the given shape."""
     numel = prod(shape)
-    if len(data) < max(1, floor(numel)):
-        raise FormatError(
-            f"a stream of {numel} levels has at least {max(1, floor(numel))} bytes, got {len(data)}"
-        )
-    data = memoryview(data)
+    least = floor(numel)
+    if len(data) < least:
+        raise FormatError(f"a stream of {numel} levels has at least {least} bytes, got {len(data)}")
     body = bytes(data[1:])
-    if len(data) <= floor(numel):
+    if len(data) == least:
         body = body.rstrip(b"\0")
     if data[0] == MODELS["fast"]:
         return static.decode(body, numel, size).reshape(shape)
-    raise FormatError(f"a stream names model {data[0]}, known models are {sorted(MODELS.values())}")
+    if data[0] != MODELS["mixed"]:
+        raise FormatError(f"a stream names model {data[0]}, known models are {sorted(MODELS.values())}")
+    below, above = _sides(size, zero)
+    if max(below, above) > mixed.MOST_SIDE:
+        raise FormatError(
+            f"the mixed model has at most {mixed.MOST_SIDE} levels a side, got {below} and {above}"
+        )
+    memory = Memory() if memory is None else memory
+    return mixed.decode(body, shape, below, above, memory, zero is not None)

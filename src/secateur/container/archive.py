@@ -115,7 +115,9 @@ def save(
                     writer.add(entry, words.tobytes(), sct.SAME, [varint.write(index - first_at[tied])])
                     continue
                 first_at[tied] = index
-            method, parts, words = _encode(entry, words, books, folded, batch_norm, narrow, coder)
+            method, parts, words = _encode(
+                entry, words, books, folded, batch_norm, narrow, coder, writer.memory
+            )
             writer.add(entry, words.tobytes(), method, parts)
         writer.finish()
     return Saved(Path(path), writer.written, sum(entry.nbytes for entry in entries))
@@ -129,13 +131,14 @@ def _encode(
     batch_norm: str | int | None,
     narrow: str | None,
     coder: str,
+    memory: indices.Memory,
 ) -> tuple[int, list[bytes], np.ndarray]:
     """How one tensor is stored, and the words a reader will get (others than given where precision was cut)."""
     if entry.name in books:
         few = tensors.levels_of(words, entry, most=1 << 16)
         if few is not None:
-            return *tensors.indexed(entry, *few, coder), words
-    method, parts = tensors.encode(entry, words, coder)
+            return *tensors.indexed(entry, *few, coder, memory), words
+    method, parts = tensors.encode(entry, words, coder, memory)
     if entry.dtype != "F32" or method in (sct.ZERO, sct.CONST):
         return method, parts, words
     if entry.name in folded:

@@ -27,6 +27,7 @@ from typing import BinaryIO
 import numpy as np
 
 from secateur.coding import varint
+from secateur.coding.indices import Memory
 from secateur.errors import FormatError
 
 __all__ = [
@@ -140,6 +141,7 @@ class Record:
     name_bytes: int
     frame_bytes: int
     section: int
+    memory: Memory
 
     @property
     def where(self) -> str:
@@ -179,6 +181,9 @@ class Writer:
         self._pending_size = 0
         self._last_name = b""
         self.written = len(MAGIC) + 1
+        self.memory = (
+            Memory()
+        )  # of the section being written: the mixed model starts afresh with every section
         file.write(MAGIC + bytes([VERSION]))
         head = b"\0" if names_from is None else b"\1" + varint.write(len(names_from)) + digest(names_from)
         self._section(HEAD, head)
@@ -216,7 +221,8 @@ class Writer:
 
     def _name(self, entry: Entry) -> bytes:
         name = entry.name.encode()
-        shared = len(os.path.commonprefix([name, self._last_name]))
+        pairs = zip(name, self._last_name)
+        shared = next((k for k, (a, b) in enumerate(pairs) if a != b), min(len(name), len(self._last_name)))
         self._last_name = name
         out = varint.write(shared) + varint.write(len(name) - shared) + name[shared:]
         out += bytes([DTYPES[entry.dtype][0]]) + varint.write(len(entry.shape))
@@ -226,6 +232,7 @@ class Writer:
         if self._pending:
             self._section(TENSORS, varint.write(len(self._pending)) + b"".join(self._pending))
             self._pending, self._pending_size, self._last_name = [], 0, b""
+            self.memory = Memory()
 
     def _section(self, kind: int, payload: bytes) -> None:
         head = bytes([kind]) + varint.write(len(payload))
@@ -375,7 +382,9 @@ class Archive:
         return list(self)
 
     def __iter__(self) -> Iterator[Record]:
-        """The records in order, one section in memory at a time; limits are checked before anything is decoded."""
+        """The records in order, one section in memory at a time; limits are checked before anything is
+        decoded.
+        """
         if not self.named and self.names_from is not None and len(self.names_from) != self._expected:
             raise FormatError("the number of tensors differs from the model's")
         index, decoded = 0, 0
@@ -387,8 +396,9 @@ class Archive:
                 self._read(section.start, section.length), "tensors section", section.start
             )
             last = b""
+            memory = Memory()
             for _ in range(reader.varint(reader.left, "the number of tensors in a section")):
-                record, last = self._record(reader, index, last, number)
+                record, last = self._record(reader, index, last, number, memory)
                 if record.entry.name in seen:
                     raise reader.fail(f"tensor {record.entry.name!r} comes twice")
                 seen.add(record.entry.name)
@@ -407,7 +417,9 @@ class Archive:
         if index != self.count:
             raise FormatError(f"the end section counts {self.count} tensors, the file holds {index}")
 
-    def _record(self, reader: varint.Reader, index: int, last: bytes, number: int) -> tuple[Record, bytes]:
+    def _record(
+        self, reader: varint.Reader, index: int, last: bytes, number: int, memory: Memory
+    ) -> tuple[Record, bytes]:
         offset = reader.base + reader.at
         begin = reader.at
         if self.named:
@@ -429,7 +441,7 @@ class Archive:
             before = reader.at
             parts[part] = reader.part(f"part {part!r} of tensor {entry.name!r}")
             frame += reader.at - before - len(parts[part])
-        return Record(index, entry, method, parts, offset, name_bytes, frame, number), last
+        return Record(index, entry, method, parts, offset, name_bytes, frame, number, memory), last
 
     def _entry(self, reader: varint.Reader, last: bytes) -> tuple[Entry, bytes]:
         shared = reader.varint(len(last), "the part a name shares with the one before")

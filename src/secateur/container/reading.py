@@ -26,31 +26,23 @@ __all__ = ["words_of"]
 
 
 def words_of(archive: sct.Archive) -> Iterator[tuple[sct.Record, np.ndarray]]:
-    """Every record with its decoded words; raises at the end unless all of them together are what was written."""
+    """Every record with its decoded words; raises at the end unless all of them together are what was
+    written.
+    """
     content = 0
-    again = _Again(archive)
+    kept: dict[int, np.ndarray | None] = {}
     for record in archive:
-        words = tensors.decode(record, again)
+        if record.method == sct.SAME:
+            kept[tensors.same_as(record)] = None
+    for record in archive:
+        words = tensors.decode(record, kept)
+        if record.index in kept:
+            kept[record.index] = words
         content = zlib.crc32(np.ascontiguousarray(words).reshape(-1).view(np.uint8), content)
         yield record, words
     if content != archive.content:
         raise FormatError(
             f"the decoded content has checksum {content:08x}, the file promises {archive.content:08x}: it "
-            f"was written by a "
-            "faulty encoder, or this machine decodes wrongly"
+            f"was "
+            "written by a faulty encoder, or this machine decodes wrongly"
         )
-
-
-class _Again:
-    """Decodes an earlier record once more, for tensors that are the same as one before."""
-
-    def __init__(self, archive: sct.Archive):
-        self._archive = archive
-
-    def __call__(self, index: int) -> np.ndarray:
-        for record in self._archive:
-            if record.index == index:
-                if record.method == sct.SAME:
-                    raise FormatError("the same as a tensor that is itself the same as another")
-                return tensors.decode(record, self)
-        raise FormatError(f"the same as tensor {index}, which is not there")

@@ -10,11 +10,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 
 import numpy as np
 
 from secateur.coding import floats, indices, static, varint
+from secateur.coding.indices import Memory
 from secateur.container import format as sct
 from secateur.container.format import DTYPES, Entry, Record
 from secateur.errors import FormatError
@@ -50,7 +51,9 @@ def _order(words: np.ndarray, entry: Entry) -> np.ndarray:
 def levels_of(
     words: np.ndarray, entry: Entry, most: int = MOST_LEVELS
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """(distinct words in ascending order of value, level of each word), or None where there are more than `most`."""
+    """(distinct words in ascending order of value, level of each word), or None where there are more than
+    `most`.
+    """
     flat = words.reshape(-1)
     if flat.size == 0:
         return None
@@ -82,7 +85,9 @@ def codebook(values: np.ndarray, entry: Entry) -> bytes:
 
 
 def _even_steps(values: np.ndarray) -> bytes | None:
-    """Step and first multiple, where every value is exactly float32(step * whole number) and none is left out."""
+    """Step and first multiple, where every value is exactly float32(step * whole number) and none is left
+    out.
+    """
     if not np.isfinite(values).all():
         return None
     gaps = np.diff(values)
@@ -128,31 +133,43 @@ def read_codebook(data: memoryview, entry: Entry, where: str) -> np.ndarray:
 
 
 # -- encoding ------------------------------------------------------------------------------------------------
-def indexed(entry: Entry, values: np.ndarray, levels: np.ndarray, model: str) -> tuple[int, list[bytes]]:
+def indexed(
+    entry: Entry, values: np.ndarray, levels: np.ndarray, coder: str, memory: Memory
+) -> tuple[int, list[bytes]]:
     """A tensor of few distinct words: the codebook, then the level of each weight."""
-    stream = indices.encode(levels.reshape(entry.shape), len(values), _zero(values), model)
+    stream = indices.encode(levels.reshape(entry.shape), len(values), _zero(values), coder, memory)
     return sct.INDEXED, [codebook(values, entry), stream]
 
 
-def encode(entry: Entry, words: np.ndarray, model: str = "fast") -> tuple[int, list[bytes]]:
-    """The smallest exact way to store these words."""
+def encode(
+    entry: Entry, words: np.ndarray, coder: str = indices.DEFAULT, memory: Memory | None = None
+) -> tuple[int, list[bytes]]:
+    """A small exact way to store these words.
+
+    What the indices will cost is judged by their entropy: coding them teaches `memory`, so it is done only
+    once the choice has fallen on them.
+    """
     flat = words.reshape(-1)
+    memory = Memory() if memory is None else memory
     if not flat.any():
         return sct.ZERO, []
     if (flat == flat[0]).all():
         return sct.CONST, [flat[:1].tobytes()]
-    ways = [(sct.PACKED, [floats.encode(flat, entry.floating)])]
-    few = levels_of(words, entry) if entry.numel >= 16 else None
-    if few is not None:
-        ways.append(indexed(entry, *few, model))
-    else:
-        zeros = int((flat == 0).sum())
-        if zeros * 50 > flat.size:
-            mask = (flat != 0).astype(np.int32).reshape(entry.shape)
-            kept = floats.encode(flat[flat != 0], entry.floating)
-            ways.append((sct.SPARSE, [indices.encode(mask, 2, 0, model), kept]))
-    ways.append((sct.RAW, [flat.tobytes()]))
-    return min(ways, key=lambda way: sum(map(len, way[1])))
+    packed = [floats.encode(flat, entry.floating)]
+    if entry.numel >= 16:
+        few = levels_of(words, entry)
+        if few is not None:
+            guess = static.entropy(few[1]) * entry.numel / 8 + len(codebook(few[0], entry)) + 8
+            if guess < len(packed[0]):
+                return indexed(entry, *few, coder, memory)
+        else:
+            zeros = int((flat == 0).sum())
+            if zeros * 50 > flat.size:
+                mask = (flat != 0).astype(np.int32).reshape(entry.shape)
+                kept = floats.encode(flat[flat != 0], entry.floating)
+                if static.entropy(mask) * entry.numel / 8 + len(kept) < len(packed[0]):
+                    return sct.SPARSE, [indices.encode(mask, 2, 0, coder, memory), kept]
+    return (sct.PACKED, packed) if len(packed[0]) < entry.nbytes else (sct.RAW, [flat.tobytes()])
 
 
 def cast(entry: Entry, words: np.ndarray, dtype: str) -> tuple[int, list[bytes], np.ndarray]:
@@ -228,8 +245,18 @@ def _grid_table(head: memoryview, where: str) -> np.ndarray:
 
 
 # -- decoding ------------------------------------------------------------------------------------------------
-def decode(record: Record, earlier: Callable[[int], np.ndarray]) -> np.ndarray:
-    """The words of a record; `earlier(index)` gives those of a tensor before it."""
+def same_as(record: Record) -> int:
+    """The number of the earlier tensor that a record says it equals."""
+    reader = varint.Reader(record.parts["back"], record.where)
+    back = reader.varint(record.index, "the distance back")
+    reader.end()
+    if back == 0:
+        raise reader.fail("a tensor that is the same as itself")
+    return record.index - back
+
+
+def decode(record: Record, earlier: Mapping[int, np.ndarray | None]) -> np.ndarray:
+    """The words of a record; `earlier` has those of the tensors that a later one says it equals."""
     try:
         return _decode(record, earlier)
     except FormatError as error:
@@ -238,7 +265,7 @@ def decode(record: Record, earlier: Callable[[int], np.ndarray]) -> np.ndarray:
         raise FormatError(f"{record.where}: {error}") from None
 
 
-def _decode(record: Record, earlier: Callable[[int], np.ndarray]) -> np.ndarray:
+def _decode(record: Record, earlier: Mapping[int, np.ndarray | None]) -> np.ndarray:
     entry, parts = record.entry, record.parts
     kind = np.dtype(f"u{entry.width}")
     if record.method == sct.ZERO:
@@ -254,12 +281,8 @@ def _decode(record: Record, earlier: Callable[[int], np.ndarray]) -> np.ndarray:
             entry.shape, np.frombuffer(parts["value"], dtype=kind.newbyteorder("<"))[0], dtype=kind
         )
     if record.method == sct.SAME:
-        reader = varint.Reader(parts["back"], "the distance back")
-        back = reader.varint(record.index, "the distance back")
-        reader.end()
-        if back == 0:
-            raise FormatError("a tensor that is the same as itself")
-        words = earlier(record.index - back)
+        words = earlier[same_as(record)]
+        assert words is not None
         if words.dtype != kind or words.size != entry.numel:
             raise FormatError(
                 f"the same as a tensor of {words.size} {words.dtype}, expected {entry.numel} {kind}"
@@ -269,10 +292,10 @@ def _decode(record: Record, earlier: Callable[[int], np.ndarray]) -> np.ndarray:
         return floats.decode(parts["packed"], entry.numel, entry.width, entry.floating).reshape(entry.shape)
     if record.method == sct.INDEXED:
         values = read_codebook(parts["codebook"], entry, record.where)
-        levels = indices.decode(parts["indices"], entry.shape, len(values), _zero(values))
+        levels = indices.decode(parts["indices"], entry.shape, len(values), _zero(values), record.memory)
         return values[levels]
     if record.method == sct.SPARSE:
-        mask = indices.decode(parts["mask"], entry.shape, 2, 0).astype(bool)
+        mask = indices.decode(parts["mask"], entry.shape, 2, 0, record.memory).astype(bool)
         out = np.zeros(entry.shape, dtype=kind)
         out[mask] = floats.decode(parts["packed"], int(mask.sum()), entry.width, entry.floating)
         return out

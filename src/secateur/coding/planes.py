@@ -1,0 +1,275 @@
+"""What is known about a weight before it is coded: contexts from kernels, filters and channels, a block at a
+time.
+
+A tensor is seen as filters x channels x taps, and coded tap by tap ("plane by plane"), so that when one tap
+of all kernels is coded the taps before it are known to coder and decoder alike. Planes are cut into blocks of
+filters. All arithmetic is in whole numbers; docs/format.md defines every context.
+
+>>> layout((16, 3, 3, 3))
+Layout(filters=16, channels=3, taps=9, width=3, split=1)
+>>> layout((10, 64))
+Layout(filters=10, channels=8, taps=8, width=8, split=8)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from secateur.coding.logistic import STRETCH
+
+__all__ = ["MAGNITUDE", "MAGNITUDE_PLAIN", "SIGN", "ZERO", "Block", "Layout", "Planes", "layout"]
+
+_MOST_TAPS = 64
+_ONE = 65536
+
+# How many values each context of a set has, in the order `Block` gives them.
+ZERO = (16, 256, 160, 256, 144, 128, 64, 160, 160, 128)
+SIGN = (432, 81, 13, 13, 13, 289, 81, 169, 81)
+MAGNITUDE = (13, 144, 8, 64, 96, 96, 16)
+MAGNITUDE_PLAIN = (12, 12)  # for the low bits, which are nearly random
+
+
+def _steps(edges: tuple[int, ...]) -> np.ndarray:
+    return np.searchsorted(np.array(edges), np.arange(256), side="left").astype(np.int64)
+
+
+_EIGHT = _steps((3, 7, 11, 15, 20, 28, 45))
+_TWELVE = _steps((2, 5, 8, 11, 14, 18, 23, 30, 40, 60, 90))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A shape as filters x channels x taps; `width` taps make a row of a kernel, `split` columns-in-one of a
+    matrix.
+    """
+
+    filters: int
+    channels: int
+    taps: int
+    width: int
+    split: int
+
+    def planes(self, levels: np.ndarray) -> np.ndarray:
+        """The tensor as [taps, filters, channels]."""
+        if self.split > 1:
+            return np.ascontiguousarray(
+                levels.reshape(self.filters, self.split, self.channels).transpose(1, 0, 2)
+            )
+        return np.ascontiguousarray(levels.reshape(self.filters, self.channels, self.taps).transpose(2, 0, 1))
+
+    def tensor(self, planes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """The inverse of `planes`."""
+        order = (1, 0, 2) if self.split > 1 else (1, 2, 0)
+        return np.ascontiguousarray(planes.transpose(order)).reshape(shape)
+
+
+def layout(shape: tuple[int, ...]) -> Layout:
+    """How a tensor of this shape is walked."""
+    filters = shape[0] if len(shape) > 0 else 1
+    channels = shape[1] if len(shape) > 1 else 1
+    taps, width = prod(shape[2:]), shape[-1] if len(shape) > 2 else 1
+    if taps > _MOST_TAPS:
+        filters, channels, taps = filters * channels, taps, 1
+    if taps > 1:
+        return Layout(filters, channels, taps, width, 1)
+    split = next((s for s in range(8, 1, -1) if channels >= 16 and channels % s == 0), 1)
+    return Layout(filters, channels // split, split, split, split)
+
+
+def _neighbours(taps: int, width: int) -> list[list[int]]:
+    """For every tap: left, up, right, below, the four diagonals, two left, two up; `taps` where there is
+    none.
+    """
+    height = taps // width
+    steps = ((0, -1), (-1, 0), (0, 1), (1, 0), (-1, -1), (-1, 1), (1, -1), (1, 1), (0, -2), (-2, 0))
+    table = []
+    for tap in range(taps):
+        y, x = divmod(tap, width)
+        spots = [(y + dy, x + dx) for dy, dx in steps]
+        table.append([v * width + u if 0 <= v < height and 0 <= u < width else taps for v, u in spots])
+    return table
+
+
+class Planes:
+    """The signed ranks coded so far and what adds up over kernels, filters and channels."""
+
+    def __init__(self, layout: Layout, largest: int):
+        self.layout = layout
+        filters, channels, taps = layout.filters, layout.channels, layout.taps
+        self._near = _neighbours(taps, layout.width)
+        self.signed = np.zeros((taps + 1, filters, channels), dtype=np.int64)  # the last plane stays zero
+        self._size = np.zeros((taps + 1, filters, channels), dtype=np.int64)
+        self._kernel = np.zeros((3, filters, channels), dtype=np.int64)  # non-zeros, sizes, signed sums
+        self._filter = np.zeros((4, filters), dtype=np.int64)  # the same and how many
+        self._channel = np.zeros((4, channels), dtype=np.int64)
+        self._count = 0
+        self._total = 0
+        self._first_mean = max(4, 16 * max(1, largest) // 3)
+
+    def blocks(self) -> Iterator[Block]:
+        """The blocks in coding order; each must be `close`d with its ranks before the next is asked for."""
+        plan = self.layout
+        size = min(max(plan.filters * plan.channels // 16, 1024), 16384)
+        rows = max(1, size // plan.channels)
+        for tap in range(plan.taps):
+            for top in range(0, plan.filters, rows):
+                yield Block(self, tap, slice(top, min(top + rows, plan.filters)))
+
+    @property
+    def mean(self) -> int:
+        """The mean rank so far, zeros counted, in 16ths; a guess before the first block."""
+        return max(4, 16 * self._total // self._count) if self._count else self._first_mean
+
+    def add(self, tap: int, rows: slice, signed: np.ndarray) -> None:
+        """Take a block's ranks into account."""
+        size = np.abs(signed)
+        there = (size > 0).astype(np.int64)
+        self.signed[tap, rows], self._size[tap, rows] = signed, size
+        for k, what in enumerate((there, size, signed)):
+            self._kernel[k, rows] += what
+            self._filter[k, rows] += what.sum(axis=1)
+            self._channel[k] += what.sum(axis=0)
+        self._filter[3, rows] += signed.shape[1]
+        self._channel[3] += signed.shape[0]
+        self._count += signed.size
+        self._total += int(size.sum())
+
+
+class Block:
+    """The contexts of one block: rows of filters at one tap."""
+
+    def __init__(self, planes: Planes, tap: int, rows: slice):
+        self._planes = planes
+        self.tap = tap
+        self._rows = rows
+        self._mean = mean = planes.mean
+        self.shape = planes.signed[tap, rows].shape
+        self.size = self.shape[0] * self.shape[1]
+        self._step = min(tap, 15)
+        near = planes._near[tap]
+        self._done = [spot < tap for spot in near]
+        self._signed = [planes.signed[spot, rows] if done else None for spot, done in zip(near, self._done)]
+        around = sum(self._done[:4]), sum(self._done[4:8])
+        sizes = [planes._size[spot, rows] if done else 0 for spot, done in zip(near, self._done)]
+        zero = np.zeros(self.shape, dtype=np.int64)
+        cross, corner = sum(sizes[:4], zero), sum(sizes[4:8], zero)
+        self._sizes = sizes
+        self.kernel = _EIGHT[self._ratio(planes._kernel[1, rows], tap)] if tap else zero
+        self.cross = _EIGHT[self._ratio(cross, around[0])] if around[0] else zero
+        both = 2 * around[0] + around[1]
+        self.all_near = _EIGHT[self._ratio(2 * cross + corner, both)] if both else zero
+        self.filter = _TWELVE[self._level(planes._filter[:, rows])][:, None]
+        self.channel = _TWELVE[self._level(planes._channel)][None, :]
+        self._mean = mean
+
+    def _ratio(self, total: np.ndarray, count: int) -> np.ndarray:
+        """A sum of `count` ranks against the mean, in 16ths, below 256."""
+        return np.minimum((total * 256 + self._mean) // (count * self._mean), 255)
+
+    def _level(self, sums: np.ndarray) -> np.ndarray:
+        known = sums[3] > 0
+        total = np.where(known, sums[1], self._planes._total)
+        count = np.where(known, sums[3], max(1, self._planes._count))
+        return np.minimum((total * 256 + self._mean) // (count * self._mean), 255)
+
+    @staticmethod
+    def _density(sums: np.ndarray) -> np.ndarray:
+        share = ((2 * sums[0] + 1) * _ONE) // (2 * sums[3] + 2)
+        return ((STRETCH[share] + 320) // 40).clip(0, 15).astype(np.int64)
+
+    def _stack(self, contexts: list[np.ndarray | int]) -> np.ndarray:
+        out = np.empty((len(contexts), *self.shape), dtype=np.int64)
+        for row, context in zip(out, contexts):
+            row[...] = context
+        return out.reshape(len(contexts), -1)
+
+    def zero(self) -> np.ndarray:
+        """Contexts of "is it zero": [len(ZERO), size]."""
+        planes, step = self._planes, self._step
+        pattern = np.zeros(self.shape, dtype=np.int64)
+        for bit, size in enumerate(self._sizes[:4]):
+            if self._done[bit]:
+                pattern += (size > 0) * (1 << bit)
+        found = np.minimum(planes._kernel[0, self._rows], 9)
+        filters = self._density(planes._filter[:, self._rows])[:, None]
+        channels = self._density(planes._channel)[None, :]
+        return self._stack(
+            [
+                step,
+                pattern * 16 + step,
+                found * 16 + step,
+                filters * 16 + channels,
+                self.filter * 12 + self.channel,
+                self.kernel * 16 + step,
+                self.cross * 8 + self.kernel,
+                filters * 10 + found,
+                channels * 10 + found,
+                self.all_near * 16 + step,
+            ]
+        )
+
+    def sign(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Contexts of the signs of the chosen weights, and what their neighbours make of the sign (0..12)."""
+        nothing = np.zeros(len(chosen), dtype=np.int64)
+        ranks = [nothing if s is None else s.reshape(-1)[chosen] for s in self._signed]
+        of = [np.sign(rank) + 1 for rank in ranks]
+        mean = self._mean
+        cross = ranks[0] + ranks[1] + ranks[2] + ranks[3]
+        near = 2 * cross + ranks[4] + ranks[5] + ranks[6] + ranks[7]
+        by_cross = ((cross * 16 + mean // 2) // mean * 2 // 3 + 6).clip(0, 12)
+        by_near = ((near * 16 + mean // 2) // mean // 3 + 6).clip(0, 12)
+        kernel = self._planes._kernel[2, self._rows].reshape(-1)[chosen]
+        by_kernel = ((kernel * 16 + mean // 2) // mean // 3 + 6).clip(0, 12)
+        row, column = np.divmod(chosen, self.shape[1])
+        filters = self._lean(self._planes._filter[:, self._rows])[row]
+        channels = self._lean(self._planes._channel)[column]
+        contexts = np.stack(
+            [
+                self._step * 27 + of[0] * 9 + of[1] * 3 + of[2],
+                of[0] * 27 + of[1] * 9 + of[2] * 3 + of[3],
+                by_cross,
+                by_near,
+                by_kernel,
+                filters * 17 + channels,
+                of[4] * 27 + of[5] * 9 + of[6] * 3 + of[7],
+                by_cross * 13 + by_kernel,
+                of[8] * 27 + of[0] * 9 + of[9] * 3 + of[1],
+            ]
+        )
+        return contexts, by_near
+
+    def _lean(self, sums: np.ndarray) -> np.ndarray:
+        """How far the signs of a filter or a channel lean to one side, 0..16."""
+        return (sums[2] * 12 // np.maximum(self._mean * sums[3] // 16, 1) + 8).clip(0, 16)
+
+    def magnitude(self, chosen: np.ndarray, agree: np.ndarray) -> np.ndarray:
+        """Contexts of the magnitudes of the chosen weights: [len(MAGNITUDE), chosen]."""
+        row, column = np.divmod(chosen, self.shape[1])
+        filters, channels = self.filter[row, 0], self.channel[0, column]
+        kernel, cross = self.kernel.reshape(-1)[chosen], self.cross.reshape(-1)[chosen]
+        near = self.all_near.reshape(-1)[chosen]
+        steps = np.full(len(chosen), self._step, dtype=np.int64)
+        return np.stack(
+            [
+                agree,
+                filters * 12 + channels,
+                kernel,
+                cross * 8 + kernel,
+                near * 12 + filters,
+                near * 12 + channels,
+                steps,
+            ]
+        )
+
+    def magnitude_plain(self, chosen: np.ndarray) -> np.ndarray:
+        """Contexts of the low bits of magnitudes."""
+        row, column = np.divmod(chosen, self.shape[1])
+        return np.stack([self.filter[row, 0], self.channel[0, column]])
+
+    def close(self, signed: np.ndarray) -> None:
+        """Hand in the block's signed ranks, so that the next blocks know them."""
+        self._planes.add(self.tap, self._rows, signed.reshape(self.shape))

@@ -166,18 +166,24 @@ RULES: dict[str, Rule] = {
 
 # Look-ups, copies and layout: no product is summed.
 _LAYOUT = """
-    _embedding_bag _embedding_bag_forward_only _nested_tensor_from_mask _pack_padded_sequence
-    _pad_packed_sequence _reshape_alias _to_copy _unique2 _unsafe_index _unsafe_index_put _unsafe_view
-    alias bincount block_diag broadcast_tensors bucketize cat channel_shuffle clone col2im constant_pad_nd
-    contiguous copy detach diag diag_embed diagonal_copy diagonal_scatter dropout embedding embedding_bag
-    embedding_renorm expand_copy fill flip gather im2col index index_add index_copy index_fill index_put
-    index_select lift lift_fresh lift_fresh_copy masked_fill masked_scatter masked_select meshgrid
-    native_channel_shuffle native_dropout nonzero one_hot pad permute_copy pixel_shuffle pixel_unshuffle
-    put reflection_pad1d reflection_pad2d reflection_pad3d repeat repeat_interleave replication_pad1d
-    replication_pad2d replication_pad3d resize roll rot90 scatter scatter_add scatter_reduce searchsorted
-    select_copy select_scatter set slice_copy slice_scatter split_with_sizes_copy squeeze_copy stack take
-    take_along_dim tensor_split to tril tril_indices triu triu_indices unfold unique unique_consecutive
-    unique_dim unsafe_chunk unsafe_split unsafe_split_with_sizes unsqueeze_copy view_copy where zero
+    _embedding_bag _embedding_bag_forward_only _nested_tensor_from_mask _nested_view_from_buffer
+    _pack_padded_sequence _pad_packed_sequence _reshape_alias _to_copy _unique2 _unsafe_index
+    _unsafe_index_put _unsafe_view alias alias_copy as_strided as_strided_copy bincount block_diag
+    broadcast_tensors bucketize cat channel_shuffle chunk clone col2im constant_pad_nd contiguous copy
+    detach detach_copy diag diag_embed diagonal_copy diagonal_scatter dropout embedding embedding_bag
+    embedding_renorm empty_like empty_strided expand expand_as expand_copy fill flatten flip full_like
+    gather im2col index index_add index_copy index_fill index_put index_select lift lift_fresh
+    lift_fresh_copy masked_fill masked_scatter masked_select meshgrid movedim narrow
+    native_channel_shuffle native_dropout new_empty new_empty_strided new_full new_ones new_tensor
+    new_zeros nonzero one_hot ones_like pad permute permute_copy pixel_shuffle pixel_unshuffle put
+    rand_like randint_like randn_like reflection_pad1d reflection_pad2d reflection_pad3d repeat
+    repeat_interleave replication_pad1d replication_pad2d replication_pad3d reshape resize result_type
+    roll rot90 scalar_tensor scatter scatter_add scatter_reduce searchsorted select select_copy
+    select_scatter set slice slice_copy slice_scatter split split_with_sizes_copy squeeze squeeze_copy
+    stack swapaxes t t_copy take take_along_dim tensor_split to transpose transpose_copy tril tril_indices
+    triu triu_indices type_as unbind_copy unflatten unfold unfold_copy unique unique_consecutive
+    unique_dim unsafe_chunk unsafe_split unsafe_split_with_sizes unsqueeze unsqueeze_copy view_as
+    view_copy where zero zeros_like
 """
 # Reductions, orderings and scans.
 _REDUCTIONS = """

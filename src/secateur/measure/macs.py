@@ -37,21 +37,18 @@ from secateur.measure._run import call, describe, evaluating
 __all__ = ["macs"]
 
 DEFINITION = (
-    "multiply-accumulates of convolutions, matrix products and attention, one = 1; element-wise operations, "
-    "normalisation, softmax, pooling and look-ups are 0"
+    "multiply-accumulates (one = 1) of convolutions, matrix products and attention; element-wise operations, "
+    "norms, softmax, pooling and look-ups are 0"
 )
 
 
 def macs(model: nn.Module, example: Any, *, masks: Masks | None = None, bias: bool = False) -> Measurements:
-    """Multiply-accumulates on `example`, the whole batch: `macs` dense, `macs_nonzero` of the non-zero
-    weights.
+    """Multiply-accumulates on `example`, the whole batch: dense, and of the non-zero weights alone.
 
     `masks` need not have been applied. With `bias`, one more for every output that adds a bias; a bias is
     counted unless a mask removes it. Padding is counted like any other input.
     """
-    model = getattr(
-        model, "_orig_mod", model
-    )  # the compiled form runs the same operators, where they cannot be seen
+    model = getattr(model, "_orig_mod", model)  # compiled, the same operators run where none can see them
     if masks is not None:
         masks.check(model)
     with (
@@ -68,11 +65,7 @@ def macs(model: nn.Module, example: Any, *, masks: Masks | None = None, bias: bo
     plus = " + 1 per bias output" if bias else "; biases are not counted"
     where = f"{DEFINITION}{plus}; example {describe(example)}"
     notes = counter.notes()
-    pruned = (
-        "as macs, weights that are zero or masked left out"
-        if masks
-        else "as macs, weights that are zero left out"
-    )
+    pruned = f"as macs, weights that are zero{' or masked' if masks else ''} left out"
     return Measurements(
         [
             Measurement("macs", counter.total(0), "MAC", where, per_layer=counter.by_layer(0), notes=notes),

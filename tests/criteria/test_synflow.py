@@ -306,6 +306,23 @@ def huge(value: list[float], power: int) -> torch.Tensor:
         (lambda a, b: F.pad(b, (1, 0)), [0.0, 2.0, 6.0]),
         (lambda a, b: F.pad(b, (1, 0), value=5.0), [5.0, 2.0, 6.0]),
         (lambda a, b: a.sum() + b.mean(), 44.0),
+        (lambda a, b: F.linear(a, torch.ones(1, 2).double(), torch.tensor([0.5]).double()), [40.5]),
+        (lambda a, b: F.linear(input=b, weight=torch.ones(1, 2).double(), bias=None), [8.0]),
+        (
+            lambda a, b: F.conv1d(
+                a.view(1, 1, 2), torch.ones(2, 1, 2).double(), huge([1.0, 2.0], 0)
+            ).flatten(),
+            [41.0, 42.0],
+        ),
+        # (x - mean) / sqrt(var + eps) * weight + bias on (32, 8): 29 / 2 * 3 + 5 and (8 - 1) / 1 * 1 - 2
+        (
+            lambda a, b: F.batch_norm(
+                a.view(1, 2),
+                *(torch.tensor(t).double() for t in ([3.0, 1.0], [3.75, 0.75], [3.0, 1.0], [5.0, -2.0])),
+                eps=0.25,
+            ).flatten(),
+            [48.5, 5.0],
+        ),
         (lambda a, b: torch.stack([a, b]).max(dim=0).values, [32.0, 8.0]),
     ],
 )

@@ -137,9 +137,10 @@ def test_other_types_are_summed_without_overflow(criterion, dtype):
 
 @pytest.mark.parametrize("criterion", [Magnitude(), L1(), L2(), Fpgm()])
 @pytest.mark.parametrize("width", [2, 9, 27, 147, 577])
-def test_equal_units_are_worth_exactly_the_same_wherever_they_stand(criterion, width):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_units_are_worth_exactly_the_same_wherever_they_stand(criterion, width, dtype):
     torch.manual_seed(width)
-    kinds = torch.randn(7, width)
+    kinds = torch.randn(7, width, dtype=dtype)
     which = torch.arange(600) * 5 % 7
     got = criterion.reduce(criterion.scores(one := one_layer(kinds[which]), select(one), Context())["weight"])
     for kind in range(7):

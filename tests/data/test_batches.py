@@ -82,14 +82,11 @@ def test_processes_share_every_batch(processes):
                 assert torch.equal(image, images[theirs == label][0])
 
 
-def test_normalising_is_exact_at_the_ends():
-    part = Split(
-        Memory(torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1), torch.arange(2)),
-        (0.5,),
-        (0.25,),
-    )
-    images, _ = part.first(2)
-    assert images.flatten().tolist() == [-2.0, 2.0]
+def test_every_pixel_value_is_normalised():
+    values = torch.arange(256).to(torch.uint8).reshape(256, 1, 1, 1)
+    images, _ = Split(Memory(values, torch.arange(256)), (0.5,), (0.25,)).first(256)
+    expected = (torch.arange(256, dtype=torch.float64) / 255 - 0.5) / 0.25
+    torch.testing.assert_close(images.flatten().double(), expected, rtol=0, atol=1e-6)
 
 
 def test_subsets_of_subsets():

@@ -283,7 +283,9 @@ def test_wrong_files_are_named(tmp_path):
     assert data.load(uneven, size=4, cache_dir=cache).shape == (3, 4, 4)
     columns = tmp_path / "columns"
     write_parquet(columns / "train.parquet", range(3), [0, 1, 0], image="photo")
-    with pytest.raises(DataError, match="expected a column of images named .*; got the columns photo, label"):
+    with pytest.raises(
+        DataError, match=r"expected a column of images named .*; got the columns photo, label"
+    ):
         data.load(columns, cache_dir=cache)
     (columns / "train.parquet").write_bytes(b"PAR0")
     with pytest.raises(DataError, match="expected a Parquet file, got something else"):

@@ -65,17 +65,24 @@ def _hf(name: str, options: dict[str, Any]) -> nn.Module:
         if ours in options:
             options[theirs] = options.pop(ours)
     kind = getattr(transformers, options.pop("auto_class", "AutoModelForImageClassification"))
-    if name in transformers.CONFIG_MAPPING:
-        if pretrained:
-            raise OptionError(
-                f"model 'hf/{name}' is an architecture, which has no weights of its own; name a checkpoint "
-                "(a hub name or a local folder) for pretrained=True"
-            )
-        return kind.from_config(transformers.AutoConfig.for_model(name, **options))
+    architecture = name in transformers.CONFIG_MAPPING
+    if architecture and pretrained:
+        raise OptionError(
+            f"model 'hf/{name}' is an architecture, which has no weights of its own; name a checkpoint (a "
+            "hub name or a local folder) for pretrained=True"
+        )
     try:
+        if architecture:
+            return kind.from_config(transformers.AutoConfig.for_model(name, **options))
         if pretrained is False:
             return kind.from_config(transformers.AutoConfig.from_pretrained(name, **options))
         return kind.from_pretrained(name, **options)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"model 'hf/{name}': transformers could not import what it needs ({str(error).splitlines()[0]}); "
+            "next: pip install 'secateur[transformers]', and torchvision in the build that belongs to your "
+            "torch"
+        ) from error
     except OSError as error:
         raise UnknownNameError(
             f"transformers finds no checkpoint {name!r} here or on the hub ({str(error).splitlines()[0]}); "

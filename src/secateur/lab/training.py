@@ -162,7 +162,7 @@ class _Run:
             scaler_state = self._resume(file, about, optimizer)
         resumed_from = len(self.history)
         steps = len(range(0, len(data.train), options.batch_size))
-        if steps > 1 and len(data.train) % options.batch_size == 1:
+        if steps > 1 and 0 < len(data.train) % options.batch_size < 2 * accelerator.num_processes:
             steps -= 1
         with ExitStack() as stack:
             if self.masks is not None:

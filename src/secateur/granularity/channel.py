@@ -1,0 +1,89 @@
+"""Channel: a channel goes as one piece from every tensor that knows of it, so that it can really leave the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from secateur.core.context import Context
+from secateur.core.targets import Target
+from secateur.core.units import AxisMember, Units
+from secateur.errors import DataError, OptionError
+from secateur.granularity import Base
+from secateur.structure.couplings import Group, Structure, analyse
+
+__all__ = ["Channel", "coupled_units"]
+
+
+@dataclass(frozen=True)
+class Channel(Base):
+    """One piece per coupled channel: filters, biases, norms and the slices of the layers that take it in.
+
+    `scored` says whose weights a piece is worth by: "all" tensors of the group, or only those that put it "out".
+    `across_norm` also cuts through layer norms, after which no equality holds.
+
+    >>> from secateur.core.targets import select
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 10))
+    >>> units = Channel().units(model, select(model), Context(example=torch.zeros(1, 3, 3, 3)))
+    >>> [(u.name, u.count, [m.name for m in u.members]) for u in units]
+    [('0', 8, ['0.weight', '0.bias', '1.weight', '1.bias', '3.weight'])]
+    """
+
+    scored: str = "all"
+    across_norm: bool = False
+
+    def __post_init__(self) -> None:
+        if self.scored not in ("all", "out"):
+            raise OptionError(f"scored: expected 'all' or 'out', got {self.scored!r}")
+
+    def units(self, model: nn.Module, targets: Sequence[Target], context: Context) -> tuple[Units, ...]:
+        """One list per group of channels that choose together."""
+        found = structure_of(model, context, self.across_norm)
+        return coupled_units(found, targets, found.groups, self.scored)
+
+
+def structure_of(model: nn.Module, context: Context, across_norm: bool = False) -> Structure:
+    """Follow the model on the call's example, or on the first batch of its data."""
+    example = context.example
+    if example is None and context.data is not None:
+        batch = next(iter(context.data))
+        example = batch[0] if isinstance(batch, (tuple, list)) else batch
+    if example is None:
+        raise DataError("granularity channel follows the channels through the model: pass example= (one input)")
+    return analyse(model, example, across_norm=across_norm)
+
+
+def coupled_units(
+    found: Structure, targets: Sequence[Target], groups: Sequence[Group], scored: str = "all"
+) -> tuple[Units, ...]:
+    """Groups as units: those of which every tensor that puts the channel out is a target."""
+    names = {found.trace.aliases.get(target.name, target.name) for target in targets}
+    units = []
+    taken: dict[str, int] = {}
+    for group in groups:
+        producers = [slot for slot in group.slots if slot.role == "out"]
+        asked = [slot for slot in (producers or group.slots) if slot.name in names]
+        weights = [slot for slot in producers if slot.name in _weights(found)]
+        if group.count < 2 or not asked or any(slot.name not in names for slot in weights):
+            continue
+        members = tuple(
+            AxisMember(
+                slot.name,
+                slot.axis,
+                torch.from_numpy(slot.positions.copy()),
+                scored=slot.name in names and (scored == "all" or slot.role == "out"),
+            )
+            for slot in group.slots
+            if found.trace.parameters[slot.name].role == "parameter"
+        )
+        number = taken[group.name] = taken.get(group.name, -1) + 1
+        units.append(Units(f"{group.name}#{number}" if number else group.name, group.count, members))
+    return tuple(units)
+
+
+def _weights(found: Structure) -> set[str]:
+    """The parameters that are a layer's weight: skipping one of them keeps its channels."""
+    return {name for name in found.trace.parameters if name.endswith("weight")}

@@ -1,0 +1,156 @@
+"""`shrink`: channels that were pruned really leave the model, and the proof says that it computes the same.
+
+>>> import torch
+>>> from torch import nn
+>>> import secateur as sc
+>>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(32, 10)).eval()
+>>> x = torch.randn(2, 3, 4, 4)
+>>> masks = sc.prune(model, granularity="channel", budget=0.5, example=x)
+>>> small = sc.shrink(model, masks, x)
+>>> small.model[0], small.proof.holds
+(Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1)), True)
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.core.masks import Masks
+from secateur.errors import NothingToDoError, OptionError
+from secateur.structure.choose import dropped, extended, rounded
+from secateur.structure.couplings import Structure, analyse, regroup
+from secateur.structure.explain import Explanation, explained
+from secateur.structure.fit import fit
+from secateur.structure.labels import Lock
+from secateur.structure.plan import Plan, cut_tensor
+from secateur.structure.proof import Proof, prove
+
+__all__ = ["Shrunk", "explain", "shrink"]
+
+
+@dataclass(frozen=True, eq=False)
+class Shrunk:
+    """A smaller model, the proof that it computes what the masked one did, and the plan that made it.
+
+    `masks` are what is left of the masks on the smaller tensors: zeros that no channel took along. `locked` says what was
+    asked to leave and could not, and why.
+    """
+
+    model: nn.Module
+    proof: Proof
+    plan: Plan
+    masks: Masks
+    locked: tuple[Lock, ...] = ()
+
+    def __str__(self) -> str:
+        before = sum(int(np.prod(shape)) for shape in self.plan.shapes.values())
+        lines = [f"{type(self.model).__name__}: {self.proof}", f"{len(self.plan.keep)} tensors cut ({before:,} elements before)"]
+        lines += [f"kept whole at {lock.path or 'the model'}: {lock.reason} [{lock.operator}]" for lock in self.locked]
+        return "\n".join(lines)
+
+
+def explain(
+    model: nn.Module, example: Any, budget: float | None = None, *, across_norm: bool = False
+) -> Explanation:
+    """Every group that can be cut, every locked axis and why, and what a budget would remove. Nothing is touched.
+
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> found = explain(model, torch.zeros(1, 4), budget=0.5)
+    >>> [(row.name, row.count) for row in found.groups]
+    [('0', 8)]
+    """
+    return explained(analyse(model, example, across_norm=across_norm), model, budget)
+
+
+def shrink(
+    model: nn.Module,
+    masks: Masks,
+    example: Any,
+    *,
+    coupling: str = "union",
+    round_to: int | None = None,
+    at_least: int = 1,
+    tolerance: float = 1e-6,
+    across_norm: bool = False,
+) -> Shrunk:
+    """Cut out of a copy of the model what the masks remove from every tensor that knows of it.
+
+    `coupling="union"` takes masks chosen in any way: a channel leaves when all layers that put it out dropped it (or all
+    that take it in); the other zeros stay as zeros. `coupling="coupled"` expects masks that agree on every member of a
+    group, as granularity "channel" makes them, and raises where they do not. `round_to` keeps widths at a multiple,
+    `at_least` is the least number of units of a group that stay. The model itself is never changed.
+    """
+    _check_options(coupling, round_to, at_least, tolerance)
+    masks.check(model)
+    structure = analyse(model, example, across_norm=across_norm)
+    locks: list[Lock] = []
+    while True:
+        gone = dropped(structure, masks, model, coupling)
+        gone = rounded(structure, gone, round_to, at_least)
+        if not any(bits.any() for bits in gone.values()):
+            raise NothingToDoError(_nothing(structure, model, locks))
+        alive = structure.alive({index: ~bits for index, bits in gone.items() if bits.any()})
+        fitted = fit(structure, model, example, alive)
+        if not fitted.locks:
+            break
+        locks += fitted.locks
+        structure = regroup(structure, fitted.locks)
+    whole = extended(structure, masks, alive, model)
+    small, left = apply_plan(model, fitted.plan, whole)
+    crossed = bool(structure.follower.crossed)
+    proof = prove(model, small, whole, example, tolerance, not crossed)
+    return Shrunk(small, proof, fitted.plan, left, tuple(locks))
+
+
+def _check_options(coupling: str, round_to: int | None, at_least: int, tolerance: float) -> None:
+    if coupling not in ("union", "coupled"):
+        raise OptionError(f"coupling: expected 'union' or 'coupled', got {coupling!r}")
+    if round_to is not None and round_to < 1:
+        raise OptionError(f"round_to: expected a positive multiple such as 8, got {round_to!r}")
+    if at_least < 1:
+        raise OptionError(f"at_least: expected at least 1 unit a group, got {at_least!r}")
+    if not tolerance > 0:
+        raise OptionError(f"tolerance: expected a positive number, got {tolerance!r}")
+
+
+def _nothing(structure: Structure, model: nn.Module, locks: list[Lock]) -> str:
+    text = f"no channel of {type(model).__name__} can leave: "
+    if locks:
+        return text + "; ".join(f"{lock.path or 'the model'}: {lock.reason}" for lock in locks[:3])
+    if not structure.groups:
+        return text + "every axis is locked; sc.explain(model, example) says where and why"
+    return text + (
+        "none of its groups is dropped by all the layers that share it; prune with granularity='channel', which lets groups "
+        "choose together, or look at sc.explain(model, example)"
+    )
+
+
+@torch.no_grad()
+def apply_plan(model: nn.Module, plan: Plan, masks: Masks) -> tuple[nn.Module, Masks]:
+    """A copy of the model cut by the plan and masked where zeros stay, and the masks of what is left."""
+    memo: dict[int, Any] = {}
+    left: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    tensors.update(model.named_buffers(remove_duplicate=False))
+    for name, axes in plan.keep.items():
+        memo[id(tensors[name])] = cut_tensor(tensors[name], axes)
+    small = copy.deepcopy(model, memo)
+    bare = replace(plan, keep={}, shapes={})
+    bare.apply_(small)
+    for name, mask in masks.items():
+        axes = plan.keep.get(name, {})
+        rest = cut_tensor(mask, axes) if axes else mask
+        if not bool(rest.all()):
+            left[name] = rest
+            target = small.get_parameter(name)
+            target.masked_fill_(~rest.to(target.device), 0.0)
+    if not left:
+        name = next(iter(masks))
+        left[name] = torch.ones_like(small.get_parameter(name), dtype=torch.bool)
+    return small, Masks(left)

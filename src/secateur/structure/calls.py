@@ -1,0 +1,128 @@
+"""Calls: the size-taking calls a forward makes, as Python wrote them, matched with the operators they became.
+
+>>> import torch
+>>> from torch import nn
+>>> class Fixed(nn.Module):
+...     def forward(self, x):
+...         return x.reshape(x.shape[0], 6)
+>>> [(call.function, call.sizes) for call in recorded_calls(Fixed(), torch.zeros(5, 2, 3), "meta")]
+[('reshape', (5, 6))]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from secateur.structure.rewrite import SIZED, name_of
+from secateur.structure.trace import Trace, trace_with
+
+__all__ = ["Call", "recorded_calls"]
+
+
+@dataclass
+class Call:
+    """One call: its function, the sizes it was given, and the operators (first to last) it became.
+
+    `numbers` are (module path, how many size-taking calls that module's forward had made before), innermost first.
+    """
+
+    function: str
+    first: int
+    last: int
+    numbers: tuple[tuple[str, int], ...]
+    sizes: tuple[int, ...] | None = None
+    dim: int = 0
+    index: tuple[Any, ...] = ()
+    shape: tuple[int, ...] = field(default=())
+
+    def fixed(self, position: int) -> bool:
+        """Whether a size was given as it is on a position that a cut width can have moved."""
+        assert self.sizes is not None
+        return 1 < position < len(self.sizes)
+
+    def position_of(self, axis: int, rank: int) -> int | None:
+        """Which entry of a slice's index speaks of an axis."""
+        current = 0
+        used = sum(1 for item in self.index if item is not None and item is not Ellipsis)
+        for position, item in enumerate(self.index):
+            if item is None:
+                continue
+            if item is Ellipsis:
+                current += rank - used
+                continue
+            if current == axis:
+                return position if isinstance(item, slice) else None
+            current += 1
+        return None
+
+
+class _Calls(TorchFunctionMode):
+    """Notes every size-taking call while a forward is recorded."""
+
+    def __init__(self, found: Trace, stack: list[str]):
+        super().__init__()
+        self.found, self.stack = found, stack
+        self.calls: list[Call] = []
+        self.counts: dict[str, int] = {}
+
+    def enter(self, path: str) -> None:
+        """A module's forward begins: its calls are counted from 0."""
+        self.counts[path] = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = name_of(func)
+        if name not in SIZED:
+            return func(*args, **kwargs)
+        paths = list(dict.fromkeys(reversed(self.stack)))
+        numbers = []
+        for path in paths:
+            number = self.counts.get(path, 0)
+            self.counts[path] = number + 1
+            numbers.append((path, number))
+        first = len(self.found.ops)
+        call = Call(name, first, first, tuple(numbers))
+        _describe(call, args, kwargs)
+        self.calls.append(call)
+        try:
+            return func(*args, **kwargs)
+        finally:
+            call.last = max(len(self.found.ops), first)
+
+
+def _describe(call: Call, args: Any, kwargs: Any) -> None:
+    """Read the sizes off the arguments."""
+    if args and isinstance(args[0], torch.Tensor):
+        call.shape = tuple(args[0].shape)
+    if call.function == "__getitem__":
+        call.index = args[1] if isinstance(args[1], tuple) else (args[1],)
+        return
+    if call.function == "unflatten":
+        call.dim = args[1] % len(call.shape)
+        sizes = args[2] if len(args) > 2 else kwargs.get("sizes")
+    else:
+        rest = args[0 if call.function in ("zeros", "ones", "full", "empty") else 1 :]
+        sizes = rest[0] if rest and isinstance(rest[0], (tuple, list)) else rest
+        for key in ("size", "shape"):
+            sizes = kwargs.get(key, sizes)
+    try:
+        call.sizes = tuple(int(size) for size in sizes)
+    except (TypeError, ValueError):
+        call.sizes = None
+
+
+def recorded_calls(model: nn.Module, example: Any, mode: str) -> list[Call]:
+    """Record one forward and give back its size-taking calls."""
+    holder: list[_Calls] = []
+
+    def make(found: Trace, stack: list[str]) -> _Calls:
+        holder.append(_Calls(found, stack))
+        return holder[0]
+
+    trace_with(model, example, mode, make)
+    return holder[0].calls

@@ -1,0 +1,141 @@
+"""Choose: from masks to the units that leave, rounded to widths that are wanted, and back to masks that cover all.
+
+>>> import torch
+>>> from torch import nn
+>>> from secateur.core.masks import Masks
+>>> from secateur.structure.couplings import analyse
+>>> model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1))
+>>> found = analyse(model, torch.zeros(1, 2))
+>>> masks = Masks({"0.weight": torch.tensor([[True] * 2, [False] * 2, [True] * 2, [False] * 2])})
+>>> dropped(found, masks, model, "union")[0].tolist()
+[False, True, False, True]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.core.masks import Masks
+from secateur.errors import MaskMismatchError
+from secateur.structure.couplings import Group, Slot, Structure
+
+__all__ = ["dropped", "extended", "rounded"]
+
+
+def _lines(structure: Structure, masks: Masks) -> dict[tuple[str, int], np.ndarray]:
+    """For every masked parameter axis which positions are dropped whole."""
+    found = {}
+    for (name, axis) in structure.slots:
+        mask = masks.get(name)
+        if mask is not None:
+            others = [a for a in range(mask.dim()) if a != axis]
+            line = mask.any(dim=others) if others else mask
+            found[name, axis] = ~line.cpu().numpy()
+    return found
+
+
+def dropped(structure: Structure, masks: Masks, model: nn.Module, coupling: str) -> dict[int, np.ndarray]:
+    """For every group which units the masks drop."""
+    masks = _first_names(structure, masks)
+    lines = _lines(structure, masks)
+    found = {}
+    for group in structure.groups:
+        votes = {role: _votes(group, role, lines) for role in ("out", "in")}
+        if coupling == "coupled":
+            _agree(group, lines)
+        gone = np.zeros(group.count, bool)
+        for role, bits in votes.items():
+            slots = [slot for slot in group.slots if slot.role == role]
+            if slots and len(bits) == len(slots):
+                gone |= np.logical_and.reduce(bits)
+        if not any(slot.role in ("out", "in") for slot in group.slots):
+            bits = _votes(group, "along", lines)
+            if bits:
+                gone |= np.logical_and.reduce(bits)
+        found[group.index] = gone
+    return found
+
+
+def _first_names(structure: Structure, masks: Masks) -> Masks:
+    """Masks under the first name of tied parameters."""
+    aliases = structure.trace.aliases
+    if not any(name in aliases for name in masks):
+        return masks
+    renamed: dict[str, torch.Tensor] = {}
+    for name, mask in masks.items():
+        first = aliases.get(name, name)
+        renamed[first] = mask if first not in renamed else renamed[first] & mask
+    return Masks(renamed)
+
+
+def _votes(group: Group, role: str, lines: Mapping[tuple[str, int], np.ndarray]) -> list[np.ndarray]:
+    return [
+        lines[slot.name, slot.axis][slot.positions].all(axis=1)
+        for slot in group.slots
+        if slot.role == role and (slot.name, slot.axis) in lines
+    ]
+
+
+def _agree(group: Group, lines: Mapping[tuple[str, int], np.ndarray]) -> None:
+    """Raise where the masks of a group's members do not agree."""
+    seen: tuple[Slot, np.ndarray] | None = None
+    for slot in group.slots:
+        if (slot.name, slot.axis) not in lines:
+            continue
+        line = lines[slot.name, slot.axis][slot.positions]
+        if not (line.all(axis=1) == line.any(axis=1)).all() or (seen and not np.array_equal(line.all(1), seen[1])):
+            other = seen[0].name if seen else slot.name
+            raise MaskMismatchError(
+                f"masks of {slot.name!r} and {other!r} disagree on the {group.count} channels they share (group "
+                f"{group.name!r}); prune with granularity='channel', or pass coupling='union' to let only those leave that "
+                "all members dropped"
+            )
+        seen = (slot, line.all(axis=1))
+
+
+def rounded(
+    structure: Structure, gone: Mapping[int, np.ndarray], round_to: int | None, at_least: int
+) -> dict[int, np.ndarray]:
+    """Bring units back, the earliest first, until every group keeps enough and its width is a multiple."""
+    found = {}
+    for index, bits in gone.items():
+        bits = bits.copy()
+        left = int((~bits).sum())
+        wanted = max(left, min(at_least, bits.size))
+        if round_to and left < bits.size:
+            wide = _width(structure.groups[index])
+            while wanted < bits.size and (wanted * wide) % round_to:
+                wanted += 1
+        bits[np.flatnonzero(bits)[: wanted - left]] = False
+        found[index] = bits
+    return found
+
+
+def _width(group: Group) -> int:
+    """How many positions of its own axis one unit takes."""
+    slot = next((slot for slot in group.slots if slot.role == "out"), group.slots[0])
+    return slot.positions.shape[1]
+
+
+def extended(structure: Structure, masks: Masks, alive: np.ndarray, model: nn.Module) -> Masks:
+    """The masks, and every slice of every parameter that leaves: batch norm, biases and consumers as well."""
+    found = dict(masks.items())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, axes in structure.keep_of(alive).items():
+        if name not in parameters:
+            continue
+        parameter = parameters[name]
+        mask = found.get(name)
+        mask = torch.ones(parameter.shape, dtype=torch.bool) if mask is None else mask.cpu().clone()
+        for axis, kept in axes.items():
+            line = torch.zeros(parameter.shape[axis], dtype=torch.bool)
+            line[torch.from_numpy(kept)] = True
+            view = [1] * parameter.dim()
+            view[axis] = -1
+            mask &= line.view(view)
+        found[name] = mask.to(parameter.device)
+    return Masks(found)

@@ -1,0 +1,170 @@
+"""`Explanation`: what can be cut, what is locked and why, and what a budget would remove; before anything is touched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from secateur.errors import NothingToDoError, OptionError
+from secateur.structure.couplings import Structure
+
+__all__ = ["Explanation", "GroupRow", "LockRow", "explained"]
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """One group: its units, the parameter axes they cut (members), what they carry, what a budget takes."""
+
+    name: str
+    count: int
+    members: tuple[tuple[str, int, str, int], ...]
+    parameters: int
+    macs: int
+    removed: int = 0
+
+
+@dataclass(frozen=True)
+class LockRow:
+    """One reason: how many positions of which parameter axes it holds, the operator and the module."""
+
+    reason: str
+    operator: str
+    path: str
+    positions: int
+    axes: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Groups and locks of a model, as values, as a table, as JSON, as a drawing."""
+
+    model: str
+    parameters: int
+    macs: int
+    groups: tuple[GroupRow, ...]
+    locks: tuple[LockRow, ...]
+    untouched: tuple[str, ...]
+    prunable: float
+    budget: float | None = None
+    removed_parameters: int = 0
+    removed_macs: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    def to_json(self) -> str:
+        """The explanation as JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def table(self) -> str:
+        """The explanation as text: groups, then locks."""
+        from secateur.structure.draw import as_table
+
+        return as_table(self)
+
+    def svg(self) -> str:
+        """The groups as a drawing."""
+        from secateur.structure.draw import as_svg
+
+        return as_svg(self)
+
+    def __str__(self) -> str:
+        return self.table()
+
+
+def explained(structure: Structure, model: nn.Module, budget: float | None = None) -> Explanation:
+    """Put a structure into words."""
+    if budget is not None and not 0 <= budget < 1:
+        raise OptionError(f"budget: expected the share to remove, 0 <= share < 1, got {budget!r}")
+    total = sum(parameter.numel() for parameter in model.parameters())
+    macs = structure.macs()
+    rows, keep = [], {}
+    for group in structure.groups:
+        go = 0 if budget is None else min(round(budget * group.count), group.count - 1)
+        bits = np.ones(group.count, bool)
+        bits[group.count - go :] = False
+        keep[group.index] = bits
+        members = tuple((slot.name, slot.axis, slot.role, slot.positions.shape[1]) for slot in group.slots)
+        alone = np.zeros(group.count, bool)
+        carried = macs - structure.macs(structure.alive({group.index: alone}))
+        rows.append(GroupRow(group.name, group.count, members, group.parameters, carried, go))
+    gone_parameters = gone_macs = 0
+    if budget is not None:
+        alive = structure.alive({i: b for i, b in keep.items() if not b.all()})
+        gone_macs = macs - structure.macs(alive)
+        kept = structure.keep_of(alive)
+        for name, parameter in model.named_parameters():
+            if name in kept:
+                left = 1
+                for axis, size in enumerate(parameter.shape):
+                    left *= len(kept[name].get(axis, range(size)))
+                gone_parameters += parameter.numel() - left
+        if not gone_parameters:
+            raise NothingToDoError(
+                f"a budget of {budget} removes nothing from {type(model).__name__}: {len(rows)} groups can be cut"
+                + ("" if rows else "; every axis is locked, see sc.explain(model, example)")
+            )
+    return Explanation(
+        type(model).__name__,
+        total,
+        macs,
+        tuple(rows),
+        _lock_rows(structure),
+        structure.untouched,
+        _prunable(structure, model),
+        budget,
+        gone_parameters,
+        gone_macs,
+    )
+
+
+def _prunable(structure: Structure, model: nn.Module) -> float:
+    """The share of parameters with at least one axis that can be cut."""
+    classes = structure.classes
+    total = free = 0
+    for name, parameter in model.named_parameters():
+        total += parameter.numel()
+        if name not in structure.trace.parameters or not parameter.numel():
+            continue
+        locked = 1.0
+        for axis in range(parameter.dim()):
+            labels = structure.slots.get((name, axis))
+            if labels is not None:
+                locked *= float((classes[labels] == 0).mean())
+        free += parameter.numel() * (1 - locked)
+    return free / total if total else 0.0
+
+
+def _lock_rows(structure: Structure) -> tuple[LockRow, ...]:
+    """Parameter axes that are locked, by the earliest reason that reached them."""
+    labels = structure.labels
+    linked = labels.without_locks()
+    reason_of = np.full(labels.count, -1)
+    for index in range(len(labels.locks) - 1, -1, -1):
+        reason_of[linked[labels.locks[index].labels]] = index
+    held: dict[tuple[str, str, str], dict[tuple[str, int], int]] = {}
+    for (name, axis), own in structure.slots.items():
+        if structure.trace.parameters[name].role != "parameter":
+            continue
+        locked = own[structure.classes[own] == 0]
+        if not locked.size:
+            continue
+        which, counts = np.unique(reason_of[linked[locked]], return_counts=True)
+        for index, count in zip(which, counts):
+            lock = labels.locks[index] if index >= 0 else None
+            key = (lock.reason, lock.operator, lock.path) if lock else ("tied to an axis that is locked", "", "")
+            held.setdefault(key, {})[name, axis] = int(count)
+    return tuple(
+        LockRow(reason, operator, path, sum(axes.values()), tuple(axes))
+        for (reason, operator, path), axes in held.items()
+    )
+
+
+def _names(rows: Sequence[GroupRow]) -> list[str]:
+    return [row.name for row in rows]

@@ -1,0 +1,112 @@
+"""`nn.MultiheadAttention` with fewer heads than its width: torch's own forward insists that heads x size = width.
+
+>>> import torch
+>>> from torch import nn
+>>> layer = nn.MultiheadAttention(8, 2, batch_first=True)
+>>> x = torch.randn(3, 5, 8)
+>>> whole = layer(x, x, x)[0]
+>>> fewer_heads_(layer, 2, 4)
+>>> torch.allclose(layer(x, x, x)[0], whole, atol=1e-6), isinstance(layer, nn.MultiheadAttention)
+(True, True)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from secateur.errors import PlanError
+
+__all__ = ["FewerHeads", "fewer_heads_"]
+
+
+class FewerHeads(nn.MultiheadAttention):
+    """The same parameters and keys; queries, keys and values are `num_heads` x `head_dim` wide."""
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        key_padding_mask: torch.Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: torch.Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> Any:
+        """As `nn.MultiheadAttention.forward`."""
+        batched = query.dim() == 3
+        if not batched:
+            query, key, value = (t.unsqueeze(0) for t in (query, key, value))
+            key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
+        elif not self.batch_first:
+            query, key, value = (t.transpose(0, 1) for t in (query, key, value))
+        heads, size = self.num_heads, self.head_dim
+        width = heads * size
+        if self._qkv_same_embed_dim:
+            weights = self.in_proj_weight.split(width)
+        else:
+            weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.split(width)
+        q, k, v = (F.linear(t, w, b) for t, w, b in zip((query, key, value), weights, biases))
+        batch, target = q.shape[:2]
+        if self.bias_k is not None:
+            k = torch.cat([k, self.bias_k.expand(batch, 1, width)], 1)
+            v = torch.cat([v, self.bias_v.expand(batch, 1, width)], 1)
+        q, k, v = (t.reshape(batch, t.shape[1], heads, size).transpose(1, 2) for t in (q, k, v))
+        added = int(self.bias_k is not None) + int(self.add_zero_attn)
+        if self.add_zero_attn:
+            k, v = (torch.cat([t, t.new_zeros(batch, heads, 1, size)], 2) for t in (k, v))
+        mask = self._mask(attn_mask, key_padding_mask, batch, added, q.dtype)
+        if need_weights:
+            scores = q @ k.transpose(-2, -1) * size**-0.5
+            weights_ = torch.softmax(scores if mask is None else scores + mask, -1)
+            attention = F.dropout(weights_, self.dropout, self.training) @ v
+        else:
+            attention = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
+            )
+        out = self.out_proj(attention.transpose(1, 2).reshape(batch, target, width))
+        shown = None
+        if need_weights:
+            shown = weights_.mean(1) if average_attn_weights else weights_
+        if not batched:
+            return out.squeeze(0), None if shown is None else shown.squeeze(0)
+        return (out if self.batch_first else out.transpose(0, 1)), shown
+
+    def _mask(
+        self,
+        attn_mask: torch.Tensor | None,
+        padding: torch.Tensor | None,
+        batch: int,
+        added: int,
+        dtype: torch.dtype,
+    ) -> torch.Tensor | None:
+        """Both masks as one that is added to the scores."""
+
+        def additive(mask: torch.Tensor) -> torch.Tensor:
+            if mask.dtype == torch.bool:
+                return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(mask, float("-inf"))
+            return mask.to(dtype)
+
+        total = None
+        if attn_mask is not None:
+            total = F.pad(additive(attn_mask), (0, added))
+            if total.dim() == 3:
+                # One mask per head of the whole layer: heads that left took theirs along only if the caller knows.
+                total = total.reshape(batch, -1, *total.shape[1:])
+        if padding is not None:
+            pad = F.pad(additive(padding), (0, added))[:, None, None, :]
+            total = pad if total is None else total + pad
+        return total
+
+
+def fewer_heads_(module: nn.Module, heads: int, size: int) -> None:
+    """Turn a `nn.MultiheadAttention` into one with these heads, in place."""
+    if not isinstance(module, nn.MultiheadAttention):
+        raise PlanError(f"expected nn.MultiheadAttention, got {type(module).__name__}")
+    module.num_heads, module.head_dim = heads, size
+    module.__class__ = FewerHeads

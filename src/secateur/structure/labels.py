@@ -1,0 +1,229 @@
+"""Labels: every position of every cuttable axis has a number, and what must live or die together is tied.
+
+A `Field` says that the positions of one axis (or of several axes jointly, after a reshape split one) carry labels. A
+`Layout` is all the fields of one tensor. An axis without a field is fixed: batch, space, time, vocabulary. Label 0 is
+the fixed one: to tie a label to 0 is to lock it.
+
+>>> labels = Labels()
+>>> a, b = labels.fresh(3), labels.fresh(3)
+>>> labels.tie(a, b)
+>>> labels.lock(a[:1], "the model's output")
+>>> labels.classes()[[*a, *b]].tolist()
+[0, 2, 3, 0, 2, 3]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+__all__ = ["Field", "Labels", "Layout", "Lock", "components"]
+
+
+@dataclass(frozen=True)
+class Lock:
+    """Why some labels may never leave: the operator, where it ran, and the reason."""
+
+    labels: np.ndarray
+    reason: str
+    operator: str = ""
+    path: str = ""
+    op: int = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Field:
+    """Labels over one axis, or over several jointly. `axes` ascend; `labels` has the sizes of those axes.
+
+    `zero` says that in the masked model a removed position holds exactly 0. `weak` labels were made up for a tensor of
+    one value (zeros, an expanded axis): they follow, and yield where two fields meet on one axis.
+    """
+
+    axes: tuple[int, ...]
+    labels: np.ndarray
+    zero: bool = True
+    weak: bool = False
+
+    def moved(self, mapping: Sequence[int] | dict[int, int]) -> Field:
+        """The same labels on other axes: axis a becomes mapping[a]."""
+        target = [mapping[axis] for axis in self.axes]
+        if len(target) == 1:
+            return replace(self, axes=(target[0],))
+        order = np.argsort(target)
+        return replace(self, axes=tuple(target[i] for i in order), labels=self.labels.transpose(order))
+
+    def over(self, axes: tuple[int, ...], shape: Sequence[int]) -> np.ndarray:
+        """The labels spread over more axes (a superset, ascending)."""
+        view = [shape[axis] if axis in self.axes else 1 for axis in axes]
+        return np.broadcast_to(self.labels.reshape(view), [shape[axis] for axis in axes])
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The shape of a tensor and the fields over its axes; no axis belongs to two fields."""
+
+    shape: tuple[int, ...]
+    fields: tuple[Field, ...] = ()
+
+    def at(self, axis: int) -> Field | None:
+        """The field that covers an axis."""
+        axis %= max(1, len(self.shape))
+        for field in self.fields:
+            if axis in field.axes:
+                return field
+        return None
+
+
+def components(count: int, left: np.ndarray, right: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
+    """The smallest number of each connected component, for numbers 0..count-1 joined pairwise.
+
+    >>> components(5, np.array([1, 2]), np.array([2, 4])).tolist()
+    [0, 1, 1, 3, 1]
+    """
+    parent = np.arange(count) if start is None else start.copy()
+    while left.size:
+        a, b = parent[left], parent[right]
+        differ = a != b
+        if not differ.any():
+            break
+        left, right, a, b = left[differ], right[differ], a[differ], b[differ]
+        low = np.minimum(a, b)
+        np.minimum.at(parent, a, low)
+        np.minimum.at(parent, b, low)
+        while True:
+            jumped = parent[parent]
+            if np.array_equal(jumped, parent):
+                break
+            parent = jumped
+    return parent
+
+
+class Labels:
+    """The store of labels, of the ties between them, and of the locks."""
+
+    def __init__(self) -> None:
+        self.count = 1  # label 0 is the fixed one
+        self.locks: list[Lock] = []
+        self.rectangles: list[tuple[np.ndarray, int]] = []
+        self.op = -1
+        self.operator = ""
+        self.path = ""
+        self._left: list[np.ndarray] = []
+        self._right: list[np.ndarray] = []
+        self._classes: np.ndarray | None = None
+
+    def fresh(self, size: int) -> np.ndarray:
+        """New labels, one per position."""
+        first = self.count
+        self.count += size
+        self._classes = None
+        return np.arange(first, first + size)
+
+    def tie(self, a: np.ndarray, b: np.ndarray) -> None:
+        """Positions of `a` and `b` live or die together (arrays broadcast)."""
+        if a is b:
+            return
+        a, b = np.broadcast_arrays(a, b)
+        differ = a != b
+        if not differ.any():
+            return
+        a, b = a[differ], b[differ]
+        fixed = (a == 0) | (b == 0)
+        if fixed.any():
+            self.lock(np.maximum(a, b)[fixed], "meets an axis that cannot be cut")
+            a, b = a[~fixed], b[~fixed]
+        self._left.append(a)
+        self._right.append(b)
+        self._classes = None
+
+    def lock(self, labels: np.ndarray, reason: str) -> None:
+        """These labels may never leave; the reason is kept with the operator now being followed."""
+        labels = np.unique(labels)
+        labels = labels[labels > 0]
+        if not labels.size:
+            return
+        self.locks.append(Lock(labels, reason, self.operator, self.path, self.op))
+        self._left.append(labels)
+        self._right.append(np.zeros_like(labels))
+        self._classes = None
+
+    def rectangle(self, labels: np.ndarray) -> None:
+        """Remember a joint field: what is left of it must again be a rectangle."""
+        if labels.ndim > 1:
+            self.rectangles.append((labels, self.op))
+
+    def classes(self) -> np.ndarray:
+        """For every label the smallest label it is tied to; 0 where it is locked."""
+        if self._classes is None:
+            left = np.concatenate(self._left) if self._left else np.zeros(0, int)
+            right = np.concatenate(self._right) if self._right else np.zeros(0, int)
+            if left.size > 4096:  # most ties repeat: keep each once
+                low, high = np.minimum(left, right), np.maximum(left, right)
+                pairs = np.unique(low * self.count + high)
+                left, right = pairs // self.count, pairs % self.count
+            self._left, self._right = [left], [right]
+            self._classes = components(self.count, left, right)
+        return self._classes
+
+    def without_locks(self) -> np.ndarray:
+        """Classes as if nothing were locked: what is tied to what."""
+        self.classes()
+        left, right = self._left[0], self._right[0]
+        free = (left > 0) & (right > 0)
+        return components(self.count, left[free], right[free])
+
+    def settle(self) -> np.ndarray:
+        """Make every joint field stay a rectangle whatever leaves, by tying along all its axes but one."""
+        pending = self.rectangles
+        while pending:
+            classes = self.classes()
+            again = []
+            for labels, op in pending:
+                found = classes[labels]
+                varying = [axis for axis in range(found.ndim) if (found != found.take([0], axis)).any()]
+                if len(varying) < 2:
+                    continue
+                keep = max(varying, key=lambda axis: (found.shape[axis], axis))
+                for axis in varying:
+                    if axis != keep:
+                        self.tie(labels, labels.take([0], axis))
+                again.append((labels, op))
+            pending = again
+        return self.classes()
+
+
+def squeeze(labels: Labels, field: Field) -> Field | None:
+    """Drop the axes along which the labels do not change; a field over nothing is locked and gone.
+
+    >>> squeeze(Labels(), Field((0, 1), np.array([[5, 6], [5, 6]]))).axes
+    (1,)
+    """
+    array, axes = field.labels, list(field.axes)
+    for position in range(array.ndim - 1, -1, -1):
+        if array.ndim == 1:
+            break
+        if array.shape[position] == 1 or (array == array.take([0], position)).all():
+            array = array.take(0, position)
+            del axes[position]
+    if array.ndim == 1 and (array.shape[0] == 1 or (array[0] == array).all()):
+        labels.lock(array[:1], "one position alone fills the axis")
+        return None
+    if not array.any():
+        return None
+    return replace(field, axes=tuple(axes), labels=array)
+
+
+def squeezed(labels: Labels, shape: Iterable[int], fields: Iterable[Field]) -> Layout:
+    """A layout of the fields that are left after `squeeze`; where two meet on an axis, the weaker one is locked."""
+    kept: list[Field] = []
+    for field in sorted(fields, key=lambda f: f.weak):
+        slim = squeeze(labels, field)
+        if slim is None:
+            continue
+        if any(set(slim.axes) & set(other.axes) for other in kept):
+            labels.lock(slim.labels, "two axes that could be cut are folded into one")
+            continue
+        kept.append(slim)
+    return Layout(tuple(shape), tuple(kept))

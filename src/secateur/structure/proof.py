@@ -1,0 +1,139 @@
+"""`Proof`: masked and shrunk model run on the same input in float64, and the largest difference between them.
+
+>>> Proof(error=3e-16, absolute=1e-15, scale=4.0, tolerance=1e-6, outputs=1).holds
+True
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.errors import ProofError
+from secateur.structure.trace import call, map_tensors, tensors_in
+
+__all__ = ["Proof", "double_copy", "prove"]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How far the shrunk model's outputs are from the masked model's.
+
+    `error` is the largest absolute difference over the largest output (`absolute` over `scale`). `equality` is False
+    where axes were cut across a normalisation on request: then no equality can hold, and the error is only told.
+    """
+
+    error: float
+    absolute: float
+    scale: float
+    tolerance: float
+    outputs: int
+    equality: bool = True
+
+    @property
+    def holds(self) -> bool:
+        """Whether the error is within the tolerance."""
+        return self.error <= self.tolerance
+
+    def __str__(self) -> str:
+        if not self.equality:
+            return (
+                f"no equality: axes were cut across a normalisation; outputs differ by {self.error:.2e} of the largest output"
+            )
+        word = "equal" if self.holds else "NOT equal"
+        return f"{word}: largest difference {self.error:.2e} of the largest output (float64, tolerance {self.tolerance:.0e})"
+
+
+@torch.no_grad()
+def double_copy(model: nn.Module, masks: Mapping[str, torch.Tensor] | None = None) -> nn.Module:
+    """A copy in float64 and eval mode, masked where asked. The weights are converted on the way, not copied twice."""
+    memo: dict[int, Any] = {}
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, tensor in named:
+        mask = None if masks is None else masks.get(name)
+        if id(tensor) not in memo:
+            value = tensor.detach()
+            value = value.to(torch.float64) if value.is_floating_point() else value.clone()
+            if value.data_ptr() == tensor.data_ptr():
+                value = value.clone()
+            memo[id(tensor)] = (
+                nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value
+            )
+        if mask is not None:
+            memo[id(tensor)].data.masked_fill_(~mask.to(tensor.device), 0.0)
+    twin = copy.deepcopy(model, memo).eval()
+    return twin.double()
+
+
+def _example_in_double(example: Any, model: nn.Module) -> Any:
+    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.detach().to(device)
+        if not tensor.is_floating_point():
+            return tensor.clone()
+        if tensor.numel() and bool((tensor == tensor.flatten()[0]).all()):
+            # An example of one value, such as torch.zeros, would hide most differences.
+            generator = torch.Generator().manual_seed(0)
+            return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(device)
+        return tensor.to(torch.float64)
+
+    return map_tensors(example, change)
+
+
+@torch.no_grad()
+def prove(
+    model: nn.Module, small: nn.Module, masks: Mapping[str, torch.Tensor], example: Any, tolerance: float, equality: bool
+) -> Proof:
+    """Run both in float64 on the example, with the same random state, and compare every output."""
+    inputs = _example_in_double(example, model)
+    outputs = []
+    fast = torch.backends.mha.get_fastpath_enabled()
+    state = torch.random.get_rng_state()
+    default = torch.get_default_dtype()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        torch.set_default_dtype(torch.float64)
+        for source, hide in ((model, masks), (small, None)):
+            twin = double_copy(source, hide)
+            torch.manual_seed(0)
+            outputs.append(tensors_in(call(twin, map_tensors(inputs, torch.clone))))
+            del twin
+    finally:
+        torch.set_default_dtype(default)
+        torch.random.set_rng_state(state)
+        torch.backends.mha.set_fastpath_enabled(fast)
+    left, right = outputs
+    shapes = [tuple(t.shape) for t in left], [tuple(t.shape) for t in right]
+    if shapes[0] != shapes[1]:
+        raise ProofError(
+            f"the shrunk {type(model).__name__} gives outputs of shapes {shapes[1]}, the masked one {shapes[0]}; the model is "
+            "untouched"
+        )
+    absolute = scale = 0.0
+    for a, b in zip(left, right):
+        if not (a.is_floating_point() or a.is_complex()):
+            absolute = max(absolute, float((a != b).any())) if a.numel() else absolute
+            continue
+        a, b = a.double(), b.double()
+        finite = torch.isfinite(a)
+        if not torch.equal(finite, torch.isfinite(b)):
+            absolute = float("inf")
+            continue
+        if finite.any():
+            absolute = max(absolute, float((a - b)[finite].abs().max()))
+            scale = max(scale, float(a[finite].abs().max()))
+    error = absolute / scale if scale > 0 else absolute
+    proof = Proof(error, absolute, scale, tolerance, len(left), equality)
+    if equality and not proof.holds:
+        raise ProofError(
+            f"the shrunk {type(model).__name__} does not compute what the masked one does: largest difference {error:.3e} of the "
+            f"largest output, expected at most {tolerance:.0e}; the model is untouched. Run sc.explain(model, example) and "
+            "leave out the layers it names with skip=, or raise tolerance="
+        )
+    return proof

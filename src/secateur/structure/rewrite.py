@@ -1,0 +1,170 @@
+"""Rewrites: where a forward has widths written into it, the calls that use them get the new ones.
+
+Some forwards compute a size from something else than the tensor at hand (`x.reshape(B, N, C)` after heads left), and no
+attribute can be set to help. Such a module keeps its class (a subclass of it, in fact) and its parameters; while its
+forward runs, the n-th size-taking call is given the sizes of the plan. Only the positions that were cut are replaced, so
+the batch and the length stay free.
+
+>>> import torch
+>>> from torch import nn
+>>> class Fixed(nn.Module):
+...     def forward(self, x):
+...         return x.reshape(x.shape[0], 8)
+>>> module = Fixed()
+>>> rewrite_(module, (Rewrite("reshape", 0, ((1, 6),)),))
+>>> module(torch.zeros(5, 2, 3)).shape, isinstance(module, Fixed)
+(torch.Size([5, 6]), True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from secateur.errors import PlanError
+
+__all__ = ["SIZED", "Rewrite", "rewrite_", "rewritten"]
+
+SHAPED = frozenset("view reshape expand unflatten repeat new_zeros new_ones new_full new_empty zeros ones full empty".split())
+PIECES = frozenset("split chunk split_with_sizes tensor_split unsafe_chunk unsafe_split".split())
+SIZED = SHAPED | PIECES | {"pad", "__getitem__", "narrow"}
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """The `call`-th size-taking call of a module's forward: which function it is, and (position, value) to put in.
+
+    For shapes a position is an axis; for splits the pieces in order; for pad the entries of its list; for slices the
+    position within the index, with a value (start, stop, step).
+    """
+
+    function: str
+    call: int
+    sizes: tuple[tuple[int, Any], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"function": self.function, "call": self.call, "sizes": [[p, v] for p, v in self.sizes]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Rewrite:
+        """The inverse of `to_dict`."""
+        sizes = tuple((int(p), tuple(v) if isinstance(v, list) else int(v)) for p, v in data["sizes"])
+        return cls(str(data["function"]), int(data["call"]), sizes)
+
+    def __str__(self) -> str:
+        return f"{self.function} call {self.call}: {dict(self.sizes)}"
+
+
+def name_of(func: Any) -> str:
+    """The plain name of a torch function: `reshape`, `__getitem__`, `pad`."""
+    return getattr(func, "__name__", "")
+
+
+def with_sizes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], item: Rewrite) -> Any:
+    """Make the call with the sizes of the rewrite."""
+    name, new = item.function, dict(item.sizes)
+    if name in PIECES:
+        pieces = [value for _, value in item.sizes]
+        dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
+        return torch.split(args[0], pieces, dim)
+    if name == "pad":
+        pad = list(args[1] if len(args) > 1 else kwargs["pad"])
+        for position, value in new.items():
+            pad[position] = value
+        kwargs = {key: value for key, value in kwargs.items() if key != "pad"}
+        return func(args[0], pad, *args[2:], **kwargs)
+    if name == "__getitem__":
+        index = list(args[1]) if isinstance(args[1], tuple) else [args[1]]
+        for position, value in new.items():
+            index[position] = slice(*value)
+        return func(args[0], tuple(index))
+    if name == "narrow":
+        return torch.narrow(args[0], args[1], new[0], new[1])
+    if name == "unflatten":
+        sizes = list(args[2] if len(args) > 2 else kwargs["sizes"])
+        dim = args[1] if len(args) > 1 else kwargs["dim"]
+        for position, value in new.items():
+            sizes[position] = value
+        return func(args[0], dim, tuple(sizes))
+    first = 0 if name in ("zeros", "ones", "full", "empty") else 1
+    flat = len(args) > first and not isinstance(args[first], (tuple, list))
+    key = next((key for key in ("size", "shape", "sizes") if key in kwargs), None)
+    if key is not None:
+        sizes = list(kwargs[key])
+    else:
+        sizes = list(args[first:]) if flat else list(args[first])
+    for position, value in new.items():
+        sizes[position] = value
+    if key is not None:
+        return func(*args, **{**kwargs, key: tuple(sizes)})
+    rest = () if flat else args[first + 1 :]
+    return func(*args[:first], tuple(sizes), *rest, **kwargs)
+
+
+class _Sizes(TorchFunctionMode):
+    """While it is active, the calls named by the rewrites get their sizes."""
+
+    def __init__(self, table: Mapping[int, Rewrite]):
+        super().__init__()
+        self.table = table
+        self.count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if name_of(func) in SIZED:
+            item = self.table.get(self.count)
+            self.count += 1
+            if item is not None and item.function == name_of(func):
+                return with_sizes(func, args, kwargs, item)
+        return func(*args, **kwargs)
+
+
+_CLASSES: dict[type, type] = {}
+
+
+def _restore(base: type, state: dict[str, Any]) -> nn.Module:
+    """Rebuild a rewritten module from its base class (used by copy and pickle)."""
+    module = rewritten(base).__new__(rewritten(base))
+    module.__dict__.update(state)
+    return module
+
+
+def rewritten(base: type) -> type:
+    """The subclass of a module class whose forward runs under its rewrites."""
+    if base not in _CLASSES:
+
+        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+            with _Sizes(self._secateur_sizes):
+                return base.forward(self, *args, **kwargs)  # type: ignore[attr-defined]
+
+        def reduce(self: Any, protocol: int) -> Any:
+            return _restore, (base, dict(self.__dict__))
+
+        made = type(base.__name__, (base,), {"forward": forward, "__reduce_ex__": reduce, "_secateur_base": base})
+        made.__module__, made.__qualname__ = base.__module__, base.__qualname__
+        _CLASSES[base] = made
+    return _CLASSES[base]
+
+
+def rewrite_(module: nn.Module, items: tuple[Rewrite, ...]) -> None:
+    """Give a module its rewrites, in place."""
+    for item in items:
+        if item.function == "multi_head_attention":
+            from secateur.structure.heads import fewer_heads_
+
+            fewer_heads_(module, *(value for _, value in item.sizes))
+            continue
+        if item.function not in SIZED:
+            raise PlanError(f"the plan rewrites a call of {item.function!r}, which is not one that takes sizes")
+    table = {item.call: item for item in items if item.function in SIZED}
+    if not table:
+        return
+    module._secateur_sizes = table  # type: ignore[assignment]
+    if not hasattr(type(module), "_secateur_base"):
+        module.__class__ = rewritten(type(module))

@@ -1,0 +1,133 @@
+"""What every operator does to the labels of its inputs: one small function each, by family, in the files beside this.
+
+A rule takes the `Follower` and the recorded `Op` and gives the layouts of the outputs, in order. An operator without a
+rule locks whatever labels reach it, by name, so nothing is ever cut that was not followed.
+
+>>> known = table()
+>>> known["convolution"].__name__, known["relu"].__name__
+('convolution', 'keeps_zero')
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from secateur.structure.labels import Field, Labels, Layout
+from secateur.structure.trace import Op, Ref, Trace
+
+__all__ = ["Follower", "Rule", "follow", "rule", "table"]
+
+Rule = Callable[["Follower", Op], "Layout | Sequence[Layout]"]
+
+_VIEWS = frozenset("t transpose permute view _unsafe_view reshape expand clone _to_copy detach alias unsqueeze".split())
+_RULES: dict[str, Rule] = {}
+_loaded = False
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a function as the rule of these operators (names without `aten::`)."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            _RULES[name] = function
+        return function
+
+    return register
+
+
+def table() -> dict[str, Rule]:
+    """Every operator that can be followed and its rule."""
+    global _loaded
+    if not _loaded:
+        for module in pkgutil.iter_modules(__path__):
+            importlib.import_module(f"{__name__}.{module.name}")
+        _loaded = True
+    return _RULES
+
+
+class Follower:
+    """Walks a trace and gives every tensor its layout."""
+
+    def __init__(self, trace: Trace, labels: Labels | None = None, across_norm: bool = False):
+        self.trace = trace
+        self.labels = labels or Labels()
+        self.layouts: dict[int, Layout] = {}
+        self.grouped: dict[str, str] = {}
+        self.across_norm = across_norm
+        self.plain: dict[int, str] = {ref.id: ref.name for ref in trace.parameters.values()}
+        self.entered: list[np.ndarray] = []
+        self.crossed: list[tuple[str, str]] = []
+
+    def of(self, ref: Ref | None) -> Layout:
+        """The layout of a tensor; one without labels if nothing is known of it."""
+        if ref is None:
+            return Layout(())
+        found = self.layouts.get(ref.id)
+        return Layout(ref.shape) if found is None else found
+
+    def lock_all(self, refs: Sequence[Ref], reason: str) -> None:
+        """Lock every label of these tensors."""
+        for ref in refs:
+            for field in self.of(ref).fields:
+                self.labels.lock(field.labels, reason)
+
+    def enters(self, ref: Ref, axis: int) -> None:
+        """Note that a parameter is summed over along an axis: there its inputs come in."""
+        if ref.id in self.plain:
+            field = self.of(ref).at(axis)
+            if field is not None:
+                self.entered.append(field.labels.reshape(-1))
+
+    def run(self) -> None:
+        """Follow every operator of the trace."""
+        rules = table()
+        labels = self.labels
+        for op in self.trace.ops:
+            labels.op, labels.operator, labels.path = op.index, op.name, op.path
+            results = op.results()
+            known = rules.get(op.name)
+            if known is None:
+                known = rules["_pointwise"] if torch.Tag.pointwise in op.overload.tags else None
+            if known is None:
+                refs = [ref for ref in op.refs() if self.of(ref).fields]
+                if refs:
+                    self.lock_all(refs, f"the operator {op.name} has no rule")
+                found: Any = [Layout(ref.shape) for ref in results]
+            else:
+                found = known(self, op)
+                if isinstance(found, Layout):
+                    found = [found]
+            for ref, layout in zip(results, found):
+                if layout.fields and layout.shape != ref.shape:
+                    raise AssertionError(f"rule of {op.name}: expected {ref.shape}, got {layout.shape}")
+                self.layouts[ref.id] = layout
+            if op.name in _VIEWS and op.args and isinstance(op.args[0], Ref) and op.args[0].id in self.plain:
+                self.plain[results[0].id] = self.plain[op.args[0].id]
+        labels.op, labels.operator, labels.path = -1, "", ""
+        for ref in self.trace.outputs:
+            labels.operator = "output"
+            self.lock_all([ref], "the model's output")
+        labels.operator = ""
+
+
+def parameter_layout(labels: Labels, ref: Ref) -> Layout:
+    """Every axis of a parameter, or of a floating buffer, gets labels of its own."""
+    if ref.role == "buffer" and not (ref.dtype.is_floating_point or ref.dtype.is_complex):
+        return Layout(ref.shape)
+    fields = tuple(Field((axis,), labels.fresh(size)) for axis, size in enumerate(ref.shape) if size > 1)
+    return Layout(ref.shape, fields)
+
+
+def follow(trace: Trace, across_norm: bool = False, labels: Labels | None = None) -> Follower:
+    """Give every parameter axis its labels and follow them through the trace."""
+    follower = Follower(trace, labels, across_norm)
+    for ref in trace.parameters.values():
+        follower.layouts[ref.id] = parameter_layout(follower.labels, ref)
+    follower.run()
+    return follower

@@ -1,0 +1,110 @@
+"""Products: linear layers, matrix multiplication, batched and plain, embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from secateur.structure.labels import Field, Layout, squeezed
+from secateur.structure.layout import drop_axes, merge
+from secateur.structure.rules import Follower, rule
+from secateur.structure.trace import Op, Ref
+
+
+def product(
+    f: Follower, x: Layout, x_axes: Sequence[int], y: Layout, y_axes: Sequence[int], shape: Sequence[int]
+) -> Layout:
+    """Multiply over the axes of `shape` and sum over its last one."""
+    joint = merge(f.labels, shape, [(x, x_axes), (y, y_axes)], zero="any")
+    reason = "a product sums over the axis, and what leaves is not 0 there"
+    return drop_axes(f.labels, joint, (len(shape) - 1,), reason, zero_ok=True)
+
+
+@rule("mm", "bmm", "mv", "dot")
+def matmul(f: Follower, op: Op) -> Layout:
+    """The inner axes are tied and summed; batch axes are tied; the outer ones go on."""
+    return _matmul(f, op.args[0], op.args[1])
+
+
+def _matmul(f: Follower, x: Ref, y: Ref) -> Layout:
+    rank = len(x.shape)
+    f.enters(x, rank - 1)
+    f.enters(y, max(0, len(y.shape) - 2))
+    inner = x.shape[-1]
+    if rank == 3:
+        shape = (x.shape[0], x.shape[1], y.shape[2], inner)
+        return product(f, f.of(x), (0, 1, 3), f.of(y), (0, 3, 2), shape)
+    if rank == 1:
+        return product(f, f.of(x), (0,), f.of(y), (0,), (inner,))
+    if len(y.shape) == 1:
+        return product(f, f.of(x), (0, 1), f.of(y), (1,), (x.shape[0], inner))
+    return product(f, f.of(x), (0, 2), f.of(y), (2, 1), (x.shape[0], y.shape[1], inner))
+
+
+@rule("addmm", "baddbmm", "addmv", "addbmm")
+def add_matmul(f: Follower, op: Op) -> Layout:
+    """A product, and a bias that goes with the outputs."""
+    bias, x, y = op.args[:3]
+    out = op.results()[0]
+    result = _matmul(f, x, y)
+    return add_bias(f, out, result, bias)
+
+
+def add_bias(f: Follower, out: Ref, result: Layout, bias: Ref | None) -> Layout:
+    """The sum of a product and a bias that broadcasts from the right."""
+    if bias is None:
+        return result
+    rank = len(out.shape)
+    axes = range(rank - len(bias.shape), rank)
+    return merge(f.labels, out.shape, [(result, range(rank)), (f.of(bias), axes)])
+
+
+@rule("linear")
+def linear(f: Follower, op: Op) -> Layout:
+    """A linear layer that was not taken apart: weight (out, in), bias (out)."""
+    x, weight, bias = op.args[0], op.args[1], op.arg(2, "bias")
+    out, rank = op.results()[0], len(op.args[0].shape)
+    f.enters(weight, 1)
+    shape = (*x.shape[:-1], weight.shape[0], x.shape[-1])
+    result = product(f, f.of(x), (*range(rank - 1), rank), f.of(weight), (rank - 1, rank), shape)
+    return add_bias(f, out, result, bias)
+
+
+@rule("embedding")
+def embedding(f: Follower, op: Op) -> Layout:
+    """A table looked up: its rows are fixed, its columns go on."""
+    weight, index = op.args[0], op.args[1]
+    f.lock_all([index], "used as an index")
+    rows = f.of(weight).at(0)
+    if rows is not None and 0 in rows.axes:
+        f.labels.lock(rows.labels, "looked up by index")
+    columns = f.of(weight).at(1)
+    rank = len(index.shape)
+    fields = [] if columns is None or columns.axes != (1,) else [Field((rank,), columns.labels, columns.zero)]
+    return squeezed(f.labels, op.results()[0].shape, fields)
+
+
+@rule("_embedding_bag", "_embedding_bag_forward_only", "embedding_bag")
+def embedding_bag(f: Follower, op: Op) -> list[Layout]:
+    """Bags of rows: the columns go on."""
+    columns = f.of(op.args[0]).at(1)
+    rows = f.of(op.args[0]).at(0)
+    if rows is not None:
+        f.labels.lock(rows.labels, "looked up by index")
+    results = op.results()
+    fields = [] if columns is None else [Field((1,), columns.labels, columns.zero)]
+    return [squeezed(f.labels, results[0].shape, fields), *(Layout(ref.shape) for ref in results[1:])]
+
+
+@rule("_trilinear")
+def trilinear(f: Follower, op: Op) -> Layout:
+    """nn.Bilinear: outer axes are followed only for the weight's outputs."""
+    weight = op.args[1]
+    f.lock_all([op.args[0], op.args[2]], "enters a bilinear layer")
+    for axis in (1, 2):
+        field = f.of(weight).at(axis)
+        if field is not None:
+            f.labels.lock(field.labels, "enters a bilinear layer")
+    out = op.results()[0]
+    first = f.of(weight).at(0)
+    fields = [] if first is None else [Field((len(out.shape) - 1,), first.labels)]
+    return squeezed(f.labels, out.shape, fields)

@@ -1,0 +1,361 @@
+"""Trace: the operators a model really runs, with shapes and parameter identities, from one forward without compute.
+
+The model is copied without its weights (they become meta tensors), run once under a dispatch mode, and thrown away.
+Where a forward looks at values, which meta tensors do not have, it is run again on the real ones, which are shared,
+never copied.
+
+>>> import torch
+>>> from torch import nn
+>>> found = trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), torch.zeros(1, 3, 8, 8))
+>>> [(op.name, op.path) for op in found.ops]
+[('convolution', '0'), ('relu', '1')]
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from secateur.errors import TraceError
+
+__all__ = ["Op", "Ref", "Trace", "call", "call_arguments", "ghost", "map_tensors", "tensors_in", "trace", "trace_with"]
+
+
+@dataclass(eq=False, slots=True)
+class Ref:
+    """A tensor seen in the trace. `name` is the parameter or buffer it is, `role` input, parameter, buffer or value."""
+
+    id: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    role: str = "value"
+    name: str = ""
+    op: int = -1
+
+
+@dataclass(eq=False, slots=True)
+class Op:
+    """One operator call: arguments with `Ref`s in place of tensors, and the module it ran in."""
+
+    index: int
+    name: str
+    overload: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: Any
+    path: str
+
+    def refs(self) -> Iterator[Ref]:
+        """The tensors among the arguments."""
+        yield from _refs((self.args, self.kwargs))
+
+    def results(self) -> list[Ref]:
+        """The tensors among the outputs."""
+        return list(_refs(self.outputs))
+
+    def arg(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument by position or by name."""
+        if position < len(self.args):
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+
+@dataclass(eq=False)
+class Trace:
+    """The operators of one forward, the tensors that went in and came out, and how the run was made."""
+
+    ops: list[Op] = field(default_factory=list)
+    inputs: list[Ref] = field(default_factory=list)
+    outputs: list[Ref] = field(default_factory=list)
+    parameters: dict[str, Ref] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    mode: str = "meta"
+    training: bool = False
+    modules: dict[str, str] = field(default_factory=dict)
+    error: BaseException | None = None
+    error_path: str = ""
+
+
+def _refs(value: Any) -> Iterator[Ref]:
+    if isinstance(value, Ref):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _refs(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _refs(item)
+
+
+def map_tensors(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:
+    """The same structure with every tensor changed: tuples, lists, dicts, named tuples, data classes, HF outputs.
+
+    >>> map_tensors({"a": [torch.zeros(2)]}, lambda t: tuple(t.shape))
+    {'a': [(2,)]}
+    """
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, tuple):
+        items = [map_tensors(item, change) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if isinstance(value, list):
+        return [map_tensors(item, change) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        shell = copy.copy(value)
+        for part in dataclasses.fields(value):
+            changed = map_tensors(getattr(value, part.name), change)
+            object.__setattr__(shell, part.name, changed)
+            if isinstance(shell, dict) and part.name in shell:
+                dict.__setitem__(shell, part.name, changed)
+        return shell
+    if isinstance(value, Mapping):
+        items = {key: map_tensors(item, change) for key, item in value.items()}
+        if type(value) is dict:
+            return items
+        try:
+            return type(value)(items)
+        except Exception:
+            return items
+    return value
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """Every tensor of a structure, in order."""
+    found: list[torch.Tensor] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(value, note)
+    return found
+
+
+def call_arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What an example means as a call: a tuple is the arguments, a dict the keywords, anything else one argument.
+
+    >>> call_arguments((1, 2)), call_arguments({"a": 1}), call_arguments(3)
+    (((1, 2), {}), ((), {'a': 1}), ((3,), {}))
+    """
+    if isinstance(example, Mapping) and all(isinstance(key, str) for key in example):
+        return (), dict(example)
+    if isinstance(example, tuple) and not hasattr(example, "_fields"):
+        return example, {}
+    return (example,), {}
+
+
+def call(model: nn.Module, example: Any) -> Any:
+    """Run the model on an example."""
+    args, kwargs = call_arguments(example)
+    return model(*args, **kwargs)
+
+
+def _loose_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Tensors that modules keep as plain attributes, also one level down in lists and dicts."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name in ("_parameters", "_buffers", "_modules"):
+                continue
+            if isinstance(value, torch.Tensor):
+                yield value
+            elif isinstance(value, (list, tuple, dict)) and len(value) < 1000:
+                for item in value.values() if isinstance(value, dict) else value:
+                    if isinstance(item, torch.Tensor):
+                        yield item
+
+
+def ghost(model: nn.Module, mode: str = "meta", training: bool = False) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """A copy of the model without copied weights, and its tensors by name.
+
+    `mode` "meta" gives tensors without storage; "real" shares the parameters and copies only buffers, which a forward
+    may change.
+    """
+    memo: dict[int, Any] = {}
+    names: dict[str, torch.Tensor] = {}
+    kept: list[torch.Tensor] = []
+
+    def stand_in(tensor: torch.Tensor, parameter: bool, share: bool) -> torch.Tensor:
+        source = tensor.detach()
+        if mode == "meta":
+            new = torch.empty_strided(source.shape, source.stride(), dtype=source.dtype, device="meta")
+        else:
+            new = source.view_as(source) if share else source.clone()
+        if parameter:
+            new = nn.Parameter(new, requires_grad=tensor.requires_grad and new.is_floating_point())
+        kept.append(tensor)
+        return new
+
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) not in memo:
+            memo[id(parameter)] = stand_in(parameter, True, True)
+        names[name] = memo[id(parameter)]
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        if id(buffer) not in memo:
+            memo[id(buffer)] = stand_in(buffer, False, False)
+        names[name] = memo[id(buffer)]
+    for tensor in _loose_tensors(model):
+        if id(tensor) not in memo:
+            memo[id(tensor)] = stand_in(tensor, isinstance(tensor, nn.Parameter), False)
+    try:
+        twin = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise TraceError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); shrink works on a copy, so make "
+            "the model deep-copyable"
+        ) from error
+    return twin.train(training) if training != model.training or training else twin.eval(), names
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes down every operator that passes."""
+
+    def __init__(self, found: Trace, stack: list[str]):
+        super().__init__()
+        self.found = found
+        self.stack = stack
+        self.count = 0
+        self.alive: list[torch.Tensor] = []
+
+    def ref(self, tensor: torch.Tensor, op: int = -1) -> Ref:
+        known = tensor.__dict__.get("_secateur_ref")
+        if known is None:
+            known = Ref(self.count, tuple(tensor.shape), tensor.dtype, op=op)
+            self.count += 1
+            tensor._secateur_ref = known  # type: ignore[attr-defined]
+        return known
+
+    def _refer(self, value: Any, op: int) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self.ref(value, op)
+        if isinstance(value, (list, tuple)):
+            return [self._refer(item, op) for item in value]
+        if isinstance(value, dict):
+            return {key: self._refer(item, op) for key, item in value.items()}
+        return value
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        index = len(self.found.ops)
+        seen = tuple(self._refer(arg, -1) for arg in args)
+        named = {key: self._refer(value, -1) for key, value in kwargs.items()}
+        result = func(*args, **kwargs)
+        name = func._schema.name
+        name = name[6:] if name.startswith("aten::") else name
+        self.found.ops.append(Op(index, name, func, seen, named, self._refer(result, index), self.stack[-1]))
+        return result
+
+
+@contextmanager
+def _paths(model: nn.Module, stack: list[str], entered: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Keep the dotted name of the running module on top of the stack."""
+
+    def enter(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any) -> None:
+            stack.append(name)
+            if entered is not None:
+                entered(name)
+
+        return hook
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        stack.pop()
+
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(enter(name), prepend=True))
+        handles.append(module.register_forward_hook(leave))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def trace(
+    model: nn.Module,
+    example: Any,
+    *,
+    training: bool = False,
+    mode: str | None = None,
+    partial: bool = False,
+) -> Trace:
+    """Record one forward. `partial` gives back what was recorded up to an error instead of raising it."""
+    modes = (mode,) if mode else ("meta", "real")
+    problems = []
+    for attempt in modes:
+        found = _run(model, example, attempt, training)
+        if found.error is None or partial:
+            return found
+        problems.append(f"on {attempt} tensors: {type(found.error).__name__}: {str(found.error)[:300]}")
+        cause = found.error
+    raise TraceError(
+        f"the forward pass of {type(model).__name__} could not be recorded with this example ("
+        + "; ".join(problems)
+        + "); check that model(example) runs: a tuple means several arguments, a dict keywords"
+    ) from cause
+
+
+def trace_with(model: nn.Module, example: Any, mode: str, watcher: Callable[[Trace, list[str]], Any]) -> Trace:
+    """Record one forward with another mode beside the recorder; `watcher` makes it from the trace and the module stack."""
+    return _run(model, example, mode, False, watcher)
+
+
+def _run(
+    model: nn.Module,
+    example: Any,
+    mode: str,
+    training: bool,
+    watcher: Callable[[Trace, list[str]], Any] | None = None,
+) -> Trace:
+    twin, names = ghost(model, mode, training)
+    stack = [""]
+    found = Trace(mode=mode, training=training, modules={n: type(m).__name__ for n, m in model.named_modules()})
+    recorder = _Recorder(found, stack)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    for name, tensor in names.items():
+        ref = recorder.ref(tensor)
+        if ref.name:
+            found.aliases[name] = ref.name
+            continue
+        ref.role, ref.name = ("buffer" if name in buffers else "parameter"), name
+        found.parameters[name] = ref
+    device = "meta" if mode == "meta" else next((t.device for t in names.values()), torch.device("cpu"))
+
+    def place(tensor: torch.Tensor) -> torch.Tensor:
+        new = torch.empty_like(tensor, device="meta") if mode == "meta" else tensor.detach().to(device).clone()
+        ref = recorder.ref(new)
+        ref.role = "input"
+        found.inputs.append(ref)
+        return new
+
+    state = torch.random.get_rng_state()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        moved = map_tensors(example, place)
+        watch = None if watcher is None else watcher(found, stack)
+        with ExitStack() as contexts:
+            contexts.enter_context(torch.no_grad())
+            contexts.enter_context(_paths(twin, stack, None if watch is None else watch.enter))
+            if mode == "meta":
+                contexts.enter_context(torch.device("meta"))
+            contexts.enter_context(recorder)
+            if watch is not None:
+                contexts.enter_context(watch)
+            output = call(twin, moved)
+        for tensor in tensors_in(output):
+            found.outputs.append(recorder.ref(tensor))
+    except Exception as error:
+        found.error, found.error_path = error, stack[-1]
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        torch.random.set_rng_state(state)
+    return found

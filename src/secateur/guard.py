@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.core.masks import Masks
+from secateur.core.masks import Masks, count_true
 from secateur.errors import CollapseError
 
 __all__ = ["Collapse", "check_connected", "find_collapsed"]
@@ -56,16 +56,14 @@ def find_collapsed(model: nn.Module, masks: Masks, example: Any = None) -> list[
     found silent when every path to it is cut. Shapes alone matter in the example, not its numbers.
     """
     masks.check(model)
-    empty = [
-        name for name, mask in masks.items() if not _is_bias(name) and not bool(torch.count_nonzero(mask))
-    ]
+    empty = [name for name, mask in masks.items() if not _is_bias(name) and count_true(mask) == 0]
     found = [Collapse(name, "empty") for name in empty]
     if example is None:
         return found
     signal = _signal(model, masks, example)
     quiet = [layer for layer, alive in signal.items() if not alive]
     if quiet:
-        # A layer that is silent without any mask as well (an output nothing reads, zeros by design) tells nothing.
+        # A layer that is silent without any mask as well (zeros by design) tells nothing.
         dense = _signal(model, None, example)
         quiet = [layer for layer in quiet if dense.get(layer, False)]
     if not quiet:

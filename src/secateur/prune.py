@@ -24,13 +24,12 @@ from secateur import criteria
 from secateur import granularity as granularities
 from secateur.budget import Contest, Pool
 from secateur.budget._limits import floors
-from secateur.budget._select import count_true
 from secateur.core import schedule as schedules
 from secateur.core.context import Context, Loss
-from secateur.core.masks import Masks
+from secateur.core.masks import Masks, count_true
 from secateur.core.scores import Scores, check_finite
 from secateur.core.targets import Pattern, Target, select
-from secateur.core.units import Units
+from secateur.core.units import Member, Units
 from secateur.errors import DataError, MaskMismatchError, NonFiniteError, NothingToDoError, OptionError
 from secateur.guard import check_connected
 
@@ -92,21 +91,20 @@ def prune(
         raise NothingToDoError(f"granularity {grain} finds no piece to cut in {type(model).__name__}")
     found = masks
     view: nn.Module | None = None
-    scores: Scores | None = None
+    worth: dict[str, torch.Tensor] = {}
     for step in steps:
         start = None if regrow else found
-        if scores is None or rule.rescore:
+        if not worth or rule.rescore:
             view = _masked_view(model, start, view)
-            scores = _scores(rule, view or model, targets, context)
-        contest = _contest(model, rule, scores, pieces, start, context)
+            worth = _worth(rule, view or model, targets, pieces, context)
+        contest = Contest(_pools(model, pieces, worth, targets, start), model, targets, context)
         contest = replace(contest, pools=floors(contest, at_least, at_most))
         found = _masks(model, pieces, step.choose(contest), start)
     assert found is not None
     if all(count_true(mask) == mask.numel() for mask in found.values()):
         raise NothingToDoError(
             f"{plan} with granularity {grain} removes nothing from {type(model).__name__}: ask for a "
-            "larger share, or lower "
-            "the floors (at_least, at_most)"
+            "larger share, or lower the floors (at_least, at_most)"
         )
     if not allow_collapse:
         check_connected(model, found, example if example is not None else _first_input(data))
@@ -187,66 +185,94 @@ def _scores(rule: criteria.Base, model: nn.Module, targets: Sequence[Target], co
     for target in targets:
         if target.name in scores and tuple(scores[target.name].shape) != target.shape:
             raise OptionError(
-                f"criterion {rule} gave {target.name!r} scores of shape "
-                f"{tuple(scores[target.name].shape)}, expected "
-                f"{target.shape}: one score per weight"
+                f"criterion {rule} gave {target.name!r} scores of shape {tuple(scores[target.name].shape)}, "
+                f"expected {target.shape}: one score per weight"
             )
     return scores
 
 
 def _check_weights(model: nn.Module, targets: Sequence[Target]) -> None:
     for target in targets:
-        check_finite(f"weights of {target.name!r}", target.of(model), "repair the model before pruning it")
+        check_finite(
+            f"weight {target.name!r}",
+            target.of(model),
+            "a weight without a value cannot be ranked; load a sound checkpoint",
+        )
 
 
-def _contest(
-    model: nn.Module,
+def _worth(
     rule: criteria.Base,
-    scores: Scores,
+    model: nn.Module,
+    targets: Sequence[Target],
     pieces: Sequence[Units],
-    masks: Masks | None,
     context: Context,
-) -> Contest:
-    """What the budget decides about: the worth of every unit, and which are already gone."""
-    pools = []
+) -> dict[str, torch.Tensor]:
+    """What every unit of every list is worth, by the list's name."""
+    direct = type(rule).of_weights is not criteria.Base.of_weights
+    tensors: Mapping[str, torch.Tensor]
+    if direct:
+        parameters = dict(model.named_parameters())
+        tensors = {target.name: parameters[target.name].detach() for target in targets}
+    else:
+        tensors = _scores(rule, model, targets, context)
+    found = {}
     for units in pieces:
-        rows: list[torch.Tensor] = []
-        alive: list[torch.Tensor | None] = []
-        for member in units.members:
-            if not member.scored or member.name not in scores:
-                continue
-            rows.append(member.gather(scores[member.name]))
-            if masks is not None:
-                alive.append(member.gather(masks[member.name]).any(1) if member.name in masks else None)
+        rows = [member.gather(tensors[member.name]) for member in _scored(units, tensors)]
         if not rows:
             raise OptionError(f"criterion {rule} scores none of the tensors of {units.name!r}")
         whole = rows[0] if len(rows) == 1 else torch.cat([row.to(rows[0].device) for row in rows], dim=1)
         if whole.dtype in (torch.float16, torch.bfloat16) and whole.shape[1] > 1:
             whole = whole.float()  # a sum in half precision overflows, or makes ties that are none
-        worth = rule.reduce(whole)
-        if tuple(worth.shape) != (units.count,):
+        worth = rule.of_weights(whole) if direct else rule.reduce(whole)
+        if worth is None or tuple(worth.shape) != (units.count,):
+            got = None if worth is None else tuple(worth.shape)
             raise OptionError(
-                f"criterion {rule} gave {tuple(worth.shape)} values for the {units.count} units of "
-                f"{units.name!r}; reduce "
+                f"criterion {rule} gave {got} values for the {units.count} units of {units.name!r}; reduce "
                 "turns [units, elements] into [units]"
             )
-        if whole.shape[1] > 1:
-            check_finite(
-                f"worth of the units of {units.name!r}", worth, "use a criterion with a smaller range"
-            )
-        gone = None
-        known = [line.to(worth.device) for line in alive if line is not None]
-        if known and len(known) == len(alive):
-            gone = ~torch.stack(known).any(0)
-        shapes = {member.name: tuple(model.get_parameter(member.name).shape) for member in units.members}
-        pools.append(Pool(units, worth, gone, shapes=shapes))
-    return Contest(tuple(pools), model, context)
+        if direct or whole.shape[1] > 1:
+            try:
+                check_finite(f"worth of the units of {units.name!r}", worth, "use a criterion of smaller range")
+            except NonFiniteError:
+                _check_weights(model, targets)
+                raise
+        found[units.name] = worth
+    return found
+
+
+def _scored(units: Units, known: Mapping[str, Any]) -> list[Member]:
+    """The members whose weights a unit's worth is made of."""
+    return [member for member in units.members if member.scored and member.name in known]
+
+
+def _pools(
+    model: nn.Module,
+    pieces: Sequence[Units],
+    worth: Mapping[str, torch.Tensor],
+    targets: Sequence[Target],
+    masks: Masks | None,
+) -> tuple[Pool, ...]:
+    """The lists as a budget sees them: the worth of every unit, and which are already gone."""
+    names = {target.name: target for target in targets}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    pools = []
+    for units in pieces:
+        values, gone = worth[units.name], None
+        members = _scored(units, names)
+        # A unit is gone when masks cover all of its scored tensors and keep nothing of it in any.
+        if masks is not None and all(member.name in masks for member in members):
+            left = [member.gather(masks[member.name]).to(values.device) for member in members]
+            gone = ~torch.stack([bits[:, 0] if bits.shape[1] == 1 else bits.any(1) for bits in left]).any(0)
+        shapes = {member.name: tuple(parameters[member.name].shape) for member in units.members}
+        pools.append(Pool(units, values, gone, shapes=shapes))
+    return tuple(pools)
 
 
 def _masks(
     model: nn.Module, pieces: Sequence[Units], chosen: Mapping[str, torch.Tensor], start: Masks | None
 ) -> Masks:
     """One mask per tensor: what every list it takes part in keeps, and the masks before."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     found: dict[str, torch.Tensor] = {}
     for units in pieces:
         keep = chosen[units.name]
@@ -255,7 +281,7 @@ def _masks(
                 f"the budget's choice for {units.name!r} is not one bit per unit ({units.count})"
             )
         for member in units.members:
-            weight = model.get_parameter(member.name)
+            weight = parameters[member.name]
             mask = member.scatter(keep.to(weight.device), weight.shape)
             found[member.name] = mask if member.name not in found else found[member.name] & mask
     masks = Masks(found)

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.budget._select import count_true, keep_highest
+from secateur.budget._select import keep_highest
 from secateur.core.context import Context
-from secateur.core.targets import Pattern, matches
+from secateur.core.masks import count_true
+from secateur.core.targets import Pattern, Target, matches
 from secateur.core.units import Units
 from secateur.errors import BudgetNotMetError, OptionError, PatternError, near
 
@@ -133,6 +134,7 @@ class Contest:
 
     pools: tuple[Pool, ...]
     model: nn.Module
+    targets: Sequence[Target] = ()
     context: Context = field(default_factory=Context)
 
     @property
@@ -153,7 +155,7 @@ class Contest:
             return found
         shown = pattern.__name__ if isinstance(pattern, type) else str(pattern)
         known = {pool.name for pool in self.pools}
-        known |= {name.rpartition(".")[0] for pool in self.pools for name in _owners(pool.units)}
+        known |= {name.rpartition(".")[0] for pool in self.pools for name in self._owners(pool)}
         raise PatternError(
             f"{option}: pattern {shown!r} matches no layer that is being pruned: "
             f"{near(shown.removeprefix('type:'), known - {''})}"
@@ -170,7 +172,7 @@ class Contest:
     def _means(self, pattern: Pattern, pool: Pool) -> bool:
         if pattern == pool.name:
             return True
-        for name in _owners(pool.units):
+        for name in self._owners(pool):
             layer = name.rpartition(".")[0]
             if matches(pattern, layer, name, self.model.get_submodule(layer)):
                 return True
@@ -185,9 +187,9 @@ class Contest:
                 f"{pool.removed / pool.count:.4g}, or pass regrow=True"
             )
 
-
-def _owners(units: Units) -> list[str]:
-    """The parameters whose layers a pool is called by: those cut along their outputs, else all scored."""
-    scored = [member for member in units.members if member.scored]
-    first = [member.name for member in scored if getattr(member, "axis", 0) == 0]
-    return first or [member.name for member in scored]
+    def _owners(self, pool: Pool) -> list[str]:
+        """The parameters a pool is called by: those it cuts along their outputs, else all it scores."""
+        outputs = {target.name: target.out_axis for target in self.targets}
+        scored = [member for member in pool.units.members if member.scored]
+        own = [m.name for m in scored if getattr(m, "axis", None) == outputs.get(m.name, 0)]
+        return own or [member.name for member in scored]

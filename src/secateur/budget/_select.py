@@ -21,7 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-__all__ = ["count_true", "keep_highest", "value_at"]
+from secateur.core.masks import count_true
+
+__all__ = ["keep_highest", "value_at"]
 
 _SORTED_WHOLE = 1 << 15  # below this a plain stable sort is as fast
 _SAMPLE = 1 << 17
@@ -54,17 +56,6 @@ def value_at(worth: Sequence[torch.Tensor], rank: int) -> float:
         return float(_joined(worth).sort().values[rank])
     bracket = _bracket(worth, total, rank)
     return float(_joined(bracket.values).sort().values[rank - bracket.below])
-
-
-def count_true(mask: torch.Tensor) -> int:
-    """How many elements of a boolean tensor are True.
-
-    >>> count_true(torch.tensor([True, False, True]))
-    2
-    """
-    if mask.device.type == "cpu":
-        return int(torch.count_nonzero(mask))  # many times faster there than the sum
-    return int(mask.sum())
 
 
 @dataclass(frozen=True)
@@ -193,5 +184,7 @@ def _by_sorting(worth: Sequence[torch.Tensor], remove: int) -> list[torch.Tensor
     whole = _joined(worth)
     keep = torch.ones_like(whole, dtype=torch.bool)
     keep[torch.sort(whole, stable=True).indices[:remove]] = False
+    if len(worth) == 1:
+        return [keep]
     parts = torch.split(keep, [tensor.numel() for tensor in worth])
     return [part.to(tensor.device) for part, tensor in zip(parts, worth)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from secateur.budget import Base, Contest, Pool, check_share
-from secateur.budget._select import count_true
+from secateur.core.masks import count_true
 from secateur.errors import BudgetNotMetError, OptionError
 
 __all__ = ["NOfM"]

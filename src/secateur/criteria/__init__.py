@@ -46,6 +46,14 @@ class Base(ABC):
         narrow = units.dtype in (torch.float16, torch.bfloat16)
         return units.sum(dim=1, dtype=torch.float32 if narrow else None)
 
+    def of_weights(self, units: torch.Tensor) -> torch.Tensor | None:
+        """The worth of each unit straight from its weights, [units, elements] -> [units]; None when that cannot be.
+
+        A shortcut past `scores` for criteria that look at nothing but a unit's own weights. It must give exactly what
+        `scores` and `reduce` would.
+        """
+        return None
+
 
 registry = Registry(__name__, __path__, "criterion", aliases={"level": "magnitude"})
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from secateur.core.context import Context
@@ -31,3 +32,7 @@ class L1(Base):
     def scores(self, model: nn.Module, targets: Sequence[Target], context: Context) -> Scores:
         """The absolute value of every weight."""
         return Scores({name: weight.abs() for name, weight in weights(model, targets).items()})
+
+    def of_weights(self, units: torch.Tensor) -> torch.Tensor | None:
+        """The same without keeping every |w|."""
+        return self.reduce(units.abs())

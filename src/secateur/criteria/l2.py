@@ -35,3 +35,7 @@ class L2(Base):
     def reduce(self, units: torch.Tensor) -> torch.Tensor:
         """The norm of each unit."""
         return norms(units)
+
+    def of_weights(self, units: torch.Tensor) -> torch.Tensor | None:
+        """The same without keeping every |w|."""
+        return norms(units)

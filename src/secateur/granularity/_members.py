@@ -35,9 +35,12 @@ class FlatMember:
 
     def scatter(self, keep: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
         """A boolean mask of `shape` from one bit per unit."""
-        if self.size == 1:
-            return keep.reshape(tuple(shape))
-        return keep[:, None].expand(-1, self.size).reshape(tuple(shape))
+        shape, lead = tuple(shape), 0
+        while math.prod(shape[:lead]) < len(keep):
+            lead += 1
+        if self.size == 1 or math.prod(shape[:lead]) != len(keep):
+            return keep[:, None].expand(-1, self.size).reshape(shape)
+        return keep.reshape(*shape[:lead], *[1] * (len(shape) - lead)).expand(shape)
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,10 @@ class FilterMember:
         if self.groups > 1:
             inputs, per_group = shape[:2]
             line = keep.reshape(self.groups, 1, per_group).expand(-1, inputs // self.groups, -1)
-            return line.reshape(inputs, per_group, *[1] * (len(shape) - 2)).expand(shape).contiguous()
+            return line.reshape(inputs, per_group, *[1] * (len(shape) - 2)).expand(shape)
         view = [1] * len(shape)
         view[self.axis] = shape[self.axis]
-        return keep.reshape(view).expand(shape).contiguous()
+        return keep.reshape(view).expand(shape)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def distinct(tensor: torch.Tensor) -> int:
     return len(torch.unique(tensor.detach()))
 
 
-# -- by hand -----------------------------------------------------------------------------------------------------------
+# -- by hand ---------------------------------------------------------------------------------------
 
 
 def test_a_whole_model_by_hand():
@@ -119,7 +119,7 @@ def test_apply_writes_into_another_model_in_place():
     assert torch.equal(odd[0].weight, before[0].weight), "all or nothing"
 
 
-# -- study 5 -----------------------------------------------------------------------------------------------------------
+# -- the published formula ---------------------------------------------------------------------------
 
 
 def test_the_published_formula():
@@ -147,7 +147,7 @@ def test_huffman_is_the_mean_over_kept_weights_with_a_code_per_tensor():
     assert shared.formula_ratio == 32 / (10 / 12 * 1.6)
 
 
-# -- who shares with whom ----------------------------------------------------------------------------------------------
+# -- who shares with whom --------------------------------------------------------------------------
 
 
 def test_groups_share_one_codebook():
@@ -218,7 +218,7 @@ def test_tied_weights_are_shared_once_and_stay_tied():
     assert torch.equal(shared.model.head.weight != 0, mask)
 
 
-# -- numbers -----------------------------------------------------------------------------------------------------------
+# -- numbers ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -307,7 +307,7 @@ def test_values_and_names_are_the_same_thing():
     assert all(torch.equal(value.codebooks[n].values, word.codebooks[n].values) for n in word.codebooks)
 
 
-# -- what errors say ---------------------------------------------------------------------------------------------------
+# -- what errors say -------------------------------------------------------------------------------
 
 
 def test_nan_is_named():

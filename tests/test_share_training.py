@@ -183,7 +183,7 @@ def test_attention_reads_its_projection_without_calling_it():
     assert distinct(shared.model.self_attn.in_proj_weight) <= 8
 
 
-# -- assignments made anew ---------------------------------------------------------------------------------------------
+# -- assignments made anew -------------------------------------------------------------------------
 
 
 def test_assignments_are_made_anew_after_every_n_steps():
@@ -246,7 +246,7 @@ def test_frozen_assignments_are_not_remade():
         shared.train(remake_every=0)
 
 
-# -- loops of every kind -----------------------------------------------------------------------------------------------
+# -- loops of every kind ---------------------------------------------------------------------------
 
 
 def test_autocast_and_a_gradient_scaler():
@@ -309,7 +309,7 @@ def test_two_models_of_one_class_do_not_see_each_other():
         assert type(shared.model[0]).__name__ == "Linear"
 
 
-# -- what goes wrong ---------------------------------------------------------------------------------------------------
+# -- what goes wrong -------------------------------------------------------------------------------
 
 
 def test_an_exception_in_the_block_leaves_a_plain_model():
@@ -324,9 +324,13 @@ def test_an_exception_in_the_block_leaves_a_plain_model():
 def test_divergence_is_named_and_the_model_is_whole():
     shared = sc.share(net(), bits=2)
     before = shared.model[0].weight.detach().clone()
-    with pytest.raises(
-        NonFiniteError, match=r"trained centroids of '0.weight': 4 of 4 .*lower the learning rate"
-    ), shared.train() as training, torch.no_grad():
+    with (
+        pytest.raises(
+            NonFiniteError, match=r"trained centroids of '0.weight': 4 of 4 .*lower the learning rate"
+        ),
+        shared.train() as training,
+        torch.no_grad(),
+    ):
         training.centroids["0.weight"].fill_(float("nan"))
     assert torch.equal(shared.model[0].weight, before)
     assert type(shared.model[0]) is nn.Linear

@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 from secateur.errors import OptionError, UnknownNameError
 from secateur.quantize import Kmeans, starts
 from secateur.quantize._lloyd import lloyd
+from secateur.quantize._lookup import lookup
 from secateur.quantize._program import _Banded, _Dense, best_cuts
 from secateur.quantize._sorted import BLOCK, SortedWeights, not_above
 
@@ -39,7 +40,7 @@ def brute_force(numbers: np.ndarray, count: int) -> float:
 finite = st.floats(-8, 8, width=32, allow_nan=False)
 
 
-# -- by hand -----------------------------------------------------------------------------------------------------------
+# -- by hand ---------------------------------------------------------------------------------------
 
 
 def test_four_numbers_two_centroids():
@@ -87,7 +88,7 @@ def test_a_constant_tensor_has_one_value(start):
     assert palette.values.tolist() == [float(np.float32(0.1))]
 
 
-# -- against brute force -----------------------------------------------------------------------------------------------
+# -- against brute force ---------------------------------------------------------------------------
 
 
 @settings(max_examples=40, deadline=None)
@@ -147,7 +148,7 @@ def test_many_weights_come_within_a_hair_of_the_exact_program():
     assert exact <= error_of(weights, Kmeans(bits=4)) <= exact * 1.0005
 
 
-# -- against scikit-learn ----------------------------------------------------------------------------------------------
+# -- against scikit-learn --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bits", [1, 3, 5])
@@ -171,7 +172,7 @@ def test_lloyd_from_the_same_start_ends_where_scikit_learn_does():
     np.testing.assert_allclose(ours, np.sort(peer.cluster_centers_[:, 0]), atol=1e-9)
 
 
-# -- sums --------------------------------------------------------------------------------------------------------------
+# -- sums ------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=40, deadline=None)
@@ -214,7 +215,7 @@ def test_best_cuts_takes_no_more_pieces_than_there_are():
     assert best_cuts(data, np.arange(3), 5).tolist() == [0, 1, 2]
 
 
-# -- starts ------------------------------------------------------------------------------------------------------------
+# -- starts ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("start", STARTS)
@@ -263,3 +264,26 @@ def test_options_say_what_is_wrong():
         starts.Optimal(places=3)
     with pytest.raises(OptionError, match=r"trials of k-means\+\+"):
         starts.KmeansPlusPlus(trials=0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "case", ["plain", "on the cuts", "close cuts", "equal cuts", "huge", "infinite cuts"]
+)
+def test_the_table_finds_what_a_search_finds(dtype, case):
+    random = np.random.default_rng(0)
+    numbers = random.normal(size=50_000).astype(dtype)
+    cuts = np.sort(random.normal(size=31)).astype(dtype)
+    if case == "on the cuts":
+        above, below = np.nextafter(cuts, dtype(9)), np.nextafter(cuts, dtype(-9))
+        numbers = np.concatenate([np.repeat(cuts, 2000), above, below])
+    if case == "close cuts":
+        cuts[7] = np.nextafter(cuts[6], dtype(9))
+    if case == "equal cuts":
+        cuts[7] = cuts[6]
+    if case == "huge":
+        top = np.finfo(dtype).max / 8
+        numbers, cuts = numbers * top, cuts * top
+    if case == "infinite cuts":
+        cuts[-1] = np.inf
+    np.testing.assert_array_equal(lookup(numbers, cuts), np.searchsorted(cuts, numbers, side="left"))

@@ -92,7 +92,7 @@ def test_half_precision_never_rounds_up_to_infinity():
     assert np.isfinite(palette.values).all()
 
 
-# -- rate --------------------------------------------------------------------------------------------------------------
+# -- rate ------------------------------------------------------------------------------------------
 
 
 def test_the_envelope_is_the_best_level_for_every_weight():
@@ -165,7 +165,7 @@ def test_options_say_what_is_wrong():
         Uniform(step=1e-6).palette("fc.weight", torch.tensor([-1.0, 1.0]), 0, 0)
 
 
-# -- what a code costs -------------------------------------------------------------------------------------------------
+# -- what a code costs -----------------------------------------------------------------------------
 
 
 def test_huffman_by_hand():

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from secateur.quantize._lookup import lookup
 from secateur.quantize._sorted import Floats, not_above
 from secateur.registry import Registry
 
@@ -52,9 +53,10 @@ class Palette:
         """The index of each weight's value, on the weights' device."""
         wide = torch.float64 if weights.dtype == torch.float64 else torch.float32
         cuts = not_above(self.cuts, np.float64 if wide == torch.float64 else np.float32)
-        return torch.bucketize(
-            weights.detach().to(wide).contiguous(), torch.from_numpy(cuts).to(weights.device), right=False
-        )
+        if weights.device.type == "cpu":
+            return torch.from_numpy(lookup(to_numpy(weights), cuts)).reshape(weights.shape)
+        there = torch.from_numpy(cuts).to(weights.device)
+        return torch.bucketize(weights.detach().to(wide).contiguous(), there, right=False)
 
 
 class Base(ABC):

@@ -66,6 +66,8 @@ class Kmeans(Base):
             margin = 1e-9 if dtype in (torch.float32, torch.float64) else 1.0
             near = min(errors) + margin * data.energy
             found = [centroids for centroids, error in zip(found, errors) if error <= near]
+        if len(found) == 1:
+            return _rounded(data, found[0], dtype, exponent)
         best: Floats | None = None
         least = np.inf
         for centroids in found:

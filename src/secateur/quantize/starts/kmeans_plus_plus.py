@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from secateur.errors import OptionError
-from secateur.quantize._sorted import Floats, SortedWeights
+from secateur.quantize._sorted import BLOCK, Floats, Ints, SortedWeights, middles
 from secateur.quantize.starts import Base
 
 __all__ = ["KmeansPlusPlus"]
@@ -43,9 +43,8 @@ class KmeansPlusPlus(Base):
             drawn = self._draw(data, chosen, random, trials)
             if drawn is None:
                 break
-            tried = [np.sort(np.append(chosen, weight)) for weight in drawn]
-            left = [data.squared_error(data.edges(centroids), centroids) for centroids in tried]
-            chosen = tried[int(np.argmin(left))]
+            tried = np.sort(np.column_stack([np.tile(chosen, (drawn.size, 1)), drawn]), axis=1)
+            chosen = tried[int(np.argmin(_squared_errors(data, tried)))]
         return chosen
 
     def _draw(
@@ -56,9 +55,8 @@ class KmeansPlusPlus(Base):
         first, second = data.sums(edges)
         away = chosen - data.shift
 
-        def mass(stretch: np.ndarray, upto: np.ndarray) -> Floats:
-            """The summed squared distance of the stretch's weights before position `upto`."""
-            sums, squares = data.sums(upto)
+        def mass(stretch: Ints, upto: Ints, sums: Floats, squares: Floats) -> Floats:
+            """The squared distances of the stretch's weights before `upto`, added up; its sums are given."""
             begin, centre = edges[stretch], away[stretch]
             return (
                 (squares - second[stretch])
@@ -67,7 +65,7 @@ class KmeansPlusPlus(Base):
             )
 
         every = np.arange(chosen.size)
-        weight = np.maximum(mass(every, edges[1:]), 0.0)
+        weight = np.maximum(mass(every, edges[1:], first[1:], second[1:]), 0.0)
         total = weight.sum()
         # What is left after cancellation is noise once every weight has a centroid on it.
         if not total > 1e-14 * (data.energy + (away * away * np.diff(edges)).sum()):
@@ -77,9 +75,25 @@ class KmeansPlusPlus(Base):
         stretch = np.minimum(np.searchsorted(ends, target, side="right"), chosen.size - 1)
         target = target - (ends - weight)[stretch]
         low, high = edges[stretch], edges[stretch + 1] - 1
+        # The weight drawn is the first whose running total exceeds the target: its block first.
+        block, last = low // BLOCK, high // BLOCK
+        while np.any(block < last):
+            middle = (block + last) // 2
+            beyond = np.minimum(middle + 1, last)
+            above = mass(stretch, beyond * BLOCK, *data.block_sums(beyond)) > target
+            block, last = np.where(above, block, beyond), np.where(above, middle, last)
+        low, high = np.maximum(low, block * BLOCK), np.minimum(high, block * BLOCK + BLOCK - 1)
         while np.any(low < high):
             middle = (low + high) // 2
-            above = mass(stretch, middle + 1) > target
-            high = np.where(above, middle, high)
-            low = np.where(above, low, np.minimum(middle + 1, high))
+            above = mass(stretch, middle + 1, *data.sums(middle + 1)) > target
+            low, high = np.where(above, low, np.minimum(middle + 1, high)), np.where(above, middle, high)
         return data.values[low].astype(np.float64)
+
+
+def _squared_errors(data: SortedWeights, tried: Floats) -> Floats:
+    """The squared error of each row of ascending centroids, all in one pass."""
+    edges = np.empty((tried.shape[0], tried.shape[1] + 1), dtype=np.int64)
+    edges[:, 0], edges[:, 1:-1], edges[:, -1] = 0, data.positions(middles(tried)), data.count
+    first, second = (np.diff(part.reshape(edges.shape)) for part in data.sums(edges.reshape(-1)))
+    away = tried - data.shift
+    return np.asarray((second - 2 * away * first + away * away * np.diff(edges)).sum(axis=1))

@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/bench_kmeans.py [--weights 2400000] [--bits 5] [--rounds 3]
 
-Prints ours, peer, their ratio in time and in squared error. Both sides get the same float32 weights and are run in turn;
-times are medians over the rounds. The weights: nine parts normal, one part of three times the width, as trained layers
-have heavier tails than a normal. Sorting, sums, iteration and the final assignment are all in our time. scikit-learn
-runs with its own defaults (`tol` included), which stop it early, in its favour.
+Prints ours, peer, their ratio in time and in squared error. Both sides get the same float32 weights and are run
+in turn; times are medians over the rounds. The weights: nine parts normal, one part of three times the width, as
+trained layers have heavier tails than a normal. Sorting, sums, iteration and the final assignment are all in our
+time. scikit-learn runs with its own defaults (`tol` included), which stop it early, in its favour.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def peer(weights: torch.Tensor, start: str, bits: int, runs: int, seed: int) -> 
     count = 2**bits
     init = np.linspace(numbers.min(), numbers.max(), count)[:, None] if start == "linear" else start
     began = time.perf_counter()
-    KMeansFitted = KMeans(count, init=init, n_init=runs, random_state=seed).fit(numbers)
+    fitted = KMeans(count, init=init, n_init=runs, random_state=seed).fit(numbers)
     seconds = time.perf_counter() - began
-    centroids = KMeansFitted.cluster_centers_[:, 0].astype(np.float64)
-    away = weights.double().numpy() - centroids[KMeansFitted.labels_]
+    centroids = fitted.cluster_centers_[:, 0].astype(np.float64)
+    away = weights.double().numpy() - centroids[fitted.labels_]
     return seconds, float(away @ away)
 
 
@@ -75,9 +75,8 @@ def main() -> int:
     ours(weights[:10_000], "optimal", options.bits, 0)  # imports and first calls
     peer(weights[:10_000], "k-means++", options.bits, 1, 0)
     print(f"{options.weights:,} weights, {2**options.bits} centroids, {options.rounds} rounds")
-    print(
-        f"{'ours':<10} {'scikit-learn':<22} {'ours s':>8} {'peer s':>8} {'times':>7} {'goal':>5}  error ours/peer"
-    )
+    head = f"{'ours':<10} {'scikit-learn':<22} {'ours s':>8} {'peer s':>8} {'times':>7} {'goal':>5}"
+    print(f"{head}  error ours/peer")
     failed = False
     for start, theirs, runs, goal in pairs:
         mine: list[Result] = []
@@ -96,8 +95,8 @@ def main() -> int:
         failed = failed or not met
         peer_name = f"{theirs}, n_init={runs}"
         print(
-            f"{start:<10} {peer_name:<22} {seconds[0]:>8.3f} {seconds[1]:>8.2f} {ratio:>6.1f}x {goal:>4.0f}x  {error:.5f}"
-            f"{'' if met else '  MISSED'}",
+            f"{start:<10} {peer_name:<22} {seconds[0]:>8.3f} {seconds[1]:>8.2f} {ratio:>6.1f}x {goal:>4.0f}x  "
+            f"{error:.5f}{'' if met else '  MISSED'}",
             flush=True,
         )
     return int(failed)

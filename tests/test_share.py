@@ -1,4 +1,4 @@
-"""`share` on models: masks, groups, channels, dtypes, ties, study 5's conventions, and what every error says."""
+"""`share` on models: masks, groups, channels, dtypes, ties, the published formula, and what errors say."""
 
 import copy
 import math
@@ -123,7 +123,7 @@ def test_apply_writes_into_another_model_in_place():
 
 
 def test_the_published_formula():
-    # 64 % removed, 5 bits, 4.298 bits by Huffman: nonzero share x bits/32 x huffman/bits = .36 x 5/32 x 4.298/5.
+    # 64 % removed, 5 bits, 4.298 bits by Huffman: nonzero share x bits/32 x huffman/bits.
     assert pytest.approx(20.67, abs=0.02) == 1 / (0.36 * 5 / 32 * 4.298 / 5)
     model = net()
     shared = sc.share(model, bits=5, masks=pruned(model))

@@ -1,10 +1,11 @@
 """Share, save, load: the loaded model computes, bit for bit, what the shared one does."""
 
 import pytest
-import secateur as sc
 import torch
-from secateur.core.masks import Masks
 from torch import nn
+
+import secateur as sc
+from secateur.core.masks import Masks
 
 
 def net(seed: int = 0) -> nn.Sequential:

@@ -144,7 +144,7 @@ def test_an_optimizer_made_before_the_block():
         shared.train(optimizer=other),
     ):
         pass
-    assert list(shared.model.state_dict())[0] == "0.weight"
+    assert next(iter(shared.model.state_dict())) == "0.weight"
     assert type(shared.model[0]) is nn.Linear
 
 

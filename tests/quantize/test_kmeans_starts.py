@@ -57,7 +57,7 @@ def test_a_weight_half_way_goes_to_the_lower_centroid():
 
 
 def test_linear_gets_stuck_where_optimal_does_not():
-    # From 0 and 10 the cut at 5 gives {0 x4, 4 x4} and {10}, which no round changes: 8 weights, each 2 off, 32.
+    # From 0 and 10 the cut at 5 gives {0 x4, 4 x4} and {10}, which no round changes: 8 weights 2 off, 32.
     # {0 x4} and {4 x4, 10} is better: around 5.2, 4 * 1.2**2 + 4.8**2 = 28.8.
     weights = torch.tensor([0.0, 4.0] * 4 + [10.0])
     assert error_of(weights, Kmeans(bits=1, start="linear")) == pytest.approx(32.0)

@@ -129,7 +129,7 @@ def test_a_price_on_bits_lowers_error_plus_price(zeros):
 
 
 def test_rate_aware_rounding_beats_a_coarser_step_at_equal_bits():
-    # The point of it: at the same entropy, the squared error is smaller than plain rounding with a larger step.
+    # The point of it: at equal entropy, a smaller squared error than plain rounding with a larger step.
     weights = laplace(50_000)
 
     def outcome(method: Uniform) -> tuple[float, float]:
@@ -169,7 +169,7 @@ def test_options_say_what_is_wrong():
 
 
 def test_huffman_by_hand():
-    # Lengths 1, 2, 3, 4, 4 for counts 15, 7, 6, 6, 5 would be 15+14+18+24+20; the best tree gives 1, 3, 3, 3, 3.
+    # Lengths 1, 2, 3, 4, 4 for counts 15, 7, 6, 6, 5 give 15+14+18+24+20; the best tree is 1, 3, 3, 3, 3.
     assert huffman_bits(np.array([15, 7, 6, 6, 5])) == 15 + 3 * (7 + 6 + 6 + 5)
     assert huffman_bits(np.array([0, 0])) == 0
 

@@ -59,7 +59,11 @@ class AxisMember:
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor laid out as [units, elements of a unit]."""
         index = self.indices.to(tensor.device)
-        picked = tensor.movedim(self.axis, 0).index_select(0, index.reshape(-1))
+        picked = tensor.movedim(self.axis, 0)
+        flat = index.reshape(-1)
+        # All slices in order, which is the common case, need no copy of the tensor.
+        if flat.numel() != picked.shape[0] or not bool((flat[1:] > flat[:-1]).all()):
+            picked = picked.index_select(0, flat)
         return picked.reshape(index.shape[0], -1)
 
     def scatter(self, keep: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

@@ -154,6 +154,13 @@ _ATTENTIONS = {
 }
 
 
+def _role(ref: Ref, entered: bool) -> str:
+    """Whether a parameter's axis takes channels in, puts them out, or goes along."""
+    if ref.role != "parameter" or len(ref.shape) < 2:
+        return "in" if entered and ref.role == "parameter" else "along"
+    return "in" if entered else "out"
+
+
 def _used(found: Trace) -> set[str]:
     """The parameters an operator touched."""
     return {ref.name for op in found.ops for ref in op.refs() if ref.name}
@@ -213,11 +220,24 @@ def _group(recorded: Trace, main: Follower, more: tuple[Follower, ...], unused: 
     structure = Structure(recorded, main, labels, (), slots, unused, more)
     if not arrays:
         return structure
+    entered = np.zeros(labels.count, bool)
+    for follower in (main, *more):
+        for array in follower.entered:
+            entered[array] = True
+    roles = [_role(recorded.parameters[name], bool(entered[array].any())) for (name, _), array in zip(names, arrays)]
+    # A channel is put out by one tensor and taken in by another; what is not both is no channel.
+    both = np.ones(labels.count, bool)
+    for wanted in ("out", "in"):
+        has = np.zeros(labels.count, bool)
+        for role, array in zip(roles, arrays):
+            if role == wanted:
+                has[classes[array]] = True
+        both &= has
     sizes = np.array([array.size for array in arrays])
     axis_of = np.repeat(np.arange(len(arrays)), sizes)
     position = np.concatenate([np.arange(size) for size in sizes])
     found = classes[np.concatenate(arrays)]
-    free = found > 0
+    free = (found > 0) & both[found]
     found, axis_of, position = found[free], axis_of[free], position[free]
     if not found.size:
         return structure
@@ -238,19 +258,12 @@ def _group(recorded: Trace, main: Follower, more: tuple[Follower, ...], unused: 
     counts = np.bincount(group_of)
     by_group = np.argsort(group_of, kind="stable")
     members = np.split(units[by_group], np.cumsum(counts)[:-1])
-    entered = np.zeros(labels.count, bool)
-    for follower in (main, *more):
-        for array in follower.entered:
-            entered[array] = True
     collected: list[list[Slot]] = [[] for _ in range(counts.size)]
     for start, stop in zip(starts, stops):
         group, axis = divmod(int(key[start]), len(arrays))
         name, dim = names[axis]
-        ref = recorded.parameters[name]
-        weighty = ref.role == "parameter" and len(ref.shape) > 1
-        role = ("in" if entered[arrays[axis]].any() else "out") if weighty else "along"
         chosen = position[order[start:stop]].reshape(counts[group], -1)
-        collected[group].append(Slot(name, dim, chosen, role, int(sizes[axis])))
+        collected[group].append(Slot(name, dim, chosen, roles[axis], int(sizes[axis])))
     groups = []
     for index, (held, ids) in enumerate(zip(collected, members)):
         lead = next((slot for slot in held if slot.role == "out"), held[0])

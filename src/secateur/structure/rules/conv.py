@@ -24,7 +24,7 @@ def convolution(f: Follower, op: Op) -> Layout:
     labels, out = f.labels, op.results()[0]
     spatial = range(2, len(x.shape))
     image = drop_axes(labels, f.of(x), spatial, "the axis is space to a convolution", keep=False)
-    kernel = f.of(weight)
+    kernel = drop_axes(labels, f.of(weight), range(2, len(weight.shape)), "the taps of a kernel stay")
     entering, leaving = _axis_labels(image, 1), None
     for field in image.fields:
         if 1 in field.axes and len(field.axes) > 1:

@@ -1,4 +1,4 @@
-"""MACs: against numbers worked by hand, the studies' published counts, and torch's own counter where that is right."""
+"""MACs against numbers worked by hand, the published counts, and torch's own counter where it is right."""
 
 from __future__ import annotations
 
@@ -222,11 +222,12 @@ def test_transformer_encoder_layer(fused):
 
         def forward(self, x):
             a, n = layer.self_attn, (layer.norm1, layer.norm2)
+            projections = (a.in_proj_weight, a.in_proj_bias, a.out_proj.weight, a.out_proj.bias)
+            norms = (n[0].weight, n[0].bias, n[1].weight, n[1].bias)
+            inner = (layer.linear1.weight, layer.linear1.bias, layer.linear2.weight, layer.linear2.bias)
             return torch._transformer_encoder_layer_fwd(
-                x, 8, 2, a.in_proj_weight, a.in_proj_bias, a.out_proj.weight, a.out_proj.bias, False, False, 1e-5,
-                n[0].weight, n[0].bias, n[1].weight, n[1].bias, layer.linear1.weight, layer.linear1.bias,
-                layer.linear2.weight, layer.linear2.bias,
-            )  # fmt: skip
+                x, 8, 2, *projections, False, False, 1e-5, *norms, *inner
+            )
 
     model, x = (Fused() if fused else layer), torch.randn(3, 5, 8)
     assert dense(model, x) == encoder_by_hand(3, 5, 8, 16)

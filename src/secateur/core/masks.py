@@ -26,7 +26,7 @@ from secateur.errors import FormatError, MaskMismatchError, NothingToDoError, Un
 __all__ = ["MaskSummary", "Masks", "count_true"]
 
 _WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-_META = {"format": "secateur-masks", "version": "1"}
+_FORMAT, _VERSION = "secateur-masks", "1"  # one entry of metadata: safetensors writes several in any order
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class Masks(Mapping[str, torch.Tensor]):
 
     @torch.no_grad()
     def apply_(self, model: nn.Module) -> nn.Module:
-        """Set every removed weight to exactly 0.0, in place; returns the model. Checked first, so all or nothing."""
+        """Set every removed weight to exactly 0.0, in place, once all are checked; returns the model."""
         self.check(model)
         parameters = dict(model.named_parameters(remove_duplicate=False))
         for name, mask in self.items():
@@ -239,7 +239,7 @@ class Masks(Mapping[str, torch.Tensor]):
         return cls(found)
 
     def to_torch_prune_(self, model: nn.Module) -> nn.Module:
-        """Put the masks on the model in the form of `torch.nn.utils.prune` (custom_from_mask), in place."""
+        """Put the masks on the model as `torch.nn.utils.prune` holds them, in place."""
         from torch.nn.utils import prune as torch_prune
 
         self.check(model)
@@ -250,12 +250,15 @@ class Masks(Mapping[str, torch.Tensor]):
         return model
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the masks as safetensors, beside the target and renamed, so that no half file is ever seen."""
+        """Write the masks as safetensors, beside the target and renamed: no half file is ever seen."""
         from safetensors.torch import save
 
         target = Path(path)
         # Clones, as safetensors refuses two names for one memory, which masks of tied weights may well be.
-        data = save({name: mask.cpu().contiguous().clone() for name, mask in self.items()}, metadata=_META)
+        data = save(
+            {name: mask.cpu().contiguous().clone() for name, mask in self.items()},
+            metadata={_FORMAT: _VERSION},
+        )
         scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
             scratch.write_bytes(data)
@@ -273,15 +276,15 @@ class Masks(Mapping[str, torch.Tensor]):
         try:
             with safe_open(str(path), framework="pt", device=device) as file:
                 meta = file.metadata() or {}
-                if meta.get("format") != _META["format"]:
+                if _FORMAT not in meta:
                     raise FormatError(
-                        f"{path}: expected a file written by Masks.save (safetensors with "
-                        f"format=secateur-masks), got metadata {meta}"
+                        f"{path}: expected a file written by Masks.save (safetensors with {_FORMAT} in its "
+                        f"metadata), got metadata {meta}"
                     )
-                if meta.get("version") != _META["version"]:
+                if meta[_FORMAT] != _VERSION:
                     raise FormatError(
-                        f"{path}: expected version {_META['version']} of secateur-masks, got "
-                        f"{meta.get('version')!r}; write it again with this version"
+                        f"{path}: expected version {_VERSION} of {_FORMAT}, got {meta[_FORMAT]!r}; write it "
+                        "again with this version"
                     )
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
@@ -321,7 +324,7 @@ def count_true(mask: torch.Tensor) -> int:
 
 
 def _compact(mask: torch.Tensor) -> torch.Tensor:
-    """A mask without the axes it was expanded along, which say the same everywhere; it broadcasts to the mask."""
+    """A mask without the axes it was expanded along; it broadcasts to the mask."""
     for axis, stride in enumerate(mask.stride()):
         if stride == 0 and mask.shape[axis] > 1:
             mask = mask.narrow(axis, 0, 1)

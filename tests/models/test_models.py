@@ -169,20 +169,6 @@ def test_a_missing_library_is_named_with_the_extra_that_brings_it(monkeypatch, l
         models.build(f"{library}/resnet18")
 
 
-@pytest.fixture
-def torchvision():
-    """torchvision, whose compiled operators may be of another build than torch: their schemas are all it asks
-    for."""
-    try:
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    except RuntimeError:
-        library = None  # the operators are there
-    yield pytest.importorskip("torchvision", exc_type=(ImportError, RuntimeError))
-    del library
-
-
 SMALL = {"num_classes": 3, "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
 
 

@@ -121,8 +121,8 @@ class Memory:
     def digest(self) -> str:
         """SHA-256 over shape, pixels and labels."""
         whole = hashlib.sha256(repr(tuple(self.images.shape)).encode())
-        whole.update(self.images.contiguous().numpy())
-        whole.update(self.labels.contiguous().numpy())
+        whole.update(self.images.contiguous().numpy().data)
+        whole.update(self.labels.contiguous().numpy().data)
         return whole.hexdigest()
 
 
@@ -150,7 +150,7 @@ class Subset:
     def digest(self) -> str:
         """The content's hash and the indices'."""
         whole = hashlib.sha256(self.whole.digest().encode())
-        whole.update(self.index.numpy())
+        whole.update(self.index.numpy().data)
         return whole.hexdigest()
 
 

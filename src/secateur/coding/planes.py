@@ -156,7 +156,11 @@ class Block:
         around = sum(self._done[:4]), sum(self._done[4:8])
         sizes = [planes._size[spot, rows] if done else 0 for spot, done in zip(near, self._done)]
         zero = np.zeros(self.shape, dtype=np.int64)
-        cross, corner = sum(sizes[:4], zero), sum(sizes[4:8], zero)
+        cross, corner = zero, zero
+        for size in sizes[:4]:
+            cross = cross + size
+        for size in sizes[4:8]:
+            corner = corner + size
         self._sizes = sizes
         self.kernel = _EIGHT[self._ratio(planes._kernel[1, rows], tap)] if tap else zero
         self.cross = _EIGHT[self._ratio(cross, around[0])] if around[0] else zero

@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -194,7 +194,7 @@ class Writer:
         name = key.encode()
         self._section(TEXT, varint.write(len(name)) + name + value)
 
-    def add(self, entry: Entry, decoded: np.ndarray | bytes, method: int, parts: Sequence[bytes]) -> None:
+    def add(self, entry: Entry, decoded: Any, method: int, parts: Sequence[bytes]) -> None:
         """One tensor: `decoded` are the very bytes a reader will get, for the checksum of the content."""
         record = bytearray()
         if self._named:

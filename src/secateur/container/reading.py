@@ -38,7 +38,7 @@ def words_of(archive: sct.Archive) -> Iterator[tuple[sct.Record, np.ndarray]]:
         words = tensors.decode(record, kept)
         if record.index in kept:
             kept[record.index] = words
-        content = zlib.crc32(np.ascontiguousarray(words).reshape(-1).view(np.uint8), content)
+        content = zlib.crc32(np.ascontiguousarray(words).data, content)
         yield record, words
     if content != archive.content:
         raise FormatError(

@@ -201,7 +201,7 @@ def _to_wide(words: np.ndarray, narrow: str, wide: str) -> np.ndarray:
     return out.view(f"u{out.dtype.itemsize}")
 
 
-_GRID_HEAD = 17  # one byte of kind and two float64
+_GRID_HEAD = 9  # one byte of kind and two float32
 
 
 def grid(entry: Entry, words: np.ndarray, logarithmic: bool) -> tuple[int, list[bytes], np.ndarray]:
@@ -214,12 +214,12 @@ def grid(entry: Entry, words: np.ndarray, logarithmic: bool) -> tuple[int, list[
         step = np.log(ratio) if ratio > 1 else 1.0
         codes = np.where(size > 0, 1 + np.rint(np.log(np.maximum(size, low) / low) / step), 0)
         codes = np.clip(codes, 0, 127) + 128 * (values < 0)
-        head = b"\1" + np.array([low, ratio], dtype="<f8").tobytes()
+        head = b"\1" + np.array([low, ratio], dtype="<f4").tobytes()
     else:
         low, high = float(values.min()), float(values.max())
         step = (high - low) / 255 or 1.0
         codes = np.clip(np.rint((values - low) / step), 0, 255)
-        head = b"\0" + np.array([low, step], dtype="<f8").tobytes()
+        head = b"\0" + np.array([low, step], dtype="<f4").tobytes()
     stored = codes.astype(np.uint8)
     parts = [head, floats.encode(stored, False)]
     return sct.GRID, parts, _grid_table(memoryview(head), entry.name)[stored].reshape(words.shape)
@@ -229,7 +229,7 @@ def _grid_table(head: memoryview, where: str) -> np.ndarray:
     """The 256 words a grid can give: products and sums one after the other, so that every machine agrees."""
     if len(head) != _GRID_HEAD or head[0] > 1:
         raise FormatError(f"{where}: a grid of {len(head)} bytes, expected kind 0 or 1 and two numbers")
-    low, step = (float(x) for x in np.frombuffer(head[1:], dtype="<f8"))
+    low, step = (float(x) for x in np.frombuffer(head[1:], dtype="<f4"))
     if not (np.isfinite(low) and np.isfinite(step)):
         raise FormatError(f"{where}: a grid whose numbers are not finite")
     table = np.zeros(256)

@@ -1,0 +1,233 @@
+"""`inspect`: where every byte of a .sct file goes, by tensor and part, with bounds and formulas beside real
+sizes.
+
+>>> import pathlib, tempfile, torch
+>>> from secateur.container.archive import save
+>>> with tempfile.TemporaryDirectory() as folder:
+...     _ = save({"w": torch.tensor([[0.0, 0.5], [1.0, 0.5]] * 40)}, pathlib.Path(folder) / "m.sct")
+...     report = inspect(pathlib.Path(folder) / "m.sct")
+>>> report.rows[0].way, report.accounted == report.size
+('indexed', True)
+>>> sorted(report.parts)
+['checksums', 'codebooks', 'framing', 'indices', 'names']
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from secateur.coding import static
+from secateur.coding.huffman import Huffman
+from secateur.container import format as sct
+from secateur.container import tensors
+from secateur.container.reading import words_of
+
+__all__ = ["Report", "Row", "inspect"]
+
+# which line of the account a part of a record belongs to
+_LINES = {
+    "codebook": "codebooks",
+    "indices": "indices",
+    "mask": "masks",
+    "raw": "raw",
+    "packed": "packed",
+    "value": "constants",
+    "back": "references",
+    "dtype": "framing",
+    "grid": "codebooks",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor: what it is, how it is stored, and its bytes by part."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    way: str
+    dense: int
+    size: int
+    parts: dict[str, int]
+    zeros: int
+    """Elements that are zero."""
+    distinct: int | None
+    """Distinct values, where the tensor is stored as indices."""
+    entropy: int | None
+    """Bytes of the best code that knows each index's share and nothing else."""
+    huffman: float | None
+    """Bits a kept weight takes in a Huffman code of this tensor's indices."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The whole file: `print(report)` shows the table, `to_json()` has everything."""
+
+    path: Path
+    version: int
+    size: int
+    dense: int
+    parts: dict[str, int]
+    rows: tuple[Row, ...]
+    texts: tuple[str, ...]
+
+    @property
+    def accounted(self) -> int:
+        """The sum of all parts: the size of the file, always."""
+        return sum(self.parts.values())
+
+    @property
+    def ratio(self) -> float:
+        """Bytes of the tensors over bytes of the file."""
+        return self.dense / self.size
+
+    @property
+    def entropy(self) -> int:
+        """Entropy bound, in bytes, of all index streams."""
+        return sum(row.entropy or 0 for row in self.rows)
+
+    @property
+    def formula(self) -> float | None:
+        """The ratio as papers put it: 32 bits a weight over Huffman bits a kept weight. No mask, no codebook,
+        no rest.
+
+        Over the tensors stored as indices; None where there is none. Never a size on disk.
+        """
+        chosen = [row for row in self.rows if row.huffman is not None]
+        bits = sum((row.dense // _width(row) - row.zeros) * (row.huffman or 0.0) for row in chosen)
+        return sum(row.dense for row in chosen) * 8 / bits if bits else None
+
+    def to_json(self) -> str:
+        """Everything, as JSON."""
+        out: dict[str, Any] = {
+            "path": str(self.path),
+            "version": self.version,
+            "size": self.size,
+            "dense": self.dense,
+            "ratio": self.ratio,
+            "entropy": self.entropy,
+            "formula": self.formula,
+            "parts": self.parts,
+            "texts": list(self.texts),
+            "tensors": [asdict(row) for row in self.rows],
+        }
+        return json.dumps(out, indent=2)
+
+    def table(self) -> str:
+        """Every tensor and every part, as text."""
+        head = ("tensor", "shape", "stored as", "dense", "bytes", "bound", "ratio")
+        lines = [head]
+        for row in self.rows:
+            bound = f"{row.entropy:,}" if row.entropy is not None else "-"
+            shape = "x".join(map(str, row.shape)) or "scalar"
+            way = row.way if row.distinct is None else f"{row.way} {row.distinct}"
+            ratio = f"{row.dense / row.size:.2f}" if row.size else "-"
+            lines.append((row.name, shape, way, f"{row.dense:,}", f"{row.size:,}", bound, ratio))
+        lines.append(("", "", "", "", "", "", ""))
+        for part, size in sorted(self.parts.items(), key=lambda item: -item[1]):
+            lines.append((part, "", "", "", f"{size:,}", "", f"{100 * size / self.size:.1f} %"))
+        lines.append(
+            (
+                "file",
+                "",
+                f"version {self.version}",
+                f"{self.dense:,}",
+                f"{self.size:,}",
+                "",
+                f"{self.ratio:.2f}",
+            )
+        )
+        widths = [max(len(line[k]) for line in lines) for k in range(len(head))]
+        text = "\n".join(
+            "  ".join(
+                cell.ljust(w) if k < 3 else cell.rjust(w) for k, (cell, w) in enumerate(zip(line, widths))
+            ).rstrip()
+            for line in lines
+        )
+        notes = [f"indices: {self.parts.get('indices', 0):,} bytes, entropy bound {self.entropy:,}"]
+        if self.formula is not None:
+            notes.append(f"formula of the indexed tensors (no masks, codebooks, names): {self.formula:.2f}; ")
+            notes[-1] += f"on disk, everything: {self.ratio:.2f}"
+        return text + "\n" + "\n".join(notes)
+
+    __str__ = table
+
+
+def _width(row: Row) -> int:
+    return sct.DTYPES[row.dtype][1]
+
+
+def inspect(
+    path: str | os.PathLike[str],
+    names_from: list[sct.Entry] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Report:
+    """Read a whole file, check it, and account for every byte.
+
+    A file without names is accounted for too, but what its tensors hold is only known with `names_from`.
+    """
+    with open(path, "rb") as file:
+        archive = sct.Archive(file, names_from)
+        parts: Counter[str] = Counter()
+        rows = []
+        known = archive.named or names_from is not None
+        for record, words in words_of(archive) if known else ((record, None) for record in archive):
+            rows.append(_row(record, words))
+            parts["names"] += record.name_bytes
+            parts["framing"] += record.frame_bytes
+            for part, data in record.parts.items():
+                parts[_LINES[part]] += len(data)
+            if progress is not None:
+                progress(record.offset, archive.size, record.entry.name)
+        in_records = sum(parts.values())
+        texts = sum(len(key.encode()) + len(value) for key, value in archive.texts.items())
+        parts["checksums"] += 4 * len(archive.sections) + 4
+        if archive.texts:
+            parts["texts"] += texts
+        pads = sum(section.length for section in archive.sections if section.kind == sct.PAD)
+        if pads:
+            parts["padding"] += pads
+        parts["framing"] += archive.size - in_records - texts - pads - parts["checksums"]
+        return Report(
+            Path(path),
+            archive.version,
+            archive.size,
+            sum(row.dense for row in rows),
+            {name: size for name, size in parts.items() if size},
+            tuple(rows),
+            tuple(archive.texts),
+        )
+
+
+def _row(record: sct.Record, words: np.ndarray | None) -> Row:
+    entry = record.entry
+    distinct = entropy = huffman = None
+    if words is not None and record.method == sct.INDEXED and entry.numel:
+        values = tensors.read_codebook(record.parts["codebook"], entry, record.where)
+        few = tensors.levels_of(words, entry, most=len(values))
+        assert few is not None
+        distinct, levels = len(values), few[1].reshape(-1)
+        entropy = -int(-static.entropy(levels) * entry.numel // 8)
+        kept = levels[words.reshape(-1) != 0]
+        huffman = Huffman.of(kept).average(kept) if kept.size else None
+    return Row(
+        entry.name,
+        entry.dtype,
+        entry.shape,
+        sct.METHODS[record.method][0],
+        entry.nbytes if words is not None else 0,
+        record.nbytes,
+        {part: len(data) for part, data in record.parts.items()},
+        int((words == 0).sum()) if words is not None else 0,
+        distinct,
+        entropy,
+        huffman,
+    )

@@ -1,0 +1,198 @@
+"""`pack` and `unpack`: any checkpoint into a .sct file and back, one tensor in memory at a time.
+
+>>> import pathlib, tempfile, torch
+>>> from safetensors.torch import save_file
+>>> with tempfile.TemporaryDirectory() as folder:
+...     folder = pathlib.Path(folder)
+...     save_file({"w": torch.randn(100, 100)}, folder / "m.safetensors")
+...     packed = pack(folder / "m.safetensors", folder / "m.sct", lossless=True)
+...     back = unpack(folder / "m.sct", folder / "again.safetensors")
+...     (folder / "m.safetensors").read_bytes() == (folder / "again.safetensors").read_bytes()
+True
+>>> packed.ratio > 1
+True
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from secateur.container import format as sct
+from secateur.container import tensors
+from secateur.container.checkpoint import canonical_header, open_checkpoint
+from secateur.container.files import replacing
+from secateur.container.reading import words_of
+from secateur.errors import FormatError, NonFiniteError, NothingToDoError, OptionError
+
+__all__ = ["Packed", "Progress", "pack", "unpack"]
+
+Progress = Callable[[int, int, str], None]
+
+_LEAST_SHARED = 256  # smaller tensors are not worth a codebook
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What `pack` or `unpack` did: the file written, its bytes, and the bytes of the file read."""
+
+    path: Path
+    size: int
+    source: int
+    tensors: int
+
+    @property
+    def ratio(self) -> float:
+        """Bytes read over bytes written."""
+        return self.source / self.size
+
+
+def pack(
+    path_in: str | os.PathLike[str],
+    path_out: str | os.PathLike[str],
+    bits: int | None = None,
+    lossless: bool = False,
+    fast: bool = False,
+    progress: Progress | None = None,
+    method: str = "kmeans",
+) -> Packed:
+    """A .safetensors or .pt checkpoint as a .sct file.
+
+    `bits` shares the weights of every float tensor with two or more axes (K-means with 2**bits values a
+    tensor; zeros stay zeros); without it, or with `lossless`, every tensor comes back bit for bit, and from a
+    .safetensors file so does the file. `fast` uses the static model. `progress(bytes done, bytes in all,
+    tensor)` is called per tensor.
+    """
+    if lossless and bits is not None:
+        raise OptionError(f"lossless and bits={bits} exclude each other; choose one")
+    if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8):
+        raise OptionError(f"bits: expected a whole number from 1 to 8, got {bits!r}")
+    coder = "fast" if fast else "mixed"
+    done = shared = 0
+    with open_checkpoint(path_in) as checkpoint, replacing(path_out) as file:
+        total = sum(entry.nbytes for entry in checkpoint.entries)
+        writer = sct.Writer(file)
+        if checkpoint.header is not None:
+            _write_header(writer, checkpoint.header, checkpoint.entries, checkpoint.metadata)
+        for index, entry in enumerate(checkpoint.entries):
+            words = checkpoint.words(index)
+            if bits is not None and _sharable(entry):
+                words = _share(entry, words, bits, method)
+                shared += 1
+            parts = tensors.encode(entry, words, coder, writer.memory)
+            writer.add(entry, np.ascontiguousarray(words).reshape(-1).view(np.uint8), *parts)
+            done += entry.nbytes
+            if progress is not None:
+                progress(done, total, entry.name)
+        if bits is not None and not shared:
+            raise NothingToDoError(
+                f"{path_in}: no float tensor with two axes and {_LEAST_SHARED} weights to share; leave bits "
+                f"out"
+            )
+        writer.finish()
+        count = len(checkpoint.entries)
+    return Packed(Path(path_out), writer.written, Path(path_in).stat().st_size, count)
+
+
+def _write_header(
+    writer: sct.Writer, header: bytes, entries: list[sct.Entry], metadata: Mapping[str, str]
+) -> None:
+    """What it takes to write the same safetensors header again: its metadata if it is a plain one, else all
+    of it.
+    """
+    if header == canonical_header(entries, metadata):
+        text = (
+            json.dumps(dict(metadata), separators=(",", ":"), ensure_ascii=False).encode()
+            if metadata
+            else b""
+        )
+        writer.text("metadata", tensors.text(text))
+    else:
+        writer.text("header", tensors.text(header))
+
+
+def _sharable(entry: sct.Entry) -> bool:
+    return entry.dtype in ("F32", "F16", "BF16") and len(entry.shape) > 1 and entry.numel >= _LEAST_SHARED
+
+
+def _share(entry: sct.Entry, words: np.ndarray, bits: int, method: str) -> np.ndarray:
+    """The tensor with its weights replaced by the nearest of 2**bits values; zeros stay."""
+    import torch
+
+    from secateur import quantize
+    from secateur.container.arrays import to_tensor, to_words
+
+    tensor = to_tensor(entry, words)
+    if not bool(torch.isfinite(tensor).all()):
+        raise NonFiniteError(
+            f"tensor {entry.name!r}: holds NaN or infinity; share finite weights, or pack lossless"
+        )
+    kept = tensor != 0
+    weights = tensor[kept]
+    if not weights.numel():
+        return words
+    palette = quantize.registry.make(method, bits=bits).palette(
+        entry.name, weights, tensor.numel() - weights.numel(), seed=0
+    )
+    values = torch.from_numpy(palette.values).to(tensor.dtype)
+    tensor[kept] = values[palette.assign(weights)]
+    return to_words(entry.name, tensor)[1]
+
+
+def unpack(
+    path_in: str | os.PathLike[str],
+    path_out: str | os.PathLike[str],
+    progress: Progress | None = None,
+) -> Packed:
+    """A .sct file as .safetensors; what was packed from .safetensors without loss has the same bytes again."""
+    with open(path_in, "rb") as source:
+        archive = sct.Archive(source)
+        if not archive.named:
+            raise FormatError(
+                f"{path_in}: the file leaves its names to a model; load it with sc.load(..., into=model) "
+                f"instead"
+            )
+        entries = [record.entry for record in archive]
+        header = _read_header(archive, entries)
+        total, done = sum(entry.nbytes for entry in entries), 0
+        with replacing(path_out) as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            for record, words in words_of(archive):
+                file.write(np.ascontiguousarray(words.astype(words.dtype.newbyteorder("<"), copy=False)).data)
+                done += record.entry.nbytes
+                if progress is not None:
+                    progress(done, total, record.entry.name)
+            size = file.tell()
+    return Packed(Path(path_out), size, archive.size, len(entries))
+
+
+def _read_header(archive: sct.Archive, entries: list[sct.Entry]) -> bytes:
+    if "header" not in archive.texts:
+        raw = tensors.read_text(archive.texts.get("metadata", b"\0"), "the metadata") or b"{}"
+        try:
+            metadata = json.loads(raw)
+            plain = isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
+        except ValueError:
+            plain = False
+        if not plain:
+            raise FormatError("the metadata is not a JSON object of texts")
+        return canonical_header(entries, metadata)
+    header = tensors.read_text(archive.texts["header"], "the safetensors header")
+    try:
+        fields = {k: v for k, v in json.loads(header).items() if k != "__metadata__"}
+        told = {k: (v["dtype"], tuple(v["shape"]), tuple(v["data_offsets"])) for k, v in fields.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise FormatError("the safetensors header cannot be read") from None
+    at = 0
+    for entry in entries:
+        if told.pop(entry.name, None) != (entry.dtype, entry.shape, (at, at + entry.nbytes)):
+            raise FormatError(f"the safetensors header does not fit tensor {entry.name!r}")
+        at += entry.nbytes
+    if told:
+        raise FormatError(f"the safetensors header names tensors the file does not hold: {sorted(told)[:3]}")
+    return header

@@ -30,6 +30,8 @@ __all__ = ["call", "describe", "device_of", "evaluating", "moved", "sync"]
 
 def device_of(model: nn.Module) -> torch.device:
     """Where the model lives: the device of its first parameter or buffer."""
+    if not isinstance(model, nn.Module):
+        raise DataError(f"expected a torch.nn.Module to measure, got {type(model).__name__}")
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
@@ -66,7 +68,6 @@ def sync(device: torch.device) -> None:
 @contextmanager
 def evaluating(model: nn.Module, example: Any = None) -> Iterator[Any]:
     """Evaluation mode, no gradients; yields the example on the model's device; all is put back on leaving."""
-    if not isinstance(model, nn.Module):
-        raise DataError(f"expected a torch.nn.Module to measure, got {type(model).__name__}")
+    device = device_of(model)
     with undisturbed(model, mode="eval"), torch.no_grad():
-        yield moved(example, device_of(model))
+        yield moved(example, device)

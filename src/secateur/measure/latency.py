@@ -158,7 +158,7 @@ def _prepared(
             return (time.perf_counter() - start) / count
 
     warm, settled = _warm(passes, warmup)
-    count = max(1, math.ceil(_SHORTEST / max(warm[-1], 1e-9)))
+    count = max(1, math.ceil(_SHORTEST / max(min(warm), 1e-9)))
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     notes = [f"on {_device_name(device)}{threads}, {len(warm)} passes to warm up, {count} passes a reading"]
     if not settled:

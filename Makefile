@@ -11,6 +11,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $(STAMP)
 
+demo: $(STAMP)
+	$(BIN)/secateur demo
+
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m "not zoo"
 
@@ -26,6 +29,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check src tests benchmarks attacks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

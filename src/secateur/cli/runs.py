@@ -150,9 +150,18 @@ def demo(
     if json or dry_run:
         _carry_out(recipe, store, 1, dry_run, json, None if dry_run else out, quiet)
         return
-    from secateur.lab import demonstration
+    import textwrap
 
-    demonstration.show(recipe, store, out, quiet)
+    from secateur.lab import demonstration
+    from secateur.lab.progress import display
+    from secateur.lab.store import Store
+
+    opened = Store(store)
+    ran = demonstration.demonstrate(recipe, opened, out, display(quiet))
+    show_table(demonstration.HEAD, demonstration.table(ran.measurements), right=(1, 2, 3))
+    for paragraph in demonstration.statement(ran, opened, out).splitlines():
+        print()
+        print(textwrap.fill(paragraph, 100))
 
 
 def runs(store: StoreFolder = _STORE, json: Json = False, debug: Debug = False) -> None:

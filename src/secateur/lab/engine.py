@@ -52,6 +52,13 @@ class Ran:
     seconds: float
     failures: tuple[tuple[int, str], ...] = ()
 
+    def lines(self, store: Store, trial: int = 0) -> dict[str, str]:
+        """What each step of a trial said of itself, by label."""
+        found = {step.label: store.outcome(step.key) for step in self.plan.trials[trial].steps}
+        return {
+            label: str(outcome.log.get("line", "")) for label, outcome in found.items() if outcome is not None
+        }
+
 
 @contextlib.contextmanager
 def _threads(count: int) -> Iterator[None]:

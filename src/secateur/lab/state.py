@@ -132,5 +132,3 @@ def revive(stored: Mapping[str, Any], objects: Objects, build: Callable[[], nn.M
         state.codebooks = _put_together(read_tensors(get(stored["codebooks"])), rest)
     state.files = {name: get(place) for name, place in stored.get("files", {}).items()}
     return state
-
-

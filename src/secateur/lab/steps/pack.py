@@ -1,7 +1,7 @@
 """`pack`: write one .sct file, load it back into a freshly built model, and go on with what came back.
 
-Without `batch_norm` and `precision` the file is lossless, and a tensor that does not come back bit for bit fails the
-step.
+Without `batch_norm` and `precision` the file is lossless, and a tensor that does not come back bit for bit
+fails the step.
 
 >>> Pack(file="small.sct").file
 'small.sct'
@@ -32,7 +32,9 @@ class Pack(Base):
     file: str = Field("model.sct", description="the file's name among the results")
     batch_norm: str | int | None = Field(None, description="fold batch norm: fp32, fp16, bf16, or 8 bits")
     precision: str | None = Field(None, description="store what is not shared narrower: fp16 or bf16")
-    names: str = Field("file", description="file: names are in the file; model: the model it is loaded into has them")
+    names: str = Field(
+        "file", description="file: names are in the file; model: the model it is loaded into has them"
+    )
 
     def check(self, model: nn.Module, before: list[str]) -> None:
         """The file's name stays inside the results' folder."""
@@ -54,17 +56,24 @@ class Pack(Base):
         changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
         if lossless and changed:
             raise ProofError(
-                f"step {self.label!r}: {changed[0]!r} came back from the file different ({len(changed)} tensors in "
+                f"step {self.label!r}: {changed[0]!r} came back from the file different ({len(changed)} "
+                "tensors in "
                 "all); the file was not kept"
             )
         measured = Measurements(
             [
-                Measurement("file_bytes", len(data), "B", "bytes of the .sct file on disk, everything included"),
-                Measurement("tensor_bytes", saved.dense, "B", "bytes of the same tensors as they lie in memory"),
+                Measurement(
+                    "file_bytes", len(data), "B", "bytes of the .sct file on disk, everything included"
+                ),
+                Measurement(
+                    "tensor_bytes", saved.dense, "B", "bytes of the same tensors as they lie in memory"
+                ),
                 Measurement("file_ratio", saved.ratio, "x", "tensor_bytes over file_bytes"),
             ]
         )
-        same = "every tensor came back bit for bit" if lossless else f"{len(changed)} tensors rounded as asked"
+        same = (
+            "every tensor came back bit for bit" if lossless else f"{len(changed)} tensors rounded as asked"
+        )
         files = {**state.files, self.file: data}
         codebooks = {name: book for name, book in state.codebooks.items() if name not in changed}
         after = State(model, masks=state.masks, codebooks=codebooks, plan=state.plan, files=files)

@@ -1,0 +1,60 @@
+"""`shrink`: pruned channels really leave the model; a proof that it still computes the same goes with it.
+
+>>> Shrink(round_to=8).round_to
+8
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from secateur.core.measurement import Measurement, Measurements
+from secateur.errors import NothingToDoError, OptionError
+from secateur.lab.state import State
+from secateur.lab.steps import Base, Result, Work
+from secateur.shrink import shrink
+
+__all__ = ["Shrink"]
+
+
+class Shrink(Base):
+    """Cut out of the model what the masks remove from every tensor that knows of it."""
+
+    coupling: str = Field("union", description="union: masks chosen in any way; coupled: masks that agree")
+    round_to: int | None = Field(None, description="keep widths at a multiple of this")
+    at_least: int = Field(1, ge=1, description="units of a group that stay")
+    tolerance: float = Field(1e-6, gt=0, description="largest difference the proof allows, in float64")
+    across_norm: bool = Field(
+        False, description="also cut axes that cross a LayerNorm; no equality holds then"
+    )
+
+    def run(self, state: State, work: Work) -> Result:
+        """Shrink; the optimizer of a later training starts on the smaller tensors."""
+        if state.masks is None:
+            raise NothingToDoError(
+                f"step {self.label!r}: nothing was pruned before it, so no channel can leave"
+            )
+        if state.plan is not None:
+            raise OptionError(
+                f"step {self.label!r}: the model was shrunk before, and a file holds one plan only; prune "
+                "all "
+                "channels first, then shrink once"
+            )
+        small = shrink(
+            state.model,
+            state.masks,
+            work.data.example,
+            coupling=self.coupling,
+            round_to=self.round_to,
+            at_least=self.at_least,
+            tolerance=self.tolerance,
+            across_norm=self.across_norm,
+        )
+        before = sum(parameter.numel() for parameter in state.model.parameters())
+        after = sum(parameter.numel() for parameter in small.model.parameters())
+        text = "largest difference of masked and shrunk model over the largest output, both in float64"
+        measured = Measurement("proof_error", float(small.proof.error), "", text, notes=(str(small.proof),))
+        masks = small.masks if small.masks.kept < small.masks.numel else None  # all that was masked has left
+        state = State(small.model, masks=masks, plan=small.plan.to_json())
+        line = f"{before:,} parameters to {after:,}; {small.proof}"
+        return Result(state, Measurements([measured]), {}, line)

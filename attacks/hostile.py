@@ -1,0 +1,172 @@
+"""Mutations of .sct files, and the judge: a hostile file ends in a `FormatError`, soon, in little memory.
+
+`sample()` is a small honest file with every way of storing a tensor. `reseal` mends the checksums of a mutated file, so
+that what lies behind them is attacked too.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+import zlib
+
+import numpy as np
+
+from secateur.coding import indices, varint
+from secateur.container import format as sct
+from secateur.container import tensors
+from secateur.container.format import Archive, Entry, Writer
+from secateur.container.reading import words_of
+from secateur.errors import FormatError
+
+MAGIC_SIZE = 5
+
+
+def numbers(count: int, seed: int) -> np.ndarray:
+    """Whole numbers from a generator of our own, so that they are the same everywhere for ever."""
+    out, state = [], seed
+    for _ in range(count):
+        state = (state * 6364136223846793005 + 1442695040888963407) % (1 << 64)
+        out.append(state >> 40)
+    return np.array(out, dtype=np.int64)
+
+
+def bell(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Numbers around zero, more near it than far away: sums of four even ones, exact in float32."""
+    count = int(np.prod(shape))
+    total = numbers(4 * count, seed).reshape(4, -1).sum(axis=0) - (1 << 25)
+    return (total.astype(np.float32) / np.float32(1 << 24)).reshape(shape)
+
+
+def sample() -> bytes:
+    """An honest file: every method, both models of indices, a step codebook, a text."""
+    file = io.BytesIO()
+    writer = Writer(file)
+    writer.text("plan", tensors.text(b'{"keep": {"conv.weight": {"0": [0, 1, 3, 4, 5, 7]}}, "version": 1}' * 3))
+
+    def add(name: str, dtype: str, words: np.ndarray, way: tuple[int, list[bytes]]) -> None:
+        entry = Entry(name, dtype, words.shape)
+        writer.add(entry, words.tobytes(), *way)
+
+    conv = np.round(bell((8, 4, 3, 3), 1) * 6).astype(np.float32) / np.float32(8)
+    words = conv.view(np.uint32)
+    entry = Entry("conv.weight", "F32", conv.shape)
+    add("conv.weight", "F32", words, tensors.encode(entry, words, "mixed", writer.memory))
+    add("conv.tied", "F32", words, (sct.SAME, [varint.write(1)]))
+    values = bell((7,), 5)[np.abs(numbers(60, 6)) % 7].reshape(6, 10)
+    words = values.view(np.uint32)
+    entry = Entry("fc.weight", "F32", words.shape)
+    few = tensors.levels_of(words, entry)
+    assert few is not None
+    add("fc.weight", "F32", words, tensors.indexed(entry, *few, "fast", writer.memory))
+    add("fc.again", "F32", words, tensors.indexed(entry, *few, "mixed", writer.memory))
+    sparse = bell((20, 8), 7)
+    sparse[np.abs(sparse) < 0.5] = 0
+    words = sparse.view(np.uint32)
+    mask = (words != 0).astype(np.int32)
+    kept = tensors.floats.encode(words[words != 0], True)
+    stream = indices.encode(mask, 2, 0, "mixed", writer.memory)
+    add("sparse", "F32", words, (sct.SPARSE, [stream, kept]))
+    words = (bell((120,), 8) * 0.01).view(np.uint32)
+    add("dense", "F32", words, (sct.PACKED, [tensors.floats.encode(words, True)]))
+    add("dense.raw", "F32", words[:3], (sct.RAW, [words[:3].tobytes()]))
+    add("zeros", "BF16", np.zeros((3, 5), dtype=np.uint16), (sct.ZERO, []))
+    add("steps", "I64", np.full((), 4000, dtype=np.uint64), (sct.CONST, [np.uint64(4000).tobytes()]))
+    entry = Entry("scale", "F32", (40,))
+    method, parts, words = tensors.cast(entry, np.abs(bell((40,), 9)).view(np.uint32), "F16")
+    add("scale", "F32", words, (method, parts))
+    for name, logarithmic in (("bn.weight", True), ("bn.bias", False)):
+        entry = Entry(name, "F32", (24,))
+        method, parts, words = tensors.grid(entry, bell((24,), 10).view(np.uint32), logarithmic)
+        add(name, "F32", words, (method, parts))
+    writer.finish()
+    return file.getvalue()
+
+
+def sections(data: bytes) -> list[tuple[int, int, int]]:
+    """(start, start of payload, end of payload) of the sections, as far as they can be followed."""
+    out, at = [], MAGIC_SIZE
+    while at < len(data):
+        reader = varint.Reader(data[at + 1 :], "section")
+        try:
+            length = reader.varint()
+        except FormatError:
+            break
+        begin = at + 1 + reader.at
+        if begin + length + 4 > len(data):
+            break
+        out.append((at, begin, begin + length))
+        at = begin + length + 4
+    return out
+
+
+def reseal(data: bytes) -> bytes:
+    """The same file with checksums that fit what it now holds."""
+    out = bytearray(data)
+    crc = zlib.crc32(out[:MAGIC_SIZE])
+    for start, _, end in sections(data):
+        crc = zlib.crc32(out[start:end], crc)
+        out[end : end + 4] = crc.to_bytes(4, "little")
+    return bytes(out)
+
+
+def mutate(data: bytes, rng: random.Random) -> bytes:
+    """One to four small damages: bits, bytes, runs cut, doubled, moved, or numbers made huge."""
+    out = bytearray(data)
+    for _ in range(rng.choice((1, 1, 1, 2, 4))):
+        at = rng.randrange(len(out))
+        kind = rng.randrange(7)
+        if kind == 0:
+            out[at] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            out[at] = rng.randrange(256)
+        elif kind == 2:
+            del out[at : at + rng.randrange(1, 9)]
+        elif kind == 3:
+            out[at:at] = bytes(rng.randrange(256) for _ in range(rng.randrange(1, 9)))
+        elif kind == 4:
+            run = out[at : at + rng.randrange(1, 40)]
+            place = rng.randrange(len(out))
+            out[place:place] = run
+        elif kind == 5:
+            out[at:at] = b"\xff\xff\xff\xff\xff\xff\xff\x7f"
+        else:
+            out[at : at + 8] = bytes(8)
+        if len(out) < 8:
+            return bytes(out)
+    return bytes(out)
+
+
+def mutate_within(data: bytes, rng: random.Random) -> bytes:
+    """Damage inside one section only, its length mended, all checksums mended: the parsers behind them are the target."""
+    found = sections(data)
+    start, begin, end = rng.choice(found)
+    payload = mutate(data[begin:end], rng) if end > begin else b"\xff"
+    whole = data[: start + 1] + varint.write(len(payload)) + payload + data[end:]
+    return reseal(whole)
+
+
+def read(data: bytes) -> dict[str, bytes]:
+    """Everything in a file, fully decoded."""
+    archive = Archive(io.BytesIO(data))
+    for key, value in archive.texts.items():
+        tensors.read_text(value, key)
+    return {record.entry.name: words.tobytes() for record, words in words_of(archive)}
+
+
+def judge(data: bytes, honest: dict[str, bytes], resealed: bool = False) -> str:
+    """'refused' or 'same'; anything else (a crash, other content) raises.
+
+    Whoever mends all checksums can write any valid file, so a `resealed` one may also be 'another'.
+    """
+    try:
+        content = read(data)
+    except FormatError as error:
+        if not str(error):
+            raise AssertionError("a refusal must say what is wrong") from error
+        return "refused"
+    if content != honest:
+        if resealed:
+            return "another"
+        raise AssertionError("a damaged file was accepted with other content")
+    return "same"

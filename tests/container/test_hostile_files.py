@@ -1,0 +1,214 @@
+"""Damaged and hostile files end in a FormatError that says what and where, soon and in little memory."""
+
+from __future__ import annotations
+
+import io
+import random
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from secateur.coding import varint
+from secateur.container import format as sct
+from secateur.container import tensors
+from secateur.container.format import Archive, Entry, Writer
+from secateur.errors import FormatError
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from attacks import hostile
+
+
+@pytest.fixture(scope="module")
+def honest() -> tuple[bytes, dict[str, bytes]]:
+    data = hostile.sample()
+    return data, hostile.read(data)
+
+
+def test_the_sample_uses_every_way_of_storing(honest: tuple[bytes, dict[str, bytes]]) -> None:
+    records = Archive(io.BytesIO(honest[0])).records()
+    assert {record.method for record in records} == set(sct.METHODS)
+    models = {bytes(r.parts["indices"])[0] for r in records if r.method == sct.INDEXED}
+    assert models == {0, 1}
+
+
+def test_every_flipped_bit_is_found(honest: tuple[bytes, dict[str, bytes]]) -> None:
+    data, _ = honest
+    for at in range(len(data)):
+        for bit in range(8):
+            bad = bytearray(data)
+            bad[at] ^= 1 << bit
+            with pytest.raises(FormatError):
+                hostile.read(bytes(bad))
+
+
+def test_every_truncation_is_found(honest: tuple[bytes, dict[str, bytes]]) -> None:
+    data, _ = honest
+    for length in range(len(data)):
+        with pytest.raises(FormatError):
+            hostile.read(data[:length])
+
+
+def test_bytes_after_the_end_are_found(honest: tuple[bytes, dict[str, bytes]]) -> None:
+    with pytest.raises(FormatError, match="follow the end section"):
+        hostile.read(honest[0] + b"\0")
+
+
+def test_ten_thousand_mutations_are_refused(honest: tuple[bytes, dict[str, bytes]]) -> None:
+    data, content = honest
+    rng = random.Random(20)
+    for _ in range(10_000):
+        hostile.judge(hostile.mutate(data, rng), content)
+
+
+def test_mutations_behind_mended_checksums(honest: tuple[bytes, dict[str, bytes]]) -> None:
+    data, content = honest
+    rng = random.Random(21)
+    seen = []
+    for _ in range(600):
+        began = time.perf_counter()
+        seen.append(hostile.judge(hostile.mutate_within(data, rng), content, resealed=True))
+        assert time.perf_counter() - began < 5  # one second where nothing else runs
+    assert seen.count("refused") > 400
+
+
+def test_memory_of_mended_mutations(honest: tuple[bytes, dict[str, bytes]]) -> None:
+    data, content = honest
+    rng = random.Random(22)
+    tracemalloc.start()
+    try:
+        for _ in range(60):
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+            hostile.judge(hostile.mutate_within(data, rng), content, resealed=True)
+            assert tracemalloc.get_traced_memory()[1] - before < 64 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_sections_cannot_trade_places_or_come_twice(honest: tuple[bytes, dict[str, bytes]]) -> None:
+    data, _ = honest
+    (h0, _, h1), (t0, _, t1), (s0, _, s1), (e0, _, e1) = hostile.sections(data)
+    head, text, body, end = data[h0 : h1 + 4], data[t0 : t1 + 4], data[s0 : s1 + 4], data[e0 : e1 + 4]
+    magic = data[:5]
+    for order in ([head, body, text, end], [head, text, body, body, end], [head, body, end], [head, text, end]):
+        with pytest.raises(FormatError, match="checksum"):
+            hostile.read(magic + b"".join(order))
+
+
+def one_tensor(shape: tuple[int, ...], method: int, parts: list[bytes], dtype: str = "F32") -> bytes:
+    """A file with well-formed sections whose one tensor claims `shape`."""
+    file = io.BytesIO()
+    writer = Writer(file)
+    writer.add(Entry("w", dtype, ()), b"", method, parts)
+    writer.finish()
+    data = file.getvalue()
+    plain = varint.write(0) + varint.write(1) + b"w" + bytes([sct.DTYPES[dtype][0]])
+    (_, _, _), (start, begin, end), _ = hostile.sections(data)
+    claimed = plain + varint.write(len(shape)) + b"".join(map(varint.write, shape))
+    payload = data[begin:end].replace(plain + b"\0", claimed)
+    return hostile.reseal(data[: start + 1] + varint.write(len(payload)) + payload + data[end:])
+
+
+@pytest.mark.parametrize("shape", [(1 << 60,), (1 << 30, 1 << 30), (1 << 62, 1 << 62), (0, 1 << 62), (1 << 24, 4)])
+@pytest.mark.parametrize("method", [sct.ZERO, sct.CONST, sct.PACKED, sct.INDEXED, sct.SPARSE, sct.RAW])
+def test_claims_of_endless_tensors(shape: tuple[int, ...], method: int) -> None:
+    parts = {
+        sct.ZERO: [],
+        sct.CONST: [bytes(4)],
+        sct.PACKED: [b"\1\2\0\0"],
+        sct.INDEXED: [b"\0\2" + bytes(8), b"\1\1"],
+        sct.SPARSE: [b"\1\1", b""],
+        sct.RAW: [bytes(40)],
+    }[method]
+    data = one_tensor(shape, method, parts)
+    tracemalloc.start()
+    began = time.perf_counter()
+    try:
+        with pytest.raises(FormatError, match="w"):
+            hostile.read(data)
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+    assert time.perf_counter() - began < 5
+
+
+def test_a_short_stream_cannot_ask_for_much_work() -> None:
+    stream = b"\1\1" + bytes(100)
+    data = one_tensor((1000, 1000), sct.INDEXED, [tensors.codebook(np.array([0.0, 1.0], np.float32).view(np.uint32), Entry("w", "F32", ())), stream])
+    with pytest.raises(FormatError, match="at least 7781 bytes, got 102"):
+        hostile.read(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: b"GIF89a" + d[6:], "not a .sct file"),
+        (lambda d: b"", "not a .sct file"),
+        (lambda d: d[:4], "before its version"),
+        (lambda d: hostile.reseal(d[:4] + b"\2" + d[5:]), "version 2, this reader knows version 1"),
+        (lambda d: hostile.reseal(d[:5] + b"\x09" + d[6:]), "kind 9"),
+        (lambda d: hostile.reseal(d[:7] + b"\x07" + d[8:]), "flags 7"),
+    ],
+)
+def test_messages_of_wrong_beginnings(honest: tuple[bytes, dict[str, bytes]], change: object, message: str) -> None:
+    with pytest.raises(FormatError, match=message):
+        hostile.read(change(honest[0]))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (b"\xff\xfe", "not UTF-8"),
+        (b"a\0b", "zero character"),
+        (b"x" * 5000, "the length of a name is 5000, at most 4096"),
+    ],
+)
+def test_hostile_names(name: bytes, message: str) -> None:
+    data = one_tensor((), sct.ZERO, [])
+    (_, _, _), (start, begin, end), _ = hostile.sections(data)
+    payload = b"\1\0" + varint.write(len(name)) + name + b"\0\0\1"
+    bad = hostile.reseal(data[: start + 1] + varint.write(len(payload)) + payload + data[end:])
+    with pytest.raises(FormatError, match=message):
+        hostile.read(bad)
+
+
+def test_names_that_look_like_paths_are_only_names() -> None:
+    file = io.BytesIO()
+    writer = Writer(file)
+    for name in ("../../etc/passwd", "C:\\x", "", "a/b", "é\n"):
+        writer.add(Entry(name, "U8", (1,)), b"\0", sct.ZERO, [])
+    writer.finish()
+    assert list(hostile.read(file.getvalue())) == ["../../etc/passwd", "C:\\x", "", "a/b", "é\n"]
+
+
+def test_a_name_twice_is_refused() -> None:
+    file = io.BytesIO()
+    writer = Writer(file)
+    for _ in range(2):
+        writer.add(Entry("w", "U8", (1,)), b"\0", sct.ZERO, [])
+    writer.finish()
+    with pytest.raises(FormatError, match="'w' comes twice"):
+        hostile.read(file.getvalue())
+
+
+def test_wrong_content_behind_right_checksums_is_refused() -> None:
+    file = io.BytesIO()
+    writer = Writer(file)
+    writer.add(Entry("w", "U8", (1,)), b"\1", sct.ZERO, [])
+    writer.finish()
+    with pytest.raises(FormatError, match="the file promises"):
+        hostile.read(file.getvalue())
+
+
+def test_sections_that_overlap_are_refused(honest: tuple[bytes, dict[str, bytes]]) -> None:
+    """A length that reaches into the next section: the checksum of what lies there cannot fit."""
+    data, _ = honest
+    (_, _, _), (start, begin, end), *_ = hostile.sections(data)
+    longer = data[: start + 1] + varint.write(end - begin + 20) + data[begin:]
+    with pytest.raises(FormatError):
+        hostile.read(longer)

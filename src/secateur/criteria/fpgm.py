@@ -66,7 +66,7 @@ def _in_space(rows: torch.Tensor) -> torch.Tensor:
     """Sums of Euclidean distances between rows, block by block, each pair once."""
     squares = (rows * rows).sum(dim=1)
     # Distances are wanted to scale-free accuracy, so bring the rows into a range where squares are safe.
-    peak = float(rows.abs().max())
+    peak = max(abs(float(edge)) for edge in torch.aminmax(rows))
     if peak == 0.0:
         return torch.zeros_like(squares)
     if not 1e-12 < peak < 1e12:

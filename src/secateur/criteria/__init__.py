@@ -47,10 +47,10 @@ class Base(ABC):
         return units.sum(dim=1, dtype=torch.float32 if narrow else None)
 
     def of_weights(self, units: torch.Tensor) -> torch.Tensor | None:
-        """The worth of each unit straight from its weights, [units, elements] -> [units]; None when that cannot be.
+        """The worth of each unit from its weights, [units, elements] -> [units]; None when that cannot be.
 
-        A shortcut past `scores` for criteria that look at nothing but a unit's own weights. It must give exactly what
-        `scores` and `reduce` would.
+        A shortcut past `scores` for criteria that look at nothing but a unit's own weights. It must give
+        exactly what `scores` and `reduce` would.
         """
         return None
 

@@ -1,3 +1,106 @@
-"""Verbs on files of weights: `pack`, `unpack`, `inspect`."""
+"""Verbs on files of weights: `pack`, `unpack`, `inspect`. No model class is needed."""
 
-VERBS = ()
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secateur.cli.options import Debug, Json
+from secateur.cli.output import print_json
+from secateur.errors import DataError
+
+__all__ = ["VERBS"]
+
+Told = Callable[[int, int, str], None]
+
+
+@contextlib.contextmanager
+def _bar(quiet: bool) -> Iterator[Told | None]:
+    """A bar of bytes on standard error, where that is a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.fields[name]}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("", name="", total=None)
+        yield lambda done, total, name: bars.update(task, completed=done, total=total, name=name)
+
+
+_Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+_Sct = Annotated[Path, typer.Argument(help="A .sct file.", show_default=False)]
+
+
+def _there(path: Path) -> Path:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    return path
+
+
+def pack(
+    source: Annotated[Path, typer.Argument(help="A .safetensors or .pt file.", show_default=False)],
+    target: Annotated[Path, typer.Argument(help="The .sct file to write.", show_default=False)],
+    bits: Annotated[
+        int | None,
+        typer.Option(
+            "--bits", min=1, max=8, help="Share weights: 2**bits values a tensor. Default: lossless."
+        ),
+    ] = None,
+    lossless: Annotated[
+        bool, typer.Option("--lossless", help="Every tensor comes back bit for bit.")
+    ] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="The quick coder: a somewhat larger file.")] = False,
+    json: Json = False,
+    quiet: _Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write any checkpoint as one small file."""
+    from secateur.container.pack import pack as write
+
+    with _bar(quiet) as told:
+        done = write(source, target, bits=bits, lossless=lossless, fast=fast, progress=told)
+    if json:
+        print_json(
+            {"file": str(done.path), "bytes": done.size, "source_bytes": done.source, "ratio": done.ratio}
+        )
+        return
+    print(
+        f"{done.path}: {done.size:,} bytes from {done.source:,} ({done.ratio:.2f}x), {done.tensors} tensors"
+    )
+
+
+def unpack(
+    source: _Sct,
+    target: Annotated[Path, typer.Argument(help="The .safetensors file to write.", show_default=False)],
+    json: Json = False,
+    quiet: _Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write a .sct file's tensors as safetensors."""
+    from secateur.container.pack import unpack as write
+
+    with _bar(quiet) as told:
+        done = write(_there(source), target, progress=told)
+    if json:
+        print_json({"file": str(done.path), "bytes": done.size, "source_bytes": done.source})
+        return
+    print(f"{done.path}: {done.size:,} bytes, {done.tensors} tensors")
+
+
+def inspect(file: _Sct, json: Json = False, quiet: _Quiet = False, debug: Debug = False) -> None:
+    """Where every byte of a .sct file goes, with bounds and formulas beside the real sizes."""
+    from secateur.container.inspection import inspect as look
+
+    with _bar(quiet) as told:
+        report = look(_there(file), progress=told)
+    print(report.to_json() if json else report.table())
+
+
+VERBS = (pack, unpack, inspect)

@@ -1,3 +1,220 @@
-"""Verbs on a model: `measure`."""
+"""Verbs on a model given by name: `measure`, `explain`, `shrink`."""
 
-VERBS = ()
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from secateur.cli.options import Debug, Device, Example, Json, Seed
+from secateur.cli.output import print_json, show_table
+from secateur.errors import OptionError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["VERBS"]
+
+_Model = Annotated[
+    str,
+    typer.Argument(
+        help="One of ours (`secateur list models`), timm/NAME, torchvision/NAME, hf/NAME, package.module:function.",
+        show_default=False,
+    ),
+]
+_Weights = Annotated[
+    Path | None, typer.Argument(help="A .safetensors, .pt or .sct file.", show_default=False)
+]
+_Option = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option", metavar="KEY=VALUE", help="What the model is made with: num_classes=10. Repeatable."
+    ),
+]
+
+
+def _model(name: str, weights: Path | None, options: list[str] | None, seed: int | None) -> nn.Module:
+    """The model of that name, in evaluation mode."""
+    import torch
+
+    from secateur import models
+    from secateur.lab.recipe import parse_setting
+    from secateur.lab.weights import load_weights
+
+    torch.manual_seed(seed or 0)
+    model = models.build(name, **dict(parse_setting(option, "--option") for option in options or []))
+    if weights is not None:
+        load_weights(model, weights)
+    return model.eval()
+
+
+def _example(name: str, model: nn.Module, shape: str | None, seed: int | None, batch: int = 1) -> Any:
+    """What the model is called with: `--input`, else what the model itself says."""
+    import torch
+
+    from secateur import models
+
+    chance = torch.Generator().manual_seed(seed or 0)
+    if shape is not None:
+        try:
+            sizes = [int(part) for part in shape.replace("x", ",").split(",")]
+        except ValueError:
+            sizes = []
+        if not sizes or min(sizes) < 1:
+            raise OptionError(f"--input {shape}: expected a shape of positive numbers, such as 1,3,224,224")
+        return torch.randn(sizes, generator=chance)
+    found = models.input_shape(model)
+    if found is not None:
+        return torch.randn(batch, *found, generator=chance)
+    dummy = getattr(model, "dummy_inputs", None)  # transformers' models bring one
+    if isinstance(dummy, dict):
+        return dummy
+    raise OptionError(
+        f"model {name!r} does not say what it takes; give the shape of one input: --input 1,3,224,224"
+    )
+
+
+def measure(
+    model: _Model,
+    weights: _Weights = None,
+    option: _Option = None,
+    input_: Example = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Also measure accuracy on the test images of this.")
+    ] = None,
+    what: Annotated[
+        str | None, typer.Option("--what", help="Only these measures, with commas between them.")
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Inputs of one timed forward pass.")] = 1,
+    trials: Annotated[int, typer.Option("--trials", min=1, help="Timed repetitions.")] = 25,
+    device: Device = None,
+    seed: Seed = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Parameters, multiply-accumulates, bytes, time, memory and accuracy of a model, each with its
+    definition."""
+    from secateur import data as datasets
+    from secateur.core.measurement import Measurements
+    from secateur.lab.plan import device_of
+    from secateur.lab.training import evaluate
+    from secateur.measure import measure as take
+
+    where = device_of(device.value if device is not None else "cpu")
+    net = _model(model, weights, option, seed).to(where)
+    given = what.split(",") if what else None
+    timed = {"trials": trials} if given is None or "latency" in given else {}
+    if data is None:
+        found = take(net, _example(model, net, input_, seed, batch), what=given, **timed)
+    else:
+        images = datasets.load_for(net, data)
+        example = images.test.first(batch)[0] if input_ is None else _example(model, net, input_, seed, batch)
+        found = take(net, example, lambda one: evaluate(one, images.test, device=where), what=given, **timed)
+    if json:
+        print_json([item.to_dict() for item in Measurements(found)])
+        return
+    show_table(["measure", "value", "definition"], list(found.rows()), right=(1,))
+    for item in found:
+        for note in item.notes:
+            print(f"  {item.name}: {note}")
+
+
+def explain(
+    model: _Model,
+    weights: _Weights = None,
+    option: _Option = None,
+    input_: Example = None,
+    budget: Annotated[
+        float | None, typer.Option("--budget", help="Also tell what removing this share would do.")
+    ] = None,
+    svg: Annotated[Path | None, typer.Option("--svg", help="Draw the groups into this file.")] = None,
+    across_norm: Annotated[
+        bool, typer.Option("--across-norm", help="Also axes that cross a LayerNorm.")
+    ] = False,
+    seed: Seed = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Which channels live or die together, which cannot leave, and why. Nothing is touched."""
+    from secateur.lab.objects import write_whole
+    from secateur.shrink import explain as look
+
+    net = _model(model, weights, option, seed)
+    found = look(net, _example(model, net, input_, seed), budget, across_norm=across_norm)
+    if svg is not None:
+        write_whole(svg, found.svg().encode())
+    print(found.to_json() if json else found.table())
+
+
+def shrink(
+    model: _Model,
+    weights: _Weights = None,
+    out: Annotated[
+        Path, typer.Option("--out", help="The small model: a .sct file that holds plan and weights.")
+    ] = Path("small.sct"),
+    budget: Annotated[
+        float, typer.Option("--budget", help="Share of the channels of every group that go.")
+    ] = 0.5,
+    criterion: Annotated[
+        str, typer.Option("--criterion", help="What a channel is worth, from its weights.")
+    ] = "l2",
+    skip: Annotated[
+        list[str] | None, typer.Option("--skip", help="Layers to leave alone. Repeatable.")
+    ] = None,
+    round_to: Annotated[
+        int | None, typer.Option("--round-to", min=1, help="Keep widths at a multiple.")
+    ] = None,
+    across_norm: Annotated[
+        bool, typer.Option("--across-norm", help="Also axes that cross a LayerNorm.")
+    ] = False,
+    option: _Option = None,
+    input_: Example = None,
+    trials: Annotated[int, typer.Option("--trials", min=1, help="Timed repetitions.")] = 25,
+    seed: Seed = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Cut channels out of a model, prove that it computes what the masked one does, and write it as one
+    file."""
+    import sys
+
+    import secateur as sc
+    from secateur.core.measurement import Measurements
+    from secateur.measure.latency import compare
+
+    net = _model(model, weights, option, seed)
+    example = _example(model, net, input_, seed)
+    masks = sc.prune(net, criterion, "channel", budget, skip=skip, example=example, seed=seed or 0)
+    small = sc.shrink(net, masks, example, round_to=round_to, across_norm=across_norm)
+    saved = sc.save(small.model, out, plan=small.plan)
+    before, after = (sc.measure(one, example, what=["params", "macs", "size"]) for one in (net, small.model))
+    times = compare(net, small.model, example, trials=trials, names=("before", "after"))
+    if json:
+        rows = [*before.within({"variant": "before"}), *after.within({"variant": "after"}), *times]
+        print_json(
+            {
+                "file": str(out),
+                "file_bytes": saved.size,
+                "proof": {
+                    "error": small.proof.error,
+                    "tolerance": small.proof.tolerance,
+                    "holds": small.proof.holds,
+                },
+                "measurements": [item.to_dict() for item in Measurements(rows)],
+            }
+        )
+        return
+    print(small)
+    rows = [[name, before[name].text(), after[name].text()] for name in ("params", "macs", "size")]
+    rows.append(["latency", times[0].text(), times[1].text()])
+    print()
+    show_table(["", "before", "after"], rows, right=(1, 2))
+    print(f"\ntimes as fast: {times['speedup'].text()}; {out}: {saved.size:,} bytes")
+    for note in times["speedup"].notes:
+        print(f"  {note}")
+    if weights is None:
+        print("warning: no weights were given, so those of the file are random", file=sys.stderr)
+
+
+VERBS = (measure, explain, shrink)

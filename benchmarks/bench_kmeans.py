@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/bench_kmeans.py [--weights 2400000] [--bits 5] [--rounds 3]
 
-Prints ours, peer, their ratio in time and in squared error. Both sides get the same float32 weights and are run
-in turn; times are medians over the rounds. The weights: nine parts normal, one part of three times the width, as
-trained layers have heavier tails than a normal. Sorting, sums, iteration and the final assignment are all in our
-time. scikit-learn runs with its own defaults (`tol` included), which stop it early, in its favour.
+Prints ours, peer, their ratio in time and in squared error. Both sides get the same float32 weights and are
+run in turn; times are medians over the rounds. The weights: nine parts normal, one part of three times the
+width, as trained layers have heavier tails than a normal. Sorting, sums, iteration and the final assignment
+are all in our time. scikit-learn runs with its defaults (`tol` included), which stop it early, in its favour.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def main() -> int:
         failed = failed or not met
         peer_name = f"{theirs}, n_init={runs}"
         print(
-            f"{start:<10} {peer_name:<22} {seconds[0]:>8.3f} {seconds[1]:>8.2f} {ratio:>6.1f}x {goal:>4.0f}x  "
-            f"{error:.5f}{'' if met else '  MISSED'}",
+            f"{start:<10} {peer_name:<22} {seconds[0]:>8.3f} {seconds[1]:>8.2f} {ratio:>6.1f}x "
+            f"{goal:>4.0f}x  {error:.5f}{'' if met else '  MISSED'}",
             flush=True,
         )
     return int(failed)

@@ -287,3 +287,8 @@ def test_the_table_finds_what_a_search_finds(dtype, case):
     if case == "infinite cuts":
         cuts[-1] = np.inf
     np.testing.assert_array_equal(lookup(numbers, cuts), np.searchsorted(cuts, numbers, side="left"))
+
+
+def test_a_number_on_a_cut_counts_as_below_it():
+    data = SortedWeights(np.array([1.0, 2.0, 2.0, 3.0], dtype=np.float32))
+    assert data.positions(np.array([0.0, 1.5, 2.0, 3.0])).tolist() == [0, 1, 3, 4]

@@ -40,6 +40,7 @@ _NAMES = {
     "hold": "secateur.hold",
     "shrink": "secateur.shrink",
     "explain": "secateur.shrink",
+    "scan": "secateur.scan",
     "share": "secateur.share",
     "save": "secateur.container.archive",
     "load": "secateur.container.archive",

@@ -1,0 +1,375 @@
+"""`Replay`: run one evaluation again and again with one part of a model changed, without redoing what comes before it.
+
+A scan evaluates the same data under many masks of one layer. Everything the model computes before that layer first
+runs is the same each time. `Replay` keeps the outputs of the modules that had finished by then, call by call, and
+hands them out again instead of running those modules. What it hands out is the very tensor that was computed, so
+the result is identical to the last bit; whatever cannot be proved to repeat is simply computed again.
+
+>>> import torch
+>>> from torch import nn
+>>> model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+>>> data = [torch.randn(4, 3) for _ in range(2)]
+>>> def total(model):
+...     with torch.no_grad():
+...         return float(sum(model(x).sum() for x in data))
+>>> with Replay(model) as replay:
+...     dense = replay.first(lambda: total(model))
+...     with replay.before(["2.weight"]):
+...         again = [replay.run(lambda: total(model)) for _ in range(3)]
+>>> again == [dense] * 3, replay.skipped  # the second and third run skip two modules on two batches
+(True, 8)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+__all__ = ["Replay"]
+
+T = TypeVar("T")
+Key = tuple[str, int]  # a module's name, and the how-manieth time it runs within one forward pass
+
+
+class Replay:
+    """Keeps what a model computes before the part under test. A context manager; the model is left as found.
+
+    `limit` bounds the bytes kept; calls beyond it are computed in full. `skipped` counts the module calls answered
+    from memory, `peak` the most bytes ever kept.
+    """
+
+    def __init__(self, model: nn.Module, limit: int = 1 << 30):
+        self.model = model
+        self.limit = limit
+        self.skipped = 0
+        self.peak = 0
+        self._bytes = 0
+        self._names: dict[nn.Module, str] = {}
+        self._open = False
+        # learnt by `first`
+        self._order: list[bytes] = []  # per call: a digest of the sequence of module calls
+        self._inputs: list[list[torch.Tensor]] = []
+        self._first_use: dict[
+            int, tuple[int, Key]
+        ] = {}  # storage of a parameter -> (when, in which module call)
+        # per part under test
+        self._kept: dict[int, dict[Key, Any]] = {}  # call -> outputs to hand out
+        self._next: dict[int, dict[Key, Any]] = {}  # the same, being collected for the part under test
+        self._trigger: Key | None = None
+        self._live: set[Key] | None = None
+        self._mutated: set[Key] = set()
+        # within one forward pass
+        self._call = -1
+        self._pass: _Pass | None = None
+
+    # -- setting up ----------------------------------------------------------------------------------------------
+    def __enter__(self) -> Replay:
+        self._open = True
+        for name, module in self.model.named_modules():
+            if module in self._names or isinstance(module, torch.jit.ScriptModule):
+                continue
+            self._names[module] = name
+            module.__dict__["forward"] = self._wrap(module, name, module.forward)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for module in self._names:
+            module.__dict__.pop("forward", None)
+        self._names.clear()
+        self._drop()
+        self._inputs.clear()
+        self._open = False
+
+    def _drop(self) -> None:
+        self._kept, self._next, self._bytes = {}, {}, 0
+
+    # -- the three ways to run -----------------------------------------------------------------------------------
+    def first(self, run: Callable[[], T]) -> T:
+        """Run the evaluation on the model as it is, and learn from it which calls are made in which order."""
+        self._order, self._inputs, self._first_use = [], [], {}
+        return self._evaluate(run, "learn")
+
+    @contextmanager
+    def before(self, parameters: Sequence[str]) -> Iterator[None]:
+        """What is run inside differs from the model of `first` in these parameters alone.
+
+        Name the parts in the order the model runs them (`position`) and what was kept for one shortens the
+        collecting for the next.
+        """
+        self._trigger, self._next, self._live = None, {}, None
+        self._mutated_next: set[Key] = set()
+        uses = [self._first_use.get(_storage(self.model.get_parameter(name))) for name in parameters]
+        known = [use for use in uses if use is not None]
+        if known and len(known) == len(uses):
+            self._trigger = min(known)[1]
+        self._collected = False
+        try:
+            yield
+        finally:
+            self._trigger = None
+
+    def position(self, parameters: Sequence[str]) -> int:
+        """When the first of these parameters is first used, to sort parts by; unused ones come last."""
+        uses = [self._first_use.get(_storage(self.model.get_parameter(name))) for name in parameters]
+        return min((use[0] for use in uses if use is not None), default=1 << 60)
+
+    def run(self, run: Callable[[], T]) -> T:
+        """Run the evaluation inside `before`: from memory where there is any, else collecting it."""
+        if self._trigger is None:
+            return self._evaluate(run, "plain")
+        if not self._collected:
+            result = self._evaluate(run, "collect")
+            self._kept, self._next, self._collected = self._next, {}, True
+            self._mutated = self._mutated_next
+            self._bytes = sum(_size(kept) for kept in self._kept.values())
+            return result
+        return self._evaluate(run, "replay")
+
+    def _evaluate(self, run: Callable[[], T], way: str) -> T:
+        self._call, self._way = -1, way
+        try:
+            return run()
+        finally:
+            self._pass, self._way = None, "plain"
+
+    # -- one forward pass ----------------------------------------------------------------------------------------
+    def _wrap(self, module: nn.Module, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def replayed(*args: Any, **kwargs: Any) -> Any:
+            if self._way == "plain":
+                return forward(*args, **kwargs)
+            if self._pass is None:
+                if module is not self.model:
+                    return forward(*args, **kwargs)  # the evaluation runs a part of the model by itself
+                return self._root(forward, args, kwargs)
+            return self._inside(self._pass, module, name, forward, args, kwargs)
+
+        return replayed
+
+    def _root(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        self._call += 1
+        tensors = [item for item in tree_flatten((args, kwargs))[0] if isinstance(item, torch.Tensor)]
+        repeatable = not torch.is_grad_enabled() and not any(
+            module.training for module in self.model.modules()
+        )
+        if self._way == "learn":
+            self._inputs.append([tensor.detach().clone() for tensor in tensors] if repeatable else [])
+        elif not repeatable or not self._same_inputs(tensors):
+            return self._plainly(forward, args, kwargs)
+        watch = self._way == "learn" and self._call == 0
+        taint = self._way == "collect" and self._call == 0
+        collect = self._way == "collect" and (taint or (self._live is not None and self._bytes < self.limit))
+        current = self._pass = _Pass(
+            kept=self._kept.get(self._call, {}),
+            trigger=self._trigger if collect else None,
+            live=None if taint else self._live,
+        )
+        mode = _Watch(current, taint) if watch or taint else nullcontext()
+        try:
+            with mode:
+                result = forward(*args, **kwargs)
+        finally:
+            self._pass = None
+        if self._way == "learn":
+            self._order.append(current.sequence())
+            if watch:
+                self._first_use = dict(current.first_use)
+        elif collect and current.reached:
+            if taint:
+                assert isinstance(mode, _Watch)
+                self._live = mode.live(result)
+                self._mutated_next = current.mutated()
+            self._store(current)
+        return result
+
+    def _plainly(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        way, self._way = self._way, "plain"
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            self._way = way
+
+    def _same_inputs(self, tensors: list[torch.Tensor]) -> bool:
+        if self._call >= len(self._inputs) or self._order[self._call] != self._order[0]:
+            return False
+        known = self._inputs[self._call]
+        return len(known) == len(tensors) > 0 and all(
+            a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+            for a, b in zip(known, tensors, strict=True)
+        )
+
+    def _store(self, current: _Pass) -> None:
+        """Keep the outputs that still matter after the trigger; the others by shape alone."""
+        assert self._live is not None
+        kept = {
+            key: value if key in self._live else tree_map_only(torch.Tensor, _shape_only, value)
+            for key, value in current.frozen.items()
+        }
+        size = _size(kept)
+        older = _size(self._kept.pop(self._call, {}))
+        if self._bytes - older + size <= self.limit:
+            self._next[self._call] = kept
+            self._bytes += size - older
+            self.peak = max(self.peak, self._bytes)
+        else:
+            self._bytes -= older
+
+    def _inside(
+        self,
+        current: _Pass,
+        module: nn.Module,
+        name: str,
+        forward: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
+    ) -> Any:
+        key = current.enter(name)
+        if key in current.kept:
+            self.skipped += 1
+            value = current.kept[key]
+            if key in self._mutated:
+                value = tree_map_only(torch.Tensor, torch.clone, value)
+            return current.leave(key, value, value)
+        result = forward(*args, **kwargs)
+        copy = None
+        if current.collecting and (current.live is None or key in current.live):
+            # A copy, not the tensor: a later operation may write into it.
+            copy = tree_map_only(torch.Tensor, lambda t: t if t.is_meta else t.detach().clone(), result)
+        return current.leave(key, result, copy if copy is not None else result)
+
+
+class _Pass:
+    """What happens within one forward pass: the module calls, and the outputs finished so far."""
+
+    def __init__(self, kept: dict[Key, Any], trigger: Key | None, live: set[Key] | None):
+        self.kept = kept
+        self.trigger = trigger
+        self.live = live
+        self.reached = False
+        self.frozen: dict[Key, Any] = {}
+        self.first_use: dict[int, tuple[int, Key]] = {}
+        self.clock = 0
+        self.stack: list[tuple[Key, int]] = [(("", 0), 0)]
+        self.done: list[tuple[Key, Any]] = []
+        self.finished: dict[Key, tuple[Any, list[int]]] = {}
+        self._counts: dict[str, int] = {}
+        self._hash = hashlib.sha256()
+
+    @property
+    def collecting(self) -> bool:
+        """Whether outputs are still being gathered."""
+        return self.trigger is not None and not self.reached
+
+    def enter(self, name: str) -> Key:
+        """A module is called."""
+        self._counts[name] = self._counts.get(name, 0) + 1
+        key = (name, self._counts[name])
+        self._hash.update(f"{key};".encode())
+        if key == self.trigger:
+            self.reached = True
+            self.frozen = dict(self.done)
+        self.stack.append((key, len(self.done)))
+        return key
+
+    def leave(self, key: Key, result: Any, copy: Any) -> Any:
+        """A module has finished: its output stands for those of the modules it called."""
+        _, mark = self.stack.pop()
+        if self.collecting:
+            del self.done[mark:]
+            self.done.append((key, copy))
+            versions = [
+                t._version for t in tree_flatten(result)[0] if isinstance(t, torch.Tensor) and not t.is_meta
+            ]
+            self.finished[key] = (result, versions)
+        return result
+
+    def mutated(self) -> set[Key]:
+        """The kept outputs that something wrote into after they were finished."""
+        found = set()
+        for key in self.frozen:
+            result, versions = self.finished[key]
+            tensors = [t for t in tree_flatten(result)[0] if isinstance(t, torch.Tensor) and not t.is_meta]
+            if [t._version for t in tensors] != versions:
+                found.add(key)
+        return found
+
+    def sequence(self) -> bytes:
+        """A digest of the module calls made, in order."""
+        return self._hash.digest()
+
+
+class _Watch(TorchDispatchMode):
+    """Sees every operator: which parameters it touches first, and which finished outputs still reach the result."""
+
+    def __init__(self, current: _Pass, taint: bool):
+        super().__init__()
+        self.current = current
+        self.taint = taint
+        self._from: dict[int, frozenset[Key]] = {}  # storage -> finished outputs it was made from
+        self._hold: list[Any] = []  # keeps storages alive, so that none is reused and mistaken for another
+        self._seen: set[Key] = set()
+        self._alive: set[Key] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        current = self.current
+        inputs = [t for t in tree_flatten((args, kwargs or {}))[0] if isinstance(t, torch.Tensor)]
+        if not self.taint:
+            current.clock += 1
+            for tensor in inputs:
+                current.first_use.setdefault(_storage(tensor), (current.clock, current.stack[-1][0]))
+            return func(*args, **(kwargs or {}))
+        self._adopt()
+        sources = frozenset().union(*(self._from.get(_storage(t), frozenset()) for t in inputs))
+        if current.reached:
+            self._alive |= sources
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_flatten(result)[0]:
+            if isinstance(tensor, torch.Tensor):
+                self._from[_storage(tensor)] = sources | (
+                    self._from.get(_storage(tensor), frozenset())
+                    if _storage(tensor) in self._from
+                    else frozenset()
+                )
+                self._hold.append(tensor)
+        return result
+
+    def _adopt(self) -> None:
+        """Give the outputs finished since the last operator their own origin."""
+        for key, (result, _) in self.current.finished.items():
+            if key not in self._seen:
+                self._seen.add(key)
+                for tensor in tree_flatten(result)[0]:
+                    if isinstance(tensor, torch.Tensor):
+                        self._from[_storage(tensor)] = frozenset([key])
+                        self._hold.append(tensor)
+
+    def live(self, result: Any) -> set[Key]:
+        """The finished outputs that an operator after the trigger, or the result, was made from."""
+        self._adopt()
+        for tensor in tree_flatten(result)[0]:
+            if isinstance(tensor, torch.Tensor):
+                self._alive |= self._from.get(_storage(tensor), frozenset())
+        return self._alive
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _size(kept: dict[Key, Any]) -> int:
+    storages = {
+        _storage(t): t.untyped_storage().nbytes()
+        for t in tree_flatten(list(kept.values()))[0]
+        if isinstance(t, torch.Tensor) and not t.is_meta
+    }
+    return sum(storages.values())
+
+
+def _shape_only(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(tensor, device="meta")

@@ -41,7 +41,9 @@ class Scores(Mapping[str, torch.Tensor]):
     def __init__(self, tensors: Mapping[str, torch.Tensor]):
         for name, tensor in tensors.items():
             check_finite(
-                f"scores of {name!r}", tensor, "check the loss and the data, or use a criterion without gradients"
+                f"scores of {name!r}",
+                tensor,
+                "check the loss and the data, or use a criterion without gradients",
             )
         self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from secateur.core.context import Context
-from secateur.core.targets import Target
+from secateur.core.targets import Target, select
 from secateur.core.units import AxisMember, Units
 from secateur.errors import DataError, OptionError
 from secateur.granularity import Base
@@ -42,7 +42,7 @@ class Channel(Base):
     def units(self, model: nn.Module, targets: Sequence[Target], context: Context) -> tuple[Units, ...]:
         """One list per group of channels that choose together."""
         found = structure_of(model, context, self.across_norm)
-        return coupled_units(found, targets, found.groups, self.scored)
+        return coupled_units(model, found, targets, found.groups, self.scored)
 
 
 def structure_of(model: nn.Module, context: Context, across_norm: bool = False) -> Structure:
@@ -57,17 +57,19 @@ def structure_of(model: nn.Module, context: Context, across_norm: bool = False) 
 
 
 def coupled_units(
-    found: Structure, targets: Sequence[Target], groups: Sequence[Group], scored: str = "all"
+    model: nn.Module, found: Structure, targets: Sequence[Target], groups: Sequence[Group], scored: str = "all"
 ) -> tuple[Units, ...]:
-    """Groups as units: those of which every tensor that puts the channel out is a target."""
-    names = {found.trace.aliases.get(target.name, target.name) for target in targets}
+    """Groups as units: those of which no layer that puts the channel out was left out of the targets."""
+    aliases = found.trace.aliases
+    names = {aliases.get(target.name, target.name) for target in targets}
+    usual = {aliases.get(target.name, target.name) for target in select(model)}
     units = []
     taken: dict[str, int] = {}
     for group in groups:
         producers = [slot for slot in group.slots if slot.role == "out"]
-        asked = [slot for slot in (producers or group.slots) if slot.name in names]
-        weights = [slot for slot in producers if slot.name in _weights(found)]
-        if group.count < 2 or not asked or any(slot.name not in names for slot in weights):
+        chosen = [slot for slot in producers if slot.name in usual or slot.name in names]
+        asked = any(slot.name in names for slot in chosen or group.slots)
+        if group.count < 2 or not asked or any(slot.name not in names for slot in chosen):
             continue
         members = tuple(
             AxisMember(
@@ -82,8 +84,3 @@ def coupled_units(
         number = taken[group.name] = taken.get(group.name, -1) + 1
         units.append(Units(f"{group.name}#{number}" if number else group.name, group.count, members))
     return tuple(units)
-
-
-def _weights(found: Structure) -> set[str]:
-    """The parameters that are a layer's weight: skipping one of them keeps its channels."""
-    return {name for name in found.trace.parameters if name.endswith("weight")}

@@ -25,6 +25,7 @@ from secateur.structure.widths import widths_of
 __all__ = ["Fitted", "draft", "fit"]
 
 _ROUNDS = 400
+_QUIET = frozenset({"clone", "_to_copy", "detach", "alias", "empty", "lift_fresh"})  # they come and go with strides
 
 
 @dataclass
@@ -93,23 +94,77 @@ def fit(structure: Structure, model: nn.Module, example: Any, alive: np.ndarray)
     """Find attributes and rewrites with which the cut model runs as the labels say, or the labels to lock."""
     plan = draft(structure, model, alive)
     before: list[Call] | None = None
-    learned: dict[tuple[str, str, Any], bool] = {}
     tried: set[Any] = set()
     for _ in range(_ROUNDS):
-        skipped = tuple(
-            path for path, items in plan.rewrites.items() if any(i.function == "multi_head_attention" for i in items)
-        )
+        skipped = _skipped(plan)
         found = _rerun(structure, model, example, plan)
         at = _mismatch(structure, found, alive, skipped)
         if at is None:
             return Fitted(plan)
         if before is None:
             before = recorded_calls(model, example, structure.trace.mode)
-        better = _repair(structure, model, example, plan, alive, at, before, skipped, learned, tried)
+        better = _repair(structure, model, example, plan, alive, at, before, skipped, tried)
         if better is None:
             return Fitted(plan, _blame(structure, at, alive))
+        wider = _spread(structure, model, plan, better, alive, at, before)
+        if wider != better:
+            after = _mismatch(structure, _rerun(structure, model, example, wider), alive, _skipped(wider))
+            if after is None or after.op.index > at.op.index:
+                better = wider
         plan = better
     return Fitted(plan, _blame(structure, at, alive))
+
+
+def _skipped(plan: Plan) -> tuple[str, ...]:
+    """Layers whose whole forward is replaced: their operators are not compared."""
+    return tuple(
+        path for path, items in plan.rewrites.items() if any(i.function == "multi_head_attention" for i in items)
+    )
+
+
+def _spread(
+    structure: Structure, model: nn.Module, plan: Plan, better: Plan, alive: np.ndarray, at: Mismatch, before: list[Call]
+) -> Plan:
+    """What helped one module, for all modules of the same class, each with its own widths."""
+    wider = better
+    ops = structure.trace.ops
+    for path in {*better.attributes, *better.rewrites}:
+        new = {
+            name: value
+            for name, value in better.attributes.get(path, {}).items()
+            if plan.attributes.get(path, {}).get(name) != value
+        }
+        items = [item for item in better.rewrites.get(path, ()) if item not in plan.rewrites.get(path, ())]
+        if not new and not items:
+            continue
+        kind = type(model.get_submodule(path))
+        inside = [op.index for op in ops if _inside(op.path, (path,))] if path else []
+        if at.op.index not in inside:
+            continue
+        ordinal = inside.index(at.op.index)
+        for other, module in model.named_modules():
+            if other == path or type(module) is not kind:
+                continue
+            if items and items[0].function == "multi_head_attention":
+                wider = _fewer_heads(structure, model, other, alive, wider) or wider
+                continue
+            theirs = [op.index for op in ops if _inside(op.path, (other,))]
+            if len(theirs) <= ordinal or ops[theirs[ordinal]].name != at.op.name:
+                continue
+            op = ops[theirs[ordinal]]
+            alike = Mismatch(op, [structure.kept_shape(ref, alive) for ref in op.results()], None, op.index)
+            changes = dict(_changes(structure, alike, alive))
+            values = {name: changes[getattr(module, name)] for name in new if getattr(module, name, None) in changes}
+            if values:
+                wider = _with_attributes(wider, other, values)
+            for item in items:
+                call = _enclosing(before, op)
+                made = None if call is None else _rewrite(structure, call, alike, alive)
+                have = wider.rewrites.get(other, ())
+                if made is not None and all(one.call != item.call for one in have):
+                    made = replace(made, call=item.call)
+                    wider = replace(wider, rewrites={**wider.rewrites, other: (*have, made)})
+    return wider
 
 
 def _rerun(structure: Structure, model: nn.Module, example: Any, plan: Plan) -> Trace:
@@ -139,8 +194,8 @@ def _numbers(op: Op) -> list[float]:
 
 def _mismatch(structure: Structure, found: Trace, alive: np.ndarray, skipped: tuple[str, ...]) -> Mismatch | None:
     """Compare the cut model's operators with what the labels say; None where all agree."""
-    old = [op for op in structure.trace.ops if not _inside(op.path, skipped)]
-    new = [op for op in found.ops if not _inside(op.path, skipped)]
+    old = [op for op in structure.trace.ops if op.name not in _QUIET and not _inside(op.path, skipped)]
+    new = [op for op in found.ops if op.name not in _QUIET and not _inside(op.path, skipped)]
     for index, op in enumerate(old):
         wanted = [structure.kept_shape(ref, alive) for ref in op.results()]
         if index >= len(new):
@@ -148,7 +203,7 @@ def _mismatch(structure: Structure, found: Trace, alive: np.ndarray, skipped: tu
                 break  # fewer operators and no error: a forward that took another way; the proof will tell
             return Mismatch(op, wanted, found.error, index)
         other = new[index]
-        if other.name != op.name:
+        if other.name.removeprefix("_unsafe_") != op.name.removeprefix("_unsafe_"):
             if found.error is None and len(old) != len(new):
                 continue
             return Mismatch(op, wanted, found.error, index)
@@ -193,27 +248,18 @@ def _repair(
     at: Mismatch,
     before: list[Call],
     skipped: tuple[str, ...],
-    learned: dict[tuple[str, str, Any], bool],
     tried: set[Any],
 ) -> Plan | None:
     """The plan with one more attribute or rewrite, if that carries the forward past this operator."""
-    for candidate in _candidates(structure, model, plan, alive, at, before, learned):
+    for candidate in _candidates(structure, model, plan, alive, at, before):
         key = (at.progress, repr(candidate.attributes), repr(candidate.rewrites))
         if key in tried:
             continue
         tried.add(key)
         found = _rerun(structure, model, example, candidate)
-        again = tuple(
-            path
-            for path, items in candidate.rewrites.items()
-            if any(item.function == "multi_head_attention" for item in items)
-        )
+        again = _skipped(candidate)
         beyond = _mismatch(structure, found, alive, again)
         if beyond is None or again != skipped or beyond.op.index > at.op.index:
-            for path, values in candidate.attributes.items():
-                for name, value in values.items():
-                    if plan.attributes.get(path, {}).get(name) != value:
-                        learned[type(model.get_submodule(path)).__name__, name, None] = True
             return candidate
     return None
 
@@ -225,7 +271,6 @@ def _candidates(
     alive: np.ndarray,
     at: Mismatch,
     before: list[Call],
-    learned: dict[tuple[str, str, Any], bool],
 ) -> Iterator[Plan]:
     """Plans worth a try, the plainest first: attributes of the module, of its parents; then a rewrite."""
     path = at.op.path

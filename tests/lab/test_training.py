@@ -352,3 +352,29 @@ def test_outputs_with_logits_in_them_are_understood(digits):
 
 def test_records_are_values():
     assert EpochRecord(1, 0.5, 0.5, 0.1, 1.0) == EpochRecord(1, 0.5, 0.5, 0.1, 1.0)
+
+
+def test_a_milestone_counts_from_the_epoch_it_names():
+    options = Training(epochs=4, lr=1.0, schedule="step", milestones=(1, 3))
+    assert [rate(options, done) for done in (0.99, 1, 2.99, 3)] == pytest.approx([1.0, 0.1, 0.1, 0.01])
+
+
+def test_every_epoch_has_an_order_of_its_own(digits):
+    seen = []
+
+    class Watched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = plain()
+
+        def forward(self, images):
+            if self.training:
+                seen.append(images.clone())
+            return self.inner(images)
+
+    train(Watched(), digits, Training(epochs=2, lr=0.01, batch_size=270), device="cpu")
+    first, second = seen
+    assert not torch.equal(first, second)
+    assert sorted(image.sum().item() for image in first) == pytest.approx(
+        sorted(image.sum().item() for image in second)
+    )

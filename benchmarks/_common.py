@@ -1,6 +1,7 @@
 """What the benchmarks share: interleaved runs, medians, peak memory in a process of its own, and the table.
 
-Times differ between machines and hours, so both sides run in turn in one process and only their ratio is judged.
+Times differ between machines and hours, so both sides run in turn in one process and only their ratio is
+judged.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def interleaved(
     repeats: int = 5,
     fresh: Callable[[], Any] = lambda: None,
 ) -> tuple[float, float]:
-    """Median milliseconds of each, run in turn after one warm-up; `fresh` makes each run's argument, untimed."""
+    """Median milliseconds of each, run in turn after a warm-up; `fresh` makes the argument, untimed."""
     spent: tuple[list[float], list[float]] = ([], [])
     for turn in range(repeats + 1):
         for side, work in enumerate((ours, peer)):

@@ -3,7 +3,8 @@
 Each line is ours against a peer, run in turn in this process; the ratio of the medians is what is judged.
 
 - l1 per filter and global magnitude on ResNet-101: `prune` and `apply_` against torch.nn.utils.prune
-  (`ln_structured` on every convolution, `global_unstructured`), at most a third of the time and no more peak memory.
+  (`ln_structured` on every convolution, `global_unstructured`), at most a third of the time and no more peak
+  memory.
 - FPGM on ResNet-101 against five passes of the peer's l2 pruning (`ln_structured` with n=2): at most 2.
 - The lowest half of 100 million scores against `torch.topk` and against `torch.sort`.
 - A training step of ResNet-20 with half its weights held at zero against a dense step: at most 1.02.

@@ -97,9 +97,8 @@ def check_connected(model: nn.Module, masks: Masks, example: Any = None) -> None
     if not parts:
         return
     raise CollapseError(
-        f"the masks disconnect the network: {'; '.join(parts)}. Keep some of every layer with "
-        "at_least=1, ask for a "
-        "smaller sparsity, or use criterion='synflow' with schedule=Exponential(100), which avoids this; "
+        f"the masks disconnect the network: {'; '.join(parts)}. Keep some of every layer with at_least=1, ask "
+        "for a smaller sparsity, or use criterion='synflow' with schedule=Exponential(100), which avoids this; "
         "allow_collapse=True goes on all the same"
     )
 

@@ -232,7 +232,9 @@ def _worth(
             )
         if direct or whole.shape[1] > 1:
             try:
-                check_finite(f"worth of the units of {units.name!r}", worth, "use a criterion of smaller range")
+                check_finite(
+                    f"worth of the units of {units.name!r}", worth, "use a criterion of smaller range"
+                )
             except NonFiniteError:
                 _check_weights(model, targets)
                 raise

@@ -1,4 +1,25 @@
-"""What is cut as one piece? One file per granularity; the file name is the word used in recipes."""
+"""What is cut as one piece? One file per granularity; the file name is the word used in recipes.
+
+| layer                  | weight                    | kernel                       | filter               |
+|------------------------|---------------------------|------------------------------|----------------------|
+| Conv1d, 2d, 3d         | [out, in / groups, k ...] | k taps of one (out, in) pair | all of one output    |
+| depthwise convolution  | [out, 1, k ...]           | the same as its filter       | all of one output    |
+| ConvTranspose1d, 2d, 3d| [in, out / groups, k ...] | k taps of one (in, out) pair | one output, over the |
+|                        |                           |                              | inputs of its group  |
+| Linear                 | [out, in]                 | one weight                   | one row              |
+| Conv1D (transformers)  | [in, out]                 | one weight                   | one column           |
+| Embedding              | [words, width]            | one weight                   | one word             |
+| a bare parameter       | [a, b, rest ...]          | `rest` of one (a, b) pair    | one slice of axis 0  |
+
+`element` is one weight of any tensor. `block(h, w)` sees each tensor as a table of outputs by everything else, and
+takes h outputs by w neighbouring weights. Biases and norms are cut only when named with `parameters=`, or by the
+granularities that follow channels through the model.
+
+>>> from secateur.core.targets import select
+>>> layer = nn.Conv2d(3, 8, 5)
+>>> {word: registry.make(word).units(layer, select(layer), Context())[0].count for word in ("kernel", "filter")}
+{'kernel': 24, 'filter': 8}
+"""
 
 from __future__ import annotations
 

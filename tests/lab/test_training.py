@@ -212,10 +212,12 @@ def test_the_model_is_given_back_as_it_came(digits):
     assert model[2].training
 
 
-def test_accelerates_global_state_is_given_back(digits):
+def test_accelerates_global_state_is_given_back(digits, monkeypatch):
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
+    for state in (AcceleratorState, GradientState, PartialState):  # whatever an earlier test left there
+        monkeypatch.setattr(state, "_shared_state", {})
     mine = Accelerator(mixed_precision="bf16", cpu=True)
     before = dict(AcceleratorState._shared_state)
     train(plain(), digits, Training(epochs=1, lr=0.01), device="cpu")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import jsonschema
 import pytest
 
 from secateur.errors import RecipeError, UnknownNameError
 from secateur.lab.recipe import Recipe, schema
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 TEXT = """
 name = "small"
 [data]
@@ -149,3 +152,15 @@ def test_the_schema_accepts_what_is_a_recipe_and_refuses_what_is_not():
     assert not list(validator.iter_errors(tomllib.loads(TEXT)))
     assert list(validator.iter_errors(tomllib.loads(TEXT.replace("budget", "bugdet"))))
     assert list(validator.iter_errors({"model": {"name": "resnet20"}}))
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_example_recipes_can_be_planned(path):
+    from secateur.lab.plan import plan
+
+    recipe = Recipe.read(path)
+    assert len(plan(recipe).trials) == (27 if recipe.grid else 1)
+
+
+def test_the_demo_and_the_examples_are_there():
+    assert {path.stem for path in RECIPES.glob("*.toml")} >= {"sweep", "deep-compression", "filters"}

@@ -25,6 +25,7 @@ _FOLDERS = {
     "budgets": "secateur.budget",
     "models": "secateur.models",
     "data": "secateur.data",
+    "measures": "secateur.measure",
     "sharing": "secateur.quantize",
     "steps": "secateur.lab.steps",
 }

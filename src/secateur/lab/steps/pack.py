@@ -60,21 +60,18 @@ class Pack(Base):
                 "tensors in "
                 "all); the file was not kept"
             )
-        measured = Measurements(
-            [
-                Measurement(
-                    "file_bytes", len(data), "B", "bytes of the .sct file on disk, everything included"
-                ),
-                Measurement(
-                    "tensor_bytes", saved.dense, "B", "bytes of the same tensors as they lie in memory"
-                ),
-                Measurement("file_ratio", saved.ratio, "x", "tensor_bytes over file_bytes"),
-            ]
-        )
+        original = sum(t.numel() * t.element_size() for t in work.build().state_dict().values())
+        everything = "bytes of the .sct file on disk, everything included"
+        measured = [
+            Measurement("file_bytes", len(data), "bytes", everything),
+            Measurement("tensor_bytes", saved.dense, "bytes", "bytes of the file's tensors as they lie in memory"),
+            Measurement("original_bytes", original, "bytes", "bytes of the tensors of the model as first built"),
+            Measurement("file_ratio", original / len(data), "x", "original_bytes over file_bytes"),
+        ]
         same = (
             "every tensor came back bit for bit" if lossless else f"{len(changed)} tensors rounded as asked"
         )
         files = {**state.files, self.file: data}
         codebooks = {name: book for name, book in state.codebooks.items() if name not in changed}
         after = State(model, masks=state.masks, codebooks=codebooks, plan=state.plan, files=files)
-        return Result(after, measured, {}, f"{len(data):,} bytes; {same}")
+        return Result(after, Measurements(measured), {}, f"{len(data):,} bytes; {same}")

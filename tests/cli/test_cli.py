@@ -1,0 +1,261 @@
+"""The command line: what each verb prints, where, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from secateur import cli
+from secateur.cli.app import app
+
+RECIPE = """
+[data]
+name = "digits"
+limit = 200
+[model]
+name = "lenet-300-100"
+[lab]
+threads = 1
+[[step]]
+kind = "prune"
+budget = 0.8
+[[step]]
+kind = "measure"
+label = "pruned"
+what = ["accuracy", "params", "macs"]
+[[step]]
+kind = "pack"
+"""
+
+
+@pytest.fixture
+def secateur(monkeypatch, capsys, tmp_path):
+    """Runs the command line in this process, in an empty folder; returns (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("secateur.cli.options._debug", False)
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["secateur", *words])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+        found = capsys.readouterr()
+        return code, found.out, found.err
+
+    (tmp_path / "r.toml").write_text(RECIPE)
+    return call
+
+
+def test_help_is_quick_and_needs_no_torch():
+    code = """
+import resource, sys
+sys.argv = ["secateur", "--help"]
+from secateur.cli import main
+try:
+    main()
+except SystemExit as leaving:
+    assert not leaving.code
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(used.ru_utime + used.ru_stime, "torch" in sys.modules, "pydantic" in sys.modules, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, torch, pydantic = done.stderr.split()
+    assert (torch, pydantic) == ("False", "False")
+    assert float(seconds) < 0.3
+    for verb in ("demo", "run", "sweep", "runs", "show", "export", "gc", "list", "schema", "measure", "explain"):
+        assert f"\n  {verb} " in done.stdout
+
+
+@pytest.mark.parametrize("verb", [command.name for command in app.registered_commands])
+def test_every_verb_has_help_and_debug(secateur, verb):
+    code, out, _ = secateur(verb, "--help")
+    assert code == 0
+    assert "--debug" in out
+
+
+def test_a_run_prints_its_result_on_stdout_and_progress_on_stderr(secateur):
+    code, out, err = secateur("run", "r.toml", "--out", "results")
+    assert code == 0
+    assert out.splitlines()[0].split() == [
+        "variant", "accuracy", "loss", "params", "nonzeros", "macs", "macs_nonzero",
+        "file_bytes", "tensor_bytes", "original_bytes", "file_ratio",
+    ]  # fmt: skip
+    assert "212,960 of 266,200 weights removed (80.0%)" in err
+    assert "removed" not in out
+    assert {path.name for path in Path("results").iterdir()} == {
+        "model.safetensors", "masks.safetensors", "model.sct", "measurements.json"
+    }  # fmt: skip
+    code, again, err = secateur("run", "r.toml", "--quiet")
+    assert (code, again, err) == (0, out, "")
+
+
+def test_dry_run_says_what_would_run_and_does_nothing(secateur):
+    code, out, _ = secateur("run", "r.toml", "--dry-run", "--set", "prune.criterion=l1")
+    assert code == 0
+    assert "prune   criterion=l1, budget=0.8" in out
+    assert "3 steps would run, 0 are cached" in out
+    assert not Path("runs").exists()
+    secateur("run", "r.toml")
+    assert "0 steps would run, 3 are cached" in secateur("run", "r.toml", "--dry-run")[1]
+    assert "1 steps would run, 2 are cached" in secateur("run", "r.toml", "--dry-run", "--set", "pack.file=x.sct")[1]
+    plan = json.loads(secateur("run", "r.toml", "--dry-run", "--json")[1])
+    assert [row["what"] for row in plan["steps"]] == ["cached"] * 3
+
+
+def test_seed_and_device_reach_the_recipe(secateur):
+    plan = json.loads(secateur("run", "r.toml", "--dry-run", "--json", "--seed", "5", "--device", "cpu")[1])
+    assert plan["recipe"]["lab"] == {"seed": 5, "device": "cpu", "threads": 1}
+
+
+def test_a_sweep_shares_and_json_holds_everything(secateur):
+    code, out, _ = secateur("sweep", "r.toml", "--grid", "prune.budget=0.5:0.7:0.1", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert (found["computed"], found["cached"]) == (9, 0)
+    kept = [m["value"] for m in found["measurements"] if m["name"] == "nonzeros"]
+    assert kept == sorted(kept, reverse=True)
+    assert [m["context"]["prune.budget"] for m in found["measurements"] if m["name"] == "nonzeros"] == [0.5, 0.6, 0.7]
+    assert secateur("sweep", "r.toml")[0] == 2
+
+
+def test_runs_show_export_and_gc(secateur):
+    secateur("run", "r.toml")
+    secateur("run", "r.toml", "--set", "prune.budget=0.5")
+    code, out, _ = secateur("runs")
+    assert code == 0
+    assert [line.split()[:3] for line in out.splitlines()[1:]] == [["1", "r", "done"], ["2", "r", "done"]]
+    code, out, _ = secateur("show", "1")
+    assert code == 0
+    assert "command   secateur run r.toml" in out
+    assert "hardware" in out
+    assert "torch" in out
+    shown = json.loads(secateur("show", "--json")[1])
+    assert (shown["id"], shown["recipe"]["step"][0]["budget"]) == (2, 0.5)
+    assert [step["how"] for step in shown["detail"][0]["steps"]] == ["computed"] * 3
+    code, out, _ = secateur("export", "1", "--out", "m.csv")
+    assert code == 0
+    assert out.endswith("measurements written to m.csv\n")
+    assert Path("m.csv").read_text().startswith("name,layer,value")
+    assert secateur("export", "--out", "m.parquet")[0] == 0
+    code, out, _ = secateur("gc", "--keep", "1")
+    assert code == 0
+    assert out.startswith("freed ")
+    assert "1 runs, 3 steps" in out
+    assert secateur("runs")[1].count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["run", "nowhere.toml"], 2, "error: nowhere.toml: no such recipe; did you mean 'r.toml'?"),
+        (["run", "r.toml", "--set", "prune.budgt=1"], 2, "has no key 'budgt': did you mean 'budget'?"),
+        (["run", "r.toml", "--set", "prune.skip=['fcc1']"], 2, "pattern 'fcc1' matches no prunable layer"),
+        (["run", "r.toml", "--set", "prune.budget=0"], 4, "removes nothing"),
+        (["run", "r.toml", "--set", "data.name=nodata"], None, "nodata"),
+        (["run"], 2, "Missing argument"),
+        (["frobnicate"], 2, "No such command 'frobnicate'"),
+        (["show"], 1, "no run store here"),
+        (["list", "critera"], 2, "nothing to list under 'critera': did you mean 'criteria'?"),
+        (["measure", "resnet21"], 2, "unknown model 'resnet21': did you mean 'resnet20'"),
+        (["measure", "torch.nn:Linear", "--option", "in_features=3", "--option", "out_features=2"], 2, "give the shape"),
+        (["measure", "resnet20", "none.safetensors"], 1, "none.safetensors: no such file of weights"),
+        (["explain", "resnet20", "--input", "1,x"], 2, "expected a shape of positive numbers"),
+        (["inspect", "none.sct"], 1, "none.sct: no such file"),
+        (["pack", "none.pt", "x.sct"], 1, "none.pt"),
+    ],
+)
+def test_an_error_is_one_paragraph_with_its_exit_code(secateur, words, code, text):
+    found, out, err = secateur(*words)
+    assert found == code or (code is None and found in (1, 2))
+    assert text in err
+    assert "Traceback" not in err
+    assert not out
+    if err.startswith("error:"):
+        assert err.count("\n") == 1
+
+
+def test_debug_adds_the_traceback(secateur):
+    _, _, err = secateur("run", "nowhere.toml", "--debug")
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("error: ")
+
+
+def test_a_fault_of_the_users_code_is_a_paragraph_too(secateur, tmp_path, monkeypatch):
+    (tmp_path / "faulty_model.py").write_text("def make():\n    return 1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    code, _, err = secateur("measure", "faulty_model:make")
+    assert code == 1
+    assert "ZeroDivisionError" in err or "division by zero" in err
+    assert "Traceback" not in err
+
+
+def test_a_budget_that_is_not_met_leaves_with_3(secateur, monkeypatch):
+    from secateur.errors import BudgetNotMetError
+
+    def refuse(*_, **__):
+        raise BudgetNotMetError("asked for 1 kB, came to 2 kB")
+
+    monkeypatch.setattr("secateur.lab.recipe.Recipe.read", refuse)
+    assert secateur("run", "r.toml") == (3, "", "error: asked for 1 kB, came to 2 kB\n")
+
+
+def test_list_tells_all_words_and_schema_is_json(secateur):
+    listed = json.loads(secateur("list", "--json")[1])
+    assert {"criteria", "granularities", "budgets", "models", "data", "measures", "sharing", "steps"} == set(listed)
+    assert {"name": "prune", "about": "`prune`: criterion x granularity x budget; the weights removed are zero from here "
+            "on."} in listed["steps"]  # fmt: skip
+    assert all(row["about"] for rows in listed.values() for row in rows)
+    assert json.loads(secateur("schema")[1])["title"] == "secateur recipe"
+    assert secateur("schema", "--out", "s.json")[1] == "s.json\n"
+
+
+def test_measure_explain_and_shrink_a_model(secateur):
+    code, out, _ = secateur("measure", "resnet20", "--json", "--what", "params,macs")
+    assert code == 0
+    assert {m["name"]: m["value"] for m in json.loads(out)}["params"] == 269_722
+    code, out, _ = secateur("explain", "resnet20", "--budget", "0.5", "--svg", "groups.svg")
+    assert code == 0
+    assert "layer3" in out
+    assert Path("groups.svg").read_text().startswith("<svg")
+    code, out, err = secateur("shrink", "resnet20", "--input", "1,3,16,16", "--trials", "3", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["proof"]["holds"]
+    assert found["file_bytes"] == Path("small.sct").stat().st_size
+    # The file fits a freshly built model: the plan in it is applied first.
+    code, out, _ = secateur("measure", "resnet20", "small.sct", "--what", "params", "--json")
+    after = [m["value"] for m in found["measurements"] if m["name"] == "params"][1]
+    assert json.loads(out)[0]["value"] == after < 269_722
+
+
+def test_pack_unpack_and_inspect_a_checkpoint(secateur):
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    save_file({"w": torch.randn(64, 64), "b": torch.zeros(64)}, "in.safetensors")
+    assert secateur("pack", "in.safetensors", "small.sct", "--bits", "4", "--json")[0] == 0
+    assert Path("small.sct").stat().st_size < 3000
+    code, out, _ = secateur("pack", "in.safetensors", "whole.sct", "--lossless")
+    assert code == 0
+    assert out.startswith("whole.sct: ")
+    assert secateur("unpack", "whole.sct", "out.safetensors")[0] == 0
+    assert Path("out.safetensors").read_bytes() == Path("in.safetensors").read_bytes()
+    report = json.loads(secateur("inspect", "small.sct", "--json")[1])
+    assert report["size"] == Path("small.sct").stat().st_size
+    assert "w" in secateur("inspect", "small.sct")[1]
+
+
+def test_completion_knows_the_verbs():
+    env = {**os.environ, "_SECATEUR_COMPLETE": "complete_bash", "COMP_WORDS": "secateur sw", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", "from secateur.cli import main; main()"], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["sweep"]

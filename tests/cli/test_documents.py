@@ -1,0 +1,69 @@
+"""Every command and example of the README and of the guide is executed, so that they cannot drift."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from secateur import cli
+
+ROOT = Path(__file__).parents[2]
+PAGES = ["README.md", "docs/guide/cli.md", "docs/guide/recipes.md"]
+_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def execute(command: str, monkeypatch) -> int:
+    """One line of a `bash` block."""
+    words = shlex.split(command)
+    if words[0] == "make":
+        # `make test` would run this very test: ask make what it would do, which fails for a target that is not there.
+        done = subprocess.run(["make", "-n", "-C", str(ROOT), *words[1:]], capture_output=True, text=True, check=False)
+        assert {"demo": "secateur demo", "test": "pytest"}[words[1]] in done.stdout
+        return done.returncode
+    if words[:2] == ["pip", "install"]:
+        quick = ["--dry-run", "--no-deps", "--no-build-isolation", "--quiet"]
+        where = [word.replace(".", str(ROOT), 1) if word.startswith(".") else word for word in words[2:]]
+        return subprocess.run([sys.executable, "-m", "pip", "install", *quick, *where], check=False).returncode
+    assert words[0] == "secateur", f"a command that this test does not know how to run: {command}"
+    monkeypatch.setattr(sys, "argv", words)
+    try:
+        cli.main()
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
+    return 0
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_and_example_works(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks = _BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
+    assert len(blocks) >= 3
+    for language, text in blocks:
+        if language == "bash":
+            for command in text.strip().splitlines():
+                assert execute(command, monkeypatch) == 0, f"{command}\n{capsys.readouterr().err}"
+        elif language == "python":
+            exec(compile(text, page, "exec"), {"__name__": "example"})
+        elif language == "toml":
+            name = re.match(r"# file: (\S+)\n", text)
+            assert name, f"a toml block of {page} without its file's name"
+            Path(name[1]).write_text(text)
+        else:
+            assert language == "text", f"a block of {page} in a language that no test executes: {language!r}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_points_to_is_there(page):
+    for place in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+        assert ((ROOT / page).parent / place).exists(), place
+
+
+def test_no_command_hides_outside_the_blocks():
+    for page in PAGES:
+        text = _BLOCK.sub("", (ROOT / page).read_text(encoding="utf-8"))
+        assert not re.findall(r"^(?: {4}|\$ )secateur .*$", text, re.MULTILINE)

@@ -162,6 +162,17 @@ def test_what_was_removed_counts_and_stays_removed_unless_regrow() -> None:
         sc.prune(layer, budget=0.8, masks=sc.prune(layer, budget=0.75), at_least=2)
 
 
+def test_what_was_removed_counts_whatever_the_criterion_thinks_of_it_now() -> None:
+    model = mlp(10, 10, 10)
+    for granularity in ("element", "filter"):
+        for criterion in ("random", "fpgm"):
+            before = sc.prune(model, "magnitude", granularity, 0.2)
+            for budget in (0.5, sc.budget.Overall(0.5), sc.budget.PerLayer({"*": 0.5})):
+                after = sc.prune(model, criterion, granularity, budget, masks=before)
+                assert after.sparsity == 0.5
+                assert all(bool((~after[name] | before[name]).all()) for name in after)
+
+
 def test_weights_removed_one_by_one_do_not_count_for_their_filter() -> None:
     layer = nn.Linear(3, 2, bias=False)
     layer.weight.data.copy_(torch.tensor([[9.0, 9.0, 1.0], [2.0, 2.0, 2.0]]))

@@ -37,14 +37,15 @@ class Lock:
 class Field:
     """Labels over one axis, or over several jointly. `axes` ascend; `labels` has the sizes of those axes.
 
-    `zero` says that in the masked model a removed position holds exactly 0. `weak` labels were made up for a tensor of
-    one value (zeros, an expanded axis): they follow, and yield where two fields meet on one axis.
+    `zero` says that in the masked model a removed position holds exactly 0. `weak` ranks how firmly a field holds where
+    two meet on one axis: 0 a parameter's channels, 1 those of a buffer (which never split a joint field: the angles of a
+    rotary embedding do not make heads thinner), 2 labels made up for a tensor of one value.
     """
 
     axes: tuple[int, ...]
     labels: np.ndarray
     zero: bool = True
-    weak: bool = False
+    weak: int = 0
 
     def moved(self, mapping: Sequence[int] | dict[int, int]) -> Field:
         """The same labels on other axes: axis a becomes mapping[a]."""

@@ -24,7 +24,7 @@ def weakly(labels: Labels, shape: Sequence[int], axes: Sequence[int] | None = No
     """The layout of a tensor of one value: every axis may shrink, none asks to."""
     chosen = range(len(shape)) if axes is None else axes
     fields = tuple(
-        Field((axis,), labels.fresh(shape[axis]), zero=zero, weak=True)
+        Field((axis,), labels.fresh(shape[axis]), zero=zero, weak=2)
         for axis in chosen
         if 1 < shape[axis] < LIMIT
     )
@@ -107,6 +107,12 @@ def merge(
         )
     if not any(fields):
         return Layout(tuple(shape))
+    joint = {axis for mine in fields for field in mine if len(field.axes) > 1 for axis in field.axes}
+    for mine in fields if joint else ():
+        for field in [field for field in mine if field.weak == 1 and joint & set(field.axes)]:
+            if len(field.axes) == 1:
+                labels.lock(field.labels, "a buffer that meets a joint axis")
+                mine.remove(field)
     changed = True
     while changed:
         changed = False
@@ -184,7 +190,7 @@ def _joined(labels: Labels, shape: Sequence[int], fields: list[list[Field]], zer
             is_zero = len(found) == count and all(field.zero for field in found)
         else:
             is_zero = False
-        out.append(Field(axes, array, zero=is_zero, weak=all(field.weak for field in found)))
+        out.append(Field(axes, array, zero=is_zero, weak=min(field.weak for field in found)))
     return squeezed(labels, shape, out)
 
 
@@ -298,7 +304,7 @@ def concat(labels: Labels, layouts: Sequence[Layout], axis: int) -> Layout:
                 (axis,),
                 np.concatenate(pieces),
                 zero=all(field.zero for field in present),
-                weak=all(field.weak for field in present),
+                weak=min(field.weak for field in present),
             )
         )
     return squeezed(labels, shape, fields)

@@ -34,6 +34,7 @@ class Proof:
     tolerance: float
     outputs: int
     equality: bool = True
+    dtype: str = "float64"
 
     @property
     def holds(self) -> bool:
@@ -46,11 +47,13 @@ class Proof:
                 f"no equality: axes were cut across a normalisation; outputs differ by {self.error:.2e} of the largest output"
             )
         word = "equal" if self.holds else "NOT equal"
-        return f"{word}: largest difference {self.error:.2e} of the largest output (float64, tolerance {self.tolerance:.0e})"
+        return f"{word}: largest difference {self.error:.2e} of the largest output ({self.dtype}, tolerance {self.tolerance:.0e})"
 
 
 @torch.no_grad()
-def double_copy(model: nn.Module, masks: Mapping[str, torch.Tensor] | None = None) -> nn.Module:
+def double_copy(
+    model: nn.Module, masks: Mapping[str, torch.Tensor] | None = None, dtype: torch.dtype = torch.float64
+) -> nn.Module:
     """A copy in float64 and eval mode, masked where asked. The weights are converted on the way, not copied twice."""
     memo: dict[int, Any] = {}
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
@@ -58,7 +61,7 @@ def double_copy(model: nn.Module, masks: Mapping[str, torch.Tensor] | None = Non
         mask = None if masks is None else masks.get(name)
         if id(tensor) not in memo:
             value = tensor.detach()
-            value = value.to(torch.float64) if value.is_floating_point() else value.clone()
+            value = value.to(dtype) if value.is_floating_point() else value.clone()
             if value.data_ptr() == tensor.data_ptr():
                 value = value.clone()
             memo[id(tensor)] = (
@@ -67,10 +70,10 @@ def double_copy(model: nn.Module, masks: Mapping[str, torch.Tensor] | None = Non
         if mask is not None:
             memo[id(tensor)].data.masked_fill_(~mask.to(tensor.device), 0.0)
     twin = copy.deepcopy(model, memo).eval()
-    return twin.double()
+    return twin.to(dtype)
 
 
-def _example_in_double(example: Any, model: nn.Module) -> Any:
+def _example_in(dtype: torch.dtype, example: Any, model: nn.Module) -> Any:
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
 
     def change(tensor: torch.Tensor) -> torch.Tensor:
@@ -80,27 +83,27 @@ def _example_in_double(example: Any, model: nn.Module) -> Any:
         if tensor.numel() and bool((tensor == tensor.flatten()[0]).all()):
             # An example of one value, such as torch.zeros, would hide most differences.
             generator = torch.Generator().manual_seed(0)
-            return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(device)
-        return tensor.to(torch.float64)
+            return torch.randn(tensor.shape, generator=generator, dtype=dtype).to(device)
+        return tensor.to(dtype)
 
     return map_tensors(example, change)
 
 
 @torch.no_grad()
-def prove(
-    model: nn.Module, small: nn.Module, masks: Mapping[str, torch.Tensor], example: Any, tolerance: float, equality: bool
-) -> Proof:
-    """Run both in float64 on the example, with the same random state, and compare every output."""
-    inputs = _example_in_double(example, model)
+def _outputs(
+    model: nn.Module, small: nn.Module, masks: Mapping[str, torch.Tensor], example: Any, dtype: torch.dtype
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """What both give out, in this precision, from the same inputs and the same random state."""
+    inputs = _example_in(dtype, example, model)
     outputs = []
     fast = torch.backends.mha.get_fastpath_enabled()
     state = torch.random.get_rng_state()
     default = torch.get_default_dtype()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        torch.set_default_dtype(torch.float64)
+        torch.set_default_dtype(dtype)
         for source, hide in ((model, masks), (small, None)):
-            twin = double_copy(source, hide)
+            twin = double_copy(source, hide, dtype)
             torch.manual_seed(0)
             outputs.append(tensors_in(call(twin, map_tensors(inputs, torch.clone))))
             del twin
@@ -108,6 +111,27 @@ def prove(
         torch.set_default_dtype(default)
         torch.random.set_rng_state(state)
         torch.backends.mha.set_fastpath_enabled(fast)
+    return outputs[0], outputs[1]
+
+
+def prove(
+    model: nn.Module, small: nn.Module, masks: Mapping[str, torch.Tensor], example: Any, tolerance: float, equality: bool
+) -> Proof:
+    """Run both in float64 on the example, with the same random state, and compare every output.
+
+    Where an operator of the model has no float64 form, float32 is used, and the proof says so.
+    """
+    dtype = torch.float64
+    try:
+        outputs = _outputs(model, small, masks, example, dtype)
+    except (RuntimeError, NotImplementedError) as error:
+        if "ouble" not in str(error) and "loat64" not in str(error):
+            raise ProofError(
+                f"masked and shrunk {type(model).__name__} could not both run on the example ({type(error).__name__}: "
+                f"{str(error)[:300]}); the model is untouched"
+            ) from error
+        dtype, tolerance = torch.float32, max(tolerance, 1e-4)
+        outputs = _outputs(model, small, masks, example, dtype)
     left, right = outputs
     shapes = [tuple(t.shape) for t in left], [tuple(t.shape) for t in right]
     if shapes[0] != shapes[1]:
@@ -129,7 +153,7 @@ def prove(
             absolute = max(absolute, float((a - b)[finite].abs().max()))
             scale = max(scale, float(a[finite].abs().max()))
     error = absolute / scale if scale > 0 else absolute
-    proof = Proof(error, absolute, scale, tolerance, len(left), equality)
+    proof = Proof(error, absolute, scale, tolerance, len(left), equality, str(dtype).removeprefix("torch."))
     if equality and not proof.holds:
         raise ProofError(
             f"the shrunk {type(model).__name__} does not compute what the masked one does: largest difference {error:.3e} of the "

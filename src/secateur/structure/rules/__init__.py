@@ -120,7 +120,8 @@ def parameter_layout(labels: Labels, ref: Ref) -> Layout:
     """Every axis of a parameter, or of a floating buffer, gets labels of its own."""
     if ref.role == "buffer" and not (ref.dtype.is_floating_point or ref.dtype.is_complex):
         return Layout(ref.shape)
-    fields = tuple(Field((axis,), labels.fresh(size)) for axis, size in enumerate(ref.shape) if size > 1)
+    weak = 1 if ref.role == "buffer" else 0
+    fields = tuple(Field((axis,), labels.fresh(size), weak=weak) for axis, size in enumerate(ref.shape) if size > 1)
     return Layout(ref.shape, fields)
 
 

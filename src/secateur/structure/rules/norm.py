@@ -19,7 +19,9 @@ def batch_norm(f: Follower, op: Op) -> list[Layout]:
     lines = [(f.of(ref), [1]) for ref in op.args[1:5] if isinstance(ref, Ref)]
     rank = len(x.shape)
     affine = isinstance(op.args[1], Ref)
-    out = merge(f.labels, x.shape, [(f.of(x), range(rank)), *lines], "any" if affine else "none")
+    others = [axis for axis in range(rank) if axis != 1]
+    layout = Layout(x.shape, drop_axes(f.labels, f.of(x), others, CROSSES, keep=True).fields)
+    out = merge(f.labels, x.shape, [(layout, range(rank)), *lines], "any" if affine else "none")
     fields = tuple(
         Field(g.axes, g.labels, zero=affine if 1 in g.axes else g.zero, weak=g.weak) for g in out.fields
     )

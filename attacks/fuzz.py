@@ -1,4 +1,4 @@
-"""A long attack: `python -m attacks.fuzz --seconds 600 --seed 1`. Prints what it tried and stops at the first failure."""
+"""A long attack: `python -m attacks.fuzz --seconds 600 --seed 1`; stops at the first failure."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ def main() -> int:
             verdict = hostile.judge(bad, honest, attack is hostile.mutate_within)
         except BaseException:
             Path("fuzz-failure.sct").write_bytes(bad)
-            print(f"failed with seed {seed} after {sum(seen.values())} files; kept as fuzz-failure.sct", file=sys.stderr)
+            print(
+                f"failed with seed {seed} after {sum(seen.values())} files; kept as fuzz-failure.sct",
+                file=sys.stderr,
+            )
             raise
         took = time.perf_counter() - began
         slowest = max(slowest, took)
@@ -48,7 +51,10 @@ def main() -> int:
             largest = max(largest, tracemalloc.get_traced_memory()[1])
         if took > MOST_SECONDS * (10 if options.memory else 1) or largest > MOST_BYTES + len(data):
             Path("fuzz-failure.sct").write_bytes(bad)
-            print(f"seed {seed}: {took:.2f} s, {largest / 1e6:.0f} MB; kept as fuzz-failure.sct", file=sys.stderr)
+            print(
+                f"seed {seed}: {took:.2f} s, {largest / 1e6:.0f} MB; kept as fuzz-failure.sct",
+                file=sys.stderr,
+            )
             return 1
         seen[f"{attack.__name__}: {verdict}"] += 1
     print(f"seed {seed}: {dict(seen)}; slowest {slowest:.3f} s; most memory {largest / 1e6:.1f} MB")

@@ -1,7 +1,7 @@
 """Mutations of .sct files, and the judge: a hostile file ends in a `FormatError`, soon, in little memory.
 
-`sample()` is a small honest file with every way of storing a tensor. `reseal` mends the checksums of a mutated file, so
-that what lies behind them is attacked too.
+`sample()` is a small honest file with every way of storing a tensor. `reseal` mends the checksums of a
+mutated file, so that what lies behind them is attacked too.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def sample() -> bytes:
     """An honest file: every method, both models of indices, a step codebook, a text."""
     file = io.BytesIO()
     writer = Writer(file)
-    writer.text("plan", tensors.text(b'{"keep": {"conv.weight": {"0": [0, 1, 3, 4, 5, 7]}}, "version": 1}' * 3))
+    writer.text(
+        "plan", tensors.text(b'{"keep": {"conv.weight": {"0": [0, 1, 3, 4, 5, 7]}}, "version": 1}' * 3)
+    )
 
     def add(name: str, dtype: str, words: np.ndarray, way: tuple[int, list[bytes]]) -> None:
         entry = Entry(name, dtype, words.shape)
@@ -138,7 +140,7 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_within(data: bytes, rng: random.Random) -> bytes:
-    """Damage inside one section only, its length mended, all checksums mended: the parsers behind them are the target."""
+    """Damage inside one section, its length and all checksums mended: the target is what lies behind them."""
     found = sections(data)
     start, begin, end = rng.choice(found)
     payload = mutate(data[begin:end], rng) if end > begin else b"\xff"

@@ -95,7 +95,12 @@ def test_sections_cannot_trade_places_or_come_twice(honest: tuple[bytes, dict[st
     (h0, _, h1), (t0, _, t1), (s0, _, s1), (e0, _, e1) = hostile.sections(data)
     head, text, body, end = data[h0 : h1 + 4], data[t0 : t1 + 4], data[s0 : s1 + 4], data[e0 : e1 + 4]
     magic = data[:5]
-    for order in ([head, body, text, end], [head, text, body, body, end], [head, body, end], [head, text, end]):
+    for order in (
+        [head, body, text, end],
+        [head, text, body, body, end],
+        [head, body, end],
+        [head, text, end],
+    ):
         with pytest.raises(FormatError, match="checksum"):
             hostile.read(magic + b"".join(order))
 
@@ -114,7 +119,9 @@ def one_tensor(shape: tuple[int, ...], method: int, parts: list[bytes], dtype: s
     return hostile.reseal(data[: start + 1] + varint.write(len(payload)) + payload + data[end:])
 
 
-@pytest.mark.parametrize("shape", [(1 << 60,), (1 << 30, 1 << 30), (1 << 62, 1 << 62), (0, 1 << 62), (1 << 24, 4)])
+@pytest.mark.parametrize(
+    "shape", [(1 << 60,), (1 << 30, 1 << 30), (1 << 62, 1 << 62), (0, 1 << 62), (1 << 24, 4)]
+)
 @pytest.mark.parametrize("method", [sct.ZERO, sct.CONST, sct.PACKED, sct.INDEXED, sct.SPARSE, sct.RAW])
 def test_claims_of_endless_tensors(shape: tuple[int, ...], method: int) -> None:
     parts = {
@@ -139,7 +146,11 @@ def test_claims_of_endless_tensors(shape: tuple[int, ...], method: int) -> None:
 
 def test_a_short_stream_cannot_ask_for_much_work() -> None:
     stream = b"\1\1" + bytes(100)
-    data = one_tensor((1000, 1000), sct.INDEXED, [tensors.codebook(np.array([0.0, 1.0], np.float32).view(np.uint32), Entry("w", "F32", ())), stream])
+    data = one_tensor(
+        (1000, 1000),
+        sct.INDEXED,
+        [tensors.codebook(np.array([0.0, 1.0], np.float32).view(np.uint32), Entry("w", "F32", ())), stream],
+    )
     with pytest.raises(FormatError, match="at least 7781 bytes, got 102"):
         hostile.read(data)
 
@@ -155,7 +166,9 @@ def test_a_short_stream_cannot_ask_for_much_work() -> None:
         (lambda d: hostile.reseal(d[:7] + b"\x07" + d[8:]), "flags 7"),
     ],
 )
-def test_messages_of_wrong_beginnings(honest: tuple[bytes, dict[str, bytes]], change: object, message: str) -> None:
+def test_messages_of_wrong_beginnings(
+    honest: tuple[bytes, dict[str, bytes]], change: object, message: str
+) -> None:
     with pytest.raises(FormatError, match=message):
         hostile.read(change(honest[0]))  # type: ignore[operator]
 
@@ -170,7 +183,7 @@ def test_messages_of_wrong_beginnings(honest: tuple[bytes, dict[str, bytes]], ch
 )
 def test_hostile_names(name: bytes, message: str) -> None:
     data = one_tensor((), sct.ZERO, [])
-    (_, _, _), (start, begin, end), _ = hostile.sections(data)
+    (_, _, _), (start, _, end), _ = hostile.sections(data)
     payload = b"\1\0" + varint.write(len(name)) + name + b"\0\0\1"
     bad = hostile.reseal(data[: start + 1] + varint.write(len(payload)) + payload + data[end:])
     with pytest.raises(FormatError, match=message):

@@ -23,7 +23,8 @@ from secateur.errors import FormatError
 
 __all__ = ["DEFAULT", "MODELS", "Memory", "decode", "encode", "floor"]
 
-MODELS = {"fast": 0, "mixed": 1}
+# name -> (number in the file, how fine its blocks are)
+MODELS = {"fast": (0, 0), "mixed": (1, 10), "strong": (1, 8)}
 DEFAULT = "mixed"
 
 
@@ -44,12 +45,15 @@ def encode(
 ) -> bytes:
     """The stream: one byte that names the model, then what the model writes.
 
-    `memory` is what the mixed model learnt from the tensors before; coder and decoder must be given the same.
+    `fast` is one table, `mixed` learns contexts, `strong` learns them in finer steps and takes three times as
+    long. `memory` is what the mixed model learnt from the tensors before; coder and decoder must be given the
+    same.
     """
     below, above = _sides(size, zero)
-    if model == "mixed" and max(below, above) <= mixed.MOST_SIDE:
+    number, grain = MODELS[model]
+    if number == 1 and max(below, above) <= mixed.MOST_SIDE:
         memory = Memory() if memory is None else memory
-        data = b"\1" + mixed.encode(levels, below, above, memory, zero is not None)
+        data = b"\1" + mixed.encode(levels, below, above, memory, zero is not None, grain)
     else:
         data = b"\0" + static.encode(levels, size)
     return data + bytes(max(0, floor(levels.size) - len(data)))
@@ -70,10 +74,10 @@ def decode(
     body = bytes(data[1:])
     if len(data) == least:
         body = body.rstrip(b"\0")
-    if data[0] == MODELS["fast"]:
+    if data[0] == 0:
         return static.decode(body, numel, size).reshape(shape)
-    if data[0] != MODELS["mixed"]:
-        raise FormatError(f"a stream names model {data[0]}, known models are {sorted(MODELS.values())}")
+    if data[0] != 1:
+        raise FormatError(f"a stream names model {data[0]}, known models are 0 and 1")
     below, above = _sides(size, zero)
     if max(below, above) > mixed.MOST_SIDE:
         raise FormatError(

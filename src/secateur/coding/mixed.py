@@ -25,8 +25,9 @@ __all__ = ["MOST_SIDE", "Memory", "decode", "encode"]
 
 MOST_SIDE = 1024  # the most levels on one side of zero
 _MOST_UNARY = 6
-_RICH = 3  # so many top bits of a magnitude have all contexts
+_RICH = 2  # so many top bits of a magnitude have all contexts
 _NODES = 64
+_LEAST_GRAIN, _MOST_GRAIN = 8, 14
 
 Coin = Callable[[np.ndarray | None, np.ndarray], np.ndarray]
 
@@ -49,16 +50,19 @@ class Memory:
             mixer.next_tensor()
 
 
-def encode(levels: np.ndarray, below: int, above: int, memory: Memory, zero: bool = True) -> bytes:
+def encode(
+    levels: np.ndarray, below: int, above: int, memory: Memory, zero: bool = True, grain: int = 10
+) -> bytes:
     """Levels 0..size-1 with `below` of them under zero and `above` over it; `zero` False: no level is zero.
 
-    The first byte says how magnitudes become bits.
+    The first byte says how magnitudes become bits and how large the blocks are (about 2**grain weights,
+    8..14).
     """
     signed = levels.astype(np.int64) - below
     if not zero:
         signed += signed >= 0
     unary = _unary(np.bincount(np.abs(signed).reshape(-1), minlength=max(below, above) + 1))
-    head = unary * 2 + 1
+    head = unary + 8 * (grain - _LEAST_GRAIN)
     encoder = Encoder()
 
     def coin(bits: np.ndarray | None, probabilities: np.ndarray) -> np.ndarray:
@@ -66,7 +70,7 @@ def encode(levels: np.ndarray, below: int, above: int, memory: Memory, zero: boo
         encoder.bits(bits, probabilities)
         return bits
 
-    _walk(planes.layout(levels.shape), below, above, zero, unary, coin, memory, signed)
+    _walk(planes.layout(levels.shape), below, above, zero, unary, grain, coin, memory, signed)
     return bytes([head]) + encoder.finish()
 
 
@@ -79,11 +83,12 @@ def decode(
     zero: bool = True,
 ) -> np.ndarray:
     """The inverse of `encode`, as int64."""
-    if len(data) == 0 or data[0] // 2 > _MOST_UNARY or data[0] % 2 == 0:
+    unary, grain = (data[0] % 8, data[0] // 8 + _LEAST_GRAIN) if len(data) else (8, 0)
+    if unary > _MOST_UNARY or grain > _MOST_GRAIN:
         raise FormatError("a stream of levels starts with a byte that is not known")
     decoder = Decoder(data[1:])
     plan = planes.layout(shape)
-    signed = _walk(plan, below, above, zero, data[0] // 2, lambda _, odds: decoder.bits(odds), memory, None)
+    signed = _walk(plan, below, above, zero, unary, grain, lambda _, odds: decoder.bits(odds), memory, None)
     decoder.finish()
     levels = plan.tensor(signed, shape)
     if not zero:
@@ -107,6 +112,7 @@ def _walk(
     above: int,
     zero: bool,
     unary: int,
+    grain: int,
     coin: Coin,
     memory: Memory,
     known: np.ndarray | None,
@@ -116,7 +122,7 @@ def _walk(
     largest = max(below, above)
     book = planes.Planes(plan, largest)
     source = None if known is None else plan.planes(known)
-    for block in book.blocks():
+    for block in book.blocks(grain):
         signed = None if source is None else source[block.tap, block._rows].reshape(-1)
         ranks = np.zeros(block.size, dtype=np.int64)
         chosen = np.arange(block.size)

@@ -30,14 +30,16 @@ __all__ = ["Mixer"]
 _ONE = 65536
 _LEAST = 24  # the smallest probability of either bit, in 65536ths
 _PRIOR = 6  # how many bits the node's own share counts for in every context
-_START = 9830  # the first weight of every context: 0.15
-_CALM = 1 << 28  # damps the first steps of the weights
-_MOST_CONTEXT, _MOST_NODE = 100, 4  # counts carried from one tensor to the next
+_START = 14000  # the first weight of every context: about 0.21
+_CALM = 1 << 29  # damps the steps of the weights
+_MOST_CONTEXT, _MOST_NODE = 25, 4  # counts carried from one tensor to the next
 _WEIGHT = 1 << 20  # weights stay within +-16
+_PROBABILITY = SQUASH.clip(_LEAST, _ONE - _LEAST)
 
 
 class Mixer:
-    """One set of decisions that share contexts: `nodes` of them, each context j with values below `sizes[j]`."""
+    """One set of decisions that share contexts: `nodes` of them, each context j with values below `sizes[j]`.
+    """
 
     def __init__(self, nodes: int, sizes: tuple[int, ...]):
         self.nodes = nodes
@@ -74,28 +76,33 @@ class Mixer:
             index += node * self.sizes[:, None]
         beyond = table[index]
         total = self._weights.astype(np.float64) @ beyond + own[node] * float(_ONE)
-        odds = (total * (1 / _ONE)).clip(-LIMIT, LIMIT)
-        probability = SQUASH[np.floor(odds).astype(np.int64) + LIMIT].clip(_LEAST, _ONE - _LEAST)
+        odds = np.floor(total * (1 / _ONE))
+        np.maximum(odds, -LIMIT, out=odds)
+        np.minimum(odds, LIMIT, out=odds)
+        probability = _PROBABILITY[odds.astype(np.int64) + LIMIT]
         self._last = (node, index, beyond, probability)
         return probability
 
     def learn(self, bits: np.ndarray) -> None:
-        """Count the bits that were predicted last, and move the weights towards what would have been shorter."""
+        """Count the bits that were predicted last, and move the weights towards what would have been shorter.
+        """
         node, index, beyond, probability = self._last
-        ones = np.flatnonzero(bits)
-        number = np.bincount(index.reshape(-1), minlength=self._cells)
-        number_ones = np.bincount(index[:, ones].reshape(-1), minlength=self._cells)
-        self._ones += number_ones
-        self._zeros += number - number_ones
-        node_ones = np.bincount(node[ones], minlength=self.nodes)
-        self._node_ones += node_ones
-        self._node_zeros += np.bincount(node, minlength=self.nodes) - node_ones
+        index *= 2
+        index += bits
+        seen = np.bincount(index.reshape(-1), minlength=2 * self._cells)
+        self._zeros += seen[0::2]
+        self._ones += seen[1::2]
+        seen = np.bincount(node * 2 + bits, minlength=2 * self.nodes)
+        self._node_zeros += seen[0::2]
+        self._node_ones += seen[1::2]
         error = bits * float(_ONE) - probability
-        doubt = (probability * (_ONE - probability)) >> 20
-        self._energy += int((beyond * beyond).sum(axis=0) @ doubt.astype(np.float64)) >> 4
+        doubt = ((probability * (_ONE - probability)) >> 20).astype(np.float64)
+        self._energy = max(self._energy - (self._energy >> 3), _CALM)
+        self._energy += int(np.vdot(beyond * doubt, beyond)) >> 4
         slope = beyond @ error
         step = [int(s) * _ONE // self._energy for s in slope]
-        self._weights = np.clip(self._weights + np.array(step, dtype=np.int64), -_WEIGHT, _WEIGHT)
+        moved = self._weights + np.array(step, dtype=np.int64)
+        self._weights = np.minimum(np.maximum(moved, -_WEIGHT), _WEIGHT)
 
 
 def _shrink(zeros: np.ndarray, ones: np.ndarray, most: int) -> None:

@@ -27,14 +27,19 @@ _MOST_TAPS = 64
 _ONE = 65536
 
 # How many values each context of a set has, in the order `Block` gives them.
-ZERO = (16, 256, 160, 256, 144, 128, 64, 160, 160, 128)
-SIGN = (432, 81, 13, 13, 13, 289, 81, 169, 81)
-MAGNITUDE = (13, 144, 8, 64, 96, 96, 16)
+ZERO = (256, 256, 144, 64, 128)
+SIGN = (81, 289, 169, 81)
+MAGNITUDE = (13, 64, 96, 96)
 MAGNITUDE_PLAIN = (12, 12)  # for the low bits, which are nearly random
 
 
 def _steps(edges: tuple[int, ...]) -> np.ndarray:
     return np.searchsorted(np.array(edges), np.arange(256), side="left").astype(np.int64)
+
+
+def _within(values: np.ndarray, most: int) -> np.ndarray:
+    """Values cut to 0..most (faster than clip on short arrays)."""
+    return np.minimum(np.maximum(values, 0), most)
 
 
 _EIGHT = _steps((3, 7, 11, 15, 20, 28, 45))
@@ -110,10 +115,14 @@ class Planes:
         self._total = 0
         self._first_mean = max(4, 16 * max(1, largest) // 3)
 
-    def blocks(self) -> Iterator[Block]:
-        """The blocks in coding order; each must be `close`d with its ranks before the next is asked for."""
+    def blocks(self, grain: int) -> Iterator[Block]:
+        """The blocks in coding order; each must be `close`d with its ranks before the next is asked for.
+
+        Blocks have about 2**grain weights, more in large planes: small ones learn sooner, large ones run
+        faster.
+        """
         plan = self.layout
-        size = min(max(plan.filters * plan.channels // 16, 1024), 16384)
+        size = min(max(plan.filters * plan.channels // 16, 1 << grain), 16384)
         rows = max(1, size // plan.channels)
         for tap in range(plan.taps):
             for top in range(0, plan.filters, rows):
@@ -183,7 +192,7 @@ class Block:
     @staticmethod
     def _density(sums: np.ndarray) -> np.ndarray:
         share = ((2 * sums[0] + 1) * _ONE) // (2 * sums[3] + 2)
-        return ((STRETCH[share] + 320) // 40).clip(0, 15).astype(np.int64)
+        return _within((STRETCH[share] + 320) // 40, 15).astype(np.int64)
 
     def _stack(self, contexts: list[np.ndarray | int]) -> np.ndarray:
         out = np.empty((len(contexts), *self.shape), dtype=np.int64)
@@ -198,20 +207,14 @@ class Block:
         for bit, size in enumerate(self._sizes[:4]):
             if self._done[bit]:
                 pattern += (size > 0) * (1 << bit)
-        found = np.minimum(planes._kernel[0, self._rows], 9)
         filters = self._density(planes._filter[:, self._rows])[:, None]
         channels = self._density(planes._channel)[None, :]
         return self._stack(
             [
-                step,
                 pattern * 16 + step,
-                found * 16 + step,
                 filters * 16 + channels,
                 self.filter * 12 + self.channel,
-                self.kernel * 16 + step,
                 self.cross * 8 + self.kernel,
-                filters * 10 + found,
-                channels * 10 + found,
                 self.all_near * 16 + step,
             ]
         )
@@ -224,22 +227,17 @@ class Block:
         mean = self._mean
         cross = ranks[0] + ranks[1] + ranks[2] + ranks[3]
         near = 2 * cross + ranks[4] + ranks[5] + ranks[6] + ranks[7]
-        by_cross = ((cross * 16 + mean // 2) // mean * 2 // 3 + 6).clip(0, 12)
-        by_near = ((near * 16 + mean // 2) // mean // 3 + 6).clip(0, 12)
+        by_cross = _within((cross * 16 + mean // 2) // mean * 2 // 3 + 6, 12)
+        by_near = _within((near * 16 + mean // 2) // mean // 3 + 6, 12)
         kernel = self._planes._kernel[2, self._rows].reshape(-1)[chosen]
-        by_kernel = ((kernel * 16 + mean // 2) // mean // 3 + 6).clip(0, 12)
+        by_kernel = _within((kernel * 16 + mean // 2) // mean // 3 + 6, 12)
         row, column = np.divmod(chosen, self.shape[1])
         filters = self._lean(self._planes._filter[:, self._rows])[row]
         channels = self._lean(self._planes._channel)[column]
         contexts = np.stack(
             [
-                self._step * 27 + of[0] * 9 + of[1] * 3 + of[2],
                 of[0] * 27 + of[1] * 9 + of[2] * 3 + of[3],
-                by_cross,
-                by_near,
-                by_kernel,
                 filters * 17 + channels,
-                of[4] * 27 + of[5] * 9 + of[6] * 3 + of[7],
                 by_cross * 13 + by_kernel,
                 of[8] * 27 + of[0] * 9 + of[9] * 3 + of[1],
             ]
@@ -248,7 +246,7 @@ class Block:
 
     def _lean(self, sums: np.ndarray) -> np.ndarray:
         """How far the signs of a filter or a channel lean to one side, 0..16."""
-        return (sums[2] * 12 // np.maximum(self._mean * sums[3] // 16, 1) + 8).clip(0, 16)
+        return _within(sums[2] * 12 // np.maximum(self._mean * sums[3] // 16, 1) + 8, 16)
 
     def magnitude(self, chosen: np.ndarray, agree: np.ndarray) -> np.ndarray:
         """Contexts of the magnitudes of the chosen weights: [len(MAGNITUDE), chosen]."""
@@ -256,16 +254,12 @@ class Block:
         filters, channels = self.filter[row, 0], self.channel[0, column]
         kernel, cross = self.kernel.reshape(-1)[chosen], self.cross.reshape(-1)[chosen]
         near = self.all_near.reshape(-1)[chosen]
-        steps = np.full(len(chosen), self._step, dtype=np.int64)
         return np.stack(
             [
                 agree,
-                filters * 12 + channels,
-                kernel,
                 cross * 8 + kernel,
                 near * 12 + filters,
                 near * 12 + channels,
-                steps,
             ]
         )
 

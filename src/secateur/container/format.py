@@ -24,8 +24,6 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from secateur.coding import varint
 from secateur.coding.indices import Memory
 from secateur.errors import FormatError
@@ -458,6 +456,6 @@ class Archive:
             raise reader.fail(f"tensor {name[:80]!r} has dtype {code}, known dtypes are 0..{len(_NAMES) - 1}")
         dims = reader.varint(MOST_DIMS, f"the number of dimensions of {name[:80]!r}")
         shape = tuple(reader.varint(of=f"a dimension of {name[:80]!r}") for _ in range(dims))
-        if prod(size for size in shape if size) > varint.LARGEST:
-            raise reader.fail(f"tensor {name[:80]!r} of shape {list(shape)} has more than 2**63 elements")
+        if prod(size for size in shape if size) > varint.LARGEST // 16:
+            raise reader.fail(f"tensor {name[:80]!r} of shape {list(shape)} has too many elements")
         return Entry(name, _NAMES[code], shape), raw

@@ -149,7 +149,8 @@ def unpack(
     path_out: str | os.PathLike[str],
     progress: Progress | None = None,
 ) -> Packed:
-    """A .sct file as .safetensors; what was packed from .safetensors without loss has the same bytes again."""
+    """A .sct file as .safetensors; what was packed from .safetensors without loss has the same bytes again.
+    """
     with open(path_in, "rb") as source:
         archive = sct.Archive(source)
         if not archive.named:

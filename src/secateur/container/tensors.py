@@ -321,7 +321,7 @@ def text(data: bytes) -> bytes:
     True
     """
     coded = static.encode(np.frombuffer(data, dtype=np.uint8).astype(np.int32), 256)
-    if len(coded) + 4 < len(data):
+    if len(coded) + 4 < len(data) < 64 * len(coded):
         return b"\1" + varint.write(len(data)) + coded
     return b"\0" + data
 
@@ -334,5 +334,5 @@ def read_text(data: bytes, where: str) -> bytes:
         return bytes(reader.take(reader.left))
     if kind != 1:
         raise reader.fail(f"text of kind {kind}, known kinds are 0 and 1")
-    count = reader.varint(sct.FREE_BYTES, "the length of a text")
+    count = reader.varint(64 * len(data), "the length of a text")
     return static.decode(reader.take(reader.left), count, 256).astype(np.uint8).tobytes()

@@ -62,7 +62,7 @@ def encode(
     if not zero:
         signed += signed >= 0
     unary = _unary(np.bincount(np.abs(signed).reshape(-1), minlength=max(below, above) + 1))
-    head = unary + 8 * (grain - _LEAST_GRAIN)
+    head = 1 + unary + 8 * (grain - _LEAST_GRAIN)
     encoder = Encoder()
 
     def coin(bits: np.ndarray | None, probabilities: np.ndarray) -> np.ndarray:
@@ -83,8 +83,9 @@ def decode(
     zero: bool = True,
 ) -> np.ndarray:
     """The inverse of `encode`, as int64."""
-    unary, grain = (data[0] % 8, data[0] // 8 + _LEAST_GRAIN) if len(data) else (8, 0)
-    if unary > _MOST_UNARY or grain > _MOST_GRAIN:
+    head = data[0] - 1 if len(data) else -1
+    unary, grain = head % 8, head // 8 + _LEAST_GRAIN
+    if head < 0 or unary > _MOST_UNARY or grain > _MOST_GRAIN:
         raise FormatError("a stream of levels starts with a byte that is not known")
     decoder = Decoder(data[1:])
     plan = planes.layout(shape)

@@ -25,7 +25,7 @@ import numpy as np
 
 from secateur.coding.logistic import LIMIT, SQUASH, STRETCH
 
-__all__ = ["Mixer"]
+__all__ = ["EXACT", "Mixer"]
 
 _ONE = 65536
 _LEAST = 24  # the smallest probability of either bit, in 65536ths
@@ -33,13 +33,13 @@ _PRIOR = 6  # how many bits the node's own share counts for in every context
 _START = 14000  # the first weight of every context: about 0.21
 _CALM = 1 << 29  # damps the steps of the weights
 _MOST_CONTEXT, _MOST_NODE = 25, 4  # counts carried from one tensor to the next
+EXACT = 1 << 14  # products summed at a time
 _WEIGHT = 1 << 20  # weights stay within +-16
 _PROBABILITY = SQUASH.clip(_LEAST, _ONE - _LEAST)
 
 
 class Mixer:
-    """One set of decisions that share contexts: `nodes` of them, each context j with values below `sizes[j]`.
-    """
+    """One set of decisions that share contexts: `nodes` of them, each context j with values below `sizes[j]`."""
 
     def __init__(self, nodes: int, sizes: tuple[int, ...]):
         self.nodes = nodes
@@ -84,8 +84,7 @@ class Mixer:
         return probability
 
     def learn(self, bits: np.ndarray) -> None:
-        """Count the bits that were predicted last, and move the weights towards what would have been shorter.
-        """
+        """Count the bits that were predicted last, and move the weights towards what would have been shorter."""
         node, index, beyond, probability = self._last
         index *= 2
         index += bits
@@ -98,9 +97,12 @@ class Mixer:
         error = bits * float(_ONE) - probability
         doubt = ((probability * (_ONE - probability)) >> 20).astype(np.float64)
         self._energy = max(self._energy - (self._energy >> 3), _CALM)
-        self._energy += int(np.vdot(beyond * doubt, beyond)) >> 4
-        slope = beyond @ error
-        step = [int(s) * _ONE // self._energy for s in slope]
+        slope = [0] * len(self._weights)
+        for start in range(0, len(bits), EXACT):  # longer sums could lose their last digits
+            part = beyond[:, start : start + EXACT]
+            self._energy += int(np.vdot(part * doubt[start : start + EXACT], part)) >> 4
+            slope = [a + int(b) for a, b in zip(slope, part @ error[start : start + EXACT])]
+        step = [s * _ONE // self._energy for s in slope]
         moved = self._weights + np.array(step, dtype=np.int64)
         self._weights = np.minimum(np.maximum(moved, -_WEIGHT), _WEIGHT)
 

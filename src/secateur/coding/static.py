@@ -61,7 +61,7 @@ def encode(symbols: np.ndarray, size: int) -> bytes:
             counts = np.where(counts > 0, np.maximum(counts * finest // total, 1), 0)
     used = np.flatnonzero(counts)
     if len(used) == 1:
-        return varint.write(int(used[0])) + varint.write(0)
+        return varint.write(int(used[0])) + b"\0\1"  # never a zero at the end: zeros there may be filling
     first, last = int(used[0]), int(used[-1])
     table = b"".join(varint.write(int(c)) for c in counts[first : last + 1])
     encoder = Encoder()
@@ -79,6 +79,8 @@ def decode(data: bytes | memoryview, count: int, size: int) -> np.ndarray:
     first = reader.varint(size - 1, "the first symbol")
     spread = reader.varint(size - 1 - first, "the number of symbols")
     if spread == 0:
+        if reader.byte() != 1:
+            raise reader.fail("expected a one after a single symbol")
         reader.end()
         return np.full(count, first, dtype=np.int32)
     counts = np.array([reader.varint(1 << 32, "a frequency") for _ in range(spread + 1)], dtype=np.int64)

@@ -2,9 +2,10 @@
 
     python benchmarks/bench_lab.py [--epochs 15] [--retrain 3] [--limit 0]
 
-27 trials (3 criteria x 9 sparsities) of the demo's ResNet-20 on the embedded digits: train, prune, retrain, measure. The
-sweep's trials share one store, so the training is done once; run separately each has a store of its own. Trial by trial
-both sides take turns, so that both see the same machine. Aim: the sweep at least 3 times as fast.
+27 trials (3 criteria x 9 sparsities) of the demo's ResNet-20 on the embedded digits: train, prune, retrain,
+measure. The sweep's trials share one store, so the training is done once; run separately each has a store of
+its own. Trial by trial both sides take turns, so that both see the same machine. Aim: the sweep at least 3
+times as fast.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ what = ["accuracy", "params"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--retrain", type=int, default=3)
     parser.add_argument("--limit", type=int, default=0, help="images; 0: all 1,797")

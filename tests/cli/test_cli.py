@@ -69,7 +69,19 @@ print(used.ru_utime + used.ru_stime, "torch" in sys.modules, "pydantic" in sys.m
     seconds, torch, pydantic = done.stderr.split()
     assert (torch, pydantic) == ("False", "False")
     assert float(seconds) < 0.3
-    for verb in ("demo", "run", "sweep", "runs", "show", "export", "gc", "list", "schema", "measure", "explain"):
+    for verb in (
+        "demo",
+        "run",
+        "sweep",
+        "runs",
+        "show",
+        "export",
+        "gc",
+        "list",
+        "schema",
+        "measure",
+        "explain",
+    ):
         assert f"\n  {verb} " in done.stdout
 
 
@@ -104,7 +116,10 @@ def test_dry_run_says_what_would_run_and_does_nothing(secateur):
     assert not Path("runs").exists()
     secateur("run", "r.toml")
     assert "0 steps would run, 3 are cached" in secateur("run", "r.toml", "--dry-run")[1]
-    assert "1 steps would run, 2 are cached" in secateur("run", "r.toml", "--dry-run", "--set", "pack.file=x.sct")[1]
+    assert (
+        "1 steps would run, 2 are cached"
+        in secateur("run", "r.toml", "--dry-run", "--set", "pack.file=x.sct")[1]
+    )
     plan = json.loads(secateur("run", "r.toml", "--dry-run", "--json")[1])
     assert [row["what"] for row in plan["steps"]] == ["cached"] * 3
 
@@ -121,7 +136,11 @@ def test_a_sweep_shares_and_json_holds_everything(secateur):
     assert (found["computed"], found["cached"]) == (9, 0)
     kept = [m["value"] for m in found["measurements"] if m["name"] == "nonzeros"]
     assert kept == sorted(kept, reverse=True)
-    assert [m["context"]["prune.budget"] for m in found["measurements"] if m["name"] == "nonzeros"] == [0.5, 0.6, 0.7]
+    assert [m["context"]["prune.budget"] for m in found["measurements"] if m["name"] == "nonzeros"] == [
+        0.5,
+        0.6,
+        0.7,
+    ]
     assert secateur("sweep", "r.toml")[0] == 2
 
 
@@ -164,7 +183,11 @@ def test_runs_show_export_and_gc(secateur):
         (["show"], 1, "no run store here"),
         (["list", "critera"], 2, "nothing to list under 'critera': did you mean 'criteria'?"),
         (["measure", "resnet21"], 2, "unknown model 'resnet21': did you mean 'resnet20'"),
-        (["measure", "torch.nn:Linear", "--option", "in_features=3", "--option", "out_features=2"], 2, "give the shape"),
+        (
+            ["measure", "torch.nn:Linear", "--option", "in_features=3", "--option", "out_features=2"],
+            2,
+            "give the shape",
+        ),
         (["measure", "resnet20", "none.safetensors"], 1, "none.safetensors: no such file of weights"),
         (["explain", "resnet20", "--input", "1,x"], 2, "expected a shape of positive numbers"),
         (["inspect", "none.sct"], 1, "none.sct: no such file"),
@@ -208,9 +231,11 @@ def test_a_budget_that_is_not_met_leaves_with_3(secateur, monkeypatch):
 
 def test_list_tells_all_words_and_schema_is_json(secateur):
     listed = json.loads(secateur("list", "--json")[1])
-    assert {"criteria", "granularities", "budgets", "models", "data", "measures", "sharing", "steps"} == set(listed)
-    assert {"name": "prune", "about": "`prune`: criterion x granularity x budget; the weights removed are zero from here "
-            "on."} in listed["steps"]  # fmt: skip
+    assert {"criteria", "granularities", "budgets", "models", "data", "measures", "sharing", "steps"} == set(
+        listed
+    )
+    about = "`prune`: criterion x granularity x budget; the weights removed are zero from here on."
+    assert {"name": "prune", "about": about} in listed["steps"]
     assert all(row["about"] for rows in listed.values() for row in rows)
     assert json.loads(secateur("schema")[1])["title"] == "secateur recipe"
     assert secateur("schema", "--out", "s.json")[1] == "s.json\n"
@@ -224,7 +249,7 @@ def test_measure_explain_and_shrink_a_model(secateur):
     assert code == 0
     assert "layer3" in out
     assert Path("groups.svg").read_text().startswith("<svg")
-    code, out, err = secateur("shrink", "resnet20", "--input", "1,3,16,16", "--trials", "3", "--json")
+    code, out, _ = secateur("shrink", "resnet20", "--input", "1,3,16,16", "--trials", "3", "--json")
     assert code == 0
     found = json.loads(out)
     assert found["proof"]["holds"]
@@ -253,9 +278,35 @@ def test_pack_unpack_and_inspect_a_checkpoint(secateur):
     assert "w" in secateur("inspect", "small.sct")[1]
 
 
+def test_the_demo_prints_one_table_and_costs_nothing_the_second_time(secateur):
+    short = ["--set", "train.epochs=1", "--set", "retrain.epochs=1", "--set", "retrain_again.epochs=1"]
+    code, out, err = secateur("demo", *short, "--set", "data.limit=200")
+    assert code == 0, err
+    rows = {line[:32].strip(): line[32:].split() for line in out.splitlines()[:10]}
+    assert rows["parameters"] == ["269,722", "68,050", "68,050"]
+    assert rows["non-zero parameters"][2] == "27,639"
+    assert rows["multiply-accumulates, one image"] == ["10,138,240", "2,562,368", "2,562,368"]
+    assert len(rows["accuracy on the test images"]) == 6
+    assert rows["bytes on disk"][2] == f"{Path('demo/resnet20.sct').stat().st_size:,}"
+    assert "Not done:" in out
+    code, again, _ = secateur("demo", *short, "--set", "data.limit=200")
+    assert code == 0
+    assert again.splitlines()[:10] == out.splitlines()[:10]
+    assert "no time, because every step was known" in " ".join(again.split())
+
+
 def test_completion_knows_the_verbs():
-    env = {**os.environ, "_SECATEUR_COMPLETE": "complete_bash", "COMP_WORDS": "secateur sw", "COMP_CWORD": "1"}
+    env = {
+        **os.environ,
+        "_SECATEUR_COMPLETE": "complete_bash",
+        "COMP_WORDS": "secateur sw",
+        "COMP_CWORD": "1",
+    }
     done = subprocess.run(
-        [sys.executable, "-c", "from secateur.cli import main; main()"], env=env, capture_output=True, text=True, check=False
+        [sys.executable, "-c", "from secateur.cli import main; main()"],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.stdout.split() == ["sweep"]

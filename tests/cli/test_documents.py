@@ -21,14 +21,19 @@ def execute(command: str, monkeypatch) -> int:
     """One line of a `bash` block."""
     words = shlex.split(command)
     if words[0] == "make":
-        # `make test` would run this very test: ask make what it would do, which fails for a target that is not there.
-        done = subprocess.run(["make", "-n", "-C", str(ROOT), *words[1:]], capture_output=True, text=True, check=False)
+        # `make test` would run this very test: ask make what it would do, which fails for a target that is
+        # not there.
+        done = subprocess.run(
+            ["make", "-n", "-C", str(ROOT), *words[1:]], capture_output=True, text=True, check=False
+        )
         assert {"demo": "secateur demo", "test": "pytest"}[words[1]] in done.stdout
         return done.returncode
     if words[:2] == ["pip", "install"]:
         quick = ["--dry-run", "--no-deps", "--no-build-isolation", "--quiet"]
         where = [word.replace(".", str(ROOT), 1) if word.startswith(".") else word for word in words[2:]]
-        return subprocess.run([sys.executable, "-m", "pip", "install", *quick, *where], check=False).returncode
+        return subprocess.run(
+            [sys.executable, "-m", "pip", "install", *quick, *where], check=False
+        ).returncode
     assert words[0] == "secateur", f"a command that this test does not know how to run: {command}"
     monkeypatch.setattr(sys, "argv", words)
     try:
@@ -38,6 +43,7 @@ def execute(command: str, monkeypatch) -> int:
     return 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_and_example_works(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

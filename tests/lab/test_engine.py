@@ -79,7 +79,13 @@ def test_a_late_change_redoes_only_from_there(done):
 
 @pytest.mark.parametrize(
     ("setting", "first"),
-    [("lab.seed=1", 0), ("data.validation=0.2", 0), ("train.lr=0.1", 0), ("retrain.lr=0.1", 2), ("share.bits=2", 3)],
+    [
+        ("lab.seed=1", 0),
+        ("data.validation=0.2", 0),
+        ("train.lr=0.1", 0),
+        ("retrain.lr=0.1", 2),
+        ("share.bits=2", 3),
+    ],
 )
 def test_what_an_outcome_depends_on_is_in_its_address(done, setting, first):
     _, recipe, _ = done
@@ -115,7 +121,7 @@ def test_the_same_recipe_gives_the_same_bytes(done, tmp_path):
 
 
 def test_the_final_state_is_what_the_steps_promise(done):
-    store, recipe, ran = done
+    store, _, ran = done
     trial = ran.plan.trials[0]
     state = final_state(trial, store)
     # 80 % of each tensor, rounded once: 235,200 + 30,000 + 1,000 weights.
@@ -159,7 +165,10 @@ def test_trials_share_what_they_have_in_common_and_processes_change_nothing(tmp_
 
 
 def test_a_failed_trial_is_stored_and_the_others_go_on(tmp_path):
-    text = TEXT.replace('kind = "retrain"', 'kind = "retrain"\nlr = 0.01') + '[grid]\n"prune.budget" = [0.5, 0.0]\n'
+    text = (
+        TEXT.replace('kind = "retrain"', 'kind = "retrain"\nlr = 0.01')
+        + '[grid]\n"prune.budget" = [0.5, 0.0]\n'
+    )
     store = Store(tmp_path)
     ran = run(Recipe.parse(text), store)
     ((index, message),) = ran.failures
@@ -182,12 +191,20 @@ def test_one_trial_raises_its_own_error(tmp_path):
     ("settings", "error", "words"),
     [
         (["prune.skip=['fc9']"], LookupError, r"tiny: step 'prune': pattern 'fc9' matches no prunable layer"),
-        (["retrain.teacher=trian"], RecipeError, r"teacher 'trian' is no earlier step; did you mean 'train'\?"),
+        (
+            ["retrain.teacher=trian"],
+            RecipeError,
+            r"teacher 'trian' is no earlier step; did you mean 'train'\?",
+        ),
         (["retrain.distill_alpha=0.5"], RecipeError, "distill_alpha needs a teacher"),
         (["pack.file=../x"], OptionError, "expected a plain file name"),
         (["lab.device=cuda"], OptionError, "has no CUDA; use --device cpu"),
         (["prune.budget={name='overal', sparsity=0.5}"], OptionError, "did you mean 'overall'"),
-        (["prune.schedule={name='gradul'}"], RecipeError, "unknown schedule 'gradul': did you mean 'gradual'"),
+        (
+            ["prune.schedule={name='gradul'}"],
+            RecipeError,
+            "unknown schedule 'gradul': did you mean 'gradual'",
+        ),
         (["model.weights=none.safetensors"], SecateurError, "no such file of weights"),
     ],
 )
@@ -212,7 +229,8 @@ def test_a_run_tells_where_its_numbers_come_from(done):
     assert str(Path.home()) not in whole or str(Path.home()) == "/"
 
 
-# -- killed at any moment -----------------------------------------------------------------------------------------
+# -- killed at any moment
+# -----------------------------------------------------------------------------------------
 _KILL = """
 import json, os, random, signal, sys, time
 from secateur.lab.engine import run
@@ -272,12 +290,19 @@ print(json.dumps({"kills": kills, "stores": stores, "seconds": whole}))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork to start twenty runs quickly")
 def test_killed_at_twenty_random_moments_the_numbers_are_the_same(tmp_path):
-    seed = str(int(time.time()))  # another twenty moments each time; printed, so that a failure can be repeated
+    seed = str(
+        int(time.time())
+    )  # another twenty moments each time; printed, so that a failure can be repeated
     env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     script = subprocess.run(
-        [sys.executable, "-c", _KILL, str(tmp_path), TEXT, seed], env=env, capture_output=True, text=True, check=False
+        [sys.executable, "-c", _KILL, str(tmp_path), TEXT, seed],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert script.returncode == 0, f"seed {seed}: {script.stderr}"
     found = json.loads(script.stdout)

@@ -81,7 +81,7 @@ def test_what_is_wrong_is_named_with_the_near_name(text, words):
 
 def test_a_missing_file_names_those_beside_it(tmp_path):
     (tmp_path / "sweep.toml").write_text(TEXT)
-    with pytest.raises(RecipeError, match="no such recipe; did you mean 'sweep.toml'"):
+    with pytest.raises(RecipeError, match=r"no such recipe; did you mean 'sweep.toml'"):
         Recipe.read(tmp_path / "swep.toml")
 
 

@@ -104,7 +104,7 @@ def measure(
     where = device_of(device.value if device is not None else "cpu")
     net = _model(model, weights, option, seed).to(where)
     given = what.split(",") if what else None
-    timed = {"trials": trials} if given is None or "latency" in given else {}
+    timed: dict[str, Any] = {"trials": trials} if given is None or "latency" in given else {}
     if data is None:
         found = take(net, _example(model, net, input_, seed, batch), what=given, **timed)
     else:
@@ -179,16 +179,19 @@ def shrink(
     file."""
     import sys
 
-    import secateur as sc
+    from secateur.container.archive import save
     from secateur.core.measurement import Measurements
+    from secateur.measure import measure as take
     from secateur.measure.latency import compare
+    from secateur.prune import prune
+    from secateur.shrink import shrink as cut
 
     net = _model(model, weights, option, seed)
     example = _example(model, net, input_, seed)
-    masks = sc.prune(net, criterion, "channel", budget, skip=skip, example=example, seed=seed or 0)
-    small = sc.shrink(net, masks, example, round_to=round_to, across_norm=across_norm)
-    saved = sc.save(small.model, out, plan=small.plan)
-    before, after = (sc.measure(one, example, what=["params", "macs", "size"]) for one in (net, small.model))
+    masks = prune(net, criterion, "channel", budget, skip=skip, example=example, seed=seed or 0)
+    small = cut(net, masks, example, round_to=round_to, across_norm=across_norm)
+    saved = save(small.model, out, plan=small.plan)
+    before, after = (take(one, example, what=["params", "macs", "size"]) for one in (net, small.model))
     times = compare(net, small.model, example, trials=trials, names=("before", "after"))
     if json:
         rows = [*before.within({"variant": "before"}), *after.within({"variant": "after"}), *times]

@@ -89,9 +89,9 @@ class Recipe(Options):
     """A whole recipe. `steps` come from the `[[step]]` tables in order, `grid` from `[grid]`."""
 
     name: str = "recipe"
-    data: DataSpec = DataSpec()
-    model: ModelSpec = ModelSpec()
-    lab: LabSpec = LabSpec()
+    data: DataSpec = DataSpec.model_validate({})
+    model: ModelSpec = ModelSpec.model_validate({})
+    lab: LabSpec = LabSpec.model_validate({})
     steps: tuple[SerializeAsAny[Base], ...] = Field(alias="step")
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
 

@@ -34,8 +34,8 @@ __all__ = ["State", "keep", "revive"]
 
 @dataclass
 class State:
-    """A model with what is known of it. `plan` is what shrinking cut, as JSON; `files` are those the steps have
-    written."""
+    """A model with what is known of it. `plan` is what shrinking cut, as JSON; `files` are those the steps
+    have written."""
 
     model: nn.Module
     masks: Masks | None = None
@@ -92,11 +92,9 @@ def _put_together(tensors: Mapping[str, torch.Tensor], rest: list[dict[str, Any]
     books = {}
     for one in rest:
         name = one["name"]
-        own = {
-            key.rpartition(":")[2]: value for key, value in tensors.items() if key.rpartition(":")[0] == name
-        }
-        plain = {key: tuple(value) if isinstance(value, list) else value for key, value in one.items()}
-        books[name] = Codebook(**plain, **own)
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in one.items()}
+        values |= {key.rpartition(":")[2]: v for key, v in tensors.items() if key.rpartition(":")[0] == name}
+        books[name] = Codebook(**values)
     return books
 
 

@@ -64,8 +64,12 @@ class Pack(Base):
         everything = "bytes of the .sct file on disk, everything included"
         measured = [
             Measurement("file_bytes", len(data), "bytes", everything),
-            Measurement("tensor_bytes", saved.dense, "bytes", "bytes of the file's tensors as they lie in memory"),
-            Measurement("original_bytes", original, "bytes", "bytes of the tensors of the model as first built"),
+            Measurement(
+                "tensor_bytes", saved.dense, "bytes", "bytes of the file's tensors as they lie in memory"
+            ),
+            Measurement(
+                "original_bytes", original, "bytes", "bytes of the tensors of the model as first built"
+            ),
             Measurement("file_ratio", original / len(data), "x", "original_bytes over file_bytes"),
         ]
         same = (

@@ -79,8 +79,7 @@ class Prune(Base):
     def run(self, state: State, work: Work) -> Result:
         """Prune further: what earlier steps removed stays removed and counts towards the budget."""
         state.model.to(work.device)
-        batch = work.data.train.per_class(self.images)
-        batch = tuple(part.to(work.device) for part in batch)
+        images, labels = work.data.train.per_class(self.images)
         masks = prune(
             state.model,
             make(criteria.registry, self.criterion),
@@ -89,7 +88,7 @@ class Prune(Base):
             only=self.only,
             skip=self.skip,
             parameters=self.parameters,
-            data=[batch],
+            data=[(images.to(work.device), labels.to(work.device))],
             loss=nn.functional.cross_entropy,
             example=work.data.example.to(work.device),
             schedule=self._schedule(),

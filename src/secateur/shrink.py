@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import nn
 
 from secateur.core.masks import Masks
 from secateur.errors import NothingToDoError, OptionError
+from secateur.structure.carry import carry_optimizer, load_shrunk, reestimate_batch_norm, save_shrunk
 from secateur.structure.choose import dropped, extended, rounded
 from secateur.structure.couplings import Structure, analyse, regroup
 from secateur.structure.explain import Explanation, explained
@@ -31,7 +33,7 @@ from secateur.structure.labels import Lock
 from secateur.structure.plan import Plan, cut_tensor
 from secateur.structure.proof import Proof, prove
 
-__all__ = ["Shrunk", "explain", "shrink"]
+__all__ = ["Shrunk", "explain", "load_shrunk", "reestimate_batch_norm", "shrink"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +49,14 @@ class Shrunk:
     plan: Plan
     masks: Masks
     locked: tuple[Lock, ...] = ()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the weights and the plan as one safetensors file; `load_shrunk(path, into=fresh_model)` reads it."""
+        save_shrunk(self.model, self.plan, path)
+
+    def carry(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer of the model before, for this one, with its state cut alike."""
+        return carry_optimizer(optimizer, model, self.model, self.plan)
 
     def __str__(self) -> str:
         before = sum(int(np.prod(shape)) for shape in self.plan.shapes.values())

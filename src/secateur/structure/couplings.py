@@ -51,7 +51,7 @@ class Group:
     classes: np.ndarray
     slots: tuple[Slot, ...]
     parameters: int
-    macs: int = 0
+    heads: bool = False
 
     @property
     def count(self) -> int:
@@ -232,6 +232,9 @@ def _group(recorded: Trace, main: Follower, more: tuple[Follower, ...], unused: 
         for role, array in zip(roles, arrays):
             if role == wanted:
                 has[classes[array]] = True
+        for follower in (main, *more):
+            for array in follower.emitted if wanted == "out" else ():
+                has[classes[array]] = True
         both &= has
     sizes = np.array([array.size for array in arrays])
     axis_of = np.repeat(np.arange(len(arrays)), sizes)
@@ -264,6 +267,10 @@ def _group(recorded: Trace, main: Follower, more: tuple[Follower, ...], unused: 
         name, dim = names[axis]
         chosen = position[order[start:stop]].reshape(counts[group], -1)
         collected[group].append(Slot(name, dim, chosen, roles[axis], int(sizes[axis])))
+    is_head = np.zeros(labels.count, bool)
+    for follower in (main, *more):
+        for array in follower.heads:
+            is_head[classes[array]] = True
     groups = []
     for index, (held, ids) in enumerate(zip(collected, members)):
         lead = next((slot for slot in held if slot.role == "out"), held[0])
@@ -272,6 +279,6 @@ def _group(recorded: Trace, main: Follower, more: tuple[Follower, ...], unused: 
             ref = recorded.parameters[slot.name]
             if ref.role == "parameter":
                 numel += int(np.prod(ref.shape)) * slot.positions.size // slot.size
-        groups.append(Group(index, lead.name.rpartition(".")[0] or lead.name, ids, tuple(held), numel))
+        groups.append(Group(index, lead.name.rpartition(".")[0] or lead.name, ids, tuple(held), numel, bool(is_head[ids].all())))
     structure.groups = tuple(groups)
     return structure

@@ -275,6 +275,7 @@ def concat(labels: Labels, layouts: Sequence[Layout], axis: int) -> Layout:
     layouts = [layout for layout in layouts if layout.shape != (0,)]
     rank = len(layouts[0].shape)
     axis %= rank
+    layouts = [layout for layout in layouts if layout.shape[axis]] or list(layouts)
     total = sum(layout.shape[axis] for layout in layouts)
     shape = tuple(total if a == axis else s for a, s in enumerate(layouts[0].shape))
     # A joint field across the axis must be joint in every piece; where a piece is fixed, the others lose the axis.

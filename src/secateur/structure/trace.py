@@ -234,7 +234,12 @@ class _Recorder(TorchDispatchMode):
 
     def _refer(self, value: Any, op: int) -> Any:
         if isinstance(value, torch.Tensor):
-            return self.ref(value, op)
+            known = self.ref(value, op)
+            if op >= 0 and known.shape != tuple(value.shape):  # transposed or resized in place: a tensor of its own
+                known = Ref(self.count, tuple(value.shape), value.dtype, op=op)
+                self.count += 1
+                value._secateur_ref = known  # type: ignore[attr-defined]
+            return known
         if isinstance(value, (list, tuple)):
             return [self._refer(item, op) for item in value]
         if isinstance(value, dict):

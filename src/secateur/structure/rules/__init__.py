@@ -62,6 +62,8 @@ class Follower:
         self.across_norm = across_norm
         self.plain: dict[int, str] = {ref.id: ref.name for ref in trace.parameters.values()}
         self.entered: list[np.ndarray] = []
+        self.emitted: list[np.ndarray] = []
+        self.heads: list[np.ndarray] = []
         self.crossed: list[tuple[str, str]] = []
 
     def of(self, ref: Ref | None) -> Layout:

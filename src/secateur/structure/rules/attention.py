@@ -7,7 +7,7 @@ import numpy as np
 from secateur.structure.labels import Field, Layout, squeezed
 from secateur.structure.layout import drop_axes
 from secateur.structure.rules import Follower, rule
-from secateur.structure.rules.linear import product
+from secateur.structure.rules.linear import note_heads, product
 from secateur.structure.trace import Op, Ref
 
 FUSED = (
@@ -48,6 +48,7 @@ def attention(f: Follower, op: Op) -> list[Layout]:
     scores = drop_axes(f.labels, scores, [-1], "softmax along the axis", keep=True)
     scores = Layout((*batch, n, m), scores.fields)
     out = product(f, scores, (*axes, lead, lead + 2), layouts[2], (*axes, lead + 2, lead + 1), (*batch, n, e, m))
+    note_heads(f, out, axes)
     return [out, *(Layout(ref.shape) for ref in results[1:])]
 
 

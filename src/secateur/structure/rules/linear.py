@@ -19,6 +19,13 @@ def product(
     return drop_axes(f.labels, joint, (len(shape) - 1,), reason, zero_ok=True)
 
 
+def note_heads(f: Follower, result: Layout, axes: Sequence[int]) -> None:
+    """Remember labels that pass through a batched product on its batch axes: heads of an attention."""
+    for field in result.fields:
+        if set(field.axes) <= set(axes):
+            f.heads.append(field.labels.reshape(-1))
+
+
 @rule("mm", "bmm", "mv", "dot")
 def matmul(f: Follower, op: Op) -> Layout:
     """The inner axes are tied and summed; batch axes are tied; the outer ones go on."""
@@ -32,7 +39,9 @@ def _matmul(f: Follower, x: Ref, y: Ref) -> Layout:
     inner = x.shape[-1]
     if rank == 3:
         shape = (x.shape[0], x.shape[1], y.shape[2], inner)
-        return product(f, f.of(x), (0, 1, 3), f.of(y), (0, 3, 2), shape)
+        result = product(f, f.of(x), (0, 1, 3), f.of(y), (0, 3, 2), shape)
+        note_heads(f, result, (0,))
+        return result
     if rank == 1:
         return product(f, f.of(x), (0,), f.of(y), (0,), (inner,))
     if len(y.shape) == 1:
@@ -78,6 +87,8 @@ def embedding(f: Follower, op: Op) -> Layout:
     if rows is not None and 0 in rows.axes:
         f.labels.lock(rows.labels, "looked up by index")
     columns = f.of(weight).at(1)
+    if columns is not None:
+        f.emitted.append(columns.labels.reshape(-1))
     rank = len(index.shape)
     fields = [] if columns is None or columns.axes != (1,) else [Field((rank,), columns.labels, columns.zero)]
     return squeezed(f.labels, op.results()[0].shape, fields)

@@ -1,0 +1,49 @@
+"""Head: an attention head goes as one piece from queries, keys, values and the layer that takes it in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from secateur.core.context import Context
+from secateur.core.targets import Target
+from secateur.core.units import Units
+from secateur.errors import NothingToDoError, OptionError
+from secateur.granularity import Base
+from secateur.granularity.channel import coupled_units, structure_of
+
+__all__ = ["Head"]
+
+
+@dataclass(frozen=True)
+class Head(Base):
+    """One piece per attention head; where query heads share a key-value head, they go with it.
+
+    `scored` says whose weights a head is worth by: "all" its tensors, or only those that put it "out".
+
+    >>> import torch
+    >>> from secateur.core.targets import select
+    >>> layer = nn.TransformerEncoderLayer(12, 4, 16, batch_first=True)
+    >>> units = Head().units(layer, select(layer), Context(example=torch.zeros(1, 3, 12)))
+    >>> [(u.name, u.count) for u in units]
+    [('self_attn', 4)]
+    """
+
+    scored: str = "all"
+
+    def __post_init__(self) -> None:
+        if self.scored not in ("all", "out"):
+            raise OptionError(f"scored: expected 'all' or 'out', got {self.scored!r}")
+
+    def units(self, model: nn.Module, targets: Sequence[Target], context: Context) -> tuple[Units, ...]:
+        """One list per attention layer."""
+        found = structure_of(model, context)
+        heads = [group for group in found.groups if group.heads]
+        if not heads:
+            raise NothingToDoError(
+                f"{type(model).__name__} has no attention heads that can be cut; sc.explain(model, example) says what is "
+                "locked, and granularity='channel' cuts everything else"
+            )
+        return coupled_units(model, found, targets, heads, self.scored)

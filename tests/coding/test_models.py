@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 
 import numpy as np
 import pytest
@@ -188,7 +189,7 @@ def test_huffman_words_are_a_prefix_code_and_at_most_sixteen_bits() -> None:
     code = huffman.Huffman.of(symbols)
     assert code.lengths.max() == huffman.LONGEST
     words = sorted(code.table().values())
-    assert not any(b.startswith(a) for a, b in zip(words, words[1:]))
+    assert not any(b.startswith(a) for a, b in itertools.pairwise(words))
     assert sum(2.0 ** -len(word) for word in words) <= 1
     assert np.array_equal(code.decode(code.encode(symbols), len(symbols)), symbols)
 

@@ -1,0 +1,39 @@
+"""Golden files of every version decode to the same bytes, and the encoder of this version still writes them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from attacks.hostile import read
+from tests.golden import make
+
+FOLDER = ROOT / "tests" / "golden"
+DIGESTS = {
+    name: d for path in sorted(FOLDER.glob("v*.json")) for name, d in json.loads(path.read_text()).items()
+}
+
+
+def test_every_golden_file_has_its_digest() -> None:
+    assert sorted(path.name for path in FOLDER.glob("*.sct")) == sorted(DIGESTS)
+
+
+@pytest.mark.parametrize("name", sorted(DIGESTS))
+def test_golden_files_decode_to_the_same_bytes(name: str) -> None:
+    data = (FOLDER / name).read_bytes()
+    assert hashlib.sha256(data).hexdigest() == DIGESTS[name]["file"]
+    content = b"".join(key.encode() + value for key, value in read(data).items())
+    assert hashlib.sha256(content).hexdigest() == DIGESTS[name]["content"]
+
+
+def test_the_encoder_is_pinned() -> None:
+    """What it writes may only change with a new version of the format and a decision record."""
+    for name, data in make.files().items():
+        assert hashlib.sha256(data).hexdigest() == DIGESTS[name]["file"], name

@@ -1,0 +1,184 @@
+"""pack, unpack, inspect: any checkpoint, the same bytes back, every byte accounted for."""
+
+from __future__ import annotations
+
+import json
+import os
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from secateur.container.archive import load, save
+from secateur.container.inspection import inspect
+from secateur.container.pack import pack, unpack
+from secateur.errors import DataError, FormatError, NonFiniteError, NothingToDoError, OptionError
+
+
+def checkpoint(path: Path, metadata: dict[str, str] | None = None) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    state = {
+        "conv.weight": torch.randn(16, 8, 3, 3, generator=generator) * 0.1,
+        "conv.bias": torch.zeros(16),
+        "fc.weight": torch.randn(20, 64, generator=generator).bfloat16(),
+        "half": torch.randn(30, 30, generator=generator).half(),
+        "steps": torch.tensor(17),
+        "empty": torch.zeros(0, 3),
+        "mask": torch.rand(40, generator=generator) > 0.5,
+    }
+    save_file(state, path, metadata)
+    return state
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt", "übung": 'ä\n"quoted"'}])
+@pytest.mark.parametrize("fast", [False, True])
+def test_lossless_gives_the_same_file(metadata: dict[str, str] | None, fast: bool, tmp_path: Path) -> None:
+    checkpoint(tmp_path / "a.safetensors", metadata)
+    packed = pack(tmp_path / "a.safetensors", tmp_path / "a.sct", lossless=True, fast=fast)
+    assert packed.size == (tmp_path / "a.sct").stat().st_size < packed.source
+    unpack(tmp_path / "a.sct", tmp_path / "b.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_a_header_of_another_writer_comes_back(tmp_path: Path) -> None:
+    head = (
+        json.dumps(
+            {
+                "b": {"shape": [2], "dtype": "F32", "data_offsets": [4, 12]},
+                "a": {"data_offsets": [0, 4], "dtype": "F32", "shape": []},
+            },
+            indent=1,
+        ).encode()
+        + b"   "
+    )
+    (tmp_path / "a.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + bytes(range(12)))
+    pack(tmp_path / "a.safetensors", tmp_path / "a.sct")
+    unpack(tmp_path / "a.sct", tmp_path / "b.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("bits", [1, 4])
+def test_bits_share_the_weights(bits: int, tmp_path: Path) -> None:
+    state = checkpoint(tmp_path / "a.safetensors")
+    state["conv.weight"][state["conv.weight"].abs() < 0.1] = 0
+    save_file(state, tmp_path / "a.safetensors")
+    seen: list[tuple[int, int, str]] = []
+    packed = pack(
+        tmp_path / "a.safetensors", tmp_path / "a.sct", bits=bits, progress=lambda *a: seen.append(a)
+    )
+    unpack(tmp_path / "a.sct", tmp_path / "b.safetensors")
+    back = load_file(tmp_path / "b.safetensors")
+    for name in ("conv.weight", "fc.weight", "half"):
+        kept = back[name][state[name] != 0]
+        assert len(torch.unique(kept.float())) <= 2**bits
+        assert torch.equal(back[name] == 0, state[name] == 0)
+        assert back[name].dtype == state[name].dtype
+    assert torch.equal(back["conv.bias"], state["conv.bias"])
+    assert packed.ratio > 2
+    assert seen[-1][:2] == (seen[-1][1], seen[-1][1])
+    assert [name for *_, name in seen] != []
+
+
+def test_a_pt_file_is_read_with_weights_only(tmp_path: Path) -> None:
+    state = {"model": {"a.weight": torch.randn(30, 20)}, "epoch": 3, "moments": [torch.ones(5)]}
+    torch.save(state, tmp_path / "a.pt")
+    pack(tmp_path / "a.pt", tmp_path / "a.sct", lossless=True)
+    back = load(tmp_path / "a.sct")
+    assert list(back) == ["model.a.weight", "moments.0"]
+    assert torch.equal(back["model.a.weight"], state["model"]["a.weight"])
+
+
+def test_a_pt_file_with_code_is_refused(tmp_path: Path) -> None:
+    torch.save({"f": os.getcwd}, tmp_path / "a.pt")
+    with pytest.raises(DataError, match="weights_only"):
+        pack(tmp_path / "a.pt", tmp_path / "a.sct")
+    assert not (tmp_path / "a.sct").exists()
+
+
+def test_wrong_inputs(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        pack(tmp_path / "a.safetensors", tmp_path / "a.sct")
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(DataError, match=r"got '\.txt'"):
+        pack(tmp_path / "a.txt", tmp_path / "a.sct")
+    (tmp_path / "a.safetensors").write_bytes(b"\xff" * 20)
+    with pytest.raises(DataError, match="not a safetensors file"):
+        pack(tmp_path / "a.safetensors", tmp_path / "a.sct")
+    checkpoint(tmp_path / "b.safetensors")
+    with pytest.raises(OptionError, match="exclude each other"):
+        pack(tmp_path / "b.safetensors", tmp_path / "a.sct", bits=3, lossless=True)
+    with pytest.raises(OptionError, match="from 1 to 8"):
+        pack(tmp_path / "b.safetensors", tmp_path / "a.sct", bits=9)
+    save_file({"w": torch.ones(4)}, tmp_path / "c.safetensors")
+    with pytest.raises(NothingToDoError, match="leave bits out"):
+        pack(tmp_path / "c.safetensors", tmp_path / "a.sct", bits=3)
+    save_file({"w": torch.full((40, 40), float("nan"))}, tmp_path / "c.safetensors")
+    with pytest.raises(NonFiniteError, match="'w': holds NaN"):
+        pack(tmp_path / "c.safetensors", tmp_path / "a.sct", bits=3)
+    assert sorted(os.listdir(tmp_path)) == ["a.safetensors", "a.txt", "b.safetensors", "c.safetensors"]
+
+
+def test_a_file_without_names_cannot_be_unpacked(tmp_path: Path) -> None:
+    save({"w": torch.ones(3)}, tmp_path / "a.sct", names="model")
+    with pytest.raises(FormatError, match="leaves its names to a model"):
+        unpack(tmp_path / "a.sct", tmp_path / "b.safetensors")
+
+
+def test_memory_is_that_of_one_tensor(tmp_path: Path) -> None:
+    one = 300_000
+    state = {
+        f"w{i}": torch.from_numpy(np.random.default_rng(i).normal(size=one).astype(np.float32))
+        for i in range(24)
+    }
+    save_file(state, tmp_path / "a.safetensors")
+    del state
+    tracemalloc.start()
+    try:
+        pack(tmp_path / "a.safetensors", tmp_path / "a.sct", lossless=True)
+        packing = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        unpack(tmp_path / "a.sct", tmp_path / "b.safetensors")
+        unpacking = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert max(packing, unpacking) < 10 * 4 * one  # the whole file is 24 tensors
+
+
+def test_inspect_accounts_for_every_byte(tmp_path: Path) -> None:
+    state = checkpoint(tmp_path / "a.safetensors", {"format": "pt"})
+    state["conv.weight"][state["conv.weight"].abs() < 0.1] = 0
+    save_file(state, tmp_path / "a.safetensors")
+    pack(tmp_path / "a.safetensors", tmp_path / "a.sct", bits=4)
+    report = inspect(tmp_path / "a.sct")
+    assert report.accounted == report.size == (tmp_path / "a.sct").stat().st_size
+    assert report.dense == sum(t.numel() * t.element_size() for t in state.values())
+    rows = {row.name: row for row in report.rows}
+    assert rows["conv.weight"].way == "indexed"
+    assert rows["conv.weight"].zeros == int((state["conv.weight"] == 0).sum())
+    assert sum(row.size for row in report.rows) < report.size
+    assert all(sum(row.parts.values()) <= row.size for row in report.rows)
+    again = json.loads(report.to_json())
+    assert again["size"] == report.size
+    assert again["parts"] == report.parts
+    table = str(report)
+    for word in ("conv.weight", "16x8x3x3", "checksums", "entropy bound", "formula", "on disk"):
+        assert word in table
+
+
+def test_the_formula_is_the_published_one(tmp_path: Path) -> None:
+    """32 bits a weight over the Huffman bits of the kept ones: 4 values of shares 1/2, 1/4, 1/8, 1/8, half pruned."""
+    kept = torch.tensor([1.0, 1, 1, 1, 2, 2, 3, 4]).repeat(50)
+    save({"w": torch.cat([kept, torch.zeros(400)]).reshape(20, 40)}, tmp_path / "a.sct")
+    report = inspect(tmp_path / "a.sct")
+    assert report.formula == pytest.approx(32 * 800 / (400 * 1.75))
+    assert report.rows[0].entropy == pytest.approx(800 / 8 * (1 + 0.5 * 1.75), abs=1)
+
+
+def test_inspect_of_a_file_without_names(tmp_path: Path) -> None:
+    save({"w": torch.ones(40, 40), "v": torch.randn(300)}, tmp_path / "a.sct", names="model")
+    report = inspect(tmp_path / "a.sct")
+    assert report.accounted == report.size
+    assert [row.name for row in report.rows] == ["#0", "#1"]

@@ -80,6 +80,7 @@ def coupled_units(
             )
             for slot in group.slots
             if found.trace.parameters[slot.name].role == "parameter"
+            and (slot.name, slot.axis) not in found.follower.unmasked
         )
         number = taken[group.name] = taken.get(group.name, -1) + 1
         units.append(Units(f"{group.name}#{number}" if number else group.name, group.count, members))

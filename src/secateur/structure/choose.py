@@ -132,6 +132,8 @@ def extended(structure: Structure, masks: Masks, alive: np.ndarray, model: nn.Mo
         mask = found.get(name)
         mask = torch.ones(parameter.shape, dtype=torch.bool) if mask is None else mask.cpu().clone()
         for axis, kept in axes.items():
+            if (name, axis) in structure.follower.unmasked:
+                continue
             line = torch.zeros(parameter.shape[axis], dtype=torch.bool)
             line[torch.from_numpy(kept)] = True
             view = [1] * parameter.dim()

@@ -12,6 +12,7 @@ from torch import nn
 
 from secateur.errors import NothingToDoError, OptionError
 from secateur.structure.couplings import Structure
+from secateur.structure.rules.conv import TAPS
 
 __all__ = ["Explanation", "GroupRow", "LockRow", "explained"]
 
@@ -158,6 +159,8 @@ def _lock_rows(structure: Structure) -> tuple[LockRow, ...]:
         which, counts = np.unique(reason_of[linked[locked]], return_counts=True)
         for index, count in zip(which, counts):
             lock = labels.locks[index] if index >= 0 else None
+            if lock is not None and lock.reason == TAPS:
+                continue  # an axis that holds no channels
             key = (lock.reason, lock.operator, lock.path) if lock else ("tied to an axis that is locked", "", "")
             held.setdefault(key, {})[name, axis] = int(count)
     return tuple(

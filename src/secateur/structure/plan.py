@@ -120,7 +120,7 @@ class Plan:
                 bad = axis >= len(shape) or not indices or min(indices) < 0 or max(indices) >= shape[axis]
                 if bad:
                     raise PlanError(f"the plan cuts {name!r} along axis {axis}: indices do not fit shape {shape}")
-        known = dict(model.named_modules())
+        known = dict(model.named_modules(remove_duplicate=False))
         for path in (*self.attributes, *self.rewrites):
             if path not in known:
                 raise PlanError(f"the plan sets widths of {path!r}, which {type(model).__name__} does not have")
@@ -138,7 +138,7 @@ class Plan:
             if id(tensor) in new:
                 module, leaf = owner(model, name)
                 setattr(module, leaf, new[id(tensor)])
-        modules = dict(model.named_modules())
+        modules = dict(model.named_modules(remove_duplicate=False))
         for path, values in self.attributes.items():
             for key, value in values.items():
                 set_attribute(modules[path], key, value)

@@ -64,6 +64,7 @@ class Follower:
         self.entered: list[np.ndarray] = []
         self.emitted: list[np.ndarray] = []
         self.heads: list[np.ndarray] = []
+        self.unmasked: set[tuple[str, int]] = set()
         self.crossed: list[tuple[str, str]] = []
 
     def of(self, ref: Ref | None) -> Layout:

@@ -9,6 +9,8 @@ from secateur.structure.layout import drop_axes, merge
 from secateur.structure.rules import Follower, rule
 from secateur.structure.trace import Op
 
+TAPS = "the taps of a kernel stay"
+
 
 def _axis_labels(layout: Layout, axis: int) -> Field | None:
     """The field over exactly this axis; a joint field must have been reduced before."""
@@ -24,7 +26,7 @@ def convolution(f: Follower, op: Op) -> Layout:
     labels, out = f.labels, op.results()[0]
     spatial = range(2, len(x.shape))
     image = drop_axes(labels, f.of(x), spatial, "the axis is space to a convolution", keep=False)
-    kernel = drop_axes(labels, f.of(weight), range(2, len(weight.shape)), "the taps of a kernel stay")
+    kernel = drop_axes(labels, f.of(weight), range(2, len(weight.shape)), TAPS)
     entering, leaving = _axis_labels(image, 1), None
     for field in image.fields:
         if 1 in field.axes and len(field.axes) > 1:

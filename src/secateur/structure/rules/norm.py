@@ -79,6 +79,8 @@ def weight_norm(f: Follower, op: Op) -> list[Layout]:
     v, g = op.args[0], op.args[1]
     axis = op.arg(2, "dim", 0) % len(v.shape)
     axes = [a for a in range(len(v.shape)) if a != axis]
+    if v.id in f.plain:  # where v is 0 its direction is 0 / 0: what leaves is masked by g alone
+        f.unmasked.add((f.plain[v.id], axis))
     layout = drop_axes(f.labels, f.of(v), axes, "a norm is taken over the axis", keep=True, zero_ok=True)
     full = [field for field in f.of(v).fields if axis not in field.axes]
     out = merge(

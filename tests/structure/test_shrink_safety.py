@@ -1,0 +1,419 @@
+"""Whatever fails, and wherever, the caller's model stays as it was; and a proof that can fail does."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import secateur as sc
+from secateur.core.masks import Masks
+from secateur.errors import (
+    MaskMismatchError,
+    NothingToDoError,
+    OptionError,
+    PlanError,
+    ProofError,
+    TraceError,
+)
+from secateur.structure.plan import Plan
+from secateur.structure.proof import prove
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.bn, self.b = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 6, 1)
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(F.relu(self.b(F.relu(self.bn(self.a(x))))).mean((2, 3)))
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    model = Net()
+    model.bn.running_mean.normal_()
+    return model.train()
+
+
+X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+
+
+def snapshot(model: nn.Module) -> tuple[dict[str, torch.Tensor], list[bool], str]:
+    state = {name: (tensor.clone(), tensor.data_ptr()) for name, tensor in model.state_dict().items()}
+    return state, [module.training for module in model.modules()], repr(model)  # type: ignore[return-value]
+
+
+def same(model: nn.Module, before: tuple) -> bool:
+    state, modes, text = before
+    now = model.state_dict()
+    tensors = all(torch.equal(now[n], t) and now[n].data_ptr() == p for n, (t, p) in state.items())
+    return tensors and modes == [module.training for module in model.modules()] and text == repr(model)
+
+
+STAGES = [
+    "secateur.shrink.analyse",
+    "secateur.shrink.dropped",
+    "secateur.shrink.rounded",
+    "secateur.shrink.fit",
+    "secateur.shrink.extended",
+    "secateur.shrink.apply_plan",
+    "secateur.shrink.prove",
+    "secateur.structure.plan.Plan.apply_",
+    "secateur.structure.couplings.trace",
+    "secateur.structure.couplings.follow",
+    "secateur.structure.fit.draft",
+    "secateur.structure.fit.trace",
+    "secateur.structure.proof.double_copy",
+    "secateur.structure.proof.call",
+    "secateur.structure.trace.call",
+]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_failure_at_any_stage_leaves_the_model_alone(
+    net: nn.Module, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib
+    import sys
+
+    masks = sc.prune(net, granularity="channel", budget=0.5, example=X)
+    before = snapshot(net)
+    rng = torch.random.get_rng_state()
+    reached = []
+
+    def fail(*args: object, **kwargs: object) -> None:
+        reached.append(stage)
+        raise ZeroDivisionError(stage)
+
+    path, _, name = stage.rpartition(".")
+    owner: object
+    try:
+        importlib.import_module(path)
+        owner = sys.modules[path]
+    except ModuleNotFoundError:
+        module, _, kind = path.rpartition(".")
+        owner = getattr(importlib.import_module(module), kind)
+    monkeypatch.setattr(owner, name, fail)
+    with pytest.raises((ZeroDivisionError, TraceError)):
+        sc.shrink(net, masks, X)
+    assert reached
+    assert same(net, before)
+    assert torch.equal(rng, torch.random.get_rng_state())
+
+
+def test_success_leaves_the_model_alone_too(net: nn.Module) -> None:
+    before = snapshot(net)
+    small = sc.shrink(net, sc.prune(net, granularity="channel", budget=0.5, example=X), X)
+    assert same(net, before)
+    assert small.model.training
+    assert small.model.a.out_channels == small.model.bn.num_features == small.model.b.in_channels == 4
+    assert "Conv2d(3, 4" in repr(small.model)
+
+
+def test_a_wrong_cut_is_caught_by_the_proof(net: nn.Module) -> None:
+    masks = sc.prune(net, granularity="channel", budget=0.5, example=X)
+    small = sc.shrink(net, masks, X)
+    with torch.no_grad():
+        small.model.b.weight.copy_(small.model.b.weight.flip(1))
+    with pytest.raises(ProofError, match=r"does not compute what the masked one does.*at most 1e-06"):
+        prove(net, small.model, masks, X, 1e-6, True)
+
+
+def test_the_proof_looks_past_an_example_of_zeros(net: nn.Module) -> None:
+    masks = sc.prune(net, granularity="channel", budget=0.5, example=X)
+    small = sc.shrink(net, masks, X)
+    with torch.no_grad():
+        small.model.a.weight.mul_(2)  # on zeros alone the first layer's weights do not show
+    with pytest.raises(ProofError):
+        prove(net, small.model, masks, torch.zeros(2, 3, 6, 6), 1e-6, True)
+
+
+def test_filter_masks_leave_by_union_and_the_rest_stays_zero(net: nn.Module) -> None:
+    masks = sc.prune(net, criterion="l1", granularity="filter", budget=0.5, skip=["fc"])
+    small = sc.shrink(net, masks, X)
+    assert small.model.a.weight.shape == (4, 3, 3, 3)
+    assert small.model.b.weight.shape == (3, 4, 1, 1)
+    assert small.proof.error < 1e-9
+
+
+def test_element_masks_stay_as_zeros(net: nn.Module) -> None:
+    mask = torch.ones(8, 3, 3, 3, dtype=torch.bool)
+    mask[2:4] = False
+    mask[5, 0] = False
+    small = sc.shrink(net, Masks({"a.weight": mask}), X)
+    assert small.model.a.out_channels == 6
+    assert (small.model.a.weight[3, 0] == 0).all()
+    assert (~small.masks["a.weight"]).sum() == 9
+
+
+def test_coupled_masks_must_agree(net: nn.Module) -> None:
+    masks = sc.prune(net, granularity="filter", budget=0.5, only=["a"])
+    other = Masks({**masks, "b.weight": torch.ones(6, 8, 1, 1, dtype=torch.bool)})
+    with pytest.raises(MaskMismatchError, match=r"masks of 'b.weight' and 'a.weight' disagree on the 8 channels"):
+        sc.shrink(net, other, X, coupling="coupled")
+    assert sc.shrink(net, sc.prune(net, granularity="channel", budget=0.5, example=X), X, coupling="coupled")
+
+
+def test_widths_are_rounded_up_to_a_multiple(net: nn.Module) -> None:
+    masks = sc.prune(net, granularity="channel", budget=0.7, example=X)
+    small = sc.shrink(net, masks, X, round_to=4)
+    assert small.model.a.out_channels == 4
+    assert small.model.b.out_channels == 4
+    with pytest.raises(NothingToDoError):
+        sc.shrink(net, masks, X, round_to=8)
+
+
+def test_a_floor_holds(net: nn.Module) -> None:
+    masks = sc.prune(net, granularity="channel", budget=0.8, example=X)
+    assert sc.shrink(net, masks, X, at_least=5).model.a.out_channels == 5
+
+
+def test_nothing_to_remove_is_an_error(net: nn.Module) -> None:
+    with pytest.raises(NothingToDoError, match=r"none of its groups is dropped by all the layers that share it"):
+        sc.shrink(net, Masks.ones(net), X)
+    with pytest.raises(NothingToDoError, match=r"every axis is locked"):
+        sc.shrink(nn.Linear(4, 2), Masks({"weight": torch.zeros(2, 4, dtype=torch.bool)}), torch.randn(1, 4))
+
+
+def test_options_are_checked(net: nn.Module) -> None:
+    masks = Masks.ones(net)
+    for options, text in [
+        ({"coupling": "both"}, "expected 'union' or 'coupled'"),
+        ({"round_to": 0}, "positive multiple"),
+        ({"at_least": 0}, "at least 1 unit"),
+        ({"tolerance": 0.0}, "positive number"),
+    ]:
+        with pytest.raises(OptionError, match=text):
+            sc.shrink(net, masks, X, **options)
+
+
+def test_an_example_that_does_not_run_says_so(net: nn.Module) -> None:
+    with pytest.raises(TraceError, match=r"forward pass of Net could not be recorded .* a tuple means several arguments"):
+        sc.explain(net, torch.zeros(2, 5))
+
+
+def test_channels_do_not_cross_a_layer_norm_unless_asked() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2))
+    x = torch.randn(3, 4)
+    found = sc.explain(model, x)
+    assert not found.groups
+    assert any("normalisation over the axis" in lock.reason for lock in found.locks)
+    grain = sc.granularity.Channel(across_norm=True)
+    masks = sc.prune(model, granularity=grain, budget=0.5, example=x)
+    small = sc.shrink(model, masks, x, across_norm=True)
+    assert not small.proof.equality
+    assert small.model[1].normalized_shape == (4,)
+    assert "no equality" in str(small.proof)
+
+
+def test_an_auxiliary_head_that_runs_only_in_training_follows() -> None:
+    class Aux(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.aux = nn.Linear(4, 8), nn.Linear(8, 2), nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+            x = torch.relu(self.a(x))
+            return (self.b(x), self.aux(x)) if self.training else self.b(x)
+
+    model, x = Aux(), torch.randn(3, 4)
+    small = sc.shrink(model, sc.prune(model, granularity="channel", budget=0.5, example=x), x)
+    assert small.model.aux.in_features == 4
+    small.model.train()(x)
+
+
+def test_hooks_parametrizations_and_ties_survive() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3))
+            self.b, self.out = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)
+            self.c = nn.Conv2d(8, 8, 1)
+            self.c.weight = self.b.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(F.relu(self.c(F.relu(self.b(F.relu(self.a(x)))))))
+
+    model = Tied()
+    seen = []
+    model.b.register_forward_hook(lambda module, args, output: seen.append(output.shape[1]))
+    small = sc.shrink(model, sc.prune(model, granularity="channel", budget=0.5, example=X), X)
+    assert small.proof.error < 1e-9
+    assert small.model.b.weight is small.model.c.weight
+    assert nn.utils.parametrize.is_parametrized(small.model.a)
+    seen.clear()
+    small.model(X)
+    assert seen == [4]
+    assert small.model.a.weight.shape == (4, 3, 3, 3)
+
+
+def test_rewritten_forwards_copy_pickle_and_take_other_batches() -> None:
+    import pickle
+
+    model = Reshaping()
+    x = torch.randn(2, 5, 12)
+    small = sc.shrink(model, sc.prune(model, granularity="head", budget=0.5, example=x), x)
+    assert small.plan.rewrites
+    other = torch.randn(3, 7, 12)
+    wanted = small.model(other)
+    assert wanted.shape == (3, 7, 12)
+    assert torch.equal(copy.deepcopy(small.model)(other), wanted)
+    assert torch.equal(pickle.loads(pickle.dumps(small.model))(other), wanted)
+    assert isinstance(small.model, Reshaping)
+
+
+class Reshaping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.qkv, self.proj = nn.Linear(12, 36), nn.Linear(12, 12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, 4, c // 4).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c))
+
+
+def test_a_plan_travels_and_refuses_another_model(net: nn.Module) -> None:
+    small = sc.shrink(net, sc.prune(net, granularity="channel", budget=0.5, example=X), X)
+    plan = Plan.from_json(small.plan.to_json())
+    fresh = plan.apply_(Net())
+    fresh.load_state_dict(small.model.state_dict())
+    assert torch.equal(fresh.eval()(X), small.model.eval()(X))
+    with pytest.raises(PlanError, match=r"the plan cuts 'a.bias': expected shape \(8,\).*got \(4,\)"):
+        plan.apply_(fresh)
+    with pytest.raises(PlanError, match="does not have"):
+        plan.apply_(nn.Linear(2, 2))
+    for text in ("", "{}", '{"format":"secateur-plan","version":9}', '{"format":"secateur-plan","version":1}'):
+        with pytest.raises(PlanError):
+            Plan.from_json(text)
+    huge = '{"format":"secateur-plan","version":1,"keep":{"a":{"0":[0,99999999999]}},"shapes":{},"attributes":{},"rewrites":{}}'
+    with pytest.raises(PlanError):
+        Plan.from_json(huge)
+
+
+def test_save_and_load(net: nn.Module, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    from secateur.shrink import load_shrunk
+
+    model = Reshaping()
+    x = torch.randn(2, 5, 12)
+    small = sc.shrink(model, sc.prune(model, granularity="head", budget=0.5, example=x), x)
+    small.save(tmp_path / "small.safetensors")
+    again = load_shrunk(tmp_path / "small.safetensors", Reshaping())
+    assert torch.equal(again(x), small.model(x))
+    assert [path.name for path in tmp_path.iterdir()] == ["small.safetensors"]
+    with pytest.raises(PlanError, match="does not fit Net"):
+        load_shrunk(tmp_path / "small.safetensors", net)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_the_optimizer_carries_over_and_every_layer_trains(net: nn.Module, kind: type) -> None:
+    options = {"momentum": 0.9} if kind is torch.optim.SGD else {}
+    groups = [{"params": list(net.a.parameters()), "lr": 0.02}, {"params": [*net.bn.parameters(), *net.b.parameters(), *net.fc.parameters()]}]
+    optimizer = kind(groups, lr=0.01, **options)
+    for _ in range(2):
+        optimizer.zero_grad()
+        net(X).square().mean().backward()
+        optimizer.step()
+    small = sc.shrink(net, sc.prune(net, granularity="channel", budget=0.5, example=X), X)
+    carried = small.carry(optimizer, net)
+    assert [group["lr"] for group in carried.param_groups] == [0.02, 0.01]
+    key = "momentum_buffer" if kind is torch.optim.SGD else "exp_avg"
+    kept = torch.tensor(small.plan.keep["a.weight"][0])
+    assert torch.equal(carried.state[small.model.a.weight][key], optimizer.state[net.a.weight][key][kept])
+    before = {name: parameter.clone() for name, parameter in small.model.named_parameters()}
+    carried.zero_grad()
+    small.model(X).square().mean().backward()
+    carried.step()
+    for name, parameter in small.model.named_parameters():
+        if name != "a.bias":  # batch norm takes a bias before it away again: its gradient is 0
+            assert not torch.equal(parameter, before[name]), name
+
+
+def test_batch_norm_is_reestimated(net: nn.Module) -> None:
+    from secateur.shrink import reestimate_batch_norm
+
+    small = sc.shrink(net, sc.prune(net, granularity="channel", budget=0.5, example=X), X).model
+    mode = small.training
+    reestimate_batch_norm(small, [(X, None), (X, None)])
+    assert torch.allclose(small.bn.running_mean, small.a(X).mean((0, 2, 3)), atol=1e-6)
+    assert small.training is mode
+    assert small.bn.momentum == 0.1
+
+
+def test_explain_says_what_why_and_how_much(net: nn.Module) -> None:
+    found = sc.explain(net, X, 0.5)
+    assert [(row.name, row.count, row.removed) for row in found.groups] == [("a", 8, 4), ("b", 6, 3)]
+    table = found.table()
+    for text in ("a budget of 0.5", "locked:", "the model's output", "fc.weight[0]"):
+        assert text in table
+    assert found.removed_parameters == 216 + 8 + 16 + 54 + 28 - (4 * 27 + 4 + 8 + 3 * 4 + 3 + 4 * 3 + 4)
+    import json
+    import xml.etree.ElementTree as ElementTree
+
+    assert json.loads(found.to_json())["groups"][0]["count"] == 8
+    assert ElementTree.fromstring(found.svg()).tag.endswith("svg")
+    with pytest.raises(NothingToDoError, match=r"a budget of 0.01 removes nothing"):
+        sc.explain(net, X, 0.01)
+    with pytest.raises(OptionError, match="0 <= share < 1"):
+        sc.explain(net, X, 1.5)
+
+
+def test_an_operator_without_a_rule_is_named() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(torch.fft.fft(self.a(x)).real)
+
+    found = sc.explain(Odd(), torch.randn(2, 4))
+    assert not found.groups
+    assert any("has no rule" in lock.reason and "fft" in lock.operator for lock in found.locks)
+
+
+def test_a_width_that_cannot_be_mended_locks_its_group_and_no_other() -> None:
+    class Stubborn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+            self.table = [[1.0] * 8]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.a(x)) * torch.tensor(self.table, device=x.device)
+            return self.c(torch.relu(self.b(x)))
+
+    model, x = Stubborn(), torch.randn(3, 4)
+    small = sc.shrink(model, sc.prune(model, granularity="channel", budget=0.5, example=x), x)
+    assert small.model.b.weight.shape == (4, 8)
+    assert small.proof.error < 1e-9
+
+
+def test_data_classes_and_tuples_as_examples() -> None:
+    from dataclasses import dataclass
+
+    @dataclass
+    class Batch:
+        x: torch.Tensor
+        scale: float
+
+    class Net2(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, batch: Batch, shift: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"y": self.b(torch.relu(self.a(batch.x * batch.scale))) + shift}
+
+    model = Net2()
+    example = (Batch(torch.randn(3, 4), 2.0), torch.randn(2))
+    small = sc.shrink(model, sc.prune(model, granularity="channel", budget=0.5, example=example), example)
+    assert small.model.a.out_features == 4
+    assert small.proof.error < 1e-9

@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from attacks.hostile import read
-from tests.golden import make
+from attacks.hostile import read  # noqa: E402
+from tests.golden import make  # noqa: E402
 
 FOLDER = ROOT / "tests" / "golden"
 DIGESTS = {

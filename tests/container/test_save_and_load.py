@@ -204,9 +204,9 @@ def test_the_wrong_model_is_named(tmp_path: Path) -> None:
     save(nn.Sequential(nn.Linear(4, 3)), tmp_path / "m.sct")
     with pytest.raises(DataError, match=r"tensor '0.weight' has shape \[3, 4\] in the file and \[3, 5\]"):
         load(tmp_path / "m.sct", into=nn.Sequential(nn.Linear(5, 3)))
-    with pytest.raises(DataError, match="'0.bias' is not in the model"):
+    with pytest.raises(DataError, match=r"'0.bias' is not in the model"):
         load(tmp_path / "m.sct", into=nn.Sequential(nn.Linear(4, 3, bias=False)))
-    with pytest.raises(DataError, match="'1.weight' is not in the file"):
+    with pytest.raises(DataError, match=r"'1.weight' is not in the file"):
         load(tmp_path / "m.sct", into=nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3)))
 
 

@@ -108,8 +108,8 @@ class Planes:
         self._near = _neighbours(taps, layout.width)
         self.signed = np.zeros((taps + 1, filters, channels), dtype=np.int64)  # the last plane stays zero
         self._size = np.zeros((taps + 1, filters, channels), dtype=np.int64)
-        self._kernel = np.zeros((3, filters, channels), dtype=np.int64)  # non-zeros, sizes, signed sums
-        self._filter = np.zeros((4, filters), dtype=np.int64)  # the same and how many
+        self._kernel = np.zeros((2, filters, channels), dtype=np.int64)  # sums of sizes, of signed ranks
+        self._filter = np.zeros((4, filters), dtype=np.int64)  # non-zeros, sizes, signed sums, how many
         self._channel = np.zeros((4, channels), dtype=np.int64)
         self._count = 0
         self._total = 0
@@ -139,9 +139,10 @@ class Planes:
         there = (size > 0).astype(np.int64)
         self.signed[tap, rows], self._size[tap, rows] = signed, size
         for k, what in enumerate((there, size, signed)):
-            self._kernel[k, rows] += what
             self._filter[k, rows] += what.sum(axis=1)
             self._channel[k] += what.sum(axis=0)
+        self._kernel[0, rows] += size
+        self._kernel[1, rows] += signed
         self._filter[3, rows] += signed.shape[1]
         self._channel[3] += signed.shape[0]
         self._count += signed.size
@@ -155,7 +156,7 @@ class Block:
         self._planes = planes
         self.tap = tap
         self._rows = rows
-        self._mean = mean = planes.mean
+        self._mean = planes.mean
         self.shape = planes.signed[tap, rows].shape
         self.size = self.shape[0] * self.shape[1]
         self._step = min(tap, 15)
@@ -171,13 +172,12 @@ class Block:
         for size in sizes[4:8]:
             corner = corner + size
         self._sizes = sizes
-        self.kernel = _EIGHT[self._ratio(planes._kernel[1, rows], tap)] if tap else zero
+        self.kernel = _EIGHT[self._ratio(planes._kernel[0, rows], tap)] if tap else zero
         self.cross = _EIGHT[self._ratio(cross, around[0])] if around[0] else zero
         both = 2 * around[0] + around[1]
         self.all_near = _EIGHT[self._ratio(2 * cross + corner, both)] if both else zero
         self.filter = _TWELVE[self._level(planes._filter[:, rows])][:, None]
         self.channel = _TWELVE[self._level(planes._channel)][None, :]
-        self._mean = mean
 
     def _ratio(self, total: np.ndarray, count: int) -> np.ndarray:
         """A sum of `count` ranks against the mean, in 16ths, below 256."""
@@ -229,7 +229,7 @@ class Block:
         near = 2 * cross + ranks[4] + ranks[5] + ranks[6] + ranks[7]
         by_cross = _within((cross * 16 + mean // 2) // mean * 2 // 3 + 6, 12)
         by_near = _within((near * 16 + mean // 2) // mean // 3 + 6, 12)
-        kernel = self._planes._kernel[2, self._rows].reshape(-1)[chosen]
+        kernel = self._planes._kernel[1, self._rows].reshape(-1)[chosen]
         by_kernel = _within((kernel * 16 + mean // 2) // mean // 3 + 6, 12)
         row, column = np.divmod(chosen, self.shape[1])
         filters = self._lean(self._planes._filter[:, self._rows])[row]

@@ -33,7 +33,7 @@ from filelock import FileLock, Timeout
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import StoreError, UnknownNameError
 from secateur.lab.objects import Objects
-from secateur.lab.provenance import clean
+from secateur.lab.provenance import clean, clean_plain
 
 __all__ = ["Outcome", "RunRow", "Store", "canonical"]
 
@@ -260,7 +260,7 @@ class Store:
                     outcome.key,
                     outcome.kind,
                     outcome.parent,
-                    canonical(outcome.options),
+                    canonical(clean_plain(dict(outcome.options))),
                     canonical(outcome.state),
                     canonical(outcome.log),
                     outcome.seconds,
@@ -301,7 +301,7 @@ class Store:
                 "INSERT INTO runs (name, status, started, command, recipe, seed, device, versions, hardware) "
                 "VALUES (?, 'running', ?, ?, ?, ?, ?, ?, ?)",
                 (
-                    name,
+                    clean(name),
                     now(),
                     command,
                     canonical(recipe),
@@ -316,7 +316,10 @@ class Store:
             alive.acquire()
             db.executemany(
                 "INSERT INTO trials VALUES (?, ?, ?, 'waiting', NULL)",
-                [(run, index, canonical(settings)) for index, (settings, _) in enumerate(trials)],
+                [
+                    (run, index, canonical(clean_plain(dict(settings))))
+                    for index, (settings, _) in enumerate(trials)
+                ],
             )
             db.executemany(
                 "INSERT INTO plan (run, trial, position, label, kind, key) VALUES (?, ?, ?, ?, ?, ?)",

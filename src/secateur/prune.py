@@ -14,6 +14,7 @@ import copy
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,15 +23,14 @@ from torch import nn
 from secateur import budget as budgets
 from secateur import criteria
 from secateur import granularity as granularities
-from secateur.budget import Contest, Pool
+from secateur.budget import Contest
 from secateur.budget._limits import floors
+from secateur.choice import masks_of, pools_of, worth_of
 from secateur.core import schedule as schedules
 from secateur.core.context import Context, Loss
 from secateur.core.masks import Masks, count_true
-from secateur.core.scores import Scores, check_finite
-from secateur.core.targets import Pattern, Target, select
-from secateur.core.units import Member, Units
-from secateur.errors import DataError, MaskMismatchError, NonFiniteError, NothingToDoError, OptionError
+from secateur.core.targets import Pattern, select
+from secateur.errors import DataError, NothingToDoError, OptionError
 from secateur.guard import check_connected
 
 __all__ = ["prune"]
@@ -96,10 +96,11 @@ def prune(
         start = None if regrow else found
         if not worth or rule.rescore:
             view = _masked_view(model, start, view)
-            worth = _worth(rule, view or model, targets, pieces, context)
-        contest = Contest(_pools(model, pieces, worth, targets, start), model, targets, context)
+            worth = worth_of(rule, view or model, targets, pieces, context)
+        contest = Contest(pools_of(model, pieces, worth, targets, start), model, targets, context)
+        contest = replace(contest, meter=partial(_meter, model, pieces, context, start))
         contest = replace(contest, pools=floors(contest, at_least, at_most))
-        found = _masks(model, pieces, step.choose(contest), start)
+        found = masks_of(model, pieces, step.choose(contest), start)
     assert found is not None
     if all(count_true(mask) == mask.numel() for mask in found.values()):
         raise NothingToDoError(
@@ -109,6 +110,13 @@ def prune(
     if not allow_collapse:
         check_connected(model, found, example if example is not None else _first_input(data))
     return found
+
+
+def _meter(*known: Any) -> Any:
+    """What measures the cost of a choice; imported only for the budgets that ask."""
+    from secateur.meter import Meter
+
+    return Meter(*known)
 
 
 def _budget(value: Any) -> budgets.Base:
@@ -172,119 +180,3 @@ def _masked_view(model: nn.Module, masks: Masks | None, view: nn.Module | None) 
         view = copy.deepcopy(model)
     masks.apply_(view)  # masks only grow, so applying the new ones is enough
     return view
-
-
-def _scores(rule: criteria.Base, model: nn.Module, targets: Sequence[Target], context: Context) -> Scores:
-    """The criterion's scores, checked against the targets."""
-    try:
-        with torch.enable_grad():
-            scores = rule.scores(model, targets, context)
-    except NonFiniteError:
-        _check_weights(model, targets)
-        raise
-    for target in targets:
-        if target.name in scores and tuple(scores[target.name].shape) != target.shape:
-            raise OptionError(
-                f"criterion {rule} gave {target.name!r} scores of shape {tuple(scores[target.name].shape)}, "
-                f"expected {target.shape}: one score per weight"
-            )
-    return scores
-
-
-def _check_weights(model: nn.Module, targets: Sequence[Target]) -> None:
-    for target in targets:
-        check_finite(
-            f"weight {target.name!r}",
-            target.of(model),
-            "a weight without a value cannot be ranked; load a sound checkpoint",
-        )
-
-
-def _worth(
-    rule: criteria.Base,
-    model: nn.Module,
-    targets: Sequence[Target],
-    pieces: Sequence[Units],
-    context: Context,
-) -> dict[str, torch.Tensor]:
-    """What every unit of every list is worth, by the list's name."""
-    direct = type(rule).of_weights is not criteria.Base.of_weights
-    tensors: Mapping[str, torch.Tensor]
-    if direct:
-        parameters = dict(model.named_parameters())
-        tensors = {target.name: parameters[target.name].detach() for target in targets}
-    else:
-        tensors = _scores(rule, model, targets, context)
-    found = {}
-    for units in pieces:
-        rows = [member.gather(tensors[member.name]) for member in _scored(units, tensors)]
-        if not rows:
-            raise OptionError(f"criterion {rule} scores none of the tensors of {units.name!r}")
-        whole = rows[0] if len(rows) == 1 else torch.cat([row.to(rows[0].device) for row in rows], dim=1)
-        if whole.dtype in (torch.float16, torch.bfloat16) and whole.shape[1] > 1:
-            whole = whole.float()  # a sum in half precision overflows, or makes ties that are none
-        worth = rule.of_weights(whole) if direct else rule.reduce(whole)
-        if worth is None or tuple(worth.shape) != (units.count,):
-            got = None if worth is None else tuple(worth.shape)
-            raise OptionError(
-                f"criterion {rule} gave {got} values for the {units.count} units of {units.name!r}; reduce "
-                "turns [units, elements] into [units]"
-            )
-        if direct or whole.shape[1] > 1:
-            try:
-                check_finite(
-                    f"worth of the units of {units.name!r}", worth, "use a criterion of smaller range"
-                )
-            except NonFiniteError:
-                _check_weights(model, targets)
-                raise
-        found[units.name] = worth
-    return found
-
-
-def _scored(units: Units, known: Mapping[str, Any]) -> list[Member]:
-    """The members whose weights a unit's worth is made of."""
-    return [member for member in units.members if member.scored and member.name in known]
-
-
-def _pools(
-    model: nn.Module,
-    pieces: Sequence[Units],
-    worth: Mapping[str, torch.Tensor],
-    targets: Sequence[Target],
-    masks: Masks | None,
-) -> tuple[Pool, ...]:
-    """The lists as a budget sees them: the worth of every unit, and which are already gone."""
-    names = {target.name: target for target in targets}
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    pools = []
-    for units in pieces:
-        values, gone = worth[units.name], None
-        members = _scored(units, names)
-        # A unit is gone when masks cover all of its scored tensors and keep nothing of it in any.
-        if masks is not None and all(member.name in masks for member in members):
-            left = [member.gather(masks[member.name]).to(values.device) for member in members]
-            gone = ~torch.stack([bits[:, 0] if bits.shape[1] == 1 else bits.any(1) for bits in left]).any(0)
-        shapes = {member.name: tuple(parameters[member.name].shape) for member in units.members}
-        pools.append(Pool(units, values, gone, shapes=shapes))
-    return tuple(pools)
-
-
-def _masks(
-    model: nn.Module, pieces: Sequence[Units], chosen: Mapping[str, torch.Tensor], start: Masks | None
-) -> Masks:
-    """One mask per tensor: what every list it takes part in keeps, and the masks before."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    found: dict[str, torch.Tensor] = {}
-    for units in pieces:
-        keep = chosen[units.name]
-        if keep.dtype != torch.bool or tuple(keep.shape) != (units.count,):
-            raise MaskMismatchError(
-                f"the budget's choice for {units.name!r} is not one bit per unit ({units.count})"
-            )
-        for member in units.members:
-            weight = parameters[member.name]
-            mask = member.scatter(keep.to(weight.device), weight.shape)
-            found[member.name] = mask if member.name not in found else found[member.name] & mask
-    masks = Masks(found)
-    return masks if start is None else masks.merge(start)

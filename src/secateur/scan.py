@@ -31,6 +31,7 @@ from secateur import criteria
 from secateur import granularity as granularities
 from secateur.allocation import spend
 from secateur.budget._limits import floors
+from secateur.choice import masks_of, pools_of, worth_of
 from secateur.core.context import Context, Loss
 from secateur.core.masks import Masks
 from secateur.core.replay import Replay
@@ -40,9 +41,6 @@ from secateur.core.units import Units
 from secateur.errors import BudgetNotMetError, DataError, NothingToDoError, OptionError, StoreError
 from secateur.measure.accuracy import top_1
 from secateur.measure.macs import macs
-from secateur.prune import _masks as masks_of
-from secateur.prune import _pools as pools_of
-from secateur.prune import _worth as worth_of
 
 __all__ = ["Allocation", "Cell", "Scan", "scan"]
 

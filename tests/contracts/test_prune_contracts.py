@@ -16,11 +16,11 @@ from torch import nn
 import secateur as sc
 from secateur.core.context import Context
 from secateur.core.targets import select
-from secateur.errors import NothingToDoError
+from secateur.errors import BudgetNotMetError, NothingToDoError
 
 CRITERIA = sc.criteria.registry.names()
 GRANULARITIES = sc.granularity.registry.names()
-BUDGETS = sc.budget.registry.names()
+BUDGETS = [name for name in sc.budget.registry.names() if not sc.budget.registry.get(name).measured]
 
 
 class Net(nn.Module):
@@ -135,6 +135,9 @@ def test_every_combination_keeps_the_contract(criterion: str, granularity: str, 
         masks = cut(criterion, granularity, make(0.6))
     except NothingToDoError as error:
         pytest.skip(f"removes nothing here: {error}")
+    except BudgetNotMetError as error:
+        assert budget in ("macs", "params")  # on what remains of the whole model, of which pieces are a part
+        pytest.skip(f"cannot be met here: {error}")
 
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before), "the model changed"
@@ -168,7 +171,11 @@ def test_every_combination_keeps_the_contract(criterion: str, granularity: str, 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_masks_of_before_only_grow(granularity: str, budget: str) -> None:
     before = cut("magnitude", granularity, 0.2)
-    grown = cut("magnitude", granularity, sc.budget.registry.get(budget).at(0.6), masks=before)
+    try:
+        grown = cut("magnitude", granularity, sc.budget.registry.get(budget).at(0.6), masks=before)
+    except BudgetNotMetError as error:
+        assert budget in ("macs", "params")
+        pytest.skip(f"cannot be met here: {error}")
     assert kept(grown, before)
     # A threshold may lie below all that is left.
     assert grown.kept < before.kept or budget == "std_dev"

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -29,6 +29,9 @@ __all__ = ["Base", "Contest", "Pool", "check_share", "registry", "share_of"]
 
 class Base(ABC):
     """What every budget is: a frozen value that turns the worth of units into which of them stay."""
+
+    measured: ClassVar[bool] = False
+    """Whether every decision writes real files or reads real times, and so takes long or depends on the machine."""
 
     @abstractmethod
     def choose(self, contest: Contest) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ tensor([ True, False, False,  True])
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,6 +136,7 @@ class Contest:
     model: nn.Module
     targets: Sequence[Target] = ()
     context: Context = field(default_factory=Context)
+    meter: Callable[[], Any] | None = None  # what a choice costs, for budgets that say what remains
 
     @property
     def count(self) -> int:

@@ -34,7 +34,7 @@ from secateur.core.measurement import Measurement, Measurements
 from secateur.measure._costs import RULES, Cost, costs_nothing, operator_name
 from secateur.measure._run import call, describe, evaluating
 
-__all__ = ["macs"]
+__all__ = ["macs", "uses"]
 
 DEFINITION = (
     "multiply-accumulates (one = 1) of convolutions, matrix products and attention; element-wise operations, "
@@ -72,6 +72,24 @@ def macs(model: nn.Module, example: Any, *, masks: Masks | None = None, bias: bo
             Measurement("macs_nonzero", counter.total(1), "MAC", pruned, per_layer=counter.by_layer(1)),
         ]
     )
+
+
+def uses(model: nn.Module, example: Any) -> tuple[dict[str, float], int]:
+    """(how many multiply-accumulates each parameter's elements take part in, by name; those without a parameter).
+
+    What remains under any masks is then a sum: uses times kept elements, and the rest (products of two inputs, such
+    as attention's).
+
+    >>> uses(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3)), torch.zeros(1, 1, 4, 4))
+    ({'0.weight': 4.0, '2.weight': 1.0}, 0)
+    """
+    model = getattr(model, "_orig_mod", model)
+    with evaluating(model, example) as inputs, _fused_attention_off():
+        counter = _Uses(model)
+        with counter.layers(), counter:
+            call(model, inputs)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    return {name: macs / sizes[name] for name, macs in counter.by_parameter.items()}, counter.rest
 
 
 class _Count(TorchDispatchMode):
@@ -214,6 +232,33 @@ class _Count(TorchDispatchMode):
             f"{layer or 'the model itself'}"
             for (operator, layer), times in self.unknown.items()
         )
+
+
+class _Uses(_Count):
+    """Counts by parameter instead of by layer."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__(model, {}, None, False)
+        self.by_parameter: dict[str, int] = {}
+        self.rest = 0
+        self._origin = {_storage(parameter): name for name, parameter in model.named_parameters()}
+
+    def _add(self, cost: Cost) -> None:
+        name = next((self._origin[_storage(w)] for w in cost.weights if _storage(w) in self._origin), None)
+        if name is None:
+            self.rest += cost.macs
+        else:
+            self.by_parameter[name] = self.by_parameter.get(name, 0) + cost.macs
+
+    def _follow(self, function: Any, args: Any, tensors: list[torch.Tensor], out: Any) -> None:
+        """What is made of one parameter alone (cast, normalised) stands for it."""
+        super()._follow(function, args, tensors, out)
+        names = {self._origin.get(_storage(tensor)) for tensor in tensors if tensor.dim() > 1}
+        name = names.pop() if len(names) == 1 else None
+        if name is not None and all(_storage(tensor) in self._constant for tensor in tensors):
+            for item in pytree.tree_leaves(out):
+                if torch.is_tensor(item):
+                    self._origin.setdefault(_storage(item), name)
 
 
 def _storage(tensor: torch.Tensor) -> int:

@@ -1,0 +1,265 @@
+"""What budgets that say what REMAINS have in common: a path of choices, and the first one on it that is cheap enough.
+
+A path has positions 0, 1, 2, ...: at position k the k units that a rule names first are gone. `Path` knows two
+rules. "per_tensor": every list loses the same share, one unit after the other. "overall": the units of least worth
+go, wherever they are. The cost of what stays is counted or measured by the contest's meter.
+
+>>> import torch
+>>> from torch import nn
+>>> from secateur.core.units import Units
+>>> pools = (Pool(Units("a", 2, ()), torch.tensor([1.0, 2.0])), Pool(Units("b", 4, ()), torch.tensor([9.0, 8, 7, 6])))
+>>> path = Path(Contest(pools, nn.Identity()), "per_tensor")
+>>> [[int((~keep).sum()) for keep in path.at(k).values()] for k in range(path.last + 1)]
+[[0, 0], [0, 1], [1, 1], [1, 2], [1, 3]]
+>>> path = Path(Contest(pools, nn.Identity()), "overall")
+>>> [[int((~keep).sum()) for keep in path.at(k).values()] for k in range(path.last + 1)]
+[[0, 0], [1, 0], [1, 1], [1, 2], [1, 3]]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from secateur.budget import Base
+from secateur.budget._contest import Contest, Pool
+from secateur.budget._select import keep_highest
+from secateur.core.schedule import OneShot, Schedule
+from secateur.errors import BudgetNotMetError, OptionError
+
+__all__ = ["Meter", "Path", "Remaining", "Search", "check_keep", "first_within", "meter_of"]
+
+Chosen = dict[str, torch.Tensor]
+
+
+class Meter(Protocol):
+    """What a budget may ask about the cost of a choice; the verb that opens the contest provides it."""
+
+    def dense(self, of: str) -> float:
+        """What the whole model costs: "macs", "params", or the "bytes" of its tensors."""
+        ...
+
+    def remaining(self, of: str, chosen: Chosen) -> float:
+        """What is left of the "macs" or "params" under a choice."""
+        ...
+
+    def coded_bytes(self, chosen: Chosen, options: Mapping[str, Any]) -> int:
+        """Bytes of the file really written for the model under a choice."""
+        ...
+
+    def time(self, chosen: Chosen, trials: int, threads: int | None) -> tuple[float, float]:
+        """(milliseconds, share of the dense model's time) of the shrunk model, both read in turns here and now."""
+        ...
+
+
+def check_keep(budget: str, keep: Any) -> float:
+    """The share that remains as a float, or an `OptionError`.
+
+    >>> check_keep("Macs", 0.5)
+    0.5
+    >>> check_keep("Macs", 50)
+    Traceback (most recent call last):
+    ...
+    secateur.errors.OptionError: Macs keep is the share that REMAINS: expected a number with 0 < keep < 1, got 50; ...
+    """
+    if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0.0 < keep < 1.0:
+        more = f"; for 50 % write {keep / 100:g}" if isinstance(keep, int) and 1 < keep < 100 else ""
+        more = more.replace("50 %", f"{keep} %")
+        raise OptionError(
+            f"{budget} keep is the share that REMAINS: expected a number with 0 < keep < 1, got {keep!r}{more}"
+        )
+    return float(keep)
+
+
+class Remaining(Base):
+    """A budget on what remains. `keep` is a share of dense and `spread` a rule of `Path`."""
+
+    keep: float | None
+    spread: str
+
+    def check_spread(self) -> None:
+        """Raise unless `spread` is one of the two rules."""
+        if self.spread not in ("per_tensor", "overall"):
+            raise OptionError(
+                f"{type(self).__name__} spread: expected 'per_tensor' (every list loses the same share) or 'overall' "
+                f"(all units compete), got {self.spread!r}"
+            )
+
+    def steps(self, schedule: Schedule) -> tuple[Base, ...]:
+        """The budgets of a schedule's rounds: the share removed follows the schedule."""
+        if isinstance(schedule, OneShot):
+            return (self,)
+        if self.keep is None:
+            raise OptionError(
+                f"{self} names no share a schedule could approach in rounds; leave schedule= out, or give keep="
+            )
+        levels = [level for level in schedule.levels(1.0 - self.keep) if level > 0.0]
+        return tuple(dataclasses.replace(self, keep=1.0 - level) for level in levels[:-1]) + (self,)  # type: ignore
+
+
+def meter_of(contest: Contest, budget: Any) -> Any:
+    """The contest's meter; a contest without one cannot be decided by cost."""
+    if contest.meter is None:
+        raise OptionError(
+            f"{budget} counts what a choice costs: it works with sc.prune, which brings what it needs"
+        )
+    return contest.meter()
+
+
+class Path:
+    """The choices in the order in which a rule lets units go. At least one unit of every list stays."""
+
+    def __init__(self, contest: Contest, spread: str):
+        self.pools = contest.pools
+        self.spread = spread
+        self._gone = [pool.removed for pool in self.pools]
+        self._most = [max(gone, min(pool.most, pool.count - 1)) for gone, pool in zip(self._gone, self.pools)]
+        self.last = sum(self._most) - sum(self._gone)
+        if spread == "overall":
+            self._ranked = [_protected(pool, most) for pool, most in zip(self.pools, self._most)]
+
+    def at(self, position: int) -> Chosen:
+        """The choice with so many units gone beyond those gone before."""
+        gone = position + sum(self._gone)
+        if self.spread == "overall":
+            kept = keep_highest(self._ranked, gone)
+            return {pool.name: keep for pool, keep in zip(self.pools, kept)}
+        counts = self._counts(gone)
+        return {pool.name: keep_highest([pool.ranked], count)[0] for pool, count in zip(self.pools, counts)}
+
+    def _counts(self, gone: int) -> list[int]:
+        """How many each list has lost when `gone` units are gone at one share; ties by the lists' order."""
+
+        def at(share: float) -> list[int]:
+            return [
+                min(most, max(before, math.floor(share * pool.count + 0.5)))
+                for pool, before, most in zip(self.pools, self._gone, self._most)
+            ]
+
+        low, high = 0.0, 2.0
+        while True:
+            middle = (low + high) / 2
+            if middle in (low, high):
+                break
+            low, high = (middle, high) if sum(at(middle)) <= gone else (low, middle)
+        counts = at(low)
+        for index, more in enumerate(at(high)):
+            extra = min(more - counts[index], gone - sum(counts))
+            counts[index] += max(0, extra)
+        return counts
+
+
+def _protected(pool: Pool, most: int) -> torch.Tensor:
+    """The pool's worth with the units that must stay put behind all others."""
+    safe = keep_highest([pool.ranked], most)[0]
+    return pool.ranked.masked_fill(safe, math.inf)
+
+
+def first_within(
+    path: Path, cost: Callable[[Chosen], float], limit: float, told: Callable[[float], str]
+) -> Chosen:
+    """The first choice of the path that costs at most `limit`: one unit fewer gone would cost more.
+
+    The cost must never rise along the path. Where even its end costs more, `told(least)` is the error's text.
+    """
+    low, high = 0, path.last
+    end = path.at(high)
+    least = cost(end)
+    if least > limit:
+        raise BudgetNotMetError(told(least))
+    best = end
+    while low < high:
+        middle = (low + high) // 2
+        chosen = path.at(middle)
+        if cost(chosen) <= limit:
+            high, best = middle, chosen
+        else:
+            low = middle + 1
+    return best
+
+
+@dataclass
+class Search:
+    """Few measurements instead of many: for a cost that takes long to measure, and that noise may make uneven.
+
+    `size` is a cheap number that falls along the path and that the cost about follows (bytes follow the weights that
+    stay, time follows the multiply-accumulates), so that the next try lies where the line through the two nearest
+    measurements crosses the limit. `done` holds (position, cost) of all measured.
+
+    >>> from torch import nn
+    >>> from secateur.core.units import Units
+    >>> pool = Pool(Units("a", 1000, ()), torch.arange(1000.0))
+    >>> path = Path(Contest((pool,), nn.Identity()), "per_tensor")
+    >>> search = Search(path, lambda c: 50.0 + float(c["a"].sum()), lambda c: float(c["a"].sum()), 300.0, within=0.01)
+    >>> 297 <= 50 + int(search.run()["a"].sum()) <= 300, len(search.done)
+    (True, 4)
+    """
+
+    path: Path
+    cost: Callable[[Chosen], float]
+    size: Callable[[Chosen], float]
+    limit: float
+    within: float = 0.01  # a cost so far below the limit, as a share of it, is near enough
+    most: int = 12  # measurements
+    start: float | None = None  # the cost at position 0, if known
+    done: list[tuple[int, float]] = field(default_factory=list)
+
+    def run(self) -> Chosen | None:
+        """The best choice found under the limit, or None where there is none."""
+        path = self.path
+        begin = path.at(0)
+        over = (0, self.start if self.start is not None else self._measured(0, begin), self.size(begin))
+        if over[1] <= self.limit:
+            return begin
+        under: tuple[int, float, float] | None = None
+        best: Chosen | None = None
+        while len(self.done) < self.most:
+            position = self._next(over, under)
+            if position is None:
+                break
+            chosen = path.at(position)
+            found = (position, self._measured(position, chosen), self.size(chosen))
+            if found[1] > self.limit:
+                over = found
+                continue
+            under, best = found, chosen
+            if found[1] >= self.limit * (1.0 - self.within):
+                break
+        if best is None and (not self.done or self.done[-1][0] != path.last):
+            end = path.at(path.last)
+            best = end if self._measured(path.last, end) <= self.limit else None
+        return best
+
+    @property
+    def least(self) -> float:
+        """The lowest cost measured."""
+        return min(cost for _, cost in self.done)
+
+    def _measured(self, position: int, chosen: Chosen) -> float:
+        cost = self.cost(chosen)
+        self.done.append((position, cost))
+        return cost
+
+    def _next(self, over: tuple[int, float, float], under: tuple[int, float, float] | None) -> int | None:
+        """The position whose size lies where the limit should be met; strictly between the two known."""
+        first, last = over[0] + 1, (under[0] - 1 if under is not None else self.path.last)
+        if first > last:
+            return None
+        aim = self.limit * (1.0 - self.within / 2)
+        low = (under[1], under[2]) if under is not None else (0.0, 0.0)  # nothing costs nothing
+        fall = (over[1] - low[0]) or 1.0
+        wanted = low[1] + (over[2] - low[1]) * (aim - low[0]) / fall
+        if len(self.done) % 4 == 3 and under is not None:
+            wanted = (over[2] + under[2]) / 2  # a line that misleads must not stop the search
+        while first < last:
+            middle = (first + last) // 2
+            if self.size(self.path.at(middle)) <= wanted:
+                last = middle
+            else:
+                first = middle + 1
+        return first

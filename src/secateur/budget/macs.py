@@ -1,0 +1,65 @@
+"""Macs: as few multiply-accumulates remain as asked, counted exactly, met to the unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from secateur.budget._contest import Contest, check_share
+from secateur.budget._remaining import Path, Remaining, check_keep, first_within, meter_of
+
+__all__ = ["Macs"]
+
+
+@dataclass(frozen=True)
+class Macs(Remaining):
+    """At most this share of the model's multiply-accumulates remains, and one unit more would be too much.
+
+    Counted on the example, over the whole model: those of the weights that stay. With granularity "channel" that is
+    what the shrunk model computes. `spread` says who gives: "per_tensor", every list the same share; "overall", the
+    units of least worth wherever they are.
+
+    >>> import secateur as sc
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(32, 10))
+    >>> x = torch.zeros(1, 3, 6, 6)
+    >>> masks = sc.prune(model, granularity="channel", budget=sc.budget.Macs(keep=0.5), example=x)
+    >>> small = sc.shrink(model, masks, x)
+    >>> before, after = (sc.measure(m, x, what="macs")["macs"].value for m in (model, small.model))
+    >>> before, after, after <= before / 2
+    (6080, 2648, True)
+    """
+
+    keep: float
+    spread: str = "per_tensor"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "keep", check_keep("Macs", self.keep))
+        self.check_spread()
+
+    @classmethod
+    def at(cls, share: float) -> Macs:
+        """What is left when this share is gone."""
+        return cls(1.0 - (check_share("share", share) or 1e-9))
+
+    def choose(self, contest: Contest) -> dict[str, torch.Tensor]:
+        """The first choice on the path that is cheap enough."""
+        return within_share(self, contest, "macs", "multiply-accumulates")
+
+
+def within_share(budget: Remaining, contest: Contest, of: str, what: str) -> dict[str, torch.Tensor]:
+    """The first choice of a budget's path that leaves at most its share of a cost that is counted."""
+    meter = meter_of(contest, budget)
+    dense = meter.dense(of)
+    assert budget.keep is not None
+    limit = budget.keep * dense * (1 + 1e-12)
+
+    def told(least: float) -> str:
+        return (
+            f"{budget}: {least:,.0f} of {dense:,.0f} {what} remain ({least / dense:.4f}) with one unit left of every "
+            f"list that may be cut, and {limit:,.0f} were asked; let more layers be pruned (only, skip, at_least), or "
+            f"keep at least {least / dense:.4f}"
+        )
+
+    return first_within(Path(contest, budget.spread), lambda c: meter.remaining(of, c), limit, told)

@@ -1,0 +1,43 @@
+"""Params: as few parameters remain as asked, counted exactly, met to the unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from secateur.budget._contest import Contest, check_share
+from secateur.budget._remaining import Remaining, check_keep
+from secateur.budget.macs import within_share
+
+__all__ = ["Params"]
+
+
+@dataclass(frozen=True)
+class Params(Remaining):
+    """At most this share of all the model's parameters remains, and one unit more would be too much.
+
+    Parameters that nothing prunes (biases, norms, layers left out) remain and count. `spread` as for `Macs`.
+
+    >>> import secateur as sc
+    >>> model = torch.nn.Linear(9, 10)
+    >>> masks = sc.prune(model, budget=sc.budget.Params(keep=0.3))
+    >>> masks.kept + 10  # the biases stay: 30 of 100
+    30
+    """
+
+    keep: float
+    spread: str = "per_tensor"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "keep", check_keep("Params", self.keep))
+        self.check_spread()
+
+    @classmethod
+    def at(cls, share: float) -> Params:
+        """What is left when this share is gone."""
+        return cls(1.0 - (check_share("share", share) or 1e-9))
+
+    def choose(self, contest: Contest) -> dict[str, torch.Tensor]:
+        """The first choice on the path that is small enough."""
+        return within_share(self, contest, "params", "parameters")

@@ -1,0 +1,89 @@
+"""Size: the model fits into a file of so many bytes: the real coded file, written and counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from secateur.budget._contest import Contest, check_share
+from secateur.budget._remaining import Path, Remaining, Search, check_keep, meter_of
+from secateur.errors import BudgetNotMetError, OptionError
+
+__all__ = ["Size"]
+
+
+@dataclass(frozen=True)
+class Size(Remaining):
+    """As little is cut as lets `sc.save` write the model into at most so many bytes.
+
+    `bytes` is the limit, or `keep` the share of the bytes that the dense tensors take. The file is really written at
+    every try: with `bits`, of the shared model (`sc.share(model, bits=bits)`); `precision` and `batch_norm` are those
+    of `sc.save`. With a granularity whose pieces leave the model the file holds the shrunk one. What is found lies
+    within `within` of the limit unless the next unit back would pass it, or `most` files were written.
+
+    >>> import secateur as sc
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Linear(100, 50)
+    >>> masks = sc.prune(model, budget=sc.budget.Size(bytes=8_000))
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     size = sc.save(masks.apply(model), pathlib.Path(folder) / "m.sct").size
+    >>> 7_900 < size <= 8_000
+    True
+    """
+
+    measured: ClassVar[bool] = True
+
+    bytes: int | None = None
+    keep: float | None = None
+    bits: int | None = None
+    precision: str | None = None
+    batch_norm: str | int | None = None
+    spread: str = "per_tensor"
+    within: float = 0.01
+    most: int = 12
+
+    def __post_init__(self) -> None:
+        if (self.bytes is None) == (self.keep is None):
+            raise OptionError(
+                "Size: give either bytes= (the limit) or keep= (the share of the dense tensors' bytes that remains)"
+            )
+        if self.keep is not None:
+            object.__setattr__(self, "keep", check_keep("Size", self.keep))
+        elif isinstance(self.bytes, bool) or not isinstance(self.bytes, int) or self.bytes < 1:
+            raise OptionError(f"Size bytes: expected a whole number of at least 1, got {self.bytes!r}")
+        if not 0.0 < self.within < 1.0 or self.most < 2:
+            raise OptionError(
+                f"Size: expected 0 < within < 1 and most of at least 2, got within={self.within!r}, most={self.most!r}"
+            )
+        self.check_spread()
+
+    @classmethod
+    def at(cls, share: float) -> Size:
+        """What is left of the dense bytes when this share is gone."""
+        return cls(keep=1.0 - (check_share("share", share) or 1e-9))
+
+    def choose(self, contest: Contest) -> dict[str, torch.Tensor]:
+        """The choice of the path whose file is just small enough."""
+        meter = meter_of(contest, self)
+        limit = self.bytes if self.bytes is not None else int((self.keep or 0.0) * meter.dense("bytes"))
+        options = {"bits": self.bits, "precision": self.precision, "batch_norm": self.batch_norm}
+        path = Path(contest, self.spread)
+        search = Search(
+            path,
+            lambda chosen: meter.coded_bytes(chosen, options),
+            lambda chosen: meter.remaining("params", chosen),
+            limit,
+            self.within,
+            self.most,
+        )
+        best = search.run()
+        if best is None:
+            raise BudgetNotMetError(
+                f"{self}: the smallest of {len(search.done)} files written has {search.least:,.0f} bytes and {limit:,} "
+                "were asked; share the weights (bits=4), store the rest narrower (precision='fp16', batch_norm=8), or "
+                "let more layers be pruned"
+            )
+        return best

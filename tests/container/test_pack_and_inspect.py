@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from secateur.container import format as sct
 from secateur.container.archive import load, save
 from secateur.container.inspection import inspect
-from secateur.container.pack import pack, unpack
+from secateur.container.pack import _sections, pack, unpack
 from secateur.errors import DataError, FormatError, NonFiniteError, NothingToDoError, OptionError
 
 
@@ -128,13 +129,9 @@ def test_a_file_without_names_cannot_be_unpacked(tmp_path: Path) -> None:
 
 
 def test_memory_is_that_of_one_tensor(tmp_path: Path) -> None:
-    one = 300_000
-    state = {
-        f"w{i}": torch.from_numpy(np.random.default_rng(i).normal(size=one).astype(np.float32))
-        for i in range(24)
-    }
-    save_file(state, tmp_path / "a.safetensors")
-    del state
+    one = 1_000_000
+    drawn = np.random.default_rng(1).normal(size=one).astype(np.float32)
+    save_file({f"w{i}": torch.from_numpy(np.roll(drawn, i)) for i in range(20)}, tmp_path / "a.safetensors")
     tracemalloc.start()
     try:
         pack(tmp_path / "a.safetensors", tmp_path / "a.sct", lossless=True)
@@ -144,7 +141,32 @@ def test_memory_is_that_of_one_tensor(tmp_path: Path) -> None:
         unpacking = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert max(packing, unpacking) < 10 * 4 * one  # the whole file is 24 tensors
+    assert max(packing, unpacking) < 9 * 4 * one  # the whole file is 20 tensors
+
+
+def test_workers_write_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint(tmp_path / "a.safetensors")
+    pack(tmp_path / "a.safetensors", tmp_path / "one.sct", bits=3)
+    pack(tmp_path / "a.safetensors", tmp_path / "two.sct", bits=3, workers=2)
+    assert (tmp_path / "one.sct").read_bytes() == (tmp_path / "two.sct").read_bytes()
+    with pytest.raises(OptionError, match="workers: expected at least 1"):
+        pack(tmp_path / "a.safetensors", tmp_path / "c.sct", workers=0)
+
+
+def test_sections_are_cut_as_the_writer_cuts_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sct, "SECTION_SIZE", 3000)
+    state = {f"w{i}": torch.round(torch.randn(10 * i + 1, 12) * 4) for i in range(9)}
+    save_file(state, tmp_path / "a.safetensors")
+    pack(tmp_path / "a.safetensors", tmp_path / "a.sct")
+    with (tmp_path / "a.sct").open("rb") as file:
+        records = sct.Archive(file).records()
+    entries = [record.entry for record in records]
+    by_section: dict[int, list[int]] = {}
+    for record in records:
+        by_section.setdefault(record.section, []).append(record.index)
+    assert list(by_section.values()) == list(_sections(entries))
+    assert len(by_section) > 3
+    assert all(torch.equal(load(tmp_path / "a.sct")[name], state[name]) for name in state)
 
 
 def test_inspect_accounts_for_every_byte(tmp_path: Path) -> None:

@@ -133,8 +133,7 @@ def _encode(
     coder: str,
     memory: indices.Memory,
 ) -> tuple[int, list[bytes], np.ndarray]:
-    """How one tensor is stored, and the words a reader will get (others than given where precision was cut).
-    """
+    """How one tensor is stored, and the words a reader will get (others than given where precision was cut)."""
     if entry.name in books:
         few = tensors.levels_of(words, entry, most=1 << 16)
         if few is not None:

@@ -39,6 +39,7 @@ __all__ = [
     "PACKED",
     "RAW",
     "SAME",
+    "SECTION_SIZE",
     "SPARSE",
     "VERSION",
     "ZERO",
@@ -95,7 +96,7 @@ MOST_NAME = 4096  # bytes of a name
 MOST_DIMS = 32
 FREE_BYTES = 1 << 25  # decoded bytes any file may ask for ...
 BYTES_PER_BYTE = 4096  # ... and how many more each of its own bytes allows
-_SECTION_SIZE = 1 << 20  # the writer closes a section of tensors when it is this long
+SECTION_SIZE = 1 << 22  # the writer closes a section of tensors when it decodes to this many bytes
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ class Writer:
         self._count = 0
         self._decoded = 0
         self._pending: list[bytes] = []
-        self._pending_size = 0
+        self._pending_size = self._pending_count = 0
         self._last_name = b""
         self.written = len(MAGIC) + 1
         self.memory = (
@@ -194,18 +195,16 @@ class Writer:
 
     def add(self, entry: Entry, decoded: Any, method: int, parts: Sequence[bytes]) -> None:
         """One tensor: `decoded` are the very bytes a reader will get, for the checksum of the content."""
-        record = bytearray()
-        if self._named:
-            record += self._name(entry)
-        record.append(method)
+        pieces = [(self._name(entry) if self._named else b"") + bytes([method])]
         for part in parts:
-            record += varint.write(len(part)) + part
+            pieces += [varint.write(len(part)), part]
         self._content = zlib.crc32(decoded, self._content)
         self._decoded += entry.nbytes
         self._count += 1
-        self._pending.append(bytes(record))
-        self._pending_size += len(record)
-        if self._pending_size >= _SECTION_SIZE:
+        self._pending += pieces
+        self._pending_count += 1
+        self._pending_size += entry.nbytes
+        if self._pending_size >= SECTION_SIZE:
             self._flush()
 
     def finish(self) -> None:
@@ -228,17 +227,19 @@ class Writer:
 
     def _flush(self) -> None:
         if self._pending:
-            self._section(TENSORS, varint.write(len(self._pending)) + b"".join(self._pending))
-            self._pending, self._pending_size, self._last_name = [], 0, b""
+            self._section(TENSORS, varint.write(self._pending_count), *self._pending)
+            self._pending, self._last_name = [], b""
+            self._pending_size = self._pending_count = 0
             self.memory = Memory()
 
-    def _section(self, kind: int, payload: bytes) -> None:
-        head = bytes([kind]) + varint.write(len(payload))
-        self._crc = zlib.crc32(payload, zlib.crc32(head, self._crc))
-        self._file.write(head)
-        self._file.write(payload)
+    def _section(self, kind: int, *payload: bytes) -> None:
+        length = sum(map(len, payload))
+        head = bytes([kind]) + varint.write(length)
+        for piece in (head, *payload):
+            self._crc = zlib.crc32(piece, self._crc)
+            self._file.write(piece)
         self._file.write(self._crc.to_bytes(4, "little"))
-        self.written += len(head) + len(payload) + 4
+        self.written += len(head) + length + 4
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from secateur.coding.indices import Memory
 from secateur.container import format as sct
 from secateur.container import tensors
-from secateur.container.checkpoint import canonical_header, open_checkpoint
+from secateur.container.checkpoint import Checkpoint, canonical_header, open_checkpoint
 from secateur.container.files import replacing
 from secateur.container.reading import words_of
 from secateur.errors import FormatError, NonFiniteError, NothingToDoError, OptionError
@@ -60,43 +62,101 @@ def pack(
     fast: bool = False,
     progress: Progress | None = None,
     method: str = "kmeans",
+    workers: int = 1,
 ) -> Packed:
     """A .safetensors or .pt checkpoint as a .sct file.
 
     `bits` shares the weights of every float tensor with two or more axes (K-means with 2**bits values a
     tensor; zeros stay zeros); without it, or with `lossless`, every tensor comes back bit for bit, and from a
     .safetensors file so does the file. `fast` uses the static model. `progress(bytes done, bytes in all,
-    tensor)` is called per tensor.
+    tensor)` is called per tensor. More `workers` are processes that share the coding; the bytes are the same.
+    (As with all of Python's processes, a script that asks for them needs `if __name__ == "__main__":`.)
     """
     if lossless and bits is not None:
         raise OptionError(f"lossless and bits={bits} exclude each other; choose one")
     if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8):
         raise OptionError(f"bits: expected a whole number from 1 to 8, got {bits!r}")
-    coder = "fast" if fast else "mixed"
-    done = shared = 0
+    if workers < 1:
+        raise OptionError(f"workers: expected at least 1, got {workers}")
+    job = _Job("fast" if fast else "mixed", bits, method)
+    done = 0
     with open_checkpoint(path_in) as checkpoint, replacing(path_out) as file:
-        total = sum(entry.nbytes for entry in checkpoint.entries)
-        writer = sct.Writer(file)
-        if checkpoint.header is not None:
-            _write_header(writer, checkpoint.header, checkpoint.entries, checkpoint.metadata)
-        for index, entry in enumerate(checkpoint.entries):
-            words = checkpoint.words(index)
-            if bits is not None and _sharable(entry):
-                words = _share(entry, words, bits, method)
-                shared += 1
-            parts = tensors.encode(entry, words, coder, writer.memory)
-            writer.add(entry, np.ascontiguousarray(words).reshape(-1).view(np.uint8), *parts)
-            done += entry.nbytes
-            if progress is not None:
-                progress(done, total, entry.name)
-        if bits is not None and not shared:
+        if bits is not None and not any(map(_sharable, checkpoint.entries)):
             raise NothingToDoError(
                 f"{path_in}: no float tensor with two axes and {_LEAST_SHARED} weights to share; leave bits "
                 f"out"
             )
+        total = sum(entry.nbytes for entry in checkpoint.entries)
+        writer = sct.Writer(file)
+        if checkpoint.header is not None:
+            _write_header(writer, checkpoint.header, checkpoint.entries, checkpoint.metadata)
+        for entry, words, way in _encoded(checkpoint, job, writer, workers):
+            writer.add(entry, np.ascontiguousarray(words).data, *way)
+            done += entry.nbytes
+            if progress is not None:
+                progress(done, total, entry.name)
         writer.finish()
         count = len(checkpoint.entries)
     return Packed(Path(path_out), writer.written, Path(path_in).stat().st_size, count)
+
+
+_Way = tuple[int, list[bytes]]
+_Coded = tuple[sct.Entry, np.ndarray, _Way]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is done to every tensor; travels to the workers."""
+
+    coder: str
+    bits: int | None
+    method: str
+
+    def tensor(self, entry: sct.Entry, words: np.ndarray, memory: Memory) -> _Coded:
+        """One tensor: shared where asked, coded."""
+        if self.bits is not None and _sharable(entry):
+            words = _share(entry, words, self.bits, self.method)
+        return entry, words, tensors.encode(entry, words, self.coder, memory)
+
+    def section(self, group: list[tuple[sct.Entry, np.ndarray]]) -> list[_Coded]:
+        """The tensors of one section, from a fresh memory."""
+        memory = Memory()
+        return [self.tensor(entry, words, memory) for entry, words in group]
+
+
+def _encoded(checkpoint: Checkpoint, job: _Job, writer: sct.Writer, workers: int) -> Iterator[_Coded]:
+    """Every tensor, coded: one after the other, or a section at a time in as many processes as asked."""
+    if workers == 1:
+        for index, entry in enumerate(checkpoint.entries):
+            yield job.tensor(entry, checkpoint.words(index), writer.memory)
+        return
+    from concurrent.futures import Future, ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        waiting: deque[Future[list[_Coded]]] = deque()
+        for group in _sections(checkpoint.entries):
+            waiting.append(
+                pool.submit(job.section, [(checkpoint.entries[i], checkpoint.words(i)) for i in group])
+            )
+            if len(waiting) > workers:  # so many sections are in memory, and one more
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+
+
+def _sections(entries: list[sct.Entry]) -> Iterator[list[int]]:
+    """The tensors of each section, as the writer will cut them."""
+    group: list[int] = []
+    size = 0
+    for index, entry in enumerate(entries):
+        group.append(index)
+        size += entry.nbytes
+        if size >= sct.SECTION_SIZE:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def _write_header(
@@ -149,8 +209,7 @@ def unpack(
     path_out: str | os.PathLike[str],
     progress: Progress | None = None,
 ) -> Packed:
-    """A .sct file as .safetensors; what was packed from .safetensors without loss has the same bytes again.
-    """
+    """A .sct file as .safetensors; what was packed from .safetensors without loss has the same bytes again."""
     with open(path_in, "rb") as source:
         archive = sct.Archive(source)
         if not archive.named:

@@ -98,6 +98,33 @@ def shrink(
     """
     _check_options(coupling, round_to, at_least, tolerance)
     masks.check(model)
+    done = cut(model, masks, example, coupling, round_to, at_least, across_norm)
+    proof = prove(model, done.model, done.masks, example, tolerance, not done.crossed)
+    return Shrunk(done.model, proof, done.plan, done.left, done.locked)
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """A cut model before its proof: `masks` are those the dense model must be masked with, `left` those that remain."""
+
+    model: nn.Module
+    plan: Plan
+    masks: Masks
+    left: Masks
+    locked: tuple[Lock, ...]
+    crossed: bool
+
+
+def cut(
+    model: nn.Module,
+    masks: Masks,
+    example: Any,
+    coupling: str = "union",
+    round_to: int | None = None,
+    at_least: int = 1,
+    across_norm: bool = False,
+) -> Cut:
+    """Everything `shrink` does but the proof."""
     structure = analyse(model, example, across_norm=across_norm)
     locks: list[Lock] = []
     while True:
@@ -113,9 +140,7 @@ def shrink(
         structure = regroup(structure, fitted.locks)
     whole = extended(structure, masks, alive, model)
     small, left = apply_plan(model, fitted.plan, whole)
-    crossed = bool(structure.follower.crossed)
-    proof = prove(model, small, whole, example, tolerance, not crossed)
-    return Shrunk(small, proof, fitted.plan, left, tuple(locks))
+    return Cut(small, fitted.plan, whole, left, tuple(locks), bool(structure.follower.crossed))
 
 
 def _check_options(coupling: str, round_to: int | None, at_least: int, tolerance: float) -> None:

@@ -29,13 +29,19 @@ __all__ = ["dropped", "extended", "rounded"]
 def _lines(structure: Structure, masks: Masks) -> dict[tuple[str, int], np.ndarray]:
     """For every masked parameter axis which positions are dropped whole."""
     found = {}
-    for (name, axis) in structure.slots:
+    for name, axis in structure.slots:
         mask = masks.get(name)
         if mask is not None:
-            others = [a for a in range(mask.dim()) if a != axis]
-            line = mask.any(dim=others) if others else mask
-            found[name, axis] = ~line.cpu().numpy()
+            found[name, axis] = ~_any_along(mask.cpu().numpy(), axis)
     return found
+
+
+def _any_along(mask: np.ndarray, axis: int) -> np.ndarray:
+    """Whether anything is True at each position of an axis; whole rows are joined first, which is fast."""
+    size = mask.shape[axis]
+    before = mask.reshape(int(np.prod(mask.shape[:axis])), -1)
+    line = before[0] if before.shape[0] == 1 else np.logical_or.reduce(before, axis=0)
+    return line.reshape(size, -1).any(axis=1)
 
 
 def dropped(structure: Structure, masks: Masks, model: nn.Module, coupling: str) -> dict[int, np.ndarray]:

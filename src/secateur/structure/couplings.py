@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +23,7 @@ from torch import nn
 from secateur.errors import TraceError
 from secateur.structure.labels import Labels, Lock
 from secateur.structure.rules import Follower, follow
-from secateur.structure.trace import Op, Ref, Trace, trace
+from secateur.structure.trace import Op, Ref, Trace, map_tensors, trace
 
 __all__ = ["Group", "Slot", "Structure", "analyse", "regroup"]
 
@@ -174,6 +175,39 @@ def analyse(
     The forward is recorded in eval mode; where that leaves parameters unused (an auxiliary head that runs only in
     training), the training forward is followed as well.
     """
+    key = _fingerprint(model, example, across_norm, training)
+    known = _RECENT.get(model)
+    if known is not None and known[0] == key:
+        return known[1]
+    found = _analyse(model, example, across_norm, training)
+    if found.trace.mode == "meta":  # a forward that looks at values may go another way next time
+        _RECENT[model] = (key, found)
+    return found
+
+
+_RECENT: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Structure]] = weakref.WeakKeyDictionary()
+_PLAIN = (int, float, str, bool, tuple, type(None))
+
+
+def _fingerprint(model: nn.Module, example: Any, across_norm: bool, training: bool) -> Any:
+    """What a structure depends on: classes, plain attributes, hooks and shapes of the model, and the example's shapes."""
+    modules = []
+    for name, module in model.named_modules(remove_duplicate=False):
+        state = vars(module)
+        plain = tuple((key, repr(value)) for key, value in state.items() if isinstance(value, _PLAIN))
+        called = tuple((key, id(value)) for key, value in state.items() if callable(value))
+        hooks = tuple(len(value) for key, value in state.items() if key.endswith("_hooks"))
+        own = {**module._parameters, **module._buffers}
+        shapes = tuple((key, id(t), tuple(t.shape), t.dtype) for key, t in own.items() if t is not None)
+        modules.append((name, type(module), plain, called, hooks, shapes))
+    config = getattr(model, "config", None)
+    told: list[Any] = []
+    map_tensors(example, lambda tensor: told.append((tuple(tensor.shape), tensor.dtype)) or tensor)
+    shown = repr(map_tensors(example, lambda tensor: None))
+    return (tuple(modules), repr(config) if config is not None else "", tuple(told), shown, across_norm, training)
+
+
+def _analyse(model: nn.Module, example: Any, across_norm: bool, training: bool) -> Structure:
     recorded = trace(model, example)
     main = follow(recorded, across_norm)
     labels = main.labels
@@ -192,21 +226,22 @@ def analyse(
             other.run()
             more = (other,)
             unused -= _used(second)
-    return _group(recorded, main, more, tuple(sorted(unused)))
+    return _group(recorded, labels, main, more, tuple(sorted(unused)))
 
 
 def regroup(structure: Structure, locks: Sequence[Lock]) -> Structure:
     """The same trace with more labels locked: groups are collected again."""
-    labels = structure.labels
+    labels = structure.labels.copy()
     for lock in locks:
         labels.op, labels.operator, labels.path = lock.op, lock.operator, lock.path
         labels.lock(lock.labels, lock.reason)
-    return _group(structure.trace, structure.follower, structure.more, structure.untouched)
+    return _group(structure.trace, labels, structure.follower, structure.more, structure.untouched)
 
 
-def _group(recorded: Trace, main: Follower, more: tuple[Follower, ...], unused: tuple[str, ...]) -> Structure:
+def _group(
+    recorded: Trace, labels: Labels, main: Follower, more: tuple[Follower, ...], unused: tuple[str, ...]
+) -> Structure:
     """Collect the parameter positions of every class, and the classes that touch the same axes into groups."""
-    labels = main.labels
     classes = labels.settle()
     names: list[tuple[str, int]] = []
     arrays: list[np.ndarray] = []

@@ -170,7 +170,9 @@ def _spread(
 def _rerun(structure: Structure, model: nn.Module, example: Any, plan: Plan) -> Trace:
     twin, _ = ghost(model, structure.trace.mode)
     plan.apply_(twin)
-    return trace(twin, example, mode=structure.trace.mode, partial=True)
+    names: dict[str, Any] = dict(twin.named_parameters(remove_duplicate=False))
+    names.update(twin.named_buffers(remove_duplicate=False))
+    return trace(twin, example, mode=structure.trace.mode, partial=True, ready=names)
 
 
 def _inside(path: str, parents: tuple[str, ...]) -> bool:

@@ -19,6 +19,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+try:
+    from scipy import sparse
+    from scipy.sparse import csgraph
+except ImportError:  # pragma: no cover - scipy comes with scikit-learn
+    csgraph = None
+
 __all__ = ["Field", "Labels", "Layout", "Lock", "components"]
 
 
@@ -77,13 +83,15 @@ class Layout:
         return None
 
 
-def components(count: int, left: np.ndarray, right: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
+def components(count: int, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """The smallest number of each connected component, for numbers 0..count-1 joined pairwise.
 
     >>> components(5, np.array([1, 2]), np.array([2, 4])).tolist()
     [0, 1, 1, 3, 1]
     """
-    parent = np.arange(count) if start is None else start.copy()
+    if csgraph is not None and left.size > 4096:
+        return _by_graph(count, left, right)
+    parent = np.arange(count)
     while left.size:
         a, b = parent[left], parent[right]
         differ = a != b
@@ -99,6 +107,15 @@ def components(count: int, left: np.ndarray, right: np.ndarray, start: np.ndarra
                 break
             parent = jumped
     return parent
+
+
+def _by_graph(count: int, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """`components` by scipy, which is faster on many ties."""
+    matrix = sparse.coo_matrix((np.ones(left.size, np.int8), (left, right)), shape=(count, count))
+    _, component = csgraph.connected_components(matrix.tocsr(), directed=False)
+    smallest = np.empty(int(component.max()) + 1, int)
+    smallest[component[::-1]] = np.arange(count - 1, -1, -1)
+    return smallest[component]
 
 
 class Labels:
@@ -141,7 +158,7 @@ class Labels:
 
     def lock(self, labels: np.ndarray, reason: str) -> None:
         """These labels may never leave; the reason is kept with the operator now being followed."""
-        labels = np.unique(labels)
+        labels = labels.reshape(-1)
         labels = labels[labels > 0]
         if not labels.size:
             return
@@ -160,13 +177,17 @@ class Labels:
         if self._classes is None:
             left = np.concatenate(self._left) if self._left else np.zeros(0, int)
             right = np.concatenate(self._right) if self._right else np.zeros(0, int)
-            if left.size > 4096:  # most ties repeat: keep each once
-                low, high = np.minimum(left, right), np.maximum(left, right)
-                pairs = np.unique(low * self.count + high)
-                left, right = pairs // self.count, pairs % self.count
             self._left, self._right = [left], [right]
             self._classes = components(self.count, left, right)
         return self._classes
+
+    def copy(self) -> Labels:
+        """A store with the same labels, to which more can be added without touching this one."""
+        new = Labels()
+        new.__dict__.update(self.__dict__)
+        new.locks, new.rectangles = list(self.locks), list(self.rectangles)
+        new._left, new._right = list(self._left), list(self._right)
+        return new
 
     def without_locks(self) -> np.ndarray:
         """Classes as if nothing were locked: what is tied to what."""

@@ -214,6 +214,38 @@ def ghost(model: nn.Module, mode: str = "meta", training: bool = False) -> tuple
     return twin.train(training) if training != model.training or training else twin.eval(), names
 
 
+def _quick_batch_norm(
+    x: torch.Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, *rest: Any
+) -> tuple[torch.Tensor, ...]:
+    """The shapes batch norm gives, without the slow way torch works them out on meta tensors."""
+    statistics = x.new_empty(x.shape[1] if training else 0)
+    return torch.empty_like(x), statistics, torch.empty_like(statistics)
+
+
+def _quick_same(x: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+def _quick_same_in_place(x: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+    return x
+
+
+_ATEN = torch.ops.aten
+_QUICK: dict[Any, Callable[..., Any]] = {
+    _ATEN.native_batch_norm.default: _quick_batch_norm,
+    **dict.fromkeys(
+        (_ATEN.relu.default, _ATEN.silu.default, _ATEN.gelu.default, _ATEN.hardswish.default, _ATEN.hardtanh.default,
+         _ATEN.leaky_relu.default, _ATEN.elu.default),
+        _quick_same,
+    ),
+    **dict.fromkeys(
+        (_ATEN.relu_.default, _ATEN.silu_.default, _ATEN.hardswish_.default, _ATEN.hardtanh_.default,
+         _ATEN.leaky_relu_.default),
+        _quick_same_in_place,
+    ),
+}  # fmt: skip
+
+
 class _Recorder(TorchDispatchMode):
     """Writes down every operator that passes."""
 
@@ -251,7 +283,8 @@ class _Recorder(TorchDispatchMode):
         index = len(self.found.ops)
         seen = tuple(self._refer(arg, -1) for arg in args)
         named = {key: self._refer(value, -1) for key, value in kwargs.items()}
-        result = func(*args, **kwargs)
+        quick = _QUICK.get(func) if self.found.mode == "meta" else None
+        result = func(*args, **kwargs) if quick is None else quick(*args, **kwargs)
         name = func._schema.name
         name = name[6:] if name.startswith("aten::") else name
         self.found.ops.append(Op(index, name, func, seen, named, self._refer(result, index), self.stack[-1]))
@@ -291,12 +324,16 @@ def trace(
     training: bool = False,
     mode: str | None = None,
     partial: bool = False,
+    ready: dict[str, torch.Tensor] | None = None,
 ) -> Trace:
-    """Record one forward. `partial` gives back what was recorded up to an error instead of raising it."""
+    """Record one forward. `partial` gives back what was recorded up to an error instead of raising it.
+
+    With `ready` (tensors by name) the model is such a stand-in already, and is run as it is.
+    """
     modes = (mode,) if mode else ("meta", "real")
     problems = []
     for attempt in modes:
-        found = _run(model, example, attempt, training)
+        found = _run(model, example, attempt, training, ready=ready)
         if found.error is None or partial:
             return found
         problems.append(f"on {attempt} tensors: {type(found.error).__name__}: {str(found.error)[:300]}")
@@ -319,8 +356,9 @@ def _run(
     mode: str,
     training: bool,
     watcher: Callable[[Trace, list[str]], Any] | None = None,
+    ready: dict[str, torch.Tensor] | None = None,
 ) -> Trace:
-    twin, names = ghost(model, mode, training)
+    twin, names = ghost(model, mode, training) if ready is None else (model, ready)
     stack = [""]
     found = Trace(mode=mode, training=training, modules={n: type(m).__name__ for n, m in model.named_modules()})
     recorder = _Recorder(found, stack)

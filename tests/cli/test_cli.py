@@ -260,6 +260,27 @@ def test_measure_explain_and_shrink_a_model(secateur):
     assert json.loads(out)[0]["value"] == after < 269_722
 
 
+def test_scan_a_model_and_allot_by_it(secateur):
+    words = [
+        "scan",
+        "lenet-300-100",
+        "--granularity",
+        "element",
+        "--criterion",
+        "magnitude",
+        "--subset",
+        "100",
+    ]
+    code, out, err = secateur(*words, "--levels", "0.5,0.9", "--keep", "0.5", "--out", "scan.json")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[1:4]] == ["fc1.weight", "fc2.weight", "fc3.weight"]
+    assert "predicted" in out
+    assert "weights were given" in err
+    assert len(json.loads(Path("scan.json").read_text())["cells"]) >= 6
+    assert secateur(*words, "--levels", "0.5", "--keep", "0.01")[0] == 3
+    assert secateur(*words, "--levels", "much")[0] == 2
+
+
 def test_pack_unpack_and_inspect_a_checkpoint(secateur):
     import torch
     from safetensors.torch import save_file

@@ -1,4 +1,4 @@
-"""Verbs on a model given by name: `measure`, `explain`, `shrink`."""
+"""Verbs on a model given by name: `measure`, `explain`, `shrink`, `scan`."""
 
 from __future__ import annotations
 
@@ -220,4 +220,90 @@ def shrink(
         print("warning: no weights were given, so those of the file are random", file=sys.stderr)
 
 
-VERBS = (measure, explain, shrink)
+def scan(
+    model: _Model,
+    weights: _Weights = None,
+    data: Annotated[
+        str, typer.Option("--data", help="Accuracy is measured on the test images of this.")
+    ] = "digits",
+    granularity: Annotated[str, typer.Option("--granularity", help="What is cut as one piece.")] = "filter",
+    criterion: Annotated[str, typer.Option("--criterion", help="What a weight is worth.")] = "l2",
+    levels: Annotated[
+        str, typer.Option("--levels", help="Sparsities: a,b,c or first:last:step.")
+    ] = "0.1:0.9:0.1",
+    skip: Annotated[
+        list[str] | None, typer.Option("--skip", help="Layers to leave alone. Repeatable.")
+    ] = None,
+    subset: Annotated[
+        int | None, typer.Option("--subset", min=1, help="Only so many images, with intervals.")
+    ] = None,
+    floor: Annotated[
+        float | None,
+        typer.Option("--floor", help="Also allot: the highest level that keeps this accuracy, per layer."),
+    ] = None,
+    keep: Annotated[
+        float | None, typer.Option("--keep", help="Also allot: the best accuracy at this share of the MACs.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the scan as JSON to this file.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Keeps the values found; a stopped scan goes on.")
+    ] = None,
+    option: _Option = None,
+    seed: Seed = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """How much accuracy each layer costs when it alone is pruned, at every level; the model stays as it is."""
+    import sys
+
+    from secateur import data as datasets
+    from secateur.lab.recipe import axis_values
+    from secateur.scan import scan as look
+
+    if floor is not None and keep is not None:
+        raise OptionError("--floor and --keep are two ways to allot; give one of them")
+    if weights is None:
+        print("warning: no weights were given, so those scanned are random", file=sys.stderr)
+    net = _model(model, weights, option, seed)
+    images = datasets.load_for(net, data)
+    try:
+        values = levels if levels.count(":") == 2 else [float(part) for part in levels.split(",")]
+    except ValueError:
+        raise OptionError(
+            f"--levels {levels}: expected numbers with commas between them, or first:last:step"
+        ) from None
+
+    def told(done: int, total: int, left: float) -> None:
+        if sys.stderr.isatty():
+            print(
+                f"\r{done} of {total} values, {left:.0f} s left ",
+                end="\n" if done == total else "",
+                file=sys.stderr,
+            )
+
+    found = look(
+        net,
+        list(images.test.batches(256)),
+        granularity,
+        axis_values("levels", values, "--levels"),
+        criterion=criterion,
+        skip=skip,
+        subset=subset,
+        example=images.example,
+        resume=resume,
+        progress=told,
+        seed=seed or 0,
+    )
+    if out is not None:
+        found.save(out)
+    if json:
+        print(found.to_json())
+        return
+    print(found)
+    if floor is not None or keep is not None:
+        chosen = found.allocate(floor=floor) if floor is not None else found.allocate(keep=keep)
+        print()
+        print(chosen.table())
+
+
+VERBS = (measure, explain, shrink, scan)

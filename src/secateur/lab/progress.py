@@ -135,17 +135,21 @@ class Live(Progress):
 
     def done(self, trial: int, label: str, how: str, seconds: float, line: str) -> None:
         """Move on, and leave a line above the bars."""
+        from rich.markup import escape
+
+        name = escape(f"{self._name(trial, label):<20}")
         if how == "computed":
             self.bar.advance(self._task)
-            self.bar.console.print(
-                f"[green]done[/]   {self._name(trial, label):<20} {seconds:6.1f} s  {line}"
-            )
+            self.bar.console.print(f"[green]done[/]   {name} {seconds:6.1f} s  {escape(line)}")
         elif not self._many:
-            self.bar.console.print(f"[dim]{how:<6} {self._name(trial, label):<20}           {line}[/]")
+            self.bar.console.print(f"[dim]{how:<6} {name}           {escape(line)}[/]")
 
     def failed(self, trial: int, label: str, message: str) -> None:
         """Leave a line above the bars."""
-        self.bar.console.print(f"[red]failed[/] {self._name(trial, label):<20} {message}", markup=True)
+        from rich.markup import escape
+
+        name = escape(f"{self._name(trial, label):<20}")
+        self.bar.console.print(f"[red]failed[/] {name} {escape(message)}")
 
     def training(self) -> Any:
         """A bar of epochs."""

@@ -32,7 +32,16 @@ from secateur.errors import RecipeError, near
 from secateur.lab import steps as step_kinds
 from secateur.lab.steps import Base, Options
 
-__all__ = ["DataSpec", "LabSpec", "ModelSpec", "Recipe", "label_steps", "parse_setting", "schema"]
+__all__ = [
+    "DataSpec",
+    "LabSpec",
+    "ModelSpec",
+    "Recipe",
+    "axis_values",
+    "label_steps",
+    "parse_setting",
+    "schema",
+]
 
 Normalise = str | tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -160,7 +169,7 @@ class Recipe(Options):
         for item in settings:
             key, value = parse_setting(item, "--set")
             _assign(whole, key, value, source)
-        whole["grid"] = {key: _axis(key, values, source) for key, values in axes.items()}
+        whole["grid"] = {key: axis_values(key, values, source) for key, values in axes.items()}
         for key, values in whole["grid"].items():
             _assign(copy.deepcopy(whole), key, values[0], source)
         whole["step"] = tuple(_step(table, source, index) for index, table in enumerate(whole["step"]))
@@ -256,7 +265,7 @@ def _flatten(tables: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _axis(key: str, values: Any, source: str) -> tuple[Any, ...]:
+def axis_values(key: str, values: Any, source: str) -> tuple[Any, ...]:
     """The values of one axis of a grid: a list, or `first:last:step`."""
     if isinstance(values, str) and values.count(":") == 2:
         from decimal import Decimal, InvalidOperation

@@ -26,6 +26,7 @@ from models import Entry, build  # noqa: E402
 
 import secateur as sc  # noqa: E402
 from secateur.shrink import cut  # noqa: E402
+from secateur.structure import couplings  # noqa: E402
 from secateur.structure.couplings import analyse  # noqa: E402
 
 MODELS = "resnet18 resnet101 densenet121 densenet201 vit_b_16 convnext_tiny efficientnet_v2_s regnet_y_8gf".split()
@@ -33,6 +34,7 @@ EXTRA = "shufflenet_v2_x1_0 swin_t".split()
 
 
 def ours(model: nn.Module, x: torch.Tensor) -> nn.Module:
+    couplings._RECENT.clear()  # every run follows the model anew
     masks = sc.prune(model, criterion="l2", granularity="channel", budget=0.5, example=x, allow_collapse=True)
     return cut(model, masks, x).model
 

@@ -25,7 +25,7 @@ from torch import nn
 from secateur.core.masks import Masks
 from secateur.errors import NothingToDoError, OptionError
 from secateur.structure.carry import carry_optimizer, load_shrunk, reestimate_batch_norm, save_shrunk
-from secateur.structure.choose import dropped, extended, rounded
+from secateur.structure.choose import dropped, dropped_lines, extended, rounded
 from secateur.structure.couplings import Structure, analyse, regroup
 from secateur.structure.explain import Explanation, explained
 from secateur.structure.fit import fit
@@ -126,9 +126,10 @@ def cut(
 ) -> Cut:
     """Everything `shrink` does but the proof."""
     structure = analyse(model, example, across_norm=across_norm)
+    lines = dropped_lines(structure, masks)
     locks: list[Lock] = []
     while True:
-        gone = dropped(structure, masks, model, coupling)
+        gone = dropped(structure, masks, model, coupling, lines)
         gone = rounded(structure, gone, round_to, at_least)
         if not any(bits.any() for bits in gone.values()):
             raise NothingToDoError(_nothing(structure, model, locks))
@@ -138,7 +139,7 @@ def cut(
             break
         locks += fitted.locks
         structure = regroup(structure, fitted.locks)
-    whole = extended(structure, masks, alive, model)
+    whole = extended(structure, masks, alive, model, lines)
     small, left = apply_plan(model, fitted.plan, whole)
     return Cut(small, fitted.plan, whole, left, tuple(locks), bool(structure.follower.crossed))
 

@@ -23,11 +23,12 @@ from secateur.core.masks import Masks
 from secateur.errors import MaskMismatchError
 from secateur.structure.couplings import Group, Slot, Structure
 
-__all__ = ["dropped", "extended", "rounded"]
+__all__ = ["dropped", "dropped_lines", "extended", "rounded"]
 
 
-def _lines(structure: Structure, masks: Masks) -> dict[tuple[str, int], np.ndarray]:
+def dropped_lines(structure: Structure, masks: Masks) -> dict[tuple[str, int], np.ndarray]:
     """For every masked parameter axis which positions are dropped whole."""
+    masks = _first_names(structure, masks)
     found = {}
     for name, axis in structure.slots:
         mask = masks.get(name)
@@ -44,10 +45,15 @@ def _any_along(mask: np.ndarray, axis: int) -> np.ndarray:
     return line.reshape(size, -1).any(axis=1)
 
 
-def dropped(structure: Structure, masks: Masks, model: nn.Module, coupling: str) -> dict[int, np.ndarray]:
-    """For every group which units the masks drop."""
-    masks = _first_names(structure, masks)
-    lines = _lines(structure, masks)
+def dropped(
+    structure: Structure,
+    masks: Masks,
+    model: nn.Module,
+    coupling: str,
+    lines: Mapping[tuple[str, int], np.ndarray] | None = None,
+) -> dict[int, np.ndarray]:
+    """For every group which units the masks drop; `lines` are those of `dropped_lines`, where known."""
+    lines = dropped_lines(structure, masks) if lines is None else lines
     found = {}
     for group in structure.groups:
         votes = {role: _votes(group, role, lines) for role in ("out", "in")}
@@ -127,8 +133,15 @@ def _width(group: Group) -> int:
     return slot.positions.shape[1]
 
 
-def extended(structure: Structure, masks: Masks, alive: np.ndarray, model: nn.Module) -> Masks:
+def extended(
+    structure: Structure,
+    masks: Masks,
+    alive: np.ndarray,
+    model: nn.Module,
+    lines: Mapping[tuple[str, int], np.ndarray] | None = None,
+) -> Masks:
     """The masks, and every slice of every parameter that leaves: batch norm, biases and consumers as well."""
+    lines = lines or {}
     found = dict(masks.items())
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, axes in structure.keep_of(alive).items():
@@ -136,6 +149,10 @@ def extended(structure: Structure, masks: Masks, alive: np.ndarray, model: nn.Mo
             continue
         parameter = parameters[name]
         mask = found.get(name)
+        if mask is not None and all(
+            (name, axis) in lines and lines[name, axis][~alive[structure.slots[name, axis]]].all() for axis in axes
+        ):
+            continue  # the masks drop all of it already
         mask = torch.ones(parameter.shape, dtype=torch.bool) if mask is None else mask.cpu().clone()
         for axis, kept in axes.items():
             if (name, axis) in structure.follower.unmasked:

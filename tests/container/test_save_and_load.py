@@ -210,6 +210,12 @@ def test_the_wrong_model_is_named(tmp_path: Path) -> None:
         load(tmp_path / "m.sct", into=nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3)))
 
 
+def test_another_dtype_is_named(tmp_path: Path) -> None:
+    save(nn.Sequential(nn.Linear(4, 3)), tmp_path / "m.sct")
+    with pytest.raises(DataError, match=r"'0.weight' is torch.float32 in the file and torch.float16"):
+        load(tmp_path / "m.sct", into=nn.Sequential(nn.Linear(4, 3)).half())
+
+
 def test_a_damaged_file_leaves_the_model_alone(tmp_path: Path) -> None:
     save(network(), tmp_path / "m.sct")
     data = bytearray((tmp_path / "m.sct").read_bytes())
@@ -231,6 +237,10 @@ def test_a_shrink_plan_is_applied_to_a_fresh_model(tmp_path: Path) -> None:
         fresh = load(tmp_path / "m.sct", into=nn.Sequential(nn.Linear(4, 3)))
         assert fresh[0].out_features == 2
         assert torch.equal(fresh[0].weight, shrunk[0].weight)
+        wrong = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+        with pytest.raises((DataError, FormatError)):
+            load(tmp_path / "m.sct", into=wrong)
+        assert wrong[0].out_features == 3  # a refusal leaves the model as it was
 
 
 def test_a_file_with_more_zeros_than_bytes_is_padded(tmp_path: Path) -> None:

@@ -63,9 +63,7 @@ class Mixer:
         _shrink(self._node_zeros, self._node_ones, _MOST_NODE)
 
     def predict(self, node: np.ndarray, contexts: np.ndarray) -> np.ndarray:
-        """The probability of a one, in 65536ths, of every bit: `node` [n] and `contexts` [number of contexts,
-        n].
-        """
+        """The probability of a one of every bit, in 65536ths; `node` is [n], `contexts` [how many, n]."""
         share = ((2 * self._node_ones + 1) * _ONE) // (2 * (self._node_zeros + self._node_ones) + 2)
         own = STRETCH[share]
         seen = self._zeros + self._ones + _PRIOR

@@ -48,9 +48,7 @@ _TWELVE = _steps((2, 5, 8, 11, 14, 18, 23, 30, 40, 60, 90))
 
 @dataclass(frozen=True)
 class Layout:
-    """A shape as filters x channels x taps; `width` taps make a row of a kernel, `split` columns-in-one of a
-    matrix.
-    """
+    """A shape as filters x channels x taps; `width` taps are a row of a kernel, `split` runs a matrix row."""
 
     filters: int
     channels: int
@@ -86,9 +84,7 @@ def layout(shape: tuple[int, ...]) -> Layout:
 
 
 def _neighbours(taps: int, width: int) -> list[list[int]]:
-    """For every tap: left, up, right, below, the four diagonals, two left, two up; `taps` where there is
-    none.
-    """
+    """For every tap: left, up, right, below, the diagonals, two left, two up; `taps` where none is."""
     height = taps // width
     steps = ((0, -1), (-1, 0), (0, 1), (1, 0), (-1, -1), (-1, 1), (1, -1), (1, 1), (0, -2), (-2, 0))
     table = []

@@ -50,9 +50,7 @@ class Encoder:
             self._coder.encode(symbols.astype(np.int32), _table(frequencies))
 
     def finish(self) -> bytes:
-        """Everything written, as bytes: big-endian words, zero bytes at the end left out (the reader adds
-        them).
-        """
+        """Everything written: big-endian words, without the zero bytes at the end (the reader adds them)."""
         return self._coder.get_compressed().astype(">u4").tobytes().rstrip(b"\0")
 
 

@@ -34,9 +34,7 @@ def entropy(symbols: np.ndarray) -> float:
 
 
 def frequencies(counts: np.ndarray) -> np.ndarray:
-    """Counts as frequencies that sum to `TOTAL - K`, in whole numbers: what rounding leaves goes to the
-    largest.
-    """
+    """Counts as whole frequencies that sum to `TOTAL - K`; what rounding leaves goes to the largest."""
     free = TOTAL - len(counts)
     counts = counts.astype(np.int64)
     total = int(counts.sum())

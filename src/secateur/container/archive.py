@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ def _encode(
     coder: str,
     memory: indices.Memory,
 ) -> tuple[int, list[bytes], np.ndarray]:
-    """How one tensor is stored, and the words a reader will get (others than given where precision was cut)."""
+    """How one tensor is stored, and the words a reader will get (others where precision was cut)."""
     if entry.name in books:
         few = tensors.levels_of(words, entry, most=1 << 16)
         if few is not None:
@@ -170,14 +171,19 @@ def load(path: str | os.PathLike[str], into: nn.Module | None = None) -> Any:
                     f"into=that model"
                 )
             return _state(archive)
+        plan = None
         if "plan" in archive.texts:
-            text = tensors.read_text(archive.texts["plan"], "the shrink plan").decode("utf-8", "replace")
-            _apply_plan(text, into)
-        target = {k: v for k, v in into.state_dict().items() if isinstance(v, torch.Tensor)}
+            text = tensors.read_text(archive.texts["plan"], "the shrink plan")
+            plan = _read_plan(text.decode("utf-8", "replace"))
+        # The plan is tried on a copy: the model is touched when nothing can fail any more.
+        shape = into if plan is None else plan.apply_(copy.deepcopy(into))
+        target = {k: v for k, v in shape.state_dict().items() if isinstance(v, torch.Tensor)}
         if not archive.named:
             archive = sct.Archive(file, [entry_of(name, value) for name, value in target.items()])
         state = _state(archive)
     _check_target(path, state, target)
+    if plan is not None:
+        plan.apply_(into)
     into.load_state_dict(state, strict=False)
     return into
 
@@ -195,6 +201,12 @@ def _check_target(path: Any, state: State, target: State) -> None:
                 f"{path}: tensor {name!r} has shape {list(value.shape)} in the file and "
                 f"{list(target[name].shape)} in the "
                 "model; build the class the file was saved from"
+            )
+        if target[name].dtype != value.dtype:
+            raise DataError(
+                f"{path}: tensor {name!r} is {value.dtype} in the file and {target[name].dtype} in the "
+                f"model; convert "
+                "the model first, so that nothing is rounded unseen"
             )
     missing = [name for name in target if name not in state]
     if missing:
@@ -249,7 +261,7 @@ def _plan_text(plan: Any) -> str:
     return str(to_json())
 
 
-def _apply_plan(text: str, model: nn.Module) -> None:
+def _read_plan(text: str) -> Any:
     from secateur.structure.plan import Plan
 
-    Plan.from_json(text).apply_(model)
+    return Plan.from_json(text)

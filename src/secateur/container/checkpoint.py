@@ -60,7 +60,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Iterator[Checkpoint]:
 
 
 def canonical_header(entries: list[Entry], metadata: Mapping[str, str]) -> bytes:
-    """The header safetensors writes for tensors in this order: JSON without spaces, filled up to eight bytes."""
+    """The header safetensors writes for tensors in this order: JSON without spaces, filled to eight bytes."""
     head: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     at = 0
     for entry in entries:

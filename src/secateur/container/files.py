@@ -22,9 +22,7 @@ __all__ = ["replacing"]
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A file opened for writing and reading that takes the name `path` when the block ends well, and vanishes
-    else.
-    """
+    """A file open for writing that takes the name `path` when the block ends well, and vanishes else."""
     path = Path(path)
     handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent or None)
     try:

@@ -381,9 +381,7 @@ class Archive:
         return list(self)
 
     def __iter__(self) -> Iterator[Record]:
-        """The records in order, one section in memory at a time; limits are checked before anything is
-        decoded.
-        """
+        """The records in order, a section in memory at a time; limits are checked before decoding."""
         if not self.named and self.names_from is not None and len(self.names_from) != self._expected:
             raise FormatError("the number of tensors differs from the model's")
         index, decoded = 0, 0

@@ -162,9 +162,7 @@ def _sections(entries: list[sct.Entry]) -> Iterator[list[int]]:
 def _write_header(
     writer: sct.Writer, header: bytes, entries: list[sct.Entry], metadata: Mapping[str, str]
 ) -> None:
-    """What it takes to write the same safetensors header again: its metadata if it is a plain one, else all
-    of it.
-    """
+    """What it takes to write the same header again: the metadata of a plain one, else all of it."""
     if header == canonical_header(entries, metadata):
         text = (
             json.dumps(dict(metadata), separators=(",", ":"), ensure_ascii=False).encode()
@@ -209,7 +207,7 @@ def unpack(
     path_out: str | os.PathLike[str],
     progress: Progress | None = None,
 ) -> Packed:
-    """A .sct file as .safetensors; what was packed from .safetensors without loss has the same bytes again."""
+    """A .sct file as .safetensors; what was packed without loss from .safetensors has its bytes again."""
     with open(path_in, "rb") as source:
         archive = sct.Archive(source)
         if not archive.named:

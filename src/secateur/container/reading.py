@@ -26,9 +26,7 @@ __all__ = ["words_of"]
 
 
 def words_of(archive: sct.Archive) -> Iterator[tuple[sct.Record, np.ndarray]]:
-    """Every record with its decoded words; raises at the end unless all of them together are what was
-    written.
-    """
+    """Every record with its decoded words; raises at the end unless together they are what was written."""
     content = 0
     kept: dict[int, np.ndarray | None] = {}
     for record in archive:

@@ -51,9 +51,7 @@ def _order(words: np.ndarray, entry: Entry) -> np.ndarray:
 def levels_of(
     words: np.ndarray, entry: Entry, most: int = MOST_LEVELS
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """(distinct words in ascending order of value, level of each word), or None where there are more than
-    `most`.
-    """
+    """(distinct words in ascending order of value, level of each word); None with more than `most`."""
     flat = words.reshape(-1)
     if flat.size == 0:
         return None
@@ -85,9 +83,7 @@ def codebook(values: np.ndarray, entry: Entry) -> bytes:
 
 
 def _even_steps(values: np.ndarray) -> bytes | None:
-    """Step and first multiple, where every value is exactly float32(step * whole number) and none is left
-    out.
-    """
+    """Step and first multiple, where the values are exactly float32(step * whole numbers in a row)."""
     if not np.isfinite(values).all():
         return None
     gaps = np.diff(values)

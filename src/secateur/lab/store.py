@@ -23,8 +23,6 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,101 +31,10 @@ from filelock import FileLock, Timeout
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import StoreError, UnknownNameError
 from secateur.lab.objects import Objects
+from secateur.lab.outcomes import SCHEMA, VERSION, Outcome, RunRow, canonical, now, objects_of
 from secateur.lab.provenance import clean, clean_plain
 
 __all__ = ["Outcome", "RunRow", "Store", "canonical"]
-
-_VERSION = 1
-_SCHEMA = """
-CREATE TABLE runs (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, status TEXT NOT NULL, started TEXT NOT NULL,
-    finished TEXT, seconds REAL, command TEXT NOT NULL, recipe TEXT NOT NULL, seed INTEGER NOT NULL,
-    device TEXT NOT NULL, versions TEXT NOT NULL, hardware TEXT NOT NULL);
-CREATE TABLE trials (
-    run INTEGER NOT NULL REFERENCES runs(id) ON DELETE CASCADE,
-    trial INTEGER NOT NULL, settings TEXT NOT NULL,
-    status TEXT NOT NULL, error TEXT, PRIMARY KEY (run, trial)) WITHOUT ROWID;
-CREATE TABLE plan (
-    run INTEGER NOT NULL REFERENCES runs(id) ON DELETE CASCADE,
-    trial INTEGER NOT NULL, position INTEGER NOT NULL,
-    label TEXT NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL, how TEXT NOT NULL DEFAULT 'waiting',
-    PRIMARY KEY (run, trial, position)) WITHOUT ROWID;
-CREATE INDEX plan_key ON plan(key);
-CREATE TABLE steps (
-    key TEXT PRIMARY KEY, kind TEXT NOT NULL, parent TEXT, options TEXT NOT NULL, state TEXT NOT NULL,
-    log TEXT NOT NULL, seconds REAL NOT NULL, finished TEXT NOT NULL, provenance TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE measurements (
-    key TEXT NOT NULL REFERENCES steps(key) ON DELETE CASCADE, position INTEGER NOT NULL, name TEXT NOT NULL,
-    value REAL, unit TEXT NOT NULL, whole TEXT NOT NULL, PRIMARY KEY (key, position)) WITHOUT ROWID;
-CREATE INDEX measurements_name ON measurements(name);
-"""
-
-
-def canonical(value: Any) -> str:
-    """The one way a value is written as JSON, so that equal values have equal text.
-
-    >>> canonical({"b": (1, 2), "a": 0.5})
-    '{"a":0.5,"b":[1,2]}'
-    """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def now() -> str:
-    """This moment, to the millisecond, in UTC."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one step left: the state after it (names of objects), its Measurements, its log, the time it
-    took."""
-
-    key: str
-    kind: str
-    state: Mapping[str, Any]
-    seconds: float
-    parent: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    measurements: Measurements = field(default_factory=Measurements)
-    log: Mapping[str, Any] = field(default_factory=dict)
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    finished: str = ""
-
-
-@dataclass(frozen=True)
-class RunRow:
-    """One line of `secateur runs`."""
-
-    id: int
-    name: str
-    status: str
-    started: str
-    seconds: float | None
-    trials: int
-    failed: int
-    steps: int
-    computed: int
-    seed: int
-    device: str
-    command: str
-    recipe: Mapping[str, Any]
-    versions: Mapping[str, str]
-    hardware: Mapping[str, Any]
-
-
-def objects_of(state: Mapping[str, Any]) -> list[str]:
-    """The names of the objects a stored state refers to.
-
-    >>> objects_of({"weights": "object:aa", "files": {"model.sct": "object:bb"}, "note": "x"})
-    ['aa', 'bb']
-    """
-    found: list[str] = []
-    for value in state.values():
-        if isinstance(value, Mapping):
-            found += objects_of(value)
-        elif isinstance(value, str) and value.startswith("object:"):
-            found.append(value.removeprefix("object:"))
-    return found
 
 
 class Store:
@@ -158,10 +65,10 @@ class Store:
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
                 db.execute("PRAGMA journal_mode = WAL")
-                db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
-            elif version != _VERSION:
+                db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+            elif version != VERSION:
                 raise StoreError(
-                    f"{clean(str(self._database))}: expected a run store of version {_VERSION}, got version "
+                    f"{clean(str(self._database))}: expected a run store of version {VERSION}, got version "
                     f"{version}; "
                     "use the secateur that wrote it, or another folder with --store"
                 )

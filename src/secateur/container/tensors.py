@@ -151,20 +151,21 @@ def encode(
         return sct.ZERO, []
     if (flat == flat[0]).all():
         return sct.CONST, [flat[:1].tobytes()]
+    few = levels_of(words, entry) if entry.numel >= 16 else None
+    guess = float("inf")
+    if few is not None:
+        guess = static.entropy(few[1]) * entry.numel / 8 + len(codebook(few[0], entry)) + 8
+        if guess < entry.nbytes / 2:  # packing could hardly win, and would have to be tried on all of it
+            return indexed(entry, *few, coder, memory)
     packed = [floats.encode(flat, entry.floating)]
-    if entry.numel >= 16:
-        few = levels_of(words, entry)
-        if few is not None:
-            guess = static.entropy(few[1]) * entry.numel / 8 + len(codebook(few[0], entry)) + 8
-            if guess < len(packed[0]):
-                return indexed(entry, *few, coder, memory)
-        else:
-            zeros = int((flat == 0).sum())
-            if zeros * 50 > flat.size:
-                mask = (flat != 0).astype(np.int32).reshape(entry.shape)
-                kept = floats.encode(flat[flat != 0], entry.floating)
-                if static.entropy(mask) * entry.numel / 8 + len(kept) < len(packed[0]):
-                    return sct.SPARSE, [indices.encode(mask, 2, 0, coder, memory), kept]
+    if few is not None and guess < len(packed[0]):
+        return indexed(entry, *few, coder, memory)
+    zeros = int((flat == 0).sum())
+    if few is None and entry.numel >= 16 and zeros * 50 > flat.size:
+        mask = (flat != 0).astype(np.int32).reshape(entry.shape)
+        kept = floats.encode(flat[flat != 0], entry.floating)
+        if static.entropy(mask) * entry.numel / 8 + len(kept) < len(packed[0]):
+            return sct.SPARSE, [indices.encode(mask, 2, 0, coder, memory), kept]
     return (sct.PACKED, packed) if len(packed[0]) < entry.nbytes else (sct.RAW, [flat.tobytes()])
 
 

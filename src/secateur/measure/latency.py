@@ -32,8 +32,9 @@ from torch.utils import _pytree as pytree
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import OptionError
 from secateur.measure._run import call, describe, device_of, evaluating, sync
+from secateur.measure._why import why
 
-__all__ = ["compare", "latency", "median_interval"]
+__all__ = ["compare", "latency", "median_interval", "why"]
 
 DEFINITION = "median time of one forward pass in evaluation mode, without gradients"
 _SHORTEST = 1e-3  # seconds a reading should last at least: several passes make one where a pass is quicker

@@ -64,7 +64,11 @@ def measure(
         raise NothingToDoError(f"measure: what= names no measure; {near('', names())}")
     functions = {name: _function(name) for name in wanted}
     if what is None:
-        functions = {name: function for name, function in functions.items() if not _lacking(function, given)}
+        functions = {
+            name: function
+            for name, function in functions.items()
+            if not _lacking(function, given) and _by_default(function)
+        }
     known = {key for function in functions.values() for key in inspect.signature(function).parameters}
     for key in options:
         if key not in known:
@@ -88,6 +92,11 @@ def _function(name: str) -> Callable[..., Measurements]:
     if name not in names():
         raise UnknownNameError(f"unknown measure {name!r}: {near(name, names())}")
     return getattr(importlib.import_module(f"{__name__}.{name}"), name)
+
+
+def _by_default(function: Callable[..., Measurements]) -> bool:
+    """Whether it is measured unasked: a file may say `BY_DEFAULT = False`, as those made for charts do."""
+    return bool(getattr(importlib.import_module(function.__module__), "BY_DEFAULT", True))
 
 
 def _lacking(function: Callable[..., Measurements], given: Mapping[str, Any]) -> list[str]:

@@ -1,1 +1,34 @@
-"""See ARCHITECTURE.md."""
+"""Reports: Measurements in; one self-contained page, figures (SVG, PNG) and tables (CSV) out.
+
+>>> from secateur.core.measurement import Measurement, Measurements
+>>> from secateur.report import Report, Run
+>>> found = Measurements([
+...     Measurement("accuracy", 0.99, context={"variant": "dense"}),
+...     Measurement("accuracy", 0.98, context={"variant": "file"})])
+>>> page = Report([Run("demo", found)])
+>>> page.headline
+'accuracy 99.00 % → 98.00 % (−1.00 points)'
+
+What a chart draws, and under which name a number must be measured for it, is told in `secateur.report.forms`.
+A chart is a file in `charts/`; nothing else has to be edited to add one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from secateur.report.page import Report as Report
+    from secateur.report.run import Run as Run
+
+__all__ = ["Report", "Run"]
+
+_HOMES = {"Report": "page", "Run": "run"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        import importlib
+
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

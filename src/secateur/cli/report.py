@@ -1,0 +1,75 @@
+"""The verb `report`: runs of a store, as one page that works offline, with its figures and tables as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secateur.cli.options import Debug, Json, StoreFolder
+from secateur.cli.output import print_json
+
+__all__ = ["VERBS"]
+
+
+def report(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Runs to show side by side: numbers of the store, `last`, or folders of other stores, as FOLDER or "
+            "FOLDER:NUMBER. Default: last.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write the report to.")] = Path("report"),
+    title: Annotated[
+        str | None, typer.Option("--title", help="The page's title; default: the runs'.")
+    ] = None,
+    pictures: Annotated[
+        bool, typer.Option("--pictures/--no-pictures", help="Also draw the stored weights and models.")
+    ] = True,
+    store: StoreFolder = Path("runs"),
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write one self-contained page about a run, or about several side by side."""
+    from secateur.lab.reporting import gather
+    from secateur.lab.store import Store
+    from secateur.report import Report
+
+    found = []
+    for word in runs or ["last"]:
+        folder, which = _place(word, store)
+        found.append(gather(Store(folder, create=False), which, pictures=pictures))
+    made = Report(found, title)
+    written = made.write(out)
+    page = written[0]
+    if json:
+        print_json(
+            {"page": str(page), "bytes": page.stat().st_size, "files": [str(path) for path in written]}
+        )
+        return
+    print(made.headline)
+    print(
+        f"{page}: {page.stat().st_size:,} bytes, {len(made.figures)} figures; {len(written) - 1} files beside it"
+    )
+
+
+def _place(word: str, store: Path) -> tuple[Path, str]:
+    """Which store, and which of its runs, a word on the command line means.
+
+    >>> _place("3", Path("runs"))
+    (PosixPath('runs'), '3')
+    >>> _place("old:2", Path("runs"))
+    (PosixPath('old'), '2')
+    """
+    if word.isdigit() or word == "last":
+        return store, word
+    folder, colon, number = word.rpartition(":")
+    if colon and (number.isdigit() or number == "last"):
+        return Path(folder), number
+    return Path(word), "last"
+
+
+VERBS = (report,)

@@ -1,0 +1,101 @@
+"""Accuracy against sparsity: a line for every method, the spread over seeds as a band.
+
+>>> from secateur.core.measurement import Measurement
+>>> found = Measurements([
+...     Measurement("accuracy", a, context={"trial": t, "variant": "pruned", "sparsity": s, "seed": seed})
+...     for t, (s, seed, a) in enumerate([(0.5, 0, 0.9), (0.5, 1, 0.8), (0.9, 0, 0.5), (0.9, 1, 0.4)])])
+>>> accuracy_sparsity(found)[0].table.rows[0]
+('pruned', 0.5, 0.85, 0.8, 0.9, 2)
+"""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+import altair as alt
+
+from secateur.core.measurement import Measurements
+from secateur.report.figure import Figure, Table
+from secateur.report.reading import legend_selection, quality_of, rows_of, series_of
+
+__all__ = ["accuracy_sparsity"]
+
+
+def accuracy_sparsity(measurements: Measurements) -> list[Figure]:
+    """The curves, where some variant was measured at two sparsities or more."""
+    rows = rows_of(measurements)
+    quality = quality_of(rows)
+    if quality is None:
+        return []
+    points: dict[tuple[str, float], list[float]] = {}
+    for row in rows:
+        value = row.number(quality)
+        if value is not None and row.removed is not None and row.variant != "dense":
+            points.setdefault((series_of(row, rows), round(row.removed, 6)), []).append(value)
+    if len({sparsity for _, sparsity in points}) < 2 or len(points) < 3:
+        return []
+    dense = [row.number(quality) for row in rows if row.variant == "dense"]
+    baseline = [value for value in dense if value is not None]
+    table = tuple(
+        (name, sparsity, fmean(values), min(values), max(values), len(values))
+        for (name, sparsity), values in sorted(points.items())
+    )
+    data = [dict(zip(("series", "sparsity", "mean", "low", "high", "seeds"), row)) for row in table]
+    percent = ".0%" if quality not in ("loss", "total_loss") else ".3~g"
+    domain = list(dict.fromkeys(row[0] for row in table))
+    choose = legend_selection("series", "series")
+    shown = {"opacity": alt.condition(choose, alt.value(1.0), alt.value(0.1))}
+    base = alt.Chart(alt.Data(values=data)).encode(
+        x=alt.X(
+            "sparsity:Q",
+            axis=alt.Axis(format=".0%", title="sparsity (share removed)"),
+            scale=alt.Scale(nice=True),
+        ),
+        color=alt.Color("series:N", scale=alt.Scale(domain=domain)),
+    )
+    y = alt.Y("mean:Q", axis=alt.Axis(format=percent, title=quality), scale=alt.Scale(zero=False))
+    tip = [
+        alt.Tooltip("series:N"),
+        alt.Tooltip("sparsity:Q", format=".1%"),
+        alt.Tooltip("mean:Q", format=".4~f"),
+        alt.Tooltip("low:Q", format=".4~f"),
+        alt.Tooltip("high:Q", format=".4~f"),
+        alt.Tooltip("seeds:Q"),
+    ]
+    band = base.mark_area().encode(
+        y=alt.Y("low:Q", title=quality),
+        y2="high:Q",
+        opacity=alt.condition(choose, alt.value(0.16), alt.value(0.02)),
+    )
+    line = base.mark_line().encode(y=y, **shown)
+    dots = base.mark_point().encode(y=y, tooltip=tip, **shown).add_params(choose)
+    layers = [band, line, dots]
+    if baseline:
+        rule = alt.Chart(alt.Data(values=[{"dense": fmean(baseline)}]))
+        layers.insert(
+            0,
+            rule.mark_rule(strokeDash=[5, 4]).encode(
+                y="dense:Q", tooltip=[alt.Tooltip("dense:Q", title="dense", format=".4~f")]
+            ),
+        )
+    most = max(row[5] for row in table)
+    best = max(table, key=lambda row: row[2] if percent == ".0%" else -row[2])
+    return [
+        Figure(
+            "accuracy-sparsity",
+            "tradeoff",
+            f"{quality.replace('_', ' ').capitalize()} falls as sparsity rises",
+            f"Each point is the mean {quality} over "
+            + (
+                f"up to {most} trials that differ in nothing but the seed; the band reaches from the lowest to the highest"
+                if most > 1
+                else "one trial"
+            )
+            + ". Sparsity is the one asked for where a setting names it, else the share of the dense model's "
+            "parameters that are gone or zero. The dashed line is the dense model.",
+            alt.layer(*layers).properties(width="container", height=340),
+            f"{len(domain)} curves of {quality} over sparsity; the best point is {best[0]} at sparsity "
+            f"{best[1]:.2f} with {best[2]:.4f}.",
+            Table(("series", "sparsity", f"mean {quality}", "lowest", "highest", "seeds"), table),
+        )
+    ]

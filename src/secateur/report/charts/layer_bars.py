@@ -1,0 +1,140 @@
+"""Layer by layer: sparsity, and multiply-accumulates of every variant.
+
+>>> from secateur.core.measurement import Measurement
+>>> found = Measurements([
+...     Measurement("macs", 10, "MAC", per_layer={"fc1": 8, "fc2": 2}, context={"variant": "dense"}),
+...     Measurement("macs", 4, "MAC", per_layer={"fc1": 3, "fc2": 1}, context={"variant": "small"})])
+>>> layer_bars(found)[0].table.rows[0]
+('fc1', 'dense', 8)
+"""
+
+from __future__ import annotations
+
+import altair as alt
+
+from secateur.core.measurement import Measurement, Measurements
+from secateur.report.figure import Figure, Table
+from secateur.report.reading import Row, legend_selection, rows_of, variants_of
+
+__all__ = ["layer_bars"]
+
+_VARIANTS = 6
+
+
+def layer_bars(measurements: Measurements) -> list[Figure]:
+    """A figure for the sparsity and one for the multiply-accumulates, of the first trial of every run."""
+    rows = [row for row in rows_of(measurements) if row.trial == 0]
+    domain = variants_of(measurements)
+    return [
+        *_bars(
+            rows,
+            domain,
+            ("macs_nonzero", "macs"),
+            "layer-macs",
+            "Where the multiply-accumulates are",
+            "multiply-accumulates",
+            "~s",
+        ),
+        *_bars(
+            _with_sparsity(rows),
+            domain,
+            ("share_removed",),
+            "layer-sparsity",
+            "How much each layer lost",
+            "share removed",
+            ".0%",
+        ),
+    ]
+
+
+def _with_sparsity(rows: list[Row]) -> list[Row]:
+    """The share of each tensor's dense parameters that are gone or zero, worked out where it was not measured."""
+    found = []
+    dense: dict[str, Measurement] = {}
+    for row in rows:
+        base = dense.setdefault(row.run, row.values.get("params", Measurement("params", 0)))
+        alive = row.values.get("nonzeros")
+        layers: dict[str, float] = {}
+        if alive is not None and base.per_layer:
+            layers = {
+                name: 1 - alive.per_layer.get(name, 0) / count
+                for name, count in base.per_layer.items()
+                if count and name.endswith("weight") and name in alive.per_layer
+            }
+        elif "sparsity" in row.values:
+            layers = dict(row.values["sparsity"].per_layer)
+        elif "mask_sparsity" in row.values:
+            layers = dict(row.values["mask_sparsity"].per_layer)
+        if any(layers.values()):
+            text = "share of the dense tensor's weights that are gone or zero"
+            item = Measurement("share_removed", 0.0, "", text, per_layer=layers)
+            found.append(
+                Row(row.run, row.trial, row.variant, values={"share_removed": item}, label=row.label)
+            )
+    return found
+
+
+def _bars(
+    rows: list[Row], domain: list[str], names: tuple[str, ...], stem: str, title: str, axis: str, form: str
+) -> list[Figure]:
+    chosen = [
+        (row, item)
+        for row in rows
+        for item in [next((row.values[n] for n in names if n in row.values), None)]
+        if item
+    ]
+    chosen = [(row, item) for row, item in chosen if len(item.per_layer) > 1][:_VARIANTS]
+    if not chosen:
+        return []
+    table = tuple(
+        (layer, row.label, value) for row, item in chosen for layer, value in item.per_layer.items()
+    )
+    if stem == "layer-sparsity":  # layers of a single number a channel tell nothing
+        layers = [
+            layer for layer in dict.fromkeys(row[0] for row in table) if not _is_norm(layer, chosen, rows)
+        ]
+        table = tuple(row for row in table if row[0] in set(layers))
+    layers = list(dict.fromkeys(row[0] for row in table))
+    if not layers:
+        return []
+    data = [dict(zip(("layer", "variant", "value"), row)) for row in table]
+    labels = list(dict.fromkeys(row.label for row, _ in chosen))
+    choose = legend_selection("variant", "variant")
+    in_domain = domain if set(labels) <= set(domain) else labels
+    band = 7 if len(labels) > 2 else 9
+    chart = (
+        alt.Chart(alt.Data(values=data))
+        .mark_bar()
+        .encode(
+            x=alt.X("value:Q", axis=alt.Axis(format=form, title=axis, orient="top", tickCount=5)),
+            y=alt.Y("layer:N", sort=layers, axis=alt.Axis(title=None), scale=alt.Scale(paddingInner=0.3)),
+            yOffset=alt.YOffset("variant:N", sort=labels),
+            color=alt.Color("variant:N", scale=alt.Scale(domain=in_domain)),
+            opacity=alt.condition(choose, alt.value(1.0), alt.value(0.1)),
+            tooltip=[
+                "layer:N",
+                "variant:N",
+                alt.Tooltip("value:Q", title=axis, format=",.4~g" if form != "~s" else ",d"),
+            ],
+        )
+        .add_params(choose)
+        .properties(width="container", height=alt.Step(band))
+    )
+    most = max(table, key=lambda row: row[2])
+    return [
+        Figure(
+            stem,
+            "layers",
+            title,
+            f"{chosen[-1][1].definition or axis}, by layer, in the order the layers run.",
+            chart,
+            f"{len(layers)} layers in {len(labels)} variants; the largest is {most[0]} of {most[1]} with {most[2]:,.4g}.",
+            Table(("layer", "variant", axis), table),
+        )
+    ]
+
+
+def _is_norm(layer: str, chosen: list[tuple[Row, Measurement]], rows: list[Row]) -> bool:
+    """Whether a tensor is a normalisation's: its name says so, as nothing else is known of it here."""
+    parts = layer.lower().split(".")
+    return any(part.startswith(("bn", "norm", "batch_norm", "ln")) for part in parts)

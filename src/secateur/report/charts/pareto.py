@@ -1,0 +1,169 @@
+"""Accuracy against bytes, multiply-accumulates and time; the points nothing else beats are joined.
+
+>>> front([(10.0, 0.9), (5.0, 0.8), (7.0, 0.7)])
+[1, 0]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import altair as alt
+
+from secateur.core.measurement import Measurement, Measurements
+from secateur.report.figure import Figure, Table
+from secateur.report.reading import LOWER, Row, finite, legend_selection, quality_of, rows_of, variants_of
+
+__all__ = ["front", "pareto"]
+
+_COSTS = (
+    ("bytes", "bytes on disk", "file_bytes or size", ("file_bytes", "size")),
+    ("macs", "multiply-accumulates with a non-zero weight", "macs_nonzero", ("macs_nonzero", "macs")),
+    ("time", "milliseconds of a forward pass", "latency", ("latency",)),
+)
+_MOST = 600
+
+
+def front(points: Sequence[tuple[float, float]], lower_is_better: bool = False) -> list[int]:
+    """Indices of the (cost, quality) that no other beats on both, the cheapest first.
+
+    >>> front([(1.0, 0.2), (1.0, 0.3)], lower_is_better=True)
+    [0]
+    """
+    sign = -1 if lower_is_better else 1
+    best = float("-inf")
+    chosen = []
+    for index in sorted(range(len(points)), key=lambda i: (points[i][0], -sign * points[i][1])):
+        if sign * points[index][1] > best:
+            best = sign * points[index][1]
+            chosen.append(index)
+    return chosen
+
+
+def _cost(row: Row, names: Sequence[str]) -> float | None:
+    return next((value for name in names if (value := row.number(name))), None)
+
+
+def _published(
+    measurements: Measurements, quality: str, names: Sequence[str]
+) -> list[tuple[str, float, float]]:
+    """(variant, cost, quality) of published figures that give both."""
+    found: dict[str, dict[str, Measurement]] = {}
+    for item in measurements:
+        if "published" in item.context:
+            found.setdefault(str(item.context.get("variant", "")), {})[item.name] = item
+    points = []
+    for variant, values in found.items():
+        cost = next((finite(values[name].value) for name in names if name in values), None)
+        good = finite(values[quality].value) if quality in values else None
+        if cost and good is not None:
+            points.append((f"published: {variant}", cost, good))
+    return points
+
+
+def pareto(measurements: Measurements) -> list[Figure]:
+    """One figure for every cost that at least two variants have."""
+    rows = rows_of(measurements)
+    quality = quality_of(rows)
+    if quality is None:
+        return []
+    return [
+        figure
+        for key, axis, meaning, names in _COSTS
+        for figure in _one(measurements, rows, quality, key, axis, meaning, names)
+    ]
+
+
+def _one(
+    measurements: Measurements,
+    rows: list[Row],
+    quality: str,
+    key: str,
+    axis: str,
+    meaning: str,
+    names: Sequence[str],
+) -> list[Figure]:
+    points = [
+        (row.label, row.variant, cost, good)
+        for row in rows
+        if (cost := _cost(row, names)) is not None and (good := row.number(quality)) is not None
+    ]
+    points += [
+        (label, "published", cost, good) for label, cost, good in _published(measurements, quality, names)
+    ]
+    if len({(cost, good) for _, _, cost, good in points}) < 2:
+        return []
+    lower = quality in LOWER
+    best = set(front([(cost, good) for _, _, cost, good in points], lower))
+    kept = [i for i in range(len(points)) if i in best or points[i][1] in ("dense", "published")]
+    others = [i for i in range(len(points)) if i not in set(kept)]
+    step = max(1, -(-len(others) // _MOST))
+    kept = sorted([*kept, *others[::step]])
+    table = tuple((*points[i], "yes" if i in best else "no") for i in kept)
+    data = [dict(zip(("label", "variant", "cost", "quality", "front"), row)) for row in table]
+    several = len(points) > 12
+    domain = variants_of(measurements)
+    if any(row[1] == "published" for row in table):
+        domain = [*domain, "published"]
+    domain = [name for name in domain if any(row[1] == name for row in table)]
+    percent = "%" if not lower else "~g"
+    choose = legend_selection("variant", "variant")
+    base = alt.Chart(alt.Data(values=data)).encode(
+        x=alt.X(
+            "cost:Q",
+            scale=alt.Scale(type="log", nice=False, padding=24),
+            axis=alt.Axis(format="~s", title=f"{axis}, log scale", tickCount=5),
+        ),
+        y=alt.Y(
+            "quality:Q", scale=alt.Scale(zero=False, padding=16), axis=alt.Axis(format=percent, title=quality)
+        ),
+    )
+    line = base.transform_filter("datum.front == 'yes'").mark_line(
+        interpolate="step-after", strokeWidth=1.2, strokeDash=[3, 3], opacity=0.7
+    )
+    dots = (
+        base.mark_point(size=60 if several else 140)
+        .encode(
+            color=alt.Color("variant:N", scale=alt.Scale(domain=domain)),
+            shape=alt.Shape(
+                "variant:N",
+                scale=alt.Scale(domain=domain, range=_shapes(domain)),
+                legend=None,
+            ),
+            opacity=alt.condition(choose, alt.value(0.9), alt.value(0.08)),
+            tooltip=[
+                alt.Tooltip("label:N", title="variant"),
+                alt.Tooltip("cost:Q", title=axis, format=",.4~r"),
+                alt.Tooltip("quality:Q", title=quality, format=".4~f"),
+                alt.Tooltip("front:N", title="beaten by none"),
+            ],
+        )
+        .add_params(choose)
+    )
+    layers = [line, dots]
+    if not several:
+        layers.append(base.mark_text(dy=-14).encode(text="label:N"))
+    cheapest = min((points[i] for i in best), key=lambda point: point[2])
+    shown = (
+        ""
+        if len(kept) == len(points)
+        else f" {len(kept):,} of {len(points):,} points are drawn, the front whole."
+    )
+    return [
+        Figure(
+            f"pareto-{key}",
+            "tradeoff",
+            f"{quality.replace('_', ' ').capitalize()} against {axis}",
+            f"Further left and further {'down' if lower else 'up'} is better ({meaning} against {quality}). The dashed line "
+            f"joins the variants that no other beats on both.{shown}",
+            alt.layer(*layers).properties(width="container", height=320),
+            f"{len(points)} variants by {axis} and {quality}; {len(best)} are beaten by no other, the cheapest of them "
+            f"{cheapest[0]} at {cheapest[2]:,.4g} with {quality} {cheapest[3]:.4f}.",
+            Table(("variant", "kind", axis, quality, "beaten by none"), table),
+        )
+    ]
+
+
+def _shapes(domain: list[str]) -> list[str]:
+    special = {"dense": "diamond", "published": "cross"}
+    return [special.get(name, "circle") for name in domain]

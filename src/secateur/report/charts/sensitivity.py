@@ -1,0 +1,82 @@
+"""Every layer pruned alone, at every sparsity: all curves in one figure, and each by itself.
+
+>>> from secateur.core.measurement import Measurement
+>>> found = Measurements([
+...     Measurement("scan_value", value, context={"layer": layer, "sparsity": sparsity})
+...     for layer, sparsity, value in [("", 0.0, 0.9), ("a", 0.5, 0.8), ("a", 0.9, 0.3), ("b", 0.5, 0.9)]])
+>>> [figure.name for figure in sensitivity(found)]
+['sensitivity', 'sensitivity-each']
+"""
+
+from __future__ import annotations
+
+import altair as alt
+
+from secateur.core.measurement import Measurements
+from secateur.report.figure import Figure, Table
+from secateur.report.reading import finite, legend_selection
+
+__all__ = ["sensitivity"]
+
+
+def sensitivity(measurements: Measurements) -> list[Figure]:
+    """The curves, from the form `scan_value`."""
+    scanned = [item for item in measurements if item.name == "scan_value" and finite(item.value) is not None]
+    cells = [item for item in scanned if item.context.get("layer")]
+    if not cells:
+        return []
+    metric = str(cells[0].context.get("metric", "accuracy"))
+    dense = next((item.value for item in scanned if not item.context.get("layer")), None)
+    table = tuple(
+        (str(item.context["layer"]), float(item.context["sparsity"]), float(item.value)) for item in cells
+    )
+    layers = list(dict.fromkeys(row[0] for row in table))
+    if dense is not None:  # every curve starts from the model as it was
+        table = (*((layer, 0.0, float(dense)) for layer in layers), *(row for row in table if row[1] > 0))
+    data = [{"layer": layer, "sparsity": sparsity, "value": value} for layer, sparsity, value in table]
+    choose = legend_selection("layer", "layer")
+    base = alt.Chart(alt.Data(values=data)).encode(
+        x=alt.X("sparsity:Q", axis=alt.Axis(format=".0%", title="sparsity of this layer alone", tickCount=5)),
+        y=alt.Y("value:Q", axis=alt.Axis(format="%", title=metric, tickCount=5)),
+        tooltip=[
+            alt.Tooltip("layer:N"),
+            alt.Tooltip("sparsity:Q", format=".0%"),
+            alt.Tooltip("value:Q", title=metric, format=".4~f"),
+        ],
+    )
+    # From the first layer to the last the colour runs along one ramp: depth is what it means.
+    ramp = alt.Color("layer:N", scale=alt.Scale(domain=layers, scheme="viridis"), sort=None)
+    all_in_one = (
+        base.mark_line(point=alt.OverlayMarkDef(size=36))
+        .encode(color=ramp, opacity=alt.condition(choose, alt.value(1.0), alt.value(0.08)))
+        .add_params(choose)
+        .properties(width="container", height=360)
+    )
+    each = (
+        base.mark_line(point=alt.OverlayMarkDef(size=24))
+        .properties(width=150, height=96)
+        .facet(alt.Facet("layer:N", sort=layers, header=alt.Header(labelFontSize=11)), columns=4)
+    )
+    most = min(table, key=lambda row: row[2])
+    what = cells[0].definition or f"{metric} with one layer pruned, not retrained"
+    return [
+        Figure(
+            "sensitivity",
+            "sensitivity",
+            f"How {metric} falls when one layer alone is pruned",
+            f"{what}. Colours run from the first layer (dark) to the last (light).",
+            all_in_one,
+            f"{len(layers)} curves; the lowest point is {most[0]} at sparsity {most[1]:.2f} with {metric} {most[2]:.4f}.",
+            Table(("layer", "sparsity", metric), table),
+        ),
+        Figure(
+            "sensitivity-each",
+            "sensitivity",
+            "The same curves, each layer by itself",
+            f"{what}. All on the same scale.",
+            each,
+            f"{len(layers)} small charts, one a layer, of {metric} over the sparsity of that layer alone.",
+            Table(("layer", "sparsity", metric), table),
+            each=150,
+        ),
+    ]

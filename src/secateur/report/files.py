@@ -1,0 +1,123 @@
+"""Figures as SVG and PNG, tables as CSV; every file is written beside its place and renamed.
+
+>>> csv_text(["layer", "macs"], [["conv1", 4]])
+'layer,macs\\nconv1,4\\n'
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from secateur.core.measurement import Measurements
+from secateur.report.drawing import standalone
+from secateur.report.figure import Figure
+from secateur.report.forms import FORMS
+from secateur.report.theme import THEMES, vega_config
+
+__all__ = ["csv_text", "figure_svg", "flat", "write_figures", "write_tables", "write_whole"]
+
+_WIDTH = 760
+
+
+def write_whole(path: Path, data: bytes) -> Path:
+    """Write a file so that it is whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(scratch, 0o666 & ~mask)
+        os.replace(scratch, path)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def csv_text(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table as CSV: values as they are, not as a page rounds them."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows([["" if cell is None else cell for cell in row] for row in rows])
+    return text.getvalue()
+
+
+def figure_svg(figure: Figure) -> str:
+    """A figure as an SVG of its own, in the light theme, on white."""
+    if figure.is_drawing:
+        return standalone(figure.chart)
+    import vl_convert
+
+    config = {
+        **vega_config("light"),
+        "background": THEMES["light"]["page"],
+        "padding": 12,
+        "font": "DejaVu Sans, sans-serif",
+    }
+    svg: str = vl_convert.vegalite_to_svg(figure.spec(_WIDTH), config=config)
+    return svg
+
+
+def write_figures(figures: Iterable[Figure], folder: Path) -> list[Path]:
+    """NAME.svg and NAME.png of every figure."""
+    import vl_convert
+
+    written = []
+    for figure in figures:
+        svg = figure_svg(figure)
+        written.append(write_whole(folder / f"{figure.name}.svg", svg.encode("utf-8")))
+        written.append(write_whole(folder / f"{figure.name}.png", vl_convert.svg_to_png(svg, scale=2)))
+    return written
+
+
+def write_tables(
+    tables: Mapping[str, tuple[Sequence[str], Iterable[Sequence[Any]]]], folder: Path
+) -> list[Path]:
+    """NAME.csv of every table."""
+    return [
+        write_whole(folder / f"{name}.csv", csv_text(head, rows).encode("utf-8"))
+        for name, (head, rows) in tables.items()
+    ]
+
+
+def flat(measurements: Measurements) -> tuple[list[str], list[list[Any]]]:
+    """All Measurements as one table: a row for each, and one more for each layer; pictures' data left out."""
+    found = [item for item in measurements if item.name not in FORMS or item.per_layer]
+    keys = list(
+        dict.fromkeys(key for item in found for key in item.context if key not in ("parts", "text", "layers"))
+    )
+    head = [
+        "name",
+        "layer",
+        "value",
+        "unit",
+        *(key for key in keys if key != "layer"),
+        "low",
+        "high",
+        "definition",
+    ]
+    rows = []
+    for item in found:
+        context = [_plain(item.context.get(key, "")) for key in keys if key != "layer"]
+        ends = [item.spread.get("low", ""), item.spread.get("high", "")]
+        own = item.context.get("layer", "")
+        rows.append([item.name, own, item.value, item.unit, *context, *ends, item.definition])
+        rows += [
+            [item.name, layer, value, item.unit, *context, "", "", item.definition]
+            for layer, value in item.per_layer.items()
+        ]
+    return head, rows
+
+
+def _plain(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list, tuple)) else value

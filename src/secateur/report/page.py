@@ -1,0 +1,243 @@
+"""`Report`: the page, its figures and its tables, made from runs.
+
+>>> from secateur.core.measurement import Measurement, Measurements
+>>> from secateur.report.run import Run
+>>> report = Report([Run("demo", Measurements([
+...     Measurement("accuracy", value, context={"variant": name}) for name, value in (("dense", 0.9), ("file", 0.8))]))])
+>>> html = report.html()
+>>> html.startswith("<!DOCTYPE html>"), "http-equiv=\\"Content-Security-Policy\\"" in html
+(True, True)
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from secateur.core.measurement import Measurement, Measurements
+from secateur.errors import NothingToDoError
+from secateur.report import charts, files, published, summary
+from secateur.report.charts.network import two_architectures
+from secateur.report.figure import Figure
+from secateur.report.forms import is_plain
+from secateur.report.printout import Pair, folded, side_by_side
+from secateur.report.run import Run, without_home
+from secateur.report.theme import FONT, THEMES, vega_config
+
+__all__ = ["Report"]
+
+_TABLE_ROWS = 120
+
+
+class Report:
+    """A page about one run, or about several side by side."""
+
+    def __init__(self, runs: Sequence[Run], title: str | None = None):
+        self.runs = _distinct(runs)
+        self.measurements = Measurements(item for run in self.runs for item in run.measurements)
+        if not self.measurements:
+            raise NothingToDoError(
+                "nothing was measured, so there is nothing to report: expected at least one Measurement, got none; add "
+                "a `measure` step to the recipe"
+            )
+        self.title = without_home(title) if title else " and ".join(run.name for run in self.runs)
+
+    @property
+    def headline(self) -> str:
+        """The result in one line."""
+        return summary.headline(self.measurements)
+
+    @functools.cached_property
+    def figures(self) -> list[Figure]:
+        """Every figure there is data for."""
+        return charts.draw(self.measurements)
+
+    @property
+    def printout(self) -> tuple[tuple[str, str], list[Pair]] | None:
+        """((name before, name after), matched lines) of print(model)."""
+        pair = two_architectures(self.measurements)
+        if pair is None or not pair[0].context.get("text"):
+            return None
+        one, two = (str(item.context["text"]) for item in pair)
+        names = tuple(str(item.context.get("variant", "model")) for item in pair)
+        return (names[0], names[1]), folded(side_by_side(one, two))
+
+    def html(self) -> str:
+        """The page: one file, with everything in it."""
+        import jinja2
+
+        environment = jinja2.Environment(
+            autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        )
+        parts = {name: _part(name) for name in ("page.css", "page.js")}
+        page = environment.from_string(_part("page.html.j2")).render(
+            **self._content(), css=parts["page.css"] + _colours()
+        )
+        # These go in last and as they are: they are ours, and a template engine has no business in them.
+        page = page.replace("@@SCRIPT@@", parts["page.js"], 1)
+        data = {"figures": self._specs(), "themes": {name: vega_config(name) for name in THEMES}}
+        return page.replace("@@DATA@@", _json(data), 1).replace(
+            "@@VEGA@@", _bundle() if self._specs() else "", 1
+        )
+
+    def write(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write index.html, figures/*.svg, figures/*.png and tables/*.csv; returns what was written.
+
+        Each file is whole or not there.
+        """
+        out = Path(folder)
+        written = [files.write_whole(out / "index.html", self.html().encode("utf-8"))]
+        written += files.write_figures(self.figures, out / "figures")
+        return written + files.write_tables(self.tables(), out / "tables")
+
+    def tables(self) -> dict[str, tuple[list[str], list[list[Any]]]]:
+        """Every table by name, as (head, rows) of plain values: what the CSV files hold."""
+        compared = summary.comparison(self.measurements)
+        main = [
+            [line.name.strip(), *(value for _, value in line.cells), line.definition]
+            for line in compared.lines
+        ]
+        found: dict[str, tuple[list[str], list[list[Any]]]] = {
+            "summary": (["measure", *compared.head, "definition"], main)
+        }
+        found["measurements"] = files.flat(self.measurements)
+        rows = published.beside(self.measurements)
+        if rows:
+            head = ["measure", "variant", "published", "ours", "difference", "verdict", "source", "note"]
+            found["published"] = (
+                head,
+                [
+                    [r.name, r.variant, r.published, r.ours, r.difference, r.verdict, r.source, r.note]
+                    for r in rows
+                ],
+            )
+        for figure in self.figures:
+            found[figure.name] = (list(figure.table.head), [list(row) for row in figure.table.rows])
+        return found
+
+    def _specs(self) -> dict[str, Any]:
+        return {
+            figure.name: {"spec": figure.spec(), "each": figure.each}
+            for figure in self.figures
+            if not figure.is_drawing
+        }
+
+    def _content(self) -> dict[str, Any]:
+        """What the template says."""
+        sections = [
+            {
+                "id": key,
+                "title": title,
+                "figures": [figure for figure in self.figures if figure.section == key],
+            }
+            for key, title in charts.SECTIONS.items()
+        ]
+        head, body, count = summary.trials_table(self.measurements)
+        trials = {(m.context.get("run"), m.context.get("trial", 0)) for m in self.measurements if is_plain(m)}
+        printout = self.printout
+        return {
+            "title": self.title,
+            "headline": self.headline,
+            "runs": self.runs,
+            "comparison": summary.comparison(self.measurements),
+            "sections": [one for one in sections if one["figures"] or (one["id"] == "network" and printout)],
+            "printout": printout,
+            "published": published.beside(self.measurements),
+            "trials": {"head": head, "rows": body, "count": count} if len(trials) > len(self.runs) else None,
+            "definitions": _definitions(self.measurements),
+            "failures": [(run.name, text) for run in self.runs for text in run.failures],
+            "provenance": [(run.name, list(_told(run.provenance))) for run in self.runs if run.provenance],
+            "table_rows": _TABLE_ROWS,
+            "cell": _cell,
+        }
+
+
+def _distinct(runs: Sequence[Run]) -> list[Run]:
+    """Runs of one name get numbers, so that no two are mixed up."""
+    names = [run.name for run in runs]
+    found = []
+    for index, run in enumerate(runs):
+        again = names[:index].count(run.name)
+        name = f"{run.name} ({again + 1})" if names.count(run.name) > 1 else run.name
+        found.append(
+            run if name == run.name else Run(name, run.measurements, run.about, run.provenance, run.failures)
+        )
+    return found
+
+
+def _definitions(measurements: Measurements) -> list[tuple[str, str, str, list[str]]]:
+    """(name, unit, definition, notes) of everything measured, each once."""
+    found: dict[str, tuple[Measurement, dict[str, None]]] = {}
+    for item in measurements:
+        if "published" in item.context:
+            continue
+        _, notes = found.setdefault(item.name, (item, {}))
+        notes.update(dict.fromkeys(item.notes))
+    return [(name, item.unit, item.definition, list(notes)[:6]) for name, (item, notes) in found.items()]
+
+
+def _told(provenance: Any) -> list[tuple[str, str]]:
+    """Provenance as lines; a table within becomes one line, a longer one a block of its own."""
+    told = []
+    for key, value in provenance.items():
+        if isinstance(value, dict) and not any(
+            isinstance(item, (dict, list)) and item for item in value.values()
+        ):
+            shown = ", ".join(f"{k} {_cell(v)}" for k, v in value.items() if v not in (None, "", []))
+        elif isinstance(value, (dict, list)):
+            shown = json.dumps(value, indent=1, ensure_ascii=False)
+        else:
+            shown = _cell(value)
+        told.append((key, shown))
+    return told
+
+
+def _cell(value: Any) -> str:
+    """A value of a table as text."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}" if abs(value) < 1e6 else f"{value:,.0f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)
+
+
+def _colours() -> str:
+    """The themes as CSS variables."""
+
+    def block(name: str) -> str:
+        keys = ("page", "text", "quiet", "rule", "grid", "accent", "gone")
+        return "".join(f"--{key}:{THEMES[name][key]};" for key in keys) + f"color-scheme:{name};"
+
+    dark = block("dark")
+    return (
+        f":root{{{block('light')}--font:{FONT}}}"
+        f"@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{{dark}}}}}"
+        f":root[data-theme=dark]{{{dark}}}"
+        f"@media print{{:root:root{{{block('light')}}}}}"
+    )
+
+
+def _json(value: Any) -> str:
+    """JSON that cannot end the script element it stands in."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _part(name: str) -> str:
+    return resources.files("secateur.report").joinpath("template").joinpath(name).read_text(encoding="utf-8")
+
+
+@functools.lru_cache(maxsize=1)
+def _bundle() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script."""
+    import vl_convert
+
+    script: str = vl_convert.javascript_bundle()
+    return script.replace("</script", "<\\/script")

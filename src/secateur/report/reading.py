@@ -1,0 +1,238 @@
+"""Measurements, sorted for charts: which rows there are, what sets them apart, what they are called.
+
+>>> found = Measurements([
+...     Measurement("accuracy", 0.9, context={"trial": 0, "variant": "dense"}),
+...     Measurement("accuracy", 0.8, context={"trial": 0, "variant": "pruned", "sparsity": 0.5})])
+>>> [(row.variant, row.label, row.values["accuracy"].value) for row in rows_of(found)]
+[('dense', 'dense', 0.9), ('pruned', 'pruned', 0.8)]
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import altair as alt
+
+from secateur.core.measurement import Measurement, Measurements
+from secateur.report.forms import is_plain
+
+__all__ = [
+    "LOWER",
+    "QUALITIES",
+    "Row",
+    "colour",
+    "finite",
+    "legend_selection",
+    "quality_of",
+    "rows_of",
+    "series_of",
+]
+
+QUALITIES = ("accuracy", "top1", "validation_accuracy", "loss", "total_loss")
+"""What says how good a model is, the most telling first."""
+LOWER = frozenset({"loss", "total_loss"})
+"""Of these, the ones of which less is better."""
+
+_NO_SETTING = {
+    "run",
+    "trial",
+    "variant",
+    "step",
+    "seed",
+    "metric",
+    "published",
+    "inconsistent",
+    "epoch",
+    "layer",
+}
+
+
+def _is_seed(key: str) -> bool:
+    return key.rpartition(".")[2] == "seed"
+
+
+def _is_sparsity(key: str) -> bool:
+    return key.rpartition(".")[2] in ("sparsity", "budget")
+
+
+@dataclass
+class Row:
+    """One variant of one trial of one run, and all that was measured of it."""
+
+    run: str
+    trial: int
+    variant: str
+    seed: Any = 0
+    settings: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Measurement] = field(default_factory=dict)
+    label: str = ""
+    removed: float | None = None
+    """The sparsity asked for where a setting says it, else the share of the dense model's parameters gone."""
+
+    def number(self, name: str) -> float | None:
+        """A measured value, None where there is none or it diverged."""
+        item = self.values.get(name)
+        return finite(item.value) if item is not None else None
+
+    @property
+    def bytes(self) -> float | None:
+        """What lies on the disk: the coded file where there is one, else the state dict as torch saves it."""
+        return self.number("file_bytes") or self.number("size")
+
+
+def finite(value: Any) -> float | None:
+    """A number a chart can place, or None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return value
+
+
+def said(value: Any) -> str:
+    """A setting as a person reads it.
+
+    >>> said({"name": "overall", "sparsity": 0.9}), said(0.5), said("l1")
+    ('overall 0.9', '0.5', 'l1')
+    """
+    if isinstance(value, Mapping):
+        rest = [said(item) for key, item in value.items() if key != "name"]
+        return " ".join([str(value.get("name", "")), *rest]).strip()
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _place(item: Measurement) -> tuple[str, int, str]:
+    context = item.context
+    return (
+        str(context.get("run", "")),
+        int(context.get("trial", 0)),
+        str(context.get("variant", "model")),
+    )
+
+
+def rows_of(measurements: Iterable[Measurement]) -> list[Row]:
+    """One row per run, trial and variant. What a step that only prunes or packs measured belongs to the next
+    variant measured."""
+    found: dict[tuple[str, int, str], Row] = {}
+    waiting: dict[tuple[str, int], dict[str, Measurement]] = {}
+    last: dict[tuple[str, int], Row] = {}
+    for item in measurements:
+        if not is_plain(item):
+            continue
+        run, trial, variant = _place(item)
+        step = item.context.get("step")
+        if step not in (None, "measure"):
+            waiting.setdefault((run, trial), {})[item.name] = item
+            continue
+        row = found.get((run, trial, variant))
+        if row is None:
+            row = found[run, trial, variant] = Row(run, trial, variant, item.context.get("seed", 0))
+            row.values.update(waiting.pop((run, trial), {}))
+            last[run, trial] = row
+        row.settings.update({k: v for k, v in item.context.items() if k not in _NO_SETTING})
+        seeds = [value for key, value in item.context.items() if _is_seed(key) and key != "seed"]
+        row.seed = seeds[0] if seeds else item.context.get("seed", row.seed)
+        row.values[item.name] = item
+    for (run, trial), values in waiting.items():  # packed, but not measured again
+        if (run, trial) in last:
+            row = last[run, trial]
+            row.values.update({name: item for name, item in values.items() if name not in row.values})
+        else:
+            context = next(iter(values.values())).context
+            found[run, trial, ""] = Row(run, trial, str(context.get("variant", "model")), values=values)
+    _same_moment(found.values())
+    rows = list(found.values())
+    _name(rows)
+    _share_removed(rows)
+    return rows
+
+
+def _same_moment(rows: Iterable[Row]) -> None:
+    """Times compare within one interleaved measurement only: of a trial, those of its last one stay."""
+    by_trial: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        by_trial.setdefault((row.run, row.trial), []).append(row)
+    for trial in by_trial.values():
+        paired = [row for row in trial if "speedup" in row.values]
+        for row in paired[:-1]:
+            row.values.pop("latency", None)
+
+
+def _name(rows: list[Row]) -> None:
+    """Say of every row what sets it apart from the others: run, settings that vary, variant."""
+    runs = {row.run for row in rows}
+    keys = dict.fromkeys(key for row in rows for key in row.settings if not _is_seed(key))
+    differing = [
+        key for key in keys if len({said(row.settings.get(key, "")) for row in rows if row.settings}) > 1
+    ]
+    trials = {(row.run, row.trial) for row in rows}
+    for row in rows:
+        parts = [row.run] if len(runs) > 1 else []
+        if len(trials) > len(runs):
+            parts += [said(row.settings[key]) for key in differing if key in row.settings]
+        row.label = " · ".join([*(part for part in parts if part), row.variant])
+
+
+def _share_removed(rows: list[Row]) -> None:
+    dense: dict[tuple[str, int], float] = {}
+    for row in rows:
+        total = row.number("params")
+        if total is not None:
+            dense[row.run, row.trial] = max(total, dense.get((row.run, row.trial), 0))
+    for row in rows:
+        asked = [finite(value) for key, value in row.settings.items() if _is_sparsity(key)]
+        asked += [
+            finite(value.get("sparsity"))
+            for key, value in row.settings.items()
+            if _is_sparsity(key) and isinstance(value, Mapping)
+        ]
+        given = [value for value in asked if value is not None and 0 <= value < 1]
+        nonzeros, total = row.number("nonzeros"), dense.get((row.run, row.trial))
+        if row.variant == "dense":
+            row.removed = 0.0
+        elif given:
+            row.removed = given[0]
+        elif nonzeros is not None and total:
+            row.removed = 1 - nonzeros / total
+        else:
+            row.removed = row.number("sparsity") or row.number("mask_sparsity")
+
+
+def series_of(row: Row, rows: Iterable[Row]) -> str:
+    """What a line of a chart over sparsity is called: all that sets the row apart, but sparsity and seed."""
+    others = list(rows)
+    keys = [key for key in row.settings if not _is_sparsity(key) and not _is_seed(key)]
+    differing = [
+        key for key in keys if len({said(one.settings.get(key, "")) for one in others if one.settings}) > 1
+    ]
+    runs = {one.run for one in others}
+    parts = [row.run] if len(runs) > 1 else []
+    return " · ".join([*parts, *(said(row.settings[key]) for key in differing), row.variant])
+
+
+def quality_of(rows: Iterable[Row]) -> str | None:
+    """Which of the measured numbers says how good a model is."""
+    there = {name for row in rows for name in row.values}
+    return next((name for name in QUALITIES if name in there), None)
+
+
+def variants_of(measurements: Measurements) -> list[str]:
+    """The variants, each once, in the order measured: what gives them the same colour in every chart."""
+    names = dict.fromkeys(row.variant for row in rows_of(measurements))
+    more = dict.fromkeys(str(item.context["variant"]) for item in measurements if "variant" in item.context)
+    drawn = [name for name in more if name not in names]
+    return [*names, *drawn]
+
+
+def colour(field_name: str, domain: list[str], title: str | None = None) -> alt.Color:
+    """Categories in a fixed order, so that a name has one colour; more than eight share none and go round."""
+    return alt.Color(
+        field_name, type="nominal", scale=alt.Scale(domain=domain), legend=alt.Legend(title=title)
+    )
+
+
+def legend_selection(name: str, field_name: str) -> Any:
+    """Clicking an entry of the legend (shift for several) brings it out."""
+    return alt.selection_point(name=name, fields=[field_name], bind="legend")

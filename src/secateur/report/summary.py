@@ -1,0 +1,294 @@
+"""What the first screen says: one line, and one table of the variants side by side.
+
+>>> found = Measurements([
+...     Measurement("size", 1000, context={"variant": "dense"}),
+...     Measurement("file_bytes", 100, context={"variant": "file"})])
+>>> headline(found)
+'10.0 times smaller on disk (1,000 → 100 bytes)'
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from secateur.core.measurement import Measurement, Measurements
+from secateur.report.charts.pareto import front
+from secateur.report.reading import LOWER, Row, quality_of, rows_of
+
+__all__ = ["Comparison", "Line", "comparison", "headline", "number", "quantity", "trials_table"]
+
+_COLUMNS = 8
+_FIRST = (
+    "accuracy",
+    "top1",
+    "loss",
+    "total_loss",
+    "params",
+    "nonzeros",
+    "macs",
+    "macs_nonzero",
+    "latency",
+    "speedup",
+    "size",
+    "file_bytes",
+)
+_SHARES = ("accuracy", "top1", "sparsity")
+_NAMES = {
+    "params": "parameters",
+    "nonzeros": "non-zero parameters",
+    "macs": "multiply-accumulates",
+    "macs_nonzero": "  with a non-zero weight",
+    "latency": "latency, median",
+    "speedup": "times as fast",
+    "size": "bytes as torch.save writes it",
+    "file_bytes": "bytes of the coded file",
+    "tensor_bytes": "bytes of the file's tensors in memory",
+    "original_bytes": "bytes of the dense tensors",
+    "file_ratio": "times smaller than the dense tensors",
+    "mask_sparsity": "share removed by the last mask",
+    "proof_error": "largest difference, masked and shrunk",
+    "huffman_bits": "Huffman bits per kept weight",
+    "formula_ratio": "ratio by the papers' formula",
+}
+
+
+def is_share(name: str) -> bool:
+    """Whether a measured number is a share, to be written in per cent.
+
+    >>> is_share("accuracy"), is_share("mask_sparsity"), is_share("macs")
+    (True, True, False)
+    """
+    return any(name == word or name.endswith(f"_{word}") for word in _SHARES)
+
+
+def number(value: float | int, name: str = "", unit: str = "") -> str:
+    """A number as the page writes it: the same for the same name, whatever its size.
+
+    >>> number(0.99166, "accuracy"), number(2562368), number(1.8505, "speedup", "x"), number(float("nan"))
+    ('99.17 %', '2,562,368', '1.85×', 'diverged')
+    """
+    if isinstance(value, float) and math.isnan(value):
+        return "diverged"
+    if is_share(name):
+        return f"{value * 100:.2f} %"
+    if unit == "x":
+        return f"{value:.2f}×"
+    if isinstance(value, int) or (float(value).is_integer() and abs(value) >= 1000):
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+
+
+def quantity(item: Measurement) -> str:
+    """A Measurement as the page writes it, with its interval where it has one.
+
+    >>> quantity(Measurement("latency", 4.709, "ms", spread={"low": 4.6, "high": 8.5}))
+    '4.709 ms [4.6, 8.5]'
+    """
+    shown = "" if item.unit in ("x", "bytes", "MAC") or is_share(item.name) else item.unit
+    text = f"{number(item.value, item.name, item.unit)} {shown}".rstrip()
+    if "low" in item.spread and "high" in item.spread:
+        ends = (number(item.spread[key], item.name, item.unit).removesuffix("×") for key in ("low", "high"))
+        text += f" [{', '.join(ends)}]"
+    return text
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the table: what, its definition, and a cell for every variant: (text, value to sort by)."""
+
+    name: str
+    definition: str
+    cells: tuple[tuple[str, float | None], ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The table of variants; `of` says how many there are when not all are shown."""
+
+    head: tuple[str, ...]
+    lines: tuple[Line, ...]
+    of: int
+
+
+def shown_rows(measurements: Measurements) -> list[Row]:
+    """The variants side by side: all of one trial, else the dense and those that nothing beats."""
+    rows = rows_of(measurements)
+    trials = {(row.run, row.trial) for row in rows}
+    if len(rows) <= _COLUMNS and len(trials) <= max(2, len({row.run for row in rows})):
+        return rows
+    quality = quality_of(rows)
+    dense = [row for row in rows if row.variant == "dense"][:1]
+    if quality is None:
+        return rows[:_COLUMNS]
+    points = [
+        (row, cost, good)
+        for row in rows
+        if (cost := _cost(row)) and (good := row.number(quality)) is not None
+    ]
+    best = front([(cost, good) for _, cost, good in points], quality in LOWER)
+    chosen = [points[i][0] for i in reversed(best) if points[i][0].variant != "dense"]
+    room = _COLUMNS - len(dense) - 1
+    if len(chosen) > room:
+        chosen = [chosen[round(k * (len(chosen) - 1) / (room - 1))] for k in range(room)]
+    return [*dense, *chosen] or rows[:_COLUMNS]
+
+
+def _cost(row: Row) -> float | None:
+    return (
+        row.bytes
+        if "file_bytes" in row.values
+        else row.number("macs_nonzero") or row.number("nonzeros") or row.bytes
+    )
+
+
+def comparison(measurements: Measurements) -> Comparison:
+    """The table of the first screen."""
+    rows = shown_rows(measurements)
+    names = list(dict.fromkeys(name for row in rows for name in row.values))
+    order = [name for name in _FIRST if name in names] + [name for name in names if name not in _FIRST]
+    lines = []
+    for name in order:
+        found = [row.values.get(name) for row in rows]
+        first = next(item for item in found if item is not None)
+        cells = tuple(
+            (quantity(item), float(item.value)) if item is not None else ("", None) for item in found
+        )
+        lines.append(Line(_NAMES.get(name, name.replace("_", " ")), _definition(first), cells))
+    if any("file_bytes" in row.values for row in rows):
+        lines += _smaller(rows)
+    return Comparison(tuple(row.label for row in rows), tuple(lines), len(rows_of(measurements)))
+
+
+def _smaller(rows: list[Row]) -> list[Line]:
+    dense = next((row.bytes for row in rows if row.variant == "dense"), None)
+    if dense is None:
+        return []
+    cells = tuple(
+        (f"{dense / row.bytes:.2f}×", dense / row.bytes) if row.bytes else ("", None) for row in rows
+    )
+    return [Line("times smaller on disk", "bytes of the dense file over bytes of this variant's file", cells)]
+
+
+def _definition(item: Measurement) -> str:
+    return "; ".join([item.definition, *item.notes] if item.definition else item.notes)
+
+
+def headline(measurements: Measurements) -> str:
+    """The result in one line: dense against the best that came out."""
+    rows = rows_of(measurements)
+    trials = {(row.run, row.trial) for row in rows}
+    runs = list(dict.fromkeys(row.run for row in rows))
+    if not rows:
+        return "nothing was measured"
+    if len(runs) > 1:
+        ours = (
+            headline(Measurements(m for m in measurements if str(m.context.get("run", "")) == run))
+            for run in runs
+        )
+        return " — ".join(f"{run}: {text}" for run, text in zip(runs, ours))
+    dense = next((row for row in rows if row.variant == "dense"), rows[0])
+    if len(trials) > 1:
+        return _best_of(rows, dense, len(trials))
+    last = rows[-1]
+    return _difference(dense, last) if last is not dense else _alone(dense)
+
+
+def _alone(row: Row) -> str:
+    names = [name for name in _FIRST if name in row.values]
+    return ", ".join(f"{_NAMES.get(name, name)} {quantity(row.values[name])}" for name in names[:3])
+
+
+def _best_of(rows: list[Row], dense: Row, trials: int) -> str:
+    quality = quality_of(rows)
+    if quality is None:
+        return f"{trials:,} trials"
+    base = dense.number(quality)
+    lower = quality in LOWER
+    others = [
+        row for row in rows if row.variant != "dense" and row.number(quality) is not None and _cost(row)
+    ]
+    if base is None or not others:
+        return f"{trials:,} trials"
+    slack = 0.01 if not lower else 0.01 * abs(base)
+    near = [row for row in others if (row.number(quality) - base) * (-1 if lower else 1) >= -slack]  # type: ignore[operator]
+    if not near:
+        text = f"none came within one {'point' if not lower else 'per cent'} of the dense model"
+        return f"{trials:,} trials; {text} ({quality} {number(base, quality)})"
+    best = min(near, key=lambda row: _cost(row) or math.inf)
+    words = _difference(dense, best)
+    return f"{trials:,} trials; the smallest within one point of the dense model is {best.label}: {words}"
+
+
+def _difference(dense: Row, small: Row) -> str:
+    parts: list[str] = []
+
+    def ratio(
+        name: str, words: Callable[[float], str], before: float | None, after: float | None, unit: str
+    ) -> None:
+        if before and after and round(before / after, 2) != 1:
+            parts.append(f"{words(before / after)} ({before:,.0f} → {after:,.0f}{unit})")
+
+    ratio(
+        "bytes",
+        lambda r: f"{r:.1f} times smaller on disk" if r > 1 else f"{1 / r:.1f} times larger on disk",
+        dense.bytes,
+        small.bytes,
+        " bytes",
+    )
+    macs = "macs_nonzero" if dense.number("macs") == small.number("macs") else "macs"
+    ratio(
+        "macs",
+        lambda r: f"{r:.1f} times fewer multiply-accumulates",
+        dense.number(macs),
+        small.number(macs),
+        "",
+    )
+    speed = small.values.get("speedup")
+    if speed is not None:
+        low, high = speed.spread.get("low", speed.value), speed.spread.get("high", speed.value)
+        if low <= 1 <= high:
+            parts.append(f"no difference in time shown ({speed.value:.2f}× [{low:.2f}, {high:.2f}])")
+        else:
+            parts.append(f"{speed.value:.2f} times as fast [{low:.2f}, {high:.2f}]")
+    quality = next(
+        (name for name in ("accuracy", "top1", "loss", "total_loss") if name in small.values), None
+    )
+    before, after = (row.number(quality) for row in (dense, small)) if quality else (None, None)
+    if quality and before is not None and after is not None:
+        change = after - before
+        sign = "−" if change < 0 else "+"
+        by = f"{sign}{abs(change) * 100:.2f} points" if is_share(quality) else f"{sign}{abs(change):.4g}"
+        parts.append(f"{quality} {number(before, quality)} → {number(after, quality)} ({by})")
+    return ", ".join(parts) or _alone(small)
+
+
+def trials_table(
+    measurements: Measurements, most: int = 250
+) -> tuple[list[str], list[list[tuple[str, float | None]]], int]:
+    """(head, rows, how many there are): every variant of every trial, at most so many, evenly chosen."""
+    rows = rows_of(measurements)
+    names = list(dict.fromkeys(name for row in rows for name in row.values))
+    order = [name for name in _FIRST if name in names]
+    order += [name for name in names if name not in _FIRST]
+    step = -(-len(rows) // most) if rows else 1
+    body = []
+    for row in rows[::step]:
+        removed = (
+            ("", None) if row.removed is None else (f"{row.removed:.1%}".replace("%", " %"), row.removed)
+        )
+        cells: list[tuple[str, float | None]] = [
+            (row.label, None),
+            (str(row.trial + 1), row.trial),
+            (str(row.seed), None),
+            removed,
+        ]
+        for name in order[:9]:
+            item = row.values.get(name)
+            cells.append(
+                ("", None) if item is None else (number(item.value, name, item.unit), float(item.value))
+            )
+        body.append(cells)
+    head = ["variant", "trial", "seed", "removed", *(_NAMES.get(name, name).strip() for name in order[:9])]
+    return head, body, len(rows)

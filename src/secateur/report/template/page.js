@@ -1,0 +1,155 @@
+"use strict";
+(function () {
+  const root = document.documentElement;
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const button = document.getElementById("theme");
+  const preferred = window.matchMedia("(prefers-color-scheme: dark)");
+  const views = {};
+  let printing = false;
+
+  function theme() {
+    if (printing) return "light";
+    return root.dataset.theme || (preferred.matches ? "dark" : "light");
+  }
+  function showTheme() {
+    const dark = theme() === "dark";
+    button.setAttribute("aria-pressed", String(dark));
+    button.textContent = dark ? "Light" : "Dark";
+    button.setAttribute("aria-label", dark ? "Light theme" : "Dark theme");
+  }
+
+  // A chart as wide as its place; small ones beside each other as many as fit.
+  function fitted(entry, width) {
+    const spec = structuredClone(entry.spec);
+    const config = structuredClone(data.themes[theme()]);
+    const narrow = width < 560;
+    if (entry.each) spec.columns = Math.max(1, Math.floor((width + 20) / (entry.each + 50)));
+    else spec.autosize = { type: "fit-x", contains: "padding" };
+    if (narrow) {
+      config.axis.labelLimit = 104;
+      config.axisX = Object.assign({}, config.axisX, { tickCount: 4, labelOverlap: true });
+      config.legend.columns = Math.max(1, Math.floor(width / 170));
+      config.legend.labelLimit = 150;
+      if (entry.each && spec.spec && spec.spec.width > width - 120) spec.spec.width = Math.max(120, width - 130);
+    } else {
+      config.legend.columns = Math.max(1, Math.floor(width / 230));
+    }
+    return { spec: spec, config: config };
+  }
+
+  async function draw(name) {
+    const place = document.getElementById("chart-" + name);
+    const made = fitted(data.figures[name], place.clientWidth);
+    if (views[name]) views[name].finalize();
+    const found = await vegaEmbed(place, made.spec, {
+      mode: "vega-lite", renderer: "svg", actions: false, config: made.config, tooltip: { theme: "custom" }
+    });
+    views[name] = found;
+  }
+  let queue = Promise.resolve();
+  function drawAll() {
+    root.dataset.drawn = "no";
+    queue = queue.then(async function () {
+      for (const name of Object.keys(data.figures)) {
+        await draw(name);
+        await new Promise(function (next) { setTimeout(next, 0); });
+      }
+      root.dataset.drawn = "yes";
+    });
+    return queue;
+  }
+
+  button.addEventListener("click", function () {
+    root.dataset.theme = theme() === "dark" ? "light" : "dark";
+    showTheme();
+    drawAll();
+  });
+  preferred.addEventListener("change", function () { showTheme(); drawAll(); });
+  let width = window.innerWidth, waiting = 0;
+  window.addEventListener("resize", function () {
+    if (window.innerWidth === width) return;
+    width = window.innerWidth;
+    clearTimeout(waiting);
+    waiting = setTimeout(drawAll, 200);
+  });
+  window.matchMedia("print").addEventListener("change", function (event) {
+    printing = event.matches;
+    drawAll();
+  });
+
+  function sort(header) {
+    const table = header.closest("table"), body = table.tBodies[0];
+    const index = Array.prototype.indexOf.call(header.parentNode.children, header);
+    const up = header.getAttribute("aria-sort") !== "ascending";
+    for (const other of header.parentNode.children) if (other.hasAttribute("aria-sort")) other.setAttribute("aria-sort", "none");
+    header.setAttribute("aria-sort", up ? "ascending" : "descending");
+    function key(row) {
+      const cell = row.children[index];
+      if (cell.dataset.value !== undefined) return parseFloat(cell.dataset.value);
+      const text = cell.textContent.trim(), plain = parseFloat(text.replace(/[,%×\s]/g, ""));
+      return /^[-+−]?[\d.,]+\s*[%×]?$/.test(text) && !isNaN(plain) ? plain : text;
+    }
+    const rows = Array.from(body.rows).map(function (row) { return [key(row), row]; });
+    rows.sort(function (a, b) {
+      const x = a[0], y = b[0];
+      if (x === "" || y === "") return (x === "") - (y === "");
+      if (x !== x || y !== y) return (x !== x) - (y !== y);
+      const sign = typeof x === "number" && typeof y === "number" ? x - y : String(x).localeCompare(String(y), undefined, { numeric: true });
+      return up ? sign : -sign;
+    });
+    for (const pair of rows) body.appendChild(pair[1]);
+  }
+  document.addEventListener("click", function (event) {
+    const header = event.target.closest("table.sortable thead button");
+    if (header) sort(header.parentNode);
+    const save = event.target.closest("button.save");
+    if (save) saveFigure(save.dataset.figure, save.dataset.kind);
+  });
+
+  async function saveFigure(name, kind) {
+    const link = document.createElement("a");
+    link.download = name + "." + kind;
+    if (views[name]) link.href = await views[name].view.toImageURL(kind, 2);
+    else {
+      const svg = document.querySelector("#figure-" + name + " svg").cloneNode(true);
+      const style = getComputedStyle(root);
+      const text = new XMLSerializer().serializeToString(svg).replace(/var\(--(\w+)[^)]*\)/g, function (_, key) {
+        return style.getPropertyValue("--" + key).trim();
+      });
+      const source = "data:image/svg+xml;charset=utf-8," + encodeURIComponent(text);
+      link.href = kind === "svg" ? source : await raster(source, svg);
+    }
+    link.click();
+  }
+  function raster(source, svg) {
+    return new Promise(function (done, failed) {
+      const image = new Image();
+      image.onload = function () {
+        const canvas = document.createElement("canvas");
+        canvas.width = 2 * Number(svg.getAttribute("width"));
+        canvas.height = 2 * Number(svg.getAttribute("height"));
+        const pen = canvas.getContext("2d");
+        pen.fillStyle = getComputedStyle(document.body).backgroundColor;
+        pen.fillRect(0, 0, canvas.width, canvas.height);
+        pen.drawImage(image, 0, 0, canvas.width, canvas.height);
+        done(canvas.toDataURL("image/png"));
+      };
+      image.onerror = failed;
+      image.src = source;
+    });
+  }
+
+  const links = {};
+  for (const link of document.querySelectorAll("nav a")) links[link.hash.slice(1)] = link;
+  const watcher = new IntersectionObserver(function (entries) {
+    for (const entry of entries) {
+      if (!entry.isIntersecting) continue;
+      for (const id in links) links[id].removeAttribute("aria-current");
+      if (links[entry.target.id]) links[entry.target.id].setAttribute("aria-current", "true");
+    }
+  }, { rootMargin: "-10% 0px -80% 0px" });
+  for (const section of document.querySelectorAll("main > section")) watcher.observe(section);
+
+  showTheme();
+  drawAll();
+})();

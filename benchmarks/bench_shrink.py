@@ -1,8 +1,8 @@
 """Plan, choose and cut half of the channels, ours and Torch-Pruning 1.6.1, on the same models in one run.
 
-    pip install --no-deps torch-pruning==1.6.1 torchvision timm
-    python benchmarks/bench_shrink.py            # time, interleaved, medians
-    python benchmarks/bench_shrink.py --latency  # eager latency of the shrunk models as well
+pip install --no-deps torch-pruning==1.6.1 torchvision timm
+python benchmarks/bench_shrink.py            # time, interleaved, medians
+python benchmarks/bench_shrink.py --latency  # eager latency of the shrunk models as well
 """
 
 from __future__ import annotations
@@ -22,15 +22,23 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "zoo"))
 
-from models import Entry, build  # noqa: E402
+import secateur as sc
+from models import Entry, build
+from secateur.shrink import cut
+from secateur.structure import couplings
+from secateur.structure.couplings import analyse
 
-import secateur as sc  # noqa: E402
-from secateur.shrink import cut  # noqa: E402
-from secateur.structure import couplings  # noqa: E402
-from secateur.structure.couplings import analyse  # noqa: E402
-
-MODELS = "resnet18 resnet101 densenet121 densenet201 vit_b_16 convnext_tiny efficientnet_v2_s regnet_y_8gf".split()
-EXTRA = "shufflenet_v2_x1_0 swin_t".split()
+MODELS = [
+    "resnet18",
+    "resnet101",
+    "densenet121",
+    "densenet201",
+    "vit_b_16",
+    "convnext_tiny",
+    "efficientnet_v2_s",
+    "regnet_y_8gf",
+]
+EXTRA = ["shufflenet_v2_x1_0", "swin_t"]
 
 
 def ours(model: nn.Module, x: torch.Tensor) -> nn.Module:
@@ -49,13 +57,20 @@ def peer(model: nn.Module, x: torch.Tensor) -> nn.Module:
     if heads:
         options["num_heads"] = heads
     pruner = tp.pruner.MagnitudePruner(
-        model, x, importance=tp.importance.MagnitudeImportance(p=2), pruning_ratio=0.5, ignored_layers=ignored, **options
+        model,
+        x,
+        importance=tp.importance.MagnitudeImportance(p=2),
+        pruning_ratio=0.5,
+        ignored_layers=ignored,
+        **options,
     )
     pruner.step()
     return model
 
 
-def timed(work: Callable[[nn.Module, torch.Tensor], nn.Module], model: nn.Module, x: torch.Tensor) -> tuple[float, nn.Module]:
+def timed(
+    work: Callable[[nn.Module, torch.Tensor], nn.Module], model: nn.Module, x: torch.Tensor
+) -> tuple[float, nn.Module]:
     start = time.process_time()
     made = work(model, x)
     return time.process_time() - start, made
@@ -101,11 +116,17 @@ def main() -> None:
         if theirs and not problem:
             ratio = statistics.median(theirs) / statistics.median(mine)
             ratios += [ratio] if name in MODELS else []
-            print(f"{name:<22}{statistics.median(mine):>8.2f}{statistics.median(theirs):>9.2f}{ratio:>11.1f}", flush=True)
+            print(
+                f"{name:<22}{statistics.median(mine):>8.2f}{statistics.median(theirs):>9.2f}{ratio:>11.1f}",
+                flush=True,
+            )
         else:
             print(f"{name:<22}{statistics.median(mine):>8.2f}{'-':>9}  peer {problem}", flush=True)
     if ratios:
-        print(f"geometric mean of peer/ours: {math.exp(statistics.mean(map(math.log, ratios))):.1f}, least {min(ratios):.1f}")
+        print(
+            f"geometric mean of peer/ours: {math.exp(statistics.mean(map(math.log, ratios))):.1f}, "
+            f"least {min(ratios):.1f}"
+        )
     if options.latency:
         speed()
 
@@ -114,7 +135,8 @@ def speed() -> None:
     """Speed-up over MACs ratio of the shrunk models, ours and the peer's, at batch 1 and 32, one thread."""
     from secateur.models import resnet20
 
-    print(f"{'model':<12}{'batch':>6}{'ours: MACs':>12}{'speed-up':>10}{'share':>7}{'peer: MACs':>12}{'speed-up':>10}{'share':>7}")
+    heads = [f"{side}: MACs{'speed-up':>10}{'share':>7}" for side in ("ours", "peer")]
+    print(f"{'model':<12}{'batch':>6}{heads[0]:>29}{heads[1]:>29}")
     builders = {
         "resnet20": (lambda: resnet20().eval(), 32),
         "resnet50": (lambda: build(Entry("torchvision", "resnet50"))[0], 224),

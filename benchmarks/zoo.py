@@ -20,10 +20,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "zoo"))
 
-from models import FAMILIES, Entry, build  # noqa: E402
-
-import secateur as sc  # noqa: E402
-from secateur.structure.couplings import analyse  # noqa: E402
+import secateur as sc
+from models import FAMILIES, Entry, build
+from secateur.structure.couplings import analyse
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -96,7 +95,8 @@ def line(row: dict[str, object]) -> str:
 HEAD = """# Zoo
 
 Written by `python benchmarks/zoo.py`: random weights, batch norm randomised, half of every group removed by l1, one
-thread. *prunable* is the share of parameters with an axis that can be cut; *removed* and *MACs* are the shares that left;
+thread. *prunable* is the share of parameters with an axis that can be cut; *removed* and *MACs* are the shares
+that left;
 *error* is the largest difference between masked and shrunk model, of the largest output, in float64; *prune* and
 *shrink* are seconds (shrink includes the proof).
 
@@ -138,7 +138,9 @@ def main() -> None:
                 file.write(json.dumps(rows[-1]) + "\n")
     print(summary(rows))
     if options.library == "all" and not options.words:
-        (ROOT / "docs" / "zoo.md").write_text(HEAD + summary(rows) + TABLE + "\n".join(map(line, rows)) + "\n")
+        (ROOT / "docs" / "zoo.md").write_text(
+            HEAD + summary(rows) + TABLE + "\n".join(map(line, rows)) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ __all__ = ["Shrunk", "explain", "load_shrunk", "reestimate_batch_norm", "shrink"
 class Shrunk:
     """A smaller model, the proof that it computes what the masked one did, and the plan that made it.
 
-    `masks` are what is left of the masks on the smaller tensors: zeros that no channel took along. `locked` says what was
+    `masks` are what is left of the masks on the smaller tensors: zeros that no channel took along. `locked`
+    says what was
     asked to leave and could not, and why.
     """
 
@@ -60,8 +61,14 @@ class Shrunk:
 
     def __str__(self) -> str:
         before = sum(int(np.prod(shape)) for shape in self.plan.shapes.values())
-        lines = [f"{type(self.model).__name__}: {self.proof}", f"{len(self.plan.keep)} tensors cut ({before:,} elements before)"]
-        lines += [f"kept whole at {lock.path or 'the model'}: {lock.reason} [{lock.operator}]" for lock in self.locked]
+        lines = [
+            f"{type(self.model).__name__}: {self.proof}",
+            f"{len(self.plan.keep)} tensors cut ({before:,} elements before)",
+        ]
+        lines += [
+            f"kept whole at {lock.path or 'the model'}: {lock.reason} [{lock.operator}]"
+            for lock in self.locked
+        ]
         return "\n".join(lines)
 
 
@@ -91,10 +98,10 @@ def shrink(
 ) -> Shrunk:
     """Cut out of a copy of the model what the masks remove from every tensor that knows of it.
 
-    `coupling="union"` takes masks chosen in any way: a channel leaves when all layers that put it out dropped it (or all
-    that take it in); the other zeros stay as zeros. `coupling="coupled"` expects masks that agree on every member of a
-    group, as granularity "channel" makes them, and raises where they do not. `round_to` keeps widths at a multiple,
-    `at_least` is the least number of units of a group that stay. The model itself is never changed.
+    `coupling="union"` takes masks chosen in any way: a channel leaves when all layers that put it out dropped it (or
+    all that take it in); the other zeros stay as zeros. `coupling="coupled"` expects masks that agree on every member
+    of a group, as granularity "channel" makes them, and raises where they do not. `round_to` keeps widths at a
+    multiple, `at_least` is the least number of units of a group that stay. The model itself is never changed.
     """
     _check_options(coupling, round_to, at_least, tolerance)
     masks.check(model)
@@ -162,7 +169,8 @@ def _nothing(structure: Structure, model: nn.Module, locks: list[Lock]) -> str:
     if not structure.groups:
         return text + "every axis is locked; sc.explain(model, example) says where and why"
     return text + (
-        "none of its groups is dropped by all the layers that share it; prune with granularity='channel', which lets groups "
+        "none of its groups is dropped by all the layers that share it; prune with "
+        "granularity='channel', which lets groups "
         "choose together, or look at sc.explain(model, example)"
     )
 

@@ -26,7 +26,9 @@ class Case:
 CASES: dict[str, Case] = {}
 
 
-def case(example: Callable[[], Any], **shapes: tuple[int, ...]) -> Callable[[type[nn.Module]], type[nn.Module]]:
+def case(
+    example: Callable[[], Any], **shapes: tuple[int, ...]
+) -> Callable[[type[nn.Module]], type[nn.Module]]:
     def register(kind: type[nn.Module]) -> type[nn.Module]:
         wanted = {name.replace("__", "."): shape for name, shape in shapes.items()}
         CASES[kind.__name__] = Case(kind, example, wanted)
@@ -141,7 +143,11 @@ class Depthwise(nn.Module):
 class DepthMultiplier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.up, self.depth, self.down = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 3, groups=8), nn.Conv2d(16, 6, 1)
+        self.up, self.depth, self.down = (
+            nn.Conv2d(3, 8, 1),
+            nn.Conv2d(8, 16, 3, groups=8),
+            nn.Conv2d(16, 6, 1),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down(torch.relu(self.depth(self.up(x))))
@@ -179,7 +185,9 @@ class Transposed(nn.Module):
         self.bn, self.out = nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.out(F.interpolate(self.bn(self.t(torch.relu(self.a(x)))), scale_factor=2, mode="bilinear"))
+        return self.out(
+            F.interpolate(self.bn(self.t(torch.relu(self.a(x)))), scale_factor=2, mode="bilinear")
+        )
 
 
 @case(image(), a__weight=(8, 3, 3, 3), b__weight=(3, 2, 1, 1))
@@ -247,7 +255,9 @@ class HardWritten(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         b, n, c = x.shape
-        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = (
+            self.qkv(x).reshape(b, n, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
+        )
         x = F.scaled_dot_product_attention(q, k, v)
         return self.proj(x.transpose(1, 2).reshape(b, n, c))
 
@@ -262,7 +272,9 @@ class TorchAttention(nn.Module):
         return x + self.attention(x, x, x, need_weights=False)[0]
 
 
-@case(lambda: torch.tensor([[1, 4, 2], [0, 3, 6]]), up__weight=(6, 8), down__weight=(8, 6), table__weight=(7, 8))
+@case(
+    lambda: torch.tensor([[1, 4, 2], [0, 3, 6]]), up__weight=(6, 8), down__weight=(8, 6), table__weight=(7, 8)
+)
 class TiedEmbedding(nn.Module):
     """The output layer is the embedding: one tensor, two names, and it must still be one afterwards."""
 
@@ -330,7 +342,11 @@ class SharedModule(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.block, self.out = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 2, 1)
+        self.stem, self.block, self.out = (
+            nn.Conv2d(3, 8, 1),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Conv2d(8, 2, 1),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.stem(x)
@@ -370,7 +386,9 @@ class GroupNormed(nn.Module):
         return self.out(F.relu(self.norm(self.conv(x))))
 
 
-@case(image(), a__weight=(8, 3, 1, 1), b__weight=(4, 8, 1, 1), c__weight=(8, 4, 1, 1), out__weight=(5, 8, 1, 1))
+@case(
+    image(), a__weight=(8, 3, 1, 1), b__weight=(4, 8, 1, 1), c__weight=(8, 4, 1, 1), out__weight=(5, 8, 1, 1)
+)
 class SplitByNumbers(nn.Module):
     """split with sizes that are attributes: they must follow what left on each side."""
 
@@ -412,7 +430,11 @@ class Instance(nn.Module):
         return self.fc(F.softplus(self.norm(self.conv(x))).mean((2, 3)))
 
 
-@case(lambda: torch.randn(2, 3, 4, 6, 6, generator=torch.Generator().manual_seed(1)), a__weight=(4, 3, 2, 3, 3), b__weight=(5, 4, 1, 1, 1))
+@case(
+    lambda: torch.randn(2, 3, 4, 6, 6, generator=torch.Generator().manual_seed(1)),
+    a__weight=(4, 3, 2, 3, 3),
+    b__weight=(5, 4, 1, 1, 1),
+)
 class ThreeD(nn.Module):
     def __init__(self) -> None:
         super().__init__()

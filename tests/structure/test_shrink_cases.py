@@ -17,7 +17,8 @@ from secateur.structure.choose import extended
 from secateur.structure.couplings import analyse
 
 _SPEC = importlib.util.spec_from_file_location("structure_cases", Path(__file__).with_name("cases.py"))
-assert _SPEC and _SPEC.loader
+assert _SPEC
+assert _SPEC.loader
 cases = importlib.util.module_from_spec(_SPEC)
 sys.modules["structure_cases"] = cases
 _SPEC.loader.exec_module(cases)

@@ -158,7 +158,9 @@ def test_element_masks_stay_as_zeros(net: nn.Module) -> None:
 def test_coupled_masks_must_agree(net: nn.Module) -> None:
     masks = sc.prune(net, granularity="filter", budget=0.5, only=["a"])
     other = Masks({**masks, "b.weight": torch.ones(6, 8, 1, 1, dtype=torch.bool)})
-    with pytest.raises(MaskMismatchError, match=r"masks of 'b.weight' and 'a.weight' disagree on the 8 channels"):
+    with pytest.raises(
+        MaskMismatchError, match=r"masks of 'b.weight' and 'a.weight' disagree on the 8 channels"
+    ):
         sc.shrink(net, other, X, coupling="coupled")
     assert sc.shrink(net, sc.prune(net, granularity="channel", budget=0.5, example=X), X, coupling="coupled")
 
@@ -178,7 +180,9 @@ def test_a_floor_holds(net: nn.Module) -> None:
 
 
 def test_nothing_to_remove_is_an_error(net: nn.Module) -> None:
-    with pytest.raises(NothingToDoError, match=r"none of its groups is dropped by all the layers that share it"):
+    with pytest.raises(
+        NothingToDoError, match=r"none of its groups is dropped by all the layers that share it"
+    ):
         sc.shrink(net, Masks.ones(net), X)
     with pytest.raises(NothingToDoError, match=r"every axis is locked"):
         sc.shrink(nn.Linear(4, 2), Masks({"weight": torch.zeros(2, 4, dtype=torch.bool)}), torch.randn(1, 4))
@@ -197,7 +201,9 @@ def test_options_are_checked(net: nn.Module) -> None:
 
 
 def test_an_example_that_does_not_run_says_so(net: nn.Module) -> None:
-    with pytest.raises(TraceError, match=r"forward pass of Net could not be recorded .* a tuple means several arguments"):
+    with pytest.raises(
+        TraceError, match=r"forward pass of Net could not be recorded .* a tuple means several arguments"
+    ):
         sc.explain(net, torch.zeros(2, 5))
 
 
@@ -293,10 +299,16 @@ def test_a_plan_travels_and_refuses_another_model(net: nn.Module) -> None:
         plan.apply_(fresh)
     with pytest.raises(PlanError, match="does not have"):
         plan.apply_(nn.Linear(2, 2))
-    for text in ("", "{}", '{"format":"secateur-plan","version":9}', '{"format":"secateur-plan","version":1}'):
+    for text in (
+        "",
+        "{}",
+        '{"format":"secateur-plan","version":9}',
+        '{"format":"secateur-plan","version":1}',
+    ):
         with pytest.raises(PlanError):
             Plan.from_json(text)
-    huge = '{"format":"secateur-plan","version":1,"keep":{"a":{"0":[0,99999999999]}},"shapes":{},"attributes":{},"rewrites":{}}'
+    empty = '"shapes":{},"attributes":{},"rewrites":{}'
+    huge = '{"format":"secateur-plan","version":1,"keep":{"a":{"0":[0,99999999999]}},' + empty + "}"
     with pytest.raises(PlanError):
         Plan.from_json(huge)
 
@@ -318,7 +330,10 @@ def test_save_and_load(net: nn.Module, tmp_path) -> None:  # type: ignore[no-unt
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
 def test_the_optimizer_carries_over_and_every_layer_trains(net: nn.Module, kind: type) -> None:
     options = {"momentum": 0.9} if kind is torch.optim.SGD else {}
-    groups = [{"params": list(net.a.parameters()), "lr": 0.02}, {"params": [*net.bn.parameters(), *net.b.parameters(), *net.fc.parameters()]}]
+    groups = [
+        {"params": list(net.a.parameters()), "lr": 0.02},
+        {"params": [*net.bn.parameters(), *net.b.parameters(), *net.fc.parameters()]},
+    ]
     optimizer = kind(groups, lr=0.01, **options)
     for _ in range(2):
         optimizer.zero_grad()

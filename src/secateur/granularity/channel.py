@@ -52,12 +52,18 @@ def structure_of(model: nn.Module, context: Context, across_norm: bool = False) 
         batch = next(iter(context.data))
         example = batch[0] if isinstance(batch, (tuple, list)) else batch
     if example is None:
-        raise DataError("granularity channel follows the channels through the model: pass example= (one input)")
+        raise DataError(
+            "granularity channel follows the channels through the model: pass example= (one input)"
+        )
     return analyse(model, example, across_norm=across_norm)
 
 
 def coupled_units(
-    model: nn.Module, found: Structure, targets: Sequence[Target], groups: Sequence[Group], scored: str = "all"
+    model: nn.Module,
+    found: Structure,
+    targets: Sequence[Target],
+    groups: Sequence[Group],
+    scored: str = "all",
 ) -> tuple[Units, ...]:
     """Groups as units: those of which no layer that puts the channel out was left out of the targets."""
     aliases = found.trace.aliases

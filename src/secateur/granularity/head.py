@@ -43,7 +43,8 @@ class Head(Base):
         heads = [group for group in found.groups if group.heads]
         if not heads:
             raise NothingToDoError(
-                f"{type(model).__name__} has no attention heads that can be cut; sc.explain(model, example) says what is "
+                f"{type(model).__name__} has no attention heads that can be cut; sc.explain(model, "
+                f"example) says what is "
                 "locked, and granularity='channel' cuts everything else"
             )
         return coupled_units(model, found, targets, heads, self.scored)

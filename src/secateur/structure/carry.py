@@ -45,7 +45,8 @@ def carry_optimizer(
         for parameter in group["params"]:
             if id(parameter) not in names:
                 raise PlanError(
-                    f"the optimizer holds a parameter of shape {tuple(parameter.shape)} that {type(model).__name__} does not have; "
+                    f"the optimizer holds a parameter of shape {tuple(parameter.shape)} that "
+                    f"{type(model).__name__} does not have; "
                     "pass the model it was built for"
                 )
         options = {key: value for key, value in group.items() if key != "params"}
@@ -111,8 +112,8 @@ def reestimate_batch_norm(model: nn.Module, data: Iterable[Any], batches: int = 
     finally:
         for module in norms:
             module.momentum = momenta[module]
-        for module, training in modes.items():
-            module.training = training
+        for each, training in modes.items():
+            each.training = training
     if not seen:
         raise DataError("re-estimating batch norm: the data gave no batch; pass at least one")
     return model
@@ -148,7 +149,9 @@ def load_shrunk(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
         with safe_open(str(path), framework="pt") as file:
             meta = file.metadata() or {}
             if meta.get("format") != "secateur-shrunk" or meta.get("version") != "1":
-                raise FormatError(f"{path}: expected a file written by small.save, got metadata {sorted(meta)}")
+                raise FormatError(
+                    f"{path}: expected a file written by small.save, got metadata {sorted(meta)}"
+                )
             plan = Plan.from_json(meta.get("plan", ""))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
@@ -161,7 +164,8 @@ def load_shrunk(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
     extra = [name for name in tensors if name not in wanted]
     if missing or extra:
         raise PlanError(
-            f"{path} does not fit {type(into).__name__}: missing {missing[:3]}, unexpected {extra[:3]}; build the model it was "
+            f"{path} does not fit {type(into).__name__}: missing {missing[:3]}, unexpected "
+            f"{extra[:3]}; build the model it was "
             "made from, at its original widths"
         )
     plan.apply_(into)

@@ -99,11 +99,14 @@ def _agree(group: Group, lines: Mapping[tuple[str, int], np.ndarray]) -> None:
         if (slot.name, slot.axis) not in lines:
             continue
         line = lines[slot.name, slot.axis][slot.positions]
-        if not (line.all(axis=1) == line.any(axis=1)).all() or (seen and not np.array_equal(line.all(1), seen[1])):
+        if not (line.all(axis=1) == line.any(axis=1)).all() or (
+            seen and not np.array_equal(line.all(1), seen[1])
+        ):
             other = seen[0].name if seen else slot.name
             raise MaskMismatchError(
                 f"masks of {slot.name!r} and {other!r} disagree on the {group.count} channels they share (group "
-                f"{group.name!r}); prune with granularity='channel', or pass coupling='union' to let only those leave that "
+                f"{group.name!r}); prune with granularity='channel', or pass coupling='union' to let "
+                f"only those leave that "
                 "all members dropped"
             )
         seen = (slot, line.all(axis=1))
@@ -150,7 +153,8 @@ def extended(
         parameter = parameters[name]
         mask = found.get(name)
         if mask is not None and all(
-            (name, axis) in lines and lines[name, axis][~alive[structure.slots[name, axis]]].all() for axis in axes
+            (name, axis) in lines and lines[name, axis][~alive[structure.slots[name, axis]]].all()
+            for axis in axes
         ):
             continue  # the masks drop all of it already
         mask = torch.ones(parameter.shape, dtype=torch.bool) if mask is None else mask.cpu().clone()

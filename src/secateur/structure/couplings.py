@@ -23,7 +23,7 @@ from torch import nn
 from secateur.errors import TraceError
 from secateur.structure.labels import Labels, Lock
 from secateur.structure.rules import Follower, follow
-from secateur.structure.trace import Op, Ref, Trace, map_tensors, trace
+from secateur.structure.trace import Op, Ref, Trace, map_tensors, tensors_in, trace
 
 __all__ = ["Group", "Slot", "Structure", "analyse", "regroup"]
 
@@ -62,7 +62,7 @@ class Group:
 
 @dataclass(eq=False)
 class Structure:
-    """What was found in a model: groups that can be cut, axes that are locked, and the layouts to check a cut against."""
+    """What was found in a model: groups that can be cut, axes that are locked, layouts to check a cut against."""
 
     trace: Trace
     follower: Follower
@@ -84,7 +84,9 @@ class Structure:
             alive[self.groups[index].classes[~np.asarray(bits, bool)]] = False
         return alive[self.classes]
 
-    def kept_shape(self, ref: Ref, alive: np.ndarray, follower: Follower | None = None) -> tuple[int, ...] | None:
+    def kept_shape(
+        self, ref: Ref, alive: np.ndarray, follower: Follower | None = None
+    ) -> tuple[int, ...] | None:
         """The shape a tensor must have once cut; None where what is left is no rectangle."""
         shape = list(ref.shape)
         for part in (follower or self.follower).of(ref).fields:
@@ -167,9 +169,7 @@ def _used(found: Trace) -> set[str]:
     return {ref.name for op in found.ops for ref in op.refs() if ref.name}
 
 
-def analyse(
-    model: nn.Module, example: Any, *, across_norm: bool = False, training: bool = True
-) -> Structure:
+def analyse(model: nn.Module, example: Any, *, across_norm: bool = False, training: bool = True) -> Structure:
     """Trace a model on an example and find its groups.
 
     The forward is recorded in eval mode; where that leaves parameters unused (an auxiliary head that runs only in
@@ -190,7 +190,7 @@ _PLAIN = (int, float, str, bool, tuple, type(None))
 
 
 def _fingerprint(model: nn.Module, example: Any, across_norm: bool, training: bool) -> Any:
-    """What a structure depends on: classes, plain attributes, hooks and shapes of the model, and the example's shapes."""
+    """What a structure depends on: classes, plain attributes, hooks and shapes of the model and of the example."""
     modules = []
     for name, module in model.named_modules(remove_duplicate=False):
         state = vars(module)
@@ -202,9 +202,16 @@ def _fingerprint(model: nn.Module, example: Any, across_norm: bool, training: bo
         modules.append((name, type(module), plain, called, hooks, shapes))
     config = getattr(model, "config", None)
     told: list[Any] = []
-    map_tensors(example, lambda tensor: told.append((tuple(tensor.shape), tensor.dtype)) or tensor)
+    told += [(tuple(tensor.shape), tensor.dtype) for tensor in tensors_in(example)]
     shown = repr(map_tensors(example, lambda tensor: None))
-    return (tuple(modules), repr(config) if config is not None else "", tuple(told), shown, across_norm, training)
+    return (
+        tuple(modules),
+        repr(config) if config is not None else "",
+        tuple(told),
+        shown,
+        across_norm,
+        training,
+    )
 
 
 def _analyse(model: nn.Module, example: Any, across_norm: bool, training: bool) -> Structure:
@@ -259,7 +266,10 @@ def _group(
     for follower in (main, *more):
         for array in follower.entered:
             entered[array] = True
-    roles = [_role(recorded.parameters[name], bool(entered[array].any())) for (name, _), array in zip(names, arrays)]
+    roles = [
+        _role(recorded.parameters[name], bool(entered[array].any()))
+        for (name, _), array in zip(names, arrays)
+    ]
     # A channel is put out by one tensor and taken in by another; what is not both is no channel.
     both = np.ones(labels.count, bool)
     for wanted in ("out", "in"):
@@ -314,6 +324,15 @@ def _group(
             ref = recorded.parameters[slot.name]
             if ref.role == "parameter":
                 numel += int(np.prod(ref.shape)) * slot.positions.size // slot.size
-        groups.append(Group(index, lead.name.rpartition(".")[0] or lead.name, ids, tuple(held), numel, bool(is_head[ids].all())))
+        groups.append(
+            Group(
+                index,
+                lead.name.rpartition(".")[0] or lead.name,
+                ids,
+                tuple(held),
+                numel,
+                bool(is_head[ids].all()),
+            )
+        )
     structure.groups = tuple(groups)
     return structure

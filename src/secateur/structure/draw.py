@@ -15,12 +15,20 @@ def as_table(found: Explanation) -> str:
     """Groups, then locks, as aligned text."""
     head = ("group", "units", "members", "parameters", "MACs", "goes")
     rows = [
-        (r.name, f"{r.count:,}", f"{len(r.members)}", f"{r.parameters:,}", f"{r.macs:,}", f"{r.removed:,}" if r.removed else "")
+        (
+            r.name,
+            f"{r.count:,}",
+            f"{len(r.members)}",
+            f"{r.parameters:,}",
+            f"{r.macs:,}",
+            f"{r.removed:,}" if r.removed else "",
+        )
         for r in found.groups
     ]
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = [
-        f"{found.model}: {found.parameters:,} parameters, {found.macs:,} MACs; {found.prunable:.1%} of the parameters can be cut"
+        f"{found.model}: {found.parameters:,} parameters, {found.macs:,} MACs; {found.prunable:.1%} "
+        f"of the parameters can be cut"
     ]
     for row in [head, *rows]:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]

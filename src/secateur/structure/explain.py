@@ -1,4 +1,4 @@
-"""`Explanation`: what can be cut, what is locked and why, and what a budget would remove; before anything is touched."""
+"""`Explanation`: what can be cut, what is locked and why, what a budget would remove; nothing is touched."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def explained(structure: Structure, model: nn.Module, budget: float | None = Non
 def _prunable(structure: Structure, model: nn.Module) -> float:
     """The share of parameters with at least one axis that can be cut."""
     classes = structure.classes
-    total = free = 0
+    total, free = 0, 0.0
     for name, parameter in model.named_parameters():
         total += parameter.numel()
         if name not in structure.trace.parameters or not parameter.numel():
@@ -161,7 +161,11 @@ def _lock_rows(structure: Structure) -> tuple[LockRow, ...]:
             lock = labels.locks[index] if index >= 0 else None
             if lock is not None and lock.reason == TAPS:
                 continue  # an axis that holds no channels
-            key = (lock.reason, lock.operator, lock.path) if lock else ("tied to an axis that is locked", "", "")
+            key = (
+                (lock.reason, lock.operator, lock.path)
+                if lock
+                else ("tied to an axis that is locked", "", "")
+            )
             held.setdefault(key, {})[name, axis] = int(count)
     return tuple(
         LockRow(reason, operator, path, sum(axes.values()), tuple(axes))

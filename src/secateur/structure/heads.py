@@ -53,7 +53,7 @@ class FewerHeads(nn.MultiheadAttention):
         biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.split(width)
         q, k, v = (F.linear(t, w, b) for t, w, b in zip((query, key, value), weights, biases))
         batch, target = q.shape[:2]
-        if self.bias_k is not None:
+        if self.bias_k is not None and self.bias_v is not None:
             k = torch.cat([k, self.bias_k.expand(batch, 1, width)], 1)
             v = torch.cat([v, self.bias_v.expand(batch, 1, width)], 1)
         q, k, v = (t.reshape(batch, t.shape[1], heads, size).transpose(1, 2) for t in (q, k, v))
@@ -89,7 +89,9 @@ class FewerHeads(nn.MultiheadAttention):
 
         def additive(mask: torch.Tensor) -> torch.Tensor:
             if mask.dtype == torch.bool:
-                return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(mask, float("-inf"))
+                return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(
+                    mask, float("-inf")
+                )
             return mask.to(dtype)
 
         total = None

@@ -44,7 +44,8 @@ class Field:
     """Labels over one axis, or over several jointly. `axes` ascend; `labels` has the sizes of those axes.
 
     `zero` says that in the masked model a removed position holds exactly 0. `weak` ranks how firmly a field holds where
-    two meet on one axis: 0 a parameter's channels, 1 those of a buffer (which never split a joint field: the angles of a
+    two meet on one axis: 0 a parameter's channels, 1 those of a buffer (which never split a joint field: the
+    angles of a
     rotary embedding do not make heads thinner), 2 labels made up for a tensor of one value.
     """
 

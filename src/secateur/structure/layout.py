@@ -20,7 +20,9 @@ __all__ = ["concat", "drop_axes", "merge", "moved", "reduce_field", "reshape", "
 LIMIT = 1 << 23  # labels of one field: a reshape that would need more is not followed
 
 
-def weakly(labels: Labels, shape: Sequence[int], axes: Sequence[int] | None = None, zero: bool = False) -> Layout:
+def weakly(
+    labels: Labels, shape: Sequence[int], axes: Sequence[int] | None = None, zero: bool = False
+) -> Layout:
     """The layout of a tensor of one value: every axis may shrink, none asks to."""
     chosen = range(len(shape)) if axes is None else axes
     fields = tuple(
@@ -56,7 +58,12 @@ def reduce_field(labels: Labels, field: Field, axes: Sequence[int]) -> Field | N
 
 
 def drop_axes(
-    labels: Labels, layout: Layout, axes: Sequence[int], reason: str, keep: bool = False, zero_ok: bool = False
+    labels: Labels,
+    layout: Layout,
+    axes: Sequence[int],
+    reason: str,
+    keep: bool = False,
+    zero_ok: bool = False,
 ) -> Layout:
     """A reduction: joint fields lose the axes, a field over only these is locked (unless zeros may leave unseen)."""
     rank = len(layout.shape)
@@ -99,11 +106,7 @@ def merge(
         full = {axis for size, axis in zip(layout.shape, axes) if size == shape[axis] and size > 1}
         says.append(full)
         fields.append(
-            [
-                field.moved(axes)
-                for field in layout.fields
-                if all(axes[axis] in full for axis in field.axes)
-            ]
+            [field.moved(axes) for field in layout.fields if all(axes[axis] in full for axis in field.axes)]
         )
     if not any(fields):
         return Layout(tuple(shape))
@@ -284,7 +287,10 @@ def concat(labels: Labels, layouts: Sequence[Layout], axis: int) -> Layout:
     others = [a for a in range(rank) if a != axis]
     if joint:
         return _concat_joint(labels, layouts, axis, shape, joint)
-    shell = [Layout(tuple(layout.shape), tuple(f for f in layout.fields if axis not in f.axes)) for layout in layouts]
+    shell = [
+        Layout(tuple(layout.shape), tuple(f for f in layout.fields if axis not in f.axes))
+        for layout in layouts
+    ]
     small = [
         Layout(
             tuple(layout.shape[a] for a in others),
@@ -314,7 +320,7 @@ def concat(labels: Labels, layouts: Sequence[Layout], axis: int) -> Layout:
 def _concat_joint(
     labels: Labels, layouts: Sequence[Layout], axis: int, shape: tuple[int, ...], joint: list[int]
 ) -> Layout:
-    """Pieces whose field binds the axis with others: joined where all are joint, reduced to the others if one is not."""
+    """Pieces whose field binds the axis with others: joined where all are joint, else reduced to the others."""
     axes = tuple(joint)
     pieces = []
     for layout in layouts:

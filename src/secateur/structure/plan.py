@@ -68,7 +68,8 @@ class Plan:
             raise PlanError("expected a plan written by secateur (format=secateur-plan), got something else")
         if data.get("version") != VERSION:
             raise PlanError(
-                f"expected version {VERSION} of secateur-plan, got {data.get('version')!r}; write it again with this version"
+                f"expected version {VERSION} of secateur-plan, got {data.get('version')!r}; write it "
+                f"again with this version"
             )
         try:
             return cls(
@@ -84,7 +85,9 @@ class Plan:
                     str(path): tuple(Rewrite.from_dict(item) for item in items)
                     for path, items in data["rewrites"].items()
                 },
-                shapes={str(name): tuple(int(size) for size in shape) for name, shape in data["shapes"].items()},
+                shapes={
+                    str(name): tuple(int(size) for size in shape) for name, shape in data["shapes"].items()
+                },
                 model=str(data.get("model", "")),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -113,17 +116,22 @@ class Plan:
             wanted = tuple(self.shapes.get(name, shape))
             if shape != wanted:
                 raise PlanError(
-                    f"the plan cuts {name!r}: expected shape {wanted} as in the model it was made for, got {shape}; apply it "
+                    f"the plan cuts {name!r}: expected shape {wanted} as in the model it was made "
+                    f"for, got {shape}; apply it "
                     "to a freshly built model of the original widths"
                 )
             for axis, indices in axes.items():
                 bad = axis >= len(shape) or not indices or min(indices) < 0 or max(indices) >= shape[axis]
                 if bad:
-                    raise PlanError(f"the plan cuts {name!r} along axis {axis}: indices do not fit shape {shape}")
+                    raise PlanError(
+                        f"the plan cuts {name!r} along axis {axis}: indices do not fit shape {shape}"
+                    )
         known = dict(model.named_modules(remove_duplicate=False))
         for path in (*self.attributes, *self.rewrites):
             if path not in known:
-                raise PlanError(f"the plan sets widths of {path!r}, which {type(model).__name__} does not have")
+                raise PlanError(
+                    f"the plan sets widths of {path!r}, which {type(model).__name__} does not have"
+                )
 
     @torch.no_grad()
     def apply_(self, model: nn.Module) -> nn.Module:
@@ -198,7 +206,9 @@ def _runs(indices: Any) -> list[int]:
 def _unruns(runs: list[int]) -> tuple[int, ...]:
     if len(runs) % 2 or sum(runs[1::2]) > 1 << 26 or any(length <= 0 for length in runs[1::2]):
         raise ValueError("indices are not runs of [first, length]")
-    return tuple(i for first, length in zip(runs[::2], runs[1::2]) for i in range(int(first), int(first + length)))
+    return tuple(
+        i for first, length in zip(runs[::2], runs[1::2]) for i in range(int(first), int(first + length))
+    )
 
 
 def _tupled(value: Any) -> Any:

@@ -44,10 +44,14 @@ class Proof:
     def __str__(self) -> str:
         if not self.equality:
             return (
-                f"no equality: axes were cut across a normalisation; outputs differ by {self.error:.2e} of the largest output"
+                "no equality: axes were cut across a normalisation; "
+                f"outputs differ by {self.error:.2e} of the largest output"
             )
         word = "equal" if self.holds else "NOT equal"
-        return f"{word}: largest difference {self.error:.2e} of the largest output ({self.dtype}, tolerance {self.tolerance:.0e})"
+        return (
+            f"{word}: largest difference {self.error:.2e} of the largest output "
+            f"({self.dtype}, tolerance {self.tolerance:.0e})"
+        )
 
 
 @torch.no_grad()
@@ -115,7 +119,12 @@ def _outputs(
 
 
 def prove(
-    model: nn.Module, small: nn.Module, masks: Mapping[str, torch.Tensor], example: Any, tolerance: float, equality: bool
+    model: nn.Module,
+    small: nn.Module,
+    masks: Mapping[str, torch.Tensor],
+    example: Any,
+    tolerance: float,
+    equality: bool,
 ) -> Proof:
     """Run both in float64 on the example, with the same random state, and compare every output.
 
@@ -124,19 +133,20 @@ def prove(
     dtype = torch.float64
     try:
         outputs = _outputs(model, small, masks, example, dtype)
-    except (RuntimeError, NotImplementedError) as error:
-        if "ouble" not in str(error) and "loat64" not in str(error):
+    except (RuntimeError, NotImplementedError) as failure:
+        if "ouble" not in str(failure) and "loat64" not in str(failure):
             raise ProofError(
-                f"masked and shrunk {type(model).__name__} could not both run on the example ({type(error).__name__}: "
-                f"{str(error)[:300]}); the model is untouched"
-            ) from error
+                f"masked and shrunk {type(model).__name__} could not both run on the example "
+                f"({type(failure).__name__}: {str(failure)[:300]}); the model is untouched"
+            ) from failure
         dtype, tolerance = torch.float32, max(tolerance, 1e-4)
         outputs = _outputs(model, small, masks, example, dtype)
     left, right = outputs
     shapes = [tuple(t.shape) for t in left], [tuple(t.shape) for t in right]
     if shapes[0] != shapes[1]:
         raise ProofError(
-            f"the shrunk {type(model).__name__} gives outputs of shapes {shapes[1]}, the masked one {shapes[0]}; the model is "
+            f"the shrunk {type(model).__name__} gives outputs of shapes {shapes[1]}, the masked one "
+            f"{shapes[0]}; the model is "
             "untouched"
         )
     absolute = scale = 0.0
@@ -156,8 +166,10 @@ def prove(
     proof = Proof(error, absolute, scale, tolerance, len(left), equality, str(dtype).removeprefix("torch."))
     if equality and not proof.holds:
         raise ProofError(
-            f"the shrunk {type(model).__name__} does not compute what the masked one does: largest difference {error:.3e} of the "
-            f"largest output, expected at most {tolerance:.0e}; the model is untouched. Run sc.explain(model, example) and "
+            f"the shrunk {type(model).__name__} does not compute what the masked one does: largest "
+            f"difference {error:.3e} of the "
+            f"largest output, expected at most {tolerance:.0e}; the model is untouched. Run "
+            f"sc.explain(model, example) and "
             "leave out the layers it names with skip=, or raise tolerance="
         )
     return proof

@@ -2,7 +2,8 @@
 
 Some forwards compute a size from something else than the tensor at hand (`x.reshape(B, N, C)` after heads left), and no
 attribute can be set to help. Such a module keeps its class (a subclass of it, in fact) and its parameters; while its
-forward runs, the n-th size-taking call is given the sizes of the plan. Only the positions that were cut are replaced, so
+forward runs, the n-th size-taking call is given the sizes of the plan. Only the positions that were cut are
+replaced, so
 the batch and the length stay free.
 
 >>> import torch
@@ -30,8 +31,24 @@ from secateur.errors import PlanError
 
 __all__ = ["SIZED", "Rewrite", "rewrite_", "rewritten"]
 
-SHAPED = frozenset("view reshape expand unflatten repeat new_zeros new_ones new_full new_empty zeros ones full empty".split())
-PIECES = frozenset("split chunk split_with_sizes tensor_split unsafe_chunk unsafe_split".split())
+SHAPED = frozenset(
+    [
+        "view",
+        "reshape",
+        "expand",
+        "unflatten",
+        "repeat",
+        "new_zeros",
+        "new_ones",
+        "new_full",
+        "new_empty",
+        "zeros",
+        "ones",
+        "full",
+        "empty",
+    ]
+)
+PIECES = frozenset(["split", "chunk", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split"])
 SIZED = SHAPED | PIECES | {"pad", "__getitem__", "narrow"}
 
 
@@ -128,9 +145,10 @@ class _Sizes(TorchFunctionMode):
 _CLASSES: dict[type, type] = {}
 
 
-def _restore(base: type, state: dict[str, Any]) -> nn.Module:
+def _restore(base: Any, state: dict[str, Any]) -> nn.Module:
     """Rebuild a rewritten module from its base class (used by copy and pickle)."""
-    module = rewritten(base).__new__(rewritten(base))
+    kind: Any = rewritten(base)
+    module: nn.Module = kind.__new__(kind)
     module.__dict__.update(state)
     return module
 
@@ -146,7 +164,9 @@ def rewritten(base: type) -> type:
         def reduce(self: Any, protocol: int) -> Any:
             return _restore, (base, dict(self.__dict__))
 
-        made = type(base.__name__, (base,), {"forward": forward, "__reduce_ex__": reduce, "_secateur_base": base})
+        made = type(
+            base.__name__, (base,), {"forward": forward, "__reduce_ex__": reduce, "_secateur_base": base}
+        )
         made.__module__, made.__qualname__ = base.__module__, base.__qualname__
         _CLASSES[base] = made
     return _CLASSES[base]
@@ -161,7 +181,9 @@ def rewrite_(module: nn.Module, items: tuple[Rewrite, ...]) -> None:
             fewer_heads_(module, *(value for _, value in item.sizes))
             continue
         if item.function not in SIZED:
-            raise PlanError(f"the plan rewrites a call of {item.function!r}, which is not one that takes sizes")
+            raise PlanError(
+                f"the plan rewrites a call of {item.function!r}, which is not one that takes sizes"
+            )
     table = {item.call: item for item in items if item.function in SIZED}
     if not table:
         return

@@ -26,7 +26,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import TraceError
 
-__all__ = ["Op", "Ref", "Trace", "call", "call_arguments", "ghost", "map_tensors", "tensors_in", "trace", "trace_with"]
+__all__ = [
+    "Op",
+    "Ref",
+    "Trace",
+    "call",
+    "call_arguments",
+    "ghost",
+    "map_tensors",
+    "tensors_in",
+    "trace",
+    "trace_with",
+]
 
 
 @dataclass(eq=False, slots=True)
@@ -117,13 +128,14 @@ def map_tensors(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:
                 dict.__setitem__(shell, part.name, changed)
         return shell
     if isinstance(value, Mapping):
-        items = {key: map_tensors(item, change) for key, item in value.items()}
+        named = {key: map_tensors(item, change) for key, item in value.items()}
         if type(value) is dict:
-            return items
+            return named
+        kind: Any = type(value)
         try:
-            return type(value)(items)
+            return kind(named)
         except Exception:
-            return items
+            return named
     return value
 
 
@@ -172,7 +184,9 @@ def _loose_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
                         yield item
 
 
-def ghost(model: nn.Module, mode: str = "meta", training: bool = False) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+def ghost(
+    model: nn.Module, mode: str = "meta", training: bool = False
+) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     """A copy of the model without copied weights, and its tensors by name.
 
     `mode` "meta" gives tensors without storage; "real" shares the parameters and copies only buffers, which a forward
@@ -208,7 +222,8 @@ def ghost(model: nn.Module, mode: str = "meta", training: bool = False) -> tuple
         twin = copy.deepcopy(model, memo)
     except Exception as error:
         raise TraceError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); shrink works on a copy, so make "
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); shrink works "
+            f"on a copy, so make "
             "the model deep-copyable"
         ) from error
     return twin.train(training) if training != model.training or training else twin.eval(), names
@@ -267,7 +282,9 @@ class _Recorder(TorchDispatchMode):
     def _refer(self, value: Any, op: int) -> Any:
         if isinstance(value, torch.Tensor):
             known = self.ref(value, op)
-            if op >= 0 and known.shape != tuple(value.shape):  # transposed or resized in place: a tensor of its own
+            if op >= 0 and known.shape != tuple(
+                value.shape
+            ):  # transposed or resized in place: a tensor of its own
                 known = Ref(self.count, tuple(value.shape), value.dtype, op=op)
                 self.count += 1
                 value._secateur_ref = known  # type: ignore[attr-defined]
@@ -292,7 +309,9 @@ class _Recorder(TorchDispatchMode):
 
 
 @contextmanager
-def _paths(model: nn.Module, stack: list[str], entered: Callable[[str], None] | None = None) -> Iterator[None]:
+def _paths(
+    model: nn.Module, stack: list[str], entered: Callable[[str], None] | None = None
+) -> Iterator[None]:
     """Keep the dotted name of the running module on top of the stack."""
 
     def enter(name: str) -> Callable[..., None]:
@@ -345,8 +364,10 @@ def trace(
     ) from cause
 
 
-def trace_with(model: nn.Module, example: Any, mode: str, watcher: Callable[[Trace, list[str]], Any]) -> Trace:
-    """Record one forward with another mode beside the recorder; `watcher` makes it from the trace and the module stack."""
+def trace_with(
+    model: nn.Module, example: Any, mode: str, watcher: Callable[[Trace, list[str]], Any]
+) -> Trace:
+    """Record one forward with another mode beside the recorder; `watcher` makes it from trace and module stack."""
     return _run(model, example, mode, False, watcher)
 
 
@@ -360,7 +381,9 @@ def _run(
 ) -> Trace:
     twin, names = ghost(model, mode, training) if ready is None else (model, ready)
     stack = [""]
-    found = Trace(mode=mode, training=training, modules={n: type(m).__name__ for n, m in model.named_modules()})
+    found = Trace(
+        mode=mode, training=training, modules={n: type(m).__name__ for n, m in model.named_modules()}
+    )
     recorder = _Recorder(found, stack)
     fast = torch.backends.mha.get_fastpath_enabled()
     buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
@@ -374,7 +397,9 @@ def _run(
     device = "meta" if mode == "meta" else next((t.device for t in names.values()), torch.device("cpu"))
 
     def place(tensor: torch.Tensor) -> torch.Tensor:
-        new = torch.empty_like(tensor, device="meta") if mode == "meta" else tensor.detach().to(device).clone()
+        new = (
+            torch.empty_like(tensor, device="meta") if mode == "meta" else tensor.detach().to(device).clone()
+        )
         ref = recorder.ref(new)
         ref.role = "input"
         found.inputs.append(ref)

@@ -19,7 +19,9 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _BATCH = (nn.modules.batchnorm._NormBase,)
 
 
-def widths_of(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], grouped: str | None) -> dict[str, Any]:
+def widths_of(
+    module: nn.Module, shapes: Mapping[str, tuple[int, ...]], grouped: str | None
+) -> dict[str, Any]:
     """Attributes that change when the module's tensors get these shapes; `grouped` says how its groups leave."""
     new = {key: value for key, value in _expected(module, shapes, grouped).items() if hasattr(module, key)}
     return {key: value for key, value in new.items() if getattr(module, key) != value}
@@ -32,7 +34,9 @@ def _shape(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], name: str) 
     return None if tensor is None or not hasattr(tensor, "shape") else tuple(tensor.shape)
 
 
-def _expected(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], grouped: str | None) -> dict[str, Any]:
+def _expected(
+    module: nn.Module, shapes: Mapping[str, tuple[int, ...]], grouped: str | None
+) -> dict[str, Any]:
     weight = _shape(module, shapes, "weight")
     if isinstance(module, (*_CONV, *_TRANSPOSED)) and weight is not None:
         transposed = isinstance(module, _TRANSPOSED)

@@ -25,7 +25,22 @@ __all__ = ["Follower", "Rule", "follow", "rule", "table"]
 
 Rule = Callable[["Follower", Op], "Layout | Sequence[Layout]"]
 
-_VIEWS = frozenset("t transpose permute view _unsafe_view reshape expand clone _to_copy detach alias unsqueeze".split())
+_VIEWS = frozenset(
+    [
+        "t",
+        "transpose",
+        "permute",
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "expand",
+        "clone",
+        "_to_copy",
+        "detach",
+        "alias",
+        "unsqueeze",
+    ]
+)
 _RULES: dict[str, Rule] = {}
 _loaded = False
 
@@ -124,7 +139,9 @@ def parameter_layout(labels: Labels, ref: Ref) -> Layout:
     if ref.role == "buffer" and not (ref.dtype.is_floating_point or ref.dtype.is_complex):
         return Layout(ref.shape)
     weak = 1 if ref.role == "buffer" else 0
-    fields = tuple(Field((axis,), labels.fresh(size), weak=weak) for axis, size in enumerate(ref.shape) if size > 1)
+    fields = tuple(
+        Field((axis,), labels.fresh(size), weak=weak) for axis, size in enumerate(ref.shape) if size > 1
+    )
     return Layout(ref.shape, fields)
 
 

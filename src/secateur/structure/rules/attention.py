@@ -11,11 +11,15 @@ from secateur.structure.rules.linear import note_heads, product
 from secateur.structure.trace import Op, Ref
 
 FUSED = (
-    "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math", "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
-    "_scaled_dot_product_fused_attention_overrideable", "_scaled_dot_product_attention_math_for_mps",
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_attention_math",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_fused_attention_overrideable",
+    "_scaled_dot_product_attention_math_for_mps",
     "scaled_dot_product_attention",
-)  # fmt: skip
+)
 
 
 @rule(*FUSED)
@@ -28,7 +32,9 @@ def attention(f: Follower, op: Op) -> list[Layout]:
         layouts[:2] = [
             Layout(
                 layout.shape,
-                drop_axes(f.labels, layout, [-1], "the scale of attention follows its size", keep=True).fields,
+                drop_axes(
+                    f.labels, layout, [-1], "the scale of attention follows its size", keep=True
+                ).fields,
             )
             for layout in layouts[:2]
         ]
@@ -47,7 +53,9 @@ def attention(f: Follower, op: Op) -> list[Layout]:
     )
     scores = drop_axes(f.labels, scores, [-1], "softmax along the axis", keep=True)
     scores = Layout((*batch, n, m), scores.fields)
-    out = product(f, scores, (*axes, lead, lead + 2), layouts[2], (*axes, lead + 2, lead + 1), (*batch, n, e, m))
+    out = product(
+        f, scores, (*axes, lead, lead + 2), layouts[2], (*axes, lead + 2, lead + 1), (*batch, n, e, m)
+    )
     note_heads(f, out, axes)
     return [out, *(Layout(ref.shape) for ref in results[1:])]
 

@@ -24,13 +24,71 @@ def _tensors(op: Op) -> list[Ref]:
     return list(op.refs())
 
 
-KEEPS_ZERO = (
-    "relu relu6 gelu silu tanh neg abs sqrt hardswish hardtanh leaky_relu elu selu celu mish sign floor ceil round "
-    "trunc erf sin asin asinh sinh atan atanh tan expm1 log1p square dropout clone contiguous _to_copy detach alias "
-    "lift lift_fresh lift_fresh_copy positive rrelu hardshrink softshrink nan_to_num real imag conj _conj angle "
-    "resolve_conj resolve_neg _reshape_copy frac sgn alpha_dropout feature_dropout view_as "
-    "_conj_physical fill_diagonal prims::device_put prims::convert_element_type rsqrt_keep"
-).split()
+KEEPS_ZERO = [
+    "relu",
+    "relu6",
+    "gelu",
+    "silu",
+    "tanh",
+    "neg",
+    "abs",
+    "sqrt",
+    "hardswish",
+    "hardtanh",
+    "leaky_relu",
+    "elu",
+    "selu",
+    "celu",
+    "mish",
+    "sign",
+    "floor",
+    "ceil",
+    "round",
+    "trunc",
+    "erf",
+    "sin",
+    "asin",
+    "asinh",
+    "sinh",
+    "atan",
+    "atanh",
+    "tan",
+    "expm1",
+    "log1p",
+    "square",
+    "dropout",
+    "clone",
+    "contiguous",
+    "_to_copy",
+    "detach",
+    "alias",
+    "lift",
+    "lift_fresh",
+    "lift_fresh_copy",
+    "positive",
+    "rrelu",
+    "hardshrink",
+    "softshrink",
+    "nan_to_num",
+    "real",
+    "imag",
+    "conj",
+    "_conj",
+    "angle",
+    "resolve_conj",
+    "resolve_neg",
+    "_reshape_copy",
+    "frac",
+    "sgn",
+    "alpha_dropout",
+    "feature_dropout",
+    "view_as",
+    "_conj_physical",
+    "fill_diagonal",
+    "prims::device_put",
+    "prims::convert_element_type",
+    "rsqrt_keep",
+]
 
 
 @rule(*KEEPS_ZERO, *(name + "_" for name in KEEPS_ZERO))
@@ -39,12 +97,59 @@ def keeps_zero(f: Follower, op: Op) -> list[Layout]:
     return together(f, op, _tensors(op), "all")
 
 
-LOSES_ZERO = (
-    "sigmoid hardsigmoid exp exp2 cos acos cosh log log2 log10 rsqrt reciprocal logit softplus log_sigmoid "
-    "log_sigmoid_forward logical_not bitwise_not isnan isinf isfinite threshold erfc lgamma digamma erfinv rand_like "
-    "randn_like randint_like bernoulli normal normal_functional uniform exponential eq ne lt le gt ge "
-    "logical_or logical_xor bitwise_or bitwise_xor clamp clamp_min clamp_max clip polar complex atan2"
-).split()
+LOSES_ZERO = [
+    "sigmoid",
+    "hardsigmoid",
+    "exp",
+    "exp2",
+    "cos",
+    "acos",
+    "cosh",
+    "log",
+    "log2",
+    "log10",
+    "rsqrt",
+    "reciprocal",
+    "logit",
+    "softplus",
+    "log_sigmoid",
+    "log_sigmoid_forward",
+    "logical_not",
+    "bitwise_not",
+    "isnan",
+    "isinf",
+    "isfinite",
+    "threshold",
+    "erfc",
+    "lgamma",
+    "digamma",
+    "erfinv",
+    "rand_like",
+    "randn_like",
+    "randint_like",
+    "bernoulli",
+    "normal",
+    "normal_functional",
+    "uniform",
+    "exponential",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "logical_or",
+    "logical_xor",
+    "bitwise_or",
+    "bitwise_xor",
+    "clamp",
+    "clamp_min",
+    "clamp_max",
+    "clip",
+    "polar",
+    "complex",
+    "atan2",
+]
 
 
 @rule("_pointwise", *LOSES_ZERO, *(name + "_" for name in LOSES_ZERO))
@@ -64,7 +169,10 @@ def clamp(f: Follower, op: Op) -> list[Layout]:
     elif op.name.startswith("clamp_max"):
         keeps = all(bound >= 0 for bound in bounds)
     else:
-        low, high = op.arg(1, "min", op.kwargs.get("min_val", -1)), op.arg(2, "max", op.kwargs.get("max_val", 1))
+        low, high = (
+            op.arg(1, "min", op.kwargs.get("min_val", -1)),
+            op.arg(2, "max", op.kwargs.get("max_val", 1)),
+        )
         keeps = (low is None or low <= 0) and (high is None or high >= 0)
     return together(f, op, _tensors(op), "all" if keeps else "none")
 
@@ -138,7 +246,7 @@ def dropouts(f: Follower, op: Op) -> list[Layout]:
     return [layout for _ in op.results()]
 
 
-LIKE = "zeros_like ones_like full_like empty_like".split()
+LIKE = ["zeros_like", "ones_like", "full_like", "empty_like"]
 
 
 @rule(*LIKE)

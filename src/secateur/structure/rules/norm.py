@@ -84,7 +84,10 @@ def weight_norm(f: Follower, op: Op) -> list[Layout]:
     layout = drop_axes(f.labels, f.of(v), axes, "a norm is taken over the axis", keep=True, zero_ok=True)
     full = [field for field in f.of(v).fields if axis not in field.axes]
     out = merge(
-        f.labels, v.shape, [(Layout(v.shape, layout.fields), range(len(v.shape))), (f.of(g), range(len(v.shape)))], "any"
+        f.labels,
+        v.shape,
+        [(Layout(v.shape, layout.fields), range(len(v.shape))), (f.of(g), range(len(v.shape)))],
+        "any",
     )
     fields = [*out.fields, *full]
     return [squeezed(f.labels, v.shape, fields), *(Layout(ref.shape) for ref in op.results()[1:])]

@@ -31,8 +31,28 @@ def sums(f: Follower, op: Op) -> list[Layout]:
     return _reduced(f, op, _axes(op), "a sum over the axis, and what leaves is not 0 there", zero_ok=True)
 
 
-@rule("mean", "amax", "amin", "var", "std", "var_mean", "std_mean", "prod", "logsumexp", "any", "all", "max", "min",
-      "median", "nanmedian", "mode", "argmax", "argmin", "aminmax", "kthvalue")  # fmt: skip
+@rule(
+    "mean",
+    "amax",
+    "amin",
+    "var",
+    "std",
+    "var_mean",
+    "std_mean",
+    "prod",
+    "logsumexp",
+    "any",
+    "all",
+    "max",
+    "min",
+    "median",
+    "nanmedian",
+    "mode",
+    "argmax",
+    "argmin",
+    "aminmax",
+    "kthvalue",
+)
 def mixing(f: Follower, op: Op) -> list[Layout]:
     """Counts, products and extremes notice what leaves: the axis is locked."""
     position = {"kthvalue": 2}.get(op.name, 1)
@@ -47,8 +67,20 @@ def norms(f: Follower, op: Op) -> list[Layout]:
     return _reduced(f, op, _axes(op, 2), "a norm over the axis", zero_ok=positive)
 
 
-@rule("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax", "cumsum", "cumprod", "logcumsumexp", "sort",
-      "argsort", "cummax", "cummin")  # fmt: skip
+@rule(
+    "_softmax",
+    "_log_softmax",
+    "softmax",
+    "log_softmax",
+    "_safe_softmax",
+    "cumsum",
+    "cumprod",
+    "logcumsumexp",
+    "sort",
+    "argsort",
+    "cummax",
+    "cummin",
+)
 def along(f: Follower, op: Op) -> list[Layout]:
     """Positions along the axis mix and stay: the axis is locked, joint fields lose it."""
     x = op.args[0]
@@ -72,7 +104,9 @@ def _spatial(count: int):  # type: ignore[no-untyped-def]
         """Space is fixed, channels pass one by one."""
         x = op.args[0]
         rank = len(x.shape)
-        layout = drop_axes(f.labels, f.of(x), range(rank - count, rank), f"the axis is space to {op.name}", keep=True)
+        layout = drop_axes(
+            f.labels, f.of(x), range(rank - count, rank), f"the axis is space to {op.name}", keep=True
+        )
         return [Layout(ref.shape, layout.fields if len(ref.shape) == rank else ()) for ref in op.results()]
 
     return spatial
@@ -82,17 +116,32 @@ for _count in (1, 2, 3):
     rule(
         *(
             f"{name}{_count}d{suffix}"
-            for name in ("avg_pool", "max_pool", "adaptive_avg_pool", "_adaptive_avg_pool", "adaptive_max_pool",
-                         "fractional_max_pool", "reflection_pad", "replication_pad", "upsample_nearest",
-                         "_upsample_nearest_exact", "mkldnn_adaptive_avg_pool", "mkldnn_max_pool")  # fmt: skip
+            for name in (
+                "avg_pool",
+                "max_pool",
+                "adaptive_avg_pool",
+                "_adaptive_avg_pool",
+                "adaptive_max_pool",
+                "fractional_max_pool",
+                "reflection_pad",
+                "replication_pad",
+                "upsample_nearest",
+                "_upsample_nearest_exact",
+                "mkldnn_adaptive_avg_pool",
+                "mkldnn_max_pool",
+            )
             for suffix in ("", "_with_indices")
         )
     )(_spatial(_count))
 rule("upsample_linear1d")(_spatial(1))
 rule(
-    "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "max_unpool2d",
-    "_upsample_lanczos2d_aa"
-)(_spatial(2))  # fmt: skip
+    "upsample_bilinear2d",
+    "upsample_bicubic2d",
+    "_upsample_bilinear2d_aa",
+    "_upsample_bicubic2d_aa",
+    "max_unpool2d",
+    "_upsample_lanczos2d_aa",
+)(_spatial(2))
 rule("upsample_trilinear3d", "max_unpool3d")(_spatial(3))
 
 

@@ -10,8 +10,22 @@ from secateur.structure.rules import Follower, rule
 from secateur.structure.trace import Op
 
 
-@rule("view", "_unsafe_view", "reshape", "_reshape_alias", "view_copy", "squeeze", "unsqueeze", "squeeze_", "unsqueeze_",
-      "flatten", "unflatten", "squeeze_copy", "unsqueeze_copy", "resize_")  # fmt: skip
+@rule(
+    "view",
+    "_unsafe_view",
+    "reshape",
+    "_reshape_alias",
+    "view_copy",
+    "squeeze",
+    "unsqueeze",
+    "squeeze_",
+    "unsqueeze_",
+    "flatten",
+    "unflatten",
+    "squeeze_copy",
+    "unsqueeze_copy",
+    "resize_",
+)
 def reshapes(f: Follower, op: Op) -> Layout:
     """The same elements in the same order under another shape."""
     out = op.results()[0]
@@ -76,8 +90,17 @@ def unbind(f: Follower, op: Op) -> list[Layout]:
     return found
 
 
-@rule("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes",
-      "split_copy", "split_with_sizes_copy")  # fmt: skip
+@rule(
+    "split",
+    "split_with_sizes",
+    "chunk",
+    "tensor_split",
+    "unsafe_split",
+    "unsafe_chunk",
+    "unsafe_split_with_sizes",
+    "split_copy",
+    "split_with_sizes_copy",
+)
 def split(f: Follower, op: Op) -> list[Layout]:
     """Consecutive pieces of one axis."""
     x, axis = op.args[0], op.arg(2, "dim", 0) % len(op.args[0].shape)
@@ -113,10 +136,7 @@ def expand(f: Follower, op: Op) -> Layout:
     if x.shape == out.shape:
         return f.of(x)
     offset = len(out.shape) - len(x.shape)
-    fields = [
-        field.moved([axis + offset for axis in range(len(x.shape))])
-        for field in f.of(x).fields
-    ]
+    fields = [field.moved([axis + offset for axis in range(len(x.shape))]) for field in f.of(x).fields]
     new = [
         axis
         for axis, size in enumerate(out.shape)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateur.coding import floats, huffman, indices, mixed, planes, static, varint
+from secateur.coding import ascending, floats, huffman, indices, mixed, planes, static, varint
 from secateur.coding.logistic import SQUASH, STRETCH
 from secateur.coding.mixing import EXACT, Mixer
 from secateur.errors import FormatError, NothingToDoError
@@ -242,3 +242,29 @@ def test_the_strong_model_refuses_too_many_levels_a_side() -> None:
     assert data[0] == 0  # falls back to one table
     with pytest.raises(FormatError, match=f"at most {mixed.MOST_SIDE} levels"):
         indices.decode(b"\1" + data[1:], levels.shape, 3000, None)
+
+
+@pytest.mark.parametrize("width", [1, 2, 4, 8])
+@pytest.mark.parametrize("count", [1, 2, 3, 32, 200])
+def test_ascending_numbers_come_back(width: int, count: int) -> None:
+    rng = np.random.default_rng(13)
+    numbers = np.unique(rng.integers(0, 1 << min(8 * width, 62), 4 * count).astype(f"u{width}"))[:count]
+    data = ascending.encode(numbers)
+    assert np.array_equal(ascending.decode(data, len(numbers), width), numbers)
+    packed = np.arange(5, 5 + min(count, 200), dtype=f"u{width}")
+    assert len(ascending.encode(packed)) == min(len(packed), 2) * width  # nothing is left to say
+
+
+@pytest.mark.parametrize(
+    ("data", "count", "message"),
+    [
+        (b"\0\0", 2, "at least 8 bytes"),
+        (bytes(8), 2, "do not fit between 0 and 0"),
+        (b"\0\0\0\0\x09\0\0\0", 3, "the bits do not end"),
+        (b"\0\0\0\0\x09\0\0\0\0\0", 3, "the bits do not end"),
+        (b"\0\0\0\0\x09\0\0\0\x01", 3, "the bits do not end"),
+    ],
+)
+def test_bad_ascending_numbers(data: bytes, count: int, message: str) -> None:
+    with pytest.raises(FormatError, match=message):
+        ascending.decode(data, count, 4)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from secateur.coding import floats, indices, static, varint
+from secateur.coding import ascending, floats, indices, static, varint
 from secateur.coding.indices import Memory
 from secateur.container import format as sct
 from secateur.container.format import DTYPES, Entry, Record
@@ -48,6 +48,15 @@ def _order(words: np.ndarray, entry: Entry) -> np.ndarray:
     return words ^ top if entry.dtype.startswith("I") else words
 
 
+def _disorder(keys: np.ndarray, entry: Entry) -> np.ndarray:
+    """The inverse of `_order`."""
+    bits = keys.dtype.type(keys.dtype.itemsize * 8 - 1)
+    top = keys.dtype.type(1) << bits
+    if entry.floating:
+        return np.where(keys >> bits, keys ^ top, ~keys)
+    return keys ^ top if entry.dtype.startswith("I") else keys
+
+
 def levels_of(
     words: np.ndarray, entry: Entry, most: int = MOST_LEVELS
 ) -> tuple[np.ndarray, np.ndarray] | None:
@@ -79,7 +88,8 @@ def codebook(values: np.ndarray, entry: Entry) -> bytes:
         even = _even_steps(values.view(np.float32))
         if even is not None:
             return b"\1" + varint.write(len(values)) + even
-    return b"\0" + varint.write(len(values)) + floats.encode(values, entry.floating)
+    sorted_keys = ascending.encode(_order(values, entry))
+    return b"\0" + varint.write(len(values)) + sorted_keys
 
 
 def _even_steps(values: np.ndarray) -> bytes | None:
@@ -111,7 +121,8 @@ def read_codebook(data: memoryview, entry: Entry, where: str) -> np.ndarray:
     if size == 0:
         raise reader.fail("a codebook without values")
     if kind == 0:
-        values = floats.decode(reader.take(reader.left), size, entry.width, entry.floating)
+        keys = ascending.decode(reader.take(reader.left), size, entry.width)
+        return _disorder(keys, entry)
     elif kind == 1 and entry.dtype == "F32":
         step = np.frombuffer(reader.take(4), dtype="<f4")[0]
         first = varint.signed(reader.varint(1 << 22, "the first multiple"))

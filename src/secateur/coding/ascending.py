@@ -1,0 +1,87 @@
+"""Ascending whole numbers in fewer bits than one by one: the middle first, then the middles of both halves.
+
+Once its neighbours are known a number can only lie between them; so the more numbers, the fewer bits for
+each.
+
+>>> import numpy as np
+>>> numbers = np.array([3, 7, 8, 20, 1000, 1001, 70000], dtype=np.uint32)
+>>> data = encode(numbers)
+>>> len(data), decode(data, 7, 4).tolist() == numbers.tolist()
+(15, True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from secateur.errors import FormatError
+
+__all__ = ["decode", "encode"]
+
+
+def encode(numbers: np.ndarray) -> bytes:
+    """Strictly ascending unsigned numbers: the first and the last as they are, the others in bits between
+    them.
+    """
+    little = numbers.astype(numbers.dtype.newbyteorder("<"))
+    if len(numbers) < 2:
+        return little.tobytes()
+    known = [int(x) for x in numbers]
+    bits = []
+    for middle, low, high in _order(known):
+        count = high - low + 1
+        value = known[middle] - low
+        short, spare = _split(count)
+        if value < spare:
+            bits.append(format(value, f"0{short}b") if short else "")
+        else:
+            bits.append(format(value + spare, f"0{short + 1}b"))
+    text = "".join(bits)
+    text += "0" * (-len(text) % 8)
+    return little[[0, -1]].tobytes() + int("1" + text, 2).to_bytes(len(text) // 8 + 1, "big")[1:]
+
+
+def decode(data: bytes | memoryview, count: int, width: int) -> np.ndarray:
+    """The inverse of `encode`: `count` numbers of `width` bytes."""
+    ends = min(count, 2) * width
+    if len(data) < ends or count < 1:
+        raise FormatError(f"ascending numbers: expected at least {ends} bytes, got {len(data)}")
+    known = [int(x) for x in np.frombuffer(data[:ends], dtype=f"<u{width}")]
+    known = [known[0]] * (count - 1) + [known[-1]]
+    if known[-1] - known[0] < count - 1:
+        raise FormatError(f"ascending numbers: {count} of them do not fit between {known[0]} and {known[-1]}")
+    text = "".join(format(byte, "08b") for byte in bytes(data[ends:]))
+    at = 0
+    for middle, low, high in _order(known):
+        short, spare = _split(high - low + 1)
+        value = int(text[at : at + short] or "0", 2)
+        at += short
+        if value >= spare:
+            value = value * 2 + int(text[at : at + 1] or "0") - spare
+            at += 1
+        known[middle] = low + value
+    if not 0 <= len(text) - at < 8 or "1" in text[at:]:
+        raise FormatError("ascending numbers: the bits do not end where the numbers do")
+    return np.array(known, dtype=f"u{width}")
+
+
+def _order(known: list[int]) -> Iterator[tuple[int, int, int]]:
+    """(place, lowest, highest) of every number between the ends; reads `known` only where it is known by
+    then.
+    """
+    waiting = [(0, len(known) - 1)]
+    while waiting:
+        first, last = waiting.pop()
+        if last - first < 2:
+            continue
+        middle = (first + last) // 2
+        yield middle, known[first] + middle - first, known[last] - (last - middle)
+        waiting += [(middle, last), (first, middle)]
+
+
+def _split(count: int) -> tuple[int, int]:
+    """Bits of the short words for one of `count` numbers, and how many numbers have a short word."""
+    short = count.bit_length() - 1
+    return short, (2 << short) - count

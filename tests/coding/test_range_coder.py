@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,36 +12,9 @@ from secateur.coding.range_coder import TOTAL, Decoder, Encoder
 from secateur.coding.static import frequencies
 from secateur.errors import FormatError
 
-WORD, WIDE = 1 << 32, (1 << 64) - 1
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-
-class ByTheBook:
-    """The decoder as docs/format.md defines it, in Python's own whole numbers."""
-
-    def __init__(self, data: bytes):
-        data = data + bytes(-len(data) % 4)
-        self.words = [int.from_bytes(data[i : i + 4], "big") for i in range(0, len(data), 4)]
-        self.at, self.low, self.range = 0, 0, WIDE
-        self.point = (self.word() << 32) | self.word()
-
-    def word(self) -> int:
-        self.at += 1
-        return self.words[self.at - 1] if self.at <= len(self.words) else 0
-
-    def symbol(self, lefts: list[int]) -> int:
-        scale = self.range >> 24
-        place = ((self.point - self.low) & WIDE) // scale
-        assert place < TOTAL
-        found = max(j for j, left in enumerate(lefts[:-1]) if left <= place)
-        self.low = (self.low + scale * lefts[found]) & WIDE
-        self.range = scale * (lefts[found + 1] - lefts[found])
-        if self.range < WORD:
-            self.low, self.range = (self.low << 32) & WIDE, self.range << 32
-            self.point = ((self.point << 32) & WIDE) | self.word()
-        return found
-
-    def bit(self, ones: int) -> int:
-        return self.symbol([0, ((65536 - ones) * (TOTAL - 2) >> 16) + 1, TOTAL])
+from tests.coding.by_the_book import RangeDecoder
 
 
 @pytest.mark.parametrize("kind", ["even", "rare", "often", "mixed"])
@@ -55,7 +31,7 @@ def test_bits_follow_the_definition(kind: str) -> None:
     encoder = Encoder()
     encoder.bits(bits, ones)
     data = encoder.finish()
-    book = ByTheBook(data)
+    book = RangeDecoder(data)
     assert [book.bit(int(p)) for p in ones] == bits.tolist()
     decoder = Decoder(data)
     assert decoder.bits(ones).tolist() == bits.tolist()
@@ -73,7 +49,7 @@ def test_symbols_follow_the_definition() -> None:
     encoder.bits(np.array([1, 0]), np.array([100, 200]))
     data = encoder.finish()
     lefts = [0, *np.cumsum(table + 1).tolist()]
-    book = ByTheBook(data)
+    book = RangeDecoder(data)
     assert [book.symbol(lefts) for _ in symbols] == symbols.tolist()
     assert [book.bit(100), book.bit(200)] == [1, 0]
 

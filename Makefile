@@ -33,5 +33,8 @@ lint: $(STAMP)
 bench: $(STAMP)
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
 
+fuzz: $(STAMP)
+	$(BIN)/python -m attacks.fuzz
+
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

@@ -26,11 +26,12 @@ from secateur.core.masks import Masks
 from secateur.errors import NothingToDoError, OptionError
 from secateur.structure.carry import carry_optimizer, load_shrunk, reestimate_batch_norm, save_shrunk
 from secateur.structure.choose import dropped, dropped_lines, extended, rounded
+from secateur.structure.configs import config_changes, fitted_config
 from secateur.structure.couplings import Structure, analyse, regroup
 from secateur.structure.explain import Explanation, explained
 from secateur.structure.fit import fit
 from secateur.structure.labels import Lock
-from secateur.structure.plan import Plan, cut_tensor
+from secateur.structure.plan import Plan, cut_tensor, set_attribute
 from secateur.structure.proof import Proof, prove
 
 __all__ = ["Shrunk", "explain", "load_shrunk", "reestimate_batch_norm", "shrink"]
@@ -147,8 +148,35 @@ def cut(
         locks += fitted.locks
         structure = regroup(structure, fitted.locks)
     whole = extended(structure, masks, alive, model, lines)
-    small, left = apply_plan(model, fitted.plan, whole)
-    return Cut(small, fitted.plan, whole, left, tuple(locks), bool(structure.follower.crossed))
+    plan = fitted.plan
+    small, left = apply_plan(model, plan, whole)
+    if hasattr(model, "save_pretrained"):
+        plan = with_config(structure, model, small, plan, alive)
+    return Cut(small, plan, whole, left, tuple(locks), bool(structure.follower.crossed))
+
+
+def with_config(
+    structure: Structure, model: nn.Module, small: nn.Module, plan: Plan, alive: np.ndarray
+) -> Plan:
+    """Set the shrunk model's configuration where one describes it, and put that into the plan."""
+    widths = set()
+    for group in structure.groups:
+        left = int(alive[group.classes].sum())
+        if left < group.count:
+            widths.add((group.count, left))
+            widths |= {(slot.positions.size, left * slot.positions.shape[1]) for slot in group.slots}
+            queries = {slot.positions.shape[1] for slot in group.slots}
+            widths |= {(group.count * a // b, left * a // b) for a in queries for b in queries if a > b}
+    config = fitted_config(model, small, widths)
+    if config is None:
+        return plan
+    changes = config_changes(model.config, config)
+    own: Any = small.config
+    # One object may serve all modules of a model, which was copied with it.
+    for name, value in changes.items():
+        set_attribute(own, name, value)
+    merged = {**plan.attributes.get("", {}), **{f"config.{name}": value for name, value in changes.items()}}
+    return replace(plan, attributes={**plan.attributes, "": merged}) if changes else plan
 
 
 def _check_options(coupling: str, round_to: int | None, at_least: int, tolerance: float) -> None:

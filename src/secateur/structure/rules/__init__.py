@@ -21,7 +21,7 @@ import torch
 from secateur.structure.labels import Field, Labels, Layout
 from secateur.structure.trace import Op, Ref, Trace
 
-__all__ = ["Follower", "Rule", "follow", "rule", "table"]
+__all__ = ["Follower", "Rule", "follow", "markdown", "rule", "table"]
 
 Rule = Callable[["Follower", Op], "Layout | Sequence[Layout]"]
 
@@ -61,9 +61,43 @@ def table() -> dict[str, Rule]:
     global _loaded
     if not _loaded:
         for module in pkgutil.iter_modules(__path__):
+            if module.name == "__main__":
+                continue
             importlib.import_module(f"{__name__}.{module.name}")
         _loaded = True
     return _RULES
+
+
+def markdown() -> str:
+    """The table of all rules, by family, as docs/operators.md holds it."""
+    known = table()
+    families: dict[str, dict[Rule, list[str]]] = {}
+    for name, function in known.items():
+        family = function.__module__.rpartition(".")[2]
+        families.setdefault(family, {}).setdefault(function, []).append(name)
+    lines = [
+        "# Operators",
+        "",
+        "Written by `python -m secateur.structure.rules`. Shrinking follows every axis through these operators, "
+        "position by position.",
+        "An operator that is not here, and is not element-wise, locks whatever channels reach it; `sc.explain` "
+        "names it.",
+    ]
+    for family in sorted(families):
+        opening = (importlib.import_module(f"{__name__}.{family}").__doc__ or "").splitlines()[0]
+        lines += [
+            "",
+            f"## {family}",
+            "",
+            opening,
+            "",
+            "| operators | what happens to the channels |",
+            "|---|---|",
+        ]
+        for function, names in families[family].items():
+            shown = ", ".join(f"`{name}`" for name in sorted(names) if not name.startswith("_pointwise"))
+            lines.append(f"| {shown} | {(function.__doc__ or '').splitlines()[0]} |")
+    return "\n".join(lines) + "\n"
 
 
 class Follower:

@@ -1,0 +1,131 @@
+"""The part of the zoo that fits a test run: half of every group leaves, the proof holds, the work really shrinks.
+
+The whole of it is `python benchmarks/zoo.py`, which writes docs/zoo.md.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import secateur as sc
+from secateur.structure.couplings import analyse
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import hf
+
+import models
+
+pytestmark = pytest.mark.zoo
+
+# library, name, edge of the image, least share of the MACs that must go
+PICKED = [
+    ("torchvision", "resnet18", 64, 0.7),
+    ("torchvision", "resnext50_32x4d", 64, 0.7),
+    ("torchvision", "densenet121", 64, 0.7),
+    ("torchvision", "googlenet", 64, 0.7),
+    ("torchvision", "mobilenet_v3_small", 64, 0.6),
+    ("torchvision", "efficientnet_b0", 64, 0.7),
+    ("torchvision", "shufflenet_v2_x0_5", 64, 0.5),
+    ("torchvision", "squeezenet1_1", 64, 0.6),
+    ("torchvision", "convnext_tiny", 64, 0.4),
+    ("torchvision", "swin_t", 64, 0.4),
+    ("torchvision", "vit_b_32", 224, 0.4),
+    ("torchvision", "lraspp_mobilenet_v3_large", 64, 0.6),
+    ("torchvision", "r3d_18", 56, 0.7),
+    ("timm", "vit_tiny_patch16_224", 224, 0.4),
+    ("timm", "levit_128s", 224, 0.6),
+    ("timm", "res2net50_26w_4s", 64, 0.7),
+    ("timm", "mixnet_s", 64, 0.6),
+    ("timm", "coat_lite_tiny", 224, 0.4),
+    ("timm", "repvit_m1", 64, 0.6),
+]
+
+
+def needs(library: str) -> None:
+    name = "transformers" if library == "hf" else library
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(
+            f"the zoo needs {name}, which is not installed: pip install {name} (see benchmarks/zoo-requirements.txt)"
+        )
+
+
+@pytest.mark.parametrize(("library", "name", "size", "least"), PICKED, ids=[f"{p[0]}-{p[1]}" for p in PICKED])
+def test_images(library: str, name: str, size: int, least: float) -> None:
+    needs(library)
+    torch.manual_seed(0)
+    model, example = models.build(models.Entry(library, name, size))
+    masks = sc.prune(
+        model, criterion="l1", granularity="channel", budget=0.5, example=example, allow_collapse=True
+    )
+    small = sc.shrink(model, masks, example)
+    assert small.proof.error < 1e-9
+    assert small.proof.scale > 1e-6
+    gone = 1 - analyse(small.model, example).macs() / analyse(model, example).macs()
+    assert gone >= least
+
+
+@pytest.mark.parametrize("name", sorted(hf.CONFIGS))
+def test_hugging_face(name: str) -> None:
+    needs("hf")
+    needs("torchvision")
+    torch.manual_seed(0)
+    model, example = hf.build(name)
+    masks = sc.prune(
+        model, criterion="l1", granularity="channel", budget=0.5, example=example, allow_collapse=True
+    )
+    small = sc.shrink(model, masks, example)
+    assert small.proof.error < (1e-9 if small.proof.dtype == "float64" else 1e-4)
+    assert small.proof.scale > 1e-6
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, small.model))
+    assert after < 0.97 * before
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3", "gemma", "t5"])
+def test_the_configuration_makes_the_round_trip(name: str, tmp_path: Path) -> None:
+    needs("hf")
+    model, example = hf.build(name)
+    masks = sc.prune(model, granularity="channel", budget=0.5, example=example)
+    small = sc.shrink(model, masks, example)
+    assert any(key.startswith("config.") for key in small.plan.attributes[""])
+    small.model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(again(**example)[0], small.model.eval()(**example)[0])
+    untouched, _ = hf.build(name)
+    assert model.config.to_dict() == untouched.config.to_dict()
+
+
+def test_a_config_that_cannot_say_it_is_left_alone() -> None:
+    """BERT's config has no field for fewer heads of the same size: the plan loads such a model."""
+    needs("hf")
+    model, example = hf.build("bert")
+    small = sc.shrink(model, sc.prune(model, granularity="head", budget=0.5, example=example), example)
+    assert small.model.config.num_attention_heads == 4
+    fresh, _ = hf.build("bert")
+    small.plan.apply_(fresh).load_state_dict(small.model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(fresh(**example)[0], small.model.eval()(**example)[0])
+
+
+def test_mlp_width_of_bert_makes_the_round_trip(tmp_path: Path) -> None:
+    needs("hf")
+    model, example = hf.build("bert")
+    masks = sc.prune(
+        model,
+        granularity="channel",
+        budget=0.5,
+        example=example,
+        only=["*.intermediate.dense", "*.output.dense"],
+    )
+    small = sc.shrink(model, masks, example)
+    assert small.model.config.intermediate_size == 64
+    small.model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(again(**example)[0], small.model.eval()(**example)[0])

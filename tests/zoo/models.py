@@ -250,7 +250,7 @@ SIZES = {
     "inception_v3": 96, "alexnet": 96, "maxvit_t": 224, "inception_v4": 128, "inception_resnet_v2": 128,
     "crossvit_tiny_240": 240, "swinv2_tiny_window8_256": 256, "mobilevit_xxs": 128, "mobilevitv2_050": 128,
     "samvit_base_patch16": 256, "halonet26t": 256, "botnet26t_256": 256, "lambda_resnet26t": 256,
-    "bat_resnext26ts": 256, "s3d": 112,
+    "bat_resnext26ts": 256, "s3d": 224,
 }  # fmt: skip
 FIXED = [
     "vit",
@@ -298,7 +298,7 @@ def FAMILIES() -> Iterator[Entry]:
         yield Entry(
             "torchvision",
             name,
-            224 if "mvit" in name else (64 if "swin" in name else 56 if name != "s3d" else 112),
+            224 if "mvit" in name else (64 if "swin" in name else 56 if name != "s3d" else 224),
         )
     for name in TIMM:
         yield Entry("timm", name, _size(name))

@@ -165,7 +165,9 @@ def encode(
     few = levels_of(words, entry) if entry.numel >= 16 else None
     guess = float("inf")
     if few is not None:
-        guess = static.entropy(few[1]) * entry.numel / 8 + len(codebook(few[0], entry)) + 8
+        # About a byte a level is what it costs a coder to learn how often each comes.
+        learning = len(few[0]) + 8
+        guess = static.entropy(few[1]) * entry.numel / 8 + len(codebook(few[0], entry)) + learning
         if guess < entry.nbytes / 2:  # packing could hardly win, and would have to be tried on all of it
             return indexed(entry, *few, coder, memory)
     packed = [floats.encode(flat, entry.floating)]

@@ -41,6 +41,8 @@ _NAMES = {
     "shrink": "secateur.shrink",
     "explain": "secateur.shrink",
     "scan": "secateur.scan",
+    "export": "secateur.export",
+    "auto": "secateur.auto",
     "share": "secateur.share",
     "save": "secateur.container.archive",
     "load": "secateur.container.archive",

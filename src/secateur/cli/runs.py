@@ -292,4 +292,4 @@ def gc(
     )
 
 
-VERBS = (demo, run, sweep, runs, show, export, gc)
+VERBS = (demo, run, sweep, runs, show, gc)  # export is registered with the export of models

@@ -29,6 +29,7 @@ from typing import Any
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator
 
 from secateur.errors import RecipeError, near
+from secateur.lab import grid as grids
 from secateur.lab import steps as step_kinds
 from secateur.lab.steps import Base, Options
 
@@ -103,6 +104,7 @@ class Recipe(Options):
     lab: LabSpec = LabSpec.model_validate({})
     steps: tuple[SerializeAsAny[Base], ...] = Field(alias="step")
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    when: dict[str, dict[str, tuple[Any, ...]]] = Field(default_factory=dict)
 
     @field_validator("steps")
     @classmethod
@@ -161,15 +163,22 @@ class Recipe(Options):
         _known_keys(cls, whole, source, "a recipe", aliases={"steps": "step"})
         whole["step"] = label_steps(whole.get("step", []), source)
         axes = _flatten(whole.pop("grid", {}))
+        when = dict(whole.pop("when", {}))
+        for key, value in axes.items():
+            if isinstance(value, dict):
+                axes[key] = value.get("values")
+                when |= {key: value["when"]} if "when" in value else {}
         for item in grid:
-            key, value = parse_setting(item, "--grid")
-            axes[key] = value.split(",") if isinstance(value, str) and ":" not in value else value
-            if isinstance(axes[key], list):
-                axes[key] = [_value(part) if isinstance(part, str) else part for part in axes[key]]
+            text, wanted = grids.split_condition(item)
+            key, value = parse_setting(text, "--grid")
+            axes[key] = _several(value)
+            if wanted:
+                when[key] = {other: _several(_value(some)) for other, some in wanted.items()}
         for item in settings:
             key, value = parse_setting(item, "--set")
             _assign(whole, key, value, source)
         whole["grid"] = {key: axis_values(key, values, source) for key, values in axes.items()}
+        whole["when"] = grids.conditions(when, whole["grid"], source)
         for key, values in whole["grid"].items():
             _assign(copy.deepcopy(whole), key, values[0], source)
         whole["step"] = tuple(_step(table, source, index) for index, table in enumerate(whole["step"]))
@@ -179,18 +188,19 @@ class Recipe(Options):
         """The resolved recipe as plain data: every option, given or default. `Recipe.of` reads it back."""
         whole = self.model_dump(mode="json", by_alias=True, exclude={"steps"})
         whole["step"] = [{"kind": step.kind(), **step.model_dump(mode="json")} for step in self.steps]
+        if not self.when:
+            del whole["when"]
         return whole
 
     def trials(self) -> list[tuple[dict[str, Any], Recipe]]:
         """Every combination of the grid's values, the last axis fastest, as (settings, recipe without a
         grid)."""
-        combinations: list[dict[str, Any]] = [{}]
-        for key, values in self.grid.items():
-            combinations = [{**one, key: value} for one in combinations for value in values]
+        combinations = grids.combinations(self.grid, self.when)
         if combinations == [{}]:
             return [({}, self)]
         plain = self.plain()
         plain["grid"] = {}
+        plain.pop("when", None)
         found = []
         for settings in combinations:
             whole = copy.deepcopy(plain)
@@ -254,11 +264,18 @@ def _value(text: str) -> Any:
         return text
 
 
+def _several(value: Any) -> Any:
+    """The values of an axis as the command line gives them: `a,b,c` is a list, `0:1:0.1` stays a text."""
+    if isinstance(value, str):
+        return value if value.count(":") == 2 else [_value(part.strip()) for part in value.split(",")]
+    return value if isinstance(value, list) else [value]
+
+
 def _flatten(tables: Any, prefix: str = "") -> dict[str, Any]:
     """`[grid]` keys may be dotted in quotes or not: both become one flat mapping."""
     flat: dict[str, Any] = {}
     for key, value in dict(tables).items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and "values" not in value:
             flat |= _flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
@@ -266,22 +283,19 @@ def _flatten(tables: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def axis_values(key: str, values: Any, source: str) -> tuple[Any, ...]:
-    """The values of one axis of a grid: a list, or `first:last:step`."""
-    if isinstance(values, str) and values.count(":") == 2:
-        from decimal import Decimal, InvalidOperation
+    """The values of one axis of a grid: a list, or `first:last:step`.
 
+    >>> axis_values("prune.budget", "0.5:0.7:0.1", "recipe")
+    (0.5, 0.6, 0.7)
+    """
+    if isinstance(values, str) and values.count(":") == 2:
         try:
-            first, last, step = (Decimal(part) for part in values.split(":"))
-        except InvalidOperation:
-            raise RecipeError(
-                f"{source}: grid axis {key!r}: expected first:last:step, got {values!r}"
-            ) from None
-        if step <= 0 or last < first:
-            raise RecipeError(
-                f"{source}: grid axis {key!r}: expected first <= last and step > 0, got {values!r}"
-            )
-        count = int((last - first) / step) + 1
-        return tuple(float(first + step * index) for index in range(count))
+            between = grids.span(values)
+        except RecipeError as error:
+            raise RecipeError(f"{source}: grid axis {key!r}: {error}") from None
+        if between is None:
+            raise RecipeError(f"{source}: grid axis {key!r}: expected first:last:step, got {values!r}")
+        return between
     if not isinstance(values, list | tuple) or not values:
         raise RecipeError(
             f"{source}: grid axis {key!r}: expected a list of values or 'first:last:step', got {values!r}"
@@ -358,7 +372,7 @@ def schema() -> dict[str, Any]:
     """The JSON Schema of recipes, for editors: `secateur schema > recipe.schema.json`.
 
     >>> sorted(schema()["properties"])
-    ['data', 'grid', 'lab', 'model', 'name', 'step']
+    ['data', 'grid', 'lab', 'model', 'name', 'step', 'when']
     """
     definitions: dict[str, Any] = {}
 
@@ -386,7 +400,11 @@ def schema() -> dict[str, Any]:
             "step": {"type": "array", "minItems": 1, "items": {"oneOf": kinds}},
             "grid": {
                 "type": "object",
-                "description": "LABEL.option = a list of values, or 'first:last:step'",
+                "description": "LABEL.option = a list of values, 'first:last:step', or {values, when}",
+            },
+            "when": {
+                "type": "object",
+                "description": "AXIS = {OTHER_AXIS = values}: the axis counts only where the other has one of these",
             },
         },
         "$defs": definitions,

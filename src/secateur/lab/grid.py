@@ -1,0 +1,129 @@
+"""Grids: which combinations of values a sweep tries; axes that count only under a condition.
+
+A grid is axes in order, each a key of the recipe with its values, and conditions: an axis with one takes part only
+in the combinations in which the axes it names have one of the values named.
+
+>>> axes = {"prune.criterion": ("magnitude", "snip"), "prune.images": (1, 10)}
+>>> only = {"prune.images": {"prune.criterion": ("snip",)}}
+>>> for one in combinations(axes, only):
+...     print(one)
+{'prune.criterion': 'magnitude'}
+{'prune.criterion': 'snip', 'prune.images': 1}
+{'prune.criterion': 'snip', 'prune.images': 10}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from secateur.errors import RecipeError, near
+
+__all__ = ["combinations", "conditions", "seeds", "span", "split_condition"]
+
+Axes = Mapping[str, Sequence[Any]]
+Conditions = Mapping[str, Mapping[str, Sequence[Any]]]
+
+
+def combinations(axes: Axes, when: Conditions) -> list[dict[str, Any]]:
+    """Every combination of the axes' values, the last axis fastest, each once.
+
+    >>> combinations({"a.x": (1, 2), "a.y": (3,)}, {})
+    [{'a.x': 1, 'a.y': 3}, {'a.x': 2, 'a.y': 3}]
+    """
+    found: list[dict[str, Any]] = [{}]
+    for key, values in axes.items():
+        wanted = when.get(key, {})
+        longer: list[dict[str, Any]] = []
+        for one in found:
+            # An axis left out by its own condition meets no condition either.
+            if all(other in one and one[other] in allowed for other, allowed in wanted.items()):
+                longer += [{**one, key: value} for value in values]
+            else:
+                longer.append(one)
+        found = longer
+    return found
+
+
+def conditions(when: Any, axes: Axes, source: str) -> dict[str, dict[str, tuple[Any, ...]]]:
+    """The conditions of a grid, checked: each names an axis before it, and values that axis takes.
+
+    >>> conditions({"a.y": {"a.x": 1}}, {"a.x": (1, 2), "a.y": (3,)}, "recipe")
+    {'a.y': {'a.x': (1,)}}
+    >>> conditions({"a.x": {"a.y": 3}}, {"a.x": (1, 2), "a.y": (3,)}, "recipe")
+    Traceback (most recent call last):
+    secateur.errors.RecipeError: recipe: grid axis 'a.x' depends on 'a.y', which comes after it; put 'a.y' first
+    """
+    found: dict[str, dict[str, tuple[Any, ...]]] = {}
+    order = list(axes)
+    for key, wanted in dict(when).items():
+        if key not in axes:
+            raise RecipeError(f"{source}: a condition on {key!r}, which is no axis of the grid: {near(key, order)}")
+        if not isinstance(wanted, Mapping) or not wanted:
+            raise RecipeError(
+                f"{source}: grid axis {key!r}: expected when = {{OTHER_AXIS = VALUES}}, got {wanted!r}"
+            )
+        found[key] = {}
+        for other, values in wanted.items():
+            if other not in axes:
+                raise RecipeError(
+                    f"{source}: grid axis {key!r} depends on {other!r}, which is no axis: {near(other, order)}"
+                )
+            if order.index(other) >= order.index(key):
+                raise RecipeError(
+                    f"{source}: grid axis {key!r} depends on {other!r}, which comes after it; put {other!r} first"
+                )
+            some = tuple(values) if isinstance(values, list | tuple) else (values,)
+            never = [value for value in some if value not in axes[other]]
+            if never:
+                raise RecipeError(
+                    f"{source}: grid axis {key!r} depends on {other!r} being {never[0]!r}, which it never is; "
+                    f"its values are {', '.join(repr(value) for value in axes[other])}"
+                )
+            found[key][other] = some
+    return found
+
+
+def split_condition(text: str) -> tuple[str, dict[str, str]]:
+    """`VALUES when KEY=A,B and KEY=C` of the command line as (values, conditions as text).
+
+    >>> split_condition("1,10 when prune.criterion=snip,grasp")
+    ('1,10', {'prune.criterion': 'snip,grasp'})
+    >>> split_condition("0.1:0.9:0.1")
+    ('0.1:0.9:0.1', {})
+    """
+    values, when, rest = text.partition(" when ")
+    found = {}
+    for part in rest.split(" and ") if when else []:
+        key, equals, wanted = part.partition("=")
+        if not equals or not key.strip() or not wanted.strip():
+            raise RecipeError(f"--grid ... when {rest}: expected when KEY=VALUE, or KEY=A,B for several values")
+        found[key.strip()] = wanted.strip()
+    return values.strip(), found
+
+
+def span(text: str) -> tuple[float | int, ...] | None:
+    """`first:last:step` as numbers, whole ones where all three are written whole; None for another text.
+
+    >>> span("0.1:0.5:0.2"), span("0:4:2"), span("hf:x:y")
+    ((0.1, 0.3, 0.5), (0, 2, 4), None)
+    """
+    try:
+        first, last, step = (Decimal(part) for part in text.split(":"))
+        finite = first.is_finite() and last.is_finite() and step.is_finite()
+    except (InvalidOperation, ValueError):
+        return None
+    if not finite or step <= 0 or last < first:
+        raise RecipeError(f"expected first <= last and step > 0, got {text!r}")
+    kind = int if all(part.strip().lstrip("+-").isdigit() for part in text.split(":")) else float
+    return tuple(kind(first + step * index) for index in range(int((last - first) / step) + 1))
+
+
+def seeds(first: int, count: int) -> str:
+    """The axis of a repetition over seeds, as `--grid` takes it.
+
+    >>> seeds(3, 2)
+    'lab.seed=3:4:1'
+    """
+    return f"lab.seed={first}:{first + count - 1}:1"

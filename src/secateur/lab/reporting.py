@@ -100,25 +100,40 @@ def _pictures(store: Store, row: RunRow, trials: list[dict[str, Any]], undrawn: 
         if outcome is None:
             continue
         try:
-            found += _picture(revive(outcome.state, store.objects, build), example, step, not found)
+            state = revive(outcome.state, store.objects, build)
         except Exception as error:
             undrawn.append(f"{step['label']}: {error}")
+            continue
+        first = not found
+        for draw in (_structure, _weights, _activations, _bytes):
+            try:
+                found += draw(state, example, first).within({"variant": step["label"]})
+            except Exception as error:
+                undrawn.append(f"{draw.__name__.strip('_')} of {step['label']}: {error}")
     return Measurements(found).within({"run": row.id, "trial": 0})
 
 
-def _picture(state: State, example: Any, step: Mapping[str, Any], first: bool) -> Measurements:
-    """What the model looks like after one step. Couplings are traced once, on the model as it was first."""
-    model = state.model
-    found: list[Measurement] = list(measure(model, example if first else None, what=["architecture"]))
-    if not first and state.plan is None:
-        found = [item for item in found if item.name == "widths"]
-    if sum(parameter.numel() for parameter in model.parameters()) * _MOST <= _ELEMENTS:
-        found += measure(model, what=["weight_histogram", "filter_sums"])
-    if example is not None:
-        found += measure(model, example, what=["activation_histogram"])
-    if state.files:
-        found += _account(list(state.files.values())[-1])
-    return Measurements(found).within({"variant": step["label"]})
+def _structure(state: State, example: Any, first: bool) -> Measurements:
+    """Layers and widths. Couplings are traced once, on the model as it was first."""
+    found = measure(state.model, example if first else None, what=["architecture"])
+    if first or state.plan is not None:
+        return found
+    return Measurements(item for item in found if item.name == "widths")
+
+
+def _weights(state: State, example: Any, first: bool) -> Measurements:
+    weighed = sum(parameter.numel() for parameter in state.model.parameters())
+    if weighed * _MOST > _ELEMENTS:
+        return Measurements()
+    return measure(state.model, what=["weight_histogram", "filter_sums"])
+
+
+def _activations(state: State, example: Any, first: bool) -> Measurements:
+    return Measurements() if example is None else measure(state.model, example, what=["activation_histogram"])
+
+
+def _bytes(state: State, example: Any, first: bool) -> Measurements:
+    return _account(list(state.files.values())[-1]) if state.files else Measurements()
 
 
 def _worth_showing(steps: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -157,9 +172,11 @@ def _account(data: bytes) -> Measurements:
         path = Path(folder) / "model.sct"
         path.write_bytes(data)
         report = inspect(path)
-    parts = {row.name: dict(row.parts) for row in report.rows}
+    parts = {
+        row.name: {**row.parts, "name and frame": row.size - sum(row.parts.values())} for row in report.rows
+    }
     of_tensors = sum(size for own in parts.values() for size in own.values())
-    parts["(not of one tensor)"] = {"names, framing, checksums": report.size - of_tensors}
+    parts["(not of one tensor)"] = {"head and checksums": report.size - of_tensors}
     text = "bytes of the .sct file on disk, by tensor and part; what belongs to no single tensor has a bar of its own"
     return Measurements(
         [

@@ -31,8 +31,10 @@ def activation_histogram(model: nn.Module, example: Any, *, bins: int = 40) -> M
 
     def watch(name: str) -> Any:
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            if torch.is_tensor(output) and output.is_floating_point() and name not in found:
-                found[name] = histogram(output, bins)
+            # What is counted here is no part of the forward, and must not be seen by whoever follows its calls.
+            with torch._C.DisableTorchFunction():
+                if isinstance(output, torch.Tensor) and output.is_floating_point() and name not in found:
+                    found[name] = histogram(output, bins)
 
         return keep
 

@@ -15,6 +15,7 @@ import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.report.figure import Figure, Table
+from secateur.report.reading import colour, variants_of
 
 __all__ = ["heights", "ridges"]
 
@@ -45,15 +46,20 @@ def _chosen(measurements: Measurements, name: str) -> tuple[list[Measurement], l
     return drawn, kept, variants, len(layers)
 
 
-def _outline(item: Measurement) -> list[tuple[float, float, int]]:
-    """(value in the middle of a bin, height, count), from end to end, with a foot on the baseline at both."""
+def _outline(item: Measurement) -> dict[str, list[float]]:
+    """Middles of the bins (x), heights (h), counts (n), from end to end, with a foot on the baseline at both.
+
+    One row a histogram, taken apart by the chart itself: a page that holds hundreds of them stays small.
+    """
     counts = [int(count) for count in item.context["counts"]]
     low, high = float(item.context["low"]), float(item.context["high"])
     width = (high - low) / len(counts)
-    middle = [
-        (low + (k + 0.5) * width, top, count) for k, (top, count) in enumerate(zip(heights(counts), counts))
-    ]
-    return [(low, 0.0, 0), *middle, (high, 0.0, 0)]
+    middles = [_short(low + (k + 0.5) * width) for k in range(len(counts))]
+    return {
+        "x": [_short(low), *middles, _short(high)],
+        "h": [0, *heights(counts), 0],
+        "n": [0, *counts, 0],
+    }
 
 
 def ridges(measurements: Measurements, name: str, section: str, what: str) -> list[Figure]:
@@ -87,13 +93,10 @@ def ridges(measurements: Measurements, name: str, section: str, what: str) -> li
         {
             "l": str(item.context["layer"]),
             "v": str(item.context.get("variant", "model")),
-            "x": _short(x),
             "b": place(item),
-            "y": round(place(item) + reach * y, 3),
-            "n": count,
+            **_outline(item),
         }
         for item in sorted(drawn, key=lambda item: -place(item))
-        for x, y, count in _outline(item)
     ]
     axis_y = alt.Axis(
         values=list(range(rows)), labelExpr=labels, title=None, grid=True, labelOverlap=False, labelLimit=130
@@ -101,14 +104,17 @@ def ridges(measurements: Measurements, name: str, section: str, what: str) -> li
     scale_y = alt.Scale(domain=[0, rows - 1 + reach], nice=False, zero=False)
     ridge = (
         alt.Chart(alt.Data(values=flat))
+        .transform_flatten(["x", "h", "n"])
+        .transform_calculate(y=f"datum.b + {reach} * datum.h")
         .mark_area(fillOpacity=0.55, line={"strokeWidth": 1}, interpolate="monotone")
         .encode(
-            x=alt.X("x:Q", axis=alt.Axis(title=what, tickCount=4, format="~g"), scale=alt.Scale(nice=False)),
+            x=alt.X(
+                "x:Q", axis=alt.Axis(title=what, tickCount=4, format=".3~r"), scale=alt.Scale(nice=False)
+            ),
             y=alt.Y("y:Q", axis=axis_y, scale=scale_y, stack=None),
             y2="b:Q",
             detail="l:N",
-            order="x:Q",
-            color=alt.Color("v:N", scale=alt.Scale(domain=variants), legend=None),
+            color=colour("v", variants_of(measurements), [], legend=False),
             tooltip=[
                 alt.Tooltip("l:N", title="layer"),
                 alt.Tooltip("v:N", title="variant"),
@@ -153,37 +159,35 @@ def _stacked(
     """The same histograms one behind the other, drawn from the back: the first layer is in front."""
     span = max(abs(float(item.context[key])) for item in drawn for key in ("low", "high")) or 1.0
     lean, lift = 1.1 * span / max(4, len(layers)), 0.34
-    rows = []
-    for item in sorted(drawn, key=lambda item: -layers.index(str(item.context["layer"]))):
-        depth = layers.index(str(item.context["layer"]))
-        for x, y, count in _outline(item):
-            rows.append(
-                {
-                    "l": f"{depth:03d}",
-                    "name": str(item.context["layer"]),
-                    "v": str(item.context.get("variant", "model")),
-                    "x": _short(x + depth * lean),
-                    "w": _short(x),
-                    "b": round(depth * lift, 3),
-                    "y": round(depth * lift + y, 3),
-                    "d": depth,
-                    "n": count,
-                }
-            )
+    rows = [
+        {
+            "l": str(item.context["layer"]),
+            "v": str(item.context.get("variant", "model")),
+            "d": layers.index(str(item.context["layer"])),
+            **_outline(item),
+        }
+        for item in sorted(drawn, key=lambda item: -layers.index(str(item.context["layer"])))
+    ]
     chart = (
         alt.Chart(alt.Data(values=rows))
+        .transform_flatten(["x", "h", "n"])
+        .transform_calculate(
+            w="datum.x",
+            s=f"datum.x + datum.d * {lean:.6g}",
+            b=f"datum.d * {lift}",
+            y=f"datum.d * {lift} + datum.h",
+        )
         .mark_area(fillOpacity=0.82, line={"strokeWidth": 0.8, "color": "white"})
         .encode(
-            x=alt.X("x:Q", axis=None, scale=alt.Scale(nice=False)),
+            x=alt.X("s:Q", axis=None, scale=alt.Scale(nice=False)),
             y=alt.Y("y:Q", axis=None, stack=None, scale=alt.Scale(nice=False)),
             y2="b:Q",
             detail="l:N",
-            order="x:Q",
             color=alt.Color(
                 "d:Q", scale=alt.Scale(scheme="viridis", domain=[0, max(1, len(layers) - 1)]), legend=None
             ),
             tooltip=[
-                alt.Tooltip("name:N", title="layer"),
+                alt.Tooltip("l:N", title="layer"),
                 alt.Tooltip("v:N", title="variant"),
                 alt.Tooltip("w:Q", title=what, format=".3~g"),
                 alt.Tooltip("n:Q", title="in this bin", format=",d"),

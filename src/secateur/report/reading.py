@@ -18,7 +18,7 @@ from typing import Any
 import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
-from secateur.report.forms import is_plain
+from secateur.report.forms import FORMS, is_plain
 
 __all__ = [
     "LOWER",
@@ -30,6 +30,7 @@ __all__ = [
     "quality_of",
     "rows_of",
     "series_of",
+    "variants_of",
 ]
 
 QUALITIES = ("accuracy", "top1", "validation_accuracy", "loss", "total_loss")
@@ -221,16 +222,22 @@ def quality_of(rows: Iterable[Row]) -> str | None:
 def variants_of(measurements: Measurements) -> list[str]:
     """The variants, each once, in the order measured: what gives them the same colour in every chart."""
     names = dict.fromkeys(row.variant for row in rows_of(measurements))
-    more = dict.fromkeys(str(item.context["variant"]) for item in measurements if "variant" in item.context)
+    more = dict.fromkeys(
+        str(item.context["variant"])
+        for item in measurements
+        if item.name in FORMS and "variant" in item.context
+    )
     drawn = [name for name in more if name not in names]
     return [*names, *drawn]
 
 
-def colour(field_name: str, domain: list[str], title: str | None = None) -> alt.Color:
-    """Categories in a fixed order, so that a name has one colour; more than eight share none and go round."""
-    return alt.Color(
-        field_name, type="nominal", scale=alt.Scale(domain=domain), legend=alt.Legend(title=title)
-    )
+def colour(field_name: str, known: list[str], used: Iterable[str], legend: bool = True) -> alt.Color:
+    """The colour of a variant: the same in every chart, because all variants are in the scale; the legend has those
+    used."""
+    own = list(dict.fromkeys(used))
+    domain = [*known, *(name for name in own if name not in known)]
+    shown = alt.Legend(title=None, values=own) if legend else None
+    return alt.Color(field_name, type="nominal", scale=alt.Scale(domain=domain), legend=shown)
 
 
 def legend_selection(name: str, field_name: str) -> Any:

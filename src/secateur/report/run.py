@@ -9,7 +9,6 @@ Everything said on a page passes through here, so here the home folder's path be
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

@@ -155,7 +155,7 @@ def comparison(measurements: Measurements) -> Comparison:
         cells = tuple(
             (quantity(item), float(item.value)) if item is not None else ("", None) for item in found
         )
-        lines.append(Line(_NAMES.get(name, name.replace("_", " ")), _definition(first), cells))
+        lines.append(Line(_NAMES.get(name, name.replace("_", " ")), first.definition, cells))
     if any("file_bytes" in row.values for row in rows):
         lines += _smaller(rows)
     return Comparison(tuple(row.label for row in rows), tuple(lines), len(rows_of(measurements)))
@@ -169,10 +169,6 @@ def _smaller(rows: list[Row]) -> list[Line]:
         (f"{dense / row.bytes:.2f}×", dense / row.bytes) if row.bytes else ("", None) for row in rows
     )
     return [Line("times smaller on disk", "bytes of the dense file over bytes of this variant's file", cells)]
-
-
-def _definition(item: Measurement) -> str:
-    return "; ".join([item.definition, *item.notes] if item.definition else item.notes)
 
 
 def headline(measurements: Measurements) -> str:

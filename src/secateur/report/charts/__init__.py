@@ -21,7 +21,7 @@ __all__ = ["SECTIONS", "chart", "draw", "names"]
 _REGISTRY = Registry(__name__, __path__, "chart")
 
 SECTIONS = {
-    "tradeoff": "What was given for what",
+    "tradeoff": "Accuracy against cost",
     "sensitivity": "Which layers can spare what",
     "network": "The network",
     "layers": "Layer by layer",

@@ -48,7 +48,7 @@ def accuracy_sparsity(measurements: Measurements) -> list[Figure]:
     base = alt.Chart(alt.Data(values=data)).encode(
         x=alt.X(
             "sparsity:Q",
-            axis=alt.Axis(format=".0%", title="sparsity (share removed)"),
+            axis=alt.Axis(format=".0%", title="sparsity (share removed)", tickCount=10),
             scale=alt.Scale(nice=True),
         ),
         color=alt.Color("series:N", scale=alt.Scale(domain=domain)),
@@ -62,11 +62,7 @@ def accuracy_sparsity(measurements: Measurements) -> list[Figure]:
         alt.Tooltip("high:Q", format=".4~f"),
         alt.Tooltip("seeds:Q"),
     ]
-    band = base.mark_area().encode(
-        y=alt.Y("low:Q", title=quality),
-        y2="high:Q",
-        opacity=alt.condition(choose, alt.value(0.16), alt.value(0.02)),
-    )
+    band = base.mark_area(fillOpacity=0.16).encode(y=alt.Y("low:Q", title=quality), y2="high:Q", **shown)
     line = base.mark_line().encode(y=y, **shown)
     dots = base.mark_point().encode(y=y, tooltip=tip, **shown).add_params(choose)
     layers = [band, line, dots]

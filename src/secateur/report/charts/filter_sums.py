@@ -48,7 +48,7 @@ def filter_sums(measurements: Measurements) -> list[Figure]:
                     "share:Q",
                     scale=alt.Scale(domain=[0, 1]),
                     legend=alt.Legend(
-                        title="sum of |w|, of the layer's largest", format=".0%", gradientLength=160
+                        title="share of the layer's largest sum", format=".0%", gradientLength=160
                     ),
                 ),
             ),

@@ -16,7 +16,7 @@ import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.report.figure import Figure, Table
-from secateur.report.reading import variants_of
+from secateur.report.reading import colour, variants_of
 
 __all__ = ["latency"]
 
@@ -64,7 +64,7 @@ def _distributions(measurements: Measurements, sessions: list[tuple[str, list[Me
     labels = list(dict.fromkeys(row[0] for row in rows))
     base = alt.Chart(alt.Data(values=data)).encode(
         y=alt.Y("label:N", sort=labels, axis=alt.Axis(title=None, labelLimit=240)),
-        color=alt.Color("variant:N", scale=alt.Scale(domain=variants_of(measurements)), legend=None),
+        color=colour("variant", variants_of(measurements), [], legend=False),
     )
     ticks = base.mark_tick(thickness=1.5, size=20, opacity=0.55).encode(
         x=alt.X(
@@ -122,13 +122,13 @@ def _paired(measurements: Measurements) -> list[Figure]:
         }
         for label, name, item in zip(labels, names, found)
     ]
-    colours = alt.Color("variant:N", scale=alt.Scale(domain=variants_of(measurements)), legend=None)
+    colours = colour("variant", variants_of(measurements), [], legend=False)
     y = alt.Y("label:N", sort=labels, axis=alt.Axis(title=None, labelLimit=240))
     top = sorted(one["ratio"] for one in dots)
     axis = alt.X(
         "ratio:Q",
         scale=alt.Scale(zero=False, nice=True, domainMin=min(0.9, top[0])),
-        axis=alt.Axis(title="times as fast as the variant it was timed against", format="~g"),
+        axis=alt.Axis(title="times as fast as the variant it was timed against", format="~g", tickCount=8),
     )
     points = (
         alt.Chart(alt.Data(values=dots))

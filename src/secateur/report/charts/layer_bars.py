@@ -14,7 +14,7 @@ import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.report.figure import Figure, Table
-from secateur.report.reading import Row, legend_selection, rows_of, variants_of
+from secateur.report.reading import Row, colour, legend_selection, rows_of, variants_of
 
 __all__ = ["layer_bars"]
 
@@ -109,7 +109,7 @@ def _bars(
             x=alt.X("value:Q", axis=alt.Axis(format=form, title=axis, orient="top", tickCount=5)),
             y=alt.Y("layer:N", sort=layers, axis=alt.Axis(title=None), scale=alt.Scale(paddingInner=0.3)),
             yOffset=alt.YOffset("variant:N", sort=labels),
-            color=alt.Color("variant:N", scale=alt.Scale(domain=in_domain)),
+            color=colour("variant", in_domain, labels),
             opacity=alt.condition(choose, alt.value(1.0), alt.value(0.1)),
             tooltip=[
                 "layer:N",

@@ -12,7 +12,16 @@ import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.report.figure import Figure, Table
-from secateur.report.reading import LOWER, Row, finite, legend_selection, quality_of, rows_of, variants_of
+from secateur.report.reading import (
+    LOWER,
+    Row,
+    colour,
+    finite,
+    legend_selection,
+    quality_of,
+    rows_of,
+    variants_of,
+)
 
 __all__ = ["front", "pareto"]
 
@@ -48,16 +57,20 @@ def _published(
     measurements: Measurements, quality: str, names: Sequence[str]
 ) -> list[tuple[str, float, float]]:
     """(variant, cost, quality) of published figures that give both."""
-    found: dict[str, dict[str, Measurement]] = {}
+    found: dict[tuple[str, str], dict[str, Measurement]] = {}
     for item in measurements:
-        if "published" in item.context:
-            found.setdefault(str(item.context.get("variant", "")), {})[item.name] = item
+        if "published" in item.context and "inconsistent" not in item.context:
+            settings = {k: v for k, v in item.context.items() if k not in ("published", "run", "variant")}
+            label = " · ".join(
+                [str(item.context.get("variant", "")), *(said(value) for value in settings.values())]
+            )
+            found.setdefault((str(item.context["published"]), label), {})[item.name] = item
     points = []
-    for variant, values in found.items():
+    for (_, label), values in found.items():
         cost = next((finite(values[name].value) for name in names if name in values), None)
         good = finite(values[quality].value) if quality in values else None
         if cost and good is not None:
-            points.append((f"published: {variant}", cost, good))
+            points.append((f"published: {label}", cost, good))
     return points
 
 
@@ -88,13 +101,13 @@ def _one(
         for row in rows
         if (cost := _cost(row, names)) is not None and (good := row.number(quality)) is not None
     ]
+    if len({cost for _, _, cost, _ in points}) < 2:
+        return []
+    lower = quality in LOWER
+    best = set(front([(cost, good) for _, _, cost, good in points], lower))  # of ours alone
     points += [
         (label, "published", cost, good) for label, cost, good in _published(measurements, quality, names)
     ]
-    if len({(cost, good) for _, _, cost, good in points}) < 2:
-        return []
-    lower = quality in LOWER
-    best = set(front([(cost, good) for _, _, cost, good in points], lower))
     kept = [i for i in range(len(points)) if i in best or points[i][1] in ("dense", "published")]
     others = [i for i in range(len(points)) if i not in set(kept)]
     step = max(1, -(-len(others) // _MOST))
@@ -105,7 +118,7 @@ def _one(
     domain = variants_of(measurements)
     if any(row[1] == "published" for row in table):
         domain = [*domain, "published"]
-    domain = [name for name in domain if any(row[1] == name for row in table)]
+    used = [name for name in domain if any(row[1] == name for row in table)]
     percent = "%" if not lower else "~g"
     choose = legend_selection("variant", "variant")
     base = alt.Chart(alt.Data(values=data)).encode(
@@ -124,7 +137,7 @@ def _one(
     dots = (
         base.mark_point(size=60 if several else 140)
         .encode(
-            color=alt.Color("variant:N", scale=alt.Scale(domain=domain)),
+            color=colour("variant", domain, used),
             shape=alt.Shape(
                 "variant:N",
                 scale=alt.Scale(domain=domain, range=_shapes(domain)),

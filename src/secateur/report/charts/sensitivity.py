@@ -54,6 +54,10 @@ def sensitivity(measurements: Measurements) -> list[Figure]:
     )
     each = (
         base.mark_line(point=alt.OverlayMarkDef(size=24))
+        .encode(
+            x=alt.X("sparsity:Q", axis=alt.Axis(format=".0%", title=None, values=[0, 0.5, 1])),
+            y=alt.Y("value:Q", axis=alt.Axis(format="%", title=None, tickCount=3)),
+        )
         .properties(width=150, height=96)
         .facet(alt.Facet("layer:N", sort=layers, header=alt.Header(labelFontSize=11)), columns=4)
     )
@@ -73,7 +77,7 @@ def sensitivity(measurements: Measurements) -> list[Figure]:
             "sensitivity-each",
             "sensitivity",
             "The same curves, each layer by itself",
-            f"{what}. All on the same scale.",
+            f"{what}: {metric} over the sparsity of that layer, all on the same scale.",
             each,
             f"{len(layers)} small charts, one a layer, of {metric} over the sparsity of that layer alone.",
             Table(("layer", "sparsity", metric), table),

@@ -70,7 +70,7 @@ def _curves(
     name: str, title: str, rows: tuple[tuple[str, int, str, float], ...], scale: str, note: str
 ) -> Figure:
     data = [dict(zip(("training", "epoch", "what", "value"), row)) for row in rows]
-    positive = all(row[3] > 0 for row in rows)
+    logarithmic = scale == "log" and all(row[3] > 0 for row in rows)
     choose = legend_selection("training", "training")
     chart = (
         alt.Chart(alt.Data(values=data))
@@ -79,12 +79,10 @@ def _curves(
             x=alt.X("epoch:Q", axis=alt.Axis(tickMinStep=1, format="d", grid=False, title="epoch")),
             y=alt.Y(
                 "value:Q",
-                scale=alt.Scale(
-                    type="log" if scale == "log" and positive else "linear", zero=False, nice=True
-                ),
+                scale=alt.Scale(type="log") if logarithmic else alt.Scale(zero=False, nice=True),
                 axis=alt.Axis(
                     format="%" if name == "accuracy" else ".3~g",
-                    title=f"{name}" + (", log scale" * positive if scale == "log" else ""),
+                    title=f"{name}, log scale" if logarithmic else name,
                     tickCount=5,
                 ),
             ),

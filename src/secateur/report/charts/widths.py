@@ -40,7 +40,7 @@ def widths(measurements: Measurements) -> list[Figure]:
         y=alt.Y("layer:N", sort=layers, axis=alt.Axis(title=None)),
         tooltip=["layer:N", alt.Tooltip("before:Q", title=names[0]), alt.Tooltip("after:Q", title=names[1])],
     )
-    axis = alt.Axis(title="output channels or features", format="d", orient="top")
+    axis = alt.Axis(title="output channels or features", format="d", orient="top", tickCount=8)
     lines = base.mark_rule(strokeWidth=2, opacity=0.45).encode(x=alt.X("before:Q", axis=axis), x2="after:Q")
     dots = (
         base.transform_fold(["before", "after"], ["when", "width"])

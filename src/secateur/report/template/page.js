@@ -24,7 +24,6 @@
     const config = structuredClone(data.themes[theme()]);
     const narrow = width < 560;
     if (entry.each) spec.columns = Math.max(1, Math.floor((width + 20) / (entry.each + 50)));
-    else spec.autosize = { type: "fit-x", contains: "padding" };
     if (narrow) {
       config.axis.labelLimit = 104;
       config.axisX = Object.assign({}, config.axisX, { tickCount: 4, labelOverlap: true });

@@ -142,7 +142,7 @@ def builder(recipe: Recipe) -> Callable[[], nn.Module]:
 
 
 @lru_cache(maxsize=4)
-def _data(name: str, arguments: str, model: str, options: str, seed: int) -> Data:
+def _data(name: str, arguments: str, model: str, options: str) -> Data:
     import json
 
     known = json.loads(arguments)
@@ -162,7 +162,6 @@ def data_of(recipe: Recipe) -> Data:
         canonical(recipe.data.arguments()),
         recipe.model.name,
         canonical(recipe.model.options),
-        recipe.lab.seed,
     )
 
 
@@ -189,13 +188,28 @@ def _root(recipe: Recipe) -> str:
     return hashlib.sha256(canonical(model).encode()).hexdigest()
 
 
-def plan_trial(recipe: Recipe, index: int = 0, settings: dict[str, Any] | None = None) -> PlannedTrial:
-    """One trial resolved and checked: its data found, its patterns matched, its addresses known."""
-    device = device_of(recipe.lab.device)
+def plan_trial(
+    recipe: Recipe,
+    index: int = 0,
+    settings: dict[str, Any] | None = None,
+    *,
+    device: str | None = None,
+    built: dict[str, nn.Module] | None = None,
+) -> PlannedTrial:
+    """One trial resolved and checked: its data found, its patterns matched, its addresses known.
+
+    `device` is where it will be computed, when that is not this process; `built` keeps models between trials.
+    """
+    device = device or device_of(recipe.lab.device)
     data = data_of(recipe)
     if len(data.train) == 0 or len(data.test) == 0:
         raise DataError(f"data {recipe.data.name!r}: expected training and test images, got none")
-    model = builder(recipe)()
+    # The checks ask for names and shapes only, which the seed does not change.
+    built, what = {} if built is None else built, canonical(recipe.model.model_dump(mode="json"))
+    if what not in built:
+        built.clear()
+        built[what] = builder(recipe)()
+    model = built[what]
     parent = _root(recipe)
     steps: list[PlannedStep] = []
     labels: list[str] = []
@@ -216,7 +230,11 @@ def plan_trial(recipe: Recipe, index: int = 0, settings: dict[str, Any] | None =
     return PlannedTrial(index, settings or {}, recipe, tuple(steps))
 
 
-def plan(recipe: Recipe) -> Plan:
+def plan(recipe: Recipe, device: str | None = None) -> Plan:
     """The whole recipe resolved. Nothing is trained, pruned or written."""
-    trials = tuple(plan_trial(one, index, settings) for index, (settings, one) in enumerate(recipe.trials()))
-    return Plan(recipe, device_of(recipe.lab.device), trials)
+    built: dict[str, nn.Module] = {}
+    trials = tuple(
+        plan_trial(one, index, settings, device=device, built=built)
+        for index, (settings, one) in enumerate(recipe.trials())
+    )
+    return Plan(recipe, device or device_of(recipe.lab.device), trials)

@@ -22,7 +22,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +258,34 @@ class Store:
                 (status, None if error is None else clean(error), run, trial),
             )
 
+    def note(
+        self,
+        run: int,
+        steps: Iterable[tuple[int, int, str]] = (),
+        trials: Iterable[tuple[int, str, str | None]] = (),
+    ) -> None:
+        """`note_step` and `note_trial` for many at once: (trial, position, how) and (trial, status, error)."""
+        with self._write() as db:
+            db.executemany(
+                "UPDATE plan SET how = ? WHERE run = ? AND trial = ? AND position = ?",
+                [(how, run, trial, position) for trial, position, how in steps],
+            )
+            db.executemany(
+                "UPDATE trials SET status = ?, error = ? WHERE run = ? AND trial = ?",
+                [(st, None if error is None else clean(error), run, trial) for trial, st, error in trials],
+            )
+
+    def timings(self) -> list[tuple[str, dict[str, Any], float, dict[str, Any]]]:
+        """(kind, options, seconds, the recipe of a run it belongs to) of every step ever computed."""
+        rows = self._read(
+            "SELECT steps.kind, steps.options, steps.seconds, runs.recipe FROM steps "
+            "JOIN (SELECT key, MAX(run) AS run FROM plan GROUP BY key) AS last ON last.key = steps.key "
+            "JOIN runs ON runs.id = last.run"
+        )
+        return [
+            (row["kind"], json.loads(row["options"]), row["seconds"], json.loads(row["recipe"])) for row in rows
+        ]
+
     def finish_run(self, run: int, status: str, seconds: float) -> None:
         """Note that a run is over."""
         with self._write() as db:
@@ -348,7 +376,7 @@ class Store:
                         "variant": step["label"],
                         "step": step["kind"],
                     }
-                    context["seed"] = seed
+                    context["seed"] = trial["settings"].get("lab.seed", seed)
                     context |= {**trial["settings"], **m.context}
                     found.append(Measurement.from_dict({**m.to_dict(), "context": context}))
         return Measurements(found)

@@ -21,6 +21,9 @@ class Progress:
     def begin(self, trials: int, steps: int, cached: int) -> None:
         """A run of so many trials and distinct steps begins, so many of which are known already."""
 
+    def plan(self, settings: list[dict[str, Any]]) -> None:
+        """The settings of every trial, told once after `begin`."""
+
     def start(self, trial: int, label: str) -> None:
         """A step of a trial starts to be computed."""
 
@@ -29,6 +32,15 @@ class Progress:
 
     def failed(self, trial: int, label: str, message: str) -> None:
         """A step failed."""
+
+    def epoch(self, trial: int, text: str) -> None:
+        """How far the training under way in a trial has come, where another process does it."""
+
+    def found(self, trial: int, numbers: dict[str, float]) -> None:
+        """What a step of a trial measured, by name."""
+
+    def finished(self, trial: int) -> None:
+        """A trial is done, all of it."""
 
     def training(self) -> Any:
         """What `secateur.lab.training.train` reports its epochs to, or None."""

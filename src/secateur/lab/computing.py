@@ -1,0 +1,101 @@
+"""`compute`: one step of a trial, from the state before to its outcome; the same in every process and engine.
+
+The random generators are set from the recipe's seed and put back afterwards, so that an outcome does not depend on
+what the process did before.
+
+>>> with threads(1):
+...     torch.get_num_threads()
+1
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from secateur.core.undisturbed import kept_random_state
+from secateur.errors import StoreError
+from secateur.lab.plan import PlannedTrial, builder, data_of, device_of
+from secateur.lab.progress import Progress
+from secateur.lab.provenance import hardware, versions
+from secateur.lab.state import State, keep, revive
+from secateur.lab.steps import Work
+from secateur.lab.store import Outcome, Store
+
+__all__ = ["compute", "state_after", "threads"]
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Torch's threads for the time being; 0 leaves them as they are."""
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def state_after(trial: PlannedTrial, position: int, store: Store) -> State:
+    """The state after so many steps of a trial (0: the fresh model)."""
+    build = builder(trial.recipe)
+    if position == 0:
+        return State(build())
+    outcome = store.outcome(trial.steps[position - 1].key)
+    if outcome is None:
+        raise StoreError(
+            f"the outcome of step {trial.steps[position - 1].label!r} is gone; run the recipe again"
+        )
+    return revive(outcome.state, store.objects, build)
+
+
+def compute(
+    trial: PlannedTrial,
+    position: int,
+    *,
+    before: Callable[[int], State],
+    objects: Any,
+    checkpoint: Path,
+    progress: Progress,
+    device: str | None = None,
+) -> Outcome:
+    """Run one step and keep its objects. `before(n)` is the state after n steps; the outcome is not stored yet."""
+    planned = trial.steps[position]
+    recipe = trial.recipe
+    labels = [step.label for step in trial.steps]
+    work = Work(
+        data=data_of(recipe),
+        build=builder(recipe),
+        device=device or device_of(recipe.lab.device),
+        seed=recipe.lab.seed,
+        checkpoint=checkpoint,
+        progress=progress,
+        earlier=lambda label: before(labels.index(label) + 1),
+    )
+    state = before(position)
+    started = time.perf_counter()
+    with kept_random_state():
+        torch.manual_seed(recipe.lab.seed)
+        np.random.seed(recipe.lab.seed % 2**32)
+        random.seed(recipe.lab.seed)
+        result = planned.step.run(state, work)
+    seconds = time.perf_counter() - started
+    return Outcome(
+        key=planned.key,
+        kind=planned.step.kind(),
+        parent=planned.parent,
+        options=planned.step.chosen(),
+        state=keep(result.state, objects),
+        measurements=result.measurements,
+        log={**result.log, "line": result.line},
+        seconds=seconds,
+        provenance={"versions": versions(), "hardware": hardware(), "threads": torch.get_num_threads()},
+    )

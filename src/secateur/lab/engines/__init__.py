@@ -1,0 +1,192 @@
+"""Engines: where the steps of a plan are computed. One loop decides what comes next; engines only compute.
+
+The steps of all trials are a forest: a step follows the one before it, and what trials have in common is one node.
+A node is handed to an engine when the one before it is done, trials in order, so that a shared training is computed
+once and keeps nobody waiting who could do something else. A node that fails takes only the trials through it along.
+
+>>> slots(jobs=2, cores=8), slots(jobs=3, cores=2)
+((2, 4), (3, 1))
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from secateur.lab.plan import Plan, PlannedTrial
+from secateur.lab.progress import Progress
+from secateur.lab.store import Store
+
+__all__ = ["Engine", "Event", "Node", "drive", "forest", "slots"]
+
+_NOTE_EVERY = 0.5  # seconds between writing down how far the trials are; outcomes are written at once
+
+
+@dataclass(frozen=True)
+class Node:
+    """One step to compute: of which trial, at which place. `uses` are the addresses of earlier states it reads."""
+
+    key: str
+    trial: PlannedTrial
+    position: int
+    uses: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The step's label in the trial it was found first."""
+        return self.trial.steps[self.position].label
+
+
+@dataclass(frozen=True)
+class Event:
+    """What an engine tells: `what` is start, epoch, done or failed."""
+
+    what: str
+    key: str
+    how: str = "computed"
+    seconds: float = 0.0
+    text: str = ""
+    trace: str = ""
+    found: dict[str, float] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """What computes nodes. A node is submitted when what it starts from is done."""
+
+    slots: int
+
+    def submit(self, node: Node) -> None:
+        """Compute it, soon."""
+
+    def events(self) -> Iterable[Event]:
+        """What happened since; waits a little when nothing did."""
+
+    def close(self, *, now: bool) -> None:
+        """Free everything; `now` without waiting for what is under way."""
+
+
+def slots(jobs: int, cores: int) -> tuple[int, int]:
+    """(processes, torch's threads in each): the cores shared out, one thread at least."""
+    return jobs, max(1, cores // jobs)
+
+
+def forest(plan: Plan) -> tuple[dict[str, Node], dict[str, list[tuple[int, int]]]]:
+    """Every distinct step, and which (trial, position)s it is."""
+    nodes: dict[str, Node] = {}
+    users: dict[str, list[tuple[int, int]]] = {}
+    for trial in plan.trials:
+        keys = {step.label: step.key for step in trial.steps}
+        for position, planned in enumerate(trial.steps):
+            users.setdefault(planned.key, []).append((trial.index, position))
+            if planned.key not in nodes:
+                earlier = {step.label for step in trial.steps[:position]}
+                # A teacher, or what is compared against: an option whose value is an earlier step's label.
+                named = [v for v in planned.step.chosen().values() if isinstance(v, str) and v in earlier]
+                before = [trial.steps[position - 1].key] if position else []
+                uses = tuple(dict.fromkeys([*before, *(keys[label] for label in named)]))
+                nodes[planned.key] = Node(planned.key, trial, position, uses)
+    return nodes, users
+
+
+class _Notes:
+    """What the store should know of the run, written down now and then in one transaction."""
+
+    def __init__(self, store: Store, run: int):
+        self._store, self._run, self._last = store, run, time.monotonic()
+        self.steps: list[tuple[int, int, str]] = []
+        self.trials: list[tuple[int, str, str | None]] = []
+
+    def write(self, *, now: bool = False) -> None:
+        if (self.steps or self.trials) and (now or time.monotonic() - self._last > _NOTE_EVERY):
+            self._store.note(self._run, self.steps, self.trials)
+            self.steps, self.trials, self._last = [], [], time.monotonic()
+
+
+def drive(
+    plan: Plan, store: Store, run: int, watch: Progress, engine: Engine, known: set[str]
+) -> tuple[int, list[tuple[int, str]]]:
+    """Have the engine compute everything that is not known; returns how many steps it did, and the failures."""
+    nodes, users = forest(plan)
+    by_index = {trial.index: trial for trial in plan.trials}
+    notes = _Notes(store, run)
+    failures: dict[int, str] = {}
+    ready: list[tuple[int, int, str]] = []
+    running: set[str] = set()
+    left = {trial.index: len(trial.steps) for trial in plan.trials}
+    following: dict[str, list[str]] = {}
+    for key, node in nodes.items():
+        if node.position:
+            following.setdefault(node.trial.steps[node.position - 1].key, []).append(key)
+    computed = 0
+
+    def settle(key: str, how: str, seconds: float, line: str, found: dict[str, float]) -> None:
+        """A step is there: every trial it is part of has one less to go, and what follows may begin."""
+        stack = [(key, how, seconds, line, found)]
+        while stack:
+            key, how, seconds, line, found = stack.pop()
+            for trial, position in users[key]:
+                notes.steps.append((trial, position, how))
+                watch.done(trial, by_index[trial].steps[position].label, how, seconds, line)
+                watch.found(trial, found)
+                how = "cached"  # for the trials after the first
+                left[trial] -= 1
+                if not left[trial]:
+                    notes.trials.append((trial, "done", None))
+                    watch.finished(trial)
+            for after in following.get(key, ()):
+                if after in known:
+                    stack.append((after, "cached", *_stored(store, after)))
+                else:
+                    node = nodes[after]
+                    heapq.heappush(ready, (node.trial.index, node.position, after))
+
+    try:
+        for key, node in nodes.items():
+            if node.position == 0:
+                if key in known:
+                    settle(key, "cached", *_stored(store, key))
+                else:
+                    heapq.heappush(ready, (node.trial.index, 0, key))
+        while ready or running:
+            while ready and len(running) < engine.slots:
+                _, _, key = heapq.heappop(ready)
+                running.add(key)
+                engine.submit(nodes[key])
+            for event in engine.events():
+                node = nodes[event.key]
+                if event.what == "start":
+                    notes.trials += [(node.trial.index, "running", None)]
+                    watch.start(node.trial.index, node.label)
+                elif event.what == "epoch":
+                    watch.epoch(node.trial.index, event.text)
+                elif event.what == "done":
+                    running.discard(event.key)
+                    computed += event.how == "computed"
+                    settle(event.key, event.how, event.seconds, event.text, event.found)
+                elif event.what == "failed":
+                    running.discard(event.key)
+                    for trial, position in users[event.key]:
+                        label = by_index[trial].steps[position].label
+                        failures[trial] = event.text
+                        notes.trials.append((trial, "failed", f"{label}: {event.text}\n\n{event.trace}".rstrip()))
+                        watch.failed(trial, label, event.text)
+            notes.write()
+    finally:
+        notes.write(now=True)
+    return computed, sorted(failures.items())
+
+
+def _stored(store: Store, key: str) -> tuple[float, str, dict[str, float]]:
+    """(seconds, line, numbers) of an outcome that was there before."""
+    outcome = store.outcome(key)
+    if outcome is None:
+        return 0.0, "", {}
+    return outcome.seconds, str(outcome.log.get("line", "")), numbers(outcome.measurements)
+
+
+def numbers(measurements: Iterable[Any]) -> dict[str, float]:
+    """What a live table shows of Measurements: the plain ones, by name."""
+    return {m.name: float(m.value) for m in measurements if "epoch" not in m.context}

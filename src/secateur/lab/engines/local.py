@@ -1,0 +1,242 @@
+"""The local engine: processes on this machine, the cores shared out among them, every GPU in turn.
+
+A process that is killed is replaced, and its step begun again (a training from its last whole epoch); the third time
+the step counts as failed. All processes end with the one that started them, however that ends.
+
+>>> round_robin(3, 2), round_robin(3, 0)
+([0, 1, 0], [None, None, None])
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterable
+from multiprocessing import connection, get_context
+from typing import Any
+
+from secateur.lab.engines import Event, Node, numbers
+from secateur.lab.progress import Progress
+from secateur.lab.store import Store
+
+__all__ = ["LocalEngine", "round_robin"]
+
+_ATTEMPTS = 3
+_TELL_EVERY = 0.5  # seconds between two words about a training
+
+
+def round_robin(workers: int, gpus: int) -> list[int | None]:
+    """Which GPU each worker uses: several workers share one where there are more workers than GPUs.
+
+    >>> round_robin(4, 2)
+    [0, 1, 0, 1]
+    """
+    return [worker % gpus if gpus else None for worker in range(workers)]
+
+
+class _Worker:
+    """A process, the line to it, and what it is doing."""
+
+    def __init__(self, folder: str, threads: int, gpu: int | None):
+        # Not fork: a forked process inherits torch's thread pools in a state nobody defined.
+        context = get_context("spawn")
+        self.gpu = gpu
+        self.node: Node | None = None
+        self.line, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, folder, threads, gpu, os.getpid()), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def end(self, *, now: bool) -> None:
+        if not now:
+            with contextlib.suppress(OSError):
+                self.line.send(None)
+            self.process.join(timeout=10)
+        if self.process.is_alive():
+            self.process.terminate()
+            self.process.join(timeout=5)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.line.close()
+        self.process.close()
+
+
+class LocalEngine:
+    """So many processes on this machine, each with so many of torch's threads.
+
+        engine = LocalEngine(Store("runs"), jobs=2, threads=1)
+    """
+
+    def __init__(self, store: Store, jobs: int, threads: int, gpus: int = 0):
+        self.slots = jobs
+        self._folder, self._threads = str(store.folder), threads
+        self._gpus = round_robin(jobs, gpus)
+        self._workers: list[_Worker] = []
+        self._tries: dict[str, int] = {}
+        self._pending: deque[Event] = deque()
+
+    def submit(self, node: Node) -> None:
+        """Give it to a process that has nothing to do."""
+        worker = next((one for one in self._workers if one.node is None), None)
+        if worker is None:
+            worker = _Worker(self._folder, self._threads, self._gpus[len(self._workers)])
+            self._workers.append(worker)
+        worker.node = node
+        self._tries[node.key] = self._tries.get(node.key, 0) + 1
+        # A process that died while idle is noticed by `events`, which gives the node to its successor.
+        with contextlib.suppress(OSError):
+            worker.line.send((node.trial, node.position))
+
+    def events(self) -> Iterable[Event]:
+        """What the processes say, and which of them are gone."""
+        lines = {worker.line: worker for worker in self._workers}
+        for ready in connection.wait(list(lines), timeout=0.2):
+            worker = lines[ready]  # type: ignore[index]
+            try:
+                while True:
+                    event = worker.line.recv()
+                    if event.what in ("done", "failed"):
+                        worker.node = None
+                        self._tries.pop(event.key, None)
+                    self._pending.append(event)
+                    if not worker.line.poll():
+                        break
+            except (EOFError, OSError):
+                self._replace(worker)
+        found, self._pending = list(self._pending), deque()
+        return found
+
+    def _replace(self, worker: _Worker) -> None:
+        node = worker.node
+        place = self._workers.index(worker)
+        worker.process.join(timeout=5)
+        code = worker.process.exitcode
+        worker.end(now=True)
+        self._workers[place] = fresh = _Worker(self._folder, self._threads, worker.gpu)
+        if node is None:
+            return
+        if self._tries[node.key] < _ATTEMPTS:
+            self._tries[node.key] += 1
+            fresh.node = node
+            fresh.line.send((node.trial, node.position))
+            return
+        why = (
+            f"its process was killed {_ATTEMPTS} times (exit code {code}; out of memory, perhaps); what was finished "
+            "is kept: run the recipe again, with fewer --jobs"
+        )
+        self._pending.append(Event("failed", node.key, text=why, trace=why))
+
+    def close(self, *, now: bool) -> None:
+        """End all processes."""
+        for worker in self._workers:
+            if now:
+                worker.process.terminate()
+            else:
+                with contextlib.suppress(OSError):
+                    worker.line.send(None)
+        for worker in self._workers:
+            worker.end(now=now)
+        self._workers = []
+
+
+# -- in the process
+# ---------------------------------------------------------------------------------------------------------------------
+class _Told:
+    """A training's progress, told through the line now and then."""
+
+    def __init__(self, tell: Any):
+        self._tell, self._last, self._epochs, self._accuracy = tell, 0.0, 0, ""
+
+    def start(self, epochs: int, steps: int, done: int) -> None:
+        self._epochs = epochs
+
+    def step(self, epoch: int, step: int, loss: float) -> None:
+        if time.monotonic() - self._last > _TELL_EVERY:
+            self._last = time.monotonic()
+            self._tell(f"epoch {min(epoch, self._epochs)}/{self._epochs}  loss {loss:.3f}{self._accuracy}")
+
+    def epoch(self, record: Any) -> None:
+        accuracy = record.metrics.get("accuracy")
+        self._accuracy = f"  accuracy {accuracy:.1%}" if accuracy is not None else ""
+
+    def finish(self) -> None:
+        pass
+
+
+class TellingProgress(Progress):
+    """What a step in another process reports its epochs to."""
+
+    def __init__(self, tell: Any):
+        self._tell = tell
+
+    def training(self) -> Any:
+        """Something that tells how far a training is."""
+        return _Told(self._tell)
+
+
+def _serve(line: Any, folder: str, threads: int, gpu: int | None, parent: int) -> None:
+    """The life of a process: compute what comes through the line, say what came of it."""
+    # Ctrl-C goes to every process of the terminal; the parent decides what it means, and ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with(parent)
+    import torch
+
+    torch.set_num_threads(threads)
+    if gpu is not None:
+        torch.cuda.set_device(gpu)
+    store = Store(folder)
+    while True:
+        try:
+            task = line.recv()
+        except (EOFError, OSError):
+            return
+        if task is None:
+            return
+        line.send(_one(store, *task, line))
+
+
+def _one(store: Store, trial: Any, position: int, line: Any) -> Event:
+    """Compute one step, unless somebody else has by now."""
+    from secateur.lab import computing
+
+    key = trial.steps[position].key
+    try:
+        with store.lock(key):
+            outcome = store.outcome(key)
+            how = "cached"
+            if outcome is None:
+                how = "computed"
+                line.send(Event("start", key))
+                checkpoint = store.checkpoint(key)
+                with computing.threads(trial.recipe.lab.threads):
+                    outcome = computing.compute(
+                        trial,
+                        position,
+                        before=lambda count: computing.state_after(trial, count, store),
+                        objects=store.objects,
+                        checkpoint=checkpoint,
+                        progress=TellingProgress(lambda text: line.send(Event("epoch", key, text=text))),
+                    )
+                store.keep(outcome)
+                checkpoint.unlink(missing_ok=True)
+        text = str(outcome.log.get("line", ""))
+        return Event("done", key, how, outcome.seconds, text, found=numbers(outcome.measurements))
+    except Exception as error:
+        return Event("failed", key, text=str(error) or type(error).__name__, trace=traceback.format_exc())
+
+
+def _die_with(parent: int) -> None:
+    """End this process when its parent is gone, so that a killed run leaves no process behind."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -90,6 +90,37 @@ def test_equals_the_naive_loop_and_leaves_no_trace(model, batches, granularity):
     assert list(before) == list(after)
 
 
+def test_coupled_channels_are_scanned_as_one_and_equal_the_naive_loop(batches):
+    """Groups that several layers share: what comes before the first of them is kept, whatever runs in between."""
+    torch.manual_seed(2)
+
+    class Coupled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU())
+            self.a = nn.Sequential(nn.Conv2d(6, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+            self.b = nn.Conv2d(4, 6, 3, padding=1)  # joins the stem's channels through the sum
+            self.head = nn.Linear(6, 5)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.head((x + self.b(self.a(x))).relu().mean((2, 3)))
+
+    model = randomised(Coupled()).eval()
+    before = state(model)
+    example = batches[0][0][:1]
+    found = scan(model, batches, "channel", [0.34, 0.67], example=example)
+    assert [cell.name for cell in found.cells] == ["stem.0", "stem.0", "a.0", "a.0"]
+    for cell in found.cells:
+        budget = sc.budget.PerLayer({cell.name: cell.sparsity})
+        masks = sc.prune(model, "l2", "channel", budget, example=example, allow_collapse=True)
+        assert "head.weight" in masks if cell.name == "stem.0" else "b.weight" in masks
+        assert top_1(masks.apply(model), batches)[0] == cell.value
+        assert cell.weights == masks.numel - masks.kept
+    assert found.skipped > 0
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize("limit", [0, 30_000, 1 << 30])
 def test_replayed_outputs_are_the_computed_ones_to_the_last_bit(model, batches, limit):
     model.eval()

@@ -73,6 +73,13 @@ class Found:
         lines += [f"  {one.why}" for one in self.tries]
         lines.append(f"kept: {self.best.keep:.3g} of the {_unit(self.goal)} at {self.best.accuracy:.4f}")
         lines += [f"  {m.context['variant']}: {m.name} {m.text()}" for m in self.final]
+        tested = {m.context["variant"]: m.value for m in self.final if m.name == "accuracy"}
+        lost, allowed = tested.get(_TEST, 0.0) - tested.get(_RESULT, 0.0), self.dense - self.limit
+        if lost > allowed + 1e-12:
+            lines.append(
+                f"on the test images, which no decision looked at, it loses {lost:.4f} instead of at most {allowed:g}: "
+                "hold out more validation images, ask for less loss, or retrain longer"
+            )
         return "\n".join(lines)
 
 

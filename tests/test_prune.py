@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import secateur as sc
 from secateur.core.context import Context
@@ -19,6 +21,7 @@ from secateur.core.targets import Target
 from secateur.core.units import AxisMember, Units
 from secateur.errors import (
     BudgetNotMetError,
+    CollapseError,
     DataError,
     MaskMismatchError,
     NonFiniteError,
@@ -313,3 +316,140 @@ def test_data_that_can_be_read_once_is_refused_for_rounds() -> None:
     text = r"3 rounds and each reads the data, .* pass list\(data\) or a DataLoader"
     with pytest.raises(DataError, match=text):
         sc.prune(mlp(4, 4), "snip", data=batches, loss=nn.CrossEntropyLoss(), schedule=3)
+
+
+# -- data in all its forms
+class Answering(nn.Module):
+    """A model as transformers makes them: keywords in, and its own loss among what comes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> Any:
+        logits = self.layer(x)
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return SimpleNamespace(logits=logits, loss=loss)
+
+
+def pairs(count: int = 3) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    draw = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(5, 4, generator=draw), torch.randint(0, 3, (5,), generator=draw)) for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("criterion", ["snip", "taylor", sc.criteria.Grasp(temperature=1.0)])
+def test_a_model_that_computes_its_own_loss_needs_none(criterion: Any) -> None:
+    model = Answering()
+    batches = [{"x": x, "labels": y} for x, y in pairs()]
+    own = sc.prune(model, criterion, budget=0.5, data=batches)
+    plain = sc.prune(
+        model,
+        criterion,
+        budget=0.5,
+        data=batches,
+        loss=lambda out, y: nn.functional.cross_entropy(out.logits, y),
+    )
+    assert own == plain
+
+
+@pytest.mark.parametrize("criterion", ["l1", "snip"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_that_draws_from_the_random_state_leaves_it_as_found(criterion: str, workers: int) -> None:
+    x, y = (torch.cat(parts) for parts in zip(*pairs()))
+    loader = DataLoader(TensorDataset(x, y), 5, shuffle=True, num_workers=workers)
+    model = mlp(4, 3)
+    before = torch.get_rng_state()
+    sc.prune(model, criterion, budget=0.5, data=loader, loss=nn.CrossEntropyLoss(), schedule=2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_batches_that_are_dicts_serve_the_guard_as_well() -> None:
+    class Cut(sc.criteria.Base):
+        """Leaves the first layer its first row only, and takes that row's column from the second."""
+
+        def scores(self, model: nn.Module, targets: Sequence[Target], context: Context) -> Scores:
+            one, two = torch.zeros(4, 4), torch.ones(4, 4)
+            one[0], two[:, 0] = 1.0, 0.0
+            return Scores({"stack.0.weight": one, "stack.2.weight": two})
+
+    class Keyed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stack = mlp(4, 4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.stack(x)
+
+    batches = [{"x": torch.randn(3, 4), "labels": torch.zeros(3)}]
+    budget = sc.budget.PerLayer({"stack.0": 0.75, "stack.2": 0.25})
+    with pytest.raises(CollapseError, match=r"comes out of 'stack\.2'"):
+        sc.prune(Keyed(), Cut(), budget=budget, data=batches, loss=nn.functional.mse_loss)
+
+
+def test_an_iterator_is_not_opened_before_the_criterion_reads_it() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    whole = sc.prune(model, "taylor", "channel", 0.5, data=pairs(), loss=nn.CrossEntropyLoss())
+    example = torch.zeros(1, 4)
+    read = sc.prune(
+        model, "taylor", "channel", 0.5, data=iter(pairs()), loss=nn.CrossEntropyLoss(), example=example
+    )
+    assert read == whole
+    with pytest.raises(DataError, match="pass example="):
+        sc.prune(model, "taylor", "channel", 0.5, data=iter(pairs()), loss=nn.CrossEntropyLoss())
+
+
+def test_a_batch_that_does_not_fit_is_told_with_the_shapes() -> None:
+    for criterion in ("snip", "synflow"):
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
+            sc.prune(mlp(4, 3), criterion, data=[(torch.ones(2, 5), torch.zeros(2))], loss=nn.MSELoss())
+        (note,) = caught.value.__notes__
+        assert note.startswith(f"{criterion}: Linear failed on") or note.startswith(
+            f"{criterion}: Sequential failed on"
+        )
+        assert ", 5) float" in note
+
+
+# -- what is no model, no data, no seed
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        (
+            {"weight": torch.ones(2)},
+            r"expected a torch\.nn\.Module, got dict; load the state dict into its model",
+        ),
+        (nn.Linear, r"got the class Linear; make one first: Linear\(\.\.\.\)"),
+        (None, r"got NoneType; pass the model"),
+        (nn.LazyLinear(3), r"'weight' has no shape yet \(a lazy layer\): run the model once"),
+        (nn.Linear(2, 2, device="meta"), r"weight: expected real weights, got a tensor on the meta device"),
+    ],
+)
+def test_what_is_no_model_with_weights_is_an_error_that_says_so(model: Any, text: str) -> None:
+    with pytest.raises(OptionError, match=text):
+        sc.prune(model)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"data": 5}, DataError, r"data: expected an iterable of batches, got int; write data="),
+        ({"loss": "ce"}, OptionError, r"loss: expected a function of outputs and targets, .* got 'ce'"),
+        ({"seed": "a"}, OptionError, "seed: expected a whole number, got 'a'"),
+        ({"only": 3}, OptionError, r"pattern 3: expected a layer's name, .* got int"),
+        ({"skip": ["0", None]}, OptionError, r"pattern None: expected a layer's name, .* got NoneType"),
+    ],
+)
+def test_options_of_another_kind_are_errors(options: Any, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        sc.prune(mlp(4, 4), **options)
+
+
+def test_masks_of_before_may_be_a_plain_table() -> None:
+    before = {"0.weight": torch.tensor([[False, True], [True, True]])}
+    assert not sc.prune(mlp(2, 2), budget=0.5, masks=before)["0.weight"][0, 0]
+
+
+def test_a_tensor_that_never_held_a_weight_has_not_collapsed() -> None:
+    model = nn.Sequential(nn.Linear(0, 4), nn.Linear(4, 4))
+    assert sc.prune(model).kept == 8

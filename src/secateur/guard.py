@@ -56,7 +56,12 @@ def find_collapsed(model: nn.Module, masks: Masks, example: Any = None) -> list[
     found silent when every path to it is cut. Shapes alone matter in the example, not its numbers.
     """
     masks.check(model)
-    empty = [name for name, mask in masks.items() if not _is_bias(name) and count_true(mask) == 0]
+    # A tensor that never held a weight has lost none.
+    empty = [
+        name
+        for name, mask in masks.items()
+        if not _is_bias(name) and mask.numel() > 0 and count_true(mask) == 0
+    ]
     found = [Collapse(name, "empty") for name in empty]
     if example is None:
         return found

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -30,6 +30,8 @@ from secateur.core import schedule as schedules
 from secateur.core.context import Context, Loss
 from secateur.core.masks import Masks, count_true
 from secateur.core.targets import Pattern, select
+from secateur.core.undisturbed import kept_random_state
+from secateur.criteria._gradients import map_tensors, read_batch, tensors_in
 from secateur.errors import DataError, NothingToDoError, OptionError
 from secateur.guard import check_connected
 
@@ -50,7 +52,7 @@ def prune(
     loss: Loss | None = None,
     example: Any = None,
     schedule: Any = None,
-    masks: Masks | None = None,
+    masks: Masks | Mapping[str, torch.Tensor] | None = None,
     at_least: int | Mapping[Any, int] | None = None,
     at_most: float | Mapping[Any, float] | None = None,
     regrow: bool = False,
@@ -75,12 +77,18 @@ def prune(
     targets = select(model, only, skip, parameters)
     context = Context(data=data, loss=loss, example=example, seed=seed)
     _check_inputs(rule, criterion, context)
+    for target in targets:
+        if target.of(model).device.type == "meta":
+            raise OptionError(
+                f"{target.name}: expected real weights, got a tensor on the meta device; load the model first"
+            )
     if masks is not None:
+        masks = masks if isinstance(masks, Masks) else Masks(masks)
         masks.check(model)
     steps = plan.steps(rounds)
     if not rule.rescore:
         steps = steps[-1:]  # the same scores in every round: the last round contains the others
-    elif len(steps) > 1 and data is not None and iter(data) is data:
+    elif len(steps) > 1 and isinstance(data, Iterator):
         raise DataError(
             f"the schedule has {len(steps)} rounds and each reads the data, but an iterator can be "
             "read only once; pass "
@@ -108,7 +116,7 @@ def prune(
             "larger share, or lower the floors (at_least, at_most)"
         )
     if not allow_collapse:
-        check_connected(model, found, example if example is not None else _first_input(data))
+        check_connected(model, found, example if example is not None else _first_input(data, loss))
     return found
 
 
@@ -142,14 +150,23 @@ def _budget(value: Any) -> budgets.Base:
 def _check_inputs(rule: criteria.Base, named: Any, context: Context) -> None:
     """Raise when a criterion's inputs are missing, before any work."""
     name = named if isinstance(named, str) else repr(rule)
-    missing = []
-    if rule.needs_data:
-        missing = [f"{what}=" for what in ("data", "loss") if getattr(context, what) is None]
-    if missing:
+    if isinstance(context.seed, bool) or not isinstance(context.seed, int):
+        raise OptionError(f"seed: expected a whole number, got {context.seed!r}")
+    if context.data is not None and not isinstance(context.data, Iterable):
         raise DataError(
-            f"criterion {name} scores on data: pass {' and '.join(missing)} (data: batches of "
-            "(inputs, targets); loss: "
-            "a function of outputs and targets)"
+            f"data: expected an iterable of batches, got {type(context.data).__name__}; write data=[(inputs, "
+            "targets)], or pass a DataLoader"
+        )
+    if context.loss is not None and not callable(context.loss):
+        raise OptionError(
+            f"loss: expected a function of outputs and targets, such as torch.nn.functional.cross_entropy, got "
+            f"{context.loss!r}"
+        )
+    if rule.needs_data and context.data is None:
+        missing = "data=" if context.loss is not None else "data= and loss="
+        raise DataError(
+            f"criterion {name} scores on data: pass {missing} (data: batches of (inputs, targets); loss: a "
+            "function of outputs and targets, not needed where the model's own output holds a loss)"
         )
     if rule.needs_example and context.example is None and context.data is None:
         raise DataError(
@@ -157,13 +174,24 @@ def _check_inputs(rule: criteria.Base, named: Any, context: Context) -> None:
         )
 
 
-def _first_input(data: Iterable[Any] | None) -> Any:
-    """One example of the data, where looking at it uses nothing up."""
-    if data is None or iter(data) is data:
+def _first_input(data: Iterable[Any] | None, loss: Loss | None) -> Any:
+    """One example of the data, where looking at it uses nothing up; the random state stays as it was."""
+    if data is None or isinstance(data, Iterator):
         return None
-    batch = next(iter(data), None)
-    inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-    return inputs[:1] if isinstance(inputs, torch.Tensor) and inputs.dim() > 1 else None
+    with kept_random_state():  # a DataLoader draws a seed for its workers
+        batch = next(iter(data), None)
+    try:
+        call = read_batch(batch, 0, labels_apart=loss is not None)
+    except DataError:
+        return None
+    tensors = [t for t in tensors_in([*call.args, call.kwargs]) if t.dim() > 0]
+    if all(t.shape[0] == call.size for t in tensors):
+        call = replace(call, args=map_tensors(_first, call.args), kwargs=map_tensors(_first, call.kwargs))
+    return call.kwargs if call.kwargs else call.args
+
+
+def _first(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor[:1] if tensor.dim() > 0 else tensor
 
 
 def _masked_view(model: nn.Module, masks: Masks | None, view: nn.Module | None) -> nn.Module | None:

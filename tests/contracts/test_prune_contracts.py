@@ -24,7 +24,7 @@ BUDGETS = [name for name in sc.budget.registry.names() if not sc.budget.registry
 
 
 class Net(nn.Module):
-    """Convolutions plain, grouped, depthwise and transposed, then two linear layers and attention."""
+    """Convolutions plain, grouped, depthwise and transposed, then two linear layers and attention of four heads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Net(nn.Module):
         hidden = self.depthwise(self.grouped(hidden).relu()).relu()
         tokens = self.up(hidden).flatten(2).transpose(1, 2)
         query, key, value = (
-            layer(tokens).unflatten(-1, (2, 4)).transpose(1, 2)
+            layer(tokens).unflatten(-1, (4, 2)).transpose(1, 2)
             for layer in (self.query, self.key, self.value)
         )
         mixed = nn.functional.scaled_dot_product_attention(query, key, value)
@@ -177,8 +177,9 @@ def test_masks_of_before_only_grow(granularity: str, budget: str) -> None:
         assert budget in ("macs", "params")
         pytest.skip(f"cannot be met here: {error}")
     assert kept(grown, before)
-    # A threshold may lie below all that is left.
-    assert grown.kept < before.kept or budget == "std_dev"
+    # A threshold may lie below all that is left, and a line drawn through four heads may find the next two equal.
+    line = budget == "std_dev" or (budget, granularity) == ("percentile", "head")
+    assert grown.kept < before.kept or line
 
 
 @pytest.mark.parametrize("granularity", [name for name in GRANULARITIES if name not in ("channel", "head")])

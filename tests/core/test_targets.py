@@ -117,6 +117,31 @@ def test_a_pattern_that_means_nothing_is_an_error(options: dict[str, Any], text:
         names(**options)
 
 
+def test_a_shared_weight_answers_to_the_names_of_both_its_layers() -> None:
+    model = nn.ModuleDict(
+        {"words": nn.Embedding(5, 4), "out": nn.Linear(4, 5, bias=False), "x": nn.Linear(4, 4)}
+    )
+    model["out"].weight = model["words"].weight
+    for only in ("out", "out.weight", "type:Linear", nn.Embedding):
+        assert select(model, only=only)[0].name == "words.weight", only
+    assert [target.name for target in select(model, skip="out")] == ["x.weight"]
+
+
+def test_weights_that_something_else_holds_are_an_error_with_the_cure() -> None:
+    from torch.nn.utils import parametrizations, prune
+
+    layer = nn.Linear(4, 4)
+    prune.l1_unstructured(layer, "weight", 0.5)
+    text = r"torch\.nn\.utils\.prune holds '(0\.)?weight_orig' .* sc\.Masks\.from_torch_prune"
+    with pytest.raises(NothingToDoError, match=text):
+        select(layer)
+    with pytest.raises(PatternError, match=text):
+        select(nn.Sequential(layer), only="type:Linear")
+    text = r"a parametrization computes the weight from .*\.remove_parametrizations, or prune what"
+    with pytest.raises(NothingToDoError, match=text):
+        select(parametrizations.weight_norm(nn.Linear(4, 4)))
+
+
 def test_nothing_left_is_an_error_with_the_next_step() -> None:
     with pytest.raises(NothingToDoError, match=r"nothing to prune in BatchNorm2d: .*parameters=\[\.\.\.\]"):
         select(nn.BatchNorm2d(3))

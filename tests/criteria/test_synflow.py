@@ -2,12 +2,14 @@
 
 import copy
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import secateur as sc
 from secateur.core.context import Context
 from secateur.core.targets import select
 from secateur.criteria._ranged import Ranged, plain
@@ -331,3 +333,28 @@ def test_operators_give_what_the_tensors_stand_for(operation, want):
     with Ranged():
         result = operation(a, b)
     assert plain(result).tolist() == pytest.approx(want, rel=1e-12)
+
+
+def six_layers() -> nn.Sequential:
+    """A wide input before narrow layers: one ranking of all weights takes the whole of the first layer."""
+    torch.manual_seed(0)
+    widths = (784, 100, 100, 100, 100, 100, 10)
+    layers: list[nn.Module] = []
+    for a, b in pairwise(widths):
+        layers += [nn.Linear(a, b), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def test_a_hundred_rounds_keep_six_layers_connected_at_one_percent_where_one_round_collapses():
+    model, example, budget = six_layers(), torch.zeros(1, 784), sc.budget.Overall(0.99)
+    masks = sc.prune(model, "synflow", "element", budget, example=example, schedule=sc.Exponential(100))
+    assert masks.kept == masks.numel - round(0.99 * masks.numel)
+    assert all(row.kept for row in masks.summary())
+    sc.check_connected(model, masks, example)
+
+    with pytest.raises(
+        CollapseError, match=r"the masks disconnect the network: nothing is left of '0\.weight'"
+    ):
+        sc.prune(model, "synflow", "element", budget, example=example)
+    loose = sc.prune(model, "synflow", "element", budget, example=example, allow_collapse=True)
+    assert loose.kept == masks.kept

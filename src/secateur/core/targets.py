@@ -15,18 +15,18 @@ either, a module class, or in text `type:Conv2d`.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Union
+from typing import Any
 
 import torch
 from torch import nn
 
-from secateur.errors import NothingToDoError, PatternError, UnknownNameError, near
+from secateur.errors import NothingToDoError, OptionError, PatternError, UnknownNameError, near
 
 __all__ = ["Pattern", "Target", "matches", "patterns_of", "select"]
 
-Pattern = Union[str, type]
+Pattern = str | type
 
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -63,7 +63,9 @@ class Target:
             return model.get_parameter(self.name)
         except AttributeError:
             known = [name for name, _ in model.named_parameters()]
-            raise UnknownNameError(f"the model has no parameter {self.name!r}: {near(self.name, known)}") from None
+            raise UnknownNameError(
+                f"the model has no parameter {self.name!r}: {near(self.name, known)}"
+            ) from None
 
 
 def _kind(module: nn.Module) -> tuple[str, int, int | None, int] | None:
@@ -76,7 +78,9 @@ def _kind(module: nn.Module) -> tuple[str, int, int | None, int] | None:
         return "linear", 0, 1, 1
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return "embedding", 0, 1, 1
-    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # transformers' GPT-2 layer: weight is (in, out)
+    if type(module).__name__ == "Conv1D" and hasattr(
+        module, "nf"
+    ):  # transformers' GPT-2 layer: weight is (in, out)
         return "linear", 1, 0, 1
     return None
 
@@ -109,7 +113,14 @@ def patterns_of(value: Pattern | Iterable[Pattern] | None) -> tuple[Pattern, ...
         return ()
     if isinstance(value, (str, type)):
         return (value,)
-    return tuple(value)
+    found = tuple(value) if isinstance(value, Iterable) else (value,)
+    for pattern in found:
+        if not isinstance(pattern, (str, type)):
+            raise OptionError(
+                f"pattern {pattern!r}: expected a layer's name, a glob such as 'layer1.*' or a module class, got "
+                f"{type(pattern).__name__}"
+            )
+    return found
 
 
 def select(
@@ -122,36 +133,52 @@ def select(
 
     By default the weight of every convolution, transposed convolution, linear and embedding layer; `only` narrows,
     `skip` takes away, `parameters` adds bare parameters (or biases, or norm weights) by name. A weight shared by two
-    layers appears once, under its first name. A pattern that matches nothing is an error, and so is an empty result.
+    layers appears once, under its first name; a pattern that means either layer means it. A pattern that matches
+    nothing is an error, and so is an empty result.
     """
+    _check_model(model)
     modules = dict(model.named_modules())
     extra = patterns_of(parameters)
     keep, drop = patterns_of(only), patterns_of(skip)
     used: set[Pattern] = set()
-    candidates: list[tuple[Target, nn.Module]] = []
+    places: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        places.setdefault(id(parameter), []).append(name)
+
+    def meant(patterns: tuple[Pattern, ...], names: list[str]) -> list[Pattern]:
+        split = [(name.rpartition(".")[0], name) for name in names]
+        return [p for p in patterns if any(matches(p, layer, name, modules[layer]) for layer, name in split)]
+
+    candidates: list[tuple[Target, list[str]]] = []
     for name, parameter in model.named_parameters():
         layer, _, leaf = name.rpartition(".")
-        module = modules[layer]
-        known = _kind(module) if leaf == "weight" else None
-        asked = [pattern for pattern in extra if matches(pattern, layer, name, module)]
+        names = places[id(parameter)]
+        known = _kind(modules[layer]) if leaf == "weight" else None
+        asked = meant(extra, names)
         used.update(asked)
         if known is None and not asked:
             continue
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise OptionError(
+                f"{name!r} has no shape yet (a lazy layer): run the model once on an input before pruning it"
+            )
         kind, out_axis, in_axis, groups = known or ("parameter", 0, 1 if parameter.dim() > 1 else None, 1)
         shape = tuple(parameter.shape)
-        candidates.append((Target(name, layer, kind, shape, out_axis, in_axis, groups), module))
+        candidates.append((Target(name, layer, kind, shape, out_axis, in_axis, groups), names))
     chosen = []
-    for target, module in candidates:
-        wanted = [p for p in keep if matches(p, target.layer, target.name, module)]
-        unwanted = [p for p in drop if matches(p, target.layer, target.name, module)]
+    for target, names in candidates:
+        wanted, unwanted = meant(keep, names), meant(drop, names)
         used.update(wanted, unwanted)
         asked_by_name = target.kind == "parameter"
         if (not keep or wanted or asked_by_name) and not unwanted:
             chosen.append(target)
     for pattern in (*keep, *drop, *extra):
         if pattern not in used:
-            _unmatched(pattern, model, candidates)
+            _unmatched(pattern, model, [target.layer for target, _ in candidates])
     if not chosen:
+        wrapped = _wrapped(model)
+        if wrapped:
+            raise NothingToDoError(f"nothing to prune in {type(model).__name__}: {wrapped}")
         raise NothingToDoError(
             f"nothing to prune in {type(model).__name__}: no convolution, linear or embedding weight is left after "
             "only= and skip=; name bare parameters with parameters=[...]"
@@ -159,14 +186,49 @@ def select(
     return tuple(chosen)
 
 
-def _unmatched(pattern: Pattern, model: nn.Module, candidates: list[tuple[Target, nn.Module]]) -> None:
+def _check_model(model: Any) -> None:
+    """Raise an `OptionError` unless a model was given, with what to do with what was given instead."""
+    if isinstance(model, nn.Module):
+        return
+    hint = "pass the model"
+    if isinstance(model, type):
+        hint = f"make one first: {model.__name__}(...)"
+    elif isinstance(model, Mapping):
+        hint = "load the state dict into its model first: model.load_state_dict(...)"
+    kind = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+    raise OptionError(f"model: expected a torch.nn.Module, got {kind}; {hint}")
+
+
+def _wrapped(model: nn.Module) -> str:
+    """Why a model shows no prunable weight although it has one: something else holds the weights under other names."""
+    for name, _ in model.named_parameters():
+        if name.endswith("weight_orig"):
+            return (
+                f"torch.nn.utils.prune holds {name!r} in the weight's place; read its masks with "
+                "sc.Masks.from_torch_prune(model), then make it permanent with torch.nn.utils.prune.remove"
+            )
+        if "parametrizations.weight." in name:
+            return (
+                f"a parametrization computes the weight from {name!r} and its like; remove it with "
+                "torch.nn.utils.parametrize.remove_parametrizations, or prune what it is computed from with "
+                "parameters=[...]"
+            )
+    return ""
+
+
+def _unmatched(pattern: Pattern, model: nn.Module, layers: list[str]) -> None:
     """Raise for a pattern that matched no candidate."""
     shown = pattern.__name__ if isinstance(pattern, type) else pattern
-    names = [target.layer for target, _ in candidates] + [name for name, _ in model.named_modules() if name]
+    names = layers + [name for name, _ in model.named_modules() if name]
     names += [name for name, _ in model.named_parameters()]
     if isinstance(pattern, str) and pattern in names:
         raise PatternError(
             f"pattern {shown!r} names a part of the model without a prunable weight; name its parameters with "
             "parameters=[...] to prune them all the same"
         )
-    raise PatternError(f"pattern {shown!r} matches no prunable layer: {near(str(shown).removeprefix('type:'), names)}")
+    wrapped = _wrapped(model)
+    if wrapped and not layers:
+        raise PatternError(f"pattern {shown!r} matches no prunable layer: {wrapped}")
+    raise PatternError(
+        f"pattern {shown!r} matches no prunable layer: {near(str(shown).removeprefix('type:'), names)}"
+    )

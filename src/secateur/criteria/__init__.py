@@ -25,7 +25,7 @@ class Base(ABC):
     """What every criterion is: a frozen value with two methods."""
 
     needs_data: ClassVar[bool] = False
-    """Whether `Context.data` and `Context.loss` must be given."""
+    """Whether `Context.data` must be given; `Context.loss` may be None where the model's output holds a loss."""
     needs_example: ClassVar[bool] = False
     """Whether one input must be known: `Context.example`, or the first batch of `Context.data`."""
     rescore: ClassVar[bool] = False

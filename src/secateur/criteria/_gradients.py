@@ -11,8 +11,8 @@ alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,14 @@ from torch import nn
 from secateur.core.context import Context
 from secateur.core.scores import check_finite
 from secateur.core.targets import Target
-from secateur.errors import CollapseError, DataError, NonFiniteError, OptionError, StructureError
+from secateur.errors import (
+    CollapseError,
+    DataError,
+    NonFiniteError,
+    OptionError,
+    SecateurError,
+    StructureError,
+)
 
 __all__ = [
     "Batch",
@@ -147,6 +154,11 @@ def batches(who: str, context: Context) -> Iterator[Any]:
             raise DataError(
                 f"{who}: data is one (inputs, targets) pair, expected an iterable; write data=[(x, y)]"
             )
+    if not isinstance(data, Iterable):
+        raise DataError(
+            f"{who}: expected data to be an iterable of batches, got {type(data).__name__}; write "
+            "data=[(inputs, targets)], or pass a DataLoader"
+        )
     empty = True
     for batch in data:
         empty = False
@@ -267,13 +279,16 @@ class GradientPass:
         """The scalar loss of one batch, from `context.loss` or from the model's own output."""
         reference = next(iter(self.model.parameters()))
         dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), None)
-        outputs = self.model(
-            *move(batch.args, reference.device, dtype), **move(batch.kwargs, reference.device, dtype)
-        )
+        args = move(batch.args, reference.device, dtype)
+        kwargs = move(batch.kwargs, reference.device, dtype)
+        with explained(f"{self.who}: {type(self.model).__name__} failed on batch {index}", args, kwargs):
+            outputs = self.model(*args, **kwargs)
         if self.context.loss is not None:
             if self.temperature != 1.0:
                 outputs = map_tensors(lambda t: t / self.temperature if t.is_floating_point() else t, outputs)
-            loss: Any = self.context.loss(outputs, move(batch.targets, reference.device))
+            targets = move(batch.targets, reference.device)
+            with explained(f"{self.who}: the loss failed on batch {index}", (outputs, targets), {}):
+                loss: Any = self.context.loss(outputs, targets)
         else:
             loss = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
             if loss is None:
@@ -298,6 +313,37 @@ class GradientPass:
                 "weights"
             )
         return loss.reshape(())
+
+
+@contextmanager
+def explained(what: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Add to whatever a user's model or loss raises on a batch what it was called with; the error stays theirs.
+
+    >>> try:
+    ...     with explained("snip: Linear failed on batch 0", [torch.zeros(2, 3)], {}):
+    ...         _ = nn.Linear(4, 1)(torch.zeros(2, 3))
+    ... except RuntimeError as error:
+    ...     print(error.__notes__[0])
+    snip: Linear failed on batch 0, called with Tensor (2, 3) float32. Batches are (inputs, targets), or a dict of ...
+    """
+    try:
+        yield
+    except SecateurError:
+        raise
+    except Exception as error:
+        given = [_shown(value) for value in args] + [f"{key}={_shown(v)}" for key, v in kwargs.items()]
+        error.add_note(
+            f"{what}, called with {', '.join(given) or 'nothing'}. Batches are (inputs, targets), or a dict of "
+            "the model's keywords; check them, or the example, against the model"
+        )
+        raise
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: the shape and type of a tensor, else its class."""
+    if isinstance(value, torch.Tensor):
+        return f"Tensor {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    return type(value).__name__
 
 
 def double_backward() -> Any:

@@ -23,7 +23,7 @@ from secateur.core.scores import Scores
 from secateur.core.targets import Target
 from secateur.core.undisturbed import undisturbed
 from secateur.criteria import Base
-from secateur.criteria._gradients import accumulator_dtype, first_call, map_tensors, tensors_in
+from secateur.criteria._gradients import accumulator_dtype, explained, first_call, map_tensors, tensors_in
 from secateur.criteria._ranged import Ranged, times_power
 from secateur.criteria._weights import weights
 from secateur.errors import CollapseError, NonFiniteError, OptionError, StructureError
@@ -90,7 +90,8 @@ class Synflow(Base):
         leaves = {name: state[name].requires_grad_(True) for name in names}
         args, kwargs = _all_ones(call, next(iter(leaves.values())).device, dtype)
         with Ranged() as ranged:
-            outputs = functional_call(model, state, args, kwargs)
+            with explained(f"synflow: {type(model).__name__} failed on an input of ones", args, kwargs):
+                outputs = functional_call(model, state, args, kwargs)
             sums = [ranged.split(t.sum()) for t in tensors_in(_plain_tree(outputs)) if t.is_floating_point()]
         if not any(value.requires_grad for value, _ in sums):
             raise StructureError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 
 from secateur.core.context import Context
 from secateur.core.targets import Target, select
+from secateur.core.undisturbed import kept_random_state
 from secateur.core.units import AxisMember, Units
 from secateur.errors import DataError, OptionError
 from secateur.granularity import Base
@@ -48,8 +49,10 @@ class Channel(Base):
 def structure_of(model: nn.Module, context: Context, across_norm: bool = False) -> Structure:
     """Follow the model on the call's example, or on the first batch of its data."""
     example = context.example
-    if example is None and context.data is not None:
-        batch = next(iter(context.data))
+    # An iterator can be read only once, and its first batch belongs to the criterion.
+    if example is None and context.data is not None and not isinstance(context.data, Iterator):
+        with kept_random_state():  # a DataLoader draws a seed for its workers
+            batch = next(iter(context.data), None)
         example = batch[0] if isinstance(batch, (tuple, list)) else batch
     if example is None:
         raise DataError(

@@ -90,7 +90,7 @@ def _groups(model: nn.Module, example: Any) -> tuple[dict[str, str], tuple[str, 
         }
         members = {name for name in members if any(hasattr(modules[name], out) for out, _ in _WIDTHS)}
         if len(members) > 1:
-            found |= {name: group.name for name in members}
+            found |= dict.fromkeys(members, group.name)
     return found, ()
 
 

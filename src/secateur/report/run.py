@@ -23,7 +23,7 @@ __all__ = ["Run", "without_home"]
 def without_home(value: Any) -> Any:
     """Plain data with the home folder's path replaced by `~` in every text.
 
-    >>> without_home({"path": os.path.join(str(Path.home()), "data")})
+    >>> without_home({"path": str(Path.home() / "data")})
     {'path': '~/data'}
     """
     if isinstance(value, str):

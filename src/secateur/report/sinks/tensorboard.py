@@ -1,0 +1,52 @@
+"""`Tensorboard`: Measurements as TensorBoard scalars and histograms; needs the extra `tensorboard`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from secateur.core.measurement import Measurement
+from secateur.errors import MissingExtraError, NothingToDoError
+from secateur.report.forms import is_plain
+from secateur.report.reading import finite
+from secateur.report.sinks import tag
+
+__all__ = ["Tensorboard"]
+
+
+@dataclass(frozen=True)
+class Tensorboard:
+    """Writes into `folder`, one event file a call."""
+
+    folder: str | os.PathLike[str]
+
+    def send(self, measurements: Iterable[Measurement]) -> int:
+        """Send every number and every epoch; returns how many scalars were written."""
+        rows = [
+            item
+            for item in measurements
+            if "published" not in item.context and finite(item.value) is not None
+        ]
+        rows = [item for item in rows if is_plain(item) or "epoch" in item.context]
+        if not rows:
+            raise NothingToDoError("tensorboard: expected at least one Measurement to send, got none")
+        writer = _writer(os.fspath(self.folder))
+        try:
+            for item in rows:
+                writer.add_scalar(tag(item), float(item.value), int(item.context.get("epoch", 0)))
+        finally:
+            writer.close()
+        return len(rows)
+
+
+def _writer(folder: str) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingExtraError(
+            "the tensorboard sink needs the package tensorboard, which is not installed; install it with "
+            "`pip install secateur[tensorboard]`"
+        ) from error
+    return SummaryWriter(folder)

@@ -1,0 +1,165 @@
+"""Every chart from hand-made Measurements: what is drawn, what is counted, what is left out."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from secateur.core.measurement import Measurement as M
+from secateur.core.measurement import Measurements
+from secateur.errors import UnknownNameError
+from secateur.measure import measure
+from secateur.report import charts
+from secateur.report.charts.network import network
+from secateur.report.charts.pareto import front
+from secateur.report.files import figure_svg
+from secateur.report.reading import rows_of
+
+spec = importlib.util.spec_from_file_location("report_samples", Path(__file__).with_name("report_samples.py"))
+assert spec is not None
+assert spec.loader is not None
+samples = sys.modules.setdefault("report_samples", importlib.util.module_from_spec(spec))
+if not hasattr(samples, "sweep"):
+    spec.loader.exec_module(samples)
+
+
+def test_every_chart_draws_something_from_the_full_set() -> None:
+    found = samples.everything()
+    for name in charts.names():
+        if name == "accuracy_sparsity":  # one trial is no curve
+            continue
+        assert charts.chart(name, found), name
+    assert charts.chart("accuracy_sparsity", samples.sweep(72).measurements)
+
+
+def test_every_chart_is_silent_on_nothing_and_on_a_lone_number() -> None:
+    for found in (Measurements(), Measurements([M("accuracy", 0.9, context={"variant": "dense"})])):
+        assert charts.draw(found) == []
+
+
+def test_every_figure_has_title_definition_text_alternative_and_numbers() -> None:
+    figures = charts.draw(samples.everything())
+    assert len({figure.name for figure in figures}) == len(figures) >= 14
+    for figure in figures:
+        assert figure.title
+        assert figure.definition
+        assert figure.alt.endswith(".")
+        assert figure.table.rows
+        assert all(len(row) == len(figure.table.head) for row in figure.table.rows)
+
+
+def test_unknown_chart() -> None:
+    with pytest.raises(UnknownNameError, match="unknown chart 'paretto': did you mean 'pareto'"):
+        charts.chart("paretto", Measurements())
+
+
+def test_front_leaves_out_what_is_beaten_and_keeps_the_first_of_equals() -> None:
+    points = [(4.0, 0.9), (2.0, 0.9), (2.0, 0.8), (1.0, 0.5), (3.0, 0.7), (2.0, 0.9)]
+    assert front(points) == [3, 1]
+    assert front([(1.0, 3.0), (2.0, 1.0), (3.0, 2.0)], lower_is_better=True) == [0, 1]
+
+
+def test_spread_over_seeds_is_lowest_to_highest() -> None:
+    figure = charts.chart("accuracy_sparsity", samples.sweep(72).measurements)[0]
+    rows = [row for row in figure.table.rows if row[0] == "l1 · pruned" and row[1] == 0.1]
+    values = [
+        item.value
+        for item in samples.sweep(72).measurements
+        if item.name == "accuracy"
+        and item.context["prune.criterion"] == "l1"
+        and item.context["prune.budget"] == 0.1
+        and item.context["variant"] == "pruned"
+    ]
+    assert len(values) == 2
+    assert rows[0][2:] == (pytest.approx(sum(values) / 2), min(values), max(values), 2)
+
+
+def test_a_diverged_value_is_drawn_nowhere() -> None:
+    nan = float("nan")
+    found = Measurements(
+        M(name, value, context={"variant": variant})
+        for variant, accuracy, size in (("dense", 0.9, 10), ("a", nan, 5), ("b", 0.8, 2))
+        for name, value in (("accuracy", accuracy), ("size", size))
+    )
+    (figure,) = charts.draw(found)
+    assert [row[0] for row in figure.table.rows] == ["dense", "b"]
+
+
+def test_what_was_packed_belongs_to_the_next_measured_variant() -> None:
+    at = {"trial": 0}
+    rows = rows_of(
+        [
+            M("size", 100, context={**at, "variant": "dense", "step": "measure"}),
+            M("file_bytes", 10, context={**at, "variant": "pack", "step": "pack"}),
+            M("size", 50, context={**at, "variant": "file", "step": "measure"}),
+        ]
+    )
+    assert [(row.variant, row.bytes) for row in rows] == [("dense", 100), ("file", 10)]
+
+
+def test_times_of_another_moment_are_not_set_beside_each_other() -> None:
+    rows = {row.variant: row for row in rows_of(samples.everything())}
+    assert "latency" not in rows["shrunk"].values
+    assert {"latency", "speedup"} <= set(rows["file"].values)
+    assert "speedup" in rows["shrunk"].values
+
+
+def test_measures_for_charts_on_a_model_worked_by_hand() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.Flatten(), nn.Linear(8, 2, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([0.0, -3.0]).reshape(2, 1, 1, 1))
+        model[2].weight.fill_(0.5)
+    found = measure(
+        model,
+        torch.ones(1, 1, 2, 2),
+        what=["weight_histogram", "filter_sums", "activation_histogram"],
+        bins=2,
+    )
+    of = {(m.name, m.context["layer"]): m for m in found}
+    assert of["weight_histogram", "0.weight"].context["counts"] == [1, 0]
+    assert of["weight_histogram", "0.weight"].context["zeros"] == 1
+    assert of["filter_sums", "0.weight"].context["sums"] == [0.0, 3.0]
+    assert of["filter_sums", "0.weight"].value == 1
+    # the second filter gives four times -3, the first nothing: zeros apart
+    assert of["activation_histogram", "0"].context["counts"] == [4, 0]
+    assert of["activation_histogram", "0"].context["zeros"] == 4
+    assert of["activation_histogram", "2"].value == 2
+    assert "weight_histogram" not in measure(model, torch.ones(1, 1, 2, 2), trials=1).names()
+
+
+def test_coupled_layers_share_a_group_and_a_colour() -> None:
+    from secateur import models
+
+    model = models.build("resnet20")
+    found = measure(model, torch.zeros(1, 3, 16, 16), what=["architecture"])
+    groups = {layer["name"]: layer["group"] for layer in found["architecture"].context["layers"]}
+    assert groups["layer1.0.conv2"] == groups["layer1.1.conv2"] != ""
+    assert groups["layer1.0.conv1"] == ""  # free: nothing else loses its channels
+    drawn = network(found)[0].chart
+    assert drawn.count("hsl(") == sum(1 for group in groups.values() if group)
+
+
+def test_resnet101_is_drawn_in_rows_that_fit() -> None:
+    from secateur import models
+
+    with torch.device("meta"):
+        model = models.build("resnet101")
+    figure = network(measure(model, what=["architecture"]))[0]
+    assert len(figure.table.rows) == 105
+    height = int(figure.chart.split('height="')[1].split('"')[0])
+    assert height < 1800
+    assert 'width="820"' in figure.chart
+
+
+def test_a_figure_as_a_file_is_svg_in_the_light_theme() -> None:
+    for figure in charts.draw(samples.everything()):
+        if figure.name in ("pareto-bytes", "network", "weight-histograms"):
+            svg = figure_svg(figure)
+            assert svg.startswith("<svg")
+            assert "#ffffff" in svg
+            assert "var(" not in svg

@@ -1,0 +1,207 @@
+"""The page, its files, its size; what is said, and what must never be."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import re
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from secateur.core.measurement import Measurement as M
+from secateur.core.measurement import Measurements
+from secateur.errors import NothingToDoError
+from secateur.report import Report, Run
+from secateur.report.printout import folded, side_by_side
+from secateur.report.published import beside
+from secateur.report.summary import comparison, headline
+
+spec = importlib.util.spec_from_file_location("report_samples", Path(__file__).with_name("report_samples.py"))
+assert spec is not None
+assert spec.loader is not None
+samples = sys.modules.setdefault("report_samples", importlib.util.module_from_spec(spec))
+if not hasattr(samples, "sweep"):
+    spec.loader.exec_module(samples)
+
+HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return Report(
+        [Run("demo", samples.everything(), "What was done.", {"command": "secateur demo", "seed": 0})]
+    ).html()
+
+
+def _outside_scripts(html: str) -> str:
+    return re.sub(r"<script.*?</script>", "", html, flags=re.S)
+
+
+def test_nothing_measured_is_an_error() -> None:
+    with pytest.raises(
+        NothingToDoError, match="nothing to report: expected at least one Measurement, got none; add"
+    ):
+        Report([Run("demo", Measurements())])
+
+
+def test_the_page_asks_for_nothing(page: str) -> None:
+    text = _outside_scripts(page)
+    assert not re.findall(r"(?:src|href)=[\"'](?!#|data:)", text)
+    assert "@import" not in text
+    assert "url(" not in text
+    assert "default-src 'none'" in text
+    assert "@@" not in text
+
+
+def test_the_page_is_under_three_megabytes(page: str) -> None:
+    assert len(page.encode()) < 3_000_000
+
+
+def test_landmarks_headings_and_text_alternatives(page: str) -> None:
+    text = _outside_scripts(page)
+    for landmark in ("<header", "<nav aria-label", "<main", "<footer", 'lang="en"', 'class="skip"'):
+        assert landmark in text
+    assert text.count("<h1") == 1
+    assert (
+        len(re.findall(r'class="chart"[^>]*role="img"[^>]*aria-label="[^"]{20,}"', text))
+        == text.count('class="chart"')
+        >= 12
+    )
+    for target in re.findall(r'<a href="#([\w-]+)"', text):
+        assert f'id="{target}"' in text
+
+
+def test_first_screen_has_the_result_and_the_variants(page: str) -> None:
+    text = _outside_scripts(page)
+    assert "What was done." in text
+    assert text.index('class="headline"') < text.index("<table")
+    assert all(f">{name}</button>" in text for name in ("dense", "shrunk", "file"))
+
+
+def test_names_from_outside_cannot_become_markup() -> None:
+    report = Report(
+        [Run(f"run {HOSTILE}", samples.everything(HOSTILE), HOSTILE, {"command": HOSTILE}, (HOSTILE,))]
+    )
+    html = report.html()
+    assert "<img src=x" not in html
+    assert "<script>document.title" not in html
+
+
+def test_home_folder_and_its_name_are_in_no_file(tmp_path: Path) -> None:
+    home = str(Path.home())
+    secret = f"{home}/data/set.parquet"
+    found = Measurements(
+        M(
+            "accuracy",
+            value,
+            "",
+            f"read from {secret}",
+            notes=(secret,),
+            context={"variant": name, "file": secret},
+        )
+        for name, value in (("dense", 0.9), ("file", 0.8))
+    )
+    report = Report(
+        [Run("demo", found, f"from {secret}", {"command": f"secateur run {secret}", "r": {"p": [secret]}})]
+    )
+    for path in report.write(tmp_path):
+        assert home.encode() + b"/data" not in path.read_bytes(), path.name
+    assert "~/data/set.parquet" in (tmp_path / "index.html").read_text()
+
+
+def test_files_beside_the_page(tmp_path: Path) -> None:
+    found = Measurements(
+        M(name, value, context={"variant": variant})
+        for variant, accuracy, size in (("dense", 0.9, 1000), ("file", 0.8, 100))
+        for name, value in (("accuracy", accuracy), ("size", size))
+    )
+    written = {path.relative_to(tmp_path).as_posix() for path in Report([Run("demo", found)]).write(tmp_path)}
+    assert written == {
+        "index.html",
+        "figures/pareto-bytes.svg",
+        "figures/pareto-bytes.png",
+        "tables/summary.csv",
+        "tables/measurements.csv",
+        "tables/pareto-bytes.csv",
+    }
+    assert (tmp_path / "figures/pareto-bytes.png").read_bytes().startswith(b"\x89PNG")
+    with (tmp_path / "tables/summary.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert rows == [
+        ["measure", "dense", "file", "definition"],
+        ["accuracy", "0.9", "0.8", ""],
+        ["bytes as torch.save writes it", "1000.0", "100.0", ""],
+    ]
+    assert not [path for path in tmp_path.rglob(".*")]
+
+
+def test_published_figures_beside_ours() -> None:
+    rows = {(row.name, row.variant): row for row in beside(samples.everything())}
+    assert rows["accuracy", "dense"].difference == "−1.00 points"
+    assert rows["params", "dense"].verdict == "the same"
+    assert rows["macs", "shrunk"].verdict == "reference inconsistent"
+    assert rows["macs", "shrunk"].note == "4,500 follows"
+
+
+def test_published_mean_over_seeds_and_settings_that_must_agree() -> None:
+    ours = [
+        M("accuracy", v, context={"variant": "pruned", "sparsity": s, "seed": k})
+        for k, (s, v) in enumerate([(0.5, 0.8), (0.5, 0.9), (0.9, 0.1)])
+    ]
+    (row,) = beside(
+        Measurements(
+            [*ours, M("accuracy", 0.86, context={"variant": "pruned", "sparsity": 0.5, "published": "p"})]
+        )
+    )
+    assert (row.ours, row.difference) == ("85.00 % (mean of 2)", "−1.00 points")
+    (row,) = beside(
+        Measurements(
+            [*ours, M("accuracy", 0.86, context={"variant": "pruned", "sparsity": 0.7, "published": "p"})]
+        )
+    )
+    assert row.verdict == "not measured here"
+
+
+def test_two_runs_side_by_side_and_two_of_one_name() -> None:
+    one, two = (
+        Run("demo", Measurements([M("accuracy", v, context={"variant": "file"})])) for v in (0.9, 0.8)
+    )
+    report = Report([one, two])
+    assert comparison(report.measurements).head == ("demo (1) · file", "demo (2) · file")
+    assert report.title == "demo (1) and demo (2)"
+    assert report.headline == "demo (1): accuracy 90.00 % — demo (2): accuracy 80.00 %"
+
+
+def test_no_difference_in_time_is_said_so() -> None:
+    found = [
+        M("latency", 2.0, "ms", context={"variant": "dense"}),
+        M("latency", 1.9, "ms", context={"variant": "small"}),
+        M("speedup", 1.05, "x", context={"variant": "small"}, spread={"low": 0.98, "high": 1.1}),
+    ]
+    assert headline(Measurements(found)) == "no difference in time shown (1.05× [0.98, 1.10])"
+
+
+def test_printout_lines_are_matched_and_folded() -> None:
+    pairs = side_by_side("a\nx\nb", "a\nb\nc")
+    assert [pair.kind for pair in pairs] == ["same", "changed", "changed"]
+    pairs = side_by_side("a\nx\nb", "a\nb")
+    assert [pair.kind for pair in pairs] == ["same", "removed", "same"]
+    long = side_by_side("\n".join(map(str, range(40))), "\n".join(["0", "one", *map(str, range(2, 40))]))
+    assert [pair.kind for pair in folded(long)] == ["same", "changed", "same", "same", "folded"]
+
+
+def test_two_hundred_trials_are_aggregated() -> None:
+    run = samples.sweep(200)
+    start = time.perf_counter()
+    report = Report([run])
+    html = report.html()
+    assert time.perf_counter() - start < 20  # ten with the machine to itself; see benchmarks/bench_report.py
+    assert len(html) < 2_000_000
+    assert len(comparison(report.measurements).head) <= 8
+    assert html.count("<tr") < 1500
+    data = json.loads(re.search(r'id="data">(.*?)</script>', html, re.S).group(1))  # type: ignore[union-attr]
+    assert set(data["figures"]) == {f.name for f in report.figures if not f.is_drawing}

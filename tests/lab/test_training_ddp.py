@@ -29,7 +29,9 @@ if os.environ.get("RANK", "0") == "0":
     right = trained.history[-1].train_accuracy
     torch.save({"model": model.state_dict(), "losses": losses, "right": right}, sys.argv[1])
 if torch.distributed.is_initialized():
+    torch.distributed.barrier()  # gloo aborts a process whose peer closes the connection first
     torch.distributed.destroy_process_group()
+    os._exit(0)  # gloo's threads may outlive the interpreter that ends under them
 """
 
 

@@ -33,6 +33,7 @@ from secateur.structure.fit import fit
 from secateur.structure.labels import Lock
 from secateur.structure.plan import Plan, cut_tensor, set_attribute
 from secateur.structure.proof import Proof, prove
+from secateur.structure.trace import empties
 
 __all__ = ["Shrunk", "explain", "load_shrunk", "reestimate_batch_norm", "shrink"]
 
@@ -206,7 +207,7 @@ def _nothing(structure: Structure, model: nn.Module, locks: list[Lock]) -> str:
 @torch.no_grad()
 def apply_plan(model: nn.Module, plan: Plan, masks: Masks) -> tuple[nn.Module, Masks]:
     """A copy of the model cut by the plan and masked where zeros stay, and the masks of what is left."""
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = empties(model)
     left: dict[str, torch.Tensor] = {}
     tensors: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     tensors.update(model.named_buffers(remove_duplicate=False))

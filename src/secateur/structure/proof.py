@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from secateur.errors import ProofError
-from secateur.structure.trace import call, map_tensors, tensors_in
+from secateur.structure.trace import call, empties, map_tensors, tensors_in
 
 __all__ = ["Proof", "double_copy", "prove"]
 
@@ -59,7 +59,7 @@ def double_copy(
     model: nn.Module, masks: Mapping[str, torch.Tensor] | None = None, dtype: torch.dtype = torch.float64
 ) -> nn.Module:
     """A copy in float64 and eval mode, masked where asked. The weights are converted on the way, not copied twice."""
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = empties(model)
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     for name, tensor in named:
         mask = None if masks is None else masks.get(name)

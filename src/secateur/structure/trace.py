@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -184,6 +185,16 @@ def _loose_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
                         yield item
 
 
+def empties(model: nn.Module) -> dict[int, Any]:
+    """A memo for `copy.deepcopy` with the empty dicts every module is full of, which it would copy the slow way."""
+    return {
+        id(value): type(value)()
+        for module in model.modules()
+        for value in vars(module).values()
+        if type(value) in (dict, OrderedDict) and not value
+    }
+
+
 def ghost(
     model: nn.Module, mode: str = "meta", training: bool = False
 ) -> tuple[nn.Module, dict[str, torch.Tensor]]:
@@ -192,7 +203,7 @@ def ghost(
     `mode` "meta" gives tensors without storage; "real" shares the parameters and copies only buffers, which a forward
     may change.
     """
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = empties(model)
     names: dict[str, torch.Tensor] = {}
     kept: list[torch.Tensor] = []
 

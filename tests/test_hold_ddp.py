@@ -12,7 +12,7 @@ import torch
 import secateur as sc
 
 WORKER = """
-import sys
+import os, sys
 import torch, torch.distributed as dist
 from torch import nn
 import secateur as sc
@@ -41,7 +41,9 @@ with sc.hold(wrapped, masks, optimizer) as held:
             assert bool((gone == 0).all()) and not bool(torch.signbit(gone).any()), "weight"
     assert held.steps == 5
 torch.save(model.state_dict(), f"{folder}/rank{rank}.pt")
+dist.barrier()  # gloo aborts a process whose peer closes the connection first
 dist.destroy_process_group()
+os._exit(0)  # gloo's threads may outlive the interpreter that ends under them
 """
 
 

@@ -43,11 +43,11 @@ def main() -> int:
     batches = list(zip(images.split(100), labels.split(100)))
     convs = [name for name, m in model.named_modules() if isinstance(m, torch.nn.Conv2d)][: given.layers]
     levels = [round(i / (given.levels + 0.0), 4) for i in range(1, given.levels)] + [0.95]
-    # in turns, layer by layer, so that both sides see the same machine
-    start = time.perf_counter()
+    # processor time: what other work on the machine does to the clock is nobody's
+    start = time.process_time()
     ours = sc.scan(model, batches, given.granularity, levels, only=convs, memory=given.memory)
-    spent_ours = time.perf_counter() - start
-    start = time.perf_counter()
+    spent_ours = time.process_time() - start
+    start = time.process_time()
     dense = top_1(model, batches)[0]
     values = []
     for name in convs:
@@ -58,7 +58,7 @@ def main() -> int:
             values.append(top_1(model, batches)[0])
             with torch.no_grad():
                 model.get_submodule(name).weight.copy_(saved)
-    spent_peer = time.perf_counter() - start
+    spent_peer = time.process_time() - start
     assert dense == ours.dense, (dense, ours.dense)
     assert values == [cell.value for cell in ours.cells], "the accuracies differ"
     assert ours.peak_bytes <= given.memory

@@ -13,7 +13,7 @@ import pytest
 from secateur import cli
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["README.md", "docs/guide/cli.md", "docs/guide/recipes.md"]
+PAGES = ["README.md", "docs/guide/cli.md", "docs/guide/recipes.md", "docs/guide/budgets.md"]
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -49,12 +49,13 @@ def test_every_command_and_example_works(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = _BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
     assert len(blocks) >= 3
+    names = {"__name__": "example"}
     for language, text in blocks:
         if language == "bash":
             for command in text.strip().splitlines():
                 assert execute(command, monkeypatch) == 0, f"{command}\n{capsys.readouterr().err}"
         elif language == "python":
-            exec(compile(text, page, "exec"), {"__name__": "example"})
+            exec(compile(text, page, "exec"), names)  # what one block makes the next may use
         elif language == "toml":
             name = re.match(r"# file: (\S+)\n", text)
             assert name, f"a toml block of {page} without its file's name"

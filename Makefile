@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test quick zoo lint bench fuzz clean
+.PHONY: demo test quick zoo ray lint bench fuzz clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -15,14 +15,18 @@ demo: $(STAMP)
 	$(BIN)/secateur demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m "not zoo"
+	$(BIN)/python -m pytest -n 2 -m "not zoo and not ray"
 
 quick: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m "not slow and not zoo"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not zoo and not ray"
 
 zoo: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps -r benchmarks/zoo-requirements.txt
 	$(BIN)/python -m pytest -n 2 -m zoo
+
+ray: $(STAMP)
+	$(BIN)/python -m pip install --quiet -r benchmarks/ray-requirements.txt
+	$(BIN)/python -m pytest -m ray
 
 lint: $(STAMP)
 	$(BIN)/ruff check src tests benchmarks attacks

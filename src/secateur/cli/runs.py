@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from secateur.cli.cluster import (
+    Address,
+    Cluster,
+    Cpus,
+    EngineChoice,
+    EngineOption,
+    Gpus,
+    Memory,
+    cluster_of,
+)
 from secateur.cli.options import Debug, Device, Json, Out, Seed, Set, StoreFolder
 from secateur.cli.output import print_json, show_table
 from secateur.errors import OptionError, SecateurError
@@ -38,16 +49,24 @@ def _settings(given: list[str] | None, seed: int | None, device: Any) -> list[st
 
 
 def _carry_out(
-    recipe: Recipe, store: Path, jobs: int, dry_run: bool, json: bool, out: Path | None, quiet: bool
+    recipe: Recipe,
+    store: Path,
+    jobs: int,
+    dry_run: bool,
+    json: bool,
+    out: Path | None,
+    quiet: bool,
+    cluster: Cluster | None = None,
 ) -> Any:
     """What `run`, `sweep` and `demo` have in common."""
     from secateur.lab import tables
     from secateur.lab.engine import run as run_recipe
     from secateur.lab.plan import plan as make_plan
+    from secateur.lab.preview import preview
     from secateur.lab.progress import display
     from secateur.lab.store import Store
 
-    plan = make_plan(recipe)
+    plan = make_plan(recipe, device=cluster.device(recipe) if cluster is not None else None)
     if dry_run:
         exists = (store / "store.sqlite").is_file()
         rows = list(plan.rows(Store(store) if exists else None))
@@ -62,8 +81,22 @@ def _carry_out(
         todo, cached = (sum(row[3] == what for row in rows) for what in ("run", "cached"))
         shared = len(rows) - todo - cached
         print(f"{todo} steps would run, {cached} are cached, {shared} share another trial's work")
+        if len(plan.trials) > 1:
+            print(preview(plan, Store(store) if exists else None).text(jobs))
         return None
-    ran = run_recipe(recipe, Store(store), jobs=jobs, progress=display(quiet), plan=plan)
+    opened = Store(store)
+    if len(plan.trials) > 1 and not quiet:
+        print(preview(plan, opened).text(jobs), file=sys.stderr)
+    engine = cluster.engine(opened, jobs, plan.device) if cluster is not None else None
+    watch = display(quiet, many=len(plan.trials) > 1 and (jobs > 1 or engine is not None))
+    try:
+        ran = run_recipe(recipe, opened, jobs=jobs, progress=watch, plan=plan, engine=engine)
+    except KeyboardInterrupt:
+        # Said here, because the command line's own handling of Ctrl-C says nothing.
+        print(
+            "interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr
+        )
+        raise
     if out is not None:
         tables.write_results(ran, Store(store), out)
     if json:
@@ -110,7 +143,15 @@ def sweep(
     set_: Set = None,
     seed: Seed = None,
     device: Device = None,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, help="Repeat everything over so many seeds.")
+    ] = None,
     jobs: _Jobs = 1,
+    engine: EngineOption = EngineChoice.local,
+    address: Address = None,
+    cpus: Cpus = 1,
+    gpus: Gpus = 0,
+    memory: Memory = 0,
     dry_run: _DryRun = False,
     store: StoreFolder = _STORE,
     out: Out = None,
@@ -119,15 +160,21 @@ def sweep(
     debug: Debug = False,
 ) -> None:
     """Run a recipe for every combination of a grid's values; what trials have in common is done once."""
+    from secateur.lab.grid import seeds as repeated
     from secateur.lab.recipe import Recipe
 
-    found = Recipe.read(recipe, _settings(set_, seed, device), grid or [])
+    axes = list(grid or [])
+    if seeds is not None:
+        first = Recipe.read(recipe, _settings(set_, seed, device)).lab.seed
+        axes.append(repeated(first, seeds))
+    found = Recipe.read(recipe, _settings(set_, seed, device), axes)
     if not found.grid:
         raise OptionError(
             f"{recipe}: nothing to sweep: the recipe has no [grid]; give an axis, such as --grid "
             "prune.budget=0.5,0.7,0.9"
         )
-    _carry_out(found, store, jobs, dry_run, json, out, quiet)
+    cluster = cluster_of(engine, address, cpus, gpus, memory)
+    _carry_out(found, store, jobs, dry_run, json, out, quiet, cluster)
 
 
 def demo(

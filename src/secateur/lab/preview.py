@@ -83,7 +83,8 @@ def _plural(word: str, count: int) -> str:
 
 def preview(plan: Plan, store: Store | None) -> Preview:
     """What running the plan would come to, given what the store knows."""
-    known = {key for key in plan.keys() if store is not None and store.has(key)}
+    keys = plan.keys()
+    known = {key for key in keys if store is not None and store.has(key)}
     times = _Times(store)
     spent: dict[str, float | None] = {}
     unknown: Counter[str] = Counter()

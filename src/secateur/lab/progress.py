@@ -172,12 +172,16 @@ class Live(Progress):
         self.bar.stop()
 
 
-def display(quiet: bool = False) -> Progress:
-    """The progress that suits where standard error goes.
+def display(quiet: bool = False, many: bool = False) -> Progress:
+    """The progress that suits where standard error goes; `many` trials at once are shown as a table.
 
     >>> type(display(quiet=True)).__name__
     'Progress'
     """
     if quiet:
         return Progress()
+    if many and sys.stderr.isatty():
+        from secateur.lab.live_table import Table
+
+        return Table()
     return Live() if sys.stderr.isatty() else Lines()

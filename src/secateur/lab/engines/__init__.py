@@ -171,7 +171,9 @@ def drive(
                     for trial, position in users[event.key]:
                         label = by_index[trial].steps[position].label
                         failures[trial] = event.text
-                        notes.trials.append((trial, "failed", f"{label}: {event.text}\n\n{event.trace}".rstrip()))
+                        notes.trials.append(
+                            (trial, "failed", f"{label}: {event.text}\n\n{event.trace}".rstrip())
+                        )
                         watch.failed(trial, label, event.text)
             notes.write()
     finally:

@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from multiprocessing import connection, get_context
 from typing import Any
 
@@ -48,8 +48,11 @@ class _Worker:
         self.gpu = gpu
         self.node: Node | None = None
         self.line, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, folder, threads, gpu, os.getpid()), daemon=True)
-        self.process.start()
+        self.process = context.Process(
+            target=_serve, args=(theirs, folder, threads, gpu, os.getpid()), daemon=True
+        )
+        with _interrupts_held():
+            self.process.start()
         theirs.close()
 
     def end(self, *, now: bool) -> None:
@@ -67,10 +70,23 @@ class _Worker:
         self.process.close()
 
 
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach, not even while they import; here it comes a moment later."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class LocalEngine:
     """So many processes on this machine, each with so many of torch's threads.
 
-        engine = LocalEngine(Store("runs"), jobs=2, threads=1)
+    engine = LocalEngine(Store("runs"), jobs=2, threads=1)
     """
 
     def __init__(self, store: Store, jobs: int, threads: int, gpus: int = 0):
@@ -198,7 +214,8 @@ def _serve(line: Any, folder: str, threads: int, gpu: int | None, parent: int) -
             return
         if task is None:
             return
-        line.send(_one(store, *task, line))
+        trial, position = task
+        line.send(_one(store, trial, position, line))
 
 
 def _one(store: Store, trial: Any, position: int, line: Any) -> Event:

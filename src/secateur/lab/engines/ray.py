@@ -1,0 +1,337 @@
+"""The Ray engine: every step a Ray task, on a cluster by its address or on one started on the spot.
+
+The state after a step travels through Ray's object store: a training that many trials share is computed once, and
+sent at most once to a machine that needs it. Workers write nothing; what they found comes back here, and this
+process alone writes the store. A step whose worker or machine is lost is begun again by Ray, from the state before.
+
+>>> Needs(cpus=2, gpus=0.25, memory_gib=4).options() == {"num_cpus": 2, "num_gpus": 0.25, "memory": 4 * 2**30}
+True
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import tempfile
+import time
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from secateur.errors import MissingExtraError, OptionError, StoreError
+from secateur.lab.engines import Event, Node, numbers
+from secateur.lab.engines.local import TellingProgress
+from secateur.lab.store import Outcome, Store
+
+__all__ = ["Needs", "RayEngine"]
+
+_RETRIES = 3
+_AHEAD = 2  # tasks handed to Ray for each that can run at once, so that no worker waits for this process
+_OTHERS_EVERY = 0.5  # seconds between two looks at steps that another run on the same store computes
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one trial takes of a machine. `gpus` may be a fraction: 0.25 puts four trials on one GPU.
+
+    >>> Needs(gpus=1.5)
+    Traceback (most recent call last):
+    secateur.errors.OptionError: gpus: expected a fraction below 1 or a whole number, got 1.5
+    """
+
+    cpus: float = 1
+    gpus: float = 0
+    memory_gib: float = 0
+
+    def __post_init__(self) -> None:
+        for name in ("cpus", "gpus", "memory_gib"):
+            if getattr(self, name) < 0:
+                raise OptionError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise OptionError(f"gpus: expected a fraction below 1 or a whole number, got {self.gpus}")
+
+    def options(self) -> dict[str, Any]:
+        """What Ray is told."""
+        found: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus}
+        if self.memory_gib:
+            found["memory"] = int(self.memory_gib * 2**30)
+        return found
+
+
+class _Memory:
+    """Objects in memory, for workers, which write nothing to any disk of ours."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, bytes] = {}
+
+    def put(self, data: bytes) -> str:
+        name = hashlib.sha256(data).hexdigest()
+        self.held[name] = data
+        return name
+
+    def get(self, name: str) -> bytes:
+        return self.held[name]
+
+
+def _work(
+    trial: Any, position: int, device: str, threads: int, board: Any, uses: list[str], *blobs: Any
+) -> Any:
+    """One step in a worker of the cluster; returns what the store needs to know, and the state as a blob."""
+    import torch
+
+    from secateur.lab import computing
+    from secateur.lab.plan import builder
+    from secateur.lab.state import State, revive
+
+    key = trial.steps[position].key
+    states = dict(zip(uses, blobs))
+    kept = _Memory()
+
+    def before(count: int) -> State:
+        build = builder(trial.recipe)
+        if count == 0:
+            return State(build())
+        blob = states[trial.steps[count - 1].key]
+        source = _Memory()
+        source.held = blob["objects"]
+        return revive(blob["state"], source, build)  # type: ignore[arg-type]
+
+    def tell(text: str) -> None:
+        board.tell.remote(key, text)
+
+    torch.set_num_threads(trial.recipe.lab.threads or threads)
+    tell("")
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            outcome = computing.compute(
+                trial,
+                position,
+                before=before,
+                objects=kept,
+                checkpoint=Path(scratch) / "training.ckpt",
+                progress=TellingProgress(tell),
+                device=device,
+            )
+        except Exception as error:
+            # As a value: Ray would otherwise wrap it, and its text would be Ray's.
+            return ("failed", str(error) or type(error).__name__, traceback.format_exc()), None
+    return ("done", outcome), {"state": dict(outcome.state), "objects": kept.held}
+
+
+class _Board:
+    """Where workers write how far their trainings are, and this process reads it."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, str] = {}
+
+    def tell(self, key: str, text: str) -> None:
+        self._told[key] = text
+
+    def take(self) -> dict[str, str]:
+        told, self._told = self._told, {}
+        return told
+
+
+class RayEngine:
+    """Computes on a Ray cluster: the one at `address`, or one started here and ended with this engine.
+
+    engine = RayEngine(Store("runs"), address="ray://head:10001", needs=Needs(cpus=2, gpus=0.5))
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        address: str | None = None,
+        needs: Needs = Needs(),
+        jobs: int | None = None,
+        device: str = "cpu",
+    ):
+        os.environ.setdefault(
+            "RAY_USAGE_STATS_ENABLED", "0"
+        )  # nothing is sent anywhere unless it is asked for
+        try:
+            import ray
+        except ImportError as error:
+            raise MissingExtraError("--engine ray needs Ray: pip install 'secateur[ray]'") from error
+        self._ray, self._store, self._needs, self._device = ray, store, needs, device
+        self._own = not ray.is_initialized()
+        if self._own:
+            here: dict[str, Any] = {"include_dashboard": False}
+            if address is None and jobs is not None:
+                here["num_cpus"] = max(1, round(jobs * max(needs.cpus, 1)))
+            try:
+                ray.init(
+                    address=address or "local",
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    configure_logging=False,
+                    **({} if address else here),
+                )
+            except ConnectionError as error:
+                raise StoreError(
+                    f"--address {address}: no Ray cluster answers there ({error}); start one with `ray start --head`, "
+                    "or leave --address out to start one here"
+                ) from error
+        self.slots = _AHEAD * self._room(ray.cluster_resources())
+        self._task = ray.remote(_work).options(
+            num_returns=2, max_retries=_RETRIES, **({"name": "secateur"} | needs.options())
+        )
+        self._board: Any = ray.remote(_Board).options(num_cpus=0, max_restarts=-1).remote()
+        self._running: dict[Any, tuple[Node, Any]] = {}
+        self._blobs: dict[str, Any] = {}
+        self._locks: dict[str, FileLock] = {}
+        self._elsewhere: list[Node] = []  # steps another run on this store computes right now
+        self._looked = self._asked = 0.0
+        self._answer: Any = None
+        self._started: set[str] = set()
+
+    def _room(self, there: dict[str, float]) -> int:
+        """How many trials the cluster has room for; an error when not even one fits."""
+        wanted = {"CPU": self._needs.cpus, "GPU": self._needs.gpus, "memory": self._needs.memory_gib * 2**30}
+        for name, amount in wanted.items():
+            if amount > there.get(name, 0):
+                has = there.get(name, 0)
+                unit = 2**30 if name == "memory" else 1
+                self.close(now=True)
+                raise OptionError(
+                    f"a trial needs {amount / unit:g} {name}{' GiB' if unit > 1 else ''}, and the whole cluster has "
+                    f"{has / unit:g}; ask for less, or name a larger cluster with --address"
+                )
+        return max(1, int(min(there.get(name, 0) // amount for name, amount in wanted.items() if amount)))
+
+    def submit(self, node: Node) -> None:
+        """Hand it to the cluster, or wait while another run computes it."""
+        lock = self._store.lock(node.key)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            self._elsewhere.append(node)
+            return
+        self._locks[node.key] = lock
+        blobs = [self._blob(key) for key in node.uses]
+        head, blob = self._task.remote(
+            node.trial,
+            node.position,
+            self._device,
+            max(1, int(self._needs.cpus)),
+            self._board,
+            list(node.uses),
+            *blobs,
+        )
+        self._running[head] = (node, blob)
+
+    def _blob(self, key: str) -> Any:
+        """The state after a step, in the cluster's object store; from our store where a past run computed it."""
+        if key not in self._blobs:
+            outcome = self._store.outcome(key)
+            if outcome is None:
+                raise StoreError(f"the outcome of step {key[:12]} is gone; run the recipe again")
+            from secateur.lab.outcomes import objects_of
+
+            held = {name: self._store.objects.get(name) for name in objects_of(outcome.state)}
+            self._blobs[key] = self._ray.put({"state": dict(outcome.state), "objects": held})
+        return self._blobs[key]
+
+    def events(self) -> Iterable[Event]:
+        """What came back; it is in the store before anybody hears of it."""
+        found = [*self._from_elsewhere(), *self._from_board()]
+        ready: list[Any] = []
+        if self._running:
+            count = len(self._running)
+            ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=0.0 if found else 0.2)
+            if ready and count > 1:
+                more, _ = self._ray.wait(list(self._running), num_returns=count, timeout=0)
+                ready = list(dict.fromkeys([*ready, *more]))
+        elif not found:
+            time.sleep(0.05)
+        for head in ready:
+            node, blob = self._running.pop(head)
+            found.append(self._settle(head, node, blob))
+            self._locks.pop(node.key).release()
+        return found
+
+    def _settle(self, head: Any, node: Node, blob: Any) -> Event:
+        try:
+            what, *rest = self._ray.get(head)
+            if what == "failed":
+                return Event("failed", node.key, text=rest[0], trace=rest[1])
+            outcome: Outcome = rest[0]
+            whole = self._ray.get(blob)
+        except self._ray.exceptions.RayError as error:
+            why = f"the cluster lost it {_RETRIES + 1} times ({type(error).__name__}); run the recipe again"
+            return Event("failed", node.key, text=why, trace=f"{why}\n{error}")
+        for name, data in whole["objects"].items():
+            if self._store.objects.put(data) != name:
+                why = f"object {name[:12]} arrived damaged; run the recipe again"
+                return Event("failed", node.key, text=why, trace=why)
+        self._store.keep(outcome)
+        self._blobs[node.key] = blob
+        if len(self._blobs) > 4 * self.slots + 64:
+            # The oldest go; should one be needed again, our store has it.
+            for key in list(self._blobs)[: 2 * self.slots]:
+                del self._blobs[key]
+        text = str(outcome.log.get("line", ""))
+        return Event("done", node.key, "computed", outcome.seconds, text, found=numbers(outcome.measurements))
+
+    def _from_elsewhere(self) -> list[Event]:
+        if not self._elsewhere or time.monotonic() - self._looked < _OTHERS_EVERY:
+            return []
+        self._looked = time.monotonic()
+        waiting, self._elsewhere = self._elsewhere, []
+        found = []
+        for node in waiting:
+            outcome = self._store.outcome(node.key)
+            if outcome is None:
+                self.submit(node)
+            else:
+                line = str(outcome.log.get("line", ""))
+                shown = numbers(outcome.measurements)
+                found.append(Event("done", node.key, "cached", outcome.seconds, line, found=shown))
+        return found
+
+    def _from_board(self) -> list[Event]:
+        """What workers told of their trainings, asked for at most once a second and never waited for."""
+        if self._answer is None:
+            if self._running and time.monotonic() - self._asked > 1:
+                self._asked, self._answer = time.monotonic(), self._board.take.remote()
+            return []
+        ready, _ = self._ray.wait([self._answer], timeout=0)
+        if not ready:
+            return []
+        told: dict[str, str] = {}
+        with contextlib.suppress(self._ray.exceptions.RayError):
+            told = self._ray.get(self._answer)
+        self._answer = None
+        under_way = {node.key for node, _ in self._running.values()}
+        found = []
+        for key, text in told.items():
+            if key in under_way:
+                if key not in self._started:
+                    self._started.add(key)
+                    found.append(Event("start", key))
+                if text:
+                    found.append(Event("epoch", key, text=text))
+        return found
+
+    def close(self, *, now: bool) -> None:
+        """Stop what runs, free the locks, and end the cluster if it is ours."""
+        if now:
+            for head in getattr(self, "_running", {}):
+                with contextlib.suppress(Exception):
+                    self._ray.cancel(head, force=True)
+        for lock in getattr(self, "_locks", {}).values():
+            lock.release()
+        self._locks = {}
+        if hasattr(self, "_board"):
+            with contextlib.suppress(Exception):
+                self._ray.kill(self._board)
+        self._blobs = {}
+        if self._own:
+            self._ray.shutdown()

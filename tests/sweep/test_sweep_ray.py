@@ -1,0 +1,110 @@
+"""The Ray engine with real Ray processes: the same Measurements as here, also when a worker is killed."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import psutil
+import pytest
+
+from secateur.errors import OptionError
+from secateur.lab.engine import run
+from secateur.lab.plan import plan
+from secateur.lab.recipe import Recipe
+from secateur.lab.store import Store
+
+ray = pytest.importorskip(
+    "ray", reason="RAY IS NOT INSTALLED: the Ray engine is not tested here; pip install 'secateur[ray]'"
+)
+pytestmark = pytest.mark.ray
+
+TEXT = """
+name = "tiny"
+[data]
+name = "digits"
+limit = 100
+[model]
+name = "lenet-300-100"
+[lab]
+threads = 1
+device = "cpu"
+[[step]]
+kind = "train"
+epochs = 1
+lr = 0.05
+[[step]]
+kind = "idle"
+seconds = 4
+[[step]]
+kind = "prune"
+budget = 0.5
+[[step]]
+kind = "retrain"
+epochs = 1
+teacher = "train"
+distill_alpha = 0.5
+[[step]]
+kind = "measure"
+what = ["params", "sparsity", "accuracy"]
+[grid]
+"prune.criterion" = ["magnitude", "random"]
+"idle.fail" = {values = [false, true], when = {"prune.criterion" = "random"}}
+"""
+
+
+@pytest.fixture
+def cluster():
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_measurements_also_when_a_worker_is_killed(tmp_path, cluster):
+    from secateur.lab.engines.ray import Needs, RayEngine
+
+    # The axis comes after the step that idles, so the sleeping step of the good trials is one and the same.
+    recipe = Recipe.parse(TEXT)
+    here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
+    locally = run(Recipe.parse(TEXT, ["idle.seconds=4"]), here)
+    engine = RayEngine(there, needs=Needs(cpus=1), jobs=2)
+    killed: list[int] = []
+    kept_before: list[int] = []
+
+    def kill_the_worker_that_idles() -> None:
+        end = time.monotonic() + 60
+        while not killed and time.monotonic() < end:
+            if there._read("SELECT 1 FROM steps WHERE kind = 'train'"):
+                time.sleep(1)
+                kept_before.append(there._read("SELECT COUNT(*) FROM steps")[0][0])
+                for process in psutil.Process().children(recursive=True):
+                    if process.name().startswith("ray::secateur") or "ray::secateur" in " ".join(
+                        process.cmdline()
+                    ):
+                        process.kill()
+                        killed.append(process.pid)
+            time.sleep(0.1)
+
+    thread = threading.Thread(target=kill_the_worker_that_idles)
+    thread.start()
+    ran = run(recipe, there, engine=engine)
+    thread.join()
+    assert killed
+    assert kept_before == [1]  # the training was kept, and not begun again
+    assert ran.computed == locally.computed
+    assert ran.failures == locally.failures
+    assert [index for index, _ in ran.failures] == [2]
+    assert "Traceback" in there.trials(1)[2]["error"]
+    assert ran.measurements.to_json() == locally.measurements.to_json()
+    for trial in plan(recipe).trials[:2]:
+        for step in trial.steps:
+            assert dict(there.outcome(step.key).state) == dict(here.outcome(step.key).state)
+    assert not ray.is_initialized()
+
+
+def test_needs_of_a_trial_are_checked(tmp_path, cluster):
+    from secateur.lab.engines.ray import Needs, RayEngine
+
+    with pytest.raises(OptionError, match="a trial needs 99 GPU, and the whole cluster has 0"):
+        RayEngine(Store(tmp_path), needs=Needs(gpus=99), jobs=1)
+    assert not ray.is_initialized()

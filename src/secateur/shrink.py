@@ -108,7 +108,7 @@ def shrink(
     _check_options(coupling, round_to, at_least, tolerance)
     masks.check(model)
     done = cut(model, masks, example, coupling, round_to, at_least, across_norm)
-    proof = prove(model, done.model, done.masks, example, tolerance, not done.crossed)
+    proof = prove(model, done.model, done.masks, example, tolerance, not done.crossed, done.plan)
     return Shrunk(done.model, proof, done.plan, done.left, done.locked)
 
 

@@ -137,6 +137,28 @@ def test_the_proof_looks_past_an_example_of_zeros(net: nn.Module) -> None:
         prove(net, small.model, masks, torch.zeros(2, 3, 6, 6), 1e-6, True)
 
 
+def test_a_head_of_zeros_does_not_hide_a_wrong_cut(net: nn.Module) -> None:
+    nn.init.zeros_(net.fc.weight)
+    nn.init.zeros_(net.fc.bias)
+    masks = sc.prune(net, granularity="channel", budget=0.5, example=X)
+    small = sc.shrink(net, masks, X)
+    assert "fc.weight" in small.proof.filled
+    assert small.proof.scale > 0
+    assert not small.model.fc.weight.any()
+    with torch.no_grad():
+        small.model.b.weight.copy_(small.model.b.weight.flip(1))
+    with pytest.raises(ProofError):
+        prove(net, small.model, masks, X, 1e-6, True, small.plan)
+
+
+def test_a_model_without_channels_says_why() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2))
+    with pytest.raises(
+        NothingToDoError, match=r"a normalisation over the axis mixes its positions; sc.explain"
+    ):
+        sc.prune(model, granularity="channel", budget=0.5, example=torch.randn(3, 4))
+
+
 def test_filter_masks_leave_by_union_and_the_rest_stays_zero(net: nn.Module) -> None:
     masks = sc.prune(net, criterion="l1", granularity="filter", budget=0.5, skip=["fc"])
     small = sc.shrink(net, masks, X)

@@ -250,7 +250,7 @@ SIZES = {
     "inception_v3": 96, "alexnet": 96, "maxvit_t": 224, "inception_v4": 128, "inception_resnet_v2": 128,
     "crossvit_tiny_240": 240, "swinv2_tiny_window8_256": 256, "mobilevit_xxs": 128, "mobilevitv2_050": 128,
     "samvit_base_patch16": 256, "halonet26t": 256, "botnet26t_256": 256, "lambda_resnet26t": 256,
-    "bat_resnext26ts": 256, "s3d": 224,
+    "bat_resnext26ts": 256, "s3d": 224, "flexivit_small": 240,
 }  # fmt: skip
 FIXED = [
     "vit",

@@ -12,7 +12,7 @@ from secateur.core.context import Context
 from secateur.core.targets import Target, select
 from secateur.core.undisturbed import kept_random_state
 from secateur.core.units import AxisMember, Units
-from secateur.errors import DataError, OptionError
+from secateur.errors import DataError, NothingToDoError, OptionError
 from secateur.granularity import Base
 from secateur.structure.couplings import Group, Structure, analyse
 
@@ -43,7 +43,17 @@ class Channel(Base):
     def units(self, model: nn.Module, targets: Sequence[Target], context: Context) -> tuple[Units, ...]:
         """One list per group of channels that choose together."""
         found = structure_of(model, context, self.across_norm)
-        return coupled_units(model, found, targets, found.groups, self.scored)
+        units = coupled_units(model, found, targets, found.groups, self.scored)
+        if not units:
+            reasons = [lock.reason for lock in found.locked() if "cannot be cut" not in lock.reason]
+            first = next(
+                iter(dict.fromkeys(reasons)), "no layer of the targets takes its channels from another"
+            )
+            raise NothingToDoError(
+                f"no channel of {type(model).__name__} can leave: {first}; sc.explain(model, example) says where "
+                "every axis is locked and why"
+            )
+        return units
 
 
 def structure_of(model: nn.Module, context: Context, across_norm: bool = False) -> Structure:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from secateur.errors import ProofError
+from secateur.structure.plan import Plan, cut_tensor
 from secateur.structure.trace import call, empties, map_tensors, tensors_in
 
 __all__ = ["Proof", "double_copy", "prove"]
@@ -26,6 +27,7 @@ class Proof:
 
     `error` is the largest absolute difference over the largest output (`absolute` over `scale`). `equality` is False
     where axes were cut across a normalisation on request: then no equality can hold, and the error is only told.
+    `filled` are parameters of zeros that were given random values in both, because the output was 0 with them.
     """
 
     error: float
@@ -35,6 +37,7 @@ class Proof:
     outputs: int
     equality: bool = True
     dtype: str = "float64"
+    filled: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -56,7 +59,10 @@ class Proof:
 
 @torch.no_grad()
 def double_copy(
-    model: nn.Module, masks: Mapping[str, torch.Tensor] | None = None, dtype: torch.dtype = torch.float64
+    model: nn.Module,
+    masks: Mapping[str, torch.Tensor] | None = None,
+    dtype: torch.dtype = torch.float64,
+    fill: Mapping[str, torch.Tensor] | None = None,
 ) -> nn.Module:
     """A copy in float64 and eval mode, masked where asked. The weights are converted on the way, not copied twice."""
     memo: dict[int, Any] = empties(model)
@@ -64,7 +70,7 @@ def double_copy(
     for name, tensor in named:
         mask = None if masks is None else masks.get(name)
         if id(tensor) not in memo:
-            value = tensor.detach()
+            value = tensor.detach() if fill is None or name not in fill else fill[name]
             value = value.to(dtype) if value.is_floating_point() else value.clone()
             if value.data_ptr() == tensor.data_ptr():
                 value = value.clone()
@@ -95,7 +101,12 @@ def _example_in(dtype: torch.dtype, example: Any, model: nn.Module) -> Any:
 
 @torch.no_grad()
 def _outputs(
-    model: nn.Module, small: nn.Module, masks: Mapping[str, torch.Tensor], example: Any, dtype: torch.dtype
+    model: nn.Module,
+    small: nn.Module,
+    masks: Mapping[str, torch.Tensor],
+    example: Any,
+    dtype: torch.dtype,
+    fills: tuple[Mapping[str, torch.Tensor] | None, Mapping[str, torch.Tensor] | None] = (None, None),
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """What both give out, in this precision, from the same inputs and the same random state."""
     inputs = _example_in(dtype, example, model)
@@ -106,8 +117,8 @@ def _outputs(
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         torch.set_default_dtype(dtype)
-        for source, hide in ((model, masks), (small, None)):
-            twin = double_copy(source, hide, dtype)
+        for source, hide, fill in ((model, masks, fills[0]), (small, None, fills[1])):
+            twin = double_copy(source, hide, dtype, fill)
             torch.manual_seed(0)
             outputs.append(tensors_in(call(twin, map_tensors(inputs, torch.clone))))
             del twin
@@ -118,6 +129,25 @@ def _outputs(
     return outputs[0], outputs[1]
 
 
+def _fills(
+    model: nn.Module, masks: Mapping[str, torch.Tensor], plan: Plan
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Random values for parameters that are all 0, masked; and the same, cut, for the shrunk model."""
+    generator = torch.Generator().manual_seed(0)
+    dense: dict[str, torch.Tensor] = {}
+    small: dict[str, torch.Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not bool(parameter.any()):
+            value = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(
+                parameter.device
+            )
+            if name in masks:
+                value = value * masks[name].to(parameter.device)
+            dense[name] = value
+            small[name] = cut_tensor(value, plan.keep[name]) if name in plan.keep else value
+    return dense, small
+
+
 def prove(
     model: nn.Module,
     small: nn.Module,
@@ -125,10 +155,12 @@ def prove(
     example: Any,
     tolerance: float,
     equality: bool,
+    plan: Plan | None = None,
 ) -> Proof:
     """Run both in float64 on the example, with the same random state, and compare every output.
 
-    Where an operator of the model has no float64 form, float32 is used, and the proof says so.
+    Where an operator of the model has no float64 form, float32 is used, and the proof says so. Where the output is 0
+    everywhere (a head that starts as zeros), parameters that are all 0 get the same random values in both.
     """
     dtype = torch.float64
     try:
@@ -141,6 +173,11 @@ def prove(
             ) from failure
         dtype, tolerance = torch.float32, max(tolerance, 1e-4)
         outputs = _outputs(model, small, masks, example, dtype)
+    filled: tuple[str, ...] = ()
+    if plan is not None and not any(bool(tensor.any()) for pair in outputs for tensor in pair):
+        fills = _fills(model, masks, plan)
+        if fills[0]:
+            outputs, filled = _outputs(model, small, masks, example, dtype, fills), tuple(fills[0])
     left, right = outputs
     shapes = [tuple(t.shape) for t in left], [tuple(t.shape) for t in right]
     if shapes[0] != shapes[1]:
@@ -163,7 +200,9 @@ def prove(
             absolute = max(absolute, float((a - b)[finite].abs().max()))
             scale = max(scale, float(a[finite].abs().max()))
     error = absolute / scale if scale > 0 else absolute
-    proof = Proof(error, absolute, scale, tolerance, len(left), equality, str(dtype).removeprefix("torch."))
+    proof = Proof(
+        error, absolute, scale, tolerance, len(left), equality, str(dtype).removeprefix("torch."), filled
+    )
     if equality and not proof.holds:
         raise ProofError(
             f"the shrunk {type(model).__name__} does not compute what the masked one does: largest "

@@ -223,7 +223,7 @@ def test_the_page_reads_without_a_mouse(browser: Any, pages: dict[str, Path]) ->
     from selenium.webdriver.common.keys import Keys
 
     stops = []
-    for _ in range(14):
+    for _ in range(20):
         ActionChains(browser).send_keys(Keys.TAB).perform()
         stops.append(
             browser.execute_script(

@@ -63,9 +63,11 @@ def accuracy_sparsity(measurements: Measurements) -> list[Figure]:
         alt.Tooltip("high:Q", format=".4~f"),
         alt.Tooltip("seeds:Q"),
     ]
+    # The first layer holds the selection: of legends that are merged, the first one's counts.
     band = base.mark_area(fillOpacity=0.16).encode(y=alt.Y("low:Q", title=quality), y2="high:Q", **shown)
+    band = band.add_params(choose)
     line = base.mark_line().encode(y=y, **shown)
-    dots = base.mark_point().encode(y=y, tooltip=tip, **shown).add_params(choose)
+    dots = base.mark_point().encode(y=y, tooltip=tip, **shown)
     layers = [band, line, dots]
     if baseline:
         rule = alt.Chart(alt.Data(values=[{"dense": fmean(baseline)}]))

@@ -70,7 +70,7 @@ def _distributions(measurements: Measurements, sessions: list[tuple[str, list[Me
         x=alt.X(
             "ms:Q",
             scale=alt.Scale(zero=True),
-            axis=alt.Axis(title="milliseconds of a forward pass", format="~g"),
+            axis=alt.Axis(title="milliseconds of a forward pass", format=".3~r"),
         ),
         tooltip=["label:N", alt.Tooltip("ms:Q", format=".4~g")],
     )
@@ -128,7 +128,7 @@ def _paired(measurements: Measurements) -> list[Figure]:
     axis = alt.X(
         "ratio:Q",
         scale=alt.Scale(zero=False, nice=True, domainMin=min(0.9, top[0])),
-        axis=alt.Axis(title="times as fast as the variant it was timed against", format="~g", tickCount=8),
+        axis=alt.Axis(title="times as fast as the variant it was timed against", format=".3~r", tickCount=8),
     )
     points = (
         alt.Chart(alt.Data(values=dots))

@@ -29,11 +29,23 @@
       config.axisX = Object.assign({}, config.axisX, { tickCount: 4, labelOverlap: true });
       config.legend.columns = Math.max(1, Math.floor(width / 170));
       config.legend.labelLimit = 150;
+      config.legend.layout = { top: { direction: "vertical" } };
+      config.axisX.titleAnchor = "end";
+      config.axisX.titleAlign = "right";
+      limit(spec, 110);
       if (entry.each && spec.spec && spec.spec.width > width - 120) spec.spec.width = Math.max(120, width - 130);
     } else {
       config.legend.columns = Math.max(1, Math.floor(width / 230));
     }
     return { spec: spec, config: config };
+  }
+
+  // Long names of layers leave a narrow chart no room.
+  function limit(part, most) {
+    for (const key in part) {
+      if (key === "labelLimit") part[key] = Math.min(part[key], most);
+      else if (key !== "data" && key !== "datasets" && part[key] && typeof part[key] === "object") limit(part[key], most);
+    }
   }
 
   async function draw(name) {

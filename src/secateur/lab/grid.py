@@ -59,7 +59,9 @@ def conditions(when: Any, axes: Axes, source: str) -> dict[str, dict[str, tuple[
     order = list(axes)
     for key, wanted in dict(when).items():
         if key not in axes:
-            raise RecipeError(f"{source}: a condition on {key!r}, which is no axis of the grid: {near(key, order)}")
+            raise RecipeError(
+                f"{source}: a condition on {key!r}, which is no axis of the grid: {near(key, order)}"
+            )
         if not isinstance(wanted, Mapping) or not wanted:
             raise RecipeError(
                 f"{source}: grid axis {key!r}: expected when = {{OTHER_AXIS = VALUES}}, got {wanted!r}"
@@ -98,7 +100,9 @@ def split_condition(text: str) -> tuple[str, dict[str, str]]:
     for part in rest.split(" and ") if when else []:
         key, equals, wanted = part.partition("=")
         if not equals or not key.strip() or not wanted.strip():
-            raise RecipeError(f"--grid ... when {rest}: expected when KEY=VALUE, or KEY=A,B for several values")
+            raise RecipeError(
+                f"--grid ... when {rest}: expected when KEY=VALUE, or KEY=A,B for several values"
+            )
         found[key.strip()] = wanted.strip()
     return values.strip(), found
 

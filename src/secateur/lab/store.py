@@ -283,7 +283,8 @@ class Store:
             "JOIN runs ON runs.id = last.run"
         )
         return [
-            (row["kind"], json.loads(row["options"]), row["seconds"], json.loads(row["recipe"])) for row in rows
+            (row["kind"], json.loads(row["options"]), row["seconds"], json.loads(row["recipe"]))
+            for row in rows
         ]
 
     def finish_run(self, run: int, status: str, seconds: float) -> None:

@@ -21,7 +21,9 @@ class Idle(Base):
     """Leave the model as it is; sleep, compute, or fail on purpose."""
 
     seconds: float = Field(0.0, ge=0, description="how long to sleep")
-    work: int = Field(0, ge=0, description="how many million turns of a loop to compute, as a busy processor does")
+    work: int = Field(
+        0, ge=0, description="how many million turns of a loop to compute, as a busy processor does"
+    )
     note: int | str = Field("", description="tells idle steps apart; measured when it is a number")
     fail: bool = Field(False, description="end with an error, to see what a failed trial looks like")
 

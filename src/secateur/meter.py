@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import hashlib
+import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -33,7 +34,7 @@ from secateur.core.masks import Masks, count_true
 from secateur.core.units import Units
 from secateur.errors import DataError, NothingToDoError, OptionError
 from secateur.measure._run import describe, device_of
-from secateur.measure.latency import compare
+from secateur.measure.latency import compare, latency
 from secateur.measure.macs import uses
 from secateur.share import share
 from secateur.shrink import Shrunk, shrink
@@ -43,7 +44,7 @@ from secateur.structure.couplings import Structure, analyse
 __all__ = ["Meter"]
 
 # (device, threads, example, widths of the dense model, of the shrunk one) -> (ms, share of the dense time)
-_TIMES: dict[str, tuple[float, float]] = {}
+_TIMES: dict[str, list[tuple[float, float]]] = {}
 
 
 class Meter:
@@ -137,9 +138,12 @@ class Meter:
         return saved.size
 
     def time(
-        self, chosen: Mapping[str, torch.Tensor], trials: int, threads: int | None
+        self, chosen: Mapping[str, torch.Tensor], trials: int, threads: int | None, again: bool = False
     ) -> tuple[float, float]:
-        """(milliseconds, share of the dense model's time) of the shrunk model, both read in turns here and now."""
+        """(milliseconds, share of the dense model's time) of the shrunk model, both read in turns here and now.
+
+        What was read before of the same widths is not read anew, unless `again`; then all readings count.
+        """
         if not self.structural:
             raise OptionError(
                 "a budget on time needs pieces that leave the model, as zeros in place take as long as other weights: "
@@ -149,17 +153,16 @@ class Meter:
         small = self._shrunk(masks)
         model = self.model if small is None else small.model
         key = self._key(model, threads)
-        if key not in _TIMES:
-            example = self._example
+        known = _TIMES.setdefault(key, [])
+        if not known or again:
             if small is None:
                 # itself against itself says nothing but how steady the machine is; one side's time is needed
-                from secateur.measure.latency import latency
-
-                _TIMES[key] = (latency(model, example, trials=trials, threads=threads)[0].value, 1.0)
+                found = latency(model, self._example, trials=trials, threads=threads)
+                known.append((found[0].value, 1.0))
             else:
-                found = compare(self.model, model, example, trials=trials, threads=threads)
-                _TIMES[key] = (found[1].value, 1.0 / found["speedup"].value)
-        return _TIMES[key]
+                found = compare(self.model, model, self._example, trials=trials, threads=threads)
+                known.append((found[1].value, 1.0 / found["speedup"].value))
+        return statistics.median(ms for ms, _ in known), statistics.median(share for _, share in known)
 
     def _shrunk(self, masks: Masks) -> Shrunk | None:
         """The smaller model, or None where nothing leaves it."""

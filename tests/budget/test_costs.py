@@ -130,8 +130,10 @@ def test_what_cannot_be_met_says_how_close_it_came(model):
 @pytest.mark.parametrize("granularity", ["element", "channel"])
 @pytest.mark.parametrize("bits", [None, 3])
 def test_size_is_that_of_the_file(model, granularity, bits, tmp_path):
-    budget = sc.budget.Size(keep=0.5 if bits is None else 0.19, bits=bits, within=0.05)
-    dense = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    # three quarters of what the whole model takes, in whatever way it is coded
+    shared = sc.share(model, bits=bits) if bits else None
+    whole = sc.save(shared.model if shared else model, tmp_path / "whole.sct", shared).size
+    budget = sc.budget.Size(bytes=whole * 3 // 4, bits=bits, within=0.05)
     masks = sc.prune(model, "l2", granularity, budget, example=X)
     small, left, plan = masks.apply(model), masks, None
     if granularity == "channel":
@@ -142,7 +144,7 @@ def test_size_is_that_of_the_file(model, granularity, bits, tmp_path):
     else:
         shared = sc.share(small, bits=bits)
         size = sc.save(shared.model, tmp_path / "m.sct", shared, masks=left, plan=plan).size
-    assert 0.7 * budget.keep * dense < size <= budget.keep * dense
+    assert 0.7 * budget.bytes < size <= budget.bytes
     assert size == (tmp_path / "m.sct").stat().st_size
 
 
@@ -164,15 +166,39 @@ def test_latency_shrinks_and_measures_and_reads_no_time_twice(monkeypatch):
     masks = sc.prune(model, "l2", "channel", sc.budget.Latency(keep=0.5, trials=3, within=0.1), example=X)
     share = 0.1 + 0.9 * macs(sc.shrink(model, masks, X).model)[0] / dense
     assert 0.35 < share <= 0.5  # the next choice of this small model is above
-    assert 1 <= len(calls) <= 5
+    assert 1 <= len(calls) <= 6
     before = len(calls)
     again = sc.prune(model, "l2", "channel", sc.budget.Latency(keep=0.5, trials=3, within=0.1), example=X)
     assert again.digest() == masks.digest()
-    assert len(calls) == before  # all from the table
+    assert len(calls) == before + 1  # all from the table, and the result read once more
     with pytest.raises(BudgetNotMetError, match=r"fastest of \d+ shrunk models takes .* of the dense time"):
         sc.prune(model, "l2", "channel", sc.budget.Latency(keep=0.05, trials=3), example=X)
     with pytest.raises(OptionError, match="zeros in place take as long"):
         sc.prune(model, "l2", "element", sc.budget.Latency(keep=0.5), example=X)
+
+
+def test_a_lucky_reading_is_not_believed(monkeypatch):
+    """The first reading of every model is a tenth too low; the result must hold by the median of its readings."""
+    from secateur import meter
+    from secateur.core.measurement import Measurement
+
+    torch.manual_seed(0)
+    model, seen = Mixed().eval(), {}
+    dense = macs(model)[0]
+
+    def compare(a, b, example, **options):
+        count = macs(b)[0]
+        seen[count] = seen.get(count, 0) + 1
+        share = count / dense * (0.9 if seen[count] == 1 else 1.2)
+        rows = [Measurement("latency", 10.0), Measurement("latency", 10.0 * share)]
+        return sc.Measurements([*rows, Measurement("speedup", 1.0 / share)])
+
+    monkeypatch.setattr(meter, "compare", compare)
+    monkeypatch.setattr(meter, "_TIMES", {})
+    masks = sc.prune(model, "l2", "channel", sc.budget.Latency(keep=0.5, trials=3, within=0.3), example=X)
+    count = macs(sc.shrink(model, masks, X).model)[0]
+    assert seen[count] >= 2
+    assert (0.9 + 1.2) / 2 * count / dense <= 0.5
 
 
 def test_a_schedule_reaches_what_remains_in_rounds(model):

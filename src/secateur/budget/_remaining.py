@@ -52,7 +52,9 @@ class Meter(Protocol):
         """Bytes of the file really written for the model under a choice."""
         ...
 
-    def time(self, chosen: Chosen, trials: int, threads: int | None) -> tuple[float, float]:
+    def time(
+        self, chosen: Chosen, trials: int, threads: int | None, again: bool = False
+    ) -> tuple[float, float]:
         """(milliseconds, share of the dense model's time) of the shrunk model, both read in turns here and now."""
         ...
 

@@ -13,6 +13,8 @@ from secateur.errors import BudgetNotMetError, OptionError
 
 __all__ = ["Latency"]
 
+_CONFIRMED = 3  # times, at most, that a result is read again and searched anew
+
 
 @dataclass(frozen=True)
 class Latency(Remaining):
@@ -75,6 +77,12 @@ class Latency(Remaining):
             start=start[which],
         )
         best = search.run()
+        for _ in range(_CONFIRMED):
+            # One lucky reading would be found by a search that looks for low ones: what it found is read again.
+            if best is None or meter.time(best, self.trials, self.threads, again=True)[which] <= limit:
+                break
+            search.done.clear()
+            best = search.run()
         if best is None:
             unit = "ms" if which == 0 else "of the dense time"
             raise BudgetNotMetError(

@@ -133,12 +133,12 @@ def main() -> None:
 
 def speed() -> None:
     """Speed-up over MACs ratio of the shrunk models, ours and the peer's, at batch 1 and 32, one thread."""
-    from secateur.models import resnet20
+    from secateur.models.resnet20 import Resnet20
 
     heads = [f"{side}: MACs{'speed-up':>10}{'share':>7}" for side in ("ours", "peer")]
     print(f"{'model':<12}{'batch':>6}{heads[0]:>29}{heads[1]:>29}")
     builders = {
-        "resnet20": (lambda: resnet20().eval(), 32),
+        "resnet20": (lambda: Resnet20().eval(), 32),
         "resnet50": (lambda: build(Entry("torchvision", "resnet50"))[0], 224),
         "vgg16_bn": (lambda: build(Entry("torchvision", "vgg16_bn"))[0], 224),
     }

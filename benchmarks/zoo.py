@@ -95,7 +95,7 @@ def line(row: dict[str, object]) -> str:
 HEAD = """# Zoo
 
 Written by `python benchmarks/zoo.py`: random weights, batch norm randomised, half of every group removed by l1, one
-thread. *prunable* is the share of parameters with an axis that can be cut; *removed* and *MACs* are the shares that left;
+thread. *prunable* is the share of parameters with an axis that can be cut; *removed* and *MACs* are the shares gone;
 *error* is the largest difference between masked and shrunk model, of the largest output, in float64 (mixtral has
 operators without float64 and is proved in float32); *prune* and *shrink* are seconds once the model is traced (shrink
 includes the proof).

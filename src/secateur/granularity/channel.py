@@ -15,6 +15,7 @@ from secateur.core.units import AxisMember, Units
 from secateur.errors import DataError, NothingToDoError, OptionError
 from secateur.granularity import Base
 from secateur.structure.couplings import Group, Structure, analyse
+from secateur.structure.rules.conv import TAPS
 
 __all__ = ["Channel", "coupled_units"]
 
@@ -45,7 +46,11 @@ class Channel(Base):
         found = structure_of(model, context, self.across_norm)
         units = coupled_units(model, found, targets, found.groups, self.scored)
         if not units:
-            reasons = [lock.reason for lock in found.locked() if "cannot be cut" not in lock.reason]
+            reasons = [
+                lock.reason
+                for lock in found.locked()
+                if lock.reason != TAPS and "cannot be cut" not in lock.reason
+            ]
             first = next(
                 iter(dict.fromkeys(reasons)), "no layer of the targets takes its channels from another"
             )

@@ -1,8 +1,9 @@
 """What `auto` makes of the scan: `python benchmarks/bench_auto.py [--seeds 3] [--epochs 8] [--store DIR]`.
 
 A ResNet-20 on the embedded digits (the demo's network), trained alike for every seed. `auto` may lose 1 % of the
-validation accuracy. Cut where the scan says it hurts least, against cut uniformly: multiply-accumulates left, so a
-ratio below 1 is a win for the scan.
+validation accuracy. As `auto` does by default (where the scan says it hurts least, or uniformly where only that holds),
+against uniformly only: multiply-accumulates left, so a ratio below 1 is a win. It never asks for more than uniform
+pruning at the same steps down, and trains up to twice as often.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def main() -> int:
     for seed in range(given.seeds):
         recipe = Recipe.parse(RECIPE.format(seed=seed, epochs=given.epochs), name=f"seed-{seed}")
         left = {}
-        for allocation in ("uniform", "scan"):
+        for allocation in ("uniform", "best"):
             try:
                 found = sc.auto(
                     recipe,
@@ -69,7 +70,7 @@ def main() -> int:
             except BudgetNotMetError as error:
                 print(f"--- seed {seed}, {allocation}: {error}", flush=True)
                 left[allocation] = 100.0
-        rows.append(Row(f"MACs left, seed {seed}", left["scan"], left["uniform"], 1.0, "%"))
+        rows.append(Row(f"MACs left, seed {seed}", left["best"], left["uniform"], 1.0, "%"))
     return report(
         rows, "auto on the digits: allocation by scan against uniform, at most 1 % lost on validation"
     )

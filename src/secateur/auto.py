@@ -95,7 +95,7 @@ def auto(
     lost: float = 0.01,
     goal: str = "fast",
     tries: int = 6,
-    allocation: str = "scan",
+    allocation: str = "best",
     retrain: dict[str, Any] | None = None,
     bits: int = 4,
     progress: Progress | None = None,
@@ -105,13 +105,14 @@ def auto(
 
     `goal` is "fast" (channels leave, fewest multiply-accumulates) or "small" (single weights go, the rest is shared
     with `bits`, fewest bytes of the packed file). `allocation` "scan" cuts where a scan says it hurts least,
-    "uniform" cuts all layers alike. `retrain` are the options of the retraining after every cut. `told(line)` is
-    called with the why of every decision. No try that holds within `tries` is a `BudgetNotMetError`.
+    "uniform" cuts all layers alike, and "best" tries the second where the first does not hold. `retrain` are the
+    options of the retraining after every cut. `told(line)` is called with the why of every decision. No try that
+    holds within `tries` is a `BudgetNotMetError`.
     """
     if goal not in ("fast", "small"):
         raise OptionError(f"goal: expected 'fast' or 'small', got {goal!r}")
-    if allocation not in ("scan", "uniform"):
-        raise OptionError(f"allocation: expected 'scan' or 'uniform', got {allocation!r}")
+    if allocation not in ("best", "scan", "uniform"):
+        raise OptionError(f"allocation: expected 'best', 'scan' or 'uniform', got {allocation!r}")
     if not 0.0 <= lost < 1.0:
         raise OptionError(
             f"lost is a share of the accuracy: expected 0 <= lost < 1, got {lost!r}; for 1 % write 0.01"
@@ -129,18 +130,21 @@ def auto(
     say(
         f"dense: {dense:.4f} on {len(data_of(recipe).validation):,} validation images, so at least {limit:.4f}"
     )
-    found = _scanned(ran, store, say) if goal == "fast" and allocation == "scan" else None
+    found = _scanned(ran, store, say) if goal == "fast" and allocation != "uniform" else None
     model = final_state(ran.plan.trials[0], store).model
     done: list[Try] = []
     best: Try | None = None
-    holds, fails = 1.0, 0.0
+    holds, fails, by = 1.0, 0.0, found
     for _ in range(tries):
         keep = next_share(holds, fails)
-        one = _tried(recipe, base, store, model, found, keep, limit, goal, training, bits, progress)
-        done.append(one)
-        say(one.why)
-        if one.holds:
-            best, holds = one, keep
+        ways = [found] if found is None or allocation == "scan" else [found, None]
+        for way in ways:
+            one = _tried(recipe, base, store, model, way, keep, limit, goal, training, bits, progress)
+            done.append(one)
+            say(one.why)
+            if one.holds:
+                best, holds, by = one, keep, way
+                break
         else:
             fails = keep
     if best is None:
@@ -149,7 +153,7 @@ def auto(
             f"auto: none of {len(done)} tries held {limit:.4f} (dense {dense:.4f}, at most {lost:g} lost); the nearest "
             f"came to {near:.4f}. Allow more loss, retrain longer (retrain.epochs), or try more often (tries)"
         )
-    steps = _steps(recipe, model, found, best.keep, goal, training, bits)
+    steps = _steps(recipe, model, by, best.keep, goal, training, bits)
     last = {"kind": "measure", "label": _RESULT, "split": "test", "against": _TEST}
     whole = {**base, "step": [*base["step"], *steps, _measure(_TRIED, "validation"), last]}
     return Found(goal, dense, limit, tuple(done), best, run(Recipe.of(whole), store, progress=progress))
@@ -276,14 +280,15 @@ def _tried(
     progress: Progress | None,
 ) -> Try:
     """One attempt, and the sentence that says why it is kept or dropped."""
-    what = f"{keep:.3g} of the {_unit(goal)}"
+    where = "" if goal == "small" else ", all layers alike" if found is None else ", cut by the scan"
+    what = f"{keep:.3g} of the {_unit(goal)}{where}"
     try:
         steps = _steps(recipe, model, found, keep, goal, training, bits)
         whole = {**base, "step": [*base["step"], *steps, _measure(_TRIED, "validation")]}
         ran = run(Recipe.of(whole), store, progress=progress)
     except (BudgetNotMetError, CollapseError, NothingToDoError) as error:
-        return Try(keep, None, False, f"{what}: cannot be had ({error}); half way back")
+        return Try(keep, None, False, f"{what}: cannot be had ({error})")
     accuracy = _accuracy(ran, _TRIED)
     holds = accuracy >= limit
-    verdict = "holds, so less is tried" if holds else f"is {limit - accuracy:.4f} short, so half way back"
+    verdict = "holds, so less is tried" if holds else f"is {limit - accuracy:.4f} short, so not this"
     return Try(keep, accuracy, holds, f"{what}: {accuracy:.4f} {verdict}")

@@ -37,8 +37,11 @@ def auto(
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs of retraining after a cut.")] = 5,
     lr: Annotated[float, typer.Option("--lr", help="Learning rate of the retraining.")] = 0.02,
     allocation: Annotated[
-        str, typer.Option("--allocation", help="scan: cut where it hurts least; uniform: all alike.")
-    ] = "scan",
+        str,
+        typer.Option(
+            "--allocation", help="scan: cut where it hurts least; uniform: all alike; best: either."
+        ),
+    ] = "best",
     bits: Annotated[int, typer.Option("--bits", min=1, max=8, help="Bits of a shared weight (small).")] = 4,
     set_: Set = None,
     seed: Seed = None,

@@ -39,6 +39,10 @@ class Progress:
     def found(self, trial: int, numbers: dict[str, float]) -> None:
         """What a step of a trial measured, by name."""
 
+    def stop(self, trial: int, numbers: dict[str, float]) -> str:
+        """Asked after every step: why the trial is to be given up, or nothing."""
+        return ""
+
     def finished(self, trial: int) -> None:
         """A trial is done, all of it."""
 

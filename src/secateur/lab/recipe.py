@@ -198,16 +198,16 @@ class Recipe(Options):
         combinations = grids.combinations(self.grid, self.when)
         if combinations == [{}]:
             return [({}, self)]
-        plain = self.plain()
-        plain["grid"] = {}
-        plain.pop("when", None)
-        found = []
-        for settings in combinations:
-            whole = copy.deepcopy(plain)
-            for key, value in settings.items():
-                _assign(whole, key, value, self.name)
-            found.append((settings, Recipe.of(whole, source=self.name)))
-        return found
+        return [(settings, self.with_settings(settings)) for settings in combinations]
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Recipe:
+        """The same recipe, without its grid, with these values by their keys."""
+        whole = self.plain()
+        whole["grid"] = {}
+        whole.pop("when", None)
+        for key, value in settings.items():
+            _assign(whole, key, value, self.name)
+        return Recipe.of(whole, source=self.name)
 
 
 def label_steps(tables: Any, source: str = "recipe") -> list[dict[str, Any]]:

@@ -120,6 +120,7 @@ def drive(
     for key, node in nodes.items():
         if node.position:
             following.setdefault(node.trial.steps[node.position - 1].key, []).append(key)
+    stopped: set[int] = set()
     computed = 0
 
     def settle(key: str, how: str, seconds: float, line: str, found: dict[str, float]) -> None:
@@ -131,12 +132,17 @@ def drive(
                 notes.steps.append((trial, position, how))
                 watch.done(trial, by_index[trial].steps[position].label, how, seconds, line)
                 watch.found(trial, found)
+                if trial not in stopped and left[trial] > 1 and (why := watch.stop(trial, found)):
+                    stopped.add(trial)
+                    notes.trials.append((trial, "stopped", why))
                 how = "cached"  # for the trials after the first
                 left[trial] -= 1
                 if not left[trial]:
                     notes.trials.append((trial, "done", None))
                     watch.finished(trial)
             for after in following.get(key, ()):
+                if all(trial in stopped for trial, _ in users[after]):
+                    continue
                 if after in known:
                     stack.append((after, "cached", *_stored(store, after)))
                 else:
@@ -190,5 +196,5 @@ def _stored(store: Store, key: str) -> tuple[float, str, dict[str, float]]:
 
 
 def numbers(measurements: Iterable[Any]) -> dict[str, float]:
-    """What a live table shows of Measurements: the plain ones, by name."""
-    return {m.name: float(m.value) for m in measurements if "epoch" not in m.context}
+    """Measurements by name; of those of every epoch, the last."""
+    return {m.name: float(m.value) for m in measurements}

@@ -1,0 +1,220 @@
+"""What a sweep costs beside its work: time per no-op trial, what it leaves behind, two workers against one, kills.
+
+    python benchmarks/bench_sweep.py                 # everything
+    python benchmarks/bench_sweep.py local ray       # parts: local, ray, workers, killed
+
+A no-op trial is one `idle` step on a small model: planned, scheduled, computed in another process, written to the
+store. Starting the processes is not counted as a trial's cost; it is timed apart, as the first trials of the sweep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+
+import psutil
+
+from secateur.lab.engine import _local, run
+from secateur.lab.plan import plan
+from secateur.lab.progress import Progress
+from secateur.lab.recipe import Recipe
+from secateur.lab.store import Store
+
+TEXT = """
+name = "noop"
+[data]
+limit = 50
+[model]
+name = "lenet-300-100"
+[lab]
+threads = 1
+device = "cpu"
+[[step]]
+kind = "idle"
+"""
+
+
+class Clock(Progress):
+    """When each trial was finished."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def finished(self, trial: int) -> None:
+        self.ends.append(time.perf_counter())
+
+
+def _family() -> set[int]:
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+def _engine(name: str, store: Store) -> Any:
+    """Two workers, of this machine or of a Ray cluster on it."""
+    if name == "local":
+        return _local(store, 2)
+    from secateur.lab.engines.ray import Needs, RayEngine
+
+    return RayEngine(store, needs=Needs(), jobs=2)
+
+
+def overhead(engine_name: str, trials: int, goal: float) -> bool:
+    """Milliseconds per no-op trial, from planning to the last outcome in the store; and what is left behind."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(folder)
+        recipe = Recipe.parse(TEXT, grid=[f"idle.note=1:{trials}:1"])
+        # Once before anything is counted: imports, data, and what an engine's library keeps for good.
+        warm = Recipe.parse(TEXT, grid=["idle.note=-8:-1:1"])
+        run(warm, store, jobs=2, engine=_engine(engine_name, store))
+        time.sleep(1)
+        files, memory, family = psutil.Process().num_fds(), psutil.Process().memory_info().rss, _family()
+        started = time.perf_counter()
+        made = plan(recipe)
+        planned = time.perf_counter() - started
+        engine = _engine(engine_name, store)
+        clock = Clock()
+        ran = run(recipe, store, jobs=2, plan=made, progress=clock, engine=engine)
+        assert (ran.computed, ran.failures) == (trials, ())
+        # The first tenth holds the start of the processes.
+        first = trials // 10
+        each = (clock.ends[-1] - clock.ends[first]) / (trials - first - 1) + planned / trials
+        time.sleep(1)
+        left = _family() - family
+        fds = psutil.Process().num_fds() - files
+        grown = (psutil.Process().memory_info().rss - memory) / 2**20
+        size = sum(path.stat().st_size for path in Path(folder, "").glob("store.sqlite*"))
+        scratch = [*Path(folder).rglob("*.tmp"), *Path(folder, "checkpoints").glob("*")]
+    met = each * 1e3 < goal and not left and fds <= 0 and not scratch
+    print(
+        f"{engine_name}: {trials} no-op trials, {each * 1e3:.1f} ms each (goal < {goal:.0f}), of which planning "
+        f"{planned / trials * 1e3:.1f}; {clock.ends[first] - started:.1f} s until the first {first + 1} were done\n"
+        f"  store {size / trials:,.0f} bytes a trial; left behind: {len(left)} processes, {fds} open files, "
+        f"{len(scratch)} scratch files; memory {grown:+.0f} MiB{'' if met else '   MISSED'}",
+        flush=True,
+    )
+    return met
+
+
+def inserts(count: int) -> None:
+    """How fast one process writes outcomes."""
+    from secateur.lab.store import Outcome
+
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(folder)
+        started = time.perf_counter()
+        for index in range(count):
+            store.keep(Outcome(key=f"{index:064d}", kind="idle", state={}, seconds=0.0))
+        print(
+            f"store: {count / (time.perf_counter() - started):,.0f} outcomes a second from one process",
+            flush=True,
+        )
+
+
+def workers(rounds: int) -> bool:
+    """One worker against two on 16 trials that keep a processor busy, in turns."""
+    spent: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(rounds):
+        for jobs in (1, 2):
+            with tempfile.TemporaryDirectory() as folder:
+                store = Store(folder)
+                recipe = Recipe.parse(TEXT, ["idle.work=12"], ["idle.note=1:16:1"])
+                clock = Clock()
+                started = time.perf_counter()
+                run(recipe, store, jobs=jobs, progress=clock, engine=_local(store, jobs))
+                spent[jobs].append(time.perf_counter() - started)
+    one, two = statistics.median(spent[1]), statistics.median(spent[2])
+    met = one / two >= 1.8
+    load = os.getloadavg()[0]
+    print(
+        f"16 trials of equal work: one worker {one:.1f} s, two {two:.1f} s, {one / two:.2f}x (goal >= 1.8), processes' "
+        f"start included; load of the machine {load:.1f} on {os.cpu_count()} cores{'' if met else '   MISSED'}",
+        flush=True,
+    )
+    return met
+
+
+def killed(kills: int, seed: int) -> bool:
+    """One sweep whose driver is killed with -9 again and again, then resumed; against an undisturbed one."""
+    chance = random.Random(seed)
+    grid = ["idle.note=1:60:1"]
+    words = [
+        sys.executable,
+        "-m",
+        "secateur.cli",
+        "sweep",
+        "r.toml",
+        "--jobs",
+        "2",
+        "-q",
+        "--set",
+        "idle.seconds=0.6",
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "r.toml").write_text(TEXT)
+        start = time.perf_counter()
+        store = Store(Path(folder, "runs"))
+        done = 0
+        while done < kills:
+            sweep = subprocess.Popen([*words, "--grid", grid[0]], cwd=folder, stdout=subprocess.DEVNULL)
+            time.sleep(chance.uniform(2, 9))
+            if sweep.poll() is None:
+                sweep.send_signal(signal.SIGKILL)
+                done += 1
+            sweep.wait()
+            have = store._read("SELECT COUNT(*) FROM steps")[0][0]
+            if have == 60 and done < kills:
+                print(f"  all trials were there after {done} kills", flush=True)
+                break
+        recipe = Recipe.parse(TEXT, ["idle.seconds=0.6"], grid)
+        ran = run(recipe, store, jobs=2)
+        other = run(recipe, Store(Path(folder, "undisturbed")), jobs=2)
+        rows = store._read("SELECT COUNT(*), COUNT(DISTINCT key) FROM steps")[0]
+
+        def plain(found: object) -> list[tuple[int, str, float]]:
+            return [(m.context["trial"], m.name, m.value) for m in found]  # type: ignore[attr-defined]
+
+        same = plain(ran.measurements) == plain(other.measurements)
+    met = same and tuple(rows) == (60, 60) and done >= kills
+    print(
+        f"killed with -9 {done} times in {time.perf_counter() - start:.0f} s, then resumed: {rows[0]} trials, "
+        f"{rows[1]} distinct, numbers {'the same' if same else 'DIFFERENT'} as undisturbed (seed {seed})"
+        f"{'' if met else '   MISSED'}",
+        flush=True,
+    )
+    return met
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("parts", nargs="*", default=["local", "ray", "workers", "killed"])
+    parser.add_argument("--trials", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    good = True
+    if "local" in given.parts:
+        inserts(1000)
+        good &= overhead("local", given.trials, 15)
+    if "ray" in given.parts:
+        good &= overhead("ray", given.trials, 50)
+    if "workers" in given.parts:
+        good &= workers(given.rounds)
+    if "killed" in given.parts:
+        good &= killed(given.kills, given.seed)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""The verb `search`: the best of a recipe's values, for several objectives at once.
+
+>>> [verb.__name__ for verb in VERBS]
+['search']
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secateur.cli.options import Debug, Json, Seed, Set, StoreFolder
+from secateur.cli.output import print_json, show_table
+
+__all__ = ["VERBS"]
+
+
+def search(
+    recipe: Annotated[Path, typer.Argument(help="A recipe in TOML.", show_default=False)],
+    over: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--over", metavar="KEY=A:B", help="KEY=first:last, KEY=first:last:log or KEY=a,b. Repeatable."
+        ),
+    ] = None,
+    maximize: Annotated[
+        list[str] | None, typer.Option("--maximize", help="A measured name. Repeatable.")
+    ] = None,
+    minimize: Annotated[
+        list[str] | None, typer.Option("--minimize", help="A measured name. Repeatable.")
+    ] = None,
+    floor: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--floor", metavar="NAME=X", help="Give a trial up when this falls below X. Repeatable."
+        ),
+    ] = None,
+    trials: Annotated[
+        int, typer.Option("--trials", min=1, help="Trials in all, those of before included.")
+    ] = 20,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Trials at a time.")] = 1,
+    name: Annotated[
+        str | None, typer.Option("--name", help="The study's name; default: the recipe's.")
+    ] = None,
+    set_: Set = None,
+    seed: Seed = None,
+    store: StoreFolder = Path("runs"),
+    json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Search recipe values with Optuna; the result is the Pareto front. The same command again goes on."""
+    from dataclasses import asdict
+
+    from secateur.errors import OptionError
+    from secateur.lab.progress import display
+    from secateur.lab.recipe import Recipe, parse_setting
+    from secateur.lab.search import search as look
+    from secateur.lab.store import Store
+
+    settings = [*(set_ or []), *([] if seed is None else [f"lab.seed={seed}"])]
+    floors = dict(parse_setting(text, "--floor") for text in floor or [])
+    for key, value in floors.items():
+        if not isinstance(value, int | float):
+            raise OptionError(f"--floor {key}={value}: expected a number")
+    axes = dict(text.partition("=")[::2] for text in over or [])
+    up, down = list(maximize or []), list(minimize or [])
+    found = look(
+        Recipe.read(recipe, settings),
+        Store(store),
+        axes,
+        maximize=up,
+        minimize=down,
+        trials=trials,
+        jobs=jobs,
+        floors=floors,
+        name=name,
+        progress=display(quiet, many=True),
+    )
+    if json:
+        print_json(asdict(found))
+        return
+    rows = [
+        [
+            str(one.number),
+            *(str(one.settings[key]) for key in axes),
+            *(f"{one.values[key]:g}" for key in up + down),
+        ]
+        for one in found.front
+    ]
+    show_table(["trial", *axes, *up, *down], rows)
+    ended = sum(1 for one in found.tried if not one.values)
+    print(
+        f"{len(found.front)} of {len(found.tried)} trials are on the front; {ended} were given up or failed"
+    )
+
+
+VERBS = (search,)

@@ -258,9 +258,9 @@ def _program(
 def _write(program: Any, path: Path, kind: str) -> None:
     with _quiet():
         if kind == "onnx":
-            torch.onnx.export(program, f=None, dynamo=True, verbose=False).save(
-                str(path), external_data=False
-            )  # type: ignore
+            found = torch.onnx.export(program, dynamo=True, verbose=False)
+            assert found is not None
+            found.save(str(path), external_data=False)
         else:
             torch.export.save(program, path)
 

@@ -26,7 +26,7 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import psutil
 
-from secateur.lab.engine import _local, run
+from secateur.lab.engine import local_engine, run
 from secateur.lab.plan import plan
 from secateur.lab.progress import Progress
 from secateur.lab.recipe import Recipe
@@ -63,7 +63,7 @@ def _family() -> set[int]:
 def _engine(name: str, store: Store) -> Any:
     """Two workers, of this machine or of a Ray cluster on it."""
     if name == "local":
-        return _local(store, 2)
+        return local_engine(store, 2)
     from secateur.lab.engines.ray import Needs, RayEngine
 
     return RayEngine(store, needs=Needs(), jobs=2)
@@ -131,7 +131,7 @@ def workers(rounds: int) -> bool:
                 recipe = Recipe.parse(TEXT, ["idle.work=12"], ["idle.note=1:16:1"])
                 clock = Clock()
                 started = time.perf_counter()
-                run(recipe, store, jobs=jobs, progress=clock, engine=_local(store, jobs))
+                run(recipe, store, jobs=jobs, progress=clock, engine=local_engine(store, jobs))
                 spent[jobs].append(time.perf_counter() - started)
     one, two = statistics.median(spent[1]), statistics.median(spent[2])
     met = one / two >= 1.8

@@ -59,7 +59,7 @@ def _carry_out(
     cluster: Cluster | None = None,
 ) -> Any:
     """What `run`, `sweep` and `demo` have in common."""
-    from secateur.lab import tables
+    from secateur.lab import launched, tables
     from secateur.lab.engine import run as run_recipe
     from secateur.lab.plan import plan as make_plan
     from secateur.lab.preview import preview
@@ -85,6 +85,11 @@ def _carry_out(
             print(preview(plan, Store(store) if exists else None).text(jobs))
         return None
     opened = Store(store)
+    if launched.rank()[0] > 0:
+        # Under `accelerate launch` the first process runs the recipe, the others help it train.
+        for trial in plan.trials:
+            launched.follow(trial, opened)
+        return None
     if len(plan.trials) > 1 and not quiet:
         print(preview(plan, opened).text(jobs), file=sys.stderr)
     engine = cluster.engine(opened, jobs, plan.device) if cluster is not None else None

@@ -31,7 +31,7 @@ from secateur.lab.store import Outcome, Store
 if TYPE_CHECKING:
     from secateur.lab.engines import Engine
 
-__all__ = ["Ran", "final_state", "run"]
+__all__ = ["Ran", "final_state", "local_engine", "run"]
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def run(
                     failures.append((trial.index, str(error)))
         else:
             computed, failures = _run_on(
-                engine or _local(store, min(jobs, len(plan.trials))), plan, store, number, watch, known
+                engine or local_engine(store, min(jobs, len(plan.trials))), plan, store, number, watch, known
             )
         status = "failed" if failures else "done"
     except KeyboardInterrupt:
@@ -179,8 +179,8 @@ def run(
     )
 
 
-def _local(store: Store, jobs: int) -> Engine:
-    """Processes of this machine, its cores and GPUs shared out among them."""
+def local_engine(store: Store, jobs: int) -> Engine:
+    """So many processes of this machine, its cores and GPUs shared out among them."""
     from secateur.lab.engines import slots
     from secateur.lab.engines.local import LocalEngine
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from secateur.errors import MissingExtraError, OptionError, RecipeError, SecateurError
+from secateur.lab.engines import Engine
 from secateur.lab.plan import Plan, device_of, plan_trial
 from secateur.lab.progress import Progress
 from secateur.lab.recipe import Recipe
@@ -134,7 +135,7 @@ def _study(store: Store, name: str, signs: Mapping[str, int], seed: int) -> Any:
     with store._write() as db:
         db.execute(_TABLE)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    directions = ["maximize" if sign > 0 else "minimize" for sign in signs.values()]
+    directions: Any = ["maximize" if sign > 0 else "minimize" for sign in signs.values()]
     storage = JournalStorage(Journal())
     known = {study.study_name for study in storage.get_all_studies()}
     # Another seed each time it goes on: a sampler that starts over would suggest the same first values again.
@@ -180,11 +181,14 @@ def search(
     study = _study(store, name or recipe.name, signs, recipe.lab.seed)
     from optuna.trial import TrialState as states
 
+    from secateur.lab.engine import local_engine
+
     watch = _Watch(progress or Progress(), floors or {})
+    engine = _Kept(local_engine(store, jobs))
     while (left := trials - _ended(study)) > 0:
         asked = [study.ask() for _ in range(min(jobs, left))]
         chosen = [{key: _suggest(trial, key, axes[key]) for key in axes} for trial in asked]
-        planned = []
+        planned: list[Any] = []
         for trial, settings in zip(asked, chosen):
             try:
                 planned.append((trial, plan_trial(recipe.with_settings(settings), len(planned), settings)))
@@ -193,16 +197,17 @@ def search(
                 trial.set_user_attr("why", str(error))
                 study.tell(trial, state=states.FAIL)
         watch.why = {}
-        results = _carry_out(recipe, store, [one for _, one in planned], jobs, watch, signs)
-        for (trial, one), (values, why) in zip(planned, results):
+        results = _carry_out(recipe, store, [one for _, one in planned], engine, watch, signs)
+        for (trial, one), (found, why) in zip(planned, results):
             if why or one.index in watch.why:
                 trial.set_user_attr("why", watch.why.get(one.index, why))
             if one.index in watch.why:
                 study.tell(trial, state=states.PRUNED)
-            elif values is None:
+            elif found is None:
                 study.tell(trial, state=states.FAIL)
             else:
-                study.tell(trial, [values[name] for name in signs])
+                study.tell(trial, [found[name] for name in signs])
+    engine.end()
     return _found(study, signs)
 
 
@@ -219,16 +224,36 @@ def _suggest(trial: Any, key: str, values: tuple[Any, ...]) -> Any:
     return trial.suggest_categorical(key, list(values))
 
 
+class _Kept:
+    """An engine that outlives the runs of a search, so that its processes start once."""
+
+    def __init__(self, engine: Engine):
+        self._engine, self.slots = engine, engine.slots
+        self.submit, self.events = engine.submit, engine.events
+
+    def close(self, *, now: bool) -> None:
+        if now:
+            self._engine.close(now=True)
+
+    def end(self) -> None:
+        self._engine.close(now=False)
+
+
 def _carry_out(
-    recipe: Recipe, store: Store, planned: list[Any], jobs: int, watch: Progress, signs: Mapping[str, int]
+    recipe: Recipe,
+    store: Store,
+    planned: list[Any],
+    engine: Engine,
+    watch: Progress,
+    signs: Mapping[str, int],
 ) -> list[tuple[dict[str, float] | None, str]]:
     """One run of the trials asked for; per trial its objectives, or why there are none."""
-    from secateur.lab.engine import _local, run
+    from secateur.lab.engine import run
 
     if not planned:
         return []
     whole = Plan(recipe, device_of(recipe.lab.device), tuple(planned))
-    ran = run(recipe, store, plan=whole, progress=watch, engine=_local(store, min(jobs, len(planned))))
+    ran = run(recipe, store, plan=whole, progress=watch, engine=engine)
     failed = dict(ran.failures)
     found: list[tuple[dict[str, float] | None, str]] = []
     for trial in planned:

@@ -7,6 +7,7 @@ import math
 import pickle
 import time
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -620,3 +621,19 @@ def test_cost_of_a_held_step():
                 readings[held] = step()
         ratios.append(readings[True] / readings[False])
     assert sorted(ratios)[len(ratios) // 2] < 1.15
+
+
+def test_a_gradient_that_is_differentiated_again_stays_in_the_graph():
+    def penalty(held: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1))
+        masks = sc.Masks({"0.weight": torch.rand(3, 4, generator=torch.Generator().manual_seed(1)) > 0.5})
+        masks.apply_(model)
+        with sc.hold(model, masks) if held else nullcontext():
+            loss = model(torch.ones(2, 4)).square().sum()
+            (slope,) = torch.autograd.grad(loss, [model[0].weight], create_graph=True)
+            if not held:
+                slope = slope * masks["0.weight"]
+            return torch.autograd.grad(slope.square().sum(), [model[2].weight])[0]
+
+    assert torch.equal(penalty(True), penalty(False))

@@ -1,0 +1,80 @@
+"""The verb `report` on a store: a page from a stored run, with what its models look like."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from secateur.cli.app import app
+from secateur.errors import StoreError
+from secateur.lab.engine import run
+from secateur.lab.recipe import Recipe
+from secateur.lab.store import Store
+
+RECIPE = """
+name = "small"
+[data]
+name = "digits"
+size = 28
+limit = 200
+[model]
+name = "lenet-300-100"
+[[step]]
+kind = "train"
+epochs = 1
+lr = 0.05
+[[step]]
+kind = "measure"
+label = "dense"
+what = ["accuracy", "params", "macs", "size"]
+[[step]]
+kind = "prune"
+granularity = "channel"
+criterion = "l1"
+budget = 0.5
+[[step]]
+kind = "shrink"
+[[step]]
+kind = "pack"
+[[step]]
+kind = "measure"
+label = "file"
+what = ["accuracy", "params", "macs", "size"]
+"""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("store")
+    run(Recipe.parse(RECIPE, source="small.toml", name="small"), Store(folder))
+    return folder
+
+
+def test_report_of_a_stored_run(store: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["report", "--store", str(store), "--out", str(tmp_path), "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert all(Path(path).is_file() for path in told["files"])
+    names = {Path(path).name for path in told["files"]}
+    assert {"index.html", "network.svg", "widths.png", "weight-histograms.svg", "file-bytes.png"} <= names
+    page = (tmp_path / "index.html").read_text()
+    assert "not drawn" not in page
+    assert "out_features=150" in page  # print(model), half of 300
+    assert "small #1" in page
+
+
+def test_two_runs_side_by_side(store: Path, tmp_path: Path) -> None:
+    words = ["report", str(store), f"{store}:1", "--no-pictures", "--out", str(tmp_path)]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert "small #1 (1)" in done.stdout
+    assert "small #1 (2)" in done.stdout
+
+
+def test_no_store_there(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["report", str(tmp_path / "nowhere")])
+    assert isinstance(done.exception, StoreError)
+    assert "no run store here" in str(done.exception)

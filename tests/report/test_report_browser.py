@@ -144,7 +144,8 @@ def test_every_chart_renders(browser: Any, pages: dict[str, Path], name: str, wi
     )
     assert wide <= room  # nothing but tables and drawings scrolls sideways, and those within themselves
     cut = browser.execute_script(
-        "return Array.from(document.querySelectorAll('.chart')).filter(c => c.scrollWidth > c.clientWidth + 2).map(c => c.id)"
+        "return Array.from(document.querySelectorAll('.chart'))."
+        "filter(c => c.scrollWidth > c.clientWidth + 2).map(c => c.id)"
     )
     assert cut == []
     page = browser.execute_script("return getComputedStyle(document.body).backgroundColor")

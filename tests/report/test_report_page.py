@@ -136,7 +136,7 @@ def test_files_beside_the_page(tmp_path: Path) -> None:
         ["accuracy", "0.9", "0.8", ""],
         ["bytes as torch.save writes it", "1000.0", "100.0", ""],
     ]
-    assert not [path for path in tmp_path.rglob(".*")]
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_published_figures_beside_ours() -> None:

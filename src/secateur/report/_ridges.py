@@ -81,7 +81,7 @@ def ridges(measurements: Measurements, name: str, section: str, what: str) -> li
     head = ("layer", "variant", f"{what}s not zero", "zeros", "lowest", "highest")
     note = "" if len(layers) == total else f" {len(layers)} of {total} layers are drawn, evenly spaced."
     told = drawn[0].definition or f"{what}s that are not zero"
-    says = f"{len(layers)} layers in {len(variants)} variants ({', '.join(variants)}), each as a histogram of its {what}s."
+    says = f"{len(layers)} layers in {len(variants)} variants ({', '.join(variants)}), each as a histogram."
     rows = len(layers)
     reach = 0.86 if rows < 4 else 1.7  # ridges overlap a little, so that their forms can be seen
     labels = "[" + ",".join(_text(layer) for layer in reversed(layers)) + "][datum.value]"

@@ -3,9 +3,9 @@
 >>> from secateur.core.measurement import Measurement
 >>> found = Measurements([
 ...     Measurement("accuracy", a, context={"trial": t, "variant": "pruned", "sparsity": s, "seed": seed})
-...     for t, (s, seed, a) in enumerate([(0.5, 0, 0.9), (0.5, 1, 0.8), (0.9, 0, 0.5), (0.9, 1, 0.4)])])
+...     for t, (s, seed, a) in enumerate([(0.5, 0, 0.9), (0.5, 1, 0.7), (0.9, 0, 0.5), (0.9, 1, 0.4)])])
 >>> accuracy_sparsity(found)[0].table.rows[0]
-('pruned', 0.5, 0.85, 0.8, 0.9, 2)
+('pruned', 0.5, 0.8, 0.7, 0.9, 2)
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def accuracy_sparsity(measurements: Measurements) -> list[Figure]:
             f"{quality.replace('_', ' ').capitalize()} falls as sparsity rises",
             f"Each point is the mean {quality} over "
             + (
-                f"up to {most} trials that differ in nothing but the seed; the band reaches from the lowest to the highest"
+                f"up to {most} trials that differ in nothing but the seed; the band is from the lowest to the highest"
                 if most > 1
                 else "one trial"
             )

@@ -73,8 +73,8 @@ def filter_sums(measurements: Measurements) -> list[Figure]:
             "filter-sums",
             "weights",
             "Is the pattern structured? Sums of |w|, filter by filter",
-            f"{found[0].definition or 'sum of the absolute weights of each filter'}. Red is a filter whose weights are all "
-            f"zero: structured pruning leaves red lines, unstructured pruning leaves none.{note}",
+            f"{found[0].definition or 'sum of the absolute weights of each filter'}. Red is a filter whose weights "
+            f"are all zero: structured pruning leaves red lines, unstructured pruning leaves none.{note}",
             chart,
             f"{len(layers)} layers in {len(variants)} variants; {gone:,} of {total:,} filters are all zero.",
             Table(("layer", "variant", "filters", "of them all zero"), table),

@@ -85,8 +85,9 @@ def _distributions(measurements: Measurements, sessions: list[tuple[str, list[Me
             "latency",
             "speed",
             "How long a forward pass takes, reading by reading",
-            f"{what or 'one line a reading'}. Thin lines are readings, the thick one their median. Only variants timed in "
-            f"turns can be compared: another moment of the machine is another machine. {'; '.join(list(notes)[:3])}",
+            f"{what or 'one line a reading'}. Thin lines are readings, the thick one their median. Only variants "
+            f"timed in turns can be compared: "
+            f"another moment of the machine is another machine. {'; '.join(list(notes)[:3])}",
             alt.layer(ticks, middle).properties(width="container", height=alt.Step(40)),
             "Medians: "
             + ", ".join(f"{label} {value:.4g} ms" for label, value in list(medians.items())[:8])
@@ -124,10 +125,10 @@ def _paired(measurements: Measurements) -> list[Figure]:
     ]
     colours = colour("variant", variants_of(measurements), [], legend=False)
     y = alt.Y("label:N", sort=labels, axis=alt.Axis(title=None, labelLimit=240))
-    top = sorted(one["ratio"] for one in dots)
+    slowest = min(reading for item in found for reading in item.trials)
     axis = alt.X(
         "ratio:Q",
-        scale=alt.Scale(zero=False, nice=True, domainMin=min(0.9, top[0])),
+        scale=alt.Scale(zero=False, nice=True, domainMin=min(0.9, slowest)),
         axis=alt.Axis(title="times as fast as the variant it was timed against", format=".3~r", tickCount=8),
     )
     points = (
@@ -153,27 +154,20 @@ def _paired(measurements: Measurements) -> list[Figure]:
         .encode(x="median:Q", y=y, color=colours)
     )
     one = alt.Chart(alt.Data(values=[{"ratio": 1}])).mark_rule(strokeDash=[5, 4]).encode(x="ratio:Q")
-    table = tuple(
-        (
-            row["label"],
-            row["median"],
-            row["low"],
-            row["high"],
-            len(item.trials),
-            "no" if row["low"] <= 1 <= row["high"] else "yes",
-        )
-        for row, item in zip(middles, found)
-    )
+    table = []
+    for label, item in zip(labels, found):
+        low, high = item.spread.get("low", item.value), item.spread.get("high", item.value)
+        table.append((label, item.value, low, high, len(item.trials), "no" if low <= 1 <= high else "yes"))
     told = ", ".join(f"{row[0]} {row[1]:.2f} times [{row[2]:.2f}, {row[3]:.2f}]" for row in table)
     return [
         Figure(
             "latency-paired",
             "speed",
             "The difference, pair by pair",
-            f"{found[0].definition}. Every dot is one pair of readings, one right after the other; the bar holds the median "
-            "with 95 % confidence. Where it reaches the dashed line at 1, no difference was shown.",
+            f"{found[0].definition}. Every dot is one pair of readings, one right after the other; the bar holds the "
+            "median with 95 % confidence. Where it reaches the dashed line at 1, no difference was shown.",
             alt.layer(one, points, interval, median).properties(width="container", height=alt.Step(44)),
             f"Times as fast, with the 95 % interval: {told}.",
-            Table(("variant", "times as fast", "low", "high", "pairs", "difference shown"), table),
+            Table(("variant", "times as fast", "low", "high", "pairs", "difference shown"), tuple(table)),
         )
     ]

@@ -128,7 +128,7 @@ def _bars(
             title,
             f"{chosen[-1][1].definition or axis}, by layer, in the order the layers run.",
             chart,
-            f"{len(layers)} layers in {len(labels)} variants; the largest is {most[0]} of {most[1]} with {most[2]:,.4g}.",
+            f"{len(layers)} layers in {len(labels)} variants; the most has {most[0]} of {most[1]}: {most[2]:,.4g}.",
             Table(("layer", "variant", axis), table),
         )
     ]

@@ -20,6 +20,7 @@ from secateur.report.reading import (
     legend_selection,
     quality_of,
     rows_of,
+    said,
     variants_of,
 )
 
@@ -167,8 +168,8 @@ def _one(
             f"pareto-{key}",
             "tradeoff",
             f"{quality.replace('_', ' ').capitalize()} against {axis}",
-            f"Further left and further {'down' if lower else 'up'} is better ({meaning} against {quality}). The dashed line "
-            f"joins the variants that no other beats on both.{shown}",
+            f"Further left and further {'down' if lower else 'up'} is better ({meaning} against {quality}). The dashed "
+            f"line joins the variants that no other beats on both.{shown}",
             alt.layer(*layers).properties(width="container", height=320),
             f"{len(points)} variants by {axis} and {quality}; {len(best)} are beaten by no other, the cheapest of them "
             f"{cheapest[0]} at {cheapest[2]:,.4g} with {quality} {cheapest[3]:.4f}.",

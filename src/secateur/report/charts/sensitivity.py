@@ -70,7 +70,7 @@ def sensitivity(measurements: Measurements) -> list[Figure]:
             f"How {metric} falls when one layer alone is pruned",
             f"{what}. Colours run from the first layer (dark) to the last (light).",
             all_in_one,
-            f"{len(layers)} curves; the lowest point is {most[0]} at sparsity {most[1]:.2f} with {metric} {most[2]:.4f}.",
+            f"{len(layers)} curves; the lowest is {most[0]} at sparsity {most[1]:.2f} with {metric} {most[2]:.4f}.",
             Table(("layer", "sparsity", metric), table),
         ),
         Figure(

@@ -14,6 +14,7 @@ from PIL import Image
 
 from secateur import data, models
 from secateur.data import _decode
+from secateur.data._kind import Request
 from secateur.errors import DataError, OptionError, UnknownNameError
 
 
@@ -304,3 +305,29 @@ def test_wrong_files_are_named(tmp_path):
     (empty / "cat").mkdir(parents=True)
     with pytest.raises(DataError, match="expected a folder per class with images in it"):
         data.load(empty, cache_dir=cache)
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    from huggingface_hub import constants
+
+    from secateur.data import hub
+
+    seen = []
+
+    def load(name: str) -> None:
+        seen.append((datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE))
+        raise ConnectionError("the cache has no such thing")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for reachable in (False, True):
+        monkeypatch.setattr(hub, "_reachable", lambda address, answer=reachable: answer)
+        with pytest.raises(DataError, match=r"dataset 'some/name': expected .* or take 'digits'"):
+            hub.Hub().read(Request(path="some/name"))
+    assert seen == [(True, True), (False, False)]
+    assert (datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE) == (False, False)
+    monkeypatch.undo()
+    monkeypatch.setattr(hub, "getproxies", dict)
+    assert not hub._reachable("http://127.0.0.1:9")

@@ -7,9 +7,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 
@@ -52,6 +56,39 @@ class _Rows:
         return whole.hexdigest()
 
 
+@contextmanager
+def _hub_or_cache() -> Iterator[None]:
+    """Where the hub cannot be reached, ask the cache alone: the library would try five times, for half a minute."""
+    import datasets
+    from huggingface_hub import constants
+
+    holders: list[Any] = [
+        holder for holder in (datasets.config, constants) if hasattr(holder, "HF_HUB_OFFLINE")
+    ]
+    before = [holder.HF_HUB_OFFLINE for holder in holders]
+    if not any(before) and not _reachable(constants.ENDPOINT):
+        for holder in holders:
+            holder.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for holder, value in zip(holders, before, strict=True):
+            holder.HF_HUB_OFFLINE = value
+
+
+def _reachable(address: str) -> bool:
+    """Whether something answers there within three seconds; behind a proxy only the library can tell."""
+    if getproxies():
+        return True
+    place = urlsplit(address)
+    try:
+        port = place.port or (80 if place.scheme == "http" else 443)
+        socket.create_connection((place.hostname or "", port), timeout=3).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 class Hub:
     """A dataset of Hugging Face's hub (fetched by `datasets` unless it is in its cache) or in any of its
     local forms."""
@@ -65,7 +102,8 @@ class Hub:
             if Path(name, "dataset_dict.json").exists() or Path(name, "state.json").exists():
                 loaded = datasets.load_from_disk(name)
             else:
-                loaded = datasets.load_dataset(name)
+                with _hub_or_cache():
+                    loaded = datasets.load_dataset(name)
         except Exception as error:  # `datasets` raises whatever its readers and the network raise
             first = str(error).splitlines()[0] if str(error) else "no reason given"
             raise DataError(

@@ -60,7 +60,7 @@ def build(name: str, **options: Any) -> nn.Module:
     word = name.replace("-", "_").lower()
     if word not in registry.names():
         raise UnknownNameError(
-            f"unknown model {name!r}: {near(name, names())} Models of other libraries are written timm/NAME, "
+            f"unknown model {name!r}: {near(name, names())}; models of other libraries are written timm/NAME, "
             "torchvision/NAME or hf/NAME, your own package.module:function"
         )
     kind = registry.get(word)

@@ -110,6 +110,11 @@ class Mixer:
         return bits
 
 
+FINE = (
+    2, 3, 4, 5, 6, 8, 9, 11, 13, 16, 19, 22, 27, 32, 38, 45, 54, 64, 77, 91, 109, 130, 154, 184, 219,
+)  # fmt: skip
+
+
 def eight(r: int) -> int:
     return sum(edge < r for edge in (3, 7, 11, 15, 20, 28, 45))
 
@@ -183,46 +188,53 @@ def _block(block, tap, taps, width, rank, decoder, mixer, has_zero, below, above
         at = [rank[t, f, c] if t is not None else 0 for t in near]
         so_far = [rank[t, f, c] for t in range(tap)]
         lines = [line.get(key, [0, 0, 0, 0]) for key in (("f", f), ("c", c))]
-        level = [twelve(ratio(s[1], s[3]) if s[3] else ratio(total, max(1, count))) for s in lines]
-        density = [
-            within((stretch((2 * s[0] + 1) * ONE // (2 * s[3] + 2)) + 320) // 40, 0, 15) for s in lines
-        ]
+        ratios = [ratio(s[1], s[3]) if s[3] else ratio(total, max(1, count)) for s in lines]
+        level = [twelve(r) for r in ratios]
         lean = [within(s[2] * 12 // max(mean * s[3] // 16, 1) + 8, 0, 16) for s in lines]
         kernel = eight(ratio(sum(map(abs, so_far)), tap)) if tap else 0
         by_four = sum(map(abs, at[:4]))
         cross = eight(ratio(by_four, four)) if four else 0
         weight = 2 * four + corners
         around = eight(ratio(2 * by_four + sum(map(abs, at[4:8])), weight)) if weight else 0
+        parts = [(8, 0, ratios[0] * ratios[1] >> 1)]
+        if tap:
+            parts.append((min(tap, 4), ratio(sum(map(abs, so_far)), tap), 0))
+        if weight:
+            parts.append((weight, ratio(2 * by_four + sum(map(abs, at[4:8])), weight), 0))
+        expected = sum(n * r + more for n, r, more in parts) // sum(n for n, _, _ in parts)
+        fine = sum(edge < min(expected, 255) for edge in FINE)
         signed = sum(at[:4])
-        l, u, r, b, ll, uu = ((a > 0) - (a < 0) + 1 for a in (*at[:4], at[8], at[9]))
+        l, u, ll, uu = ((a > 0) - (a < 0) + 1 for a in (*at[:2], at[8], at[9]))
         by_cross = within((16 * signed + mean // 2) // mean * 2 // 3 + 6, 0, 12)
-        by_near = within((16 * (2 * signed + sum(at[4:8])) + mean // 2) // mean // 3 + 6, 0, 12)
+        by_plane = within((16 * (signed - at[4] - at[6]) + mean // 2) // mean * 2 // 3 + 12, 0, 24)
+        by_near = within((16 * (2 * signed + sum(at[4:8])) + mean // 2) // mean * 2 // 3 + 12, 0, 24)
         by_kernel = within((16 * sum(so_far) + mean // 2) // mean // 3 + 6, 0, 12)
         pattern = sum((a != 0) << bit for bit, a in enumerate(at[:4]))
         facts[f, c] = {
-            "zero": [pattern * 16 + step, density[0] * 16 + density[1], level[0] * 12 + level[1],
+            "zero": [pattern * 16 + step, fine * 16 + step, level[0] * 12 + level[1],
                      cross * 8 + kernel, around * 16 + step],
-            "sign": [l * 27 + u * 9 + r * 3 + b, lean[0] * 17 + lean[1], by_cross * 13 + by_kernel,
+            "sign": [by_plane * 25 + by_near, lean[0] * 17 + lean[1], by_cross * 13 + by_kernel,
                      ll * 27 + l * 9 + uu * 3 + u],
-            "near": by_near,
+            "near": by_plane * 25 + by_near,
             "size": [cross * 8 + kernel, around * 12 + level[0], around * 12 + level[1]],
             "plain": level,
         }  # fmt: skip
     chosen = block
     found = dict.fromkeys(block, 0)
     if has_zero:
-        zero_mixer = mixer("zero", 1, (256, 256, 144, 64, 128))
+        zero_mixer = mixer("zero", 1, (256, 416, 144, 64, 128))
         bits = zero_mixer.batch(decoder, [0] * len(block), [facts[w]["zero"] for w in block])
         chosen = [w for w, bit in zip(block, bits) if bit]
     if chosen:
         negative = dict.fromkeys(chosen, int(above == 0))
         if below and above:
-            bits = mixer("sign", 1, (81, 289, 169, 81)).batch(
+            bits = mixer("sign", 1, (625, 289, 169, 81)).batch(
                 decoder, [0] * len(chosen), [facts[w]["sign"] for w in chosen]
             )
             negative = dict(zip(chosen, bits))
         rich = {
-            w: [12 - facts[w]["near"] if negative[w] else facts[w]["near"], *facts[w]["size"]] for w in chosen
+            w: [624 - facts[w]["near"] if negative[w] else facts[w]["near"], *facts[w]["size"]]
+            for w in chosen
         }
         size = dict.fromkeys(chosen, 1)
         live = chosen if largest > 1 else []
@@ -230,7 +242,7 @@ def _block(block, tap, taps, width, rank, decoder, mixer, has_zero, below, above
         for u in range(1, steps + 1):
             if not live:
                 break
-            bits = mixer(f"more than {u}", 2, (13, 64, 96, 96)).batch(
+            bits = mixer(f"more than {u}", 2, (625, 64, 96, 96)).batch(
                 decoder, [negative[w] for w in live], [rich[w] for w in live]
             )
             live = [w for w, bit in zip(live, bits) if bit]
@@ -241,7 +253,7 @@ def _block(block, tap, taps, width, rank, decoder, mixer, has_zero, below, above
         for d in range(digits if live else 0):
             nodes = min(1 << d, 64)
             one = mixer(
-                f"digit {d} of {digits} after {steps}", 2 * nodes, (13, 64, 96, 96) if d < 2 else (12, 12)
+                f"digit {d} of {digits} after {steps}", 2 * nodes, (625, 64, 96, 96) if d < 2 else (12, 12)
             )
             bits = one.batch(
                 decoder,

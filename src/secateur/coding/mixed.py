@@ -167,7 +167,7 @@ def _ranks(
         negative = _flip(memory.mixer("sign", 1, planes.SIGN), nothing, contexts, bits, coin)
     else:
         negative = nothing + (above == 0)
-    agree = np.where(negative == 1, 12 - agree, agree)
+    agree = np.where(negative == 1, 624 - agree, agree)
     size = None if signed is None else np.abs(signed)
     size = _sizes(block, chosen, size, negative, agree, max(below, above), unary, coin, memory)
     if (size > np.where(negative == 1, below, above)).any():

@@ -19,17 +19,14 @@ from math import prod
 
 import numpy as np
 
-from secateur.coding.logistic import STRETCH
-
 __all__ = ["MAGNITUDE", "MAGNITUDE_PLAIN", "SIGN", "ZERO", "Block", "Layout", "Planes", "layout"]
 
 _MOST_TAPS = 64
-_ONE = 65536
 
 # How many values each context of a set has, in the order `Block` gives them.
-ZERO = (256, 256, 144, 64, 128)
-SIGN = (81, 289, 169, 81)
-MAGNITUDE = (13, 64, 96, 96)
+ZERO = (256, 416, 144, 64, 128)
+SIGN = (625, 289, 169, 81)
+MAGNITUDE = (625, 64, 96, 96)
 MAGNITUDE_PLAIN = (12, 12)  # for the low bits, which are nearly random
 
 
@@ -44,6 +41,10 @@ def _within(values: np.ndarray, most: int) -> np.ndarray:
 
 _EIGHT = _steps((3, 7, 11, 15, 20, 28, 45))
 _TWELVE = _steps((2, 5, 8, 11, 14, 18, 23, 30, 40, 60, 90))
+# Each edge about a fifth above the one before.
+_FINE = _steps(
+    (2, 3, 4, 5, 6, 8, 9, 11, 13, 16, 19, 22, 27, 32, 38, 45, 54, 64, 77, 91, 109, 130, 154, 184, 219)
+)
 
 
 @dataclass(frozen=True)
@@ -172,8 +173,26 @@ class Block:
         self.cross = _EIGHT[self._ratio(cross, around[0])] if around[0] else zero
         both = 2 * around[0] + around[1]
         self.all_near = _EIGHT[self._ratio(2 * cross + corner, both)] if both else zero
-        self.filter = _TWELVE[self._level(planes._filter[:, rows])][:, None]
-        self.channel = _TWELVE[self._level(planes._channel)][None, :]
+        filters, channels = self._level(planes._filter[:, rows]), self._level(planes._channel)
+        self.filter = _TWELVE[filters][:, None]
+        self.channel = _TWELVE[channels][None, :]
+        self.expected = self._expected(filters, channels, 2 * cross + corner, both)
+
+    def _expected(
+        self, filters: np.ndarray, channels: np.ndarray, around: np.ndarray, known: int
+    ) -> np.ndarray:
+        """The magnitude to expect: what filter and channel make of it together, the kernel and its
+        neighbours, each the heavier the more is known.
+        """
+        total, weight = (filters[:, None] * channels[None, :]) >> 1, 8
+        if self.tap:
+            seen = min(self.tap, 4)
+            total = total + seen * self._ratio(self._planes._kernel[0, self._rows], self.tap)
+            weight += seen
+        if known:
+            total = total + known * self._ratio(around, known)
+            weight += known
+        return _FINE[np.minimum(total // weight, 255)]
 
     def _ratio(self, total: np.ndarray, count: int) -> np.ndarray:
         """A sum of `count` ranks against the mean, in 16ths, below 256."""
@@ -185,11 +204,6 @@ class Block:
         count = np.where(known, sums[3], max(1, self._planes._count))
         return np.minimum((total * 256 + self._mean) // (count * self._mean), 255)
 
-    @staticmethod
-    def _density(sums: np.ndarray) -> np.ndarray:
-        share = ((2 * sums[0] + 1) * _ONE) // (2 * sums[3] + 2)
-        return _within((STRETCH[share] + 320) // 40, 15).astype(np.int64)
-
     def _stack(self, contexts: list[np.ndarray | int]) -> np.ndarray:
         out = np.empty((len(contexts), *self.shape), dtype=np.int64)
         for row, context in zip(out, contexts):
@@ -198,17 +212,15 @@ class Block:
 
     def zero(self) -> np.ndarray:
         """Contexts of "is it zero": [len(ZERO), size]."""
-        planes, step = self._planes, self._step
+        step = self._step
         pattern = np.zeros(self.shape, dtype=np.int64)
         for bit, size in enumerate(self._sizes[:4]):
             if self._done[bit]:
                 pattern += (size > 0) * (1 << bit)
-        filters = self._density(planes._filter[:, self._rows])[:, None]
-        channels = self._density(planes._channel)[None, :]
         return self._stack(
             [
                 pattern * 16 + step,
-                filters * 16 + channels,
+                self.expected * 16 + step,
                 self.filter * 12 + self.channel,
                 self.cross * 8 + self.kernel,
                 self.all_near * 16 + step,
@@ -216,15 +228,19 @@ class Block:
         )
 
     def sign(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Contexts of the signs of the chosen weights, and what their neighbours make of the sign (0..12)."""
+        """Contexts of the signs of the chosen weights, and what their neighbours make of the sign (0..624)."""
         nothing = np.zeros(len(chosen), dtype=np.int64)
         ranks = [nothing if s is None else s.reshape(-1)[chosen] for s in self._signed]
-        of = [np.sign(rank) + 1 for rank in ranks]
+        left, up, two_left, two_up = (np.sign(ranks[k]) + 1 for k in (0, 1, 8, 9))
         mean = self._mean
         cross = ranks[0] + ranks[1] + ranks[2] + ranks[3]
+        # A plane through left, up and up left goes on to this weight.
+        plane = cross - ranks[4] - ranks[6]
         near = 2 * cross + ranks[4] + ranks[5] + ranks[6] + ranks[7]
         by_cross = _within((cross * 16 + mean // 2) // mean * 2 // 3 + 6, 12)
-        by_near = _within((near * 16 + mean // 2) // mean // 3 + 6, 12)
+        by_plane = _within((plane * 16 + mean // 2) // mean * 2 // 3 + 12, 24)
+        by_near = _within((near * 16 + mean // 2) // mean * 2 // 3 + 12, 24)
+        guess = by_plane * 25 + by_near
         kernel = self._planes._kernel[1, self._rows].reshape(-1)[chosen]
         by_kernel = _within((kernel * 16 + mean // 2) // mean // 3 + 6, 12)
         row, column = np.divmod(chosen, self.shape[1])
@@ -232,13 +248,13 @@ class Block:
         channels = self._lean(self._planes._channel)[column]
         contexts = np.stack(
             [
-                of[0] * 27 + of[1] * 9 + of[2] * 3 + of[3],
+                guess,
                 filters * 17 + channels,
                 by_cross * 13 + by_kernel,
-                of[8] * 27 + of[0] * 9 + of[9] * 3 + of[1],
+                two_left * 27 + left * 9 + two_up * 3 + up,
             ]
         )
-        return contexts, by_near
+        return contexts, guess
 
     def _lean(self, sums: np.ndarray) -> np.ndarray:
         """How far the signs of a filter or a channel lean to one side, 0..16."""

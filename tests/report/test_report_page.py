@@ -1,4 +1,7 @@
-"""The page, its files, its size; what is said, and what must never be."""
+"""The page, its files, its size; what is said, and what must never be.
+
+What must not be there is counted: a failed `not in` has pytest compare a megabyte line by line, for minutes.
+"""
 
 from __future__ import annotations
 
@@ -51,10 +54,10 @@ def test_nothing_measured_is_an_error() -> None:
 def test_the_page_asks_for_nothing(page: str) -> None:
     text = _outside_scripts(page)
     assert not re.findall(r"(?:src|href)=[\"'](?!#|data:)", text)
-    assert "@import" not in text
-    assert "url(" not in text
+    assert text.count("@import") == 0
+    assert text.count("url(") == 0
     assert "default-src 'none'" in text
-    assert "@@" not in text
+    assert text.count("@@") == 0
 
 
 def test_the_page_is_under_three_megabytes(page: str) -> None:
@@ -87,8 +90,8 @@ def test_names_from_outside_cannot_become_markup() -> None:
         [Run(f"run {HOSTILE}", samples.everything(HOSTILE), HOSTILE, {"command": HOSTILE}, (HOSTILE,))]
     )
     html = report.html()
-    assert "<img src=x" not in html
-    assert "<script>document.title" not in html
+    assert html.count("<img src=x") == 0
+    assert html.count("<script>document.title") == 0
 
 
 def test_home_folder_and_its_name_are_in_no_file(tmp_path: Path) -> None:
@@ -109,7 +112,7 @@ def test_home_folder_and_its_name_are_in_no_file(tmp_path: Path) -> None:
         [Run("demo", found, f"from {secret}", {"command": f"secateur run {secret}", "r": {"p": [secret]}})]
     )
     for path in report.write(tmp_path):
-        assert home.encode() + b"/data" not in path.read_bytes(), path.name
+        assert path.read_bytes().count(home.encode() + b"/data") == 0, path.name
     assert "~/data/set.parquet" in (tmp_path / "index.html").read_text()
 
 

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test quick zoo ray lint bench fuzz clean
+.PHONY: demo test quick extras zoo ray lint bench fuzz clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -20,12 +20,15 @@ test: $(STAMP)
 quick: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m "not slow and not zoo and not ray"
 
-zoo: $(STAMP)
-	$(BIN)/python -m pip install --quiet --no-deps -r benchmarks/zoo-requirements.txt
+# Everything optional that the tests can use; --no-deps where a package's metadata asks for another torch.
+extras: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -r benchmarks/ray-requirements.txt selenium
+	$(BIN)/python -m pip install --quiet --no-deps -r benchmarks/onnx-requirements.txt -r benchmarks/zoo-requirements.txt
+
+zoo: extras
 	$(BIN)/python -m pytest -n 2 -m zoo
 
-ray: $(STAMP)
-	$(BIN)/python -m pip install --quiet -r benchmarks/ray-requirements.txt
+ray: extras
 	$(BIN)/python -m pytest -m ray
 
 lint: $(STAMP)

@@ -38,17 +38,18 @@ class Table(Progress):
         from rich.console import Console
         from rich.live import Live
 
+        self._running: dict[int, list[Any]] = {}
+        self._settings: list[dict[str, Any]] = []
+        self._trials = self._steps = self._done_steps = self._finished = self._failed = 0
+        self._best: tuple[float, int] | None = None
+        self._since = time.monotonic()
+        # Last: it draws at once.
         self._live = Live(
             get_renderable=self.draw,
             console=console or Console(stderr=True),
             refresh_per_second=4,
             transient=True,
         )
-        self._running: dict[int, list[Any]] = {}
-        self._settings: list[dict[str, Any]] = []
-        self._trials = self._steps = self._done_steps = self._finished = self._failed = 0
-        self._best: tuple[float, int] | None = None
-        self._since = time.monotonic()
 
     def begin(self, trials: int, steps: int, cached: int) -> None:
         """Open the display."""
@@ -102,10 +103,12 @@ class Table(Progress):
 
     def draw(self) -> Any:
         """The table as it stands."""
+        from rich.console import Group
         from rich.markup import escape
         from rich.table import Table as Rich
+        from rich.text import Text
 
-        table = Rich(title=self._summary(), title_justify="left", box=None, pad_edge=False)
+        table = Rich(box=None, pad_edge=False)
         for head in ("trial", "settings", "step", "progress", "time"):
             table.add_column(head, justify="right" if head in ("trial", "time") else "left", no_wrap=True)
         now = time.monotonic()
@@ -115,7 +118,7 @@ class Table(Progress):
             table.add_row(str(trial + 1), escape(told), escape(label), escape(text), f"{now - since:.0f} s")
         if len(self._running) > _ROWS:
             table.add_row("", f"and {len(self._running) - _ROWS} more", "", "", "")
-        return table
+        return Group(table, Text(self._summary()))
 
     def _summary(self) -> str:
         parts = [f"{self._finished} of {self._trials} trials", f"{self._done_steps} of {self._steps} steps"]

@@ -16,10 +16,11 @@ def everything(hostile: str = "") -> Measurements:
     """One trial with every form of Measurement there is; `hostile` is put wherever a name can come from outside."""
     draw = random.Random(0)
     rows: list[M] = []
+    names = [*LAYERS[:-1], f"fc{hostile}"]
     for index, (variant, kept) in enumerate((("dense", 1.0), ("shrunk", 0.5), ("file", 0.25))):
         context: dict[str, Any] = {"trial": 0, "variant": variant, "seed": 0}
-        layers = {name: int(1000 * kept) for name in LAYERS}
-        tensors = {f"{name}.weight": 1000 for name in LAYERS}
+        layers = {name: int(1000 * kept) for name in names}
+        tensors = {f"{name}.weight": 1000 for name in names}
         alive = {name: int(1000 * kept) for name in tensors}
         rows += [
             M(
@@ -31,7 +32,7 @@ def everything(hostile: str = "") -> Measurements:
             ),
             M("params", 9000, context=context, per_layer=tensors),
             M("nonzeros", int(9000 * kept), context=context, per_layer=alive),
-            M("macs", 9000, "MAC", context=context, per_layer=dict.fromkeys(LAYERS, 1000)),
+            M("macs", 9000, "MAC", context=context, per_layer=dict.fromkeys(names, 1000)),
             M("macs_nonzero", int(9000 * kept), "MAC", "as macs", context=context, per_layer=layers),
             M("size", 40000 // (index + 1), "bytes", context=context),
         ]
@@ -45,7 +46,7 @@ def everything(hostile: str = "") -> Measurements:
                 M("latency", readings[4], "ms", trials=tuple(readings), context=context),
                 M("speedup", ratios[4], "x", "dense / this", trials=ratios, context=context, spread=spread),
             ]
-        sizes = {name: (8 if index == 0 else 4) if name != "fc" else 10 for name in LAYERS}
+        sizes = {name: (8 if index == 0 else 4) if name in LAYERS[:-1] else 10 for name in names}
         drawn = [
             {
                 "name": n,
@@ -62,7 +63,7 @@ def everything(hostile: str = "") -> Measurements:
             M("architecture", len(drawn), "layers", context={**context, "text": text, "layers": drawn}),
             M("widths", sum(sizes.values()), "units", context=context, per_layer=sizes),
         ]
-        for name in LAYERS:
+        for name in names:
             counts = [draw.randrange(50) for _ in range(12)]
             shape = {"layer": name, "low": -1.0, "high": 1.0, "counts": counts, "zeros": 5}
             rows += [
@@ -77,13 +78,13 @@ def everything(hostile: str = "") -> Measurements:
                 M("epoch_loss", 1 / epoch, context=at),
                 M("epoch_validation_accuracy", 1 - 0.5 / epoch, context=at),
             ]
-    parts = {f"{name}.weight": {"indices": 100 + k, "codebooks": 8} for k, name in enumerate(LAYERS)}
+    parts = {f"{name}.weight": {"indices": 100 + k, "codebooks": 8} for k, name in enumerate(names)}
     total = sum(sum(part.values()) for part in parts.values())
     context = {"trial": 0, "variant": "file", "parts": parts}
     rows.append(M("tensor_bytes_in_file", total, "bytes", context=context))
     rows.append(M("file_bytes", total, "bytes", context={"trial": 0, "variant": "file"}))
     rows.append(M("scan_value", 0.95, context={"layer": "", "sparsity": 0.0}))
-    for name in LAYERS:
+    for name in names:
         rows += [
             M("scan_value", 0.9 - s / 2, context={"layer": name, "sparsity": s}) for s in (0.3, 0.6, 0.9)
         ]

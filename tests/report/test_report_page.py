@@ -30,7 +30,7 @@ samples = sys.modules.setdefault("report_samples", importlib.util.module_from_sp
 if not hasattr(samples, "sweep"):
     spec.loader.exec_module(samples)
 
-HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=alert(1)>"
+HOSTILE = ">@@DATA@@</script></script><script>document.title='taken'</script><img src=x onerror=alert(1)>"
 
 
 @pytest.fixture(scope="module")

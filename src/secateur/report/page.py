@@ -78,12 +78,17 @@ class Report:
         page = environment.from_string(_part("page.html.j2")).render(
             **self._content(), css=parts["page.css"] + _colours()
         )
-        # These go in last and as they are: they are ours, and a template engine has no business in them.
-        page = page.replace("@@SCRIPT@@", parts["page.js"], 1)
-        data = {"figures": self._specs(), "themes": {name: vega_config(name) for name in THEMES}}
-        return page.replace("@@DATA@@", _json(data), 1).replace(
-            "@@VEGA@@", _bundle() if self._specs() else "", 1
-        )
+        # These go in last and as they are: they are ours, and a template engine has no business in them. Names from
+        # outside are escaped by now, so none of them can be a script element.
+        specs = self._specs()
+        data = {"figures": specs, "themes": {name: vega_config(name) for name in THEMES}}
+        for mark, text in (
+            ("DATA", _json(data)),
+            ("VEGA", _bundle() if specs else ""),
+            ("SCRIPT", parts["page.js"]),
+        ):
+            page = page.replace(f">@@{mark}@@</script>", f">{text}</script>", 1)
+        return page
 
     def write(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write index.html, figures/*.svg, figures/*.png and tables/*.csv; returns what was written.

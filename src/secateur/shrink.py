@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,7 +32,7 @@ from secateur.structure.fit import fit
 from secateur.structure.labels import Lock
 from secateur.structure.plan import Plan, cut_tensor, set_attribute
 from secateur.structure.proof import Proof, prove
-from secateur.structure.trace import empties
+from secateur.structure.twin import tensors_of, twin_of
 
 __all__ = ["Shrunk", "explain", "load_shrunk", "reestimate_batch_norm", "shrink"]
 
@@ -207,13 +206,12 @@ def _nothing(structure: Structure, model: nn.Module, locks: list[Lock]) -> str:
 @torch.no_grad()
 def apply_plan(model: nn.Module, plan: Plan, masks: Masks) -> tuple[nn.Module, Masks]:
     """A copy of the model cut by the plan and masked where zeros stay, and the masks of what is left."""
-    memo: dict[int, Any] = empties(model)
+    memo: dict[int, Any] = {}
     left: dict[str, torch.Tensor] = {}
-    tensors: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    tensors.update(model.named_buffers(remove_duplicate=False))
+    tensors = tensors_of(model)
     for name, axes in plan.keep.items():
         memo[id(tensors[name])] = cut_tensor(tensors[name], axes)
-    small = copy.deepcopy(model, memo)
+    small = twin_of(model, memo)
     bare = replace(plan, keep={}, shapes={})
     bare.apply_(small)
     for name, mask in masks.items():

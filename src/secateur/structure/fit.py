@@ -19,6 +19,7 @@ from secateur.structure.labels import Lock
 from secateur.structure.plan import Plan
 from secateur.structure.repair import Mismatch, candidates, spread, within
 from secateur.structure.trace import Op, Trace, ghost, trace
+from secateur.structure.twin import tensors_of
 from secateur.structure.widths import widths_of
 
 __all__ = ["Fitted", "draft", "fit"]
@@ -40,8 +41,7 @@ class Fitted:
 def draft(structure: Structure, model: nn.Module, alive: np.ndarray) -> Plan:
     """The plan that follows from the labels alone: indices, and the attributes of torch's own layers."""
     keep = structure.keep_of(alive)
-    tensors: dict[str, Any] = dict(model.named_parameters(remove_duplicate=False))
-    tensors.update(model.named_buffers(remove_duplicate=False))
+    tensors = tensors_of(model)
     aliases = structure.trace.aliases
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
     old: dict[str, tuple[int, ...]] = {}
@@ -131,9 +131,7 @@ def _skipped(plan: Plan) -> tuple[str, ...]:
 def _rerun(structure: Structure, model: nn.Module, example: Any, plan: Plan) -> Trace:
     twin, _ = ghost(model, structure.trace.mode)
     plan.apply_(twin)
-    names: dict[str, Any] = dict(twin.named_parameters(remove_duplicate=False))
-    names.update(twin.named_buffers(remove_duplicate=False))
-    return trace(twin, example, mode=structure.trace.mode, partial=True, ready=names)
+    return trace(twin, example, mode=structure.trace.mode, partial=True, ready=tensors_of(twin))
 
 
 def _numbers(op: Op) -> list[float]:

@@ -22,6 +22,7 @@ from torch import nn
 
 from secateur.errors import PlanError
 from secateur.structure.rewrite import Rewrite, rewrite_
+from secateur.structure.twin import modules_of, tensors_of
 
 __all__ = ["Plan", "cut_tensor", "owner"]
 
@@ -108,7 +109,7 @@ class Plan:
 
     def check(self, model: nn.Module) -> None:
         """Raise a `PlanError` unless every parameter named has the shape it had when the plan was made."""
-        tensors = _tensors(model)
+        tensors = tensors_of(model)
         for name, axes in self.keep.items():
             if name not in tensors:
                 raise PlanError(f"the plan cuts {name!r}, which {type(model).__name__} does not have")
@@ -126,7 +127,7 @@ class Plan:
                     raise PlanError(
                         f"the plan cuts {name!r} along axis {axis}: indices do not fit shape {shape}"
                     )
-        known = dict(model.named_modules(remove_duplicate=False))
+        known = modules_of(model)
         for path in (*self.attributes, *self.rewrites):
             if path not in known:
                 raise PlanError(
@@ -138,7 +139,7 @@ class Plan:
         """Cut a model of the original widths in place, and set its attributes; checked first, so all or nothing."""
         self.check(model)
         new: dict[int, torch.Tensor] = {}
-        tensors = _tensors(model)
+        tensors = tensors_of(model)
         for name, axes in self.keep.items():
             if id(tensors[name]) not in new:
                 new[id(tensors[name])] = cut_tensor(tensors[name], axes)
@@ -146,7 +147,7 @@ class Plan:
             if id(tensor) in new:
                 module, leaf = owner(model, name)
                 setattr(module, leaf, new[id(tensor)])
-        modules = dict(model.named_modules(remove_duplicate=False))
+        modules = modules_of(model)
         for path, values in self.attributes.items():
             for key, value in values.items():
                 set_attribute(modules[path], key, value)
@@ -156,12 +157,6 @@ class Plan:
             if isinstance(module, nn.RNNBase):
                 module.flatten_parameters()
         return model
-
-
-def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    found.update(model.named_buffers(remove_duplicate=False))
-    return found
 
 
 def set_attribute(module: nn.Module, key: str, value: Any) -> None:

@@ -6,7 +6,6 @@ True
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,8 @@ from torch import nn
 
 from secateur.errors import ProofError
 from secateur.structure.plan import Plan, cut_tensor
-from secateur.structure.trace import call, empties, map_tensors, tensors_in
+from secateur.structure.trace import call, map_tensors, tensors_in
+from secateur.structure.twin import twin_of
 
 __all__ = ["Proof", "double_copy", "prove"]
 
@@ -65,7 +65,7 @@ def double_copy(
     fill: Mapping[str, torch.Tensor] | None = None,
 ) -> nn.Module:
     """A copy in float64 and eval mode, masked where asked. The weights are converted on the way, not copied twice."""
-    memo: dict[int, Any] = empties(model)
+    memo: dict[int, Any] = {}
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     for name, tensor in named:
         mask = None if masks is None else masks.get(name)
@@ -79,7 +79,7 @@ def double_copy(
             )
         if mask is not None:
             memo[id(tensor)].data.masked_fill_(~mask.to(tensor.device), 0.0)
-    twin = copy.deepcopy(model, memo).eval()
+    twin = twin_of(model, memo).eval()
     return twin.to(dtype)
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import TraceError
+from secateur.structure.twin import tensors_of, twin_of
 
 __all__ = [
     "Op",
@@ -185,16 +185,6 @@ def _loose_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
                         yield item
 
 
-def empties(model: nn.Module) -> dict[int, Any]:
-    """A memo for `copy.deepcopy` with the empty dicts every module is full of, which it would copy the slow way."""
-    return {
-        id(value): type(value)()
-        for module in model.modules()
-        for value in vars(module).values()
-        if type(value) in (dict, OrderedDict) and not value
-    }
-
-
 def ghost(
     model: nn.Module, mode: str = "meta", training: bool = False
 ) -> tuple[nn.Module, dict[str, torch.Tensor]]:
@@ -203,7 +193,7 @@ def ghost(
     `mode` "meta" gives tensors without storage; "real" shares the parameters and copies only buffers, which a forward
     may change.
     """
-    memo: dict[int, Any] = empties(model)
+    memo: dict[int, Any] = {}
     names: dict[str, torch.Tensor] = {}
     kept: list[torch.Tensor] = []
 
@@ -218,19 +208,16 @@ def ghost(
         kept.append(tensor)
         return new
 
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if id(parameter) not in memo:
-            memo[id(parameter)] = stand_in(parameter, True, True)
-        names[name] = memo[id(parameter)]
-    for name, buffer in model.named_buffers(remove_duplicate=False):
-        if id(buffer) not in memo:
-            memo[id(buffer)] = stand_in(buffer, False, False)
-        names[name] = memo[id(buffer)]
+    for name, tensor in tensors_of(model).items():
+        if id(tensor) not in memo:
+            whole = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = stand_in(tensor, whole, whole)
+        names[name] = memo[id(tensor)]
     for tensor in _loose_tensors(model):
         if id(tensor) not in memo:
             memo[id(tensor)] = stand_in(tensor, isinstance(tensor, nn.Parameter), False)
     try:
-        twin = copy.deepcopy(model, memo)
+        twin = twin_of(model, memo)
     except Exception as error:
         raise TraceError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); shrink works "
@@ -248,6 +235,24 @@ def _quick_batch_norm(
     return torch.empty_like(x), statistics, torch.empty_like(statistics)
 
 
+def _quick_layer_norm(x: torch.Tensor, shape: Any, *rest: Any) -> tuple[torch.Tensor, ...]:
+    """The shapes layer norm gives where its input lies in one piece and fits."""
+    if not x.is_contiguous() or tuple(x.shape[-len(shape) :]) != tuple(shape):
+        return _ATEN.native_layer_norm.default(x, shape, *rest)  # type: ignore[no-any-return]
+    if any(isinstance(t, torch.Tensor) and tuple(t.shape) != tuple(shape) for t in rest):
+        return _ATEN.native_layer_norm.default(x, shape, *rest)  # type: ignore[no-any-return]
+    statistics = x.new_empty(x.shape[: -len(shape)] + (1,) * len(shape))
+    return torch.empty_like(x), statistics, torch.empty_like(statistics)
+
+
+def _quick_addmm(bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **options: Any) -> torch.Tensor:
+    """The shape of a linear layer's product, where the three fit; torch itself refuses the others."""
+    fits = a.dim() == b.dim() == 2 and a.shape[1] == b.shape[0] and tuple(bias.shape) == (b.shape[1],)
+    if options or not fits or not (bias.dtype == a.dtype == b.dtype):
+        return _ATEN.addmm.default(bias, a, b, **options)  # type: ignore[no-any-return]
+    return a.new_empty((a.shape[0], b.shape[1]))
+
+
 def _quick_same(x: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
     return torch.empty_like(x)
 
@@ -259,6 +264,8 @@ def _quick_same_in_place(x: torch.Tensor, *rest: Any, **options: Any) -> torch.T
 _ATEN = torch.ops.aten
 _QUICK: dict[Any, Callable[..., Any]] = {
     _ATEN.native_batch_norm.default: _quick_batch_norm,
+    _ATEN.native_layer_norm.default: _quick_layer_norm,
+    _ATEN.addmm.default: _quick_addmm,
     **dict.fromkeys(
         (_ATEN.relu.default, _ATEN.silu.default, _ATEN.gelu.default, _ATEN.hardswish.default, _ATEN.hardtanh.default,
          _ATEN.leaky_relu.default, _ATEN.elu.default),
@@ -397,7 +404,7 @@ def _run(
     )
     recorder = _Recorder(found, stack)
     fast = torch.backends.mha.get_fastpath_enabled()
-    buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    buffers = {name for name, tensor in tensors_of(model).items() if not isinstance(tensor, nn.Parameter)}
     for name, tensor in names.items():
         ref = recorder.ref(tensor)
         if ref.name:

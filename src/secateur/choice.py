@@ -86,17 +86,14 @@ def worth_of(
         rows = [member.gather(tensors[member.name]) for member in _scored(units, tensors)]
         if not rows:
             raise OptionError(f"criterion {rule} scores none of the tensors of {units.name!r}")
-        whole = rows[0] if len(rows) == 1 else torch.cat([row.to(rows[0].device) for row in rows], dim=1)
-        if whole.dtype in (torch.float16, torch.bfloat16) and whole.shape[1] > 1:
-            whole = whole.float()  # a sum in half precision overflows, or makes ties that are none
-        worth = rule.of_weights(whole) if direct else rule.reduce(whole)
-        if worth is None or tuple(worth.shape) != (units.count,):
-            got = None if worth is None else tuple(worth.shape)
-            raise OptionError(
-                f"criterion {rule} gave {got} values for the {units.count} units of {units.name!r}; reduce "
-                "turns [units, elements] into [units]"
-            )
-        if direct or whole.shape[1] > 1:
+        if units.combine != "sum" and len(rows) > 1:
+            each = [_reduced(rule, row, units, direct).to(rows[0].device) for row in rows]
+            stacked = torch.stack([row.float() if row.dtype.itemsize < 4 else row for row in each])
+            worth = stacked.mean(dim=0) if units.combine == "mean" else stacked.amax(dim=0)
+        else:
+            whole = rows[0] if len(rows) == 1 else torch.cat([row.to(rows[0].device) for row in rows], dim=1)
+            worth = _reduced(rule, whole, units, direct)
+        if direct or len(rows) > 1 or rows[0].shape[1] > 1:
             try:
                 check_finite(
                     f"worth of the units of {units.name!r}", worth, "use a criterion of smaller range"
@@ -106,6 +103,20 @@ def worth_of(
                 raise
         found[units.name] = worth
     return found
+
+
+def _reduced(rule: criteria.Base, whole: torch.Tensor, units: Units, direct: bool) -> torch.Tensor:
+    """The worth of each unit from its weights or scores, [units, elements] -> [units]."""
+    if whole.dtype in (torch.float16, torch.bfloat16) and whole.shape[1] > 1:
+        whole = whole.float()  # a sum in half precision overflows, or makes ties that are none
+    worth = rule.of_weights(whole) if direct else rule.reduce(whole)
+    if worth is None or tuple(worth.shape) != (units.count,):
+        got = None if worth is None else tuple(worth.shape)
+        raise OptionError(
+            f"criterion {rule} gave {got} values for the {units.count} units of {units.name!r}; reduce "
+            "turns [units, elements] into [units]"
+        )
+    return worth
 
 
 def _scored(units: Units, known: Mapping[str, Any]) -> list[Member]:

@@ -13,7 +13,14 @@ import pytest
 from secateur import cli
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["README.md", "docs/guide/cli.md", "docs/guide/recipes.md", "docs/guide/budgets.md"]
+PAGES = [
+    "README.md",
+    "docs/guide/cli.md",
+    "docs/guide/recipes.md",
+    "docs/guide/budgets.md",
+    "docs/guide/shrink.md",
+    "docs/guide/files.md",
+]
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import secateur as sc
+from secateur.choice import worth_of
 from secateur.core.context import Context
 from secateur.core.targets import select
 from secateur.errors import OptionError, UnknownNameError
@@ -155,3 +156,54 @@ def test_a_block_of_no_size_is_refused(height: Any, width: Any) -> None:
 def test_an_unknown_granularity_names_its_neighbour() -> None:
     with pytest.raises(UnknownNameError, match="unknown granularity 'kernels': did you mean 'kernel'"):
         sc.prune(nn.Linear(2, 2), granularity="kernels")
+
+
+@pytest.mark.parametrize(
+    ("criterion", "combine", "worth", "leaves"),
+    [
+        ("l1", "sum", [6.0, 5.0, 10.0], 1),
+        ("l1", "mean", [3.0, 2.5, 5.0], 1),
+        ("l1", "max", [3.0, 4.5, 5.0], 0),
+        ("l2", "sum", [18**0.5, 20.5**0.5, 50**0.5], 0),
+        ("l2", "mean", [3.0, 2.5, 5.0], 1),
+        ("l2", "max", [3.0, 4.5, 5.0], 0),
+        ("taylor", "max", None, None),
+    ],
+)
+def test_one_worth_of_several_tensors(criterion: str, combine: str, worth: Any, leaves: int | None) -> None:
+    first, last = nn.Linear(2, 3, bias=False), nn.Linear(3, 1, bias=False)
+    first.weight.data = torch.tensor([[3.0, 0.0], [0.0, 4.5], [5.0, 0.0]])
+    last.weight.data = torch.tensor([[3.0, 0.5, 5.0]])
+    model, example = nn.Sequential(first, nn.ReLU(), last), torch.ones(1, 2)
+    grain = sc.granularity.Channel(combine=combine)
+    context = Context(example=example, data=[(example, torch.zeros(1, 1))], loss=nn.MSELoss())
+    targets = select(model)
+    pieces = grain.units(model, targets, context)
+    rule = sc.criteria.registry.make(criterion)
+    found = worth_of(rule, model, targets, pieces, context)["0"]
+    if worth is None:  # scores that are not the weights: those of each tensor add up, the larger counts
+        scores = rule.scores(model, targets, context)
+        worth = torch.stack([scores["0.weight"].sum(1), scores["2.weight"].sum(0)]).amax(0).tolist()
+        leaves = int(torch.tensor(worth).argmin())
+    assert found.tolist() == pytest.approx(worth, rel=1e-6)
+    masks = sc.prune(model, criterion, grain, 0.34, example=example, data=context.data, loss=context.loss)
+    assert masks["0.weight"].any(1).tolist() == [unit != leaves for unit in range(3)]
+
+
+def test_heads_are_worth_by_sum_mean_or_max_too() -> None:
+    layer, example = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True).eval(), torch.ones(1, 3, 8)
+    targets = select(layer, parameters="self_attn.in_proj_weight")
+    context, found = Context(example=example), {}
+    for combine in ("sum", "mean", "max"):
+        pieces = sc.granularity.Head(combine=combine).units(layer, targets, context)
+        found[combine] = worth_of(sc.criteria.L1(), layer, targets, pieces, context)["self_attn"]
+    # two tensors: that of queries, keys and values, and the layer that takes the heads in
+    torch.testing.assert_close(found["mean"] * 2, found["sum"])
+    assert bool((found["max"] > found["mean"]).all())
+    assert bool((found["max"] < found["sum"]).all())
+
+
+@pytest.mark.parametrize("grain", [sc.granularity.Channel, sc.granularity.Head])
+def test_an_unknown_way_to_combine_is_refused(grain: Any) -> None:
+    with pytest.raises(OptionError, match=r"combine: expected 'sum', 'mean' or 'max', got 'median'"):
+        grain(combine="median")

@@ -81,7 +81,9 @@ class Units:
 
     `grid` is how the pieces lie beside each other when they form one (the tensor's shape for single weights, out x
     in for kernels), and `axes` says what each side of the grid counts: `"out"`, `"in"` or `"tap"`. Both stay empty
-    where the pieces are a mere list. Budgets that look at neighbours (n of m) read them.
+    where the pieces are a mere list. Budgets that look at neighbours (n of m) read them. `combine` says what a piece
+    of several tensors is worth: `"sum"`, all its weights counted as one piece, or the `"mean"` or `"max"` of what it
+    is worth in each tensor by itself.
     """
 
     name: str
@@ -89,3 +91,4 @@ class Units:
     members: tuple[Member, ...]
     grid: tuple[int, ...] = ()
     axes: tuple[str, ...] = ()
+    combine: str = "sum"

@@ -24,8 +24,10 @@ __all__ = ["Channel", "coupled_units"]
 class Channel(Base):
     """One piece per coupled channel: filters, biases, norms and the slices of the layers that take it in.
 
-    `scored` says whose weights a piece is worth by: "all" tensors of the group, or only those that put it "out".
-    `across_norm` also cuts through layer norms, after which no equality holds.
+    `scored` says whose weights a piece is worth by: "all" tensors of the group, or only those that put it
+    "out". `combine` makes one worth of several tensors: "sum" counts all their weights as one piece, "mean"
+    and "max" are those of what the piece is worth in each tensor by itself. `across_norm` also cuts through
+    layer norms, after which no equality holds.
 
     >>> from secateur.core.targets import select
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 10))
@@ -36,15 +38,15 @@ class Channel(Base):
 
     scored: str = "all"
     across_norm: bool = False
+    combine: str = "sum"
 
     def __post_init__(self) -> None:
-        if self.scored not in ("all", "out"):
-            raise OptionError(f"scored: expected 'all' or 'out', got {self.scored!r}")
+        check_worth(self.scored, self.combine)
 
     def units(self, model: nn.Module, targets: Sequence[Target], context: Context) -> tuple[Units, ...]:
         """One list per group of channels that choose together."""
         found = structure_of(model, context, self.across_norm)
-        units = coupled_units(model, found, targets, found.groups, self.scored)
+        units = coupled_units(model, found, targets, found.groups, self.scored, self.combine)
         if not units:
             reasons = [
                 lock.reason
@@ -59,6 +61,14 @@ class Channel(Base):
                 "every axis is locked and why"
             )
         return units
+
+
+def check_worth(scored: str, combine: str) -> None:
+    """Raise where the options that say what a piece is worth are unknown."""
+    if scored not in ("all", "out"):
+        raise OptionError(f"scored: expected 'all' or 'out', got {scored!r}")
+    if combine not in ("sum", "mean", "max"):
+        raise OptionError(f"combine: expected 'sum', 'mean' or 'max', got {combine!r}")
 
 
 def structure_of(model: nn.Module, context: Context, across_norm: bool = False) -> Structure:
@@ -82,6 +92,7 @@ def coupled_units(
     targets: Sequence[Target],
     groups: Sequence[Group],
     scored: str = "all",
+    combine: str = "sum",
 ) -> tuple[Units, ...]:
     """Groups as units: those of which no layer that puts the channel out was left out of the targets."""
     aliases = found.trace.aliases
@@ -107,5 +118,6 @@ def coupled_units(
             and (slot.name, slot.axis) not in found.follower.unmasked
         )
         number = taken[group.name] = taken.get(group.name, -1) + 1
-        units.append(Units(f"{group.name}#{number}" if number else group.name, group.count, members))
+        name = f"{group.name}#{number}" if number else group.name
+        units.append(Units(name, group.count, members, combine=combine))
     return tuple(units)

@@ -10,9 +10,9 @@ from torch import nn
 from secateur.core.context import Context
 from secateur.core.targets import Target
 from secateur.core.units import Units
-from secateur.errors import NothingToDoError, OptionError
+from secateur.errors import NothingToDoError
 from secateur.granularity import Base
-from secateur.granularity.channel import coupled_units, structure_of
+from secateur.granularity.channel import check_worth, coupled_units, structure_of
 
 __all__ = ["Head"]
 
@@ -21,7 +21,8 @@ __all__ = ["Head"]
 class Head(Base):
     """One piece per attention head; where query heads share a key-value head, they go with it.
 
-    `scored` says whose weights a head is worth by: "all" its tensors, or only those that put it "out".
+    `scored` says whose weights a head is worth by: "all" its tensors, or only those that put it "out", and
+    `combine` how several tensors make one worth, as for channels.
 
     >>> import torch
     >>> from secateur.core.targets import select
@@ -32,10 +33,10 @@ class Head(Base):
     """
 
     scored: str = "all"
+    combine: str = "sum"
 
     def __post_init__(self) -> None:
-        if self.scored not in ("all", "out"):
-            raise OptionError(f"scored: expected 'all' or 'out', got {self.scored!r}")
+        check_worth(self.scored, self.combine)
 
     def units(self, model: nn.Module, targets: Sequence[Target], context: Context) -> tuple[Units, ...]:
         """One list per attention layer."""
@@ -47,4 +48,4 @@ class Head(Base):
                 f"example) says what is "
                 "locked, and granularity='channel' cuts everything else"
             )
-        return coupled_units(model, found, targets, heads, self.scored)
+        return coupled_units(model, found, targets, heads, self.scored, self.combine)

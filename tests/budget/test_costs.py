@@ -130,10 +130,11 @@ def test_what_cannot_be_met_says_how_close_it_came(model):
 @pytest.mark.parametrize("granularity", ["element", "channel"])
 @pytest.mark.parametrize("bits", [None, 3])
 def test_size_is_that_of_the_file(model, granularity, bits, tmp_path):
-    # three quarters of what the whole model takes, in whatever way it is coded
+    # three quarters of what the whole model takes; at three bits names and headers are most of so small a file
+    share = 0.9 if bits else 0.75
     shared = sc.share(model, bits=bits) if bits else None
     whole = sc.save(shared.model if shared else model, tmp_path / "whole.sct", shared).size
-    budget = sc.budget.Size(bytes=whole * 3 // 4, bits=bits, within=0.05)
+    budget = sc.budget.Size(bytes=int(whole * share), bits=bits, within=0.05)
     masks = sc.prune(model, "l2", granularity, budget, example=X)
     small, left, plan = masks.apply(model), masks, None
     if granularity == "channel":

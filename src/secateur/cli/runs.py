@@ -188,13 +188,16 @@ def demo(
     device: Device = None,
     dry_run: _DryRun = False,
     store: StoreFolder = _STORE,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write the small model to.")] = Path("demo"),
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder to write the small model and the report to.")
+    ] = Path("demo"),
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Also write the report.")] = True,
     json: Json = False,
     quiet: _Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """A ResNet-20 on embedded data, from training to a small file, in one table. Two minutes; nothing is
-    downloaded."""
+    """A ResNet-20 on embedded data, from training to a small file, in one table and one page. Two minutes;
+    nothing is downloaded."""
     from secateur.lab.recipe import Recipe
 
     text = resources.files("secateur.lab").joinpath("demo.toml").read_text(encoding="utf-8")
@@ -214,6 +217,14 @@ def demo(
     for paragraph in demonstration.statement(ran, opened, out).splitlines():
         print()
         print(textwrap.fill(paragraph, 100))
+    page = out / "report" / "index.html"
+    if report and (ran.computed or not page.exists()):
+        from secateur.lab.reporting import gather
+        from secateur.report import Report
+
+        Report([gather(opened, str(ran.run))]).write(page.parent)
+    if report:
+        print(f"\nEverything above and more as one page, to open in a browser: {page}")
 
 
 def runs(store: StoreFolder = _STORE, json: Json = False, debug: Debug = False) -> None:

@@ -42,7 +42,7 @@ def _any_along(mask: np.ndarray, axis: int) -> np.ndarray:
     size = mask.shape[axis]
     before = mask.reshape(int(np.prod(mask.shape[:axis])), -1)
     line = before[0] if before.shape[0] == 1 else np.bitwise_or.reduce(_words(before), axis=0).view(bool)
-    return _words(line.reshape(size, -1)).any(axis=1)
+    return np.asarray(_words(line.reshape(size, -1)).any(axis=1))
 
 
 def _words(flags: np.ndarray) -> np.ndarray:

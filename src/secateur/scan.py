@@ -33,6 +33,7 @@ from secateur.allocation import spend
 from secateur.budget._limits import floors
 from secateur.choice import masks_of, pools_of, worth_of
 from secateur.core.context import Context, Loss
+from secateur.core.files import replacing
 from secateur.core.masks import Masks
 from secateur.core.replay import Replay
 from secateur.core.targets import Pattern, select
@@ -485,9 +486,5 @@ class _Ledger:
 
 
 def _write(path: Path, text: str) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        scratch.write_text(text)
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(text.encode())

@@ -304,17 +304,17 @@ def test_files_that_are_not_masks(tmp_path):
 
 
 def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
-    from pathlib import Path
+    import os
 
     path = tmp_path / "m.safetensors"
     masks = some(net())
     masks.save(path)
     before = path.read_bytes()
 
-    def broken(self, target):
+    def broken(source, target):
         raise OSError("disk full")
 
-    monkeypatch.setattr(Path, "replace", broken)
+    monkeypatch.setattr(os, "replace", broken)
     with pytest.raises(OSError, match="disk full"):
         some(net(), 5).save(path)
     assert path.read_bytes() == before

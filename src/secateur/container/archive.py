@@ -30,9 +30,9 @@ from secateur.container import batch_norm as bn
 from secateur.container import format as sct
 from secateur.container import tensors
 from secateur.container.arrays import entry_of, to_tensor, to_words
-from secateur.container.files import replacing
 from secateur.container.reading import words_of
 from secateur.core.codebook import Codebook
+from secateur.core.files import replacing
 from secateur.errors import (
     DataError,
     FormatError,

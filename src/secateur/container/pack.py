@@ -28,8 +28,8 @@ from secateur.coding.indices import Memory
 from secateur.container import format as sct
 from secateur.container import tensors
 from secateur.container.checkpoint import Checkpoint, canonical_header, open_checkpoint
-from secateur.container.files import replacing
 from secateur.container.reading import words_of
+from secateur.core.files import replacing
 from secateur.errors import FormatError, NonFiniteError, NothingToDoError, OptionError
 
 __all__ = ["Packed", "Progress", "pack", "unpack"]

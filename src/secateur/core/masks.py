@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from secateur.core.files import replacing
 from secateur.errors import FormatError, MaskMismatchError, NothingToDoError, UnknownNameError, near
 
 __all__ = ["MaskSummary", "Masks", "count_true"]
@@ -253,18 +254,13 @@ class Masks(Mapping[str, torch.Tensor]):
         """Write the masks as safetensors, beside the target and renamed: no half file is ever seen."""
         from safetensors.torch import save
 
-        target = Path(path)
         # Clones, as safetensors refuses two names for one memory, which masks of tied weights may well be.
         data = save(
             {name: mask.cpu().contiguous().clone() for name, mask in self.items()},
             metadata={_FORMAT: _VERSION},
         )
-        scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            scratch.write_bytes(data)
-            scratch.replace(target)
-        finally:
-            scratch.unlink(missing_ok=True)
+        with replacing(path) as file:
+            file.write(data)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str = "cpu") -> Masks:

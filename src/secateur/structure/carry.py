@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.core.files import replacing
 from secateur.errors import DataError, FormatError, NothingToDoError, PlanError
 from secateur.structure.plan import Plan, cut_tensor
 
@@ -129,14 +130,9 @@ def save_shrunk(model: nn.Module, plan: Plan, path: str | os.PathLike[str]) -> N
         if id(tensor) not in seen:  # tied weights are written once
             seen[id(tensor)] = name
             tensors[name] = tensor.detach().cpu().contiguous()
-    target = Path(path)
     data = save(tensors, metadata={"format": "secateur-shrunk", "version": "1", "plan": plan.to_json()})
-    scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        scratch.write_bytes(data)
-        scratch.replace(target)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(data)
 
 
 def load_shrunk(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:

@@ -20,7 +20,7 @@ from typing import Any
 
 from secateur.errors import RecipeError, near
 
-__all__ = ["combinations", "conditions", "seeds", "span", "split_condition"]
+__all__ = ["choices", "chosen", "combinations", "conditions", "seeds", "span", "split_condition"]
 
 Axes = Mapping[str, Sequence[Any]]
 Conditions = Mapping[str, Mapping[str, Sequence[Any]]]
@@ -85,6 +85,54 @@ def conditions(when: Any, axes: Axes, source: str) -> dict[str, dict[str, tuple[
                 )
             found[key][other] = some
     return found
+
+
+def choices(given: Any, source: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """The `[choice]` tables of a recipe, checked: axis, name, and the settings each name stands for.
+
+    >>> choices({"method": {"snip": {"prune.criterion": "snip"}}}, "recipe")
+    {'method': {'snip': {'prune.criterion': 'snip'}}}
+    >>> choices({"prune.method": {}}, "recipe")
+    Traceback (most recent call last):
+    secateur.errors.RecipeError: recipe: choice 'prune.method': expected a plain word as the axis's name, without dots
+    """
+    for axis, named in dict(given).items():
+        if "." in axis or axis in ("name", "data", "model", "lab", "grid", "step"):
+            raise RecipeError(
+                f"{source}: choice {axis!r}: expected a plain word as the axis's name, without dots"
+            )
+        tables = isinstance(named, Mapping) and all(isinstance(table, Mapping) for table in named.values())
+        if not tables or not named:
+            raise RecipeError(
+                f"{source}: choice {axis!r}: expected tables of settings by name, as in [choice.{axis}.NAME], "
+                f"got {named!r}"
+            )
+    return {
+        axis: {str(name): _dotted(table) for name, table in named.items()} for axis, named in given.items()
+    }
+
+
+def _dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted key: TOML makes `prune.budget = 0.5` a table in a table."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping) and not prefix and "." not in key:
+            found |= _dotted(value, f"{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def chosen(given: Mapping[str, Mapping[str, Any]], axis: str, value: Any, source: str) -> Mapping[str, Any]:
+    """What a value of a choice stands for.
+
+    >>> chosen({"method": {"snip": {"prune.criterion": "snip"}}}, "method", "snip", "recipe")
+    {'prune.criterion': 'snip'}
+    """
+    if value not in given[axis]:
+        raise RecipeError(f"{source}: choice {axis!r} has no {value!r}: {near(str(value), given[axis])}")
+    settings: Mapping[str, Any] = given[axis][value]
+    return settings
 
 
 def split_condition(text: str) -> tuple[str, dict[str, str]]:

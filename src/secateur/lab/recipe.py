@@ -38,6 +38,7 @@ __all__ = [
     "LabSpec",
     "ModelSpec",
     "Recipe",
+    "assign",
     "axis_values",
     "label_steps",
     "parse_setting",
@@ -96,7 +97,10 @@ class LabSpec(Options):
 
 
 class Recipe(Options):
-    """A whole recipe. `steps` come from the `[[step]]` tables in order, `grid` from `[grid]`."""
+    """A whole recipe. `steps` come from the `[[step]]` tables in order, `grid` from `[grid]`.
+
+    `choice` makes an axis of several settings at once: each of its values is a name for a table of them.
+    """
 
     name: str = "recipe"
     data: DataSpec = DataSpec.model_validate({})
@@ -105,6 +109,7 @@ class Recipe(Options):
     steps: tuple[SerializeAsAny[Base], ...] = Field(alias="step")
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     when: dict[str, dict[str, tuple[Any, ...]]] = Field(default_factory=dict)
+    choice: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)
 
     @field_validator("steps")
     @classmethod
@@ -162,7 +167,9 @@ class Recipe(Options):
         whole = copy.deepcopy(dict(raw))
         _known_keys(cls, whole, source, "a recipe", aliases={"steps": "step"})
         whole["step"] = label_steps(whole.get("step", []), source)
+        choice = whole["choice"] = grids.choices(whole.get("choice", {}), source)
         axes = _flatten(whole.pop("grid", {}))
+        axes |= {axis: list(named) for axis, named in choice.items() if axis not in axes}
         when = dict(whole.pop("when", {}))
         for key, value in axes.items():
             if isinstance(value, dict):
@@ -176,11 +183,12 @@ class Recipe(Options):
                 when[key] = {other: _several(_value(some)) for other, some in wanted.items()}
         for item in settings:
             key, value = parse_setting(item, "--set")
-            _assign(whole, key, value, source)
+            assign(whole, key, value, source)
         whole["grid"] = {key: axis_values(key, values, source) for key, values in axes.items()}
         whole["when"] = grids.conditions(when, whole["grid"], source)
         for key, values in whole["grid"].items():
-            _assign(copy.deepcopy(whole), key, values[0], source)
+            for value in values if key in choice else values[:1]:
+                assign(copy.deepcopy(whole), key, value, source)
         whole["step"] = tuple(_step(table, source, index) for index, table in enumerate(whole["step"]))
         return _validate(cls, whole, source)
 
@@ -188,8 +196,9 @@ class Recipe(Options):
         """The resolved recipe as plain data: every option, given or default. `Recipe.of` reads it back."""
         whole = self.model_dump(mode="json", by_alias=True, exclude={"steps"})
         whole["step"] = [{"kind": step.kind(), **step.model_dump(mode="json")} for step in self.steps]
-        if not self.when:
-            del whole["when"]
+        for name in ("when", "choice"):
+            if not whole[name]:
+                del whole[name]
         return whole
 
     def trials(self) -> list[tuple[dict[str, Any], Recipe]]:
@@ -206,7 +215,8 @@ class Recipe(Options):
         whole["grid"] = {}
         whole.pop("when", None)
         for key, value in settings.items():
-            _assign(whole, key, value, self.name)
+            assign(whole, key, value, self.name)
+        whole.pop("choice", None)
         return Recipe.of(whole, source=self.name)
 
 
@@ -303,8 +313,15 @@ def axis_values(key: str, values: Any, source: str) -> tuple[Any, ...]:
     return tuple(values)
 
 
-def _assign(whole: dict[str, Any], key: str, value: Any, source: str) -> None:
-    """Set one value by its dotted key: `data.size`, `lab.seed`, `name`, or `LABEL.option` of a step."""
+def assign(whole: dict[str, Any], key: str, value: Any, source: str) -> None:
+    """Set one value by its dotted key: `data.size`, `lab.seed`, `name`, or `LABEL.option` of a step.
+
+    The key of a `choice` sets everything that its value stands for.
+    """
+    if key in whole.get("choice", {}):
+        for inner, meant in grids.chosen(whole["choice"], key, value, source).items():
+            assign(whole, inner, meant, source)
+        return
     first, _, rest = key.partition(".")
     labels = {table["label"]: table for table in whole["step"]}
     if first == "name" and not rest:
@@ -372,7 +389,7 @@ def schema() -> dict[str, Any]:
     """The JSON Schema of recipes, for editors: `secateur schema > recipe.schema.json`.
 
     >>> sorted(schema()["properties"])
-    ['data', 'grid', 'lab', 'model', 'name', 'step', 'when']
+    ['choice', 'data', 'grid', 'lab', 'model', 'name', 'step', 'when']
     """
     definitions: dict[str, Any] = {}
 
@@ -401,6 +418,10 @@ def schema() -> dict[str, Any]:
             "grid": {
                 "type": "object",
                 "description": "LABEL.option = a list of values, 'first:last:step', or {values, when}",
+            },
+            "choice": {
+                "type": "object",
+                "description": "AXIS = {NAME = {LABEL.option = value}}: an axis whose values set several keys",
             },
             "when": {
                 "type": "object",

@@ -101,8 +101,9 @@ def test_two_processes_share_work_a_failure_takes_nothing_along_and_a_killed_wor
         + "[grid]\n'idle.note' = [0, 1, 2]\n'idle.fail' = {values = [false, true], when = {'idle.note' = 1}}\n"
     )
     recipe = Recipe.parse(text, ["common.seconds=4"])
-    nodes, users = forest(plan(recipe))
-    assert (len(nodes), len(users[plan(recipe).keys()[0]])) == (5, 4)
+    following, users = forest(plan(recipe))
+    common = plan(recipe).keys()[0]
+    assert (len(users), len(users[common]), [node.key for node in following[""]]) == (5, 4, [common])
     killed = []
 
     def kill_a_worker() -> None:

@@ -300,13 +300,14 @@ def show(
             s["label"],
             s["how"],
             "" if s["seconds"] is None else f"{s['seconds']:.1f}",
+            s["device"] or "",
             s["key"][:12],
         ]
         for t in trials
         for s in t["steps"]
     ]
     print()
-    show_table(["trial", "step", "how", "seconds", "address"], steps, right=(3,))
+    show_table(["trial", "step", "how", "seconds", "device", "address"], steps, right=(3,))
     if measured:
         print()
         show_table(*tables.summary(measured, row.recipe.get("grid", {})))

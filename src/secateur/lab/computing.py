@@ -24,7 +24,7 @@ from secateur.core.undisturbed import kept_random_state
 from secateur.errors import StoreError
 from secateur.lab.plan import PlannedTrial, builder, data_of, device_of
 from secateur.lab.progress import Progress
-from secateur.lab.provenance import hardware, versions
+from secateur.lab.provenance import hardware, versions, visible
 from secateur.lab.state import State, keep, revive
 from secateur.lab.steps import Work
 from secateur.lab.store import Outcome, Store
@@ -70,11 +70,12 @@ def compute(
     """Run one step and keep its objects. `before(n)` is the state after n steps; the outcome is not stored yet."""
     planned = trial.steps[position]
     recipe = trial.recipe
+    device = device or device_of(recipe.lab.device)
     labels = [step.label for step in trial.steps]
     work = Work(
         data=data_of(recipe),
         build=builder(recipe),
-        device=device or device_of(recipe.lab.device),
+        device=device,
         seed=recipe.lab.seed,
         checkpoint=checkpoint,
         progress=progress,
@@ -97,5 +98,11 @@ def compute(
         measurements=result.measurements,
         log={**result.log, "line": result.line},
         seconds=seconds,
-        provenance={"versions": versions(), "hardware": hardware(), "threads": torch.get_num_threads()},
+        provenance={
+            "versions": versions(),
+            "hardware": hardware(),
+            "threads": torch.get_num_threads(),
+            "device": device,
+            **visible(),
+        },
     )

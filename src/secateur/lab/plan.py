@@ -1,13 +1,14 @@
 """`plan`: a recipe resolved, before any work: every trial, every step, and the address of every outcome.
 
 The address of a step's outcome is a hash of the address before it, the step's kind, version and options, the
-data's fingerprint, the seed, and the kind of device. Trials that begin alike therefore share addresses, and
-so the work.
+data's fingerprint, and the seed. Trials that begin alike therefore share addresses, and so the work. Where it is
+computed is no part of it, so that what was trained on one device goes on on another; only what is measured in
+time belongs to its device and machine, and what comes after such a step does not.
 
->>> first = address("start", "prune", 1, {"budget": 0.5}, data="d", seed=0, device="cpu")
->>> first == address("start", "prune", 1, {"budget": 0.5}, data="d", seed=0, device="cpu"), len(first)
+>>> first = address("start", "prune", 1, {"budget": 0.5}, data="d", seed=0)
+>>> first == address("start", "prune", 1, {"budget": 0.5}, data="d", seed=0), len(first)
 (True, 64)
->>> first == address("start", "prune", 1, {"budget": 0.6}, data="d", seed=0, device="cpu")
+>>> first == address("start", "prune", 1, {"budget": 0.6}, data="d", seed=0)
 False
 """
 
@@ -220,13 +221,14 @@ def plan_trial(
             if isinstance(error, RecipeError) or not hasattr(error, "exit_code"):
                 raise
             raise type(error)(f"{recipe.name}: step {step.label!r}: {error}") from error
-        surroundings = {"data": data.fingerprint, "seed": recipe.lab.seed, "device": device.partition(":")[0]}
+        surroundings = {"data": data.fingerprint, "seed": recipe.lab.seed}
         if step.timed:
-            surroundings["machine"] = fingerprint()
+            surroundings |= {"device": device.partition(":")[0], "machine": fingerprint()}
         key = address(parent, step.kind(), step.version, step.chosen(), **surroundings)
         steps.append(PlannedStep(step.label, step, key, parent))
         labels.append(step.label)
-        parent = key
+        if not step.timed:  # it leaves the state as it was, so what follows does not depend on it
+            parent = key
     return PlannedTrial(index, settings or {}, recipe, tuple(steps))
 
 

@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["clean", "clean_plain", "command", "fingerprint", "hardware", "versions"]
+__all__ = ["clean", "clean_plain", "command", "fingerprint", "hardware", "versions", "visible"]
 
 _PACKAGES = (
     "secateur",
@@ -122,6 +122,12 @@ def hardware() -> dict[str, Any]:
         "gpus": gpus,
         "system": f"{platform.system()} {platform.machine()}",
     }
+
+
+def visible() -> dict[str, str]:
+    """Which GPUs this process was told to use, if it was told."""
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return {} if told is None else {"visible_gpus": told}
 
 
 def fingerprint() -> str:

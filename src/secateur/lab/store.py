@@ -342,15 +342,17 @@ class Store:
         )
 
     def trials(self, run: int) -> list[dict[str, Any]]:
-        """Per trial of a run: its settings, status, error, and its steps with label, kind, key, how."""
+        """Per trial of a run: its settings, status, error, and its steps with label, kind, key, how and device."""
         steps: dict[int, list[dict[str, Any]]] = {}
         query = (
-            "SELECT plan.*, steps.seconds, steps.finished FROM plan LEFT JOIN steps ON steps.key = plan.key "
+            "SELECT plan.*, steps.seconds, steps.finished, steps.provenance FROM plan "
+            "LEFT JOIN steps ON steps.key = plan.key "
             "WHERE run = ? ORDER BY trial, position"
         )
         for row in self._read(query, run):
             steps.setdefault(row["trial"], []).append(
                 {name: row[name] for name in ("label", "kind", "key", "how", "seconds", "finished")}
+                | {"device": json.loads(row["provenance"] or "{}").get("device")}
             )
         return [
             {

@@ -73,22 +73,29 @@ def slots(jobs: int, cores: int) -> tuple[int, int]:
     return jobs, max(1, cores // jobs)
 
 
-def forest(plan: Plan) -> tuple[dict[str, Node], dict[str, list[tuple[int, int]]]]:
-    """Every distinct step, and which (trial, position)s it is."""
-    nodes: dict[str, Node] = {}
+def forest(plan: Plan) -> tuple[dict[str, list[Node]], dict[str, list[tuple[int, int]]]]:
+    """What may begin once a step is done (after "": at once), and which (trial, position)s every step is.
+
+    A step that trials share may come after different ones: what is timed in between is no part of its address.
+    Whichever of them is done first lets it begin.
+    """
+    following: dict[str, list[Node]] = {}
     users: dict[str, list[tuple[int, int]]] = {}
+    seen: set[tuple[str, str]] = set()
     for trial in plan.trials:
         keys = {step.label: step.key for step in trial.steps}
+        last = ""
         for position, planned in enumerate(trial.steps):
             users.setdefault(planned.key, []).append((trial.index, position))
-            if planned.key not in nodes:
+            if (last, planned.key) not in seen:
+                seen.add((last, planned.key))
                 earlier = {step.label for step in trial.steps[:position]}
                 # A teacher, or what is compared against: an option whose value is an earlier step's label.
                 named = [v for v in planned.step.chosen().values() if isinstance(v, str) and v in earlier]
-                before = [trial.steps[position - 1].key] if position else []
-                uses = tuple(dict.fromkeys([*before, *(keys[label] for label in named)]))
-                nodes[planned.key] = Node(planned.key, trial, position, uses)
-    return nodes, users
+                uses = dict.fromkeys([*([last] if last else []), *(keys[label] for label in named)])
+                following.setdefault(last, []).append(Node(planned.key, trial, position, tuple(uses)))
+            last = planned.key
+    return following, users
 
 
 class _Notes:
@@ -109,23 +116,20 @@ def drive(
     plan: Plan, store: Store, run: int, watch: Progress, engine: Engine, known: set[str]
 ) -> tuple[int, list[tuple[int, str]]]:
     """Have the engine compute everything that is not known; returns how many steps it did, and the failures."""
-    nodes, users = forest(plan)
+    following, users = forest(plan)
     by_index = {trial.index: trial for trial in plan.trials}
     notes = _Notes(store, run)
     failures: dict[int, str] = {}
     ready: list[tuple[int, int, str]] = []
+    nodes: dict[str, Node] = {}  # of every step that was ready once, as it was found
     running: set[str] = set()
     left = {trial.index: len(trial.steps) for trial in plan.trials}
-    following: dict[str, list[str]] = {}
-    for key, node in nodes.items():
-        if node.position:
-            following.setdefault(node.trial.steps[node.position - 1].key, []).append(key)
     stopped: set[int] = set()
     computed = 0
 
-    def settle(key: str, how: str, seconds: float, line: str, found: dict[str, float]) -> None:
+    def settle(*done: tuple[str, str, float, str, dict[str, float]]) -> None:
         """A step is there: every trial it is part of has one less to go, and what follows may begin."""
-        stack = [(key, how, seconds, line, found)]
+        stack = list(done)
         while stack:
             key, how, seconds, line, found = stack.pop()
             for trial, position in users[key]:
@@ -140,22 +144,23 @@ def drive(
                 if not left[trial]:
                     notes.trials.append((trial, "done", None))
                     watch.finished(trial)
-            for after in following.get(key, ()):
-                if all(trial in stopped for trial, _ in users[after]):
-                    continue
-                if after in known:
-                    stack.append((after, "cached", *_stored(store, after)))
-                else:
-                    node = nodes[after]
-                    heapq.heappush(ready, (node.trial.index, node.position, after))
+            stack += begin(key)
+
+    def begin(after: str) -> list[tuple[str, str, float, str, dict[str, float]]]:
+        """Make ready what comes after a step; what of it is there already is given back, to be settled."""
+        there = []
+        for node in following.get(after, ()):
+            if node.key in nodes or all(trial in stopped for trial, _ in users[node.key]):
+                continue
+            nodes[node.key] = node
+            if node.key in known:
+                there.append((node.key, "cached", *_stored(store, node.key)))
+            else:
+                heapq.heappush(ready, (node.trial.index, node.position, node.key))
+        return there
 
     try:
-        for key, node in nodes.items():
-            if node.position == 0:
-                if key in known:
-                    settle(key, "cached", *_stored(store, key))
-                else:
-                    heapq.heappush(ready, (node.trial.index, 0, key))
+        settle(*begin(""))
         while ready or running:
             while ready and len(running) < engine.slots:
                 _, _, key = heapq.heappop(ready)
@@ -171,7 +176,7 @@ def drive(
                 elif event.what == "done":
                     running.discard(event.key)
                     computed += event.how == "computed"
-                    settle(event.key, event.how, event.seconds, event.text, event.found)
+                    settle((event.key, event.how, event.seconds, event.text, event.found))
                 elif event.what == "failed":
                     running.discard(event.key)
                     for trial, position in users[event.key]:

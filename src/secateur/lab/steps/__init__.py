@@ -74,7 +74,8 @@ class Base(Options):
     version: ClassVar[int] = 1
     """Part of the outcome's address: raise it when the same options come to mean something else."""
     timed: ClassVar[bool] = False
-    """Whether the outcome is bound to the machine: a measured time is."""
+    """Whether the outcome is bound to the machine and the device: a measured time is. Such a step must leave the
+    state as it was, since what follows it is found without it."""
 
     label: str = Field("", description="the step's name in --set, [grid] and tables; by default its kind")
 

@@ -108,6 +108,7 @@ class TrainBase(Base):
             "epochs": len(trained.history),
             "best_epoch": trained.best_epoch,
             "early": trained.stopped_early,
+            "resumed_from": trained.resumed_from,
         }
         last = trained.history[-1] if trained.history else None
         line = f"{len(trained.history)} epochs"

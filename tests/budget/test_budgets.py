@@ -183,6 +183,28 @@ def test_percentile_of_the_network_and_of_what_is_left() -> None:
     assert kept(sc.prune(model, budget=Percentile(0.3, scope="network"))) == [2, 3]  # of all eight: 1.1
 
 
+def test_what_lies_on_the_percentile_stays_or_goes() -> None:
+    layer = linear([5.0, 1.0, 3.0, 2.0, 4.0])  # the middle one is the line
+    assert kept(sc.prune(layer, budget=Percentile(0.5))) == [3]
+    assert kept(sc.prune(layer, budget=Percentile(0.5, equal="go"))) == [2]
+    assert kept(sc.prune(layer, budget=Percentile(0.4, equal="go"))) == [
+        3
+    ]  # between two: the same either way
+    assert kept(sc.prune(layer, budget=Percentile(0.4))) == [3]
+
+
+def test_a_percentile_of_its_own_for_every_layer() -> None:
+    model = nn.Sequential(
+        linear([1.0, 2.0, 3.0, 4.0]), linear([1.0, 2.0, 3.0, 4.0]), linear([1.0, 2.0, 3.0, 4.0])
+    )
+    masks = sc.prune(model, budget=Percentile({"*": 0.5, "2": 0.9}), skip="1")
+    assert kept(masks) == [2, 1]
+    part = sc.prune(model, budget=Percentile({"0": 0.5}))
+    assert kept(part) == [2, 4, 4]
+    again = sc.prune(model, budget=Percentile({"2": 0.5}), masks=part)
+    assert kept(again) == [2, 4, 2]
+
+
 def test_a_percentile_of_equal_weights_removes_nothing_where_a_count_removes_half() -> None:
     layer = linear([2.0] * 8)
     assert sc.prune(layer, budget=0.5).kept == 4
@@ -287,6 +309,12 @@ def test_the_text_says_what_was_probably_meant() -> None:
         (lambda: Overall(0.5, by="size"), "Overall by: expected 'units' or 'weights', got 'size'"),
         (lambda: Percentile(0.5, scope="layer"), "Percentile scope: expected 'tensor' or 'network'"),
         (lambda: Percentile(0.5, of="some"), "Percentile of: expected 'all' or 'nonzero', got 'some'"),
+        (lambda: Percentile(0.5, equal="both"), "Percentile equal: expected 'stay' or 'go', got 'both'"),
+        (
+            lambda: Percentile({"a": 0.5}, scope="network"),
+            "Percentile q: expected a share, or a table of layer",
+        ),
+        (lambda: Percentile({"a": 50}), "q of 'a' is the share removed: expected a number"),
         (lambda: NOfM(4, 4), "n must be below m; got n=4, m=4"),
         (lambda: NOfM(0, 4), "NOfM n: expected a whole number of at least 1, got 0"),
         (lambda: NOfM(2, 4, axis="row"), "NOfM axis: expected 'in', 'out' or a number, got 'row'"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from secateur.budget import Base, Contest, Pool, check_share
 from secateur.budget._select import value_at
+from secateur.core.targets import Pattern
 from secateur.errors import OptionError
 
 __all__ = ["Percentile"]
@@ -23,25 +26,46 @@ class Percentile(Base):
 
     `scope` is whose worth the line is drawn through: each `"tensor"` has its own, or there is one for the
     `"network"`. `of` says whether units worth exactly nothing (those pruned before) count in it: `"all"` or
-    `"nonzero"`.
+    `"nonzero"`. `equal` says what becomes of units that lie on the line itself: they `"stay"`, or they `"go"`,
+    as in code that keeps what is greater than a percentile.
+
+    `q` may be a table of layer patterns, as `PerLayer` takes it; layers it does not mean stay dense.
 
     >>> import torch, secateur as sc
     >>> layer = torch.nn.Linear(5, 1, bias=False)
     >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, -1.0, 5.0, 2.0, -4.0]]))
     >>> sc.prune(layer, budget=sc.budget.Percentile(0.5))["weight"]
     tensor([[ True, False,  True, False,  True]])
+    >>> sc.prune(layer, budget=sc.budget.Percentile({"*": 0.5}, equal="go")).kept
+    2
     """
 
-    q: float
+    q: float | Mapping[Pattern, float] | tuple[tuple[Pattern, float], ...]
     scope: str = "tensor"
     of: str = "all"
+    equal: str = "stay"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "q", check_share("q", self.q))
+        q: Any = self.q
+        if isinstance(q, (Mapping, tuple)):
+            rows = tuple(q.items() if isinstance(q, Mapping) else q)
+            if not rows or self.scope == "network":
+                raise OptionError(
+                    f"Percentile q: expected a share, or a table of layer pattern to share (with scope='tensor'), got "
+                    f"{q!r} with scope={self.scope!r}"
+                )
+            checked: Any = tuple(
+                (pattern, check_share(f"q of {pattern!r}", share)) for pattern, share in rows
+            )
+        else:
+            checked = check_share("q", q)
+        object.__setattr__(self, "q", checked)
         if self.scope not in ("tensor", "network"):
             raise OptionError(f"Percentile scope: expected 'tensor' or 'network', got {self.scope!r}")
         if self.of not in ("all", "nonzero"):
             raise OptionError(f"Percentile of: expected 'all' or 'nonzero', got {self.of!r}")
+        if self.equal not in ("stay", "go"):
+            raise OptionError(f"Percentile equal: expected 'stay' or 'go', got {self.equal!r}")
 
     @classmethod
     def at(cls, share: float) -> Percentile:
@@ -50,14 +74,21 @@ class Percentile(Base):
 
     def choose(self, contest: Contest) -> dict[str, torch.Tensor]:
         """Each pool by its own line, or all by one."""
+        table: Any = self.q
+        if isinstance(table, tuple):
+            shares = contest.table(table, "Percentile")
+        else:
+            shares = dict.fromkeys((pool.name for pool in contest.pools), table)
         groups = [[pool] for pool in contest.pools] if self.scope == "tensor" else [list(contest.pools)]
         chosen = {}
         for group in groups:
-            for pool, keep in zip(group, self._line(group)):
+            q = shares.get(group[0].name)
+            lines = self._line(group, q) if q is not None else [pool.drop(pool.removed) for pool in group]
+            for pool, keep in zip(group, lines):
                 chosen[pool.name] = pool.floored(keep)
         return chosen
 
-    def _line(self, pools: list[Pool]) -> list[torch.Tensor]:
+    def _line(self, pools: list[Pool], q: float) -> list[torch.Tensor]:
         worth = [
             pool.worth if pool.gone is None else pool.worth.masked_fill(pool.gone, 0.0) for pool in pools
         ]
@@ -65,9 +96,10 @@ class Percentile(Base):
         count = sum(line.numel() for line in counted)
         if count == 0:
             return [torch.ones_like(line, dtype=torch.bool) for line in worth]
-        below, fraction = divmod(self.q * (count - 1), 1)
+        below, fraction = divmod(q * (count - 1), 1)
         low = value_at(counted, int(below))
-        if fraction == 0 or low == value_at(counted, int(below) + 1):
+        # The line lies at `low`, or above it and not above the next value.
+        at_low = fraction == 0 or low == value_at(counted, int(below) + 1)
+        if at_low and self.equal == "stay":
             return [line >= low for line in worth]
-        # The line lies above `low` and not above the next value, so below it is what is not above `low`.
         return [line > low for line in worth]

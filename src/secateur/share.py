@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -29,7 +30,8 @@ from secateur.core.masks import Masks
 from secateur.core.scores import check_finite
 from secateur.core.targets import Pattern, Target, matches, patterns_of, select
 from secateur.errors import NothingToDoError, OptionError, PatternError, near
-from secateur.quantize._result import Shared, SharedTensor
+from secateur.quantize._result import Shared, SharedTensor, zeroed
+from secateur.quantize._thrift import check_rate, thrifty
 
 __all__ = ["Shared", "SharedTensor", "share"]
 
@@ -47,6 +49,8 @@ def share(
     only: Pattern | Sequence[Pattern] | None = None,
     skip: Pattern | Sequence[Pattern] | None = None,
     parameters: Pattern | Sequence[Pattern] | None = None,
+    rate: float = 0.0,
+    importance: Mapping[str, torch.Tensor] | None = None,
     seed: int = 0,
     **options: Any,
 ) -> Shared:
@@ -61,6 +65,11 @@ def share(
     further keywords go to the method. `per` is "tensor", "channel" (one codebook per output channel), "model"
     (one for all), or a list of groups, each a pattern or a list of patterns, whose tensors share one
     codebook; the others have their own.
+
+    `rate` is what a bit costs, in mean squared weights of a tensor: each weight then goes to the value of least
+    squared error and price together, the bits being those of its place and its value as the others now stand
+    (`quantize.Prices`). Where a tensor has masked weights, more may become zero: `Shared.masks` says which are
+    left. `importance`, by parameter name, weighs the squared error of each weight, by its curvature for example.
 
     >>> model = nn.Linear(3, 1, bias=False); _ = model.weight.data.copy_(torch.tensor([[0.0, 1.0, 3.0]]))
     >>> share(model, bits=1, masks=None).model.weight.tolist()
@@ -83,6 +92,12 @@ def share(
         else:
             books.update(_together(finder, label, members, named, kept, seed))
     books = {target.name: books[target.name] for target in targets}
+    check_rate(rate)
+    if rate or importance:
+        books = {
+            name: _thrifty(book, named[name], kept.get(name), rate, importance)
+            for name, book in books.items()
+        }
     distortion, changed = {}, False
     for name, book in books.items():
         before, after = named[name].detach(), book.tensor()
@@ -100,6 +115,8 @@ def share(
             f"distinct values (at most {most}) than its codebook; ask for fewer bits, or for method='exact' "
             "to read the values as they are"
         )
+    if rate:
+        kept |= zeroed(books)
     shared = Shared(
         model=copy.deepcopy(model),
         codebooks=MappingProxyType(books),
@@ -259,6 +276,35 @@ def _book(
     if mask is not None:
         indices.masked_fill_(~mask, -palette.low if finder.holds_zero else 0)
     return Codebook(name, values, indices, palette.step, palette.low, group, reserved=reserved)
+
+
+def _thrifty(
+    book: Codebook,
+    weight: torch.Tensor,
+    kept: torch.Tensor | None,
+    rate: float,
+    importance: Mapping[str, torch.Tensor] | None,
+) -> Codebook:
+    """The same values, each weight at the one where error and price together are least."""
+    if book.axis is not None:
+        raise OptionError(
+            f"{book.name}: rate and importance are for codebooks per='tensor', 'model' or groups"
+        )
+    if importance is not None and book.name not in importance:
+        raise OptionError(f"{book.name}: importance is given, but not for it; {near(book.name, importance)}")
+    worth = None if importance is None else importance[book.name].to(weight.device)
+    if worth is not None and worth.shape != weight.shape:
+        raise OptionError(
+            f"{book.name}: expected importance of shape {tuple(weight.shape)}, got {tuple(worth.shape)}"
+        )
+    live = weight.detach() if kept is None else weight.detach()[kept]
+    unit = float(
+        (live.double().square() * (1.0 if worth is None else worth if kept is None else worth[kept])).mean()
+    )
+    indices = thrifty(
+        weight, book.values, book.zero, rate * unit if live.numel() else 0.0, worth, book.indices, kept
+    )
+    return replace(book, indices=indices.to(book.indices.dtype))
 
 
 def _per_channel(

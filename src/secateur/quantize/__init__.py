@@ -19,10 +19,12 @@ import numpy.typing as npt
 import torch
 
 from secateur.quantize._lookup import lookup
+from secateur.quantize._price import Prices, there_bits
 from secateur.quantize._sorted import Floats, not_above
+from secateur.quantize._thrift import thrifty
 from secateur.registry import Registry
 
-__all__ = ["Base", "Palette", "registry", "to_numpy"]
+__all__ = ["Base", "Palette", "Prices", "registry", "there_bits", "thrifty", "to_numpy"]
 
 
 def to_numpy(weights: torch.Tensor) -> npt.NDArray[Any]:

@@ -26,7 +26,12 @@ from secateur.quantize import Base
 from secateur.quantize._rates import entropy_bits, huffman_bits
 from secateur.quantize._training import Training
 
-__all__ = ["Shared", "SharedTensor"]
+__all__ = ["Shared", "SharedTensor", "zeroed"]
+
+
+def zeroed(books: Mapping[str, Codebook]) -> dict[str, torch.Tensor]:
+    """What is kept, as masks, by the codebooks whose first value is the 0.0 of what is not."""
+    return {name: book.indices != 0 for name, book in books.items() if book.reserved and book.axis is None}
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,7 @@ class Shared:
         model: nn.Module | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         remake_every: int | None = None,
+        rate: float = 0.0,
     ) -> Training:
         """Train the centroids: `with shared.train(model) as training: ...`, around any loop.
 
@@ -105,7 +111,10 @@ class Shared:
 
         Assignments are frozen. With `remake_every=n` the weights live on behind the centroids, are trained
         too (straight-through), and go to their nearest centroid anew after every n optimizer steps; give the
-        model as it was before sharing, so that they start from their own values.
+        model as it was before sharing, so that they start from their own values. `rate` is then what a bit
+        costs, in mean squared weights of the tensor: weights go where error and price together are least, to
+        zero where the tensor has masked weights. A weight sent to zero may come back; one that is 0.0 in the
+        model given does not.
 
         `model` is `shared.model` unless given; `shared.trained(training)` gives the new codebooks.
 
@@ -119,7 +128,7 @@ class Shared:
         (4, ['weight'])
         """
         model = self.model if model is None else model
-        training = Training(model, self.codebooks, self.masks, optimizer, remake_every)
+        training = Training(model, self.codebooks, self.masks, optimizer, remake_every, rate)
         if remake_every is None:
             self.apply_(model)
         return training
@@ -127,13 +136,18 @@ class Shared:
     def trained(self, training: Training) -> Shared:
         """This result after `training`: its model, its codebooks; `distortion` counts from before it."""
         books = {**self.codebooks, **training.codebooks()}
+        masks = {**self.masks, **zeroed(books)} if training.rate else self.masks
         distortion = {}
         for name, book in books.items():
             away = (book.tensor().cpu().double() - self.codebooks[name].tensor().cpu().double()).square()
             kept = self.masks[name].cpu() if name in self.masks else torch.ones_like(away, dtype=torch.bool)
             distortion[name] = float(away[kept].mean()) if bool(kept.any()) else 0.0
         return Shared(
-            training.model, MappingProxyType(books), self.masks, MappingProxyType(distortion), self.method
+            training.model,
+            MappingProxyType(books),
+            MappingProxyType(dict(masks)),
+            MappingProxyType(distortion),
+            self.method,
         )
 
     def summary(self) -> list[SharedTensor]:

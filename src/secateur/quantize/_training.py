@@ -18,6 +18,7 @@ from torch import nn
 from secateur.core.codebook import Codebook
 from secateur.core.scores import check_finite
 from secateur.errors import MaskMismatchError, NothingToDoError, OptionError, near
+from secateur.quantize._thrift import check_rate, thrifty
 
 __all__ = ["Training"]
 
@@ -35,25 +36,29 @@ class _Lookup(torch.autograd.Function):
         latent: torch.Tensor | None,
         indices: torch.Tensor,
         kept: torch.Tensor | None,
+        there: torch.Tensor | None,
     ) -> torch.Tensor:
-        ctx.save_for_backward(indices, kept)
+        ctx.save_for_backward(indices, kept, there)
         ctx.count, ctx.dtype = values.numel(), values.dtype
         weight = values[indices]
-        return weight if kept is None else torch.where(kept, weight, torch.zeros_like(weight))
+        return weight if there is None else torch.where(there, weight, torch.zeros_like(weight))
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        indices, kept = ctx.saved_tensors
+        indices, kept, there = ctx.saved_tensors
         gradient = gradients[0]
         if kept is not None:
             gradient = torch.where(kept, gradient, torch.zeros_like(gradient))
+        behind = gradient if ctx.needs_input_grad[1] else None  # a latent weight at zero may come back
         summed = None
         if ctx.needs_input_grad[0]:
+            if there is not None and there is not kept:
+                gradient = torch.where(there, gradient, torch.zeros_like(gradient))
             # Thousands of gradients add up in one number: half precision would lose most of them.
             wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
             summed = torch.zeros(ctx.count, dtype=wide, device=gradient.device)
             summed = summed.index_add(0, indices.reshape(-1), gradient.reshape(-1).to(wide)).to(ctx.dtype)
-        return summed, (gradient if ctx.needs_input_grad[1] else None), None, None
+        return summed, behind, None, None, None
 
 
 class _Slot:
@@ -66,6 +71,7 @@ class _Slot:
         weight: nn.Parameter,
         kept: torch.Tensor | None,
         centroids: nn.Parameter,
+        rate: float,
     ):
         self.name = name
         self.book = book
@@ -76,23 +82,48 @@ class _Slot:
         indices = book.indices.to(device).long() - self.first
         if book.reserved and kept is None:
             kept = book.indices.to(device) != 0
-        self.kept = kept.to(device) if kept is not None else None
+        self.kept = self.there = kept.to(device) if kept is not None else None
+        if rate and book.reserved:
+            # What a price sent to zero may come back, so long as its weight is known; a masked one has none.
+            self.kept = (weight.detach() != 0) | (book.indices.to(device) != 0)
         self.indices = indices.clamp_(min=0)
         self.latent = False
+        self.rate = rate
 
     def tensor(self) -> torch.Tensor:
         """The weight as it is now."""
         latent = self.weight if self.latent else None
-        weight: torch.Tensor = _Lookup.apply(self.centroids, latent, self.indices, self.kept)
+        weight: torch.Tensor = _Lookup.apply(self.centroids, latent, self.indices, self.kept, self.there)
         return weight
 
     @torch.no_grad()
     def remake(self) -> None:
-        """Every latent weight to its nearest centroid; half way, to the lower one."""
+        """Every latent weight to its nearest centroid; half way, to the lower one.
+
+        With a rate, to the one of least squared error and price together, or, where weights are masked, to zero.
+        """
+        if self.rate:
+            self._remake_thriftily()
+            return
         wide = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
         values, order = torch.sort(self.centroids.detach().to(wide))
         cuts = values[:-1] + (values[1:] - values[:-1]) / 2
         self.indices = order[torch.bucketize(self.weight.detach().to(wide), cuts, right=False)]
+
+    def _remake_thriftily(self) -> None:
+        weights, first = self.weight.detach(), self.first
+        values = self.centroids.detach()
+        before = self.indices + first
+        if first:
+            assert self.there is not None
+            values, before = torch.cat([values.new_zeros(1), values]), before.masked_fill(~self.there, 0)
+        kept = weights if self.kept is None else weights[self.kept]
+        unit = float(kept.square().mean()) if kept.numel() else 0.0
+        zero = 0 if first else None
+        found = thrifty(weights, values, zero, self.rate * unit, start=before, kept=self.kept, rounds=1)
+        if first:
+            self.there = found != 0
+        self.indices = (found - first).clamp_(min=0)
 
     @torch.no_grad()
     def codebook(self) -> Codebook:
@@ -108,8 +139,8 @@ class _Slot:
         indices = place[self.indices] + self.first
         if self.first:
             values = torch.cat([values.new_zeros(1), values])
-        if self.kept is not None:
-            indices = torch.where(self.kept, indices, torch.zeros_like(indices))
+        if self.there is not None:
+            indices = torch.where(self.there, indices, torch.zeros_like(indices))
         return Codebook(
             self.name,
             values.to(self.book.values.device),
@@ -133,9 +164,15 @@ class Training:
         masks: Mapping[str, torch.Tensor],
         optimizer: torch.optim.Optimizer | None = None,
         remake_every: int | None = None,
+        rate: float = 0.0,
     ):
         if remake_every is not None and remake_every < 1:
             raise OptionError(f"remake_every: expected at least 1 step, got {remake_every}")
+        check_rate(rate)
+        if rate and remake_every is None:
+            raise OptionError(
+                f"rate: a price of bits ({rate:g}) moves weights between values; give remake_every= too"
+            )
         for name, book in codebooks.items():
             if book.step is not None or book.axis is not None:
                 kind = "uniform steps" if book.step is not None else "a codebook per channel"
@@ -146,6 +183,7 @@ class Training:
         self.model = model
         self.optimizer = optimizer
         self.remake_every = remake_every
+        self.rate = rate
         self.centroids: dict[str, nn.Parameter] = {}
         self._slots = self._make_slots(codebooks, masks)
         self._homes: list[tuple[nn.Module, str, type, _Slot]] = []
@@ -181,7 +219,7 @@ class Training:
                 if book.reserved and book.values.numel() == 1:
                     continue  # every weight is masked: there is nothing to train
                 self.centroids[key] = nn.Parameter(values.detach().to(weight.device, weight.dtype).clone())
-            slots[id(weight)] = _Slot(name, book, weight, masks.get(name), self.centroids[key])
+            slots[id(weight)] = _Slot(name, book, weight, masks.get(name), self.centroids[key], self.rate)
         if not slots:
             raise NothingToDoError("no codebook has a centroid to train: every weight is masked")
         return slots

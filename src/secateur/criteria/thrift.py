@@ -1,0 +1,56 @@
+"""Thrift: a weight is worth its square per bit that it costs to keep; where a position is dear, it must earn it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from secateur.core.context import Context
+from secateur.core.scores import Scores
+from secateur.core.targets import Target
+from secateur.criteria import Base
+from secateur.criteria._weights import weights, working_dtype
+from secateur.errors import OptionError
+from secateur.quantize import there_bits
+
+__all__ = ["Thrift"]
+
+
+@dataclass(frozen=True)
+class Thrift(Base):
+    """w**2 / bits: the squared error of losing a weight over the bits its loss saves.
+
+    The bits are those of saying that a weight is there rather than not, given how many are left of its output, its
+    input and its place in the kernel, and `value_bits` for the value itself. So masks become cheap to write: the
+    last weights of a nearly empty row go before equals in a full one. At least `least_bits` are always counted.
+
+    >>> from secateur.core.targets import select
+    >>> model = nn.Linear(3, 2, bias=False); _ = model.weight.data.copy_(torch.tensor([[1., 1., 1.], [1., 0., 0.]]))
+    >>> scores = Thrift().scores(model, select(model), Context())["weight"]
+    >>> bool(scores[0, 1] > scores[1, 0] > scores[1, 1])
+    True
+    """
+
+    value_bits: float = 2.5
+    least_bits: float = 1.0
+
+    rescore: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not self.value_bits >= 0:
+            raise OptionError(f"value_bits of thrift: expected 0 or more, got {self.value_bits!r}")
+        if not self.least_bits > 0:
+            raise OptionError(f"least_bits of thrift: expected a number above 0, got {self.least_bits!r}")
+
+    def scores(self, model: nn.Module, targets: Sequence[Target], context: Context) -> Scores:
+        """The square of every weight, over the bits it costs beside being left out."""
+        found = {}
+        for name, weight in weights(model, targets).items():
+            there, away = there_bits(weight != 0)
+            cost = (there - away + self.value_bits).clamp(min=self.least_bits)
+            wide = weight.to(working_dtype(weight.dtype))
+            found[name] = wide * wide / cost
+        return Scores(found)

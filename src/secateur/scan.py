@@ -15,219 +15,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from secateur import budget as budgets
 from secateur import criteria
 from secateur import granularity as granularities
-from secateur.allocation import spend
 from secateur.budget._limits import floors
 from secateur.choice import masks_of, pools_of, worth_of
 from secateur.core.context import Context, Loss
 from secateur.core.files import replacing
 from secateur.core.masks import Masks
-from secateur.core.replay import Replay
 from secateur.core.targets import Pattern, select
-from secateur.core.undisturbed import undisturbed
 from secateur.core.units import Units
-from secateur.errors import BudgetNotMetError, DataError, NothingToDoError, OptionError, StoreError
-from secateur.measure.accuracy import top_1
+from secateur.errors import NothingToDoError, OptionError, StoreError
+from secateur.measure._repeated import Evaluation, Job, Value, on_workers, repeated
 from secateur.measure.macs import macs
+from secateur.meter import Meter
+from secateur.scanned import Allocation, Cell, Scan
 
-__all__ = ["Allocation", "Cell", "Scan", "scan"]
+__all__ = ["LEVELS", "Allocation", "Cell", "Scan", "check_levels", "scan"]
 
 LEVELS = tuple(round(0.1 * step, 1) for step in range(1, 10))
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One measurement: this list of units, pruned alone at this level, everything else dense.
-
-    `removed` of its `units` went, which took `weights` weights away. `interval` is the half-width of the 95 %
-    interval where the value is a share of counted examples. `repeated` says the masks were those of another cell,
-    whose value this is.
-    """
-
-    name: str
-    sparsity: float
-    units: int
-    removed: int
-    weights: int
-    value: float
-    interval: float | None = None
-    repeated: bool = False
-
-
-@dataclass(frozen=True)
-class Allocation:
-    """A sparsity for each scanned list. `budget` is the value to hand to `prune`.
-
-    `predicted` is the dense value less the sum of the single drops: an estimate, as layers are pruned together but
-    were measured alone. `cost` is what remains of `of` (MACs or parameters), as a share of dense.
-    """
-
-    sparsities: dict[str, float]
-    predicted: float
-    cost: float | None = None
-    of: str = ""
-
-    @property
-    def budget(self) -> Any:
-        """The `PerLayer` budget that does this."""
-        return budgets.registry.get("per_layer")({name: s for name, s in self.sparsities.items() if s > 0.0})
-
-    def table(self) -> str:
-        """One line per list and the prediction."""
-        width = max(len(name) for name in self.sparsities)
-        lines = [f"{name:<{width}}  {sparsity:.4g}" for name, sparsity in self.sparsities.items()]
-        lines.append(
-            f"predicted {self.predicted:.4f}" + (f", {self.of} {self.cost:.4f} of dense" if self.of else "")
-        )
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class Scan:
-    """The table a scan measured. Prints as one; `save` and `load` keep it; `allocate` turns it into a budget."""
-
-    cells: tuple[Cell, ...]
-    dense: float
-    higher_is_better: bool = True
-    criterion: str = ""
-    granularity: str = ""
-    dense_interval: float | None = None
-    costs: Mapping[str, Mapping[str, float]] = field(
-        default_factory=dict
-    )  # "macs"|"params" -> list -> dense cost
-    skipped: int = field(default=0, compare=False)  # module calls answered from memory
-    peak_bytes: int = field(default=0, compare=False)
-
-    @property
-    def names(self) -> list[str]:
-        """The lists scanned, in the model's order."""
-        return list(dict.fromkeys(cell.name for cell in self.cells))
-
-    def curve(self, name: str) -> list[tuple[float, float]]:
-        """(sparsity, value) of one list, dense first."""
-        rows = [(cell.sparsity, cell.value) for cell in self.cells if cell.name == name]
-        if not rows:
-            raise OptionError(f"{name!r} was not scanned; scanned: {', '.join(self.names)}")
-        return [(0.0, self.dense), *(row for row in rows if row[0] > 0.0)]
-
-    @property
-    def table(self) -> str:
-        """Values by list (rows) and sparsity (columns)."""
-        levels = sorted({cell.sparsity for cell in self.cells} | {0.0})
-        width = max(len(name) for name in self.names)
-        lines = [f"{'':<{width}}  " + "  ".join(f"{level:>7.4g}" for level in levels)]
-        for name in self.names:
-            values = dict(self.curve(name))
-            lines.append(
-                f"{name:<{width}}  "
-                + "  ".join(f"{values[level]:>7.4f}" if level in values else " " * 7 for level in levels)
-            )
-        if self.dense_interval is not None:
-            widest = max(cell.interval or 0.0 for cell in self.cells)
-            lines.append(f"95 % interval of each value: at most ±{max(widest, self.dense_interval):.4f}")
-        return "\n".join(lines)
-
-    def __str__(self) -> str:
-        return self.table
-
-    # -- choosing --------------------------------------------------------------------------------------------
-    def allocate(
-        self, floor: float | None = None, *, keep: float | None = None, of: str = "macs"
-    ) -> Allocation:
-        """A sparsity per list, by one of two rules.
-
-        `floor`: the highest scanned sparsity before the value first passes the floor (0 where even the lowest level
-        does). `keep`: the least predicted loss while at most this share of `of` ("macs" or "params") remains over the
-        scanned lists; a limit that no combination reaches is a `BudgetNotMetError`.
-        """
-        if (floor is None) == (keep is None):
-            raise OptionError(
-                "allocate: give either floor= (a value to stay above) or keep= (a share that remains)"
-            )
-        if floor is not None:
-            return self._by_floor(floor)
-        assert keep is not None
-        if not 0.0 < keep <= 1.0:
-            raise OptionError(f"keep is the share that remains: expected 0 < keep <= 1, got {keep!r}")
-        return self._by_cost(keep, of)
-
-    def _by_floor(self, floor: float) -> Allocation:
-        chosen = {}
-        for name in self.names:
-            best = 0.0
-            for sparsity, value in self.curve(name)[1:]:
-                if (value < floor) if self.higher_is_better else (value > floor):
-                    break
-                best = sparsity
-            chosen[name] = best
-        return Allocation(chosen, self._predict(chosen))
-
-    def _by_cost(self, keep: float, of: str) -> Allocation:
-        if of not in self.costs:
-            known = ", ".join(self.costs) or "none"
-            raise OptionError(
-                f"allocate: the scan knows no costs in {of!r} (known: {known}); scan with example="
-            )
-        costs = self.costs[of]
-        layers, levels = {}, {}
-        for name in self.names:
-            rows = {cell.sparsity: cell for cell in self.cells if cell.name == name}
-            shares = [(0.0, 0.0)] + [(s, cell.removed / cell.units) for s, cell in rows.items() if s > 0.0]
-            values = dict(self.curve(name))
-            layers[name] = [(costs[name] * (1.0 - share), self._loss(values[s])) for s, share in shares]
-            levels[name] = [s for s, _ in shares]
-        total = sum(costs[name] for name in self.names)
-        try:
-            picked = spend(layers, keep * total)
-        except BudgetNotMetError:
-            least = sum(min(cost for cost, _ in options) for options in layers.values()) / total
-            raise BudgetNotMetError(
-                f"{of} cannot be brought to {keep:g} of dense over the scanned layers: at their highest scanned "
-                f"sparsities {least:.4f} remains; scan higher levels, or ask for less"
-            ) from None
-        chosen = {name: levels[name][index] for name, index in picked.items()}
-        left = sum(layers[name][index][0] for name, index in picked.items())
-        return Allocation(chosen, self._predict(chosen), left / total, of)
-
-    def _loss(self, value: float) -> float:
-        return (self.dense - value) if self.higher_is_better else (value - self.dense)
-
-    def _predict(self, chosen: Mapping[str, float]) -> float:
-        lost = sum(self._loss(dict(self.curve(name))[sparsity]) for name, sparsity in chosen.items())
-        return self.dense - lost if self.higher_is_better else self.dense + lost
-
-    # -- keeping ---------------------------------------------------------------------------------------------
-    def to_json(self) -> str:
-        """The whole scan as JSON."""
-        return json.dumps(asdict(self), indent=1)
-
-    @classmethod
-    def from_json(cls, text: str) -> Scan:
-        """The inverse of `to_json`."""
-        data = json.loads(text)
-        return cls(**{**data, "cells": tuple(Cell(**cell) for cell in data["cells"])})
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the scan as JSON, beside the target and renamed."""
-        _write(Path(path), self.to_json())
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Scan:
-        """Read what `save` wrote."""
-        return cls.from_json(Path(path).read_text())
 
 
 def scan(
@@ -245,6 +62,10 @@ def scan(
     example: Any = None,
     higher_is_better: bool = True,
     subset: int | None = None,
+    estimate: Any = None,
+    trials: int = 0,
+    quick: bool = True,
+    workers: int = 1,
     memory: int = 1 << 30,
     at_least: int | Mapping[Any, int] | None = None,
     resume: str | os.PathLike[str] | None = None,
@@ -255,15 +76,26 @@ def scan(
 
     `evaluate` is a function of the model that returns a number, or batches (inputs, targets) for top-1 accuracy. What
     the model computes before the layer under test is kept between evaluations, within `memory` bytes, and handed out
-    again; the numbers are those of evaluating from scratch. `subset` takes only the first so many examples of the
-    batches, and each value then has a 95 % interval. With an `example` (or batches) the MACs of each layer are counted
-    so that `Scan.allocate(keep=...)` can spend them. `resume` names a file that keeps the values found so far: a scan
-    that was stopped goes on from there. `progress(done, total, seconds_left)` is called after each value.
+    again; the numbers are those of evaluating from scratch. Batches also let `quick` compute outputs by a shorter way
+    (batch norm folded, channels last, bfloat16 where the processor has it), with the images whose margin is not
+    several times wider than the rounding this was measured to bring looked at again. `subset` takes only the first so
+    many examples of the batches, and each value then has a 95 % interval.
+
+    With an `example` (or batches) the MACs of each layer are counted so that `Scan.allocate(keep=...)` can spend them;
+    `trials` also reads the time of the model shrunk by every cell alone (granularity "channel"), so many times.
+    `estimate` names a criterion, such as "taylor", whose sum over the units that go stands beside the measured value.
+    `workers` processes share the layers. `resume` names a file that keeps the values found so far: a scan that was
+    stopped goes on from there. `progress(done, total, seconds_left)` is called after each value.
     """
     rule = criteria.registry.make(criterion)
     grain = granularities.registry.make(granularity)
-    grid = _levels(levels)
-    run, batches = _evaluation(model, evaluate, subset)
+    grid = check_levels(levels)
+    if workers < 1 or trials < 0:
+        raise OptionError(
+            f"scan: expected workers of at least 1 and trials of at least 0, got {workers}, {trials}"
+        )
+    evaluation = Evaluation.of(evaluate, subset)
+    batches = evaluation.batches
     if example is None and batches:
         example = _inputs_of(batches[0])
     targets = select(model, only, skip, parameters)
@@ -281,63 +113,63 @@ def scan(
         for units, contest in zip(pieces, contests, strict=True)
     ]
     ledger = _Ledger(resume, model, str(rule), str(grain), subset, batches)
-    total = 1 + sum(len(plan) for plan in plans)
-    clock, done = time.monotonic(), 0
-    values: dict[str, tuple[float, float | None]] = dict(ledger.known)
-    fresh = 0
-    met = {"dense"}
-
-    def note() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            each = (time.monotonic() - clock) / max(fresh, 1)
-            progress(done, total, each * (total - done))
-
-    cells: dict[tuple[int, int], Cell] = {}
-    with undisturbed(model), torch.no_grad(), Replay(model, memory) as replay:
-        values["dense"] = replay.first(run)
-        if "dense" in ledger.known and ledger.known["dense"][0] != values["dense"][0]:
+    watch = _Watch(progress, 1 + sum(len(plan) for plan in plans))
+    with repeated(model, evaluation, memory, quick) as now:
+        values: dict[str, Value] = dict(ledger.known)
+        dense = now.dense()
+        if "dense" in ledger.known and ledger.known["dense"][0] != dense[0]:
             raise StoreError(
                 f"{resume}: the dense model gave {ledger.known['dense'][0]!r} when this scan began and gives "
-                f"{values['dense'][0]!r} now; the evaluation is not repeatable, or it changed: scan into a new file"
+                f"{dense[0]!r} now; the evaluation is not repeatable, or it changed: scan into a new file"
             )
-        fresh += 1
-        ledger.add("dense", values["dense"])
-        note()
-        order = sorted(range(len(pieces)), key=lambda i: replay.position([m.name for m in pieces[i].members]))
-        for i in order:
-            names = sorted({member.name for member in pieces[i].members})
-            with replay.before(names):
-                for j, (sparsity, removed, masks) in enumerate(plans[i]):
-                    digest = "dense" if removed == 0 else masks.digest()
-                    if digest not in values:
-                        values[digest] = _masked(model, masks, replay, run)
-                        fresh += 1
-                        ledger.add(digest, values[digest])
-                    value, interval = values[digest]
-                    gone = masks.numel - masks.kept
-                    cells[i, j] = Cell(
-                        pieces[i].name, sparsity, pieces[i].count, removed, gone, value, interval, digest in met
-                    )  # fmt: skip
-                    met.add(digest)
-                    note()
-    dense, interval = values["dense"]
+        values["dense"] = dense
+        ledger.add("dense", dense)
+        watch.found(1)
+        order = sorted(
+            range(len(pieces)), key=lambda i: now.position([member.name for member in pieces[i].members])
+        )
+        jobs, shown = _jobs(pieces, plans, order, values)
+        watch.known(shown)
+        if workers == 1:
+            found = now.values(jobs)
+            for digest, value in found:
+                values[digest] = value
+                ledger.add(digest, value)
+                watch.found(shown[digest])
+        how, skipped, peak = now.how, now.skipped, now.peak
+    if workers > 1:
+        for digest, value in on_workers(model, evaluation, jobs, workers, memory, quick):
+            values[digest] = value
+            ledger.add(digest, value)
+            watch.found(shown[digest])
+        how = f"{workers} processes"
+    estimates = None if estimate is None else criteria.registry.make(estimate)
+    rises = None
+    if estimates is not None:
+        informed = replace(context, loss=loss if loss is not None else F.cross_entropy)
+        rises = worth_of(estimates, model, targets, pieces, informed)
+    meter = Meter(model, pieces, context) if trials else None
     return Scan(
-        cells=tuple(cells[i, j] for i in range(len(pieces)) for j in range(len(plans[i]))),
-        dense=dense,
+        cells=tuple(_cells(pieces, plans, order, values, rises, meter, trials)),
+        dense=dense[0],
         higher_is_better=higher_is_better,
         criterion=str(rule),
         granularity=str(grain),
-        dense_interval=interval,
+        dense_interval=dense[1],
         costs=_costs(model, example, pieces),
-        skipped=replay.skipped,
-        peak_bytes=replay.peak,
+        estimate="" if estimates is None else str(estimates),
+        how=how,
+        skipped=skipped,
+        peak_bytes=peak,
     )
 
 
-def _levels(levels: Sequence[float]) -> tuple[float, ...]:
-    """The grid, checked: rising, each a share removed."""
+def check_levels(levels: Sequence[float]) -> tuple[float, ...]:
+    """The grid, checked: rising, each a share removed.
+
+    >>> check_levels([0.2, 0.4])
+    (0.2, 0.4)
+    """
     grid = tuple(budgets.check_share("level", level) for level in levels)
     if not grid:
         raise OptionError("levels: expected at least one sparsity, got none")
@@ -346,58 +178,83 @@ def _levels(levels: Sequence[float]) -> tuple[float, ...]:
     return grid
 
 
-def _evaluation(
-    model: nn.Module, evaluate: Any, subset: int | None
-) -> tuple[Callable[[], tuple[float, float | None]], list[Any]]:
-    """What one evaluation is: () -> (value, half-width of its 95 % interval or None)."""
-    if callable(evaluate):
-        if subset is not None:
-            raise OptionError(
-                "subset: a function decides itself what it evaluates on; pass batches (inputs, targets) instead of a "
-                "function, or let the function take fewer"
-            )
+@dataclass(frozen=True)
+class _Planned:
+    """One cell to be: its level, which units stay, and the masks; a digest says which cells are the same."""
 
-        def measured() -> tuple[float, float | None]:
-            value = float(evaluate(model))
-            if math.isnan(value):
-                raise DataError("scan: evaluate returned NaN; return a finite number for every pruned model")
-            return value, None
+    sparsity: float
+    keep: torch.Tensor
+    masks: Masks
+    digest: str
 
-        return measured, []
-    batches = _first(evaluate, subset)
-
-    def counted() -> tuple[float, float | None]:
-        share, count = top_1(model, batches)
-        return share, (_half_width(share, count) if subset is not None else None)
-
-    return counted, batches
+    @property
+    def removed(self) -> int:
+        return int((~self.keep).sum())
 
 
-def _first(batches: Iterable[Any], subset: int | None) -> list[Any]:
-    """The batches in memory, or as many as hold the first `subset` examples."""
-    if subset is None:
-        return list(batches)
-    if subset < 1:
-        raise OptionError(f"subset: expected a number of examples of at least 1, got {subset}")
-    taken: list[Any] = []
-    left = subset
-    for batch in batches:
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise OptionError(
-                "subset: expected batches (inputs, targets); for other batches take fewer beforehand"
-            )
-        inputs, targets = batch[0][:left], batch[1][:left]
-        taken.append((inputs, targets))
-        left -= len(targets)
-        if left <= 0:
-            return taken
-    raise DataError(f"subset: the data holds {subset - left} examples, asked for {subset}")
+def _plan(model: nn.Module, units: Units, contest: budgets.Contest, grid: Sequence[float]) -> list[_Planned]:
+    """The cells of one list."""
+    plan = []
+    for level in grid:
+        keep = budgets.registry.make(level).choose(contest)
+        masks = masks_of(model, [units], keep, None)
+        digest = masks.digest() if bool((~keep[units.name]).any()) else "dense"
+        plan.append(_Planned(level, keep[units.name], masks, digest))
+    return plan
 
 
-def _half_width(share: float, count: int) -> float:
-    """Half of Wilson's 95 % interval of a share of `count`, which stays honest at 0 and 1."""
-    z = 1.959963984540054
-    return z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+def _jobs(
+    pieces: Sequence[Units], plans: Sequence[list[_Planned]], order: Sequence[int], known: Mapping[str, Value]
+) -> tuple[list[Job], dict[str, int]]:
+    """What has to be evaluated, layer by layer, and how many cells each value is for."""
+    shown: dict[str, int] = {}
+    jobs = []
+    for i in order:
+        todo = []
+        for cell in plans[i]:
+            if cell.digest not in known and cell.digest not in shown:
+                todo.append((cell.digest, cell.masks))
+            shown[cell.digest] = shown.get(cell.digest, 0) + 1
+        jobs.append(Job(sorted({member.name for member in pieces[i].members}), todo))
+    return [job for job in jobs if job.masks], {k: n for k, n in shown.items() if k not in known} | {
+        "": sum(n for k, n in shown.items() if k in known)
+    }
+
+
+def _cells(
+    pieces: Sequence[Units],
+    plans: Sequence[list[_Planned]],
+    order: Sequence[int],
+    values: Mapping[str, Value],
+    rises: Mapping[str, torch.Tensor] | None,
+    meter: Meter | None,
+    trials: int,
+) -> list[Cell]:
+    """The table's cells in the model's order; `repeated` where an evaluation before had the same masks."""
+    met = {"dense"}
+    again = set()
+    for i in order:
+        for j, cell in enumerate(plans[i]):
+            if cell.digest in met:
+                again.add((i, j))
+            met.add(cell.digest)
+    cells = []
+    for i, (units, plan) in enumerate(zip(pieces, plans, strict=True)):
+        for j, cell in enumerate(plan):
+            value, interval = values[cell.digest]
+            gone = cell.masks.numel - cell.masks.kept
+            rise = None if rises is None else float(rises[units.name][~cell.keep].double().sum())
+            time_left = None
+            if meter is not None:
+                chosen = {u.name: torch.ones(u.count, dtype=torch.bool) for u in pieces}
+                time_left = meter.time({**chosen, units.name: cell.keep}, trials, None)[1]
+            cells.append(
+                Cell(
+                    units.name, cell.sparsity, units.count, cell.removed, gone, value, interval,
+                    (i, j) in again, rise, time_left,
+                )
+            )  # fmt: skip
+    return cells
 
 
 def _inputs_of(batch: Any) -> Any:
@@ -407,42 +264,50 @@ def _inputs_of(batch: Any) -> Any:
     return inputs[:1] if isinstance(inputs, torch.Tensor) else inputs
 
 
-def _plan(
-    model: nn.Module, units: Units, contest: budgets.Contest, grid: Sequence[float]
-) -> list[tuple[float, int, Masks]]:
-    """(sparsity, units removed, masks) of each level of one list."""
-    plan = []
-    for level in grid:
-        keep = budgets.registry.make(level).choose(contest)
-        plan.append((level, units.count - int(keep[units.name].sum()), masks_of(model, [units], keep, None)))
-    return plan
-
-
-def _masked(model: nn.Module, masks: Masks, replay: Replay, run: Callable[[], Any]) -> Any:
-    """The evaluation with these masks on; the weights come back to the last bit, whatever happens."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    saved = {name: parameters[name].detach().clone() for name in masks}
-    try:
-        masks.apply_(model)
-        return replay.run(run)
-    finally:
-        for name, value in saved.items():
-            parameters[name].copy_(value)
-
-
 def _costs(model: nn.Module, example: Any, pieces: Sequence[Units]) -> dict[str, dict[str, float]]:
-    """What each list costs when dense: the parameters it cuts, and the MACs of their layers."""
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters(remove_duplicate=False)}
-    costs = {"params": {u.name: float(sum(sizes[n] for n in {m.name for m in u.members})) for u in pieces}}
+    """What each list costs when dense: the parameters it cuts, their bytes, and the MACs of their layers."""
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    members = {u.name: {m.name for m in u.members} for u in pieces}
+    costs = {
+        "params": {name: float(sum(tensors[n].numel() for n in held)) for name, held in members.items()},
+        "size": {
+            name: float(sum(tensors[n].numel() * tensors[n].element_size() for n in held))
+            for name, held in members.items()
+        },
+    }
     if example is not None:
         per_layer = macs(model, example)["macs"].per_layer
         costs["macs"] = {
-            u.name: float(
-                sum(per_layer.get(layer, 0) for layer in {m.name.rpartition(".")[0] for m in u.members})
-            )
-            for u in pieces
+            name: float(sum(per_layer.get(layer, 0) for layer in {n.rpartition(".")[0] for n in held}))
+            for name, held in members.items()
         }
     return costs
+
+
+class _Watch:
+    """Counts cells and tells how long the rest will take."""
+
+    def __init__(self, progress: Callable[[int, int, float], None] | None, total: int):
+        self.progress, self.total = progress, total
+        self.done = self.fresh = 0
+        self.started = time.monotonic()
+
+    def found(self, cells: int) -> None:
+        """A value was measured that so many cells show."""
+        self.fresh += 1
+        self._tell(cells)
+
+    def known(self, shown: Mapping[str, int]) -> None:
+        """So many cells show values that were known before."""
+        if shown.get("", 0):
+            self._tell(shown[""])
+
+    def _tell(self, cells: int) -> None:
+        each = (time.monotonic() - self.started) / max(self.fresh, 1)
+        for _ in range(cells):
+            self.done += 1
+            if self.progress is not None:
+                self.progress(self.done, self.total, each * (self.total - self.done))
 
 
 class _Ledger:
@@ -482,9 +347,5 @@ class _Ledger:
         if self.path is None or digest in self._rows:
             return
         self._rows[digest] = value
-        _write(self.path, json.dumps({"scan": self._key, "values": self._rows}))
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as file:
-        file.write(text.encode())
+        with replacing(self.path) as file:
+            file.write(json.dumps({"scan": self._key, "values": self._rows}).encode())

@@ -224,6 +224,8 @@ def plan_trial(
         surroundings = {"data": data.fingerprint, "seed": recipe.lab.seed}
         if step.timed:
             surroundings |= {"device": device.partition(":")[0], "machine": fingerprint()}
+        if step.refers():
+            surroundings["refers"] = [steps[labels.index(label)].key for label in step.refers()]
         key = address(parent, step.kind(), step.version, step.chosen(), **surroundings)
         steps.append(PlannedStep(step.label, step, key, parent))
         labels.append(step.label)

@@ -9,6 +9,7 @@ Elsewhere one plain line is written per finished step.
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -100,6 +101,8 @@ class _Epochs:
 
     def step(self, epoch: int, step: int, loss: float) -> None:
         note = f"epoch {min(epoch, self._epochs)}/{self._epochs}  loss {loss:.3f}{self._note}"
+        if math.isnan(loss):  # no training: a scan shows its values here
+            note = f"{step} of {self._steps} values"
         self._live.bar.update(self._task, completed=(epoch - 1) * self._steps + step, note=note)
 
     def epoch(self, record: Any) -> None:

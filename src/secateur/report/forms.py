@@ -77,4 +77,4 @@ def scan_measurements(scanned: Any, metric: str = "accuracy") -> Measurements:
 
     cells: Iterable[Any] = scanned.cells
     rows = [one(cell.name, cell.sparsity, cell.value, getattr(cell, "interval", None)) for cell in cells]
-    return Measurements([one("", 0.0, scanned.dense, None), *rows])
+    return Measurements([one("", 0.0, scanned.dense, getattr(scanned, "dense_interval", None)), *rows])

@@ -94,6 +94,10 @@ class Base(Options):
         `before` are the labels of the steps that come first.
         """
 
+    def refers(self) -> tuple[str, ...]:
+        """Labels of earlier steps whose outcome this one reads beside the state: part of the outcome's address."""
+        return ()
+
     def run(self, state: State, work: Work) -> Result:
         """From the state before to the state after. The state given belongs to the step and may be
         changed."""

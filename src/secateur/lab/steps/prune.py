@@ -1,5 +1,9 @@
 """`prune`: criterion x granularity x budget; the weights removed are zero from here on.
 
+`budget = {name = "scanned", floor = 0.5}` takes each layer's sparsity from an earlier `scan` step: the highest at which
+the scanned accuracy stays above the floor. With `keep = 0.4` instead (and `of = "params"` or "macs") it is the
+combination of least predicted loss of which that share remains. `scan` names the step, where its label is not "scan".
+
 >>> Prune(criterion="l1", granularity="filter", budget=0.5, skip=["fc"]).budget
 0.5
 """
@@ -8,17 +12,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch import nn
 
 from secateur import budget, criteria, granularity
 from secateur.core import schedule
 from secateur.core.measurement import Measurement, Measurements
 from secateur.core.targets import select
-from secateur.errors import RecipeError, near
+from secateur.errors import NothingToDoError, OptionError, RecipeError, near
 from secateur.lab.state import State
-from secateur.lab.steps import Base, Plugin, Result, Work, make
+from secateur.lab.steps import Base, Options, Plugin, Result, Work, make
+from secateur.lab.steps.scan import FILE
 from secateur.prune import prune
+from secateur.scan import Allocation, Scan
 
 __all__ = ["Prune"]
 
@@ -31,13 +37,25 @@ _SCHEDULES = {
 }
 
 
+class Scanned(Options):
+    """A budget that an earlier `scan` step has found: give `floor`, or `keep` with `of`."""
+
+    name: str = "scanned"
+    scan: str = Field("scan", description="label of the scan step")
+    floor: float | None = Field(None, description="the value that no layer alone may pass")
+    keep: float | None = Field(None, gt=0, le=1, description="the share that remains over the scanned layers")
+    of: str = Field("macs", pattern="^(macs|params)$", description="what `keep` is a share of")
+
+
 class Prune(Base):
     """Choose weights by criterion, granularity and budget, and set them to zero."""
 
     criterion: Plugin = Field("magnitude", description="what a weight is worth")
     granularity: Plugin = Field("element", description="what is cut as one piece")
     budget: Plugin = Field(
-        0.5, description="who competes with whom and how many go; a number: that share of every tensor"
+        0.5,
+        description="who competes with whom and how many go; a number: that share of every tensor; "
+        "{name = 'scanned', floor = 0.5}: what an earlier scan step found",
     )
     only: Patterns = Field(None, description="layers to prune, by name or pattern")
     skip: Patterns = Field(None, description="layers to leave alone")
@@ -49,6 +67,11 @@ class Prune(Base):
     at_most: float | dict[str, float] | None = Field(None, description="the largest share a layer may lose")
     images: int = Field(10, ge=1, description="images of each class that criteria which need data see")
     allow_collapse: bool = Field(False, description="go on with a mask that disconnects the network")
+
+    def _budget(self, found: Allocation | None) -> Any:
+        if found is not None:
+            return found.budget
+        return self.budget if isinstance(self.budget, (str, float)) else make(budget.registry, self.budget)
 
     def _schedule(self) -> Any:
         value = self.schedule
@@ -71,20 +94,81 @@ class Prune(Base):
         """Names, options, and patterns against the model."""
         make(criteria.registry, self.criterion)
         make(granularity.registry, self.granularity)
-        if not isinstance(self.budget, str):
+        scanned = self._scanned()
+        if scanned is not None:
+            if scanned.scan not in before:
+                raise RecipeError(
+                    f"step {self.label!r}: budget: scan {scanned.scan!r} is no earlier step; "
+                    + (near(scanned.scan, before) if before else "this is the first step")
+                )
+            if (scanned.floor is None) == (scanned.keep is None):
+                raise RecipeError(
+                    f"step {self.label!r}: budget 'scanned': give either floor (a value to stay above) or keep (a "
+                    "share that remains)"
+                )
+        elif not isinstance(self.budget, str):
             make(budget.registry, self.budget)
         self._schedule()
         select(model, self.only, self.skip, self.parameters)
 
+    def _scanned(self) -> Scanned | None:
+        """The budget, where it is one that a scan has found."""
+        if not isinstance(self.budget, dict) or self.budget.get("name") != "scanned":
+            return None
+        for option in self.budget:
+            if option not in Scanned.model_fields:
+                known = near(option, Scanned.model_fields)
+                raise RecipeError(f"step {self.label!r}: budget 'scanned' has no option {option!r}: {known}")
+        try:
+            return Scanned.model_validate(self.budget)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise RecipeError(
+                f"step {self.label!r}: budget 'scanned': {where}: {first['msg']}, got {first['input']!r}"
+            ) from None
+
+    def refers(self) -> tuple[str, ...]:
+        """The scan that the budget comes from."""
+        scanned = self._scanned()
+        return () if scanned is None else (scanned.scan,)
+
+    def _allocation(self, scanned: Scanned, work: Work) -> Allocation:
+        """What the scan says, if it measured what is to be cut."""
+        data = work.earlier(scanned.scan).files.get(FILE)
+        if data is None:
+            raise OptionError(
+                f"step {self.label!r}: budget: step {scanned.scan!r} is no scan; name one that is"
+            )
+        table = Scan.from_json(data.decode())
+        for what, ours, theirs in (
+            ("granularity", str(make(granularity.registry, self.granularity)), table.granularity),
+            ("criterion", str(make(criteria.registry, self.criterion)), table.criterion),
+        ):
+            if ours != theirs:
+                raise OptionError(
+                    f"step {self.label!r}: budget: step {scanned.scan!r} measured {what} {theirs}, and this step cuts "
+                    f"by {ours}; give both the same"
+                )
+        found = table.allocate(scanned.floor, keep=scanned.keep, of=scanned.of)
+        if not any(found.sparsities.values()):
+            raise NothingToDoError(
+                f"step {self.label!r}: budget: no scanned layer can lose anything at {scanned.model_dump()}; "
+                "lower the floor, or scan lower levels"
+            )
+        return found
+
     def run(self, state: State, work: Work) -> Result:
         """Prune further: what earlier steps removed stays removed and counts towards the budget."""
+        scanned = self._scanned()
+        found = self._allocation(scanned, work) if scanned is not None else None
         state.model.to(work.device)
         images, labels = work.data.train.per_class(self.images)
         masks = prune(
             state.model,
             make(criteria.registry, self.criterion),
             make(granularity.registry, self.granularity),
-            self.budget if isinstance(self.budget, (str, float)) else make(budget.registry, self.budget),
+            self._budget(found),
             only=self.only,
             skip=self.skip,
             parameters=self.parameters,
@@ -102,8 +186,15 @@ class Prune(Base):
         state.model.to("cpu")
         text = "share of the pruned tensors' weights that the masks remove"
         layers = {row.name: row.sparsity for row in masks.summary()}
-        measured = Measurement("mask_sparsity", masks.sparsity, "", text, per_layer=layers)
+        measured = [Measurement("mask_sparsity", masks.sparsity, "", text, per_layer=layers)]
+        if found is not None:
+            text = "the scanned value of the dense model less what each layer alone cost: a prediction"
+            chosen = {name: float(sparsity) for name, sparsity in found.sparsities.items()}
+            measured.append(Measurement("scan_predicted", found.predicted, "", text))
+            text = "the mean of the sparsities chosen from the scan, layer by layer"
+            mean = sum(chosen.values()) / len(chosen)
+            measured.append(Measurement("chosen_sparsity", mean, "", text, per_layer=chosen))
         kept = f"{masks.numel - masks.kept:,} of {masks.numel:,} weights removed ({masks.sparsity:.1%})"
         return Result(
-            State(state.model, masks=masks.to("cpu"), plan=state.plan), Measurements([measured]), {}, kept
+            State(state.model, masks=masks.to("cpu"), plan=state.plan), Measurements(measured), {}, kept
         )

@@ -1,0 +1,162 @@
+"""`scan`: every layer pruned alone, at every level, and what it costs; a later `prune` can spend what was found.
+
+    [[step]]
+    kind = "scan"
+    granularity = "filter"
+
+    [[step]]
+    kind = "prune"
+    granularity = "filter"
+    budget = {name = "scanned", floor = 0.5}
+
+The model stays as it is. The table is kept as `scan.json` among the step's files; a scan that was stopped goes on where
+it was.
+
+>>> Scan(granularity="kernel", subset=500).levels
+(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+from torch import nn
+
+from secateur import criteria, granularity
+from secateur.core.targets import select
+from secateur.data import Split
+from secateur.errors import OptionError
+from secateur.lab._training_evaluate import evaluate
+from secateur.lab.state import State
+from secateur.lab.steps import Base, Plugin, Result, Work, make
+from secateur.report.forms import scan_measurements
+from secateur.scan import LEVELS, check_levels, scan
+
+__all__ = ["FILE", "Scan"]
+
+FILE = "scan.json"
+"""The name of the table among the step's files."""
+
+Patterns = str | tuple[str, ...] | None
+
+
+class Scan(Base):
+    """Measure how much each layer can spare, alone and without retraining."""
+
+    criterion: Plugin = Field("magnitude", description="what a weight is worth")
+    granularity: Plugin = Field("element", description="what is cut as one piece")
+    levels: tuple[float, ...] = Field(LEVELS, description="sparsities of each layer, rising")
+    only: Patterns = Field(None, description="layers to scan, by name or pattern")
+    skip: Patterns = Field(None, description="layers to leave alone")
+    parameters: Patterns = Field(None, description="bare parameters to scan as well")
+    split: str = Field(
+        "validation",
+        pattern="^(test|validation|train)$",
+        description="images that the accuracy is measured on",
+    )
+    subset: int | None = Field(
+        None, ge=1, description="the first so many of them; each value then has a 95 % interval"
+    )
+    batch_size: int = Field(250, ge=1, description="images of one forward pass")
+    images: int = Field(10, ge=1, description="images of each class that criteria which need data see")
+    memory: int = Field(1 << 30, ge=0, description="bytes for what comes before the layer under test")
+
+    def check(self, model: nn.Module, before: list[str]) -> None:
+        """Names, levels, and patterns against the model."""
+        make(criteria.registry, self.criterion)
+        make(granularity.registry, self.granularity)
+        check_levels(self.levels)
+        select(model, self.only, self.skip, self.parameters)
+
+    def run(self, state: State, work: Work) -> Result:
+        """Scan; the table is a file of the state after."""
+        split: Split = getattr(work.data, self.split)
+        if self.subset is not None and self.subset > len(split):
+            raise OptionError(
+                f"step {self.label!r}: subset: asked for {self.subset:,} images, but the {self.split} split has "
+                f"{len(split):,}; ask for fewer, or take another split"
+            )
+        model = state.model.to(work.device).eval()
+        metric, better, measured, subset = self._evaluation(model, split, work)
+        images, labels = work.data.train.per_class(self.images)
+        watch = _Watch(work.progress.training())
+        try:
+            found = scan(
+                model,
+                measured,
+                make(granularity.registry, self.granularity),
+                self.levels,
+                criterion=make(criteria.registry, self.criterion),
+                only=self.only,
+                skip=self.skip,
+                parameters=self.parameters,
+                data=[(images.to(work.device), labels.to(work.device))],
+                loss=nn.functional.cross_entropy,
+                example=work.data.example.to(work.device),
+                higher_is_better=better,
+                subset=subset,
+                memory=self.memory,
+                resume=work.checkpoint,
+                progress=watch,
+                seed=work.seed,
+            )
+        finally:
+            watch.finish()
+        model.to("cpu")
+        count = self.subset or len(split)
+        rows = scan_measurements(found, metric)
+        line = (
+            f"{len(found.names)} layers at {len(self.levels)} levels, {metric} {found.dense:.4g} dense, on "
+            f"{count:,} {self.split} images"
+        )
+        state.files = {**state.files, FILE: found.to_json().encode()}
+        return Result(state, rows, {"table": found.table}, line)
+
+    def _evaluation(self, model: nn.Module, split: Split, work: Work) -> tuple[str, bool, Any, int | None]:
+        """(metric, whether more is better, what `scan` evaluates with, of how many images)."""
+        if not hasattr(model, "training_loss") and not hasattr(model, "evaluation_metrics"):
+            batches = list(_first(split.batches(self.batch_size, device=work.device), self.subset))
+            return "accuracy", True, batches, self.subset
+
+        def loss(now: nn.Module) -> float:
+            return evaluate(now, split, batch_size=self.batch_size, device=work.device, seed=work.seed)[
+                "loss"
+            ]
+
+        if self.subset is not None:
+            raise OptionError(
+                f"step {self.label!r}: subset: {type(model).__name__} is measured by its own loss, over the whole "
+                f"{self.split} split; leave subset out, or load fewer images with data.limit"
+            )
+        return "loss", False, loss, None
+
+
+def _first(batches: Any, subset: int | None) -> Any:
+    """As many batches as hold so many images."""
+    seen = 0
+    for images, labels in batches:
+        if subset is not None and seen >= subset:
+            return
+        seen += len(labels)
+        yield images, labels
+
+
+class _Watch:
+    """A scan's progress, shown where a training's is: one epoch of as many steps as there are values."""
+
+    def __init__(self, shown: Any):
+        self.shown, self.begun = shown, False
+
+    def __call__(self, done: int, total: int, left: float) -> None:
+        if self.shown is None:
+            return
+        if not self.begun:
+            self.shown.start(1, total, 0)
+            self.begun = True
+        self.shown.step(1, done, float("nan"))
+
+    def finish(self) -> None:
+        """Take the display away."""
+        if self.shown is not None and self.begun:
+            self.shown.finish()

@@ -94,35 +94,34 @@ def test_nothing_is_scanned_twice(done) -> None:
     assert run(recipe, store).computed == 0
     other = Recipe.parse(TEXT, ["prune.budget.floor=0.7"])
     assert run(other, store).computed == 1  # the prune alone: the scan is known
-    keep = Recipe.parse(TEXT.replace("floor = 0.5", 'keep = 0.5, of = "params"'))
+    keep = Recipe.parse(TEXT.replace("floor = 0.5", 'keep = 0.5, cost = "params"'))
     assert run(keep, store).computed == 1
     assert run(keep, store).measurements["mask_sparsity"].value == pytest.approx(0.5, abs=0.15)
 
 
 def test_a_scan_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch, done) -> None:
     store, recipe = Store(tmp_path / "store"), Recipe.parse(TEXT)
-    scanning = sys.modules["secateur.scan"]  # the name itself is the function
-    counted, real = [], scanning.top_1
+    step = sys.modules["secateur.lab.steps.scan"]
 
-    def stop_at(limit: int):
-        def top_1(model, batches):
-            counted.append(1)
-            if len(counted) > limit:
-                raise KeyboardInterrupt
-            return real(model, batches)
+    def stop(self, finished: int, total: int, left: float) -> None:
+        if finished == 6:
+            raise KeyboardInterrupt
 
-        return top_1
-
-    monkeypatch.setattr(scanning, "top_1", stop_at(6))
-    with pytest.raises(KeyboardInterrupt):
-        run(recipe, store)
-    counted.clear()
-    monkeypatch.setattr(scanning, "top_1", stop_at(1000))
+    with monkeypatch.context() as patched:
+        patched.setattr(step._Watch, "__call__", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, store)
+    (kept,) = (tmp_path / "store" / "checkpoints").glob("*")
+    ledger = json.loads(kept.read_text())
+    assert len(ledger["values"]) == 6
+    # A value that no evaluation gives shows whether the kept ones are measured again.
+    last = list(ledger["values"])[-1]
+    ledger["values"][last] = [0.125, None]
+    kept.write_text(json.dumps(ledger))
     run(recipe, store)
-    assert len(counted) == 5  # the dense model again, to see that nothing changed, and the four left
-    assert [cell.value for cell in table(store, recipe).cells] == [
-        cell.value for cell in table(*done[:2]).cells
-    ]
+    values, undisturbed = ([cell.value for cell in table(*one).cells] for one in ((store, recipe), done[:2]))
+    assert [a == b for a, b in zip(values, undisturbed, strict=True)].count(False) == 1
+    assert 0.125 in values
     assert not list((tmp_path / "store" / "checkpoints").glob("*"))
 
 

@@ -1,8 +1,9 @@
 """`prune`: criterion x granularity x budget; the weights removed are zero from here on.
 
 `budget = {name = "scanned", floor = 0.5}` takes each layer's sparsity from an earlier `scan` step: the highest at which
-the scanned accuracy stays above the floor. With `keep = 0.4` instead (and `of = "params"` or "macs") it is the
-combination of least predicted loss of which that share remains. `scan` names the step, where its label is not "scan".
+the scanned accuracy stays above the floor. With `keep = 0.4` instead (and `cost = "params"`, "size" or "macs") it is
+the combination of least predicted loss of which that share remains. `scan` names the step where its label is not
+"scan".
 
 >>> Prune(criterion="l1", granularity="filter", budget=0.5, skip=["fc"]).budget
 0.5
@@ -38,13 +39,13 @@ _SCHEDULES = {
 
 
 class Scanned(Options):
-    """A budget that an earlier `scan` step has found: give `floor`, or `keep` with `of`."""
+    """A budget that an earlier `scan` step has found: give `floor`, or `keep` with `cost`."""
 
     name: str = "scanned"
     scan: str = Field("scan", description="label of the scan step")
     floor: float | None = Field(None, description="the value that no layer alone may pass")
     keep: float | None = Field(None, gt=0, le=1, description="the share that remains over the scanned layers")
-    of: str = Field("macs", pattern="^(macs|params)$", description="what `keep` is a share of")
+    cost: str = Field("macs", description="what `keep` is a share of: macs, params or size")
 
 
 class Prune(Base):
@@ -150,7 +151,7 @@ class Prune(Base):
                     f"step {self.label!r}: budget: step {scanned.scan!r} measured {what} {theirs}, and this step cuts "
                     f"by {ours}; give both the same"
                 )
-        found = table.allocate(scanned.floor, keep=scanned.keep, of=scanned.of)
+        found = table.allocate(scanned.floor, keep=scanned.keep, cost=scanned.cost)
         if not any(found.sparsities.values()):
             raise NothingToDoError(
                 f"step {self.label!r}: budget: no scanned layer can lose anything at {scanned.model_dump()}; "

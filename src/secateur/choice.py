@@ -34,7 +34,7 @@ from secateur.core.context import Context
 from secateur.core.masks import Masks
 from secateur.core.scores import Scores, check_finite
 from secateur.core.targets import Target
-from secateur.core.units import Member, Units
+from secateur.core.units import AxisMember, Member, Units, product_of
 from secateur.errors import MaskMismatchError, NonFiniteError, OptionError
 
 __all__ = ["masks_of", "pools_of", "worth_of"]
@@ -82,7 +82,13 @@ def worth_of(
     else:
         tensors = _scores(rule, model, targets, context)
     found = {}
+    lines: dict[tuple[str, int], torch.Tensor] = {}
     for units in pieces:
+        if direct and units.combine == "sum" and type(rule).of_lines is not criteria.Base.of_lines:
+            worth = _from_lines(rule, units, tensors, lines)
+            if worth is not None:
+                found[units.name] = worth
+                continue
         rows = [member.gather(tensors[member.name]) for member in _scored(units, tensors)]
         if not rows:
             raise OptionError(f"criterion {rule} scores none of the tensors of {units.name!r}")
@@ -103,6 +109,32 @@ def worth_of(
                 raise
         found[units.name] = worth
     return found
+
+
+def _from_lines(
+    rule: criteria.Base,
+    units: Units,
+    tensors: Mapping[str, torch.Tensor],
+    lines: dict[tuple[str, int], torch.Tensor],
+) -> torch.Tensor | None:
+    """The worth of units made of slices, from what each slice is worth; None where that is not the way."""
+    parts = []
+    for member in _scored(units, tensors):
+        if not isinstance(member, AxisMember):
+            return None
+        key = member.name, member.axis
+        if key not in lines:
+            line = rule.of_lines(tensors[member.name], member.axis)
+            if line is None:
+                return None
+            lines[key] = line
+        line = lines[key]
+        parts.append(line[member.indices.to(line.device)])
+    if not parts:
+        return None
+    device = parts[0].device
+    worth = rule.joined(parts[0] if len(parts) == 1 else torch.cat([part.to(device) for part in parts], dim=1))
+    return worth if bool(torch.isfinite(worth.sum())) else None
 
 
 def _reduced(rule: criteria.Base, whole: torch.Tensor, units: Units, direct: bool) -> torch.Tensor:
@@ -152,7 +184,8 @@ def masks_of(
 ) -> Masks:
     """One mask per tensor: what every list it takes part in keeps, and the masks before."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    found: dict[str, torch.Tensor] = {}
+    lines: dict[str, dict[int, torch.Tensor]] = {}
+    loose: dict[str, torch.Tensor] = {}
     for units in pieces:
         keep = chosen[units.name]
         if keep.dtype != torch.bool or tuple(keep.shape) != (units.count,):
@@ -161,7 +194,18 @@ def masks_of(
             )
         for member in units.members:
             weight = parameters[member.name]
-            mask = member.scatter(keep.to(weight.device), weight.shape)
-            found[member.name] = mask if member.name not in found else found[member.name] & mask
-    masks = Masks(found)
+            stays, axes = keep.to(weight.device), lines.setdefault(member.name, {})
+            if isinstance(member, AxisMember):
+                line = member.line(stays, weight.shape[member.axis])
+                axes[member.axis] = axes[member.axis] & line if member.axis in axes else line
+            else:
+                mask = member.scatter(stays, weight.shape)
+                loose[member.name] = mask if member.name not in loose else loose[member.name] & mask
+    found: dict[str, torch.Tensor] = {}
+    for name, axes in lines.items():
+        if name not in loose:
+            found[name] = product_of(axes, parameters[name].shape)
+        else:
+            found[name] = loose[name] & product_of(axes, parameters[name].shape) if axes else loose[name]
+    masks = Masks(found, {name: axes for name, axes in lines.items() if name not in loose})
     return masks if start is None else masks.merge(start)

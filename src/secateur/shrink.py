@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +23,7 @@ import torch
 from torch import nn
 
 from secateur.core.masks import Masks
-from secateur.errors import NothingToDoError, OptionError
+from secateur.errors import NothingToDoError, OptionError, ProofError
 from secateur.structure.carry import carry_optimizer, load_shrunk, reestimate_batch_norm, save_shrunk
 from secateur.structure.choose import dropped, dropped_lines, extended, rounded
 from secateur.structure.configs import config_changes, fitted_config
@@ -106,14 +107,24 @@ def shrink(
     """
     _check_options(coupling, round_to, at_least, tolerance)
     masks.check(model)
-    done = cut(model, masks, example, coupling, round_to, at_least, across_norm)
-    proof = prove(model, done.model, done.masks, example, tolerance, not done.crossed, done.plan)
+    options = (coupling, round_to, at_least, across_norm)
+    done = cut(model, masks, example, *options)
+    try:
+        proof = prove(model, done.model, done.masks, example, tolerance, not done.crossed, done.plan)
+    except ProofError:
+        if done.tried:
+            raise
+        done = cut(model, masks, example, *options, careful=True)  # the forward was not as plain as it looked
+        proof = prove(model, done.model, done.masks, example, tolerance, not done.crossed, done.plan)
     return Shrunk(done.model, proof, done.plan, done.left, done.locked)
 
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """A cut model before its proof: `masks` are those the dense model must be masked with, `left` those that remain."""
+    """A cut model before its proof: `masks` are those the dense model must be masked with, `left` those that remain.
+
+    `tried` says that the cut forward was run and compared with the one before, operator by operator.
+    """
 
     model: nn.Module
     plan: Plan
@@ -121,6 +132,7 @@ class Cut:
     left: Masks
     locked: tuple[Lock, ...]
     crossed: bool
+    tried: bool = True
 
 
 def cut(
@@ -131,8 +143,9 @@ def cut(
     round_to: int | None = None,
     at_least: int = 1,
     across_norm: bool = False,
+    careful: bool = False,
 ) -> Cut:
-    """Everything `shrink` does but the proof."""
+    """Everything `shrink` does but the proof; `careful` runs the cut forward even where nothing could upset it."""
     structure = analyse(model, example, across_norm=across_norm)
     lines = dropped_lines(structure, masks)
     locks: list[Lock] = []
@@ -142,7 +155,7 @@ def cut(
         if not any(bits.any() for bits in gone.values()):
             raise NothingToDoError(_nothing(structure, model, locks))
         alive = structure.alive({index: ~bits for index, bits in gone.items() if bits.any()})
-        fitted = fit(structure, model, example, alive)
+        fitted = fit(structure, model, example, alive, careful)
         if not fitted.locks:
             break
         locks += fitted.locks
@@ -152,7 +165,7 @@ def cut(
     small, left = apply_plan(model, plan, whole)
     if hasattr(model, "save_pretrained"):
         plan = with_config(structure, model, small, plan, alive)
-    return Cut(small, plan, whole, left, tuple(locks), bool(structure.follower.crossed))
+    return Cut(small, plan, whole, left, tuple(locks), bool(structure.follower.crossed), fitted.tried)
 
 
 def with_config(
@@ -215,7 +228,9 @@ def apply_plan(model: nn.Module, plan: Plan, masks: Masks) -> tuple[nn.Module, M
     bare = replace(plan, keep={}, shapes={})
     bare.apply_(small)
     for name, mask in masks.items():
-        axes = plan.keep.get(name, {})
+        axes, told = plan.keep.get(name, {}), masks.lines(name)
+        if told is not None and _leaves_whole(told, axes):
+            continue
         rest = cut_tensor(mask, axes) if axes else mask
         if not bool(rest.all()):
             left[name] = rest
@@ -225,3 +240,11 @@ def apply_plan(model: nn.Module, plan: Plan, masks: Masks) -> tuple[nn.Module, M
         name = next(iter(masks))
         left[name] = torch.ones_like(small.get_parameter(name), dtype=torch.bool)
     return small, Masks(left)
+
+
+def _leaves_whole(lines: Mapping[int, torch.Tensor], axes: Mapping[int, Any]) -> bool:
+    """Whether all that a mask drops leaves: nothing is masked on the kept positions of any axis."""
+    return all(
+        bool(line[torch.as_tensor(np.asarray(axes[axis]))].all() if axis in axes else line.all())
+        for axis, line in lines.items()
+    )

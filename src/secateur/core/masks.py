@@ -52,9 +52,13 @@ class Masks(Mapping[str, torch.Tensor]):
     `view`).
     """
 
-    __slots__ = ("_tensors",)
+    __slots__ = ("_lines", "_tensors")
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor]):
+    def __init__(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        lines: Mapping[str, Mapping[int, torch.Tensor]] | None = None,
+    ):
         if not tensors:
             raise NothingToDoError(
                 "masks over no tensor at all would change nothing; name at least one parameter"
@@ -70,6 +74,17 @@ class Masks(Mapping[str, torch.Tensor]):
                     "write `tensor != 0`"
                 )
         self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
+        self._lines = {
+            name: (self._tensors[name]._version, dict(axes)) for name, axes in (lines or {}).items()
+        }
+
+    def lines(self, name: str) -> Mapping[int, torch.Tensor] | None:
+        """The kept slices along each axis, where the mask is known to be just their product; else None.
+
+        Masks of whole channels are made with it, so that nobody has to read it back from all the weights.
+        """
+        version, axes = self._lines.get(name, (-1, None))
+        return axes if axes is not None and self._tensors[name]._version == version else None
 
     # -- mapping ---------------------------------------------------------------------------------------------
     def __getitem__(self, name: str) -> torch.Tensor:

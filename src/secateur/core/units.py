@@ -16,13 +16,13 @@ tensor([[ True,  True],
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-__all__ = ["AxisMember", "Member", "Units"]
+__all__ = ["AxisMember", "Member", "Units", "product_of"]
 
 
 class Member(Protocol):
@@ -47,6 +47,22 @@ class Member(Protocol):
         ...
 
 
+def product_of(lines: Mapping[int, torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
+    """The mask that keeps what the line of every axis keeps; axes without a line take no memory.
+
+    >>> product_of({0: torch.tensor([True, False])}, (2, 3)).tolist()
+    [[True, True, True], [False, False, False]]
+    """
+    whole: torch.Tensor | None = None
+    for axis, line in lines.items():
+        view = [1] * len(shape)
+        view[axis] = shape[axis]
+        part = line.reshape(view)
+        whole = part if whole is None else whole & part
+    assert whole is not None
+    return whole.expand(tuple(shape))
+
+
 @dataclass(frozen=True, eq=False)
 class AxisMember:
     """Units are slices along one axis: unit u owns `indices[u]` of `axis` (several where a flatten widened it)."""
@@ -68,11 +84,13 @@ class AxisMember:
 
     def scatter(self, keep: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
         """A boolean mask of `shape` from one bit per unit."""
-        line = torch.ones(shape[self.axis], dtype=torch.bool, device=keep.device)
+        return product_of({self.axis: self.line(keep, shape[self.axis])}, shape).contiguous()
+
+    def line(self, keep: torch.Tensor, size: int) -> torch.Tensor:
+        """One bit per slice of the axis, from one bit per unit."""
+        line = torch.ones(size, dtype=torch.bool, device=keep.device)
         line[self.indices.to(keep.device)[~keep].reshape(-1)] = False
-        view = [1] * len(shape)
-        view[self.axis] = shape[self.axis]
-        return line.reshape(view).expand(tuple(shape)).contiguous()
+        return line
 
 
 @dataclass(frozen=True, eq=False)

@@ -54,6 +54,17 @@ class Base(ABC):
         """
         return None
 
+    def of_lines(self, weight: torch.Tensor, axis: int) -> torch.Tensor | None:
+        """What every slice along one axis of a weight is worth; None when slices must be gathered first.
+
+        With `joined` a shortcut for units of many tensors: no weight is moved to be scored.
+        """
+        return None
+
+    def joined(self, parts: torch.Tensor) -> torch.Tensor:
+        """The worth of units from what their slices are worth, [units, slices] -> [units]."""
+        return parts.sum(dim=1)
+
 
 registry = Registry(__name__, __path__, "criterion", aliases={"level": "magnitude"})
 

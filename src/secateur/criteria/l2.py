@@ -12,7 +12,7 @@ from secateur.core.context import Context
 from secateur.core.scores import Scores
 from secateur.core.targets import Target
 from secateur.criteria import Base
-from secateur.criteria._weights import norms, weights
+from secateur.criteria._weights import line_norms, norms, weights
 
 __all__ = ["L2"]
 
@@ -39,3 +39,11 @@ class L2(Base):
     def of_weights(self, units: torch.Tensor) -> torch.Tensor | None:
         """The same without keeping every |w|."""
         return norms(units)
+
+    def of_lines(self, weight: torch.Tensor, axis: int) -> torch.Tensor | None:
+        """The norm of each slice."""
+        return line_norms(weight, axis)
+
+    def joined(self, parts: torch.Tensor) -> torch.Tensor:
+        """The norm of their norms."""
+        return norms(parts)

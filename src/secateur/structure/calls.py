@@ -1,27 +1,25 @@
 """Calls: the size-taking calls a forward makes, as Python wrote them, matched with the operators they became.
 
 >>> import torch
->>> from torch import nn
->>> class Fixed(nn.Module):
-...     def forward(self, x):
-...         return x.reshape(x.shape[0], 6)
->>> [(call.function, call.sizes) for call in recorded_calls(Fixed(), torch.zeros(5, 2, 3), "meta")]
-[('reshape', (5, 6))]
+>>> ops, stack = [], [""]
+>>> with Calls(ops, stack) as calls:
+...     _ = torch.zeros(5, 2, 3).reshape(5, 6)
+>>> [(call.function, call.sizes) for call in calls.found]
+[('zeros', (5, 2, 3)), ('reshape', (5, 6))]
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from secateur.structure.rewrite import SIZED, name_of
-from secateur.structure.trace import Trace, trace_with
 
-__all__ = ["Call", "recorded_calls"]
+__all__ = ["Call", "Calls"]
 
 
 @dataclass
@@ -61,13 +59,13 @@ class Call:
         return None
 
 
-class _Calls(TorchFunctionMode):
-    """Notes every size-taking call while a forward is recorded."""
+class Calls(TorchFunctionMode):
+    """Notes every size-taking call while a forward is recorded; `ops` and `stack` are the recorder's."""
 
-    def __init__(self, found: Trace, stack: list[str]):
+    def __init__(self, ops: Sequence[Any], stack: list[str]):
         super().__init__()
-        self.found, self.stack = found, stack
-        self.calls: list[Call] = []
+        self.ops, self.stack = ops, stack
+        self.found: list[Call] = []
         self.counts: dict[str, int] = {}
 
     def enter(self, path: str) -> None:
@@ -79,20 +77,19 @@ class _Calls(TorchFunctionMode):
         name = name_of(func)
         if name not in SIZED:
             return func(*args, **kwargs)
-        paths = list(dict.fromkeys(reversed(self.stack)))
         numbers = []
-        for path in paths:
+        for path in dict.fromkeys(reversed(self.stack)):
             number = self.counts.get(path, 0)
             self.counts[path] = number + 1
             numbers.append((path, number))
-        first = len(self.found.ops)
+        first = len(self.ops)
         call = Call(name, first, first, tuple(numbers))
         _describe(call, args, kwargs)
-        self.calls.append(call)
+        self.found.append(call)
         try:
             return func(*args, **kwargs)
         finally:
-            call.last = max(len(self.found.ops), first)
+            call.last = max(len(self.ops), first)
 
 
 def _describe(call: Call, args: Any, kwargs: Any) -> None:
@@ -114,15 +111,3 @@ def _describe(call: Call, args: Any, kwargs: Any) -> None:
         call.sizes = tuple(int(size) for size in sizes)
     except (TypeError, ValueError):
         call.sizes = None
-
-
-def recorded_calls(model: nn.Module, example: Any, mode: str) -> list[Call]:
-    """Record one forward and give back its size-taking calls."""
-    holder: list[_Calls] = []
-
-    def make(found: Trace, stack: list[str]) -> _Calls:
-        holder.append(_Calls(found, stack))
-        return holder[0]
-
-    trace_with(model, example, mode, make)
-    return holder[0].calls

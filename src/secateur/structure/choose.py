@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from secateur.core.masks import Masks
+from secateur.core.units import product_of
 from secateur.errors import MaskMismatchError
 from secateur.structure.couplings import Group, Slot, Structure
 
@@ -32,8 +33,17 @@ def dropped_lines(structure: Structure, masks: Masks) -> dict[tuple[str, int], n
     found = {}
     for name, axis in structure.slots:
         mask = masks.get(name)
-        if mask is not None:
+        if mask is None:
+            continue
+        told = masks.lines(name)
+        if told is None:
             found[name, axis] = ~_any_along(mask.cpu().numpy(), axis)
+        elif any(other != axis and not bool(line.any()) for other, line in told.items()):
+            found[name, axis] = np.ones(mask.shape[axis], bool)
+        elif axis in told:
+            found[name, axis] = ~told[axis].cpu().numpy()
+        else:
+            found[name, axis] = np.zeros(mask.shape[axis], bool)
     return found
 
 
@@ -152,25 +162,32 @@ def extended(
     """The masks, and every slice of every parameter that leaves: batch norm, biases and consumers as well."""
     lines = lines or {}
     found = dict(masks.items())
+    told = {name: masks.lines(name) for name in masks}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, axes in structure.keep_of(alive).items():
         if name not in parameters:
             continue
-        parameter = parameters[name]
-        mask = found.get(name)
-        if mask is not None and all(
+        shape, device = tuple(parameters[name].shape), parameters[name].device
+        if name in found and all(
             (name, axis) in lines and lines[name, axis][~alive[structure.slots[name, axis]]].all()
             for axis in axes
         ):
             continue  # the masks drop all of it already
-        mask = torch.ones(parameter.shape, dtype=torch.bool) if mask is None else mask.cpu().clone()
+        stays = {}
         for axis, kept in axes.items():
-            if (name, axis) in structure.follower.unmasked:
-                continue
-            line = torch.zeros(parameter.shape[axis], dtype=torch.bool)
-            line[torch.from_numpy(kept)] = True
-            view = [1] * parameter.dim()
-            view[axis] = -1
-            mask &= line.view(view)
-        found[name] = mask.to(parameter.device)
-    return Masks(found)
+            if (name, axis) not in structure.follower.unmasked:
+                line = torch.zeros(shape[axis], dtype=torch.bool)
+                line[torch.from_numpy(kept)] = True
+                stays[axis] = line
+        before = told.get(name, {}) if name in told else {}
+        if before is None:
+            found[name] = (found[name].cpu() & product_of(stays, shape) if stays else found[name]).to(device)
+            continue
+        for axis, line in before.items():
+            stays[axis] = stays[axis] & line.cpu() if axis in stays else line.cpu()
+        if stays:
+            found[name] = product_of(stays, shape).to(device)
+        else:
+            found[name] = torch.ones(shape, dtype=torch.bool, device=device)
+        told[name] = stays
+    return Masks(found, {name: axes for name, axes in told.items() if axes})

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from secateur.structure.calls import Call, recorded_calls
+from secateur.structure.calls import Call
 from secateur.structure.couplings import Structure
 from secateur.structure.labels import Lock
+from secateur.structure.plain import is_plain
 from secateur.structure.plan import Plan
-from secateur.structure.repair import Mismatch, candidates, spread, within
+from secateur.structure.repair import Mismatch, candidates, spread, with_fewer_heads, within
 from secateur.structure.trace import Op, Trace, ghost, trace
 from secateur.structure.twin import tensors_of
 from secateur.structure.widths import widths_of
@@ -32,10 +33,14 @@ _QUIET = frozenset(
 
 @dataclass
 class Fitted:
-    """A plan that runs, or (with `locks`) what must be locked before another is tried."""
+    """A plan that runs, or (with `locks`) what must be locked before another is tried.
+
+    `tried` is False where nothing of the forward could be upset by the cut, so that it was not run again.
+    """
 
     plan: Plan
     locks: list[Lock] = field(default_factory=list)
+    tried: bool = True
 
 
 def draft(structure: Structure, model: nn.Module, alive: np.ndarray) -> Plan:
@@ -93,10 +98,19 @@ def _without_weights(structure: Structure, model: nn.Module, alive: np.ndarray) 
     return found
 
 
-def fit(structure: Structure, model: nn.Module, example: Any, alive: np.ndarray) -> Fitted:
-    """Find attributes and rewrites with which the cut model runs as the labels say, or the labels to lock."""
+def fit(
+    structure: Structure, model: nn.Module, example: Any, alive: np.ndarray, careful: bool = True
+) -> Fitted:
+    """Find attributes and rewrites with which the cut model runs as the labels say, or the labels to lock.
+
+    Unless `careful`, a forward that takes all its sizes from its tensors is not run again.
+    """
     plan = draft(structure, model, alive)
-    before: list[Call] | None = None
+    if not careful:
+        quick = with_fewer_heads(structure, model, plan, alive)
+        if is_plain(structure, model, alive, _skipped(quick)):
+            return Fitted(quick, tried=False)
+    before = structure.trace.calls
     tried: set[Any] = set()
     for _ in range(_ROUNDS):
         skipped = _skipped(plan)
@@ -104,8 +118,6 @@ def fit(structure: Structure, model: nn.Module, example: Any, alive: np.ndarray)
         at = _mismatch(structure, found, alive, skipped)
         if at is None:
             return Fitted(plan)
-        if before is None:
-            before = recorded_calls(model, example, structure.trace.mode)
         better = _repair(structure, model, example, plan, alive, at, before, skipped, tried)
         if better is None:
             return Fitted(plan, _blame(structure, at, alive))

@@ -21,7 +21,7 @@ from secateur.structure.plan import Plan
 from secateur.structure.rewrite import PIECES, SHAPED, Rewrite
 from secateur.structure.trace import Op, Ref
 
-__all__ = ["Mismatch", "candidates", "integers", "spread", "within"]
+__all__ = ["Mismatch", "candidates", "integers", "spread", "with_fewer_heads", "within"]
 
 
 @dataclass(frozen=True)
@@ -301,3 +301,19 @@ def _fewer_heads(
         return None
     item = Rewrite("multi_head_attention", -1, ((0, rows // size), (1, size)))
     return replace(plan, rewrites={**plan.rewrites, path: (item,)})
+
+
+def with_fewer_heads(structure: Structure, model: nn.Module, plan: Plan, alive: np.ndarray) -> Plan:
+    """The plan with its rewrite for every torch attention layer of which heads leave."""
+    for path in [name.rpartition(".")[0] for name in plan.keep if name.endswith(("in_proj_weight", "q_proj_weight"))]:
+        module = model.get_submodule(path)
+        if isinstance(module, nn.MultiheadAttention) and _heads_leave(structure, path, alive):
+            plan = _fewer_heads(structure, model, path, alive, plan) or plan
+    return plan
+
+
+def _heads_leave(structure: Structure, path: str, alive: np.ndarray) -> bool:
+    """Whether rows of an attention layer's queries leave."""
+    names = (f"{path}.in_proj_weight", f"{path}.q_proj_weight")
+    lines = [structure.slots.get((structure.trace.aliases.get(name, name), 0)) for name in names]
+    return any(line is not None and not bool(alive[line].all()) for line in lines)

@@ -25,7 +25,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import TraceError
-from secateur.structure.twin import tensors_of, twin_of
+from secateur.structure.calls import Call, Calls
+from secateur.structure.quick import QUICK
+from secateur.structure.twin import is_atom, modules_of, tensors_of, twin_of
 
 __all__ = [
     "Op",
@@ -37,7 +39,6 @@ __all__ = [
     "map_tensors",
     "tensors_in",
     "trace",
-    "trace_with",
 ]
 
 
@@ -64,6 +65,7 @@ class Op:
     kwargs: dict[str, Any]
     outputs: Any
     path: str
+    _results: list[Ref] | None = None
 
     def refs(self) -> Iterator[Ref]:
         """The tensors among the arguments."""
@@ -71,7 +73,9 @@ class Op:
 
     def results(self) -> list[Ref]:
         """The tensors among the outputs."""
-        return list(_refs(self.outputs))
+        if self._results is None:
+            self._results = list(_refs(self.outputs))
+        return self._results
 
     def arg(self, position: int, name: str, default: Any = None) -> Any:
         """An argument by position or by name."""
@@ -92,6 +96,7 @@ class Trace:
     mode: str = "meta"
     training: bool = False
     modules: dict[str, str] = field(default_factory=dict)
+    calls: list[Call] = field(default_factory=list)
     error: BaseException | None = None
     error_path: str = ""
 
@@ -175,14 +180,16 @@ def _loose_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
     """Tensors that modules keep as plain attributes, also one level down in lists and dicts."""
     for module in model.modules():
         for name, value in vars(module).items():
-            if name in ("_parameters", "_buffers", "_modules"):
+            if is_atom(value) or name in ("_parameters", "_buffers", "_modules"):
                 continue
-            if isinstance(value, torch.Tensor):
-                yield value
-            elif isinstance(value, (list, tuple, dict)) and len(value) < 1000:
+            if isinstance(value, (list, tuple, dict)):
+                if len(value) >= 1000:
+                    continue
                 for item in value.values() if isinstance(value, dict) else value:
                     if isinstance(item, torch.Tensor):
                         yield item
+            elif isinstance(value, torch.Tensor):
+                yield value
 
 
 def ghost(
@@ -227,58 +234,6 @@ def ghost(
     return twin.train(training) if training != model.training or training else twin.eval(), names
 
 
-def _quick_batch_norm(
-    x: torch.Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, *rest: Any
-) -> tuple[torch.Tensor, ...]:
-    """The shapes batch norm gives, without the slow way torch works them out on meta tensors."""
-    statistics = x.new_empty(x.shape[1] if training else 0)
-    return torch.empty_like(x), statistics, torch.empty_like(statistics)
-
-
-def _quick_layer_norm(x: torch.Tensor, shape: Any, *rest: Any) -> tuple[torch.Tensor, ...]:
-    """The shapes layer norm gives where its input lies in one piece and fits."""
-    if not x.is_contiguous() or tuple(x.shape[-len(shape) :]) != tuple(shape):
-        return _ATEN.native_layer_norm.default(x, shape, *rest)  # type: ignore[no-any-return]
-    if any(isinstance(t, torch.Tensor) and tuple(t.shape) != tuple(shape) for t in rest):
-        return _ATEN.native_layer_norm.default(x, shape, *rest)  # type: ignore[no-any-return]
-    statistics = x.new_empty(x.shape[: -len(shape)] + (1,) * len(shape))
-    return torch.empty_like(x), statistics, torch.empty_like(statistics)
-
-
-def _quick_addmm(bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **options: Any) -> torch.Tensor:
-    """The shape of a linear layer's product, where the three fit; torch itself refuses the others."""
-    fits = a.dim() == b.dim() == 2 and a.shape[1] == b.shape[0] and tuple(bias.shape) == (b.shape[1],)
-    if options or not fits or not (bias.dtype == a.dtype == b.dtype):
-        return _ATEN.addmm.default(bias, a, b, **options)  # type: ignore[no-any-return]
-    return a.new_empty((a.shape[0], b.shape[1]))
-
-
-def _quick_same(x: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
-    return torch.empty_like(x)
-
-
-def _quick_same_in_place(x: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
-    return x
-
-
-_ATEN = torch.ops.aten
-_QUICK: dict[Any, Callable[..., Any]] = {
-    _ATEN.native_batch_norm.default: _quick_batch_norm,
-    _ATEN.native_layer_norm.default: _quick_layer_norm,
-    _ATEN.addmm.default: _quick_addmm,
-    **dict.fromkeys(
-        (_ATEN.relu.default, _ATEN.silu.default, _ATEN.gelu.default, _ATEN.hardswish.default, _ATEN.hardtanh.default,
-         _ATEN.leaky_relu.default, _ATEN.elu.default),
-        _quick_same,
-    ),
-    **dict.fromkeys(
-        (_ATEN.relu_.default, _ATEN.silu_.default, _ATEN.hardswish_.default, _ATEN.hardtanh_.default,
-         _ATEN.leaky_relu_.default),
-        _quick_same_in_place,
-    ),
-}  # fmt: skip
-
-
 class _Recorder(TorchDispatchMode):
     """Writes down every operator that passes."""
 
@@ -287,25 +242,27 @@ class _Recorder(TorchDispatchMode):
         self.found = found
         self.stack = stack
         self.count = 0
-        self.alive: list[torch.Tensor] = []
+        self.meta = found.mode == "meta"
 
     def ref(self, tensor: torch.Tensor, op: int = -1) -> Ref:
-        known = tensor.__dict__.get("_secateur_ref")
-        if known is None:
-            known = Ref(self.count, tuple(tensor.shape), tensor.dtype, op=op)
-            self.count += 1
-            tensor._secateur_ref = known  # type: ignore[attr-defined]
+        """What is known of a tensor; a new entry where it is seen for the first time."""
+        found = tensor.__dict__.get("_secateur_ref")
+        if found is None:
+            found = tensor._secateur_ref = self._new(tensor, op)  # type: ignore[attr-defined]
+        return found
+
+    def _new(self, tensor: torch.Tensor, op: int) -> Ref:
+        known = Ref(self.count, tuple(tensor.shape), tensor.dtype, op=op)
+        self.count += 1
         return known
 
     def _refer(self, value: Any, op: int) -> Any:
+        if is_atom(value):
+            return value
         if isinstance(value, torch.Tensor):
             known = self.ref(value, op)
-            if op >= 0 and known.shape != tuple(
-                value.shape
-            ):  # transposed or resized in place: a tensor of its own
-                known = Ref(self.count, tuple(value.shape), value.dtype, op=op)
-                self.count += 1
-                value._secateur_ref = known  # type: ignore[attr-defined]
+            if op >= 0 and known.shape != tuple(value.shape):  # transposed or resized in place: one of its own
+                known = value._secateur_ref = self._new(value, op)  # type: ignore[attr-defined]
             return known
         if isinstance(value, (list, tuple)):
             return [self._refer(item, op) for item in value]
@@ -315,43 +272,52 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        index = len(self.found.ops)
-        seen = tuple(self._refer(arg, -1) for arg in args)
-        named = {key: self._refer(value, -1) for key, value in kwargs.items()}
-        quick = _QUICK.get(func) if self.found.mode == "meta" else None
+        ops = self.found.ops
+        index = len(ops)
+        seen = tuple([self._refer(arg, -1) for arg in args])
+        named = {key: self._refer(value, -1) for key, value in kwargs.items()} if kwargs else {}
+        quick = QUICK.get(func) if self.meta else None
         result = func(*args, **kwargs) if quick is None else quick(*args, **kwargs)
-        name = func._schema.name
-        name = name[6:] if name.startswith("aten::") else name
-        self.found.ops.append(Op(index, name, func, seen, named, self._refer(result, index), self.stack[-1]))
+        name = _NAMES.get(func)
+        if name is None:
+            name = _NAMES[func] = func._schema.name.removeprefix("aten::")
+        ops.append(Op(index, name, func, seen, named, self._refer(result, index), self.stack[-1]))
         return result
+
+
+_NAMES: dict[Any, str] = {}
 
 
 @contextmanager
 def _paths(
-    model: nn.Module, stack: list[str], entered: Callable[[str], None] | None = None
+    model: nn.Module, stack: list[str], entered: Callable[[str], None]
 ) -> Iterator[None]:
     """Keep the dotted name of the running module on top of the stack."""
 
     def enter(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any) -> None:
             stack.append(name)
-            if entered is not None:
-                entered(name)
+            entered(name)
 
         return hook
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         stack.pop()
 
-    handles = []
-    for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(enter(name), prepend=True))
-        handles.append(module.register_forward_hook(leave))
+    # Put in by hand: handles that could be taken out again cost more than the hooks themselves.
+    modules = list(model.named_modules())
+    for name, module in modules:
+        module._forward_pre_hooks[_HOOK] = enter(name)
+        module._forward_pre_hooks.move_to_end(_HOOK, last=False)
+        module._forward_hooks[_HOOK] = leave
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for _, module in modules:
+            del module._forward_pre_hooks[_HOOK], module._forward_hooks[_HOOK]
+
+
+_HOOK: Any = -1  # handles count from 0
 
 
 def trace(
@@ -382,19 +348,11 @@ def trace(
     ) from cause
 
 
-def trace_with(
-    model: nn.Module, example: Any, mode: str, watcher: Callable[[Trace, list[str]], Any]
-) -> Trace:
-    """Record one forward with another mode beside the recorder; `watcher` makes it from trace and module stack."""
-    return _run(model, example, mode, False, watcher)
-
-
 def _run(
     model: nn.Module,
     example: Any,
     mode: str,
     training: bool,
-    watcher: Callable[[Trace, list[str]], Any] | None = None,
     ready: dict[str, torch.Tensor] | None = None,
 ) -> Trace:
     twin, names = ghost(model, mode, training) if ready is None else (model, ready)
@@ -427,15 +385,15 @@ def _run(
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         moved = map_tensors(example, place)
-        watch = None if watcher is None else watcher(found, stack)
+        calls = Calls(found.ops, stack)
+        found.calls = calls.found
         with ExitStack() as contexts:
             contexts.enter_context(torch.no_grad())
-            contexts.enter_context(_paths(twin, stack, None if watch is None else watch.enter))
+            contexts.enter_context(_paths(twin, stack, calls.enter))
             if mode == "meta":
                 contexts.enter_context(torch.device("meta"))
             contexts.enter_context(recorder)
-            if watch is not None:
-                contexts.enter_context(watch)
+            contexts.enter_context(calls)
             output = call(twin, moved)
         for tensor in tensors_in(output):
             found.outputs.append(recorder.ref(tensor))

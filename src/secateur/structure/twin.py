@@ -23,9 +23,14 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["modules_of", "tensors_of", "twin_of"]
+__all__ = ["is_atom", "modules_of", "tensors_of", "twin_of"]
 
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type(Ellipsis), torch.dtype})
+
+
+def is_atom(value: Any) -> bool:
+    """Whether a value is a plain number, text or the like: it holds no tensor and is never copied."""
+    return type(value) in _ATOMS
 
 
 def modules_of(model: nn.Module) -> dict[str, nn.Module]:
@@ -74,7 +79,16 @@ def twin_of(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
         return copy.deepcopy(model, memo)
     twin = kind.__new__(kind)
     memo[id(model)] = twin
-    twin.__setstate__({key: _part(value, memo) for key, value in model.__getstate__().items()})  # type: ignore[operator]
+    state: dict[str, Any] = {}
+    for key, value in model.__getstate__().items():  # type: ignore[attr-defined]
+        inner = type(value)
+        if inner in _ATOMS:
+            state[key] = value
+        elif (inner is OrderedDict or inner is dict) and not value and id(value) not in memo:
+            state[key] = memo[id(value)] = inner()
+        else:
+            state[key] = _part(value, memo)
+    twin.__setstate__(state)  # type: ignore[operator]
     return twin
 
 

@@ -28,11 +28,14 @@ _FOLDERS = {
     "measures": "secateur.measure",
     "sharing": "secateur.quantize",
     "steps": "secateur.lab.steps",
+    "studies": "secateur.studies",
 }
 
 
 def _described(what: str) -> list[tuple[str, str]]:
     """(word, first sentence of its file) of every plug-in of a folder, read without running any of it."""
+    if what == "studies":  # recipes, not modules
+        return importlib.import_module(_FOLDERS[what]).described()  # type: ignore[no-any-return]
     folder = Path(importlib.import_module("secateur").__file__ or "").parent
     folder = folder.joinpath(*_FOLDERS[what].split(".")[1:])
     found = []
@@ -48,8 +51,8 @@ def list_(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List what can be named in recipes: criteria, granularities, budgets, models, data, ways of sharing,
-    steps."""
+    """List what can be named: criteria, granularities, budgets, models, data, measures, ways of sharing, steps,
+    studies."""
     if what is not None and what not in _FOLDERS:
         raise UnknownNameError(f"nothing to list under {what!r}: {near(what, _FOLDERS)}")
     found = {name: _described(name) for name in ([what] if what else _FOLDERS)}

@@ -289,6 +289,17 @@ class Split:
         index = torch.arange(min(count, len(self)))
         return self.normalise(self.source.fetch(index, torch.device("cpu"))), self.labels[index]
 
+    def leading(self, count: int | None) -> Split:
+        """The split's first so many images as a split; the split itself where it has no more, or None is asked.
+
+        >>> whole = Split(Memory(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), torch.arange(5)), (0.0,), (1.0,))
+        >>> whole.leading(2), whole.leading(None) is whole
+        (Split(2 images of 1x2x2), True)
+        """
+        if count is None or count >= len(self):
+            return self
+        return Split(Subset(self.source, torch.arange(count)), self.mean, self.std)
+
     def per_class(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The first `count` images of every class, as one batch in the split's order (SNIP and GraSP want
         ten).

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from secateur.lab.plan import Plan
+from secateur.lab.recipe import Recipe
 from secateur.lab.steps import Base
 from secateur.lab.store import Store, canonical
 
@@ -55,6 +57,7 @@ class Preview:
     seconds: float
     longest: float
     unknown: tuple[tuple[str, int], ...] = ()
+    probed: bool = False
 
     def wall(self, jobs: int) -> float:
         """The time on so many workers: never less than the longest chain."""
@@ -74,20 +77,25 @@ class Preview:
             return f"{first}\nno estimate of the time: this store has timed no step like these on this model and data"
         on = f" on {jobs} workers, {duration(self.seconds)} of work" if jobs > 1 else ""
         rest = f", and {count} {_plural('step', count)} never timed before ({kinds})" if count else ""
-        return f"{first}\nabout {duration(self.wall(jobs))}{on}{rest}"
+        how = ", by a few timed batches on this machine" if self.probed else ""
+        return f"{first}\nabout {duration(self.wall(jobs))}{on}{how}{rest}"
 
 
 def _plural(word: str, count: int) -> str:
     return word if count == 1 else f"{word}s"
 
 
-def preview(plan: Plan, store: Store | None) -> Preview:
-    """What running the plan would come to, given what the store knows."""
+def preview(plan: Plan, store: Store | None, probe: Callable[[Recipe], float] | None = None) -> Preview:
+    """What running the plan would come to, given what the store knows.
+
+    `probe(recipe)` are the seconds of one epoch of training, asked for trainings that the store has never timed.
+    """
     keys = plan.keys()
     known = {key for key in keys if store is not None and store.has(key)}
     times = _Times(store)
     spent: dict[str, float | None] = {}
     unknown: Counter[str] = Counter()
+    probed = False
     longest = 0.0
     for trial in plan.trials:
         chain = 0.0
@@ -96,6 +104,9 @@ def preview(plan: Plan, store: Store | None) -> Preview:
                 continue
             if planned.key not in spent:
                 spent[planned.key] = times.of(planned.step, trial.recipe.plain())
+                epochs = getattr(planned.step, "epochs", None)
+                if spent[planned.key] is None and epochs and probe is not None:
+                    spent[planned.key], probed = probe(trial.recipe) * epochs, True
                 unknown[planned.step.kind()] += spent[planned.key] is None
             chain += spent[planned.key] or 0.0
         longest = max(longest, chain)
@@ -109,6 +120,7 @@ def preview(plan: Plan, store: Store | None) -> Preview:
         seconds=sum(value or 0.0 for value in spent.values()),
         longest=longest,
         unknown=tuple((kind, count) for kind, count in sorted(unknown.items()) if count),
+        probed=probed,
     )
 
 

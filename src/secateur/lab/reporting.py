@@ -26,7 +26,7 @@ from secateur.lab.store import RunRow, Store
 from secateur.measure import measure
 from secateur.report.run import Run
 
-__all__ = ["about", "gather"]
+__all__ = ["about", "gather", "pictures_of", "provenance"]
 
 _PICTURED = ("train", "prune", "retrain", "shrink", "share", "pack", "measure")
 _MOST = 7  # variants whose weights are drawn side by side
@@ -46,7 +46,7 @@ def gather(store: Store, which: int | str = "last", *, pictures: bool = True) ->
     failures = tuple(
         f"trial {t['trial'] + 1}: {t['error'] or 'failed'}".strip() for t in trials if t["status"] == "failed"
     )
-    told = _provenance(row, trials) | ({"not drawn": "; ".join(undrawn)} if undrawn else {})
+    told = provenance(store, row.id) | ({"not drawn": "; ".join(undrawn)} if undrawn else {})
     return Run(f"{row.name} #{row.id}", found, about(row.recipe), told, failures)
 
 
@@ -62,7 +62,10 @@ def about(recipe: Mapping[str, Any]) -> str:
     return f"{recipe['model']['name']} on {recipe['data']['name']}: {', '.join(steps)}.{over}"
 
 
-def _provenance(row: RunRow, trials: list[dict[str, Any]]) -> dict[str, Any]:
+def provenance(store: Store, which: int | str = "last") -> dict[str, Any]:
+    """Where a run's numbers come from: command, seed, device, hardware, versions, the whole recipe."""
+    row = store.run(which)
+    trials = store.trials(row.id)
     steps = {step["key"]: step for trial in trials for step in trial["steps"]}
     spent = sum(step["seconds"] or 0.0 for step in steps.values())
     return {
@@ -80,22 +83,30 @@ def _provenance(row: RunRow, trials: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _pictures(store: Store, row: RunRow, trials: list[dict[str, Any]], undrawn: list[str]) -> Measurements:
-    """Histograms, widths, drawings and file accounts of the first trial that has them.
+    """Histograms, widths, drawings and file accounts of the first trial that is done."""
+    trial = next((trial for trial in trials if trial["status"] == "done"), None)
+    if trial is None:
+        return Measurements()
+    found = pictures_of(store, row.recipe, _worth_showing(trial["steps"]), undrawn)
+    return found.within({"run": row.id, "trial": 0})
+
+
+def pictures_of(
+    store: Store, recipe: Mapping[str, Any], steps: Iterable[Mapping[str, Any]], undrawn: list[str]
+) -> Measurements:
+    """Histograms, widths, drawings and file accounts of the states after these steps (`label` and `key` of each).
 
     A model's code may have changed since the run, or not be there any more. The numbers stay what they were, so the
     report is made all the same; what cannot be drawn, and why, goes to `undrawn`.
     """
-    trial = next((trial for trial in trials if trial["status"] == "done"), None)
-    if trial is None:
-        return Measurements()
     try:
-        build = builder(Recipe.of(dict(row.recipe)))
+        build = builder(Recipe.of(dict(recipe)))
         example = _example(build)
     except Exception as error:  # the user's own code may raise anything
         undrawn.append(f"the models: {error}")
         return Measurements()
     found: list[Measurement] = []
-    for step in _worth_showing(trial["steps"]):
+    for step in steps:
         outcome = store.outcome(step["key"])
         if outcome is None:
             continue
@@ -110,7 +121,7 @@ def _pictures(store: Store, row: RunRow, trials: list[dict[str, Any]], undrawn: 
                 found += draw(state, example, first).within({"variant": step["label"]})
             except Exception as error:
                 undrawn.append(f"{draw.__name__.strip('_')} of {step['label']}: {error}")
-    return Measurements(found).within({"run": row.id, "trial": 0})
+    return Measurements(found)
 
 
 def _structure(state: State, example: Any, first: bool) -> Measurements:

@@ -9,6 +9,8 @@ earlier step, its model and this one are timed in turns, and `speedup` is the ra
 
 from __future__ import annotations
 
+import statistics
+import time
 from dataclasses import replace
 from typing import ClassVar
 
@@ -16,6 +18,7 @@ from pydantic import Field
 from torch import nn
 
 from secateur.core.measurement import Measurement, Measurements
+from secateur.data import Split
 from secateur.errors import OptionError, RecipeError, UnknownNameError, near
 from secateur.lab.state import State
 from secateur.lab.steps import Base, Result, Work
@@ -24,6 +27,8 @@ from secateur.measure import measure, names
 from secateur.measure.latency import compare
 
 __all__ = ["Measure"]
+
+_SPLITS = ("test", "validation", "train")
 
 
 class Measure(Base):
@@ -36,9 +41,18 @@ class Measure(Base):
     )
     against: str | None = Field(None, description="label of an earlier step to be timed in turns with")
     trials: int = Field(25, ge=1, description="timed repetitions")
-    batch: int = Field(1, ge=1, description="images of one timed forward pass")
+    batch: int | tuple[int, ...] = Field(
+        1, description="images of one timed forward pass; several numbers: timed at each"
+    )
     split: str = Field(
         "test", pattern="^(test|validation|train)$", description="images that accuracy is measured on"
+    )
+    also: tuple[str, ...] = Field(
+        (), description="other splits to measure accuracy on, as train_accuracy or validation_accuracy"
+    )
+    images: int | None = Field(None, ge=1, description="of each split in `also`, at most so many images")
+    bias: bool = Field(
+        False, description="count one more multiply-accumulate for every output that adds a bias"
     )
 
     def check(self, model: nn.Module, before: list[str]) -> None:
@@ -46,8 +60,8 @@ class Measure(Base):
         if not self.what:
             raise OptionError(f"step {self.label!r}: what: expected at least one measure, got none")
         for name in self.what:
-            if name not in names():
-                raise UnknownNameError(f"unknown measure {name!r}: {near(name, names())}")
+            if name not in (known := [*names(), "testing_time"]):
+                raise UnknownNameError(f"unknown measure {name!r}: {near(name, known)}")
         if self.against is not None and self.against not in before:
             raise RecipeError(
                 f"step {self.label!r}: against {self.against!r} is no earlier step; "
@@ -55,6 +69,17 @@ class Measure(Base):
             )
         if self.against is not None and "latency" not in self.what:
             raise RecipeError(f"step {self.label!r}: against times two models, so what must hold 'latency'")
+        for batch in self._batches():
+            if batch < 1:
+                raise OptionError(f"step {self.label!r}: batch: expected at least 1 image, got {batch}")
+        for split in self.also:
+            if split not in _SPLITS:
+                raise UnknownNameError(
+                    f"step {self.label!r}: also: unknown split {split!r}: {near(split, _SPLITS)}"
+                )
+
+    def _batches(self) -> tuple[int, ...]:
+        return self.batch if isinstance(self.batch, tuple) else (self.batch,)
 
     def run(self, state: State, work: Work) -> Result:
         """Measure; the state stays as it is."""
@@ -64,25 +89,57 @@ class Measure(Base):
         found: list[Measurement] = []
         for name in self.what:
             if name == "accuracy":
-                for metric, value in evaluate(model, split, device=work.device, seed=work.seed).items():
-                    text = f"{metric} on the {len(split):,} {self.split} images"
-                    found.append(Measurement(metric, value, "", text))
+                found += _metrics(model, split, self.split, "", work)
+                for other in self.also:
+                    some = getattr(work.data, other).leading(self.images)
+                    found += _metrics(model, some, other, f"{other}_", work)
             elif name == "latency":
-                found += self._time(model, work)
+                for batch in self._batches():
+                    found += self._time(model, work, batch)
+            elif name == "testing_time":
+                found.append(_testing_time(model, split, self.split, work))
             else:
-                found += measure(model, example, what=[name])
+                options = {"bias": True} if name == "macs" and self.bias else {}
+                found += measure(model, example, what=[name], **options)
         model.to("cpu")
         shown = {item.name: item.text() for item in found}
         keys = [key for key in ("accuracy", "nonzeros", "macs", "latency") if key in shown]
         line = ", ".join(f"{key} {shown[key]}" for key in keys) or ", ".join(shown)
         return Result(state, Measurements(found), {}, line)
 
-    def _time(self, model: nn.Module, work: Work) -> Measurements:
-        images = work.data.test.first(self.batch)[0].to(work.device)
+    def _time(self, model: nn.Module, work: Work, batch: int) -> Measurements:
+        images = work.data.test.first(batch)[0].to(work.device)
+        # One batch is the example's affair; of several, each row says its own.
+        own = {"batch": batch} if isinstance(self.batch, tuple) else {}
         if self.against is None:
-            return measure(model, images, what=["latency"], trials=self.trials)
+            return measure(model, images, what=["latency"], trials=self.trials).within(own)
         other = work.earlier(self.against).model.to(work.device).eval()
         rows = compare(other, model, images, trials=self.trials, names=(self.against, "this"))
         # The variant of this step is its label, which the store knows; a label is no part of an outcome.
-        own = {"variant": "this"}
-        return Measurements(replace(row, context={}) if row.context == own else row for row in rows)
+        this = {"variant": "this"}
+        return Measurements(
+            replace(row, context=own if row.context == this else {**row.context, **own}) for row in rows
+        )
+
+
+_PASSES = 3
+
+
+def _testing_time(model: nn.Module, split: Split, name: str, work: Work) -> Measurement:
+    """How long a whole split takes to be evaluated, in seconds."""
+    readings = []
+    for _ in range(_PASSES):
+        start = time.perf_counter()
+        evaluate(model, split, device=work.device, seed=work.seed)
+        readings.append(time.perf_counter() - start)
+    text = f"seconds to evaluate the {len(split):,} {name} images; median of {_PASSES} passes"
+    return Measurement("testing_time", statistics.median(readings), "s", text, trials=tuple(readings))
+
+
+def _metrics(model: nn.Module, split: Split, name: str, prefix: str, work: Work) -> list[Measurement]:
+    """The model's metrics on a split."""
+    found = evaluate(model, split, device=work.device, seed=work.seed)
+    return [
+        Measurement(f"{prefix}{metric}", value, "", f"{metric} on {len(split):,} {name} images")
+        for metric, value in found.items()
+    ]

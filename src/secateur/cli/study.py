@@ -1,0 +1,221 @@
+"""The verb `study`: a published study as one command; every table on standard output, every figure on one page.
+
+>>> from secateur import studies
+>>> "vae" in studies.names()
+True
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from secateur.cli.cluster import (
+    Address,
+    Cluster,
+    Cpus,
+    EngineChoice,
+    EngineOption,
+    Gpus,
+    Memory,
+    cluster_of,
+)
+from secateur.cli.options import Debug, Device, Json, Seed, Set, StoreFolder
+from secateur.cli.output import print_json, show_table
+from secateur.errors import OptionError, SecateurError, near
+
+if TYPE_CHECKING:
+    from secateur.lab.store import Store
+    from secateur.studies.running import Done, Planned
+
+__all__ = ["VERBS"]
+
+
+def study(
+    name: Annotated[
+        str | None, typer.Argument(help="The study; `secateur study --list` tells them.", show_default=False)
+    ] = None,
+    scale: Annotated[
+        str, typer.Option("--scale", help="smoke (embedded data, a minute or two), short, or full.")
+    ] = "smoke",
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="A dataset's name, its folder, or a folder that holds it by name."),
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the studies and their scales.")] = False,
+    set_: Set = None,
+    seed: Seed = None,
+    device: Device = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", min=1, help="How many processes share the trials.")
+    ] = 1,
+    engine: EngineOption = EngineChoice.local,
+    address: Address = None,
+    cpus: Cpus = 1,
+    gpus: Gpus = 0,
+    memory: Memory = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be done and how long it takes; do nothing.")
+    ] = False,
+    store: StoreFolder = Path("runs"),
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the report; default: study-NAME-SCALE.")
+    ] = None,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Also write the report page.")] = True,
+    page: Annotated[
+        Path | None, typer.Option("--page", help="Also put the tables into this Markdown page.")
+    ] = None,
+    json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Run a published study: print its tables, the published figures beside ours, and write its report."""
+    from secateur import studies
+
+    if list_:
+        return _listed(json)
+    if name is None:
+        raise OptionError(f"which study? One of {', '.join(studies.names())}; {near('', studies.names())}")
+    from secateur.lab.probe import Probe
+    from secateur.lab.progress import display
+    from secateur.lab.store import Store
+    from secateur.studies.running import carry_out, planned
+
+    settings = list(set_ or [])
+    settings += [f"lab.seed={seed}"] if seed is not None else []
+    settings += [f"lab.device={device.value}"] if device is not None else []
+    cluster = cluster_of(engine, address, cpus, gpus, memory)
+    found = studies.read(name)
+    recipe = found.recipes(scale, settings, data)[0][1]
+    what = planned(found, scale, settings, data, cluster.device(recipe) if cluster is not None else None)
+    exists = (store / "store.sqlite").is_file()
+    known = Store(store, create=not dry_run) if exists or not dry_run else None
+    estimate = what.preview(known, None if quiet and not dry_run else Probe()).text(jobs)
+    if dry_run:
+        return _would(what, known, estimate, json)
+    assert known is not None
+    if not quiet:
+        print(f"{name} at {scale}: {estimate}", file=sys.stderr)
+    done = carry_out(
+        what,
+        known,
+        jobs=jobs,
+        progress=lambda many: display(quiet, many=many or cluster is not None),
+        engine=_engine(cluster, known, jobs, what),
+    )
+    folder = out or Path(f"study-{name}-{scale}")
+    if report:
+        from secateur.studies.page import write_report
+
+        write_report(done, known, folder)
+    if page is not None:
+        from secateur.studies.page import into_page, markdown
+
+        into_page(page, name, markdown(done, known, _command(name, scale, data, settings)))
+    if json:
+        _print_plain(done, folder if report else None)
+    else:
+        _print(done, known, folder / "index.html" if report else None)
+    if done.failures:
+        part, index, message = done.failures[0]
+        raise SecateurError(
+            f"{len(done.failures)} trials failed, the others are done; the first, {part}, trial {index + 1}: {message}"
+        )
+
+
+def _engine(cluster: Cluster | None, store: Store, jobs: int, what: Planned) -> Any:
+    """What makes the engine of a part, where trials are not computed by processes of this machine."""
+    if cluster is None:
+        return None
+    return lambda: cluster.engine(store, jobs, what.parts[0][1].device)
+
+
+def _command(name: str, scale: str, data: str | None, settings: list[str]) -> str:
+    """The command as the page tells it: without the place where somebody keeps data."""
+    given = [] if data is None else ["--data", data if not Path(data).exists() else "PATH"]
+    told = [word for setting in settings for word in ("--set", setting)]
+    return " ".join(["secateur", "study", name, "--scale", scale, *given, *told])
+
+
+def _listed(json: bool) -> None:
+    from secateur import studies
+
+    found = [studies.read(name) for name in studies.names()]
+    if json:
+        print_json([{"name": one.name, "title": one.title, "scales": list(one.scale)} for one in found])
+        return
+    show_table(["study", "scales", "about"], [[one.name, ", ".join(one.scale), one.title] for one in found])
+
+
+def _would(what: Planned, store: Store | None, estimate: str, json: bool) -> None:
+    """What a run would do, part by part."""
+    if json:
+        print_json({part.name: plan.recipe.plain() for part, plan in what.parts})
+        return
+    for part, plan in what.parts:
+        recipe = plan.recipe
+        print(
+            f"{recipe.name}: {recipe.model.name} on {recipe.data.name}, seed {recipe.lab.seed}, {plan.device}"
+        )
+        print(textwrap.fill(part.about.strip(), 100) if part.about else "", end="\n" if part.about else "")
+        first = plan.trials[:1]
+        rows = [row[1:] for row in type(plan)(recipe, plan.device, first).rows(store)]
+        show_table([f"step (trial 1 of {len(plan.trials)})", "options", "what"], rows)
+        print()
+    print(estimate)
+
+
+def _print(done: Done, store: Store, page: Path | None) -> None:
+    from secateur.studies.page import all_tables, printed_columns, printouts
+
+    study, plan = done.study, done.planned.parts[0][1]
+    recipe = plan.recipe
+    print(f"{study.name}: {study.title}")
+    if study.about:
+        print(textwrap.fill(" ".join(study.about.split()), 110))
+    size = " ".join(study.at(done.planned.scale).about.split())
+    print(textwrap.fill(f"scale {done.planned.scale}: {size}", 110))
+    print(f"{recipe.model.name} on {recipe.data.name}, seed {recipe.lab.seed}, {plan.device}")
+    for table in all_tables(done):
+        print()
+        print(table.title)
+        if table.about:
+            print(textwrap.fill(" ".join(table.about.split()), 110))
+        show_table(table.head, table.rows, right=table.right)
+        for index, note in enumerate(table.notes):
+            print(textwrap.fill(f"({'*' * (index + 1)}) {note}", 110, subsequent_indent="    "))
+    for title, before, after, pairs in printouts(done, store):
+        print()
+        print(title)
+        print(printed_columns(before, after, pairs))
+    for note in study.notes:
+        print()
+        print(textwrap.fill(" ".join(note.split()), 110))
+    cached = sum(ran.cached for _, ran in done.ran)
+    print(f"\n{done.seconds:.0f} s; {done.computed} steps computed, {cached} cached")
+    if page is not None:
+        print(f"every figure and table on one page: {page}")
+
+
+def _print_plain(done: Done, folder: Path | None) -> None:
+    from secateur.studies.page import all_tables
+
+    print_json(
+        {
+            "study": done.study.name,
+            "scale": done.planned.scale,
+            "runs": {part.name: ran.run for part, ran in done.ran},
+            "computed": done.computed,
+            "seconds": round(done.seconds, 3),
+            "tables": [table.plain() for table in all_tables(done)],
+            "failures": [{"part": p, "trial": t, "error": e} for p, t, e in done.failures],
+            "report": str(folder) if folder is not None else None,
+        }
+    )
+
+
+VERBS = (study,)

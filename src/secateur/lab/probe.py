@@ -1,0 +1,65 @@
+"""`Probe`: how long an epoch of training takes on this machine, from a few batches, before anything is trained.
+
+A copy of the model is trained on as many images as fit into about a second; the model itself is not touched.
+
+>>> recipe = Recipe.parse('''
+... [model]
+... name = "lenet-300-100"
+... [[step]]
+... kind = "train"
+... ''')
+>>> 0 < Probe(seconds=0.1)(recipe) < 60
+True
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from secateur.core.undisturbed import kept_random_state
+from secateur.lab._training_evaluate import loss_of
+from secateur.lab.outcomes import canonical
+from secateur.lab.plan import builder, data_of, device_of
+from secateur.lab.recipe import Recipe
+
+__all__ = ["Probe"]
+
+
+@dataclass
+class Probe:
+    """Times trainings; one of a kind is timed once."""
+
+    seconds: float = 1.0
+    batch: int = 128
+    _known: dict[str, float] = field(default_factory=dict)
+
+    def __call__(self, recipe: Recipe) -> float:
+        """Seconds of one epoch of the recipe's model on its data, validation included."""
+        plain = recipe.plain()
+        what = canonical([plain["model"], plain["data"], plain["lab"]])
+        if what not in self._known:
+            self._known[what] = self._time(recipe)
+        return self._known[what]
+
+    def _time(self, recipe: Recipe) -> float:
+        data, device = data_of(recipe), device_of(recipe.lab.device)
+        with kept_random_state(), torch.enable_grad():
+            model = builder(recipe)().to(device).train()
+            loss, _ = loss_of(model)
+            images, labels = (part.to(device) for part in data.train.first(self.batch))
+            began = time.perf_counter()
+            readings: list[float] = []
+            # The first pass warms up; a slow model is timed by one more.
+            while len(readings) < 2 or time.perf_counter() - began < self.seconds:
+                start = time.perf_counter()
+                loss(model(images), images, labels).backward()
+                model.zero_grad()
+                float(next(model.parameters()).detach().flatten()[0])  # waits for the device
+                readings.append(time.perf_counter() - start)
+        each = statistics.median(readings[1:]) / len(labels)
+        # Validation is a forward pass, about a third of a training step.
+        return each * (len(data.train) + len(data.validation) / 3)

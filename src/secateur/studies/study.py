@@ -1,0 +1,281 @@
+'''`Study`: several sweeps of one model family, the scales they can be run at, and the tables they are read from.
+
+>>> study = Study.parse("""
+... title = "Small"
+... [model]
+... name = "fc"
+... [[step]]
+... kind = "train"
+... epochs = 20
+... [[part]]
+... name = "sweep"
+... [[part.step]]
+... kind = "prune"
+... [part.grid]
+... "prune.budget" = [0.5, 0.9]
+... [scale.smoke]
+... about = "one epoch"
+... set = {"train.epochs" = 1}
+... """, "small")
+>>> [(part.name, len(recipe.trials()), recipe.steps[0].epochs) for part, recipe in study.recipes("smoke")]
+[('sweep', 2, 1)]
+>>> study.recipes("smoke", ["train.epoch=2"])
+Traceback (most recent call last):
+secateur.errors.RecipeError: small/sweep: step 'train' has no key 'epoch': did you mean 'epochs'?
+'''
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from secateur.errors import RecipeError, UnknownNameError, near
+from secateur.lab.recipe import Recipe, assign, axis_values, label_steps, parse_setting
+from secateur.lab.steps import Options
+
+__all__ = ["Column", "Part", "Picture", "Scale", "Study", "TableSpec", "placed"]
+
+_TABLES = ("data", "model", "lab")
+
+
+class Part(Options):
+    """One sweep: steps after the common ones, a grid, and what of data, model and common steps is different here.
+
+    `context` is said of all its measurements, as if it were a setting: `{criterion = "none"}` for a control.
+    """
+
+    name: str
+    about: str = ""
+    data: dict[str, Any] = Field(default_factory=dict)
+    model: dict[str, Any] = Field(default_factory=dict)
+    lab: dict[str, Any] = Field(default_factory=dict)
+    alone: bool = Field(False, description="without the common steps")
+    step: tuple[dict[str, Any], ...] = ()
+    set: dict[str, Any] = Field(default_factory=dict)
+    grid: dict[str, Any] = Field(default_factory=dict)
+    choice: dict[str, Any] = Field(default_factory=dict)
+    context: dict[str, Any] = Field(default_factory=dict)
+
+
+class PartScale(Options):
+    """What a scale changes in one part only."""
+
+    set: dict[str, Any] = Field(default_factory=dict)
+    grid: dict[str, Any] = Field(default_factory=dict)
+
+
+class Scale(Options):
+    """How large a run: values set wherever they exist, axes cut, parts left out. `about` says it plainly."""
+
+    about: str
+    set: dict[str, Any] = Field(default_factory=dict)
+    grid: dict[str, Any] = Field(default_factory=dict)
+    skip: tuple[str, ...] = ()
+    part: dict[str, PartScale] = Field(default_factory=dict)
+
+
+class Column(Options):
+    """A column of a table: a measured name, or what follows from it.
+
+    `variant` takes the value of that variant of the same trial. `over` divides that variant's value by this one
+    (how many times less), `share` this one by that variant's. `of` takes a part of the measurement: a key of its
+    spread (`variance`, `low`, `high`). `published` is the name of the published figure beside it.
+    """
+
+    name: str
+    title: str = ""
+    variant: str | None = None
+    over: str | None = None
+    share: str | None = None
+    of: str | None = None
+    published: str | None = None
+
+    @property
+    def head(self) -> str:
+        """The column's title."""
+        return self.title or self.name.replace("_", " ")
+
+
+class TableSpec(Options):
+    """A table: one row for every combination of `rows` (keys of the context, or `layer`), a column each measure.
+
+    `across` makes a column for every value of one more key. `where` keeps the measurements whose key has one of the
+    values. Trials that fall into one cell (seeds) are averaged. The variants in `once` are the same in every trial, as
+    the dense model is: they have one row, without settings.
+    """
+
+    title: str
+    about: str = ""
+    parts: tuple[str, ...] = ()
+    rows: tuple[str, ...]
+    columns: tuple[str | Column, ...]
+    across: str | None = None
+    where: dict[str, Any] = Field(default_factory=dict)
+    once: tuple[str, ...] = ("dense",)
+
+    def all_columns(self) -> list[Column]:
+        """The columns, each written out."""
+        return [Column(name=one) if isinstance(one, str) else one for one in self.columns]
+
+
+class Picture(Options):
+    """A trial whose models are drawn and printed: of `part`, the first that has all of `where`.
+
+    `steps` are the labels of the steps after which it is looked at; `printed` of them, two, are printed side by side
+    as print(model).
+    """
+
+    part: str
+    where: dict[str, Any] = Field(default_factory=dict)
+    steps: tuple[str, ...] = ()
+    printed: tuple[str, ...] = ()
+    name: str = Field("", description="put before the steps' labels, where several trials are drawn")
+
+
+class Study(Options):
+    """A whole study."""
+
+    name: str = "study"
+    title: str
+    about: str = ""
+    data: dict[str, Any] = Field(default_factory=dict)
+    model: dict[str, Any] = Field(default_factory=dict)
+    lab: dict[str, Any] = Field(default_factory=dict)
+    step: tuple[dict[str, Any], ...] = ()
+    part: tuple[Part, ...]
+    names: dict[str, str] = Field(default_factory=dict, description="what settings are called in tables")
+    scale: dict[str, Scale]
+    table: tuple[TableSpec, ...] = ()
+    picture: tuple[Picture, ...] = ()
+    notes: tuple[str, ...] = Field((), description="what a reader of the tables must know")
+
+    @classmethod
+    def parse(cls, text: str, name: str = "study") -> Study:
+        """A study from TOML."""
+        try:
+            raw = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise RecipeError(f"study {name}: expected TOML, but {error}") from error
+        try:
+            study = cls.model_validate({"name": name, **raw})
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise RecipeError(f"study {name}: {place}: {first['msg']}, got {first['input']!r}") from None
+        study._check()
+        return study
+
+    def _check(self) -> None:
+        parts = [part.name for part in self.part]
+        wanted = [name for table in self.table for name in table.parts]
+        wanted += [picture.part for picture in self.picture]
+        for scale in self.scale.values():
+            wanted += [*scale.skip, *scale.part]
+        for name in wanted:
+            if name not in parts:
+                raise RecipeError(f"study {self.name}: there is no part {name!r}: {near(name, parts)}")
+
+    def at(self, scale: str) -> Scale:
+        """A scale by its name."""
+        if scale not in self.scale:
+            raise UnknownNameError(f"study {self.name} has no scale {scale!r}: {near(scale, self.scale)}")
+        return self.scale[scale]
+
+    def recipes(
+        self, scale: str, settings: Sequence[str] = (), data: str | None = None
+    ) -> list[tuple[Part, Recipe]]:
+        """Every part as a recipe with its grid, at a scale, with `--set` texts and `--data` applied."""
+        size = self.at(scale)
+        asked = dict(parse_setting(text) for text in settings)
+        raws = [(part, self._raw(part)) for part in self.part]
+        for changes, where in ((size.set, f"scale {scale}"), (asked, "--set")):
+            for key in changes:
+                if not any(_has(raw, key) for _, raw in raws):
+                    known = {label for _, raw in raws for label in [*_TABLES, *_labels(raw)]}
+                    word = key.partition(".")[0]
+                    raise RecipeError(
+                        f"study {self.name}: {where}: nothing called {word!r} to set (in {key!r}): "
+                        f"{near(word, sorted(known))}"
+                    )
+        axes = {axis for _, raw in raws for axis in [*raw["grid"], *raw["choice"]]}
+        for axis in size.grid:
+            if axis not in axes:
+                raise RecipeError(
+                    f"study {self.name}: scale {scale}: no part has the axis {axis!r}: {near(axis, sorted(axes))}"
+                )
+        found = []
+        for part, raw in raws:
+            if part.name in size.skip:
+                continue
+            own = size.part.get(part.name, PartScale())
+            for axis, values in {**_shared(size.grid, raw), **own.grid}.items():
+                _cut(raw, axis, values)
+            source = f"{self.name}/{part.name}"
+            for key, value in {**_shared_settings(size.set, raw), **own.set}.items():
+                assign(raw, key, value, source)
+            if data is not None:
+                raw["data"] = placed(raw["data"], data)
+            for key, value in asked.items():
+                if _has(raw, key):
+                    assign(raw, key, value, source)
+            found.append((part, Recipe.of(raw, source=source)))
+        return found
+
+    def _raw(self, part: Part) -> dict[str, Any]:
+        """One part as plain data, as a recipe would say it."""
+        steps = [*(() if part.alone else self.step), *part.step]
+        raw: dict[str, Any] = {name: {**getattr(self, name), **getattr(part, name)} for name in _TABLES}
+        raw["name"] = f"{self.name}/{part.name}"
+        raw["step"] = label_steps([dict(step) for step in steps], raw["name"])
+        raw["grid"], raw["choice"] = dict(part.grid), dict(part.choice)
+        for key, value in part.set.items():
+            assign(raw, key, value, raw["name"])
+        return raw
+
+
+def _labels(raw: Mapping[str, Any]) -> list[str]:
+    return [step["label"] for step in raw["step"]]
+
+
+def _has(raw: Mapping[str, Any], key: str) -> bool:
+    """Whether a part has what a dotted key sets."""
+    return key.partition(".")[0] in (*_TABLES, *_labels(raw))
+
+
+def _shared_settings(settings: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if _has(raw, key)}
+
+
+def _shared(grid: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {axis: values for axis, values in grid.items() if axis in raw["grid"] or axis in raw["choice"]}
+
+
+def _cut(raw: dict[str, Any], axis: str, values: Any) -> None:
+    """An axis with other values; none at all takes it away."""
+    before = raw["grid"].get(axis)
+    if isinstance(values, list) and not values:
+        raw["grid"].pop(axis, None)
+        raw["choice"].pop(axis, None)
+    elif isinstance(before, dict):
+        raw["grid"][axis] = {**before, "values": list(axis_values(axis, values, raw["name"]))}
+    else:
+        raw["grid"][axis] = list(axis_values(axis, values, raw["name"]))
+
+
+def placed(data: Mapping[str, Any], given: str) -> dict[str, Any]:
+    """The `[data]` table with `--data` applied: a dataset's name, its folder, or the folder that holds it by name.
+
+    >>> placed({"name": "mnist", "limit": 100}, "cifar10")
+    {'name': 'cifar10', 'limit': 100}
+    """
+    folder = Path(given).expanduser()
+    name = str(data.get("name", "digits"))
+    if not folder.is_dir() or given in ("digits", "mnist", "cifar10"):
+        return {**data, "name": given}
+    if name in ("mnist", "cifar10"):
+        return {**data, "path": str(folder / name if (folder / name).is_dir() else folder)}
+    return {**data, "name": str(folder)}

@@ -1,0 +1,251 @@
+"""The tables of a study: measurements by what sets them apart, the published figure and the difference beside them.
+
+>>> from secateur.core.measurement import Measurements
+>>> found = Measurements([
+...     Measurement("macs", value, "MAC", context={"trial": 0, "variant": name, "sparsity": 0.5})
+...     for name, value in (("dense", 100), ("shrunk", 40))])
+>>> spec = TableSpec(title="Cost", rows=("sparsity",), where={"variant": "shrunk"},
+...                  columns=("macs", Column(name="macs", over="dense", title="times fewer")))
+>>> made = tabulate(spec, found, [Figure(name="macs", value=50, where={"sparsity": 0.5})])
+>>> made.head
+('sparsity', 'macs', 'published', 'difference', 'times fewer')
+>>> made.rows
+[('0.5', '40', '50', '−10 (−20.0 %)', '2.50×')]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from secateur.core.measurement import Measurement
+from secateur.report.reading import said
+from secateur.report.summary import is_share, number
+from secateur.studies.published import Figure, alike
+from secateur.studies.study import Column, TableSpec
+
+__all__ = ["Tabulated", "difference", "tabulate"]
+
+_OF_ALL = ("variant", "layer", "part", "run", "trial", "step", "batch")
+Trial = dict[tuple[str, str], list[Measurement]]  # (variant, name) -> measured so often
+
+
+@dataclass
+class Tabulated:
+    """A table as it is printed: `rows` are texts, `values` the numbers behind them (None where there is none)."""
+
+    title: str
+    about: str = ""
+    head: tuple[str, ...] = ()
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+    values: list[tuple[Any, ...]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    right: tuple[int, ...] = ()
+    used: list[Figure] = field(default_factory=list)
+
+    def plain(self) -> dict[str, Any]:
+        """The table as plain data."""
+        values = [dict(zip(self.head, row)) for row in self.values]
+        return {
+            "title": self.title,
+            "head": list(self.head),
+            "rows": self.rows,
+            "values": values,
+            "notes": self.notes,
+        }
+
+
+def difference(ours: float, published: float, name: str = "") -> str:
+    """Ours less the published figure, in points where both are shares.
+
+    >>> difference(0.9, 0.88, "accuracy"), difference(110.0, 100.0), difference(5, 5)
+    ('+2.00 points', '+10 (+10.0 %)', '0')
+    """
+    change = ours - published
+    if not change:
+        return "0"
+    sign = "+" if change > 0 else "−"
+    if is_share(name):
+        return f"{sign}{abs(change) * 100:.2f} points"
+    text = f"{sign}{number(abs(change), name)}"
+    return text + (f" ({sign}{abs(change / published):.1%})".replace("%", " %") if published else "")
+
+
+def tabulate(spec: TableSpec, measurements: Iterable[Measurement], figures: Sequence[Figure]) -> Tabulated:
+    """A table filled; empty where nothing was measured for it."""
+    kept = [item for item in measurements if _wanted(item, spec)]
+    trials: dict[tuple[str, int], Trial] = {}
+    for item in kept:
+        place = (str(item.context.get("run", "")), int(item.context.get("trial", 0)))
+        key = (str(item.context.get("variant", "")), item.name)
+        trials.setdefault(place, {}).setdefault(key, []).append(item)
+    columns = spec.all_columns()
+    cells: dict[tuple[Any, ...], dict[tuple[int, str], _Cell]] = {}
+    across: list[str] = []
+    shown = [item for item in kept if _in(item.context, spec.where)]
+    for item in shown:
+        trial = trials[str(item.context.get("run", "")), int(item.context.get("trial", 0))]
+        for context, value in _split(item, spec):
+            if "variant" in spec.rows and context.get("variant") in spec.once:
+                context = {key: value for key, value in context.items() if key in _OF_ALL}
+            row = tuple(_hashed(context.get(key, "")) for key in spec.rows)
+            over = said(context[spec.across]) if spec.across and spec.across in context else ""
+            if spec.across and not over:
+                continue
+            for index, column in enumerate(columns):
+                if column.variant is None and column.name == item.name:
+                    found = _value(column, item, value, context.get("layer"), trial)
+                elif column.variant is not None and item.name == shown_name(shown, column):
+                    other = trial.get((column.variant, column.name), [])
+                    found = (
+                        _value(column, other[-1], _at(other[-1], context.get("layer")), None, trial)
+                        if other
+                        else None
+                    )
+                else:
+                    continue
+                if found is not None:
+                    if over not in across:
+                        across.append(over)
+                    cell = cells.setdefault(row, {}).setdefault((index, over), _Cell(item, context))
+                    cell.values[str(item.context.get("run", "")), int(item.context.get("trial", 0))] = found
+    return _written(spec, columns, across, cells, figures)
+
+
+def shown_name(shown: Sequence[Measurement], column: Column) -> str:
+    """The measure whose rows a column of another variant joins: its own, else the first of the table."""
+    own = {item.name for item in shown}
+    return column.name if column.name in own else shown[0].name
+
+
+@dataclass
+class _Cell:
+    item: Measurement
+    context: Mapping[str, Any]
+    values: dict[tuple[str, int], float | int] = field(default_factory=dict)
+
+    @property
+    def value(self) -> float | int:
+        several = list(self.values.values())
+        return several[0] if len(set(several)) == 1 else fmean(several)
+
+
+def _wanted(item: Measurement, spec: TableSpec) -> bool:
+    """Whether a measurement has to do with a table; that of another variant may be asked for by a column."""
+    if "published" in item.context or "epoch" in item.context:
+        return False
+    return not spec.parts or item.context.get("part") in spec.parts
+
+
+def _in(context: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
+    return all(key in context and alike(context[key], value) for key, value in where.items())
+
+
+def _split(item: Measurement, spec: TableSpec) -> list[tuple[Mapping[str, Any], float | int]]:
+    """A measurement as (context, value): once, or layer by layer where the table has layers."""
+    if "layer" not in (*spec.rows, spec.across) or "layer" in item.context:
+        return [(item.context, item.value)]
+    return [({**item.context, "layer": layer}, value) for layer, value in item.per_layer.items()]
+
+
+def _at(item: Measurement, layer: Any) -> float | int | None:
+    return item.value if layer is None else item.per_layer.get(layer)
+
+
+def _value(
+    column: Column, item: Measurement, value: float | int | None, layer: Any, trial: Trial
+) -> float | int | None:
+    """What a column shows of a measurement."""
+    if column.of is not None:
+        return item.spread.get(column.of)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return value
+    other = column.over or column.share
+    if other is None:
+        return value
+    found = trial.get((other, column.name), [])
+    base = _at(found[0], layer) if found else None
+    if base is None:
+        return None
+    top, bottom = (base, value) if column.over else (value, base)
+    return top / bottom if bottom else None
+
+
+def _hashed(value: Any) -> Any:
+    """A setting as something that rows can be told apart by; numbers stay numbers, to be sorted by."""
+    return value if isinstance(value, (str, int, float)) and not isinstance(value, bool) else said(value)
+
+
+def _text(column: Column, cell: _Cell) -> str:
+    if column.over:
+        return number(cell.value, "", "x")
+    if column.share:
+        return number(cell.value, "share_sparsity")
+    unit = cell.item.unit if column.of is None else ""
+    text = number(cell.value, column.name, unit)
+    return f"{text} %" if unit == "%" else text
+
+
+def _written(
+    spec: TableSpec,
+    columns: list[Column],
+    across: list[str],
+    cells: dict[tuple[Any, ...], dict[tuple[int, str], _Cell]],
+    figures: Sequence[Figure],
+) -> Tabulated:
+    made = Tabulated(spec.title, spec.about)
+    slots = [(index, over) for over in across for index in range(len(columns))]
+    slots = [slot for slot in slots if any(slot in row for row in cells.values())]
+    beside: dict[tuple[Any, ...], dict[tuple[int, str], Figure]] = {}
+    for key, row in cells.items():
+        for slot, cell in row.items():
+            column = columns[slot[0]]
+            name = column.published or (column.name if not (column.over or column.share or column.of) else "")
+            context = cell.context if column.variant is None else {**cell.context, "variant": column.variant}
+            match = next((one for one in figures if one.fits(name, context)), None)
+            if match is not None:
+                beside.setdefault(key, {})[slot] = match
+    paired = {slot for row in beside.values() for slot in row}
+    head = [key.replace("_", " ") for key in spec.rows]
+    for index, over in slots:
+        unit = next((row[index, over].item.unit for row in cells.values() if (index, over) in row), "")
+        said_of = f" [{unit}]" if unit in ("ms", "s") and columns[index].of is None else ""
+        several = len(columns) > 1 or not over
+        title = " · ".join(part for part in (over, columns[index].head if several else "") if part) + said_of
+        head += [title, *(("published", "difference") if (index, over) in paired else ())]
+    made.head = tuple(head)
+    made.right = tuple(range(len(spec.rows), len(head)))
+    for key, row in cells.items():
+        texts, values = [said(part) for part in key], list(key)
+        for slot in slots:
+            found, figure = row.get(slot), beside.get(key, {}).get(slot)
+            column = columns[slot[0]]
+            texts.append(_text(column, found) if found else "")
+            values.append(found.value if found else None)
+            if slot not in paired:
+                continue
+            mark = f" {_note(made, figure)}" if figure is not None and figure.inconsistent else ""
+            unit = "x" if column.over else ""
+            name = "share_sparsity" if column.share else column.name
+            texts.append(number(figure.value, name, unit) + mark if figure else "")
+            values.append(figure.value if figure else None)
+            told = found is not None and figure is not None
+            texts.append(difference(found.value, figure.sound, name) if told else "")  # type: ignore[union-attr]
+            values.append(found.value - figure.sound if told else None)  # type: ignore[union-attr]
+        made.rows.append(tuple(texts))
+        made.values.append(tuple(values))
+    made.used = [figure for row in beside.values() for figure in row.values()]
+    return made
+
+
+def _note(made: Tabulated, figure: Figure) -> str:
+    """The mark of a figure that cannot be right, and a note that says why; ours is compared with what follows."""
+    text = f"reference inconsistent: {figure.inconsistent}"
+    if figure.follows is not None:
+        text += f"; {number(figure.follows, figure.name)} follows from it, and the difference is to that"
+    if text not in made.notes:
+        made.notes.append(text)
+    return "(" + "*" * (made.notes.index(text) + 1) + ")"

@@ -37,7 +37,7 @@ Address = Annotated[
     str | None, typer.Option("--address", help="The Ray cluster to use, or `auto`; default: start one here.")
 ]
 Cpus = Annotated[float, typer.Option("--cpus", min=0, help="Ray: processor cores a trial takes.")]
-Gpus = Annotated[float, typer.Option("--gpus", min=0, help="Ray: GPUs a trial takes; 0.25 puts four on one.")]
+Gpus = Annotated[float, typer.Option("--gpus", min=0, help="GPUs a trial takes; 0.25 puts four on one.")]
 Memory = Annotated[float, typer.Option("--memory", min=0, help="Ray: GiB of memory a trial takes.")]
 
 

@@ -25,6 +25,7 @@ from secateur.errors import OptionError, SecateurError
 
 if TYPE_CHECKING:
     from secateur.lab.recipe import Recipe
+    from secateur.lab.store import Store
 
 __all__ = ["VERBS"]
 
@@ -34,6 +35,9 @@ _DryRun = Annotated[
 ]
 _Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="How many processes share a grid's trials.")]
 _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+_ReportFolder = Annotated[
+    Path | None, typer.Option("--report", help="Folder to write the report to, a page about this run.")
+]
 _Which = Annotated[str, typer.Argument(help="A run's number, or `last`.")]
 _STORE = Path("runs")
 
@@ -57,6 +61,9 @@ def _carry_out(
     out: Path | None,
     quiet: bool,
     cluster: Cluster | None = None,
+    *,
+    gpus: float | None = None,
+    report: Path | None = None,
 ) -> Any:
     """What `run`, `sweep` and `demo` have in common."""
     from secateur.lab import launched, tables
@@ -95,7 +102,7 @@ def _carry_out(
     engine = cluster.engine(opened, jobs, plan.device) if cluster is not None else None
     watch = display(quiet, many=len(plan.trials) > 1 and (jobs > 1 or engine is not None))
     try:
-        ran = run_recipe(recipe, opened, jobs=jobs, progress=watch, plan=plan, engine=engine)
+        ran = run_recipe(recipe, opened, jobs=jobs, progress=watch, plan=plan, engine=engine, gpus=gpus)
     except KeyboardInterrupt:
         # Said here, because the command line's own handling of Ctrl-C says nothing.
         print(
@@ -108,6 +115,9 @@ def _carry_out(
         print_json(tables.as_json(ran))
     else:
         show_table(*tables.summary(ran.measurements, recipe.grid))
+    if report is not None:
+        page = _write_report(opened, ran.run, report)
+        print(f"report: {page}", file=sys.stderr if json else sys.stdout)
     if ran.failures:
         index, message = ran.failures[0]
         raise SecateurError(
@@ -116,6 +126,15 @@ def _carry_out(
             f"{message} (secateur show {ran.run} has all)"
         )
     return ran
+
+
+def _write_report(store: Store, run: int, folder: Path) -> Path:
+    """The report about a run as one page; returns where it is."""
+    from secateur.lab.reporting import gather
+    from secateur.report import Report
+
+    written: Path = Report([gather(store, str(run))]).write(folder)[0]
+    return written
 
 
 def run(
@@ -127,6 +146,7 @@ def run(
     dry_run: _DryRun = False,
     store: StoreFolder = _STORE,
     out: Out = None,
+    report: _ReportFolder = None,
     json: Json = False,
     quiet: _Quiet = False,
     debug: Debug = False,
@@ -134,7 +154,8 @@ def run(
     """Do what a recipe says. Steps done before are not done again."""
     from secateur.lab.recipe import Recipe
 
-    _carry_out(Recipe.read(recipe, _settings(set_, seed, device)), store, jobs, dry_run, json, out, quiet)
+    found = Recipe.read(recipe, _settings(set_, seed, device))
+    _carry_out(found, store, jobs, dry_run, json, out, quiet, report=report)
 
 
 def sweep(
@@ -160,6 +181,7 @@ def sweep(
     dry_run: _DryRun = False,
     store: StoreFolder = _STORE,
     out: Out = None,
+    report: _ReportFolder = None,
     json: Json = False,
     quiet: _Quiet = False,
     debug: Debug = False,
@@ -178,8 +200,10 @@ def sweep(
             f"{recipe}: nothing to sweep: the recipe has no [grid]; give an axis, such as --grid "
             "prune.budget=0.5,0.7,0.9"
         )
-    cluster = cluster_of(engine, address, cpus, gpus, memory)
-    _carry_out(found, store, jobs, dry_run, json, out, quiet, cluster)
+    here = engine is EngineChoice.local
+    cluster = cluster_of(engine, address, cpus, 0 if here else gpus, memory)
+    share = gpus if here and gpus else None
+    _carry_out(found, store, jobs, dry_run, json, out, quiet, cluster, gpus=share, report=report)
 
 
 def demo(
@@ -219,10 +243,7 @@ def demo(
         print(textwrap.fill(paragraph, 100))
     page = out / "report" / "index.html"
     if report and (ran.computed or not page.exists()):
-        from secateur.lab.reporting import gather
-        from secateur.report import Report
-
-        Report([gather(opened, str(ran.run))]).write(page.parent)
+        _write_report(opened, ran.run, page.parent)
     if report:
         print(f"\nEverything above and more as one page, to open in a browser: {page}")
 

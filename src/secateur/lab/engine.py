@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import torch
 
 from secateur.core.measurement import Measurements
 from secateur.errors import OptionError
@@ -113,16 +112,23 @@ def run(
     progress: Progress | None = None,
     plan: Plan | None = None,
     engine: Engine | None = None,
+    gpus: float | None = None,
 ) -> Ran:
     """Do what the recipe says. What the store knows is not done again.
 
     `jobs` processes of this machine share the trials, or an engine of `secateur.lab.engines` computes them.
+    `gpus` is how many GPUs each process takes, a fraction where several share one; None shares them out in turn.
 
     With one trial its error is raised. With several a failed one is stored and reported, and the others go
     on.
     """
     if jobs < 1:
         raise OptionError(f"jobs: expected at least 1, got {jobs}")
+    if gpus is not None and jobs == 1:
+        raise OptionError(
+            f"gpus: {gpus:g} says how processes share the GPUs, and there is one process; ask for several with jobs "
+            "(--jobs 2)"
+        )
     watch = progress or Progress()
     plan = plan or make_plan(recipe)
     keys = plan.keys()
@@ -158,7 +164,12 @@ def run(
                     failures.append((trial.index, str(error)))
         else:
             computed, failures = _run_on(
-                engine or local_engine(store, min(jobs, len(plan.trials))), plan, store, number, watch, known
+                engine or _local(store, min(jobs, len(plan.trials)), plan, gpus),
+                plan,
+                store,
+                number,
+                watch,
+                known,
             )
         status = "failed" if failures else "done"
     except KeyboardInterrupt:
@@ -179,13 +190,30 @@ def run(
     )
 
 
-def local_engine(store: Store, jobs: int) -> Engine:
-    """So many processes of this machine, its cores and GPUs shared out among them."""
+def local_engine(
+    store: Store, jobs: int, *, devices: Collection[str] = ("auto",), gpus: float | None = None
+) -> Engine:
+    """So many processes of this machine, its cores and GPUs shared out among them.
+
+    Where one of the recipes' devices is a GPU by its number, every process sees all of them.
+    """
     from secateur.lab.engines import slots
+    from secateur.lab.engines.gpus import gpus_here, shared_out
     from secateur.lab.engines.local import LocalEngine
 
+    other = sorted(set(devices) - {"auto", "cuda"})
+    if gpus and other:
+        raise OptionError(
+            f"gpus: {gpus:g} GPUs for each process, and the recipe's device is {other[0]}; leave gpus out, or take "
+            "the device auto or cuda"
+        )
+    here = [] if other else gpus_here()
     jobs, each = slots(jobs, int(hardware()["cores"]))
-    return LocalEngine(store, jobs, each, torch.cuda.device_count())
+    return LocalEngine(store, jobs, each, shared_out(jobs, here, gpus))
+
+
+def _local(store: Store, jobs: int, plan: Plan, gpus: float | None) -> Engine:
+    return local_engine(store, jobs, devices={trial.recipe.lab.device for trial in plan.trials}, gpus=gpus)
 
 
 def _run_on(

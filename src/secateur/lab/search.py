@@ -184,7 +184,7 @@ def search(
     from secateur.lab.engine import local_engine
 
     watch = _Watch(progress or Progress(), floors or {})
-    engine = _Kept(local_engine(store, jobs))
+    engine = _Kept(local_engine(store, jobs, devices={recipe.lab.device}))
     while (left := trials - _ended(study)) > 0:
         asked = [study.ask() for _ in range(min(jobs, left))]
         chosen = [{key: _suggest(trial, key, axes[key]) for key in axes} for trial in asked]

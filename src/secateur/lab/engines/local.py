@@ -1,10 +1,9 @@
-"""The local engine: processes on this machine, the cores shared out among them, every GPU in turn.
+"""The local engine: processes on this machine, the cores and the GPUs shared out among them.
 
 A process that is killed is replaced, and its step begun again (a training from its last whole epoch); the third time
 the step counts as failed. All processes end with the one that started them, however that ends.
 
->>> round_robin(3, 2), round_robin(3, 0)
-([0, 1, 0], [None, None, None])
+    engine = LocalEngine(Store("runs"), jobs=2, threads=1, gpus=[("0",), ("1",)])
 """
 
 from __future__ import annotations
@@ -12,46 +11,41 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import connection, get_context
+from types import ModuleType
 from typing import Any
 
 from secateur.lab.engines import Event, Node, numbers
 from secateur.lab.progress import Progress
 from secateur.lab.store import Store
 
-__all__ = ["LocalEngine", "round_robin"]
+__all__ = ["LocalEngine"]
 
 _ATTEMPTS = 3
 _TELL_EVERY = 0.5  # seconds between two words about a training
 
 
-def round_robin(workers: int, gpus: int) -> list[int | None]:
-    """Which GPU each worker uses: several workers share one where there are more workers than GPUs.
-
-    >>> round_robin(4, 2)
-    [0, 1, 0, 1]
-    """
-    return [worker % gpus if gpus else None for worker in range(workers)]
-
-
 class _Worker:
     """A process, the line to it, and what it is doing."""
 
-    def __init__(self, folder: str, threads: int, gpu: int | None):
+    def __init__(self, folder: str, threads: int, gpus: tuple[str, ...], node: Node | None):
         # Not fork: a forked process inherits torch's thread pools in a state nobody defined.
         context = get_context("spawn")
-        self.gpu = gpu
-        self.node: Node | None = None
+        self.gpus = gpus
+        self.node = node
         self.line, theirs = context.Pipe()
         self.process = context.Process(
-            target=_serve, args=(theirs, folder, threads, gpu, os.getpid()), daemon=True
+            target=_serve, args=(theirs, folder, threads, gpus, os.getpid()), daemon=True
         )
-        with _interrupts_held():
+        # A model of the user's own script is found there by name; nothing else of it is needed.
+        scripted = node is not None and node.trial.recipe.model.name.startswith("__main__:")
+        with _interrupts_held(), contextlib.nullcontext() if scripted else _script_hidden():
             self.process.start()
         theirs.close()
 
@@ -83,16 +77,27 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class LocalEngine:
-    """So many processes on this machine, each with so many of torch's threads.
+@contextlib.contextmanager
+def _script_hidden() -> Iterator[None]:
+    """Start processes that do not run the user's script again, as spawned ones do otherwise: that would cost its
+    time once for each, and never end for a script without `if __name__ == "__main__":`."""
+    script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
-    engine = LocalEngine(Store("runs"), jobs=2, threads=1)
+
+class LocalEngine:
+    """So many processes on this machine, each with so many of torch's threads and the GPUs named for it.
+
+    Where `gpus` is left out every process sees them all.
     """
 
-    def __init__(self, store: Store, jobs: int, threads: int, gpus: int = 0):
+    def __init__(self, store: Store, jobs: int, threads: int, gpus: Sequence[tuple[str, ...]] = ()):
         self.slots = jobs
         self._folder, self._threads = str(store.folder), threads
-        self._gpus = round_robin(jobs, gpus)
+        self._gpus = list(gpus) or [()] * jobs
         self._workers: list[_Worker] = []
         self._tries: dict[str, int] = {}
         self._pending: deque[Event] = deque()
@@ -101,7 +106,7 @@ class LocalEngine:
         """Give it to a process that has nothing to do."""
         worker = next((one for one in self._workers if one.node is None), None)
         if worker is None:
-            worker = _Worker(self._folder, self._threads, self._gpus[len(self._workers)])
+            worker = _Worker(self._folder, self._threads, self._gpus[len(self._workers)], node)
             self._workers.append(worker)
         worker.node = node
         self._tries[node.key] = self._tries.get(node.key, 0) + 1
@@ -134,18 +139,18 @@ class LocalEngine:
         worker.process.join(timeout=5)
         code = worker.process.exitcode
         worker.end(now=True)
-        self._workers[place] = fresh = _Worker(self._folder, self._threads, worker.gpu)
+        self._workers[place] = fresh = _Worker(self._folder, self._threads, worker.gpus, node)
         if node is None:
             return
         if self._tries[node.key] < _ATTEMPTS:
             self._tries[node.key] += 1
-            fresh.node = node
             fresh.line.send((node.trial, node.position))
             return
         why = (
             f"its process was killed {_ATTEMPTS} times (exit code {code}; out of memory, perhaps); what was finished "
             "is kept: run the recipe again, with fewer --jobs"
         )
+        fresh.node = None
         self._pending.append(Event("failed", node.key, text=why, trace=why))
 
     def close(self, *, now: bool) -> None:
@@ -196,16 +201,16 @@ class TellingProgress(Progress):
         return _Told(self._tell)
 
 
-def _serve(line: Any, folder: str, threads: int, gpu: int | None, parent: int) -> None:
+def _serve(line: Any, folder: str, threads: int, gpus: tuple[str, ...], parent: int) -> None:
     """The life of a process: compute what comes through the line, say what came of it."""
+    if gpus:  # before anything asks for a GPU: the driver looks at this once
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     # Ctrl-C goes to every process of the terminal; the parent decides what it means, and ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with(parent)
     import torch
 
     torch.set_num_threads(threads)
-    if gpu is not None:
-        torch.cuda.set_device(gpu)
     store = Store(folder)
     while True:
         try:

@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 
 from secateur.errors import MissingExtraError, OptionError, StoreError
 from secateur.lab.engines import Event, Node, numbers
+from secateur.lab.engines.gpus import checked_share
 from secateur.lab.engines.local import TellingProgress
 from secateur.lab.store import Outcome, Store
 
@@ -50,11 +51,10 @@ class Needs:
     memory_gib: float = 0
 
     def __post_init__(self) -> None:
-        for name in ("cpus", "gpus", "memory_gib"):
+        for name in ("cpus", "memory_gib"):
             if getattr(self, name) < 0:
                 raise OptionError(f"{name}: expected 0 or more, got {getattr(self, name)}")
-        if self.gpus > 1 and self.gpus != int(self.gpus):
-            raise OptionError(f"gpus: expected a fraction below 1 or a whole number, got {self.gpus}")
+        checked_share(self.gpus)
 
     def options(self) -> dict[str, Any]:
         """What Ray is told."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 from torch import nn
@@ -99,7 +99,7 @@ class Measure(Base):
             elif name == "testing_time":
                 found.append(_testing_time(model, split, self.split, work))
             else:
-                options = {"bias": True} if name == "macs" and self.bias else {}
+                options: Any = {"bias": True} if name == "macs" and self.bias else {}
                 found += measure(model, example, what=[name], **options)
         model.to("cpu")
         shown = {item.name: item.text() for item in found}

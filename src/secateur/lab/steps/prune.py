@@ -21,6 +21,7 @@ from secateur.core import schedule
 from secateur.core.measurement import Measurement, Measurements
 from secateur.core.targets import select
 from secateur.errors import NothingToDoError, OptionError, RecipeError, near
+from secateur.guard import find_collapsed
 from secateur.lab.state import State
 from secateur.lab.steps import Base, Options, Plugin, Result, Work, make
 from secateur.lab.steps.scan import FILE
@@ -183,6 +184,11 @@ class Prune(Base):
             allow_collapse=self.allow_collapse,
             seed=work.seed,
         )
+        dead = (
+            find_collapsed(state.model, masks, work.data.example.to(work.device))
+            if self.allow_collapse
+            else []
+        )
         masks.apply_(state.model)
         state.model.to("cpu")
         text = "share of the pruned tensors' weights that the masks remove"
@@ -195,7 +201,15 @@ class Prune(Base):
             text = "the mean of the sparsities chosen from the scan, layer by layer"
             mean = sum(chosen.values()) / len(chosen)
             measured.append(Measurement("chosen_sparsity", mean, "", text, per_layer=chosen))
+        if self.allow_collapse:
+            text = "layers of which nothing is left, or that no signal reaches: found before any training"
+            layers = {collapse.layer: 1 for collapse in dead}
+            said = tuple(str(collapse) for collapse in dead)
+            measured.append(
+                Measurement("collapsed_layers", len(dead), "", text, per_layer=layers, notes=said)
+            )
         kept = f"{masks.numel - masks.kept:,} of {masks.numel:,} weights removed ({masks.sparsity:.1%})"
+        kept += f"; {len(dead)} layers collapsed, the first: {dead[0]}" if dead else ""
         return Result(
             State(state.model, masks=masks.to("cpu"), plan=state.plan), Measurements(measured), {}, kept
         )

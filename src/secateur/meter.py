@@ -31,6 +31,7 @@ from secateur.choice import masks_of
 from secateur.container.archive import save
 from secateur.core.context import Context
 from secateur.core.masks import Masks, count_true
+from secateur.core.measurement import Measurement
 from secateur.core.units import Units
 from secateur.errors import DataError, NothingToDoError, OptionError
 from secateur.measure._run import describe, device_of
@@ -43,8 +44,14 @@ from secateur.structure.couplings import Structure, analyse
 
 __all__ = ["Meter"]
 
-# (device, threads, example, widths of the dense model, of the shrunk one) -> (ms, share of the dense time)
-_TIMES: dict[str, list[tuple[float, float]]] = {}
+# (device, threads, example, widths of the dense model, of the shrunk one) -> readings of ms, and of the share of the
+# dense model's time in the same turn
+_TIMES: dict[str, tuple[list[float], list[float]]] = {}
+
+
+def _trials(row: Measurement) -> list[float]:
+    """Every reading of a measurement, or the one there is."""
+    return [float(one) for one in row.trials] or [float(row.value)]
 
 
 class Meter:
@@ -142,7 +149,7 @@ class Meter:
     ) -> tuple[float, float]:
         """(milliseconds, share of the dense model's time) of the shrunk model, both read in turns here and now.
 
-        What was read before of the same widths is not read anew, unless `again`; then all readings count.
+        What was read before of the same widths is not read anew, unless `again`; medians are of all readings ever made.
         """
         if not self.structural:
             raise OptionError(
@@ -153,16 +160,18 @@ class Meter:
         small = self._shrunk(masks)
         model = self.model if small is None else small.model
         key = self._key(model, threads)
-        known = _TIMES.setdefault(key, [])
-        if not known or again:
+        times, shares = _TIMES.setdefault(key, ([], []))
+        if not times or again:
             if small is None:
                 # itself against itself says nothing but how steady the machine is; one side's time is needed
                 found = latency(model, self._example, trials=trials, threads=threads)
-                known.append((found[0].value, 1.0))
+                times += _trials(found[0])
+                shares.append(1.0)
             else:
                 found = compare(self.model, model, self._example, trials=trials, threads=threads)
-                known.append((found[1].value, 1.0 / found["speedup"].value))
-        return statistics.median(ms for ms, _ in known), statistics.median(share for _, share in known)
+                times += _trials(found[1])
+                shares += [1.0 / ratio for ratio in _trials(found["speedup"])]
+        return statistics.median(times), statistics.median(shares)
 
     def _shrunk(self, masks: Masks) -> Shrunk | None:
         """The smaller model, or None where nothing leaves it."""

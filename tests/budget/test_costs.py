@@ -237,3 +237,56 @@ def test_floors_hold_and_masks_only_grow(model):
 def test_options_are_checked(make):
     with pytest.raises(OptionError):
         make()
+
+
+@pytest.mark.parametrize("spread", ["per_tensor", "overall"])
+def test_rounded_widths_hold_the_limit_and_leave_no_room_for_a_block(spread):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 40, 3, padding=1), nn.ReLU(), nn.Conv2d(40, 64, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(64, 6, 3, padding=1),
+    ).eval()  # fmt: skip
+    x = torch.zeros(1, 3, 8, 8)
+    masks = sc.prune(model, "l2", "channel", sc.budget.Macs(0.4, spread=spread, round_to=8), example=x)
+    small = sc.shrink(model, masks, x).model
+    widths = [small[0].out_channels, small[2].out_channels]
+    assert widths[0] % 8 == widths[1] % 8 == 0
+    dense = sc.measure(model, x, what="macs")["macs"].value
+    left = sc.measure(small, x, what="macs")["macs"].value
+    assert left <= 0.4 * dense
+
+    def count(a, b):
+        return 64 * 9 * (3 * a + a * b + b * 6)
+
+    assert left == count(*widths)
+    assert widths[0] == 40 or count(widths[0] + 8, widths[1]) > 0.4 * dense
+    assert widths[1] == 64 or count(widths[0], widths[1] + 8) > 0.4 * dense
+    with pytest.raises(OptionError, match="round_to: expected a multiple"):
+        sc.budget.Macs(0.4, round_to=0)
+
+
+def test_a_hunt_among_noisy_readings_lands_where_the_true_time_is():
+    """Readings off by up to a tenth, shrinking with repetition: the true time found is near the limit, every time."""
+    import random
+
+    from secateur.budget.latency import Hunt
+
+    off = []
+    for seed in range(40):
+        chance, readings = random.Random(seed), {}
+
+        def true(k):
+            return 0.15 + 0.85 * ((200 - k) / 200) ** 2
+
+        def read(k, again, chance=chance, readings=readings):
+            # the median of 8 readings far off, of 25 when read again
+            found = [true(k) * (1 + chance.uniform(-0.1, 0.1)) for _ in range(25 if again else 8)]
+            held = readings.setdefault(k, [])
+            held += found
+            return sorted(held)[len(held) // 2]
+
+        hunt = Hunt(199, read, lambda k: float(200 - k) ** 2, 0.5, 0.04, 10)
+        off.append(abs(true(hunt.run(1.0)) / 0.5 - 1.0))
+        assert hunt.readings <= 16
+    assert max(off) < 0.08
+    assert sorted(off)[len(off) // 2] < 0.04

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -29,6 +29,7 @@ import torch
 from secateur.budget import Base
 from secateur.budget._contest import Contest, Pool
 from secateur.budget._select import keep_highest
+from secateur.core.masks import count_true
 from secateur.core.schedule import OneShot, Schedule
 from secateur.errors import BudgetNotMetError, OptionError
 
@@ -83,9 +84,15 @@ class Remaining(Base):
 
     keep: float | None
     spread: str
+    round_to: int | None = None
 
     def check_spread(self) -> None:
-        """Raise unless `spread` is one of the two rules."""
+        """Raise unless `spread` is one of the two rules, and `round_to` a multiple."""
+        if self.round_to is not None and (type(self.round_to) is not int or self.round_to < 1):
+            raise OptionError(
+                f"{type(self).__name__} round_to: expected a multiple that what remains is rounded to, such as 8 or "
+                f"16, got {self.round_to!r}"
+            )
         if self.spread not in ("per_tensor", "overall"):
             raise OptionError(
                 f"{type(self).__name__} spread: expected 'per_tensor' (every list loses the same share) or 'overall' "
@@ -114,11 +121,15 @@ def meter_of(contest: Contest, budget: Any) -> Any:
 
 
 class Path:
-    """The choices in the order in which a rule lets units go. At least one unit of every list stays."""
+    """The choices in the order in which a rule lets units go. At least one unit of every list stays.
 
-    def __init__(self, contest: Contest, spread: str):
+    With `round_to` a list that loses any keeps the nearest multiple of it (never none), as kernels like widths to be.
+    """
+
+    def __init__(self, contest: Contest, spread: str, round_to: int | None = None):
         self.pools = contest.pools
         self.spread = spread
+        self.round_to = round_to
         self._gone = [pool.removed for pool in self.pools]
         self._most = [max(gone, min(pool.most, pool.count - 1)) for gone, pool in zip(self._gone, self.pools)]
         self.last = sum(self._most) - sum(self._gone)
@@ -130,9 +141,41 @@ class Path:
         gone = position + sum(self._gone)
         if self.spread == "overall":
             kept = keep_highest(self._ranked, gone)
-            return {pool.name: keep for pool, keep in zip(self.pools, kept)}
-        counts = self._counts(gone)
+            if self.round_to is None:
+                return {pool.name: keep for pool, keep in zip(self.pools, kept)}
+            counts = [pool.count - count_true(keep) for pool, keep in zip(self.pools, kept)]
+        else:
+            counts = self._counts(gone)
+        return self.of([self._rounded(i, count) for i, count in enumerate(counts)])
+
+    def of(self, counts: Sequence[int]) -> Chosen:
+        """The choice in which each list has lost so many of its units of least worth."""
         return {pool.name: keep_highest([pool.ranked], count)[0] for pool, count in zip(self.pools, counts)}
+
+    def refilled(self, chosen: Chosen, fits: Callable[[Chosen], bool]) -> Chosen:
+        """The choice with blocks of `round_to` units back where there is room: what rounding took too much."""
+        if self.round_to is None:
+            return chosen
+        counts = [pool.count - count_true(chosen[pool.name]) for pool in self.pools]
+        # the list that has lost the largest share of itself first; one that has no room is not asked again
+        asked = {i for i, count in enumerate(counts) if count > self._gone[i]}
+        while asked:
+            index = max(asked, key=lambda i: (counts[i] / self.pools[i].count, -i))
+            less = max(self._gone[index], counts[index] - self.round_to)
+            tried = self.of([*counts[:index], less, *counts[index + 1 :]])
+            if less < counts[index] and fits(tried):
+                counts[index], chosen = less, tried
+            else:
+                asked.discard(index)
+        return chosen
+
+    def _rounded(self, index: int, gone: int) -> int:
+        """How many units a list loses, so that what stays is a multiple."""
+        pool, most, before = self.pools[index], self._most[index], self._gone[index]
+        if self.round_to is None or gone == 0 or pool.count <= self.round_to:
+            return gone
+        stays = max(1, math.floor((pool.count - gone) / self.round_to + 0.5)) * self.round_to
+        return gone if before > pool.count - stays else min(most, max(0, pool.count - stays))
 
     def _counts(self, gone: int) -> list[int]:
         """How many each list has lost when `gone` units are gone at one share; ties by the lists' order."""

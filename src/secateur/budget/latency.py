@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 
 from secateur.budget._contest import Contest, check_share
-from secateur.budget._remaining import Path, Remaining, Search, check_keep, meter_of
+from secateur.budget._remaining import Path, Remaining, check_keep, meter_of
 from secateur.errors import BudgetNotMetError, OptionError
 
 __all__ = ["Latency"]
 
-_CONFIRMED = 3  # times, at most, that a result is read again and searched anew
+_CONFIRMED = 3  # readings beyond `most`, to confirm what was found
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,10 @@ class Latency(Remaining):
     """As few channels go as make a forward pass on the example take at most so long.
 
     `ms` is the limit, or `keep` the share of the dense model's time. Every try really shrinks the model and reads its
-    time in turns with the dense one's (`trials` each, on `threads`); times read before of the same widths are used
-    again. Zeros in place save no time, so only pieces that leave the model do: granularity "channel" or "head". What
-    is found lies within `within` below the limit as measured, unless the next unit back would pass it or `most`
-    measurements were made.
+    time in turns with the dense one's (`trials` each, on `threads`; a third of that far from the limit). Times read
+    before of the same widths count as well, and what is found has been read twice. Zeros in place save no time, so only
+    pieces that leave the model do: granularity "channel" or "head". What is found lies within `within` below the limit
+    as measured, unless the next unit back would pass it or `most` models were read. `round_to` as for `Macs`.
 
     >>> Latency(keep=0.5).within, Latency(ms=2.0).keep
     (0.04, None)
@@ -37,6 +38,7 @@ class Latency(Remaining):
     trials: int = 25
     threads: int | None = None
     spread: str = "per_tensor"
+    round_to: int | None = None
     within: float = 0.04
     most: int = 10
 
@@ -65,29 +67,137 @@ class Latency(Remaining):
         meter = meter_of(contest, self)
         which = 0 if self.ms is not None else 1
         limit = float(self.ms if self.ms is not None else self.keep or 0.0)
-        path = Path(contest, self.spread)
-        start = meter.time(path.at(0), self.trials, self.threads)
-        search = Search(
-            path,
-            lambda chosen: meter.time(chosen, self.trials, self.threads)[which],
-            lambda chosen: meter.remaining("macs", chosen),
-            limit,
-            self.within,
-            self.most,
-            start=start[which],
+        path = Path(contest, self.spread, self.round_to)
+
+        def read(position: int, again: bool) -> float:
+            # far from the limit a rough reading does, and what is read again counts together with what was read before
+            trials = self.trials if again else max(3, self.trials // 3)
+            return float(meter.time(path.at(position), trials, self.threads, again=again)[which])
+
+        start = float(meter.time(path.at(0), self.trials, self.threads)[which])
+        if start <= limit:
+            return path.at(0)
+        hunt = Hunt(
+            path.last, read, lambda k: meter.remaining("macs", path.at(k)), limit, self.within, self.most
         )
-        best = search.run()
-        for _ in range(_CONFIRMED):
-            # One lucky reading would be found by a search that looks for low ones: what it found is read again.
-            if best is None or meter.time(best, self.trials, self.threads, again=True)[which] <= limit:
-                break
-            search.done.clear()
-            best = search.run()
+        best = hunt.run(start)
         if best is None:
             unit = "ms" if which == 0 else "of the dense time"
             raise BudgetNotMetError(
-                f"{self}: the fastest of {len(search.done)} shrunk models takes {search.least:.4g} {unit} (dense: "
-                f"{start[which]:.4g}) and {limit:.4g} was asked; let more layers be pruned, or ask for "
-                f"{search.least * 1.02:.3g}. secateur.measure.latency.why tells where the time goes"
+                f"{self}: the fastest of {len(hunt.seen)} shrunk models takes {hunt.least:.4g} {unit} (dense: "
+                f"{start:.4g}) and {limit:.4g} was asked; let more layers be pruned, or ask for "
+                f"{hunt.least * 1.02:.3g}. secateur.measure.latency.why tells where the time goes"
             )
-        return best
+        return path.at(best)
+
+
+@dataclass
+class Hunt:
+    """The position whose time lies just below a limit, found by few readings that are not exact.
+
+    Times fall along the path but readings do not quite; they are made to by averaging neighbours in the wrong order.
+    Each next reading is where the line through the nearest two says that the limit should be met (time follows `size`,
+    the multiply-accumulates), and a position is believed once a second reading, together with the first, says the same.
+
+    >>> times = {k: 1.0 - 0.009 * k + 0.01 * (k % 3) for k in range(101)}
+    >>> hunt = Hunt(100, lambda k, again: times[k], lambda k: 100.0 - k, limit=0.5, within=0.04, most=10)
+    >>> 0.48 <= times[hunt.run(1.0)] <= 0.5, len(hunt.seen) <= 6
+    (True, True)
+    """
+
+    last: int
+    read: Callable[[int, bool], float]
+    size: Callable[[int], float]
+    limit: float
+    within: float
+    most: int
+    seen: dict[int, float] = field(default_factory=dict)  # position -> time, by all readings of it
+    readings: int = 0
+
+    def run(self, start: float) -> int | None:
+        """The best position found, or None where even the last one takes too long."""
+        self._firm: set[int] = set()
+        self._sizes = {0: self.size(0)}
+        self._start = start
+        for _ in range(self.most + _CONFIRMED):
+            position = self._next()
+            if position is None:
+                break
+            self._look(position)
+            if self._good(position):
+                if position in self._firm:
+                    return position
+                self._look(position)  # once more, with all trials
+                if self._good(position):
+                    return position
+        return self._best()
+
+    @property
+    def least(self) -> float:
+        """The shortest time found."""
+        return min(self.seen.values())
+
+    def _good(self, position: int) -> bool:
+        return self.limit * (1.0 - self.within) <= self.seen[position] <= self.limit
+
+    def _look(self, position: int) -> None:
+        again = position in self.seen
+        self.seen[position] = self.read(position, again)
+        self.readings += 1
+        if again:
+            self._firm.add(position)
+
+    def _best(self) -> int | None:
+        """The slowest position that holds the limit by two readings; what was read once is read again first."""
+        while True:
+            under = [k for k, time in self.seen.items() if time <= self.limit]
+            if not under:
+                if self.last in self._firm:
+                    return None
+                self._look(self.last)
+                continue
+            best = max(under, key=lambda k: (self.seen[k], -k))
+            if best in self._firm:
+                return best
+            self._look(best)
+
+    def _next(self) -> int | None:
+        """Where to look: strictly between the two nearest, or None where nothing lies between."""
+        points = _falling({0: self._start, **self.seen})
+        over = max((k for k, time in points.items() if time > self.limit), default=0)
+        under = min((k for k, time in points.items() if time <= self.limit and k > over), default=None)
+        first, last = over + 1, (under - 1 if under is not None else self.last)
+        if first > last:
+            return None
+        low = (
+            (points[under], self._sized(under)) if under is not None else (0.0, 0.0)
+        )  # nothing takes no time
+        high = (points[over], self._sized(over))
+        aim = self.limit * (1.0 - self.within / 2)
+        wanted = low[1] + (high[1] - low[1]) * (aim - low[0]) / ((high[0] - low[0]) or 1.0)
+        if len(self.seen) % 4 == 3 and under is not None:
+            wanted = (high[1] + low[1]) / 2  # a line that misleads must not stop the search
+        while first < last:
+            middle = (first + last) // 2
+            first, last = (first, middle) if self._sized(middle) <= wanted else (middle + 1, last)
+        return first
+
+    def _sized(self, position: int) -> float:
+        if position not in self._sizes:
+            self._sizes[position] = self.size(position)
+        return self._sizes[position]
+
+
+def _falling(points: Mapping[int, float]) -> dict[int, float]:
+    """The readings made to fall along the path: neighbours in the wrong order share their mean.
+
+    >>> _falling({0: 1.0, 10: 0.4, 20: 0.6, 30: 0.2})
+    {0: 1.0, 10: 0.5, 20: 0.5, 30: 0.2}
+    """
+    blocks: list[tuple[list[int], float]] = []
+    for position in sorted(points):
+        blocks.append(([position], points[position]))
+        while len(blocks) > 1 and blocks[-1][1] > blocks[-2][1]:
+            (late, b), (early, a) = blocks.pop(), blocks.pop()
+            blocks.append(([*early, *late], (a * len(early) + b * len(late)) / (len(early) + len(late))))
+    return {position: value for held, value in blocks for position in held}

@@ -18,7 +18,8 @@ class Macs(Remaining):
 
     Counted on the example, over the whole model: those of the weights that stay. With granularity "channel" that is
     what the shrunk model computes. `spread` says who gives: "per_tensor", every list the same share; "overall", the
-    units of least worth wherever they are.
+    units of least worth wherever they are. `round_to` keeps every list that is cut at a multiple of so many units, as
+    kernels like widths to be; then one block of units more would be too much.
 
     >>> import secateur as sc
     >>> from torch import nn
@@ -33,6 +34,7 @@ class Macs(Remaining):
 
     keep: float
     spread: str = "per_tensor"
+    round_to: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", check_keep("Macs", self.keep))
@@ -62,4 +64,6 @@ def within_share(budget: Remaining, contest: Contest, of: str, what: str) -> dic
             f"keep at least {least / dense:.4f}"
         )
 
-    return first_within(Path(contest, budget.spread), lambda c: meter.remaining(of, c), limit, told)
+    path = Path(contest, budget.spread, budget.round_to)
+    found = first_within(path, lambda c: meter.remaining(of, c), limit, told)
+    return path.refilled(found, lambda c: meter.remaining(of, c) <= limit)

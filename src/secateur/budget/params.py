@@ -17,7 +17,8 @@ __all__ = ["Params"]
 class Params(Remaining):
     """At most this share of all the model's parameters remains, and one unit more would be too much.
 
-    Parameters that nothing prunes (biases, norms, layers left out) remain and count. `spread` as for `Macs`.
+    Parameters that nothing prunes (biases, norms, layers left out) remain and count. `spread` and `round_to` as for
+    `Macs`.
 
     >>> import secateur as sc
     >>> model = torch.nn.Linear(9, 10)
@@ -28,6 +29,7 @@ class Params(Remaining):
 
     keep: float
     spread: str = "per_tensor"
+    round_to: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", check_keep("Params", self.keep))

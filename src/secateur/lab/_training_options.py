@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from secateur.core.masks import Masks
 from secateur.data import Augment
 from secateur.errors import OptionError, near
 
@@ -151,7 +152,8 @@ class Trained:
     """What training came to; the weights are in the model that was given.
 
     `best_epoch` is the epoch with the best validation result (the last one where nothing was validated),
-    `resumed_from` how many epochs a checkpoint had done before, `seconds` the time of all epochs together.
+    `resumed_from` how many epochs a checkpoint had done before, `seconds` the time of all epochs together,
+    `masks` those held at the end.
     """
 
     history: tuple[EpochRecord, ...]
@@ -159,3 +161,4 @@ class Trained:
     stopped_early: bool
     resumed_from: int
     seconds: float
+    masks: Masks | None = None

@@ -11,11 +11,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,13 @@ from secateur.lab._training_evaluate import (
 )
 from secateur.lab._training_options import EpochRecord, Trained, Training, rate
 from secateur.lab._training_progress import Bars, Progress, watcher
+from secateur.lab._training_pruning import Growing
+from secateur.lab._training_surroundings import accelerated, exact, own_random_state
 
 __all__ = [
     "Bars",
     "EpochRecord",
+    "Growing",
     "Loss",
     "Progress",
     "Trained",
@@ -63,6 +67,7 @@ def train(
     options: Training | None = None,
     *,
     masks: Masks | None = None,
+    pruning: Growing | None = None,
     teacher: nn.Module | None = None,
     loss: Loss | None = None,
     evaluate: Evaluate | None = None,
@@ -73,7 +78,8 @@ def train(
 ) -> Trained:
     """Train the model in place; afterwards it is on the device and in the mode it came in.
 
-    `masks` are held: removed weights stay exactly 0. `teacher` is distilled from (needs `distill_alpha` above
+    `masks` are held: removed weights stay exactly 0. `pruning` makes them grow while the training runs, and
+    what it came to is in `Trained.masks`. `teacher` is distilled from (needs `distill_alpha` above
     0). `loss(outputs, inputs, labels)` replaces cross-entropy; without it the model's own `training_loss` is
     used where it has one. `evaluate(model) -> metrics` replaces the pass over data.validation. `checkpoint`
     is a file, written after every epoch and resumed from when it is there; it is left where it is when
@@ -84,18 +90,18 @@ def train(
     batch of one image is left out, since batch norm cannot train on it.
     """
     options = options or Training()
-    run = _Run(model, data, options, masks, teacher, loss, evaluate, seed)
+    run = _Run(model, data, options, masks, pruning, teacher, loss, evaluate, seed)
     file = None if checkpoint is None else Path(checkpoint)
     shown = watcher(progress)
     with ExitStack() as stack:
-        accelerator = stack.enter_context(_accelerator(options, device_of(device)))
+        accelerator = stack.enter_context(accelerated(options, device_of(device)))
         stack.enter_context(placed(model, accelerator.device))
         stack.enter_context(in_mode(model, True))
         if teacher is not None:
             stack.enter_context(placed(teacher, accelerator.device))
             stack.enter_context(in_mode(teacher, False))
-        stack.enter_context(_own_random_state(accelerator.device))
-        stack.enter_context(_exact(accelerator.device, options))
+        stack.enter_context(own_random_state(accelerator.device))
+        stack.enter_context(exact(accelerator.device, options))
         return run.go(accelerator, file, shown if accelerator.is_main_process else None)
 
 
@@ -108,12 +114,14 @@ class _Run:
         data: Data,
         options: Training,
         masks: Masks | None,
+        pruning: Growing | None,
         teacher: nn.Module | None,
         loss: Loss | None,
         evaluate: Evaluate | None,
         seed: int,
     ):
         self.model, self.data, self.options, self.masks = model, data, options, masks
+        self.pruning, self.held = pruning, ExitStack()
         self.teacher, self.seed = teacher, seed
         self.loss, self.classifies = loss_of(model, loss, options.label_smoothing)
         self.evaluate = evaluate
@@ -147,6 +155,11 @@ class _Run:
                 "keep='best' and early_stop choose by the validation split, which is empty; load the data "
                 "with validation=0.1"
             )
+        if self.pruning is not None and (self.options.keep == "best" or self.options.early_stop is not None):
+            raise OptionError(
+                "pruning: the best epoch may come before the last weights leave; expected keep='last' and no "
+                "early_stop"
+            )
         if self.masks is not None:
             self.masks.check(self.model)
 
@@ -164,10 +177,8 @@ class _Run:
         if steps > 1 and 0 < len(data.train) % options.batch_size < 2 * accelerator.num_processes:
             steps -= 1
         with ExitStack() as stack:
-            if self.masks is not None:
-                from secateur.hold import hold
-
-                stack.enter_context(hold(self.model, self.masks, optimizer))
+            self.held = stack.enter_context(ExitStack())
+            self._hold(self.masks, optimizer)
             network = self.model
             if accelerator.num_processes > 1:
                 network = accelerator.prepare_model(self.model)
@@ -200,7 +211,17 @@ class _Run:
             stopped_early=len(self.history) < options.epochs,
             resumed_from=resumed_from,
             seconds=sum(record.seconds for record in self.history),
+            masks=self.masks,
         )
+
+    def _hold(self, masks: Masks | None, optimizer: Any) -> None:
+        """Hold these masks from here on, in place of those before."""
+        from secateur.hold import hold
+
+        self.masks = masks
+        self.held.close()
+        if masks is not None:
+            self.held.enter_context(hold(self.model, masks, optimizer))
 
     def _epoch(
         self,
@@ -235,6 +256,7 @@ class _Run:
             lr = rate(options, epoch - 1 + (step if epoch <= options.warmup else step - 1) / steps)
             for group in stepper.param_groups:
                 group["lr"] = lr
+            self._prune((epoch - 1) * steps + step - 1, steps * options.epochs, stepper)
             # What this batch counts over all processes: its parts may differ by one image.
             whole = min(options.batch_size, len(self.data.train) - (step - 1) * options.batch_size)
             parts = list(zip(images.chunk(options.accumulate), labels.chunk(options.accumulate)))
@@ -273,6 +295,14 @@ class _Run:
             metrics=self._metrics(device),
             seconds=time.perf_counter() - began,
         )
+
+    def _prune(self, step: int, steps: int, optimizer: Any) -> None:
+        """Take more weights away, where the plan says that it is time."""
+        if self.pruning is None or not self.pruning.is_due(step, steps):
+            return
+        masks = self.pruning.masks(self.model, step, steps, self.masks)
+        if masks is not self.masks:
+            self._hold(masks, optimizer)
 
     def _loss(
         self, network: nn.Module, images: torch.Tensor, labels: torch.Tensor, accelerator: Any
@@ -354,6 +384,11 @@ class _Run:
             "teacher": checkpoints.tensors_digest(self.teacher),
             "masks": None if self.masks is None else self.masks.digest(),
             "functions": custom,
+            **(
+                {}
+                if self.pruning is None
+                else {"pruning": json.loads(json.dumps(asdict(self.pruning), default=repr))}
+            ),
         }
 
     def _save(
@@ -362,6 +397,8 @@ class _Run:
         tensors, numbers = checkpoints.optimizer_tensors(optimizer)
         tensors |= {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
+        if self.pruning is not None and self.masks is not None:
+            tensors |= {f"masks/{name}": mask for name, mask in self.masks.items()}
         state = {
             "training": about,
             "history": [asdict(record) for record in self.history],
@@ -378,79 +415,11 @@ class _Run:
         self.best = checkpoints.under("best/", tensors)
         checkpoints.load_optimizer(optimizer, tensors, state["numbers"])
         self.history = [EpochRecord(**record) for record in state["history"]]
+        if self.pruning is not None and (masks := checkpoints.under("masks/", tensors)):
+            self.masks = Masks(masks)
         return state["scaler"]
 
 
 def _mixed(*numbers: int) -> int:
     """One 63-bit seed from several numbers."""
     return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:8], "little") >> 1
-
-
-# -- surroundings
-
-
-@contextmanager
-def _accelerator(options: Training, device: torch.device) -> Iterator[Any]:
-    """An accelerator of our own. accelerate keeps one global state, which another part of the program may be
-    using: it is put aside and given back. In a distributed launch the process group and its device are
-    shared, not ours."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-
-    if options.precision == "fp16" and device.type != "cuda":
-        raise OptionError(
-            f"precision: fp16 training needs CUDA, and the device is {device}; take bf16 or fp32"
-        )
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    shared = [AcceleratorState._shared_state, GradientState._shared_state]
-    if not launched:
-        shared.append(PartialState._shared_state)
-    kept = [dict(state) for state in shared]
-    environment = os.environ.get("ACCELERATE_TORCH_DEVICE")
-    for state in shared:
-        state.clear()
-    mixed = options.precision if options.precision in ("bf16", "fp16") else "no"
-    try:
-        if not launched:
-            os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
-        yield Accelerator(mixed_precision=mixed, cpu=device.type == "cpu" and not launched)
-    finally:
-        if not launched:
-            os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
-            if environment is not None:
-                os.environ["ACCELERATE_TORCH_DEVICE"] = environment
-        for state, before in zip(shared, kept):
-            state.clear()
-            state.update(before)
-
-
-@contextmanager
-def _own_random_state(device: torch.device) -> Iterator[None]:
-    """torch's random state is ours for a while, and then as it was."""
-    devices = [device.index or 0] if device.type in ("cuda", "mps") else []
-    kind = device.type if device.type != "cpu" else "cuda"
-    with torch.random.fork_rng(devices, device_type=kind):
-        yield
-
-
-@contextmanager
-def _exact(device: torch.device, options: Training) -> Iterator[None]:
-    """The same bytes every time: deterministic kernels where there is a choice, and fp32 that means fp32."""
-    if device.type != "cuda":
-        yield  # the CPU's kernels have no other choice to make
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    kept = cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
-    strict = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    cudnn.deterministic, cudnn.benchmark = True, False
-    cudnn.allow_tf32 = matmul.allow_tf32 = options.precision == "tf32"
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = kept
-        torch.use_deterministic_algorithms(strict[0], warn_only=strict[1])

@@ -69,6 +69,10 @@ class TrainBase(Base):
 
     def run(self, state: State, work: Work) -> Result:
         """Train; the log holds the epochs."""
+        return self.trained(state, work)
+
+    def trained(self, state: State, work: Work, pruning: trainer.Growing | None = None) -> Result:
+        """Train, and prune meanwhile where a plan for it is given."""
         if state.codebooks:
             raise OptionError(
                 f"step {self.label!r}: the weights are shared by now, and training would make them all "
@@ -81,6 +85,7 @@ class TrainBase(Base):
             work.data,
             self.training(),
             masks=state.masks,
+            pruning=pruning,
             teacher=teacher,
             seed=work.seed,
             device=work.device,
@@ -118,7 +123,7 @@ class TrainBase(Base):
                 line += f", validation accuracy {last.metrics['accuracy']:.2%}"
         state.model.eval()
         return Result(
-            State(state.model, masks=state.masks, plan=state.plan), Measurements(measured), log, line
+            State(state.model, masks=trained.masks, plan=state.plan), Measurements(measured), log, line
         )
 
 

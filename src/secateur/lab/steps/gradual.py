@@ -1,0 +1,88 @@
+"""`gradual`: train, and prune meanwhile; sparsity rises along a cubic with the optimizer's steps and is then held.
+
+Every option of `secateur.lab.training.Training` and of `Growing` is an option of the step.
+
+>>> Gradual(sparsity=0.9, epochs=20, until=0.6).growing().level(0, 100)
+0.0
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field, create_model
+from torch import nn
+
+from secateur.core.measurement import Measurement
+from secateur.core.targets import select
+from secateur.lab import training as trainer
+from secateur.lab.state import State
+from secateur.lab.steps import Result, Work
+from secateur.lab.steps.train import TrainBase, training_fields
+
+__all__ = ["Gradual"]
+
+_KINDS: dict[str, Any] = {
+    "criterion": str,
+    "granularity": str,
+    "budget": str,
+    "every": int,
+    "only": str | tuple[str, ...] | None,
+    "skip": str | tuple[str, ...] | None,
+    "at_least": int | None,
+    "at_most": float | None,
+}
+
+
+def growing_fields() -> dict[str, Any]:
+    """The options of `Growing` as pydantic fields, so that the two never drift."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(trainer.Growing):
+        default = ... if field.default is dataclasses.MISSING else field.default
+        found[field.name] = (_KINDS.get(field.name, float), default)
+    return found
+
+
+class _Gradual(TrainBase):
+    """Training during which weights leave."""
+
+    version: ClassVar[int] = 1
+    channels_last: bool = Field(
+        False, description="train with the channels innermost: faster with bf16 on a CPU"
+    )
+
+    def growing(self) -> trainer.Growing:
+        """The options as `Growing`, which checks their values."""
+        return trainer.Growing(
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(trainer.Growing)}
+        )
+
+    def check(self, model: nn.Module, before: list[str]) -> None:
+        """The values, the teacher and the patterns."""
+        super().check(model, before)
+        self.growing()
+        select(model, self.only, self.skip)  # type: ignore[attr-defined]
+
+    def run(self, state: State, work: Work) -> Result:
+        """Train and prune; what earlier steps removed stays removed."""
+        if self.channels_last:
+            state.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        result = self.trained(state, work, self.growing())
+        result.state.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        masks = result.state.masks
+        assert masks is not None
+        layers = {row.name: row.sparsity for row in masks.summary()}
+        text = "share of the pruned tensors' weights that the masks remove"
+        measured = Measurement("mask_sparsity", masks.sparsity, "", text, per_layer=layers)
+        kept = f"{masks.numel - masks.kept:,} of {masks.numel:,} weights removed ({masks.sparsity:.1%})"
+        return dataclasses.replace(
+            result, measurements=result.measurements + [measured], line=f"{result.line}, {kept}"
+        )
+
+
+Gradual: Any = create_model(
+    "Gradual", __base__=_Gradual, __module__=__name__, **training_fields(), **growing_fields()
+)
+Gradual.__doc__ = "Train the model and prune it meanwhile."

@@ -1,0 +1,129 @@
+"""Pruning while training: sparsity follows the cubic, is exact at the end, and a stop changes no bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from secateur import data as datasets
+from secateur.core.masks import Masks
+from secateur.errors import OptionError, RecipeError
+from secateur.lab.recipe import Recipe
+from secateur.lab.training import Growing, Training, train
+
+QUICK = Training(epochs=4, lr=0.05, batch_size=32)
+PLAN = Growing(0.8, start=0.2, until=0.5, every=3)
+
+
+@pytest.fixture(scope="module")
+def digits() -> datasets.Data:
+    return datasets.load("digits", limit=300)
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10))
+
+
+class Watch:
+    """Notes the zeros of every step, and may stop a training after an epoch."""
+
+    def __init__(self, model: nn.Module, stop: int | None = None):
+        self.model, self.stop, self.zeros = model, stop, []
+
+    def start(self, *_):
+        pass
+
+    def step(self, *_):
+        self.zeros.append(sum(int((self.model[at].weight == 0).sum()) for at in (1, 4)))
+
+    def epoch(self, record):
+        self.step()
+        if record.epoch == self.stop:
+            raise KeyboardInterrupt
+
+    def finish(self):
+        pass
+
+
+def test_weights_leave_along_the_cubic_and_stay_away(digits):
+    model = net()
+    watch = Watch(model)
+    trained = train(model, digits, QUICK, pruning=PLAN, device="cpu", progress=watch)
+    total = 64 * 32 + 32 * 10
+    assert trained.masks.numel - trained.masks.kept == round(0.8 * total)
+    assert watch.zeros == sorted(watch.zeros)
+    assert 0.2 * total < watch.zeros[0] < watch.zeros[-1] == round(0.8 * total)
+    for name, mask in trained.masks.items():
+        assert (dict(model.named_parameters())[name][~mask] == 0).all()
+    assert trained.history[-1].train_accuracy > 0.7
+
+
+def test_what_was_gone_before_stays_gone_and_counts(digits):
+    model = net()
+    first = Masks({"1.weight": torch.rand(32, 64, generator=torch.Generator().manual_seed(0)) > 0.5})
+    trained = train(model, digits, QUICK, masks=first, pruning=PLAN, device="cpu")
+    assert not (trained.masks["1.weight"] & ~first["1.weight"]).any()
+    assert trained.masks.numel - trained.masks.kept == round(0.8 * trained.masks.numel)
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_stopped_in_the_ramp_or_after_it_goes_on_to_the_bit(digits, tmp_path, stop):
+    whole, stopped = net(), net()
+    straight = train(whole, digits, QUICK, pruning=PLAN, device="cpu")
+    file = tmp_path / "train.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            stopped, digits, QUICK, pruning=PLAN, device="cpu", checkpoint=file, progress=Watch(stopped, stop)
+        )
+    again = net()
+    resumed = train(again, digits, QUICK, pruning=PLAN, device="cpu", checkpoint=file)
+    assert resumed.resumed_from == stop
+    assert resumed.masks == straight.masks
+    for mine, theirs in zip(again.state_dict().values(), whole.state_dict().values()):
+        assert torch.equal(mine, theirs)
+    with pytest.raises(OptionError, match="its pruning is"):
+        train(net(), digits, QUICK, pruning=Growing(0.7), device="cpu", checkpoint=file)
+
+
+def test_what_cannot_be_is_refused(digits):
+    with pytest.raises(OptionError, match="until: expected a share of the training"):
+        Growing(0.5, until=0)
+    with pytest.raises(OptionError, match="every: expected at least 1 step, got 0"):
+        Growing(0.5, every=0)
+    with pytest.raises(OptionError, match=r"sparsity: expected a share 0 < sparsity < 1, got 1\.5"):
+        Growing(1.5)
+    with pytest.raises(OptionError, match="the best epoch may come before the last weights leave"):
+        train(net(), digits, Training(epochs=2, keep="best"), pruning=PLAN, device="cpu")
+
+
+def test_as_a_step_of_a_recipe(tmp_path):
+    from secateur.lab import Store, run
+
+    text = """
+    [data]
+    name = "digits"
+    limit = 200
+    [model]
+    name = "lenet-300-100"
+    [[step]]
+    kind = "train"
+    epochs = 1
+    [[step]]
+    kind = "gradual"
+    sparsity = 0.9
+    until = 0.5
+    every = 2
+    epochs = 2
+    lr = 0.05
+    batch_size = 32
+    teacher = "train"
+    distill_alpha = 0.5
+    channels_last = true
+    """
+    done = run(Recipe.parse(text), Store(tmp_path))
+    found = {item.name: item for item in done.measurements}
+    assert found["mask_sparsity"].value == pytest.approx(0.9, abs=1e-5)
+    with pytest.raises((RecipeError, OptionError), match="until"):
+        run(Recipe.parse(text.replace("until = 0.5", "until = 2.0")), Store(tmp_path))

@@ -45,10 +45,12 @@ _TABLES = ("data", "model", "lab")
 class Part(Options):
     """One sweep: steps after the common ones, a grid, and what of data, model and common steps is different here.
 
-    `context` is said of all its measurements, as if it were a setting: `{criterion = "none"}` for a control.
+    `context` is said of all its measurements, as if it were a setting: `{criterion = "none"}` for a control. A part
+    that is `like` an earlier one has what that one has, and its own on top.
     """
 
     name: str
+    like: str | None = None
     about: str = ""
     data: dict[str, Any] = Field(default_factory=dict)
     model: dict[str, Any] = Field(default_factory=dict)
@@ -60,6 +62,13 @@ class Part(Options):
     choice: dict[str, Any] = Field(default_factory=dict)
     context: dict[str, Any] = Field(default_factory=dict)
 
+    def upon(self, base: Part) -> Part:
+        """This part with what it does not say taken from another."""
+        tables = ("data", "model", "lab", "set", "grid", "choice", "context")
+        merged: dict[str, Any] = {name: {**getattr(base, name), **getattr(self, name)} for name in tables}
+        merged |= {"step": self.step or base.step, "alone": self.alone or base.alone, "like": None}
+        return self.model_copy(update=merged)
+
 
 class PartScale(Options):
     """What a scale changes in one part only."""
@@ -69,12 +78,13 @@ class PartScale(Options):
 
 
 class Scale(Options):
-    """How large a run: values set wherever they exist, axes cut, parts left out. `about` says it plainly."""
+    """How large a run: values set wherever they exist, axes cut, parts and steps left out. `about` says it plainly."""
 
     about: str
     set: dict[str, Any] = Field(default_factory=dict)
     grid: dict[str, Any] = Field(default_factory=dict)
     skip: tuple[str, ...] = ()
+    without: tuple[str, ...] = Field((), description="labels of steps left out, in every part that has them")
     part: dict[str, PartScale] = Field(default_factory=dict)
 
 
@@ -93,6 +103,7 @@ class Column(Options):
     share: str | None = None
     of: str | None = None
     published: str | None = None
+    digits: int | None = Field(None, ge=0, description="decimals, where the usual four digits are too few")
 
     @property
     def head(self) -> str:
@@ -166,8 +177,21 @@ class Study(Options):
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
             raise RecipeError(f"study {name}: {place}: {first['msg']}, got {first['input']!r}") from None
+        study = study.model_copy(update={"part": tuple(study._own(part) for part in study.part)})
         study._check()
         return study
+
+    def _own(self, part: Part) -> Part:
+        """A part with what it takes from the part it is like."""
+        if part.like is None:
+            return part
+        before = {one.name: one for one in self.part[: self.part.index(part)]}
+        if part.like not in before:
+            raise RecipeError(
+                f"study {self.name}: part {part.name!r} is like {part.like!r}, which is no earlier part: "
+                f"{near(part.like, before)}"
+            )
+        return part.upon(self._own(before[part.like]))
 
     def _check(self) -> None:
         parts = [part.name for part in self.part]
@@ -192,6 +216,14 @@ class Study(Options):
         size = self.at(scale)
         asked = dict(parse_setting(text) for text in settings)
         raws = [(part, self._raw(part)) for part in self.part]
+        for label in size.without:
+            known = {label for _, raw in raws for label in _labels(raw)}
+            if label not in known:
+                raise RecipeError(
+                    f"study {self.name}: scale {scale}: there is no step {label!r} to leave out: {near(label, known)}"
+                )
+        for _, raw in raws:
+            raw["step"] = [step for step in raw["step"] if step["label"] not in size.without]
         for changes, where in ((size.set, f"scale {scale}"), (asked, "--set")):
             for key in changes:
                 if not any(_has(raw, key) for _, raw in raws):

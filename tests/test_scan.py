@@ -276,7 +276,7 @@ def test_keep_spends_where_it_hurts_least():
     with pytest.raises(OptionError, match=r"either floor= .* or keep="):
         found.allocate()
     with pytest.raises(OptionError, match="knows no costs in 'params'"):
-        found.allocate(keep=0.5, of="params")
+        found.allocate(keep=0.5, cost="params")
 
 
 def test_spend_is_as_good_as_trying_everything():

@@ -128,8 +128,8 @@ def scan(
         order = sorted(
             range(len(pieces)), key=lambda i: now.position([member.name for member in pieces[i].members])
         )
-        jobs, shown = _jobs(pieces, plans, order, values)
-        watch.known(shown)
+        jobs, shown, known = _jobs(pieces, plans, order, values)
+        watch.tell(known)
         if workers == 1:
             found = now.values(jobs)
             for digest, value in found:
@@ -205,20 +205,22 @@ def _plan(model: nn.Module, units: Units, contest: budgets.Contest, grid: Sequen
 
 def _jobs(
     pieces: Sequence[Units], plans: Sequence[list[_Planned]], order: Sequence[int], known: Mapping[str, Value]
-) -> tuple[list[Job], dict[str, int]]:
-    """What has to be evaluated, layer by layer, and how many cells each value is for."""
+) -> tuple[list[Job], dict[str, int], int]:
+    """What has to be evaluated, layer by layer; how many cells show each value; how many a value known already."""
     shown: dict[str, int] = {}
+    before = 0
     jobs = []
     for i in order:
         todo = []
         for cell in plans[i]:
             if cell.digest not in known and cell.digest not in shown:
                 todo.append((cell.digest, cell.masks))
-            shown[cell.digest] = shown.get(cell.digest, 0) + 1
+            if cell.digest in known:
+                before += 1
+            else:
+                shown[cell.digest] = shown.get(cell.digest, 0) + 1
         jobs.append(Job(sorted({member.name for member in pieces[i].members}), todo))
-    return [job for job in jobs if job.masks], {k: n for k, n in shown.items() if k not in known} | {
-        "": sum(n for k, n in shown.items() if k in known)
-    }
+    return [job for job in jobs if job.masks], shown, before
 
 
 def _cells(
@@ -295,14 +297,10 @@ class _Watch:
     def found(self, cells: int) -> None:
         """A value was measured that so many cells show."""
         self.fresh += 1
-        self._tell(cells)
+        self.tell(cells)
 
-    def known(self, shown: Mapping[str, int]) -> None:
-        """So many cells show values that were known before."""
-        if shown.get("", 0):
-            self._tell(shown[""])
-
-    def _tell(self, cells: int) -> None:
+    def tell(self, cells: int) -> None:
+        """So many cells more have their value."""
         each = (time.monotonic() - self.started) / max(self.fresh, 1)
         for _ in range(cells):
             self.done += 1

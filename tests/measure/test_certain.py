@@ -1,0 +1,148 @@
+"""certain: the very counts of the model, whatever rounding does to outputs that lie close together."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from secateur.core.lean import Lean, record
+from secateur.measure._certain import Certain
+from secateur.scan import scan
+
+
+class Net(nn.Module):
+    """What networks are made of: a shortcut, in-place sums, views, a bare parameter, a module used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.act, self.pool = nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(2)
+        self.head, self.scale = nn.Linear(32, 6), nn.Parameter(torch.rand(6) + 0.5)
+
+    def forward(self, x):
+        x = self.act(self.norm(self.stem(x)))
+        y = self.a(x)
+        y += x
+        z = self.act(self.b(F.relu(y, inplace=False)))
+        z = torch.cat([z[:, :4], y[:, 4:]], 1)
+        return self.head(self.pool(z).view(x.size(0), -1)) * self.scale
+
+
+def made(count=3, size=40, seed=0):
+    torch.manual_seed(seed)
+    model = Net().eval()
+    with torch.no_grad():
+        model.norm.running_mean.normal_(0, 0.3)
+        model.norm.running_var.uniform_(0.5, 2.0)
+        model.norm.bias.normal_()
+    return model, [(torch.randn(size, 3, 9, 9), torch.randint(0, 6, (size,))) for _ in range(count)]
+
+
+def right(model, batches):
+    with torch.no_grad():
+        return sum(int((model(x).argmax(1) == y).sum()) for x, y in batches)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("limit", [0, 200_000, 1 << 30])
+def test_counts_are_the_models_with_any_part_changed_and_any_memory(half, limit):
+    model, batches = made()
+    certain = Certain.of(model, batches, limit)
+    assert isinstance(certain, Certain)
+    certain.half = half
+    names = sorted((n for n, _ in model.named_parameters()), key=lambda n: certain.lean.position([n]))
+    with torch.no_grad():
+        for name in names:
+            with certain.before([name]):
+                for _ in range(2):
+                    model.get_parameter(name).mul_(torch.rand_like(model.get_parameter(name)) + 0.3)
+                    assert certain.count() == right(model, batches), name
+            certain.lean.forget()  # the model is another one from here on
+    assert certain.lean.peak <= limit
+    assert certain.looked == 2 * len(names) * 120
+    assert 0 < certain.again <= certain.looked if half else certain.again == 0
+
+
+def test_outputs_that_tie_are_asked_of_the_model():
+    """Two classes whose weights are equal: every image is a tie in every arithmetic, and the first must win."""
+    model, batches = made()
+    with torch.no_grad():
+        model.scale.fill_(1.0)
+        for tensor in (model.head.weight, model.head.bias):
+            tensor[1:] = tensor[0]
+    certain = Certain.of(model, batches)
+    with torch.no_grad(), certain.before(["stem.weight"]):
+        model.stem.weight.mul_(0.7)
+        assert certain.count() == right(model, batches)
+    assert certain.as_it_runs == 120
+
+
+def test_a_model_that_is_not_what_was_recorded_is_run_as_it_is(monkeypatch):
+    model, batches = made()
+    certain = Certain.of(model, batches)
+    monkeypatch.setattr(Lean, "gathered", lambda self, chosen: torch.zeros(sum(len(r) for _, r in chosen), 6))
+    with torch.no_grad(), certain.before(["stem.weight"]):
+        model.stem.weight.mul_(0.7)
+        assert certain.count() == right(model, batches)
+    assert certain.as_it_runs == 120
+
+
+def test_the_bound_follows_what_is_seen(monkeypatch):
+    """Bfloat16 that is wrong by much more than rounding is caught by the images that are looked at again."""
+    model, batches = made(count=4, size=100)
+    certain = Certain.of(model, batches)
+    certain.half = True
+    real = Lean.outputs
+
+    def rough(self, batch, half=False):
+        found = real(self, batch, half)
+        return found + 0.2 * torch.randn(found.shape) if half else found
+
+    monkeypatch.setattr(Lean, "outputs", rough)
+    with torch.no_grad(), certain.before(["a.weight"]):
+        model.a.weight.mul_(0.7)
+        assert certain.count() == right(model, batches)
+    assert certain.again > 32
+
+
+def test_what_cannot_be_recorded_says_why():
+    model, batches = made()
+
+    class Branching(Net):
+        def forward(self, x):
+            return super().forward(x) if x.sum() > 0 else super().forward(-x)
+
+    class Rewriting(Net):
+        def forward(self, x):
+            y = self.stem(x)
+            z = y.mul_(2.0)
+            return self.head(self.pool(y + z).flatten(1))
+
+    assert "cannot be recorded" in Certain.of(Branching().eval(), batches)
+    assert Certain.of(Rewriting().eval(), batches) == "mul_ changes a value that is read again later"
+    assert Certain.of(model, [(x.double(), y) for x, y in batches]) == "it does not compute in float32"
+    assert (
+        Certain.of(model, [(x, y[:, None]) for x, y in batches])
+        == "its targets are not one number an example"
+    )
+    handle = model.stem.register_forward_hook(lambda *_: None)
+    assert Certain.of(model, batches) == "Conv2d has forward hooks"
+    handle.remove()
+    assert isinstance(record(model, [x for x, _ in batches]), Lean)
+    assert record(model.train(), [x for x, _ in batches]) == "it is in training mode"
+
+
+def test_a_scan_says_how_and_is_the_same_either_way():
+    model, batches = made()
+    quick = scan(model, batches, "filter", [0.25, 0.5, 0.75])
+    plain = scan(model, batches, "filter", [0.25, 0.5, 0.75], quick=False)
+    assert quick == plain
+    assert "as the model runs" in quick.how
+    assert plain.how == "as the model runs, what comes before the layer kept: quick=False was asked"
+    assert quick.peak_bytes > 0
+    by_function = scan(model, lambda m: right(m, batches) / 120, "filter", [0.25, 0.5, 0.75])
+    assert [cell.value for cell in by_function.cells] == [cell.value for cell in quick.cells]
+    assert by_function.how.endswith("a function of the model decides itself what it runs")

@@ -46,8 +46,17 @@ def test_two_launched_processes_are_one_run(tmp_path):
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     (tmp_path / "r.toml").write_text(TEXT)
-    # `accelerate launch` itself wants mpirun for several processes on CPU; this is what it starts for several GPUs.
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
+    # `accelerate launch`, by its module. --cpu alone starts one process unless mpirun is there; told by the
+    # environment to stay on the CPU, what is started for several GPUs is two processes that talk through gloo.
+    launch = [
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        port,
+    ]
     command = [sys.executable, *launch, "-m", "secateur.cli", "run", "r.toml"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(

@@ -1,8 +1,9 @@
 """The Ray engine: every step a Ray task, on a cluster by its address or on one started on the spot.
 
 The state after a step travels through Ray's object store: a training that many trials share is computed once, and
-sent at most once to a machine that needs it. Workers write nothing; what they found comes back here, and this
-process alone writes the store. A step whose worker or machine is lost is begun again by Ray, from the state before.
+sent at most once to a machine that needs it. What workers found comes back here, and this process alone writes the
+store. A step whose worker or machine is lost is begun again by Ray, from the state before; a training from its last
+whole epoch where workers see the store's folder, the one place they write to.
 
 >>> Needs(cpus=2, gpus=0.25, memory_gib=4).options() == {"num_cpus": 2, "num_gpus": 0.25, "memory": 4 * 2**30}
 True
@@ -17,6 +18,7 @@ import os
 import tempfile
 import time
 import traceback
+import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +82,15 @@ class _Memory:
 
 
 def _work(
-    trial: Any, position: int, device: str, threads: int, board: Any, uses: list[str], *blobs: Any
+    trial: Any,
+    position: int,
+    device: str,
+    threads: int,
+    board: Any,
+    beacon: str,
+    checkpoint: str,
+    uses: list[str],
+    *blobs: Any,
 ) -> Any:
     """One step in a worker of the cluster; returns what the store needs to know, and the state as a blob."""
     import torch
@@ -108,13 +118,16 @@ def _work(
     torch.set_num_threads(trial.recipe.lab.threads or threads)
     tell("")
     with tempfile.TemporaryDirectory() as scratch:
+        # The beacon is where it was lit only on a machine that sees the very folder: there a training outlives its
+        # worker.
+        shared = Path(beacon).is_file()
         try:
             outcome = computing.compute(
                 trial,
                 position,
                 before=before,
                 objects=kept,
-                checkpoint=Path(scratch) / "training.ckpt",
+                checkpoint=Path(checkpoint) if shared else Path(scratch) / "training.ckpt",
                 progress=TellingProgress(tell),
                 device=device,
             )
@@ -158,21 +171,22 @@ class RayEngine:
         )  # nothing is sent anywhere unless it is asked for
         try:
             import ray
+            import ray.util.scheduling_strategies
         except ImportError as error:
             raise MissingExtraError("--engine ray needs Ray: pip install 'secateur[ray]'") from error
         self._ray, self._store, self._needs, self._device = ray, store, needs, device
         self._own = not ray.is_initialized()
         if self._own:
-            here: dict[str, Any] = {"include_dashboard": False}
+            fresh: dict[str, Any] = {"include_dashboard": False}
             if address is None and jobs is not None:
-                here["num_cpus"] = max(1, round(jobs * max(needs.cpus, 1)))
+                fresh["num_cpus"] = max(1, round(jobs * max(needs.cpus, 1)))
             try:
                 ray.init(
                     address=address or "local",
                     logging_level=logging.ERROR,
                     log_to_driver=False,
                     configure_logging=False,
-                    **({} if address else here),
+                    **({} if address else fresh),
                 )
             except ConnectionError as error:
                 raise StoreError(
@@ -183,7 +197,15 @@ class RayEngine:
         self._task = ray.remote(_work).options(
             num_returns=2, max_retries=_RETRIES, **({"name": "secateur"} | needs.options())
         )
-        self._board: Any = ray.remote(_Board).options(num_cpus=0, max_restarts=-1).remote()
+        # Beside this process: what is told must not be lost with a machine that computes.
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=True
+        )
+        self._board: Any = (
+            ray.remote(_Board).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
+        )
+        self._beacon = store.checkpoint(f"cluster-{uuid.uuid4().hex}").resolve()
+        self._beacon.touch()
         self._running: dict[Any, tuple[Node, Any]] = {}
         self._blobs: dict[str, Any] = {}
         self._locks: dict[str, FileLock] = {}
@@ -222,6 +244,8 @@ class RayEngine:
             self._device,
             max(1, int(self._needs.cpus)),
             self._board,
+            str(self._beacon),
+            str(self._store.checkpoint(node.key).resolve()),
             list(node.uses),
             *blobs,
         )
@@ -272,6 +296,7 @@ class RayEngine:
                 why = f"object {name[:12]} arrived damaged; run the recipe again"
                 return Event("failed", node.key, text=why, trace=why)
         self._store.keep(outcome)
+        self._store.checkpoint(node.key).unlink(missing_ok=True)
         self._blobs[node.key] = blob
         if len(self._blobs) > 4 * self.slots + 64:
             # The oldest go; should one be needed again, our store has it.
@@ -326,6 +351,8 @@ class RayEngine:
             for head in getattr(self, "_running", {}):
                 with contextlib.suppress(Exception):
                     self._ray.cancel(head, force=True)
+        if hasattr(self, "_beacon"):
+            self._beacon.unlink(missing_ok=True)
         for lock in getattr(self, "_locks", {}).values():
             lock.release()
         self._locks = {}

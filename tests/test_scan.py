@@ -315,3 +315,70 @@ def test_save_and_load(model, batches, tmp_path):
 def test_levels_are_checked(model, batches, levels):
     with pytest.raises(OptionError):
         scan(model, batches, "filter", levels)
+
+
+@pytest.mark.slow
+def test_processes_that_share_the_layers_find_the_same(model, batches, tmp_path):
+    seen = []
+    one = scan(model, batches, "filter", [0.25, 0.5])
+    options = {
+        "workers": 2,
+        "resume": tmp_path / "scan.json",
+        "progress": lambda *told: seen.append(told[:2]),
+    }
+    two = scan(model, batches, "filter", [0.25, 0.5], **options)
+    assert two == one
+    assert two.how == "2 processes"
+    assert seen == [(i, 1 + len(one.cells)) for i in range(1, 2 + len(one.cells))]
+    with pytest.raises(OptionError, match="define them at the top of a module"):
+        scan(model, lambda model: 0.5, "filter", [0.25], workers=2)
+    with pytest.raises(OptionError, match="workers of at least 1"):
+        scan(model, batches, "filter", [0.25], workers=0)
+
+
+def test_a_first_order_estimate_stands_beside_the_measured_value(model, batches):
+    found = scan(model, batches, "filter", [0.25, 0.5], estimate="taylor", only="head")
+    assert [cell.name for cell in found.cells] == ["head.weight"] * 2
+    # worked by hand: |w * dL/dw| of the rows of least norm, summed
+    model.eval().zero_grad()
+    count = sum(len(y) for _, y in batches)
+    sum(F.cross_entropy(model(x), y, reduction="sum") / count for x, y in batches).backward()
+    product = (model.head.weight * model.head.weight.grad).abs().sum(1).detach()
+    order = model.head.weight.norm(dim=1).argsort()
+    for cell in found.cells:
+        assert cell.estimate == pytest.approx(float(product[order[: cell.removed]].sum()), rel=1e-4)
+    assert "of what goes (first order, in units of the loss)" in found.table
+    assert found.cells[0].estimate < found.cells[1].estimate
+
+
+def test_size_and_latency_are_costs_too(monkeypatch):
+    cells = [
+        Cell("a", 0.5, 8, 4, 0, 0.8, time=0.9),
+        Cell("b", 0.5, 8, 4, 0, 0.7, time=0.6),
+    ]
+    found = Scan(tuple(cells), dense=0.9, costs={"size": {"a": 100.0, "b": 100.0}})
+    # a alone saves a tenth of the time, b alone four tenths
+    assert found.allocate(keep=0.6, cost="latency").sparsities == {"a": 0.0, "b": 0.5}
+    assert found.allocate(keep=0.5, cost="latency").cost == pytest.approx(0.5)
+    # a bit for each of eight units says which are gone: one byte beside the 50 that stay
+    assert found.allocate(keep=0.76, cost="size").cost == pytest.approx(151 / 200)
+    assert found.allocate(keep=0.75, cost="size").sparsities == {"a": 0.5, "b": 0.5}
+    untimed = Scan((Cell("a", 0.5, 8, 4, 0, 0.8),), dense=0.9)
+    with pytest.raises(OptionError, match="scan read no times; scan with trials="):
+        untimed.allocate(keep=0.5, cost="latency")
+
+
+def test_times_of_the_shrunk_model_are_read_for_every_cell(batches, monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.Flatten(), nn.Linear(150, 5))
+    asked = []
+
+    def time(self, chosen, trials, threads, again=False):
+        asked.append({name: int((~keep).sum()) for name, keep in chosen.items()})
+        return 1.0, 1.0 - 0.01 * sum(asked[-1].values())
+
+    monkeypatch.setattr("secateur.meter.Meter.time", time)
+    found = scan(model, batches, "channel", [0.34, 0.67], trials=5)
+    assert asked == [{"0": 2, "2": 0}, {"0": 4, "2": 0}, {"0": 0, "2": 2}, {"0": 0, "2": 4}]
+    assert [cell.time for cell in found.cells] == pytest.approx([0.98, 0.96, 0.98, 0.96])
+    assert found.allocate(keep=0.94, cost="latency").cost == pytest.approx(0.94)

@@ -35,6 +35,7 @@ from secateur.core.context import Context, Loss
 from secateur.core.files import replacing
 from secateur.core.masks import Masks
 from secateur.core.targets import Pattern, select
+from secateur.core.undisturbed import undisturbed
 from secateur.core.units import Units
 from secateur.errors import NothingToDoError, OptionError, StoreError
 from secateur.measure._repeated import Evaluation, Job, Value, on_workers, repeated
@@ -147,7 +148,8 @@ def scan(
     rises = None
     if estimates is not None:
         informed = replace(context, loss=loss if loss is not None else F.cross_entropy)
-        rises = worth_of(estimates, model, targets, pieces, informed)
+        with undisturbed(model, mode="eval"):  # what is estimated is what was measured
+            rises = worth_of(estimates, model, targets, pieces, informed)
     meter = Meter(model, pieces, context) if trials else None
     return Scan(
         cells=tuple(_cells(pieces, plans, order, values, rises, meter, trials)),

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["VERBS"]
 
+_AS_COUNTED = 0.9  # a speed-up of at least this share of the MACs' ratio needs no explanation
+
 _Model = Annotated[
     str,
     typer.Argument(
@@ -88,13 +90,16 @@ def measure(
     ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Inputs of one timed forward pass.")] = 1,
     trials: Annotated[int, typer.Option("--trials", min=1, help="Timed repetitions.")] = 25,
+    explained: Annotated[
+        bool, typer.Option("--why/--no-why", help="Of a shrunk model: where the time goes, layer by layer.")
+    ] = True,
     device: Device = None,
     seed: Seed = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Parameters, multiply-accumulates, bytes, time, memory and accuracy of a model, each with its
-    definition."""
+    """Parameters, multiply-accumulates, bytes, time, memory and accuracy of a model, each with its definition. For a
+    shrunk model (a .sct file that holds its plan) also what it gained over the dense one, and why it is no faster."""
     from secateur import data as datasets
     from secateur.core.measurement import Measurements
     from secateur.lab.plan import device_of
@@ -111,13 +116,45 @@ def measure(
         images = datasets.load_for(net, data)
         example = images.test.first(batch)[0] if input_ is None else _example(model, net, input_, seed, batch)
         found = take(net, example, lambda one: evaluate(one, images.test, device=where), what=given, **timed)
+    gain = None
+    if explained and (given is None or "latency" in given):
+        dense = _dense_of(net, model, option, seed, where)
+        if dense is not None:
+            gain = _gain(dense, net, _example(model, net, input_, seed, batch), trials)
     if json:
-        print_json([item.to_dict() for item in Measurements(found)])
+        rows = [item.to_dict() for item in Measurements(found)]
+        print_json(rows if gain is None else {"measurements": rows, "against_dense": gain})
         return
     show_table(["measure", "value", "definition"], list(found.rows()), right=(1,))
     for item in found:
         for note in item.notes:
             print(f"  {item.name}: {note}")
+    if gain is not None:
+        print(
+            f"\nagainst the dense model: {gain['fewer']:.2f}x fewer multiply-accumulates, {gain['faster_text']}"
+        )
+        print(gain["why"] or "time fell as the count did")
+
+
+def _dense_of(
+    net: nn.Module, name: str, option: list[str] | None, seed: int | None, where: Any
+) -> nn.Module | None:
+    """The dense model of that name, if `net` is one of its shrunk copies."""
+    dense = _model(name, None, option, seed).to(where)
+    shapes = [{key: tuple(value.shape) for key, value in one.state_dict().items()} for one in (dense, net)]
+    return dense if shapes[0] != shapes[1] else None
+
+
+def _gain(dense: nn.Module, small: nn.Module, example: Any, trials: int) -> dict[str, Any]:
+    """How much less a shrunk model computes, how much faster it is, and why that is not as much."""
+    from secateur.measure import measure as take
+    from secateur.measure.latency import compare, why
+
+    counts = [float(take(one, example, what="macs")["macs"].value) for one in (dense, small)]
+    fewer = counts[0] / max(1.0, counts[1])
+    speedup = compare(dense, small, example, trials=trials, names=("dense", "shrunk"))["speedup"]
+    told = str(why(dense, small, example)) if speedup.value < _AS_COUNTED * fewer else ""
+    return {"fewer": fewer, "faster": speedup.value, "faster_text": f"{speedup.text()} as fast", "why": told}
 
 
 def explain(
@@ -216,6 +253,11 @@ def shrink(
     print(f"\ntimes as fast: {times['speedup'].text()}; {out}: {saved.size:,} bytes")
     for note in times["speedup"].notes:
         print(f"  {note}")
+    fewer = float(before["macs"].value) / max(1.0, float(after["macs"].value))
+    if times["speedup"].value < _AS_COUNTED * fewer:
+        from secateur.measure.latency import why
+
+        print(why(net, small.model, example).summary())
     if weights is None:
         print("warning: no weights were given, so those of the file are random", file=sys.stderr)
 
@@ -242,8 +284,23 @@ def scan(
         typer.Option("--floor", help="Also allot: the highest level that keeps this accuracy, per layer."),
     ] = None,
     keep: Annotated[
-        float | None, typer.Option("--keep", help="Also allot: the best accuracy at this share of the MACs.")
+        float | None, typer.Option("--keep", help="Also allot: the best accuracy at this share of the cost.")
     ] = None,
+    cost: Annotated[
+        str, typer.Option("--cost", help="What --keep is a share of: macs, params, size, latency (--trials).")
+    ] = "macs",
+    estimate: Annotated[
+        str | None,
+        typer.Option("--estimate", help="A first-order criterion to stand beside the values: taylor."),
+    ] = None,
+    trials: Annotated[
+        int,
+        typer.Option("--trials", min=0, help="Also read the time of every cell's shrunk model (channel)."),
+    ] = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick/--plain", help="The same numbers by a shorter way, margins checked.")
+    ] = True,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes that share the layers.")] = 1,
     out: Annotated[Path | None, typer.Option("--out", help="Write the scan as JSON to this file.")] = None,
     resume: Annotated[
         Path | None, typer.Option("--resume", help="Keeps the values found; a stopped scan goes on.")
@@ -255,6 +312,8 @@ def scan(
 ) -> None:
     """How much accuracy each layer costs when it alone is pruned, at every level; the model stays as it is."""
     import sys
+
+    from torch.nn import functional
 
     from secateur import data as datasets
     from secateur.lab.recipe import axis_values
@@ -290,6 +349,11 @@ def scan(
         skip=skip,
         subset=subset,
         example=images.example,
+        estimate=estimate,
+        loss=functional.cross_entropy if estimate else None,
+        trials=trials,
+        quick=quick,
+        workers=workers,
         resume=resume,
         progress=told,
         seed=seed or 0,
@@ -301,7 +365,7 @@ def scan(
         return
     print(found)
     if floor is not None or keep is not None:
-        chosen = found.allocate(floor=floor) if floor is not None else found.allocate(keep=keep)
+        chosen = found.allocate(floor=floor) if floor is not None else found.allocate(keep=keep, cost=cost)
         print()
         print(chosen.table())
 

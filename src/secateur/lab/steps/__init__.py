@@ -53,7 +53,7 @@ class Work:
     build: Callable[[], nn.Module]
     device: str
     seed: int
-    checkpoint: Path
+    checkpoint: Path | None
     progress: Progress
     earlier: Callable[[str], State]
 

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import Field
 from torch import nn
 
+from secateur.core.masks import Masks
 from secateur.core.measurement import Measurement, Measurements
 from secateur.core.targets import select
 from secateur.lab.state import State
@@ -36,6 +37,9 @@ class Share(Base):
     only: Patterns = Field(None, description="layers to share, by name or pattern")
     skip: Patterns = Field(None, description="layers to leave alone")
     parameters: Patterns = Field(None, description="bare parameters to share as well")
+    rate: float = Field(
+        0.0, ge=0, description="what a bit costs, in mean squared weights: rare values must earn it"
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="further options of the method")
 
     def check(self, model: nn.Module, before: list[str]) -> None:
@@ -54,6 +58,7 @@ class Share(Base):
             only=self.only,
             skip=self.skip,
             parameters=self.parameters,
+            rate=self.rate,
             seed=work.seed,
             **self.options,
         )
@@ -76,5 +81,7 @@ class Share(Base):
             ]
         )
         line = f"{len(rows)} tensors, at most {max(row.values for row in rows)} values in each"
-        state = State(shared.model, masks=state.masks, codebooks=dict(shared.codebooks), plan=state.plan)
+        masks = Masks({**(state.masks or {}), **shared.masks}) if self.rate else state.masks
+        books = {**state.codebooks, **shared.codebooks}  # an earlier step may have shared other tensors
+        state = State(shared.model, masks=masks, codebooks=books, plan=state.plan)
         return Result(state, measured, {}, line)

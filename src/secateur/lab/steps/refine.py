@@ -1,0 +1,124 @@
+"""`refine`: train a shared model's codebooks; with `remake_every` weights may also change their value, at a price.
+
+Frozen, the centroids, biases and whatever is not shared learn by gradient, and every weight keeps its centroid. With
+`remake_every` the weights live on behind the centroids, learn too, and choose anew every so many steps; `rate` is
+what a bit costs them. `latent` names an earlier step, before sharing, whose weights they start from.
+
+>>> Refine(remake_every=20, rate=0.02, latent="retrain").training().lr
+0.001
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from pydantic import Field, create_model
+from torch import nn
+
+from secateur.core.masks import Masks
+from secateur.errors import NothingToDoError, OptionError, RecipeError, near
+from secateur.lab.state import State
+from secateur.lab.steps import Result, Work
+from secateur.lab.steps.train import TrainBase, training_fields
+from secateur.quantize import registry
+from secateur.quantize._result import zeroed
+from secateur.share import Shared
+
+__all__ = ["Refine"]
+
+
+class _Refine(TrainBase):
+    """Training of what sharing left to train."""
+
+    remake_every: int | None = Field(
+        None, ge=1, description="weights choose their value anew every so many steps"
+    )
+    rate: float = Field(
+        0.0, ge=0, description="what a bit costs, in mean squared weights; needs remake_every"
+    )
+    latent: str | None = Field(
+        None, description="label of an earlier step whose weights are behind the centroids"
+    )
+
+    def check(self, model: nn.Module, before: list[str]) -> None:
+        """The options together, and that the steps named come first."""
+        super().check(model, before)
+        if self.remake_every is None and (self.rate or self.latent is not None):
+            raise RecipeError(
+                f"step {self.label!r}: rate and latent belong to remake_every, which is not given"
+            )
+        if self.remake_every is not None and (self.keep == "best" or self.early_stop is not None):  # type: ignore[attr-defined]
+            raise OptionError(
+                f"step {self.label!r}: with remake_every the values of the best epoch are not those of its weights; "
+                "expected keep='last' and no early_stop"
+            )
+        if self.latent is not None and self.latent not in before:
+            raise RecipeError(
+                f"step {self.label!r}: latent {self.latent!r} is no earlier step; "
+                + (near(self.latent, before) if before else "this is the first step")
+            )
+
+    def refers(self) -> tuple[str, ...]:
+        """The teacher's step and the one with the weights behind the centroids."""
+        return tuple(label for label in (self.teacher, self.latent) if label is not None)
+
+    def run(self, state: State, work: Work) -> Result:
+        """Train inside `Shared.train`; the codebooks are those it ends with."""
+        books = {
+            name: book for name, book in state.codebooks.items() if book.step is None and book.axis is None
+        }
+        if not books:
+            raise NothingToDoError(
+                f"step {self.label!r}: no codebook to train; share with method='kmeans' and per='tensor' before it"
+            )
+        masks = zeroed(books)
+        shared = Shared(
+            state.model, MappingProxyType(books), MappingProxyType(masks), {}, registry.make("exact")
+        )
+        model = state.model.to(work.device)
+        parameters = dict(model.named_parameters())
+        if self.latent is not None:
+            behind = dict(work.earlier(self.latent).model.named_parameters())
+            for name in books:
+                if name not in behind or behind[name].shape != parameters[name].shape:
+                    raise OptionError(
+                        f"step {self.label!r}: {name} of step {self.latent!r} has another shape; name a step after "
+                        "the last that shrank the model"
+                    )
+                with torch.no_grad():
+                    parameters[name].copy_(behind[name])
+        # A step's steps are not known to its checkpoint: with them, a stopped one starts over.
+        task = work if self.remake_every is None else replace(work, checkpoint=None)
+        fixed = [parameters[name] for name in state.codebooks if name not in books]
+        for parameter in fixed:
+            parameter.requires_grad_(False)
+        with shared.train(model, remake_every=self.remake_every, rate=self.rate) as training:
+            result = super().run(State(model, plan=state.plan), task)
+            model.to(work.device)
+        for parameter in fixed:
+            parameter.requires_grad_(True)
+        trained = shared.trained(training)
+        model.to("cpu")
+        if self.rate:
+            left = sum(int((book.indices != 0).sum()) for book in trained.codebooks.values() if book.reserved)
+            result.line += f", {left:,} of {sum(int(mask.sum()) for mask in masks.values()):,} weights left"
+        kept = Masks(
+            {**(state.masks or {}), **{name: mask.cpu() for name, mask in zeroed(trained.codebooks).items()}}
+        )
+        result.state = State(
+            model,
+            masks=kept if len(kept) else None,
+            codebooks={**state.codebooks, **trained.codebooks},
+            plan=state.plan,
+            files=state.files,
+        )
+        return result
+
+
+Refine: Any = create_model(
+    "Refine", __base__=_Refine, __module__=__name__, **training_fields(lr=0.001, optimizer="adam")
+)
+Refine.__doc__ = "Train the codebooks of a shared model."

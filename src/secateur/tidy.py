@@ -1,0 +1,105 @@
+"""`tidy`: what neurons still hold that nobody reads any more is set to zero: their weights and their biases.
+
+Pruning single weights leaves neurons behind of which every output is cut, or that are never active. What they still
+hold changes no answer and costs bytes. Whether a neuron matters is asked of the gradient: where that of its bias and
+of all its weights is exactly zero for every image, no answer depends on it. (Of a single weight that is not enough: it
+may be what keeps a neuron quiet.)
+
+>>> import torch
+>>> from torch import nn
+>>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+>>> _ = model[2].weight.data.copy_(torch.tensor([[1.0, 0.0]])); _ = model[0].bias.data.fill_(1.0)
+>>> masks = tidy(model, [torch.ones(4, 2)])
+>>> masks["0.weight"].tolist(), masks["0.bias"].tolist()
+([[True, True], [False, False]], [True, False])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+from secateur.core.masks import Masks
+from secateur.core.targets import Target, select
+from secateur.errors import DataError, OptionError, ProofError
+
+__all__ = ["tidy"]
+
+_TOLERANCE = 1e-5
+
+
+def tidy(model: nn.Module, inputs: Iterable[torch.Tensor], seed: int = 0) -> Masks:
+    """Set to zero, in place, what no answer to these inputs depends on; gives what is left as masks.
+
+    `inputs` are batches. The outputs are compared before and after: a difference is a `ProofError`, and the model
+    stays as it was. A parameter in which nothing was set to zero has no mask.
+    """
+    batches = list(inputs)
+    if not batches:
+        raise DataError("tidy: expected at least one batch of inputs, got none")
+    named = dict(model.named_parameters())
+    neurons = [
+        _neuron(target, named) for target in select(model) if target.groups == 1 and target.out_axis == 0
+    ]
+    asked = [name for members in neurons for name in members]
+    generator = torch.Generator().manual_seed(seed)
+    mode = model.training
+    model.eval()
+    try:
+        needed = [torch.zeros(named[members[0]].shape[0], dtype=torch.bool) for members in neurons]
+        before = []
+        for batch in batches:
+            with torch.enable_grad():
+                outputs = model(batch)
+                if not isinstance(outputs, torch.Tensor):
+                    raise OptionError(
+                        f"tidy: the model returned {type(outputs).__name__}, expected one tensor"
+                    )
+                # Any mixture of the outputs will do; the loss itself may saturate to a gradient of zero.
+                mixture = torch.randn(outputs.shape, generator=generator).to(outputs.device)
+                found = torch.autograd.grad(
+                    (outputs * mixture).sum(), [named[name] for name in asked], allow_unused=True
+                )
+            slopes = dict(zip(asked, found))
+            for mine, members in zip(needed, neurons):
+                for name in members:
+                    slope = slopes[name]
+                    if slope is not None:
+                        mine |= (slope.reshape(len(mine), -1) != 0).any(1).cpu()
+            before.append(outputs.detach())
+        kept = {name: named[name].detach().clone() for name in asked}
+        _silence(named, neurons, needed)
+        away = max(
+            float((model(batch) - outputs).detach().abs().max()) for batch, outputs in zip(batches, before)
+        )
+        if away > _TOLERANCE * max(1.0, *(float(outputs.abs().max()) for outputs in before)):
+            with torch.no_grad():
+                for name, values in kept.items():
+                    named[name].copy_(values)
+            raise ProofError(
+                f"tidy: answers moved by {away:.3g} without the neurons of zero gradient, so an activation is "
+                "constant there but not zero; the model was left as it was"
+            )
+    finally:
+        model.train(mode)
+    left = {name: named[name].detach() != 0 for name in asked}
+    changed = [name for name in asked if not torch.equal(named[name].detach(), kept[name])]
+    return Masks({name: left[name] for name in changed})
+
+
+def _neuron(target: Target, named: dict[str, nn.Parameter]) -> list[str]:
+    """The parameters of a layer's neurons, all with one row a neuron: the weight, and the bias where there is one."""
+    bias = f"{target.layer}.bias" if target.layer else "bias"
+    return [target.name, bias] if target.name.endswith("weight") and bias in named else [target.name]
+
+
+@torch.no_grad()
+def _silence(
+    named: dict[str, nn.Parameter], neurons: Sequence[Sequence[str]], needed: Sequence[torch.Tensor]
+) -> None:
+    """Zero in every parameter of the neurons that nobody needs."""
+    for members, mine in zip(neurons, needed):
+        for name in members:
+            named[name][~mine.to(named[name].device)] = 0.0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import sys
 import time
 
 import pytest
@@ -348,3 +350,50 @@ def test_an_evaluate_that_raises_leaves_the_mode():
     with pytest.raises(ZeroDivisionError):
         accuracy(model, lambda m: 1 / 0)
     assert model.training
+
+
+def test_a_reading_that_was_interrupted_is_taken_again(monkeypatch):
+    """Every other reading something else has the processor: none of those counts, as long as there are retakes."""
+    seen = {"wall": 0.0, "own": 0.0, "calls": 0}
+
+    class Clock:
+        @staticmethod
+        def perf_counter():
+            return seen["wall"]
+
+        @staticmethod
+        def process_time():
+            return seen["own"]
+
+    class Model(nn.Module):
+        def forward(self, x):
+            seen["calls"] += 1
+            slow = seen["calls"] % 2 == 0
+            seen["own"] += 0.002
+            seen["wall"] += 0.010 if slow else 0.002
+            return x
+
+    monkeypatch.setattr(sys.modules["secateur.measure.latency"], "time", Clock)
+    table = latency(Model(), torch.zeros(1, 2), trials=9, warmup=1)
+    assert table["latency"].trials == pytest.approx([2.0] * 9)
+    monkeypatch.setattr(sys.modules["secateur.measure.latency"], "_RETAKES", 0)
+    table = latency(Model(), torch.zeros(1, 2), trials=8, warmup=1)
+    assert sorted(table["latency"].trials) == pytest.approx([2.0] * 4 + [10.0] * 4)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be kept on a core here")
+def test_one_thread_is_kept_on_its_core_for_a_reading_only():
+    before, seen = os.sched_getaffinity(0), []
+
+    class Model(nn.Module):
+        def forward(self, x):
+            seen.append(len(os.sched_getaffinity(0)))
+            return x
+
+    found = latency(Model(), torch.zeros(1, 2), trials=2, warmup=1, threads=1)["latency"]
+    assert set(seen) == {1}
+    assert "each on one core" in found.notes[0]
+    assert os.sched_getaffinity(0) == before
+    seen.clear()
+    latency(Model(), torch.zeros(1, 2), trials=2, warmup=1, threads=2)
+    assert set(seen) == {len(before)}

@@ -18,11 +18,14 @@ turn.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import math
+import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -40,6 +43,10 @@ DEFINITION = "median time of one forward pass in evaluation mode, without gradie
 _SHORTEST = 1e-3  # seconds a reading should last at least: several passes make one where a pass is quicker
 _WARM = 30  # passes, at most
 _WARM_SECONDS = 5.0
+_OWN = (
+    0.9  # a reading during which the process had the processor for a smaller share of the time is taken again
+)
+_RETAKES = 100  # readings of a model, at most, that are taken again
 
 
 def latency(
@@ -47,10 +54,11 @@ def latency(
 ) -> Measurements:
     """Milliseconds of a forward pass on `example`, the whole batch.
 
-    Warmed up until two readings in a row agree with those before (or `warmup` passes), then `trials`
-    readings, each synchronised with the device. `spread` holds the quartiles, the variance and the interval
-    that contains the median with 95 % confidence whatever the distribution. `threads` sets torch's for the
-    measurement alone.
+    Warmed up until two readings in a row agree with those before (or `warmup` passes), then `trials` readings, each
+    synchronised with the device. On the CPU a reading during which something else had the processor is taken again,
+    and a single thread stays on one core while it is read. `spread` holds the quartiles, the variance and the interval
+    that contains the median with 95 % confidence whatever the distribution. `threads` sets torch's for the measurement
+    alone.
     """
     readings, notes = _readings([(model, example)], trials, warmup, threads)
     return Measurements([_row(readings[0], example, notes[0])])
@@ -149,22 +157,63 @@ def _prepared(
     """A function that makes one reading of a warmed-up model, and what there is to say of it."""
     device = device_of(model)
 
-    def passes(count: int) -> float:
-        with evaluating(model, example) as inputs:
+    alone = device.type == "cpu"
+    pinned = alone and torch.get_num_threads() == 1 and _core() is not None
+
+    def passes(count: int) -> tuple[float, bool]:
+        """(seconds a pass, whether nothing else had the processor meanwhile)."""
+        with evaluating(model, example) as inputs, _on_one_core() if pinned else nullcontext():
             sync(device)
-            start = time.perf_counter()
+            start, used = time.perf_counter(), time.process_time()
             for _ in range(count):
                 call(model, inputs)
             sync(device)
-            return (time.perf_counter() - start) / count
+            spent, used = time.perf_counter() - start, time.process_time() - used
+        return spent / count, not alone or used >= _OWN * spent
 
-    warm, settled = _warm(passes, warmup)
+    warm, settled = _warm(lambda count: passes(count)[0], warmup)
     count = max(1, math.ceil(_SHORTEST / max(min(warm), 1e-9)))
+    retakes = iter(range(_RETAKES))
+
+    def reading() -> float:
+        while True:
+            seconds, own = passes(count)
+            if own or next(retakes, None) is None:
+                return seconds * 1e3
+
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    notes = [f"on {_device_name(device)}{threads}, {len(warm)} passes to warm up, {count} passes a reading"]
+    notes = [
+        f"on {_device_name(device)}{threads}, {len(warm)} passes to warm up, {count} passes a reading"
+        + (", each on one core" if pinned else "")
+    ]
     if not settled:
         notes.append(f"not settled after {len(warm)} passes: read the spread before the median")
-    return (lambda: passes(count) * 1e3), tuple(notes)
+    return reading, tuple(notes)
+
+
+def _core() -> int | None:
+    """The core this thread is running on, where the system lets a thread be kept there."""
+    if not hasattr(os, "sched_setaffinity"):
+        return None
+    try:
+        found = int(ctypes.CDLL(None).sched_getcpu())
+    except (OSError, AttributeError):
+        return None
+    return found if found in os.sched_getaffinity(0) else None
+
+
+@contextmanager
+def _on_one_core() -> Iterator[None]:
+    """Keep this thread on the core it is on: for one reading only, as the next may find that core taken."""
+    core, allowed = _core(), os.sched_getaffinity(0)
+    try:
+        if core is not None:
+            with suppress(OSError):
+                os.sched_setaffinity(0, {core})
+        yield
+    finally:
+        with suppress(OSError):
+            os.sched_setaffinity(0, allowed)
 
 
 def _warm(passes: Callable[[int], float], warmup: int | None) -> tuple[list[float], bool]:

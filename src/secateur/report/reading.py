@@ -49,6 +49,8 @@ _NO_SETTING = {
     "inconsistent",
     "epoch",
     "layer",
+    "batch",
+    "part",
 }
 
 

@@ -43,7 +43,7 @@ __all__ = ["Figure", "alike", "parse", "published_measurements"]
 class Figure(Options):
     """A published number: of which measure, under which settings, and why it cannot be right where it cannot.
 
-    `follows` is the number that does follow from the report's own model.
+    `follows` is the number that does follow from the report's own model. `note` is what else a reader must know.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Figure(Options):
     where: dict[str, Any] = Field(default_factory=dict)
     inconsistent: str = ""
     follows: float | int | None = None
+    note: str = ""
     source: str = ""
 
     @property

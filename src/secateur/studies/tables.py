@@ -58,14 +58,14 @@ class Tabulated:
         }
 
 
-def difference(ours: float, published: float, name: str = "") -> str:
-    """Ours less the published figure, in points where both are shares.
+def difference(ours: float, published: float, name: str = "", digits: int | None = None) -> str:
+    """Ours less the published figure, in points where both are shares; so close that `digits` do not tell is 0.
 
     >>> difference(0.9, 0.88, "accuracy"), difference(110.0, 100.0), difference(5, 5)
     ('+2.00 points', '+10 (+10.0 %)', '0')
     """
     change = ours - published
-    if not change:
+    if not change or (digits is not None and round(ours, digits) == round(published, digits)):
         return "0"
     sign = "+" if change > 0 else "−"
     if is_share(name):
@@ -185,7 +185,10 @@ def _text(column: Column, cell: _Cell) -> str:
     if column.share:
         return number(cell.value, "share_sparsity")
     unit = cell.item.unit if column.of is None else ""
-    text = number(cell.value, column.name, unit)
+    if column.digits is not None:
+        text = f"{cell.value:,.{column.digits}f}"
+    else:
+        text = number(cell.value, column.name, unit)
     return f"{text} %" if unit == "%" else text
 
 
@@ -227,13 +230,13 @@ def _written(
             values.append(found.value if found else None)
             if slot not in paired:
                 continue
-            mark = f" {_note(made, figure)}" if figure is not None and figure.inconsistent else ""
+            mark = _note(made, figure) if figure is not None else ""
             unit = "x" if column.over else ""
             name = "share_sparsity" if column.share else column.name
-            texts.append(number(figure.value, name, unit) + mark if figure else "")
+            texts.append(_shown(figure.value, column, name, unit) + mark if figure else "")
             values.append(figure.value if figure else None)
             told = found is not None and figure is not None
-            texts.append(difference(found.value, figure.sound, name) if told else "")  # type: ignore[union-attr]
+            texts.append(difference(found.value, figure.sound, name, column.digits) if told else "")  # type: ignore[union-attr]
             values.append(found.value - figure.sound if told else None)  # type: ignore[union-attr]
         made.rows.append(tuple(texts))
         made.values.append(tuple(values))
@@ -241,11 +244,18 @@ def _written(
     return made
 
 
+def _shown(value: float | int, column: Column, name: str, unit: str) -> str:
+    """A published figure as ours beside it is written."""
+    return number(value, name, unit) if column.digits is None else f"{value:,.{column.digits}f}"
+
+
 def _note(made: Tabulated, figure: Figure) -> str:
-    """The mark of a figure that cannot be right, and a note that says why; ours is compared with what follows."""
-    text = f"reference inconsistent: {figure.inconsistent}"
+    """The mark of a figure there is more to say of: why it cannot be right, and what ours is compared with then."""
+    if not (figure.inconsistent or figure.note):
+        return ""
+    text = f"reference inconsistent: {figure.inconsistent}" if figure.inconsistent else figure.note
     if figure.follows is not None:
         text += f"; {number(figure.follows, figure.name)} follows from it, and the difference is to that"
     if text not in made.notes:
         made.notes.append(text)
-    return "(" + "*" * (made.notes.index(text) + 1) + ")"
+    return " (" + "*" * (made.notes.index(text) + 1) + ")"

@@ -16,17 +16,24 @@ import altair as alt
 
 from secateur.core.measurement import Measurements
 from secateur.report.figure import Figure, Table
-from secateur.report.reading import legend_selection, quality_of, rows_of, series_of
+from secateur.report.reading import Row, legend_selection, quality_of, rows_of, series_of
 
 __all__ = ["accuracy_sparsity"]
 
+_OTHER_SPLITS = ("train_accuracy", "validation_accuracy")
+
 
 def accuracy_sparsity(measurements: Measurements) -> list[Figure]:
-    """The curves, where some variant was measured at two sparsities or more."""
+    """The curves, where some variant was measured at two sparsities or more; on other splits too, if it was."""
     rows = rows_of(measurements)
     quality = quality_of(rows)
     if quality is None:
         return []
+    others = [name for name in _OTHER_SPLITS if name != quality]
+    return [figure for name in (quality, *others) for figure in _curves(rows, name, name == quality)]
+
+
+def _curves(rows: list[Row], quality: str, main: bool) -> list[Figure]:
     points: dict[tuple[str, float], list[float]] = {}
     for row in rows:
         value = row.number(quality)
@@ -81,7 +88,7 @@ def accuracy_sparsity(measurements: Measurements) -> list[Figure]:
     best = max(table, key=lambda row: row[2] if percent == ".0%" else -row[2])
     return [
         Figure(
-            "accuracy-sparsity",
+            "accuracy-sparsity" if main else f"{quality.replace('_', '-')}-sparsity",
             "tradeoff",
             f"{quality.replace('_', ' ').capitalize()} falls as sparsity rises",
             f"Each point is the mean {quality} over "

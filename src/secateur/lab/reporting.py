@@ -19,7 +19,8 @@ from typing import Any
 from torch import nn
 
 from secateur.core.measurement import Measurement, Measurements
-from secateur.lab.plan import builder
+from secateur.errors import SecateurError
+from secateur.lab.plan import builder, data_of
 from secateur.lab.recipe import Recipe
 from secateur.lab.state import State, revive
 from secateur.lab.store import RunRow, Store
@@ -100,8 +101,9 @@ def pictures_of(
     report is made all the same; what cannot be drawn, and why, goes to `undrawn`.
     """
     try:
-        build = builder(Recipe.of(dict(recipe)))
-        example = _example(build)
+        whole = Recipe.of(dict(recipe))
+        build = builder(whole)
+        example = _example(whole, build)
     except Exception as error:  # the user's own code may raise anything
         undrawn.append(f"the models: {error}")
         return Measurements()
@@ -162,12 +164,16 @@ def _worth_showing(steps: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]
     return [kept[0], *kept[1:][-(_MOST - 1) :]] if kept else []
 
 
-def _example(build: Any) -> Any:
-    """One input of the model, where it says what it takes."""
+def _example(recipe: Recipe, build: Any) -> Any:
+    """The first test image; noise of its shape where the data are gone and the model says what it takes."""
     import torch
 
     from secateur import models
 
+    try:
+        return data_of(recipe).example
+    except (SecateurError, OSError):
+        pass
     model: nn.Module = build()
     shape = models.input_shape(model)
     if shape is None:

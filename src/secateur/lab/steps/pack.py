@@ -71,6 +71,12 @@ class Pack(Base):
                 "original_bytes", original, "bytes", "bytes of the tensors of the model as first built"
             ),
             Measurement("file_ratio", original / len(data), "x", "original_bytes over file_bytes"),
+            Measurement(
+                "changed_tensors",
+                len(changed),
+                "",
+                "tensors that came back from the file other than bit for bit",
+            ),
         ]
         same = (
             "every tensor came back bit for bit" if lossless else f"{len(changed)} tensors rounded as asked"

@@ -194,6 +194,10 @@ class Prune(Base):
         text = "share of the pruned tensors' weights that the masks remove"
         layers = {row.name: row.sparsity for row in masks.summary()}
         measured = [Measurement("mask_sparsity", masks.sparsity, "", text, per_layer=layers)]
+        total = sum(parameter.numel() for parameter in state.model.parameters())
+        text = "parameters of the whole model that the masks leave, in per cent"
+        left = 100 * (total - (masks.numel - masks.kept)) / total
+        measured.append(Measurement("remaining", left, "%", text))
         if found is not None:
             text = "the scanned value of the dense model less what each layer alone cost: a prediction"
             chosen = {name: float(sparsity) for name, sparsity in found.sparsities.items()}

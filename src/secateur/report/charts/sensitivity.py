@@ -10,18 +10,55 @@
 
 from __future__ import annotations
 
+import re
+
 import altair as alt
 
-from secateur.core.measurement import Measurements
+from secateur.core.measurement import Measurement, Measurements
 from secateur.report.figure import Figure, Table
-from secateur.report.reading import finite, legend_selection
+from secateur.report.reading import finite, legend_selection, said
 
 __all__ = ["sensitivity"]
 
+_OWN = {"layer", "sparsity", "metric", "step", "seed", "trial", "variant"}
+"""Keys of a scanned value's context that are no settings of its scan."""
+
 
 def sensitivity(measurements: Measurements) -> list[Figure]:
-    """The curves, from the form `scan_value`."""
-    scanned = [item for item in measurements if item.name == "scan_value" and finite(item.value) is not None]
+    """The curves, from the form `scan_value`; two figures for every scan there was."""
+    scans: dict[tuple[str, ...], list[Measurement]] = {}
+    for item in measurements:
+        if item.name == "scan_value" and finite(item.value) is not None:
+            key = tuple(str(item.context.get(part, "")) for part in ("run", "trial", "variant"))
+            scans.setdefault(key, []).append(item)
+    scans = {
+        _values(scan): scan for scan in reversed(scans.values())
+    }  # trials that share a scan show it once
+    scans = dict(reversed(scans.items()))
+    names = _names(list(scans.values()))
+    return [figure for name, scanned in zip(names, scans.values()) for figure in _curves(scanned, name)]
+
+
+def _values(scan: list[Measurement]) -> tuple[str, ...]:
+    return tuple(
+        f"{item.context.get('layer')}@{item.context.get('sparsity')}={item.value!r}" for item in scan
+    )
+
+
+def _names(scans: list[list[Measurement]]) -> list[str]:
+    """What sets every scan apart from the others: the settings that differ, else its number."""
+    if len(scans) < 2:
+        return [""]
+    said_of = [
+        {key: said(value) for key, value in scan[0].context.items() if key not in _OWN} for scan in scans
+    ]
+    keys = dict.fromkeys(key for one in said_of for key in one)
+    differing = [key for key in keys if len({one.get(key, "") for one in said_of}) > 1]
+    names = [", ".join(one[key] for key in differing if key in one) for one in said_of]
+    return names if len(set(names)) == len(names) else [str(index) for index in range(1, len(scans) + 1)]
+
+
+def _curves(scanned: list[Measurement], name: str) -> list[Figure]:
     cells = [item for item in scanned if item.context.get("layer")]
     if not cells:
         return []
@@ -61,22 +98,24 @@ def sensitivity(measurements: Measurements) -> list[Figure]:
         .properties(width=150, height=96)
         .facet(alt.Facet("layer:N", sort=layers, header=alt.Header(labelFontSize=11)), columns=4)
     )
+    stem = "sensitivity" + (f"-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}" if name else "")
+    of = f" · {name}" if name else ""
     most = min(table, key=lambda row: row[2])
     what = cells[0].definition or f"{metric} with one layer pruned, not retrained"
     return [
         Figure(
+            stem,
             "sensitivity",
-            "sensitivity",
-            f"How {metric} falls when one layer alone is pruned",
+            f"How {metric} falls when one layer alone is pruned{of}",
             f"{what}. Colours run from the first layer (dark) to the last (light).",
             all_in_one,
             f"{len(layers)} curves; the lowest is {most[0]} at sparsity {most[1]:.2f} with {metric} {most[2]:.4f}.",
             Table(("layer", "sparsity", metric), table),
         ),
         Figure(
-            "sensitivity-each",
+            f"{stem}-each",
             "sensitivity",
-            "The same curves, each layer by itself",
+            f"The same curves, each layer by itself{of}",
             f"{what}: {metric} over the sparsity of that layer, all on the same scale.",
             each,
             f"{len(layers)} small charts, one a layer, of {metric} over the sparsity of that layer alone.",

@@ -31,11 +31,13 @@ from torch import nn
 from secateur import criteria
 from secateur.budget import Pool
 from secateur.core.context import Context
+from secateur.core.lines import Lines
 from secateur.core.masks import Masks
 from secateur.core.scores import Scores, check_finite
 from secateur.core.targets import Target
-from secateur.core.units import AxisMember, Member, Units, product_of
+from secateur.core.units import AxisMember, Member, Units
 from secateur.errors import MaskMismatchError, NonFiniteError, OptionError
+from secateur.structure.twin import tensors_of
 
 __all__ = ["masks_of", "pools_of", "worth_of"]
 
@@ -77,7 +79,7 @@ def worth_of(
     direct = type(rule).of_weights is not criteria.Base.of_weights
     tensors: Mapping[str, torch.Tensor]
     if direct:
-        parameters = dict(model.named_parameters())
+        parameters = tensors_of(model)
         tensors = {target.name: parameters[target.name].detach() for target in targets}
     else:
         tensors = _scores(rule, model, targets, context)
@@ -133,7 +135,9 @@ def _from_lines(
     if not parts:
         return None
     device = parts[0].device
-    worth = rule.joined(parts[0] if len(parts) == 1 else torch.cat([part.to(device) for part in parts], dim=1))
+    worth = rule.joined(
+        parts[0] if len(parts) == 1 else torch.cat([part.to(device) for part in parts], dim=1)
+    )
     return worth if bool(torch.isfinite(worth.sum())) else None
 
 
@@ -165,7 +169,7 @@ def pools_of(
 ) -> tuple[Pool, ...]:
     """The lists as a budget sees them: the worth of every unit, and which are already gone."""
     names = {target.name: target for target in targets}
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = tensors_of(model)
     pools = []
     for units in pieces:
         values, gone = worth[units.name], None
@@ -183,7 +187,7 @@ def masks_of(
     model: nn.Module, pieces: Sequence[Units], chosen: Mapping[str, torch.Tensor], start: Masks | None
 ) -> Masks:
     """One mask per tensor: what every list it takes part in keeps, and the masks before."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = tensors_of(model)
     lines: dict[str, dict[int, torch.Tensor]] = {}
     loose: dict[str, torch.Tensor] = {}
     for units in pieces:
@@ -201,11 +205,10 @@ def masks_of(
             else:
                 mask = member.scatter(stays, weight.shape)
                 loose[member.name] = mask if member.name not in loose else loose[member.name] & mask
-    found: dict[str, torch.Tensor] = {}
+    found: dict[str, torch.Tensor | Lines] = {}
     for name, axes in lines.items():
-        if name not in loose:
-            found[name] = product_of(axes, parameters[name].shape)
-        else:
-            found[name] = loose[name] & product_of(axes, parameters[name].shape) if axes else loose[name]
-    masks = Masks(found, {name: axes for name, axes in lines.items() if name not in loose})
+        product = Lines(axes, tuple(parameters[name].shape))
+        other = loose.get(name)
+        found[name] = product if other is None else other & product.mask() if axes else other
+    masks = Masks(found)
     return masks if start is None else masks.merge(start)

@@ -33,7 +33,7 @@ from secateur.structure.fit import fit
 from secateur.structure.labels import Lock
 from secateur.structure.plan import Plan, cut_tensor, set_attribute
 from secateur.structure.proof import Proof, prove
-from secateur.structure.twin import tensors_of, twin_of
+from secateur.structure.twin import collector_at_rest, tensors_of, twin_of
 
 __all__ = ["Shrunk", "explain", "load_shrunk", "reestimate_batch_norm", "shrink"]
 
@@ -135,6 +135,7 @@ class Cut:
     tried: bool = True
 
 
+@collector_at_rest()
 def cut(
     model: nn.Module,
     masks: Masks,
@@ -222,16 +223,17 @@ def apply_plan(model: nn.Module, plan: Plan, masks: Masks) -> tuple[nn.Module, M
     memo: dict[int, Any] = {}
     left: dict[str, torch.Tensor] = {}
     tensors = tensors_of(model)
+    known: dict[Any, torch.Tensor] = {}
     for name, axes in plan.keep.items():
-        memo[id(tensors[name])] = cut_tensor(tensors[name], axes)
+        memo[id(tensors[name])] = cut_tensor(tensors[name], axes, known)
     small = twin_of(model, memo)
     bare = replace(plan, keep={}, shapes={})
     bare.apply_(small)
-    for name, mask in masks.items():
+    for name in masks:
         axes, told = plan.keep.get(name, {}), masks.lines(name)
-        if told is not None and _leaves_whole(told, axes):
+        if told is not None and _leaves_whole(told.axes, axes, known):
             continue
-        rest = cut_tensor(mask, axes) if axes else mask
+        rest = cut_tensor(masks[name], axes, known) if axes else masks[name]
         if not bool(rest.all()):
             left[name] = rest
             target = small.get_parameter(name)
@@ -242,9 +244,11 @@ def apply_plan(model: nn.Module, plan: Plan, masks: Masks) -> tuple[nn.Module, M
     return small, Masks(left)
 
 
-def _leaves_whole(lines: Mapping[int, torch.Tensor], axes: Mapping[int, Any]) -> bool:
+def _leaves_whole(
+    lines: Mapping[int, torch.Tensor], axes: Mapping[int, Any], known: dict[Any, torch.Tensor]
+) -> bool:
     """Whether all that a mask drops leaves: nothing is masked on the kept positions of any axis."""
     return all(
-        bool(line[torch.as_tensor(np.asarray(axes[axis]))].all() if axis in axes else line.all())
+        bool((cut_tensor(line, {0: axes[axis]}, known) if axis in axes else line).all())
         for axis, line in lines.items()
     )

@@ -70,7 +70,7 @@ STAGES = [
     "secateur.structure.couplings.trace",
     "secateur.structure.couplings.follow",
     "secateur.structure.fit.draft",
-    "secateur.structure.fit.trace",
+    "secateur.structure.fit.is_plain",
     "secateur.structure.proof.double_copy",
     "secateur.structure.proof.call",
     "secateur.structure.trace.call",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import torch
 from torch import nn
 
 from secateur.core.files import replacing
+from secateur.core.lines import Lines
 from secateur.errors import FormatError, MaskMismatchError, NothingToDoError, UnknownNameError, near
 
 __all__ = ["MaskSummary", "Masks", "count_true"]
@@ -54,16 +56,16 @@ class Masks(Mapping[str, torch.Tensor]):
 
     __slots__ = ("_lines", "_tensors")
 
-    def __init__(
-        self,
-        tensors: Mapping[str, torch.Tensor],
-        lines: Mapping[str, Mapping[int, torch.Tensor]] | None = None,
-    ):
+    def __init__(self, tensors: Mapping[str, torch.Tensor | Lines]):
         if not tensors:
             raise NothingToDoError(
                 "masks over no tensor at all would change nothing; name at least one parameter"
             )
+        self._lines = {name: (value, -1) for name, value in tensors.items() if isinstance(value, Lines)}
+        self._tensors: dict[str, torch.Tensor | None] = dict.fromkeys(tensors)
         for name, tensor in tensors.items():
+            if name in self._lines:
+                continue
             if not torch.is_tensor(tensor):
                 raise MaskMismatchError(
                     f"mask of {name!r}: expected a boolean tensor (True = kept), got {type(tensor).__name__}"
@@ -73,22 +75,32 @@ class Masks(Mapping[str, torch.Tensor]):
                     f"mask of {name!r}: expected a boolean tensor (True = kept), got {tensor.dtype}; "
                     "write `tensor != 0`"
                 )
-        self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
-        self._lines = {
-            name: (self._tensors[name]._version, dict(axes)) for name, axes in (lines or {}).items()
-        }
+            self._tensors[name] = tensor.detach()
 
-    def lines(self, name: str) -> Mapping[int, torch.Tensor] | None:
-        """The kept slices along each axis, where the mask is known to be just their product; else None.
+    def lines(self, name: str) -> Lines | None:
+        """The kept slices along each axis, where a mask was made of such and not written into since.
 
-        Masks of whole channels are made with it, so that nobody has to read it back from all the weights.
+        So nobody who wants to know which channels left has to read it off all the weights.
         """
-        version, axes = self._lines.get(name, (-1, None))
-        return axes if axes is not None and self._tensors[name]._version == version else None
+        lines, version = self._lines.get(name, (None, 0))
+        tensor = self._tensors.get(name)
+        return lines if tensor is None or tensor._version == version else None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a mask."""
+        return self._lines[name][0].shape if name in self._lines else tuple(self[name].shape)
 
     # -- mapping ---------------------------------------------------------------------------------------------
     def __getitem__(self, name: str) -> torch.Tensor:
-        return self._tensors[name]
+        tensor = self._tensors[name]
+        if tensor is None:
+            lines, _ = self._lines[name]
+            tensor = self._tensors[name] = lines.mask()
+            self._lines[name] = lines, tensor._version
+        return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -110,12 +122,12 @@ class Masks(Mapping[str, torch.Tensor]):
     @property
     def numel(self) -> int:
         """How many weights the masks speak of."""
-        return sum(tensor.numel() for tensor in self._tensors.values())
+        return sum(math.prod(self.shape(name)) for name in self)
 
     @property
     def kept(self) -> int:
         """How many of them stay."""
-        return sum(count_true(tensor) for tensor in self._tensors.values())
+        return sum(count_true(tensor) for tensor in self.values())
 
     @property
     def sparsity(self) -> float:
@@ -124,7 +136,7 @@ class Masks(Mapping[str, torch.Tensor]):
 
     def summary(self) -> list[MaskSummary]:
         """One row per tensor, in order."""
-        return [MaskSummary(n, tuple(t.shape), t.numel(), count_true(t)) for n, t in self._tensors.items()]
+        return [MaskSummary(n, tuple(t.shape), t.numel(), count_true(t)) for n, t in self.items()]
 
     def table(self) -> str:
         """The summary as text, one line per tensor and a total."""
@@ -151,7 +163,7 @@ class Masks(Mapping[str, torch.Tensor]):
         Devices need not agree: a mask follows its parameter.
         """
         parameters = dict(model.named_parameters(remove_duplicate=False))
-        for name, mask in self.items():
+        for name in self:
             if name not in parameters:
                 if f"{name}_orig" in parameters:
                     raise MaskMismatchError(
@@ -163,10 +175,10 @@ class Masks(Mapping[str, torch.Tensor]):
                     f"mask of {name!r}: {type(model).__name__} has no such parameter; "
                     f"{near(name, parameters)}"
                 )
-            if tuple(parameters[name].shape) != tuple(mask.shape):
+            if tuple(parameters[name].shape) != self.shape(name):
                 raise MaskMismatchError(
                     f"mask of {name!r}: expected shape {tuple(parameters[name].shape)} as in "
-                    f"{type(model).__name__}, got {tuple(mask.shape)}; are these the masks of another model?"
+                    f"{type(model).__name__}, got {self.shape(name)}; are these the masks of another model?"
                 )
 
     def to(self, device: torch.device | str) -> Masks:
@@ -195,7 +207,7 @@ class Masks(Mapping[str, torch.Tensor]):
         >>> a.merge(b)["w"]
         tensor([False, False])
         """
-        merged = dict(self._tensors)
+        merged = dict(self.items())
         for name, mask in other.items():
             if name in merged:
                 if merged[name].shape != mask.shape:

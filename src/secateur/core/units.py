@@ -16,13 +16,15 @@ tensor([[ True,  True],
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-__all__ = ["AxisMember", "Member", "Units", "product_of"]
+from secateur.core.lines import Lines
+
+__all__ = ["AxisMember", "Member", "Units"]
 
 
 class Member(Protocol):
@@ -47,22 +49,6 @@ class Member(Protocol):
         ...
 
 
-def product_of(lines: Mapping[int, torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
-    """The mask that keeps what the line of every axis keeps; axes without a line take no memory.
-
-    >>> product_of({0: torch.tensor([True, False])}, (2, 3)).tolist()
-    [[True, True, True], [False, False, False]]
-    """
-    whole: torch.Tensor | None = None
-    for axis, line in lines.items():
-        view = [1] * len(shape)
-        view[axis] = shape[axis]
-        part = line.reshape(view)
-        whole = part if whole is None else whole & part
-    assert whole is not None
-    return whole.expand(tuple(shape))
-
-
 @dataclass(frozen=True, eq=False)
 class AxisMember:
     """Units are slices along one axis: unit u owns `indices[u]` of `axis` (several where a flatten widened it)."""
@@ -84,7 +70,7 @@ class AxisMember:
 
     def scatter(self, keep: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
         """A boolean mask of `shape` from one bit per unit."""
-        return product_of({self.axis: self.line(keep, shape[self.axis])}, shape).contiguous()
+        return Lines({self.axis: self.line(keep, shape[self.axis])}, tuple(shape)).mask().contiguous()
 
     def line(self, keep: torch.Tensor, size: int) -> torch.Tensor:
         """One bit per slice of the axis, from one bit per unit."""

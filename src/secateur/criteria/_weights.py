@@ -75,12 +75,12 @@ def line_norms(weight: torch.Tensor, axis: int) -> torch.Tensor:
     tensor([5., 1.])
     """
     size = weight.shape[axis]
-    if axis > 0 and weight.device.type == "cpu" and weight.is_contiguous():
-        if weight.dtype in (torch.float32, torch.float64) and weight.numel() > size:
-            found = _sums_of_squares(weight.numpy(), axis)
-            # Outside this range squares are not to be trusted, see `norms`.
-            if not found.size or (1e-30 < found.min() and found.max() < 1e30):
-                return torch.from_numpy(np.sqrt(found)).to(weight.dtype)
+    simple = weight.device.type == "cpu" and weight.is_contiguous() and weight.numel() > size
+    if axis > 0 and simple and weight.dtype in (torch.float32, torch.float64):
+        found = _sums_of_squares(weight.numpy(), axis)
+        # Outside this range squares are not to be trusted, see `norms`.
+        if found.min() > 1e-30 and found.max() < 1e30:
+            return torch.from_numpy(np.sqrt(found)).to(weight.dtype)
     return norms(weight.movedim(axis, 0).reshape(size, -1))
 
 

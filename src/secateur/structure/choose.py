@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from secateur.core.lines import Lines
 from secateur.core.masks import Masks
-from secateur.core.units import product_of
 from secateur.errors import MaskMismatchError
 from secateur.structure.couplings import Group, Slot, Structure
+from secateur.structure.twin import tensors_of
 
 __all__ = ["dropped", "dropped_lines", "extended", "rounded"]
 
@@ -32,18 +33,17 @@ def dropped_lines(structure: Structure, masks: Masks) -> dict[tuple[str, int], n
     masks = _first_names(structure, masks)
     found = {}
     for name, axis in structure.slots:
-        mask = masks.get(name)
-        if mask is None:
+        if name not in masks:
             continue
         told = masks.lines(name)
         if told is None:
-            found[name, axis] = ~_any_along(mask.cpu().numpy(), axis)
-        elif any(other != axis and not bool(line.any()) for other, line in told.items()):
-            found[name, axis] = np.ones(mask.shape[axis], bool)
-        elif axis in told:
-            found[name, axis] = ~told[axis].cpu().numpy()
+            found[name, axis] = ~_any_along(masks[name].cpu().numpy(), axis)
+        elif any(other != axis and not bool(line.any()) for other, line in told.axes.items()):
+            found[name, axis] = np.ones(told.shape[axis], bool)
+        elif axis in told.axes:
+            found[name, axis] = ~told.axes[axis].cpu().numpy()
         else:
-            found[name, axis] = np.zeros(mask.shape[axis], bool)
+            found[name, axis] = np.zeros(told.shape[axis], bool)
     return found
 
 
@@ -161,13 +161,12 @@ def extended(
 ) -> Masks:
     """The masks, and every slice of every parameter that leaves: batch norm, biases and consumers as well."""
     lines = lines or {}
-    found = dict(masks.items())
-    told = {name: masks.lines(name) for name in masks}
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    found: dict[str, torch.Tensor | Lines] = {name: masks.lines(name) or masks[name] for name in masks}
+    parameters = tensors_of(model)
     for name, axes in structure.keep_of(alive).items():
-        if name not in parameters:
+        parameter = parameters[name]
+        if not isinstance(parameter, nn.Parameter):
             continue
-        shape, device = tuple(parameters[name].shape), parameters[name].device
         if name in found and all(
             (name, axis) in lines and lines[name, axis][~alive[structure.slots[name, axis]]].all()
             for axis in axes
@@ -176,18 +175,16 @@ def extended(
         stays = {}
         for axis, kept in axes.items():
             if (name, axis) not in structure.follower.unmasked:
-                line = torch.zeros(shape[axis], dtype=torch.bool)
+                line = torch.zeros(parameter.shape[axis], dtype=torch.bool)
                 line[torch.from_numpy(kept)] = True
-                stays[axis] = line
-        before = told.get(name, {}) if name in told else {}
-        if before is None:
-            found[name] = (found[name].cpu() & product_of(stays, shape) if stays else found[name]).to(device)
+                stays[axis] = line.to(parameter.device)
+        mask = found.get(name)
+        if isinstance(mask, torch.Tensor):
+            found[name] = (
+                mask & Lines(stays, tuple(parameter.shape)).mask().to(mask.device) if stays else mask
+            )
             continue
-        for axis, line in before.items():
-            stays[axis] = stays[axis] & line.cpu() if axis in stays else line.cpu()
-        if stays:
-            found[name] = product_of(stays, shape).to(device)
-        else:
-            found[name] = torch.ones(shape, dtype=torch.bool, device=device)
-        told[name] = stays
-    return Masks(found, {name: axes for name, axes in told.items() if axes})
+        for axis, line in () if mask is None else mask.axes.items():
+            stays[axis] = stays[axis] & line.to(parameter.device) if axis in stays else line
+        found[name] = Lines(stays, tuple(parameter.shape))
+    return Masks(found)

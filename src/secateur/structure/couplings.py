@@ -24,6 +24,7 @@ from secateur.errors import TraceError
 from secateur.structure.labels import Labels, Lock
 from secateur.structure.rules import Follower, follow
 from secateur.structure.trace import Op, Ref, Trace, map_tensors, tensors_in, trace
+from secateur.structure.twin import collector_at_rest, is_atom, modules_of
 
 __all__ = ["Group", "Slot", "Structure", "analyse", "regroup"]
 
@@ -106,12 +107,16 @@ class Structure:
         return tuple(shape)
 
     def keep_of(self, alive: np.ndarray) -> dict[str, dict[int, np.ndarray]]:
-        """The kept indices of every parameter axis that loses some."""
+        """The kept indices of every parameter axis that loses some; equal ones are one array."""
         found: dict[str, dict[int, np.ndarray]] = {}
+        known: dict[bytes, np.ndarray] = {}
         for (name, axis), labels in self.slots.items():
             stays = alive[labels]
             if not stays.all():
-                found.setdefault(name, {})[axis] = np.flatnonzero(stays)
+                kept = known.get(key := stays.tobytes())
+                if kept is None:
+                    kept = known[key] = np.flatnonzero(stays)
+                found.setdefault(name, {})[axis] = kept
         return found
 
     def locked(self) -> list[Lock]:
@@ -175,31 +180,42 @@ def analyse(model: nn.Module, example: Any, *, across_norm: bool = False, traini
     The forward is recorded in eval mode; where that leaves parameters unused (an auxiliary head that runs only in
     training), the training forward is followed as well.
     """
-    key = _fingerprint(model, example, across_norm, training)
-    known = _RECENT.get(model)
-    if known is not None and known[0] == key:
-        return known[1]
-    found = _analyse(model, example, across_norm, training)
+    with collector_at_rest():
+        key = _fingerprint(model, example, across_norm, training)
+        known = _RECENT.get(model)
+        if known is not None and known[0] == key:
+            return known[1]
+        found = _analyse(model, example, across_norm, training)
     if found.trace.mode == "meta":  # a forward that looks at values may go another way next time
         _RECENT[model] = (key, found)
     return found
 
 
 _RECENT: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Structure]] = weakref.WeakKeyDictionary()
-_PLAIN = (int, float, str, bool, tuple, type(None))
+_NAMES = frozenset(vars(nn.Module()))
+_HOOKS = tuple(name for name in vars(nn.Module()) if name.endswith("_hooks"))
 
 
 def _fingerprint(model: nn.Module, example: Any, across_norm: bool, training: bool) -> Any:
     """What a structure depends on: classes, plain attributes, hooks and shapes of the model and of the example."""
-    modules = []
-    for name, module in model.named_modules(remove_duplicate=False):
+    modules: list[Any] = []
+    for name, module in modules_of(model).items():
         state = vars(module)
-        plain = tuple((key, repr(value)) for key, value in state.items() if isinstance(value, _PLAIN))
-        called = tuple((key, id(value)) for key, value in state.items() if callable(value))
-        hooks = tuple(len(value) for key, value in state.items() if key.endswith("_hooks"))
-        own = {**module._parameters, **module._buffers}
-        shapes = tuple((key, id(t), tuple(t.shape), t.dtype) for key, t in own.items() if t is not None)
-        modules.append((name, type(module), plain, called, hooks, shapes))
+        modules += (name, type(module), module.training)
+        for key, value in state.items():
+            if key in _NAMES:
+                continue
+            if is_atom(value):
+                modules += (key, value)
+            elif isinstance(value, (int, float, str, tuple)):
+                modules += (key, repr(value))
+            elif callable(value):
+                modules += (key, id(value))
+        modules += [len(hooks) for key in _HOOKS if (hooks := state.get(key))]
+        for part in (module._parameters, module._buffers):
+            for key, tensor in part.items():
+                if tensor is not None:
+                    modules += (key, id(tensor), tensor.shape, tensor.dtype)
     config = getattr(model, "config", None)
     told: list[Any] = []
     told += [(tuple(tensor.shape), tensor.dtype) for tensor in tensors_in(example)]
@@ -266,30 +282,32 @@ def _group(
     for follower in (main, *more):
         for array in follower.entered:
             entered[array] = True
-    roles = [
-        _role(recorded.parameters[name], bool(entered[array].any()))
-        for (name, _), array in zip(names, arrays)
-    ]
+    sizes = np.array([array.size for array in arrays])
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    whole = np.concatenate(arrays)
+    is_in = np.logical_or.reduceat(entered[whole], starts)
+    roles = [_role(recorded.parameters[name], bool(into)) for (name, _), into in zip(names, is_in)]
+    found = classes[whole]
     # A channel is put out by one tensor and taken in by another; what is not both is no channel.
     both = np.ones(labels.count, bool)
     for wanted in ("out", "in"):
         has = np.zeros(labels.count, bool)
-        for role, array in zip(roles, arrays):
-            if role == wanted:
-                has[classes[array]] = True
+        has[found[np.repeat(np.array([role == wanted for role in roles]), sizes)]] = True
         for follower in (main, *more):
             for array in follower.emitted if wanted == "out" else ():
                 has[classes[array]] = True
         both &= has
-    sizes = np.array([array.size for array in arrays])
-    axis_of = np.repeat(np.arange(len(arrays)), sizes)
-    position = np.concatenate([np.arange(size) for size in sizes])
-    found = classes[np.concatenate(arrays)]
     free = (found > 0) & both[found]
-    found, axis_of, position = found[free], axis_of[free], position[free]
-    if not found.size:
+    if not free.any():
         return structure
-    units, inverse = np.unique(found, return_inverse=True)
+    axis_of = np.repeat(np.arange(len(arrays)), sizes)[free]
+    position = (np.arange(whole.size) - np.repeat(starts, sizes))[free]
+    found = found[free]
+    mark = np.zeros(labels.count, bool)
+    mark[found] = True
+    units = np.flatnonzero(mark)
+    number = np.cumsum(mark) - 1
+    inverse = number[found]
     # A unit's signature is the sum of random numbers of the axes it touches: equal sums, equal sets of axes.
     random = np.random.default_rng(0).integers(1, 1 << 62, len(arrays), dtype=np.int64).astype(np.uint64)
     signature = np.zeros(units.size, np.uint64)
@@ -299,8 +317,10 @@ def _group(
     rank = np.empty(first.size, int)
     rank[np.argsort(first)] = np.arange(first.size)
     group_of = rank[group_of]
-    order = np.lexsort((position, inverse, axis_of, group_of[inverse]))
-    key = group_of[inverse][order] * len(arrays) + axis_of[order]
+    key = group_of[inverse] * len(arrays) + axis_of
+    # by group, axis, unit and position; positions ascend already, and runs of units mostly do
+    order = np.argsort(key * units.size + inverse, kind="stable")
+    key = key[order]
     starts = np.flatnonzero(np.r_[True, key[1:] != key[:-1]])
     stops = np.r_[starts[1:], key.size]
     counts = np.bincount(group_of)

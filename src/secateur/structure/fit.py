@@ -20,7 +20,7 @@ from secateur.structure.plain import is_plain
 from secateur.structure.plan import Plan
 from secateur.structure.repair import Mismatch, candidates, spread, with_fewer_heads, within
 from secateur.structure.trace import Op, Trace, ghost, trace
-from secateur.structure.twin import tensors_of
+from secateur.structure.twin import modules_of, tensors_of
 from secateur.structure.widths import widths_of
 
 __all__ = ["Fitted", "draft", "fit"]
@@ -62,16 +62,16 @@ def draft(structure: Structure, model: nn.Module, alive: np.ndarray) -> Plan:
         after = tuple(len(axes[axis]) if axis in axes else size for axis, size in enumerate(before))
         shapes.setdefault(path, {})[leaf] = after
     attributes = {}
+    modules = modules_of(model)
     for path, changed in shapes.items():
         first = aliases.get(f"{path}.weight" if path else "weight", f"{path}.weight" if path else "weight")
-        found = widths_of(model.get_submodule(path), changed, grouped.get(first))
+        found = widths_of(modules[path], changed, grouped.get(first))
         if found:
             attributes[path] = found
     attributes.update(_without_weights(structure, model, alive))
+    known = {id(kept): tuple(kept.tolist()) for axes in keep.values() for kept in axes.values()}
     return Plan(
-        keep={
-            name: {axis: tuple(map(int, kept)) for axis, kept in axes.items()} for name, axes in keep.items()
-        },
+        keep={name: {axis: known[id(kept)] for axis, kept in axes.items()} for name, axes in keep.items()},
         attributes=attributes,
         shapes=old,
         model=type(model).__name__,
@@ -81,10 +81,11 @@ def draft(structure: Structure, model: nn.Module, alive: np.ndarray) -> Plan:
 def _without_weights(structure: Structure, model: nn.Module, alive: np.ndarray) -> dict[str, dict[str, Any]]:
     """Widths of layers without parameters of their own: norms that are not affine."""
     found: dict[str, dict[str, Any]] = {}
+    modules = modules_of(model)
     for op in structure.trace.ops:
         if op.name not in ("native_group_norm", "native_batch_norm", "_native_batch_norm_legit"):
             continue
-        module = model.get_submodule(op.path)
+        module: Any = modules[op.path]
         if getattr(module, "weight", None) is not None or not op.args:
             continue
         shape = structure.kept_shape(op.args[0], alive)

@@ -15,7 +15,7 @@ the fixed one: to tie a label to 0 is to lock it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -58,9 +58,10 @@ class Field:
         """The same labels on other axes: axis a becomes mapping[a]."""
         target = [mapping[axis] for axis in self.axes]
         if len(target) == 1:
-            return replace(self, axes=(target[0],))
-        order = np.argsort(target)
-        return replace(self, axes=tuple(target[i] for i in order), labels=self.labels.transpose(order))
+            return Field((target[0],), self.labels, self.zero, self.weak)
+        order = sorted(range(len(target)), key=target.__getitem__)
+        axes = tuple(target[i] for i in order)
+        return Field(axes, self.labels.transpose(order), self.zero, self.weak)
 
     def over(self, axes: tuple[int, ...], shape: Sequence[int]) -> np.ndarray:
         """The labels spread over more axes (a superset, ascending)."""
@@ -120,7 +121,10 @@ def _by_graph(count: int, left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 class Labels:
-    """The store of labels, of the ties between them, and of the locks."""
+    """The store of labels, of the ties between them, and of the locks.
+
+    Most ties are of all labels that were made together with all of another such block; they are kept as two numbers.
+    """
 
     def __init__(self) -> None:
         self.count = 1  # label 0 is the fixed one
@@ -129,8 +133,11 @@ class Labels:
         self.op = -1
         self.operator = ""
         self.path = ""
+        self._blocks: dict[int, np.ndarray] = {}  # what `fresh` gave out, by the array's identity
+        self._tied: list[tuple[np.ndarray, np.ndarray]] = []  # blocks of one size
         self._left: list[np.ndarray] = []
         self._right: list[np.ndarray] = []
+        self._roots = np.zeros(1, int)  # classes without locks, as far as they were worked out
         self._classes: np.ndarray | None = None
 
     def fresh(self, size: int) -> np.ndarray:
@@ -138,13 +145,24 @@ class Labels:
         first = self.count
         self.count += size
         self._classes = None
-        return np.arange(first, first + size)
+        made = np.arange(first, first + size)
+        self._blocks[id(made)] = made
+        return made
+
+    def made(self, labels: np.ndarray) -> bool:
+        """Whether these are labels made together by `fresh`, all of them and in order."""
+        return id(labels) in self._blocks
 
     def tie(self, a: np.ndarray, b: np.ndarray) -> None:
         """Positions of `a` and `b` live or die together (arrays broadcast)."""
         if a is b:
             return
-        a, b = np.broadcast_arrays(a, b)
+        if self.made(a) and self.made(b) and a.size == b.size:
+            self._tied.append((a, b))
+            self._classes = None
+            return
+        if a.shape != b.shape:
+            a, b = np.broadcast_arrays(a, b)
         differ = a != b
         if not differ.any():
             return
@@ -159,13 +177,12 @@ class Labels:
 
     def lock(self, labels: np.ndarray, reason: str) -> None:
         """These labels may never leave; the reason is kept with the operator now being followed."""
-        labels = labels.reshape(-1)
-        labels = labels[labels > 0]
+        if not self.made(labels):
+            labels = labels.reshape(-1)
+            labels = labels[labels > 0]
         if not labels.size:
             return
         self.locks.append(Lock(labels, reason, self.operator, self.path, self.op))
-        self._left.append(labels)
-        self._right.append(np.zeros_like(labels))
         self._classes = None
 
     def rectangle(self, labels: np.ndarray) -> None:
@@ -176,10 +193,12 @@ class Labels:
     def classes(self) -> np.ndarray:
         """For every label the smallest label it is tied to; 0 where it is locked."""
         if self._classes is None:
-            left = np.concatenate(self._left) if self._left else np.zeros(0, int)
-            right = np.concatenate(self._right) if self._right else np.zeros(0, int)
-            self._left, self._right = [left], [right]
-            self._classes = components(self.count, left, right)
+            roots = self.without_locks()
+            locked = np.zeros(self.count, bool)
+            locked[0] = True
+            for lock in self.locks:
+                locked[roots[lock.labels]] = True
+            self._classes = np.where(locked[roots], 0, roots)
         return self._classes
 
     def copy(self) -> Labels:
@@ -188,14 +207,45 @@ class Labels:
         new.__dict__.update(self.__dict__)
         new.locks, new.rectangles = list(self.locks), list(self.rectangles)
         new._left, new._right = list(self._left), list(self._right)
+        new._blocks, new._tied = dict(self._blocks), list(self._tied)
         return new
 
     def without_locks(self) -> np.ndarray:
         """Classes as if nothing were locked: what is tied to what."""
-        self.classes()
-        left, right = self._left[0], self._right[0]
-        free = (left > 0) & (right > 0)
-        return components(self.count, left[free], right[free])
+        known = self._roots.size
+        if known < self.count:
+            self._roots = np.concatenate([self._roots, np.arange(known, self.count)])
+            if known == 1 and self._tied:
+                self._join_blocks()
+        if self._left or self._tied:
+            pairs = [*zip(self._left, self._right), *self._tied]
+            left = self._roots[np.concatenate([a for a, _ in pairs])]
+            right = self._roots[np.concatenate([b for _, b in pairs])]
+            self._roots = components(self.count, left, right)[self._roots]
+            self._left, self._right, self._tied = [], [], []
+        return self._roots
+
+    def _join_blocks(self) -> None:
+        """Take the ties of whole blocks into the roots, block by block; before any other tie."""
+        parent: dict[int, int] = {}
+
+        def root(first: int) -> int:
+            while first in parent:
+                first = parent[first]
+            return first
+
+        sizes = {}
+        for a, b in self._tied:
+            low, high = sorted((root(int(a[0])), root(int(b[0]))))
+            sizes[int(a[0])] = sizes[int(b[0])] = a.size
+            if low != high:
+                parent[high] = low
+        roots = self._roots.copy()
+        for first, size in sizes.items():
+            lowest = root(first)
+            if lowest != first:
+                roots[first : first + size] = np.arange(lowest, lowest + size)
+        self._roots, self._tied = roots, []
 
     def settle(self) -> np.ndarray:
         """Make every joint field stay a rectangle whatever leaves, by tying along all its axes but one."""
@@ -230,23 +280,28 @@ def squeeze(labels: Labels, field: Field) -> Field | None:
         if array.shape[position] == 1 or (array == array.take([0], position)).all():
             array = array.take(0, position)
             del axes[position]
+    if array.size > 1 and labels.made(array):  # all different, and none of them fixed
+        return field if array is field.labels else Field(tuple(axes), array, field.zero, field.weak)
     if array.ndim == 1 and (array.shape[0] == 1 or (array[0] == array).all()):
         labels.lock(array[:1], "one position alone fills the axis")
         return None
     if not array.any():
         return None
-    return replace(field, axes=tuple(axes), labels=array)
+    return field if array is field.labels else Field(tuple(axes), array, field.zero, field.weak)
 
 
 def squeezed(labels: Labels, shape: Iterable[int], fields: Iterable[Field]) -> Layout:
     """A layout of the fields that are left after `squeeze`; where two meet on an axis, the weaker one is locked."""
     kept: list[Field] = []
-    for field in sorted(fields, key=lambda f: f.weak):
+    taken: set[int] = set()
+    given = list(fields)
+    for field in given if len(given) < 2 else sorted(given, key=lambda f: f.weak):
         slim = squeeze(labels, field)
         if slim is None:
             continue
-        if any(set(slim.axes) & set(other.axes) for other in kept):
+        if not taken.isdisjoint(slim.axes):
             labels.lock(slim.labels, "two axes that could be cut are folded into one")
             continue
+        taken.update(slim.axes)
         kept.append(slim)
     return Layout(tuple(shape), tuple(kept))

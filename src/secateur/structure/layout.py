@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -54,7 +53,7 @@ def reduce_field(labels: Labels, field: Field, axes: Sequence[int]) -> Field | N
         labels.tie(array, first)
         array = first.squeeze(position)
         del kept[position]
-    return replace(field, axes=tuple(kept), labels=array)
+    return Field(tuple(kept), array, field.zero, field.weak)
 
 
 def drop_axes(
@@ -242,13 +241,13 @@ def reshape(labels: Labels, layout: Layout, shape: Sequence[int]) -> Layout:
             labels.lock(field.labels, "one position alone fills the axis")
             continue
         if len(ins) == len(outs) == len(field.axes):  # nothing folded, nothing split
-            out.append(replace(field, axes=outs))
+            out.append(Field(outs, field.labels, field.zero, field.weak))
             continue
         if int(np.prod([layout.shape[axis] for axis in ins])) > LIMIT:
             labels.lock(field.labels, "a reshape too large to follow")
             continue
         array = np.ascontiguousarray(field.over(ins, layout.shape)).reshape([shape[axis] for axis in outs])
-        out.append(replace(field, axes=outs, labels=array))
+        out.append(Field(outs, array, field.zero, field.weak))
     result = squeezed(labels, shape, out)
     for field in result.fields:
         labels.rectangle(field.labels)
@@ -266,7 +265,7 @@ def take(labels: Labels, layout: Layout, axis: int, index: np.ndarray | slice) -
         if axis in field.axes:
             position = field.axes.index(axis)
             where = (slice(None),) * position + (index,)
-            field = replace(field, labels=field.labels[where])
+            field = Field(field.axes, field.labels[where], field.zero, field.weak)
             if not field.labels.size:
                 continue
         fields.append(field)

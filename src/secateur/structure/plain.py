@@ -53,7 +53,9 @@ _FREE = frozenset(
 """Operators whose result has the width of what comes in."""
 
 
-def is_plain(structure: Structure, model: nn.Module, alive: np.ndarray, skipped: tuple[str, ...] = ()) -> bool:
+def is_plain(
+    structure: Structure, model: nn.Module, alive: np.ndarray, skipped: tuple[str, ...] = ()
+) -> bool:
     """Whether every operator that shrinks takes its sizes from its tensors; modules in `skipped` see to themselves."""
     sizes = moved_sizes(structure, alive)
     if sizes is None:
@@ -71,9 +73,9 @@ def is_plain(structure: Structure, model: nn.Module, alive: np.ndarray, skipped:
                 return False
             if op.name == "native_layer_norm" and _over_moved(op, sizes):
                 return False
-        elif op.name not in _SIZED:
-            return False
-        elif call is not None and call.first <= op.index and not _adapts(structure, call, sizes):
+        elif op.name not in _SIZED or not (
+            call is None or op.index < call.first or _adapts(structure, call, sizes)
+        ):
             return False
     return True
 
@@ -113,7 +115,9 @@ def _keeps_groups(model: nn.Module, op: Op) -> bool:
     """Whether a grouped convolution reads its groups off torch's own layer, where the plan sets them."""
     module: Any = model.get_submodule(op.path)
     weight = op.args[1]
-    return isinstance(module, _ConvNd) and bool(weight.name) and weight.name == f"{op.path}.weight".lstrip(".")
+    return (
+        isinstance(module, _ConvNd) and bool(weight.name) and weight.name == f"{op.path}.weight".lstrip(".")
+    )
 
 
 def _over_moved(op: Op, sizes: dict[int, tuple[int, ...]]) -> bool:
@@ -135,7 +139,9 @@ def _adapts(structure: Structure, call: Call, sizes: dict[int, tuple[int, ...]])
         return _shaped(call.sizes, int(np.prod(before))) == wanted[0]
     if call.function == "chunk" and call.sizes:
         axis = ops[0].arg(2, "dim", 0)
-        return [tuple(t.shape) for t in torch.empty(before, device="meta").chunk(call.sizes[0], axis)] == wanted
+        return [
+            tuple(t.shape) for t in torch.empty(before, device="meta").chunk(call.sizes[0], axis)
+        ] == wanted
     if call.function == "expand" and call.sizes is not None and len(results) == 1:
         asked = call.sizes
         return len(asked) == len(wanted[0]) and all(a in (-1, b) for a, b in zip(asked, wanted[0]))

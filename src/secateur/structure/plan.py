@@ -110,6 +110,7 @@ class Plan:
     def check(self, model: nn.Module) -> None:
         """Raise a `PlanError` unless every parameter named has the shape it had when the plan was made."""
         tensors = tensors_of(model)
+        ends: dict[int, tuple[int, int]] = {}
         for name, axes in self.keep.items():
             if name not in tensors:
                 raise PlanError(f"the plan cuts {name!r}, which {type(model).__name__} does not have")
@@ -122,7 +123,10 @@ class Plan:
                     "to a freshly built model of the original widths"
                 )
             for axis, indices in axes.items():
-                bad = axis >= len(shape) or not indices or min(indices) < 0 or max(indices) >= shape[axis]
+                if id(indices) not in ends:
+                    ends[id(indices)] = (min(indices), max(indices)) if indices else (-1, -1)
+                low, high = ends[id(indices)]
+                bad = axis >= len(shape) or low < 0 or high >= shape[axis]
                 if bad:
                     raise PlanError(
                         f"the plan cuts {name!r} along axis {axis}: indices do not fit shape {shape}"
@@ -139,10 +143,11 @@ class Plan:
         """Cut a model of the original widths in place, and set its attributes; checked first, so all or nothing."""
         self.check(model)
         new: dict[int, torch.Tensor] = {}
+        known: dict[Any, torch.Tensor] = {}
         tensors = tensors_of(model)
         for name, axes in self.keep.items():
             if id(tensors[name]) not in new:
-                new[id(tensors[name])] = cut_tensor(tensors[name], axes)
+                new[id(tensors[name])] = cut_tensor(tensors[name], axes, known)
         for name, tensor in tensors.items():
             if id(tensor) in new:
                 module, leaf = owner(model, name)
@@ -174,12 +179,18 @@ def owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     return model.get_submodule(path), leaf
 
 
-def cut_tensor(tensor: torch.Tensor, axes: Mapping[int, Any]) -> torch.Tensor:
-    """The kept slices, as a parameter where it was one; its gradient is cut alike."""
+def cut_tensor(
+    tensor: torch.Tensor, axes: Mapping[int, Any], known: dict[Any, torch.Tensor] | None = None
+) -> torch.Tensor:
+    """The kept slices, as a parameter where it was one; its gradient is cut alike.
+
+    `known` remembers indices as tensors between calls: many axes of a plan are cut by the same ones.
+    """
+    indices = {axis: _index(kept, tensor.device, known) for axis, kept in axes.items()}
 
     def cut(value: torch.Tensor) -> torch.Tensor:
-        for axis, indices in axes.items():
-            value = value.index_select(axis, torch.as_tensor(np.asarray(indices), device=value.device))
+        for axis, index in indices.items():
+            value = value.index_select(axis, index)
         return value.contiguous()
 
     result = cut(tensor.detach())
@@ -189,6 +200,16 @@ def cut_tensor(tensor: torch.Tensor, axes: Mapping[int, Any]) -> torch.Tensor:
             parameter.grad = cut(tensor.grad.detach())
         return parameter
     return result
+
+
+def _index(kept: Any, device: torch.device, known: dict[Any, torch.Tensor] | None) -> torch.Tensor:
+    key = id(kept), device
+    index = None if known is None else known.get(key)
+    if index is None:
+        index = torch.as_tensor(np.asarray(kept), device=device)
+        if known is not None:
+            known[key] = index
+    return index
 
 
 def _runs(indices: Any) -> list[int]:

@@ -128,7 +128,10 @@ def _binary(operator: Any) -> Callable[..., torch.Tensor]:
                     longer = a[: len(a) - short] or b[: len(b) - short]
                     return _made(
                         x,
-                        (*longer, *(q if p == 1 else p for p, q in zip(a[len(a) - short :], b[len(b) - short :]))),
+                        (
+                            *longer,
+                            *(q if p == 1 else p for p, q in zip(a[len(a) - short :], b[len(b) - short :])),
+                        ),
                     )
         return operator(x, y, **options)  # type: ignore[no-any-return]
 

@@ -305,7 +305,9 @@ def _fewer_heads(
 
 def with_fewer_heads(structure: Structure, model: nn.Module, plan: Plan, alive: np.ndarray) -> Plan:
     """The plan with its rewrite for every torch attention layer of which heads leave."""
-    for path in [name.rpartition(".")[0] for name in plan.keep if name.endswith(("in_proj_weight", "q_proj_weight"))]:
+    for path in [
+        name.rpartition(".")[0] for name in plan.keep if name.endswith(("in_proj_weight", "q_proj_weight"))
+    ]:
         module = model.get_submodule(path)
         if isinstance(module, nn.MultiheadAttention) and _heads_leave(structure, path, alive):
             plan = _fewer_heads(structure, model, path, alive, plan) or plan

@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from secateur.errors import TraceError
 from secateur.structure.calls import Call, Calls
 from secateur.structure.quick import QUICK
-from secateur.structure.twin import is_atom, modules_of, tensors_of, twin_of
+from secateur.structure.twin import is_atom, tensors_of, twin_of
 
 __all__ = [
     "Op",
@@ -65,11 +65,14 @@ class Op:
     kwargs: dict[str, Any]
     outputs: Any
     path: str
+    _refs: list[Ref] | None = None
     _results: list[Ref] | None = None
 
-    def refs(self) -> Iterator[Ref]:
+    def refs(self) -> list[Ref]:
         """The tensors among the arguments."""
-        yield from _refs((self.args, self.kwargs))
+        if self._refs is None:
+            self._refs = list(_refs((self.args, self.kwargs)))
+        return self._refs
 
     def results(self) -> list[Ref]:
         """The tensors among the outputs."""
@@ -102,8 +105,10 @@ class Trace:
 
 
 def _refs(value: Any) -> Iterator[Ref]:
-    if isinstance(value, Ref):
+    if type(value) is Ref:
         yield value
+    elif is_atom(value):
+        return
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _refs(item)
@@ -180,7 +185,7 @@ def _loose_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
     """Tensors that modules keep as plain attributes, also one level down in lists and dicts."""
     for module in model.modules():
         for name, value in vars(module).items():
-            if is_atom(value) or name in ("_parameters", "_buffers", "_modules"):
+            if name in _OWN or is_atom(value):
                 continue
             if isinstance(value, (list, tuple, dict)):
                 if len(value) >= 1000:
@@ -190,6 +195,10 @@ def _loose_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
                         yield item
             elif isinstance(value, torch.Tensor):
                 yield value
+
+
+_OWN = frozenset(vars(nn.Module()))
+"""What every module has: its parameters, buffers, children and hooks."""
 
 
 def ghost(
@@ -261,7 +270,9 @@ class _Recorder(TorchDispatchMode):
             return value
         if isinstance(value, torch.Tensor):
             known = self.ref(value, op)
-            if op >= 0 and known.shape != tuple(value.shape):  # transposed or resized in place: one of its own
+            if op >= 0 and known.shape != tuple(
+                value.shape
+            ):  # transposed or resized in place: one of its own
                 known = value._secateur_ref = self._new(value, op)  # type: ignore[attr-defined]
             return known
         if isinstance(value, (list, tuple)):
@@ -289,9 +300,7 @@ _NAMES: dict[Any, str] = {}
 
 
 @contextmanager
-def _paths(
-    model: nn.Module, stack: list[str], entered: Callable[[str], None]
-) -> Iterator[None]:
+def _paths(model: nn.Module, stack: list[str], entered: Callable[[str], None]) -> Iterator[None]:
     """Keep the dotted name of the running module on top of the stack."""
 
     def enter(name: str) -> Callable[..., None]:

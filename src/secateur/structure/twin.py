@@ -17,15 +17,34 @@ from __future__ import annotations
 
 import copy
 import copyreg
+import gc
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["is_atom", "modules_of", "tensors_of", "twin_of"]
+__all__ = ["collector_at_rest", "is_atom", "modules_of", "tensors_of", "twin_of"]
 
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type(Ellipsis), torch.dtype})
+
+
+@contextmanager
+def collector_at_rest() -> Iterator[None]:
+    """Python's collector of cycles waits meanwhile.
+
+    Many small objects are made at once here and nearly all of them stay; a full collection in their midst looks
+    through everything the process holds and finds nothing, and takes longer than the work itself.
+    """
+    ran = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if ran:
+            gc.enable()
 
 
 def is_atom(value: Any) -> bool:

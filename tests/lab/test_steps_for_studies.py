@@ -126,3 +126,11 @@ def test_the_small_vgg12_keeps_its_form() -> None:
     assert [
         conv.out_channels for name, conv in model.features.named_children() if name.startswith("conv")
     ] == [width for width in (8, 16, 32, 64) for _ in range(3)]
+
+
+def test_a_figure_of_the_whole_model_is_not_one_of_its_layers() -> None:
+    whole = Figure(name="macs", value=30, where={"variant": "dense"})
+    layer = Figure(name="macs", value=10, where={"variant": "dense", "layer": "fc1"})
+    assert whole.fits("macs", {"variant": "dense"})
+    assert not whole.fits("macs", {"variant": "dense", "layer": "fc1"})
+    assert layer.fits("macs", {"variant": "dense", "layer": "fc1"})

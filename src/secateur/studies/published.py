@@ -60,7 +60,9 @@ class Figure(Options):
         return self.value if self.follows is None else self.follows
 
     def fits(self, name: str, context: Mapping[str, Any]) -> bool:
-        """Whether a number of ours is the one that this figure is about."""
+        """Whether a number of ours is the one that this figure is about; one layer's is not the whole model's."""
+        if "layer" in context and "layer" not in self.where:
+            return False
         return name == self.name and all(
             key in context and alike(context[key], value) for key, value in self.where.items()
         )

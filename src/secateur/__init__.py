@@ -43,6 +43,8 @@ _NAMES = {
     "scan": "secateur.scan",
     "export": "secateur.export",
     "auto": "secateur.auto",
+    "smallest": "secateur.smallest",
+    "tidy": "secateur.tidy",
     "share": "secateur.share",
     "save": "secateur.container.archive",
     "load": "secateur.container.archive",

@@ -290,3 +290,19 @@ def test_a_hunt_among_noisy_readings_lands_where_the_true_time_is():
         assert hunt.readings <= 16
     assert max(off) < 0.08
     assert sorted(off)[len(off) // 2] < 0.04
+
+
+def test_a_hunt_finds_its_way_where_most_of_the_time_never_goes():
+    """Nearly half of the time is left with one unit everywhere: a line towards nothing would creep for ever."""
+    from secateur.budget.latency import Hunt
+
+    def time(k):
+        return 0.45 + 0.55 * ((300 - k) / 300) ** 2
+
+    hunt = Hunt(299, lambda k, again: time(k), lambda k: float(300 - k) ** 2, 0.5, 0.03, 10)
+    assert 0.485 <= time(hunt.run(1.0)) <= 0.5
+    assert len(hunt.seen) <= 6
+    beyond = Hunt(299, lambda k, again: time(k), lambda k: float(300 - k) ** 2, 0.4, 0.03, 10)
+    assert beyond.run(1.0) is None
+    assert 299 in beyond.seen
+    assert len(beyond.seen) <= 4

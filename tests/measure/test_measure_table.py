@@ -211,7 +211,7 @@ def test_compare_takes_turns_and_gives_the_ratio():
     assert order[2:] == [0.02, 0.005, 0.005, 0.02] * 8
     assert [row.context.get("variant") for row in table] == ["dense", "small", None]
     row = table["speedup"]
-    assert 1.5 < row.value < 4.5
+    assert 1.5 < row.value < 12
     assert row.spread["low"] > 1
     assert row.trials == tuple(a / b for a, b in zip(table[0].trials, table[1].trials))
     assert not row.notes

@@ -14,7 +14,8 @@ from secateur.errors import BudgetNotMetError, OptionError
 
 __all__ = ["Latency"]
 
-_CONFIRMED = 3  # readings beyond `most`, to confirm what was found
+_AGAIN = 2  # times that a position is read again before it is believed
+_CONFIRMED = 3  # positions beyond `most`, where what was found did not hold
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,12 @@ class Latency(Remaining):
 
     `ms` is the limit, or `keep` the share of the dense model's time. Every try really shrinks the model and reads its
     time in turns with the dense one's (`trials` each, on `threads`; a third of that far from the limit). Times read
-    before of the same widths count as well, and what is found has been read twice. Zeros in place save no time, so only
-    pieces that leave the model do: granularity "channel" or "head". What is found lies within `within` below the limit
-    as measured, unless the next unit back would pass it or `most` models were read. `round_to` as for `Macs`.
+    before of the same widths count as well, and what is found has been read three times. Zeros in place save no time,
+    so only pieces that leave the model do: granularity "channel" or "head". What is found lies within `within` below
+    the limit as measured, unless the next unit back would pass it or `most` models were read. `round_to` as for `Macs`.
 
     >>> Latency(keep=0.5).within, Latency(ms=2.0).keep
-    (0.04, None)
+    (0.03, None)
     """
 
     measured: ClassVar[bool] = True
@@ -39,7 +40,7 @@ class Latency(Remaining):
     threads: int | None = None
     spread: str = "per_tensor"
     round_to: int | None = None
-    within: float = 0.04
+    within: float = 0.03
     most: int = 10
 
     def __post_init__(self) -> None:
@@ -97,7 +98,7 @@ class Hunt:
 
     Times fall along the path but readings do not quite; they are made to by averaging neighbours in the wrong order.
     Each next reading is where the line through the nearest two says that the limit should be met (time follows `size`,
-    the multiply-accumulates), and a position is believed once a second reading, together with the first, says the same.
+    the multiply-accumulates), and a position is believed once two readings more, together with the first, say the same.
 
     >>> times = {k: 1.0 - 0.009 * k + 0.01 * (k % 3) for k in range(101)}
     >>> hunt = Hunt(100, lambda k, again: times[k], lambda k: 100.0 - k, limit=0.5, within=0.04, most=10)
@@ -124,12 +125,12 @@ class Hunt:
             if position is None:
                 break
             self._look(position)
-            if self._good(position):
-                if position in self._firm:
-                    return position
+            looks = 0
+            while self._good(position) and looks < _AGAIN:
                 self._look(position)  # once more, with all trials
-                if self._good(position):
-                    return position
+                looks += 1
+            if self._good(position):
+                return position
         return self._best()
 
     @property

@@ -43,9 +43,7 @@ DEFINITION = "median time of one forward pass in evaluation mode, without gradie
 _SHORTEST = 1e-3  # seconds a reading should last at least: several passes make one where a pass is quicker
 _WARM = 30  # passes, at most
 _WARM_SECONDS = 5.0
-_OWN = (
-    0.9  # a reading during which the process had the processor for a smaller share of the time is taken again
-)
+_OWN = 0.9  # of the time of a reading the process has the processor, or it is taken again
 _RETAKES = 100  # readings of a model, at most, that are taken again
 
 
@@ -160,8 +158,8 @@ def _prepared(
     alone = device.type == "cpu"
     pinned = alone and torch.get_num_threads() == 1 and _core() is not None
 
-    def passes(count: int) -> tuple[float, bool]:
-        """(seconds a pass, whether nothing else had the processor meanwhile)."""
+    def passes(count: int) -> tuple[float, float]:
+        """(seconds a pass, for which share of them this process had the processor)."""
         with evaluating(model, example) as inputs, _on_one_core() if pinned else nullcontext():
             sync(device)
             start, used = time.perf_counter(), time.process_time()
@@ -169,16 +167,25 @@ def _prepared(
                 call(model, inputs)
             sync(device)
             spent, used = time.perf_counter() - start, time.process_time() - used
-        return spent / count, not alone or used >= _OWN * spent
+        return spent / count, used / max(spent, 1e-9)
 
-    warm, settled = _warm(lambda count: passes(count)[0], warmup)
+    shares: list[float] = []
+
+    def warming(count: int) -> float:
+        seconds, own = passes(count)
+        shares.append(own)
+        return seconds
+
+    warm, settled = _warm(warming, warmup)
+    # a model that waits by itself is not interrupted
+    least = _OWN if max(shares) >= 0.1 else 0.0
     count = max(1, math.ceil(_SHORTEST / max(min(warm), 1e-9)))
     retakes = iter(range(_RETAKES))
 
     def reading() -> float:
         while True:
             seconds, own = passes(count)
-            if own or next(retakes, None) is None:
+            if not alone or own >= least or next(retakes, None) is None:
                 return seconds * 1e3
 
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""

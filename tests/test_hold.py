@@ -213,16 +213,48 @@ def test_nan_inf_and_negative_zero_become_plus_zero():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
-def test_the_batched_form_for_cuda_equals_masked_fill(dtype):
+def test_the_batched_form_equals_masked_fill(dtype):
     inner = hold_module()
     torch.manual_seed(0)
     tensors = [torch.randn(5, 3).to(dtype), torch.tensor([float("nan"), -2.0, float("-inf"), -0.0]).to(dtype)]
     keep = [torch.rand(5, 3) > 0.5, torch.tensor([False, False, False, True])]
     expected = [t.clone().masked_fill_(~k, 0.0) for t, k in zip(tensors, keep)]
     word = inner._WORDS[tensors[0].element_size()]
-    inner._multiply_bits(tensors, [k.to(word) for k in keep])
+    pairs = [(t, inner._Weight(t, ~k, copy=False)) for t, k in zip(tensors, keep)]
+    inner._Batch(tensors, pairs).zero()
     for ours, theirs in zip(tensors, expected):
         assert torch.equal(ours.view(word), theirs.view(word))  # bit by bit
+
+
+def test_weights_and_optimizer_state_that_are_replaced_stay_zero():
+    """What is prepared once for a step holds only while the tensors are the same and lie where they lay."""
+    model = small()
+    masks = some_masks(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+    def step():
+        optimizer.zero_grad()
+        inputs, targets = batch()
+        inputs = inputs.to(next(model.parameters()).dtype)
+        nn.functional.cross_entropy(model(inputs).float(), targets).backward()
+        optimizer.step()
+        assert_zero(model, masks)
+        assert assert_state_zero(optimizer, model, masks)
+
+    with sc.hold(model, masks, optimizer):
+        step()
+        step()
+        saved = copy.deepcopy(optimizer.state_dict())
+        for entry in saved["state"].values():
+            entry["momentum_buffer"] += 1.0
+        optimizer.load_state_dict(saved)  # other buffers, with something where there must be nothing
+        step()
+        for parameter in model.parameters():  # the same parameters, elsewhere and with other contents
+            parameter.data = parameter.data + 1.0
+        step()
+        model.double()
+        optimizer.state.clear()
+        step()
 
 
 def test_gradient_accumulation():

@@ -31,6 +31,7 @@ parametrized: parameters, buffers and keys stay what they were.
 
 from __future__ import annotations
 
+import operator
 import warnings
 import weakref
 from collections.abc import Iterable, Mapping
@@ -49,6 +50,8 @@ __all__ = ["Held", "hold"]
 
 _WRAPPERS = ("module", "_orig_mod")  # DistributedDataParallel and AveragedModel; torch.compile
 _WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_PLAIN = (torch.Tensor, nn.Parameter)
+_place = torch.Tensor.data_ptr
 _SMALL = 1 << 18  # up to here a launch costs more than the weights it touches
 
 
@@ -95,6 +98,8 @@ class Held:
         self._handles: list[Any] = []
         self._weights: list[_Weight] = []
         self._optimizers: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._batches: weakref.WeakKeyDictionary[Any, _Batch] = weakref.WeakKeyDictionary()
+        self._own = _Batch([], [])
         self._collect()
         if optimizer is not None:
             _check_optimizer(optimizer, self.model, [w.parameter for w in self._weights if not w.copy])
@@ -166,7 +171,10 @@ class Held:
     @torch.no_grad()
     def apply(self) -> None:
         """Zero the pruned weights of the model and of its copies now."""
-        _zero((weight.parameter, weight) for weight in self._weights)
+        tensors: list[torch.Tensor] = [weight.parameter for weight in self._weights]
+        if not self._own.fits(tensors):
+            self._own = _Batch(tensors, list(zip(tensors, self._weights)))
+        self._own.zero()
         for weight in self._weights:
             weight.seen = weight.parameter._version
 
@@ -185,6 +193,8 @@ class Held:
                 else:
                     found[id(parameter)] = _Weight(parameter, removed, copy=model is not self.model)
         self._weights = list(found.values())
+        self._own = _Batch([], [])
+        self._batches.clear()
 
     def _start(self) -> None:
         self._open = True
@@ -208,27 +218,33 @@ class Held:
         return any(weight.parameter._version != weight.seen for weight in self._weights)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        mine = {id(weight.parameter) for weight in self._weights if not weight.copy}
-        if not any(
-            id(parameter) in mine for group in optimizer.param_groups for parameter in group["params"]
-        ):
-            return
+        if optimizer not in self._batches:  # else it was found to step these weights before
+            mine = {id(weight.parameter) for weight in self._weights if not weight.copy}
+            if not any(
+                id(parameter) in mine for group in optimizer.param_groups for parameter in group["params"]
+            ):
+                return
         self.steps += 1
         self._optimizers.add(optimizer)
         self._clean(optimizer)
         for weight in self._weights:  # a weight that was frozen when the block began may train by now
-            weight.hook(self)
+            if weight.handle is None:
+                weight.hook(self)
 
     @torch.no_grad()
     def _clean(self, optimizer: Any, restart: bool = False) -> None:
         """Zero the pruned weights and all that the optimizer remembers of them."""
-        pairs = [(weight.parameter, weight) for weight in self._weights if not weight.copy]
         state = optimizer.state
-        for parameter, weight in list(pairs):
-            for key, value in state[parameter].items() if parameter in state else ():
-                if torch.is_tensor(value) and key != "step" and value.shape == parameter.shape:
-                    pairs.append((value, weight))
-        _zero(pairs)
+        tensors: list[torch.Tensor] = []
+        for weight in self._weights:
+            if not weight.copy:
+                tensors.append(weight.parameter)
+                if weight.parameter in state:
+                    tensors += [v for v in state[weight.parameter].values() if isinstance(v, torch.Tensor)]
+        batch = self._batches.get(optimizer)
+        if batch is None or not batch.fits(tensors):
+            batch = self._batches[optimizer] = _Batch(tensors, self._masked(state))
+        batch.zero()
         for weight in self._weights:
             if not weight.copy:
                 weight.seen = weight.parameter._version
@@ -238,6 +254,18 @@ class Held:
             for entry in state.values():
                 if "n_iter" in entry:
                     entry["n_iter"] = 0
+
+    def _masked(self, state: Mapping[Any, Any]) -> list[tuple[torch.Tensor, _Weight]]:
+        """What an optimizer steps of the masked weights, and what it remembers of each in their shape."""
+        pairs: list[tuple[torch.Tensor, _Weight]] = []
+        for weight in self._weights:
+            parameter = weight.parameter
+            if not weight.copy:
+                pairs.append((parameter, weight))
+                for key, value in state[parameter].items() if parameter in state else ():
+                    if torch.is_tensor(value) and key != "step" and value.shape == parameter.shape:
+                        pairs.append((value, weight))
+        return pairs
 
     def _before_forward(self, module: nn.Module, args: Any) -> None:
         if torch.compiler.is_compiling():
@@ -275,24 +303,43 @@ class _Weight:
             self._forms[word, device] = (~self.removed_on(device)).to(word)
         return self._forms[word, device]
 
-    def factor(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        """What to multiply the bits of a tensor by, on a processor, where that is ten times faster than filling.
+    def factor(self, tensor: torch.Tensor, *, batched: bool = False) -> torch.Tensor | None:
+        """What to multiply the bits of a tensor by, where that is faster than filling: ten times on a processor,
+        and on a GPU where many small tensors take one launch.
 
         Small tensors have it in their own width, which is fastest; large ones as truth values, which is small.
         """
-        plain = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.device.type == "cpu"
-        if not plain or not tensor.is_floating_point() or tensor.element_size() not in _WORDS:
+        if (
+            type(tensor) not in _PLAIN
+            or not tensor.is_floating_point()
+            or tensor.element_size() not in _WORDS
+        ):
             return None
-        word = _WORDS[tensor.element_size()] if tensor.numel() <= _SMALL else torch.bool
-        return self.kept_as(word, tensor.device)
+        small = tensor.numel() <= _SMALL
+        if tensor.device.type != "cpu" and not (batched and small and tensor.is_cuda):
+            return None
+        return self.kept_as(_WORDS[tensor.element_size()] if small else torch.bool, tensor.device)
 
     def hook(self, held: Held) -> None:
         """Zero the gradient of the pruned weights from now on, if the parameter has one."""
         if self.handle is not None or self.copy or not self.parameter.requires_grad:
             return
 
+        # What a gradient nearly always is, known once: many small layers pay for every question.
+        keep, dtype, device = self.factor(self.parameter), self.parameter.dtype, self.parameter.device
+        word = _WORDS.get(self.parameter.element_size())
+
         def on_gradient(gradient: torch.Tensor) -> torch.Tensor:
             held._gradients += 1
+            if (
+                keep is not None
+                and type(gradient) is torch.Tensor
+                and gradient.dtype is dtype
+                and gradient.device == device
+                and not gradient.requires_grad
+                and gradient.layout is torch.strided
+            ):
+                return (gradient.view(word) * keep).view(dtype)  # type: ignore[arg-type]
             return _without(gradient, self)
 
         self.handle = self.parameter.register_hook(on_gradient)
@@ -351,31 +398,42 @@ def _without(gradient: torch.Tensor, weight: _Weight) -> torch.Tensor:
     return (gradient.view(_WORDS[gradient.element_size()]) * keep).view(gradient.dtype)
 
 
-def _zero(pairs: Iterable[tuple[torch.Tensor, _Weight]]) -> None:
-    """Set the pruned part of each tensor to exactly 0.0, in few launches where launches are what costs."""
-    batched: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
-    for tensor, weight in pairs:
-        word = _WORDS.get(tensor.element_size()) if tensor.is_floating_point() else None
-        keep = weight.factor(tensor)
-        if keep is not None and word is not None:
-            tensor.detach().view(word).mul_(keep)
-        elif tensor.is_cuda and tensor.numel() <= _SMALL and word is not None:
-            tensors, keeps = batched.setdefault(word, ([], []))
-            tensors.append(tensor.detach())
-            keeps.append(weight.kept_as(word, tensor.device))
-        else:
-            tensor.detach().masked_fill_(weight.removed_on(tensor.device), 0.0)
-    for tensors, keeps in batched.values():
-        _multiply_bits(tensors, keeps)
+class _Batch:
+    """The tensors to be zeroed together, prepared once: their bits as whole numbers, and 1 or 0 for each.
 
-
-def _multiply_bits(tensors: list[torch.Tensor], keeps: list[torch.Tensor]) -> None:
-    """As `masked_fill_` on each, in one launch: the bits of a number times 1 or 0, as whole numbers.
-
-    Integer products know neither NaN nor -0.0: a pruned weight becomes +0.0 whatever it was, a kept one keeps
-    its bits.
+    Integer products know neither NaN nor -0.0: a pruned weight becomes +0.0 whatever it was, a kept one keeps its
+    bits. `watched` are the tensors it was made for; while they are the same and lie where they lay, it holds.
     """
-    torch._foreach_mul_([tensor.view(keep.dtype) for tensor, keep in zip(tensors, keeps, strict=True)], keeps)
+
+    def __init__(self, watched: list[torch.Tensor], pairs: list[tuple[torch.Tensor, _Weight]]):
+        self._watched = watched
+        self._places = [tensor.data_ptr() for tensor, _ in pairs if type(tensor) in _PLAIN]
+        self._plain = [tensor for tensor, _ in pairs if type(tensor) in _PLAIN]
+        self._bits: dict[tuple[torch.device, torch.dtype], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+        self._filled: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for tensor, weight in pairs:
+            keep = weight.factor(tensor, batched=True)
+            if keep is None:
+                self._filled.append((tensor, weight.removed_on(tensor.device)))
+            else:
+                bits, keeps = self._bits.setdefault((tensor.device, keep.dtype), ([], []))
+                bits.append(tensor.detach().view(_WORDS[tensor.element_size()]))
+                keeps.append(keep)
+
+    def fits(self, tensors: list[torch.Tensor]) -> bool:
+        """Whether these are the tensors it was made for."""
+        return (
+            len(tensors) == len(self._watched)
+            and all(map(operator.is_, tensors, self._watched))
+            and list(map(_place, self._plain)) == self._places
+        )
+
+    def zero(self) -> None:
+        """Set the pruned part of each tensor to exactly 0.0: one call, and on a GPU one launch, where launches cost."""
+        for bits, keeps in self._bits.values():
+            torch._foreach_mul_(bits, keeps)
+        for tensor, removed in self._filled:
+            tensor.detach().masked_fill_(removed, 0.0)
 
 
 def _inner(model: nn.Module, masks: Masks) -> nn.Module:

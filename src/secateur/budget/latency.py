@@ -23,7 +23,7 @@ class Latency(Remaining):
     """As few channels go as make a forward pass on the example take at most so long.
 
     `ms` is the limit, or `keep` the share of the dense model's time. Every try really shrinks the model and reads its
-    time in turns with the dense one's (`trials` each, on `threads`; a third of that far from the limit). Times read
+    time in turns with the dense one's (`trials` each, on `threads`; half of that far from the limit). Times read
     before of the same widths count as well, and what is found has been read three times. Zeros in place save no time,
     so only pieces that leave the model do: granularity "channel" or "head". What is found lies within `within` below
     the limit as measured, unless the next unit back would pass it or `most` models were read. `round_to` as for `Macs`.
@@ -72,7 +72,7 @@ class Latency(Remaining):
 
         def read(position: int, again: bool) -> float:
             # far from the limit a rough reading does, and what is read again counts together with what was read before
-            trials = self.trials if again else max(3, self.trials // 3)
+            trials = self.trials if again else max(3, self.trials // 2)
             return float(meter.time(path.at(position), trials, self.threads, again=again)[which])
 
         start = float(meter.time(path.at(0), self.trials, self.threads)[which])
@@ -170,6 +170,8 @@ class Hunt:
         first, last = over + 1, (under - 1 if under is not None else self.last)
         if first > last:
             return None
+        if under is None and len(self.seen) >= 2:
+            return self.last  # time does not go to nothing with the products: how far it goes has to be read
         low = (
             (points[under], self._sized(under)) if under is not None else (0.0, 0.0)
         )  # nothing takes no time

@@ -120,6 +120,18 @@ def test_the_vae_is_a_function_in_evaluation_and_samples_in_training():
     torch.testing.assert_close(divergence, torch.distributions.kl_divergence(ours, standard).sum())
 
 
+def test_pixels_of_exactly_0_and_1_give_the_vae_a_gradient_that_is_a_number():
+    reconstruction = torch.tensor([[0.0, 1.0, 0.0, 1.0, 0.25]], requires_grad=True)
+    images = torch.tensor([[0.0, 0.0, 1.0, 1.0, 0.5]])
+    code = torch.zeros(1, 2)
+    error, _ = models.registry.get("vae").terms((reconstruction, code, code), images)
+    error.backward()
+    reference = nn.functional.binary_cross_entropy(reconstruction.detach(), images, reduction="sum")
+    torch.testing.assert_close(error.detach(), reference)
+    assert reconstruction.grad.isfinite().all()
+    torch.testing.assert_close(reconstruction.grad[0, 4], torch.tensor(-0.5 / 0.25 + 0.5 / 0.75))
+
+
 def test_hyphens_and_underscores_are_the_same():
     assert type(models.build("vgg16_lottery")) is type(models.build("VGG16-lottery"))
     assert models.registry.get("lenet_300_100").__name__ == "Lenet300100"
@@ -167,6 +179,17 @@ def test_a_missing_library_is_named_with_the_extra_that_brings_it(monkeypatch, l
         MissingExtraError, match=rf"needs the library {module}.*pip install 'secateur\[{module}\]'"
     ):
         models.build(f"{library}/resnet18")
+
+
+def test_a_library_that_is_there_but_broken_says_what_to_mend(monkeypatch, tmp_path):
+    (tmp_path / "timm.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    words = (
+        r"installed but cannot be imported \(operator torchvision::nms .*; next: install the torchvision that"
+    )
+    with pytest.raises(MissingExtraError, match=words):
+        models.build("timm/nosuch")
 
 
 SMALL = {"num_classes": 3, "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}

@@ -12,6 +12,8 @@ torch.Size([2, 20])
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -65,10 +67,10 @@ class Vae(nn.Module):
         unit normal."""
         reconstruction, mu, log_variance = (part.float() for part in outputs)
         pixels = images.flatten(1).float()
-        # Written with logarithms clamped as torch's own binary cross-entropy does, which autocast refuses to
-        # run.
-        log_on = torch.log(reconstruction).clamp(min=-100)
-        log_off = torch.log1p(-reconstruction).clamp(min=-100)
+        # Torch's own binary cross-entropy, which autocast refuses to run: logarithms no lower than -100. A pixel that
+        # is exactly 0 or 1 goes around the logarithm, whose infinite slope would make the gradient NaN.
+        log_on = _log(reconstruction, torch.log, reconstruction > 0)
+        log_off = _log(-reconstruction, torch.log1p, reconstruction < 1)
         error = -(pixels * log_on + (1 - pixels) * log_off).sum()
         divergence = -0.5 * (1 + log_variance - mu.square() - log_variance.exp()).sum()
         return error, divergence
@@ -93,3 +95,11 @@ class Vae(nn.Module):
         outputs = self.decode(mu + noise * torch.exp(0.5 * log_variance)), mu, log_variance
         error, divergence = self.terms(outputs, images)
         return {"loss": error + divergence, "reconstruction": error, "kld": divergence}
+
+
+def _log(
+    value: torch.Tensor, function: Callable[[torch.Tensor], torch.Tensor], finite: torch.Tensor
+) -> torch.Tensor:
+    """A logarithm that is -100 where it would be infinite or lower, with a gradient of 0 there."""
+    inside = torch.where(finite, value, torch.full_like(value, 0.5))
+    return torch.where(finite, function(inside).clamp(min=-100), torch.full_like(value, -100.0))

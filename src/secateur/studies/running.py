@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from secateur import studies
 from secateur.core.measurement import Measurements
+from secateur.errors import SecateurError
 from secateur.lab.engine import Ran, run
 from secateur.lab.plan import Plan
 from secateur.lab.plan import plan as make_plan
@@ -67,6 +68,7 @@ class Done:
     measurements: Measurements
     figures: tuple[Figure, ...]
     seconds: float
+    broken: tuple[tuple[str, int, str], ...] = ()
     _made: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -82,7 +84,8 @@ class Done:
     @property
     def failures(self) -> list[tuple[str, int, str]]:
         """(part, trial, message) of every trial that failed."""
-        return [(part.name, index, text) for part, ran in self.ran for index, text in ran.failures]
+        found = [(part.name, index, text) for part, ran in self.ran for index, text in ran.failures]
+        return [*found, *self.broken]
 
     def tables(self) -> list[Tabulated]:
         """Every table that something was measured for, published figures beside ours."""
@@ -139,24 +142,29 @@ def carry_out(
     """
     started = time.perf_counter()
     ran: list[tuple[Part, Ran]] = []
+    broken: list[tuple[str, int, str]] = []
     found = Measurements()
     first = 0
     for part, plan in what.parts:
         many = len(plan.trials) > 1 and jobs > 1
         shown = progress(many) if progress is not None else None
-        one = run(
-            plan.recipe,
-            store,
-            jobs=jobs,
-            progress=shown,
-            plan=plan,
-            engine=engine() if engine is not None else None,
-        )
-        ran.append((part, one))
-        found = found + _told(one.measurements, part, what.study.names, first)
+        place = engine() if engine is not None else None
+        try:
+            one = run(plan.recipe, store, jobs=jobs, progress=shown, plan=plan, engine=place)
+        except SecateurError as error:
+            # A part of one trial raises what went wrong; the other parts are worth having all the same.
+            broken.append((part.name, 0, str(error)))
+        else:
+            ran.append((part, one))
+            found = found + _told(one.measurements, part, what.study.names, first)
         first += len(plan.trials)
+    if not ran:
+        raise SecateurError(
+            f"study {what.study.name}: no part came through; the first, {broken[0][0]}: {broken[0][2]}"
+        )
     published = parse(studies.text_of(what.study.name, published=True), what.study.name)
-    return Done(what, tuple(ran), found, tuple(published), time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return Done(what, tuple(ran), found, tuple(published), seconds, tuple(broken))
 
 
 def _told(found: Measurements, part: Part, names: Mapping[str, str], first: int) -> Measurements:

@@ -98,3 +98,58 @@ def test_options_are_checked(recipe, tmp_path):
     for wrong in ({"goal": "cheap"}, {"lost": 1.5}, {"tries": 0}, {"allocation": "greedy"}):
         with pytest.raises(OptionError):
             auto_module.auto(recipe, Store(tmp_path / "runs"), **wrong)
+
+
+def test_the_way_that_held_last_is_tried_first_and_uniform_only_where_none_did(recipe, tmp_path, monkeypatch):
+    asked = []
+
+    def tried(recipe, base, store, model, way, keep, limit, *rest):
+        name = "uniform" if way is None else way.name
+        asked.append((round(keep, 3), name))
+        # the scan's cut never holds, half way does down to 0.2, all alike down to 0.4
+        holds = {"scan": False, "between": keep >= 0.2, "uniform": keep >= 0.4}[name]
+        return auto_module.Try(keep, 0.9 if holds else 0.1, holds, f"{name} {keep}")
+
+    monkeypatch.setattr(auto_module, "_tried", tried)
+    monkeypatch.setattr(auto_module, "_scanned", lambda *a: "a scan")
+    monkeypatch.setattr(auto_module, "_steps", lambda recipe, model, way, *a: asked.append(way.name) or [])
+    monkeypatch.setattr(auto_module, "run", lambda *a, **k: Fake())
+    monkeypatch.setattr(auto_module, "final_state", lambda *a: Fake())
+    found = auto_module.auto(recipe, Store(tmp_path / "runs"), tries=3)
+    assert asked == [
+        (0.5, "scan"), (0.5, "between"),
+        (0.25, "between"),
+        (0.125, "between"), (0.125, "scan"), (0.125, "uniform"),
+        "between",
+    ]  # fmt: skip
+    assert found.best.keep == 0.25
+
+
+def test_ways_share_out_the_same_work_differently():
+    """Between: half way from all alike to the scan, fitted so that the work left is just above what was asked."""
+    import torch
+    from torch import nn
+
+    import secateur as sc
+    from secateur.scan import Cell, Scan
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(64, 64, 3, padding=1), nn.Flatten(), nn.Linear(64 * 36, 5),
+    ).eval()  # fmt: skip
+    x = torch.zeros(1, 3, 6, 6)
+    values = {"0": 0.02, "2": 0.5, "4": 0.02}  # what a level costs: the middle one is dear
+    cells = [
+        Cell(n, s, 64, round(64 * s), 0, 0.9 - v * s) for n, v in values.items() for s in (0.2, 0.4, 0.6, 0.8)
+    ]
+    per_layer = sc.measure(model, x, what="macs")["macs"].per_layer
+    found = Scan(tuple(cells), 0.9, costs={"macs": {n: float(per_layer[n]) for n in values}})
+    shares = {name: auto_module.Way(name, found).shares(model, x, 0.5) for name in ("scan", "between")}
+    assert shares["scan"].get("2", 0.0) < shares["between"]["2"] < shares["between"]["0"]
+    dense = sc.measure(model, x, what="macs")["macs"].value
+    for share in shares.values():
+        budget = sc.budget.PerLayer({name: s for name, s in share.items() if s})
+        masks = sc.prune(model, "l2", "channel", budget, example=x, allow_collapse=True)
+        left = sc.measure(model, x, masks=masks, what="macs")["macs_nonzero"].value / dense
+        assert 0.5 <= left < 0.6

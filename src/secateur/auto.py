@@ -37,6 +37,7 @@ __all__ = ["Found", "Try", "auto", "next_share"]
 
 _DENSE, _TEST, _RESULT = "auto_dense", "dense", "result"
 _TRIED = "auto_tried"
+_WAYS = {"scan": "cut by the scan", "between": "half by the scan", "uniform": "all layers alike"}
 _RETRAIN = {"epochs": 5, "lr": 0.02, "schedule": "cosine"}
 
 
@@ -48,6 +49,33 @@ class Try:
     accuracy: float | None
     holds: bool
     why: str
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a cut is dealt out over the layers: by the scan ("scan"), or half way from all alike to that ("between")."""
+
+    name: str
+    scan: Scan
+
+    def shares(self, model: nn.Module, example: Any, keep: float) -> dict[str, float]:
+        """A sparsity for each group, so that the multiply-accumulates come just above what is asked to remain."""
+
+        def by_scan(hardness: float) -> dict[str, float]:
+            return self.scan.allocate(keep=max(1.0 - hardness, 1e-6)).sparsities
+
+        found = _fitted(by_scan, model, example, keep)
+        if self.name == "scan":
+            return found
+        alike = _fitted(lambda share: dict.fromkeys(self.scan.names, share), model, example, keep)
+        middle = {name: (found.get(name, 0.0) + alike.get(name, 0.0)) / 2 for name in self.scan.names}
+        most = 0.98 / max(max(middle.values()), 1e-9)
+        return _fitted(
+            lambda factor: {name: factor * most * share for name, share in middle.items()},
+            model,
+            example,
+            keep,
+        )
 
 
 @dataclass(frozen=True)
@@ -104,15 +132,15 @@ def auto(
     """Prune the recipe's model as far as costs at most `lost` accuracy on the validation images.
 
     `goal` is "fast" (channels leave, fewest multiply-accumulates) or "small" (single weights go, the rest is shared
-    with `bits`, fewest bytes of the packed file). `allocation` "scan" cuts where a scan says it hurts least,
-    "uniform" cuts all layers alike, and "best" tries the second where the first does not hold. `retrain` are the
-    options of the retraining after every cut. `told(line)` is called with the why of every decision. No try that
-    holds within `tries` is a `BudgetNotMetError`.
+    with `bits`, fewest bytes of the packed file). `allocation` "scan" cuts where a scan says it hurts least, "uniform"
+    cuts all layers alike, "between" cuts half way between the two, and "best" tries one after the other until one
+    holds, the one that held last time first. `retrain` are the options of the retraining after every cut. `told(line)`
+    is called with the why of every decision. No try that holds within `tries` is a `BudgetNotMetError`.
     """
     if goal not in ("fast", "small"):
         raise OptionError(f"goal: expected 'fast' or 'small', got {goal!r}")
-    if allocation not in ("best", "scan", "uniform"):
-        raise OptionError(f"allocation: expected 'best', 'scan' or 'uniform', got {allocation!r}")
+    if allocation not in ("best", *_WAYS):
+        raise OptionError(f"allocation: expected 'best', 'scan', 'between' or 'uniform', got {allocation!r}")
     if not 0.0 <= lost < 1.0:
         raise OptionError(
             f"lost is a share of the accuracy: expected 0 <= lost < 1, got {lost!r}; for 1 % write 0.01"
@@ -134,16 +162,19 @@ def auto(
     model = final_state(ran.plan.trials[0], store).model
     done: list[Try] = []
     best: Try | None = None
-    holds, fails, by = 1.0, 0.0, found
+    holds, fails = 1.0, 0.0
+    names = ["uniform"] if found is None else list(_WAYS) if allocation == "best" else [allocation]
+    ways = [None if name == "uniform" or found is None else Way(name, found) for name in names]
+    by = ways[0]
     for _ in range(tries):
         keep = next_share(holds, fails)
-        ways = [found] if found is None or allocation == "scan" else [found, None]
         for way in ways:
             one = _tried(recipe, base, store, model, way, keep, limit, goal, training, bits, progress)
             done.append(one)
             say(one.why)
             if one.holds:
                 best, holds, by = one, keep, way
+                ways = [way, *(other for other in ways if other is not way)]
                 break
         else:
             fails = keep
@@ -201,41 +232,46 @@ def _scanned(ran: Ran, store: Store, say: Callable[[str], None]) -> Scan:
     return found
 
 
-def _shares(found: Scan, model: nn.Module, example: Any, keep: float) -> dict[str, float]:
-    """The scan's sparsities whose multiply-accumulates, counted together, come just above what is asked to remain."""
+def _fitted(
+    shares_at: Callable[[float], dict[str, float]], model: nn.Module, example: Any, keep: float
+) -> dict[str, float]:
+    """The hardest cut of a family, from 0 to 1, of which at least the share asked of the work remains, as counted."""
     dense = macs(model, example)["macs"].value
-    low, high, best = 0.0, 1.0, dict.fromkeys(found.names, 0.0)
+    low, high, best = 0.0, 1.0, dict[str, float]()
     for _ in range(8):
         middle = (low + high) / 2
         try:
-            chosen = found.allocate(keep=max(middle, 1e-6)).sparsities
+            cut = {name: min(share, 0.98) for name, share in shares_at(middle).items() if share > 0.0}
         except BudgetNotMetError:
-            low = middle
-            continue
-        cut = {name: share for name, share in chosen.items() if share > 0.0}
-        if not cut:
             high = middle
             continue
-        masks = prune(
-            model,
-            "l2",
-            "channel",
-            budgets.registry.get("per_layer")(cut),
-            example=example,
-            allow_collapse=True,
-        )
-        left = macs(model, example, masks=masks)["macs_nonzero"].value / dense
-        if left >= keep:
-            best, high = chosen, middle
-        else:
+        if not cut:
             low = middle
-    return {name: share for name, share in best.items() if share > 0.0}
+            continue
+        try:
+            masks = prune(
+                model,
+                "l2",
+                "channel",
+                budgets.registry.get("per_layer")(cut),
+                example=example,
+                at_least=1,
+                allow_collapse=True,
+            )
+            left = macs(model, example, masks=masks)["macs_nonzero"].value / dense
+        except NothingToDoError:  # so small a share that it is no channel
+            left = 1.0
+        if left >= keep:
+            best, low = cut, middle
+        else:
+            high = middle
+    return best
 
 
 def _steps(
     recipe: Recipe,
     model: nn.Module,
-    found: Scan | None,
+    way: Way | None,
     keep: float,
     goal: str,
     training: dict[str, Any],
@@ -256,8 +292,8 @@ def _steps(
         ]
     channel = {"kind": "prune", "criterion": "l2", "granularity": "channel"}
     steps: list[dict[str, Any]] = []
-    if found is not None:
-        shares = _shares(found, model, data_of(recipe).example, keep)
+    if way is not None:
+        shares = way.shares(model, data_of(recipe).example, keep)
         if shares:
             table = {"name": "per_layer", "table": shares}
             steps.append({**channel, "label": "auto_allocate", "budget": table})
@@ -271,7 +307,7 @@ def _tried(
     base: dict[str, Any],
     store: Store,
     model: nn.Module,
-    found: Scan | None,
+    way: Way | None,
     keep: float,
     limit: float,
     goal: str,
@@ -280,10 +316,10 @@ def _tried(
     progress: Progress | None,
 ) -> Try:
     """One attempt, and the sentence that says why it is kept or dropped."""
-    where = "" if goal == "small" else ", all layers alike" if found is None else ", cut by the scan"
+    where = "" if goal == "small" else f", {_WAYS['uniform' if way is None else way.name]}"
     what = f"{keep:.3g} of the {_unit(goal)}{where}"
     try:
-        steps = _steps(recipe, model, found, keep, goal, training, bits)
+        steps = _steps(recipe, model, way, keep, goal, training, bits)
         whole = {**base, "step": [*base["step"], *steps, _measure(_TRIED, "validation")]}
         ran = run(Recipe.of(whole), store, progress=progress)
     except (BudgetNotMetError, CollapseError, NothingToDoError) as error:

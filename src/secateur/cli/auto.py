@@ -39,7 +39,7 @@ def auto(
     allocation: Annotated[
         str,
         typer.Option(
-            "--allocation", help="scan: cut where it hurts least; uniform: all alike; best: either."
+            "--allocation", help="scan: cut where it hurts least; uniform: all alike; between; best: any."
         ),
     ] = "best",
     bits: Annotated[int, typer.Option("--bits", min=1, max=8, help="Bits of a shared weight (small).")] = 4,

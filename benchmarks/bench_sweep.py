@@ -133,7 +133,7 @@ def overhead(engine_name: str, trials: int, goal: float) -> bool:
         fds = psutil.Process().num_fds() - files
         grown = (psutil.Process().memory_info().rss - memory) / 2**20
         size = sum(path.stat().st_size for path in Path(folder, "").glob("store.sqlite*"))
-        scratch = [*Path(folder).rglob("*.tmp"), *Path(folder, "checkpoints").glob("*")]
+        scratch = [*Path(folder).rglob("*.part"), *Path(folder, "checkpoints").glob("*")]
     met = each * 1e3 < goal and not left and fds <= rays and not scratch
     own = f" ({rays} by an empty Ray cluster alone)" if rays else ""
     print(

@@ -1,6 +1,8 @@
 """One thread per test process: the suite runs several processes side by side, and results must not depend on cores."""
 
 import os
+import runpy
+from pathlib import Path
 
 import pytest
 
@@ -16,13 +18,6 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def torchvision():
-    """torchvision; its compiled operators may be of another build than torch, but importing it asks for
-    schemas only."""
-    import torch
-
-    if not hasattr(torch.ops.torchvision, "nms"):
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        torch.ops.torchvision._kept = library  # its schemas live as long as it does
+    """torchvision, also where its compiled operators are of another build than torch."""
+    runpy.run_path(str(Path(__file__).parent / "zoo" / "models.py"))["declare_torchvision"]()
     return pytest.importorskip("torchvision", exc_type=ImportError)

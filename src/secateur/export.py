@@ -32,6 +32,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from secateur.core.files import beside
 from secateur.core.masks import Masks
 from secateur.core.measurement import Measurements
 from secateur.core.undisturbed import undisturbed
@@ -91,10 +92,9 @@ def export(
         masks.to("cpu").apply_(ready)
     given = moved(example, torch.device("cpu"))
     args, kwargs = _as_call(given)
-    scratch = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
     with undisturbed(ready, mode="eval"), torch.no_grad():
         program, free = _program(ready, args, kwargs, dynamic_batch)
-        try:
+        with beside(target) as scratch:
             _write(program, scratch, kind)
             error = _error(ready, scratch, kind, given, free)
             if not error <= tolerance:
@@ -102,9 +102,6 @@ def export(
                     f"{target}: outputs differ from PyTorch's by {error:.3g} of the largest, and at most {tolerance:g} "
                     "is allowed; the file was not kept. Allow more with tolerance=, or export in float32"
                 )
-            scratch.replace(target)
-        finally:
-            scratch.unlink(missing_ok=True)
     notes = []
     if dynamic_batch and not free:
         notes.append("the batch is fixed to that of the example: the model's code needs to know it")

@@ -153,3 +153,10 @@ def test_a_target_finds_its_tensor_in_a_copy_and_says_when_there_is_none() -> No
     assert target.of(other) is other.weight
     with pytest.raises(UnknownNameError, match="the model has no parameter 'wait': did you mean 'weight'"):
         Target("wait", "", "linear", (3, 2)).of(other)
+
+
+@pytest.mark.parametrize("none", [[], (), iter(())])
+def test_a_list_of_no_pattern_does_not_mean_everything(none: Any) -> None:
+    with pytest.raises(NothingToDoError, match=r"only=.*: no pattern means no layer.*leave it out"):
+        select(nn.Linear(2, 2), only=none)
+    assert select(nn.Linear(2, 2), only=None, skip=none)[0].name == "weight"

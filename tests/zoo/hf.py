@@ -221,9 +221,9 @@ def build(name: str) -> tuple[nn.Module, Any]:
     """A small model with random weights in eval mode, and an example."""
     import transformers
 
-    from models import _torchvision, randomise
+    from models import declare_torchvision, randomise
 
-    _torchvision()
+    declare_torchvision()
     model_class, config_class, options, kind = CONFIGS[name]
     options = dict(options)
     if options.get("backbone_config") == "resnet":

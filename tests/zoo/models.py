@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -38,15 +37,14 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
-@functools.cache
-def _torchvision() -> Any:
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    if not hasattr(torch.ops.torchvision, "nms"):  # another test of this process may have declared them
+def declare_torchvision() -> None:
+    """Let torchvision be imported where its compiled operators are of another build than torch: the import asks
+    for their schemas only."""
+    if not hasattr(torch.ops.torchvision, "nms"):
+        library = torch.library.Library("torchvision", "FRAGMENT")
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    import torchvision
-
-    return torchvision, library
+        torch.ops.torchvision._kept = library  # its schemas live as long as it does
 
 
 CLASSIFIERS = [
@@ -323,7 +321,9 @@ def build(entry: Entry) -> tuple[nn.Module, Any]:
 
 
 def _of_torchvision(entry: Entry) -> tuple[nn.Module, Any]:
-    torchvision, _ = _torchvision()
+    declare_torchvision()
+    import torchvision
+
     options: dict[str, Any] = {"weights": None}
     if entry.name in SEGMENTERS:
         options["weights_backbone"] = None
@@ -337,7 +337,7 @@ def _of_torchvision(entry: Entry) -> tuple[nn.Module, Any]:
 
 
 def _of_timm(entry: Entry) -> tuple[nn.Module, Any]:
-    _torchvision()
+    declare_torchvision()
     import timm
 
     model = timm.create_model(entry.name, pretrained=False)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from secateur.errors import MissingExtraError, OptionError, UnknownNameError, near
@@ -29,9 +30,17 @@ def _need(module: str, extra: str, name: str) -> ModuleType:
     except (ImportError, RuntimeError) as error:
         # torchvision raises RuntimeError when it was built for another torch.
         missing = isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == module
-        got = "it is not installed" if missing else f"importing it failed: {error}"
+        if missing:
+            raise MissingExtraError(
+                f"model {name!r} needs the library {module}, but it is not installed; next: pip install "
+                f"'secateur[{extra}]'"
+            ) from error
+        # timm and transformers import torchvision, which breaks with a torch it was not built for.
+        culprit = "torchvision" if "torchvision" in str(error) else module
         raise MissingExtraError(
-            f"model {name!r} needs the library {module}, but {got}; next: pip install 'secateur[{extra}]'"
+            f"model {name!r} needs the library {module}, which is installed but cannot be imported "
+            f"({str(error).splitlines()[0]}); next: install the {culprit} that was built for torch "
+            f"{torch.__version__.partition('+')[0]}, or uninstall it if nothing needs it"
         ) from error
 
 

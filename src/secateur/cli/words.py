@@ -28,6 +28,8 @@ _FOLDERS = {
     "measures": "secateur.measure",
     "sharing": "secateur.quantize",
     "steps": "secateur.lab.steps",
+    "charts": "secateur.report.charts",
+    "sinks": "secateur.report.sinks",
     "studies": "secateur.studies",
 }
 
@@ -52,7 +54,7 @@ def list_(
     debug: Debug = False,
 ) -> None:
     """List what can be named: criteria, granularities, budgets, models, data, measures, ways of sharing, steps,
-    studies."""
+    charts, sinks, studies."""
     if what is not None and what not in _FOLDERS:
         raise UnknownNameError(f"nothing to list under {what!r}: {near(what, _FOLDERS)}")
     found = {name: _described(name) for name in ([what] if what else _FOLDERS)}

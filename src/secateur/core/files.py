@@ -6,6 +6,8 @@
 ...         _ = file.write(b"whole")
 ...     (pathlib.Path(folder) / "a.bin").read_bytes()
 b'whole'
+
+`write_whole` does so with bytes that are there already, `beside` for what some library writes by name.
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["replacing"]
+__all__ = ["beside", "replacing", "write_whole"]
 
 
 @contextlib.contextmanager
@@ -36,6 +39,55 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             os.unlink(beside)
         raise
+
+
+@contextlib.contextmanager
+def beside(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Another name in the same folder and with the same ending; what the block leaves there takes the name `path`
+    when the block ends well, and vanishes else.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with beside(Path(folder) / "a.onnx") as scratch:
+    ...         _ = scratch.write_text("whole")
+    ...     scratch.suffix, [file.name for file in Path(folder).iterdir()]
+    ('.onnx', ['a.onnx'])
+    """
+    path = Path(path)
+    scratch = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.part{path.suffix}")
+    try:
+        yield scratch
+        with scratch.open("rb") as file:
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: bytes) -> Path:
+    """Write a file so that nobody ever sees half of it, into folders that are made where they are missing.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     target = write_whole(Path(folder) / "a" / "b.bin", b"all of it")
+    ...     target.read_bytes(), len(list(target.parent.iterdir()))
+    (b'all of it', 1)
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(data)
+    _sync_folder(path.parent)
+    return path
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename outlive a power cut, where the system lets a folder be opened."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders; its renames need no flush
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

@@ -134,12 +134,16 @@ def select(
     By default the weight of every convolution, transposed convolution, linear and embedding layer; `only` narrows,
     `skip` takes away, `parameters` adds bare parameters (or biases, or norm weights) by name. A weight shared by two
     layers appears once, under its first name; a pattern that means either layer means it. A pattern that matches
-    nothing is an error, and so is an empty result.
+    nothing is an error, and so is an empty result, or a list of no pattern.
     """
     _check_model(model)
     modules = dict(model.named_modules())
     extra = patterns_of(parameters)
     keep, drop = patterns_of(only), patterns_of(skip)
+    if only is not None and not keep:
+        raise NothingToDoError(
+            f"only={only!r}: no pattern means no layer, so there is nothing to do; leave it out to mean every layer"
+        )
     used: set[Pattern] = set()
     places: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from secateur.core.files import beside
 from secateur.data._splits import Memory, Source
 from secateur.errors import DataError, OptionError
 
@@ -216,11 +217,7 @@ def _write_cache(file: Path, images: torch.Tensor) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    scratch = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     with contextlib.suppress(OSError, SafetensorError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with beside(file) as scratch:
             save_file({"images": images}, scratch)
-            scratch.replace(file)
-        finally:
-            scratch.unlink(missing_ok=True)

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.core.files import write_whole
 from secateur.errors import OptionError, StoreError
 
 __all__ = ["identity", "load_optimizer", "optimizer_tensors", "read", "tensors_digest", "under", "write"]
@@ -40,16 +40,7 @@ def write(file: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, A
     # Copies: safetensors refuses tensors that share memory, as tied weights do.
     own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     data = save(own, metadata={"format": _FORMAT, "version": _VERSION, "about": json.dumps(about)})
-    file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with scratch.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        scratch.replace(file)
-    finally:
-        scratch.unlink(missing_ok=True)
+    write_whole(file, data)
 
 
 def read(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -14,47 +14,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from secateur.core.files import write_whole
 from secateur.errors import StoreError
 
 __all__ = ["Objects", "write_whole"]
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that nobody ever sees half of it: beside the target, flushed to the disk, then renamed.
-
-    >>> import tempfile
-    >>> target = Path(tempfile.mkdtemp()) / "a" / "b.bin"
-    >>> write_whole(target, b"all of it")
-    >>> target.read_bytes(), len(list(target.parent.iterdir()))
-    (b'all of it', 1)
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(scratch, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename outlive a power cut, where the system lets a folder be opened."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows opens no folders; its renames need no flush
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class Objects:
@@ -115,7 +81,7 @@ class Objects:
     def sweep_scratch(self) -> int:
         """Delete what interrupted writes left behind; returns how many bytes that freed."""
         freed = 0
-        for path in self.folder.glob("*/.*.tmp"):
+        for path in self.folder.glob("*/.*.part"):
             freed += path.stat().st_size
             path.unlink(missing_ok=True)
         return freed

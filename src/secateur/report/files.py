@@ -9,12 +9,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from secateur.core.files import write_whole
 from secateur.core.measurement import Measurements
 from secateur.report.drawing import standalone
 from secateur.report.figure import Figure
@@ -24,23 +23,6 @@ from secateur.report.theme import THEMES, vega_config
 __all__ = ["csv_text", "figure_svg", "flat", "write_figures", "write_tables", "write_whole"]
 
 _WIDTH = 760
-
-
-def write_whole(path: Path, data: bytes) -> Path:
-    """Write a file so that it is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(scratch, 0o666 & ~mask)
-        os.replace(scratch, path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
-    return path
 
 
 def csv_text(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

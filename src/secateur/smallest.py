@@ -324,5 +324,5 @@ def steps_of(
             }
         )
     normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    pack = {"kind": "pack", "label": "smallest_pack", "file": FILE, "names": "model"}
+    pack = {"kind": "pack", "label": "smallest_pack", "file": FILE, "names": "model", "coder": "strong"}
     return [*steps, {**pack, **({"batch_norm": 8} if normed else {})}]

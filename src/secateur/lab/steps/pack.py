@@ -17,9 +17,10 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from secateur.coding import indices
 from secateur.container.archive import load, save
 from secateur.core.measurement import Measurement, Measurements
-from secateur.errors import OptionError, ProofError
+from secateur.errors import OptionError, ProofError, UnknownNameError, near
 from secateur.lab.state import State
 from secateur.lab.steps import Base, Result, Work
 
@@ -40,11 +41,15 @@ class Pack(Base):
         """The file's name stays inside the results' folder."""
         if not self.file or Path(self.file).name != self.file or self.file.startswith("."):
             raise OptionError(f"step {self.label!r}: file: expected a plain file name, got {self.file!r}")
+        if self.coder not in indices.MODELS:
+            known = near(self.coder, indices.MODELS)
+            raise UnknownNameError(f"step {self.label!r}: unknown coder {self.coder!r}: {known}")
 
     def run(self, state: State, work: Work) -> Result:
         """Save, load, compare."""
         before = {name: value.clone() for name, value in state.model.state_dict().items()}
         options: Any = {"batch_norm": self.batch_norm, "precision": self.precision, "names": self.names}
+        options["coder"] = self.coder
         if state.plan is not None:
             options["plan"] = state.plan
         with tempfile.TemporaryDirectory() as folder:

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
 from secateur.core.measurement import Measurement, Measurements
@@ -23,10 +25,20 @@ class Shrink(Base):
     coupling: str = Field("union", description="union: masks chosen in any way; coupled: masks that agree")
     round_to: int | None = Field(None, description="keep widths at a multiple of this")
     at_least: int = Field(1, ge=1, description="units of a group that stay")
-    tolerance: float = Field(1e-6, gt=0, description="largest difference the proof allows, in float64")
+    tolerance: float = Field(1e-9, gt=0, description="largest difference the proof allows, in float64")
     across_norm: bool = Field(
         False, description="also cut axes that cross a LayerNorm; no equality holds then"
     )
+
+    free: bool = Field(
+        False,
+        description="let zeros that stay inside the smaller model be trained again, instead of holding them",
+    )
+
+    def chosen(self) -> dict[str, Any]:
+        """The options; one that came later and is not used leaves the addresses of outcomes as they were."""
+        found = super().chosen()
+        return found if self.free else {key: value for key, value in found.items() if key != "free"}
 
     def run(self, state: State, work: Work) -> Result:
         """Shrink; the optimizer of a later training starts on the smaller tensors."""
@@ -54,7 +66,8 @@ class Shrink(Base):
         after = sum(parameter.numel() for parameter in small.model.parameters())
         text = "largest difference of masked and shrunk model over the largest output, both in float64"
         measured = Measurement("proof_error", float(small.proof.error), "", text, notes=(str(small.proof),))
-        masks = small.masks if small.masks.kept < small.masks.numel else None  # all that was masked has left
+        # None where all that was masked has left, too.
+        masks = small.masks if small.masks.kept < small.masks.numel and not self.free else None
         state = State(small.model, masks=masks, plan=small.plan.to_json())
         line = f"{before:,} parameters to {after:,}; {small.proof}"
         return Result(state, Measurements([measured]), {}, line)

@@ -40,7 +40,7 @@ from secateur.errors import DataError, MissingExtraError, OptionError, ProofErro
 from secateur.measure._run import call, device_of, moved
 from secateur.measure.latency import compare
 
-__all__ = ["Exported", "OnnxModel", "export", "two_of_four"]
+__all__ = ["Exported", "OnnxModel", "export", "has_two_of_four", "two_of_four"]
 
 _FORMATS = {".onnx": "onnx", ".pt2": "torch.export"}
 
@@ -190,6 +190,19 @@ def two_of_four(model: nn.Module, example: Any, *, trials: int = 25) -> str:
         return f"{none} no linear layer has 2:4 weights of a type and size the kernels take (half precision, 64 x 64)"
     found = compare(model, sparse, example, trials=trials, names=("dense", "2:4"))["speedup"]
     return f"2:4 sparsity in {taken} linear layers: {found.text()} on {torch.cuda.get_device_name(device)}"
+
+
+def has_two_of_four(model: nn.Module) -> bool:
+    """Whether a linear layer's weights have the 2:4 pattern: of every four neighbours at most two are not zero.
+
+    >>> layer = nn.Linear(8, 8)
+    >>> dense = has_two_of_four(layer)
+    >>> layer.weight.data[:, ::2] = 0.0
+    >>> dense, has_two_of_four(layer)
+    (False, True)
+    """
+    linear = (module for module in model.modules() if isinstance(module, nn.Linear))
+    return any(_is_two_of_four(module.weight) and bool(module.weight.any()) for module in linear)
 
 
 def _is_two_of_four(weight: torch.Tensor) -> bool:

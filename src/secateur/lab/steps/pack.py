@@ -36,6 +36,9 @@ class Pack(Base):
     names: str = Field(
         "file", description="file: names are in the file; model: the model it is loaded into has them"
     )
+    coder: str = Field(
+        indices.DEFAULT, description="fast, mixed or strong: the smaller the file, the longer it takes"
+    )
 
     def check(self, model: nn.Module, before: list[str]) -> None:
         """The file's name stays inside the results' folder."""

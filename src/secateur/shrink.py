@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,7 +95,7 @@ def shrink(
     coupling: str = "union",
     round_to: int | None = None,
     at_least: int = 1,
-    tolerance: float = 1e-6,
+    tolerance: float = 1e-9,
     across_norm: bool = False,
 ) -> Shrunk:
     """Cut out of a copy of the model what the masks remove from every tensor that knows of it.
@@ -107,16 +107,48 @@ def shrink(
     """
     _check_options(coupling, round_to, at_least, tolerance)
     masks.check(model)
-    options = (coupling, round_to, at_least, across_norm)
-    done = cut(model, masks, example, *options)
+
+    def proven(careful: bool, only: Collection[str] | None = None) -> tuple[Cut, Proof]:
+        done = cut(model, masks, example, coupling, round_to, at_least, across_norm, careful, only)
+        try:
+            return done, prove(model, done.model, done.masks, example, tolerance, not done.crossed, done.plan)
+        except ProofError:
+            if done.tried:
+                raise
+        return proven(True, only)  # the forward was not as plain as it looked
+
     try:
-        proof = prove(model, done.model, done.masks, example, tolerance, not done.crossed, done.plan)
-    except ProofError:
-        if done.tried:
-            raise
-        done = cut(model, masks, example, *options, careful=True)  # the forward was not as plain as it looked
-        proof = prove(model, done.model, done.masks, example, tolerance, not done.crossed, done.plan)
+        done, proof = proven(careful=False)
+    except ProofError as failure:
+        raise ProofError(f"{failure}{_culprits(model, example, across_norm, proven)}") from failure
     return Shrunk(done.model, proof, done.plan, done.left, done.locked)
+
+
+def _culprits(
+    model: nn.Module, example: Any, across_norm: bool, proven: Callable[[bool, Collection[str]], Any]
+) -> str:
+    """Which group breaks the proof when it is cut alone, as the end of an error's text."""
+
+    def breaks(names: Sequence[str]) -> bool:
+        try:
+            proven(False, frozenset(names))
+        except ProofError:
+            return True
+        except NothingToDoError:
+            pass
+        return False
+
+    groups = analyse(model, example, across_norm=across_norm).groups
+    suspects = list(dict.fromkeys(group.name for group in groups))
+    while len(suspects) > 1:
+        half = len(suspects) // 2
+        part = next((part for part in (suspects[:half], suspects[half:]) if breaks(part)), None)
+        if part is None:
+            return f" No half of the groups {', '.join(map(repr, suspects[:8]))} breaks it by itself"
+        suspects = part
+    slots = [slot for group in groups if group.name in suspects for slot in group.slots]
+    layers = dict.fromkeys(slot.name.rpartition(".")[0] or slot.name for slot in slots)
+    return f" Cut alone, group {suspects[0]!r} breaks it: its channels are shared by {', '.join(layers)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,14 +177,20 @@ def cut(
     at_least: int = 1,
     across_norm: bool = False,
     careful: bool = False,
+    only: Collection[str] | None = None,
 ) -> Cut:
-    """Everything `shrink` does but the proof; `careful` runs the cut forward even where nothing could upset it."""
+    """Everything `shrink` does but the proof.
+
+    `careful` runs the cut forward even where nothing could upset it; `only` names the groups that may be cut.
+    """
     structure = analyse(model, example, across_norm=across_norm)
     lines = dropped_lines(structure, masks)
     locks: list[Lock] = []
     while True:
         gone = dropped(structure, masks, model, coupling, lines)
         gone = rounded(structure, gone, round_to, at_least)
+        if only is not None:
+            gone = {index: bits for index, bits in gone.items() if structure.groups[index].name in only}
         if not any(bits.any() for bits in gone.values()):
             raise NothingToDoError(_nothing(structure, model, locks))
         alive = structure.alive({index: ~bits for index, bits in gone.items() if bits.any()})

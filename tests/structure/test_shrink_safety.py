@@ -457,3 +457,102 @@ def test_data_classes_and_tuples_as_examples() -> None:
     small = sc.shrink(model, sc.prune(model, granularity="channel", budget=0.5, example=example), example)
     assert small.model.a.out_features == 4
     assert small.proof.error < 1e-9
+
+
+class Fixed(nn.Module):
+    """Reshapes to numbers that a cut must replace, and calls a part in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.act, self.b = nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.act(self.a(x).reshape(-1, 8))
+        return self.b(x.reshape(-1, 8))
+
+
+class Looker:
+    """A hook that is an object, and a method."""
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Size] = []
+
+    def __call__(self, module: nn.Module, args: object, output: torch.Tensor) -> None:
+        self.seen.append(output.reshape(-1).view(output.shape).shape)
+
+    def before(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        self.seen.append(args[0].reshape(1, -1).shape)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_hooks_that_use_torch_do_not_upset_a_rewritten_forward(when: str) -> None:
+    import functools
+
+    torch.manual_seed(0)
+    model, x, looker = Fixed().eval(), torch.randn(2, 4), Looker()
+
+    def look(more: int, module: nn.Module, args: object, output: torch.Tensor) -> None:
+        looker.seen.append(output.reshape(-1, more).shape)
+
+    def add(net: nn.Module) -> None:
+        for part in (net.act, net.a):
+            part.register_forward_hook(looker)
+            part.register_forward_pre_hook(looker.before)
+            part.register_forward_hook(functools.partial(look, 1))
+        net.register_forward_hook(looker)
+
+    if when == "before":
+        add(model)
+    small = sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, example=x), x)
+    assert small.model.a.out_features == 4
+    assert small.plan.rewrites
+    if when == "after":
+        want = small.model(x)
+        add(small.model)
+        assert torch.equal(small.model(x), want)
+    looker.seen.clear()
+    assert small.model(x).shape == (2, 3)
+    assert len(looker.seen) == (
+        7 if when == "after" else 2
+    )  # a copied model has copies of hooks that are objects
+
+
+class AsksAnother(nn.Module):
+    """What it does with one width depends on another, which no comparison of operators can see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.d, self.e = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = torch.relu(self.a(x))
+        second = torch.relu(self.b(first))
+        second = second * (1.0 if first.shape[-1] == 8 else 2.0)
+        return self.c(second) + self.e(torch.relu(self.d(x)))
+
+
+def test_a_proof_that_fails_names_the_group_that_breaks_it() -> None:
+    torch.manual_seed(0)
+    model, x = AsksAnother().eval(), torch.randn(2, 4)
+    masks = sc.prune(model, "l2", "channel", 0.5, example=x)
+    before = snapshot(model)
+    with pytest.raises(ProofError, match=r"Cut alone, group 'a' breaks it: its channels are shared by a, b$"):
+        sc.shrink(model, masks, x)
+    assert same(model, before)
+    # and what it says helps
+    assert sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, example=x, skip="a"), x).proof.holds
+
+
+def test_two_groups_that_only_break_it_together_are_told() -> None:
+    class Both(AsksAnother):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            first, other = torch.relu(self.a(x)), torch.relu(self.d(x))
+            scale = 2.0 if first.shape[-1] + other.shape[-1] < 12 else 1.0
+            return (self.c(torch.relu(self.b(first))) + self.e(other)) * scale
+
+    torch.manual_seed(0)
+    model, x = Both().eval(), torch.randn(2, 4)
+    masks = sc.prune(model, "l2", "channel", 0.5, example=x, skip="b")
+    with pytest.raises(ProofError, match=r"No half of the groups 'a', .*breaks it by itself"):
+        sc.shrink(model, masks, x)

@@ -102,6 +102,7 @@ def measure(
     shrunk model (a .sct file that holds its plan) also what it gained over the dense one, and why it is no faster."""
     from secateur import data as datasets
     from secateur.core.measurement import Measurements
+    from secateur.export import has_two_of_four, two_of_four
     from secateur.lab.plan import device_of
     from secateur.lab.training import evaluate
     from secateur.measure import measure as take
@@ -129,6 +130,8 @@ def measure(
     for item in found:
         for note in item.notes:
             print(f"  {item.name}: {note}")
+    if has_two_of_four(net):
+        print(two_of_four(net, _example(model, net, input_, seed, batch), trials=trials))
     if gain is not None:
         print(
             f"\nagainst the dense model: {gain['fewer']:.2f}x fewer multiply-accumulates, {gain['faster_text']}"
@@ -184,6 +187,27 @@ def explain(
     print(found.to_json() if json else found.table())
 
 
+def _coupled(asked: list[str] | None, share: float, across_norm: bool) -> list[tuple[Any, float]]:
+    """The granularities of `shrink` with the share each removes; with both, each keeps to its own groups."""
+    from secateur.granularity.channel import Channel
+    from secateur.granularity.head import Head
+
+    shares: dict[str, float] = {}
+    for item in asked or ["channel"]:
+        name, _, number = item.partition("=")
+        try:
+            shares[name] = float(number) if number else share
+        except ValueError:
+            shares[""] = share
+    if not shares.keys() <= {"channel", "head"}:
+        raise OptionError(
+            f"--granularity: expected channel or head, each with a share where it has its own, as in head=0.25; got "
+            f"{' '.join(asked or ())!r}"
+        )
+    kinds = {"channel": Channel(across_norm=across_norm, heads="head" not in shares), "head": Head()}
+    return [(kinds[name], number) for name, number in shares.items()]
+
+
 def shrink(
     model: _Model,
     weights: _Weights = None,
@@ -199,6 +223,13 @@ def shrink(
     skip: Annotated[
         list[str] | None, typer.Option("--skip", help="Layers to leave alone. Repeatable.")
     ] = None,
+    granularity: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--granularity", help="channel or head, with its own share as in head=0.25. Repeatable."
+        ),
+    ] = None,
+    at_least: Annotated[int, typer.Option("--at-least", min=1, help="Units of every group that stay.")] = 1,
     round_to: Annotated[
         int | None, typer.Option("--round-to", min=1, help="Keep widths at a multiple.")
     ] = None,
@@ -225,8 +256,14 @@ def shrink(
 
     net = _model(model, weights, option, seed)
     example = _example(model, net, input_, seed)
-    masks = prune(net, criterion, "channel", budget, skip=skip, example=example, seed=seed or 0)
-    small = cut(net, masks, example, round_to=round_to, across_norm=across_norm)
+    masks = None
+    for grain, share in _coupled(granularity, budget, across_norm):
+        found = prune(
+            net, criterion, grain, share, skip=skip, example=example, at_least=at_least, seed=seed or 0
+        )
+        masks = found if masks is None else masks.merge(found)
+    assert masks is not None
+    small = cut(net, masks, example, round_to=round_to, at_least=at_least, across_norm=across_norm)
     saved = save(small.model, out, plan=small.plan)
     before, after = (take(one, example, what=["params", "macs", "size"]) for one in (net, small.model))
     times = compare(net, small.model, example, trials=trials, names=("before", "after"))

@@ -39,6 +39,7 @@ class Channel(Base):
     scored: str = "all"
     across_norm: bool = False
     combine: str = "sum"
+    heads: bool = True
 
     def __post_init__(self) -> None:
         check_worth(self.scored, self.combine)
@@ -46,7 +47,8 @@ class Channel(Base):
     def units(self, model: nn.Module, targets: Sequence[Target], context: Context) -> tuple[Units, ...]:
         """One list per group of channels that choose together."""
         found = structure_of(model, context, self.across_norm)
-        units = coupled_units(model, found, targets, found.groups, self.scored, self.combine)
+        groups = [group for group in found.groups if self.heads or not group.heads]
+        units = coupled_units(model, found, targets, groups, self.scored, self.combine)
         if not units:
             reasons = [
                 lock.reason

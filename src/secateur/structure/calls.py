@@ -67,10 +67,15 @@ class Calls(TorchFunctionMode):
         self.ops, self.stack = ops, stack
         self.found: list[Call] = []
         self.counts: dict[str, int] = {}
+        self.hooked = 0
 
     def enter(self, path: str) -> None:
         """A module's forward begins: its calls are counted from 0."""
         self.counts[path] = 0
+
+    def hook(self, entered: int) -> None:
+        """A user's hooks begin (1) or are done (-1)."""
+        self.hooked += entered
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -78,10 +83,11 @@ class Calls(TorchFunctionMode):
         if name not in SIZED:
             return func(*args, **kwargs)
         numbers = []
-        for path in dict.fromkeys(reversed(self.stack)):
-            number = self.counts.get(path, 0)
-            self.counts[path] = number + 1
-            numbers.append((path, number))
+        if not self.hooked:  # a hook may be there today and gone tomorrow: its calls are nobody's
+            for path in dict.fromkeys(reversed(self.stack)):
+                number = self.counts.get(path, 0)
+                self.counts[path] = number + 1
+                numbers.append((path, number))
         first = len(self.ops)
         call = Call(name, first, first, tuple(numbers))
         _describe(call, args, kwargs)

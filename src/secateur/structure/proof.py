@@ -209,6 +209,6 @@ def prove(
             f"difference {error:.3e} of the "
             f"largest output, expected at most {tolerance:.0e}; the model is untouched. Run "
             f"sc.explain(model, example) and "
-            "leave out the layers it names with skip=, or raise tolerance="
+            "leave out the layers it names with skip=, or raise tolerance=."
         )
     return proof

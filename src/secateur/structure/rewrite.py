@@ -19,8 +19,10 @@ the batch and the length stay free.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -127,14 +129,14 @@ def with_sizes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], item: R
 class _Sizes(TorchFunctionMode):
     """While it is active, the calls named by the rewrites get their sizes."""
 
-    def __init__(self, table: Mapping[int, Rewrite]):
+    def __init__(self, module: nn.Module, table: Mapping[int, Rewrite]):
         super().__init__()
-        self.table = table
+        self.module, self.table = module, table
         self.count = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if name_of(func) in SIZED:
+        if name_of(func) in SIZED and not _in_a_hook(sys._getframe(1), self.module):
             item = self.table.get(self.count)
             self.count += 1
             if item is not None and item.function == name_of(func):
@@ -142,6 +144,30 @@ class _Sizes(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+_MODULE_FILE = nn.Module._call_impl.__code__.co_filename
+
+
+def _in_a_hook(frame: FrameType | None, module: nn.Module) -> bool:
+    """Whether a call within a module's forward was made by a hook of one of its parts, not by their forwards.
+
+    Both are run by the part's own call, which has the hook it is running in hand. Hooks come and go without the
+    forward changing, so their calls are not counted.
+    """
+    while frame is not None:
+        caller = frame.f_back
+        if frame.f_code in _WRAPPERS and frame.f_locals.get("self") is module:
+            return False
+        if caller is not None and caller.f_code.co_filename == _MODULE_FILE and "hook" in caller.f_locals:
+            hook = caller.f_locals["hook"]
+            hook = getattr(hook, "func", hook)  # functools.partial
+            code = getattr(hook, "__code__", None) or getattr(type(hook).__call__, "__code__", None)
+            if code is frame.f_code:
+                return True
+        frame = caller
+    return False
+
+
+_WRAPPERS: set[Any] = set()
 _CLASSES: dict[type, type] = {}
 
 
@@ -158,8 +184,10 @@ def rewritten(base: type) -> type:
     if base not in _CLASSES:
 
         def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-            with _Sizes(self._secateur_sizes):
+            with _Sizes(self, self._secateur_sizes):
                 return base.forward(self, *args, **kwargs)  # type: ignore[attr-defined]
+
+        _WRAPPERS.add(forward.__code__)
 
         def reduce(self: Any, protocol: int) -> Any:
             return _restore, (base, dict(self.__dict__))

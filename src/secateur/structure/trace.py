@@ -300,22 +300,32 @@ _NAMES: dict[Any, str] = {}
 
 
 @contextmanager
-def _paths(model: nn.Module, stack: list[str], entered: Callable[[str], None]) -> Iterator[None]:
+def _paths(model: nn.Module, stack: list[str], calls: Calls) -> Iterator[None]:
     """Keep the dotted name of the running module on top of the stack."""
 
     def enter(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any) -> None:
             stack.append(name)
-            entered(name)
+            calls.enter(name)
 
         return hook
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         stack.pop()
 
+    def begin(module: nn.Module, *rest: Any) -> None:
+        calls.hook(1)
+
+    def end(module: nn.Module, *rest: Any) -> None:
+        calls.hook(-1)
+
     # Put in by hand: handles that could be taken out again cost more than the hooks themselves.
     modules = list(model.named_modules())
     for name, module in modules:
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            if hooks:  # a user's: marked off at both ends
+                hooks[_FIRST], hooks[_LAST] = begin, end
+                hooks.move_to_end(_FIRST, last=False)
         module._forward_pre_hooks[_HOOK] = enter(name)
         module._forward_pre_hooks.move_to_end(_HOOK, last=False)
         module._forward_hooks[_HOOK] = leave
@@ -323,10 +333,12 @@ def _paths(model: nn.Module, stack: list[str], entered: Callable[[str], None]) -
         yield
     finally:
         for _, module in modules:
-            del module._forward_pre_hooks[_HOOK], module._forward_hooks[_HOOK]
+            for hooks in (module._forward_pre_hooks, module._forward_hooks):
+                for key in (_HOOK, _FIRST, _LAST):
+                    hooks.pop(key, None)
 
 
-_HOOK: Any = -1  # handles count from 0
+_HOOK, _FIRST, _LAST = -1, -2, -3  # handles count from 0
 
 
 def trace(
@@ -398,7 +410,7 @@ def _run(
         found.calls = calls.found
         with ExitStack() as contexts:
             contexts.enter_context(torch.no_grad())
-            contexts.enter_context(_paths(twin, stack, calls.enter))
+            contexts.enter_context(_paths(twin, stack, calls))
             if mode == "meta":
                 contexts.enter_context(torch.device("meta"))
             contexts.enter_context(recorder)

@@ -134,3 +134,20 @@ def test_a_figure_of_the_whole_model_is_not_one_of_its_layers() -> None:
     assert whole.fits("macs", {"variant": "dense"})
     assert not whole.fits("macs", {"variant": "dense", "layer": "fc1"})
     assert layer.fits("macs", {"variant": "dense", "layer": "fc1"})
+
+
+def test_a_faint_signal_is_measured_before_training_and_rescaling_brings_it_back(store: Store) -> None:
+    random = ["prune.criterion=random", "prune.budget.sparsity=0.99"]
+    faint = run(Recipe.parse(TEXT, random), store).measurements
+    assert faint["collapsed_layers"].value == 0  # every layer is connected
+    assert faint["signal_left"].value < 1e-2
+    mended = run(Recipe.parse(TEXT, [*random, "prune.rescale=true"]), store).measurements
+    assert mended["signal_left"].value > 20 * faint["signal_left"].value
+    assert mended["mask_sparsity"].value == faint["mask_sparsity"].value
+
+
+def test_outcomes_known_before_rescaling_stay_known() -> None:
+    from secateur.lab.steps.prune import Prune
+
+    assert "rescale" not in Prune().chosen()
+    assert Prune(rescale=True).chosen()["rescale"] is True

@@ -21,7 +21,7 @@ from secateur.core import schedule
 from secateur.core.measurement import Measurement, Measurements
 from secateur.core.targets import select
 from secateur.errors import NothingToDoError, OptionError, RecipeError, near
-from secateur.guard import find_collapsed
+from secateur.guard import FAINT, find_collapsed, rescale_, signal_left
 from secateur.lab.state import State
 from secateur.lab.steps import Base, Options, Plugin, Result, Work, make
 from secateur.lab.steps.scan import FILE
@@ -69,6 +69,10 @@ class Prune(Base):
     at_most: float | dict[str, float] | None = Field(None, description="the largest share a layer may lose")
     images: int = Field(10, ge=1, description="images of each class that criteria which need data see")
     allow_collapse: bool = Field(False, description="go on with a mask that disconnects the network")
+    rescale: bool = Field(
+        False,
+        description="multiply what is kept so that every tensor's sum of squares stays: for pruning before training",
+    )
 
     def _budget(self, found: Allocation | None) -> Any:
         if found is not None:
@@ -130,6 +134,13 @@ class Prune(Base):
                 f"step {self.label!r}: budget 'scanned': {where}: {first['msg']}, got {first['input']!r}"
             ) from None
 
+    def chosen(self) -> dict[str, Any]:
+        """The options; without `rescale` where it is not used, as outcomes were known before there was one."""
+        found = super().chosen()
+        if not self.rescale:
+            del found["rescale"]
+        return found
+
     def refers(self) -> tuple[str, ...]:
         """The scan that the budget comes from."""
         scanned = self._scanned()
@@ -184,11 +195,12 @@ class Prune(Base):
             allow_collapse=self.allow_collapse,
             seed=work.seed,
         )
-        dead = (
-            find_collapsed(state.model, masks, work.data.example.to(work.device))
-            if self.allow_collapse
-            else []
-        )
+        dead, signal = [], 1.0
+        if self.allow_collapse:
+            dead = find_collapsed(state.model, masks, work.data.example.to(work.device))
+            signal = signal_left(state.model, masks, images.to(work.device), self.rescale)
+        if self.rescale:
+            rescale_(state.model, masks)
         masks.apply_(state.model)
         state.model.to("cpu")
         text = "share of the pruned tensors' weights that the masks remove"
@@ -212,7 +224,10 @@ class Prune(Base):
             measured.append(
                 Measurement("collapsed_layers", len(dead), "", text, per_layer=layers, notes=said)
             )
+            text = "how much outputs of different images differ before any training, as a share of the dense network's"
+            measured.append(Measurement("signal_left", signal, "", text))
         kept = f"{masks.numel - masks.kept:,} of {masks.numel:,} weights removed ({masks.sparsity:.1%})"
+        kept += f"; {signal:.1g} of the signal left" if signal < FAINT else ""
         kept += f"; {len(dead)} layers collapsed, the first: {dead[0]}" if dead else ""
         return Result(
             State(state.model, masks=masks.to("cpu"), plan=state.plan), Measurements(measured), {}, kept

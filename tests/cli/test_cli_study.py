@@ -1,0 +1,122 @@
+"""`secateur study`: lists, plans, runs through, resumes, and says which published figure is beside which of ours."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from secateur import cli, studies
+
+# The same studies, as small as they can be, where only the frame is looked at.
+TINY = [
+    *("--set", "data.limit=60", "--set", "train.epochs=1", "--set", "retrain.epochs=1"),
+    *("--set", "retrained.trials=2", "--set", "retrained.batch=4"),
+]
+
+
+@pytest.fixture
+def secateur(monkeypatch, capsys, tmp_path):
+    """Runs the command line in this process, in an empty folder; returns (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("secateur.cli.options._debug", False)
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["secateur", *words])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+        found = capsys.readouterr()
+        return code, found.out, found.err
+
+    return call
+
+
+def test_studies_are_listed(secateur) -> None:
+    code, out, _ = secateur("study", "--list")
+    assert code == 0
+    for name in studies.names():
+        assert name in out
+    code, out, _ = secateur("list", "studies", "--json")
+    assert [row["name"] for row in json.loads(out)["studies"]] == studies.names()
+
+
+def test_a_study_that_is_not_there_is_a_usage_error(secateur) -> None:
+    code, _, err = secateur("study", "vea")
+    assert code == 2
+    assert "unknown study 'vea': did you mean 'vae'?" in err
+    code, _, err = secateur("study")
+    assert code == 2
+    assert "which study? One of" in err
+    code, _, err = secateur("study", "vae", "--scale", "huge")
+    assert code == 2
+    assert "study vae has no scale 'huge'" in err
+
+
+def test_a_dry_run_tells_the_steps_and_the_time_and_does_nothing(secateur, tmp_path) -> None:
+    code, out, _ = secateur("study", "vae", "--dry-run", *TINY)
+    assert code == 0
+    assert "vae/control" in out
+    assert "about " in out
+    assert "by a few timed batches on this machine" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_study_runs_resumes_and_fills_the_page(secateur, tmp_path) -> None:
+    words = ("study", "vae", *TINY, "--quiet", "--set", "epoch.images=20", "--set", "epoch.turns=1")
+    code, out, err = secateur(*words, "--json", "--no-report")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["computed"] > 0
+    tables = {table["title"]: table for table in found["tables"]}
+    head = tables["Loss per image on the test images: total = KLD + reconstruction"]["head"]
+    assert head[4:7] == ["loss", "published", "difference"]
+    cost = next(table for title, table in tables.items() if title.startswith("Cost"))
+    rows = {(row["variant"], row["coupling"], row["sparsity"]): row for row in cost["values"]}
+    assert rows["dense", "", ""]["macs"] == 651_200
+    assert rows["pruned", "coupled", 0.8]["macs"] == 126_400
+    assert rows["pruned", "coupled", 0.5]["macs"] == 319_600
+    assert any("reference inconsistent" in note for note in cost["notes"])
+
+    page = tmp_path / "studies.md"
+    code, out, err = secateur(*words, "--out", str(tmp_path / "out"), "--page", str(page))
+    assert code == 0, err
+    assert "0 steps computed" in out
+    assert "print(model)" in out
+    assert "Linear(in_features=784, out_features=200, bias=True)" in out
+    text = page.read_text()
+    assert "## vae: Structured pruning" in text
+    assert "| dense |" in text
+    assert "--scale smoke --set data.limit=60" in text
+    html = (tmp_path / "out" / "index.html").read_text()
+    assert "Beside what was published" in html
+    assert "reference inconsistent" in html
+    assert list((tmp_path / "out" / "tables").glob("study-*.csv"))
+    assert (tmp_path / "out" / "figures" / "network.svg").exists()
+
+
+def test_the_page_does_not_tell_where_data_lie(secateur, tmp_path) -> None:
+    from secateur.cli.study import _command
+
+    assert _command("vae", "full", str(tmp_path), ["lab.seed=1"]) == (
+        "secateur study vae --scale full --data PATH --set lab.seed=1"
+    )
+    assert _command("vae", "full", "mnist", []) == "secateur study vae --scale full --data mnist"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vae", "cnn", "resnet101"])
+def test_a_smoke_study_goes_through(secateur, tmp_path, name: str) -> None:
+    code, out, err = secateur("study", name, "--quiet", "--out", str(tmp_path / "out"))
+    assert code == 0, err
+    study = studies.read(name)
+    missing = [table.title for table in study.table if table.title not in out]
+    assert missing == []
+    assert "n/a" not in out
+    assert "nothing pruned" in out, "the control"
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "not drawn" not in page
+    assert "print(model)" in page

@@ -16,6 +16,7 @@ from secateur.coding import indices, varint
 from secateur.container import format as sct
 from secateur.container import tensors
 from secateur.container.format import Archive, Entry, Writer
+from secateur.container.lanes import Lane, Lanes
 from secateur.container.reading import words_of
 from secateur.errors import FormatError
 
@@ -39,12 +40,14 @@ def bell(shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 def sample() -> bytes:
-    """An honest file: every method, both models of indices, a step codebook, a text."""
+    """An honest file: every method, both models of indices, a codebook of each kind, lanes, a text."""
     file = io.BytesIO()
-    writer = Writer(file)
+    writer = Writer(file, folded=True)
     writer.text(
         "plan", tensors.text(b'{"keep": {"conv.weight": {"0": [0, 1, 3, 4, 5, 7]}}, "version": 1}' * 3)
     )
+
+    writer.numbers(Lanes(LANES).payload())
 
     def add(name: str, dtype: str, words: np.ndarray, way: tuple[int, list[bytes]]) -> None:
         entry = Entry(name, dtype, words.shape)
@@ -81,8 +84,28 @@ def sample() -> bytes:
         entry = Entry(name, "F32", (24,))
         method, parts, words = tensors.grid(entry, bell((24,), 10).view(np.uint32), logarithmic)
         add(name, "F32", words, (method, parts))
+    few = tensors.levels_of(SMALL_MULTIPLES.view(np.uint32), Entry("few.weight", "F32", (5, 8)))
+    assert few is not None
+    way = tensors.indexed(Entry("few.weight", "F32", (5, 8)), *few, "fast", writer.memory)
+    add("few.weight", "F32", SMALL_MULTIPLES.view(np.uint32), way)
+    for lane, (grid, drawn) in enumerate(LANES):
+        words = grid.values(drawn).view(np.uint32)
+        add(f"lane{lane}.weight", "F32", words[:9], (sct.DRAWN + lane, []))
+        add(f"lane{lane}.more", "F32", words[9:].reshape(3, -1), (sct.DRAWN + lane, []))
     writer.finish()
     return file.getvalue()
+
+
+# Values that are small multiples of a power of two, not in a row; and lanes of even ratios and of even steps.
+SMALL_MULTIPLES = (
+    (np.array([-6, -1, 0, 3, 8])[numbers(40, 12) % 5] / np.float32(32)).astype(np.float32).reshape(5, 8)
+)
+LANES = [
+    (Lane(1, 0.125, 1.25), numbers(24, 13) % 30 - 9),
+    (Lane.even(0.0625), numbers(21, 14) % 200 - 100),
+    (Lane.even(0.5), numbers(12, 15) % 3 - 1),
+    (Lane(1, 2.0, 0.75), np.zeros(15, dtype=np.int64)),
+]
 
 
 def sections(data: bytes) -> list[tuple[int, int, int]]:

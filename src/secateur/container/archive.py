@@ -30,6 +30,7 @@ from secateur.container import batch_norm as bn
 from secateur.container import format as sct
 from secateur.container import tensors
 from secateur.container.arrays import entry_of, to_tensor, to_words
+from secateur.container.few_bits import SCALES, Drawn, drawn, round_books
 from secateur.container.reading import words_of
 from secateur.core.codebook import Codebook
 from secateur.core.files import replacing
@@ -72,6 +73,8 @@ def save(
     masks: Mapping[str, torch.Tensor] | None = None,
     plan: Any = None,
     batch_norm: str | int | None = None,
+    biases: int | None = None,
+    codebook_bits: int | None = None,
     precision: str | None = None,
     names: Literal["file", "model"] = "file",
     coder: str = indices.DEFAULT,
@@ -82,8 +85,9 @@ def save(
     (what `sc.share` returned) or `codebooks`, and `masks`, are checked against the tensors: a weight that is
     not its centroid, or not zero where it is masked, is an error. `plan` is the shrink plan (text, or a value
     with `to_json`) that `load` applies to a freshly built model. `batch_norm` folds batch norm ("fp32",
-    "fp16", "bf16" or 8 bits); `precision` stores every other float tensor that is not shared narrower
-    ("fp16", "bf16"). `names="model"` leaves out names and shapes: such a file can only be loaded `into=` the
+    "fp16", "bf16", or a number of bits, 2 to 12); `biases` rounds the other biases to so many bits, and
+    `codebook_bits` the values of codebooks (2 to 8). `precision` stores every other float tensor that is not shared
+    narrower ("fp16", "bf16"). `names="model"` leaves out names and shapes: such a file can only be loaded `into=` the
     model it came from.
     """
     module = model if isinstance(model, nn.Module) else None
@@ -95,18 +99,30 @@ def save(
     _check_books(state, books)
     _check_masks(state, masks)
     narrow = _precision(precision, "precision")
-    if batch_norm not in (None, "fp32", "fp16", "bf16", 8):
-        raise OptionError(f"batch_norm: expected None, 'fp32', 'fp16', 'bf16' or 8, got {batch_norm!r}")
+    norm_bits = batch_norm if isinstance(batch_norm, int) else None
+    if norm_bits is None and batch_norm not in (None, "fp32", "fp16", "bf16"):
+        raise OptionError(
+            f"batch_norm: expected None, 'fp32', 'fp16', 'bf16' or a number of bits, got {batch_norm!r}"
+        )
     if names not in ("file", "model"):
         raise OptionError(f"names: expected 'file' or 'model', got {names!r}")
     if coder not in indices.MODELS:
         raise UnknownNameError(f"unknown coder {coder!r}: {near(str(coder), indices.MODELS)}")
     folded = bn.fold(state, module) if batch_norm is not None else {}
+    dense = sum(entry_of(name, value).nbytes for name, value in state.items())
+    taken = drawn(state, folded, norm_bits, biases)
+    left_out = norm_bits is not None and bn.usual(state, module)
+    if left_out:
+        state = {name: value for name, value in state.items() if name not in bn.statistics(folded)}
+    if codebook_bits is not None:
+        state, books = round_books(state, books, codebook_bits)
     entries = [entry_of(name, value) for name, value in state.items()]
     with replacing(path) as file:
-        writer = sct.Writer(file, entries if names == "model" else None)
+        writer = sct.Writer(file, entries if names == "model" else None, folded=left_out)
         if plan is not None:
             writer.text("plan", tensors.text(_plan_text(plan).encode()))
+        if taken.lanes is not None:
+            writer.numbers(taken.lanes.payload())
         first_at: dict[tuple[Any, ...], int] = {}
         for index, (name, value) in enumerate(state.items()):
             tied = (value.data_ptr(), value.dtype, tuple(value.shape), tuple(value.stride()))
@@ -117,11 +133,11 @@ def save(
                     continue
                 first_at[tied] = index
             method, parts, words = _encode(
-                entry, words, books, folded, batch_norm, narrow, coder, writer.memory
+                entry, words, books, folded, batch_norm, taken, narrow, coder, writer.memory
             )
             writer.add(entry, words.tobytes(), method, parts)
         writer.finish()
-    return Saved(Path(path), writer.written, sum(entry.nbytes for entry in entries))
+    return Saved(Path(path), writer.written, dense)
 
 
 def _encode(
@@ -130,11 +146,14 @@ def _encode(
     books: Mapping[str, Codebook],
     folded: State,
     batch_norm: str | int | None,
+    taken: Drawn,
     narrow: str | None,
     coder: str,
     memory: indices.Memory,
 ) -> tuple[int, list[bytes], np.ndarray]:
     """How one tensor is stored, and the words a reader will get (others where precision was cut)."""
+    if entry.name in taken.words:
+        return sct.DRAWN + taken.lane[entry.name], [], taken.words[entry.name].reshape(entry.shape)
     if entry.name in books:
         few = tensors.levels_of(words, entry, most=1 << 16)
         if few is not None:
@@ -143,9 +162,7 @@ def _encode(
     if entry.dtype != "F32" or method in (sct.ZERO, sct.CONST):
         return method, parts, words
     if entry.name in folded:
-        if batch_norm == 8:
-            return tensors.grid(entry, words, logarithmic=entry.name.endswith("weight"))
-        if batch_norm != "fp32":
+        if batch_norm in _PRECISIONS:
             return tensors.cast(entry, words, _PRECISIONS[str(batch_norm)])
     elif narrow and method != sct.INDEXED:
         return tensors.cast(entry, words, narrow)
@@ -179,8 +196,14 @@ def load(path: str | os.PathLike[str], into: nn.Module | None = None) -> Any:
         shape = into if plan is None else plan.apply_(copy.deepcopy(into))
         target = {k: v for k, v in shape.state_dict().items() if isinstance(v, torch.Tensor)}
         if not archive.named:
-            archive = sct.Archive(file, [entry_of(name, value) for name, value in target.items()])
+            left_out = bn.statistics(target) if archive.folded else set()
+            archive = sct.Archive(
+                file, [entry_of(name, value) for name, value in target.items() if name not in left_out]
+            )
         state = _state(archive)
+        state = {
+            name: value for name, value in state.items() if name in target or not _implied(archive, name)
+        }
     _check_target(path, state, target)
     if plan is not None:
         plan.apply_(into)
@@ -189,7 +212,20 @@ def load(path: str | os.PathLike[str], into: nn.Module | None = None) -> Any:
 
 
 def _state(archive: sct.Archive) -> dict[str, torch.Tensor]:
-    return {record.entry.name: to_tensor(record.entry, words) for record, words in words_of(archive)}
+    """Every tensor of the file, and the statistics that folding made superfluous."""
+    state: dict[str, torch.Tensor] = {}
+    for record, words in words_of(archive):
+        name, value = record.entry.name, to_tensor(record.entry, words)
+        state[name] = value
+        if archive.folded and record.method == sct.DRAWN + SCALES:
+            prefix = name.removesuffix("weight")
+            state |= {prefix + part: one for part, one in bn.restored(value).items()}
+    return state
+
+
+def _implied(archive: sct.Archive, name: str) -> bool:
+    """Whether a tensor may be one that a model has no place for: a batch norm of old had no count of batches."""
+    return archive.folded and name.endswith("num_batches_tracked")
 
 
 def _check_target(path: Any, state: State, target: State) -> None:

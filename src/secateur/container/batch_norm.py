@@ -13,16 +13,17 @@ what trains on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
 
 from secateur.errors import NothingToDoError
 
-__all__ = ["fold"]
+__all__ = ["EPS", "STATISTICS", "fold", "restored", "statistics", "usual"]
 
-_EPS = 1e-5  # torch's default, for a state dict that comes without its model
+EPS = 1e-5  # torch's default, for a state dict that comes without its model
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def _layers(state: Mapping[str, torch.Tensor], model: nn.Module | None) -> dict[str, float]:
@@ -38,8 +39,34 @@ def _layers(state: Mapping[str, torch.Tensor], model: nn.Module | None) -> dict[
     prefixes = [
         name.removesuffix("running_var") for name in state if name.rpartition(".")[2] == "running_var"
     ]
+    return {p: EPS for p in prefixes if all(p + part in state for part in ("weight", "bias", "running_mean"))}
+
+
+def usual(state: Mapping[str, torch.Tensor], model: nn.Module | None = None) -> bool:
+    """Whether every batch norm has the eps that a reader takes for granted, so that its statistics can be left out."""
+    return set(_layers(state, model).values()) <= {EPS}
+
+
+def statistics(names: Iterable[str]) -> set[str]:
+    """Which of these names are statistics of a batch norm with an affine part: what a folded file leaves out.
+
+    >>> sorted(statistics(["bn.weight", "bn.bias", "bn.running_mean", "bn.running_var", "fc.weight"]))
+    ['bn.running_mean', 'bn.running_var']
+    """
+    known = set(names)
+    prefixes = (
+        name.removesuffix("running_var") for name in known if name.rpartition(".")[2] == "running_var"
+    )
+    folded = (p for p in prefixes if all(p + part in known for part in ("weight", "bias", "running_mean")))
+    return {prefix + part for prefix in folded for part in STATISTICS if prefix + part in known}
+
+
+def restored(weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The statistics of a folded batch norm with this weight."""
     return {
-        p: _EPS for p in prefixes if all(p + part in state for part in ("weight", "bias", "running_mean"))
+        "running_mean": torch.zeros_like(weight),
+        "running_var": torch.full_like(weight, 1.0 - EPS),
+        "num_batches_tracked": torch.tensor(0),
     }
 
 

@@ -1,4 +1,4 @@
-"""The .sct format, version 1: the sole reader and validator of its bytes, and the writer beside it. No torch.
+"""The .sct format, versions 1 and 2: the sole reader and validator of its bytes, and the writer beside it. No torch.
 
 A file is a magic number, a version, and sections; each section has a kind, a length, its payload and a CRC-32
 that continues the one before, so that sections cannot be moved, dropped or repeated. docs/format.md has every
@@ -31,6 +31,7 @@ from secateur.errors import FormatError
 __all__ = [
     "CAST",
     "CONST",
+    "DRAWN",
     "DTYPES",
     "GRID",
     "INDEXED",
@@ -42,6 +43,7 @@ __all__ = [
     "SECTION_SIZE",
     "SPARSE",
     "VERSION",
+    "VERSIONS",
     "ZERO",
     "Archive",
     "Entry",
@@ -51,11 +53,17 @@ __all__ = [
 ]
 
 MAGIC = b"\x89SCT"
-VERSION = 1
+VERSION = 2
+VERSIONS = (1, 2)  # a file of version 1 may hold nothing that came with version 2
 
-# Section kinds, in the only order they may come in: HEAD, then TEXT and TENSORS and PAD, then END.
-HEAD, TENSORS, TEXT, PAD, END = 1, 2, 3, 4, 5
-_SECTIONS = {HEAD: "head", TENSORS: "tensors", TEXT: "text", PAD: "pad", END: "end"}
+# Section kinds, in the only order they may come in: HEAD, then TEXT, NUMBERS, TENSORS and PAD, then END.
+HEAD, TENSORS, TEXT, PAD, END, NUMBERS = 1, 2, 3, 4, 5, 6
+_SECTIONS = {HEAD: "head", TENSORS: "tensors", TEXT: "text", PAD: "pad", END: "end", NUMBERS: "numbers"}
+_LAST_SECTION = {1: END, 2: NUMBERS}
+
+# Flags of the head.
+NAMELESS, FOLDED = 1, 2
+_LAST_FLAGS = {1: NAMELESS, 2: NAMELESS | FOLDED}
 
 # How a tensor is stored, and the parts each way has.
 RAW, ZERO, SAME, CONST, PACKED, INDEXED, SPARSE, CAST, GRID = range(9)
@@ -70,6 +78,9 @@ METHODS: dict[int, tuple[str, tuple[str, ...]]] = {
     CAST: ("cast", ("dtype", "packed")),
     GRID: ("grid", ("grid", "packed")),
 }
+DRAWN = GRID + 1  # and the three after it: the tensor's numbers come from lane 0..3 of the numbers section
+METHODS |= {DRAWN + lane: (f"lane {lane}", ()) for lane in range(4)}
+_LAST_METHOD = {1: GRID, 2: DRAWN + 3}
 
 # dtype name as safetensors writes it -> (code in the file, bytes of an element, is a float)
 DTYPES: dict[str, tuple[int, int, bool]] = {
@@ -141,6 +152,7 @@ class Record:
     frame_bytes: int
     section: int
     memory: Memory
+    version: int = VERSION
 
     @property
     def where(self) -> str:
@@ -166,10 +178,11 @@ def digest(entries: Sequence[Entry]) -> bytes:
 class Writer:
     """Writes a file section by section; needs memory for one section only.
 
-    `names_from` leaves names, dtypes and shapes out: the reader must supply these very entries.
+    `names_from` leaves names, dtypes and shapes out: the reader must supply these very entries. `folded`: the
+    statistics of batch norm are not among the tensors.
     """
 
-    def __init__(self, file: BinaryIO, names_from: Sequence[Entry] | None = None):
+    def __init__(self, file: BinaryIO, names_from: Sequence[Entry] | None = None, folded: bool = False):
         self._file = file
         self._crc = zlib.crc32(MAGIC + bytes([VERSION]))
         self._content = 0
@@ -184,14 +197,21 @@ class Writer:
             Memory()
         )  # of the section being written: the mixed model starts afresh with every section
         file.write(MAGIC + bytes([VERSION]))
-        head = b"\0" if names_from is None else b"\1" + varint.write(len(names_from)) + digest(names_from)
-        self._section(HEAD, head)
+        flags = bytes([(0 if self._named else NAMELESS) | (FOLDED if folded else 0)])
+        self._section(
+            HEAD, flags if names_from is None else flags + varint.write(len(names_from)) + digest(names_from)
+        )
 
     def text(self, key: str, value: bytes) -> None:
         """A named piece of text (a shrink plan, a header), as bytes already coded."""
         self._flush()
         name = key.encode()
         self._section(TEXT, varint.write(len(name)) + name + value)
+
+    def numbers(self, payload: bytes) -> None:
+        """The lanes that tensors after it draw from, as `lanes.Lanes` writes them."""
+        self._flush()
+        self._section(NUMBERS, payload)
 
     def add(self, entry: Entry, decoded: Any, method: int, parts: Sequence[bytes]) -> None:
         """One tensor: `decoded` are the very bytes a reader will get, for the checksum of the content."""
@@ -266,6 +286,8 @@ class Archive:
     count: int = 0
     content: int = 0
     named: bool = True
+    folded: bool = False
+    numbers: bytes | None = None
     _starts: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -287,10 +309,10 @@ class Archive:
         if len(head) <= len(MAGIC):
             raise FormatError(f"the file ends at byte {self.size}, before its version")
         self.version = head[len(MAGIC)]
-        if self.version != VERSION:
+        if self.version not in VERSIONS:
             raise FormatError(
-                f"byte {len(MAGIC)}: the file has version {self.version}, this reader knows version "
-                f"{VERSION}; "
+                f"byte {len(MAGIC)}: the file has version {self.version}, this reader knows versions "
+                f"{VERSIONS[0]} to {VERSION}; "
                 "read it with the release of secateur that wrote it, or a later one"
             )
         crc, at = zlib.crc32(head), len(head)
@@ -308,8 +330,9 @@ class Archive:
         kind = reader.byte()
         length = reader.varint(of="a section's length")
         name = _SECTIONS.get(kind)
-        if name is None:
-            raise FormatError(f"byte {at}: section of kind {kind}, known kinds are 1..5")
+        last = _LAST_SECTION[self.version]
+        if name is None or kind > last:
+            raise FormatError(f"byte {at}: section of kind {kind}, known kinds are 1..{last}")
         if (kind == HEAD) != (at == len(MAGIC) + 1):
             raise FormatError(f"byte {at}: expected the head section first and once, found a {name} section")
         start = at + reader.at
@@ -329,7 +352,7 @@ class Archive:
                 raise FormatError(f"byte {at}: the {name} section could not be read to its end")
             crc = zlib.crc32(block, crc)
             left -= len(block)
-            if kind in (HEAD, TEXT, END):
+            if kind in (HEAD, TEXT, NUMBERS, END):
                 payload += block
         if self.file.read(4) != crc.to_bytes(4, "little"):
             raise FormatError(
@@ -340,6 +363,10 @@ class Archive:
             self._head(reader)
         elif kind == TEXT:
             self._text(reader)
+        elif kind == NUMBERS:
+            if self.numbers is not None or any(before.kind == TENSORS for before in self.sections):
+                raise reader.fail("expected one numbers section, before all tensors")
+            self.numbers = payload
         elif kind == END:
             self.count = reader.varint(of="the number of tensors")
             self.content = int.from_bytes(reader.take(4), "little")
@@ -348,9 +375,9 @@ class Archive:
 
     def _head(self, reader: varint.Reader) -> None:
         flags = reader.byte()
-        if flags > 1:
-            raise reader.fail(f"flags {flags} are not known to this version")
-        self.named = flags == 0
+        if flags > _LAST_FLAGS[self.version]:
+            raise reader.fail(f"flags {flags} are not known to version {self.version}")
+        self.named, self.folded = not flags & NAMELESS, bool(flags & FOLDED)
         if not self.named:
             self._expected = reader.varint(of="the number of tensors")
             self._digest = bytes(reader.take(8))
@@ -429,16 +456,18 @@ class Archive:
             entry = self.names_from[index]
         name_bytes = reader.at - begin
         method = reader.byte()
-        if method not in METHODS:
+        if method > _LAST_METHOD[self.version]:
             raise reader.fail(
-                f"tensor {entry.name!r} is stored in way {method}, known ways are 0..{len(METHODS) - 1}"
+                f"tensor {entry.name!r} is stored in way {method}, known ways are "
+                f"0..{_LAST_METHOD[self.version]}"
             )
         frame, parts = 1, {}
         for part in METHODS[method][1]:
             before = reader.at
             parts[part] = reader.part(f"part {part!r} of tensor {entry.name!r}")
             frame += reader.at - before - len(parts[part])
-        return Record(index, entry, method, parts, offset, name_bytes, frame, number, memory), last
+        version = self.version
+        return Record(index, entry, method, parts, offset, name_bytes, frame, number, memory, version), last
 
     def _entry(self, reader: varint.Reader, last: bytes) -> tuple[Entry, bytes]:
         shared = reader.varint(len(last), "the part a name shares with the one before")

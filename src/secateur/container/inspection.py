@@ -192,10 +192,13 @@ def inspect(
         parts["checksums"] += 4 * len(archive.sections) + 4
         if archive.texts:
             parts["texts"] += texts
+        numbers = len(archive.numbers or b"")
+        if numbers:
+            parts["numbers"] += numbers
         pads = sum(section.length for section in archive.sections if section.kind == sct.PAD)
         if pads:
             parts["padding"] += pads
-        parts["framing"] += archive.size - in_records - texts - pads - parts["checksums"]
+        parts["framing"] += archive.size - in_records - texts - numbers - pads - parts["checksums"]
         return Report(
             Path(path),
             archive.version,
@@ -211,7 +214,7 @@ def _row(record: sct.Record, words: np.ndarray | None) -> Row:
     entry = record.entry
     distinct = entropy = huffman = None
     if words is not None and record.method == sct.INDEXED and entry.numel:
-        values = tensors.read_codebook(record.parts["codebook"], entry, record.where)
+        values = tensors.read_codebook(record.parts["codebook"], entry, record.where, record.version)
         few = tensors.levels_of(words, entry, most=len(values))
         assert few is not None
         distinct, levels = len(values), few[1].reshape(-1)

@@ -20,6 +20,7 @@ import numpy as np
 
 from secateur.container import format as sct
 from secateur.container import tensors
+from secateur.container.lanes import Lanes
 from secateur.errors import FormatError
 
 __all__ = ["words_of"]
@@ -32,12 +33,14 @@ def words_of(archive: sct.Archive) -> Iterator[tuple[sct.Record, np.ndarray]]:
     for record in archive:
         if record.method == sct.SAME:
             kept[tensors.same_as(record)] = None
+    lanes = Lanes([]) if archive.numbers is None else Lanes.read(archive.numbers)
     for record in archive:
-        words = tensors.decode(record, kept)
+        words = tensors.decode(record, kept, lanes)
         if record.index in kept:
             kept[record.index] = words
         content = zlib.crc32(np.ascontiguousarray(words).data, content)
         yield record, words
+    lanes.end()
     if content != archive.content:
         raise FormatError(
             f"the decoded content has checksum {content:08x}, the file promises {archive.content:08x}: it "

@@ -18,6 +18,7 @@ from secateur.coding import ascending, floats, indices, static, varint
 from secateur.coding.indices import Memory
 from secateur.container import format as sct
 from secateur.container.format import DTYPES, Entry, Record
+from secateur.container.lanes import Lanes
 from secateur.errors import FormatError
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "indexed",
     "levels_of",
     "read_codebook",
+    "round_to_bits",
     "text",
 ]
 
@@ -83,13 +85,56 @@ def _zero(values: np.ndarray) -> int | None:
 
 # -- codebooks -----------------------------------------------------------------------------------------------
 def codebook(values: np.ndarray, entry: Entry) -> bytes:
-    """The distinct values in ascending order; even steps are written as a step and a start."""
-    if entry.dtype == "F32" and len(values) > 2:
-        even = _even_steps(values.view(np.float32))
-        if even is not None:
-            return b"\1" + varint.write(len(values)) + even
+    """The distinct values in ascending order; even steps are written as a step and a start, and small multiples of
+    a power of two as those.
+    """
+    size = varint.write(len(values))
+    if entry.dtype == "F32":
+        floats32 = values.view(np.float32)
+        small = _small_multiples(floats32)
+        even = _even_steps(floats32) if len(values) > 2 else None
+        short = [b"\1" + size + even] if even is not None else []
+        short += [b"\2" + size + small] if small is not None else []
+        if short:
+            return min(short, key=len)
     sorted_keys = ascending.encode(_order(values, entry))
-    return b"\0" + varint.write(len(values)) + sorted_keys
+    return b"\0" + size + sorted_keys
+
+
+_MIDDLE = 128  # what a multiple of 0 is written as, in a byte
+_EXPONENTS = range(-126, 120)  # so that 128 times the power is finite, and once the power is no denormal
+
+
+def round_to_bits(values: np.ndarray, bits: int) -> np.ndarray:
+    """Float32 values as multiples, of at most `bits` bits with their sign, of the power of two that suits the largest.
+
+    >>> round_to_bits(np.array([-0.9, 0.0, 0.3], dtype=np.float32), 5)
+    array([-0.875 ,  0.    ,  0.3125], dtype=float32)
+    """
+    top = float(np.abs(values).max(initial=0.0))
+    most = 2 ** (bits - 1) - 1
+    if top == 0.0 or not np.isfinite(top):
+        return values.astype(np.float32)
+    exponent = int(np.ceil(np.log2(top / (most + 0.5))))
+    exponent = min(max(exponent, _EXPONENTS[0]), _EXPONENTS[-1])
+    multiples = np.clip(np.rint(values.astype(np.float64) / 2.0**exponent), -most, most)
+    return (multiples * 2.0**exponent).astype(np.float32)
+
+
+def _small_multiples(values: np.ndarray) -> bytes | None:
+    """The exponent and the multiples, where the values are exactly those, from -128 to 127, of a power of two."""
+    with np.errstate(invalid="ignore"):  # a NaN may be of the signalling kind
+        some = values[values != 0].astype(np.float64)
+    if not some.size or not np.isfinite(some).all() or (np.signbit(values) & (values == 0)).any():
+        return None
+    mantissa, exponents = np.frexp(some)
+    whole = np.rint(mantissa * 2.0**24).astype(np.int64)  # a float32 has 24 bits
+    spare = np.array([(int(n) & -int(n)).bit_length() - 1 for n in whole])
+    exponent = int((exponents - 24 + spare).min())
+    multiples = values.astype(np.float64) / 2.0**exponent
+    if exponent not in _EXPONENTS or multiples.min() < -_MIDDLE or multiples.max() >= _MIDDLE:
+        return None
+    return varint.write(varint.unsigned(exponent)) + ascending.encode((multiples + _MIDDLE).astype(np.uint8))
 
 
 def _even_steps(values: np.ndarray) -> bytes | None:
@@ -113,7 +158,7 @@ def _even_steps(values: np.ndarray) -> bytes | None:
     return None
 
 
-def read_codebook(data: memoryview, entry: Entry, where: str) -> np.ndarray:
+def read_codebook(data: memoryview, entry: Entry, where: str, version: int = sct.VERSION) -> np.ndarray:
     """The distinct words of a codebook; ascending and without repeats, else it is not a valid one."""
     reader = varint.Reader(data, where + ", codebook")
     kind = reader.byte()
@@ -131,6 +176,12 @@ def read_codebook(data: memoryview, entry: Entry, where: str) -> np.ndarray:
             raise reader.fail("the step of a codebook is not finite")
         with np.errstate(over="ignore"):
             values = (step * np.arange(first, first + size, dtype=np.float32)).view(np.uint32)
+    elif kind == 2 and entry.dtype == "F32" and version > 1:
+        exponent = varint.signed(reader.varint(2 * len(_EXPONENTS), "the exponent of a codebook"))
+        if exponent not in _EXPONENTS:
+            raise reader.fail(f"the exponent {exponent} of a codebook, expected -126..119")
+        multiples = ascending.decode(reader.take(reader.left), size, 1).astype(np.float64) - _MIDDLE
+        return (multiples * 2.0**exponent).astype(np.float32).view(np.uint32)
     else:
         raise reader.fail(f"a codebook of kind {kind} for dtype {entry.dtype}")
     keys = _order(values, entry)
@@ -265,14 +316,27 @@ def same_as(record: Record) -> int:
     return record.index - back
 
 
-def decode(record: Record, earlier: Mapping[int, np.ndarray | None]) -> np.ndarray:
-    """The words of a record; `earlier` has those of the tensors that a later one says it equals."""
+def decode(
+    record: Record, earlier: Mapping[int, np.ndarray | None], lanes: Lanes | None = None
+) -> np.ndarray:
+    """The words of a record; `earlier` has those of the tensors that a later one says it equals, and `lanes` the
+    numbers that tensors share.
+    """
     try:
+        if record.method >= sct.DRAWN:
+            return _drawn(record, lanes or Lanes([]))
         return _decode(record, earlier)
     except FormatError as error:
         if str(error).startswith("tensor "):
             raise
         raise FormatError(f"{record.where}: {error}") from None
+
+
+def _drawn(record: Record, lanes: Lanes) -> np.ndarray:
+    entry = record.entry
+    if entry.dtype != "F32":
+        raise FormatError(f"numbers of a lane for dtype {entry.dtype}, expected F32")
+    return lanes.take(record.method - sct.DRAWN, entry.numel, record.where).reshape(entry.shape)
 
 
 def _decode(record: Record, earlier: Mapping[int, np.ndarray | None]) -> np.ndarray:
@@ -299,13 +363,14 @@ def _decode(record: Record, earlier: Mapping[int, np.ndarray | None]) -> np.ndar
             )
         return words.reshape(entry.shape)
     if record.method == sct.PACKED:
-        return floats.decode(parts["packed"], entry.numel, entry.width, entry.floating).reshape(entry.shape)
+        words = floats.decode(parts["packed"], entry.numel, entry.width, entry.floating)
+        return words.reshape(entry.shape)
     if record.method == sct.INDEXED:
-        values = read_codebook(parts["codebook"], entry, record.where)
-        levels = indices.decode(parts["indices"], entry.shape, len(values), _zero(values), record.memory)
+        values = read_codebook(parts["codebook"], entry, record.where, record.version)
+        levels = indices.decode(bytes(parts["indices"]), entry.shape, len(values), _zero(values), record.memory)
         return values[levels]
     if record.method == sct.SPARSE:
-        mask = indices.decode(parts["mask"], entry.shape, 2, 0, record.memory).astype(bool)
+        mask = indices.decode(bytes(parts["mask"]), entry.shape, 2, 0, record.memory).astype(bool)
         out = np.zeros(entry.shape, dtype=kind)
         out[mask] = floats.decode(parts["packed"], int(mask.sum()), entry.width, entry.floating)
         return out

@@ -1,0 +1,272 @@
+"""Lanes: the small numbers of many tensors (batch norm's scales and shifts, biases) as one coded stream each.
+
+A tensor of 16 numbers cannot pay for a table of its own. So they are rounded to a grid that they all share, and the
+whole numbers that remain are written one after the other, in adaptive bits: how far each lies from the running
+mean of those before, in Elias-gamma's binarisation, every bit predicted from how far the last ones lay.
+
+>>> import numpy as np
+>>> scales = Lane.geometric(np.array([0.5, 1.0, -2.0, 0.0], dtype=np.float32), ratio=1.1)
+>>> numbers = scales.numbers(np.array([0.5, 1.0, -2.0, 0.0], dtype=np.float32))
+>>> numbers.tolist(), scales.values(numbers).round(2)
+([1, 8, -16, 0], array([ 0.5 ,  0.97, -2.09,  0.  ], dtype=float32))
+>>> decode(encode(numbers), 4).tolist() == numbers.tolist()
+True
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from secateur.coding import varint
+from secateur.coding.range_coder import Decoder, Encoder
+from secateur.errors import FormatError
+
+__all__ = ["MOST_LANES", "MOST_NUMBER", "Lane", "Lanes", "decode", "encode", "most_numbers"]
+
+MOST_LANES = 4
+MOST_NUMBER = 4095  # no number is further from zero
+_MOST_PREFIX = 13  # bits of MOST_NUMBER * 2, what a difference can be, plus one
+_CLOSENESS = 8  # contexts of how far the last numbers lay from their prediction
+_LIMIT = 60  # occurrences after which the older half is forgotten
+
+
+def most_numbers(size: int) -> int:
+    """How many numbers a stream of so many bytes may have: a short file cannot ask for endless work."""
+    return 64 + 32 * size
+
+
+# -- grids ---------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Lane:
+    """The grid that a lane's numbers count: kind 0 even steps from zero on, kind 1 even ratios, with a sign and a zero.
+
+    Kind 0: number n is step * n. Kind 1: 0 is 0, n > 0 is first * ratio**(n - 1), and -n is minus that.
+    """
+
+    kind: int
+    first: float
+    step: float
+
+    @classmethod
+    def even(cls, step: float) -> Lane:
+        """Even steps."""
+        return cls(0, 0.0, float(np.float32(step)))
+
+    @classmethod
+    def geometric(cls, values: np.ndarray, ratio: float) -> Lane:
+        """Even ratios that reach the largest of these values, from the smallest that is not negligible (2**-14) on."""
+        size = np.abs(values.astype(np.float64))
+        top = float(size.max(initial=0.0))
+        some = size[size > top / 2**14]
+        return cls(1, float(np.float32(some.min() if some.size else 1.0)), float(np.float32(ratio)))
+
+    def table(self, last: int) -> np.ndarray:
+        """The values of 0..last, as float32: one product after the other in float64, the same on every machine."""
+        values = np.zeros(last + 1)
+        value = self.first
+        for number in range(last + 1):
+            if self.kind == 0:
+                values[number] = self.step * number
+            elif number:
+                values[number] = value
+                value *= self.step
+        with np.errstate(over="ignore"):
+            return values.astype(np.float32)
+
+    def values(self, numbers: np.ndarray) -> np.ndarray:
+        """What the numbers stand for."""
+        size = np.abs(numbers)
+        table = self.table(int(size.max(initial=0)))
+        return np.where(numbers < 0, -table[size], table[size]).astype(np.float32)
+
+    def numbers(self, values: np.ndarray) -> np.ndarray:
+        """The nearest numbers (kind 1: nearest in ratio; what is far below its first value becomes 0)."""
+        size = np.abs(values.reshape(-1).astype(np.float64))
+        if self.kind == 0:
+            found = np.rint(size / self.step)
+        else:
+            with np.errstate(divide="ignore"):
+                found = np.rint(np.log(size / self.first) / np.log(self.step)) + 1
+            found = np.where(size < self.first / 2, 0, np.maximum(found, 1))
+        if found.max(initial=0) > MOST_NUMBER:
+            raise ValueError(f"a lane's numbers reach {MOST_NUMBER}, got {int(found.max())}")
+        return np.where(values.reshape(-1) < 0, -found, found).astype(np.int64)
+
+    def head(self) -> bytes:
+        """Nine bytes: the kind and two numbers."""
+        return bytes([self.kind]) + np.array([self.first, self.step], dtype="<f4").tobytes()
+
+    @classmethod
+    def read(cls, reader: varint.Reader) -> Lane:
+        """The inverse of `head`."""
+        kind = reader.byte()
+        first, step = (float(x) for x in np.frombuffer(reader.take(8), dtype="<f4"))
+        if kind > 1 or not (np.isfinite(first) and np.isfinite(step)):
+            raise reader.fail(f"a lane of kind {kind}: expected kind 0 or 1 and two finite numbers")
+        if kind == 0 and first != 0:
+            raise reader.fail("a lane of even steps starts at zero")
+        return cls(kind, first, step)
+
+
+# -- numbers as bits -----------------------------------------------------------------------------------------
+class _Bits:
+    """Adaptive bits: each context counts its zeros and ones."""
+
+    def __init__(self, flip: Callable[[int | None, int], int]):
+        self._flip = flip
+        self._seen: dict[tuple[int, ...], list[int]] = {}
+
+    def bit(self, context: tuple[int, ...], value: int | None) -> int:
+        """One bit in its context: given when writing, found when reading."""
+        counts = self._seen.setdefault(context, [0, 0])
+        ones = (2 * counts[1] + 1) * 65536 // (2 * (counts[0] + counts[1]) + 2)
+        found = self._flip(value, min(max(ones, 24), 65512))
+        counts[found] += 1
+        if counts[0] + counts[1] > _LIMIT:
+            counts[0], counts[1] = counts[0] // 2, counts[1] // 2
+        return found
+
+    def even(self, value: int | None) -> int:
+        """A bit that is as often 0 as 1."""
+        return self._flip(value, 32768)
+
+
+class _Model:
+    """What the numbers so far say of the next: where it lies, and how near to that."""
+
+    def __init__(self) -> None:
+        self._mean = 0  # 256ths
+        self._away = 256 * 8
+
+    def expected(self) -> int:
+        return (self._mean + 128) >> 8
+
+    def closeness(self) -> int:
+        return min(max((self._away >> 6).bit_length(), 1), _CLOSENESS) - 1
+
+    def learn(self, number: int) -> None:
+        away = abs(number - self.expected())
+        self._mean += ((number << 8) - self._mean) >> 3
+        self._away += ((away << 8) - self._away) >> 3
+
+
+def _code(bits: _Bits, model: _Model, number: int | None, where: str) -> int:
+    """One number: how far it is from the expected one (prefix, rest) and on which side."""
+    expected, near = model.expected(), model.closeness()
+    away = None if number is None else number - expected
+    size = None if away is None else abs(away) + 1
+    length = 0
+    while length <= _MOST_PREFIX:
+        longer = None if size is None else int(size.bit_length() - 1 > length)
+        if not bits.bit((0, near, length), longer):
+            break
+        length += 1
+    else:
+        raise FormatError(f"{where}: a number further than {MOST_NUMBER} from zero")
+    rest = 1
+    for place in range(length - 1, -1, -1):
+        given = None if size is None else size >> place & 1
+        top = place == length - 1
+        rest = rest * 2 + (bits.bit((1, near, length), given) if top else bits.even(given))
+    away_size = rest - 1
+    negative = 0
+    if away_size:
+        negative = bits.bit((2,), None if away is None else int(away < 0))
+    found = expected + (-away_size if negative else away_size)
+    if abs(found) > MOST_NUMBER:
+        raise FormatError(f"{where}: the number {found}, further than {MOST_NUMBER} from zero")
+    model.learn(found)
+    return found
+
+
+def encode(numbers: np.ndarray) -> bytes:
+    """The numbers as one stream, filled with zero bytes where it would be too short for so many."""
+    encoder = Encoder()
+
+    def flip(value: int | None, ones: int) -> int:
+        assert value is not None
+        encoder.bits(np.array([value]), np.array([ones]))
+        return value
+
+    bits, model = _Bits(flip), _Model()
+    for number in numbers.tolist():
+        _code(bits, model, number, "lane")
+    data = encoder.finish()
+    while most_numbers(len(data)) < len(numbers):
+        data += b"\0"
+    return data
+
+
+def decode(data: bytes | memoryview, count: int, where: str = "lane") -> np.ndarray:
+    """The inverse of `encode`."""
+    if count > most_numbers(len(data)):
+        raise FormatError(
+            f"{where}: {count} numbers in {len(data)} bytes, at most {most_numbers(len(data))} can be"
+        )
+    if data and count > most_numbers(len(data) - 1):
+        data = bytes(data).rstrip(b"\0")  # what it was filled with
+    decoder = Decoder(bytes(data))
+
+    def flip(_: int | None, ones: int) -> int:
+        return int(decoder.bits(np.array([ones]))[0])
+
+    bits, model = _Bits(flip), _Model()
+    numbers = np.array([_code(bits, model, None, where) for _ in range(count)], dtype=np.int64)
+    decoder.finish()
+    return numbers
+
+
+# -- the section ---------------------------------------------------------------------------------------------
+class Lanes:
+    """A file's lanes: written as one section, read back number after number as the tensors ask for them."""
+
+    def __init__(self, lanes: list[tuple[Lane, np.ndarray]]):
+        self._lanes = lanes
+        self._at = [0] * len(lanes)
+
+    def payload(self) -> bytes:
+        """The section's payload."""
+        out = bytes([len(self._lanes)])
+        for lane, numbers in self._lanes:
+            stream = encode(numbers)
+            out += lane.head() + varint.write(len(numbers)) + varint.write(len(stream)) + stream
+        return out
+
+    @classmethod
+    def read(cls, payload: bytes, base: int = 0) -> Lanes:
+        """Every number of a section, decoded and checked."""
+        reader = varint.Reader(payload, "numbers section", base)
+        count = reader.byte()
+        if not 1 <= count <= MOST_LANES:
+            raise reader.fail(f"{count} lanes, expected 1..{MOST_LANES}")
+        lanes = []
+        for number in range(count):
+            lane = Lane.read(reader)
+            size = reader.varint(1 << 20, "the number of numbers in a lane")
+            lanes.append(
+                (lane, decode(reader.part("a lane's stream"), size, f"numbers section, lane {number}"))
+            )
+        reader.end()
+        return cls(lanes)
+
+    def take(self, lane: int, count: int, where: str) -> np.ndarray:
+        """The next so many values of a lane, as float32 words."""
+        if lane >= len(self._lanes):
+            raise FormatError(f"{where}: draws from lane {lane}, the file has {len(self._lanes)}")
+        grid, numbers = self._lanes[lane]
+        at = self._at[lane]
+        if at + count > len(numbers):
+            raise FormatError(
+                f"{where}: draws {count} numbers from lane {lane}, which has {len(numbers) - at} left"
+            )
+        self._at[lane] += count
+        return grid.values(numbers[at : at + count]).view(np.uint32)
+
+    def end(self) -> None:
+        """Raise unless every number has been drawn."""
+        left = sum(len(numbers) for _, numbers in self._lanes) - sum(self._at)
+        if left:
+            raise FormatError(f"numbers section: {left} numbers that no tensor draws")

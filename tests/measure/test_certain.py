@@ -146,3 +146,43 @@ def test_a_scan_says_how_and_is_the_same_either_way():
     by_function = scan(model, lambda m: right(m, batches) / 120, "filter", [0.25, 0.5, 0.75])
     assert [cell.value for cell in by_function.cells] == [cell.value for cell in quick.cells]
     assert by_function.how.endswith("a function of the model decides itself what it runs")
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("name", ["stem.weight", "a.weight", "head.weight"])
+def test_rows_that_go_leave_the_other_outputs_as_they_were(name, half):
+    """A layer of which only whole rows went is not run again; its bias, the norm behind it and the ReLU still are."""
+    model, batches = made()
+    certain = Certain.of(model, batches)
+    certain.half = half
+    weight = model.get_parameter(name)
+    ran = []
+    with torch.no_grad(), certain.before([name], rows=True):
+        step = certain.lean._touched[0]
+        run = step.run
+        step.run = lambda *given: ran.append(1) or run(*given)
+        for gone in ([1], [1, 3], [0, 1, 2, 3, 4]):
+            saved = weight.clone()
+            weight[gone] = 0.0
+            certain.lean.refresh()
+            close = [certain.lean.outputs(i) for i in range(3)]
+            wanted = [model(x) for x, _ in batches]
+            assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(close, wanted, strict=True))
+            assert certain.count() == right(model, batches)
+            weight.copy_(saved)
+    assert not ran
+    with torch.no_grad(), certain.before([name]):
+        weight[:, 0] = 0.0
+        assert certain.count() == right(model, batches)
+    assert ran
+
+
+def test_rows_are_only_taken_for_rows():
+    from secateur.core.masks import Masks
+    from secateur.measure._repeated import Job
+
+    rows, columns = torch.ones(4, 3, dtype=torch.bool), torch.ones(4, 3, dtype=torch.bool)
+    rows[1], columns[:, 1] = False, False
+    assert Job(["w"], [("a", Masks({"w": rows}))]).rows
+    assert not Job(["w"], [("a", Masks({"w": rows})), ("b", Masks({"w": columns}))]).rows
+    assert not Job(["v", "w"], [("a", Masks({"v": rows, "w": rows}))]).rows

@@ -55,6 +55,8 @@ class Step:
     run: Callable[[Values, bool], Any]
     owners: tuple[Any, ...] = ()
     prepared: dict[bool, Any] = field(default_factory=dict)  # by "in bfloat16"
+    # the step's output from the one it had, where nothing but whole rows of its weights became zero since
+    emptied: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def parameters(self) -> set[int]:
         """The identities of the parameters it uses."""
@@ -122,6 +124,7 @@ class Lean:
         self._last = {name: i for i, step in enumerate(steps) for name in step.reads}
         self._last[end] = len(steps)
         self._touched: list[Step] = []
+        self._emptied: Step | None = None
         # per batch: the values that cross the step under test, or None where the limit has no room
         self._kept: list[Values | None] = [None] * len(self.batches)
 
@@ -132,16 +135,22 @@ class Lean:
         return next(used, len(self.steps))
 
     @contextmanager
-    def changing(self, names: Sequence[str]) -> Iterator[None]:
-        """Inside, the model may differ from the one recorded in these parameters; tell by `refresh` when it does."""
+    def changing(self, names: Sequence[str], rows: bool = False) -> Iterator[None]:
+        """Inside, the model may differ from the one recorded in these parameters; tell by `refresh` when it does.
+
+        `rows` promises that the one parameter named is a weight of which whole rows become zero, and nothing else
+        changes: then its layer is not run again either, as the other rows' outputs are what they were.
+        """
         wanted = {id(self.model.get_parameter(name)) for name in names}
-        self._keep_until(self.position(names))
         self._touched = [step for step in self.steps if wanted & step.parameters()]
+        if rows and len(names) == len(self._touched) == 1 and self._touched[0].emptied is not None:
+            self._emptied = self._touched[0]
+        self._keep_until(self.position(names) + (self._emptied is not None))
         try:
             yield
         finally:
             self.refresh()
-            self._touched = []
+            self._touched, self._emptied = [], None
 
     def forget(self) -> None:
         """Drop all that is kept: the model is another one from here on."""
@@ -183,6 +192,9 @@ class Lean:
         return self._tail(joined, False)
 
     def _tail(self, values: Values, half: bool) -> torch.Tensor:
+        if self._emptied is not None and self._emptied.emptied is not None:
+            name = self._emptied.name
+            values = {**values, name: self._emptied.emptied(values[name])}
         if half:
             values = {name: _halved(value) for name, value in values.items()}
         with torch.autocast("cpu", torch.bfloat16) if half else nullcontext():
@@ -323,8 +335,22 @@ def _product(chain: list[fx.Node], modules: dict[str, nn.Module]) -> Step:
             result = layer._conv_forward(x, weight, bias)
         return result.relu_() if relu else result
 
+    def emptied(output: torch.Tensor) -> torch.Tensor:
+        if False not in step.prepared:
+            step.prepared[False] = prepared(False)
+        weight, bias = step.prepared[False]
+        gone = ~weight.flatten(1).any(1)
+        left = torch.zeros(int(gone.sum())) if bias is None else bias[gone]
+        left = left.relu() if relu else left
+        output = output.clone()
+        if isinstance(layer, nn.Linear):
+            output[..., gone] = left
+        else:
+            output[:, gone] = left[:, None, None]
+        return output
+
     owners = (layer,) if norm is None else (layer, norm)
-    step = Step(chain[-1].name, (source,), run, owners)
+    step = Step(chain[-1].name, (source,), run, owners, emptied=emptied)
     return step
 
 

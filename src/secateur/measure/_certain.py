@@ -89,9 +89,9 @@ class Certain:
         return f"{text}, {share[1]:.2g} % as the model runs"
 
     @contextmanager
-    def before(self, names: Sequence[str]) -> Iterator[None]:
-        """Inside, the model differs in these parameters alone from what it was."""
-        with self.lean.changing(names):
+    def before(self, names: Sequence[str], rows: bool = False) -> Iterator[None]:
+        """Inside, the model differs in these parameters alone from what it was; `rows` as for `Lean.changing`."""
+        with self.lean.changing(names, rows):
             yield
 
     def count(self) -> int:

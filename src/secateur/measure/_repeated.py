@@ -81,6 +81,15 @@ class Job:
     names: list[str]
     masks: list[tuple[str, Masks]]
 
+    @property
+    def rows(self) -> bool:
+        """Whether nothing but whole rows of one tensor ever go."""
+        if len(self.names) != 1:
+            return False
+        found = [masks[self.names[0]] for _, masks in self.masks]
+        flat = [mask.flatten(1) for mask in found if mask.dim() > 1]
+        return len(flat) == len(found) and all(bool((m.all(1) | ~m.any(1)).all()) for m in flat)
+
 
 @contextmanager
 def repeated(
@@ -137,8 +146,12 @@ class Repeated:
         for job in jobs:
             if not job.masks:
                 continue
-            way: Any = self.certain if self.certain is not None else self.replay
-            with way.before(job.names):
+            if self.certain is not None:
+                way = self.certain.before(job.names, job.rows)
+            else:
+                assert self.replay is not None
+                way = self.replay.before(job.names)
+            with way:
                 for name, masks in job.masks:
                     yield name, self._masked(masks)
 

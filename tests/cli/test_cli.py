@@ -231,14 +231,26 @@ def test_a_budget_that_is_not_met_leaves_with_3(secateur, monkeypatch):
 
 def test_list_tells_all_words_and_schema_is_json(secateur):
     listed = json.loads(secateur("list", "--json")[1])
-    assert {"criteria", "granularities", "budgets", "models", "data", "measures", "sharing", "steps"} == set(
-        listed
-    )
+    kinds = "criteria granularities budgets models data measures sharing steps charts sinks studies"
+    assert list(listed) == kinds.split()
+    assert {"pareto", "network"} <= {row["name"] for row in listed["charts"]}
+    assert [row["name"] for row in listed["sinks"]] == ["mlflow", "tensorboard"]
     about = "`prune`: criterion x granularity x budget; the weights removed are zero from here on."
     assert {"name": "prune", "about": about} in listed["steps"]
     assert all(row["about"] for rows in listed.values() for row in rows)
     assert json.loads(secateur("schema")[1])["title"] == "secateur recipe"
     assert secateur("schema", "--out", "s.json")[1] == "s.json\n"
+
+
+@pytest.mark.parametrize(
+    "words", [["run", "r.toml"], ["sweep", "r.toml", "--grid", "prune.budget=0.5,0.8"]], ids=["run", "sweep"]
+)
+def test_a_run_and_a_sweep_write_their_report(secateur, words):
+    Path("r.toml").write_text(RECIPE.replace('[[step]]\nkind = "pack"\n', ""))
+    code, out, err = secateur(*words, "--report", "pages", "--quiet")
+    assert code == 0, err
+    assert out.splitlines()[-1] == f"report: {Path('pages', 'index.html')}"
+    assert "accuracy" in Path("pages", "index.html").read_text()
 
 
 def test_measure_explain_and_shrink_a_model(secateur):

@@ -105,6 +105,20 @@ def test_the_device_an_outcome_came_from_is_kept(tmp_path, monkeypatch):
         assert store.outcome(step["key"]).provenance["visible_gpus"] == "1"
 
 
+def test_precision_is_an_option_named_in_the_recipe_and_kept_with_the_outcome(tmp_path):
+    store = Store(tmp_path)
+    recipe = Recipe.parse(TEXT, ["train.epochs=1", "lab.device=auto"], ["train.precision=fp32,tf32,bf16"])
+    ran = run(recipe, store)
+    trials = store.trials(1)
+    assert [trial["steps"][0]["precision"] for trial in trials] == ["fp32", "tf32", "bf16"]
+    assert [trial["steps"][2]["precision"] for trial in trials] == [None, None, None]
+    # `auto` is written down as what it came to.
+    auto = planning.device_of("auto")
+    assert store.run(1).device == ran.plan.device == auto
+    assert {step["device"] for trial in trials for step in trial["steps"]} == {auto}
+    assert len({trial["steps"][0]["key"] for trial in trials}) == 3
+
+
 class _Pretend:
     """An engine that does nothing, in order, but fails what it is told to."""
 

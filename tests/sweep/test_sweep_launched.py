@@ -57,7 +57,7 @@ def test_two_launched_processes_are_one_run(tmp_path):
         "--main_process_port",
         port,
     ]
-    command = [sys.executable, *launch, "-m", "secateur.cli", "run", "r.toml"]
+    command = [sys.executable, *launch, "-m", "secateur", "run", "r.toml"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
         command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240, check=False

@@ -321,7 +321,7 @@ def show(
             s["label"],
             s["how"],
             "" if s["seconds"] is None else f"{s['seconds']:.1f}",
-            s["device"] or "",
+            ", ".join(filter(None, (s["device"], s["precision"]))),
             s["key"][:12],
         ]
         for t in trials

@@ -1,7 +1,7 @@
 """One training on many devices or machines: what the processes that a launcher starts do with one recipe.
 
-    accelerate launch --multi_gpu --num_processes 4 -m secateur.cli run recipe.toml
-    ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 -m secateur.cli run recipe.toml
+    accelerate launch --multi_gpu --num_processes 4 -m secateur run recipe.toml
+    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m secateur run recipe.toml
 
 Every process runs the same recipe. A training is done by all of them together, each with its share of every batch;
 everything else is done by the first alone, and the others wait for what it stores. The first alone writes the store,

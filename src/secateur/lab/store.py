@@ -37,6 +37,11 @@ from secateur.lab.provenance import clean, clean_plain
 __all__ = ["Outcome", "RunRow", "Store", "canonical"]
 
 
+def _in_order(value: Any) -> str:
+    """A measurement as JSON; its layers stay in the model's order, which sorted keys would lose."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
 class Store:
     """A folder that remembers every step ever computed. Safe to share between processes."""
 
@@ -178,7 +183,7 @@ class Store:
             db.executemany(
                 "INSERT INTO measurements VALUES (?, ?, ?, ?, ?, ?)",
                 [
-                    (outcome.key, position, m.name, float(m.value), m.unit, canonical(m.to_dict()))
+                    (outcome.key, position, m.name, float(m.value), m.unit, _in_order(m.to_dict()))
                     for position, m in enumerate(outcome.measurements)
                 ],
             )
@@ -342,17 +347,20 @@ class Store:
         )
 
     def trials(self, run: int) -> list[dict[str, Any]]:
-        """Per trial of a run: its settings, status, error, and its steps with label, kind, key, how and device."""
+        """Per trial of a run: settings, status, error, and its steps: label, kind, key, how, device, precision."""
         steps: dict[int, list[dict[str, Any]]] = {}
         query = (
-            "SELECT plan.*, steps.seconds, steps.finished, steps.provenance FROM plan "
+            "SELECT plan.*, steps.seconds, steps.finished, steps.provenance, steps.options FROM plan "
             "LEFT JOIN steps ON steps.key = plan.key "
             "WHERE run = ? ORDER BY trial, position"
         )
         for row in self._read(query, run):
             steps.setdefault(row["trial"], []).append(
                 {name: row[name] for name in ("label", "kind", "key", "how", "seconds", "finished")}
-                | {"device": json.loads(row["provenance"] or "{}").get("device")}
+                | {
+                    "device": json.loads(row["provenance"] or "{}").get("device"),
+                    "precision": json.loads(row["options"] or "{}").get("precision"),
+                }
             )
         return [
             {

@@ -5,7 +5,7 @@ Slow on purpose. What it decodes is what the specification says; the tests hold 
 
 from __future__ import annotations
 
-from math import prod
+from math import isqrt, prod
 
 TOTAL, WORD, WIDE, LIMIT, ONE = 1 << 24, 1 << 32, (1 << 64) - 1, 2047, 65536
 
@@ -126,13 +126,107 @@ def twelve(r: int) -> int:
 STEPS = ((0, -1), (-1, 0), (0, 1), (1, 0), (-1, -1), (-1, 1), (1, -1), (1, 1), (0, -2), (-2, 0))
 
 
+class Forecast:
+    """Section 7, model 2."""
+
+    def __init__(self, start: list[int]):
+        self.start, self.weights = start, list(start)
+        self.squares = [[0] * len(start) for _ in start]
+        self.products = [0] * len(start)
+
+    def fade(self, by: int) -> None:
+        self.squares = [[v // by for v in row] for row in self.squares]
+        self.products = [v // by for v in self.products]
+
+    def predict(self, x: list[int]) -> int:
+        return sum(w * v for w, v in zip(self.weights, x)) // ONE
+
+    def learn(self, columns: list[list[int]], targets: list[int], trusts: list[int]) -> None:
+        every = max(1, len(columns) // 512)
+        for x, y, t in list(zip(columns, targets, trusts))[::every]:
+            for j, v in enumerate(x):
+                self.products[j] += v * t * y
+                for k, u in enumerate(x):
+                    self.squares[j][k] += v * t * u
+        while max(abs(v) for row in (*self.squares, self.products) for v in row) >= 1 << 50:
+            self.fade(2)
+        shift = max(0, max(self.squares[j][j] for j in range(len(self.start))).bit_length() - 26)
+        ridge = (1 << 28) >> shift
+        for j, start in enumerate(self.start):
+            row = [v >> shift for v in self.squares[j]]
+            rest = (self.products[j] >> shift) * ONE + ridge * (start - self.weights[j])
+            rest -= sum(v * w for v, w in zip(row, self.weights))
+            self.weights[j] = within(self.weights[j] + rest // (row[j] + ridge + 1), -(1 << 20), 1 << 20)
+
+
+class Outlook:
+    """What the forecasts make of one block."""
+
+    def __init__(self, block, tap, taps, width, rank, forecasts, largest):  # type: ignore[no-untyped-def]
+        count, total = len(rank), sum(map(abs, rank.values()))
+        unit = max(16, 256 * total // count if count else 256 * largest // 3)
+
+        def related(r: int) -> int:
+            size = min(16384 * abs(r) // unit, 2047)
+            return size if r >= 0 else -size
+
+        def line(which: int, at: int) -> tuple[int, int]:
+            found = [r for key, r in rank.items() if key[which] == at]
+            size = min((16384 * sum(map(abs, found)) + 64 * unit) // ((len(found) + 1) * unit), 2047)
+            return size, within(16384 * sum(found) // (max(len(found), 1) * unit), -2047, 2047)
+
+        self.related = related
+        before = range(max(0, tap - 12), tap)
+        n = len(before)
+        start = [9830, 9830, 19661] + [26214 // n] * n if n else [16384, 16384, 32768]
+        self.size = forecasts.setdefault(("size", taps, width, tap), Forecast(start))
+        self.value = forecasts.setdefault(("value", taps, width, tap), Forecast([0] * (2 + n))) if n else None
+        self.x, self.v, self.e, self.fine, self.standing = {}, {}, {}, {}, {}
+        lines = {(k, w[k - 1]): line(k, w[k - 1]) for w in block for k in (1, 2)}
+        for f, c in block:
+            (fs, fl), (cs, cl) = lines[1, f], lines[2, c]
+            known = [related(rank[t, f, c]) for t in before]
+            self.x[f, c] = [fs, cs, min(fs * cs // 64, 2047), *map(abs, known)]
+            e = self.e[f, c] = within(self.size.predict(self.x[f, c]), 3, 2047)
+            self.fine[f, c] = sum(4 * edge < e for edge in FINE)
+            self.standing[f, c] = 12
+            if self.value:
+                self.v[f, c] = [fl, cl, *known]
+                v = within(self.value.predict(self.v[f, c]), -2047, 2047)
+                self.standing[f, c] = within((16 * v + e) // (2 * e) + 12, 0, 24)
+
+    def learn(self, block, found) -> None:  # type: ignore[no-untyped-def]
+        told = [self.related(found[w]) for w in block]
+        e = [max(self.e[w], 16) for w in block]
+        trusts = [(1 << 20) // isqrt(v**3) for v in e]
+        self.size.learn([self.x[w] for w in block], list(map(abs, told)), trusts)
+        if self.value:
+            self.value.learn([self.v[w] for w in block], told, [(1 << 23) // v**2 for v in e])
+
+
+SIZES = {
+    "old": ((256, 416, 144, 64, 128), (625, 289, 169, 81), (625, 64, 96, 96), (12, 12)),
+    "plain": ((256, 416, 144, 208), (81, 650), (96, 650, 416), (12, 26)),
+    "rich": (
+        (256, 416, 144, 64, 128, 208), (625, 289, 169, 81, 650), (625, 64, 96, 96, 650, 416), (12, 12, 26),
+    ),
+}  # fmt: skip
+
+
 def decode(
-    data: bytes, shape: tuple[int, ...], size: int, zero: int | None, mixers: dict[str, Mixer]
+    data: bytes,
+    shape: tuple[int, ...],
+    size: int,
+    zero: int | None,
+    memory: dict[str, dict],  # type: ignore[type-arg]
 ) -> list[int]:
-    """Section 7, model 1: the levels in order of the tensor. `mixers` live as long as the section."""
-    assert data[0] == 1
-    unary, grain = (data[1] - 1) % 8, (data[1] - 1) // 8 + 8
-    decoder = RangeDecoder(data[2:])
+    """Section 7, models 1 and 2: the levels in order of the tensor. `memory` lives as long as the section."""
+    if data[0] == 1:
+        kind, unary, grain = "old", (data[1] - 1) % 8, (data[1] - 1) // 8 + 8
+    else:
+        place, unary = divmod(data[0] - 2, 7)
+        kind, grain = ("plain", "rich")[place // 9], 6 + place % 9
+    decoder = RangeDecoder(data[2 if kind == "old" else 1 :])
     below, above = (zero, size - 1 - zero) if zero is not None else (size // 2, size - size // 2)
     largest = max(below, above)
     filters, channels = (*shape, 1, 1)[:2]
@@ -142,20 +236,26 @@ def decode(
     if taps == 1:
         cut = next((s for s in (8, 7, 6, 5, 4, 3, 2) if channels >= 16 and channels % s == 0), 1)
         channels, taps, width = channels // cut, cut, cut
-    rows = max(1, min(max(filters * channels // 16, 1 << grain), 16384) // channels)
+    share = 16 if kind == "old" else 64
+    rows = max(1, min(max(filters * channels // share, 1 << grain), 16384) // channels)
     rank: dict[tuple[int, int, int], int] = {}
+    mixers, forecasts = memory.setdefault("mixers", {}), memory.setdefault("forecasts", {})
     for mixer in mixers.values():
         mixer.shrink()
+    for forecast in forecasts.values():
+        forecast.fade(4)
 
     def mixer(name: str, nodes: int, sizes: tuple[int, ...]) -> Mixer:
-        return mixers.setdefault(name, Mixer(nodes, sizes))
+        return mixers.setdefault((kind, name), Mixer(nodes, sizes))
 
     for tap in range(taps):
         for top in range(0, filters, rows):
             block = [(f, c) for f in range(top, min(top + rows, filters)) for c in range(channels)]
+            look = None if kind == "old" else Outlook(block, tap, taps, width, rank, forecasts, largest)
             _block(
-                block, tap, taps, width, rank, decoder, mixer, zero is not None, below, above, largest, unary
-            )
+                block, tap, taps, width, rank, decoder, mixer, zero is not None, below, above, largest, unary,
+                kind, look,
+            )  # fmt: skip
     out = [0] * (filters * channels * taps)
     for (tap, f, c), r in rank.items():
         place = f * channels * taps + (tap * channels + c if cut > 1 else c * taps + tap)
@@ -163,7 +263,9 @@ def decode(
     return out
 
 
-def _block(block, tap, taps, width, rank, decoder, mixer, has_zero, below, above, largest, unary) -> None:  # type: ignore[no-untyped-def]
+def _block(
+    block, tap, taps, width, rank, decoder, mixer, has_zero, below, above, largest, unary, kind, look
+) -> None:  # type: ignore[no-untyped-def]
     count, total = len(rank), sum(map(abs, rank.values()))
     mean = max(4, 16 * total // count) if count else max(4, 16 * largest // 3)
     step = min(tap, 15)
@@ -219,30 +321,48 @@ def _block(block, tap, taps, width, rank, decoder, mixer, has_zero, below, above
             "size": [cross * 8 + kernel, around * 12 + level[0], around * 12 + level[1]],
             "plain": level,
         }  # fmt: skip
+        if look:
+            now, z, e = facts[f, c], look.standing[f, c], look.fine[f, c]
+            surely = min(abs(z - 12), 7) * 26 + e
+            now["zero"][1] = e * 16 + step
+            if kind == "rich":
+                now["zero"].append(surely)
+                now["sign"].append(z * 26 + e)
+                now["plain"] = [*level, e]
+            else:
+                now["zero"] = [*now["zero"][:3], surely]
+                now["sign"] = [now["sign"][3], z * 26 + e]
+                now["size"] = [now["size"][1]]
+                now["plain"] = [level[0], e]
+    zero_sizes, sign_sizes, rich_sizes, plain_sizes = SIZES[kind]
     chosen = block
     found = dict.fromkeys(block, 0)
     if has_zero:
-        zero_mixer = mixer("zero", 1, (256, 416, 144, 64, 128))
+        zero_mixer = mixer("zero", 1, zero_sizes)
         bits = zero_mixer.batch(decoder, [0] * len(block), [facts[w]["zero"] for w in block])
         chosen = [w for w, bit in zip(block, bits) if bit]
     if chosen:
         negative = dict.fromkeys(chosen, int(above == 0))
         if below and above:
-            bits = mixer("sign", 1, (625, 289, 169, 81)).batch(
+            bits = mixer("sign", 1, sign_sizes).batch(
                 decoder, [0] * len(chosen), [facts[w]["sign"] for w in chosen]
             )
             negative = dict(zip(chosen, bits))
-        rich = {
-            w: [624 - facts[w]["near"] if negative[w] else facts[w]["near"], *facts[w]["size"]]
-            for w in chosen
-        }
+        rich = {}
+        for w in chosen:
+            near = facts[w]["near"]
+            rich[w] = [] if kind == "plain" else [624 - near if negative[w] else near]
+            rich[w] += facts[w]["size"]
+            if look:
+                z, e = look.standing[w], look.fine[w]
+                rich[w] += [(24 - z if negative[w] else z) * 26 + e, e * 16 + step]
         size = dict.fromkeys(chosen, 1)
         live = chosen if largest > 1 else []
         steps = min(unary, largest - 2)
         for u in range(1, steps + 1):
             if not live:
                 break
-            bits = mixer(f"more than {u}", 2, (625, 64, 96, 96)).batch(
+            bits = mixer(f"more than {u}", 2, rich_sizes).batch(
                 decoder, [negative[w] for w in live], [rich[w] for w in live]
             )
             live = [w for w, bit in zip(live, bits) if bit]
@@ -253,7 +373,7 @@ def _block(block, tap, taps, width, rank, decoder, mixer, has_zero, below, above
         for d in range(digits if live else 0):
             nodes = min(1 << d, 64)
             one = mixer(
-                f"digit {d} of {digits} after {steps}", 2 * nodes, (625, 64, 96, 96) if d < 2 else (12, 12)
+                f"digit {d} of {digits} after {steps}", 2 * nodes, rich_sizes if d < 2 else plain_sizes
             )
             bits = one.batch(
                 decoder,
@@ -265,5 +385,7 @@ def _block(block, tap, taps, width, rank, decoder, mixer, has_zero, below, above
         for w in live:
             size[w] += prefix[w]
         found.update({w: -size[w] if negative[w] else size[w] for w in chosen})
+    if look:
+        look.learn(block, found)
     for (f, c), r in found.items():
         rank[tap, f, c] = r

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import zlib
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateur.coding import ascending, floats, huffman, indices, mixed, planes, static, varint
+from secateur.coding import ascending, floats, foretold, huffman, indices, mixed, planes, static, varint
+from secateur.coding.forecast import MOST, Forecast
 from secateur.coding.logistic import SQUASH, STRETCH
 from secateur.coding.mixing import EXACT, Mixer
 from secateur.errors import FormatError, NothingToDoError
@@ -88,7 +90,7 @@ def test_a_stream_is_padded_to_its_floor() -> None:
     ("data", "message"),
     [
         (b"", "at least 1 bytes, got 0"),
-        (b"\x07", "names model 7"),
+        (b"\xfe", "starts with a byte"),
         (b"\1\xff", "starts with a byte"),
         (b"\1", "starts with a byte"),
         (b"\0", "found the end"),
@@ -98,6 +100,12 @@ def test_a_stream_is_padded_to_its_floor() -> None:
 def test_bad_streams_say_what_is_wrong(data: bytes, message: str) -> None:
     with pytest.raises(FormatError, match=message):
         indices.decode(data, (4, 4), 8, 3)
+
+
+def test_files_of_version_1_hold_no_model_of_version_2() -> None:
+    levels = draw((8, 3, 3, 3), 9, 1.0)
+    with pytest.raises(FormatError, match="files of version 1 know models 0 and 1"):
+        indices.decode(indices.encode(levels, 9, 4), levels.shape, 9, 4, indices.Memory(version=1))
 
 
 def test_a_level_outside_the_codebook_is_refused() -> None:
@@ -116,7 +124,8 @@ def test_tables_are_the_same_everywhere() -> None:
 
 def test_sums_of_the_mixer_stay_exact() -> None:
     """The largest block and the widest odds keep every float64 sum below 2**53, where whole numbers are exact."""
-    beyond, contexts = 2 * 2047, max(map(len, (planes.ZERO, planes.SIGN, planes.MAGNITUDE)))
+    sets = (foretold.Rich.ZERO_SIZES, foretold.Rich.SIGN_SIZES, foretold.Rich.SIZE_SIZES)
+    beyond, contexts = 2 * 2047, max(map(len, sets))
     assert contexts * (1 << 20) * beyond < 1 << 53
     assert EXACT * beyond * 65536 < 1 << 53
     assert contexts * EXACT * beyond**2 * (65536**2 // 4 >> 20) < 1 << 53
@@ -133,7 +142,7 @@ def test_a_mixer_learns_which_context_to_trust() -> None:
     mixer = Mixer(1, (2, 50))
     for _ in range(20):
         good, noise = rng.integers(0, 2, 500), rng.integers(0, 50, 500)
-        mixer.predict(np.zeros(500, dtype=np.int64), np.stack([good, noise]))
+        mixer.predict(None, np.stack([good, noise]))
         mixer.learn(np.where(rng.random(500) < 0.9, good, 1 - good))
     assert mixer._weights[0] > 4 * abs(int(mixer._weights[1]))
 
@@ -163,6 +172,60 @@ def test_chunks_of_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(floats, "CHUNK", 100)
     words = np.random.default_rng(10).normal(size=1050).astype(np.float32).view(np.uint32)
     assert np.array_equal(floats.decode(floats.encode(words, True), 1050, 4, True), words)
+
+
+@pytest.mark.parametrize("width", [1, 2, 4, 8])
+def test_long_planes_are_deflated_and_come_back(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(floats, "_LONG", 1000)
+    words = np.random.default_rng(15).geometric(0.1, 5000).astype(f"u{width}")
+    quick, small = (floats.encode(words, False, small) for small in (False, True))
+    assert quick != small
+    assert len(quick) < 1.02 * len(small) + 200
+    for data in (quick, small):
+        assert np.array_equal(floats.decode(data, 5000, width, False), words)
+    assert np.array_equal(floats.decode(small, 5000, width, False, version=1), words)
+    with pytest.raises(FormatError, match=r"coded in way 2, known ways are 0..1"):
+        floats.decode(quick, 5000, width, False, version=1)
+
+
+def test_a_plane_that_does_not_inflate_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(floats, "_LONG", 1000)
+    words = np.random.default_rng(16).geometric(0.3, 5000).astype(np.uint8)
+    deflated = floats._deflated(words)
+
+    def plane(data: bytes) -> bytes:
+        return b"\2" + varint.write(len(data)) + data
+
+    assert np.array_equal(floats.decode(plane(deflated), 5000, 1, False), words)
+    bomb = zlib.compressobj(9, zlib.DEFLATED, -15)
+    large = bomb.compress(bytes(10_000_000)) + bomb.flush()
+    for bad in (deflated[:-1], deflated[:-40], deflated + b"\0", b"", b"\xff" * 20, large):
+        with pytest.raises(FormatError, match="does not inflate"):
+            floats.decode(plane(bad), 5000, 1, False)
+    for count in (4999, 5001):
+        with pytest.raises(FormatError, match="does not inflate to exactly"):
+            floats.decode(plane(deflated), count, 1, False)
+
+
+def test_a_forecast_finds_the_weights_that_made_the_numbers() -> None:
+    rng = np.random.default_rng(17)
+    forecast = Forecast((20000, 20000, 20000))
+    for _ in range(40):
+        features = np.rint(rng.normal(0, 300, (3, 400)).clip(-2047, 2047))
+        target = np.floor(features[0] / 2 - features[1] / 4)
+        forecast.learn(features, target, np.full(400, 2048.0))
+    assert np.abs(forecast.weights - (32768, -16384, 0)).max() < 100
+
+
+def test_sums_of_a_forecast_stay_exact() -> None:
+    """The largest features, trusts and blocks keep every float64 below 2**53, where whole numbers are exact."""
+    trust = max(foretold._TRUST_SIZE.max(), foretold._TRUST_VALUE.max())
+    assert 1023 * MOST * MOST * trust + (1 << 50) < 1 << 53
+    assert 14 * (1 << 26) * (1 << 20) < 1 << 53
+    forecast = Forecast([1 << 20] * 14)
+    for _ in range(20):
+        forecast.learn(np.full((14, 1023), MOST * 1.0), np.full(1023, -MOST * 1.0), np.full(1023, trust))
+    assert np.abs(forecast._squares).max() < 1 << 50
 
 
 def test_float_weights_become_smaller() -> None:

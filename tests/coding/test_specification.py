@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from secateur.coding import indices
+from secateur.coding import mixed
 from secateur.coding.logistic import SQUASH, STRETCH
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -28,14 +28,19 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("model", ["mixed", "strong"])
-def test_streams_follow_the_specification(model: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "grain"), [("old", 10), ("old", 8), ("plain", 11), ("plain", 6), ("rich", 7)]
+)
+def test_streams_follow_the_specification(kind: str, grain: int) -> None:
     """Several tensors of one section, so that what is carried from one to the next is held to it as well."""
     rng = np.random.default_rng(14)
-    memory, mixers = indices.Memory(), {}
+    memory, book = mixed.Memory(), {}
     for shape, size, zero in CASES:
         spread = rng.gamma(1.0, size / 6, (shape[0], *[1] * (len(shape) - 1)))
         drawn = rng.laplace(0, 1, shape) * spread + (size // 2 if zero is None else zero)
         levels = np.clip(np.rint(drawn), 0, size - 1).astype(np.int64)
-        data = indices.encode(levels, size, zero, model, memory)
-        assert by_the_book.decode(data, shape, size, zero, mixers) == levels.reshape(-1).tolist(), shape
+        below, above = (zero, size - 1 - zero) if zero is not None else (size // 2, size - size // 2)
+        data = mixed.encode(levels, below, above, memory, zero is not None, grain, kind)
+        if kind == "old":
+            data = b"\1" + data
+        assert by_the_book.decode(data, shape, size, zero, book) == levels.reshape(-1).tolist(), shape

@@ -23,8 +23,8 @@ from secateur.errors import FormatError
 
 __all__ = ["DEFAULT", "MODELS", "Memory", "decode", "encode", "floor"]
 
-# name -> (number in the file, how fine its blocks are)
-MODELS = {"fast": (0, 0), "mixed": (1, 10), "strong": (1, 8)}
+# name -> (which contexts, how fine the blocks are); "fast" has none
+MODELS = {"fast": ("", 0), "mixed": ("plain", 11), "strong": ("rich", 7)}
 DEFAULT = "mixed"
 
 
@@ -50,10 +50,10 @@ def encode(
     same.
     """
     below, above = _sides(size, zero)
-    number, grain = MODELS[model]
-    if number == 1 and max(below, above) <= mixed.MOST_SIDE:
+    kind, grain = MODELS[model]
+    if kind and max(below, above) <= mixed.MOST_SIDE:
         memory = Memory() if memory is None else memory
-        data = b"\1" + mixed.encode(levels, below, above, memory, zero is not None, grain)
+        data = mixed.encode(levels, below, above, memory, zero is not None, grain, kind)
     else:
         data = b"\0" + static.encode(levels, size)
     return data + bytes(max(0, floor(levels.size) - len(data)))
@@ -76,12 +76,14 @@ def decode(
         body = body.rstrip(b"\0")
     if data[0] == 0:
         return static.decode(body, numel, size).reshape(shape)
-    if data[0] != 1:
-        raise FormatError(f"a stream names model {data[0]}, known models are 0 and 1")
+    memory = Memory() if memory is None else memory
+    old = data[0] == 1
+    if memory.version == 1 and not old:
+        raise FormatError(f"a stream names model {data[0]}, files of version 1 know models 0 and 1")
     below, above = _sides(size, zero)
     if max(below, above) > mixed.MOST_SIDE:
         raise FormatError(
             f"the mixed model has at most {mixed.MOST_SIDE} levels a side, got {below} and {above}"
         )
-    memory = Memory() if memory is None else memory
-    return mixed.decode(body, shape, below, above, memory, zero is not None)
+    rest = body if old else bytes(data[:1]) + body
+    return mixed.decode(rest, shape, below, above, memory, zero is not None, old)

@@ -13,30 +13,36 @@ True
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from secateur.coding import planes
+from secateur.coding.foretold import LEAST_GRAIN, Forecasts, Foretold
 from secateur.coding.mixing import Mixer
 from secateur.coding.range_coder import Decoder, Encoder
 from secateur.errors import FormatError
 
-__all__ = ["MOST_SIDE", "Memory", "decode", "encode"]
+__all__ = ["FIRST_BYTE", "MOST_SIDE", "Memory", "Way", "decode", "encode"]
 
 MOST_SIDE = 1024  # the most levels on one side of zero
 _MOST_UNARY = 6
 _RICH = 2  # so many top bits of a magnitude have all contexts
 _NODES = 64
-_LEAST_GRAIN, _MOST_GRAIN = 8, 14
+_LEAST_GRAIN, _MOST_GRAIN = 8, 14  # of model 1
+_GRAINS = 9  # of model 2, from LEAST_GRAIN on
+FIRST_BYTE = 2  # of a stream of model 2
 
 Coin = Callable[[np.ndarray | None, np.ndarray], np.ndarray]
 
 
 class Memory:
-    """The mixers of all decisions, by name; made when first needed."""
+    """The mixers of all decisions, by name; made when first needed. `version` is that of the file."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: int = 2) -> None:
+        self.version = version
         self._mixers: dict[str, Mixer] = {}
+        self.forecasts: Forecasts = {}
 
     def mixer(self, name: str, nodes: int, sizes: tuple[int, ...]) -> Mixer:
         """The mixer of one kind of decision."""
@@ -48,21 +54,72 @@ class Memory:
         """Old counts become hints."""
         for mixer in self._mixers.values():
             mixer.next_tensor()
+        for forecast in self.forecasts.values():
+            forecast.next_tensor()
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a tensor is coded: which contexts, and how magnitudes become bits and how large blocks are."""
+
+    kind: str  # "old", "plain" or "rich": contexts of model 1, or fewer or all of model 2
+    unary: int
+    grain: int
+
+    def book(self, plan: planes.Layout, largest: int, memory: Memory) -> planes.Planes:
+        """What is known of a tensor before its first weight."""
+        if self.kind == "old":
+            return planes.Planes(plan, largest)
+        return Foretold(plan, largest, memory.forecasts, self.kind == "plain")
+
+    @property
+    def byte(self) -> int:
+        """The way as one byte: model 1 has its own number before it, model 2 begins with it."""
+        if self.kind == "old":
+            return 1 + self.unary + 8 * (self.grain - _LEAST_GRAIN)
+        rich = int(self.kind == "rich")
+        return FIRST_BYTE + self.unary + (_MOST_UNARY + 1) * (self.grain - LEAST_GRAIN + _GRAINS * rich)
+
+    @staticmethod
+    def of(byte: int, old: bool) -> Way:
+        """The inverse of `byte`."""
+        if old:
+            unary, grain = (byte - 1) % 8, (byte - 1) // 8 + _LEAST_GRAIN
+            known, kind = byte > 0 and unary <= _MOST_UNARY and grain <= _MOST_GRAIN, "old"
+        else:
+            place, unary = divmod(byte - FIRST_BYTE, _MOST_UNARY + 1)
+            known, grain = 0 <= place < 2 * _GRAINS, LEAST_GRAIN + place % _GRAINS
+            kind = "rich" if place >= _GRAINS else "plain"
+        if not known:
+            raise FormatError("a stream of levels starts with a byte that is not known")
+        return Way(kind, unary, grain)
 
 
 def encode(
-    levels: np.ndarray, below: int, above: int, memory: Memory, zero: bool = True, grain: int = 10
+    levels: np.ndarray,
+    below: int,
+    above: int,
+    memory: Memory,
+    zero: bool = True,
+    grain: int = 11,
+    kind: str = "plain",
 ) -> bytes:
     """Levels 0..size-1 with `below` of them under zero and `above` over it; `zero` False: no level is zero.
 
-    The first byte says how magnitudes become bits and how large the blocks are (about 2**grain weights,
-    8..14).
+    The first byte says which contexts there are, how magnitudes become bits and how large the blocks are
+    (about 2**grain weights).
     """
-    signed = levels.astype(np.int64) - below
+    signed = levels.astype(np.int16)
+    signed -= np.int16(below)
     if not zero:
         signed += signed >= 0
-    unary = _unary(np.bincount(np.abs(signed).reshape(-1), minlength=max(below, above) + 1))
-    head = 1 + unary + 8 * (grain - _LEAST_GRAIN)
+    histogram = np.bincount(
+        (signed.reshape(-1) + np.int16(below)).view(np.uint16), minlength=below + above + 1
+    )
+    sizes = np.zeros(max(below, above) + 1, dtype=np.int64)
+    sizes[: above + 1] += histogram[below : below + above + 1]
+    sizes[1 : below + 1] += histogram[:below][::-1]
+    way = Way(kind, _unary(sizes), grain)
     encoder = Encoder()
 
     def coin(bits: np.ndarray | None, probabilities: np.ndarray) -> np.ndarray:
@@ -70,8 +127,9 @@ def encode(
         encoder.bits(bits, probabilities)
         return bits
 
-    _walk(planes.layout(levels.shape), below, above, zero, unary, grain, coin, memory, signed)
-    return bytes([head]) + encoder.finish()
+    plan = planes.layout(levels.shape)
+    _Walk(way, plan, below, above, zero, coin, memory).run(plan.planes(signed))
+    return bytes([way.byte]) + encoder.finish()
 
 
 def decode(
@@ -81,20 +139,20 @@ def decode(
     above: int,
     memory: Memory,
     zero: bool = True,
+    old: bool = False,
 ) -> np.ndarray:
-    """The inverse of `encode`, as int64."""
-    head = data[0] - 1 if len(data) else -1
-    unary, grain = head % 8, head // 8 + _LEAST_GRAIN
-    if head < 0 or unary > _MOST_UNARY or grain > _MOST_GRAIN:
-        raise FormatError("a stream of levels starts with a byte that is not known")
+    """The inverse of `encode`, as int16; `old` for model 1."""
+    way = Way.of(data[0] if len(data) else 0, old)
     decoder = Decoder(data[1:])
     plan = planes.layout(shape)
-    signed = _walk(plan, below, above, zero, unary, grain, lambda _, odds: decoder.bits(odds), memory, None)
+    walk = _Walk(way, plan, below, above, zero, lambda _, odds: decoder.bits(odds), memory)
+    signed = walk.run(None)
     decoder.finish()
     levels = plan.tensor(signed, shape)
     if not zero:
         levels -= levels > 0
-    return levels + below
+    levels += np.int16(below)
+    return levels
 
 
 def _unary(histogram: np.ndarray) -> int:
@@ -107,114 +165,102 @@ def _unary(histogram: np.ndarray) -> int:
     return unary
 
 
-def _walk(
-    plan: planes.Layout,
-    below: int,
-    above: int,
-    zero: bool,
-    unary: int,
-    grain: int,
-    coin: Coin,
-    memory: Memory,
-    known: np.ndarray | None,
-) -> np.ndarray:
-    """Code (or, with `known` None, decode) all blocks; gives the planes of signed ranks."""
-    memory.next_tensor()
-    largest = max(below, above)
-    book = planes.Planes(plan, largest)
-    source = None if known is None else plan.planes(known)
-    for block in book.blocks(grain):
-        signed = None if source is None else source[block.tap, block._rows].reshape(-1)
-        ranks = np.zeros(block.size, dtype=np.int64)
-        chosen = np.arange(block.size)
-        if zero:
-            bits = None if signed is None else (signed != 0).astype(np.int64)
-            mixer = memory.mixer("zero", 1, planes.ZERO)
-            chosen = np.flatnonzero(
-                _flip(mixer, np.zeros(block.size, dtype=np.int64), block.zero(), bits, coin)
-            )
-        if len(chosen):
-            part = None if signed is None else signed[chosen]
-            ranks[chosen] = _ranks(block, chosen, part, below, above, unary, coin, memory)
-        block.close(ranks)
-    return book.signed[: plan.taps]
+class _Walk:
+    """All blocks of a tensor, coded or decoded."""
 
+    def __init__(
+        self,
+        way: Way,
+        plan: planes.Layout,
+        below: int,
+        above: int,
+        zero: bool,
+        coin: Coin,
+        memory: Memory,
+    ):
+        memory.next_tensor()
+        self._way = way
+        self._below, self._above, self._zero = below, above, zero
+        self._largest = max(below, above)
+        self._unary = min(way.unary, max(self._largest - 2, 0))
+        self._coin = coin
+        self._memory = memory
+        self._book = way.book(plan, self._largest, memory)
 
-def _flip(
-    mixer: Mixer, node: np.ndarray, contexts: np.ndarray, bits: np.ndarray | None, coin: Coin
-) -> np.ndarray:
-    """One batch of bits of one mixer, coded and learnt."""
-    bits = coin(bits, mixer.predict(node, contexts)).astype(np.int64)
-    mixer.learn(bits)
-    return bits
+    def run(self, source: np.ndarray | None) -> np.ndarray:
+        """Code (or, with `source` None, decode) all blocks; gives the planes of signed ranks."""
+        for block in self._book.blocks(self._way.grain):
+            signed = None if source is None else source[block.tap, block.rows].reshape(-1)
+            ranks = np.zeros(block.size, dtype=np.int16)
+            if self._zero:
+                bits = None if signed is None else signed != 0
+                chosen = np.flatnonzero(self._flip("zero", 1, block.ZERO_SIZES, None, block.zero(), bits))
+            else:
+                chosen = np.arange(block.size)
+            if len(chosen):
+                ranks[chosen] = self._ranks(block, chosen, None if signed is None else signed[chosen])
+            block.close(ranks)
+        return self._book.signed[: self._book.layout.taps]
 
+    def _flip(
+        self,
+        name: str,
+        nodes: int,
+        sizes: tuple[int, ...],
+        node: np.ndarray | None,
+        contexts: np.ndarray,
+        bits: np.ndarray | None,
+    ) -> np.ndarray:
+        """One batch of bits of one mixer, coded and learnt."""
+        mixer = self._memory.mixer(f"{self._way.kind} {name}", nodes, sizes)
+        bits = self._coin(bits, mixer.predict(node, contexts))
+        mixer.learn(bits)
+        return bits
 
-def _ranks(
-    block: planes.Block,
-    chosen: np.ndarray,
-    signed: np.ndarray | None,
-    below: int,
-    above: int,
-    unary: int,
-    coin: Coin,
-    memory: Memory,
-) -> np.ndarray:
-    """The signed ranks of the weights that are not zero."""
-    nothing = np.zeros(len(chosen), dtype=np.int64)
-    contexts, agree = block.sign(chosen)
-    if below and above:
-        bits = None if signed is None else (signed < 0).astype(np.int64)
-        negative = _flip(memory.mixer("sign", 1, planes.SIGN), nothing, contexts, bits, coin)
-    else:
-        negative = nothing + (above == 0)
-    agree = np.where(negative == 1, 624 - agree, agree)
-    size = None if signed is None else np.abs(signed)
-    size = _sizes(block, chosen, size, negative, agree, max(below, above), unary, coin, memory)
-    if (size > np.where(negative == 1, below, above)).any():
-        raise FormatError("a level lies outside the codebook")
-    return np.where(negative == 1, -size, size)
+    def _ranks(self, block: planes.Block, chosen: np.ndarray, signed: np.ndarray | None) -> np.ndarray:
+        """The signed ranks of the weights that are not zero."""
+        contexts = block.sign(chosen)
+        if self._below and self._above:
+            bits = None if signed is None else signed < 0
+            negative = self._flip("sign", 1, block.SIGN_SIZES, None, contexts, bits).astype(np.int64)
+        else:
+            negative = np.full(len(chosen), int(self._above == 0))
+        size = self._sizes(block, chosen, None if signed is None else np.abs(signed), negative)
+        if (size > np.where(negative == 1, self._below, self._above)).any():
+            raise FormatError("a level lies outside the codebook")
+        return np.where(negative == 1, -size, size)
 
-
-def _sizes(
-    block: planes.Block,
-    chosen: np.ndarray,
-    size: np.ndarray | None,
-    negative: np.ndarray,
-    agree: np.ndarray,
-    largest: int,
-    unary: int,
-    coin: Coin,
-    memory: Memory,
-) -> np.ndarray:
-    """Magnitudes 1..largest: `unary` steps one by one, the rest in binary digits from the top."""
-    out = np.ones(len(chosen), dtype=np.int64)
-    if largest == 1:
-        return out
-    unary = min(unary, largest - 2)
-    contexts = block.magnitude(chosen, agree)
-    live = np.arange(len(chosen))
-    for step in range(unary):
-        bits = None if size is None else (size[live] > step + 1).astype(np.int64)
-        mixer = memory.mixer(f"more than {step + 1}", 2, planes.MAGNITUDE)
-        bits = _flip(mixer, negative[live], contexts[:, live], bits, coin)
-        live = live[bits == 1]
-        if not len(live):
+    def _sizes(
+        self, block: planes.Block, chosen: np.ndarray, size: np.ndarray | None, negative: np.ndarray
+    ) -> np.ndarray:
+        """Magnitudes 1..largest: `unary` steps one by one, the rest in binary digits from the top."""
+        out = np.ones(len(chosen), dtype=np.int64)
+        if self._largest == 1:
             return out
-        out[live] += 1
-    digits = (largest - 1 - unary).bit_length()
-    rest = None if size is None else size[live] - 1 - unary
-    prefix = np.zeros(len(live), dtype=np.int64)
-    side, rich = negative[live], contexts[:, live]
-    plain = None
-    for depth in range(digits):
-        nodes = min(1 << depth, _NODES)
-        bits = None if rest is None else (rest >> (digits - 1 - depth)) & 1
-        if depth >= _RICH and plain is None:
-            plain = block.magnitude_plain(chosen[live])
-        sizes = planes.MAGNITUDE if depth < _RICH else planes.MAGNITUDE_PLAIN
-        mixer = memory.mixer(f"digit {depth} of {digits} after {unary}", 2 * nodes, sizes)
-        node = np.minimum(prefix, nodes - 1) * 2 + side
-        bits = _flip(mixer, node, rich if plain is None else plain, bits, coin)
-        prefix = prefix * 2 + bits
-    out[live] += prefix
-    return out
+        unary = self._unary
+        contexts = block.magnitude(chosen, negative)
+        live = np.arange(len(chosen))
+        bits: np.ndarray | None
+        for step in range(1, unary + 1):
+            bits = None if size is None else size > step
+            name = f"more than {step}"
+            more = np.flatnonzero(self._flip(name, 2, block.SIZE_SIZES, negative, contexts, bits))
+            if not len(more):
+                return out
+            live, negative, contexts = live[more], negative[more], contexts[:, more]
+            size = None if size is None else size[more]
+            out[live] += 1
+        digits = (self._largest - 1 - unary).bit_length()
+        rest = None if size is None else size - (1 + unary)
+        prefix = np.zeros(len(live), dtype=np.int64)
+        for depth in range(digits):
+            nodes = min(1 << depth, _NODES)
+            bits = None if rest is None else (rest >> (digits - 1 - depth)) & 1
+            if depth == _RICH:
+                contexts = block.magnitude_plain(chosen[live])
+            sizes = block.SIZE_SIZES if depth < _RICH else block.PLAIN_SIZES
+            name = f"digit {depth} of {digits} after {unary}"
+            node = np.minimum(prefix, nodes - 1) * 2 + negative
+            prefix = prefix * 2 + self._flip(name, 2 * nodes, sizes, node, contexts, bits)
+        out[live] += prefix
+        return out

@@ -11,9 +11,8 @@ a whole number below 2**53.
 >>> import numpy as np
 >>> mixer = Mixer(nodes=1, sizes=(2,))
 >>> context = np.array([[0, 1] * 500])
->>> node = np.zeros(1000, dtype=np.int64)
 >>> for _ in range(8):
-...     odds = mixer.predict(node, context)
+...     odds = mixer.predict(None, context)
 ...     mixer.learn(context[0])
 >>> bool(odds[0] < 4000), bool(odds[1] > 61000)
 (True, True)
@@ -35,7 +34,11 @@ _CALM = 1 << 29  # damps the steps of the weights
 _MOST_CONTEXT, _MOST_NODE = 25, 4  # counts carried from one tensor to the next
 EXACT = 1 << 14  # products summed at a time
 _WEIGHT = 1 << 20  # weights stay within +-16
-_PROBABILITY = SQUASH.clip(_LEAST, _ONE - _LEAST)
+
+# By log-odds + LIMIT: the probability of a one, and what the square of an error is expected to be.
+_PROBABILITY = SQUASH.clip(_LEAST, _ONE - _LEAST).astype(np.float64)
+_DOUBT = np.floor(_PROBABILITY * (_ONE - _PROBABILITY) / (1 << 20))
+_LOG_ODDS = STRETCH.astype(np.float64)
 
 
 class Mixer:
@@ -47,66 +50,84 @@ class Mixer:
         starts = np.concatenate([[0], np.cumsum(self.sizes * nodes)])
         self._starts = starts[:-1, None]
         self._cells = int(starts[-1])
-        self._zeros = np.zeros(self._cells, dtype=np.int64)
-        self._ones = np.zeros(self._cells, dtype=np.int64)
-        self._node_zeros = np.zeros(nodes, dtype=np.int64)
-        self._node_ones = np.zeros(nodes, dtype=np.int64)
+        self._counts = np.zeros((self._cells, 2), dtype=np.int64)  # of zeros and of ones, in every cell
+        self._node_counts = np.zeros((nodes, 2), dtype=np.int64)
         self._node_of = np.concatenate([np.repeat(np.arange(nodes), size) for size in sizes])
-        self._weights = np.full(len(sizes), _START, dtype=np.int64)
+        self._weights = np.full(len(sizes), float(_START))
         self._energy = _CALM
-        self._table = np.zeros(self._cells)
-        self._odds = np.zeros(nodes)
+        self._stale = False
 
     def next_tensor(self) -> None:
         """Keep what was learnt, as a hint: counts shrink, so that a new tensor soon has its own say."""
-        _shrink(self._zeros, self._ones, _MOST_CONTEXT)
-        _shrink(self._node_zeros, self._node_ones, _MOST_NODE)
+        self._stale = True  # shrinking twice is shrinking once: it can wait until the mixer is used
 
-    def predict(self, node: np.ndarray, contexts: np.ndarray) -> np.ndarray:
-        """The probability of a one of every bit, in 65536ths; `node` is [n], `contexts` [how many, n]."""
-        share = ((2 * self._node_ones + 1) * _ONE) // (2 * (self._node_zeros + self._node_ones) + 2)
-        own = STRETCH[share]
-        seen = self._zeros + self._ones + _PRIOR
-        cells = (self._ones * _ONE + _PRIOR * share[self._node_of]) // seen
-        table = (STRETCH[cells] - own[self._node_of]).astype(np.float64)
+    def _freshen(self) -> None:
+        if self._stale:
+            _shrink(self._counts, _MOST_CONTEXT)
+            _shrink(self._node_counts, _MOST_NODE)
+            self._stale = False
+
+    def predict(self, node: np.ndarray | None, contexts: np.ndarray) -> np.ndarray:
+        """The probability of a one of every bit, in 65536ths; `node` is [n] (None if there is but one),
+        `contexts` [how many, n].
+        """
+        self._freshen()
         index = contexts + self._starts
-        if self.nodes > 1:
+        if node is not None:
             index += node * self.sizes[:, None]
-        beyond = table[index]
-        total = self._weights.astype(np.float64) @ beyond + own[node] * float(_ONE)
-        odds = np.floor(total * (1 / _ONE))
-        np.maximum(odds, -LIMIT, out=odds)
-        np.minimum(odds, LIMIT, out=odds)
-        probability = _PROBABILITY[odds.astype(np.int64) + LIMIT]
-        self._last = (node, index, beyond, probability)
+        seen = self._node_counts
+        share = ((2 * seen[:, 1] + 1) * _ONE) // (2 * (seen[:, 0] + seen[:, 1]) + 2)
+        own = _LOG_ODDS[share]
+        base: np.ndarray | float
+        if self._cells <= index.size:
+            counts, of = self._counts, self._node_of
+        else:  # few bits: only the cells they ask for
+            counts, of = self._counts[index], self._node_of if node is None else node
+        if node is None:
+            least, base = _PRIOR * int(share[0]), float(own[0])
+        else:
+            least, base = _PRIOR * share[of], own[of]
+        # Quotients of whole numbers below 2**53, rounded down: a double is far finer than their fractions.
+        cells = (counts[..., 1] * _ONE + least) / (counts[..., 0] + counts[..., 1] + _PRIOR)
+        beyond = _LOG_ODDS.take(cells.astype(np.intp))
+        beyond -= base
+        if beyond.ndim == 1:
+            beyond = beyond.take(index)
+        odds = self._weights @ beyond
+        odds *= 1 / _ONE
+        odds += (base if node is None else own[node]) + LIMIT
+        np.maximum(odds, 0, out=odds)
+        np.minimum(odds, 2 * LIMIT, out=odds)
+        place = odds.astype(np.intp)
+        probability = _PROBABILITY.take(place)
+        self._last = (node, index, beyond, probability, place)
         return probability
 
     def learn(self, bits: np.ndarray) -> None:
         """Count the bits that were predicted last, and move the weights towards what would have been shorter."""
-        node, index, beyond, probability = self._last
+        node, index, beyond, probability, place = self._last
+        ones = int(np.count_nonzero(bits))
+        if node is None:
+            self._node_counts[0] += (len(bits) - ones, ones)
+        else:
+            seen = np.bincount(node * 2 + bits, minlength=2 * self.nodes)
+            self._node_counts += seen.reshape(-1, 2)
         index *= 2
         index += bits
-        seen = np.bincount(index.reshape(-1), minlength=2 * self._cells)
-        self._zeros += seen[0::2]
-        self._ones += seen[1::2]
-        seen = np.bincount(node * 2 + bits, minlength=2 * self.nodes)
-        self._node_zeros += seen[0::2]
-        self._node_ones += seen[1::2]
+        self._counts += np.bincount(index.reshape(-1), minlength=2 * self._cells).reshape(-1, 2)
         error = bits * float(_ONE) - probability
-        doubt = ((probability * (_ONE - probability)) >> 20).astype(np.float64)
+        weighed = beyond * _DOUBT.take(place)
         self._energy = max(self._energy - (self._energy >> 3), _CALM)
         slope = [0] * len(self._weights)
         for start in range(0, len(bits), EXACT):  # longer sums could lose their last digits
-            part = beyond[:, start : start + EXACT]
-            self._energy += int(np.vdot(part * doubt[start : start + EXACT], part)) >> 4
-            slope = [a + int(b) for a, b in zip(slope, part @ error[start : start + EXACT])]
-        step = [s * _ONE // self._energy for s in slope]
-        moved = self._weights + np.array(step, dtype=np.int64)
-        self._weights = np.minimum(np.maximum(moved, -_WEIGHT), _WEIGHT)
+            part = slice(start, start + EXACT)
+            self._energy += int(np.vdot(weighed[:, part], beyond[:, part])) >> 4
+            slope = [a + int(b) for a, b in zip(slope, (beyond[:, part] @ error[part]).tolist())]
+        for j, s in enumerate(slope):
+            moved = int(self._weights[j]) + s * _ONE // self._energy
+            self._weights[j] = min(max(moved, -_WEIGHT), _WEIGHT)
 
 
-def _shrink(zeros: np.ndarray, ones: np.ndarray, most: int) -> None:
-    total = zeros + ones
-    big = total > most
-    zeros[big] = zeros[big] * most // total[big]
-    ones[big] = ones[big] * most // total[big]
+def _shrink(counts: np.ndarray, most: int) -> None:
+    total = counts.sum(axis=1, keepdims=True)
+    np.copyto(counts, counts * most // np.maximum(total, 1), where=total > most)

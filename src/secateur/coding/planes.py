@@ -13,8 +13,9 @@ Layout(filters=10, channels=8, taps=8, width=8, split=8)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -101,125 +102,180 @@ class Planes:
 
     def __init__(self, layout: Layout, largest: int):
         self.layout = layout
+        self.largest = max(1, largest)
         filters, channels, taps = layout.filters, layout.channels, layout.taps
-        self._near = _neighbours(taps, layout.width)
-        self.signed = np.zeros((taps + 1, filters, channels), dtype=np.int64)  # the last plane stays zero
-        self._size = np.zeros((taps + 1, filters, channels), dtype=np.int64)
-        self._kernel = np.zeros((2, filters, channels), dtype=np.int64)  # sums of sizes, of signed ranks
-        self._filter = np.zeros((4, filters), dtype=np.int64)  # non-zeros, sizes, signed sums, how many
-        self._channel = np.zeros((4, channels), dtype=np.int64)
-        self._count = 0
-        self._total = 0
-        self._first_mean = max(4, 16 * max(1, largest) // 3)
+        self.near = _neighbours(taps, layout.width)
+        self.signed = np.zeros((taps + 1, filters, channels), dtype=np.int16)  # the last plane stays zero
+        self.size = np.zeros((taps + 1, filters, channels), dtype=np.int16)
+        self.kernel = np.zeros((2, filters, channels), dtype=np.int32)  # sums of sizes, of signed ranks
+        self.filter = np.zeros((3, filters), dtype=np.int64)  # sizes, signed sums, how many
+        self.channel = np.zeros((3, channels), dtype=np.int64)
+        self.count = 0
+        self.total = 0
 
-    def blocks(self, grain: int) -> Iterator[Block]:
-        """The blocks in coding order; each must be `close`d with its ranks before the next is asked for.
+    def rows(self, grain: int) -> int:
+        """Filters in a block: about 2**grain weights, more in large planes.
 
-        Blocks have about 2**grain weights, more in large planes: small ones learn sooner, large ones run
-        faster.
+        Small blocks learn sooner, large ones run faster.
         """
         plan = self.layout
-        size = min(max(plan.filters * plan.channels // 16, 1 << grain), 16384)
-        rows = max(1, size // plan.channels)
-        for tap in range(plan.taps):
-            for top in range(0, plan.filters, rows):
-                yield Block(self, tap, slice(top, min(top + rows, plan.filters)))
+        return max(1, min(max(plan.filters * plan.channels // 16, 1 << grain), 16384) // plan.channels)
+
+    def block(self, tap: int, rows: slice) -> Block:
+        """The contexts of one block."""
+        return Block(self, tap, rows)
+
+    def blocks(self, grain: int) -> Iterator[Block]:
+        """The blocks in coding order; each must be `close`d with its ranks before the next is asked for."""
+        rows = self.rows(grain)
+        for tap in range(self.layout.taps):
+            for top in range(0, self.layout.filters, rows):
+                yield self.block(tap, slice(top, min(top + rows, self.layout.filters)))
 
     @property
     def mean(self) -> int:
         """The mean rank so far, zeros counted, in 16ths; a guess before the first block."""
-        return max(4, 16 * self._total // self._count) if self._count else self._first_mean
+        return max(4, 16 * self.total // self.count if self.count else 16 * self.largest // 3)
 
     def add(self, tap: int, rows: slice, signed: np.ndarray) -> None:
         """Take a block's ranks into account."""
         size = np.abs(signed)
-        there = (size > 0).astype(np.int64)
-        self.signed[tap, rows], self._size[tap, rows] = signed, size
-        for k, what in enumerate((there, size, signed)):
-            self._filter[k, rows] += what.sum(axis=1)
-            self._channel[k] += what.sum(axis=0)
-        self._kernel[0, rows] += size
-        self._kernel[1, rows] += signed
-        self._filter[3, rows] += signed.shape[1]
-        self._channel[3] += signed.shape[0]
-        self._count += signed.size
-        self._total += int(size.sum())
+        self.signed[tap, rows], self.size[tap, rows] = signed, size
+        for k, what in enumerate((size, signed)):
+            self.filter[k, rows] += what.sum(axis=1)
+            self.channel[k] += what.sum(axis=0)
+            self.kernel[k, rows] += what
+        self.filter[2, rows] += signed.shape[1]
+        self.channel[2] += signed.shape[0]
+        self.count += signed.size
+        self.total += int(size.sum())
 
 
 class Block:
-    """The contexts of one block: rows of filters at one tap."""
+    """The contexts of one block, rows of filters at one tap; each is made when first asked for.
+
+    The sets of contexts of a kind of bit are matrices [how many, weights]; `*_SIZES` has how many values each has.
+    """
+
+    ZERO_SIZES: tuple[int, ...] = ZERO
+    SIGN_SIZES: tuple[int, ...] = SIGN
+    SIZE_SIZES: tuple[int, ...] = MAGNITUDE
+    PLAIN_SIZES: tuple[int, ...] = MAGNITUDE_PLAIN
 
     def __init__(self, planes: Planes, tap: int, rows: slice):
-        self._planes = planes
+        self.planes = planes
         self.tap = tap
-        self._rows = rows
-        self._mean = planes.mean
+        self.rows = rows
+        self.mean = planes.mean
         self.shape = planes.signed[tap, rows].shape
         self.size = self.shape[0] * self.shape[1]
-        self._step = min(tap, 15)
-        near = planes._near[tap]
-        self._done = [spot < tap for spot in near]
-        self._signed = [planes.signed[spot, rows] if done else None for spot, done in zip(near, self._done)]
-        around = sum(self._done[:4]), sum(self._done[4:8])
-        sizes = [planes._size[spot, rows] if done else 0 for spot, done in zip(near, self._done)]
-        zero = np.zeros(self.shape, dtype=np.int64)
-        cross, corner = zero, zero
-        for size in sizes[:4]:
-            cross = cross + size
-        for size in sizes[4:8]:
-            corner = corner + size
-        self._sizes = sizes
-        self.kernel = _EIGHT[self._ratio(planes._kernel[0, rows], tap)] if tap else zero
-        self.cross = _EIGHT[self._ratio(cross, around[0])] if around[0] else zero
-        both = 2 * around[0] + around[1]
-        self.all_near = _EIGHT[self._ratio(2 * cross + corner, both)] if both else zero
-        filters, channels = self._level(planes._filter[:, rows]), self._level(planes._channel)
-        self.filter = _TWELVE[filters][:, None]
-        self.channel = _TWELVE[channels][None, :]
-        self.expected = self._expected(filters, channels, 2 * cross + corner, both)
+        self.step = min(tap, 15)
+        self.spots = [spot if spot < tap else None for spot in planes.near[tap]]
+        self._four = sum(spot is not None for spot in self.spots[:4])
+        self._known = 2 * self._four + sum(spot is not None for spot in self.spots[4:8])
+        self._guess = np.zeros(0, dtype=np.int64)
 
-    def _expected(
-        self, filters: np.ndarray, channels: np.ndarray, around: np.ndarray, known: int
-    ) -> np.ndarray:
+    # -- magnitudes around -----------------------------------------------------------------------------------
+    def _sum(self, first: int, last: int) -> np.ndarray:
+        """The magnitudes of some neighbours, added up."""
+        out = np.zeros(self.shape, dtype=np.int32)
+        for spot in self.spots[first:last]:
+            if spot is not None:
+                out += self.planes.size[spot, self.rows]
+        return out
+
+    @cached_property
+    def _by_four(self) -> np.ndarray:
+        return self._sum(0, 4)
+
+    @cached_property
+    def _by_all(self) -> np.ndarray:
+        return 2 * self._by_four + self._sum(4, 8)
+
+    @cached_property
+    def kernel(self) -> np.ndarray | int:
+        """How large the kernel's weights are so far, in eight steps."""
+        return _EIGHT[self._ratio(self.planes.kernel[0, self.rows], self.tap)] if self.tap else 0
+
+    @cached_property
+    def cross(self) -> np.ndarray | int:
+        """How large the four neighbours are, in eight steps."""
+        return _EIGHT[self._ratio(self._by_four, self._four)] if self._four else 0
+
+    @cached_property
+    def all_near(self) -> np.ndarray | int:
+        """How large all neighbours are, in eight steps."""
+        return _EIGHT[self._ratio(self._by_all, self._known)] if self._known else 0
+
+    @cached_property
+    def _filters(self) -> np.ndarray:
+        return self._level(self.planes.filter[:, self.rows])
+
+    @cached_property
+    def _channels(self) -> np.ndarray:
+        return self._level(self.planes.channel)
+
+    @cached_property
+    def filter(self) -> np.ndarray:
+        """How large the filter's weights are so far, in twelve steps."""
+        return _TWELVE[self._filters][:, None]
+
+    @cached_property
+    def channel(self) -> np.ndarray:
+        """How large the channel's weights are so far, in twelve steps."""
+        return _TWELVE[self._channels][None, :]
+
+    @cached_property
+    def expected(self) -> np.ndarray:
         """The magnitude to expect: what filter and channel make of it together, the kernel and its
         neighbours, each the heavier the more is known.
         """
-        total, weight = (filters[:, None] * channels[None, :]) >> 1, 8
+        total, weight = (self._filters[:, None] * self._channels[None, :]) >> 1, 8
         if self.tap:
             seen = min(self.tap, 4)
-            total = total + seen * self._ratio(self._planes._kernel[0, self._rows], self.tap)
+            total = total + seen * self._ratio(self.planes.kernel[0, self.rows], self.tap)
             weight += seen
-        if known:
-            total = total + known * self._ratio(around, known)
-            weight += known
+        if self._known:
+            total = total + self._known * self._ratio(self._by_all, self._known)
+            weight += self._known
         return _FINE[np.minimum(total // weight, 255)]
 
     def _ratio(self, total: np.ndarray, count: int) -> np.ndarray:
         """A sum of `count` ranks against the mean, in 16ths, below 256."""
-        return np.minimum((total * 256 + self._mean) // (count * self._mean), 255)
+        return np.minimum((total * 256 + self.mean) // (count * self.mean), 255)
 
     def _level(self, sums: np.ndarray) -> np.ndarray:
-        known = sums[3] > 0
-        total = np.where(known, sums[1], self._planes._total)
-        count = np.where(known, sums[3], max(1, self._planes._count))
-        return np.minimum((total * 256 + self._mean) // (count * self._mean), 255)
+        known = sums[2] > 0
+        total = np.where(known, sums[0], self.planes.total)
+        count = np.where(known, sums[2], max(1, self.planes.count))
+        return np.minimum((total * 256 + self.mean) // (count * self.mean), 255)
 
-    def _stack(self, contexts: list[np.ndarray | int]) -> np.ndarray:
+    def pattern(self) -> np.ndarray:
+        """Which of the four neighbours are not zero, as bits."""
+        pattern = np.zeros(self.shape, dtype=np.int64)
+        for bit, spot in enumerate(self.spots[:4]):
+            if spot is not None:
+                pattern += (self.planes.size[spot, self.rows] > 0) * (1 << bit)
+        return pattern
+
+    def stack(self, contexts: Sequence[np.ndarray | int]) -> np.ndarray:
+        """Contexts of all weights of the block as one matrix."""
         out = np.empty((len(contexts), *self.shape), dtype=np.int64)
         for row, context in zip(out, contexts):
             row[...] = context
         return out.reshape(len(contexts), -1)
 
+    def of(self, what: np.ndarray | int, chosen: np.ndarray) -> np.ndarray | int:
+        """A context of the whole block, for the chosen weights."""
+        return what if isinstance(what, int) else what.reshape(-1)[chosen]
+
+    # -- the contexts ----------------------------------------------------------------------------------------
     def zero(self) -> np.ndarray:
-        """Contexts of "is it zero": [len(ZERO), size]."""
-        step = self._step
-        pattern = np.zeros(self.shape, dtype=np.int64)
-        for bit, size in enumerate(self._sizes[:4]):
-            if self._done[bit]:
-                pattern += (size > 0) * (1 << bit)
-        return self._stack(
+        """Contexts of "is it zero"."""
+        step = self.step
+        return self.stack(
             [
-                pattern * 16 + step,
+                self.pattern() * 16 + step,
                 self.expected * 16 + step,
                 self.filter * 12 + self.channel,
                 self.cross * 8 + self.kernel,
@@ -227,12 +283,20 @@ class Block:
             ]
         )
 
-    def sign(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Contexts of the signs of the chosen weights, and what their neighbours make of the sign (0..624)."""
-        nothing = np.zeros(len(chosen), dtype=np.int64)
-        ranks = [nothing if s is None else s.reshape(-1)[chosen] for s in self._signed]
+    def _ranks(self, chosen: np.ndarray) -> list[np.ndarray]:
+        """Signed ranks of the ten neighbours of the chosen weights."""
+        nothing = np.zeros(len(chosen), dtype=np.int32)
+        signed, rows = self.planes.signed, self.rows
+        return [
+            nothing if spot is None else signed[spot, rows].reshape(-1)[chosen].astype(np.int32)
+            for spot in self.spots
+        ]
+
+    def sign(self, chosen: np.ndarray) -> np.ndarray:
+        """Contexts of the signs of the chosen weights."""
+        ranks = self._ranks(chosen)
         left, up, two_left, two_up = (np.sign(ranks[k]) + 1 for k in (0, 1, 8, 9))
-        mean = self._mean
+        mean = self.mean
         cross = ranks[0] + ranks[1] + ranks[2] + ranks[3]
         # A plane through left, up and up left goes on to this weight.
         plane = cross - ranks[4] - ranks[6]
@@ -240,36 +304,34 @@ class Block:
         by_cross = _within((cross * 16 + mean // 2) // mean * 2 // 3 + 6, 12)
         by_plane = _within((plane * 16 + mean // 2) // mean * 2 // 3 + 12, 24)
         by_near = _within((near * 16 + mean // 2) // mean * 2 // 3 + 12, 24)
-        guess = by_plane * 25 + by_near
-        kernel = self._planes._kernel[1, self._rows].reshape(-1)[chosen]
+        self._guess = by_plane * 25 + by_near
+        kernel = self.planes.kernel[1, self.rows].reshape(-1)[chosen]
         by_kernel = _within((kernel * 16 + mean // 2) // mean // 3 + 6, 12)
         row, column = np.divmod(chosen, self.shape[1])
-        filters = self._lean(self._planes._filter[:, self._rows])[row]
-        channels = self._lean(self._planes._channel)[column]
-        contexts = np.stack(
+        filters = self._lean(self.planes.filter[:, self.rows])[row]
+        channels = self._lean(self.planes.channel)[column]
+        return np.stack(
             [
-                guess,
+                self._guess,
                 filters * 17 + channels,
                 by_cross * 13 + by_kernel,
                 two_left * 27 + left * 9 + two_up * 3 + up,
             ]
         )
-        return contexts, guess
 
     def _lean(self, sums: np.ndarray) -> np.ndarray:
         """How far the signs of a filter or a channel lean to one side, 0..16."""
-        return _within(sums[2] * 12 // np.maximum(self._mean * sums[3] // 16, 1) + 8, 16)
+        return _within(sums[1] * 12 // np.maximum(self.mean * sums[2] // 16, 1) + 8, 16)
 
-    def magnitude(self, chosen: np.ndarray, agree: np.ndarray) -> np.ndarray:
-        """Contexts of the magnitudes of the chosen weights: [len(MAGNITUDE), chosen]."""
+    def magnitude(self, chosen: np.ndarray, negative: np.ndarray) -> np.ndarray:
+        """Contexts of the magnitudes of the weights that `sign` was asked about last."""
         row, column = np.divmod(chosen, self.shape[1])
         filters, channels = self.filter[row, 0], self.channel[0, column]
-        kernel, cross = self.kernel.reshape(-1)[chosen], self.cross.reshape(-1)[chosen]
-        near = self.all_near.reshape(-1)[chosen]
+        near = self.of(self.all_near, chosen)
         return np.stack(
             [
-                agree,
-                cross * 8 + kernel,
+                np.where(negative == 1, 624 - self._guess, self._guess),
+                np.broadcast_to(self.of(self.cross * 8 + self.kernel, chosen), len(chosen)),
                 near * 12 + filters,
                 near * 12 + channels,
             ]
@@ -282,4 +344,4 @@ class Block:
 
     def close(self, signed: np.ndarray) -> None:
         """Hand in the block's signed ranks, so that the next blocks know them."""
-        self._planes.add(self.tap, self._rows, signed.reshape(self.shape))
+        self.planes.add(self.tap, self.rows, signed.reshape(self.shape))

@@ -420,7 +420,7 @@ class Archive:
                 self._read(section.start, section.length), "tensors section", section.start
             )
             last = b""
-            memory = Memory()
+            memory = Memory(self.version)
             for _ in range(reader.varint(reader.left, "the number of tensors in a section")):
                 record, last = self._record(reader, index, last, number, memory)
                 if record.entry.name in seen:

@@ -221,13 +221,14 @@ def encode(
         guess = static.entropy(few[1]) * entry.numel / 8 + len(codebook(few[0], entry)) + learning
         if guess < entry.nbytes / 2:  # packing could hardly win, and would have to be tried on all of it
             return indexed(entry, *few, coder, memory)
-    packed = [floats.encode(flat, entry.floating)]
+    small = coder == "strong"
+    packed = [floats.encode(flat, entry.floating, small)]
     if few is not None and guess < len(packed[0]):
         return indexed(entry, *few, coder, memory)
     zeros = int((flat == 0).sum())
     if few is None and entry.numel >= 16 and zeros * 50 > flat.size:
         mask = (flat != 0).astype(np.int32).reshape(entry.shape)
-        kept = floats.encode(flat[flat != 0], entry.floating)
+        kept = floats.encode(flat[flat != 0], entry.floating, small)
         if static.entropy(mask) * entry.numel / 8 + len(kept) < len(packed[0]):
             return sct.SPARSE, [indices.encode(mask, 2, 0, coder, memory), kept]
     return (sct.PACKED, packed) if len(packed[0]) < entry.nbytes else (sct.RAW, [flat.tobytes()])
@@ -363,7 +364,7 @@ def _decode(record: Record, earlier: Mapping[int, np.ndarray | None]) -> np.ndar
             )
         return words.reshape(entry.shape)
     if record.method == sct.PACKED:
-        words = floats.decode(parts["packed"], entry.numel, entry.width, entry.floating)
+        words = floats.decode(parts["packed"], entry.numel, entry.width, entry.floating, record.version)
         return words.reshape(entry.shape)
     if record.method == sct.INDEXED:
         values = read_codebook(parts["codebook"], entry, record.where, record.version)
@@ -372,7 +373,8 @@ def _decode(record: Record, earlier: Mapping[int, np.ndarray | None]) -> np.ndar
     if record.method == sct.SPARSE:
         mask = indices.decode(bytes(parts["mask"]), entry.shape, 2, 0, record.memory).astype(bool)
         out = np.zeros(entry.shape, dtype=kind)
-        out[mask] = floats.decode(parts["packed"], int(mask.sum()), entry.width, entry.floating)
+        kept = int(mask.sum())
+        out[mask] = floats.decode(parts["packed"], kept, entry.width, entry.floating, record.version)
         return out
     if record.method == sct.CAST:
         narrow = next((n for n, (code, _, _) in DTYPES.items() if bytes([code]) == bytes(parts["dtype"])), "")
@@ -380,12 +382,12 @@ def _decode(record: Record, earlier: Mapping[int, np.ndarray | None]) -> np.ndar
             raise FormatError(
                 f"{entry.dtype} stored as dtype {bytes(parts['dtype']).hex()}, which is not a narrower float"
             )
-        words = floats.decode(parts["packed"], entry.numel, DTYPES[narrow][1], True)
+        words = floats.decode(parts["packed"], entry.numel, DTYPES[narrow][1], True, record.version)
         return _to_wide(words, narrow, entry.dtype).reshape(entry.shape)
     if entry.dtype != "F32":
         raise FormatError(f"a grid for dtype {entry.dtype}, expected F32")
     table = _grid_table(parts["grid"], record.where)
-    return table[floats.decode(parts["packed"], entry.numel, 1, False)].reshape(entry.shape)
+    return table[floats.decode(parts["packed"], entry.numel, 1, False, record.version)].reshape(entry.shape)
 
 
 # -- text ----------------------------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ def test_a_figure_of_the_whole_model_is_not_one_of_its_layers() -> None:
 
 
 def test_a_faint_signal_is_measured_before_training_and_rescaling_brings_it_back(store: Store) -> None:
-    random = ["prune.criterion=random", "prune.budget.sparsity=0.99"]
+    random = ["prune.criterion=random", "prune.budget.sparsity=0.95"]
     faint = run(Recipe.parse(TEXT, random), store).measurements
     assert faint["collapsed_layers"].value == 0  # every layer is connected
     assert faint["signal_left"].value < 1e-2
@@ -151,3 +151,10 @@ def test_outcomes_known_before_rescaling_stay_known() -> None:
 
     assert "rescale" not in Prune().chosen()
     assert Prune(rescale=True).chosen()["rescale"] is True
+
+
+def test_layers_stay_in_the_models_order_when_they_are_stored(tmp_path) -> None:
+    text = '[data]\nname = "digits"\nlimit = 20\n[model]\nname = "vgg12"\noptions = {width = 4}\n'
+    step = '[[step]]\nkind = "prune"\nonly = "features"\n'
+    layers = list(run(Recipe.parse(text + step), Store(tmp_path)).measurements["mask_sparsity"].per_layer)
+    assert layers == [f"features.conv{index}.weight" for index in range(12)]

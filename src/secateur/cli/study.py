@@ -137,8 +137,18 @@ def _engine(cluster: Cluster | None, store: Store, jobs: int, what: Planned) -> 
 def _command(name: str, scale: str, data: str | None, settings: list[str]) -> str:
     """The command as the page tells it: without the place where somebody keeps data."""
     given = [] if data is None else ["--data", data if not Path(data).exists() else "PATH"]
-    told = [word for setting in settings for word in ("--set", setting)]
+    told = [word for setting in settings for word in ("--set", _without_place(setting))]
     return " ".join(["secateur", "study", name, "--scale", scale, *given, *told])
+
+
+def _without_place(setting: str) -> str:
+    """A setting whose value is a file or folder of this machine, without its name.
+
+    >>> _without_place("train.epochs=3"), _without_place("model.weights=.")
+    ('train.epochs=3', 'model.weights=FILE')
+    """
+    key, _, value = setting.partition("=")
+    return f"{key}=FILE" if value and Path(value).expanduser().exists() else setting
 
 
 def _listed(json: bool) -> None:

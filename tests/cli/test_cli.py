@@ -242,6 +242,25 @@ def test_list_tells_all_words_and_schema_is_json(secateur):
     assert secateur("schema", "--out", "s.json")[1] == "s.json\n"
 
 
+def test_shrink_keeps_to_floors_and_takes_several_granularities(secateur):
+    shrink = ["shrink", "resnet20", "--input", "1,3,16,16", "--trials", "1", "--budget", "0.75", "--json"]
+    macs = {}
+    for floor in ("1", "12"):
+        code, out, err = secateur(*shrink, "--at-least", floor)
+        assert code == 0, err
+        found = json.loads(out)
+        assert found["proof"]["holds"]
+        assert found["proof"]["tolerance"] == 1e-9
+        macs[floor] = [m["value"] for m in found["measurements"] if m["name"] == "macs"][-1]
+    assert macs["12"] > 2 * macs["1"]  # the widths of 16 kept 12, not 4
+    code, _, err = secateur(*shrink, "--granularity", "head=0.5", "--granularity", "channel")
+    assert code == 4, err
+    assert "has no attention heads that can be cut" in err
+    code, _, err = secateur(*shrink, "--granularity", "filter")
+    assert code == 2
+    assert "expected channel or head" in err
+
+
 @pytest.mark.parametrize(
     "words", [["run", "r.toml"], ["sweep", "r.toml", "--grid", "prune.budget=0.5,0.8"]], ids=["run", "sweep"]
 )

@@ -556,3 +556,12 @@ def test_two_groups_that_only_break_it_together_are_told() -> None:
     masks = sc.prune(model, "l2", "channel", 0.5, example=x, skip="b")
     with pytest.raises(ProofError, match=r"No half of the groups 'a', .*breaks it by itself"):
         sc.shrink(model, masks, x)
+
+
+def test_heads_and_channels_can_each_lose_their_own_share() -> None:
+    torch.manual_seed(0)
+    layer, x = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval(), torch.randn(2, 5, 16)
+    heads = sc.prune(layer, "l2", sc.granularity.Head(), 0.25, example=x)
+    rest = sc.prune(layer, "l2", sc.granularity.Channel(heads=False), 0.5, example=x)
+    small = sc.shrink(layer, heads.merge(rest), x).model
+    assert (small.self_attn.num_heads, small.linear1.out_features) == (3, 16)

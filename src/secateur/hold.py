@@ -239,8 +239,9 @@ class Held:
         for weight in self._weights:
             if not weight.copy:
                 tensors.append(weight.parameter)
-                if weight.parameter in state:
-                    tensors += [v for v in state[weight.parameter].values() if isinstance(v, torch.Tensor)]
+                remembered = state.get(weight.parameter)  # once: a tensor as a key is slow to look up
+                if remembered:
+                    tensors += [v for v in remembered.values() if isinstance(v, torch.Tensor)]
         batch = self._batches.get(optimizer)
         if batch is None or not batch.fits(tensors):
             batch = self._batches[optimizer] = _Batch(tensors, self._masked(state))

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test quick extras zoo ray lint bench fuzz clean
+.PHONY: demo test quick extras zoo ray lint bench fuzz studies-doc clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -36,6 +36,14 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check src tests benchmarks attacks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# docs/studies.md from what the stores hold; what they lack is run: make studies-doc DATA=FOLDER STORE=runs
+STUDIES ?= vae:full cnn:short resnet101:smoke
+studies-doc: $(STAMP)
+	for study in $(STUDIES); do \
+	  case $$study in *:smoke) data=;; *) data="$(if $(DATA),--data $(DATA))";; esac; \
+	  $(BIN)/secateur study $${study%%:*} --scale $${study##*:} $$data --store $(or $(STORE),runs) \
+	    --no-report --page docs/studies.md || exit 1; done
 
 bench: $(STAMP)
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done

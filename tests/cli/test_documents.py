@@ -19,6 +19,7 @@ PAGES = [
     "docs/guide/cli.md",
     "docs/guide/recipes.md",
     "docs/guide/sweeps.md",
+    "docs/guide/studies.md",
     "docs/guide/budgets.md",
     "docs/guide/shrink.md",
     "docs/guide/files.md",

@@ -220,6 +220,16 @@ def test_columns_that_follow_from_others() -> None:
     assert made.rows == [("0.5", "2.00×", "50.00 %", "10", "0.25"), ("0.8", "5.00×", "20.00 %", "10", "0.25")]
 
 
+def test_what_is_shown_once_has_no_one_trials_value_beside_it() -> None:
+    columns = (Column(name="macs"), Column(name="macs", variant="shrunk", title="shrunk"))
+    made = tabulate(TableSpec(title="t", rows=("variant", "sparsity"), columns=columns), measured(), [])
+    assert made.rows == [
+        ("dense", "", "100", ""),
+        ("shrunk", "0.5", "50", "50"),
+        ("shrunk", "0.8", "20", "20"),
+    ]
+
+
 def test_layers_and_columns_across_a_key() -> None:
     spec = TableSpec(
         title="t", rows=("layer",), columns=("macs",), across="sparsity", where={"variant": ["shrunk"]}

@@ -98,6 +98,8 @@ def tabulate(spec: TableSpec, measurements: Iterable[Measurement], figures: Sequ
             for index, column in enumerate(columns):
                 if column.variant is None and column.name == item.name:
                     found = _value(column, item, value, context.get("layer"), trial)
+                elif context.get("variant") in spec.once and column.variant not in (None, *spec.once):
+                    continue  # what is the same in every trial has no one trial's value beside it
                 elif column.variant is not None and item.name == shown_name(shown, column):
                     other = trial.get((column.variant, column.name), [])
                     found = (

@@ -139,8 +139,8 @@ def test_what_cannot_be_is_refused(tmp_path):
     file = tmp_path / "m.sct"
     with pytest.raises(OptionError, match="batch_norm: expected a number of bits from 2 to 12, got 1"):
         save(model, file, batch_norm=1)
+    shared = sc.share(model, bits=3)
     with pytest.raises(OptionError, match="codebook_bits: expected a whole number from 2 to 8, got 9"):
-        shared = sc.share(model, bits=3)
         save(shared.model, file, shared, codebook_bits=9)
     with pytest.raises(NothingToDoError, match="share weights first"):
         save(model, file, codebook_bits=5)

@@ -31,7 +31,11 @@ class Pack(Base):
     """Write the model as one coded file and read it back."""
 
     file: str = Field("model.sct", description="the file's name among the results")
-    batch_norm: str | int | None = Field(None, description="fold batch norm: fp32, fp16, bf16, or 8 bits")
+    batch_norm: str | int | None = Field(
+        None, description="fold batch norm: fp32, fp16, bf16, or 2 to 12 bits"
+    )
+    biases: int | None = Field(None, description="round the other biases to so many bits")
+    codebook_bits: int | None = Field(None, description="round the values of codebooks to so many bits")
     precision: str | None = Field(None, description="store what is not shared narrower: fp16 or bf16")
     names: str = Field(
         "file", description="file: names are in the file; model: the model it is loaded into has them"
@@ -52,7 +56,7 @@ class Pack(Base):
         """Save, load, compare."""
         before = {name: value.clone() for name, value in state.model.state_dict().items()}
         options: Any = {"batch_norm": self.batch_norm, "precision": self.precision, "names": self.names}
-        options["coder"] = self.coder
+        options |= {"coder": self.coder, "biases": self.biases, "codebook_bits": self.codebook_bits}
         if state.plan is not None:
             options["plan"] = state.plan
         with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +64,9 @@ class Pack(Base):
             saved = save(state.model, path, codebooks=state.codebooks, masks=state.masks, **options)
             model = load(path, into=work.build())
             data = path.read_bytes()
-        lossless = self.batch_norm is None and self.precision is None
+        lossless = all(
+            option is None for option in (self.batch_norm, self.biases, self.codebook_bits, self.precision)
+        )
         changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
         if lossless and changed:
             raise ProofError(

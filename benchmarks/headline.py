@@ -1,0 +1,88 @@
+"""The smallest files, loaded from the repository and evaluated: `python benchmarks/headline.py --data FOLDER`.
+
+FOLDER holds `cifar10` and `mnist` as the data package reads them ($SECATEUR_DATA and ./data are looked into
+without it). What is not at hand is said and passed over. Sizes and ratios need no data; the accuracies printed are
+those of the models as they come out of the files, on all test images, beside what docs/headline.md records.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from secateur import data, models
+from secateur.container.archive import load
+from secateur.errors import SecateurError
+from secateur.lab.training import evaluate
+
+FOLDER = Path(__file__).resolve().parent.parent / "tests" / "golden" / "headline"
+HEAD = ("file", "data", "dense", "recorded", "now", "bytes", "ratio", "published best", "seconds")
+
+
+def entries() -> dict[str, dict[str, Any]]:
+    """What `index.toml` says of every file."""
+    return tomllib.loads((FOLDER / "index.toml").read_text(encoding="utf-8"))
+
+
+def network(entry: dict[str, Any]) -> torch.nn.Module:
+    """The network a file belongs to, freshly built."""
+    return models.build(entry["model"], **entry.get("options", {}))
+
+
+def dense_bytes(model: torch.nn.Module) -> int:
+    """Bytes of a model's parameters and buffers as they lie in memory."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+
+
+def line(name: str, entry: dict[str, Any], folder: str | None) -> tuple[str, ...]:
+    """One line of the table."""
+    began = time.perf_counter()
+    model = network(entry)
+    dense = dense_bytes(model)
+    load(FOLDER / f"{name}.sct", into=model)
+    size = (FOLDER / f"{name}.sct").stat().st_size
+    try:
+        path = None if folder is None else os.path.join(folder, entry["data"])
+        images = data.load_for(model, entry["data"], path=path, validation=0.0, **entry.get("load", {}))
+        found = f"{evaluate(model, images.test, device='cpu')['accuracy']:.2%}"
+    except SecateurError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        found = "no data"
+    return (
+        name,
+        entry["data"],
+        f"{entry['dense']:.2%}",
+        f"{entry['accuracy']:.2%}",
+        found,
+        f"{size:,}",
+        f"{dense / size:.1f}x",
+        entry["published"],
+        f"{time.perf_counter() - began:.0f}",
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", help="folder with cifar10 and mnist")
+    parser.add_argument("--only", help="one file, by name")
+    options = parser.parse_args()
+    chosen = {name: entry for name, entry in entries().items() if options.only in (None, name)}
+    if not chosen:
+        print(f"no file called {options.only!r}; there are {', '.join(entries())}", file=sys.stderr)
+        return 2
+    lines = [HEAD, *(line(name, entry, options.data) for name, entry in chosen.items())]
+    widths = [max(len(row[at]) for row in lines) for at in range(len(HEAD))]
+    for row in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""How fast a scan is: `python benchmarks/bench_scan.py [--images 2000] [--layers 12] [--granularity filter]`.
+"""How fast a scan is: `python benchmarks/bench_scan.py [--images 2000] [--convs 1 4 7 10] [--granularity filter]`.
 
 Study 4's scan: 12 convolutions alone, each at the sparsities 0, 0.1 ... 0.9, accuracy on 2,000 images of 32 x 32 in
 batches of 100. The images are the embedded digits with noise, and the network has been trained on them for a minute,
@@ -49,7 +49,9 @@ def trained(steps: int) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument(
+        "--convs", type=int, nargs="*", help="only these of the 12; the middle of every block: 1 4 7 10"
+    )
     parser.add_argument("--granularity", default="filter")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--memory", type=int, default=1 << 30)
@@ -65,7 +67,8 @@ def main() -> int:
     rows = torch.randint(0, len(images), (given.images,))
     images, labels = images[rows] + 0.5 * torch.randn(given.images, *images.shape[1:]), labels[rows]
     batches = list(zip(images.split(100), labels.split(100)))
-    convs = [name for name, m in model.named_modules() if isinstance(m, torch.nn.Conv2d)][: given.layers]
+    convs = [name for name, m in model.named_modules() if isinstance(m, torch.nn.Conv2d)]
+    convs = [convs[index] for index in given.convs or range(len(convs))]
     levels = [round(0.1 * step, 1) for step in range(10)]
     # processor time: what other work on the machine does to the clock is nobody's
     start, clock = time.process_time(), time.perf_counter()

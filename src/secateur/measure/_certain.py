@@ -82,9 +82,10 @@ class Certain:
     def summary(self) -> str:
         """How the images were looked at, in one sentence."""
         share = [100.0 * count / max(1, self.looked) for count in (self.again, self.as_it_runs)]
-        first = "bfloat16" if self.half else "float32 with batch norm folded"
+        half = self.half or self.again > 0  # it may have been given up on the way
+        first = "bfloat16" if half else "float32 with batch norm folded"
         text = f"{self.looked:,} evaluations of an image in {first} where its margin allows"
-        if self.half:
+        if half:
             text += f", {share[0]:.2g} % again in float32"
         return f"{text}, {share[1]:.2g} % as the model runs"
 

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test quick extras zoo ray lint bench fuzz studies-doc clean
+.PHONY: demo test quick extras zoo ray lint bench headline fuzz studies-doc clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -47,6 +47,10 @@ studies-doc: $(STAMP)
 
 bench: $(STAMP)
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+# The smallest files on their test images: make headline DATA=folder with cifar10 and mnist
+headline: $(STAMP)
+	$(BIN)/python benchmarks/headline.py $(if $(DATA),--data $(DATA))
 
 fuzz: $(STAMP)
 	$(BIN)/python -m attacks.fuzz

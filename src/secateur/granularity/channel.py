@@ -99,12 +99,14 @@ def coupled_units(
     """Groups as units: those of which no layer that puts the channel out was left out of the targets."""
     aliases = found.trace.aliases
     names = {aliases.get(target.name, target.name) for target in targets}
-    usual = {aliases.get(target.name, target.name) for target in select(model)}
+    usual: set[str] | None = None
     units = []
     taken: dict[str, int] = {}
     for group in groups:
         producers = [slot for slot in group.slots if slot.role == "out"]
-        chosen = [slot for slot in producers if slot.name in usual or slot.name in names]
+        if usual is None and any(slot.name not in names for slot in producers):
+            usual = {aliases.get(target.name, target.name) for target in select(model)}
+        chosen = [slot for slot in producers if slot.name in names or (usual and slot.name in usual)]
         asked = any(slot.name in names for slot in chosen or group.slots)
         if group.count < 2 or not asked or any(slot.name not in names for slot in chosen):
             continue

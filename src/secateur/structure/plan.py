@@ -109,7 +109,7 @@ class Plan:
 
     def check(self, model: nn.Module) -> None:
         """Raise a `PlanError` unless every parameter named has the shape it had when the plan was made."""
-        tensors = tensors_of(model)
+        tensors = tensors_of(model) if self.keep else {}
         ends: dict[int, tuple[int, int]] = {}
         for name, axes in self.keep.items():
             if name not in tensors:
@@ -144,7 +144,7 @@ class Plan:
         self.check(model)
         new: dict[int, torch.Tensor] = {}
         known: dict[Any, torch.Tensor] = {}
-        tensors = tensors_of(model)
+        tensors = tensors_of(model) if self.keep else {}
         for name, axes in self.keep.items():
             if id(tensors[name]) not in new:
                 new[id(tensors[name])] = cut_tensor(tensors[name], axes, known)

@@ -383,7 +383,7 @@ def _run(
     )
     recorder = _Recorder(found, stack)
     fast = torch.backends.mha.get_fastpath_enabled()
-    buffers = {name for name, tensor in tensors_of(model).items() if not isinstance(tensor, nn.Parameter)}
+    buffers = {name for name, tensor in names.items() if not isinstance(tensor, nn.Parameter)}
     for name, tensor in names.items():
         ref = recorder.ref(tensor)
         if ref.name:

@@ -103,7 +103,9 @@ class Column(Options):
     share: str | None = None
     of: str | None = None
     published: str | None = None
-    digits: int | None = Field(None, ge=0, description="decimals, where the usual four digits are too few")
+    digits: int | None = Field(
+        default=None, ge=0, description="decimals, where the usual four digits are too few"
+    )
 
     @property
     def head(self) -> str:

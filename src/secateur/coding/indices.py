@@ -24,7 +24,7 @@ from secateur.errors import FormatError
 __all__ = ["DEFAULT", "MODELS", "Memory", "decode", "encode", "floor"]
 
 # name -> (which contexts, how fine the blocks are); "fast" has none
-MODELS = {"fast": ("", 0), "mixed": ("plain", 11), "strong": ("rich", 7)}
+MODELS = {"fast": ("", 0), "mixed": ("plain", 10), "strong": ("rich", 7)}
 DEFAULT = "mixed"
 
 

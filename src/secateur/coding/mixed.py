@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from secateur.coding import planes
+from secateur.coding import planes, static
 from secateur.coding.foretold import LEAST_GRAIN, Forecasts, Foretold
 from secateur.coding.mixing import Mixer
 from secateur.coding.range_coder import Decoder, Encoder
@@ -113,9 +113,7 @@ def encode(
     signed -= np.int16(below)
     if not zero:
         signed += signed >= 0
-    histogram = np.bincount(
-        (signed.reshape(-1) + np.int16(below)).view(np.uint16), minlength=below + above + 1
-    )
+    histogram = static.histogram((signed + np.int16(below)).view(np.uint16), below + above + 1)
     sizes = np.zeros(max(below, above) + 1, dtype=np.int64)
     sizes[: above + 1] += histogram[below : below + above + 1]
     sizes[1 : below + 1] += histogram[:below][::-1]

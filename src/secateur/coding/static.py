@@ -14,9 +14,10 @@ from secateur.coding import varint
 from secateur.coding.range_coder import TOTAL, Decoder, Encoder
 from secateur.errors import FormatError
 
-__all__ = ["MOST_SYMBOLS", "decode", "encode", "entropy", "frequencies"]
+__all__ = ["MOST_SYMBOLS", "decode", "encode", "entropy", "frequencies", "histogram"]
 
 MOST_SYMBOLS = 1 << 16
+_PIECE = 1 << 18  # symbols counted at a time
 _FINEST = 1 << 12  # counts are scaled so that their sum stays near this before they are written
 
 
@@ -28,9 +29,25 @@ def entropy(symbols: np.ndarray) -> float:
     """
     if symbols.size == 0:
         return 0.0
-    counts = np.bincount(symbols.reshape(-1))
+    counts = histogram(symbols)
     share = counts[counts > 0] / symbols.size
     return float(-(share * np.log2(share)).sum()) + 0.0
+
+
+def histogram(symbols: np.ndarray, size: int = 0) -> np.ndarray:
+    """How often each symbol comes, for `size` symbols or as many as there are; a piece at a time, so that it needs
+    little memory.
+
+    >>> histogram(np.array([0, 2, 2], dtype=np.int16), 4).tolist()
+    [1, 0, 2, 0]
+    """
+    flat = symbols.reshape(-1)
+    counts = np.zeros(size, dtype=np.int64)
+    for start in range(0, len(flat), _PIECE):
+        more = np.bincount(flat[start : start + _PIECE], minlength=len(counts))
+        more[: len(counts)] += counts
+        counts = more
+    return counts
 
 
 def frequencies(counts: np.ndarray) -> np.ndarray:
@@ -49,7 +66,7 @@ def encode(symbols: np.ndarray, size: int) -> bytes:
     A single symbol only needs no stream at all.
     """
     flat = symbols.reshape(-1)
-    counts = np.bincount(flat, minlength=size).astype(np.int64)
+    counts = histogram(flat, size)
     total = int(counts.sum())
     if total == 0:
         return b""

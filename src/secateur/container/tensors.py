@@ -37,6 +37,7 @@ __all__ = [
 
 MOST_LEVELS = 1024  # with more distinct values than this a tensor is not looked at as an indexed one
 _SAMPLE = 1 << 14
+_PIECE = 1 << 20
 _CASTS = {("F16", "F32"), ("BF16", "F32"), ("F16", "F64"), ("BF16", "F64"), ("F32", "F64")}
 
 
@@ -70,12 +71,13 @@ def levels_of(
     if len(np.unique(flat[::step])) > most:
         return None
     keys = _order(flat, entry)
-    found, levels = np.unique(keys, return_inverse=True)
+    found = np.unique(keys)
     if len(found) > most:
         return None
-    first = np.zeros(len(found), dtype=np.int64)
-    first[levels[::-1]] = np.arange(flat.size)[::-1]
-    return flat[first], levels.reshape(words.shape)
+    levels = np.empty(flat.size, dtype=np.uint16 if len(found) > 256 else np.uint8)
+    for start in range(0, flat.size, _PIECE):  # numpy's places take eight bytes each
+        levels[start : start + _PIECE] = np.searchsorted(found, keys[start : start + _PIECE])
+    return _disorder(found, entry), levels.reshape(words.shape)
 
 
 def _zero(values: np.ndarray) -> int | None:
@@ -368,7 +370,9 @@ def _decode(record: Record, earlier: Mapping[int, np.ndarray | None]) -> np.ndar
         return words.reshape(entry.shape)
     if record.method == sct.INDEXED:
         values = read_codebook(parts["codebook"], entry, record.where, record.version)
-        levels = indices.decode(bytes(parts["indices"]), entry.shape, len(values), _zero(values), record.memory)
+        levels = indices.decode(
+            bytes(parts["indices"]), entry.shape, len(values), _zero(values), record.memory
+        )
         return values[levels]
     if record.method == sct.SPARSE:
         mask = indices.decode(bytes(parts["mask"]), entry.shape, 2, 0, record.memory).astype(bool)

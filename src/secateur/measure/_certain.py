@@ -50,6 +50,7 @@ class Certain:
         self.lean = lean
         self.targets = list(targets)
         self.half = half
+        self._rough = False  # bfloat16 saved nothing under the last change of this part
         self.counts = [len(target) for target in targets]
         self.starts = [sum(self.counts[:i]) for i in range(len(self.counts))]
         self.total = sum(self.counts)
@@ -82,16 +83,16 @@ class Certain:
     def summary(self) -> str:
         """How the images were looked at, in one sentence."""
         share = [100.0 * count / max(1, self.looked) for count in (self.again, self.as_it_runs)]
-        half = self.half or self.again > 0  # it may have been given up on the way
-        first = "bfloat16" if half else "float32 with batch norm folded"
+        first = "bfloat16" if self.half else "float32 with batch norm folded"
         text = f"{self.looked:,} evaluations of an image in {first} where its margin allows"
-        if half:
+        if self.half:
             text += f", {share[0]:.2g} % again in float32"
         return f"{text}, {share[1]:.2g} % as the model runs"
 
     @contextmanager
     def before(self, names: Sequence[str], rows: bool = False) -> Iterator[None]:
         """Inside, the model differs in these parameters alone from what it was; `rows` as for `Lean.changing`."""
+        self._rough = False
         with self.lean.changing(names, rows):
             yield
 
@@ -104,9 +105,10 @@ class Certain:
         rounding = self._rounding(precise[: min(_REFERENCE, len(sample))], sample[:_REFERENCE])
         if rounding is None:
             return self._plain()
-        if self.half:
+        if self.half and not self._rough:
             outputs, single = self._screened(sample, precise)
         else:
+            self.again += self.total if self.half else 0
             outputs = torch.cat([self.lean.outputs(i) for i in range(len(self.counts))])
             single = torch.arange(self.total)
         unsure = single[~(_margins(outputs[single]) > _SINGLE * rounding)]
@@ -135,8 +137,8 @@ class Certain:
             seen[unsure] = True
         looked = seen.nonzero().flatten()
         self.again += len(looked)
-        if len(looked) > _WORTH * self.total and self.total > 4 * _SAMPLE:
-            self.half = False  # too rough for this model
+        # what is too rough under one change mostly is under the next one of the same part
+        self._rough = len(looked) > _WORTH * self.total and self.total > 4 * _SAMPLE
         return outputs, looked
 
     def _single(self, rows: torch.Tensor) -> torch.Tensor:

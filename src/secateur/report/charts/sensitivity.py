@@ -82,7 +82,12 @@ def _curves(scanned: list[Measurement], name: str) -> list[Figure]:
         ],
     )
     # From the first layer to the last the colour runs along one ramp: depth is what it means.
-    ramp = alt.Color("layer:N", scale=alt.Scale(domain=layers, scheme="viridis"), sort=None)
+    ramp = alt.Color(
+        "layer:N",
+        scale=alt.Scale(domain=layers, scheme="viridis"),
+        sort=None,
+        legend=alt.Legend(columns=4, symbolLimit=0),  # many layers: rows, not one line wider than the page
+    )
     all_in_one = (
         base.mark_line(point=alt.OverlayMarkDef(size=36))
         .encode(color=ramp, opacity=alt.condition(choose, alt.value(1.0), alt.value(0.08)))

@@ -8,7 +8,7 @@ import time
 import psutil
 import pytest
 
-from secateur.errors import OptionError
+from secateur.errors import OptionError, StoreError
 from secateur.lab.engine import run
 from secateur.lab.plan import plan
 from secateur.lab.recipe import Recipe
@@ -100,6 +100,19 @@ def test_ray_gives_the_same_measurements_also_when_a_worker_is_killed(tmp_path, 
         for step in trial.steps:
             assert dict(there.outcome(step.key).state) == dict(here.outcome(step.key).state)
     assert not ray.is_initialized()
+
+
+def test_a_cluster_that_does_not_start_says_what_to_do(tmp_path, monkeypatch):
+    from secateur.lab.engines.ray import RayEngine
+
+    def fail(**_):
+        raise Exception("the current node timed out during startup")
+
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(
+        StoreError, match=r"Ray did not start here \(the current node timed out.*`ray start --head`"
+    ):
+        RayEngine(Store(tmp_path), jobs=1)
 
 
 def test_needs_of_a_trial_are_checked(tmp_path, cluster):

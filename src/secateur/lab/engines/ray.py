@@ -193,6 +193,15 @@ class RayEngine:
                     f"--address {address}: no Ray cluster answers there ({error}); start one with `ray start --head`, "
                     "or leave --address out to start one here"
                 ) from error
+            except Exception as error:  # a bare Exception where starting takes Ray too long
+                with contextlib.suppress(Exception):
+                    ray.shutdown()
+                where = "start here" if address is None else f"let this process join {address}"
+                raise StoreError(
+                    f"Ray did not {where} ({str(error).splitlines()[0] if str(error) else type(error).__name__}); on a "
+                    "busy machine wait until it is less so, or start Ray first with `ray start --head` and give "
+                    "--address auto"
+                ) from error
         self.slots = _AHEAD * self._room(ray.cluster_resources())
         self._task = ray.remote(_work).options(
             num_returns=2, max_retries=_RETRIES, **({"name": "secateur"} | needs.options())

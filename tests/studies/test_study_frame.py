@@ -281,3 +281,13 @@ def test_marks_and_bars_are_no_markup_in_the_page() -> None:
         [Figure(name="macs", value=1, where={"variant": "dense"}, inconsistent="a|b")],
     )
     assert markdown_table(made).splitlines()[2] == "| dense | 100 | 1 (\\*) | +99 (+9900.0 %) |"
+
+
+def test_a_part_that_names_its_data_keeps_it(tmp_path):
+    (tmp_path / "cifar10").mkdir()
+    found = {
+        part.name: recipe for part, recipe in studies.read("sensitivity").recipes("short", data=str(tmp_path))
+    }
+    assert found["count"].data.name == "digits"
+    assert found["count"].data.path is None
+    assert found["own"].data.path == str(tmp_path / "cifar10")

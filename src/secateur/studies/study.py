@@ -251,7 +251,8 @@ class Study(Options):
             source = f"{self.name}/{part.name}"
             for key, value in {**_shared_settings(size.set, raw), **own.set}.items():
                 assign(raw, key, value, source)
-            if data is not None:
+            # A part that names its data keeps it: what it counts hangs on no data at all.
+            if data is not None and "name" not in part.data and "data.name" not in part.set:
                 raw["data"] = placed(raw["data"], data)
             for key, value in asked.items():
                 if _has(raw, key):

@@ -180,6 +180,17 @@ def test_lanes_come_back_and_cost_near_their_entropy(spread, count):
         assert len(data) < 1.15 * ideal + 40
 
 
+def test_scales_of_any_range_fit_the_lane(tmp_path):
+    model = net()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.logspace(-6, 3, 16))
+    save(model, tmp_path / "m.sct", batch_norm=12)
+    scale, _ = folded(model, model[1])
+    again, _ = folded(model, load(tmp_path / "m.sct", into=net())[1])
+    some = scale > scale.max() / 2**13
+    assert ((again - scale)[some] <= scale[some] * 0.01).all()
+
+
 def test_the_ends_of_a_lane_can_be_written():
     numbers = np.array([MOST_NUMBER, -MOST_NUMBER] * 3)
     assert decode(encode(numbers), 6).tolist() == numbers.tolist()

@@ -61,7 +61,9 @@ class Lane:
         size = np.abs(values.astype(np.float64))
         top = float(size.max(initial=0.0))
         some = size[size > top / 2**14]
-        return cls(1, float(np.float32(some.min() if some.size else 1.0)), float(np.float32(ratio)))
+        first = float(some.min()) if some.size else 1.0
+        ratio = max(ratio, (top / first) ** (1 / (MOST_NUMBER - 95)) if some.size else 1.0)  # so that all fit
+        return cls(1, float(np.float32(first)), float(np.float32(ratio)))
 
     def table(self, last: int) -> np.ndarray:
         """The values of 0..last, as float32: one product after the other in float64, the same on every machine."""

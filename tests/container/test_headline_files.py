@@ -1,0 +1,56 @@
+"""The headline's files load into fresh models, weight for weight, and answer as they did when they were recorded."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from attacks.hostile import bell  # noqa: E402
+from benchmarks import headline  # noqa: E402
+
+from secateur import models  # noqa: E402
+from secateur.container.archive import load  # noqa: E402
+
+ENTRIES = headline.entries()
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A hash of every weight and buffer; decoding is whole-number arithmetic, so it is the same everywhere."""
+    whole = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        whole.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return whole.hexdigest()
+
+
+def answers(model: torch.nn.Module) -> torch.Tensor:
+    """Logits for two images made of whole numbers."""
+    shape = models.input_shape(model)
+    with torch.no_grad():
+        return model.eval()(torch.from_numpy(bell((2, *shape), 7).copy()))
+
+
+def test_every_file_is_in_the_index():
+    assert sorted(path.stem for path in headline.FOLDER.glob("*.sct")) == sorted(ENTRIES)
+
+
+@pytest.mark.parametrize("name", sorted(ENTRIES))
+def test_the_file_is_what_was_recorded(name: str) -> None:
+    entry: dict[str, Any] = ENTRIES[name]
+    file = headline.FOLDER / f"{name}.sct"
+    model = headline.network(entry)
+    dense = headline.dense_bytes(model)
+    load(file, into=model)
+    assert file.stat().st_size == entry["bytes"]
+    assert dense / entry["bytes"] >= entry["at_least"]
+    assert entry["dense"] - entry["accuracy"] <= entry["lost_at_most"]
+    assert fingerprint(model) == entry["weights"]
+    # Sums of floats differ a little between processors, so answers are compared, not hashed.
+    assert torch.allclose(answers(model), torch.tensor(entry["answers"]), atol=2e-3, rtol=1e-3)

@@ -50,7 +50,7 @@ def test_plain_reads_back_to_the_same_recipe():
     [
         ("[lab]\nsed = 1\n[[step]]\nkind='prune'", r"\[lab\] has no key 'sed': did you mean 'seed'\?"),
         ("[modle]\nname = 'x'", r"a recipe has no key 'modle': did you mean 'model'\?"),
-        ("[[step]]\nkind = 'prne'", r"step 1: unknown kind 'prne': did you mean 'prune'\?"),
+        ("[[step]]\nkind = 'prne'", r"step 1: unknown kind 'prne': did you mean 'prune'"),
         ("[[step]]\nkind = 'prune'\nbudgt = 1", r"step 'prune' has no key 'budgt': did you mean 'budget'\?"),
         ("[[step]]\nbudget = 1", r"step 1 needs a `kind`, one of .*prune"),
         ("[[step]]\nkind = 'prune'\n[[step]]\nkind = 'share'\nlabel = 'prune'", "label 'prune' is taken"),

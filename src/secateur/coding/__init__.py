@@ -1,8 +1,8 @@
 """Entropy coding in whole numbers: numpy and constriction only, no torch, the same bytes on every machine.
 
-`range_coder` is the arithmetic coder, `static` codes symbols by one table, `mixing` and `planes` are the
-context model of quantised weights, `indices` puts them together, `floats` packs numbers without loss,
-`huffman` is the textbook code.
+`range_coder` is the arithmetic coder, `static` codes symbols by one table, `mixing`, `planes`, `forecast` and
+`foretold` are the context models of quantised weights, `indices` puts them together, `floats` packs numbers
+without loss, `huffman` is the textbook code.
 
 >>> import numpy as np
 >>> from secateur.coding import static

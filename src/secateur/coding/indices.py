@@ -45,9 +45,9 @@ def encode(
 ) -> bytes:
     """The stream: one byte that names the model, then what the model writes.
 
-    `fast` is one table, `mixed` learns contexts, `strong` learns them in finer steps and takes three times as
-    long. `memory` is what the mixed model learnt from the tensors before; coder and decoder must be given the
-    same.
+    `fast` is one table, `mixed` learns contexts, `strong` learns more of them in finer steps and takes about
+    six times as long. `memory` is what the mixed model learnt from the tensors before; coder and decoder must
+    be given the same.
     """
     below, above = _sides(size, zero)
     kind, grain = MODELS[model]

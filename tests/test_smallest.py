@@ -163,4 +163,5 @@ def test_models_without_biases_and_with_batch_norm_get_their_steps():
         "smallest_share2",
         "smallest_share3",
     ]
-    assert steps[-1]["batch_norm"] == 8
+    assert steps[-1]["batch_norm"] == 6
+    assert "biases" not in steps[-1]

@@ -310,19 +310,13 @@ def steps_of(
         {"kind": "refine", **refined, **remade},
         {"kind": "refine", "label": "smallest_refine", **refined},
     ]
-    layers = [target.layer for target in select(model)]
-    biases = [name for name, _ in model.named_parameters() if name in {f"{layer}.bias" for layer in layers}]
-    if biases:
-        steps.append(
-            {
-                "kind": "share",
-                "label": "smallest_biases",
-                "method": "uniform",
-                "bits": 5,
-                "parameters": biases,
-                "skip": "*.weight",
-            }
-        )
     normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    layers = {f"{target.layer}.bias" for target in select(model)}
+    biased = any(name in layers for name, _ in model.named_parameters())
     pack = {"kind": "pack", "label": "smallest_pack", "file": FILE, "names": "model", "coder": "strong"}
-    return [*steps, {**pack, **({"batch_norm": 8} if normed else {})}]
+    rounded = {
+        "codebook_bits": 6,
+        **({"batch_norm": 6} if normed else {}),
+        **({"biases": 5} if biased else {}),
+    }
+    return [*steps, {**pack, **rounded}]

@@ -34,7 +34,7 @@ def tidy(model: nn.Module, inputs: Iterable[torch.Tensor], seed: int = 0) -> Mas
     """Set to zero, in place, what no answer to these inputs depends on; gives what is left as masks.
 
     `inputs` are batches. The outputs are compared before and after: a difference is a `ProofError`, and the model
-    stays as it was. A parameter in which nothing was set to zero has no mask.
+    stays as it was. The masks hold whole neurons; a neuron that is needed keeps all of its weights.
     """
     batches = list(inputs)
     if not batches:
@@ -84,9 +84,16 @@ def tidy(model: nn.Module, inputs: Iterable[torch.Tensor], seed: int = 0) -> Mas
             )
     finally:
         model.train(mode)
-    left = {name: named[name].detach() != 0 for name in asked}
-    changed = [name for name in asked if not torch.equal(named[name].detach(), kept[name])]
-    return Masks({name: left[name] for name in changed})
+    return Masks(
+        {
+            name: mine.to(named[name].device)
+            .reshape(-1, *[1] * (named[name].dim() - 1))
+            .expand(named[name].shape)
+            .clone()
+            for members, mine in zip(neurons, needed)
+            for name in members
+        }
+    )
 
 
 def _neuron(target: Target, named: dict[str, nn.Parameter]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from secateur.core.codebook import Codebook
 from secateur.core.scores import check_finite
@@ -189,6 +190,8 @@ class Training:
         self._homes: list[tuple[nn.Module, str, type, _Slot]] = []
         self._steps = 0
         self._hook: Any = None
+        self._follower: Any = None
+        self._followed = 0
         self._swapped: list[tuple[dict[str, Any], list[Any]]] = []
         self._open = False
 
@@ -244,6 +247,7 @@ class Training:
         self._swap_in_optimizer()
         if self.remake_every is not None:
             self._hook = self.model.register_forward_pre_hook(self._count_steps)
+            self._follower = register_optimizer_step_post_hook(self._follow)
             self._versions = self._version()
         return self
 
@@ -300,6 +304,7 @@ class Training:
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
+            self._follower.remove()
         self._open = False
 
     def _swap_in_optimizer(self) -> None:
@@ -348,9 +353,15 @@ class Training:
         for slot in self._slots.values():
             slot.remake()
 
+    def _follow(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        mine = {id(parameter) for parameter in self.centroids.values()}
+        if any(id(parameter) in mine for group in optimizer.param_groups for parameter in group["params"]):
+            self._followed += 1
+
     def _version(self) -> int:
-        # Any optimizer writes its parameters in place, which autograd counts: steps, then, not batches.
-        return sum(parameter._version for parameter in self.centroids.values())
+        # An optimizer writes its parameters in place, which autograd counts (steps, then, not batches); a fused one
+        # goes past autograd, so torch's optimizers are followed as well.
+        return self._followed + sum(parameter._version for parameter in self.centroids.values())
 
     def _count_steps(self, module: nn.Module, inputs: Any) -> None:
         version = self._version()

@@ -39,9 +39,10 @@ class Tidy(Base):
         state.model.to("cpu")
         after = sum(int((parameter != 0).sum()) for parameter in state.model.parameters())
         text = "weights and biases that were not zero, and that no answer depended on"
-        merged = Masks({**(state.masks or {}), **masks})
+        before_it = dict(state.masks or {})
+        merged = {**before_it, **{name: mask & before_it.get(name, mask) for name, mask in masks.items()}}
         return Result(
-            State(state.model, masks=merged if len(merged) else None, plan=state.plan, files=state.files),
+            State(state.model, masks=Masks(merged), plan=state.plan, files=state.files),
             Measurements([Measurement("idle_weights", before - after, "", text)]),
             {},
             f"{before - after:,} of {before:,} weights and biases were idle",

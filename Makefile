@@ -38,7 +38,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 # docs/studies.md from what the stores hold; what they lack is run: make studies-doc DATA=FOLDER STORE=runs
-STUDIES ?= vae:full cnn:short resnet101:smoke at-init:row sensitivity:smoke
+STUDIES ?= vae:full cnn:short resnet101:smoke at-init:full sensitivity:smoke
 studies-doc: $(STAMP)
 	for study in $(STUDIES); do \
 	  case $$study in *:smoke) data=;; *) data="$(if $(DATA),--data $(DATA))";; esac; \

@@ -54,7 +54,9 @@ def drawn(state: State, folded: State, bits: int | None, biases: int | None) -> 
             if name in folded and name.endswith(("weight", "bias")):
                 groups[SCALES if name.endswith("weight") else SHIFTS].append(name)
     if biases is not None:
-        others = [name for name, value in state.items() if _is_bias(name, value) and not _of_norm(name, state)]
+        others = [
+            name for name, value in state.items() if _is_bias(name, value) and not _of_norm(name, state)
+        ]
         if not others:
             raise NothingToDoError(
                 "biases=... rounds the biases of other layers than batch norm; there is none"

@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ def pytest_configure(config):
     import torch
 
     torch.set_num_threads(1)
+    # Started in the background, a shell's child ignores Ctrl-C and its own children inherit that; some are sent it.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

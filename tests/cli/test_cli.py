@@ -97,7 +97,7 @@ def test_a_run_prints_its_result_on_stdout_and_progress_on_stderr(secateur):
     assert code == 0
     assert out.splitlines()[0].split() == [
         "variant", "accuracy", "loss", "params", "nonzeros", "macs", "macs_nonzero",
-        "file_bytes", "tensor_bytes", "original_bytes", "file_ratio",
+        "file_bytes", "tensor_bytes", "original_bytes", "file_ratio", "changed_tensors",
     ]  # fmt: skip
     assert "212,960 of 266,200 weights removed (80.0%)" in err
     assert "removed" not in out

@@ -185,7 +185,7 @@ def test_the_live_table_shows_trial_step_progress_and_best():
     table.end()
     console.print(table.draw())
     text = console.file.getvalue()
-    for words in ("prune.budget=0.9", "retrain", "epoch 2/5", "1 of 3 trials", "1 failed"):
+    for words in ("budget=0.9", "retrain", "epoch 2/5", "1 of 3 trials", "1 failed"):
         assert words in text
     assert "best accuracy 75.00% (trial 1)" in text
     assert "failed trial 3, prune: [no] such" in text

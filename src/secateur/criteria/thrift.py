@@ -27,6 +27,7 @@ class Thrift(Base):
     input and its place in the kernel, and `value_bits` for the value itself. So masks become cheap to write: the
     last weights of a nearly empty row go before equals in a full one. At least `least_bits` are always counted.
 
+    >>> import torch
     >>> from secateur.core.targets import select
     >>> model = nn.Linear(3, 2, bias=False); _ = model.weight.data.copy_(torch.tensor([[1., 1., 1.], [1., 0., 0.]]))
     >>> scores = Thrift().scores(model, select(model), Context())["weight"]

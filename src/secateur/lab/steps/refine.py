@@ -67,8 +67,11 @@ class _Refine(TrainBase):
 
     def run(self, state: State, work: Work) -> Result:
         """Train inside `Shared.train`; the codebooks are those it ends with."""
+        # A layer whose weights are all removed has no value to learn, and stays as it is.
         books = {
-            name: book for name, book in state.codebooks.items() if book.step is None and book.axis is None
+            name: book
+            for name, book in state.codebooks.items()
+            if book.step is None and book.axis is None and len(book.values) > int(book.reserved)
         }
         if not books:
             raise NothingToDoError(

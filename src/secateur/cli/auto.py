@@ -11,8 +11,19 @@ from typing import Annotated
 
 import typer
 
-from secateur.cli import runs
-from secateur.cli.options import Debug, Device, Json, Out, Seed, Set, StoreFolder
+from secateur.cli.options import (
+    STORE,
+    Debug,
+    Device,
+    Json,
+    Out,
+    Quiet,
+    RecipePath,
+    Seed,
+    Set,
+    StoreFolder,
+    settings_of,
+)
 from secateur.cli.output import print_json
 
 __all__ = ["VERBS"]
@@ -26,7 +37,7 @@ class Goal(StrEnum):
 
 
 def auto(
-    recipe: runs._RecipePath,
+    recipe: RecipePath,
     lost: Annotated[
         float, typer.Option("--lost", help="Accuracy that may be lost, as a share: 0.01.")
     ] = 0.01,
@@ -46,10 +57,10 @@ def auto(
     set_: Set = None,
     seed: Seed = None,
     device: Device = None,
-    store: StoreFolder = runs._STORE,
+    store: StoreFolder = STORE,
     out: Out = None,
     json: Json = False,
-    quiet: runs._Quiet = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Prune the recipe's model as far as the accuracy allows, with the why of every decision. Stopped, it goes on
@@ -64,7 +75,7 @@ def auto(
 
     opened = Store(store)
     found = search(
-        Recipe.read(recipe, runs._settings(set_, seed, device)),
+        Recipe.read(recipe, settings_of(set_, seed, device)),
         opened,
         lost=lost,
         goal=goal.value,

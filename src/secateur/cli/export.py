@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from secateur.cli import models, runs
-from secateur.cli.options import Debug, Example, Json, Seed, StoreFolder
+from secateur.cli.options import STORE, Debug, Example, Json, Seed, StoreFolder
 from secateur.cli.output import print_json, show_table
 
 __all__ = ["VERBS"]
@@ -33,7 +33,7 @@ def export(
     ] = False,
     trials: Annotated[int, typer.Option("--trials", min=1, help="Timed repetitions.")] = 25,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of the timing.")] = 1,
-    store: StoreFolder = runs._STORE,
+    store: StoreFolder = STORE,
     seed: Seed = None,
     json: Json = False,
     debug: Debug = False,

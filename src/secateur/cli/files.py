@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from secateur.cli.options import Debug, Json
+from secateur.cli.options import Debug, Json, Quiet
 from secateur.cli.output import print_json
 from secateur.errors import DataError
 
@@ -34,7 +34,6 @@ def _bar(quiet: bool) -> Iterator[Told | None]:
         yield lambda done, total, name: bars.update(task, completed=done, total=total, name=name)
 
 
-_Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 _Sct = Annotated[Path, typer.Argument(help="A .sct file.", show_default=False)]
 
 
@@ -58,7 +57,7 @@ def pack(
     ] = False,
     fast: Annotated[bool, typer.Option("--fast", help="The quick coder: a somewhat larger file.")] = False,
     json: Json = False,
-    quiet: _Quiet = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Write any checkpoint as one small file."""
@@ -80,7 +79,7 @@ def unpack(
     source: _Sct,
     target: Annotated[Path, typer.Argument(help="The .safetensors file to write.", show_default=False)],
     json: Json = False,
-    quiet: _Quiet = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Write a .sct file's tensors as safetensors."""
@@ -94,7 +93,7 @@ def unpack(
     print(f"{done.path}: {done.size:,} bytes, {done.tensors} tensors")
 
 
-def inspect(file: _Sct, json: Json = False, quiet: _Quiet = False, debug: Debug = False) -> None:
+def inspect(file: _Sct, json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
     """Where every byte of a .sct file goes, with bounds and formulas beside the real sizes."""
     from secateur.container.inspection import inspect as look
 

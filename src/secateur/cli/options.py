@@ -13,16 +13,20 @@ from typing import Annotated
 import typer
 
 __all__ = [
+    "STORE",
     "Debug",
     "Device",
     "DeviceChoice",
     "Example",
     "Json",
     "Out",
+    "Quiet",
+    "RecipePath",
     "Seed",
     "Set",
     "StoreFolder",
     "debugging",
+    "settings_of",
 ]
 
 _debug = False
@@ -65,6 +69,9 @@ Set = Annotated[
 StoreFolder = Annotated[
     Path, typer.Option("--store", help="The folder that remembers every run.", envvar="SECATEUR_STORE")
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+RecipePath = Annotated[Path, typer.Argument(help="A recipe in TOML.", show_default=False)]
+STORE = Path("runs")
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write the results to.")]
 Example = Annotated[
     str | None,
@@ -72,3 +79,17 @@ Example = Annotated[
         "--input", metavar="SHAPE", help="Shape of one input, such as 1,3,224,224; default: the model's own."
     ),
 ]
+
+
+def settings_of(given: list[str] | None, seed: int | None, device: DeviceChoice | None = None) -> list[str]:
+    """`--set`, `--seed` and `--device` as settings of a recipe.
+
+    >>> settings_of(["prune.budget=0.5"], 3, DeviceChoice.cpu)
+    ['prune.budget=0.5', 'lab.seed=3', 'lab.device=cpu']
+    """
+    found = list(given or [])
+    if seed is not None:
+        found.append(f"lab.seed={seed}")
+    if device is not None:
+        found.append(f"lab.device={device.value}")
+    return found

@@ -19,7 +19,19 @@ from secateur.cli.cluster import (
     Memory,
     cluster_of,
 )
-from secateur.cli.options import Debug, Device, Json, Out, Seed, Set, StoreFolder
+from secateur.cli.options import (
+    STORE,
+    Debug,
+    Device,
+    Json,
+    Out,
+    Quiet,
+    RecipePath,
+    Seed,
+    Set,
+    StoreFolder,
+    settings_of,
+)
 from secateur.cli.output import print_json, show_table
 from secateur.errors import OptionError, SecateurError
 
@@ -29,27 +41,14 @@ if TYPE_CHECKING:
 
 __all__ = ["VERBS"]
 
-_RecipePath = Annotated[Path, typer.Argument(help="A recipe in TOML.", show_default=False)]
 _DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print what would be done and what is cached; do nothing.")
 ]
 _Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="How many processes share a grid's trials.")]
-_Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 _ReportFolder = Annotated[
     Path | None, typer.Option("--report", help="Folder to write the report to, a page about this run.")
 ]
 _Which = Annotated[str, typer.Argument(help="A run's number, or `last`.")]
-_STORE = Path("runs")
-
-
-def _settings(given: list[str] | None, seed: int | None, device: Any) -> list[str]:
-    """`--set`, `--seed` and `--device` as settings of the recipe."""
-    found = list(given or [])
-    if seed is not None:
-        found.append(f"lab.seed={seed}")
-    if device is not None:
-        found.append(f"lab.device={device.value}")
-    return found
 
 
 def _carry_out(
@@ -138,28 +137,28 @@ def _write_report(store: Store, run: int, folder: Path) -> Path:
 
 
 def run(
-    recipe: _RecipePath,
+    recipe: RecipePath,
     set_: Set = None,
     seed: Seed = None,
     device: Device = None,
     jobs: _Jobs = 1,
     dry_run: _DryRun = False,
-    store: StoreFolder = _STORE,
+    store: StoreFolder = STORE,
     out: Out = None,
     report: _ReportFolder = None,
     json: Json = False,
-    quiet: _Quiet = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Do what a recipe says. Steps done before are not done again."""
     from secateur.lab.recipe import Recipe
 
-    found = Recipe.read(recipe, _settings(set_, seed, device))
+    found = Recipe.read(recipe, settings_of(set_, seed, device))
     _carry_out(found, store, jobs, dry_run, json, out, quiet, report=report)
 
 
 def sweep(
-    recipe: _RecipePath,
+    recipe: RecipePath,
     grid: Annotated[
         list[str] | None,
         typer.Option(
@@ -179,11 +178,11 @@ def sweep(
     gpus: Gpus = 0,
     memory: Memory = 0,
     dry_run: _DryRun = False,
-    store: StoreFolder = _STORE,
+    store: StoreFolder = STORE,
     out: Out = None,
     report: _ReportFolder = None,
     json: Json = False,
-    quiet: _Quiet = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Run a recipe for every combination of a grid's values; what trials have in common is done once."""
@@ -192,9 +191,9 @@ def sweep(
 
     axes = list(grid or [])
     if seeds is not None:
-        first = Recipe.read(recipe, _settings(set_, seed, device)).lab.seed
+        first = Recipe.read(recipe, settings_of(set_, seed, device)).lab.seed
         axes.append(repeated(first, seeds))
-    found = Recipe.read(recipe, _settings(set_, seed, device), axes)
+    found = Recipe.read(recipe, settings_of(set_, seed, device), axes)
     if not found.grid:
         raise OptionError(
             f"{recipe}: nothing to sweep: the recipe has no [grid]; give an axis, such as --grid "
@@ -211,13 +210,13 @@ def demo(
     seed: Seed = None,
     device: Device = None,
     dry_run: _DryRun = False,
-    store: StoreFolder = _STORE,
+    store: StoreFolder = STORE,
     out: Annotated[
         Path, typer.Option("--out", help="Folder to write the small model and the report to.")
     ] = Path("demo"),
     report: Annotated[bool, typer.Option("--report/--no-report", help="Also write the report.")] = True,
     json: Json = False,
-    quiet: _Quiet = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """A ResNet-20 on embedded data, from training to a small file, in one table and one page. Two minutes;
@@ -225,7 +224,7 @@ def demo(
     from secateur.lab.recipe import Recipe
 
     text = resources.files("secateur.lab").joinpath("demo.toml").read_text(encoding="utf-8")
-    recipe = Recipe.parse(text, _settings(set_, seed, device), source="demo.toml", name="demo")
+    recipe = Recipe.parse(text, settings_of(set_, seed, device), source="demo.toml", name="demo")
     if json or dry_run:
         _carry_out(recipe, store, 1, dry_run, json, None if dry_run else out, quiet)
         return
@@ -248,7 +247,7 @@ def demo(
         print(f"\nEverything above and more as one page, to open in a browser: {page}")
 
 
-def runs(store: StoreFolder = _STORE, json: Json = False, debug: Debug = False) -> None:
+def runs(store: StoreFolder = STORE, json: Json = False, debug: Debug = False) -> None:
     """List the runs of a store."""
     from dataclasses import asdict
 
@@ -293,7 +292,7 @@ def runs(store: StoreFolder = _STORE, json: Json = False, debug: Debug = False) 
 
 
 def show(
-    which: _Which = "last", store: StoreFolder = _STORE, json: Json = False, debug: Debug = False
+    which: _Which = "last", store: StoreFolder = STORE, json: Json = False, debug: Debug = False
 ) -> None:
     """Print a run: where it came from, its steps, what was measured, and what failed."""
     from dataclasses import asdict
@@ -342,7 +341,7 @@ def export(
     out: Annotated[Path, typer.Option("--out", help="The file: .csv, .parquet or .json.")] = Path(
         "measurements.csv"
     ),
-    store: StoreFolder = _STORE,
+    store: StoreFolder = STORE,
     debug: Debug = False,
 ) -> None:
     """Write all Measurements of a run as CSV, Parquet or JSON."""
@@ -359,7 +358,7 @@ def gc(
         int | None, typer.Option("--keep", min=0, help="Forget all but the newest so many runs first.")
     ] = None,
     dry_run: _DryRun = False,
-    store: StoreFolder = _STORE,
+    store: StoreFolder = STORE,
     json: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -6,19 +6,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from secateur.cli.options import Debug, Json, Seed, Set, StoreFolder
+from secateur.cli.options import STORE, Debug, Json, Quiet, RecipePath, Seed, Set, StoreFolder, settings_of
 from secateur.cli.output import print_json, show_table
 
 __all__ = ["VERBS"]
 
 
 def search(
-    recipe: Annotated[Path, typer.Argument(help="A recipe in TOML.", show_default=False)],
+    recipe: RecipePath,
     over: Annotated[
         list[str] | None,
         typer.Option(
@@ -46,9 +45,9 @@ def search(
     ] = None,
     set_: Set = None,
     seed: Seed = None,
-    store: StoreFolder = Path("runs"),
+    store: StoreFolder = STORE,
     json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Search recipe values with Optuna; the result is the Pareto front. The same command again goes on."""
@@ -60,7 +59,7 @@ def search(
     from secateur.lab.search import search as look
     from secateur.lab.store import Store
 
-    settings = [*(set_ or []), *([] if seed is None else [f"lab.seed={seed}"])]
+    settings = settings_of(set_, seed)
     floors = dict(parse_setting(text, "--floor") for text in floor or [])
     for key, value in floors.items():
         if not isinstance(value, int | float):

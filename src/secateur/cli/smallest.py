@@ -10,15 +10,26 @@ from typing import Annotated
 
 import typer
 
-from secateur.cli import runs
-from secateur.cli.options import Debug, Device, Json, Out, Seed, Set, StoreFolder
+from secateur.cli.options import (
+    STORE,
+    Debug,
+    Device,
+    Json,
+    Out,
+    Quiet,
+    RecipePath,
+    Seed,
+    Set,
+    StoreFolder,
+    settings_of,
+)
 from secateur.cli.output import print_json
 
 __all__ = ["VERBS"]
 
 
 def smallest(
-    recipe: runs._RecipePath,
+    recipe: RecipePath,
     lost: Annotated[
         float, typer.Option("--lost", help="Accuracy that may be lost, as a share: 0.01.")
     ] = 0.01,
@@ -33,10 +44,10 @@ def smallest(
     set_: Set = None,
     seed: Seed = None,
     device: Device = None,
-    store: StoreFolder = runs._STORE,
+    store: StoreFolder = STORE,
     out: Out = None,
     json: Json = False,
-    quiet: runs._Quiet = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Search for the smallest file of the recipe's model that holds the accuracy; prints the front of accuracy against
@@ -47,6 +58,7 @@ def smallest(
     from secateur.lab.progress import display
     from secateur.lab.recipe import Recipe
     from secateur.lab.store import Store
+    from secateur.smallest import Try
     from secateur.smallest import smallest as search
 
     opened = Store(store)
@@ -54,7 +66,7 @@ def smallest(
     if crop:
         train |= {"augment": {"crop": crop, "flip": False}}  # type: ignore[dict-item]
     found = search(
-        Recipe.read(recipe, runs._settings(set_, seed, device)),
+        Recipe.read(recipe, settings_of(set_, seed, device)),
         opened,
         lost=lost,
         tries=tries,
@@ -69,11 +81,10 @@ def smallest(
         tables.write_results(found.ran, opened, out)
     if json:
 
-        def row(one: object) -> dict[str, object]:
-            s = one.settings  # type: ignore[attr-defined]
+        def row(one: Try) -> dict[str, object]:
+            s = one.settings
             bits = s.bits if isinstance(s.bits, int) else dict(s.bits)
-            told = {"keep": s.keep, "bits": bits, "rate": s.rate}
-            return told | {"bytes": one.size, "accuracy": one.accuracy}  # type: ignore[attr-defined]
+            return {"keep": s.keep, "bits": bits, "rate": s.rate, "bytes": one.size, "accuracy": one.accuracy}
 
         print_json(
             {

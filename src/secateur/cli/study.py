@@ -24,7 +24,7 @@ from secateur.cli.cluster import (
     Memory,
     cluster_of,
 )
-from secateur.cli.options import Debug, Device, Json, Seed, Set, StoreFolder
+from secateur.cli.options import STORE, Debug, Device, Json, Quiet, Seed, Set, StoreFolder, settings_of
 from secateur.cli.output import print_json, show_table
 from secateur.errors import OptionError, SecateurError, near
 
@@ -61,7 +61,7 @@ def study(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be done and how long it takes; do nothing.")
     ] = False,
-    store: StoreFolder = Path("runs"),
+    store: StoreFolder = STORE,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for the report; default: study-NAME-SCALE.")
     ] = None,
@@ -70,7 +70,7 @@ def study(
         Path | None, typer.Option("--page", help="Also put the tables into this Markdown page.")
     ] = None,
     json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Run a published study: print its tables, the published figures beside ours, and write its report."""
@@ -85,9 +85,7 @@ def study(
     from secateur.lab.store import Store
     from secateur.studies.running import carry_out, planned
 
-    settings = list(set_ or [])
-    settings += [f"lab.seed={seed}"] if seed is not None else []
-    settings += [f"lab.device={device.value}"] if device is not None else []
+    settings = settings_of(set_, seed, device)
     cluster = cluster_of(engine, address, cpus, gpus, memory)
     found = studies.read(name)
     recipe = found.recipes(scale, settings, data)[0][1]

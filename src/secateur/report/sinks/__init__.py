@@ -6,10 +6,15 @@
 
 from __future__ import annotations
 
-from secateur.core.measurement import Measurement
-from secateur.registry import Registry
+from collections.abc import Iterable
 
-__all__ = ["names", "registry", "tag"]
+from secateur.core.measurement import Measurement
+from secateur.errors import NothingToDoError
+from secateur.registry import Registry
+from secateur.report.forms import is_plain
+from secateur.report.reading import finite
+
+__all__ = ["names", "registry", "tag", "to_send"]
 
 registry = Registry(__name__, __path__, "sink")
 
@@ -29,3 +34,21 @@ def tag(item: Measurement) -> str:
     trial = [f"trial-{int(context['trial']) + 1}"] if context.get("trial") else []
     parts = [str(context.get("run", "")), *trial, str(context.get("variant", "")), item.name]
     return "/".join(part for part in parts if part)
+
+
+def to_send(measurements: Iterable[Measurement], sink: str) -> list[Measurement]:
+    """Our own numbers, and every epoch's; that there are none is an error.
+
+    >>> [item.name for item in to_send([Measurement("accuracy", 0.9), Measurement("loss", float("nan"))], "mlflow")]
+    ['accuracy']
+    """
+    rows = [
+        item
+        for item in measurements
+        if "published" not in item.context
+        and finite(item.value) is not None
+        and (is_plain(item) or "epoch" in item.context)
+    ]
+    if not rows:
+        raise NothingToDoError(f"{sink}: expected at least one Measurement to send, got none")
+    return rows

@@ -9,11 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from secateur.core.measurement import Measurement
-from secateur.errors import MissingExtraError, NothingToDoError
-from secateur.report.forms import is_plain
-from secateur.report.reading import finite
+from secateur.errors import MissingExtraError
 from secateur.report.run import without_home
-from secateur.report.sinks import tag
+from secateur.report.sinks import tag, to_send
 
 __all__ = ["Mlflow"]
 
@@ -27,14 +25,7 @@ class Mlflow:
 
     def send(self, measurements: Iterable[Measurement]) -> int:
         """Send every number and every epoch; returns how many metrics were logged."""
-        rows = [
-            item
-            for item in measurements
-            if "published" not in item.context and finite(item.value) is not None
-        ]
-        rows = [item for item in rows if is_plain(item) or "epoch" in item.context]
-        if not rows:
-            raise NothingToDoError("mlflow: expected at least one Measurement to send, got none")
+        rows = to_send(measurements, "mlflow")
         try:
             mlflow: Any = importlib.import_module("mlflow")
         except ImportError as error:

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from secateur.core.measurement import Measurement
-from secateur.errors import MissingExtraError, NothingToDoError
-from secateur.report.forms import is_plain
-from secateur.report.reading import finite
-from secateur.report.sinks import tag
+from secateur.errors import MissingExtraError
+from secateur.report.sinks import tag, to_send
 
 __all__ = ["Tensorboard"]
 
@@ -24,14 +22,7 @@ class Tensorboard:
 
     def send(self, measurements: Iterable[Measurement]) -> int:
         """Send every number and every epoch; returns how many scalars were written."""
-        rows = [
-            item
-            for item in measurements
-            if "published" not in item.context and finite(item.value) is not None
-        ]
-        rows = [item for item in rows if is_plain(item) or "epoch" in item.context]
-        if not rows:
-            raise NothingToDoError("tensorboard: expected at least one Measurement to send, got none")
+        rows = to_send(measurements, "tensorboard")
         writer = _writer(os.fspath(self.folder))
         try:
             for item in rows:

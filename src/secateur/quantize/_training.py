@@ -83,6 +83,10 @@ class _Slot:
         indices = book.indices.to(device).long() - self.first
         if book.reserved and kept is None:
             kept = book.indices.to(device) != 0
+        if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+            # What is looked up then lies in memory as the weight does.
+            indices = indices.contiguous(memory_format=torch.channels_last)
+            kept = None if kept is None else kept.contiguous(memory_format=torch.channels_last)
         self.kept = self.there = kept.to(device) if kept is not None else None
         if rate and book.reserved:
             # What a price sent to zero may come back, so long as its weight is known; a masked one has none.
@@ -145,7 +149,7 @@ class _Slot:
         return Codebook(
             self.name,
             values.to(self.book.values.device),
-            indices.to(self.book.indices.dtype).to(self.book.indices.device),
+            indices.contiguous().to(self.book.indices.dtype).to(self.book.indices.device),
             group=self.book.group,
             reserved=self.book.reserved,
         )

@@ -11,8 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-import torch
-from pydantic import Field, create_model
+from pydantic import create_model
 from torch import nn
 
 from secateur.core.measurement import Measurement
@@ -49,9 +48,6 @@ class _Gradual(TrainBase):
     """Training during which weights leave."""
 
     version: ClassVar[int] = 1
-    channels_last: bool = Field(
-        False, description="train with the channels innermost: faster with bf16 on a CPU"
-    )
 
     def growing(self) -> trainer.Growing:
         """The options as `Growing`, which checks their values."""
@@ -67,10 +63,7 @@ class _Gradual(TrainBase):
 
     def run(self, state: State, work: Work) -> Result:
         """Train and prune; what earlier steps removed stays removed."""
-        if self.channels_last:
-            state.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         result = self.trained(state, work, self.growing())
-        result.state.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         masks = result.state.masks
         assert masks is not None
         layers = {row.name: row.sparsity for row in masks.summary()}

@@ -52,7 +52,7 @@ class _Refine(TrainBase):
             )
         if self.remake_every is not None and (self.keep == "best" or self.early_stop is not None):  # type: ignore[attr-defined]
             raise OptionError(
-                f"step {self.label!r}: with remake_every the values of the best epoch are not those of its weights; "
+                "with remake_every the values of the best epoch are not those of its weights; "
                 "expected keep='last' and no early_stop"
             )
         if self.latent is not None and self.latent not in before:
@@ -82,6 +82,7 @@ class _Refine(TrainBase):
             state.model, MappingProxyType(books), MappingProxyType(masks), {}, registry.make("exact")
         )
         model = state.model.to(work.device)
+        self.lay(model)  # before training begins: indices then lie as their weights do
         parameters = dict(model.named_parameters())
         if self.latent is not None:
             behind = dict(work.earlier(self.latent).model.named_parameters())
@@ -104,16 +105,15 @@ class _Refine(TrainBase):
         for parameter in fixed:
             parameter.requires_grad_(True)
         trained = shared.trained(training)
-        model.to("cpu")
+        model.to("cpu").to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         if self.rate:
             left = sum(int((book.indices != 0).sum()) for book in trained.codebooks.values() if book.reserved)
             result.line += f", {left:,} of {sum(int(mask.sum()) for mask in masks.values()):,} weights left"
-        kept = Masks(
-            {**(state.masks or {}), **{name: mask.cpu() for name, mask in zeroed(trained.codebooks).items()}}
-        )
+        kept = dict(state.masks or {})
+        kept |= {name: mask.cpu() for name, mask in zeroed(trained.codebooks).items()}
         result.state = State(
             model,
-            masks=kept if len(kept) else None,
+            masks=Masks(kept) if kept else None,
             codebooks={**state.codebooks, **trained.codebooks},
             plan=state.plan,
             files=state.files,

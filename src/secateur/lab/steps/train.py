@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar, get_type_hints
 
+import torch
 from pydantic import Field, create_model
 from torch import nn
 
@@ -46,6 +47,9 @@ class TrainBase(Base):
 
     version: ClassVar[int] = 1
     teacher: str | None = Field(None, description="label of an earlier step whose model is distilled from")
+    channels_last: bool = Field(
+        False, description="train with the channels innermost: faster with bf16 on a CPU"
+    )
 
     def training(self) -> trainer.Training:
         """The options as `Training`, which checks their values."""
@@ -67,6 +71,11 @@ class TrainBase(Base):
                 f"step {self.label!r}: distill_alpha needs a teacher, the label of an earlier step"
             )
 
+    def lay(self, model: nn.Module) -> None:
+        """The weights in the order of memory that was asked for."""
+        if self.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
     def run(self, state: State, work: Work) -> Result:
         """Train; the log holds the epochs."""
         return self.trained(state, work)
@@ -80,6 +89,7 @@ class TrainBase(Base):
                 "train before sharing"
             )
         teacher = work.earlier(self.teacher).model if self.teacher is not None else None
+        self.lay(state.model)
         trained = trainer.train(
             state.model,
             work.data,
@@ -92,7 +102,7 @@ class TrainBase(Base):
             checkpoint=work.checkpoint,
             progress=work.progress.training(),
         )
-        state.model.to("cpu")
+        state.model.to("cpu").to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         measured: list[Measurement] = []
         for record in trained.history:
             at = {"epoch": record.epoch}

@@ -1,0 +1,80 @@
+"""`norms`: estimate the running mean and variance of batch norm anew, over training images; weights stay as they are.
+
+Pruning and sharing change what arrives at a batch norm, and its running statistics lag behind. Take the images as they
+were in training: statistics of plain images do not fit a network that learnt from augmented ones.
+
+>>> Norms(images=2000, augment="standard").images
+2000
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from secateur.core.measurement import Measurements
+from secateur.data import Augment
+from secateur.errors import OptionError
+from secateur.lab.state import State
+from secateur.lab.steps import Base, Result, Work
+from secateur.lab.steps.train import AugmentOptions
+from secateur.structure.carry import reestimate_batch_norm
+
+__all__ = ["Norms"]
+
+
+class Norms(Base):
+    """Batch norm's running statistics, as plain averages over training images."""
+
+    images: int = Field(10_000, ge=1, description="training images that are averaged over, at most")
+    batch_size: int = Field(500, ge=2, description="images whose statistics are taken together")
+    augment: AugmentOptions | bool | str | None = Field(None, description="as in the training before")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="in which the model computes")
+
+    def augmentation(self) -> Augment | None:
+        """How images are changed, checked."""
+        given = self.augment
+        return Augment(**given.model_dump()) if isinstance(given, AugmentOptions) else Augment.of(given)
+
+    def check(self, model: nn.Module, before: list[str]) -> None:
+        """The augmentation, and that there is a batch norm."""
+        self.augmentation()
+        if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+            raise OptionError(f"{type(model).__name__} has no batch norm to estimate; leave the step out")
+
+    def run(self, state: State, work: Work) -> Result:
+        """Average over whole batches until enough images were seen."""
+        seen = 0
+
+        def batches() -> Iterator[Any]:
+            nonlocal seen
+            how = self.augmentation()
+            found = work.data.train.batches(
+                self.batch_size, shuffle=True, seed=work.seed, augment=how, device=work.device, drop_last=True
+            )
+            for images, _ in found:
+                if seen >= self.images:
+                    return
+                seen += len(images)
+                yield images
+
+        if len(work.data.train) < self.batch_size:
+            raise OptionError(
+                f"step {self.label!r}: expected a batch_size of at most {len(work.data.train):,}, the training images "
+                f"there are, got {self.batch_size:,}"
+            )
+        state.model.to(work.device)
+        half = torch.autocast(torch.device(work.device).type, torch.bfloat16)
+        with half if self.precision == "bf16" else nullcontext():
+            most = len(work.data.train) // self.batch_size
+            reestimate_batch_norm(state.model, batches(), batches=most)
+        state.model.to("cpu").eval()
+        kept = State(
+            state.model, masks=state.masks, codebooks=state.codebooks, plan=state.plan, files=state.files
+        )
+        return Result(kept, Measurements([]), {}, f"batch norm measured on {seen:,} images")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from secateur import cli
 from secateur.cli.app import app
@@ -328,6 +329,21 @@ def test_pack_unpack_and_inspect_a_checkpoint(secateur):
     report = json.loads(secateur("inspect", "small.sct", "--json")[1])
     assert report["size"] == Path("small.sct").stat().st_size
     assert "w" in secateur("inspect", "small.sct")[1]
+
+
+def test_inspect_a_file_that_leaves_its_names_to_a_model(secateur):
+    import secateur as sc
+
+    torch.manual_seed(0)
+    sc.save(sc.models.build("resnet20", num_classes=3), "r.sct", names="model")
+    assert "--model NAME" in secateur("inspect", "r.sct")[1]
+    told = json.loads(
+        secateur("inspect", "r.sct", "--model", "resnet20", "--option", "num_classes=3", "--json")[1]
+    )
+    assert told["tensors"][0]["name"] == "conv1.weight"
+    assert told["ratio"] > 1
+    code, _, err = secateur("inspect", "r.sct", "--option", "num_classes=3")
+    assert (code, "give --model NAME too" in err) == (2, True)
 
 
 def test_the_demo_prints_one_table_and_costs_nothing_the_second_time(secateur):

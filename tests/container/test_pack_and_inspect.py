@@ -204,3 +204,20 @@ def test_inspect_of_a_file_without_names(tmp_path: Path) -> None:
     report = inspect(tmp_path / "a.sct")
     assert report.accounted == report.size
     assert [row.name for row in report.rows] == ["#0", "#1"]
+    assert (report.known, report.ratio) == (False, None)
+    told = json.loads(report.to_json())
+    assert (told["dense"], told["tensors"][0]["shape"]) == (None, None)
+    assert "left to the model the file was saved from: give it (--model NAME" in str(report)
+    assert "scalar" not in str(report)
+
+
+def test_inspect_with_the_model_a_file_leaves_its_names_to(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(40, 10), torch.nn.BatchNorm1d(10))
+    save(model, tmp_path / "a.sct", names="model", batch_norm=8)
+    report = inspect(tmp_path / "a.sct", into=model)
+    assert [row.name for row in report.rows] == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    assert report.rows[0].shape == (10, 40)
+    assert report.dense == 4 * (400 + 10 + 10 + 10)
+    assert report.ratio == report.dense / report.size
+    with pytest.raises(FormatError, match="this is not that model"):
+        inspect(tmp_path / "a.sct", into=torch.nn.Linear(3, 2))

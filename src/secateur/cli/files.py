@@ -10,9 +10,10 @@ from typing import Annotated
 
 import typer
 
+from secateur.cli import models
 from secateur.cli.options import Debug, Json, Quiet
 from secateur.cli.output import print_json
-from secateur.errors import DataError
+from secateur.errors import DataError, OptionError
 
 __all__ = ["VERBS"]
 
@@ -93,12 +94,27 @@ def unpack(
     print(f"{done.path}: {done.size:,} bytes, {done.tensors} tensors")
 
 
-def inspect(file: _Sct, json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
+def inspect(
+    file: _Sct,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", help="The model of a file that leaves names and shapes to it, as `measure` takes it."
+        ),
+    ] = None,
+    option: models._Option = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
     """Where every byte of a .sct file goes, with bounds and formulas beside the real sizes."""
     from secateur.container.inspection import inspect as look
 
+    if option and model is None:
+        raise OptionError("--option says what a model is made with; give --model NAME too")
+    into = models._model(model, None, option, None) if model is not None else None
     with _bar(quiet) as told:
-        report = look(_there(file), progress=told)
+        report = look(_there(file), into, progress=told)
     print(report.to_json() if json else report.table())
 
 

@@ -19,7 +19,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
@@ -44,7 +44,10 @@ from secateur.errors import (
     near,
 )
 
-__all__ = ["Saved", "load", "save"]
+if TYPE_CHECKING:
+    from secateur.structure.plan import Plan
+
+__all__ = ["Saved", "entries_of", "load", "save"]
 
 State = Mapping[str, torch.Tensor]
 _PRECISIONS = {"fp16": "F16", "bf16": "BF16"}
@@ -188,18 +191,9 @@ def load(path: str | os.PathLike[str], into: nn.Module | None = None) -> Any:
                     f"into=that model"
                 )
             return _state(archive)
-        plan = None
-        if "plan" in archive.texts:
-            text = tensors.read_text(archive.texts["plan"], "the shrink plan")
-            plan = _read_plan(text.decode("utf-8", "replace"))
-        # The plan is tried on a copy: the model is touched when nothing can fail any more.
-        shape = into if plan is None else plan.apply_(copy.deepcopy(into))
-        target = {k: v for k, v in shape.state_dict().items() if isinstance(v, torch.Tensor)}
+        plan, target = _target(archive, into)
         if not archive.named:
-            left_out = bn.statistics(target) if archive.folded else set()
-            archive = sct.Archive(
-                file, [entry_of(name, value) for name, value in target.items() if name not in left_out]
-            )
+            archive = sct.Archive(file, _entries(archive, target))
         state = _state(archive)
         state = {
             name: value for name, value in state.items() if name in target or not _implied(archive, name)
@@ -209,6 +203,27 @@ def load(path: str | os.PathLike[str], into: nn.Module | None = None) -> Any:
         plan.apply_(into)
     into.load_state_dict(state, strict=False)
     return into
+
+
+def entries_of(archive: sct.Archive, model: nn.Module) -> list[sct.Entry]:
+    """Names, types and shapes of the tensors of a file that leaves them to the model it was saved from."""
+    return _entries(archive, _target(archive, model)[1])
+
+
+def _target(archive: sct.Archive, into: nn.Module) -> tuple[Plan | None, State]:
+    """The plan the file holds, and the tensors of the model once it is applied."""
+    plan = None
+    if "plan" in archive.texts:
+        text = tensors.read_text(archive.texts["plan"], "the shrink plan")
+        plan = _read_plan(text.decode("utf-8", "replace"))
+    # The plan is tried on a copy: the model is touched when nothing can fail any more.
+    shape = into if plan is None else plan.apply_(copy.deepcopy(into))
+    return plan, {k: v for k, v in shape.state_dict().items() if isinstance(v, torch.Tensor)}
+
+
+def _entries(archive: sct.Archive, target: State) -> list[sct.Entry]:
+    left_out = bn.statistics(target) if archive.folded else set()
+    return [entry_of(name, value) for name, value in target.items() if name not in left_out]
 
 
 def _state(archive: sct.Archive) -> dict[str, torch.Tensor]:

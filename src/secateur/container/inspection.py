@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,7 +28,11 @@ from secateur.coding import static
 from secateur.coding.huffman import Huffman
 from secateur.container import format as sct
 from secateur.container import tensors
+from secateur.container.archive import entries_of
 from secateur.container.reading import words_of
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["Report", "Row", "inspect"]
 
@@ -78,6 +82,8 @@ class Report:
     parts: dict[str, int]
     rows: tuple[Row, ...]
     texts: tuple[str, ...]
+    known: bool = True
+    """Whether names and shapes are known: a file may leave them to the model it was saved from."""
 
     @property
     def accounted(self) -> int:
@@ -85,9 +91,9 @@ class Report:
         return sum(self.parts.values())
 
     @property
-    def ratio(self) -> float:
-        """Bytes of the tensors over bytes of the file."""
-        return self.dense / self.size
+    def ratio(self) -> float | None:
+        """Bytes of the tensors over bytes of the file; None where the tensors' shapes are not known."""
+        return self.dense / self.size if self.known else None
 
     @property
     def entropy(self) -> int:
@@ -111,13 +117,13 @@ class Report:
             "path": str(self.path),
             "version": self.version,
             "size": self.size,
-            "dense": self.dense,
+            "dense": self.dense if self.known else None,
             "ratio": self.ratio,
             "entropy": self.entropy,
             "formula": self.formula,
             "parts": self.parts,
             "texts": list(self.texts),
-            "tensors": [asdict(row) for row in self.rows],
+            "tensors": [asdict(row) | ({} if self.known else _UNKNOWN) for row in self.rows],
         }
         return json.dumps(out, indent=2)
 
@@ -127,10 +133,11 @@ class Report:
         lines = [head]
         for row in self.rows:
             bound = f"{row.entropy:,}" if row.entropy is not None else "-"
-            shape = "x".join(map(str, row.shape)) or "scalar"
+            shape = ("x".join(map(str, row.shape)) or "scalar") if self.known else "?"
             way = row.way if row.distinct is None else f"{row.way} {row.distinct}"
-            ratio = f"{row.dense / row.size:.2f}" if row.size else "-"
-            lines.append((row.name, shape, way, f"{row.dense:,}", f"{row.size:,}", bound, ratio))
+            ratio = f"{row.dense / row.size:.2f}" if row.size and self.known else "-"
+            dense = f"{row.dense:,}" if self.known else "?"
+            lines.append((row.name, shape, way, dense, f"{row.size:,}", bound, ratio))
         lines.append(("", "", "", "", "", "", ""))
         for part, size in sorted(self.parts.items(), key=lambda item: -item[1]):
             lines.append((part, "", "", "", f"{size:,}", "", f"{100 * size / self.size:.1f} %"))
@@ -139,10 +146,10 @@ class Report:
                 "file",
                 "",
                 f"version {self.version}",
-                f"{self.dense:,}",
+                f"{self.dense:,}" if self.known else "?",
                 f"{self.size:,}",
                 "",
-                f"{self.ratio:.2f}",
+                f"{self.ratio:.2f}" if self.ratio is not None else "-",
             )
         )
         widths = [max(len(line[k]) for line in lines) for k in range(len(head))]
@@ -152,6 +159,11 @@ class Report:
             ).rstrip()
             for line in lines
         )
+        if not self.known:
+            return (
+                f"{text}\nnames and shapes are left to the model the file was saved from: give it "
+                "(--model NAME, or inspect(path, into=model)) to see them and what they hold"
+            )
         notes = [f"indices: {self.parts.get('indices', 0):,} bytes, entropy bound {self.entropy:,}"]
         if self.formula is not None:
             notes.append(f"formula of the indexed tensors (no masks, codebooks, names): {self.formula:.2f}; ")
@@ -161,24 +173,30 @@ class Report:
     __str__ = table
 
 
+_UNKNOWN = dict.fromkeys(("name", "dtype", "shape", "dense", "zeros"))
+
+
 def _width(row: Row) -> int:
     return sct.DTYPES[row.dtype][1]
 
 
 def inspect(
     path: str | os.PathLike[str],
-    names_from: list[sct.Entry] | None = None,
+    into: nn.Module | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Report:
     """Read a whole file, check it, and account for every byte.
 
-    A file without names is accounted for too, but what its tensors hold is only known with `names_from`.
+    A file that leaves its names to a model is accounted for too, but what its tensors hold is only known with
+    that model, freshly built, as `into`.
     """
     with open(path, "rb") as file:
-        archive = sct.Archive(file, names_from)
+        archive = sct.Archive(file)
+        if into is not None and not archive.named:
+            archive = sct.Archive(file, entries_of(archive, into))
         parts: Counter[str] = Counter()
         rows = []
-        known = archive.named or names_from is not None
+        known = archive.named or into is not None
         for record, words in words_of(archive) if known else ((record, None) for record in archive):
             rows.append(_row(record, words))
             parts["names"] += record.name_bytes
@@ -207,6 +225,7 @@ def inspect(
             {name: size for name, size in parts.items() if size},
             tuple(rows),
             tuple(archive.texts),
+            known,
         )
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from secateur import cli
 from secateur.cli.app import app
 
 RECIPE = """
@@ -35,23 +34,10 @@ kind = "pack"
 
 
 @pytest.fixture
-def secateur(monkeypatch, capsys, tmp_path):
-    """Runs the command line in this process, in an empty folder; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("secateur.cli.options._debug", False)
-
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["secateur", *words])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-        found = capsys.readouterr()
-        return code, found.out, found.err
-
+def secateur(secateur, tmp_path):
+    """The command line, in a folder that holds a recipe."""
     (tmp_path / "r.toml").write_text(RECIPE)
-    return call
+    return secateur
 
 
 def test_help_is_quick_and_needs_no_torch():

@@ -3,36 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 
-from secateur import cli, studies
+from secateur import studies
 
 # The same studies, as small as they can be, where only the frame is looked at.
 TINY = [
     *("--set", "data.limit=60", "--set", "train.epochs=1", "--set", "retrain.epochs=1"),
     *("--set", "retrained.trials=2", "--set", "retrained.batch=4"),
 ]
-
-
-@pytest.fixture
-def secateur(monkeypatch, capsys, tmp_path):
-    """Runs the command line in this process, in an empty folder; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("secateur.cli.options._debug", False)
-
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["secateur", *words])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-        found = capsys.readouterr()
-        return code, found.out, found.err
-
-    return call
 
 
 def test_studies_are_listed(secateur) -> None:
@@ -54,6 +34,15 @@ def test_a_study_that_is_not_there_is_a_usage_error(secateur) -> None:
     code, _, err = secateur("study", "vae", "--scale", "huge")
     assert code == 2
     assert "study vae has no scale 'huge'" in err
+
+
+def test_a_share_of_gpus_belongs_to_processes_of_this_machine_too(secateur, tmp_path) -> None:
+    code, _, err = secateur("study", "vae", *TINY, "--gpus", "0.5", "--quiet", "--no-report")
+    assert code == 2
+    assert "gpus: 0.5 says how processes share the GPUs, and there is one process" in err
+    code, _, err = secateur("study", "vae", *TINY, "--memory", "4")
+    assert code == 2
+    assert "--memory 4.0: belongs to --engine ray" in err
 
 
 def test_a_dry_run_tells_the_steps_and_the_time_and_does_nothing(secateur, tmp_path) -> None:

@@ -14,7 +14,7 @@ from secateur.core.context import Context
 from secateur.core.targets import select
 from secateur.criteria._ranged import Ranged, plain
 from secateur.criteria.synflow import Synflow
-from secateur.errors import CollapseError, DataError, NonFiniteError, StructureError
+from secateur.errors import CollapseError, DataError, NonFiniteError, OptionError, StructureError
 
 
 def scored(criterion: Synflow, model: nn.Module, example):
@@ -358,3 +358,68 @@ def test_a_hundred_rounds_keep_six_layers_connected_at_one_percent_where_one_rou
         sc.prune(model, "synflow", "element", budget, example=example)
     loose = sc.prune(model, "synflow", "element", budget, example=example, allow_collapse=True)
     assert loose.kept == masks.kept
+
+
+def two_batches():
+    """Five examples: the first element 0, 0, 0, 0, 5 (mean 1, deviation 2), the second always -3."""
+    return [
+        (torch.tensor([[0.0, -3.0]] * 3), torch.zeros(3)),
+        (torch.tensor([[0.0, -3.0], [5.0, -3.0]]), torch.zeros(2)),
+    ]
+
+
+def by_hand() -> nn.Module:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    model[0].weight.data.copy_(torch.tensor([[-3.0, 1.0], [0.0, -2.0]]))
+    model[2].weight.data.copy_(torch.tensor([[2.0, -5.0]]))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "last"),
+    [
+        # (2, 0) flows in: hidden 3 * 2 and 0, R = 2 * 6. The constant element is worth nothing, whatever it is.
+        ("spread", [[12.0, 0.0], [0.0, 0.0]], [[12.0, 0.0]]),
+        # (1, 3) flows in: hidden 3 * 1 + 1 * 3 and 2 * 3, R = 2 * 6 + 5 * 6
+        ("size", [[6.0, 6.0], [0.0, 30.0]], [[12.0, 30.0]]),
+    ],
+)
+def test_what_flows_in_can_be_taken_from_data(kind, first, last):
+    def never(outputs, targets):
+        raise AssertionError("a loss was asked for")
+
+    model = by_hand()
+    for data in (two_batches(), [{"input": x, "labels": y} for x, y in two_batches()]):
+        scores = Synflow(normalize=False, input=kind).scores(model, select(model), Context(data, never))
+        assert scores["0.weight"].tolist() == first
+        assert scores["2.weight"].tolist() == last
+
+
+def test_an_example_does_not_stand_in_for_data():
+    model, example = by_hand(), torch.ones(1, 2)
+    with pytest.raises(
+        DataError, match=r"input 'spread' is taken from data: pass data=<batches>, or input='ones'"
+    ):
+        scored(Synflow(input="spread"), model, example)
+    context = Context(two_batches(), example=example)
+    assert Synflow(input="spread").scores(model, select(model), context)["0.weight"].tolist() == [
+        [1, 0],
+        [0, 0],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "words"),
+    [
+        ("spread", [torch.ones(4, 2)], "all 4 examples are one and the same"),
+        ("size", [torch.zeros(4, 2)], "all 4 examples are zero"),
+        ("spread", [torch.zeros(4, 2, dtype=torch.long)], "the inputs hold no floating-point numbers"),
+        ("spread", [torch.rand(4, 2), torch.rand(4, 3)], "batch 1 has examples of other shapes"),
+    ],
+)
+def test_data_that_say_nothing_are_refused(kind, data, words):
+    model = by_hand()
+    with pytest.raises(DataError, match=words):
+        Synflow(input=kind).scores(model, select(model), Context(data))
+    with pytest.raises(OptionError, match="input: expected 'ones', 'size' or 'spread', got 'mean'"):
+        Synflow(input="mean")

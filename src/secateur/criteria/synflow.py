@@ -23,10 +23,18 @@ from secateur.core.scores import Scores
 from secateur.core.targets import Target
 from secateur.core.undisturbed import undisturbed
 from secateur.criteria import Base
-from secateur.criteria._gradients import accumulator_dtype, explained, first_call, map_tensors, tensors_in
+from secateur.criteria._gradients import (
+    accumulator_dtype,
+    batches,
+    explained,
+    first_call,
+    map_tensors,
+    read_batch,
+    tensors_in,
+)
 from secateur.criteria._ranged import Ranged, times_power
 from secateur.criteria._weights import weights
-from secateur.errors import CollapseError, NonFiniteError, OptionError, StructureError
+from secateur.errors import CollapseError, DataError, NonFiniteError, OptionError, StructureError
 
 __all__ = ["Synflow"]
 
@@ -45,6 +53,11 @@ class Synflow(Base):
     is itself a target is always kept. `normalize` divides by R, which changes no order; without it the plain
     numbers are given, where they can be held.
 
+    `input` says what flows in: "ones", the definition, "size", the mean absolute value of every input element
+    over `Context.data`, or "spread", its standard deviation there. The last two read the data, though neither
+    labels nor a loss: a weight that reads a pixel which is dark in every image ranks low by "size" where dark is
+    0, and by "spread" whatever dark is.
+
     >>> from secateur.core.targets import select
     >>> model = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Linear(1, 1, bias=False))
     >>> _ = model[0].weight.data.copy_(torch.tensor([[-3.0, 1.0]])); _ = model[1].weight.data.fill_(-2.0)
@@ -58,17 +71,20 @@ class Synflow(Base):
 
     biases: str = "zero"
     normalize: bool = True
+    input: str = "ones"
 
     def __post_init__(self) -> None:
         if self.biases not in ("zero", "abs"):
             raise OptionError(f"biases: expected 'zero' or 'abs', got {self.biases!r}")
+        if self.input not in ("ones", "size", "spread"):
+            raise OptionError(f"input: expected 'ones', 'size' or 'spread', got {self.input!r}")
 
     def scores(self, model: nn.Module, targets: Sequence[Target], context: Context) -> Scores:
         """The share of the flow that passes through each weight."""
         held = weights(model, targets)
         device = next(iter(held.values())).device
         with undisturbed(model, mode="eval"):
-            call = first_call("synflow", context)
+            call = first_call("synflow", context) if self.input == "ones" else _of_data(self.input, context)
             try:
                 flow = self._flow(model, set(held), call, accumulator_dtype(device))
             except RuntimeError:
@@ -88,9 +104,11 @@ class Synflow(Base):
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             state[name] = self._linear(name, tensor.detach(), name in names, dtype)
         leaves = {name: state[name].requires_grad_(True) for name in names}
-        args, kwargs = _all_ones(call, next(iter(leaves.values())).device, dtype)
+        args, kwargs = self._poured(call, next(iter(leaves.values())).device, dtype)
         with Ranged() as ranged:
-            with explained(f"synflow: {type(model).__name__} failed on an input of ones", args, kwargs):
+            with explained(
+                f"synflow: {type(model).__name__} failed on an input of {self.input}", args, kwargs
+            ):
                 outputs = functional_call(model, state, args, kwargs)
             sums = [ranged.split(t.sum()) for t in tensors_in(_plain_tree(outputs)) if t.is_floating_point()]
         if not any(value.requires_grad for value, _ in sums):
@@ -107,6 +125,22 @@ class Synflow(Base):
         for name, slope in zip(order, slopes, strict=True):
             flow[name] = None if slope is None else slope.to_dense().mul_(leaves[name].detach())
         return flow, float(total.detach()), exponent
+
+    def _poured(
+        self, call: tuple[tuple[Any, ...], dict[str, Any]], device: torch.device, dtype: torch.dtype
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What flows in: one example, by the definition ones for every number with a fraction; others as they are."""
+
+        def one(tensor: torch.Tensor) -> torch.Tensor:
+            tensor = tensor[:1] if tensor.dim() else tensor
+            if not tensor.is_floating_point():
+                return tensor.to(device)
+            if self.input == "ones":
+                return torch.ones(tensor.shape, device=device, dtype=dtype)
+            return tensor.to(device, dtype)
+
+        args, kwargs = call
+        return tuple(map_tensors(one, list(args))), dict(map_tensors(one, dict(kwargs)))
 
     def _linear(self, name: str, tensor: torch.Tensor, wanted: bool, dtype: torch.dtype) -> torch.Tensor:
         """What stands in for one parameter or buffer while the flow is measured."""
@@ -162,19 +196,54 @@ class Synflow(Base):
         return Scores(scores)
 
 
-def _all_ones(
-    call: tuple[tuple[Any, ...], dict[str, Any]], device: torch.device, dtype: torch.dtype
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The call with every floating-point tensor replaced by ones, one example long; others as they are."""
+def _of_data(kind: str, context: Context) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call of one example: of every input element the mean size or the spread over the data; integers as found.
 
-    def one(tensor: torch.Tensor) -> torch.Tensor:
-        tensor = tensor[:1] if tensor.dim() else tensor
-        if tensor.is_floating_point():
-            return torch.ones(tensor.shape, device=device, dtype=dtype)
-        return tensor.to(device)
-
-    args, kwargs = call
-    return tuple(map_tensors(one, list(args))), dict(map_tensors(one, dict(kwargs)))
+    >>> pairs = [(torch.tensor([[-1.0, 2.0]]), None), (torch.tensor([[3.0, 2.0]]), None)]
+    >>> (size,), _ = _of_data("size", Context(data=pairs)); (spread,), _ = _of_data("spread", Context(data=pairs))
+    >>> size.tolist(), spread.tolist()
+    ([[2.0, 2.0]], [[2.0, 0.0]])
+    """
+    if context.data is None:
+        raise DataError(f"synflow: input {kind!r} is taken from data: pass data=<batches>, or input='ones'")
+    seen = 0
+    found: list[torch.Tensor] = []
+    squares: list[torch.Tensor] = []
+    first: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+    for index, raw in enumerate(batches("synflow", context)):
+        batch = read_batch(raw, index, labels_apart=True)
+        call = (batch.args, batch.kwargs)
+        parts = [t.to(accumulator_dtype(t.device)) for t in tensors_in(list(call)) if t.is_floating_point()]
+        if first is None:
+            first = call
+            found = [torch.zeros_like(part[:1]) for part in parts]
+            squares = [torch.zeros_like(part[:1]) for part in parts]
+        if [part[:1].shape for part in parts] != [mean.shape for mean in found]:
+            raise DataError(
+                f"synflow: batch {index} has examples of other shapes than the first: give inputs of one size, or "
+                "input='ones'"
+            )
+        # Means and squared distances from them, joined batch by batch: sums of squares would lose what little a
+        # nearly constant element varies.
+        for part, mean, square in zip(parts, found, squares, strict=True):
+            part = part.abs() if kind == "size" else part
+            own = part.mean(0, keepdim=True)
+            apart = own - mean
+            mean += apart * (batch.size / (seen + batch.size))
+            square += (part - own).square().sum(0, keepdim=True)
+            square += apart.square() * (seen * batch.size / (seen + batch.size))
+        seen += batch.size
+    assert first is not None
+    found = found if kind == "size" else [(square / seen).sqrt() for square in squares]
+    if not any(bool(part.any()) for part in found):
+        what = "are zero" if kind == "size" else "are one and the same"
+        why = f"all {seen} examples {what}" if found else "the inputs hold no floating-point numbers"
+        raise DataError(
+            f"synflow: input {kind!r} has nothing to go by: {why}; use input='ones', or other data"
+        )
+    taken = iter(found)
+    args, kwargs = map_tensors(lambda t: next(taken) if t.is_floating_point() else t, list(first))
+    return tuple(args), kwargs
 
 
 def _plain_tree(outputs: Any) -> Any:

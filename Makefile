@@ -37,12 +37,14 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# docs/studies.md from what the stores hold; what they lack is run: make studies-doc DATA=FOLDER STORE=runs
+# docs/studies.md from what stores hold: make studies-doc DATA=FOLDER STORE=runs, or a store of its own for a study:
+# STUDIES="vae:full:FOLDER cnn:short". What they lack is computed, or with CACHED=1 an error.
 STUDIES ?= vae:full cnn:short resnet101:smoke at-init:full sensitivity:smoke
 studies-doc: $(STAMP)
 	for study in $(STUDIES); do \
-	  case $$study in *:smoke) data=;; *) data="$(if $(DATA),--data $(DATA))";; esac; \
-	  $(BIN)/secateur study $${study%%:*} --scale $${study##*:} $$data --store $(or $(STORE),runs) \
+	  set -- $$(echo "$$study" | tr ':' ' '); \
+	  case $$2 in smoke) data=;; *) data="$(if $(DATA),--data $(DATA))";; esac; \
+	  $(BIN)/secateur study $$1 --scale $$2 $$data --store "$${3:-$(or $(STORE),runs)}" $(if $(CACHED),--cached) \
 	    --no-report --page docs/studies.md || exit 1; done
 
 bench: $(STAMP)

@@ -71,7 +71,7 @@ def test_a_study_runs_resumes_and_fills_the_page(secateur, tmp_path) -> None:
     assert any("reference inconsistent" in note for note in cost["notes"])
 
     page = tmp_path / "studies.md"
-    code, out, err = secateur(*words, "--out", str(tmp_path / "out"), "--page", str(page))
+    code, out, err = secateur(*words, "--out", str(tmp_path / "out"), "--page", str(page), "--cached")
     assert code == 0, err
     assert "0 steps computed" in out
     assert "print(model)" in out
@@ -85,6 +85,20 @@ def test_a_study_runs_resumes_and_fills_the_page(secateur, tmp_path) -> None:
     assert "reference inconsistent" in html
     assert list((tmp_path / "out" / "tables").glob("study-*.csv"))
     assert (tmp_path / "out" / "figures" / "network.svg").exists()
+
+
+def test_cached_computes_nothing(secateur, tmp_path) -> None:
+    code, _, err = secateur("study", "vae", *TINY, "--cached", "--no-report")
+    assert code != 0
+    assert "runs" in err
+    assert list(tmp_path.iterdir()) == [], "nothing begun"
+    from secateur.lab.store import Store
+
+    Store(tmp_path / "runs")
+    code, _, err = secateur("study", "vae", *TINY, "--cached", "--no-report")
+    assert code == 2
+    assert "vae at smoke: the store runs lacks " in err
+    assert Store(tmp_path / "runs").runs() == []
 
 
 def test_the_page_does_not_tell_where_data_lie(secateur, tmp_path) -> None:

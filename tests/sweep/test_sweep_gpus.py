@@ -94,6 +94,52 @@ def test_a_share_of_gpus_needs_processes_that_share(tmp_path):
         run(Recipe.parse(TEXT, grid=["idle.note=1,2"]), Store(tmp_path), gpus=0.5)
 
 
+def small_study():
+    """Three trials and then one more, which alone needs no other process."""
+    from secateur.studies.running import planned
+    from secateur.studies.study import Study
+
+    text = (
+        TEXT.replace('name = "tiny"', 'title = "Small"')
+        + """
+[[part]]
+name = "many"
+[part.grid]
+"idle.note" = ["a", "b", "c"]
+[[part]]
+name = "alone"
+set = {"idle.note" = "d"}
+[scale.smoke]
+about = "all of it"
+"""
+    )
+    return planned(Study.parse(text, "vae"), "smoke")
+
+
+def test_a_study_refuses_gpus_that_do_not_go_round_before_any_work(tmp_path, monkeypatch):
+    from secateur.studies.running import carry_out
+
+    monkeypatch.setattr(sharing, "gpus_here", lambda: ["0"])
+    store = Store(tmp_path)
+    with pytest.raises(OptionError, match=r"2 jobs of 1 GPUs each: 1 GPU has room for 1"):
+        carry_out(small_study(), store, jobs=2, gpus=1)
+    with pytest.raises(OptionError, match=r"there is one process; ask for several with jobs \(--jobs 2\)"):
+        carry_out(small_study(), store, gpus=0.5)
+    assert store.runs() == []
+
+
+@pytest.mark.slow
+def test_a_study_gives_every_process_its_share_of_gpus(tmp_path, monkeypatch):
+    from secateur.studies.running import carry_out
+
+    monkeypatch.setattr(sharing, "gpus_here", lambda: ["GPU-a", "GPU-b"])
+    store = Store(tmp_path)
+    done = carry_out(small_study(), store, jobs=3, gpus=0.5)
+    assert done.failures == []
+    seen = [store.outcome(key).provenance["visible_gpus"] for key in done.ran[0][1].plan.keys()]  # noqa: SIM118
+    assert sorted(seen) == ["GPU-a", "GPU-a", "GPU-b"]
+
+
 _SCRIPT = """
 # Without `if __name__ == "__main__":` on purpose.
 import json, sys

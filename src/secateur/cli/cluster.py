@@ -66,12 +66,12 @@ class Cluster:
 def cluster_of(
     engine: EngineChoice, address: str | None, cpus: float, gpus: float, memory: float
 ) -> Cluster | None:
-    """The cluster that is meant, or None for processes of this machine."""
+    """The cluster that is meant, or None for processes of this machine, which take their `--gpus` without one."""
     if engine is EngineChoice.ray:
         return Cluster(address, cpus, gpus, memory)
-    for name, given in (("--address", address), ("--gpus", gpus), ("--memory", memory)):
+    for name, given in (("--address", address), ("--memory", memory)):
         if given:
             raise OptionError(
-                f"{name} {given}: belongs to --engine ray; here trials are shared out by --jobs alone"
+                f"{name} {given}: belongs to --engine ray; here trials are shared out by --jobs and --gpus alone"
             )
     return None

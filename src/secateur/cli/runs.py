@@ -199,9 +199,8 @@ def sweep(
             f"{recipe}: nothing to sweep: the recipe has no [grid]; give an axis, such as --grid "
             "prune.budget=0.5,0.7,0.9"
         )
-    here = engine is EngineChoice.local
-    cluster = cluster_of(engine, address, cpus, 0 if here else gpus, memory)
-    share = gpus if here and gpus else None
+    cluster = cluster_of(engine, address, cpus, gpus, memory)
+    share = gpus if cluster is None and gpus else None
     _carry_out(found, store, jobs, dry_run, json, out, quiet, cluster, gpus=share, report=report)
 
 

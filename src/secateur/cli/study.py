@@ -61,6 +61,9 @@ def study(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be done and how long it takes; do nothing.")
     ] = False,
+    cached: Annotated[
+        bool, typer.Option("--cached", help="Compute nothing: an error where the store lacks a step.")
+    ] = False,
     store: StoreFolder = STORE,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for the report; default: study-NAME-SCALE.")
@@ -89,13 +92,22 @@ def study(
     cluster = cluster_of(engine, address, cpus, gpus, memory)
     found = studies.read(name)
     recipe = found.recipes(scale, settings, data)[0][1]
+    share = gpus if cluster is None and gpus else None
     what = planned(found, scale, settings, data, cluster.device(recipe) if cluster is not None else None)
     exists = (store / "store.sqlite").is_file()
-    known = Store(store, create=not dry_run) if exists or not dry_run else None
-    estimate = what.preview(known, None if quiet and not dry_run else Probe()).text(jobs)
+    idle = dry_run or cached
+    known = Store(store, create=not idle) if exists or not dry_run else None
+    foreseen = what.preview(known, None if cached or (quiet and not dry_run) else Probe())
+    estimate = foreseen.text(jobs)
     if dry_run:
         return _would(what, known, estimate, json)
     assert known is not None
+    if cached and foreseen.todo:
+        raise OptionError(
+            f"{name} at {scale}: the store {store} lacks {foreseen.todo} of {foreseen.todo + foreseen.cached} steps: "
+            "without --cached they are computed; or name the store that has them with --store, and repeat the --set "
+            "and --seed that it was filled with"
+        )
     if not quiet:
         print(f"{name} at {scale}: {estimate}", file=sys.stderr)
     done = carry_out(
@@ -104,6 +116,7 @@ def study(
         jobs=jobs,
         progress=lambda many: display(quiet, many=many or cluster is not None),
         engine=_engine(cluster, known, jobs, what),
+        gpus=share,
     )
     folder = out or Path(f"study-{name}-{scale}")
     if report:

@@ -30,7 +30,7 @@ from secateur.lab.store import Outcome, Store
 if TYPE_CHECKING:
     from secateur.lab.engines import Engine
 
-__all__ = ["Ran", "final_state", "local_engine", "run"]
+__all__ = ["Ran", "check_gpus", "final_state", "local_engine", "run"]
 
 
 @dataclass(frozen=True)
@@ -124,13 +124,10 @@ def run(
     """
     if jobs < 1:
         raise OptionError(f"jobs: expected at least 1, got {jobs}")
-    if gpus is not None and jobs == 1:
-        raise OptionError(
-            f"gpus: {gpus:g} says how processes share the GPUs, and there is one process; ask for several with jobs "
-            "(--jobs 2)"
-        )
     watch = progress or Progress()
     plan = plan or make_plan(recipe)
+    if engine is None:
+        check_gpus(plan, jobs, gpus)
     keys = plan.keys()
     known = {key for key in keys if store.has(key)}
     started = time.perf_counter()
@@ -190,26 +187,53 @@ def run(
     )
 
 
-def local_engine(
-    store: Store, jobs: int, *, devices: Collection[str] = ("auto",), gpus: float | None = None
-) -> Engine:
-    """So many processes of this machine, its cores and GPUs shared out among them.
+def check_gpus(plan: Plan, jobs: int, gpus: float | None) -> None:
+    """Refuse, before any work, GPUs that do not go round among the processes that this plan is given.
+
+    >>> check_gpus(make_plan(Recipe.parse('[[step]]\\nkind = "idle"')), 1, 0.5)
+    Traceback (most recent call last):
+    ...
+    secateur.errors.OptionError: gpus: 0.5 says how processes share the GPUs, and there is one process; ask for ...
+    """
+    if gpus is not None and (jobs == 1 or len(plan.trials) > 1):
+        gpus_for(min(jobs, len(plan.trials)), gpus, {trial.recipe.lab.device for trial in plan.trials})
+
+
+def gpus_for(
+    jobs: int, gpus: float | None = None, devices: Collection[str] = ("auto",)
+) -> list[tuple[str, ...]]:
+    """The GPUs that each of so many processes sees, `gpus` of them each; refused where they do not go round.
 
     Where one of the recipes' devices is a GPU by its number, every process sees all of them.
-    """
-    from secateur.lab.engines import slots
-    from secateur.lab.engines.gpus import gpus_here, shared_out
-    from secateur.lab.engines.local import LocalEngine
 
+    >>> gpus_for(2, devices=["cuda:1"])
+    [(), ()]
+    """
+    from secateur.lab.engines.gpus import gpus_here, shared_out
+
+    if gpus is not None and jobs == 1:
+        raise OptionError(
+            f"gpus: {gpus:g} says how processes share the GPUs, and there is one process; ask for several with jobs "
+            "(--jobs 2)"
+        )
     other = sorted(set(devices) - {"auto", "cuda"})
     if gpus and other:
         raise OptionError(
             f"gpus: {gpus:g} GPUs for each process, and the recipe's device is {other[0]}; leave gpus out, or take "
             "the device auto or cuda"
         )
-    here = [] if other else gpus_here()
+    return shared_out(jobs, [] if other else gpus_here(), gpus)
+
+
+def local_engine(
+    store: Store, jobs: int, *, devices: Collection[str] = ("auto",), gpus: float | None = None
+) -> Engine:
+    """So many processes of this machine, its cores and GPUs shared out among them as `gpus_for` says."""
+    from secateur.lab.engines import slots
+    from secateur.lab.engines.local import LocalEngine
+
     jobs, each = slots(jobs, int(hardware()["cores"]))
-    return LocalEngine(store, jobs, each, shared_out(jobs, here, gpus))
+    return LocalEngine(store, jobs, each, gpus_for(jobs, gpus, devices))
 
 
 def _local(store: Store, jobs: int, plan: Plan, gpus: float | None) -> Engine:

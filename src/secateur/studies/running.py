@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from secateur import studies
 from secateur.core.measurement import Measurements
 from secateur.errors import SecateurError
-from secateur.lab.engine import Ran, run
+from secateur.lab.engine import Ran, check_gpus, run
 from secateur.lab.plan import Plan
 from secateur.lab.plan import plan as make_plan
 from secateur.lab.preview import Preview, preview
@@ -135,11 +135,15 @@ def carry_out(
     jobs: int = 1,
     progress: Callable[[bool], Progress] | None = None,
     engine: Callable[[], Engine | None] | None = None,
+    gpus: float | None = None,
 ) -> Done:
     """Run every part; what the store knows is not done again. A trial that fails does not stop the others.
 
     `progress(many)` makes the display of one part, `engine()` what computes its trials, when that is not this machine.
+    `gpus` is how many GPUs each of the processes here takes: refused before any work where they do not go round.
     """
+    for _, plan in what.parts:
+        check_gpus(plan, jobs, gpus)
     started = time.perf_counter()
     ran: list[tuple[Part, Ran]] = []
     broken: list[tuple[str, int, str]] = []
@@ -150,7 +154,7 @@ def carry_out(
         shown = progress(many) if progress is not None else None
         place = engine() if engine is not None else None
         try:
-            one = run(plan.recipe, store, jobs=jobs, progress=shown, plan=plan, engine=place)
+            one = run(plan.recipe, store, jobs=jobs, progress=shown, plan=plan, engine=place, gpus=gpus)
         except SecateurError as error:
             # A part of one trial raises what went wrong; the other parts are worth having all the same.
             broken.append((part.name, 0, str(error)))

@@ -177,6 +177,52 @@ def test_rows_that_go_leave_the_other_outputs_as_they_were(name, half):
     assert ran
 
 
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("limit", [0, 1 << 30])
+def test_the_convolution_behind_rows_that_go_is_run_on_those_that_stay(half, limit):
+    """Through a pooling, with what the empty channels still say at the borders and inside."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU(), nn.MaxPool2d(3, 2, 1),
+        nn.Conv2d(12, 10, 3, padding=1), nn.BatchNorm2d(10), nn.ReLU(), nn.Flatten(), nn.Linear(250, 6),
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        model[1].bias.uniform_(-1.0, 2.0)
+    batches = [(torch.randn(size, 3, 9, 9), torch.randint(0, 6, (size,))) for size in (40, 25)]
+    certain = Certain.of(model, batches, limit)
+    certain.half = half
+    widths, narrow = set(), certain.lean.steps[2].applied
+    certain.lean.steps[2].applied = lambda x, *given: widths.add(x.shape[1]) or narrow(x, *given)
+    weight = model[0].weight
+    with torch.no_grad(), certain.before(["0.weight"], rows=True):
+        for gone in ([1], [0, 3, 7], list(range(11)), list(range(12))):
+            saved = weight.clone()
+            weight[gone] = 0.0
+            certain.lean.refresh()
+            for i, (images, _) in enumerate(batches):
+                wanted, rough = model(images), certain.lean.outputs(i, half)
+                assert torch.allclose(certain.lean.outputs(i), wanted, rtol=1e-4, atol=1e-5)
+                assert torch.allclose(rough, wanted, rtol=0.05, atol=0.05)
+            assert certain.count() == right(model, batches)
+            assert certain.as_it_runs < 10
+            weight.copy_(saved)
+    assert widths == {12, 10, 2}  # one stands for all that went; a layer without any is run whole
+    assert certain.lean.peak <= limit
+
+
+def test_a_target_that_is_no_class_is_wrong_and_one_that_is_no_number_is_refused():
+    model, batches = made()
+    for targets in (batches[0][1], batches[1][1]):
+        targets[::3] = -100
+        targets[1::9] = 6
+    certain = Certain.of(model, batches)
+    with torch.no_grad(), certain.before(["a.weight"]):
+        model.a.weight.mul_(0.7)
+        assert certain.count() == right(model, batches)
+        assert certain.as_it_runs < 10
+    assert Certain.of(model, [(x, y.float()) for x, y in batches]) == "its targets are not whole numbers"
+
+
 def test_rows_are_only_taken_for_rows():
     from secateur.core.masks import Masks
     from secateur.measure._repeated import Job

@@ -24,47 +24,16 @@ that compares margins with the rounding (`secateur.measure._certain` does) and a
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn import functional as F
 
-__all__ = ["Lean", "Step", "record"]
+from secateur.core.steps import NotRecorded, Product, Step, Values, lasting, steps_of
 
-_IN_PLACE = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-}
-_RELU = (F.relu, torch.relu, F.relu_, torch.relu_)
-Values = dict[str, Any]
-
-
-@dataclass
-class Step:
-    """One step: what it reads, how it computes, and the modules and tensors whose parameters it uses."""
-
-    name: str
-    reads: tuple[str, ...]
-    run: Callable[[Values, bool], Any]
-    owners: tuple[Any, ...] = ()
-    prepared: dict[bool, Any] = field(default_factory=dict)  # by "in bfloat16"
-    # the step's output from the one it had, where nothing but whole rows of its weights became zero since
-    emptied: Callable[[torch.Tensor], torch.Tensor] | None = None
-
-    def parameters(self) -> set[int]:
-        """The identities of the parameters it uses."""
-        found: set[int] = set()
-        for owner in self.owners:
-            tensors = owner.parameters() if isinstance(owner, nn.Module) else [owner]
-            found |= {id(tensor) for tensor in tensors}
-        return found
+__all__ = ["Lean", "record"]
 
 
 def record(model: nn.Module, batches: Sequence[torch.Tensor], limit: int = 1 << 30) -> Lean | str:
@@ -74,16 +43,12 @@ def record(model: nn.Module, batches: Sequence[torch.Tensor], limit: int = 1 << 
         return reason
     try:
         graph = fx.Tracer().trace(model)
-        steps, start, end = _steps(model, graph)
-    except _NotRecorded as error:
+        steps, start, end = steps_of(model, graph)
+    except NotRecorded as error:
         return str(error)
     except Exception as error:  # whatever the model's code does with what is not yet a number
         return f"its forward pass cannot be recorded ({type(error).__name__})"
     return Lean(model, steps, start, end, batches, limit)
-
-
-class _NotRecorded(Exception):
-    """A forward pass with something in it that steps cannot stand for."""
 
 
 def _refused(model: nn.Module, batches: Sequence[torch.Tensor]) -> str:
@@ -123,10 +88,15 @@ class Lean:
         self._start, self._end = start, end
         self._last = {name: i for i, step in enumerate(steps) for name in step.reads}
         self._last[end] = len(steps)
+        self._readers = [end, *(name for step in steps for name in step.reads)]
         self._touched: list[Step] = []
-        self._emptied: Step | None = None
-        # per batch: the values that cross the step under test, or None where the limit has no room
+        self._emptied: Product | None = None
+        self._follower: int | None = None  # the convolution that needs no more than the channels that stay
+        self._parts: dict[bool, tuple[torch.Tensor, torch.Tensor | None]] = {}
+        # per batch: the values that cross the step under test, or None where the limit has no room; and in bfloat16
         self._kept: list[Values | None] = [None] * len(self.batches)
+        self._halves: list[Values | None] = [None] * len(self.batches)
+        self._held = 0
 
     def position(self, names: Sequence[str]) -> int:
         """The first step that uses one of these parameters; behind all steps where none does."""
@@ -139,27 +109,49 @@ class Lean:
         """Inside, the model may differ from the one recorded in these parameters; tell by `refresh` when it does.
 
         `rows` promises that the one parameter named is a weight of which whole rows become zero, and nothing else
-        changes: then its layer is not run again either, as the other rows' outputs are what they were.
+        changes: then its layer is not run again either, as the other rows' outputs are what they were, and a
+        convolution behind it is run on the channels that stay alone.
         """
         wanted = {id(self.model.get_parameter(name)) for name in names}
         self._touched = [step for step in self.steps if wanted & step.parameters()]
-        if rows and len(names) == len(self._touched) == 1 and self._touched[0].emptied is not None:
-            self._emptied = self._touched[0]
-        self._keep_until(self.position(names) + (self._emptied is not None))
+        position = self.position(names)
+        if rows and len(names) == len(self._touched) == 1 and isinstance(self._touched[0], Product):
+            self._emptied, self._follower = self._touched[0], self._behind(position)
+        self._keep_until(position + (self._emptied is not None))
         try:
             yield
         finally:
             self.refresh()
-            self._touched, self._emptied = [], None
+            self._touched, self._emptied, self._follower = [], None, None
+
+    def _behind(self, index: int) -> int | None:
+        """The convolution that alone reads a step's output, be it through steps that keep channels apart."""
+        while index + 1 < len(self.steps):
+            name, step = self.steps[index].name, self.steps[index + 1]
+            if step.reads != (name,) or self._readers.count(name) != 1:
+                return None
+            index += 1
+            if isinstance(step, Product):
+                whole = isinstance(step.layer, nn.Conv2d) and step.layer.groups == 1
+                return index if whole else None
+            if not step.apart:
+                return None
+        return None
 
     def forget(self) -> None:
         """Drop all that is kept: the model is another one from here on."""
-        self._kept, self.first_kept = [None] * len(self.batches), 0
+        self._drop()
+        self._parts.clear()
         for step in self.steps:
             step.prepared.clear()
 
+    def _drop(self) -> None:
+        self._kept, self.first_kept = [None] * len(self.batches), 0
+        self._halves, self._held = [None] * len(self.batches), 0
+
     def refresh(self) -> None:
         """The parameters under test have other values now."""
+        self._parts.clear()
         for step in self._touched:
             step.prepared.clear()
 
@@ -167,11 +159,24 @@ class Lean:
         """The model's outputs on a batch; with `half` what comes after the step under test is done in bfloat16."""
         kept = self._kept[batch]
         if kept is None:
-            values = self._run({self._start: _lasting(self.batches[batch])}, 0, self.first_kept, False)
+            values = self._run({self._start: lasting(self.batches[batch])}, 0, self.first_kept, False)
         else:
             self.skipped += self.first_kept
-            values = dict(kept)
+            values = dict(self._half(batch, kept) if half else kept)
         return self._tail(values, half)
+
+    def _half(self, batch: int, kept: Values) -> Values:
+        """What is kept of a batch, in bfloat16; kept too where the limit has room."""
+        known = self._halves[batch]
+        if known is not None:
+            return known
+        values = {name: _halved(value) for name, value in kept.items()}
+        size = sum(_bytes(value) for name, value in values.items() if value is not kept[name])
+        if self._held + size <= self.limit:
+            self._halves[batch] = values
+            self._held += size
+            self.peak = max(self.peak, self._held)
+        return values
 
     def gathered(self, chosen: Sequence[tuple[int, torch.Tensor]]) -> torch.Tensor:
         """The model's outputs on chosen rows of several batches, in float32, computed as one batch where that goes."""
@@ -179,26 +184,55 @@ class Lean:
         for batch, rows in chosen:
             kept, count = self._kept[batch], len(self.batches[batch])
             if kept is None:
-                part = self._run(
-                    {self._start: _lasting(self.batches[batch][rows])}, 0, self.first_kept, False
-                )
+                part = self._run({self._start: lasting(self.batches[batch][rows])}, 0, self.first_kept, False)
                 count, rows = len(rows), torch.arange(len(rows))
             else:
                 part = kept
             if not all(isinstance(v, torch.Tensor) and v.dim() and len(v) == count for v in part.values()):
                 return torch.cat([self.outputs(batch)[rows] for batch, rows in chosen])
             parts.append({name: value[rows] for name, value in part.items()})
-        joined = {name: _lasting(torch.cat([part[name] for part in parts])) for name in parts[0]}
+        joined = {name: lasting(torch.cat([part[name] for part in parts])) for name in parts[0]}
         return self._tail(joined, False)
 
     def _tail(self, values: Values, half: bool) -> torch.Tensor:
-        if self._emptied is not None and self._emptied.emptied is not None:
-            name = self._emptied.name
-            values = {**values, name: self._emptied.emptied(values[name])}
+        begin = self.first_kept
         if half:
             values = {name: _halved(value) for name, value in values.items()}
         with torch.autocast("cpu", torch.bfloat16) if half else nullcontext():
-            return self._run(values, self.first_kept, len(self.steps), half)[self._end].float()
+            if self._emptied is not None:
+                x = values.pop(self._emptied.name)
+                if self._follower is not None and x.dim() == 4 and not bool(self._emptied.gone()[0].all()):
+                    begin = self._follower + 1
+                    values[self.steps[self._follower].name] = self._narrow(self._emptied, x, half)
+                else:
+                    values[self._emptied.name] = self._emptied.emptied(x)
+            return self._run(values, begin, len(self.steps), half)[self._end].float()
+
+    def _narrow(self, emptied: Product, x: torch.Tensor, half: bool) -> torch.Tensor:
+        """The follower's output from what the emptied step gave before: its channels that stay, and what the others
+        add to every image alike."""
+        assert self._follower is not None
+        follower = self.steps[self._follower]
+        assert isinstance(follower, Product)
+        gone, left = emptied.gone()
+        # a channel that is c everywhere is c times one that is 1 everywhere, so those that went need one together
+        some = torch.cat([(~gone).nonzero().flatten(), gone.nonzero().flatten()[:1]])
+
+        def between(y: torch.Tensor) -> torch.Tensor:
+            name = emptied.name
+            for step in self.steps[self.first_kept : self._follower]:
+                y, name = step.run({name: y}, half), step.name
+            return y
+
+        if half not in self._parts:
+            weight, bias = follower.weights(False)
+            alike = between(left[None, :, None, None].expand(1, -1, *x.shape[2:]))[0, :, 0, 0].float()
+            one = (weight[:, gone] * alike[:, None, None]).sum(1, keepdim=True)
+            few = lasting(torch.cat([weight[:, ~gone], one[:, : len(left)]], 1))
+            self._parts[half] = (_halved(few), _halved(bias)) if half else (few, bias)
+        y = between(_channels(x, some))
+        y[:, len(gone) - len(left) :] = 1.0
+        return follower.applied(y, *self._parts[half], half)
 
     def _run(self, values: Values, begin: int, end: int, half: bool) -> Values:
         """Run steps; a value is let go once nothing later reads it."""
@@ -213,13 +247,14 @@ class Lean:
     def _keep_until(self, position: int) -> None:
         """Keep, for every batch, the values that cross this step; asked in rising order nothing is run twice."""
         if position < self.first_kept:
-            self._kept, self.first_kept = [None] * len(self.batches), 0
+            self._drop()
+        self._halves = [None] * len(self.batches)
         held = 0
         for index, kept in enumerate(self._kept):
             if kept is None:
                 if held >= self.limit:
                     continue
-                values = self._run({self._start: _lasting(self.batches[index])}, 0, position, False)
+                values = self._run({self._start: lasting(self.batches[index])}, 0, position, False)
             else:
                 values = self._run(dict(kept), self.first_kept, position, False)
             self._kept[index] = None
@@ -227,188 +262,8 @@ class Lean:
             if held + size <= self.limit:
                 self._kept[index] = values
                 held += size
-        self.first_kept = position
+        self.first_kept, self._held = position, held
         self.peak = max(self.peak, held)
-
-
-# -- the steps ---------------------------------------------------------------------------------------------------
-def _steps(model: nn.Module, graph: fx.Graph) -> tuple[list[Step], str, str]:
-    """The graph as steps, and the names of what goes in and what comes out."""
-    modules = dict(model.named_modules())
-    start, end, steps = "", "", []
-    done: set[fx.Node] = set()
-    order = {node: index for index, node in enumerate(graph.nodes)}
-    for node in graph.nodes:
-        if node in done:
-            continue
-        if node.op == "placeholder":
-            if start:
-                if not node.users:
-                    continue
-                raise _NotRecorded("it takes more than one input")
-            start = node.name
-        elif node.op == "output":
-            if not isinstance(node.args[0], fx.Node):
-                raise _NotRecorded("it returns more than one tensor")
-            end = node.args[0].name
-        elif node.op == "get_attr":
-            continue  # read where it is used
-        elif node.op == "call_module" and type(modules[str(node.target)]) in (nn.Conv2d, nn.Linear):
-            chain = _chain(node, modules)
-            done.update(chain)
-            steps.append(_product(chain, modules))
-        else:
-            steps.append(_other(node, model, modules, order))
-    return steps, start, end
-
-
-def _reads(node: fx.Node) -> tuple[str, ...]:
-    return tuple(one.name for one in node.all_input_nodes if one.op != "get_attr")
-
-
-def _attribute(model: nn.Module, node: fx.Node) -> tuple[nn.Module, str]:
-    """Where a tensor that the forward pass reads directly is found."""
-    path, _, name = str(node.target).rpartition(".")
-    return model.get_submodule(path), name
-
-
-def _chain(node: fx.Node, modules: dict[str, nn.Module]) -> list[fx.Node]:
-    """A convolution with the batch norm and the ReLU that alone read it, or a linear layer with its ReLU."""
-    chain = [node]
-    if isinstance(modules[str(node.target)], nn.Conv2d):
-        after = _only_user(chain[-1])
-        norm = modules.get(str(after.target)) if after is not None and after.op == "call_module" else None
-        if after is not None and type(norm) is nn.BatchNorm2d and norm.running_mean is not None:
-            chain.append(after)
-    after = _only_user(chain[-1])
-    if after is not None and _is_relu(after, modules):
-        chain.append(after)
-    return chain
-
-
-def _only_user(node: fx.Node) -> fx.Node | None:
-    users = list(node.users)
-    return users[0] if len(users) == 1 and users[0].args[:1] == (node,) else None
-
-
-def _is_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    if node.op == "call_module":
-        return type(modules[str(node.target)]) is nn.ReLU
-    if node.op == "call_method":
-        return node.target in ("relu", "relu_")
-    return node.op == "call_function" and node.target in _RELU
-
-
-def _product(chain: list[fx.Node], modules: dict[str, nn.Module]) -> Step:
-    """The step of a convolution or a linear layer, with what was folded into it."""
-    layer = modules[str(chain[0].target)]
-    norm = modules[str(chain[1].target)] if len(chain) > 1 and chain[1].op == "call_module" else None
-    norm = norm if isinstance(norm, nn.BatchNorm2d) else None
-    relu = len(chain) > 1 and _is_relu(chain[-1], modules)
-    source = _reads(chain[0])[0]
-    assert isinstance(layer, (nn.Conv2d, nn.Linear))
-
-    def prepared(half: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
-        if norm is not None:
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            scale = torch.rsqrt(norm.running_var + norm.eps)
-            scale = scale if norm.weight is None else scale * norm.weight.detach()
-            weight = weight * scale[:, None, None, None]
-            shift = -norm.running_mean if bias is None else bias - norm.running_mean
-            bias = shift * scale if norm.bias is None else shift * scale + norm.bias.detach()
-        if half:
-            weight, bias = weight.bfloat16(), None if bias is None else bias.bfloat16()
-        return (_lasting(weight) if weight.dim() == 4 else weight), bias
-
-    def run(values: Values, half: bool) -> Any:
-        if half not in step.prepared:
-            step.prepared[half] = prepared(half)
-        weight, bias = step.prepared[half]
-        x = values[source]
-        if half and x.dtype != torch.bfloat16:
-            x = x.bfloat16()
-        if isinstance(layer, nn.Linear):
-            result = F.linear(x, weight, bias)
-        else:
-            result = layer._conv_forward(x, weight, bias)
-        return result.relu_() if relu else result
-
-    def emptied(output: torch.Tensor) -> torch.Tensor:
-        if False not in step.prepared:
-            step.prepared[False] = prepared(False)
-        weight, bias = step.prepared[False]
-        gone = ~weight.flatten(1).any(1)
-        left = torch.zeros(int(gone.sum())) if bias is None else bias[gone]
-        left = left.relu() if relu else left
-        output = output.clone()
-        if isinstance(layer, nn.Linear):
-            output[..., gone] = left
-        else:
-            output[:, gone] = left[:, None, None]
-        return output
-
-    owners = (layer,) if norm is None else (layer, norm)
-    step = Step(chain[-1].name, (source,), run, owners, emptied=emptied)
-    return step
-
-
-def _other(node: fx.Node, model: nn.Module, modules: dict[str, nn.Module], order: dict[fx.Node, int]) -> Step:
-    """Any other module, function or method, called as the model calls it; what it writes into is a copy."""
-    writes = False
-    if node.op == "call_module":
-        module = modules[str(node.target)]
-        writes = bool(getattr(module, "inplace", False))
-        function: Callable[..., Any] = module
-        owners: tuple[Any, ...] = (module,)
-    elif node.op == "call_method":
-        name = "reshape" if node.target == "view" else str(node.target)
-        writes = name.endswith("_")
-
-        def function(one: Any, *args: Any, **kwargs: Any) -> Any:
-            return getattr(one, name)(*args, **kwargs)
-
-        owners = ()
-    else:
-        target: Any = node.target
-        function, owners = _IN_PLACE.get(target, target), ()
-        given = bool(node.kwargs.get("inplace", False)) or True in node.args
-        writes = target in _IN_PLACE or getattr(target, "__name__", "").endswith("_") or given
-        if "out" in node.kwargs or target is operator.setitem:
-            raise _NotRecorded(f"{node.name} writes into a tensor it was given")
-        writes = writes and target not in _IN_PLACE
-    changed = _written(node)
-    if changed is not None and any(order[user] > order[node] for user in changed.users):
-        raise _NotRecorded(f"{node.name} changes a value that is read again later")
-
-    direct = {one.name: _attribute(model, one) for one in node.all_input_nodes if one.op == "get_attr"}
-    owners += tuple(getattr(owner, name) for owner, name in direct.values())
-
-    def value_of(values: Values, one: fx.Node) -> Any:
-        return getattr(*direct[one.name]) if one.name in direct else values[one.name]
-
-    def run(values: Values, half: bool) -> Any:
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda one: value_of(values, one))
-        if writes and args and isinstance(args[0], torch.Tensor):
-            args = (args[0].clone(), *args[1:])
-        return function(*args, **kwargs)
-
-    return Step(node.name, _reads(node), run, owners)
-
-
-def _written(node: fx.Node) -> fx.Node | None:
-    """The value an operation changes in place, by its name (`add_`, `+=`) alone."""
-    named = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-    inward = node.op == "call_function" and node.target in _IN_PLACE
-    if (inward or (node.op != "call_module" and named.endswith("_"))) and node.args:
-        return node.args[0] if isinstance(node.args[0], fx.Node) else None
-    return None
-
-
-# -- values ------------------------------------------------------------------------------------------------------
-def _lasting(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
 def _halved(value: Any) -> Any:
@@ -417,3 +272,9 @@ def _halved(value: Any) -> Any:
 
 def _bytes(value: Any) -> int:
     return value.numel() * value.element_size() if isinstance(value, torch.Tensor) else 0
+
+
+def _channels(x: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Some of the channels, channels last. `gather` walks memory in order, which indexing here does not."""
+    last = x.permute(0, 2, 3, 1)
+    return last.gather(3, chosen.expand(*last.shape[:3], -1)).permute(0, 3, 1, 2)

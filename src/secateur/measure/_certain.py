@@ -1,8 +1,9 @@
 """`Certain`: top-1 of a model under changes, by a shorter way, and the very count that the model itself gives.
 
-`Lean` computes outputs up to rounding, and rounding changes a top-1 only where two outputs lie closer together than it
-reaches. So how far it reaches is measured under every change, on images spread over the data, and each image whose
-margin is not several times wider is looked at again:
+`Lean` computes outputs up to rounding, and rounding makes a right answer wrong, or a wrong one right, only where the
+target's output and the largest of the others lie closer together than it reaches: the image's margin. (Which of two
+wrong classes wins is nobody's business.) So how far it reaches is measured under every change, on images spread over
+the data, and each image whose margin is not several times wider is looked at again:
 
 1. in bfloat16, where the processor has instructions for it; margins below `_HALF` times the widest difference to
    float32 go on to 2. All images that did are new readings of that difference, and may widen it.
@@ -36,7 +37,7 @@ from secateur.core.lean import Lean, record
 
 __all__ = ["Certain"]
 
-_HALF, _SINGLE = 5.0, 64.0  # margins so many times wider than the widest difference measured are safe
+_HALF, _SINGLE = 5.0, 32.0  # margins so many times wider than the widest difference measured are safe
 _SAMPLE, _REFERENCE = 32, 8  # images on which float32, and the model itself, are always asked
 _SOUND = 1e-3  # float32 outputs further off than this share of the largest are no rounding
 _WORTH = 0.4  # where more images than this share are looked at again, bfloat16 saves nothing
@@ -48,7 +49,7 @@ class Certain:
     def __init__(self, model: nn.Module, lean: Lean, targets: Sequence[torch.Tensor], half: bool):
         self.model = model
         self.lean = lean
-        self.targets = list(targets)
+        self.targets = torch.cat(list(targets))
         self.half = half
         self._rough = False  # bfloat16 saved nothing under the last change of this part
         self.counts = [len(target) for target in targets]
@@ -65,6 +66,8 @@ class Certain:
                 return "its batches are not pairs of tensors"
             if batch[1].dim() != 1 or len(batch[0]) != len(batch[1]) or not len(batch[1]):
                 return "its targets are not one number an example"
+            if batch[1].is_floating_point():
+                return "its targets are not whole numbers"
         if len({batch[0].shape[1:] for batch in batches}) != 1:
             return "its batches hold inputs of several shapes"
         lean = record(model, [batch[0] for batch in batches], limit)
@@ -111,18 +114,18 @@ class Certain:
             self.again += self.total if self.half else 0
             outputs = torch.cat([self.lean.outputs(i) for i in range(len(self.counts))])
             single = torch.arange(self.total)
-        unsure = single[~(_margins(outputs[single]) > _SINGLE * rounding)]
+        unsure = single[~(_margins(outputs[single], self.targets[single]) > _SINGLE * rounding)]
         predicted = outputs.argmax(1)
         self.as_it_runs += len(unsure)
         for index, rows in self._by_batch(unsure):
             found = self._model(self.lean.batches[index]).argmax(1)
             predicted[rows + self.starts[index]] = found[rows]
-        return int((predicted == torch.cat(self.targets)).sum())
+        return int((predicted == self.targets).sum())
 
     def _screened(self, sample: torch.Tensor, precise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Outputs in bfloat16, those whose margin is small in float32, and which these are."""
         outputs = torch.cat([self.lean.outputs(i, half=True) for i in range(len(self.counts))])
-        margins = _margins(outputs)
+        margins = _margins(outputs, self.targets)
         widest = _difference(outputs[sample], precise)
         seen = torch.zeros(self.total, dtype=torch.bool)
         seen[sample] = True
@@ -172,12 +175,19 @@ class Certain:
     def _plain(self) -> int:
         self.as_it_runs += self.total
         predicted = torch.cat([self._model(batch).argmax(1) for batch in self.lean.batches])
-        return int((predicted == torch.cat(self.targets)).sum())
+        return int((predicted == self.targets).sum())
 
 
-def _margins(outputs: torch.Tensor) -> torch.Tensor:
-    best = outputs.topk(2, dim=1).values
-    return best[:, 0] - best[:, 1]
+def _margins(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """How far the target's output is from the largest of the others; NaN where an output is not finite.
+
+    A target that is no class at all is wrong whatever the outputs are.
+    """
+    known = (targets >= 0) & (targets < outputs.shape[1])
+    column = targets.where(known, 0).long()[:, None]
+    others = outputs.scatter(1, column, -torch.inf).amax(1)
+    apart = (outputs.gather(1, column)[:, 0] - others).abs()
+    return apart.where(known, torch.inf) + 0.0 * outputs.sum(1)
 
 
 def _difference(one: torch.Tensor, other: torch.Tensor) -> float:

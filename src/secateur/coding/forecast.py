@@ -19,6 +19,7 @@ and targets stay within `MOST`, trusts within 2**15, at most 1024 columns are su
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import mul
 
 import numpy as np
 
@@ -65,12 +66,12 @@ class Forecast:
 
     def _step(self) -> None:
         shift = max(0, int(self._squares.diagonal().max()).bit_length() - _STEP_BITS)
-        squares = np.floor(self._squares / (1 << shift))
+        squares = np.floor(self._squares / (1 << shift)).astype(np.int64).tolist()
         products = np.floor(self._products / (1 << shift)).tolist()
-        widths = squares.diagonal().tolist()
         ridge = _RIDGE >> shift
-        weights = self.weights
-        for j, start in enumerate(self._start):
-            old = int(weights[j])
-            rest = int(products[j]) * _ONE + ridge * (start - old) - int(squares[j] @ weights)
-            weights[j] = min(max(old + rest // (int(widths[j]) + ridge + 1), -_WEIGHT), _WEIGHT)
+        weights = self.weights.astype(np.int64).tolist()
+        for j, (row, product, start) in enumerate(zip(squares, products, self._start)):
+            old = weights[j]
+            rest = int(product) * _ONE + ridge * (start - old) - sum(map(mul, row, weights))
+            weights[j] = min(max(old + rest // (row[j] + ridge + 1), -_WEIGHT), _WEIGHT)
+        self.weights[:] = weights

@@ -250,7 +250,7 @@ class _Walk:
             out[live] += 1
         digits = (self._largest - 1 - unary).bit_length()
         rest = None if size is None else size - (1 + unary)
-        prefix = np.zeros(len(live), dtype=np.int64)
+        code = negative  # twice the digits so far as a number, and the sign
         for depth in range(digits):
             nodes = min(1 << depth, _NODES)
             bits = None if rest is None else (rest >> (digits - 1 - depth)) & 1
@@ -258,7 +258,7 @@ class _Walk:
                 contexts = block.magnitude_plain(chosen[live])
             sizes = block.SIZE_SIZES if depth < _RICH else block.PLAIN_SIZES
             name = f"digit {depth} of {digits} after {unary}"
-            node = np.minimum(prefix, nodes - 1) * 2 + negative
-            prefix = prefix * 2 + self._flip(name, 2 * nodes, sizes, node, contexts, bits)
-        out[live] += prefix
+            node = code if nodes == 1 << depth else np.minimum(code >> 1, nodes - 1) * 2 + negative
+            code = (code + self._flip(name, 2 * nodes, sizes, node, contexts, bits)) * 2 - negative
+        out[live] += code >> 1
         return out

@@ -38,22 +38,24 @@ _WEIGHT = 1 << 20  # weights stay within +-16
 # By log-odds + LIMIT: the probability of a one, and what the square of an error is expected to be.
 _PROBABILITY = SQUASH.clip(_LEAST, _ONE - _LEAST).astype(np.float64)
 _DOUBT = np.floor(_PROBABILITY * (_ONE - _PROBABILITY) / (1 << 20))
-_LOG_ODDS = STRETCH.astype(np.float64)
+_PLACE = (STRETCH + LIMIT).astype(np.int16)  # where the log-odds of a probability lie in the tables above
 
 
 class Mixer:
-    """One set of decisions that share contexts: `nodes` of them, each context j with values below `sizes[j]`."""
+    """One set of decisions that share contexts: `nodes` of them, each context j with values below `sizes[j]`.
+
+    Counts lie node by node, and within a node context by context.
+    """
 
     def __init__(self, nodes: int, sizes: tuple[int, ...]):
         self.nodes = nodes
-        self.sizes = np.array(sizes, dtype=np.int64)
-        starts = np.concatenate([[0], np.cumsum(self.sizes * nodes)])
+        starts = np.concatenate([[0], np.cumsum(sizes)])
         self._starts = starts[:-1, None]
-        self._cells = int(starts[-1])
-        self._counts = np.zeros((self._cells, 2), dtype=np.int64)  # of zeros and of ones, in every cell
-        self._node_counts = np.zeros((nodes, 2), dtype=np.int64)
-        self._node_of = np.concatenate([np.repeat(np.arange(nodes), size) for size in sizes])
-        self._weights = np.full(len(sizes), float(_START))
+        self._stride = int(starts[-1])  # cells of a node
+        self._cells = nodes * self._stride
+        self._counts = np.zeros((2, self._cells))  # of zeros and of ones, in every cell
+        self._node_counts = np.zeros((2, nodes))
+        self._weights = np.full(len(sizes), _START / _ONE)
         self._energy = _CALM
         self._stale = False
 
@@ -74,28 +76,34 @@ class Mixer:
         self._freshen()
         index = contexts + self._starts
         if node is not None:
-            index += node * self.sizes[:, None]
-        seen = self._node_counts
-        share = ((2 * seen[:, 1] + 1) * _ONE) // (2 * (seen[:, 0] + seen[:, 1]) + 2)
-        own = _LOG_ODDS[share]
-        base: np.ndarray | float
-        if self._cells <= index.size:
-            counts, of = self._counts, self._node_of
-        else:  # few bits: only the cells they ask for
-            counts, of = self._counts[index], self._node_of if node is None else node
-        if node is None:
-            least, base = _PRIOR * int(share[0]), float(own[0])
-        else:
-            least, base = _PRIOR * share[of], own[of]
+            index += node * self._stride
+        zeros, ones = self._node_counts
+        share = np.floor((2 * ones + 1) * _ONE / (2 * (zeros + ones) + 2))
+        own = _PLACE.take(share.astype(np.intp)).astype(np.float64)
+        base = own if node is None else own.take(node)
         # Quotients of whole numbers below 2**53, rounded down: a double is far finer than their fractions.
-        cells = (counts[..., 1] * _ONE + least) / (counts[..., 0] + counts[..., 1] + _PRIOR)
-        beyond = _LOG_ODDS.take(cells.astype(np.intp))
-        beyond -= base
-        if beyond.ndim == 1:
-            beyond = beyond.take(index)
+        share *= _PRIOR
+        zeros, ones = self._counts
+        if self._cells <= index.size:
+            cells = ones * _ONE
+            below = zeros + ones
+            below += _PRIOR
+            by_node = cells.reshape(self.nodes, self._stride)
+            by_node += share[:, None]
+            cells /= below
+            beyond = _PLACE.take(cells.astype(np.intp)).take(index)
+        else:  # few bits: only the cells they ask for
+            cells = ones.take(index)
+            below = zeros.take(index)
+            below += cells
+            below += _PRIOR
+            cells *= _ONE
+            cells += share if node is None else share.take(node)
+            cells /= below
+            beyond = _PLACE.take(cells.astype(np.intp))
+        beyond = np.subtract(beyond, base)
         odds = self._weights @ beyond
-        odds *= 1 / _ONE
-        odds += (base if node is None else own[node]) + LIMIT
+        odds += base
         np.maximum(odds, 0, out=odds)
         np.minimum(odds, 2 * LIMIT, out=odds)
         place = odds.astype(np.intp)
@@ -106,16 +114,16 @@ class Mixer:
     def learn(self, bits: np.ndarray) -> None:
         """Count the bits that were predicted last, and move the weights towards what would have been shorter."""
         node, index, beyond, probability, place = self._last
-        ones = int(np.count_nonzero(bits))
         if node is None:
-            self._node_counts[0] += (len(bits) - ones, ones)
+            ones = int(np.count_nonzero(bits))
+            self._node_counts[:, 0] += (len(bits) - ones, ones)
         else:
-            seen = np.bincount(node * 2 + bits, minlength=2 * self.nodes)
-            self._node_counts += seen.reshape(-1, 2)
-        index *= 2
-        index += bits
-        self._counts += np.bincount(index.reshape(-1), minlength=2 * self._cells).reshape(-1, 2)
-        error = bits * float(_ONE) - probability
+            seen = np.bincount(node + bits * self.nodes, minlength=2 * self.nodes)
+            self._node_counts += seen.reshape(2, -1)
+        index += bits * self._cells
+        self._counts += np.bincount(index.reshape(-1), minlength=2 * self._cells).reshape(2, -1)
+        error = bits * float(_ONE)
+        error -= probability
         weighed = beyond * _DOUBT.take(place)
         self._energy = max(self._energy - (self._energy >> 3), _CALM)
         slope = [0] * len(self._weights)
@@ -124,10 +132,10 @@ class Mixer:
             self._energy += int(np.vdot(weighed[:, part], beyond[:, part])) >> 4
             slope = [a + int(b) for a, b in zip(slope, (beyond[:, part] @ error[part]).tolist())]
         for j, s in enumerate(slope):
-            moved = int(self._weights[j]) + s * _ONE // self._energy
-            self._weights[j] = min(max(moved, -_WEIGHT), _WEIGHT)
+            moved = int(self._weights[j] * _ONE) + s * _ONE // self._energy
+            self._weights[j] = min(max(moved, -_WEIGHT), _WEIGHT) / _ONE
 
 
 def _shrink(counts: np.ndarray, most: int) -> None:
-    total = counts.sum(axis=1, keepdims=True)
-    np.copyto(counts, counts * most // np.maximum(total, 1), where=total > most)
+    total = counts.sum(axis=0)
+    np.copyto(counts, np.floor(counts * most / np.maximum(total, 1)), where=total > most)

@@ -42,7 +42,7 @@ class Encoder:
     def bits(self, bits: np.ndarray, ones: np.ndarray) -> None:
         """Append bits, each with its own probability `ones / 65536` of being 1."""
         if bits.size:
-            self._coder.encode(bits.astype(np.int32), _BIT, ones.astype(np.float64) * _SCALE)
+            self._coder.encode(bits.astype(np.int32, copy=False), _BIT, ones * _SCALE)
 
     def symbols(self, symbols: np.ndarray, frequencies: np.ndarray) -> None:
         """Append symbols that share one table of frequencies, which sum to `TOTAL - len(frequencies)`."""
@@ -68,7 +68,7 @@ class Decoder:
         if not ones.size:
             return np.zeros(0, dtype=np.int32)
         try:
-            return self._coder.decode(_BIT, ones.astype(np.float64) * _SCALE)
+            return self._coder.decode(_BIT, ones * _SCALE)
         except AssertionError:
             raise FormatError("a coded stream holds a value outside the coder's range") from None
 

@@ -37,10 +37,10 @@ def recipe():
 def test_the_search_halves_while_it_holds_and_comes_half_way_back(recipe, tmp_path, monkeypatch):
     asked = []
 
-    def tried(recipe, base, store, model, found, keep, limit, *rest):
+    def tried(base, led, store, keep, what, limit, progress):
         asked.append(keep)
         accuracy = 0.9 if keep >= 0.2 else 0.1
-        return auto_module.Try(keep, accuracy, keep >= 0.2, f"{keep}")
+        return auto_module.Try(keep, accuracy, keep >= 0.2, f"{keep}"), []
 
     monkeypatch.setattr(auto_module, "_tried", tried)
     monkeypatch.setattr(auto_module, "run", lambda *a, **k: Fake())
@@ -50,7 +50,7 @@ def test_the_search_halves_while_it_holds_and_comes_half_way_back(recipe, tmp_pa
         [0.5, 0.25, 0.125, (0.25 * 0.125) ** 0.5, (0.25 * 0.25**0.5 * 0.125**0.5) ** 0.5]
     )
     assert found.best.keep == min(keep for keep in asked if keep >= 0.2)
-    monkeypatch.setattr(auto_module, "_tried", lambda *a: auto_module.Try(a[5], 0.3, False, "no"))
+    monkeypatch.setattr(auto_module, "_tried", lambda *a: (auto_module.Try(a[3], 0.3, False, "no"), []))
     with pytest.raises(
         BudgetNotMetError, match=r"none of 2 tries held 0\.8900 .* nearest came to 0\.3000"
     ) as error:
@@ -100,29 +100,58 @@ def test_options_are_checked(recipe, tmp_path):
             auto_module.auto(recipe, Store(tmp_path / "runs"), **wrong)
 
 
-def test_the_way_that_held_last_is_tried_first_and_uniform_only_where_none_did(recipe, tmp_path, monkeypatch):
-    asked = []
+def test_the_way_that_held_last_is_tried_first_and_what_held_is_cut_on_only_where_none_did(
+    recipe, tmp_path, monkeypatch
+):
+    asked, made = [], []
 
-    def tried(recipe, base, store, model, way, keep, limit, *rest):
-        name = "uniform" if way is None else way.name
+    def tried(base, led, store, keep, what, limit, progress):
+        steps = led()
+        name = steps[-1]["label"].rstrip("_23")
         asked.append((round(keep, 3), name))
-        # the scan's cut never holds, half way does down to 0.2, all alike down to 0.4
-        holds = {"scan": False, "between": keep >= 0.2, "uniform": keep >= 0.4}[name]
-        return auto_module.Try(keep, 0.9 if holds else 0.1, holds, f"{name} {keep}")
+        # the scan's cut never holds, half way does down to 0.2, all alike down to 0.4, going on down to 0.1
+        holds = {"scan": False, "between": keep >= 0.2, "uniform": keep >= 0.4, "auto_retrain": keep >= 0.1}[
+            name
+        ]
+        return auto_module.Try(keep, 0.9 if holds else 0.1, holds, f"{name} {keep}"), steps
+
+    def steps(recipe, model, way, *rest):
+        return [{"kind": "retrain", "label": "uniform" if way is None else way.name}]
+
+    def ran(whole, *rest, **more):
+        made.append([step.label for step in whole.steps])
+        return Fake()
 
     monkeypatch.setattr(auto_module, "_tried", tried)
     monkeypatch.setattr(auto_module, "_scanned", lambda *a: "a scan")
-    monkeypatch.setattr(auto_module, "_steps", lambda recipe, model, way, *a: asked.append(way.name) or [])
-    monkeypatch.setattr(auto_module, "run", lambda *a, **k: Fake())
+    monkeypatch.setattr(auto_module, "_steps", steps)
+    monkeypatch.setattr(auto_module, "run", ran)
     monkeypatch.setattr(auto_module, "final_state", lambda *a: Fake())
-    found = auto_module.auto(recipe, Store(tmp_path / "runs"), tries=3)
+    found = auto_module.auto(recipe, Store(tmp_path / "runs"), tries=4)
     assert asked == [
         (0.5, "scan"), (0.5, "between"),
         (0.25, "between"),
-        (0.125, "between"), (0.125, "scan"), (0.125, "uniform"),
-        "between",
+        (0.125, "between"), (0.125, "scan"), (0.125, "uniform"), (0.125, "auto_retrain"),
+        (0.062, "auto_retrain"), (0.062, "between"), (0.062, "scan"), (0.062, "uniform"),
     ]  # fmt: skip
-    assert found.best.keep == 0.25
+    assert found.best.keep == 0.125
+    assert made[-1][-6:] == [
+        "between", "auto_prune_2", "auto_shrink", "auto_retrain_2", "auto_tried", "result"
+    ]  # fmt: skip
+
+
+def test_going_on_masks_until_the_end_and_shrinks_once():
+    one = [
+        {"kind": "prune", "label": "a"}, {"kind": "shrink", "label": "b"}, {"kind": "retrain", "label": "c"}
+    ]  # fmt: skip
+    two = auto_module._further(one, 0.3, {"epochs": 2})
+    three = auto_module._further(two, 0.2, {"epochs": 2})
+    assert [step["label"] for step in two] == ["a", "c", "auto_prune_2", "auto_shrink", "auto_retrain_2"]
+    assert [step["label"] for step in three] == [
+        "a", "c", "auto_prune_2", "auto_retrain_2", "auto_prune_3", "auto_shrink", "auto_retrain_3"
+    ]  # fmt: skip
+    assert three[-3]["budget"] == {"name": "macs", "keep": 0.2}
+    assert three[-1]["epochs"] == 2
 
 
 def test_ways_share_out_the_same_work_differently():

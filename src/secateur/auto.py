@@ -5,7 +5,8 @@
 
 The recipe says how the dense model comes about. `auto` measures it, scans which layers can give (goal "fast"), and
 then tries: allocate, prune, retrain, shrink or share, measure on the validation images. A try that holds the limit is
-followed by a smaller one, a try that does not by one half way back. Every step goes through the recipe engine, so a
+followed by a smaller one, a try that does not by one half way back. Where no cut of the dense model holds, what held
+last is cut on, and so keeps what it learnt on the way down. Every step goes through the recipe engine, so a
 stopped search goes on where it stood, and a second one costs nothing. The test images are looked at once, at the end.
 
 >>> next_share(holds=1.0, fails=0.0), round(next_share(holds=0.5, fails=0.25), 4)
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -38,6 +40,8 @@ __all__ = ["Found", "Try", "auto", "next_share"]
 _DENSE, _TEST, _RESULT = "auto_dense", "dense", "result"
 _TRIED = "auto_tried"
 _WAYS = {"scan": "cut by the scan", "between": "half by the scan", "uniform": "all layers alike"}
+_ON = "on"
+_SAID = {**_WAYS, _ON: "going on from what held"}
 _RETRAIN = {"epochs": 5, "lr": 0.02, "schedule": "cosine"}
 
 
@@ -134,8 +138,9 @@ def auto(
     `goal` is "fast" (channels leave, fewest multiply-accumulates) or "small" (single weights go, the rest is shared
     with `bits`, fewest bytes of the packed file). `allocation` "scan" cuts where a scan says it hurts least, "uniform"
     cuts all layers alike, "between" cuts half way between the two, and "best" tries one after the other until one
-    holds, the one that held last time first. `retrain` are the options of the retraining after every cut. `told(line)`
-    is called with the why of every decision. No try that holds within `tries` is a `BudgetNotMetError`.
+    holds, the one that held last time first; its last resort is to cut on, all layers alike, what held before.
+    `retrain` are the options of the retraining after every cut. `told(line)` is called with the why of every decision.
+    No try that holds within `tries` is a `BudgetNotMetError`.
     """
     if goal not in ("fast", "small"):
         raise OptionError(f"goal: expected 'fast' or 'small', got {goal!r}")
@@ -162,19 +167,26 @@ def auto(
     model = final_state(ran.plan.trials[0], store).model
     done: list[Try] = []
     best: Try | None = None
+    kept: list[dict[str, Any]] = []  # the steps that led to the best
     holds, fails = 1.0, 0.0
-    names = ["uniform"] if found is None else list(_WAYS) if allocation == "best" else [allocation]
-    ways = [None if name == "uniform" or found is None else Way(name, found) for name in names]
-    by = ways[0]
+    ways = ["uniform"] if found is None else [*_WAYS, _ON] if allocation == "best" else [allocation]
     for _ in range(tries):
         keep = next_share(holds, fails)
         for way in ways:
-            one = _tried(recipe, base, store, model, way, keep, limit, goal, training, bits, progress)
+            if way == _ON and best is None:
+                continue
+            if way == _ON:
+                led = partial(_further, kept, keep, training)
+            else:
+                dealt = None if way == "uniform" or found is None else Way(way, found)
+                led = partial(_steps, recipe, model, dealt, keep, goal, training, bits)
+            what = f"{keep:.3g} of the {_unit(goal)}{'' if goal == 'small' else f', {_SAID[way]}'}"
+            one, steps = _tried(base, led, store, keep, what, limit, progress)
             done.append(one)
             say(one.why)
             if one.holds:
-                best, holds, by = one, keep, way
-                ways = [way, *(other for other in ways if other is not way)]
+                best, holds, kept = one, keep, steps
+                ways = [way, *(other for other in ways if other != way)]
                 break
         else:
             fails = keep
@@ -184,9 +196,8 @@ def auto(
             f"auto: none of {len(done)} tries held {limit:.4f} (dense {dense:.4f}, at most {lost:g} lost); the nearest "
             f"came to {near:.4f}. Allow more loss, retrain longer (retrain.epochs), or try more often (tries)"
         )
-    steps = _steps(recipe, model, by, best.keep, goal, training, bits)
     last = {"kind": "measure", "label": _RESULT, "split": "test", "against": _TEST}
-    whole = {**base, "step": [*base["step"], *steps, _measure(_TRIED, "validation"), last]}
+    whole = {**base, "step": [*base["step"], *kept, _measure(_TRIED, "validation"), last]}
     return Found(goal, dense, limit, tuple(done), best, run(Recipe.of(whole), store, progress=progress))
 
 
@@ -302,29 +313,35 @@ def _steps(
     return [*steps, {"kind": "shrink", "label": "auto_shrink"}, retrain]
 
 
+def _further(kept: list[dict[str, Any]], keep: float, training: dict[str, Any]) -> list[dict[str, Any]]:
+    """The steps that led here, and those that cut on. Channels leave once, at the end: until then they are masked."""
+    number = sum(step["kind"] == "retrain" for step in kept) + 1
+    cut = {"kind": "prune", "criterion": "l2", "granularity": "channel"}
+    return [
+        *(step for step in kept if step["kind"] != "shrink"),
+        {**cut, "label": f"auto_prune_{number}", "budget": {"name": "macs", "keep": keep}},
+        {"kind": "shrink", "label": "auto_shrink"},
+        {"kind": "retrain", "label": f"auto_retrain_{number}", **training},
+    ]
+
+
 def _tried(
-    recipe: Recipe,
     base: dict[str, Any],
+    led: Callable[[], list[dict[str, Any]]],
     store: Store,
-    model: nn.Module,
-    way: Way | None,
     keep: float,
+    what: str,
     limit: float,
-    goal: str,
-    training: dict[str, Any],
-    bits: int,
     progress: Progress | None,
-) -> Try:
-    """One attempt, and the sentence that says why it is kept or dropped."""
-    where = "" if goal == "small" else f", {_WAYS['uniform' if way is None else way.name]}"
-    what = f"{keep:.3g} of the {_unit(goal)}{where}"
+) -> tuple[Try, list[dict[str, Any]]]:
+    """One attempt by the steps that lead to it, and the sentence that says why it is kept or dropped."""
     try:
-        steps = _steps(recipe, model, way, keep, goal, training, bits)
+        steps = led()
         whole = {**base, "step": [*base["step"], *steps, _measure(_TRIED, "validation")]}
         ran = run(Recipe.of(whole), store, progress=progress)
     except (BudgetNotMetError, CollapseError, NothingToDoError) as error:
-        return Try(keep, None, False, f"{what}: cannot be had ({error})")
+        return Try(keep, None, False, f"{what}: cannot be had ({error})"), []
     accuracy = _accuracy(ran, _TRIED)
     holds = accuracy >= limit
     verdict = "holds, so less is tried" if holds else f"is {limit - accuracy:.4f} short, so not this"
-    return Try(keep, accuracy, holds, f"{what}: {accuracy:.4f} {verdict}")
+    return Try(keep, accuracy, holds, f"{what}: {accuracy:.4f} {verdict}"), steps

@@ -38,7 +38,7 @@ from secateur.core.targets import Pattern, select
 from secateur.core.undisturbed import undisturbed
 from secateur.core.units import Units
 from secateur.errors import NothingToDoError, OptionError, StoreError
-from secateur.measure._repeated import Evaluation, Job, Value, on_workers, repeated
+from secateur.measure._repeated import Crew, Evaluation, Job, Value, on_crew, on_workers, repeated
 from secateur.measure.macs import macs
 from secateur.meter import Meter
 from secateur.scanned import Allocation, Cell, Scan
@@ -67,6 +67,7 @@ def scan(
     trials: int = 0,
     quick: bool = True,
     workers: int = 1,
+    engine: Crew | None = None,
     memory: int = 1 << 30,
     at_least: int | Mapping[Any, int] | None = None,
     resume: str | os.PathLike[str] | None = None,
@@ -85,8 +86,10 @@ def scan(
     With an `example` (or batches) the MACs of each layer are counted so that `Scan.allocate(keep=...)` can spend them;
     `trials` also reads the time of the model shrunk by every cell alone (granularity "channel"), so many times.
     `estimate` names a criterion, such as "taylor", whose sum over the units that go stands beside the measured value.
-    `workers` processes share the layers. `resume` names a file that keeps the values found so far: a scan that was
-    stopped goes on from there. `progress(done, total, seconds_left)` is called after each value.
+    `workers` processes share the layers; an `engine` (a `secateur.lab.engines.crew.Crew`: processes here or a Ray
+    cluster) does so too, and begins a layer again whose process was killed. `resume` names a file that keeps the
+    values found so far: a scan that was stopped goes on from there. `progress(done, total, seconds_left)` is called
+    after each value.
     """
     rule = criteria.registry.make(criterion)
     grain = granularities.registry.make(granularity)
@@ -95,6 +98,8 @@ def scan(
         raise OptionError(
             f"scan: expected workers of at least 1 and trials of at least 0, got {workers}, {trials}"
         )
+    if engine is not None and workers > 1:
+        raise OptionError("scan: workers and engine are two ways to share the layers out; give one of them")
     evaluation = Evaluation.of(evaluate, subset)
     batches = evaluation.batches
     if example is None and batches:
@@ -131,19 +136,23 @@ def scan(
         )
         jobs, shown, known = _jobs(pieces, plans, order, values)
         watch.tell(known)
-        if workers == 1:
+        if workers == 1 and engine is None:
             found = now.values(jobs)
             for digest, value in found:
                 values[digest] = value
                 ledger.add(digest, value)
                 watch.found(shown[digest])
         how, skipped, peak = now.how, now.skipped, now.peak
-    if workers > 1:
-        for digest, value in on_workers(model, evaluation, jobs, workers, memory, quick):
+    if workers > 1 or engine is not None:
+        if engine is None:
+            shared = on_workers(model, evaluation, jobs, workers, memory, quick)
+        else:
+            shared = on_crew(model, evaluation, jobs, engine, memory, quick)
+        for digest, value in shared:
             values[digest] = value
             ledger.add(digest, value)
             watch.found(shown[digest])
-        how = f"{workers} processes"
+        how = f"{workers} processes" if engine is None else str(engine)
     estimates = None if estimate is None else criteria.registry.make(estimate)
     rises = None
     if estimates is not None:

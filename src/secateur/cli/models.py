@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from secateur.cli.cluster import Address, EngineChoice, EngineOption
 from secateur.cli.options import Debug, Device, Example, Json, Seed
 from secateur.cli.output import print_json, show_table
 from secateur.errors import OptionError
@@ -337,7 +338,11 @@ def scan(
     quick: Annotated[
         bool, typer.Option("--quick/--plain", help="The same numbers by a shorter way, margins checked.")
     ] = True,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes that share the layers.")] = 1,
+    workers: Annotated[
+        int, typer.Option("--workers", "--jobs", "-j", min=1, help="Processes that share the layers.")
+    ] = 1,
+    engine: EngineOption = EngineChoice.local,
+    address: Address = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the scan as JSON to this file.")] = None,
     resume: Annotated[
         Path | None, typer.Option("--resume", help="Keeps the values found; a stopped scan goes on.")
@@ -353,11 +358,16 @@ def scan(
     from torch.nn import functional
 
     from secateur import data as datasets
+    from secateur.lab.engines.crew import Crew
     from secateur.lab.recipe import axis_values
     from secateur.scan import scan as look
 
     if floor is not None and keep is not None:
         raise OptionError("--floor and --keep are two ways to allot; give one of them")
+    if address and engine is EngineChoice.local:
+        raise OptionError(
+            f"--address {address}: belongs to --engine ray; here layers are shared out by --jobs"
+        )
     if weights is None:
         print("warning: no weights were given, so those scanned are random", file=sys.stderr)
     net = _model(model, weights, option, seed)
@@ -377,6 +387,11 @@ def scan(
                 file=sys.stderr,
             )
 
+    crew = None
+    if engine is EngineChoice.ray:
+        crew = Crew.ray(address, workers if workers > 1 else None)
+    elif workers > 1:
+        crew = Crew.local(workers)
     found = look(
         net,
         list(images.test.batches(256)),
@@ -390,7 +405,7 @@ def scan(
         loss=functional.cross_entropy if estimate else None,
         trials=trials,
         quick=quick,
-        workers=workers,
+        engine=crew,
         resume=resume,
         progress=told,
         seed=seed or 0,

@@ -22,7 +22,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -35,7 +35,7 @@ from secateur.errors import DataError, OptionError
 from secateur.measure._certain import Certain
 from secateur.measure.accuracy import top_1
 
-__all__ = ["Evaluation", "Job", "Repeated", "Value", "on_workers", "repeated"]
+__all__ = ["Crew", "Evaluation", "Job", "Repeated", "Value", "on_crew", "on_workers", "repeated"]
 
 Value = tuple[float, float | None]  # the number, and half of its 95 % interval or None
 
@@ -235,6 +235,42 @@ def on_workers(
         for process in started:
             process.terminate()
             process.join()
+
+
+class Crew(Protocol):
+    """Processes that call functions: `secateur.lab.engines.crew.Crew`."""
+
+    slots: int
+
+    def each(
+        self,
+        function: Callable[..., Iterable[Any]],
+        common: tuple[Any, ...],
+        parts: Sequence[tuple[Any, ...]],
+    ) -> Iterator[Any]:
+        """What `function(*common, *part)` yields for every part, as it comes."""
+
+
+def on_crew(
+    model: nn.Module, evaluation: Evaluation, jobs: Sequence[Job], crew: Crew, memory: int, quick: bool
+) -> Iterator[tuple[str, Value]]:
+    """The values of these jobs, each job a part for somebody of the crew; every value once."""
+    met = set()
+    common = (model, evaluation, memory // crew.slots, quick)
+    for name, value in crew.each(_of_one, common, [(job,) for job in jobs]):
+        if name not in met:  # a part that was begun again
+            met.add(name)
+            yield name, value
+
+
+def _of_one(
+    model: nn.Module, evaluation: Evaluation, memory: int, quick: bool, job: Job
+) -> Iterator[tuple[str, Value]]:
+    """The values of one job, in a process of its own."""
+    with repeated(model, evaluation, memory, quick) as now:
+        if now.replay is not None:
+            now.dense()
+        yield from now.values([job])
 
 
 def _parts(jobs: Sequence[Job], workers: int) -> list[list[Job]]:

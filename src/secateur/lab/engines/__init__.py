@@ -11,8 +11,9 @@ once and keeps nobody waiting who could do something else. A node that fails tak
 from __future__ import annotations
 
 import heapq
+import pickle
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from secateur.lab.plan import Plan, PlannedTrial
 from secateur.lab.progress import Progress
 from secateur.lab.store import Store
 
-__all__ = ["Engine", "Event", "Node", "drive", "forest", "slots"]
+__all__ = ["Call", "Engine", "Event", "Node", "drive", "forest", "slots"]
 
 _NOTE_EVERY = 0.5  # seconds between writing down how far the trials are; outcomes are written at once
 
@@ -39,10 +40,41 @@ class Node:
         """The step's label in the trial it was found first."""
         return self.trial.steps[self.position].label
 
+    @property
+    def scripted(self) -> bool:
+        """Whether a process needs the user's own script to compute it: a model of it is found there by name."""
+        return self.trial.recipe.model.name.startswith("__main__:")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function that yields values, to be called by a worker: what a verb shares out, where no recipe is.
+
+    Its arguments are pickled: those that many calls have in `common`, then its own. `secateur.lab.engines.crew` makes
+    calls.
+
+    >>> list(Call("a", divmod, pickle.dumps((7,)), pickle.dumps((2,))).values())
+    [3, 1]
+    """
+
+    key: str
+    function: Callable[..., Iterable[Any]]
+    common: bytes
+    own: bytes
+
+    @property
+    def scripted(self) -> bool:
+        """Whether a process needs the user's own script to understand the arguments."""
+        return b"__main__" in self.common or b"__main__" in self.own
+
+    def values(self) -> Iterator[Any]:
+        """Call it."""
+        yield from self.function(*pickle.loads(self.common), *pickle.loads(self.own))
+
 
 @dataclass(frozen=True)
 class Event:
-    """What an engine tells: `what` is start, epoch, done or failed."""
+    """What an engine tells: `what` is start, epoch, done or failed; of a call also value, for each that it yields."""
 
     what: str
     key: str
@@ -51,14 +83,15 @@ class Event:
     text: str = ""
     trace: str = ""
     found: dict[str, float] = field(default_factory=dict)
+    value: Any = None  # what a call yielded, or the error that it ended with
 
 
 class Engine(Protocol):
-    """What computes nodes. A node is submitted when what it starts from is done."""
+    """What computes nodes, and calls. A node is submitted when what it starts from is done."""
 
     slots: int
 
-    def submit(self, node: Node) -> None:
+    def submit(self, node: Node | Call) -> None:
         """Compute it, soon."""
 
     def events(self) -> Iterable[Event]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -21,11 +22,11 @@ from multiprocessing import connection, get_context
 from types import ModuleType
 from typing import Any
 
-from secateur.lab.engines import Event, Node, numbers
+from secateur.lab.engines import Call, Event, Node, numbers
 from secateur.lab.progress import Progress
 from secateur.lab.store import Store
 
-__all__ = ["LocalEngine"]
+__all__ = ["LocalEngine", "TellingProgress", "failed"]
 
 _ATTEMPTS = 3
 _TELL_EVERY = 0.5  # seconds between two words about a training
@@ -34,7 +35,7 @@ _TELL_EVERY = 0.5  # seconds between two words about a training
 class _Worker:
     """A process, the line to it, and what it is doing."""
 
-    def __init__(self, folder: str, threads: int, gpus: tuple[str, ...], node: Node | None):
+    def __init__(self, folder: str, threads: int, gpus: tuple[str, ...], node: Node | Call | None):
         # Not fork: a forked process inherits torch's thread pools in a state nobody defined.
         context = get_context("spawn")
         self.gpus = gpus
@@ -43,8 +44,7 @@ class _Worker:
         self.process = context.Process(
             target=_serve, args=(theirs, folder, threads, gpus, os.getpid()), daemon=True
         )
-        # A model of the user's own script is found there by name; nothing else of it is needed.
-        scripted = node is not None and node.trial.recipe.model.name.startswith("__main__:")
+        scripted = node is not None and node.scripted
         with _interrupts_held(), contextlib.nullcontext() if scripted else _script_hidden():
             self.process.start()
         theirs.close()
@@ -102,7 +102,7 @@ class LocalEngine:
         self._tries: dict[str, int] = {}
         self._pending: deque[Event] = deque()
 
-    def submit(self, node: Node) -> None:
+    def submit(self, node: Node | Call) -> None:
         """Give it to a process that has nothing to do."""
         worker = next((one for one in self._workers if one.node is None), None)
         if worker is None:
@@ -112,7 +112,7 @@ class LocalEngine:
         self._tries[node.key] = self._tries.get(node.key, 0) + 1
         # A process that died while idle is noticed by `events`, which gives the node to its successor.
         with contextlib.suppress(OSError):
-            worker.line.send((node.trial, node.position))
+            worker.line.send(_order(node))
 
     def events(self) -> Iterable[Event]:
         """What the processes say, and which of them are gone."""
@@ -144,11 +144,11 @@ class LocalEngine:
             return
         if self._tries[node.key] < _ATTEMPTS:
             self._tries[node.key] += 1
-            fresh.line.send((node.trial, node.position))
+            fresh.line.send(_order(node))
             return
         why = (
             f"its process was killed {_ATTEMPTS} times (exit code {code}; out of memory, perhaps); what was finished "
-            "is kept: run the recipe again, with fewer --jobs"
+            "is kept: run it again, with fewer --jobs"
         )
         fresh.node = None
         self._pending.append(Event("failed", node.key, text=why, trace=why))
@@ -164,6 +164,11 @@ class LocalEngine:
         for worker in self._workers:
             worker.end(now=now)
         self._workers = []
+
+
+def _order(node: Node | Call) -> Any:
+    """What a process is sent."""
+    return node if isinstance(node, Call) else (node.trial, node.position)
 
 
 # -- in the process
@@ -219,8 +224,33 @@ def _serve(line: Any, folder: str, threads: int, gpus: tuple[str, ...], parent: 
             return
         if task is None:
             return
+        if isinstance(task, Call):
+            line.send(_called(task, line))
+            continue
         trial, position = task
         line.send(_one(store, trial, position, line))
+
+
+def _called(call: Call, line: Any) -> Event:
+    """Call a function, and tell each value as it comes."""
+    line.send(Event("start", call.key))
+    try:
+        for value in call.values():
+            line.send(Event("value", call.key, value=value))
+    except Exception as error:
+        return failed(call.key, error)
+    return Event("done", call.key)
+
+
+def failed(key: str, error: Exception) -> Event:
+    """What is told of a call that ended with an error: the error itself, where it can travel."""
+    try:
+        whole = pickle.loads(pickle.dumps(error))
+    except Exception:
+        whole = None
+    return Event(
+        "failed", key, text=str(error) or type(error).__name__, trace=traceback.format_exc(), value=whole
+    )
 
 
 def _one(store: Store, trial: Any, position: int, line: Any) -> Event:

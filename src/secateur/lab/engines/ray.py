@@ -27,9 +27,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from secateur.errors import MissingExtraError, OptionError, StoreError
-from secateur.lab.engines import Event, Node, numbers
+from secateur.lab.engines import Call, Event, Node, numbers
 from secateur.lab.engines.gpus import checked_share
-from secateur.lab.engines.local import TellingProgress
+from secateur.lab.engines.local import TellingProgress, failed
 from secateur.lab.store import Outcome, Store
 
 __all__ = ["Needs", "RayEngine"]
@@ -137,6 +137,20 @@ def _work(
     return ("done", outcome), {"state": dict(outcome.state), "objects": kept.held}
 
 
+def _call(key: str, function: Any, common: bytes, own: bytes, threads: int) -> list[Event]:
+    """A call in a worker of the cluster: all that it yielded, and how it ended."""
+    import torch
+
+    torch.set_num_threads(threads)
+    events = []
+    try:
+        for value in Call(key, function, common, own).values():
+            events.append(Event("value", key, value=value))
+    except Exception as error:
+        return [*events, failed(key, error)]
+    return [*events, Event("done", key)]
+
+
 class _Board:
     """Where workers write how far their trainings are, and this process reads it."""
 
@@ -203,9 +217,10 @@ class RayEngine:
                     "--address auto"
                 ) from error
         self.slots = _AHEAD * self._room(ray.cluster_resources())
-        self._task = ray.remote(_work).options(
-            num_returns=2, max_retries=_RETRIES, **({"name": "secateur"} | needs.options())
-        )
+        told = {"name": "secateur", "max_retries": _RETRIES} | needs.options()
+        self._task = ray.remote(_work).options(num_returns=2, **told)
+        self._caller = ray.remote(_call).options(**told)
+        self._common: dict[bytes, Any] = {}  # what calls have in common, once in the cluster
         # Beside this process: what is told must not be lost with a machine that computes.
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=True
@@ -215,7 +230,7 @@ class RayEngine:
         )
         self._beacon = store.checkpoint(f"cluster-{uuid.uuid4().hex}").resolve()
         self._beacon.touch()
-        self._running: dict[Any, tuple[Node, Any]] = {}
+        self._running: dict[Any, tuple[Node | Call, Any]] = {}
         self._blobs: dict[str, Any] = {}
         self._locks: dict[str, FileLock] = {}
         self._elsewhere: list[Node] = []  # steps another run on this store computes right now
@@ -237,8 +252,15 @@ class RayEngine:
                 )
         return max(1, int(min(there.get(name, 0) // amount for name, amount in wanted.items() if amount)))
 
-    def submit(self, node: Node) -> None:
+    def submit(self, node: Node | Call) -> None:
         """Hand it to the cluster, or wait while another run computes it."""
+        if isinstance(node, Call):
+            if node.common not in self._common:
+                self._common[node.common] = self._ray.put(node.common)
+            common, threads = self._common[node.common], max(1, int(self._needs.cpus))
+            head = self._caller.remote(node.key, node.function, common, node.own, threads)
+            self._running[head] = (node, None)
+            return
         lock = self._store.lock(node.key)
         try:
             lock.acquire(timeout=0)
@@ -286,9 +308,20 @@ class RayEngine:
             time.sleep(0.05)
         for head in ready:
             node, blob = self._running.pop(head)
+            if isinstance(node, Call):
+                found += self._returned(head, node.key)
+                continue
             found.append(self._settle(head, node, blob))
             self._locks.pop(node.key).release()
         return found
+
+    def _returned(self, head: Any, key: str) -> list[Event]:
+        try:
+            events: list[Event] = self._ray.get(head)
+        except self._ray.exceptions.RayError as error:
+            why = f"the cluster lost it {_RETRIES + 1} times ({type(error).__name__}); run it again"
+            return [Event("failed", key, text=why, trace=f"{why}\n{error}")]
+        return events
 
     def _settle(self, head: Any, node: Node, blob: Any) -> Event:
         try:
@@ -368,6 +401,6 @@ class RayEngine:
         if hasattr(self, "_board"):
             with contextlib.suppress(Exception):
                 self._ray.kill(self._board)
-        self._blobs = {}
+        self._blobs, self._common = {}, {}
         if self._own:
             self._ray.shutdown()

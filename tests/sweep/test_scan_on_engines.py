@@ -1,0 +1,109 @@
+"""scan on the engines of sweeps: the same table as here, also when a process is killed or the scan is stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from secateur.errors import DataError, OptionError, StoreError
+from secateur.lab.engines.crew import Crew
+from secateur.scan import scan
+
+LEVELS = [0.25, 0.5, 0.75]
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(54, 4))
+    return nn.Sequential(*layers)
+
+
+@pytest.fixture
+def batches():
+    torch.manual_seed(1)
+    return [(torch.randn(20, 3, 7, 7), torch.randint(0, 4, (20,))) for _ in range(3)]
+
+
+@dataclass
+class Spread:
+    """An evaluation that kills its process once, or raises, in any process but the one it was made in."""
+
+    batches: list
+    flag: Path | None = None
+    wrong: bool = False
+    home: int = 0
+
+    def __call__(self, model: nn.Module) -> float:
+        if os.getpid() != self.home:
+            if self.wrong:
+                raise DataError("these images are no images")
+            if self.flag is not None and not self.flag.exists():
+                self.flag.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return float(sum(model(x).std() for x, _ in self.batches))
+
+
+@pytest.mark.slow
+def test_processes_of_the_local_engine_find_the_same_and_one_that_is_killed_is_replaced(
+    model, batches, tmp_path
+):
+    file, seen = tmp_path / "scan.json", []
+    one = scan(model, batches, "filter", LEVELS)
+    crew = Crew.local(jobs=2)
+    two = scan(
+        model, batches, "filter", LEVELS, engine=crew, resume=file, progress=lambda *t: seen.append(t[:2])
+    )
+    assert two == one
+    assert two.how == "Crew(2 processes here)"
+    assert seen == [(i, 1 + len(one.cells)) for i in range(1, 2 + len(one.cells))]
+
+    # half of the values gone, as if it had been stopped: the rest is found again
+    kept = json.loads(file.read_text())
+    kept["values"] = dict(list(kept["values"].items())[:5])
+    file.write_text(json.dumps(kept))
+    assert scan(model, batches, "filter", LEVELS, engine=Crew.local(jobs=1), resume=file) == one
+
+    plain = scan(model, Spread(batches), "filter", LEVELS)
+    deadly = Spread(batches, tmp_path / "killed", home=os.getpid())
+    assert scan(model, deadly, "filter", LEVELS, engine=Crew.local(jobs=1)) == plain
+    assert deadly.flag.exists()
+
+
+@pytest.mark.slow
+def test_an_error_of_the_evaluation_arrives_as_it_is(model, batches):
+    with pytest.raises(DataError, match="these images are no images"):
+        scan(
+            model, Spread(batches, wrong=True, home=os.getpid()), "filter", LEVELS, engine=Crew.local(jobs=1)
+        )
+
+
+def test_what_cannot_be_shared_out_is_refused(model, batches):
+    with pytest.raises(OptionError, match="define them at the top of a module, or leave the engine out"):
+        scan(model, lambda model: 0.5, "filter", LEVELS, engine=Crew.local(jobs=1))
+    with pytest.raises(OptionError, match="workers and engine are two ways"):
+        scan(model, batches, "filter", LEVELS, workers=2, engine=Crew.local(jobs=1))
+    with pytest.raises(OptionError, match="jobs: expected at least 1, got 0"):
+        Crew.local(jobs=0)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_ray_cluster_finds_the_same(model, batches):
+    ray = pytest.importorskip("ray", reason="RAY IS NOT INSTALLED: a scan on Ray is not tested here")
+    one = scan(model, batches, "filter", LEVELS)
+    try:
+        assert scan(model, batches, "filter", LEVELS, engine=Crew.ray(jobs=2)) == one
+        assert not ray.is_initialized()
+        wrong = Spread(batches, wrong=True, home=os.getpid())
+        with pytest.raises((DataError, StoreError), match="these images are no images"):
+            scan(model, wrong, "filter", LEVELS, engine=Crew.ray(jobs=1))
+    finally:
+        ray.shutdown()

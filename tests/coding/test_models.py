@@ -174,6 +174,21 @@ def test_chunks_of_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.array_equal(floats.decode(floats.encode(words, True), 1050, 4, True), words)
 
 
+@pytest.mark.parametrize("floating", [True, False])
+@pytest.mark.parametrize("width", [1, 2, 4, 8])
+def test_pieces_of_chunks(width: int, floating: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planes are the same however many words are taken apart at a time; the words, by the definition."""
+    words = np.random.default_rng(18).integers(0, 2 ** (8 * width - 3), 1050).astype(f"u{width}")
+    whole = floats.encode(words, floating)
+    monkeypatch.setattr(floats, "_PIECE", 100)
+    assert floats.encode(words, floating) == whole
+    assert np.array_equal(floats.decode(whole, 1050, width, floating), words)
+    bits = 8 * width
+    turned = [(w << 1 | w >> (bits - 1)) % 2**bits if floating else w for w in words.tolist()]
+    top = bytes(w >> (bits - 8) for w in turned)
+    assert floats._planes(words, floating)[-1].tobytes() == top
+
+
 @pytest.mark.parametrize("width", [1, 2, 4, 8])
 def test_long_planes_are_deflated_and_come_back(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(floats, "_LONG", 1000)

@@ -16,6 +16,7 @@ from secateur.container import format as sct
 from secateur.container.archive import load, save
 from secateur.container.inspection import inspect
 from secateur.container.pack import _sections, pack, unpack
+from secateur.container.reading import words_of
 from secateur.errors import DataError, FormatError, NonFiniteError, NothingToDoError, OptionError
 
 
@@ -151,6 +152,30 @@ def test_workers_write_the_same_bytes(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (tmp_path / "one.sct").read_bytes() == (tmp_path / "two.sct").read_bytes()
     with pytest.raises(OptionError, match="workers: expected at least 1"):
         pack(tmp_path / "a.safetensors", tmp_path / "c.sct", workers=0)
+
+
+def test_threads_read_and_write_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sct, "SECTION_SIZE", 3000)
+    state = {f"w{i}": torch.randn(30, 20 + i) for i in range(8)}
+    save_file(state, tmp_path / "a.safetensors")
+    monkeypatch.setattr("secateur.container.pack.ProcessPoolExecutor", None)  # not for tensors like these
+    for workers in (1, 3):
+        pack(tmp_path / "a.safetensors", tmp_path / f"{workers}.sct", lossless=True, workers=workers)
+        unpack(tmp_path / "1.sct", tmp_path / f"{workers}.safetensors", workers=workers)
+        assert (tmp_path / f"{workers}.sct").read_bytes() == (tmp_path / "1.sct").read_bytes()
+        assert (tmp_path / f"{workers}.safetensors").read_bytes() == (tmp_path / "a.safetensors").read_bytes()
+    with pytest.raises(OptionError, match="workers: expected at least 1"):
+        unpack(tmp_path / "1.sct", tmp_path / "b.safetensors", workers=0)
+
+
+def test_threads_wait_for_what_later_tensors_are_made_of(tmp_path: Path) -> None:
+    packed, few = torch.randn(5000), torch.randint(0, 3, (40, 40)).float()
+    save(dict(zip("abcdef", (packed, few, packed, few, few, packed))), tmp_path / "a.sct")
+    with (tmp_path / "a.sct").open("rb") as file:
+        archive = sct.Archive(file)
+        assert {record.method for record in archive} == {sct.PACKED, sct.INDEXED, sct.SAME}
+        one, three = ([words.tobytes() for _, words in words_of(archive, n)] for n in (1, 3))
+    assert one == three == [t.numpy().tobytes() for t in (packed, few, packed, few, few, packed)]
 
 
 def test_sections_are_cut_as_the_writer_cuts_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,15 @@ def pack(
         bool, typer.Option("--lossless", help="Every tensor comes back bit for bit.")
     ] = False,
     fast: Annotated[bool, typer.Option("--fast", help="The quick coder: a somewhat larger file.")] = False,
+    workers: Annotated[
+        int,
+        typer.Option(
+            "--workers",
+            min=1,
+            help="Share the coding; the bytes are the same. Pays from some million weights on (with --bits, "
+            "processes that take seconds to start).",
+        ),
+    ] = 1,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -65,7 +74,7 @@ def pack(
     from secateur.container.pack import pack as write
 
     with _bar(quiet) as told:
-        done = write(source, target, bits=bits, lossless=lossless, fast=fast, progress=told)
+        done = write(source, target, bits=bits, lossless=lossless, fast=fast, progress=told, workers=workers)
     if json:
         print_json(
             {"file": str(done.path), "bytes": done.size, "source_bytes": done.source, "ratio": done.ratio}
@@ -79,6 +88,12 @@ def pack(
 def unpack(
     source: _Sct,
     target: Annotated[Path, typer.Argument(help="The .safetensors file to write.", show_default=False)],
+    workers: Annotated[
+        int,
+        typer.Option(
+            "--workers", min=1, help="Threads; they help with tensors packed losslessly, not shared ones."
+        ),
+    ] = 1,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -87,7 +102,7 @@ def unpack(
     from secateur.container.pack import unpack as write
 
     with _bar(quiet) as told:
-        done = write(_there(source), target, progress=told)
+        done = write(_there(source), target, progress=told, workers=workers)
     if json:
         print_json({"file": str(done.path), "bytes": done.size, "source_bytes": done.source})
         return

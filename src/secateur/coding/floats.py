@@ -27,7 +27,11 @@ __all__ = ["CHUNK", "decode", "encode"]
 CHUNK = 1 << 22  # numbers coded with one set of tables
 _RAW, _CODED, _DEFLATED = 0, 1, 2
 _LONG = 1 << 16  # bytes of a plane from which speed goes before the last percent
-_RICH = 2.0  # bits a byte; with fewer Huffman's whole bits cost too much
+_SAMPLED = 16  # of so many bytes of a long plane one is looked at first
+# In bits a byte: with fewer, Huffman's whole bits cost too much; with more, a long plane is not worth the time to read
+# it back; and with more than the last, a short one would not get smaller.
+_RICH, _POOR, _FULL = 2.0, 7.9, 7.97
+_PIECE = 1 << 15  # words taken apart and put together at a time: they stay in the cache
 
 
 def encode(words: np.ndarray, floating: bool, small: bool = False) -> bytes:
@@ -50,19 +54,19 @@ def decode(data: bytes | memoryview, count: int, width: int, floating: bool, ver
 
 
 def _encode_chunk(words: np.ndarray, floating: bool, small: bool) -> Iterator[bytes | memoryview]:
-    width = words.dtype.itemsize
-    if floating:
-        words = _rotated(words, 1)
-    bytes_of = np.ascontiguousarray(words.astype(words.dtype.newbyteorder("<"), copy=False)).view(np.uint8)
-    for k in reversed(range(width)):
-        plane = np.ascontiguousarray(bytes_of[k::width])
-        coded, way, bound = None, _CODED, static.entropy(plane)
-        # The entropy is a bound: where even that saves nothing, coding would only cost time.
-        if bound < 7.97 if plane.size > 64 else plane.size > 8:
-            if plane.size >= _LONG and bound > _RICH and not small:
+    for plane in _planes(words, floating)[::-1]:
+        coded, way = None, _CODED
+        if plane.size >= _LONG and not small:
+            bound = static.entropy(plane[::_SAMPLED])
+            if bound < _POOR + 0.05:  # far from it a sample is enough
+                bound = static.entropy(plane)
+            if _RICH < bound < _POOR:
                 coded, way = _deflated(plane), _DEFLATED
-            else:
+            elif bound <= _RICH:
                 coded = static.encode(plane, 256)
+        # The entropy is a bound: where even that saves nothing, coding would only cost time.
+        elif static.entropy(plane) < _FULL if plane.size > 64 else plane.size > 8:
+            coded = static.encode(plane, 256)
         if coded is not None and len(coded) + 1 < plane.size:
             yield from (bytes([way]), varint.write(len(coded)), coded)
         else:
@@ -71,30 +75,52 @@ def _encode_chunk(words: np.ndarray, floating: bool, small: bool) -> Iterator[by
 
 def _decode_chunk(reader: varint.Reader, out: np.ndarray, floating: bool, version: int) -> None:
     count, width = len(out), out.dtype.itemsize
-    target = out if out.dtype.newbyteorder("<") == out.dtype else np.empty(count, dtype=f"<u{width}")
-    planes = target.view(np.uint8).reshape(count, width)
-    for k in reversed(range(width)):
-        mode = reader.byte()
-        if mode == _RAW:
-            planes[:, k] = np.frombuffer(reader.take(count), dtype=np.uint8)
-        elif mode == _CODED:
-            planes[:, k] = static.decode(reader.part("a byte plane"), count, 256)
-        elif mode == _DEFLATED and version > 1:
-            planes[:, k] = np.frombuffer(_inflated(reader.part("a byte plane"), count), dtype=np.uint8)
+    planes = [_plane(reader, count, version) for _ in range(width)][::-1]
+    scratch = np.empty(min(count, _PIECE), dtype=f"<u{width}")
+    for start in range(0, count, _PIECE):
+        piece = out[start : start + _PIECE]
+        words = scratch[: len(piece)]
+        columns = words.view(np.uint8).reshape(-1, width)
+        for k, plane in enumerate(planes):
+            columns[:, k] = plane[start : start + _PIECE]
+        if floating:
+            _rotate(words.astype(out.dtype, copy=False), width * 8 - 1, piece)
         else:
-            raise reader.fail(f"a byte plane is coded in way {mode}, known ways are 0..{min(version, 2)}")
-    if target is not out:
-        out[:] = target
-    if floating:
-        out[:] = _rotated(out, width * 8 - 1)
+            piece[:] = words
 
 
-def _rotated(words: np.ndarray, bits: int) -> np.ndarray:
-    """Words rotated left."""
+def _plane(reader: varint.Reader, count: int, version: int) -> np.ndarray:
+    """The bytes of the next plane."""
+    mode = reader.byte()
+    if mode == _RAW:
+        return np.frombuffer(reader.take(count), dtype=np.uint8)
+    if mode == _CODED:
+        return static.decode(reader.part("a byte plane"), count, 256).astype(np.uint8)
+    if mode == _DEFLATED and version > 1:
+        return np.frombuffer(_inflated(reader.part("a byte plane"), count), dtype=np.uint8)
+    raise reader.fail(f"a byte plane is coded in way {mode}, known ways are 0..{min(version, 2)}")
+
+
+def _planes(words: np.ndarray, floating: bool) -> np.ndarray:
+    """The bytes of all words as [width, count], lowest byte first."""
+    count, width = len(words), words.dtype.itemsize
+    planes = np.empty((width, count), dtype=np.uint8)
+    scratch = np.empty(min(count, _PIECE), dtype=words.dtype)
+    for start in range(0, count, _PIECE):
+        piece = words[start : start + _PIECE]
+        if floating:
+            _rotate(piece, 1, scratch[: len(piece)])
+            piece = scratch[: len(piece)]
+        stored = np.ascontiguousarray(piece.astype(piece.dtype.newbyteorder("<"), copy=False))
+        planes[:, start : start + _PIECE] = stored.view(np.uint8).reshape(-1, width).T
+    return planes
+
+
+def _rotate(words: np.ndarray, bits: int, out: np.ndarray) -> None:
+    """Words rotated left, into `out`, which may be no part of `words`."""
     left, right = words.dtype.type(bits), words.dtype.type(words.dtype.itemsize * 8 - bits)
-    out = words << left
+    np.left_shift(words, left, out=out)
     out |= words >> right
-    return out
 
 
 def _deflated(plane: np.ndarray) -> bytes:

@@ -19,8 +19,11 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -37,6 +40,8 @@ __all__ = ["Packed", "Progress", "pack", "unpack"]
 Progress = Callable[[int, int, str], None]
 
 _LEAST_SHARED = 256  # smaller tensors are not worth a codebook
+_SAMPLE = 4096  # words looked at to tell whether a tensor has few distinct ones
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -69,15 +74,18 @@ def pack(
     `bits` shares the weights of every float tensor with two or more axes (K-means with 2**bits values a
     tensor; zeros stay zeros); without it, or with `lossless`, every tensor comes back bit for bit, and from a
     .safetensors file so does the file. `fast` uses the static model. `progress(bytes done, bytes in all,
-    tensor)` is called per tensor. More `workers` are processes that share the coding; the bytes are the same.
-    (As with all of Python's processes, a script that asks for them needs `if __name__ == "__main__":`.)
+    tensor)` is called per tensor.
+
+    More `workers` share the coding, a section of about four megabytes at a time, and write the same bytes: threads
+    for tensors that are packed losslessly, processes for those of few distinct values, which take a hundred times
+    as long. Processes cost a second or two to start: below some million weights one worker is quicker. (As with
+    all of Python's processes, a script that asks for them needs `if __name__ == "__main__":`.)
     """
     if lossless and bits is not None:
         raise OptionError(f"lossless and bits={bits} exclude each other; choose one")
     if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8):
         raise OptionError(f"bits: expected a whole number from 1 to 8, got {bits!r}")
-    if workers < 1:
-        raise OptionError(f"workers: expected at least 1, got {workers}")
+    _check_workers(workers)
     job = _Job("fast" if fast else "mixed", bits, method)
     done = 0
     with open_checkpoint(path_in) as checkpoint, replacing(path_out) as file:
@@ -130,19 +138,47 @@ def _encoded(checkpoint: Checkpoint, job: _Job, writer: sct.Writer, workers: int
         for index, entry in enumerate(checkpoint.entries):
             yield job.tensor(entry, checkpoint.words(index), writer.memory)
         return
-    from concurrent.futures import Future, ProcessPoolExecutor
-    from multiprocessing import get_context
-
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with _Crew(workers) as crew:
         waiting: deque[Future[list[_Coded]]] = deque()
-        for group in _sections(checkpoint.entries):
-            waiting.append(
-                pool.submit(job.section, [(checkpoint.entries[i], checkpoint.words(i)) for i in group])
-            )
+        for numbers in _sections(checkpoint.entries):
+            group = [(checkpoint.entries[i], checkpoint.words(i)) for i in numbers]
+            slow = job.bits is not None or any(_few(words) for _, words in group)
+            waiting.append(crew.submit(slow, job.section, group))
             if len(waiting) > workers:  # so many sections are in memory, and one more
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
+
+
+class _Crew:
+    """Threads for quick jobs and processes for slow ones; the processes start with the first that needs them."""
+
+    def __init__(self, workers: int):
+        self._workers = workers
+        self._threads = ThreadPoolExecutor(workers)
+        self._processes: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> _Crew:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        if self._processes is not None:
+            self._processes.shutdown(cancel_futures=True)
+
+    def submit(self, slow: bool, what: Callable[..., _Result], *given: Any) -> Future[_Result]:
+        """Have it done: in a thread, or in a process (Python runs one thread's own code at a time)."""
+        if not slow:
+            return self._threads.submit(what, *given)
+        if self._processes is None:
+            self._processes = ProcessPoolExecutor(self._workers, mp_context=get_context("spawn"))
+        return self._processes.submit(what, *given)
+
+
+def _few(words: np.ndarray) -> bool:
+    """Whether a sample looks as if there were few distinct words, which are coded as indices."""
+    sample = words.reshape(-1)[:: max(1, words.size // _SAMPLE)]
+    return len(np.unique(sample)) * 4 < len(sample)
 
 
 def _sections(entries: list[sct.Entry]) -> Iterator[list[int]]:
@@ -206,8 +242,13 @@ def unpack(
     path_in: str | os.PathLike[str],
     path_out: str | os.PathLike[str],
     progress: Progress | None = None,
+    workers: int = 1,
 ) -> Packed:
-    """A .sct file as .safetensors; what was packed without loss from .safetensors has its bytes again."""
+    """A .sct file as .safetensors; what was packed without loss from .safetensors has its bytes again.
+
+    More `workers` are threads that decode losslessly packed tensors beside each other.
+    """
+    _check_workers(workers)
     with open(path_in, "rb") as source:
         archive = sct.Archive(source)
         if not archive.named:
@@ -220,13 +261,18 @@ def unpack(
         total, done = sum(entry.nbytes for entry in entries), 0
         with replacing(path_out) as file:
             file.write(len(header).to_bytes(8, "little") + header)
-            for record, words in words_of(archive):
+            for record, words in words_of(archive, workers):
                 file.write(np.ascontiguousarray(words.astype(words.dtype.newbyteorder("<"), copy=False)).data)
                 done += record.entry.nbytes
                 if progress is not None:
                     progress(done, total, record.entry.name)
             size = file.tell()
     return Packed(Path(path_out), size, archive.size, len(entries))
+
+
+def _check_workers(workers: int) -> None:
+    if workers < 1:
+        raise OptionError(f"workers: expected at least 1, got {workers}")
 
 
 def _read_header(archive: sct.Archive, entries: list[sct.Entry]) -> bytes:

@@ -14,7 +14,9 @@
 from __future__ import annotations
 
 import zlib
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -26,18 +28,24 @@ from secateur.errors import FormatError
 __all__ = ["words_of"]
 
 
-def words_of(archive: sct.Archive) -> Iterator[tuple[sct.Record, np.ndarray]]:
-    """Every record with its decoded words; raises at the end unless together they are what was written."""
+# Ways that need neither what the coder learnt before nor other tensors.
+_ALONE = frozenset({sct.RAW, sct.ZERO, sct.CONST, sct.PACKED, sct.CAST, sct.GRID})
+
+_Words = tuple[sct.Record, np.ndarray]
+
+
+def words_of(archive: sct.Archive, workers: int = 1) -> Iterator[_Words]:
+    """Every record with its decoded words; raises at the end unless together they are what was written.
+
+    More `workers` are threads that decode packed tensors beside each other, so many of them in memory at once.
+    """
     content = 0
     kept: dict[int, np.ndarray | None] = {}
     for record in archive:
         if record.method == sct.SAME:
             kept[tensors.same_as(record)] = None
     lanes = Lanes([]) if archive.numbers is None else Lanes.read(archive.numbers)
-    for record in archive:
-        words = tensors.decode(record, kept, lanes)
-        if record.index in kept:
-            kept[record.index] = words
+    for record, words in _decoded(archive, kept, lanes, workers):
         content = zlib.crc32(np.ascontiguousarray(words).data, content)
         yield record, words
     lanes.end()
@@ -47,3 +55,28 @@ def words_of(archive: sct.Archive) -> Iterator[tuple[sct.Record, np.ndarray]]:
             f"was "
             "written by a faulty encoder, or this machine decodes wrongly"
         )
+
+
+def _decoded(
+    archive: sct.Archive, kept: dict[int, np.ndarray | None], lanes: Lanes, workers: int
+) -> Iterator[_Words]:
+    """All records in order; those in `kept` are put there for the ones that say they equal them."""
+    waiting: deque[tuple[sct.Record, Future[np.ndarray] | np.ndarray]] = deque()
+
+    def oldest() -> _Words:
+        record, found = waiting.popleft()
+        words = found.result() if isinstance(found, Future) else found
+        if record.index in kept:
+            kept[record.index] = words
+        return record, words
+
+    with ThreadPoolExecutor(workers) as pool:
+        for record in archive:
+            while waiting and (len(waiting) >= workers or record.method == sct.SAME):
+                yield oldest()
+            if workers > 1 and record.method in _ALONE:
+                waiting.append((record, pool.submit(tensors.decode, record, kept, lanes)))
+            else:
+                waiting.append((record, tensors.decode(record, kept, lanes)))
+        while waiting:
+            yield oldest()

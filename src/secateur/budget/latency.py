@@ -29,7 +29,7 @@ class Latency(Remaining):
     the limit as measured, unless the next unit back would pass it or `most` models were read. `round_to` as for `Macs`.
 
     >>> Latency(keep=0.5).within, Latency(ms=2.0).keep
-    (0.03, None)
+    (0.02, None)
     """
 
     measured: ClassVar[bool] = True
@@ -40,7 +40,7 @@ class Latency(Remaining):
     threads: int | None = None
     spread: str = "per_tensor"
     round_to: int | None = None
-    within: float = 0.03
+    within: float = 0.02
     most: int = 10
 
     def __post_init__(self) -> None:

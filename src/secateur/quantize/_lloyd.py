@@ -25,14 +25,14 @@ def lloyd(data: SortedWeights, centroids: Floats, iterations: int) -> Floats:
     before: Ints | None = None
     for _ in range(iterations):
         edges = data.edges(centroids)
-        counts = np.diff(edges)
+        counts = edges[1:] - edges[:-1]
         if not counts.all():
             moved = _refill(data, edges, counts, centroids)
             if moved is None:
                 break
             centroids, before = moved, None
             continue
-        if before is not None and np.array_equal(edges, before):
+        if before is not None and (edges == before).all():
             break
         before = edges
         centroids = data.means(edges)

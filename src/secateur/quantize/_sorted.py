@@ -25,13 +25,16 @@ __all__ = ["BLOCK", "Floats", "Ints", "SortedWeights", "in_range", "middles", "n
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-BLOCK = 64
+_BITS = 6
+BLOCK = 1 << _BITS
 _CHUNK = BLOCK * 2**14
 
 
 def not_above(cuts: Floats, dtype: Any) -> npt.NDArray[Any]:
     """The largest numbers of `dtype` not above `cuts`: `x <= cut` then reads the same in that dtype."""
     near = cuts.astype(dtype)
+    if near.dtype == cuts.dtype:
+        return near
     return np.where(near > cuts, np.nextafter(near, np.array(-np.inf, dtype=dtype)), near)
 
 
@@ -57,7 +60,7 @@ def middles(centroids: Floats) -> Floats:
     [0.5, 2.5]
     """
     # Half of the difference, added: the sum of two large centroids could overflow.
-    return centroids[..., :-1] + np.diff(centroids) / 2
+    return centroids[..., :-1] + (centroids[..., 1:] - centroids[..., :-1]) / 2
 
 
 class SortedWeights:
@@ -98,14 +101,19 @@ class SortedWeights:
 
     def sums(self, positions: Ints) -> tuple[Floats, Floats]:
         """Sum and sum of squares, around `shift`, of the first `position` numbers, for each position."""
-        block, rest = np.divmod(positions, BLOCK)
-        inside = self._columns < rest[:, None]
-        picked = self.values.take(block[:, None] * BLOCK + self._columns, mode="clip").astype(np.float64)
-        centred = np.where(inside, picked - self.shift, 0.0)
+        block, centred = self._rests(positions)
         return (
-            self._first[block] + centred.sum(axis=1),
-            self._second[block] + np.einsum("ij,ij->i", centred, centred),
+            self._first.take(block) + centred.sum(axis=1),
+            self._second.take(block) + np.einsum("ij,ij->i", centred, centred),
         )
+
+    def _rests(self, positions: Ints) -> tuple[Ints, Floats]:
+        """The block each position lies in, and the numbers of the block before it, around `shift`; then zeros."""
+        block = positions >> _BITS
+        rest = positions & (BLOCK - 1)
+        picked = self.values.take((positions - rest)[:, None] + self._columns, mode="clip").astype(np.float64)
+        picked -= self.shift
+        return block, np.where(self._columns < rest[:, None], picked, 0.0)
 
     def block_sums(self, blocks: Ints) -> tuple[Floats, Floats]:
         """What `sums(blocks * BLOCK)` gives, without looking at a single weight."""
@@ -113,7 +121,8 @@ class SortedWeights:
 
     def positions(self, cuts: Floats) -> Ints:
         """How many numbers are at or below each cut."""
-        return np.searchsorted(self.values, not_above(cuts, self.values.dtype), side="right").astype(np.int64)
+        found = self.values.searchsorted(not_above(cuts, self.values.dtype), side="right")
+        return found.astype(np.int64, copy=False)
 
     def edges(self, centroids: Floats) -> Ints:
         """The borders of ascending centroids' clusters: cluster i is `values[edges[i]:edges[i + 1]]`."""
@@ -127,8 +136,9 @@ class SortedWeights:
 
     def means(self, edges: Ints) -> Floats:
         """The mean of each cluster, from the prefix sums; none may be empty."""
-        first, _ = self.sums(edges)
-        return self.shift + np.diff(first) / np.diff(edges)
+        block, centred = self._rests(edges)
+        first = self._first.take(block) + centred.sum(axis=1)
+        return self.shift + (first[1:] - first[:-1]) / (edges[1:] - edges[:-1])
 
     def careful_means(self, edges: Ints) -> Floats:
         """The mean of each cluster, summed afresh around its first number, so that nothing cancels."""

@@ -83,11 +83,11 @@ class KmeansPlusPlus(Base):
             above = mass(stretch, beyond * BLOCK, *data.block_sums(beyond)) > target
             block, last = np.where(above, block, beyond), np.where(above, middle, last)
         low, high = np.maximum(low, block * BLOCK), np.minimum(high, block * BLOCK + BLOCK - 1)
-        while np.any(low < high):
-            middle = (low + high) // 2
-            above = mass(stretch, middle + 1, *data.sums(middle + 1)) > target
-            low, high = np.where(above, low, np.minimum(middle + 1, high)), np.where(above, middle, high)
-        return data.values[low].astype(np.float64)
+        within = np.minimum(low[:, None] + np.arange(BLOCK), high[:, None])
+        distance = data.values[within] - chosen[stretch][:, None]
+        totals = np.cumsum(distance * distance, axis=1) + mass(stretch, low, *data.sums(low))[:, None]
+        steps = np.minimum((totals <= target[:, None]).sum(axis=1), high - low)
+        return data.values[low + steps].astype(np.float64)
 
 
 def _squared_errors(data: SortedWeights, tried: Floats) -> Floats:

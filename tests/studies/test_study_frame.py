@@ -68,7 +68,7 @@ def test_every_part_of_every_study_is_a_recipe_at_every_scale(name: str) -> None
     study = studies.read(name)
     assert set(study.scale) >= {"smoke", "short", "full"}
     for scale in study.scale:
-        found = study.recipes(scale)
+        found = study.recipes(scale, [f"{key}=given" for key in study.at(scale).needs])
         assert found
         assert all(recipe.trials() for _, recipe in found)
         assert len({part.name for part, _ in found}) == len(found)
@@ -145,6 +145,9 @@ def test_a_study_that_says_what_cannot_be_is_refused(change: tuple[str, str], me
 def test_unknown_studies_and_scales_are_answered_with_the_near_ones(small: Study) -> None:
     with pytest.raises(UnknownNameError, match=r"unknown study 'vea': did you mean 'vae'"):
         studies.read("vea")
+    words = r"scale given needs model\.weights: give it with --set model\.weights=VALUE"
+    with pytest.raises(RecipeError, match=words):
+        studies.read("deep-compression").recipes("given")
     with pytest.raises(UnknownNameError, match=r"study small has no scale 'smok': did you mean 'smoke'"):
         small.recipes("smok")
 

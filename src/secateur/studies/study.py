@@ -78,13 +78,17 @@ class PartScale(Options):
 
 
 class Scale(Options):
-    """How large a run: values set wherever they exist, axes cut, parts and steps left out. `about` says it plainly."""
+    """How large a run: values set wherever they exist, axes cut, parts and steps left out. `about` says it plainly.
+
+    `needs` are keys that only `--set` can give, such as a file of weights.
+    """
 
     about: str
     set: dict[str, Any] = Field(default_factory=dict)
     grid: dict[str, Any] = Field(default_factory=dict)
     skip: tuple[str, ...] = ()
     without: tuple[str, ...] = Field((), description="labels of steps left out, in every part that has them")
+    needs: tuple[str, ...] = ()
     part: dict[str, PartScale] = Field(default_factory=dict)
 
 
@@ -217,6 +221,11 @@ class Study(Options):
         """Every part as a recipe with its grid, at a scale, with `--set` texts and `--data` applied."""
         size = self.at(scale)
         asked = dict(parse_setting(text) for text in settings)
+        for key in size.needs:
+            if key not in asked:
+                raise RecipeError(
+                    f"study {self.name}: scale {scale} needs {key}: give it with --set {key}=VALUE"
+                )
         raws = [(part, self._raw(part)) for part in self.part]
         for label in size.without:
             known = {label for _, raw in raws for label in _labels(raw)}

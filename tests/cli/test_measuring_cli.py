@@ -50,3 +50,9 @@ def test_a_scan_can_estimate_and_spend_bytes(secateur):
     assert "of what goes (first order, in units of the loss)" in out
     assert "size 0." in out
     assert secateur(*words, "--keep", "0.7", "--cost", "latency")[0] == 2
+
+
+def test_a_scan_says_whose_option_the_address_is(secateur):
+    code, _, err = secateur("scan", "lenet-300-100", "--address", "auto")
+    assert code == 2
+    assert "--address auto: belongs to --engine ray; here layers are shared out by --jobs" in err

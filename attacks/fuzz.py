@@ -23,14 +23,14 @@ def main() -> int:
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else time.time_ns() % (1 << 32)
     rng = random.Random(seed)
-    data = hostile.sample()
-    honest = hostile.read(data)
+    samples = [(data, hostile.read(data)) for data in (hostile.sample(), hostile.strong_sample())]
     seen: Counter[str] = Counter()
     slowest = largest = 0.0
     end = time.monotonic() + options.seconds
     if options.memory:
         tracemalloc.start()
     while time.monotonic() < end:
+        data, honest = rng.choice(samples)
         attack = rng.choice((hostile.mutate, hostile.mutate_within, hostile.mutate_within))
         bad = attack(data, rng)
         if options.memory:

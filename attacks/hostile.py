@@ -1,6 +1,7 @@
 """Mutations of .sct files, and the judge: a hostile file ends in a `FormatError`, soon, in little memory.
 
-`sample()` is a small honest file with every way of storing a tensor. `reseal` mends the checksums of a
+`sample()` is a small honest file with every way of storing a tensor, `strong_sample()` one of what else streams can be:
+the strong coder's, and planes that are deflated. `reseal` mends the checksums of a
 mutated file, so that what lies behind them is attacked too.
 """
 
@@ -94,6 +95,41 @@ def sample() -> bytes:
         add(f"lane{lane}.more", "F32", words[9:].reshape(3, -1), (sct.DRAWN + lane, []))
     writer.finish()
     return file.getvalue()
+
+
+def strong_sample() -> bytes:
+    """An honest file: streams of the strong coder, of a kernel, a matrix and a mask, and deflated byte planes."""
+    file = io.BytesIO()
+    writer = Writer(file)
+    for number, shape in enumerate([(12, 6, 3, 3), (9, 32)]):
+        values = np.round(bell(shape, 20 + number) * 5).astype(np.float32) / np.float32(8)
+        words = values.view(np.uint32)
+        entry = Entry(f"conv{number}.weight", "F32", shape)
+        few = tensors.levels_of(words, entry)
+        assert few is not None
+        writer.add(entry, words.tobytes(), *tensors.indexed(entry, *few, "strong", writer.memory))
+    sparse = bell((24, 16), 22)
+    sparse[np.abs(sparse) < 0.7] = 0
+    words = sparse.view(np.uint32)
+    stream = indices.encode((words != 0).astype(np.int32), 2, 0, "strong", writer.memory)
+    way = (sct.SPARSE, [stream, _deflated(words[words != 0])])
+    writer.add(Entry("sparse", "F32", words.shape), words.tobytes(), *way)
+    for name, dtype, kind in (("wide", "F32", np.uint32), ("narrow", "BF16", np.uint16)):
+        whole = (bell((300,), 23) * 0.01).view(np.uint32) >> np.uint32(32 - 8 * np.dtype(kind).itemsize)
+        words = whole.astype(kind)
+        entry = Entry(name, dtype, words.shape)
+        writer.add(entry, words.tobytes(), sct.PACKED, [_deflated(words)])
+    writer.finish()
+    return file.getvalue()
+
+
+def _deflated(words: np.ndarray) -> bytes:
+    """Packed floats whose planes are all deflated; the writer would do so with long ones only."""
+    out = b""
+    for plane in tensors.floats._planes(words, True)[::-1]:
+        stream = tensors.floats._deflated(plane)
+        out += b"\2" + varint.write(len(stream)) + stream
+    return out
 
 
 # Values that are small multiples of a power of two, not in a row; and lanes of even ratios and of even steps.

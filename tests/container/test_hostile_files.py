@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from secateur.coding import varint
+from secateur.coding.mixed import Way
 from secateur.container import format as sct
 from secateur.container import tensors
 from secateur.container.format import Archive, Entry, Writer
@@ -29,11 +30,28 @@ def honest() -> tuple[bytes, dict[str, bytes]]:
     return data, hostile.read(data)
 
 
+@pytest.fixture(scope="module")
+def strong() -> tuple[bytes, dict[str, bytes]]:
+    data = hostile.strong_sample()
+    return data, hostile.read(data)
+
+
 def test_the_sample_uses_every_way_of_storing(honest: tuple[bytes, dict[str, bytes]]) -> None:
     records = Archive(io.BytesIO(honest[0])).records()
     assert {record.method for record in records} == set(sct.METHODS)
     models = {bytes(r.parts["indices"])[0] for r in records if r.method == sct.INDEXED}
     assert {min(model, 2) for model in models} == {0, 2}  # from 2 on: the second context model
+
+
+def test_the_other_sample_has_strong_streams_and_deflated_planes(
+    strong: tuple[bytes, dict[str, bytes]],
+) -> None:
+    records = Archive(io.BytesIO(strong[0])).records()
+    firsts = [
+        bytes(part)[0] for r in records for name, part in r.parts.items() if name in ("indices", "mask")
+    ]
+    assert [Way.of(first, old=False).kind for first in firsts] == ["rich"] * 3
+    assert [bytes(r.parts["packed"])[0] for r in records if "packed" in r.parts] == [2] * 3
 
 
 def test_every_flipped_bit_is_found(honest: tuple[bytes, dict[str, bytes]]) -> None:
@@ -74,6 +92,18 @@ def test_mutations_behind_mended_checksums(honest: tuple[bytes, dict[str, bytes]
         seen.append(hostile.judge(hostile.mutate_within(data, rng), content, resealed=True))
         assert time.perf_counter() - began < 5  # one second where nothing else runs
     assert seen.count("refused") > 400
+
+
+def test_strong_streams_and_deflated_planes_under_attack(strong: tuple[bytes, dict[str, bytes]]) -> None:
+    data, content = strong
+    rng = random.Random(23)
+    seen = []
+    for _ in range(300):
+        hostile.judge(hostile.mutate(data, rng), content)
+        began = time.perf_counter()
+        seen.append(hostile.judge(hostile.mutate_within(data, rng), content, resealed=True))
+        assert time.perf_counter() - began < 5  # one second where nothing else runs
+    assert seen.count("refused") > 200
 
 
 def test_memory_of_mended_mutations(honest: tuple[bytes, dict[str, bytes]]) -> None:

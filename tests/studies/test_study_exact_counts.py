@@ -71,6 +71,16 @@ def test_the_union_of_independent_choices_costs_what_was_published(
     assert multiply_accumulates(small) == count
 
 
+@pytest.mark.parametrize("criterion", ["l1", "l2", "fpgm"])
+def test_a_coupled_choice_with_a_floor_of_eight_latent_units_costs_what_was_published(criterion: str) -> None:
+    torch.manual_seed(0)
+    model = models.build("vae").eval()
+    given = {"skip": ["fc4"], "example": EXAMPLE, "at_least": {"fc21": 8}}
+    small = sc.shrink(model, sc.prune(model, criterion, "channel", 0.8, **given), EXAMPLE).model
+    assert (small.fc1.out_features, small.fc21.out_features, small.fc22.out_features) == (80, 8, 8)
+    assert multiply_accumulates(small) == 127_360
+
+
 @pytest.mark.parametrize(("code", "count"), [(17, 323_800), (18, 324_400)])
 def test_no_width_gives_the_published_count_at_a_half(code: int, count: int) -> None:
     assert multiply_accumulates(models.build("vae", hidden=200, latent=code)) == count

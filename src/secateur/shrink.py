@@ -33,6 +33,7 @@ from secateur.structure.fit import fit
 from secateur.structure.labels import Lock
 from secateur.structure.plan import Plan, cut_tensor, set_attribute
 from secateur.structure.proof import Proof, prove
+from secateur.structure.rules.attention import FUSED
 from secateur.structure.twin import collector_at_rest, tensors_of, twin_of
 
 __all__ = ["Shrunk", "explain", "load_shrunk", "reestimate_batch_norm", "shrink"]
@@ -42,9 +43,9 @@ __all__ = ["Shrunk", "explain", "load_shrunk", "reestimate_batch_norm", "shrink"
 class Shrunk:
     """A smaller model, the proof that it computes what the masked one did, and the plan that made it.
 
-    `masks` are what is left of the masks on the smaller tensors: zeros that no channel took along. `locked`
-    says what was
-    asked to leave and could not, and why.
+    `masks` are what is left of the masks on the smaller tensors: zeros that no channel took along. `locked` says what
+    was asked to leave and could not, and why. `unsaid` says why the configuration of a Hugging Face model cannot tell
+    what left: such a model is loaded with its plan, not with `from_pretrained`.
     """
 
     model: nn.Module
@@ -52,6 +53,7 @@ class Shrunk:
     plan: Plan
     masks: Masks
     locked: tuple[Lock, ...] = ()
+    unsaid: str = ""
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the weights and the plan as one safetensors file; `load_shrunk(path, into=fresh_model)` reads it."""
@@ -71,20 +73,29 @@ class Shrunk:
             f"kept whole at {lock.path or 'the model'}: {lock.reason} [{lock.operator}]"
             for lock in self.locked
         ]
+        if self.unsaid:
+            lines.append(f"not for from_pretrained: {self.unsaid}; use save() and load_shrunk()")
         return "\n".join(lines)
 
 
 def explain(
-    model: nn.Module, example: Any, budget: float | None = None, *, across_norm: bool = False
+    model: nn.Module,
+    example: Any,
+    budget: float | None = None,
+    *,
+    across_norm: bool = False,
+    head_size: bool = False,
 ) -> Explanation:
     """Every group that can be cut, every locked axis and why, and what a budget would remove. Nothing is touched.
+
+    With `head_size` attention heads are seen as becoming smaller, not fewer, as granularity "head_size" cuts them.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> found = explain(model, torch.zeros(1, 4), budget=0.5)
     >>> [(row.name, row.count) for row in found.groups]
     [('0', 8)]
     """
-    return explained(analyse(model, example, across_norm=across_norm), model, budget)
+    return explained(analyse(model, example, across_norm=across_norm, sizes=head_size), model, budget)
 
 
 def shrink(
@@ -121,7 +132,7 @@ def shrink(
         done, proof = proven(careful=False)
     except ProofError as failure:
         raise ProofError(f"{failure}{_culprits(model, example, across_norm, proven)}") from failure
-    return Shrunk(done.model, proof, done.plan, done.left, done.locked)
+    return Shrunk(done.model, proof, done.plan, done.left, done.locked, done.unsaid)
 
 
 def _culprits(
@@ -165,6 +176,7 @@ class Cut:
     locked: tuple[Lock, ...]
     crossed: bool
     tried: bool = True
+    unsaid: str = ""
 
 
 @collector_at_rest()
@@ -185,6 +197,10 @@ def cut(
     """
     structure = analyse(model, example, across_norm=across_norm)
     lines = dropped_lines(structure, masks)
+    if _whole_lines_stay(structure, masks, model, lines):
+        sized = analyse(model, example, across_norm=across_norm, sizes=True)
+        if _heads_become_smaller(structure, sized, masks, model, lines):
+            structure = sized
     locks: list[Lock] = []
     while True:
         gone = dropped(structure, masks, model, coupling, lines)
@@ -202,33 +218,65 @@ def cut(
     whole = extended(structure, masks, alive, model, lines)
     plan = fitted.plan
     small, left = apply_plan(model, plan, whole)
+    unsaid = ""
     if hasattr(model, "save_pretrained"):
-        plan = with_config(structure, model, small, plan, alive)
-    return Cut(small, plan, whole, left, tuple(locks), bool(structure.follower.crossed), fitted.tried)
+        plan, unsaid = with_config(structure, model, small, plan, alive)
+    crossed = bool(structure.follower.crossed)
+    return Cut(small, plan, whole, left, tuple(locks), crossed, fitted.tried, unsaid)
+
+
+def _whole_lines_stay(
+    structure: Structure, masks: Masks, model: nn.Module, lines: Mapping[tuple[str, int], np.ndarray]
+) -> bool:
+    """Whether positions that the masks drop whole would stay, in a model that has attention."""
+    if not any(op.name in _ATTENTION for op in structure.trace.ops):
+        return False
+    gone = dropped(structure, masks, model, "union", lines)
+    alive = structure.alive({index: ~bits for index, bits in gone.items() if bits.any()})
+    return any(bool((line & alive[structure.slots[place]]).any()) for place, line in lines.items())
+
+
+_ATTENTION = frozenset({*FUSED, "bmm", "baddbmm"})
+
+
+def _heads_become_smaller(
+    structure: Structure,
+    sized: Structure,
+    masks: Masks,
+    model: nn.Module,
+    lines: Mapping[tuple[str, int], np.ndarray],
+) -> bool:
+    """Whether the masks make heads smaller and none of them leave. Both together are two cuts, heads first."""
+    fewer = dropped(structure, masks, model, "union", lines)
+    smaller = dropped(sized, masks, model, "union", lines)
+    return any(smaller[group.index].any() for group in sized.groups if group.within) and not any(
+        fewer[group.index].any() for group in structure.groups if group.heads
+    )
 
 
 def with_config(
     structure: Structure, model: nn.Module, small: nn.Module, plan: Plan, alive: np.ndarray
-) -> Plan:
-    """Set the shrunk model's configuration where one describes it, and put that into the plan."""
+) -> tuple[Plan, str]:
+    """Set the shrunk model's configuration where one describes it, and put that into the plan; else why not."""
     widths = set()
     for group in structure.groups:
         left = int(alive[group.classes].sum())
         if left < group.count:
-            widths.add((group.count, left))
+            times = max(1, group.within)
+            widths |= {(group.count, left), (group.count * times, left * times)}
             widths |= {(slot.positions.size, left * slot.positions.shape[1]) for slot in group.slots}
             queries = {slot.positions.shape[1] for slot in group.slots}
             widths |= {(group.count * a // b, left * a // b) for a in queries for b in queries if a > b}
-    config = fitted_config(model, small, widths)
+    config, unsaid = fitted_config(model, small, widths)
     if config is None:
-        return plan
+        return plan, unsaid
     changes = config_changes(model.config, config)
     own: Any = small.config
     # One object may serve all modules of a model, which was copied with it.
     for name, value in changes.items():
         set_attribute(own, name, value)
     merged = {**plan.attributes.get("", {}), **{f"config.{name}": value for name, value in changes.items()}}
-    return replace(plan, attributes={**plan.attributes, "": merged}) if changes else plan
+    return (replace(plan, attributes={**plan.attributes, "": merged}) if changes else plan), ""
 
 
 def _check_options(coupling: str, round_to: int | None, at_least: int, tolerance: float) -> None:

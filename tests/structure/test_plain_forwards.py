@@ -88,7 +88,7 @@ class Condition(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = torch.relu(self.a(x))
         x = torch.relu(self.b(x))
-        x = x * (1.0 if x.shape[-1] == 8 else 2.0)
+        x = x + (1.0 if x.shape[-1] == 8 else 2.0)
         return self.d(torch.relu(self.c(x)))
 
 

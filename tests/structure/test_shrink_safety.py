@@ -528,7 +528,7 @@ class AsksAnother(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         first = torch.relu(self.a(x))
         second = torch.relu(self.b(first))
-        second = second * (1.0 if first.shape[-1] == 8 else 2.0)
+        second = second + (1.0 if first.shape[-1] == 8 else 2.0)
         return self.c(second) + self.e(torch.relu(self.d(x)))
 
 
@@ -549,7 +549,7 @@ def test_two_groups_that_only_break_it_together_are_told() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             first, other = torch.relu(self.a(x)), torch.relu(self.d(x))
             scale = 2.0 if first.shape[-1] + other.shape[-1] < 12 else 1.0
-            return (self.c(torch.relu(self.b(first))) + self.e(other)) * scale
+            return (self.c(torch.relu(self.b(first))) + self.e(other)) + scale
 
     torch.manual_seed(0)
     model, x = Both().eval(), torch.randn(2, 4)

@@ -101,12 +101,35 @@ def test_the_configuration_makes_the_round_trip(name: str, tmp_path: Path) -> No
     assert model.config.to_dict() == untouched.config.to_dict()
 
 
+@pytest.mark.parametrize("name", ["t5", "llama", "gemma2"])
+def test_smaller_heads_make_the_round_trip(name: str, tmp_path: Path) -> None:
+    """T5 turns and scales nothing; the others say their frequencies, and Llama the scale of its attention."""
+    needs("hf")
+    model, example = hf.build(name)
+    if name == "llama":  # frequencies that are not the plain ones
+        model.config.rope_parameters = {
+            "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+        }  # fmt: skip
+        model = type(model)(model.config).eval()
+    small = sc.shrink(model, sc.prune(model, granularity="head_size", budget=0.5, example=example), example)
+    assert small.proof.error < 1e-9
+    assert not small.unsaid
+    assert getattr(small.model.config, "d_kv" if name == "t5" else "head_dim") == 8
+    small.model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(**example)[0], small.model.eval()(**example)[0], rtol=0, atol=2e-6)
+
+
 def test_a_config_that_cannot_say_it_is_left_alone() -> None:
     """BERT's config has no field for fewer heads of the same size: the plan loads such a model."""
     needs("hf")
     model, example = hf.build("bert")
     small = sc.shrink(model, sc.prune(model, granularity="head", budget=0.5, example=example), example)
     assert small.model.config.num_attention_heads == 4
+    assert "no field for these widths" in small.unsaid
+    assert "not for from_pretrained" in str(small)
     fresh, _ = hf.build("bert")
     small.plan.apply_(fresh).load_state_dict(small.model.state_dict())
     with torch.no_grad():

@@ -173,6 +173,9 @@ def explain(
     across_norm: Annotated[
         bool, typer.Option("--across-norm", help="Also axes that cross a LayerNorm.")
     ] = False,
+    head_size: Annotated[
+        bool, typer.Option("--head-size", help="Attention heads become smaller, not fewer.")
+    ] = False,
     seed: Seed = None,
     json: Json = False,
     debug: Debug = False,
@@ -182,7 +185,9 @@ def explain(
     from secateur.shrink import explain as look
 
     net = _model(model, weights, option, seed)
-    found = look(net, _example(model, net, input_, seed), budget, across_norm=across_norm)
+    found = look(
+        net, _example(model, net, input_, seed), budget, across_norm=across_norm, head_size=head_size
+    )
     if svg is not None:
         write_whole(svg, found.svg().encode())
     print(found.to_json() if json else found.table())
@@ -192,6 +197,7 @@ def _coupled(asked: list[str] | None, share: float, across_norm: bool) -> list[t
     """The granularities of `shrink` with the share each removes; with both, each keeps to its own groups."""
     from secateur.granularity.channel import Channel
     from secateur.granularity.head import Head
+    from secateur.granularity.head_size import HeadSize
 
     shares: dict[str, float] = {}
     for item in asked or ["channel"]:
@@ -200,12 +206,21 @@ def _coupled(asked: list[str] | None, share: float, across_norm: bool) -> list[t
             shares[name] = float(number) if number else share
         except ValueError:
             shares[""] = share
-    if not shares.keys() <= {"channel", "head"}:
+    if not shares.keys() <= {"channel", "head", "head_size"}:
         raise OptionError(
-            f"--granularity: expected channel or head, each with a share where it has its own, as in head=0.25; got "
-            f"{' '.join(asked or ())!r}"
+            f"--granularity: expected channel, head or head_size, each with a share where it has its own, as in "
+            f"head=0.25; got {' '.join(asked or ())!r}"
         )
-    kinds = {"channel": Channel(across_norm=across_norm, heads="head" not in shares), "head": Head()}
+    if shares.keys() >= {"head", "head_size"}:
+        raise OptionError(
+            "--granularity: expected head or head_size, got both; shrink with head, then the result with head_size"
+        )
+    whole = not shares.keys() & {"head", "head_size"}
+    kinds = {
+        "channel": Channel(across_norm=across_norm, heads=whole),
+        "head": Head(),
+        "head_size": HeadSize(),
+    }
     return [(kinds[name], number) for name, number in shares.items()]
 
 
@@ -227,7 +242,8 @@ def shrink(
     granularity: Annotated[
         list[str] | None,
         typer.Option(
-            "--granularity", help="channel or head, with its own share as in head=0.25. Repeatable."
+            "--granularity",
+            help="channel, head or head_size, with its own share as in head=0.25. Repeatable.",
         ),
     ] = None,
     at_least: Annotated[int, typer.Option("--at-least", min=1, help="Units of every group that stay.")] = 1,

@@ -73,7 +73,9 @@ def check_worth(scored: str, combine: str) -> None:
         raise OptionError(f"combine: expected 'sum', 'mean' or 'max', got {combine!r}")
 
 
-def structure_of(model: nn.Module, context: Context, across_norm: bool = False) -> Structure:
+def structure_of(
+    model: nn.Module, context: Context, across_norm: bool = False, sizes: bool = False
+) -> Structure:
     """Follow the model on the call's example, or on the first batch of its data."""
     example = context.example
     # An iterator can be read only once, and its first batch belongs to the criterion.
@@ -85,7 +87,7 @@ def structure_of(model: nn.Module, context: Context, across_norm: bool = False) 
         raise DataError(
             "granularity channel follows the channels through the model: pass example= (one input)"
         )
-    return analyse(model, example, across_norm=across_norm)
+    return analyse(model, example, across_norm=across_norm, sizes=sizes)
 
 
 def coupled_units(

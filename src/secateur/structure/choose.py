@@ -147,7 +147,9 @@ def rounded(
 
 
 def _width(group: Group) -> int:
-    """How many positions of its own axis one unit takes."""
+    """How many positions of its own axis one unit takes; of a head's size, where that is what is cut."""
+    if group.within:
+        return group.within
     slot = next((slot for slot in group.slots if slot.role == "out"), group.slots[0])
     return slot.positions.shape[1]
 

@@ -2,8 +2,8 @@
 
 The config of a shrunk model is found by trying: fields that hold an old width are set to the new one, a model is built
 from the result on meta tensors, and what brings its shapes nearer to the shrunk model's is kept. Only when every shape
-agrees is the config said to describe the model; widths that differ from layer to layer have no field, and then
-`plan.apply_` is the way to load.
+agrees, and every number that the modules work out from it (the scale of attention), is the config said to describe
+the model; widths that differ from layer to layer have no field, and then `plan.apply_` is the way to load.
 
 >>> describes(object(), None)
 False
@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.structure.rotary import said
+
 __all__ = ["describes", "fitted_config"]
 
 
@@ -25,19 +27,21 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def _built(kind: type, config: Any) -> dict[str, tuple[int, ...]] | None:
-    """The shapes of a model built from a config; None where it cannot be built."""
+def _built(kind: type, config: Any) -> nn.Module | None:
+    """A model without values built from a config; None where it cannot be built."""
     try:
         with torch.device("meta"):
-            return _shapes(kind(copy.deepcopy(config)))
+            model: nn.Module = kind(copy.deepcopy(config))
+            return model
     except Exception:
         return None
 
 
 def _wrong(kind: type, config: Any, wanted: dict[str, tuple[int, ...]]) -> int:
     """How many tensors of a model built from a config have another shape."""
-    shapes = _built(kind, config)
-    if shapes is None or set(shapes) != set(wanted):
+    built = _built(kind, config)
+    shapes = {} if built is None else _shapes(built)
+    if built is None or set(shapes) != set(wanted):
         return 1 << 30
     return sum(shapes[name] != shape for name, shape in wanted.items())
 
@@ -62,15 +66,65 @@ def _fields(config: Any) -> list[tuple[Any, str, int]]:
     return found
 
 
-def fitted_config(model: nn.Module, small: nn.Module, widths: Iterable[tuple[int, int]]) -> Any | None:
-    """A config that describes the shrunk model, or None. `widths` are (before, after) of what was cut."""
+def fitted_config(
+    model: nn.Module, small: nn.Module, widths: Iterable[tuple[int, int]]
+) -> tuple[Any | None, str]:
+    """A config that describes the shrunk model, or None and why. `widths` are (before, after) of what was cut."""
     source = getattr(model, "config", None)
     if source is None or not hasattr(source, "to_dict") or not hasattr(model, "save_pretrained"):
-        return None
+        return None, ""
     kind, wanted = _plain(small), _shapes(small)
     config = copy.deepcopy(source)
-    if getattr(config, "head_dim", 0) is None:
+    unsaid = not hasattr(config, "head_dim")  # some families read it without having it
+    if getattr(config, "head_dim", None) is None and hasattr(config, "num_attention_heads"):
         config.head_dim = config.hidden_size // config.num_attention_heads
+    config = _shaped(kind, config, wanted, widths)
+    if config is None:
+        return None, "its configuration has no field for these widths, or they differ from layer to layer"
+    if unsaid and "head_dim" in vars(config):
+        without = copy.deepcopy(config)
+        del without.head_dim
+        config = config if _wrong(kind, without, wanted) else without
+    reason = _numbers_said(model, small, config)
+    return (None, reason) if reason else (config, "")
+
+
+def _numbers_said(model: nn.Module, small: nn.Module, config: Any) -> str:
+    """Put what the shrunk model computes with beside its weights into the config; why not, where that cannot be."""
+    built = _built(_plain(small), config)
+    if built is None:
+        return "no model can be built from its configuration"
+    others = dict(built.named_modules())
+    ratios = set()
+    for path, module in small.named_modules():
+        for name, value in vars(module).items():
+            other = getattr(others.get(path), name, None)
+            if isinstance(value, float) and isinstance(other, float) and value != other:
+                if not other or name not in ("scaling", "scale", "softmax_scale", "inv_norm_factor"):
+                    return f"built from its configuration, {name} of {path!r} would be {other:.6g}, not {value:.6g}"
+                ratios.add(value / other)
+    if len(ratios) > 1:
+        return "the scale of its attention differs from layer to layer"
+    ratio = ratios.pop() if ratios else 1.0
+    saved, buffers = _shapes(small), dict(model.named_buffers())
+    owners = {
+        name.rpartition(".")[0]: small.get_submodule(name.rpartition(".")[0])
+        for name, tensor in small.named_buffers()
+        if name not in saved and name in buffers and buffers[name].shape != tensor.shape
+    }
+    if owners:
+        return said(config, list(owners.values()), ratio)
+    if ratio != 1.0:
+        return (
+            f"built from its configuration, its attention would be scaled by {1 / ratio:.6g} times what it is"
+        )
+    return ""
+
+
+def _shaped(
+    kind: type, config: Any, wanted: dict[str, tuple[int, ...]], widths: Iterable[tuple[int, int]]
+) -> Any | None:
+    """The config with fields changed until every shape of a model built from it is as wanted, or None."""
     wrong = _wrong(kind, config, wanted)
     news: dict[int, set[int]] = {}
     for before, after in widths:
@@ -102,6 +156,6 @@ def config_changes(before: Any, after: Any) -> dict[str, Any]:
         old = getattr(before, name, None)
         if hasattr(value, "to_dict") and hasattr(old, "to_dict"):
             found.update({f"{name}.{key}": new for key, new in config_changes(old, value).items()})
-        elif isinstance(value, int) and not name.startswith("_") and old != value:
+        elif isinstance(value, (int, dict)) and not name.startswith("_") and old != value:
             found[name] = value
     return found

@@ -46,7 +46,11 @@ class Slot:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Units that choose together: `count` of them, the parameter slices of each, and the labels they are made of."""
+    """Units that choose together: `count` of them, the parameter slices of each, and the labels they are made of.
+
+    `heads` says that the units are attention heads; where they are positions within all heads alike, `within` is how
+    many of a head's positions a unit takes: two where rotary embeddings pair them.
+    """
 
     index: int
     name: str
@@ -54,6 +58,7 @@ class Group:
     slots: tuple[Slot, ...]
     parameters: int
     heads: bool = False
+    within: int = 0
 
     @property
     def count(self) -> int:
@@ -174,24 +179,34 @@ def _used(found: Trace) -> set[str]:
     return {ref.name for op in found.ops for ref in op.refs() if ref.name}
 
 
-def analyse(model: nn.Module, example: Any, *, across_norm: bool = False, training: bool = True) -> Structure:
+def analyse(
+    model: nn.Module,
+    example: Any,
+    *,
+    across_norm: bool = False,
+    training: bool = True,
+    sizes: bool = False,
+) -> Structure:
     """Trace a model on an example and find its groups.
 
     The forward is recorded in eval mode; where that leaves parameters unused (an auxiliary head that runs only in
-    training), the training forward is followed as well.
+    training), the training forward is followed as well. With `sizes` attention heads become smaller instead of
+    fewer.
     """
     with collector_at_rest():
         key = _fingerprint(model, example, across_norm, training)
         known = _RECENT.get(model)
-        if known is not None and known[0] == key:
-            return known[1]
-        found = _analyse(model, example, across_norm, training)
+        before = known[1] if known is not None and known[0] == key else {}
+        if sizes not in before:
+            recorded = next((structure.trace for structure in before.values()), None)
+            before = {**before, sizes: _analyse(model, example, across_norm, training, sizes, recorded)}
+    found = before[sizes]
     if found.trace.mode == "meta":  # a forward that looks at values may go another way next time
-        _RECENT[model] = (key, found)
+        _RECENT[model] = (key, before)
     return found
 
 
-_RECENT: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Structure]] = weakref.WeakKeyDictionary()
+_RECENT: weakref.WeakKeyDictionary[nn.Module, tuple[Any, dict[bool, Structure]]] = weakref.WeakKeyDictionary()
 _NAMES = frozenset(vars(nn.Module()))
 _HOOKS = tuple(name for name in vars(nn.Module()) if name.endswith("_hooks"))
 
@@ -230,9 +245,16 @@ def _fingerprint(model: nn.Module, example: Any, across_norm: bool, training: bo
     )
 
 
-def _analyse(model: nn.Module, example: Any, across_norm: bool, training: bool) -> Structure:
-    recorded = trace(model, example)
-    main = follow(recorded, across_norm)
+def _analyse(
+    model: nn.Module,
+    example: Any,
+    across_norm: bool,
+    training: bool,
+    sizes: bool,
+    recorded: Trace | None = None,
+) -> Structure:
+    recorded = recorded or trace(model, example)
+    main = follow(recorded, across_norm, Labels(sizes))
     labels = main.labels
     parameters = {name for name, ref in recorded.parameters.items() if ref.role == "parameter"}
     unused = parameters - _used(recorded)
@@ -297,6 +319,9 @@ def _group(
             for array in follower.emitted if wanted == "out" else ():
                 has[classes[array]] = True
         both &= has
+    for follower in (main, *more):  # queries meet keys: both are put out
+        for array in follower.sizes:
+            both[classes[array]] = True
     free = (found > 0) & both[found]
     if not free.any():
         return structure
@@ -336,6 +361,11 @@ def _group(
     for follower in (main, *more):
         for array in follower.heads:
             is_head[classes[array]] = True
+    within = np.zeros(labels.count, int)
+    for follower in (main, *more):
+        for array in follower.sizes:
+            unit, times = np.unique(classes[array], return_counts=True)
+            within[unit] = np.maximum(within[unit], times)
     groups = []
     for index, (held, ids) in enumerate(zip(collected, members)):
         lead = next((slot for slot in held if slot.role == "out"), held[0])
@@ -352,6 +382,7 @@ def _group(
                 tuple(held),
                 numel,
                 bool(is_head[ids].all()),
+                int(within[ids].min()),
             )
         )
     structure.groups = tuple(groups)

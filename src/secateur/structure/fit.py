@@ -8,6 +8,7 @@ call; else lock the labels that meet there and start over without them. What is 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from secateur.structure.labels import Lock
 from secateur.structure.plain import is_plain
 from secateur.structure.plan import Plan
 from secateur.structure.repair import Mismatch, candidates, spread, with_fewer_heads, within
+from secateur.structure.rules.attention import FUSED
 from secateur.structure.trace import Op, Trace, ghost, trace
 from secateur.structure.twin import modules_of, tensors_of
 from secateur.structure.widths import widths_of
@@ -149,7 +151,18 @@ def _rerun(structure: Structure, model: nn.Module, example: Any, plan: Plan) -> 
 
 def _numbers(op: Op) -> list[float]:
     """The plain fractions among an operator's arguments: scales, slopes, epsilons."""
+    if op.name in FUSED:  # what is not given follows the size of a head
+        scale = op.kwargs.get("scale")
+        found = [*op.args, *(value for key, value in op.kwargs.items() if key != "scale")]
+        scale = op.args[0].shape[-1] ** -0.5 if scale is None else scale
+        return [scale, *(arg for arg in found if isinstance(arg, float))]
     return [arg for arg in (*op.args, *op.kwargs.values()) if isinstance(arg, float)]
+
+
+def _plain_name(op: Op) -> str:
+    """An operator's name; ways to say the same are one."""
+    name = op.name.removeprefix("_unsafe_").removeprefix("unsafe_")
+    return "split" if name in ("split_with_sizes", "chunk") else name
 
 
 def _mismatch(
@@ -165,7 +178,7 @@ def _mismatch(
                 break  # fewer operators and no error: a forward that took another way; the proof will tell
             return Mismatch(op, wanted, found.error, index)
         other = new[index]
-        if other.name.removeprefix("_unsafe_") != op.name.removeprefix("_unsafe_"):
+        if _plain_name(other) != _plain_name(op):
             if found.error is None and len(old) != len(new):
                 continue
             return Mismatch(op, wanted, found.error, index)
@@ -177,7 +190,7 @@ def _mismatch(
         if any(shape is None or shape != have for shape, have in zip(wanted, got)):
             return Mismatch(op, wanted, None, index)
         if op.path == other.path and _numbers(op) != _numbers(other):
-            return Mismatch(op, wanted, None, index)
+            return Mismatch(op, wanted, None, index, (_numbers(op), _numbers(other)))
     if found.error is not None and old:
         return Mismatch(old[-1], [], found.error, len(old))
     return None
@@ -185,13 +198,23 @@ def _mismatch(
 
 def _blame(structure: Structure, at: Mismatch, alive: np.ndarray) -> list[Lock]:
     """The labels that leave at the operator where the cut model goes astray."""
-    labels = []
-    for ref in [*at.op.refs(), *at.op.results()]:
-        for part in structure.follower.of(ref).fields:
-            gone = part.labels[~alive[part.labels]]
-            labels.append(gone.reshape(-1))
+
+    def leaving(ops: list[Op]) -> list[np.ndarray]:
+        refs = [ref for op in ops for ref in (*op.refs(), *op.results())]
+        found = [part.labels for ref in refs for part in structure.follower.of(ref).fields]
+        gone = [each[~alive[each]].reshape(-1) for each in found]
+        return [each for each in gone if each.size]
+
+    labels = leaving([at.op])
+    if not labels and at.op.path:  # a number may not be where the width is that it comes from
+        labels = leaving([op for op in structure.trace.ops if within(op.path, (at.op.path,))])
     joined = np.unique(np.concatenate(labels)) if labels else np.zeros(0, int)
     why = "the forward has this width written into it"
+    if at.numbers is not None:
+        was, would = next((a, b) for a, b in zip_longest(*at.numbers) if a != b)
+        why = (
+            f"the forward works a number out from this width, which would be {would:.6g} instead of {was:.6g}"
+        )
     if at.error is not None:
         why += f" ({type(at.error).__name__}: {str(at.error).splitlines()[0][:120] if str(at.error) else ''})"
     return [Lock(joined, why, at.op.name, at.op.path, at.op.index)] if joined.size else []

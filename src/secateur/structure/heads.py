@@ -1,4 +1,4 @@
-"""`nn.MultiheadAttention` with fewer heads than its width: torch's own forward insists that heads x size = width.
+"""`nn.MultiheadAttention` with fewer or smaller heads: torch's own forward insists that heads x size = width.
 
 >>> import torch
 >>> from torch import nn
@@ -24,7 +24,10 @@ __all__ = ["FewerHeads", "fewer_heads_"]
 
 
 class FewerHeads(nn.MultiheadAttention):
-    """The same parameters and keys; queries, keys and values are `num_heads` x `head_dim` wide."""
+    """The same parameters and keys; queries, keys and values are `num_heads` x `head_dim` wide.
+
+    The scale of the scores stays that of the size the heads had.
+    """
 
     def forward(
         self,
@@ -38,6 +41,7 @@ class FewerHeads(nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> Any:
         """As `nn.MultiheadAttention.forward`."""
+        scale = getattr(self, "scaled_as", self.head_dim) ** -0.5
         batched = query.dim() == 3
         if not batched:
             query, key, value = (t.unsqueeze(0) for t in (query, key, value))
@@ -62,12 +66,12 @@ class FewerHeads(nn.MultiheadAttention):
             k, v = (torch.cat([t, t.new_zeros(batch, heads, 1, size)], 2) for t in (k, v))
         mask = self._mask(attn_mask, key_padding_mask, batch, added, q.dtype)
         if need_weights:
-            scores = q @ k.transpose(-2, -1) * size**-0.5
+            scores = q @ k.transpose(-2, -1) * scale
             weights_ = torch.softmax(scores if mask is None else scores + mask, -1)
             attention = F.dropout(weights_, self.dropout, self.training) @ v
         else:
             attention = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
+                q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0, scale=scale
             )
         out = self.out_proj(attention.transpose(1, 2).reshape(batch, target, width))
         shown = None
@@ -106,9 +110,11 @@ class FewerHeads(nn.MultiheadAttention):
         return total
 
 
-def fewer_heads_(module: nn.Module, heads: int, size: int) -> None:
-    """Turn a `nn.MultiheadAttention` into one with these heads, in place."""
+def fewer_heads_(module: nn.Module, heads: int, size: int, before: int | None = None) -> None:
+    """Turn a `nn.MultiheadAttention` into one with these heads, in place; they are scaled as heads of size `before`."""
     if not isinstance(module, nn.MultiheadAttention):
         raise PlanError(f"expected nn.MultiheadAttention, got {type(module).__name__}")
+    before = getattr(module, "scaled_as", module.head_dim) if before is None else before
     module.num_heads, module.head_dim = heads, size
+    module.scaled_as = before  # type: ignore[assignment]
     module.__class__ = FewerHeads

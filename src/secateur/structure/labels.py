@@ -124,9 +124,12 @@ class Labels:
     """The store of labels, of the ties between them, and of the locks.
 
     Most ties are of all labels that were made together with all of another such block; they are kept as two numbers.
+    Where an axis holds heads of some size, whole heads may leave, or with `sizes` positions of all heads alike.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: bool = False) -> None:
+        self.sizes = sizes
+        self.narrowed: set[int] = set()  # positions of heads that were tied across heads
         self.count = 1  # label 0 is the fixed one
         self.locks: list[Lock] = []
         self.rectangles: list[tuple[np.ndarray, int]] = []
@@ -207,6 +210,7 @@ class Labels:
         new.__dict__.update(self.__dict__)
         new.locks, new.rectangles = list(self.locks), list(self.rectangles)
         new._left, new._right = list(self._left), list(self._right)
+        new.narrowed = set(self.narrowed)
         new._blocks, new._tied = dict(self._blocks), list(self._tied)
         return new
 

@@ -112,7 +112,9 @@ def merge(
     joint = {axis for mine in fields for field in mine if len(field.axes) > 1 for axis in field.axes}
     for mine in fields if joint else ():
         for field in [field for field in mine if field.weak == 1 and joint & set(field.axes)]:
-            if len(field.axes) == 1:
+            if len(field.axes) == 1 and labels.sizes:
+                _only(labels, fields, field.axes[0])
+            elif len(field.axes) == 1:
                 labels.lock(field.labels, "a buffer that meets a joint axis")
                 mine.remove(field)
     changed = True
@@ -139,6 +141,17 @@ def merge(
         if not changed:
             changed = _split_conflicts(labels, fields)
     return _joined(labels, shape, fields, zero, len(operands))
+
+
+def _only(labels: Labels, fields: list[list[Field]], axis: int) -> None:
+    """Joint fields that hold an axis keep it alone: what lies along their other axes is tied."""
+    for mine in fields:
+        for index, field in enumerate(mine):
+            if axis in field.axes and len(field.axes) > 1:
+                slim = reduce_field(labels, field, [other for other in field.axes if other != axis])
+                assert slim is not None
+                labels.narrowed.update(slim.labels.tolist())
+                mine[index] = slim
 
 
 def _groups(fields: Sequence[Sequence[Field]]) -> list[set[int]]:

@@ -60,6 +60,8 @@ def is_plain(
     sizes = moved_sizes(structure, alive)
     if sizes is None:
         return False
+    if any(not alive[labels].all() for labels in structure.follower.sizes):
+        return False  # the scale of attention follows the size of its heads
     calls = iter(structure.trace.calls)
     call = next(calls, None)
     for op in structure.trace.ops:

@@ -18,7 +18,7 @@ from torch import nn
 from secateur.structure.calls import Call
 from secateur.structure.couplings import Structure
 from secateur.structure.plan import Plan
-from secateur.structure.rewrite import PIECES, SHAPED, Rewrite
+from secateur.structure.rewrite import ATTENTION, NUMBER, PIECES, SHAPED, Rewrite
 from secateur.structure.trace import Op, Ref
 
 __all__ = ["Mismatch", "candidates", "integers", "spread", "with_fewer_heads", "within"]
@@ -32,6 +32,7 @@ class Mismatch:
     wanted: list[tuple[int, ...] | None]
     error: BaseException | None
     progress: int
+    numbers: tuple[list[float], list[float]] | None = None
 
 
 def within(path: str, parents: tuple[str, ...]) -> bool:
@@ -116,6 +117,9 @@ def candidates(
         if made is not None:
             yield made
             return
+    if at.numbers is not None:
+        yield from _old_scales(structure, model, plan, alive, at.op)
+        yield from _old_numbers(plan, at)
     changes = dict(_changes(structure, at, alive))
     parts = path.split(".") if path else []
     chain = [".".join(parts[:i]) for i in range(len(parts), -1, -1)]
@@ -273,6 +277,38 @@ def _slice(structure: Structure, call: Call, at: Mismatch, alive: np.ndarray) ->
     return Rewrite("__getitem__", 0, ((position, (moved[0], moved[1], 1)),))
 
 
+def _old_scales(
+    structure: Structure, model: nn.Module, plan: Plan, alive: np.ndarray, op: Op
+) -> Iterator[Plan]:
+    """Attention scaled as by the size its heads had: torch's own works the scale out from the size they have."""
+    cut_before: Any = getattr(model.get_submodule(op.path), "_secateur_sizes", {}).get(-1)
+    have = plan.rewrites.get(op.path, ())
+    if any(item.function == ATTENTION for item in have):
+        return
+    for ref in op.refs():
+        shape = structure.kept_shape(ref, alive)
+        for old, new in zip(ref.shape[-2:], (shape or ())[-2:]):
+            if old != new:
+                first = old if cut_before is None else cut_before.sizes[0][1]
+                item = Rewrite(ATTENTION, -1, ((0, first), (1, new)))
+                yield replace(plan, rewrites={**plan.rewrites, op.path: (*have, item)})
+
+
+def _old_numbers(plan: Plan, at: Mismatch) -> Iterator[Plan]:
+    """A number that the forward works out from a width is given as it was."""
+    assert at.numbers is not None
+    have = plan.rewrites.get(at.op.path, ())
+    if len(at.numbers[0]) != len(at.numbers[1]):
+        return
+    made = tuple(
+        Rewrite(NUMBER, -2 - sum(item.call < -1 for item in have) - index, ((0, now), (1, was)))
+        for index, (was, now) in enumerate(
+            dict.fromkeys((was, now) for was, now in zip(*at.numbers) if was != now)
+        )
+    )
+    yield replace(plan, rewrites={**plan.rewrites, at.op.path: (*have, *made)})
+
+
 def _attention_of(model: nn.Module, path: str) -> str | None:
     """The torch attention layer an operator ran in, if any."""
     parts = path.split(".") if path else []
@@ -295,11 +331,13 @@ def _fewer_heads(
     labels = structure.slots.get((name, 0))
     if labels is None:
         return None
-    rows = int(alive[labels].sum()) // (3 if module._qkv_same_embed_dim else 1)
-    size = module.head_dim
-    if rows % size:
+    stays = alive[labels[: module.num_heads * module.head_dim]].reshape(module.num_heads, module.head_dim)
+    heads, size = int(stays.any(1).sum()), int(stays.any(0).sum())
+    if int(stays.sum()) != heads * size:
         return None
-    item = Rewrite("multi_head_attention", -1, ((0, rows // size), (1, size)))
+    before = getattr(module, "scaled_as", module.head_dim)
+    sizes = ((0, heads), (1, size), *(((2, before),) if size != module.head_dim else ()))
+    item = Rewrite("multi_head_attention", -1, sizes)
     return replace(plan, rewrites={**plan.rewrites, path: (item,)})
 
 

@@ -19,6 +19,7 @@ the batch and the length stay free.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,6 +52,8 @@ SHAPED = frozenset(
     ]
 )
 PIECES = frozenset(["split", "chunk", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split"])
+ATTENTION = "scaled_dot_product_attention"
+NUMBER = "number"
 SIZED = SHAPED | PIECES | {"pad", "__getitem__", "narrow"}
 
 
@@ -59,7 +62,10 @@ class Rewrite:
     """The `call`-th size-taking call of a module's forward: which function it is, and (position, value) to put in.
 
     For shapes a position is an axis; for splits the pieces in order; for pad the entries of its list; for slices the
-    position within the index, with a value (start, stop, step).
+    position within the index, with a value (start, stop, step). For attention, whose calls are not counted (`call` is
+    -1), they are the size of a head before and now: without a scale of its own it is scaled as before. For a number,
+    they are what the forward works out from a width now, and what it was: wherever it multiplies or divides by the one,
+    the other is put in.
     """
 
     function: str
@@ -73,11 +79,15 @@ class Rewrite:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Rewrite:
         """The inverse of `to_dict`."""
-        sizes = tuple((int(p), tuple(v) if isinstance(v, list) else int(v)) for p, v in data["sizes"])
+        sizes = tuple((int(p), tuple(v) if isinstance(v, list) else _number(v)) for p, v in data["sizes"])
         return cls(str(data["function"]), int(data["call"]), sizes)
 
     def __str__(self) -> str:
         return f"{self.function} call {self.call}: {dict(self.sizes)}"
+
+
+def _number(value: Any) -> int | float:
+    return value if isinstance(value, float) and math.isfinite(value) else int(value)
 
 
 def name_of(func: Any) -> str:
@@ -133,15 +143,33 @@ class _Sizes(TorchFunctionMode):
         super().__init__()
         self.module, self.table = module, table
         self.count = 0
+        self.numbers = [
+            (item.sizes[0][1], item.sizes[1][1]) for item in table.values() if item.function == NUMBER
+        ]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.numbers and any(word in name_of(func) for word in ("mul", "div")):
+            args = tuple(self._as_before(arg) for arg in args)
+        if -1 in self.table and name_of(func) == ATTENTION and kwargs.get("scale") is None:
+            (_, before), (_, now) = self.table[-1].sizes
+            query = args[0] if args else kwargs["query"]
+            if query.shape[-1] == now:
+                return func(*args, **{**kwargs, "scale": before**-0.5})
         if name_of(func) in SIZED and not _in_a_hook(sys._getframe(1), self.module):
             item = self.table.get(self.count)
             self.count += 1
             if item is not None and item.function == name_of(func):
                 return with_sizes(func, args, kwargs, item)
         return func(*args, **kwargs)
+
+    def _as_before(self, value: Any) -> Any:
+        """A number that is worked out from a width, as it was before the cut."""
+        if isinstance(value, float):
+            for now, before in self.numbers:
+                if value == now:
+                    return before
+        return value
 
 
 _MODULE_FILE = nn.Module._call_impl.__code__.co_filename
@@ -200,6 +228,23 @@ def rewritten(base: type) -> type:
     return _CLASSES[base]
 
 
+def _joined(before: Mapping[int, Rewrite], new: Mapping[int, Rewrite]) -> dict[int, Rewrite]:
+    """The rewrites of a module that is cut again: what the later cut says of a call goes over the earlier."""
+    table = dict(before)
+    for call, item in new.items():
+        old = table.get(call)
+        if old is None or old.function != item.function:
+            table[call] = item
+        elif item.function == NUMBER:
+            table[min(table) - 1] = item
+        elif item.function in PIECES:
+            table[call] = item
+        else:
+            sizes = {**dict(old.sizes), **dict(item.sizes)}
+            table[call] = Rewrite(item.function, call, tuple(sorted(sizes.items())))
+    return table
+
+
 def rewrite_(module: nn.Module, items: tuple[Rewrite, ...]) -> None:
     """Give a module its rewrites, in place."""
     for item in items:
@@ -208,13 +253,13 @@ def rewrite_(module: nn.Module, items: tuple[Rewrite, ...]) -> None:
 
             fewer_heads_(module, *(value for _, value in item.sizes))
             continue
-        if item.function not in SIZED:
+        if item.function not in SIZED and item.function not in (ATTENTION, NUMBER):
             raise PlanError(
                 f"the plan rewrites a call of {item.function!r}, which is not one that takes sizes"
             )
-    table = {item.call: item for item in items if item.function in SIZED}
+    table = {item.call: item for item in items if item.function != "multi_head_attention"}
     if not table:
         return
-    module._secateur_sizes = table  # type: ignore[assignment]
+    module._secateur_sizes = _joined(getattr(module, "_secateur_sizes", {}), table)  # type: ignore[assignment]
     if not hasattr(type(module), "_secateur_base"):
         module.__class__ = rewritten(type(module))

@@ -113,6 +113,7 @@ class Follower:
         self.entered: list[np.ndarray] = []
         self.emitted: list[np.ndarray] = []
         self.heads: list[np.ndarray] = []
+        self.sizes: list[np.ndarray] = []
         self.unmasked: set[tuple[str, int]] = set()
         self.crossed: list[tuple[str, str]] = []
 

@@ -24,20 +24,10 @@ FUSED = (
 
 @rule(*FUSED)
 def attention(f: Follower, op: Op) -> list[Layout]:
-    """softmax(q k^T) v. Without an explicit scale the size of a head decides it, so that size is locked."""
+    """softmax(q k^T) v. A scale that follows from the size of a head is put in by number when that is cut."""
     q, k, v = op.args[:3]
     results = op.results()
     layouts = [f.of(ref) for ref in (q, k, v)]
-    if op.kwargs.get("scale") is None:
-        layouts[:2] = [
-            Layout(
-                layout.shape,
-                drop_axes(
-                    f.labels, layout, [-1], "the scale of attention follows its size", keep=True
-                ).fields,
-            )
-            for layout in layouts[:2]
-        ]
     mask = op.kwargs.get("attn_mask") or op.kwargs.get("attn_bias")
     if isinstance(mask, Ref):
         f.lock_all([mask], "used as an attention mask")

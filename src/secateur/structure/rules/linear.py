@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from secateur.structure.labels import Field, Layout, squeezed
-from secateur.structure.layout import drop_axes, merge
+from secateur.structure.layout import drop_axes, merge, reduce_field
 from secateur.structure.rules import Follower, rule
 from secateur.structure.trace import Op, Ref
 
@@ -14,9 +14,27 @@ def product(
     f: Follower, x: Layout, x_axes: Sequence[int], y: Layout, y_axes: Sequence[int], shape: Sequence[int]
 ) -> Layout:
     """Multiply over the axes of `shape` and sum over its last one."""
+    if f.labels.sizes:
+        batch = set(x_axes) & set(y_axes) - {len(shape) - 1}
+        x, y = one_size(f, x, x_axes, batch), one_size(f, y, y_axes, batch)
     joint = merge(f.labels, shape, [(x, x_axes), (y, y_axes)], zero="any")
     reason = "a product sums over the axis, and what leaves is not 0 there"
     return drop_axes(f.labels, joint, (len(shape) - 1,), reason, zero_ok=True)
+
+
+def one_size(f: Follower, layout: Layout, axes: Sequence[int], batch: set[int]) -> Layout:
+    """Heads of one size: a position leaves from all heads alike. `batch` are the axes that heads lie along."""
+    fields = []
+    for field in layout.fields:
+        heads = [axis for axis in field.axes if axes[axis] in batch]
+        if len(heads) == len(field.axes):
+            f.labels.lock(field.labels, "the size of these heads meets something that cannot be cut")
+            continue
+        slim = (reduce_field(f.labels, field, heads) if heads else None) or field
+        if heads or not f.labels.narrowed.isdisjoint(field.labels.reshape(-1).tolist()):
+            f.sizes.append(slim.labels.reshape(-1))
+        fields.append(slim)
+    return Layout(layout.shape, tuple(fields))
 
 
 def note_heads(f: Follower, result: Layout, axes: Sequence[int]) -> None:
@@ -39,8 +57,11 @@ def _matmul(f: Follower, x: Ref, y: Ref) -> Layout:
     inner = x.shape[-1]
     if rank == 3:
         shape = (x.shape[0], x.shape[1], y.shape[2], inner)
+        noted = len(f.sizes)
         result = product(f, f.of(x), (0, 1, 3), f.of(y), (0, 3, 2), shape)
         note_heads(f, result, (0,))
+        if x.id in f.plain or y.id in f.plain:  # a table of matrices is no head
+            del f.sizes[noted:]
         return result
     if rank == 1:
         return product(f, f.of(x), (0,), f.of(y), (0,), (inner,))

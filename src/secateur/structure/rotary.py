@@ -1,0 +1,86 @@
+"""Rotary: a configuration for rotary embeddings of which some frequencies left.
+
+A model is rebuilt from its configuration with frequencies worked out from the size of a head: other ones than those a
+cut left. Kind "longrope", which Hugging Face reads for every rotary model, divides each frequency by a number of its
+own and multiplies what is turned by one more; with these the frequencies that were kept, and the scale that attention
+had, can be said exactly, up to the rounding of the model's own type.
+
+>>> factors = divisors([1.0, 0.01], theta=100.0)
+>>> [round(1 / (f * 100.0 ** (i / 2)), 6) for i, f in enumerate(factors)]
+[1.0, 0.01]
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["divisors", "rebuilt", "said"]
+
+
+def divisors(frequencies: Sequence[float], theta: float) -> list[float]:
+    """What each frequency that follows from `theta` is to be divided by to become these."""
+    size = len(frequencies)
+    usual = torch.tensor(theta) ** (torch.arange(size, dtype=torch.float) / size)
+    return [1.0 / (kept * power) for kept, power in zip(frequencies, usual.tolist())]
+
+
+def rebuilt(module: nn.Module, config: Any) -> nn.Module | None:
+    """A module that is built from the configuration alone, with its buffers; None where it cannot be."""
+    try:
+        with torch.device("cpu"):
+            return type(module)(config=copy.deepcopy(config))
+    except Exception:
+        return None
+
+
+def said(config: Any, owners: Collection[nn.Module], scale: float) -> str:
+    """Put the frequencies of these modules into the configuration; why not, where that cannot be.
+
+    `scale` is what attention must be scaled by, over what it would be with the new size of a head.
+    """
+    parameters = getattr(config, "rope_parameters", None)
+    if not isinstance(parameters, dict) or "rope_theta" not in parameters:
+        return "its configuration has no field for the rotary frequencies that were kept"
+    if parameters.get("rope_type", "default") not in _STILL:
+        return f"its rotary frequencies change with the length of the text ({parameters['rope_type']})"
+    kept: list[Any] = [getattr(owner, "inv_freq", None) for owner in owners]
+    if not kept or any(line is None or not torch.equal(line, kept[0]) for line in kept):
+        return "its rotary frequencies differ from layer to layer, and a configuration has one set"
+    frequencies = kept[0].detach().double().cpu().tolist()
+    if parameters.get("partial_rotary_factor", 1.0) != 1.0 and scale != 1.0:
+        return "part of each head is not turned, so that its configuration cannot say the scale of attention"
+    factors = divisors(frequencies, float(parameters["rope_theta"]))
+    told = scale**0.5 * float(getattr(next(iter(owners)), "attention_scaling", 1.0))
+    config.rope_parameters = {
+        **{key: parameters[key] for key in ("rope_theta", "partial_rotary_factor") if key in parameters},
+        "rope_type": "longrope",
+        "short_factor": factors,
+        "long_factor": factors,
+        "factor": 1.0,
+        "attention_factor": told,
+        "original_max_position_embeddings": int(getattr(config, "max_position_embeddings", 0)) or 1,
+    }
+    for owner in owners:
+        again: Any = rebuilt(owner, config)
+        if again is None or not _alike(again, owner, told):
+            return "its rotary embedding does not read frequencies from its configuration"
+    return ""
+
+
+_STILL = ("default", "linear", "llama3", "yarn")
+"""Kinds of rotary embedding whose frequencies stay what they are at first."""
+
+
+def _alike(again: Any, owner: Any, told: float) -> bool:
+    """Whether a rotary embedding turns as another does, and multiplies by what was told."""
+    line, kept = getattr(again, "inv_freq", None), owner.inv_freq
+    factor = getattr(again, "attention_scaling", None)
+    if line is None or factor is None or line.shape != kept.shape:
+        return False
+    close = torch.allclose(line.double().cpu(), kept.double().cpu(), rtol=1e-6, atol=0.0)
+    return close and abs(float(factor) - told) < 1e-12

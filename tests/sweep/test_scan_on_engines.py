@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.errors import DataError, OptionError, StoreError
+from secateur.errors import DataError, OptionError
 from secateur.lab.engines.crew import Crew
 from secateur.scan import scan
 
@@ -102,8 +103,44 @@ def test_a_ray_cluster_finds_the_same(model, batches):
     try:
         assert scan(model, batches, "filter", LEVELS, engine=Crew.ray(jobs=2)) == one
         assert not ray.is_initialized()
-        wrong = Spread(batches, wrong=True, home=os.getpid())
-        with pytest.raises((DataError, StoreError), match="these images are no images"):
-            scan(model, wrong, "filter", LEVELS, engine=Crew.ray(jobs=1))
     finally:
         ray.shutdown()
+
+
+def test_what_a_worker_of_a_cluster_returns():
+    """Every value, and how it ended: the error itself where it can travel, its words where it cannot."""
+    from secateur.lab.engines.ray import _call
+
+    def told(value, error=None):
+        yield value
+        if error is not None:
+            raise error
+
+    threads = torch.get_num_threads()
+    fine = _call("a", told, pickle.dumps((1,)), pickle.dumps(()), threads)
+    assert [(event.what, event.key, event.value) for event in fine] == [
+        ("value", "a", 1),
+        ("done", "a", None),
+    ]
+    wrong = _call("b", told, pickle.dumps((2,)), pickle.dumps((DataError("no images"),)), threads)
+    assert [(event.what, event.value) for event in wrong[:-1]] == [("value", 2)]
+    assert (wrong[-1].what, wrong[-1].text, type(wrong[-1].value)) == ("failed", "no images", DataError)
+    assert "Traceback" in wrong[-1].trace
+
+
+def test_a_part_that_is_begun_again_tells_each_value_once(model, batches):
+    """As after a killed worker: what had been told before comes once more."""
+
+    class Twice:
+        slots = 1
+
+        def each(self, function, common, parts):
+            for part in parts:
+                found = list(function(*common, *part))
+                yield from [found[0], *found]
+
+    seen = []
+    one = scan(model, batches, "filter", LEVELS)
+    two = scan(model, batches, "filter", LEVELS, engine=Twice(), progress=lambda *t: seen.append(t[0]))
+    assert two == one
+    assert seen == list(range(1, 2 + len(one.cells)))

@@ -1,7 +1,10 @@
 """Coded bytes and coding speed beside peers: prints ours, peer, ratio (below 1: ours is smaller or faster).
 
-    python benchmarks/bench_coding.py --weights resnet20.safetensors [--quick]
+    python benchmarks/bench_coding.py --weights resnet20.safetensors [--quick] [--only files totals ...]
+    python benchmarks/bench_coding.py --resnet56 200 --only levels
 
+`--resnet56` trains a ResNet-56 for so many steps on the embedded digits and codes its weights: tensors of that size and
+really trained, but on little and not for long. `--only workers` measures seconds that pass, not CPU time.
 The weights may also be named by SECATEUR_SHARED, a folder with models/resnet20-cifar10.safetensors. Peers that are not
 installed are left out, and named: nncodec==2.1.3, zstandard, zipnn. Times are CPU seconds of one thread; ours and
 the peer's are taken in turns in this run, and the median of their ratios counts.
@@ -10,13 +13,17 @@ the peer's are taken in turns in this run, and the median of their ratios counts
 from __future__ import annotations
 
 import argparse
-import importlib
+import contextlib
+import importlib.abc
+import importlib.machinery
+import io
 import lzma
 import os
 import statistics
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +35,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from secateur import quantize
+from secateur import data, models, quantize
 from secateur.coding import floats, huffman, indices, static
 from secateur.container.archive import save
 from secateur.container.pack import pack, unpack
@@ -89,6 +96,130 @@ def ours_back(levels: Levels, data: list[bytes]) -> None:
     memory = indices.Memory()
     for stream, (l, size, zero) in zip(data, levels.values()):
         indices.decode(stream, l.shape, size, zero, memory)
+
+
+class _Stub(types.ModuleType):
+    """A module of nothing, any name of which can be imported."""
+
+    __path__: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+
+class _Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """nncodec's file writer imports its examples of training, and they half of torchvision and OpenCV: not needed."""
+
+    NAMES = ("torchvision", "nncodec.framework.applications", "nncodec.framework.use_case_init")
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        wanted = any(name == stub or name.startswith(stub + ".") for stub in self.NAMES)
+        return importlib.machinery.ModuleSpec(name, self, is_package=True) if wanted else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        return _Stub(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        pass
+
+
+def file_writer() -> Any:
+    """nncodec's compress and decompress, without what its examples need."""
+    sys.meta_path.insert(0, _Stubs())
+    try:
+        return importlib.import_module("nncodec.nnc") if peer("nncodec") else None
+    except (ImportError, AttributeError) as error:
+        print(f"(nncodec's file writer cannot be imported, left out: {error})")
+        return None
+
+
+def nncodec_file(nnc: Any, arrays: dict[str, np.ndarray], **options: Any) -> int:
+    """Bytes of nncodec's file, which must give the same numbers back."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        where = os.path.join(folder, "w.nnc")
+        stream = nnc.compress(dict(arrays), bitstream_path=where, return_bitstream=True, **options)
+        back = nnc.decompress(stream)
+    if any((back[name] != array).any() for name, array in arrays.items()):
+        raise RuntimeError("nncodec gives other numbers back: the comparison would not be of the same")
+    return len(stream)
+
+
+def bench_totals(weights: dict[str, torch.Tensor], quick: bool) -> None:
+    """Whole files of the same numbers: names, shapes, steps and codebooks in ours; nncodec's has no codebooks."""
+    nnc = file_writer()
+    if nnc is None:
+        return
+    print("\nwhole files, weights only: ours / nncodec's (which gets the bare levels of shared weights)")
+    ratios: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "w.sct"
+        for sparsity in (0.0, 0.64) if quick else (0.0, 0.64, 0.8, 0.9):
+            for qp in (-26, -18):
+                step = (4 + (qp & 3)) * 2.0 ** ((qp >> 2) - 2)
+                even = {k: torch.round(prune(w, sparsity) / step) * step for k, w in weights.items()}
+                other = nncodec_file(nnc, {k: w.numpy() for k, w in even.items()}, use_dq=False, qp=qp)
+                for coder in ("mixed", "strong"):
+                    name = f"steps of qp {qp}, {sparsity:.0%} zero: {coder}"
+                    ratios.append(line(name, save(even, path, coder=coder).size, other))
+            levels = levels_shared(weights, sparsity)
+            bare = {
+                k: (l - (size // 2 if z is None else z)).astype(np.int32)
+                for k, (l, size, z) in levels.items()
+            }
+            other = nncodec_file(nnc, bare)
+            few = {k: shared(prune(w, sparsity), 5) for k, w in weights.items()}
+            for coder in ("mixed", "strong"):
+                name = f"5 bits shared, {sparsity:.0%} zero: {coder}"
+                ratios.append(line(name, save(few, path, coder=coder).size, other))
+    print(f"mean {statistics.mean(ratios):.4f}, largest {max(ratios):.4f}")
+
+
+def bench_workers(rounds: int) -> None:
+    """Packing and unpacking with one worker and with two, in turns; what passes on the clock, starts included."""
+    print("\ntwo workers / one, seconds on the clock: 8 tensors of 1 M float32 weights")
+    random = torch.Generator().manual_seed(0)
+    state = {f"w{k}": torch.randn(1000, 1000, generator=random) * 0.02 for k in range(8)}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_file(state, folder / "a.safetensors")
+        for what, options in (("lossless", {"lossless": True}), ("4 bits", {"bits": 4})):
+            packing: dict[int, list[float]] = {1: [], 2: []}
+            unpacking: dict[int, list[float]] = {1: [], 2: []}
+            for _ in range(rounds):
+                for workers in (1, 2):
+                    began = time.perf_counter()
+                    pack(folder / "a.safetensors", folder / "a.sct", workers=workers, **options)
+                    middle = time.perf_counter()
+                    unpack(folder / "a.sct", folder / "b.safetensors", workers=workers)
+                    packing[workers].append(middle - began)
+                    unpacking[workers].append(time.perf_counter() - middle)
+            for verb, times in (("pack", packing), ("unpack", unpacking)):
+                one, two = (statistics.median(times[workers]) for workers in (1, 2))
+                line(f"{verb}, {what}: two / one", two, one, "s")
+
+
+def resnet56(steps: int) -> dict[str, torch.Tensor]:
+    """The weights of a ResNet-56 after so many steps on the embedded digits."""
+    images = data.load("digits", size=16, channels=3)
+    torch.manual_seed(0)
+    model = models.build("resnet56").train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps)
+    done = 0
+    while done < steps:
+        for x, y in images.train.batches(64, shuffle=True, seed=done):
+            loss = torch.nn.functional.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            done += 1
+            if done == steps:
+                break
+    print(f"ResNet-56 after {steps} steps of 64 digits of 16 x 16: loss {float(loss):.3f}")
+    return {k: v.detach().float() for k, v in model.state_dict().items() if v.dim() > 1}
 
 
 def cabac(module: Any, levels: Levels) -> list[bytes]:
@@ -258,27 +389,43 @@ def bench_pack(weights: dict[str, torch.Tensor]) -> None:
         print("the same bytes again:", source.read_bytes() == back.read_bytes())
 
 
+PARTS = ("files", "levels", "totals", "fast", "lossless", "pack", "workers")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--weights", type=Path, default=None)
+    parser.add_argument("--resnet56", type=int, metavar="STEPS")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
+    torch.set_num_threads(1)
     path = options.weights
     if path is None and "SECATEUR_SHARED" in os.environ:
         path = Path(os.environ["SECATEUR_SHARED"]) / "models" / "resnet20-cifar10.safetensors"
-    if path is None:
+    if options.resnet56:
+        weights = resnet56(options.resnet56)
+    elif path is not None:
+        weights = {k: v.float() for k, v in load_file(path).items() if v.dim() > 1}
+    else:
         print("name a checkpoint with --weights, or a folder with SECATEUR_SHARED", file=sys.stderr)
         return 2
-    torch.set_num_threads(1)
-    weights = {k: v.float() for k, v in load_file(path).items() if v.dim() > 1}
     rounds = 1 if options.quick else 5
-    bench_file(path)
-    bench_levels(weights, rounds, options.quick)
-    bench_fast(max(3, rounds))
-    bench_lossless(weights, rounds)
-    bench_pack(weights)
+    jobs: dict[str, Callable[[], None]] = {
+        "levels": lambda: bench_levels(weights, rounds, options.quick),
+        "totals": lambda: bench_totals(weights, options.quick),
+        "fast": lambda: bench_fast(max(3, rounds)),
+        "lossless": lambda: bench_lossless(weights, rounds),
+        "pack": lambda: bench_pack(weights),
+        "workers": lambda: bench_workers(max(3, rounds)),
+    }
+    if path is not None and not options.resnet56:
+        jobs["files"] = lambda: bench_file(path)
+    for part in PARTS:
+        if part in options.only and part in jobs:
+            jobs[part]()
     return 0
 
 

@@ -27,6 +27,7 @@ from secateur.errors import NothingToDoError, OptionError, ProofError
 from secateur.structure.carry import carry_optimizer, load_shrunk, reestimate_batch_norm, save_shrunk
 from secateur.structure.choose import dropped, dropped_lines, extended, rounded
 from secateur.structure.configs import config_changes, fitted_config
+from secateur.structure.counted import COUNTED
 from secateur.structure.couplings import Structure, analyse, regroup
 from secateur.structure.explain import Explanation, explained
 from secateur.structure.fit import fit
@@ -219,7 +220,10 @@ def cut(
     plan = fitted.plan
     small, left = apply_plan(model, plan, whole)
     unsaid = ""
-    if hasattr(model, "save_pretrained"):
+    counts = any(item.function in COUNTED for items in plan.rewrites.values() for item in items)
+    if hasattr(model, "save_pretrained") and counts:
+        unsaid = "its configuration has no field for means that count what left"
+    elif hasattr(model, "save_pretrained"):
         plan, unsaid = with_config(structure, model, small, plan, alive)
     crossed = bool(structure.follower.crossed)
     return Cut(small, plan, whole, left, tuple(locks), crossed, fitted.tried, unsaid)

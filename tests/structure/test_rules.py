@@ -100,7 +100,8 @@ def test_broadcasting_does_not() -> None:
     [
         (lambda y: y.sum(1, keepdim=True) + 0 * y, True),
         (lambda y: torch.sigmoid(y).sum(1, keepdim=True) + 0 * y, False),
-        (lambda y: y.mean(1, keepdim=True) * y, False),
+        (lambda y: y.mean(1, keepdim=True) * y, True),
+        (lambda y: torch.sigmoid(y).mean(1, keepdim=True) * y, False),
         (lambda y: y.softmax(1), False),
         (lambda y: y.norm(dim=1, keepdim=True) * y, True),
         (lambda y: y.amax(1, keepdim=True) * y, False),

@@ -271,7 +271,30 @@ def _analyse(
             other.run()
             more = (other,)
             unused -= _used(second)
+    _lock_counted(recorded, labels, (main, *more))
     return _group(recorded, labels, main, more, tuple(sorted(unused)))
+
+
+def _lock_counted(recorded: Trace, labels: Labels, followers: Sequence[Follower]) -> None:
+    """Lock what is averaged over, except the channels that one layer alone puts out."""
+    counted = [each for follower in followers for each in follower.counted if not each.anywhere]
+    if not counted:
+        return
+    roots = labels.without_locks()
+    entered = np.zeros(labels.count, bool)
+    for follower in followers:
+        for array in follower.entered:
+            entered[array] = True
+    layers = np.zeros(labels.count, int)
+    for ref in recorded.parameters.values():
+        for part in followers[0].of(ref).fields:
+            if _role(ref, bool(entered[part.labels].any())) == "out":
+                layers[np.unique(roots[part.labels])] += 1
+    for each in counted:
+        if (layers[roots[each.labels]] != 1).any():
+            labels.op, labels.operator, labels.path = each.op.index, each.op.name, each.op.path
+            labels.lock(each.labels, each.reason)
+    labels.op, labels.operator, labels.path = -1, "", ""
 
 
 def regroup(structure: Structure, locks: Sequence[Lock]) -> Structure:

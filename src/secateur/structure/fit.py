@@ -15,11 +15,12 @@ import numpy as np
 from torch import nn
 
 from secateur.structure.calls import Call
+from secateur.structure.counted import COUNTED
 from secateur.structure.couplings import Structure
 from secateur.structure.labels import Lock
 from secateur.structure.plain import is_plain
 from secateur.structure.plan import Plan
-from secateur.structure.repair import Mismatch, candidates, spread, with_fewer_heads, within
+from secateur.structure.repair import Mismatch, candidates, spread, with_counts, with_fewer_heads, within
 from secateur.structure.rules.attention import FUSED
 from secateur.structure.trace import Op, Trace, ghost, trace
 from secateur.structure.twin import modules_of, tensors_of
@@ -108,7 +109,7 @@ def fit(
 
     Unless `careful`, a forward that takes all its sizes from its tensors is not run again.
     """
-    plan = draft(structure, model, alive)
+    plan = with_counts(structure, draft(structure, model, alive), alive)
     if not careful:
         quick = with_fewer_heads(structure, model, plan, alive)
         if is_plain(structure, model, alive, _skipped(quick)):
@@ -139,7 +140,7 @@ def _skipped(plan: Plan) -> tuple[str, ...]:
     return tuple(
         path
         for path, items in plan.rewrites.items()
-        if any(i.function == "multi_head_attention" for i in items)
+        if any(i.function in COUNTED or i.function == "multi_head_attention" for i in items)
     )
 
 

@@ -277,6 +277,20 @@ def _slice(structure: Structure, call: Call, at: Mismatch, alive: np.ndarray) ->
     return Rewrite("__getitem__", 0, ((position, (moved[0], moved[1], 1)),))
 
 
+def with_counts(structure: Structure, plan: Plan, alive: np.ndarray) -> Plan:
+    """The plan with old counts for every operator that divides by how many positions there are."""
+    rewrites = {path: list(items) for path, items in plan.rewrites.items()}
+    for follower in (structure.follower, *structure.more):
+        for each in follower.counted:
+            now = int(alive[each.labels].sum())
+            have = rewrites.setdefault(each.op.path, [])
+            sizes: tuple[tuple[int, int], ...] = ((0, each.labels.size), (1, now))
+            sizes += () if each.axis is None else ((2, each.axis),)
+            if now < each.labels.size and all(item.sizes != sizes for item in have):
+                have.append(Rewrite(each.function, min([-1, *(item.call for item in have)]) - 1, sizes))
+    return replace(plan, rewrites={path: tuple(items) for path, items in rewrites.items() if items})
+
+
 def _old_scales(
     structure: Structure, model: nn.Module, plan: Plan, alive: np.ndarray, op: Op
 ) -> Iterator[Plan]:

@@ -31,6 +31,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from secateur.errors import PlanError
+from secateur.structure.counted import COUNTED
 
 __all__ = ["SIZED", "Rewrite", "rewrite_", "rewritten"]
 
@@ -143,6 +144,7 @@ class _Sizes(TorchFunctionMode):
         super().__init__()
         self.module, self.table = module, table
         self.count = 0
+        self.counted = [item for item in table.values() if item.function in COUNTED]
         self.numbers = [
             (item.sizes[0][1], item.sizes[1][1]) for item in table.values() if item.function == NUMBER
         ]
@@ -151,6 +153,11 @@ class _Sizes(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.numbers and any(word in name_of(func) for word in ("mul", "div")):
             args = tuple(self._as_before(arg) for arg in args)
+        for counts in self.counted:
+            if counts.function == name_of(func):
+                made = COUNTED[counts.function](func, args, kwargs, *(value for _, value in counts.sizes))
+                if made is not None:
+                    return made
         if -1 in self.table and name_of(func) == ATTENTION and kwargs.get("scale") is None:
             (_, before), (_, now) = self.table[-1].sizes
             query = args[0] if args else kwargs["query"]
@@ -253,7 +260,7 @@ def rewrite_(module: nn.Module, items: tuple[Rewrite, ...]) -> None:
 
             fewer_heads_(module, *(value for _, value in item.sizes))
             continue
-        if item.function not in SIZED and item.function not in (ATTENTION, NUMBER):
+        if item.function not in SIZED and item.function not in (ATTENTION, NUMBER, *COUNTED):
             raise PlanError(
                 f"the plan rewrites a call of {item.function!r}, which is not one that takes sizes"
             )

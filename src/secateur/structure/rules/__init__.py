@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,21 @@ def markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
+@dataclass(frozen=True, eq=False)
+class Counted:
+    """An operator that divides by how many positions an axis has: cut, it must be given the old count.
+
+    That is done for the channels of one layer alone, or `anywhere`; elsewhere they are locked, for this reason.
+    """
+
+    labels: np.ndarray
+    op: Op
+    function: str
+    reason: str
+    anywhere: bool = False
+    axis: int | None = None
+
+
 class Follower:
     """Walks a trace and gives every tensor its layout."""
 
@@ -114,6 +130,7 @@ class Follower:
         self.emitted: list[np.ndarray] = []
         self.heads: list[np.ndarray] = []
         self.sizes: list[np.ndarray] = []
+        self.counted: list[Counted] = []
         self.unmasked: set[tuple[str, int]] = set()
         self.crossed: list[tuple[str, str]] = []
 

@@ -32,6 +32,8 @@ def convolution(f: Follower, op: Op) -> Layout:
         if 1 in field.axes and len(field.axes) > 1:
             labels.lock(field.labels, "channels bound to another axis reach a convolution")
     w_in, w_out = _axis_labels(kernel, 0 if transposed else 1), _axis_labels(kernel, 1 if transposed else 0)
+    if w_in is not None and not w_in.zero and not (entering is not None and entering.zero):
+        labels.lock(w_in.labels, "what leaves is 0 neither in the weight nor in what comes in")
     if groups == 1:
         f.enters(weight, 0 if transposed else 1)
         merge(labels, [x.shape[1]], [(_line(entering, x.shape[1]), [0]), (_line(w_in, x.shape[1]), [0])])

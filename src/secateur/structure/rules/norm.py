@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from secateur.structure.labels import Field, Layout, squeezed
 from secateur.structure.layout import drop_axes, merge, moved, reshape
-from secateur.structure.rules import Follower, rule
+from secateur.structure.rules import Counted, Follower, rule
 from secateur.structure.trace import Op, Ref
 
 CROSSES = "a normalisation over the axis mixes its positions"
@@ -20,7 +20,9 @@ def batch_norm(f: Follower, op: Op) -> list[Layout]:
     rank = len(x.shape)
     affine = isinstance(op.args[1], Ref)
     others = [axis for axis in range(rank) if axis != 1]
-    layout = Layout(x.shape, drop_axes(f.labels, f.of(x), others, CROSSES, keep=True).fields)
+    counted = _standardised(f, op)
+    layout = Layout(x.shape, tuple(field for field in f.of(x).fields if field not in counted))
+    layout = Layout(x.shape, drop_axes(f.labels, layout, others, CROSSES, keep=True).fields)
     out = merge(f.labels, x.shape, [(layout, range(rank)), *lines], "any" if affine else "none")
     fields = tuple(
         Field(g.axes, g.labels, zero=affine if 1 in g.axes else g.zero, weak=g.weak) for g in out.fields
@@ -30,7 +32,19 @@ def batch_norm(f: Follower, op: Op) -> list[Layout]:
         channel = out.at(1)
         single = channel is not None and channel.axes == (1,) and ref.shape == (x.shape[1],)
         rest.append(Layout(ref.shape, (Field((0,), channel.labels),) if single and channel else ()))
+    fields += tuple(Field(g.axes, g.labels, zero=False, weak=g.weak) for g in counted)
     return [Layout(x.shape, fields), *rest]
+
+
+def _standardised(f: Follower, op: Op) -> list[Field]:
+    """The inputs of a weight that is standardised as (1, out, in x taps): its zeros can go on being counted."""
+    x = op.args[0]
+    if x.id not in f.plain or len(x.shape) != 3 or x.shape[0] != 1 or isinstance(op.args[3], Ref):
+        return []
+    found = [field for field in f.of(x).fields if field.axes == (2,) and field.zero]
+    f.counted += [Counted(field.labels, op, "batch_norm", CROSSES, anywhere=True) for field in found]
+    f.plain[op.results()[0].id] = f.plain[x.id]  # still the weight, as far as its inputs go
+    return found
 
 
 @rule("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from secateur.structure.labels import Layout
+from secateur.structure.labels import Field, Layout
 from secateur.structure.layout import drop_axes
-from secateur.structure.rules import Follower, rule
+from secateur.structure.rules import Counted, Follower, rule
 from secateur.structure.trace import Op
 
 
@@ -17,11 +17,25 @@ def _axes(op: Op, position: int = 1, name: str = "dim") -> list[int]:
     return [dims] if isinstance(dims, int) else list(dims)
 
 
+def _kept_count(f: Follower, op: Op) -> list[Field]:
+    """The fields whose zeros a mean can go on counting."""
+    x, rank = op.args[0], len(op.args[0].shape)
+    gone = {axis % rank for axis in _axes(op)} if rank else set()
+    found = [field for field in f.of(x).fields if field.zero and not field.weak and set(field.axes) <= gone]
+    found = found if len(found) == 1 and len(found[0].axes) == 1 else []
+    f.counted += [
+        Counted(field.labels, op, "mean", "mean over the axis", axis=field.axes[0] - rank) for field in found
+    ]
+    return found
+
+
 def _reduced(f: Follower, op: Op, axes: list[int], reason: str, zero_ok: bool = False) -> list[Layout]:
     results = op.results()
     x = op.args[0]
     keep = len(results[0].shape) == len(x.shape)
-    layout = drop_axes(f.labels, f.of(x), axes, reason, keep=keep, zero_ok=zero_ok)
+    counted = _kept_count(f, op) if op.name == "mean" else []
+    layout = Layout(x.shape, tuple(field for field in f.of(x).fields if field not in counted))
+    layout = drop_axes(f.labels, layout, axes, reason, keep=keep, zero_ok=zero_ok)
     return [layout if layout.shape == ref.shape else Layout(ref.shape) for ref in results]
 
 
@@ -54,7 +68,7 @@ def sums(f: Follower, op: Op) -> list[Layout]:
     "kthvalue",
 )
 def mixing(f: Follower, op: Op) -> list[Layout]:
-    """Counts, products and extremes notice what leaves: the axis is locked."""
+    """Counts, products and extremes notice what leaves: the axis is locked; some means keep their count."""
     position = {"kthvalue": 2}.get(op.name, 1)
     return _reduced(f, op, _axes(op, position), f"{op.name} over the axis")
 

@@ -112,10 +112,14 @@ class _Stub(types.ModuleType):
 class _Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """nncodec's file writer imports its examples of training, and they half of torchvision and OpenCV: not needed."""
 
-    NAMES = ("torchvision", "nncodec.framework.applications", "nncodec.framework.use_case_init")
+    names: tuple[str, ...] = (
+        "torchvision",
+        "nncodec.framework.applications",
+        "nncodec.framework.use_case_init",
+    )
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        wanted = any(name == stub or name.startswith(stub + ".") for stub in self.NAMES)
+        wanted = any(name == stub or name.startswith(stub + ".") for stub in self.names)
         return importlib.machinery.ModuleSpec(name, self, is_package=True) if wanted else None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
@@ -127,12 +131,20 @@ class _Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def file_writer() -> Any:
     """nncodec's compress and decompress, without what its examples need."""
-    sys.meta_path.insert(0, _Stubs())
-    try:
-        return importlib.import_module("nncodec.nnc") if peer("nncodec") else None
-    except (ImportError, AttributeError) as error:
-        print(f"(nncodec's file writer cannot be imported, left out: {error})")
+    if not peer("nncodec"):
         return None
+    stubs = _Stubs()
+    sys.meta_path.insert(0, stubs)
+    while True:
+        try:
+            return importlib.import_module("nncodec.nnc")
+        except ModuleNotFoundError as error:  # one more that is not installed
+            if not error.name or error.name in stubs.names:
+                raise
+            stubs.names += (error.name,)
+            for name in [name for name in sys.modules if name.startswith("nncodec.")]:
+                if not name.startswith("nncodec.extensions"):
+                    del sys.modules[name]
 
 
 def nncodec_file(nnc: Any, arrays: dict[str, np.ndarray], **options: Any) -> int:

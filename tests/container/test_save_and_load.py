@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,7 +13,9 @@ from torch import nn
 from secateur.container import archive
 from secateur.container import format as sct
 from secateur.container.archive import load, save
+from secateur.container.format import Entry
 from secateur.container.inspection import inspect
+from secateur.container.tensors import gaps_filled
 from secateur.core.codebook import Codebook
 from secateur.core.masks import Masks
 from secateur.errors import (
@@ -249,3 +252,36 @@ def test_a_file_with_more_zeros_than_bytes_is_padded(tmp_path: Path) -> None:
     assert inspect(tmp_path / "m.sct").parts["padding"] > 0
     assert saved.size < 5000
     assert same(load(tmp_path / "m.sct"), state)
+
+
+@pytest.mark.parametrize("coder", ["mixed", "strong", "fast"])
+def test_multiples_of_one_step_with_gaps_take_a_step_and_a_start(tmp_path: Path, coder: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    whole = (torch.randn(64, 64, generator=random) ** 3 * 2).round()
+    step = torch.tensor(0.011718750596046448)  # no multiple of a power of two
+    state = {"w": whole * step + 0.0}
+    values = len(whole.unique())
+    assert values < whole.max() - whole.min() + 1, "the case has no gaps"
+
+    size = save(state, tmp_path / "even.sct", coder=coder).size
+    assert torch.equal(load(tmp_path / "even.sct")["w"], state["w"])
+    report = inspect(tmp_path / "even.sct")
+    assert report.rows[0].distinct == values
+    assert report.parts["codebooks"] <= 12
+
+    # One value off the grid by its last bit, and every value is written as itself.
+    odd = state["w"].clone()
+    odd.view(-1)[int(odd.argmax())] = torch.nextafter(odd.max(), torch.tensor(9e9))
+    longer = save({"w": odd}, tmp_path / "odd.sct", coder=coder).size
+    assert torch.equal(load(tmp_path / "odd.sct")["w"], odd)
+    assert inspect(tmp_path / "odd.sct").parts["codebooks"] > 2 * values
+    assert longer > size + values
+
+
+def test_gaps_wider_than_what_they_save_stay() -> None:
+    """Two values and their zero, thousands of steps apart: three keys are shorter than all that lies between."""
+    entry = Entry("w", "F32", (3,))
+    values = (np.float32(0.3) * np.array([-500, 0, 400, 401], dtype=np.float32)).view(np.uint32)
+    filled, levels = gaps_filled(values, np.array([0, 1, 3], dtype=np.uint8), entry)
+    assert filled is values
+    assert levels.tolist() == [0, 1, 3]

@@ -236,7 +236,7 @@ def _row(record: sct.Record, words: np.ndarray | None) -> Row:
         values = tensors.read_codebook(record.parts["codebook"], entry, record.where, record.version)
         few = tensors.levels_of(words, entry, most=len(values))
         assert few is not None
-        distinct, levels = len(values), few[1].reshape(-1)
+        distinct, levels = len(few[0]), few[1].reshape(-1)
         entropy = -int(-static.entropy(levels) * entry.numel // 8)
         kept = levels[words.reshape(-1) != 0]
         huffman = Huffman.of(kept).average(kept) if kept.size else None

@@ -76,8 +76,10 @@ def fitted_config(
     kind, wanted = _plain(small), _shapes(small)
     config = copy.deepcopy(source)
     unsaid = not hasattr(config, "head_dim")  # some families read it without having it
-    if getattr(config, "head_dim", None) is None and hasattr(config, "num_attention_heads"):
-        config.head_dim = config.hidden_size // config.num_attention_heads
+    whole, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
+    # A list has one for every stage.
+    if getattr(config, "head_dim", None) is None and isinstance(whole, int) and isinstance(heads, int):
+        config.head_dim = whole // heads
     config = _shaped(kind, config, wanted, widths)
     if config is None:
         return None, "its configuration has no field for these widths, or they differ from layer to layer"

@@ -338,7 +338,8 @@ def _fewer_heads(
 ) -> Plan | None:
     """The rewrite that lets a torch attention layer run with fewer heads."""
     module: Any = model.get_submodule(path)
-    if path in plan.rewrites:
+    have = plan.rewrites.get(path, ())  # the mean of its heads' weights, if any
+    if any(item.function == "multi_head_attention" for item in have):
         return None
     name = f"{path}.in_proj_weight" if module._qkv_same_embed_dim else f"{path}.q_proj_weight"
     name = structure.trace.aliases.get(name, name)
@@ -352,7 +353,7 @@ def _fewer_heads(
     before = getattr(module, "scaled_as", module.head_dim)
     sizes = ((0, heads), (1, size), *(((2, before),) if size != module.head_dim else ()))
     item = Rewrite("multi_head_attention", -1, sizes)
-    return replace(plan, rewrites={**plan.rewrites, path: (item,)})
+    return replace(plan, rewrites={**plan.rewrites, path: (item, *have)})
 
 
 def with_fewer_heads(structure: Structure, model: nn.Module, plan: Plan, alive: np.ndarray) -> Plan:

@@ -245,7 +245,7 @@ def test_shrink_keeps_to_floors_and_takes_several_granularities(secateur):
     assert "has no attention heads that can be cut" in err
     code, _, err = secateur(*shrink, "--granularity", "filter")
     assert code == 2
-    assert "expected channel or head" in err
+    assert "expected channel, head or head_size" in err
 
 
 @pytest.mark.parametrize(

@@ -285,3 +285,5 @@ def test_gaps_wider_than_what_they_save_stay() -> None:
     filled, levels = gaps_filled(values, np.array([0, 1, 3], dtype=np.uint8), entry)
     assert filled is values
     assert levels.tolist() == [0, 1, 3]
+    alone = values[:1]
+    assert gaps_filled(alone, levels[:1], entry)[0] is alone

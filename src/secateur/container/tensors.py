@@ -205,7 +205,7 @@ def gaps_filled(values: np.ndarray, levels: np.ndarray, entry: Entry) -> tuple[n
     (12, [0, 7, 11])
     """
     plain = codebook(values, entry)
-    if entry.dtype != "F32" or plain[0]:
+    if entry.dtype != "F32" or plain[0] or len(values) < 2:
         return values, levels
     found = _multiples(values.view(np.float32))
     if found is None:

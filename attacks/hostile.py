@@ -14,8 +14,8 @@ import zlib
 import numpy as np
 
 from secateur.coding import indices, varint
+from secateur.container import codebooks, tensors
 from secateur.container import format as sct
-from secateur.container import tensors
 from secateur.container.format import Archive, Entry, Writer
 from secateur.container.lanes import Lane, Lanes
 from secateur.container.reading import words_of
@@ -62,7 +62,7 @@ def sample() -> bytes:
     values = bell((7,), 5)[np.abs(numbers(60, 6)) % 7].reshape(6, 10)
     words = values.view(np.uint32)
     entry = Entry("fc.weight", "F32", words.shape)
-    few = tensors.levels_of(words, entry)
+    few = codebooks.few_levels(words, entry)
     assert few is not None
     add("fc.weight", "F32", words, tensors.indexed(entry, *few, "fast", writer.memory))
     add("fc.again", "F32", words, tensors.indexed(entry, *few, "mixed", writer.memory))
@@ -85,7 +85,7 @@ def sample() -> bytes:
         entry = Entry(name, "F32", (24,))
         method, parts, words = tensors.grid(entry, bell((24,), 10).view(np.uint32), logarithmic)
         add(name, "F32", words, (method, parts))
-    few = tensors.levels_of(SMALL_MULTIPLES.view(np.uint32), Entry("few.weight", "F32", (5, 8)))
+    few = codebooks.few_levels(SMALL_MULTIPLES.view(np.uint32), Entry("few.weight", "F32", (5, 8)))
     assert few is not None
     way = tensors.indexed(Entry("few.weight", "F32", (5, 8)), *few, "fast", writer.memory)
     add("few.weight", "F32", SMALL_MULTIPLES.view(np.uint32), way)
@@ -105,7 +105,7 @@ def strong_sample() -> bytes:
         values = np.round(bell(shape, 20 + number) * 5).astype(np.float32) / np.float32(8)
         words = values.view(np.uint32)
         entry = Entry(f"conv{number}.weight", "F32", shape)
-        few = tensors.levels_of(words, entry)
+        few = codebooks.few_levels(words, entry)
         assert few is not None
         writer.add(entry, words.tobytes(), *tensors.indexed(entry, *few, "strong", writer.memory))
     sparse = bell((24, 16), 22)

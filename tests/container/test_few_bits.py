@@ -11,8 +11,8 @@ from torch import nn
 
 import secateur as sc
 from secateur.coding import varint
+from secateur.container import codebooks
 from secateur.container import format as sct
-from secateur.container import tensors
 from secateur.container.archive import load, save
 from secateur.container.arrays import entry_of
 from secateur.container.format import Archive, Entry, Writer
@@ -293,11 +293,11 @@ def test_a_file_of_version_1_has_nothing_of_version_2(tmp_path):
         read(old(file.getvalue()))
     values = np.array([-1.0, 0.25, 0.5], dtype=np.float32)
     entry = Entry("w", "F32", (30,))
-    book = tensors.codebook(values.view(np.uint32), entry)
+    book = codebooks.codebook(values.view(np.uint32), entry)
     assert book[0] == 2
-    assert (tensors.read_codebook(memoryview(book), entry, "w") == values.view(np.uint32)).all()
+    assert (codebooks.read_codebook(memoryview(book), entry, "w") == values.view(np.uint32)).all()
     with pytest.raises(FormatError, match="a codebook of kind 2"):
-        tensors.read_codebook(memoryview(book), entry, "w", version=1)
+        codebooks.read_codebook(memoryview(book), entry, "w", version=1)
 
 
 @pytest.mark.parametrize(
@@ -315,8 +315,8 @@ def test_a_file_of_version_1_has_nothing_of_version_2(tmp_path):
 def test_codebooks_come_back_whatever_their_kind(values):
     words = np.array(values, dtype=np.float32).view(np.uint32)
     entry = entry_of("w", torch.zeros(50))
-    book = tensors.codebook(words, entry)
-    assert (tensors.read_codebook(memoryview(book), entry, "w") == words).all()
+    book = codebooks.codebook(words, entry)
+    assert (codebooks.read_codebook(memoryview(book), entry, "w") == words).all()
 
 
 @pytest.mark.parametrize(
@@ -333,4 +333,4 @@ def test_codebooks_come_back_whatever_their_kind(values):
 )
 def test_hostile_codebooks_of_small_multiples(data, message):
     with pytest.raises(FormatError, match=message):
-        tensors.read_codebook(memoryview(data), Entry("w", "F32", (3,)), "w")
+        codebooks.read_codebook(memoryview(data), Entry("w", "F32", (3,)), "w")

@@ -14,8 +14,8 @@ import pytest
 
 from secateur.coding import varint
 from secateur.coding.mixed import Way
+from secateur.container import codebooks
 from secateur.container import format as sct
-from secateur.container import tensors
 from secateur.container.format import Archive, Entry, Writer
 from secateur.errors import FormatError
 
@@ -179,7 +179,7 @@ def test_a_short_stream_cannot_ask_for_much_work() -> None:
     data = one_tensor(
         (1000, 1000),
         sct.INDEXED,
-        [tensors.codebook(np.array([0.0, 1.0], np.float32).view(np.uint32), Entry("w", "F32", ())), stream],
+        [codebooks.codebook(np.array([0.0, 1.0], np.float32).view(np.uint32), Entry("w", "F32", ())), stream],
     )
     with pytest.raises(FormatError, match="at least 7781 bytes, got 102"):
         hostile.read(data)

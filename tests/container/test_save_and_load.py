@@ -13,9 +13,9 @@ from torch import nn
 from secateur.container import archive
 from secateur.container import format as sct
 from secateur.container.archive import load, save
+from secateur.container.codebooks import codebook, gaps_filled
 from secateur.container.format import Entry
 from secateur.container.inspection import inspect
-from secateur.container.tensors import gaps_filled
 from secateur.core.codebook import Codebook
 from secateur.core.masks import Masks
 from secateur.errors import (
@@ -276,6 +276,18 @@ def test_multiples_of_one_step_with_gaps_take_a_step_and_a_start(tmp_path: Path,
     assert torch.equal(load(tmp_path / "odd.sct")["w"], odd)
     assert inspect(tmp_path / "odd.sct").parts["codebooks"] > 2 * values
     assert longer > size + values
+
+
+@pytest.mark.parametrize("start", [-40, 2, 300])
+def test_gaps_are_filled_wherever_the_steps_start(start: int) -> None:
+    """Twenty multiples of a step with four gaps, 2, 3, 2 and 2 wide; the steps need not lie around zero."""
+    entry = Entry("w", "F32", (20,))
+    whole = start + np.array([i for i in range(25) if i not in (3, 7, 8, 14, 20)])
+    values = (np.float32(0.3) * whole.astype(np.float32)).view(np.uint32)
+    filled, levels = gaps_filled(values, np.arange(20, dtype=np.uint8), entry)
+    assert len(filled) == 25
+    assert codebook(filled, entry)[0] == 1
+    assert (filled[levels] == values).all()
 
 
 def test_gaps_wider_than_what_they_save_stay() -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from attacks.hostile import bell, read, sample
 
+from secateur.container import codebooks, tensors
 from secateur.container import format as sct
-from secateur.container import tensors
 from secateur.container.format import Entry, Writer
 
 FOLDER = Path(__file__).parent
@@ -37,7 +37,7 @@ def layers(coder: str) -> bytes:
             coarse[np.abs(values) < 0.4] = 0
         words = coarse.astype(np.float32).view(np.uint32)
         entry = Entry(f"layer{number}.weight", "F32", shape)
-        few = tensors.levels_of(words, entry)
+        few = codebooks.few_levels(words, entry)
         assert few is not None
         way = tensors.indexed(entry, *few, coder, writer.memory)
         writer.add(entry, words.tobytes(), *way)

@@ -27,8 +27,8 @@ from torch import nn
 
 from secateur.coding import indices, varint
 from secateur.container import batch_norm as bn
+from secateur.container import codebooks, tensors
 from secateur.container import format as sct
-from secateur.container import tensors
 from secateur.container.arrays import entry_of, to_tensor, to_words
 from secateur.container.few_bits import SCALES, Drawn, drawn, round_books
 from secateur.container.reading import words_of
@@ -158,7 +158,7 @@ def _encode(
     if entry.name in taken.words:
         return sct.DRAWN + taken.lane[entry.name], [], taken.words[entry.name].reshape(entry.shape)
     if entry.name in books:
-        few = tensors.levels_of(words, entry, most=1 << 16)
+        few = codebooks.few_levels(words, entry, most=1 << 16)
         if few is not None:
             return *tensors.indexed(entry, *few, coder, memory), words
     method, parts = tensors.encode(entry, words, coder, memory)

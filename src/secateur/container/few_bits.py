@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from secateur.container import tensors
+from secateur.container import codebooks
 from secateur.container.lanes import Lane, Lanes
 from secateur.core.codebook import Codebook
 from secateur.errors import NonFiniteError, NothingToDoError, OptionError
@@ -126,6 +126,6 @@ def round_books(
         if value.dtype != torch.float32:
             raise OptionError(f"codebook of {name!r}: few bits are for float32, got {value.dtype}")
         distinct, places = torch.unique(value, return_inverse=True)
-        fewer = torch.from_numpy(tensors.round_to_bits(distinct.detach().cpu().numpy(), bits))
+        fewer = torch.from_numpy(codebooks.round_to_bits(distinct.detach().cpu().numpy(), bits))
         rounded[name] = fewer.to(value.device)[places]
     return rounded, dict(books)

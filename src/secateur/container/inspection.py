@@ -26,8 +26,8 @@ import numpy as np
 
 from secateur.coding import static
 from secateur.coding.huffman import Huffman
+from secateur.container import codebooks
 from secateur.container import format as sct
-from secateur.container import tensors
 from secateur.container.archive import entries_of
 from secateur.container.reading import words_of
 
@@ -233,8 +233,8 @@ def _row(record: sct.Record, words: np.ndarray | None) -> Row:
     entry = record.entry
     distinct = entropy = huffman = None
     if words is not None and record.method == sct.INDEXED and entry.numel:
-        values = tensors.read_codebook(record.parts["codebook"], entry, record.where, record.version)
-        few = tensors.levels_of(words, entry, most=len(values))
+        values = codebooks.read_codebook(record.parts["codebook"], entry, record.where, record.version)
+        few = codebooks.levels_of(words, entry, most=len(values))
         assert few is not None
         distinct, levels = len(few[0]), few[1].reshape(-1)
         entropy = -int(-static.entropy(levels) * entry.numel // 8)

@@ -14,70 +14,17 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from secateur.coding import ascending, floats, indices, static, varint
+from secateur.coding import floats, indices, static, varint
 from secateur.coding.indices import Memory
 from secateur.container import format as sct
+from secateur.container.codebooks import codebook, few_levels, read_codebook
 from secateur.container.format import DTYPES, Entry, Record
 from secateur.container.lanes import Lanes
 from secateur.errors import FormatError
 
-__all__ = [
-    "MOST_LEVELS",
-    "cast",
-    "codebook",
-    "decode",
-    "encode",
-    "grid",
-    "indexed",
-    "levels_of",
-    "read_codebook",
-    "round_to_bits",
-    "text",
-]
+__all__ = ["cast", "decode", "encode", "grid", "indexed", "text"]
 
-MOST_LEVELS = 1024  # with more distinct values than this a tensor is not looked at as an indexed one
-_SAMPLE = 1 << 14
-_PIECE = 1 << 20
 _CASTS = {("F16", "F32"), ("BF16", "F32"), ("F16", "F64"), ("BF16", "F64"), ("F32", "F64")}
-
-
-# -- distinct values -----------------------------------------------------------------------------------------
-def _order(words: np.ndarray, entry: Entry) -> np.ndarray:
-    """Words as unsigned numbers that sort like the values they stand for."""
-    bits = words.dtype.type(words.dtype.itemsize * 8 - 1)
-    top = words.dtype.type(1) << bits
-    if entry.floating:
-        return np.where(words >> bits, ~words, words | top)
-    return words ^ top if entry.dtype.startswith("I") else words
-
-
-def _disorder(keys: np.ndarray, entry: Entry) -> np.ndarray:
-    """The inverse of `_order`."""
-    bits = keys.dtype.type(keys.dtype.itemsize * 8 - 1)
-    top = keys.dtype.type(1) << bits
-    if entry.floating:
-        return np.where(keys >> bits, keys ^ top, ~keys)
-    return keys ^ top if entry.dtype.startswith("I") else keys
-
-
-def levels_of(
-    words: np.ndarray, entry: Entry, most: int = MOST_LEVELS
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """(distinct words in ascending order of value, level of each word); None with more than `most`."""
-    flat = words.reshape(-1)
-    if flat.size == 0:
-        return None
-    step = max(1, flat.size // _SAMPLE)
-    if len(np.unique(flat[::step])) > most:
-        return None
-    keys = _order(flat, entry)
-    found = np.unique(keys)
-    if len(found) > most:
-        return None
-    levels = np.empty(flat.size, dtype=np.uint16 if len(found) > 256 else np.uint8)
-    for start in range(0, flat.size, _PIECE):  # numpy's places take eight bytes each
-        levels[start : start + _PIECE] = np.searchsorted(found, keys[start : start + _PIECE])
-    return _disorder(found, entry), levels.reshape(words.shape)
 
 
 def _zero(values: np.ndarray) -> int | None:
@@ -85,169 +32,13 @@ def _zero(values: np.ndarray) -> int | None:
     return int(at[0]) if len(at) else None
 
 
-# -- codebooks -----------------------------------------------------------------------------------------------
-def codebook(values: np.ndarray, entry: Entry) -> bytes:
-    """The distinct values in ascending order; even steps are written as a step and a start, and small multiples of
-    a power of two as those.
-    """
-    size = varint.write(len(values))
-    if entry.dtype == "F32":
-        floats32 = values.view(np.float32)
-        small = _small_multiples(floats32)
-        even = _even_steps(floats32) if len(values) > 2 else None
-        short = [b"\1" + size + even] if even is not None else []
-        short += [b"\2" + size + small] if small is not None else []
-        if short:
-            return min(short, key=len)
-    sorted_keys = ascending.encode(_order(values, entry))
-    return b"\0" + size + sorted_keys
-
-
-_MIDDLE = 128  # what a multiple of 0 is written as, in a byte
-_EXPONENTS = range(-126, 120)  # so that 128 times the power is finite, and once the power is no denormal
-
-
-def round_to_bits(values: np.ndarray, bits: int) -> np.ndarray:
-    """Float32 values as multiples, of at most `bits` bits with their sign, of the power of two that suits the largest.
-
-    >>> round_to_bits(np.array([-0.9, 0.0, 0.3], dtype=np.float32), 5)
-    array([-0.875 ,  0.    ,  0.3125], dtype=float32)
-    """
-    top = float(np.abs(values).max(initial=0.0))
-    most = 2 ** (bits - 1) - 1
-    if top == 0.0 or not np.isfinite(top):
-        return values.astype(np.float32)
-    exponent = int(np.ceil(np.log2(top / (most + 0.5))))
-    exponent = min(max(exponent, _EXPONENTS[0]), _EXPONENTS[-1])
-    multiples = np.clip(np.rint(values.astype(np.float64) / 2.0**exponent), -most, most)
-    return (multiples * 2.0**exponent).astype(np.float32)
-
-
-def _small_multiples(values: np.ndarray) -> bytes | None:
-    """The exponent and the multiples, where the values are exactly those, from -128 to 127, of a power of two."""
-    with np.errstate(invalid="ignore"):  # a NaN may be of the signalling kind
-        some = values[values != 0].astype(np.float64)
-    if not some.size or not np.isfinite(some).all() or (np.signbit(values) & (values == 0)).any():
-        return None
-    mantissa, exponents = np.frexp(some)
-    whole = np.rint(mantissa * 2.0**24).astype(np.int64)  # a float32 has 24 bits
-    spare = np.array([(int(n) & -int(n)).bit_length() - 1 for n in whole])
-    exponent = int((exponents - 24 + spare).min())
-    multiples = values.astype(np.float64) / 2.0**exponent
-    if exponent not in _EXPONENTS or multiples.min() < -_MIDDLE or multiples.max() >= _MIDDLE:
-        return None
-    return varint.write(varint.unsigned(exponent)) + ascending.encode((multiples + _MIDDLE).astype(np.uint8))
-
-
-def _even_steps(values: np.ndarray) -> bytes | None:
-    """Step and first multiple, where the values are exactly float32(step * whole numbers in a row)."""
-    if not np.isfinite(values).all():
-        return None
-    gaps = np.diff(values)
-    guess = np.float32(np.median(gaps))
-    if not guess > 0 or not np.isfinite(guess):
-        return None
-    small = np.abs(values)[np.argsort(np.abs(values))]
-    for step in {float(guess), float(small[1] if small[0] == 0 else small[0])}:
-        if not step > 0:
-            continue
-        first = round(float(values[0]) / step)
-        if abs(first) > 1 << 20:
-            continue
-        rebuilt = np.float32(step) * np.arange(first, first + len(values), dtype=np.float32)
-        if (rebuilt.view(np.uint32) == values.view(np.uint32)).all():
-            return np.float32(step).tobytes() + varint.write(varint.unsigned(first))
-    return None
-
-
-def read_codebook(data: memoryview, entry: Entry, where: str, version: int = sct.VERSION) -> np.ndarray:
-    """The distinct words of a codebook; ascending and without repeats, else it is not a valid one."""
-    reader = varint.Reader(data, where + ", codebook")
-    kind = reader.byte()
-    size = reader.varint(static.MOST_SYMBOLS, "the number of values")
-    if size == 0:
-        raise reader.fail("a codebook without values")
-    if kind == 0:
-        keys = ascending.decode(reader.take(reader.left), size, entry.width)
-        return _disorder(keys, entry)
-    elif kind == 1 and entry.dtype == "F32":
-        step = np.frombuffer(reader.take(4), dtype="<f4")[0]
-        first = varint.signed(reader.varint(1 << 22, "the first multiple"))
-        reader.end()
-        if not np.isfinite(step):
-            raise reader.fail("the step of a codebook is not finite")
-        with np.errstate(over="ignore"):
-            values = (step * np.arange(first, first + size, dtype=np.float32)).view(np.uint32)
-    elif kind == 2 and entry.dtype == "F32" and version > 1:
-        exponent = varint.signed(reader.varint(2 * len(_EXPONENTS), "the exponent of a codebook"))
-        if exponent not in _EXPONENTS:
-            raise reader.fail(f"the exponent {exponent} of a codebook, expected -126..119")
-        multiples = ascending.decode(reader.take(reader.left), size, 1).astype(np.float64) - _MIDDLE
-        return (multiples * 2.0**exponent).astype(np.float32).view(np.uint32)
-    else:
-        raise reader.fail(f"a codebook of kind {kind} for dtype {entry.dtype}")
-    keys = _order(values, entry)
-    if (keys[1:] <= keys[:-1]).any():
-        raise reader.fail("the values of a codebook do not ascend")
-    return values
-
-
 # -- encoding ------------------------------------------------------------------------------------------------
-def gaps_filled(values: np.ndarray, levels: np.ndarray, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
-    """Values that are multiples of one step, the gaps between them filled where that is the smaller codebook.
-
-    Uniform steps leave most large multiples out. As even steps all of them take a dozen bytes, and a level nobody
-    uses takes about one.
-
-    >>> values = (0.1 * np.array([-7, -2, -1, 0, 1, 4], dtype=np.float32)).view(np.uint32)
-    >>> filled, levels = gaps_filled(values, np.array([0, 3, 5], dtype=np.uint8), Entry("w", "F32", (3,)))
-    >>> len(filled), levels.tolist()
-    (12, [0, 7, 11])
-    """
-    plain = codebook(values, entry)
-    if entry.dtype != "F32" or plain[0] or len(values) < 2:
-        return values, levels
-    found = _multiples(values.view(np.float32))
-    if found is None:
-        return values, levels
-    step, whole = found
-    count = int(whole[-1] - whole[0]) + 1
-    if count > MOST_LEVELS or count - len(values) + 16 >= len(plain):
-        return values, levels
-    filled = (step * np.arange(whole[0], whole[-1] + 1, dtype=np.float32)).view(np.uint32)
-    return filled, (whole - whole[0])[levels].astype(np.uint16 if count > 256 else np.uint8)
-
-
-def _multiples(values: np.ndarray) -> tuple[np.float32, np.ndarray] | None:
-    """Step and whole numbers, where the values are exactly float32(step * whole numbers)."""
-    if not np.isfinite(values).all():
-        return None
-    sizes = np.sort(np.abs(values[values != 0]).astype(np.float64))
-    gap = float(np.diff(values.astype(np.float64)).min())
-    if not sizes.size or not gap > 0:
-        return None
-    top = round(sizes[-1] / gap)
-    for step in (np.float32(sizes[0]), np.float32(sizes[-1] / top)):
-        if not step > 0 or sizes[-1] / float(step) > 1 << 20:
-            continue
-        whole = np.rint(values.astype(np.float64) / float(step)).astype(np.int64)
-        if ((step * whole.astype(np.float32)).view(np.uint32) == values.view(np.uint32)).all():
-            return step, whole
-    return None
-
-
 def indexed(
     entry: Entry, values: np.ndarray, levels: np.ndarray, coder: str, memory: Memory
 ) -> tuple[int, list[bytes]]:
     """A tensor of few distinct words: the codebook, then the level of each weight."""
-    values, levels = gaps_filled(values, levels, entry)
     stream = indices.encode(levels.reshape(entry.shape), len(values), _zero(values), coder, memory)
     return sct.INDEXED, [codebook(values, entry), stream]
-
-
-def _codebook_bytes(values: np.ndarray, entry: Entry) -> int:
-    filled, _ = gaps_filled(values, np.zeros(0, dtype=np.uint8), entry)
-    return len(codebook(filled, entry)) + len(filled) - len(values)
 
 
 def encode(
@@ -264,12 +55,12 @@ def encode(
         return sct.ZERO, []
     if (flat == flat[0]).all():
         return sct.CONST, [flat[:1].tobytes()]
-    few = levels_of(words, entry) if entry.numel >= 16 else None
+    few = few_levels(words, entry) if entry.numel >= 16 else None
     guess = float("inf")
     if few is not None:
         # About a byte a level is what it costs a coder to learn how often each comes.
         learning = len(few[0]) + 8
-        guess = static.entropy(few[1]) * entry.numel / 8 + _codebook_bytes(few[0], entry) + learning
+        guess = static.entropy(few[1]) * entry.numel / 8 + len(codebook(few[0], entry)) + learning
         if guess < entry.nbytes / 2:  # packing could hardly win, and would have to be tried on all of it
             return indexed(entry, *few, coder, memory)
     small = coder == "strong"

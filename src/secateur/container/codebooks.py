@@ -1,0 +1,222 @@
+"""Which few values a tensor takes, which of them each number is, and how the values themselves are written.
+
+>>> words = np.array([0.5, 0.25, 0.5, 0.75], dtype=np.float32).view(np.uint32)
+>>> values, levels = few_levels(words, Entry("w", "F32", (4,)))
+>>> values.view(np.float32).tolist(), levels.tolist()
+([0.25, 0.5, 0.75], [1, 0, 1, 2])
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from secateur.coding import ascending, static, varint
+from secateur.container import format as sct
+from secateur.container.format import Entry
+
+__all__ = [
+    "MOST_LEVELS",
+    "codebook",
+    "few_levels",
+    "gaps_filled",
+    "levels_of",
+    "read_codebook",
+    "round_to_bits",
+]
+
+MOST_LEVELS = 1024  # with more distinct values than this a tensor is not looked at as an indexed one
+_SAMPLE = 1 << 14
+_PIECE = 1 << 20
+_MARGIN = 8  # filled gaps have to save more than this, for what the coder spends on levels nobody takes
+_FARTHEST = 1 << 20  # a reader takes first multiples up to four times as far
+
+
+def _order(words: np.ndarray, entry: Entry) -> np.ndarray:
+    """Words as unsigned numbers that sort like the values they stand for."""
+    bits = words.dtype.type(words.dtype.itemsize * 8 - 1)
+    top = words.dtype.type(1) << bits
+    if entry.floating:
+        return np.where(words >> bits, ~words, words | top)
+    return words ^ top if entry.dtype.startswith("I") else words
+
+
+def _disorder(keys: np.ndarray, entry: Entry) -> np.ndarray:
+    """The inverse of `_order`."""
+    bits = keys.dtype.type(keys.dtype.itemsize * 8 - 1)
+    top = keys.dtype.type(1) << bits
+    if entry.floating:
+        return np.where(keys >> bits, keys ^ top, ~keys)
+    return keys ^ top if entry.dtype.startswith("I") else keys
+
+
+def levels_of(
+    words: np.ndarray, entry: Entry, most: int = MOST_LEVELS
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """(distinct words in ascending order of value, level of each word); None with more than `most`."""
+    flat = words.reshape(-1)
+    if flat.size == 0:
+        return None
+    step = max(1, flat.size // _SAMPLE)
+    if len(np.unique(flat[::step])) > most:
+        return None
+    keys = _order(flat, entry)
+    found = np.unique(keys)
+    if len(found) > most:
+        return None
+    levels = np.empty(flat.size, dtype=np.uint16 if len(found) > 256 else np.uint8)
+    for start in range(0, flat.size, _PIECE):  # numpy's places take eight bytes each
+        levels[start : start + _PIECE] = np.searchsorted(found, keys[start : start + _PIECE])
+    return _disorder(found, entry), levels.reshape(words.shape)
+
+
+def few_levels(
+    words: np.ndarray, entry: Entry, most: int = MOST_LEVELS
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """As `levels_of`, with values nobody takes where the codebook is smaller for them."""
+    few = levels_of(words, entry, most)
+    return None if few is None else gaps_filled(*few, entry)
+
+
+def gaps_filled(values: np.ndarray, levels: np.ndarray, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
+    """Values that are multiples of one step, the gaps between them filled where that is the smaller codebook.
+
+    Uniform steps leave most large multiples out. As even steps all of them take a dozen bytes, and a level nobody
+    uses takes about one.
+
+    >>> values = (0.1 * np.array([-7, -2, -1, 0, 1, 4], dtype=np.float32)).view(np.uint32)
+    >>> filled, levels = gaps_filled(values, np.array([0, 3, 5], dtype=np.uint8), Entry("w", "F32", (3,)))
+    >>> len(filled), levels.tolist()
+    (12, [0, 7, 11])
+    """
+    plain = codebook(values, entry)
+    found = _steps(values.view(np.float32)) if entry.dtype == "F32" and plain[0] == 0 else None
+    if found is None:
+        return values, levels
+    step, whole = found
+    count = int(whole[-1] - whole[0]) + 1
+    if count > MOST_LEVELS:
+        return values, levels
+    filled = (step * np.arange(whole[0], whole[-1] + 1, dtype=np.float32)).view(np.uint32)
+    # The rebuilt steps are looked at anew: far from zero the step may not be found from them.
+    if len(codebook(filled, entry)) + count - len(values) + _MARGIN >= len(plain):
+        return values, levels
+    return filled, (whole - whole[0])[levels].astype(np.uint16 if count > 256 else np.uint8)
+
+
+def codebook(values: np.ndarray, entry: Entry) -> bytes:
+    """The distinct values in ascending order; even steps are written as a step and a start, and small multiples of
+    a power of two as those.
+    """
+    size = varint.write(len(values))
+    if entry.dtype == "F32":
+        floats32 = values.view(np.float32)
+        small = _small_multiples(floats32)
+        even = _even_steps(floats32) if len(values) > 2 else None
+        short = [b"\1" + size + even] if even is not None else []
+        short += [b"\2" + size + small] if small is not None else []
+        if short:
+            return min(short, key=len)
+    sorted_keys = ascending.encode(_order(values, entry))
+    return b"\0" + size + sorted_keys
+
+
+_MIDDLE = 128  # what a multiple of 0 is written as, in a byte
+_EXPONENTS = range(-126, 120)  # so that 128 times the power is finite, and once the power is no denormal
+
+
+def round_to_bits(values: np.ndarray, bits: int) -> np.ndarray:
+    """Float32 values as multiples, of at most `bits` bits with their sign, of the power of two that suits the largest.
+
+    >>> round_to_bits(np.array([-0.9, 0.0, 0.3], dtype=np.float32), 5)
+    array([-0.875 ,  0.    ,  0.3125], dtype=float32)
+    """
+    top = float(np.abs(values).max(initial=0.0))
+    most = 2 ** (bits - 1) - 1
+    if top == 0.0 or not np.isfinite(top):
+        return values.astype(np.float32)
+    exponent = int(np.ceil(np.log2(top / (most + 0.5))))
+    exponent = min(max(exponent, _EXPONENTS[0]), _EXPONENTS[-1])
+    multiples = np.clip(np.rint(values.astype(np.float64) / 2.0**exponent), -most, most)
+    return (multiples * 2.0**exponent).astype(np.float32)
+
+
+def _small_multiples(values: np.ndarray) -> bytes | None:
+    """The exponent and the multiples, where the values are exactly those, from -128 to 127, of a power of two."""
+    with np.errstate(invalid="ignore"):  # a NaN may be of the signalling kind
+        some = values[values != 0].astype(np.float64)
+    if not some.size or not np.isfinite(some).all() or (np.signbit(values) & (values == 0)).any():
+        return None
+    mantissa, exponents = np.frexp(some)
+    whole = np.rint(mantissa * 2.0**24).astype(np.int64)  # a float32 has 24 bits
+    spare = np.array([(int(n) & -int(n)).bit_length() - 1 for n in whole])
+    exponent = int((exponents - 24 + spare).min())
+    multiples = values.astype(np.float64) / 2.0**exponent
+    if exponent not in _EXPONENTS or multiples.min() < -_MIDDLE or multiples.max() >= _MIDDLE:
+        return None
+    return varint.write(varint.unsigned(exponent)) + ascending.encode((multiples + _MIDDLE).astype(np.uint8))
+
+
+def _steps(values: np.ndarray) -> tuple[np.float32, np.ndarray] | None:
+    """The step and the whole numbers, where the values are exactly float32(step * whole numbers).
+
+    What the step may be is guessed: the usual gap, the smallest value, or the largest one cut into its smallest gaps.
+    """
+    if len(values) < 2 or not np.isfinite(values).all() or not values.any():
+        return None
+    wide = values.astype(np.float64)
+    sizes = np.abs(wide[wide != 0])
+    gaps = np.diff(wide)
+    largest = float(sizes.max())
+    cut = max(1, round(largest / float(gaps.min()))) if gaps.min() > 0 else 1
+    with np.errstate(
+        over="ignore"
+    ):  # two values of opposite signs may be further apart than a float32 can say
+        guesses = np.array([np.median(np.diff(values)), sizes.min(), largest / cut]).astype(np.float32)
+    for step in guesses:
+        if not 0 < step < np.inf or largest / float(step) > _FARTHEST:
+            continue
+        whole = np.rint(wide / float(step)).astype(np.int64)
+        if ((step * whole.astype(np.float32)).view(np.uint32) == values.view(np.uint32)).all():
+            return step, whole
+    return None
+
+
+def _even_steps(values: np.ndarray) -> bytes | None:
+    """Step and first multiple, where the values are exactly float32(step * whole numbers in a row)."""
+    found = _steps(values)
+    if found is None or (np.diff(found[1]) != 1).any():
+        return None
+    step, whole = found
+    return step.tobytes() + varint.write(varint.unsigned(int(whole[0])))
+
+
+def read_codebook(data: memoryview, entry: Entry, where: str, version: int = sct.VERSION) -> np.ndarray:
+    """The distinct words of a codebook; ascending and without repeats, else it is not a valid one."""
+    reader = varint.Reader(data, where + ", codebook")
+    kind = reader.byte()
+    size = reader.varint(static.MOST_SYMBOLS, "the number of values")
+    if size == 0:
+        raise reader.fail("a codebook without values")
+    if kind == 0:
+        keys = ascending.decode(reader.take(reader.left), size, entry.width)
+        return _disorder(keys, entry)
+    elif kind == 1 and entry.dtype == "F32":
+        step = np.frombuffer(reader.take(4), dtype="<f4")[0]
+        first = varint.signed(reader.varint(1 << 22, "the first multiple"))
+        reader.end()
+        if not np.isfinite(step):
+            raise reader.fail("the step of a codebook is not finite")
+        with np.errstate(over="ignore"):
+            values = (step * np.arange(first, first + size, dtype=np.float32)).view(np.uint32)
+    elif kind == 2 and entry.dtype == "F32" and version > 1:
+        exponent = varint.signed(reader.varint(2 * len(_EXPONENTS), "the exponent of a codebook"))
+        if exponent not in _EXPONENTS:
+            raise reader.fail(f"the exponent {exponent} of a codebook, expected -126..119")
+        multiples = ascending.decode(reader.take(reader.left), size, 1).astype(np.float64) - _MIDDLE
+        return (multiples * 2.0**exponent).astype(np.float32).view(np.uint32)
+    else:
+        raise reader.fail(f"a codebook of kind {kind} for dtype {entry.dtype}")
+    keys = _order(values, entry)
+    if (keys[1:] <= keys[:-1]).any():
+        raise reader.fail("the values of a codebook do not ascend")
+    return values

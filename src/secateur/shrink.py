@@ -198,10 +198,8 @@ def cut(
     """
     structure = analyse(model, example, across_norm=across_norm)
     lines = dropped_lines(structure, masks)
-    if _whole_lines_stay(structure, masks, model, lines):
-        sized = analyse(model, example, across_norm=across_norm, sizes=True)
-        if _heads_become_smaller(structure, sized, masks, model, lines):
-            structure = sized
+    if any(op.name in _ATTENTION for op in structure.trace.ops):
+        structure = _heads_as_meant(structure, masks, model, example, across_norm, lines)
     locks: list[Lock] = []
     while True:
         gone = dropped(structure, masks, model, coupling, lines)
@@ -229,33 +227,31 @@ def cut(
     return Cut(small, plan, whole, left, tuple(locks), crossed, fitted.tried, unsaid)
 
 
-def _whole_lines_stay(
-    structure: Structure, masks: Masks, model: nn.Module, lines: Mapping[tuple[str, int], np.ndarray]
-) -> bool:
-    """Whether positions that the masks drop whole would stay, in a model that has attention."""
-    if not any(op.name in _ATTENTION for op in structure.trace.ops):
-        return False
-    gone = dropped(structure, masks, model, "union", lines)
-    alive = structure.alive({index: ~bits for index, bits in gone.items() if bits.any()})
-    return any(bool((line & alive[structure.slots[place]]).any()) for place, line in lines.items())
-
-
 _ATTENTION = frozenset({*FUSED, "bmm", "baddbmm"})
 
 
-def _heads_become_smaller(
+def _heads_as_meant(
     structure: Structure,
-    sized: Structure,
     masks: Masks,
     model: nn.Module,
+    example: Any,
+    across_norm: bool,
     lines: Mapping[tuple[str, int], np.ndarray],
-) -> bool:
-    """Whether the masks make heads smaller and none of them leave. Both together are two cuts, heads first."""
+) -> Structure:
+    """The structure in which heads become smaller, where the masks mean that and no head leaves.
+
+    Both together are two cuts, heads first. Where no line that the masks drop whole would stay, there is nothing
+    that smaller heads could explain, and the model is not analysed again.
+    """
     fewer = dropped(structure, masks, model, "union", lines)
+    alive = structure.alive({index: ~bits for index, bits in fewer.items() if bits.any()})
+    if not any((line & alive[structure.slots[place]]).any() for place, line in lines.items()):
+        return structure
+    sized = analyse(model, example, across_norm=across_norm, sizes=True)
     smaller = dropped(sized, masks, model, "union", lines)
-    return any(smaller[group.index].any() for group in sized.groups if group.within) and not any(
-        fewer[group.index].any() for group in structure.groups if group.heads
-    )
+    meant = any(smaller[group.index].any() for group in sized.groups if group.within)
+    heads_leave = any(fewer[group.index].any() for group in structure.groups if group.heads)
+    return sized if meant and not heads_leave else structure
 
 
 def with_config(

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from secateur.cli import models, runs
+from secateur.cli import runs
+from secateur.cli.given import ModelOptions, Weights, example_of, model_of
 from secateur.cli.options import STORE, Debug, Example, Json, Seed, StoreFolder
 from secateur.cli.output import print_json, show_table
 
@@ -22,11 +23,11 @@ def export(
     which: Annotated[
         str, typer.Argument(help="A run's number, `last`, or (for .onnx and .pt2) the name of a model.")
     ] = "last",
-    weights: models._Weights = None,
+    weights: Weights = None,
     out: Annotated[
         Path, typer.Option("--out", help="The file: .csv, .parquet, .json; or .onnx, .pt2.")
     ] = Path("measurements.csv"),
-    option: models._Option = None,
+    option: ModelOptions = None,
     input_: Example = None,
     time: Annotated[
         bool, typer.Option("--time", help="Also time eager, ONNX Runtime and torch.compile.")
@@ -49,8 +50,8 @@ def export(
     if which == "last" or which.isdigit():
         net, example = _of_run(which, store)
     else:
-        net = models._model(which, weights, option, seed)
-        example = models._example(which, net, input_, seed)
+        net = model_of(which, weights, option, seed)
+        example = example_of(which, net, input_, seed)
     done = write(net, out, example)
     found: Any = []
     if time and out.suffix == ".onnx":

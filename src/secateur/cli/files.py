@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from secateur.cli import models
+from secateur.cli.given import ModelOptions, model_of
 from secateur.cli.options import Debug, Json, Quiet
 from secateur.cli.output import print_json
 from secateur.errors import DataError, OptionError
@@ -117,7 +117,7 @@ def inspect(
             "--model", help="The model of a file that leaves names and shapes to it, as `measure` takes it."
         ),
     ] = None,
-    option: models._Option = None,
+    option: ModelOptions = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -127,7 +127,7 @@ def inspect(
 
     if option and model is None:
         raise OptionError("--option says what a model is made with; give --model NAME too")
-    into = models._model(model, None, option, None) if model is not None else None
+    into = model_of(model, None, option, None) if model is not None else None
     with _bar(quiet) as told:
         report = look(_there(file), into, progress=told)
     print(report.to_json() if json else report.table())

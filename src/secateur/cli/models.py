@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from secateur.cli.cluster import Address, EngineChoice, EngineOption
+from secateur.cli.given import ModelName, ModelOptions, Weights, example_of, model_of
 from secateur.cli.options import Debug, Device, Example, Json, Seed
 from secateur.cli.output import print_json, show_table
 from secateur.errors import OptionError
@@ -19,69 +20,11 @@ __all__ = ["VERBS"]
 
 _AS_COUNTED = 0.9  # a speed-up of at least this share of the MACs' ratio needs no explanation
 
-_Model = Annotated[
-    str,
-    typer.Argument(
-        help="One of ours (`secateur list models`), timm/NAME, torchvision/NAME, hf/NAME, package.module:function.",
-        show_default=False,
-    ),
-]
-_Weights = Annotated[
-    Path | None, typer.Argument(help="A .safetensors, .pt or .sct file.", show_default=False)
-]
-_Option = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--option", metavar="KEY=VALUE", help="What the model is made with: num_classes=10. Repeatable."
-    ),
-]
-
-
-def _model(name: str, weights: Path | None, options: list[str] | None, seed: int | None) -> nn.Module:
-    """The model of that name, in evaluation mode."""
-    import torch
-
-    from secateur import models
-    from secateur.lab.recipe import parse_setting
-    from secateur.lab.weights import load_weights
-
-    torch.manual_seed(seed or 0)
-    model = models.build(name, **dict(parse_setting(option, "--option") for option in options or []))
-    if weights is not None:
-        load_weights(model, weights)
-    return model.eval()
-
-
-def _example(name: str, model: nn.Module, shape: str | None, seed: int | None, batch: int = 1) -> Any:
-    """What the model is called with: `--input`, else what the model itself says."""
-    import torch
-
-    from secateur import models
-
-    chance = torch.Generator().manual_seed(seed or 0)
-    if shape is not None:
-        try:
-            sizes = [int(part) for part in shape.replace("x", ",").split(",")]
-        except ValueError:
-            sizes = []
-        if not sizes or min(sizes) < 1:
-            raise OptionError(f"--input {shape}: expected a shape of positive numbers, such as 1,3,224,224")
-        return torch.randn(sizes, generator=chance)
-    found = models.input_shape(model)
-    if found is not None:
-        return torch.randn(batch, *found, generator=chance)
-    dummy = getattr(model, "dummy_inputs", None)  # transformers' models bring one
-    if isinstance(dummy, dict):
-        return dummy
-    raise OptionError(
-        f"model {name!r} does not say what it takes; give the shape of one input: --input 1,3,224,224"
-    )
-
 
 def measure(
-    model: _Model,
-    weights: _Weights = None,
-    option: _Option = None,
+    model: ModelName,
+    weights: Weights = None,
+    option: ModelOptions = None,
     input_: Example = None,
     data: Annotated[
         str | None, typer.Option("--data", help="Also measure accuracy on the test images of this.")
@@ -109,20 +52,22 @@ def measure(
     from secateur.measure import measure as take
 
     where = device_of(device.value if device is not None else "cpu")
-    net = _model(model, weights, option, seed).to(where)
+    net = model_of(model, weights, option, seed).to(where)
     given = what.split(",") if what else None
     timed: dict[str, Any] = {"trials": trials} if given is None or "latency" in given else {}
     if data is None:
-        found = take(net, _example(model, net, input_, seed, batch), what=given, **timed)
+        found = take(net, example_of(model, net, input_, seed, batch), what=given, **timed)
     else:
         images = datasets.load_for(net, data)
-        example = images.test.first(batch)[0] if input_ is None else _example(model, net, input_, seed, batch)
+        example = (
+            images.test.first(batch)[0] if input_ is None else example_of(model, net, input_, seed, batch)
+        )
         found = take(net, example, lambda one: evaluate(one, images.test, device=where), what=given, **timed)
     gain = None
     if explained and (given is None or "latency" in given):
         dense = _dense_of(net, model, option, seed, where)
         if dense is not None:
-            gain = _gain(dense, net, _example(model, net, input_, seed, batch), trials)
+            gain = _gain(dense, net, example_of(model, net, input_, seed, batch), trials)
     if json:
         rows = [item.to_dict() for item in Measurements(found)]
         print_json(rows if gain is None else {"measurements": rows, "against_dense": gain})
@@ -132,7 +77,7 @@ def measure(
         for note in item.notes:
             print(f"  {item.name}: {note}")
     if has_two_of_four(net):
-        print(two_of_four(net, _example(model, net, input_, seed, batch), trials=trials))
+        print(two_of_four(net, example_of(model, net, input_, seed, batch), trials=trials))
     if gain is not None:
         print(
             f"\nagainst the dense model: {gain['fewer']:.2f}x fewer multiply-accumulates, {gain['faster_text']}"
@@ -144,7 +89,7 @@ def _dense_of(
     net: nn.Module, name: str, option: list[str] | None, seed: int | None, where: Any
 ) -> nn.Module | None:
     """The dense model of that name, if `net` is one of its shrunk copies."""
-    dense = _model(name, None, option, seed).to(where)
+    dense = model_of(name, None, option, seed).to(where)
     shapes = [{key: tuple(value.shape) for key, value in one.state_dict().items()} for one in (dense, net)]
     return dense if shapes[0] != shapes[1] else None
 
@@ -162,9 +107,9 @@ def _gain(dense: nn.Module, small: nn.Module, example: Any, trials: int) -> dict
 
 
 def explain(
-    model: _Model,
-    weights: _Weights = None,
-    option: _Option = None,
+    model: ModelName,
+    weights: Weights = None,
+    option: ModelOptions = None,
     input_: Example = None,
     budget: Annotated[
         float | None, typer.Option("--budget", help="Also tell what removing this share would do.")
@@ -184,9 +129,9 @@ def explain(
     from secateur.lab.objects import write_whole
     from secateur.shrink import explain as look
 
-    net = _model(model, weights, option, seed)
+    net = model_of(model, weights, option, seed)
     found = look(
-        net, _example(model, net, input_, seed), budget, across_norm=across_norm, head_size=head_size
+        net, example_of(model, net, input_, seed), budget, across_norm=across_norm, head_size=head_size
     )
     if svg is not None:
         write_whole(svg, found.svg().encode())
@@ -225,8 +170,8 @@ def _coupled(asked: list[str] | None, share: float, across_norm: bool) -> list[t
 
 
 def shrink(
-    model: _Model,
-    weights: _Weights = None,
+    model: ModelName,
+    weights: Weights = None,
     out: Annotated[
         Path, typer.Option("--out", help="The small model: a .sct file that holds plan and weights.")
     ] = Path("small.sct"),
@@ -253,7 +198,7 @@ def shrink(
     across_norm: Annotated[
         bool, typer.Option("--across-norm", help="Also axes that cross a LayerNorm.")
     ] = False,
-    option: _Option = None,
+    option: ModelOptions = None,
     input_: Example = None,
     trials: Annotated[int, typer.Option("--trials", min=1, help="Timed repetitions.")] = 25,
     seed: Seed = None,
@@ -271,8 +216,8 @@ def shrink(
     from secateur.prune import prune
     from secateur.shrink import shrink as cut
 
-    net = _model(model, weights, option, seed)
-    example = _example(model, net, input_, seed)
+    net = model_of(model, weights, option, seed)
+    example = example_of(model, net, input_, seed)
     masks = None
     for grain, share in _coupled(granularity, budget, across_norm):
         found = prune(
@@ -317,8 +262,8 @@ def shrink(
 
 
 def scan(
-    model: _Model,
-    weights: _Weights = None,
+    model: ModelName,
+    weights: Weights = None,
     data: Annotated[
         str, typer.Option("--data", help="Accuracy is measured on the test images of this.")
     ] = "digits",
@@ -363,7 +308,7 @@ def scan(
     resume: Annotated[
         Path | None, typer.Option("--resume", help="Keeps the values found; a stopped scan goes on.")
     ] = None,
-    option: _Option = None,
+    option: ModelOptions = None,
     seed: Seed = None,
     json: Json = False,
     debug: Debug = False,
@@ -386,7 +331,7 @@ def scan(
         )
     if weights is None:
         print("warning: no weights were given, so those scanned are random", file=sys.stderr)
-    net = _model(model, weights, option, seed)
+    net = model_of(model, weights, option, seed)
     images = datasets.load_for(net, data)
     try:
         values = levels if levels.count(":") == 2 else [float(part) for part in levels.split(",")]

@@ -10,7 +10,6 @@ were in training: statistics of plain images do not fit a network that learnt fr
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -18,11 +17,10 @@ from pydantic import Field
 from torch import nn
 
 from secateur.core.measurement import Measurements
-from secateur.data import Augment
 from secateur.errors import OptionError
 from secateur.lab.state import State
 from secateur.lab.steps import Base, Result, Work
-from secateur.lab.steps.train import AugmentOptions
+from secateur.lab.steps.train import Augmentation, augmentation
 from secateur.structure.carry import reestimate_batch_norm
 
 __all__ = ["Norms"]
@@ -33,17 +31,12 @@ class Norms(Base):
 
     images: int = Field(10_000, ge=1, description="training images that are averaged over, at most")
     batch_size: int = Field(500, ge=2, description="images whose statistics are taken together")
-    augment: AugmentOptions | bool | str | None = Field(None, description="as in the training before")
+    augment: Augmentation = Field(None, description="as in the training before")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="in which the model computes")
-
-    def augmentation(self) -> Augment | None:
-        """How images are changed, checked."""
-        given = self.augment
-        return Augment(**given.model_dump()) if isinstance(given, AugmentOptions) else Augment.of(given)
 
     def check(self, model: nn.Module, before: list[str]) -> None:
         """The augmentation, and that there is a batch norm."""
-        self.augmentation()
+        augmentation(self.augment)
         if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
             raise OptionError(f"{type(model).__name__} has no batch norm to estimate; leave the step out")
 
@@ -53,7 +46,7 @@ class Norms(Base):
 
         def batches() -> Iterator[Any]:
             nonlocal seen
-            how = self.augmentation()
+            how = augmentation(self.augment)
             found = work.data.train.batches(
                 self.batch_size, shuffle=True, seed=work.seed, augment=how, device=work.device, drop_last=True
             )
@@ -69,8 +62,7 @@ class Norms(Base):
                 f"there are, got {self.batch_size:,}"
             )
         state.model.to(work.device)
-        half = torch.autocast(torch.device(work.device).type, torch.bfloat16)
-        with half if self.precision == "bf16" else nullcontext():
+        with torch.autocast(torch.device(work.device).type, torch.bfloat16, enabled=self.precision == "bf16"):
             most = len(work.data.train) // self.batch_size
             reestimate_batch_norm(state.model, batches(), batches=most)
         state.model.to("cpu").eval()

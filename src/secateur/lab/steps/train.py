@@ -22,7 +22,7 @@ from secateur.lab import training as trainer
 from secateur.lab.state import State
 from secateur.lab.steps import Base, Options, Result, Work
 
-__all__ = ["Train", "TrainBase"]
+__all__ = ["Augmentation", "Train", "TrainBase", "augmentation"]
 
 
 class AugmentOptions(Options):
@@ -32,12 +32,24 @@ class AugmentOptions(Options):
     flip: bool = True
 
 
+Augmentation = AugmentOptions | bool | str | None
+
+
+def augmentation(given: Augmentation) -> Augment | None:
+    """What a step's `augment` asks for, checked.
+
+    >>> augmentation(AugmentOptions(crop=2)), augmentation("none")
+    (Augment(crop=2, flip=True), None)
+    """
+    return Augment(**given.model_dump()) if isinstance(given, AugmentOptions) else Augment.of(given)
+
+
 def training_fields(**other: Any) -> dict[str, Any]:
     """The options of `Training` as pydantic fields, so that the two never drift; `other` changes defaults."""
     hints = get_type_hints(trainer.Training)
     found: dict[str, Any] = {}
     for field in dataclasses.fields(trainer.Training):
-        kind = AugmentOptions | bool | str | None if field.name == "augment" else hints[field.name]
+        kind = Augmentation if field.name == "augment" else hints[field.name]
         found[field.name] = (kind, other.get(field.name, field.default))
     return found
 
@@ -54,8 +66,7 @@ class TrainBase(Base):
     def training(self) -> trainer.Training:
         """The options as `Training`, which checks their values."""
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(trainer.Training)}
-        if isinstance(given["augment"], AugmentOptions):
-            given["augment"] = Augment(**given["augment"].model_dump())
+        given["augment"] = augmentation(given["augment"])
         return trainer.Training(**given)
 
     def check(self, model: nn.Module, before: list[str]) -> None:

@@ -103,3 +103,115 @@ def test_the_count_matters(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = Response().eval(), torch.randn(2, 5, 6)
     with pytest.raises(ProofError, match="does not compute what the masked one does"):
         sc.shrink(model, sc.prune(model, "l1", "channel", 0.5, example=x), x)
+
+
+def test_a_layer_norm_counts_by_hand() -> None:
+    """Of 1, 4, 0, 0 the mean is 1.25 and the variance (0.0625 + 7.5625 + 2 * 1.5625) / 4 = 2.6875."""
+    x = torch.tensor([[1.0, 4.0]], dtype=torch.float64)
+    found = counted.layer_norm(F.layer_norm, (x, (2,)), {"eps": 0.0}, 4, 2)
+    assert found[0].tolist() == pytest.approx([-0.25 / 2.6875**0.5, 2.75 / 2.6875**0.5], rel=1e-12)
+    found = counted.rms_norm(F.rms_norm, (x, (2,)), {"eps": 0.75}, 4, 2)  # 17 / 4 + 0.75 = 5
+    assert found[0].tolist() == pytest.approx([1 / 5**0.5, 4 / 5**0.5], rel=1e-12)
+    assert counted.layer_norm(F.layer_norm, (x, (2,)), {}, 8, 4) is None
+    short = counted.layer_norm(F.layer_norm, (x.bfloat16(), (2,)), {}, 4, 2)
+    assert short.dtype == torch.bfloat16
+
+
+NORMS = {
+    "layer": lambda: nn.LayerNorm(8),
+    "layer, no bias": lambda: nn.LayerNorm(8, bias=False),
+    "layer, plain": lambda: nn.LayerNorm(8, elementwise_affine=False),
+    "rms": lambda: nn.RMSNorm(8),
+    "rms, plain": lambda: nn.RMSNorm(8, eps=0.1, elementwise_affine=False),
+}
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_a_norm_over_the_channels_of_one_layer_keeps_its_count(kind: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.GELU(), NORMS[kind](), nn.Linear(8, 2)).eval()
+    for parameter in model[2].parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(3, 5, 4)
+    small = sc.shrink(model, sc.prune(model, "l1", "channel", 0.5, example=x), x)
+    assert small.proof.error < 1e-12
+    assert small.model[2].normalized_shape == (4,)
+    assert isinstance(small.model[2], (nn.LayerNorm, nn.RMSNorm))
+    assert Plan.from_json(small.plan.to_json()) == small.plan
+    again = sc.shrink(small.model, sc.prune(small.model, "l1", "channel", 0.5, example=x), x)
+    assert again.proof.error < 1e-12
+    assert again.model[2].normalized_shape == (2,)
+
+
+class Gated(nn.Module):
+    """A unit of a gMLP: half of the hidden width is normalised and mixed along the tokens, and scales the other."""
+
+    def __init__(self, residual: bool = False) -> None:
+        super().__init__()
+        self.up, self.norm, self.tokens, self.down = (
+            nn.Linear(6, 16), nn.LayerNorm(8), nn.Linear(5, 5), nn.Linear(8, 6),
+        )  # fmt: skip
+        self.more = nn.Linear(8, 8) if residual else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        u, v = F.gelu(self.up(x)).chunk(2, dim=-1)
+        v = self.norm(v)
+        v = v if self.more is None else v + self.more(v)
+        return self.down(u * self.tokens(v.transpose(1, 2)).transpose(1, 2))
+
+
+def test_half_of_a_hidden_width_is_normalised() -> None:
+    torch.manual_seed(0)
+    model, x = Gated().eval(), torch.randn(2, 5, 6)
+    small = sc.shrink(model, sc.prune(model, "l1", "channel", 0.5, example=x), x)
+    assert small.proof.error < 1e-12
+    assert (small.model.up.out_features, small.model.down.in_features) == (8, 4)
+
+
+def test_a_stream_that_others_add_to_stays_whole_behind_its_norm() -> None:
+    model, x = Gated(residual=True).eval(), torch.randn(2, 5, 6)
+    explained = sc.explain(model, x)
+    assert not explained.groups
+    assert any("normalisation over the axis" in lock.reason for lock in explained.locks)
+
+
+class Reduced(nn.Module):
+    """Attention of one head whose keys and values come from a normalised image of a lower resolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.small, self.norm, self.kv, self.out = (
+            nn.Linear(8, 8), nn.Conv2d(8, 8, 2, 2), nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(8, 8),
+        )  # fmt: skip
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, n, c = x.shape
+        q = self.q(x).reshape(b, n, 1, -1).transpose(1, 2)
+        image = self.small(x.transpose(1, 2).reshape(b, c, 4, 4)).reshape(b, c, -1).permute(0, 2, 1)
+        k, v = self.kv(self.norm(image)).reshape(b, -1, 2, 1, c).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c))
+
+
+def test_keys_from_a_normalised_smaller_image() -> None:
+    """The counting norm hands its result on as torch's does, and the scale of the one head stays what it was."""
+    torch.manual_seed(0)
+    model, x = Reduced().eval(), torch.randn(2, 16, 8)
+    small = sc.shrink(model, sc.prune(model, "l1", "channel", 0.5, example=x), x)
+    assert small.proof.error < 1e-12
+    assert not small.locked
+    assert (small.model.small.out_channels, small.model.q.out_features) == (4, 4)
+    assert (small.model.kv.in_features, small.model.kv.out_features) == (4, 8)
+
+
+@pytest.mark.parametrize("kind", ["mean", "weights"])
+def test_what_counts_goes_on_when_more_leaves(kind: str) -> None:
+    torch.manual_seed(0)
+    if kind == "mean":
+        model, x = Response().eval(), torch.randn(2, 5, 6)
+    else:
+        model, x = residual(nn.ReLU()), torch.randn(2, 3, 8, 8)
+    for _ in range(2):
+        small = sc.shrink(model, sc.prune(model, "l1", "channel", 0.5, example=x), x)
+        assert small.proof.error < 1e-12
+        model = small.model
+    assert (model.up if kind == "mean" else model.a).weight.shape[0] == (4 if kind == "mean" else 2)

@@ -1,5 +1,8 @@
 """Counted: a mean over channels, or over the inputs of a weight, that still counts what left, as the zeros it was.
 
+Norms over channels are such means too. A layer norm that counts is not torch's fused one: it takes about as long as
+the norm over all the channels did.
+
 A mean over channels of which some are masked divides by how many there were. Where these leave, the mean over what is
 left is another one; with the old count in it, it is the same.
 
@@ -10,12 +13,49 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 
-__all__ = ["COUNTED", "mean", "standardised"]
+__all__ = [
+    "COUNTED",
+    "counting",
+    "layer_norm",
+    "mean",
+    "named_alike",
+    "rms_norm",
+    "standardised",
+    "uncounted",
+]
+
+_UNCOUNTED: ContextVar[bool] = ContextVar("uncounted", default=False)
+
+
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """While a forward is recorded it is as torch's own functions make it: what leaves later is found as before.
+
+    >>> with uncounted():
+    ...     counting()
+    False
+    """
+    before = _UNCOUNTED.set(True)
+    try:
+        yield
+    finally:
+        _UNCOUNTED.reset(before)
+
+
+def counting() -> bool:
+    """Whether what left is counted just now.
+
+    >>> counting()
+    True
+    """
+    return not _UNCOUNTED.get()
 
 
 def mean(
@@ -53,8 +93,61 @@ def standardised(
     return found if named.get("bias") is None else found + named["bias"][:, None]
 
 
+def layer_norm(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], before: int, now: int
+) -> torch.Tensor | None:
+    """A layer norm over a last axis that had `before` positions, of which `now` stayed.
+
+    >>> x, zeros = torch.tensor([[1.0, 4.0]]), torch.zeros(1, 2)
+    >>> whole = torch.nn.functional.layer_norm(torch.cat([x, zeros], 1), (4,))[:, :2]
+    >>> bool(torch.allclose(layer_norm(torch.layer_norm, (x, (2,)), {}, 4, 2), whole))
+    True
+    """
+    named = {**dict(zip(("input", "normalized_shape", "weight", "bias", "eps"), args)), **kwargs}
+    x = named["input"]
+    if tuple(named["normalized_shape"]) != (now,) or x.shape[-1] != now:
+        return None
+    wide = (x if x.dtype.itemsize > 2 else x.float()).contiguous()  # as torch's own
+    found = _normed(wide, before, now, named.get("eps", 1e-5))
+    found = found if named.get("weight") is None else found * named["weight"]
+    found = found if named.get("bias") is None else found + named["bias"]
+    return found.to(x.dtype)
+
+
+def rms_norm(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], before: int, now: int, axis: int = -1
+) -> torch.Tensor | None:
+    """A root-mean-square norm, likewise: torch's own, by a larger epsilon and a factor.
+
+    >>> x, zeros = torch.tensor([[1.0, 4.0]]), torch.zeros(1, 2)
+    >>> whole = torch.rms_norm(torch.cat([x, zeros], 1), (4,), eps=0.5)[:, :2]
+    >>> bool(torch.allclose(rms_norm(torch.rms_norm, (x, (2,)), {"eps": 0.5}, 4, 2), whole))
+    True
+    """
+    named = {**dict(zip(("input", "normalized_shape", "weight", "eps"), args)), **kwargs}
+    x = named["input"]
+    if tuple(named["normalized_shape"]) != (now,) or x.shape[-1] != now:
+        return None
+    eps = named.get("eps")
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    named["eps"] = eps * before / now
+    found: torch.Tensor = func(**named)
+    return found * (before / now) ** 0.5
+
+
 COUNTED: dict[str, Callable[..., torch.Tensor | None]] = {
     "mean": mean,
     "batch_norm": standardised,
+    "layer_norm": layer_norm,
+    "rms_norm": rms_norm,
 }
 """By the function whose calls are made with the old count."""
+
+
+def named_alike(function: str) -> tuple[str, ...]:
+    """The calls a counted operator may have come from: torch takes a root-mean-square norm apart into a mean.
+
+    >>> named_alike("mean"), named_alike("layer_norm")
+    (('mean', 'rms_norm'), ('layer_norm',))
+    """
+    return ("mean", "rms_norm") if function == "mean" else (function,)

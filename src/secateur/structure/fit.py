@@ -7,6 +7,7 @@ call; else lock the labels that meet there and start over without them. What is 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
@@ -15,7 +16,6 @@ import numpy as np
 from torch import nn
 
 from secateur.structure.calls import Call
-from secateur.structure.counted import COUNTED
 from secateur.structure.couplings import Structure
 from secateur.structure.labels import Lock
 from secateur.structure.plain import is_plain
@@ -29,6 +29,16 @@ from secateur.structure.widths import widths_of
 __all__ = ["Fitted", "draft", "fit"]
 
 _ROUNDS = 400
+_NORMS = frozenset(
+    {
+        "native_group_norm",
+        "native_batch_norm",
+        "_native_batch_norm_legit",
+        "native_layer_norm",
+        "mean",
+        "_fused_rms_norm",
+    }
+)  # torch takes a root-mean-square norm apart into a mean
 _QUIET = frozenset(
     {"clone", "_to_copy", "detach", "alias", "empty", "lift_fresh"}
 )  # they come and go with strides
@@ -86,7 +96,7 @@ def _without_weights(structure: Structure, model: nn.Module, alive: np.ndarray) 
     found: dict[str, dict[str, Any]] = {}
     modules = modules_of(model)
     for op in structure.trace.ops:
-        if op.name not in ("native_group_norm", "native_batch_norm", "_native_batch_norm_legit"):
+        if op.name not in _NORMS:
             continue
         module: Any = modules[op.path]
         if getattr(module, "weight", None) is not None or not op.args:
@@ -99,6 +109,8 @@ def _without_weights(structure: Structure, model: nn.Module, alive: np.ndarray) 
             found[op.path] = {"num_channels": shape[1], "num_groups": groups}
         elif hasattr(module, "num_features"):
             found[op.path] = {"num_features": shape[1]}
+        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+            found[op.path] = {"normalized_shape": shape[-len(module.normalized_shape) :]}
     return found
 
 
@@ -140,7 +152,7 @@ def _skipped(plan: Plan) -> tuple[str, ...]:
     return tuple(
         path
         for path, items in plan.rewrites.items()
-        if any(i.function in COUNTED or i.function == "multi_head_attention" for i in items)
+        if any(i.function == "multi_head_attention" for i in items)
     )
 
 
@@ -158,6 +170,12 @@ def _numbers(op: Op) -> list[float]:
         scale = op.args[0].shape[-1] ** -0.5 if scale is None else scale
         return [scale, *(arg for arg in found if isinstance(arg, float))]
     return [arg for arg in (*op.args, *op.kwargs.values()) if isinstance(arg, float)]
+
+
+def _alike(some: list[float], others: list[float]) -> bool:
+    """Whether these are the same numbers, but for how they were rounded."""
+    close = (a == b or math.isclose(a, b, rel_tol=1e-12) for a, b in zip(some, others))
+    return len(some) == len(others) and all(close)
 
 
 def _plain_name(op: Op) -> str:
@@ -190,7 +208,7 @@ def _mismatch(
             wanted, got = wanted[:1], got[:1]  # the others are statistics kept for a backward pass
         if any(shape is None or shape != have for shape, have in zip(wanted, got)):
             return Mismatch(op, wanted, None, index)
-        if op.path == other.path and _numbers(op) != _numbers(other):
+        if op.path == other.path and not _alike(_numbers(op), _numbers(other)):
             return Mismatch(op, wanted, None, index, (_numbers(op), _numbers(other)))
     if found.error is not None and old:
         return Mismatch(old[-1], [], found.error, len(old))

@@ -62,6 +62,7 @@ def is_plain(
         return False
     if any(not alive[labels].all() for labels in structure.follower.sizes):
         return False  # the scale of attention follows the size of its heads
+    counted = {each.op.index for each in structure.follower.counted}
     calls = iter(structure.trace.calls)
     call = next(calls, None)
     for op in structure.trace.ops:
@@ -73,7 +74,7 @@ def is_plain(
         if op.name in _FREE:
             if op.name == "convolution" and op.args[8] > 1 and not _keeps_groups(model, op):
                 return False
-            if op.name == "native_layer_norm" and _over_moved(op, sizes):
+            if op.name == "native_layer_norm" and op.index not in counted and _over_moved(op, sizes):
                 return False
         elif op.name not in _SIZED or not (
             call is None or op.index < call.first or _adapts(structure, call, sizes)

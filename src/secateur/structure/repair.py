@@ -286,7 +286,8 @@ def with_counts(structure: Structure, plan: Plan, alive: np.ndarray) -> Plan:
             have = rewrites.setdefault(each.op.path, [])
             sizes: tuple[tuple[int, int], ...] = ((0, each.labels.size), (1, now))
             sizes += () if each.axis is None else ((2, each.axis),)
-            if now < each.labels.size and all(item.sizes != sizes for item in have):
+            known = {(item.function, item.sizes) for item in have}
+            if now < each.labels.size and (each.function, sizes) not in known:
                 have.append(Rewrite(each.function, min([-1, *(item.call for item in have)]) - 1, sizes))
     return replace(plan, rewrites={path: tuple(items) for path, items in rewrites.items() if items})
 

@@ -31,7 +31,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from secateur.errors import PlanError
-from secateur.structure.counted import COUNTED
+from secateur.structure.counted import COUNTED, counting, named_alike
 
 __all__ = ["SIZED", "Rewrite", "rewrite_", "rewritten"]
 
@@ -153,9 +153,9 @@ class _Sizes(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.numbers and any(word in name_of(func) for word in ("mul", "div")):
             args = tuple(self._as_before(arg) for arg in args)
-        for counts in self.counted:
-            if counts.function == name_of(func):
-                made = COUNTED[counts.function](func, args, kwargs, *(value for _, value in counts.sizes))
+        for counts in self.counted if counting() else ():
+            if name_of(func) in named_alike(counts.function):
+                made = COUNTED[name_of(func)](func, args, kwargs, *(value for _, value in counts.sizes))
                 if made is not None:
                     return made
         if -1 in self.table and name_of(func) == ATTENTION and kwargs.get("scale") is None:
@@ -239,6 +239,10 @@ def _joined(before: Mapping[int, Rewrite], new: Mapping[int, Rewrite]) -> dict[i
     """The rewrites of a module that is cut again: what the later cut says of a call goes over the earlier."""
     table = dict(before)
     for call, item in new.items():
+        if item.function in COUNTED:
+            first, call = _counting_on(table, item)
+            table[call] = first
+            continue
         old = table.get(call)
         if old is None or old.function != item.function:
             table[call] = item
@@ -250,6 +254,15 @@ def _joined(before: Mapping[int, Rewrite], new: Mapping[int, Rewrite]) -> dict[i
             sizes = {**dict(old.sizes), **dict(item.sizes)}
             table[call] = Rewrite(item.function, call, tuple(sorted(sizes.items())))
     return table
+
+
+def _counting_on(table: Mapping[int, Rewrite], item: Rewrite) -> tuple[Rewrite, int]:
+    """What counts already goes on counting what it did at first; and under which number."""
+    (_, before), *rest = item.sizes
+    for call, old in table.items():
+        if old.function == item.function and old.sizes[1][1] == before and old.sizes[2:] == item.sizes[2:]:
+            return Rewrite(item.function, call, (old.sizes[0], *rest)), call
+    return item, min([-1, *table]) - 1
 
 
 def rewrite_(module: nn.Module, items: tuple[Rewrite, ...]) -> None:

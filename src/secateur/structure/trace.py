@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import TraceError
 from secateur.structure.calls import Call, Calls
+from secateur.structure.counted import uncounted
 from secateur.structure.quick import QUICK
 from secateur.structure.twin import is_atom, tensors_of, twin_of
 
@@ -410,6 +411,7 @@ def _run(
         found.calls = calls.found
         with ExitStack() as contexts:
             contexts.enter_context(torch.no_grad())
+            contexts.enter_context(uncounted())
             contexts.enter_context(_paths(twin, stack, calls))
             if mode == "meta":
                 contexts.enter_context(torch.device("meta"))

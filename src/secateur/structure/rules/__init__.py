@@ -42,6 +42,7 @@ _VIEWS = frozenset(
         "unsqueeze",
     ]
 )
+_LAYERS = frozenset(["mm", "addmm", "linear", "convolution", "_convolution"])
 _RULES: dict[str, Rule] = {}
 _loaded = False
 
@@ -133,6 +134,7 @@ class Follower:
         self.counted: list[Counted] = []
         self.unmasked: set[tuple[str, int]] = set()
         self.crossed: list[tuple[str, str]] = []
+        self.made_by: dict[int, Op] = {}
 
     def of(self, ref: Ref | None) -> Layout:
         """The layout of a tensor; one without labels if nothing is known of it."""
@@ -153,6 +155,17 @@ class Follower:
             field = self.of(ref).at(axis)
             if field is not None:
                 self.entered.append(field.labels.reshape(-1))
+
+    def comes_from_one(self, ref: Ref) -> bool:
+        """Whether a tensor is what one layer put out, but for functions of each element, pieces and views."""
+        while (op := self.made_by.get(ref.id)) is not None:
+            inputs = [other for other in op.refs() if other.id not in self.plain]
+            if op.name in _LAYERS:
+                return True
+            if len(inputs) != 1 or "norm" in op.name:
+                return False
+            ref = inputs[0]
+        return False
 
     def run(self) -> None:
         """Follow every operator of the trace."""
@@ -177,6 +190,7 @@ class Follower:
                 if layout.fields and layout.shape != ref.shape:
                     raise AssertionError(f"rule of {op.name}: expected {ref.shape}, got {layout.shape}")
                 self.layouts[ref.id] = layout
+                self.made_by[ref.id] = op
             if op.name in _VIEWS and op.args and isinstance(op.args[0], Ref) and op.args[0].id in self.plain:
                 self.plain[results[0].id] = self.plain[op.args[0].id]
         labels.op, labels.operator, labels.path = -1, "", ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from secateur.structure.labels import Field, Layout, squeezed
 from secateur.structure.layout import drop_axes, merge, moved, reshape
 from secateur.structure.rules import Counted, Follower, rule
@@ -49,7 +51,7 @@ def _standardised(f: Follower, op: Op) -> list[Field]:
 
 @rule("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm")
 def layer_norm(f: Follower, op: Op) -> list[Layout]:
-    """Mixes the last axes: they are locked, unless crossing was asked for."""
+    """Mixes the last axes: they are locked, but for channels of one layer, which it goes on counting."""
     x, shape = op.args[0], op.args[1]
     refs = [ref for ref in op.args[2:4] if isinstance(ref, Ref)]
     return _over_last(f, op, x, len(shape), refs)
@@ -62,11 +64,28 @@ def _over_last(f: Follower, op: Op, x: Ref, count: int, refs: list[Ref]) -> list
     if f.across_norm and count == 1:
         f.crossed.append((op.name, op.path))
     else:
-        layout = drop_axes(f.labels, layout, axes, CROSSES, keep=True)
-        layout = Layout(x.shape, layout.fields)
+        counted = _of_one_layer(f, op, x) if count == 1 else []
+        rest = Layout(x.shape, tuple(field for field in layout.fields if field not in counted))
+        rest = drop_axes(f.labels, rest, axes, CROSSES, keep=True)
+        layout = Layout(x.shape, (*rest.fields, *(replace(field, zero=False) for field in counted)))
     operands = [(f.of(ref), axes) for ref in refs]
     out = merge(f.labels, x.shape, [(layout, range(rank)), *operands], "any" if refs else "none")
     return [out, *(Layout(ref.shape) for ref in op.results()[1:])]
+
+
+def _of_one_layer(f: Follower, op: Op, x: Ref) -> list[Field]:
+    """The channels of a last axis that holds zeros where they are masked and that one layer puts out, as far as seen.
+
+    What is added up from several layers is a stream that runs through a model: to cut it is to cut everything.
+    """
+    field = f.of(x).at(-1)
+    if field is None or field.axes != (len(x.shape) - 1,) or not field.zero or field.weak:
+        return []
+    if not f.comes_from_one(x):
+        return []
+    function = "layer_norm" if "layer" in op.name else "rms_norm"
+    f.counted.append(Counted(field.labels, op, function, CROSSES))
+    return [field]
 
 
 @rule("native_group_norm", "group_norm")

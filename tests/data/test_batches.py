@@ -32,17 +32,18 @@ def test_every_image_once_an_epoch_in_an_order_of_seed_and_epoch():
     assert len(labels(part.batches(6, drop_last=True))) == 18
 
 
-def test_an_augmented_image_is_a_window_of_the_padded_one():
+@pytest.mark.parametrize(("edges", "mode"), [("black", "constant"), ("mirrored", "reflect")])
+def test_an_augmented_image_is_a_window_of_the_padded_one(edges, mode):
     part = split()
     pad = 2
     drawn = Draws.of(20, pad, seed=4, epoch=7)
-    batches = part.batches(8, seed=4, epoch=7, augment=Augment(crop=pad, flip=True))
+    batches = part.batches(8, seed=4, epoch=7, augment=Augment(pad, True, edges))
     seen = torch.cat([images for images, _ in batches])
     assert drawn.mirrored.any()
     assert not drawn.mirrored.all()
     assert {tuple(row) for row in drawn.shift.tolist()} != {(pad, pad)}
     for index in range(20):
-        padded = torch.nn.functional.pad(part.images[index], (pad,) * 4)
+        padded = torch.nn.functional.pad(part.images[index].float(), (pad,) * 4, mode=mode)
         top, left = drawn.shift[index].tolist()
         window = padded[:, top : top + 6, left : left + 6]
         if drawn.mirrored[index]:
@@ -66,6 +67,10 @@ def test_crop_alone_and_flip_alone():
         next(part.batches(8, augment="wild"))
     with pytest.raises(OptionError, match="expected crop >= 0"):
         Augment(crop=-1)
+    with pytest.raises(OptionError, match="expected edges black or mirrored, got 'wrapped'"):
+        Augment(edges="wrapped")
+    with pytest.raises(OptionError, match="mirrored edges of crop=6 pixels need larger images, got 6 x 6"):
+        next(part.batches(8, augment=Augment(crop=6, edges="mirrored")))
 
 
 @pytest.mark.parametrize("processes", [2, 3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from secateur import data as datasets
 from secateur import models
 from secateur.core.masks import Masks
 from secateur.errors import DataError, NonFiniteError, NothingToDoError, OptionError
-from secateur.lab.training import Bars, EpochRecord, Training, evaluate, rate, train
+from secateur.lab.training import Bars, EpochRecord, Growing, Training, evaluate, rate, train
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,54 @@ def test_masks_are_held(digits, optimizer):
     train(model, digits, options, masks=Masks({"1.weight": mask}), device="cpu")
     assert (model[1].weight[~mask] == 0).all()
     assert (model[1].weight[mask] != start[mask]).all()
+
+
+def test_the_model_ends_as_the_average_of_its_weights_and_is_validated_as_that(digits):
+    """With a rate of almost nothing at the end the plain weights stand still; their average is elsewhere."""
+    mask = torch.rand(32, 64, generator=torch.Generator().manual_seed(0)) > 0.7
+    masks = Masks({"1.weight": mask})
+    options = Training(epochs=3, lr=0.05, batch_size=32, schedule="cosine")
+    plain_end, averaged = net(), net()
+    train(plain_end, digits, options, masks=masks, device="cpu")
+    trained = train(averaged, digits, replace(options, average=0.9), masks=masks, device="cpu")
+    assert (averaged[1].weight[~mask] == 0).all()
+    assert not torch.allclose(averaged[1].weight, plain_end[1].weight)
+    assert not torch.allclose(averaged[2].running_mean, plain_end[2].running_mean)
+    assert trained.history[-1].metrics == evaluate(averaged, digits.validation, device="cpu")
+    best = net()
+    kept = train(best, digits, replace(options, average=0.9, keep="best"), masks=masks, device="cpu")
+    assert kept.history[kept.best_epoch - 1].metrics == evaluate(best, digits.validation, device="cpu")
+
+
+def test_weights_that_leave_during_training_are_out_of_the_average(digits):
+    model = net()
+    growing = Growing(0.8, start=0.2, until=0.6, every=2)
+    trained = train(
+        model, digits, Training(epochs=3, lr=0.05, batch_size=32, average=0.99), pruning=growing, device="cpu"
+    )
+    for name, mask in trained.masks.items():
+        assert (model.get_parameter(name)[~mask] == 0).all()
+
+
+def test_mixed_images_have_two_labels_and_the_teacher_sees_them(digits):
+    """A network that answers by the mean of the image alone: what the teacher is asked lies between two images."""
+    asked = []
+
+    class Teacher(nn.Module):
+        def forward(self, images):
+            asked.append(images.clone())
+            return images.new_zeros(len(images), 10)
+
+    options = Training(epochs=1, lr=0.01, batch_size=100, mix=0.5, distill_alpha=0.5)
+    found = []
+    for _ in range(2):
+        model = plain()
+        train(model, digits, options, teacher=Teacher(), seed=3, device="cpu")
+        found.append(weights(model))
+    assert found[0] == found[1]
+    originals = {image.numpy().tobytes() for images, _ in digits.train.batches(50) for image in images}
+    whole = sum(image.numpy().tobytes() in originals for image in asked[0])
+    assert 30 <= whole <= 70  # half of a hundred; 26 and 74 are five standard deviations away
 
 
 def test_accumulation_changes_nothing_but_rounding(digits):
@@ -292,6 +341,8 @@ def test_bars_show_epoch_loss_and_accuracy_and_auto_is_quiet_off_a_terminal(digi
         ({"grad_clip": 0}, "grad_clip"),
         ({"early_stop": 0}, "early_stop: expected at least 1"),
         ({"accumulate": 0}, "accumulate"),
+        ({"mix": 1.5}, "mix: expected a share 0 <= share <= 1"),
+        ({"average": 1.0}, "average: expected a decay 0 < decay < 1"),
     ],
 )
 def test_wrong_options_are_refused(options, said):
@@ -315,6 +366,8 @@ def test_what_cannot_be_trained_is_refused_before_the_first_step(digits):
         train(models.build("vae"), digits, Training(label_smoothing=0.1), device="cpu")
     with pytest.raises(OptionError, match="expected auto, cpu, cuda, cuda:1 or mps, got 'gpu'"):
         train(plain(), digits, QUICK, device="gpu")
+    with pytest.raises(OptionError, match="mix: only cross-entropy takes two labels an image, and Vae"):
+        train(models.build("vae"), digits, Training(mix=0.5), device="cpu")
     unvalidated = datasets.load("digits", limit=50, validation=0)
     with pytest.raises(OptionError, match="choose by the validation split, which is empty"):
         train(plain(), unvalidated, Training(keep="best"), device="cpu")

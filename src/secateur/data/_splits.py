@@ -33,19 +33,22 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 class Augment:
     """What is done to training images at random, drawn afresh every epoch.
 
-    `crop` pads so many black pixels on each side and cuts a window of the old size out; `flip` mirrors left
-    and right with probability one half.
+    `crop` pads so many pixels on each side and cuts a window of the old size out; `flip` mirrors left and right
+    with probability one half. Beyond the edges it is black, or with `edges="mirrored"` what a mirror there shows.
 
     >>> Augment.of("standard"), Augment.of("none")
-    (Augment(crop=4, flip=True), None)
+    (Augment(crop=4, flip=True, edges='black'), None)
     """
 
     crop: int = 4
     flip: bool = True
+    edges: str = "black"
 
     def __post_init__(self) -> None:
         if self.crop < 0:
             raise OptionError(f"augment: expected crop >= 0 pixels, got {self.crop}")
+        if self.edges not in ("black", "mirrored"):
+            raise OptionError(f"augment: expected edges black or mirrored, got {self.edges!r}")
 
     @classmethod
     def of(cls, value: Augment | str | bool | None) -> Augment | None:
@@ -191,13 +194,24 @@ def _augmented(
     from."""
     count, channels, height, width = images.shape
     pad = how.crop
-    padded = functional.pad(images, (pad, pad, pad, pad))
+    if how.edges == "mirrored" and pad >= min(height, width):
+        raise OptionError(
+            f"augment: mirrored edges of crop={pad} pixels need larger images, got {height} x {width}"
+        )
     device = images.device
     rows = torch.arange(height, device=device)[None] + shift[:, :1]
     columns = torch.arange(width, device=device)[None].expand(count, width)
     if how.flip:
         columns = torch.where(mirrored[:, None], width - 1 - columns, columns)
     columns = columns + shift[:, 1:]
+    if how.edges == "mirrored":
+        rows, columns = (
+            size - 1 - (size - 1 - (place - pad).abs()).abs()
+            for place, size in ((rows, height), (columns, width))
+        )
+        padded, pad = images, 0
+    else:
+        padded = functional.pad(images, (pad, pad, pad, pad))
     flat = rows[:, :, None] * (width + 2 * pad) + columns[:, None, :]
     index = flat.reshape(count, 1, height * width).expand(count, channels, height * width)
     return padded.flatten(2).gather(2, index).reshape(images.shape)

@@ -33,7 +33,9 @@ class Training:
     share it. `augment` is `standard` (crop 4 and flip), `crop`, `flip`, none or an `Augment`. `early_stop`
     ends training after so many epochs without a better validation result, and `keep="best"` returns to the
     epoch with the best one (accuracy, or the loss where there is none; the earliest of equals). `precision`
-    fp32 is exact fp32 on every device; tf32, bf16 and fp16 are faster on accelerators that have them.
+    fp32 is exact fp32 on every device; tf32, bf16 and fp16 are faster on accelerators that have them. `mix` is
+    the part of the images that are mixed with another one of the batch, at least half their own. With `average`,
+    a decay such as 0.999, the model ends as the running average of its weights, and is validated as that.
 
     >>> Training(lr=-1)
     Traceback (most recent call last):
@@ -61,6 +63,8 @@ class Training:
     precision: str = "fp32"
     grad_clip: float | None = None
     keep: str = "last"
+    mix: float = 0.0
+    average: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "augment", Augment.of(self.augment))
@@ -81,8 +85,11 @@ class Training:
         for name in ("momentum", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise OptionError(f"{name}: expected 0 <= {name} < 1, got {getattr(self, name)}")
-        if not 0 <= self.distill_alpha <= 1:
-            raise OptionError(f"distill_alpha: expected a share 0 <= share <= 1, got {self.distill_alpha}")
+        for name in ("distill_alpha", "mix"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise OptionError(f"{name}: expected a share 0 <= share <= 1, got {getattr(self, name)}")
+        if self.average is not None and not 0 < self.average < 1:
+            raise OptionError(f"average: expected a decay 0 < decay < 1, got {self.average}")
         if self.weight_decay < 0:
             raise OptionError(f"weight_decay: expected 0 or more, got {self.weight_decay}")
         if not 0 <= self.warmup < self.epochs:

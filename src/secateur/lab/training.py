@@ -16,7 +16,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from secateur.core.masks import Masks
 from secateur.data import Data
 from secateur.errors import DataError, NonFiniteError, NothingToDoError, OptionError
 from secateur.lab import _training_checkpoint as checkpoints
+from secateur.lab import _training_mix as mixing
+from secateur.lab._training_average import Average
 from secateur.lab._training_evaluate import (
     Loss,
     device_of,
@@ -128,6 +130,7 @@ class _Run:
         self.custom_loss = loss
         self.history: list[EpochRecord] = []
         self.best: dict[str, torch.Tensor] = {}
+        self.average: Average | None = None
         self._refuse()
 
     def _refuse(self) -> None:
@@ -160,6 +163,10 @@ class _Run:
                 "pruning: the best epoch may come before the last weights leave; expected keep='last' and no "
                 "early_stop"
             )
+        if self.options.mix and (self.custom_loss is not None or not self.classifies):
+            raise OptionError(
+                f"mix: only cross-entropy takes two labels an image, and {name} is trained with another loss"
+            )
         if self.masks is not None:
             self.masks.check(self.model)
 
@@ -170,6 +177,8 @@ class _Run:
         about = self._about() if file is not None else {}
         optimizer = self._optimizer()
         scaler_state = None
+        if options.average is not None:
+            self.average = Average(self.model, options.average)
         if file is not None and file.exists():
             scaler_state = self._resume(file, about, optimizer)
         resumed_from = len(self.history)
@@ -179,6 +188,8 @@ class _Run:
         with ExitStack() as stack:
             self.held = stack.enter_context(ExitStack())
             self._hold(self.masks, optimizer)
+            if self.average is not None and not self.history:  # the masked weights are zero only now
+                self.average.restart(self.model)
             network = self.model
             if accelerator.num_processes > 1:
                 network = accelerator.prepare_model(self.model)
@@ -197,14 +208,17 @@ class _Run:
                 record = self._epoch(epoch, steps, network, stepper, accelerator, shown)
                 self.history.append(record)
                 if options.keep == "best" and self.best_epoch() == epoch:
-                    state = self.model.state_dict()
-                    self.best = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+                    with self._averaged():
+                        state = self.model.state_dict()
+                        self.best = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
                 if file is not None and accelerator.is_main_process:
                     self._save(file, about, optimizer, accelerator.scaler)
                 if shown is not None:
                     shown.epoch(record)
         if options.keep == "best" and self.best_epoch() != len(self.history):
             self.model.load_state_dict(self.best)
+        elif self.average is not None:
+            self.average.put(self.model)
         return Trained(
             history=tuple(self.history),
             best_epoch=self.best_epoch(),
@@ -271,6 +285,8 @@ class _Run:
                 accelerator.clip_grad_norm_(network.parameters(), options.grad_clip)
             stepper.step()
             stepper.zero_grad()
+            if self.average is not None:
+                self.average.take(self.model)
             seen += len(labels)
             now = time.perf_counter()
             if shown is not None and (now - told > 0.2 or step == steps):
@@ -287,12 +303,14 @@ class _Run:
                 f"{type(self.model).__name__}: the training loss became {mean} in epoch {epoch}; lower lr "
                 f"({options.lr}), set grad_clip, or add warmup"
             )
+        with self._averaged():
+            metrics = self._metrics(device)
         return EpochRecord(
             epoch=epoch,
             train_loss=mean,
             train_accuracy=int(right) / seen if self.classifies else None,
             lr=lr,
-            metrics=self._metrics(device),
+            metrics=metrics,
             seconds=time.perf_counter() - began,
         )
 
@@ -303,25 +321,36 @@ class _Run:
         masks = self.pruning.masks(self.model, step, steps, self.masks)
         if masks is not self.masks:
             self._hold(masks, optimizer)
+            if self.average is not None:  # of weights that have just left nothing may remain
+                self.average.restart(self.model)
 
     def _loss(
         self, network: nn.Module, images: torch.Tensor, labels: torch.Tensor, accelerator: Any
     ) -> tuple[torch.Tensor, torch.Tensor | int]:
         """The loss of some images, and how many of them are classified right."""
         options = self.options
+        pairs = mixing.mixed(images, labels, options.mix) if options.mix else None
+        images = images if pairs is None else pairs.images
         with accelerator.autocast():
             outputs = network(images)
             answers = None
             if self.teacher is not None:
                 with torch.no_grad():
                     answers = self.teacher(images)
-        value = self.loss(outputs, images, labels)
+        if pairs is None:
+            value = self.loss(outputs, images, labels)
+        else:
+            value = mixing.cross_entropy(logits_of(outputs).float(), pairs, options.label_smoothing)
         if answers is not None:
             taught = distillation(outputs, answers, options.distill_temperature)
             value = options.distill_alpha * taught + (1 - options.distill_alpha) * value
         if not self.classifies:
             return value, 0
         return value, (logits_of(outputs).detach().argmax(1) == labels).sum()
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """The model as it will be given back."""
+        return nullcontext() if self.average is None else self.average.shown(self.model)
 
     def _metrics(self, device: torch.device) -> dict[str, float]:
         """The validation split's metrics."""
@@ -397,6 +426,8 @@ class _Run:
         tensors, numbers = checkpoints.optimizer_tensors(optimizer)
         tensors |= {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
+        if self.average is not None:
+            tensors |= {f"average/{name}": tensor for name, tensor in self.average.tensors.items()}
         if self.pruning is not None and self.masks is not None:
             tensors |= {f"masks/{name}": mask for name, mask in self.masks.items()}
         state = {
@@ -404,6 +435,7 @@ class _Run:
             "history": [asdict(record) for record in self.history],
             "numbers": numbers,
             "scaler": None if scaler is None else scaler.state_dict(),
+            "averaged": None if self.average is None else self.average.count,
         }
         checkpoints.write(file, tensors, state)
 
@@ -413,6 +445,8 @@ class _Run:
         checkpoints.identity(state["training"], about, file)
         self.model.load_state_dict(checkpoints.under("model/", tensors))
         self.best = checkpoints.under("best/", tensors)
+        if self.average is not None:
+            self.average.load(checkpoints.under("average/", tensors), state["averaged"])
         checkpoints.load_optimizer(optimizer, tensors, state["numbers"])
         self.history = [EpochRecord(**record) for record in state["history"]]
         if self.pruning is not None and (masks := checkpoints.under("masks/", tensors)):

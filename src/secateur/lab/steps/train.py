@@ -9,7 +9,7 @@ Every option of `secateur.lab.training.Training` is an option of the step.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, Literal, get_type_hints
 
 import torch
 from pydantic import Field, create_model
@@ -30,6 +30,7 @@ class AugmentOptions(Options):
 
     crop: int = 4
     flip: bool = True
+    edges: Literal["black", "mirrored"] = "black"
 
 
 Augmentation = AugmentOptions | bool | str | None
@@ -39,7 +40,7 @@ def augmentation(given: Augmentation) -> Augment | None:
     """What a step's `augment` asks for, checked.
 
     >>> augmentation(AugmentOptions(crop=2)), augmentation("none")
-    (Augment(crop=2, flip=True), None)
+    (Augment(crop=2, flip=True, edges='black'), None)
     """
     return Augment(**given.model_dump()) if isinstance(given, AugmentOptions) else Augment.of(given)
 

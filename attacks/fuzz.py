@@ -23,7 +23,8 @@ def main() -> int:
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else time.time_ns() % (1 << 32)
     rng = random.Random(seed)
-    samples = [(data, hostile.read(data)) for data in (hostile.sample(), hostile.strong_sample())]
+    made = (hostile.sample(), hostile.strong_sample(), hostile.framed_sample())
+    samples = [(data, hostile.read(data)) for data in made]
     seen: Counter[str] = Counter()
     slowest = largest = 0.0
     end = time.monotonic() + options.seconds

@@ -1,8 +1,8 @@
 """Mutations of .sct files, and the judge: a hostile file ends in a `FormatError`, soon, in little memory.
 
 `sample()` is a small honest file with every way of storing a tensor, `strong_sample()` one of what else streams can be:
-the strong coder's, and planes that are deflated. `reseal` mends the checksums of a
-mutated file, so that what lies behind them is attacked too.
+the strong coder's, and planes that are deflated; `framed_sample()` has planes in Zstandard frames. `reseal` mends the
+checksums of a mutated file, so that what lies behind them is attacked too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import zlib
 
 import numpy as np
 
-from secateur.coding import indices, varint
+from secateur.coding import digits, frames, indices, static, varint
 from secateur.container import codebooks, tensors
 from secateur.container import format as sct
 from secateur.container.format import Archive, Entry, Writer
@@ -129,6 +129,78 @@ def _deflated(words: np.ndarray) -> bytes:
     for plane in tensors.floats._planes(words, True)[::-1]:
         stream = tensors.floats._deflated(plane)
         out += b"\2" + varint.write(len(stream)) + stream
+    return out
+
+
+def framed_sample() -> bytes:
+    """An honest file of version 3: frames of every kind of block, in every way and width that numbers are packed in."""
+    file = io.BytesIO()
+    writer = Writer(file)
+
+    def add(name: str, dtype: str, words: np.ndarray, floating: bool = True) -> None:
+        entry = Entry(name, dtype, words.shape)
+        writer.add(entry, words.tobytes(), sct.PACKED, [_framed(words, floating)])
+
+    add("wide", "F32", (bell((500,), 30) * 0.01).view(np.uint32))
+    add("narrow", "BF16", ((bell((1100,), 31) * 0.01).view(np.uint32) >> np.uint32(16)).astype(np.uint16))
+    add("half", "F16", (bell((300,), 32) * 0.01).astype(np.float16).view(np.uint16))
+    add("double", "F64", (bell((60,), 33) * 0.01).astype(np.float64).view(np.uint64))
+    add("eighth", "F8_E4M3", (numbers(90, 34) % 7 * 16 + 128 * (numbers(90, 35) & 1)).astype(np.uint8))
+    add("whole", "I32", (numbers(80, 36) % 900).astype(np.uint32), floating=False)
+    add("bytes", "U8", (numbers(40, 37) % 3 + 5).astype(np.uint8), floating=False)
+    add("again", "U8", np.tile(numbers(90, 40) % 50, 20).astype(np.uint8), floating=False)  # has matches
+    run = np.frombuffer(b"ab" + b"\7" * 70 + b"z", dtype=np.uint8)
+    frame = frame_of([b"ab", (7, 70), b"z"])
+    part = b"\3\3" + varint.write(len(frame)) + frame
+    writer.add(Entry("run", "U8", run.shape), run.tobytes(), sct.PACKED, [part])
+    sparse = bell((24, 16), 38)
+    sparse[np.abs(sparse) < 0.7] = 0
+    words = sparse.view(np.uint32)
+    stream = indices.encode((words != 0).astype(np.int32), 2, 0, "mixed", writer.memory)
+    way = (sct.SPARSE, [stream, _framed(words[words != 0], True)])
+    writer.add(Entry("sparse", "F32", words.shape), words.tobytes(), *way)
+    method, parts, words = tensors.cast(Entry("scale", "F32", (50,)), bell((50,), 39).view(np.uint32), "F16")
+    narrow = words.view(np.float32).astype(np.float16).view(np.uint16)
+    writer.add(Entry("scale", "F32", (50,)), words.tobytes(), method, [parts[0], _framed(narrow, True)])
+    writer.finish()
+    return file.getvalue()
+
+
+def _framed(words: np.ndarray, floating: bool) -> bytes:
+    """Numbers in the layout of version 3 whose digits are kept in all ways; the writer would frame long planes only."""
+    words = words.reshape(-1)
+    count = max(1, words.dtype.itemsize // 2)
+    ways: list[tuple[int, ...]] = [(3, 3), (3, 3), (4,), (4,)][:count] if words.itemsize > 1 else [(3,)]
+    out = b"\3"
+    for number, planes in enumerate(digits._taken_apart(words, floating, ways)):
+        if ways[number] == (4,):
+            out += b"\4" + planes[0].astype("<u2").tobytes()
+            continue
+        for lower, plane in enumerate(planes):
+            if number == 0:
+                coded = frames.compress(plane)
+            elif not lower:
+                coded = frame_of([plane[:9].tobytes(), plane[9:].tobytes()])
+            elif floating:
+                coded = static.encode(plane, 256)
+            else:
+                out += b"\0" + plane.tobytes()
+                continue
+            out += bytes([1 if number and lower else 3]) + varint.write(len(coded)) + coded
+    return out
+
+
+def frame_of(blocks: list[bytes | tuple[int, int]], size: int | None = None, flags: int = 0xA0) -> bytes:
+    """A Zstandard frame of raw blocks (bytes) and of repeated bytes (which, how often), made by hand.
+
+    `size` is what it claims to hold, `flags` its descriptor; 0xA0 is one segment with a size of four bytes.
+    """
+    held = sum(block[1] if isinstance(block, tuple) else len(block) for block in blocks)
+    out = b"\x28\xb5\x2f\xfd" + bytes([flags]) + (held if size is None else size).to_bytes(4, "little")
+    for number, block in enumerate(blocks, 1):
+        kind, length = (1, block[1]) if isinstance(block, tuple) else (0, len(block))
+        header = (number == len(blocks)) | kind << 1 | length << 3
+        out += header.to_bytes(3, "little") + (bytes(block[:1]) if isinstance(block, tuple) else block)
     return out
 
 

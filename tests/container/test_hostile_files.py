@@ -36,6 +36,14 @@ def strong() -> tuple[bytes, dict[str, bytes]]:
     return data, hostile.read(data)
 
 
+@pytest.fixture(scope="module")
+def framed() -> tuple[bytes, dict[str, bytes]]:
+    if not hostile.frames.available():
+        pytest.skip("needs Python 3.14 or zstandard")
+    data = hostile.framed_sample()
+    return data, hostile.read(data)
+
+
 def test_the_sample_uses_every_way_of_storing(honest: tuple[bytes, dict[str, bytes]]) -> None:
     records = Archive(io.BytesIO(honest[0])).records()
     assert {record.method for record in records} == set(sct.METHODS)
@@ -52,6 +60,15 @@ def test_the_other_sample_has_strong_streams_and_deflated_planes(
     ]
     assert [Way.of(first, old=False).kind for first in firsts] == ["rich"] * 3
     assert [bytes(r.parts["packed"])[0] for r in records if "packed" in r.parts] == [2] * 3
+
+
+def test_the_framed_sample_has_every_way_of_a_plane(framed: tuple[bytes, dict[str, bytes]]) -> None:
+    archive = Archive(io.BytesIO(framed[0]))
+    packed = [bytes(r.parts["packed"]) for r in archive.records()]
+    assert archive.version == 3
+    assert [part[:2] for part in packed] == [b"\3\3"] * len(packed)
+    widths = {r.entry.width for r in archive.records()}
+    assert widths == {1, 2, 4, 8}
 
 
 def test_every_flipped_bit_is_found(honest: tuple[bytes, dict[str, bytes]]) -> None:
@@ -104,6 +121,87 @@ def test_strong_streams_and_deflated_planes_under_attack(strong: tuple[bytes, di
         seen.append(hostile.judge(hostile.mutate_within(data, rng), content, resealed=True))
         assert time.perf_counter() - began < 5  # one second where nothing else runs
     assert seen.count("refused") > 200
+
+
+def test_every_flipped_bit_and_truncation_of_a_file_with_frames(
+    framed: tuple[bytes, dict[str, bytes]],
+) -> None:
+    data, _ = framed
+    for at in range(8 * len(data)):
+        bad = bytearray(data)
+        bad[at // 8] ^= 1 << at % 8
+        with pytest.raises(FormatError):
+            hostile.read(bytes(bad))
+    for length in range(len(data)):
+        with pytest.raises(FormatError):
+            hostile.read(data[:length])
+
+
+def test_frames_under_attack(framed: tuple[bytes, dict[str, bytes]]) -> None:
+    data, content = framed
+    rng = random.Random(24)
+    seen = []
+    tracemalloc.start()
+    try:
+        for _ in range(300):
+            hostile.judge(hostile.mutate(data, rng), content)
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+            began = time.perf_counter()
+            seen.append(hostile.judge(hostile.mutate_within(data, rng), content, resealed=True))
+            assert time.perf_counter() - began < 5  # one second where nothing else runs
+            assert tracemalloc.get_traced_memory()[1] - before < 64 << 20
+    finally:
+        tracemalloc.stop()
+    assert seen.count("refused") > 200
+
+
+def test_flipped_bits_of_a_frame_behind_mended_checksums() -> None:
+    """The checksum of the content finds what Zstandard lets pass."""
+    if not hostile.frames.available():
+        pytest.skip("needs Python 3.14 or zstandard")
+    words = np.tile(np.arange(9, dtype=np.uint8) % 5, 40)
+    frame = hostile.frames.compress(words)
+    file = io.BytesIO()
+    writer = Writer(file)
+    part = b"\3\3" + varint.write(len(frame)) + frame
+    writer.add(Entry("w", "U8", words.shape), words.tobytes(), sct.PACKED, [part])
+    writer.finish()
+    data = file.getvalue()
+    begin = data.index(frame)
+    for at in range(8 * begin, 8 * (begin + len(frame))):
+        bad = bytearray(data)
+        bad[at // 8] ^= 1 << at % 8
+        assert hostile.judge(hostile.reseal(bytes(bad)), {"w": words.tobytes()}) in ("refused", "same")
+
+
+def test_a_file_has_version_3_only_for_what_came_with_it(framed: tuple[bytes, dict[str, bytes]]) -> None:
+    data, _ = framed
+    assert hostile.reseal(data) == data  # the version is written last, and all checksums with it
+    for version in (1, 2):
+        with pytest.raises(FormatError, match="coded in way 3, known ways are"):
+            hostile.read(hostile.reseal(data[:4] + bytes([version]) + data[5:]))
+    assert hostile.sample()[4] == hostile.strong_sample()[4] == 2
+    older, same = hostile.sample(), hostile.read(hostile.sample())
+    assert hostile.read(hostile.reseal(older[:4] + b"\3" + older[5:])) == same
+
+
+@pytest.mark.parametrize("count", [1 << 60, 1 << 31, 1 << 24])
+def test_claims_of_endless_frames(count: int) -> None:
+    frame = hostile.frame_of([(1, 1 << 17)] * 3, size=count & 0xFFFFFFFF)
+    if count >> 32:
+        frame = frame[:4] + b"\xe0" + count.to_bytes(8, "little") + frame[9:]
+    data = one_tensor((count,), sct.PACKED, [b"\3\3" + varint.write(len(frame)) + frame], dtype="U8")
+    assert data[4] == 3
+    tracemalloc.start()
+    began = time.perf_counter()
+    try:
+        with pytest.raises(FormatError, match="w"):
+            hostile.read(data)
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+    assert time.perf_counter() - began < 5
 
 
 def test_memory_of_mended_mutations(honest: tuple[bytes, dict[str, bytes]]) -> None:
@@ -191,7 +289,7 @@ def test_a_short_stream_cannot_ask_for_much_work() -> None:
         (lambda d: b"GIF89a" + d[6:], "not a .sct file"),
         (lambda d: b"", "not a .sct file"),
         (lambda d: d[:4], "before its version"),
-        (lambda d: hostile.reseal(d[:4] + b"\3" + d[5:]), "version 3, this reader knows versions 1 to 2"),
+        (lambda d: hostile.reseal(d[:4] + b"\4" + d[5:]), "version 4, this reader knows versions 1 to 3"),
         (lambda d: hostile.reseal(d[:5] + b"\x09" + d[6:]), "kind 9"),
         (lambda d: hostile.reseal(d[:7] + b"\x07" + d[8:]), "flags 7"),
     ],

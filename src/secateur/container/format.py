@@ -1,4 +1,4 @@
-"""The .sct format, versions 1 and 2: the sole reader and validator of its bytes, and the writer beside it. No torch.
+"""The .sct format, versions 1 to 3: the sole reader and validator of its bytes, and the writer beside it. No torch.
 
 A file is a magic number, a version, and sections; each section has a kind, a length, its payload and a CRC-32
 that continues the one before, so that sections cannot be moved, dropped or repeated. docs/format.md has every
@@ -25,7 +25,9 @@ from math import prod
 from typing import Any, BinaryIO
 
 from secateur.coding import varint
+from secateur.coding.floats import IN_DIGITS
 from secateur.coding.indices import Memory
+from secateur.container.checksums import carried
 from secateur.errors import FormatError
 
 __all__ = [
@@ -53,17 +55,18 @@ __all__ = [
 ]
 
 MAGIC = b"\x89SCT"
-VERSION = 2
-VERSIONS = (1, 2)  # a file of version 1 may hold nothing that came with version 2
+VERSIONS = (1, 2, 3)  # a file may hold nothing that came with a later version than its own
+VERSION = VERSIONS[-1]
+_USUAL = 2  # what is written unless something in the file needs a later one
 
 # Section kinds, in the only order they may come in: HEAD, then TEXT, NUMBERS, TENSORS and PAD, then END.
 HEAD, TENSORS, TEXT, PAD, END, NUMBERS = 1, 2, 3, 4, 5, 6
 _SECTIONS = {HEAD: "head", TENSORS: "tensors", TEXT: "text", PAD: "pad", END: "end", NUMBERS: "numbers"}
-_LAST_SECTION = {1: END, 2: NUMBERS}
+_LAST_SECTION = {1: END, 2: NUMBERS, 3: NUMBERS}
 
 # Flags of the head.
 NAMELESS, FOLDED = 1, 2
-_LAST_FLAGS = {1: NAMELESS, 2: NAMELESS | FOLDED}
+_LAST_FLAGS = {1: NAMELESS, 2: NAMELESS | FOLDED, 3: NAMELESS | FOLDED}
 
 # How a tensor is stored, and the parts each way has.
 RAW, ZERO, SAME, CONST, PACKED, INDEXED, SPARSE, CAST, GRID = range(9)
@@ -80,7 +83,7 @@ METHODS: dict[int, tuple[str, tuple[str, ...]]] = {
 }
 DRAWN = GRID + 1  # and the three after it: the tensor's numbers come from lane 0..3 of the numbers section
 METHODS |= {DRAWN + lane: (f"lane {lane}", ()) for lane in range(4)}
-_LAST_METHOD = {1: GRID, 2: DRAWN + 3}
+_LAST_METHOD = {1: GRID, 2: DRAWN + 3, 3: DRAWN + 3}
 
 # dtype name as safetensors writes it -> (code in the file, bytes of an element, is a float)
 DTYPES: dict[str, tuple[int, int, bool]] = {
@@ -176,7 +179,8 @@ def digest(entries: Sequence[Entry]) -> bytes:
 
 
 class Writer:
-    """Writes a file section by section; needs memory for one section only.
+    """Writes a file section by section; needs memory for one section only. The file has the earliest version that
+    knows all it holds, and must be one to seek in: the version is known at the end.
 
     `names_from` leaves names, dtypes and shapes out: the reader must supply these very entries. `folded`: the
     statistics of batch norm are not among the tensors.
@@ -184,7 +188,9 @@ class Writer:
 
     def __init__(self, file: BinaryIO, names_from: Sequence[Entry] | None = None, folded: bool = False):
         self._file = file
-        self._crc = zlib.crc32(MAGIC + bytes([VERSION]))
+        self._version = _USUAL
+        self._crc = zlib.crc32(MAGIC + bytes([_USUAL]))
+        self._sections: list[tuple[int, int]] = []  # bytes and checksum of each
         self._content = 0
         self._named = names_from is None
         self._count = 0
@@ -196,7 +202,7 @@ class Writer:
         self.memory = (
             Memory()
         )  # of the section being written: the mixed model starts afresh with every section
-        file.write(MAGIC + bytes([VERSION]))
+        file.write(MAGIC + bytes([_USUAL]))
         flags = bytes([(0 if self._named else NAMELESS) | (FOLDED if folded else 0)])
         self._section(
             HEAD, flags if names_from is None else flags + varint.write(len(names_from)) + digest(names_from)
@@ -216,8 +222,10 @@ class Writer:
     def add(self, entry: Entry, decoded: Any, method: int, parts: Sequence[bytes]) -> None:
         """One tensor: `decoded` are the very bytes a reader will get, for the checksum of the content."""
         pieces = [(self._name(entry) if self._named else b"") + bytes([method])]
-        for part in parts:
+        for name, part in zip(METHODS[method][1], parts, strict=True):
             pieces += [varint.write(len(part)), part]
+            if name == "packed" and part[:1] == bytes([IN_DIGITS]):
+                self._version = 3
         self._content = zlib.crc32(decoded, self._content)
         self._decoded += entry.nbytes
         self._count += 1
@@ -234,7 +242,21 @@ class Writer:
         if self._decoded > allowed:
             self._section(PAD, bytes(-(-(self._decoded - allowed) // BYTES_PER_BYTE)))
         self._section(END, varint.write(self._count) + self._content.to_bytes(4, "little"))
+        if self._version != _USUAL:
+            self._call_it(self._version)
         self._file.flush()
+
+    def _call_it(self, version: int) -> None:
+        """Change the version of the whole file, and with it the checksum of every section."""
+        begin = self._file.tell() - self.written
+        old, new = (MAGIC + bytes([number]) for number in (_USUAL, version))
+        self._file.seek(begin)
+        self._file.write(new)
+        difference, at = zlib.crc32(old) ^ zlib.crc32(new), begin + len(new)
+        for length, checksum in self._sections:
+            difference, at = carried(difference, length), at + length
+            self._file.seek(at)
+            at += self._file.write((checksum ^ difference).to_bytes(4, "little"))
 
     def _name(self, entry: Entry) -> bytes:
         name = entry.name.encode()
@@ -260,6 +282,7 @@ class Writer:
             self._file.write(piece)
         self._file.write(self._crc.to_bytes(4, "little"))
         self.written += len(head) + length + 4
+        self._sections.append((len(head) + length, self._crc))
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import secateur as sc
 from secateur import hold as hold_function
+from secateur.core.zeroing import Batch, Pruned
 from secateur.errors import MaskMismatchError, OptionError
-
-
-def hold_module():
-    import sys
-
-    return sys.modules["secateur.hold"]
 
 
 def small(seed: int = 0) -> nn.Module:
@@ -214,14 +209,13 @@ def test_nan_inf_and_negative_zero_become_plus_zero():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_the_batched_form_equals_masked_fill(dtype):
-    inner = hold_module()
     torch.manual_seed(0)
     tensors = [torch.randn(5, 3).to(dtype), torch.tensor([float("nan"), -2.0, float("-inf"), -0.0]).to(dtype)]
     keep = [torch.rand(5, 3) > 0.5, torch.tensor([False, False, False, True])]
     expected = [t.clone().masked_fill_(~k, 0.0) for t, k in zip(tensors, keep)]
-    word = inner._WORDS[tensors[0].element_size()]
-    pairs = [(t, inner._Weight(t, ~k, copy=False)) for t, k in zip(tensors, keep)]
-    inner._Batch(tensors, pairs).zero()
+    word = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensors[0].element_size()]
+    pairs = [(t, Pruned(t, ~k, copy=False)) for t, k in zip(tensors, keep)]
+    Batch(tensors, pairs).zero()
     for ours, theirs in zip(tensors, expected):
         assert torch.equal(ours.view(word), theirs.view(word))  # bit by bit
 

@@ -31,7 +31,6 @@ parametrized: parameters, buffers and keys stay what they were.
 
 from __future__ import annotations
 
-import operator
 import warnings
 import weakref
 from collections.abc import Iterable, Mapping
@@ -44,15 +43,12 @@ from torch.optim import LBFGS, Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from secateur.core.masks import Masks
+from secateur.core.zeroing import Batch, Pruned
 from secateur.errors import MaskMismatchError, OptionError
 
 __all__ = ["Held", "hold"]
 
 _WRAPPERS = ("module", "_orig_mod")  # DistributedDataParallel and AveragedModel; torch.compile
-_WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-_PLAIN = (torch.Tensor, nn.Parameter)
-_place = torch.Tensor.data_ptr
-_SMALL = 1 << 18  # up to here a launch costs more than the weights it touches
 
 
 def hold(
@@ -93,13 +89,13 @@ class Held:
         """How many optimizer steps on these weights have been followed."""
         self._depth = 0
         self._open = False
-        self._gradients = 0
+        self._gradients = [0]
         self._moved = False  # by something that is no torch optimizer
         self._handles: list[Any] = []
-        self._weights: list[_Weight] = []
+        self._weights: list[Pruned] = []
         self._optimizers: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._batches: weakref.WeakKeyDictionary[Any, _Batch] = weakref.WeakKeyDictionary()
-        self._own = _Batch([], [])
+        self._batches: weakref.WeakKeyDictionary[Any, Batch] = weakref.WeakKeyDictionary()
+        self._own = Batch([], [])
         self._collect()
         if optimizer is not None:
             _check_optimizer(optimizer, self.model, [w.parameter for w in self._weights if not w.copy])
@@ -129,7 +125,7 @@ class Held:
         """Stop holding: the hooks go, the weights stay masked as of now. Closing twice is harmless."""
         if not self._open:
             return
-        dead = self._gradients and not (self.steps or self._moved or self._changed())
+        dead = self._gradients[0] and not (self.steps or self._moved or self._changed())
         try:
             self.apply()
         finally:
@@ -141,7 +137,7 @@ class Held:
                 weight.unhook()
         if dead and complain:
             warnings.warn(
-                f"{type(self.model).__name__} was held for {self._gradients} gradients, but no optimizer "
+                f"{type(self.model).__name__} was held for {self._gradients[0]} gradients, but no optimizer "
                 f"stepped any of its {len(self._weights)} masked tensors: it was not trained. Was the "
                 "optimizer made for another model, or before this one was copied or shrunk? Make it anew "
                 "from model.parameters()",
@@ -173,15 +169,15 @@ class Held:
         """Zero the pruned weights of the model and of its copies now."""
         tensors: list[torch.Tensor] = [weight.parameter for weight in self._weights]
         if not self._own.fits(tensors):
-            self._own = _Batch(tensors, list(zip(tensors, self._weights)))
+            self._own = Batch(tensors, list(zip(tensors, self._weights)))
         self._own.zero()
         for weight in self._weights:
             weight.seen = weight.parameter._version
 
     # -- inside ----------------------------------------------------------------------------------------------
     def _collect(self) -> None:
-        """One `_Weight` for each parameter object, whatever number of names it goes by."""
-        found: dict[int, _Weight] = {}
+        """One `Pruned` for each parameter object, whatever number of names it goes by."""
+        found: dict[int, Pruned] = {}
         for model in (self.model, *self.copies):
             self.masks.check(model)
             parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -191,9 +187,9 @@ class Held:
                 if id(parameter) in found:
                     found[id(parameter)].removed |= removed
                 else:
-                    found[id(parameter)] = _Weight(parameter, removed, copy=model is not self.model)
+                    found[id(parameter)] = Pruned(parameter, removed, copy=model is not self.model)
         self._weights = list(found.values())
-        self._own = _Batch([], [])
+        self._own = Batch([], [])
         self._batches.clear()
 
     def _start(self) -> None:
@@ -211,7 +207,7 @@ class Held:
 
     def _hook(self) -> None:
         for weight in self._weights:
-            weight.hook(self)
+            weight.hook(self._gradients)
 
     def _changed(self) -> bool:
         # torch counts the in-place changes of every tensor; reading the count costs next to nothing.
@@ -229,7 +225,7 @@ class Held:
         self._clean(optimizer)
         for weight in self._weights:  # a weight that was frozen when the block began may train by now
             if weight.handle is None:
-                weight.hook(self)
+                weight.hook(self._gradients)
 
     @torch.no_grad()
     def _clean(self, optimizer: Any, restart: bool = False) -> None:
@@ -244,7 +240,7 @@ class Held:
                     tensors += [v for v in remembered.values() if isinstance(v, torch.Tensor)]
         batch = self._batches.get(optimizer)
         if batch is None or not batch.fits(tensors):
-            batch = self._batches[optimizer] = _Batch(tensors, self._masked(state))
+            batch = self._batches[optimizer] = Batch(tensors, self._masked(state))
         batch.zero()
         for weight in self._weights:
             if not weight.copy:
@@ -256,9 +252,9 @@ class Held:
                 if "n_iter" in entry:
                     entry["n_iter"] = 0
 
-    def _masked(self, state: Mapping[Any, Any]) -> list[tuple[torch.Tensor, _Weight]]:
+    def _masked(self, state: Mapping[Any, Any]) -> list[tuple[torch.Tensor, Pruned]]:
         """What an optimizer steps of the masked weights, and what it remembers of each in their shape."""
-        pairs: list[tuple[torch.Tensor, _Weight]] = []
+        pairs: list[tuple[torch.Tensor, Pruned]] = []
         for weight in self._weights:
             parameter = weight.parameter
             if not weight.copy:
@@ -277,79 +273,6 @@ class Held:
 
     def _after_load(self, module: nn.Module, keys: Any) -> None:
         self.apply()
-
-
-class _Weight:
-    """One parameter, which of its weights are gone, and the hook on its gradient."""
-
-    def __init__(self, parameter: torch.Tensor, removed: torch.Tensor, copy: bool):
-        self.parameter = parameter
-        self.removed = removed
-        self.copy = copy
-        self.seen = -1
-        self.handle: Any = None
-        self._forms: dict[Any, torch.Tensor] = {}
-
-    def removed_on(self, device: torch.device) -> torch.Tensor:
-        """Which weights are gone, on the device where they are asked for."""
-        if self.removed.device == device:
-            return self.removed
-        if device not in self._forms:
-            self._forms[device] = self.removed.to(device)
-        return self._forms[device]
-
-    def kept_as(self, word: torch.dtype, device: torch.device) -> torch.Tensor:
-        """1 where a weight stays and 0 where it is gone, as whole numbers or truth values."""
-        if (word, device) not in self._forms:
-            self._forms[word, device] = (~self.removed_on(device)).to(word)
-        return self._forms[word, device]
-
-    def factor(self, tensor: torch.Tensor, *, batched: bool = False) -> torch.Tensor | None:
-        """What to multiply the bits of a tensor by, where that is faster than filling: ten times on a processor,
-        and on a GPU where many small tensors take one launch.
-
-        Small tensors have it in their own width, which is fastest; large ones as truth values, which is small.
-        """
-        if (
-            type(tensor) not in _PLAIN
-            or not tensor.is_floating_point()
-            or tensor.element_size() not in _WORDS
-        ):
-            return None
-        small = tensor.numel() <= _SMALL
-        if tensor.device.type != "cpu" and not (batched and small and tensor.is_cuda):
-            return None
-        return self.kept_as(_WORDS[tensor.element_size()] if small else torch.bool, tensor.device)
-
-    def hook(self, held: Held) -> None:
-        """Zero the gradient of the pruned weights from now on, if the parameter has one."""
-        if self.handle is not None or self.copy or not self.parameter.requires_grad:
-            return
-
-        # What a gradient nearly always is, known once: many small layers pay for every question.
-        keep, dtype, device = self.factor(self.parameter), self.parameter.dtype, self.parameter.device
-        word = _WORDS.get(self.parameter.element_size())
-
-        def on_gradient(gradient: torch.Tensor) -> torch.Tensor:
-            held._gradients += 1
-            if (
-                keep is not None
-                and type(gradient) is torch.Tensor
-                and gradient.dtype is dtype
-                and gradient.device == device
-                and not gradient.requires_grad
-                and gradient.layout is torch.strided
-            ):
-                return (gradient.view(word) * keep).view(dtype)  # type: ignore[arg-type]
-            return _without(gradient, self)
-
-        self.handle = self.parameter.register_hook(on_gradient)
-
-    def unhook(self) -> None:
-        """Leave the gradient alone again."""
-        if self.handle is not None:
-            self.handle.remove()
-            self.handle = None
 
 
 class _Hook:
@@ -380,61 +303,6 @@ class _Hook:
 
     def __reduce__(self) -> Any:
         return _Hook, (None, self.method)
-
-
-def _without(gradient: torch.Tensor, weight: _Weight) -> torch.Tensor:
-    """The gradient with the pruned weights' part at 0.0, also where it was NaN."""
-    if gradient.is_sparse:  # nn.Embedding(sparse=True): some rows only
-        gradient = gradient.coalesce()
-        indices = gradient.indices()
-        removed = weight.removed_on(gradient.device)
-        values = gradient.values().masked_fill(removed[tuple(indices)], 0.0)
-        return torch.sparse_coo_tensor(
-            indices, values, gradient.shape, is_coalesced=True, check_invariants=False
-        )
-    # A gradient that will itself be differentiated must stay a number.
-    keep = weight.factor(gradient) if not gradient.requires_grad else None
-    if keep is None:
-        return gradient.masked_fill(weight.removed_on(gradient.device), 0.0)
-    return (gradient.view(_WORDS[gradient.element_size()]) * keep).view(gradient.dtype)
-
-
-class _Batch:
-    """The tensors to be zeroed together, prepared once: their bits as whole numbers, and 1 or 0 for each.
-
-    Integer products know neither NaN nor -0.0: a pruned weight becomes +0.0 whatever it was, a kept one keeps its
-    bits. `watched` are the tensors it was made for; while they are the same and lie where they lay, it holds.
-    """
-
-    def __init__(self, watched: list[torch.Tensor], pairs: list[tuple[torch.Tensor, _Weight]]):
-        self._watched = watched
-        self._places = [tensor.data_ptr() for tensor, _ in pairs if type(tensor) in _PLAIN]
-        self._plain = [tensor for tensor, _ in pairs if type(tensor) in _PLAIN]
-        self._bits: dict[tuple[torch.device, torch.dtype], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
-        self._filled: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for tensor, weight in pairs:
-            keep = weight.factor(tensor, batched=True)
-            if keep is None:
-                self._filled.append((tensor, weight.removed_on(tensor.device)))
-            else:
-                bits, keeps = self._bits.setdefault((tensor.device, keep.dtype), ([], []))
-                bits.append(tensor.detach().view(_WORDS[tensor.element_size()]))
-                keeps.append(keep)
-
-    def fits(self, tensors: list[torch.Tensor]) -> bool:
-        """Whether these are the tensors it was made for."""
-        return (
-            len(tensors) == len(self._watched)
-            and all(map(operator.is_, tensors, self._watched))
-            and list(map(_place, self._plain)) == self._places
-        )
-
-    def zero(self) -> None:
-        """Set the pruned part of each tensor to exactly 0.0: one call, and on a GPU one launch, where launches cost."""
-        for bits, keeps in self._bits.values():
-            torch._foreach_mul_(bits, keeps)
-        for tensor, removed in self._filled:
-            tensor.detach().masked_fill_(removed, 0.0)
 
 
 def _inner(model: nn.Module, masks: Masks) -> nn.Module:

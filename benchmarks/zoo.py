@@ -20,6 +20,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "zoo"))
 
+from hf import PARAMETERS
+
 import secateur as sc
 from models import FAMILIES, Entry, build
 from secateur.structure.couplings import analyse
@@ -38,8 +40,9 @@ def run_one(entry: Entry, budget: float = 0.5) -> dict[str, object]:
         row["prunable"] = explained.prunable
         start = time.perf_counter()
         masks = sc.prune(
-            model, criterion="l1", granularity="channel", budget=budget, example=example, allow_collapse=True
-        )
+            model, criterion="l1", granularity="channel", budget=budget, example=example, allow_collapse=True,
+            parameters=PARAMETERS.get(entry.name),
+        )  # fmt: skip
         row["prune_s"] = time.perf_counter() - start
         start = time.perf_counter()
         small = sc.shrink(model, masks, example)

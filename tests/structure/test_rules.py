@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+import secateur as sc
+from secateur.errors import TraceError
 from secateur.structure.couplings import analyse
 from secateur.structure.labels import Field, Labels, Layout, components
 from secateur.structure.layout import concat, merge, reshape, take
@@ -149,3 +151,70 @@ def test_a_forward_that_looks_at_values_runs_on_real_tensors() -> None:
     found = analyse(Looks(), torch.randn(3, 4))
     assert found.trace.mode == "real"
     assert found.groups[0].count == 8
+
+
+class Experts(nn.Module):
+    """Three experts of a gated hidden width of 8, over runs of rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.randn(3, 16, 8)), nn.Parameter(torch.randn(3, 8, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        ends = torch.tensor([2, 3, 6], dtype=torch.int32, device=x.device)
+        gate, up = torch._grouped_mm(x, self.up.transpose(1, 2), offs=ends).chunk(2, dim=-1)
+        return torch._grouped_mm(torch.relu(gate) * up, self.down.transpose(1, 2), offs=ends)
+
+
+def test_experts_lose_the_same_channels() -> None:
+    """Hidden channel j is rows j and 8 + j of the first product's matrices and column j of the second's."""
+    torch.manual_seed(0)
+    model, x = Experts(), torch.randn(6, 8)
+    found = analyse(model, x)
+    assert [group.count for group in found.groups] == [8]
+    slots = {(slot.name, slot.axis, slot.role): slot.positions.tolist() for slot in found.groups[0].slots}
+    assert slots == {
+        ("up", 1, "out"): [[unit, 8 + unit] for unit in range(8)],
+        ("down", 2, "in"): [[unit] for unit in range(8)],
+    }
+    assert found.macs() == 6 * 8 * 16 + 6 * 8 * 8
+    small = sc.shrink(model, sc.prune(model, "l1", "channel", 0.5, example=x, parameters="*"), x)
+    assert (small.model.up.shape, small.model.down.shape) == ((3, 8, 8), (3, 8, 4))
+    assert small.proof.error < 1e-6
+    assert any("experts are chosen by number" in lock.reason for lock in sc.explain(model, x).locks)
+
+
+class Passed(nn.Module):
+    """Heads of which a part that is empty goes around the rotation, and slices by widths from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.qkv, self.out = 16, nn.Linear(16, 32), nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, n, _ = x.shape
+        qkv, wide, half = self.qkv(x), 16, 8
+        q, k, v = qkv[..., :wide], qkv[..., wide : wide + half], qkv[..., wide + half :]
+        q, k, v = (each.view(b, n, -1, 4).transpose(1, 2) for each in (q, k, v))
+        q = torch.cat([q[..., :4] * 2, q[..., 4:]], dim=-1)
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        return self.out(out.transpose(1, 2).reshape(b, n, -1))
+
+
+def test_an_empty_rest_of_a_head_does_not_lock_it() -> None:
+    """Two groups of two query heads and one key-value head: one of the two leaves whole."""
+    torch.manual_seed(0)
+    model, x = Passed().eval(), torch.randn(2, 5, 16)
+    small = sc.shrink(model, sc.prune(model, "l1", "channel", 0.5, example=x), x)
+    assert not small.locked
+    assert small.proof.error < 1e-12
+    assert (small.model.qkv.out_features, small.model.out.in_features) == (16, 8)
+
+
+def test_attention_over_nothing_is_an_error_while_recording() -> None:
+    class Nothing(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.scaled_dot_product_attention(x, x[:, :0], x[:, :0], enable_gqa=True)
+
+    with pytest.raises(TraceError, match="attention over a tensor that has no elements"):
+        trace(Nothing(), torch.randn(1, 2, 3, 4))

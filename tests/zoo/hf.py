@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["CONFIGS", "build"]
+__all__ = ["CONFIGS", "PARAMETERS", "build"]
+
+# experts are bare parameters, which a call must ask for
+PARAMETERS = {"mixtral": "*.experts.*"}
 
 _TEXT = {
     "hidden_size": 64,

@@ -77,8 +77,9 @@ def test_hugging_face(name: str) -> None:
     torch.manual_seed(0)
     model, example = hf.build(name)
     masks = sc.prune(
-        model, criterion="l1", granularity="channel", budget=0.5, example=example, allow_collapse=True
-    )
+        model, criterion="l1", granularity="channel", budget=0.5, example=example, allow_collapse=True,
+        parameters=hf.PARAMETERS.get(name),
+    )  # fmt: skip
     small = sc.shrink(model, masks, example)
     assert small.proof.error < (1e-9 if small.proof.dtype == "float64" else 1e-4)
     assert small.proof.scale > 1e-6
@@ -86,12 +87,16 @@ def test_hugging_face(name: str) -> None:
     assert after < 0.97 * before
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3", "gemma", "t5"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "mixtral", "qwen3", "gemma", "phi3", "t5"])
 def test_the_configuration_makes_the_round_trip(name: str, tmp_path: Path) -> None:
     needs("hf")
     model, example = hf.build(name)
-    masks = sc.prune(model, granularity="channel", budget=0.5, example=example)
+    masks = sc.prune(
+        model, granularity="channel", budget=0.5, example=example, parameters=hf.PARAMETERS.get(name)
+    )
     small = sc.shrink(model, masks, example)
+    assert small.model.config.num_attention_heads == 2 or name == "t5"
+    assert getattr(small.model.config, "intermediate_size", 64) == 64
     assert any(key.startswith("config.") for key in small.plan.attributes[""])
     small.model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path).eval()
@@ -120,6 +125,40 @@ def test_smaller_heads_make_the_round_trip(name: str, tmp_path: Path) -> None:
     again = type(model).from_pretrained(tmp_path).eval()
     with torch.no_grad():
         torch.testing.assert_close(again(**example)[0], small.model.eval()(**example)[0], rtol=0, atol=2e-6)
+
+
+def test_a_config_that_refuses_smaller_heads_is_left_alone() -> None:
+    """Phi-3 checks the factors of its rotary embedding against a size of heads that it works out by itself."""
+    needs("hf")
+    model, example = hf.build("phi3")
+    small = sc.shrink(model, sc.prune(model, granularity="head_size", budget=0.5, example=example), example)
+    assert small.proof.error < 1e-9
+    assert "its configuration refuses these widths" in small.unsaid
+    assert getattr(small.model.config, "head_dim", None) == getattr(model.config, "head_dim", None)
+
+
+def test_experts_get_narrower_all_alike() -> None:
+    """The same hidden channels leave every expert; by batched products the proof is in float64."""
+    needs("hf")
+    model, example = hf.build("mixtral")
+    model.config._experts_implementation = "batched_mm"
+    experts = model.model.layers[0].mlp.experts
+    assert experts.config is model.config
+    masks = sc.prune(model, "l1", "channel", 0.5, example=example, parameters="*.experts.*")
+    small = sc.shrink(model, masks, example)
+    assert (small.proof.dtype, small.proof.error < 1e-9) == ("float64", True)
+    narrow = small.model.model.layers[0].mlp.experts
+    assert narrow.gate_up_proj.shape == (4, 128, 64)
+    assert narrow.down_proj.shape == (4, 64, 64)
+
+
+def test_normalised_heads_say_why_they_stay_as_wide_as_they_are() -> None:
+    needs("hf")
+    model, example = hf.build("qwen3")
+    explained = sc.explain(model, example, head_size=True)
+    assert not [group for group in explained.groups if "attn" in group.name]
+    values = [lock for lock in explained.locks if "v_proj" in str(lock.axes)]
+    assert any("fused attention takes values of its queries' size" in lock.reason for lock in values)
 
 
 def test_a_config_that_cannot_say_it_is_left_alone() -> None:

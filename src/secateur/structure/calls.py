@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from secateur.structure.rewrite import SIZED, name_of
+from secateur.structure.rewrite import ATTENTION, SIZED, name_of
 
 __all__ = ["Call", "Calls"]
 
@@ -81,6 +81,9 @@ class Calls(TorchFunctionMode):
         kwargs = kwargs or {}
         name = name_of(func)
         if name not in SIZED:
+            if name == ATTENTION and any(isinstance(arg, torch.Tensor) and not arg.numel() for arg in args):
+                # torch divides by the number of heads; a wrong size that is being tried must not end the process
+                raise ValueError("attention over a tensor that has no elements")
             return func(*args, **kwargs)
         numbers = []
         if not self.hooked:  # a hook may be there today and gone tomorrow: its calls are nobody's

@@ -88,7 +88,17 @@ def fitted_config(
         del without.head_dim
         config = config if _wrong(kind, without, wanted) else without
     reason = _numbers_said(model, small, config)
+    reason = reason or _refused(config)
     return (None, reason) if reason else (config, "")
+
+
+def _refused(config: Any) -> str:
+    """Why a config does not read back what it says of itself; empty where it does."""
+    try:
+        type(config).from_dict(config.to_dict())
+    except Exception as error:
+        return f"its configuration refuses these widths ({str(error).strip().splitlines()[-1].strip()})"
+    return ""
 
 
 def _numbers_said(model: nn.Module, small: nn.Module, config: Any) -> str:

@@ -156,7 +156,7 @@ class Structure:
         return int(np.prod(shape(op.results()[0]), dtype=object)) * x[-1]
 
 
-_PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "mv", "addmv", "linear"}
+_PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "mv", "addmv", "linear", "_grouped_mm"}
 _CONVOLUTIONS = {"convolution", "_convolution", "mkldnn_convolution"}
 _ATTENTIONS = {
     "_scaled_dot_product_flash_attention_for_cpu",

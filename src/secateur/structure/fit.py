@@ -191,7 +191,8 @@ def _mismatch(
     old = [op for op in structure.trace.ops if op.name not in _QUIET and not within(op.path, skipped)]
     new = [op for op in found.ops if op.name not in _QUIET and not within(op.path, skipped)]
     for index, op in enumerate(old):
-        wanted = [structure.kept_shape(ref, alive) for ref in op.results()]
+        # What was empty has no labels that could say which shape it has now.
+        wanted = [structure.kept_shape(ref, alive) for ref in op.results() if 0 not in ref.shape]
         if index >= len(new):
             if found.error is None:
                 break  # fewer operators and no error: a forward that took another way; the proof will tell
@@ -201,7 +202,7 @@ def _mismatch(
             if found.error is None and len(old) != len(new):
                 continue
             return Mismatch(op, wanted, found.error, index)
-        got = [ref.shape for ref in other.results()]
+        got = [ref.shape for ref, was in zip(other.results(), op.results()) if 0 not in was.shape]
         if not op.name.startswith(
             ("split", "unbind", "chunk", "unsafe_split", "unsafe_chunk", "tensor_split")
         ):

@@ -40,6 +40,8 @@ _VIEWS = frozenset(
         "detach",
         "alias",
         "unsqueeze",
+        "select",
+        "index",
     ]
 )
 _LAYERS = frozenset(["mm", "addmm", "linear", "convolution", "_convolution"])

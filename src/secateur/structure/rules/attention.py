@@ -21,6 +21,8 @@ FUSED = (
     "scaled_dot_product_attention",
 )
 
+NARROW = "fused attention takes values of its queries' size, and that of these queries or keys is locked"
+
 
 @rule(*FUSED)
 def attention(f: Follower, op: Op) -> list[Layout]:
@@ -35,6 +37,8 @@ def attention(f: Follower, op: Op) -> list[Layout]:
     if heads_q != heads_k:
         layouts[1:] = [_repeated(f, layout, heads_q // heads_k) for layout in layouts[1:]]
     lead = len(q.shape) - 2
+    if f.labels.sizes and op.name != "_scaled_dot_product_attention_math":
+        layouts[2] = _as_wide(f, layouts, lead + 1)
     n, m, d, e = q.shape[-2], k.shape[-2], q.shape[-1], v.shape[-1]
     batch = tuple(q.shape[:-2])
     axes = tuple(range(lead))
@@ -48,6 +52,16 @@ def attention(f: Follower, op: Op) -> list[Layout]:
     )
     note_heads(f, out, axes)
     return [out, *(Layout(ref.shape) for ref in results[1:])]
+
+
+def _as_wide(f: Follower, layouts: list[Layout], axis: int) -> Layout:
+    """The values' layout, without what fused attention cannot take: heads of another size than its queries'."""
+    q, k, v = layouts
+    values = v.at(axis)
+    if values is None or (q.at(axis) is not None and k.at(axis) is not None):
+        return v
+    f.labels.lock(values.labels, NARROW)
+    return Layout(v.shape, tuple(field for field in v.fields if field is not values))
 
 
 def _repeated(f: Follower, layout: Layout, times: int) -> Layout:

@@ -70,6 +70,19 @@ def _matmul(f: Follower, x: Ref, y: Ref) -> Layout:
     return product(f, f.of(x), (0, 2), f.of(y), (2, 1), (x.shape[0], y.shape[1], inner))
 
 
+@rule("_grouped_mm", "grouped_mm", "transformers::grouped_mm_fallback")
+def grouped_matmul(f: Follower, op: Op) -> Layout:
+    """Rows in runs, each times the matrix of its expert: what leaves an expert leaves them all; the experts stay."""
+    x, y, out = op.args[0], op.args[1], op.results()[0]
+    if (len(x.shape), len(y.shape)) != (2, 3):
+        f.lock_all(list(op.refs()), "both sides are grouped")
+        return Layout(out.shape)
+    f.enters(y, 1)
+    experts = drop_axes(f.labels, f.of(y), [0], "experts are chosen by number")
+    result = product(f, f.of(x), (0, 2), experts, (2, 1), (*out.shape, x.shape[1]))
+    return add_bias(f, out, result, op.arg(3, "bias"))
+
+
 @rule("addmm", "baddbmm", "addmv", "addbmm")
 def add_matmul(f: Follower, op: Op) -> Layout:
     """A product, and a bias that goes with the outputs."""

@@ -218,3 +218,50 @@ def test_attention_over_nothing_is_an_error_while_recording() -> None:
 
     with pytest.raises(TraceError, match="attention over a tensor that has no elements"):
         trace(Nothing(), torch.randn(1, 2, 3, 4))
+
+
+class Pooled(nn.Module):
+    """Heads laid out along the batch, each channel of a head pooled by a kernel that all heads share."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.v, self.pool, self.out = (
+            nn.Linear(6, 12),
+            nn.Conv1d(3, 3, 3, groups=3, bias=bias),
+            nn.Linear(12, 6),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, n, _ = x.shape
+        heads = self.v(x).reshape(b, n, -1, 3).transpose(1, 2)
+        first, rest = heads[:, :, :1], heads[:, :, 1:]
+        pooled = self.pool(rest.transpose(2, 3).reshape(-1, 3, n - 1))
+        pooled = pooled.reshape(b, -1, 3, n - 3).transpose(2, 3)
+        return self.out(torch.cat([first, pooled], dim=2).transpose(1, 2).reshape(b, n - 2, -1))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_heads_along_the_batch_pass_a_convolution_whole(bias: bool) -> None:
+    """Head h is rows 3 h to 3 h + 2 of the values, and the same columns of what follows; a bias makes it not 0."""
+    torch.manual_seed(0)
+    model, x = Pooled(bias).eval(), torch.randn(2, 6, 6)
+    found = analyse(model, x)
+    rows = [[3 * head + i for i in range(3)] for head in range(4)]
+    assert [group.count for group in found.groups] == [4]
+    slots = {(slot.name, slot.axis): slot.positions.tolist() for slot in found.groups[0].slots}
+    assert slots == {("v.weight", 0): rows, ("v.bias", 0): rows, ("out.weight", 1): rows}
+    small = sc.shrink(model, sc.prune(model, "l1", "channel", 0.5, example=x), x)
+    assert small.proof.error < 1e-12
+    assert (small.model.v.out_features, small.model.pool.in_channels, small.model.out.in_features) == (
+        6,
+        3,
+        6,
+    )
+
+
+def test_what_a_bias_turns_into_something_else_is_no_longer_zero() -> None:
+    for bias, zero in ((False, True), (True, False)):
+        model, x = Pooled(bias), torch.randn(2, 6, 6)
+        found = analyse(model, x)
+        op = next(op for op in found.trace.ops if op.name == "convolution")
+        assert [field.zero for field in found.follower.of(op.results()[0]).fields] == [zero]

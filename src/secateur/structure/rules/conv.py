@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from secateur.structure.labels import Field, Layout, squeezed
-from secateur.structure.layout import drop_axes, merge
+from secateur.structure.labels import Field, Labels, Layout, squeezed
+from secateur.structure.layout import drop_axes, merge, reduce_field
 from secateur.structure.rules import Follower, rule
 from secateur.structure.trace import Op
 
@@ -27,10 +29,8 @@ def convolution(f: Follower, op: Op) -> Layout:
     spatial = range(2, len(x.shape))
     image = drop_axes(labels, f.of(x), spatial, "the axis is space to a convolution", keep=False)
     kernel = drop_axes(labels, f.of(weight), range(2, len(weight.shape)), TAPS)
+    image = _apart(labels, image)
     entering, leaving = _axis_labels(image, 1), None
-    for field in image.fields:
-        if 1 in field.axes and len(field.axes) > 1:
-            labels.lock(field.labels, "channels bound to another axis reach a convolution")
     w_in, w_out = _axis_labels(kernel, 0 if transposed else 1), _axis_labels(kernel, 1 if transposed else 0)
     if w_in is not None and not w_in.zero and not (entering is not None and entering.zero):
         labels.lock(w_in.labels, "what leaves is 0 neither in the weight nor in what comes in")
@@ -44,8 +44,21 @@ def convolution(f: Follower, op: Op) -> Layout:
     if bias is not None:
         channels = merge(labels, [out.shape[1]], [(channels, [0]), (f.of(bias), [0])])
     fields = [field.moved([1]) for field in channels.fields]
-    fields += [field for field in image.fields if field.axes == (0,)]
+    batch = [field for field in image.fields if field.axes == (0,)]
+    fields += [replace(field, zero=field.zero and bias is None) for field in batch]
     return squeezed(labels, out.shape, fields)
+
+
+def _apart(labels: Labels, image: Layout) -> Layout:
+    """Heads laid out along the batch and their channels along the channels: whole heads may leave, as samples would."""
+    fields = []
+    for field in image.fields:
+        if field.axes == (0, 1):
+            slim = reduce_field(labels, field, [1])
+            fields += [] if slim is None else [slim]
+        else:
+            fields.append(field)
+    return squeezed(labels, image.shape, fields)
 
 
 def _line(field: Field | None, size: int) -> Layout:
@@ -92,6 +105,8 @@ def _grouped(
         labels.tie(incoming, incoming[:, :1])
         labels.tie(outgoing, outgoing[:, :1])
         labels.tie(incoming[:, :1], outgoing[:, :1])
+        if entering is None:  # then none of them can leave
+            return None
     else:
         labels.tie(incoming, incoming[:1])
         labels.tie(outgoing, outgoing[:1])

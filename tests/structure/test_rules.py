@@ -265,3 +265,35 @@ def test_what_a_bias_turns_into_something_else_is_no_longer_zero() -> None:
         found = analyse(model, x)
         op = next(op for op in found.trace.ops if op.name == "convolution")
         assert [field.zero for field in found.follower.of(op.results()[0]).fields] == [zero]
+
+
+class Positions(nn.Module):
+    """Attention of two heads of size 3 whose scores get what the queries make of a table that both heads share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.table, self.out = nn.Linear(6, 18), nn.Parameter(torch.randn(4, 4, 3)), nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, -1, 3).permute(2, 0, 3, 1, 4).reshape(3, -1, n, 3).unbind(0)
+        far = torch.einsum("bnd,nmd->bnm", q, self.table)
+        mixed = torch.softmax(q @ k.transpose(1, 2) + far, -1) @ v
+        return self.out(mixed.reshape(b, -1, n, 3).permute(0, 2, 1, 3).reshape(b, n, -1))
+
+
+def test_a_table_that_heads_share_does_not_tie_them() -> None:
+    """Head h is rows 3 h + i of queries, keys and values alike, and columns 3 h + i of what follows."""
+    torch.manual_seed(0)
+    model, x = Positions().eval(), torch.randn(2, 4, 6)
+    found = analyse(model, x)
+    assert [(group.count, group.heads) for group in found.groups] == [(2, True)]
+    slots = {(slot.name, slot.axis): slot.positions.tolist() for slot in found.groups[0].slots}
+    assert slots["out.weight", 1] == [[0, 1, 2], [3, 4, 5]]
+    assert slots["qkv.weight", 0] == [
+        [part * 6 + head * 3 + i for part in range(3) for i in range(3)] for head in range(2)
+    ]
+    assert any(lock.reason == "shared by heads that leave whole" for lock in sc.explain(model, x).locks)
+    small = sc.shrink(model, sc.prune(model, "l1", "channel", 0.5, example=x), x)
+    assert small.proof.error < 1e-12
+    assert (small.model.qkv.out_features, small.model.table.shape) == (9, (4, 4, 3))

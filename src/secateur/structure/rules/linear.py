@@ -58,7 +58,10 @@ def _matmul(f: Follower, x: Ref, y: Ref) -> Layout:
     if rank == 3:
         shape = (x.shape[0], x.shape[1], y.shape[2], inner)
         noted = len(f.sizes)
-        result = product(f, f.of(x), (0, 1, 3), f.of(y), (0, 3, 2), shape)
+        first, second = f.of(x), f.of(y)
+        if not f.labels.sizes:
+            first, second = _beside_heads(f, x, 2, second), _beside_heads(f, y, 1, first)
+        result = product(f, first, (0, 1, 3), second, (0, 3, 2), shape)
         note_heads(f, result, (0,))
         if x.id in f.plain or y.id in f.plain:  # a table of matrices is no head
             del f.sizes[noted:]
@@ -68,6 +71,21 @@ def _matmul(f: Follower, x: Ref, y: Ref) -> Layout:
     if len(y.shape) == 1:
         return product(f, f.of(x), (0, 1), f.of(y), (1,), (x.shape[0], inner))
     return product(f, f.of(x), (0, 2), f.of(y), (2, 1), (x.shape[0], y.shape[1], inner))
+
+
+def _beside_heads(f: Follower, table: Ref, inner: int, other: Layout) -> Layout:
+    """A table's layout, without its inner axis where the other side has heads and their positions bound together.
+
+    Tied to such a table the heads would all be one: rather whole heads may leave, and the table's rows stay as long.
+    """
+    layout, field = f.of(table), f.of(table).at(inner)
+    bound = other.at(3 - inner)
+    if table.id not in f.plain or field is None or field.axes != (inner,):
+        return layout
+    if bound is None or len(bound.axes) < 2:
+        return layout
+    f.labels.lock(field.labels, "shared by heads that leave whole")
+    return Layout(layout.shape, tuple(each for each in layout.fields if each is not field))
 
 
 @rule("_grouped_mm", "grouped_mm", "transformers::grouped_mm_fallback")

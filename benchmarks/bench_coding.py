@@ -363,38 +363,39 @@ def bench_file(path: Path) -> None:
 
 
 def bench_lossless(weights: dict[str, torch.Tensor], rounds: int) -> None:
+    """Beside Zstandard and zipnn; each `out` is timed in turns with every peer's, `in` but once with zstd -19."""
     zstd, zipnn = peer("zstandard"), peer("zipnn")
-    print("\nlossless: ours / peer (bytes), then ours / peer (CPU seconds in, out)")
+    print("\nlossless: ours / peer (bytes), then ours / peer (CPU nanoseconds a number in, out)")
     wide = torch.cat([w.reshape(-1) for w in weights.values()])
     wide = torch.cat([wide * (1 + 0.01 * k) for k in range(16)])  # enough of them to time
     for name, tensor in (("fp32", wide), ("bf16", wide.bfloat16()), ("fp16", wide.half())):
         words = tensor.view(torch.uint8).numpy().view(f"u{tensor.element_size()}")
         raw = words.tobytes()
         mine = floats.encode(words, True)
-        back = lambda d=mine, w=words: floats.decode(d, w.size, w.dtype.itemsize, True)  # noqa: E731
+        width = words.dtype.itemsize
+        peers: dict[str, tuple[Callable[[], bytes], Callable[[bytes], Any]]] = {}
         if zstd:
-            packer, unpacker = zstd.ZstdCompressor(19), zstd.ZstdDecompressor()
-            other = packer.compress(raw)
-            line(f"{name}: ours / zstd -19", len(mine), len(other))
-            one, two = seconds(
-                lambda w=words: floats.encode(w, True), lambda r=raw, p=packer: p.compress(r), rounds=1
-            )
-            line(f"{name}: ours / zstd -19, in", one, two, "s")
-            one, two = seconds(back, lambda o=other, u=unpacker: u.decompress(o), rounds=rounds)
-            line(f"{name}: ours / zstd -19, out", one, two, "s")
+            unpacker = zstd.ZstdDecompressor()
+            for level in (3, 19):
+                packer = zstd.ZstdCompressor(level)
+                peers[f"zstd -{level}"] = (lambda p=packer, r=raw: p.compress(r), unpacker.decompress)
         if zipnn:
             kind = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[name]
             tool = zipnn.ZipNN(input_format="byte", bytearray_dtype=kind, threads=1)
-            other = bytes(tool.compress(bytes(raw)))
-            line(f"{name}: ours / zipnn", len(mine), len(other))
-            one, two = seconds(
-                lambda w=words: floats.encode(w, True),
-                lambda r=raw, t=tool: t.compress(bytes(r)),
-                rounds=rounds,
+            peers["zipnn"] = (lambda t=tool, r=raw: bytes(t.compress(bytes(r))), tool.decompress)
+        for what, (pack_, unpack_) in peers.items():
+            other = pack_()
+            line(f"{name}: ours / {what}", len(mine), len(other))
+            taken = seconds(
+                lambda w=words: floats.encode(w, True), pack_, rounds=1 if what == "zstd -19" else rounds
             )
-            line(f"{name}: ours / zipnn, in", one, two, "s")
-            one, two = seconds(back, lambda o=other, t=tool: t.decompress(o), rounds=rounds)
-            line(f"{name}: ours / zipnn, out", one, two, "s")
+            line(f"{name}: ours / {what}, in", *(1e9 * one / words.size for one in taken), "ns")
+            taken = seconds(
+                lambda d=mine, w=words, n=width: floats.decode(d, w.size, n, True),
+                lambda o=other, u=unpack_: u(o),
+                rounds=2 * rounds + 1,
+            )
+            line(f"{name}: ours / {what}, out", *(1e9 * one / words.size for one in taken), "ns")
 
 
 def bench_pack(weights: dict[str, torch.Tensor]) -> None:

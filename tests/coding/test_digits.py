@@ -62,7 +62,7 @@ def test_words_follow_the_specification(width: int, floating: bool) -> None:
     count = digits.LONG
     words = drawn(width, count)
     data = floats.encode(words, floating)
-    assert data[0] == floats.IN_DIGITS
+    assert data[0] == digits.MARK
     assert words_by_the_book(data, count, width, floating) == words.tolist()
     assert np.array_equal(floats.decode(data, count, width, floating), words)
 
@@ -84,7 +84,7 @@ def test_every_word_of_sixteen_bits_comes_back() -> None:
     every = np.arange(1 << 16, dtype=np.uint16)
     words = np.concatenate([every, drawn(2, 4 << 16)])
     data = floats.encode(words, True)
-    assert data[0] == floats.IN_DIGITS
+    assert data[0] == digits.MARK
     assert np.array_equal(floats.decode(data, words.size, 2, True), words)
 
 

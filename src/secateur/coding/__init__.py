@@ -2,7 +2,7 @@
 
 `range_coder` is the arithmetic coder, `static` codes symbols by one table, `mixing`, `planes`, `forecast` and
 `foretold` are the context models of quantised weights, `indices` puts them together, `floats` packs numbers
-without loss, `huffman` is the textbook code.
+without loss (`digits` and `frames` long ones, in Zstandard frames), `huffman` is the textbook code.
 
 >>> import numpy as np
 >>> from secateur.coding import static

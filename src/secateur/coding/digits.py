@@ -10,7 +10,7 @@ a few operations on whole digits.
 >>> data = encode([words], floating=True)
 >>> if data is not None:  # where there is no Zstandard there is no other way but `floats`
 ...     out = np.empty_like(words)
-...     decode(varint.Reader(data, "numbers"), out, floating=True)
+...     decode(varint.Reader(data[1:], "numbers"), out, floating=True)
 ...     assert (out == words).all() and len(data) < 0.87 * words.nbytes
 """
 
@@ -22,9 +22,10 @@ import numpy as np
 
 from secateur.coding import frames, static, varint
 
-__all__ = ["LONG", "decode", "encode"]
+__all__ = ["LONG", "MARK", "decode", "encode"]
 
 LONG = 1 << 16  # bytes of a plane from which speed goes before the last percent
+MARK = 3  # the first byte of numbers in this layout; those in the older one begin with 0, 1 or 2
 _RAW, _CODED, _FRAMED, _WHOLE = 0, 1, 3, 4
 _RICH, _POOR, _FULL = 2.0, 7.9, 7.97  # in bits a byte, as in `floats`
 _SAMPLE = 1 << 15  # bytes of a plane looked at to tell how it is best kept
@@ -39,32 +40,37 @@ def encode(chunks: Sequence[np.ndarray], floating: bool) -> bytes | None:
     """Chunks of unsigned words; nothing where no plane of the first one is worth a frame."""
     if not any(_FRAMED in ways for ways in _ways(chunks[0], floating)):
         return None
-    return b"".join(piece for chunk in chunks for piece in _encode_chunk(chunk, floating))
+    pieces = (piece for chunk in chunks for piece in _encode_chunk(chunk, floating))
+    return b"".join((bytes([MARK]), *pieces))
 
 
 def decode(reader: varint.Reader, out: np.ndarray, floating: bool) -> None:
-    """The next chunk of as many words as `out` has, into it."""
+    """The next chunk of as many words as `out` has, into it; the mark has been read."""
     count, width = len(out), out.dtype.itemsize
     digits = [_read(reader, count, width) for _ in range(max(1, width // 2))]
     size = min(count, _PIECE)
     lower, narrow = np.empty(size, dtype=np.uint16), np.empty(size, dtype=np.uint16)
-    wide = np.empty(size if width > 2 else 0, dtype=out.dtype)
+    wide, wider = (np.empty(size if width > 2 else 0, dtype=out.dtype) for _ in range(2))
     for start in range(0, count, _PIECE):
         piece = out[start : start + _PIECE]
         size = len(piece)
-        for number, planes in enumerate(digits):
-            parts = tuple(plane[start : start + size] for plane in planes)
-            first_of_float = floating and number == 0
-            if width == 1:
-                piece[:] = parts[0]
-                if floating:
-                    _turn(piece, 7)
-            elif width == 2:
-                _join(parts, first_of_float, lower[:size], piece)
-            else:
-                digit = narrow[:size]
-                _join(parts, first_of_float, lower[:size], digit)
-                _append(piece, digit, wide[:size], first=number == 0)
+        parts = [tuple(plane[start : start + size] for plane in planes) for planes in digits]
+        if width == 1:
+            piece[:] = parts[0][0]
+            if floating:
+                _turn(piece, 7)
+        elif width == 2:
+            _join(parts[0], floating, lower[:size], piece)
+        else:
+            words, next_ = wide[:size], wider[:size]
+            for number, part in enumerate(parts):
+                if len(part) > 1:
+                    _join(part, floating and number == 0, lower[:size], narrow[:size])
+                # Several times as quick as operations on words of two widths.
+                np.copyto(next_ if number else words, part[0] if len(part) == 1 else narrow[:size])
+                if number:
+                    np.multiply(words, words.dtype.type(1 << 16), out=words)
+                    np.bitwise_or(words, next_, out=piece if number == len(parts) - 1 else words)
 
 
 def _encode_chunk(words: np.ndarray, floating: bool) -> Iterator[bytes | memoryview]:
@@ -153,16 +159,6 @@ def _join(parts: _Digit, first_of_float: bool, scratch: np.ndarray, out: np.ndar
     else:
         np.copyto(scratch, lower)
     np.bitwise_or(out, scratch, out=out)
-
-
-def _append(words: np.ndarray, digit: np.ndarray, scratch: np.ndarray, first: bool) -> None:
-    """Words with one more digit at their end."""
-    if first:
-        np.copyto(words, digit)
-        return
-    np.multiply(words, words.dtype.type(1 << 16), out=words)
-    np.copyto(scratch, digit)  # several times as quick as an operation on words of two widths
-    np.bitwise_or(words, scratch, out=words)
 
 
 def _turn(plane: np.ndarray, bits: int) -> None:

@@ -23,12 +23,9 @@ import numpy as np
 from secateur.coding import digits, frames, static, varint
 from secateur.errors import FormatError
 
-__all__ = ["CHUNK", "IN_DIGITS", "decode", "encode"]
+__all__ = ["CHUNK", "decode", "encode"]
 
 CHUNK = 1 << 22  # numbers coded with one set of tables
-IN_DIGITS = (
-    3  # the first byte of numbers in the layout of version 3; the older one begins with the way of a plane
-)
 _RAW, _CODED, _DEFLATED = 0, 1, 2
 _LONG = 1 << 16  # bytes of a plane from which speed goes before the last percent
 _SAMPLED = 16  # of so many bytes of a long plane one is looked at first
@@ -45,7 +42,7 @@ def encode(words: np.ndarray, floating: bool, small: bool = False) -> bytes:
     if len(flat) >= digits.LONG and not small and frames.available():
         packed = digits.encode(chunks, floating)
         if packed is not None:
-            return bytes([IN_DIGITS]) + packed
+            return packed
     return b"".join(piece for chunk in chunks for piece in _encode_chunk(chunk, floating, small))
 
 
@@ -54,7 +51,7 @@ def decode(data: bytes | memoryview, count: int, width: int, floating: bool, ver
     reader = varint.Reader(data, "packed numbers")
     if count > CHUNK * (len(data) + 1):
         raise FormatError(f"packed numbers: {count} of them cannot be in {len(data)} bytes")
-    in_digits = version > 2 and data[:1] == bytes([IN_DIGITS])
+    in_digits = version > 2 and data[:1] == bytes([digits.MARK])
     if in_digits:
         reader.byte()
     out = np.empty(count, dtype=f"u{width}")

@@ -24,8 +24,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, BinaryIO
 
-from secateur.coding import varint
-from secateur.coding.floats import IN_DIGITS
+from secateur.coding import digits, varint
 from secateur.coding.indices import Memory
 from secateur.container.checksums import carried
 from secateur.errors import FormatError
@@ -224,7 +223,7 @@ class Writer:
         pieces = [(self._name(entry) if self._named else b"") + bytes([method])]
         for name, part in zip(METHODS[method][1], parts, strict=True):
             pieces += [varint.write(len(part)), part]
-            if name == "packed" and part[:1] == bytes([IN_DIGITS]):
+            if name == "packed" and part[:1] == bytes([digits.MARK]):
                 self._version = 3
         self._content = zlib.crc32(decoded, self._content)
         self._decoded += entry.nbytes

@@ -297,3 +297,20 @@ def test_a_table_that_heads_share_does_not_tie_them() -> None:
     small = sc.shrink(model, sc.prune(model, "l1", "channel", 0.5, example=x), x)
     assert small.proof.error < 1e-12
     assert (small.model.qkv.out_features, small.model.table.shape) == (9, (4, 4, 3))
+
+
+@pytest.mark.parametrize(("strides", "groups"), [((6, 1), 1), ((1, 2), 0)])
+def test_laid_out_by_strides(strides: tuple[int, int], groups: int) -> None:
+    """Of a contiguous (2, 6) the strides are (6, 1); any others move elements, and what they mean is not known."""
+
+    class Strided(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(self.a(x).as_strided((2, 6), strides))
+
+    explained = sc.explain(Strided(), torch.randn(2, 4))
+    assert len(explained.groups) == groups
+    assert any(lock.reason == "laid out by strides" for lock in explained.locks) == (not groups)

@@ -262,6 +262,22 @@ def view_as_complex(f: Follower, op: Op) -> Layout:
     return drop_axes(f.labels, f.of(op.args[0]), (-1,), "real and imaginary part")
 
 
+@rule("as_strided", "as_strided_", "as_strided_copy")
+def as_strided(f: Follower, op: Op) -> Layout:
+    """Laid out anew: followed where every element stays in its place, as torch's pooling to one pixel does it."""
+    x, shape, strides = op.args[0], tuple(op.args[1]), op.args[2]
+    step = 1
+    steps: list[int] = []
+    for size in reversed(shape):
+        steps.insert(0, step)
+        step *= size
+    moved_ = any(size > 1 and stride != wanted for size, stride, wanted in zip(shape, strides, steps))
+    if shape != x.shape or moved_ or op.arg(3, "storage_offset"):
+        f.lock_all([x], "laid out by strides")
+        return Layout(op.results()[0].shape)
+    return f.of(x)
+
+
 @rule("unfold", "unfold_copy")
 def unfold(f: Follower, op: Op) -> Layout:
     """Windows along one axis, which is therefore fixed."""

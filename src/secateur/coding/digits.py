@@ -37,11 +37,12 @@ _Digit = tuple[np.ndarray, ...]  # itself, or its upper and its lower bytes
 
 
 def encode(chunks: Sequence[np.ndarray], floating: bool) -> bytes | None:
-    """Chunks of unsigned words; nothing where no plane of the first one is worth a frame."""
-    if not any(_FRAMED in ways for ways in _ways(chunks[0], floating)):
+    """Chunks of unsigned words; nothing where no plane of any is worth a frame."""
+    found = [_ways(chunk, floating) for chunk in chunks]
+    if not any(_FRAMED in ways for one in found for ways in one):
         return None
-    pieces = (piece for chunk in chunks for piece in _encode_chunk(chunk, floating))
-    return b"".join((bytes([MARK]), *pieces))
+    coded = (_encode_chunk(chunk, floating, ways) for chunk, ways in zip(chunks, found, strict=True))
+    return b"".join((bytes([MARK]), *(piece for pieces in coded for piece in pieces)))
 
 
 def decode(reader: varint.Reader, out: np.ndarray, floating: bool) -> None:
@@ -73,8 +74,7 @@ def decode(reader: varint.Reader, out: np.ndarray, floating: bool) -> None:
                     np.bitwise_or(words, next_, out=piece if number == len(parts) - 1 else words)
 
 
-def _encode_chunk(words: np.ndarray, floating: bool) -> Iterator[bytes | memoryview]:
-    found = _ways(words, floating)
+def _encode_chunk(words: np.ndarray, floating: bool, found: list[_Ways]) -> Iterator[bytes | memoryview]:
     for ways, planes in zip(found, _taken_apart(words, floating, found), strict=True):
         if ways == (_WHOLE,):
             yield from (bytes([_WHOLE]), planes[0].astype("<u2", copy=False).data)

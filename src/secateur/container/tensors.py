@@ -51,10 +51,10 @@ def encode(
     """
     flat = words.reshape(-1)
     memory = Memory() if memory is None else memory
-    if not flat.any():
+    if not flat.size:
         return sct.ZERO, []
-    if (flat == flat[0]).all():
-        return sct.CONST, [flat[:1].tobytes()]
+    if flat[0] == flat[-1] and (flat == flat[0]).all():  # most tensors show at a glance that they are not
+        return (sct.CONST, [flat[:1].tobytes()]) if flat[0] else (sct.ZERO, [])
     few = few_levels(words, entry) if entry.numel >= 16 else None
     guess = float("inf")
     if few is not None:
@@ -67,7 +67,7 @@ def encode(
     packed = [floats.encode(flat, entry.floating, small)]
     if few is not None and guess < len(packed[0]):
         return indexed(entry, *few, coder, memory)
-    zeros = int((flat == 0).sum())
+    zeros = flat.size - np.count_nonzero(flat)
     if few is None and entry.numel >= 16 and zeros * 50 > flat.size:
         mask = (flat != 0).astype(np.int32).reshape(entry.shape)
         kept = floats.encode(flat[flat != 0], entry.floating, small)

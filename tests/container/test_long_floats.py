@@ -1,0 +1,99 @@
+"""Files with long tensors of floats: version 3 and Zstandard frames where there is Zstandard, version 2 where not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from secateur.coding import frames
+from secateur.container import format as sct
+from secateur.container.archive import load, save
+from secateur.container.inspection import inspect
+from secateur.container.pack import pack, unpack
+from secateur.errors import MissingExtraError
+
+LONG = (300, 250)
+
+
+def state() -> dict[str, torch.Tensor]:
+    """Tensors that every way of packing numbers has a frame for, short ones between them."""
+    generator = torch.Generator().manual_seed(3)
+
+    def drawn() -> torch.Tensor:
+        return torch.randn(*LONG, generator=generator) * 0.02
+
+    return {
+        "a.weight": drawn(),
+        "a.bias": torch.randn(300, generator=generator),
+        "bf16": drawn().bfloat16(),
+        "fp16": drawn().half(),
+        "fp64": drawn().double(),
+        "sparse": torch.randn(400, 400, generator=generator)
+        * (torch.rand(400, 400, generator=generator) > 0.4),
+        "noise": torch.randint(-(1 << 63), (1 << 63) - 1, LONG, generator=generator),
+        "counts": torch.poisson(torch.full(LONG, 1e6), generator=generator).int(),
+        "steps": torch.tensor(5),
+    }
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    save_file(state(), tmp_path / "a.safetensors")
+    return tmp_path / "a.safetensors"
+
+
+needs_zstandard = pytest.mark.skipif(not frames.available(), reason="needs Python 3.14 or zstandard")
+
+
+@needs_zstandard
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_same_bytes_by_way_of_version_3(
+    source: Path, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sct, "SECTION_SIZE", 1 << 18)  # several sections, whose checksums follow the version
+    pack(source, tmp_path / "a.sct", lossless=True, workers=workers)
+    unpack(tmp_path / "a.sct", tmp_path / "b.safetensors", workers=workers)
+    assert source.read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    with (tmp_path / "a.sct").open("rb") as file:
+        archive = sct.Archive(file)
+        ways = {r.entry.name: bytes(r.parts.get("packed", b""))[:1] for r in archive}
+        assert archive.version == inspect(tmp_path / "a.sct").version == 3
+    framed = {"a.weight", "bf16", "fp16", "fp64", "sparse", "counts"}
+    assert {name for name, first in ways.items() if first == b"\3"} == framed
+
+
+@needs_zstandard
+def test_narrower_floats_are_saved_in_version_3(tmp_path: Path) -> None:
+    values = {"w": state()["a.weight"]}
+    for precision, kind in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
+        save(values, tmp_path / "a.sct", precision=precision)
+        assert (tmp_path / "a.sct").read_bytes()[4] == 3
+        assert torch.equal(load(tmp_path / "a.sct")["w"], values["w"].to(kind).float())
+
+
+def test_short_tensors_and_the_strong_coder_stay_with_version_2(tmp_path: Path) -> None:
+    values = state()
+    save({"w": values["a.weight"][:200]}, tmp_path / "short.sct")
+    save({"w": values["a.weight"]}, tmp_path / "strong.sct", coder="strong")
+    for name, count in (("short", 200), ("strong", 300)):
+        assert (tmp_path / f"{name}.sct").read_bytes()[4] == 2
+        assert torch.equal(load(tmp_path / f"{name}.sct")["w"], values["a.weight"][:count])
+
+
+def test_without_zstandard(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written is what version 2 wrote, and a file with frames says what it takes to be read."""
+    if frames.available():
+        pack(source, tmp_path / "three.sct", lossless=True)
+    monkeypatch.setattr(frames, "_tools", lambda: ())
+    pack(source, tmp_path / "two.sct", lossless=True)
+    assert (tmp_path / "two.sct").read_bytes()[4] == 2
+    unpack(tmp_path / "two.sct", tmp_path / "b.safetensors")
+    assert all(torch.equal(v, state()[k]) for k, v in load_file(tmp_path / "b.safetensors").items())
+    if (tmp_path / "three.sct").exists():
+        for read in (load, lambda path: unpack(path, tmp_path / "c.safetensors")):
+            with pytest.raises(MissingExtraError, match="pip install zstandard"):
+                read(tmp_path / "three.sct")
+        assert not (tmp_path / "c.safetensors").exists()

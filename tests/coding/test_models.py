@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from secateur.coding import ascending, floats, foretold, huffman, indices, mixed, planes, static, varint
 from secateur.coding.forecast import MOST, Forecast
 from secateur.coding.logistic import SQUASH, STRETCH
-from secateur.coding.mixing import EXACT, Mixer
+from secateur.coding.mixing import EXACT, Mixer, places
 from secateur.errors import FormatError, NothingToDoError
 
 SHAPES = [
@@ -142,7 +142,7 @@ def test_a_mixer_learns_which_context_to_trust() -> None:
     mixer = Mixer(1, (2, 50))
     for _ in range(20):
         good, noise = rng.integers(0, 2, 500), rng.integers(0, 50, 500)
-        mixer.predict(None, np.stack([good, noise]))
+        mixer.predict(None, places((2, 50), np.stack([good, noise])))
         mixer.learn(np.where(rng.random(500) < 0.9, good, 1 - good))
     assert mixer._weights[0] > 4 * abs(int(mixer._weights[1]))
 
@@ -228,7 +228,7 @@ def test_a_forecast_finds_the_weights_that_made_the_numbers() -> None:
     for _ in range(40):
         features = np.rint(rng.normal(0, 300, (3, 400)).clip(-2047, 2047))
         target = np.floor(features[0] / 2 - features[1] / 4)
-        forecast.learn(features, target, np.full(400, 2048.0))
+        forecast.learn(np.vstack([features, target]), np.full(400, 2048.0))
     assert np.abs(forecast.weights - (32768, -16384, 0)).max() < 100
 
 
@@ -239,8 +239,9 @@ def test_sums_of_a_forecast_stay_exact() -> None:
     assert 14 * (1 << 26) * (1 << 20) < 1 << 53
     forecast = Forecast([1 << 20] * 14)
     for _ in range(20):
-        forecast.learn(np.full((14, 1023), MOST * 1.0), np.full(1023, -MOST * 1.0), np.full(1023, trust))
-    assert np.abs(forecast._squares).max() < 1 << 50
+        columns = np.vstack([np.full((14, 1023), MOST * 1.0), np.full((1, 1023), -MOST * 1.0)])
+        forecast.learn(columns, np.full(1023, trust))
+        assert np.abs(forecast._sums).max() < 1 << 50
 
 
 def test_float_weights_become_smaller() -> None:

@@ -11,7 +11,7 @@ and targets stay within `MOST`, trusts within 2**15, at most 1024 columns are su
 >>> features = np.array([[100.0, 20.0, 60.0, 10.0], [7.0, 90.0, 30.0, 80.0]])
 >>> forecast = Forecast((32768, 32768))
 >>> for _ in range(200):
-...     forecast.learn(features, features[0] * 2, np.full(4, 30000.0))
+...     forecast.learn(np.vstack([features, features[0] * 2]), np.full(4, 30000.0))
 >>> forecast.predict(features).tolist()
 [199.0, 40.0, 119.0, 20.0]
 """
@@ -23,55 +23,79 @@ from operator import mul
 
 import numpy as np
 
-__all__ = ["MOST", "Forecast"]
+__all__ = ["MOST", "Forecast", "thinned"]
 
 MOST = 2047  # features and targets stay within +-MOST
 _ONE = 65536  # a weight of 1
-_WEIGHT = 1 << 20  # weights stay within +-16
+_MOST_WEIGHT = float(1 << 20)  # weights stay within +-16
 _ENOUGH = 512  # so many columns of a block, at least, are learnt from
 _RIDGE = 1 << 28  # how strongly the weights are held to their start
 _SUMS = 1 << 50  # sums are halved beyond this
+_TRUST = 1 << 15  # trusts stay below
+_FLOATS = 1 << 35  # sums below this, times the weights, are exact in floats
 _STEP_BITS = 26  # sums are cut to so many bits for the step, so that its products are exact
+
+
+def thinned(count: int) -> slice:
+    """Which of so many columns of a block are learnt from: of many, every so manieth is enough.
+
+    >>> thinned(3000)
+    slice(None, None, 5)
+    """
+    return slice(None, None, max(1, count // _ENOUGH))
 
 
 class Forecast:
     """A weighted sum of so many features as `start` has weights (in 65536ths)."""
 
     def __init__(self, start: Sequence[int]):
-        self._start = [int(w) for w in start]
-        self.weights = np.array(start, dtype=np.float64)
-        self._squares = np.zeros((len(start), len(start)))
-        self._products = np.zeros(len(start))
+        self._start = [float(w) for w in start]
+        self._weights = list(self._start)  # whole numbers
+        # Of products of two features, and of one and the target.
+        self._sums = np.zeros((len(start), len(start) + 1))
+        self._squares = self._sums.reshape(-1)[:: len(start) + 2]  # of one feature each
+        self._room = _SUMS  # how much can be added before the largest sum has to be looked at
+
+    @property
+    def weights(self) -> np.ndarray:
+        """In 65536ths."""
+        return np.array(self._weights)
 
     def next_tensor(self) -> None:
         """What was seen before counts a quarter."""
-        self._squares = np.floor(self._squares / 4)
-        self._products = np.floor(self._products / 4)
+        np.floor(self._sums / 4, out=self._sums)
+
+    def sums(self, features: np.ndarray) -> np.ndarray:
+        """The weighted sums of the columns of `features`."""
+        return (self.weights * (1 / _ONE)).dot(features)
 
     def predict(self, features: np.ndarray) -> np.ndarray:
-        """The weighted sums of the columns of `features`, rounded down."""
-        return np.floor((self.weights @ features) * (1 / _ONE))
+        """The same, rounded down."""
+        return np.floor(self.sums(features))
 
-    def learn(self, features: np.ndarray, target: np.ndarray, trust: np.ndarray) -> None:
-        """Take a block into account; columns count by their `trust`. Of many columns every so manieth is enough."""
-        every = slice(None, None, max(1, len(target) // _ENOUGH))
-        features = features[:, every]
-        trusted = features * trust[every]
-        self._squares += trusted @ features.T
-        self._products += trusted @ target[every]
-        while max(float(np.abs(self._squares).max()), float(np.abs(self._products).max())) >= _SUMS:
-            self._squares = np.floor(self._squares / 2)
-            self._products = np.floor(self._products / 2)
+    def learn(self, features: np.ndarray, trust: np.ndarray) -> None:
+        """Take (`thinned`) columns into account, which count by their `trust`; the last row of `features` is what the
+        others should have foretold.
+        """
+        self._sums += (features[:-1] * trust).dot(features.T)
+        self._room -= len(trust) * MOST * MOST * _TRUST
+        if self._room <= 0:
+            while (largest := float(np.abs(self._sums).max())) >= _SUMS:
+                np.floor(self._sums / 2, out=self._sums)
+            self._room = _SUMS - int(largest)
         self._step()
 
     def _step(self) -> None:
-        shift = max(0, int(self._squares.diagonal().max()).bit_length() - _STEP_BITS)
-        squares = np.floor(self._squares / (1 << shift)).astype(np.int64).tolist()
-        products = np.floor(self._products / (1 << shift)).tolist()
-        ridge = _RIDGE >> shift
-        weights = self.weights.astype(np.int64).tolist()
-        for j, (row, product, start) in enumerate(zip(squares, products, self._start)):
+        shift = max(0, int(max(self._squares.tolist())).bit_length() - _STEP_BITS)
+        sums = (np.floor(self._sums * 2.0**-shift) if shift else self._sums).tolist()
+        ridge = float(_RIDGE >> shift)
+        weights = self._weights
+        for j, (row, start) in enumerate(zip(sums, self._start)):
             old = weights[j]
-            rest = int(product) * _ONE + ridge * (start - old) - sum(map(mul, row, weights))
-            weights[j] = min(max(old + rest // (row[j] + ridge + 1), -_WEIGHT), _WEIGHT)
-        self.weights[:] = weights
+            product = row[-1]  # the products end with the weights, before it
+            rest = ridge * (start - old) - sum(map(mul, row, weights))
+            if -_FLOATS < product < _FLOATS:
+                moved = old + (product * _ONE + rest) // (row[j] + ridge + 1)
+            else:  # more than doubles hold exactly
+                moved = old + (int(product) * _ONE + int(rest)) // int(row[j] + ridge + 1)
+            weights[j] = _MOST_WEIGHT if moved > _MOST_WEIGHT else max(moved, -_MOST_WEIGHT)

@@ -9,8 +9,8 @@ learning from block to block and from tensor to tensor. docs/format.md defines e
 >>> from secateur.coding.planes import layout
 >>> book = Foretold(layout((4, 3, 3, 3)), 5, {}, plain=True)
 >>> block = next(book.blocks(10))
->>> block.zero().shape, block.fine.tolist()[:3]
-((4, 12), [9, 9, 9])
+>>> block.zero().shape, block.fine.tolist()[0]
+((5, 12), [9, 9, 9])
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from math import isqrt
 import numpy as np
 
 from secateur.coding import planes
-from secateur.coding.forecast import MOST, Forecast
+from secateur.coding.forecast import MOST, Forecast, thinned
+from secateur.coding.mixing import starts
 
 __all__ = ["LEAST_GRAIN", "Forecasts", "Foretold"]
 
@@ -29,15 +30,25 @@ LEAST_GRAIN = 6
 _TAPS = 12  # so many taps before this one are looked at
 _ONE = 64  # of magnitudes in relation to the mean one
 
+# By the magnitude to expect, in 64ths of the mean one: that, within its limits; in steps; and how much errors
+# count, which is less where much is expected.
+_EXPECTED = np.maximum(np.arange(MOST + 1), 3)
+_SIZES = _EXPECTED.astype(np.float64)
 _FINE = np.searchsorted(
     4 * np.array(
         (2, 3, 4, 5, 6, 8, 9, 11, 13, 16, 19, 22, 27, 32, 38, 45, 54, 64, 77, 91, 109, 130, 154, 184, 219)
     ),
-    np.arange(MOST + 1),
-).astype(np.int64)  # fmt: skip
-# Errors count less where much is expected.
+    _EXPECTED,
+).astype(np.intp)  # fmt: skip
 _TRUST_SIZE = np.array([float((1 << 20) // isqrt(max(e, 16) ** 3)) for e in range(MOST + 1)])
 _TRUST_VALUE = np.array([float((1 << 23) // max(e, 16) ** 2) for e in range(MOST + 1)])
+_EIGHT_VALUES = 8.0 * np.arange(-MOST, MOST + 1)  # by a value within the limits, from the lowest on
+_BY_STANDING = np.arange(25) * 26
+# An outlook is 26 times how the value to expect stands to the size to expect (12: at zero), and the size. By outlook:
+# how far from zero it stands, in place of how; and the outlook of the other sign.
+_STANDING, _SIZE = np.divmod(np.arange(25 * 26), 26)
+_SURELY = np.minimum(np.abs(_STANDING - 12), 7) * 26 + _SIZE
+_MIRROR = (24 - _STANDING) * 26 + _SIZE
 
 Forecasts = dict[tuple[str, int, int, int], Forecast]
 
@@ -46,22 +57,29 @@ class Foretold(planes.Planes):
     """The planes of a tensor, with forecasts for every tap; `plain` blocks have the most useful contexts only."""
 
     def __init__(self, layout: planes.Layout, largest: int, forecasts: Forecasts, plain: bool):
-        super().__init__(layout, largest)
+        super().__init__(layout, largest, kernels=not plain)
         self._forecasts = forecasts
         self._plain = plain
+        ranks = np.arange(-self.largest, self.largest + 1)
+        self._far, self._side = 256 * _ONE * np.abs(ranks), np.sign(ranks)
 
     def rows(self, grain: int) -> int:
         """Filters in a block: about 2**grain weights, more in very large planes."""
         plan = self.layout
         return max(1, min(max(plan.filters * plan.channels // 64, 1 << grain), 16384) // plan.channels)
 
-    def block(self, tap: int, rows: slice) -> planes.Block:
-        """The contexts of one block."""
-        return (Plain if self._plain else Rich)(self, tap, rows)
+    @property
+    def kind(self) -> type[planes.Block]:
+        """All contexts, or the most useful ones."""
+        return Plain if self._plain else Rich
 
     def mean256(self) -> int:
         """The mean rank so far in 256ths; a guess before the first block."""
         return max(16, 256 * self.total // self.count if self.count else 256 * self.largest // 3)
+
+    def related(self, unit: int) -> np.ndarray:
+        """Every rank, from the lowest on, in 64ths of the mean rank."""
+        return np.minimum(self._far // unit, MOST) * self._side.astype(np.float64)
 
     def forecast(self, kind: str, tap: int, start: list[int]) -> Forecast:
         """The forecast of one tap, made when first needed."""
@@ -71,7 +89,90 @@ class Foretold(planes.Planes):
         return self._forecasts[key]
 
 
-class Rich(planes.Block):
+class Outlook(planes.Block):
+    """What the forecasts say of the weights of a block: `fine`, how large, and `outlook`, that and of which sign."""
+
+    def __init__(self, book: Foretold, tap: int, rows: slice):
+        super().__init__(book, tap, rows)
+        unit = book.mean256()
+        self._table = book.related(unit)
+        self._middle = book.largest
+        known = book.signed[max(0, tap - _TAPS) : tap, rows]
+        taps = len(known)
+        # How large the weights of filter and channel are on average, and which way they lean.
+        filters = self.shape[0]
+        sums = self._lines * (256 * _ONE)
+        large = sums[0] + _ONE * unit
+        large //= (self._counts + 1) * unit
+        np.minimum(large, MOST, out=large)
+        features = np.empty((4 + taps, *self.shape))  # the last row is for what they should have foretold
+        features[0] = by_filter = large[:filters, None]
+        features[1] = by_channel = large[filters:]
+        together = by_filter * by_channel
+        together >>= _ONE.bit_length() - 1
+        np.minimum(together, MOST, out=features[2])
+        self._features = features.reshape(4 + taps, -1)
+        if taps:
+            values = np.empty((3 + taps, *self.shape))
+            self._table.take(np.add(known, self._middle, dtype=np.intp), out=values[2:-1], mode="clip")
+            np.abs(values[2:-1], out=features[3:-1])
+        start = [9830, 9830, 19661] + [26214 // taps] * taps if taps else [16384, 16384, 32768]
+        self._by_size = book.forecast("size", tap, start)
+        # The tables below keep to their first and last entry beyond their ends, and numbers below 0 become 0.
+        self._place = self._by_size.sums(self._features[:-1]).astype(np.intp)
+        fine = _FINE.take(self._place, mode="clip")
+        self.fine = fine.reshape(self.shape)
+        self._by_value = None
+        if not taps:
+            self.outlook = self.fine + 12 * 26
+            return
+        lean = sums[1]
+        lean //= self._counts * unit
+        np.maximum(lean, -MOST, out=lean)
+        np.minimum(lean, MOST, out=lean)
+        values[0], values[1] = lean[:filters, None], lean[filters:]
+        self._values = values.reshape(3 + taps, -1)
+        self._by_value = book.forecast("value", tap, [0] * (2 + taps))
+        # (16 * value + size) // (2 * size) + 12, as a rounded quotient: a double is far finer than the distance of
+        # such a fraction from a whole number.
+        value = self._by_value.sums(self._values[:-1])
+        value += MOST
+        standing = _EIGHT_VALUES.take(value.astype(np.intp), mode="clip")
+        standing /= _SIZES.take(self._place, mode="clip")
+        standing += 12.5
+        outlook = _BY_STANDING.take(standing.astype(np.intp), mode="clip")
+        outlook += fine
+        self.outlook = outlook.reshape(self.shape)
+
+    @cached_property
+    def expected(self) -> np.ndarray:
+        return self.fine
+
+    def _mirrored(
+        self, places: np.ndarray, row: int, start: int, chosen: np.ndarray, negative: np.ndarray
+    ) -> None:
+        """Turn the outlook of negative weights round: `row` of `places`, whose cells begin at `start`."""
+        both = np.empty((2, self.size), dtype=np.intp)
+        both[0] = self.outlook.reshape(-1)
+        _MIRROR.take(both[0], out=both[1], mode="clip")
+        both += start
+        both.take(negative * self.size + chosen, out=places[row], mode="clip")
+
+    def close(self, signed: np.ndarray) -> None:
+        some = thinned(self.size)
+        value = self._table.take(signed[some] + self._middle)
+        place = self._place[some]
+        features = self._features[:, some].copy()
+        np.abs(value, out=features[-1])
+        self._by_size.learn(features, _TRUST_SIZE.take(place, mode="clip"))
+        if self._by_value is not None:
+            values = self._values[:, some].copy()
+            values[-1] = value
+            self._by_value.learn(values, _TRUST_VALUE.take(place, mode="clip"))
+        super().close(signed)
+
+
+class Rich(Outlook):
     """All contexts of `planes.Block`, and those of the forecasts."""
 
     ZERO_SIZES: tuple[int, ...] = (*planes.ZERO, 208)
@@ -79,117 +180,64 @@ class Rich(planes.Block):
     SIZE_SIZES: tuple[int, ...] = (*planes.MAGNITUDE, 650, 416)
     PLAIN_SIZES: tuple[int, ...] = (*planes.MAGNITUDE_PLAIN, 26)
 
-    def __init__(self, book: Foretold, tap: int, rows: slice):
-        super().__init__(book, tap, rows)
-        unit = book.mean256()
-        ranks = np.arange(-book.largest, book.largest + 1)
-        self._table = np.copysign(np.minimum(256 * _ONE * np.abs(ranks) // unit, MOST), ranks)
-        filters, channels = book.filter[:, rows], book.channel
-        known = self._related(book.signed[max(0, tap - _TAPS) : tap, rows]).reshape(-1, self.size)
-        taps = len(known)
-        # How large the weights of filter and channel are on average, and which way they lean.
-        f, c = (
-            np.minimum((256 * _ONE * s[0] + _ONE * unit) // ((s[2] + 1) * unit), MOST)
-            for s in (filters, channels)
-        )
-        self._features = np.empty((3 + taps, self.size))
-        shaped = self._features.reshape(-1, *self.shape)
-        shaped[0] = f[:, None]
-        shaped[1] = c[None, :]
-        shaped[2] = np.minimum(f[:, None] * c[None, :] // _ONE, MOST)
-        np.abs(known, out=self._features[3:])
-        start = [9830, 9830, 19661] + [26214 // taps] * taps if taps else [16384, 16384, 32768]
-        self._by_size = book.forecast("size", tap, start)
-        e = self._by_size.predict(self._features)
-        self._size = np.minimum(np.maximum(e, 3), MOST)
-        self._place = self._size.astype(np.int64)
-        self.fine = _FINE[self._place]
-        self._by_value = None
-        self._standing = np.full(self.size, 12)
-        if taps:
-            self._values = np.empty((2 + taps, self.size))
-            shaped = self._values.reshape(-1, *self.shape)
-            f, c = (
-                np.clip(256 * _ONE * s[1] // (np.maximum(s[2], 1) * unit), -MOST, MOST)
-                for s in (filters, channels)
-            )
-            shaped[0] = f[:, None]
-            shaped[1] = c[None, :]
-            self._values[2:] = known
-            self._by_value = book.forecast("value", tap, [0] * (2 + taps))
-            value = np.minimum(np.maximum(self._by_value.predict(self._values), -MOST), MOST)
-            # Rounded quotients: a double is far finer than the distance of such a fraction from a whole number.
-            standing = np.floor((16 * value + self._size) / (2 * self._size)) + 12
-            self._standing = np.minimum(np.maximum(standing, 0), 24).astype(np.int64)
+    def _zero(self) -> list[np.ndarray | int]:
+        return [*super()._zero(), _SURELY.take(self.outlook)]
 
-    def _related(self, ranks: np.ndarray) -> np.ndarray:
-        """Ranks in 64ths of the mean rank."""
-        return self._table[ranks + np.int16(len(self._table) // 2)]
-
-    @cached_property
-    def expected(self) -> np.ndarray:
-        return self.fine.reshape(self.shape)
-
-    def _surely(self) -> np.ndarray:
-        """How far the value to expect lies from zero, and the magnitude to expect."""
-        far = np.minimum(np.abs(self._standing - 12), 7)
-        return (far * 26 + self.fine).reshape(self.shape)
-
-    def zero(self) -> np.ndarray:
-        return np.vstack([super().zero(), self._surely().reshape(1, -1)])
-
-    def sign(self, chosen: np.ndarray) -> np.ndarray:
-        return np.vstack([super().sign(chosen), self._standing[chosen] * 26 + self.fine[chosen]])
-
-    def _outlook(self, chosen: np.ndarray, negative: np.ndarray) -> list[np.ndarray]:
-        standing, fine = self._standing[chosen], self.fine[chosen]
-        return [np.where(negative == 1, 24 - standing, standing) * 26 + fine, fine * 16 + self.step]
+    def _sign(self) -> list[np.ndarray | int]:
+        return [*super()._sign(), self.outlook]
 
     def magnitude(self, chosen: np.ndarray, negative: np.ndarray) -> np.ndarray:
-        return np.vstack([super().magnitude(chosen, negative), *self._outlook(chosen, negative)])
+        places = super().magnitude(chosen, negative)
+        self._mirrored(places, 4, starts(self.SIZE_SIZES)[4], chosen, negative)
+        return places
 
-    def magnitude_plain(self, chosen: np.ndarray) -> np.ndarray:
-        return np.vstack([super().magnitude_plain(chosen), self.fine[chosen]])
+    def _size(self) -> list[np.ndarray | int]:
+        return [*super()._size(), 0, self.fine * 16 + self.step]
 
-    def close(self, signed: np.ndarray) -> None:
-        value = self._related(signed)
-        self._by_size.learn(self._features, np.abs(value), _TRUST_SIZE[self._place])
-        if self._by_value is not None:
-            self._by_value.learn(self._values, value, _TRUST_VALUE[self._place])
-        super().close(signed)
+    def _low(self) -> list[np.ndarray | int]:
+        return [*super()._low(), self.fine]
 
 
-class Plain(Rich):
-    """The contexts that earn most, for speed."""
+class Plain(Outlook):
+    """The contexts that earn most, for speed: every one is written where it is to stand, in as few steps as may be."""
 
     ZERO_SIZES = (256, 416, 144, 208)
     SIGN_SIZES = (81, 650)
     SIZE_SIZES = (96, 650, 416)
     PLAIN_SIZES = (12, 26)
 
+    def _empty(self, sizes: tuple[int, ...]) -> tuple[tuple[int, ...], np.ndarray]:
+        begin = starts(sizes)
+        places = np.empty((len(begin), *self.shape), dtype=np.intp)
+        places[-1] = begin[-1]
+        return begin, places
+
     def zero(self) -> np.ndarray:
-        step = self.step
-        return self.stack(
-            [
-                self.pattern() * 16 + step,
-                self.expected * 16 + step,
-                self.filter * 12 + self.channel,
-                self._surely(),
-            ]
-        )
+        begin, places = self._empty(self.ZERO_SIZES)
+        np.add(self.pattern(16), self.step, out=places[0])
+        np.multiply(self.fine, 16, out=places[1])
+        places[1] += self.step + begin[1]
+        np.add(self.filter * 12 + begin[2], self.channel, out=places[2])
+        np.add(_SURELY.take(self.outlook), begin[3], out=places[3])
+        return places.reshape(len(begin), -1)
 
     def sign(self, chosen: np.ndarray) -> np.ndarray:
-        signs = np.zeros(len(chosen), dtype=np.int64)
-        for spot, weight in zip((self.spots[k] for k in (8, 0, 9, 1)), (27, 9, 3, 1)):
-            if spot is not None:
-                rank = self.planes.signed[spot, self.rows].reshape(-1)[chosen]
-                signs += weight * np.sign(rank)
-        return np.stack([signs + 40, self._standing[chosen] * 26 + self.fine[chosen]])
+        begin, places = self._empty(self.SIGN_SIZES)
+        places[0] = self._signs()
+        np.add(self.outlook, begin[1], out=places[1])
+        return planes.of(places.reshape(len(begin), -1), chosen)
 
     def magnitude(self, chosen: np.ndarray, negative: np.ndarray) -> np.ndarray:
-        filters = self.filter[:, 0][chosen // self.shape[1]]
-        near = self.of(self.all_near, chosen)
-        return np.stack([near * 12 + filters, *self._outlook(chosen, negative)])
+        begin, places = self._empty(self.SIZE_SIZES)
+        np.add(self.all_near * 12, self.filter, out=places[0])
+        np.multiply(self.fine, 16, out=places[2])
+        places[2] += self.step + begin[2]
+        places = planes.of(places.reshape(len(begin), -1), chosen)
+        self._mirrored(places, 1, begin[1], chosen, negative)
+        return places
 
     def magnitude_plain(self, chosen: np.ndarray) -> np.ndarray:
-        return np.stack([self.filter[:, 0][chosen // self.shape[1]], self.fine[chosen]])
+        begin, places = self._empty(self.PLAIN_SIZES)
+        places[0] = self.filter
+        np.add(self.fine, begin[1], out=places[1])
+        return planes.of(places.reshape(len(begin), -1), chosen)

@@ -122,7 +122,7 @@ def encode(
 
     def coin(bits: np.ndarray | None, probabilities: np.ndarray) -> np.ndarray:
         assert bits is not None
-        encoder.bits(bits, probabilities)
+        encoder.coins(bits, probabilities)
         return bits
 
     plan = planes.layout(levels.shape)
@@ -143,7 +143,7 @@ def decode(
     way = Way.of(data[0] if len(data) else 0, old)
     decoder = Decoder(data[1:])
     plan = planes.layout(shape)
-    walk = _Walk(way, plan, below, above, zero, lambda _, odds: decoder.bits(odds), memory)
+    walk = _Walk(way, plan, below, above, zero, lambda _, odds: decoder.coins(odds), memory)
     signed = walk.run(None)
     decoder.finish()
     levels = plan.tensor(signed, shape)
@@ -184,81 +184,91 @@ class _Walk:
         self._coin = coin
         self._memory = memory
         self._book = way.book(plan, self._largest, memory)
+        kind = self._book.kind
+        self._of_zero = self._mixer("zero", 1, kind.ZERO_SIZES)
+        self._of_sign = self._mixer("sign", 1, kind.SIGN_SIZES)
+        self._more = [self._mixer(f"more than {k + 1}", 2, kind.SIZE_SIZES) for k in range(self._unary)]
+        digits = max(self._largest - 1 - self._unary, 0).bit_length()
+        self._digits = [
+            self._mixer(
+                f"digit {depth} of {digits} after {self._unary}",
+                2 * min(1 << depth, _NODES),
+                kind.SIZE_SIZES if depth < _RICH else kind.PLAIN_SIZES,
+            )
+            for depth in range(digits)
+        ]
 
     def run(self, source: np.ndarray | None) -> np.ndarray:
         """Code (or, with `source` None, decode) all blocks; gives the planes of signed ranks."""
         for block in self._book.blocks(self._way.grain):
             signed = None if source is None else source[block.tap, block.rows].reshape(-1)
-            ranks = np.zeros(block.size, dtype=np.int16)
+            ranks = np.zeros(block.size, dtype=np.intp)
             if self._zero:
-                bits = None if signed is None else signed != 0
-                chosen = np.flatnonzero(self._flip("zero", 1, block.ZERO_SIZES, None, block.zero(), bits))
+                bits = None if signed is None else (signed != 0).astype(np.int32)
+                chosen = self._flip(self._of_zero, None, block.zero(), bits).nonzero()[0]
             else:
                 chosen = np.arange(block.size)
             if len(chosen):
-                ranks[chosen] = self._ranks(block, chosen, None if signed is None else signed[chosen])
+                ranks[chosen] = self._ranks(
+                    block, chosen, None if signed is None else planes.of(signed, chosen)
+                )
             block.close(ranks)
-        return self._book.signed[: self._book.layout.taps]
+        return self._book.signed
+
+    def _mixer(self, name: str, nodes: int, sizes: tuple[int, ...]) -> Mixer:
+        return self._memory.mixer(f"{self._way.kind} {name}", nodes, sizes)
 
     def _flip(
-        self,
-        name: str,
-        nodes: int,
-        sizes: tuple[int, ...],
-        node: np.ndarray | None,
-        contexts: np.ndarray,
-        bits: np.ndarray | None,
+        self, mixer: Mixer, node: np.ndarray | None, contexts: np.ndarray, bits: np.ndarray | None
     ) -> np.ndarray:
         """One batch of bits of one mixer, coded and learnt."""
-        mixer = self._memory.mixer(f"{self._way.kind} {name}", nodes, sizes)
-        bits = self._coin(bits, mixer.predict(node, contexts))
-        mixer.learn(bits)
-        return bits
+        coined = self._coin(bits, mixer.predict(node, contexts)).astype(np.intp)
+        mixer.learn(coined)
+        return coined
 
     def _ranks(self, block: planes.Block, chosen: np.ndarray, signed: np.ndarray | None) -> np.ndarray:
         """The signed ranks of the weights that are not zero."""
-        contexts = block.sign(chosen)
         if self._below and self._above:
-            bits = None if signed is None else signed < 0
-            negative = self._flip("sign", 1, block.SIGN_SIZES, None, contexts, bits).astype(np.int64)
+            bits = None if signed is None else (signed < 0).astype(np.int32)
+            negative = self._flip(self._of_sign, None, block.sign(chosen), bits)
         else:
             negative = np.full(len(chosen), int(self._above == 0))
         size = self._sizes(block, chosen, None if signed is None else np.abs(signed), negative)
-        if (size > np.where(negative == 1, self._below, self._above)).any():
+        if (
+            size.max() > min(self._below, self._above)
+            and (size > np.where(negative == 1, self._below, self._above)).any()
+        ):
             raise FormatError("a level lies outside the codebook")
-        return np.where(negative == 1, -size, size)
+        size *= 1 - 2 * negative
+        return size
 
     def _sizes(
         self, block: planes.Block, chosen: np.ndarray, size: np.ndarray | None, negative: np.ndarray
     ) -> np.ndarray:
         """Magnitudes 1..largest: `unary` steps one by one, the rest in binary digits from the top."""
-        out = np.ones(len(chosen), dtype=np.int64)
+        out = np.ones(len(chosen), dtype=np.intp)
         if self._largest == 1:
             return out
-        unary = self._unary
         contexts = block.magnitude(chosen, negative)
-        live = np.arange(len(chosen))
+        live = None
         bits: np.ndarray | None
-        for step in range(1, unary + 1):
-            bits = None if size is None else size > step
-            name = f"more than {step}"
-            more = np.flatnonzero(self._flip(name, 2, block.SIZE_SIZES, negative, contexts, bits))
+        for step, mixer in enumerate(self._more, 1):
+            bits = None if size is None else (size > step).astype(np.int32)
+            more = self._flip(mixer, negative, contexts, bits).nonzero()[0]
             if not len(more):
                 return out
-            live, negative, contexts = live[more], negative[more], contexts[:, more]
-            size = None if size is None else size[more]
-            out[live] += 1
-        digits = (self._largest - 1 - unary).bit_length()
-        rest = None if size is None else size - (1 + unary)
+            if len(more) < len(negative):
+                live = more if live is None else live[more]
+                negative, contexts = negative[more], contexts.take(more, axis=1)
+                size = None if size is None else size[more]
+            out[slice(None) if live is None else live] += 1
+        rest = None if size is None else (size - (1 + self._unary)).astype(np.int32)
         code = negative  # twice the digits so far as a number, and the sign
-        for depth in range(digits):
-            nodes = min(1 << depth, _NODES)
-            bits = None if rest is None else (rest >> (digits - 1 - depth)) & 1
+        for depth, mixer in enumerate(self._digits):
+            bits = None if rest is None else (rest >> (len(self._digits) - 1 - depth)) & 1
             if depth == _RICH:
-                contexts = block.magnitude_plain(chosen[live])
-            sizes = block.SIZE_SIZES if depth < _RICH else block.PLAIN_SIZES
-            name = f"digit {depth} of {digits} after {unary}"
-            node = code if nodes == 1 << depth else np.minimum(code >> 1, nodes - 1) * 2 + negative
-            code = (code + self._flip(name, 2 * nodes, sizes, node, contexts, bits)) * 2 - negative
-        out[live] += code >> 1
+                contexts = block.magnitude_plain(chosen if live is None else chosen[live])
+            node = code if 1 << depth <= _NODES else np.minimum(code >> 1, _NODES - 1) * 2 + negative
+            code = (code + self._flip(mixer, node, contexts, bits)) * 2 - negative
+        out[slice(None) if live is None else live] += code >> 1
         return out

@@ -12,21 +12,24 @@ a whole number below 2**53.
 >>> mixer = Mixer(nodes=1, sizes=(2,))
 >>> context = np.array([[0, 1] * 500])
 >>> for _ in range(8):
-...     odds = mixer.predict(None, context)
+...     odds = mixer.predict(None, places((2,), context))
 ...     mixer.learn(context[0])
->>> bool(odds[0] < 4000), bool(odds[1] > 61000)
+>>> bool(odds[0, 1] < 0.06), bool(odds[1, 1] > 0.94)
 (True, True)
 """
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import numpy as np
 
 from secateur.coding.logistic import LIMIT, SQUASH, STRETCH
 
-__all__ = ["EXACT", "Mixer"]
+__all__ = ["EXACT", "Mixer", "places", "starts"]
 
 _ONE = 65536
+_SCALE = 1 << 32  # of errors as probabilities, for weights in 65536ths
 _LEAST = 24  # the smallest probability of either bit, in 65536ths
 _PRIOR = 6  # how many bits the node's own share counts for in every context
 _START = 14000  # the first weight of every context: about 0.21
@@ -35,27 +38,34 @@ _MOST_CONTEXT, _MOST_NODE = 25, 4  # counts carried from one tensor to the next
 EXACT = 1 << 14  # products summed at a time
 _WEIGHT = 1 << 20  # weights stay within +-16
 
-# By log-odds + LIMIT: the probability of a one, and what the square of an error is expected to be.
-_PROBABILITY = SQUASH.clip(_LEAST, _ONE - _LEAST).astype(np.float64)
-_DOUBT = np.floor(_PROBABILITY * (_ONE - _PROBABILITY) / (1 << 20))
+# By log-odds + LIMIT: the probabilities of a zero and a one, and what the square of an error is expected to be.
+_ONES = SQUASH.clip(_LEAST, _ONE - _LEAST).astype(np.float64)
+_PAIRS = np.stack([_ONE - _ONES, _ONES], axis=1) / _ONE
+_DOUBT = np.floor(_ONES * (_ONE - _ONES) / (1 << 20))
 _PLACE = (STRETCH + LIMIT).astype(np.int16)  # where the log-odds of a probability lie in the tables above
 
 
 class Mixer:
     """One set of decisions that share contexts: `nodes` of them, each context j with values below `sizes[j]`.
 
-    Counts lie node by node, and within a node context by context.
+    Counts lie node by node, and within a node context by context, with the node itself as its last cell. A cell
+    begins with the counts of its prior: `_PRIOR` zeros, of which the node's own share become ones when they are looked
+    at; half a zero and half a one for the node.
     """
 
     def __init__(self, nodes: int, sizes: tuple[int, ...]):
-        self.nodes = nodes
-        starts = np.concatenate([[0], np.cumsum(sizes)])
-        self._starts = starts[:-1, None]
-        self._stride = int(starts[-1])  # cells of a node
+        self._stride = sum(sizes) + 1  # cells of a node
         self._cells = nodes * self._stride
-        self._counts = np.zeros((2, self._cells))  # of zeros and of ones, in every cell
-        self._node_counts = np.zeros((2, nodes))
-        self._weights = np.full(len(sizes), _START / _ONE)
+        self._prior = np.array([_PRIOR * 1.0] * (self._stride - 1) + [0])
+        self._most = np.array([_MOST_CONTEXT + _PRIOR] * (self._stride - 1) + [_MOST_NODE + 1])
+        self._counts = np.empty((2, nodes, self._stride))  # of zeros and of ones, in every cell
+        self._counts[0], self._counts[1] = _PRIOR, 0
+        self._counts[:, :, -1] = 0.5
+        self._zeros, self._ones = self._counts
+        self._flat = self._counts.reshape(-1)
+        self._whole = [_START] * len(sizes)  # weights in 65536ths
+        self._weights = np.full(len(sizes) + 1, _START / _ONE)
+        self._weights[-1] = 1  # the node's own, and stays
         self._energy = _CALM
         self._stale = False
 
@@ -64,78 +74,98 @@ class Mixer:
         self._stale = True  # shrinking twice is shrinking once: it can wait until the mixer is used
 
     def _freshen(self) -> None:
-        if self._stale:
-            _shrink(self._counts, _MOST_CONTEXT)
-            _shrink(self._node_counts, _MOST_NODE)
-            self._stale = False
+        self._stale = False
+        total = self._zeros + self._ones
+        many = (total > self._most).reshape(-1).nonzero()[0]
+        total = total.reshape(-1)[many]
+        node = many % self._stride == self._stride - 1
+        most = np.where(node, _MOST_NODE, _MOST_CONTEXT)
+        total -= np.where(node, 1, _PRIOR)
+        for counts, prior in zip((self._flat[: self._cells], self._flat[self._cells :]), (_PRIOR, 0)):
+            first = np.where(node, 0.5, prior)
+            counts[many] = np.floor((counts[many] - first) * most / total) + first
 
-    def predict(self, node: np.ndarray | None, contexts: np.ndarray) -> np.ndarray:
-        """The probability of a one of every bit, in 65536ths; `node` is [n] (None if there is but one),
-        `contexts` [how many, n].
+    def predict(self, node: np.ndarray | None, places: np.ndarray) -> np.ndarray:
+        """The probabilities of a zero and of a one of every bit, [n, 2]; `node` is [n] (None if there is but one),
+        `places` [how many + 1, n] the cells of its contexts (see `places`), which are changed if `node` is None.
         """
-        self._freshen()
-        index = contexts + self._starts
+        if self._stale:
+            self._freshen()
         if node is not None:
-            index += node * self._stride
-        zeros, ones = self._node_counts
-        share = np.floor((2 * ones + 1) * _ONE / (2 * (zeros + ones) + 2))
-        own = _PLACE.take(share.astype(np.intp)).astype(np.float64)
-        base = own if node is None else own.take(node)
+            places = places + node * self._stride
+        # Of all cells, or of those the bits ask for; whichever are fewer.
         # Quotients of whole numbers below 2**53, rounded down: a double is far finer than their fractions.
-        share *= _PRIOR
-        zeros, ones = self._counts
-        if self._cells <= index.size:
-            cells = ones * _ONE
-            below = zeros + ones
-            below += _PRIOR
-            by_node = cells.reshape(self.nodes, self._stride)
-            by_node += share[:, None]
-            cells /= below
-            beyond = _PLACE.take(cells.astype(np.intp)).take(index)
-        else:  # few bits: only the cells they ask for
-            cells = ones.take(index)
-            below = zeros.take(index)
+        if few := 2 * self._cells > 3 * places.size:
+            cells = self._ones.take(places)
+            below = self._zeros.take(places)
             below += cells
-            below += _PRIOR
             cells *= _ONE
-            cells += share if node is None else share.take(node)
-            cells /= below
-            beyond = _PLACE.take(cells.astype(np.intp))
-        beyond = np.subtract(beyond, base)
-        odds = self._weights @ beyond
-        odds += base
-        np.maximum(odds, 0, out=odds)
-        np.minimum(odds, 2 * LIMIT, out=odds)
-        place = odds.astype(np.intp)
-        probability = _PROBABILITY.take(place)
-        self._last = (node, index, beyond, probability, place)
-        return probability
+            share = np.floor(cells[-1] / below[-1])
+            share *= _PRIOR
+            cells[:-1] += share
+        else:
+            below = self._zeros + self._ones
+            cells = self._ones * _ONE
+            share = np.floor(cells[:, -1:] / below[:, -1:])
+            cells += share * self._prior
+        cells /= below
+        odds = _PLACE.take(cells.astype(np.intp))
+        if not few:
+            odds = odds.take(places)
+        odds[:-1] -= odds[-1]
+        beyond = odds.astype(np.float64)
+        place = self._weights.dot(beyond).astype(np.intp)
+        pairs = _PAIRS.take(place, axis=0, mode="clip")
+        self._last = (places, beyond, pairs, place)
+        return pairs
 
     def learn(self, bits: np.ndarray) -> None:
-        """Count the bits that were predicted last, and move the weights towards what would have been shorter."""
-        node, index, beyond, probability, place = self._last
-        if node is None:
-            ones = int(np.count_nonzero(bits))
-            self._node_counts[:, 0] += (len(bits) - ones, ones)
-        else:
-            seen = np.bincount(node + bits * self.nodes, minlength=2 * self.nodes)
-            self._node_counts += seen.reshape(2, -1)
+        """Count the bits (intp) that were predicted last, and move the weights towards what would have been shorter."""
+        index, beyond, pairs, place = self._last
         index += bits * self._cells
-        self._counts += np.bincount(index.reshape(-1), minlength=2 * self._cells).reshape(2, -1)
-        error = bits * float(_ONE)
-        error -= probability
-        weighed = beyond * _DOUBT.take(place)
-        self._energy = max(self._energy - (self._energy >> 3), _CALM)
-        slope = [0] * len(self._weights)
-        for start in range(0, len(bits), EXACT):  # longer sums could lose their last digits
-            part = slice(start, start + EXACT)
-            self._energy += int(np.vdot(weighed[:, part], beyond[:, part])) >> 4
-            slope = [a + int(b) for a, b in zip(slope, (beyond[:, part] @ error[part]).tolist())]
-        for j, s in enumerate(slope):
-            moved = int(self._weights[j] * _ONE) + s * _ONE // self._energy
-            self._weights[j] = min(max(moved, -_WEIGHT), _WEIGHT) / _ONE
+        if 3 * self._cells > index.size:
+            np.add.at(self._flat, index.reshape(-1), 1.0)
+        else:
+            self._flat += np.bincount(index.reshape(-1), minlength=2 * self._cells)
+        error = bits.astype(np.float64)
+        error -= pairs[:, 1]
+        doubt = _DOUBT.take(place, mode="clip")
+        squares = beyond * beyond
+        energy = max(self._energy - (self._energy >> 3), _CALM)
+        if len(bits) <= EXACT:
+            energy += int(sum(squares.dot(doubt)[:-1].tolist())) >> 4
+            slope = beyond.dot(error).tolist()
+        else:  # longer sums could lose their last digits
+            slope = [0.0] * len(beyond)
+            for start in range(0, len(bits), EXACT):
+                part = slice(start, start + EXACT)
+                energy += int(sum(squares[:, part].dot(doubt[part])[:-1].tolist())) >> 4
+                slope = [a + b for a, b in zip(slope, beyond[:, part].dot(error[part]).tolist())]
+        self._energy = energy
+        self._whole = [
+            min(max(weight + int(s * _SCALE) // energy, -_WEIGHT), _WEIGHT)
+            for weight, s in zip(self._whole, slope)
+        ]
+        self._weights[:-1] = [weight / _ONE for weight in self._whole]
 
 
-def _shrink(counts: np.ndarray, most: int) -> None:
-    total = counts.sum(axis=0)
-    np.copyto(counts, np.floor(counts * most / np.maximum(total, 1)), where=total > most)
+def starts(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Where the cells of each context begin within a node, and last, which cell is the node's own.
+
+    >>> starts((3, 2))
+    (0, 3, 5)
+    """
+    return (0, *accumulate(sizes))
+
+
+def places(sizes: tuple[int, ...], contexts: np.ndarray) -> np.ndarray:
+    """Contexts [how many, n] as cells of a node, the node's own among them.
+
+    >>> places((3, 2), np.array([[0, 2], [1, 0]])).tolist()
+    [[0, 2], [4, 3], [5, 5]]
+    """
+    out = np.empty((len(sizes) + 1, contexts.shape[1]), dtype=np.intp)
+    out[:-1] = contexts
+    out[-1] = 0
+    out += np.array(starts(sizes))[:, None]
+    return out

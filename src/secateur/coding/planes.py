@@ -20,6 +20,8 @@ from math import prod
 
 import numpy as np
 
+from secateur.coding.mixing import starts
+
 __all__ = ["MAGNITUDE", "MAGNITUDE_PLAIN", "SIGN", "ZERO", "Block", "Layout", "Planes", "layout"]
 
 _MOST_TAPS = 64
@@ -46,6 +48,9 @@ _TWELVE = _steps((2, 5, 8, 11, 14, 18, 23, 30, 40, 60, 90))
 _FINE = _steps(
     (2, 3, 4, 5, 6, 8, 9, 11, 13, 16, 19, 22, 27, 32, 38, 45, 54, 64, 77, 91, 109, 130, 154, 184, 219)
 )
+
+_MIDDLES = np.array([6, 12, 12])[:, None, None]
+_SIGNS = np.array([27, 9, 3, 1], dtype=np.int16)
 
 
 @dataclass(frozen=True)
@@ -100,16 +105,17 @@ def _neighbours(taps: int, width: int) -> list[list[int]]:
 class Planes:
     """The signed ranks coded so far and what adds up over kernels, filters and channels."""
 
-    def __init__(self, layout: Layout, largest: int):
+    def __init__(self, layout: Layout, largest: int, kernels: bool = True):
         self.layout = layout
         self.largest = max(1, largest)
         filters, channels, taps = layout.filters, layout.channels, layout.taps
-        self.near = _neighbours(taps, layout.width)
-        self.signed = np.zeros((taps + 1, filters, channels), dtype=np.int16)  # the last plane stays zero
-        self.size = np.zeros((taps + 1, filters, channels), dtype=np.int16)
-        self.kernel = np.zeros((2, filters, channels), dtype=np.int32)  # sums of sizes, of signed ranks
-        self.filter = np.zeros((3, filters), dtype=np.int64)  # sizes, signed sums, how many
-        self.channel = np.zeros((3, channels), dtype=np.int64)
+        self._near = _neighbours(taps, layout.width)
+        self.signed = np.zeros((taps, filters, channels), dtype=np.int16)
+        self.size = np.zeros((taps, filters, channels), dtype=np.int16)
+        # Sums of sizes and of signed ranks.
+        self.kernel = np.zeros((2, filters, channels), dtype=np.int32) if kernels else None
+        self.filter = np.zeros((2, filters), dtype=np.int64)
+        self.channel = np.zeros((2, channels), dtype=np.int64)
         self.count = 0
         self.total = 0
 
@@ -121,16 +127,21 @@ class Planes:
         plan = self.layout
         return max(1, min(max(plan.filters * plan.channels // 16, 1 << grain), 16384) // plan.channels)
 
-    def block(self, tap: int, rows: slice) -> Block:
-        """The contexts of one block."""
-        return Block(self, tap, rows)
+    @property
+    def kind(self) -> type[Block]:
+        """Which contexts the blocks have."""
+        return Block
 
     def blocks(self, grain: int) -> Iterator[Block]:
         """The blocks in coding order; each must be `close`d with its ranks before the next is asked for."""
         rows = self.rows(grain)
         for tap in range(self.layout.taps):
             for top in range(0, self.layout.filters, rows):
-                yield self.block(tap, slice(top, min(top + rows, self.layout.filters)))
+                yield self.kind(self, tap, slice(top, min(top + rows, self.layout.filters)))
+
+    def seen(self, tap: int) -> list[int | None]:
+        """The neighbours of a tap, None for those that come later or do not exist."""
+        return [spot if spot < tap else None for spot in self._near[tap]]
 
     @property
     def mean(self) -> int:
@@ -142,19 +153,21 @@ class Planes:
         size = np.abs(signed)
         self.signed[tap, rows], self.size[tap, rows] = signed, size
         for k, what in enumerate((size, signed)):
-            self.filter[k, rows] += what.sum(axis=1)
-            self.channel[k] += what.sum(axis=0)
-            self.kernel[k, rows] += what
-        self.filter[2, rows] += signed.shape[1]
-        self.channel[2] += signed.shape[0]
+            by_filter = np.add.reduce(what, axis=1)
+            self.filter[k, rows] += by_filter
+            self.channel[k] += np.add.reduce(what, axis=0)
+            if self.kernel is not None:
+                self.kernel[k, rows] += what
+            if not k:
+                self.total += int(np.add.reduce(by_filter))
         self.count += signed.size
-        self.total += int(size.sum())
 
 
 class Block:
     """The contexts of one block, rows of filters at one tap; each is made when first asked for.
 
-    The sets of contexts of a kind of bit are matrices [how many, weights]; `*_SIZES` has how many values each has.
+    The sets of contexts of a kind of bit are matrices [how many + 1, weights] of the cells of a mixer's node (see
+    `mixing.places`); `*_SIZES` has how many values each context has.
     """
 
     ZERO_SIZES: tuple[int, ...] = ZERO
@@ -170,178 +183,213 @@ class Block:
         self.shape = planes.signed[tap, rows].shape
         self.size = self.shape[0] * self.shape[1]
         self.step = min(tap, 15)
-        self.spots = [spot if spot < tap else None for spot in planes.near[tap]]
+        self.spots = planes.seen(tap)
         self._four = sum(spot is not None for spot in self.spots[:4])
         self._known = 2 * self._four + sum(spot is not None for spot in self.spots[4:8])
-        self._guess = np.zeros(0, dtype=np.int64)
 
     # -- magnitudes around -----------------------------------------------------------------------------------
-    def _sum(self, first: int, last: int) -> np.ndarray:
-        """The magnitudes of some neighbours, added up."""
-        out = np.zeros(self.shape, dtype=np.int32)
-        for spot in self.spots[first:last]:
-            if spot is not None:
-                out += self.planes.size[spot, self.rows]
-        return out
+    def _sum(self, first: int, last: int, of: np.ndarray) -> np.ndarray | int:
+        """The ranks or magnitudes of some neighbours, added up."""
+        found = [of[spot, self.rows] for spot in self.spots[first:last] if spot is not None]
+        return sum(found[1:], start=found[0]) if found else 0
 
     @cached_property
-    def _by_four(self) -> np.ndarray:
-        return self._sum(0, 4)
+    def _by_four(self) -> np.ndarray | int:
+        return self._sum(0, 4, self.planes.size)
 
     @cached_property
-    def _by_all(self) -> np.ndarray:
-        return 2 * self._by_four + self._sum(4, 8)
+    def _by_all(self) -> np.ndarray | int:
+        return 2 * self._by_four + self._sum(4, 8, self.planes.size)
+
+    @cached_property
+    def _by_kernel(self) -> np.ndarray:
+        assert self.planes.kernel is not None
+        return self._ratio(self.planes.kernel[0, self.rows], self.tap)
 
     @cached_property
     def kernel(self) -> np.ndarray | int:
         """How large the kernel's weights are so far, in eight steps."""
-        return _EIGHT[self._ratio(self.planes.kernel[0, self.rows], self.tap)] if self.tap else 0
+        return _EIGHT.take(self._by_kernel) if self.tap else 0
 
     @cached_property
     def cross(self) -> np.ndarray | int:
         """How large the four neighbours are, in eight steps."""
-        return _EIGHT[self._ratio(self._by_four, self._four)] if self._four else 0
+        return _EIGHT.take(self._ratio(self._by_four, self._four)) if self._four else 0
+
+    @cached_property
+    def _around(self) -> np.ndarray:
+        return self._ratio(self._by_all, self._known)
 
     @cached_property
     def all_near(self) -> np.ndarray | int:
         """How large all neighbours are, in eight steps."""
-        return _EIGHT[self._ratio(self._by_all, self._known)] if self._known else 0
+        return _EIGHT.take(self._around) if self._known else 0
 
     @cached_property
-    def _filters(self) -> np.ndarray:
-        return self._level(self.planes.filter[:, self.rows])
+    def _lines(self) -> np.ndarray:
+        """Sums of sizes and of signed ranks, of the block's filters and then of all channels."""
+        return np.concatenate((self.planes.filter[:, self.rows], self.planes.channel), axis=1)
 
     @cached_property
-    def _channels(self) -> np.ndarray:
-        return self._level(self.planes.channel)
+    def _counts(self) -> np.ndarray:
+        """How many weights of each of those are known."""
+        filters, channels = self.shape
+        counts = np.empty(filters + channels, dtype=np.intp)
+        counts[:filters] = self.tap * channels
+        counts[filters:] = self.tap * self.planes.layout.filters + self.rows.start
+        return counts
+
+    @cached_property
+    def _levels(self) -> np.ndarray:
+        """How large the weights of each of those are so far; as all weights are, where none is known."""
+        sums, counts = self._lines[0], self._counts
+        if not self.tap:
+            unknown = slice(None, self.shape[0] if self.rows.start else None)
+            sums, counts = sums.copy(), counts.copy()
+            sums[unknown], counts[unknown] = self.planes.total, max(1, self.planes.count)
+        return self._ratio(sums, counts)
 
     @cached_property
     def filter(self) -> np.ndarray:
         """How large the filter's weights are so far, in twelve steps."""
-        return _TWELVE[self._filters][:, None]
+        return _TWELVE.take(self._levels[: self.shape[0]])[:, None]
 
     @cached_property
     def channel(self) -> np.ndarray:
         """How large the channel's weights are so far, in twelve steps."""
-        return _TWELVE[self._channels][None, :]
+        return _TWELVE.take(self._levels[self.shape[0] :])
 
     @cached_property
     def expected(self) -> np.ndarray:
         """The magnitude to expect: what filter and channel make of it together, the kernel and its
         neighbours, each the heavier the more is known.
         """
-        total, weight = (self._filters[:, None] * self._channels[None, :]) >> 1, 8
+        filters, channels = np.split(self._levels, [self.shape[0]])
+        total, weight = (filters[:, None] * channels) >> 1, 8
         if self.tap:
             seen = min(self.tap, 4)
-            total = total + seen * self._ratio(self.planes.kernel[0, self.rows], self.tap)
+            total = total + seen * self._by_kernel
             weight += seen
         if self._known:
-            total = total + self._known * self._ratio(self._by_all, self._known)
+            total = total + self._known * self._around
             weight += self._known
-        return _FINE[np.minimum(total // weight, 255)]
+        return _FINE.take(np.minimum(total // weight, 255))
 
-    def _ratio(self, total: np.ndarray, count: int) -> np.ndarray:
+    def _ratio(self, total: np.ndarray | int, count: np.ndarray | int) -> np.ndarray:
         """A sum of `count` ranks against the mean, in 16ths, below 256."""
-        return np.minimum((total * 256 + self.mean) // (count * self.mean), 255)
+        out = np.multiply(total, 256, dtype=np.intp)
+        out += self.mean
+        out //= count * self.mean
+        return np.minimum(out, 255, out=out)
 
-    def _level(self, sums: np.ndarray) -> np.ndarray:
-        known = sums[2] > 0
-        total = np.where(known, sums[0], self.planes.total)
-        count = np.where(known, sums[2], max(1, self.planes.count))
-        return np.minimum((total * 256 + self.mean) // (count * self.mean), 255)
+    def pattern(self, unit: int) -> np.ndarray | int:
+        """Which of the four neighbours are not zero, as bits of `unit` and more."""
+        bits = [
+            np.multiply(self.planes.size[spot, self.rows] > 0, unit << bit, dtype=np.intp)
+            for bit, spot in enumerate(self.spots[:4])
+            if spot is not None
+        ]
+        return sum(bits[1:], start=bits[0]) if bits else 0
 
-    def pattern(self) -> np.ndarray:
-        """Which of the four neighbours are not zero, as bits."""
-        pattern = np.zeros(self.shape, dtype=np.int64)
-        for bit, spot in enumerate(self.spots[:4]):
-            if spot is not None:
-                pattern += (self.planes.size[spot, self.rows] > 0) * (1 << bit)
-        return pattern
-
-    def stack(self, contexts: Sequence[np.ndarray | int]) -> np.ndarray:
-        """Contexts of all weights of the block as one matrix."""
-        out = np.empty((len(contexts), *self.shape), dtype=np.int64)
-        for row, context in zip(out, contexts):
-            row[...] = context
-        return out.reshape(len(contexts), -1)
-
-    def of(self, what: np.ndarray | int, chosen: np.ndarray) -> np.ndarray | int:
-        """A context of the whole block, for the chosen weights."""
-        return what if isinstance(what, int) else what.reshape(-1)[chosen]
+    def stack(self, sizes: tuple[int, ...], contexts: Sequence[np.ndarray | int]) -> np.ndarray:
+        """Contexts of all weights of the block as one matrix of places."""
+        begin = starts(sizes)
+        out = np.empty((len(begin), *self.shape), dtype=np.intp)
+        for row, start, context in zip(out, begin, contexts):
+            np.add(context, start, out=row)
+        out[-1] = begin[-1]
+        return out.reshape(len(begin), -1)
 
     # -- the contexts ----------------------------------------------------------------------------------------
     def zero(self) -> np.ndarray:
         """Contexts of "is it zero"."""
-        step = self.step
-        return self.stack(
-            [
-                self.pattern() * 16 + step,
-                self.expected * 16 + step,
-                self.filter * 12 + self.channel,
-                self.cross * 8 + self.kernel,
-                self.all_near * 16 + step,
-            ]
-        )
+        return self.stack(self.ZERO_SIZES, self._zero())
 
-    def _ranks(self, chosen: np.ndarray) -> list[np.ndarray]:
-        """Signed ranks of the ten neighbours of the chosen weights."""
-        nothing = np.zeros(len(chosen), dtype=np.int32)
-        signed, rows = self.planes.signed, self.rows
+    def _zero(self) -> list[np.ndarray | int]:
+        step = self.step
         return [
-            nothing if spot is None else signed[spot, rows].reshape(-1)[chosen].astype(np.int32)
-            for spot in self.spots
+            self.pattern(16) + step,
+            self.expected * 16 + step,
+            self.filter * 12 + self.channel,
+            self.cross * 8 + self.kernel,
+            self.all_near * 16 + step,
         ]
 
     def sign(self, chosen: np.ndarray) -> np.ndarray:
         """Contexts of the signs of the chosen weights."""
-        ranks = self._ranks(chosen)
-        left, up, two_left, two_up = (np.sign(ranks[k]) + 1 for k in (0, 1, 8, 9))
-        mean = self.mean
-        cross = ranks[0] + ranks[1] + ranks[2] + ranks[3]
-        # A plane through left, up and up left goes on to this weight.
-        plane = cross - ranks[4] - ranks[6]
-        near = 2 * cross + ranks[4] + ranks[5] + ranks[6] + ranks[7]
-        by_cross = _within((cross * 16 + mean // 2) // mean * 2 // 3 + 6, 12)
-        by_plane = _within((plane * 16 + mean // 2) // mean * 2 // 3 + 12, 24)
-        by_near = _within((near * 16 + mean // 2) // mean * 2 // 3 + 12, 24)
-        self._guess = by_plane * 25 + by_near
-        kernel = self.planes.kernel[1, self.rows].reshape(-1)[chosen]
-        by_kernel = _within((kernel * 16 + mean // 2) // mean // 3 + 6, 12)
-        row, column = np.divmod(chosen, self.shape[1])
-        filters = self._lean(self.planes.filter[:, self.rows])[row]
-        channels = self._lean(self.planes.channel)[column]
-        return np.stack(
-            [
-                self._guess,
-                filters * 17 + channels,
-                by_cross * 13 + by_kernel,
-                two_left * 27 + left * 9 + two_up * 3 + up,
-            ]
-        )
+        return of(self.stack(self.SIGN_SIZES, self._sign()), chosen)
 
-    def _lean(self, sums: np.ndarray) -> np.ndarray:
-        """How far the signs of a filter or a channel lean to one side, 0..16."""
-        return _within(sums[1] * 12 // np.maximum(self.mean * sums[2] // 16, 1) + 8, 16)
+    @cached_property
+    def _guess(self) -> np.ndarray:
+        """What the neighbours together say of the value."""
+        return self._by_sums[1] * 25 + self._by_sums[2]
+
+    @cached_property
+    def _by_sums(self) -> np.ndarray:
+        """Sums of the neighbours' ranks against the mean one: the first four, the plane they lie in, all."""
+        signed, mean = self.planes.signed, self.mean
+        cross = self._sum(0, 4, signed)
+        left_ones = self._sum(4, 5, signed) + self._sum(6, 7, signed)
+        sums = np.empty((3, *self.shape), dtype=np.intp)
+        sums[0] = cross
+        # A plane through left, up and up left goes on to this weight.
+        sums[1] = cross - left_ones
+        sums[2] = 2 * cross + self._sum(4, 8, signed)
+        sums *= 16
+        sums += mean // 2
+        sums //= mean
+        sums *= 2
+        sums //= 3
+        sums += _MIDDLES
+        return np.minimum(np.maximum(sums, 0, out=sums), 2 * _MIDDLES, out=sums)
+
+    def _sign(self) -> list[np.ndarray | int]:
+        mean = self.mean
+        assert self.planes.kernel is not None
+        by_kernel = _within((self.planes.kernel[1, self.rows] * 16 + mean // 2) // mean // 3 + 6, 12)
+        # How far the signs of filters and channels lean to one side.
+        lean = self._lines[1] * 12
+        lean //= np.maximum(self._counts * mean // 16, 1)
+        lean += 8
+        filters, channels = np.split(_within(lean, 16), [self.shape[0]])
+        return [
+            self._guess,
+            filters[:, None] * 17 + channels,
+            self._by_sums[0] * 13 + by_kernel,
+            self._signs(),
+        ]
+
+    def _signs(self) -> np.ndarray | int:
+        """The signs of two left, left, two up and up, as one number."""
+        total: np.ndarray | int = 40
+        for spot, weight in zip((self.spots[k] for k in (8, 0, 9, 1)), _SIGNS):
+            if spot is not None:
+                total = np.sign(self.planes.signed[spot, self.rows]) * weight + total
+        return total
 
     def magnitude(self, chosen: np.ndarray, negative: np.ndarray) -> np.ndarray:
-        """Contexts of the magnitudes of the weights that `sign` was asked about last."""
-        row, column = np.divmod(chosen, self.shape[1])
-        filters, channels = self.filter[row, 0], self.channel[0, column]
-        near = self.of(self.all_near, chosen)
-        return np.stack(
-            [
-                np.where(negative == 1, 624 - self._guess, self._guess),
-                np.broadcast_to(self.of(self.cross * 8 + self.kernel, chosen), len(chosen)),
-                near * 12 + filters,
-                near * 12 + channels,
-            ]
-        )
+        """Contexts of the magnitudes of the chosen weights, by their signs."""
+        places = of(self.stack(self.SIZE_SIZES, self._size()), chosen)
+        places[0] = np.abs(negative * 624 - places[0])
+        return places
+
+    def _size(self) -> list[np.ndarray | int]:
+        """Contexts of magnitudes, as if all were positive."""
+        near = self.all_near * 12
+        return [self._guess, self.cross * 8 + self.kernel, near + self.filter, near + self.channel]
 
     def magnitude_plain(self, chosen: np.ndarray) -> np.ndarray:
         """Contexts of the low bits of magnitudes."""
-        row, column = np.divmod(chosen, self.shape[1])
-        return np.stack([self.filter[row, 0], self.channel[0, column]])
+        return of(self.stack(self.PLAIN_SIZES, self._low()), chosen)
+
+    def _low(self) -> list[np.ndarray | int]:
+        return [self.filter, self.channel]
 
     def close(self, signed: np.ndarray) -> None:
         """Hand in the block's signed ranks, so that the next blocks know them."""
         self.planes.add(self.tap, self.rows, signed.reshape(self.shape))
+
+
+def of(what: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """The columns of chosen weights, which ascend; the matrix itself if they are all."""
+    return what if len(chosen) == what.shape[-1] else what.take(chosen, axis=-1)

@@ -128,18 +128,18 @@ def fit(
             return Fitted(quick, tried=False)
     before = structure.trace.calls
     tried: set[Any] = set()
+    rerun = _Reruns(structure, model, example)
     for _ in range(_ROUNDS):
         skipped = _skipped(plan)
-        found = _rerun(structure, model, example, plan)
-        at = _mismatch(structure, found, alive, skipped)
+        at = _mismatch(structure, rerun.of(plan), alive, skipped)
         if at is None:
             return Fitted(plan)
-        better = _repair(structure, model, example, plan, alive, at, before, skipped, tried)
+        better = _repair(structure, model, rerun, plan, alive, at, before, skipped, tried)
         if better is None:
             return Fitted(plan, _blame(structure, at, alive))
         wider = spread(structure, model, plan, better, alive, at, before)
         if wider != better:
-            after = _mismatch(structure, _rerun(structure, model, example, wider), alive, _skipped(wider))
+            after = _mismatch(structure, rerun.of(wider), alive, _skipped(wider))
             if after is None or after.op.index > at.op.index:
                 better = wider
         plan = better
@@ -154,6 +154,23 @@ def _skipped(plan: Plan) -> tuple[str, ...]:
         for path, items in plan.rewrites.items()
         if any(i.function == "multi_head_attention" for i in items)
     )
+
+
+class _Reruns:
+    """Forwards of the cut model, by the plan it was cut by; the last two are kept, as the next round asks for one."""
+
+    def __init__(self, structure: Structure, model: nn.Module, example: Any):
+        self.structure, self.model, self.example = structure, model, example
+        self.last: list[tuple[Plan, Trace]] = []
+
+    def of(self, plan: Plan) -> Trace:
+        """What was recorded of the forward that this plan leaves."""
+        for known, found in self.last:
+            if known is plan:
+                return found
+        found = _rerun(self.structure, self.model, self.example, plan)
+        self.last = [*self.last[-1:], (plan, found)]
+        return found
 
 
 def _rerun(structure: Structure, model: nn.Module, example: Any, plan: Plan) -> Trace:
@@ -243,7 +260,7 @@ def _blame(structure: Structure, at: Mismatch, alive: np.ndarray) -> list[Lock]:
 def _repair(
     structure: Structure,
     model: nn.Module,
-    example: Any,
+    rerun: _Reruns,
     plan: Plan,
     alive: np.ndarray,
     at: Mismatch,
@@ -257,9 +274,8 @@ def _repair(
         if key in tried:
             continue
         tried.add(key)
-        found = _rerun(structure, model, example, candidate)
         again = _skipped(candidate)
-        beyond = _mismatch(structure, found, alive, again)
+        beyond = _mismatch(structure, rerun.of(candidate), alive, again)
         if beyond is None or again != skipped or beyond.op.index > at.op.index:
             return candidate
     return None

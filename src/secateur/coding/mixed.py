@@ -263,12 +263,14 @@ class _Walk:
                 size = None if size is None else size[more]
             out[slice(None) if live is None else live] += 1
         rest = None if size is None else (size - (1 + self._unary)).astype(np.int32)
-        code = negative  # twice the digits so far as a number, and the sign
+        code = negative.copy()  # twice the digits so far as a number, and the sign
         for depth, mixer in enumerate(self._digits):
             bits = None if rest is None else (rest >> (len(self._digits) - 1 - depth)) & 1
             if depth == _RICH:
                 contexts = block.magnitude_plain(chosen if live is None else chosen[live])
             node = code if 1 << depth <= _NODES else np.minimum(code >> 1, _NODES - 1) * 2 + negative
-            code = (code + self._flip(mixer, node, contexts, bits)) * 2 - negative
+            code += self._flip(mixer, node, contexts, bits)
+            code *= 2
+            code -= negative
         out[slice(None) if live is None else live] += code >> 1
         return out

@@ -131,7 +131,9 @@ class Mixer:
         error -= pairs[:, 1]
         doubt = _DOUBT.take(place, mode="clip")
         squares = beyond * beyond
-        energy = max(self._energy - (self._energy >> 3), _CALM)
+        energy = self._energy - (self._energy >> 3)
+        if energy < _CALM:
+            energy = _CALM
         if len(bits) <= EXACT:
             energy += int(sum(squares.dot(doubt)[:-1].tolist())) >> 4
             slope = beyond.dot(error).tolist()
@@ -142,11 +144,11 @@ class Mixer:
                 energy += int(sum(squares[:, part].dot(doubt[part])[:-1].tolist())) >> 4
                 slope = [a + b for a, b in zip(slope, beyond[:, part].dot(error[part]).tolist())]
         self._energy = energy
-        self._whole = [
-            min(max(weight + int(s * _SCALE) // energy, -_WEIGHT), _WEIGHT)
-            for weight, s in zip(self._whole, slope)
-        ]
-        self._weights[:-1] = [weight / _ONE for weight in self._whole]
+        whole = [weight + int(s * _SCALE) // energy for weight, s in zip(self._whole, slope)]
+        if max(whole) > _WEIGHT or min(whole) < -_WEIGHT:
+            whole = [min(max(weight, -_WEIGHT), _WEIGHT) for weight in whole]
+        self._whole = whole
+        self._weights[:-1] = [weight / _ONE for weight in whole]
 
 
 def starts(sizes: tuple[int, ...]) -> tuple[int, ...]:

@@ -50,7 +50,7 @@ _FINE = _steps(
 )
 
 _MIDDLES = np.array([6, 12, 12])[:, None, None]
-_SIGNS = np.array([27, 9, 3, 1], dtype=np.int16)
+_SIGNS = tuple((k, np.int16(weight)) for k, weight in ((8, 27), (0, 9), (9, 3), (1, 1)))
 
 
 @dataclass(frozen=True)
@@ -362,7 +362,8 @@ class Block:
     def _signs(self) -> np.ndarray | int:
         """The signs of two left, left, two up and up, as one number."""
         total: np.ndarray | int = 40
-        for spot, weight in zip((self.spots[k] for k in (8, 0, 9, 1)), _SIGNS):
+        for k, weight in _SIGNS:
+            spot = self.spots[k]
             if spot is not None:
                 total = np.sign(self.planes.signed[spot, self.rows]) * weight + total
         return total

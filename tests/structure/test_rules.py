@@ -314,3 +314,33 @@ def test_laid_out_by_strides(strides: tuple[int, int], groups: int) -> None:
     explained = sc.explain(Strided(), torch.randn(2, 4))
     assert len(explained.groups) == groups
     assert any(lock.reason == "laid out by strides" for lock in explained.locks) == (not groups)
+
+
+class Counting(nn.Module):
+    """Linear attention of two heads of size 3: a 1 put behind the values sums up the weights they are divided by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(6, 18), nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, -1, 9).transpose(1, 2).split(3, dim=-1)
+        q, k, v = torch.relu(q) + 0.1, torch.relu(k) + 0.1, nn.functional.pad(v, (0, 1), value=1.0)
+        mixed = q @ (k.transpose(2, 3) @ v)
+        mixed = mixed[..., :-1] / mixed[..., -1:]
+        return self.out(mixed.transpose(1, 2).reshape(b, n, -1))
+
+
+def test_heads_that_are_padded_leave_whole() -> None:
+    """Head h is rows 9 h to 9 h + 8 of queries, keys and values, and columns 3 h to 3 h + 2 of what follows."""
+    torch.manual_seed(0)
+    model, x = Counting().eval(), torch.randn(2, 4, 6)
+    found = analyse(model, x)
+    assert [group.count for group in found.groups] == [2]
+    slots = {(slot.name, slot.axis): slot.positions.tolist() for slot in found.groups[0].slots}
+    assert slots["qkv.weight", 0] == [list(range(9)), list(range(9, 18))]
+    assert slots["out.weight", 1] == [[0, 1, 2], [3, 4, 5]]
+    small = sc.shrink(model, sc.prune(model, "l1", "channel", 0.5, example=x), x)
+    assert small.proof.error < 1e-12
+    assert (small.model.qkv.out_features, small.model.out.in_features) == (9, 3)

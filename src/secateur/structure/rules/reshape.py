@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from secateur.structure.labels import Field, Layout, squeezed
-from secateur.structure.layout import concat, drop_axes, moved, reshape, take, weakly
+from secateur.structure.layout import concat, drop_axes, moved, reduce_field, reshape, take, weakly
 from secateur.structure.rules import Follower, rule
 from secateur.structure.trace import Op
 
@@ -163,18 +165,21 @@ def repeat(f: Follower, op: Op) -> Layout:
 
 @rule("constant_pad_nd", "pad")
 def constant_pad(f: Follower, op: Op) -> Layout:
-    """Padding: the new positions get labels of their own, and leave with what they meet."""
+    """Padding: the new positions get labels of their own, and leave with what they meet; those of heads, with these."""
     x, pad, value = op.args[0], op.args[1], op.arg(2, "value", 0)
     out, rank = op.results()[0], len(op.args[0].shape)
     amounts = {rank - 1 - i // 2: (pad[i], pad[i + 1]) for i in range(0, len(pad), 2)}
     fields = []
     for field in f.of(x).fields:
+        if len(field.axes) > 1 and (padded := [axis for axis in field.axes if any(amounts.get(axis, ()))]):
+            slim = reduce_field(f.labels, field, padded)
+            if slim is None:
+                f.labels.lock(field.labels, "padding of axes bound to each other")
+                continue
+            field = replace(slim, zero=slim.zero and value == 0)
         array, zero = field.labels, field.zero
         for position, axis in enumerate(field.axes):
             before, after = amounts.get(axis, (0, 0))
-            if (before or after) and len(field.axes) > 1:
-                f.labels.lock(array, "padding of an axis bound to another")
-                array = np.zeros_like(array)
             if before < 0 or after < 0:
                 stop = array.shape[position] + min(after, 0)
                 array = array[(slice(None),) * position + (slice(max(0, -before), stop),)]

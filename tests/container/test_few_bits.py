@@ -15,10 +15,11 @@ from secateur.container import codebooks
 from secateur.container import format as sct
 from secateur.container.archive import load, save
 from secateur.container.arrays import entry_of
-from secateur.container.format import Archive, Entry, Writer
+from secateur.container.format import Archive, Entry
 from secateur.container.inspection import inspect
 from secateur.container.lanes import MOST_NUMBER, Lane, Lanes, decode, encode, most_numbers
 from secateur.container.reading import words_of
+from secateur.container.writer import Writer
 from secateur.errors import FormatError, NonFiniteError, NothingToDoError, OptionError
 
 

@@ -16,7 +16,8 @@ from secateur.coding import varint
 from secateur.coding.mixed import Way
 from secateur.container import codebooks
 from secateur.container import format as sct
-from secateur.container.format import Archive, Entry, Writer
+from secateur.container.format import Archive, Entry
+from secateur.container.writer import Writer
 from secateur.errors import FormatError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from secateur.container import archive
-from secateur.container import format as sct
 from secateur.container.archive import load, save
 from secateur.container.codebooks import codebook, gaps_filled
 from secateur.container.format import Entry
 from secateur.container.inspection import inspect
+from secateur.container.writer import Writer
 from secateur.core.codebook import Codebook
 from secateur.core.masks import Masks
 from secateur.errors import (
@@ -186,7 +186,7 @@ def test_nothing_to_save(tmp_path: Path) -> None:
 def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save({"w": torch.ones(3)}, tmp_path / "m.sct")
     before = (tmp_path / "m.sct").read_bytes()
-    monkeypatch.setattr(sct.Writer, "finish", lambda self: 1 / 0)
+    monkeypatch.setattr(Writer, "finish", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save({"w": torch.zeros(3)}, tmp_path / "m.sct")
     assert (tmp_path / "m.sct").read_bytes() == before

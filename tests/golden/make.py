@@ -15,7 +15,8 @@ import numpy as np
 from attacks.hostile import bell, framed_sample, read, sample
 
 from secateur.container import codebooks, tensors
-from secateur.container.format import Entry, Writer
+from secateur.container.format import Entry
+from secateur.container.writer import Writer
 
 FOLDER = Path(__file__).parent
 

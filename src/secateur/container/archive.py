@@ -32,6 +32,7 @@ from secateur.container import format as sct
 from secateur.container.arrays import entry_of, to_tensor, to_words
 from secateur.container.few_bits import SCALES, Drawn, drawn, round_books
 from secateur.container.reading import words_of
+from secateur.container.writer import Writer
 from secateur.core.codebook import Codebook
 from secateur.core.files import replacing
 from secateur.errors import (
@@ -121,7 +122,7 @@ def save(
         state, books = round_books(state, books, codebook_bits)
     entries = [entry_of(name, value) for name, value in state.items()]
     with replacing(path) as file:
-        writer = sct.Writer(file, entries if names == "model" else None, folded=left_out)
+        writer = Writer(file, entries if names == "model" else None, folded=left_out)
         if plan is not None:
             writer.text("plan", tensors.text(_plan_text(plan).encode()))
         if taken.lanes is not None:

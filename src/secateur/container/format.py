@@ -1,14 +1,14 @@
-"""The .sct format, versions 1 to 3: the sole reader and validator of its bytes, and the writer beside it. No torch.
+"""The .sct format, versions 1 to 3: the sole reader and validator of its bytes; `writer` is beside it. No torch.
 
 A file is a magic number, a version, and sections; each section has a kind, a length, its payload and a CRC-32
 that continues the one before, so that sections cannot be moved, dropped or repeated. docs/format.md has every
 field.
 
 >>> import io
->>> import numpy as np
+>>> from secateur.container.writer import Writer
 >>> file = io.BytesIO()
 >>> writer = Writer(file)
->>> writer.add(Entry("w", "F32", (2,)), np.array([1.5, 2.5], dtype=np.float32).view(np.uint8), RAW, [b"..."])
+>>> writer.add(Entry("w", "F32", (2,)), b"12345678", RAW, [b"12345678"])
 >>> writer.finish()
 >>> Archive(file).records()[0].entry
 Entry(name='w', dtype='F32', shape=(2,))
@@ -22,11 +22,10 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from secateur.coding import digits, varint
+from secateur.coding import varint
 from secateur.coding.indices import Memory
-from secateur.container.checksums import carried
 from secateur.errors import FormatError
 
 __all__ = [
@@ -49,14 +48,12 @@ __all__ = [
     "Archive",
     "Entry",
     "Record",
-    "Writer",
     "digest",
 ]
 
 MAGIC = b"\x89SCT"
 VERSIONS = (1, 2, 3)  # a file may hold nothing that came with a later version than its own
 VERSION = VERSIONS[-1]
-_USUAL = 2  # what is written unless something in the file needs a later one
 
 # Section kinds, in the only order they may come in: HEAD, then TEXT, NUMBERS, TENSORS and PAD, then END.
 HEAD, TENSORS, TEXT, PAD, END, NUMBERS = 1, 2, 3, 4, 5, 6
@@ -109,7 +106,7 @@ MOST_NAME = 4096  # bytes of a name
 MOST_DIMS = 32
 FREE_BYTES = 1 << 25  # decoded bytes any file may ask for ...
 BYTES_PER_BYTE = 4096  # ... and how many more each of its own bytes allows
-SECTION_SIZE = 1 << 22  # the writer closes a section of tensors when it decodes to this many bytes
+SECTION_SIZE = 1 << 22  # a writer closes a section of tensors when it decodes to this many bytes
 
 
 @dataclass(frozen=True)
@@ -175,113 +172,6 @@ def digest(entries: Sequence[Entry]) -> bytes:
     """
     text = "".join(f"{e.name}\0{e.dtype}\0{','.join(map(str, e.shape))}\0" for e in entries)
     return hashlib.sha256(text.encode()).digest()[:8]
-
-
-class Writer:
-    """Writes a file section by section; needs memory for one section only. The file has the earliest version that
-    knows all it holds, and must be one to seek in: the version is known at the end.
-
-    `names_from` leaves names, dtypes and shapes out: the reader must supply these very entries. `folded`: the
-    statistics of batch norm are not among the tensors.
-    """
-
-    def __init__(self, file: BinaryIO, names_from: Sequence[Entry] | None = None, folded: bool = False):
-        self._file = file
-        self._version = _USUAL
-        self._crc = zlib.crc32(MAGIC + bytes([_USUAL]))
-        self._sections: list[tuple[int, int]] = []  # bytes and checksum of each
-        self._content = 0
-        self._named = names_from is None
-        self._count = 0
-        self._decoded = 0
-        self._pending: list[bytes] = []
-        self._pending_size = self._pending_count = 0
-        self._last_name = b""
-        self.written = len(MAGIC) + 1
-        self.memory = (
-            Memory()
-        )  # of the section being written: the mixed model starts afresh with every section
-        file.write(MAGIC + bytes([_USUAL]))
-        flags = bytes([(0 if self._named else NAMELESS) | (FOLDED if folded else 0)])
-        self._section(
-            HEAD, flags if names_from is None else flags + varint.write(len(names_from)) + digest(names_from)
-        )
-
-    def text(self, key: str, value: bytes) -> None:
-        """A named piece of text (a shrink plan, a header), as bytes already coded."""
-        self._flush()
-        name = key.encode()
-        self._section(TEXT, varint.write(len(name)) + name + value)
-
-    def numbers(self, payload: bytes) -> None:
-        """The lanes that tensors after it draw from, as `lanes.Lanes` writes them."""
-        self._flush()
-        self._section(NUMBERS, payload)
-
-    def add(self, entry: Entry, decoded: Any, method: int, parts: Sequence[bytes]) -> None:
-        """One tensor: `decoded` are the very bytes a reader will get, for the checksum of the content."""
-        pieces = [(self._name(entry) if self._named else b"") + bytes([method])]
-        for name, part in zip(METHODS[method][1], parts, strict=True):
-            pieces += [varint.write(len(part)), part]
-            if name == "packed" and part[:1] == bytes([digits.MARK]):
-                self._version = 3
-        self._content = zlib.crc32(decoded, self._content)
-        self._decoded += entry.nbytes
-        self._count += 1
-        self._pending += pieces
-        self._pending_count += 1
-        self._pending_size += entry.nbytes
-        if self._pending_size >= SECTION_SIZE:
-            self._flush()
-
-    def finish(self) -> None:
-        """Close the last section and write the end."""
-        self._flush()
-        allowed = FREE_BYTES + BYTES_PER_BYTE * self.written
-        if self._decoded > allowed:
-            self._section(PAD, bytes(-(-(self._decoded - allowed) // BYTES_PER_BYTE)))
-        self._section(END, varint.write(self._count) + self._content.to_bytes(4, "little"))
-        if self._version != _USUAL:
-            self._call_it(self._version)
-        self._file.flush()
-
-    def _call_it(self, version: int) -> None:
-        """Change the version of the whole file, and with it the checksum of every section."""
-        begin = self._file.tell() - self.written
-        old, new = (MAGIC + bytes([number]) for number in (_USUAL, version))
-        self._file.seek(begin)
-        self._file.write(new)
-        difference, at = zlib.crc32(old) ^ zlib.crc32(new), begin + len(new)
-        for length, checksum in self._sections:
-            difference, at = carried(difference, length), at + length
-            self._file.seek(at)
-            at += self._file.write((checksum ^ difference).to_bytes(4, "little"))
-
-    def _name(self, entry: Entry) -> bytes:
-        name = entry.name.encode()
-        pairs = zip(name, self._last_name)
-        shared = next((k for k, (a, b) in enumerate(pairs) if a != b), min(len(name), len(self._last_name)))
-        self._last_name = name
-        out = varint.write(shared) + varint.write(len(name) - shared) + name[shared:]
-        out += bytes([DTYPES[entry.dtype][0]]) + varint.write(len(entry.shape))
-        return out + b"".join(varint.write(size) for size in entry.shape)
-
-    def _flush(self) -> None:
-        if self._pending:
-            self._section(TENSORS, varint.write(self._pending_count), *self._pending)
-            self._pending, self._last_name = [], b""
-            self._pending_size = self._pending_count = 0
-            self.memory = Memory()
-
-    def _section(self, kind: int, *payload: bytes) -> None:
-        length = sum(map(len, payload))
-        head = bytes([kind]) + varint.write(length)
-        for piece in (head, *payload):
-            self._crc = zlib.crc32(piece, self._crc)
-            self._file.write(piece)
-        self._file.write(self._crc.to_bytes(4, "little"))
-        self.written += len(head) + length + 4
-        self._sections.append((len(head) + length, self._crc))
 
 
 @dataclass(frozen=True)

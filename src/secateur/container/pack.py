@@ -32,6 +32,7 @@ from secateur.container import format as sct
 from secateur.container import tensors
 from secateur.container.checkpoint import Checkpoint, canonical_header, open_checkpoint
 from secateur.container.reading import words_of
+from secateur.container.writer import Writer
 from secateur.core.files import replacing
 from secateur.errors import FormatError, NonFiniteError, NothingToDoError, OptionError
 
@@ -95,7 +96,7 @@ def pack(
                 f"out"
             )
         total = sum(entry.nbytes for entry in checkpoint.entries)
-        writer = sct.Writer(file)
+        writer = Writer(file)
         if checkpoint.header is not None:
             _write_header(writer, checkpoint.header, checkpoint.entries, checkpoint.metadata)
         for entry, words, way in _encoded(checkpoint, job, writer, workers):
@@ -132,7 +133,7 @@ class _Job:
         return [self.tensor(entry, words, memory) for entry, words in group]
 
 
-def _encoded(checkpoint: Checkpoint, job: _Job, writer: sct.Writer, workers: int) -> Iterator[_Coded]:
+def _encoded(checkpoint: Checkpoint, job: _Job, writer: Writer, workers: int) -> Iterator[_Coded]:
     """Every tensor, coded: one after the other, or a section at a time in as many processes as asked."""
     if workers == 1:
         for index, entry in enumerate(checkpoint.entries):
@@ -196,7 +197,7 @@ def _sections(entries: list[sct.Entry]) -> Iterator[list[int]]:
 
 
 def _write_header(
-    writer: sct.Writer, header: bytes, entries: list[sct.Entry], metadata: Mapping[str, str]
+    writer: Writer, header: bytes, entries: list[sct.Entry], metadata: Mapping[str, str]
 ) -> None:
     """What it takes to write the same header again: the metadata of a plain one, else all of it."""
     if header == canonical_header(entries, metadata):

@@ -2,7 +2,8 @@
 
 >>> import io
 >>> import numpy as np
->>> from secateur.container.format import ZERO, Archive, Entry, Writer
+>>> from secateur.container.format import ZERO, Archive, Entry
+>>> from secateur.container.writer import Writer
 >>> file = io.BytesIO()
 >>> writer = Writer(file)
 >>> writer.add(Entry("w", "F32", (2,)), bytes(8), ZERO, [])

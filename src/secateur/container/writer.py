@@ -1,0 +1,132 @@
+"""Writing a .sct file, section by section. No torch.
+
+>>> import io
+>>> file = io.BytesIO()
+>>> writer = Writer(file)
+>>> writer.add(Entry("w", "F32", (2,)), b"12345678", sct.RAW, [b"12345678"])
+>>> writer.finish()
+>>> writer.written, file.getvalue()[:5]
+(46, b'\x89SCT\x02')
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Any, BinaryIO
+
+from secateur.coding import digits, varint
+from secateur.coding.indices import Memory
+from secateur.container import format as sct
+from secateur.container.checksums import carried
+from secateur.container.format import Entry
+
+__all__ = ["Writer"]
+
+_USUAL = 2  # the version that is written unless something in the file needs a later one
+
+
+class Writer:
+    """Writes a file section by section; needs memory for one section only. The file has the earliest version that
+    knows all it holds, and must be one to seek in: the version is known at the end.
+
+    `names_from` leaves names, dtypes and shapes out: the reader must supply these very entries. `folded`: the
+    statistics of batch norm are not among the tensors.
+    """
+
+    def __init__(self, file: BinaryIO, names_from: Sequence[Entry] | None = None, folded: bool = False):
+        self._file = file
+        self._version = _USUAL
+        self._crc = zlib.crc32(sct.MAGIC + bytes([_USUAL]))
+        self._sections: list[tuple[int, int]] = []  # bytes and checksum of each
+        self._content = 0
+        self._named = names_from is None
+        self._count = 0
+        self._decoded = 0
+        self._pending: list[bytes] = []
+        self._pending_size = self._pending_count = 0
+        self._last_name = b""
+        self.written = len(sct.MAGIC) + 1
+        self.memory = Memory()  # of the section being written: the models start afresh with every section
+        file.write(sct.MAGIC + bytes([_USUAL]))
+        flags = bytes([(0 if self._named else sct.NAMELESS) | (sct.FOLDED if folded else 0)])
+        self._section(
+            sct.HEAD,
+            flags if names_from is None else flags + varint.write(len(names_from)) + sct.digest(names_from),
+        )
+
+    def text(self, key: str, value: bytes) -> None:
+        """A named piece of text (a shrink plan, a header), as bytes already coded."""
+        self._flush()
+        name = key.encode()
+        self._section(sct.TEXT, varint.write(len(name)) + name + value)
+
+    def numbers(self, payload: bytes) -> None:
+        """The lanes that tensors after it draw from, as `lanes.Lanes` writes them."""
+        self._flush()
+        self._section(sct.NUMBERS, payload)
+
+    def add(self, entry: Entry, decoded: Any, method: int, parts: Sequence[bytes]) -> None:
+        """One tensor: `decoded` are the very bytes a reader will get, for the checksum of the content."""
+        pieces = [(self._name(entry) if self._named else b"") + bytes([method])]
+        for name, part in zip(sct.METHODS[method][1], parts, strict=True):
+            pieces += [varint.write(len(part)), part]
+            if name == "packed" and part[:1] == bytes([digits.MARK]):
+                self._version = 3
+        self._content = zlib.crc32(decoded, self._content)
+        self._decoded += entry.nbytes
+        self._count += 1
+        self._pending += pieces
+        self._pending_count += 1
+        self._pending_size += entry.nbytes
+        if self._pending_size >= sct.SECTION_SIZE:
+            self._flush()
+
+    def finish(self) -> None:
+        """Close the last section and write the end."""
+        self._flush()
+        allowed = sct.FREE_BYTES + sct.BYTES_PER_BYTE * self.written
+        if self._decoded > allowed:
+            self._section(sct.PAD, bytes(-(-(self._decoded - allowed) // sct.BYTES_PER_BYTE)))
+        self._section(sct.END, varint.write(self._count) + self._content.to_bytes(4, "little"))
+        if self._version != _USUAL:
+            self._call_it(self._version)
+        self._file.flush()
+
+    def _call_it(self, version: int) -> None:
+        """Change the version of the whole file, and with it the checksum of every section."""
+        begin = self._file.tell() - self.written
+        old, new = (sct.MAGIC + bytes([number]) for number in (_USUAL, version))
+        self._file.seek(begin)
+        self._file.write(new)
+        difference, at = zlib.crc32(old) ^ zlib.crc32(new), begin + len(new)
+        for length, checksum in self._sections:
+            difference, at = carried(difference, length), at + length
+            self._file.seek(at)
+            at += self._file.write((checksum ^ difference).to_bytes(4, "little"))
+
+    def _name(self, entry: Entry) -> bytes:
+        name = entry.name.encode()
+        pairs = zip(name, self._last_name)
+        shared = next((k for k, (a, b) in enumerate(pairs) if a != b), min(len(name), len(self._last_name)))
+        self._last_name = name
+        out = varint.write(shared) + varint.write(len(name) - shared) + name[shared:]
+        out += bytes([sct.DTYPES[entry.dtype][0]]) + varint.write(len(entry.shape))
+        return out + b"".join(varint.write(size) for size in entry.shape)
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._section(sct.TENSORS, varint.write(self._pending_count), *self._pending)
+            self._pending, self._last_name = [], b""
+            self._pending_size = self._pending_count = 0
+            self.memory = Memory()
+
+    def _section(self, kind: int, *payload: bytes) -> None:
+        length = sum(map(len, payload))
+        head = bytes([kind]) + varint.write(length)
+        for piece in (head, *payload):
+            self._crc = zlib.crc32(piece, self._crc)
+            self._file.write(piece)
+        self._file.write(self._crc.to_bytes(4, "little"))
+        self.written += len(head) + length + 4
+        self._sections.append((len(head) + length, self._crc))

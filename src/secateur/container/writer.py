@@ -5,8 +5,8 @@
 >>> writer = Writer(file)
 >>> writer.add(Entry("w", "F32", (2,)), b"12345678", sct.RAW, [b"12345678"])
 >>> writer.finish()
->>> writer.written, file.getvalue()[:5]
-(46, b'\x89SCT\x02')
+>>> writer.written, file.getvalue()[1:4]
+(46, b'SCT')
 """
 
 from __future__ import annotations

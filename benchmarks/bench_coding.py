@@ -324,6 +324,12 @@ def bench_levels(weights: dict[str, torch.Tensor], rounds: int, quick: bool) -> 
             taken = seconds(*jobs, rounds=rounds)
             speed.setdefault("in", []).append(count / taken[0] / 1e6)
             speed.setdefault("out", []).append(count / taken[1] / 1e6)
+            rich = ours(levels, "strong")
+            slow = seconds(
+                lambda x=levels: ours(x, "strong"), lambda x=levels, d=rich: ours_back(x, d), rounds=1
+            )
+            speed.setdefault("strong in", []).append(count / slow[0] / 1e6)
+            speed.setdefault("strong out", []).append(count / slow[1] / 1e6)
             if nncodec:  # it codes twice, once per option, as an encoder looking for the smaller one does
                 speed.setdefault("nncodec in", []).append(2 * count / taken[2] / 1e6)
     for model, found in ratios.items():

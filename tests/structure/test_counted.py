@@ -215,3 +215,29 @@ def test_what_counts_goes_on_when_more_leaves(kind: str) -> None:
         assert small.proof.error < 1e-12
         model = small.model
     assert (model.up if kind == "mean" else model.a).weight.shape[0] == (4 if kind == "mean" else 2)
+
+
+def test_what_is_changed_in_place_still_comes_from_its_layer() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True), nn.LayerNorm(8), nn.Linear(8, 2)).eval()
+    x = torch.randn(3, 4)
+    small = sc.shrink(model, sc.prune(model, "l1", "channel", 0.5, example=x), x)
+    assert small.model[2].normalized_shape == (4,)
+
+
+def test_what_is_added_to_in_place_is_a_stream() -> None:
+    class Added(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.norm, self.out = (
+                nn.Linear(4, 8),
+                nn.Linear(4, 8),
+                nn.LayerNorm(8),
+                nn.Linear(8, 2),
+            )
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.a(x)
+            y += self.b(x)
+            return self.out(self.norm(y))
+
+    assert not sc.explain(Added(), torch.randn(3, 4)).groups

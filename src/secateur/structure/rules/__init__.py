@@ -192,7 +192,10 @@ class Follower:
                 if layout.fields and layout.shape != ref.shape:
                     raise AssertionError(f"rule of {op.name}: expected {ref.shape}, got {layout.shape}")
                 self.layouts[ref.id] = layout
-                self.made_by[ref.id] = op
+                if ref.id not in self.made_by or any(
+                    each.id not in (ref.id, *self.plain) for each in op.refs()
+                ):
+                    self.made_by[ref.id] = op  # but for what only changes it in place
             if op.name in _VIEWS and op.args and isinstance(op.args[0], Ref) and op.args[0].id in self.plain:
                 self.plain[results[0].id] = self.plain[op.args[0].id]
         labels.op, labels.operator, labels.path = -1, "", ""
@@ -200,6 +203,11 @@ class Follower:
             labels.operator = "output"
             self.lock_all([ref], "the model's output")
         labels.operator = ""
+
+
+def _others(op: Op, number: int, plain: dict[int, str]) -> bool:
+    """Whether an operator takes a tensor in besides this one and parameters."""
+    return any(each.id != number and each.id not in plain for each in op.refs())
 
 
 def parameter_layout(labels: Labels, ref: Ref) -> Layout:

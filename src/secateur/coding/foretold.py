@@ -43,10 +43,10 @@ _FINE = np.searchsorted(
 _TRUST_SIZE = np.array([float((1 << 20) // isqrt(max(e, 16) ** 3)) for e in range(MOST + 1)])
 _TRUST_VALUE = np.array([float((1 << 23) // max(e, 16) ** 2) for e in range(MOST + 1)])
 _EIGHT_VALUES = 8.0 * np.arange(-MOST, MOST + 1)  # by a value within the limits, from the lowest on
-_BY_STANDING = np.arange(25) * 26
+_BY_STANDING = np.arange(25, dtype=np.intp) * 26
 # An outlook is 26 times how the value to expect stands to the size to expect (12: at zero), and the size. By outlook:
 # how far from zero it stands, in place of how; and the outlook of the other sign.
-_STANDING, _SIZE = np.divmod(np.arange(25 * 26), 26)
+_STANDING, _SIZE = np.divmod(np.arange(25 * 26, dtype=np.intp), 26)
 _SURELY = np.minimum(np.abs(_STANDING - 12), 7) * 26 + _SIZE
 _MIRROR = (24 - _STANDING) * 26 + _SIZE
 

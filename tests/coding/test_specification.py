@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from secateur.coding import mixed
+from secateur.coding.forecast import MOST, Forecast
 from secateur.coding.logistic import SQUASH, STRETCH
+from secateur.coding.mixing import EXACT, Mixer, places
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -44,3 +46,58 @@ def test_streams_follow_the_specification(kind: str, grain: int) -> None:
         if kind == "old":
             data = b"\1" + data
         assert by_the_book.decode(data, shape, size, zero, book) == levels.reshape(-1).tolist(), shape
+
+
+class Recorded:
+    """In place of a decoder: gives the bits it was made of, and keeps the probabilities it was asked with."""
+
+    def __init__(self, bits: np.ndarray):
+        self.bits = iter(bits.tolist())
+        self.odds: list[int] = []
+
+    def bit(self, p: int) -> int:
+        self.odds.append(p)
+        return next(self.bits)
+
+
+@pytest.mark.parametrize("nodes", [1, 4])
+@pytest.mark.parametrize("start", [14000, (1 << 20) - 1, 1 - (1 << 20)])
+def test_batches_of_all_lengths_follow_the_specification(nodes: int, start: int) -> None:
+    """Short batches look up and count their own cells, long ones all of them, and the longest are summed in parts."""
+    rng = np.random.default_rng(19)
+    sizes = (5, 30)
+    mixer, book = Mixer(nodes, sizes), by_the_book.Mixer(nodes, sizes)
+    mixer._whole, book.weights = [start] * 2, [start] * 2
+    mixer._weights[:-1] = start / 65536
+    lengths = [3, 20, 60, 500, 7, 500, 20] + [EXACT + 100] * (start == 14000 and nodes == 1)
+    for turn, length in enumerate(lengths):
+        if turn in (3, 5):
+            mixer.next_tensor()
+            book.shrink()
+        node = rng.integers(0, nodes, length)
+        contexts = np.stack([rng.integers(0, size, length) for size in sizes])
+        bits = (rng.random(length) < (1 + contexts[0] + node) / 10).astype(np.intp)
+        pairs = mixer.predict(None if nodes == 1 else node, places(sizes, contexts))
+        mixer.learn(bits)
+        recorded = Recorded(bits)
+        book.batch(recorded, node.tolist(), contexts.T.tolist())
+        assert (pairs[:, 1] * 65536).tolist() == recorded.odds, length
+        assert (pairs.sum(axis=1) == 1).all()
+        assert mixer._whole == book.weights
+
+
+def test_a_forecast_follows_the_specification_near_what_doubles_hold() -> None:
+    """Small features and large targets: products that may become too large for floats take whole numbers."""
+    rng = np.random.default_rng(20)
+    start = [9830, 19661, 0]
+    forecast, book = Forecast(start), by_the_book.Forecast(start)
+    for size in (1, 1, 2, 1, 300, 300, 1):
+        columns = rng.integers(-size, size + 1, (3, 500)) if size > 2 else rng.integers(1, size + 1, (3, 500))
+        target = np.full(500, MOST)
+        trust = np.full(500, 1 << 15)
+        forecast.learn(np.vstack([columns, target]).astype(np.float64), trust.astype(np.float64))
+        book.learn(columns.T.tolist(), target.tolist(), trust.tolist())
+        assert forecast.weights.tolist() == book.weights
+        if size == 300:
+            forecast.next_tensor()
+            book.fade(4)

@@ -87,7 +87,7 @@ def test_batches_of_all_lengths_follow_the_specification(nodes: int, start: int)
 
 
 def test_a_forecast_follows_the_specification_near_what_doubles_hold() -> None:
-    """Small features and large targets: products that may become too large for floats take whole numbers."""
+    """Small features and large targets: where sums grow too large for doubles, weights are at their limit."""
     rng = np.random.default_rng(20)
     start = [9830, 19661, 0]
     forecast, book = Forecast(start), by_the_book.Forecast(start)

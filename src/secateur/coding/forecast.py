@@ -32,7 +32,6 @@ _ENOUGH = 512  # so many columns of a block, at least, are learnt from
 _RIDGE = 1 << 28  # how strongly the weights are held to their start
 _SUMS = 1 << 50  # sums are halved beyond this
 _TRUST = 1 << 15  # trusts stay below
-_FLOATS = 1 << 35  # sums below this, times the weights, are exact in floats
 _STEP_BITS = 26  # sums are cut to so many bits for the step, so that its products are exact
 
 
@@ -91,11 +90,9 @@ class Forecast:
         ridge = float(_RIDGE >> shift)
         weights = self._weights
         for j, (row, start) in enumerate(zip(sums, self._start)):
-            old = weights[j]
-            product = row[-1]  # the products end with the weights, before it
-            rest = ridge * (start - old) - sum(map(mul, row, weights))
-            if -_FLOATS < product < _FLOATS:
-                moved = old + (product * _ONE + rest) // (row[j] + ridge + 1)
-            else:  # more than doubles hold exactly
-                moved = old + (int(product) * _ONE + int(rest)) // int(row[j] + ridge + 1)
+            # The products, which end with the weights, add up to less than 2**51 with the ridge, and the divisor is
+            # below 2**29. So either all of this is exact in doubles, or the last sum is 2**36 and more, and takes
+            # the weight to its limit.
+            rest = row[-1] * _ONE + ridge * (start - weights[j]) - sum(map(mul, row, weights))
+            moved = weights[j] + rest // (row[j] + ridge + 1)
             weights[j] = _MOST_WEIGHT if moved > _MOST_WEIGHT else max(moved, -_MOST_WEIGHT)

@@ -1,7 +1,7 @@
 """Counted: a mean over channels, or over the inputs of a weight, that still counts what left, as the zeros it was.
 
-Norms over channels are such means too. A layer norm that counts is not torch's fused one: it takes about as long as
-the norm over all the channels did.
+Norms over channels are such means too. A layer norm that counts is not torch's fused one: it takes somewhat longer
+than the norm over all the channels did.
 
 A mean over channels of which some are masked divides by how many there were. Where these leave, the mean over what is
 left is another one; with the old count in it, it is the same.

@@ -285,11 +285,16 @@ def _lock_counted(recorded: Trace, labels: Labels, followers: Sequence[Follower]
     for follower in followers:
         for array in follower.entered:
             entered[array] = True
+    asked = np.zeros(labels.count, bool)
+    for each in counted:
+        asked[roots[each.labels]] = True
     layers = np.zeros(labels.count, int)
     for ref in recorded.parameters.values():
         for part in followers[0].of(ref).fields:
-            if _role(ref, bool(entered[part.labels].any())) == "out":
-                layers[np.unique(roots[part.labels])] += 1
+            found = roots[part.labels]
+            hit = found[asked[found]]
+            if hit.size and _role(ref, bool(entered[part.labels].any())) == "out":
+                layers[np.unique(hit)] += 1
     for each in counted:
         if (layers[roots[each.labels]] != 1).any():
             labels.op, labels.operator, labels.path = each.op.index, each.op.name, each.op.path

@@ -44,6 +44,9 @@ PICKED = [
     ("timm", "mixnet_s", 64, 0.6),
     ("timm", "coat_lite_tiny", 224, 0.4),
     ("timm", "repvit_m1", 64, 0.6),
+    ("timm", "efficientvit_b0", 64, 0.6),
+    ("timm", "gmlp_s16_224", 224, 0.45),
+    ("timm", "pvt_v2_b0", 64, 0.4),
 ]
 
 

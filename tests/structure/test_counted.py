@@ -241,3 +241,23 @@ def test_what_is_added_to_in_place_is_a_stream() -> None:
             return self.out(self.norm(y))
 
     assert not sc.explain(Added(), torch.randn(3, 4)).groups
+
+
+def test_two_widths_in_one_forward_each_keep_their_count() -> None:
+    """One goes from 8 to 4, the other from 4 to 2: the second is no sequel of the first."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.out = nn.Linear(6, 8), nn.Linear(8, 4), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.a(x)
+            x = self.b(F.rms_norm(x, x.shape[-1:]))
+            return self.out(F.rms_norm(x, x.shape[-1:]))
+
+    torch.manual_seed(0)
+    model, x = Two().eval(), torch.randn(3, 6)
+    small = sc.shrink(model, sc.prune(model, "l1", "channel", 0.5, example=x), x)
+    assert (small.model.a.out_features, small.model.b.out_features) == (4, 2)
+    assert small.proof.error < 1e-12

@@ -240,7 +240,7 @@ def _joined(before: Mapping[int, Rewrite], new: Mapping[int, Rewrite]) -> dict[i
     table = dict(before)
     for call, item in new.items():
         if item.function in COUNTED:
-            first, call = _counting_on(table, item)
+            first, call = _counting_on(before, table, item)
             table[call] = first
             continue
         old = table.get(call)
@@ -256,10 +256,12 @@ def _joined(before: Mapping[int, Rewrite], new: Mapping[int, Rewrite]) -> dict[i
     return table
 
 
-def _counting_on(table: Mapping[int, Rewrite], item: Rewrite) -> tuple[Rewrite, int]:
-    """What counts already goes on counting what it did at first; and under which number."""
+def _counting_on(
+    known: Mapping[int, Rewrite], table: Mapping[int, Rewrite], item: Rewrite
+) -> tuple[Rewrite, int]:
+    """What counted before this cut goes on counting what it did at first; and under which number."""
     (_, before), *rest = item.sizes
-    for call, old in table.items():
+    for call, old in known.items():
         if old.function == item.function and old.sizes[1][1] == before and old.sizes[2:] == item.sizes[2:]:
             return Rewrite(item.function, call, (old.sizes[0], *rest)), call
     return item, min([-1, *table]) - 1

@@ -195,11 +195,11 @@ def bench_totals(weights: dict[str, torch.Tensor], quick: bool) -> None:
     print(f"mean {statistics.mean(ratios):.4f}, largest {max(ratios):.4f}")
 
 
-def bench_workers(rounds: int) -> None:
+def bench_workers(rounds: int, count: int = 32) -> None:
     """Packing and unpacking with one worker and with two, in turns; what passes on the clock, starts included."""
-    print("\ntwo workers / one, seconds on the clock: 8 tensors of 1 M float32 weights")
+    print(f"\ntwo workers / one, seconds on the clock: {count} tensors of 1 M float32 weights")
     random = torch.Generator().manual_seed(0)
-    state = {f"w{k}": torch.randn(1000, 1000, generator=random) * 0.02 for k in range(8)}
+    state = {f"w{k}": torch.randn(1000, 1000, generator=random) * 0.02 for k in range(count)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_file(state, folder / "a.safetensors")

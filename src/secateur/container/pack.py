@@ -79,8 +79,8 @@ def pack(
 
     More `workers` share the coding, a section of about four megabytes at a time, and write the same bytes: threads
     for tensors that are packed losslessly, processes for those of few distinct values, which take a hundred times
-    as long. Processes cost two or three seconds to start: below some eight million weights one worker is as quick. (As with
-    all of Python's processes, a script that asks for them needs `if __name__ == "__main__":`.)
+    as long. Processes cost two or three seconds to start: below some eight million weights one worker is as
+    quick. (As with all of Python's processes, a script that asks for them needs `if __name__ == "__main__":`.)
     """
     if lossless and bits is not None:
         raise OptionError(f"lossless and bits={bits} exclude each other; choose one")

@@ -187,13 +187,8 @@ def test_a_file_has_version_3_only_for_what_came_with_it(framed: tuple[bytes, di
     assert hostile.read(hostile.reseal(older[:4] + b"\3" + older[5:])) == same
 
 
-@pytest.mark.parametrize("count", [1 << 60, 1 << 31, 1 << 24])
-def test_claims_of_endless_frames(count: int) -> None:
-    frame = hostile.frame_of([(1, 1 << 17)] * 3, size=count & 0xFFFFFFFF)
-    if count >> 32:
-        frame = frame[:4] + b"\xe0" + count.to_bytes(8, "little") + frame[9:]
-    data = one_tensor((count,), sct.PACKED, [b"\3\3" + varint.write(len(frame)) + frame], dtype="U8")
-    assert data[4] == 3
+def assert_cheaply_refused(data: bytes) -> None:
+    """An error that names tensor w, in little memory and soon."""
     tracemalloc.start()
     began = time.perf_counter()
     try:
@@ -203,6 +198,16 @@ def test_claims_of_endless_frames(count: int) -> None:
     finally:
         tracemalloc.stop()
     assert time.perf_counter() - began < 5
+
+
+@pytest.mark.parametrize("count", [1 << 60, 1 << 31, 1 << 24])
+def test_claims_of_endless_frames(count: int) -> None:
+    frame = hostile.frame_of([(1, 1 << 17)] * 3, size=count & 0xFFFFFFFF)
+    if count >> 32:
+        frame = frame[:4] + b"\xe0" + count.to_bytes(8, "little") + frame[9:]
+    data = one_tensor((count,), sct.PACKED, [b"\3\3" + varint.write(len(frame)) + frame], dtype="U8")
+    assert data[4] == 3
+    assert_cheaply_refused(data)
 
 
 def test_memory_of_mended_mutations(honest: tuple[bytes, dict[str, bytes]]) -> None:
@@ -262,15 +267,7 @@ def test_claims_of_endless_tensors(shape: tuple[int, ...], method: int) -> None:
         sct.RAW: [bytes(40)],
     }[method]
     data = one_tensor(shape, method, parts)
-    tracemalloc.start()
-    began = time.perf_counter()
-    try:
-        with pytest.raises(FormatError, match="w"):
-            hostile.read(data)
-        assert tracemalloc.get_traced_memory()[1] < 64 << 20
-    finally:
-        tracemalloc.stop()
-    assert time.perf_counter() - began < 5
+    assert_cheaply_refused(data)
 
 
 def test_a_short_stream_cannot_ask_for_much_work() -> None:

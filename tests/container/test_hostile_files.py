@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from secateur.coding import varint
+from secateur.coding import floats, indices, varint
 from secateur.coding.mixed import Way
 from secateur.container import codebooks
 from secateur.container import format as sct
@@ -208,6 +208,14 @@ def test_claims_of_endless_frames(count: int) -> None:
     data = one_tensor((count,), sct.PACKED, [b"\3\3" + varint.write(len(frame)) + frame], dtype="U8")
     assert data[4] == 3
     assert_cheaply_refused(data)
+
+
+@pytest.mark.parametrize("model", ["mixed", "strong"])
+@pytest.mark.parametrize("shape", [(3, 0), (1 << 40, 0), (2, 0, 3, 3)])
+def test_levels_of_no_elements_that_go_on(model: str, shape: tuple[int, ...]) -> None:
+    stream = indices.encode(np.abs(hostile.numbers(800, 3)).reshape(8, 100) % 2, 2, 0, model)
+    packed = floats.encode(np.zeros(0, dtype=np.uint32), True)
+    assert_cheaply_refused(one_tensor(shape, sct.SPARSE, [stream, packed]))
 
 
 def test_memory_of_mended_mutations(honest: tuple[bytes, dict[str, bytes]]) -> None:

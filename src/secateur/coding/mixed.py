@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -125,8 +126,9 @@ def encode(
         encoder.coins(bits, probabilities)
         return bits
 
-    plan = planes.layout(levels.shape)
-    _Walk(way, plan, below, above, zero, coin, memory).run(plan.planes(signed))
+    if levels.size:
+        plan = planes.layout(levels.shape)
+        _Walk(way, plan, below, above, zero, coin, memory).run(plan.planes(signed))
     return bytes([way.byte]) + encoder.finish()
 
 
@@ -142,6 +144,9 @@ def decode(
     """The inverse of `encode`, as int16; `old` for model 1."""
     way = Way.of(data[0] if len(data) else 0, old)
     decoder = Decoder(data[1:])
+    if not prod(shape):  # (2**40, 0) has no level either, but filters to count over
+        decoder.finish()
+        return np.zeros(shape, dtype=np.int16)
     plan = planes.layout(shape)
     walk = _Walk(way, plan, below, above, zero, lambda _, odds: decoder.coins(odds), memory)
     signed = walk.run(None)

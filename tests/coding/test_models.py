@@ -191,7 +191,7 @@ def test_pieces_of_chunks(width: int, floating: bool, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("width", [1, 2, 4, 8])
 def test_long_planes_are_deflated_and_come_back(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(floats, "_LONG", 1000)
+    monkeypatch.setattr(floats, "LONG", 1000)
     words = np.random.default_rng(15).geometric(0.1, 5000).astype(f"u{width}")
     quick, small = (floats.encode(words, False, small) for small in (False, True))
     assert quick != small
@@ -204,7 +204,7 @@ def test_long_planes_are_deflated_and_come_back(width: int, monkeypatch: pytest.
 
 
 def test_a_plane_that_does_not_inflate_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(floats, "_LONG", 1000)
+    monkeypatch.setattr(floats, "LONG", 1000)
     words = np.random.default_rng(16).geometric(0.3, 5000).astype(np.uint8)
     deflated = floats._deflated(words)
 

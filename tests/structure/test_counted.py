@@ -224,25 +224,6 @@ def test_what_is_changed_in_place_still_comes_from_its_layer() -> None:
     assert small.model[2].normalized_shape == (4,)
 
 
-def test_what_is_added_to_in_place_is_a_stream() -> None:
-    class Added(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.norm, self.out = (
-                nn.Linear(4, 8),
-                nn.Linear(4, 8),
-                nn.LayerNorm(8),
-                nn.Linear(8, 2),
-            )
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y = self.a(x)
-            y += self.b(x)
-            return self.out(self.norm(y))
-
-    assert not sc.explain(Added(), torch.randn(3, 4)).groups
-
-
 def test_two_widths_in_one_forward_each_keep_their_count() -> None:
     """One goes from 8 to 4, the other from 4 to 2: the second is no sequel of the first."""
 

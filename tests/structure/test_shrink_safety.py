@@ -245,6 +245,16 @@ def test_an_example_that_does_not_run_says_so(net: nn.Module) -> None:
         sc.explain(net, torch.zeros(2, 5))
 
 
+def test_what_is_added_to_in_place_is_a_stream() -> None:
+    class Added(Summed):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.a(x)
+            y += self.b(x)
+            return self.out(self.norm(y))
+
+    assert not sc.explain(Added(), torch.randn(3, 4)).groups
+
+
 def test_channels_do_not_cross_a_layer_norm_unless_asked() -> None:
     model = Summed()
     x = torch.randn(3, 4)

@@ -22,12 +22,14 @@ import numpy as np
 
 from secateur.coding import frames, static, varint
 
-__all__ = ["LONG", "MARK", "decode", "encode"]
+__all__ = ["FULL", "LONG", "MARK", "POOR", "RICH", "decode", "encode"]
 
 LONG = 1 << 16  # bytes of a plane from which speed goes before the last percent
 MARK = 3  # the first byte of numbers in this layout; those in the older one begin with 0, 1 or 2
 _RAW, _CODED, _FRAMED, _WHOLE = 0, 1, 3, 4
-_RICH, _POOR, _FULL = 2.0, 7.9, 7.97  # in bits a byte, as in `floats`
+# In bits a byte: with fewer, Huffman's whole bits cost too much; with more, a long plane is not worth the time to read
+# it back; and with more than the last, a short one would not get smaller.
+RICH, POOR, FULL = 2.0, 7.9, 7.97
 _SAMPLE = 1 << 15  # bytes of a plane looked at to tell how it is best kept
 _PIECE = 1 << 18  # words put together at a time
 _SIGN_AND_REST = np.int16(-0x8000 | 0x7F)  # of a digit: what is not its exponent
@@ -101,10 +103,10 @@ def _ways(words: np.ndarray, floating: bool) -> list[_Ways]:
 def _way(sample: np.ndarray, count: int) -> int:
     bound = static.entropy(sample)
     if count < LONG:
-        return _CODED if bound < _FULL else _RAW
-    if bound >= _POOR:
+        return _CODED if bound < FULL else _RAW
+    if bound >= POOR:
         return _RAW
-    return _FRAMED if bound > _RICH else _CODED
+    return _FRAMED if bound > RICH else _CODED
 
 
 def _taken_apart(words: np.ndarray, floating: bool, ways: list[_Ways]) -> list[_Digit]:

@@ -21,17 +21,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from secateur.coding import digits, frames, static, varint
+from secateur.coding.digits import FULL, LONG, POOR, RICH
 from secateur.errors import FormatError
 
 __all__ = ["CHUNK", "decode", "encode"]
 
 CHUNK = 1 << 22  # numbers coded with one set of tables
 _RAW, _CODED, _DEFLATED = 0, 1, 2
-_LONG = 1 << 16  # bytes of a plane from which speed goes before the last percent
 _SAMPLED = 16  # of so many bytes of a long plane one is looked at first
-# In bits a byte: with fewer, Huffman's whole bits cost too much; with more, a long plane is not worth the time to read
-# it back; and with more than the last, a short one would not get smaller.
-_RICH, _POOR, _FULL = 2.0, 7.9, 7.97
 _PIECE = 1 << 15  # words taken apart and put together at a time: they stay in the cache
 
 
@@ -39,7 +36,7 @@ def encode(words: np.ndarray, floating: bool, small: bool = False) -> bytes:
     """Unsigned words of 1, 2, 4 or 8 bytes, as bytes; `small` takes the range coder for long planes too."""
     flat = words.reshape(-1)
     chunks = [flat[i : i + CHUNK] for i in range(0, len(flat), CHUNK)]
-    if len(flat) >= digits.LONG and not small and frames.available():
+    if len(flat) >= LONG and not small and frames.available():
         packed = digits.encode(chunks, floating)
         if packed is not None:
             return packed
@@ -67,16 +64,16 @@ def decode(data: bytes | memoryview, count: int, width: int, floating: bool, ver
 def _encode_chunk(words: np.ndarray, floating: bool, small: bool) -> Iterator[bytes | memoryview]:
     for plane in _planes(words, floating)[::-1]:
         coded, way = None, _CODED
-        if plane.size >= _LONG and not small:
+        if plane.size >= LONG and not small:
             bound = static.entropy(plane[::_SAMPLED])
-            if bound < _POOR + 0.05:  # far from it a sample is enough
+            if bound < POOR + 0.05:  # far from it a sample is enough
                 bound = static.entropy(plane)
-            if _RICH < bound < _POOR:
+            if RICH < bound < POOR:
                 coded, way = _deflated(plane), _DEFLATED
-            elif bound <= _RICH:
+            elif bound <= RICH:
                 coded = static.encode(plane, 256)
         # The entropy is a bound: where even that saves nothing, coding would only cost time.
-        elif static.entropy(plane) < _FULL if plane.size > 64 else plane.size > 8:
+        elif static.entropy(plane) < FULL if plane.size > 64 else plane.size > 8:
             coded = static.encode(plane, 256)
         if coded is not None and len(coded) + 1 < plane.size:
             yield from (bytes([way]), varint.write(len(coded)), coded)

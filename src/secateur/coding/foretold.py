@@ -56,17 +56,14 @@ Forecasts = dict[tuple[str, int, int, int], Forecast]
 class Foretold(planes.Planes):
     """The planes of a tensor, with forecasts for every tap; `plain` blocks have the most useful contexts only."""
 
+    PARTS = 64
+
     def __init__(self, layout: planes.Layout, largest: int, forecasts: Forecasts, plain: bool):
         super().__init__(layout, largest, kernels=not plain)
         self._forecasts = forecasts
         self._plain = plain
         ranks = np.arange(-self.largest, self.largest + 1)
         self._far, self._side = 256 * _ONE * np.abs(ranks), np.sign(ranks)
-
-    def rows(self, grain: int) -> int:
-        """Filters in a block: about 2**grain weights, more in very large planes."""
-        plan = self.layout
-        return max(1, min(max(plan.filters * plan.channels // 64, 1 << grain), 16384) // plan.channels)
 
     @property
     def kind(self) -> type[planes.Block]:

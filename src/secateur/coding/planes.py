@@ -105,6 +105,8 @@ def _neighbours(taps: int, width: int) -> list[list[int]]:
 class Planes:
     """The signed ranks coded so far and what adds up over kernels, filters and channels."""
 
+    PARTS = 16  # a large plane has about so many blocks
+
     def __init__(self, layout: Layout, largest: int, kernels: bool = True):
         self.layout = layout
         self.largest = max(1, largest)
@@ -125,7 +127,9 @@ class Planes:
         Small blocks learn sooner, large ones run faster.
         """
         plan = self.layout
-        return max(1, min(max(plan.filters * plan.channels // 16, 1 << grain), 16384) // plan.channels)
+        return max(
+            1, min(max(plan.filters * plan.channels // self.PARTS, 1 << grain), 16384) // plan.channels
+        )
 
     @property
     def kind(self) -> type[Block]:

@@ -205,11 +205,6 @@ class Follower:
         labels.operator = ""
 
 
-def _others(op: Op, number: int, plain: dict[int, str]) -> bool:
-    """Whether an operator takes a tensor in besides this one and parameters."""
-    return any(each.id != number and each.id not in plain for each in op.refs())
-
-
 def parameter_layout(labels: Labels, ref: Ref) -> Layout:
     """Every axis of a parameter, or of a floating buffer, gets labels of its own."""
     if ref.role == "buffer" and not (ref.dtype.is_floating_point or ref.dtype.is_complex):

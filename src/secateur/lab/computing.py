@@ -72,6 +72,12 @@ def compute(
     recipe = trial.recipe
     device = device or device_of(recipe.lab.device)
     labels = [step.label for step in trial.steps]
+
+    def earlier(label: str) -> State:
+        if label == "teacher" and recipe.teacher is not None:
+            return State(builder(recipe, recipe.teacher)())
+        return before(labels.index(label) + 1)
+
     work = Work(
         data=data_of(recipe),
         build=builder(recipe),
@@ -79,7 +85,7 @@ def compute(
         seed=recipe.lab.seed,
         checkpoint=checkpoint,
         progress=progress,
-        earlier=lambda label: before(labels.index(label) + 1),
+        earlier=earlier,
     )
     state = before(position)
     started = time.perf_counter()

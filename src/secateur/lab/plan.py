@@ -30,7 +30,7 @@ import secateur.models
 from secateur.data import Data
 from secateur.errors import DataError, OptionError, RecipeError
 from secateur.lab.provenance import fingerprint
-from secateur.lab.recipe import Recipe
+from secateur.lab.recipe import ModelSpec, Recipe
 from secateur.lab.steps import Base
 from secateur.lab.store import Store, canonical
 
@@ -126,17 +126,21 @@ def device_of(asked: str) -> str:
     return asked
 
 
-def builder(recipe: Recipe) -> Callable[[], nn.Module]:
-    """What makes the recipe's model as it stands before the first step: same seed, same bytes, each time."""
+def builder(recipe: Recipe, spec: ModelSpec | None = None) -> Callable[[], nn.Module]:
+    """What makes the recipe's model as it stands before the first step: same seed, same bytes, each time.
+
+    With `spec`, another network than the recipe's `[model]`: its teacher.
+    """
+    spec = spec or recipe.model
 
     def build() -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.lab.seed)
-            model = secateur.models.build(recipe.model.name, **recipe.model.options)
-        if recipe.model.weights is not None:
+            model = secateur.models.build(spec.name, **spec.options)
+        if spec.weights is not None:
             from secateur.lab.weights import load_weights
 
-            load_weights(model, recipe.model.weights)
+            load_weights(model, spec.weights)
         return model
 
     return build
@@ -166,27 +170,54 @@ def data_of(recipe: Recipe) -> Data:
     )
 
 
-def _root(recipe: Recipe) -> str:
-    """The address of the model before the first step."""
-    model: dict[str, Any] = {
-        "name": recipe.model.name,
-        "options": recipe.model.options,
-        "seed": recipe.lab.seed,
-    }
-    if recipe.model.weights is not None:
+def _root(spec: ModelSpec, seed: int) -> str:
+    """The address of a network as it is made: the model before the first step, or the teacher."""
+    model: dict[str, Any] = {"name": spec.name, "options": spec.options, "seed": seed}
+    if spec.weights is not None:
         from secateur.lab.weights import find_weights
 
-        model["weights"] = hashlib.sha256(find_weights(recipe.model.weights).read_bytes()).hexdigest()
-    module, colon, _ = recipe.model.name.partition(":")
+        model["weights"] = hashlib.sha256(find_weights(spec.weights).read_bytes()).hexdigest()
+    module, colon, _ = spec.name.partition(":")
     if colon:
         # A model of the user's own: its file is part of what the outcomes depend on.
         try:
-            spec = importlib.util.find_spec(module)
+            found = importlib.util.find_spec(module)
         except (ImportError, ValueError):
-            spec = None
-        if spec is not None and spec.origin and Path(spec.origin).is_file():
-            model["source"] = hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
+            found = None
+        if found is not None and found.origin and Path(found.origin).is_file():
+            model["source"] = hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()
     return hashlib.sha256(canonical(model).encode()).hexdigest()
+
+
+def _teacher(recipe: Recipe, spec: ModelSpec, model: nn.Module, data: Data) -> nn.Module:
+    """The recipe's teacher, built; one that nobody learns from, or that answers otherwise, is an error."""
+    if not any("teacher" in step.refers() for step in recipe.steps):
+        raise RecipeError(
+            f"{recipe.name}: no step learns from the [teacher] ({spec.name}); write teacher = 'teacher' and "
+            "distill_alpha in the steps that train, or leave the table out"
+        )
+    teacher = builder(recipe, spec)()
+    images = next(iter(data.test.batches(1)))[0]
+    answers = []
+    for name, network in ((spec.name, teacher), (recipe.model.name, model)):
+        training = network.training
+        try:
+            with torch.no_grad():
+                answer = network.eval()(images)
+                answers.append(tuple(getattr(answer, "logits", answer).shape))
+        except (RuntimeError, AttributeError) as error:
+            raise RecipeError(
+                f"{recipe.name}: {name} does not take an image of {data.name} "
+                f"({'x'.join(str(side) for side in images.shape[1:])}): {str(error).splitlines()[0]}"
+            ) from error
+        finally:
+            network.train(training)
+    if answers[0] != answers[1]:
+        raise RecipeError(
+            f"{recipe.name}: the teacher {spec.name} answers an image with {answers[0][1:]} numbers, expected "
+            f"{answers[1][1:]} as of {recipe.model.name}; teach with a network of the same classes"
+        )
+    return teacher
 
 
 def plan_trial(
@@ -211,12 +242,18 @@ def plan_trial(
         built.clear()
         built[what] = builder(recipe)()
     model = built[what]
-    parent = _root(recipe)
+    parent = _root(recipe.model, recipe.lab.seed)
+    # What a label stands for: the teacher's own address, or that of a step's outcome.
+    keys: dict[str, str] = {}
+    if recipe.teacher is not None:
+        pair = canonical([what, recipe.teacher.model_dump(mode="json")])
+        if pair not in built:
+            built[pair] = _teacher(recipe, recipe.teacher, model, data)
+        keys["teacher"] = _root(recipe.teacher, recipe.lab.seed)
     steps: list[PlannedStep] = []
-    labels: list[str] = []
     for step in recipe.steps:
         try:
-            step.check(model, labels)
+            step.check(model, list(keys))
         except (OptionError, LookupError) as error:
             if isinstance(error, RecipeError) or not hasattr(error, "exit_code"):
                 raise
@@ -225,10 +262,10 @@ def plan_trial(
         if step.timed:
             surroundings |= {"device": device.partition(":")[0], "machine": fingerprint()}
         if step.refers():
-            surroundings["refers"] = [steps[labels.index(label)].key for label in step.refers()]
+            surroundings["refers"] = [keys[label] for label in step.refers()]
         key = address(parent, step.kind(), step.version, step.chosen(), **surroundings)
         steps.append(PlannedStep(step.label, step, key, parent))
-        labels.append(step.label)
+        keys[step.label] = key
         if not step.timed:  # it leaves the state as it was, so what follows does not depend on it
             parent = key
     return PlannedTrial(index, settings or {}, recipe, tuple(steps))

@@ -24,7 +24,7 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator
 
@@ -106,6 +106,9 @@ class Recipe(Options):
     data: DataSpec = DataSpec.model_validate({})
     model: ModelSpec = ModelSpec.model_validate({})
     lab: LabSpec = LabSpec.model_validate({})
+    teacher: ModelSpec | None = Field(
+        None, description="another network, which steps learn from as `teacher = 'teacher'`"
+    )
     steps: tuple[SerializeAsAny[Base], ...] = Field(alias="step")
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     when: dict[str, dict[str, tuple[Any, ...]]] = Field(default_factory=dict)
@@ -167,6 +170,10 @@ class Recipe(Options):
         whole = copy.deepcopy(dict(raw))
         _known_keys(cls, whole, source, "a recipe", aliases={"steps": "step"})
         whole["step"] = label_steps(whole.get("step", []), source)
+        if whole.get("teacher") is not None and any(table["label"] == "teacher" for table in whole["step"]):
+            raise RecipeError(
+                f"{source}: 'teacher' is both a table and the label of a step; give the step another label"
+            )
         choice = whole["choice"] = grids.choices(whole.get("choice", {}), source)
         axes = _flatten(whole.pop("grid", {}))
         axes |= {axis: list(named) for axis, named in choice.items() if axis not in axes}
@@ -196,7 +203,7 @@ class Recipe(Options):
         """The resolved recipe as plain data: every option, given or default. `Recipe.of` reads it back."""
         whole = self.model_dump(mode="json", by_alias=True, exclude={"steps"})
         whole["step"] = [{"kind": step.kind(), **step.model_dump(mode="json")} for step in self.steps]
-        for name in ("when", "choice"):
+        for name in ("when", "choice", "teacher"):
             if not whole[name]:
                 del whole[name]
         return whole
@@ -327,7 +334,7 @@ def assign(whole: dict[str, Any], key: str, value: Any, source: str) -> None:
     if first == "name" and not rest:
         whole["name"] = value
         return
-    if first in ("data", "model", "lab"):
+    if first in ("data", "model", "lab") or (first == "teacher" and first not in labels):
         table = whole.setdefault(first, {})
     elif first in labels:
         table = labels[first]
@@ -376,7 +383,10 @@ def _validate(cls: type[Any], table: Mapping[str, Any], source: str) -> Any:
         place = [str(part) for part in first["loc"] if isinstance(part, int) or str(part).isidentifier()]
         if first["type"] == "extra_forbidden":
             where, key = (place[0] if len(place) > 1 else "recipe"), place[-1]
-            inner = cls.model_fields[place[0]].annotation if len(place) > 1 else cls
+            inner: Any = cls.model_fields[place[0]].annotation if len(place) > 1 else cls
+            inner = next(
+                (kind for kind in get_args(inner) if kind is not type(None)), inner
+            )  # a table or none
             raise RecipeError(
                 f"{source}: [{where}] has no key {key!r}: {near(key, inner.model_fields)}"
             ) from None
@@ -389,7 +399,7 @@ def schema() -> dict[str, Any]:
     """The JSON Schema of recipes, for editors: `secateur schema > recipe.schema.json`.
 
     >>> sorted(schema()["properties"])
-    ['choice', 'data', 'grid', 'lab', 'model', 'name', 'step', 'when']
+    ['choice', 'data', 'grid', 'lab', 'model', 'name', 'step', 'teacher', 'when']
     """
     definitions: dict[str, Any] = {}
 
@@ -404,7 +414,12 @@ def schema() -> dict[str, Any]:
         one["properties"] = {"kind": {"const": kind}, **one.get("properties", {})}
         one["required"] = ["kind", *one.get("required", [])]
         kinds.append(one)
-    tables: Iterable[tuple[str, type[Options]]] = (("data", DataSpec), ("model", ModelSpec), ("lab", LabSpec))
+    tables: Iterable[tuple[str, type[Options]]] = (
+        ("data", DataSpec),
+        ("model", ModelSpec),
+        ("lab", LabSpec),
+        ("teacher", ModelSpec),
+    )
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "secateur recipe",

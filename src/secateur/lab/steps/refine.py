@@ -63,7 +63,7 @@ class _Refine(TrainBase):
 
     def refers(self) -> tuple[str, ...]:
         """The teacher's step and the one with the weights behind the centroids."""
-        return tuple(label for label in (self.teacher, self.latent) if label is not None)
+        return super().refers() + ((self.latent,) if self.latent is not None else ())
 
     def run(self, state: State, work: Work) -> Result:
         """Train inside `Shared.train`; the codebooks are those it ends with."""

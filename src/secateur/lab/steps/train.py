@@ -59,7 +59,9 @@ class TrainBase(Base):
     """What `train` and `retrain` share: how to train, and an earlier step to learn from."""
 
     version: ClassVar[int] = 1
-    teacher: str | None = Field(None, description="label of an earlier step whose model is distilled from")
+    teacher: str | None = Field(
+        None, description="distilled from: the label of an earlier step, or 'teacher' for the [teacher] table"
+    )
     channels_last: bool = Field(
         False, description="train with the channels innermost: faster with bf16 on a CPU"
     )
@@ -74,14 +76,24 @@ class TrainBase(Base):
         """The values, and that the teacher comes first."""
         self.training()
         if self.teacher is not None and self.teacher not in before:
+            if self.teacher == "teacher":
+                raise RecipeError(
+                    f"step {self.label!r}: no earlier step is labelled 'teacher', and the recipe has no [teacher] "
+                    "table; name a step, or the other network in that table"
+                )
             raise RecipeError(
                 f"step {self.label!r}: teacher {self.teacher!r} is no earlier step; "
                 + (near(self.teacher, before) if before else "this is the first step")
             )
         if self.teacher is None and self.training().distill_alpha > 0:
             raise RecipeError(
-                f"step {self.label!r}: distill_alpha needs a teacher, the label of an earlier step"
+                f"step {self.label!r}: distill_alpha needs a teacher, the label of an earlier step or "
+                "'teacher' for the [teacher] table"
             )
+
+    def refers(self) -> tuple[str, ...]:
+        """The teacher, whose weights are part of what comes out."""
+        return (self.teacher,) if self.teacher is not None else ()
 
     def lay(self, model: nn.Module) -> None:
         """The weights in the order of memory that was asked for."""

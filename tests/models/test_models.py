@@ -24,6 +24,7 @@ PARAMETERS = {
     "resnet101": 42_520_650,
     "lenet-300-100": 266_610,
     "lenet5": 431_080,
+    "wide-cnn": 1_972_792,
 }
 
 
@@ -48,7 +49,7 @@ def test_parameters_shapes_and_gradients(name):
     else:
         assert outputs.shape == (2, 10)
         nn.functional.cross_entropy(outputs, torch.tensor([1, 2])).backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert all((parameter.grad is not None) == parameter.requires_grad for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("name", [name for name in PARAMETERS if name not in ("vae", "resnet101")])
@@ -66,6 +67,33 @@ def test_the_same_seed_makes_the_same_weights():
 
     assert torch.equal(weights(0), weights(0))
     assert not torch.equal(weights(0), weights(1))
+
+
+def test_whitened_patches_are_uncorrelated_and_of_equal_spread():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(50, 3, 32, 32, generator=generator).cumsum(-1)  # neighbours alike, as in pictures
+    model = models.build("wide-cnn")
+    before = model.white.weight.clone()
+    model.whiten(images)
+    assert not torch.equal(model.white.weight, before)
+    with torch.no_grad():
+        answers = model.white(images).transpose(0, 1).reshape(24, -1).double()
+    assert torch.equal(answers[12:], -answers[:12])
+    covariance = answers[:12] @ answers[:12].T / answers.shape[1]
+    # 5e-4 is added to every spread before it is divided by; these spreads are far above it.
+    torch.testing.assert_close(covariance, torch.eye(12, dtype=torch.float64), atol=0.02, rtol=0)
+
+
+def test_blocks_of_the_wide_network_start_by_handing_on():
+    weight = models.build("wide-cnn").block2.conv2.weight
+    assert torch.equal(weight[:, :, 1, 1], torch.eye(256))
+
+
+def test_widths_that_cannot_hand_on_are_refused():
+    with pytest.raises(
+        OptionError, match=r"expected three that do not fall, from 24 on .* got \(64, 32, 32\)"
+    ):
+        models.build("wide-cnn", widths=(64, 32, 32))
 
 
 def test_multiply_accumulates_of_the_lottery_vgg():

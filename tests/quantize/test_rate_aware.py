@@ -1,5 +1,6 @@
 """Rate-aware assignment: where a weight goes when a bit has a price, worked out by hand."""
 
+import copy
 import math
 
 import pytest
@@ -131,3 +132,22 @@ def test_options_that_cannot_be_meant_are_refused():
         sc.share(sparse(), bits=2, rate=0.1, importance={"weight": torch.ones(3)})
     with pytest.raises(OptionError, match="importance is given, but not for it"):
         sc.share(sparse(), bits=2, rate=0.1, importance={"wight": torch.ones(3)})
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.05])
+def test_weights_with_channels_innermost_stay_so_when_chosen_anew(rate):
+    torch.manual_seed(0)
+    model = nn.Conv2d(8, 4, 3, bias=False)
+    with torch.no_grad():
+        model.weight *= torch.rand(4, 8, 3, 3) > 0.5
+    plain, inner = copy.deepcopy(model), model.to(memory_format=torch.channels_last)
+    books = []
+    for one in (plain, inner):
+        shared = sc.share(one, bits=2, rate=rate)
+        with shared.train(one, remake_every=1, rate=rate) as training:
+            training.remake()
+            if one is inner:
+                assert one.weight.is_contiguous(memory_format=torch.channels_last)
+            books.append(training.codebooks()["weight"])
+    assert torch.equal(books[0].indices, books[1].indices)
+    torch.testing.assert_close(books[0].values, books[1].values)

@@ -83,10 +83,8 @@ class _Slot:
         indices = book.indices.to(device).long() - self.first
         if book.reserved and kept is None:
             kept = book.indices.to(device) != 0
-        if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last):
-            # What is looked up then lies in memory as the weight does.
-            indices = indices.contiguous(memory_format=torch.channels_last)
-            kept = None if kept is None else kept.contiguous(memory_format=torch.channels_last)
+        indices = self._laid(indices)
+        kept = None if kept is None else self._laid(kept)
         self.kept = self.there = kept.to(device) if kept is not None else None
         if rate and book.reserved:
             # What a price sent to zero may come back, so long as its weight is known; a masked one has none.
@@ -94,6 +92,12 @@ class _Slot:
         self.indices = indices.clamp_(min=0)
         self.latent = False
         self.rate = rate
+
+    def _laid(self, tensor: torch.Tensor) -> torch.Tensor:
+        """In memory as the weight lies: what is looked up then does, too."""
+        if self.weight.dim() == 4 and self.weight.is_contiguous(memory_format=torch.channels_last):
+            return tensor.contiguous(memory_format=torch.channels_last)
+        return tensor.contiguous()
 
     def tensor(self) -> torch.Tensor:
         """The weight as it is now."""
@@ -113,7 +117,7 @@ class _Slot:
         wide = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
         values, order = torch.sort(self.centroids.detach().to(wide))
         cuts = values[:-1] + (values[1:] - values[:-1]) / 2
-        self.indices = order[torch.bucketize(self.weight.detach().to(wide), cuts, right=False)]
+        self.indices = self._laid(order[torch.bucketize(self.weight.detach().to(wide).contiguous(), cuts)])
 
     def _remake_thriftily(self) -> None:
         weights, first = self.weight.detach(), self.first
@@ -127,8 +131,8 @@ class _Slot:
         zero = 0 if first else None
         found = thrifty(weights, values, zero, self.rate * unit, start=before, kept=self.kept, rounds=1)
         if first:
-            self.there = found != 0
-        self.indices = (found - first).clamp_(min=0)
+            self.there = self._laid(found != 0)
+        self.indices = self._laid((found - first).clamp_(min=0))
 
     @torch.no_grad()
     def codebook(self) -> Codebook:

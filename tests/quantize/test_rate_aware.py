@@ -134,6 +134,7 @@ def test_options_that_cannot_be_meant_are_refused():
         sc.share(sparse(), bits=2, rate=0.1, importance={"wight": torch.ones(3)})
 
 
+@pytest.mark.filterwarnings("error")  # torch warns where it has to copy
 @pytest.mark.parametrize("rate", [0.0, 0.05])
 def test_weights_with_channels_innermost_stay_so_when_chosen_anew(rate):
     torch.manual_seed(0)

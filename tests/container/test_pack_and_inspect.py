@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from secateur.container import format as sct
+from secateur.container import reading
 from secateur.container.archive import load, save
+from secateur.container.crew import Crew
 from secateur.container.inspection import inspect
 from secateur.container.pack import _sections, pack, unpack
 from secateur.container.reading import words_of
@@ -154,11 +157,54 @@ def test_workers_write_the_same_bytes(tmp_path: Path, monkeypatch: pytest.Monkey
         pack(tmp_path / "a.safetensors", tmp_path / "c.sct", workers=0)
 
 
+def test_processes_read_shared_tensors_a_section_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    state = {f"w{i}": torch.randn(40, 50) for i in range(5)}
+    state |= {
+        "same": state["w1"].clone(),
+        "few": torch.randint(0, 2, (30, 30)).float(),
+        "odd": torch.randn(7),
+    }
+    save_file(state, tmp_path / "a.safetensors")
+    monkeypatch.setattr(sct, "SECTION_SIZE", 20_000)  # some three tensors
+    pack(tmp_path / "a.safetensors", tmp_path / "a.sct", bits=3)
+    unpack(tmp_path / "a.sct", tmp_path / "one.safetensors")
+    asked = []
+    submit = Crew.submit
+    monkeypatch.setattr(
+        Crew,
+        "submit",
+        lambda crew, slow, *job: asked.append((slow, job[0].__name__)) or submit(crew, slow, *job),
+    )
+    unpack(tmp_path / "a.sct", tmp_path / "few.safetensors", workers=2)
+    assert (True, "_section") not in asked  # so few weights are not worth a process
+    monkeypatch.setattr(reading, "_WORTH", 1)
+    unpack(tmp_path / "a.sct", tmp_path / "two.safetensors", workers=2)
+    assert asked.count((True, "_section")) == 2
+    for name in ("few", "two"):
+        assert (tmp_path / f"{name}.safetensors").read_bytes() == (tmp_path / "one.safetensors").read_bytes()
+
+
+def test_what_a_process_finds_wrong_is_said_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file({"w": torch.randn(40, 50)}, tmp_path / "a.safetensors")
+    pack(tmp_path / "a.safetensors", tmp_path / "a.sct", bits=3)
+    monkeypatch.setattr(reading, "_WORTH", 1)
+    portable = reading._portable
+    monkeypatch.setattr(
+        reading, "_portable", lambda record: (portable(record)[0], {"codebook": b"", "indices": b""})
+    )
+    with pytest.raises(FormatError, match="tensor 'w' at byte"):
+        unpack(tmp_path / "a.sct", tmp_path / "b.safetensors", workers=2)
+    assert not (tmp_path / "b.safetensors").exists()
+
+
 def test_threads_read_and_write_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sct, "SECTION_SIZE", 3000)
     state = {f"w{i}": torch.randn(30, 20 + i) for i in range(8)}
     save_file(state, tmp_path / "a.safetensors")
-    monkeypatch.setattr("secateur.container.pack.ProcessPoolExecutor", None)  # not for tensors like these
+    monkeypatch.setattr("secateur.container.crew.ProcessPoolExecutor", None)  # not for tensors like these
     for workers in (1, 3):
         pack(tmp_path / "a.safetensors", tmp_path / f"{workers}.sct", lossless=True, workers=workers)
         unpack(tmp_path / "1.sct", tmp_path / f"{workers}.safetensors", workers=workers)

@@ -91,7 +91,7 @@ def unpack(
     workers: Annotated[
         int,
         typer.Option(
-            "--workers", min=1, help="Threads; they help with tensors packed losslessly, not shared ones."
+            "--workers", min=1, help="Threads for what is packed losslessly, processes for what is shared."
         ),
     ] = 1,
     json: Json = False,

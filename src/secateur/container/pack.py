@@ -19,11 +19,9 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 
@@ -31,6 +29,7 @@ from secateur.coding.indices import Memory
 from secateur.container import format as sct
 from secateur.container import tensors
 from secateur.container.checkpoint import Checkpoint, canonical_header, open_checkpoint
+from secateur.container.crew import Crew
 from secateur.container.reading import words_of
 from secateur.container.writer import Writer
 from secateur.core.files import replacing
@@ -42,7 +41,6 @@ Progress = Callable[[int, int, str], None]
 
 _LEAST_SHARED = 256  # smaller tensors are not worth a codebook
 _SAMPLE = 4096  # words looked at to tell whether a tensor has few distinct ones
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,7 @@ def _encoded(checkpoint: Checkpoint, job: _Job, writer: Writer, workers: int) ->
         for index, entry in enumerate(checkpoint.entries):
             yield job.tensor(entry, checkpoint.words(index), writer.memory)
         return
-    with _Crew(workers) as crew:
+    with Crew(workers) as crew:
         waiting: deque[Future[list[_Coded]]] = deque()
         for numbers in _sections(checkpoint.entries):
             group = [(checkpoint.entries[i], checkpoint.words(i)) for i in numbers]
@@ -149,31 +147,6 @@ def _encoded(checkpoint: Checkpoint, job: _Job, writer: Writer, workers: int) ->
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
-
-
-class _Crew:
-    """Threads for quick jobs and processes for slow ones; the processes start with the first that needs them."""
-
-    def __init__(self, workers: int):
-        self._workers = workers
-        self._threads = ThreadPoolExecutor(workers)
-        self._processes: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> _Crew:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._threads.shutdown(cancel_futures=True)
-        if self._processes is not None:
-            self._processes.shutdown(cancel_futures=True)
-
-    def submit(self, slow: bool, what: Callable[..., _Result], *given: Any) -> Future[_Result]:
-        """Have it done: in a thread, or in a process (Python runs one thread's own code at a time)."""
-        if not slow:
-            return self._threads.submit(what, *given)
-        if self._processes is None:
-            self._processes = ProcessPoolExecutor(self._workers, mp_context=get_context("spawn"))
-        return self._processes.submit(what, *given)
 
 
 def _few(words: np.ndarray) -> bool:
@@ -247,7 +220,8 @@ def unpack(
 ) -> Packed:
     """A .sct file as .safetensors; what was packed without loss from .safetensors has its bytes again.
 
-    More `workers` are threads that decode losslessly packed tensors beside each other.
+    More `workers` decode beside each other: threads what is packed losslessly, processes what is shared (which
+    pays from some ten million weights on).
     """
     _check_workers(workers)
     with open(path_in, "rb") as source:

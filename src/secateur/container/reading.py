@@ -16,29 +16,39 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import replace
+from functools import partial
+from itertools import groupby
 
 import numpy as np
 
+from secateur.coding.indices import Memory
 from secateur.container import format as sct
 from secateur.container import tensors
+from secateur.container.crew import Crew
 from secateur.container.lanes import Lanes
 from secateur.errors import FormatError
 
 __all__ = ["words_of"]
 
 
-# Ways that need neither what the coder learnt before nor other tensors.
+# Ways that need neither what the coder learnt before nor other tensors: a thread decodes one of them.
 _ALONE = frozenset({sct.RAW, sct.ZERO, sct.CONST, sct.PACKED, sct.CAST, sct.GRID})
+# Ways that learn from tensor to tensor within a section: a process decodes all of one.
+_LEARNT = frozenset({sct.INDEXED, sct.SPARSE})
+_WORTH = 1 << 16  # weights of a section that are worth sending to another process
 
 _Words = tuple[sct.Record, np.ndarray]
+_Waiting = tuple[sct.Record, Callable[[], np.ndarray]]
 
 
 def words_of(archive: sct.Archive, workers: int = 1) -> Iterator[_Words]:
     """Every record with its decoded words; raises at the end unless together they are what was written.
 
-    More `workers` are threads that decode packed tensors beside each other, so many of them in memory at once.
+    More `workers` decode beside each other: threads what is packed, processes what is shared, a section at a time;
+    so many sections are then in memory, and one more.
     """
     content = 0
     kept: dict[int, np.ndarray | None] = {}
@@ -47,6 +57,8 @@ def words_of(archive: sct.Archive, workers: int = 1) -> Iterator[_Words]:
             kept[tensors.same_as(record)] = None
     lanes = Lanes([]) if archive.numbers is None else Lanes.read(archive.numbers)
     for record, words in _decoded(archive, kept, lanes, workers):
+        if record.index in kept:
+            kept[record.index] = words
         content = zlib.crc32(np.ascontiguousarray(words).data, content)
         yield record, words
     lanes.end()
@@ -59,25 +71,60 @@ def words_of(archive: sct.Archive, workers: int = 1) -> Iterator[_Words]:
 
 
 def _decoded(
-    archive: sct.Archive, kept: dict[int, np.ndarray | None], lanes: Lanes, workers: int
+    archive: sct.Archive, kept: Mapping[int, np.ndarray | None], lanes: Lanes, workers: int
 ) -> Iterator[_Words]:
-    """All records in order; those in `kept` are put there for the ones that say they equal them."""
-    waiting: deque[tuple[sct.Record, Future[np.ndarray] | np.ndarray]] = deque()
-
-    def oldest() -> _Words:
-        record, found = waiting.popleft()
-        words = found.result() if isinstance(found, Future) else found
-        if record.index in kept:
-            kept[record.index] = words
-        return record, words
-
-    with ThreadPoolExecutor(workers) as pool:
+    """All records in order; `kept` has, by the time they are asked for, those that later ones say they equal."""
+    if workers == 1:
         for record in archive:
-            while waiting and (len(waiting) >= workers or record.method == sct.SAME):
-                yield oldest()
-            if workers > 1 and record.method in _ALONE:
-                waiting.append((record, pool.submit(tensors.decode, record, kept, lanes)))
-            else:
-                waiting.append((record, tensors.decode(record, kept, lanes)))
+            yield record, tensors.decode(record, kept, lanes)
+        return
+    with Crew(workers) as crew:
+        waiting: deque[list[_Waiting]] = deque()
+        for _, group in groupby(archive, lambda record: record.section):
+            waiting.append(_begun(list(group), crew, kept, lanes))
+            if len(waiting) > workers:
+                yield from ((record, words()) for record, words in waiting.popleft())
         while waiting:
-            yield oldest()
+            yield from ((record, words()) for record, words in waiting.popleft())
+
+
+def _begun(
+    records: list[sct.Record], crew: Crew, kept: Mapping[int, np.ndarray | None], lanes: Lanes
+) -> list[_Waiting]:
+    """The records of a section, with what gives the words of each; what others can do has been handed out."""
+    learnt = [record for record in records if record.method in _LEARNT]
+    away: dict[int, Callable[[], np.ndarray]] = {}
+    if sum(record.entry.numel for record in learnt) >= _WORTH:
+        whole = crew.submit(True, _section, [_portable(record) for record in learnt])
+        for place, record in enumerate(learnt):
+            away[record.index] = partial(_one_of, whole, place)
+    for record in records:
+        if record.method in _ALONE:
+            away[record.index] = crew.submit(False, tensors.decode, record, {}, None).result
+    # The rest takes from the lanes, or from earlier tensors, or is too little: here, when its turn has come.
+    return [
+        (record, away.get(record.index, partial(tensors.decode, record, kept, lanes))) for record in records
+    ]
+
+
+def _one_of(whole: Future[list[np.ndarray]], place: int) -> np.ndarray:
+    return whole.result()[place]
+
+
+_Portable = tuple[sct.Record, dict[str, bytes]]
+
+
+def _portable(record: sct.Record) -> _Portable:
+    """A record that can be sent to another process: its views of the file made bytes, its memory left behind."""
+    parts = {name: bytes(part) for name, part in record.parts.items()}
+    return replace(record, parts={}, memory=Memory(record.version)), parts
+
+
+def _section(sent: list[_Portable]) -> list[np.ndarray]:
+    """The words of a section's records that learn from each other, from a fresh memory."""
+    memory = Memory(sent[0][0].version)
+    found = []
+    for record, parts in sent:
+        views = {name: memoryview(part) for name, part in parts.items()}
+        found.append(tensors.decode(replace(record, parts=views, memory=memory), {}))
+    return found

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from secateur import data
+from secateur.container.codebooks import round_to_bits
 from secateur.errors import OptionError
 from secateur.lab.engine import final_state, run
 from secateur.lab.recipe import Recipe
@@ -65,6 +66,37 @@ def test_codebooks_stay_and_augmentation_and_precision_count(tmp_path):
     assert not torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
     torch.testing.assert_close(found[0], found[2], rtol=0.05, atol=0.02)
+
+
+def test_values_are_rounded_before_statistics_are_taken(tmp_path):
+    store = Store(tmp_path)
+    share = {"kind": "share", "bits": 3}
+    norms = {"kind": "norms", "images": 200, "batch_size": 100}
+    pack = {"kind": "pack", "file": "a.sct", "codebook_bits": 4}
+    shared = final_state(run(recipe(share), store).plan.trials[0], store)
+    plain = last(run(recipe(share, norms), store), store)
+    state = final_state(run(recipe(share, {**norms, "codebook_bits": 4}), store).plan.trials[0], store)
+    weights = dict(state.model.named_parameters())
+    assert state.codebooks.keys() == shared.codebooks.keys()
+    for name, book in state.codebooks.items():
+        assert torch.equal(book.tensor(), weights[name]), name
+        by_hand = round_to_bits(shared.codebooks[name].values.numpy(), 4)
+        assert set(book.values.tolist()) <= set(by_hand.tolist()), name
+    assert not torch.equal(plain.bn1.running_mean, state.model.bn1.running_mean)
+
+    # The file rounds no further: what was measured is what comes back.
+    ran = run(recipe(share, {**norms, "codebook_bits": 4}, pack), store)
+    after = last(ran, store)
+    for name, value in state.model.state_dict().items():
+        assert torch.equal(value, after.state_dict()[name]), name
+
+
+def test_a_codebook_per_channel_is_not_rounded(tmp_path):
+    share = {"kind": "share", "bits": 2, "per": "channel"}
+    with pytest.raises(
+        OptionError, match=r"conv1.weight: a codebook per channel cannot be rounded; leave codebook_bits out"
+    ):
+        run(recipe(share, {"kind": "norms", "batch_size": 100, "codebook_bits": 4}), Store(tmp_path))
 
 
 def test_what_cannot_be_estimated_is_refused_before_any_work(tmp_path):

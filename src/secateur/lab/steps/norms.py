@@ -1,7 +1,8 @@
 """`norms`: estimate the running mean and variance of batch norm anew, over training images; weights stay as they are.
 
 Pruning and sharing change what arrives at a batch norm, and its running statistics lag behind. Take the images as they
-were in training: statistics of plain images do not fit a network that learnt from augmented ones.
+were in training: statistics of plain images do not fit a network that learnt from augmented ones. Rounding the values
+of codebooks changes what arrives, too: with `codebook_bits`, as `pack` has it, they are rounded first.
 
 >>> Norms(images=2000, augment="standard").images
 2000
@@ -16,11 +17,13 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from secateur.container.few_bits import round_books
 from secateur.core.measurement import Measurements
 from secateur.errors import OptionError
 from secateur.lab.state import State
 from secateur.lab.steps import Base, Result, Work
 from secateur.lab.steps.train import Augmentation, augmentation
+from secateur.share import share
 from secateur.structure.carry import reestimate_batch_norm
 
 __all__ = ["Norms"]
@@ -33,6 +36,9 @@ class Norms(Base):
     batch_size: int = Field(500, ge=2, description="images whose statistics are taken together")
     augment: Augmentation = Field(None, description="as in the training before")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="in which the model computes")
+    codebook_bits: int | None = Field(
+        None, ge=2, le=8, description="round the values of codebooks first, as pack will"
+    )
 
     def check(self, model: nn.Module, before: list[str]) -> None:
         """The augmentation, and that there is a batch norm."""
@@ -61,6 +67,8 @@ class Norms(Base):
                 f"step {self.label!r}: expected a batch_size of at most {len(work.data.train):,}, the training images "
                 f"there are, got {self.batch_size:,}"
             )
+        if self.codebook_bits is not None:
+            self._round(state, self.codebook_bits)
         state.model.to(work.device)
         with torch.autocast(torch.device(work.device).type, torch.bfloat16, enabled=self.precision == "bf16"):
             most = len(work.data.train) // self.batch_size
@@ -70,3 +78,17 @@ class Norms(Base):
             state.model, masks=state.masks, codebooks=state.codebooks, plan=state.plan, files=state.files
         )
         return Result(kept, Measurements([]), {}, f"batch norm measured on {seen:,} images")
+
+    def _round(self, state: State, bits: int) -> None:
+        """The model's shared weights and their codebooks, with values of so many bits."""
+        for name, book in state.codebooks.items():
+            if book.step is not None or book.axis is not None:
+                kind = "uniform steps" if book.step is not None else "a codebook per channel"
+                raise OptionError(
+                    f"step {self.label!r}: {name}: {kind} cannot be rounded; leave codebook_bits out"
+                )
+        tensors, _ = round_books(state.model.state_dict(), state.codebooks, bits)
+        state.model.load_state_dict(tensors)
+        state.codebooks = dict(
+            share(state.model, method="exact", parameters=tuple(state.codebooks)).codebooks
+        )

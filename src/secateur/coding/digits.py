@@ -31,7 +31,7 @@ _RAW, _CODED, _FRAMED, _WHOLE = 0, 1, 3, 4
 # it back; and with more than the last, a short one would not get smaller.
 RICH, POOR, FULL = 2.0, 7.9, 7.97
 _SAMPLE = 1 << 15  # bytes of a plane looked at to tell how it is best kept
-_PIECE = 1 << 18  # words put together at a time
+_PIECE = 1 << 19  # words put together at a time
 _SIGN_AND_REST = np.int16(-0x8000 | 0x7F)  # of a digit: what is not its exponent
 
 _Ways = tuple[int, ...]  # of a digit: one for it as a whole, or one for each of its bytes
@@ -70,10 +70,14 @@ def decode(reader: varint.Reader, out: np.ndarray, floating: bool) -> None:
                 if len(part) > 1:
                     _join(part, floating and number == 0, lower[:size], narrow[:size])
                 # Several times as quick as operations on words of two widths.
-                np.copyto(next_ if number else words, part[0] if len(part) == 1 else narrow[:size])
-                if number:
-                    np.multiply(words, words.dtype.type(1 << 16), out=words)
-                    np.bitwise_or(words, next_, out=piece if number == len(parts) - 1 else words)
+                digit = part[0] if len(part) == 1 else narrow[:size]
+                if not number:
+                    np.copyto(words, digit)
+                    continue
+                into = next_ if number < len(parts) - 1 else piece
+                np.left_shift(words, words.dtype.type(16), out=words)
+                np.copyto(into, digit)
+                np.bitwise_or(words, into, out=words if into is next_ else piece)
 
 
 def _encode_chunk(words: np.ndarray, floating: bool, found: list[_Ways]) -> Iterator[bytes | memoryview]:

@@ -187,8 +187,8 @@ for index in range(20):
 
 def test_nothing_private_is_kept(monkeypatch):
     home = str(Path.home())
-    assert clean(f"secateur run {home}/work/r.toml --set model.weights={home}/w.pt") == (
-        "secateur run ~/work/r.toml --set model.weights=~/w.pt"
+    assert clean(f"secateur run {home}/recipes/r.toml --set model.weights={home}/w.pt") == (
+        "secateur run ~/recipes/r.toml --set model.weights=~/w.pt"
     )
     assert clean("HF_TOKEN=hf_secret run") == "HF_TOKEN=*** run"
     assert clean("--api-key sk-123 x") == "--api-key *** x"

@@ -121,6 +121,17 @@ class Codebook:
         return self.indices.long() + self.low
 
     @property
+    def bound(self) -> str | None:
+        """What keeps its values from being moved one by one; None where nothing does.
+
+        >>> Codebook.uniform("fc.weight", step=0.5, integers=torch.tensor([1])).bound
+        'uniform steps'
+        """
+        if self.step is not None:
+            return "uniform steps"
+        return "a codebook per channel" if self.axis is not None else None
+
+    @property
     def zero(self) -> int | None:
         """The index of the first value that is exactly 0.0, or None."""
         found = torch.nonzero(self.values == 0).flatten()

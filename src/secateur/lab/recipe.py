@@ -384,9 +384,8 @@ def _validate(cls: type[Any], table: Mapping[str, Any], source: str) -> Any:
         if first["type"] == "extra_forbidden":
             where, key = (place[0] if len(place) > 1 else "recipe"), place[-1]
             inner: Any = cls.model_fields[place[0]].annotation if len(place) > 1 else cls
-            inner = next(
-                (kind for kind in get_args(inner) if kind is not type(None)), inner
-            )  # a table or none
+            # Of "a table or none", the table.
+            inner = next((kind for kind in get_args(inner) if kind is not type(None)), inner)
             raise RecipeError(
                 f"{source}: [{where}] has no key {key!r}: {near(key, inner.model_fields)}"
             ) from None

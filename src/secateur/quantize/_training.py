@@ -183,10 +183,9 @@ class Training:
                 f"rate: a price of bits ({rate:g}) moves weights between values; give remake_every= too"
             )
         for name, book in codebooks.items():
-            if book.step is not None or book.axis is not None:
-                kind = "uniform steps" if book.step is not None else "a codebook per channel"
+            if book.bound:
                 raise OptionError(
-                    f"{name}: {kind} cannot be trained; share with method='kmeans' and per='tensor', "
+                    f"{name}: {book.bound} cannot be trained; share with method='kmeans' and per='tensor', "
                     "'model' or groups"
                 )
         self.model = model

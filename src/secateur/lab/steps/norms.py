@@ -82,10 +82,9 @@ class Norms(Base):
     def _round(self, state: State, bits: int) -> None:
         """The model's shared weights and their codebooks, with values of so many bits."""
         for name, book in state.codebooks.items():
-            if book.step is not None or book.axis is not None:
-                kind = "uniform steps" if book.step is not None else "a codebook per channel"
+            if book.bound:
                 raise OptionError(
-                    f"step {self.label!r}: {name}: {kind} cannot be rounded; leave codebook_bits out"
+                    f"step {self.label!r}: {name}: {book.bound} cannot be rounded; leave codebook_bits out"
                 )
         tensors, _ = round_books(state.model.state_dict(), state.codebooks, bits)
         state.model.load_state_dict(tensors)

@@ -71,7 +71,7 @@ class _Refine(TrainBase):
         books = {
             name: book
             for name, book in state.codebooks.items()
-            if book.step is None and book.axis is None and len(book.values) > int(book.reserved)
+            if not book.bound and len(book.values) > int(book.reserved)
         }
         if not books:
             raise NothingToDoError(

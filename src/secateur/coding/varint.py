@@ -68,11 +68,15 @@ class Reader:
 
     def take(self, count: int) -> memoryview:
         """The next `count` bytes."""
+        self.skip(count)
+        return self.data[self.at - count : self.at]
+
+    def skip(self, count: int) -> None:
+        """Go on behind the next `count` bytes."""
         if count > self.left:
             missing = count - self.left
             raise self.fail(f"expected {missing} more byte{'s' if missing > 1 else ''}, found the end")
         self.at += count
-        return self.data[self.at - count : self.at]
 
     def byte(self) -> int:
         """The next byte as a number."""

@@ -19,10 +19,11 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
-from typing import BinaryIO
+from typing import Protocol
 
 from secateur.coding import varint
 from secateur.coding.indices import Memory
@@ -106,6 +107,8 @@ MOST_NAME = 4096  # bytes of a name
 MOST_DIMS = 32
 FREE_BYTES = 1 << 25  # decoded bytes any file may ask for ...
 BYTES_PER_BYTE = 4096  # ... and how many more each of its own bytes allows
+_BLOCK = 1 << 20  # bytes read at a time for their checksum
+_SHORT = 16  # bytes of a part that is a number
 SECTION_SIZE = 1 << 22  # a writer closes a section of tensors when it decodes to this many bytes
 
 
@@ -182,6 +185,41 @@ class _Section:
     length: int
 
 
+class _File(Protocol):
+    """What is asked of an open file."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...
+    def read(self, size: int = -1, /) -> bytes: ...
+    def readinto(self, buffer: memoryview, /) -> int: ...
+
+
+class _Skimming(varint.Reader):
+    """A section read out of the file as far as it is asked for: of a part longer than a number, nothing."""
+
+    def __init__(self, file: _File, start: int, length: int, what: str):
+        super().__init__(b"", what, start)
+        self._file, self._length = file, length
+
+    @property
+    def left(self) -> int:
+        return self._length - self.at
+
+    def take(self, count: int) -> memoryview:
+        self.skip(count)
+        self._file.seek(self.base + self.at - count)
+        found = self._file.read(count)
+        if len(found) < count:
+            raise self.fail("the file got shorter while it was read")
+        return memoryview(found)
+
+    def part(self, of: str = "a part") -> memoryview:
+        length = self.varint(self.left, f"the length of {of}")
+        if length <= _SHORT:
+            return self.take(length)
+        self.skip(length)
+        return memoryview(b"")
+
+
 @dataclass
 class Archive:
     """A .sct file opened for reading: every section is checked before anything in it is believed.
@@ -189,7 +227,7 @@ class Archive:
     `names_from` supplies names, dtypes and shapes to a file that was written without them.
     """
 
-    file: BinaryIO
+    file: _File
     names_from: Sequence[Entry] | None = None
     size: int = 0
     version: int = VERSION
@@ -200,7 +238,9 @@ class Archive:
     named: bool = True
     folded: bool = False
     numbers: bytes | None = None
-    _starts: dict[int, tuple[int, int]] = field(default_factory=dict)
+    _room: bytearray = field(
+        default_factory=lambda: bytearray(_BLOCK), repr=False
+    )  # the same for every block
 
     def __post_init__(self) -> None:
         self.size = self.file.seek(0, os.SEEK_END)
@@ -259,11 +299,13 @@ class Archive:
         self.file.seek(start)
         left = length
         while left:
-            block = self.file.read(min(left, 1 << 22))
-            if not block:
+            block = memoryview(self._room)[: min(left, _BLOCK)]
+            count = self.file.readinto(block)
+            if not count:
                 raise FormatError(f"byte {at}: the {name} section could not be read to its end")
+            block = block[:count]
             crc = zlib.crc32(block, crc)
-            left -= len(block)
+            left -= count
             if kind in (HEAD, TEXT, NUMBERS, END):
                 payload += block
         if self.file.read(4) != crc.to_bytes(4, "little"):
@@ -321,6 +363,16 @@ class Archive:
 
     def __iter__(self) -> Iterator[Record]:
         """The records in order, a section in memory at a time; limits are checked before decoding."""
+        return self._walk(
+            lambda one: varint.Reader(self._read(one.start, one.length), "tensors section", one.start)
+        )
+
+    @cached_property
+    def heads(self) -> list[Record]:
+        """The records without their long parts, which are not read for it: what there is, and what equals what."""
+        return list(self._walk(lambda one: _Skimming(self.file, one.start, one.length, "tensors section")))
+
+    def _walk(self, opened: Callable[[_Section], varint.Reader]) -> Iterator[Record]:
         if not self.named and self.names_from is not None and len(self.names_from) != self._expected:
             raise FormatError("the number of tensors differs from the model's")
         index, decoded = 0, 0
@@ -328,9 +380,7 @@ class Archive:
         for number, section in enumerate(self.sections):
             if section.kind != TENSORS:
                 continue
-            reader = varint.Reader(
-                self._read(section.start, section.length), "tensors section", section.start
-            )
+            reader = opened(section)
             last = b""
             memory = Memory(self.version)
             for _ in range(reader.varint(reader.left, "the number of tensors in a section")):

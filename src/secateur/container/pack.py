@@ -220,8 +220,8 @@ def unpack(
 ) -> Packed:
     """A .sct file as .safetensors; what was packed without loss from .safetensors has its bytes again.
 
-    More `workers` decode beside each other: threads what is packed losslessly, processes what is shared (which
-    pays from some ten million weights on).
+    More `workers` decode beside each other: threads what is packed losslessly, processes what is shared (which take
+    two or three seconds to start, and pay where there are tens of millions of weights).
     """
     _check_workers(workers)
     with open(path_in, "rb") as source:
@@ -231,7 +231,7 @@ def unpack(
                 f"{path_in}: the file leaves its names to a model; load it with sc.load(..., into=model) "
                 f"instead"
             )
-        entries = [record.entry for record in archive]
+        entries = [record.entry for record in archive.heads]
         header = _read_header(archive, entries)
         total, done = sum(entry.nbytes for entry in entries), 0
         with replacing(path_out) as file:

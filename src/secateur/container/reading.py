@@ -52,7 +52,7 @@ def words_of(archive: sct.Archive, workers: int = 1) -> Iterator[_Words]:
     """
     content = 0
     kept: dict[int, np.ndarray | None] = {}
-    for record in archive:
+    for record in archive.heads:
         if record.method == sct.SAME:
             kept[tensors.same_as(record)] = None
     lanes = Lanes([]) if archive.numbers is None else Lanes.read(archive.numbers)

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from secateur.container import crew, reading
 from secateur.container import format as sct
-from secateur.container import reading
 from secateur.container.archive import load, save
 from secateur.container.crew import Crew
 from secateur.container.inspection import inspect
@@ -184,6 +184,26 @@ def test_processes_read_shared_tensors_a_section_each(
     assert asked.count((True, "_section")) == 2
     for name in ("few", "two"):
         assert (tmp_path / f"{name}.safetensors").read_bytes() == (tmp_path / "one.safetensors").read_bytes()
+
+
+def test_as_many_workers_as_pay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file({"w": torch.randn(300, 300)}, tmp_path / "a.safetensors")
+    crews = []
+    opened = Crew.__init__
+    monkeypatch.setattr(Crew, "__init__", lambda self, count: crews.append(count) or opened(self, count))
+    monkeypatch.setattr(crew, "cores", lambda: 5)
+
+    def both(name: str) -> bytes:
+        pack(tmp_path / "a.safetensors", tmp_path / f"{name}.sct", lossless=True, workers=None)
+        unpack(tmp_path / f"{name}.sct", tmp_path / "b.safetensors", workers=None)
+        assert (tmp_path / "b.safetensors").read_bytes() == (tmp_path / "a.safetensors").read_bytes()
+        return (tmp_path / f"{name}.sct").read_bytes()
+
+    small = both("small")
+    assert crews == []  # 360,000 bytes are one worker's
+    monkeypatch.setattr(crew, "_WORTH", 360_000)
+    assert both("large") == small
+    assert crews == [5, 5]
 
 
 def test_what_a_process_finds_wrong_is_said_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,14 +58,13 @@ def pack(
     ] = False,
     fast: Annotated[bool, typer.Option("--fast", help="The quick coder: a somewhat larger file.")] = False,
     workers: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--workers",
             min=1,
-            help="Share the coding; the bytes are the same. Pays from some million weights on (with --bits, "
-            "processes that take seconds to start).",
+            help="Share the coding; the bytes are the same. Default: all processors for a large file, else 1.",
         ),
-    ] = 1,
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -89,11 +88,13 @@ def unpack(
     source: _Sct,
     target: Annotated[Path, typer.Argument(help="The .safetensors file to write.", show_default=False)],
     workers: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "--workers", min=1, help="Threads for what is packed losslessly, processes for what is shared."
+            "--workers",
+            min=1,
+            help="Threads for what is packed losslessly, processes for what is shared. Default: as for pack.",
         ),
-    ] = 1,
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,

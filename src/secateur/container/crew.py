@@ -12,9 +12,29 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
-__all__ = ["Crew"]
+from secateur.core.processors import cores
+from secateur.errors import OptionError
+
+__all__ = ["Crew", "hands"]
 
 _Result = TypeVar("_Result")
+
+
+_WORTH = 64 << 20  # bytes of tensors from which several are worth their start
+_MOST = 8  # each has a section in memory
+
+
+def hands(workers: int | None, nbytes: int) -> int:
+    """How many workers there are to be for so many bytes of tensors; None stands for as many as pay.
+
+    >>> hands(3, 1000), hands(None, 1000)
+    (3, 1)
+    """
+    if workers is None:
+        return min(cores(), _MOST) if nbytes >= _WORTH else 1
+    if workers < 1:
+        raise OptionError(f"workers: expected at least 1, got {workers}")
+    return workers
 
 
 class Crew:

@@ -29,7 +29,7 @@ from secateur.coding.indices import Memory
 from secateur.container import format as sct
 from secateur.container import tensors
 from secateur.container.checkpoint import Checkpoint, canonical_header, open_checkpoint
-from secateur.container.crew import Crew
+from secateur.container.crew import Crew, hands
 from secateur.container.reading import words_of
 from secateur.container.writer import Writer
 from secateur.core.files import replacing
@@ -66,7 +66,7 @@ def pack(
     fast: bool = False,
     progress: Progress | None = None,
     method: str = "kmeans",
-    workers: int = 1,
+    workers: int | None = 1,
 ) -> Packed:
     """A .safetensors or .pt checkpoint as a .sct file.
 
@@ -78,13 +78,14 @@ def pack(
     More `workers` share the coding, a section of about four megabytes at a time, and write the same bytes: threads
     for tensors that are packed losslessly, processes for those of few distinct values, which take a hundred times
     as long. Processes cost two or three seconds to start: below some eight million weights one worker is as
-    quick. (As with all of Python's processes, a script that asks for them needs `if __name__ == "__main__":`.)
+    quick. None takes as many as there are processors, where there are tensors enough for that. (As with all of
+    Python's processes, a script that asks for them needs `if __name__ == "__main__":`.)
     """
     if lossless and bits is not None:
         raise OptionError(f"lossless and bits={bits} exclude each other; choose one")
     if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8):
         raise OptionError(f"bits: expected a whole number from 1 to 8, got {bits!r}")
-    _check_workers(workers)
+    hands(workers, 0)
     job = _Job("fast" if fast else "mixed", bits, method)
     done = 0
     with open_checkpoint(path_in) as checkpoint, replacing(path_out) as file:
@@ -97,7 +98,7 @@ def pack(
         writer = Writer(file)
         if checkpoint.header is not None:
             _write_header(writer, checkpoint.header, checkpoint.entries, checkpoint.metadata)
-        for entry, words, way in _encoded(checkpoint, job, writer, workers):
+        for entry, words, way in _encoded(checkpoint, job, writer, hands(workers, total)):
             writer.add(entry, np.ascontiguousarray(words).data, *way)
             done += entry.nbytes
             if progress is not None:
@@ -216,14 +217,14 @@ def unpack(
     path_in: str | os.PathLike[str],
     path_out: str | os.PathLike[str],
     progress: Progress | None = None,
-    workers: int = 1,
+    workers: int | None = 1,
 ) -> Packed:
     """A .sct file as .safetensors; what was packed without loss from .safetensors has its bytes again.
 
     More `workers` decode beside each other: threads what is packed losslessly, processes what is shared (which take
-    two or three seconds to start, and pay where there are tens of millions of weights).
+    two or three seconds to start, and pay where there are tens of millions of weights). None as for `pack`.
     """
-    _check_workers(workers)
+    hands(workers, 0)
     with open(path_in, "rb") as source:
         archive = sct.Archive(source)
         if not archive.named:
@@ -236,18 +237,13 @@ def unpack(
         total, done = sum(entry.nbytes for entry in entries), 0
         with replacing(path_out) as file:
             file.write(len(header).to_bytes(8, "little") + header)
-            for record, words in words_of(archive, workers):
+            for record, words in words_of(archive, hands(workers, total)):
                 file.write(np.ascontiguousarray(words.astype(words.dtype.newbyteorder("<"), copy=False)).data)
                 done += record.entry.nbytes
                 if progress is not None:
                     progress(done, total, record.entry.name)
             size = file.tell()
     return Packed(Path(path_out), size, archive.size, len(entries))
-
-
-def _check_workers(workers: int) -> None:
-    if workers < 1:
-        raise OptionError(f"workers: expected at least 1, got {workers}")
 
 
 def _read_header(archive: sct.Archive, entries: list[sct.Entry]) -> bytes:

@@ -19,6 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from secateur.core.processors import cores
+
 __all__ = ["clean", "clean_plain", "command", "fingerprint", "hardware", "versions", "visible"]
 
 _PACKAGES = (
@@ -93,13 +95,6 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def _cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 @lru_cache(maxsize=1)
 def hardware() -> dict[str, Any]:
     """Processor, cores, memory, graphics processors, operating system. Never the machine's name.
@@ -117,7 +112,7 @@ def hardware() -> dict[str, Any]:
         gpus = [f"Apple MPS ({platform.machine()})"]
     return {
         "cpu": _cpu(),
-        "cores": _cores(),
+        "cores": cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": gpus,
         "system": f"{platform.system()} {platform.machine()}",

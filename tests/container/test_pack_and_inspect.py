@@ -89,7 +89,8 @@ def test_bits_share_the_weights(bits: int, tmp_path: Path) -> None:
 def test_a_pt_file_is_read_with_weights_only(tmp_path: Path) -> None:
     state = {"model": {"a.weight": torch.randn(30, 20)}, "epoch": 3, "moments": [torch.ones(5)]}
     torch.save(state, tmp_path / "a.pt")
-    pack(tmp_path / "a.pt", tmp_path / "a.sct", lossless=True)
+    packed = pack(tmp_path / "a.pt", tmp_path / "a.sct", lossless=True)
+    assert packed.left_out == ("epoch",)
     back = load(tmp_path / "a.sct")
     assert list(back) == ["model.a.weight", "moments.0"]
     assert torch.equal(back["model.a.weight"], state["model"]["a.weight"])
@@ -97,7 +98,37 @@ def test_a_pt_file_is_read_with_weights_only(tmp_path: Path) -> None:
 
 def test_a_pt_file_with_code_is_refused(tmp_path: Path) -> None:
     torch.save({"f": os.getcwd}, tmp_path / "a.pt")
-    with pytest.raises(DataError, match="weights_only"):
+    with pytest.raises(
+        DataError, match=r"weights_only \(it holds a (posix|nt)\.getcwd, and to make one would run"
+    ):
+        pack(tmp_path / "a.pt", tmp_path / "a.sct")
+    assert not (tmp_path / "a.sct").exists()
+
+
+def test_a_pt_file_from_before_zip_archives(tmp_path: Path) -> None:
+    torch.save({"w": torch.arange(6.0)}, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+    pack(tmp_path / "a.pt", tmp_path / "a.sct")
+    assert torch.equal(load(tmp_path / "a.sct")["w"], torch.arange(6.0))
+    (tmp_path / "b.pt").write_bytes(b"junk" * 99)
+    with pytest.raises(
+        DataError, match=r"b\.pt: could not be read with weights_only \(\w+Error: .*save its state"
+    ):
+        pack(tmp_path / "b.pt", tmp_path / "b.sct")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.eye(3).to_sparse(), r"'s': layout torch\.sparse_coo cannot be stored; .*to_dense\(\)"),
+        (torch.empty(3, device="meta"), "'s': lies on the meta device and has no values"),
+        (torch.zeros(2, dtype=torch.complex128), r"'s': dtype torch\.complex128 cannot be stored"),
+    ],
+)
+def test_tensors_that_a_file_has_no_place_for(tmp_path: Path, tensor: torch.Tensor, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        save({"s": tensor}, tmp_path / "a.sct")
+    torch.save({"s": tensor}, tmp_path / "a.pt")
+    with pytest.raises(OptionError, match=message):
         pack(tmp_path / "a.pt", tmp_path / "a.sct")
     assert not (tmp_path / "a.sct").exists()
 

@@ -76,12 +76,21 @@ def pack(
         done = write(source, target, bits=bits, lossless=lossless, fast=fast, progress=told, workers=workers)
     if json:
         print_json(
-            {"file": str(done.path), "bytes": done.size, "source_bytes": done.source, "ratio": done.ratio}
+            {
+                "file": str(done.path),
+                "bytes": done.size,
+                "source_bytes": done.source,
+                "ratio": done.ratio,
+                "left_out": list(done.left_out),
+            }
         )
         return
     print(
         f"{done.path}: {done.size:,} bytes from {done.source:,} ({done.ratio:.2f}x), {done.tensors} tensors"
     )
+    if done.left_out:
+        first, more = ", ".join(done.left_out[:3]), len(done.left_out) - 3
+        print(f"left out, being no tensors: {first}{f' and {more} more' if more > 0 else ''}")
 
 
 def unpack(

@@ -41,6 +41,12 @@ _SPELLED = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 def entry_of(name: str, tensor: torch.Tensor) -> Entry:
     """Name, dtype and shape of a tensor as the file writes them."""
+    if tensor.layout is not torch.strided:
+        raise OptionError(
+            f"tensor {name!r}: layout {tensor.layout} cannot be stored; make it dense first: tensor.to_dense()"
+        )
+    if tensor.is_meta:
+        raise OptionError(f"tensor {name!r}: lies on the meta device and has no values; load them first")
     if tensor.dtype not in _SPELLED:
         raise OptionError(
             f"tensor {name!r}: dtype {tensor.dtype} cannot be stored; convert it to one of "

@@ -16,6 +16,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +42,7 @@ class Checkpoint:
     words: Callable[[int], np.ndarray]
     header: bytes | None  # of a safetensors file, as it stands
     metadata: Mapping[str, str]
+    left_out: tuple[str, ...] = ()  # names of values that are no tensors
 
 
 @contextlib.contextmanager
@@ -120,30 +123,39 @@ def _torch(path: Path) -> Checkpoint:
     from secateur.container.arrays import entry_of, to_words
 
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # Only what torch saves since 1.6 can be mapped; before, it was no zip archive.
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # unpickling errors have no common class
         raise DataError(
-            f"{path}: could not be read with weights_only ({type(error).__name__}: {str(error)[:200]}); save "
-            f"its state "
-            "dict: torch.save(model.state_dict(), ...)"
+            f"{path}: could not be read with weights_only ({_reason(error)}); save its state dict: "
+            "torch.save(model.state_dict(), ...)"
         ) from None
-    tensors = dict(_tensors(loaded, ""))
+    values = dict(_values(loaded, ""))
+    tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+    left_out = tuple(name for name in values if name not in tensors)
     if not tensors:
         raise DataError(f"{path}: holds no tensor")
     entries = [entry_of(name, tensor) for name, tensor in tensors.items()]
     return Checkpoint(
-        path, entries, lambda i: to_words(entries[i].name, tensors[entries[i].name])[1], None, {}
+        path, entries, lambda i: to_words(entries[i].name, tensors[entries[i].name])[1], None, {}, left_out
     )
 
 
-def _tensors(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    import torch
+def _reason(error: Exception) -> str:
+    """Why torch refuses a file, in a few words."""
+    needed = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if needed:
+        return f"it holds a {needed[1]}, and to make one would run code from the file"
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else 'no reason given'}"
 
-    if isinstance(value, torch.Tensor):
-        yield prefix or "tensor", value
-    elif isinstance(value, Mapping):
+
+def _values(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Whatever lies in nested mappings and lists, by its way there."""
+    if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _tensors(inner, f"{prefix}.{key}" if prefix else str(key))
+            yield from _values(inner, f"{prefix}.{key}" if prefix else str(key))
     elif isinstance(value, (list, tuple)):
         for number, inner in enumerate(value):
-            yield from _tensors(inner, f"{prefix}.{number}" if prefix else str(number))
+            yield from _values(inner, f"{prefix}.{number}" if prefix else str(number))
+    else:
+        yield prefix or "tensor", value

@@ -45,12 +45,15 @@ _SAMPLE = 4096  # words looked at to tell whether a tensor has few distinct ones
 
 @dataclass(frozen=True)
 class Packed:
-    """What `pack` or `unpack` did: the file written, its bytes, and the bytes of the file read."""
+    """What `pack` or `unpack` did: the file written, its bytes, and the bytes of the file read; and what a .pt file
+    held besides tensors, which no .sct file does.
+    """
 
     path: Path
     size: int
     source: int
     tensors: int
+    left_out: tuple[str, ...] = ()
 
     @property
     def ratio(self) -> float:
@@ -104,8 +107,8 @@ def pack(
             if progress is not None:
                 progress(done, total, entry.name)
         writer.finish()
-        count = len(checkpoint.entries)
-    return Packed(Path(path_out), writer.written, Path(path_in).stat().st_size, count)
+        count, left_out = len(checkpoint.entries), checkpoint.left_out
+    return Packed(Path(path_out), writer.written, Path(path_in).stat().st_size, count, left_out)
 
 
 _Way = tuple[int, list[bytes]]

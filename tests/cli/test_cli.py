@@ -364,3 +364,21 @@ def test_completion_knows_the_verbs():
         check=False,
     )
     assert done.stdout.split() == ["sweep"]
+
+
+def test_what_the_system_refuses_is_no_fault_of_ours(secateur, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", str(tmp_path / "a.part"))
+
+    monkeypatch.setattr("secateur.container.pack.pack", full)
+    code, _, err = secateur("pack", "a.safetensors", "a.sct")
+    told = f"error: {tmp_path / 'a.part'}: No space left on device; --debug shows what was being done\n"
+    assert (code, err) == (1, told)
+
+
+def test_pack_names_what_it_left_out(secateur, tmp_path):
+    torch.save({"w": torch.eye(4), "epoch": 3, "args": {"lr": 0.1, "k": [1, 2]}}, tmp_path / "a.pt")
+    _, out, _ = secateur("pack", "a.pt", "a.sct")
+    assert out.splitlines()[1] == "left out, being no tensors: epoch, args.lr, args.k.0 and 1 more"
+    told = json.loads(secateur("pack", "a.pt", "a.sct", "--json")[1])
+    assert told["left_out"] == ["epoch", "args.lr", "args.k.0", "args.k.1"]

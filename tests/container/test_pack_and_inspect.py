@@ -133,6 +133,27 @@ def test_tensors_that_a_file_has_no_place_for(tmp_path: Path, tensor: torch.Tens
     assert not (tmp_path / "a.sct").exists()
 
 
+def test_places_that_nothing_can_be_written_to(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "a.safetensors")
+    before = (tmp_path / "a.safetensors").read_bytes()
+    pack(tmp_path / "a.safetensors", tmp_path / "a.sct")
+    packed = (tmp_path / "a.sct").read_bytes()
+    (tmp_path / "link").symlink_to(tmp_path / "a.safetensors")
+    for verb, source, target, message in (
+        (pack, "a.safetensors", "a.safetensors", "is the very file to read; name another one"),
+        (pack, "a.safetensors", "link", "is the very file to read"),
+        (unpack, "a.sct", "a.sct", "is the very file to read"),
+        (pack, "a.safetensors", "none/a.sct", "there is no folder .*none; create it first"),
+        (unpack, "a.sct", "none/a.safetensors", "there is no folder"),
+        (pack, "a.safetensors", ".", "is a folder; name a file in it"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            verb(tmp_path / source, tmp_path / target)
+    assert (tmp_path / "a.safetensors").read_bytes() == before
+    assert (tmp_path / "a.sct").read_bytes() == packed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "a.sct", "link"]
+
+
 def test_wrong_inputs(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         pack(tmp_path / "a.safetensors", tmp_path / "a.sct")

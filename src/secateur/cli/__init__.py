@@ -32,6 +32,9 @@ def main() -> None:
         # Whoever read our output has gone; silence the interpreter's own complaint about it, too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:  # a full disk, a file that may not be read
+        where = f"{error.filename}: " if error.filename else ""
+        _leave(f"{where}{error.strerror or error}; --debug shows what was being done", 1)
     except Exception as error:
         _leave(
             f"unexpected {type(error).__name__}: {error}. This is a fault of secateur or of the model's own "

@@ -91,7 +91,7 @@ def pack(
     hands(workers, 0)
     job = _Job("fast" if fast else "mixed", bits, method)
     done = 0
-    with open_checkpoint(path_in) as checkpoint, replacing(path_out) as file:
+    with open_checkpoint(path_in) as checkpoint, replacing(path_out, source=path_in) as file:
         if bits is not None and not any(map(_sharable, checkpoint.entries)):
             raise NothingToDoError(
                 f"{path_in}: no float tensor with two axes and {_LEAST_SHARED} weights to share; leave bits "
@@ -238,7 +238,7 @@ def unpack(
         entries = [record.entry for record in archive.heads]
         header = _read_header(archive, entries)
         total, done = sum(entry.nbytes for entry in entries), 0
-        with replacing(path_out) as file:
+        with replacing(path_out, source=path_in) as file:
             file.write(len(header).to_bytes(8, "little") + header)
             for record, words in words_of(archive, hands(workers, total)):
                 file.write(np.ascontiguousarray(words.astype(words.dtype.newbyteorder("<"), copy=False)).data)

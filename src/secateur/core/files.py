@@ -20,14 +20,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from secateur.errors import OptionError
+
 __all__ = ["beside", "replacing", "write_whole"]
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A file open for writing that takes the name `path` when the block ends well, and vanishes else."""
+def replacing(
+    path: str | os.PathLike[str], source: str | os.PathLike[str] | None = None
+) -> Iterator[BinaryIO]:
+    """A file open for writing that takes the name `path` when the block ends well, and vanishes else; it may not be the
+    name of its `source`.
+    """
     path = Path(path)
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent or None)
+    _check_target(path)
+    if source is not None and path.exists() and path.samefile(source):
+        raise OptionError(f"{path}: is the very file to read; name another one to write")
+    try:
+        handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    except OSError as error:
+        raise OptionError(
+            f"{path}: nothing can be written beside it ({error.strerror}); name a file in a folder of yours"
+        ) from None
     try:
         with os.fdopen(handle, "w+b") as file:
             yield file
@@ -53,6 +67,7 @@ def beside(path: str | os.PathLike[str]) -> Iterator[Path]:
     ('.onnx', ['a.onnx'])
     """
     path = Path(path)
+    _check_target(path)
     scratch = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.part{path.suffix}")
     try:
         yield scratch
@@ -76,6 +91,20 @@ def write_whole(path: Path, data: bytes) -> Path:
         file.write(data)
     _sync_folder(path.parent)
     return path
+
+
+def _check_target(path: Path) -> None:
+    """Raise where no file can take this name, before any work is done for it.
+
+    >>> _check_target(Path("no/such/folder/a.bin"))
+    Traceback (most recent call last):
+    ...
+    secateur.errors.OptionError: no/such/folder/a.bin: there is no folder no/such/folder; create it first
+    """
+    if path.is_dir():
+        raise OptionError(f"{path}: is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise OptionError(f"{path}: there is no folder {path.parent}; create it first")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import types
 
@@ -179,6 +180,30 @@ def make(width: int = 3, **options):
 
 
 not_a_model = 7
+
+
+def test_a_function_in_the_folder_at_hand(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
+    before = list(sys.path)
+    with pytest.raises(
+        UnknownNameError, match="no module 'in_this_folder' on the import path or in this folder"
+    ):
+        models.build("in_this_folder:net")
+    assert sys.path == before
+    (tmp_path / "beside_it.py").write_text("import torch\nnet = torch.nn.Identity\n")
+    (tmp_path / "in_this_folder.py").write_text(
+        "def net():\n    import beside_it\n    return beside_it.net()\n"
+    )
+    importlib.invalidate_caches()
+    try:
+        assert isinstance(models.build("in_this_folder:net"), torch.nn.Identity)
+        (tmp_path / "lacking.py").write_text("import no_such_thing_at_all\n")
+        with pytest.raises(UnknownNameError, match="no module 'no_such_thing_at_all'"):
+            models.build("lacking:net")
+    finally:
+        for name in ("in_this_folder", "beside_it"):
+            sys.modules.pop(name, None)
 
 
 def test_a_function_of_ones_own(monkeypatch):

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
+import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -125,6 +127,22 @@ def build(library: str, name: str, options: dict[str, Any]) -> nn.Module:
     return _BUILDERS[library](name, dict(options))
 
 
+def _imported(name: str) -> ModuleType:
+    """The module of that name; Python looks in a script's own folder, and so does a command in the one it is run in."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        here = os.getcwd()
+        if here in sys.path or error.name not in (name, name.partition(".")[0]):
+            raise
+    sys.path.append(here)  # last, so that it hides nothing
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        sys.path.remove(here)
+        raise
+
+
 def call(reference: str, options: dict[str, Any]) -> nn.Module:
     """The model that `package.module:function` returns when called with the options.
 
@@ -135,10 +153,10 @@ def call(reference: str, options: dict[str, Any]) -> nn.Module:
     """
     module_name, _, attribute = reference.partition(":")
     try:
-        module = importlib.import_module(module_name)
+        module = _imported(module_name)
     except ModuleNotFoundError as error:
         raise UnknownNameError(
-            f"model {reference!r}: no module {error.name!r} on the import path; expected "
+            f"model {reference!r}: no module {error.name!r} on the import path or in this folder; expected "
             "package.module:function, with the package installed or its folder in PYTHONPATH"
         ) from error
     maker: Any = module

@@ -28,7 +28,7 @@ import numpy as np
 from secateur.container.format import DTYPES, Entry
 from secateur.errors import DataError
 
-__all__ = ["Checkpoint", "canonical_header", "open_checkpoint"]
+__all__ = ["Checkpoint", "canonical_header", "open_checkpoint", "read_pt"]
 
 _MOST_HEADER = 100 << 20
 
@@ -117,20 +117,26 @@ def _safetensors(path: Path, file: BinaryIO) -> Checkpoint:
     return Checkpoint(path, found, words, header, metadata)
 
 
-def _torch(path: Path) -> Checkpoint:
+def read_pt(path: Path) -> Any:
+    """What `torch.save` wrote, tensors on the CPU; without running code from the file."""
     import torch
-
-    from secateur.container.arrays import entry_of, to_words
 
     try:
         # Only what torch saves since 1.6 can be mapped; before, it was no zip archive.
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # unpickling errors have no common class
         raise DataError(
             f"{path}: could not be read with weights_only ({_reason(error)}); save its state dict: "
             "torch.save(model.state_dict(), ...)"
         ) from None
-    values = dict(_values(loaded, ""))
+
+
+def _torch(path: Path) -> Checkpoint:
+    import torch
+
+    from secateur.container.arrays import entry_of, to_words
+
+    values = dict(_values(read_pt(path), ""))
     tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
     left_out = tuple(name for name in values if name not in tensors)
     if not tensors:

@@ -13,16 +13,19 @@ tensor([[1., 1.]], requires_grad=True)
 from __future__ import annotations
 
 import os
-import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from secateur.container.checkpoint import read_pt
 from secateur.errors import FormatError, MaskMismatchError, near
 
 __all__ = ["find_weights", "load_weights", "read_weights"]
+
+_WRAPPERS = ("module.", "_orig_mod.")
 
 
 def find_weights(path: str | os.PathLike[str]) -> Path:
@@ -51,14 +54,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         except SafetensorError as error:
             raise FormatError(f"{path}: expected a safetensors file, got something else ({error})") from error
     else:
-        try:
-            found = torch.load(where, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise FormatError(
-                f"{path}: expected a state dict saved by torch.save, holding tensors only ({reason}); save "
-                "model.state_dict(), not the model"
-            ) from error
+        found = read_pt(where)
         for key in ("state_dict", "model"):
             if isinstance(found, dict) and isinstance(found.get(key), dict):
                 found = found[key]
@@ -68,14 +64,16 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Put a file's weights into a model; names and shapes must be the model's own."""
+    """Put a file's weights into a model; names and shapes must be the model's own, but for what DataParallel and
+    `torch.compile` put before all names.
+    """
     if Path(path).suffix == ".sct":
         from secateur.container.archive import load
 
         load(find_weights(path), into=model)
         return
-    tensors = read_weights(path)
     own = model.state_dict()
+    tensors = _unwrapped(read_weights(path), own)
     for name, tensor in tensors.items():
         if name not in own:
             raise MaskMismatchError(
@@ -95,3 +93,15 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
             "another model?"
         )
     model.load_state_dict(tensors)
+
+
+def _unwrapped(tensors: dict[str, torch.Tensor], own: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors by their names in the model itself.
+
+    >>> list(_unwrapped({"module._orig_mod.fc.weight": torch.zeros(1)}, {"fc.weight": None}))
+    ['fc.weight']
+    """
+    for prefix in _WRAPPERS * 2:  # either may have been around the other
+        if all(name.startswith(prefix) and name not in own for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors

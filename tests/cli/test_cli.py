@@ -177,6 +177,16 @@ def test_runs_show_export_and_gc(secateur):
         ),
         (["measure", "resnet20", "none.safetensors"], 1, "none.safetensors: no such file of weights"),
         (["explain", "resnet20", "--input", "1,x"], 2, "expected a shape of positive numbers"),
+        (
+            ["measure", "resnet20", "--input", "1,4,8,8"],
+            2,
+            "'resnet20' fails on an input of shape 1,4,8,8 (Run",
+        ),
+        (
+            ["export", "resnet20", "--out", "x.foo"],
+            2,
+            "x.foo: expected a name that ends in .csv, .parquet, .json",
+        ),
         (["inspect", "none.sct"], 1, "none.sct: no such file"),
         (["pack", "none.pt", "x.sct"], 1, "none.pt"),
     ],
@@ -382,3 +392,9 @@ def test_pack_names_what_it_left_out(secateur, tmp_path):
     assert out.splitlines()[1] == "left out, being no tensors: epoch, args.lr, args.k.0 and 1 more"
     told = json.loads(secateur("pack", "a.pt", "a.sct", "--json")[1])
     assert told["left_out"] == ["epoch", "args.lr", "args.k.0", "args.k.1"]
+
+
+def test_a_run_that_measures_nothing_says_so(secateur, tmp_path):
+    (tmp_path / "r.toml").write_text(RECIPE.split('[[step]]\nkind = "measure"')[0])
+    code, out, _ = secateur("run", "r.toml", "--quiet")
+    assert (code, out) == (0, "nothing was measured; a step of kind `measure` says what came out\n")

@@ -15,8 +15,11 @@ from secateur.cli import runs
 from secateur.cli.given import ModelOptions, Weights, example_of, model_of
 from secateur.cli.options import STORE, Debug, Example, Json, Seed, StoreFolder
 from secateur.cli.output import print_json, show_table
+from secateur.errors import OptionError
 
 __all__ = ["VERBS"]
+
+_TABLES, _MODELS = (".csv", ".parquet", ".json"), (".onnx", ".pt2")
 
 
 def export(
@@ -41,7 +44,12 @@ def export(
 ) -> None:
     """Write a run's measurements as CSV, Parquet or JSON, or a model (a run's last, or one by name) as .onnx or
     .pt2, checked against what PyTorch computes."""
-    if out.suffix not in (".onnx", ".pt2"):
+    if out.suffix not in (*_MODELS, *_TABLES):
+        raise OptionError(
+            f"{out}: expected a name that ends in {', '.join(_TABLES)} for measurements, or in "
+            f"{' or '.join(_MODELS)} for a model"
+        )
+    if out.suffix not in _MODELS:
         runs.export(which, out, store, debug)
         return
     from secateur.export import export as write

@@ -65,7 +65,16 @@ def example_of(name: str, model: nn.Module, shape: str | None, seed: int | None,
             sizes = []
         if not sizes or min(sizes) < 1:
             raise OptionError(f"--input {shape}: expected a shape of positive numbers, such as 1,3,224,224")
-        return torch.randn(sizes, generator=chance)
+        example = torch.randn(sizes, generator=chance)
+        try:
+            with torch.no_grad():
+                model(example)
+        except Exception as error:
+            raise OptionError(
+                f"model {name!r} fails on an input of shape {shape} ({type(error).__name__}: {error}); give another "
+                "--input, or see with --debug where it fails"
+            ) from error
+        return example
     found = models.input_shape(model)
     if found is not None:
         return torch.randn(batch, *found, generator=chance)

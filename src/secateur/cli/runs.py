@@ -113,7 +113,11 @@ def _carry_out(
     if json:
         print_json(tables.as_json(ran))
     else:
-        show_table(*tables.summary(ran.measurements, recipe.grid))
+        head, found = tables.summary(ran.measurements, recipe.grid)
+        if found:
+            show_table(head, found)
+        elif not ran.failures:
+            print("nothing was measured; a step of kind `measure` says what came out")
     if report is not None:
         page = _write_report(opened, ran.run, report)
         print(f"report: {page}", file=sys.stderr if json else sys.stdout)

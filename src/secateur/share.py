@@ -79,20 +79,21 @@ def share(
     ...
     secateur.errors.NothingToDoError: ...
     """
-    finder = _method(method, bits, start, options)
-    targets = select(model, only, skip, parameters)
+    check_rate(rate)
+    finder, targets, groups = prepared(
+        model, bits, start, method=method, per=per, only=only, skip=skip, parameters=parameters, **options
+    )
     named = dict(model.named_parameters(remove_duplicate=False))
     for target in targets:
         _check(target, named[target.name])
     kept = _kept_masks(model, targets, masks)
     books: dict[str, Codebook] = {}
-    for label, members in _groups(model, targets, per):
+    for label, members in groups:
         if per == "channel":
             books[label] = _per_channel(finder, members[0], named[label], kept.get(label), seed)
         else:
             books.update(_together(finder, label, members, named, kept, seed))
     books = {target.name: books[target.name] for target in targets}
-    check_rate(rate)
     if rate or importance:
         books = {
             name: _thrifty(book, named[name], kept.get(name), rate, importance)
@@ -126,6 +127,31 @@ def share(
     )
     shared.apply_(shared.model)
     return shared
+
+
+def prepared(
+    model: nn.Module,
+    bits: int | None = None,
+    start: str | quantize.starts.Base | None = None,
+    *,
+    method: str | quantize.Base = "kmeans",
+    per: Groups = "tensor",
+    only: Pattern | Sequence[Pattern] | None = None,
+    skip: Pattern | Sequence[Pattern] | None = None,
+    parameters: Pattern | Sequence[Pattern] | None = None,
+    **options: Any,
+) -> tuple[quantize.Base, Sequence[Target], list[tuple[str, list[Target]]]]:
+    """What `share` makes of its options before it looks at a weight: the method, the tensors, and who has one codebook
+    together.
+
+    >>> prepared(nn.Linear(3, 1), bits=9)
+    Traceback (most recent call last):
+    ...
+    secateur.errors.OptionError: bits of K-means: expected a whole number from 1 to 8, got 9
+    """
+    finder = _method(method, bits, start, options)
+    targets = select(model, only, skip, parameters)
+    return finder, targets, _groups(model, targets, per)
 
 
 def _method(

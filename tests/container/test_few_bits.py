@@ -138,7 +138,7 @@ def test_biases_in_few_bits(tmp_path):
 def test_what_cannot_be_is_refused(tmp_path):
     model = net()
     file = tmp_path / "m.sct"
-    with pytest.raises(OptionError, match="batch_norm: expected a number of bits from 2 to 12, got 1"):
+    with pytest.raises(OptionError, match="batch_norm: expected a whole number from 2 to 12, got 1"):
         save(model, file, batch_norm=1)
     shared = sc.share(model, bits=3)
     with pytest.raises(OptionError, match="codebook_bits: expected a whole number from 2 to 8, got 9"):

@@ -206,6 +206,31 @@ def test_one_trial_raises_its_own_error(tmp_path):
             "unknown schedule 'gradul': did you mean 'gradual'",
         ),
         (["model.weights=none.safetensors"], SecateurError, "no such file of weights"),
+        (
+            ["share.bits=9"],
+            OptionError,
+            "step 'share': bits of K-means: expected a whole number from 1 to 8, got 9",
+        ),
+        (["share.method=kmean"], OptionError, "'kmean': did you mean 'kmeans'"),
+        (["share.start=liner"], OptionError, "'liner': did you mean 'linear'"),
+        (["share.per=layer"], OptionError, "per: expected 'tensor', 'channel', 'model' or a list"),
+        (["share.per=['fc9']"], LookupError, "per: pattern 'fc9' matches no tensor"),
+        (["share.options={iteration=3}"], OptionError, "method 'kmeans' does not take the options"),
+        (["pack.names=fil"], OptionError, "names: expected 'file' or 'model', got 'fil'"),
+        (
+            ["pack.batch_norm=fp8"],
+            OptionError,
+            "batch_norm: expected None, 'fp32', 'fp16', 'bf16' or a number",
+        ),
+        (["pack.batch_norm=1"], OptionError, "batch_norm: expected a whole number from 2 to 12, got 1"),
+        (["pack.biases=13"], OptionError, "biases: expected a whole number from 2 to 12, got 13"),
+        (["pack.codebook_bits=9"], OptionError, "codebook_bits: expected a whole number from 2 to 8, got 9"),
+        (
+            ["pack.precision=int8"],
+            OptionError,
+            "precision: expected None, 'fp32', 'fp16' or 'bf16', got 'int8'",
+        ),
+        (["pack.coder=stron"], OptionError, "unknown coder 'stron': did you mean 'strong'"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_work(settings, error, words):

@@ -32,6 +32,7 @@ from secateur.container import format as sct
 from secateur.container.arrays import entry_of, to_tensor, to_words
 from secateur.container.few_bits import SCALES, Drawn, drawn, round_books
 from secateur.container.reading import words_of
+from secateur.container.storing import Storing
 from secateur.container.writer import Writer
 from secateur.core.codebook import Codebook
 from secateur.core.files import replacing
@@ -41,7 +42,6 @@ from secateur.errors import (
     MaskMismatchError,
     NothingToDoError,
     OptionError,
-    UnknownNameError,
     near,
 )
 
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 __all__ = ["Saved", "entries_of", "load", "save"]
 
 State = Mapping[str, torch.Tensor]
-_PRECISIONS = {"fp16": "F16", "bf16": "BF16"}
 
 
 @dataclass(frozen=True)
@@ -94,6 +93,7 @@ def save(
     narrower ("fp16", "bf16"). `names="model"` leaves out names and shapes: such a file can only be loaded `into=` the
     model it came from.
     """
+    how = Storing(batch_norm, biases, codebook_bits, precision, names, coder)
     module = model if isinstance(model, nn.Module) else None
     source: State = module.state_dict() if module is not None else model  # type: ignore[assignment]
     state = {name: value for name, value in source.items() if isinstance(value, torch.Tensor)}
@@ -102,20 +102,10 @@ def save(
     books = dict(codebooks if codebooks is not None else getattr(shared, "codebooks", shared) or {})
     _check_books(state, books)
     _check_masks(state, masks)
-    narrow = _precision(precision, "precision")
-    norm_bits = batch_norm if isinstance(batch_norm, int) else None
-    if norm_bits is None and batch_norm not in (None, "fp32", "fp16", "bf16"):
-        raise OptionError(
-            f"batch_norm: expected None, 'fp32', 'fp16', 'bf16' or a number of bits, got {batch_norm!r}"
-        )
-    if names not in ("file", "model"):
-        raise OptionError(f"names: expected 'file' or 'model', got {names!r}")
-    if coder not in indices.MODELS:
-        raise UnknownNameError(f"unknown coder {coder!r}: {near(str(coder), indices.MODELS)}")
     folded = bn.fold(state, module) if batch_norm is not None else {}
     dense = sum(entry_of(name, value).nbytes for name, value in state.items())
-    taken = drawn(state, folded, norm_bits, biases)
-    left_out = norm_bits is not None and bn.usual(state, module)
+    taken = drawn(state, folded, how.norm_bits, biases)
+    left_out = how.norm_bits is not None and bn.usual(state, module)
     if left_out:
         state = {name: value for name, value in state.items() if name not in bn.statistics(folded)}
     if codebook_bits is not None:
@@ -136,9 +126,7 @@ def save(
                     writer.add(entry, words.tobytes(), sct.SAME, [varint.write(index - first_at[tied])])
                     continue
                 first_at[tied] = index
-            method, parts, words = _encode(
-                entry, words, books, folded, batch_norm, taken, narrow, coder, writer.memory
-            )
+            method, parts, words = _encode(entry, words, books, folded, taken, how, writer.memory)
             writer.add(entry, words.tobytes(), method, parts)
         writer.finish()
     return Saved(Path(path), writer.written, dense)
@@ -149,10 +137,8 @@ def _encode(
     words: np.ndarray,
     books: Mapping[str, Codebook],
     folded: State,
-    batch_norm: str | int | None,
     taken: Drawn,
-    narrow: str | None,
-    coder: str,
+    how: Storing,
     memory: indices.Memory,
 ) -> tuple[int, list[bytes], np.ndarray]:
     """How one tensor is stored, and the words a reader will get (others where precision was cut)."""
@@ -161,14 +147,12 @@ def _encode(
     if entry.name in books:
         few = codebooks.few_levels(words, entry, most=1 << 16)
         if few is not None:
-            return *tensors.indexed(entry, *few, coder, memory), words
-    method, parts = tensors.encode(entry, words, coder, memory)
+            return *tensors.indexed(entry, *few, how.coder, memory), words
+    method, parts = tensors.encode(entry, words, how.coder, memory)
     if entry.dtype != "F32" or method in (sct.ZERO, sct.CONST):
         return method, parts, words
-    if entry.name in folded:
-        if batch_norm in _PRECISIONS:
-            return tensors.cast(entry, words, _PRECISIONS[str(batch_norm)])
-    elif narrow and method != sct.INDEXED:
+    narrow = how.narrow_norm if entry.name in folded else how.narrow if method != sct.INDEXED else None
+    if narrow:
         return tensors.cast(entry, words, narrow)
     return method, parts, words
 
@@ -294,14 +278,6 @@ def _check_masks(state: State, masks: Mapping[str, torch.Tensor] | None) -> None
                 f"mask of {name!r}: {alive} weights it removes are not zero in the model; "
                 f"masks.apply_(model) first"
             )
-
-
-def _precision(value: str | None, option: str) -> str | None:
-    if value is None or value == "fp32":
-        return None
-    if value not in _PRECISIONS:
-        raise OptionError(f"{option}: expected None, 'fp32', 'fp16' or 'bf16', got {value!r}")
-    return _PRECISIONS[value]
 
 
 def _plan_text(plan: Any) -> str:

@@ -43,11 +43,6 @@ def drawn(state: State, folded: State, bits: int | None, biases: int | None) -> 
     A scale is off by less than one part in 2**(bits - 1), a shift by less than the deviation of all shifts over
     2**(bits - 2).
     """
-    for option, value in (("batch_norm", bits), ("biases", biases)):
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int) or not 2 <= value <= 12
-        ):
-            raise OptionError(f"{option}: expected a number of bits from 2 to 12, got {value!r}")
     groups: dict[int, list[str]] = {SCALES: [], SHIFTS: [], BIASES: []}
     if bits is not None:
         for name in state:
@@ -114,8 +109,6 @@ def round_books(
     """The tensors of codebooks with their values rounded to few bits, and the codebooks (by now superseded) for the
     choice of how they are stored.
     """
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
-        raise OptionError(f"codebook_bits: expected a whole number from 2 to 8, got {bits!r}")
     if not books:
         raise NothingToDoError(
             "codebook_bits=... rounds the values of codebooks; share weights first (sc.share)"

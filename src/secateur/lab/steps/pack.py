@@ -10,6 +10,7 @@ fails the step.
 from __future__ import annotations
 
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from torch import nn
 
 from secateur.coding import indices
 from secateur.container.archive import load, save
+from secateur.container.storing import Storing
 from secateur.core.measurement import Measurement, Measurements
-from secateur.errors import OptionError, ProofError, UnknownNameError, near
+from secateur.errors import OptionError, ProofError
 from secateur.lab.state import State
 from secateur.lab.steps import Base, Result, Work
 
@@ -45,18 +47,20 @@ class Pack(Base):
     )
 
     def check(self, model: nn.Module, before: list[str]) -> None:
-        """The file's name stays inside the results' folder."""
+        """The options; the file's name stays inside the results' folder."""
         if not self.file or Path(self.file).name != self.file or self.file.startswith("."):
             raise OptionError(f"step {self.label!r}: file: expected a plain file name, got {self.file!r}")
-        if self.coder not in indices.MODELS:
-            known = near(self.coder, indices.MODELS)
-            raise UnknownNameError(f"step {self.label!r}: unknown coder {self.coder!r}: {known}")
+        self._storing()
+
+    def _storing(self) -> Storing:
+        return Storing(
+            self.batch_norm, self.biases, self.codebook_bits, self.precision, self.names, self.coder
+        )
 
     def run(self, state: State, work: Work) -> Result:
         """Save, load, compare."""
         before = {name: value.clone() for name, value in state.model.state_dict().items()}
-        options: Any = {"batch_norm": self.batch_norm, "precision": self.precision, "names": self.names}
-        options |= {"coder": self.coder, "biases": self.biases, "codebook_bits": self.codebook_bits}
+        options: Any = asdict(self._storing())
         if state.plan is not None:
             options["plan"] = state.plan
         with tempfile.TemporaryDirectory() as folder:

@@ -13,10 +13,9 @@ from torch import nn
 
 from secateur.core.masks import Masks
 from secateur.core.measurement import Measurement, Measurements
-from secateur.core.targets import select
 from secateur.lab.state import State
 from secateur.lab.steps import Base, Result, Work
-from secateur.share import share
+from secateur.share import prepared, share
 
 __all__ = ["Share"]
 
@@ -43,24 +42,29 @@ class Share(Base):
     options: dict[str, Any] = Field(default_factory=dict, description="further options of the method")
 
     def check(self, model: nn.Module, before: list[str]) -> None:
-        """Patterns against the model."""
-        select(model, self.only, self.skip, self.parameters)
+        """Names and options, and patterns against the model."""
+        prepared(model, **self._asked())
+
+    def _asked(self) -> dict[str, Any]:
+        return {
+            "bits": self.bits,
+            "start": self.start,
+            "method": self.method,
+            "per": self.per,
+            "only": self.only,
+            "skip": self.skip,
+            "parameters": self.parameters,
+            **self.options,
+        }
 
     def run(self, state: State, work: Work) -> Result:
         """Share; the model's weights are the codebooks' from here on."""
         shared = share(
             state.model,
-            self.bits,
-            self.start,
-            state.masks if state.masks is not None else "zeros",
-            method=self.method,
-            per=self.per,
-            only=self.only,
-            skip=self.skip,
-            parameters=self.parameters,
+            masks=state.masks if state.masks is not None else "zeros",
             rate=self.rate,
             seed=work.seed,
-            **self.options,
+            **self._asked(),
         )
         rows = shared.summary()
         measured = Measurements(

@@ -1,0 +1,71 @@
+"""How a file keeps what it is given: the options of `save`, checked when made.
+
+>>> Storing(batch_norm="fp16").narrow_norm
+'F16'
+>>> Storing(codebook_bits=9)
+Traceback (most recent call last):
+...
+secateur.errors.OptionError: codebook_bits: expected a whole number from 2 to 8, got 9
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from secateur.coding import indices
+from secateur.errors import OptionError, UnknownNameError, near
+
+__all__ = ["Storing"]
+
+_PRECISIONS = {"fp16": "F16", "bf16": "BF16"}
+_SINGLE = (None, "fp32")
+
+
+@dataclass(frozen=True)
+class Storing:
+    """What `save` documents; with the defaults every tensor comes back bit for bit."""
+
+    batch_norm: str | int | None = None
+    biases: int | None = None
+    codebook_bits: int | None = None
+    precision: str | None = None
+    names: str = "file"
+    coder: str = indices.DEFAULT
+
+    def __post_init__(self) -> None:
+        if isinstance(self.batch_norm, int):
+            _check_bits("batch_norm", self.batch_norm, 12)
+        elif self.batch_norm not in (*_SINGLE, *_PRECISIONS):
+            raise OptionError(
+                f"batch_norm: expected None, 'fp32', 'fp16', 'bf16' or a number of bits, got {self.batch_norm!r}"
+            )
+        _check_bits("biases", self.biases, 12)
+        _check_bits("codebook_bits", self.codebook_bits, 8)
+        if self.precision not in (*_SINGLE, *_PRECISIONS):
+            raise OptionError(f"precision: expected None, 'fp32', 'fp16' or 'bf16', got {self.precision!r}")
+        if self.names not in ("file", "model"):
+            raise OptionError(f"names: expected 'file' or 'model', got {self.names!r}")
+        if self.coder not in indices.MODELS:
+            raise UnknownNameError(f"unknown coder {self.coder!r}: {near(str(self.coder), indices.MODELS)}")
+
+    @property
+    def norm_bits(self) -> int | None:
+        """Bits of a folded batch norm's numbers, where they have few."""
+        return self.batch_norm if isinstance(self.batch_norm, int) else None
+
+    @property
+    def narrow_norm(self) -> str | None:
+        """The dtype of a folded batch norm's numbers, where it is narrower than theirs."""
+        return _PRECISIONS.get(str(self.batch_norm))
+
+    @property
+    def narrow(self) -> str | None:
+        """The dtype of what is not shared, where it is narrower than its own."""
+        return _PRECISIONS.get(str(self.precision))
+
+
+def _check_bits(option: str, bits: int | None, most: int) -> None:
+    if bits is None:
+        return
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= most:
+        raise OptionError(f"{option}: expected a whole number from 2 to {most}, got {bits!r}")

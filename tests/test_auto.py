@@ -6,7 +6,7 @@ import importlib
 
 import pytest
 
-from secateur.errors import BudgetNotMetError, OptionError
+from secateur.errors import BudgetNotMetError, OptionError, RecipeError
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 
@@ -92,6 +92,14 @@ def test_a_real_search_holds_its_limit_and_is_not_done_twice(recipe, tmp_path, g
     again = auto_module.auto(recipe, store, **options)
     assert again.ran.computed == 0
     assert again.tries == found.tries
+
+
+def test_a_recipe_that_cuts_or_shares_by_itself_is_refused_before_any_work(tmp_path):
+    for goal, kind in (("fast", "shrink"), ("fast", "share"), ("small", "share")):
+        recipe = Recipe.parse(f'{RECIPE}[[step]]\nkind = "{kind}"\n', name="tiny")
+        with pytest.raises(RecipeError, match=f"tiny: step '{kind}': auto goes on from the model before"):
+            auto_module.auto(recipe, Store(tmp_path / "runs"), goal=goal)
+    assert Store(tmp_path / "runs").runs() == []
 
 
 def test_options_are_checked(recipe, tmp_path):

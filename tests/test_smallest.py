@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.errors import BudgetNotMetError, OptionError
+from secateur.errors import BudgetNotMetError, OptionError, RecipeError
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 
@@ -151,6 +151,15 @@ def test_no_try_that_holds_is_an_error_that_says_how_near_it_came(searched):
 def test_options_are_checked(option, words, tmp_path):
     with pytest.raises(OptionError, match=words):
         small.smallest(Recipe.of(RECIPE), Store(tmp_path), **{**OPTIONS, **option})
+
+
+def test_a_recipe_that_shares_by_itself_is_refused_before_any_work(tmp_path):
+    recipe = Recipe.of({**RECIPE, "step": [*RECIPE["step"], {"kind": "share"}]})
+    with pytest.raises(
+        RecipeError, match="step 'share': smallest goes on from the model before its weights were"
+    ):
+        small.smallest(recipe, Store(tmp_path), **OPTIONS)
+    assert Store(tmp_path).runs() == []
 
 
 def test_models_without_biases_and_with_batch_norm_get_their_steps():

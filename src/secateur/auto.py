@@ -152,6 +152,11 @@ def auto(
         )
     if tries < 1:
         raise OptionError(f"tries: expected at least 1, got {tries}")
+    recipe.refuse(
+        ("share", "refine", "shrink") if goal == "fast" else ("share", "refine"),
+        "auto goes on from the model before its channels left or its weights were shared, and does both itself; leave "
+        "the step out",
+    )
     say = told or (lambda line: None)
     training = {**_RETRAIN, **(retrain or {})}
     base = recipe.plain()

@@ -171,6 +171,10 @@ def smallest(
         raise OptionError(f"keep is the share of weights that stay: expected 0 < keep < 1, got {keep!r}")
     if isinstance(bits, bool) or not 1 <= bits <= 8:
         raise OptionError(f"bits: expected a whole number from 1 to 8, got {bits!r}")
+    recipe.refuse(
+        ("share", "refine"),
+        "smallest goes on from the model before its weights were shared, and shares them itself; leave the step out",
+    )
     say = told or (lambda line: None)
     base = recipe.plain()
     base["grid"] = {}

@@ -208,6 +208,12 @@ class Recipe(Options):
                 del whole[name]
         return whole
 
+    def refuse(self, kinds: Sequence[str], why: str) -> None:
+        """Raise if there is a step of one of these kinds."""
+        for step in self.steps:
+            if step.kind() in kinds:
+                raise RecipeError(f"{self.name}: step {step.label!r}: {why}")
+
     def trials(self) -> list[tuple[dict[str, Any], Recipe]]:
         """Every combination of the grid's values, the last axis fastest, as (settings, recipe without a
         grid)."""

@@ -35,7 +35,7 @@ from secateur.criteria._gradients import map_tensors, read_batch, tensors_in
 from secateur.errors import DataError, NothingToDoError, OptionError
 from secateur.guard import check_connected
 
-__all__ = ["prune"]
+__all__ = ["budget_of", "prune"]
 
 
 @torch.no_grad()
@@ -72,7 +72,7 @@ def prune(
     """
     rule = criteria.registry.make(criterion)
     grain = granularities.registry.make(granularity)
-    plan = _budget(budget)
+    plan = budget_of(budget)
     rounds = schedules.make(schedule)
     targets = select(model, only, skip, parameters)
     context = Context(data=data, loss=loss, example=example, seed=seed)
@@ -127,7 +127,7 @@ def _meter(*known: Any) -> Any:
     return Meter(*known)
 
 
-def _budget(value: Any) -> budgets.Base:
+def budget_of(value: Any) -> budgets.Base:
     """A budget from a number, a name or a value, with help where a number was meant."""
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         return budgets.registry.make(float(value))

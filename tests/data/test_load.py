@@ -158,6 +158,14 @@ def test_a_folder_of_images(tmp_path):
     assert len(parts.train) + len(parts.validation) == 12
 
 
+def test_a_folder_of_one_class_is_no_dataset(tmp_path):
+    (tmp_path / "figures").mkdir()
+    for index in range(3):
+        (tmp_path / "figures" / f"{index}.png").write_bytes(png(index))
+    with pytest.raises(DataError, match="each of two classes or more, found images in 'figures' alone"):
+        data.load(tmp_path, cache_dir=tmp_path / "cache")
+
+
 def test_a_dataset_saved_by_datasets(tmp_path):
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["no", "yes"])})

@@ -201,6 +201,17 @@ def test_one_trial_raises_its_own_error(tmp_path):
         (["lab.device=cuda"], OptionError, "has no CUDA; use --device cpu"),
         (["prune.budget={name='overal', sparsity=0.5}"], OptionError, "did you mean 'overall'"),
         (
+            ["prune.budget=overal"],
+            OptionError,
+            "step 'prune': unknown budget 'overal': did you mean 'overall'",
+        ),
+        (
+            ["prune.budget='0.5'"],
+            OptionError,
+            "budget: got the text '0.5'; write the number 0.5 without quotes",
+        ),
+        (["prune.budget=overall"], OptionError, "budget 'overall' needs its options"),
+        (
             ["prune.schedule={name='gradul'}"],
             RecipeError,
             "unknown schedule 'gradul': did you mean 'gradual'",

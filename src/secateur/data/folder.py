@@ -77,4 +77,9 @@ class Folder:
                 f"{empty[0]}: expected a folder per class with images in it (.png, .jpg, …), got none; for "
                 "Parquet or another format give the folder that Hugging Face's `datasets` can load"
             )
+        if len(set(found["train"].values)) < 2:
+            raise DataError(
+                f"{found['train'].root}: expected a folder for each of two classes or more, found images in "
+                f"{found['train'].values[0]!r} alone"
+            )
         return assemble(found, request, str(root))

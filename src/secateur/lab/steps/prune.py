@@ -25,7 +25,7 @@ from secateur.guard import FAINT, find_collapsed, rescale_, signal_left
 from secateur.lab.state import State
 from secateur.lab.steps import Base, Options, Plugin, Result, Work, make
 from secateur.lab.steps.scan import FILE
-from secateur.prune import prune
+from secateur.prune import budget_of, prune
 from secateur.scan import Allocation, Scan
 
 __all__ = ["Prune"]
@@ -77,7 +77,7 @@ class Prune(Base):
     def _budget(self, found: Allocation | None) -> Any:
         if found is not None:
             return found.budget
-        return self.budget if isinstance(self.budget, (str, float)) else make(budget.registry, self.budget)
+        return make(budget.registry, self.budget) if isinstance(self.budget, dict) else budget_of(self.budget)
 
     def _schedule(self) -> Any:
         value = self.schedule
@@ -112,8 +112,8 @@ class Prune(Base):
                     f"step {self.label!r}: budget 'scanned': give either floor (a value to stay above) or keep (a "
                     "share that remains)"
                 )
-        elif not isinstance(self.budget, str):
-            make(budget.registry, self.budget)
+        else:
+            self._budget(None)
         self._schedule()
         select(model, self.only, self.skip, self.parameters)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -256,6 +258,42 @@ def test_as_many_workers_as_pay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(crew, "_WORTH", 360_000)
     assert both("large") == small
     assert crews == [5, 5]
+
+
+class _Watched(io.BytesIO):
+    """A file that counts what is read of it."""
+
+    seen = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        found = super().read(size)
+        self.seen += len(found)
+        return found
+
+    def readinto(self, buffer: Any, /) -> int:
+        count = super().readinto(buffer)
+        self.seen += count
+        return count
+
+
+def test_a_file_is_read_twice_its_heads_hardly(tmp_path: Path) -> None:
+    state = {f"w{i}": torch.randn(100, 100) for i in range(3)}
+    save(state | {"same": state["w1"]}, tmp_path / "a.sct")
+    data = (tmp_path / "a.sct").read_bytes()
+    file = _Watched(data)
+    archive = sct.Archive(file)
+    assert len(data) <= file.seen < len(data) + 100
+    file.seen = 0
+    found = [(record.entry, record.method, record.offset, record.section) for record in archive.heads]
+    assert file.seen < 200
+    assert found == [(record.entry, record.method, record.offset, record.section) for record in archive]
+    file.seen = 0
+    assert [record.entry.name for record, _ in words_of(archive)] == ["w0", "w1", "w2", "same"]
+    assert file.seen < len(data) + 200
+    again = sct.Archive(file)
+    file.truncate(50)
+    with pytest.raises(FormatError, match="the file got shorter while it was read"):
+        assert again.heads
 
 
 def test_what_a_process_finds_wrong_is_said_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

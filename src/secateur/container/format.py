@@ -238,9 +238,8 @@ class Archive:
     named: bool = True
     folded: bool = False
     numbers: bytes | None = None
-    _room: bytearray = field(
-        default_factory=lambda: bytearray(_BLOCK), repr=False
-    )  # the same for every block
+    # Where every block is read to: memory that is new each time costs as much as the reading.
+    _room: bytearray = field(default_factory=lambda: bytearray(_BLOCK), repr=False)
 
     def __post_init__(self) -> None:
         self.size = self.file.seek(0, os.SEEK_END)

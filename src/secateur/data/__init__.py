@@ -132,8 +132,8 @@ def _kind_of(
         )
     if "/" not in name:
         raise UnknownNameError(
-            f"unknown dataset {name!r}; a dataset of Hugging Face's hub is written OWNER/NAME, a local one as a "
-            f"path; {near(name, registry.names())}"
+            f"unknown dataset {name!r}: {near(name, registry.names())} (a dataset of Hugging Face's hub is written "
+            "OWNER/NAME, a local one as a path)"
         )
     return "hub", name
 

@@ -4,7 +4,8 @@
     python benchmarks/bench_coding.py --resnet56 200 --only levels
 
 `--resnet56` trains a ResNet-56 for so many steps on the embedded digits and codes its weights: tensors of that size and
-really trained, but on little and not for long. `--only workers` measures seconds that pass, not CPU time.
+really trained, but on little and not for long. `--only workers` and `pack` measure seconds that pass, not
+CPU time.
 The weights may also be named by SECATEUR_SHARED, a folder with models/resnet20-cifar10.safetensors. Peers that are not
 installed are left out, and named: nncodec==2.1.3, zstandard, zipnn. Times are CPU seconds of one thread; ours and
 the peer's are taken in turns in this run, and the median of their ratios counts.
@@ -404,15 +405,56 @@ def bench_lossless(weights: dict[str, torch.Tensor], rounds: int) -> None:
             line(f"{name}: ours / {what}, out", *(1e9 * one / words.size for one in taken), "ns")
 
 
-def bench_pack(weights: dict[str, torch.Tensor]) -> None:
-    print("\npack --lossless of the checkpoint, whole files")
-    with tempfile.TemporaryDirectory() as folder:
-        source, packed, back = (Path(folder) / n for n in ("a.safetensors", "a.sct", "b.safetensors"))
-        save_file({k: v.contiguous() for k, v in weights.items()}, source)
-        result = pack(source, packed, lossless=True)
-        unpack(packed, back)
-        line("ours / .safetensors", result.size, result.source)
-        print("the same bytes again:", source.read_bytes() == back.read_bytes())
+def bench_pack(weights: dict[str, torch.Tensor], rounds: int) -> None:
+    """Files of eight tensors of four million numbers, read, packed and written, and back, beside the same of peers."""
+    print(
+        "\nwhole files, losslessly: ours / peer (bytes), then ours / peer (seconds on the clock, one thread)"
+    )
+    wide = torch.cat([w.reshape(-1) for w in weights.values()])
+    wide = torch.cat([wide * (1 + 0.01 * k) for k in range(16)])
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "a.safetensors"
+            save_file({f"layer{k}": (wide * (1 + k / 7)).to(dtype).reshape(64, -1) for k in range(8)}, source)
+            bench_file_of(name, source, rounds)
+
+
+def bench_file_of(name: str, source: Path, rounds: int) -> None:
+    zstd, zipnn = peer("zstandard"), peer("zipnn")
+    back = source.with_name("back.safetensors")
+    ways: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {}
+    if zstd:
+        ways["zstd -3"] = zstd.ZstdCompressor(3).compress, zstd.ZstdDecompressor().decompress
+    if zipnn:
+        kind = {"fp32": "float32", "bf16": "bfloat16"}[name]
+        tool = zipnn.ZipNN(input_format="byte", bytearray_dtype=kind, threads=1)
+        ways["zipnn"] = lambda raw: bytes(tool.compress(raw)), tool.decompress
+    packed = {who: source.with_name(f"packed-{number}") for number, who in enumerate(["ours", *ways])}
+
+    def job(verb: str, who: str) -> None:
+        read, written = (source, packed[who]) if verb == "pack" else (packed[who], back)
+        if who != "ours":
+            written.write_bytes(ways[who][verb == "unpack"](read.read_bytes()))
+        elif verb == "pack":
+            pack(read, written, lossless=True)
+        else:
+            unpack(read, written)
+
+    taken: dict[tuple[str, str], list[float]] = {}
+    for _ in range(rounds):
+        for verb in ("pack", "unpack"):
+            for who in packed:
+                began = time.perf_counter()
+                job(verb, who)
+                taken.setdefault((verb, who), []).append(time.perf_counter() - began)
+                if verb == "unpack" and source.read_bytes() != back.read_bytes():
+                    print(f"{who} does not give back the same bytes")
+    line(f"{name}: ours / .safetensors", packed["ours"].stat().st_size, source.stat().st_size)
+    for who in ways:
+        line(f"{name}: ours / {who}", packed["ours"].stat().st_size, packed[who].stat().st_size)
+        for verb in ("pack", "unpack"):
+            one, two = (statistics.median(taken[verb, x]) for x in ("ours", who))
+            line(f"{name}: ours / {who}, {verb}", one, two, "s")
 
 
 PARTS = ("files", "levels", "totals", "fast", "lossless", "pack", "workers")
@@ -444,7 +486,7 @@ def main() -> int:
         "totals": lambda: bench_totals(weights, options.quick),
         "fast": lambda: bench_fast(max(3, rounds)),
         "lossless": lambda: bench_lossless(weights, rounds),
-        "pack": lambda: bench_pack(weights),
+        "pack": lambda: bench_pack(weights, max(3, rounds)),
         "workers": lambda: bench_workers(max(3, rounds)),
     }
     if path is not None and not options.resnet56:

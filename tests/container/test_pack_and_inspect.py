@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ from secateur.container.inspection import inspect
 from secateur.container.pack import _sections, pack, unpack
 from secateur.container.reading import words_of
 from secateur.errors import DataError, FormatError, NonFiniteError, NothingToDoError, OptionError
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from attacks import hostile
 
 
 def checkpoint(path: Path, metadata: dict[str, str] | None = None) -> dict[str, torch.Tensor]:
@@ -294,6 +299,18 @@ def test_a_file_is_read_twice_its_heads_hardly(tmp_path: Path) -> None:
     file.truncate(50)
     with pytest.raises(FormatError, match="the file got shorter while it was read"):
         assert again.heads
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_content_that_is_not_what_was_written_is_found(tmp_path: Path, workers: int) -> None:
+    save({f"w{i}": torch.randn(30, 20 + i) for i in range(4)}, tmp_path / "a.sct")
+    data = bytearray((tmp_path / "a.sct").read_bytes())
+    data[-5] ^= 1  # the last byte of the content's checksum; after it comes the section's own
+    (tmp_path / "b.sct").write_bytes(hostile.reseal(bytes(data)))
+    with pytest.raises(FormatError, match="the decoded content has checksum"):
+        unpack(tmp_path / "b.sct", tmp_path / "b.safetensors", workers=workers)
+    unpack(tmp_path / "a.sct", tmp_path / "a.safetensors", workers=workers)
+    assert not (tmp_path / "b.safetensors").exists()
 
 
 def test_what_a_process_finds_wrong_is_said_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,7 +246,10 @@ def test_processes_read_shared_tensors_a_section_each(
 
 
 def test_as_many_workers_as_pay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_file({"w": torch.randn(300, 300)}, tmp_path / "a.safetensors")
+    few = torch.randint(0, 9, (300, 300)) / 8
+    save_file({"w": torch.randn(300, 300), "few": few}, tmp_path / "a.safetensors")
+    monkeypatch.setattr(reading, "_WORTH", 1 << 30)  # a crew, but no processes
+    monkeypatch.setattr("secateur.container.pack._few", lambda words: False)
     crews = []
     opened = Crew.__init__
     monkeypatch.setattr(Crew, "__init__", lambda self, count: crews.append(count) or opened(self, count))
@@ -259,10 +262,13 @@ def test_as_many_workers_as_pay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         return (tmp_path / f"{name}.sct").read_bytes()
 
     small = both("small")
-    assert crews == []  # 360,000 bytes are one worker's
-    monkeypatch.setattr(crew, "_WORTH", 360_000)
+    assert crews == []  # 720,000 bytes are one worker's
+    monkeypatch.setattr(crew, "_WORTH", 720_000)
     assert both("large") == small
-    assert crews == [5, 5]
+    assert crews == [5]  # only half of what is read is shared
+    monkeypatch.setattr(crew, "_WORTH", 360_000)
+    assert both("larger") == small
+    assert crews == [5, 5, 5]
 
 
 class _Watched(io.BytesIO):

@@ -101,7 +101,8 @@ def unpack(
         typer.Option(
             "--workers",
             min=1,
-            help="Threads for what is packed losslessly, processes for what is shared. Default: as for pack.",
+            help="Threads for what is packed losslessly, processes for what is shared. Default: all processors for "
+            "many shared weights, else 1.",
         ),
     ] = None,
     json: Json = False,

@@ -30,7 +30,7 @@ from secateur.container import format as sct
 from secateur.container import tensors
 from secateur.container.checkpoint import Checkpoint, canonical_header, open_checkpoint
 from secateur.container.crew import Crew, hands
-from secateur.container.reading import words_of
+from secateur.container.reading import LEARNT, words_of
 from secateur.container.writer import Writer
 from secateur.core.files import replacing
 from secateur.errors import FormatError, NonFiniteError, NothingToDoError, OptionError
@@ -225,7 +225,8 @@ def unpack(
     """A .sct file as .safetensors; what was packed without loss from .safetensors has its bytes again.
 
     More `workers` decode beside each other: threads what is packed losslessly, processes what is shared (which take
-    two or three seconds to start, and pay where there are tens of millions of weights). None as for `pack`.
+    two or three seconds to start, and pay where there are tens of millions of weights). None takes as many as there are
+    processors where that many are shared; what is packed losslessly is read as fast by one.
     """
     hands(workers, 0)
     with open(path_in, "rb") as source:
@@ -238,9 +239,10 @@ def unpack(
         entries = [record.entry for record in archive.heads]
         header = _read_header(archive, entries)
         total, done = sum(entry.nbytes for entry in entries), 0
+        shared = sum(record.entry.nbytes for record in archive.heads if record.method in LEARNT)
         with replacing(path_out, source=path_in) as file:
             file.write(len(header).to_bytes(8, "little") + header)
-            for record, words in words_of(archive, hands(workers, total)):
+            for record, words in words_of(archive, hands(workers, shared)):
                 file.write(np.ascontiguousarray(words.astype(words.dtype.newbyteorder("<"), copy=False)).data)
                 done += record.entry.nbytes
                 if progress is not None:

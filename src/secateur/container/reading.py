@@ -32,13 +32,13 @@ from secateur.container.crew import Crew
 from secateur.container.lanes import Lanes
 from secateur.errors import FormatError
 
-__all__ = ["words_of"]
+__all__ = ["LEARNT", "words_of"]
 
 
 # Ways that need neither what the coder learnt before nor other tensors: a thread decodes one of them.
 _ALONE = frozenset({sct.RAW, sct.ZERO, sct.CONST, sct.PACKED, sct.CAST, sct.GRID})
 # Ways that learn from tensor to tensor within a section: a process decodes all of one.
-_LEARNT = frozenset({sct.INDEXED, sct.SPARSE})
+LEARNT = frozenset({sct.INDEXED, sct.SPARSE})
 _WORTH = 1 << 16  # weights of a section that are worth sending to another process
 
 _Words = tuple[sct.Record, np.ndarray]
@@ -94,7 +94,7 @@ def _begun(
     records: list[sct.Record], crew: Crew, kept: Mapping[int, np.ndarray | None], lanes: Lanes
 ) -> list[_Waiting]:
     """The records of a section, with what gives the words of each; what others can do has been handed out."""
-    learnt = [record for record in records if record.method in _LEARNT]
+    learnt = [record for record in records if record.method in LEARNT]
     away: dict[int, Callable[[], _Summed]] = {}
     if sum(record.entry.numel for record in learnt) >= _WORTH:
         whole = crew.submit(True, _section, [_portable(record) for record in learnt])

@@ -4,11 +4,10 @@
     python benchmarks/bench_coding.py --resnet56 200 --only levels
 
 `--resnet56` trains a ResNet-56 for so many steps on the embedded digits and codes its weights: tensors of that size and
-really trained, but on little and not for long. `--only workers` and `pack` measure seconds that pass, not
-CPU time.
-The weights may also be named by SECATEUR_SHARED, a folder with models/resnet20-cifar10.safetensors. Peers that are not
-installed are left out, and named: nncodec==2.1.3, zstandard, zipnn. Times are CPU seconds of one thread; ours and
-the peer's are taken in turns in this run, and the median of their ratios counts.
+really trained, but on little and not for long. `--only workers` and `pack` measure seconds that pass,
+not CPU time. The weights may also be named by SECATEUR_SHARED, a folder with models/resnet20-cifar10.safetensors.
+Peers that are not installed are left out, and named: nncodec==2.1.3, zstandard, zipnn. Times are CPU seconds of one
+thread; ours and the peer's are taken in turns in this run, and the median of their ratios counts.
 """
 
 from __future__ import annotations
@@ -369,12 +368,17 @@ def bench_file(path: Path) -> None:
                     print(f"{'':<58} {saved.ratio:.2f} x smaller than the tensors")
 
 
+def enough(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    """So many numbers like these weights that reading and writing them can be timed."""
+    whole = torch.cat([w.reshape(-1) for w in weights.values()])
+    return torch.cat([whole * (1 + 0.01 * k) for k in range(16)])
+
+
 def bench_lossless(weights: dict[str, torch.Tensor], rounds: int) -> None:
     """Beside Zstandard and zipnn; each `out` is timed in turns with every peer's, `in` but once with zstd -19."""
     zstd, zipnn = peer("zstandard"), peer("zipnn")
     print("\nlossless: ours / peer (bytes), then ours / peer (CPU nanoseconds a number in, out)")
-    wide = torch.cat([w.reshape(-1) for w in weights.values()])
-    wide = torch.cat([wide * (1 + 0.01 * k) for k in range(16)])  # enough of them to time
+    wide = enough(weights)
     for name, tensor in (("fp32", wide), ("bf16", wide.bfloat16()), ("fp16", wide.half())):
         words = tensor.view(torch.uint8).numpy().view(f"u{tensor.element_size()}")
         raw = words.tobytes()
@@ -410,8 +414,7 @@ def bench_pack(weights: dict[str, torch.Tensor], rounds: int) -> None:
     print(
         "\nwhole files, losslessly: ours / peer (bytes), then ours / peer (seconds on the clock, one thread)"
     )
-    wide = torch.cat([w.reshape(-1) for w in weights.values()])
-    wide = torch.cat([wide * (1 + 0.01 * k) for k in range(16)])
+    wide = enough(weights)
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "a.safetensors"

@@ -27,7 +27,6 @@ import numpy as np
 from secateur.coding.indices import Memory
 from secateur.container import format as sct
 from secateur.container import tensors
-from secateur.container.checksums import carried
 from secateur.container.crew import Crew
 from secateur.container.lanes import Lanes
 from secateur.errors import FormatError
@@ -42,8 +41,7 @@ LEARNT = frozenset({sct.INDEXED, sct.SPARSE})
 _WORTH = 1 << 16  # weights of a section that are worth sending to another process
 
 _Words = tuple[sct.Record, np.ndarray]
-_Summed = tuple[np.ndarray, int]  # words and their checksum
-_Waiting = tuple[sct.Record, Callable[[], _Summed]]
+_Waiting = tuple[sct.Record, Callable[[], np.ndarray]]
 
 
 def words_of(archive: sct.Archive, workers: int = 1) -> Iterator[_Words]:
@@ -58,10 +56,10 @@ def words_of(archive: sct.Archive, workers: int = 1) -> Iterator[_Words]:
         if record.method == sct.SAME:
             kept[tensors.same_as(record)] = None
     lanes = Lanes([]) if archive.numbers is None else Lanes.read(archive.numbers)
-    for record, (words, checksum) in _decoded(archive, kept, lanes, workers):
+    for record, words in _decoded(archive, kept, lanes, workers):
         if record.index in kept:
             kept[record.index] = words
-        content = carried(content, record.entry.nbytes) ^ checksum
+        content = zlib.crc32(np.ascontiguousarray(words).data, content)
         yield record, words
     lanes.end()
     if content != archive.content:
@@ -74,11 +72,11 @@ def words_of(archive: sct.Archive, workers: int = 1) -> Iterator[_Words]:
 
 def _decoded(
     archive: sct.Archive, kept: Mapping[int, np.ndarray | None], lanes: Lanes, workers: int
-) -> Iterator[tuple[sct.Record, _Summed]]:
+) -> Iterator[_Words]:
     """All records in order; `kept` has, by the time they are asked for, those that later ones say they equal."""
     if workers == 1:
         for record in archive:
-            yield record, _summed(record, kept, lanes)
+            yield record, tensors.decode(record, kept, lanes)
         return
     with Crew(workers) as crew:
         waiting: deque[list[_Waiting]] = deque()
@@ -95,28 +93,22 @@ def _begun(
 ) -> list[_Waiting]:
     """The records of a section, with what gives the words of each; what others can do has been handed out."""
     learnt = [record for record in records if record.method in LEARNT]
-    away: dict[int, Callable[[], _Summed]] = {}
+    away: dict[int, Callable[[], np.ndarray]] = {}
     if sum(record.entry.numel for record in learnt) >= _WORTH:
         whole = crew.submit(True, _section, [_portable(record) for record in learnt])
         for place, record in enumerate(learnt):
             away[record.index] = partial(_one_of, whole, place)
     for record in records:
         if record.method in _ALONE:
-            away[record.index] = crew.submit(False, _summed, record, {}, None).result
+            away[record.index] = crew.submit(False, tensors.decode, record, {}, None).result
     # The rest takes from the lanes, or from earlier tensors, or is too little: here, when its turn has come.
-    return [(record, away.get(record.index, partial(_summed, record, kept, lanes))) for record in records]
+    return [
+        (record, away.get(record.index, partial(tensors.decode, record, kept, lanes))) for record in records
+    ]
 
 
-def _summed(record: sct.Record, kept: Mapping[int, np.ndarray | None], lanes: Lanes | None) -> _Summed:
-    return _with_sum(tensors.decode(record, kept, lanes))
-
-
-def _with_sum(words: np.ndarray) -> _Summed:
-    return words, zlib.crc32(np.ascontiguousarray(words).data)
-
-
-def _one_of(whole: Future[list[np.ndarray]], place: int) -> _Summed:
-    return _with_sum(whole.result()[place])
+def _one_of(whole: Future[list[np.ndarray]], place: int) -> np.ndarray:
+    return whole.result()[place]
 
 
 _Portable = tuple[sct.Record, dict[str, bytes]]

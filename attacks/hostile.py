@@ -17,8 +17,8 @@ from secateur.coding import digits, frames, indices, static, varint
 from secateur.container import codebooks, tensors
 from secateur.container import format as sct
 from secateur.container.format import Archive, Entry
-from secateur.container.lanes import Lane, Lanes
 from secateur.container.reading import words_of
+from secateur.container.scalar_streams import Lane, Lanes
 from secateur.container.writer import Writer
 from secateur.errors import FormatError
 

@@ -23,8 +23,8 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.export import OnnxModel, export
-from secateur.measure.latency import compare
+from secateur.adapters.export import OnnxModel, export
+from secateur.metrics.latency import compare
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "zoo"))

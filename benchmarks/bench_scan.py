@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 import secateur as sc
-from secateur.measure.accuracy import top_1
+from secateur.metrics.accuracy import top_1
 
 sys.path.insert(0, str(Path(__file__).parent))
 from _common import Row, report

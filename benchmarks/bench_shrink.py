@@ -27,10 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "zoo"))
 
 import secateur as sc
 from models import Entry, build
-from secateur.measure.latency import why
-from secateur.shrink import cut
-from secateur.structure import couplings
-from secateur.structure.couplings import analyse
+from secateur.metrics.latency import why
+from secateur.structure.groups import couplings
+from secateur.structure.groups.couplings import analyse
+from secateur.structure.shrink import cut
 
 MODELS = [
     "resnet18",

@@ -34,9 +34,9 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import psutil
 
+from secateur.lab.display.progress import Progress
 from secateur.lab.engine import local_engine, run
 from secateur.lab.plan import plan
-from secateur.lab.progress import Progress
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 

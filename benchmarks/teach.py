@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from safetensors.torch import save
 
 from secateur import data, models
-from secateur.core.files import replacing
-from secateur.lab.training import evaluate
+from secateur.core.atomic_files import replacing
+from secateur.lab.training.loop import evaluate
 
 BATCH, HALF = 1000, 500
 RATE, MOMENTUM, DECAY = 11.5, 0.85, 0.0153

@@ -25,7 +25,7 @@ from hf import PARAMETERS
 
 import secateur as sc
 from models import FAMILIES, Entry, build
-from secateur.structure.couplings import analyse
+from secateur.structure.groups.couplings import analyse
 
 ROOT = Path(__file__).resolve().parents[1]
 

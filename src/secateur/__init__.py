@@ -10,8 +10,6 @@ The public names are imported when first used, so `import secateur` costs no tor
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,24 +29,24 @@ __version__ = "0.1.0"
 
 # public name -> module that holds it
 _NAMES = {
-    "prune": "secateur.prune",
+    "prune": "secateur.pruning.prune",
     "OneShot": "secateur.core.schedule",
     "Iterative": "secateur.core.schedule",
     "Gradual": "secateur.core.schedule",
     "Exponential": "secateur.core.schedule",
-    "check_connected": "secateur.guard",
-    "hold": "secateur.hold",
-    "shrink": "secateur.shrink",
-    "explain": "secateur.shrink",
-    "scan": "secateur.scan",
-    "export": "secateur.export",
-    "auto": "secateur.auto",
-    "smallest": "secateur.smallest",
-    "tidy": "secateur.tidy",
-    "share": "secateur.share",
+    "check_connected": "secateur.pruning.connectivity",
+    "hold": "secateur.pruning.hold",
+    "shrink": "secateur.structure.shrink",
+    "explain": "secateur.structure.shrink",
+    "scan": "secateur.sensitivity.scan",
+    "export": "secateur.adapters.export",
+    "auto": "secateur.search.auto",
+    "smallest": "secateur.search.smallest",
+    "tidy": "secateur.pruning.dead_neurons",
+    "share": "secateur.quantize.share",
     "save": "secateur.container.archive",
     "load": "secateur.container.archive",
-    "measure": "secateur.measure",
+    "measure": "secateur.metrics",
     "Masks": "secateur.core.masks",
     "Scores": "secateur.core.scores",
     "Codebook": "secateur.core.codebook",
@@ -72,15 +70,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
-
-
-class _Package(ModuleType):
-    """Keeps `secateur.prune` the verb: importing the module of the same name would otherwise put itself there."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _NAMES and isinstance(value, ModuleType):
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -10,7 +10,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.errors import BudgetNotMetError, DataError, OptionError
-from secateur.measure.macs import uses
+from secateur.metrics.macs import uses
 
 
 class Mixed(nn.Module):
@@ -162,8 +162,8 @@ def test_latency_shrinks_and_measures_and_reads_no_time_twice(monkeypatch):
         rows = [Measurement("latency", 10.0), Measurement("latency", 10.0 * share)]
         return sc.Measurements([*rows, Measurement("speedup", 1.0 / share)])
 
-    monkeypatch.setattr("secateur.meter.compare", compare)
-    monkeypatch.setattr("secateur.meter._TIMES", {})
+    monkeypatch.setattr("secateur.pruning.cost.compare", compare)
+    monkeypatch.setattr("secateur.pruning.cost._TIMES", {})
     masks = sc.prune(model, "l2", "channel", sc.budget.Latency(keep=0.5, trials=3, within=0.1), example=X)
     share = 0.1 + 0.9 * macs(sc.shrink(model, masks, X).model)[0] / dense
     assert 0.35 < share <= 0.5  # the next choice of this small model is above
@@ -180,8 +180,8 @@ def test_latency_shrinks_and_measures_and_reads_no_time_twice(monkeypatch):
 
 def test_a_lucky_reading_is_not_believed(monkeypatch):
     """The first reading of every model is a tenth too low; the result must hold by the median of its readings."""
-    from secateur import meter
     from secateur.core.measurement import Measurement
+    from secateur.pruning import cost as meter
 
     torch.manual_seed(0)
     model, seen = Mixed().eval(), {}

@@ -9,7 +9,7 @@ import json
 def test_measure_tells_what_a_shrunk_model_gained_and_why(secateur, monkeypatch):
     from secateur.core.measurement import Measurement, Measurements
 
-    module = importlib.import_module("secateur.measure.latency")
+    module = importlib.import_module("secateur.metrics.latency")
 
     class Told:
         def summary(self):

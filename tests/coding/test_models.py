@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateur.coding import ascending, floats, foretold, huffman, indices, mixed, planes, static, varint
+from secateur.coding import ascending, floats, huffman, indices, mixed, planes, static, varint
+from secateur.coding import predicted_contexts as foretold
 from secateur.coding.forecast import MOST, Forecast
 from secateur.coding.logistic import SQUASH, STRETCH
 from secateur.coding.mixing import EXACT, Mixer, places

@@ -17,8 +17,8 @@ from secateur.container.archive import load, save
 from secateur.container.arrays import entry_of
 from secateur.container.format import Archive, Entry
 from secateur.container.inspection import inspect
-from secateur.container.lanes import MOST_NUMBER, Lane, Lanes, decode, encode, most_numbers
 from secateur.container.reading import words_of
+from secateur.container.scalar_streams import MOST_NUMBER, Lane, Lanes, decode, encode, most_numbers
 from secateur.container.writer import Writer
 from secateur.errors import FormatError, NonFiniteError, NothingToDoError, OptionError
 

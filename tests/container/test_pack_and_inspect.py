@@ -15,13 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from secateur.container import crew, reading
 from secateur.container import format as sct
+from secateur.container import reading
+from secateur.container import worker_pool as crew
 from secateur.container.archive import load, save
-from secateur.container.crew import Crew
 from secateur.container.inspection import inspect
 from secateur.container.pack import _sections, pack, unpack
 from secateur.container.reading import words_of
+from secateur.container.worker_pool import Crew
 from secateur.errors import DataError, FormatError, NonFiniteError, NothingToDoError, OptionError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -336,7 +337,9 @@ def test_threads_read_and_write_the_same_bytes(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(sct, "SECTION_SIZE", 3000)
     state = {f"w{i}": torch.randn(30, 20 + i) for i in range(8)}
     save_file(state, tmp_path / "a.safetensors")
-    monkeypatch.setattr("secateur.container.crew.ProcessPoolExecutor", None)  # not for tensors like these
+    monkeypatch.setattr(
+        "secateur.container.worker_pool.ProcessPoolExecutor", None
+    )  # not for tensors like these
     for workers in (1, 3):
         pack(tmp_path / "a.safetensors", tmp_path / f"{workers}.sct", lossless=True, workers=workers)
         unpack(tmp_path / "1.sct", tmp_path / f"{workers}.safetensors", workers=workers)

@@ -11,8 +11,8 @@ from torch import nn
 from secateur import criteria
 from secateur.core.context import Context
 from secateur.core.targets import select
-from secateur.core.undisturbed import kept_random_state, undisturbed
 from secateur.errors import OptionError, SecateurError
+from secateur.execution.undisturbed import kept_random_state, undisturbed
 
 
 class Noisy(nn.Module):

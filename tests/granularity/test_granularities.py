@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import secateur as sc
-from secateur.choice import worth_of
 from secateur.core.context import Context
 from secateur.core.targets import select
 from secateur.errors import OptionError, UnknownNameError
+from secateur.pruning.scoring import worth_of
 
 KINDS = {
     "conv1d": (nn.Conv1d(4, 6, 3), 24, 6),

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from secateur.lab import plan as planning
+from secateur.lab.display.progress import Progress
 from secateur.lab.engine import final_state, run
 from secateur.lab.engines import Event, drive
 from secateur.lab.plan import plan
-from secateur.lab.progress import Progress
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Outcome, Store
 

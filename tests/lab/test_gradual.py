@@ -10,7 +10,7 @@ from secateur import data as datasets
 from secateur.core.masks import Masks
 from secateur.errors import OptionError, RecipeError
 from secateur.lab.recipe import Recipe
-from secateur.lab.training import Growing, Training, train
+from secateur.lab.training.loop import Growing, Training, train
 
 QUICK = Training(epochs=4, lr=0.05, batch_size=32)
 PLAN = Growing(0.8, start=0.2, until=0.5, every=3)

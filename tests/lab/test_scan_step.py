@@ -13,7 +13,7 @@ from secateur.lab.plan import plan
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 from secateur.report.charts.sensitivity import sensitivity
-from secateur.scan import Scan
+from secateur.sensitivity.scan import Scan
 
 TEXT = """
 name = "scanned"

@@ -13,7 +13,7 @@ from secateur import data as datasets
 from secateur import models
 from secateur.core.masks import Masks
 from secateur.errors import DataError, NonFiniteError, NothingToDoError, OptionError
-from secateur.lab.training import Bars, EpochRecord, Growing, Training, evaluate, rate, train
+from secateur.lab.training.loop import Bars, EpochRecord, Growing, Training, evaluate, rate, train
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from secateur import data
 from secateur.core.masks import Masks
-from secateur.lab.training import Training, train
+from secateur.lab.training.loop import Training, train
 
 torch.manual_seed(0)
 model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))

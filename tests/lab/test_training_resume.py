@@ -15,8 +15,8 @@ from torch import nn
 from secateur import data as datasets
 from secateur.core.masks import Masks
 from secateur.errors import OptionError, StoreError
-from secateur.lab import _training_checkpoint as checkpoints
-from secateur.lab.training import Training, train
+from secateur.lab.training.loop import Training, train
+from secateur.lab.training.loop import checkpoint as checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ _SCRIPT = """
 import sys, torch
 from torch import nn
 from secateur import data
-from secateur.lab.training import Training, train
+from secateur.lab.training.loop import Training, train
 torch.manual_seed(0)
 model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 10))
 options = Training(epochs=60, lr=0.01, batch_size=16)

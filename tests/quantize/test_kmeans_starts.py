@@ -11,10 +11,10 @@ from hypothesis.extra import numpy as hnp
 
 from secateur.errors import OptionError, UnknownNameError
 from secateur.quantize import Kmeans, starts
-from secateur.quantize._lloyd import lloyd
-from secateur.quantize._lookup import lookup
-from secateur.quantize._program import _Banded, _Dense, best_cuts
-from secateur.quantize._sorted import BLOCK, SortedWeights, not_above
+from secateur.quantize.lloyd import lloyd
+from secateur.quantize.lookup import lookup
+from secateur.quantize.program import _Banded, _Dense, best_cuts
+from secateur.quantize.sorted_weights import BLOCK, SortedWeights, not_above
 
 STARTS = [*starts.registry.names(), "kmeans++"]
 

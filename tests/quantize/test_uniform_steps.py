@@ -6,8 +6,8 @@ import torch
 
 from secateur.errors import OptionError
 from secateur.quantize import Uniform
-from secateur.quantize._rates import entropy_bits, huffman_bits
-from secateur.quantize.uniform import _bits, _envelope
+from secateur.quantize.methods.uniform import _bits, _envelope
+from secateur.quantize.rates import entropy_bits, huffman_bits
 
 
 def laplace(count: int = 20_000, seed: int = 0) -> torch.Tensor:

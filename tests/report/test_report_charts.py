@@ -13,7 +13,7 @@ from torch import nn
 from secateur.core.measurement import Measurement as M
 from secateur.core.measurement import Measurements
 from secateur.errors import UnknownNameError
-from secateur.measure import measure
+from secateur.metrics import measure
 from secateur.report import charts
 from secateur.report.charts.network import network
 from secateur.report.charts.pareto import front

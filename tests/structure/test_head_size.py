@@ -14,9 +14,9 @@ from torch import nn
 
 import secateur as sc
 from secateur.errors import NothingToDoError, ProofError
-from secateur.structure import repair
-from secateur.structure.plan import Plan
-from secateur.structure.rotary import divisors, said
+from secateur.structure.cut import repair
+from secateur.structure.cut.plan import Plan
+from secateur.structure.hf.rotary import divisors, said
 
 _SPEC = importlib.util.spec_from_file_location("head_size_cases", Path(__file__).with_name("cases.py"))
 assert _SPEC

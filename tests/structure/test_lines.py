@@ -14,8 +14,8 @@ import secateur as sc
 from secateur.core.lines import Lines
 from secateur.core.masks import Masks
 from secateur.criteria._weights import line_norms, norms
-from secateur.structure import choose
-from secateur.structure.couplings import analyse
+from secateur.structure.cut import choose
+from secateur.structure.groups.couplings import analyse
 
 
 def net() -> nn.Module:

@@ -12,12 +12,13 @@ from torch import nn
 
 import secateur as sc
 from secateur.core.masks import Masks
-from secateur.shrink import cut
-from secateur.structure import couplings, fit
-from secateur.structure.choose import extended
-from secateur.structure.plain import is_plain
-from secateur.structure.quick import QUICK
-from secateur.structure.trace import ghost
+from secateur.structure.cut import fit
+from secateur.structure.cut.choose import extended
+from secateur.structure.cut.needs_rerun import is_plain
+from secateur.structure.groups import couplings
+from secateur.structure.shrink import cut
+from secateur.structure.trace.meta_shapes import QUICK
+from secateur.structure.trace.trace import ghost
 
 _SPEC = importlib.util.spec_from_file_location("plain_cases", Path(__file__).with_name("cases.py"))
 assert _SPEC

@@ -11,18 +11,18 @@ from torch import nn
 
 import secateur as sc
 from secateur.errors import TraceError
-from secateur.structure.couplings import analyse
-from secateur.structure.labels import Field, Labels, Layout, components
-from secateur.structure.layout import concat, merge, reshape, take
-from secateur.structure.rules import markdown, table
-from secateur.structure.trace import trace
+from secateur.structure.groups.couplings import analyse
+from secateur.structure.groups.labels import Field, Labels, Layout, components
+from secateur.structure.groups.layout import concat, merge, reshape, take
+from secateur.structure.groups.rules import markdown, table
+from secateur.structure.trace.trace import trace
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_table_in_the_docs_is_current() -> None:
     assert (ROOT / "docs" / "operators.md").read_text() == markdown(), (
-        "run: python -m secateur.structure.rules > docs/operators.md"
+        "run: python -m secateur.structure.groups.rules > docs/operators.md"
     )
 
 

@@ -13,8 +13,8 @@ from torch import nn
 
 import secateur as sc
 from secateur.core.masks import Masks
-from secateur.structure.choose import extended
-from secateur.structure.couplings import analyse
+from secateur.structure.cut.choose import extended
+from secateur.structure.groups.couplings import analyse
 
 _SPEC = importlib.util.spec_from_file_location("structure_cases", Path(__file__).with_name("cases.py"))
 assert _SPEC

@@ -19,8 +19,8 @@ from secateur.errors import (
     ProofError,
     TraceError,
 )
-from secateur.structure import couplings
-from secateur.structure.plan import Plan
+from secateur.structure.cut.plan import Plan
+from secateur.structure.groups import couplings
 from secateur.structure.proof import prove
 
 
@@ -58,22 +58,22 @@ def same(model: nn.Module, before: tuple) -> bool:
 
 
 STAGES = [
-    "secateur.shrink.analyse",
-    "secateur.shrink.dropped",
-    "secateur.shrink.rounded",
-    "secateur.shrink.fit",
-    "secateur.shrink.extended",
-    "secateur.shrink.apply_plan",
-    "secateur.shrink.prove",
-    "secateur.shrink.cut",
-    "secateur.structure.plan.Plan.apply_",
-    "secateur.structure.couplings.trace",
-    "secateur.structure.couplings.follow",
-    "secateur.structure.fit.draft",
-    "secateur.structure.fit.is_plain",
+    "secateur.structure.shrink.analyse",
+    "secateur.structure.shrink.dropped",
+    "secateur.structure.shrink.rounded",
+    "secateur.structure.shrink.fit",
+    "secateur.structure.shrink.extended",
+    "secateur.structure.shrink.apply_plan",
+    "secateur.structure.shrink.prove",
+    "secateur.structure.shrink.cut",
+    "secateur.structure.cut.plan.Plan.apply_",
+    "secateur.structure.groups.couplings.trace",
+    "secateur.structure.groups.couplings.follow",
+    "secateur.structure.cut.fit.draft",
+    "secateur.structure.cut.fit.is_plain",
     "secateur.structure.proof.double_copy",
     "secateur.structure.proof.call",
-    "secateur.structure.trace.call",
+    "secateur.structure.trace.trace.call",
 ]
 
 
@@ -362,7 +362,7 @@ def test_a_plan_travels_and_refuses_another_model(net: nn.Module) -> None:
 
 
 def test_save_and_load(net: nn.Module, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    from secateur.shrink import load_shrunk
+    from secateur.structure.shrink import load_shrunk
 
     model = Reshaping()
     x = torch.randn(2, 5, 12)
@@ -403,7 +403,7 @@ def test_the_optimizer_carries_over_and_every_layer_trains(net: nn.Module, kind:
 
 
 def test_batch_norm_is_reestimated(net: nn.Module) -> None:
-    from secateur.shrink import reestimate_batch_norm
+    from secateur.structure.shrink import reestimate_batch_norm
 
     small = sc.shrink(net, sc.prune(net, granularity="channel", budget=0.5, example=X), X).model
     mode = small.training

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.structure.twin import collector_at_rest, modules_of, tensors_of, twin_of
+from secateur.execution.fast_copy import collector_at_rest, modules_of, tensors_of, twin_of
 
 
 class Keeper(nn.Module):

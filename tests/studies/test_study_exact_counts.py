@@ -9,7 +9,7 @@ import torch
 
 import secateur as sc
 from secateur import models, studies
-from secateur.measure.macs import macs
+from secateur.metrics.macs import macs
 from secateur.studies.published import parse
 
 EXAMPLE = torch.rand(1, 1, 28, 28)

@@ -6,8 +6,8 @@ import torch
 import secateur as sc
 from secateur import models
 from secateur.budget import Percentile, PerLayer
-from secateur.measure.macs import macs
-from secateur.share import share
+from secateur.metrics.macs import macs
+from secateur.quantize.share import share
 
 KERNEL = (0.3, 0.6, 0.3, 0.5, 0.5, 0.7, 0.6, 0.6, 0.7, 0.8, 0.9, 0.9)
 FILTER = (0.4, 0.3, 0.3, 0.3, 0.2, 0.4, 0.2, 0.4, 0.6, 0.5, 0.6, 0.9)

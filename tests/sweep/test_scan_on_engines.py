@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from secateur.errors import DataError, OptionError
-from secateur.lab.engines.crew import Crew
-from secateur.scan import scan
+from secateur.lab.engines.worker_pool import Crew
+from secateur.sensitivity.scan import scan
 
 LEVELS = [0.25, 0.5, 0.75]
 

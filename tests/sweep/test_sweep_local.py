@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 from secateur.errors import OptionError, RecipeError
+from secateur.lab.display.preview import preview
 from secateur.lab.engine import run
 from secateur.lab.engines import forest
 from secateur.lab.plan import plan
-from secateur.lab.preview import preview
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 
@@ -171,7 +171,7 @@ def test_an_interrupted_sweep_leaves_no_process_and_goes_on(tmp_path):
 def test_the_live_table_shows_trial_step_progress_and_best():
     from rich.console import Console
 
-    from secateur.lab.live_table import Table
+    from secateur.lab.display.live_table import Table
 
     console = Console(file=io.StringIO(), width=120)
     table = Table(console)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import secateur as sc
-from secateur.structure.couplings import analyse
+from secateur.structure.groups.couplings import analyse
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 

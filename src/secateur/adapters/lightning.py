@@ -47,7 +47,7 @@ def lightning_callback(masks: Masks, model: nn.Module | None = None) -> Any:
 
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             """Begin to hold: the module is placed and its optimizers made by now."""
-            from secateur.hold import hold
+            from secateur.pruning.hold import hold
 
             self.held = hold(model if model is not None else pl_module, masks)
 

@@ -42,7 +42,7 @@ def trainer_callback(masks: Masks, model: nn.Module | None = None) -> Any:
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             """Begin to hold: the model is placed and the optimizer made by now."""
-            from secateur.hold import hold
+            from secateur.pruning.hold import hold
 
             self.held = hold(model if model is not None else given["model"], masks, given.get("optimizer"))
 

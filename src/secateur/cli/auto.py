@@ -67,11 +67,11 @@ def auto(
     where it stood."""
     import sys
 
-    from secateur.auto import auto as search
     from secateur.lab import tables
-    from secateur.lab.progress import display
+    from secateur.lab.display.progress import display
     from secateur.lab.recipe import Recipe
     from secateur.lab.store import Store
+    from secateur.search.auto import auto as search
 
     opened = Store(store)
     found = search(

@@ -52,8 +52,8 @@ def export(
     if out.suffix not in _MODELS:
         runs.export(which, out, store, debug)
         return
-    from secateur.export import export as write
-    from secateur.export import times
+    from secateur.adapters.export import export as write
+    from secateur.adapters.export import times
 
     if which == "last" or which.isdigit():
         net, example = _of_run(which, store)

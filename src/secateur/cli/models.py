@@ -45,11 +45,11 @@ def measure(
     """Parameters, multiply-accumulates, bytes, time, memory and accuracy of a model, each with its definition. For a
     shrunk model (a .sct file that holds its plan) also what it gained over the dense one, and why it is no faster."""
     from secateur import data as datasets
+    from secateur.adapters.export import has_two_of_four, two_of_four
     from secateur.core.measurement import Measurements
-    from secateur.export import has_two_of_four, two_of_four
     from secateur.lab.plan import device_of
-    from secateur.lab.training import evaluate
-    from secateur.measure import measure as take
+    from secateur.lab.training.loop import evaluate
+    from secateur.metrics import measure as take
 
     where = device_of(device.value if device is not None else "cpu")
     net = model_of(model, weights, option, seed).to(where)
@@ -96,8 +96,8 @@ def _dense_of(
 
 def _gain(dense: nn.Module, small: nn.Module, example: Any, trials: int) -> dict[str, Any]:
     """How much less a shrunk model computes, how much faster it is, and why that is not as much."""
-    from secateur.measure import measure as take
-    from secateur.measure.latency import compare, why
+    from secateur.metrics import measure as take
+    from secateur.metrics.latency import compare, why
 
     counts = [float(take(one, example, what="macs")["macs"].value) for one in (dense, small)]
     fewer = counts[0] / max(1.0, counts[1])
@@ -127,7 +127,7 @@ def explain(
 ) -> None:
     """Which channels live or die together, which cannot leave, and why. Nothing is touched."""
     from secateur.lab.objects import write_whole
-    from secateur.shrink import explain as look
+    from secateur.structure.shrink import explain as look
 
     net = model_of(model, weights, option, seed)
     found = look(
@@ -211,10 +211,10 @@ def shrink(
 
     from secateur.container.archive import save
     from secateur.core.measurement import Measurements
-    from secateur.measure import measure as take
-    from secateur.measure.latency import compare
-    from secateur.prune import prune
-    from secateur.shrink import shrink as cut
+    from secateur.metrics import measure as take
+    from secateur.metrics.latency import compare
+    from secateur.pruning.prune import prune
+    from secateur.structure.shrink import shrink as cut
 
     net = model_of(model, weights, option, seed)
     example = example_of(model, net, input_, seed)
@@ -254,7 +254,7 @@ def shrink(
         print(f"  {note}")
     fewer = float(before["macs"].value) / max(1.0, float(after["macs"].value))
     if times["speedup"].value < _AS_COUNTED * fewer:
-        from secateur.measure.latency import why
+        from secateur.metrics.latency import why
 
         print(why(net, small.model, example).summary())
     if weights is None:
@@ -319,9 +319,9 @@ def scan(
     from torch.nn import functional
 
     from secateur import data as datasets
-    from secateur.lab.engines.crew import Crew
+    from secateur.lab.engines.worker_pool import Crew
     from secateur.lab.recipe import axis_values
-    from secateur.scan import scan as look
+    from secateur.sensitivity.scan import scan as look
 
     if floor is not None and keep is not None:
         raise OptionError("--floor and --keep are two ways to allot; give one of them")

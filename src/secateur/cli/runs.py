@@ -66,10 +66,10 @@ def _carry_out(
 ) -> Any:
     """What `run`, `sweep` and `demo` have in common."""
     from secateur.lab import launched, tables
+    from secateur.lab.display.preview import preview
+    from secateur.lab.display.progress import display
     from secateur.lab.engine import run as run_recipe
     from secateur.lab.plan import plan as make_plan
-    from secateur.lab.preview import preview
-    from secateur.lab.progress import display
     from secateur.lab.store import Store
 
     plan = make_plan(recipe, device=cluster.device(recipe) if cluster is not None else None)
@@ -234,7 +234,7 @@ def demo(
     import textwrap
 
     from secateur.lab import demonstration
-    from secateur.lab.progress import display
+    from secateur.lab.display.progress import display
     from secateur.lab.store import Store
 
     opened = Store(store)

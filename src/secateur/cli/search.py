@@ -54,7 +54,7 @@ def search(
     from dataclasses import asdict
 
     from secateur.errors import OptionError
-    from secateur.lab.progress import display
+    from secateur.lab.display.progress import display
     from secateur.lab.recipe import Recipe, parse_setting
     from secateur.lab.search import search as look
     from secateur.lab.store import Store

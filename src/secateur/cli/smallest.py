@@ -55,11 +55,11 @@ def smallest(
     import sys
 
     from secateur.lab import tables
-    from secateur.lab.progress import display
+    from secateur.lab.display.progress import display
     from secateur.lab.recipe import Recipe
     from secateur.lab.store import Store
-    from secateur.smallest import Try
-    from secateur.smallest import smallest as search
+    from secateur.search.smallest import Try
+    from secateur.search.smallest import smallest as search
 
     opened = Store(store)
     train = {"epochs": epochs, "lr": lr, "batch_size": batch_size}

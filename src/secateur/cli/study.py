@@ -83,8 +83,8 @@ def study(
         return _listed(json)
     if name is None:
         raise OptionError(f"which study? One of {', '.join(studies.names())}; {near('', studies.names())}")
+    from secateur.lab.display.progress import display
     from secateur.lab.probe import Probe
-    from secateur.lab.progress import display
     from secateur.lab.store import Store
     from secateur.studies.running import carry_out, planned
 

@@ -25,7 +25,7 @@ _FOLDERS = {
     "budgets": "secateur.budget",
     "models": "secateur.models",
     "data": "secateur.data",
-    "measures": "secateur.measure",
+    "measures": "secateur.metrics",
     "sharing": "secateur.quantize",
     "steps": "secateur.lab.steps",
     "charts": "secateur.report.charts",

@@ -19,8 +19,8 @@ from math import prod
 import numpy as np
 
 from secateur.coding import planes, static
-from secateur.coding.foretold import LEAST_GRAIN, Forecasts, Foretold
 from secateur.coding.mixing import Mixer
+from secateur.coding.predicted_contexts import LEAST_GRAIN, Forecasts, Foretold
 from secateur.coding.range_coder import Decoder, Encoder
 from secateur.errors import FormatError
 

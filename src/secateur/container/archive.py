@@ -30,12 +30,12 @@ from secateur.container import batch_norm as bn
 from secateur.container import codebooks, tensors
 from secateur.container import format as sct
 from secateur.container.arrays import entry_of, to_tensor, to_words
-from secateur.container.few_bits import SCALES, Drawn, drawn, round_books
 from secateur.container.reading import words_of
-from secateur.container.storing import Storing
+from secateur.container.save_options import Storing
+from secateur.container.scalar_rounding import SCALES, Drawn, drawn, round_books
 from secateur.container.writer import Writer
+from secateur.core.atomic_files import replacing
 from secateur.core.codebook import Codebook
-from secateur.core.files import replacing
 from secateur.errors import (
     DataError,
     FormatError,
@@ -46,7 +46,7 @@ from secateur.errors import (
 )
 
 if TYPE_CHECKING:
-    from secateur.structure.plan import Plan
+    from secateur.structure.cut.plan import Plan
 
 __all__ = ["Saved", "entries_of", "load", "save"]
 
@@ -290,6 +290,6 @@ def _plan_text(plan: Any) -> str:
 
 
 def _read_plan(text: str) -> Any:
-    from secateur.structure.plan import Plan
+    from secateur.structure.cut.plan import Plan
 
     return Plan.from_json(text)

@@ -29,10 +29,10 @@ from secateur.coding.indices import Memory
 from secateur.container import format as sct
 from secateur.container import tensors
 from secateur.container.checkpoint import Checkpoint, canonical_header, open_checkpoint
-from secateur.container.crew import Crew, hands
 from secateur.container.reading import LEARNT, words_of
+from secateur.container.worker_pool import Crew, hands
 from secateur.container.writer import Writer
-from secateur.core.files import replacing
+from secateur.core.atomic_files import replacing
 from secateur.errors import FormatError, NonFiniteError, NothingToDoError, OptionError
 
 __all__ = ["Packed", "Progress", "pack", "unpack"]

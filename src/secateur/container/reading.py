@@ -27,8 +27,8 @@ import numpy as np
 from secateur.coding.indices import Memory
 from secateur.container import format as sct
 from secateur.container import tensors
-from secateur.container.crew import Crew
-from secateur.container.lanes import Lanes
+from secateur.container.scalar_streams import Lanes
+from secateur.container.worker_pool import Crew
 from secateur.errors import FormatError
 
 __all__ = ["LEARNT", "words_of"]

@@ -19,7 +19,7 @@ from secateur.coding.indices import Memory
 from secateur.container import format as sct
 from secateur.container.codebooks import codebook, few_levels, read_codebook
 from secateur.container.format import DTYPES, Entry, Record
-from secateur.container.lanes import Lanes
+from secateur.container.scalar_streams import Lanes
 from secateur.errors import FormatError
 
 __all__ = ["cast", "decode", "encode", "grid", "indexed", "text"]

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from secateur.core.files import replacing
+from secateur.core.atomic_files import replacing
 from secateur.core.lines import Lines
 from secateur.errors import FormatError, MaskMismatchError, NothingToDoError, UnknownNameError, near
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from secateur.criteria._gradients import map_tensors, tensors_in
+from secateur.execution.gradients import map_tensors, tensors_in
 
 __all__ = ["Ranged"]
 

@@ -15,10 +15,10 @@ from torch import nn
 from secateur.core.context import Context
 from secateur.core.scores import Scores
 from secateur.core.targets import Target
-from secateur.core.undisturbed import check_mode, undisturbed
 from secateur.criteria import Base
-from secateur.criteria._gradients import GradientPass, shares
 from secateur.criteria._weights import weights
+from secateur.execution.gradients import GradientPass, shares
+from secateur.execution.undisturbed import check_mode, undisturbed
 
 __all__ = ["Snip"]
 

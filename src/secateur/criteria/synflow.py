@@ -21,9 +21,11 @@ from torch.func import functional_call
 from secateur.core.context import Context
 from secateur.core.scores import Scores
 from secateur.core.targets import Target
-from secateur.core.undisturbed import undisturbed
 from secateur.criteria import Base
-from secateur.criteria._gradients import (
+from secateur.criteria._ranged import Ranged, times_power
+from secateur.criteria._weights import weights
+from secateur.errors import CollapseError, DataError, NonFiniteError, OptionError, StructureError
+from secateur.execution.gradients import (
     accumulator_dtype,
     batches,
     explained,
@@ -32,9 +34,7 @@ from secateur.criteria._gradients import (
     read_batch,
     tensors_in,
 )
-from secateur.criteria._ranged import Ranged, times_power
-from secateur.criteria._weights import weights
-from secateur.errors import CollapseError, DataError, NonFiniteError, OptionError, StructureError
+from secateur.execution.undisturbed import undisturbed
 
 __all__ = ["Synflow"]
 

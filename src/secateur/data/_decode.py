@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from secateur.core.files import beside
+from secateur.core.atomic_files import beside
 from secateur.data._splits import Memory, Source
 from secateur.errors import DataError, OptionError
 

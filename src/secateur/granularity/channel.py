@@ -10,12 +10,12 @@ from torch import nn
 
 from secateur.core.context import Context
 from secateur.core.targets import Target, select
-from secateur.core.undisturbed import kept_random_state
 from secateur.core.units import AxisMember, Units
 from secateur.errors import DataError, NothingToDoError, OptionError
+from secateur.execution.undisturbed import kept_random_state
 from secateur.granularity import Base
-from secateur.structure.couplings import Group, Structure, analyse
-from secateur.structure.rules.conv import TAPS
+from secateur.structure.groups.couplings import Group, Structure, analyse
+from secateur.structure.groups.rules.conv import TAPS
 
 __all__ = ["Channel", "coupled_units"]
 

@@ -18,7 +18,7 @@ from typing import Any
 
 _NAMES = {
     "Plan": "secateur.lab.plan",
-    "Progress": "secateur.lab.progress",
+    "Progress": "secateur.lab.display.progress",
     "Ran": "secateur.lab.engine",
     "Recipe": "secateur.lab.recipe",
     "Store": "secateur.lab.store",

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from secateur.core.undisturbed import kept_random_state
 from secateur.errors import StoreError
+from secateur.execution.undisturbed import kept_random_state
+from secateur.lab.display.progress import Progress
 from secateur.lab.plan import PlannedTrial, builder, data_of, device_of
-from secateur.lab.progress import Progress
 from secateur.lab.provenance import hardware, versions, visible
 from secateur.lab.state import State, keep, revive
 from secateur.lab.steps import Work

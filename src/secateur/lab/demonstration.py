@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from secateur.core.measurement import Measurement, Measurements
+from secateur.lab.display.progress import Progress
 from secateur.lab.engine import Ran, run
-from secateur.lab.progress import Progress
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 from secateur.lab.tables import variants, write_results

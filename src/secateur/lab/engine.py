@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 from secateur.core.measurement import Measurements
 from secateur.errors import OptionError
 from secateur.lab.computing import compute, state_after, threads
+from secateur.lab.display.progress import Progress
 from secateur.lab.plan import Plan, PlannedTrial
 from secateur.lab.plan import plan as make_plan
-from secateur.lab.progress import Progress
 from secateur.lab.provenance import clean_plain, command, hardware, versions
 from secateur.lab.recipe import Recipe
 from secateur.lab.state import State

@@ -18,8 +18,8 @@ import time
 
 from secateur.errors import StoreError
 from secateur.lab.computing import compute, state_after, threads
+from secateur.lab.display.progress import Progress
 from secateur.lab.plan import PlannedTrial
-from secateur.lab.progress import Progress
 from secateur.lab.store import Outcome, Store
 
 __all__ = ["follow", "rank"]

@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from secateur.core.files import write_whole
+from secateur.core.atomic_files import write_whole
 from secateur.errors import StoreError
 
 __all__ = ["Objects", "write_whole"]

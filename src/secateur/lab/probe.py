@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from secateur.core.undisturbed import kept_random_state
-from secateur.lab._training_evaluate import loss_of
+from secateur.execution.undisturbed import kept_random_state
 from secateur.lab.outcomes import canonical
 from secateur.lab.plan import builder, data_of, device_of
 from secateur.lab.recipe import Recipe
+from secateur.lab.training.evaluate import loss_of
 
 __all__ = ["Probe"]
 

@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from secateur.core.processors import cores
+from secateur.execution.processors import cores
 
 __all__ = ["clean", "clean_plain", "command", "fingerprint", "hardware", "versions", "visible"]
 

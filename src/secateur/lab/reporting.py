@@ -24,7 +24,7 @@ from secateur.lab.plan import builder, data_of
 from secateur.lab.recipe import Recipe
 from secateur.lab.state import State, revive
 from secateur.lab.store import RunRow, Store
-from secateur.measure import measure
+from secateur.metrics import measure
 from secateur.report.run import Run
 
 __all__ = ["about", "gather", "pictures_of", "provenance"]

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from secateur.errors import MissingExtraError, OptionError, RecipeError, SecateurError
+from secateur.lab.display.progress import Progress
 from secateur.lab.engines import Engine
 from secateur.lab.plan import Plan, device_of, plan_trial
-from secateur.lab.progress import Progress
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 

@@ -107,7 +107,7 @@ def revive(stored: Mapping[str, Any], objects: Objects, build: Callable[[], nn.M
     model = build()
     state = State(model)
     if "plan" in stored:
-        from secateur.structure.plan import Plan
+        from secateur.structure.cut.plan import Plan
 
         state.plan = get(stored["plan"]).decode()
         Plan.from_json(state.plan).apply_(model)

@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from secateur.quantize._lookup import lookup
-from secateur.quantize._price import Prices, there_bits
-from secateur.quantize._sorted import Floats, not_above
-from secateur.quantize._thrift import thrifty
+from secateur.quantize.lookup import lookup
+from secateur.quantize.prices import Prices, there_bits
+from secateur.quantize.rate_distortion import thrifty
+from secateur.quantize.sorted_weights import Floats, not_above
 from secateur.registry import Registry
 
 __all__ = ["Base", "Palette", "Prices", "registry", "there_bits", "thrifty", "to_numpy"]
@@ -72,7 +72,7 @@ class Base(ABC):
         """The palette of flat, finite, non-empty `weights`; `zeros` more are masked; `name` is for errors."""
 
 
-registry = Registry(__name__, __path__, "method of sharing", aliases={"k-means": "kmeans"})
+registry = Registry(f"{__name__}.methods", [f"{path}/methods" for path in __path__], "method of sharing", aliases={"k-means": "kmeans"})
 
 
 def __getattr__(name: str) -> Any:

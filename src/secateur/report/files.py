@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from secateur.core.files import write_whole
+from secateur.core.atomic_files import write_whole
 from secateur.core.measurement import Measurements
 from secateur.report.drawing import standalone
 from secateur.report.figure import Figure

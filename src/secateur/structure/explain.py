@@ -11,8 +11,8 @@ import numpy as np
 from torch import nn
 
 from secateur.errors import NothingToDoError, OptionError
-from secateur.structure.couplings import Structure
-from secateur.structure.rules.conv import TAPS
+from secateur.structure.groups.couplings import Structure
+from secateur.structure.groups.rules.conv import TAPS
 
 __all__ = ["Explanation", "GroupRow", "LockRow", "explained"]
 
@@ -65,13 +65,13 @@ class Explanation:
 
     def table(self) -> str:
         """The explanation as text: groups, then locks."""
-        from secateur.structure.draw import as_table
+        from secateur.structure.drawing import as_table
 
         return as_table(self)
 
     def svg(self) -> str:
         """The groups as a drawing."""
-        from secateur.structure.draw import as_svg
+        from secateur.structure.drawing import as_svg
 
         return as_svg(self)
 

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from secateur.errors import ProofError
-from secateur.structure.plan import Plan, cut_tensor
-from secateur.structure.trace import call, map_tensors, tensors_in
-from secateur.structure.twin import twin_of
+from secateur.execution.fast_copy import twin_of
+from secateur.structure.cut.plan import Plan, cut_tensor
+from secateur.structure.trace.trace import call, map_tensors, tensors_in
 
 __all__ = ["Proof", "double_copy", "prove"]
 

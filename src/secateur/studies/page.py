@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from secateur.core.files import replacing
+from secateur.core.atomic_files import replacing
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import DataError
 from secateur.lab.plan import builder
@@ -149,7 +149,7 @@ def printed_columns(before: str, after: str, pairs: Sequence[Pair]) -> str:
 
 
 def _spent(done: Done, store: Store) -> str:
-    from secateur.lab.preview import duration
+    from secateur.lab.display.preview import duration
 
     keys = {key for _, ran in done.ran for key in ran.plan.keys()}  # noqa: SIM118
     outcomes = [store.outcome(key) for key in keys]

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 from secateur import studies
 from secateur.core.measurement import Measurements
 from secateur.errors import SecateurError
+from secateur.lab.display.preview import Preview, preview
+from secateur.lab.display.progress import Progress
 from secateur.lab.engine import Ran, check_gpus, run
 from secateur.lab.plan import Plan
 from secateur.lab.plan import plan as make_plan
-from secateur.lab.preview import Preview, preview
-from secateur.lab.progress import Progress
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 from secateur.report.published import Beside, beside

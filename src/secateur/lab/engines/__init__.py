@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from secateur.lab.display.progress import Progress
 from secateur.lab.plan import Plan, PlannedTrial
-from secateur.lab.progress import Progress
 from secateur.lab.store import Store
 
 __all__ = ["Call", "Engine", "Event", "Node", "drive", "forest", "slots"]
@@ -50,7 +50,7 @@ class Node:
 class Call:
     """A function that yields values, to be called by a worker: what a verb shares out, where no recipe is.
 
-    Its arguments are pickled: those that many calls have in `common`, then its own. `secateur.lab.engines.crew` makes
+    Its arguments are pickled: those that many calls have in `common`, then its own. `secateur.lab.engines.worker_pool` makes
     calls.
 
     >>> list(Call("a", divmod, pickle.dumps((7,)), pickle.dumps((2,))).values())

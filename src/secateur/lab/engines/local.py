@@ -22,8 +22,8 @@ from multiprocessing import connection, get_context
 from types import ModuleType
 from typing import Any
 
+from secateur.lab.display.progress import Progress
 from secateur.lab.engines import Call, Event, Node, numbers
-from secateur.lab.progress import Progress
 from secateur.lab.store import Store
 
 __all__ = ["LocalEngine", "TellingProgress", "failed"]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from secateur.core.measurement import Measurements
     from secateur.data import Data
-    from secateur.lab.progress import Progress
+    from secateur.lab.display.progress import Progress
     from secateur.lab.state import State
 
 __all__ = ["Base", "Options", "Plugin", "Result", "Work", "make", "registry"]

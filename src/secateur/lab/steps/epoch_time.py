@@ -20,10 +20,10 @@ from torch import nn
 from secateur.core.measurement import Measurement, Measurements
 from secateur.data import Data
 from secateur.errors import RecipeError, near
-from secateur.lab import training as trainer
 from secateur.lab.state import State
 from secateur.lab.steps import Base, Result, Work
-from secateur.measure.latency import median_interval
+from secateur.lab.training import loop as trainer
+from secateur.metrics.latency import median_interval
 
 __all__ = ["EpochTime"]
 

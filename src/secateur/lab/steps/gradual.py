@@ -1,6 +1,6 @@
 """`gradual`: train, and prune meanwhile; sparsity rises along a cubic with the optimizer's steps and is then held.
 
-Every option of `secateur.lab.training.Training` and of `Growing` is an option of the step.
+Every option of `secateur.lab.training.loop.Training` and of `Growing` is an option of the step.
 
 >>> Gradual(sparsity=0.9, epochs=20, until=0.6).growing().level(0, 100)
 0.0
@@ -16,10 +16,10 @@ from torch import nn
 
 from secateur.core.measurement import Measurement
 from secateur.core.targets import select
-from secateur.lab import training as trainer
 from secateur.lab.state import State
 from secateur.lab.steps import Result, Work
 from secateur.lab.steps.train import TrainBase, training_fields
+from secateur.lab.training import loop as trainer
 
 __all__ = ["Gradual"]
 

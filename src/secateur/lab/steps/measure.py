@@ -22,9 +22,9 @@ from secateur.data import Split
 from secateur.errors import OptionError, RecipeError, UnknownNameError, near
 from secateur.lab.state import State
 from secateur.lab.steps import Base, Result, Work
-from secateur.lab.training import evaluate
-from secateur.measure import measure, names
-from secateur.measure.latency import compare
+from secateur.lab.training.loop import evaluate
+from secateur.metrics import measure, names
+from secateur.metrics.latency import compare
 
 __all__ = ["Measure"]
 

@@ -17,14 +17,14 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from secateur.container.few_bits import round_books
+from secateur.container.scalar_rounding import round_books
 from secateur.core.measurement import Measurements
 from secateur.errors import OptionError
 from secateur.lab.state import State
 from secateur.lab.steps import Base, Result, Work
 from secateur.lab.steps.train import Augmentation, augmentation
-from secateur.share import share
-from secateur.structure.carry import reestimate_batch_norm
+from secateur.quantize.share import share
+from secateur.structure.shrunk_files import reestimate_batch_norm
 
 __all__ = ["Norms"]
 

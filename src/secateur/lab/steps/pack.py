@@ -20,7 +20,7 @@ from torch import nn
 
 from secateur.coding import indices
 from secateur.container.archive import load, save
-from secateur.container.storing import Storing
+from secateur.container.save_options import Storing
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import OptionError, ProofError
 from secateur.lab.state import State

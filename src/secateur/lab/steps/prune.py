@@ -21,12 +21,12 @@ from secateur.core import schedule
 from secateur.core.measurement import Measurement, Measurements
 from secateur.core.targets import select
 from secateur.errors import NothingToDoError, OptionError, RecipeError, near
-from secateur.guard import FAINT, find_collapsed, rescale_, signal_left
 from secateur.lab.state import State
 from secateur.lab.steps import Base, Options, Plugin, Result, Work, make
 from secateur.lab.steps.scan import FILE
-from secateur.prune import budget_of, prune
-from secateur.scan import Allocation, Scan
+from secateur.pruning.connectivity import FAINT, find_collapsed, rescale_, signal_left
+from secateur.pruning.prune import budget_of, prune
+from secateur.sensitivity.scan import Allocation, Scan
 
 __all__ = ["Prune"]
 

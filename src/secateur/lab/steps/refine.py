@@ -24,8 +24,8 @@ from secateur.lab.state import State
 from secateur.lab.steps import Result, Work
 from secateur.lab.steps.train import TrainBase, training_fields
 from secateur.quantize import registry
-from secateur.quantize._result import zeroed
-from secateur.share import Shared
+from secateur.quantize.result import zeroed
+from secateur.quantize.share import Shared
 
 __all__ = ["Refine"]
 

@@ -27,11 +27,11 @@ from secateur import criteria, granularity
 from secateur.core.targets import select
 from secateur.data import Split
 from secateur.errors import OptionError
-from secateur.lab._training_evaluate import evaluate
 from secateur.lab.state import State
 from secateur.lab.steps import Base, Plugin, Result, Work, make
+from secateur.lab.training.evaluate import evaluate
 from secateur.report.forms import scan_measurements
-from secateur.scan import LEVELS, check_levels, scan
+from secateur.sensitivity.scan import LEVELS, check_levels, scan
 
 __all__ = ["FILE", "Scan"]
 

@@ -15,7 +15,7 @@ from secateur.core.masks import Masks
 from secateur.core.measurement import Measurement, Measurements
 from secateur.lab.state import State
 from secateur.lab.steps import Base, Result, Work
-from secateur.share import prepared, share
+from secateur.quantize.share import prepared, share
 
 __all__ = ["Share"]
 

@@ -14,7 +14,7 @@ from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import NothingToDoError, OptionError
 from secateur.lab.state import State
 from secateur.lab.steps import Base, Result, Work
-from secateur.shrink import shrink
+from secateur.structure.shrink import shrink
 
 __all__ = ["Shrink"]
 

@@ -1,6 +1,6 @@
 """`train`: train the model, with whatever masks it has held all the while.
 
-Every option of `secateur.lab.training.Training` is an option of the step.
+Every option of `secateur.lab.training.loop.Training` is an option of the step.
 
 >>> Train(epochs=3, lr=0.05).training().epochs
 3
@@ -18,9 +18,9 @@ from torch import nn
 from secateur.core.measurement import Measurement, Measurements
 from secateur.data import Augment
 from secateur.errors import OptionError, RecipeError, near
-from secateur.lab import training as trainer
 from secateur.lab.state import State
 from secateur.lab.steps import Base, Options, Result, Work
+from secateur.lab.training import loop as trainer
 
 __all__ = ["Augmentation", "Train", "TrainBase", "augmentation"]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.quantize._sorted import Floats, SortedWeights
+from secateur.quantize.sorted_weights import Floats, SortedWeights
 from secateur.registry import Registry
 
 __all__ = ["Base", "registry"]

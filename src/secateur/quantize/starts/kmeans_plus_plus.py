@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from secateur.errors import OptionError
-from secateur.quantize._sorted import BLOCK, Floats, Ints, SortedWeights, middles
+from secateur.quantize.sorted_weights import BLOCK, Floats, Ints, SortedWeights, middles
 from secateur.quantize.starts import Base
 
 __all__ = ["KmeansPlusPlus"]

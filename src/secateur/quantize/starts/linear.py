@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from secateur.quantize._sorted import Floats, SortedWeights
+from secateur.quantize.sorted_weights import Floats, SortedWeights
 from secateur.quantize.starts import Base
 
 __all__ = ["Linear"]

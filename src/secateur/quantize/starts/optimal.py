@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from secateur.errors import OptionError
-from secateur.quantize._program import best_cuts
-from secateur.quantize._sorted import Floats, Ints, SortedWeights
+from secateur.quantize.program import best_cuts
+from secateur.quantize.sorted_weights import Floats, Ints, SortedWeights
 from secateur.quantize.starts import Base, registry
 
 __all__ = ["Optimal"]

@@ -1,0 +1,49 @@
+"""`tidy`: set to zero what no answer depends on: weights and biases of neurons that pruning has cut off.
+
+>>> Tidy(images=500).images
+500
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from secateur.core.masks import Masks
+from secateur.core.measurement import Measurement, Measurements
+from secateur.errors import OptionError
+from secateur.lab.state import State
+from secateur.lab.steps import Base, Result, Work
+from secateur.pruning.dead_neurons import tidy
+
+__all__ = ["Tidy"]
+
+
+class Tidy(Base):
+    """Weights and biases whose gradient is zero for every image go; the answers stay."""
+
+    images: int = Field(10_000, ge=1, description="training images that are asked, at most")
+
+    def run(self, state: State, work: Work) -> Result:
+        """Ask, set to zero, and hold what is zero from here on."""
+        if state.codebooks:
+            raise OptionError(f"step {self.label!r}: the weights are shared by now; tidy before sharing")
+        state.model.to(work.device)
+        wanted, batches = self.images, []
+        for images, _ in work.data.train.batches(500, device=work.device):
+            batches.append(images[:wanted])
+            wanted -= len(images)
+            if wanted <= 0:
+                break
+        before = sum(int((parameter != 0).sum()) for parameter in state.model.parameters())
+        masks = tidy(state.model, batches, seed=work.seed).to("cpu")
+        state.model.to("cpu")
+        after = sum(int((parameter != 0).sum()) for parameter in state.model.parameters())
+        text = "weights and biases that were not zero, and that no answer depended on"
+        before_it = dict(state.masks or {})
+        merged = {**before_it, **{name: mask & before_it.get(name, mask) for name, mask in masks.items()}}
+        return Result(
+            State(state.model, masks=Masks(merged), plan=state.plan, files=state.files),
+            Measurements([Measurement("idle_weights", before - after, "", text)]),
+            {},
+            f"{before - after:,} of {before:,} weights and biases were idle",
+        )

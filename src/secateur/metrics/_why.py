@@ -1,0 +1,338 @@
+"""`why`: where the time of two models goes, layer by layer, and why it fell less than the multiply-accumulates did.
+
+Every layer of both models is run by itself on the very input it gets inside its model; the two versions of a layer
+take turns. A layer whose time fell less than its multiply-accumulates gets the reason that a measurement or a count
+supports:
+
+- no products: a norm, an activation or pooling; its time follows the bytes it moves.
+- launch overhead: it takes hardly longer than the same layer on next to nothing (measured).
+- odd width: the layer at the next multiple of 8 channels is no slower (measured).
+- memory-bound: few multiply-accumulates per byte moved.
+- lower rate: none of these; the smaller shapes reach fewer multiply-accumulates a second.
+
+>>> import torch
+>>> from torch import nn
+>>> large = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 8))
+>>> small = nn.Sequential(nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 8))
+>>> found = why(large, small, torch.zeros(16, 256), trials=3)
+>>> [(row.name, row.macs) for row in found.rows]
+[('0', (2097152, 262144)), ('1', (0, 0)), ('2', (65536, 8192))]
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from secateur.errors import DataError
+from secateur.execution.calling import call, device_of, evaluating, sync
+
+__all__ = ["LayerTime", "Why", "why"]
+
+_SLOWER = 1.25  # a layer is asked about when its time is above so many times what its products would suggest
+_FEW = 8.0  # multiply-accumulates per byte moved, below which a layer waits for memory
+_SHORTEST = 2e-4  # seconds a reading lasts at least
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """One layer in both models: kind, multiply-accumulates, milliseconds, bytes moved, and why it is no faster."""
+
+    name: str
+    kind: str
+    macs: tuple[int, int]
+    ms: tuple[float, float]
+    moved: tuple[int, int]  # bytes of weights, inputs and outputs
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Why:
+    """The layers in the order they run, and the time of both models as a whole. Prints as a table."""
+
+    rows: tuple[LayerTime, ...]
+    macs: tuple[int, int]
+    ms: tuple[float, float]
+    threads: int
+    device: str
+
+    @property
+    def outside(self) -> tuple[float, float]:
+        """Milliseconds of each model that no layer took: operators between the layers, and Python."""
+        return tuple(whole - sum(row.ms[i] for row in self.rows) for i, whole in enumerate(self.ms))  # type: ignore
+
+    def summary(self) -> str:
+        """Two sentences: what fell by how much, and which reasons hold most of the time that is left."""
+        fewer, faster = self.macs[0] / max(1, self.macs[1]), self.ms[0] / self.ms[1]
+        text = f"{fewer:.2f}x fewer multiply-accumulates, {faster:.2f}x as fast on {self.device}."
+        held: dict[str, float] = {}
+        for row in self.rows:
+            if row.reason:
+                lost = row.ms[1] - row.ms[0] * (row.macs[1] / row.macs[0] if row.macs[0] else 1.0 / fewer)
+                kind = row.reason.split(":")[0]
+                held[kind] = held.get(kind, 0.0) + max(0.0, lost)
+        shown = [
+            f"{kind} {ms:.3g} ms" for kind, ms in sorted(held.items(), key=lambda item: -item[1]) if ms > 0
+        ]
+        missing = self.ms[1] - self.ms[0] / fewer
+        if missing > 0 and shown:
+            text += f" Of the {missing:.3g} ms above what the count suggests: {', '.join(shown)}."
+        return text
+
+    def to_json(self) -> str:
+        """The table as JSON."""
+        return json.dumps({**asdict(self), "outside_ms": self.outside}, indent=1)
+
+    def __str__(self) -> str:
+        head = ("layer", "MACs", "ms", "fewer", "faster", "reason")
+        lines = []
+        for row in self.rows:
+            fewer = f"{row.macs[0] / row.macs[1]:.2f}x" if row.macs[1] else ""
+            lines.append(
+                (
+                    f"{row.name} ({row.kind})",
+                    f"{row.macs[0]:,} -> {row.macs[1]:,}" if row.macs[0] else "",
+                    f"{row.ms[0]:.3f} -> {row.ms[1]:.3f}",
+                    fewer,
+                    f"{row.ms[0] / row.ms[1]:.2f}x",
+                    row.reason,
+                )
+            )
+        lines.append(
+            ("outside the layers", "", f"{self.outside[0]:.3f} -> {self.outside[1]:.3f}", "", "", "")
+        )
+        widths = [max(len(head[i]), *(len(line[i]) for line in lines)) for i in range(len(head))]
+        table = [
+            "  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths)).rstrip() for line in (head, *lines)
+        ]
+        return "\n".join([*table, self.summary()])
+
+
+def why(
+    before: nn.Module, after: nn.Module, example: Any, *, trials: int = 9, threads: int | None = None
+) -> Why:
+    """Time every layer of two models that name their layers alike, and say why time fell less than the count.
+
+    `trials` readings of each layer, taken in turns; medians are shown. Both models are left as found.
+    """
+    from secateur.metrics.latency import compare
+    from secateur.metrics.macs import macs
+
+    calls = [_calls(model, example) for model in (before, after)]
+    names = [name for name in calls[0] if name in calls[1]]
+    if not names:
+        raise DataError(
+            f"why: no layer of {type(before).__name__} is also one of {type(after).__name__}; give a model and its "
+            "shrunk copy, which name their layers alike"
+        )
+    counts = [macs(model, example)["macs"] for model in (before, after)]
+    device = device_of(before)
+    with _threads(threads):
+        rows = []
+        for name in names:
+            one, two = calls[0][name], calls[1][name]
+            ms = _turns([_run(one, device), _run(two, device)], trials)
+            row = LayerTime(
+                name,
+                type(one.module).__name__,
+                (counts[0].per_layer.get(name, 0), counts[1].per_layer.get(name, 0)),  # type: ignore[arg-type]
+                (ms[0], ms[1]),
+                (one.moved, two.moved),
+            )
+            rows.append(_explained(row, two, device, trials))
+        used = torch.get_num_threads()
+    whole = compare(before, after, example, trials=max(trials, 3), threads=threads)
+    where = f"{used} threads of the CPU" if device.type == "cpu" else device.type
+    total = (int(counts[0].value), int(counts[1].value))
+    return Why(tuple(rows), total, (whole[0].value, whole[1].value), used, where)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A layer and what it was called with."""
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    times: int
+    moved: int
+
+
+def _calls(model: nn.Module, example: Any) -> dict[str, _Call]:
+    """Every layer without parts of its own that runs, with the input of its first run."""
+    found: dict[str, _Call] = {}
+    names = {module: name for name, module in model.named_modules() if not any(module.children())}
+
+    def seen(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        name = names[module]
+        old = found.get(name)
+        if old is not None:
+            found[name] = _Call(old.module, old.args, old.kwargs, old.times + 1, old.moved)
+            return
+        tensors = [t for t in pytree.tree_leaves((args, kwargs, output)) if torch.is_tensor(t)]
+        moved = sum(t.numel() * t.element_size() for t in (*tensors, *module.parameters()))
+        # copies: a layer in place would change what the next reading gets
+        kept, words = pytree.tree_map(lambda t: t.clone() if torch.is_tensor(t) else t, (args, kwargs))
+        found[name] = _Call(module, kept, words, 1, moved)
+
+    handles = [module.register_forward_hook(seen, with_kwargs=True) for module in names]
+    try:
+        with evaluating(model, example) as inputs:
+            call(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _run(one: _Call, device: torch.device) -> Callable[[], float]:
+    """A function that makes one reading of a layer, in milliseconds of all its runs in one pass."""
+
+    def passes(count: int) -> float:
+        with torch.no_grad():
+            sync(device)
+            start = time.perf_counter()
+            for _ in range(count):
+                one.module(*one.args, **one.kwargs)
+            sync(device)
+        return (time.perf_counter() - start) / count
+
+    with evaluating(one.module):
+        quick = min(passes(1) for _ in range(3))
+    count = max(1, int(_SHORTEST / max(quick, 1e-9)))
+
+    def reading() -> float:
+        with evaluating(one.module):
+            return passes(count) * 1e3 * one.times
+
+    return reading
+
+
+def _turns(runs: list[Callable[[], float]], trials: int) -> list[float]:
+    """The median reading of each, taken in turns."""
+    readings: list[list[float]] = [[] for _ in runs]
+    for turn in range(max(1, trials)):
+        for which in range(len(runs)) if turn % 2 == 0 else reversed(range(len(runs))):
+            readings[which].append(runs[which]())
+    return [statistics.median(values) for values in readings]
+
+
+def _explained(row: LayerTime, after: _Call, device: torch.device, trials: int) -> LayerTime:
+    """The row with the reason, where its time fell less than its products."""
+    ratio = row.ms[1] / row.ms[0]
+    expected = row.macs[1] / row.macs[0] if row.macs[0] else row.moved[1] / max(1, row.moved[0])
+    if row.macs[0] == 0:
+        reason = _moving(row, after, device, trials) if ratio > expected * _SLOWER or ratio > 0.8 else ""
+    elif expected >= 1.0 or ratio <= expected * _SLOWER:
+        reason = ""
+    else:
+        reason = _reason(row, after, device, trials)
+    return LayerTime(row.name, row.kind, row.macs, row.ms, row.moved, reason)
+
+
+def _moving(row: LayerTime, after: _Call, device: torch.device, trials: int) -> str:
+    """Why a layer without products is no faster."""
+    floor = _resized(after, tiny=True)
+    if floor is not None:
+        least, _ = _turns([_run(floor, device), _run(after, device)], min(5, trials))
+        if least > 0.5 * row.ms[1]:
+            return f"launch overhead: {least:.3f} ms on next to nothing"
+    return f"no products: moves {_bytes(row.moved[0])} -> {_bytes(row.moved[1])}"
+
+
+def _reason(row: LayerTime, after: _Call, device: torch.device, trials: int) -> str:
+    floor = _resized(after, tiny=True)
+    if floor is not None:
+        least, _ = _turns([_run(floor, device), _run(after, device)], min(5, trials))
+        if least > 0.5 * row.ms[1]:
+            return f"launch overhead: {least:.3f} ms on next to nothing"
+    wide = _resized(after, tiny=False)
+    if wide is not None:
+        rounded, odd = _turns([_run(wide, device), _run(after, device)], min(5, trials))
+        if rounded <= odd:
+            sizes = f"{_widths(after.module)} is no faster than {_widths(wide.module)}"
+            return f"odd width: {sizes}; shrink with round_to=8"
+    intensity = row.macs[1] / max(1, row.moved[1])
+    if intensity < _FEW:
+        return f"memory-bound: {intensity:.1f} multiply-accumulates per byte moved ({_bytes(row.moved[1])})"
+    rates = [macs / ms / 1e6 for macs, ms in zip(row.macs, row.ms)]
+    return f"lower rate: {rates[0]:.1f} -> {rates[1]:.1f} G multiply-accumulates a second"
+
+
+def _resized(one: _Call, tiny: bool) -> _Call | None:
+    """The same layer on a tiny input, or at the next multiples of 8 channels; None where that is not possible."""
+    module, args = one.module, one.args
+    if one.kwargs or len(args) != 1 or not torch.is_tensor(args[0]):
+        return None
+    x = args[0]
+    if isinstance(module, nn.Linear):
+        if tiny:
+            return _Call(module, (x.reshape(-1, x.shape[-1])[:1],), {}, one.times, 0)
+        ins, outs = _up(module.in_features), _up(module.out_features)
+        if (ins, outs) == (module.in_features, module.out_features):
+            return None
+        wide: nn.Module = nn.Linear(ins, outs, module.bias is not None, device=x.device, dtype=x.dtype)
+        return _Call(
+            wide, (torch.randn(*x.shape[:-1], ins, device=x.device, dtype=x.dtype),), {}, one.times, 0
+        )
+    if tiny and x.dim() == 4 and isinstance(module, (nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU)):
+        return _Call(module, (x[:1, :, :1, :1].contiguous(),), {}, one.times, 0)
+    if isinstance(module, nn.Conv2d) and isinstance(module.padding, tuple):
+        if tiny:
+            least = [d * (k - 1) + 1 for d, k in zip(module.dilation, module.kernel_size)]
+            return _Call(module, (x[:1, :, : least[0], : least[1]].contiguous(),), {}, one.times, 0)
+        if module.groups != 1:
+            return None
+        ins, outs = _up(module.in_channels), _up(module.out_channels)
+        if (ins, outs) == (module.in_channels, module.out_channels):
+            return None
+        wide = nn.Conv2d(
+            ins,
+            outs,
+            module.kernel_size,  # type: ignore[arg-type]
+            module.stride,  # type: ignore[arg-type]
+            module.padding,  # type: ignore[arg-type]
+            module.dilation,  # type: ignore[arg-type]
+            bias=module.bias is not None,
+            device=x.device,
+            dtype=x.dtype,
+        )
+        shape = (x.shape[0], ins, *x.shape[2:])
+        return _Call(wide, (torch.randn(shape, device=x.device, dtype=x.dtype),), {}, one.times, 0)
+    return None
+
+
+def _up(width: int) -> int:
+    # three input channels of an image are nobody's pruning
+    return width if width <= 4 else -(-width // 8) * 8
+
+
+def _widths(module: nn.Module) -> str:
+    keys = (
+        ("in_channels", "out_channels") if hasattr(module, "in_channels") else ("in_features", "out_features")
+    )
+    return " to ".join(str(getattr(module, key)) for key in keys)
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    try:
+        if count is not None:
+            torch.set_num_threads(count)
+        yield
+    finally:
+        torch.set_num_threads(before)

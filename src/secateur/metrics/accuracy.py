@@ -1,0 +1,101 @@
+"""`accuracy`: top-1 over batches, or whatever an evaluate function returns.
+
+>>> import torch
+>>> from torch import nn
+>>> batches = [(torch.eye(3), torch.tensor([0, 1, 1]))]
+>>> accuracy(nn.Identity(), batches)["accuracy"].value
+0.6666666666666666
+>>> print(accuracy(nn.Identity(), lambda model: {"loss": 0.5, "kld": 0.25}))
+loss   0.5  as returned by evaluate
+kld   0.25  as returned by evaluate
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.core.measurement import Measurement, Measurements
+from secateur.errors import DataError
+from secateur.execution.calling import call, device_of, evaluating, moved
+from secateur.execution.undisturbed import undisturbed
+
+__all__ = ["accuracy", "top_1"]
+
+DEFINITION = "share of targets that the largest output names, in evaluation mode"
+
+
+def accuracy(model: nn.Module, evaluate: Callable[[nn.Module], Any] | Iterable[Any]) -> Measurements:
+    """Top-1 if `evaluate` is an iterable of batches (inputs, targets), else the number or numbers it returns.
+
+    The model is in evaluation mode meanwhile and left as found. A single number is called `score`, as nobody
+    but the caller knows what it is; return a dict to name it.
+    """
+    if isinstance(evaluate, nn.Module) or not callable(evaluate):
+        if not isinstance(evaluate, Iterable):
+            raise DataError(
+                "accuracy: expected a function of the model or an iterable of batches (inputs, targets), got "
+                f"{type(evaluate).__name__}"
+            )
+        value, count = top_1(model, evaluate)
+        return Measurements([Measurement("accuracy", value, "", f"{DEFINITION} ({count:,} targets)")])
+    with undisturbed(model, mode="eval"):
+        result = evaluate(model)
+    named = result if isinstance(result, Mapping) else {"score": result}
+    if not named:
+        raise DataError("accuracy: evaluate returned an empty dict; return at least one number")
+    return Measurements([_row(str(name), value) for name, value in named.items()])
+
+
+def top_1(model: nn.Module, batches: Iterable[Any]) -> tuple[float, int]:
+    """(share of targets that the largest output names, how many targets)."""
+    right = count = 0
+    device = device_of(model)
+    with evaluating(model):
+        for batch in batches:
+            inputs, targets = _split(batch)
+            outputs = call(model, moved(inputs, device))
+            outputs = getattr(outputs, "logits", outputs)
+            targets = moved(targets, device)
+            shape = tuple(getattr(outputs, "shape", ()))
+            if len(shape) < 2 or shape[:1] + shape[2:] != tuple(targets.shape):
+                raise DataError(
+                    "accuracy: expected outputs of shape (batch, classes, ...) and targets of shape "
+                    f"(batch, ...), got {shape or type(outputs).__name__} and {tuple(targets.shape)}; pass "
+                    "a function of the model instead"
+                )
+            right += int((outputs.argmax(dim=1) == targets).sum())
+            count += targets.numel()
+    if not count:
+        raise DataError(
+            "accuracy: the data holds no batch; an iterator that was used before is empty, give a list"
+        )
+    return right / count, count
+
+
+def _split(batch: Any) -> tuple[Any, torch.Tensor]:
+    """(inputs, targets) of a batch: a pair, or a dict with `labels` as Hugging Face models take it."""
+    if isinstance(batch, Mapping) and "labels" in batch:
+        return {k: v for k, v in batch.items() if k != "labels"}, batch["labels"]
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and torch.is_tensor(batch[1]):
+        return batch[0], batch[1]
+    raise DataError(
+        f"accuracy: expected batches (inputs, targets) or a dict with 'labels', got {type(batch).__name__}; "
+        "pass a function of the model instead"
+    )
+
+
+def _row(name: str, value: Any) -> Measurement:
+    if (torch.is_tensor(value) and value.numel() == 1) or (
+        hasattr(value, "item") and getattr(value, "size", None) == 1
+    ):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise DataError(
+            "accuracy: expected evaluate to return a number or a dict of numbers, got "
+            f"{type(value).__name__} for {name!r}"
+        )
+    return Measurement(name, value, definition="as returned by evaluate")

@@ -1,0 +1,296 @@
+"""`macs`: multiply-accumulates of one forward pass, dense and of the non-zero weights, per layer and in
+total.
+
+>>> import torch
+>>> from torch import nn
+>>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 4, 10))
+>>> table = macs(model, torch.zeros(1, 3, 4, 4))
+>>> table["macs"].value, table["macs"].per_layer
+(1184, {'0': 864, '3': 320})
+>>> model[3].weight.data[:5] = 0.0
+>>> macs(model, torch.zeros(1, 3, 4, 4))["macs_nonzero"].value
+1024
+
+The operators are counted as torch really runs them, one after the other, on the example. An operator without
+a rule is never taken as 0 in silence: it is named in the notes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from secateur.core.masks import Masks
+from secateur.core.measurement import Measurement, Measurements
+from secateur.execution.calling import call, describe, evaluating
+from secateur.metrics._costs import RULES, Cost, costs_nothing, operator_name
+
+__all__ = ["macs", "uses"]
+
+DEFINITION = (
+    "multiply-accumulates (one = 1) of convolutions, matrix products and attention; element-wise operations, "
+    "norms, softmax, pooling and look-ups are 0"
+)
+
+
+def macs(model: nn.Module, example: Any, *, masks: Masks | None = None, bias: bool = False) -> Measurements:
+    """Multiply-accumulates on `example`, the whole batch: dense, and of the non-zero weights alone.
+
+    `masks` need not have been applied. With `bias`, one more for every output that adds a bias; a bias is
+    counted unless a mask removes it. Padding is counted like any other input.
+    """
+    model = getattr(model, "_orig_mod", model)  # compiled, the same operators run where none can see them
+    if masks is not None:
+        masks.check(model)
+    with (
+        evaluating(model, example) as inputs,
+        _fused_attention_off(),
+        _masked_parameters(model, masks) as swapped,
+    ):
+        counter = _Count(model, swapped, masks, bias)
+        with counter.layers(), counter:
+            if swapped:
+                functional_call(model, swapped, *_as_call(inputs))
+            else:
+                call(model, inputs)
+    plus = " + 1 per bias output" if bias else "; biases are not counted"
+    where = f"{DEFINITION}{plus}; example {describe(example)}"
+    notes = counter.notes()
+    pruned = f"as macs, weights that are zero{' or masked' if masks else ''} left out"
+    return Measurements(
+        [
+            Measurement("macs", counter.total(0), "MAC", where, per_layer=counter.by_layer(0), notes=notes),
+            Measurement("macs_nonzero", counter.total(1), "MAC", pruned, per_layer=counter.by_layer(1)),
+        ]
+    )
+
+
+def uses(model: nn.Module, example: Any) -> tuple[dict[str, float], int]:
+    """(how many multiply-accumulates each parameter's elements take part in, by name; those without a parameter).
+
+    What remains under any masks is then a sum: uses times kept elements, and the rest (products of two inputs, such
+    as attention's).
+
+    >>> uses(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3)), torch.zeros(1, 1, 4, 4))
+    ({'0.weight': 4.0, '2.weight': 1.0}, 0)
+    """
+    model = getattr(model, "_orig_mod", model)
+    with evaluating(model, example) as inputs, _fused_attention_off():
+        counter = _Uses(model)
+        with counter.layers(), counter:
+            call(model, inputs)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    return {name: macs / sizes[name] for name, macs in counter.by_parameter.items()}, counter.rest
+
+
+class _Count(TorchDispatchMode):
+    """Adds up what every operator costs, by the layer that runs it."""
+
+    def __init__(self, model: nn.Module, swapped: dict[str, torch.Tensor], masks: Masks | None, bias: bool):
+        super().__init__()
+        self.bias = bias
+        self.masks = masks
+        self.counts: dict[str, list[int]] = {}
+        self.unknown: Counter[tuple[str, str]] = Counter()
+        self._stack: list[str] = [""]
+        self._names = {module: name for name, module in model.named_modules()}
+        self._owner: dict[int, str] = {}
+        self._nonzero: dict[Any, int] = {}
+        # Storages whose content follows from the parameters alone: a weight that was cast, normalised or
+        # masked on its way to the operator is a weight still. The tensors are kept, so that no address is
+        # given out twice.
+        self._constant: dict[int, torch.Tensor] = {}
+        for name, tensor in (*model.named_parameters(), *swapped.items()):
+            self._owner[tensor.data_ptr()] = name
+            self._constant[_storage(tensor)] = tensor
+        for buffer in model.buffers():
+            self._constant[_storage(buffer)] = buffer
+
+    @contextlib.contextmanager
+    def layers(self) -> Iterator[None]:
+        """Follow which layer is running."""
+
+        def enter(module: nn.Module, args: Any) -> None:
+            self._stack.append(self._names.get(module, self._stack[-1]))
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            self._stack.pop()
+
+        handles = [
+            register_module_forward_pre_hook(enter),
+            register_module_forward_hook(leave, always_call=True),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        rule = RULES.get(operator_name(function))
+        tensors = [item for item in pytree.tree_leaves((args, kwargs)) if torch.is_tensor(item)]
+        free = rule is None and costs_nothing(function, tensors)
+        if rule is None and not free:
+            # Under torch.inference_mode composite operators arrive whole; their parts can be counted.
+            with self:
+                parts = function.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+            self.unknown[str(function.overloadpacket), self._stack[-1]] += 1
+        out = function(*args, **kwargs)
+        if rule is not None:
+            for cost in rule(args, kwargs, out[0] if isinstance(out, (tuple, list)) else out):
+                self._add(cost)
+        elif self.bias and operator_name(function) == "add":
+            self._added_bias(tensors, out)
+        self._follow(function, args, tensors, out)
+        return out
+
+    def _follow(self, function: Any, args: Any, tensors: list[torch.Tensor], out: Any) -> None:
+        """Remember whether the result still depends on the parameters alone."""
+        constant = bool(tensors) and all(_storage(tensor) in self._constant for tensor in tensors)
+        if not constant and function._schema.is_mutable:
+            for argument, value in zip(function._schema.arguments, args):
+                if (
+                    argument.alias_info is not None
+                    and argument.alias_info.is_write
+                    and torch.is_tensor(value)
+                ):
+                    self._constant.pop(_storage(value), None)
+        if constant:
+            for item in pytree.tree_leaves(out):
+                if torch.is_tensor(item):
+                    self._constant.setdefault(_storage(item), item)
+
+    def _add(self, cost: Cost) -> None:
+        weight = next((w for w in cost.weights if _storage(w) in self._constant), None)
+        dense = alive = cost.macs
+        if weight is not None and weight.numel():
+            alive = cost.macs // weight.numel() * self._nonzeros(weight)
+        if self.bias and cost.bias is not None:
+            dense += cost.bias_outputs
+            alive += self._kept_bias(cost.bias, cost.bias_outputs)
+        self._book(weight if weight is not None else cost.bias, dense, alive)
+
+    def _added_bias(self, tensors: list[torch.Tensor], out: Any) -> None:
+        """A linear layer whose input is not contiguous adds its bias as a step of its own."""
+        for tensor in tensors:
+            name = self._owner.get(tensor.data_ptr(), "")
+            layer = self._layer_of(tensor)
+            if tensor.dim() == 1 and name.rpartition(".")[2].endswith("bias") and layer in self.counts:
+                self._book(tensor, out.numel(), self._kept_bias(tensor, out.numel()))
+
+    def _book(self, weight: torch.Tensor | None, dense: int, alive: int) -> None:
+        entry = self.counts.setdefault(self._layer_of(weight), [0, 0])
+        entry[0] += dense
+        entry[1] += alive
+
+    def _layer_of(self, weight: torch.Tensor | None) -> str:
+        """The layer that owns the weight, though another may run it (attention runs its out_proj's)."""
+        running = self._stack[-1]
+        name = self._owner.get(weight.data_ptr()) if weight is not None else None
+        if name is None:
+            return running
+        owner = name.rpartition(".")[0]
+        return owner if owner.startswith(running) else running
+
+    def _nonzeros(self, weight: torch.Tensor) -> int:
+        key = (weight.data_ptr(), tuple(weight.shape), weight.stride(), weight._version)
+        if key not in self._nonzero:
+            self._constant.setdefault(_storage(weight), weight)
+            self._nonzero[key] = int(torch.count_nonzero(weight))
+        return self._nonzero[key]
+
+    def _kept_bias(self, bias: torch.Tensor, outputs: int) -> int:
+        name = self._owner.get(bias.data_ptr(), "")
+        if self.masks is None or name not in self.masks or not bias.numel():
+            return outputs
+        return outputs // bias.numel() * int(self.masks[name].sum())
+
+    def total(self, which: int) -> int:
+        """The sum over the layers: 0 dense, 1 of the non-zero weights."""
+        return sum(entry[which] for entry in self.counts.values())
+
+    def by_layer(self, which: int) -> dict[str, int]:
+        """The same by layer, in the order they ran."""
+        return {name or "(model)": entry[which] for name, entry in self.counts.items()}
+
+    def notes(self) -> tuple[str, ...]:
+        """The operators that could not be counted, and where they ran."""
+        return tuple(
+            f"not counted: {operator}, {times} time{'s' if times > 1 else ''} in "
+            f"{layer or 'the model itself'}"
+            for (operator, layer), times in self.unknown.items()
+        )
+
+
+class _Uses(_Count):
+    """Counts by parameter instead of by layer."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__(model, {}, None, False)
+        self.by_parameter: dict[str, int] = {}
+        self.rest = 0
+        self._origin = {_storage(parameter): name for name, parameter in model.named_parameters()}
+
+    def _add(self, cost: Cost) -> None:
+        name = next((self._origin[_storage(w)] for w in cost.weights if _storage(w) in self._origin), None)
+        if name is None:
+            self.rest += cost.macs
+        else:
+            self.by_parameter[name] = self.by_parameter.get(name, 0) + cost.macs
+
+    def _follow(self, function: Any, args: Any, tensors: list[torch.Tensor], out: Any) -> None:
+        """What is made of one parameter alone (cast, normalised) stands for it."""
+        super()._follow(function, args, tensors, out)
+        names = {self._origin.get(_storage(tensor)) for tensor in tensors if tensor.dim() > 1}
+        name = names.pop() if len(names) == 1 else None
+        if name is not None and all(_storage(tensor) in self._constant for tensor in tensors):
+            for item in pytree.tree_leaves(out):
+                if torch.is_tensor(item):
+                    self._origin.setdefault(_storage(item), name)
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _as_call(example: Any) -> tuple[Any, dict[str, Any]]:
+    """An example as (positional arguments, keywords)."""
+    if isinstance(example, dict):
+        return (), example
+    return (example if isinstance(example, tuple) else (example,)), {}
+
+
+@contextlib.contextmanager
+def _fused_attention_off() -> Iterator[None]:
+    """One operator for a whole encoder layer says nothing of its parts: have them run one by one."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextlib.contextmanager
+def _masked_parameters(model: nn.Module, masks: Masks | None) -> Iterator[dict[str, torch.Tensor]]:
+    """Masked copies of the parameters, to call the model with; the parameters themselves are not touched."""
+    if masks is None:
+        yield {}
+        return
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    yield {
+        name: parameters[name].detach().masked_fill(~mask.to(parameters[name].device), 0.0)
+        for name, mask in masks.items()
+    }

@@ -1,0 +1,265 @@
+"""`check_connected`: does a mask leave a network that can still learn? Asked before training is spent.
+
+>>> import torch
+>>> from torch import nn
+>>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+>>> crossed = Masks({"0.weight": torch.tensor([[True, True], [False, False]]),
+...                  "2.weight": torch.tensor([[False, True], [False, True]])})
+>>> for collapse in find_collapsed(model, crossed, example=torch.ones(1, 2)):
+...     print(collapse)
+2: no signal comes out of it: what it keeps reads only from what is gone
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.core.masks import Masks, count_true
+from secateur.errors import CollapseError
+from secateur.execution.gradients import tensors_in
+
+__all__ = ["FAINT", "Collapse", "check_connected", "find_collapsed", "rescale_", "signal_left"]
+
+FAINT = 1e-6
+"""Below this share of its signal a network does not learn: gradients fall under what optimizers add to divide by."""
+
+_CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_LAYERS = (*_CONV, nn.Linear, nn.Embedding, nn.EmbeddingBag)
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """One layer a mask has killed: `kind` is "empty" (nothing is left) or "silent" (no signal comes out).
+
+    `fatal` says that the network's output no longer depends on its input because of it. A silent layer in a
+    branch beside a shortcut is not fatal.
+    """
+
+    layer: str
+    kind: str
+    fatal: bool = True
+
+    def __str__(self) -> str:
+        if self.kind == "empty":
+            return f"{self.layer}: nothing is left of it"
+        return f"{self.layer}: no signal comes out of it: what it keeps reads only from what is gone"
+
+
+def find_collapsed(model: nn.Module, masks: Masks, example: Any = None) -> list[Collapse]:
+    """Every layer the masks have killed, in the model's order; none of it raises.
+
+    Without an `example` only layers with nothing left are found. With one (a tensor, a tuple of arguments
+    or a dict of keywords) a copy of the model is run on ones with weights of 1 and 0, so that a layer is
+    found silent when every path to it is cut. Shapes alone matter in the example, not its numbers.
+    """
+    masks.check(model)
+    # A tensor that never held a weight has lost none.
+    empty = [
+        name
+        for name, mask in masks.items()
+        if not _is_bias(name) and mask.numel() > 0 and count_true(mask) == 0
+    ]
+    found = [Collapse(name, "empty") for name in empty]
+    if example is None:
+        return found
+    signal = _signal(model, masks, example)
+    quiet = [layer for layer, alive in signal.items() if not alive]
+    if quiet:
+        # A layer that is silent without any mask as well (zeros by design) tells nothing.
+        dense = _signal(model, None, example)
+        quiet = [layer for layer in quiet if dense.get(layer, False)]
+    if not quiet:
+        return found
+    fatal = quiet[-1] == list(signal)[-1]
+    emptied = {name.rpartition(".")[0] for name in empty}
+    return found + [Collapse(layer, "silent", fatal) for layer in quiet if layer not in emptied]
+
+
+def check_connected(model: nn.Module, masks: Masks, example: Any = None) -> None:
+    """Raise a `CollapseError` when masks leave a layer with nothing, or no path from input to output.
+
+    See `find_collapsed` for what an `example` adds. Silent layers beside a living shortcut pass.
+
+    >>> model = nn.Linear(2, 2)
+    >>> check_connected(model, Masks({"weight": torch.zeros(2, 2, dtype=torch.bool)}))
+    Traceback (most recent call last):
+    ...
+    secateur.errors.CollapseError: the masks disconnect the network: nothing is left of 'weight'. Keep some
+    of ...
+    """
+    found = find_collapsed(model, masks, example)
+    empty = [collapse.layer for collapse in found if collapse.kind == "empty"]
+    silent = [collapse.layer for collapse in found if collapse.kind == "silent" and collapse.fatal]
+    parts = []
+    if empty:
+        parts.append(f"nothing is left of {_listed(empty)}")
+    if silent:
+        after = f" (nor of {len(silent) - 1} layers after it)" if len(silent) > 1 else ""
+        parts.append(f"no signal from the input comes out of {silent[0]!r}{after}")
+    if not parts:
+        return
+    raise CollapseError(
+        f"the masks disconnect the network: {'; '.join(parts)}. Keep some of every layer with at_least=1, ask "
+        "for a smaller sparsity, or use criterion='synflow' with schedule=Exponential(100), which avoids this; "
+        "allow_collapse=True goes on all the same"
+    )
+
+
+@torch.no_grad()
+def signal_left(model: nn.Module, masks: Masks, inputs: torch.Tensor, rescale: bool = False) -> float:
+    """How much the outputs of these inputs differ from each other under the masks, as a share of how much without.
+
+    With `rescale`, of what `rescale_` would make of the network.
+
+    A network whose layers are all connected may still say the same of every input: every layer that loses
+    weights hands on a weaker signal, and in a deep one without normalisation nothing measurable arrives.
+    Below `FAINT` the gradients are too small for an optimizer to move anything.
+
+    >>> _ = torch.manual_seed(0)
+    >>> layers = [nn.Linear(50, 50, bias=False) for _ in range(12)]
+    >>> model = nn.Sequential(*layers)
+    >>> masks = Masks({f"{i}.weight": torch.rand(50, 50) < 0.1 for i in range(12)})
+    >>> 1e-8 < signal_left(model, masks, torch.randn(8, 50)) < 1e-4
+    True
+    >>> 0.1 < signal_left(model, masks, torch.randn(8, 50), rescale=True) < 10
+    True
+    """
+    masks.check(model)
+    probe = copy.deepcopy(model).eval()
+
+    def spread() -> float:
+        outputs = probe(inputs)
+        first = outputs if isinstance(outputs, torch.Tensor) else next(iter(tensors_in(outputs)))
+        return float(first.double().std(dim=0).mean())
+
+    dense = spread()
+    if rescale:
+        rescale_(probe, masks)
+    masks.apply_(probe)
+    return spread() / dense if dense > 0 else 0.0
+
+
+@torch.no_grad()
+def rescale_(model: nn.Module, masks: Masks) -> None:
+    """Multiply what each tensor will keep so that its sum of squares is that of the whole tensor; before masking.
+
+    What a layer hands on then has about the size it had, so that a network pruned before training can learn.
+
+    >>> layer = nn.Linear(2, 1, bias=False); _ = layer.weight.data.copy_(torch.tensor([[3.0, 4.0]]))
+    >>> rescale_(layer, Masks({"weight": torch.tensor([[True, False]])})); layer.weight.data
+    tensor([[5.0000, 6.6667]])
+    """
+    masks.check(model)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, mask in masks.items():
+        weight = parameters[name]
+        wide = weight.detach().to(torch.float32 if weight.device.type == "mps" else torch.float64).square()
+        kept = float((wide * mask.to(weight.device)).sum())
+        if kept > 0:
+            weight.mul_((float(wide.sum()) / kept) ** 0.5)
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(repr(name) for name in names[:8]) + more
+
+
+def _is_bias(name: str) -> bool:
+    """Biases may all go: what they add is not a path."""
+    return name.rpartition(".")[2].endswith("bias")
+
+
+@torch.no_grad()
+def _signal(model: nn.Module, masks: Masks | None, example: Any) -> dict[str, bool]:
+    """Whether anything but zero comes out of each layer, in the order the layers ran, when ones go in.
+
+    Numbers are kept safe by making every output 0 or 1 at once. Normalisation would turn equal numbers into
+    zeros, so it is passed by; biases are 0, so that only the input can make a signal.
+    """
+    probe = copy.deepcopy(model).eval()
+    for name, parameter in probe.named_parameters():
+        if masks is not None and name in masks:
+            parameter.copy_(masks[name])
+        else:
+            parameter.fill_(0.0 if _is_bias(name) else 1.0)
+    signal: dict[str, bool] = {}
+    for name, module in probe.named_modules():
+        if isinstance(module, _LAYERS) or _is_conv1d(module):
+            module.register_forward_hook(_watch(name, signal))
+        elif _is_norm(module):
+            module.register_forward_hook(_pass_by)
+        else:
+            module.register_forward_hook(_flatten_out)
+    try:
+        args, kwargs = _call(example, next(probe.parameters()).device)
+        probe(*args, **kwargs)
+    except Exception as error:
+        warnings.warn(
+            f"the paths through {type(model).__name__} could not be followed, only its layers were "
+            "looked at one by "
+            f"one: the forward pass on the example failed ({type(error).__name__}: {error})",
+            stacklevel=4,
+        )
+        return {}
+    return signal
+
+
+def _binary(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.ne(0).to(tensor.dtype) if tensor.is_floating_point() else tensor
+
+
+def _watch(name: str, signal: dict[str, bool]) -> Any:
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        output = _binary(output)
+        # A layer used several times is alive when it is alive once; it counts where it ran last.
+        signal[name] = signal.pop(name, False) or bool(torch.count_nonzero(output))
+        return output
+
+    return hook
+
+
+def _pass_by(module: nn.Module, args: Any, output: Any) -> Any:
+    if args and isinstance(args[0], torch.Tensor) and isinstance(output, torch.Tensor):
+        return args[0] if args[0].shape == output.shape else _binary(output)
+    return None
+
+
+def _flatten_out(module: nn.Module, args: Any, output: Any) -> Any:
+    return _binary(output) if isinstance(output, torch.Tensor) else None
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """A normalisation by its class's name, as every library has its own; never a wrapper of other layers."""
+    return "norm" in type(module).__name__.lower() and not any(
+        isinstance(inner, _LAYERS) or _is_conv1d(inner) for inner in module.modules()
+    )
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    """The linear layer of transformers' GPT-2."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def _call(example: Any, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The example as (arguments, keywords), with ones for every floating-point number."""
+
+    def ones(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            value = value.to(device)
+            return torch.ones_like(value) if value.is_floating_point() else value
+        if isinstance(value, (tuple, list)):
+            return type(value)(ones(item) for item in value)
+        return value
+
+    if isinstance(example, Mapping):
+        return (), {key: ones(value) for key, value in example.items()}
+    if isinstance(example, (tuple, list)):
+        return tuple(ones(item) for item in example), {}
+    return (ones(example),), {}

@@ -1,0 +1,198 @@
+"""`Meter`: what a choice of units costs, counted or measured on the real thing; for budgets that say what remains.
+
+>>> import torch
+>>> from torch import nn
+>>> from secateur import granularity
+>>> from secateur.core.context import Context
+>>> from secateur.core.targets import select
+>>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+>>> context = Context(example=torch.zeros(1, 4))
+>>> pieces = granularity.registry.make("channel").units(model, select(model), context)
+>>> meter = Meter(model, pieces, context)
+>>> meter.dense("macs"), meter.remaining("macs", {"0": torch.arange(8) < 2})
+(48.0, 12.0)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.container.archive import save
+from secateur.core.context import Context
+from secateur.core.masks import Masks, count_true
+from secateur.core.measurement import Measurement
+from secateur.core.units import Units
+from secateur.errors import DataError, NothingToDoError, OptionError
+from secateur.execution.calling import describe, device_of
+from secateur.metrics.latency import compare, latency
+from secateur.metrics.macs import uses
+from secateur.pruning.scoring import masks_of
+from secateur.quantize.share import share
+from secateur.structure.cut.choose import dropped
+from secateur.structure.groups.couplings import Structure, analyse
+from secateur.structure.shrink import Shrunk, shrink
+
+__all__ = ["Meter"]
+
+# (device, threads, example, widths of the dense model, of the shrunk one) -> readings of ms, and of the share of the
+# dense model's time in the same turn
+_TIMES: dict[str, tuple[list[float], list[float]]] = {}
+
+
+def _trials(row: Measurement) -> list[float]:
+    """Every reading of a measurement, or the one there is."""
+    return [float(one) for one in row.trials] or [float(row.value)]
+
+
+class Meter:
+    """Costs of one model under choices among these pieces; `start` are masks that hold already."""
+
+    def __init__(
+        self, model: nn.Module, pieces: Sequence[Units], context: Context, start: Masks | None = None
+    ):
+        self.model = model
+        self.pieces = pieces
+        self.context = context
+        self.start = start
+        self._parameters = dict(model.named_parameters())
+
+    # -- what is counted -------------------------------------------------------------------------------------
+    def dense(self, of: str) -> float:
+        """What the whole model costs: "macs", "params", or the "bytes" of its tensors."""
+        if of == "macs":
+            per, rest = self._uses
+            return sum(per[name] * self._parameters[name].numel() for name in per) + float(rest)
+        if of == "bytes":
+            tensors = (t for t in self.model.state_dict().values() if isinstance(t, torch.Tensor))
+            return float(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
+        return float(sum(parameter.numel() for parameter in self._parameters.values()))
+
+    def remaining(self, of: str, chosen: Mapping[str, torch.Tensor]) -> float:
+        """What is left of the "macs" or "params" under a choice: of the weights that stay."""
+        masks = masks_of(self.model, self.pieces, chosen, self.start)
+        if of == "params":
+            return self.dense(of) - sum(mask.numel() - count_true(mask) for mask in masks.values())
+        per, rest = self._uses
+        if rest and self.structural:
+            # products of two inputs shrink with both: only the structure knows by how much
+            alive = self._structure.alive(
+                {i: ~b for i, b in dropped(self._structure, masks, self.model, "union").items() if b.any()}
+            )
+            return self.dense(of) - (self._structure_macs - self._structure.macs(np.asarray(alive)))
+        gone = sum(per.get(name, 0.0) * (mask.numel() - count_true(mask)) for name, mask in masks.items())
+        return self.dense(of) - gone
+
+    @property
+    def structural(self) -> bool:
+        """Whether the pieces leave the model when it is shrunk: they cut several tensors at once."""
+        return any(len({member.name for member in units.members}) > 1 for units in self.pieces)
+
+    @cached_property
+    def _uses(self) -> tuple[dict[str, float], int]:
+        return uses(self.model, self._example)
+
+    @cached_property
+    def _structure(self) -> Structure:
+        return analyse(self.model, self._example)
+
+    @cached_property
+    def _structure_macs(self) -> int:
+        return self._structure.macs()
+
+    @cached_property
+    def _example(self) -> Any:
+        example, data = self.context.example, self.context.data
+        if example is None and data is not None and iter(data) is not data:
+            batch = next(iter(data))
+            example = batch[0] if isinstance(batch, (tuple, list)) else batch
+        if example is None:
+            raise DataError(
+                "a budget on multiply-accumulates or time runs the model: pass example= (one input, as the model is "
+                "called with)"
+            )
+        return example
+
+    # -- what is measured on the real thing ------------------------------------------------------------------
+    def coded_bytes(self, chosen: Mapping[str, torch.Tensor], options: Mapping[str, Any]) -> int:
+        """Bytes of the file that `sc.save` writes for the model under a choice, shrunk where its pieces leave it."""
+        masks = masks_of(self.model, self.pieces, chosen, self.start)
+        small = self._shrunk(masks) if self.structural else None
+        model = masks.apply(self.model) if small is None else small.model
+        left = masks if small is None else small.masks
+        shared = (
+            share(model, bits=options["bits"], masks="zeros") if options.get("bits") is not None else None
+        )
+        with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+            saved = save(
+                shared.model if shared is not None else model,
+                Path(folder) / "model.sct",
+                shared,
+                masks=left,
+                plan=None if small is None else small.plan,
+                precision=options.get("precision"),
+                batch_norm=options.get("batch_norm"),
+            )
+        return saved.size
+
+    def time(
+        self, chosen: Mapping[str, torch.Tensor], trials: int, threads: int | None, again: bool = False
+    ) -> tuple[float, float]:
+        """(milliseconds, share of the dense model's time) of the shrunk model, both read in turns here and now.
+
+        What was read before of the same widths is not read anew, unless `again`; medians are of all readings ever made.
+        """
+        if not self.structural:
+            raise OptionError(
+                "a budget on time needs pieces that leave the model, as zeros in place take as long as other weights: "
+                "pass granularity='channel' (or 'head')"
+            )
+        masks = masks_of(self.model, self.pieces, chosen, self.start)
+        small = self._shrunk(masks)
+        model = self.model if small is None else small.model
+        key = self._key(model, threads)
+        times, shares = _TIMES.setdefault(key, ([], []))
+        if not times or again:
+            if small is None:
+                # itself against itself says nothing but how steady the machine is; one side's time is needed
+                found = latency(model, self._example, trials=trials, threads=threads)
+                times += _trials(found[0])
+                shares.append(1.0)
+            else:
+                found = compare(self.model, model, self._example, trials=trials, threads=threads)
+                times += _trials(found[1])
+                shares += [1.0 / ratio for ratio in _trials(found["speedup"])]
+        return statistics.median(times), statistics.median(shares)
+
+    def _shrunk(self, masks: Masks) -> Shrunk | None:
+        """The smaller model, or None where nothing leaves it."""
+        try:
+            return shrink(self.model, masks, self._example)
+        except NothingToDoError:
+            return None
+
+    def _key(self, model: nn.Module, threads: int | None) -> str:
+        """The widths of both models and the circumstances, as one word."""
+        where = device_of(self.model)
+        device = torch.cuda.get_device_name(where) if where.type == "cuda" else where.type
+        parts = [
+            device,
+            str(threads or torch.get_num_threads()),
+            describe(self._example),
+            type(self.model).__qualname__,
+        ]
+        for one in (self.model, model):
+            parts += [
+                repr(one),
+                *(f"{name}{tuple(t.shape)}{t.dtype}" for name, t in one.state_dict().items()),
+            ]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()

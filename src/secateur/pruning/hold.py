@@ -1,0 +1,359 @@
+"""`hold`: keep pruned weights at exactly 0.0 through any training loop.
+
+>>> import torch
+>>> from torch import nn
+>>> from secateur.core.masks import Masks
+>>> model = nn.Linear(2, 1, bias=False)
+>>> masks = Masks({"weight": torch.tensor([[True, False]])})
+>>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
+>>> with hold(model, masks, optimizer):
+...     for _ in range(3):
+...         optimizer.zero_grad()
+...         model(torch.ones(4, 2)).sum().backward()
+...         optimizer.step()
+>>> model.weight[0, 1].item(), optimizer.state[model.weight]["momentum_buffer"][0, 1].item()
+(0.0, 0.0)
+>>> list(model.state_dict())
+['weight']
+
+Where a block does not fit, as in the callbacks of a trainer, the same thing is an object:
+
+>>> held = hold(model, masks, optimizer)
+>>> held.update(masks)  # other masks from here on: gradual pruning
+>>> held.close()
+
+How it is held. The gradient of a pruned weight is zeroed where it arrives, so clipping, scaling and an
+optimizer with a memory of its own (LBFGS) never see it; after every optimizer step the weights and the
+optimizer's state of the same shape are zeroed; a forward pass that finds the weights changed by anything else
+(a loop that subtracts by hand, a checkpoint loaded into a submodule) zeroes them first. Nothing is
+parametrized: parameters, buffers and keys stay what they were.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import LBFGS, Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from secateur.core.masks import Masks
+from secateur.errors import MaskMismatchError, OptionError
+from secateur.pruning.zeroing import Batch, Pruned
+
+__all__ = ["Held", "hold"]
+
+_WRAPPERS = ("module", "_orig_mod")  # DistributedDataParallel and AveragedModel; torch.compile
+
+
+def hold(
+    model: nn.Module,
+    masks: Masks | Mapping[str, torch.Tensor],
+    optimizer: Any = None,
+    *,
+    copies: nn.Module | Iterable[nn.Module] = (),
+) -> Held:
+    """Hold the masks on the model from now on: in a `with` block, or until `close()`.
+
+    `optimizer` need not be given; every torch optimizer that steps these weights is followed either way.
+    Given, it is checked at once to train them: one made before the model was copied or shrunk would retrain
+    nothing. `copies` are other models of the same names that must stay masked too, such as a
+    `torch.optim.swa_utils.AveragedModel`. The model may be wrapped by DistributedDataParallel, accelerate or
+    torch.compile.
+    """
+    return Held(model, masks, optimizer, copies=copies)
+
+
+class Held:
+    """Masks in force on a model. Made by `hold`; ends with its `with` block or with `close()`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        masks: Masks | Mapping[str, torch.Tensor],
+        optimizer: Any = None,
+        *,
+        copies: nn.Module | Iterable[nn.Module] = (),
+    ):
+        self.masks = masks if isinstance(masks, Masks) else Masks(masks)
+        self.model = _inner(model, self.masks)
+        self.copies = [
+            _inner(copy, self.masks) for copy in ([copies] if isinstance(copies, nn.Module) else copies)
+        ]
+        self.steps = 0
+        """How many optimizer steps on these weights have been followed."""
+        self._depth = 0
+        self._open = False
+        self._gradients = [0]
+        self._moved = False  # by something that is no torch optimizer
+        self._handles: list[Any] = []
+        self._weights: list[Pruned] = []
+        self._optimizers: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._batches: weakref.WeakKeyDictionary[Any, Batch] = weakref.WeakKeyDictionary()
+        self._own = Batch([], [])
+        self._collect()
+        if optimizer is not None:
+            _check_optimizer(optimizer, self.model, [w.parameter for w in self._weights if not w.copy])
+        self._start()
+        for found in _optimizers_within(optimizer):
+            self._optimizers.add(found)
+            self._clean(found, restart=True)
+
+    # -- the block -------------------------------------------------------------------------------------------
+    def __enter__(self) -> Held:
+        if not self._open:
+            raise OptionError("this hold was closed; start a new one with sc.hold(model, masks, optimizer)")
+        self._depth += 1
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self.close(complain=kind is None)
+
+    def close(self, complain: bool = True) -> None:
+        """Stop holding: the hooks go, the weights stay masked as of now. Closing twice is harmless."""
+        if not self._open:
+            return
+        dead = self._gradients[0] and not (self.steps or self._moved or self._changed())
+        try:
+            self.apply()
+        finally:
+            self._open = False
+            for handle in self._handles:
+                handle.remove()
+            self._handles.clear()
+            for weight in self._weights:
+                weight.unhook()
+        if dead and complain:
+            warnings.warn(
+                f"{type(self.model).__name__} was held for {self._gradients[0]} gradients, but no optimizer "
+                f"stepped any of its {len(self._weights)} masked tensors: it was not trained. Was the "
+                "optimizer made for another model, or before this one was copied or shrunk? Make it anew "
+                "from model.parameters()",
+                stacklevel=3,
+            )
+
+    # -- what can be done meanwhile --------------------------------------------------------------------------
+    def update(self, masks: Masks | Mapping[str, torch.Tensor]) -> None:
+        """Hold these masks from now on; tensors they do not name keep theirs.
+
+        A weight that comes back starts at 0.0 with an empty optimizer state.
+        """
+        if not self._open:
+            raise OptionError("this hold was closed; start a new one with sc.hold(model, masks, optimizer)")
+        new = masks if isinstance(masks, Masks) else Masks(masks)
+        for model in (self.model, *self.copies):
+            new.check(model)
+        self.masks = Masks({**self.masks, **new})
+        for weight in self._weights:
+            weight.unhook()
+        self._collect()
+        self._hook()
+        self.apply()
+        for optimizer in list(self._optimizers):
+            self._clean(optimizer, restart=True)
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Zero the pruned weights of the model and of its copies now."""
+        tensors: list[torch.Tensor] = [weight.parameter for weight in self._weights]
+        if not self._own.fits(tensors):
+            self._own = Batch(tensors, list(zip(tensors, self._weights)))
+        self._own.zero()
+        for weight in self._weights:
+            weight.seen = weight.parameter._version
+
+    # -- inside ----------------------------------------------------------------------------------------------
+    def _collect(self) -> None:
+        """One `Pruned` for each parameter object, whatever number of names it goes by."""
+        found: dict[int, Pruned] = {}
+        for model in (self.model, *self.copies):
+            self.masks.check(model)
+            parameters = dict(model.named_parameters(remove_duplicate=False))
+            for name, mask in self.masks.items():
+                parameter = parameters[name]
+                removed = ~mask.to(parameter.device)
+                if id(parameter) in found:
+                    found[id(parameter)].removed |= removed
+                else:
+                    found[id(parameter)] = Pruned(parameter, removed, copy=model is not self.model)
+        self._weights = list(found.values())
+        self._own = Batch([], [])
+        self._batches.clear()
+
+    def _start(self) -> None:
+        self._open = True
+        try:
+            self._handles.append(register_optimizer_step_post_hook(_Hook(self, "_after_step")))
+            for model in (self.model, *self.copies):
+                self._handles.append(model.register_load_state_dict_post_hook(_Hook(self, "_after_load")))
+                self._handles.append(model.register_forward_pre_hook(_Hook(self, "_before_forward")))
+            self._hook()
+            self.apply()
+        except BaseException:
+            self.close(complain=False)
+            raise
+
+    def _hook(self) -> None:
+        for weight in self._weights:
+            weight.hook(self._gradients)
+
+    def _changed(self) -> bool:
+        # torch counts the in-place changes of every tensor; reading the count costs next to nothing.
+        return any(weight.parameter._version != weight.seen for weight in self._weights)
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if optimizer not in self._batches:  # else it was found to step these weights before
+            mine = {id(weight.parameter) for weight in self._weights if not weight.copy}
+            if not any(
+                id(parameter) in mine for group in optimizer.param_groups for parameter in group["params"]
+            ):
+                return
+        self.steps += 1
+        self._optimizers.add(optimizer)
+        self._clean(optimizer)
+        for weight in self._weights:  # a weight that was frozen when the block began may train by now
+            if weight.handle is None:
+                weight.hook(self._gradients)
+
+    @torch.no_grad()
+    def _clean(self, optimizer: Any, restart: bool = False) -> None:
+        """Zero the pruned weights and all that the optimizer remembers of them."""
+        state = optimizer.state
+        tensors: list[torch.Tensor] = []
+        for weight in self._weights:
+            if not weight.copy:
+                tensors.append(weight.parameter)
+                remembered = state.get(weight.parameter)  # once: a tensor as a key is slow to look up
+                if remembered:
+                    tensors += [v for v in remembered.values() if isinstance(v, torch.Tensor)]
+        batch = self._batches.get(optimizer)
+        if batch is None or not batch.fits(tensors):
+            batch = self._batches[optimizer] = Batch(tensors, self._masked(state))
+        batch.zero()
+        for weight in self._weights:
+            if not weight.copy:
+                weight.seen = weight.parameter._version
+        if restart and isinstance(optimizer, LBFGS):
+            # Its memory is one vector over all parameters that describes the unpruned surface: it starts
+            # afresh.
+            for entry in state.values():
+                if "n_iter" in entry:
+                    entry["n_iter"] = 0
+
+    def _masked(self, state: Mapping[Any, Any]) -> list[tuple[torch.Tensor, Pruned]]:
+        """What an optimizer steps of the masked weights, and what it remembers of each in their shape."""
+        pairs: list[tuple[torch.Tensor, Pruned]] = []
+        for weight in self._weights:
+            parameter = weight.parameter
+            if not weight.copy:
+                pairs.append((parameter, weight))
+                for key, value in state[parameter].items() if parameter in state else ():
+                    if torch.is_tensor(value) and key != "step" and value.shape == parameter.shape:
+                        pairs.append((value, weight))
+        return pairs
+
+    def _before_forward(self, module: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling():
+            return  # a compiled forward stays one graph; the step and the load are followed all the same
+        if self._changed():
+            self._moved = True
+            self.apply()
+
+    def _after_load(self, module: nn.Module, keys: Any) -> None:
+        self.apply()
+
+
+class _Hook:
+    """A hook that belongs to one `Held` and to one model alone.
+
+    A copy of the model (copy.deepcopy, pickle) takes its hooks along. Such a copy is not held: the hook is
+    not copied deeply, becomes inert when pickled, and takes itself off a module that is not its own.
+    """
+
+    def __init__(self, held: Held | None, method: str):
+        self.held = held
+        self.method = method
+
+    def __call__(self, *args: Any) -> Any:
+        held = self.held
+        subject = args[0]
+        if isinstance(subject, nn.Module) and (
+            held is None or not any(subject is model for model in (held.model, *held.copies))
+        ):
+            for hooks in (subject._forward_pre_hooks, subject._load_state_dict_post_hooks):
+                for key in [key for key, hook in hooks.items() if hook is self]:
+                    del hooks[key]
+            return None
+        return None if held is None else getattr(held, self.method)(*args)
+
+    def __deepcopy__(self, memo: Any) -> _Hook:
+        return self
+
+    def __reduce__(self) -> Any:
+        return _Hook, (None, self.method)
+
+
+def _inner(model: nn.Module, masks: Masks) -> nn.Module:
+    """The model the masks speak of: the given one, or the one inside DDP, AveragedModel or torch.compile."""
+    inner = model
+    while True:
+        names = {name for name, _ in inner.named_parameters(remove_duplicate=False)}
+        if any(name in names for name in masks):
+            break
+        inside = next(
+            (getattr(inner, w) for w in _WRAPPERS if isinstance(getattr(inner, w, None), nn.Module)), None
+        )
+        if inside is None:
+            inner = model
+            break
+        inner = inside
+    masks.check(inner)
+    return inner
+
+
+def _optimizers_within(optimizer: Any) -> list[Any]:
+    """The optimizer itself, or the one inside a wrapper such as accelerate's."""
+    if optimizer is None:
+        return []
+    inner = getattr(optimizer, "optimizer", None)
+    return _optimizers_within(inner) if isinstance(inner, Optimizer) else [optimizer]
+
+
+def _check_optimizer(optimizer: Any, model: nn.Module, masked: list[torch.Tensor]) -> None:
+    """Raise unless the optimizer trains at least one of the masked weights; warn if it looks stale."""
+    groups = getattr(optimizer, "param_groups", None)
+    if groups is None:
+        raise OptionError(
+            "optimizer: expected a torch optimizer (something with param_groups), got "
+            f"{type(optimizer).__name__}; leave it out and every optimizer that steps the model is followed"
+        )
+    given = {id(parameter) for group in groups for parameter in group["params"]}
+    own = {id(parameter) for parameter in model.parameters()}
+    kind, name = type(optimizer).__name__, type(model).__name__
+    missing = [p for p in masked if id(p) not in given and p.requires_grad]
+    if not any(id(parameter) in given for parameter in masked):
+        raise MaskMismatchError(
+            f"optimizer: {kind} holds none of the {len(masked)} masked tensors of {name} "
+            f"({len(given & own)} of its {len(given)} tensors are this model's), so it would train nothing "
+            "that is held. It was made for another model, or before this one was copied or shrunk; make it "
+            "anew from model.parameters()"
+        )
+    if missing and given - own:
+        warnings.warn(
+            f"optimizer: {kind} lacks {len(missing)} of the {len(masked)} masked tensors of {name} and holds "
+            f"{len(given - own)} tensors that are not this model's; if the model was shrunk or changed "
+            "since, make it anew from model.parameters()",
+            stacklevel=5,
+        )

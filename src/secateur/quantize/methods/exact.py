@@ -1,0 +1,36 @@
+"""Exact: the values the weights already take, for a model that was shared elsewhere. No weight changes.
+
+>>> import torch
+>>> Exact().palette("fc", torch.tensor([0.5, 2.0, 0.5]), zeros=0, seed=0).values.tolist()
+[0.5, 2.0]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from secateur.errors import OptionError
+from secateur.quantize import Base, Palette, to_numpy
+from secateur.quantize.sorted_weights import middles
+
+__all__ = ["Exact"]
+
+
+@dataclass(frozen=True)
+class Exact(Base):
+    """The distinct weights as they are; more than `most` of them are an error, for then nothing is shared."""
+
+    most: int = 2**15
+
+    def palette(self, name: str, weights: torch.Tensor, zeros: int, seed: int) -> Palette:
+        """Every distinct weight is a value."""
+        values = np.unique(to_numpy(weights)).astype(np.float64) + 0.0
+        if values.size > self.most:
+            raise OptionError(
+                f"{name}: {values.size:,} distinct weights, expected at most {self.most:,} of a "
+                "tensor that is shared already; share it with method='kmeans' or method='uniform'"
+            )
+        return Palette(values, middles(values))

@@ -1,0 +1,88 @@
+"""K-means: 2**bits values that lie as near to the weights as can be (least squared error).
+
+>>> import torch
+>>> weights = torch.tensor([0.0, 1.0, 9.0, 11.0, 30.0, 31.0])
+>>> Kmeans(bits=1, start="linear").palette("fc", weights, zeros=0, seed=0).values.tolist()
+[5.25, 30.5]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from secateur.errors import OptionError
+from secateur.quantize import Base, Palette, starts, to_numpy
+from secateur.quantize.lloyd import lloyd
+from secateur.quantize.sorted_weights import Floats, SortedWeights, in_range, middles
+
+__all__ = ["Kmeans"]
+
+
+@dataclass(frozen=True)
+class Kmeans(Base):
+    """2**bits centroids for the weights that are not masked; masked ones have an index of their own.
+
+    `start` is where the iteration begins: linear, kmeans++, random, density, optimal, or a value of `starts`.
+    The iteration ends when nothing moves, or after `iterations` rounds. A weight exactly half way between two
+    centroids goes to the lower one. Where there are no more distinct weights than centroids, the weights
+    themselves are the values.
+    """
+
+    bits: int = 5
+    start: str | starts.Base = "optimal"
+    iterations: int = 300
+
+    def __post_init__(self) -> None:
+        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 1 <= self.bits <= 8:
+            raise OptionError(f"bits of K-means: expected a whole number from 1 to 8, got {self.bits!r}")
+        if self.iterations < 1:
+            raise OptionError(f"iterations of K-means: expected at least 1, got {self.iterations!r}")
+        starts.registry.make(self.start)
+
+    def palette(self, name: str, weights: torch.Tensor, zeros: int, seed: int) -> Palette:
+        """The best of what the start offers, after polishing and in the dtype of the weights."""
+        numbers, exponent = in_range(to_numpy(weights))
+        data = SortedWeights(numbers)
+        count = 2**self.bits
+        if data.distinct <= count:
+            centroids = data.values[data.runs()].astype(np.float64)
+        else:
+            centroids = self._best(data, count, seed, weights.dtype, exponent)
+        centroids = np.ldexp(centroids, -exponent) + 0.0  # + 0.0 turns -0.0 into 0.0
+        return Palette(centroids, middles(centroids))
+
+    def _best(self, data: SortedWeights, count: int, seed: int, dtype: torch.dtype, exponent: int) -> Floats:
+        """The candidate of least squared error, its centroids rounded to `dtype`; the first of equals."""
+        found = [
+            lloyd(data, first, self.iterations)
+            for first in starts.registry.make(self.start).candidates(data, count, seed)
+        ]
+        if len(found) > 1:
+            errors = [data.squared_error(data.edges(centroids), centroids) for centroids in found]
+            # Rounding to float32 moves an error by far less; to half precision it may change the order.
+            margin = 1e-9 if dtype in (torch.float32, torch.float64) else 1.0
+            near = min(errors) + margin * data.energy
+            found = [centroids for centroids, error in zip(found, errors) if error <= near]
+        if len(found) == 1:
+            return _rounded(data, found[0], dtype, exponent)
+        best: Floats | None = None
+        least = np.inf
+        for centroids in found:
+            rounded = _rounded(data, centroids, dtype, exponent)
+            error = data.careful_squared_error(data.edges(rounded), rounded)
+            if error < least:
+                best, least = rounded, error
+        assert best is not None
+        return best
+
+
+def _rounded(data: SortedWeights, centroids: Floats, dtype: torch.dtype, exponent: int) -> Floats:
+    """Centroids at the exact means of their clusters, rounded to `dtype`; equal and empty ones dropped."""
+    edges = data.edges(centroids)
+    means = data.careful_means(edges[np.append(True, np.diff(edges) > 0)])
+    means = np.ldexp(torch.from_numpy(np.ldexp(means, -exponent)).to(dtype).double().numpy(), exponent)
+    means = np.unique(means)
+    return means[np.diff(data.edges(means)) > 0]

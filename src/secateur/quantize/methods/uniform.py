@@ -1,0 +1,193 @@
+"""Uniform: whole multiples of a step, each weight rounded where error and code length together are least.
+
+>>> import torch
+>>> weights = torch.tensor([-0.9, 0.2, 0.3, 1.1])
+>>> palette = Uniform(step=0.5).palette("fc", weights, zeros=0, seed=0)
+>>> palette.values.tolist(), palette.assign(weights).tolist()
+([-1.0, -0.5, 0.0, 0.5, 1.0], [0, 2, 3, 4])
+
+With `rate` a bit has a price: seldom used levels are left for the frequent ones, above all for zero.
+
+>>> palette = Uniform(step=0.5, rate=0.1).palette("fc", weights, zeros=1000, seed=0)
+>>> palette.values[palette.assign(weights)].tolist()
+[-1.0, 0.0, 0.0, 1.0]
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from secateur.errors import OptionError
+from secateur.quantize import Base, Palette, to_numpy
+from secateur.quantize.sorted_weights import Floats, Ints, SortedWeights, in_range
+
+__all__ = ["Uniform"]
+
+_MOST = 2**16
+
+
+@dataclass(frozen=True)
+class Uniform(Base):
+    """Multiples of `step`; 0.0 is always one of them, and masked weights take it.
+
+    `bits` limits the levels to -(2**(bits - 1) - 1) ... 2**(bits - 1) - 1; without `step` it also chooses the
+    step, the one of least squared error. Neither given means 5 bits. The step is rounded to float32, so that
+    four bytes hold it.
+
+    `rate` is the price of a bit, in squared steps: each weight goes to the level that minimises
+    (weight / step - level)**2 + rate * bits(level). The bits are those of an adaptive code that has seen the
+    whole tensor, masked zeros included; levels and bits are found in turn until neither changes. `dead_zone`
+    is the magnitude, in steps, up to which a weight becomes zero (0.5: plain rounding). A tie goes to the
+    lower level.
+    """
+
+    step: float | None = None
+    bits: int | None = None
+    rate: float = 0.0
+    dead_zone: float = 0.5
+    rounds: int = 30
+
+    holds_zero: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.step is not None and not (math.isfinite(self.step) and self.step > 0):
+            raise OptionError(f"step of uniform sharing: expected a finite number above 0, got {self.step!r}")
+        if self.bits is not None and (
+            isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 2 <= self.bits <= 16
+        ):
+            raise OptionError(
+                f"bits of uniform sharing: expected a whole number from 2 to 16, got {self.bits!r}"
+            )
+        if not (math.isfinite(self.rate) and self.rate >= 0):
+            raise OptionError(
+                f"rate of uniform sharing: expected a finite number, 0 or more, got {self.rate!r}"
+            )
+        if not (math.isfinite(self.dead_zone) and self.dead_zone >= 0.5):
+            raise OptionError(
+                f"dead_zone of uniform sharing: expected 0.5 steps or more, got {self.dead_zone!r}"
+            )
+        if self.rounds < 1:
+            raise OptionError(f"rounds of uniform sharing: expected at least 1, got {self.rounds!r}")
+
+    def palette(self, name: str, weights: torch.Tensor, zeros: int, seed: int) -> Palette:
+        """The levels from the lowest used one to the highest, zero among them."""
+        numbers, exponent = in_range(to_numpy(weights))
+        data = SortedWeights(numbers)
+        bits = 5 if self.bits is None and self.step is None else self.bits
+        limit = 2 ** (bits - 1) - 1 if bits is not None else None
+        if self.step is not None:
+            step = math.ldexp(self.step, exponent)
+        else:
+            assert limit is not None
+            step = _least_error_step(data, limit)
+        if weights.dtype != torch.float64:
+            step = float(np.float32(step)) or float(np.finfo(np.float32).tiny)
+        low, high = (round(float(end) / step) for end in (data.values[0], data.values[-1]))
+        if limit is not None:
+            low, high = max(low, -limit), min(high, limit)
+        # In half precision the level beyond the largest weight may be infinite.
+        furthest = int(
+            min(math.ldexp(float(torch.finfo(weights.dtype).max), min(exponent, 0)) / step, 2.0**62)
+        )
+        low, high = max(min(low, 0), -furthest), min(max(high, 0), furthest)
+        if high - low >= _MOST:
+            raise OptionError(
+                f"{name}: a step of {math.ldexp(step, -exponent):g} needs {high - low + 1:,} levels, "
+                f"expected at most {_MOST:,}; ask for a larger step, or give bits= as well"
+            )
+        levels = np.arange(low, high + 1, dtype=np.int64)
+        cuts = self._cuts(data, levels, step, zeros)
+        counts = np.diff(data.whole(data.positions(cuts)))
+        used = np.flatnonzero((counts > 0) | (levels == 0))
+        first, last = int(used[0]), int(used[-1])
+        step, cuts = math.ldexp(step, -exponent), np.ldexp(cuts[first:last], -exponent)
+        values = torch.from_numpy(_values(levels[first : last + 1], step)).to(weights.dtype).double().numpy()
+        return Palette(values, cuts, step, int(levels[first]))
+
+    def _cuts(self, data: SortedWeights, levels: Ints, step: float, zeros: int) -> Floats:
+        """Where one level ends and the next begins."""
+        plain = self._outside_dead_zone(_values(levels, step, 0.5)[:-1], levels, step)
+        if self.rate == 0 or levels.size == 1:
+            return plain
+        best, least, cuts = plain, np.inf, plain
+        for _ in range(self.rounds):
+            edges = data.whole(data.positions(cuts))
+            bits = _bits(np.diff(edges) + zeros * (levels == 0))
+            error = data.squared_error(edges, _values(levels, step)) / step**2
+            price = error + self.rate * float((np.diff(edges) + zeros * (levels == 0)) @ bits)
+            if not price < least:
+                break
+            best, least = cuts, price
+            cuts = self._outside_dead_zone(_envelope(levels, self.rate * bits) * step, levels, step)
+        return best
+
+    def _outside_dead_zone(self, cuts: Floats, levels: Ints, step: float) -> Floats:
+        """Cuts above zero moved out to the dead zone's end, and those below likewise."""
+        reach = self.dead_zone * step
+        return np.where(levels[:-1] >= 0, np.maximum(cuts, reach), np.minimum(cuts, -reach))
+
+
+def _values(levels: Ints, step: float, above: float = 0.0) -> Floats:
+    """The numbers `above` the levels, in steps."""
+    return np.asarray((levels + above) * step, dtype=np.float64)
+
+
+def _bits(counts: Ints) -> Floats:
+    """What a level costs in an adaptive code that has seen these counts, and half an occurrence of each."""
+    seen = counts + 0.5
+    return np.log2(seen.sum() / seen)
+
+
+def _envelope(levels: Ints, prices: Floats) -> Floats:
+    """The cuts, in steps, between levels q of least (w - q)**2 + price: a lower envelope of lines.
+
+    A level that is nowhere best gets an empty stretch: its two cuts are equal.
+
+    >>> _envelope(np.array([-1, 0, 1]), np.array([1.0, 0.0, 1.0])).tolist()
+    [-1.0, 1.0]
+    """
+    heights = levels.astype(np.float64) ** 2 + prices
+    hull: list[int] = []
+    begins: list[float] = []
+    for i in range(levels.size):
+        begin = -math.inf
+        while hull:
+            last = hull[-1]
+            begin = float(heights[i] - heights[last]) / (2 * float(levels[i] - levels[last]))
+            if begin > begins[-1]:
+                break
+            hull.pop()
+            begins.pop()
+            begin = -math.inf
+        hull.append(i)
+        begins.append(begin)
+    cuts = np.empty(levels.size - 1)
+    cuts[: hull[0]] = -math.inf
+    for left, right, begin in zip(hull, hull[1:], begins[1:]):
+        cuts[left:right] = begin
+    cuts[hull[-1] :] = math.inf
+    return cuts
+
+
+def _least_error_step(data: SortedWeights, limit: int) -> float:
+    """The step of least squared error with levels up to `limit`, by a search that narrows twice."""
+    top = max(abs(float(data.values[0])), abs(float(data.values[-1])))
+    if top == 0:
+        return 1.0
+    levels = np.arange(-limit, limit + 1)
+
+    def error(step: float) -> float:
+        edges = data.whole(data.positions(_values(levels, step, 0.5)[:-1]))
+        return data.squared_error(edges, _values(levels, step))
+
+    low, high = top / limit / 64, top / limit
+    for _ in range(3):
+        steps = np.geomspace(low, high, 33)
+        best = int(np.argmin([error(float(step)) for step in steps]))
+        low, high = float(steps[max(best - 1, 0)]), float(steps[min(best + 1, 32)])
+    return float(steps[best])

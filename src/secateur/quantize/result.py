@@ -1,0 +1,243 @@
+"""`Shared`: what sharing did to a model, what it costs, and the way to train its codebooks.
+
+>>> import torch
+>>> from torch import nn
+>>> import secateur as sc
+>>> shared = sc.share(nn.Linear(64, 8, bias=False), bits=2)
+>>> row = shared.summary()[0]
+>>> row.name, row.kept, row.values, shared.bits_per_weight <= 2
+('weight', 512, 4, True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from secateur.core.codebook import Codebook
+from secateur.errors import MaskMismatchError, near
+from secateur.quantize import Base
+from secateur.quantize.codebook_training import Training
+from secateur.quantize.rates import entropy_bits, huffman_bits
+
+__all__ = ["Shared", "SharedTensor", "zeroed"]
+
+
+def zeroed(books: Mapping[str, Codebook]) -> dict[str, torch.Tensor]:
+    """What is kept, as masks, by the codebooks whose first value is the 0.0 of what is not."""
+    return {name: book.indices != 0 for name, book in books.items() if book.reserved and book.axis is None}
+
+
+@dataclass(frozen=True)
+class SharedTensor:
+    """One row of `Shared.summary()`: what sharing did to a tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    numel: int
+    kept: int
+    """Weights that are not masked."""
+    values: int
+    """Distinct values of the kept weights."""
+    distortion: float
+    """Mean squared difference between the kept weights before and after."""
+    entropy: float
+    """Bits per kept weight of an ideal code of the indices (per channel: of a code for each channel)."""
+    huffman: float
+    """Bits per kept weight of a Huffman code of this tensor's indices, its table not counted."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """What `share` found: a model with few distinct weights, its codebooks and what they cost.
+
+    `model` is the shared model, `codebooks` maps a parameter's name to its `Codebook`, `masks` says which
+    weights of each are kept, `distortion` maps a name to the mean squared change of its kept weights.
+    """
+
+    model: nn.Module
+    codebooks: Mapping[str, Codebook]
+    masks: Mapping[str, torch.Tensor]
+    distortion: Mapping[str, float]
+    method: Base
+
+    def __repr__(self) -> str:
+        return (
+            f"Shared({len(self.codebooks)} tensors, {self.numel:,} weights, {self.kept:,} kept, "
+            f"{self.bits_per_weight:.3f} bits per kept weight by Huffman)"
+        )
+
+    @torch.no_grad()
+    def apply_(self, model: nn.Module) -> nn.Module:
+        """Write the shared weights into a model, in place; returns it. Checked first, so all or nothing."""
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        for name, book in self.codebooks.items():
+            if name not in parameters:
+                raise MaskMismatchError(
+                    f"codebook of {name!r}: {type(model).__name__} has no such parameter; "
+                    f"{near(name, parameters)}"
+                )
+            if tuple(parameters[name].shape) != tuple(book.indices.shape):
+                raise MaskMismatchError(
+                    f"codebook of {name!r}: expected shape {tuple(book.indices.shape)}, got "
+                    f"{tuple(parameters[name].shape)} in {type(model).__name__}; are these the codebooks "
+                    f"of another model?"
+                )
+        for name, book in self.codebooks.items():
+            parameters[name].copy_(book.tensor())
+        return model
+
+    def train(
+        self,
+        model: nn.Module | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        remake_every: int | None = None,
+        rate: float = 0.0,
+    ) -> Training:
+        """Train the centroids: `with shared.train(model) as training: ...`, around any loop.
+
+        Inside the block the parameters of the shared layers are their centroids, and each centroid's gradient
+        is the sum over its weights (so its learning rate should be small); masked weights stay 0.0. Make the
+        optimizer inside, from `model.parameters()` (centroids and all that is not shared) or
+        `training.parameters()` (centroids alone), or hand over one made before: in its groups the centroids
+        stand for the weights until the block is left. Wrap the model (DistributedDataParallel) inside.
+        Leaving puts plain parameters back, under their own names, with at most as many values as centroids.
+
+        Assignments are frozen. With `remake_every=n` the weights live on behind the centroids, are trained
+        too (straight-through), and go to their nearest centroid anew after every n optimizer steps; give the
+        model as it was before sharing, so that they start from their own values. `rate` is then what a bit
+        costs, in mean squared weights of the tensor: weights go where error and price together are least, to
+        zero where the tensor has masked weights. A weight sent to zero may come back; one that is 0.0 in the
+        model given does not.
+
+        `model` is `shared.model` unless given; `shared.trained(training)` gives the new codebooks.
+
+        >>> import secateur as sc
+        >>> shared = sc.share(nn.Linear(16, 4, bias=False), bits=2)
+        >>> with shared.train() as training:
+        ...     optimizer = torch.optim.SGD(training.parameters(), lr=0.01)
+        ...     shared.model(torch.ones(8, 16)).square().mean().backward()
+        ...     optimizer.step()
+        >>> len(shared.model.weight.unique()), list(shared.model.state_dict())
+        (4, ['weight'])
+        """
+        model = self.model if model is None else model
+        training = Training(model, self.codebooks, self.masks, optimizer, remake_every, rate)
+        if remake_every is None:
+            self.apply_(model)
+        return training
+
+    def trained(self, training: Training) -> Shared:
+        """This result after `training`: its model, its codebooks; `distortion` counts from before it."""
+        books = {**self.codebooks, **training.codebooks()}
+        masks = {**self.masks, **zeroed(books)} if training.rate else self.masks
+        distortion = {}
+        for name, book in books.items():
+            away = (book.tensor().cpu().double() - self.codebooks[name].tensor().cpu().double()).square()
+            kept = self.masks[name].cpu() if name in self.masks else torch.ones_like(away, dtype=torch.bool)
+            distortion[name] = float(away[kept].mean()) if bool(kept.any()) else 0.0
+        return Shared(
+            training.model,
+            MappingProxyType(books),
+            MappingProxyType(dict(masks)),
+            MappingProxyType(distortion),
+            self.method,
+        )
+
+    def summary(self) -> list[SharedTensor]:
+        """One row per tensor, in order."""
+        rows = []
+        for name, book in self.codebooks.items():
+            codes = self._counts(name)
+            kept = sum(int(counts.sum()) for counts in codes)
+            per = max(1, kept)
+            rows.append(
+                SharedTensor(
+                    name=name,
+                    shape=tuple(book.indices.shape),
+                    numel=book.indices.numel(),
+                    kept=kept,
+                    values=sum(int((counts > 0).sum()) for counts in codes),
+                    distortion=self.distortion[name],
+                    entropy=sum(map(entropy_bits, codes)) / per,
+                    huffman=sum(map(huffman_bits, codes)) / per,
+                )
+            )
+        return rows
+
+    def _counts(self, name: str) -> list[npt.NDArray[np.int64]]:
+        """How many kept weights point at each value, for each code: one of the tensor, or one per channel."""
+        book = self.codebooks[name]
+        kept = book.indices[self.masks[name].to(book.indices.device)] if name in self.masks else book.indices
+        counts = torch.bincount(kept.reshape(-1).long().cpu(), minlength=book.values.numel()).numpy()
+        return np.split(counts, book.offsets[1:-1]) if book.offsets is not None else [counts]
+
+    @property
+    def numel(self) -> int:
+        """How many weights were shared, masked ones included."""
+        return sum(book.indices.numel() for book in self.codebooks.values())
+
+    @property
+    def kept(self) -> int:
+        """How many of them are not masked."""
+        return sum(row.kept for row in self.summary())
+
+    @property
+    def entropy(self) -> float:
+        """Bits per kept weight of an ideal code, one code per tensor; positions not counted."""
+        rows = self.summary()
+        return sum(row.entropy * row.kept for row in rows) / max(1, sum(row.kept for row in rows))
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits per kept weight of Huffman codes, one per tensor; tables and positions not counted."""
+        rows = self.summary()
+        return sum(row.huffman * row.kept for row in rows) / max(1, sum(row.kept for row in rows))
+
+    @property
+    def formula_ratio(self) -> float:
+        """A formula, not a file: 1 / (nonzero share x Huffman bits / 32), of the shared tensors alone.
+
+        It is "nonzero share x bits/32 x huffman/bits", turned over. It leaves out the positions of the kept
+        weights, the codebooks, the code tables and every parameter that is not shared; a real file is larger.
+        With 36 % of the weights kept at 4.298 bits it is 20.7:
+
+        >>> round(1 / (0.36 * 4.298 / 32), 2)
+        20.68
+        """
+        rows = self.summary()
+        share_kept = sum(row.kept for row in rows) / max(1, sum(row.numel for row in rows))
+        return (
+            32.0 / (share_kept * self.bits_per_weight)
+            if share_kept and self.bits_per_weight
+            else float("inf")
+        )
+
+    def table(self) -> str:
+        """The summary as text: one line per tensor, a total, and the formula under its name."""
+        rows = self.summary()
+        width = max(len("total"), *(len(row.name) for row in rows))
+        head = f"{'weights':>12}  {'kept':>12}  values  {'distortion':>10}  entropy  huffman"
+        lines = [f"{'tensor':<{width}}  {head}"]
+        lines += [
+            f"{r.name:<{width}}  {r.numel:>12,}  {r.kept:>12,}  {r.values:>6}  {r.distortion:>10.3e}  "
+            f"{r.entropy:>7.4f}  {r.huffman:>7.4f}"
+            for r in rows
+        ]
+        kept = sum(row.kept for row in rows)
+        error = sum(row.distortion * row.kept for row in rows) / max(1, kept)
+        lines.append(
+            f"{'total':<{width}}  {self.numel:>12,}  {kept:>12,}  {'':>6}  {error:>10.3e}  "
+            f"{self.entropy:>7.4f}  {self.bits_per_weight:>7.4f}"
+        )
+        lines.append(
+            f"formula, not a file (nonzero share x huffman bits / 32; no positions, codebooks, tables or "
+            f"other parameters): {self.formula_ratio:.2f}x"
+        )
+        return "\n".join(lines)

@@ -1,0 +1,327 @@
+"""One evaluation, again and again under other masks: by the shortest way that gives the very same numbers.
+
+Counts of right answers over batches take the way of `Certain`, where the model can be recorded. A function of the model
+is a stranger: what the model computes before the masked layer is kept by `Replay`, and the rest is run as it is.
+
+>>> import torch
+>>> from secateur.core.masks import Masks
+>>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+>>> batches = [(torch.randn(9, 4), torch.randint(0, 2, (9,)))]
+>>> half = Masks({"2.weight": torch.arange(16).reshape(2, 8) < 8})
+>>> evaluation = Evaluation.of(batches)
+>>> with repeated(model, evaluation) as now:
+...     dense, found = now.dense(), list(now.values([Job(["2.weight"], [("half", half)])]))
+>>> name, (share, interval) = found[0]
+>>> name, share == top_1(half.apply(model), batches)[0], interval
+('half', True, None)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.multiprocessing import get_context
+
+from secateur.core.masks import Masks
+from secateur.errors import DataError, OptionError
+from secateur.execution.undisturbed import undisturbed
+from secateur.metrics.accuracy import top_1
+from secateur.sensitivity.prefix_cache import Replay
+from secateur.sensitivity.screened_top1 import Certain
+
+__all__ = ["Crew", "Evaluation", "Job", "Repeated", "Value", "on_crew", "on_workers", "repeated"]
+
+Value = tuple[float, float | None]  # the number, and half of its 95 % interval or None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A function of the model, or batches for top-1 of which each value has an `interval` if they are a sample."""
+
+    function: Callable[[nn.Module], float] | None = None
+    batches: list[Any] = field(default_factory=list)
+    interval: bool = False
+
+    @classmethod
+    def of(cls, evaluate: Any, subset: int | None = None) -> Evaluation:
+        """What `scan` was given: a function, or batches of which the first `subset` examples are taken."""
+        if not callable(evaluate):
+            return cls(None, _first(evaluate, subset), subset is not None)
+        if subset is not None:
+            raise OptionError(
+                "subset: a function decides itself what it evaluates on; pass batches (inputs, targets) instead of a "
+                "function, or let the function take fewer"
+            )
+        return cls(evaluate)
+
+    def plainly(self, model: nn.Module) -> Value:
+        """The value of the model as it is, by running it."""
+        if self.function is None:
+            return self.share(*top_1(model, self.batches))
+        value = float(self.function(model))
+        if math.isnan(value):
+            raise DataError("scan: evaluate returned NaN; return a finite number for every pruned model")
+        return value, None
+
+    def share(self, share: float, count: int) -> Value:
+        """A share of counted targets, with its interval if they are a sample."""
+        return share, (_half_width(share, count) if self.interval else None)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Masks over the same parameters, each with the name its value is known by."""
+
+    names: list[str]
+    masks: list[tuple[str, Masks]]
+
+    @property
+    def rows(self) -> bool:
+        """Whether nothing but whole rows of one tensor ever go."""
+        if len(self.names) != 1:
+            return False
+        found = [masks[self.names[0]] for _, masks in self.masks]
+        flat = [mask.flatten(1) for mask in found if mask.dim() > 1]
+        return len(flat) == len(found) and all(bool((m.all(1) | ~m.any(1)).all()) for m in flat)
+
+
+@contextmanager
+def repeated(
+    model: nn.Module, evaluation: Evaluation, memory: int = 1 << 30, quick: bool = True
+) -> Iterator[Repeated]:
+    """The evaluation of this model, ready to be repeated. The model is put back to the last bit."""
+    certain: Certain | str = "quick=False was asked"
+    with undisturbed(model), torch.no_grad():
+        if quick and evaluation.function is None:
+            with undisturbed(model, mode="eval"), torch.no_grad():
+                certain = Certain.of(model, evaluation.batches, memory)
+        elif quick:
+            certain = "a function of the model decides itself what it runs"
+        if isinstance(certain, Certain):
+            with undisturbed(model, mode="eval"), torch.no_grad():
+                yield Repeated(model, evaluation, certain, None)
+            return
+        with Replay(model, memory) as replay:
+            yield Repeated(model, evaluation, None, replay, certain)
+
+
+class Repeated:
+    """What `repeated` opens: the value of the model as it is, the order to go in, and values under masks."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        evaluation: Evaluation,
+        certain: Certain | None,
+        replay: Replay | None,
+        reason: str = "",
+    ):
+        self.model = model
+        self.evaluation = evaluation
+        self.certain = certain
+        self.replay = replay
+        self.reason = reason
+
+    def dense(self) -> Value:
+        """The value of the model as it is; to be asked first."""
+        if self.replay is not None:
+            return self.replay.first(lambda: self.evaluation.plainly(self.model))
+        return self.evaluation.plainly(self.model)
+
+    def position(self, names: Sequence[str]) -> int:
+        """When the model first uses one of these parameters: jobs in this order share what is kept."""
+        if self.certain is not None:
+            return self.certain.lean.position(names)
+        assert self.replay is not None
+        return self.replay.position(names)
+
+    def values(self, jobs: Iterable[Job]) -> Iterator[tuple[str, Value]]:
+        """The value under each mask, as soon as it is known."""
+        for job in jobs:
+            if not job.masks:
+                continue
+            if self.certain is not None:
+                way = self.certain.before(job.names, job.rows)
+            else:
+                assert self.replay is not None
+                way = self.replay.before(job.names)
+            with way:
+                for name, masks in job.masks:
+                    yield name, self._masked(masks)
+
+    def _masked(self, masks: Masks) -> Value:
+        """The value with these masks on; the weights come back to the last bit, whatever happens."""
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        saved = {name: parameters[name].detach().clone() for name in masks}
+        try:
+            masks.apply_(self.model)
+            if self.certain is not None:
+                count = self.certain.count()
+                return self.evaluation.share(count / self.certain.total, self.certain.total)
+            assert self.replay is not None
+            return self.replay.run(lambda: self.evaluation.plainly(self.model))
+        finally:
+            for name, value in saved.items():
+                parameters[name].copy_(value)
+
+    @property
+    def peak(self) -> int:
+        """The most bytes ever kept."""
+        return self.certain.lean.peak if self.certain is not None else self.replay.peak  # type: ignore[union-attr]
+
+    @property
+    def skipped(self) -> int:
+        """Steps or module calls answered from memory."""
+        return self.certain.lean.skipped if self.certain is not None else self.replay.skipped  # type: ignore
+
+    @property
+    def how(self) -> str:
+        """Which way was taken, in a sentence."""
+        if self.certain is not None:
+            return self.certain.summary
+        return f"as the model runs, what comes before the layer kept: {self.reason}"
+
+
+def on_workers(
+    model: nn.Module,
+    evaluation: Evaluation,
+    jobs: Sequence[Job],
+    workers: int,
+    memory: int,
+    quick: bool,
+) -> Iterator[tuple[str, Value]]:
+    """The values of these jobs from so many processes, each with its share of the threads and of the memory.
+
+    Neighbouring jobs stay together, so that every process computes what comes before its first layer once.
+    """
+    context = get_context("spawn")
+    answers = context.Queue()
+    threads = max(1, torch.get_num_threads() // workers)
+    started = []
+    try:
+        for part in _parts(jobs, workers):
+            given = (model, evaluation, part, memory // workers, quick, threads, answers)
+            process = context.Process(target=_work, args=given, daemon=True)
+            try:
+                process.start()
+            except Exception as error:
+                raise OptionError(
+                    f"workers: the model and evaluate go to other processes and cannot ({error}); define them at the "
+                    "top of a module, or leave workers out"
+                ) from error
+            started.append(process)
+        running = len(started)
+        while running:
+            try:
+                kind, payload = answers.get(timeout=1.0)
+            except Exception:  # nothing yet: is there still somebody to wait for?
+                if all(process.exitcode is not None for process in started) and answers.empty():
+                    codes = [process.exitcode for process in started]
+                    raise OptionError(f"workers: the processes ended without an answer ({codes})") from None
+                continue
+            if kind == "value":
+                yield payload
+            elif kind == "done":
+                running -= 1
+            else:
+                raise payload
+    finally:
+        for process in started:
+            process.terminate()
+            process.join()
+
+
+class Crew(Protocol):
+    """Processes that call functions: `secateur.lab.engines.worker_pool.Crew`."""
+
+    slots: int
+
+    def each(
+        self,
+        function: Callable[..., Iterable[Any]],
+        common: tuple[Any, ...],
+        parts: Sequence[tuple[Any, ...]],
+    ) -> Iterator[Any]:
+        """What `function(*common, *part)` yields for every part, as it comes."""
+
+
+def on_crew(
+    model: nn.Module, evaluation: Evaluation, jobs: Sequence[Job], crew: Crew, memory: int, quick: bool
+) -> Iterator[tuple[str, Value]]:
+    """The values of these jobs, each job a part for somebody of the crew; every value once."""
+    met = set()
+    common = (model, evaluation, memory // crew.slots, quick)
+    for name, value in crew.each(_of_one, common, [(job,) for job in jobs]):
+        if name not in met:  # a part that was begun again
+            met.add(name)
+            yield name, value
+
+
+def _of_one(
+    model: nn.Module, evaluation: Evaluation, memory: int, quick: bool, job: Job
+) -> Iterator[tuple[str, Value]]:
+    """The values of one job, in a process of its own."""
+    with repeated(model, evaluation, memory, quick) as now:
+        if now.replay is not None:
+            now.dense()
+        yield from now.values([job])
+
+
+def _parts(jobs: Sequence[Job], workers: int) -> list[list[Job]]:
+    """The jobs dealt out one by one: the early ones, which take longest, to different hands."""
+    return [part for part in (list(jobs[i::workers]) for i in range(workers)) if part]
+
+
+def _work(
+    model: nn.Module,
+    evaluation: Evaluation,
+    jobs: list[Job],
+    memory: int,
+    quick: bool,
+    threads: int,
+    answers: Any,
+) -> None:
+    """What a process does: every value of its jobs, or the error that stopped it."""
+    torch.set_num_threads(threads)
+    try:
+        with repeated(model, evaluation, memory, quick) as now:
+            if now.replay is not None:
+                now.dense()
+            for found in now.values(jobs):
+                answers.put(("value", found))
+        answers.put(("done", None))
+    except BaseException as error:
+        answers.put(("error", error))
+
+
+def _first(batches: Iterable[Any], subset: int | None) -> list[Any]:
+    """The batches in memory, or as many as hold the first `subset` examples."""
+    if subset is None:
+        return list(batches)
+    if subset < 1:
+        raise OptionError(f"subset: expected a number of examples of at least 1, got {subset}")
+    taken: list[Any] = []
+    left = subset
+    for batch in batches:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise OptionError(
+                "subset: expected batches (inputs, targets); for other batches take fewer beforehand"
+            )
+        inputs, targets = batch[0][:left], batch[1][:left]
+        taken.append((inputs, targets))
+        left -= len(targets)
+        if left <= 0:
+            return taken
+    raise DataError(f"subset: the data holds {subset - left} examples, asked for {subset}")
+
+
+def _half_width(share: float, count: int) -> float:
+    """Half of Wilson's 95 % interval of a share of `count`, which stays honest at 0 and 1."""
+    z = 1.959963984540054
+    return z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))

@@ -1,0 +1,202 @@
+"""`Certain`: top-1 of a model under changes, by a shorter way, and the very count that the model itself gives.
+
+`Lean` computes outputs up to rounding, and rounding makes a right answer wrong, or a wrong one right, only where the
+target's output and the largest of the others lie closer together than it reaches: the image's margin. (Which of two
+wrong classes wins is nobody's business.) So how far it reaches is measured under every change, on images spread over
+the data, and each image whose margin is not several times wider is looked at again:
+
+1. in bfloat16, where the processor has instructions for it; margins below `_HALF` times the widest difference to
+   float32 go on to 2. All images that did are new readings of that difference, and may widen it.
+2. in float32, folded and rearranged; margins below `_SINGLE` times the widest difference to the model go on to 3.
+3. as the model runs, in the batch as it was given.
+
+>>> import torch
+>>> from torch import nn
+>>> _ = torch.manual_seed(0)
+>>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+>>> batches = [(torch.randn(50, 3, 2, 2), torch.randint(0, 4, (50,))) for _ in range(3)]
+>>> certain = Certain.of(model, batches)
+>>> with torch.no_grad(), certain.before(["1.weight"]):
+...     _ = model[1].weight.mul_(0.5)
+...     found = certain.count()
+...     wanted = sum(int((model(x).argmax(1) == y).sum()) for x, y in batches)
+>>> found == wanted
+True
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.sensitivity.folded_forward import Lean, record
+
+__all__ = ["Certain"]
+
+_HALF, _SINGLE = 5.0, 32.0  # margins so many times wider than the widest difference measured are safe
+_SAMPLE, _REFERENCE = 32, 8  # images on which float32, and the model itself, are always asked
+_SOUND = 1e-3  # float32 outputs further off than this share of the largest are no rounding
+_WORTH = 0.4  # where more images than this share are looked at again, bfloat16 saves nothing
+
+
+class Certain:
+    """Counts of right answers under changes of one model, equal to the model's own. `summary` says what was done."""
+
+    def __init__(self, model: nn.Module, lean: Lean, targets: Sequence[torch.Tensor], half: bool):
+        self.model = model
+        self.lean = lean
+        self.targets = torch.cat(list(targets))
+        self.half = half
+        self._rough = False  # bfloat16 saved nothing under the last change of this part
+        self.counts = [len(target) for target in targets]
+        self.starts = [sum(self.counts[:i]) for i in range(len(self.counts))]
+        self.total = sum(self.counts)
+        self.looked = self.again = self.as_it_runs = 0  # images: in all, again in float32, again by the model
+
+    @classmethod
+    def of(cls, model: nn.Module, batches: Sequence[Any], limit: int = 1 << 30) -> Certain | str:
+        """For a classifier in evaluation mode and its batches (inputs, targets); or why it has to be run as it is."""
+        for batch in batches:
+            pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+            if not pair or not all(isinstance(part, torch.Tensor) for part in batch):
+                return "its batches are not pairs of tensors"
+            if batch[1].dim() != 1 or len(batch[0]) != len(batch[1]) or not len(batch[1]):
+                return "its targets are not one number an example"
+            if batch[1].is_floating_point():
+                return "its targets are not whole numbers"
+        if len({batch[0].shape[1:] for batch in batches}) != 1:
+            return "its batches hold inputs of several shapes"
+        lean = record(model, [batch[0] for batch in batches], limit)
+        if isinstance(lean, str):
+            return lean
+        found = cls(model, lean, [batch[1] for batch in batches], _has_bfloat16())
+        try:
+            with torch.no_grad():
+                first = torch.arange(min(_REFERENCE, found.counts[0]))
+                sound = found._rounding(lean.gathered([(0, first)]), first) is not None
+        except Exception as error:  # what was recorded does not run on other numbers
+            return f"its recorded forward pass fails ({type(error).__name__})"
+        return found if sound else "its recorded forward pass gives other outputs"
+
+    @property
+    def summary(self) -> str:
+        """How the images were looked at, in one sentence."""
+        share = [100.0 * count / max(1, self.looked) for count in (self.again, self.as_it_runs)]
+        first = "bfloat16" if self.half else "float32 with batch norm folded"
+        text = f"{self.looked:,} evaluations of an image in {first} where its margin allows"
+        if self.half:
+            text += f", {share[0]:.2g} % again in float32"
+        return f"{text}, {share[1]:.2g} % as the model runs"
+
+    @contextmanager
+    def before(self, names: Sequence[str], rows: bool = False) -> Iterator[None]:
+        """Inside, the model differs in these parameters alone from what it was; `rows` as for `Lean.changing`."""
+        self._rough = False
+        with self.lean.changing(names, rows):
+            yield
+
+    def count(self) -> int:
+        """How many targets the largest output names, under the parameters as they are now."""
+        self.lean.refresh()
+        self.looked += self.total
+        sample = torch.linspace(0, self.total - 1, min(_SAMPLE, self.total)).long().unique()
+        precise = self._single(sample)
+        rounding = self._rounding(precise[: min(_REFERENCE, len(sample))], sample[:_REFERENCE])
+        if rounding is None:
+            return self._plain()
+        if self.half and not self._rough:
+            outputs, single = self._screened(sample, precise)
+        else:
+            self.again += self.total if self.half else 0
+            outputs = torch.cat([self.lean.outputs(i) for i in range(len(self.counts))])
+            single = torch.arange(self.total)
+        unsure = single[~(_margins(outputs[single], self.targets[single]) > _SINGLE * rounding)]
+        predicted = outputs.argmax(1)
+        self.as_it_runs += len(unsure)
+        for index, rows in self._by_batch(unsure):
+            found = self._model(self.lean.batches[index]).argmax(1)
+            predicted[rows + self.starts[index]] = found[rows]
+        return int((predicted == self.targets).sum())
+
+    def _screened(self, sample: torch.Tensor, precise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Outputs in bfloat16, those whose margin is small in float32, and which these are."""
+        outputs = torch.cat([self.lean.outputs(i, half=True) for i in range(len(self.counts))])
+        margins = _margins(outputs, self.targets)
+        widest = _difference(outputs[sample], precise)
+        seen = torch.zeros(self.total, dtype=torch.bool)
+        seen[sample] = True
+        outputs[sample] = precise
+        while True:
+            unsure = (~(margins > _HALF * widest) & ~seen).nonzero().flatten()
+            if not len(unsure):
+                break
+            found = self._single(unsure)
+            widest = max(widest, _difference(outputs[unsure], found))
+            outputs[unsure] = found
+            seen[unsure] = True
+        looked = seen.nonzero().flatten()
+        self.again += len(looked)
+        # what is too rough under one change mostly is under the next one of the same part
+        self._rough = len(looked) > _WORTH * self.total and self.total > 4 * _SAMPLE
+        return outputs, looked
+
+    def _single(self, rows: torch.Tensor) -> torch.Tensor:
+        """The outputs of images, by their number over all batches, in float32."""
+        return self.lean.gathered(self._by_batch(rows))
+
+    def _by_batch(self, rows: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
+        """Images by their number over all batches -> (batch, rows of it), rising."""
+        chosen = []
+        for index, begin in enumerate(self.starts):
+            within = rows[(rows >= begin) & (rows < begin + self.counts[index])]
+            if len(within):
+                chosen.append((index, within - begin))
+        return chosen
+
+    def _rounding(self, found: torch.Tensor, rows: torch.Tensor) -> float | None:
+        """The widest difference between float32 outputs and the model's; None where it is no rounding."""
+        wanted = self._model(torch.cat([self.lean.batches[i][some] for i, some in self._by_batch(rows)]))
+        if found.shape != wanted.shape or found.dim() != 2 or found.shape[1] < 2:
+            return None
+        largest = float(wanted.abs().max())
+        widest = _difference(found, wanted)
+        if not widest <= _SOUND * largest:
+            return None
+        return max(widest, 4 * torch.finfo(torch.float32).eps * largest)
+
+    def _model(self, images: torch.Tensor) -> torch.Tensor:
+        outputs = self.model(images)
+        return getattr(outputs, "logits", outputs)
+
+    def _plain(self) -> int:
+        self.as_it_runs += self.total
+        predicted = torch.cat([self._model(batch).argmax(1) for batch in self.lean.batches])
+        return int((predicted == self.targets).sum())
+
+
+def _margins(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """How far the target's output is from the largest of the others; NaN where an output is not finite.
+
+    A target that is no class at all is wrong whatever the outputs are.
+    """
+    known = (targets >= 0) & (targets < outputs.shape[1])
+    column = targets.where(known, 0).long()[:, None]
+    others = outputs.scatter(1, column, -torch.inf).amax(1)
+    apart = (outputs.gather(1, column)[:, 0] - others).abs()
+    return apart.where(known, torch.inf) + 0.0 * outputs.sum(1)
+
+
+def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    """By how much, at most, a difference of two outputs of one image differs: NaN where something is not finite."""
+    apart = one - other
+    return float((apart.amax(1) - apart.amin(1)).max())
+
+
+def _has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 in hardware; without it float32 is faster."""
+    known = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, name, lambda: False)()) for name in known)

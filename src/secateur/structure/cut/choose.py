@@ -1,0 +1,192 @@
+"""Choose: from masks to the units that leave, rounded to widths that are wanted, and back to masks that cover all.
+
+>>> import torch
+>>> from torch import nn
+>>> from secateur.core.masks import Masks
+>>> from secateur.structure.groups.couplings import analyse
+>>> model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1))
+>>> found = analyse(model, torch.zeros(1, 2))
+>>> masks = Masks({"0.weight": torch.tensor([[True] * 2, [False] * 2, [True] * 2, [False] * 2])})
+>>> dropped(found, masks, model, "union")[0].tolist()
+[False, True, False, True]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.core.lines import Lines
+from secateur.core.masks import Masks
+from secateur.errors import MaskMismatchError
+from secateur.execution.fast_copy import tensors_of
+from secateur.structure.groups.couplings import Group, Slot, Structure
+
+__all__ = ["dropped", "dropped_lines", "extended", "rounded"]
+
+
+def dropped_lines(structure: Structure, masks: Masks) -> dict[tuple[str, int], np.ndarray]:
+    """For every masked parameter axis which positions are dropped whole."""
+    masks = _first_names(structure, masks)
+    found = {}
+    for name, axis in structure.slots:
+        if name not in masks:
+            continue
+        told = masks.lines(name)
+        if told is None:
+            found[name, axis] = ~_any_along(masks[name].cpu().numpy(), axis)
+        elif any(other != axis and not bool(line.any()) for other, line in told.axes.items()):
+            found[name, axis] = np.ones(told.shape[axis], bool)
+        elif axis in told.axes:
+            found[name, axis] = ~told.axes[axis].cpu().numpy()
+        else:
+            found[name, axis] = np.zeros(told.shape[axis], bool)
+    return found
+
+
+def _any_along(mask: np.ndarray, axis: int) -> np.ndarray:
+    """Whether anything is True at each position of an axis; whole rows are joined first, eight flags at a time."""
+    size = mask.shape[axis]
+    before = mask.reshape(int(np.prod(mask.shape[:axis])), -1)
+    line = before[0] if before.shape[0] == 1 else np.bitwise_or.reduce(_words(before), axis=0).view(bool)
+    return np.asarray(_words(line.reshape(size, -1)).any(axis=1))
+
+
+def _words(flags: np.ndarray) -> np.ndarray:
+    """Rows of flags as rows of whole words, where they divide into such."""
+    whole = flags.flags.c_contiguous and flags.shape[1] % 8 == 0 and flags.size > 0
+    return flags.view(np.uint64) if whole else flags
+
+
+def dropped(
+    structure: Structure,
+    masks: Masks,
+    model: nn.Module,
+    coupling: str,
+    lines: Mapping[tuple[str, int], np.ndarray] | None = None,
+) -> dict[int, np.ndarray]:
+    """For every group which units the masks drop; `lines` are those of `dropped_lines`, where known."""
+    lines = dropped_lines(structure, masks) if lines is None else lines
+    found = {}
+    for group in structure.groups:
+        votes = {role: _votes(group, role, lines) for role in ("out", "in")}
+        if coupling == "coupled":
+            _agree(group, lines)
+        gone = np.zeros(group.count, bool)
+        for role, bits in votes.items():
+            slots = [slot for slot in group.slots if slot.role == role]
+            if slots and len(bits) == len(slots):
+                gone |= np.logical_and.reduce(bits)
+        if not any(slot.role in ("out", "in") for slot in group.slots):
+            bits = _votes(group, "along", lines)
+            if bits:
+                gone |= np.logical_and.reduce(bits)
+        found[group.index] = gone
+    return found
+
+
+def _first_names(structure: Structure, masks: Masks) -> Masks:
+    """Masks under the first name of tied parameters."""
+    aliases = structure.trace.aliases
+    if not any(name in aliases for name in masks):
+        return masks
+    renamed: dict[str, torch.Tensor] = {}
+    for name, mask in masks.items():
+        first = aliases.get(name, name)
+        renamed[first] = mask if first not in renamed else renamed[first] & mask
+    return Masks(renamed)
+
+
+def _votes(group: Group, role: str, lines: Mapping[tuple[str, int], np.ndarray]) -> list[np.ndarray]:
+    return [
+        lines[slot.name, slot.axis][slot.positions].all(axis=1)
+        for slot in group.slots
+        if slot.role == role and (slot.name, slot.axis) in lines
+    ]
+
+
+def _agree(group: Group, lines: Mapping[tuple[str, int], np.ndarray]) -> None:
+    """Raise where the masks of a group's members do not agree."""
+    seen: tuple[Slot, np.ndarray] | None = None
+    for slot in group.slots:
+        if (slot.name, slot.axis) not in lines:
+            continue
+        line = lines[slot.name, slot.axis][slot.positions]
+        if not (line.all(axis=1) == line.any(axis=1)).all() or (
+            seen and not np.array_equal(line.all(1), seen[1])
+        ):
+            other = seen[0].name if seen else slot.name
+            raise MaskMismatchError(
+                f"masks of {slot.name!r} and {other!r} disagree on the {group.count} channels they share (group "
+                f"{group.name!r}); prune with granularity='channel', or pass coupling='union' to let "
+                f"only those leave that "
+                "all members dropped"
+            )
+        seen = (slot, line.all(axis=1))
+
+
+def rounded(
+    structure: Structure, gone: Mapping[int, np.ndarray], round_to: int | None, at_least: int
+) -> dict[int, np.ndarray]:
+    """Bring units back, the earliest first, until every group keeps enough and its width is a multiple."""
+    found = {}
+    for index, bits in gone.items():
+        bits = bits.copy()
+        left = int((~bits).sum())
+        wanted = max(left, min(at_least, bits.size))
+        if round_to and left < bits.size:
+            wide = _width(structure.groups[index])
+            while wanted < bits.size and (wanted * wide) % round_to:
+                wanted += 1
+        bits[np.flatnonzero(bits)[: wanted - left]] = False
+        found[index] = bits
+    return found
+
+
+def _width(group: Group) -> int:
+    """How many positions of its own axis one unit takes; of a head's size, where that is what is cut."""
+    if group.within:
+        return group.within
+    slot = next((slot for slot in group.slots if slot.role == "out"), group.slots[0])
+    return slot.positions.shape[1]
+
+
+def extended(
+    structure: Structure,
+    masks: Masks,
+    alive: np.ndarray,
+    model: nn.Module,
+    lines: Mapping[tuple[str, int], np.ndarray] | None = None,
+) -> Masks:
+    """The masks, and every slice of every parameter that leaves: batch norm, biases and consumers as well."""
+    lines = lines or {}
+    found: dict[str, torch.Tensor | Lines] = {name: masks.lines(name) or masks[name] for name in masks}
+    parameters = tensors_of(model)
+    for name, axes in structure.keep_of(alive).items():
+        parameter = parameters[name]
+        if not isinstance(parameter, nn.Parameter):
+            continue
+        if name in found and all(
+            (name, axis) in lines and lines[name, axis][~alive[structure.slots[name, axis]]].all()
+            for axis in axes
+        ):
+            continue  # the masks drop all of it already
+        stays = {}
+        for axis, kept in axes.items():
+            if (name, axis) not in structure.follower.unmasked:
+                line = torch.zeros(parameter.shape[axis], dtype=torch.bool)
+                line[torch.from_numpy(kept)] = True
+                stays[axis] = line.to(parameter.device)
+        mask = found.get(name)
+        if isinstance(mask, torch.Tensor):
+            found[name] = (
+                mask & Lines(stays, tuple(parameter.shape)).mask().to(mask.device) if stays else mask
+            )
+            continue
+        for axis, line in () if mask is None else mask.axes.items():
+            stays[axis] = stays[axis] & line.to(parameter.device) if axis in stays else line
+        found[name] = Lines(stays, tuple(parameter.shape))
+    return Masks(found)

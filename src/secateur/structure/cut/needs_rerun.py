@@ -1,0 +1,159 @@
+"""Plain: is there anything in a forward that a cut could upset? Where there is not, it need not be run again.
+
+A forward made of torch's own layers and of operators that take their sizes from the tensors at hand runs with new
+widths as soon as the layers' attributes are set. What must be looked at again is everything that was *given* a size
+on an axis that shrinks, as `reshape(b, heads, size)` is; such calls were noted while the forward was recorded.
+
+>>> import torch
+>>> from torch import nn
+>>> from secateur.structure.groups.couplings import analyse
+>>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 4, 10))
+>>> found = analyse(model, torch.zeros(1, 3, 4, 4))
+>>> half = found.alive({0: [True, False] * 4})
+>>> is_plain(found, model, half)
+True
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from secateur.structure.groups.couplings import Structure
+from secateur.structure.groups.rules.attention import FUSED
+from secateur.structure.trace.calls import Call
+from secateur.structure.trace.trace import Op, Ref
+
+__all__ = ["is_plain", "moved_sizes"]
+
+_SIZED = frozenset(
+    {
+        "view", "_unsafe_view", "reshape", "_reshape_alias", "expand", "unsqueeze", "squeeze", "slice", "split",
+        "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes", "constant_pad_nd",
+    }
+)  # fmt: skip
+"""Operators that take sizes: free where torch itself gave them, as `flatten` and `linear` do."""
+
+_FREE = frozenset(
+    {
+        "convolution", "native_batch_norm", "_native_batch_norm_legit", "native_layer_norm", "mm", "addmm", "bmm",
+        "baddbmm", "t", "transpose", "permute", "cat", "mean", "sum", "amax", "_softmax", "_safe_softmax",
+        "embedding", "native_dropout", "clone", "_to_copy", "detach", "alias", "copy_", "max_pool2d_with_indices",
+        "avg_pool2d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d", "max_pool3d_with_indices",
+        "avg_pool3d", "_adaptive_avg_pool3d", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d",
+        "relu_", "relu", "gelu", "silu", "silu_", "hardtanh", "hardtanh_", "hardswish", "hardswish_", "hardsigmoid",
+        "hardsigmoid_", "sigmoid", "sigmoid_", "tanh", "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_",
+        "leaky_relu", "leaky_relu_", "elu", "elu_", "_prelu_kernel", *FUSED,
+    }
+)  # fmt: skip
+"""Operators whose result has the width of what comes in."""
+
+
+def is_plain(
+    structure: Structure, model: nn.Module, alive: np.ndarray, skipped: tuple[str, ...] = ()
+) -> bool:
+    """Whether every operator that shrinks takes its sizes from its tensors; modules in `skipped` see to themselves."""
+    sizes = moved_sizes(structure, alive)
+    if sizes is None:
+        return False
+    if any(not alive[labels].all() for labels in structure.follower.sizes):
+        return False  # the scale of attention follows the size of its heads
+    counted = {each.op.index for each in structure.follower.counted}
+    calls = iter(structure.trace.calls)
+    call = next(calls, None)
+    for op in structure.trace.ops:
+        while call is not None and call.last <= op.index:
+            call = next(calls, None)
+        refs = [*op.refs(), *op.results()]
+        if not any(ref.id in sizes for ref in refs) or _inside(op.path, skipped):
+            continue
+        if op.name in _FREE:
+            if op.name == "convolution" and op.args[8] > 1 and not _keeps_groups(model, op):
+                return False
+            if op.name == "native_layer_norm" and op.index not in counted and _over_moved(op, sizes):
+                return False
+        elif op.name not in _SIZED or not (
+            call is None or op.index < call.first or _adapts(structure, call, sizes)
+        ):
+            return False
+    return True
+
+
+def moved_sizes(structure: Structure, alive: np.ndarray) -> dict[int, tuple[int, ...]] | None:
+    """The new shape of every tensor that shrinks; None where one would be no rectangle, or only one wide.
+
+    An axis of one position is broadcast and squeezed away, which one of two positions is not.
+    """
+    found: dict[int, tuple[int, ...]] = {}
+    known: dict[int, bool] = {}
+    layouts = structure.follower.layouts
+    for op in structure.trace.ops:
+        for ref in (*op.refs(), *op.results()):
+            layout = layouts.get(ref.id)
+            if layout is None or ref.id in found:
+                continue
+            moved = False
+            for part in layout.fields:
+                key = id(part.labels)
+                if key not in known:
+                    known[key] = not bool(alive[part.labels].all())
+                moved |= known[key]
+            if moved:
+                shape = structure.kept_shape(ref, alive)
+                if shape is None or any(new == 1 != old for new, old in zip(shape, ref.shape)):
+                    return None
+                found[ref.id] = shape
+    return found
+
+
+def _inside(path: str, parents: tuple[str, ...]) -> bool:
+    return any(path == parent or path.startswith(parent + ".") for parent in parents)
+
+
+def _keeps_groups(model: nn.Module, op: Op) -> bool:
+    """Whether a grouped convolution reads its groups off torch's own layer, where the plan sets them."""
+    module: Any = model.get_submodule(op.path)
+    weight = op.args[1]
+    return (
+        isinstance(module, _ConvNd) and bool(weight.name) and weight.name == f"{op.path}.weight".lstrip(".")
+    )
+
+
+def _over_moved(op: Op, sizes: dict[int, tuple[int, ...]]) -> bool:
+    """Whether a layer norm is taken over an axis that shrinks."""
+    x, count = op.args[0], len(op.args[1])
+    new = sizes.get(x.id, x.shape)
+    return tuple(new[-count:]) != tuple(x.shape[-count:])
+
+
+def _adapts(structure: Structure, call: Call, sizes: dict[int, tuple[int, ...]]) -> bool:
+    """Whether the sizes a call was given, as they are, mean what they must once its tensor has shrunk."""
+    ops = structure.trace.ops[call.first : call.last]
+    if not ops or not ops[0].args or not isinstance(ops[0].args[0], Ref):
+        return False
+    x, results = ops[0].args[0], ops[-1].results()
+    before = sizes.get(x.id, x.shape)
+    wanted = [sizes.get(ref.id, ref.shape) for ref in results]
+    if call.function in ("view", "reshape") and call.sizes is not None and len(results) == 1:
+        return _shaped(call.sizes, int(np.prod(before))) == wanted[0]
+    if call.function == "chunk" and call.sizes:
+        axis = ops[0].arg(2, "dim", 0)
+        return [
+            tuple(t.shape) for t in torch.empty(before, device="meta").chunk(call.sizes[0], axis)
+        ] == wanted
+    if call.function == "expand" and call.sizes is not None and len(results) == 1:
+        asked = call.sizes
+        return len(asked) == len(wanted[0]) and all(a in (-1, b) for a, b in zip(asked, wanted[0]))
+    return False
+
+
+def _shaped(asked: tuple[int, ...], count: int) -> tuple[int, ...] | None:
+    """The shape a `view` gives to so many elements."""
+    known = int(np.prod([size for size in asked if size != -1]))
+    if asked.count(-1) > 1 or not known or (count % known if -1 in asked else count != known):
+        return None
+    return tuple(count // known if size == -1 else size for size in asked)

@@ -1,0 +1,77 @@
+"""Fused attention: heads pass one by one (a group of query heads with its key-value head), sizes of heads are tied."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from secateur.structure.groups.labels import Field, Layout, squeezed
+from secateur.structure.groups.layout import drop_axes
+from secateur.structure.groups.rules import Follower, rule
+from secateur.structure.groups.rules.linear import note_heads, product
+from secateur.structure.trace.trace import Op, Ref
+
+FUSED = (
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_attention_math",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_fused_attention_overrideable",
+    "_scaled_dot_product_attention_math_for_mps",
+    "scaled_dot_product_attention",
+)
+
+NARROW = "fused attention takes values of its queries' size, and that of these queries or keys is locked"
+
+
+@rule(*FUSED)
+def attention(f: Follower, op: Op) -> list[Layout]:
+    """softmax(q k^T) v. A scale that follows from the size of a head is put in by number when that is cut."""
+    q, k, v = op.args[:3]
+    results = op.results()
+    layouts = [f.of(ref) for ref in (q, k, v)]
+    mask = op.kwargs.get("attn_mask") or op.kwargs.get("attn_bias")
+    if isinstance(mask, Ref):
+        f.lock_all([mask], "used as an attention mask")
+    heads_q, heads_k = q.shape[-3], k.shape[-3]
+    if heads_q != heads_k:
+        layouts[1:] = [_repeated(f, layout, heads_q // heads_k) for layout in layouts[1:]]
+    lead = len(q.shape) - 2
+    if f.labels.sizes and op.name != "_scaled_dot_product_attention_math":
+        layouts[2] = _as_wide(f, layouts, lead + 1)
+    n, m, d, e = q.shape[-2], k.shape[-2], q.shape[-1], v.shape[-1]
+    batch = tuple(q.shape[:-2])
+    axes = tuple(range(lead))
+    scores = product(
+        f, layouts[0], (*axes, lead, lead + 2), layouts[1], (*axes, lead + 1, lead + 2), (*batch, n, m, d)
+    )
+    scores = drop_axes(f.labels, scores, [-1], "softmax along the axis", keep=True)
+    scores = Layout((*batch, n, m), scores.fields)
+    out = product(
+        f, scores, (*axes, lead, lead + 2), layouts[2], (*axes, lead + 2, lead + 1), (*batch, n, e, m)
+    )
+    note_heads(f, out, axes)
+    return [out, *(Layout(ref.shape) for ref in results[1:])]
+
+
+def _as_wide(f: Follower, layouts: list[Layout], axis: int) -> Layout:
+    """The values' layout, without what fused attention cannot take: heads of another size than its queries'."""
+    q, k, v = layouts
+    values = v.at(axis)
+    if values is None or (q.at(axis) is not None and k.at(axis) is not None):
+        return v
+    f.labels.lock(values.labels, NARROW)
+    return Layout(v.shape, tuple(field for field in v.fields if field is not values))
+
+
+def _repeated(f: Follower, layout: Layout, times: int) -> Layout:
+    """Key and value heads as the query heads see them: each one `times` times."""
+    axis = len(layout.shape) - 3
+    fields = []
+    for field in layout.fields:
+        if axis in field.axes:
+            labels = np.repeat(field.labels, times, axis=field.axes.index(axis))
+            field = Field(field.axes, labels, field.zero, field.weak)
+        fields.append(field)
+    shape = tuple(size * times if a == axis else size for a, size in enumerate(layout.shape))
+    return squeezed(f.labels, shape, fields)

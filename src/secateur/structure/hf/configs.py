@@ -1,0 +1,173 @@
+"""Configurations: a Hugging Face model keeps its widths in `model.config`, and is rebuilt from it.
+
+The config of a shrunk model is found by trying: fields that hold an old width are set to the new one, a model is built
+from the result on meta tensors, and what brings its shapes nearer to the shrunk model's is kept. Only when every shape
+agrees, and every number that the modules work out from it (the scale of attention), is the config said to describe
+the model; widths that differ from layer to layer have no field, and then `plan.apply_` is the way to load.
+
+>>> describes(object(), None)
+False
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.structure.hf.rotary import said
+
+__all__ = ["describes", "fitted_config"]
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _built(kind: type, config: Any) -> nn.Module | None:
+    """A model without values built from a config; None where it cannot be built."""
+    try:
+        with torch.device("meta"):
+            model: nn.Module = kind(copy.deepcopy(config))
+            return model
+    except Exception:
+        return None
+
+
+def _wrong(kind: type, config: Any, wanted: dict[str, tuple[int, ...]]) -> int:
+    """How many tensors of a model built from a config have another shape."""
+    built = _built(kind, config)
+    shapes = {} if built is None else _shapes(built)
+    if built is None or set(shapes) != set(wanted):
+        return 1 << 30
+    return sum(shapes[name] != shape for name, shape in wanted.items())
+
+
+def describes(model: Any, config: Any) -> bool:
+    """Whether a model built from the config has exactly the shapes of the model."""
+    return config is not None and _wrong(_plain(model), config, _shapes(model)) == 0
+
+
+def _plain(model: nn.Module) -> type:
+    return getattr(type(model), "_secateur_base", type(model))
+
+
+def _fields(config: Any) -> list[tuple[Any, str, int]]:
+    """Whole numbers of a config and of the configs inside it, with where they are."""
+    found = []
+    for name, value in list(vars(config).items()):
+        if isinstance(value, int) and not isinstance(value, bool) and value > 1 and not name.startswith("_"):
+            found.append((config, name, value))
+        elif hasattr(value, "to_dict") and hasattr(value, "__dict__"):
+            found += _fields(value)
+    return found
+
+
+def fitted_config(
+    model: nn.Module, small: nn.Module, widths: Iterable[tuple[int, int]]
+) -> tuple[Any | None, str]:
+    """A config that describes the shrunk model, or None and why. `widths` are (before, after) of what was cut."""
+    source = getattr(model, "config", None)
+    if source is None or not hasattr(source, "to_dict") or not hasattr(model, "save_pretrained"):
+        return None, ""
+    kind, wanted = _plain(small), _shapes(small)
+    config = copy.deepcopy(source)
+    unsaid = not hasattr(config, "head_dim")  # some families read it without having it
+    whole, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
+    # A list has one for every stage.
+    if getattr(config, "head_dim", None) is None and isinstance(whole, int) and isinstance(heads, int):
+        config.head_dim = whole // heads
+    config = _shaped(kind, config, wanted, widths)
+    if config is None:
+        return None, "its configuration has no field for these widths, or they differ from layer to layer"
+    if unsaid and "head_dim" in vars(config):
+        without = copy.deepcopy(config)
+        del without.head_dim
+        config = config if _wrong(kind, without, wanted) else without
+    reason = _numbers_said(model, small, config)
+    reason = reason or _refused(config)
+    return (None, reason) if reason else (config, "")
+
+
+def _refused(config: Any) -> str:
+    """Why a config does not read back what it says of itself; empty where it does."""
+    try:
+        type(config).from_dict(config.to_dict())
+    except Exception as error:
+        return f"its configuration refuses these widths ({str(error).strip().splitlines()[-1].strip()})"
+    return ""
+
+
+def _numbers_said(model: nn.Module, small: nn.Module, config: Any) -> str:
+    """Put what the shrunk model computes with beside its weights into the config; why not, where that cannot be."""
+    built = _built(_plain(small), config)
+    if built is None:
+        return "no model can be built from its configuration"
+    others = dict(built.named_modules())
+    ratios = set()
+    for path, module in small.named_modules():
+        for name, value in vars(module).items():
+            other = getattr(others.get(path), name, None)
+            if isinstance(value, float) and isinstance(other, float) and value != other:
+                if not other or name not in ("scaling", "scale", "softmax_scale", "inv_norm_factor"):
+                    return f"built from its configuration, {name} of {path!r} would be {other:.6g}, not {value:.6g}"
+                ratios.add(value / other)
+    if len(ratios) > 1:
+        return "the scale of its attention differs from layer to layer"
+    ratio = ratios.pop() if ratios else 1.0
+    saved, buffers = _shapes(small), dict(model.named_buffers())
+    owners = {
+        name.rpartition(".")[0]: small.get_submodule(name.rpartition(".")[0])
+        for name, tensor in small.named_buffers()
+        if name not in saved and name in buffers and buffers[name].shape != tensor.shape
+    }
+    if owners:
+        return said(config, list(owners.values()), ratio)
+    if ratio != 1.0:
+        return (
+            f"built from its configuration, its attention would be scaled by {1 / ratio:.6g} times what it is"
+        )
+    return ""
+
+
+def _shaped(
+    kind: type, config: Any, wanted: dict[str, tuple[int, ...]], widths: Iterable[tuple[int, int]]
+) -> Any | None:
+    """The config with fields changed until every shape of a model built from it is as wanted, or None."""
+    wrong = _wrong(kind, config, wanted)
+    news: dict[int, set[int]] = {}
+    for before, after in widths:
+        news.setdefault(before, set()).add(after)
+    moved = True
+    while wrong and moved:
+        moved = False
+        fields = [(owner, name, value) for owner, name, value in _fields(config) if value in news]
+        single = [[(owner, name, new)] for owner, name, value in fields for new in news[value]]
+        # Heads and key-value heads, or a size and what is computed from it, may only fit together.
+        pairs = [[a[0], b[0]] for i, a in enumerate(single) for b in single[i + 1 :] if a[0][:2] != b[0][:2]]
+        for changes in [*single, *pairs[:200]]:
+            old = [getattr(owner, name) for owner, name, _ in changes]
+            for owner, name, new in changes:
+                setattr(owner, name, new)
+            now = _wrong(kind, config, wanted)
+            if now < wrong:
+                wrong, moved = now, True
+                break
+            for (owner, name, _), value in zip(changes, old):
+                setattr(owner, name, value)
+    return config if wrong == 0 else None
+
+
+def config_changes(before: Any, after: Any) -> dict[str, Any]:
+    """The fields that differ, dotted where they are in a config inside the config."""
+    found: dict[str, Any] = {}
+    for name, value in vars(after).items():
+        old = getattr(before, name, None)
+        if hasattr(value, "to_dict") and hasattr(old, "to_dict"):
+            found.update({f"{name}.{key}": new for key, new in config_changes(old, value).items()})
+        elif isinstance(value, (int, dict)) and not name.startswith("_") and old != value:
+            found[name] = value
+    return found

@@ -1,8 +1,0 @@
-"""Print docs/operators.md: `python -m secateur.structure.rules > docs/operators.md`."""
-
-from __future__ import annotations
-
-from secateur.structure.rules import markdown
-
-if __name__ == "__main__":
-    print(markdown(), end="")

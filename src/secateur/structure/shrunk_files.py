@@ -1,0 +1,170 @@
+"""Carry: what goes with a model when it shrinks: the optimizer's state, batch-norm statistics, files.
+
+>>> import torch
+>>> from torch import nn
+>>> import secateur as sc
+>>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+>>> optimizer = torch.optim.Adam(model.parameters())
+>>> _ = model(torch.randn(3, 4)).sum().backward(), optimizer.step()
+>>> x = torch.randn(3, 4)
+>>> small = sc.shrink(model, sc.prune(model, granularity="channel", budget=0.5, example=x), x)
+>>> carried = carry_optimizer(optimizer, model, small.model, small.plan)
+>>> carried.state[small.model[0].weight]["exp_avg"].shape
+torch.Size([4, 4])
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.core.atomic_files import replacing
+from secateur.errors import DataError, FormatError, NothingToDoError, PlanError
+from secateur.structure.cut.plan import Plan, cut_tensor
+
+__all__ = ["carry_optimizer", "load_shrunk", "reestimate_batch_norm", "save_shrunk"]
+
+
+def carry_optimizer(
+    optimizer: torch.optim.Optimizer, model: nn.Module, small: nn.Module, plan: Plan
+) -> torch.optim.Optimizer:
+    """An optimizer of the same class and options for the shrunk model, with the state cut like the weights.
+
+    Momentum, moments and whatever else has the shape of a parameter is cut; counters are copied.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters(remove_duplicate=False)}
+    first = {id(parameter): name for name, parameter in reversed(list(model.named_parameters()))}
+    names.update(first)
+    target = dict(small.named_parameters(remove_duplicate=False))
+    groups = []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) not in names:
+                raise PlanError(
+                    f"the optimizer holds a parameter of shape {tuple(parameter.shape)} that "
+                    f"{type(model).__name__} does not have; "
+                    "pass the model it was built for"
+                )
+        options = {key: value for key, value in group.items() if key != "params"}
+        groups.append({**options, "params": [target[names[id(parameter)]] for parameter in group["params"]]})
+    defaults = {key: value for key, value in optimizer.defaults.items() if key in optimizer.param_groups[0]}
+    carried = type(optimizer)(groups, **_accepted(type(optimizer), defaults))
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter)
+            if not state:
+                continue
+            name = names[id(parameter)]
+            axes = plan.keep.get(name, {})
+            new: dict[str, Any] = {}
+            for key, value in state.items():
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.dim():
+                    new[key] = cut_tensor(value, axes) if axes else value.clone()
+                else:
+                    new[key] = value.clone() if isinstance(value, torch.Tensor) else value
+            carried.state[target[name]] = new
+    return carried
+
+
+def _accepted(kind: type, options: dict[str, Any]) -> dict[str, Any]:
+    """The options a constructor takes; an optimizer keeps some among its defaults that it does not."""
+    import inspect
+
+    known = inspect.signature(kind).parameters
+    return {key: value for key, value in options.items() if key in known}
+
+
+@torch.no_grad()
+def reestimate_batch_norm(model: nn.Module, data: Iterable[Any], batches: int = 100) -> nn.Module:
+    """Measure the running statistics of batch norm anew on data, in place, as plain averages; weights stay as they are.
+
+    >>> model = nn.Sequential(nn.BatchNorm1d(1, affine=False))
+    >>> _ = reestimate_batch_norm(model, [torch.tensor([[1.0], [3.0]])])
+    >>> model[0].running_mean.item()
+    2.0
+    """
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+    ]
+    if not norms:
+        raise NothingToDoError(f"{type(model).__name__} has no batch norm with running statistics")
+    modes = {module: module.training for module in model.modules()}
+    momenta = {module: module.momentum for module in norms}
+    seen = 0
+    try:
+        model.eval()
+        for module in norms:
+            module.reset_running_stats()
+            module.momentum = None  # a cumulative average
+            module.train()
+        for batch in data:
+            inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+            model(**inputs) if isinstance(inputs, dict) else model(inputs)
+            seen += 1
+            if seen >= batches:
+                break
+    finally:
+        for module in norms:
+            module.momentum = momenta[module]
+        for each, training in modes.items():
+            each.training = training
+    if not seen:
+        raise DataError("re-estimating batch norm: the data gave no batch; pass at least one")
+    return model
+
+
+def save_shrunk(model: nn.Module, plan: Plan, path: str | os.PathLike[str]) -> None:
+    """Write weights and plan as one safetensors file, beside the target and renamed."""
+    from safetensors.torch import save
+
+    seen: dict[int, str] = {}
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:  # tied weights are written once
+            seen[id(tensor)] = name
+            tensors[name] = tensor.detach().cpu().contiguous()
+    data = save(tensors, metadata={"format": "secateur-shrunk", "version": "1", "plan": plan.to_json()})
+    with replacing(path) as file:
+        file.write(data)
+
+
+def load_shrunk(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
+    """Cut a freshly built model of the original widths by the plan of a file, in place, and load the weights."""
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise FormatError(f"{path}: no such file; write one with small.save(path)")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            meta = file.metadata() or {}
+            if meta.get("format") != "secateur-shrunk" or meta.get("version") != "1":
+                raise FormatError(
+                    f"{path}: expected a file written by small.save, got metadata {sorted(meta)}"
+                )
+            plan = Plan.from_json(meta.get("plan", ""))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise FormatError(f"{path}: expected a safetensors file, got something else ({error})") from error
+    wanted = into.state_dict(keep_vars=True)
+    first: dict[int, str] = {}
+    for name, tensor in wanted.items():
+        first.setdefault(id(tensor), name)
+    missing = [name for name, tensor in wanted.items() if first[id(tensor)] not in tensors]
+    extra = [name for name in tensors if name not in wanted]
+    if missing or extra:
+        raise PlanError(
+            f"{path} does not fit {type(into).__name__}: missing {missing[:3]}, unexpected "
+            f"{extra[:3]}; build the model it was "
+            "made from, at its original widths"
+        )
+    plan.apply_(into)
+    full = {name: tensors[first[id(tensor)]] for name, tensor in wanted.items()}
+    into.load_state_dict(full)
+    return into

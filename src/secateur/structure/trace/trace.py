@@ -1,0 +1,428 @@
+"""Trace: the operators a model really runs, with shapes and parameter identities, from one forward without compute.
+
+The model is copied without its weights (they become meta tensors), run once under a dispatch mode, and thrown away.
+Where a forward looks at values, which meta tensors do not have, it is run again on the real ones, which are shared,
+never copied.
+
+>>> import torch
+>>> from torch import nn
+>>> found = trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), torch.zeros(1, 3, 8, 8))
+>>> [(op.name, op.path) for op in found.ops]
+[('convolution', '0'), ('relu', '1')]
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from secateur.errors import TraceError
+from secateur.execution.fast_copy import is_atom, tensors_of, twin_of
+from secateur.structure.cut.fixed_count_norms import uncounted
+from secateur.structure.trace.calls import Call, Calls
+from secateur.structure.trace.meta_shapes import QUICK
+
+__all__ = [
+    "Op",
+    "Ref",
+    "Trace",
+    "call",
+    "call_arguments",
+    "ghost",
+    "map_tensors",
+    "tensors_in",
+    "trace",
+]
+
+
+@dataclass(eq=False, slots=True)
+class Ref:
+    """A tensor seen in the trace. `name` is the parameter or buffer it is, `role` input, parameter, buffer or value."""
+
+    id: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    role: str = "value"
+    name: str = ""
+    op: int = -1
+
+
+@dataclass(eq=False, slots=True)
+class Op:
+    """One operator call: arguments with `Ref`s in place of tensors, and the module it ran in."""
+
+    index: int
+    name: str
+    overload: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: Any
+    path: str
+    _refs: list[Ref] | None = None
+    _results: list[Ref] | None = None
+
+    def refs(self) -> list[Ref]:
+        """The tensors among the arguments."""
+        if self._refs is None:
+            self._refs = list(_refs((self.args, self.kwargs)))
+        return self._refs
+
+    def results(self) -> list[Ref]:
+        """The tensors among the outputs."""
+        if self._results is None:
+            self._results = list(_refs(self.outputs))
+        return self._results
+
+    def arg(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument by position or by name."""
+        if position < len(self.args):
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+
+@dataclass(eq=False)
+class Trace:
+    """The operators of one forward, the tensors that went in and came out, and how the run was made."""
+
+    ops: list[Op] = field(default_factory=list)
+    inputs: list[Ref] = field(default_factory=list)
+    outputs: list[Ref] = field(default_factory=list)
+    parameters: dict[str, Ref] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    mode: str = "meta"
+    training: bool = False
+    modules: dict[str, str] = field(default_factory=dict)
+    calls: list[Call] = field(default_factory=list)
+    error: BaseException | None = None
+    error_path: str = ""
+
+
+def _refs(value: Any) -> Iterator[Ref]:
+    if type(value) is Ref:
+        yield value
+    elif is_atom(value):
+        return
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _refs(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _refs(item)
+
+
+def map_tensors(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:
+    """The same structure with every tensor changed: tuples, lists, dicts, named tuples, data classes, HF outputs.
+
+    >>> map_tensors({"a": [torch.zeros(2)]}, lambda t: tuple(t.shape))
+    {'a': [(2,)]}
+    """
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, tuple):
+        items = [map_tensors(item, change) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if isinstance(value, list):
+        return [map_tensors(item, change) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        shell = copy.copy(value)
+        for part in dataclasses.fields(value):
+            changed = map_tensors(getattr(value, part.name), change)
+            object.__setattr__(shell, part.name, changed)
+            if isinstance(shell, dict) and part.name in shell:
+                dict.__setitem__(shell, part.name, changed)
+        return shell
+    if isinstance(value, Mapping):
+        named = {key: map_tensors(item, change) for key, item in value.items()}
+        if type(value) is dict:
+            return named
+        kind: Any = type(value)
+        try:
+            return kind(named)
+        except Exception:
+            return named
+    return value
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """Every tensor of a structure, in order."""
+    found: list[torch.Tensor] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(value, note)
+    return found
+
+
+def call_arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What an example means as a call: a tuple is the arguments, a dict the keywords, anything else one argument.
+
+    >>> call_arguments((1, 2)), call_arguments({"a": 1}), call_arguments(3)
+    (((1, 2), {}), ((), {'a': 1}), ((3,), {}))
+    """
+    if isinstance(example, Mapping) and all(isinstance(key, str) for key in example):
+        return (), dict(example)
+    if isinstance(example, tuple) and not hasattr(example, "_fields"):
+        return example, {}
+    return (example,), {}
+
+
+def call(model: nn.Module, example: Any) -> Any:
+    """Run the model on an example."""
+    args, kwargs = call_arguments(example)
+    return model(*args, **kwargs)
+
+
+def _loose_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Tensors that modules keep as plain attributes, also one level down in lists and dicts."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name in _OWN or is_atom(value):
+                continue
+            if isinstance(value, (list, tuple, dict)):
+                if len(value) >= 1000:
+                    continue
+                for item in value.values() if isinstance(value, dict) else value:
+                    if isinstance(item, torch.Tensor):
+                        yield item
+            elif isinstance(value, torch.Tensor):
+                yield value
+
+
+_OWN = frozenset(vars(nn.Module()))
+"""What every module has: its parameters, buffers, children and hooks."""
+
+
+def ghost(
+    model: nn.Module, mode: str = "meta", training: bool = False
+) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """A copy of the model without copied weights, and its tensors by name.
+
+    `mode` "meta" gives tensors without storage; "real" shares the parameters and copies only buffers, which a forward
+    may change.
+    """
+    memo: dict[int, Any] = {}
+    names: dict[str, torch.Tensor] = {}
+    kept: list[torch.Tensor] = []
+
+    def stand_in(tensor: torch.Tensor, parameter: bool, share: bool) -> torch.Tensor:
+        source = tensor.detach()
+        if mode == "meta":
+            new = torch.empty_strided(source.shape, source.stride(), dtype=source.dtype, device="meta")
+        else:
+            new = source.view_as(source) if share else source.clone()
+        if parameter:
+            new = nn.Parameter(new, requires_grad=tensor.requires_grad and new.is_floating_point())
+        kept.append(tensor)
+        return new
+
+    for name, tensor in tensors_of(model).items():
+        if id(tensor) not in memo:
+            whole = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = stand_in(tensor, whole, whole)
+        names[name] = memo[id(tensor)]
+    for tensor in _loose_tensors(model):
+        if id(tensor) not in memo:
+            memo[id(tensor)] = stand_in(tensor, isinstance(tensor, nn.Parameter), False)
+    try:
+        twin = twin_of(model, memo)
+    except Exception as error:
+        raise TraceError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); shrink works "
+            f"on a copy, so make "
+            "the model deep-copyable"
+        ) from error
+    return twin.train(training) if training != model.training or training else twin.eval(), names
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes down every operator that passes."""
+
+    def __init__(self, found: Trace, stack: list[str]):
+        super().__init__()
+        self.found = found
+        self.stack = stack
+        self.count = 0
+        self.meta = found.mode == "meta"
+
+    def ref(self, tensor: torch.Tensor, op: int = -1) -> Ref:
+        """What is known of a tensor; a new entry where it is seen for the first time."""
+        found = tensor.__dict__.get("_secateur_ref")
+        if found is None:
+            found = tensor._secateur_ref = self._new(tensor, op)  # type: ignore[attr-defined]
+        return found
+
+    def _new(self, tensor: torch.Tensor, op: int) -> Ref:
+        known = Ref(self.count, tuple(tensor.shape), tensor.dtype, op=op)
+        self.count += 1
+        return known
+
+    def _refer(self, value: Any, op: int) -> Any:
+        if is_atom(value):
+            return value
+        if isinstance(value, torch.Tensor):
+            known = self.ref(value, op)
+            if op >= 0 and known.shape != tuple(
+                value.shape
+            ):  # transposed or resized in place: one of its own
+                known = value._secateur_ref = self._new(value, op)  # type: ignore[attr-defined]
+            return known
+        if isinstance(value, (list, tuple)):
+            return [self._refer(item, op) for item in value]
+        if isinstance(value, dict):
+            return {key: self._refer(item, op) for key, item in value.items()}
+        return value
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        ops = self.found.ops
+        index = len(ops)
+        seen = tuple([self._refer(arg, -1) for arg in args])
+        named = {key: self._refer(value, -1) for key, value in kwargs.items()} if kwargs else {}
+        quick = QUICK.get(func) if self.meta else None
+        result = func(*args, **kwargs) if quick is None else quick(*args, **kwargs)
+        name = _NAMES.get(func)
+        if name is None:
+            name = _NAMES[func] = func._schema.name.removeprefix("aten::")
+        ops.append(Op(index, name, func, seen, named, self._refer(result, index), self.stack[-1]))
+        return result
+
+
+_NAMES: dict[Any, str] = {}
+
+
+@contextmanager
+def _paths(model: nn.Module, stack: list[str], calls: Calls) -> Iterator[None]:
+    """Keep the dotted name of the running module on top of the stack."""
+
+    def enter(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any) -> None:
+            stack.append(name)
+            calls.enter(name)
+
+        return hook
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        stack.pop()
+
+    def begin(module: nn.Module, *rest: Any) -> None:
+        calls.hook(1)
+
+    def end(module: nn.Module, *rest: Any) -> None:
+        calls.hook(-1)
+
+    # Put in by hand: handles that could be taken out again cost more than the hooks themselves.
+    modules = list(model.named_modules())
+    for name, module in modules:
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            if hooks:  # a user's: marked off at both ends
+                hooks[_FIRST], hooks[_LAST] = begin, end
+                hooks.move_to_end(_FIRST, last=False)
+        module._forward_pre_hooks[_HOOK] = enter(name)
+        module._forward_pre_hooks.move_to_end(_HOOK, last=False)
+        module._forward_hooks[_HOOK] = leave
+    try:
+        yield
+    finally:
+        for _, module in modules:
+            for hooks in (module._forward_pre_hooks, module._forward_hooks):
+                for key in (_HOOK, _FIRST, _LAST):
+                    hooks.pop(key, None)
+
+
+_HOOK, _FIRST, _LAST = -1, -2, -3  # handles count from 0
+
+
+def trace(
+    model: nn.Module,
+    example: Any,
+    *,
+    training: bool = False,
+    mode: str | None = None,
+    partial: bool = False,
+    ready: dict[str, torch.Tensor] | None = None,
+) -> Trace:
+    """Record one forward. `partial` gives back what was recorded up to an error instead of raising it.
+
+    With `ready` (tensors by name) the model is such a stand-in already, and is run as it is.
+    """
+    modes = (mode,) if mode else ("meta", "real")
+    problems = []
+    for attempt in modes:
+        found = _run(model, example, attempt, training, ready=ready)
+        if found.error is None or partial:
+            return found
+        problems.append(f"on {attempt} tensors: {type(found.error).__name__}: {str(found.error)[:300]}")
+        cause = found.error
+    raise TraceError(
+        f"the forward pass of {type(model).__name__} could not be recorded with this example ("
+        + "; ".join(problems)
+        + "); check that model(example) runs: a tuple means several arguments, a dict keywords"
+    ) from cause
+
+
+def _run(
+    model: nn.Module,
+    example: Any,
+    mode: str,
+    training: bool,
+    ready: dict[str, torch.Tensor] | None = None,
+) -> Trace:
+    twin, names = ghost(model, mode, training) if ready is None else (model, ready)
+    stack = [""]
+    found = Trace(
+        mode=mode, training=training, modules={n: type(m).__name__ for n, m in model.named_modules()}
+    )
+    recorder = _Recorder(found, stack)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    buffers = {name for name, tensor in names.items() if not isinstance(tensor, nn.Parameter)}
+    for name, tensor in names.items():
+        ref = recorder.ref(tensor)
+        if ref.name:
+            found.aliases[name] = ref.name
+            continue
+        ref.role, ref.name = ("buffer" if name in buffers else "parameter"), name
+        found.parameters[name] = ref
+    device = "meta" if mode == "meta" else next((t.device for t in names.values()), torch.device("cpu"))
+
+    def place(tensor: torch.Tensor) -> torch.Tensor:
+        new = (
+            torch.empty_like(tensor, device="meta") if mode == "meta" else tensor.detach().to(device).clone()
+        )
+        ref = recorder.ref(new)
+        ref.role = "input"
+        found.inputs.append(ref)
+        return new
+
+    state = torch.random.get_rng_state()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        moved = map_tensors(example, place)
+        calls = Calls(found.ops, stack)
+        found.calls = calls.found
+        with ExitStack() as contexts:
+            contexts.enter_context(torch.no_grad())
+            contexts.enter_context(uncounted())
+            contexts.enter_context(_paths(twin, stack, calls))
+            if mode == "meta":
+                contexts.enter_context(torch.device("meta"))
+            contexts.enter_context(recorder)
+            contexts.enter_context(calls)
+            output = call(twin, moved)
+        for tensor in tensors_in(output):
+            found.outputs.append(recorder.ref(tensor))
+    except Exception as error:
+        found.error, found.error_path = error, stack[-1]
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        torch.random.set_rng_state(state)
+    return found

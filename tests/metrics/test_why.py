@@ -1,0 +1,78 @@
+"""why: counts by layer, inputs as inside the model, reasons from measurements that are given here by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from secateur.errors import DataError
+from secateur.metrics import _why
+from secateur.metrics.latency import why
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.act = nn.ReLU(inplace=True)
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, x):
+        x = self.act(self.norm(self.conv(x)))
+        return self.head(self.act(x).mean((2, 3)))
+
+
+X = torch.ones(2, 3, 8, 8)
+
+
+def test_rows_count_and_time_every_layer_and_leave_the_models_alone():
+    large, small = Block(32).train(), Block(13)
+    before = {name: value.clone() for name, value in large.state_dict().items()}
+    found = why(large, small, X, trials=3)
+    assert [row.name for row in found.rows] == ["conv", "norm", "act", "head"]
+    assert found.rows[0].macs == (3 * 9 * 32 * 128, 3 * 9 * 13 * 128)
+    assert found.rows[3].macs == (2 * 32 * 4, 2 * 13 * 4)
+    assert found.rows[0].moved[0] == 4 * (32 * 27 + 32 + 2 * 3 * 64 + 2 * 32 * 64)
+    assert all(ms > 0 for row in found.rows for ms in row.ms)
+    assert large.training
+    assert all(torch.equal(before[name], value) for name, value in large.state_dict().items())
+    assert "x fewer multiply-accumulates" in str(found)
+    assert "outside the layers" in str(found)
+    assert '"reason"' in found.to_json()
+
+
+def test_a_layer_that_runs_twice_is_timed_twice(monkeypatch):
+    calls = _why._calls(Block(4), X)
+    assert calls["act"].times == 2
+    assert calls["conv"].times == 1
+
+
+@pytest.mark.parametrize(
+    ("tiny", "wide", "reason"),
+    [
+        (0.9, 1.0, "launch overhead: 0.900 ms on next to nothing"),
+        (0.1, 0.99, "odd width: 3 to 13 is no faster than 3 to 16; shrink with round_to=8"),
+        (0.1, 1.01, "memory-bound: "),
+    ],
+)
+def test_reasons_follow_the_readings(monkeypatch, tiny, wide, reason):
+    small = Block(13)
+    call = _why._calls(small, X)["conv"]
+    row = _why.LayerTime("conv", "Conv2d", (110592, 44928), (1.0, 1.0), (20000, 10000))
+    given = iter([(tiny, 1.0), (wide, 1.0)])
+    monkeypatch.setattr(_why, "_turns", lambda runs, trials: list(next(given)))
+    found = _why._explained(row, call, torch.device("cpu"), 3)
+    assert found.reason.startswith(reason)
+
+
+def test_a_layer_as_fast_as_its_count_needs_no_reason():
+    call = _why._calls(Block(13), X)["conv"]
+    row = _why.LayerTime("conv", "Conv2d", (1000, 500), (1.0, 0.55), (20000, 10000))
+    assert _why._explained(row, call, torch.device("cpu"), 3).reason == ""
+
+
+def test_models_without_a_common_layer_are_an_error():
+    with pytest.raises(DataError, match="name their layers alike"):
+        why(nn.Sequential(nn.Linear(3, 3)), nn.Identity(), torch.ones(2, 3))

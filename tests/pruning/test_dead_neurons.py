@@ -1,0 +1,76 @@
+"""tidy: neurons that nobody reads lose their weights, and nothing else changes."""
+
+import pytest
+import torch
+from torch import nn
+
+from secateur.errors import DataError, ProofError
+from secateur.pruning.dead_neurons import tidy
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+def images() -> list[torch.Tensor]:
+    return list(torch.rand(64, 6, generator=torch.Generator().manual_seed(1)).split(16))
+
+
+def test_a_neuron_with_every_output_cut_loses_its_weights_and_its_bias():
+    model = net()
+    with torch.no_grad():
+        model[0].bias.fill_(2.0)  # active, all of them
+        model[2].weight[:, 3] = 0.0
+    before = model(torch.cat(images()))
+    masks = tidy(model, images())
+    assert not model[0].weight[3].any()
+    assert model[0].bias[3] == 0
+    assert bool((model[0].weight[[0, 1, 2, 4]] != 0).any(1).all())
+    assert torch.equal(model(torch.cat(images())), before)
+    assert masks["0.weight"].any(1).tolist() == [True, True, True, False, True]
+
+
+def test_a_neuron_that_is_never_active_goes_but_what_keeps_a_neuron_quiet_at_times_stays():
+    model = net()
+    with torch.no_grad():
+        model[0].weight[1] = -model[0].weight[1].abs()
+        model[0].bias[1] = -1.0  # never active on inputs of 0 and more
+        # Neuron 2 is active without input 0 and quiet with it: the gradient of this weight is zero for every image,
+        # but without the weight the neuron would be active for all.
+        model[0].weight[2] = torch.tensor([-9.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+        model[0].bias[2] = 0.5
+    batches = [batch.clone() for batch in images()]
+    for batch in batches:
+        batch[:, 0] = (batch[:, 0] > 0.5).float()
+    before = model(torch.cat(batches))
+    tidy(model, batches)
+    assert not model[0].weight[1].any()
+    assert model[0].bias[1] == 0
+    assert model[0].weight[2, 0] == -9.0
+    assert torch.allclose(model(torch.cat(batches)), before, atol=1e-6)
+
+
+def test_a_constant_that_is_not_zero_is_found_out_and_the_model_left_alone():
+    model = nn.Sequential(nn.Linear(6, 5), nn.Hardtanh(), nn.Linear(5, 3))
+    with torch.no_grad():
+        model[0].bias[0] = 50.0  # always 1 after the activation: its slope is zero, its answer is not
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ProofError, match="constant there but not zero; the model was left as it was"):
+        tidy(model, images())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_filter_goes_with_its_whole_kernel():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16, 3)).train()
+    with torch.no_grad():
+        model[3].weight[:, 16:32] = 0.0
+    tidy(model, [torch.randn(8, 2, 6, 6)])
+    assert [bool(kernel.any()) for kernel in model[0].weight != 0] == [True, False, True, True]
+    assert model.training
+
+
+def test_no_images_is_an_error():
+    with pytest.raises(DataError, match="at least one batch"):
+        tidy(net(), [])

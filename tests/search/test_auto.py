@@ -1,0 +1,192 @@
+"""auto: steps down while it holds, half way back when it does not, and goes on where it stood."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+from secateur.errors import BudgetNotMetError, OptionError, RecipeError
+from secateur.lab.recipe import Recipe
+from secateur.lab.store import Store
+
+auto_module = importlib.import_module("secateur.search.auto")  # `secateur.auto` itself is the verb
+
+RECIPE = """
+[data]
+name = "digits"
+size = 8
+limit = 300
+[model]
+name = "resnet20"
+[lab]
+threads = 1
+[[step]]
+kind = "train"
+epochs = 1
+lr = 0.05
+batch_size = 64
+"""
+
+
+@pytest.fixture
+def recipe():
+    return Recipe.parse(RECIPE, name="tiny")
+
+
+def test_the_search_halves_while_it_holds_and_comes_half_way_back(recipe, tmp_path, monkeypatch):
+    asked = []
+
+    def tried(base, led, store, keep, what, limit, progress):
+        asked.append(keep)
+        accuracy = 0.9 if keep >= 0.2 else 0.1
+        return auto_module.Try(keep, accuracy, keep >= 0.2, f"{keep}"), []
+
+    monkeypatch.setattr(auto_module, "_tried", tried)
+    monkeypatch.setattr(auto_module, "run", lambda *a, **k: Fake())
+    monkeypatch.setattr(auto_module, "final_state", lambda *a: Fake())
+    found = auto_module.auto(recipe, Store(tmp_path / "runs"), tries=5, allocation="uniform")
+    assert asked == pytest.approx(
+        [0.5, 0.25, 0.125, (0.25 * 0.125) ** 0.5, (0.25 * 0.25**0.5 * 0.125**0.5) ** 0.5]
+    )
+    assert found.best.keep == min(keep for keep in asked if keep >= 0.2)
+    monkeypatch.setattr(auto_module, "_tried", lambda *a: (auto_module.Try(a[3], 0.3, False, "no"), []))
+    with pytest.raises(
+        BudgetNotMetError, match=r"none of 2 tries held 0\.8900 .* nearest came to 0\.3000"
+    ) as error:
+        auto_module.auto(recipe, Store(tmp_path / "runs"), tries=2, allocation="uniform")
+    assert error.value.exit_code == 3
+
+
+class Fake:
+    """A run whose dense accuracy is 0.9."""
+
+    model = None
+
+    @property
+    def plan(self):
+        return type("Plan", (), {"trials": [None]})
+
+    @property
+    def measurements(self):
+        from secateur.core.measurement import Measurement, Measurements
+
+        return Measurements([Measurement("accuracy", 0.9, context={"variant": "auto_dense"})])
+
+
+@pytest.mark.parametrize("goal", ["fast", "small"])
+def test_a_real_search_holds_its_limit_and_is_not_done_twice(recipe, tmp_path, goal):
+    store, lines = Store(tmp_path / "runs"), []
+    options = {"lost": 0.9, "goal": goal, "tries": 1, "retrain": {"epochs": 1}}
+    found = auto_module.auto(recipe, store, told=lines.append, **options)
+    assert found.best.keep == 0.5
+    final = {(m.context["variant"], m.name): m.value for m in found.final}
+    if goal == "fast":
+        assert final["result", "macs"] <= 0.5 * final["dense", "macs"]
+        assert lines[1].startswith("scan: ")
+        assert list((tmp_path / "runs" / "auto").iterdir())
+    else:
+        assert final["result", "nonzeros"] <= 0.5 * final["dense", "nonzeros"]
+    assert "holds, so less is tried" in lines[-1]
+    assert found.ran.computed == 1  # only the last measure: the try itself was kept
+    again = auto_module.auto(recipe, store, **options)
+    assert again.ran.computed == 0
+    assert again.tries == found.tries
+
+
+def test_a_recipe_that_cuts_or_shares_by_itself_is_refused_before_any_work(tmp_path):
+    for goal, kind in (("fast", "shrink"), ("fast", "share"), ("small", "share")):
+        recipe = Recipe.parse(f'{RECIPE}[[step]]\nkind = "{kind}"\n', name="tiny")
+        with pytest.raises(RecipeError, match=f"tiny: step '{kind}': auto goes on from the model before"):
+            auto_module.auto(recipe, Store(tmp_path / "runs"), goal=goal)
+    assert Store(tmp_path / "runs").runs() == []
+
+
+def test_options_are_checked(recipe, tmp_path):
+    for wrong in ({"goal": "cheap"}, {"lost": 1.5}, {"tries": 0}, {"allocation": "greedy"}):
+        with pytest.raises(OptionError):
+            auto_module.auto(recipe, Store(tmp_path / "runs"), **wrong)
+
+
+def test_the_way_that_held_last_is_tried_first_and_what_held_is_cut_on_only_where_none_did(
+    recipe, tmp_path, monkeypatch
+):
+    asked, made = [], []
+
+    def tried(base, led, store, keep, what, limit, progress):
+        steps = led()
+        name = steps[-1]["label"].rstrip("_23")
+        asked.append((round(keep, 3), name))
+        # the scan's cut never holds, half way does down to 0.2, all alike down to 0.4, going on down to 0.1
+        holds = {"scan": False, "between": keep >= 0.2, "uniform": keep >= 0.4, "auto_retrain": keep >= 0.1}[
+            name
+        ]
+        return auto_module.Try(keep, 0.9 if holds else 0.1, holds, f"{name} {keep}"), steps
+
+    def steps(recipe, model, way, *rest):
+        return [{"kind": "retrain", "label": "uniform" if way is None else way.name}]
+
+    def ran(whole, *rest, **more):
+        made.append([step.label for step in whole.steps])
+        return Fake()
+
+    monkeypatch.setattr(auto_module, "_tried", tried)
+    monkeypatch.setattr(auto_module, "_scanned", lambda *a: "a scan")
+    monkeypatch.setattr(auto_module, "_steps", steps)
+    monkeypatch.setattr(auto_module, "run", ran)
+    monkeypatch.setattr(auto_module, "final_state", lambda *a: Fake())
+    found = auto_module.auto(recipe, Store(tmp_path / "runs"), tries=4)
+    assert asked == [
+        (0.5, "scan"), (0.5, "between"),
+        (0.25, "between"),
+        (0.125, "between"), (0.125, "scan"), (0.125, "uniform"), (0.125, "auto_retrain"),
+        (0.062, "auto_retrain"), (0.062, "between"), (0.062, "scan"), (0.062, "uniform"),
+    ]  # fmt: skip
+    assert found.best.keep == 0.125
+    assert made[-1][-6:] == [
+        "between", "auto_prune_2", "auto_shrink", "auto_retrain_2", "auto_tried", "result"
+    ]  # fmt: skip
+
+
+def test_going_on_masks_until_the_end_and_shrinks_once():
+    one = [
+        {"kind": "prune", "label": "a"}, {"kind": "shrink", "label": "b"}, {"kind": "retrain", "label": "c"}
+    ]  # fmt: skip
+    two = auto_module._further(one, 0.3, {"epochs": 2})
+    three = auto_module._further(two, 0.2, {"epochs": 2})
+    assert [step["label"] for step in two] == ["a", "c", "auto_prune_2", "auto_shrink", "auto_retrain_2"]
+    assert [step["label"] for step in three] == [
+        "a", "c", "auto_prune_2", "auto_retrain_2", "auto_prune_3", "auto_shrink", "auto_retrain_3"
+    ]  # fmt: skip
+    assert three[-3]["budget"] == {"name": "macs", "keep": 0.2}
+    assert three[-1]["epochs"] == 2
+
+
+def test_ways_share_out_the_same_work_differently():
+    """Between: half way from all alike to the scan, fitted so that the work left is just above what was asked."""
+    import torch
+    from torch import nn
+
+    import secateur as sc
+    from secateur.sensitivity.scan import Cell, Scan
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(64, 64, 3, padding=1), nn.Flatten(), nn.Linear(64 * 36, 5),
+    ).eval()  # fmt: skip
+    x = torch.zeros(1, 3, 6, 6)
+    values = {"0": 0.02, "2": 0.5, "4": 0.02}  # what a level costs: the middle one is dear
+    cells = [
+        Cell(n, s, 64, round(64 * s), 0, 0.9 - v * s) for n, v in values.items() for s in (0.2, 0.4, 0.6, 0.8)
+    ]
+    per_layer = sc.measure(model, x, what="macs")["macs"].per_layer
+    found = Scan(tuple(cells), 0.9, costs={"macs": {n: float(per_layer[n]) for n in values}})
+    shares = {name: auto_module.Way(name, found).shares(model, x, 0.5) for name in ("scan", "between")}
+    assert shares["scan"].get("2", 0.0) < shares["between"]["2"] < shares["between"]["0"]
+    dense = sc.measure(model, x, what="macs")["macs"].value
+    for share in shares.values():
+        budget = sc.budget.PerLayer({name: s for name, s in share.items() if s})
+        masks = sc.prune(model, "l2", "channel", budget, example=x, allow_collapse=True)
+        left = sc.measure(model, x, masks=masks, what="macs")["macs_nonzero"].value / dense
+        assert 0.5 <= left < 0.6

@@ -1,0 +1,176 @@
+"""smallest: what is tried next, what counts as the front, and a real search that is not done twice."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+from torch import nn
+
+import secateur as sc
+from secateur.errors import BudgetNotMetError, OptionError, RecipeError
+from secateur.lab.recipe import Recipe
+from secateur.lab.store import Store
+
+small = importlib.import_module("secateur.search.smallest")  # `secateur.smallest` may be the verb itself
+Settings, Try = small.Settings, small.Try
+
+MODEL = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+
+
+def walk(verdict, start=None, limit=0.9, most=30):
+    """The settings tried when `verdict(settings)` gives size and accuracy."""
+    search = small._searched(start or Settings(0.2, 2, 0.01), MODEL, limit)
+    tried = [next(search)]
+    try:
+        while len(tried) < most:
+            size, accuracy = verdict(tried[-1])
+            tried.append(search.send(Try(tried[-1], size, accuracy)))
+    except StopIteration:
+        pass
+    return tried
+
+
+def test_the_share_is_halved_while_it_holds_and_then_brought_between():
+    tried = walk(lambda s: (int(1e5 * s.keep), 0.95 if s.keep >= 0.04 else 0.5))
+    shares = [round(s.keep, 4) for s in tried if s.rate == 0.01 and s.bits == 2]
+    assert shares[:4] == [0.2, 0.1, 0.05, 0.025]
+    assert shares[4] == pytest.approx((0.05 * 0.025) ** 0.5, abs=1e-4)
+    assert min(share for share in shares if share >= 0.04) < 0.05
+
+
+def test_a_share_that_does_not_hold_is_doubled():
+    tried = walk(lambda s: (int(1e5 * s.keep), 0.95 if s.keep >= 0.5 else 0.5))
+    assert [round(s.keep, 3) for s in tried[:3]] == [0.2, 0.4, 0.8]
+
+
+def test_a_change_stays_only_where_the_file_is_smaller_and_holds():
+    def verdict(s):
+        bits = s.bits if isinstance(s.bits, dict) else {"0": s.bits, "2": s.bits}
+        held = s.keep >= 0.04 and s.rate <= 0.03 and bits["0"] >= 1 and bits["2"] >= 2
+        size = 1e5 * s.keep * (1 - s.rate) * (sum(bits.values()) + 5)
+        return int(size), 0.95 if held else 0.5
+
+    last = walk(verdict)
+    good = [s for s in last if verdict(s)[1] > 0.9]
+    best = min(good, key=lambda s: verdict(s)[0])
+    assert best.rate == 0.03
+    assert best.bits == {"0": 1, "2": 2}
+
+
+def test_the_front_leaves_out_what_is_beaten_in_both():
+    tries = [
+        Try(Settings(0.5), 900, 0.98),
+        Try(Settings(0.4), 950, 0.97),  # larger and worse than the first
+        Try(Settings(0.2), 500, 0.97),
+        Try(Settings(0.1), None, None),
+    ]
+    assert small.front(tries) == (2, 0)
+
+
+RECIPE = {
+    "data": {"name": "digits", "validation": 0.2},
+    "model": {"name": "lenet-300-100"},
+    "lab": {"threads": 1},
+    "step": [
+        {
+            "kind": "train",
+            "label": "dense",
+            "epochs": 6,
+            "lr": 0.002,
+            "optimizer": "adam",
+            "schedule": "cosine",
+            "batch_size": 64,
+        }
+    ],
+}
+OPTIONS = {"lost": 0.05, "tries": 2, "keep": 0.1, "bits": 2, "train": {"epochs": 3, "batch_size": 64}}
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    store = Store(tmp_path_factory.mktemp("smallest"))
+    told = []
+    return store, small.smallest(Recipe.of(RECIPE), store, **OPTIONS, told=told.append), told
+
+
+def test_a_real_search_ends_with_a_file_that_holds(searched, tmp_path):
+    store, found, told = searched
+    assert found.best.accuracy >= found.limit
+    assert found.best.size == min(one.size for one in found.tries if one.holds(found.limit))
+    files = importlib.import_module("secateur.lab.engine").final_state(found.ran.plan.trials[0], store).files
+    assert len(files[small.FILE]) == found.value("file_bytes") == found.best.size
+    path = tmp_path / "model.sct"
+    path.write_bytes(files[small.FILE])
+    from secateur import models
+    from secateur.lab.plan import data_of
+    from secateur.lab.training.loop import evaluate
+
+    loaded = sc.load(path, into=models.build("lenet-300-100"))
+    again = evaluate(loaded, data_of(Recipe.of(RECIPE)).test, device="cpu")["accuracy"]
+    assert again == found.value("accuracy", "smallest_result")
+    assert sum(int((p != 0).sum()) for p in loaded.parameters() if p.dim() > 1) <= 0.1 * 266_200 + 1
+    assert len(told) == 1 + len(found.tries)
+    assert "front of accuracy against bytes" in str(found)
+
+
+def test_a_second_search_costs_nothing_and_says_the_same(searched):
+    store, found, _ = searched
+    again = small.smallest(Recipe.of(RECIPE), store, **OPTIONS)
+    assert again.tries == found.tries
+    assert again.ran.computed == 0
+
+
+def test_the_test_images_are_looked_at_once_after_every_decision(searched):
+    _, found, _ = searched
+    labels = [(step.label, getattr(step.step, "split", None)) for step in found.ran.plan.trials[0].steps]
+    tested = [label for label, split in labels if split == "test"]
+    assert tested == ["smallest_dense_test", "smallest_result"]
+
+
+def test_no_try_that_holds_is_an_error_that_says_how_near_it_came(searched):
+    store, _, _ = searched
+    with pytest.raises(BudgetNotMetError, match=r"none of 1 tries held .*the nearest came to"):
+        small.smallest(
+            Recipe.of(RECIPE),
+            store,
+            **{**OPTIONS, "lost": 0.0, "keep": 0.0005, "tries": 1, "train": {"epochs": 2, "batch_size": 256}},
+        )
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"lost": 1.0}, "for 1 % write 0.01"),
+        ({"tries": 0}, "at least 1"),
+        ({"keep": 1.0}, "0 < keep < 1"),
+        ({"bits": 9}, "1 to 8"),
+    ],
+)
+def test_options_are_checked(option, words, tmp_path):
+    with pytest.raises(OptionError, match=words):
+        small.smallest(Recipe.of(RECIPE), Store(tmp_path), **{**OPTIONS, **option})
+
+
+def test_a_recipe_that_shares_by_itself_is_refused_before_any_work(tmp_path):
+    recipe = Recipe.of({**RECIPE, "step": [*RECIPE["step"], {"kind": "share"}]})
+    with pytest.raises(
+        RecipeError, match="step 'share': smallest goes on from the model before its weights were"
+    ):
+        small.smallest(recipe, Store(tmp_path), **OPTIONS)
+    assert Store(tmp_path).runs() == []
+
+
+def test_models_without_biases_and_with_batch_norm_get_their_steps():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2, bias=False)
+    )
+    steps = small.steps_of(Settings(0.1, {"0": 3, "3": 2}), model, "dense", {"epochs": 3, "lr": 0.01})
+    assert [step.get("label") for step in steps if step["kind"] == "share"] == [
+        "smallest_share2",
+        "smallest_share3",
+    ]
+    assert steps[-1]["batch_norm"] == 6
+    assert "biases" not in steps[-1]

@@ -18,7 +18,7 @@ from secateur.container import codebooks, tensors
 from secateur.container import format as sct
 from secateur.container.format import Archive, Entry
 from secateur.container.reading import words_of
-from secateur.container.scalar_streams import Lane, Lanes
+from secateur.container.scalar_streams import ScalarGrid, ScalarStreams
 from secateur.container.writer import Writer
 from secateur.errors import FormatError
 
@@ -49,7 +49,7 @@ def sample() -> bytes:
         "plan", tensors.text(b'{"keep": {"conv.weight": {"0": [0, 1, 3, 4, 5, 7]}}, "version": 1}' * 3)
     )
 
-    writer.numbers(Lanes(LANES).payload())
+    writer.numbers(ScalarStreams(LANES).payload())
 
     def add(name: str, dtype: str, words: np.ndarray, way: tuple[int, list[bytes]]) -> None:
         entry = Entry(name, dtype, words.shape)
@@ -210,10 +210,10 @@ SMALL_MULTIPLES = (
     (np.array([-6, -1, 0, 3, 8])[numbers(40, 12) % 5] / np.float32(32)).astype(np.float32).reshape(5, 8)
 )
 LANES = [
-    (Lane(1, 0.125, 1.25), numbers(24, 13) % 30 - 9),
-    (Lane.even(0.0625), numbers(21, 14) % 200 - 100),
-    (Lane.even(0.5), numbers(12, 15) % 3 - 1),
-    (Lane(1, 2.0, 0.75), np.zeros(15, dtype=np.int64)),
+    (ScalarGrid(1, 0.125, 1.25), numbers(24, 13) % 30 - 9),
+    (ScalarGrid.even(0.0625), numbers(21, 14) % 200 - 100),
+    (ScalarGrid.even(0.5), numbers(12, 15) % 3 - 1),
+    (ScalarGrid(1, 2.0, 0.75), np.zeros(15, dtype=np.int64)),
 ]
 
 

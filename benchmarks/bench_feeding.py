@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from secateur import models
 from secateur.data import Data, Split
-from secateur.data._splits import Memory
+from secateur.data._splits import ImageMemory
 from secateur.lab.training.loop import Training, device_of, train
 
 LIMIT = 0.05
@@ -35,8 +35,8 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
 def synthetic(count: int) -> Data:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    part = Split(Memory(images, torch.randint(0, 10, (count,), generator=generator)), MEAN, STD)
-    none = Split(Memory(images[:0], torch.zeros(0)), MEAN, STD)
+    part = Split(ImageMemory(images, torch.randint(0, 10, (count,), generator=generator)), MEAN, STD)
+    none = Split(ImageMemory(images[:0], torch.zeros(0)), MEAN, STD)
     return Data("synthetic", part, none, part, tuple("0123456789"), (3, 32, 32), MEAN, STD, "synthetic")
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import save
 
 from secateur import data, models
-from secateur.core.atomic_files import replacing
+from secateur.core.atomic_files import atomic_open
 from secateur.lab.training.loop import evaluate
 
 BATCH, HALF = 1000, 500
@@ -141,7 +141,7 @@ def main() -> None:
             f"validation {found}, {time.perf_counter() - began:.0f} s",
             flush=True,
         )
-        with replacing(options.out) as file:
+        with atomic_open(options.out) as file:
             file.write(save({n: v.detach().contiguous().clone() for n, v in model.state_dict().items()}))
 
 

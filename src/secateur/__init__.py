@@ -10,6 +10,7 @@ The public names are imported when first used, so `import secateur` costs no tor
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ _NAMES = {
     "export": "secateur.adapters.export",
     "auto": "secateur.search.auto",
     "smallest": "secateur.search.smallest",
-    "tidy": "secateur.pruning.dead_neurons",
+    "zero_dead_neurons": "secateur.pruning.dead_neurons",
     "share": "secateur.quantize.share",
     "save": "secateur.container.archive",
     "load": "secateur.container.archive",
@@ -58,7 +59,16 @@ _PACKAGES = ("criteria", "granularity", "budget", "quantize", "models", "data", 
 __all__ = sorted([*_NAMES, *_PACKAGES])
 
 
+# name of an earlier version -> what it is called now
+_DEPRECATED = {"tidy": "zero_dead_neurons"}
+
+
 def __getattr__(name: str) -> Any:
+    if name in _DEPRECATED:
+        now = _DEPRECATED[name]
+        message = f"secateur.{name} is called secateur.{now} now; the old name will be removed in 1.0"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        name = now
     if name in _NAMES:
         value = getattr(importlib.import_module(_NAMES[name]), name)
         globals()[name] = value

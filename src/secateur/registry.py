@@ -1,7 +1,8 @@
-"""A plug-in folder IS its registry: the file name is the word used in recipes, the class its CamelCase.
+"""`Registry`: the plug-ins of one folder, found by file name and imported when first asked for.
 
-`criteria/fpgm.py` holds the class `Fpgm` and answers to the word `fpgm`; nothing else has to be edited. Names are
-read from the folder without importing anything, so listing them costs no torch.
+The file name is the word used in recipes and on the command line; the class is its CamelCase. So `criteria/fpgm.py`
+holds the class `Fpgm` and answers to the word `fpgm`. To add a plug-in, add a file: no list has to be edited. Listing
+the words reads file names only, so it imports neither the plug-ins nor torch.
 
 >>> from secateur import criteria
 >>> "magnitude" in criteria.registry.names()
@@ -14,7 +15,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from secateur.errors import OptionError, UnknownNameError, near
@@ -32,7 +34,17 @@ def camel(word: str) -> str:
 
 
 class Registry:
-    """The plug-ins of one folder, imported only when asked for. `kind` is the word used in messages.
+    """The plug-ins of one folder.
+
+    Args:
+        package: The dotted path of the folder.
+        path: The folder itself, as a package's `__path__`.
+        kind: What one plug-in is called in messages, such as "criterion".
+        base: Where the base class is, as "module:Class"; values of it are taken as they are.
+        aliases: Other words for a plug-in, such as "k-means" for "kmeans".
+        deprecated: Words of earlier versions and what they are called now; they work, with a `DeprecationWarning`.
+        suffix: What a class name has after the CamelCase of its file name, such as "Step".
+        number: The word of the plug-in that a bare number means.
 
     >>> from secateur import budget
     >>> budget.registry.make(0.5)
@@ -44,13 +56,20 @@ class Registry:
         package: str,
         path: Sequence[str],
         kind: str,
-        aliases: dict[str, str] | None = None,
+        *,
+        base: str = "",
+        aliases: Mapping[str, str] | None = None,
+        deprecated: Mapping[str, str] | None = None,
+        suffix: str = "",
         number: str | None = None,
     ):
         self.package = package
         self.kind = kind
         self.aliases = dict(aliases or {})
+        self.deprecated = dict(deprecated or {})
+        self._base = base
         self._path = list(path)
+        self._suffix = suffix
         self._number = number
 
     def names(self) -> list[str]:
@@ -59,14 +78,29 @@ class Registry:
         found = (module.name for module in pkgutil.iter_modules(self._path) if not module.ispkg)
         return sorted(name for name in found if not name.startswith("_"))
 
-    def get(self, word: str) -> Any:
-        """The class behind a word, or an error with the nearest words."""
+    def word(self, word: str) -> str:
+        """The file name behind a word or an alias, or an error with the nearest words.
+
+        >>> from secateur import criteria
+        >>> criteria.registry.word("level")
+        'magnitude'
+        """
+        if word in self.deprecated:
+            name = self.deprecated[word]
+            message = f"the {self.kind} {word!r} is called {name!r} now; the old word will be removed in 1.0"
+            warnings.warn(message, DeprecationWarning, stacklevel=3)
+            return name
         name = self.aliases.get(word, word)
         names = self.names()
         if name not in names:
             raise UnknownNameError(f"unknown {self.kind} {word!r}: {near(word, [*names, *self.aliases])}")
+        return name
+
+    def get(self, word: str) -> Any:
+        """The class behind a word, or an error with the nearest words."""
+        name = self.word(word)
         module = importlib.import_module(f"{self.package}.{name}")
-        return getattr(module, camel(name))
+        return getattr(module, camel(name) + self._suffix)
 
     def make(self, value: Any, **options: Any) -> Any:
         """A plug-in value from a word, a number (where the folder says what one means), a class or a value."""
@@ -76,20 +110,19 @@ class Registry:
             return self.get(self._number)(value, **options)
         if isinstance(value, type):
             return value(**options)
-        base = importlib.import_module(self.package)
-        wanted = getattr(base, "Base", None)
-        if wanted is not None and not isinstance(value, wanted):
-            raise OptionError(
-                f"expected a {self.kind} (a name such as {self.names()[0]!r}, or a value), got {value!r} of type "
-                f"{type(value).__name__}"
-            )
+        if self._base:
+            module, _, name = self._base.partition(":")
+            if not isinstance(value, getattr(importlib.import_module(module), name)):
+                raise OptionError(
+                    f"expected a {self.kind} (a name such as {self.names()[0]!r}, or a value), got {value!r} of "
+                    f"type {type(value).__name__}"
+                )
         return value
 
     def attribute(self, name: str) -> Any:
-        """Serve `package.CamelCase`: what a package's `__getattr__` calls."""
-        for word in self.names():
-            if camel(word) == name:
+        """The class of this name: what a package's `__getattr__` calls."""
+        for word in [*self.names(), *self.deprecated]:
+            if camel(word) + self._suffix == name:
                 return self.get(word)
-        raise AttributeError(
-            f"module {self.package!r} has no attribute {name!r}: {near(name, [camel(word) for word in self.names()])}"
-        )
+        known = [camel(word) + self._suffix for word in self.names()]
+        raise AttributeError(f"module {self.package!r} has no attribute {name!r}: {near(name, known)}")

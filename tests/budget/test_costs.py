@@ -269,7 +269,7 @@ def test_a_hunt_among_noisy_readings_lands_where_the_true_time_is():
     """Readings off by up to a tenth, shrinking with repetition: the true time found is near the limit, every time."""
     import random
 
-    from secateur.budget.latency import Hunt
+    from secateur.budget.latency import LatencySearch
 
     off = []
     for seed in range(40):
@@ -285,7 +285,7 @@ def test_a_hunt_among_noisy_readings_lands_where_the_true_time_is():
             held += found
             return sorted(held)[len(held) // 2]
 
-        hunt = Hunt(199, read, lambda k: float(200 - k) ** 2, 0.5, 0.04, 10)
+        hunt = LatencySearch(199, read, lambda k: float(200 - k) ** 2, 0.5, 0.04, 10)
         off.append(abs(true(hunt.run(1.0)) / 0.5 - 1.0))
         assert hunt.readings <= 16
     assert max(off) < 0.08
@@ -294,15 +294,15 @@ def test_a_hunt_among_noisy_readings_lands_where_the_true_time_is():
 
 def test_a_hunt_finds_its_way_where_most_of_the_time_never_goes():
     """Nearly half of the time is left with one unit everywhere: a line towards nothing would creep for ever."""
-    from secateur.budget.latency import Hunt
+    from secateur.budget.latency import LatencySearch
 
     def time(k):
         return 0.45 + 0.55 * ((300 - k) / 300) ** 2
 
-    hunt = Hunt(299, lambda k, again: time(k), lambda k: float(300 - k) ** 2, 0.5, 0.03, 10)
+    hunt = LatencySearch(299, lambda k, again: time(k), lambda k: float(300 - k) ** 2, 0.5, 0.03, 10)
     assert 0.485 <= time(hunt.run(1.0)) <= 0.5
     assert len(hunt.seen) <= 6
-    beyond = Hunt(299, lambda k, again: time(k), lambda k: float(300 - k) ** 2, 0.4, 0.03, 10)
+    beyond = LatencySearch(299, lambda k, again: time(k), lambda k: float(300 - k) ** 2, 0.4, 0.03, 10)
     assert beyond.run(1.0) is None
     assert 299 in beyond.seen
     assert len(beyond.seen) <= 4

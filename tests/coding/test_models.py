@@ -125,7 +125,7 @@ def test_tables_are_the_same_everywhere() -> None:
 
 def test_sums_of_the_mixer_stay_exact() -> None:
     """The largest block and the widest odds keep every float64 sum below 2**53, where whole numbers are exact."""
-    sets = (foretold.Rich.ZERO_SIZES, foretold.Rich.SIGN_SIZES, foretold.Rich.SIZE_SIZES)
+    sets = (foretold.AllContexts.ZERO_SIZES, foretold.AllContexts.SIGN_SIZES, foretold.AllContexts.SIZE_SIZES)
     beyond, contexts = 2 * 2047, max(map(len, sets))
     assert contexts * (1 << 20) * beyond < 1 << 53
     assert EXACT * beyond * 65536 < 1 << 53

@@ -36,7 +36,7 @@ CASES = [
 def test_streams_follow_the_specification(kind: str, grain: int) -> None:
     """Several tensors of one section, so that what is carried from one to the next is held to it as well."""
     rng = np.random.default_rng(14)
-    memory, book = mixed.Memory(), {}
+    memory, book = mixed.MixerBank(), {}
     for shape, size, zero in CASES:
         spread = rng.gamma(1.0, size / 6, (shape[0], *[1] * (len(shape) - 1)))
         drawn = rng.laplace(0, 1, shape) * spread + (size // 2 if zero is None else zero)

@@ -18,7 +18,14 @@ from secateur.container.arrays import entry_of
 from secateur.container.format import Archive, Entry
 from secateur.container.inspection import inspect
 from secateur.container.reading import words_of
-from secateur.container.scalar_streams import MOST_NUMBER, Lane, Lanes, decode, encode, most_numbers
+from secateur.container.scalar_streams import (
+    MOST_NUMBER,
+    ScalarGrid,
+    ScalarStreams,
+    decode,
+    encode,
+    most_numbers,
+)
 from secateur.container.writer import Writer
 from secateur.errors import FormatError, NonFiniteError, NothingToDoError, OptionError
 
@@ -215,8 +222,8 @@ def read(data: bytes) -> dict[str, list[float]]:
     }
 
 
-GRID = Lane.even(0.5)
-ONE = Lanes([(GRID, np.array([3, -1]))]).payload()
+GRID = ScalarGrid.even(0.5)
+ONE = ScalarStreams([(GRID, np.array([3, -1]))]).payload()
 WORDS = np.array([1.5, -0.5], dtype=np.float32).tobytes()
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from secateur.coding import floats, indices, varint
-from secateur.coding.mixed import Way
+from secateur.coding.mixed import CodingMode
 from secateur.container import codebooks
 from secateur.container import format as sct
 from secateur.container.format import Archive, Entry
@@ -59,7 +59,7 @@ def test_the_other_sample_has_strong_streams_and_deflated_planes(
     firsts = [
         bytes(part)[0] for r in records for name, part in r.parts.items() if name in ("indices", "mask")
     ]
-    assert [Way.of(first, old=False).kind for first in firsts] == ["rich"] * 3
+    assert [CodingMode.of(first, old=False).kind for first in firsts] == ["rich"] * 3
     assert [bytes(r.parts["packed"])[0] for r in records if "packed" in r.parts] == [2] * 3
 
 

@@ -22,7 +22,7 @@ from secateur.container.archive import load, save
 from secateur.container.inspection import inspect
 from secateur.container.pack import _sections, pack, unpack
 from secateur.container.reading import words_of
-from secateur.container.worker_pool import Crew
+from secateur.container.worker_pool import TensorWorkers
 from secateur.errors import DataError, FormatError, NonFiniteError, NothingToDoError, OptionError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -231,9 +231,9 @@ def test_processes_read_shared_tensors_a_section_each(
     pack(tmp_path / "a.safetensors", tmp_path / "a.sct", bits=3)
     unpack(tmp_path / "a.sct", tmp_path / "one.safetensors")
     asked = []
-    submit = Crew.submit
+    submit = TensorWorkers.submit
     monkeypatch.setattr(
-        Crew,
+        TensorWorkers,
         "submit",
         lambda crew, slow, *job: asked.append((slow, job[0].__name__)) or submit(crew, slow, *job),
     )
@@ -252,8 +252,10 @@ def test_as_many_workers_as_pay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(reading, "_WORTH", 1 << 30)  # a crew, but no processes
     monkeypatch.setattr("secateur.container.pack._few", lambda words: False)
     crews = []
-    opened = Crew.__init__
-    monkeypatch.setattr(Crew, "__init__", lambda self, count: crews.append(count) or opened(self, count))
+    opened = TensorWorkers.__init__
+    monkeypatch.setattr(
+        TensorWorkers, "__init__", lambda self, count: crews.append(count) or opened(self, count)
+    )
     monkeypatch.setattr(crew, "cores", lambda: 5)
 
     def both(name: str) -> bytes:

@@ -231,9 +231,11 @@ def test_a_damaged_file_leaves_the_model_alone(tmp_path: Path) -> None:
 
 
 def test_a_shrink_plan_is_applied_to_a_fresh_model(tmp_path: Path) -> None:
-    from secateur.structure.cut.plan import Plan
+    from secateur.structure.cut.plan import ShrinkPlan
 
-    plan = Plan(keep={"0.weight": {0: (0, 2)}, "0.bias": {0: (0, 2)}}, attributes={"0": {"out_features": 2}})
+    plan = ShrinkPlan(
+        keep={"0.weight": {0: (0, 2)}, "0.bias": {0: (0, 2)}}, attributes={"0": {"out_features": 2}}
+    )
     shrunk = plan.apply_(nn.Sequential(nn.Linear(4, 3)))
     for names in ("file", "model"):
         save(shrunk, tmp_path / "m.sct", plan=plan, names=names)

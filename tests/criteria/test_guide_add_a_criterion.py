@@ -26,8 +26,8 @@ def test_the_guides_code_runs_and_prints_what_it_says() -> None:
 
 
 def test_every_field_the_guide_names_exists() -> None:
-    from secateur.criteria import Base
+    from secateur.criteria import Criterion
 
     named = re.findall(r"^\| `(\w+)", GUIDE.read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert len(named) == 5
-    assert all(hasattr(Base, name) for name in named)
+    assert all(hasattr(Criterion, name) for name in named)

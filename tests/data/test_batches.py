@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from secateur.data import Augment, Split
-from secateur.data._splits import Draws, Memory, Subset
+from secateur.data._splits import Draws, ImageMemory, Subset
 from secateur.errors import DataError, OptionError
 
 
 def split(count: int = 20, size: int = 6, channels: int = 2) -> Split:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(1, 256, (count, channels, size, size), generator=generator).to(torch.uint8)
-    return Split(Memory(images, torch.arange(count)), (0.0,) * channels, (1.0,) * channels)
+    return Split(ImageMemory(images, torch.arange(count)), (0.0,) * channels, (1.0,) * channels)
 
 
 def labels(batches) -> list[int]:
@@ -89,7 +89,7 @@ def test_processes_share_every_batch(processes):
 
 def test_every_pixel_value_is_normalised():
     values = torch.arange(256).to(torch.uint8).reshape(256, 1, 1, 1)
-    images, _ = Split(Memory(values, torch.arange(256)), (0.5,), (0.25,)).first(256)
+    images, _ = Split(ImageMemory(values, torch.arange(256)), (0.5,), (0.25,)).first(256)
     expected = (torch.arange(256, dtype=torch.float64) / 255 - 0.5) / 0.25
     torch.testing.assert_close(images.flatten().double(), expected, rtol=0, atol=1e-6)
 
@@ -104,8 +104,8 @@ def test_subsets_of_subsets():
 
 def test_wrong_tensors_are_refused():
     with pytest.raises(DataError, match=r"expected uint8 \[N, C, H, W\]"):
-        Memory(torch.zeros(2, 1, 4, 4), torch.zeros(2))
+        ImageMemory(torch.zeros(2, 1, 4, 4), torch.zeros(2))
     with pytest.raises(DataError, match="and 3 labels"):
-        Memory(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(3))
+        ImageMemory(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(3))
     with pytest.raises(OptionError, match="batch_size: expected at least 1"):
         next(split().batches(0))

@@ -101,11 +101,11 @@ def test_a_label_is_no_part_of_the_address(done):
 
 
 def test_a_newer_version_of_a_step_is_computed_anew(done, monkeypatch):
-    from secateur.lab.steps.share import Share
+    from secateur.lab.steps.share import ShareStep
 
     _, recipe, _ = done
     before = plan(recipe).keys()
-    monkeypatch.setattr(Share, "version", Share.version + 1)
+    monkeypatch.setattr(ShareStep, "version", ShareStep.version + 1)
     assert [a == b for a, b in zip(before, plan(recipe).keys())] == [True, True, True, False, False]
 
 

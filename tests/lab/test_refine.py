@@ -1,4 +1,4 @@
-"""The steps refine, tidy and share with a price: codebooks trained in a recipe, resumed, and packed."""
+"""The steps refine, zero_dead_neurons and share with a price: codebooks trained in a recipe, resumed, and packed."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ RECIPE = {
     "lab": {"threads": 1},
     "step": [
         {"kind": "train", **TRAIN},
-        {"kind": "prune", "criterion": "thrift", "budget": {"name": "overall", "sparsity": 0.95}},
-        {"kind": "tidy"},
+        {"kind": "prune", "criterion": "rate_distortion", "budget": {"name": "overall", "sparsity": 0.95}},
+        {"kind": "zero_dead_neurons"},
         {"kind": "share", "bits": 2},
         {
             "kind": "refine",
             "label": "remake",
             "remake_every": 5,
             "rate": 0.3,
-            "latent": "tidy",
+            "latent": "zero_dead_neurons",
             "teacher": "train",
             "distill_alpha": 0.5,
             **TRAIN,
@@ -102,7 +102,7 @@ def test_options_that_do_not_belong_together_are_refused_before_any_work(tmp_pat
     store = Store(tmp_path)
     with pytest.raises(RecipeError, match="belong to remake_every"):
         run(Recipe.of(changed(5, rate=0.1)), store)
-    with pytest.raises(RecipeError, match="did you mean 'tidy'"):
+    with pytest.raises(RecipeError, match=r"did you mean .zero_dead_neurons."):
         run(Recipe.of(changed(4, latent="tidi")), store)
     with pytest.raises(OptionError, match="keep='last'"):
         run(Recipe.of(changed(4, keep="best")), store)
@@ -115,10 +115,10 @@ def test_without_codebooks_there_is_nothing_to_train(tmp_path):
         run(Recipe.of(recipe), Store(tmp_path))
 
 
-def test_tidy_says_what_was_idle(done):
+def test_zero_dead_neurons_says_what_was_idle(done):
     _, ran = done
     rows = [m for m in ran.measurements if m.name == "idle_weights"]
     assert rows
     before = sum(int((p != 0).sum()) for p in state(done, "prune").model.parameters())
-    after = sum(int((p != 0).sum()) for p in state(done, "tidy").model.parameters())
+    after = sum(int((p != 0).sum()) for p in state(done, "zero_dead_neurons").model.parameters())
     assert rows[0].value == before - after

@@ -11,8 +11,8 @@ from secateur.lab.engine import run
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 from secateur.report.charts.sensitivity import sensitivity
-from secateur.studies.published import Figure
-from secateur.studies.study import Column, Study, TableSpec
+from secateur.studies.published import PublishedFigure
+from secateur.studies.study import Study, TableColumn, TableSpec
 from secateur.studies.tables import tabulate
 
 TEXT = """
@@ -114,10 +114,12 @@ def test_a_scale_may_leave_a_step_out() -> None:
 
 def test_a_column_shows_as_many_decimals_as_it_is_told_and_compares_by_them() -> None:
     found = Measurements([Measurement("remaining", 23.954186, "%", context={"trial": 0, "kind": "kernel"})])
-    spec = TableSpec(title="t", rows=("kind",), columns=(Column(name="remaining", digits=4),))
-    made = tabulate(spec, found, [Figure(name="remaining", value=23.9542, where={"kind": "kernel"})])
+    spec = TableSpec(title="t", rows=("kind",), columns=(TableColumn(name="remaining", digits=4),))
+    made = tabulate(spec, found, [PublishedFigure(name="remaining", value=23.9542, where={"kind": "kernel"})])
     assert made.rows == [("kernel", "23.9542 %", "23.9542", "0")]
-    other = tabulate(spec, found, [Figure(name="remaining", value=23.9539, where={"kind": "kernel"})])
+    other = tabulate(
+        spec, found, [PublishedFigure(name="remaining", value=23.9539, where={"kind": "kernel"})]
+    )
     assert other.rows[0][3].startswith("+0.000286")
 
 
@@ -129,8 +131,8 @@ def test_the_small_vgg12_keeps_its_form() -> None:
 
 
 def test_a_figure_of_the_whole_model_is_not_one_of_its_layers() -> None:
-    whole = Figure(name="macs", value=30, where={"variant": "dense"})
-    layer = Figure(name="macs", value=10, where={"variant": "dense", "layer": "fc1"})
+    whole = PublishedFigure(name="macs", value=30, where={"variant": "dense"})
+    layer = PublishedFigure(name="macs", value=10, where={"variant": "dense", "layer": "fc1"})
     assert whole.fits("macs", {"variant": "dense"})
     assert not whole.fits("macs", {"variant": "dense", "layer": "fc1"})
     assert layer.fits("macs", {"variant": "dense", "layer": "fc1"})
@@ -147,10 +149,10 @@ def test_a_faint_signal_is_measured_before_training_and_rescaling_brings_it_back
 
 
 def test_outcomes_known_before_rescaling_stay_known() -> None:
-    from secateur.lab.steps.prune import Prune
+    from secateur.lab.steps.prune import PruneStep
 
-    assert "rescale" not in Prune().chosen()
-    assert Prune(rescale=True).chosen()["rescale"] is True
+    assert "rescale" not in PruneStep().chosen()
+    assert PruneStep(rescale=True).chosen()["rescale"] is True
 
 
 def test_layers_stay_in_the_models_order_when_they_are_stored(tmp_path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import NothingToDoError, StoreError, UnknownNameError
 from secateur.lab import tables
-from secateur.lab.objects import Objects, write_whole
+from secateur.lab.objects import Objects, atomic_write
 from secateur.lab.provenance import clean, clean_plain
 from secateur.lab.store import Outcome, Store, canonical
 
@@ -72,7 +72,7 @@ def test_writing_whole_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
     path.write_bytes(b"old")
     monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        write_whole(path, b"new")
+        atomic_write(path, b"new")
     assert path.read_bytes() == b"old"
     assert [item.name for item in tmp_path.iterdir()] == ["f"]
 

@@ -1,11 +1,11 @@
-"""tidy: neurons that nobody reads lose their weights, and nothing else changes."""
+"""zero_dead_neurons: neurons that nobody reads lose their weights, and nothing else changes."""
 
 import pytest
 import torch
 from torch import nn
 
 from secateur.errors import DataError, ProofError
-from secateur.pruning.dead_neurons import tidy
+from secateur.pruning.dead_neurons import zero_dead_neurons
 
 
 def net() -> nn.Sequential:
@@ -23,7 +23,7 @@ def test_a_neuron_with_every_output_cut_loses_its_weights_and_its_bias():
         model[0].bias.fill_(2.0)  # active, all of them
         model[2].weight[:, 3] = 0.0
     before = model(torch.cat(images()))
-    masks = tidy(model, images())
+    masks = zero_dead_neurons(model, images())
     assert not model[0].weight[3].any()
     assert model[0].bias[3] == 0
     assert bool((model[0].weight[[0, 1, 2, 4]] != 0).any(1).all())
@@ -44,7 +44,7 @@ def test_a_neuron_that_is_never_active_goes_but_what_keeps_a_neuron_quiet_at_tim
     for batch in batches:
         batch[:, 0] = (batch[:, 0] > 0.5).float()
     before = model(torch.cat(batches))
-    tidy(model, batches)
+    zero_dead_neurons(model, batches)
     assert not model[0].weight[1].any()
     assert model[0].bias[1] == 0
     assert model[0].weight[2, 0] == -9.0
@@ -57,7 +57,7 @@ def test_a_constant_that_is_not_zero_is_found_out_and_the_model_left_alone():
         model[0].bias[0] = 50.0  # always 1 after the activation: its slope is zero, its answer is not
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(ProofError, match="constant there but not zero; the model was left as it was"):
-        tidy(model, images())
+        zero_dead_neurons(model, images())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -66,11 +66,11 @@ def test_a_filter_goes_with_its_whole_kernel():
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16, 3)).train()
     with torch.no_grad():
         model[3].weight[:, 16:32] = 0.0
-    tidy(model, [torch.randn(8, 2, 6, 6)])
+    zero_dead_neurons(model, [torch.randn(8, 2, 6, 6)])
     assert [bool(kernel.any()) for kernel in model[0].weight != 0] == [True, False, True, True]
     assert model.training
 
 
 def test_no_images_is_an_error():
     with pytest.raises(DataError, match="at least one batch"):
-        tidy(net(), [])
+        zero_dead_neurons(net(), [])

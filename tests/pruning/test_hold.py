@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import secateur as sc
 from secateur import hold as hold_function
 from secateur.errors import MaskMismatchError, OptionError
-from secateur.pruning.zeroing import Batch, Pruned
+from secateur.pruning.zeroing import Pruned, ZeroingBatch
 
 
 def small(seed: int = 0) -> nn.Module:
@@ -215,7 +215,7 @@ def test_the_batched_form_equals_masked_fill(dtype):
     expected = [t.clone().masked_fill_(~k, 0.0) for t, k in zip(tensors, keep)]
     word = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensors[0].element_size()]
     pairs = [(t, Pruned(t, ~k, copy=False)) for t, k in zip(tensors, keep)]
-    Batch(tensors, pairs).zero()
+    ZeroingBatch(tensors, pairs).zero()
     for ours, theirs in zip(tensors, expected):
         assert torch.equal(ours.view(word), theirs.view(word))  # bit by bit
 

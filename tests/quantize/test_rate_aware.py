@@ -9,12 +9,12 @@ from torch import nn
 
 import secateur as sc
 from secateur.errors import OptionError
-from secateur.quantize import Prices, there_bits, thrifty
+from secateur.quantize import Prices, assign_by_rate, there_bits
 
 
 def test_without_a_price_every_weight_goes_to_the_nearest_value():
     weights, values = torch.tensor([0.1, 0.9, 1.4, 2.6]), torch.tensor([0.0, 1.0, 2.0])
-    assert thrifty(weights, values, zero=None, rate=0.0).tolist() == [0, 1, 1, 2]
+    assert assign_by_rate(weights, values, zero=None, rate=0.0).tolist() == [0, 1, 1, 2]
 
 
 def test_a_price_moves_a_weight_to_a_cheaper_value_just_when_it_pays():
@@ -24,14 +24,14 @@ def test_a_price_moves_a_weight_to_a_cheaper_value_just_when_it_pays():
     weights, values = torch.tensor([1.0] * 7 + [1.6]), torch.tensor([1.0, 2.0])
     turn = (0.36 - 0.16) / (math.log2(9 / 1.5) - math.log2(9 / 7.5))
     assert turn == pytest.approx(0.0861, abs=1e-4)
-    assert thrifty(weights, values, None, 0.99 * turn).tolist() == [0] * 7 + [1]
-    assert thrifty(weights, values, None, 1.01 * turn).tolist() == [0] * 8
+    assert assign_by_rate(weights, values, None, 0.99 * turn).tolist() == [0] * 7 + [1]
+    assert assign_by_rate(weights, values, None, 1.01 * turn).tolist() == [0] * 8
 
 
 def test_importance_holds_a_weight_where_it_is():
     weights, values = torch.tensor([1.0] * 7 + [1.6]), torch.tensor([1.0, 2.0])
     importance = torch.tensor([1.0] * 7 + [10.0])
-    assert thrifty(weights, values, None, 0.2, importance).tolist() == [0] * 7 + [1]
+    assert assign_by_rate(weights, values, None, 0.2, importance).tolist() == [0] * 7 + [1]
 
 
 def test_a_lonely_weight_pays_more_to_be_there_than_one_in_a_full_row():
@@ -52,14 +52,14 @@ def test_of_equal_weights_the_lonely_one_becomes_zero():
     values = torch.tensor([0.0, 1.0])
     yes, no = there_bits(weights != 0)
     between = 1.0 / (yes[5, 3] - no[5, 3]).item() * 1.05  # pays for itself in the full row, not alone
-    found = thrifty(weights, values, 0, between, rounds=1)
+    found = assign_by_rate(weights, values, 0, between, rounds=1)
     assert found[0].tolist() == [1] * 8
     assert found[5, 3] == 0
 
 
 def test_masked_weights_stay_at_zero_however_large():
     weights, kept = torch.tensor([[5.0, 1.0, 1.0]]), torch.tensor([[False, True, True]])
-    assert thrifty(weights, torch.tensor([0.0, 1.0]), 0, 0.0, kept=kept).tolist() == [[0, 1, 1]]
+    assert assign_by_rate(weights, torch.tensor([0.0, 1.0]), 0, 0.0, kept=kept).tolist() == [[0, 1, 1]]
 
 
 def test_prices_add_up_to_the_bits_of_an_adaptive_code():

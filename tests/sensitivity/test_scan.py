@@ -13,7 +13,7 @@ import secateur as sc
 from secateur.errors import BudgetNotMetError, DataError, OptionError, StoreError
 from secateur.metrics.accuracy import top_1
 from secateur.sensitivity.allocation import spend
-from secateur.sensitivity.prefix_cache import Replay
+from secateur.sensitivity.prefix_cache import PrefixCache
 from secateur.sensitivity.scan import Allocation, Cell, Scan, scan
 
 
@@ -137,7 +137,7 @@ def test_replayed_outputs_are_the_computed_ones_to_the_last_bit(model, batches, 
         model.get_parameter(name).data = variants[name][index]
         wanted[name, index] = outputs()
         model.get_parameter(name).data = saved
-    with Replay(model, limit) as replay:
+    with PrefixCache(model, limit) as replay:
         replay.first(outputs)
         for name in sorted(names, key=lambda name: replay.position([name])):
             parameter = model.get_parameter(name)
@@ -159,7 +159,7 @@ def test_other_inputs_or_training_mode_are_computed_afresh(model, batches):
         with torch.no_grad():
             return float(sum(model(x + shift[0]).sum() for x, _ in batches))
 
-    with Replay(model) as replay:
+    with PrefixCache(model) as replay:
         dense = replay.first(total)
         with replay.before(["head.weight"]):
             assert replay.run(total) == dense
@@ -193,7 +193,7 @@ def test_a_parameter_read_by_an_outer_module_is_not_cached_past_its_use():
         with torch.no_grad():
             return model(x)
 
-    with Replay(model) as replay:
+    with PrefixCache(model) as replay:
         replay.first(run)
         with replay.before(["second.weight"]):
             for _ in range(3):

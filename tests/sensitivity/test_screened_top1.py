@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from secateur.sensitivity.folded_forward import Lean, record
+from secateur.sensitivity.folded_forward import FoldedForward, record
 from secateur.sensitivity.scan import scan
-from secateur.sensitivity.screened_top1 import Certain
+from secateur.sensitivity.screened_top1 import ScreenedTop1
 
 
 class Net(nn.Module):
@@ -50,8 +50,8 @@ def right(model, batches):
 @pytest.mark.parametrize("limit", [0, 200_000, 1 << 30])
 def test_counts_are_the_models_with_any_part_changed_and_any_memory(half, limit):
     model, batches = made()
-    certain = Certain.of(model, batches, limit)
-    assert isinstance(certain, Certain)
+    certain = ScreenedTop1.of(model, batches, limit)
+    assert isinstance(certain, ScreenedTop1)
     certain.half = half
     names = sorted((n for n, _ in model.named_parameters()), key=lambda n: certain.lean.position([n]))
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_outputs_that_tie_are_asked_of_the_model():
         model.scale.fill_(1.0)
         for tensor in (model.head.weight, model.head.bias):
             tensor[1:] = tensor[0]
-    certain = Certain.of(model, batches)
+    certain = ScreenedTop1.of(model, batches)
     with torch.no_grad(), certain.before(["stem.weight"]):
         model.stem.weight.mul_(0.7)
         assert certain.count() == right(model, batches)
@@ -82,8 +82,10 @@ def test_outputs_that_tie_are_asked_of_the_model():
 
 def test_a_model_that_is_not_what_was_recorded_is_run_as_it_is(monkeypatch):
     model, batches = made()
-    certain = Certain.of(model, batches)
-    monkeypatch.setattr(Lean, "gathered", lambda self, chosen: torch.zeros(sum(len(r) for _, r in chosen), 6))
+    certain = ScreenedTop1.of(model, batches)
+    monkeypatch.setattr(
+        FoldedForward, "gathered", lambda self, chosen: torch.zeros(sum(len(r) for _, r in chosen), 6)
+    )
     with torch.no_grad(), certain.before(["stem.weight"]):
         model.stem.weight.mul_(0.7)
         assert certain.count() == right(model, batches)
@@ -93,15 +95,15 @@ def test_a_model_that_is_not_what_was_recorded_is_run_as_it_is(monkeypatch):
 def test_the_bound_follows_what_is_seen(monkeypatch):
     """Bfloat16 that is wrong by much more than rounding is caught by the images that are looked at again."""
     model, batches = made(count=4, size=100)
-    certain = Certain.of(model, batches)
+    certain = ScreenedTop1.of(model, batches)
     certain.half = True
-    real = Lean.outputs
+    real = FoldedForward.outputs
 
     def rough(self, batch, half=False):
         found = real(self, batch, half)
         return found + 0.2 * torch.randn(found.shape) if half else found
 
-    monkeypatch.setattr(Lean, "outputs", rough)
+    monkeypatch.setattr(FoldedForward, "outputs", rough)
     with torch.no_grad(), certain.before(["a.weight"]):
         model.a.weight.mul_(0.7)
         assert certain.count() == right(model, batches)
@@ -121,17 +123,17 @@ def test_what_cannot_be_recorded_says_why():
             z = y.mul_(2.0)
             return self.head(self.pool(y + z).flatten(1))
 
-    assert "cannot be recorded" in Certain.of(Branching().eval(), batches)
-    assert Certain.of(Rewriting().eval(), batches) == "mul_ changes a value that is read again later"
-    assert Certain.of(model, [(x.double(), y) for x, y in batches]) == "it does not compute in float32"
+    assert "cannot be recorded" in ScreenedTop1.of(Branching().eval(), batches)
+    assert ScreenedTop1.of(Rewriting().eval(), batches) == "mul_ changes a value that is read again later"
+    assert ScreenedTop1.of(model, [(x.double(), y) for x, y in batches]) == "it does not compute in float32"
     assert (
-        Certain.of(model, [(x, y[:, None]) for x, y in batches])
+        ScreenedTop1.of(model, [(x, y[:, None]) for x, y in batches])
         == "its targets are not one number an example"
     )
     handle = model.stem.register_forward_hook(lambda *_: None)
-    assert Certain.of(model, batches) == "Conv2d has forward hooks"
+    assert ScreenedTop1.of(model, batches) == "Conv2d has forward hooks"
     handle.remove()
-    assert isinstance(record(model, [x for x, _ in batches]), Lean)
+    assert isinstance(record(model, [x for x, _ in batches]), FoldedForward)
     assert record(model.train(), [x for x, _ in batches]) == "it is in training mode"
 
 
@@ -153,7 +155,7 @@ def test_a_scan_says_how_and_is_the_same_either_way():
 def test_rows_that_go_leave_the_other_outputs_as_they_were(name, half):
     """A layer of which only whole rows went is not run again; its bias, the norm behind it and the ReLU still are."""
     model, batches = made()
-    certain = Certain.of(model, batches)
+    certain = ScreenedTop1.of(model, batches)
     certain.half = half
     weight = model.get_parameter(name)
     ran = []
@@ -189,7 +191,7 @@ def test_the_convolution_behind_rows_that_go_is_run_on_those_that_stay(half, lim
     with torch.no_grad():
         model[1].bias.uniform_(-1.0, 2.0)
     batches = [(torch.randn(size, 3, 9, 9), torch.randint(0, 6, (size,))) for size in (40, 25)]
-    certain = Certain.of(model, batches, limit)
+    certain = ScreenedTop1.of(model, batches, limit)
     certain.half = half
     widths, narrow = set(), certain.lean.steps[2].applied
     certain.lean.steps[2].applied = lambda x, *given: widths.add(x.shape[1]) or narrow(x, *given)
@@ -215,20 +217,20 @@ def test_a_target_that_is_no_class_is_wrong_and_one_that_is_no_number_is_refused
     for targets in (batches[0][1], batches[1][1]):
         targets[::3] = -100
         targets[1::9] = 6
-    certain = Certain.of(model, batches)
+    certain = ScreenedTop1.of(model, batches)
     with torch.no_grad(), certain.before(["a.weight"]):
         model.a.weight.mul_(0.7)
         assert certain.count() == right(model, batches)
         assert certain.as_it_runs < 10
-    assert Certain.of(model, [(x, y.float()) for x, y in batches]) == "its targets are not whole numbers"
+    assert ScreenedTop1.of(model, [(x, y.float()) for x, y in batches]) == "its targets are not whole numbers"
 
 
 def test_rows_are_only_taken_for_rows():
     from secateur.core.masks import Masks
-    from secateur.sensitivity.evaluation import Job
+    from secateur.sensitivity.evaluation import EvaluationJob
 
     rows, columns = torch.ones(4, 3, dtype=torch.bool), torch.ones(4, 3, dtype=torch.bool)
     rows[1], columns[:, 1] = False, False
-    assert Job(["w"], [("a", Masks({"w": rows}))]).rows
-    assert not Job(["w"], [("a", Masks({"w": rows})), ("b", Masks({"w": columns}))]).rows
-    assert not Job(["v", "w"], [("a", Masks({"v": rows, "w": rows}))]).rows
+    assert EvaluationJob(["w"], [("a", Masks({"w": rows}))]).rows
+    assert not EvaluationJob(["w"], [("a", Masks({"w": rows})), ("b", Masks({"w": columns}))]).rows
+    assert not EvaluationJob(["v", "w"], [("a", Masks({"v": rows, "w": rows}))]).rows

@@ -12,7 +12,7 @@ from torch import nn
 import secateur as sc
 from secateur.errors import ProofError
 from secateur.structure.cut import fixed_count_norms as counted
-from secateur.structure.cut.plan import Plan
+from secateur.structure.cut.plan import ShrinkPlan
 
 
 class Response(nn.Module):
@@ -67,7 +67,7 @@ def test_a_mean_over_the_channels_of_one_layer_keeps_its_count() -> None:
     small = sc.shrink(model, sc.prune(model, "l1", "channel", 0.5, example=x), x)
     assert small.proof.error < 1e-12
     assert (small.model.up.out_features, small.model.down.in_features) == (8, 8)
-    assert Plan.from_json(small.plan.to_json()) == small.plan
+    assert ShrinkPlan.from_json(small.plan.to_json()) == small.plan
     small.model(x).sum().backward()
     assert small.model.up.weight.grad is not None
     assert torch.equal(copy.deepcopy(small.model)(x), small.model(x))
@@ -137,7 +137,7 @@ def test_a_norm_over_the_channels_of_one_layer_keeps_its_count(kind: str) -> Non
     assert small.proof.error < 1e-12
     assert small.model[2].normalized_shape == (4,)
     assert isinstance(small.model[2], (nn.LayerNorm, nn.RMSNorm))
-    assert Plan.from_json(small.plan.to_json()) == small.plan
+    assert ShrinkPlan.from_json(small.plan.to_json()) == small.plan
     again = sc.shrink(small.model, sc.prune(small.model, "l1", "channel", 0.5, example=x), x)
     assert again.proof.error < 1e-12
     assert again.model[2].normalized_shape == (2,)

@@ -15,7 +15,7 @@ from torch import nn
 import secateur as sc
 from secateur.errors import NothingToDoError, ProofError
 from secateur.structure.cut import repair
-from secateur.structure.cut.plan import Plan
+from secateur.structure.cut.plan import ShrinkPlan
 from secateur.structure.hf.rotary import divisors, said
 
 _SPEC = importlib.util.spec_from_file_location("head_size_cases", Path(__file__).with_name("cases.py"))
@@ -61,7 +61,7 @@ def test_attention_keeps_its_scale(how: str, tmp_path: Path) -> None:
     assert small.proof.error < 1e-12
     assert not small.locked
     assert [tuple(p.shape) for p in small.model[1].parameters()] == [(48, 32), (48,), (32, 16), (32,)]
-    assert Plan.from_json(small.plan.to_json()) == small.plan
+    assert ShrinkPlan.from_json(small.plan.to_json()) == small.plan
     small.save(tmp_path / "small.safetensors")
     again = sc.shrink.__globals__["load_shrunk"](tmp_path / "small.safetensors", into=net(how)[0]).eval()
     assert torch.equal(again(x), small.model.eval()(x))

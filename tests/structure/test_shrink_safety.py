@@ -19,7 +19,7 @@ from secateur.errors import (
     ProofError,
     TraceError,
 )
-from secateur.structure.cut.plan import Plan
+from secateur.structure.cut.plan import ShrinkPlan
 from secateur.structure.groups import couplings
 from secateur.structure.proof import prove
 
@@ -339,7 +339,7 @@ class Reshaping(nn.Module):
 
 def test_a_plan_travels_and_refuses_another_model(net: nn.Module) -> None:
     small = sc.shrink(net, sc.prune(net, granularity="channel", budget=0.5, example=X), X)
-    plan = Plan.from_json(small.plan.to_json())
+    plan = ShrinkPlan.from_json(small.plan.to_json())
     fresh = plan.apply_(Net())
     fresh.load_state_dict(small.model.state_dict())
     assert torch.equal(fresh.eval()(X), small.model.eval()(X))
@@ -354,11 +354,11 @@ def test_a_plan_travels_and_refuses_another_model(net: nn.Module) -> None:
         '{"format":"secateur-plan","version":1}',
     ):
         with pytest.raises(PlanError):
-            Plan.from_json(text)
+            ShrinkPlan.from_json(text)
     empty = '"shapes":{},"attributes":{},"rewrites":{}'
     huge = '{"format":"secateur-plan","version":1,"keep":{"a":{"0":[0,99999999999]}},' + empty + "}"
     with pytest.raises(PlanError):
-        Plan.from_json(huge)
+        ShrinkPlan.from_json(huge)
 
 
 def test_save_and_load(net: nn.Module, tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -8,8 +8,8 @@ from secateur import studies
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import DataError, RecipeError, UnknownNameError
 from secateur.studies.page import into_page, markdown_table
-from secateur.studies.published import Figure, parse
-from secateur.studies.study import Column, Study, TableSpec, placed
+from secateur.studies.published import PublishedFigure, parse
+from secateur.studies.study import Study, TableColumn, TableSpec, placed
 from secateur.studies.tables import tabulate
 
 SMALL = """
@@ -185,16 +185,16 @@ def measured() -> Measurements:
 def test_a_table_pairs_published_figures_and_says_which_cannot_be_right() -> None:
     spec = TableSpec(title="t", rows=("variant", "sparsity"), columns=("macs",))
     figures = [
-        Figure(name="macs", value=100, where={"variant": "dense"}),
-        Figure(
+        PublishedFigure(name="macs", value=100, where={"variant": "dense"}),
+        PublishedFigure(
             name="macs",
             value=44,
             where={"variant": "shrunk", "sparsity": 0.5},
             inconsistent="it is half",
             follows=50,
         ),
-        Figure(name="macs", value=21, where={"variant": "shrunk", "sparsity": 0.8}),
-        Figure(name="macs", value=9, where={"variant": "shrunk", "sparsity": 0.9}),
+        PublishedFigure(name="macs", value=21, where={"variant": "shrunk", "sparsity": 0.8}),
+        PublishedFigure(name="macs", value=9, where={"variant": "shrunk", "sparsity": 0.9}),
     ]
     made = tabulate(spec, measured(), figures)
     assert made.head == ("variant", "sparsity", "macs", "published", "difference")
@@ -213,10 +213,10 @@ def test_a_table_pairs_published_figures_and_says_which_cannot_be_right() -> Non
 
 def test_columns_that_follow_from_others() -> None:
     columns = (
-        Column(name="macs", over="dense", title="fewer"),
-        Column(name="macs", share="dense", title="left"),
-        Column(name="latency", variant="dense", title="before"),
-        Column(name="latency", of="variance", title="variance"),
+        TableColumn(name="macs", over="dense", title="fewer"),
+        TableColumn(name="macs", share="dense", title="left"),
+        TableColumn(name="latency", variant="dense", title="before"),
+        TableColumn(name="latency", of="variance", title="variance"),
     )
     spec = TableSpec(title="t", rows=("sparsity",), columns=columns, where={"variant": ["shrunk"]})
     made = tabulate(spec, measured(), [])
@@ -225,7 +225,7 @@ def test_columns_that_follow_from_others() -> None:
 
 
 def test_what_is_shown_once_has_no_one_trials_value_beside_it() -> None:
-    columns = (Column(name="macs"), Column(name="macs", variant="shrunk", title="shrunk"))
+    columns = (TableColumn(name="macs"), TableColumn(name="macs", variant="shrunk", title="shrunk"))
     made = tabulate(TableSpec(title="t", rows=("variant", "sparsity"), columns=columns), measured(), [])
     assert made.rows == [
         ("dense", "", "100", ""),
@@ -282,7 +282,7 @@ def test_marks_and_bars_are_no_markup_in_the_page() -> None:
     made = tabulate(
         TableSpec(title="t", rows=("variant",), columns=("macs",), where={"variant": "dense"}),
         measured(),
-        [Figure(name="macs", value=1, where={"variant": "dense"}, inconsistent="a|b")],
+        [PublishedFigure(name="macs", value=1, where={"variant": "dense"}, inconsistent="a|b")],
     )
     assert markdown_table(made).splitlines()[2] == "| dense | 100 | 1 (\\*) | +99 (+9900.0 %) |"
 

@@ -171,10 +171,10 @@ def test_an_interrupted_sweep_leaves_no_process_and_goes_on(tmp_path):
 def test_the_live_table_shows_trial_step_progress_and_best():
     from rich.console import Console
 
-    from secateur.lab.display.live_table import Table
+    from secateur.lab.display.live_table import LiveTable
 
     console = Console(file=io.StringIO(), width=120)
-    table = Table(console)
+    table = LiveTable(console)
     table.begin(3, 6, 1)
     table.plan([{"prune.budget": 0.5}, {"prune.budget": 0.9}, {}])
     table.start(1, "retrain")

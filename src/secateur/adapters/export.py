@@ -32,7 +32,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from secateur.core.atomic_files import beside
+from secateur.core.atomic_files import atomic_path
 from secateur.core.masks import Masks
 from secateur.core.measurement import Measurements
 from secateur.errors import DataError, MissingExtraError, OptionError, ProofError
@@ -94,7 +94,7 @@ def export(
     args, kwargs = _as_call(given)
     with undisturbed(ready, mode="eval"), torch.no_grad():
         program, free = _program(ready, args, kwargs, dynamic_batch)
-        with beside(target) as scratch:
+        with atomic_path(target) as scratch:
             _write(program, scratch, kind)
             error = _error(ready, scratch, kind, given, free)
             if not error <= tolerance:

@@ -1,13 +1,13 @@
 """Who competes with whom, and how many go? One file per budget; the file name is the word used in recipes.
 
-A budget sees a `Contest`: one `Pool` of competing units per tensor (or per coupled group), each with the
+A budget sees a `Selection`: one `Candidates` of competing units per tensor (or per coupled group), each with the
 worth of its units. It answers with one boolean tensor per pool, True for the units that stay.
 
 >>> import torch
 >>> from torch import nn
 >>> from secateur.core.units import Units
->>> pool = Pool(Units("fc.weight", 4, ()), torch.tensor([3.0, 1.0, 4.0, 2.0]))
->>> registry.make(0.5).choose(Contest((pool,), nn.Identity()))
+>>> pool = Candidates(Units("fc.weight", 4, ()), torch.tensor([3.0, 1.0, 4.0, 2.0]))
+>>> registry.make(0.5).choose(Selection((pool,), nn.Identity()))
 {'fc.weight': tensor([ True, False,  True, False])}
 """
 
@@ -19,34 +19,34 @@ from typing import Any, ClassVar
 
 import torch
 
-from secateur.budget._contest import Contest, Pool, check_share, share_of
+from secateur.budget._contest import Candidates, Selection, check_share, share_of
 from secateur.core.schedule import OneShot, Schedule
 from secateur.errors import OptionError
 from secateur.registry import Registry
 
-__all__ = ["Base", "Contest", "Pool", "check_share", "registry", "share_of"]
+__all__ = ["Budget", "Candidates", "Selection", "check_share", "registry", "share_of"]
 
 
-class Base(ABC):
+class Budget(ABC):
     """What every budget is: a frozen value that turns the worth of units into which of them stay."""
 
     measured: ClassVar[bool] = False
     """Whether every decision writes real files or reads real times, and so takes long or depends on the machine."""
 
     @abstractmethod
-    def choose(self, contest: Contest) -> dict[str, torch.Tensor]:
+    def choose(self, contest: Selection) -> dict[str, torch.Tensor]:
         """One boolean tensor per pool, by its name: True for the units that stay.
 
-        A choice must leave the units `gone` gone and keep at least `least` of each pool; `Pool.drop` does
+        A choice must leave the units `gone` gone and keep at least `least` of each pool; `Candidates.drop` does
         both.
         """
 
     @classmethod
     @abstractmethod
-    def at(cls, share: float) -> Base:
+    def at(cls, share: float) -> Budget:
         """A budget of this kind that removes about this share: what sweeps over one number use."""
 
-    def steps(self, schedule: Schedule) -> tuple[Base, ...]:
+    def steps(self, schedule: Schedule) -> tuple[Budget, ...]:
         """The budgets of a schedule's rounds, the last of them this one."""
         if isinstance(schedule, OneShot):
             return (self,)
@@ -59,7 +59,7 @@ class Base(ABC):
         return tuple(dataclasses.replace(self, sparsity=level) for level in levels)  # type: ignore[misc]
 
 
-registry = Registry(__name__, __path__, "budget", number="per_tensor")
+registry = Registry(__name__, __path__, "budget", base="secateur.budget:Budget", number="per_tensor")
 
 
 def __getattr__(name: str) -> Any:

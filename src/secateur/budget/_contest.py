@@ -1,8 +1,8 @@
-"""What a budget decides about: `Pool`s of competing units, gathered in one `Contest`.
+"""What a budget decides about: `Candidates`s of competing units, gathered in one `Selection`.
 
 >>> import torch
 >>> from secateur.core.units import Units
->>> pool = Pool(Units("fc.weight", 4, ()), worth=torch.tensor([3.0, 1.0, 1.0, 2.0]))
+>>> pool = Candidates(Units("fc.weight", 4, ()), worth=torch.tensor([3.0, 1.0, 1.0, 2.0]))
 >>> pool.drop(2)
 tensor([ True, False, False,  True])
 """
@@ -24,7 +24,7 @@ from secateur.core.targets import Pattern, Target, matches
 from secateur.core.units import Units
 from secateur.errors import BudgetNotMetError, OptionError, PatternError, near
 
-__all__ = ["Contest", "Pool", "check_share", "share_of"]
+__all__ = ["Candidates", "Selection", "check_share", "share_of"]
 
 
 def check_share(what: str, value: Any) -> float:
@@ -64,7 +64,7 @@ def share_of(share: float, count: int) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Pool:
+class Candidates:
     """One list of competing units: what each is worth, which are already gone, how many must stay."""
 
     units: Units
@@ -129,10 +129,10 @@ class Pool:
 
 
 @dataclass(frozen=True, eq=False)
-class Contest:
+class Selection:
     """Everything a budget may look at: the pools, and the model they are cut from."""
 
-    pools: tuple[Pool, ...]
+    pools: tuple[Candidates, ...]
     model: nn.Module
     targets: Sequence[Target] = ()
     context: Context = field(default_factory=Context)
@@ -143,13 +143,13 @@ class Contest:
         """How many units compete in all."""
         return sum(pool.count for pool in self.pools)
 
-    def weights(self, pool: Pool) -> torch.Tensor:
+    def weights(self, pool: Candidates) -> torch.Tensor:
         """The weights a pool scores, as one flat tensor."""
         names = [member.name for member in pool.units.members if member.scored]
         flat = [self.model.get_parameter(name).detach().reshape(-1) for name in dict.fromkeys(names)]
         return flat[0] if len(flat) == 1 else torch.cat([part.to(flat[0].device) for part in flat])
 
-    def matching(self, pattern: Pattern, option: str) -> list[Pool]:
+    def matching(self, pattern: Pattern, option: str) -> list[Candidates]:
         """The pools a pattern means, by layer, parameter, module type or group; none at all is an error."""
         found = [pool for pool in self.pools if self._means(pattern, pool)]
         if found:
@@ -170,7 +170,7 @@ class Contest:
                 found[pool.name] = value
         return found
 
-    def _means(self, pattern: Pattern, pool: Pool) -> bool:
+    def _means(self, pattern: Pattern, pool: Candidates) -> bool:
         if pattern == pool.name:
             return True
         for name in self._owners(pool):
@@ -179,7 +179,7 @@ class Contest:
                 return True
         return False
 
-    def check_not_past(self, pool: Pool, asked: int, budget: Any) -> None:
+    def check_not_past(self, pool: Candidates, asked: int, budget: Any) -> None:
         """Raise unless the units already gone leave room for the count asked: masks only grow."""
         if pool.removed > asked:
             raise BudgetNotMetError(
@@ -188,7 +188,7 @@ class Contest:
                 f"{pool.removed / pool.count:.4g}, or pass regrow=True"
             )
 
-    def _owners(self, pool: Pool) -> list[str]:
+    def _owners(self, pool: Candidates) -> list[str]:
         """The parameters a pool is called by: those it cuts along their outputs, else all it scores."""
         outputs = {target.name: target.out_axis for target in self.targets}
         scored = [member for member in pool.units.members if member.scored]

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from secateur.budget._contest import Contest, Pool, check_share
+from secateur.budget._contest import Candidates, Selection, check_share
 from secateur.errors import BudgetNotMetError, OptionError
 
 __all__ = ["floors"]
 
 
-def floors(contest: Contest, at_least: Any = None, at_most: Any = None) -> tuple[Pool, ...]:
+def floors(contest: Selection, at_least: Any = None, at_most: Any = None) -> tuple[Candidates, ...]:
     """The contest's pools, each with the least number of units that must stay.
 
     `at_least` counts units, for all pools or by pattern; a pool with fewer keeps what it has. `at_most` is
@@ -41,7 +41,7 @@ def floors(contest: Contest, at_least: Any = None, at_most: Any = None) -> tuple
     return tuple(pools)
 
 
-def _table(contest: Contest, value: Any, option: str) -> dict[str, Any]:
+def _table(contest: Selection, value: Any, option: str) -> dict[str, Any]:
     """The option's value for each pool it speaks of."""
     if value is None:
         return {}

@@ -7,11 +7,13 @@ go, wherever they are. The cost of what stays is counted or measured by the cont
 >>> import torch
 >>> from torch import nn
 >>> from secateur.core.units import Units
->>> pools = (Pool(Units("a", 2, ()), torch.tensor([1.0, 2.0])), Pool(Units("b", 4, ()), torch.tensor([9.0, 8, 7, 6])))
->>> path = Path(Contest(pools, nn.Identity()), "per_tensor")
+>>> a = Candidates(Units("a", 2, ()), torch.tensor([1.0, 2.0]))
+>>> b = Candidates(Units("b", 4, ()), torch.tensor([9.0, 8, 7, 6]))
+>>> pools = (a, b)
+>>> path = Path(Selection(pools, nn.Identity()), "per_tensor")
 >>> [[int((~keep).sum()) for keep in path.at(k).values()] for k in range(path.last + 1)]
 [[0, 0], [0, 1], [1, 1], [1, 2], [1, 3]]
->>> path = Path(Contest(pools, nn.Identity()), "overall")
+>>> path = Path(Selection(pools, nn.Identity()), "overall")
 >>> [[int((~keep).sum()) for keep in path.at(k).values()] for k in range(path.last + 1)]
 [[0, 0], [1, 0], [1, 1], [1, 2], [1, 3]]
 """
@@ -26,19 +28,19 @@ from typing import Any, Protocol
 
 import torch
 
-from secateur.budget import Base
-from secateur.budget._contest import Contest, Pool
+from secateur.budget import Budget
+from secateur.budget._contest import Candidates, Selection
 from secateur.budget._select import keep_highest
 from secateur.core.masks import count_true
 from secateur.core.schedule import OneShot, Schedule
 from secateur.errors import BudgetNotMetError, OptionError
 
-__all__ = ["Meter", "Path", "Remaining", "Search", "check_keep", "first_within", "meter_of"]
+__all__ = ["CostSearch", "Costs", "Path", "Remaining", "check_keep", "first_within", "meter_of"]
 
 Chosen = dict[str, torch.Tensor]
 
 
-class Meter(Protocol):
+class Costs(Protocol):
     """What a budget may ask about the cost of a choice; the verb that opens the contest provides it."""
 
     def dense(self, of: str) -> float:
@@ -79,7 +81,7 @@ def check_keep(budget: str, keep: Any) -> float:
     return float(keep)
 
 
-class Remaining(Base):
+class Remaining(Budget):
     """A budget on what remains. `keep` is a share of dense and `spread` a rule of `Path`."""
 
     keep: float | None
@@ -99,7 +101,7 @@ class Remaining(Base):
                 f"(all units compete), got {self.spread!r}"
             )
 
-    def steps(self, schedule: Schedule) -> tuple[Base, ...]:
+    def steps(self, schedule: Schedule) -> tuple[Budget, ...]:
         """The budgets of a schedule's rounds: the share removed follows the schedule."""
         if isinstance(schedule, OneShot):
             return (self,)
@@ -111,7 +113,7 @@ class Remaining(Base):
         return tuple(dataclasses.replace(self, keep=1.0 - level) for level in levels[:-1]) + (self,)  # type: ignore
 
 
-def meter_of(contest: Contest, budget: Any) -> Any:
+def meter_of(contest: Selection, budget: Any) -> Any:
     """The contest's meter; a contest without one cannot be decided by cost."""
     if contest.meter is None:
         raise OptionError(
@@ -126,7 +128,7 @@ class Path:
     With `round_to` a list that loses any keeps the nearest multiple of it (never none), as kernels like widths to be.
     """
 
-    def __init__(self, contest: Contest, spread: str, round_to: int | None = None):
+    def __init__(self, contest: Selection, spread: str, round_to: int | None = None):
         self.pools = contest.pools
         self.spread = spread
         self.round_to = round_to
@@ -199,7 +201,7 @@ class Path:
         return counts
 
 
-def _protected(pool: Pool, most: int) -> torch.Tensor:
+def _protected(pool: Candidates, most: int) -> torch.Tensor:
     """The pool's worth with the units that must stay put behind all others."""
     safe = keep_highest([pool.ranked], most)[0]
     return pool.ranked.masked_fill(safe, math.inf)
@@ -229,7 +231,7 @@ def first_within(
 
 
 @dataclass
-class Search:
+class CostSearch:
     """Few measurements instead of many: for a cost that takes long to measure, and that noise may make uneven.
 
     `size` is a cheap number that falls along the path and that the cost about follows (bytes follow the weights that
@@ -238,9 +240,10 @@ class Search:
 
     >>> from torch import nn
     >>> from secateur.core.units import Units
-    >>> pool = Pool(Units("a", 1000, ()), torch.arange(1000.0))
-    >>> path = Path(Contest((pool,), nn.Identity()), "per_tensor")
-    >>> search = Search(path, lambda c: 50.0 + float(c["a"].sum()), lambda c: float(c["a"].sum()), 300.0, within=0.01)
+    >>> pool = Candidates(Units("a", 1000, ()), torch.arange(1000.0))
+    >>> path = Path(Selection((pool,), nn.Identity()), "per_tensor")
+    >>> kept = lambda chosen: float(chosen["a"].sum())
+    >>> search = CostSearch(path, lambda chosen: 50.0 + kept(chosen), kept, 300.0, within=0.01)
     >>> 297 <= 50 + int(search.run()["a"].sum()) <= 300, len(search.done)
     (True, 4)
     """

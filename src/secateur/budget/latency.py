@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from secateur.budget._contest import Contest, check_share
+from secateur.budget._contest import Selection, check_share
 from secateur.budget._remaining import Path, Remaining, check_keep, meter_of
 from secateur.errors import BudgetNotMetError, OptionError
 
@@ -63,7 +63,7 @@ class Latency(Remaining):
         """What is left of the dense time when this share is gone."""
         return cls(keep=1.0 - (check_share("share", share) or 1e-9))
 
-    def choose(self, contest: Contest) -> dict[str, torch.Tensor]:
+    def choose(self, contest: Selection) -> dict[str, torch.Tensor]:
         """The choice of the path that is just fast enough."""
         meter = meter_of(contest, self)
         which = 0 if self.ms is not None else 1
@@ -78,7 +78,7 @@ class Latency(Remaining):
         start = float(meter.time(path.at(0), self.trials, self.threads)[which])
         if start <= limit:
             return path.at(0)
-        hunt = Hunt(
+        hunt = LatencySearch(
             path.last, read, lambda k: meter.remaining("macs", path.at(k)), limit, self.within, self.most
         )
         best = hunt.run(start)
@@ -93,7 +93,7 @@ class Latency(Remaining):
 
 
 @dataclass
-class Hunt:
+class LatencySearch:
     """The position whose time lies just below a limit, found by few readings that are not exact.
 
     Times fall along the path but readings do not quite; they are made to by averaging neighbours in the wrong order.
@@ -101,7 +101,7 @@ class Hunt:
     the multiply-accumulates), and a position is believed once two readings more, together with the first, say the same.
 
     >>> times = {k: 1.0 - 0.009 * k + 0.01 * (k % 3) for k in range(101)}
-    >>> hunt = Hunt(100, lambda k, again: times[k], lambda k: 100.0 - k, limit=0.5, within=0.04, most=10)
+    >>> hunt = LatencySearch(100, lambda k, again: times[k], lambda k: 100.0 - k, limit=0.5, within=0.04, most=10)
     >>> 0.48 <= times[hunt.run(1.0)] <= 0.5, len(hunt.seen) <= 6
     (True, True)
     """

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from secateur.budget._contest import Contest, check_share
+from secateur.budget._contest import Selection, check_share
 from secateur.budget._remaining import Path, Remaining, check_keep, first_within, meter_of
 
 __all__ = ["Macs"]
@@ -45,12 +45,12 @@ class Macs(Remaining):
         """What is left when this share is gone."""
         return cls(1.0 - (check_share("share", share) or 1e-9))
 
-    def choose(self, contest: Contest) -> dict[str, torch.Tensor]:
+    def choose(self, contest: Selection) -> dict[str, torch.Tensor]:
         """The first choice on the path that is cheap enough."""
         return within_share(self, contest, "macs", "multiply-accumulates")
 
 
-def within_share(budget: Remaining, contest: Contest, of: str, what: str) -> dict[str, torch.Tensor]:
+def within_share(budget: Remaining, contest: Selection, of: str, what: str) -> dict[str, torch.Tensor]:
     """The first choice of a budget's path that leaves at most its share of a cost that is counted."""
     meter = meter_of(contest, budget)
     dense = meter.dense(of)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from secateur.budget import Base, Contest, Pool, check_share
+from secateur.budget import Budget, Candidates, Selection, check_share
 from secateur.core.masks import count_true
 from secateur.errors import BudgetNotMetError, OptionError
 
@@ -14,7 +14,7 @@ __all__ = ["NOfM"]
 
 
 @dataclass(frozen=True)
-class NOfM(Base):
+class NOfM(Budget):
     """Of every `m` units that lie beside each other along `axis`, the `n` of most worth stay.
 
     `axis` is `"in"` (what the layer takes in, as 2:4 hardware wants), `"out"`, or a number counting the
@@ -54,7 +54,7 @@ class NOfM(Base):
         """The n of 4 nearest to this share, with short groups pruned by the same share."""
         return cls(min(3, max(1, round(4 * (1 - check_share("share", share))))), 4, tail="share")
 
-    def choose(self, contest: Contest) -> dict[str, torch.Tensor]:
+    def choose(self, contest: Selection) -> dict[str, torch.Tensor]:
         """Every group of every pool by itself."""
         sides = [self._side(pool) for pool in contest.pools]
         uneven = [
@@ -71,7 +71,7 @@ class NOfM(Base):
             )
         return {pool.name: self._groups(pool, side) for pool, side in zip(contest.pools, sides)}
 
-    def _side(self, pool: Pool) -> int:
+    def _side(self, pool: Candidates) -> int:
         """Which side of the pool's grid the groups run along."""
         grid, axes = pool.grid, pool.units.axes
         if len(grid) == 1:
@@ -87,7 +87,7 @@ class NOfM(Base):
             raise OptionError(f"NOfM axis: {pool.name!r} has {len(grid)} axes {grid}, got {self.axis}")
         return self.axis % len(grid)
 
-    def _groups(self, pool: Pool, side: int) -> torch.Tensor:
+    def _groups(self, pool: Candidates, side: int) -> torch.Tensor:
         grid = pool.grid
         worth = pool.ranked.reshape(grid).movedim(side, -1)
         length = grid[side]

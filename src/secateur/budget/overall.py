@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from secateur.budget import Base, Contest, Pool, check_share, share_of
+from secateur.budget import Budget, Candidates, Selection, check_share, share_of
 from secateur.budget._select import keep_highest
 from secateur.errors import BudgetNotMetError, OptionError
 
@@ -15,7 +15,7 @@ __all__ = ["Overall"]
 
 
 @dataclass(frozen=True)
-class Overall(Base):
+class Overall(Budget):
     """Of all units of the network, the round(sparsity * units) of least worth go, wherever they are.
 
     Units may differ in size: a filter of a wide layer holds more weights than one of a narrow layer. With
@@ -44,7 +44,7 @@ class Overall(Base):
         """This share of the whole network."""
         return cls(share)
 
-    def choose(self, contest: Contest) -> dict[str, torch.Tensor]:
+    def choose(self, contest: Selection) -> dict[str, torch.Tensor]:
         """The lowest of all pools together go."""
         pools = contest.pools
         ranked = [_protected(pool) for pool in pools]
@@ -60,7 +60,7 @@ class Overall(Base):
         )
         return {pool.name: keep for pool, keep in zip(pools, keep_highest(ranked, asked))}
 
-    def _by_weights(self, contest: Contest, ranked: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _by_weights(self, contest: Selection, ranked: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         pools = contest.pools
         worth = torch.cat([part.cpu() for part in ranked])
         sizes = torch.cat([pool.sizes() for pool in pools])
@@ -93,7 +93,7 @@ class Overall(Base):
             )
 
 
-def _protected(pool: Pool) -> torch.Tensor:
+def _protected(pool: Candidates) -> torch.Tensor:
     """The pool's worth with the units its floor protects put behind all others."""
     if pool.least <= 0:
         return pool.ranked

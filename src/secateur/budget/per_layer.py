@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from secateur.budget import Base, Contest, check_share, share_of
+from secateur.budget import Budget, Selection, check_share, share_of
 from secateur.core.schedule import OneShot, Schedule
 from secateur.core.targets import Pattern
 from secateur.errors import OptionError
@@ -17,7 +17,7 @@ __all__ = ["PerLayer"]
 
 
 @dataclass(frozen=True)
-class PerLayer(Base):
+class PerLayer(Budget):
     """A sparsity per layer name or pattern; layers the table does not mean stay dense.
 
     Where two patterns mean the same layer the later entry holds, so a general rule goes first: `{"*": 0.5,
@@ -62,7 +62,7 @@ class PerLayer(Base):
         patterns = [pattern for pattern, _ in rows]
         return tuple(replace(self, table=tuple(zip(patterns, levels))) for levels in zip(*ways))
 
-    def choose(self, contest: Contest) -> dict[str, torch.Tensor]:
+    def choose(self, contest: Selection) -> dict[str, torch.Tensor]:
         """The lowest of each pool go, as many as its row says."""
         rows: Any = self.table
         shares = contest.table(rows, "PerLayer")

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-from secateur.budget import Base, Contest, check_share, share_of
+from secateur.budget import Budget, Selection, check_share, share_of
 
 __all__ = ["PerTensor"]
 
 
 @dataclass(frozen=True)
-class PerTensor(Base):
+class PerTensor(Budget):
     """Exactly round(sparsity * units) of each list go, half rounded to even; fewer where a floor forbids it.
 
     >>> import torch, secateur as sc
@@ -30,7 +30,7 @@ class PerTensor(Base):
         """This share of every tensor."""
         return cls(share)
 
-    def choose(self, contest: Contest) -> dict[str, torch.Tensor]:
+    def choose(self, contest: Selection) -> dict[str, torch.Tensor]:
         """The lowest of each pool go."""
         chosen = {}
         for pool in contest.pools:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from secateur.budget import Base, Contest, Pool, check_share
+from secateur.budget import Budget, Candidates, Selection, check_share
 from secateur.budget._select import value_at
 from secateur.core.targets import Pattern
 from secateur.errors import OptionError
@@ -17,7 +17,7 @@ __all__ = ["Percentile"]
 
 
 @dataclass(frozen=True)
-class Percentile(Base):
+class Percentile(Budget):
     """Units worth strictly less than the q-quantile of the worth go; interpolated as numpy does by default.
 
     `PerTensor(q)` counts: it removes exactly round(q * n) units. A percentile draws a line: it removes what
@@ -72,7 +72,7 @@ class Percentile(Base):
         """The line that has this share below it."""
         return cls(share)
 
-    def choose(self, contest: Contest) -> dict[str, torch.Tensor]:
+    def choose(self, contest: Selection) -> dict[str, torch.Tensor]:
         """Each pool by its own line, or all by one."""
         table: Any = self.q
         if isinstance(table, tuple):
@@ -88,7 +88,7 @@ class Percentile(Base):
                 chosen[pool.name] = pool.floored(keep)
         return chosen
 
-    def _line(self, pools: list[Pool], q: float) -> list[torch.Tensor]:
+    def _line(self, pools: list[Candidates], q: float) -> list[torch.Tensor]:
         worth = [
             pool.worth if pool.gone is None else pool.worth.masked_fill(pool.gone, 0.0) for pool in pools
         ]

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-from secateur.budget import Base, Contest, check_share
+from secateur.budget import Budget, Selection, check_share
 from secateur.errors import OptionError
 
 __all__ = ["StdDev"]
 
 
 @dataclass(frozen=True)
-class StdDev(Base):
+class StdDev(Budget):
     """Units worth less than `sensitivity` times the standard deviation of their tensor's weights go.
 
     The deviation is that of all the tensor's weights as they are in the model, divided by n (not n - 1). It
@@ -43,7 +43,7 @@ class StdDev(Base):
         """The sensitivity that removes this share of normally distributed weights."""
         return cls(math.sqrt(2.0) * float(torch.erfinv(torch.tensor(check_share("share", share)))))
 
-    def choose(self, contest: Contest) -> dict[str, torch.Tensor]:
+    def choose(self, contest: Selection) -> dict[str, torch.Tensor]:
         """Each pool by its own threshold."""
         chosen = {}
         for pool in contest.pools:

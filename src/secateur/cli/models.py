@@ -126,7 +126,7 @@ def explain(
     debug: Debug = False,
 ) -> None:
     """Which channels live or die together, which cannot leave, and why. Nothing is touched."""
-    from secateur.lab.objects import write_whole
+    from secateur.lab.objects import atomic_write
     from secateur.structure.shrink import explain as look
 
     net = model_of(model, weights, option, seed)
@@ -134,7 +134,7 @@ def explain(
         net, example_of(model, net, input_, seed), budget, across_norm=across_norm, head_size=head_size
     )
     if svg is not None:
-        write_whole(svg, found.svg().encode())
+        atomic_write(svg, found.svg().encode())
     print(found.to_json() if json else found.table())
 
 
@@ -319,7 +319,7 @@ def scan(
     from torch.nn import functional
 
     from secateur import data as datasets
-    from secateur.lab.engines.worker_pool import Crew
+    from secateur.lab.engines.worker_pool import WorkerPool
     from secateur.lab.recipe import axis_values
     from secateur.sensitivity.scan import scan as look
 
@@ -350,9 +350,9 @@ def scan(
 
     crew = None
     if engine is EngineChoice.ray:
-        crew = Crew.ray(address, workers if workers > 1 else None)
+        crew = WorkerPool.ray(address, workers if workers > 1 else None)
     elif workers > 1:
-        crew = Crew.local(workers)
+        crew = WorkerPool.local(workers)
     found = look(
         net,
         list(images.test.batches(256)),

@@ -58,7 +58,7 @@ def smallest(
     from secateur.lab.display.progress import display
     from secateur.lab.recipe import Recipe
     from secateur.lab.store import Store
-    from secateur.search.smallest import Try
+    from secateur.search.smallest import SizeAttempt
     from secateur.search.smallest import smallest as search
 
     opened = Store(store)
@@ -81,7 +81,7 @@ def smallest(
         tables.write_results(found.ran, opened, out)
     if json:
 
-        def row(one: Try) -> dict[str, object]:
+        def row(one: SizeAttempt) -> dict[str, object]:
             s = one.settings
             bits = s.bits if isinstance(s.bits, int) else dict(s.bits)
             return {"keep": s.keep, "bits": bits, "rate": s.rate, "bytes": one.size, "accuracy": one.accuracy}

@@ -30,7 +30,7 @@ from secateur.errors import OptionError, SecateurError, near
 
 if TYPE_CHECKING:
     from secateur.lab.store import Store
-    from secateur.studies.running import Done, Planned
+    from secateur.studies.running import StudyPlan, StudyResult
 
 __all__ = ["VERBS"]
 
@@ -138,7 +138,7 @@ def study(
         )
 
 
-def _engine(cluster: Cluster | None, store: Store, jobs: int, what: Planned) -> Any:
+def _engine(cluster: Cluster | None, store: Store, jobs: int, what: StudyPlan) -> Any:
     """What makes the engine of a part, where trials are not computed by processes of this machine."""
     if cluster is None:
         return None
@@ -172,7 +172,7 @@ def _listed(json: bool) -> None:
     show_table(["study", "scales", "about"], [[one.name, ", ".join(one.scale), one.title] for one in found])
 
 
-def _would(what: Planned, store: Store | None, estimate: str, json: bool) -> None:
+def _would(what: StudyPlan, store: Store | None, estimate: str, json: bool) -> None:
     """What a run would do, part by part."""
     if json:
         print_json({part.name: plan.recipe.plain() for part, plan in what.parts})
@@ -190,7 +190,7 @@ def _would(what: Planned, store: Store | None, estimate: str, json: bool) -> Non
     print(estimate)
 
 
-def _print(done: Done, store: Store, page: Path | None) -> None:
+def _print(done: StudyResult, store: Store, page: Path | None) -> None:
     from secateur.studies.page import all_tables, printed_columns, printouts
 
     study, plan = done.study, done.planned.parts[0][1]
@@ -222,7 +222,7 @@ def _print(done: Done, store: Store, page: Path | None) -> None:
         print(f"every figure and table on one page: {page}")
 
 
-def _print_plain(done: Done, folder: Path | None) -> None:
+def _print_plain(done: StudyResult, folder: Path | None) -> None:
     from secateur.studies.page import all_tables
 
     print_json(

@@ -75,10 +75,10 @@ def schema(out: Out = None, debug: Debug = False) -> None:
         return
     import json
 
-    from secateur.lab.objects import write_whole
+    from secateur.lab.objects import atomic_write
 
     path = out / "recipe.schema.json" if out.is_dir() else out
-    write_whole(path, json.dumps(recipe_schema(), indent=2).encode())
+    atomic_write(path, json.dumps(recipe_schema(), indent=2).encode())
     print(path)
 
 

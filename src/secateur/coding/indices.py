@@ -18,10 +18,10 @@ from math import prod
 import numpy as np
 
 from secateur.coding import mixed, static
-from secateur.coding.mixed import Memory
+from secateur.coding.mixed import MixerBank
 from secateur.errors import FormatError
 
-__all__ = ["DEFAULT", "MODELS", "Memory", "decode", "encode", "floor"]
+__all__ = ["DEFAULT", "MODELS", "MixerBank", "decode", "encode", "floor"]
 
 # name -> (which contexts, how fine the blocks are); "fast" has none
 MODELS = {"fast": ("", 0), "mixed": ("plain", 10), "strong": ("rich", 7)}
@@ -41,7 +41,7 @@ def _sides(size: int, zero: int | None) -> tuple[int, int]:
 
 
 def encode(
-    levels: np.ndarray, size: int, zero: int | None, model: str = DEFAULT, memory: Memory | None = None
+    levels: np.ndarray, size: int, zero: int | None, model: str = DEFAULT, memory: MixerBank | None = None
 ) -> bytes:
     """The stream: one byte that names the model, then what the model writes.
 
@@ -52,7 +52,7 @@ def encode(
     below, above = _sides(size, zero)
     kind, grain = MODELS[model]
     if kind and max(below, above) <= mixed.MOST_SIDE:
-        memory = Memory() if memory is None else memory
+        memory = MixerBank() if memory is None else memory
         data = mixed.encode(levels, below, above, memory, zero is not None, grain, kind)
     else:
         data = b"\0" + static.encode(levels, size)
@@ -64,7 +64,7 @@ def decode(
     shape: tuple[int, ...],
     size: int,
     zero: int | None,
-    memory: Memory | None = None,
+    memory: MixerBank | None = None,
 ) -> np.ndarray:
     """The inverse of `encode`: whole numbers of the given shape."""
     numel = prod(shape)
@@ -76,7 +76,7 @@ def decode(
         body = body.rstrip(b"\0")
     if data[0] == 0:
         return static.decode(body, numel, size).reshape(shape)
-    memory = Memory() if memory is None else memory
+    memory = MixerBank() if memory is None else memory
     old = data[0] == 1
     if memory.version == 1 and not old:
         raise FormatError(f"a stream names model {data[0]}, files of version 1 know models 0 and 1")

@@ -1,12 +1,12 @@
 """The strong model: zero, sign and magnitude of every weight as bits, each with a mixed probability.
 
 The same walk codes and decodes: `coin(bits, probabilities)` writes the bits it is given, or reads them where
-it is given none. A `Memory` carries what was learnt from one tensor to the next of the same section.
+it is given none. A `MixerBank` carries what was learnt from one tensor to the next of the same section.
 
 >>> import numpy as np
 >>> levels = np.random.default_rng(0).integers(0, 3, (8, 4, 3, 3))
->>> data = encode(levels, 1, 1, Memory())
->>> bool((decode(data, levels.shape, 1, 1, Memory()) == levels).all())
+>>> data = encode(levels, 1, 1, MixerBank())
+>>> bool((decode(data, levels.shape, 1, 1, MixerBank()) == levels).all())
 True
 """
 
@@ -20,11 +20,11 @@ import numpy as np
 
 from secateur.coding import planes, static
 from secateur.coding.mixing import Mixer
-from secateur.coding.predicted_contexts import LEAST_GRAIN, Forecasts, Foretold
+from secateur.coding.predicted_contexts import LEAST_GRAIN, Forecasts, PredictedContexts
 from secateur.coding.range_coder import Decoder, Encoder
 from secateur.errors import FormatError
 
-__all__ = ["FIRST_BYTE", "MOST_SIDE", "Memory", "Way", "decode", "encode"]
+__all__ = ["FIRST_BYTE", "MOST_SIDE", "CodingMode", "MixerBank", "decode", "encode"]
 
 MOST_SIDE = 1024  # the most levels on one side of zero
 _MOST_UNARY = 6
@@ -37,7 +37,7 @@ FIRST_BYTE = 2  # of a stream of model 2
 Coin = Callable[[np.ndarray | None, np.ndarray], np.ndarray]
 
 
-class Memory:
+class MixerBank:
     """The mixers of all decisions, by name; made when first needed. `version` is that of the file."""
 
     def __init__(self, version: int = 2) -> None:
@@ -60,18 +60,18 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Way:
+class CodingMode:
     """How a tensor is coded: which contexts, and how magnitudes become bits and how large blocks are."""
 
     kind: str  # "old", "plain" or "rich": contexts of model 1, or fewer or all of model 2
     unary: int
     grain: int
 
-    def book(self, plan: planes.Layout, largest: int, memory: Memory) -> planes.Planes:
+    def book(self, plan: planes.PlaneLayout, largest: int, memory: MixerBank) -> planes.Planes:
         """What is known of a tensor before its first weight."""
         if self.kind == "old":
             return planes.Planes(plan, largest)
-        return Foretold(plan, largest, memory.forecasts, self.kind == "plain")
+        return PredictedContexts(plan, largest, memory.forecasts, self.kind == "plain")
 
     @property
     def byte(self) -> int:
@@ -82,7 +82,7 @@ class Way:
         return FIRST_BYTE + self.unary + (_MOST_UNARY + 1) * (self.grain - LEAST_GRAIN + _GRAINS * rich)
 
     @staticmethod
-    def of(byte: int, old: bool) -> Way:
+    def of(byte: int, old: bool) -> CodingMode:
         """The inverse of `byte`."""
         if old:
             unary, grain = (byte - 1) % 8, (byte - 1) // 8 + _LEAST_GRAIN
@@ -93,14 +93,14 @@ class Way:
             kind = "rich" if place >= _GRAINS else "plain"
         if not known:
             raise FormatError("a stream of levels starts with a byte that is not known")
-        return Way(kind, unary, grain)
+        return CodingMode(kind, unary, grain)
 
 
 def encode(
     levels: np.ndarray,
     below: int,
     above: int,
-    memory: Memory,
+    memory: MixerBank,
     zero: bool = True,
     grain: int = 11,
     kind: str = "plain",
@@ -118,7 +118,7 @@ def encode(
     sizes = np.zeros(max(below, above) + 1, dtype=np.int64)
     sizes[: above + 1] += histogram[below : below + above + 1]
     sizes[1 : below + 1] += histogram[:below][::-1]
-    way = Way(kind, _unary(sizes), grain)
+    way = CodingMode(kind, _unary(sizes), grain)
     encoder = Encoder()
 
     def coin(bits: np.ndarray | None, probabilities: np.ndarray) -> np.ndarray:
@@ -137,12 +137,12 @@ def decode(
     shape: tuple[int, ...],
     below: int,
     above: int,
-    memory: Memory,
+    memory: MixerBank,
     zero: bool = True,
     old: bool = False,
 ) -> np.ndarray:
     """The inverse of `encode`, as int16; `old` for model 1."""
-    way = Way.of(data[0] if len(data) else 0, old)
+    way = CodingMode.of(data[0] if len(data) else 0, old)
     decoder = Decoder(data[1:])
     if not prod(shape):  # (2**40, 0) has no level either, but filters to count over
         decoder.finish()
@@ -173,13 +173,13 @@ class _Walk:
 
     def __init__(
         self,
-        way: Way,
-        plan: planes.Layout,
+        way: CodingMode,
+        plan: planes.PlaneLayout,
         below: int,
         above: int,
         zero: bool,
         coin: Coin,
-        memory: Memory,
+        memory: MixerBank,
     ):
         memory.next_tensor()
         self._way = way
@@ -231,7 +231,7 @@ class _Walk:
         mixer.learn(coined)
         return coined
 
-    def _ranks(self, block: planes.Block, chosen: np.ndarray, signed: np.ndarray | None) -> np.ndarray:
+    def _ranks(self, block: planes.PlaneBlock, chosen: np.ndarray, signed: np.ndarray | None) -> np.ndarray:
         """The signed ranks of the weights that are not zero."""
         if self._below and self._above:
             bits = None if signed is None else (signed < 0).astype(np.int32)
@@ -248,7 +248,7 @@ class _Walk:
         return size
 
     def _sizes(
-        self, block: planes.Block, chosen: np.ndarray, size: np.ndarray | None, negative: np.ndarray
+        self, block: planes.PlaneBlock, chosen: np.ndarray, size: np.ndarray | None, negative: np.ndarray
     ) -> np.ndarray:
         """Magnitudes 1..largest: `unary` steps one by one, the rest in binary digits from the top."""
         out = np.ones(len(chosen), dtype=np.intp)

@@ -6,9 +6,9 @@ of all kernels is coded the taps before it are known to coder and decoder alike.
 filters. All arithmetic is in whole numbers; docs/format.md defines every context.
 
 >>> layout((16, 3, 3, 3))
-Layout(filters=16, channels=3, taps=9, width=3, split=1)
+PlaneLayout(filters=16, channels=3, taps=9, width=3, split=1)
 >>> layout((10, 64))
-Layout(filters=10, channels=8, taps=8, width=8, split=8)
+PlaneLayout(filters=10, channels=8, taps=8, width=8, split=8)
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import numpy as np
 
 from secateur.coding.mixing import starts
 
-__all__ = ["MAGNITUDE", "MAGNITUDE_PLAIN", "SIGN", "ZERO", "Block", "Layout", "Planes", "layout"]
+__all__ = ["MAGNITUDE", "MAGNITUDE_PLAIN", "SIGN", "ZERO", "PlaneBlock", "PlaneLayout", "Planes", "layout"]
 
 _MOST_TAPS = 64
 
-# How many values each context of a set has, in the order `Block` gives them.
+# How many values each context of a set has, in the order `PlaneBlock` gives them.
 ZERO = (256, 416, 144, 64, 128)
 SIGN = (625, 289, 169, 81)
 MAGNITUDE = (625, 64, 96, 96)
@@ -54,7 +54,7 @@ _SIGNS = tuple((k, np.int16(weight)) for k, weight in ((8, 27), (0, 9), (9, 3), 
 
 
 @dataclass(frozen=True)
-class Layout:
+class PlaneLayout:
     """A shape as filters x channels x taps; `width` taps are a row of a kernel, `split` runs a matrix row."""
 
     filters: int
@@ -77,7 +77,7 @@ class Layout:
         return np.ascontiguousarray(planes.transpose(order)).reshape(shape)
 
 
-def layout(shape: tuple[int, ...]) -> Layout:
+def layout(shape: tuple[int, ...]) -> PlaneLayout:
     """How a tensor of this shape is walked."""
     filters = shape[0] if len(shape) > 0 else 1
     channels = shape[1] if len(shape) > 1 else 1
@@ -85,9 +85,9 @@ def layout(shape: tuple[int, ...]) -> Layout:
     if taps > _MOST_TAPS:
         filters, channels, taps = filters * channels, taps, 1
     if taps > 1:
-        return Layout(filters, channels, taps, width, 1)
+        return PlaneLayout(filters, channels, taps, width, 1)
     split = next((s for s in range(8, 1, -1) if channels >= 16 and channels % s == 0), 1)
-    return Layout(filters, channels // split, split, split, split)
+    return PlaneLayout(filters, channels // split, split, split, split)
 
 
 def _neighbours(taps: int, width: int) -> list[list[int]]:
@@ -107,7 +107,7 @@ class Planes:
 
     PARTS = 16  # a large plane has about so many blocks
 
-    def __init__(self, layout: Layout, largest: int, kernels: bool = True):
+    def __init__(self, layout: PlaneLayout, largest: int, kernels: bool = True):
         self.layout = layout
         self.largest = max(1, largest)
         filters, channels, taps = layout.filters, layout.channels, layout.taps
@@ -132,11 +132,11 @@ class Planes:
         )
 
     @property
-    def kind(self) -> type[Block]:
+    def kind(self) -> type[PlaneBlock]:
         """Which contexts the blocks have."""
-        return Block
+        return PlaneBlock
 
-    def blocks(self, grain: int) -> Iterator[Block]:
+    def blocks(self, grain: int) -> Iterator[PlaneBlock]:
         """The blocks in coding order; each must be `close`d with its ranks before the next is asked for."""
         rows = self.rows(grain)
         for tap in range(self.layout.taps):
@@ -167,7 +167,7 @@ class Planes:
         self.count += signed.size
 
 
-class Block:
+class PlaneBlock:
     """The contexts of one block, rows of filters at one tap; each is made when first asked for.
 
     The sets of contexts of a kind of bit are matrices [how many + 1, weights] of the cells of a mixer's node (see

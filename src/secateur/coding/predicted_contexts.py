@@ -7,7 +7,7 @@ learning from block to block and from tensor to tensor. docs/format.md defines e
 
 >>> import numpy as np
 >>> from secateur.coding.planes import layout
->>> book = Foretold(layout((4, 3, 3, 3)), 5, {}, plain=True)
+>>> book = PredictedContexts(layout((4, 3, 3, 3)), 5, {}, plain=True)
 >>> block = next(book.blocks(10))
 >>> block.zero().shape, block.fine.tolist()[0]
 ((5, 12), [9, 9, 9])
@@ -24,7 +24,7 @@ from secateur.coding import planes
 from secateur.coding.forecast import MOST, Forecast, thinned
 from secateur.coding.mixing import starts
 
-__all__ = ["LEAST_GRAIN", "Forecasts", "Foretold"]
+__all__ = ["LEAST_GRAIN", "Forecasts", "PredictedContexts"]
 
 LEAST_GRAIN = 6
 _TAPS = 12  # so many taps before this one are looked at
@@ -53,12 +53,12 @@ _MIRROR = (24 - _STANDING) * 26 + _SIZE
 Forecasts = dict[tuple[str, int, int, int], Forecast]
 
 
-class Foretold(planes.Planes):
+class PredictedContexts(planes.Planes):
     """The planes of a tensor, with forecasts for every tap; `plain` blocks have the most useful contexts only."""
 
     PARTS = 64
 
-    def __init__(self, layout: planes.Layout, largest: int, forecasts: Forecasts, plain: bool):
+    def __init__(self, layout: planes.PlaneLayout, largest: int, forecasts: Forecasts, plain: bool):
         super().__init__(layout, largest, kernels=not plain)
         self._forecasts = forecasts
         self._plain = plain
@@ -66,9 +66,9 @@ class Foretold(planes.Planes):
         self._far, self._side = 256 * _ONE * np.abs(ranks), np.sign(ranks)
 
     @property
-    def kind(self) -> type[planes.Block]:
+    def kind(self) -> type[planes.PlaneBlock]:
         """All contexts, or the most useful ones."""
-        return Plain if self._plain else Rich
+        return FewContexts if self._plain else AllContexts
 
     def mean256(self) -> int:
         """The mean rank so far in 256ths; a guess before the first block."""
@@ -86,10 +86,10 @@ class Foretold(planes.Planes):
         return self._forecasts[key]
 
 
-class Outlook(planes.Block):
+class PredictedBlock(planes.PlaneBlock):
     """What the forecasts say of the weights of a block: `fine`, how large, and `outlook`, that and of which sign."""
 
-    def __init__(self, book: Foretold, tap: int, rows: slice):
+    def __init__(self, book: PredictedContexts, tap: int, rows: slice):
         super().__init__(book, tap, rows)
         unit = book.mean256()
         self._table = book.related(unit)
@@ -169,8 +169,8 @@ class Outlook(planes.Block):
         super().close(signed)
 
 
-class Rich(Outlook):
-    """All contexts of `planes.Block`, and those of the forecasts."""
+class AllContexts(PredictedBlock):
+    """All contexts of `planes.PlaneBlock`, and those of the forecasts."""
 
     ZERO_SIZES: tuple[int, ...] = (*planes.ZERO, 208)
     SIGN_SIZES: tuple[int, ...] = (*planes.SIGN, 650)
@@ -195,7 +195,7 @@ class Rich(Outlook):
         return [*super()._low(), self.fine]
 
 
-class Plain(Outlook):
+class FewContexts(PredictedBlock):
     """The contexts that earn most, for speed: every one is written where it is to stand, in as few steps as may be."""
 
     ZERO_SIZES = (256, 416, 144, 208)

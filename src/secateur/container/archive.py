@@ -31,10 +31,10 @@ from secateur.container import codebooks, tensors
 from secateur.container import format as sct
 from secateur.container.arrays import entry_of, to_tensor, to_words
 from secateur.container.reading import words_of
-from secateur.container.save_options import Storing
-from secateur.container.scalar_rounding import SCALES, Drawn, drawn, round_books
+from secateur.container.save_options import SaveOptions
+from secateur.container.scalar_rounding import SCALES, RoundedScalars, drawn, round_books
 from secateur.container.writer import Writer
-from secateur.core.atomic_files import replacing
+from secateur.core.atomic_files import atomic_open
 from secateur.core.codebook import Codebook
 from secateur.errors import (
     DataError,
@@ -46,15 +46,15 @@ from secateur.errors import (
 )
 
 if TYPE_CHECKING:
-    from secateur.structure.cut.plan import Plan
+    from secateur.structure.cut.plan import ShrinkPlan
 
-__all__ = ["Saved", "entries_of", "load", "save"]
+__all__ = ["SavedFile", "entries_of", "load", "save"]
 
 State = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedFile:
     """What `save` did: where, how many bytes, and how many the tensors take as they are."""
 
     path: Path
@@ -81,7 +81,7 @@ def save(
     precision: str | None = None,
     names: Literal["file", "model"] = "file",
     coder: str = indices.DEFAULT,
-) -> Saved:
+) -> SavedFile:
     """Write a model or a state dict as one file; without options every tensor comes back bit for bit.
 
     Tensors of few distinct values are found and stored as indices, pruned ones without their zeros. `shared`
@@ -93,7 +93,7 @@ def save(
     narrower ("fp16", "bf16"). `names="model"` leaves out names and shapes: such a file can only be loaded `into=` the
     model it came from.
     """
-    how = Storing(batch_norm, biases, codebook_bits, precision, names, coder)
+    how = SaveOptions(batch_norm, biases, codebook_bits, precision, names, coder)
     module = model if isinstance(model, nn.Module) else None
     source: State = module.state_dict() if module is not None else model  # type: ignore[assignment]
     state = {name: value for name, value in source.items() if isinstance(value, torch.Tensor)}
@@ -111,7 +111,7 @@ def save(
     if codebook_bits is not None:
         state, books = round_books(state, books, codebook_bits)
     entries = [entry_of(name, value) for name, value in state.items()]
-    with replacing(path) as file:
+    with atomic_open(path) as file:
         writer = Writer(file, entries if names == "model" else None, folded=left_out)
         if plan is not None:
             writer.text("plan", tensors.text(_plan_text(plan).encode()))
@@ -129,7 +129,7 @@ def save(
             method, parts, words = _encode(entry, words, books, folded, taken, how, writer.memory)
             writer.add(entry, words.tobytes(), method, parts)
         writer.finish()
-    return Saved(Path(path), writer.written, dense)
+    return SavedFile(Path(path), writer.written, dense)
 
 
 def _encode(
@@ -137,9 +137,9 @@ def _encode(
     words: np.ndarray,
     books: Mapping[str, Codebook],
     folded: State,
-    taken: Drawn,
-    how: Storing,
-    memory: indices.Memory,
+    taken: RoundedScalars,
+    how: SaveOptions,
+    memory: indices.MixerBank,
 ) -> tuple[int, list[bytes], np.ndarray]:
     """How one tensor is stored, and the words a reader will get (others where precision was cut)."""
     if entry.name in taken.words:
@@ -195,7 +195,7 @@ def entries_of(archive: sct.Archive, model: nn.Module) -> list[sct.Entry]:
     return _entries(archive, _target(archive, model)[1])
 
 
-def _target(archive: sct.Archive, into: nn.Module) -> tuple[Plan | None, State]:
+def _target(archive: sct.Archive, into: nn.Module) -> tuple[ShrinkPlan | None, State]:
     """The plan the file holds, and the tensors of the model once it is applied."""
     plan = None
     if "plan" in archive.texts:
@@ -290,6 +290,6 @@ def _plan_text(plan: Any) -> str:
 
 
 def _read_plan(text: str) -> Any:
-    from secateur.structure.cut.plan import Plan
+    from secateur.structure.cut.plan import ShrinkPlan
 
-    return Plan.from_json(text)
+    return ShrinkPlan.from_json(text)

@@ -26,7 +26,7 @@ from math import prod
 from typing import Protocol
 
 from secateur.coding import varint
-from secateur.coding.indices import Memory
+from secateur.coding.indices import MixerBank
 from secateur.errors import FormatError
 
 __all__ = [
@@ -153,7 +153,7 @@ class Record:
     name_bytes: int
     frame_bytes: int
     section: int
-    memory: Memory
+    memory: MixerBank
     version: int = VERSION
 
     @property
@@ -185,7 +185,7 @@ class _Section:
     length: int
 
 
-class _File(Protocol):
+class _SctFile(Protocol):
     """What is asked of an open file."""
 
     def seek(self, offset: int, whence: int = 0, /) -> int: ...
@@ -196,7 +196,7 @@ class _File(Protocol):
 class _Skimming(varint.Reader):
     """A section read out of the file as far as it is asked for: of a part longer than a number, nothing."""
 
-    def __init__(self, file: _File, start: int, length: int, what: str):
+    def __init__(self, file: _SctFile, start: int, length: int, what: str):
         super().__init__(b"", what, start)
         self._file, self._length = file, length
 
@@ -227,7 +227,7 @@ class Archive:
     `names_from` supplies names, dtypes and shapes to a file that was written without them.
     """
 
-    file: _File
+    file: _SctFile
     names_from: Sequence[Entry] | None = None
     size: int = 0
     version: int = VERSION
@@ -381,7 +381,7 @@ class Archive:
                 continue
             reader = opened(section)
             last = b""
-            memory = Memory(self.version)
+            memory = MixerBank(self.version)
             for _ in range(reader.varint(reader.left, "the number of tensors in a section")):
                 record, last = self._record(reader, index, last, number, memory)
                 if record.entry.name in seen:
@@ -403,7 +403,7 @@ class Archive:
             raise FormatError(f"the end section counts {self.count} tensors, the file holds {index}")
 
     def _record(
-        self, reader: varint.Reader, index: int, last: bytes, number: int, memory: Memory
+        self, reader: varint.Reader, index: int, last: bytes, number: int, memory: MixerBank
     ) -> tuple[Record, bytes]:
         offset = reader.base + reader.at
         begin = reader.at

@@ -34,7 +34,7 @@ from secateur.container.reading import words_of
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Report", "Row", "inspect"]
+__all__ = ["FileReport", "TensorRow", "inspect"]
 
 # which line of the account a part of a record belongs to
 _LINES = {
@@ -51,7 +51,7 @@ _LINES = {
 
 
 @dataclass(frozen=True)
-class Row:
+class TensorRow:
     """One tensor: what it is, how it is stored, and its bytes by part."""
 
     name: str
@@ -72,7 +72,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Report:
+class FileReport:
     """The whole file: `print(report)` shows the table, `to_json()` has everything."""
 
     path: Path
@@ -80,7 +80,7 @@ class Report:
     size: int
     dense: int
     parts: dict[str, int]
-    rows: tuple[Row, ...]
+    rows: tuple[TensorRow, ...]
     texts: tuple[str, ...]
     known: bool = True
     """Whether names and shapes are known: a file may leave them to the model it was saved from."""
@@ -176,7 +176,7 @@ class Report:
 _UNKNOWN = dict.fromkeys(("name", "dtype", "shape", "dense", "zeros"))
 
 
-def _width(row: Row) -> int:
+def _width(row: TensorRow) -> int:
     return sct.DTYPES[row.dtype][1]
 
 
@@ -184,7 +184,7 @@ def inspect(
     path: str | os.PathLike[str],
     into: nn.Module | None = None,
     progress: Callable[[int, int, str], None] | None = None,
-) -> Report:
+) -> FileReport:
     """Read a whole file, check it, and account for every byte.
 
     A file that leaves its names to a model is accounted for too, but what its tensors hold is only known with
@@ -217,7 +217,7 @@ def inspect(
         if pads:
             parts["padding"] += pads
         parts["framing"] += archive.size - in_records - texts - numbers - pads - parts["checksums"]
-        return Report(
+        return FileReport(
             Path(path),
             archive.version,
             archive.size,
@@ -229,7 +229,7 @@ def inspect(
         )
 
 
-def _row(record: sct.Record, words: np.ndarray | None) -> Row:
+def _row(record: sct.Record, words: np.ndarray | None) -> TensorRow:
     entry = record.entry
     distinct = entropy = huffman = None
     if words is not None and record.method == sct.INDEXED and entry.numel:
@@ -240,7 +240,7 @@ def _row(record: sct.Record, words: np.ndarray | None) -> Row:
         entropy = -int(-static.entropy(levels) * entry.numel // 8)
         kept = levels[words.reshape(-1) != 0]
         huffman = Huffman.of(kept).average(kept) if kept.size else None
-    return Row(
+    return TensorRow(
         entry.name,
         entry.dtype,
         entry.shape,

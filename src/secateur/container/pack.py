@@ -25,14 +25,14 @@ from pathlib import Path
 
 import numpy as np
 
-from secateur.coding.indices import Memory
+from secateur.coding.indices import MixerBank
 from secateur.container import format as sct
 from secateur.container import tensors
 from secateur.container.checkpoint import Checkpoint, canonical_header, open_checkpoint
 from secateur.container.reading import LEARNT, words_of
-from secateur.container.worker_pool import Crew, hands
+from secateur.container.worker_pool import TensorWorkers, hands
 from secateur.container.writer import Writer
-from secateur.core.atomic_files import replacing
+from secateur.core.atomic_files import atomic_open
 from secateur.errors import FormatError, NonFiniteError, NothingToDoError, OptionError
 
 __all__ = ["Packed", "Progress", "pack", "unpack"]
@@ -91,7 +91,7 @@ def pack(
     hands(workers, 0)
     job = _Job("fast" if fast else "mixed", bits, method)
     done = 0
-    with open_checkpoint(path_in) as checkpoint, replacing(path_out, source=path_in) as file:
+    with open_checkpoint(path_in) as checkpoint, atomic_open(path_out, source=path_in) as file:
         if bits is not None and not any(map(_sharable, checkpoint.entries)):
             raise NothingToDoError(
                 f"{path_in}: no float tensor with two axes and {_LEAST_SHARED} weights to share; leave bits "
@@ -123,7 +123,7 @@ class _Job:
     bits: int | None
     method: str
 
-    def tensor(self, entry: sct.Entry, words: np.ndarray, memory: Memory) -> _Coded:
+    def tensor(self, entry: sct.Entry, words: np.ndarray, memory: MixerBank) -> _Coded:
         """One tensor: shared where asked, coded."""
         if self.bits is not None and _sharable(entry):
             words = _share(entry, words, self.bits, self.method)
@@ -131,7 +131,7 @@ class _Job:
 
     def section(self, group: list[tuple[sct.Entry, np.ndarray]]) -> list[_Coded]:
         """The tensors of one section, from a fresh memory."""
-        memory = Memory()
+        memory = MixerBank()
         return [self.tensor(entry, words, memory) for entry, words in group]
 
 
@@ -141,7 +141,7 @@ def _encoded(checkpoint: Checkpoint, job: _Job, writer: Writer, workers: int) ->
         for index, entry in enumerate(checkpoint.entries):
             yield job.tensor(entry, checkpoint.words(index), writer.memory)
         return
-    with Crew(workers) as crew:
+    with TensorWorkers(workers) as crew:
         waiting: deque[Future[list[_Coded]]] = deque()
         for numbers in _sections(checkpoint.entries):
             group = [(checkpoint.entries[i], checkpoint.words(i)) for i in numbers]
@@ -240,7 +240,7 @@ def unpack(
         header = _read_header(archive, entries)
         total, done = sum(entry.nbytes for entry in entries), 0
         shared = sum(record.entry.nbytes for record in archive.heads if record.method in LEARNT)
-        with replacing(path_out, source=path_in) as file:
+        with atomic_open(path_out, source=path_in) as file:
             file.write(len(header).to_bytes(8, "little") + header)
             for record, words in words_of(archive, hands(workers, shared)):
                 file.write(np.ascontiguousarray(words.astype(words.dtype.newbyteorder("<"), copy=False)).data)

@@ -24,11 +24,11 @@ from itertools import groupby
 
 import numpy as np
 
-from secateur.coding.indices import Memory
+from secateur.coding.indices import MixerBank
 from secateur.container import format as sct
 from secateur.container import tensors
-from secateur.container.scalar_streams import Lanes
-from secateur.container.worker_pool import Crew
+from secateur.container.scalar_streams import ScalarStreams
+from secateur.container.worker_pool import TensorWorkers
 from secateur.errors import FormatError
 
 __all__ = ["LEARNT", "words_of"]
@@ -55,7 +55,7 @@ def words_of(archive: sct.Archive, workers: int = 1) -> Iterator[_Words]:
     for record in archive.heads:
         if record.method == sct.SAME:
             kept[tensors.same_as(record)] = None
-    lanes = Lanes([]) if archive.numbers is None else Lanes.read(archive.numbers)
+    lanes = ScalarStreams([]) if archive.numbers is None else ScalarStreams.read(archive.numbers)
     for record, words in _decoded(archive, kept, lanes, workers):
         if record.index in kept:
             kept[record.index] = words
@@ -71,14 +71,14 @@ def words_of(archive: sct.Archive, workers: int = 1) -> Iterator[_Words]:
 
 
 def _decoded(
-    archive: sct.Archive, kept: Mapping[int, np.ndarray | None], lanes: Lanes, workers: int
+    archive: sct.Archive, kept: Mapping[int, np.ndarray | None], lanes: ScalarStreams, workers: int
 ) -> Iterator[_Words]:
     """All records in order; `kept` has, by the time they are asked for, those that later ones say they equal."""
     if workers == 1:
         for record in archive:
             yield record, tensors.decode(record, kept, lanes)
         return
-    with Crew(workers) as crew:
+    with TensorWorkers(workers) as crew:
         waiting: deque[list[_Waiting]] = deque()
         for _, group in groupby(archive, lambda record: record.section):
             waiting.append(_begun(list(group), crew, kept, lanes))
@@ -89,7 +89,10 @@ def _decoded(
 
 
 def _begun(
-    records: list[sct.Record], crew: Crew, kept: Mapping[int, np.ndarray | None], lanes: Lanes
+    records: list[sct.Record],
+    crew: TensorWorkers,
+    kept: Mapping[int, np.ndarray | None],
+    lanes: ScalarStreams,
 ) -> list[_Waiting]:
     """The records of a section, with what gives the words of each; what others can do has been handed out."""
     learnt = [record for record in records if record.method in LEARNT]
@@ -117,12 +120,12 @@ _Portable = tuple[sct.Record, dict[str, bytes]]
 def _portable(record: sct.Record) -> _Portable:
     """A record that can be sent to another process: its views of the file made bytes, its memory left behind."""
     parts = {name: bytes(part) for name, part in record.parts.items()}
-    return replace(record, parts={}, memory=Memory(record.version)), parts
+    return replace(record, parts={}, memory=MixerBank(record.version)), parts
 
 
 def _section(sent: list[_Portable]) -> list[np.ndarray]:
     """The words of a section's records that learn from each other, from a fresh memory."""
-    memory = Memory(sent[0][0].version)
+    memory = MixerBank(sent[0][0].version)
     found = []
     for record, parts in sent:
         views = {name: memoryview(part) for name, part in parts.items()}

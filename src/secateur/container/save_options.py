@@ -1,8 +1,8 @@
 """How a file keeps what it is given: the options of `save`, checked when made.
 
->>> Storing(batch_norm="fp16").narrow_norm
+>>> SaveOptions(batch_norm="fp16").narrow_norm
 'F16'
->>> Storing(codebook_bits=9)
+>>> SaveOptions(codebook_bits=9)
 Traceback (most recent call last):
 ...
 secateur.errors.OptionError: codebook_bits: expected a whole number from 2 to 8, got 9
@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from secateur.coding import indices
 from secateur.errors import OptionError, UnknownNameError, near
 
-__all__ = ["Storing"]
+__all__ = ["SaveOptions"]
 
 _PRECISIONS = {"fp16": "F16", "bf16": "BF16"}
 _SINGLE = (None, "fp32")
 
 
 @dataclass(frozen=True)
-class Storing:
+class SaveOptions:
     """What `save` documents; with the defaults every tensor comes back bit for bit."""
 
     batch_norm: str | int | None = None

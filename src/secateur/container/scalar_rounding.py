@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from secateur.container import codebooks
-from secateur.container.scalar_streams import Lane, Lanes
+from secateur.container.scalar_streams import ScalarGrid, ScalarStreams
 from secateur.core.codebook import Codebook
 from secateur.errors import NonFiniteError, NothingToDoError, OptionError
 
-__all__ = ["BIASES", "SCALES", "SHIFTS", "Drawn", "drawn", "round_books"]
+__all__ = ["BIASES", "SCALES", "SHIFTS", "RoundedScalars", "drawn", "round_books"]
 
 SCALES, SHIFTS, BIASES = 0, 1, 2
 
@@ -29,15 +29,15 @@ State = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Drawn:
+class RoundedScalars:
     """Which tensors draw from which lane, the words a reader will get of them, and the lanes."""
 
     lane: Mapping[str, int]
     words: Mapping[str, np.ndarray]
-    lanes: Lanes | None
+    lanes: ScalarStreams | None
 
 
-def drawn(state: State, folded: State, bits: int | None, biases: int | None) -> Drawn:
+def drawn(state: State, folded: State, bits: int | None, biases: int | None) -> RoundedScalars:
     """Round what is asked: the folded batch norms to `bits`, the other biases to `biases`.
 
     A scale is off by less than one part in 2**(bits - 1), a shift by less than the deviation of all shifts over
@@ -58,7 +58,7 @@ def drawn(state: State, folded: State, bits: int | None, biases: int | None) -> 
             )
         groups[BIASES] += others
     source = {**state, **folded}
-    lanes: list[tuple[Lane, np.ndarray]] = []
+    lanes: list[tuple[ScalarGrid, np.ndarray]] = []
     lane_of: dict[str, int] = {}
     words: dict[str, np.ndarray] = {}
     last = max((lane for lane, names in groups.items() if names), default=-1)
@@ -72,16 +72,18 @@ def drawn(state: State, folded: State, bits: int | None, biases: int | None) -> 
         for name, some in zip(names, numbers):
             lane_of[name] = lane
             words[name] = grid.values(some).view(np.uint32)
-    return Drawn(lane_of, words, Lanes(lanes) if lane_of else None)
+    return RoundedScalars(lane_of, words, ScalarStreams(lanes) if lane_of else None)
 
 
-def _grid(lane: int, values: np.ndarray, bits: int) -> Lane:
+def _grid(lane: int, values: np.ndarray, bits: int) -> ScalarGrid:
     """Scales: even ratios; all else: even steps, none so fine that a number is too large for a lane."""
     if lane == SCALES:
-        return Lane.geometric(values, 1.0 + 2.0 ** (2 - bits))
+        return ScalarGrid.geometric(values, 1.0 + 2.0 ** (2 - bits))
     wide = values.astype(np.float64)
     spread = float(np.sqrt((wide**2).mean())) if wide.size else 0.0
-    return Lane.even(max(spread * 2.0 ** (3 - bits), float(np.abs(wide).max(initial=0.0)) / 4000) or 1.0)
+    return ScalarGrid.even(
+        max(spread * 2.0 ** (3 - bits), float(np.abs(wide).max(initial=0.0)) / 4000) or 1.0
+    )
 
 
 def _is_bias(name: str, value: torch.Tensor) -> bool:

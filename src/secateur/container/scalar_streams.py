@@ -5,7 +5,7 @@ whole numbers that remain are written one after the other, in adaptive bits: how
 mean of those before, in Elias-gamma's binarisation, every bit predicted from how far the last ones lay.
 
 >>> import numpy as np
->>> scales = Lane.geometric(np.array([0.5, 1.0, -2.0, 0.0], dtype=np.float32), ratio=1.1)
+>>> scales = ScalarGrid.geometric(np.array([0.5, 1.0, -2.0, 0.0], dtype=np.float32), ratio=1.1)
 >>> numbers = scales.numbers(np.array([0.5, 1.0, -2.0, 0.0], dtype=np.float32))
 >>> numbers.tolist(), scales.values(numbers).round(2)
 ([1, 8, -16, 0], array([ 0.5 ,  0.97, -2.09,  0.  ], dtype=float32))
@@ -24,7 +24,7 @@ from secateur.coding import varint
 from secateur.coding.range_coder import Decoder, Encoder
 from secateur.errors import FormatError
 
-__all__ = ["MOST_LANES", "MOST_NUMBER", "Lane", "Lanes", "decode", "encode", "most_numbers"]
+__all__ = ["MOST_LANES", "MOST_NUMBER", "ScalarGrid", "ScalarStreams", "decode", "encode", "most_numbers"]
 
 MOST_LANES = 4
 MOST_NUMBER = 4095  # no number is further from zero
@@ -40,7 +40,7 @@ def most_numbers(size: int) -> int:
 
 # -- grids ---------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class Lane:
+class ScalarGrid:
     """The grid that a lane's numbers count: kind 0 even steps from zero on, kind 1 even ratios, with a sign and a zero.
 
     Kind 0: number n is step * n. Kind 1: 0 is 0, n > 0 is first * ratio**(n - 1), and -n is minus that.
@@ -51,12 +51,12 @@ class Lane:
     step: float
 
     @classmethod
-    def even(cls, step: float) -> Lane:
+    def even(cls, step: float) -> ScalarGrid:
         """Even steps."""
         return cls(0, 0.0, float(np.float32(step)))
 
     @classmethod
-    def geometric(cls, values: np.ndarray, ratio: float) -> Lane:
+    def geometric(cls, values: np.ndarray, ratio: float) -> ScalarGrid:
         """Even ratios that reach the largest of these values, from the smallest that is not negligible (2**-14) on."""
         size = np.abs(values.astype(np.float64))
         top = float(size.max(initial=0.0))
@@ -102,7 +102,7 @@ class Lane:
         return bytes([self.kind]) + np.array([self.first, self.step], dtype="<f4").tobytes()
 
     @classmethod
-    def read(cls, reader: varint.Reader) -> Lane:
+    def read(cls, reader: varint.Reader) -> ScalarGrid:
         """The inverse of `head`."""
         kind = reader.byte()
         first, step = (float(x) for x in np.frombuffer(reader.take(8), dtype="<f4"))
@@ -222,10 +222,10 @@ def decode(data: bytes | memoryview, count: int, where: str = "lane") -> np.ndar
 
 
 # -- the section ---------------------------------------------------------------------------------------------
-class Lanes:
+class ScalarStreams:
     """A file's lanes: written as one section, read back number after number as the tensors ask for them."""
 
-    def __init__(self, lanes: list[tuple[Lane, np.ndarray]]):
+    def __init__(self, lanes: list[tuple[ScalarGrid, np.ndarray]]):
         self._lanes = lanes
         self._at = [0] * len(lanes)
 
@@ -238,7 +238,7 @@ class Lanes:
         return out
 
     @classmethod
-    def read(cls, payload: bytes, base: int = 0) -> Lanes:
+    def read(cls, payload: bytes, base: int = 0) -> ScalarStreams:
         """Every number of a section, decoded and checked."""
         reader = varint.Reader(payload, "numbers section", base)
         count = reader.byte()
@@ -246,7 +246,7 @@ class Lanes:
             raise reader.fail(f"{count} lanes, expected 1..{MOST_LANES}")
         lanes = []
         for number in range(count):
-            lane = Lane.read(reader)
+            lane = ScalarGrid.read(reader)
             size = reader.varint(1 << 20, "the number of numbers in a lane")
             lanes.append(
                 (lane, decode(reader.part("a lane's stream"), size, f"numbers section, lane {number}"))

@@ -15,11 +15,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from secateur.coding import floats, indices, static, varint
-from secateur.coding.indices import Memory
+from secateur.coding.indices import MixerBank
 from secateur.container import format as sct
 from secateur.container.codebooks import codebook, few_levels, read_codebook
 from secateur.container.format import DTYPES, Entry, Record
-from secateur.container.scalar_streams import Lanes
+from secateur.container.scalar_streams import ScalarStreams
 from secateur.errors import FormatError
 
 __all__ = ["cast", "decode", "encode", "grid", "indexed", "text"]
@@ -34,7 +34,7 @@ def _zero(values: np.ndarray) -> int | None:
 
 # -- encoding ------------------------------------------------------------------------------------------------
 def indexed(
-    entry: Entry, values: np.ndarray, levels: np.ndarray, coder: str, memory: Memory
+    entry: Entry, values: np.ndarray, levels: np.ndarray, coder: str, memory: MixerBank
 ) -> tuple[int, list[bytes]]:
     """A tensor of few distinct words: the codebook, then the level of each weight."""
     stream = indices.encode(levels.reshape(entry.shape), len(values), _zero(values), coder, memory)
@@ -42,7 +42,7 @@ def indexed(
 
 
 def encode(
-    entry: Entry, words: np.ndarray, coder: str = indices.DEFAULT, memory: Memory | None = None
+    entry: Entry, words: np.ndarray, coder: str = indices.DEFAULT, memory: MixerBank | None = None
 ) -> tuple[int, list[bytes]]:
     """A small exact way to store these words.
 
@@ -50,7 +50,7 @@ def encode(
     once the choice has fallen on them.
     """
     flat = words.reshape(-1)
-    memory = Memory() if memory is None else memory
+    memory = MixerBank() if memory is None else memory
     if not flat.size:
         return sct.ZERO, []
     if flat[0] == flat[-1] and (flat == flat[0]).all():  # most tensors show at a glance that they are not
@@ -160,14 +160,14 @@ def same_as(record: Record) -> int:
 
 
 def decode(
-    record: Record, earlier: Mapping[int, np.ndarray | None], lanes: Lanes | None = None
+    record: Record, earlier: Mapping[int, np.ndarray | None], lanes: ScalarStreams | None = None
 ) -> np.ndarray:
     """The words of a record; `earlier` has those of the tensors that a later one says it equals, and `lanes` the
     numbers that tensors share.
     """
     try:
         if record.method >= sct.DRAWN:
-            return _drawn(record, lanes or Lanes([]))
+            return _drawn(record, lanes or ScalarStreams([]))
         return _decode(record, earlier)
     except FormatError as error:
         if str(error).startswith("tensor "):
@@ -175,7 +175,7 @@ def decode(
         raise FormatError(f"{record.where}: {error}") from None
 
 
-def _drawn(record: Record, lanes: Lanes) -> np.ndarray:
+def _drawn(record: Record, lanes: ScalarStreams) -> np.ndarray:
     entry = record.entry
     if entry.dtype != "F32":
         raise FormatError(f"numbers of a lane for dtype {entry.dtype}, expected F32")

@@ -1,6 +1,6 @@
 """Who codes and decodes beside each other: threads for what is quick, processes for what is slow.
 
->>> with Crew(2) as crew:
+>>> with TensorWorkers(2) as crew:
 ...     crew.submit(False, len, "abc").result()
 3
 """
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from secateur.errors import OptionError
 from secateur.execution.processors import cores
 
-__all__ = ["Crew", "hands"]
+__all__ = ["TensorWorkers", "hands"]
 
 _Result = TypeVar("_Result")
 
@@ -37,7 +37,7 @@ def hands(workers: int | None, nbytes: int) -> int:
     return workers
 
 
-class Crew:
+class TensorWorkers:
     """Threads for quick jobs and processes for slow ones; the processes start with the first that needs them."""
 
     def __init__(self, workers: int):
@@ -45,7 +45,7 @@ class Crew:
         self._threads = ThreadPoolExecutor(workers)
         self._processes: ProcessPoolExecutor | None = None
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> TensorWorkers:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 from secateur.coding import digits, varint
-from secateur.coding.indices import Memory
+from secateur.coding.indices import MixerBank
 from secateur.container import format as sct
 from secateur.container.checksums import carried
 from secateur.container.format import Entry
@@ -47,7 +47,7 @@ class Writer:
         self._pending_size = self._pending_count = 0
         self._last_name = b""
         self.written = len(sct.MAGIC) + 1
-        self.memory = Memory()  # of the section being written: the models start afresh with every section
+        self.memory = MixerBank()  # of the section being written: the models start afresh with every section
         file.write(sct.MAGIC + bytes([_USUAL]))
         flags = bytes([(0 if self._named else sct.NAMELESS) | (sct.FOLDED if folded else 0)])
         self._section(
@@ -119,7 +119,7 @@ class Writer:
             self._section(sct.TENSORS, varint.write(self._pending_count), *self._pending)
             self._pending, self._last_name = [], b""
             self._pending_size = self._pending_count = 0
-            self.memory = Memory()
+            self.memory = MixerBank()
 
     def _section(self, kind: int, *payload: bytes) -> None:
         length = sum(map(len, payload))

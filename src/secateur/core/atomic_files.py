@@ -2,12 +2,12 @@
 
 >>> import pathlib, tempfile
 >>> with tempfile.TemporaryDirectory() as folder:
-...     with replacing(pathlib.Path(folder) / "a.bin") as file:
+...     with atomic_open(pathlib.Path(folder) / "a.bin") as file:
 ...         _ = file.write(b"whole")
 ...     (pathlib.Path(folder) / "a.bin").read_bytes()
 b'whole'
 
-`write_whole` does so with bytes that are there already, `beside` for what some library writes by name.
+`atomic_write` does so with bytes that are there already, `atomic_path` for what some library writes by name.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from typing import BinaryIO
 
 from secateur.errors import OptionError
 
-__all__ = ["beside", "replacing", "write_whole"]
+__all__ = ["atomic_open", "atomic_path", "atomic_write"]
 
 
 @contextlib.contextmanager
-def replacing(
+def atomic_open(
     path: str | os.PathLike[str], source: str | os.PathLike[str] | None = None
 ) -> Iterator[BinaryIO]:
     """A file open for writing that takes the name `path` when the block ends well, and vanishes else; it may not be the
@@ -37,7 +37,7 @@ def replacing(
     if source is not None and path.exists() and path.samefile(source):
         raise OptionError(f"{path}: is the very file to read; name another one to write")
     try:
-        handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     except OSError as error:
         raise OptionError(
             f"{path}: nothing can be written beside it ({error.strerror}); name a file in a folder of yours"
@@ -47,21 +47,21 @@ def replacing(
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(beside, 0o666 & ~_umask())
-        os.replace(beside, path)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(beside)
+            os.unlink(temporary)
         raise
 
 
 @contextlib.contextmanager
-def beside(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Another name in the same folder and with the same ending; what the block leaves there takes the name `path`
     when the block ends well, and vanishes else.
 
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with beside(Path(folder) / "a.onnx") as scratch:
+    ...     with atomic_path(Path(folder) / "a.onnx") as scratch:
     ...         _ = scratch.write_text("whole")
     ...     scratch.suffix, [file.name for file in Path(folder).iterdir()]
     ('.onnx', ['a.onnx'])
@@ -78,16 +78,16 @@ def beside(path: str | os.PathLike[str]) -> Iterator[Path]:
         scratch.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, data: bytes) -> Path:
+def atomic_write(path: Path, data: bytes) -> Path:
     """Write a file so that nobody ever sees half of it, into folders that are made where they are missing.
 
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     target = write_whole(Path(folder) / "a" / "b.bin", b"all of it")
+    ...     target = atomic_write(Path(folder) / "a" / "b.bin", b"all of it")
     ...     target.read_bytes(), len(list(target.parent.iterdir()))
     (b'all of it', 1)
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
+    with atomic_open(path) as file:
         file.write(data)
     _sync_folder(path.parent)
     return path

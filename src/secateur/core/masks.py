@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from secateur.core.atomic_files import replacing
+from secateur.core.atomic_files import atomic_open
 from secateur.core.lines import Lines
 from secateur.errors import FormatError, MaskMismatchError, NothingToDoError, UnknownNameError, near
 
@@ -286,7 +286,7 @@ class Masks(Mapping[str, torch.Tensor]):
             {name: mask.cpu().contiguous().clone() for name, mask in self.items()},
             metadata={_FORMAT: _VERSION},
         )
-        with replacing(path) as file:
+        with atomic_open(path) as file:
             file.write(data)
 
     @classmethod

@@ -18,10 +18,10 @@ from secateur.core.scores import Scores
 from secateur.core.targets import Target
 from secateur.registry import Registry
 
-__all__ = ["Base", "registry"]
+__all__ = ["Criterion", "registry"]
 
 
-class Base(ABC):
+class Criterion(ABC):
     """What every criterion is: a frozen value with two methods."""
 
     needs_data: ClassVar[bool] = False
@@ -66,7 +66,14 @@ class Base(ABC):
         return parts.sum(dim=1)
 
 
-registry = Registry(__name__, __path__, "criterion", aliases={"level": "magnitude"})
+registry = Registry(
+    __name__,
+    __path__,
+    "criterion",
+    base="secateur.criteria:Criterion",
+    aliases={"level": "magnitude"},
+    deprecated={"thrift": "rate_distortion"},
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -11,13 +11,13 @@ from torch import nn
 from secateur.core.context import Context
 from secateur.core.scores import Scores
 from secateur.core.targets import Target
-from secateur.criteria import Base
+from secateur.criteria import Criterion
 
 __all__ = ["First"]
 
 
 @dataclass(frozen=True)
-class First(Base):
+class First(Criterion):
     """The position from the end, along the axis of outputs.
 
     To make a network narrower before it is trained (again): which units of it stay does not matter then, and the

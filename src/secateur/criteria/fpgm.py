@@ -15,7 +15,7 @@ from torch import nn
 from secateur.core.context import Context
 from secateur.core.scores import Scores
 from secateur.core.targets import Target
-from secateur.criteria import Base
+from secateur.criteria import Criterion
 from secateur.criteria._weights import weights, working_dtype
 
 __all__ = ["Fpgm"]
@@ -28,7 +28,7 @@ _CLOSE = 1 / 16
 
 
 @dataclass(frozen=True)
-class Fpgm(Base):
+class Fpgm(Criterion):
     """The sum of Euclidean distances to all other units.
 
     The evidence kept per weight is the weight itself, so `scores` has signs and only `reduce` gives a worth.

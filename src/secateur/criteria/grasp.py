@@ -16,7 +16,7 @@ from torch import nn
 from secateur.core.context import Context
 from secateur.core.scores import Scores
 from secateur.core.targets import Target
-from secateur.criteria import Base
+from secateur.criteria import Criterion
 from secateur.criteria._weights import weights
 from secateur.execution.gradients import GradientPass, check_positive, double_backward, shares
 from secateur.execution.undisturbed import check_mode, undisturbed
@@ -25,7 +25,7 @@ __all__ = ["Grasp"]
 
 
 @dataclass(frozen=True)
-class Grasp(Base):
+class Grasp(Criterion):
     """w * (H g) / |sum of w * (H g)|, lowest removed first.
 
     Two passes over the data: g, the mean gradient with respect to all targets; then H g, the gradient of (g .

@@ -14,7 +14,7 @@ from torch import nn
 from secateur.core.context import Context
 from secateur.core.scores import Scores
 from secateur.core.targets import Target
-from secateur.criteria import Base
+from secateur.criteria import Criterion
 from secateur.criteria._weights import weights
 
 __all__ = ["L1"]
@@ -23,7 +23,7 @@ _CACHED = 1 << 17
 
 
 @dataclass(frozen=True)
-class L1(Base):
+class L1(Criterion):
     """The sum of |w| over a unit; for single weights the same as magnitude.
 
     >>> import torch

@@ -11,14 +11,14 @@ from torch import nn
 from secateur.core.context import Context
 from secateur.core.scores import Scores
 from secateur.core.targets import Target
-from secateur.criteria import Base
+from secateur.criteria import Criterion
 from secateur.criteria._weights import line_norms, norms, weights
 
 __all__ = ["L2"]
 
 
 @dataclass(frozen=True)
-class L2(Base):
+class L2(Criterion):
     """The square root of the sum of w^2 over a unit.
 
     The evidence kept per weight is |w| rather than w^2, so that neither small nor large weights leave the

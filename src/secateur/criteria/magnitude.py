@@ -11,14 +11,14 @@ from torch import nn
 from secateur.core.context import Context
 from secateur.core.scores import Scores
 from secateur.core.targets import Target
-from secateur.criteria import Base
+from secateur.criteria import Criterion
 from secateur.criteria._weights import weights
 
 __all__ = ["Magnitude"]
 
 
 @dataclass(frozen=True)
-class Magnitude(Base):
+class Magnitude(Criterion):
     """|w|. Also called level.
 
     >>> from secateur.core.targets import select

@@ -12,14 +12,14 @@ from torch import nn
 from secateur.core.context import Context
 from secateur.core.scores import Scores
 from secateur.core.targets import Target
-from secateur.criteria import Base
+from secateur.criteria import Criterion
 from secateur.criteria._weights import weights
 
 __all__ = ["Random"]
 
 
 @dataclass(frozen=True)
-class Random(Base):
+class Random(Criterion):
     """A uniform draw from [0, 1) per weight, made from `Context.seed` and the parameter's name.
 
     The same seed gives the same scores on every device and whatever else drew random numbers before; a

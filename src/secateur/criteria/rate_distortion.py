@@ -11,16 +11,16 @@ from torch import nn
 from secateur.core.context import Context
 from secateur.core.scores import Scores
 from secateur.core.targets import Target
-from secateur.criteria import Base
+from secateur.criteria import Criterion
 from secateur.criteria._weights import weights, working_dtype
 from secateur.errors import OptionError
 from secateur.quantize import there_bits
 
-__all__ = ["Thrift"]
+__all__ = ["RateDistortion"]
 
 
 @dataclass(frozen=True)
-class Thrift(Base):
+class RateDistortion(Criterion):
     """w**2 / bits: the squared error of losing a weight over the bits its loss saves.
 
     The bits are those of saying that a weight is there rather than not, given how many are left of its output, its
@@ -30,7 +30,7 @@ class Thrift(Base):
     >>> import torch
     >>> from secateur.core.targets import select
     >>> model = nn.Linear(3, 2, bias=False); _ = model.weight.data.copy_(torch.tensor([[1., 1., 1.], [1., 0., 0.]]))
-    >>> scores = Thrift().scores(model, select(model), Context())["weight"]
+    >>> scores = RateDistortion().scores(model, select(model), Context())["weight"]
     >>> bool(scores[0, 1] > scores[1, 0] > scores[1, 1])
     True
     """
@@ -42,9 +42,11 @@ class Thrift(Base):
 
     def __post_init__(self) -> None:
         if not self.value_bits >= 0:
-            raise OptionError(f"value_bits of thrift: expected 0 or more, got {self.value_bits!r}")
+            raise OptionError(f"value_bits of rate_distortion: expected 0 or more, got {self.value_bits!r}")
         if not self.least_bits > 0:
-            raise OptionError(f"least_bits of thrift: expected a number above 0, got {self.least_bits!r}")
+            raise OptionError(
+                f"least_bits of rate_distortion: expected a number above 0, got {self.least_bits!r}"
+            )
 
     def scores(self, model: nn.Module, targets: Sequence[Target], context: Context) -> Scores:
         """The square of every weight, over the bits it costs beside being left out."""

@@ -15,7 +15,7 @@ from torch import nn
 from secateur.core.context import Context
 from secateur.core.scores import Scores
 from secateur.core.targets import Target
-from secateur.criteria import Base
+from secateur.criteria import Criterion
 from secateur.criteria._weights import weights
 from secateur.execution.gradients import GradientPass, shares
 from secateur.execution.undisturbed import check_mode, undisturbed
@@ -24,7 +24,7 @@ __all__ = ["Snip"]
 
 
 @dataclass(frozen=True)
-class Snip(Base):
+class Snip(Criterion):
     """|dL/dc| / sum |dL/dc|, L the mean loss over all of the data.
 
     `mode` is what the model runs in: "as_found" (the default), "train" or "eval". `normalize` divides by the

@@ -21,7 +21,7 @@ from torch.func import functional_call
 from secateur.core.context import Context
 from secateur.core.scores import Scores
 from secateur.core.targets import Target
-from secateur.criteria import Base
+from secateur.criteria import Criterion
 from secateur.criteria._ranged import Ranged, times_power
 from secateur.criteria._weights import weights
 from secateur.errors import CollapseError, DataError, NonFiniteError, OptionError, StructureError
@@ -40,7 +40,7 @@ __all__ = ["Synflow"]
 
 
 @dataclass(frozen=True)
-class Synflow(Base):
+class Synflow(Criterion):
     """|w| * dR/d|w|, as a share of R.
 
     The input is all ones, one example, in the shape of `Context.example` (or of the first batch of the data);

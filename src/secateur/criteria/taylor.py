@@ -14,7 +14,7 @@ from torch import nn
 from secateur.core.context import Context
 from secateur.core.scores import Scores
 from secateur.core.targets import Target
-from secateur.criteria import Base
+from secateur.criteria import Criterion
 from secateur.criteria._weights import weights
 from secateur.execution.gradients import GradientPass, shares
 from secateur.execution.undisturbed import check_mode, undisturbed
@@ -23,7 +23,7 @@ __all__ = ["Taylor"]
 
 
 @dataclass(frozen=True)
-class Taylor(Base):
+class Taylor(Criterion):
     """|w * g|, g the gradient of the mean loss over all of the data; a unit is worth the sum.
 
     `mode` is what the model runs in: "as_found" (the default), "train" or "eval". In train mode batch norm

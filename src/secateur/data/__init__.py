@@ -25,7 +25,7 @@ from torch import nn
 
 from secateur.data._decode import pair
 from secateur.data._kind import Raw, Request
-from secateur.data._splits import Augment, Data, Memory, Source, Split, Subset
+from secateur.data._splits import Augment, Data, ImageMemory, Source, Split, Subset
 from secateur.errors import DataError, OptionError, UnknownNameError, near
 from secateur.registry import Registry
 
@@ -174,8 +174,8 @@ def _draw(source: Source, limit: int, seed: int) -> Source:
 
 def _subset(source: Source, index: torch.Tensor) -> Source:
     """Some images of a source: copied where they are in memory, so that the others can be let go."""
-    if isinstance(source, Memory):
-        return Memory(source.images[index], source.labels[index])
+    if isinstance(source, ImageMemory):
+        return ImageMemory(source.images[index], source.labels[index])
     return Subset(source, index)
 
 
@@ -204,7 +204,7 @@ def _normalisation(
 def _moments(train: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Counted in integers, so exact in any order; of a streamed source, over 2,048 images spread evenly."""
     total = len(train.labels)
-    streamed = not isinstance(train, Memory)
+    streamed = not isinstance(train, ImageMemory)
     index = torch.linspace(0, total - 1, min(total, 2048)).long() if streamed else torch.arange(total)
     sums = torch.zeros(train.shape[0], dtype=torch.int64)
     squares = torch.zeros_like(sums)

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from secateur.core.atomic_files import beside
-from secateur.data._splits import Memory, Source
+from secateur.core.atomic_files import atomic_path
+from secateur.data._splits import ImageMemory, Source
 from secateur.errors import DataError, OptionError
 
 __all__ = ["Encoded", "cache_folder", "convert", "decode", "open_source", "pair"]
@@ -176,7 +176,7 @@ def open_source(
     file = cache_folder(cache_dir) / f"{key}.safetensors"
     cached = _read_cache(file, (len(encoded.labels), *shape))
     if cached is not None:
-        return Memory(cached, encoded.labels)
+        return ImageMemory(cached, encoded.labels)
     images = torch.empty((len(encoded.labels), *shape), dtype=torch.uint8)
 
     def fill(start: int) -> None:
@@ -192,7 +192,7 @@ def open_source(
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         list(pool.map(fill, range(0, len(images), _CHUNK)))
     _write_cache(file, images)
-    return Memory(images, encoded.labels)
+    return ImageMemory(images, encoded.labels)
 
 
 def _shown(shape: tuple[int, ...]) -> str:
@@ -219,5 +219,5 @@ def _write_cache(file: Path, images: torch.Tensor) -> None:
 
     with contextlib.suppress(OSError, SafetensorError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with beside(file) as scratch:
+        with atomic_path(file) as scratch:
             save_file({"images": images}, scratch)

@@ -4,7 +4,7 @@ Images stay uint8 until the batch is made; cropping, flipping and normalising ar
 operations on the device that trains, so feeding costs next to nothing.
 
 >>> pixels = torch.arange(2 * 1 * 4 * 4, dtype=torch.uint8).reshape(2, 1, 4, 4)
->>> split = Split(Memory(pixels, torch.tensor([3, 5])), mean=(0.0,), std=(1.0,))
+>>> split = Split(ImageMemory(pixels, torch.tensor([3, 5])), mean=(0.0,), std=(1.0,))
 >>> images, labels = next(iter(split.batches(2)))
 >>> labels.tolist(), round(images[1, 0, 3, 3].item() * 255)
 ([3, 5], 31)
@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from secateur.errors import DataError, OptionError
 
-__all__ = ["Augment", "Data", "Draws", "Memory", "Source", "Split", "Subset"]
+__all__ = ["Augment", "Data", "Draws", "ImageMemory", "Source", "Split", "Subset"]
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -90,10 +90,10 @@ class Source(Protocol):
         ...
 
 
-class Memory:
+class ImageMemory:
     """Images held as one uint8 tensor; a copy is kept on the accelerator that asks for them.
 
-    >>> Memory(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)).shape
+    >>> ImageMemory(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)).shape
     (3, 8, 8)
     """
 
@@ -132,7 +132,7 @@ class Memory:
 class Subset:
     """Some images of another source, in a given order; nothing is copied.
 
-    >>> whole = Memory(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor([7, 8, 9]))
+    >>> whole = ImageMemory(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor([7, 8, 9]))
     >>> Subset(whole, torch.tensor([2, 0])).labels.tolist()
     [9, 7]
     """
@@ -265,7 +265,7 @@ class Split:
         `share` = (rank, processes) yields every process its own part of each batch. The last batch may be
         smaller unless `drop_last`.
 
-        >>> split = Split(Memory(torch.zeros(5, 1, 4, 4, dtype=torch.uint8), torch.arange(5)), (0.5,), (0.5,))
+        >>> split = Split(ImageMemory(torch.zeros(5, 1, 4, 4, dtype=torch.uint8), torch.arange(5)), (0.5,), (0.5,))
         >>> [labels.tolist() for _, labels in split.batches(2)]
         [[0, 1], [2, 3], [4]]
         """
@@ -293,7 +293,7 @@ class Split:
 
         starts = range(0, stop, batch_size)
         whole = self.source.whole if isinstance(self.source, Subset) else self.source
-        if isinstance(whole, Memory):
+        if isinstance(whole, ImageMemory):
             yield from map(make, starts)
         else:
             yield from _ahead(make, starts)
@@ -306,7 +306,7 @@ class Split:
     def leading(self, count: int | None) -> Split:
         """The split's first so many images as a split; the split itself where it has no more, or None is asked.
 
-        >>> whole = Split(Memory(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), torch.arange(5)), (0.0,), (1.0,))
+        >>> whole = Split(ImageMemory(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), torch.arange(5)), (0.0,), (1.0,))
         >>> whole.leading(2), whole.leading(None) is whole
         (Split(2 images of 1x2x2), True)
         """
@@ -319,7 +319,7 @@ class Split:
         ten).
 
         >>> labels = torch.tensor([0, 0, 0, 1, 1])
-        >>> Split(Memory(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), labels), (0.0,), (1.0,)).per_class(2)[1]
+        >>> Split(ImageMemory(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), labels), (0.0,), (1.0,)).per_class(2)[1]
         tensor([0, 0, 1, 1])
         """
         chosen = [(self.labels == label).nonzero().flatten()[:count] for label in self.labels.unique()]

@@ -12,7 +12,7 @@ import torch
 
 from secateur.data._decode import convert
 from secateur.data._kind import Raw, Request
-from secateur.data._splits import Memory
+from secateur.data._splits import ImageMemory
 
 __all__ = ["Digits"]
 
@@ -31,8 +31,8 @@ class Digits:
         labels = torch.from_numpy(bunch.target).to(torch.int64)
         held_out = torch.arange(len(labels)) % 5 == 0
         return Raw(
-            train=Memory(images[~held_out], labels[~held_out]),
+            train=ImageMemory(images[~held_out], labels[~held_out]),
             validation=None,
-            test=Memory(images[held_out], labels[held_out]),
+            test=ImageMemory(images[held_out], labels[held_out]),
             classes=tuple(str(digit) for digit in range(10)),
         )

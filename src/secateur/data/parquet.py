@@ -21,7 +21,7 @@ from secateur.data._decode import open_source
 from secateur.data._kind import Raw, Request, classes_of, named_classes
 from secateur.errors import DataError
 
-__all__ = ["Column", "Parquet", "pick", "split_of"]
+__all__ = ["ImageColumn", "Parquet", "pick", "split_of"]
 
 IMAGE_COLUMNS = ("image", "img", "images", "pixels")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class")
@@ -54,7 +54,7 @@ def pick(columns: Sequence[str], wanted: Sequence[str], what: str, where: str) -
     )
 
 
-class Column:
+class ImageColumn:
     """The images and labels of some Parquet files of one split."""
 
     def __init__(self, files: Sequence[Path]):
@@ -127,7 +127,7 @@ class Parquet:
                 f"{folder}: expected Parquet files named train*.parquet (and test*.parquet), got "
                 f"{', '.join(file.name for file in files[:5]) or 'none'}; rename them, or give another folder"
             )
-        columns = {split: Column(found[split]) for split in found}
+        columns = {split: ImageColumn(found[split]) for split in found}
         return assemble(columns, request, str(folder))
 
 

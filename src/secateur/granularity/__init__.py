@@ -34,10 +34,10 @@ from secateur.core.targets import Target
 from secateur.core.units import Units
 from secateur.registry import Registry
 
-__all__ = ["Base", "registry"]
+__all__ = ["Granularity", "registry"]
 
 
-class Base(ABC):
+class Granularity(ABC):
     """What every granularity is: a frozen value that cuts targets into units."""
 
     @abstractmethod

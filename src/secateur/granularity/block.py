@@ -12,14 +12,14 @@ from secateur.core.context import Context
 from secateur.core.targets import Target
 from secateur.core.units import Units
 from secateur.errors import OptionError
-from secateur.granularity import Base
+from secateur.granularity import Granularity
 from secateur.granularity._members import BlockMember, FlatMember
 
 __all__ = ["Block"]
 
 
 @dataclass(frozen=True)
-class Block(Base):
+class Block(Granularity):
     """`height` outputs by `width` neighbouring weights of the [out, everything else] table of each tensor.
 
     Where the table does not divide evenly the last row and column of blocks are smaller, and compete as

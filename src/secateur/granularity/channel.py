@@ -13,7 +13,7 @@ from secateur.core.targets import Target, select
 from secateur.core.units import AxisMember, Units
 from secateur.errors import DataError, NothingToDoError, OptionError
 from secateur.execution.undisturbed import kept_random_state
-from secateur.granularity import Base
+from secateur.granularity import Granularity
 from secateur.structure.groups.couplings import Group, Structure, analyse
 from secateur.structure.groups.rules.conv import TAPS
 
@@ -21,7 +21,7 @@ __all__ = ["Channel", "coupled_units"]
 
 
 @dataclass(frozen=True)
-class Channel(Base):
+class Channel(Granularity):
     """One piece per coupled channel: filters, biases, norms and the slices of the layers that take it in.
 
     `scored` says whose weights a piece is worth by: "all" tensors of the group, or only those that put it

@@ -10,14 +10,14 @@ from torch import nn
 from secateur.core.context import Context
 from secateur.core.targets import Target
 from secateur.core.units import Units
-from secateur.granularity import Base
+from secateur.granularity import Granularity
 from secateur.granularity._members import FlatMember
 
 __all__ = ["Element"]
 
 
 @dataclass(frozen=True)
-class Element(Base):
+class Element(Granularity):
     """Single weights, of any tensor. Also called fine-grained or unstructured.
 
     >>> from secateur.core.targets import select

@@ -10,14 +10,14 @@ from torch import nn
 from secateur.core.context import Context
 from secateur.core.targets import Target
 from secateur.core.units import Member, Units
-from secateur.granularity import Base
+from secateur.granularity import Granularity
 from secateur.granularity._members import FilterMember, FlatMember
 
 __all__ = ["Filter"]
 
 
 @dataclass(frozen=True)
-class Filter(Base):
+class Filter(Granularity):
     """One piece per output channel of a convolution, per row of a linear layer, per word of an embedding.
 
     The filter's weights go; its bias and what follows stay. To take a channel out of every tensor that

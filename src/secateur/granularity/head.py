@@ -11,14 +11,14 @@ from secateur.core.context import Context
 from secateur.core.targets import Target
 from secateur.core.units import Units
 from secateur.errors import NothingToDoError
-from secateur.granularity import Base
+from secateur.granularity import Granularity
 from secateur.granularity.channel import check_worth, coupled_units, structure_of
 
 __all__ = ["Head"]
 
 
 @dataclass(frozen=True)
-class Head(Base):
+class Head(Granularity):
     """One piece per attention head; where query heads share a key-value head, they go with it.
 
     `scored` says whose weights a head is worth by: "all" its tensors, or only those that put it "out", and

@@ -11,14 +11,14 @@ from secateur.core.context import Context
 from secateur.core.targets import Target
 from secateur.core.units import Units
 from secateur.errors import NothingToDoError
-from secateur.granularity import Base
+from secateur.granularity import Granularity
 from secateur.granularity.channel import check_worth, coupled_units, structure_of
 
 __all__ = ["HeadSize"]
 
 
 @dataclass(frozen=True)
-class HeadSize(Base):
+class HeadSize(Granularity):
     """One piece per position within a head, out of every head alike; where rotary embeddings pair them, per pair.
 
     Queries and keys lose the same positions, values and the layer that takes them in lose theirs; layers that share

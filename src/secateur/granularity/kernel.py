@@ -11,14 +11,14 @@ from torch import nn
 from secateur.core.context import Context
 from secateur.core.targets import Target
 from secateur.core.units import Units
-from secateur.granularity import Base
+from secateur.granularity import Granularity
 from secateur.granularity._members import FlatMember
 
 __all__ = ["Kernel"]
 
 
 @dataclass(frozen=True)
-class Kernel(Base):
+class Kernel(Granularity):
     """One piece per (output, input) pair: k weights in a Conv1d, k x k in a Conv2d, k x k x k in a Conv3d.
 
     A linear layer or an embedding has 1 x 1 kernels, so there it means single weights.

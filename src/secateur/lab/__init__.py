@@ -17,7 +17,7 @@ import importlib
 from typing import Any
 
 _NAMES = {
-    "Plan": "secateur.lab.plan",
+    "RunPlan": "secateur.lab.plan",
     "Progress": "secateur.lab.display.progress",
     "Ran": "secateur.lab.engine",
     "Recipe": "secateur.lab.recipe",
@@ -27,7 +27,7 @@ _NAMES = {
     "schema": "secateur.lab.recipe",
 }
 
-__all__ = ["Plan", "Progress", "Ran", "Recipe", "Store", "final_state", "run", "schema"]
+__all__ = ["Progress", "Ran", "Recipe", "RunPlan", "Store", "final_state", "run", "schema"]
 
 
 def __getattr__(name: str) -> Any:

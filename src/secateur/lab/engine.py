@@ -20,7 +20,7 @@ from secateur.core.measurement import Measurements
 from secateur.errors import OptionError
 from secateur.lab.computing import compute, state_after, threads
 from secateur.lab.display.progress import Progress
-from secateur.lab.plan import Plan, PlannedTrial
+from secateur.lab.plan import PlannedTrial, RunPlan
 from secateur.lab.plan import plan as make_plan
 from secateur.lab.provenance import clean_plain, command, hardware, versions
 from secateur.lab.recipe import Recipe
@@ -38,7 +38,7 @@ class Ran:
     """What a run came to."""
 
     run: int
-    plan: Plan
+    plan: RunPlan
     measurements: Measurements
     computed: int
     cached: int
@@ -110,7 +110,7 @@ def run(
     *,
     jobs: int = 1,
     progress: Progress | None = None,
-    plan: Plan | None = None,
+    plan: RunPlan | None = None,
     engine: Engine | None = None,
     gpus: float | None = None,
 ) -> Ran:
@@ -187,7 +187,7 @@ def run(
     )
 
 
-def check_gpus(plan: Plan, jobs: int, gpus: float | None) -> None:
+def check_gpus(plan: RunPlan, jobs: int, gpus: float | None) -> None:
     """Refuse, before any work, GPUs that do not go round among the processes that this plan is given.
 
     >>> check_gpus(make_plan(Recipe.parse('[[step]]\\nkind = "idle"')), 1, 0.5)
@@ -236,12 +236,12 @@ def local_engine(
     return LocalEngine(store, jobs, each, gpus_for(jobs, gpus, devices))
 
 
-def _local(store: Store, jobs: int, plan: Plan, gpus: float | None) -> Engine:
+def _local(store: Store, jobs: int, plan: RunPlan, gpus: float | None) -> Engine:
     return local_engine(store, jobs, devices={trial.recipe.lab.device for trial in plan.trials}, gpus=gpus)
 
 
 def _run_on(
-    engine: Engine, plan: Plan, store: Store, number: int, watch: Progress, known: set[str]
+    engine: Engine, plan: RunPlan, store: Store, number: int, watch: Progress, known: set[str]
 ) -> tuple[int, list[tuple[int, str]]]:
     """All trials on an engine, which ends at once when this process is told to."""
     from secateur.lab.engines import drive

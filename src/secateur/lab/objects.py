@@ -17,10 +17,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from secateur.core.atomic_files import write_whole
+from secateur.core.atomic_files import atomic_write
 from secateur.errors import StoreError
 
-__all__ = ["Objects", "write_whole"]
+__all__ = ["Objects", "atomic_write"]
 
 
 class Objects:
@@ -38,7 +38,7 @@ class Objects:
         name = hashlib.sha256(data).hexdigest()
         path = self.path(name)
         if not path.exists() or path.stat().st_size != len(data):
-            write_whole(path, data)
+            atomic_write(path, data)
         return name
 
     def get(self, name: str) -> bytes:

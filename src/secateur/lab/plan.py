@@ -31,13 +31,13 @@ from secateur.data import Data
 from secateur.errors import DataError, OptionError, RecipeError
 from secateur.lab.provenance import fingerprint
 from secateur.lab.recipe import ModelSpec, Recipe
-from secateur.lab.steps import Base
+from secateur.lab.steps import Step
 from secateur.lab.store import Store, canonical
 
 __all__ = [
-    "Plan",
     "PlannedStep",
     "PlannedTrial",
+    "RunPlan",
     "address",
     "builder",
     "data_of",
@@ -58,7 +58,7 @@ class PlannedStep:
     """A step, and where its outcome is or will be."""
 
     label: str
-    step: Base
+    step: Step
     key: str
     parent: str
 
@@ -74,7 +74,7 @@ class PlannedTrial:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """All trials of a recipe."""
 
     recipe: Recipe
@@ -98,7 +98,7 @@ class Plan:
                 yield str(trial.index + 1), planned.label, options_text(planned.step), what
 
 
-def options_text(step: Base) -> str:
+def options_text(step: Step) -> str:
     """The options that were given, as a person reads them."""
     given = step.model_dump(mode="json", exclude={"label"}, exclude_defaults=True)
     return ", ".join(f"{key}={value}" for key, value in given.items())
@@ -271,11 +271,11 @@ def plan_trial(
     return PlannedTrial(index, settings or {}, recipe, tuple(steps))
 
 
-def plan(recipe: Recipe, device: str | None = None) -> Plan:
+def plan(recipe: Recipe, device: str | None = None) -> RunPlan:
     """The whole recipe resolved. Nothing is trained, pruned or written."""
     built: dict[str, nn.Module] = {}
     trials = tuple(
         plan_trial(one, index, settings, device=device, built=built)
         for index, (settings, one) in enumerate(recipe.trials())
     )
-    return Plan(recipe, device or device_of(recipe.lab.device), trials)
+    return RunPlan(recipe, device or device_of(recipe.lab.device), trials)

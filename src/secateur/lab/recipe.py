@@ -28,10 +28,10 @@ from typing import Any, get_args
 
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator
 
-from secateur.errors import RecipeError, near
+from secateur.errors import RecipeError, UnknownNameError, near
 from secateur.lab import grid as grids
 from secateur.lab import steps as step_kinds
-from secateur.lab.steps import Base, Options
+from secateur.lab.steps import Options, Step
 
 __all__ = [
     "DataSpec",
@@ -109,14 +109,14 @@ class Recipe(Options):
     teacher: ModelSpec | None = Field(
         None, description="another network, which steps learn from as `teacher = 'teacher'`"
     )
-    steps: tuple[SerializeAsAny[Base], ...] = Field(alias="step")
+    steps: tuple[SerializeAsAny[Step], ...] = Field(alias="step")
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     when: dict[str, dict[str, tuple[Any, ...]]] = Field(default_factory=dict)
     choice: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)
 
     @field_validator("steps")
     @classmethod
-    def _some(cls, value: tuple[Base, ...]) -> tuple[Base, ...]:
+    def _some(cls, value: tuple[Step, ...]) -> tuple[Step, ...]:
         if not value:
             raise ValueError("a recipe needs at least one [[step]]")
         return value
@@ -359,12 +359,13 @@ def assign(whole: dict[str, Any], key: str, value: Any, source: str) -> None:
     table[parts[-1]] = value
 
 
-def _step(table: dict[str, Any], source: str, index: int) -> Base:
+def _step(table: dict[str, Any], source: str, index: int) -> Step:
     kind = table["kind"]
-    if kind not in step_kinds.registry.names():
+    try:
+        cls = step_kinds.registry.get(kind)
+    except UnknownNameError:
         known = step_kinds.registry.names()
-        raise RecipeError(f"{source}: step {index + 1}: unknown kind {kind!r}: {near(kind, known)}")
-    cls = step_kinds.registry.get(kind)
+        raise RecipeError(f"{source}: step {index + 1}: unknown kind {kind!r}: {near(kind, known)}") from None
     options = {key: value for key, value in table.items() if key != "kind"}
     where = f"step {table['label']!r}" if table["label"] != kind else f"step {kind!r}"
     _known_keys(cls, options, source, where)

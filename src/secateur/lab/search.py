@@ -22,11 +22,11 @@ from typing import Any
 from secateur.errors import MissingExtraError, OptionError, RecipeError, SecateurError
 from secateur.lab.display.progress import Progress
 from secateur.lab.engines import Engine
-from secateur.lab.plan import Plan, device_of, plan_trial
+from secateur.lab.plan import RunPlan, device_of, plan_trial
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 
-__all__ = ["Found", "Tried", "axis", "pareto", "search"]
+__all__ = ["SearchedTrial", "TrialSearchResult", "axis", "pareto", "search"]
 
 _TABLE = (
     "CREATE TABLE IF NOT EXISTS search_log (id INTEGER PRIMARY KEY AUTOINCREMENT, study TEXT, entry TEXT)"
@@ -34,7 +34,7 @@ _TABLE = (
 
 
 @dataclass(frozen=True)
-class Tried:
+class SearchedTrial:
     """One trial of a search: `values` by objective, empty where it failed or was given up (`why` says so)."""
 
     number: int
@@ -44,11 +44,11 @@ class Tried:
 
 
 @dataclass(frozen=True)
-class Found:
+class TrialSearchResult:
     """What a search came to. `front` are the trials that no other beats in every objective."""
 
-    tried: tuple[Tried, ...]
-    front: tuple[Tried, ...]
+    tried: tuple[SearchedTrial, ...]
+    front: tuple[SearchedTrial, ...]
 
 
 def axis(text: str) -> tuple[Any, ...]:
@@ -74,15 +74,16 @@ def axis(text: str) -> tuple[Any, ...]:
     return tuple(parse_setting(f"x={part.strip()}")[1] for part in text.split(","))
 
 
-def pareto(tried: Sequence[Tried], signs: Mapping[str, int]) -> tuple[Tried, ...]:
+def pareto(tried: Sequence[SearchedTrial], signs: Mapping[str, int]) -> tuple[SearchedTrial, ...]:
     """The trials no other beats; `signs` is 1 for an objective to maximize, -1 for one to minimize.
 
-    >>> all_ = [Tried(0, {}, {"a": 1, "b": 9}), Tried(1, {}, {"a": 2, "b": 5}), Tried(2, {}, {"a": 1, "b": 5})]
+    >>> values = [{"a": 1, "b": 9}, {"a": 2, "b": 5}, {"a": 1, "b": 5}]
+    >>> all_ = [SearchedTrial(number, {}, value) for number, value in enumerate(values)]
     >>> [one.number for one in pareto(all_, {"a": 1, "b": -1})]
     [1]
     """
 
-    def beats(one: Tried, other: Tried) -> bool:
+    def beats(one: SearchedTrial, other: SearchedTrial) -> bool:
         gains = [sign * (one.values[name] - other.values[name]) for name, sign in signs.items()]
         return min(gains) >= 0 and max(gains) > 0
 
@@ -90,7 +91,7 @@ def pareto(tried: Sequence[Tried], signs: Mapping[str, int]) -> tuple[Tried, ...
     return tuple(one for one in whole if not any(beats(other, one) for other in whole))
 
 
-class _Watch(Progress):
+class _FloorWatch(Progress):
     """Passes everything on, and gives up trials that have fallen below a floor."""
 
     def __init__(self, inner: Progress, floors: Mapping[str, float]):
@@ -164,7 +165,7 @@ def search(
     floors: Mapping[str, float] | None = None,
     name: str | None = None,
     progress: Progress | None = None,
-) -> Found:
+) -> TrialSearchResult:
     """Search recipe values until the study has so many finished trials, `jobs` at a time."""
     signs = {**dict.fromkeys(maximize, 1), **dict.fromkeys(minimize, -1)}
     if not signs or len(signs) != len(maximize) + len(minimize):
@@ -183,7 +184,7 @@ def search(
 
     from secateur.lab.engine import local_engine
 
-    watch = _Watch(progress or Progress(), floors or {})
+    watch = _FloorWatch(progress or Progress(), floors or {})
     engine = _Kept(local_engine(store, jobs, devices={recipe.lab.device}))
     while (left := trials - _ended(study)) > 0:
         asked = [study.ask() for _ in range(min(jobs, left))]
@@ -252,7 +253,7 @@ def _carry_out(
 
     if not planned:
         return []
-    whole = Plan(recipe, device_of(recipe.lab.device), tuple(planned))
+    whole = RunPlan(recipe, device_of(recipe.lab.device), tuple(planned))
     ran = run(recipe, store, plan=whole, progress=watch, engine=engine)
     failed = dict(ran.failures)
     found: list[tuple[dict[str, float] | None, str]] = []
@@ -271,11 +272,11 @@ def _carry_out(
     return found
 
 
-def _found(study: Any, signs: Mapping[str, int]) -> Found:
+def _found(study: Any, signs: Mapping[str, int]) -> TrialSearchResult:
     tried = []
     for trial in study.trials:
         if trial.state.is_finished():
             values = dict(zip(signs, trial.values)) if trial.values else {}
             why = "" if values else trial.user_attrs.get("why", "interrupted")
-            tried.append(Tried(trial.number, dict(trial.params), values, why))
-    return Found(tuple(tried), pareto(tried, signs))
+            tried.append(SearchedTrial(trial.number, dict(trial.params), values, why))
+    return TrialSearchResult(tuple(tried), pareto(tried, signs))

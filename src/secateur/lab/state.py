@@ -107,10 +107,10 @@ def revive(stored: Mapping[str, Any], objects: Objects, build: Callable[[], nn.M
     model = build()
     state = State(model)
     if "plan" in stored:
-        from secateur.structure.cut.plan import Plan
+        from secateur.structure.cut.plan import ShrinkPlan
 
         state.plan = get(stored["plan"]).decode()
-        Plan.from_json(state.plan).apply_(model)
+        ShrinkPlan.from_json(state.plan).apply_(model)
     try:
         model.load_state_dict(read_tensors(get(stored["weights"])))
     except RuntimeError as error:

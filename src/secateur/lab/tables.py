@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import NothingToDoError, OptionError
-from secateur.lab.objects import write_whole
+from secateur.lab.objects import atomic_write
 
 if TYPE_CHECKING:
     from secateur.lab.engine import Ran
@@ -101,7 +101,7 @@ def write_measurements(measurements: Measurements, path: Path) -> int:
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        write_whole(path, text.getvalue().encode())
+        atomic_write(path, text.getvalue().encode())
     elif path.suffix == ".parquet":
         import pyarrow
         import pyarrow.parquet
@@ -117,9 +117,9 @@ def write_measurements(measurements: Measurements, path: Path) -> int:
         )
         buffer = io.BytesIO()
         pyarrow.parquet.write_table(table, buffer)
-        write_whole(path, buffer.getvalue())
+        atomic_write(path, buffer.getvalue())
     elif path.suffix == ".json":
-        write_whole(path, json.dumps([item.to_dict() for item in measurements], indent=2).encode())
+        atomic_write(path, json.dumps([item.to_dict() for item in measurements], indent=2).encode())
     else:
         raise OptionError(f"{path}: expected a name that ends in .csv, .parquet or .json")
     return len(rows)
@@ -142,7 +142,7 @@ def write_results(ran: Ran, store: Store, out: Path) -> list[Path]:
         for name, place in parts.items():
             if place is not None:
                 data = store.objects.get(place.removeprefix("object:"))
-                write_whole(folder / name, data)
+                atomic_write(folder / name, data)
                 written.append(folder / name)
     if ran.measurements:
         write_measurements(ran.measurements, out / "measurements.json")

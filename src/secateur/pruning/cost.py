@@ -1,4 +1,4 @@
-"""`Meter`: what a choice of units costs, counted or measured on the real thing; for budgets that say what remains.
+"""`CostModel`: what a choice of units costs, counted or measured on the real thing; for budgets that say what remains.
 
 >>> import torch
 >>> from torch import nn
@@ -8,7 +8,7 @@
 >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
 >>> context = Context(example=torch.zeros(1, 4))
 >>> pieces = granularity.registry.make("channel").units(model, select(model), context)
->>> meter = Meter(model, pieces, context)
+>>> meter = CostModel(model, pieces, context)
 >>> meter.dense("macs"), meter.remaining("macs", {"0": torch.arange(8) < 2})
 (48.0, 12.0)
 """
@@ -42,7 +42,7 @@ from secateur.structure.cut.choose import dropped
 from secateur.structure.groups.couplings import Structure, analyse
 from secateur.structure.shrink import Shrunk, shrink
 
-__all__ = ["Meter"]
+__all__ = ["CostModel"]
 
 # (device, threads, example, widths of the dense model, of the shrunk one) -> readings of ms, and of the share of the
 # dense model's time in the same turn
@@ -54,7 +54,7 @@ def _trials(row: Measurement) -> list[float]:
     return [float(one) for one in row.trials] or [float(row.value)]
 
 
-class Meter:
+class CostModel:
     """Costs of one model under choices among these pieces; `start` are masks that hold already."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""`tidy`: what neurons still hold that nobody reads any more is set to zero: their weights and their biases.
+"""`zero_dead_neurons`: zero the weights and biases of neurons that do not affect the outputs.
 
 Pruning single weights leaves neurons behind of which every output is cut, or that are never active. What they still
 hold changes no answer and costs bytes. Whether a neuron matters is asked of the gradient: where that of its bias and
@@ -9,7 +9,7 @@ may be what keeps a neuron quiet.)
 >>> from torch import nn
 >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
 >>> _ = model[2].weight.data.copy_(torch.tensor([[1.0, 0.0]])); _ = model[0].bias.data.fill_(1.0)
->>> masks = tidy(model, [torch.ones(4, 2)])
+>>> masks = zero_dead_neurons(model, [torch.ones(4, 2)])
 >>> masks["0.weight"].tolist(), masks["0.bias"].tolist()
 ([[True, True], [False, False]], [True, False])
 """
@@ -25,12 +25,12 @@ from secateur.core.masks import Masks
 from secateur.core.targets import Target, select
 from secateur.errors import DataError, OptionError, ProofError
 
-__all__ = ["tidy"]
+__all__ = ["zero_dead_neurons"]
 
 _TOLERANCE = 1e-5
 
 
-def tidy(model: nn.Module, inputs: Iterable[torch.Tensor], seed: int = 0) -> Masks:
+def zero_dead_neurons(model: nn.Module, inputs: Iterable[torch.Tensor], seed: int = 0) -> Masks:
     """Set to zero, in place, what no answer to these inputs depends on; gives what is left as masks.
 
     `inputs` are batches. The outputs are compared before and after: a difference is a `ProofError`, and the model
@@ -38,7 +38,7 @@ def tidy(model: nn.Module, inputs: Iterable[torch.Tensor], seed: int = 0) -> Mas
     """
     batches = list(inputs)
     if not batches:
-        raise DataError("tidy: expected at least one batch of inputs, got none")
+        raise DataError("zero_dead_neurons: expected at least one batch of inputs, got none")
     named = dict(model.named_parameters())
     neurons = [
         _neuron(target, named) for target in select(model) if target.groups == 1 and target.out_axis == 0
@@ -55,7 +55,7 @@ def tidy(model: nn.Module, inputs: Iterable[torch.Tensor], seed: int = 0) -> Mas
                 outputs = model(batch)
                 if not isinstance(outputs, torch.Tensor):
                     raise OptionError(
-                        f"tidy: the model returned {type(outputs).__name__}, expected one tensor"
+                        f"zero_dead_neurons: the model returned {type(outputs).__name__}, expected one tensor"
                     )
                 # Any mixture of the outputs will do; the loss itself may saturate to a gradient of zero.
                 mixture = torch.randn(outputs.shape, generator=generator).to(outputs.device)
@@ -79,7 +79,8 @@ def tidy(model: nn.Module, inputs: Iterable[torch.Tensor], seed: int = 0) -> Mas
                 for name, values in kept.items():
                     named[name].copy_(values)
             raise ProofError(
-                f"tidy: answers moved by {away:.3g} without the neurons of zero gradient, so an activation is "
+                f"zero_dead_neurons: the outputs moved by {away:.3g} without the neurons of zero gradient, so an "
+                "activation is "
                 "constant there but not zero; the model was left as it was"
             )
     finally:

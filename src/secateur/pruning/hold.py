@@ -44,7 +44,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from secateur.core.masks import Masks
 from secateur.errors import MaskMismatchError, OptionError
-from secateur.pruning.zeroing import Batch, Pruned
+from secateur.pruning.zeroing import Pruned, ZeroingBatch
 
 __all__ = ["Held", "hold"]
 
@@ -94,8 +94,8 @@ class Held:
         self._handles: list[Any] = []
         self._weights: list[Pruned] = []
         self._optimizers: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._batches: weakref.WeakKeyDictionary[Any, Batch] = weakref.WeakKeyDictionary()
-        self._own = Batch([], [])
+        self._batches: weakref.WeakKeyDictionary[Any, ZeroingBatch] = weakref.WeakKeyDictionary()
+        self._own = ZeroingBatch([], [])
         self._collect()
         if optimizer is not None:
             _check_optimizer(optimizer, self.model, [w.parameter for w in self._weights if not w.copy])
@@ -169,7 +169,7 @@ class Held:
         """Zero the pruned weights of the model and of its copies now."""
         tensors: list[torch.Tensor] = [weight.parameter for weight in self._weights]
         if not self._own.fits(tensors):
-            self._own = Batch(tensors, list(zip(tensors, self._weights)))
+            self._own = ZeroingBatch(tensors, list(zip(tensors, self._weights)))
         self._own.zero()
         for weight in self._weights:
             weight.seen = weight.parameter._version
@@ -189,7 +189,7 @@ class Held:
                 else:
                     found[id(parameter)] = Pruned(parameter, removed, copy=model is not self.model)
         self._weights = list(found.values())
-        self._own = Batch([], [])
+        self._own = ZeroingBatch([], [])
         self._batches.clear()
 
     def _start(self) -> None:
@@ -240,7 +240,7 @@ class Held:
                     tensors += [v for v in remembered.values() if isinstance(v, torch.Tensor)]
         batch = self._batches.get(optimizer)
         if batch is None or not batch.fits(tensors):
-            batch = self._batches[optimizer] = Batch(tensors, self._masked(state))
+            batch = self._batches[optimizer] = ZeroingBatch(tensors, self._masked(state))
         batch.zero()
         for weight in self._weights:
             if not weight.copy:

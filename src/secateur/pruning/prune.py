@@ -23,7 +23,7 @@ from torch import nn
 from secateur import budget as budgets
 from secateur import criteria
 from secateur import granularity as granularities
-from secateur.budget import Contest
+from secateur.budget import Selection
 from secateur.budget._limits import floors
 from secateur.core import schedule as schedules
 from secateur.core.context import Context, Loss
@@ -105,7 +105,7 @@ def prune(
         if not worth or rule.rescore:
             view = _masked_view(model, start, view)
             worth = worth_of(rule, view or model, targets, pieces, context)
-        contest = Contest(pools_of(model, pieces, worth, targets, start), model, targets, context)
+        contest = Selection(pools_of(model, pieces, worth, targets, start), model, targets, context)
         contest = replace(contest, meter=partial(_meter, model, pieces, context, start))
         contest = replace(contest, pools=floors(contest, at_least, at_most))
         found = masks_of(model, pieces, step.choose(contest), start)
@@ -122,12 +122,12 @@ def prune(
 
 def _meter(*known: Any) -> Any:
     """What measures the cost of a choice; imported only for the budgets that ask."""
-    from secateur.pruning.cost import Meter
+    from secateur.pruning.cost import CostModel
 
-    return Meter(*known)
+    return CostModel(*known)
 
 
-def budget_of(value: Any) -> budgets.Base:
+def budget_of(value: Any) -> budgets.Budget:
     """A budget from a number, a name or a value, with help where a number was meant."""
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         return budgets.registry.make(float(value))
@@ -147,7 +147,7 @@ def budget_of(value: Any) -> budgets.Base:
         ) from None
 
 
-def _check_inputs(rule: criteria.Base, named: Any, context: Context) -> None:
+def _check_inputs(rule: criteria.Criterion, named: Any, context: Context) -> None:
     """Raise when a criterion's inputs are missing, before any work."""
     name = named if isinstance(named, str) else repr(rule)
     if isinstance(context.seed, bool) or not isinstance(context.seed, int):

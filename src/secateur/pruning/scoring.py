@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 from secateur import criteria
-from secateur.budget import Pool
+from secateur.budget import Candidates
 from secateur.core.context import Context
 from secateur.core.lines import Lines
 from secateur.core.masks import Masks
@@ -42,7 +42,9 @@ from secateur.execution.fast_copy import tensors_of
 __all__ = ["masks_of", "pools_of", "worth_of"]
 
 
-def _scores(rule: criteria.Base, model: nn.Module, targets: Sequence[Target], context: Context) -> Scores:
+def _scores(
+    rule: criteria.Criterion, model: nn.Module, targets: Sequence[Target], context: Context
+) -> Scores:
     """The criterion's scores, checked against the targets."""
     try:
         with torch.enable_grad():
@@ -69,14 +71,14 @@ def _check_weights(model: nn.Module, targets: Sequence[Target]) -> None:
 
 
 def worth_of(
-    rule: criteria.Base,
+    rule: criteria.Criterion,
     model: nn.Module,
     targets: Sequence[Target],
     pieces: Sequence[Units],
     context: Context,
 ) -> dict[str, torch.Tensor]:
     """What every unit of every list is worth, by the list's name."""
-    direct = type(rule).of_weights is not criteria.Base.of_weights
+    direct = type(rule).of_weights is not criteria.Criterion.of_weights
     tensors: Mapping[str, torch.Tensor]
     if direct:
         parameters = tensors_of(model)
@@ -86,7 +88,7 @@ def worth_of(
     found = {}
     lines: dict[tuple[str, int], torch.Tensor] = {}
     for units in pieces:
-        if direct and units.combine == "sum" and type(rule).of_lines is not criteria.Base.of_lines:
+        if direct and units.combine == "sum" and type(rule).of_lines is not criteria.Criterion.of_lines:
             worth = _from_lines(rule, units, tensors, lines)
             if worth is not None:
                 found[units.name] = worth
@@ -114,7 +116,7 @@ def worth_of(
 
 
 def _from_lines(
-    rule: criteria.Base,
+    rule: criteria.Criterion,
     units: Units,
     tensors: Mapping[str, torch.Tensor],
     lines: dict[tuple[str, int], torch.Tensor],
@@ -141,7 +143,7 @@ def _from_lines(
     return worth if bool(torch.isfinite(worth.sum())) else None
 
 
-def _reduced(rule: criteria.Base, whole: torch.Tensor, units: Units, direct: bool) -> torch.Tensor:
+def _reduced(rule: criteria.Criterion, whole: torch.Tensor, units: Units, direct: bool) -> torch.Tensor:
     """The worth of each unit from its weights or scores, [units, elements] -> [units]."""
     if whole.dtype in (torch.float16, torch.bfloat16) and whole.shape[1] > 1:
         whole = whole.float()  # a sum in half precision overflows, or makes ties that are none
@@ -166,7 +168,7 @@ def pools_of(
     worth: Mapping[str, torch.Tensor],
     targets: Sequence[Target],
     masks: Masks | None,
-) -> tuple[Pool, ...]:
+) -> tuple[Candidates, ...]:
     """The lists as a budget sees them: the worth of every unit, and which are already gone."""
     names = {target.name: target for target in targets}
     parameters = tensors_of(model)
@@ -179,7 +181,7 @@ def pools_of(
             left = [member.gather(masks[member.name]).to(values.device) for member in members]
             gone = ~torch.stack([bits[:, 0] if bits.shape[1] == 1 else bits.any(1) for bits in left]).any(0)
         shapes = {member.name: tuple(parameters[member.name].shape) for member in units.members}
-        pools.append(Pool(units, values, gone, shapes=shapes))
+        pools.append(Candidates(units, values, gone, shapes=shapes))
     return tuple(pools)
 
 

@@ -2,7 +2,7 @@
 
 >>> weight = nn.Parameter(torch.tensor([1.0, float("nan")]))
 >>> pruned = Pruned(weight, torch.tensor([False, True]), copy=False)
->>> Batch([weight], [(weight, pruned)]).zero()
+>>> ZeroingBatch([weight], [(weight, pruned)]).zero()
 >>> weight.tolist()
 [1.0, 0.0]
 """
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["Batch", "Pruned"]
+__all__ = ["Pruned", "ZeroingBatch"]
 
 _WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _PLAIN = (torch.Tensor, nn.Parameter)
@@ -113,7 +113,7 @@ def _without(gradient: torch.Tensor, weight: Pruned) -> torch.Tensor:
     return (gradient.view(_WORDS[gradient.element_size()]) * keep).view(gradient.dtype)
 
 
-class Batch:
+class ZeroingBatch:
     """The tensors to be zeroed together, prepared once: their bits as whole numbers, and 1 or 0 for each.
 
     Integer products know neither NaN nor -0.0: a pruned weight becomes +0.0 whatever it was, a kept one keeps its

@@ -20,11 +20,11 @@ import torch
 
 from secateur.quantize.lookup import lookup
 from secateur.quantize.prices import Prices, there_bits
-from secateur.quantize.rate_distortion import thrifty
+from secateur.quantize.rate_distortion import assign_by_rate
 from secateur.quantize.sorted_weights import Floats, not_above
 from secateur.registry import Registry
 
-__all__ = ["Base", "Palette", "Prices", "registry", "there_bits", "thrifty", "to_numpy"]
+__all__ = ["Palette", "Prices", "Quantizer", "assign_by_rate", "registry", "there_bits", "to_numpy"]
 
 
 def to_numpy(weights: torch.Tensor) -> npt.NDArray[Any]:
@@ -61,7 +61,7 @@ class Palette:
         return torch.bucketize(weights.detach().to(wide).contiguous(), there, right=False)
 
 
-class Base(ABC):
+class Quantizer(ABC):
     """What every method is: a frozen value that finds a palette."""
 
     holds_zero: ClassVar[bool] = False
@@ -72,7 +72,13 @@ class Base(ABC):
         """The palette of flat, finite, non-empty `weights`; `zeros` more are masked; `name` is for errors."""
 
 
-registry = Registry(f"{__name__}.methods", [f"{path}/methods" for path in __path__], "method of sharing", aliases={"k-means": "kmeans"})
+registry = Registry(
+    f"{__name__}.methods",
+    [f"{path}/methods" for path in __path__],
+    "method of sharing",
+    base="secateur.quantize:Quantizer",
+    aliases={"k-means": "kmeans"},
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
 """Training a codebook: the centroids are the parameters, each summing the gradients of its weights.
 
-Inside `Training` a shared weight is no parameter but `values[indices]`, computed whenever the layer asks
+Inside `CodebookTraining` a shared weight is no parameter but `values[indices]`, computed whenever the layer asks
 for it. So autograd itself sums the gradients of a centroid's weights, and optimizers, AMP, gradient
 accumulation and clipping, or DistributedDataParallel (wrap the model inside the block) see ordinary
 parameters.
@@ -19,9 +19,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from secateur.core.codebook import Codebook
 from secateur.core.scores import check_finite
 from secateur.errors import MaskMismatchError, NothingToDoError, OptionError, near
-from secateur.quantize.rate_distortion import check_rate, thrifty
+from secateur.quantize.rate_distortion import assign_by_rate, check_rate
 
-__all__ = ["Training"]
+__all__ = ["CodebookTraining"]
 
 
 class _Lookup(torch.autograd.Function):
@@ -112,14 +112,14 @@ class _Slot:
         With a rate, to the one of least squared error and price together, or, where weights are masked, to zero.
         """
         if self.rate:
-            self._remake_thriftily()
+            self._remake_by_rate()
             return
         wide = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
         values, order = torch.sort(self.centroids.detach().to(wide))
         cuts = values[:-1] + (values[1:] - values[:-1]) / 2
         self.indices = self._laid(order[torch.bucketize(self.weight.detach().to(wide).contiguous(), cuts)])
 
-    def _remake_thriftily(self) -> None:
+    def _remake_by_rate(self) -> None:
         weights, first = self.weight.detach(), self.first
         values = self.centroids.detach()
         before = self.indices + first
@@ -129,7 +129,9 @@ class _Slot:
         kept = weights if self.kept is None else weights[self.kept]
         unit = float(kept.square().mean()) if kept.numel() else 0.0
         zero = 0 if first else None
-        found = thrifty(weights, values, zero, self.rate * unit, start=before, kept=self.kept, rounds=1)
+        found = assign_by_rate(
+            weights, values, zero, self.rate * unit, start=before, kept=self.kept, rounds=1
+        )
         if first:
             self.there = self._laid(found != 0)
         self.indices = self._laid((found - first).clamp_(min=0))
@@ -159,7 +161,7 @@ class _Slot:
         )
 
 
-class Training:
+class CodebookTraining:
     """A context in which the centroids of some codebooks are a model's parameters.
 
     `centroids` maps a parameter's name (or its group's) to the trained values; `codebooks()` reads the
@@ -235,7 +237,7 @@ class Training:
         return slots
 
     # -- the block -----------------------------------------------------------------------------------------
-    def __enter__(self) -> Training:
+    def __enter__(self) -> CodebookTraining:
         if self._open:
             raise OptionError("this training is open already; make another with shared.train(model)")
         for module in self.model.modules():

@@ -2,9 +2,9 @@
 
 >>> weights = torch.tensor([0.9, 1.1, 1.0, 1.0, 1.0, 1.52])
 >>> values = torch.tensor([1.0, 2.0])
->>> thrifty(weights, values, zero=None, rate=0.0).tolist()  # the nearest
+>>> assign_by_rate(weights, values, zero=None, rate=0.0).tolist()  # the nearest
 [0, 0, 0, 0, 0, 1]
->>> thrifty(weights, values, zero=None, rate=0.05).tolist()  # the rare 2.0 is not worth its bits
+>>> assign_by_rate(weights, values, zero=None, rate=0.05).tolist()  # the rare 2.0 is not worth its bits
 [0, 0, 0, 0, 0, 0]
 """
 
@@ -17,7 +17,7 @@ import torch
 from secateur.errors import OptionError
 from secateur.quantize.prices import Prices
 
-__all__ = ["check_rate", "thrifty"]
+__all__ = ["assign_by_rate", "check_rate"]
 
 
 def check_rate(rate: float) -> None:
@@ -27,7 +27,7 @@ def check_rate(rate: float) -> None:
 
 
 @torch.no_grad()
-def thrifty(
+def assign_by_rate(
     weights: torch.Tensor,
     values: torch.Tensor,
     zero: int | None,

@@ -22,8 +22,8 @@ from torch import nn
 
 from secateur.core.codebook import Codebook
 from secateur.errors import MaskMismatchError, near
-from secateur.quantize import Base
-from secateur.quantize.codebook_training import Training
+from secateur.quantize import Quantizer
+from secateur.quantize.codebook_training import CodebookTraining
 from secateur.quantize.rates import entropy_bits, huffman_bits
 
 __all__ = ["Shared", "SharedTensor", "zeroed"]
@@ -65,7 +65,7 @@ class Shared:
     codebooks: Mapping[str, Codebook]
     masks: Mapping[str, torch.Tensor]
     distortion: Mapping[str, float]
-    method: Base
+    method: Quantizer
 
     def __repr__(self) -> str:
         return (
@@ -99,7 +99,7 @@ class Shared:
         optimizer: torch.optim.Optimizer | None = None,
         remake_every: int | None = None,
         rate: float = 0.0,
-    ) -> Training:
+    ) -> CodebookTraining:
         """Train the centroids: `with shared.train(model) as training: ...`, around any loop.
 
         Inside the block the parameters of the shared layers are their centroids, and each centroid's gradient
@@ -128,12 +128,12 @@ class Shared:
         (4, ['weight'])
         """
         model = self.model if model is None else model
-        training = Training(model, self.codebooks, self.masks, optimizer, remake_every, rate)
+        training = CodebookTraining(model, self.codebooks, self.masks, optimizer, remake_every, rate)
         if remake_every is None:
             self.apply_(model)
         return training
 
-    def trained(self, training: Training) -> Shared:
+    def trained(self, training: CodebookTraining) -> Shared:
         """This result after `training`: its model, its codebooks; `distortion` counts from before it."""
         books = {**self.codebooks, **training.codebooks()}
         masks = {**self.masks, **zeroed(books)} if training.rate else self.masks

@@ -30,7 +30,7 @@ from secateur.core.masks import Masks
 from secateur.core.scores import check_finite
 from secateur.core.targets import Pattern, Target, matches, patterns_of, select
 from secateur.errors import NothingToDoError, OptionError, PatternError, near
-from secateur.quantize.rate_distortion import check_rate, thrifty
+from secateur.quantize.rate_distortion import assign_by_rate, check_rate
 from secateur.quantize.result import Shared, SharedTensor, zeroed
 
 __all__ = ["Shared", "SharedTensor", "share"]
@@ -44,7 +44,7 @@ def share(
     start: str | quantize.starts.Base | None = None,
     masks: Masks | Mapping[str, torch.Tensor] | str | None = "zeros",
     *,
-    method: str | quantize.Base = "kmeans",
+    method: str | quantize.Quantizer = "kmeans",
     per: Groups = "tensor",
     only: Pattern | Sequence[Pattern] | None = None,
     skip: Pattern | Sequence[Pattern] | None = None,
@@ -96,7 +96,7 @@ def share(
     books = {target.name: books[target.name] for target in targets}
     if rate or importance:
         books = {
-            name: _thrifty(book, named[name], kept.get(name), rate, importance)
+            name: _shared_by_rate(book, named[name], kept.get(name), rate, importance)
             for name, book in books.items()
         }
     distortion, changed = {}, False
@@ -134,13 +134,13 @@ def prepared(
     bits: int | None = None,
     start: str | quantize.starts.Base | None = None,
     *,
-    method: str | quantize.Base = "kmeans",
+    method: str | quantize.Quantizer = "kmeans",
     per: Groups = "tensor",
     only: Pattern | Sequence[Pattern] | None = None,
     skip: Pattern | Sequence[Pattern] | None = None,
     parameters: Pattern | Sequence[Pattern] | None = None,
     **options: Any,
-) -> tuple[quantize.Base, Sequence[Target], list[tuple[str, list[Target]]]]:
+) -> tuple[quantize.Quantizer, Sequence[Target], list[tuple[str, list[Target]]]]:
     """What `share` makes of its options before it looks at a weight: the method, the tensors, and who has one codebook
     together.
 
@@ -155,8 +155,8 @@ def prepared(
 
 
 def _method(
-    method: str | quantize.Base, bits: int | None, start: Any, options: dict[str, Any]
-) -> quantize.Base:
+    method: str | quantize.Quantizer, bits: int | None, start: Any, options: dict[str, Any]
+) -> quantize.Quantizer:
     """The method as a value; options belong to names, a value brings its own."""
     given = {
         **options,
@@ -254,7 +254,7 @@ def _groups(model: nn.Module, targets: Sequence[Target], per: Groups) -> list[tu
 
 
 def _together(
-    finder: quantize.Base,
+    finder: quantize.Quantizer,
     label: str,
     members: Sequence[Target],
     named: Mapping[str, torch.Tensor],
@@ -281,7 +281,7 @@ def _together(
 
 
 def _book(
-    finder: quantize.Base,
+    finder: quantize.Quantizer,
     name: str,
     weight: torch.Tensor,
     mask: torch.Tensor | None,
@@ -304,7 +304,7 @@ def _book(
     return Codebook(name, values, indices, palette.step, palette.low, group, reserved=reserved)
 
 
-def _thrifty(
+def _shared_by_rate(
     book: Codebook,
     weight: torch.Tensor,
     kept: torch.Tensor | None,
@@ -327,14 +327,14 @@ def _thrifty(
     unit = float(
         (live.double().square() * (1.0 if worth is None else worth if kept is None else worth[kept])).mean()
     )
-    indices = thrifty(
+    indices = assign_by_rate(
         weight, book.values, book.zero, rate * unit if live.numel() else 0.0, worth, book.indices, kept
     )
     return replace(book, indices=indices.to(book.indices.dtype))
 
 
 def _per_channel(
-    finder: quantize.Base, target: Target, weight: torch.Tensor, mask: torch.Tensor | None, seed: int
+    finder: quantize.Quantizer, target: Target, weight: torch.Tensor, mask: torch.Tensor | None, seed: int
 ) -> Codebook:
     """One codebook per slice along the output axis, laid end to end."""
     if weight.dim() < 2:

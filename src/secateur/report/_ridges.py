@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
-from secateur.report.figure import Figure, Table
+from secateur.report.figure import Figure, FigureTable
 from secateur.report.reading import colour, variants_of
 
 __all__ = ["heights", "ridges"]
@@ -133,13 +133,13 @@ def ridges(measurements: Measurements, name: str, section: str, what: str) -> li
             f"{told}. Every ridge is scaled to its own highest bin; zeros are left out.{note}",
             ridge,
             says,
-            Table(head, table),
+            FigureTable(head, table),
             each=210,
         )
     ]
     if len(layers) >= 1:
         figures.append(
-            _stacked(drawn, layers, variants, name, section, what, told, note, says, Table(head, table))
+            _stacked(drawn, layers, variants, name, section, what, told, note, says, FigureTable(head, table))
         )
     return figures
 
@@ -154,7 +154,7 @@ def _stacked(
     told: str,
     note: str,
     says: str,
-    table: Table,
+    table: FigureTable,
 ) -> Figure:
     """The same histograms one behind the other, drawn from the back: the first layer is in front."""
     span = max(abs(float(item.context[key])) for item in drawn for key in ("low", "high")) or 1.0

@@ -12,11 +12,11 @@ import functools
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Figure", "Table"]
+__all__ = ["Figure", "FigureTable"]
 
 
 @dataclass(frozen=True)
-class Table:
+class FigureTable:
     """Rows under a head; cells are numbers or texts. `units` says, per column, how a number is written."""
 
     head: tuple[str, ...] = ()
@@ -37,7 +37,7 @@ class Figure:
     definition: str
     chart: Any
     alt: str
-    table: Table = field(default_factory=Table)
+    table: FigureTable = field(default_factory=FigureTable)
     each: int = 0
 
     @property

@@ -13,14 +13,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from secateur.core.atomic_files import write_whole
+from secateur.core.atomic_files import atomic_write
 from secateur.core.measurement import Measurements
 from secateur.report.drawing import standalone
 from secateur.report.figure import Figure
 from secateur.report.forms import FORMS
 from secateur.report.theme import THEMES, vega_config
 
-__all__ = ["csv_text", "figure_svg", "flat", "write_figures", "write_tables", "write_whole"]
+__all__ = ["atomic_write", "csv_text", "figure_svg", "flat", "write_figures", "write_tables"]
 
 _WIDTH = 760
 
@@ -57,8 +57,8 @@ def write_figures(figures: Iterable[Figure], folder: Path) -> list[Path]:
     written = []
     for figure in figures:
         svg = figure_svg(figure)
-        written.append(write_whole(folder / f"{figure.name}.svg", svg.encode("utf-8")))
-        written.append(write_whole(folder / f"{figure.name}.png", vl_convert.svg_to_png(svg, scale=2)))
+        written.append(atomic_write(folder / f"{figure.name}.svg", svg.encode("utf-8")))
+        written.append(atomic_write(folder / f"{figure.name}.png", vl_convert.svg_to_png(svg, scale=2)))
     return written
 
 
@@ -67,7 +67,7 @@ def write_tables(
 ) -> list[Path]:
     """NAME.csv of every table."""
     return [
-        write_whole(folder / f"{name}.csv", csv_text(head, rows).encode("utf-8"))
+        atomic_write(folder / f"{name}.csv", csv_text(head, rows).encode("utf-8"))
         for name, (head, rows) in tables.items()
     ]
 

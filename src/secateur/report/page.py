@@ -96,7 +96,7 @@ class Report:
         Each file is whole or not there.
         """
         out = Path(folder)
-        written = [files.write_whole(out / "index.html", self.html().encode("utf-8"))]
+        written = [files.atomic_write(out / "index.html", self.html().encode("utf-8"))]
         written += files.write_figures(self.figures, out / "figures")
         return written + files.write_tables(self.tables(), out / "tables")
 

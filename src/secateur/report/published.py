@@ -20,13 +20,13 @@ from secateur.report.forms import is_plain
 from secateur.report.reading import finite, said
 from secateur.report.summary import is_share, number
 
-__all__ = ["Beside", "beside"]
+__all__ = ["PublishedComparison", "beside"]
 
 _NOT_COMPARED = {"published", "inconsistent", "run", "trial", "step", "seed", "metric"}
 
 
 @dataclass(frozen=True)
-class Beside:
+class PublishedComparison:
     """A published figure, ours, and how they differ; `note` says why a reference is inconsistent."""
 
     name: str
@@ -44,7 +44,7 @@ def _settings(item: Measurement) -> dict[str, Any]:
     return {key: value for key, value in item.context.items() if key not in _NOT_COMPARED}
 
 
-def beside(measurements: Measurements) -> list[Beside]:
+def beside(measurements: Measurements) -> list[PublishedComparison]:
     """One row for every published figure; ours is the mean over the seeds."""
     ours = [item for item in measurements if is_plain(item) and finite(item.value) is not None]
     rows = []
@@ -61,7 +61,7 @@ def beside(measurements: Measurements) -> list[Beside]:
     return rows
 
 
-def _row(item: Measurement, match: list[Measurement]) -> Beside:
+def _row(item: Measurement, match: list[Measurement]) -> PublishedComparison:
     settings = _settings(item)
     variant = str(settings.pop("variant", ""))
     more = ", ".join(f"{key} {said(value)}" for key, value in settings.items())
@@ -72,7 +72,7 @@ def _row(item: Measurement, match: list[Measurement]) -> Beside:
     source = str(item.context["published"])
     if not match:
         verdict = "reference inconsistent" if why else "not measured here"
-        return Beside(name, said_of, shown, "", "", verdict, source, str(why or ""), None)
+        return PublishedComparison(name, said_of, shown, "", "", verdict, source, str(why or ""), None)
     values = [one.value for one in match]
     value = values[0] if len(set(values)) == 1 else fmean(values)
     change = value - item.value
@@ -86,4 +86,4 @@ def _row(item: Measurement, match: list[Measurement]) -> Beside:
     verdict = "reference inconsistent" if why else "the same" if not change else "differs"
     relative = change / item.value if item.value else None
     ours = number(value, item.name, item.unit) + (f" (mean of {len(match)})" if len(set(values)) > 1 else "")
-    return Beside(name, said_of, shown, ours, text, verdict, source, str(why or ""), relative)
+    return PublishedComparison(name, said_of, shown, ours, text, verdict, source, str(why or ""), relative)

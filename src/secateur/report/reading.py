@@ -23,7 +23,7 @@ from secateur.report.forms import FORMS, is_plain
 __all__ = [
     "LOWER",
     "QUALITIES",
-    "Row",
+    "VariantRow",
     "colour",
     "finite",
     "legend_selection",
@@ -63,7 +63,7 @@ def _is_sparsity(key: str) -> bool:
 
 
 @dataclass
-class Row:
+class VariantRow:
     """One variant of one trial of one run, and all that was measured of it."""
 
     run: str
@@ -115,12 +115,12 @@ def _place(item: Measurement) -> tuple[str, int, str]:
     )
 
 
-def rows_of(measurements: Iterable[Measurement]) -> list[Row]:
+def rows_of(measurements: Iterable[Measurement]) -> list[VariantRow]:
     """One row per run, trial and variant. What a step that only prunes or packs measured belongs to the next
     variant measured."""
-    found: dict[tuple[str, int, str], Row] = {}
+    found: dict[tuple[str, int, str], VariantRow] = {}
     waiting: dict[tuple[str, int], dict[str, Measurement]] = {}
-    last: dict[tuple[str, int], Row] = {}
+    last: dict[tuple[str, int], VariantRow] = {}
     for item in measurements:
         if not is_plain(item):
             continue
@@ -131,7 +131,7 @@ def rows_of(measurements: Iterable[Measurement]) -> list[Row]:
             continue
         row = found.get((run, trial, variant))
         if row is None:
-            row = found[run, trial, variant] = Row(run, trial, variant, item.context.get("seed", 0))
+            row = found[run, trial, variant] = VariantRow(run, trial, variant, item.context.get("seed", 0))
             row.values.update(waiting.pop((run, trial), {}))
             last[run, trial] = row
         row.settings.update({k: v for k, v in item.context.items() if k not in _NO_SETTING})
@@ -144,7 +144,9 @@ def rows_of(measurements: Iterable[Measurement]) -> list[Row]:
             row.values.update({name: item for name, item in values.items() if name not in row.values})
         else:
             context = next(iter(values.values())).context
-            found[run, trial, ""] = Row(run, trial, str(context.get("variant", "model")), values=values)
+            found[run, trial, ""] = VariantRow(
+                run, trial, str(context.get("variant", "model")), values=values
+            )
     _same_moment(found.values())
     rows = list(found.values())
     _name(rows)
@@ -152,9 +154,9 @@ def rows_of(measurements: Iterable[Measurement]) -> list[Row]:
     return rows
 
 
-def _same_moment(rows: Iterable[Row]) -> None:
+def _same_moment(rows: Iterable[VariantRow]) -> None:
     """Times compare within one interleaved measurement only: of a trial, those of its last one stay."""
-    by_trial: dict[tuple[str, int], list[Row]] = {}
+    by_trial: dict[tuple[str, int], list[VariantRow]] = {}
     for row in rows:
         by_trial.setdefault((row.run, row.trial), []).append(row)
     for trial in by_trial.values():
@@ -163,7 +165,7 @@ def _same_moment(rows: Iterable[Row]) -> None:
             row.values.pop("latency", None)
 
 
-def _name(rows: list[Row]) -> None:
+def _name(rows: list[VariantRow]) -> None:
     """Say of every row what sets it apart from the others: run, settings that vary, variant."""
     runs = {row.run for row in rows}
     keys = dict.fromkeys(key for row in rows for key in row.settings if not _is_seed(key))
@@ -178,7 +180,7 @@ def _name(rows: list[Row]) -> None:
         row.label = " · ".join([*(part for part in parts if part), row.variant])
 
 
-def _share_removed(rows: list[Row]) -> None:
+def _share_removed(rows: list[VariantRow]) -> None:
     dense: dict[tuple[str, int], float] = {}
     for row in rows:
         total = row.number("params")
@@ -203,7 +205,7 @@ def _share_removed(rows: list[Row]) -> None:
             row.removed = row.number("sparsity") or row.number("mask_sparsity")
 
 
-def series_of(row: Row, rows: Iterable[Row]) -> str:
+def series_of(row: VariantRow, rows: Iterable[VariantRow]) -> str:
     """What a line of a chart over sparsity is called: all that sets the row apart, but sparsity and seed."""
     others = list(rows)
     keys = [key for key in row.settings if not _is_sparsity(key) and not _is_seed(key)]
@@ -215,7 +217,7 @@ def series_of(row: Row, rows: Iterable[Row]) -> str:
     return " · ".join([*parts, *(said(row.settings[key]) for key in differing), row.variant])
 
 
-def quality_of(rows: Iterable[Row]) -> str | None:
+def quality_of(rows: Iterable[VariantRow]) -> str | None:
     """Which of the measured numbers says how good a model is."""
     there = {name for row in rows for name in row.values}
     return next((name for name in QUALITIES if name in there), None)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.report.charts.pareto import front
-from secateur.report.reading import LOWER, Row, quality_of, rows_of
+from secateur.report.reading import LOWER, VariantRow, quality_of, rows_of
 
 __all__ = ["Comparison", "Line", "comparison", "headline", "number", "quantity", "trials_table"]
 
@@ -116,7 +116,7 @@ class Comparison:
     of: int
 
 
-def shown_rows(measurements: Measurements) -> list[Row]:
+def shown_rows(measurements: Measurements) -> list[VariantRow]:
     """The variants side by side: all of one trial, else the dense and those that nothing beats."""
     rows = rows_of(measurements)
     trials = {(row.run, row.trial) for row in rows}
@@ -139,7 +139,7 @@ def shown_rows(measurements: Measurements) -> list[Row]:
     return [*dense, *chosen] or rows[:_COLUMNS]
 
 
-def _cost(row: Row) -> float | None:
+def _cost(row: VariantRow) -> float | None:
     return (
         row.bytes
         if "file_bytes" in row.values
@@ -165,7 +165,7 @@ def comparison(measurements: Measurements) -> Comparison:
     return Comparison(tuple(row.label for row in rows), tuple(lines), len(rows_of(measurements)))
 
 
-def _smaller(rows: list[Row]) -> list[Line]:
+def _smaller(rows: list[VariantRow]) -> list[Line]:
     dense = next((row.bytes for row in rows if row.variant == "dense"), None)
     if dense is None:
         return []
@@ -195,12 +195,12 @@ def headline(measurements: Measurements) -> str:
     return _difference(dense, last) if last is not dense else _alone(dense)
 
 
-def _alone(row: Row) -> str:
+def _alone(row: VariantRow) -> str:
     names = [name for name in _FIRST if name in row.values]
     return ", ".join(f"{_NAMES.get(name, name)} {quantity(row.values[name])}" for name in names[:3])
 
 
-def _best_of(rows: list[Row], dense: Row, trials: int) -> str:
+def _best_of(rows: list[VariantRow], dense: VariantRow, trials: int) -> str:
     quality = quality_of(rows)
     if quality is None:
         return f"{trials:,} trials"
@@ -221,7 +221,7 @@ def _best_of(rows: list[Row], dense: Row, trials: int) -> str:
     return f"{trials:,} trials; the smallest within one point of the dense model is {best.label}: {words}"
 
 
-def _difference(dense: Row, small: Row) -> str:
+def _difference(dense: VariantRow, small: VariantRow) -> str:
     parts: list[str] = []
 
     def ratio(

@@ -35,7 +35,7 @@ from secateur.metrics.macs import macs
 from secateur.pruning.prune import prune
 from secateur.sensitivity.scan import Scan, scan
 
-__all__ = ["Found", "Try", "auto", "next_share"]
+__all__ = ["AutoResult", "SpeedAttempt", "auto", "next_share"]
 
 _DENSE, _TEST, _RESULT = "auto_dense", "dense", "result"
 _TRIED = "auto_tried"
@@ -46,7 +46,7 @@ _RETRAIN = {"epochs": 5, "lr": 0.02, "schedule": "cosine"}
 
 
 @dataclass(frozen=True)
-class Try:
+class SpeedAttempt:
     """One attempt: the share asked to remain, what it gave on the validation images, and why it was judged so."""
 
     keep: float
@@ -56,7 +56,7 @@ class Try:
 
 
 @dataclass(frozen=True)
-class Way:
+class Allotment:
     """How a cut is dealt out over the layers: by the scan ("scan"), or half way from all alike to that ("between")."""
 
     name: str
@@ -83,14 +83,14 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Found:
+class AutoResult:
     """What `auto` came to. `best` is None where no try held; `final` holds the test images' verdict."""
 
     goal: str
     dense: float
     limit: float
-    tries: tuple[Try, ...]
-    best: Try
+    tries: tuple[SpeedAttempt, ...]
+    best: SpeedAttempt
     ran: Ran
 
     @property
@@ -132,7 +132,7 @@ def auto(
     bits: int = 4,
     progress: Progress | None = None,
     told: Callable[[str], None] | None = None,
-) -> Found:
+) -> AutoResult:
     """Prune the recipe's model as far as costs at most `lost` accuracy on the validation images.
 
     `goal` is "fast" (channels leave, fewest multiply-accumulates) or "small" (single weights go, the rest is shared
@@ -170,8 +170,8 @@ def auto(
     )
     found = _scanned(ran, store, say) if goal == "fast" and allocation != "uniform" else None
     model = final_state(ran.plan.trials[0], store).model
-    done: list[Try] = []
-    best: Try | None = None
+    done: list[SpeedAttempt] = []
+    best: SpeedAttempt | None = None
     kept: list[dict[str, Any]] = []  # the steps that led to the best
     holds, fails = 1.0, 0.0
     ways = ["uniform"] if found is None else [*_WAYS, _ON] if allocation == "best" else [allocation]
@@ -183,7 +183,7 @@ def auto(
             if way == _ON:
                 led = partial(_further, kept, keep, training)
             else:
-                dealt = None if way == "uniform" or found is None else Way(way, found)
+                dealt = None if way == "uniform" or found is None else Allotment(way, found)
                 led = partial(_steps, recipe, model, dealt, keep, goal, training, bits)
             what = f"{keep:.3g} of the {_unit(goal)}{'' if goal == 'small' else f', {_SAID[way]}'}"
             one, steps = _tried(base, led, store, keep, what, limit, progress)
@@ -203,7 +203,7 @@ def auto(
         )
     last = {"kind": "measure", "label": _RESULT, "split": "test", "against": _TEST}
     whole = {**base, "step": [*base["step"], *kept, _measure(_TRIED, "validation"), last]}
-    return Found(goal, dense, limit, tuple(done), best, run(Recipe.of(whole), store, progress=progress))
+    return AutoResult(goal, dense, limit, tuple(done), best, run(Recipe.of(whole), store, progress=progress))
 
 
 def _unit(goal: str) -> str:
@@ -287,7 +287,7 @@ def _fitted(
 def _steps(
     recipe: Recipe,
     model: nn.Module,
-    way: Way | None,
+    way: Allotment | None,
     keep: float,
     goal: str,
     training: dict[str, Any],
@@ -338,15 +338,15 @@ def _tried(
     what: str,
     limit: float,
     progress: Progress | None,
-) -> tuple[Try, list[dict[str, Any]]]:
+) -> tuple[SpeedAttempt, list[dict[str, Any]]]:
     """One attempt by the steps that lead to it, and the sentence that says why it is kept or dropped."""
     try:
         steps = led()
         whole = {**base, "step": [*base["step"], *steps, _measure(_TRIED, "validation")]}
         ran = run(Recipe.of(whole), store, progress=progress)
     except (BudgetNotMetError, CollapseError, NothingToDoError) as error:
-        return Try(keep, None, False, f"{what}: cannot be had ({error})"), []
+        return SpeedAttempt(keep, None, False, f"{what}: cannot be had ({error})"), []
     accuracy = _accuracy(ran, _TRIED)
     holds = accuracy >= limit
     verdict = "holds, so less is tried" if holds else f"is {limit - accuracy:.4f} short, so not this"
-    return Try(keep, accuracy, holds, f"{what}: {accuracy:.4f} {verdict}"), steps
+    return SpeedAttempt(keep, accuracy, holds, f"{what}: {accuracy:.4f} {verdict}"), steps

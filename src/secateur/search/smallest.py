@@ -9,9 +9,10 @@ trains the values, and writes the file. How many weights stay, how many bits eac
 costs are chosen by the bytes of that file and by its accuracy on the validation images. The test images are looked at
 once, at the end. Every step goes through the recipe engine: a stopped search goes on where it stood.
 
->>> Settings(keep=0.02, bits={"fc1": 2, "fc2": 3}, rate=0.02).text()
+>>> SizeSettings(keep=0.02, bits={"fc1": 2, "fc2": 3}, rate=0.02).text()
 '2 % of the weights, bits fc1 2, fc2 3, rate 0.02'
->>> front([Try(Settings(0.5), 900, 0.98), Try(Settings(0.2), 500, 0.97), Try(Settings(0.3), 600, 0.96)])
+>>> tried = ((0.5, 900, 0.98), (0.2, 500, 0.97), (0.3, 600, 0.96))
+>>> front([SizeAttempt(SizeSettings(keep), size, accuracy) for keep, size, accuracy in tried])
 (1, 0)
 """
 
@@ -32,7 +33,7 @@ from secateur.lab.plan import data_of
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 
-__all__ = ["Found", "Settings", "Try", "front", "smallest", "steps_of"]
+__all__ = ["SizeAttempt", "SizeSettings", "SmallestResult", "front", "smallest", "steps_of"]
 
 _DENSE, _TEST, _TRIED, _RESULT = (
     "smallest_dense",
@@ -46,7 +47,7 @@ FILE = "smallest.sct"
 
 
 @dataclass(frozen=True)
-class Settings:
+class SizeSettings:
     """What a try is made of: the share of weights that stay, bits of values (by layer, or of all), price of a bit."""
 
     keep: float
@@ -64,10 +65,10 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Try:
+class SizeAttempt:
     """One try: its settings, the bytes of its file (None where there was none), its accuracy on validation images."""
 
-    settings: Settings
+    settings: SizeSettings
     size: int | None
     accuracy: float | None
     why: str = field(default="", compare=False)
@@ -77,7 +78,7 @@ class Try:
         return self.size is not None and self.accuracy is not None and self.accuracy >= limit
 
 
-def front(tries: Sequence[Try]) -> tuple[int, ...]:
+def front(tries: Sequence[SizeAttempt]) -> tuple[int, ...]:
     """The numbers of the tries that no other beats in both bytes and accuracy, from the smallest file on."""
     there = [
         (one.size, -one.accuracy, at) for at, one in enumerate(tries) if one.size is not None and one.accuracy
@@ -91,17 +92,17 @@ def front(tries: Sequence[Try]) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Found:
+class SmallestResult:
     """What `smallest` came to. `best` is the smallest try that holds; `ran` made it again with the test images."""
 
     dense: float
     limit: float
-    tries: tuple[Try, ...]
-    best: Try
+    tries: tuple[SizeAttempt, ...]
+    best: SizeAttempt
     ran: Ran
 
     @property
-    def front(self) -> tuple[Try, ...]:
+    def front(self) -> tuple[SizeAttempt, ...]:
         """The tries that no other beats in both bytes and accuracy, the smallest file first."""
         return tuple(self.tries[at] for at in front(self.tries))
 
@@ -152,7 +153,7 @@ def smallest(
     train: dict[str, Any] | None = None,
     progress: Progress | None = None,
     told: Callable[[str], None] | None = None,
-) -> Found:
+) -> SmallestResult:
     """Search for the smallest file of the recipe's model that loses at most `lost` on the validation images.
 
     `keep`, `bits` and `rate` are where the search begins. First the share of weights that stay is halved while it holds
@@ -189,22 +190,22 @@ def smallest(
     )
     training = {**_TRAIN, **(train or {})}
 
-    def attempt(settings: Settings) -> Try:
+    def attempt(settings: SizeSettings) -> SizeAttempt:
         steps = steps_of(settings, model, teacher, training)
         whole = {**base, "step": [*base["step"], *steps, _measure(_TRIED, "validation")]}
         what = settings.text()
         try:
             found = run(Recipe.of(whole), store, progress=progress).measurements
         except (BudgetNotMetError, CollapseError, NothingToDoError) as error:
-            return Try(settings, None, None, f"{what}: cannot be had ({error})")
+            return SizeAttempt(settings, None, None, f"{what}: cannot be had ({error})")
         accuracy = _accuracy(found, _TRIED)
         size = int(next(m.value for m in reversed(list(found)) if m.name == "file_bytes"))
         verdict = "holds" if accuracy >= limit else f"is {limit - accuracy:.4f} short"
-        return Try(settings, size, accuracy, f"{what}: {size:,} bytes, {accuracy:.4f} {verdict}")
+        return SizeAttempt(settings, size, accuracy, f"{what}: {size:,} bytes, {accuracy:.4f} {verdict}")
 
-    done: list[Try] = []
-    search = _searched(Settings(keep, bits, rate), model, limit)
-    wanted: Settings | None = next(search)
+    done: list[SizeAttempt] = []
+    search = _searched(SizeSettings(keep, bits, rate), model, limit)
+    wanted: SizeSettings | None = next(search)
     while wanted is not None and len(done) < tries:
         done.append(attempt(wanted))
         say(done[-1].why)
@@ -223,15 +224,17 @@ def smallest(
     best = min(holding, key=lambda one: one.size or 0)
     last = [*steps_of(best.settings, model, teacher, training), _measure(_TRIED, "validation")]
     whole = {**base, "step": [*base["step"], _measure(_TEST, "test"), *last, _measure(_RESULT, "test")]}
-    return Found(dense, limit, tuple(done), best, run(Recipe.of(whole), store, progress=progress))
+    return SmallestResult(dense, limit, tuple(done), best, run(Recipe.of(whole), store, progress=progress))
 
 
-def _searched(start: Settings, model: nn.Module, limit: float) -> Generator[Settings, Try, None]:
-    """Which settings to try next; each `Try` is sent back. First the share of weights, then one setting at a time."""
-    best: Try | None = None
+def _searched(
+    start: SizeSettings, model: nn.Module, limit: float
+) -> Generator[SizeSettings, SizeAttempt, None]:
+    """Which settings to try next; each attempt is sent back. First the share of weights, then one setting at a time."""
+    best: SizeAttempt | None = None
     holds, fails, keep = 0.0, 0.0, start.keep
     while not fails or (not holds and keep < 0.9) or (holds and holds / fails > 1 + 4 * _SPREAD):
-        one: Try = yield replace(start, keep=keep)
+        one: SizeAttempt = yield replace(start, keep=keep)
         if one.holds(limit):
             best, holds = one, keep
         else:
@@ -276,7 +279,7 @@ def _accuracy(measured: Sequence[Measurement] | Measurements, label: str) -> flo
 
 
 def steps_of(
-    settings: Settings, model: nn.Module, teacher: str, train: Mapping[str, Any]
+    settings: SizeSettings, model: nn.Module, teacher: str, train: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """The steps of one try, after those of the dense model: also a recipe to go on with by hand."""
     distilled = {"teacher": teacher, "distill_alpha": 0.7, "distill_temperature": 3.0, **train}
@@ -290,13 +293,13 @@ def steps_of(
         {
             "kind": "gradual",
             "label": "smallest_prune",
-            "criterion": "thrift",
+            "criterion": "rate_distortion",
             "sparsity": 1 - settings.keep,
             "until": 0.6,
             "every": 20,
             **distilled,
         },
-        {"kind": "tidy", "label": "smallest_tidy"},
+        {"kind": "zero_dead_neurons", "label": "smallest_zero_dead_neurons"},
     ]
     if isinstance(settings.bits, Mapping):
         for bits in sorted(set(settings.bits.values())):
@@ -308,7 +311,7 @@ def steps_of(
         "label": "smallest_remake",
         "remake_every": 20,
         "rate": settings.rate,
-        "latent": "smallest_tidy",
+        "latent": "smallest_zero_dead_neurons",
     }
     steps += [
         {"kind": "refine", **refined, **remade},

@@ -1,7 +1,8 @@
 """One evaluation, again and again under other masks: by the shortest way that gives the very same numbers.
 
-Counts of right answers over batches take the way of `Certain`, where the model can be recorded. A function of the model
-is a stranger: what the model computes before the masked layer is kept by `Replay`, and the rest is run as it is.
+Counts of right answers over batches take the way of `ScreenedTop1`, where the model can be recorded. A
+function of the model
+is a stranger: what the model computes before the masked layer is kept by `PrefixCache`, and the rest is run as it is.
 
 >>> import torch
 >>> from secateur.core.masks import Masks
@@ -10,7 +11,7 @@ is a stranger: what the model computes before the masked layer is kept by `Repla
 >>> half = Masks({"2.weight": torch.arange(16).reshape(2, 8) < 8})
 >>> evaluation = Evaluation.of(batches)
 >>> with repeated(model, evaluation) as now:
-...     dense, found = now.dense(), list(now.values([Job(["2.weight"], [("half", half)])]))
+...     dense, found = now.dense(), list(now.values([EvaluationJob(["2.weight"], [("half", half)])]))
 >>> name, (share, interval) = found[0]
 >>> name, share == top_1(half.apply(model), batches)[0], interval
 ('half', True, None)
@@ -32,10 +33,19 @@ from secateur.core.masks import Masks
 from secateur.errors import DataError, OptionError
 from secateur.execution.undisturbed import undisturbed
 from secateur.metrics.accuracy import top_1
-from secateur.sensitivity.prefix_cache import Replay
-from secateur.sensitivity.screened_top1 import Certain
+from secateur.sensitivity.prefix_cache import PrefixCache
+from secateur.sensitivity.screened_top1 import ScreenedTop1
 
-__all__ = ["Crew", "Evaluation", "Job", "Repeated", "Value", "on_crew", "on_workers", "repeated"]
+__all__ = [
+    "CallPool",
+    "Evaluation",
+    "EvaluationJob",
+    "MaskedEvaluation",
+    "Value",
+    "on_crew",
+    "on_workers",
+    "repeated",
+]
 
 Value = tuple[float, float | None]  # the number, and half of its 95 % interval or None
 
@@ -75,7 +85,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Job:
+class EvaluationJob:
     """Masks over the same parameters, each with the name its value is known by."""
 
     names: list[str]
@@ -94,32 +104,32 @@ class Job:
 @contextmanager
 def repeated(
     model: nn.Module, evaluation: Evaluation, memory: int = 1 << 30, quick: bool = True
-) -> Iterator[Repeated]:
+) -> Iterator[MaskedEvaluation]:
     """The evaluation of this model, ready to be repeated. The model is put back to the last bit."""
-    certain: Certain | str = "quick=False was asked"
+    certain: ScreenedTop1 | str = "quick=False was asked"
     with undisturbed(model), torch.no_grad():
         if quick and evaluation.function is None:
             with undisturbed(model, mode="eval"), torch.no_grad():
-                certain = Certain.of(model, evaluation.batches, memory)
+                certain = ScreenedTop1.of(model, evaluation.batches, memory)
         elif quick:
             certain = "a function of the model decides itself what it runs"
-        if isinstance(certain, Certain):
+        if isinstance(certain, ScreenedTop1):
             with undisturbed(model, mode="eval"), torch.no_grad():
-                yield Repeated(model, evaluation, certain, None)
+                yield MaskedEvaluation(model, evaluation, certain, None)
             return
-        with Replay(model, memory) as replay:
-            yield Repeated(model, evaluation, None, replay, certain)
+        with PrefixCache(model, memory) as replay:
+            yield MaskedEvaluation(model, evaluation, None, replay, certain)
 
 
-class Repeated:
+class MaskedEvaluation:
     """What `repeated` opens: the value of the model as it is, the order to go in, and values under masks."""
 
     def __init__(
         self,
         model: nn.Module,
         evaluation: Evaluation,
-        certain: Certain | None,
-        replay: Replay | None,
+        certain: ScreenedTop1 | None,
+        replay: PrefixCache | None,
         reason: str = "",
     ):
         self.model = model
@@ -141,7 +151,7 @@ class Repeated:
         assert self.replay is not None
         return self.replay.position(names)
 
-    def values(self, jobs: Iterable[Job]) -> Iterator[tuple[str, Value]]:
+    def values(self, jobs: Iterable[EvaluationJob]) -> Iterator[tuple[str, Value]]:
         """The value under each mask, as soon as it is known."""
         for job in jobs:
             if not job.masks:
@@ -191,7 +201,7 @@ class Repeated:
 def on_workers(
     model: nn.Module,
     evaluation: Evaluation,
-    jobs: Sequence[Job],
+    jobs: Sequence[EvaluationJob],
     workers: int,
     memory: int,
     quick: bool,
@@ -237,7 +247,7 @@ def on_workers(
             process.join()
 
 
-class Crew(Protocol):
+class CallPool(Protocol):
     """Processes that call functions: `secateur.lab.engines.worker_pool.Crew`."""
 
     slots: int
@@ -252,7 +262,12 @@ class Crew(Protocol):
 
 
 def on_crew(
-    model: nn.Module, evaluation: Evaluation, jobs: Sequence[Job], crew: Crew, memory: int, quick: bool
+    model: nn.Module,
+    evaluation: Evaluation,
+    jobs: Sequence[EvaluationJob],
+    crew: CallPool,
+    memory: int,
+    quick: bool,
 ) -> Iterator[tuple[str, Value]]:
     """The values of these jobs, each job a part for somebody of the crew; every value once."""
     met = set()
@@ -264,7 +279,7 @@ def on_crew(
 
 
 def _of_one(
-    model: nn.Module, evaluation: Evaluation, memory: int, quick: bool, job: Job
+    model: nn.Module, evaluation: Evaluation, memory: int, quick: bool, job: EvaluationJob
 ) -> Iterator[tuple[str, Value]]:
     """The values of one job, in a process of its own."""
     with repeated(model, evaluation, memory, quick) as now:
@@ -273,7 +288,7 @@ def _of_one(
         yield from now.values([job])
 
 
-def _parts(jobs: Sequence[Job], workers: int) -> list[list[Job]]:
+def _parts(jobs: Sequence[EvaluationJob], workers: int) -> list[list[EvaluationJob]]:
     """The jobs dealt out one by one: the early ones, which take longest, to different hands."""
     return [part for part in (list(jobs[i::workers]) for i in range(workers)) if part]
 
@@ -281,7 +296,7 @@ def _parts(jobs: Sequence[Job], workers: int) -> list[list[Job]]:
 def _work(
     model: nn.Module,
     evaluation: Evaluation,
-    jobs: list[Job],
+    jobs: list[EvaluationJob],
     memory: int,
     quick: bool,
     threads: int,

@@ -1,10 +1,13 @@
-"""`Lean`: a classifier's outputs with one part of the model changed, in fewer steps than the model itself takes.
+"""`FoldedForward`: a classifier's outputs with one part of the model changed, in fewer steps than the model
+itself takes.
 
-A scan runs the same images through the same model with one layer changed, a hundred times over. `Lean` records the
+A scan runs the same images through the same model with one layer changed, a hundred times over.
+`FoldedForward` records the
 forward pass once as a list of steps, keeps for every batch the values that cross the step under test, and runs what
 comes after it alone: with batch norm folded into the convolution before it, channels last, and, if asked, in bfloat16.
 What it computes is the model's output up to rounding. It never is the model's output to the last bit: whoever needs
-that compares margins with the rounding (`secateur.sensitivity.screened_top1` does) and asks the model where they are too small.
+that compares margins with the rounding (`secateur.sensitivity.screened_top1` does) and asks the model where
+they are too small.
 
 >>> import torch
 >>> from torch import nn
@@ -31,12 +34,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from secateur.sensitivity.graph_steps import NotRecorded, Product, Step, Values, lasting, steps_of
+from secateur.sensitivity.graph_steps import GraphStep, NotRecorded, Product, Values, lasting, steps_of
 
-__all__ = ["Lean", "record"]
+__all__ = ["FoldedForward", "record"]
 
 
-def record(model: nn.Module, batches: Sequence[torch.Tensor], limit: int = 1 << 30) -> Lean | str:
+def record(model: nn.Module, batches: Sequence[torch.Tensor], limit: int = 1 << 30) -> FoldedForward | str:
     """The model's forward pass as steps, or the reason why it cannot be recorded. The model is in evaluation mode."""
     reason = _refused(model, batches)
     if reason:
@@ -48,7 +51,7 @@ def record(model: nn.Module, batches: Sequence[torch.Tensor], limit: int = 1 << 
         return str(error)
     except Exception as error:  # whatever the model's code does with what is not yet a number
         return f"its forward pass cannot be recorded ({type(error).__name__})"
-    return Lean(model, steps, start, end, batches, limit)
+    return FoldedForward(model, steps, start, end, batches, limit)
 
 
 def _refused(model: nn.Module, batches: Sequence[torch.Tensor]) -> str:
@@ -66,13 +69,13 @@ def _refused(model: nn.Module, batches: Sequence[torch.Tensor]) -> str:
     return ""
 
 
-class Lean:
+class FoldedForward:
     """The recorded steps of one model, and what is kept of the batches. `peak` is the most bytes ever kept."""
 
     def __init__(
         self,
         model: nn.Module,
-        steps: list[Step],
+        steps: list[GraphStep],
         start: str,
         end: str,
         batches: Sequence[torch.Tensor],
@@ -89,7 +92,7 @@ class Lean:
         self._last = {name: i for i, step in enumerate(steps) for name in step.reads}
         self._last[end] = len(steps)
         self._readers = [end, *(name for step in steps for name in step.reads)]
-        self._touched: list[Step] = []
+        self._touched: list[GraphStep] = []
         self._emptied: Product | None = None
         self._follower: int | None = None  # the convolution that needs no more than the channels that stay
         self._parts: dict[bool, tuple[torch.Tensor, torch.Tensor | None]] = {}

@@ -22,7 +22,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-__all__ = ["NotRecorded", "Product", "Step", "Values", "lasting", "steps_of"]
+__all__ = ["GraphStep", "NotRecorded", "Product", "Values", "lasting", "steps_of"]
 
 _IN_PLACE = {
     operator.iadd: operator.add,
@@ -50,7 +50,7 @@ class NotRecorded(Exception):
 
 
 @dataclass
-class Step:
+class GraphStep:
     """One step: what it reads, how it computes, and the modules and tensors whose parameters it uses."""
 
     name: str
@@ -70,7 +70,7 @@ class Step:
         return found
 
 
-class Product(Step):
+class Product(GraphStep):
     """A convolution or a linear layer, with the batch norm and the ReLU that were folded into it."""
 
     def __init__(
@@ -137,7 +137,7 @@ class Product(Step):
         return output
 
 
-def steps_of(model: nn.Module, graph: fx.Graph) -> tuple[list[Step], str, str]:
+def steps_of(model: nn.Module, graph: fx.Graph) -> tuple[list[GraphStep], str, str]:
     """The graph as steps, and the names of what goes in and what comes out."""
     modules = dict(model.named_modules())
     start, end, steps = "", "", []
@@ -204,7 +204,7 @@ def _is_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     return node.op == "call_function" and node.target in _RELU
 
 
-def _product(chain: list[fx.Node], modules: dict[str, nn.Module]) -> Step:
+def _product(chain: list[fx.Node], modules: dict[str, nn.Module]) -> GraphStep:
     """The step of a convolution or a linear layer, with what was folded into it."""
     layer = modules[str(chain[0].target)]
     norm = modules[str(chain[1].target)] if len(chain) > 1 and chain[1].op == "call_module" else None
@@ -219,7 +219,9 @@ def _product(chain: list[fx.Node], modules: dict[str, nn.Module]) -> Step:
     )
 
 
-def _other(node: fx.Node, model: nn.Module, modules: dict[str, nn.Module], order: dict[fx.Node, int]) -> Step:
+def _other(
+    node: fx.Node, model: nn.Module, modules: dict[str, nn.Module], order: dict[fx.Node, int]
+) -> GraphStep:
     """Any other module, function or method, called as the model calls it; what it writes into is a copy."""
     writes = False
     if node.op == "call_module":
@@ -260,7 +262,7 @@ def _other(node: fx.Node, model: nn.Module, modules: dict[str, nn.Module], order
         return function(*args, **kwargs)
 
     apart = node.op == "call_module" and type(modules[str(node.target)]) in _APART
-    return Step(node.name, _reads(node), run, owners, apart)
+    return GraphStep(node.name, _reads(node), run, owners, apart)
 
 
 def _written(node: fx.Node) -> fx.Node | None:

@@ -1,7 +1,8 @@
-"""`Replay`: run one evaluation again and again with one part of a model changed, without redoing what comes before it.
+"""`PrefixCache`: run one evaluation again and again with one part of a model changed, without redoing what
+comes before it.
 
 A scan evaluates the same data under many masks of one layer. Everything the model computes before that layer first
-runs is the same each time. `Replay` keeps the outputs of the modules that had finished by then, call by call, and
+runs is the same each time. `PrefixCache` keeps the outputs of the modules that had finished by then, call by call, and
 hands them out again instead of running those modules. What it hands out is the very tensor that was computed, so
 the result is identical to the last bit; whatever cannot be proved to repeat is simply computed again.
 
@@ -12,7 +13,7 @@ the result is identical to the last bit; whatever cannot be proved to repeat is 
 >>> def total(model):
 ...     with torch.no_grad():
 ...         return float(sum(model(x).sum() for x in data))
->>> with Replay(model) as replay:
+>>> with PrefixCache(model) as replay:
 ...     dense = replay.first(lambda: total(model))
 ...     with replay.before(["2.weight"]):
 ...         again = [replay.run(lambda: total(model)) for _ in range(3)]
@@ -32,13 +33,13 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-__all__ = ["Replay"]
+__all__ = ["PrefixCache"]
 
 T = TypeVar("T")
 Key = tuple[str, int]  # a module's name, and the how-manieth time it runs within one forward pass
 
 
-class Replay:
+class PrefixCache:
     """Keeps what a model computes before the part under test. A context manager; the model is left as found.
 
     `limit` bounds the bytes kept; calls beyond it are computed in full. `skipped` counts the module calls answered
@@ -70,7 +71,7 @@ class Replay:
         self._pass: _Pass | None = None
 
     # -- setting up ----------------------------------------------------------------------------------------------
-    def __enter__(self) -> Replay:
+    def __enter__(self) -> PrefixCache:
         self._open = True
         for name, module in self.model.named_modules():
             if module in self._names or isinstance(module, torch.jit.ScriptModule):
@@ -170,7 +171,7 @@ class Replay:
             trigger=self._trigger if collect else None,
             live=None if taint else self._live,
         )
-        mode = _Watch(current, taint) if watch or taint else nullcontext()
+        mode = _OperatorWatch(current, taint) if watch or taint else nullcontext()
         try:
             with mode:
                 result = forward(*args, **kwargs)
@@ -182,7 +183,7 @@ class Replay:
                 self._first_use = dict(current.first_use)
         elif collect and current.reached:
             if taint:
-                assert isinstance(mode, _Watch)
+                assert isinstance(mode, _OperatorWatch)
                 self._live = mode.live(result)
                 self._mutated_next = current.mutated()
             self._store(current)
@@ -304,7 +305,7 @@ class _Pass:
         return self._hash.digest()
 
 
-class _Watch(TorchDispatchMode):
+class _OperatorWatch(TorchDispatchMode):
     """Sees every operator: which parameters it touches first, and which finished outputs still reach the result."""
 
     def __init__(self, current: _Pass, taint: bool):

@@ -30,7 +30,7 @@ from secateur import budget as budgets
 from secateur import criteria
 from secateur import granularity as granularities
 from secateur.budget._limits import floors
-from secateur.core.atomic_files import replacing
+from secateur.core.atomic_files import atomic_open
 from secateur.core.context import Context, Loss
 from secateur.core.masks import Masks
 from secateur.core.targets import Pattern, select
@@ -38,9 +38,17 @@ from secateur.core.units import Units
 from secateur.errors import NothingToDoError, OptionError, StoreError
 from secateur.execution.undisturbed import undisturbed
 from secateur.metrics.macs import macs
-from secateur.pruning.cost import Meter
+from secateur.pruning.cost import CostModel
 from secateur.pruning.scoring import masks_of, pools_of, worth_of
-from secateur.sensitivity.evaluation import Crew, Evaluation, Job, Value, on_crew, on_workers, repeated
+from secateur.sensitivity.evaluation import (
+    CallPool,
+    Evaluation,
+    EvaluationJob,
+    Value,
+    on_crew,
+    on_workers,
+    repeated,
+)
 from secateur.sensitivity.scan_result import Allocation, Cell, Scan
 
 __all__ = ["LEVELS", "Allocation", "Cell", "Scan", "check_levels", "scan"]
@@ -67,7 +75,7 @@ def scan(
     trials: int = 0,
     quick: bool = True,
     workers: int = 1,
-    engine: Crew | None = None,
+    engine: CallPool | None = None,
     memory: int = 1 << 30,
     at_least: int | Mapping[Any, int] | None = None,
     resume: str | os.PathLike[str] | None = None,
@@ -86,7 +94,8 @@ def scan(
     With an `example` (or batches) the MACs of each layer are counted so that `Scan.allocate(keep=...)` can spend them;
     `trials` also reads the time of the model shrunk by every cell alone (granularity "channel"), so many times.
     `estimate` names a criterion, such as "taylor", whose sum over the units that go stands beside the measured value.
-    `workers` processes share the layers; an `engine` (a `secateur.lab.engines.worker_pool.Crew`: processes here or a Ray
+    `workers` processes share the layers; an `engine` (a `secateur.lab.engines.worker_pool.Crew`: processes
+    here or a Ray
     cluster) does so too, and begins a layer again whose process was killed. `resume` names a file that keeps the
     values found so far: a scan that was stopped goes on from there. `progress(done, total, seconds_left)` is called
     after each value.
@@ -111,7 +120,7 @@ def scan(
         raise NothingToDoError(f"granularity {grain} finds no piece to scan in {type(model).__name__}")
     worth = worth_of(rule, model, targets, pieces, context)
     contests = [
-        budgets.Contest(pools_of(model, [units], worth, targets, None), model, targets, context)
+        budgets.Selection(pools_of(model, [units], worth, targets, None), model, targets, context)
         for units in pieces
     ]
     plans = [
@@ -119,7 +128,7 @@ def scan(
         for units, contest in zip(pieces, contests, strict=True)
     ]
     ledger = _Ledger(resume, model, str(rule), str(grain), subset, batches)
-    watch = _Watch(progress, 1 + sum(len(plan) for plan in plans))
+    watch = _CellProgress(progress, 1 + sum(len(plan) for plan in plans))
     with repeated(model, evaluation, memory, quick) as now:
         values: dict[str, Value] = dict(ledger.known)
         dense = now.dense()
@@ -159,7 +168,7 @@ def scan(
         informed = replace(context, loss=loss if loss is not None else F.cross_entropy)
         with undisturbed(model, mode="eval"):  # what is estimated is what was measured
             rises = worth_of(estimates, model, targets, pieces, informed)
-    meter = Meter(model, pieces, context) if trials else None
+    meter = CostModel(model, pieces, context) if trials else None
     return Scan(
         cells=tuple(_cells(pieces, plans, order, values, rises, meter, trials)),
         dense=dense[0],
@@ -203,7 +212,9 @@ class _Planned:
         return int((~self.keep).sum())
 
 
-def _plan(model: nn.Module, units: Units, contest: budgets.Contest, grid: Sequence[float]) -> list[_Planned]:
+def _plan(
+    model: nn.Module, units: Units, contest: budgets.Selection, grid: Sequence[float]
+) -> list[_Planned]:
     """The cells of one list."""
     plan = []
     for level in grid:
@@ -216,7 +227,7 @@ def _plan(model: nn.Module, units: Units, contest: budgets.Contest, grid: Sequen
 
 def _jobs(
     pieces: Sequence[Units], plans: Sequence[list[_Planned]], order: Sequence[int], known: Mapping[str, Value]
-) -> tuple[list[Job], dict[str, int], int]:
+) -> tuple[list[EvaluationJob], dict[str, int], int]:
     """What has to be evaluated, layer by layer; how many cells show each value; how many a value known already."""
     shown: dict[str, int] = {}
     before = 0
@@ -230,7 +241,7 @@ def _jobs(
                 before += 1
             else:
                 shown[cell.digest] = shown.get(cell.digest, 0) + 1
-        jobs.append(Job(sorted({member.name for member in pieces[i].members}), todo))
+        jobs.append(EvaluationJob(sorted({member.name for member in pieces[i].members}), todo))
     return [job for job in jobs if job.masks], shown, before
 
 
@@ -240,7 +251,7 @@ def _cells(
     order: Sequence[int],
     values: Mapping[str, Value],
     rises: Mapping[str, torch.Tensor] | None,
-    meter: Meter | None,
+    meter: CostModel | None,
     trials: int,
 ) -> list[Cell]:
     """The table's cells in the model's order; `repeated` where an evaluation before had the same masks."""
@@ -297,7 +308,7 @@ def _costs(model: nn.Module, example: Any, pieces: Sequence[Units]) -> dict[str,
     return costs
 
 
-class _Watch:
+class _CellProgress:
     """Counts cells and tells how long the rest will take."""
 
     def __init__(self, progress: Callable[[int, int, float], None] | None, total: int):
@@ -356,5 +367,5 @@ class _Ledger:
         if self.path is None or digest in self._rows:
             return
         self._rows[digest] = value
-        with replacing(self.path) as file:
+        with atomic_open(self.path) as file:
             file.write(json.dumps({"scan": self._key, "values": self._rows}).encode())

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur import budget as budgets
-from secateur.core.atomic_files import replacing
+from secateur.core.atomic_files import atomic_open
 from secateur.errors import BudgetNotMetError, OptionError
 from secateur.sensitivity.allocation import spend
 
@@ -236,7 +236,7 @@ class Scan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the scan as JSON, beside the target and renamed."""
-        with replacing(Path(path)) as file:
+        with atomic_open(Path(path)) as file:
             file.write(self.to_json().encode())
 
     @classmethod

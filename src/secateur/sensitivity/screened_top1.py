@@ -1,6 +1,7 @@
-"""`Certain`: top-1 of a model under changes, by a shorter way, and the very count that the model itself gives.
+"""`ScreenedTop1`: top-1 of a model under changes, by a shorter way, and the very count that the model itself gives.
 
-`Lean` computes outputs up to rounding, and rounding makes a right answer wrong, or a wrong one right, only where the
+`FoldedForward` computes outputs up to rounding, and rounding makes a right answer wrong, or a wrong one right,
+only where the
 target's output and the largest of the others lie closer together than it reaches: the image's margin. (Which of two
 wrong classes wins is nobody's business.) So how far it reaches is measured under every change, on images spread over
 the data, and each image whose margin is not several times wider is looked at again:
@@ -15,7 +16,7 @@ the data, and each image whose margin is not several times wider is looked at ag
 >>> _ = torch.manual_seed(0)
 >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
 >>> batches = [(torch.randn(50, 3, 2, 2), torch.randint(0, 4, (50,))) for _ in range(3)]
->>> certain = Certain.of(model, batches)
+>>> certain = ScreenedTop1.of(model, batches)
 >>> with torch.no_grad(), certain.before(["1.weight"]):
 ...     _ = model[1].weight.mul_(0.5)
 ...     found = certain.count()
@@ -33,9 +34,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.sensitivity.folded_forward import Lean, record
+from secateur.sensitivity.folded_forward import FoldedForward, record
 
-__all__ = ["Certain"]
+__all__ = ["ScreenedTop1"]
 
 _HALF, _SINGLE = 5.0, 32.0  # margins so many times wider than the widest difference measured are safe
 _SAMPLE, _REFERENCE = 32, 8  # images on which float32, and the model itself, are always asked
@@ -43,10 +44,10 @@ _SOUND = 1e-3  # float32 outputs further off than this share of the largest are 
 _WORTH = 0.4  # where more images than this share are looked at again, bfloat16 saves nothing
 
 
-class Certain:
+class ScreenedTop1:
     """Counts of right answers under changes of one model, equal to the model's own. `summary` says what was done."""
 
-    def __init__(self, model: nn.Module, lean: Lean, targets: Sequence[torch.Tensor], half: bool):
+    def __init__(self, model: nn.Module, lean: FoldedForward, targets: Sequence[torch.Tensor], half: bool):
         self.model = model
         self.lean = lean
         self.targets = torch.cat(list(targets))
@@ -58,7 +59,7 @@ class Certain:
         self.looked = self.again = self.as_it_runs = 0  # images: in all, again in float32, again by the model
 
     @classmethod
-    def of(cls, model: nn.Module, batches: Sequence[Any], limit: int = 1 << 30) -> Certain | str:
+    def of(cls, model: nn.Module, batches: Sequence[Any], limit: int = 1 << 30) -> ScreenedTop1 | str:
         """For a classifier in evaluation mode and its batches (inputs, targets); or why it has to be run as it is."""
         for batch in batches:
             pair = isinstance(batch, (tuple, list)) and len(batch) == 2
@@ -94,7 +95,7 @@ class Certain:
 
     @contextmanager
     def before(self, names: Sequence[str], rows: bool = False) -> Iterator[None]:
-        """Inside, the model differs in these parameters alone from what it was; `rows` as for `Lean.changing`."""
+        """Inside, only these parameters of the model have changed; `rows` as for `FoldedForward.changing`."""
         self._rough = False
         with self.lean.changing(names, rows):
             yield

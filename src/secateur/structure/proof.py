@@ -15,7 +15,7 @@ from torch import nn
 
 from secateur.errors import ProofError
 from secateur.execution.fast_copy import twin_of
-from secateur.structure.cut.plan import Plan, cut_tensor
+from secateur.structure.cut.plan import ShrinkPlan, cut_tensor
 from secateur.structure.trace.trace import call, map_tensors, tensors_in
 
 __all__ = ["Proof", "double_copy", "prove"]
@@ -130,7 +130,7 @@ def _outputs(
 
 
 def _fills(
-    model: nn.Module, masks: Mapping[str, torch.Tensor], plan: Plan
+    model: nn.Module, masks: Mapping[str, torch.Tensor], plan: ShrinkPlan
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Random values for parameters that are all 0, masked; and the same, cut, for the shrunk model."""
     generator = torch.Generator().manual_seed(0)
@@ -155,7 +155,7 @@ def prove(
     example: Any,
     tolerance: float,
     equality: bool,
-    plan: Plan | None = None,
+    plan: ShrinkPlan | None = None,
 ) -> Proof:
     """Run both in float64 on the example, with the same random state, and compare every output.
 

@@ -28,7 +28,7 @@ from secateur.execution.fast_copy import collector_at_rest, tensors_of, twin_of
 from secateur.structure.cut.choose import dropped, dropped_lines, extended, rounded
 from secateur.structure.cut.fit import fit
 from secateur.structure.cut.fixed_count_norms import COUNTED
-from secateur.structure.cut.plan import Plan, cut_tensor, set_attribute
+from secateur.structure.cut.plan import ShrinkPlan, cut_tensor, set_attribute
 from secateur.structure.explain import Explanation, explained
 from secateur.structure.groups.couplings import Structure, analyse, regroup
 from secateur.structure.groups.labels import Lock
@@ -51,7 +51,7 @@ class Shrunk:
 
     model: nn.Module
     proof: Proof
-    plan: Plan
+    plan: ShrinkPlan
     masks: Masks
     locked: tuple[Lock, ...] = ()
     unsaid: str = ""
@@ -171,7 +171,7 @@ class Cut:
     """
 
     model: nn.Module
-    plan: Plan
+    plan: ShrinkPlan
     masks: Masks
     left: Masks
     locked: tuple[Lock, ...]
@@ -255,8 +255,8 @@ def _heads_as_meant(
 
 
 def with_config(
-    structure: Structure, model: nn.Module, small: nn.Module, plan: Plan, alive: np.ndarray
-) -> tuple[Plan, str]:
+    structure: Structure, model: nn.Module, small: nn.Module, plan: ShrinkPlan, alive: np.ndarray
+) -> tuple[ShrinkPlan, str]:
     """Set the shrunk model's configuration where one describes it, and put that into the plan; else why not."""
     widths = set()
     for group in structure.groups:
@@ -304,7 +304,7 @@ def _nothing(structure: Structure, model: nn.Module, locks: list[Lock]) -> str:
 
 
 @torch.no_grad()
-def apply_plan(model: nn.Module, plan: Plan, masks: Masks) -> tuple[nn.Module, Masks]:
+def apply_plan(model: nn.Module, plan: ShrinkPlan, masks: Masks) -> tuple[nn.Module, Masks]:
     """A copy of the model cut by the plan and masked where zeros stay, and the masks of what is left."""
     memo: dict[int, Any] = {}
     left: dict[str, torch.Tensor] = {}

@@ -23,15 +23,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.core.atomic_files import replacing
+from secateur.core.atomic_files import atomic_open
 from secateur.errors import DataError, FormatError, NothingToDoError, PlanError
-from secateur.structure.cut.plan import Plan, cut_tensor
+from secateur.structure.cut.plan import ShrinkPlan, cut_tensor
 
 __all__ = ["carry_optimizer", "load_shrunk", "reestimate_batch_norm", "save_shrunk"]
 
 
 def carry_optimizer(
-    optimizer: torch.optim.Optimizer, model: nn.Module, small: nn.Module, plan: Plan
+    optimizer: torch.optim.Optimizer, model: nn.Module, small: nn.Module, plan: ShrinkPlan
 ) -> torch.optim.Optimizer:
     """An optimizer of the same class and options for the shrunk model, with the state cut like the weights.
 
@@ -120,7 +120,7 @@ def reestimate_batch_norm(model: nn.Module, data: Iterable[Any], batches: int = 
     return model
 
 
-def save_shrunk(model: nn.Module, plan: Plan, path: str | os.PathLike[str]) -> None:
+def save_shrunk(model: nn.Module, plan: ShrinkPlan, path: str | os.PathLike[str]) -> None:
     """Write weights and plan as one safetensors file, beside the target and renamed."""
     from safetensors.torch import save
 
@@ -131,7 +131,7 @@ def save_shrunk(model: nn.Module, plan: Plan, path: str | os.PathLike[str]) -> N
             seen[id(tensor)] = name
             tensors[name] = tensor.detach().cpu().contiguous()
     data = save(tensors, metadata={"format": "secateur-shrunk", "version": "1", "plan": plan.to_json()})
-    with replacing(path) as file:
+    with atomic_open(path) as file:
         file.write(data)
 
 
@@ -148,7 +148,7 @@ def load_shrunk(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
                 raise FormatError(
                     f"{path}: expected a file written by small.save, got metadata {sorted(meta)}"
                 )
-            plan = Plan.from_json(meta.get("plan", ""))
+            plan = ShrinkPlan.from_json(meta.get("plan", ""))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise FormatError(f"{path}: expected a safetensors file, got something else ({error})") from error

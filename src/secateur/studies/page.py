@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from secateur.core.atomic_files import replacing
+from secateur.core.atomic_files import atomic_open
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import DataError
 from secateur.lab.plan import builder
@@ -23,17 +23,17 @@ from secateur.lab.reporting import pictures_of, provenance
 from secateur.lab.state import revive
 from secateur.lab.store import Store
 from secateur.report import Report, Run
-from secateur.report.files import csv_text, write_whole
+from secateur.report.files import atomic_write, csv_text
 from secateur.report.printout import Pair, folded, side_by_side
 from secateur.studies.published import published_measurements
-from secateur.studies.running import Done
+from secateur.studies.running import StudyResult
 from secateur.studies.study import Picture
 from secateur.studies.tables import Tabulated
 
 __all__ = ["into_page", "markdown", "markdown_table", "printouts", "rest_table", "write_report"]
 
 
-def rest_table(done: Done) -> Tabulated:
+def rest_table(done: StudyResult) -> Tabulated:
     """The published figures that stand in no other table."""
     made = Tabulated(
         "Other published figures", head=("measure", "of", "published", "ours", "difference", "verdict")
@@ -46,13 +46,13 @@ def rest_table(done: Done) -> Tabulated:
     return made
 
 
-def all_tables(done: Done) -> list[Tabulated]:
+def all_tables(done: StudyResult) -> list[Tabulated]:
     """Every table there is something to say in."""
     rest = rest_table(done)
     return [*done.tables(), *([rest] if rest.rows else [])]
 
 
-def printouts(done: Done, store: Store) -> list[tuple[str, str, str, list[Pair]]]:
+def printouts(done: StudyResult, store: Store) -> list[tuple[str, str, str, list[Pair]]]:
     """(title, name before, name after, matched lines) of every pair of models to be printed."""
     found = []
     for picture in done.study.picture:
@@ -95,7 +95,7 @@ def markdown_table(table: Tabulated) -> str:
     return "\n".join([line(table.head), f"|{rule}|", *(line(row) for row in table.rows)])
 
 
-def markdown(done: Done, store: Store, command: str) -> str:
+def markdown(done: StudyResult, store: Store, command: str) -> str:
     """The study's section: what was done, how, and every table."""
     study, where = done.study, hardware()
     spent = _spent(done, store)
@@ -148,7 +148,7 @@ def printed_columns(before: str, after: str, pairs: Sequence[Pair]) -> str:
     return "\n".join(_columns(before, after, pairs))
 
 
-def _spent(done: Done, store: Store) -> str:
+def _spent(done: StudyResult, store: Store) -> str:
     from secateur.lab.display.preview import duration
 
     keys = {key for _, ran in done.ran for key in ran.plan.keys()}  # noqa: SIM118
@@ -179,7 +179,7 @@ def into_page(path: Path, name: str, section: str) -> None:
         whole = before + block + after
     else:
         whole = whole.rstrip("\n") + "\n\n" + block
-    with replacing(path) as file:
+    with atomic_open(path) as file:
         file.write(whole.encode("utf-8"))
 
 
@@ -195,7 +195,7 @@ cannot follow from the report's own model is marked, and compared with the one t
 # -------------------------------------------------------------------------------------------------
 
 
-def _pictures(done: Done, store: Store, undrawn: list[str]) -> Measurements:
+def _pictures(done: StudyResult, store: Store, undrawn: list[str]) -> Measurements:
     """Drawings and histograms of the trials the study names; the first trial's of the last part otherwise."""
     wanted = done.study.picture or (Picture.model_validate({"part": done.ran[-1][0].name}),)
     found: list[Measurement] = []
@@ -213,7 +213,7 @@ def _pictures(done: Done, store: Store, undrawn: list[str]) -> Measurements:
     return Measurements(found)
 
 
-def write_report(done: Done, store: Store, folder: Path, *, pictures: bool = True) -> list[Path]:
+def write_report(done: StudyResult, store: Store, folder: Path, *, pictures: bool = True) -> list[Path]:
     """The study's page with every figure, and every table as CSV."""
     undrawn: list[str] = []
     drawn = _pictures(done, store, undrawn) if pictures else Measurements()
@@ -231,5 +231,7 @@ def write_report(done: Done, store: Store, folder: Path, *, pictures: bool = Tru
     for index, table in enumerate(all_tables(done), start=1):
         stem = re.sub(r"[^a-z0-9]+", "-", table.title.lower()).strip("-")
         text = csv_text(table.head, table.values)
-        written.append(write_whole(folder / "tables" / f"study-{index:02d}-{stem}.csv", text.encode("utf-8")))
+        written.append(
+            atomic_write(folder / "tables" / f"study-{index:02d}-{stem}.csv", text.encode("utf-8"))
+        )
     return written

@@ -37,10 +37,10 @@ from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import RecipeError
 from secateur.lab.steps import Options
 
-__all__ = ["Figure", "alike", "parse", "published_measurements"]
+__all__ = ["PublishedFigure", "alike", "parse", "published_measurements"]
 
 
-class Figure(Options):
+class PublishedFigure(Options):
     """A published number: of which measure, under which settings, and why it cannot be right where it cannot.
 
     `follows` is the number that does follow from the report's own model. `note` is what else a reader must know.
@@ -83,7 +83,7 @@ class Grid(Options):
     factor: float = 1.0
     inconsistent: str = ""
 
-    def figures(self, source: str) -> list[Figure]:
+    def figures(self, source: str) -> list[PublishedFigure]:
         """Every number of the table; an empty text is a number that was not published."""
         found = []
         for first, *rest in self.values:
@@ -103,14 +103,16 @@ class Grid(Options):
                     where[self.columns] = word
                 value = round(value * self.factor, 12) if self.factor != 1 else value
                 found.append(
-                    Figure(name=name, value=value, where=where, inconsistent=self.inconsistent, source=source)
+                    PublishedFigure(
+                        name=name, value=value, where=where, inconsistent=self.inconsistent, source=source
+                    )
                 )
         return found
 
 
-class _File(Options):
+class _PublishedFile(Options):
     source: str = "the published report"
-    figure: tuple[Figure, ...] = ()
+    figure: tuple[PublishedFigure, ...] = ()
     table: tuple[Grid, ...] = ()
 
 
@@ -128,10 +130,10 @@ def alike(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def parse(text: str, name: str = "study") -> list[Figure]:
+def parse(text: str, name: str = "study") -> list[PublishedFigure]:
     """The figures of a file."""
     try:
-        file = _File.model_validate(tomllib.loads(text))
+        file = _PublishedFile.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{name}.published.toml: expected TOML, but {error}") from error
     except ValidationError as error:
@@ -142,7 +144,7 @@ def parse(text: str, name: str = "study") -> list[Figure]:
     return [*single, *(one for grid in file.table for one in grid.figures(file.source))]
 
 
-def published_measurements(figures: list[Figure]) -> Measurements:
+def published_measurements(figures: list[PublishedFigure]) -> Measurements:
     """The figures in the form the report pairs with ours."""
     found = []
     for one in figures:

@@ -25,34 +25,34 @@ from secateur.errors import SecateurError
 from secateur.lab.display.preview import Preview, preview
 from secateur.lab.display.progress import Progress
 from secateur.lab.engine import Ran, check_gpus, run
-from secateur.lab.plan import Plan
+from secateur.lab.plan import RunPlan
 from secateur.lab.plan import plan as make_plan
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
-from secateur.report.published import Beside, beside
-from secateur.studies.published import Figure, alike, parse, published_measurements
+from secateur.report.published import PublishedComparison, beside
+from secateur.studies.published import PublishedFigure, alike, parse, published_measurements
 from secateur.studies.study import Part, Picture, Study
 from secateur.studies.tables import Tabulated, tabulate
 
 if TYPE_CHECKING:
     from secateur.lab.engines import Engine
 
-__all__ = ["Done", "Planned", "carry_out", "planned"]
+__all__ = ["StudyPlan", "StudyResult", "carry_out", "planned"]
 
 
 @dataclass(frozen=True)
-class Planned:
+class StudyPlan:
     """A study at a scale, resolved: nothing is trained or written yet."""
 
     study: Study
     scale: str
-    parts: tuple[tuple[Part, Plan], ...]
+    parts: tuple[tuple[Part, RunPlan], ...]
 
     @property
-    def whole(self) -> Plan:
+    def whole(self) -> RunPlan:
         """All trials of all parts as one plan: what is shared between parts counts once."""
         first = self.parts[0][1]
-        return Plan(first.recipe, first.device, tuple(t for _, plan in self.parts for t in plan.trials))
+        return RunPlan(first.recipe, first.device, tuple(t for _, plan in self.parts for t in plan.trials))
 
     def preview(self, store: Store | None, probe: Callable[[Recipe], float] | None = None) -> Preview:
         """What it would come to; `probe` times a training that the store knows nothing of."""
@@ -60,13 +60,13 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Done:
+class StudyResult:
     """A study that was run."""
 
-    planned: Planned
+    planned: StudyPlan
     ran: tuple[tuple[Part, Ran], ...]
     measurements: Measurements
-    figures: tuple[Figure, ...]
+    figures: tuple[PublishedFigure, ...]
     seconds: float
     broken: tuple[tuple[str, int, str], ...] = ()
     _made: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
@@ -95,7 +95,7 @@ class Done:
         found: list[Tabulated] = self._made["tables"]
         return found
 
-    def rest(self) -> list[Beside]:
+    def rest(self) -> list[PublishedComparison]:
         """Published figures that stand in no table."""
         used = [figure for table in self.tables() for figure in table.used]
         left = [figure for figure in self.figures if figure not in used]
@@ -122,21 +122,21 @@ def planned(
     settings: Sequence[str] = (),
     data: str | None = None,
     device: str | None = None,
-) -> Planned:
+) -> StudyPlan:
     """Every part resolved and checked, before any work."""
     found = study.recipes(scale, settings, data)
-    return Planned(study, scale, tuple((part, make_plan(recipe, device)) for part, recipe in found))
+    return StudyPlan(study, scale, tuple((part, make_plan(recipe, device)) for part, recipe in found))
 
 
 def carry_out(
-    what: Planned,
+    what: StudyPlan,
     store: Store,
     *,
     jobs: int = 1,
     progress: Callable[[bool], Progress] | None = None,
     engine: Callable[[], Engine | None] | None = None,
     gpus: float | None = None,
-) -> Done:
+) -> StudyResult:
     """Run every part; what the store knows is not done again. A trial that fails does not stop the others.
 
     `progress(many)` makes the display of one part, `engine()` what computes its trials, when that is not this machine.
@@ -168,7 +168,7 @@ def carry_out(
         )
     published = parse(studies.text_of(what.study.name, published=True), what.study.name)
     seconds = time.perf_counter() - started
-    return Done(what, tuple(ran), found, tuple(published), seconds, tuple(broken))
+    return StudyResult(what, tuple(ran), found, tuple(published), seconds, tuple(broken))
 
 
 def _told(found: Measurements, part: Part, names: Mapping[str, str], first: int) -> Measurements:

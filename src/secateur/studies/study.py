@@ -37,7 +37,7 @@ from secateur.errors import RecipeError, UnknownNameError, near
 from secateur.lab.recipe import Recipe, assign, axis_values, label_steps, parse_setting
 from secateur.lab.steps import Options
 
-__all__ = ["Column", "Part", "Picture", "Scale", "Study", "TableSpec", "placed"]
+__all__ = ["Part", "Picture", "Scale", "Study", "TableColumn", "TableSpec", "placed"]
 
 _TABLES = ("data", "model", "lab")
 
@@ -92,7 +92,7 @@ class Scale(Options):
     part: dict[str, PartScale] = Field(default_factory=dict)
 
 
-class Column(Options):
+class TableColumn(Options):
     """A column of a table: a measured name, or what follows from it.
 
     `variant` takes the value of that variant of the same trial. `over` divides that variant's value by this one
@@ -129,14 +129,14 @@ class TableSpec(Options):
     about: str = ""
     parts: tuple[str, ...] = ()
     rows: tuple[str, ...]
-    columns: tuple[str | Column, ...]
+    columns: tuple[str | TableColumn, ...]
     across: str | None = None
     where: dict[str, Any] = Field(default_factory=dict)
     once: tuple[str, ...] = ("dense",)
 
-    def all_columns(self) -> list[Column]:
+    def all_columns(self) -> list[TableColumn]:
         """The columns, each written out."""
-        return [Column(name=one) if isinstance(one, str) else one for one in self.columns]
+        return [TableColumn(name=one) if isinstance(one, str) else one for one in self.columns]
 
 
 class Picture(Options):

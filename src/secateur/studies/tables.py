@@ -5,8 +5,8 @@
 ...     Measurement("macs", value, "MAC", context={"trial": 0, "variant": name, "sparsity": 0.5})
 ...     for name, value in (("dense", 100), ("shrunk", 40))])
 >>> spec = TableSpec(title="Cost", rows=("sparsity",), where={"variant": "shrunk"},
-...                  columns=("macs", Column(name="macs", over="dense", title="times fewer")))
->>> made = tabulate(spec, found, [Figure(name="macs", value=50, where={"sparsity": 0.5})])
+...                  columns=("macs", TableColumn(name="macs", over="dense", title="times fewer")))
+>>> made = tabulate(spec, found, [PublishedFigure(name="macs", value=50, where={"sparsity": 0.5})])
 >>> made.head
 ('sparsity', 'macs', 'published', 'difference', 'times fewer')
 >>> made.rows
@@ -24,8 +24,8 @@ from typing import Any
 from secateur.core.measurement import Measurement
 from secateur.report.reading import said
 from secateur.report.summary import is_share, number
-from secateur.studies.published import Figure, alike
-from secateur.studies.study import Column, TableSpec
+from secateur.studies.published import PublishedFigure, alike
+from secateur.studies.study import TableColumn, TableSpec
 
 __all__ = ["Tabulated", "difference", "tabulate"]
 
@@ -44,7 +44,7 @@ class Tabulated:
     values: list[tuple[Any, ...]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     right: tuple[int, ...] = ()
-    used: list[Figure] = field(default_factory=list)
+    used: list[PublishedFigure] = field(default_factory=list)
 
     def plain(self) -> dict[str, Any]:
         """The table as plain data."""
@@ -74,7 +74,9 @@ def difference(ours: float, published: float, name: str = "", digits: int | None
     return text + (f" ({sign}{abs(change / published):.1%})".replace("%", " %") if published else "")
 
 
-def tabulate(spec: TableSpec, measurements: Iterable[Measurement], figures: Sequence[Figure]) -> Tabulated:
+def tabulate(
+    spec: TableSpec, measurements: Iterable[Measurement], figures: Sequence[PublishedFigure]
+) -> Tabulated:
     """A table filled; empty where nothing was measured for it."""
     kept = [item for item in measurements if _wanted(item, spec)]
     trials: dict[tuple[str, int], Trial] = {}
@@ -117,7 +119,7 @@ def tabulate(spec: TableSpec, measurements: Iterable[Measurement], figures: Sequ
     return _written(spec, columns, across, cells, figures)
 
 
-def shown_name(shown: Sequence[Measurement], column: Column) -> str:
+def shown_name(shown: Sequence[Measurement], column: TableColumn) -> str:
     """The measure whose rows a column of another variant joins: its own, else the first of the table."""
     own = {item.name for item in shown}
     return column.name if column.name in own else shown[0].name
@@ -158,7 +160,7 @@ def _at(item: Measurement, layer: Any) -> float | int | None:
 
 
 def _value(
-    column: Column, item: Measurement, value: float | int | None, layer: Any, trial: Trial
+    column: TableColumn, item: Measurement, value: float | int | None, layer: Any, trial: Trial
 ) -> float | int | None:
     """What a column shows of a measurement."""
     if column.of is not None:
@@ -181,7 +183,7 @@ def _hashed(value: Any) -> Any:
     return value if isinstance(value, (str, int, float)) and not isinstance(value, bool) else said(value)
 
 
-def _text(column: Column, cell: _Cell) -> str:
+def _text(column: TableColumn, cell: _Cell) -> str:
     if column.over:
         return number(cell.value, "", "x")
     if column.share:
@@ -196,15 +198,15 @@ def _text(column: Column, cell: _Cell) -> str:
 
 def _written(
     spec: TableSpec,
-    columns: list[Column],
+    columns: list[TableColumn],
     across: list[str],
     cells: dict[tuple[Any, ...], dict[tuple[int, str], _Cell]],
-    figures: Sequence[Figure],
+    figures: Sequence[PublishedFigure],
 ) -> Tabulated:
     made = Tabulated(spec.title, spec.about)
     slots = [(index, over) for over in across for index in range(len(columns))]
     slots = [slot for slot in slots if any(slot in row for row in cells.values())]
-    beside: dict[tuple[Any, ...], dict[tuple[int, str], Figure]] = {}
+    beside: dict[tuple[Any, ...], dict[tuple[int, str], PublishedFigure]] = {}
     for key, row in cells.items():
         for slot, cell in row.items():
             column = columns[slot[0]]
@@ -246,12 +248,12 @@ def _written(
     return made
 
 
-def _shown(value: float | int, column: Column, name: str, unit: str) -> str:
+def _shown(value: float | int, column: TableColumn, name: str, unit: str) -> str:
     """A published figure as ours beside it is written."""
     return number(value, name, unit) if column.digits is None else f"{value:,.{column.digits}f}"
 
 
-def _note(made: Tabulated, figure: Figure) -> str:
+def _note(made: Tabulated, figure: PublishedFigure) -> str:
     """The mark of a figure there is more to say of: why it cannot be right, and what ours is compared with then."""
     if not (figure.inconsistent or figure.note):
         return ""

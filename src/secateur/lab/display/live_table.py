@@ -1,4 +1,4 @@
-"""`Table`: the live display of a sweep: what each running trial is at, how many are done, and the best so far.
+"""`LiveTable`: the live display of a sweep: what each running trial is at, how many are done, and the best so far.
 
 >>> best_of([("accuracy", 0.5, 1), ("accuracy", 0.9, 4)])
 (0.9, 4)
@@ -14,7 +14,7 @@ from typing import Any
 from secateur.lab.display.preview import duration
 from secateur.lab.display.progress import Progress
 
-__all__ = ["Table", "best_of", "short_names"]
+__all__ = ["LiveTable", "best_of", "short_names"]
 
 _ROWS = 16  # running trials shown; a cluster has more of them than a terminal has lines
 
@@ -62,7 +62,7 @@ def _widths(rows: list[list[str]], width: int) -> list[int]:
     return found
 
 
-class Table(Progress):
+class LiveTable(Progress):
     """A table on standard error, redrawn four times a second: trial, settings, step, progress, time; then totals."""
 
     def __init__(self, console: Any = None) -> None:

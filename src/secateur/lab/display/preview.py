@@ -16,9 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from secateur.lab.plan import Plan
+from secateur.lab.plan import RunPlan
 from secateur.lab.recipe import Recipe
-from secateur.lab.steps import Base
+from secateur.lab.steps import Step
 from secateur.lab.store import Store, canonical
 
 __all__ = ["Preview", "duration", "preview"]
@@ -85,7 +85,7 @@ def _plural(word: str, count: int) -> str:
     return word if count == 1 else f"{word}s"
 
 
-def preview(plan: Plan, store: Store | None, probe: Callable[[Recipe], float] | None = None) -> Preview:
+def preview(plan: RunPlan, store: Store | None, probe: Callable[[Recipe], float] | None = None) -> Preview:
     """What running the plan would come to, given what the store knows.
 
     `probe(recipe)` are the seconds of one epoch of training, asked for trainings that the store has never timed.
@@ -136,7 +136,7 @@ class _Times:
             share = seconds / (options.get("epochs") or 1)
             self._alike.setdefault(canonical([kind, *about]), []).append(share)
 
-    def of(self, step: Base, recipe: dict[str, Any]) -> float | None:
+    def of(self, step: Step, recipe: dict[str, Any]) -> float | None:
         """How long such a step takes, or None where nothing like it was ever timed."""
         options, about = step.chosen(), _about(recipe)
         exact = self._exact.get(canonical([step.kind(), options, *about]))

@@ -13,7 +13,7 @@ import math
 import sys
 from typing import Any
 
-__all__ = ["Lines", "Live", "Progress", "display"]
+__all__ = ["LineProgress", "LiveProgress", "Progress", "display"]
 
 
 class Progress:
@@ -55,7 +55,7 @@ class Progress:
         """The run is over."""
 
 
-class Lines(Progress):
+class LineProgress(Progress):
     """One line per finished step, for logs."""
 
     def begin(self, trials: int, steps: int, cached: int) -> None:
@@ -81,9 +81,9 @@ class Lines(Progress):
 
 
 class _Epochs:
-    """Shows one training inside a `Live` display."""
+    """Shows one training inside a `LiveProgress` display."""
 
-    def __init__(self, live: Live):
+    def __init__(self, live: LiveProgress):
         self._live = live
         self._task: Any = None
         self._steps = 1
@@ -116,7 +116,7 @@ class _Epochs:
             self._live.bar.remove_task(self._task)
 
 
-class Live(Progress):
+class LiveProgress(Progress):
     """A rich display on a terminal: one bar for the steps, one for the training under way, a line per step
     done."""
 
@@ -188,7 +188,7 @@ def display(quiet: bool = False, many: bool = False) -> Progress:
     if quiet:
         return Progress()
     if many and sys.stderr.isatty():
-        from secateur.lab.display.live_table import Table
+        from secateur.lab.display.live_table import LiveTable
 
-        return Table()
-    return Live() if sys.stderr.isatty() else Lines()
+        return LiveTable()
+    return LiveProgress() if sys.stderr.isatty() else LineProgress()

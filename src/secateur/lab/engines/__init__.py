@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from secateur.lab.display.progress import Progress
-from secateur.lab.plan import Plan, PlannedTrial
+from secateur.lab.plan import PlannedTrial, RunPlan
 from secateur.lab.store import Store
 
-__all__ = ["Call", "Engine", "Event", "Node", "drive", "forest", "slots"]
+__all__ = ["Engine", "EngineCall", "Event", "Node", "drive", "forest", "slots"]
 
 _NOTE_EVERY = 0.5  # seconds between writing down how far the trials are; outcomes are written at once
 
@@ -47,13 +47,14 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Call:
+class EngineCall:
     """A function that yields values, to be called by a worker: what a verb shares out, where no recipe is.
 
-    Its arguments are pickled: those that many calls have in `common`, then its own. `secateur.lab.engines.worker_pool` makes
+    Its arguments are pickled: those that many calls have in `common`, then its own.
+    `secateur.lab.engines.worker_pool` makes
     calls.
 
-    >>> list(Call("a", divmod, pickle.dumps((7,)), pickle.dumps((2,))).values())
+    >>> list(EngineCall("a", divmod, pickle.dumps((7,)), pickle.dumps((2,))).values())
     [3, 1]
     """
 
@@ -91,7 +92,7 @@ class Engine(Protocol):
 
     slots: int
 
-    def submit(self, node: Node | Call) -> None:
+    def submit(self, node: Node | EngineCall) -> None:
         """Compute it, soon."""
 
     def events(self) -> Iterable[Event]:
@@ -106,7 +107,7 @@ def slots(jobs: int, cores: int) -> tuple[int, int]:
     return jobs, max(1, cores // jobs)
 
 
-def forest(plan: Plan) -> tuple[dict[str, list[Node]], dict[str, list[tuple[int, int]]]]:
+def forest(plan: RunPlan) -> tuple[dict[str, list[Node]], dict[str, list[tuple[int, int]]]]:
     """What may begin once a step is done (after "": at once), and which (trial, position)s every step is.
 
     A step that trials share may come after different ones: what is timed in between is no part of its address.
@@ -146,7 +147,7 @@ class _Notes:
 
 
 def drive(
-    plan: Plan, store: Store, run: int, watch: Progress, engine: Engine, known: set[str]
+    plan: RunPlan, store: Store, run: int, watch: Progress, engine: Engine, known: set[str]
 ) -> tuple[int, list[tuple[int, str]]]:
     """Have the engine compute everything that is not known; returns how many steps it did, and the failures."""
     following, users = forest(plan)

@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from secateur.lab.display.progress import Progress
-from secateur.lab.engines import Call, Event, Node, numbers
+from secateur.lab.engines import EngineCall, Event, Node, numbers
 from secateur.lab.store import Store
 
 __all__ = ["LocalEngine", "TellingProgress", "failed"]
@@ -35,7 +35,7 @@ _TELL_EVERY = 0.5  # seconds between two words about a training
 class _Worker:
     """A process, the line to it, and what it is doing."""
 
-    def __init__(self, folder: str, threads: int, gpus: tuple[str, ...], node: Node | Call | None):
+    def __init__(self, folder: str, threads: int, gpus: tuple[str, ...], node: Node | EngineCall | None):
         # Not fork: a forked process inherits torch's thread pools in a state nobody defined.
         context = get_context("spawn")
         self.gpus = gpus
@@ -102,7 +102,7 @@ class LocalEngine:
         self._tries: dict[str, int] = {}
         self._pending: deque[Event] = deque()
 
-    def submit(self, node: Node | Call) -> None:
+    def submit(self, node: Node | EngineCall) -> None:
         """Give it to a process that has nothing to do."""
         worker = next((one for one in self._workers if one.node is None), None)
         if worker is None:
@@ -166,9 +166,9 @@ class LocalEngine:
         self._workers = []
 
 
-def _order(node: Node | Call) -> Any:
+def _order(node: Node | EngineCall) -> Any:
     """What a process is sent."""
-    return node if isinstance(node, Call) else (node.trial, node.position)
+    return node if isinstance(node, EngineCall) else (node.trial, node.position)
 
 
 # -- in the process
@@ -224,14 +224,14 @@ def _serve(line: Any, folder: str, threads: int, gpus: tuple[str, ...], parent: 
             return
         if task is None:
             return
-        if isinstance(task, Call):
+        if isinstance(task, EngineCall):
             line.send(_called(task, line))
             continue
         trial, position = task
         line.send(_one(store, trial, position, line))
 
 
-def _called(call: Call, line: Any) -> Event:
+def _called(call: EngineCall, line: Any) -> Event:
     """Call a function, and tell each value as it comes."""
     line.send(Event("start", call.key))
     try:

@@ -27,7 +27,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from secateur.errors import MissingExtraError, OptionError, StoreError
-from secateur.lab.engines import Call, Event, Node, numbers
+from secateur.lab.engines import EngineCall, Event, Node, numbers
 from secateur.lab.engines.gpus import checked_share
 from secateur.lab.engines.local import TellingProgress, failed
 from secateur.lab.store import Outcome, Store
@@ -144,7 +144,7 @@ def _call(key: str, function: Any, common: bytes, own: bytes, threads: int) -> l
     torch.set_num_threads(threads)
     events = []
     try:
-        for value in Call(key, function, common, own).values():
+        for value in EngineCall(key, function, common, own).values():
             events.append(Event("value", key, value=value))
     except Exception as error:
         return [*events, failed(key, error)]
@@ -230,7 +230,7 @@ class RayEngine:
         )
         self._beacon = store.checkpoint(f"cluster-{uuid.uuid4().hex}").resolve()
         self._beacon.touch()
-        self._running: dict[Any, tuple[Node | Call, Any]] = {}
+        self._running: dict[Any, tuple[Node | EngineCall, Any]] = {}
         self._blobs: dict[str, Any] = {}
         self._locks: dict[str, FileLock] = {}
         self._elsewhere: list[Node] = []  # steps another run on this store computes right now
@@ -252,9 +252,9 @@ class RayEngine:
                 )
         return max(1, int(min(there.get(name, 0) // amount for name, amount in wanted.items() if amount)))
 
-    def submit(self, node: Node | Call) -> None:
+    def submit(self, node: Node | EngineCall) -> None:
         """Hand it to the cluster, or wait while another run computes it."""
-        if isinstance(node, Call):
+        if isinstance(node, EngineCall):
             if node.common not in self._common:
                 self._common[node.common] = self._ray.put(node.common)
             common, threads = self._common[node.common], max(1, int(self._needs.cpus))
@@ -308,7 +308,7 @@ class RayEngine:
             time.sleep(0.05)
         for head in ready:
             node, blob = self._running.pop(head)
-            if isinstance(node, Call):
+            if isinstance(node, EngineCall):
                 found += self._returned(head, node.key)
                 continue
             found.append(self._settle(head, node, blob))

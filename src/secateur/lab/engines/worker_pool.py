@@ -1,4 +1,4 @@
-"""`Crew`: the processes of an engine, for verbs that share their work out where no recipe is.
+"""`WorkerPool`: the processes of an engine, for verbs that share their work out where no recipe is.
 
     crew = Crew.local(jobs=2)                    # or Crew.ray(address="auto")
     sc.scan(model, batches, "filter", engine=crew)
@@ -6,7 +6,7 @@
 A process that is killed is replaced and its part begun again, as for the steps of a recipe. The engine is opened for
 each use and closed after it, whatever happens.
 
->>> Crew.local(jobs=2)
+>>> WorkerPool.local(jobs=2)
 Crew(2 processes here)
 """
 
@@ -20,20 +20,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from secateur.errors import OptionError, StoreError
-from secateur.lab.engines import Call, Engine, slots
+from secateur.lab.engines import Engine, EngineCall, slots
 from secateur.lab.store import Store
 
-__all__ = ["Crew"]
+__all__ = ["WorkerPool"]
 
 
-class Crew:
+class WorkerPool:
     """Calls functions on an engine. `slots` is how many calls run at once, as far as that is known beforehand."""
 
     def __init__(self, opened: Callable[[Store], Engine], count: int, name: str):
         self._opened, self.slots, self._name = opened, count, name
 
     @classmethod
-    def local(cls, jobs: int) -> Crew:
+    def local(cls, jobs: int) -> WorkerPool:
         """So many processes on this machine, the cores shared out among them."""
         if jobs < 1:
             raise OptionError(f"jobs: expected at least 1, got {jobs}")
@@ -47,7 +47,7 @@ class Crew:
         return cls(opened, count, f"{count} {'process' if count == 1 else 'processes'} here")
 
     @classmethod
-    def ray(cls, address: str | None = None, jobs: int | None = None, **needs: float) -> Crew:
+    def ray(cls, address: str | None = None, jobs: int | None = None, **needs: float) -> WorkerPool:
         """The Ray cluster at an address, or one started here with room for `jobs`; `needs` are those of one call."""
 
         def opened(store: Store) -> Engine:
@@ -74,7 +74,9 @@ class Crew:
                 f"engine: the model and evaluate go to other processes and cannot ({error}); define them at the top of "
                 "a module, or leave the engine out"
             ) from error
-        waiting = deque(Call(str(i), function, shared, pickle.dumps(part)) for i, part in enumerate(parts))
+        waiting = deque(
+            EngineCall(str(i), function, shared, pickle.dumps(part)) for i, part in enumerate(parts)
+        )
         running = 0
         with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
             store = Store(folder)

@@ -7,7 +7,7 @@ options, the state before, the data and the seed, so that its outcome can be fou
 `version` when the same options come to mean something else.
 
 >>> registry.get("prune").__name__
-'Prune'
+'PruneStep'
 """
 
 from __future__ import annotations
@@ -30,9 +30,16 @@ if TYPE_CHECKING:
     from secateur.lab.display.progress import Progress
     from secateur.lab.state import State
 
-__all__ = ["Base", "Options", "Plugin", "Result", "Work", "make", "registry"]
+__all__ = ["Options", "Plugin", "Result", "Step", "Work", "make", "registry"]
 
-registry = Registry(__name__, __path__, "step")
+registry = Registry(
+    __name__,
+    __path__,
+    "step",
+    base="secateur.lab.steps:Step",
+    suffix="Step",
+    deprecated={"tidy": "zero_dead_neurons"},
+)
 
 Plugin = float | str | dict[str, Any]
 """A plug-in in a recipe: its name, a number where one is understood, or a table of `name` and options."""
@@ -68,7 +75,7 @@ class Result:
     line: str = ""  # what happened, in half a sentence, for the progress display
 
 
-class Base(Options):
+class Step(Options):
     """What every step is."""
 
     version: ClassVar[int] = 1

@@ -2,7 +2,7 @@
 
 Copies are trained by the loop that `train` uses, and thrown away.
 
->>> EpochTime(label="epoch", against="dense", turns=5).turns
+>>> EpochTimeStep(label="epoch", against="dense", turns=5).turns
 5
 """
 
@@ -21,14 +21,14 @@ from secateur.core.measurement import Measurement, Measurements
 from secateur.data import Data
 from secateur.errors import RecipeError, near
 from secateur.lab.state import State
-from secateur.lab.steps import Base, Result, Work
+from secateur.lab.steps import Result, Step, Work
 from secateur.lab.training import loop as trainer
 from secateur.metrics.latency import median_interval
 
-__all__ = ["EpochTime"]
+__all__ = ["EpochTimeStep"]
 
 
-class EpochTime(Base):
+class EpochTimeStep(Step):
     """Time epochs of this model and of an earlier step's, turn by turn."""
 
     timed: ClassVar[bool] = True
@@ -51,9 +51,11 @@ class EpochTime(Base):
                 + (near(self.against, before) if before else "this is the first step")
             )
 
-    def _training(self) -> trainer.Training:
+    def _training(self) -> trainer.TrainingOptions:
         # The smallest rate: what is timed must not diverge, whatever state it starts from.
-        return trainer.Training(epochs=1, optimizer=self.optimizer, lr=1e-6, batch_size=self.batch_size)
+        return trainer.TrainingOptions(
+            epochs=1, optimizer=self.optimizer, lr=1e-6, batch_size=self.batch_size
+        )
 
     def run(self, state: State, work: Work) -> Result:
         """Train and evaluate copies; the state stays as it is."""
@@ -93,7 +95,9 @@ class EpochTime(Base):
         return Result(state, Measurements(found), {}, ", ".join(line))
 
 
-def _epoch(model: nn.Module, data: Data, options: trainer.Training, masks: object, work: Work) -> float:
+def _epoch(
+    model: nn.Module, data: Data, options: trainer.TrainingOptions, masks: object, work: Work
+) -> float:
     start = time.perf_counter()
     trainer.train(model, data, options, masks=masks, seed=work.seed, device=work.device)  # type: ignore[arg-type]
     return time.perf_counter() - start

@@ -2,7 +2,7 @@
 
 Every option of `secateur.lab.training.loop.Training` and of `Growing` is an option of the step.
 
->>> Gradual(sparsity=0.9, epochs=20, until=0.6).growing().level(0, 100)
+>>> GradualStep(sparsity=0.9, epochs=20, until=0.6).growing().level(0, 100)
 0.0
 """
 
@@ -21,7 +21,7 @@ from secateur.lab.steps import Result, Work
 from secateur.lab.steps.train import TrainBase, training_fields
 from secateur.lab.training import loop as trainer
 
-__all__ = ["Gradual"]
+__all__ = ["GradualStep"]
 
 _KINDS: dict[str, Any] = {
     "criterion": str,
@@ -38,7 +38,7 @@ _KINDS: dict[str, Any] = {
 def growing_fields() -> dict[str, Any]:
     """The options of `Growing` as pydantic fields, so that the two never drift."""
     found: dict[str, Any] = {}
-    for field in dataclasses.fields(trainer.Growing):
+    for field in dataclasses.fields(trainer.GradualPruning):
         default = ... if field.default is dataclasses.MISSING else field.default
         found[field.name] = (_KINDS.get(field.name, float), default)
     return found
@@ -49,10 +49,10 @@ class _Gradual(TrainBase):
 
     version: ClassVar[int] = 1
 
-    def growing(self) -> trainer.Growing:
+    def growing(self) -> trainer.GradualPruning:
         """The options as `Growing`, which checks their values."""
-        return trainer.Growing(
-            **{field.name: getattr(self, field.name) for field in dataclasses.fields(trainer.Growing)}
+        return trainer.GradualPruning(
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(trainer.GradualPruning)}
         )
 
     def check(self, model: nn.Module, before: list[str]) -> None:
@@ -75,7 +75,7 @@ class _Gradual(TrainBase):
         )
 
 
-Gradual: Any = create_model(
-    "Gradual", __base__=_Gradual, __module__=__name__, **training_fields(), **growing_fields()
+GradualStep: Any = create_model(
+    "GradualStep", __base__=_Gradual, __module__=__name__, **training_fields(), **growing_fields()
 )
-Gradual.__doc__ = "Train the model and prune it meanwhile."
+GradualStep.__doc__ = "Train the model and prune it meanwhile."

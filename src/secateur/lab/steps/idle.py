@@ -1,6 +1,6 @@
 """`idle`: do nothing for a while; to rehearse a sweep on a new machine or cluster before it costs anything.
 
->>> Idle(seconds=0.5, note="a").seconds
+>>> IdleStep(seconds=0.5, note="a").seconds
 0.5
 """
 
@@ -12,12 +12,12 @@ from pydantic import Field
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import SecateurError
-from secateur.lab.steps import Base, Result, Work
+from secateur.lab.steps import Result, Step, Work
 
-__all__ = ["Idle"]
+__all__ = ["IdleStep"]
 
 
-class Idle(Base):
+class IdleStep(Step):
     """Leave the model as it is; sleep, compute, or fail on purpose."""
 
     seconds: float = Field(0.0, ge=0, description="how long to sleep")

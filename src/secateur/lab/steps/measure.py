@@ -3,7 +3,7 @@
 The step's label names the variant in tables: `dense`, `pruned`, `file`. With `against`, the label of an
 earlier step, its model and this one are timed in turns, and `speedup` is the ratio within each turn.
 
->>> Measure(label="pruned", against="dense").what
+>>> MeasureStep(label="pruned", against="dense").what
 ('accuracy', 'params', 'macs', 'size', 'latency')
 """
 
@@ -21,17 +21,17 @@ from secateur.core.measurement import Measurement, Measurements
 from secateur.data import Split
 from secateur.errors import OptionError, RecipeError, UnknownNameError, near
 from secateur.lab.state import State
-from secateur.lab.steps import Base, Result, Work
+from secateur.lab.steps import Result, Step, Work
 from secateur.lab.training.loop import evaluate
 from secateur.metrics import measure, names
 from secateur.metrics.latency import compare
 
-__all__ = ["Measure"]
+__all__ = ["MeasureStep"]
 
 _SPLITS = ("test", "validation", "train")
 
 
-class Measure(Base):
+class MeasureStep(Step):
     """Measure the model, on the test images and on the clock."""
 
     timed: ClassVar[bool] = True

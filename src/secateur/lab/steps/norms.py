@@ -4,7 +4,7 @@ Pruning and sharing change what arrives at a batch norm, and its running statist
 were in training: statistics of plain images do not fit a network that learnt from augmented ones. Rounding the values
 of codebooks changes what arrives, too: with `codebook_bits`, as `pack` has it, they are rounded first.
 
->>> Norms(images=2000, augment="standard").images
+>>> NormsStep(images=2000, augment="standard").images
 2000
 """
 
@@ -21,15 +21,15 @@ from secateur.container.scalar_rounding import round_books
 from secateur.core.measurement import Measurements
 from secateur.errors import OptionError
 from secateur.lab.state import State
-from secateur.lab.steps import Base, Result, Work
+from secateur.lab.steps import Result, Step, Work
 from secateur.lab.steps.train import Augmentation, augmentation
 from secateur.quantize.share import share
 from secateur.structure.shrunk_files import reestimate_batch_norm
 
-__all__ = ["Norms"]
+__all__ = ["NormsStep"]
 
 
-class Norms(Base):
+class NormsStep(Step):
     """Batch norm's running statistics, as plain averages over training images."""
 
     images: int = Field(10_000, ge=1, description="training images that are averaged over, at most")

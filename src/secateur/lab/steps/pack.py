@@ -3,7 +3,7 @@
 Without `batch_norm` and `precision` the file is lossless, and a tensor that does not come back bit for bit
 fails the step.
 
->>> Pack(file="small.sct").file
+>>> PackStep(file="small.sct").file
 'small.sct'
 """
 
@@ -20,16 +20,16 @@ from torch import nn
 
 from secateur.coding import indices
 from secateur.container.archive import load, save
-from secateur.container.save_options import Storing
+from secateur.container.save_options import SaveOptions
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import OptionError, ProofError
 from secateur.lab.state import State
-from secateur.lab.steps import Base, Result, Work
+from secateur.lab.steps import Result, Step, Work
 
-__all__ = ["Pack"]
+__all__ = ["PackStep"]
 
 
-class Pack(Base):
+class PackStep(Step):
     """Write the model as one coded file and read it back."""
 
     file: str = Field("model.sct", description="the file's name among the results")
@@ -52,8 +52,8 @@ class Pack(Base):
             raise OptionError(f"step {self.label!r}: file: expected a plain file name, got {self.file!r}")
         self._storing()
 
-    def _storing(self) -> Storing:
-        return Storing(
+    def _storing(self) -> SaveOptions:
+        return SaveOptions(
             self.batch_norm, self.biases, self.codebook_bits, self.precision, self.names, self.coder
         )
 

@@ -5,7 +5,7 @@ the scanned accuracy stays above the floor. With `keep = 0.4` instead (and `cost
 the combination of least predicted loss of which that share remains. `scan` names the step where its label is not
 "scan".
 
->>> Prune(criterion="l1", granularity="filter", budget=0.5, skip=["fc"]).budget
+>>> PruneStep(criterion="l1", granularity="filter", budget=0.5, skip=["fc"]).budget
 0.5
 """
 
@@ -22,13 +22,13 @@ from secateur.core.measurement import Measurement, Measurements
 from secateur.core.targets import select
 from secateur.errors import NothingToDoError, OptionError, RecipeError, near
 from secateur.lab.state import State
-from secateur.lab.steps import Base, Options, Plugin, Result, Work, make
+from secateur.lab.steps import Options, Plugin, Result, Step, Work, make
 from secateur.lab.steps.scan import FILE
 from secateur.pruning.connectivity import FAINT, find_collapsed, rescale_, signal_left
 from secateur.pruning.prune import budget_of, prune
 from secateur.sensitivity.scan import Allocation, Scan
 
-__all__ = ["Prune"]
+__all__ = ["PruneStep"]
 
 Patterns = str | tuple[str, ...] | None
 _SCHEDULES = {
@@ -49,7 +49,7 @@ class Scanned(Options):
     cost: str = Field("macs", description="what `keep` is a share of: macs, params or size")
 
 
-class Prune(Base):
+class PruneStep(Step):
     """Choose weights by criterion, granularity and budget, and set them to zero."""
 
     criterion: Plugin = Field("magnitude", description="what a weight is worth")

@@ -4,7 +4,7 @@ Frozen, the centroids, biases and whatever is not shared learn by gradient, and 
 `remake_every` the weights live on behind the centroids, learn too, and choose anew every so many steps; `rate` is
 what a bit costs them. `latent` names an earlier step, before sharing, whose weights they start from.
 
->>> Refine(remake_every=20, rate=0.02, latent="retrain").training().lr
+>>> RefineStep(remake_every=20, rate=0.02, latent="retrain").training().lr
 0.001
 """
 
@@ -27,7 +27,7 @@ from secateur.quantize import registry
 from secateur.quantize.result import zeroed
 from secateur.quantize.share import Shared
 
-__all__ = ["Refine"]
+__all__ = ["RefineStep"]
 
 
 class _Refine(TrainBase):
@@ -121,7 +121,7 @@ class _Refine(TrainBase):
         return result
 
 
-Refine: Any = create_model(
-    "Refine", __base__=_Refine, __module__=__name__, **training_fields(lr=0.001, optimizer="adam")
+RefineStep: Any = create_model(
+    "RefineStep", __base__=_Refine, __module__=__name__, **training_fields(lr=0.001, optimizer="adam")
 )
-Refine.__doc__ = "Train the codebooks of a shared model."
+RefineStep.__doc__ = "Train the codebooks of a shared model."

@@ -1,7 +1,7 @@
 """`retrain`: train a pruned model again, its removed weights held at exactly zero, at a gentler rate by
 default.
 
->>> Retrain().training().lr
+>>> RetrainStep().training().lr
 0.01
 """
 
@@ -16,7 +16,7 @@ from secateur.lab.state import State
 from secateur.lab.steps import Result, Work
 from secateur.lab.steps.train import TrainBase, training_fields
 
-__all__ = ["Retrain"]
+__all__ = ["RetrainStep"]
 
 
 class _Retrain(TrainBase):
@@ -33,5 +33,7 @@ class _Retrain(TrainBase):
         return super().run(state, work)
 
 
-Retrain: Any = create_model("Retrain", __base__=_Retrain, __module__=__name__, **training_fields(lr=0.01))
-Retrain.__doc__ = "Retrain a pruned model with its masks held."
+RetrainStep: Any = create_model(
+    "RetrainStep", __base__=_Retrain, __module__=__name__, **training_fields(lr=0.01)
+)
+RetrainStep.__doc__ = "Retrain a pruned model with its masks held."

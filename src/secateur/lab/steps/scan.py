@@ -12,7 +12,7 @@
 The model stays as it is. The table is kept as `scan.json` among the step's files; a scan that was stopped goes on where
 it was.
 
->>> Scan(granularity="kernel", subset=500).levels
+>>> ScanStep(granularity="kernel", subset=500).levels
 (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """
 
@@ -28,12 +28,12 @@ from secateur.core.targets import select
 from secateur.data import Split
 from secateur.errors import OptionError
 from secateur.lab.state import State
-from secateur.lab.steps import Base, Plugin, Result, Work, make
+from secateur.lab.steps import Plugin, Result, Step, Work, make
 from secateur.lab.training.evaluate import evaluate
 from secateur.report.forms import scan_measurements
 from secateur.sensitivity.scan import LEVELS, check_levels, scan
 
-__all__ = ["FILE", "Scan"]
+__all__ = ["FILE", "ScanStep"]
 
 FILE = "scan.json"
 """The name of the table among the step's files."""
@@ -41,7 +41,7 @@ FILE = "scan.json"
 Patterns = str | tuple[str, ...] | None
 
 
-class Scan(Base):
+class ScanStep(Step):
     """Measure how much each layer can spare, alone and without retraining."""
 
     criterion: Plugin = Field("magnitude", description="what a weight is worth")
@@ -80,7 +80,7 @@ class Scan(Base):
         model = state.model.to(work.device).eval()
         metric, better, measured, subset = self._evaluation(model, split, work)
         images, labels = work.data.train.per_class(self.images)
-        watch = _Watch(work.progress.training())
+        watch = _ScanDisplay(work.progress.training())
         try:
             found = scan(
                 model,
@@ -142,7 +142,7 @@ def _first(batches: Any, subset: int | None) -> Any:
         yield images, labels
 
 
-class _Watch:
+class _ScanDisplay:
     """A scan's progress, shown where a training's is: one epoch of as many steps as there are values."""
 
     def __init__(self, shown: Any):

@@ -1,6 +1,6 @@
 """`share`: few distinct values per tensor, and per weight which of them it is; zeros of a mask stay zero.
 
->>> Share(bits=4, start="optimal").bits
+>>> ShareStep(bits=4, start="optimal").bits
 4
 """
 
@@ -14,15 +14,15 @@ from torch import nn
 from secateur.core.masks import Masks
 from secateur.core.measurement import Measurement, Measurements
 from secateur.lab.state import State
-from secateur.lab.steps import Base, Result, Work
+from secateur.lab.steps import Result, Step, Work
 from secateur.quantize.share import prepared, share
 
-__all__ = ["Share"]
+__all__ = ["ShareStep"]
 
 Patterns = str | tuple[str, ...] | None
 
 
-class Share(Base):
+class ShareStep(Step):
     """Give the weights of every tensor few distinct values."""
 
     bits: int | None = Field(None, description="a codebook has 2**bits values; the method's default is 5")

@@ -1,6 +1,6 @@
 """`shrink`: pruned channels really leave the model; a proof that it still computes the same goes with it.
 
->>> Shrink(round_to=8).round_to
+>>> ShrinkStep(round_to=8).round_to
 8
 """
 
@@ -13,13 +13,13 @@ from pydantic import Field
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import NothingToDoError, OptionError
 from secateur.lab.state import State
-from secateur.lab.steps import Base, Result, Work
+from secateur.lab.steps import Result, Step, Work
 from secateur.structure.shrink import shrink
 
-__all__ = ["Shrink"]
+__all__ = ["ShrinkStep"]
 
 
-class Shrink(Base):
+class ShrinkStep(Step):
     """Cut out of the model what the masks remove from every tensor that knows of it."""
 
     coupling: str = Field("union", description="union: masks chosen in any way; coupled: masks that agree")

@@ -1,8 +1,8 @@
 """`train`: train the model, with whatever masks it has held all the while.
 
-Every option of `secateur.lab.training.loop.Training` is an option of the step.
+Every option of `secateur.lab.training.options.TrainingOptions` is an option of the step.
 
->>> Train(epochs=3, lr=0.05).training().epochs
+>>> TrainStep(epochs=3, lr=0.05).training().epochs
 3
 """
 
@@ -19,10 +19,10 @@ from secateur.core.measurement import Measurement, Measurements
 from secateur.data import Augment
 from secateur.errors import OptionError, RecipeError, near
 from secateur.lab.state import State
-from secateur.lab.steps import Base, Options, Result, Work
+from secateur.lab.steps import Options, Result, Step, Work
 from secateur.lab.training import loop as trainer
 
-__all__ = ["Augmentation", "Train", "TrainBase", "augmentation"]
+__all__ = ["Augmentation", "TrainBase", "TrainStep", "augmentation"]
 
 
 class AugmentOptions(Options):
@@ -47,15 +47,15 @@ def augmentation(given: Augmentation) -> Augment | None:
 
 def training_fields(**other: Any) -> dict[str, Any]:
     """The options of `Training` as pydantic fields, so that the two never drift; `other` changes defaults."""
-    hints = get_type_hints(trainer.Training)
+    hints = get_type_hints(trainer.TrainingOptions)
     found: dict[str, Any] = {}
-    for field in dataclasses.fields(trainer.Training):
+    for field in dataclasses.fields(trainer.TrainingOptions):
         kind = Augmentation if field.name == "augment" else hints[field.name]
         found[field.name] = (kind, other.get(field.name, field.default))
     return found
 
 
-class TrainBase(Base):
+class TrainBase(Step):
     """What `train` and `retrain` share: how to train, and an earlier step to learn from."""
 
     version: ClassVar[int] = 1
@@ -66,11 +66,13 @@ class TrainBase(Base):
         False, description="train with the channels innermost: faster with bf16 on a CPU"
     )
 
-    def training(self) -> trainer.Training:
+    def training(self) -> trainer.TrainingOptions:
         """The options as `Training`, which checks their values."""
-        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(trainer.Training)}
+        given = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(trainer.TrainingOptions)
+        }
         given["augment"] = augmentation(given["augment"])
-        return trainer.Training(**given)
+        return trainer.TrainingOptions(**given)
 
     def check(self, model: nn.Module, before: list[str]) -> None:
         """The values, and that the teacher comes first."""
@@ -104,7 +106,7 @@ class TrainBase(Base):
         """Train; the log holds the epochs."""
         return self.trained(state, work)
 
-    def trained(self, state: State, work: Work, pruning: trainer.Growing | None = None) -> Result:
+    def trained(self, state: State, work: Work, pruning: trainer.GradualPruning | None = None) -> Result:
         """Train, and prune meanwhile where a plan for it is given."""
         if state.codebooks:
             raise OptionError(
@@ -161,5 +163,5 @@ class TrainBase(Base):
         )
 
 
-Train: Any = create_model("Train", __base__=TrainBase, __module__=__name__, **training_fields())
-Train.__doc__ = "Train the model."
+TrainStep: Any = create_model("TrainStep", __base__=TrainBase, __module__=__name__, **training_fields())
+TrainStep.__doc__ = "Train the model."

@@ -1,6 +1,6 @@
-"""`tidy`: set to zero what no answer depends on: weights and biases of neurons that pruning has cut off.
+"""`zero_dead_neurons`: set to zero what no answer depends on: weights and biases of neurons that pruning has cut off.
 
->>> Tidy(images=500).images
+>>> ZeroDeadNeuronsStep(images=500).images
 500
 """
 
@@ -12,13 +12,13 @@ from secateur.core.masks import Masks
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import OptionError
 from secateur.lab.state import State
-from secateur.lab.steps import Base, Result, Work
-from secateur.pruning.dead_neurons import tidy
+from secateur.lab.steps import Result, Step, Work
+from secateur.pruning.dead_neurons import zero_dead_neurons
 
-__all__ = ["Tidy"]
+__all__ = ["ZeroDeadNeuronsStep"]
 
 
-class Tidy(Base):
+class ZeroDeadNeuronsStep(Step):
     """Weights and biases whose gradient is zero for every image go; the answers stay."""
 
     images: int = Field(10_000, ge=1, description="training images that are asked, at most")
@@ -26,7 +26,9 @@ class Tidy(Base):
     def run(self, state: State, work: Work) -> Result:
         """Ask, set to zero, and hold what is zero from here on."""
         if state.codebooks:
-            raise OptionError(f"step {self.label!r}: the weights are shared by now; tidy before sharing")
+            raise OptionError(
+                f"step {self.label!r}: the weights are shared by now; zero dead neurons before sharing"
+            )
         state.model.to(work.device)
         wanted, batches = self.images, []
         for images, _ in work.data.train.batches(500, device=work.device):
@@ -35,7 +37,7 @@ class Tidy(Base):
             if wanted <= 0:
                 break
         before = sum(int((parameter != 0).sum()) for parameter in state.model.parameters())
-        masks = tidy(state.model, batches, seed=work.seed).to("cpu")
+        masks = zero_dead_neurons(state.model, batches, seed=work.seed).to("cpu")
         state.model.to("cpu")
         after = sum(int((parameter != 0).sum()) for parameter in state.model.parameters())
         text = "weights and biases that were not zero, and that no answer depended on"

@@ -1,7 +1,7 @@
 """The running average of the weights of a training: it often does better than where the weights end.
 
 >>> model = torch.nn.Linear(1, 1, bias=False); _ = model.weight.data.fill_(0.0)
->>> average = Average(model, decay=0.9)
+>>> average = WeightAverage(model, decay=0.9)
 >>> for value in (1.0, 2.0):
 ...     _ = model.weight.data.fill_(value); average.take(model)
 >>> with average.shown(model):  # 2/11 and 3/12 of the old average stay, until that is more than the decay
@@ -19,10 +19,10 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-__all__ = ["Average"]
+__all__ = ["WeightAverage"]
 
 
-class Average:
+class WeightAverage:
     """Averages of a model's parameters and buffers, each step weighing `1 - decay`; the first ones more, so that
     the start is soon forgotten. Counters and other whole numbers are as they are in the model.
     """

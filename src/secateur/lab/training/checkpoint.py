@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.core.atomic_files import write_whole
+from secateur.core.atomic_files import atomic_write
 from secateur.errors import OptionError, StoreError
 
 __all__ = ["identity", "load_optimizer", "optimizer_tensors", "read", "tensors_digest", "under", "write"]
@@ -40,7 +40,7 @@ def write(file: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, A
     # Copies: safetensors refuses tensors that share memory, as tied weights do.
     own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     data = save(own, metadata={"format": _FORMAT, "version": _VERSION, "about": json.dumps(about)})
-    write_whole(file, data)
+    atomic_write(file, data)
 
 
 def read(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

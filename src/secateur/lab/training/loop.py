@@ -3,7 +3,7 @@
 >>> from secateur import data, models
 >>> digits = data.load("digits", size=28, limit=200)
 >>> _ = torch.manual_seed(0); model = models.build("lenet-300-100")
->>> trained = train(model, digits, Training(epochs=2, lr=0.05, batch_size=16), device="cpu")
+>>> trained = train(model, digits, TrainingOptions(epochs=2, lr=0.05, batch_size=16), device="cpu")
 >>> [record.epoch for record in trained.history], evaluate(model, digits.test, device="cpu")["accuracy"] > 0.5
 ([1, 2], True)
 """
@@ -27,7 +27,9 @@ from torch import nn
 from secateur.core.masks import Masks
 from secateur.data import Data
 from secateur.errors import DataError, NonFiniteError, NothingToDoError, OptionError
-from secateur.lab.training.average import Average
+from secateur.lab.training import checkpoint as checkpoints
+from secateur.lab.training import mix as mixing
+from secateur.lab.training.average import WeightAverage
 from secateur.lab.training.evaluate import (
     Loss,
     device_of,
@@ -38,21 +40,19 @@ from secateur.lab.training.evaluate import (
     loss_of,
     placed,
 )
-from secateur.lab.training import checkpoint as checkpoints
-from secateur.lab.training import mix as mixing
-from secateur.lab.training.options import EpochRecord, Trained, Training, rate
-from secateur.lab.training.progress import Bars, Progress, watcher
-from secateur.lab.training.pruning import Growing
+from secateur.lab.training.options import EpochRecord, Trained, TrainingOptions, rate
+from secateur.lab.training.progress import Bars, TrainingProgress, watcher
+from secateur.lab.training.pruning import GradualPruning
 from secateur.lab.training.surroundings import accelerated, exact, own_random_state
 
 __all__ = [
     "Bars",
     "EpochRecord",
-    "Growing",
+    "GradualPruning",
     "Loss",
-    "Progress",
     "Trained",
-    "Training",
+    "TrainingOptions",
+    "TrainingProgress",
     "device_of",
     "evaluate",
     "rate",
@@ -66,17 +66,17 @@ _evaluate = evaluate  # `train` has a parameter of that name
 def train(
     model: nn.Module,
     data: Data,
-    options: Training | None = None,
+    options: TrainingOptions | None = None,
     *,
     masks: Masks | None = None,
-    pruning: Growing | None = None,
+    pruning: GradualPruning | None = None,
     teacher: nn.Module | None = None,
     loss: Loss | None = None,
     evaluate: Evaluate | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
     checkpoint: str | os.PathLike[str] | None = None,
-    progress: Progress | str | None = None,
+    progress: TrainingProgress | str | None = None,
 ) -> Trained:
     """Train the model in place; afterwards it is on the device and in the mode it came in.
 
@@ -85,13 +85,13 @@ def train(
     0). `loss(outputs, inputs, labels)` replaces cross-entropy; without it the model's own `training_loss` is
     used where it has one. `evaluate(model) -> metrics` replaces the pass over data.validation. `checkpoint`
     is a file, written after every epoch and resumed from when it is there; it is left where it is when
-    training is done. `progress` is `auto` (bars on a terminal, else nothing), None, or a `Progress`.
+    training is done. `progress` is `auto` (bars on a terminal, else nothing), None, or a `TrainingProgress`.
 
     The same start, options, data, seed, masks and machine give the same bytes: random numbers are drawn
     afresh every epoch from (seed, epoch), and torch's global random state is given back as it was. A last
     batch of one image is left out, since batch norm cannot train on it.
     """
-    options = options or Training()
+    options = options or TrainingOptions()
     run = _Run(model, data, options, masks, pruning, teacher, loss, evaluate, seed)
     file = None if checkpoint is None else Path(checkpoint)
     shown = watcher(progress)
@@ -114,9 +114,9 @@ class _Run:
         self,
         model: nn.Module,
         data: Data,
-        options: Training,
+        options: TrainingOptions,
         masks: Masks | None,
-        pruning: Growing | None,
+        pruning: GradualPruning | None,
         teacher: nn.Module | None,
         loss: Loss | None,
         evaluate: Evaluate | None,
@@ -130,7 +130,7 @@ class _Run:
         self.custom_loss = loss
         self.history: list[EpochRecord] = []
         self.best: dict[str, torch.Tensor] = {}
-        self.average: Average | None = None
+        self.average: WeightAverage | None = None
         self._refuse()
 
     def _refuse(self) -> None:
@@ -171,14 +171,14 @@ class _Run:
             self.masks.check(self.model)
 
     # -- the loop
-    def go(self, accelerator: Any, file: Path | None, shown: Progress | None) -> Trained:
+    def go(self, accelerator: Any, file: Path | None, shown: TrainingProgress | None) -> Trained:
         """Train until the epochs are done or nothing gets better."""
         options, data = self.options, self.data
         about = self._about() if file is not None else {}
         optimizer = self._optimizer()
         scaler_state = None
         if options.average is not None:
-            self.average = Average(self.model, options.average)
+            self.average = WeightAverage(self.model, options.average)
         if file is not None and file.exists():
             scaler_state = self._resume(file, about, optimizer)
         resumed_from = len(self.history)
@@ -244,7 +244,7 @@ class _Run:
         network: nn.Module,
         stepper: Any,
         accelerator: Any,
-        shown: Progress | None,
+        shown: TrainingProgress | None,
     ) -> EpochRecord:
         """One pass over the training images, and one over the validation images."""
         options, device = self.options, accelerator.device

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-__all__ = ["Mixed", "cross_entropy", "mixed"]
+__all__ = ["MixedBatch", "cross_entropy", "mixed"]
 
 
 @dataclass(frozen=True)
-class Mixed:
+class MixedBatch:
     """Images, each `share` its own (at least half) and the rest another one of the batch; both labels."""
 
     images: torch.Tensor
@@ -26,7 +26,7 @@ class Mixed:
     share: torch.Tensor
 
 
-def mixed(images: torch.Tensor, labels: torch.Tensor, part: float) -> Mixed:
+def mixed(images: torch.Tensor, labels: torch.Tensor, part: float) -> MixedBatch:
     """A `part` of the images, drawn at random, each mixed with another one of the batch; the rest stay whole."""
     count, device = len(images), images.device
     partner = torch.randperm(count, device=device)
@@ -34,13 +34,13 @@ def mixed(images: torch.Tensor, labels: torch.Tensor, part: float) -> Mixed:
         torch.rand(count, device=device) < part, 0.5 + 0.5 * torch.rand(count, device=device), 1.0
     )
     by_image = share.to(images.dtype).reshape(-1, *[1] * (images.dim() - 1))
-    return Mixed(torch.lerp(images[partner], images, by_image), labels, labels[partner], share)
+    return MixedBatch(torch.lerp(images[partner], images, by_image), labels, labels[partner], share)
 
 
-def cross_entropy(logits: torch.Tensor, pairs: Mixed, label_smoothing: float) -> torch.Tensor:
+def cross_entropy(logits: torch.Tensor, pairs: MixedBatch, label_smoothing: float) -> torch.Tensor:
     """Cross-entropy with both labels, each by its share of the image; the mean of the batch.
 
-    >>> pairs = Mixed(torch.zeros(1, 1), torch.tensor([0]), torch.tensor([1]), torch.tensor([0.75]))
+    >>> pairs = MixedBatch(torch.zeros(1, 1), torch.tensor([0]), torch.tensor([1]), torch.tensor([0.75]))
     >>> logits = torch.log(torch.tensor([[0.5, 0.25, 0.25]]))
     >>> round(cross_entropy(logits, pairs, 0.0).item(), 4), round(0.75 * 0.6931 + 0.25 * 1.3863, 4)
     (0.8664, 0.8664)

@@ -1,7 +1,7 @@
-"""`Training`: how to train, as one frozen value; and the learning rate as a function of how far training has
+"""`TrainingOptions`: how to train, as one frozen value; and the learning rate as a function of how far training has
 come.
 
->>> options = Training(epochs=4, lr=0.1, schedule="cosine")
+>>> options = TrainingOptions(epochs=4, lr=0.1, schedule="cosine")
 >>> [round(rate(options, done), 4) for done in (0, 1, 2, 4)]
 [0.1, 0.0854, 0.05, 0.0]
 """
@@ -16,7 +16,7 @@ from secateur.core.masks import Masks
 from secateur.data import Augment
 from secateur.errors import OptionError, near
 
-__all__ = ["EpochRecord", "Trained", "Training", "rate"]
+__all__ = ["EpochRecord", "Trained", "TrainingOptions", "rate"]
 
 _OPTIMIZERS = ("sgd", "adam", "adamw")
 _SCHEDULES = ("constant", "step", "cosine", "linear")
@@ -24,7 +24,7 @@ _PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingOptions:
     """How to train. Every field has a default; wrong values are refused when the value is made.
 
     `milestones` and `gamma` belong to the schedule `step`: the rate is multiplied by gamma when so many
@@ -37,7 +37,7 @@ class Training:
     the part of the images that are mixed with another one of the batch, at least half their own. With `average`,
     a decay such as 0.999, the model ends as the running average of its weights, and is validated as that.
 
-    >>> Training(lr=-1)
+    >>> TrainingOptions(lr=-1)
     Traceback (most recent call last):
     secateur.errors.OptionError: lr: expected a number above 0, got -1
     """
@@ -117,12 +117,12 @@ def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
         )
 
 
-def rate(options: Training, done: float) -> float:
+def rate(options: TrainingOptions, done: float) -> float:
     """The learning rate when so many epochs (a fraction counts) are done.
 
     A function of that number alone, so that nothing about it has to be kept in a checkpoint.
 
-    >>> step = Training(epochs=10, lr=1.0, schedule="step", milestones=(5, 7), warmup=2)
+    >>> step = TrainingOptions(epochs=10, lr=1.0, schedule="step", milestones=(5, 7), warmup=2)
     >>> [round(rate(step, done), 4) for done in (0.5, 1, 4.9, 5, 9)]
     [0.25, 0.5, 1.0, 0.1, 0.01]
     """

@@ -1,4 +1,4 @@
-"""How a training is watched: the `Progress` protocol, and bars on a terminal.
+"""How a training is watched: the `TrainingProgress` protocol, and bars on a terminal.
 
 >>> watcher("auto") is None  # standard error is no terminal here
 True
@@ -12,10 +12,10 @@ from typing import Any, Protocol
 from secateur.errors import OptionError
 from secateur.lab.training.options import EpochRecord
 
-__all__ = ["Bars", "Progress", "watcher"]
+__all__ = ["Bars", "TrainingProgress", "watcher"]
 
 
-class Progress(Protocol):
+class TrainingProgress(Protocol):
     """What a front end implements to watch a training; its methods are called on the main process only."""
 
     def start(self, epochs: int, steps: int, done: int) -> None:
@@ -83,7 +83,7 @@ class Bars:
         self._rich.stop()
 
 
-def watcher(progress: Progress | str | None) -> Progress | None:
+def watcher(progress: TrainingProgress | str | None) -> TrainingProgress | None:
     """What was meant by `progress`: `auto` shows bars where standard error is a terminal, and nothing
     elsewhere."""
     if progress == "auto":

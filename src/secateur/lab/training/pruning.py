@@ -1,10 +1,10 @@
 """Pruning while training: sparsity rises with the optimizer's steps along a cubic, and is then held.
 
 Fast while there is most to take, slower towards the end (Zhu and Gupta, 2017), so that every cut is followed by
-steps that mend it. `Growing` is the plan, a frozen value; `levels` of it are a function of the step alone, so a
+steps that mend it. `GradualPruning` is the plan, a frozen value; `levels` of it are a function of the step alone, so a
 checkpoint needs the masks in force and nothing more.
 
->>> plan = Growing(0.9, start=0.5, until=0.5, every=10)
+>>> plan = GradualPruning(0.9, start=0.5, until=0.5, every=10)
 >>> [round(plan.level(step, 200), 4) for step in (0, 40, 90, 100, 199)]
 [0.5, 0.8136, 0.8996, 0.9, 0.9]
 >>> [step for step in range(200) if plan.is_due(step, 200)]
@@ -24,11 +24,11 @@ from secateur.core.masks import Masks
 from secateur.errors import NothingToDoError, OptionError
 from secateur.pruning.prune import prune
 
-__all__ = ["Growing"]
+__all__ = ["GradualPruning"]
 
 
 @dataclass(frozen=True)
-class Growing:
+class GradualPruning:
     """Prune up to `sparsity`, from `start` on, while the first `until` of all optimizer steps are made.
 
     The masks are made anew every `every` steps: what is gone stays gone, and of what is left the criterion
@@ -36,9 +36,9 @@ class Growing:
     `per_tensor`, ...). Criteria that read data need a loop of your own: `hold(...).update(masks)`.
 
     >>> model = nn.Linear(4, 4)
-    >>> Growing(0.75).masks(model, 100, 100, None).sparsity
+    >>> GradualPruning(0.75).masks(model, 100, 100, None).sparsity
     0.75
-    >>> Growing(0.5, start=0.8)
+    >>> GradualPruning(0.5, start=0.8)
     Traceback (most recent call last):
     secateur.errors.OptionError: start: expected a share 0 <= start <= sparsity (0.5), got 0.8
     """
@@ -78,7 +78,7 @@ class Growing:
     def level(self, step: int, steps: int) -> float:
         """The sparsity from this step on (counted from 0), of so many in the whole training.
 
-        >>> Growing(0.9).level(50, 100), Growing(0.9).level(0, 100)
+        >>> GradualPruning(0.9).level(50, 100), GradualPruning(0.9).level(0, 100)
         (0.9, 0.0)
         """
         left = 1 - step / self._last(steps)

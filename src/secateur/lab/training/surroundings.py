@@ -1,7 +1,7 @@
 """What a training runs in: an accelerator of its own, torch's random state put aside, kernels that repeat.
 
->>> from secateur.lab.training.options import Training
->>> with own_random_state(torch.device("cpu")), exact(torch.device("cpu"), Training()):
+>>> from secateur.lab.training.options import TrainingOptions
+>>> with own_random_state(torch.device("cpu")), exact(torch.device("cpu"), TrainingOptions()):
 ...     _ = torch.rand(1)
 """
 
@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from secateur.errors import OptionError
-from secateur.lab.training.options import Training
+from secateur.lab.training.options import TrainingOptions
 
 __all__ = ["accelerated", "exact", "own_random_state"]
 
 
 @contextmanager
-def accelerated(options: Training, device: torch.device) -> Iterator[Any]:
+def accelerated(options: TrainingOptions, device: torch.device) -> Iterator[Any]:
     """An accelerator of our own. accelerate keeps one global state, which another part of the program may be
     using: it is put aside and given back. In a distributed launch the process group and its device are
     shared, not ours."""
@@ -65,7 +65,7 @@ def own_random_state(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def exact(device: torch.device, options: Training) -> Iterator[None]:
+def exact(device: torch.device, options: TrainingOptions) -> Iterator[None]:
     """The same bytes every time: deterministic kernels where there is a choice, and fp32 that means fp32."""
     if device.type != "cuda":
         yield  # the CPU's kernels have no other choice to make

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 
 from secateur.errors import OptionError
-from secateur.quantize import Base, Palette, to_numpy
+from secateur.quantize import Palette, Quantizer, to_numpy
 from secateur.quantize.sorted_weights import middles
 
 __all__ = ["Exact"]
 
 
 @dataclass(frozen=True)
-class Exact(Base):
+class Exact(Quantizer):
     """The distinct weights as they are; more than `most` of them are an error, for then nothing is shared."""
 
     most: int = 2**15

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from secateur.errors import OptionError
-from secateur.quantize import Base, Palette, starts, to_numpy
+from secateur.quantize import Palette, Quantizer, starts, to_numpy
 from secateur.quantize.lloyd import lloyd
 from secateur.quantize.sorted_weights import Floats, SortedWeights, in_range, middles
 
@@ -22,7 +22,7 @@ __all__ = ["Kmeans"]
 
 
 @dataclass(frozen=True)
-class Kmeans(Base):
+class Kmeans(Quantizer):
     """2**bits centroids for the weights that are not masked; masked ones have an index of their own.
 
     `start` is where the iteration begins: linear, kmeans++, random, density, optimal, or a value of `starts`.
@@ -32,7 +32,7 @@ class Kmeans(Base):
     """
 
     bits: int = 5
-    start: str | starts.Base = "optimal"
+    start: str | starts.Start = "optimal"
     iterations: int = 300
 
     def __post_init__(self) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from secateur.errors import OptionError
-from secateur.quantize import Base, Palette, to_numpy
+from secateur.quantize import Palette, Quantizer, to_numpy
 from secateur.quantize.sorted_weights import Floats, Ints, SortedWeights, in_range
 
 __all__ = ["Uniform"]
@@ -32,7 +32,7 @@ _MOST = 2**16
 
 
 @dataclass(frozen=True)
-class Uniform(Base):
+class Uniform(Quantizer):
     """Multiples of `step`; 0.0 is always one of them, and masked weights take it.
 
     `bits` limits the levels to -(2**(bits - 1) - 1) ... 2**(bits - 1) - 1; without `step` it also chooses the

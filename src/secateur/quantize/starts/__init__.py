@@ -18,10 +18,10 @@ import numpy as np
 from secateur.quantize.sorted_weights import Floats, SortedWeights
 from secateur.registry import Registry
 
-__all__ = ["Base", "registry"]
+__all__ = ["Start", "registry"]
 
 
-class Base(ABC):
+class Start(ABC):
     """What every start is: a frozen value that puts centroids on sorted weights."""
 
     @abstractmethod
@@ -31,7 +31,7 @@ class Base(ABC):
     def candidates(self, data: SortedWeights, count: int, seed: int) -> list[Floats]:
         """The sets of first centroids to try; the best after polishing wins. Usually one."""
         # A stream of its own: a start finds the same whether it runs alone or beside others.
-        word = zlib.crc32(type(self).__name__.encode())
+        word = zlib.crc32(type(self).__name__.removesuffix("Start").encode())
         return [self.centroids(data, count, np.random.default_rng([seed, word]))]
 
 
@@ -39,6 +39,8 @@ registry = Registry(
     __name__,
     __path__,
     "start of K-means",
+    base="secateur.quantize.starts:Start",
+    suffix="Start",
     aliases={"kmeans++": "kmeans_plus_plus", "k-means++": "kmeans_plus_plus"},
 )
 

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from secateur.quantize.sorted_weights import Floats, SortedWeights
-from secateur.quantize.starts import Base
+from secateur.quantize.starts import Start
 
-__all__ = ["Density"]
+__all__ = ["DensityStart"]
 
 
 @dataclass(frozen=True)
-class Density(Base):
+class DensityStart(Start):
     """The middle weight of each of `count` equally large parts of the sorted weights.
 
     >>> data = SortedWeights(np.array([0.0, 0.1, 0.2, 0.3, 8.0, 9.0]))
-    >>> Density().centroids(data, 2, np.random.default_rng(0)).tolist()
+    >>> DensityStart().centroids(data, 2, np.random.default_rng(0)).tolist()
     [0.1, 8.0]
     """
 

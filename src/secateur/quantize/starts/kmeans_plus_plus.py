@@ -15,17 +15,17 @@ import numpy as np
 
 from secateur.errors import OptionError
 from secateur.quantize.sorted_weights import BLOCK, Floats, Ints, SortedWeights, middles
-from secateur.quantize.starts import Base
+from secateur.quantize.starts import Start
 
-__all__ = ["KmeansPlusPlus"]
+__all__ = ["KmeansPlusPlusStart"]
 
 
 @dataclass(frozen=True)
-class KmeansPlusPlus(Base):
+class KmeansPlusPlusStart(Start):
     """Spread by squared distance. `trials` draws for each centroid; None means 2 + ln k.
 
     >>> data = SortedWeights(np.array([0.0, 0.0, 0.0, 5.0]))
-    >>> sorted(KmeansPlusPlus().centroids(data, 2, np.random.default_rng(0)).tolist())
+    >>> sorted(KmeansPlusPlusStart().centroids(data, 2, np.random.default_rng(0)).tolist())
     [0.0, 5.0]
     """
 

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from secateur.quantize.sorted_weights import Floats, SortedWeights
-from secateur.quantize.starts import Base
+from secateur.quantize.starts import Start
 
-__all__ = ["Linear"]
+__all__ = ["LinearStart"]
 
 
 @dataclass(frozen=True)
-class Linear(Base):
+class LinearStart(Start):
     """Evenly between the least and the greatest weight.
 
     >>> data = SortedWeights(np.array([-1.0, 0.0, 0.5, 3.0]))
-    >>> Linear().centroids(data, 3, np.random.default_rng(0)).tolist()
+    >>> LinearStart().centroids(data, 3, np.random.default_rng(0)).tolist()
     [-1.0, 1.0, 3.0]
     """
 

@@ -15,17 +15,17 @@ import numpy as np
 from secateur.errors import OptionError
 from secateur.quantize.program import best_cuts
 from secateur.quantize.sorted_weights import Floats, Ints, SortedWeights
-from secateur.quantize.starts import Base, registry
+from secateur.quantize.starts import Start, registry
 
-__all__ = ["Optimal"]
+__all__ = ["OptimalStart"]
 
 
 @dataclass(frozen=True)
-class Optimal(Base):
+class OptimalStart(Start):
     """Dynamic programming over `places` possible cuts, beside every other start.
 
     >>> data = SortedWeights(np.array([0.0, 1.0, 9.0, 11.0, 30.0]))
-    >>> Optimal().centroids(data, 3, np.random.default_rng(0)).tolist()
+    >>> OptimalStart().centroids(data, 3, np.random.default_rng(0)).tolist()
     [0.5, 10.0, 30.0]
     """
 
@@ -44,7 +44,7 @@ class Optimal(Base):
         found = super().candidates(data, count, seed)
         for word in registry.names():
             other = registry.get(word)
-            if not issubclass(other, Optimal):
+            if not issubclass(other, OptimalStart):
                 found += other().candidates(data, count, seed)
         return found
 

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from secateur.quantize.sorted_weights import Floats, SortedWeights
-from secateur.quantize.starts import Base
+from secateur.quantize.starts import Start
 
-__all__ = ["Random"]
+__all__ = ["RandomStart"]
 
 
 @dataclass(frozen=True)
-class Random(Base):
+class RandomStart(Start):
     """`count` of the weights, drawn without putting back.
 
-    >>> Random().centroids(SortedWeights(np.array([1.0, 2.0])), 2, np.random.default_rng(0)).tolist()
+    >>> RandomStart().centroids(SortedWeights(np.array([1.0, 2.0])), 2, np.random.default_rng(0)).tolist()
     [1.0, 2.0]
     """
 

@@ -15,8 +15,8 @@ from statistics import fmean
 import altair as alt
 
 from secateur.core.measurement import Measurements
-from secateur.report.figure import Figure, Table
-from secateur.report.reading import Row, legend_selection, quality_of, rows_of, series_of
+from secateur.report.figure import Figure, FigureTable
+from secateur.report.reading import VariantRow, legend_selection, quality_of, rows_of, series_of
 
 __all__ = ["accuracy_sparsity"]
 
@@ -33,7 +33,7 @@ def accuracy_sparsity(measurements: Measurements) -> list[Figure]:
     return [figure for name in (quality, *others) for figure in _curves(rows, name, name == quality)]
 
 
-def _curves(rows: list[Row], quality: str, main: bool) -> list[Figure]:
+def _curves(rows: list[VariantRow], quality: str, main: bool) -> list[Figure]:
     points: dict[tuple[str, float], list[float]] = {}
     for row in rows:
         value = row.number(quality)
@@ -102,6 +102,6 @@ def _curves(rows: list[Row], quality: str, main: bool) -> list[Figure]:
             alt.layer(*layers).properties(width="container", height=340),
             f"{len(domain)} curves of {quality} over sparsity; the best point is {best[0]} at sparsity "
             f"{best[1]:.2f} with {best[2]:.4f}.",
-            Table(("series", "sparsity", f"mean {quality}", "lowest", "highest", "seeds"), table),
+            FigureTable(("series", "sparsity", f"mean {quality}", "lowest", "highest", "seeds"), table),
         )
     ]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import altair as alt
 
 from secateur.core.measurement import Measurements
-from secateur.report.figure import Figure, Table
+from secateur.report.figure import Figure, FigureTable
 from secateur.report.reading import legend_selection
 
 __all__ = ["file_bytes"]
@@ -72,7 +72,7 @@ def file_bytes(measurements: Measurements) -> list[Figure]:
                 f"{item.definition or 'bytes of the file by tensor and part'}. Together {whole:,} bytes: {largest}.",
                 chart,
                 f"{len(parts)} tensors; the largest part is {domain[0]} with {totals[domain[0]]:,} of {whole:,} bytes.",
-                Table(("tensor", "part", "bytes"), tuple(rows)),
+                FigureTable(("tensor", "part", "bytes"), tuple(rows)),
             )
         )
     return figures

@@ -12,7 +12,7 @@ from __future__ import annotations
 import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
-from secateur.report.figure import Figure, Table
+from secateur.report.figure import Figure, FigureTable
 
 __all__ = ["filter_sums"]
 
@@ -77,7 +77,7 @@ def filter_sums(measurements: Measurements) -> list[Figure]:
             f"are all zero: structured pruning leaves red lines, unstructured pruning leaves none.{note}",
             chart,
             f"{len(layers)} layers in {len(variants)} variants; {gone:,} of {total:,} filters are all zero.",
-            Table(("layer", "variant", "filters", "of them all zero"), table),
+            FigureTable(("layer", "variant", "filters", "of them all zero"), table),
             each=230,
         )
     ]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
-from secateur.report.figure import Figure, Table
+from secateur.report.figure import Figure, FigureTable
 from secateur.report.reading import colour, variants_of
 
 __all__ = ["latency"]
@@ -92,7 +92,7 @@ def _distributions(measurements: Measurements, sessions: list[tuple[str, list[Me
             "Medians: "
             + ", ".join(f"{label} {value:.4g} ms" for label, value in list(medians.items())[:8])
             + ".",
-            Table(("variant", "kind", "milliseconds", "median"), tuple(rows)),
+            FigureTable(("variant", "kind", "milliseconds", "median"), tuple(rows)),
         )
     ]
 
@@ -168,6 +168,8 @@ def _paired(measurements: Measurements) -> list[Figure]:
             "median with 95 % confidence. Where it reaches the dashed line at 1, no difference was shown.",
             alt.layer(one, points, interval, median).properties(width="container", height=alt.Step(44)),
             f"Times as fast, with the 95 % interval: {told}.",
-            Table(("variant", "times as fast", "low", "high", "pairs", "difference shown"), tuple(table)),
+            FigureTable(
+                ("variant", "times as fast", "low", "high", "pairs", "difference shown"), tuple(table)
+            ),
         )
     ]

@@ -13,8 +13,8 @@ from __future__ import annotations
 import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
-from secateur.report.figure import Figure, Table
-from secateur.report.reading import Row, colour, legend_selection, rows_of, variants_of
+from secateur.report.figure import Figure, FigureTable
+from secateur.report.reading import VariantRow, colour, legend_selection, rows_of, variants_of
 
 __all__ = ["layer_bars"]
 
@@ -47,7 +47,7 @@ def layer_bars(measurements: Measurements) -> list[Figure]:
     ]
 
 
-def _with_sparsity(rows: list[Row]) -> list[Row]:
+def _with_sparsity(rows: list[VariantRow]) -> list[VariantRow]:
     """The share of each tensor's dense parameters that are gone or zero, worked out where it was not measured."""
     found = []
     dense: dict[str, Measurement] = {}
@@ -69,13 +69,19 @@ def _with_sparsity(rows: list[Row]) -> list[Row]:
             text = "share of the dense tensor's weights that are gone or zero"
             item = Measurement("share_removed", 0.0, "", text, per_layer=layers)
             found.append(
-                Row(row.run, row.trial, row.variant, values={"share_removed": item}, label=row.label)
+                VariantRow(row.run, row.trial, row.variant, values={"share_removed": item}, label=row.label)
             )
     return found
 
 
 def _bars(
-    rows: list[Row], domain: list[str], names: tuple[str, ...], stem: str, title: str, axis: str, form: str
+    rows: list[VariantRow],
+    domain: list[str],
+    names: tuple[str, ...],
+    stem: str,
+    title: str,
+    axis: str,
+    form: str,
 ) -> list[Figure]:
     chosen = [
         (row, item)
@@ -129,12 +135,12 @@ def _bars(
             f"{chosen[-1][1].definition or axis}, by layer, in the order the layers run.",
             chart,
             f"{len(layers)} layers in {len(labels)} variants; the most has {most[0]} of {most[1]}: {most[2]:,.4g}.",
-            Table(("layer", "variant", axis), table),
+            FigureTable(("layer", "variant", axis), table),
         )
     ]
 
 
-def _is_norm(layer: str, chosen: list[tuple[Row, Measurement]], rows: list[Row]) -> bool:
+def _is_norm(layer: str, chosen: list[tuple[VariantRow, Measurement]], rows: list[VariantRow]) -> bool:
     """Whether a tensor is a normalisation's: its name says so, as nothing else is known of it here."""
     parts = layer.lower().split(".")
     return any(part.startswith(("bn", "norm", "batch_norm", "ln")) for part in parts)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.report.drawing import Layer, draw_network
-from secateur.report.figure import Figure, Table
+from secateur.report.figure import Figure, FigureTable
 
 __all__ = ["network", "two_architectures"]
 
@@ -60,7 +60,7 @@ def network(measurements: Measurements) -> list[Figure]:
             f"layers marked with the same colour lose the same channels{after_text}. Red is what was removed.",
             draw_network(drawn),
             f"{len(drawn)} layers, {len(groups)} coupled groups; {gone:,} of {total:,} units were removed.",
-            Table(
+            FigureTable(
                 ("layer", "kind", f"width, {names[0]}", f"width, {names[1]}", "coupled group"),
                 tuple((layer.name, layer.kind, layer.before, layer.after, layer.group) for layer in drawn),
             ),

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
-from secateur.report.figure import Figure, Table
+from secateur.report.figure import Figure, FigureTable
 from secateur.report.reading import (
     LOWER,
-    Row,
+    VariantRow,
     colour,
     finite,
     legend_selection,
@@ -50,7 +50,7 @@ def front(points: Sequence[tuple[float, float]], lower_is_better: bool = False) 
     return chosen
 
 
-def _cost(row: Row, names: Sequence[str]) -> float | None:
+def _cost(row: VariantRow, names: Sequence[str]) -> float | None:
     return next((value for name in names if (value := row.number(name))), None)
 
 
@@ -90,7 +90,7 @@ def pareto(measurements: Measurements) -> list[Figure]:
 
 def _one(
     measurements: Measurements,
-    rows: list[Row],
+    rows: list[VariantRow],
     quality: str,
     key: str,
     axis: str,
@@ -173,7 +173,7 @@ def _one(
             alt.layer(*layers).properties(width="container", height=320),
             f"{len(points)} variants by {axis} and {quality}; {len(best)} are beaten by no other, the cheapest of them "
             f"{cheapest[0]} at {cheapest[2]:,.4g} with {quality} {cheapest[3]:.4f}.",
-            Table(("variant", "kind", axis, quality, "beaten by none"), table),
+            FigureTable(("variant", "kind", axis, quality, "beaten by none"), table),
         )
     ]
 

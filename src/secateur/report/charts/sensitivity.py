@@ -15,7 +15,7 @@ import re
 import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
-from secateur.report.figure import Figure, Table
+from secateur.report.figure import Figure, FigureTable
 from secateur.report.reading import finite, legend_selection, said
 
 __all__ = ["sensitivity"]
@@ -115,7 +115,7 @@ def _curves(scanned: list[Measurement], name: str) -> list[Figure]:
             f"{what}. Colours run from the first layer (dark) to the last (light).",
             all_in_one,
             f"{len(layers)} curves; the lowest is {most[0]} at sparsity {most[1]:.2f} with {metric} {most[2]:.4f}.",
-            Table(("layer", "sparsity", metric), table),
+            FigureTable(("layer", "sparsity", metric), table),
         ),
         Figure(
             f"{stem}-each",
@@ -124,7 +124,7 @@ def _curves(scanned: list[Measurement], name: str) -> list[Figure]:
             f"{what}: {metric} over the sparsity of that layer, all on the same scale.",
             each,
             f"{len(layers)} small charts, one a layer, of {metric} over the sparsity of that layer alone.",
-            Table(("layer", "sparsity", metric), table),
+            FigureTable(("layer", "sparsity", metric), table),
             each=150,
         ),
     ]

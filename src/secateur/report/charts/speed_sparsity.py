@@ -16,7 +16,7 @@ from statistics import median
 import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
-from secateur.report.figure import Figure, Table
+from secateur.report.figure import Figure, FigureTable
 from secateur.report.reading import legend_selection, rows_of, series_of
 
 __all__ = ["speed_sparsity"]
@@ -73,6 +73,6 @@ def speed_sparsity(measurements: Measurements) -> list[Figure]:
             alt.layer(one, band.add_params(choose), line, dots).properties(width="container", height=340),
             f"{len(domain)} curves of times as fast over sparsity; the fastest is {best[0]} at sparsity {best[1]:.2f} "
             f"with {best[2]:.2f}.",
-            Table(("series", "sparsity", "times as fast", "low", "high"), table),
+            FigureTable(("series", "sparsity", "times as fast", "low", "high"), table),
         )
     ]

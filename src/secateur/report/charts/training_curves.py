@@ -12,7 +12,7 @@ from __future__ import annotations
 import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
-from secateur.report.figure import Figure, Table
+from secateur.report.figure import Figure, FigureTable
 from secateur.report.reading import finite, legend_selection
 
 __all__ = ["training_curves"]
@@ -106,5 +106,5 @@ def _curves(
         chart,
         f"{len({row[0] for row in rows})} trainings; the last point is {last[2]} {last[3]:.4g} after epoch {last[1]} "
         f"of {last[0]}.",
-        Table(("training", "epoch", "what", "value"), rows),
+        FigureTable(("training", "epoch", "what", "value"), rows),
     )

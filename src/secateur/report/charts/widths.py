@@ -13,7 +13,7 @@ from __future__ import annotations
 import altair as alt
 
 from secateur.core.measurement import Measurements
-from secateur.report.figure import Figure, Table
+from secateur.report.figure import Figure, FigureTable
 
 __all__ = ["widths"]
 
@@ -58,7 +58,7 @@ def widths(measurements: Measurements) -> list[Figure]:
             f"{names[0]} against {names[1]}.",
             alt.layer(lines, dots).properties(width="container", height=alt.Step(16)),
             f"{len(layers)} layers; {gone:,} of {sum(row[1] for row in table):,} units left the model.",
-            Table(("layer", names[0], names[1], "removed"), table),
+            FigureTable(("layer", names[0], names[1], "removed"), table),
         )
     ]
 

@@ -17,13 +17,13 @@ from torch import nn
 
 from secateur.execution.fast_copy import modules_of, tensors_of
 from secateur.structure.cut.needs_rerun import is_plain
-from secateur.structure.cut.plan import Plan
+from secateur.structure.cut.plan import ShrinkPlan
 from secateur.structure.cut.repair import Mismatch, candidates, spread, with_counts, with_fewer_heads, within
 from secateur.structure.cut.widths import widths_of
 from secateur.structure.groups.couplings import Structure
 from secateur.structure.groups.labels import Lock
 from secateur.structure.groups.rules.attention import FUSED
-from secateur.structure.trace.calls import Call
+from secateur.structure.trace.calls import FunctionCall
 from secateur.structure.trace.trace import Op, Trace, ghost, trace
 
 __all__ = ["Fitted", "draft", "fit"]
@@ -51,12 +51,12 @@ class Fitted:
     `tried` is False where nothing of the forward could be upset by the cut, so that it was not run again.
     """
 
-    plan: Plan
+    plan: ShrinkPlan
     locks: list[Lock] = field(default_factory=list)
     tried: bool = True
 
 
-def draft(structure: Structure, model: nn.Module, alive: np.ndarray) -> Plan:
+def draft(structure: Structure, model: nn.Module, alive: np.ndarray) -> ShrinkPlan:
     """The plan that follows from the labels alone: indices, and the attributes of torch's own layers."""
     keep = structure.keep_of(alive)
     tensors = tensors_of(model)
@@ -83,7 +83,7 @@ def draft(structure: Structure, model: nn.Module, alive: np.ndarray) -> Plan:
             attributes[path] = found
     attributes.update(_without_weights(structure, model, alive))
     known = {id(kept): tuple(kept.tolist()) for axes in keep.values() for kept in axes.values()}
-    return Plan(
+    return ShrinkPlan(
         keep={name: {axis: known[id(kept)] for axis, kept in axes.items()} for name, axes in keep.items()},
         attributes=attributes,
         shapes=old,
@@ -147,7 +147,7 @@ def fit(
     return Fitted(plan, _blame(structure, at, alive))
 
 
-def _skipped(plan: Plan) -> tuple[str, ...]:
+def _skipped(plan: ShrinkPlan) -> tuple[str, ...]:
     """Layers whose whole forward is replaced: their operators are not compared."""
     return tuple(
         path
@@ -161,9 +161,9 @@ class _Reruns:
 
     def __init__(self, structure: Structure, model: nn.Module, example: Any):
         self.structure, self.model, self.example = structure, model, example
-        self.last: list[tuple[Plan, Trace]] = []
+        self.last: list[tuple[ShrinkPlan, Trace]] = []
 
-    def of(self, plan: Plan) -> Trace:
+    def of(self, plan: ShrinkPlan) -> Trace:
         """What was recorded of the forward that this plan leaves."""
         for known, found in self.last:
             if known is plan:
@@ -173,7 +173,7 @@ class _Reruns:
         return found
 
 
-def _rerun(structure: Structure, model: nn.Module, example: Any, plan: Plan) -> Trace:
+def _rerun(structure: Structure, model: nn.Module, example: Any, plan: ShrinkPlan) -> Trace:
     twin, _ = ghost(model, structure.trace.mode)
     plan.apply_(twin)
     return trace(twin, example, mode=structure.trace.mode, partial=True, ready=tensors_of(twin))
@@ -261,13 +261,13 @@ def _repair(
     structure: Structure,
     model: nn.Module,
     rerun: _Reruns,
-    plan: Plan,
+    plan: ShrinkPlan,
     alive: np.ndarray,
     at: Mismatch,
-    before: list[Call],
+    before: list[FunctionCall],
     skipped: tuple[str, ...],
     tried: set[Any],
-) -> Plan | None:
+) -> ShrinkPlan | None:
     """The plan with one more attribute or rewrite, if that carries the forward past this operator."""
     for candidate in candidates(structure, model, plan, alive, at, before):
         key = (at.progress, repr(candidate.attributes), repr(candidate.rewrites))

@@ -25,8 +25,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from secateur.structure.groups.couplings import Structure
 from secateur.structure.groups.rules.attention import FUSED
-from secateur.structure.trace.calls import Call
-from secateur.structure.trace.trace import Op, Ref
+from secateur.structure.trace.calls import FunctionCall
+from secateur.structure.trace.trace import Op, TensorRef
 
 __all__ = ["is_plain", "moved_sizes"]
 
@@ -130,10 +130,10 @@ def _over_moved(op: Op, sizes: dict[int, tuple[int, ...]]) -> bool:
     return tuple(new[-count:]) != tuple(x.shape[-count:])
 
 
-def _adapts(structure: Structure, call: Call, sizes: dict[int, tuple[int, ...]]) -> bool:
+def _adapts(structure: Structure, call: FunctionCall, sizes: dict[int, tuple[int, ...]]) -> bool:
     """Whether the sizes a call was given, as they are, mean what they must once its tensor has shrunk."""
     ops = structure.trace.ops[call.first : call.last]
-    if not ops or not ops[0].args or not isinstance(ops[0].args[0], Ref):
+    if not ops or not ops[0].args or not isinstance(ops[0].args[0], TensorRef):
         return False
     x, results = ops[0].args[0], ops[-1].results()
     before = sizes.get(x.id, x.shape)

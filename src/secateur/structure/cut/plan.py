@@ -1,11 +1,12 @@
-"""`Plan`: what leaves a model, as plain data. It travels as JSON and cuts any freshly built model of the same class.
+"""`ShrinkPlan`: what leaves a model, as plain data. It travels as JSON and cuts any freshly built model of the
+same class.
 
 >>> import torch
 >>> from torch import nn
->>> plan = Plan(keep={"0.weight": {0: (0, 2)}, "0.bias": {0: (0, 2)}}, attributes={"0": {"out_features": 2}})
+>>> plan = ShrinkPlan(keep={"0.weight": {0: (0, 2)}, "0.bias": {0: (0, 2)}}, attributes={"0": {"out_features": 2}})
 >>> plan.apply_(nn.Sequential(nn.Linear(4, 3)))[0]
 Linear(in_features=4, out_features=2, bias=True)
->>> Plan.from_json(plan.to_json()) == plan
+>>> ShrinkPlan.from_json(plan.to_json()) == plan
 True
 """
 
@@ -24,13 +25,13 @@ from secateur.errors import PlanError
 from secateur.execution.fast_copy import modules_of, tensors_of
 from secateur.structure.cut.rewrite import Rewrite, rewrite_
 
-__all__ = ["Plan", "cut_tensor", "owner"]
+__all__ = ["ShrinkPlan", "cut_tensor", "owner"]
 
 VERSION = 1
 
 
 @dataclass(frozen=True)
-class Plan:
+class ShrinkPlan:
     """Kept indices of every parameter axis that was cut, the attributes to set, and calls whose sizes are replaced.
 
     `keep[name][axis]` are the indices that stay, ascending. `shapes[name]` is the shape before. `attributes[module]`
@@ -63,7 +64,7 @@ class Plan:
         return json.dumps(self.to_dict(), separators=(",", ":"), sort_keys=True)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
+    def from_dict(cls, data: Mapping[str, Any]) -> ShrinkPlan:
         """The inverse of `to_dict`, checked."""
         if not isinstance(data, Mapping) or data.get("format") != "secateur-plan":
             raise PlanError("expected a plan written by secateur (format=secateur-plan), got something else")
@@ -95,7 +96,7 @@ class Plan:
             raise PlanError(f"a damaged plan: {type(error).__name__}: {error}") from error
 
     @classmethod
-    def from_json(cls, text: str) -> Plan:
+    def from_json(cls, text: str) -> ShrinkPlan:
         """The inverse of `to_json`."""
         try:
             data = json.loads(text)

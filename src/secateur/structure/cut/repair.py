@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from secateur.structure.cut.plan import Plan
+from secateur.structure.cut.plan import ShrinkPlan
 from secateur.structure.cut.rewrite import ATTENTION, NUMBER, PIECES, SHAPED, Rewrite
 from secateur.structure.groups.couplings import Structure
-from secateur.structure.trace.calls import Call
-from secateur.structure.trace.trace import Op, Ref
+from secateur.structure.trace.calls import FunctionCall
+from secateur.structure.trace.trace import Op, TensorRef
 
 __all__ = ["Mismatch", "candidates", "integers", "spread", "with_fewer_heads", "within"]
 
@@ -43,12 +43,12 @@ def within(path: str, parents: tuple[str, ...]) -> bool:
 def spread(
     structure: Structure,
     model: nn.Module,
-    plan: Plan,
-    better: Plan,
+    plan: ShrinkPlan,
+    better: ShrinkPlan,
     alive: np.ndarray,
     at: Mismatch,
-    before: list[Call],
-) -> Plan:
+    before: list[FunctionCall],
+) -> ShrinkPlan:
     """What helped one module, for all modules of the same class, each with its own widths."""
     wider = better
     ops = structure.trace.ops
@@ -93,7 +93,7 @@ def spread(
     return wider
 
 
-def _enclosing(calls: list[Call], op: Op) -> Call | None:
+def _enclosing(calls: list[FunctionCall], op: Op) -> FunctionCall | None:
     """The size-taking call that made an operator."""
     for call in calls:
         if call.first <= op.index < call.last:
@@ -104,11 +104,11 @@ def _enclosing(calls: list[Call], op: Op) -> Call | None:
 def candidates(
     structure: Structure,
     model: nn.Module,
-    plan: Plan,
+    plan: ShrinkPlan,
     alive: np.ndarray,
     at: Mismatch,
-    before: list[Call],
-) -> Iterator[Plan]:
+    before: list[FunctionCall],
+) -> Iterator[ShrinkPlan]:
     """Plans worth a try, the plainest first: attributes of the module, of its parents; then a rewrite."""
     path = at.op.path
     attention = _attention_of(model, path)
@@ -147,7 +147,7 @@ def candidates(
                     break
 
 
-def _with_attributes(plan: Plan, path: str, values: Mapping[str, Any]) -> Plan:
+def _with_attributes(plan: ShrinkPlan, path: str, values: Mapping[str, Any]) -> ShrinkPlan:
     merged = {**plan.attributes.get(path, {}), **values}
     return replace(plan, attributes={**plan.attributes, path: merged})
 
@@ -161,7 +161,7 @@ def integers(module: nn.Module) -> Iterator[tuple[str, int]]:
 
 def _changes(structure: Structure, at: Mismatch, alive: np.ndarray) -> Iterator[tuple[int, int]]:
     """Old and new widths around an operator: axes of its tensors, and its own numbers that follow them."""
-    refs: list[Ref] = [*at.op.refs(), *at.op.results()]
+    refs: list[TensorRef] = [*at.op.refs(), *at.op.results()]
     for ref in refs:
         shape = structure.kept_shape(ref, alive)
         if shape is None:
@@ -177,7 +177,7 @@ def _changes(structure: Structure, at: Mismatch, alive: np.ndarray) -> Iterator[
             yield groups, groups * shape[1] // at.op.args[0].shape[1]
 
 
-def _rewrite(structure: Structure, call: Call, at: Mismatch, alive: np.ndarray) -> Rewrite | None:
+def _rewrite(structure: Structure, call: FunctionCall, at: Mismatch, alive: np.ndarray) -> Rewrite | None:
     """The rewrite of a call that gives the sizes the labels ask for."""
     ops = structure.trace.ops[call.first : call.last]
     if call.function in PIECES:
@@ -203,7 +203,7 @@ def _rewrite(structure: Structure, call: Call, at: Mismatch, alive: np.ndarray) 
                 new.append((position, shape[axis]))
         source_shape = (
             structure.kept_shape(ops[0].args[0], alive)
-            if ops[0].args and isinstance(ops[0].args[0], Ref)
+            if ops[0].args and isinstance(ops[0].args[0], TensorRef)
             else None
         )
         if not new and source_shape is not None and -1 not in call.sizes:
@@ -266,7 +266,7 @@ def _moved_slice(structure: Structure, op: Op, alive: np.ndarray) -> tuple[int, 
     return first, first + int(stays[start : start + op.results()[0].shape[axis]].sum())
 
 
-def _slice(structure: Structure, call: Call, at: Mismatch, alive: np.ndarray) -> Rewrite | None:
+def _slice(structure: Structure, call: FunctionCall, at: Mismatch, alive: np.ndarray) -> Rewrite | None:
     if at.op.name != "slice":
         return None
     axis = at.op.arg(1, "dim", 0) % len(at.op.args[0].shape)
@@ -277,7 +277,7 @@ def _slice(structure: Structure, call: Call, at: Mismatch, alive: np.ndarray) ->
     return Rewrite("__getitem__", 0, ((position, (moved[0], moved[1], 1)),))
 
 
-def with_counts(structure: Structure, plan: Plan, alive: np.ndarray) -> Plan:
+def with_counts(structure: Structure, plan: ShrinkPlan, alive: np.ndarray) -> ShrinkPlan:
     """The plan with old counts for every operator that divides by how many positions there are."""
     rewrites = {path: list(items) for path, items in plan.rewrites.items()}
     for follower in (structure.follower, *structure.more):
@@ -293,8 +293,8 @@ def with_counts(structure: Structure, plan: Plan, alive: np.ndarray) -> Plan:
 
 
 def _old_scales(
-    structure: Structure, model: nn.Module, plan: Plan, alive: np.ndarray, op: Op
-) -> Iterator[Plan]:
+    structure: Structure, model: nn.Module, plan: ShrinkPlan, alive: np.ndarray, op: Op
+) -> Iterator[ShrinkPlan]:
     """Attention scaled as by the size its heads had: torch's own works the scale out from the size they have."""
     cut_before: Any = getattr(model.get_submodule(op.path), "_secateur_sizes", {}).get(-1)
     have = plan.rewrites.get(op.path, ())
@@ -309,7 +309,7 @@ def _old_scales(
                 yield replace(plan, rewrites={**plan.rewrites, op.path: (*have, item)})
 
 
-def _old_numbers(plan: Plan, at: Mismatch) -> Iterator[Plan]:
+def _old_numbers(plan: ShrinkPlan, at: Mismatch) -> Iterator[ShrinkPlan]:
     """A number that the forward works out from a width is given as it was."""
     assert at.numbers is not None
     have = plan.rewrites.get(at.op.path, ())
@@ -335,8 +335,8 @@ def _attention_of(model: nn.Module, path: str) -> str | None:
 
 
 def _fewer_heads(
-    structure: Structure, model: nn.Module, path: str, alive: np.ndarray, plan: Plan
-) -> Plan | None:
+    structure: Structure, model: nn.Module, path: str, alive: np.ndarray, plan: ShrinkPlan
+) -> ShrinkPlan | None:
     """The rewrite that lets a torch attention layer run with fewer heads."""
     module: Any = model.get_submodule(path)
     have = plan.rewrites.get(path, ())  # the mean of its heads' weights, if any
@@ -357,7 +357,9 @@ def _fewer_heads(
     return replace(plan, rewrites={**plan.rewrites, path: (item, *have)})
 
 
-def with_fewer_heads(structure: Structure, model: nn.Module, plan: Plan, alive: np.ndarray) -> Plan:
+def with_fewer_heads(
+    structure: Structure, model: nn.Module, plan: ShrinkPlan, alive: np.ndarray
+) -> ShrinkPlan:
     """The plan with its rewrite for every torch attention layer of which heads leave."""
     for path in [
         name.rpartition(".")[0] for name in plan.keep if name.endswith(("in_proj_weight", "q_proj_weight"))

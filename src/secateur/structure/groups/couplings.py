@@ -24,7 +24,7 @@ from secateur.errors import TraceError
 from secateur.execution.fast_copy import collector_at_rest, is_atom, modules_of
 from secateur.structure.groups.labels import Labels, Lock
 from secateur.structure.groups.rules import Follower, follow
-from secateur.structure.trace.trace import Op, Ref, Trace, map_tensors, tensors_in, trace
+from secateur.structure.trace.trace import Op, TensorRef, Trace, map_tensors, tensors_in, trace
 
 __all__ = ["Group", "Slot", "Structure", "analyse", "regroup"]
 
@@ -91,7 +91,7 @@ class Structure:
         return alive[self.classes]
 
     def kept_shape(
-        self, ref: Ref, alive: np.ndarray, follower: Follower | None = None
+        self, ref: TensorRef, alive: np.ndarray, follower: Follower | None = None
     ) -> tuple[int, ...] | None:
         """The shape a tensor must have once cut; None where what is left is no rectangle."""
         shape = list(ref.shape)
@@ -142,7 +142,7 @@ class Structure:
         return [op for op in self.trace.ops if op.name in names]
 
     def _op_macs(self, op: Op, alive: np.ndarray | None) -> int:
-        def shape(ref: Ref) -> tuple[int, ...]:
+        def shape(ref: TensorRef) -> tuple[int, ...]:
             return ref.shape if alive is None else (self.kept_shape(ref, alive) or ref.shape)
 
         if op.name in _CONVOLUTIONS:
@@ -167,7 +167,7 @@ _ATTENTIONS = {
 }
 
 
-def _role(ref: Ref, entered: bool) -> str:
+def _role(ref: TensorRef, entered: bool) -> str:
     """Whether a parameter's axis takes channels in, puts them out, or goes along."""
     if ref.role != "parameter" or len(ref.shape) < 2:
         return "in" if entered and ref.role == "parameter" else "along"

@@ -19,11 +19,11 @@ from torch.overrides import TorchFunctionMode
 
 from secateur.structure.cut.rewrite import ATTENTION, SIZED, name_of
 
-__all__ = ["Call", "Calls"]
+__all__ = ["Calls", "FunctionCall"]
 
 
 @dataclass
-class Call:
+class FunctionCall:
     """One call: its function, the sizes it was given, and the operators (first to last) it became.
 
     `numbers` are (module path, how many size-taking calls that module's forward had made before), innermost first.
@@ -65,7 +65,7 @@ class Calls(TorchFunctionMode):
     def __init__(self, ops: Sequence[Any], stack: list[str]):
         super().__init__()
         self.ops, self.stack = ops, stack
-        self.found: list[Call] = []
+        self.found: list[FunctionCall] = []
         self.counts: dict[str, int] = {}
         self.hooked = 0
 
@@ -92,7 +92,7 @@ class Calls(TorchFunctionMode):
                 self.counts[path] = number + 1
                 numbers.append((path, number))
         first = len(self.ops)
-        call = Call(name, first, first, tuple(numbers))
+        call = FunctionCall(name, first, first, tuple(numbers))
         _describe(call, args, kwargs)
         self.found.append(call)
         try:
@@ -101,7 +101,7 @@ class Calls(TorchFunctionMode):
             call.last = max(len(self.ops), first)
 
 
-def _describe(call: Call, args: Any, kwargs: Any) -> None:
+def _describe(call: FunctionCall, args: Any, kwargs: Any) -> None:
     """Read the sizes off the arguments."""
     if args and isinstance(args[0], torch.Tensor):
         call.shape = tuple(args[0].shape)

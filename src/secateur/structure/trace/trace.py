@@ -27,12 +27,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from secateur.errors import TraceError
 from secateur.execution.fast_copy import is_atom, tensors_of, twin_of
 from secateur.structure.cut.fixed_count_norms import uncounted
-from secateur.structure.trace.calls import Call, Calls
+from secateur.structure.trace.calls import Calls, FunctionCall
 from secateur.structure.trace.meta_shapes import QUICK
 
 __all__ = [
     "Op",
-    "Ref",
+    "TensorRef",
     "Trace",
     "call",
     "call_arguments",
@@ -44,7 +44,7 @@ __all__ = [
 
 
 @dataclass(eq=False, slots=True)
-class Ref:
+class TensorRef:
     """A tensor seen in the trace. `name` is the parameter or buffer it is, `role` input, parameter, buffer or value."""
 
     id: int
@@ -57,7 +57,7 @@ class Ref:
 
 @dataclass(eq=False, slots=True)
 class Op:
-    """One operator call: arguments with `Ref`s in place of tensors, and the module it ran in."""
+    """One operator call: arguments with `TensorRef`s in place of tensors, and the module it ran in."""
 
     index: int
     name: str
@@ -66,16 +66,16 @@ class Op:
     kwargs: dict[str, Any]
     outputs: Any
     path: str
-    _refs: list[Ref] | None = None
-    _results: list[Ref] | None = None
+    _refs: list[TensorRef] | None = None
+    _results: list[TensorRef] | None = None
 
-    def refs(self) -> list[Ref]:
+    def refs(self) -> list[TensorRef]:
         """The tensors among the arguments."""
         if self._refs is None:
             self._refs = list(_refs((self.args, self.kwargs)))
         return self._refs
 
-    def results(self) -> list[Ref]:
+    def results(self) -> list[TensorRef]:
         """The tensors among the outputs."""
         if self._results is None:
             self._results = list(_refs(self.outputs))
@@ -93,20 +93,20 @@ class Trace:
     """The operators of one forward, the tensors that went in and came out, and how the run was made."""
 
     ops: list[Op] = field(default_factory=list)
-    inputs: list[Ref] = field(default_factory=list)
-    outputs: list[Ref] = field(default_factory=list)
-    parameters: dict[str, Ref] = field(default_factory=dict)
+    inputs: list[TensorRef] = field(default_factory=list)
+    outputs: list[TensorRef] = field(default_factory=list)
+    parameters: dict[str, TensorRef] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     mode: str = "meta"
     training: bool = False
     modules: dict[str, str] = field(default_factory=dict)
-    calls: list[Call] = field(default_factory=list)
+    calls: list[FunctionCall] = field(default_factory=list)
     error: BaseException | None = None
     error_path: str = ""
 
 
-def _refs(value: Any) -> Iterator[Ref]:
-    if type(value) is Ref:
+def _refs(value: Any) -> Iterator[TensorRef]:
+    if type(value) is TensorRef:
         yield value
     elif is_atom(value):
         return
@@ -254,15 +254,15 @@ class _Recorder(TorchDispatchMode):
         self.count = 0
         self.meta = found.mode == "meta"
 
-    def ref(self, tensor: torch.Tensor, op: int = -1) -> Ref:
+    def ref(self, tensor: torch.Tensor, op: int = -1) -> TensorRef:
         """What is known of a tensor; a new entry where it is seen for the first time."""
         found = tensor.__dict__.get("_secateur_ref")
         if found is None:
             found = tensor._secateur_ref = self._new(tensor, op)  # type: ignore[attr-defined]
         return found
 
-    def _new(self, tensor: torch.Tensor, op: int) -> Ref:
-        known = Ref(self.count, tuple(tensor.shape), tensor.dtype, op=op)
+    def _new(self, tensor: torch.Tensor, op: int) -> TensorRef:
+        known = TensorRef(self.count, tuple(tensor.shape), tensor.dtype, op=op)
         self.count += 1
         return known
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from secateur.structure.groups.labels import Field, Labels, Layout
-from secateur.structure.trace.trace import Op, Ref, Trace
+from secateur.structure.trace.trace import Op, TensorRef, Trace
 
 __all__ = ["Follower", "Rule", "follow", "markdown", "rule", "table"]
 
@@ -138,27 +138,27 @@ class Follower:
         self.crossed: list[tuple[str, str]] = []
         self.made_by: dict[int, Op] = {}
 
-    def of(self, ref: Ref | None) -> Layout:
+    def of(self, ref: TensorRef | None) -> Layout:
         """The layout of a tensor; one without labels if nothing is known of it."""
         if ref is None:
             return Layout(())
         found = self.layouts.get(ref.id)
         return Layout(ref.shape) if found is None else found
 
-    def lock_all(self, refs: Sequence[Ref], reason: str) -> None:
+    def lock_all(self, refs: Sequence[TensorRef], reason: str) -> None:
         """Lock every label of these tensors."""
         for ref in refs:
             for field in self.of(ref).fields:
                 self.labels.lock(field.labels, reason)
 
-    def enters(self, ref: Ref, axis: int) -> None:
+    def enters(self, ref: TensorRef, axis: int) -> None:
         """Note that a parameter is summed over along an axis: there its inputs come in."""
         if ref.id in self.plain:
             field = self.of(ref).at(axis)
             if field is not None:
                 self.entered.append(field.labels.reshape(-1))
 
-    def comes_from_one(self, ref: Ref) -> bool:
+    def comes_from_one(self, ref: TensorRef) -> bool:
         """Whether a tensor is what one layer put out, but for functions of each element, pieces and views."""
         while (op := self.made_by.get(ref.id)) is not None:
             inputs = [other for other in op.refs() if other.id not in self.plain]
@@ -196,7 +196,12 @@ class Follower:
                     each.id not in (ref.id, *self.plain) for each in op.refs()
                 ):
                     self.made_by[ref.id] = op  # but for what only changes it in place
-            if op.name in _VIEWS and op.args and isinstance(op.args[0], Ref) and op.args[0].id in self.plain:
+            if (
+                op.name in _VIEWS
+                and op.args
+                and isinstance(op.args[0], TensorRef)
+                and op.args[0].id in self.plain
+            ):
                 self.plain[results[0].id] = self.plain[op.args[0].id]
         labels.op, labels.operator, labels.path = -1, "", ""
         for ref in self.trace.outputs:
@@ -205,7 +210,7 @@ class Follower:
         labels.operator = ""
 
 
-def parameter_layout(labels: Labels, ref: Ref) -> Layout:
+def parameter_layout(labels: Labels, ref: TensorRef) -> Layout:
     """Every axis of a parameter, or of a floating buffer, gets labels of its own."""
     if ref.role == "buffer" and not (ref.dtype.is_floating_point or ref.dtype.is_complex):
         return Layout(ref.shape)

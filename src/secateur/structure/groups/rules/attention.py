@@ -8,7 +8,7 @@ from secateur.structure.groups.labels import Field, Layout, squeezed
 from secateur.structure.groups.layout import drop_axes
 from secateur.structure.groups.rules import Follower, rule
 from secateur.structure.groups.rules.linear import note_heads, product
-from secateur.structure.trace.trace import Op, Ref
+from secateur.structure.trace.trace import Op, TensorRef
 
 FUSED = (
     "_scaled_dot_product_flash_attention_for_cpu",
@@ -31,7 +31,7 @@ def attention(f: Follower, op: Op) -> list[Layout]:
     results = op.results()
     layouts = [f.of(ref) for ref in (q, k, v)]
     mask = op.kwargs.get("attn_mask") or op.kwargs.get("attn_bias")
-    if isinstance(mask, Ref):
+    if isinstance(mask, TensorRef):
         f.lock_all([mask], "used as an attention mask")
     heads_q, heads_k = q.shape[-3], k.shape[-3]
     if heads_q != heads_k:

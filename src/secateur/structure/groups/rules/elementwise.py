@@ -7,10 +7,10 @@ from typing import Any
 from secateur.structure.groups.labels import Layout
 from secateur.structure.groups.layout import merge, weakly
 from secateur.structure.groups.rules import Follower, rule
-from secateur.structure.trace.trace import Op, Ref
+from secateur.structure.trace.trace import Op, TensorRef
 
 
-def together(f: Follower, op: Op, refs: list[Ref], zero: str) -> list[Layout]:
+def together(f: Follower, op: Op, refs: list[TensorRef], zero: str) -> list[Layout]:
     """Tie the operands over the broadcast shape; every output has that layout."""
     results = op.results()
     shape = results[0].shape
@@ -20,7 +20,7 @@ def together(f: Follower, op: Op, refs: list[Ref], zero: str) -> list[Layout]:
     return [merged if ref.shape == shape else Layout(ref.shape) for ref in results]
 
 
-def _tensors(op: Op) -> list[Ref]:
+def _tensors(op: Op) -> list[TensorRef]:
     return list(op.refs())
 
 
@@ -161,7 +161,7 @@ def loses_zero(f: Follower, op: Op) -> list[Layout]:
 @rule("hardtanh", "hardtanh_", "clamp", "clamp_", "clamp_min", "clamp_min_", "clamp_max", "clamp_max_")
 def clamp(f: Follower, op: Op) -> list[Layout]:
     """Clamping keeps 0 where 0 lies between the bounds."""
-    if any(isinstance(arg, Ref) for arg in op.args[1:]):
+    if any(isinstance(arg, TensorRef) for arg in op.args[1:]):
         return together(f, op, _tensors(op), "none")
     bounds = [arg for arg in (*op.args[1:3], *op.kwargs.values()) if isinstance(arg, (int, float))]
     if op.name.startswith("clamp_min"):
@@ -194,7 +194,7 @@ def products(f: Follower, op: Op) -> list[Layout]:
 def quotients(f: Follower, op: Op) -> list[Layout]:
     """0 divided is 0, as long as the divisor is not 0 as well."""
     refs = _tensors(op)
-    if not isinstance(op.args[0], Ref):
+    if not isinstance(op.args[0], TensorRef):
         return together(f, op, refs, "none")
     zero = [field.zero for field in f.of(op.args[0]).fields]
     divisor = [f.of(ref).fields for ref in refs[1:]]

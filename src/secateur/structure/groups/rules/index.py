@@ -7,7 +7,7 @@ import numpy as np
 from secateur.structure.groups.labels import Layout, squeezed
 from secateur.structure.groups.layout import drop_axes, merge
 from secateur.structure.groups.rules import Follower, rule
-from secateur.structure.trace.trace import Op, Ref
+from secateur.structure.trace.trace import Op, TensorRef
 
 
 @rule("index_select", "index_select_copy")
@@ -22,15 +22,17 @@ def index_select(f: Follower, op: Op) -> Layout:
 def index(f: Follower, op: Op) -> Layout:
     """x[i, j, :]: indexed axes are locked, the result's place follows numpy's rule."""
     x, indices, out = op.args[0], op.args[1], op.results()[0]
-    indexed = [axis for axis, item in enumerate(indices) if isinstance(item, Ref)]
-    f.lock_all([item for item in indices if isinstance(item, Ref)], "used as an index")
-    masks = any(item.dtype.itemsize == 1 and len(item.shape) > 1 for item in indices if isinstance(item, Ref))
+    indexed = [axis for axis, item in enumerate(indices) if isinstance(item, TensorRef)]
+    f.lock_all([item for item in indices if isinstance(item, TensorRef)], "used as an index")
+    masks = any(
+        item.dtype.itemsize == 1 and len(item.shape) > 1 for item in indices if isinstance(item, TensorRef)
+    )
     if masks:
         f.lock_all([x], "indexed by a mask")
         return Layout(out.shape)
     rank = len(x.shape)
     layout = drop_axes(f.labels, f.of(x), indexed, "indexed by a tensor", keep=True)
-    taken = np.broadcast_shapes(*(item.shape for item in indices if isinstance(item, Ref)))
+    taken = np.broadcast_shapes(*(item.shape for item in indices if isinstance(item, TensorRef)))
     contiguous = indexed == list(range(indexed[0], indexed[-1] + 1))
     start = indexed[0] if contiguous else 0
     rest = [axis for axis in range(rank) if axis not in indexed]
@@ -45,7 +47,7 @@ def gather(f: Follower, op: Op) -> Layout:
     return _aligned(f, op, x, axis, [picks])
 
 
-def _aligned(f: Follower, op: Op, x: Ref, axis: int, others: list[Ref]) -> Layout:
+def _aligned(f: Follower, op: Op, x: TensorRef, axis: int, others: list[TensorRef]) -> Layout:
     rank = len(x.shape)
     out = op.results()[0]
     base = drop_axes(f.labels, f.of(x), [axis], f"{op.name} along the axis", keep=True)
@@ -66,7 +68,7 @@ def _aligned(f: Follower, op: Op, x: Ref, axis: int, others: list[Ref]) -> Layou
 def scatter(f: Follower, op: Op) -> Layout:
     """Written along one axis at an index; along the others all must agree."""
     x, axis = op.args[0], op.args[1] % max(1, len(op.args[0].shape))
-    others = [ref for ref in op.args[2:] if isinstance(ref, Ref) and len(ref.shape) == len(x.shape)]
+    others = [ref for ref in op.args[2:] if isinstance(ref, TensorRef) and len(ref.shape) == len(x.shape)]
     return _aligned(f, op, x, axis, others)
 
 

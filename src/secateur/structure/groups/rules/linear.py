@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from secateur.structure.groups.labels import Field, Layout, squeezed
 from secateur.structure.groups.layout import drop_axes, merge, reduce_field
 from secateur.structure.groups.rules import Follower, rule
-from secateur.structure.trace.trace import Op, Ref
+from secateur.structure.trace.trace import Op, TensorRef
 
 
 def product(
@@ -50,7 +50,7 @@ def matmul(f: Follower, op: Op) -> Layout:
     return _matmul(f, op.args[0], op.args[1])
 
 
-def _matmul(f: Follower, x: Ref, y: Ref) -> Layout:
+def _matmul(f: Follower, x: TensorRef, y: TensorRef) -> Layout:
     rank = len(x.shape)
     f.enters(x, rank - 1)
     f.enters(y, max(0, len(y.shape) - 2))
@@ -73,7 +73,7 @@ def _matmul(f: Follower, x: Ref, y: Ref) -> Layout:
     return product(f, f.of(x), (0, 2), f.of(y), (2, 1), (x.shape[0], y.shape[1], inner))
 
 
-def _beside_heads(f: Follower, table: Ref, inner: int, other: Layout) -> Layout:
+def _beside_heads(f: Follower, table: TensorRef, inner: int, other: Layout) -> Layout:
     """A table's layout, without its inner axis where the other side has heads and their positions bound together.
 
     Tied to such a table the heads would all be one: rather whole heads may leave, and the table's rows stay as long.
@@ -110,7 +110,7 @@ def add_matmul(f: Follower, op: Op) -> Layout:
     return add_bias(f, out, result, bias)
 
 
-def add_bias(f: Follower, out: Ref, result: Layout, bias: Ref | None) -> Layout:
+def add_bias(f: Follower, out: TensorRef, result: Layout, bias: TensorRef | None) -> Layout:
     """The sum of a product and a bias that broadcasts from the right."""
     if bias is None:
         return result

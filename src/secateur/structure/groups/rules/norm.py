@@ -7,7 +7,7 @@ from dataclasses import replace
 from secateur.structure.groups.labels import Field, Layout, squeezed
 from secateur.structure.groups.layout import drop_axes, merge, moved, reshape
 from secateur.structure.groups.rules import Counted, Follower, rule
-from secateur.structure.trace.trace import Op, Ref
+from secateur.structure.trace.trace import Op, TensorRef
 
 CROSSES = "a normalisation over the axis mixes its positions"
 
@@ -18,9 +18,9 @@ CROSSES = "a normalisation over the axis mixes its positions"
 def batch_norm(f: Follower, op: Op) -> list[Layout]:
     """Channels stay apart; weight, bias and statistics go with them."""
     x, results = op.args[0], op.results()
-    lines = [(f.of(ref), [1]) for ref in op.args[1:5] if isinstance(ref, Ref)]
+    lines = [(f.of(ref), [1]) for ref in op.args[1:5] if isinstance(ref, TensorRef)]
     rank = len(x.shape)
-    affine = isinstance(op.args[1], Ref)
+    affine = isinstance(op.args[1], TensorRef)
     others = [axis for axis in range(rank) if axis != 1]
     counted = _standardised(f, op)
     layout = Layout(x.shape, tuple(field for field in f.of(x).fields if field not in counted))
@@ -41,7 +41,7 @@ def batch_norm(f: Follower, op: Op) -> list[Layout]:
 def _standardised(f: Follower, op: Op) -> list[Field]:
     """The inputs of a weight that is standardised as (1, out, in x taps): its zeros can go on being counted."""
     x = op.args[0]
-    if x.id not in f.plain or len(x.shape) != 3 or x.shape[0] != 1 or isinstance(op.args[3], Ref):
+    if x.id not in f.plain or len(x.shape) != 3 or x.shape[0] != 1 or isinstance(op.args[3], TensorRef):
         return []
     found = [field for field in f.of(x).fields if field.axes == (2,) and field.zero]
     f.counted += [Counted(field.labels, op, "batch_norm", CROSSES, anywhere=True) for field in found]
@@ -53,11 +53,11 @@ def _standardised(f: Follower, op: Op) -> list[Field]:
 def layer_norm(f: Follower, op: Op) -> list[Layout]:
     """Mixes the last axes: they are locked, but for channels of one layer, which it goes on counting."""
     x, shape = op.args[0], op.args[1]
-    refs = [ref for ref in op.args[2:4] if isinstance(ref, Ref)]
+    refs = [ref for ref in op.args[2:4] if isinstance(ref, TensorRef)]
     return _over_last(f, op, x, len(shape), refs)
 
 
-def _over_last(f: Follower, op: Op, x: Ref, count: int, refs: list[Ref]) -> list[Layout]:
+def _over_last(f: Follower, op: Op, x: TensorRef, count: int, refs: list[TensorRef]) -> list[Layout]:
     rank = len(x.shape)
     axes = range(rank - count, rank)
     layout = f.of(x)
@@ -73,7 +73,7 @@ def _over_last(f: Follower, op: Op, x: Ref, count: int, refs: list[Ref]) -> list
     return [out, *(Layout(ref.shape) for ref in op.results()[1:])]
 
 
-def _of_one_layer(f: Follower, op: Op, x: Ref) -> list[Field]:
+def _of_one_layer(f: Follower, op: Op, x: TensorRef) -> list[Field]:
     """The channels of a last axis that holds zeros where they are masked and that one layer puts out, as far as seen.
 
     What is added up from several layers is a stream that runs through a model: to cut it is to cut everything.
@@ -101,7 +101,7 @@ def group_norm(f: Follower, op: Op) -> list[Layout]:
         split = drop_axes(labels, split, range(2, rank + 1), CROSSES, keep=True)
         split = Layout((x.shape[0], groups, channels // groups, *x.shape[2:]), split.fields)
         layout = reshape(labels, split, x.shape)
-    lines = [(f.of(ref), [1]) for ref in (weight, bias) if isinstance(ref, Ref)]
+    lines = [(f.of(ref), [1]) for ref in (weight, bias) if isinstance(ref, TensorRef)]
     out = merge(labels, x.shape, [(layout, range(rank)), *lines], "any" if lines else "none")
     return [out, *(Layout(ref.shape) for ref in op.results()[1:])]
 

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from secateur import models
 from secateur.data import Data, Split
 from secateur.data._splits import ImageMemory
-from secateur.lab.training.loop import Training, device_of, train
+from secateur.lab.training.loop import TrainingOptions, device_of, train
 
 LIMIT = 0.05
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
@@ -72,7 +72,7 @@ def epoch(data: Data, batch: int, device: torch.device) -> tuple[float, float]:
     torch.optim.SGD.step = clock.timed(step)  # type: ignore[method-assign]
     try:
         trained = train(
-            model, data, Training(epochs=1, lr=0.01, batch_size=batch, augment="standard"), device=device
+            model, data, TrainingOptions(epochs=1, lr=0.01, batch_size=batch, augment="standard"), device=device
         )
     finally:
         torch.Tensor.backward, torch.optim.SGD.step = backward, step  # type: ignore[method-assign]

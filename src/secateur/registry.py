@@ -124,5 +124,9 @@ class Registry:
         for word in [*self.names(), *self.deprecated]:
             if camel(word) + self._suffix == name:
                 return self.get(word)
+            if camel(word) == name:  # as it was called before classes of this folder had a suffix
+                message = f"{self.package}.{name} is called {name}{self._suffix} now"
+                warnings.warn(message, DeprecationWarning, stacklevel=3)
+                return self.get(word)
         known = [camel(word) + self._suffix for word in self.names()]
         raise AttributeError(f"module {self.package!r} has no attribute {name!r}: {near(name, known)}")

@@ -54,7 +54,7 @@ def test_any_levels_come_back(shape: tuple[int, ...], size: int, data: st.DataOb
 
 
 def test_memory_is_carried_alike_by_coder_and_decoder() -> None:
-    writing, reading = indices.Memory(), indices.Memory()
+    writing, reading = indices.MixerBank(), indices.MixerBank()
     lengths = []
     for seed in range(4):
         levels = draw((16, 8, 3, 3), 15, 1.5, seed)
@@ -106,7 +106,7 @@ def test_bad_streams_say_what_is_wrong(data: bytes, message: str) -> None:
 def test_files_of_version_1_hold_no_model_of_version_2() -> None:
     levels = draw((8, 3, 3, 3), 9, 1.0)
     with pytest.raises(FormatError, match="files of version 1 know models 0 and 1"):
-        indices.decode(indices.encode(levels, 9, 4), levels.shape, 9, 4, indices.Memory(version=1))
+        indices.decode(indices.encode(levels, 9, 4), levels.shape, 9, 4, indices.MixerBank(version=1))
 
 
 def test_a_level_outside_the_codebook_is_refused() -> None:

@@ -24,7 +24,13 @@ def folder(tmp_path, monkeypatch):
     (package / "broken.py").write_text("raise RuntimeError('only when asked for')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     yield Registry(
-        "plugs_for_test", [str(package)], "plug", aliases={"pair": "two_words"}, number="two_words"
+        "plugs_for_test",
+        [str(package)],
+        "plug",
+        base="plugs_for_test:Base",
+        aliases={"pair": "two_words"},
+        deprecated={"couple": "two_words"},
+        number="two_words",
     )
     for name in [name for name in sys.modules if name.startswith("plugs_for_test")]:
         del sys.modules[name]
@@ -69,17 +75,37 @@ def test_a_value_of_another_kind(folder, value):
         folder.make(value)
 
 
+def test_a_word_of_an_earlier_version_works_and_warns(folder):
+    with pytest.warns(DeprecationWarning, match=r"the plug 'couple' is called 'two_words' now"):
+        assert folder.get("couple").__name__ == "TwoWords"
+    assert "couple" not in folder.names()
+
+
+def test_old_names_of_the_public_surface_work_and_warn():
+    import secateur as sc
+    from secateur.lab import steps
+
+    with pytest.warns(DeprecationWarning, match="'thrift' is called 'rate_distortion' now"):
+        assert criteria.registry.make("thrift") == criteria.RateDistortion()
+    with pytest.warns(DeprecationWarning, match="'thrift' is called 'rate_distortion' now"):
+        assert criteria.Thrift is criteria.RateDistortion
+    with pytest.warns(DeprecationWarning, match="'tidy' is called 'zero_dead_neurons' now"):
+        assert steps.registry.get("tidy").__name__ == "ZeroDeadNeuronsStep"
+    with pytest.warns(DeprecationWarning, match=r"secateur\.tidy is called secateur\.zero_dead_neurons now"):
+        assert sc.tidy is sc.zero_dead_neurons
+
+
 def test_a_number_where_none_is_meant():
     with pytest.raises(OptionError, match=r"expected a criterion .* got 0\.5 of type float"):
         criteria.registry.make(0.5)
 
 
 def test_every_registered_name_loads_and_is_its_camel_case():
-    for package in (criteria, budget):
+    for package, base in ((criteria, "Criterion"), (budget, "Budget")):
         for word in package.registry.names():
             kind = package.registry.get(word)
             assert kind.__name__ == camel(word)
-            assert issubclass(kind, package.Base)
+            assert issubclass(kind, getattr(package, base))
             assert kind.__doc__, word
 
 

@@ -10,10 +10,10 @@ from secateur import data as datasets
 from secateur.core.masks import Masks
 from secateur.errors import OptionError, RecipeError
 from secateur.lab.recipe import Recipe
-from secateur.lab.training.loop import Growing, Training, train
+from secateur.lab.training.loop import GradualPruning, TrainingOptions, train
 
-QUICK = Training(epochs=4, lr=0.05, batch_size=32)
-PLAN = Growing(0.8, start=0.2, until=0.5, every=3)
+QUICK = TrainingOptions(epochs=4, lr=0.05, batch_size=32)
+PLAN = GradualPruning(0.8, start=0.2, until=0.5, every=3)
 
 
 @pytest.fixture(scope="module")
@@ -84,18 +84,18 @@ def test_stopped_in_the_ramp_or_after_it_goes_on_to_the_bit(digits, tmp_path, st
     for mine, theirs in zip(again.state_dict().values(), whole.state_dict().values()):
         assert torch.equal(mine, theirs)
     with pytest.raises(OptionError, match="its pruning is"):
-        train(net(), digits, QUICK, pruning=Growing(0.7), device="cpu", checkpoint=file)
+        train(net(), digits, QUICK, pruning=GradualPruning(0.7), device="cpu", checkpoint=file)
 
 
 def test_what_cannot_be_is_refused(digits):
     with pytest.raises(OptionError, match="until: expected a share of the training"):
-        Growing(0.5, until=0)
+        GradualPruning(0.5, until=0)
     with pytest.raises(OptionError, match="every: expected at least 1 step, got 0"):
-        Growing(0.5, every=0)
+        GradualPruning(0.5, every=0)
     with pytest.raises(OptionError, match=r"sparsity: expected a share 0 < sparsity < 1, got 1\.5"):
-        Growing(1.5)
+        GradualPruning(1.5)
     with pytest.raises(OptionError, match="the best epoch may come before the last weights leave"):
-        train(net(), digits, Training(epochs=2, keep="best"), pruning=PLAN, device="cpu")
+        train(net(), digits, TrainingOptions(epochs=2, keep="best"), pruning=PLAN, device="cpu")
 
 
 def test_as_a_step_of_a_recipe(tmp_path):

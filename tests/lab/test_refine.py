@@ -103,7 +103,7 @@ def test_options_that_do_not_belong_together_are_refused_before_any_work(tmp_pat
     with pytest.raises(RecipeError, match="belong to remake_every"):
         run(Recipe.of(changed(5, rate=0.1)), store)
     with pytest.raises(RecipeError, match=r"did you mean .zero_dead_neurons."):
-        run(Recipe.of(changed(4, latent="tidi")), store)
+        run(Recipe.of(changed(4, latent="zero_dead_neuron")), store)
     with pytest.raises(OptionError, match="keep='last'"):
         run(Recipe.of(changed(4, keep="best")), store)
 

@@ -108,7 +108,7 @@ def test_a_scan_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch, don
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(step._Watch, "__call__", stop)
+        patched.setattr(step._ScanDisplay, "__call__", stop)
         with pytest.raises(KeyboardInterrupt):
             run(recipe, store)
     (kept,) = (tmp_path / "store" / "checkpoints").glob("*")

@@ -1,4 +1,4 @@
-"""Training: the same bytes for the same seed, masks held, distillation, other losses, and what is refused."""
+"""TrainingOptions: the same bytes for the same seed, masks held, distillation, other losses, and what is refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from secateur import data as datasets
 from secateur import models
 from secateur.core.masks import Masks
 from secateur.errors import DataError, NonFiniteError, NothingToDoError, OptionError
-from secateur.lab.training.loop import Bars, EpochRecord, Growing, Training, evaluate, rate, train
+from secateur.lab.training.loop import (
+    Bars,
+    EpochRecord,
+    GradualPruning,
+    TrainingOptions,
+    evaluate,
+    rate,
+    train,
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +45,14 @@ def weights(model: nn.Module) -> bytes:
     return b"".join(tensor.numpy().tobytes() for tensor in model.state_dict().values())
 
 
-QUICK = Training(epochs=2, lr=0.05, batch_size=32, augment="standard", schedule="cosine", label_smoothing=0.1)
+QUICK = TrainingOptions(
+    epochs=2, lr=0.05, batch_size=32, augment="standard", schedule="cosine", label_smoothing=0.1
+)
 
 
 def test_it_learns_and_says_so(digits):
     model = net()
-    trained = train(model, digits, Training(epochs=8, lr=0.05, batch_size=32), device="cpu")
+    trained = train(model, digits, TrainingOptions(epochs=8, lr=0.05, batch_size=32), device="cpu")
     assert [record.epoch for record in trained.history] == list(range(1, 9))
     assert trained.history[-1].train_loss < 0.5 * trained.history[0].train_loss
     assert trained.history[-1].train_accuracy > 0.8
@@ -54,7 +64,7 @@ def test_it_learns_and_says_so(digits):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_same_seed_same_bytes_whatever_the_global_random_state(digits, optimizer):
-    options = Training(epochs=2, lr=0.01, batch_size=32, augment="standard", optimizer=optimizer)
+    options = TrainingOptions(epochs=2, lr=0.01, batch_size=32, augment="standard", optimizer=optimizer)
     found = []
     for disturbance in (1, 2):
         model = net()
@@ -74,7 +84,7 @@ def test_masks_are_held(digits, optimizer):
     model = net()
     start = model[1].weight.detach().clone()
     mask = torch.rand(32, 64, generator=torch.Generator().manual_seed(0)) > 0.7
-    options = Training(epochs=2, lr=0.01, batch_size=32, weight_decay=0.1, optimizer=optimizer)
+    options = TrainingOptions(epochs=2, lr=0.01, batch_size=32, weight_decay=0.1, optimizer=optimizer)
     train(model, digits, options, masks=Masks({"1.weight": mask}), device="cpu")
     assert (model[1].weight[~mask] == 0).all()
     assert (model[1].weight[mask] != start[mask]).all()
@@ -84,7 +94,7 @@ def test_the_model_ends_as_the_average_of_its_weights_and_is_validated_as_that(d
     """With a rate of almost nothing at the end the plain weights stand still; their average is elsewhere."""
     mask = torch.rand(32, 64, generator=torch.Generator().manual_seed(0)) > 0.7
     masks = Masks({"1.weight": mask})
-    options = Training(epochs=3, lr=0.05, batch_size=32, schedule="cosine")
+    options = TrainingOptions(epochs=3, lr=0.05, batch_size=32, schedule="cosine")
     plain_end, averaged = net(), net()
     train(plain_end, digits, options, masks=masks, device="cpu")
     trained = train(averaged, digits, replace(options, average=0.9), masks=masks, device="cpu")
@@ -99,9 +109,13 @@ def test_the_model_ends_as_the_average_of_its_weights_and_is_validated_as_that(d
 
 def test_weights_that_leave_during_training_are_out_of_the_average(digits):
     model = net()
-    growing = Growing(0.8, start=0.2, until=0.6, every=2)
+    growing = GradualPruning(0.8, start=0.2, until=0.6, every=2)
     trained = train(
-        model, digits, Training(epochs=3, lr=0.05, batch_size=32, average=0.99), pruning=growing, device="cpu"
+        model,
+        digits,
+        TrainingOptions(epochs=3, lr=0.05, batch_size=32, average=0.99),
+        pruning=growing,
+        device="cpu",
     )
     for name, mask in trained.masks.items():
         assert (model.get_parameter(name)[~mask] == 0).all()
@@ -116,7 +130,7 @@ def test_mixed_images_have_two_labels_and_the_teacher_sees_them(digits):
             asked.append(images.clone())
             return images.new_zeros(len(images), 10)
 
-    options = Training(epochs=1, lr=0.01, batch_size=100, mix=0.5, distill_alpha=0.5)
+    options = TrainingOptions(epochs=1, lr=0.01, batch_size=100, mix=0.5, distill_alpha=0.5)
     found = []
     for _ in range(2):
         model = plain()
@@ -132,7 +146,12 @@ def test_accumulation_changes_nothing_but_rounding(digits):
     found = []
     for accumulate in (1, 4):
         model = plain()
-        train(model, digits, Training(epochs=2, lr=0.05, batch_size=48, accumulate=accumulate), device="cpu")
+        train(
+            model,
+            digits,
+            TrainingOptions(epochs=2, lr=0.05, batch_size=48, accumulate=accumulate),
+            device="cpu",
+        )
         found.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
     untrained = torch.cat([parameter.detach().flatten() for parameter in plain().parameters()])
@@ -141,8 +160,8 @@ def test_accumulation_changes_nothing_but_rounding(digits):
 
 def test_bf16_trains_and_the_weights_stay_fp32(digits):
     exact, mixed = plain(), plain()
-    train(exact, digits, Training(epochs=3, lr=0.05, batch_size=32), device="cpu")
-    train(mixed, digits, Training(epochs=3, lr=0.05, batch_size=32, precision="bf16"), device="cpu")
+    train(exact, digits, TrainingOptions(epochs=3, lr=0.05, batch_size=32), device="cpu")
+    train(mixed, digits, TrainingOptions(epochs=3, lr=0.05, batch_size=32, precision="bf16"), device="cpu")
     assert mixed[1].weight.dtype == torch.float32
     assert weights(exact) != weights(mixed)  # it really computed in another precision
     assert evaluate(mixed, digits.test, device="cpu")["accuracy"] > 0.5
@@ -151,7 +170,7 @@ def test_bf16_trains_and_the_weights_stay_fp32(digits):
 
 def test_the_teacher_is_followed(digits):
     teacher = net(1)
-    train(teacher, digits, Training(epochs=6, lr=0.05, batch_size=32), device="cpu")
+    train(teacher, digits, TrainingOptions(epochs=6, lr=0.05, batch_size=32), device="cpu")
     images, _ = digits.test.first(300)
 
     def distance(student: nn.Module) -> float:
@@ -163,8 +182,10 @@ def test_the_teacher_is_followed(digits):
     kept = weights(teacher)
     taught, alone = plain(), plain()
     options = {"epochs": 6, "lr": 0.05, "batch_size": 32}
-    train(taught, digits, Training(**options, distill_alpha=1.0), teacher=teacher.train(), device="cpu")
-    train(alone, digits, Training(**options), device="cpu")
+    train(
+        taught, digits, TrainingOptions(**options, distill_alpha=1.0), teacher=teacher.train(), device="cpu"
+    )
+    train(alone, digits, TrainingOptions(**options), device="cpu")
     assert distance(taught) < distance(alone)
     assert weights(teacher) == kept
     assert teacher.training
@@ -175,7 +196,9 @@ def test_the_vae_is_trained_on_its_own_loss():
     model = models.build("vae")
     digits = datasets.load_for(model, "digits", limit=300)
     before = evaluate(model, digits.test, device="cpu")
-    trained = train(model, digits, Training(epochs=4, optimizer="adam", lr=1e-3, batch_size=32), device="cpu")
+    trained = train(
+        model, digits, TrainingOptions(epochs=4, optimizer="adam", lr=1e-3, batch_size=32), device="cpu"
+    )
     after = evaluate(model, digits.test, device="cpu")
     assert set(after) == {"loss", "reconstruction", "kld"}
     assert after["loss"] == pytest.approx(after["reconstruction"] + after["kld"], rel=1e-6)
@@ -193,7 +216,9 @@ def test_a_loss_of_ones_own(digits):
 
     model = plain()
     before = evaluate(model, digits.test, device="cpu", loss=squared)
-    trained = train(model, digits, Training(epochs=3, lr=0.5, batch_size=32), loss=squared, device="cpu")
+    trained = train(
+        model, digits, TrainingOptions(epochs=3, lr=0.5, batch_size=32), loss=squared, device="cpu"
+    )
     after = evaluate(model, digits.test, device="cpu", loss=squared)
     assert calls
     assert after["loss"] < before["loss"]
@@ -207,18 +232,18 @@ def scripted(values):
 
 
 def test_the_best_epoch_is_kept_and_the_earliest_of_equals(digits):
-    options = Training(epochs=5, lr=0.05, batch_size=32)
+    options = TrainingOptions(epochs=5, lr=0.05, batch_size=32)
     best, last = net(), net()
     trained = train(
         best,
         digits,
-        Training(epochs=5, lr=0.05, batch_size=32, keep="best"),
+        TrainingOptions(epochs=5, lr=0.05, batch_size=32, keep="best"),
         evaluate=scripted([0.1, 0.9, 0.3, 0.9, 0.2]),
         device="cpu",
     )
     assert trained.best_epoch == 2
     stopped = net()
-    train(stopped, digits, Training(epochs=2, lr=0.05, batch_size=32), device="cpu")
+    train(stopped, digits, TrainingOptions(epochs=2, lr=0.05, batch_size=32), device="cpu")
     assert weights(best) == weights(stopped)
     assert (
         train(last, digits, options, evaluate=scripted([0.1, 0.9, 0.3, 0.9, 0.2]), device="cpu").best_epoch
@@ -228,7 +253,7 @@ def test_the_best_epoch_is_kept_and_the_earliest_of_equals(digits):
 
 
 def test_it_stops_early(digits):
-    options = Training(epochs=9, lr=0.05, batch_size=32, early_stop=2)
+    options = TrainingOptions(epochs=9, lr=0.05, batch_size=32, early_stop=2)
     trained = train(net(), digits, options, evaluate=scripted([0.1, 0.5, 0.4, 0.5, 0.9]), device="cpu")
     assert trained.stopped_early
     assert len(trained.history) == 4
@@ -236,24 +261,24 @@ def test_it_stops_early(digits):
 
 
 def test_the_rate_is_what_the_optimizer_gets(digits):
-    options = Training(epochs=4, lr=1.0, schedule="step", milestones=(2,), batch_size=32, warmup=1)
+    options = TrainingOptions(epochs=4, lr=1.0, schedule="step", milestones=(2,), batch_size=32, warmup=1)
     trained = train(plain(), digits, options, device="cpu")
     assert [record.lr for record in trained.history] == pytest.approx([1.0, 1.0, 0.1, 0.1])
-    linear = Training(epochs=4, lr=1.0, schedule="linear")
+    linear = TrainingOptions(epochs=4, lr=1.0, schedule="linear")
     assert [rate(linear, done) for done in (0, 1, 4)] == [1.0, 0.75, 0.0]
 
 
 def test_a_last_batch_of_one_image_is_left_out(digits):
     one_more = datasets.load("digits", limit=100, validation=0.03)  # 97 = 3 * 32 + 1
     assert len(one_more.train) % 32 == 1
-    trained = train(net(), one_more, Training(epochs=1, lr=0.01, batch_size=32), device="cpu")
+    trained = train(net(), one_more, TrainingOptions(epochs=1, lr=0.01, batch_size=32), device="cpu")
     assert len(trained.history) == 1
 
 
 def test_the_model_is_given_back_as_it_came(digits):
     model = net().eval()
     model[2].train()
-    train(model, digits, Training(epochs=1, lr=0.01), device="cpu")
+    train(model, digits, TrainingOptions(epochs=1, lr=0.01), device="cpu")
     assert not model.training
     assert model[2].training
     evaluate(model, digits.test, device="cpu")
@@ -269,12 +294,12 @@ def test_accelerates_global_state_is_given_back(digits, monkeypatch):
         monkeypatch.setattr(state, "_shared_state", {})
     mine = Accelerator(mixed_precision="bf16", cpu=True)
     before = dict(AcceleratorState._shared_state)
-    train(plain(), digits, Training(epochs=1, lr=0.01), device="cpu")
+    train(plain(), digits, TrainingOptions(epochs=1, lr=0.01), device="cpu")
     assert dict(AcceleratorState._shared_state) == before
     assert mine.mixed_precision == "bf16"
     for state in (AcceleratorState, GradientState, PartialState):
         state._shared_state.clear()
-    train(plain(), digits, Training(epochs=1, lr=0.01), device="cpu")
+    train(plain(), digits, TrainingOptions(epochs=1, lr=0.01), device="cpu")
     assert not AcceleratorState._shared_state
 
 
@@ -294,7 +319,7 @@ def test_progress_is_told_everything_in_order(digits):
         def finish(self):
             told.append(("finish",))
 
-    train(plain(), digits, Training(epochs=2, lr=0.01, batch_size=90), device="cpu", progress=Watch())
+    train(plain(), digits, TrainingOptions(epochs=2, lr=0.01, batch_size=90), device="cpu", progress=Watch())
     assert told[0] == ("start", 2, 3, 0)
     assert told[-1] == ("finish",)
     assert [entry for entry in told if entry[0] == "epoch"] == [("epoch", 1), ("epoch", 2)]
@@ -306,15 +331,15 @@ def test_bars_show_epoch_loss_and_accuracy_and_auto_is_quiet_off_a_terminal(digi
 
     screen = io.StringIO()
     bars = Bars(Console(file=screen, force_terminal=True, width=100))
-    train(plain(), digits, Training(epochs=2, lr=0.01, batch_size=90), device="cpu", progress=bars)
+    train(plain(), digits, TrainingOptions(epochs=2, lr=0.01, batch_size=90), device="cpu", progress=bars)
     text = screen.getvalue()
     assert "epoch   2/2" in text
     assert "train loss" in text
     assert "accuracy 0." in text
-    train(plain(), digits, Training(epochs=1, lr=0.01), device="cpu", progress="auto")
+    train(plain(), digits, TrainingOptions(epochs=1, lr=0.01), device="cpu", progress="auto")
     assert capsys.readouterr() == ("", "")
     with pytest.raises(OptionError, match="progress: expected 'auto'"):
-        train(plain(), digits, Training(epochs=1), device="cpu", progress="bars")
+        train(plain(), digits, TrainingOptions(epochs=1), device="cpu", progress="bars")
 
 
 @pytest.mark.parametrize(
@@ -347,7 +372,7 @@ def test_bars_show_epoch_loss_and_accuracy_and_auto_is_quiet_off_a_terminal(digi
 )
 def test_wrong_options_are_refused(options, said):
     with pytest.raises(OptionError, match="^" + said.replace("(", r"\(")):
-        Training(**options)
+        TrainingOptions(**options)
 
 
 def test_what_cannot_be_trained_is_refused_before_the_first_step(digits):
@@ -357,28 +382,30 @@ def test_what_cannot_be_trained_is_refused_before_the_first_step(digits):
     with pytest.raises(OptionError, match="distillation needs both a teacher and distill_alpha"):
         train(plain(), digits, QUICK, teacher=plain(), device="cpu")
     with pytest.raises(OptionError, match="distillation needs both"):
-        train(plain(), digits, Training(distill_alpha=0.5), device="cpu")
+        train(plain(), digits, TrainingOptions(distill_alpha=0.5), device="cpu")
     with pytest.raises(
         OptionError, match="fp16 training needs CUDA, and the device is cpu; take bf16 or fp32"
     ):
-        train(plain(), digits, Training(precision="fp16"), device="cpu")
+        train(plain(), digits, TrainingOptions(precision="fp16"), device="cpu")
     with pytest.raises(OptionError, match="label_smoothing: only cross-entropy has it, and Vae"):
-        train(models.build("vae"), digits, Training(label_smoothing=0.1), device="cpu")
+        train(models.build("vae"), digits, TrainingOptions(label_smoothing=0.1), device="cpu")
     with pytest.raises(OptionError, match="expected auto, cpu, cuda, cuda:1 or mps, got 'gpu'"):
         train(plain(), digits, QUICK, device="gpu")
     with pytest.raises(OptionError, match="mix: only cross-entropy takes two labels an image, and Vae"):
-        train(models.build("vae"), digits, Training(mix=0.5), device="cpu")
+        train(models.build("vae"), digits, TrainingOptions(mix=0.5), device="cpu")
     unvalidated = datasets.load("digits", limit=50, validation=0)
     with pytest.raises(OptionError, match="choose by the validation split, which is empty"):
-        train(plain(), unvalidated, Training(keep="best"), device="cpu")
+        train(plain(), unvalidated, TrainingOptions(keep="best"), device="cpu")
     with pytest.raises(DataError, match="expected a split with images, got an empty one"):
         evaluate(plain(), unvalidated.validation, device="cpu")
-    assert train(plain(), unvalidated, Training(epochs=1, lr=0.01), device="cpu").history[0].metrics == {}
+    assert (
+        train(plain(), unvalidated, TrainingOptions(epochs=1, lr=0.01), device="cpu").history[0].metrics == {}
+    )
 
 
 def test_a_loss_that_is_no_number_ends_training(digits):
     with pytest.raises(NonFiniteError, match=r"the training loss became nan in epoch 1; lower lr \(1e\+30\)"):
-        train(plain(), digits, Training(epochs=1, lr=1e30, batch_size=32), device="cpu")
+        train(plain(), digits, TrainingOptions(epochs=1, lr=1e30, batch_size=32), device="cpu")
     broken = plain()
     broken[1].weight.data.fill_(float("nan"))
     with pytest.raises(NonFiniteError, match="expected finite metrics"):
@@ -410,7 +437,7 @@ def test_records_are_values():
 
 
 def test_a_milestone_counts_from_the_epoch_it_names():
-    options = Training(epochs=4, lr=1.0, schedule="step", milestones=(1, 3))
+    options = TrainingOptions(epochs=4, lr=1.0, schedule="step", milestones=(1, 3))
     assert [rate(options, done) for done in (0.99, 1, 2.99, 3)] == pytest.approx([1.0, 0.1, 0.1, 0.01])
 
 
@@ -427,7 +454,7 @@ def test_every_epoch_has_an_order_of_its_own(digits):
                 seen.append(images.clone())
             return self.inner(images)
 
-    train(Watched(), digits, Training(epochs=2, lr=0.01, batch_size=270), device="cpu")
+    train(Watched(), digits, TrainingOptions(epochs=2, lr=0.01, batch_size=270), device="cpu")
     first, second = seen
     assert not torch.equal(first, second)
     assert sorted(image.sum().item() for image in first) == pytest.approx(

@@ -15,8 +15,8 @@ from torch import nn
 from secateur import data as datasets
 from secateur.core.masks import Masks
 from secateur.errors import OptionError, StoreError
-from secateur.lab.training.loop import Training, train
-from secateur.lab.training.loop import checkpoint as checkpoints
+from secateur.lab.training.loop import TrainingOptions, train
+from secateur.lab.training import checkpoint as checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ class CutAfter:
 @pytest.mark.parametrize("in_the_middle", [False, True])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_four_epochs_are_two_and_two(digits, tmp_path, optimizer, in_the_middle):
-    options = Training(
+    options = TrainingOptions(
         epochs=4,
         optimizer=optimizer,
         lr=0.01,
@@ -110,12 +110,12 @@ def test_four_epochs_are_two_and_two(digits, tmp_path, optimizer, in_the_middle)
 
 def test_a_checkpoint_of_another_training_is_refused(digits, tmp_path):
     file = tmp_path / "c"
-    options = Training(epochs=1, lr=0.01, batch_size=64)
+    options = TrainingOptions(epochs=1, lr=0.01, batch_size=64)
     train(net(), digits, options, device="cpu", checkpoint=file)
     with pytest.raises(
         OptionError, match=r"belongs to another training: its lr is 0\.01, not 0\.02; delete it"
     ):
-        train(net(), digits, Training(epochs=1, lr=0.02, batch_size=64), device="cpu", checkpoint=file)
+        train(net(), digits, TrainingOptions(epochs=1, lr=0.02, batch_size=64), device="cpu", checkpoint=file)
     with pytest.raises(OptionError, match="its seed is 0, not 1"):
         train(net(), digits, options, seed=1, device="cpu", checkpoint=file)
     with pytest.raises(OptionError, match="its start is"):
@@ -126,15 +126,15 @@ def test_a_checkpoint_of_another_training_is_refused(digits, tmp_path):
 
 def test_a_damaged_checkpoint_is_named(digits, tmp_path):
     file = tmp_path / "c"
-    train(net(), digits, Training(epochs=1, lr=0.01), device="cpu", checkpoint=file)
+    train(net(), digits, TrainingOptions(epochs=1, lr=0.01), device="cpu", checkpoint=file)
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(StoreError, match=f"checkpoint {file}: expected a file that training wrote"):
-        train(net(), digits, Training(epochs=1, lr=0.01), device="cpu", checkpoint=file)
+        train(net(), digits, TrainingOptions(epochs=1, lr=0.01), device="cpu", checkpoint=file)
     from safetensors.torch import save_file
 
     save_file({"x": torch.zeros(1)}, file)
     with pytest.raises(StoreError, match="expected secateur-training version 1, got None"):
-        train(net(), digits, Training(epochs=1, lr=0.01), device="cpu", checkpoint=file)
+        train(net(), digits, TrainingOptions(epochs=1, lr=0.01), device="cpu", checkpoint=file)
 
 
 def test_a_checkpoint_is_never_half_written(tmp_path, monkeypatch):
@@ -158,7 +158,7 @@ def test_tied_weights_are_kept(digits, tmp_path):
         model[2].weight = model[1].weight
         return model
 
-    options = Training(epochs=2, lr=0.01, batch_size=64)
+    options = TrainingOptions(epochs=2, lr=0.01, batch_size=64)
     whole, resumed = tied(), tied()
     train(whole, digits, options, device="cpu")
     with pytest.raises(Cut):
@@ -171,10 +171,10 @@ _SCRIPT = """
 import sys, torch
 from torch import nn
 from secateur import data
-from secateur.lab.training.loop import Training, train
+from secateur.lab.training.loop import TrainingOptions, train
 torch.manual_seed(0)
 model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 10))
-options = Training(epochs=60, lr=0.01, batch_size=16)
+options = TrainingOptions(epochs=60, lr=0.01, batch_size=16)
 train(model, data.load("digits", limit=300), options, device="cpu", checkpoint=sys.argv[1])
 torch.save(model.state_dict(), sys.argv[2])
 """

@@ -76,7 +76,7 @@ def test_half_precision_filters_are_summed_in_single_precision() -> None:
 
 # -- rounds
 @dataclass(frozen=True)
-class Remaining(sc.criteria.Base):
+class Remaining(sc.criteria.Criterion):
     """Worth that depends on what is left, and a diary of what was seen."""
 
     diary: list[float]
@@ -197,7 +197,7 @@ def test_masks_of_tensors_not_asked_about_are_taken_over() -> None:
 
 # -- several lists over one tensor
 @dataclass(frozen=True)
-class Coupled(sc.granularity.Base):
+class Coupled(sc.granularity.Granularity):
     """Channels between two linear layers, and the inputs of the first: `0.weight` takes part in two lists."""
 
     def units(self, model: nn.Module, targets: Sequence[Target], context: Context) -> tuple[Units, ...]:
@@ -287,7 +287,7 @@ def test_weights_without_a_value_are_named(value: float, criterion: str, granula
 
 def test_scores_without_a_value_are_named() -> None:
     @dataclass(frozen=True)
-    class Broken(sc.criteria.Base):
+    class Broken(sc.criteria.Criterion):
         def scores(self, model: nn.Module, targets: Sequence[Target], context: Context) -> Scores:
             return Scores({target.name: target.of(model).detach() / 0 for target in targets})
 
@@ -297,7 +297,7 @@ def test_scores_without_a_value_are_named() -> None:
 
 def test_scores_of_another_shape_are_named() -> None:
     @dataclass(frozen=True)
-    class Rows(sc.criteria.Base):
+    class Rows(sc.criteria.Criterion):
         def scores(self, model: nn.Module, targets: Sequence[Target], context: Context) -> Scores:
             return Scores({target.name: target.of(model).sum(1) for target in targets})
 
@@ -366,7 +366,7 @@ def test_a_loader_that_draws_from_the_random_state_leaves_it_as_found(criterion:
 
 
 def test_batches_that_are_dicts_serve_the_guard_as_well() -> None:
-    class Cut(sc.criteria.Base):
+    class Cut(sc.criteria.Criterion):
         """Leaves the first layer its first row only, and takes that row's column from the second."""
 
         def scores(self, model: nn.Module, targets: Sequence[Target], context: Context) -> Scores:

@@ -144,7 +144,7 @@ def test_optimal_is_never_worse_on_many_weights(shape):
 
 def test_many_weights_come_within_a_hair_of_the_exact_program():
     weights = torch.randn(5000, generator=torch.Generator().manual_seed(2))
-    exact = error_of(weights, Kmeans(bits=4, start=starts.Optimal(places=5000)))
+    exact = error_of(weights, Kmeans(bits=4, start=starts.OptimalStart(places=5000)))
     assert exact <= error_of(weights, Kmeans(bits=4)) <= exact * 1.0005
 
 
@@ -229,21 +229,21 @@ def test_the_same_seed_gives_the_same_values(start):
 
 def test_another_seed_draws_other_centroids():
     data = SortedWeights(np.random.default_rng(0).normal(size=4000))
-    for start in (starts.Random(), starts.KmeansPlusPlus()):
+    for start in (starts.RandomStart(), starts.KmeansPlusPlusStart()):
         one, two = (start.candidates(data, 8, seed)[0] for seed in (0, 1))
         assert not np.array_equal(np.sort(one), np.sort(two))
 
 
 def test_density_puts_as_many_weights_around_each():
     data = SortedWeights(np.arange(12.0))
-    assert starts.Density().centroids(data, 3, np.random.default_rng(0)).tolist() == [2.0, 6.0, 10.0]
+    assert starts.DensityStart().centroids(data, 3, np.random.default_rng(0)).tolist() == [2.0, 6.0, 10.0]
 
 
 def test_kmeans_plus_plus_draws_by_squared_distance():
     # From a centroid on 0, the weights 1 (100 of them) and 10 (3 of them) hold squared distance 100 and 300.
     weights = np.array([0.0] * 1000 + [1.0] * 100 + [10.0] * 3)
     data = SortedWeights(weights)
-    start = starts.KmeansPlusPlus(trials=1)
+    start = starts.KmeansPlusPlusStart(trials=1)
     random = np.random.default_rng(0)
     drawn = start._draw(data, np.array([0.0]), random, 20_000)
     assert drawn is not None
@@ -261,9 +261,9 @@ def test_options_say_what_is_wrong():
     with pytest.raises(OptionError, match="iterations of K-means"):
         Kmeans(iterations=0)
     with pytest.raises(OptionError, match="places of the optimal start"):
-        starts.Optimal(places=3)
+        starts.OptimalStart(places=3)
     with pytest.raises(OptionError, match=r"trials of k-means\+\+"):
-        starts.KmeansPlusPlus(trials=0)
+        starts.KmeansPlusPlusStart(trials=0)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -40,7 +40,7 @@ def test_the_search_halves_while_it_holds_and_comes_half_way_back(recipe, tmp_pa
     def tried(base, led, store, keep, what, limit, progress):
         asked.append(keep)
         accuracy = 0.9 if keep >= 0.2 else 0.1
-        return auto_module.Try(keep, accuracy, keep >= 0.2, f"{keep}"), []
+        return auto_module.SpeedAttempt(keep, accuracy, keep >= 0.2, f"{keep}"), []
 
     monkeypatch.setattr(auto_module, "_tried", tried)
     monkeypatch.setattr(auto_module, "run", lambda *a, **k: Fake())
@@ -50,7 +50,9 @@ def test_the_search_halves_while_it_holds_and_comes_half_way_back(recipe, tmp_pa
         [0.5, 0.25, 0.125, (0.25 * 0.125) ** 0.5, (0.25 * 0.25**0.5 * 0.125**0.5) ** 0.5]
     )
     assert found.best.keep == min(keep for keep in asked if keep >= 0.2)
-    monkeypatch.setattr(auto_module, "_tried", lambda *a: (auto_module.Try(a[3], 0.3, False, "no"), []))
+    monkeypatch.setattr(
+        auto_module, "_tried", lambda *a: (auto_module.SpeedAttempt(a[3], 0.3, False, "no"), [])
+    )
     with pytest.raises(
         BudgetNotMetError, match=r"none of 2 tries held 0\.8900 .* nearest came to 0\.3000"
     ) as error:
@@ -121,7 +123,7 @@ def test_the_way_that_held_last_is_tried_first_and_what_held_is_cut_on_only_wher
         holds = {"scan": False, "between": keep >= 0.2, "uniform": keep >= 0.4, "auto_retrain": keep >= 0.1}[
             name
         ]
-        return auto_module.Try(keep, 0.9 if holds else 0.1, holds, f"{name} {keep}"), steps
+        return auto_module.SpeedAttempt(keep, 0.9 if holds else 0.1, holds, f"{name} {keep}"), steps
 
     def steps(recipe, model, way, *rest):
         return [{"kind": "retrain", "label": "uniform" if way is None else way.name}]
@@ -182,7 +184,7 @@ def test_ways_share_out_the_same_work_differently():
     ]
     per_layer = sc.measure(model, x, what="macs")["macs"].per_layer
     found = Scan(tuple(cells), 0.9, costs={"macs": {n: float(per_layer[n]) for n in values}})
-    shares = {name: auto_module.Way(name, found).shares(model, x, 0.5) for name in ("scan", "between")}
+    shares = {name: auto_module.Allotment(name, found).shares(model, x, 0.5) for name in ("scan", "between")}
     assert shares["scan"].get("2", 0.0) < shares["between"]["2"] < shares["between"]["0"]
     dense = sc.measure(model, x, what="macs")["macs"].value
     for share in shares.values():

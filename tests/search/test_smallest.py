@@ -14,19 +14,19 @@ from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 
 small = importlib.import_module("secateur.search.smallest")  # `secateur.smallest` may be the verb itself
-Settings, Try = small.Settings, small.Try
+SizeSettings, SizeAttempt = small.SizeSettings, small.SizeAttempt
 
 MODEL = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
 
 
 def walk(verdict, start=None, limit=0.9, most=30):
     """The settings tried when `verdict(settings)` gives size and accuracy."""
-    search = small._searched(start or Settings(0.2, 2, 0.01), MODEL, limit)
+    search = small._searched(start or SizeSettings(0.2, 2, 0.01), MODEL, limit)
     tried = [next(search)]
     try:
         while len(tried) < most:
             size, accuracy = verdict(tried[-1])
-            tried.append(search.send(Try(tried[-1], size, accuracy)))
+            tried.append(search.send(SizeAttempt(tried[-1], size, accuracy)))
     except StopIteration:
         pass
     return tried
@@ -61,10 +61,10 @@ def test_a_change_stays_only_where_the_file_is_smaller_and_holds():
 
 def test_the_front_leaves_out_what_is_beaten_in_both():
     tries = [
-        Try(Settings(0.5), 900, 0.98),
-        Try(Settings(0.4), 950, 0.97),  # larger and worse than the first
-        Try(Settings(0.2), 500, 0.97),
-        Try(Settings(0.1), None, None),
+        SizeAttempt(SizeSettings(0.5), 900, 0.98),
+        SizeAttempt(SizeSettings(0.4), 950, 0.97),  # larger and worse than the first
+        SizeAttempt(SizeSettings(0.2), 500, 0.97),
+        SizeAttempt(SizeSettings(0.1), None, None),
     ]
     assert small.front(tries) == (2, 0)
 
@@ -167,7 +167,7 @@ def test_models_without_biases_and_with_batch_norm_get_their_steps():
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2, bias=False)
     )
-    steps = small.steps_of(Settings(0.1, {"0": 3, "3": 2}), model, "dense", {"epochs": 3, "lr": 0.01})
+    steps = small.steps_of(SizeSettings(0.1, {"0": 3, "3": 2}), model, "dense", {"epochs": 3, "lr": 0.01})
     assert [step.get("label") for step in steps if step["kind"] == "share"] == [
         "smallest_share2",
         "smallest_share3",

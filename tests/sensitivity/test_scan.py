@@ -377,7 +377,7 @@ def test_times_of_the_shrunk_model_are_read_for_every_cell(batches, monkeypatch)
         asked.append({name: int((~keep).sum()) for name, keep in chosen.items()})
         return 1.0, 1.0 - 0.01 * sum(asked[-1].values())
 
-    monkeypatch.setattr("secateur.pruning.cost.Meter.time", time)
+    monkeypatch.setattr("secateur.pruning.cost.CostModel.time", time)
     found = scan(model, batches, "channel", [0.34, 0.67], trials=5)
     assert asked == [{"0": 2, "2": 0}, {"0": 4, "2": 0}, {"0": 0, "2": 2}, {"0": 0, "2": 4}]
     assert [cell.time for cell in found.cells] == pytest.approx([0.98, 0.96, 0.98, 0.96])

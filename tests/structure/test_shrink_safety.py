@@ -66,7 +66,7 @@ STAGES = [
     "secateur.structure.shrink.apply_plan",
     "secateur.structure.shrink.prove",
     "secateur.structure.shrink.cut",
-    "secateur.structure.cut.plan.Plan.apply_",
+    "secateur.structure.cut.plan.ShrinkPlan.apply_",
     "secateur.structure.groups.couplings.trace",
     "secateur.structure.groups.couplings.follow",
     "secateur.structure.cut.fit.draft",

@@ -8,7 +8,7 @@ runs them.
 The names are imported when first used, because most of them need torch.
 
 >>> sorted(__all__)[:3]
-['Plan', 'Progress', 'Ran']
+['Progress', 'Ran', 'Recipe']
 """
 
 from __future__ import annotations

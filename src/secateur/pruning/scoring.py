@@ -15,7 +15,7 @@ budget's answer into one mask per tensor.
 >>> worth = worth_of(criteria.registry.make("l1"), layer, targets, pieces, context)
 >>> worth["weight"].tolist()
 [6.0, 2.0, 4.0]
->>> contest = budget.Contest(pools_of(layer, pieces, worth, targets, None), layer, targets, context)
+>>> contest = budget.Selection(pools_of(layer, pieces, worth, targets, None), layer, targets, context)
 >>> masks_of(layer, pieces, budget.registry.make(0.4).choose(contest), None)["weight"][:, 0]
 tensor([ True, False,  True])
 """

@@ -41,7 +41,7 @@ Groups = str | Sequence[Pattern | Sequence[Pattern]]
 def share(
     model: nn.Module,
     bits: int | None = None,
-    start: str | quantize.starts.Base | None = None,
+    start: str | quantize.starts.Start | None = None,
     masks: Masks | Mapping[str, torch.Tensor] | str | None = "zeros",
     *,
     method: str | quantize.Quantizer = "kmeans",
@@ -132,7 +132,7 @@ def share(
 def prepared(
     model: nn.Module,
     bits: int | None = None,
-    start: str | quantize.starts.Base | None = None,
+    start: str | quantize.starts.Start | None = None,
     *,
     method: str | quantize.Quantizer = "kmeans",
     per: Groups = "tensor",

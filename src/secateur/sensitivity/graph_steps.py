@@ -8,7 +8,7 @@ called as the model calls it.
 >>> model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.ReLU(), nn.MaxPool2d(2)).eval()
 >>> steps, start, end = steps_of(model, fx.Tracer().trace(model))
 >>> [(type(step).__name__, step.name, step.apart) for step in steps], start, end
-([('Product', '_2', False), ('Step', '_3', True)], 'input_1', '_3')
+([('Product', '_2', False), ('GraphStep', '_3', True)], 'input_1', '_3')
 """
 
 from __future__ import annotations

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 from secateur import data
 from secateur.core.masks import Masks
-from secateur.lab.training.loop import Training, train
+from secateur.lab.training.loop import TrainingOptions, train
 
 torch.manual_seed(0)
 model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
 masks = Masks({"1.weight": torch.rand(16, 64, generator=torch.Generator().manual_seed(0)) > 0.5})
-options = Training(epochs=3, lr=0.05, batch_size=33, accumulate=2, augment="standard", schedule="cosine")
+options = TrainingOptions(epochs=3, lr=0.05, batch_size=33, accumulate=2, augment="standard", schedule="cosine")
 digits = data.load("digits", limit=300)
 trained = train(model, digits, options, masks=masks, device="cpu", checkpoint=sys.argv[1] + ".checkpoint")
 if os.environ.get("RANK", "0") == "0":

@@ -26,7 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 from secateur import models
 from secateur.data import Data, Split
 from secateur.data._splits import ImageMemory
-from secateur.lab.training.loop import TrainingOptions, device_of, train
+from secateur.execution.devices import chosen_device
+from secateur.lab.training.loop import TrainingOptions, train
 
 LIMIT = 0.05
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
@@ -72,7 +73,10 @@ def epoch(data: Data, batch: int, device: torch.device) -> tuple[float, float]:
     torch.optim.SGD.step = clock.timed(step)  # type: ignore[method-assign]
     try:
         trained = train(
-            model, data, TrainingOptions(epochs=1, lr=0.01, batch_size=batch, augment="standard"), device=device
+            model,
+            data,
+            TrainingOptions(epochs=1, lr=0.01, batch_size=batch, augment="standard"),
+            device=device,
         )
     finally:
         torch.Tensor.backward, torch.optim.SGD.step = backward, step  # type: ignore[method-assign]
@@ -112,7 +116,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--device", default="auto")
     given = parser.parse_args()
-    device = device_of(given.device)
+    device = chosen_device(given.device)
     data = synthetic(given.images)
     epoch(synthetic(2 * given.batch), given.batch, device)  # warm up
     shares, ratios = [], []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from secateur.execution.devices import device_word
 from secateur.lab import plan as planning
 from secateur.lab.display.progress import Progress
 from secateur.lab.engine import final_state, run
@@ -76,13 +77,13 @@ def test_a_training_interrupted_on_one_device_goes_on_on_another(tmp_path, monke
     recipe = Recipe.parse(TEXT)
     store = Store(tmp_path / "runs")
     with monkeypatch.context() as patch:
-        patch.setattr("secateur.lab.computing.device_of", lambda asked: OTHER)
+        patch.setattr("secateur.lab.computing.device_word", lambda asked: OTHER)
         with pytest.raises(KeyboardInterrupt):
             run(recipe, store, progress=_Interrupting(), plan=plan(recipe, device=OTHER))
     key = plan(recipe, device="cpu").keys()[0]
     assert not store.has(key)
     assert store.checkpoint(key).is_file()
-    monkeypatch.setattr("secateur.lab.computing.device_of", lambda asked: "cpu")
+    monkeypatch.setattr("secateur.lab.computing.device_word", lambda asked: "cpu")
     ran = run(recipe, store, plan=plan(recipe, device="cpu"))
     outcome = store.outcome(key)
     assert outcome.log["resumed_from"] == 1
@@ -113,7 +114,7 @@ def test_precision_is_an_option_named_in_the_recipe_and_kept_with_the_outcome(tm
     assert [trial["steps"][0]["precision"] for trial in trials] == ["fp32", "tf32", "bf16"]
     assert [trial["steps"][2]["precision"] for trial in trials] == [None, None, None]
     # `auto` is written down as what it came to.
-    auto = planning.device_of("auto")
+    auto = device_word("auto")
     assert store.run(1).device == ran.plan.device == auto
     assert {step["device"] for trial in trials for step in trial["steps"]} == {auto}
     assert len({trial["steps"][0]["key"] for trial in trials}) == 3

@@ -15,8 +15,8 @@ from torch import nn
 from secateur import data as datasets
 from secateur.core.masks import Masks
 from secateur.errors import OptionError, StoreError
-from secateur.lab.training.loop import TrainingOptions, train
 from secateur.lab.training import checkpoint as checkpoints
+from secateur.lab.training.loop import TrainingOptions, train
 
 
 @pytest.fixture(scope="module")

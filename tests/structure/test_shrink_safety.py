@@ -70,7 +70,7 @@ STAGES = [
     "secateur.structure.groups.couplings.trace",
     "secateur.structure.groups.couplings.follow",
     "secateur.structure.cut.fit.draft",
-    "secateur.structure.cut.fit.is_plain",
+    "secateur.structure.cut.fit.runs_unchanged",
     "secateur.structure.proof.double_copy",
     "secateur.structure.proof.call",
     "secateur.structure.trace.trace.call",

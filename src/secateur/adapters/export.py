@@ -36,7 +36,9 @@ from secateur.core.atomic_files import atomic_path
 from secateur.core.masks import Masks
 from secateur.core.measurement import Measurements
 from secateur.errors import DataError, MissingExtraError, OptionError, ProofError
-from secateur.execution.calling import call, device_of, moved
+from secateur.execution.calling import call, moved
+from secateur.execution.devices import device_of
+from secateur.execution.example import call_arguments
 from secateur.execution.undisturbed import undisturbed
 from secateur.metrics.latency import compare
 
@@ -91,7 +93,7 @@ def export(
     if masks is not None:
         masks.to("cpu").apply_(ready)
     given = moved(example, torch.device("cpu"))
-    args, kwargs = _as_call(given)
+    args, kwargs = call_arguments(given)
     with undisturbed(ready, mode="eval"), torch.no_grad():
         program, free = _program(ready, args, kwargs, dynamic_batch)
         with atomic_path(target) as scratch:
@@ -219,12 +221,6 @@ def _needed(name: str) -> Any:
         raise MissingExtraError(
             f"ONNX needs {name!r}, which is not installed: pip install 'secateur[onnx]' (or write a .pt2 file)"
         ) from error
-
-
-def _as_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(example, dict):
-        return (), example
-    return (example if isinstance(example, tuple) and not hasattr(example, "_fields") else (example,)), {}
 
 
 def _doubled(value: Any) -> Any:

@@ -47,11 +47,11 @@ def measure(
     from secateur import data as datasets
     from secateur.adapters.export import has_two_of_four, two_of_four
     from secateur.core.measurement import Measurements
-    from secateur.lab.plan import device_of
+    from secateur.execution.devices import device_word
     from secateur.lab.training.loop import evaluate
     from secateur.metrics import measure as take
 
-    where = device_of(device.value if device is not None else "cpu")
+    where = device_word(device.value if device is not None else "cpu")
     net = model_of(model, weights, option, seed).to(where)
     given = what.split(",") if what else None
     timed: dict[str, Any] = {"trials": trials} if given is None or "latency" in given else {}

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from secateur.execution.gradients import map_tensors, tensors_in
+from secateur.core.nested import map_tensors, tensors_in
 
 __all__ = ["Ranged"]
 
@@ -128,7 +128,7 @@ class Ranged(TorchFunctionMode):
             return self._note(func(*args, **kwargs), exponent_of(args[0]) - exponent_of(args[1]), args)
         if name in _SUMS:
             return self._sum(func, name, args, kwargs)
-        return func(*map_tensors(plain, list(args)), **map_tensors(plain, kwargs))
+        return func(*map_tensors(plain, args), **map_tensors(plain, kwargs))
 
     def split(self, tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
         """(values, exponent): the tensor stands for values * 2**exponent."""
@@ -207,7 +207,7 @@ class Ranged(TorchFunctionMode):
         given = {**dict(zip(names, args)), **kwargs}
         x, mean, var = given["input"], given.get("running_mean"), given.get("running_var")
         if given.get("training") or mean is None or var is None:
-            return func(*map_tensors(plain, list(args)), **map_tensors(plain, kwargs))
+            return func(*map_tensors(plain, args), **map_tensors(plain, kwargs))
         scale = torch.rsqrt(var + given.get("eps", 1e-5))
         if given.get("weight") is not None:
             scale = scale * given["weight"]

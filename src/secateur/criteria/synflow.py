@@ -19,20 +19,19 @@ from torch import nn
 from torch.func import functional_call
 
 from secateur.core.context import Context
+from secateur.core.nested import map_tensors, tensors_in
 from secateur.core.scores import Scores
 from secateur.core.targets import Target
 from secateur.criteria import Criterion
 from secateur.criteria._ranged import Ranged, times_power
 from secateur.criteria._weights import weights
 from secateur.errors import CollapseError, DataError, NonFiniteError, OptionError, StructureError
+from secateur.execution.example import read_batch
 from secateur.execution.gradients import (
     accumulator_dtype,
     batches,
     explained,
     first_call,
-    map_tensors,
-    read_batch,
-    tensors_in,
 )
 from secateur.execution.undisturbed import undisturbed
 
@@ -110,7 +109,7 @@ class Synflow(Criterion):
                 f"synflow: {type(model).__name__} failed on an input of {self.input}", args, kwargs
             ):
                 outputs = functional_call(model, state, args, kwargs)
-            sums = [ranged.split(t.sum()) for t in tensors_in(_plain_tree(outputs)) if t.is_floating_point()]
+            sums = [ranged.split(t.sum()) for t in tensors_in(outputs) if t.is_floating_point()]
         if not any(value.requires_grad for value, _ in sums):
             raise StructureError(
                 f"synflow: the output of {type(model).__name__} does not depend on any of the {len(names)} "
@@ -139,8 +138,7 @@ class Synflow(Criterion):
                 return torch.ones(tensor.shape, device=device, dtype=dtype)
             return tensor.to(device, dtype)
 
-        args, kwargs = call
-        return tuple(map_tensors(one, list(args))), dict(map_tensors(one, dict(kwargs)))
+        return map_tensors(one, call)
 
     def _linear(self, name: str, tensor: torch.Tensor, wanted: bool, dtype: torch.dtype) -> torch.Tensor:
         """What stands in for one parameter or buffer while the flow is measured."""
@@ -213,7 +211,7 @@ def _of_data(kind: str, context: Context) -> tuple[tuple[Any, ...], dict[str, An
     for index, raw in enumerate(batches("synflow", context)):
         batch = read_batch(raw, index, labels_apart=True)
         call = (batch.args, batch.kwargs)
-        parts = [t.to(accumulator_dtype(t.device)) for t in tensors_in(list(call)) if t.is_floating_point()]
+        parts = [t.to(accumulator_dtype(t.device)) for t in tensors_in(call) if t.is_floating_point()]
         if first is None:
             first = call
             found = [torch.zeros_like(part[:1]) for part in parts]
@@ -242,14 +240,4 @@ def _of_data(kind: str, context: Context) -> tuple[tuple[Any, ...], dict[str, An
             f"synflow: input {kind!r} has nothing to go by: {why}; use input='ones', or other data"
         )
     taken = iter(found)
-    args, kwargs = map_tensors(lambda t: next(taken) if t.is_floating_point() else t, list(first))
-    return tuple(args), kwargs
-
-
-def _plain_tree(outputs: Any) -> Any:
-    """A model's output as nested tuples and mappings that `tensors_in` walks."""
-    return (
-        vars(outputs)
-        if hasattr(outputs, "__dataclass_fields__") and not isinstance(outputs, Mapping)
-        else outputs
-    )
+    return map_tensors(lambda t: next(taken) if t.is_floating_point() else t, first)

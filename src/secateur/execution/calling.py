@@ -1,7 +1,4 @@
-"""How a measure runs a model: on the example, in evaluation mode, without gradients, leaving it as found.
-
-An example is what the model is called with: a tensor (or any one value), a tuple of arguments, or a dict of
-keywords.
+"""Call a model on an example: in evaluation mode, without gradients, leaving it as found.
 
 >>> import torch
 >>> from torch import nn
@@ -14,60 +11,67 @@ torch.Size([1, 4])
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
-from torch.utils import _pytree as pytree
 
-from secateur.errors import DataError
+from secateur.core.nested import map_tensors, tensors_in
+from secateur.execution.devices import device_of
+from secateur.execution.example import Example, call_arguments
 from secateur.execution.undisturbed import undisturbed
 
-__all__ = ["call", "describe", "device_of", "evaluating", "moved", "sync"]
+__all__ = ["call", "describe", "evaluating", "moved"]
+
+T = TypeVar("T")
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model lives: the device of its first parameter or buffer."""
-    if not isinstance(model, nn.Module):
-        raise DataError(f"expected a torch.nn.Module to measure, got {type(model).__name__}")
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
+def moved(value: T, device: torch.device) -> T:
+    """A nested value with every tensor on a device.
+
+    Args:
+        value: The nested value; it is not changed.
+        device: Where its tensors go.
+    """
+    return map_tensors(lambda tensor: tensor.to(device), value)
 
 
-def moved(value: Any, device: torch.device) -> Any:
-    """The value with every tensor in it on the device."""
-    return pytree.tree_map(lambda item: item.to(device) if torch.is_tensor(item) else item, value)
+def call(model: Callable[..., Any], example: Example) -> Any:
+    """The model's output on an example.
+
+    Args:
+        model: The model.
+        example: What it is called with: see `execution.example`.
+    """
+    args, kwargs = call_arguments(example)
+    return model(*args, **kwargs)
 
 
-def call(model: nn.Module, example: Any) -> Any:
-    """The model's output on an example."""
-    if isinstance(example, tuple) and not hasattr(example, "_fields"):
-        return model(*example)
-    if isinstance(example, dict):
-        return model(**example)
-    return model(example)
+def describe(example: Example) -> str:
+    """The shapes of an example's tensors, for people.
 
+    Args:
+        example: The example.
 
-def describe(example: Any) -> str:
-    """The shapes of an example, as a person reads them."""
-    shapes = [str(tuple(item.shape)) for item in pytree.tree_leaves(example) if torch.is_tensor(item)]
+    Returns:
+        The shapes, or the name of its type where it holds no tensor.
+    """
+    shapes = [str(tuple(tensor.shape)) for tensor in tensors_in(example)]
     return " and ".join(shapes) if shapes else type(example).__name__
 
 
-def sync(device: torch.device) -> None:
-    """Wait until the device has done all it was given: a launch is not a result."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
 @contextmanager
-def evaluating(model: nn.Module, example: Any = None) -> Iterator[Any]:
-    """Evaluation mode, no gradients; yields the example on the model's device; all is put back on leaving."""
+def evaluating(model: torch.nn.Module, example: Example = None) -> Iterator[Any]:
+    """Evaluation mode and no gradients for a block; all is put back on leaving.
+
+    Args:
+        model: The model.
+        example: Nested tensors for the block.
+
+    Yields:
+        The example, on the model's device.
+    """
     device = device_of(model)
     with undisturbed(model, mode="eval"), torch.no_grad():
         yield moved(example, device)

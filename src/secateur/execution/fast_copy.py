@@ -8,7 +8,7 @@ otherwise is left to `copy.deepcopy`, with the same memo.
 >>> from torch import nn
 >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
 >>> weight = nn.Parameter(torch.zeros(1, 2))
->>> twin = twin_of(model, {id(model[0].weight): weight})
+>>> twin = copy_module(model, {id(model[0].weight): weight})
 >>> twin[0].weight is weight, torch.equal(twin[0].bias, model[0].bias), twin[1] is model[1]
 (True, True, False)
 """
@@ -26,13 +26,13 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["collector_at_rest", "is_atom", "modules_of", "tensors_of", "twin_of"]
+__all__ = ["collector_paused", "copy_module", "is_atom", "modules_of", "tensors_of"]
 
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type(Ellipsis), torch.dtype})
 
 
 @contextmanager
-def collector_at_rest() -> Iterator[None]:
+def collector_paused() -> Iterator[None]:
     """Python's collector of cycles waits meanwhile.
 
     Many small objects are made at once here and nearly all of them stay; a full collection in their midst looks
@@ -88,7 +88,7 @@ def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
-def twin_of(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+def copy_module(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """What `copy.deepcopy(model, memo)` gives."""
     known = memo.get(id(model))
     if known is not None:
@@ -148,5 +148,5 @@ def _part(value: Any, memo: dict[int, Any]) -> Any:
             copied[key if type(key) in _ATOMS else copy.deepcopy(key, memo)] = _part(item, memo)
         return copied
     if isinstance(value, nn.Module):
-        return twin_of(value, memo)
+        return copy_module(value, memo)
     return copy.deepcopy(value, memo)

@@ -1,25 +1,26 @@
-"""Gradients of the loss over many batches, added up exactly: what taylor, snip and grasp are made of.
+"""Gradients of the loss over many batches, summed in a wide type: what the criteria taylor, snip and grasp share.
 
-A batch is `(inputs, targets)` as a tuple or list, a dict (as Hugging Face collators give), or the inputs
-alone.
-
->>> batch = read_batch((torch.ones(4, 2), torch.zeros(4)), 0, labels_apart=True)
->>> batch.size, batch.args[0].shape
-(4, torch.Size([4, 2]))
+>>> from secateur.core.targets import select
+>>> model = nn.Linear(2, 1, bias=False)
+>>> data = [(torch.ones(3, 2), torch.zeros(3, 1)), (torch.zeros(1, 2), torch.zeros(1, 1))]
+>>> context = Context(data=data, loss=lambda outputs, targets: outputs.mean())
+>>> GradientPass("snip", model, select(model), context).gradients()["weight"]
+tensor([[0.7500, 0.7500]], dtype=torch.float64)
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from secateur.core.context import Context
+from secateur.core.nested import map_tensors
 from secateur.core.scores import check_finite
 from secateur.core.targets import Target
 from secateur.errors import (
@@ -30,67 +31,30 @@ from secateur.errors import (
     SecateurError,
     StructureError,
 )
+from secateur.execution.example import Batch, call_arguments, read_batch
 
 __all__ = [
-    "Batch",
     "GradientPass",
     "accumulator_dtype",
     "batches",
+    "check_positive",
+    "double_backward",
+    "explained",
     "first_call",
     "move",
-    "read_batch",
     "shares",
 ]
 
-_LABELS = ("labels", "label", "targets", "target", "y")
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One batch: the model's arguments and keywords, the targets for the loss, how many examples."""
+def move(value: T, device: torch.device, dtype: torch.dtype | None = None) -> T:
+    """A nested value on another device, and in another floating-point type where one is given.
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    targets: Any = None
-    size: int = 1
-
-
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """Every tensor in nested tuples, lists and mappings, in order.
-
-    >>> [t.item() for t in tensors_in({"a": torch.tensor(1), "b": [torch.tensor(2), "x"]})]
-    [1, 2]
-    """
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors_in(item)
-
-
-def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
-    """The same nest of tuples, lists and mappings with `function` applied to each tensor.
-
-    >>> map_tensors(lambda t: t * 2, {"a": (torch.tensor(1), "x")})
-    {'a': (tensor(2), 'x')}
-    """
-    if isinstance(value, torch.Tensor):
-        return function(value)
-    if isinstance(value, Mapping):
-        items = {key: map_tensors(function, item) for key, item in value.items()}
-        return items if type(value) is dict else type(value)(**items)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_tensors(function, item) for item in value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(map_tensors(function, item) for item in value)
-    return value
-
-
-def move(value: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
-    """A nest of tensors on another device; floating-point ones cast to `dtype` where one is given.
+    Args:
+        value: The nested value; it is not changed.
+        device: Where its tensors go.
+        dtype: The type that floating-point tensors get; integers keep theirs.
 
     >>> move((torch.ones(1), torch.ones(1, dtype=torch.long)), torch.device("cpu"), torch.float64)
     (tensor([1.], dtype=torch.float64), tensor([1]))
@@ -98,47 +62,16 @@ def move(value: Any, device: torch.device, dtype: torch.dtype | None = None) -> 
     return map_tensors(lambda t: t.to(device, dtype if t.is_floating_point() else None), value)
 
 
-def _as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """(arguments, keywords) of a model call from a tensor, a tuple of arguments or a mapping of keywords."""
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    if isinstance(inputs, (tuple, list)):
-        return tuple(inputs), {}
-    return (inputs,), {}
+def batches(who: str, context: Context) -> Iterator[object]:
+    """The raw batches of `context.data`.
 
+    Args:
+        who: The criterion's name, for error messages.
+        context: Where the data is.
 
-def read_batch(batch: Any, index: int, *, labels_apart: bool) -> Batch:
-    """A batch of any of the accepted forms; with `labels_apart` a dict's labels go to the loss only.
-
-    The last of a tuple or list of two or more is the targets, all before it the model's arguments; inputs
-    without targets are their own target, as an auto-encoder's are.
+    Raises:
+        DataError: There is no data, or it is not an iterable of batches, or it is empty.
     """
-    if isinstance(batch, Mapping):
-        kwargs, targets = dict(batch), None
-        if labels_apart:
-            key = next((key for key in _LABELS if key in kwargs), None)
-            targets = kwargs.pop(key) if key is not None else None
-        call: tuple[tuple[Any, ...], dict[str, Any]] = ((), kwargs)
-    elif isinstance(batch, (tuple, list)) and len(batch) >= 2:
-        call = _as_call(batch[0] if len(batch) == 2 else tuple(batch[:-1]))
-        targets = batch[-1]
-    else:
-        inputs = batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 1 else batch
-        call, targets = _as_call(inputs), inputs
-    first = next((t for t in tensors_in([*call[0], call[1]]) if t.dim() > 0), None)
-    if first is None:
-        raise DataError(
-            f"batch {index} of the data: expected (inputs, targets), a dict or inputs, with a tensor among "
-            "them, got "
-            f"{type(batch).__name__}; make every batch hold tensors whose first axis counts the examples"
-        )
-    if first.shape[0] == 0:
-        raise DataError(f"batch {index} of the data holds no example: its shape is {tuple(first.shape)}")
-    return Batch(*call, targets=targets, size=int(first.shape[0]))
-
-
-def batches(who: str, context: Context) -> Iterator[Any]:
-    """The raw batches of `context.data`; none at all is an error that says so."""
     data = context.data
     if data is None:
         raise DataError(
@@ -173,9 +106,20 @@ def batches(who: str, context: Context) -> Iterator[Any]:
 
 
 def first_call(who: str, context: Context) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """How the model is called: `context.example`, or else the inputs of the first batch of `context.data`."""
+    """How the model is called: on `context.example`, or else on the inputs of the first batch of `context.data`.
+
+    Args:
+        who: The criterion's name, for error messages.
+        context: Where the example or the data is.
+
+    Returns:
+        (arguments, keywords).
+
+    Raises:
+        DataError: There is neither.
+    """
     if context.example is not None:
-        return _as_call(context.example)
+        return call_arguments(context.example)
     if context.data is None:
         raise DataError(f"{who} needs the shape of one input: pass example=<a tensor> (or data=<batches>)")
     batch = read_batch(next(iter(batches(who, context))), 0, labels_apart=True)
@@ -193,7 +137,15 @@ def accumulator_dtype(device: torch.device) -> torch.dtype:
 
 @dataclass(frozen=True)
 class GradientPass:
-    """Passes over the data for one criterion, inside `undisturbed`; `who` is the word used in messages."""
+    """Passes over the data for one criterion, to be made inside `undisturbed`.
+
+    Attributes:
+        who: The criterion's name, for error messages.
+        model: The model.
+        targets: The weights whose gradients are wanted.
+        context: The data and the loss.
+        temperature: What the outputs are divided by before the loss.
+    """
 
     who: str
     model: nn.Module
@@ -202,7 +154,11 @@ class GradientPass:
     temperature: float = 1.0
 
     def check_passes(self, passes: int) -> None:
-        """Raise unless the data can be read `passes` times."""
+        """Raise a `DataError` unless the data can be read `passes` times.
+
+        Args:
+            passes: How often the criterion reads it.
+        """
         data = self.context.data
         if passes > 1 and isinstance(data, Iterator):
             raise DataError(
@@ -216,7 +172,14 @@ class GradientPass:
         return self._mean(lambda loss, weights: torch.autograd.grad(loss, weights, allow_unused=True))
 
     def hessian_times(self, vector: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The Hessian of the loss (over all targets at once) times `vector`, the mean over all examples."""
+        """The Hessian of the loss, over all targets at once, times a vector; the mean over all examples.
+
+        Args:
+            vector: A tensor of the weight's shape for each target, by name.
+
+        Returns:
+            The product, likewise by name.
+        """
 
         def product(loss: torch.Tensor, weights: list[torch.Tensor]) -> Sequence[torch.Tensor | None]:
             slopes = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
@@ -288,7 +251,7 @@ class GradientPass:
                 outputs = map_tensors(lambda t: t / self.temperature if t.is_floating_point() else t, outputs)
             targets = move(batch.targets, reference.device)
             with explained(f"{self.who}: the loss failed on batch {index}", (outputs, targets), {}):
-                loss: Any = self.context.loss(outputs, targets)
+                loss: object = self.context.loss(outputs, targets)
         else:
             loss = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
             if loss is None:
@@ -317,7 +280,12 @@ class GradientPass:
 
 @contextmanager
 def explained(what: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[None]:
-    """Add to whatever a user's model or loss raises on a batch what it was called with; the error stays theirs.
+    """Add a note to an error of the user's model or loss: what it was called with. The error itself stays theirs.
+
+    Args:
+        what: The beginning of the note: who failed, and on what.
+        args: The arguments of the call.
+        kwargs: Its keywords.
 
     >>> try:
     ...     with explained("snip: Linear failed on batch 0", [torch.zeros(2, 3)], {}):
@@ -339,15 +307,15 @@ def explained(what: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iter
         raise
 
 
-def _shown(value: Any) -> str:
-    """A value in a message: the shape and type of a tensor, else its class."""
+def _shown(value: object) -> str:
+    """A value in an error message: the shape and type of a tensor, else its class."""
     if isinstance(value, torch.Tensor):
         return f"Tensor {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
     return type(value).__name__
 
 
-def double_backward() -> Any:
-    """A context in which attention uses the one kernel that can be differentiated twice."""
+def double_backward() -> AbstractContextManager[object]:
+    """A context in which attention uses the only kernel that can be differentiated twice."""
     attention = getattr(torch.nn, "attention", None)
     if attention is None or not hasattr(attention, "sdpa_kernel"):
         return nullcontext()
@@ -356,6 +324,10 @@ def double_backward() -> Any:
 
 def check_positive(name: str, value: float) -> None:
     """Raise an `OptionError` unless a number is finite and above zero.
+
+    Args:
+        name: The option's name, for the message.
+        value: The number.
 
     >>> check_positive("temperature", 0)
     Traceback (most recent call last):
@@ -369,10 +341,19 @@ def check_positive(name: str, value: float) -> None:
 def shares(
     who: str, products: dict[str, torch.Tensor], model: nn.Module, normalize: bool
 ) -> dict[str, torch.Tensor]:
-    """Scores from products, divided by the absolute value of their sum over all targets where `normalize`.
+    """Scores from products of weights and gradients, in the weights' own type (float32 for anything narrower).
 
-    `products` are in a wide type and end in the weights' own (float32 for anything narrower). All zero is an
-    error: such scores would prune by position.
+    Args:
+        who: The criterion's name, for error messages.
+        products: The products by target, in a wide type; they are overwritten.
+        model: The model that has the targets.
+        normalize: Whether to divide by the absolute value of their sum over all targets.
+
+    Returns:
+        The scores by target.
+
+    Raises:
+        CollapseError: All products are zero. Such scores would prune by position.
     """
     if all(not bool(tensor.any()) for tensor in products.values()):
         raise CollapseError(

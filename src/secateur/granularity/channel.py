@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from secateur.core.context import Context
 from secateur.core.targets import Target, select
 from secateur.core.units import AxisMember, Units
 from secateur.errors import DataError, NothingToDoError, OptionError
-from secateur.execution.undisturbed import kept_random_state
+from secateur.execution.example import first_example
 from secateur.granularity import Granularity
 from secateur.structure.groups.couplings import Group, Structure, analyse
 from secateur.structure.groups.rules.conv import TAPS
@@ -78,11 +78,8 @@ def structure_of(
 ) -> Structure:
     """Follow the model on the call's example, or on the first batch of its data."""
     example = context.example
-    # An iterator can be read only once, and its first batch belongs to the criterion.
-    if example is None and context.data is not None and not isinstance(context.data, Iterator):
-        with kept_random_state():  # a DataLoader draws a seed for its workers
-            batch = next(iter(context.data), None)
-        example = batch[0] if isinstance(batch, (tuple, list)) else batch
+    if example is None:
+        example = first_example(context.data)
     if example is None:
         raise DataError(
             "granularity channel follows the channels through the model: pass example= (one input)"

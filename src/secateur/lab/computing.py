@@ -21,9 +21,10 @@ import numpy as np
 import torch
 
 from secateur.errors import StoreError
+from secateur.execution.devices import device_word
 from secateur.execution.undisturbed import kept_random_state
 from secateur.lab.display.progress import Progress
-from secateur.lab.plan import PlannedTrial, builder, data_of, device_of
+from secateur.lab.plan import PlannedTrial, builder, data_of
 from secateur.lab.provenance import hardware, versions, visible
 from secateur.lab.state import State, keep, revive
 from secateur.lab.steps import Work
@@ -70,7 +71,7 @@ def compute(
     """Run one step and keep its objects. `before(n)` is the state after n steps; the outcome is not stored yet."""
     planned = trial.steps[position]
     recipe = trial.recipe
-    device = device or device_of(recipe.lab.device)
+    device = device or device_word(recipe.lab.device)
     labels = [step.label for step in trial.steps]
 
     def earlier(label: str) -> State:

@@ -29,6 +29,7 @@ import secateur.data
 import secateur.models
 from secateur.data import Data
 from secateur.errors import DataError, OptionError, RecipeError
+from secateur.execution.devices import device_word
 from secateur.lab.provenance import fingerprint
 from secateur.lab.recipe import ModelSpec, Recipe
 from secateur.lab.steps import Step
@@ -41,7 +42,6 @@ __all__ = [
     "address",
     "builder",
     "data_of",
-    "device_of",
     "plan",
     "plan_trial",
 ]
@@ -102,28 +102,6 @@ def options_text(step: Step) -> str:
     """The options that were given, as a person reads them."""
     given = step.model_dump(mode="json", exclude={"label"}, exclude_defaults=True)
     return ", ".join(f"{key}={value}" for key, value in given.items())
-
-
-def device_of(asked: str) -> str:
-    """`auto` made definite; a device that is not there is an error.
-
-    >>> device_of("cpu")
-    'cpu'
-    """
-    mps = getattr(torch.backends, "mps", None)
-    if asked == "auto":
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if mps is not None and mps.is_available() else "cpu"
-    if asked.startswith("cuda") and not torch.cuda.is_available():
-        raise OptionError(
-            f"device {asked!r}: this machine, or this torch, has no CUDA; use --device cpu or auto"
-        )
-    if asked == "mps" and (mps is None or not mps.is_available()):
-        raise OptionError(
-            "device 'mps': this machine, or this torch, has no Apple MPS; use --device cpu or auto"
-        )
-    return asked
 
 
 def builder(recipe: Recipe, spec: ModelSpec | None = None) -> Callable[[], nn.Module]:
@@ -232,7 +210,7 @@ def plan_trial(
 
     `device` is where it will be computed, when that is not this process; `built` keeps models between trials.
     """
-    device = device or device_of(recipe.lab.device)
+    device = device or device_word(recipe.lab.device)
     data = data_of(recipe)
     if len(data.train) == 0 or len(data.test) == 0:
         raise DataError(f"data {recipe.data.name!r}: expected training and test images, got none")
@@ -278,4 +256,4 @@ def plan(recipe: Recipe, device: str | None = None) -> RunPlan:
         plan_trial(one, index, settings, device=device, built=built)
         for index, (settings, one) in enumerate(recipe.trials())
     )
-    return RunPlan(recipe, device or device_of(recipe.lab.device), trials)
+    return RunPlan(recipe, device or device_word(recipe.lab.device), trials)

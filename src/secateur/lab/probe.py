@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from secateur.execution.devices import device_word
 from secateur.execution.undisturbed import kept_random_state
 from secateur.lab.outcomes import canonical
-from secateur.lab.plan import builder, data_of, device_of
+from secateur.lab.plan import builder, data_of
 from secateur.lab.recipe import Recipe
 from secateur.lab.training.evaluate import loss_of
 
@@ -45,7 +46,7 @@ class Probe:
         return self._known[what]
 
     def _time(self, recipe: Recipe) -> float:
-        data, device = data_of(recipe), device_of(recipe.lab.device)
+        data, device = data_of(recipe), device_word(recipe.lab.device)
         with kept_random_state(), torch.enable_grad():
             model = builder(recipe)().to(device).train()
             loss, _ = loss_of(model)

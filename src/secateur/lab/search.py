@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from secateur.errors import MissingExtraError, OptionError, RecipeError, SecateurError
+from secateur.execution.devices import device_word
 from secateur.lab.display.progress import Progress
 from secateur.lab.engines import Engine
-from secateur.lab.plan import RunPlan, device_of, plan_trial
+from secateur.lab.plan import RunPlan, plan_trial
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 
@@ -253,7 +254,7 @@ def _carry_out(
 
     if not planned:
         return []
-    whole = RunPlan(recipe, device_of(recipe.lab.device), tuple(planned))
+    whole = RunPlan(recipe, device_word(recipe.lab.device), tuple(planned))
     ran = run(recipe, store, plan=whole, progress=watch, engine=engine)
     failed = dict(ran.failures)
     found: list[tuple[dict[str, float] | None, str]] = []

@@ -34,7 +34,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from secateur.errors import DataError
-from secateur.execution.calling import call, device_of, evaluating, sync
+from secateur.execution.calling import call, evaluating
+from secateur.execution.devices import device_of, sync
 
 __all__ = ["LayerTime", "Why", "why"]
 

@@ -20,7 +20,8 @@ from torch import nn
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import DataError
-from secateur.execution.calling import call, device_of, evaluating, moved
+from secateur.execution.calling import call, evaluating, moved
+from secateur.execution.devices import device_of
 from secateur.execution.undisturbed import undisturbed
 
 __all__ = ["accuracy", "top_1"]

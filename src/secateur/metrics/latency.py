@@ -34,7 +34,8 @@ from torch.utils import _pytree as pytree
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import OptionError
-from secateur.execution.calling import call, describe, device_of, evaluating, sync
+from secateur.execution.calling import call, describe, evaluating
+from secateur.execution.devices import device_of, sync
 from secateur.metrics._why import why
 
 __all__ = ["compare", "latency", "median_interval", "why"]

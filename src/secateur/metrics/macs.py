@@ -32,6 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from secateur.core.masks import Masks
 from secateur.core.measurement import Measurement, Measurements
 from secateur.execution.calling import call, describe, evaluating
+from secateur.execution.example import call_arguments
 from secateur.metrics._costs import RULES, Cost, costs_nothing, operator_name
 
 __all__ = ["macs", "uses"]
@@ -59,7 +60,7 @@ def macs(model: nn.Module, example: Any, *, masks: Masks | None = None, bias: bo
         counter = _Count(model, swapped, masks, bias)
         with counter.layers(), counter:
             if swapped:
-                functional_call(model, swapped, *_as_call(inputs))
+                functional_call(model, swapped, *call_arguments(inputs))
             else:
                 call(model, inputs)
     plus = " + 1 per bias output" if bias else "; biases are not counted"
@@ -263,13 +264,6 @@ class _Uses(_Count):
 
 def _storage(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-def _as_call(example: Any) -> tuple[Any, dict[str, Any]]:
-    """An example as (positional arguments, keywords)."""
-    if isinstance(example, dict):
-        return (), example
-    return (example if isinstance(example, tuple) else (example,)), {}
 
 
 @contextlib.contextmanager

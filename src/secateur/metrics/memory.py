@@ -21,7 +21,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.core.measurement import Measurement, Measurements
-from secateur.execution.calling import call, describe, device_of, evaluating, sync
+from secateur.execution.calling import call, describe, evaluating
+from secateur.execution.devices import device_of, sync
 
 __all__ = ["memory"]
 

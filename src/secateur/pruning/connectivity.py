@@ -22,8 +22,8 @@ import torch
 from torch import nn
 
 from secateur.core.masks import Masks, count_true
+from secateur.core.nested import tensors_in
 from secateur.errors import CollapseError
-from secateur.execution.gradients import tensors_in
 
 __all__ = ["FAINT", "Collapse", "check_connected", "find_collapsed", "rescale_", "signal_left"]
 

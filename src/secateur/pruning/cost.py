@@ -33,7 +33,9 @@ from secateur.core.masks import Masks, count_true
 from secateur.core.measurement import Measurement
 from secateur.core.units import Units
 from secateur.errors import DataError, NothingToDoError, OptionError
-from secateur.execution.calling import describe, device_of
+from secateur.execution.calling import describe
+from secateur.execution.devices import device_of
+from secateur.execution.example import first_example
 from secateur.metrics.latency import compare, latency
 from secateur.metrics.macs import uses
 from secateur.pruning.scoring import masks_of
@@ -111,10 +113,9 @@ class CostModel:
 
     @cached_property
     def _example(self) -> Any:
-        example, data = self.context.example, self.context.data
-        if example is None and data is not None and iter(data) is not data:
-            batch = next(iter(data))
-            example = batch[0] if isinstance(batch, (tuple, list)) else batch
+        example = self.context.example
+        if example is None:
+            example = first_example(self.context.data)
         if example is None:
             raise DataError(
                 "a budget on multiply-accumulates or time runs the model: pass example= (one input, as the model is "

@@ -30,8 +30,7 @@ from secateur.core.context import Context, Loss
 from secateur.core.masks import Masks, count_true
 from secateur.core.targets import Pattern, select
 from secateur.errors import DataError, NothingToDoError, OptionError
-from secateur.execution.gradients import map_tensors, read_batch, tensors_in
-from secateur.execution.undisturbed import kept_random_state
+from secateur.execution.example import first_example
 from secateur.pruning.connectivity import check_connected
 from secateur.pruning.scoring import masks_of, pools_of, worth_of
 
@@ -175,23 +174,11 @@ def _check_inputs(rule: criteria.Criterion, named: Any, context: Context) -> Non
 
 
 def _first_input(data: Iterable[Any] | None, loss: Loss | None) -> Any:
-    """One example of the data, where looking at it uses nothing up; the random state stays as it was."""
-    if data is None or isinstance(data, Iterator):
-        return None
-    with kept_random_state():  # a DataLoader draws a seed for its workers
-        batch = next(iter(data), None)
+    """One example of the data, or None where none can be had without using the data up."""
     try:
-        call = read_batch(batch, 0, labels_apart=loss is not None)
+        return first_example(data, labels_apart=loss is not None, single=True)
     except DataError:
         return None
-    tensors = [t for t in tensors_in([*call.args, call.kwargs]) if t.dim() > 0]
-    if all(t.shape[0] == call.size for t in tensors):
-        call = replace(call, args=map_tensors(_first, call.args), kwargs=map_tensors(_first, call.kwargs))
-    return call.kwargs if call.kwargs else call.args
-
-
-def _first(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor[:1] if tensor.dim() > 0 else tensor
 
 
 def _masked_view(model: nn.Module, masks: Masks | None, view: nn.Module | None) -> nn.Module | None:

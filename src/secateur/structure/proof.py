@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.core.nested import map_tensors, tensors_in
 from secateur.errors import ProofError
-from secateur.execution.fast_copy import twin_of
+from secateur.execution.calling import call
+from secateur.execution.fast_copy import copy_module
 from secateur.structure.cut.plan import ShrinkPlan, cut_tensor
-from secateur.structure.trace.trace import call, map_tensors, tensors_in
 
 __all__ = ["Proof", "double_copy", "prove"]
 
@@ -79,7 +80,7 @@ def double_copy(
             )
         if mask is not None:
             memo[id(tensor)].data.masked_fill_(~mask.to(tensor.device), 0.0)
-    twin = twin_of(model, memo).eval()
+    twin = copy_module(model, memo).eval()
     return twin.to(dtype)
 
 
@@ -96,7 +97,7 @@ def _example_in(dtype: torch.dtype, example: Any, model: nn.Module) -> Any:
             return torch.randn(tensor.shape, generator=generator, dtype=dtype).to(device)
         return tensor.to(dtype)
 
-    return map_tensors(example, change)
+    return map_tensors(change, example)
 
 
 @torch.no_grad()
@@ -120,7 +121,7 @@ def _outputs(
         for source, hide, fill in ((model, masks, fills[0]), (small, None, fills[1])):
             twin = double_copy(source, hide, dtype, fill)
             torch.manual_seed(0)
-            outputs.append(tensors_in(call(twin, map_tensors(inputs, torch.clone))))
+            outputs.append(tensors_in(call(twin, map_tensors(torch.clone, inputs))))
             del twin
     finally:
         torch.set_default_dtype(default)

@@ -24,7 +24,7 @@ from torch import nn
 
 from secateur.core.masks import Masks
 from secateur.errors import NothingToDoError, OptionError, ProofError
-from secateur.execution.fast_copy import collector_at_rest, tensors_of, twin_of
+from secateur.execution.fast_copy import collector_paused, copy_module, tensors_of
 from secateur.structure.cut.choose import dropped, dropped_lines, extended, rounded
 from secateur.structure.cut.fit import fit
 from secateur.structure.cut.fixed_count_norms import COUNTED
@@ -180,7 +180,7 @@ class Cut:
     unsaid: str = ""
 
 
-@collector_at_rest()
+@collector_paused()
 def cut(
     model: nn.Module,
     masks: Masks,
@@ -312,7 +312,7 @@ def apply_plan(model: nn.Module, plan: ShrinkPlan, masks: Masks) -> tuple[nn.Mod
     known: dict[Any, torch.Tensor] = {}
     for name, axes in plan.keep.items():
         memo[id(tensors[name])] = cut_tensor(tensors[name], axes, known)
-    small = twin_of(model, memo)
+    small = copy_module(model, memo)
     bare = replace(plan, keep={}, shapes={})
     bare.apply_(small)
     for name in masks:

@@ -18,35 +18,12 @@ from torch.nn import functional
 
 from secateur.data import Split
 from secateur.errors import DataError, NonFiniteError, OptionError
+from secateur.execution.devices import chosen_device
 
-__all__ = ["Loss", "device_of", "distillation", "evaluate", "in_mode", "logits_of", "loss_of", "placed"]
+__all__ = ["Loss", "distillation", "evaluate", "in_mode", "logits_of", "loss_of", "placed"]
 
 Loss = Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]
 """`loss(outputs, inputs, labels)`: a scalar, the mean over the batch."""
-
-
-def device_of(name: str | torch.device) -> torch.device:
-    """The device meant by `auto` (CUDA, else Apple's MPS, else the CPU) or by a device's name.
-
-    >>> device_of("cpu")
-    device(type='cpu')
-    """
-    if isinstance(name, torch.device):
-        name = str(name)
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise OptionError(f"device: expected auto, cpu, cuda, cuda:1 or mps, got {name!r}") from error
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(device.type, True):
-        raise OptionError(f"device: {name!r} is not available on this machine; expected auto or cpu")
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return device
 
 
 def logits_of(outputs: Any) -> torch.Tensor:
@@ -152,7 +129,7 @@ def evaluate(
         raise DataError(
             "evaluate: expected a split with images, got an empty one; was validation=0 asked for?"
         )
-    where = device_of(device)
+    where = chosen_device(device)
     own = getattr(model, "evaluation_metrics", None) if loss is None else None
     measure, classifies = loss_of(model, loss)
     generator = torch.Generator().manual_seed(seed)

@@ -27,12 +27,12 @@ from torch import nn
 from secateur.core.masks import Masks
 from secateur.data import Data
 from secateur.errors import DataError, NonFiniteError, NothingToDoError, OptionError
+from secateur.execution.devices import chosen_device
 from secateur.lab.training import checkpoint as checkpoints
 from secateur.lab.training import mix as mixing
 from secateur.lab.training.average import WeightAverage
 from secateur.lab.training.evaluate import (
     Loss,
-    device_of,
     distillation,
     evaluate,
     in_mode,
@@ -53,7 +53,6 @@ __all__ = [
     "Trained",
     "TrainingOptions",
     "TrainingProgress",
-    "device_of",
     "evaluate",
     "rate",
     "train",
@@ -96,7 +95,7 @@ def train(
     file = None if checkpoint is None else Path(checkpoint)
     shown = watcher(progress)
     with ExitStack() as stack:
-        accelerator = stack.enter_context(accelerated(options, device_of(device)))
+        accelerator = stack.enter_context(accelerated(options, chosen_device(device)))
         stack.enter_context(placed(model, accelerator.device))
         stack.enter_context(in_mode(model, True))
         if teacher is not None:

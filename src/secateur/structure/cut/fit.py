@@ -16,15 +16,22 @@ import numpy as np
 from torch import nn
 
 from secateur.execution.fast_copy import modules_of, tensors_of
-from secateur.structure.cut.needs_rerun import is_plain
+from secateur.structure.cut.needs_rerun import runs_unchanged
 from secateur.structure.cut.plan import ShrinkPlan
-from secateur.structure.cut.repair import Mismatch, candidates, spread, with_counts, with_fewer_heads, within
+from secateur.structure.cut.repair import (
+    Mismatch,
+    candidates,
+    spread_repair,
+    with_counts,
+    with_fewer_heads,
+    within,
+)
 from secateur.structure.cut.widths import widths_of
 from secateur.structure.groups.couplings import Structure
 from secateur.structure.groups.labels import Lock
 from secateur.structure.groups.rules.attention import FUSED
 from secateur.structure.trace.calls import FunctionCall
-from secateur.structure.trace.trace import Op, Trace, ghost, trace
+from secateur.structure.trace.trace import Op, Trace, trace, traceable_copy
 
 __all__ = ["Fitted", "draft", "fit"]
 
@@ -124,7 +131,7 @@ def fit(
     plan = with_counts(structure, draft(structure, model, alive), alive)
     if not careful:
         quick = with_fewer_heads(structure, model, plan, alive)
-        if is_plain(structure, model, alive, _skipped(quick)):
+        if runs_unchanged(structure, model, alive, _skipped(quick)):
             return Fitted(quick, tried=False)
     before = structure.trace.calls
     tried: set[Any] = set()
@@ -137,7 +144,7 @@ def fit(
         better = _repair(structure, model, rerun, plan, alive, at, before, skipped, tried)
         if better is None:
             return Fitted(plan, _blame(structure, at, alive))
-        wider = spread(structure, model, plan, better, alive, at, before)
+        wider = spread_repair(structure, model, plan, better, alive, at, before)
         if wider != better:
             after = _mismatch(structure, rerun.of(wider), alive, _skipped(wider))
             if after is None or after.op.index > at.op.index:
@@ -174,7 +181,7 @@ class _Reruns:
 
 
 def _rerun(structure: Structure, model: nn.Module, example: Any, plan: ShrinkPlan) -> Trace:
-    twin, _ = ghost(model, structure.trace.mode)
+    twin, _ = traceable_copy(model, structure.trace.mode)
     plan.apply_(twin)
     return trace(twin, example, mode=structure.trace.mode, partial=True, ready=tensors_of(twin))
 

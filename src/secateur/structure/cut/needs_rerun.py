@@ -10,7 +10,7 @@ on an axis that shrinks, as `reshape(b, heads, size)` is; such calls were noted 
 >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 4, 10))
 >>> found = analyse(model, torch.zeros(1, 3, 4, 4))
 >>> half = found.alive({0: [True, False] * 4})
->>> is_plain(found, model, half)
+>>> runs_unchanged(found, model, half)
 True
 """
 
@@ -28,7 +28,7 @@ from secateur.structure.groups.rules.attention import FUSED
 from secateur.structure.trace.calls import FunctionCall
 from secateur.structure.trace.trace import Op, TensorRef
 
-__all__ = ["is_plain", "moved_sizes"]
+__all__ = ["moved_sizes", "runs_unchanged"]
 
 _SIZED = frozenset(
     {
@@ -53,7 +53,7 @@ _FREE = frozenset(
 """Operators whose result has the width of what comes in."""
 
 
-def is_plain(
+def runs_unchanged(
     structure: Structure, model: nn.Module, alive: np.ndarray, skipped: tuple[str, ...] = ()
 ) -> bool:
     """Whether every operator that shrinks takes its sizes from its tensors; modules in `skipped` see to themselves."""

@@ -21,7 +21,7 @@ from secateur.structure.groups.couplings import Structure
 from secateur.structure.trace.calls import FunctionCall
 from secateur.structure.trace.trace import Op, TensorRef
 
-__all__ = ["Mismatch", "candidates", "integers", "spread", "with_fewer_heads", "within"]
+__all__ = ["Mismatch", "candidates", "integers", "spread_repair", "with_fewer_heads", "within"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def within(path: str, parents: tuple[str, ...]) -> bool:
     return any(path == parent or path.startswith(parent + ".") for parent in parents)
 
 
-def spread(
+def spread_repair(
     structure: Structure,
     model: nn.Module,
     plan: ShrinkPlan,

@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from secateur.core.nested import map_tensors, tensors_in
 from secateur.errors import TraceError
-from secateur.execution.fast_copy import collector_at_rest, is_atom, modules_of
+from secateur.execution.fast_copy import collector_paused, is_atom, modules_of
 from secateur.structure.groups.labels import Labels, Lock
 from secateur.structure.groups.rules import Follower, follow
-from secateur.structure.trace.trace import Op, TensorRef, Trace, map_tensors, tensors_in, trace
+from secateur.structure.trace.trace import Op, TensorRef, Trace, trace
 
 __all__ = ["Group", "Slot", "Structure", "analyse", "regroup"]
 
@@ -193,7 +194,7 @@ def analyse(
     training), the training forward is followed as well. With `sizes` attention heads become smaller instead of
     fewer.
     """
-    with collector_at_rest():
+    with collector_paused():
         key = _fingerprint(model, example, across_norm, training)
         known = _RECENT.get(model)
         before = known[1] if known is not None and known[0] == key else {}
@@ -234,7 +235,7 @@ def _fingerprint(model: nn.Module, example: Any, across_norm: bool, training: bo
     config = getattr(model, "config", None)
     told: list[Any] = []
     told += [(tuple(tensor.shape), tensor.dtype) for tensor in tensors_in(example)]
-    shown = repr(map_tensors(example, lambda tensor: None))
+    shown = repr(map_tensors(lambda tensor: None, example))
     return (
         tuple(modules),
         repr(config) if config is not None else "",

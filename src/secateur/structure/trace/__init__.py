@@ -1,1 +1,20 @@
-"""structure/trace"""
+"""What one forward does: the operators it runs, with shapes and the parameters they use, without computing anything.
+
+A model and an example go in, a `Trace` comes out. The model is copied without its weights, run once on tensors
+that have a shape and no values (meta tensors), and the copy is thrown away.
+
+In reading order:
+
+- `trace`: the recorder and what it records: `Op`, `TensorRef`, `Trace`.
+- `calls`: the calls that were given sizes in Python (`x.view(b, 8, -1)`), matched with the operators they became, .
+- `meta_shapes`: the result shapes of the commonest operators, worked out faster than torch does.
+
+>>> import torch
+>>> from torch import nn
+>>> from secateur.structure.trace.trace import trace
+>>> found = trace(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), torch.zeros(2, 3, 4))
+>>> [(op.name, op.results()[0].shape) for op in found.ops]
+[('view', (2, 12)), ('t', (12, 4)), ('addmm', (2, 4))]
+>>> sorted(found.parameters)
+['1.bias', '1.weight']
+"""

@@ -2,7 +2,7 @@
 
 >>> import torch
 >>> ops, stack = [], [""]
->>> with Calls(ops, stack) as calls:
+>>> with CallRecorder(ops, stack) as calls:
 ...     _ = torch.zeros(5, 2, 3).reshape(5, 6)
 >>> [(call.function, call.sizes) for call in calls.found]
 [('zeros', (5, 2, 3)), ('reshape', (5, 6))]
@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from secateur.structure.cut.rewrite import ATTENTION, SIZED, name_of
 
-__all__ = ["Calls", "FunctionCall"]
+__all__ = ["CallRecorder", "FunctionCall"]
 
 
 @dataclass
@@ -59,7 +59,7 @@ class FunctionCall:
         return None
 
 
-class Calls(TorchFunctionMode):
+class CallRecorder(TorchFunctionMode):
     """Notes every size-taking call while a forward is recorded; `ops` and `stack` are the recorder's."""
 
     def __init__(self, ops: Sequence[Any], stack: list[str]):

@@ -6,7 +6,7 @@ fit); for everything else torch itself is asked, which also says what is wrong.
 
 >>> import torch
 >>> add = torch.ops.aten.add.Tensor
->>> QUICK[add](torch.empty(2, 3, device="meta"), torch.empty(3, device="meta")).shape
+>>> META_SHAPES[add](torch.empty(2, 3, device="meta"), torch.empty(3, device="meta")).shape
 torch.Size([2, 3])
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["QUICK"]
+__all__ = ["META_SHAPES"]
 
 _ATEN = torch.ops.aten
 _META = torch.device("meta")
@@ -184,7 +184,7 @@ def _safe_softmax(x: torch.Tensor, dim: int, dtype: Any = None) -> torch.Tensor:
     return _made(x, x.shape)
 
 
-QUICK: dict[Any, Callable[..., Any]] = {
+META_SHAPES: dict[Any, Callable[..., Any]] = {
     _ATEN.native_batch_norm.default: _batch_norm,
     _ATEN.native_layer_norm.default: _layer_norm,
     _ATEN.addmm.default: _addmm,

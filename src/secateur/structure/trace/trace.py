@@ -13,9 +13,7 @@ never copied.
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,22 +22,20 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from secateur.core.nested import map_tensors, tensors_in
 from secateur.errors import TraceError
-from secateur.execution.fast_copy import is_atom, tensors_of, twin_of
+from secateur.execution.calling import call
+from secateur.execution.fast_copy import copy_module, is_atom, tensors_of
 from secateur.structure.cut.fixed_count_norms import uncounted
-from secateur.structure.trace.calls import Calls, FunctionCall
-from secateur.structure.trace.meta_shapes import QUICK
+from secateur.structure.trace.calls import CallRecorder, FunctionCall
+from secateur.structure.trace.meta_shapes import META_SHAPES
 
 __all__ = [
     "Op",
     "TensorRef",
     "Trace",
-    "call",
-    "call_arguments",
-    "ghost",
-    "map_tensors",
-    "tensors_in",
     "trace",
+    "traceable_copy",
 ]
 
 
@@ -118,70 +114,6 @@ def _refs(value: Any) -> Iterator[TensorRef]:
             yield from _refs(item)
 
 
-def map_tensors(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:
-    """The same structure with every tensor changed: tuples, lists, dicts, named tuples, data classes, HF outputs.
-
-    >>> map_tensors({"a": [torch.zeros(2)]}, lambda t: tuple(t.shape))
-    {'a': [(2,)]}
-    """
-    if isinstance(value, torch.Tensor):
-        return change(value)
-    if isinstance(value, tuple):
-        items = [map_tensors(item, change) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    if isinstance(value, list):
-        return [map_tensors(item, change) for item in value]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        shell = copy.copy(value)
-        for part in dataclasses.fields(value):
-            changed = map_tensors(getattr(value, part.name), change)
-            object.__setattr__(shell, part.name, changed)
-            if isinstance(shell, dict) and part.name in shell:
-                dict.__setitem__(shell, part.name, changed)
-        return shell
-    if isinstance(value, Mapping):
-        named = {key: map_tensors(item, change) for key, item in value.items()}
-        if type(value) is dict:
-            return named
-        kind: Any = type(value)
-        try:
-            return kind(named)
-        except Exception:
-            return named
-    return value
-
-
-def tensors_in(value: Any) -> list[torch.Tensor]:
-    """Every tensor of a structure, in order."""
-    found: list[torch.Tensor] = []
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        found.append(tensor)
-        return tensor
-
-    map_tensors(value, note)
-    return found
-
-
-def call_arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What an example means as a call: a tuple is the arguments, a dict the keywords, anything else one argument.
-
-    >>> call_arguments((1, 2)), call_arguments({"a": 1}), call_arguments(3)
-    (((1, 2), {}), ((), {'a': 1}), ((3,), {}))
-    """
-    if isinstance(example, Mapping) and all(isinstance(key, str) for key in example):
-        return (), dict(example)
-    if isinstance(example, tuple) and not hasattr(example, "_fields"):
-        return example, {}
-    return (example,), {}
-
-
-def call(model: nn.Module, example: Any) -> Any:
-    """Run the model on an example."""
-    args, kwargs = call_arguments(example)
-    return model(*args, **kwargs)
-
-
 def _loose_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
     """Tensors that modules keep as plain attributes, also one level down in lists and dicts."""
     for module in model.modules():
@@ -202,7 +134,7 @@ _OWN = frozenset(vars(nn.Module()))
 """What every module has: its parameters, buffers, children and hooks."""
 
 
-def ghost(
+def traceable_copy(
     model: nn.Module, mode: str = "meta", training: bool = False
 ) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     """A copy of the model without copied weights, and its tensors by name.
@@ -234,7 +166,7 @@ def ghost(
         if id(tensor) not in memo:
             memo[id(tensor)] = stand_in(tensor, isinstance(tensor, nn.Parameter), False)
     try:
-        twin = twin_of(model, memo)
+        twin = copy_module(model, memo)
     except Exception as error:
         raise TraceError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); shrink works "
@@ -288,7 +220,7 @@ class _Recorder(TorchDispatchMode):
         index = len(ops)
         seen = tuple([self._refer(arg, -1) for arg in args])
         named = {key: self._refer(value, -1) for key, value in kwargs.items()} if kwargs else {}
-        quick = QUICK.get(func) if self.meta else None
+        quick = META_SHAPES.get(func) if self.meta else None
         result = func(*args, **kwargs) if quick is None else quick(*args, **kwargs)
         name = _NAMES.get(func)
         if name is None:
@@ -301,7 +233,7 @@ _NAMES: dict[Any, str] = {}
 
 
 @contextmanager
-def _paths(model: nn.Module, stack: list[str], calls: Calls) -> Iterator[None]:
+def _paths(model: nn.Module, stack: list[str], calls: CallRecorder) -> Iterator[None]:
     """Keep the dotted name of the running module on top of the stack."""
 
     def enter(name: str) -> Callable[..., None]:
@@ -377,7 +309,7 @@ def _run(
     training: bool,
     ready: dict[str, torch.Tensor] | None = None,
 ) -> Trace:
-    twin, names = ghost(model, mode, training) if ready is None else (model, ready)
+    twin, names = traceable_copy(model, mode, training) if ready is None else (model, ready)
     stack = [""]
     found = Trace(
         mode=mode, training=training, modules={n: type(m).__name__ for n, m in model.named_modules()}
@@ -406,8 +338,8 @@ def _run(
     state = torch.random.get_rng_state()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        moved = map_tensors(example, place)
-        calls = Calls(found.ops, stack)
+        moved = map_tensors(place, example)
+        calls = CallRecorder(found.ops, stack)
         found.calls = calls.found
         with ExitStack() as contexts:
             contexts.enter_context(torch.no_grad())

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.execution.fast_copy import collector_at_rest, modules_of, tensors_of, twin_of
+from secateur.execution.fast_copy import collector_paused, copy_module, modules_of, tensors_of
 
 
 class Keeper(nn.Module):
@@ -83,7 +83,7 @@ def alike(a: Any, b: Any, seen: set[int] | None = None) -> bool:
 )
 def test_a_twin_is_a_deep_copy(build: Any) -> None:
     model = build()
-    twin, copied = twin_of(model, {}), copy.deepcopy(model)
+    twin, copied = copy_module(model, {}), copy.deepcopy(model)
     assert alike(twin, copied)
     assert list(twin.state_dict()) == list(copied.state_dict())
     shared = {tensor.data_ptr() for tensor in model.state_dict().values()}
@@ -92,7 +92,7 @@ def test_a_twin_is_a_deep_copy(build: Any) -> None:
 
 def test_what_was_one_object_stays_one() -> None:
     model = Keeper()
-    twin: Any = twin_of(model, {})
+    twin: Any = copy_module(model, {})
     assert twin.part is twin.again
     assert twin.views[0] is twin.views[1] is twin.loose
     assert twin.loose is not model.loose
@@ -105,14 +105,14 @@ def test_what_was_one_object_stays_one() -> None:
 
 
 def test_a_class_that_copies_itself_is_asked() -> None:
-    twin = twin_of(nn.Sequential(OwnWay(2, 3)), {})
+    twin = copy_module(nn.Sequential(OwnWay(2, 3)), {})
     assert twin[0].own
 
 
 def test_what_the_memo_holds_is_put_in() -> None:
     model = Keeper()
     other = nn.Parameter(torch.zeros(1, 2))
-    twin: Any = twin_of(model, {id(model.part.weight): other})
+    twin: Any = copy_module(model, {id(model.part.weight): other})
     assert twin.part.weight is other
     assert twin.again.weight is other
     assert model.part.weight is not other
@@ -123,7 +123,7 @@ def test_hooks_and_parametrizations_go_along() -> None:
     nn.utils.parametrizations.weight_norm(model[1])
     calls: list[int] = []
     model[0].register_forward_hook(lambda *_: calls.append(1))
-    twin = twin_of(model, {})
+    twin = copy_module(model, {})
     x = torch.randn(3, 2)
     assert torch.equal(twin(x), model(x))
     assert len(calls) == 2
@@ -141,15 +141,15 @@ def test_names_are_those_of_torch() -> None:
 def test_the_collector_runs_again_whatever_happens() -> None:
     assert gc.isenabled()
     running = []
-    with pytest.raises(ZeroDivisionError), collector_at_rest():
+    with pytest.raises(ZeroDivisionError), collector_paused():
         running.append(gc.isenabled() / 0)
-    with collector_at_rest():
+    with collector_paused():
         running.append(gc.isenabled())
     assert running == [False]
     assert gc.isenabled()
     gc.disable()
     try:
-        with collector_at_rest():
+        with collector_paused():
             pass
         assert not gc.isenabled()  # who had it off finds it off
     finally:

@@ -14,11 +14,11 @@ import secateur as sc
 from secateur.core.masks import Masks
 from secateur.structure.cut import fit
 from secateur.structure.cut.choose import extended
-from secateur.structure.cut.needs_rerun import is_plain
+from secateur.structure.cut.needs_rerun import runs_unchanged
 from secateur.structure.groups import couplings
 from secateur.structure.shrink import cut
-from secateur.structure.trace.meta_shapes import QUICK
-from secateur.structure.trace.trace import ghost
+from secateur.structure.trace.meta_shapes import META_SHAPES
+from secateur.structure.trace.trace import traceable_copy
 
 _SPEC = importlib.util.spec_from_file_location("plain_cases", Path(__file__).with_name("cases.py"))
 assert _SPEC
@@ -73,7 +73,7 @@ def test_a_size_that_was_given_is_looked_at(sizes: tuple[int, ...], plain: bool)
     model, x = GivenSizes(sizes), torch.randn(2, 4)
     structure = couplings.analyse(model, x)
     alive = structure.alive({0: torch.arange(8).numpy() % 2 == 0})
-    assert is_plain(structure, model, alive) is plain
+    assert runs_unchanged(structure, model, alive) is plain
     masks = sc.prune(model, "l2", "channel", 0.5, example=x)
     assert sc.shrink(model, masks, x).model.a.out_features == 4
 
@@ -118,7 +118,7 @@ def test_one_position_alone_is_no_plain_width() -> None:
 
     model, x = Squeezed(), torch.randn(2, 3, 4, 4)
     structure = couplings.analyse(model, x)
-    assert not is_plain(structure, model, structure.alive({0: torch.tensor([True, False]).numpy()}))
+    assert not runs_unchanged(structure, model, structure.alive({0: torch.tensor([True, False]).numpy()}))
 
 
 def _tensor(*shape: int) -> torch.Tensor:
@@ -156,7 +156,7 @@ CALLS = [
 @pytest.mark.parametrize("call", CALLS, ids=[f"{i}-{call[0]}" for i, call in enumerate(CALLS)])
 def test_quick_shapes_are_torchs_own(call: tuple) -> None:  # type: ignore[type-arg]
     func, args = call
-    want, got = func(*args), QUICK[func](*args)
+    want, got = func(*args), META_SHAPES[func](*args)
     want, got = [t if isinstance(t, tuple) else (t,) for t in (want, got)]
     assert got[0].shape == want[0].shape
     assert got[0].stride() == want[0].stride()
@@ -174,11 +174,11 @@ def test_quick_shapes_are_torchs_own(call: tuple) -> None:  # type: ignore[type-
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_as_torch_does(func: object, args: tuple) -> None:  # type: ignore[type-arg]
     with pytest.raises(RuntimeError):
-        QUICK[func](*args)
+        META_SHAPES[func](*args)
 
 
 def test_modules_are_left_without_marks() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     couplings.analyse(model, torch.zeros(1, 2))
-    twin, _ = ghost(model)
+    twin, _ = traceable_copy(model)
     assert all(not m._forward_hooks and not m._forward_pre_hooks for m in (*model.modules(), *twin.modules()))

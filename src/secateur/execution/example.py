@@ -1,0 +1,156 @@
+"""What a model is called with, and how that is taken from data.
+
+An example is one call of a model: a tuple holds the arguments, a dict the keywords, anything else is the one argument.
+A batch of data is `(inputs, targets)` as a tuple or list, a dict (as Hugging Face collators give), or the inputs alone.
+
+>>> import torch
+>>> batch = read_batch((torch.ones(4, 2), torch.zeros(4)), 0, labels_apart=True)
+>>> batch.size, batch.args[0].shape
+(4, torch.Size([4, 2]))
+>>> first_example([(torch.ones(4, 2), torch.zeros(4))]).shape
+torch.Size([4, 2])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+
+from secateur.core.nested import map_tensors, tensors_in
+from secateur.errors import DataError
+from secateur.execution.undisturbed import kept_random_state
+
+__all__ = ["Batch", "Example", "call_arguments", "first_example", "read_batch"]
+
+Example: TypeAlias = object
+"""One call of a model: a tensor or any other single argument, a tuple of arguments, or a dict of keywords."""
+
+_LABELS = ("labels", "label", "targets", "target", "y")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of data.
+
+    Attributes:
+        args: The model's arguments.
+        kwargs: The model's keywords.
+        targets: What the loss compares the outputs with.
+        size: The number of examples.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    targets: object = None
+    size: int = 1
+
+    @property
+    def example(self) -> Example:
+        """The inputs as one example."""
+        if self.kwargs:
+            return self.kwargs
+        return (
+            self.args[0] if len(self.args) == 1 and not isinstance(self.args[0], (tuple, dict)) else self.args
+        )
+
+
+def call_arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments and keywords of the call that an example stands for.
+
+    Args:
+        example: A tuple of arguments, a dict of keywords, or the one argument. A named tuple is one argument.
+
+    Returns:
+        (arguments, keywords).
+
+    >>> call_arguments((1, 2)), call_arguments({"a": 1}), call_arguments(3)
+    (((1, 2), {}), ((), {'a': 1}), ((3,), {}))
+    """
+    if isinstance(example, Mapping) and all(isinstance(key, str) for key in example):
+        return (), dict(example)
+    if isinstance(example, tuple) and not hasattr(example, "_fields"):
+        return example, {}
+    return (example,), {}
+
+
+def read_batch(batch: object, index: int, *, labels_apart: bool) -> Batch:
+    """A batch in any of the accepted forms.
+
+    The last of a tuple or list of two or more is the targets, all before it the model's arguments. Inputs without
+    targets are their own target, as those of an autoencoder are.
+
+    Args:
+        batch: What the data gave.
+        index: Its position in the data, for error messages.
+        labels_apart: Whether the labels in a dict go to the loss only, not to the model.
+
+    Returns:
+        The batch, parted into arguments, keywords and targets.
+
+    Raises:
+        DataError: The batch holds no tensor, or no example.
+    """
+    targets: object = None
+    if isinstance(batch, Mapping):
+        kwargs = dict(batch)
+        if labels_apart:
+            key = next((key for key in _LABELS if key in kwargs), None)
+            targets = kwargs.pop(key) if key is not None else None
+        call: tuple[tuple[Any, ...], dict[str, Any]] = ((), kwargs)
+    elif isinstance(batch, (tuple, list)) and len(batch) >= 2:
+        call = _arguments(batch[0] if len(batch) == 2 else tuple(batch[:-1]))
+        targets = batch[-1]
+    else:
+        inputs = batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 1 else batch
+        call, targets = _arguments(inputs), inputs
+    first = next((t for t in tensors_in([*call[0], call[1]]) if t.dim() > 0), None)
+    if first is None:
+        raise DataError(
+            f"batch {index} of the data: expected (inputs, targets), a dict or inputs, with a tensor among "
+            f"them, got {type(batch).__name__}; make every batch hold tensors whose first axis counts the examples"
+        )
+    if first.shape[0] == 0:
+        raise DataError(f"batch {index} of the data holds no example: its shape is {tuple(first.shape)}")
+    return Batch(*call, targets=targets, size=int(first.shape[0]))
+
+
+def _arguments(inputs: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The call that a batch's inputs stand for; a collator turns tuples into lists, so a list is arguments too."""
+    return call_arguments(tuple(inputs) if isinstance(inputs, list) else inputs)
+
+
+def first_example(
+    data: Iterable[object] | None, *, labels_apart: bool = True, single: bool = False
+) -> Example | None:
+    """The inputs of the first batch of data, without using anything up.
+
+    Args:
+        data: The batches. An iterator can be read only once, so it is left alone.
+        labels_apart: Whether the labels in a dict are left out.
+        single: Whether to take the first example of the batch only, where every tensor counts the examples first.
+
+    Returns:
+        The inputs, or None where there is no data, or only an iterator, or no batch.
+
+    Raises:
+        DataError: The first batch holds no tensor, or no example.
+    """
+    if data is None or isinstance(data, Iterator):
+        return None
+    with kept_random_state():  # a DataLoader draws a seed for its workers
+        raw = next(iter(data), None)
+    if raw is None:
+        return None
+    batch = read_batch(raw, 0, labels_apart=labels_apart)
+    example = batch.example
+    tensors = [tensor for tensor in tensors_in(example) if tensor.dim() > 0]
+    if single and all(tensor.shape[0] == batch.size for tensor in tensors):
+        example = map_tensors(_first, example)
+    return example
+
+
+def _first(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor[:1] if tensor.dim() > 0 else tensor

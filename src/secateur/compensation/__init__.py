@@ -1,0 +1,1 @@
+"""Accuracy without retraining (draft)."""

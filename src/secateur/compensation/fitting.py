@@ -1,0 +1,334 @@
+"""`fit`: the layers of a network one after another, each on the inputs that the network as it now stands gives it.
+
+Two models walk through the data together: the dense one, whose outputs are the targets, and the one that is being
+compressed, whose inputs are what each layer really gets. All batches stand at a layer until a `Solver` has found its
+new weights from the layer's `Problem`; then they go on to the next. So a layer also makes up for the errors of those
+before it. What is in memory: the moments of one layer, and of every batch what its forward pass holds at that moment.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from secateur.compensation.calls import Call, Geometry, Names, NormCall
+from secateur.compensation.moments import Moments, Problem
+from secateur.compensation.walking import Walk
+from secateur.criteria._gradients import Batch
+from secateur.errors import NonFiniteError
+
+__all__ = ["FittedLayer", "LayerProblem", "Progress", "Solver", "fit"]
+
+ROWS_PER_FEATURE = 100
+"""Rows of inputs that are used for each unknown of an output, where there are as many."""
+ROWS_AT_LEAST = 20_000
+
+
+@dataclass(frozen=True)
+class FittedLayer:
+    """What was done to one layer.
+
+    `before` and `after` are squared errors of its outputs on the calibration data, against the dense layer's, as shares
+    of the variance of those (of their energy, where the layer has no intercept).
+    """
+
+    name: str
+    kept: int
+    numel: int
+    rows: int
+    before: float
+    after: float
+    note: str = ""
+    seconds_left: float = 0.0
+
+
+Progress = Callable[[FittedLayer, int, int], None]
+"""Called after every layer with what was done, its place from 1, and how many layers there are."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerProblem:
+    """One layer's least squares: the normal equations, its weight as it stands, and which of it stays."""
+
+    name: str
+    geometry: Geometry
+    problem: Problem
+    weight: torch.Tensor
+    mask: torch.Tensor
+    rows: int
+
+    @property
+    def matrix(self) -> torch.Tensor:
+        """The weight as [groups, features, outputs]."""
+        return self.geometry.matrix(self.weight * self.mask)
+
+    @property
+    def keep(self) -> torch.Tensor:
+        """The mask as [groups, features, outputs]."""
+        return self.geometry.matrix(self.mask)
+
+
+class Solver(Protocol):
+    """What finds a layer's new weight."""
+
+    def __call__(self, layer: LayerProblem) -> tuple[torch.Tensor | None, str]:
+        """The new weight, or None to leave the layer alone, and a note for the report."""
+        ...
+
+
+@dataclass
+class Setting:
+    """What stays the same through one `fit`."""
+
+    dense: nn.Module
+    student: nn.Module
+    batches: Sequence[Batch]
+    masks: Mapping[str, torch.Tensor]
+    frozen: frozenset[str]
+    """Names of weights that are left as they are."""
+    device: torch.device
+    seed: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def fit(setting: Setting, solver: Solver, progress: Progress | None = None) -> list[FittedLayer]:
+    """Solve every layer of `setting.student` anew, in the order in which they run; what was done to each."""
+    order, repeated = _order(setting)
+    pooled = _pooled(setting, repeated - setting.frozen)
+    done: set[str] = set()
+    report: list[FittedLayer] = []
+    began = time.monotonic()
+    with ExitStack() as stack:
+        dense = [_walk(stack, setting.dense, batch) for batch in setting.batches]
+        student = [_walk(stack, setting.student, batch) for batch in setting.batches]
+        for position, name in enumerate(order):
+            here = [i for i, walk in enumerate(student) if walk.call is not None and walk.call.name == name]
+            found = _Layer(setting, name, dense, student, here, pooled.pop(name, None)).fitted(solver)
+            done.add(name)
+            for walks in (dense, student):
+                for walk in walks:
+                    while walk.call is not None and walk.call.name in done:
+                        walk.advance()
+            if found is not None:
+                left = (time.monotonic() - began) / (position + 1) * (len(order) - position - 1)
+                found = FittedLayer(**{**vars(found), "seconds_left": left})
+                report.append(found)
+            if progress is not None and found is not None:
+                progress(found, position + 1, len(order))
+    return report
+
+
+def _walk(stack: ExitStack, model: nn.Module, batch: Batch) -> Walk:
+    return stack.enter_context(Walk(model, Names(model), batch.args, batch.kwargs))
+
+
+def _order(setting: Setting) -> tuple[list[str], frozenset[str]]:
+    """The names of all layers in the order in which they first run, and of those that run more than once."""
+    order: list[str] = []
+    repeated: set[str] = set()
+    names = Names(setting.dense)
+    for batch in setting.batches:
+        seen: set[str] = set()
+        last = -1
+        with Walk(setting.dense, names, batch.args, batch.kwargs) as walk:
+            while walk.call is not None:
+                name = walk.call.name
+                if name in seen:
+                    repeated.add(name)
+                if name not in order:
+                    order.insert(last + 1, name)
+                last = order.index(name) if name not in seen else last
+                seen.add(name)
+                walk.advance()
+    return order, frozenset(repeated)
+
+
+def _pooled(setting: Setting, repeated: frozenset[str]) -> dict[str, Moments]:
+    """Moments of layers that run several times in one pass, over all their runs in the dense model."""
+    found: dict[str, Moments] = {}
+    if not repeated:
+        return found
+    names = Names(setting.dense)
+    for index, batch in enumerate(setting.batches):
+        with Walk(setting.dense, names, batch.args, batch.kwargs) as walk:
+            while walk.call is not None:
+                call = walk.call
+                if isinstance(call, Call) and call.name in repeated:
+                    outputs = walk.run()
+                    rows = chosen_rows(setting, call, outputs, index)
+                    x, y = call.geometry.features(call.inputs, rows), call.geometry.targets(outputs, rows)
+                    if call.name not in found:
+                        found[call.name] = Moments(x.shape[0], x.shape[2], y.shape[2], setting.device)
+                    found[call.name].add(x, y)
+                walk.advance()
+    return found
+
+
+def chosen_rows(setting: Setting, call: Call, outputs: torch.Tensor, index: int) -> torch.Tensor | None:
+    """Which rows of a batch count: padding does not, and of very many a random choice is enough; None for all."""
+    batch = setting.batches[index]
+    count = call.geometry.positions(outputs)
+    valid = padding(batch, outputs.shape, count)
+    features = call.geometry.matrix(dict(setting.dense.named_parameters())[call.name]).shape[1]
+    most = max(ROWS_AT_LEAST, ROWS_PER_FEATURE * features)
+    share = max(1, -(-most * batch.size // max(1, sum(other.size for other in setting.batches))))
+    rows = None if valid is None else valid.nonzero()[:, 0]
+    total = count if rows is None else len(rows)
+    if total <= share:
+        return rows
+    generator = torch.Generator().manual_seed(setting.seed * 1_000_003 + index)
+    picked = torch.randperm(total, generator=generator)[:share].sort().values.to(outputs.device)
+    return picked if rows is None else rows[picked]
+
+
+def padding(batch: Batch, shape: torch.Size, count: int) -> torch.Tensor | None:
+    """For every token whether it is one, where the batch brings an attention mask of its shape; else None."""
+    for name, value in batch.kwargs.items():
+        if not name.endswith("attention_mask") or not torch.is_tensor(value) or value.dim() != 2:
+            continue
+        flat = len(shape) == 2 and count == value.numel()
+        if flat or (len(shape) == 3 and shape[:2] == value.shape):
+            return value.reshape(-1) != 0
+    return None
+
+
+@dataclass
+class _Layer:
+    """One stop of all walks: the moments gathered there, and what the solver makes of them."""
+
+    setting: Setting
+    name: str
+    dense: list[Walk]
+    student: list[Walk]
+    here: list[int]
+    moments: Moments | None
+    changed: bool = False
+    unlike: bool = False
+
+    def fitted(self, solver: Solver) -> FittedLayer | None:
+        """Solve it and write the weights into the student; None where nothing was to be done."""
+        calls = [self.student[index].call for index in self.here]
+        if not calls:
+            return None
+        if isinstance(calls[0], NormCall):
+            self._norm()
+            return None
+        call = calls[0]
+        assert isinstance(call, Call)
+        if self.name in self.setting.frozen:
+            return None
+        pooled = self.moments is not None
+        intercept = self._gather(call)
+        if self.moments is None or not self.moments.finite():
+            raise NonFiniteError(
+                f"{self.name}: its inputs or outputs on the calibration data hold NaN or infinity; look at the data, and "
+                "at the layers before it"
+            )
+        parameters = dict(self.student_module.named_parameters())
+        weight = parameters[self.name]
+        mask = self.setting.masks.get(self.name)
+        mask = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask.to(weight.device)
+        if bool(mask.all()) and not self.changed and not pooled:
+            solver_needed = getattr(solver, "always", False)
+            if not solver_needed:
+                return None
+        return self._solved(solver, call, weight, mask, intercept)
+
+    @property
+    def student_module(self) -> nn.Module:
+        """The model that is being compressed."""
+        return self.setting.student
+
+    def _gather(self, first: Call) -> bool:
+        """The moments over all batches; whether the layer has an intercept."""
+        moments, followed = self.moments, True
+        for index in self.here:
+            call, other = self.student[index].call, self.dense[index].call
+            assert isinstance(call, Call)
+            paired = isinstance(other, Call) and other.name == self.name and other.inputs.shape == call.inputs.shape
+            if not paired:  # routed elsewhere: the dense layer's answer to other tokens is no target for these
+                self.unlike = self.changed = True
+                outputs = self.student[index].run()
+            else:
+                assert isinstance(other, Call)
+                outputs = self.dense[index].run()
+                self.changed = self.changed or not torch.equal(other.inputs, call.inputs)
+            if self.moments is None:
+                rows = chosen_rows(self.setting, call, outputs, index)
+                x = call.geometry.features(call.inputs, rows)
+                y = call.geometry.targets(outputs, rows) if paired else None
+                if moments is None:
+                    width = call.geometry.matrix(dict(self.student_module.named_parameters())[self.name]).shape
+                    moments = Moments(*width, self.setting.device)
+                moments.add(x, y)
+            if paired:
+                self.dense[index].advance()
+                after = self.dense[index].call
+                followed = followed and isinstance(after, NormCall) and after.inputs is outputs
+            else:
+                followed = False
+        self.moments = moments
+        return followed or first.bias is not None
+
+    def _solved(
+        self, solver: Solver, call: Call, weight: torch.Tensor, mask: torch.Tensor, intercept: bool
+    ) -> FittedLayer:
+        """The solver's weight, and the intercept that goes with it, written where no error grows by it."""
+        assert self.moments is not None
+        problem = self.moments.problem(intercept)
+        geometry = call.geometry
+        reference = dict(self.setting.dense.named_parameters())[self.name].detach()
+        if self.unlike:
+            goal = problem.hessian @ geometry.matrix(reference).to(problem.hessian.dtype)
+            energy = (geometry.matrix(reference).to(goal.dtype) * goal).sum(1)
+            problem = Problem(problem.hessian, goal, energy, problem.mean_in, problem.mean_out, False)
+        layer = LayerProblem(self.name, geometry, problem, weight.detach(), mask, self.moments.rows)
+        new, note = solver(layer)
+        whole = float(problem.energy.sum()) or 1.0
+        before = float(problem.error(layer.matrix).sum()) / whole
+        after = before
+        if new is not None:
+            after = float(problem.error(geometry.matrix(new.to(weight.dtype))).sum()) / whole
+            with torch.no_grad():
+                weight.copy_(new)
+        if intercept and call.bias is not None and (new is not None or self.changed):
+            self._shift(call.bias, problem, geometry.matrix(weight.detach()))
+        kept = int(mask.sum())
+        if self.unlike:
+            note = "; ".join(filter(None, [note, "got other inputs than in the dense model: fitted to its own"]))
+        return FittedLayer(self.name, kept, mask.numel(), self.moments.rows, before, after, note)
+
+    def _shift(self, bias: str, problem: Problem, matrix: torch.Tensor) -> None:
+        """The bias that makes the mean output the dense layer's; entries that are masked stay."""
+        parameter = dict(self.student_module.named_parameters())[bias]
+        offset = problem.offset(matrix).reshape(parameter.shape).to(parameter.dtype)
+        mask = self.setting.masks.get(bias)
+        with torch.no_grad():
+            parameter.copy_(offset if mask is None else offset * mask.to(parameter.device))
+
+    def _norm(self) -> None:
+        """Batch norm: running means moved by as much as the mean input is off the dense model's."""
+        moved: torch.Tensor | None = None
+        count = 0
+        for index in self.here:
+            call, other = self.student[index].call, self.dense[index].call
+            assert call is not None
+            if other is None or other.name != self.name or other.inputs.shape != call.inputs.shape:
+                continue
+            axes = [axis for axis in range(call.inputs.dim()) if axis != 1]
+            wide = torch.float32 if call.inputs.device.type == "mps" else torch.float64
+            size = call.inputs.numel() // max(1, call.inputs.shape[1])
+            part = (call.inputs.to(wide) - other.inputs.to(wide)).sum(axes)
+            moved = part if moved is None else moved + part
+            count += size
+            self.dense[index].advance()
+        if moved is not None and bool(moved.any()):
+            with torch.no_grad():
+                mean = dict(self.student_module.named_buffers())[self.name]
+                mean += (moved / count).to(mean.dtype)

@@ -1,0 +1,135 @@
+"""`Walk`: one forward pass that stops before every call of a layer, and goes on when told.
+
+The pass runs in a thread of its own, and never at the same time as its caller: either the caller works or the pass
+does. So the batches of a calibration set can stand at one layer together, until that layer has its new weights, and
+nothing is computed twice. What a pass keeps in memory is what the forward itself holds at that moment.
+
+>>> import torch
+>>> from torch import nn
+>>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+>>> with Walk(model, Names(model), (torch.ones(1, 2),), {}) as walk:
+...     while walk.call is not None:
+...         print(walk.call.name, tuple(walk.run().shape))
+...         walk.advance()
+0.weight (1, 2)
+2.weight (1, 1)
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from secateur.compensation.calls import Call, Names, NormCall
+
+__all__ = ["Walk"]
+
+
+class _AbandonedError(BaseException):
+    """Unwinds a pass that is no longer wanted; not an `Exception`, so that no model catches it."""
+
+
+class _Stops(TorchFunctionMode):
+    """Hands every call of a layer over to the walk; all else runs as it would."""
+
+    def __init__(self, walk: Walk):
+        super().__init__()
+        self.walk = walk
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        call = self.walk.names.read(func, args, kwargs)
+        if call is None:
+            return func(*args, **kwargs)
+        return self.walk._stop(call, lambda: func(*args, **kwargs))
+
+
+class Walk:
+    """A forward pass of `model`, standing before the call `call`; None when it is over.
+
+    `run()` computes the call with the weights as they are now, `advance()` hands the result to the pass and goes on to
+    the next call. Leaving the context abandons what is left of the pass.
+    """
+
+    def __init__(self, model: nn.Module, names: Names, args: tuple[Any, ...], kwargs: Mapping[str, Any]):
+        self.names = names
+        self.call: Call | NormCall | None = None
+        self.output: Any = None
+        self._compute: Callable[[], Any] | None = None
+        self._result: Any = None
+        self._ready = False
+        self._error: BaseException | None = None
+        self._abandoned = False
+        self._ours, self._theirs = threading.Semaphore(0), threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._work, args=(model, args, dict(kwargs)), daemon=True)
+        self._thread.start()
+        self._go_on()
+
+    def _work(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The pass itself, in its own thread."""
+        self._theirs.acquire()
+        try:
+            if not self._abandoned:
+                with torch.no_grad(), _Stops(self):
+                    self.output = model(*args, **kwargs)
+        except BaseException as error:  # handed to the caller's thread, which raises it
+            self._error = error
+        self.call = self._compute = None
+        self._ours.release()
+
+    def _stop(self, call: Call | NormCall, compute: Callable[[], Any]) -> Any:
+        """Stand before a call until the caller has run it."""
+        self.call, self._compute = call, compute
+        self._ours.release()
+        self._theirs.acquire()
+        if self._abandoned:
+            raise _AbandonedError
+        result, self._result = self._result, None
+        return result
+
+    def _go_on(self) -> None:
+        """Let the pass run to its next stop, or to its end."""
+        self._theirs.release()
+        self._ours.acquire()
+        if self._error is not None and not isinstance(self._error, _AbandonedError):
+            error, self._error = self._error, None
+            raise error
+
+    def run(self) -> torch.Tensor:
+        """The result of the call at which the pass stands; computed once."""
+        assert self._compute is not None
+        if not self._ready:
+            with torch.no_grad():
+                self._result = self._compute()
+            self._ready = True
+        return self._result
+
+    def advance(self) -> None:
+        """On to the next call."""
+        self.run()
+        self._ready = False
+        self._go_on()
+
+    def finish(self) -> Any:
+        """All that is left of the pass; its output."""
+        while self.call is not None:
+            self.advance()
+        return self.output
+
+    def close(self) -> None:
+        """Abandon the pass, wherever it stands."""
+        if self._thread.is_alive():
+            self._abandoned = True
+            self._theirs.release()
+            self._thread.join()
+
+    def __enter__(self) -> Walk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -36,6 +36,8 @@ _NAMES = {
     "Gradual": "secateur.core.schedule",
     "Exponential": "secateur.core.schedule",
     "check_connected": "secateur.pruning.connectivity",
+    "compensate": "secateur.compensation.compensate",
+    "Tuning": "secateur.compensation.tuning",
     "hold": "secateur.pruning.hold",
     "shrink": "secateur.structure.shrink",
     "explain": "secateur.structure.shrink",

@@ -1,1 +1,30 @@
-"""Accuracy without retraining (draft)."""
+"""Accuracy without retraining: a layer's weights solved anew from inputs alone.
+
+What pruning or sharing breaks, it breaks layer by layer, and a layer is a linear map: given its inputs and the outputs
+that it should have, the best weights are the solution of least squares. That needs no label, no loss, no training
+pipeline, only some hundred inputs. How it works, from the front door inwards:
+
+1. `compensate.compensate` (the verb `sc.compensate`) copies the model, applies the masks, and puts everything together.
+2. `batches` reads the calibration data once; `walking.Walk` runs a forward pass that stops before every layer, so that
+   all batches stand at the same layer while it is solved. Nothing is computed twice, and any forward will do: layers
+   are recognised when their function is called, not by the model's class.
+3. `calls.Call` reads such a call as a matrix product, whatever the layer: linear, convolution of any rank, grouped,
+   depthwise, transposed.
+4. `moments.Moments` adds up the second moments of the layer's inputs (those of the *compressed* model, as they now are)
+   and of the *dense* model's outputs: X^T X and X^T Y, all that least squares needs.
+5. `least_squares.solve` finds the weights on the support that each output has left.
+6. `fitting.fit` is the loop over layers that joins 2 to 5; biases and running means of batch norm follow each layer.
+7. `tuning.tune`, the optional second stage, takes gradient steps on the outputs of blocks and of the whole model.
+
+A layer of two inputs that always agree loses one of its weights, and the other takes over:
+
+>>> import torch
+>>> from torch import nn
+>>> import secateur as sc
+>>> model = nn.Sequential(nn.Linear(2, 1, bias=False))
+>>> _ = model[0].weight.data.copy_(torch.tensor([[1.0, 3.0]]))
+>>> inputs = torch.tensor([[1.0, 1.0], [2.0, 2.0], [-1.0, -1.0]])
+>>> masks = sc.Masks({"0.weight": torch.tensor([[False, True]])})
+>>> [round(w, 4) for w in sc.compensate(model, masks, [inputs], damping=0.0).model[0].weight[0].tolist()]
+[0.0, 4.0]
+"""

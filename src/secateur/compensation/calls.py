@@ -91,7 +91,9 @@ class Convolution(Geometry):
     padding: tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
     groups: int = 1
-    spread: tuple[int, ...] | None = None  # strides of a transposed convolution: zeros are put between its inputs
+    spread: tuple[int, ...] | None = (
+        None  # strides of a transposed convolution: zeros are put between its inputs
+    )
 
     def matrix(self, weight: torch.Tensor) -> torch.Tensor:
         """The filters as [groups, features, outputs]."""

@@ -3,44 +3,153 @@
 >>> import torch
 >>> from torch import nn
 >>> import secateur as sc
->>> from secateur.compensation.compensate import compensate
->>> torch.manual_seed(0) and None
+>>> _ = torch.manual_seed(0)
 >>> model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
 >>> inputs = torch.randn(512, 8) @ torch.randn(8, 16)
 >>> masks = sc.prune(model, budget=0.5)
->>> result = compensate(model, masks, [inputs])
->>> off = lambda other: float((other(inputs) - model(inputs)).square().mean())
+>>> result = sc.compensate(model, masks, [inputs])
+>>> def off(other):
+...     return float((other(inputs) - model(inputs)).detach().square().mean())
 >>> off(result.model) < 0.5 * off(masks.apply(model))
 True
+>>> result.layers[0].name, result.layers[0].after < result.layers[0].before
+('0.weight', True)
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from secateur.compensation.fitting import FittedLayer, LayerProblem, Progress, Setting, fit
+from secateur.compensation.batches import read_all
+from secateur.compensation.fitting import FittedLayer, LayerProblem, Setting, fit
 from secateur.compensation.least_squares import solve
+from secateur.compensation.progress import Advance, Progress
+from secateur.compensation.tuning import Tuning, tune
 from secateur.core.masks import Masks
-from secateur.core.undisturbed import undisturbed
-from secateur.criteria._gradients import Batch, move, read_batch
+from secateur.core.targets import Pattern, matches, patterns_of, select
+from secateur.errors import MaskMismatchError, NothingToDoError, OptionError, PatternError, near
+from secateur.execution.undisturbed import undisturbed
 
-__all__ = ["Compensated", "compensate"]
+__all__ = ["Advance", "Compensated", "FittedLayer", "Tuning", "compensate"]
+
+
+@dataclass(frozen=True, eq=False)
+class Compensated:
+    """What `compensate` gives back.
+
+    `model` is a copy with the new weights, `masks` the masks it was given, `layers` says of every layer that was solved
+    anew how far it was off before and after, `notes` what else should be known.
+    """
+
+    model: nn.Module
+    masks: Masks
+    layers: tuple[FittedLayer, ...]
+    notes: tuple[str, ...] = ()
+
+    def table(self) -> str:
+        """One line per layer: weights, those kept, rows of data, and the error before and after."""
+        width = max([5, *(len(layer.name) for layer in self.layers)])
+        lines = [
+            f"{'layer':<{width}}  {'weights':>12}  {'kept':>12}  {'rows':>9}  {'before':>8}  {'after':>8}"
+        ]
+        for layer in self.layers:
+            lines.append(
+                f"{layer.name:<{width}}  {layer.numel:>12,}  {layer.kept:>12,}  {layer.rows:>9,}  "
+                f"{layer.before:>8.2%}  {layer.after:>8.2%}" + (f"  {layer.note}" if layer.note else "")
+            )
+        return "\n".join([*lines, *self.notes])
+
+    def __repr__(self) -> str:
+        return f"Compensated({len(self.layers)} layers, {self.masks!r})"
+
+
+def compensate(
+    model: nn.Module,
+    masks: Masks | Mapping[str, torch.Tensor],
+    data: Iterable[Any],
+    *,
+    dense: nn.Module | None = None,
+    skip: Pattern | Sequence[Pattern] | None = None,
+    damping: float = 0.01,
+    tune: Tuning | int | None = None,
+    progress: Progress | None = None,
+) -> Compensated:
+    """Solve the weights that stay anew, so that every layer answers as the dense model's did; without labels.
+
+    Layer after layer, in the order in which they run: least squares between the inputs that the compressed model really
+    gives the layer and the outputs that the dense model's layer has on its own. Then the bias, or the running mean of a
+    batch norm behind it, takes up what is left of the mean. Layers without a mask are solved too where their inputs
+    changed: so consumers make up for channels that left. Then, with `tune`, gradient steps on the outputs of the blocks
+    and of the whole model. The model given stays as it is, however the call ends.
+
+    Args:
+        model: the model to compress; the masks need not have been applied.
+        masks: which weights stay, from `sc.prune` or `sc.Masks.of_zeros(model)`; held exactly.
+        data: a few hundred inputs or more, in batches: tensors, (inputs, targets) whose targets are not looked at, or
+            dicts of keywords, whose `attention_mask` leaves padding out.
+        dense: the model to answer like; by default `model` itself, as it is before the masks.
+        skip: layers that keep their weights, by name, glob or class.
+        damping: how strongly weights are drawn to those at hand, as a share of the mean square of a layer's inputs.
+        tune: the second stage: a `Tuning`, or a number of passes over the data; None leaves it out.
+        progress: called with an `Advance` after every layer and every pass.
+
+    Returns:
+        A `Compensated`: a copy with the new weights, and each layer's error before and after.
+
+    Raises:
+        MaskMismatchError: for masks of another model, or a `dense` of another shape.
+        DataError: for data that holds no batch.
+        NonFiniteError: where the data, or what a layer makes of it, holds NaN or infinity; the layer is named.
+        NothingToDoError: where nothing is masked and the model is the dense one.
+    """
+    masks = masks if isinstance(masks, Masks) else Masks(masks)
+    options = _tuning(tune)
+    if isinstance(damping, bool) or not 0 <= damping < float("inf"):
+        raise OptionError(f"damping: expected a number of at least 0, got {damping!r}")
+    masks.check(model)
+    reference = _reference(model, dense)
+    if dense is None and all(bool(mask.all()) for mask in masks.values()):
+        raise NothingToDoError(
+            "compensate: the masks remove nothing, so there is nothing to make up for; prune first, or pass the model "
+            "before it was changed as dense="
+        )
+    batches = read_all("compensate", data, reference)
+    student = copy.deepcopy(model)
+    modes = [module.training for module in student.modules()]
+    masks.apply_(student)
+    held, frozen, notes = _held(student, masks, skip)
+    device = next(student.parameters()).device
+    with undisturbed(reference, mode="eval"), torch.autocast(device.type, enabled=False):
+        student.eval()
+        with torch.no_grad():
+            setting = Setting(reference, student, batches, held, frozen, device)
+            layers = fit(setting, LeastSquares(damping), progress)
+        if options is not None:
+            notes.append(_tuned(reference, student, data, batches, held, options, progress))
+    fitted = {layer.name for layer in layers}
+    missed = [name for name in held if name not in fitted and name not in frozen and held[name].dim() > 1]
+    if missed:
+        notes.append(f"never called as a layer, so masked only: {', '.join(missed)}")
+    for module, training in zip(student.modules(), modes, strict=True):
+        module.training = training
+    return Compensated(student, masks, tuple(layers), tuple(notes))
 
 
 @dataclass(frozen=True)
 class LeastSquares:
-    """Damped least squares on each output's own support."""
+    """The solver: damped least squares on each output's own support."""
 
     damping: float = 0.01
+    always: ClassVar[bool] = False
 
     def __call__(self, layer: LayerProblem) -> tuple[torch.Tensor | None, str]:
-        """The weights of least error, or none where those at hand are as good."""
+        """The weights of least error; an output whose error would grow keeps those at hand."""
         problem, start, keep = layer.problem, layer.matrix, layer.keep
         parts = []
         for group in range(start.shape[0]):
@@ -48,43 +157,76 @@ class LeastSquares:
             ridge = self.damping * float(hessian.diagonal().mean())
             parts.append(solve(hessian, problem.cross[group], start[group], keep[group], ridge))
         new = torch.stack(parts).to(layer.weight.dtype)
-        worse = problem.error(new) > problem.error(start)
+        worse = ~(problem.error(new) <= problem.error(start))
         new = torch.where(worse[:, None, :], start, new)
         most = int(keep.sum(1).max())
-        note = "" if layer.rows > most else f"{layer.rows:,} rows for up to {most:,} weights an output: damped"
+        note = (
+            "" if layer.rows > most else f"{layer.rows:,} rows for up to {most:,} weights an output: damped"
+        )
         return layer.geometry.weight(new, layer.weight.shape), note
 
 
-@dataclass(frozen=True, eq=False)
-class Compensated:
-    model: nn.Module
-    masks: Masks
-    layers: tuple[FittedLayer, ...]
+def _tuning(value: Tuning | int | None) -> Tuning | None:
+    """The second stage's options, from a number of passes too."""
+    if value is None or isinstance(value, Tuning):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise OptionError(f"tune: expected a Tuning, a number of passes or None, got {value!r}")
+    return Tuning(passes=value) if value else None
 
 
-def compensate(model, masks, data, *, dense=None, damping=0.01, progress=None) -> Compensated:
-    masks = masks if isinstance(masks, Masks) else Masks(masks)
-    masks.check(model)
-    reference = model if dense is None else dense
-    student = copy.deepcopy(model)
-    masks.apply_(student)
-    batches = read_batches(data, reference)
-    names = {id(p): n for n, p in reversed(list(student.named_parameters(remove_duplicate=False)))}
-    params = dict(student.named_parameters(remove_duplicate=False))
-    first = {id(p): n for n, p in student.named_parameters()}
-    held = {first[id(params[name])]: mask for name, mask in masks.items()}
-    device = next(student.parameters()).device
-    with undisturbed(reference, mode="eval"), torch.no_grad():
-        student.eval()
-        setting = Setting(reference, student, batches, held, frozenset(), device)
-        layers = fit(setting, LeastSquares(damping), progress)
-    return Compensated(student, masks, tuple(layers))
+def _reference(model: nn.Module, dense: nn.Module | None) -> nn.Module:
+    """The dense model, checked to have the parameters of the one that is compressed."""
+    if dense is None:
+        return model
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    theirs = {name: tuple(p.shape) for name, p in dense.named_parameters()}
+    for name, shape in shapes.items():
+        if theirs.get(name) != shape:
+            raise MaskMismatchError(
+                f"dense: expected {name!r} of shape {shape} as in the model, got {theirs.get(name, 'none')}; pass the "
+                "model as it was before, and shrink after compensating"
+            )
+    return dense
 
 
-def read_batches(data: Iterable[Any], model: nn.Module) -> list[Batch]:
-    parameter = next(model.parameters())
-    found = []
-    for index, raw in enumerate(data):
-        batch = read_batch(raw, index, labels_apart=True)
-        found.append(Batch(move(batch.args, parameter.device, parameter.dtype), move(batch.kwargs, parameter.device, parameter.dtype), None, batch.size))
-    return found
+def _held(
+    student: nn.Module, masks: Masks, skip: Pattern | Sequence[Pattern] | None
+) -> tuple[dict[str, torch.Tensor], frozenset[str], list[str]]:
+    """The masks under the parameters' first names, the weights that are left as they are, and what is to be said."""
+    first = {id(parameter): name for name, parameter in student.named_parameters()}
+    every = dict(student.named_parameters(remove_duplicate=False))
+    held: dict[str, torch.Tensor] = {}
+    for name, mask in masks.items():
+        here = first[id(every[name])]
+        held[here] = held[here] & mask if here in held else mask
+    frozen = {
+        first[id(module.weight)]
+        for module in student.modules()
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+    }
+    tables = [name for name in sorted(frozen & set(held)) if not bool(held[name].all())]
+    notes = [f"embeddings are masked only: {', '.join(tables)}"] if tables else []
+    modules = dict(student.named_modules())
+    layers = {name: name.rpartition(".")[0] for name in first.values()}
+    for pattern in patterns_of(skip):
+        hits = [n for n, layer in layers.items() if matches(pattern, layer, n, modules[layer])]
+        if not hits:
+            known = [target.layer for target in select(student)]
+            raise PatternError(f"skip: pattern {pattern!r} matches no parameter: {near(str(pattern), known)}")
+        frozen.update(hits)
+    return held, frozenset(frozen), notes
+
+
+def _tuned(
+    dense: nn.Module,
+    student: nn.Module,
+    data: Iterable[Any],
+    batches: Sequence[Any],
+    held: Mapping[str, torch.Tensor],
+    options: Tuning,
+    progress: Progress | None,
+) -> str:
+    """The second stage; a model compressed from itself needs a dense copy, as it is not the one that is trained."""
+    with torch.enable_grad():
+        return tune(dense, student, data, batches, held, options, progress)

@@ -9,21 +9,23 @@ before it. What is in memory: the moments of one layer, and of every batch what 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import nn
 
+from secateur.compensation.batches import leading_mask
 from secateur.compensation.calls import Call, Geometry, Names, NormCall
 from secateur.compensation.moments import Moments, Problem
+from secateur.compensation.progress import Advance, Progress
 from secateur.compensation.walking import Walk
-from secateur.criteria._gradients import Batch
 from secateur.errors import NonFiniteError
+from secateur.execution.gradients import Batch
 
-__all__ = ["FittedLayer", "LayerProblem", "Progress", "Solver", "fit"]
+__all__ = ["FittedLayer", "LayerProblem", "Setting", "Solver", "fit", "observed"]
 
 ROWS_PER_FEATURE = 100
 """Rows of inputs that are used for each unknown of an output, where there are as many."""
@@ -45,11 +47,6 @@ class FittedLayer:
     before: float
     after: float
     note: str = ""
-    seconds_left: float = 0.0
-
-
-Progress = Callable[[FittedLayer, int, int], None]
-"""Called after every layer with what was done, its place from 1, and how many layers there are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +73,9 @@ class LayerProblem:
 
 class Solver(Protocol):
     """What finds a layer's new weight."""
+
+    always: ClassVar[bool]
+    """Whether layers are asked for that have no mask and whose inputs are the dense model's."""
 
     def __call__(self, layer: LayerProblem) -> tuple[torch.Tensor | None, str]:
         """The new weight, or None to leave the layer alone, and a note for the report."""
@@ -116,11 +116,10 @@ def fit(setting: Setting, solver: Solver, progress: Progress | None = None) -> l
                     while walk.call is not None and walk.call.name in done:
                         walk.advance()
             if found is not None:
-                left = (time.monotonic() - began) / (position + 1) * (len(order) - position - 1)
-                found = FittedLayer(**{**vars(found), "seconds_left": left})
                 report.append(found)
-            if progress is not None and found is not None:
-                progress(found, position + 1, len(order))
+            if progress is not None:
+                left = (time.monotonic() - began) / (position + 1) * (len(order) - position - 1)
+                progress(Advance("layer", name, position + 1, len(order), left))
     return report
 
 
@@ -160,22 +159,55 @@ def _pooled(setting: Setting, repeated: frozenset[str]) -> dict[str, Moments]:
             while walk.call is not None:
                 call = walk.call
                 if isinstance(call, Call) and call.name in repeated:
-                    outputs = walk.run()
-                    rows = chosen_rows(setting, call, outputs, index)
-                    x, y = call.geometry.features(call.inputs, rows), call.geometry.targets(outputs, rows)
-                    if call.name not in found:
-                        found[call.name] = Moments(x.shape[0], x.shape[2], y.shape[2], setting.device)
-                    found[call.name].add(x, y)
+                    found[call.name] = _added(setting, call, walk.run(), index, found.get(call.name))
                 walk.advance()
     return found
+
+
+def observed(setting: Setting) -> Iterator[tuple[Call, Moments]]:
+    """The moments of every layer of the dense model with its own outputs as targets, layer after layer."""
+    order, repeated = _order(setting)
+    pooled = _pooled(setting, repeated - setting.frozen)
+    done: set[str] = set()
+    with ExitStack() as stack:
+        walks = [_walk(stack, setting.dense, batch) for batch in setting.batches]
+        for name in order:
+            moments, first = pooled.get(name), None
+            for index, walk in enumerate(walks):
+                call = walk.call
+                if call is None or call.name != name:
+                    continue
+                if isinstance(call, Call) and name not in setting.frozen:
+                    first = first or call
+                    if name not in pooled:
+                        moments = _added(setting, call, walk.run(), index, moments)
+                walk.advance()
+            done.add(name)
+            for walk in walks:
+                while walk.call is not None and walk.call.name in done:
+                    walk.advance()
+            if first is not None and moments is not None:
+                yield first, moments
+
+
+def _added(
+    setting: Setting, call: Call, outputs: torch.Tensor, index: int, moments: Moments | None
+) -> Moments:
+    """The moments with one batch's rows of a call counted in; new ones for None."""
+    rows = chosen_rows(setting, call, outputs, index)
+    x, y = call.geometry.features(call.inputs, rows), call.geometry.targets(outputs, rows)
+    if moments is None:
+        moments = Moments(x.shape[0], x.shape[2], y.shape[2], setting.device)
+    moments.add(x, y)
+    return moments
 
 
 def chosen_rows(setting: Setting, call: Call, outputs: torch.Tensor, index: int) -> torch.Tensor | None:
     """Which rows of a batch count: padding does not, and of very many a random choice is enough; None for all."""
     batch = setting.batches[index]
     count = call.geometry.positions(outputs)
-    valid = padding(batch, outputs.shape, count)
-    features = call.geometry.matrix(dict(setting.dense.named_parameters())[call.name]).shape[1]
+    valid = leading_mask(batch, outputs.shape)
+    features = call.geometry.matrix(setting.dense.get_parameter(call.name)).shape[1]
     most = max(ROWS_AT_LEAST, ROWS_PER_FEATURE * features)
     share = max(1, -(-most * batch.size // max(1, sum(other.size for other in setting.batches))))
     rows = None if valid is None else valid.nonzero()[:, 0]
@@ -185,17 +217,6 @@ def chosen_rows(setting: Setting, call: Call, outputs: torch.Tensor, index: int)
     generator = torch.Generator().manual_seed(setting.seed * 1_000_003 + index)
     picked = torch.randperm(total, generator=generator)[:share].sort().values.to(outputs.device)
     return picked if rows is None else rows[picked]
-
-
-def padding(batch: Batch, shape: torch.Size, count: int) -> torch.Tensor | None:
-    """For every token whether it is one, where the batch brings an attention mask of its shape; else None."""
-    for name, value in batch.kwargs.items():
-        if not name.endswith("attention_mask") or not torch.is_tensor(value) or value.dim() != 2:
-            continue
-        flat = len(shape) == 2 and count == value.numel()
-        if flat or (len(shape) == 3 and shape[:2] == value.shape):
-            return value.reshape(-1) != 0
-    return None
 
 
 @dataclass
@@ -227,23 +248,20 @@ class _Layer:
         intercept = self._gather(call)
         if self.moments is None or not self.moments.finite():
             raise NonFiniteError(
-                f"{self.name}: its inputs or outputs on the calibration data hold NaN or infinity; look at the data, and "
-                "at the layers before it"
+                f"{self.name}: its inputs or outputs on the calibration data hold NaN or infinity; look at the data, "
+                "and at the layers before it"
             )
-        parameters = dict(self.student_module.named_parameters())
-        weight = parameters[self.name]
+        weight = self.parameter
         mask = self.setting.masks.get(self.name)
         mask = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask.to(weight.device)
-        if bool(mask.all()) and not self.changed and not pooled:
-            solver_needed = getattr(solver, "always", False)
-            if not solver_needed:
-                return None
+        if bool(mask.all()) and not self.changed and not pooled and not solver.always:
+            return None
         return self._solved(solver, call, weight, mask, intercept)
 
     @property
-    def student_module(self) -> nn.Module:
-        """The model that is being compressed."""
-        return self.setting.student
+    def parameter(self) -> nn.Parameter:
+        """The layer's weight in the model that is being compressed."""
+        return self.setting.student.get_parameter(self.name)
 
     def _gather(self, first: Call) -> bool:
         """The moments over all batches; whether the layer has an intercept."""
@@ -251,8 +269,14 @@ class _Layer:
         for index in self.here:
             call, other = self.student[index].call, self.dense[index].call
             assert isinstance(call, Call)
-            paired = isinstance(other, Call) and other.name == self.name and other.inputs.shape == call.inputs.shape
-            if not paired:  # routed elsewhere: the dense layer's answer to other tokens is no target for these
+            paired = (
+                isinstance(other, Call)
+                and other.name == self.name
+                and other.inputs.shape == call.inputs.shape
+            )
+            if (
+                not paired
+            ):  # routed elsewhere: the dense layer's answer to other tokens is no target for these
                 self.unlike = self.changed = True
                 outputs = self.student[index].run()
             else:
@@ -264,8 +288,8 @@ class _Layer:
                 x = call.geometry.features(call.inputs, rows)
                 y = call.geometry.targets(outputs, rows) if paired else None
                 if moments is None:
-                    width = call.geometry.matrix(dict(self.student_module.named_parameters())[self.name]).shape
-                    moments = Moments(*width, self.setting.device)
+                    width = call.geometry.matrix(self.parameter).shape
+                    moments = Moments(width[0], width[1], width[2], self.setting.device)
                 moments.add(x, y)
             if paired:
                 self.dense[index].advance()
@@ -283,7 +307,7 @@ class _Layer:
         assert self.moments is not None
         problem = self.moments.problem(intercept)
         geometry = call.geometry
-        reference = dict(self.setting.dense.named_parameters())[self.name].detach()
+        reference = self.setting.dense.get_parameter(self.name).detach()
         if self.unlike:
             goal = problem.hessian @ geometry.matrix(reference).to(problem.hessian.dtype)
             energy = (geometry.matrix(reference).to(goal.dtype) * goal).sum(1)
@@ -301,12 +325,14 @@ class _Layer:
             self._shift(call.bias, problem, geometry.matrix(weight.detach()))
         kept = int(mask.sum())
         if self.unlike:
-            note = "; ".join(filter(None, [note, "got other inputs than in the dense model: fitted to its own"]))
+            note = "; ".join(
+                filter(None, [note, "got other inputs than in the dense model: fitted to its own"])
+            )
         return FittedLayer(self.name, kept, mask.numel(), self.moments.rows, before, after, note)
 
     def _shift(self, bias: str, problem: Problem, matrix: torch.Tensor) -> None:
         """The bias that makes the mean output the dense layer's; entries that are masked stay."""
-        parameter = dict(self.student_module.named_parameters())[bias]
+        parameter = self.setting.student.get_parameter(bias)
         offset = problem.offset(matrix).reshape(parameter.shape).to(parameter.dtype)
         mask = self.setting.masks.get(bias)
         with torch.no_grad():
@@ -330,5 +356,5 @@ class _Layer:
             self.dense[index].advance()
         if moved is not None and bool(moved.any()):
             with torch.no_grad():
-                mean = dict(self.student_module.named_buffers())[self.name]
+                mean = self.setting.student.get_buffer(self.name)
                 mean += (moved / count).to(mean.dtype)

@@ -8,8 +8,8 @@ conjugate gradients, which need one product with the shared Hessian a round.
 >>> hessian = torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
 >>> cross = torch.tensor([[5.0], [4.0]], dtype=torch.float64)
 >>> keep = torch.tensor([[True], [False]])
->>> solve(hessian, cross, torch.tensor([[1.0], [0.0]]), keep, ridge=0.0).flatten().tolist()
-[2.5, 0.0]
+>>> solve(hessian, cross, torch.tensor([[1.0], [0.0]]), keep, ridge=0.0).flatten()
+tensor([2.5000, 0.0000], dtype=torch.float64)
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def _factored(hessian: torch.Tensor, goal: torch.Tensor, ridge: float) -> torch.
     return torch.linalg.lstsq(hessian + (ridge + 1e-4 * level) * eye, goal).solution
 
 
-def _many(hessian: torch.Tensor, goal: torch.Tensor, keep: torch.Tensor, ridge: float, found: torch.Tensor) -> None:
+def _many(
+    hessian: torch.Tensor, goal: torch.Tensor, keep: torch.Tensor, ridge: float, found: torch.Tensor
+) -> None:
     """One system per output, in batches of outputs of like size, each filled up with the identity; into `found`."""
     sizes = keep.sum(0)
     order = torch.argsort(sizes)

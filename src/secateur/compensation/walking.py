@@ -41,7 +41,9 @@ class _Stops(TorchFunctionMode):
         super().__init__()
         self.walk = walk
 
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         call = self.walk.names.read(func, args, kwargs)
         if call is None:

@@ -1,0 +1,76 @@
+"""Calibration data: read once and kept, read again for further passes, and which of its tokens are padding.
+
+>>> batch = Batch((), {"input_ids": torch.ones(1, 3), "attention_mask": torch.tensor([[1, 1, 0]])}, None, 1)
+>>> leading_mask(batch, torch.Size([1, 3, 8]))
+tensor([ True,  True, False])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.core.context import Context
+from secateur.errors import DataError, NonFiniteError
+from secateur.execution.gradients import Batch, batches, move, read_batch, tensors_in
+
+__all__ = ["leading_mask", "read_all", "reread"]
+
+
+def read_all(who: str, data: Iterable[Any], model: nn.Module) -> list[Batch]:
+    """Every batch, on the model's device and in its floating-point type, without targets; checked for NaN.
+
+    Args:
+        who: the verb, for messages.
+        data: batches of inputs, of (inputs, targets), or dicts of keywords; targets are not looked at.
+        model: the model they are for.
+
+    Raises:
+        DataError: where there is no batch.
+        NonFiniteError: where an input holds NaN or infinity.
+    """
+    found = [_for(model, raw, index) for index, raw in enumerate(batches(who, Context(data=data)))]
+    for index, batch in enumerate(found):
+        for tensor in tensors_in([*batch.args, batch.kwargs]):
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise NonFiniteError(
+                    f"{who}: batch {index} of the data holds NaN or infinity; leave that input out, or mend it"
+                )
+    return found
+
+
+def reread(data: Iterable[Any], first: Sequence[Batch], model: nn.Module) -> Iterator[Batch]:
+    """The data once more; the batches first read, where it was an iterator that is used up."""
+    if isinstance(data, Iterator):
+        yield from first
+        return
+    for index, raw in enumerate(data):
+        yield _for(model, raw, index)
+
+
+def _for(model: nn.Module, raw: Any, index: int) -> Batch:
+    """One batch as the model takes it."""
+    place = next(iter(model.parameters()), None)
+    if place is None:
+        raise DataError(f"{type(model).__name__} has no parameter; pass a model with weights")
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    batch = read_batch(raw, index, labels_apart=True)
+    return Batch(
+        move(batch.args, place.device, dtype), move(batch.kwargs, place.device, dtype), None, batch.size
+    )
+
+
+def leading_mask(batch: Batch, shape: torch.Size) -> torch.Tensor | None:
+    """For every row of a tensor of this shape, laid out flat, whether it is a token and not padding.
+
+    None where the batch brings no attention mask of [examples, tokens] that fits the tensor's leading axes.
+    """
+    for name, value in batch.kwargs.items():
+        if not name.endswith("attention_mask") or not torch.is_tensor(value) or value.dim() != 2:
+            continue
+        if (len(shape) == 2 and shape[0] == value.numel()) or (len(shape) == 3 and shape[:2] == value.shape):
+            return value.reshape(-1) != 0
+    return None

@@ -1,0 +1,232 @@
+"""`Tuning` and `tune`: what least squares left is made smaller by gradient steps, still without a label.
+
+The compressed model is trained to give the dense model's outputs, and the outputs of its blocks, on the calibration
+inputs (distillation: Hinton et al. 2015; on block outputs: Romero et al. 2015). Masks are held, batch norm keeps its
+statistics, dropout is off. Data that is drawn anew each time it is read (augmented images) is read anew in each pass,
+which is what keeps a small calibration set from being learnt by heart.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from secateur.compensation.batches import leading_mask, reread
+from secateur.compensation.progress import Advance, Progress
+from secateur.core.targets import select
+from secateur.errors import NonFiniteError, OptionError
+from secateur.execution.gradients import Batch, tensors_in
+
+__all__ = ["Tuning", "blocks_of", "tune"]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How the second stage works.
+
+    Args:
+        passes: how often the data is gone through.
+        lr: the largest step of Adam, as a share of a tensor's root mean square; it rises over the first steps and falls
+            by a cosine.
+        blocks: the weight of the blocks' outputs beside the model's own; 0 compares the model's outputs alone.
+        precision: "fp32", or "bf16" for forward and backward under autocast.
+
+    Raises:
+        OptionError: for an option out of range.
+    """
+
+    passes: int = 10
+    lr: float = 0.05
+    blocks: float = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.passes, bool) or not isinstance(self.passes, int) or self.passes < 1:
+            raise OptionError(f"passes of Tuning: expected a whole number above 0, got {self.passes!r}")
+        if not 0 < self.lr < math.inf:
+            raise OptionError(f"lr of Tuning: expected a number above 0, got {self.lr!r}")
+        if not 0 <= self.blocks < math.inf:
+            raise OptionError(f"blocks of Tuning: expected a number of at least 0, got {self.blocks!r}")
+        if self.precision not in ("fp32", "bf16"):
+            raise OptionError(f"precision of Tuning: expected 'fp32' or 'bf16', got {self.precision!r}")
+
+
+def blocks_of(model: nn.Module) -> list[str]:
+    """The names of the modules whose outputs are compared: innermost entries of lists that hold several weights.
+
+    Residual blocks and transformer layers are entries of an `nn.Sequential` or `nn.ModuleList`, whatever their class.
+
+    >>> block = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    >>> blocks_of(nn.Sequential(nn.Linear(2, 2), block, nn.ReLU()))
+    ['1']
+    """
+    weighty = {target.layer for target in select(model)}
+    entries = []
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Sequential, nn.ModuleList)):
+            entries += [f"{name}.{child}".lstrip(".") for child, _ in module.named_children()]
+
+    def inside(entry: str) -> int:
+        return sum(layer == entry or layer.startswith(entry + ".") for layer in weighty)
+
+    found = [entry for entry in entries if inside(entry) >= 2]
+    return [entry for entry in found if not any(other.startswith(entry + ".") for other in found)]
+
+
+def tune(
+    dense: nn.Module,
+    student: nn.Module,
+    data: Iterable[Any],
+    batches: Sequence[Batch],
+    masks: Mapping[str, torch.Tensor],
+    options: Tuning,
+    progress: Progress | None = None,
+) -> str:
+    """Train `student`, in place, to answer as `dense` does; what came of it, in words.
+
+    Args:
+        dense: the model whose outputs are the targets; in evaluation mode.
+        student: the model to train; in evaluation mode, masks applied.
+        data: the calibration data, read anew in each pass where that is possible.
+        batches: the same as first read: what an iterator is replaced by, and what the outcome is judged on.
+        masks: which weights stay, by name; the others stay zero.
+        options: passes, step size and so on.
+        progress: called after each pass.
+
+    Returns:
+        One sentence with the error before and after. Where the error did not fall, the student is as it was.
+    """
+    watched = blocks_of(dense) if options.blocks else []
+    judged = batches[:: max(1, len(batches) // 8)]
+    state = {name: tensor.detach().clone() for name, tensor in student.state_dict().items()}
+    before = _judge(dense, student, judged)
+    optimizer = _optimizer(student, options.lr)
+    parameters = dict(student.named_parameters())
+    held = [(parameters[name], mask.to(parameters[name].device)) for name, mask in masks.items()]
+    total, steps, began = options.passes * len(batches), 0, time.monotonic()
+    base = [group["lr"] for group in optimizer.param_groups]
+    with ExitStack() as stack:
+        ours, theirs = (stack.enter_context(_outputs(model, watched)) for model in (student, dense))
+        for turn in range(options.passes):
+            sum_of_losses, count = 0.0, 0
+            for batch in reread(data, batches, dense):
+                share = min(1.0, steps / total)
+                rate = 0.5 * (1 + math.cos(math.pi * share)) * min(1.0, (steps + 1) / 20)
+                for group, lr in zip(optimizer.param_groups, base, strict=True):
+                    group["lr"] = lr * rate
+                loss = _loss(dense, student, batch, theirs, ours, options)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                _hold(held)
+                sum_of_losses, count, steps = sum_of_losses + float(loss.detach()), count + 1, steps + 1
+            mean = sum_of_losses / max(1, count)
+            if not math.isfinite(mean):
+                raise NonFiniteError(
+                    f"tuning: the error of pass {turn + 1} is {mean}; take a smaller step, such as "
+                    f"Tuning(lr={options.lr / 4:g})"
+                )
+            if progress is not None:
+                left = (time.monotonic() - began) / (turn + 1) * (options.passes - turn - 1)
+                progress(Advance("pass", f"pass {turn + 1}", turn + 1, options.passes, left))
+    after = _judge(dense, student, judged)
+    if not after < before:
+        student.load_state_dict(state)
+        return (
+            f"tuning did not lower the error of the outputs ({before:.4g} to {after:.4g}) and was taken back"
+        )
+    return f"tuning lowered the error of the outputs from {before:.4g} to {after:.4g} of their variance"
+
+
+def _optimizer(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """Adam with a step of its own for every tensor, as a share of its size."""
+    groups = []
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.is_floating_point():
+            live = parameter.detach()[parameter.detach() != 0]
+            size = max(0.01, float(live.float().square().mean().sqrt()) if live.numel() else 0.0)
+            groups.append({"params": [parameter], "lr": lr * size})
+    return torch.optim.Adam(groups)
+
+
+def _hold(held: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Removed weights back to exactly zero."""
+    with torch.no_grad():
+        for parameter, mask in held:
+            parameter.mul_(mask)
+
+
+def _loss(
+    dense: nn.Module,
+    student: nn.Module,
+    batch: Batch,
+    theirs: list[torch.Tensor],
+    ours: list[torch.Tensor],
+    options: Tuning,
+) -> torch.Tensor:
+    """The error of the outputs, and of the blocks' outputs, each as a share of its variance."""
+    device = next(student.parameters()).device.type
+    theirs.clear()
+    ours.clear()
+    with torch.autocast(device, torch.bfloat16, enabled=options.precision == "bf16"):
+        with torch.no_grad():
+            goal = dense(*batch.args, **batch.kwargs)
+        got = student(*batch.args, **batch.kwargs)
+    loss = difference(goal, got, batch)
+    if theirs and len(theirs) == len(ours):
+        parts = [difference(a, b, batch) for a, b in zip(theirs, ours, strict=True)]
+        loss = loss + options.blocks * torch.stack(parts).mean()
+    return loss
+
+
+def difference(goal: Any, got: Any, batch: Batch) -> torch.Tensor:
+    """The mean squared difference of all floating-point tensors, each divided by its variance; padding left out."""
+    parts = []
+    for one, two in zip(tensors_in(goal), tensors_in(got), strict=True):
+        if not one.is_floating_point() or one.shape != two.shape:
+            continue
+        one, two = one.float(), two.float()
+        valid = leading_mask(batch, one.shape)
+        if valid is not None:
+            one, two = one.reshape(-1, one.shape[-1])[valid], two.reshape(-1, two.shape[-1])[valid]
+        spread = (one - one.mean()).square().mean().clamp_min(1e-12)
+        parts.append((one - two).square().mean() / spread)
+    if not parts:
+        raise OptionError(
+            "tuning: the model's outputs hold no floating-point tensor to compare; leave tune= out"
+        )
+    return torch.stack(parts).mean()
+
+
+def _judge(dense: nn.Module, student: nn.Module, batches: Sequence[Batch]) -> float:
+    """The mean error of the outputs over some batches."""
+    with torch.no_grad():
+        found = [
+            float(difference(dense(*b.args, **b.kwargs), student(*b.args, **b.kwargs), b)) for b in batches
+        ]
+    return sum(found) / len(found)
+
+
+@contextmanager
+def _outputs(model: nn.Module, names: Sequence[str]) -> Any:
+    """A list that fills with the outputs of the named modules whenever the model runs."""
+    found: list[torch.Tensor] = []
+
+    def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        first = next((t for t in tensors_in(output) if t.is_floating_point()), None)
+        if first is not None:
+            found.append(first)
+
+    handles = [model.get_submodule(name).register_forward_hook(note) for name in names]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from secateur.core.context import Context
+from secateur.core.nested import tensors_in
 from secateur.errors import DataError, NonFiniteError
-from secateur.execution.gradients import Batch, batches, move, read_batch, tensors_in
+from secateur.execution.gradients import Batch, batches, move, read_batch
 
 __all__ = ["leading_mask", "read_all", "reread"]
 

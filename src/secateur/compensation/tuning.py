@@ -20,9 +20,10 @@ from torch import nn
 
 from secateur.compensation.batches import leading_mask, reread
 from secateur.compensation.progress import Advance, Progress
+from secateur.core.nested import tensors_in
 from secateur.core.targets import select
 from secateur.errors import NonFiniteError, OptionError
-from secateur.execution.gradients import Batch, tensors_in
+from secateur.execution.gradients import Batch
 
 __all__ = ["Tuning", "blocks_of", "tune"]
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from secateur.errors import BudgetNotMetError
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
+from secateur.search.auto import AutoOptions
 
 sys.path.insert(0, str(Path(__file__).parent))
 from _common import Row, report
@@ -55,14 +56,14 @@ def main() -> int:
     for seed in range(given.seeds):
         recipe = Recipe.parse(RECIPE.format(seed=seed, epochs=given.epochs), name=f"seed-{seed}")
         left = {}
+        retrain = {"epochs": given.retrain, "lr": 0.05, "batch_size": 64, "weight_decay": 5e-4}
         for allocation in ("uniform", "best"):
             try:
                 found = sc.auto(
                     recipe,
                     Store(folder),
-                    allocation=allocation,
-                    tries=given.tries,
-                    retrain={"epochs": given.retrain, "lr": 0.05, "batch_size": 64, "weight_decay": 5e-4},
+                    attempts=given.tries,
+                    options=AutoOptions(allocation, retrain),
                 )
                 print(f"--- seed {seed}, {allocation}\n{found}", flush=True)
                 macs = [m.value for m in found.final if m.name == "macs"]

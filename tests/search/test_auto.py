@@ -9,6 +9,8 @@ import pytest
 from secateur.errors import BudgetNotMetError, OptionError, RecipeError
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
+from secateur.search.auto import SpeedAttempt
+from secateur.search.frame import Baseline, best_of, pursue
 
 auto_module = importlib.import_module("secateur.search.auto")  # `secateur.auto` itself is the verb
 
@@ -34,53 +36,49 @@ def recipe():
     return Recipe.parse(RECIPE, name="tiny")
 
 
-def test_the_search_halves_while_it_holds_and_comes_half_way_back(recipe, tmp_path, monkeypatch):
-    asked = []
+def walk(allocations, attempts, holds):
+    """What the strategy proposes when `holds(proposal)` says whether an attempt holds; and the attempts."""
+    made = []
 
-    def tried(base, led, store, keep, what, limit, progress):
-        asked.append(keep)
-        accuracy = 0.9 if keep >= 0.2 else 0.1
-        return auto_module.SpeedAttempt(keep, accuracy, keep >= 0.2, f"{keep}"), []
+    def attempt(proposal):
+        good = holds(proposal)
+        steps = ({"kind": "retrain", "label": proposal.allocation},)
+        made.append((round(proposal.keep, 3), proposal.allocation, proposal.after))
+        return SpeedAttempt(
+            keep=proposal.keep, accuracy=0.9 if good else 0.3, holds=good, why="told", steps=steps
+        )
 
-    monkeypatch.setattr(auto_module, "_tried", tried)
-    monkeypatch.setattr(auto_module, "run", lambda *a, **k: Fake())
-    monkeypatch.setattr(auto_module, "final_state", lambda *a: Fake())
-    found = auto_module.auto(recipe, Store(tmp_path / "runs"), tries=5, allocation="uniform")
-    assert asked == pytest.approx(
+    lines = []
+    done = pursue(auto_module._proposals(allocations, attempts), attempt, lines.append)
+    assert lines == ["told"] * len(done)
+    return made, done
+
+
+def test_the_search_halves_while_it_holds_and_comes_half_way_back():
+    _, done = walk(["uniform"], 5, lambda proposal: proposal.keep >= 0.2)
+    assert [one.keep for one in done] == pytest.approx(
         [0.5, 0.25, 0.125, (0.25 * 0.125) ** 0.5, (0.25 * 0.25**0.5 * 0.125**0.5) ** 0.5]
     )
-    assert found.best.keep == min(keep for keep in asked if keep >= 0.2)
-    monkeypatch.setattr(
-        auto_module, "_tried", lambda *a: (auto_module.SpeedAttempt(a[3], 0.3, False, "no"), [])
-    )
+
+
+def test_no_attempt_that_holds_is_an_error_that_says_how_near_it_came(recipe, tmp_path, monkeypatch):
+    baseline = Baseline("auto", recipe, {}, Store(tmp_path / "runs"), None, 0.9, 0.89)
+    _, done = walk(["uniform"], 2, lambda proposal: False)
     with pytest.raises(
-        BudgetNotMetError, match=r"none of 2 tries held 0\.8900 .* nearest came to 0\.3000"
+        BudgetNotMetError, match=r"auto: none of 2 attempts held 0\.8900 .* nearest came to 0\.3000\. Try"
     ) as error:
-        auto_module.auto(recipe, Store(tmp_path / "runs"), tries=2, allocation="uniform")
+        best_of(done, lambda one: one.keep, baseline, "Try again")
     assert error.value.exit_code == 3
-
-
-class Fake:
-    """A run whose dense accuracy is 0.9."""
-
-    model = None
-
-    @property
-    def plan(self):
-        return type("Plan", (), {"trials": [None]})
-
-    @property
-    def measurements(self):
-        from secateur.core.measurement import Measurement, Measurements
-
-        return Measurements([Measurement("accuracy", 0.9, context={"variant": "auto_dense"})])
+    _, done = walk(["uniform"], 3, lambda proposal: proposal.keep >= 0.2)
+    assert best_of(done, lambda one: one.keep, baseline, "").keep == 0.25
 
 
 @pytest.mark.parametrize("goal", ["fast", "small"])
 def test_a_real_search_holds_its_limit_and_is_not_done_twice(recipe, tmp_path, goal):
     store, lines = Store(tmp_path / "runs"), []
-    options = {"lost": 0.9, "goal": goal, "tries": 1, "retrain": {"epochs": 1}}
-    found = auto_module.auto(recipe, store, told=lines.append, **options)
+    options = {"lost": 0.9, "goal": goal, "attempts": 1}
+    options["options"] = auto_module.AutoOptions(retrain={"epochs": 1})
+    found = auto_module.auto(recipe, store, on_message=lines.append, **options)
     assert found.best.keep == 0.5
     final = {(m.context["variant"], m.name): m.value for m in found.final}
     if goal == "fast":
@@ -93,7 +91,7 @@ def test_a_real_search_holds_its_limit_and_is_not_done_twice(recipe, tmp_path, g
     assert found.ran.computed == 1  # only the last measure: the try itself was kept
     again = auto_module.auto(recipe, store, **options)
     assert again.ran.computed == 0
-    assert again.tries == found.tries
+    assert again.attempts == found.attempts
 
 
 def test_a_recipe_that_cuts_or_shares_by_itself_is_refused_before_any_work(tmp_path):
@@ -105,57 +103,37 @@ def test_a_recipe_that_cuts_or_shares_by_itself_is_refused_before_any_work(tmp_p
 
 
 def test_options_are_checked(recipe, tmp_path):
-    for wrong in ({"goal": "cheap"}, {"lost": 1.5}, {"tries": 0}, {"allocation": "greedy"}):
+    for wrong in ({"goal": "cheap"}, {"lost": 1.5}, {"attempts": 0}):
         with pytest.raises(OptionError):
             auto_module.auto(recipe, Store(tmp_path / "runs"), **wrong)
+    with pytest.raises(OptionError, match="'best', 'scan', 'between' or 'uniform', got 'greedy'"):
+        auto_module.AutoOptions(allocation="greedy")
 
 
-def test_the_way_that_held_last_is_tried_first_and_what_held_is_cut_on_only_where_none_did(
-    recipe, tmp_path, monkeypatch
-):
-    asked, made = [], []
-
-    def tried(base, led, store, keep, what, limit, progress):
-        steps = led()
-        name = steps[-1]["label"].rstrip("_23")
-        asked.append((round(keep, 3), name))
-        # the scan's cut never holds, half way does down to 0.2, all alike down to 0.4, going on down to 0.1
-        holds = {"scan": False, "between": keep >= 0.2, "uniform": keep >= 0.4, "auto_retrain": keep >= 0.1}[
-            name
-        ]
-        return auto_module.SpeedAttempt(keep, 0.9 if holds else 0.1, holds, f"{name} {keep}"), steps
-
-    def steps(recipe, model, way, *rest):
-        return [{"kind": "retrain", "label": "uniform" if way is None else way.name}]
-
-    def ran(whole, *rest, **more):
-        made.append([step.label for step in whole.steps])
-        return Fake()
-
-    monkeypatch.setattr(auto_module, "_tried", tried)
-    monkeypatch.setattr(auto_module, "_scanned", lambda *a: "a scan")
-    monkeypatch.setattr(auto_module, "_steps", steps)
-    monkeypatch.setattr(auto_module, "run", ran)
-    monkeypatch.setattr(auto_module, "final_state", lambda *a: Fake())
-    found = auto_module.auto(recipe, Store(tmp_path / "runs"), tries=4)
-    assert asked == [
+def test_the_allocation_that_held_last_is_tried_first_and_what_held_is_cut_on_only_where_none_did():
+    least = {"scan": 1.0, "between": 0.2, "uniform": 0.4, "on": 0.1}  # the smallest share that holds
+    options = auto_module.AutoOptions()
+    allocations = auto_module._allocations(options, "a scan")
+    made, done = walk(allocations, 4, lambda proposal: proposal.keep >= least[proposal.allocation])
+    assert [one[:2] for one in made] == [
         (0.5, "scan"), (0.5, "between"),
         (0.25, "between"),
-        (0.125, "between"), (0.125, "scan"), (0.125, "uniform"), (0.125, "auto_retrain"),
-        (0.062, "auto_retrain"), (0.062, "between"), (0.062, "scan"), (0.062, "uniform"),
+        (0.125, "between"), (0.125, "scan"), (0.125, "uniform"), (0.125, "on"),
+        (0.062, "on"), (0.062, "between"), (0.062, "scan"), (0.062, "uniform"),
     ]  # fmt: skip
-    assert found.best.keep == 0.125
-    assert made[-1][-6:] == [
-        "between", "auto_prune_2", "auto_shrink", "auto_retrain_2", "auto_tried", "result"
+    assert min(one.keep for one in done if one.holds) == 0.125
+    assert [after for _, allocation, after in made if allocation == "on"] == [
+        ({"kind": "retrain", "label": "between"},), ({"kind": "retrain", "label": "on"},)
     ]  # fmt: skip
+    assert auto_module._allocations(options, None) == ["uniform"]
 
 
 def test_going_on_masks_until_the_end_and_shrinks_once():
     one = [
         {"kind": "prune", "label": "a"}, {"kind": "shrink", "label": "b"}, {"kind": "retrain", "label": "c"}
     ]  # fmt: skip
-    two = auto_module._further(one, 0.3, {"epochs": 2})
-    three = auto_module._further(two, 0.2, {"epochs": 2})
+    two = auto_module._cut_further(one, 0.3, {"epochs": 2})
+    three = auto_module._cut_further(two, 0.2, {"epochs": 2})
     assert [step["label"] for step in two] == ["a", "c", "auto_prune_2", "auto_shrink", "auto_retrain_2"]
     assert [step["label"] for step in three] == [
         "a", "c", "auto_prune_2", "auto_retrain_2", "auto_prune_3", "auto_shrink", "auto_retrain_3"

@@ -12,6 +12,7 @@ import secateur as sc
 from secateur.errors import BudgetNotMetError, OptionError, RecipeError
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
+from secateur.search.frame import pursue
 
 small = importlib.import_module("secateur.search.smallest")  # `secateur.smallest` may be the verb itself
 SizeSettings, SizeAttempt = small.SizeSettings, small.SizeAttempt
@@ -19,17 +20,16 @@ SizeSettings, SizeAttempt = small.SizeSettings, small.SizeAttempt
 MODEL = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
 
 
-def walk(verdict, start=None, limit=0.9, most=30):
+def attempt(settings, size, accuracy, limit=0.9):
+    holds = accuracy is not None and accuracy >= limit
+    return SizeAttempt(settings=settings, size=size, accuracy=accuracy, holds=holds)
+
+
+def walk(verdict, most=30):
     """The settings tried when `verdict(settings)` gives size and accuracy."""
-    search = small._searched(start or SizeSettings(0.2, 2, 0.01), MODEL, limit)
-    tried = [next(search)]
-    try:
-        while len(tried) < most:
-            size, accuracy = verdict(tried[-1])
-            tried.append(search.send(SizeAttempt(tried[-1], size, accuracy)))
-    except StopIteration:
-        pass
-    return tried
+    proposals = small._proposals(SizeSettings(0.2, 2, 0.01), MODEL)
+    done = pursue(proposals, lambda settings: attempt(settings, *verdict(settings)), lambda line: None, most)
+    return [one.settings for one in done]
 
 
 def test_the_share_is_halved_while_it_holds_and_then_brought_between():
@@ -60,13 +60,14 @@ def test_a_change_stays_only_where_the_file_is_smaller_and_holds():
 
 
 def test_the_front_leaves_out_what_is_beaten_in_both():
-    tries = [
-        SizeAttempt(SizeSettings(0.5), 900, 0.98),
-        SizeAttempt(SizeSettings(0.4), 950, 0.97),  # larger and worse than the first
-        SizeAttempt(SizeSettings(0.2), 500, 0.97),
-        SizeAttempt(SizeSettings(0.1), None, None),
+    attempts = [
+        attempt(SizeSettings(0.5), 900, 0.98),
+        attempt(SizeSettings(0.4), 950, 0.97),  # larger and worse than the first
+        attempt(SizeSettings(0.2), 500, 0.97),
+        attempt(SizeSettings(0.1), None, None),
+        attempt(SizeSettings(0.3), 500, 0.97),  # as good as the one before, which is kept
     ]
-    assert small.front(tries) == (2, 0)
+    assert small.front(attempts) == (2, 0)
 
 
 RECIPE = {
@@ -85,20 +86,21 @@ RECIPE = {
         }
     ],
 }
-OPTIONS = {"lost": 0.05, "tries": 2, "keep": 0.1, "bits": 2, "train": {"epochs": 3, "batch_size": 64}}
+SETTINGS = small.SmallestOptions(keep=0.1, bits=2, train={"epochs": 3, "batch_size": 64})
+OPTIONS = {"lost": 0.05, "attempts": 2, "options": SETTINGS}
 
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
     store = Store(tmp_path_factory.mktemp("smallest"))
     told = []
-    return store, small.smallest(Recipe.of(RECIPE), store, **OPTIONS, told=told.append), told
+    return store, small.smallest(Recipe.of(RECIPE), store, **OPTIONS, on_message=told.append), told
 
 
 def test_a_real_search_ends_with_a_file_that_holds(searched, tmp_path):
     store, found, told = searched
     assert found.best.accuracy >= found.limit
-    assert found.best.size == min(one.size for one in found.tries if one.holds(found.limit))
+    assert found.best.size == min(one.size for one in found.attempts if one.holds)
     files = importlib.import_module("secateur.lab.engine").final_state(found.ran.plan.trials[0], store).files
     assert len(files[small.FILE]) == found.value("file_bytes") == found.best.size
     path = tmp_path / "model.sct"
@@ -111,14 +113,14 @@ def test_a_real_search_ends_with_a_file_that_holds(searched, tmp_path):
     again = evaluate(loaded, data_of(Recipe.of(RECIPE)).test, device="cpu")["accuracy"]
     assert again == found.value("accuracy", "smallest_result")
     assert sum(int((p != 0).sum()) for p in loaded.parameters() if p.dim() > 1) <= 0.1 * 266_200 + 1
-    assert len(told) == 1 + len(found.tries)
+    assert len(told) == 1 + len(found.attempts)
     assert "front of accuracy against bytes" in str(found)
 
 
 def test_a_second_search_costs_nothing_and_says_the_same(searched):
     store, found, _ = searched
     again = small.smallest(Recipe.of(RECIPE), store, **OPTIONS)
-    assert again.tries == found.tries
+    assert again.attempts == found.attempts
     assert again.ran.computed == 0
 
 
@@ -131,11 +133,13 @@ def test_the_test_images_are_looked_at_once_after_every_decision(searched):
 
 def test_no_try_that_holds_is_an_error_that_says_how_near_it_came(searched):
     store, _, _ = searched
-    with pytest.raises(BudgetNotMetError, match=r"none of 1 tries held .*the nearest came to"):
+    with pytest.raises(BudgetNotMetError, match=r"none of 1 attempts held .*the nearest came to"):
         small.smallest(
             Recipe.of(RECIPE),
             store,
-            **{**OPTIONS, "lost": 0.0, "keep": 0.0005, "tries": 1, "train": {"epochs": 2, "batch_size": 256}},
+            lost=0.0,
+            attempts=1,
+            options=small.SmallestOptions(0.0005, bits=2, train={"epochs": 2, "batch_size": 256}),
         )
 
 
@@ -143,14 +147,29 @@ def test_no_try_that_holds_is_an_error_that_says_how_near_it_came(searched):
     ("option", "words"),
     [
         ({"lost": 1.0}, "for 1 % write 0.01"),
-        ({"tries": 0}, "at least 1"),
-        ({"keep": 1.0}, "0 < keep < 1"),
-        ({"bits": 9}, "1 to 8"),
+        ({"attempts": 0}, "at least 1"),
     ],
 )
 def test_options_are_checked(option, words, tmp_path):
     with pytest.raises(OptionError, match=words):
         small.smallest(Recipe.of(RECIPE), Store(tmp_path), **{**OPTIONS, **option})
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"keep": 1.0}, "0 < keep < 1"),
+        ({"bits": 9}, "1 to 8"),
+    ],
+)
+def test_the_start_is_checked(option, words):
+    with pytest.raises(OptionError, match=words):
+        small.SmallestOptions(**option)
+
+
+def test_training_options_that_are_no_numbers_are_refused():
+    with pytest.raises(OptionError, match=r"expected numbers for epochs and lr, got .3. and 0\.1"):
+        small.steps_of(SizeSettings(0.1), MODEL, "dense", {"epochs": "3", "lr": 0.1})
 
 
 def test_a_recipe_that_shares_by_itself_is_refused_before_any_work(tmp_path):

@@ -71,6 +71,7 @@ def auto(
     from secateur.lab.display.progress import display
     from secateur.lab.recipe import Recipe
     from secateur.lab.store import Store
+    from secateur.search.auto import AutoOptions
     from secateur.search.auto import auto as search
 
     opened = Store(store)
@@ -79,17 +80,17 @@ def auto(
         opened,
         lost=lost,
         goal=goal.value,
-        tries=tries,
-        allocation=allocation,
-        retrain={"epochs": epochs, "lr": lr},
-        bits=bits,
+        attempts=tries,
+        options=AutoOptions(allocation, {"epochs": epochs, "lr": lr}, bits),
         progress=display(quiet),
-        told=None if quiet else lambda line: print(line, file=sys.stderr),
+        on_message=None if quiet else lambda line: print(line, file=sys.stderr),
     )
     if out is not None:
         tables.write_results(found.ran, opened, out)
     if json:
-        rows = [{"keep": t.keep, "accuracy": t.accuracy, "holds": t.holds, "why": t.why} for t in found.tries]
+        rows = [
+            {"keep": t.keep, "accuracy": t.accuracy, "holds": t.holds, "why": t.why} for t in found.attempts
+        ]
         final = [item.to_dict() for item in found.final]
         print_json({"dense": found.dense, "limit": found.limit, "tries": rows, "final": final})
         return

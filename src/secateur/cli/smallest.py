@@ -58,7 +58,7 @@ def smallest(
     from secateur.lab.display.progress import display
     from secateur.lab.recipe import Recipe
     from secateur.lab.store import Store
-    from secateur.search.smallest import SizeAttempt
+    from secateur.search.smallest import SizeAttempt, SmallestOptions
     from secateur.search.smallest import smallest as search
 
     opened = Store(store)
@@ -69,13 +69,10 @@ def smallest(
         Recipe.read(recipe, settings_of(set_, seed, device)),
         opened,
         lost=lost,
-        tries=tries,
-        keep=keep,
-        bits=bits,
-        rate=rate,
-        train=train,
+        attempts=tries,
+        options=SmallestOptions(keep, bits, rate, train),
         progress=display(quiet),
-        told=None if quiet else lambda line: print(line, file=sys.stderr),
+        on_message=None if quiet else lambda line: print(line, file=sys.stderr),
     )
     if out is not None:
         tables.write_results(found.ran, opened, out)
@@ -90,7 +87,7 @@ def smallest(
             {
                 "dense": found.dense,
                 "limit": found.limit,
-                "tries": [row(one) for one in found.tries],
+                "tries": [row(one) for one in found.attempts],
                 "front": [row(one) for one in found.front],
                 "best": row(found.best),
                 "final": [item.to_dict() for item in found.final],

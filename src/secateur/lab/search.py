@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from secateur.core.pareto import pareto_front
 from secateur.errors import MissingExtraError, OptionError, RecipeError, SecateurError
 from secateur.execution.devices import device_word
 from secateur.lab.display.progress import Progress
@@ -84,12 +85,9 @@ def pareto(tried: Sequence[SearchedTrial], signs: Mapping[str, int]) -> tuple[Se
     [1]
     """
 
-    def beats(one: SearchedTrial, other: SearchedTrial) -> bool:
-        gains = [sign * (one.values[name] - other.values[name]) for name, sign in signs.items()]
-        return min(gains) >= 0 and max(gains) > 0
-
     whole = [one for one in tried if one.values]
-    return tuple(one for one in whole if not any(beats(other, one) for other in whole))
+    points = [[sign * one.values[name] for name, sign in signs.items()] for one in whole]
+    return tuple(whole[at] for at in pareto_front(points))
 
 
 class _FloorWatch(Progress):

@@ -1,80 +1,126 @@
-"""`auto`: at most so much accuracy lost, and as fast, or as small, as can be.
+"""`auto`: find the fastest or smallest model that loses at most `lost` accuracy.
 
     found = auto(Recipe.read("recipe.toml"), Store("runs"), lost=0.01, goal="fast")
-    print(found)            # every try and why it was kept or dropped; then what the best one is
+    print(found)            # every attempt and why it was kept or dropped, then what the best one is
 
-The recipe says how the dense model comes about. `auto` measures it, scans which layers can give (goal "fast"), and
-then tries: allocate, prune, retrain, shrink or share, measure on the validation images. A try that holds the limit is
-followed by a smaller one, a try that does not by one half way back. Where no cut of the dense model holds, what held
-last is cut on, and so keeps what it learnt on the way down. Every step goes through the recipe engine, so a
-stopped search goes on where it stood, and a second one costs nothing. The test images are looked at once, at the end.
-
->>> next_share(holds=1.0, fails=0.0), round(next_share(holds=0.5, fails=0.25), 4)
-(0.5, 0.3536)
+The recipe says how the dense model is made. `auto` measures it, scans which layers can be cut (goal "fast"), and then
+makes attempts: allocate, prune, retrain, shrink or share, measure on the validation images. After an attempt that
+holds the limit a smaller one follows; after one that fails, one half way back. Where no cut of the dense model holds,
+the last model that held is cut further, so that what it learnt on the way down is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import nn
 
 from secateur import budget as budgets
 from secateur.core.measurement import Measurements
-from secateur.errors import BudgetNotMetError, CollapseError, NothingToDoError, OptionError
+from secateur.errors import BudgetNotMetError, NothingToDoError, OptionError
 from secateur.lab.display.progress import Progress
-from secateur.lab.engine import Ran, final_state, run
+from secateur.lab.engine import final_state
 from secateur.lab.plan import data_of
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 from secateur.lab.training.loop import evaluate
 from secateur.metrics.macs import macs
 from secateur.pruning.prune import prune
+from secateur.search.frame import (
+    Attempt,
+    Baseline,
+    RecipeStep,
+    SearchResult,
+    accuracy_of,
+    best_of,
+    check_limits,
+    describe_baseline,
+    measure_baseline,
+    measure_step,
+    next_share,
+    pursue,
+)
 from secateur.sensitivity.scan import Scan, scan
 
-__all__ = ["AutoResult", "SpeedAttempt", "auto", "next_share"]
+__all__ = ["Allotment", "AutoOptions", "AutoResult", "SpeedAttempt", "auto"]
 
 _DENSE, _TEST, _RESULT = "auto_dense", "dense", "result"
-_TRIED = "auto_tried"
-_WAYS = {"scan": "cut by the scan", "between": "half by the scan", "uniform": "all layers alike"}
-_ON = "on"
-_SAID = {**_WAYS, _ON: "going on from what held"}
-_RETRAIN = {"epochs": 5, "lr": 0.02, "schedule": "cosine"}
+_ATTEMPTED = "auto_tried"  # the label is part of what addresses an outcome in the store
+_ALLOCATIONS = {"scan": "cut by the scan", "between": "half by the scan", "uniform": "all layers alike"}
+_CUT_FURTHER = "on"
+_TEXTS = {**_ALLOCATIONS, _CUT_FURTHER: "going on from what held"}
+_RETRAIN: dict[str, object] = {"epochs": 5, "lr": 0.02, "schedule": "cosine"}
+_HARDEST = 0.98  # the largest share of a group's channels that an allocation removes
 
 
 @dataclass(frozen=True)
-class SpeedAttempt:
-    """One attempt: the share asked to remain, what it gave on the validation images, and why it was judged so."""
+class AutoOptions:
+    """How `auto` makes its attempts.
+
+    Attributes:
+        allocation: How a cut is spread over the layers. "scan" cuts where a scan says it hurts least, "uniform" cuts
+            all layers alike, "between" half way between the two. "best" tries one after the other until one holds,
+            beginning with the one that held last, and at last cuts the best model so far further.
+        retrain: Options of the retraining after every cut, beside the defaults.
+        bits: Bits of a shared weight, for the goal "small".
+    """
+
+    allocation: str = "best"
+    retrain: Mapping[str, object] = field(default_factory=dict)
+    bits: int = 4
+
+    def __post_init__(self) -> None:
+        if self.allocation not in ("best", *_ALLOCATIONS):
+            raise OptionError(
+                f"allocation: expected 'best', 'scan', 'between' or 'uniform', got {self.allocation!r}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedAttempt(Attempt):
+    """One attempt of `auto`.
+
+    Attributes:
+        keep: The share that was asked to remain: of the multiply-accumulates ("fast") or parameters ("small").
+        steps: The recipe steps that led from the dense model to it; empty where one failed.
+    """
 
     keep: float
-    accuracy: float | None
-    holds: bool
-    why: str
+    steps: tuple[RecipeStep, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Allotment:
-    """How a cut is dealt out over the layers: by the scan ("scan"), or half way from all alike to that ("between")."""
+    """How a cut is spread over the layers.
+
+    Attributes:
+        name: "scan" (by the scan) or "between" (half way from all layers alike to that).
+        scan: What a cut of each group alone costs.
+    """
 
     name: str
     scan: Scan
 
-    def shares(self, model: nn.Module, example: Any, keep: float) -> dict[str, float]:
-        """A sparsity for each group, so that the multiply-accumulates come just above what is asked to remain."""
+    def shares(self, model: nn.Module, example: object, keep: float) -> dict[str, float]:
+        """A sparsity for each group, so that the multiply-accumulates left are just above the share asked for.
+
+        Args:
+            model: The dense model.
+            example: What it is called with.
+            keep: The share of multiply-accumulates that must remain.
+        """
 
         def by_scan(hardness: float) -> dict[str, float]:
             return self.scan.allocate(keep=max(1.0 - hardness, 1e-6)).sparsities
 
-        found = _fitted(by_scan, model, example, keep)
+        scanned = _hardest_cut(by_scan, model, example, keep)
         if self.name == "scan":
-            return found
-        alike = _fitted(lambda share: dict.fromkeys(self.scan.names, share), model, example, keep)
-        middle = {name: (found.get(name, 0.0) + alike.get(name, 0.0)) / 2 for name in self.scan.names}
-        most = 0.98 / max(max(middle.values()), 1e-9)
-        return _fitted(
+            return scanned
+        alike = _hardest_cut(lambda share: dict.fromkeys(self.scan.names, share), model, example, keep)
+        middle = {name: (scanned.get(name, 0.0) + alike.get(name, 0.0)) / 2 for name in self.scan.names}
+        most = _HARDEST / max(max(middle.values()), 1e-9)
+        return _hardest_cut(
             lambda factor: {name: factor * most * share for name, share in middle.items()},
             model,
             example,
@@ -82,42 +128,36 @@ class Allotment:
         )
 
 
-@dataclass(frozen=True)
-class AutoResult:
-    """What `auto` came to. `best` is None where no try held; `final` holds the test images' verdict."""
+@dataclass(frozen=True, kw_only=True)
+class AutoResult(SearchResult[SpeedAttempt]):
+    """What `auto` found.
+
+    Attributes:
+        goal: "fast" or "small".
+    """
 
     goal: str
-    dense: float
-    limit: float
-    tries: tuple[SpeedAttempt, ...]
-    best: SpeedAttempt
-    ran: Ran
 
     @property
     def final(self) -> Measurements:
-        """The dense model and the result side by side, measured on the test images."""
+        """The dense model and the result, measured on the test images."""
         wanted = (_TEST, _RESULT)
-        rows = (item for item in self.ran.measurements if item.context.get("variant") in wanted)
-        return Measurements(rows)
+        return Measurements(m for m in self.ran.measurements if m.context.get("variant") in wanted)
 
     def __str__(self) -> str:
-        lines = [f"dense {self.dense:.4f} on the validation images; at least {self.limit:.4f} must hold"]
-        lines += [f"  {one.why}" for one in self.tries]
-        lines.append(f"kept: {self.best.keep:.3g} of the {_unit(self.goal)} at {self.best.accuracy:.4f}")
-        lines += [f"  {m.context['variant']}: {m.name} {m.text()}" for m in self.final]
+        kept = f"kept: {self.best.keep:.3g} of the {_unit(self.goal)} at {self.best.accuracy:.4f}"
+        final = [f"  {m.context['variant']}: {m.name} {m.text()}" for m in self.final]
         tested = {m.context["variant"]: m.value for m in self.final if m.name == "accuracy"}
-        lost, allowed = tested.get(_TEST, 0.0) - tested.get(_RESULT, 0.0), self.dense - self.limit
-        if lost > allowed + 1e-12:
-            lines.append(
-                f"on the test images, which no decision looked at, it loses {lost:.4f} instead of at most {allowed:g}: "
-                "hold out more validation images, ask for less loss, or retrain longer"
-            )
-        return "\n".join(lines)
+        return self._lines([kept, *final], dense=tested.get(_TEST, 0.0), result=tested.get(_RESULT, 0.0))
 
 
-def next_share(holds: float, fails: float) -> float:
-    """Where to try next, between a share that held and one that did not (0: none failed yet)."""
-    return holds / 2 if fails == 0.0 else (holds * fails) ** 0.5
+@dataclass(frozen=True)
+class _Proposal:
+    """What to try next: the share that remains, how the cut is spread, and the steps to go on from."""
+
+    keep: float
+    allocation: str
+    after: tuple[RecipeStep, ...] = ()
 
 
 def auto(
@@ -126,103 +166,148 @@ def auto(
     *,
     lost: float = 0.01,
     goal: str = "fast",
-    tries: int = 6,
-    allocation: str = "best",
-    retrain: dict[str, Any] | None = None,
-    bits: int = 4,
+    attempts: int = 6,
+    options: AutoOptions | None = None,
     progress: Progress | None = None,
-    told: Callable[[str], None] | None = None,
+    on_message: Callable[[str], None] | None = None,
 ) -> AutoResult:
-    """Prune the recipe's model as far as costs at most `lost` accuracy on the validation images.
+    """Find the fastest or smallest model that loses at most `lost` accuracy on the validation images.
 
-    `goal` is "fast" (channels leave, fewest multiply-accumulates) or "small" (single weights go, the rest is shared
-    with `bits`, fewest bytes of the packed file). `allocation` "scan" cuts where a scan says it hurts least, "uniform"
-    cuts all layers alike, "between" cuts half way between the two, and "best" tries one after the other until one
-    holds, the one that held last time first; its last resort is to cut on, all layers alike, what held before.
-    `retrain` are the options of the retraining after every cut. `told(line)` is called with the why of every decision.
-    No try that holds within `tries` is a `BudgetNotMetError`.
+    Args:
+        recipe: How the dense model is made. It must not share or, for "fast", shrink by itself.
+        store: Where outcomes are kept; a second search computes nothing again.
+        lost: How much accuracy may be lost, as a share: 0.01 is one point.
+        goal: "fast" removes channels, for the fewest multiply-accumulates. "small" removes single weights and shares
+            the rest, for the fewest bytes of the packed file.
+        attempts: How many shares to try.
+        options: How attempts are made.
+        progress: Where progress is shown.
+        on_message: Called with the reason of every decision, one line each.
+
+    Returns:
+        Every attempt, the best one, and its measurements on the test images, which are used once, at the end.
+
+    Raises:
+        OptionError: An option is wrong, or the data has no accuracy.
+        RecipeError: The recipe has a step that `auto` does itself.
+        BudgetNotMetError: No attempt holds.
     """
+    options = options or AutoOptions()
     if goal not in ("fast", "small"):
         raise OptionError(f"goal: expected 'fast' or 'small', got {goal!r}")
-    if allocation not in ("best", *_WAYS):
-        raise OptionError(f"allocation: expected 'best', 'scan', 'between' or 'uniform', got {allocation!r}")
-    if not 0.0 <= lost < 1.0:
-        raise OptionError(
-            f"lost is a share of the accuracy: expected 0 <= lost < 1, got {lost!r}; for 1 % write 0.01"
-        )
-    if tries < 1:
-        raise OptionError(f"tries: expected at least 1, got {tries}")
+    check_limits(lost, attempts)
     recipe.refuse(
         ("share", "refine", "shrink") if goal == "fast" else ("share", "refine"),
         "auto goes on from the model before its channels left or its weights were shared, and does both itself; leave "
         "the step out",
     )
-    say = told or (lambda line: None)
-    training = {**_RETRAIN, **(retrain or {})}
-    base = recipe.plain()
-    base["grid"] = {}
-    base["step"] = [*base["step"], _measure(_DENSE, "validation"), _measure(_TEST, "test")]
-    ran = run(Recipe.of(base), store, progress=progress)
-    dense = _accuracy(ran, _DENSE)
-    limit = dense - lost
-    say(
-        f"dense: {dense:.4f} on {len(data_of(recipe).validation):,} validation images, so at least {limit:.4f}"
+    say = on_message or (lambda line: None)
+    measures = [_measure(_DENSE, "validation"), _measure(_TEST, "test")]
+    baseline = measure_baseline("auto", recipe, store, measures, lost, progress)
+    say(describe_baseline(baseline))
+    scanned = None
+    if goal == "fast" and options.allocation != "uniform":
+        scanned = _scanned(baseline, say)
+    attempt = _Attempting(baseline, baseline.model, goal, options, scanned)
+    done = pursue(_proposals(_allocations(options, scanned), attempts), attempt, say)
+    best = best_of(
+        done,
+        lambda one: one.keep,
+        baseline,
+        "Allow more loss, retrain longer (retrain.epochs), or make more attempts",
     )
-    found = _scanned(ran, store, say) if goal == "fast" and allocation != "uniform" else None
-    model = final_state(ran.plan.trials[0], store).model
-    done: list[SpeedAttempt] = []
+    last: RecipeStep = {"kind": "measure", "label": _RESULT, "split": "test", "against": _TEST}
+    ran = baseline.run([*best.steps, _measure(_ATTEMPTED, "validation"), last])
+    return AutoResult(
+        goal=goal,
+        dense=baseline.accuracy,
+        limit=baseline.limit,
+        attempts=tuple(done),
+        best=best,
+        ran=ran,
+    )
+
+
+def _allocations(options: AutoOptions, scanned: Scan | None) -> list[str]:
+    """The allocations to try at each share, in order."""
+    if scanned is None:
+        return ["uniform"]
+    return [*_ALLOCATIONS, _CUT_FURTHER] if options.allocation == "best" else [options.allocation]
+
+
+def _proposals(allocations: Sequence[str], attempts: int) -> Generator[_Proposal, SpeedAttempt, None]:
+    """The strategy: halve what held, go half way back from what failed; at each share try the allocations in turn."""
     best: SpeedAttempt | None = None
-    kept: list[dict[str, Any]] = []  # the steps that led to the best
     holds, fails = 1.0, 0.0
-    ways = ["uniform"] if found is None else [*_WAYS, _ON] if allocation == "best" else [allocation]
-    for _ in range(tries):
+    for _ in range(attempts):
         keep = next_share(holds, fails)
-        for way in ways:
-            if way == _ON and best is None:
+        for allocation in allocations:
+            if allocation == _CUT_FURTHER and best is None:
                 continue
-            if way == _ON:
-                led = partial(_further, kept, keep, training)
-            else:
-                dealt = None if way == "uniform" or found is None else Allotment(way, found)
-                led = partial(_steps, recipe, model, dealt, keep, goal, training, bits)
-            what = f"{keep:.3g} of the {_unit(goal)}{'' if goal == 'small' else f', {_SAID[way]}'}"
-            one, steps = _tried(base, led, store, keep, what, limit, progress)
-            done.append(one)
-            say(one.why)
+            after = best.steps if allocation == _CUT_FURTHER and best is not None else ()
+            one = yield _Proposal(keep, allocation, after)
             if one.holds:
-                best, holds, kept = one, keep, steps
-                ways = [way, *(other for other in ways if other != way)]
+                best, holds = one, keep
+                allocations = [allocation, *(other for other in allocations if other != allocation)]
                 break
         else:
             fails = keep
-    if best is None:
-        near = max((one.accuracy for one in done if one.accuracy is not None), default=float("nan"))
-        raise BudgetNotMetError(
-            f"auto: none of {len(done)} tries held {limit:.4f} (dense {dense:.4f}, at most {lost:g} lost); the nearest "
-            f"came to {near:.4f}. Allow more loss, retrain longer (retrain.epochs), or try more often (tries)"
-        )
-    last = {"kind": "measure", "label": _RESULT, "split": "test", "against": _TEST}
-    whole = {**base, "step": [*base["step"], *kept, _measure(_TRIED, "validation"), last]}
-    return AutoResult(goal, dense, limit, tuple(done), best, run(Recipe.of(whole), store, progress=progress))
+
+
+@dataclass(frozen=True)
+class _Attempting:
+    """Makes an attempt of a proposal."""
+
+    baseline: Baseline
+    model: nn.Module
+    goal: str
+    options: AutoOptions
+    scanned: Scan | None
+
+    def __call__(self, proposal: _Proposal) -> SpeedAttempt:
+        keep = proposal.keep
+        how = "" if self.goal == "small" else f", {_TEXTS[proposal.allocation]}"
+        what = f"{keep:.3g} of the {_unit(self.goal)}{how}"
+        steps: list[RecipeStep] = []
+
+        def whole() -> list[RecipeStep]:
+            steps.extend(self._steps(proposal))
+            return [*steps, _measure(_ATTEMPTED, "validation")]
+
+        measured = self.baseline.attempt(whole)
+        if isinstance(measured, str):
+            return SpeedAttempt(keep=keep, accuracy=None, holds=False, why=f"{what}: failed: {measured}")
+        accuracy = accuracy_of(measured, _ATTEMPTED, "auto")
+        holds = self.baseline.holds(accuracy)
+        short = self.baseline.limit - accuracy
+        verdict = "holds, so less is tried" if holds else f"is {short:.4f} short, so it is dropped"
+        why = f"{what}: {accuracy:.4f} {verdict}"
+        return SpeedAttempt(keep=keep, accuracy=accuracy, holds=holds, why=why, steps=tuple(steps))
+
+    def _steps(self, proposal: _Proposal) -> list[RecipeStep]:
+        retrain = {**_RETRAIN, **self.options.retrain}
+        if self.goal == "small":
+            return _smaller(proposal.keep, retrain, self.options.bits)
+        if proposal.allocation == _CUT_FURTHER:
+            return _cut_further(proposal.after, proposal.keep, retrain)
+        shares: dict[str, float] = {}
+        if proposal.allocation != "uniform" and self.scanned is not None:
+            allotment = Allotment(proposal.allocation, self.scanned)
+            shares = allotment.shares(self.model, data_of(self.baseline.recipe).example, proposal.keep)
+        return _faster(proposal.keep, retrain, shares)
 
 
 def _unit(goal: str) -> str:
     return "multiply-accumulates" if goal == "fast" else "parameters"
 
 
-def _measure(label: str, split: str) -> dict[str, Any]:
-    return {"kind": "measure", "label": label, "what": ["accuracy", "params", "macs"], "split": split}
+def _measure(label: str, split: str) -> RecipeStep:
+    return measure_step(label, split, "params", "macs")
 
 
-def _accuracy(ran: Ran, label: str) -> float:
-    rows = [m for m in ran.measurements if m.name == "accuracy" and m.context.get("variant") == label]
-    if not rows:
-        raise OptionError("auto: the recipe's data has no accuracy to hold; it works with classifiers")
-    return float(rows[-1].value)
-
-
-def _scanned(ran: Ran, store: Store, say: Callable[[str], None]) -> Scan:
-    """Which channels can go, from every group alone; what is measured is kept beside the store's runs."""
+def _scanned(baseline: Baseline, say: Callable[[str], None]) -> Scan:
+    """Scan every group of channels alone; what is measured is kept beside the store's runs."""
+    ran, store = baseline.ran, baseline.store
     trial = ran.plan.trials[0]
     data = data_of(trial.recipe)
     folder = store.folder / "auto"
@@ -230,9 +315,8 @@ def _scanned(ran: Ran, store: Store, say: Callable[[str], None]) -> Scan:
     state = final_state(trial, store)
 
     def accuracy(model: nn.Module) -> float:
-        return evaluate(model, data.validation, device=ran.plan.device, seed=trial.recipe.lab.seed)[
-            "accuracy"
-        ]
+        measured = evaluate(model, data.validation, device=ran.plan.device, seed=trial.recipe.lab.seed)
+        return measured["accuracy"]
 
     found = scan(
         state.model.to(ran.plan.device).eval(),
@@ -248,22 +332,13 @@ def _scanned(ran: Ran, store: Store, say: Callable[[str], None]) -> Scan:
     return found
 
 
-def _fitted(
-    shares_at: Callable[[float], dict[str, float]], model: nn.Module, example: Any, keep: float
+def _hardest_cut(
+    shares_at: Callable[[float], dict[str, float]], model: nn.Module, example: object, keep: float
 ) -> dict[str, float]:
-    """The hardest cut of a family, from 0 to 1, of which at least the share asked of the work remains, as counted."""
+    """The hardest cut of a family, from 0 to 1, that leaves at least the share `keep` of the multiply-accumulates."""
     dense = macs(model, example)["macs"].value
-    low, high, best = 0.0, 1.0, dict[str, float]()
-    for _ in range(8):
-        middle = (low + high) / 2
-        try:
-            cut = {name: min(share, 0.98) for name, share in shares_at(middle).items() if share > 0.0}
-        except BudgetNotMetError:
-            high = middle
-            continue
-        if not cut:
-            low = middle
-            continue
+
+    def left(cut: dict[str, float]) -> float:
         try:
             masks = prune(
                 model,
@@ -274,79 +349,58 @@ def _fitted(
                 at_least=1,
                 allow_collapse=True,
             )
-            left = macs(model, example, masks=masks)["macs_nonzero"].value / dense
-        except NothingToDoError:  # so small a share that it is no channel
-            left = 1.0
-        if left >= keep:
+        except NothingToDoError:  # a share smaller than one channel
+            return 1.0
+        return macs(model, example, masks=masks)["macs_nonzero"].value / dense
+
+    low, high, best = 0.0, 1.0, dict[str, float]()
+    for _ in range(8):
+        middle = (low + high) / 2
+        try:
+            cut = {name: min(share, _HARDEST) for name, share in shares_at(middle).items() if share > 0.0}
+        except BudgetNotMetError:
+            high = middle
+            continue
+        if not cut:
+            low = middle
+        elif left(cut) >= keep:
             best, low = cut, middle
         else:
             high = middle
     return best
 
 
-def _steps(
-    recipe: Recipe,
-    model: nn.Module,
-    way: Allotment | None,
-    keep: float,
-    goal: str,
-    training: dict[str, Any],
-    bits: int,
-) -> list[dict[str, Any]]:
-    """The steps of one try, after those of the dense model."""
-    retrain = {"kind": "retrain", "label": "auto_retrain", **training}
-    if goal == "small":
-        return [
-            {
-                "kind": "prune",
-                "label": "auto_prune",
-                "budget": {"name": "params", "keep": keep, "spread": "overall"},
-            },
-            retrain,
-            {"kind": "share", "label": "auto_share", "bits": bits},
-            {"kind": "pack", "label": "auto_pack", "file": "auto.sct"},
-        ]
-    channel = {"kind": "prune", "criterion": "l2", "granularity": "channel"}
-    steps: list[dict[str, Any]] = []
-    if way is not None:
-        shares = way.shares(model, data_of(recipe).example, keep)
-        if shares:
-            table = {"name": "per_layer", "table": shares}
-            steps.append({**channel, "label": "auto_allocate", "budget": table})
-    # what the allocation's grid leaves over goes evenly, so that the budget is met to the unit
-    steps.append({**channel, "label": "auto_prune", "budget": {"name": "macs", "keep": keep}})
-    return [*steps, {"kind": "shrink", "label": "auto_shrink"}, retrain]
-
-
-def _further(kept: list[dict[str, Any]], keep: float, training: dict[str, Any]) -> list[dict[str, Any]]:
-    """The steps that led here, and those that cut on. Channels leave once, at the end: until then they are masked."""
-    number = sum(step["kind"] == "retrain" for step in kept) + 1
-    cut = {"kind": "prune", "criterion": "l2", "granularity": "channel"}
+def _smaller(keep: float, retrain: RecipeStep, bits: int) -> list[RecipeStep]:
+    """The steps of an attempt at few bytes: prune single weights, retrain, share, pack."""
+    budget = {"name": "params", "keep": keep, "spread": "overall"}
     return [
-        *(step for step in kept if step["kind"] != "shrink"),
-        {**cut, "label": f"auto_prune_{number}", "budget": {"name": "macs", "keep": keep}},
-        {"kind": "shrink", "label": "auto_shrink"},
-        {"kind": "retrain", "label": f"auto_retrain_{number}", **training},
+        {"kind": "prune", "label": "auto_prune", "budget": budget},
+        {"kind": "retrain", "label": "auto_retrain", **retrain},
+        {"kind": "share", "label": "auto_share", "bits": bits},
+        {"kind": "pack", "label": "auto_pack", "file": "auto.sct"},
     ]
 
 
-def _tried(
-    base: dict[str, Any],
-    led: Callable[[], list[dict[str, Any]]],
-    store: Store,
-    keep: float,
-    what: str,
-    limit: float,
-    progress: Progress | None,
-) -> tuple[SpeedAttempt, list[dict[str, Any]]]:
-    """One attempt by the steps that lead to it, and the sentence that says why it is kept or dropped."""
-    try:
-        steps = led()
-        whole = {**base, "step": [*base["step"], *steps, _measure(_TRIED, "validation")]}
-        ran = run(Recipe.of(whole), store, progress=progress)
-    except (BudgetNotMetError, CollapseError, NothingToDoError) as error:
-        return SpeedAttempt(keep, None, False, f"{what}: cannot be had ({error})"), []
-    accuracy = _accuracy(ran, _TRIED)
-    holds = accuracy >= limit
-    verdict = "holds, so less is tried" if holds else f"is {limit - accuracy:.4f} short, so not this"
-    return SpeedAttempt(keep, accuracy, holds, f"{what}: {accuracy:.4f} {verdict}"), steps
+def _faster(keep: float, retrain: RecipeStep, shares: Mapping[str, float]) -> list[RecipeStep]:
+    """The steps of an attempt at few multiply-accumulates; `shares` are sparsities by group, empty for all alike."""
+    channel: RecipeStep = {"kind": "prune", "criterion": "l2", "granularity": "channel"}
+    steps: list[RecipeStep] = []
+    if shares:
+        table = {"name": "per_layer", "table": dict(shares)}
+        steps.append({**channel, "label": "auto_allocate", "budget": table})
+    # The allocation is a little above the budget; a second cut, all layers alike, meets it exactly.
+    steps.append({**channel, "label": "auto_prune", "budget": {"name": "macs", "keep": keep}})
+    shrink: RecipeStep = {"kind": "shrink", "label": "auto_shrink"}
+    return [*steps, shrink, {"kind": "retrain", "label": "auto_retrain", **retrain}]
+
+
+def _cut_further(steps: Sequence[RecipeStep], keep: float, retrain: RecipeStep) -> list[RecipeStep]:
+    """The steps that led to a model, then those that cut it further; only the last of them shrinks."""
+    number = sum(step["kind"] == "retrain" for step in steps) + 1
+    channel: RecipeStep = {"kind": "prune", "criterion": "l2", "granularity": "channel"}
+    return [
+        *(step for step in steps if step["kind"] != "shrink"),
+        {**channel, "label": f"auto_prune_{number}", "budget": {"name": "macs", "keep": keep}},
+        {"kind": "shrink", "label": "auto_shrink"},
+        {"kind": "retrain", "label": f"auto_retrain_{number}", **retrain},
+    ]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
+from secateur.core.pareto import pareto_front
 from secateur.report.figure import Figure, FigureTable
 from secateur.report.reading import (
     LOWER,
@@ -41,13 +42,11 @@ def front(points: Sequence[tuple[float, float]], lower_is_better: bool = False) 
     [0]
     """
     sign = -1 if lower_is_better else 1
-    best = float("-inf")
-    chosen = []
-    for index in sorted(range(len(points)), key=lambda i: (points[i][0], -sign * points[i][1])):
-        if sign * points[index][1] > best:
-            best = sign * points[index][1]
-            chosen.append(index)
-    return chosen
+    best = pareto_front([(-cost, sign * quality) for cost, quality in points])
+    firsts: dict[tuple[float, float], int] = {}
+    for at in best:
+        firsts.setdefault(points[at], at)  # of equal points the first
+    return [at for _, at in sorted(firsts.items())]
 
 
 def _cost(row: VariantRow, names: Sequence[str]) -> float | None:

@@ -1,0 +1,304 @@
+"""What `auto` and `smallest` have in common: the dense baseline, the loop over attempts, the result.
+
+Both searches work on a recipe. The recipe trains the dense model; `measure_baseline` runs it and measures it on the
+validation images. A strategy then proposes settings, one after the other, and is told what each attempt gave
+(`pursue`). An attempt holds when its accuracy is at least that of the dense model minus `lost`. The best attempt that
+holds is run once more with a last measurement on the test images, which no decision looks at.
+
+Every step goes through the recipe engine, so what is in the run store is not computed again: a search that was stopped
+goes on where it stood.
+
+>>> next_share(holds=1.0, fails=0.0), round(next_share(holds=0.5, fails=0.25), 4), next_share(holds=0.0, fails=0.2)
+(0.5, 0.3536, 0.4)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from torch import nn
+
+from secateur.core.measurement import Measurement, Measurements
+from secateur.errors import BudgetNotMetError, CollapseError, NothingToDoError, OptionError
+from secateur.lab.display.progress import Progress
+from secateur.lab.engine import Ran, final_state, run
+from secateur.lab.plan import data_of
+from secateur.lab.recipe import Recipe
+from secateur.lab.store import Store
+
+__all__ = [
+    "Attempt",
+    "Baseline",
+    "RecipeStep",
+    "SearchResult",
+    "accuracy_of",
+    "best_of",
+    "check_limits",
+    "measure_baseline",
+    "measure_step",
+    "next_share",
+    "pursue",
+]
+
+RecipeStep = dict[str, object]
+"""One step of a recipe as plain data: `{"kind": "prune", "label": ..., ...}`."""
+
+_MOST = 0.9  # the largest share of weights worth trying
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One attempt of a search.
+
+    Attributes:
+        accuracy: Accuracy on the validation images; None where a step failed.
+        holds: Whether the accuracy is within the limit.
+        why: The sentence that says what was tried and why it was kept or dropped.
+    """
+
+    accuracy: float | None
+    holds: bool
+    why: str = field(default="", compare=False)
+
+
+AttemptT = TypeVar("AttemptT", bound=Attempt)
+ProposalT = TypeVar("ProposalT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult(Generic[AttemptT]):
+    """What a search found.
+
+    Attributes:
+        dense: The dense model's accuracy on the validation images.
+        limit: The least accuracy an attempt must reach to hold.
+        attempts: Every attempt, in the order it was made.
+        best: The best attempt that holds.
+        ran: The run of the best attempt, with the measurements on the test images.
+    """
+
+    dense: float
+    limit: float
+    attempts: tuple[AttemptT, ...]
+    best: AttemptT
+    ran: Ran
+
+    @property
+    def final(self) -> Measurements:
+        """The dense model and the result, measured on the test images."""
+        raise NotImplementedError
+
+    def _lines(self, summary: Iterable[str], *, dense: float, result: float) -> str:
+        """The result as text: every attempt, the strategy's own lines, and a warning where the test images disagree."""
+        lines = [f"dense {self.dense:.4f} on the validation images; at least {self.limit:.4f} must hold"]
+        lines += [f"  {one.why}" for one in self.attempts]
+        lines += summary
+        lost, allowed = dense - result, self.dense - self.limit
+        if lost > allowed + 1e-12:
+            lines.append(
+                f"on the test images, which no decision looked at, it loses {lost:.4f} instead of at most {allowed:g}: "
+                "hold out more validation images, ask for less loss, or train longer"
+            )
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The dense model of a recipe, trained and measured: what every attempt is compared with.
+
+    Attributes:
+        verb: The verb that searches, for errors and messages.
+        recipe: The recipe as it was given.
+        table: The recipe as plain data, with the steps that measure the dense model.
+        store: Where outcomes are kept.
+        ran: The run that trained and measured the dense model.
+        accuracy: The dense model's accuracy on the validation images.
+        limit: The least accuracy that holds.
+        progress: Where progress is shown, or None.
+    """
+
+    verb: str
+    recipe: Recipe
+    table: dict[str, object]
+    store: Store
+    ran: Ran
+    accuracy: float
+    limit: float
+    progress: Progress | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """The dense model."""
+        return final_state(self.ran.plan.trials[0], self.store).model
+
+    def run(self, steps: Sequence[RecipeStep]) -> Ran:
+        """Run the recipe with more steps after its own; what the store holds is not computed again."""
+        return _run(self.table, steps, self.store, self.progress)
+
+    def attempt(self, steps: Callable[[], Sequence[RecipeStep]]) -> Measurements | str:
+        """Run the steps of an attempt; the measurements, or why there are none.
+
+        Args:
+            steps: Makes the steps. It may fail in the ways a cut can fail, as the steps may.
+
+        Returns:
+            What the run measured, or the text of the error where the cut is not possible.
+        """
+        try:
+            return self.run(steps()).measurements
+        except (BudgetNotMetError, CollapseError, NothingToDoError) as error:
+            return str(error)
+
+    def holds(self, accuracy: float) -> bool:
+        """Whether an accuracy is within the limit."""
+        return accuracy >= self.limit
+
+
+def check_limits(lost: float, attempts: int) -> None:
+    """Check the two options that both searches take.
+
+    Raises:
+        OptionError: `lost` is not a share, or there is no attempt to make.
+    """
+    if not 0.0 <= lost < 1.0:
+        raise OptionError(
+            f"lost is a share of the accuracy: expected 0 <= lost < 1, got {lost!r}; for 1 % write 0.01"
+        )
+    if attempts < 1:
+        raise OptionError(f"attempts: expected at least 1, got {attempts}")
+
+
+def measure_baseline(
+    verb: str,
+    recipe: Recipe,
+    store: Store,
+    measures: Sequence[RecipeStep],
+    lost: float,
+    progress: Progress | None = None,
+) -> Baseline:
+    """Run the recipe, measure its dense model, and derive the limit.
+
+    Args:
+        verb: The verb that searches.
+        recipe: How the dense model is made; its grid is left out.
+        store: Where outcomes are kept.
+        measures: Steps that measure the dense model; the first measures it on the validation images.
+        lost: How much accuracy may be lost.
+        progress: Where progress is shown.
+
+    Returns:
+        The baseline.
+    """
+    table: dict[str, object] = {**recipe.plain(), "grid": {}}
+    table["step"] = [*recipe.plain()["step"], *measures]
+    ran = _run(table, (), store, progress)
+    accuracy = accuracy_of(ran.measurements, str(measures[0]["label"]), verb)
+    return Baseline(verb, recipe, table, store, ran, accuracy, accuracy - lost, progress)
+
+
+def describe_baseline(baseline: Baseline) -> str:
+    """The baseline in a sentence: the dense accuracy, on how many images, and the limit that follows."""
+    images = len(data_of(baseline.recipe).validation)
+    return f"dense: {baseline.accuracy:.4f} on {images:,} validation images, so at least {baseline.limit:.4f}"
+
+
+def pursue(
+    proposals: Generator[ProposalT, AttemptT, None],
+    attempt: Callable[[ProposalT], AttemptT],
+    on_message: Callable[[str], None],
+    most: int | None = None,
+) -> list[AttemptT]:
+    """Make the attempts that a strategy proposes, one after the other.
+
+    Args:
+        proposals: The strategy: yields what to try next and is sent what that gave.
+        attempt: Makes one attempt.
+        on_message: Called with the sentence of every attempt.
+        most: The most attempts to make; None leaves it to the strategy.
+
+    Returns:
+        The attempts, in order.
+    """
+    done: list[AttemptT] = []
+    proposal = next(proposals, None)
+    while proposal is not None and (most is None or len(done) < most):
+        done.append(attempt(proposal))
+        on_message(done[-1].why)
+        try:
+            proposal = proposals.send(done[-1])
+        except StopIteration:
+            proposal = None
+    return done
+
+
+def best_of(
+    attempts: Sequence[AttemptT], cost: Callable[[AttemptT], float], baseline: Baseline, advice: str
+) -> AttemptT:
+    """Pick the attempt of least cost among those that hold.
+
+    Args:
+        attempts: All attempts.
+        cost: What an attempt costs; the first of equals wins.
+        baseline: What the attempts were compared with.
+        advice: What to do when none holds, for the error.
+
+    Returns:
+        The best attempt.
+
+    Raises:
+        BudgetNotMetError: No attempt holds.
+    """
+    holding = [one for one in attempts if one.holds]
+    if holding:
+        return min(holding, key=cost)
+    near = max((one.accuracy for one in attempts if one.accuracy is not None), default=float("nan"))
+    raise BudgetNotMetError(
+        f"{baseline.verb}: none of {len(attempts)} attempts held {baseline.limit:.4f} (dense {baseline.accuracy:.4f}, "
+        f"at most {baseline.accuracy - baseline.limit:.4g} lost); the nearest came to {near:.4f}. {advice}"
+    )
+
+
+def next_share(holds: float, fails: float) -> float:
+    """Choose the share to try next.
+
+    Args:
+        holds: The smallest share that held; 0.0 while none has.
+        fails: The largest share that failed; 0.0 while none has.
+
+    Returns:
+        Half of what held, double what failed, or, with both known, their geometric mean.
+    """
+    if holds and fails:
+        return float((holds * fails) ** 0.5)
+    return holds / 2 if holds else min(_MOST, fails * 2)
+
+
+def measure_step(label: str, split: str, *what: str) -> RecipeStep:
+    """A step that measures the model on a split of the data.
+
+    >>> measure_step("dense", "validation", "params")
+    {'kind': 'measure', 'label': 'dense', 'what': ['accuracy', 'params'], 'split': 'validation'}
+    """
+    return {"kind": "measure", "label": label, "what": ["accuracy", *what], "split": split}
+
+
+def accuracy_of(measured: Iterable[Measurement], label: str, verb: str) -> float:
+    """The accuracy that the step of this label measured.
+
+    Raises:
+        OptionError: It measured none, as where the data is not for classifiers.
+    """
+    rows = [m for m in measured if m.name == "accuracy" and m.context.get("variant") == label]
+    if not rows:
+        raise OptionError(f"{verb}: the recipe's data has no accuracy to hold; it works with classifiers")
+    return float(rows[-1].value)
+
+
+def _run(
+    table: dict[str, object], steps: Sequence[RecipeStep], store: Store, progress: Progress | None
+) -> Ran:
+    own = table["step"]
+    assert isinstance(own, list)
+    return run(Recipe.of({**table, "step": [*own, *steps]}), store, progress=progress)

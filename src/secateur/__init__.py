@@ -37,6 +37,7 @@ _NAMES = {
     "Exponential": "secateur.core.schedule",
     "check_connected": "secateur.pruning.connectivity",
     "compensate": "secateur.compensation.compensate",
+    "LeastSquares": "secateur.compensation.solver",
     "Tuning": "secateur.compensation.tuning",
     "hold": "secateur.pruning.hold",
     "shrink": "secateur.structure.shrink",

@@ -15,6 +15,7 @@ import secateur as sc
 from secateur.compensation.calls import Call, Names
 from secateur.compensation.least_squares import conjugate_gradients, solve
 from secateur.compensation.progress import Advance
+from secateur.compensation.solver import LeastSquares
 from secateur.compensation.walking import Walk
 from secateur.errors import (
     DataError,
@@ -72,7 +73,7 @@ def test_one_weight_takes_over_for_another() -> None:
     model[0].weight.data = torch.tensor([[1.0, 3.0]])
     a = torch.tensor([1.0, -2.0, 0.5])
     masks = sc.Masks({"0.weight": torch.tensor([[True, False]])})
-    result = sc.compensate(model, masks, [torch.stack([a, 2 * a], 1)], damping=0.0)
+    result = sc.compensate(model, masks, [torch.stack([a, 2 * a], 1)], solver=LeastSquares(damping=0.0))
     torch.testing.assert_close(result.model[0].weight, nn.Parameter(torch.tensor([[7.0, 0.0]])))
     assert result.layers[0].after < 1e-6
     assert model[0].weight.tolist() == [[1.0, 3.0]]
@@ -84,7 +85,7 @@ def test_the_bias_makes_up_for_a_constant_input() -> None:
     model.weight.data, model.bias.data = torch.tensor([[4.0, 2.0]]), torch.tensor([1.0])
     inputs = torch.stack([torch.tensor([0.0, 1.0, 2.0, 5.0]), torch.full((4,), 5.0)], 1)
     masks = sc.Masks({"weight": torch.tensor([[True, False]])})
-    found = sc.compensate(model, masks, [inputs], damping=0.0).model
+    found = sc.compensate(model, masks, [inputs], solver=LeastSquares(damping=0.0)).model
     torch.testing.assert_close(found.bias.data, torch.tensor([11.0]))
     torch.testing.assert_close(found.weight.data, torch.tensor([[4.0, 0.0]]))
 
@@ -96,7 +97,7 @@ def test_batch_norm_takes_up_the_mean() -> None:
     model[1].running_mean.fill_(7.0)
     x = torch.stack([torch.randn(4, 3, 3), torch.full((4, 3, 3), 3.0)], 1)
     masks = sc.Masks({"0.weight": torch.tensor([True, False]).reshape(1, 2, 1, 1)})
-    found = sc.compensate(model, masks, [x], damping=0.0).model
+    found = sc.compensate(model, masks, [x], solver=LeastSquares(damping=0.0)).model
     torch.testing.assert_close(found[1].running_mean, torch.tensor([1.0]))
     torch.testing.assert_close(found(x), model(x))
 
@@ -162,6 +163,23 @@ def error(model: nn.Module, other: nn.Module, data: list[torch.Tensor]) -> float
         return sum(float((model(x) - other(x)).square().mean()) for x in data)
 
 
+def test_a_better_support_of_the_same_size_is_found() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 8)).eval()
+    data = [torch.randn(512, 6) @ torch.randn(6, 24)]
+    masks = sc.prune(model, budget=0.75)
+    given = sc.compensate(model, masks, data)
+    chosen = sc.compensate(model, masks, data, solver=LeastSquares(reselect=True))
+    assert given.masks is masks
+    assert [row.kept for row in chosen.masks.summary()] == [row.kept for row in masks.summary()]
+    assert all(a.after <= b.after for a, b in zip(chosen.layers[:1], given.layers[:1], strict=True))
+    assert error(model, chosen.model, data) < 0.8 * error(model, given.model, data)
+    for name, mask in chosen.masks.items():
+        assert not bool(chosen.model.get_parameter(name)[~mask].any())
+    whole = sc.prune(model, granularity="filter", budget=0.5, only=["0"])
+    assert sc.compensate(model, whole, data, solver=LeastSquares(reselect=True)).masks == whole
+
+
 def test_layers_before_the_first_mask_keep_their_bits_and_the_rest_follows() -> None:
     torch.manual_seed(0)
     model = Residual().eval()
@@ -185,7 +203,7 @@ def test_consumers_make_up_for_channels_and_shrink_then_cuts_them() -> None:
     masks = sc.prune(
         model, granularity="channel", budget=0.5, example=example, only=["blocks.0.0", "blocks.1.0"]
     )
-    result = sc.compensate(model, masks, images(), damping=1e-4)
+    result = sc.compensate(model, masks, images(), solver=LeastSquares(damping=1e-4))
     assert error(model, result.model, images()) < 0.8 * error(model, masks.apply(model), images())
     small = sc.shrink(result.model, masks, example)
     assert small.proof.holds
@@ -246,7 +264,9 @@ def test_padding_is_left_out() -> None:
     padded = torch.cat([real, 100 * torch.randn(2, 5, 3)], 1)
     attention = torch.cat([torch.ones(2, 4), torch.zeros(2, 5)], 1).long()
     masks = sc.Masks({"one.weight": torch.tensor([[False, True, True]] * 2)})
-    result = sc.compensate(model, masks, [{"states": padded, "attention_mask": attention}], damping=0.0)
+    result = sc.compensate(
+        model, masks, [{"states": padded, "attention_mask": attention}], solver=LeastSquares(damping=0.0)
+    )
     assert result.layers[0].rows == 8
     w = model.one.weight
     torch.testing.assert_close(result.model.one.weight[:, 2], w[:, 0] + w[:, 2])
@@ -398,7 +418,7 @@ def test_what_is_refused_names_the_cause() -> None:
     with pytest.raises(MaskMismatchError, match=r"dense: expected 'stem\.weight'"):
         sc.compensate(model, masks, images(), dense=nn.Linear(2, 2))
     with pytest.raises(OptionError, match="damping"):
-        sc.compensate(model, masks, images(), damping=-1.0)
+        LeastSquares(damping=-1.0)
     for wrong in ({"passes": 0}, {"lr": 0.0}, {"blocks": -1.0}, {"precision": "fp8"}):
         with pytest.raises(OptionError, match="Tuning"):
             sc.Tuning(**wrong)

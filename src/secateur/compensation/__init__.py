@@ -12,9 +12,11 @@ pipeline, only some hundred inputs. How it works, from the front door inwards:
    depthwise, transposed.
 4. `moments.Moments` adds up the second moments of the layer's inputs (those of the *compressed* model, as they now are)
    and of the *dense* model's outputs: X^T X and X^T Y, all that least squares needs.
-5. `least_squares.solve` finds the weights on the support that each output has left.
+5. `solver.LeastSquares`, with `least_squares.solve`, finds the weights on the support that each output has left.
 6. `fitting.fit` is the loop over layers that joins 2 to 5; biases and running means of batch norm follow each layer.
 7. `tuning.tune`, the optional second stage, takes gradient steps on the outputs of blocks and of the whole model.
+
+`support` judges which weights should stay, from the same moments; the criteria `wanda` and `obs` ask it.
 
 A layer of two inputs that always agree loses one of its weights, and the other takes over:
 
@@ -25,6 +27,7 @@ A layer of two inputs that always agree loses one of its weights, and the other 
 >>> _ = model[0].weight.data.copy_(torch.tensor([[1.0, 3.0]]))
 >>> inputs = torch.tensor([[1.0, 1.0], [2.0, 2.0], [-1.0, -1.0]])
 >>> masks = sc.Masks({"0.weight": torch.tensor([[False, True]])})
->>> [round(w, 4) for w in sc.compensate(model, masks, [inputs], damping=0.0).model[0].weight[0].tolist()]
+>>> result = sc.compensate(model, masks, [inputs], solver=sc.LeastSquares(damping=0.0))
+>>> [round(w, 4) for w in result.model[0].weight[0].tolist()]
 [0.0, 4.0]
 """

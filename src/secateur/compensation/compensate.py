@@ -21,30 +21,30 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
 
 from secateur.compensation.batches import read_all
-from secateur.compensation.fitting import FittedLayer, LayerProblem, Setting, fit
-from secateur.compensation.least_squares import solve
+from secateur.compensation.fitting import FittedLayer, Setting, fit
 from secateur.compensation.progress import Advance, Progress
+from secateur.compensation.solver import LeastSquares
 from secateur.compensation.tuning import Tuning, tune
 from secateur.core.masks import Masks
 from secateur.core.targets import Pattern, matches, patterns_of, select
 from secateur.errors import MaskMismatchError, NothingToDoError, OptionError, PatternError, near
 from secateur.execution.undisturbed import undisturbed
 
-__all__ = ["Advance", "Compensated", "FittedLayer", "Tuning", "compensate"]
+__all__ = ["Advance", "Compensated", "FittedLayer", "LeastSquares", "Tuning", "compensate"]
 
 
 @dataclass(frozen=True, eq=False)
 class Compensated:
     """What `compensate` gives back.
 
-    `model` is a copy with the new weights, `masks` the masks it was given, `layers` says of every layer that was solved
-    anew how far it was off before and after, `notes` what else should be known.
+    `model` is a copy with the new weights, `masks` its masks (those given, unless the solver chose anew), `layers` says
+    of every layer that was solved how far it was off before and after, `notes` what else should be known.
     """
 
     model: nn.Module
@@ -76,7 +76,7 @@ def compensate(
     *,
     dense: nn.Module | None = None,
     skip: Pattern | Sequence[Pattern] | None = None,
-    damping: float = 0.01,
+    solver: LeastSquares | None = None,
     tune: Tuning | int | None = None,
     progress: Progress | None = None,
 ) -> Compensated:
@@ -95,7 +95,7 @@ def compensate(
             dicts of keywords, whose `attention_mask` leaves padding out.
         dense: the model to answer like; by default `model` itself, as it is before the masks.
         skip: layers that keep their weights, by name, glob or class.
-        damping: how strongly weights are drawn to those at hand, as a share of the mean square of a layer's inputs.
+        solver: how a layer is solved; by default `LeastSquares()`, on the support that the masks give.
         tune: the second stage: a `Tuning`, or a number of passes over the data; None leaves it out.
         progress: called with an `Advance` after every layer and every pass.
 
@@ -110,8 +110,6 @@ def compensate(
     """
     masks = masks if isinstance(masks, Masks) else Masks(masks)
     options = _tuning(tune)
-    if isinstance(damping, bool) or not 0 <= damping < float("inf"):
-        raise OptionError(f"damping: expected a number of at least 0, got {damping!r}")
     masks.check(model)
     reference = _reference(model, dense)
     if dense is None and all(bool(mask.all()) for mask in masks.values()):
@@ -129,7 +127,7 @@ def compensate(
         student.eval()
         with torch.no_grad():
             setting = Setting(reference, student, batches, held, frozen, device)
-            layers = fit(setting, LeastSquares(damping), progress)
+            layers = fit(setting, solver or LeastSquares(), progress)
         if options is not None:
             notes.append(_tuned(reference, student, data, batches, held, options, progress))
     fitted = {layer.name for layer in layers}
@@ -138,32 +136,8 @@ def compensate(
         notes.append(f"never called as a layer, so masked only: {', '.join(missed)}")
     for module, training in zip(student.modules(), modes, strict=True):
         module.training = training
+    masks = masks if solver is None or not solver.reselect else Masks({**masks, **held})
     return Compensated(student, masks, tuple(layers), tuple(notes))
-
-
-@dataclass(frozen=True)
-class LeastSquares:
-    """The solver: damped least squares on each output's own support."""
-
-    damping: float = 0.01
-    always: ClassVar[bool] = False
-
-    def __call__(self, layer: LayerProblem) -> tuple[torch.Tensor | None, str]:
-        """The weights of least error; an output whose error would grow keeps those at hand."""
-        problem, start, keep = layer.problem, layer.matrix, layer.keep
-        parts = []
-        for group in range(start.shape[0]):
-            hessian = problem.hessian[group]
-            ridge = self.damping * float(hessian.diagonal().mean())
-            parts.append(solve(hessian, problem.cross[group], start[group], keep[group], ridge))
-        new = torch.stack(parts).to(layer.weight.dtype)
-        worse = ~(problem.error(new) <= problem.error(start))
-        new = torch.where(worse[:, None, :], start, new)
-        most = int(keep.sum(1).max())
-        note = (
-            "" if layer.rows > most else f"{layer.rows:,} rows for up to {most:,} weights an output: damped"
-        )
-        return layer.geometry.weight(new, layer.weight.shape), note
 
 
 def _tuning(value: Tuning | int | None) -> Tuning | None:

@@ -9,7 +9,7 @@ before it. What is in memory: the moments of one layer, and of every batch what 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
@@ -25,7 +25,7 @@ from secateur.compensation.walking import Walk
 from secateur.errors import NonFiniteError
 from secateur.execution.gradients import Batch
 
-__all__ = ["FittedLayer", "LayerProblem", "Setting", "Solver", "fit", "observed"]
+__all__ = ["FittedLayer", "LayerProblem", "Observed", "Setting", "Solution", "Solver", "fit", "observed"]
 
 ROWS_PER_FEATURE = 100
 """Rows of inputs that are used for each unknown of an output, where there are as many."""
@@ -51,12 +51,13 @@ class FittedLayer:
 
 @dataclass(frozen=True, eq=False)
 class LayerProblem:
-    """One layer's least squares: the normal equations, its weight as it stands, and which of it stays."""
+    """One layer's least squares: the normal equations, its weight as it stands and in the dense model, and its mask."""
 
     name: str
     geometry: Geometry
     problem: Problem
     weight: torch.Tensor
+    dense: torch.Tensor
     mask: torch.Tensor
     rows: int
 
@@ -77,9 +78,18 @@ class Solver(Protocol):
     always: ClassVar[bool]
     """Whether layers are asked for that have no mask and whose inputs are the dense model's."""
 
-    def __call__(self, layer: LayerProblem) -> tuple[torch.Tensor | None, str]:
-        """The new weight, or None to leave the layer alone, and a note for the report."""
+    def __call__(self, layer: LayerProblem) -> Solution:
+        """The layer's new weight."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """A layer's new weight, its new mask where that changed, and a note for the report."""
+
+    weight: torch.Tensor
+    mask: torch.Tensor | None = None
+    note: str = ""
 
 
 @dataclass
@@ -89,12 +99,24 @@ class Setting:
     dense: nn.Module
     student: nn.Module
     batches: Sequence[Batch]
-    masks: Mapping[str, torch.Tensor]
+    masks: dict[str, torch.Tensor]
     frozen: frozenset[str]
     """Names of weights that are left as they are."""
     device: torch.device
     seed: int = 0
     notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """A layer as the dense model runs it: a call of it, its moments, and whether it has an intercept.
+
+    A bias is one, and so is the running mean of a batch norm right behind the layer.
+    """
+
+    call: Call
+    moments: Moments
+    intercept: bool
 
 
 def fit(setting: Setting, solver: Solver, progress: Progress | None = None) -> list[FittedLayer]:
@@ -164,30 +186,37 @@ def _pooled(setting: Setting, repeated: frozenset[str]) -> dict[str, Moments]:
     return found
 
 
-def observed(setting: Setting) -> Iterator[tuple[Call, Moments]]:
-    """The moments of every layer of the dense model with its own outputs as targets, layer after layer."""
+def observed(setting: Setting) -> Iterator[Observed]:
+    """Every layer of the dense model with the moments of its inputs and of its own outputs, layer after layer."""
     order, repeated = _order(setting)
     pooled = _pooled(setting, repeated - setting.frozen)
     done: set[str] = set()
     with ExitStack() as stack:
         walks = [_walk(stack, setting.dense, batch) for batch in setting.batches]
         for name in order:
-            moments, first = pooled.get(name), None
+            moments, first, followed = pooled.get(name), None, True
             for index, walk in enumerate(walks):
                 call = walk.call
                 if call is None or call.name != name:
                     continue
+                outputs = walk.run()
                 if isinstance(call, Call) and name not in setting.frozen:
                     first = first or call
                     if name not in pooled:
-                        moments = _added(setting, call, walk.run(), index, moments)
+                        moments = _added(setting, call, outputs, index, moments)
                 walk.advance()
+                followed = followed and _norm_follows(walk, outputs)
             done.add(name)
             for walk in walks:
                 while walk.call is not None and walk.call.name in done:
                     walk.advance()
             if first is not None and moments is not None:
-                yield first, moments
+                yield Observed(first, moments, followed or first.bias is not None)
+
+
+def _norm_follows(walk: Walk, outputs: torch.Tensor) -> bool:
+    """Whether the pass now stands before a batch norm of just these outputs."""
+    return isinstance(walk.call, NormCall) and walk.call.inputs is outputs
 
 
 def _added(
@@ -293,8 +322,7 @@ class _Layer:
                 moments.add(x, y)
             if paired:
                 self.dense[index].advance()
-                after = self.dense[index].call
-                followed = followed and isinstance(after, NormCall) and after.inputs is outputs
+                followed = followed and _norm_follows(self.dense[index], outputs)
             else:
                 followed = False
         self.moments = moments
@@ -312,17 +340,20 @@ class _Layer:
             goal = problem.hessian @ geometry.matrix(reference).to(problem.hessian.dtype)
             energy = (geometry.matrix(reference).to(goal.dtype) * goal).sum(1)
             problem = Problem(problem.hessian, goal, energy, problem.mean_in, problem.mean_out, False)
-        layer = LayerProblem(self.name, geometry, problem, weight.detach(), mask, self.moments.rows)
-        new, note = solver(layer)
+        layer = LayerProblem(
+            self.name, geometry, problem, weight.detach(), reference, mask, self.moments.rows
+        )
+        found = solver(layer)
+        new, note = found.weight.to(weight.dtype), found.note
+        if found.mask is not None:
+            mask = self.setting.masks[self.name] = found.mask
         whole = float(problem.energy.sum()) or 1.0
         before = float(problem.error(layer.matrix).sum()) / whole
-        after = before
-        if new is not None:
-            after = float(problem.error(geometry.matrix(new.to(weight.dtype))).sum()) / whole
-            with torch.no_grad():
-                weight.copy_(new)
-        if intercept and call.bias is not None and (new is not None or self.changed):
-            self._shift(call.bias, problem, geometry.matrix(weight.detach()))
+        after = float(problem.error(geometry.matrix(new)).sum()) / whole
+        with torch.no_grad():
+            weight.copy_(new)
+        if intercept and call.bias is not None:
+            self._shift(call.bias, problem, geometry.matrix(new))
         kept = int(mask.sum())
         if self.unlike:
             note = "; ".join(

@@ -1,0 +1,94 @@
+"""`LeastSquares`: how `compensate` solves a layer, on the masks' support or on one of the same size that suits better.
+
+>>> LeastSquares(damping=0.001).reselect
+False
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+
+from secateur.compensation.fitting import LayerProblem, Solution
+from secateur.compensation.least_squares import solve
+from secateur.compensation.support import alternating_support, largest
+from secateur.errors import OptionError
+
+__all__ = ["LeastSquares"]
+
+
+@dataclass(frozen=True)
+class LeastSquares:
+    """Damped least squares on each output's own support.
+
+    Args:
+        damping: how strongly weights are drawn to those at hand, as a share of the mean square of a layer's inputs.
+        reselect: choose anew which of a layer's weights stay, as many as its mask keeps, by alternating direction on
+            the inputs it now has, where that lowers the error. For masks of single weights: the patterns of kernels,
+            blocks and n:m are not kept; a mask of whole outputs or inputs is.
+
+    Raises:
+        OptionError: for a damping below 0.
+    """
+
+    damping: float = 0.01
+    reselect: bool = False
+    always: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.damping, bool) or not 0 <= self.damping < math.inf:
+            raise OptionError(
+                f"damping of LeastSquares: expected a number of at least 0, got {self.damping!r}"
+            )
+
+    def __call__(self, layer: LayerProblem) -> Solution:
+        """The weights of least error; an output whose error would grow keeps those at hand."""
+        keep, mask = layer.keep, None
+        new = self._solved(layer, layer.matrix, keep)
+        if self.reselect and not _of_lines(keep):
+            other = self._chosen(layer, keep)
+            better = self._solved(layer, layer.geometry.matrix(layer.dense) * other, other)
+            if float(layer.problem.error(better).sum()) < float(layer.problem.error(new).sum()):
+                new, keep = better, other
+                mask = layer.geometry.weight(keep, layer.weight.shape)
+        most = int(keep.sum(1).max())
+        note = (
+            "" if layer.rows > most else f"{layer.rows:,} rows for up to {most:,} weights an output: damped"
+        )
+        return Solution(layer.geometry.weight(new, layer.weight.shape), mask, note)
+
+    def _solved(self, layer: LayerProblem, start: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        """The solution on a support, or `start` for the outputs that are no better by it."""
+        problem, parts = layer.problem, []
+        for group in range(start.shape[0]):
+            hessian = problem.hessian[group]
+            ridge = self.damping * float(hessian.diagonal().mean())
+            parts.append(solve(hessian, problem.cross[group], start[group], keep[group], ridge))
+        new = torch.stack(parts).to(layer.weight.dtype)
+        no_better = ~(problem.error(new) <= problem.error(start))
+        return torch.where(no_better[:, None, :], start, new)
+
+    def _chosen(self, layer: LayerProblem, keep: torch.Tensor) -> torch.Tensor:
+        """A support of the same size in every group."""
+        problem = layer.problem
+        dense = layer.geometry.matrix(layer.dense).to(problem.hessian.dtype)
+        parts = [
+            alternating_support(
+                problem.hessian[group],
+                problem.cross[group],
+                dense[group],
+                partial(largest, count=int(keep[group].sum())),
+                max(self.damping, 1e-4),
+            )
+            for group in range(keep.shape[0])
+        ]
+        return torch.stack(parts)
+
+
+def _of_lines(keep: torch.Tensor) -> bool:
+    """Whether a mask removes whole outputs and whole inputs only, or nothing."""
+    return bool((keep == (keep.any(1, keepdim=True) & keep.any(2, keepdim=True))).all())

@@ -1,0 +1,54 @@
+"""What `wanda` and `obs` share: the second moments of every target's inputs, one layer in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from secateur.compensation.batches import read_all
+from secateur.compensation.fitting import Observed, Setting, observed
+from secateur.core.context import Context
+from secateur.core.scores import Scores
+from secateur.core.targets import Target
+from secateur.criteria._weights import weights
+from secateur.errors import DataError, NonFiniteError
+from secateur.execution.undisturbed import undisturbed
+
+__all__ = ["scored"]
+
+Score = Callable[[Observed, torch.Tensor], torch.Tensor]
+
+
+def scored(who: str, model: nn.Module, targets: Sequence[Target], context: Context, score: Score) -> Scores:
+    """A score per weight from a layer's moments and its weight as [groups, features, outputs].
+
+    Raises:
+        DataError: for a target that is never called as a layer on the data.
+        NonFiniteError: for NaN or infinity in what arrives at a layer.
+    """
+    held = weights(model, targets)
+    batches = read_all(who, context.data if context.data is not None else (), model)
+    frozen = frozenset(name for name, _ in model.named_parameters() if name not in held)
+    found: dict[str, torch.Tensor] = {}
+    with undisturbed(model, mode="eval"), torch.no_grad():
+        device = next(model.parameters()).device
+        setting = Setting(model, model, batches, {}, frozen, device, seed=context.seed)
+        for layer in observed(setting):
+            call = layer.call
+            if not layer.moments.finite():
+                raise NonFiniteError(
+                    f"{who}: NaN or infinity arrives at {call.name!r}; look at the data and at the layers before it"
+                )
+            weight = held[call.name]
+            scores = score(layer, call.geometry.matrix(weight).to(layer.moments.wide))
+            kind = torch.float64 if weight.dtype == torch.float64 else torch.float32
+            found[call.name] = call.geometry.weight(scores, weight.shape).to(kind)
+    missing = [name for name in held if name not in found]
+    if missing:
+        raise DataError(
+            f"{who}: {', '.join(missing[:5])}: never called as a linear layer or a convolution on this data, so its "
+            "inputs are unknown; leave it out with skip=[...]"
+        )
+    return Scores({name: found[name] for name in held})

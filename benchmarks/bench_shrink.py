@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "zoo"))
 
 import secateur as sc
 from models import Entry, build
-from secateur.metrics.latency import why
+from secateur.metrics import why
 from secateur.structure.groups import couplings
 from secateur.structure.groups.couplings import analyse
 from secateur.structure.shrink import cut

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from secateur.errors import DataError
-from secateur.metrics import _why
-from secateur.metrics.latency import why
+from secateur.metrics import _why, why
 
 
 class Block(nn.Module):
@@ -52,7 +51,7 @@ def test_a_layer_that_runs_twice_is_timed_twice(monkeypatch):
 @pytest.mark.parametrize(
     ("tiny", "wide", "reason"),
     [
-        (0.9, 1.0, "launch overhead: 0.900 ms on next to nothing"),
+        (0.9, 1.0, "launch overhead: 0.900 ms on a tiny input"),
         (0.1, 0.99, "odd width: 3 to 13 is no faster than 3 to 16; shrink with round_to=8"),
         (0.1, 1.01, "memory-bound: "),
     ],

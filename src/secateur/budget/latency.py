@@ -87,7 +87,7 @@ class Latency(Remaining):
             raise BudgetNotMetError(
                 f"{self}: the fastest of {len(hunt.seen)} shrunk models takes {hunt.least:.4g} {unit} (dense: "
                 f"{start:.4g}) and {limit:.4g} was asked; let more layers be pruned, or ask for "
-                f"{hunt.least * 1.02:.3g}. secateur.metrics.latency.why tells where the time goes"
+                f"{hunt.least * 1.02:.3g}. secateur.metrics.why tells where the time goes"
             )
         return path.at(best)
 

@@ -97,7 +97,8 @@ def _dense_of(
 def _gain(dense: nn.Module, small: nn.Module, example: Any, trials: int) -> dict[str, Any]:
     """How much less a shrunk model computes, how much faster it is, and why that is not as much."""
     from secateur.metrics import measure as take
-    from secateur.metrics.latency import compare, why
+    from secateur.metrics import why
+    from secateur.metrics.latency import compare
 
     counts = [float(take(one, example, what="macs")["macs"].value) for one in (dense, small)]
     fewer = counts[0] / max(1.0, counts[1])
@@ -254,7 +255,7 @@ def shrink(
         print(f"  {note}")
     fewer = float(before["macs"].value) / max(1.0, float(after["macs"].value))
     if times["speedup"].value < _AS_COUNTED * fewer:
-        from secateur.metrics.latency import why
+        from secateur.metrics import why
 
         print(why(net, small.model, example).summary())
     if weights is None:

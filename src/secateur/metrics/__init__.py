@@ -1,8 +1,21 @@
-"""Every number with its definition beside it: `measure` makes the table, each file of this folder one
-measure.
+"""Metrics: what a model is measured by. Every number carries its unit and the sentence that defines it.
 
-A measure is a file with one function of the same name, which takes the model and says by its arguments what
-else it needs; nothing else has to be edited to add one.
+In goes a model (with an example, an evaluate function or masks, as the measure needs); out comes a `Measurements`
+table. `measure` runs all measures that can be run with what is given; each can also be called by itself. The model is
+left as found.
+
+A measure is a file with one function of the same name. The function takes the model and says by its arguments what
+else it needs; nothing else has to be edited to add one. A file with `BY_DEFAULT = False` is measured only when named.
+
+Files, in reading order:
+
+- `params`, `sparsity`, `size`: counts of parameters, of zeros, of bytes.
+- `macs`: multiply-accumulates of a forward pass, dense and of the non-zero weights.
+- `latency`: the time of a forward pass, and `compare` for two models read in turns.
+- `memory`: the most bytes held at once.
+- `accuracy`: top-1, or what a function of the model returns.
+- `architecture`, `filter_sums`, `weight_histogram`, `activation_histogram`: rows that charts are drawn from.
+- `_why`: `why(before, after, example)`, where the time of two models goes, layer by layer.
 
 >>> from torch import nn
 >>> import torch
@@ -16,16 +29,18 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 from torch import nn
 
 from secateur.core.masks import Masks
-from secateur.core.measurement import Measurements
+from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import NothingToDoError, OptionError, UnknownNameError, near
+from secateur.execution.example import Example
+from secateur.metrics._why import LayerTime, Why, why
+from secateur.metrics.accuracy import Evaluate
 from secateur.registry import Registry
 
-__all__ = ["measure", "names"]
+__all__ = ["Evaluate", "LayerTime", "Why", "measure", "names", "why"]
 
 _REGISTRY = Registry(__name__, __path__, "measure")
 
@@ -41,34 +56,72 @@ def names() -> list[str]:
 
 def measure(
     model: nn.Module,
-    example: Any = None,
-    evaluate: Any = None,
+    example: Example = None,
+    evaluate: Evaluate | None = None,
     *,
     masks: Masks | None = None,
     what: str | Iterable[str] | None = None,
-    context: Mapping[str, Any] | None = None,
-    **options: Any,
+    context: Mapping[str, object] | None = None,
+    **options: object,
 ) -> Measurements:
-    """A table of measurements of the model, which is left as found.
+    """Measure a model, which is left as found.
 
-    `example` is what the model is called with: a tensor, a tuple of arguments, or a dict of keywords.
-    `evaluate` is a function of the model that returns a number or a dict of numbers, or an iterable of
-    batches (inputs, targets) for top-1. `masks` are counted as if applied. `what` names the measures wanted;
-    by default all for which enough is given. `options` go to the measures that know them (`bias=True` to the
-    MACs, `trials=25` to the latency). `context` is put on every row, for reports to group by.
+    Args:
+        model: The model.
+        example: What the model is called with: a tensor, a tuple of arguments, or a dict of keywords.
+        evaluate: A function of the model that returns a number or a dict of numbers, or an iterable of batches
+            (inputs, targets) for top-1.
+        masks: Counted as if applied; the model need not be masked.
+        what: The measures wanted; by default all for which enough is given.
+        context: Put on every row, for reports to group by.
+        **options: Go to the measures that know them: `bias=True` to the MACs, `trials=25` to the latency.
+
+    Returns:
+        The table, one row or more for each measure.
+
+    Raises:
+        NothingToDoError: `what` is empty.
+        UnknownNameError: No such measure, or no measure that takes an option.
+        OptionError: A measure that was named needs something that was not given.
     """
-    given = {"example": example, "evaluate": evaluate, "masks": masks}
+    given: dict[str, object] = {"example": example, "evaluate": evaluate, "masks": masks}
     given = {key: value for key, value in given.items() if value is not None}
+    functions = _wanted(what, given)
+    _check_options(functions, options, given)
+    rows: list[Measurement] = []
+    for name, function in functions.items():
+        if lacking := _lacking(function, given):
+            raise OptionError(
+                f"measure {name!r} needs {lacking[0]}=; give it, or leave {name!r} out of what="
+            )
+        accepted = inspect.signature(function).parameters
+        rows += function(model, **{k: v for k, v in {**given, **options}.items() if k in accepted})
+    return Measurements(rows).within(context or {})
+
+
+def _wanted(
+    what: str | Iterable[str] | None, given: Mapping[str, object]
+) -> dict[str, Callable[..., Measurements]]:
+    """The functions of the measures named, or of all that can run with what is given."""
     wanted = names() if what is None else [what] if isinstance(what, str) else list(what)
     if not wanted:
         raise NothingToDoError(f"measure: what= names no measure; {near('', names())}")
     functions = {name: _function(name) for name in wanted}
-    if what is None:
-        functions = {
-            name: function
-            for name, function in functions.items()
-            if not _lacking(function, given) and _by_default(function)
-        }
+    if what is not None:
+        return functions
+    return {
+        name: function
+        for name, function in functions.items()
+        if not _lacking(function, given) and _by_default(function)
+    }
+
+
+def _check_options(
+    functions: Mapping[str, Callable[..., Measurements]],
+    options: Mapping[str, object],
+    given: Mapping[str, object],
+) -> None:
+    """Raise unless some measure takes each option."""
     known = {key for function in functions.values() for key in inspect.signature(function).parameters}
     for key in options:
         if key not in known:
@@ -76,16 +129,6 @@ def measure(
                 f"measure: no option {key!r} of {', '.join(functions)}: "
                 f"{near(key, known - {'model', *given})}"
             )
-    rows: list[Any] = []
-    for name, function in functions.items():
-        lacking = _lacking(function, given)
-        if lacking:
-            raise OptionError(
-                f"measure {name!r} needs {lacking[0]}=; give it, or leave {name!r} out of what="
-            )
-        accepted = inspect.signature(function).parameters
-        rows += function(model, **{k: v for k, v in {**given, **options}.items() if k in accepted})
-    return Measurements(rows).within(context or {})
 
 
 def _function(name: str) -> Callable[..., Measurements]:
@@ -95,11 +138,11 @@ def _function(name: str) -> Callable[..., Measurements]:
 
 
 def _by_default(function: Callable[..., Measurements]) -> bool:
-    """Whether it is measured unasked: a file may say `BY_DEFAULT = False`, as those made for charts do."""
+    """Whether it is measured when no measure is named; files for charts say `BY_DEFAULT = False`."""
     return bool(getattr(importlib.import_module(function.__module__), "BY_DEFAULT", True))
 
 
-def _lacking(function: Callable[..., Measurements], given: Mapping[str, Any]) -> list[str]:
+def _lacking(function: Callable[..., Measurements], given: Mapping[str, object]) -> list[str]:
     """What a measure needs and was not given."""
     return [
         key

@@ -1,11 +1,10 @@
-"""`why`: where the time of two models goes, layer by layer, and why it fell less than the multiply-accumulates did.
+"""`why`: where the time of two models goes, layer by layer, and why it fell less than the multiply-accumulates.
 
-Every layer of both models is run by itself on the very input it gets inside its model; the two versions of a layer
-take turns. A layer whose time fell less than its multiply-accumulates gets the reason that a measurement or a count
-supports:
+Every layer of both models is run alone on the input it gets inside its model; the two versions of a layer take turns.
+A layer whose time fell less than its multiply-accumulates gets the reason that a measurement or a count supports:
 
 - no products: a norm, an activation or pooling; its time follows the bytes it moves.
-- launch overhead: it takes hardly longer than the same layer on next to nothing (measured).
+- launch overhead: it takes hardly longer than the same layer on a tiny input (measured).
 - odd width: the layer at the next multiple of 8 channels is no slower (measured).
 - memory-bound: few multiply-accumulates per byte moved.
 - lower rate: none of these; the smaller shapes reach fewer multiply-accumulates a second.
@@ -27,7 +26,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -36,29 +34,49 @@ from torch.utils import _pytree as pytree
 from secateur.errors import DataError
 from secateur.execution.calling import call, evaluating
 from secateur.execution.devices import device_of, sync
+from secateur.execution.example import Example
+from secateur.metrics.latency import compare
+from secateur.metrics.macs import macs
 
 __all__ = ["LayerTime", "Why", "why"]
 
-_SLOWER = 1.25  # a layer is asked about when its time is above so many times what its products would suggest
-_FEW = 8.0  # multiply-accumulates per byte moved, below which a layer waits for memory
+_SLOWER = 1.25  # a layer needs a reason when its time is above this many times what its products suggest
+_FEW = 8.0  # multiply-accumulates per byte moved below which a layer waits for memory
 _SHORTEST = 2e-4  # seconds a reading lasts at least
 
 
 @dataclass(frozen=True)
 class LayerTime:
-    """One layer in both models: kind, multiply-accumulates, milliseconds, bytes moved, and why it is no faster."""
+    """One layer in both models, before and after.
+
+    Attributes:
+        name: The layer's name.
+        kind: Its class.
+        macs: Multiply-accumulates.
+        ms: Milliseconds of all its runs in one forward pass.
+        moved: Bytes of weights, inputs and outputs.
+        reason: Why its time fell less than its multiply-accumulates; empty where it did not.
+    """
 
     name: str
     kind: str
     macs: tuple[int, int]
     ms: tuple[float, float]
-    moved: tuple[int, int]  # bytes of weights, inputs and outputs
+    moved: tuple[int, int]
     reason: str = ""
 
 
 @dataclass(frozen=True)
 class Why:
-    """The layers in the order they run, and the time of both models as a whole. Prints as a table."""
+    """Where the time of two models goes. Prints as a table.
+
+    Attributes:
+        rows: The layers, in the order they run.
+        macs: Multiply-accumulates of the models.
+        ms: Milliseconds of a forward pass of the models.
+        threads: Threads that were used.
+        device: Where the models ran.
+    """
 
     rows: tuple[LayerTime, ...]
     macs: tuple[int, int]
@@ -68,11 +86,12 @@ class Why:
 
     @property
     def outside(self) -> tuple[float, float]:
-        """Milliseconds of each model that no layer took: operators between the layers, and Python."""
-        return tuple(whole - sum(row.ms[i] for row in self.rows) for i, whole in enumerate(self.ms))  # type: ignore
+        """Milliseconds of each model outside its layers: operators between them, and Python."""
+        before, after = (whole - sum(row.ms[i] for row in self.rows) for i, whole in enumerate(self.ms))
+        return before, after
 
     def summary(self) -> str:
-        """Two sentences: what fell by how much, and which reasons hold most of the time that is left."""
+        """Two sentences: what fell by how much, and which reasons explain most of the remaining time."""
         fewer, faster = self.macs[0] / max(1, self.macs[1]), self.ms[0] / self.ms[1]
         text = f"{fewer:.2f}x fewer multiply-accumulates, {faster:.2f}x as fast on {self.device}."
         held: dict[str, float] = {}
@@ -119,15 +138,25 @@ class Why:
 
 
 def why(
-    before: nn.Module, after: nn.Module, example: Any, *, trials: int = 9, threads: int | None = None
+    before: nn.Module, after: nn.Module, example: Example, *, trials: int = 9, threads: int | None = None
 ) -> Why:
     """Time every layer of two models that name their layers alike, and say why time fell less than the count.
 
-    `trials` readings of each layer, taken in turns; medians are shown. Both models are left as found.
-    """
-    from secateur.metrics.latency import compare
-    from secateur.metrics.macs import macs
+    Both models are left as found.
 
+    Args:
+        before: The larger model.
+        after: The smaller model, such as its shrunk copy.
+        example: What both are called with.
+        trials: Readings of each layer, taken in turns; medians are shown.
+        threads: Threads of torch during the measurement.
+
+    Returns:
+        A row for each layer, and the totals.
+
+    Raises:
+        DataError: The models have no layer of the same name.
+    """
     calls = [_calls(model, example) for model in (before, after)]
     names = [name for name in calls[0] if name in calls[1]]
     if not names:
@@ -159,21 +188,21 @@ def why(
 
 @dataclass(frozen=True)
 class _Call:
-    """A layer and what it was called with."""
+    """A layer, what it was called with, how often, and the bytes it moves."""
 
     module: nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: tuple[object, ...]
+    kwargs: dict[str, object]
     times: int
     moved: int
 
 
-def _calls(model: nn.Module, example: Any) -> dict[str, _Call]:
-    """Every layer without parts of its own that runs, with the input of its first run."""
+def _calls(model: nn.Module, example: Example) -> dict[str, _Call]:
+    """Every layer without submodules that runs, with the input of its first run."""
     found: dict[str, _Call] = {}
     names = {module: name for name, module in model.named_modules() if not any(module.children())}
 
-    def seen(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def seen(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> None:
         name = names[module]
         old = found.get(name)
         if old is not None:
@@ -208,8 +237,8 @@ def _run(one: _Call, device: torch.device) -> Callable[[], float]:
         return (time.perf_counter() - start) / count
 
     with evaluating(one.module):
-        quick = min(passes(1) for _ in range(3))
-    count = max(1, int(_SHORTEST / max(quick, 1e-9)))
+        shortest = min(passes(1) for _ in range(3))
+    count = max(1, int(_SHORTEST / max(shortest, 1e-9)))
 
     def reading() -> float:
         with evaluating(one.module):
@@ -228,7 +257,7 @@ def _turns(runs: list[Callable[[], float]], trials: int) -> list[float]:
 
 
 def _explained(row: LayerTime, after: _Call, device: torch.device, trials: int) -> LayerTime:
-    """The row with the reason, where its time fell less than its products."""
+    """The row with its reason, where its time fell less than its products."""
     ratio = row.ms[1] / row.ms[0]
     expected = row.macs[1] / row.macs[0] if row.macs[0] else row.moved[1] / max(1, row.moved[0])
     if row.macs[0] == 0:
@@ -246,7 +275,7 @@ def _moving(row: LayerTime, after: _Call, device: torch.device, trials: int) -> 
     if floor is not None:
         least, _ = _turns([_run(floor, device), _run(after, device)], min(5, trials))
         if least > 0.5 * row.ms[1]:
-            return f"launch overhead: {least:.3f} ms on next to nothing"
+            return f"launch overhead: {least:.3f} ms on a tiny input"
     return f"no products: moves {_bytes(row.moved[0])} -> {_bytes(row.moved[1])}"
 
 
@@ -255,7 +284,7 @@ def _reason(row: LayerTime, after: _Call, device: torch.device, trials: int) -> 
     if floor is not None:
         least, _ = _turns([_run(floor, device), _run(after, device)], min(5, trials))
         if least > 0.5 * row.ms[1]:
-            return f"launch overhead: {least:.3f} ms on next to nothing"
+            return f"launch overhead: {least:.3f} ms on a tiny input"
     wide = _resized(after, tiny=False)
     if wide is not None:
         rounded, odd = _turns([_run(wide, device), _run(after, device)], min(5, trials))
@@ -271,28 +300,39 @@ def _reason(row: LayerTime, after: _Call, device: torch.device, trials: int) -> 
 
 def _resized(one: _Call, tiny: bool) -> _Call | None:
     """The same layer on a tiny input, or at the next multiples of 8 channels; None where that is not possible."""
-    module, args = one.module, one.args
-    if one.kwargs or len(args) != 1 or not torch.is_tensor(args[0]):
+    if one.kwargs or len(one.args) != 1:
         return None
-    x = args[0]
+    x = one.args[0]
+    if not isinstance(x, torch.Tensor):
+        return None
+    if tiny:
+        small = _tiny(one.module, x)
+        return None if small is None else _Call(one.module, (small,), {}, one.times, 0)
+    wide = _widened(one.module, x)
+    return None if wide is None else _Call(wide[0], (wide[1],), {}, one.times, 0)
+
+
+def _tiny(module: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
+    """The smallest input the layer takes."""
     if isinstance(module, nn.Linear):
-        if tiny:
-            return _Call(module, (x.reshape(-1, x.shape[-1])[:1],), {}, one.times, 0)
+        return x.reshape(-1, x.shape[-1])[:1]
+    if isinstance(module, nn.Conv2d) and isinstance(module.padding, tuple):
+        least = [d * (k - 1) + 1 for d, k in zip(module.dilation, module.kernel_size)]
+        return x[:1, :, : least[0], : least[1]].contiguous()
+    if x.dim() == 4 and isinstance(module, (nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU)):
+        return x[:1, :, :1, :1].contiguous()
+    return None
+
+
+def _widened(module: nn.Module, x: torch.Tensor) -> tuple[nn.Module, torch.Tensor] | None:
+    """The layer at the next multiples of 8 channels and an input for it; None where it is there already."""
+    if isinstance(module, nn.Linear):
         ins, outs = _up(module.in_features), _up(module.out_features)
         if (ins, outs) == (module.in_features, module.out_features):
             return None
         wide: nn.Module = nn.Linear(ins, outs, module.bias is not None, device=x.device, dtype=x.dtype)
-        return _Call(
-            wide, (torch.randn(*x.shape[:-1], ins, device=x.device, dtype=x.dtype),), {}, one.times, 0
-        )
-    if tiny and x.dim() == 4 and isinstance(module, (nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU)):
-        return _Call(module, (x[:1, :, :1, :1].contiguous(),), {}, one.times, 0)
-    if isinstance(module, nn.Conv2d) and isinstance(module.padding, tuple):
-        if tiny:
-            least = [d * (k - 1) + 1 for d, k in zip(module.dilation, module.kernel_size)]
-            return _Call(module, (x[:1, :, : least[0], : least[1]].contiguous(),), {}, one.times, 0)
-        if module.groups != 1:
-            return None
+        return wide, torch.randn(*x.shape[:-1], ins, device=x.device, dtype=x.dtype)
+    if isinstance(module, nn.Conv2d) and isinstance(module.padding, tuple) and module.groups == 1:
         ins, outs = _up(module.in_channels), _up(module.out_channels)
         if (ins, outs) == (module.in_channels, module.out_channels):
             return None
@@ -307,13 +347,12 @@ def _resized(one: _Call, tiny: bool) -> _Call | None:
             device=x.device,
             dtype=x.dtype,
         )
-        shape = (x.shape[0], ins, *x.shape[2:])
-        return _Call(wide, (torch.randn(shape, device=x.device, dtype=x.dtype),), {}, one.times, 0)
+        return wide, torch.randn(x.shape[0], ins, *x.shape[2:], device=x.device, dtype=x.dtype)
     return None
 
 
 def _up(width: int) -> int:
-    # three input channels of an image are nobody's pruning
+    # few channels, as the three of an image, are given by the data
     return width if width <= 4 else -(-width // 8) * 8
 
 

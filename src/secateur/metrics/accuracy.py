@@ -13,7 +13,7 @@ kld   0.25  as returned by evaluate
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -22,18 +22,32 @@ from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import DataError
 from secateur.execution.calling import call, evaluating, moved
 from secateur.execution.devices import device_of
+from secateur.execution.example import Example
 from secateur.execution.undisturbed import undisturbed
 
-__all__ = ["accuracy", "top_1"]
+__all__ = ["Evaluate", "accuracy", "top_1"]
+
+Evaluate: TypeAlias = "Callable[[nn.Module], object] | Iterable[object]"
+"""A function of the model that returns a number or a dict of numbers, or batches (inputs, targets) for top-1."""
 
 DEFINITION = "share of targets that the largest output names, in evaluation mode"
 
 
-def accuracy(model: nn.Module, evaluate: Callable[[nn.Module], Any] | Iterable[Any]) -> Measurements:
-    """Top-1 if `evaluate` is an iterable of batches (inputs, targets), else the number or numbers it returns.
+def accuracy(model: nn.Module, evaluate: Evaluate) -> Measurements:
+    """Top-1 over batches, or what a function of the model returns.
 
-    The model is in evaluation mode meanwhile and left as found. A single number is called `score`, as nobody
-    but the caller knows what it is; return a dict to name it.
+    The model is in evaluation mode meanwhile and left as found.
+
+    Args:
+        model: The model.
+        evaluate: Batches (inputs, targets), for top-1; or a function of the model. A single number it returns is
+            called `score`; a dict names its numbers.
+
+    Returns:
+        One row for each number.
+
+    Raises:
+        DataError: There is no batch, shapes do not fit, or the function returned no number.
     """
     if isinstance(evaluate, nn.Module) or not callable(evaluate):
         if not isinstance(evaluate, Iterable):
@@ -51,8 +65,13 @@ def accuracy(model: nn.Module, evaluate: Callable[[nn.Module], Any] | Iterable[A
     return Measurements([_row(str(name), value) for name, value in named.items()])
 
 
-def top_1(model: nn.Module, batches: Iterable[Any]) -> tuple[float, int]:
-    """(share of targets that the largest output names, how many targets)."""
+def top_1(model: nn.Module, batches: Iterable[object]) -> tuple[float, int]:
+    """The share of targets that the largest output names, and the number of targets.
+
+    Args:
+        model: The model.
+        batches: Pairs (inputs, targets), or dicts with `labels`.
+    """
     right = count = 0
     device = device_of(model)
     with evaluating(model):
@@ -77,7 +96,7 @@ def top_1(model: nn.Module, batches: Iterable[Any]) -> tuple[float, int]:
     return right / count, count
 
 
-def _split(batch: Any) -> tuple[Any, torch.Tensor]:
+def _split(batch: object) -> tuple[Example, torch.Tensor]:
     """(inputs, targets) of a batch: a pair, or a dict with `labels` as Hugging Face models take it."""
     if isinstance(batch, Mapping) and "labels" in batch:
         return {k: v for k, v in batch.items() if k != "labels"}, batch["labels"]
@@ -89,11 +108,9 @@ def _split(batch: Any) -> tuple[Any, torch.Tensor]:
     )
 
 
-def _row(name: str, value: Any) -> Measurement:
-    if (torch.is_tensor(value) and value.numel() == 1) or (
-        hasattr(value, "item") and getattr(value, "size", None) == 1
-    ):
-        value = value.item()
+def _row(name: str, value: object) -> Measurement:
+    if (isinstance(value, torch.Tensor) and value.numel() == 1) or getattr(value, "size", None) == 1:
+        value = value.item() if hasattr(value, "item") else value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise DataError(
             "accuracy: expected evaluate to return a number or a dict of numbers, got "

@@ -1,4 +1,4 @@
-"""`activation_histogram`: what comes out of every layer for an example; zeros are counted apart.
+"""`activation_histogram`: how the outputs of every layer are distributed on an example; zeros are counted separately.
 
 >>> import torch
 >>> from torch import nn
@@ -11,13 +11,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.execution.calling import call, evaluating
+from secateur.execution.example import Example
 from secateur.metrics.weight_histogram import histogram
 
 __all__ = ["activation_histogram"]
@@ -25,13 +26,19 @@ __all__ = ["activation_histogram"]
 BY_DEFAULT = False
 
 
-def activation_histogram(model: nn.Module, example: Any, *, bins: int = 40) -> Measurements:
-    """One row for every module without parts that gives out a tensor, in the order they run."""
+def activation_histogram(model: nn.Module, example: Example, *, bins: int = 40) -> Measurements:
+    """One row for every module without submodules whose output is a tensor, in the order they run.
+
+    Args:
+        model: The model.
+        example: What it is called with.
+        bins: How many bins of one width.
+    """
     found: dict[str, dict[str, object]] = {}
 
-    def watch(name: str) -> Any:
-        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            # What is counted here is no part of the forward, and must not be seen by whoever follows its calls.
+    def watch(name: str) -> Callable[[nn.Module, object, object], None]:
+        def keep(module: nn.Module, inputs: object, output: object) -> None:
+            # Counting is no part of the forward pass: modes that record its calls must not see it.
             with torch._C.DisableTorchFunction():
                 if isinstance(output, torch.Tensor) and output.is_floating_point() and name not in found:
                     found[name] = histogram(output, bins)

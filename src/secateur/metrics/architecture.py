@@ -1,4 +1,4 @@
-"""`architecture`: the layers of a model with their widths, and print(model); with an example, who is coupled to whom.
+"""`architecture`: the layers of a model with their widths, its text, and with an example the coupled groups.
 
 >>> from torch import nn
 >>> rows = architecture(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
@@ -10,12 +10,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import SecateurError
+from secateur.execution.example import Example
 
 __all__ = ["architecture"]
 
@@ -29,8 +28,13 @@ _WIDTHS = (
 )
 
 
-def architecture(model: nn.Module, example: Any = None) -> Measurements:
-    """Two rows: the layers with their text, and the widths. With `example` the coupled groups are traced as well."""
+def architecture(model: nn.Module, example: Example = None) -> Measurements:
+    """Two rows: the layers with their text, and the widths.
+
+    Args:
+        model: The model.
+        example: What it is called with; given, the coupled groups are traced as well.
+    """
     layers = []
     groups, note = _groups(model, example)
     for name, module in model.named_modules():
@@ -70,7 +74,7 @@ def architecture(model: nn.Module, example: Any = None) -> Measurements:
     )
 
 
-def _groups(model: nn.Module, example: Any) -> tuple[dict[str, str], tuple[str, ...]]:
+def _groups(model: nn.Module, example: Example) -> tuple[dict[str, str], tuple[str, ...]]:
     """Per layer, the coupled group its outputs belong to; only groups of two layers or more."""
     if example is None:
         return {}, ()

@@ -1,4 +1,4 @@
-"""`filter_sums`: the sum of |w| of every filter, which shows whether what was removed has structure.
+"""`filter_sums`: the sum of |w| of every filter, which shows whether whole filters were removed.
 
 >>> import torch
 >>> from torch import nn
@@ -26,7 +26,11 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 @torch.no_grad()
 def filter_sums(model: nn.Module) -> Measurements:
-    """One row for every prunable weight; its value is how many of its filters are all zero."""
+    """One row for every prunable weight; its value is the number of filters that are all zero.
+
+    Args:
+        model: The model.
+    """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     modules = dict(model.named_modules())
     text = "sum of |w| of every filter (an output channel or feature); the value is how many filters are all zero"

@@ -1,5 +1,4 @@
-"""`latency`: how long a forward pass takes, as a median with its spread; `compare`: two models, read in
-turns.
+"""`latency`: the time of a forward pass, as a median with its spread; `compare`: two models read in turns.
 
 >>> import torch
 >>> from torch import nn
@@ -11,9 +10,8 @@ turns.
 >>> pair.names(), [row.context for row in pair[:2]]
 (['latency', 'speedup'], [{'variant': 'large'}, {'variant': 'small'}])
 
-A difference between two runs made one after the other is also a difference between two moments of the
-machine. So the two models of `compare` take turns, in alternating order, and their ratio is taken within each
-turn.
+A machine is not equally fast at two moments. So the two models of `compare` take turns, in alternating order, and
+their ratio is taken within each turn.
 """
 
 from __future__ import annotations
@@ -26,7 +24,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from typing import Any
 
 import torch
 from torch import nn
@@ -36,28 +33,39 @@ from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import OptionError
 from secateur.execution.calling import call, describe, evaluating
 from secateur.execution.devices import device_of, sync
-from secateur.metrics._why import why
+from secateur.execution.example import Example
 
-__all__ = ["compare", "latency", "median_interval", "why"]
+__all__ = ["compare", "latency", "median_interval"]
 
 DEFINITION = "median time of one forward pass in evaluation mode, without gradients"
 _SHORTEST = 1e-3  # seconds a reading should last at least: several passes make one where a pass is quicker
 _WARM = 30  # passes, at most
 _WARM_SECONDS = 5.0
-_OWN = 0.9  # of the time of a reading the process has the processor, or it is taken again
+_OWN = 0.9  # share of a reading during which this process must have the processor
 _RETAKES = 100  # readings of a model, at most, that are taken again
 
 
 def latency(
-    model: nn.Module, example: Any, *, trials: int = 25, warmup: int | None = None, threads: int | None = None
+    model: nn.Module,
+    example: Example,
+    *,
+    trials: int = 25,
+    warmup: int | None = None,
+    threads: int | None = None,
 ) -> Measurements:
     """Milliseconds of a forward pass on `example`, the whole batch.
 
-    Warmed up until two readings in a row agree with those before (or `warmup` passes), then `trials` readings, each
-    synchronised with the device. On the CPU a reading during which something else had the processor is taken again,
-    and a single thread stays on one core while it is read. `spread` holds the quartiles, the variance and the interval
-    that contains the median with 95 % confidence whatever the distribution. `threads` sets torch's for the measurement
-    alone.
+    The model is run until its time settles, then read, each reading synchronised with the device. On the CPU a reading
+    during which another process had the processor is taken again, and a single thread stays on one core while it is
+    read. `spread` holds the quartiles, the variance and the interval that contains the median with 95 % confidence
+    whatever the distribution.
+
+    Args:
+        model: The model.
+        example: What it is called with.
+        trials: How many readings.
+        warmup: How many passes before the first reading; None runs until the time settles.
+        threads: Threads of torch during the measurement.
     """
     readings, notes = _readings([(model, example)], trials, warmup, threads)
     return Measurements([_row(readings[0], example, notes[0])])
@@ -66,19 +74,30 @@ def latency(
 def compare(
     a: nn.Module,
     b: nn.Module,
-    example: Any,
-    example_b: Any = None,
+    example: Example,
+    example_b: Example = None,
     *,
     trials: int = 25,
     warmup: int | None = None,
     threads: int | None = None,
     names: tuple[str, str] = ("a", "b"),
 ) -> Measurements:
-    """The latencies of two models read in turns, and `speedup`: the time of `a` over the time of `b`, turn by
-    turn.
+    """The latencies of two models read in turns, and `speedup`: the time of `a` over the time of `b`, turn by turn.
 
-    Above 1, `b` is the faster one; where the interval contains 1 no difference was shown. `example_b` is what
-    `b` is called with, if it takes another input.
+    Above 1, `b` is the faster one; where the interval contains 1, no difference was shown.
+
+    Args:
+        a: The first model.
+        b: The second model.
+        example: What both are called with.
+        example_b: What `b` is called with, where it takes another input.
+        trials: How many pairs of readings.
+        warmup: How many passes before the first reading; None runs until the time settles.
+        threads: Threads of torch during the measurement.
+        names: What the two are called in the table.
+
+    Returns:
+        Three rows: both latencies and `speedup`.
     """
     second = example if example_b is None else example_b
     readings, notes = _readings([(a, example), (b, second)], trials, warmup, threads)
@@ -94,9 +113,16 @@ def compare(
 
 
 def median_interval(readings: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """(low, high, confidence reached) of the median, from the order of the readings alone.
+    """An interval that contains the median, from the order of the readings alone.
 
     The number of readings below the true median follows a binomial law, whatever the law of the readings.
+
+    Args:
+        readings: The readings, in any order.
+        confidence: The confidence wanted.
+
+    Returns:
+        (low, high, confidence reached).
 
     >>> median_interval(range(1, 26))[:2]  # the 8th and the 18th of 25
     (8, 18)
@@ -111,7 +137,7 @@ def median_interval(readings: Sequence[float], confidence: float = 0.95) -> tupl
 
 
 def _readings(
-    pairs: list[tuple[nn.Module, Any]], trials: int, warmup: int | None, threads: int | None
+    pairs: list[tuple[nn.Module, Example]], trials: int, warmup: int | None, threads: int | None
 ) -> tuple[list[list[float]], list[tuple[str, ...]]]:
     """Milliseconds per pass of each model, `trials` of each, read in turns whose order alternates."""
     if trials < 1:
@@ -125,7 +151,7 @@ def _readings(
     try:
         if threads is not None:
             torch.set_num_threads(threads)
-        gc.disable()  # a collection in the middle of a reading is not the model's
+        gc.disable()  # a garbage collection in the middle of a reading is not the model's time
         return _in_turns(pairs, trials, warmup)
     finally:
         if collecting:
@@ -134,7 +160,7 @@ def _readings(
 
 
 def _in_turns(
-    pairs: list[tuple[nn.Module, Any]], trials: int, warmup: int | None
+    pairs: list[tuple[nn.Module, Example]], trials: int, warmup: int | None
 ) -> tuple[list[list[float]], list[tuple[str, ...]]]:
     runs: list[Callable[[], float]] = []
     notes: list[tuple[str, ...]] = []
@@ -151,16 +177,16 @@ def _in_turns(
 
 
 def _prepared(
-    model: nn.Module, example: Any, warmup: int | None
+    model: nn.Module, example: Example, warmup: int | None
 ) -> tuple[Callable[[], float], tuple[str, ...]]:
-    """A function that makes one reading of a warmed-up model, and what there is to say of it."""
+    """A function that makes one reading of a warmed-up model, and the notes on it."""
     device = device_of(model)
 
     alone = device.type == "cpu"
     pinned = alone and torch.get_num_threads() == 1 and _core() is not None
 
     def passes(count: int) -> tuple[float, float]:
-        """(seconds a pass, for which share of them this process had the processor)."""
+        """(seconds a pass, share of them during which this process had the processor)."""
         with evaluating(model, example) as inputs, _on_one_core() if pinned else nullcontext():
             sync(device)
             start, used = time.perf_counter(), time.process_time()
@@ -178,7 +204,7 @@ def _prepared(
         return seconds
 
     warm, settled = _warm(warming, warmup)
-    # a model that waits by itself is not interrupted
+    # a model that waits by itself (for a GPU or a service) is not being interrupted
     least = _OWN if max(shares) >= 0.1 else 0.0
     count = max(1, math.ceil(_SHORTEST / max(min(warm), 1e-9)))
     retakes = iter(range(_RETAKES))
@@ -200,7 +226,7 @@ def _prepared(
 
 
 def _core() -> int | None:
-    """The core this thread is running on, where the system lets a thread be kept there."""
+    """The core this thread is running on; None where the system cannot keep a thread on a core."""
     if not hasattr(os, "sched_setaffinity"):
         return None
     try:
@@ -212,7 +238,7 @@ def _core() -> int | None:
 
 @contextmanager
 def _on_one_core() -> Iterator[None]:
-    """Keep this thread on the core it is on: for one reading only, as the next may find that core taken."""
+    """Keep this thread on its core for one reading; for longer, another process may take that core."""
     core, allowed = _core(), os.sched_getaffinity(0)
     try:
         if core is not None:
@@ -225,7 +251,7 @@ def _on_one_core() -> Iterator[None]:
 
 
 def _warm(passes: Callable[[int], float], warmup: int | None) -> tuple[list[float], bool]:
-    """Run until the last three passes take what the three before took, within a tenth."""
+    """Run until the last three passes take as long as the three before, within a tenth."""
     seen: list[float] = []
     if warmup is not None:
         seen = [passes(1) for _ in range(max(1, warmup))]
@@ -255,7 +281,7 @@ def _spread(readings: Sequence[float]) -> tuple[dict[str, float], tuple[str, ...
 
 
 def _row(
-    readings: list[float], example: Any, notes: tuple[str, ...], context: dict[str, Any] | None = None
+    readings: list[float], example: Example, notes: tuple[str, ...], context: dict[str, object] | None = None
 ) -> Measurement:
     tensors = [item for item in pytree.tree_leaves(example) if torch.is_tensor(item) and item.dim()]
     batch = tensors[0].shape[0] if tensors else 1

@@ -1,5 +1,4 @@
-"""`macs`: multiply-accumulates of one forward pass, dense and of the non-zero weights, per layer and in
-total.
+"""`macs`: multiply-accumulates of one forward pass, dense and of the non-zero weights, by layer and in total.
 
 >>> import torch
 >>> from torch import nn
@@ -11,8 +10,8 @@ total.
 >>> macs(model, torch.zeros(1, 3, 4, 4))["macs_nonzero"].value
 1024
 
-The operators are counted as torch really runs them, one after the other, on the example. An operator without
-a rule is never taken as 0 in silence: it is named in the notes.
+The operators are counted as torch runs them on the example, one after the other. An operator without a rule is not
+taken as 0 in silence: it is named in the notes.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -32,10 +31,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from secateur.core.masks import Masks
 from secateur.core.measurement import Measurement, Measurements
 from secateur.execution.calling import call, describe, evaluating
-from secateur.execution.example import call_arguments
-from secateur.metrics._costs import RULES, Cost, costs_nothing, operator_name
+from secateur.execution.example import Example, call_arguments
+from secateur.execution.operator_costs import RULES, Cost, is_free, operator_name
 
 __all__ = ["macs", "uses"]
+
+_Operator: TypeAlias = torch._ops.OpOverload
 
 DEFINITION = (
     "multiply-accumulates (one = 1) of convolutions, matrix products and attention; element-wise operations, "
@@ -43,11 +44,18 @@ DEFINITION = (
 )
 
 
-def macs(model: nn.Module, example: Any, *, masks: Masks | None = None, bias: bool = False) -> Measurements:
-    """Multiply-accumulates on `example`, the whole batch: dense, and of the non-zero weights alone.
+def macs(
+    model: nn.Module, example: Example, *, masks: Masks | None = None, bias: bool = False
+) -> Measurements:
+    """Multiply-accumulates on the whole batch of `example`: dense, and of the non-zero weights alone.
 
-    `masks` need not have been applied. With `bias`, one more for every output that adds a bias; a bias is
-    counted unless a mask removes it. Padding is counted like any other input.
+    Padding is counted like any other input.
+
+    Args:
+        model: The model.
+        example: What it is called with.
+        masks: Counted as if applied.
+        bias: Whether to count one more for every output that adds a bias, unless a mask removes the bias.
     """
     model = getattr(model, "_orig_mod", model)  # compiled, the same operators run where none can see them
     if masks is not None:
@@ -75,11 +83,17 @@ def macs(model: nn.Module, example: Any, *, masks: Masks | None = None, bias: bo
     )
 
 
-def uses(model: nn.Module, example: Any) -> tuple[dict[str, float], int]:
-    """(how many multiply-accumulates each parameter's elements take part in, by name; those without a parameter).
+def uses(model: nn.Module, example: Example) -> tuple[dict[str, float], int]:
+    """How many multiply-accumulates each element of a parameter takes part in.
 
-    What remains under any masks is then a sum: uses times kept elements, and the rest (products of two inputs, such
-    as attention's).
+    The count under any masks is then a sum: uses times kept elements, plus the rest.
+
+    Args:
+        model: The model.
+        example: What it is called with.
+
+    Returns:
+        (uses by parameter name, multiply-accumulates without a parameter, such as those of attention).
 
     >>> uses(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3)), torch.zeros(1, 1, 4, 4))
     ({'0.weight': 4.0, '2.weight': 1.0}, 0)
@@ -94,7 +108,7 @@ def uses(model: nn.Module, example: Any) -> tuple[dict[str, float], int]:
 
 
 class _Count(TorchDispatchMode):
-    """Adds up what every operator costs, by the layer that runs it."""
+    """Adds up the cost of every operator, by the layer that runs it."""
 
     def __init__(self, model: nn.Module, swapped: dict[str, torch.Tensor], masks: Masks | None, bias: bool):
         super().__init__()
@@ -105,10 +119,9 @@ class _Count(TorchDispatchMode):
         self._stack: list[str] = [""]
         self._names = {module: name for name, module in model.named_modules()}
         self._owner: dict[int, str] = {}
-        self._nonzero: dict[Any, int] = {}
-        # Storages whose content follows from the parameters alone: a weight that was cast, normalised or
-        # masked on its way to the operator is a weight still. The tensors are kept, so that no address is
-        # given out twice.
+        self._nonzero: dict[tuple[object, ...], int] = {}
+        # Storages whose content follows from the parameters alone: a weight that was cast, normalised or masked on
+        # its way to the operator is still a weight. The tensors are kept, so that no address is used twice.
         self._constant: dict[int, torch.Tensor] = {}
         for name, tensor in (*model.named_parameters(), *swapped.items()):
             self._owner[tensor.data_ptr()] = name
@@ -120,10 +133,10 @@ class _Count(TorchDispatchMode):
     def layers(self) -> Iterator[None]:
         """Follow which layer is running."""
 
-        def enter(module: nn.Module, args: Any) -> None:
+        def enter(module: nn.Module, args: object) -> None:
             self._stack.append(self._names.get(module, self._stack[-1]))
 
-        def leave(module: nn.Module, args: Any, output: Any) -> None:
+        def leave(module: nn.Module, args: object, output: object) -> None:
             self._stack.pop()
 
         handles = [
@@ -136,11 +149,18 @@ class _Count(TorchDispatchMode):
             for handle in handles:
                 handle.remove()
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        function: _Operator,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        """Run an operator and add its cost."""
         kwargs = kwargs or {}
         rule = RULES.get(operator_name(function))
         tensors = [item for item in pytree.tree_leaves((args, kwargs)) if torch.is_tensor(item)]
-        free = rule is None and costs_nothing(function, tensors)
+        free = rule is None and is_free(function, tensors)
         if rule is None and not free:
             # Under torch.inference_mode composite operators arrive whole; their parts can be counted.
             with self:
@@ -157,7 +177,9 @@ class _Count(TorchDispatchMode):
         self._follow(function, args, tensors, out)
         return out
 
-    def _follow(self, function: Any, args: Any, tensors: list[torch.Tensor], out: Any) -> None:
+    def _follow(
+        self, function: _Operator, args: tuple[object, ...], tensors: list[torch.Tensor], out: object
+    ) -> None:
         """Remember whether the result still depends on the parameters alone."""
         constant = bool(tensors) and all(_storage(tensor) in self._constant for tensor in tensors)
         if not constant and function._schema.is_mutable:
@@ -183,7 +205,7 @@ class _Count(TorchDispatchMode):
             alive += self._kept_bias(cost.bias, cost.bias_outputs)
         self._book(weight if weight is not None else cost.bias, dense, alive)
 
-    def _added_bias(self, tensors: list[torch.Tensor], out: Any) -> None:
+    def _added_bias(self, tensors: list[torch.Tensor], out: torch.Tensor) -> None:
         """A linear layer whose input is not contiguous adds its bias as a step of its own."""
         for tensor in tensors:
             name = self._owner.get(tensor.data_ptr(), "")
@@ -251,7 +273,9 @@ class _Uses(_Count):
         else:
             self.by_parameter[name] = self.by_parameter.get(name, 0) + cost.macs
 
-    def _follow(self, function: Any, args: Any, tensors: list[torch.Tensor], out: Any) -> None:
+    def _follow(
+        self, function: _Operator, args: tuple[object, ...], tensors: list[torch.Tensor], out: object
+    ) -> None:
         """What is made of one parameter alone (cast, normalised) stands for it."""
         super()._follow(function, args, tensors, out)
         names = {self._origin.get(_storage(tensor)) for tensor in tensors if tensor.dim() > 1}
@@ -268,7 +292,7 @@ def _storage(tensor: torch.Tensor) -> int:
 
 @contextlib.contextmanager
 def _fused_attention_off() -> Iterator[None]:
-    """One operator for a whole encoder layer says nothing of its parts: have them run one by one."""
+    """Have the parts of an encoder layer run one by one: a single operator for all of them cannot be split by layer."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

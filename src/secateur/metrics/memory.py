@@ -13,7 +13,7 @@ each.
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from secateur.core.measurement import Measurement, Measurements
 from secateur.execution.calling import call, describe, evaluating
 from secateur.execution.devices import device_of, sync
+from secateur.execution.example import Example
 
 __all__ = ["memory"]
 
@@ -31,11 +32,15 @@ DEFINITION = (
 )
 
 
-def memory(model: nn.Module, example: Any) -> Measurements:
-    """Peak bytes of a forward pass in evaluation mode, weights included, the input not.
+def memory(model: nn.Module, example: Example) -> Measurements:
+    """Peak bytes of a forward pass in evaluation mode: weights included, the input not.
 
     On CUDA the allocator's own peak; elsewhere the exact sum of the tensors alive after every operator, which
     leaves out scratch space inside an operator.
+
+    Args:
+        model: The model.
+        example: What it is called with.
     """
     device = device_of(model)
     resident = {}
@@ -69,8 +74,8 @@ def memory(model: nn.Module, example: Any) -> Measurements:
     )
 
 
-def _cuda_peak(model: nn.Module, inputs: Any, device: torch.device) -> int:
-    call(model, inputs)  # what libraries allocate once, at their first use, is not the model's
+def _cuda_peak(model: nn.Module, inputs: Example, device: torch.device) -> int:
+    call(model, inputs)  # libraries allocate workspaces at their first use; those are not counted
     sync(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
@@ -81,7 +86,7 @@ def _cuda_peak(model: nn.Module, inputs: Any, device: torch.device) -> int:
 
 
 class _Alive(TorchDispatchMode):
-    """Follows every storage that an operator makes, until it is freed."""
+    """Adds up the storages that operators allocate, until they are freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +94,14 @@ class _Alive(TorchDispatchMode):
         self.peak = 0
         self._known: set[int] = set()
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        function: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        """Run an operator and count what it allocated."""
         for item in pytree.tree_leaves((args, kwargs)):
             if torch.is_tensor(item) and item.layout == torch.strided:
                 self._known.add(item.untyped_storage()._cdata)  # there before: a weight, the input

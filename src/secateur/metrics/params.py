@@ -26,7 +26,12 @@ NONZEROS = "of these, the ones that are neither 0.0 nor removed by the masks"
 
 @torch.no_grad()
 def params(model: nn.Module, *, masks: Masks | None = None) -> Measurements:
-    """Parameters and non-zeros, per tensor and in total; `masks` need not have been applied."""
+    """Parameters and non-zeros, per tensor and in total.
+
+    Args:
+        model: The model.
+        masks: Counted as if applied.
+    """
     if masks is not None:
         masks.check(model)
     count, alive = {}, {}
@@ -45,6 +50,11 @@ def params(model: nn.Module, *, masks: Masks | None = None) -> Measurements:
 
 def kept_nonzeros(name: str, tensor: torch.Tensor, masks: Masks | None) -> int:
     """How many elements of a tensor are non-zero once the masks are applied. NaN is not zero.
+
+    Args:
+        name: The parameter's name in the masks.
+        tensor: The parameter.
+        masks: The masks; a parameter they do not name is counted as it is.
 
     >>> kept_nonzeros("w", torch.tensor([0.0, 1.0, 2.0]), Masks({"w": torch.tensor([True, True, False])}))
     1

@@ -1,4 +1,4 @@
-"""`size`: bytes, counted on what is really written, and never taken from a formula without saying so.
+"""`size`: bytes as really written; a size that comes from a formula says so in its definition.
 
 >>> from torch import nn
 >>> import io, torch
@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -28,12 +27,12 @@ DEFINITION = "bytes of torch.save(model.state_dict()) as really serialised"
 
 
 class _Counter:
-    """A stream that keeps nothing but the count, so that a large model is not held in memory twice."""
+    """A stream that keeps the count alone, so that a large model is not held in memory twice."""
 
     def __init__(self) -> None:
         self.count = 0
 
-    def write(self, data: Any) -> int:
+    def write(self, data: bytes) -> int:
         length = len(data)
         self.count += length
         return length
@@ -42,12 +41,17 @@ class _Counter:
         pass
 
 
-def size(model: nn.Module | Mapping[str, Any]) -> Measurements:
-    """Bytes of the state dict as `torch.save` serialises it; per tensor, the bytes of its elements alone."""
-    state = model.state_dict() if isinstance(model, nn.Module) else dict(model)
+def size(model: nn.Module | Mapping[str, object]) -> Measurements:
+    """Bytes of the state dict as `torch.save` serialises it; per tensor, the bytes of its elements alone.
+
+    Args:
+        model: The model, or its state dict.
+    """
+    # the state dict as it is: torch.save writes its metadata too
+    state: Mapping[str, object] = model.state_dict() if isinstance(model, nn.Module) else dict(model)
     counter = _Counter()
     torch.save(state, counter)  # type: ignore[arg-type]
-    tensors = {name: t.numel() * t.element_size() for name, t in state.items() if torch.is_tensor(t)}
+    tensors = {name: t.numel() * t.element_size() for name, t in state.items() if isinstance(t, torch.Tensor)}
     notes = (f"per tensor: bytes of its elements, {sum(tensors.values()):,} in all",)
     return Measurements(
         [Measurement("size", counter.count, "bytes", DEFINITION, per_layer=tensors, notes=notes)]
@@ -55,7 +59,11 @@ def size(model: nn.Module | Mapping[str, Any]) -> Measurements:
 
 
 def file_size(path: str | os.PathLike[str]) -> Measurements:
-    """Bytes of a file on disk."""
+    """Bytes of a file on disk.
+
+    Args:
+        path: The file.
+    """
     target = Path(path)
     if not target.is_file():
         raise DataError(f"{path}: no such file to measure; save one first")
@@ -64,7 +72,11 @@ def file_size(path: str | os.PathLike[str]) -> Measurements:
 
 
 def formula_size(value: float, formula: str) -> Measurements:
-    """A size that was calculated and not read off a file; its definition begins with the word FORMULA.
+    """A size that was calculated, not read off a file; its definition begins with the word FORMULA.
+
+    Args:
+        value: The bytes.
+        formula: The formula that gave them.
 
     >>> print(formula_size(103349.5, "non-zero weights x 5 bits"))
     size_formula  103,350 bytes  FORMULA, not a file: non-zero weights x 5 bits

@@ -24,7 +24,12 @@ __all__ = ["sparsity"]
 
 @torch.no_grad()
 def sparsity(model: nn.Module, *, masks: Masks | None = None) -> Measurements:
-    """The share removed: of the masked tensors if masks are given, else zeros among prunable weights."""
+    """The share removed: of the masked tensors if masks are given, else the zeros among prunable weights.
+
+    Args:
+        model: The model.
+        masks: Counted as if applied.
+    """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     if masks is not None:
         masks.check(model)

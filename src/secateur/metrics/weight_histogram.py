@@ -1,4 +1,4 @@
-"""`weight_histogram`: how the weights of every layer are distributed; zeros are counted apart.
+"""`weight_histogram`: how the weights of every layer are distributed; zeros are counted separately.
 
 >>> import torch
 >>> from torch import nn
@@ -24,9 +24,16 @@ BY_DEFAULT = False
 
 
 def histogram(values: torch.Tensor, bins: int = 40) -> dict[str, object]:
-    """Counts of the values that are not zero, in bins of one width around zero; zeros apart; NaN left out.
+    """Count the values that are not zero in bins of one width around zero; NaN and infinities are left out.
 
-    A bin holds its lower end and not its upper, but for the last, which holds both.
+    A bin holds its lower end and not its upper, except the last, which holds both.
+
+    Args:
+        values: The numbers.
+        bins: How many bins.
+
+    Returns:
+        `low` and `high` of the range, `counts` by bin, and the number of `zeros`.
 
     >>> histogram(torch.tensor([0.0, 1.0, 2.0, 3.0]), bins=2)
     {'low': 0.0, 'high': 3.0, 'counts': [1, 2], 'zeros': 1}
@@ -39,7 +46,7 @@ def histogram(values: torch.Tensor, bins: int = 40) -> dict[str, object]:
     if alive.numel() == 0:
         return {"low": -1.0, "high": 1.0, "counts": [0] * bins, "zeros": flat.numel()}
     low, high = float(alive.min()), float(alive.max())
-    # Zero is an end of the range or its middle, so that what was cut out around it shows.
+    # Zero is an end of the range or its middle, so that a gap around it, as pruning leaves, is visible.
     bound = max(abs(low), abs(high))
     low, high = (0.0, bound) if low > 0 else (-bound, 0.0) if high < 0 else (-bound, bound)
     counts = torch.histogram(alive, bins=bins, range=(low, high)).hist
@@ -52,7 +59,12 @@ def histogram(values: torch.Tensor, bins: int = 40) -> dict[str, object]:
 
 
 def weight_histogram(model: nn.Module, *, bins: int = 40) -> Measurements:
-    """One row for every prunable weight."""
+    """One row for every prunable weight.
+
+    Args:
+        model: The model.
+        bins: How many bins of one width.
+    """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     text = "weights of the layer that are not zero, counted in bins of one width"
     rows = []

@@ -23,8 +23,17 @@ from torch import nn
 from secateur.core.nested import map_tensors, tensors_in
 from secateur.errors import TraceError
 from secateur.execution.fast_copy import collector_paused, is_atom, modules_of
+from secateur.execution.operator_costs import (
+    CONVOLUTION_KERNELS,
+    CONVOLUTIONS,
+    LEFT_OPERAND,
+    attention_macs,
+    convolution_macs,
+    product_macs,
+)
 from secateur.structure.groups.labels import Labels, Lock
 from secateur.structure.groups.rules import Follower, follow
+from secateur.structure.groups.rules.attention import FUSED
 from secateur.structure.trace.trace import Op, TensorRef, Trace, trace
 
 __all__ = ["Group", "Slot", "Structure", "analyse", "regroup"]
@@ -139,33 +148,24 @@ class Structure:
 
     @cached_property
     def _counted(self) -> list[Op]:
-        names = _PRODUCTS | _CONVOLUTIONS | _ATTENTIONS
-        return [op for op in self.trace.ops if op.name in names]
+        return [op for op in self.trace.ops if op.name in _COUNTED]
 
     def _op_macs(self, op: Op, alive: np.ndarray | None) -> int:
         def shape(ref: TensorRef) -> tuple[int, ...]:
             return ref.shape if alive is None else (self.kept_shape(ref, alive) or ref.shape)
 
         if op.name in _CONVOLUTIONS:
-            transposed = bool(op.arg(6, "transposed", False))
-            outer = shape(op.args[0] if transposed else op.results()[0])
-            return int(np.prod(outer, dtype=object)) * int(np.prod(shape(op.args[1])[1:]))
-        if op.name in _ATTENTIONS:
-            q, k, v = (shape(ref) for ref in op.args[:3])
-            return int(np.prod(q)) * k[-2] + int(np.prod(q[:-1])) * k[-2] * v[-1]
-        x = shape(op.args[1] if op.name.startswith(("add", "badd")) else op.args[0])
-        return int(np.prod(shape(op.results()[0]), dtype=object)) * x[-1]
+            transposed = op.name in CONVOLUTIONS and bool(op.arg(6, "transposed", False))
+            outer = op.args[0] if transposed else op.results()[0]
+            return convolution_macs(shape(outer), shape(op.args[1]))
+        if op.name in FUSED:
+            return attention_macs(*(shape(ref) for ref in op.args[:3]))
+        return product_macs(shape(op.args[_PRODUCTS[op.name]]), shape(op.results()[0]))
 
 
-_PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "mv", "addmv", "linear", "_grouped_mm"}
-_CONVOLUTIONS = {"convolution", "_convolution", "mkldnn_convolution"}
-_ATTENTIONS = {
-    "_scaled_dot_product_flash_attention_for_cpu",
-    "_scaled_dot_product_attention_math",
-    "_scaled_dot_product_fused_attention_overrideable",
-    "_scaled_dot_product_efficient_attention",
-    "_scaled_dot_product_flash_attention",
-}
+_PRODUCTS = {**LEFT_OPERAND, "_grouped_mm": 0}
+_CONVOLUTIONS = frozenset((*CONVOLUTIONS, *CONVOLUTION_KERNELS))
+_COUNTED = _CONVOLUTIONS | {*_PRODUCTS, *FUSED}
 
 
 def _role(ref: TensorRef, entered: bool) -> str:

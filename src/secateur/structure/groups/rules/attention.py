@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from secateur.execution.operator_costs import FUSED_ATTENTION
 from secateur.structure.groups.labels import Field, Layout, squeezed
 from secateur.structure.groups.layout import drop_axes
 from secateur.structure.groups.rules import Follower, rule
 from secateur.structure.groups.rules.linear import note_heads, product
 from secateur.structure.trace.trace import Op, TensorRef
 
-FUSED = (
-    "_scaled_dot_product_flash_attention_for_cpu",
-    "_scaled_dot_product_attention_math",
-    "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_efficient_attention",
-    "_scaled_dot_product_cudnn_attention",
-    "_scaled_dot_product_fused_attention_overrideable",
-    "_scaled_dot_product_attention_math_for_mps",
-    "scaled_dot_product_attention",
-)
+FUSED = ("_scaled_dot_product_attention_math", "scaled_dot_product_attention", *FUSED_ATTENTION)
 
 NARROW = "fused attention takes values of its queries' size, and that of these queries or keys is locked"
 

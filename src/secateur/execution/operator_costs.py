@@ -1,26 +1,101 @@
-"""What each operator costs in multiply-accumulates: one rule per operator, and the list of those that cost
-none.
+"""What each operator costs in multiply-accumulates, by a rule for each, and the operators that cost none.
 
-A rule reads an operator's arguments and its result and yields `Cost`s. Where one of the operands is a weight,
-every element of it is used equally often: that is what makes the count for a pruned weight exact.
+A rule reads the arguments and the result of a call and yields `Cost`s. Where one operand is a weight, every element of
+it is used equally often, which makes the count for a pruned weight exact.
+
+The names of products, convolutions and fused attention, and their formulas over shapes, are here once: the measure
+`macs` counts calls with them, and `structure` counts a recorded forward whose shapes have been cut.
 
 >>> import torch
 >>> x, w = torch.ones(5, 3), torch.ones(3, 2)
 >>> [cost] = RULES["mm"]((x, w), {}, torch.mm(x, w))
 >>> cost.macs, cost.weights[0] is w
 (30, True)
+>>> convolution_macs(outer=(1, 8, 2, 2), weight=(8, 3, 3, 3)), attention_macs((1, 2, 5, 4), (1, 2, 5, 4), (1, 2, 5, 4))
+(864, 400)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
 
-__all__ = ["FREE", "RULES", "Cost", "costs_nothing", "operator_name"]
+__all__ = [
+    "CONVOLUTIONS",
+    "CONVOLUTION_KERNELS",
+    "FREE",
+    "FUSED_ATTENTION",
+    "LEFT_OPERAND",
+    "RULES",
+    "Cost",
+    "Shape",
+    "attention_macs",
+    "convolution_macs",
+    "is_free",
+    "operator_name",
+    "product_macs",
+]
+
+Shape = Sequence[int]
+
+# (input, weight, bias, stride, padding, dilation, transposed, ...)
+CONVOLUTIONS = ("convolution", "_convolution", "convolution_overrideable")
+# (input, weight, ...), never transposed
+CONVOLUTION_KERNELS = (
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "_conv_depthwise2d",
+    "conv_depthwise3d",
+    "slow_conv3d",
+    "mkldnn_convolution",
+    "cudnn_convolution",
+    "miopen_convolution",
+)
+FUSED_ATTENTION = (
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_fused_attention_overrideable",
+    "_scaled_dot_product_attention_math_for_mps",
+)
+"""Kernels that compute softmax(q k^T) v in one call, on [batch, heads, length, width]."""
+
+_PLAIN_PRODUCTS = ("mm", "bmm", "mv", "dot", "vdot", "_int_mm", "_scaled_mm")
+_ADDED_PRODUCTS = ("addmm", "addmv", "_addmm_activation")
+_LINEAR = ("linear", "mkldnn_linear", "_mkl_linear", "_linear_pointwise")
+LEFT_OPERAND = {
+    **dict.fromkeys((*_PLAIN_PRODUCTS, *_LINEAR), 0),
+    **dict.fromkeys((*_ADDED_PRODUCTS, "baddbmm"), 1),
+}
+"""Matrix products: operator -> which argument is the left operand. `product_macs` gives what they cost."""
+
+
+def product_macs(left: Shape, outputs: Shape) -> int:
+    """Multiply-accumulates of a matrix product: every output sums over the last axis of the left operand."""
+    return prod(outputs) * left[-1]
+
+
+def convolution_macs(outer: Shape, weight: Shape) -> int:
+    """Multiply-accumulates of a convolution.
+
+    Every element of `outer` meets all weights of one slice. Groups need no care: the weight is that much smaller.
+
+    Args:
+        outer: The shape of the output; of the input where the convolution is transposed.
+        weight: The shape of the weight.
+    """
+    return prod(outer) * prod(weight[1:])
+
+
+def attention_macs(query: Shape, key: Shape, value: Shape) -> int:
+    """Multiply-accumulates of softmax(q k^T) v on [batch, heads, length, width]. A causal mask saves nothing."""
+    return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,67 +108,58 @@ class Cost:
     bias_outputs: int = 0
 
 
-Rule = Callable[[tuple[Any, ...], dict[str, Any], Any], Iterator[Cost]]
+Args = tuple[Any, ...]  # of an operator: tensors, numbers, flags
+Kwargs = dict[str, Any]
+Rule = Callable[[Args, Kwargs, torch.Tensor], Iterator[Cost]]
 
 
-def _convolution(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Cost]:
+def _convolution(args: Args, kwargs: Kwargs, out: torch.Tensor) -> Iterator[Cost]:
     x, weight, bias = args[0], args[1], args[2] if len(args) > 2 else kwargs.get("bias")
     transposed = bool(args[6]) if len(args) > 6 else bool(kwargs.get("transposed", False))
-    # Each weight meets every position of the output; of the input where the convolution is transposed.
-    # Grouped and depthwise ones need no word: their weight tensor is that much smaller.
-    places = prod((x if transposed else out).shape[2:]) * x.shape[0]
-    yield Cost(weight.numel() * places, (weight,), bias, out.numel() if bias is not None else 0)
+    macs = convolution_macs((x if transposed else out).shape, weight.shape)
+    yield Cost(macs, (weight,), bias, out.numel() if bias is not None else 0)
 
 
-def _conv_like(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Cost]:
+def _conv_like(args: Args, kwargs: Kwargs, out: torch.Tensor) -> Iterator[Cost]:
     # conv1d/2d/3d and their depthwise kernels: (input, weight, [kernel size,] bias, ...)
     bias = next((a for a in args[2:] if torch.is_tensor(a)), kwargs.get("bias"))
-    places = prod(out.shape[2:]) * (out.shape[0] if out.dim() == args[1].dim() else 1)
-    yield Cost(args[1].numel() * places, (args[1],), bias, out.numel() if bias is not None else 0)
-
-
-def _product(a: torch.Tensor, b: torch.Tensor, bias: Any = None, outputs: int = 0) -> Cost:
-    """a [..., n, m] times b [..., m, p], batches equal."""
-    columns = b.shape[-1] if b.dim() > 1 else 1
-    return Cost(a.numel() * columns, (b, a), bias, outputs)
-
-
-def _mm(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Cost]:
-    yield _product(args[0], args[1])
-
-
-def _addmm(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Cost]:
-    used = kwargs.get("beta", 1) != 0
-    yield _product(args[1], args[2], args[0] if used else None, out.numel() if used else 0)
-
-
-def _baddbmm(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Cost]:
-    yield _product(args[1], args[2])
-
-
-def _linear(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Cost]:
-    bias = args[2] if len(args) > 2 else kwargs.get("bias")
-    macs = args[0].numel() * (args[1].shape[0] if args[1].dim() > 1 else 1)
+    macs = convolution_macs(out.shape, args[1].shape)
     yield Cost(macs, (args[1],), bias, out.numel() if bias is not None else 0)
 
 
-def _attention(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Cost]:
-    # [batch, heads, length, width]: queries times keys, then weights times values. A causal mask saves
-    # nothing here.
-    query, key, value = args[:3]
-    rows = prod(query.shape[:-1])
-    yield Cost(rows * key.shape[-2] * (query.shape[-1] + value.shape[-1]))
+def _product(args: Args, kwargs: Kwargs, out: torch.Tensor) -> Iterator[Cost]:
+    yield Cost(product_macs(args[0].shape, out.shape), (args[1], args[0]))
 
 
-def _flat_attention(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Cost]:
-    # [batch, length, heads, width], as the flash and memory-efficient kernels take it
-    query, key, value = args[:3]
-    rows = prod(query.shape[:-1])
-    yield Cost(rows * key.shape[-3] * (query.shape[-1] + value.shape[-1]))
+def _added_product(args: Args, kwargs: Kwargs, out: torch.Tensor) -> Iterator[Cost]:
+    # addmm and its like: (bias, left, right)
+    bias = args[0] if kwargs.get("beta", 1) != 0 else None
+    macs = product_macs(args[1].shape, out.shape)
+    yield Cost(macs, (args[2], args[1]), bias, out.numel() if bias is not None else 0)
+
+
+def _added_batches(args: Args, kwargs: Kwargs, out: torch.Tensor) -> Iterator[Cost]:
+    # baddbmm adds to every product of the batch, addbmm to their sum: what is added is no bias of a layer
+    yield Cost(args[1].numel() * args[2].shape[-1], (args[2], args[1]))
+
+
+def _linear(args: Args, kwargs: Kwargs, out: torch.Tensor) -> Iterator[Cost]:
+    bias = args[2] if len(args) > 2 else kwargs.get("bias")
+    macs = product_macs(args[0].shape, out.shape)
+    yield Cost(macs, (args[1],), bias, out.numel() if bias is not None else 0)
+
+
+def _attention(args: Args, kwargs: Kwargs, out: torch.Tensor) -> Iterator[Cost]:
+    yield Cost(attention_macs(*(operand.shape for operand in args[:3])))
 
 
 def _packed_attention(
-    x: torch.Tensor, keys: int, qkv: Any, qkv_bias: Any, out_weight: Any, out_bias: Any
+    x: torch.Tensor,
+    keys: int,
+    qkv: torch.Tensor,
+    qkv_bias: torch.Tensor | None,
+    out_weight: torch.Tensor,
+    out_bias: torch.Tensor | None,
 ) -> Iterator[Cost]:
     rows = x.numel() // x.shape[-1]
     yield Cost(rows * qkv.numel(), (qkv,), qkv_bias, rows * qkv.shape[0])
@@ -101,13 +167,13 @@ def _packed_attention(
     yield Cost(rows * out_weight.numel(), (out_weight,), out_bias, rows * out_weight.shape[0])
 
 
-def _native_attention(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Cost]:
+def _native_attention(args: Args, kwargs: Kwargs, out: torch.Tensor) -> Iterator[Cost]:
     # _native_multi_head_attention(query, key, value, width, heads, qkv weight, qkv bias, out weight, out
     # bias, ...)
     yield from _packed_attention(args[0], args[1].shape[1], *args[5:9])
 
 
-def _encoder_layer(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Cost]:
+def _encoder_layer(args: Args, kwargs: Kwargs, out: torch.Tensor) -> Iterator[Cost]:
     # _transformer_encoder_layer_fwd(src, width, heads, qkv w, qkv b, out w, out b, gelu, norm first, eps,
     # norms (4), feed-forward w1, b1, w2, b2, ...)
     x = args[0]
@@ -117,13 +183,13 @@ def _encoder_layer(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> I
         yield Cost(rows * weight.numel(), (weight,), bias, rows * weight.shape[0])
 
 
-def _mkldnn_rnn(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Cost]:
+def _mkldnn_rnn(args: Args, kwargs: Kwargs, out: torch.Tensor) -> Iterator[Cost]:
     rows = args[0].numel() // args[0].shape[-1]
     for weight, bias in ((args[1], args[3]), (args[2], args[4])):
         yield Cost(rows * weight.numel(), (weight,), bias, rows * weight.shape[0])
 
 
-def _fused_rnn(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Cost]:
+def _fused_rnn(args: Args, kwargs: Kwargs, out: torch.Tensor) -> Iterator[Cost]:
     # _cudnn_rnn, miopen_rnn (input, weights, ...) and _lstm_mps, lstm, gru (input, hidden, weights, ...)
     x = args[0]
     found = [arg for arg in args[1:4] if isinstance(arg, (list, tuple)) and len(arg) >= 2]
@@ -137,27 +203,13 @@ def _fused_rnn(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Itera
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("convolution", "_convolution", "convolution_overrideable"), _convolution),
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "_conv_depthwise2d", "conv_depthwise3d"), _conv_like),
-    **dict.fromkeys(
-        ("slow_conv3d", "mkldnn_convolution", "cudnn_convolution", "miopen_convolution"), _conv_like
-    ),
-    **dict.fromkeys(("mm", "bmm", "mv", "dot", "vdot", "_int_mm", "_scaled_mm"), _mm),
-    **dict.fromkeys(("addmm", "addmv", "_addmm_activation"), _addmm),
-    **dict.fromkeys(("baddbmm",), _baddbmm),
-    **dict.fromkeys(("addbmm",), _baddbmm),
-    **dict.fromkeys(("linear", "mkldnn_linear", "_mkl_linear", "_linear_pointwise"), _linear),
-    **dict.fromkeys(
-        (
-            "_scaled_dot_product_flash_attention_for_cpu",
-            "_scaled_dot_product_flash_attention",
-            "_scaled_dot_product_efficient_attention",
-            "_scaled_dot_product_cudnn_attention",
-            "_scaled_dot_product_fused_attention_overrideable",
-            "_scaled_dot_product_attention_math_for_mps",
-        ),
-        _attention,
-    ),
+    **dict.fromkeys(CONVOLUTIONS, _convolution),
+    **dict.fromkeys(CONVOLUTION_KERNELS, _conv_like),
+    **dict.fromkeys(_PLAIN_PRODUCTS, _product),
+    **dict.fromkeys(_ADDED_PRODUCTS, _added_product),
+    **dict.fromkeys(("baddbmm", "addbmm"), _added_batches),
+    **dict.fromkeys(_LINEAR, _linear),
+    **dict.fromkeys(FUSED_ATTENTION, _attention),
     "_native_multi_head_attention": _native_attention,
     "_transformer_encoder_layer_fwd": _encoder_layer,
     "mkldnn_rnn_layer": _mkldnn_rnn,
@@ -213,7 +265,7 @@ _LAYERS = """
 FREE: frozenset[str] = frozenset((_LAYOUT + _REDUCTIONS + _LAYERS).split())
 
 
-def operator_name(function: Any) -> str:
+def operator_name(function: torch._ops.OpOverload) -> str:
     """`aten.add_.Tensor` -> `add`: the operator, whatever its overload, in place or not.
 
     >>> operator_name(torch.ops.aten.add_.Tensor), operator_name(torch.ops.aten._softmax.default)
@@ -223,7 +275,7 @@ def operator_name(function: Any) -> str:
     return name.rstrip("_") or name
 
 
-def costs_nothing(function: Any, tensors: list[torch.Tensor]) -> bool:
+def is_free(function: torch._ops.OpOverload, tensors: list[torch.Tensor]) -> bool:
     """Whether an operator is free by definition: element-wise, a view, a factory, or listed in `FREE`."""
     if function._schema.name.split("::")[0] not in ("aten", "prims", "prim"):
         return False

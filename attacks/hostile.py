@@ -173,7 +173,7 @@ def _framed(words: np.ndarray, floating: bool) -> bytes:
     count = max(1, words.dtype.itemsize // 2)
     ways: list[tuple[int, ...]] = [(3, 3), (3, 3), (4,), (4,)][:count] if words.itemsize > 1 else [(3,)]
     out = b"\3"
-    for number, planes in enumerate(digits._taken_apart(words, floating, ways)):
+    for number, planes in enumerate(digits._split(words, floating, ways)):
         if ways[number] == (4,):
             out += b"\4" + planes[0].astype("<u2").tobytes()
             continue

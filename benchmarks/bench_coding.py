@@ -39,6 +39,7 @@ from secateur import data, models, quantize
 from secateur.coding import floats, huffman, indices, static
 from secateur.container.archive import save
 from secateur.container.pack import pack, unpack
+from secateur.container.save_options import SaveOptions
 
 Levels = dict[str, tuple[np.ndarray, int, int | None]]
 
@@ -181,7 +182,7 @@ def bench_totals(weights: dict[str, torch.Tensor], quick: bool) -> None:
                 other = nncodec_file(nnc, {k: w.numpy() for k, w in even.items()}, use_dq=False, qp=qp)
                 for coder in ("mixed", "strong"):
                     name = f"steps of qp {qp}, {sparsity:.0%} zero: {coder}"
-                    ratios.append(line(name, save(even, path, coder=coder).size, other))
+                    ratios.append(line(name, save(even, path, options=SaveOptions(coder=coder)).size, other))
             levels = levels_shared(weights, sparsity)
             bare = {
                 k: (l - (size // 2 if z is None else z)).astype(np.int32)
@@ -191,7 +192,7 @@ def bench_totals(weights: dict[str, torch.Tensor], quick: bool) -> None:
             other = nncodec_file(nnc, bare) + sum(4 * len(w.unique()) for w in few.values())
             for coder in ("mixed", "strong"):
                 name = f"5 bits shared, {sparsity:.0%} zero: {coder}"
-                ratios.append(line(name, save(few, path, coder=coder).size, other))
+                ratios.append(line(name, save(few, path, options=SaveOptions(coder=coder)).size, other))
     print(f"mean {statistics.mean(ratios):.4f}, largest {max(ratios):.4f}")
 
 
@@ -359,7 +360,12 @@ def bench_file(path: Path) -> None:
         for coder in indices.MODELS:
             for names in ("file", "model"):
                 for norm in (None, "fp16", 8):
-                    saved = save(small, Path(folder) / "m.sct", names=names, batch_norm=norm, coder=coder)
+                    saved = save(
+                        small,
+                        Path(folder) / "m.sct",
+                        names=names,
+                        options=SaveOptions(batch_norm=norm, coder=coder),
+                    )
                     line(
                         f"{coder}, names from the {names}, batch norm {norm or 'as it is'}",
                         saved.size,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from secateur.container.archive import load as load
     from secateur.container.archive import save as save
+    from secateur.container.save_options import SaveOptions as SaveOptions
     from secateur.core.codebook import Codebook as Codebook
     from secateur.core.masks import Masks as Masks
     from secateur.core.measurement import Measurement as Measurement
@@ -50,6 +51,7 @@ _NAMES = {
     "share": "secateur.quantize.share",
     "save": "secateur.container.archive",
     "load": "secateur.container.archive",
+    "SaveOptions": "secateur.container.save_options",
     "measure": "secateur.metrics",
     "Masks": "secateur.core.masks",
     "Scores": "secateur.core.scores",

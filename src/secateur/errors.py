@@ -52,7 +52,7 @@ __all__ = [
 
 
 class SecateurError(Exception):
-    """The root: catch this and you catch everything secateur raises on purpose."""
+    """The base class of every error that secateur raises on purpose."""
 
     exit_code: int = 1
 
@@ -78,7 +78,7 @@ class PatternError(SecateurError, LookupError):
 
 
 class NothingToDoError(SecateurError):
-    """The request would change nothing, which is never what was meant."""
+    """The request would change nothing, which is never what was intended."""
 
     exit_code = 4
 
@@ -134,7 +134,7 @@ class MissingExtraError(SecateurError, ImportError):
 
 
 def near(word: str, known: Iterable[str], limit: int = 3) -> str:
-    """The part of a message that helps after a misspelt name: the nearest known names, else all of them.
+    """A hint for a message about an unknown name: the most similar known names, or else all of them.
 
     >>> near("magnitud", ["magnitude", "l1"])
     "did you mean 'magnitude'?"

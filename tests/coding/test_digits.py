@@ -117,7 +117,7 @@ def test_sizes_are_those_of_huffman_codes(monkeypatch: pytest.MonkeyPatch) -> No
 def test_earlier_versions_do_not_know_the_layout() -> None:
     data = floats.encode(drawn(2, 70_000), True)
     for version, last in ((1, 1), (2, 2)):
-        with pytest.raises(FormatError, match=f"coded in way 3, known ways are 0..{last}"):
+        with pytest.raises(FormatError, match=f"has coding 3, known codings are 0..{last}"):
             floats.decode(data, 70_000, 2, True, version=version)
 
 
@@ -125,10 +125,10 @@ def test_earlier_versions_do_not_know_the_layout() -> None:
     ("data", "width", "message"),
     [
         (b"\3", 2, "expected 1 more byte"),
-        (b"\3\2\0", 2, "kept in way 2, known ways are 0, 1 and 3"),
-        (b"\3\5\0", 4, "kept in way 5"),
-        (b"\3\4\0\0", 1, "kept in way 4"),
-        (b"\3\0abc\4", 2, "kept in way 4"),
+        (b"\3\2\0", 2, "has coding 2, known codings are 0, 1 and 3"),
+        (b"\3\5\0", 4, "has coding 5"),
+        (b"\3\4\0\0", 1, "has coding 4"),
+        (b"\3\0abc\4", 2, "has coding 4"),
         (b"\3\4abcde", 2, "expected 1 more byte"),
         (b"\3\4abcdefg", 2, "1 bytes are left over"),
         (b"\3\0abc\3\4none", 2, "expected a Zstandard frame, found 6e6f6e65"),

@@ -200,7 +200,7 @@ def test_long_planes_are_deflated_and_come_back(width: int, monkeypatch: pytest.
     for data in (quick, small):
         assert np.array_equal(floats.decode(data, 5000, width, False), words)
     assert np.array_equal(floats.decode(small, 5000, width, False, version=1), words)
-    with pytest.raises(FormatError, match=r"coded in way 2, known ways are 0..1"):
+    with pytest.raises(FormatError, match=r"has coding 2, known codings are 0..1"):
         floats.decode(quick, 5000, width, False, version=1)
 
 

@@ -18,6 +18,7 @@ from secateur.container.arrays import entry_of
 from secateur.container.format import Archive, Entry
 from secateur.container.inspection import inspect
 from secateur.container.reading import words_of
+from secateur.container.save_options import SaveOptions
 from secateur.container.scalar_streams import (
     MOST_NUMBER,
     ScalarGrid,
@@ -62,7 +63,7 @@ def folded(model: nn.Module, layer: nn.BatchNorm2d) -> tuple[torch.Tensor, torch
 @pytest.mark.parametrize("names", ["file", "model"])
 def test_batch_norm_is_off_by_no_more_than_is_said(tmp_path, bits, names):
     model = net()
-    save(model, tmp_path / "m.sct", batch_norm=bits, names=names)
+    save(model, tmp_path / "m.sct", names=names, options=SaveOptions(batch_norm=bits))
     again = load(tmp_path / "m.sct", into=net()).eval()
     shifts = torch.cat([folded(model, layer)[1] for layer in (model[1], model[4])])
     for at in (1, 4):
@@ -79,8 +80,8 @@ def test_batch_norm_is_off_by_no_more_than_is_said(tmp_path, bits, names):
 
 def test_few_bits_are_smaller_than_half_precision_and_statistics_cost_nothing(tmp_path):
     model = sc.models.build("resnet20").eval()
-    half = save(model, tmp_path / "half.sct", batch_norm="fp16", names="model").size
-    few = save(model, tmp_path / "few.sct", batch_norm=6, names="model").size
+    half = save(model, tmp_path / "half.sct", names="model", options=SaveOptions(batch_norm="fp16")).size
+    few = save(model, tmp_path / "few.sct", names="model", options=SaveOptions(batch_norm=6)).size
     assert few < half
     with open(tmp_path / "few.sct", "rb") as file:
         archive = Archive(file)
@@ -92,7 +93,7 @@ def test_few_bits_are_smaller_than_half_precision_and_statistics_cost_nothing(tm
 
 def test_a_folded_file_gives_a_whole_state_dict(tmp_path):
     model = net()
-    save(model, tmp_path / "m.sct", batch_norm=8)
+    save(model, tmp_path / "m.sct", options=SaveOptions(batch_norm=8))
     state = load(tmp_path / "m.sct")
     assert set(state) == set(model.state_dict())
     fresh = net()
@@ -105,7 +106,7 @@ def test_a_folded_file_gives_a_whole_state_dict(tmp_path):
 def test_statistics_stay_where_the_reader_cannot_know_them(tmp_path):
     """Another eps than torch's: 1 - eps is written."""
     model = net(eps=1e-3)
-    save(model, tmp_path / "m.sct", batch_norm=12)
+    save(model, tmp_path / "m.sct", options=SaveOptions(batch_norm=12))
     with open(tmp_path / "m.sct", "rb") as file:
         assert not Archive(file).folded
     again = load(tmp_path / "m.sct", into=net(eps=1e-3)).eval()
@@ -117,7 +118,7 @@ def test_statistics_stay_where_the_reader_cannot_know_them(tmp_path):
 def test_codebooks_in_few_bits(tmp_path, bits):
     shared = sc.share(net(), bits=3)
     exact = save(shared.model, tmp_path / "exact.sct", shared).size
-    few = save(shared.model, tmp_path / "few.sct", shared, codebook_bits=bits).size
+    few = save(shared.model, tmp_path / "few.sct", shared, options=SaveOptions(codebook_bits=bits)).size
     assert few < exact
     again = load(tmp_path / "few.sct", into=net())
     for name, book in shared.codebooks.items():
@@ -134,7 +135,7 @@ def test_codebooks_in_few_bits(tmp_path, bits):
 def test_biases_in_few_bits(tmp_path):
     model = net()
     whole = save(model, tmp_path / "whole.sct").size
-    assert save(model, tmp_path / "few.sct", biases=6).size < whole
+    assert save(model, tmp_path / "few.sct", options=SaveOptions(biases=6)).size < whole
     again = load(tmp_path / "few.sct", into=net())
     for at in (3, 6):
         spread = torch.cat([model[3].bias, model[6].bias]).square().mean().sqrt()
@@ -146,31 +147,33 @@ def test_what_cannot_be_is_refused(tmp_path):
     model = net()
     file = tmp_path / "m.sct"
     with pytest.raises(OptionError, match="batch_norm: expected a whole number from 2 to 12, got 1"):
-        save(model, file, batch_norm=1)
+        save(model, file, options=SaveOptions(batch_norm=1))
     shared = sc.share(model, bits=3)
     with pytest.raises(OptionError, match="codebook_bits: expected a whole number from 2 to 8, got 9"):
-        save(shared.model, file, shared, codebook_bits=9)
+        save(shared.model, file, shared, options=SaveOptions(codebook_bits=9))
     with pytest.raises(NothingToDoError, match="share weights first"):
-        save(model, file, codebook_bits=5)
+        save(model, file, options=SaveOptions(codebook_bits=5))
     with pytest.raises(NothingToDoError, match="there is none"):
-        save(nn.Linear(3, 3, bias=False), file, biases=5)
-    with pytest.raises(OptionError, match=r"few bits are for float32, got torch\.float64"):
-        save(net().double(), file, batch_norm=6)
+        save(nn.Linear(3, 3, bias=False), file, options=SaveOptions(biases=5))
+    with pytest.raises(OptionError, match=r"only float32 can be rounded to bits, got torch\.float64"):
+        save(net().double(), file, options=SaveOptions(batch_norm=6))
     model[1].running_mean[0] = float("nan")
     with pytest.raises(NonFiniteError, match=r"'1\.bias': holds NaN"):
-        save(model, file, batch_norm=6)
+        save(model, file, options=SaveOptions(batch_norm=6))
     assert not file.exists()
 
 
 def test_inspect_accounts_for_lanes(tmp_path):
     model = net()
     shared = sc.share(model, bits=3)
-    save(shared.model, tmp_path / "m.sct", shared, batch_norm=6, biases=6, codebook_bits=6)
+    save(
+        shared.model, tmp_path / "m.sct", shared, options=SaveOptions(batch_norm=6, biases=6, codebook_bits=6)
+    )
     report = inspect(tmp_path / "m.sct")
     assert report.accounted == report.size
     assert report.parts["numbers"] > 20
     assert {row.way for row in report.rows} >= {"lane 0", "lane 1", "lane 2", "indexed"}
-    save(model, tmp_path / "n.sct", batch_norm=6, names="model")
+    save(model, tmp_path / "n.sct", names="model", options=SaveOptions(batch_norm=6))
     report = inspect(tmp_path / "n.sct")
     assert report.accounted == report.size
 
@@ -192,7 +195,7 @@ def test_scales_of_any_range_fit_the_lane(tmp_path):
     model = net()
     with torch.no_grad():
         model[1].weight.copy_(torch.logspace(-6, 3, 16))
-    save(model, tmp_path / "m.sct", batch_norm=12)
+    save(model, tmp_path / "m.sct", options=SaveOptions(batch_norm=12))
     scale, _ = folded(model, model[1])
     again, _ = folded(model, load(tmp_path / "m.sct", into=net())[1])
     some = scale > scale.max() / 2**13
@@ -235,7 +238,7 @@ def test_lanes_by_hand():
     ("lanes", "shape", "method", "message"),
     [
         (ONE, (3,), sct.DRAWN, "draws 3 numbers from lane 0, which has 2 left"),
-        (ONE, (1,), sct.DRAWN, "1 numbers that no tensor draws"),
+        (ONE, (1,), sct.DRAWN, "1 numbers are left that no tensor draws"),
         (ONE, (2,), sct.DRAWN + 1, "draws from lane 1, the file has 1"),
         (b"\0", (2,), sct.DRAWN, "0 lanes, expected 1..4"),
         (b"\5" + ONE[1:], (2,), sct.DRAWN, "5 lanes"),
@@ -243,7 +246,12 @@ def test_lanes_by_hand():
         (ONE[:2] + b"\0\0\x80?" + ONE[6:], (2,), sct.DRAWN, "even steps starts at zero"),
         (ONE[:6] + b"\0\0\xc0\x7f" + ONE[10:], (2,), sct.DRAWN, "finite numbers"),
         (ONE + b"\0", (2,), sct.DRAWN, "1 bytes are left over"),
-        (ONE[:10] + varint.write(1 << 19) + ONE[11:], (2,), sct.DRAWN, "524288 numbers in . bytes, at most"),
+        (
+            ONE[:10] + varint.write(1 << 19) + ONE[11:],
+            (2,),
+            sct.DRAWN,
+            "expected at most 128 numbers in 2 bytes, got 524288",
+        ),
         (ONE[:10] + varint.write(1 << 40) + ONE[11:], (2,), sct.DRAWN, "the number of numbers in a lane"),
     ],
 )
@@ -297,7 +305,7 @@ def test_a_file_of_version_1_has_nothing_of_version_2(tmp_path):
     writer = Writer(file)
     writer.add(Entry("w", "F32", (0,)), b"", sct.DRAWN, [])
     writer.finish()
-    with pytest.raises(FormatError, match=r"stored in way 9, known ways are 0\.\.8"):
+    with pytest.raises(FormatError, match=r"stored by method 9, known methods are 0\.\.8"):
         read(old(file.getvalue()))
     values = np.array([-1.0, 0.25, 0.5], dtype=np.float32)
     entry = Entry("w", "F32", (30,))

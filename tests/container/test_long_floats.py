@@ -13,6 +13,7 @@ from secateur.container import format as sct
 from secateur.container.archive import load, save
 from secateur.container.inspection import inspect
 from secateur.container.pack import pack, unpack
+from secateur.container.save_options import SaveOptions
 from secateur.errors import MissingExtraError
 
 LONG = (300, 250)
@@ -69,7 +70,7 @@ def test_the_same_bytes_by_way_of_version_3(
 def test_narrower_floats_are_saved_in_version_3(tmp_path: Path) -> None:
     values = {"w": state()["a.weight"]}
     for precision, kind in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
-        save(values, tmp_path / "a.sct", precision=precision)
+        save(values, tmp_path / "a.sct", options=SaveOptions(precision=precision))
         assert (tmp_path / "a.sct").read_bytes()[4] == 3
         assert torch.equal(load(tmp_path / "a.sct")["w"], values["w"].to(kind).float())
 
@@ -77,7 +78,7 @@ def test_narrower_floats_are_saved_in_version_3(tmp_path: Path) -> None:
 def test_short_tensors_and_the_strong_coder_stay_with_version_2(tmp_path: Path) -> None:
     values = state()
     save({"w": values["a.weight"][:200]}, tmp_path / "short.sct")
-    save({"w": values["a.weight"]}, tmp_path / "strong.sct", coder="strong")
+    save({"w": values["a.weight"]}, tmp_path / "strong.sct", options=SaveOptions(coder="strong"))
     for name, count in (("short", 200), ("strong", 300)):
         assert (tmp_path / f"{name}.sct").read_bytes()[4] == 2
         assert torch.equal(load(tmp_path / f"{name}.sct")["w"], values["a.weight"][:count])

@@ -17,11 +17,12 @@ from safetensors.torch import load_file, save_file
 
 from secateur.container import format as sct
 from secateur.container import reading
-from secateur.container import worker_pool as crew
+from secateur.container import worker_pool
 from secateur.container.archive import load, save
 from secateur.container.inspection import inspect
 from secateur.container.pack import _sections, pack, unpack
 from secateur.container.reading import words_of
+from secateur.container.save_options import SaveOptions
 from secateur.container.worker_pool import TensorWorkers
 from secateur.errors import DataError, FormatError, NonFiniteError, NothingToDoError, OptionError
 
@@ -128,7 +129,7 @@ def test_a_pt_file_from_before_zip_archives(tmp_path: Path) -> None:
     ("tensor", "message"),
     [
         (torch.eye(3).to_sparse(), r"'s': layout torch\.sparse_coo cannot be stored; .*to_dense\(\)"),
-        (torch.empty(3, device="meta"), "'s': lies on the meta device and has no values"),
+        (torch.empty(3, device="meta"), "'s': is on the meta device and has no values"),
         (torch.zeros(2, dtype=torch.complex128), r"'s': dtype torch\.complex128 cannot be stored"),
     ],
 )
@@ -148,7 +149,7 @@ def test_places_that_nothing_can_be_written_to(tmp_path: Path) -> None:
     packed = (tmp_path / "a.sct").read_bytes()
     (tmp_path / "link").symlink_to(tmp_path / "a.safetensors")
     for verb, source, target, message in (
-        (pack, "a.safetensors", "a.safetensors", "is the very file to read; name another one"),
+        (pack, "a.safetensors", "a.safetensors", "is the file that is read; name another one"),
         (pack, "a.safetensors", "link", "is the very file to read"),
         (unpack, "a.sct", "a.sct", "is the very file to read"),
         (pack, "a.safetensors", "none/a.sct", "there is no folder .*none; create it first"),
@@ -235,11 +236,11 @@ def test_processes_read_shared_tensors_a_section_each(
     monkeypatch.setattr(
         TensorWorkers,
         "submit",
-        lambda crew, slow, *job: asked.append((slow, job[0].__name__)) or submit(crew, slow, *job),
+        lambda pool, slow, *job: asked.append((slow, job[0].__name__)) or submit(pool, slow, *job),
     )
     unpack(tmp_path / "a.sct", tmp_path / "few.safetensors", workers=2)
     assert (True, "_section") not in asked  # so few weights are not worth a process
-    monkeypatch.setattr(reading, "_WORTH", 1)
+    monkeypatch.setattr(reading, "_ENOUGH", 1)
     unpack(tmp_path / "a.sct", tmp_path / "two.safetensors", workers=2)
     assert asked.count((True, "_section")) == 2
     for name in ("few", "two"):
@@ -249,14 +250,14 @@ def test_processes_read_shared_tensors_a_section_each(
 def test_as_many_workers_as_pay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = torch.randint(0, 9, (300, 300)) / 8
     save_file({"w": torch.randn(300, 300), "few": few}, tmp_path / "a.safetensors")
-    monkeypatch.setattr(reading, "_WORTH", 1 << 30)  # a crew, but no processes
+    monkeypatch.setattr(reading, "_ENOUGH", 1 << 30)  # a pool, but no processes
     monkeypatch.setattr("secateur.container.pack._few", lambda words: False)
-    crews = []
+    pools = []
     opened = TensorWorkers.__init__
     monkeypatch.setattr(
-        TensorWorkers, "__init__", lambda self, count: crews.append(count) or opened(self, count)
+        TensorWorkers, "__init__", lambda self, count: pools.append(count) or opened(self, count)
     )
-    monkeypatch.setattr(crew, "cores", lambda: 5)
+    monkeypatch.setattr(worker_pool, "cores", lambda: 5)
 
     def both(name: str) -> bytes:
         pack(tmp_path / "a.safetensors", tmp_path / f"{name}.sct", lossless=True, workers=None)
@@ -265,13 +266,13 @@ def test_as_many_workers_as_pay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         return (tmp_path / f"{name}.sct").read_bytes()
 
     small = both("small")
-    assert crews == []  # 720,000 bytes are one worker's
-    monkeypatch.setattr(crew, "_WORTH", 720_000)
+    assert pools == []  # 720,000 bytes are one worker's
+    monkeypatch.setattr(worker_pool, "_ENOUGH", 720_000)
     assert both("large") == small
-    assert crews == [5]  # only half of what is read is shared
-    monkeypatch.setattr(crew, "_WORTH", 360_000)
+    assert pools == [5]  # only half of what is read is shared
+    monkeypatch.setattr(worker_pool, "_ENOUGH", 360_000)
     assert both("larger") == small
-    assert crews == [5, 5, 5]
+    assert pools == [5, 5, 5]
 
 
 class _Watched(io.BytesIO):
@@ -325,7 +326,7 @@ def test_content_that_is_not_what_was_written_is_found(tmp_path: Path, workers: 
 def test_what_a_process_finds_wrong_is_said_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_file({"w": torch.randn(40, 50)}, tmp_path / "a.safetensors")
     pack(tmp_path / "a.safetensors", tmp_path / "a.sct", bits=3)
-    monkeypatch.setattr(reading, "_WORTH", 1)
+    monkeypatch.setattr(reading, "_ENOUGH", 1)
     portable = reading._portable
     monkeypatch.setattr(
         reading, "_portable", lambda record: (portable(record)[0], {"codebook": b"", "indices": b""})
@@ -421,7 +422,7 @@ def test_inspect_of_a_file_without_names(tmp_path: Path) -> None:
 
 def test_inspect_with_the_model_a_file_leaves_its_names_to(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(40, 10), torch.nn.BatchNorm1d(10))
-    save(model, tmp_path / "a.sct", names="model", batch_norm=8)
+    save(model, tmp_path / "a.sct", names="model", options=SaveOptions(batch_norm=8))
     report = inspect(tmp_path / "a.sct", into=model)
     assert [row.name for row in report.rows] == ["0.weight", "0.bias", "1.weight", "1.bias"]
     assert report.rows[0].shape == (10, 40)

@@ -15,6 +15,7 @@ from secateur.container.archive import load, save
 from secateur.container.codebooks import codebook, gaps_filled
 from secateur.container.format import Entry
 from secateur.container.inspection import inspect
+from secateur.container.save_options import SaveOptions
 from secateur.container.writer import Writer
 from secateur.core.codebook import Codebook
 from secateur.core.masks import Masks
@@ -66,7 +67,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.parametrize("names", ["file", "model"])
 def test_outputs_are_the_same_to_the_last_bit(make, coder: str, names: str, tmp_path: Path) -> None:
     model = make()
-    saved = save(model, tmp_path / "m.sct", coder=coder, names=names)
+    saved = save(model, tmp_path / "m.sct", names=names, options=SaveOptions(coder=coder))
     assert saved.size == (tmp_path / "m.sct").stat().st_size
     loaded = load(tmp_path / "m.sct", into=network(seed=1))
     x = torch.randn(4, 3, 8, 8)
@@ -117,7 +118,7 @@ def test_tied_tensors_are_stored_once(tmp_path: Path) -> None:
 def test_batch_norm_is_folded(precision: object, most: float, tmp_path: Path) -> None:
     model = small(network())
     plain = save(model, tmp_path / "plain.sct")
-    folded = save(model, tmp_path / "folded.sct", batch_norm=precision)
+    folded = save(model, tmp_path / "folded.sct", options=SaveOptions(batch_norm=precision))
     assert folded.size < plain.size
     loaded = load(tmp_path / "folded.sct", into=network(1))
     x = torch.randn(16, 3, 8, 8)
@@ -129,24 +130,24 @@ def test_batch_norm_is_folded(precision: object, most: float, tmp_path: Path) ->
 
 def test_precision_narrows_only_what_is_not_shared(tmp_path: Path) -> None:
     model = small(network())
-    save(model, tmp_path / "m.sct", precision="fp16")
+    save(model, tmp_path / "m.sct", options=SaveOptions(precision="fp16"))
     state = load(tmp_path / "m.sct")
     assert torch.equal(state["3.weight"], model[3].weight)
     assert torch.equal(state["1.weight"], model[1].weight.half().float())
     assert state["1.weight"].dtype == torch.float32
-    save(model, tmp_path / "m.sct", precision="bf16")
+    save(model, tmp_path / "m.sct", options=SaveOptions(precision="bf16"))
     assert torch.equal(load(tmp_path / "m.sct")["1.weight"], model[1].weight.bfloat16().float())
 
 
 def test_codebooks_are_checked(tmp_path: Path) -> None:
     values, indices = torch.tensor([0.0, 1.0]), torch.randint(0, 2, (8, 8))
     book = Codebook("w", values, indices)
-    save({"w": book.tensor()}, tmp_path / "m.sct", codebooks={"w": book})
+    save({"w": book.tensor()}, tmp_path / "m.sct", {"w": book})
     assert torch.equal(load(tmp_path / "m.sct")["w"], book.tensor())
     with pytest.raises(OptionError, match="codebook of 'w': the model's tensor is not made of"):
-        save({"w": book.tensor() + 1}, tmp_path / "n.sct", codebooks={"w": book})
+        save({"w": book.tensor() + 1}, tmp_path / "n.sct", {"w": book})
     with pytest.raises(OptionError, match="codebook of 'w': the model has no such tensor"):
-        save({"v": book.tensor()}, tmp_path / "n.sct", codebooks={"w": book})
+        save({"v": book.tensor()}, tmp_path / "n.sct", {"w": book})
     assert not (tmp_path / "n.sct").exists()
 
 
@@ -171,8 +172,14 @@ def test_masks_are_checked(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_options(options: dict, error: type, message: str, tmp_path: Path) -> None:
+    given = {name: value for name, value in options.items() if name in ("plan", "names")}
     with pytest.raises(error, match=message):
-        save(network(), tmp_path / "m.sct", **options)
+        save(
+            network(),
+            tmp_path / "m.sct",
+            **given,
+            options=SaveOptions(**{k: v for k, v in options.items() if k not in given}),
+        )
     assert os.listdir(tmp_path) == []
 
 
@@ -180,7 +187,7 @@ def test_nothing_to_save(tmp_path: Path) -> None:
     with pytest.raises(NothingToDoError, match="no tensor to save"):
         save({}, tmp_path / "m.sct")
     with pytest.raises(NothingToDoError, match="there is none"):
-        save({"w": torch.ones(3)}, tmp_path / "m.sct", batch_norm="fp16")
+        save({"w": torch.ones(3)}, tmp_path / "m.sct", options=SaveOptions(batch_norm="fp16"))
 
 
 def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +272,7 @@ def test_multiples_of_one_step_with_gaps_take_a_step_and_a_start(tmp_path: Path,
     values = len(whole.unique())
     assert values < whole.max() - whole.min() + 1, "the case has no gaps"
 
-    size = save(state, tmp_path / "even.sct", coder=coder).size
+    size = save(state, tmp_path / "even.sct", options=SaveOptions(coder=coder)).size
     assert torch.equal(load(tmp_path / "even.sct")["w"], state["w"])
     report = inspect(tmp_path / "even.sct")
     assert report.rows[0].distinct == values
@@ -274,7 +281,7 @@ def test_multiples_of_one_step_with_gaps_take_a_step_and_a_start(tmp_path: Path,
     # One value off the grid by its last bit, and every value is written as itself.
     odd = state["w"].clone()
     odd.view(-1)[int(odd.argmax())] = torch.nextafter(odd.max(), torch.tensor(9e9))
-    longer = save({"w": odd}, tmp_path / "odd.sct", coder=coder).size
+    longer = save({"w": odd}, tmp_path / "odd.sct", options=SaveOptions(coder=coder)).size
     assert torch.equal(load(tmp_path / "odd.sct")["w"], odd)
     assert inspect(tmp_path / "odd.sct").parts["codebooks"] > 2 * values
     assert longer > size + values

@@ -1,8 +1,17 @@
-"""Entropy coding in whole numbers: numpy and constriction only, no torch, the same bytes on every machine.
+"""Entropy coding of integers and floats without loss: the same bytes on every machine.
 
-`range_coder` is the arithmetic coder, `static` codes symbols by one table, `mixing`, `planes`, `forecast` and
-`foretold` are the context models of quantised weights, `indices` puts them together, `floats` packs numbers
-without loss (`digits` and `frames` long ones, in Zstandard frames), `huffman` is the textbook code.
+Arrays of integers or of floats' bits go in, bytes come out, and back. All arithmetic is in integers, or in floats where
+it is exact; only numpy, constriction and Zstandard are used, never torch.
+
+Read the files in this order:
+
+- `varint`: integers as bytes, and the checked reader all decoders use;
+- `range_coder`: the arithmetic coder; `static`: symbols coded by one table of frequencies;
+- `logistic`, `mixing`: probabilities of bits, mixed from several contexts;
+- `planes`: contexts of quantized weights; `forecast`, `predicted_contexts`: contexts predicted by least squares;
+- `mixed`: weights as bits with mixed probabilities; `indices`: the indices of a tensor, by one of three models;
+- `floats`: floats by byte planes; `digits`, `frames`: long ones in Zstandard frames;
+- `ascending`: sorted integers, for codebooks; `huffman`: the textbook code, for comparison.
 
 >>> import numpy as np
 >>> from secateur.coding import static

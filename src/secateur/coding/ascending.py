@@ -1,7 +1,7 @@
-"""Ascending whole numbers in fewer bits than one by one: the middle first, then the middles of both halves.
+"""Code ascending integers by bisection: the middle one first, then the middles of both halves.
 
-Once its neighbours are known a number can only lie between them; so the more numbers, the fewer bits for
-each.
+A number between two known ones needs only the bits of its place between them, so the more numbers there are, the fewer
+bits each takes.
 
 >>> import numpy as np
 >>> numbers = np.array([3, 7, 8, 20, 1000, 1001, 70000], dtype=np.uint32)
@@ -22,9 +22,7 @@ __all__ = ["decode", "encode"]
 
 
 def encode(numbers: np.ndarray) -> bytes:
-    """Strictly ascending unsigned numbers: the first and the last as they are, the others in bits between
-    them.
-    """
+    """Code strictly ascending unsigned numbers: the first and the last in full, the others between them."""
     little = numbers.astype(numbers.dtype.newbyteorder("<"))
     if len(numbers) < 2:
         return little.tobytes()
@@ -68,9 +66,7 @@ def decode(data: bytes | memoryview, count: int, width: int) -> np.ndarray:
 
 
 def _order(known: list[int]) -> Iterator[tuple[int, int, int]]:
-    """(place, lowest, highest) of every number between the ends; reads `known` only where it is known by
-    then.
-    """
+    """(index, lowest, highest) of every number between the ends, in coding order; reads known numbers only."""
     waiting = [(0, len(known) - 1)]
     while waiting:
         first, last = waiting.pop()
@@ -82,6 +78,6 @@ def _order(known: list[int]) -> Iterator[tuple[int, int, int]]:
 
 
 def _split(count: int) -> tuple[int, int]:
-    """Bits of the short words for one of `count` numbers, and how many numbers have a short word."""
+    """The bits of a short code word for one of `count` numbers, and how many numbers have a short one."""
     short = count.bit_length() - 1
     return short, (2 << short) - count

@@ -1,14 +1,14 @@
-"""Numbers without loss, sixteen bits at a time: the planes that repeat themselves as Zstandard frames, the rest raw.
+"""Pack words without loss, sixteen bits at a time: compressible byte planes as Zstandard frames, the rest raw.
 
-A word is cut into digits of sixteen bits. The sign of a float moves below the eight bits after it, so that these are a
-byte of their own and most of what can be foretold is in it; all else stays in its place, and is put together again by
-a few operations on whole digits.
+A word is split into digits of sixteen bits. The sign of a float moves below its exponent, so that the exponent is a
+byte of its own, which is where most of the redundancy is. Everything else stays in place, so that a few operations on
+whole digits rebuild the words.
 
 >>> import numpy as np
 >>> from secateur.coding import varint
 >>> words = np.random.default_rng(0).normal(size=70_000).astype(np.float32).view(np.uint32)
 >>> data = encode([words], floating=True)
->>> if data is not None:  # where there is no Zstandard there is no other way but `floats`
+>>> if data is not None:  # without Zstandard, `floats` is used instead
 ...     out = np.empty_like(words)
 ...     decode(varint.Reader(data[1:], "numbers"), out, floating=True)
 ...     assert (out == words).all() and len(data) < 0.87 * words.nbytes
@@ -24,31 +24,31 @@ from secateur.coding import frames, static, varint
 
 __all__ = ["FULL", "LONG", "MARK", "POOR", "RICH", "decode", "encode"]
 
-LONG = 1 << 16  # bytes of a plane from which speed goes before the last percent
+LONG = 1 << 16  # bytes of a plane from which speed matters more than the last percent
 MARK = 3  # the first byte of numbers in this layout; those in the older one begin with 0, 1 or 2
 _RAW, _CODED, _FRAMED, _WHOLE = 0, 1, 3, 4
-# In bits a byte: with fewer, Huffman's whole bits cost too much; with more, a long plane is not worth the time to read
-# it back; and with more than the last, a short one would not get smaller.
+# Entropies in bits a byte. Below RICH, Huffman's whole bits cost too much; above POOR, coding a long plane saves too
+# little for the time; above FULL, coding would not make a short plane smaller.
 RICH, POOR, FULL = 2.0, 7.9, 7.97
-_SAMPLE = 1 << 15  # bytes of a plane looked at to tell how it is best kept
-_PIECE = 1 << 19  # words put together at a time
-_SIGN_AND_REST = np.int16(-0x8000 | 0x7F)  # of a digit: what is not its exponent
+_SAMPLE = 1 << 15  # bytes of a plane from which its coding is chosen
+_PIECE = 1 << 19  # words rebuilt at a time
+_SIGN_AND_REST = np.int16(-0x8000 | 0x7F)  # the bits of a digit that are not exponent
 
-_Ways = tuple[int, ...]  # of a digit: one for it as a whole, or one for each of its bytes
-_Digit = tuple[np.ndarray, ...]  # itself, or its upper and its lower bytes
+_Codings = tuple[int, ...]  # the codings of a digit: one for the whole, or one for each of its bytes
+_Digit = tuple[np.ndarray, ...]  # the digits as they are, or their upper and their lower bytes
 
 
 def encode(chunks: Sequence[np.ndarray], floating: bool) -> bytes | None:
-    """Chunks of unsigned words; nothing where no plane of any is worth a frame."""
-    found = [_ways(chunk, floating) for chunk in chunks]
-    if not any(_FRAMED in ways for one in found for ways in one):
+    """Pack chunks of unsigned words; None if no plane of any chunk is smaller as a frame."""
+    found = [_codings(chunk, floating) for chunk in chunks]
+    if not any(_FRAMED in codings for one in found for codings in one):
         return None
-    coded = (_encode_chunk(chunk, floating, ways) for chunk, ways in zip(chunks, found, strict=True))
+    coded = (_encode_chunk(chunk, floating, codings) for chunk, codings in zip(chunks, found, strict=True))
     return b"".join((bytes([MARK]), *(piece for pieces in coded for piece in pieces)))
 
 
 def decode(reader: varint.Reader, out: np.ndarray, floating: bool) -> None:
-    """The next chunk of as many words as `out` has, into it; the mark has been read."""
+    """Read the next chunk into `out`, which has as many words; the mark has been read already."""
     count, width = len(out), out.dtype.itemsize
     digits = [_read(reader, count, width) for _ in range(max(1, width // 2))]
     size = min(count, _PIECE)
@@ -69,7 +69,7 @@ def decode(reader: varint.Reader, out: np.ndarray, floating: bool) -> None:
             for number, part in enumerate(parts):
                 if len(part) > 1:
                     _join(part, floating and number == 0, lower[:size], narrow[:size])
-                # Several times as quick as operations on words of two widths.
+                # Several times as fast as operations on words of two widths.
                 digit = part[0] if len(part) == 1 else narrow[:size]
                 if not number:
                     np.copyto(words, digit)
@@ -80,31 +80,31 @@ def decode(reader: varint.Reader, out: np.ndarray, floating: bool) -> None:
                 np.bitwise_or(words, into, out=words if into is next_ else piece)
 
 
-def _encode_chunk(words: np.ndarray, floating: bool, found: list[_Ways]) -> Iterator[bytes | memoryview]:
-    for ways, planes in zip(found, _taken_apart(words, floating, found), strict=True):
-        if ways == (_WHOLE,):
+def _encode_chunk(words: np.ndarray, floating: bool, found: list[_Codings]) -> Iterator[bytes | memoryview]:
+    for codings, planes in zip(found, _split(words, floating, found), strict=True):
+        if codings == (_WHOLE,):
             yield from (bytes([_WHOLE]), planes[0].astype("<u2", copy=False).data)
             continue
-        for way, plane in zip(ways, planes, strict=True):
+        for coding, plane in zip(codings, planes, strict=True):
             coded = None
-            if way != _RAW:
-                coded = frames.compress(plane) if way == _FRAMED else static.encode(plane, 256)
+            if coding != _RAW:
+                coded = frames.compress(plane) if coding == _FRAMED else static.encode(plane, 256)
             if coded is not None and len(coded) + 4 < plane.size:
-                yield from (bytes([way]), varint.write(len(coded)), coded)
+                yield from (bytes([coding]), varint.write(len(coded)), coded)
             else:
                 yield from (bytes([_RAW]), plane.data)
 
 
-def _ways(words: np.ndarray, floating: bool) -> list[_Ways]:
-    """How the bytes of every digit are best kept, by a sample of them."""
+def _codings(words: np.ndarray, floating: bool) -> list[_Codings]:
+    """Choose the coding of every digit by a sample of its bytes."""
     sample = words[:: max(1, len(words) // _SAMPLE)]
-    pair: _Ways = (_RAW,) if words.dtype.itemsize == 1 else (_RAW, _RAW)
-    bytes_of = _taken_apart(sample, floating, [pair] * max(1, words.dtype.itemsize // 2))
-    found = [tuple(_way(plane, len(words)) for plane in planes) for planes in bytes_of]
-    return [(_WHOLE,) if ways == (_RAW, _RAW) else ways for ways in found]
+    pair: _Codings = (_RAW,) if words.dtype.itemsize == 1 else (_RAW, _RAW)
+    bytes_of = _split(sample, floating, [pair] * max(1, words.dtype.itemsize // 2))
+    found = [tuple(_coding(plane, len(words)) for plane in planes) for planes in bytes_of]
+    return [(_WHOLE,) if codings == (_RAW, _RAW) else codings for codings in found]
 
 
-def _way(sample: np.ndarray, count: int) -> int:
+def _coding(sample: np.ndarray, count: int) -> int:
     bound = static.entropy(sample)
     if count < LONG:
         return _CODED if bound < FULL else _RAW
@@ -113,8 +113,8 @@ def _way(sample: np.ndarray, count: int) -> int:
     return _FRAMED if bound > RICH else _CODED
 
 
-def _taken_apart(words: np.ndarray, floating: bool, ways: list[_Ways]) -> list[_Digit]:
-    """The digits of all words, most significant first: whole, or as their upper and their lower bytes."""
+def _split(words: np.ndarray, floating: bool, codings: list[_Codings]) -> list[_Digit]:
+    """Split words into digits, most significant first: whole, or as their upper and their lower bytes."""
     count, width = len(words), words.dtype.itemsize
     if width == 1:
         plane = words.copy()
@@ -123,9 +123,9 @@ def _taken_apart(words: np.ndarray, floating: bool, ways: list[_Ways]) -> list[_
         return [(plane,)]
     out = [
         (np.empty(count, dtype=np.uint16),)
-        if way == (_WHOLE,)
+        if coding == (_WHOLE,)
         else tuple(np.empty((2, count), dtype=np.uint8))
-        for way in ways
+        for coding in codings
     ]
     for start in range(0, count, _PIECE):
         piece = words[start : start + _PIECE]
@@ -136,22 +136,22 @@ def _taken_apart(words: np.ndarray, floating: bool, ways: list[_Ways]) -> list[_
             if len(parts) == 1:
                 parts[0][:] = digit
             else:
-                _part(digit, floating and number == 0, *parts)
+                _halve(digit, floating and number == 0, *parts)
     return out
 
 
-def _part(digit: np.ndarray, first_of_float: bool, upper: np.ndarray, lower: np.ndarray) -> None:
-    """Digits as two bytes each: the halves, or of a float's first digit the eight bits after the sign and the rest."""
+def _halve(digit: np.ndarray, first_of_float: bool, upper: np.ndarray, lower: np.ndarray) -> None:
+    """Split digits into two bytes each: the halves, or for a float's first digit the exponent and the rest."""
     np.copyto(upper, digit >> np.uint16(7 if first_of_float else 8), casting="unsafe")
     if first_of_float:
         digit = digit & _SIGN_AND_REST.view(np.uint16)
-        digit *= np.uint16(257)  # the sign comes to stand above the rest, eight bits further up
+        digit *= np.uint16(257)  # put the sign above the rest, eight bits further up
         digit >>= np.uint16(8)
     np.copyto(lower, digit, casting="unsafe")
 
 
 def _join(parts: _Digit, first_of_float: bool, scratch: np.ndarray, out: np.ndarray) -> None:
-    """The inverse of `_part`, into `out`."""
+    """The inverse of `_halve`, into `out`."""
     if len(parts) == 1:
         out[:] = parts[0]
         return
@@ -160,7 +160,7 @@ def _join(parts: _Digit, first_of_float: bool, scratch: np.ndarray, out: np.ndar
     np.multiply(out, np.uint16(128 if first_of_float else 256), out=out)
     if first_of_float:
         rest = scratch.view(np.int16)
-        np.copyto(rest, lower.view(np.int8))  # the sign spreads over the upper byte
+        np.copyto(rest, lower.view(np.int8))  # sign extension fills the upper byte with the sign
         np.bitwise_and(rest, _SIGN_AND_REST, out=rest)
     else:
         np.copyto(scratch, lower)
@@ -168,26 +168,26 @@ def _join(parts: _Digit, first_of_float: bool, scratch: np.ndarray, out: np.ndar
 
 
 def _turn(plane: np.ndarray, bits: int) -> None:
-    """Bytes rotated to the left, in place."""
+    """Rotate bytes to the left, in place."""
     right = plane >> np.uint8(8 - bits)
     plane <<= np.uint8(bits)
     plane |= right
 
 
 def _read(reader: varint.Reader, count: int, width: int) -> _Digit:
-    """The next digit, as it is kept."""
-    way = reader.byte()
-    if way == _WHOLE and width > 1:
+    """Read the next digit."""
+    coding = reader.byte()
+    if coding == _WHOLE and width > 1:
         return (np.frombuffer(reader.take(2 * count), dtype="<u2"),)
-    upper = _plane(reader, way, count)
+    upper = _plane(reader, coding, count)
     return (upper,) if width == 1 else (upper, _plane(reader, reader.byte(), count))
 
 
-def _plane(reader: varint.Reader, way: int, count: int) -> np.ndarray:
-    if way == _RAW:
+def _plane(reader: varint.Reader, coding: int, count: int) -> np.ndarray:
+    if coding == _RAW:
         return np.frombuffer(reader.take(count), dtype=np.uint8)
-    if way == _CODED:
+    if coding == _CODED:
         return static.decode(reader.part("a byte plane"), count, 256).astype(np.uint8)
-    if way == _FRAMED:
+    if coding == _FRAMED:
         return frames.decompress(reader.part("a byte plane"), count)
-    raise reader.fail(f"a byte plane is kept in way {way}, known ways are 0, 1 and 3")
+    raise reader.fail(f"a byte plane has coding {coding}, known codings are 0, 1 and 3")

@@ -1,10 +1,9 @@
-"""Numbers without loss: split into byte planes, each coded by its own table where that makes it smaller.
+"""Pack words without loss: split them into byte planes and code each plane that gets smaller.
 
-The exponent of a float is the part that repeats itself. A rotation by one bit puts it alone into the top byte
-(the sign goes to the bottom); the other planes are nearly random and mostly stay as they are. Short planes, and all
-of them where every byte counts, are coded by the range coder. Long ones by Huffman codes, which is quicker by far and
-hardly larger: in Zstandard frames, with the bits in an order that is put together sooner (`digits`), or, where there
-is no Zstandard, by zlib.
+The exponents of floats are the redundant part. A rotation by one bit puts the exponent alone into the top byte (the
+sign moves to the bottom); the other planes are nearly random and mostly stay raw. Short planes, and all planes with
+`small`, are coded by the range coder. Long ones are coded by Huffman codes, which are much faster and hardly larger: in
+Zstandard frames, with the bits in another order (`digits`), or by zlib where there is no Zstandard.
 
 >>> import numpy as np
 >>> words = np.linspace(0.5, 2, 1000, dtype=np.float32).view(np.uint32)
@@ -26,14 +25,20 @@ from secateur.errors import FormatError
 
 __all__ = ["CHUNK", "decode", "encode"]
 
-CHUNK = 1 << 22  # numbers coded with one set of tables
+CHUNK = 1 << 22  # words coded with one set of tables
 _RAW, _CODED, _DEFLATED = 0, 1, 2
-_SAMPLED = 16  # of so many bytes of a long plane one is looked at first
-_PIECE = 1 << 15  # words taken apart and put together at a time: they stay in the cache
+_SAMPLED = 16  # one byte in this many of a long plane is sampled first
+_PIECE = 1 << 15  # words split and rebuilt at a time: they stay in the cache
 
 
 def encode(words: np.ndarray, floating: bool, small: bool = False) -> bytes:
-    """Unsigned words of 1, 2, 4 or 8 bytes, as bytes; `small` takes the range coder for long planes too."""
+    """Pack unsigned words.
+
+    Args:
+        words: Words of 1, 2, 4 or 8 bytes.
+        floating: Whether they are the bits of floats.
+        small: Use the range coder for long planes too: smaller and slower.
+    """
     flat = words.reshape(-1)
     chunks = [flat[i : i + CHUNK] for i in range(0, len(flat), CHUNK)]
     if len(flat) >= LONG and not small and frames.available():
@@ -44,7 +49,15 @@ def encode(words: np.ndarray, floating: bool, small: bool = False) -> bytes:
 
 
 def decode(data: bytes | memoryview, count: int, width: int, floating: bool, version: int = 3) -> np.ndarray:
-    """The inverse of `encode`: `count` words of `width` bytes; `version` is that of the file."""
+    """The inverse of `encode`.
+
+    Args:
+        data: The packed bytes.
+        count: How many words there are.
+        width: Bytes of a word.
+        floating: Whether the words are the bits of floats.
+        version: The version of the file the bytes come from.
+    """
     reader = varint.Reader(data, "packed numbers")
     if count > CHUNK * (len(data) + 1):
         raise FormatError(f"packed numbers: {count} of them cannot be in {len(data)} bytes")
@@ -63,20 +76,20 @@ def decode(data: bytes | memoryview, count: int, width: int, floating: bool, ver
 
 def _encode_chunk(words: np.ndarray, floating: bool, small: bool) -> Iterator[bytes | memoryview]:
     for plane in _planes(words, floating)[::-1]:
-        coded, way = None, _CODED
+        coded, coding = None, _CODED
         if plane.size >= LONG and not small:
             bound = static.entropy(plane[::_SAMPLED])
-            if bound < POOR + 0.05:  # far from it a sample is enough
+            if bound < POOR + 0.05:  # otherwise the sample is accurate enough
                 bound = static.entropy(plane)
             if RICH < bound < POOR:
-                coded, way = _deflated(plane), _DEFLATED
+                coded, coding = _deflated(plane), _DEFLATED
             elif bound <= RICH:
                 coded = static.encode(plane, 256)
-        # The entropy is a bound: where even that saves nothing, coding would only cost time.
+        # The entropy is a lower bound: where even that saves nothing, coding would waste time.
         elif static.entropy(plane) < FULL if plane.size > 64 else plane.size > 8:
             coded = static.encode(plane, 256)
         if coded is not None and len(coded) + 1 < plane.size:
-            yield from (bytes([way]), varint.write(len(coded)), coded)
+            yield from (bytes([coding]), varint.write(len(coded)), coded)
         else:
             yield from (bytes([_RAW]), plane.data)
 
@@ -98,7 +111,7 @@ def _decode_chunk(reader: varint.Reader, out: np.ndarray, floating: bool, versio
 
 
 def _plane(reader: varint.Reader, count: int, version: int) -> np.ndarray:
-    """The bytes of the next plane."""
+    """Read the next plane."""
     mode = reader.byte()
     if mode == _RAW:
         return np.frombuffer(reader.take(count), dtype=np.uint8)
@@ -106,7 +119,7 @@ def _plane(reader: varint.Reader, count: int, version: int) -> np.ndarray:
         return static.decode(reader.part("a byte plane"), count, 256).astype(np.uint8)
     if mode == _DEFLATED and version > 1:
         return np.frombuffer(_inflated(reader.part("a byte plane"), count), dtype=np.uint8)
-    raise reader.fail(f"a byte plane is coded in way {mode}, known ways are 0..{min(version, 2)}")
+    raise reader.fail(f"a byte plane has coding {mode}, known codings are 0..{min(version, 2)}")
 
 
 def _planes(words: np.ndarray, floating: bool) -> np.ndarray:
@@ -125,7 +138,7 @@ def _planes(words: np.ndarray, floating: bool) -> np.ndarray:
 
 
 def _rotate(words: np.ndarray, bits: int, out: np.ndarray) -> None:
-    """Words rotated left, into `out`, which may be no part of `words`."""
+    """Rotate words to the left, into `out`, which must not overlap `words`."""
     left, right = words.dtype.type(bits), words.dtype.type(words.dtype.itemsize * 8 - bits)
     np.left_shift(words, left, out=out)
     out |= words >> right

@@ -1,11 +1,10 @@
-"""Least squares in whole numbers, going on from block to block: coder and decoder come to the same weights.
+"""Online least squares in exact integers: encoder and decoder compute the same weights.
 
-A `Forecast` foretells a number from several others as their weighted sum. After every block it adds what
-it has seen to the sums of a least-squares fit, and takes one step towards the solution, one weight after the other.
-Nothing of it is in the file.
+A `Forecast` predicts a number as a weighted sum of others. After every block it adds the block to the sums of a
+least-squares fit and takes one step of coordinate descent towards the solution. Nothing of it is stored in the file.
 
-Numbers are held in float64, where matrix products are fastest, and every one of them is a whole number: features
-and targets stay within `MOST`, trusts within 2**15, at most 1024 columns are summed at a time, sums below 2**53.
+Integers are held in float64, where matrix products are fastest and exact: features and targets are at most `MOST` in
+size, trusts below 2**15, at most 1024 columns are summed at a time, and sums stay below 2**53.
 
 >>> import numpy as np
 >>> features = np.array([[100.0, 20.0, 60.0, 10.0], [7.0, 90.0, 30.0, 80.0]])
@@ -23,29 +22,29 @@ from operator import mul
 
 import numpy as np
 
-__all__ = ["MOST", "Forecast", "thinned"]
+__all__ = ["MOST", "Forecast", "subsample"]
 
 MOST = 2047  # features and targets stay within +-MOST
 _ONE = 65536  # a weight of 1
 _MOST_WEIGHT = float(1 << 20)  # weights stay within +-16
-_ENOUGH = 512  # so many columns of a block, at least, are learnt from
-_RIDGE = 1 << 28  # how strongly the weights are held to their start
+_ENOUGH = 512  # columns of a block that are used for the fit, at least
+_RIDGE = 1 << 28  # the strength of the pull towards the start weights
 _SUMS = 1 << 50  # sums are halved beyond this
 _TRUST = 1 << 15  # trusts stay below
-_STEP_BITS = 26  # sums are cut to so many bits for the step, so that its products are exact
+_STEP_BITS = 26  # sums are shortened to this many bits for the step, so that its products are exact
 
 
-def thinned(count: int) -> slice:
-    """Which of so many columns of a block are learnt from: of many, every so manieth is enough.
+def subsample(count: int) -> slice:
+    """The subsample of a block's columns that is used for the fit.
 
-    >>> thinned(3000)
+    >>> subsample(3000)
     slice(None, None, 5)
     """
     return slice(None, None, max(1, count // _ENOUGH))
 
 
 class Forecast:
-    """A weighted sum of so many features as `start` has weights (in 65536ths)."""
+    """A weighted sum of features; `start` are the first weights, in 65536ths."""
 
     def __init__(self, start: Sequence[int]):
         self._start = [float(w) for w in start]
@@ -57,11 +56,11 @@ class Forecast:
 
     @property
     def weights(self) -> np.ndarray:
-        """In 65536ths."""
+        """The weights, in 65536ths."""
         return np.array(self._weights)
 
     def next_tensor(self) -> None:
-        """What was seen before counts a quarter."""
+        """Divide all sums by four: earlier tensors count less."""
         np.floor(self._sums / 4, out=self._sums)
 
     def sums(self, features: np.ndarray) -> np.ndarray:
@@ -69,12 +68,15 @@ class Forecast:
         return (self.weights * (1 / _ONE)).dot(features)
 
     def predict(self, features: np.ndarray) -> np.ndarray:
-        """The same, rounded down."""
+        """The weighted sums, rounded down."""
         return np.floor(self.sums(features))
 
     def learn(self, features: np.ndarray, trust: np.ndarray) -> None:
-        """Take (`thinned`) columns into account, which count by their `trust`; the last row of `features` is what the
-        others should have foretold.
+        """Add columns to the fit, and move the weights one step.
+
+        Args:
+            features: The features of the (`subsample`d) columns; the last row is the target.
+            trust: The weight of each column.
         """
         self._sums += (features[:-1] * trust).dot(features.T)
         self._room -= len(trust) * MOST * MOST * _TRUST

@@ -1,7 +1,7 @@
-"""One plane of bytes as one Zstandard frame (RFC 8878): coded by whatever package is there, checked before it is read.
+"""One byte plane as one Zstandard frame (RFC 8878), checked before it is decompressed.
 
-Python's own `compression.zstd` (from 3.14 on) or the `zstandard` package does the work. What a frame claims is held
-against what is expected before either sees it, so that a hostile one costs nothing.
+Python's own `compression.zstd` (from 3.14 on) or the `zstandard` package does the coding. The headers of a frame are
+compared with what is expected first, so that a hostile frame is refused before any memory is allocated for it.
 
 >>> import numpy as np
 >>> plane = np.random.default_rng(0).binomial(20, 0.5, 70_000).astype(np.uint8)
@@ -13,8 +13,9 @@ against what is expected before either sees it, so that a hostile one costs noth
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
@@ -22,35 +23,36 @@ from secateur.errors import FormatError, MissingExtraError
 
 __all__ = ["available", "check", "compress", "decompress"]
 
+_Tools = tuple[Callable[[memoryview], bytes], Callable[[bytes | memoryview, int], bytes]]
 _MAGIC = b"\x28\xb5\x2f\xfd"
 _MOST_WINDOW = 1 << 23  # what RFC 8878 asks of every reader
 _CONTENT_SIZE = {0: 1, 1: 2, 2: 4, 3: 8}  # bytes of the content's size, by the top two bits of the descriptor
 _RAW, _RLE, _RESERVED = 0, 1, 3
 
-# Matches cost more than they save in bytes that are nearly random: a small table of long ones finds next to none, and
-# what is left is Huffman's code. A window of 64 KiB makes tables of their own for blocks of as many bytes.
+# Matches cost more than they save in nearly random bytes: a small table of long matches finds almost none, which leaves
+# the Huffman code. A window of 64 KiB gives every block of that size tables of its own.
 _SETTINGS = {"window_log": 16, "hash_log": 6, "chain_log": 6, "search_log": 1, "min_match": 7}
 
 
 def available() -> bool:
-    """Whether there is a package to write and read frames with."""
+    """Whether a package that writes and reads frames is installed."""
     return bool(_tools())
 
 
 def compress(plane: np.ndarray) -> bytes:
-    """The bytes as a frame. Which bytes it has may differ between builds of Zstandard, never what they stand for."""
-    pack, _ = _tools()
-    return pack(np.ascontiguousarray(plane).data)
+    """Compress bytes to a frame; its bytes may differ between builds of Zstandard, its content never."""
+    tools = _tools()
+    if not tools:
+        raise _missing()
+    return tools[0](np.ascontiguousarray(plane).data)
 
 
 def decompress(frame: bytes | memoryview, count: int) -> np.ndarray:
-    """The `count` bytes of a frame."""
+    """Decompress a frame of exactly `count` bytes."""
     check(frame, count)
     tools = _tools()
     if not tools:
-        raise MissingExtraError(
-            "this file holds Zstandard frames, which need Python 3.14 or the zstandard package: pip install zstandard"
-        )
+        raise _missing()
     plane = np.frombuffer(tools[1](frame, count), dtype=np.uint8)
     if plane.size != count:
         raise FormatError(f"a Zstandard frame holds {plane.size} bytes, expected {count}")
@@ -58,7 +60,7 @@ def decompress(frame: bytes | memoryview, count: int) -> np.ndarray:
 
 
 def check(frame: bytes | memoryview, count: int) -> None:
-    """Raise unless this is exactly one frame, of `count` bytes, as far as its headers tell.
+    """Raise unless the headers say that this is exactly one frame of `count` bytes.
 
     >>> check(b"\\x28\\xb5\\x2f\\xfd\\x20\\x05\\x29\\x00\\x00hello", 5)
     >>> check(b"\\x28\\xb5\\x2f\\xfd\\x20\\x05\\x29\\x00\\x00hello!", 5)
@@ -105,8 +107,8 @@ def _bytes(count: int) -> str:
 
 
 @cache
-def _tools() -> tuple[Any, ...]:
-    """(compress, decompress at most so many bytes), or nothing."""
+def _tools() -> _Tools | tuple[()]:
+    """(compress, decompress), or an empty tuple where no package is installed."""
     for name, tools in (("compression.zstd", _of_python), ("zstandard", _of_package)):
         try:
             module = importlib.import_module(name)
@@ -116,12 +118,12 @@ def _tools() -> tuple[Any, ...]:
     return ()
 
 
-def _of_python(module: Any) -> tuple[Any, ...]:
+def _of_python(module: ModuleType) -> _Tools:
     names = module.CompressionParameter
     options = {getattr(names, name): value for name, value in _SETTINGS.items()}
     options |= {names.compression_level: 1, names.strategy: module.Strategy.fast}
 
-    def unpack(frame: memoryview, count: int) -> bytes:
+    def unpack(frame: bytes | memoryview, count: int) -> bytes:
         unpacker = module.ZstdDecompressor()
         try:
             plane = unpacker.decompress(frame, count)
@@ -137,18 +139,24 @@ def _of_python(module: Any) -> tuple[Any, ...]:
     ), unpack
 
 
-def _of_package(module: Any) -> tuple[Any, ...]:
+def _of_package(module: ModuleType) -> _Tools:
     settings = module.ZstdCompressionParameters(
         compression_level=1, strategy=module.STRATEGY_FAST, write_content_size=True, **_SETTINGS
     )
 
-    def unpack(frame: memoryview, count: int) -> bytes:
+    def unpack(frame: bytes | memoryview, count: int) -> bytes:
         try:
             return module.ZstdDecompressor().decompress(frame, max_output_size=count)
         except module.ZstdError as error:
             raise _damaged(error) from None
 
     return lambda plane: module.ZstdCompressor(compression_params=settings).compress(plane), unpack
+
+
+def _missing() -> MissingExtraError:
+    return MissingExtraError(
+        "this file holds Zstandard frames, which need Python 3.14 or the zstandard package: pip install zstandard"
+    )
 
 
 def _damaged(error: Exception) -> FormatError:

@@ -1,4 +1,4 @@
-"""The textbook code: canonical Huffman, its average bits, its table, and a real stream.
+"""Canonical Huffman coding: code lengths, average bits, the table, encoding and decoding.
 
 >>> import numpy as np
 >>> symbols = np.array([0, 0, 0, 0, 1, 1, 2, 3])
@@ -28,7 +28,7 @@ _BLOCK = 1 << 16  # bits decoded at a time
 
 @dataclass(frozen=True, eq=False)
 class Huffman:
-    """A canonical code: the length of every symbol's word says it all; 0 for symbols that do not occur."""
+    """A canonical code, given by the length of each symbol's code word; 0 for symbols that do not occur."""
 
     lengths: np.ndarray
 
@@ -78,8 +78,8 @@ class Huffman:
     def decode(self, data: bytes, count: int) -> np.ndarray:
         """`count` symbols.
 
-        Where a word starts depends on the word before. Every bit position's successor is looked up at once,
-        and the chain from the first is found by doubling: who comes 1, 2, 4, 8 ... words later.
+        Where a code word starts depends on the one before. The end of a word starting at each bit is looked up for all
+        bits at once, and the chain from the first bit follows by pointer doubling: 1, 2, 4, 8 ... words ahead.
         """
         symbol_at, length_at = self._lookup()
         bits = np.unpackbits(np.frombuffer(data, dtype=np.uint8))

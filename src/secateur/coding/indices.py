@@ -1,8 +1,7 @@
-"""Whole-number tensors as one coded stream: level numbers of a codebook, with the zeros among them.
+"""Code a tensor of levels, the indices into its codebook, as one stream.
 
-A tensor of levels 0..size-1 in ascending order of value; `zero` says which level is the value 0.0 (None:
-there is none). Zeros, signs and magnitudes are coded jointly, so the positions of pruned weights cost what
-entropy says.
+Levels are 0..size-1 in ascending order of value; `zero` is the level whose value is 0.0, or None. Zeros, signs and
+magnitudes are coded together, so that the positions of pruned weights take no more bits than their entropy.
 
 >>> import numpy as np
 >>> levels = np.array([[1, 1, 0, 2], [1, 2, 1, 1]])
@@ -29,12 +28,12 @@ DEFAULT = "mixed"
 
 
 def floor(numel: int) -> int:
-    """The fewest bytes a stream of so many levels may have: a short file cannot ask for endless work."""
+    """The fewest bytes a stream of `numel` levels may have, which bounds the work a short file can ask for."""
     return max(1, (numel - 4096 + 127) // 128)
 
 
 def _sides(size: int, zero: int | None) -> tuple[int, int]:
-    """How many levels lie below and above zero; without a zero, the middle is taken for it."""
+    """How many levels lie below and above zero; without a zero level, below and above the middle."""
     if zero is None:
         return size // 2, size - size // 2
     return zero, size - 1 - zero
@@ -43,11 +42,15 @@ def _sides(size: int, zero: int | None) -> tuple[int, int]:
 def encode(
     levels: np.ndarray, size: int, zero: int | None, model: str = DEFAULT, memory: MixerBank | None = None
 ) -> bytes:
-    """The stream: one byte that names the model, then what the model writes.
+    """Code levels: one byte that names the model, then the model's stream.
 
-    `fast` is one table, `mixed` learns contexts, `strong` learns more of them in finer steps and takes about
-    six times as long. `memory` is what the mixed model learnt from the tensors before; coder and decoder must
-    be given the same.
+    Args:
+        levels: The levels.
+        size: How many values the codebook has.
+        zero: The level whose value is 0.0, or None.
+        model: `fast` uses one table, `mixed` learns contexts, `strong` learns more contexts in finer steps and takes
+            about six times as long.
+        memory: What the model learnt from earlier tensors; the decoder must be given the same. None starts afresh.
     """
     below, above = _sides(size, zero)
     kind, grain = MODELS[model]
@@ -66,7 +69,7 @@ def decode(
     zero: int | None,
     memory: MixerBank | None = None,
 ) -> np.ndarray:
-    """The inverse of `encode`: whole numbers of the given shape."""
+    """The inverse of `encode`: levels of the given shape, which are all below `size`."""
     numel = prod(shape)
     least = floor(numel)
     if len(data) < least:

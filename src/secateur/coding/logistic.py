@@ -1,7 +1,7 @@
-"""The logistic curve in whole numbers: `stretch` and `squash` tables made by integer arithmetic alone.
+"""The logistic function in integers: tables of `stretch` and `squash`, made by integer arithmetic.
 
-Probabilities are parts of 65536; their log-odds are whole 256ths. The tables come from integer powers of e,
-so that every machine makes the same ones; tests pin their digest.
+Probabilities are in 65536ths, log-odds in 256ths. The tables come from integer powers of e, so that they are the same
+on every machine; tests pin their digest.
 
 >>> int(squash(0)), int(squash(256)), int(squash(-256))
 (32768, 47910, 17626)
@@ -38,5 +38,5 @@ SQUASH, STRETCH = _tables()
 
 
 def squash(odds: np.ndarray | int) -> np.ndarray:
-    """The probability, in 65536ths, of log-odds in 256ths; beyond the limit it stays where it is."""
+    """The probability, in 65536ths, of log-odds in 256ths; log-odds are clamped to the limit."""
     return SQUASH[np.clip(odds, -LIMIT, LIMIT) + LIMIT]

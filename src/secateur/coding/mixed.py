@@ -1,7 +1,7 @@
-"""The strong model: zero, sign and magnitude of every weight as bits, each with a mixed probability.
+"""Context-mixing model of levels: zero, sign and magnitude of every weight as bits with mixed probabilities.
 
-The same walk codes and decodes: `coin(bits, probabilities)` writes the bits it is given, or reads them where
-it is given none. A `MixerBank` carries what was learnt from one tensor to the next of the same section.
+The same walk encodes and decodes: `coin(bits, probabilities)` writes the bits it is given, or reads bits when given
+None. A `MixerBank` carries what was learnt from one tensor to the next of the same section.
 
 >>> import numpy as np
 >>> levels = np.random.default_rng(0).integers(0, 3, (8, 4, 3, 3))
@@ -28,7 +28,7 @@ __all__ = ["FIRST_BYTE", "MOST_SIDE", "CodingMode", "MixerBank", "decode", "enco
 
 MOST_SIDE = 1024  # the most levels on one side of zero
 _MOST_UNARY = 6
-_RICH = 2  # so many top bits of a magnitude have all contexts
+_RICH = 2  # top bits of a magnitude that are coded with all contexts
 _NODES = 64
 _LEAST_GRAIN, _MOST_GRAIN = 8, 14  # of model 1
 _GRAINS = 9  # of model 2, from LEAST_GRAIN on
@@ -38,7 +38,7 @@ Coin = Callable[[np.ndarray | None, np.ndarray], np.ndarray]
 
 
 class MixerBank:
-    """The mixers of all decisions, by name; made when first needed. `version` is that of the file."""
+    """The mixers of all decisions, by name, made when first needed; `version` is that of the file."""
 
     def __init__(self, version: int = 2) -> None:
         self.version = version
@@ -52,7 +52,7 @@ class MixerBank:
         return self._mixers[name]
 
     def next_tensor(self) -> None:
-        """Old counts become hints."""
+        """Reduce the counts of earlier tensors, so that a new one is learnt quickly."""
         for mixer in self._mixers.values():
             mixer.next_tensor()
         for forecast in self.forecasts.values():
@@ -61,7 +61,7 @@ class MixerBank:
 
 @dataclass(frozen=True)
 class CodingMode:
-    """How a tensor is coded: which contexts, and how magnitudes become bits and how large blocks are."""
+    """How a tensor is coded: which contexts, how magnitudes become bits, and how large blocks are."""
 
     kind: str  # "old", "plain" or "rich": contexts of model 1, or fewer or all of model 2
     unary: int
@@ -144,7 +144,7 @@ def decode(
     """The inverse of `encode`, as int16; `old` for model 1."""
     way = CodingMode.of(data[0] if len(data) else 0, old)
     decoder = Decoder(data[1:])
-    if not prod(shape):  # (2**40, 0) has no level either, but filters to count over
+    if not prod(shape):  # a shape such as (2**40, 0) has no level, but filters to iterate over
         decoder.finish()
         return np.zeros(shape, dtype=np.int16)
     plan = planes.layout(shape)
@@ -159,7 +159,7 @@ def decode(
 
 
 def _unary(histogram: np.ndarray) -> int:
-    """How many magnitudes are told apart one by one before the rest goes by binary digits."""
+    """How many magnitudes are coded in unary before the rest are coded in binary."""
     left = int(histogram[1:].sum())
     unary = 0
     while unary < min(_MOST_UNARY, len(histogram) - 3) and int(histogram[unary + 1]) * 50 > 11 * left:
@@ -169,7 +169,7 @@ def _unary(histogram: np.ndarray) -> int:
 
 
 class _Walk:
-    """All blocks of a tensor, coded or decoded."""
+    """Codes or decodes all blocks of a tensor."""
 
     def __init__(
         self,
@@ -204,7 +204,7 @@ class _Walk:
         ]
 
     def run(self, source: np.ndarray | None) -> np.ndarray:
-        """Code (or, with `source` None, decode) all blocks; gives the planes of signed ranks."""
+        """Code (or, with `source` None, decode) all blocks; returns the planes of signed ranks."""
         for block in self._book.blocks(self._way.grain):
             signed = None if source is None else source[block.tap, block.rows].reshape(-1)
             ranks = np.zeros(block.size, dtype=np.intp)
@@ -226,7 +226,7 @@ class _Walk:
     def _flip(
         self, mixer: Mixer, node: np.ndarray | None, contexts: np.ndarray, bits: np.ndarray | None
     ) -> np.ndarray:
-        """One batch of bits of one mixer, coded and learnt."""
+        """Code one batch of bits by one mixer, and let it learn them."""
         coined = self._coin(bits, mixer.predict(node, contexts)).astype(np.intp)
         mixer.learn(coined)
         return coined
@@ -250,7 +250,7 @@ class _Walk:
     def _sizes(
         self, block: planes.PlaneBlock, chosen: np.ndarray, size: np.ndarray | None, negative: np.ndarray
     ) -> np.ndarray:
-        """Magnitudes 1..largest: `unary` steps one by one, the rest in binary digits from the top."""
+        """Code magnitudes 1..largest: `unary` of them in unary, the rest in binary from the top bit."""
         out = np.ones(len(chosen), dtype=np.intp)
         if self._largest == 1:
             return out

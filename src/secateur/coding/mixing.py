@@ -1,12 +1,12 @@
-"""Probabilities of bits learnt from many contexts at once, in whole numbers, a batch at a time.
+"""Context mixing in integers: probabilities of bits learnt from several contexts, a batch of bits at a time.
 
-A `Mixer` knows a bit by its node (which decision of a symbol it is) and by several contexts. The node's own
-share of ones gives log-odds; every context adds what it has seen beyond that, times a weight; the weights
-follow the gradient of the coded length after every batch. Coder and decoder see the same batches, so nothing
-of this is written to the file.
+A `Mixer` knows a bit by its node (which decision of a symbol it is) and by several contexts. The share of ones at the
+node gives log-odds; every context adds the difference of its own log-odds from those, times a weight; the weights
+follow the gradient of the coded length after every batch. Encoder and decoder see the same batches, so nothing of this
+is stored in the file.
 
-Sums of products are taken in float64 where numpy is fastest, and are exact there: every term and every sum is
-a whole number below 2**53.
+Sums of products are taken in float64, where numpy is fastest, and are exact: every term and every sum is an integer
+below 2**53.
 
 >>> import numpy as np
 >>> mixer = Mixer(nodes=1, sizes=(2,))
@@ -31,18 +31,18 @@ __all__ = ["EXACT", "Mixer", "places", "starts"]
 _ONE = 65536
 _SCALE = 1 << 32  # of errors as probabilities, for weights in 65536ths
 _LEAST = 24  # the smallest probability of either bit, in 65536ths
-_PRIOR = 6  # how many bits the node's own share counts for in every context
+_PRIOR = 6  # the number of bits the node's own share counts as in every context
 _START = 14000  # the first weight of every context: about 0.21
-_CALM = 1 << 29  # damps the steps of the weights
+_CALM = 1 << 29  # damps the steps of the weights (the least energy)
 _MOST_CONTEXT, _MOST_NODE = 25, 4  # counts carried from one tensor to the next
 EXACT = 1 << 14  # products summed at a time
 _WEIGHT = 1 << 20  # weights stay within +-16
 
-# By log-odds + LIMIT: the probabilities of a zero and a one, and what the square of an error is expected to be.
+# Indexed by log-odds + LIMIT: the probabilities of a zero and a one, and the expected square of an error.
 _ONES = SQUASH.clip(_LEAST, _ONE - _LEAST).astype(np.float64)
 _PAIRS = np.stack([_ONE - _ONES, _ONES], axis=1) / _ONE
 _DOUBT = np.floor(_ONES * (_ONE - _ONES) / (1 << 20))
-_PLACE = (STRETCH + LIMIT).astype(np.int16)  # where the log-odds of a probability lie in the tables above
+_PLACE = (STRETCH + LIMIT).astype(np.int16)  # the index of a probability's log-odds in the tables above
 
 
 class Mixer:
@@ -70,8 +70,8 @@ class Mixer:
         self._stale = False
 
     def next_tensor(self) -> None:
-        """Keep what was learnt, as a hint: counts shrink, so that a new tensor soon has its own say."""
-        self._stale = True  # shrinking twice is shrinking once: it can wait until the mixer is used
+        """Reduce the counts of the last tensor, so that a new one is learnt quickly."""
+        self._stale = True  # reducing twice is the same as once, so it can wait until the mixer is used
 
     def _freshen(self) -> None:
         self._stale = False
@@ -86,15 +86,18 @@ class Mixer:
             counts[many] = np.floor((counts[many] - first) * most / total) + first
 
     def predict(self, node: np.ndarray | None, places: np.ndarray) -> np.ndarray:
-        """The probabilities of a zero and of a one of every bit, [n, 2]; `node` is [n] (None if there is but one),
-        `places` [how many + 1, n] the cells of its contexts (see `places`), which are changed if `node` is None.
+        """The probabilities of a zero and of a one of every bit, [n, 2].
+
+        Args:
+            node: The node of each bit, [n]; None if the mixer has one node only.
+            places: The cells of each bit's contexts, [contexts + 1, n] (see `places`); changed if `node` is None.
         """
         if self._stale:
             self._freshen()
         if node is not None:
             places = places + node * self._stride
-        # Of all cells, or of those the bits ask for; whichever are fewer.
-        # Quotients of whole numbers below 2**53, rounded down: a double is far finer than their fractions.
+        # Computed for all cells, or for those the bits use, whichever are fewer.
+        # Quotients of integers below 2**53, rounded down, are exact: a double is far finer than their fractions.
         if few := 2 * self._cells > 3 * places.size:
             cells = self._ones.take(places)
             below = self._zeros.take(places)
@@ -120,7 +123,7 @@ class Mixer:
         return pairs
 
     def learn(self, bits: np.ndarray) -> None:
-        """Count the bits (intp) that were predicted last, and move the weights towards what would have been shorter."""
+        """Count the bits (intp) that were predicted last, and move the weights towards a shorter code for them."""
         index, beyond, pairs, place = self._last
         index += bits * self._cells
         if 3 * self._cells > index.size:
@@ -137,7 +140,7 @@ class Mixer:
         if len(bits) <= EXACT:
             energy += int(sum(squares.dot(doubt)[:-1].tolist())) >> 4
             slope = beyond.dot(error).tolist()
-        else:  # longer sums could lose their last digits
+        else:  # longer sums might not be exact
             slope = [0.0] * len(beyond)
             for start in range(0, len(bits), EXACT):
                 part = slice(start, start + EXACT)
@@ -152,7 +155,7 @@ class Mixer:
 
 
 def starts(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """Where the cells of each context begin within a node, and last, which cell is the node's own.
+    """The first cell of each context within a node, and last, the node's own cell.
 
     >>> starts((3, 2))
     (0, 3, 5)
@@ -161,7 +164,7 @@ def starts(sizes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def places(sizes: tuple[int, ...], contexts: np.ndarray) -> np.ndarray:
-    """Contexts [how many, n] as cells of a node, the node's own among them.
+    """The cells of contexts [contexts, n] within a node, and the node's own cell as the last row.
 
     >>> places((3, 2), np.array([[0, 2], [1, 0]])).tolist()
     [[0, 2], [4, 3], [5, 5]]

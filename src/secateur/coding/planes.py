@@ -1,9 +1,8 @@
-"""What is known about a weight before it is coded: contexts from kernels, filters and channels, a block at a
-time.
+"""Contexts of a weight from the weights coded before it: its kernel, its filter and its channel, a block at a time.
 
-A tensor is seen as filters x channels x taps, and coded tap by tap ("plane by plane"), so that when one tap
-of all kernels is coded the taps before it are known to coder and decoder alike. Planes are cut into blocks of
-filters. All arithmetic is in whole numbers; docs/format.md defines every context.
+A tensor is viewed as filters x channels x taps, and coded tap by tap ("plane by plane"), so that when one tap of all
+kernels is coded, encoder and decoder know the taps before it. Planes are cut into blocks of filters. All arithmetic is
+in integers; docs/format.md defines every context.
 
 >>> layout((16, 3, 3, 3))
 PlaneLayout(filters=16, channels=3, taps=9, width=3, split=1)
@@ -38,13 +37,13 @@ def _steps(edges: tuple[int, ...]) -> np.ndarray:
 
 
 def _within(values: np.ndarray, most: int) -> np.ndarray:
-    """Values cut to 0..most (faster than clip on short arrays)."""
+    """Values limited to 0..most (faster than np.clip on short arrays)."""
     return np.minimum(np.maximum(values, 0), most)
 
 
 _EIGHT = _steps((3, 7, 11, 15, 20, 28, 45))
 _TWELVE = _steps((2, 5, 8, 11, 14, 18, 23, 30, 40, 60, 90))
-# Each edge about a fifth above the one before.
+# Each edge is about a fifth above the one before.
 _FINE = _steps(
     (2, 3, 4, 5, 6, 8, 9, 11, 13, 16, 19, 22, 27, 32, 38, 45, 54, 64, 77, 91, 109, 130, 154, 184, 219)
 )
@@ -78,7 +77,7 @@ class PlaneLayout:
 
 
 def layout(shape: tuple[int, ...]) -> PlaneLayout:
-    """How a tensor of this shape is walked."""
+    """The layout of a tensor of this shape."""
     filters = shape[0] if len(shape) > 0 else 1
     channels = shape[1] if len(shape) > 1 else 1
     taps, width = prod(shape[2:]), shape[-1] if len(shape) > 2 else 1
@@ -103,9 +102,9 @@ def _neighbours(taps: int, width: int) -> list[list[int]]:
 
 
 class Planes:
-    """The signed ranks coded so far and what adds up over kernels, filters and channels."""
+    """The signed ranks coded so far, and their sums over kernels, filters and channels."""
 
-    PARTS = 16  # a large plane has about so many blocks
+    PARTS = 16  # about how many blocks a large plane has
 
     def __init__(self, layout: PlaneLayout, largest: int, kernels: bool = True):
         self.layout = layout
@@ -133,7 +132,7 @@ class Planes:
 
     @property
     def kind(self) -> type[PlaneBlock]:
-        """Which contexts the blocks have."""
+        """The class of the blocks, which says which contexts they have."""
         return PlaneBlock
 
     def blocks(self, grain: int) -> Iterator[PlaneBlock]:
@@ -149,11 +148,11 @@ class Planes:
 
     @property
     def mean(self) -> int:
-        """The mean rank so far, zeros counted, in 16ths; a guess before the first block."""
+        """The mean rank so far, zeros included, in 16ths; a default before the first block."""
         return max(4, 16 * self.total // self.count if self.count else 16 * self.largest // 3)
 
     def add(self, tap: int, rows: slice, signed: np.ndarray) -> None:
-        """Take a block's ranks into account."""
+        """Add a block's ranks to the sums."""
         size = np.abs(signed)
         self.signed[tap, rows], self.size[tap, rows] = signed, size
         for k, what in enumerate((size, signed)):
@@ -170,8 +169,8 @@ class Planes:
 class PlaneBlock:
     """The contexts of one block, rows of filters at one tap; each is made when first asked for.
 
-    The sets of contexts of a kind of bit are matrices [how many + 1, weights] of the cells of a mixer's node (see
-    `mixing.places`); `*_SIZES` has how many values each context has.
+    The contexts of a kind of bit are a matrix [contexts + 1, weights] of cells of a mixer's node (see
+    `mixing.places`); `*_SIZES` says how many values each context has.
     """
 
     ZERO_SIZES: tuple[int, ...] = ZERO
@@ -212,12 +211,12 @@ class PlaneBlock:
 
     @cached_property
     def kernel(self) -> np.ndarray | int:
-        """How large the kernel's weights are so far, in eight steps."""
+        """The magnitude of the kernel's weights so far, in eight steps."""
         return _EIGHT.take(self._by_kernel) if self.tap else 0
 
     @cached_property
     def cross(self) -> np.ndarray | int:
-        """How large the four neighbours are, in eight steps."""
+        """The magnitude of the four neighbours, in eight steps."""
         return _EIGHT.take(self._ratio(self._by_four, self._four)) if self._four else 0
 
     @cached_property
@@ -226,7 +225,7 @@ class PlaneBlock:
 
     @cached_property
     def all_near(self) -> np.ndarray | int:
-        """How large all neighbours are, in eight steps."""
+        """The magnitude of all neighbours, in eight steps."""
         return _EIGHT.take(self._around) if self._known else 0
 
     @cached_property
@@ -236,7 +235,7 @@ class PlaneBlock:
 
     @cached_property
     def _counts(self) -> np.ndarray:
-        """How many weights of each of those are known."""
+        """How many weights of each filter and channel are known."""
         filters, channels = self.shape
         counts = np.empty(filters + channels, dtype=np.intp)
         counts[:filters] = self.tap * channels
@@ -245,7 +244,7 @@ class PlaneBlock:
 
     @cached_property
     def _levels(self) -> np.ndarray:
-        """How large the weights of each of those are so far; as all weights are, where none is known."""
+        """The magnitude of each of those so far, in 16ths of the mean; that of all weights where none is known."""
         sums, counts = self._lines[0], self._counts
         if not self.tap:
             unknown = slice(None, self.shape[0] if self.rows.start else None)
@@ -255,18 +254,18 @@ class PlaneBlock:
 
     @cached_property
     def filter(self) -> np.ndarray:
-        """How large the filter's weights are so far, in twelve steps."""
+        """The magnitude of the filter's weights so far, in twelve steps."""
         return _TWELVE.take(self._levels[: self.shape[0]])[:, None]
 
     @cached_property
     def channel(self) -> np.ndarray:
-        """How large the channel's weights are so far, in twelve steps."""
+        """The magnitude of the channel's weights so far, in twelve steps."""
         return _TWELVE.take(self._levels[self.shape[0] :])
 
     @cached_property
     def expected(self) -> np.ndarray:
-        """The magnitude to expect: what filter and channel make of it together, the kernel and its
-        neighbours, each the heavier the more is known.
+        """The expected magnitude: a mean of filter times channel, kernel and neighbours, weighted by how much of
+        each is known.
         """
         filters, channels = np.split(self._levels, [self.shape[0]])
         total, weight = (filters[:, None] * channels) >> 1, 8
@@ -280,7 +279,7 @@ class PlaneBlock:
         return _FINE.take(np.minimum(total // weight, 255))
 
     def _ratio(self, total: np.ndarray | int, count: np.ndarray | int) -> np.ndarray:
-        """A sum of `count` ranks against the mean, in 16ths, below 256."""
+        """A sum of `count` ranks relative to the mean, in 16ths, at most 255."""
         out = np.multiply(total, 256, dtype=np.intp)
         out += self.mean
         out //= count * self.mean
@@ -325,12 +324,12 @@ class PlaneBlock:
 
     @cached_property
     def _guess(self) -> np.ndarray:
-        """What the neighbours together say of the value."""
+        """The value that the neighbours suggest."""
         return self._by_sums[1] * 25 + self._by_sums[2]
 
     @cached_property
     def _by_sums(self) -> np.ndarray:
-        """Sums of the neighbours' ranks against the mean one: the first four, the plane they lie in, all."""
+        """Sums of the neighbours' ranks relative to the mean: the first four, the plane through them, all."""
         signed, mean = self.planes.signed, self.mean
         cross = self._sum(0, 4, signed)
         left_ones = self._sum(4, 5, signed) + self._sum(6, 7, signed)
@@ -351,11 +350,11 @@ class PlaneBlock:
         mean = self.mean
         assert self.planes.kernel is not None
         by_kernel = _within((self.planes.kernel[1, self.rows] * 16 + mean // 2) // mean // 3 + 6, 12)
-        # How far the signs of filters and channels lean to one side.
-        lean = self._lines[1] * 12
-        lean //= np.maximum(self._counts * mean // 16, 1)
-        lean += 8
-        filters, channels = np.split(_within(lean, 16), [self.shape[0]])
+        # The balance of positive and negative weights in each filter and channel.
+        balance = self._lines[1] * 12
+        balance //= np.maximum(self._counts * mean // 16, 1)
+        balance += 8
+        filters, channels = np.split(_within(balance, 16), [self.shape[0]])
         return [
             self._guess,
             filters[:, None] * 17 + channels,
@@ -391,10 +390,10 @@ class PlaneBlock:
         return [self.filter, self.channel]
 
     def close(self, signed: np.ndarray) -> None:
-        """Hand in the block's signed ranks, so that the next blocks know them."""
+        """Add the block's signed ranks to the planes, so that the next blocks know them."""
         self.planes.add(self.tap, self.rows, signed.reshape(self.shape))
 
 
 def of(what: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """The columns of chosen weights, which ascend; the matrix itself if they are all."""
+    """The columns of the chosen weights, whose numbers ascend; the matrix itself if all are chosen."""
     return what if len(chosen) == what.shape[-1] else what.take(chosen, axis=-1)

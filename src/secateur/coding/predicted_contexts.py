@@ -1,9 +1,9 @@
-"""What is known about a weight, summed up by least squares: its magnitude and its value as the taps before foretell
-them. Contexts of model 2, beside those of `planes`.
+"""Contexts predicted by least squares: the magnitude and the value of a weight, from the taps before it. They are the
+contexts of model 2, in addition to those of `planes`.
 
-For every tap, one `Forecast` makes the magnitude to expect of the densities of filter and channel and of the
-magnitudes of the same kernel's earlier taps; another makes the value to expect of their values. They go on
-learning from block to block and from tensor to tensor. docs/format.md defines every number.
+For every tap, one `Forecast` predicts the magnitude from the densities of filter and channel and from the magnitudes of
+the same kernel's earlier taps; another predicts the value from their values. They go on learning from block to block
+and from tensor to tensor. docs/format.md defines every number.
 
 >>> import numpy as np
 >>> from secateur.coding.planes import layout
@@ -21,17 +21,17 @@ from math import isqrt
 import numpy as np
 
 from secateur.coding import planes
-from secateur.coding.forecast import MOST, Forecast, thinned
+from secateur.coding.forecast import MOST, Forecast, subsample
 from secateur.coding.mixing import starts
 
 __all__ = ["LEAST_GRAIN", "Forecasts", "PredictedContexts"]
 
 LEAST_GRAIN = 6
-_TAPS = 12  # so many taps before this one are looked at
-_ONE = 64  # of magnitudes in relation to the mean one
+_TAPS = 12  # how many earlier taps are features
+_ONE = 64  # the mean magnitude, in the unit of relative magnitudes
 
-# By the magnitude to expect, in 64ths of the mean one: that, within its limits; in steps; and how much errors
-# count, which is less where much is expected.
+# Indexed by the predicted magnitude, in 64ths of the mean: the magnitude within its limits, its step, and the weights
+# of errors, which fall as the prediction grows.
 _EXPECTED = np.maximum(np.arange(MOST + 1), 3)
 _SIZES = _EXPECTED.astype(np.float64)
 _FINE = np.searchsorted(
@@ -42,10 +42,10 @@ _FINE = np.searchsorted(
 ).astype(np.intp)  # fmt: skip
 _TRUST_SIZE = np.array([float((1 << 20) // isqrt(max(e, 16) ** 3)) for e in range(MOST + 1)])
 _TRUST_VALUE = np.array([float((1 << 23) // max(e, 16) ** 2) for e in range(MOST + 1)])
-_EIGHT_VALUES = 8.0 * np.arange(-MOST, MOST + 1)  # by a value within the limits, from the lowest on
+_EIGHT_VALUES = 8.0 * np.arange(-MOST, MOST + 1)  # indexed by a value within the limits, from the lowest on
 _BY_STANDING = np.arange(25, dtype=np.intp) * 26
-# An outlook is 26 times how the value to expect stands to the size to expect (12: at zero), and the size. By outlook:
-# how far from zero it stands, in place of how; and the outlook of the other sign.
+# A prediction is 26 times the predicted value relative to the predicted magnitude (12 means zero), plus the step of the
+# magnitude. Indexed by prediction: the same without its sign, and the same with the other sign.
 _STANDING, _SIZE = np.divmod(np.arange(25 * 26, dtype=np.intp), 26)
 _SURELY = np.minimum(np.abs(_STANDING - 12), 7) * 26 + _SIZE
 _MIRROR = (24 - _STANDING) * 26 + _SIZE
@@ -54,7 +54,7 @@ Forecasts = dict[tuple[str, int, int, int], Forecast]
 
 
 class PredictedContexts(planes.Planes):
-    """The planes of a tensor, with forecasts for every tap; `plain` blocks have the most useful contexts only."""
+    """The planes of a tensor with forecasts for every tap; `plain` blocks have the most useful contexts only."""
 
     PARTS = 64
 
@@ -67,7 +67,7 @@ class PredictedContexts(planes.Planes):
 
     @property
     def kind(self) -> type[planes.PlaneBlock]:
-        """All contexts, or the most useful ones."""
+        """The class of the blocks: all contexts, or the most useful ones."""
         return FewContexts if self._plain else AllContexts
 
     def mean256(self) -> int:
@@ -75,7 +75,7 @@ class PredictedContexts(planes.Planes):
         return max(16, 256 * self.total // self.count if self.count else 256 * self.largest // 3)
 
     def related(self, unit: int) -> np.ndarray:
-        """Every rank, from the lowest on, in 64ths of the mean rank."""
+        """Every rank, from the lowest on, in 64ths of the mean rank and limited."""
         return np.minimum(self._far // unit, MOST) * self._side.astype(np.float64)
 
     def forecast(self, kind: str, tap: int, start: list[int]) -> Forecast:
@@ -87,7 +87,7 @@ class PredictedContexts(planes.Planes):
 
 
 class PredictedBlock(planes.PlaneBlock):
-    """What the forecasts say of the weights of a block: `fine`, how large, and `outlook`, that and of which sign."""
+    """The forecasts for the weights of a block: `fine` (magnitude) and `prediction` (magnitude and sign)."""
 
     def __init__(self, book: PredictedContexts, tap: int, rows: slice):
         super().__init__(book, tap, rows)
@@ -96,13 +96,13 @@ class PredictedBlock(planes.PlaneBlock):
         self._middle = book.largest
         known = book.signed[max(0, tap - _TAPS) : tap, rows]
         taps = len(known)
-        # How large the weights of filter and channel are on average, and which way they lean.
+        # The mean magnitude of the weights of each filter and channel, and the mean of their signed ranks.
         filters = self.shape[0]
         sums = self._lines * (256 * _ONE)
         large = sums[0] + _ONE * unit
         large //= (self._counts + 1) * unit
         np.minimum(large, MOST, out=large)
-        features = np.empty((4 + taps, *self.shape))  # the last row is for what they should have foretold
+        features = np.empty((4 + taps, *self.shape))  # the last row is for the target
         features[0] = by_filter = large[:filters, None]
         features[1] = by_channel = large[filters:]
         together = by_filter * by_channel
@@ -115,13 +115,13 @@ class PredictedBlock(planes.PlaneBlock):
             np.abs(values[2:-1], out=features[3:-1])
         start = [9830, 9830, 19661] + [26214 // taps] * taps if taps else [16384, 16384, 32768]
         self._by_size = book.forecast("size", tap, start)
-        # The tables below keep to their first and last entry beyond their ends, and numbers below 0 become 0.
+        # Indices beyond the ends of the tables below are clipped to their first and last entry.
         self._place = self._by_size.sums(self._features[:-1]).astype(np.intp)
         fine = _FINE.take(self._place, mode="clip")
         self.fine = fine.reshape(self.shape)
         self._by_value = None
         if not taps:
-            self.outlook = self.fine + 12 * 26
+            self.prediction = self.fine + 12 * 26
             return
         lean = sums[1]
         lean //= self._counts * unit
@@ -130,16 +130,16 @@ class PredictedBlock(planes.PlaneBlock):
         values[0], values[1] = lean[:filters, None], lean[filters:]
         self._values = values.reshape(3 + taps, -1)
         self._by_value = book.forecast("value", tap, [0] * (2 + taps))
-        # (16 * value + size) // (2 * size) + 12, as a rounded quotient: a double is far finer than the distance of
-        # such a fraction from a whole number.
+        # (16 * value + size) // (2 * size) + 12, as a rounded quotient, which is exact: a double is far
+        # finer than the distance of such a fraction from an integer.
         value = self._by_value.sums(self._values[:-1])
         value += MOST
         standing = _EIGHT_VALUES.take(value.astype(np.intp), mode="clip")
         standing /= _SIZES.take(self._place, mode="clip")
         standing += 12.5
-        outlook = _BY_STANDING.take(standing.astype(np.intp), mode="clip")
-        outlook += fine
-        self.outlook = outlook.reshape(self.shape)
+        prediction = _BY_STANDING.take(standing.astype(np.intp), mode="clip")
+        prediction += fine
+        self.prediction = prediction.reshape(self.shape)
 
     @cached_property
     def expected(self) -> np.ndarray:
@@ -148,15 +148,15 @@ class PredictedBlock(planes.PlaneBlock):
     def _mirrored(
         self, places: np.ndarray, row: int, start: int, chosen: np.ndarray, negative: np.ndarray
     ) -> None:
-        """Turn the outlook of negative weights round: `row` of `places`, whose cells begin at `start`."""
+        """Mirror the prediction of negative weights in `row` of `places`, whose cells begin at `start`."""
         both = np.empty((2, self.size), dtype=np.intp)
-        both[0] = self.outlook.reshape(-1)
+        both[0] = self.prediction.reshape(-1)
         _MIRROR.take(both[0], out=both[1], mode="clip")
         both += start
         both.take(negative * self.size + chosen, out=places[row], mode="clip")
 
     def close(self, signed: np.ndarray) -> None:
-        some = thinned(self.size)
+        some = subsample(self.size)
         value = self._table.take(signed[some] + self._middle)
         place = self._place[some]
         features = self._features[:, some].copy()
@@ -178,10 +178,10 @@ class AllContexts(PredictedBlock):
     PLAIN_SIZES: tuple[int, ...] = (*planes.MAGNITUDE_PLAIN, 26)
 
     def _zero(self) -> list[np.ndarray | int]:
-        return [*super()._zero(), _SURELY.take(self.outlook)]
+        return [*super()._zero(), _SURELY.take(self.prediction)]
 
     def _sign(self) -> list[np.ndarray | int]:
-        return [*super()._sign(), self.outlook]
+        return [*super()._sign(), self.prediction]
 
     def magnitude(self, chosen: np.ndarray, negative: np.ndarray) -> np.ndarray:
         places = super().magnitude(chosen, negative)
@@ -196,7 +196,7 @@ class AllContexts(PredictedBlock):
 
 
 class FewContexts(PredictedBlock):
-    """The contexts that earn most, for speed: every one is written where it is to stand, in as few steps as may be."""
+    """The most useful contexts only, for speed: each is computed in place, in as few operations as possible."""
 
     ZERO_SIZES = (256, 416, 144, 208)
     SIGN_SIZES = (81, 650)
@@ -215,13 +215,13 @@ class FewContexts(PredictedBlock):
         np.multiply(self.fine, 16, out=places[1])
         places[1] += self.step + begin[1]
         np.add(self.filter * 12 + begin[2], self.channel, out=places[2])
-        np.add(_SURELY.take(self.outlook), begin[3], out=places[3])
+        np.add(_SURELY.take(self.prediction), begin[3], out=places[3])
         return places.reshape(len(begin), -1)
 
     def sign(self, chosen: np.ndarray) -> np.ndarray:
         begin, places = self._empty(self.SIGN_SIZES)
         places[0] = self._signs()
-        np.add(self.outlook, begin[1], out=places[1])
+        np.add(self.prediction, begin[1], out=places[1])
         return planes.of(places.reshape(len(begin), -1), chosen)
 
     def magnitude(self, chosen: np.ndarray, negative: np.ndarray) -> np.ndarray:

@@ -1,8 +1,7 @@
-"""The range coder: constriction's, fed with whole-number probabilities only.
+"""The range coder: constriction's, with probabilities that are exact in binary floating point.
 
-constriction takes floating-point probabilities and turns them into whole numbers of 24 bits. Both kinds of
-probability used here are chosen so that this step is exact in binary floating point, on every machine and
-compiler:
+constriction takes floating-point probabilities and converts them to integers of 24 bits. Both kinds of probability used
+here are chosen so that this conversion is exact on every machine and compiler:
 
 - a bit's probability of being 1 is `p / 65536` with whole `p` in 1..65535: all products fit in 53 bits, and
   the 0 gets `floor((65536 - p) * (2**24 - 2) / 65536) + 1` of 2**24 parts;
@@ -54,7 +53,7 @@ class Encoder:
             self._coder.encode(symbols.astype(np.int32), _table(frequencies))
 
     def finish(self) -> bytes:
-        """Everything written: big-endian words, without the zero bytes at the end (the reader adds them)."""
+        """All bytes written: big-endian words, without the zero bytes at the end, which the decoder adds."""
         return self._coder.get_compressed().astype(">u4").tobytes().rstrip(b"\0")
 
 

@@ -1,4 +1,4 @@
-"""Symbols by one table: the fast coder, one call for all of them, the table in front.
+"""Code symbols by one table of frequencies, which is written first: the fast coder.
 
 >>> import numpy as np
 >>> symbols = np.array([0] * 900 + [1] * 90 + [2] * 10)
@@ -22,7 +22,7 @@ _FINEST = 1 << 12  # counts are scaled so that their sum stays near this before 
 
 
 def entropy(symbols: np.ndarray) -> float:
-    """Bits per symbol of the best code that knows each symbol's share and nothing else.
+    """Bits per symbol of an ideal code that knows only how often each symbol occurs.
 
     >>> entropy(np.array([0, 1, 0, 1]))
     1.0
@@ -35,8 +35,7 @@ def entropy(symbols: np.ndarray) -> float:
 
 
 def histogram(symbols: np.ndarray, size: int = 0) -> np.ndarray:
-    """How often each symbol comes, for `size` symbols or as many as there are; a piece at a time, so that it needs
-    little memory.
+    """How often each symbol occurs, for `size` symbols or as many as there are; counted by pieces to save memory.
 
     >>> histogram(np.array([0, 2, 2], dtype=np.int16), 4).tolist()
     [1, 0, 2, 0]
@@ -51,7 +50,7 @@ def histogram(symbols: np.ndarray, size: int = 0) -> np.ndarray:
 
 
 def frequencies(counts: np.ndarray) -> np.ndarray:
-    """Counts as whole frequencies that sum to `TOTAL - K`; what rounding leaves goes to the largest."""
+    """Scale counts to integers that sum to `TOTAL - K`; the remainder of rounding goes to the largest."""
     free = TOTAL - len(counts)
     counts = counts.astype(np.int64)
     total = int(counts.sum())
@@ -76,7 +75,9 @@ def encode(symbols: np.ndarray, size: int) -> bytes:
             counts = np.where(counts > 0, np.maximum(counts * finest // total, 1), 0)
     used = np.flatnonzero(counts)
     if len(used) == 1:
-        return varint.write(int(used[0])) + b"\0\1"  # never a zero at the end: zeros there may be filling
+        return (
+            varint.write(int(used[0])) + b"\0\1"
+        )  # the last byte is never zero, because zeros at the end may be filling
     first, last = int(used[0]), int(used[-1])
     table = b"".join(varint.write(int(c)) for c in counts[first : last + 1])
     encoder = Encoder()

@@ -1,4 +1,4 @@
-"""Whole numbers in as few bytes as they need, and a reader that never runs past its end.
+"""Integers in as few bytes as they need, and a reader that never runs past the end of its data.
 
 >>> write(300).hex()
 'ac02'
@@ -20,7 +20,7 @@ LARGEST = (1 << 63) - 1
 
 
 def write(value: int) -> bytes:
-    """Seven bits a byte, lowest first, the top bit set on every byte but the last."""
+    """Encode an integer: seven bits a byte, lowest first, the top bit set on every byte but the last."""
     if not 0 <= value <= LARGEST:
         raise ValueError(f"a varint holds 0..2**63-1, got {value}")
     out = bytearray()
@@ -32,7 +32,7 @@ def write(value: int) -> bytes:
 
 
 def unsigned(value: int) -> int:
-    """A signed number as an unsigned one, small for small magnitudes: 0, -1, 1, -2 become 0, 1, 2, 3.
+    """Map a signed integer to an unsigned one of about twice its size: 0, -1, 1, -2 become 0, 1, 2, 3.
 
     >>> [unsigned(v) for v in (0, -1, 1, -2)]
     [0, 1, 2, 3]
@@ -48,7 +48,10 @@ def signed(value: int) -> int:
 class Reader:
     """Reads fields from bytes in order; every failure is a `FormatError` that says where.
 
-    `what` names the thing that is read, for the messages; `base` is where `data` starts in the file.
+    Args:
+        data: The bytes.
+        what: The name of what is read, for messages.
+        base: Where `data` starts in the file.
     """
 
     def __init__(self, data: bytes | memoryview, what: str, base: int = 0):
@@ -58,7 +61,7 @@ class Reader:
         self.at = 0
 
     def fail(self, message: str) -> FormatError:
-        """The error to raise for what was found at this place."""
+        """The error to raise for what was found here."""
         return FormatError(f"{self.what}, byte {self.base + self.at}: {message}")
 
     @property
@@ -72,7 +75,7 @@ class Reader:
         return self.data[self.at - count : self.at]
 
     def skip(self, count: int) -> None:
-        """Go on behind the next `count` bytes."""
+        """Skip the next `count` bytes."""
         if count > self.left:
             missing = count - self.left
             raise self.fail(f"expected {missing} more byte{'s' if missing > 1 else ''}, found the end")
@@ -96,7 +99,7 @@ class Reader:
         if byte == 0 and shift > 7:
             raise self.fail(f"{of} is written with needless bytes")
         if value > most:
-            raise self.fail(f"{of} is {value}, at most {most} can be")
+            raise self.fail(f"{of} is {value}, expected at most {most}")
         return value
 
     def part(self, of: str = "a part") -> memoryview:

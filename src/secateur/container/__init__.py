@@ -1,5 +1,24 @@
-"""The .sct file: `format` is the specification in code and needs no torch, `archive` saves, loads, packs and
-unpacks.
+"""The .sct file: one self-contained, checked, losslessly coded file of tensors.
 
-docs/format.md is the specification in words.
+A model, a state dict or a checkpoint goes in; a file comes out, and from it the same tensors, bit for bit.
+docs/format.md specifies every byte; docs/SECURITY.md says what a hostile file cannot do.
+
+Read the files in this order:
+
+- `format`: the frame of sections and records, its limits, and the only reader of it (no torch);
+- `writer`: writes the frame (no torch); `checksums`: the CRC-32 arithmetic it needs;
+- `tensors`: one tensor as a record, by the smallest of the storage methods; `codebooks`: its distinct values;
+- `scalar_rounding`, `scalar_streams`: small tensors (scales, shifts, biases), rounded and coded together;
+- `batch_norm`: batch norm folded into a scale and a shift; `arrays`: torch tensors as plain words and back;
+- `reading`: all tensors of a file in order, by one or several `worker_pool` workers;
+- `archive`: `save` and `load`, with the options in `save_options`;
+- `checkpoint`, `pack`: .safetensors and .pt files to .sct and back; `inspection`: where every byte of a file goes.
+
+>>> import pathlib, tempfile, torch
+>>> from secateur.container.archive import load, save
+>>> with tempfile.TemporaryDirectory() as folder:
+...     saved = save({"w": torch.tensor([[0.0, 0.5], [1.0, 0.5]] * 40)}, pathlib.Path(folder) / "w.sct")
+...     state = load(pathlib.Path(folder) / "w.sct")
+>>> state["w"].shape, saved.dense, saved.size < 100
+(torch.Size([80, 2]), 640, True)
 """

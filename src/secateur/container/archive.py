@@ -19,7 +19,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Literal, Protocol, overload, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,8 +31,8 @@ from secateur.container import codebooks, tensors
 from secateur.container import format as sct
 from secateur.container.arrays import entry_of, to_tensor, to_words
 from secateur.container.reading import words_of
-from secateur.container.save_options import SaveOptions
-from secateur.container.scalar_rounding import SCALES, RoundedScalars, drawn, round_books
+from secateur.container.save_options import SaveOptions, check_names
+from secateur.container.scalar_rounding import SCALES, RoundedScalars, round_books, round_scalars
 from secateur.container.writer import Writer
 from secateur.core.atomic_files import atomic_open
 from secateur.core.codebook import Codebook
@@ -48,14 +48,37 @@ from secateur.errors import (
 if TYPE_CHECKING:
     from secateur.structure.cut.plan import ShrinkPlan
 
-__all__ = ["SavedFile", "entries_of", "load", "save"]
+__all__ = ["PlanLike", "SavedFile", "Shareable", "entries_of", "load", "save"]
 
 State = Mapping[str, torch.Tensor]
 
 
+@runtime_checkable
+class HasCodebooks(Protocol):
+    """What `sc.share` returns: a value with codebooks by tensor name."""
+
+    @property
+    def codebooks(self) -> Mapping[str, Codebook]:
+        """The codebook of every shared tensor."""
+        ...
+
+
+@runtime_checkable
+class HasJson(Protocol):
+    """A value that can be written as JSON, such as a shrink plan."""
+
+    def to_json(self) -> str:
+        """The value as JSON text."""
+        ...
+
+
+Shareable = HasCodebooks | Mapping[str, Codebook]
+PlanLike = str | HasJson
+
+
 @dataclass(frozen=True)
 class SavedFile:
-    """What `save` did: where, how many bytes, and how many the tensors take as they are."""
+    """What `save` wrote: the file, its bytes, and the bytes its tensors take in memory."""
 
     path: Path
     size: int
@@ -70,88 +93,119 @@ class SavedFile:
 def save(
     model: nn.Module | State,
     path: str | os.PathLike[str],
-    shared: Any = None,
+    shared: Shareable | None = None,
     *,
-    codebooks: Mapping[str, Codebook] | None = None,
     masks: Mapping[str, torch.Tensor] | None = None,
-    plan: Any = None,
-    batch_norm: str | int | None = None,
-    biases: int | None = None,
-    codebook_bits: int | None = None,
-    precision: str | None = None,
+    plan: PlanLike | None = None,
     names: Literal["file", "model"] = "file",
-    coder: str = indices.DEFAULT,
+    options: SaveOptions | None = None,
 ) -> SavedFile:
     """Write a model or a state dict as one file; without options every tensor comes back bit for bit.
 
-    Tensors of few distinct values are found and stored as indices, pruned ones without their zeros. `shared`
-    (what `sc.share` returned) or `codebooks`, and `masks`, are checked against the tensors: a weight that is
-    not its centroid, or not zero where it is masked, is an error. `plan` is the shrink plan (text, or a value
-    with `to_json`) that `load` applies to a freshly built model. `batch_norm` folds batch norm ("fp32",
-    "fp16", "bf16", or a number of bits, 2 to 12); `biases` rounds the other biases to so many bits, and
-    `codebook_bits` the values of codebooks (2 to 8). `precision` stores every other float tensor that is not shared
-    narrower ("fp16", "bf16"). `names="model"` leaves out names and shapes: such a file can only be loaded `into=` the
-    model it came from.
+    Tensors of few distinct values are found and stored as indices, pruned ones without their zeros.
+
+    Args:
+        model: A model, or a state dict with at least one tensor.
+        path: The file to write. It appears under this name only once it is complete.
+        shared: What `sc.share` returned, or codebooks by tensor name. A weight that is not one of its codebook's
+            values is an error.
+        masks: Masks by parameter name. A weight that a mask removes and that is not zero is an error.
+        plan: The shrink plan that `load` applies to a freshly built model: JSON text, or a value with `to_json()`.
+        names: `"file"` writes names and shapes; `"model"` leaves them out, and such a file can only be loaded
+            `into=` the model it came from.
+        options: What to round or fold; see `SaveOptions`.
+
+    Returns:
+        Where the file is, how many bytes it has, and how many its tensors take in memory.
+
+    Raises:
+        NothingToDoError: There is no tensor to save, or nothing of the kind an option rounds.
+        OptionError: A tensor cannot be stored, or a codebook does not fit its tensor.
+        MaskMismatchError: A mask does not fit its tensor.
     """
-    how = SaveOptions(batch_norm, biases, codebook_bits, precision, names, coder)
+    options = options or SaveOptions()
+    check_names(names)
     module = model if isinstance(model, nn.Module) else None
     source: State = module.state_dict() if module is not None else model  # type: ignore[assignment]
     state = {name: value for name, value in source.items() if isinstance(value, torch.Tensor)}
     if not state:
         raise NothingToDoError("there is no tensor to save: expected a model or a state dict with tensors")
-    books = dict(codebooks if codebooks is not None else getattr(shared, "codebooks", shared) or {})
+    books = dict(shared.codebooks if isinstance(shared, HasCodebooks) else shared or {})
     _check_books(state, books)
     _check_masks(state, masks)
-    folded = bn.fold(state, module) if batch_norm is not None else {}
-    dense = sum(entry_of(name, value).nbytes for name, value in state.items())
-    taken = drawn(state, folded, how.norm_bits, biases)
-    left_out = how.norm_bits is not None and bn.usual(state, module)
-    if left_out:
-        state = {name: value for name, value in state.items() if name not in bn.statistics(folded)}
-    if codebook_bits is not None:
-        state, books = round_books(state, books, codebook_bits)
-    entries = [entry_of(name, value) for name, value in state.items()]
+    content = _Content.of(state, module, books, options)
+    text = None if plan is None else _plan_text(plan)
     with atomic_open(path) as file:
-        writer = Writer(file, entries if names == "model" else None, folded=left_out)
-        if plan is not None:
-            writer.text("plan", tensors.text(_plan_text(plan).encode()))
-        if taken.lanes is not None:
-            writer.numbers(taken.lanes.payload())
-        first_at: dict[tuple[Any, ...], int] = {}
-        for index, (name, value) in enumerate(state.items()):
-            tied = (value.data_ptr(), value.dtype, tuple(value.shape), tuple(value.stride()))
-            entry, words = to_words(name, folded.get(name, value))
-            if name not in folded and value.numel():
-                if tied in first_at:
-                    writer.add(entry, words.tobytes(), sct.SAME, [varint.write(index - first_at[tied])])
-                    continue
-                first_at[tied] = index
-            method, parts, words = _encode(entry, words, books, folded, taken, how, writer.memory)
-            writer.add(entry, words.tobytes(), method, parts)
+        writer = Writer(file, content.entries if names == "model" else None, folded=content.left_out)
+        if text is not None:
+            writer.text("plan", tensors.text(text.encode()))
+        if content.rounded.lanes is not None:
+            writer.numbers(content.rounded.lanes.payload())
+        _write_tensors(writer, content, options)
         writer.finish()
-    return SavedFile(Path(path), writer.written, dense)
+    return SavedFile(Path(path), writer.written, content.dense)
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What a file will hold, after folding and rounding."""
+
+    state: State
+    books: Mapping[str, Codebook]
+    folded: State  # the tensors of batch norm, in their folded form
+    rounded: RoundedScalars
+    left_out: bool  # whether the statistics of batch norm are left to the reader
+    dense: int  # bytes of all tensors in memory
+    entries: list[sct.Entry]
+
+    @classmethod
+    def of(
+        cls, state: State, module: nn.Module | None, books: Mapping[str, Codebook], options: SaveOptions
+    ) -> _Content:
+        """Fold and round as the options say."""
+        folded = bn.fold(state, module) if options.batch_norm is not None else {}
+        dense = sum(entry_of(name, value).nbytes for name, value in state.items())
+        rounded = round_scalars(state, folded, options.norm_bits, options.biases)
+        left_out = options.norm_bits is not None and bn.usual(state, module)
+        if left_out:
+            state = {name: value for name, value in state.items() if name not in bn.statistics(folded)}
+        if options.codebook_bits is not None:
+            state, books = round_books(state, books, options.codebook_bits)
+        entries = [entry_of(name, value) for name, value in state.items()]
+        return cls(state, books, folded, rounded, left_out, dense, entries)
+
+
+def _write_tensors(writer: Writer, content: _Content, options: SaveOptions) -> None:
+    """Write every tensor; one that shares its memory with an earlier one refers to it."""
+    first_at: dict[tuple[object, ...], int] = {}
+    for index, (name, value) in enumerate(content.state.items()):
+        memory = (value.data_ptr(), value.dtype, tuple(value.shape), tuple(value.stride()))
+        entry, words = to_words(name, content.folded.get(name, value))
+        if name not in content.folded and value.numel():
+            if memory in first_at:
+                writer.add(entry, words.tobytes(), sct.SAME, [varint.write(index - first_at[memory])])
+                continue
+            first_at[memory] = index
+        method, parts, words = _encode(entry, words, content, options, writer.memory)
+        writer.add(entry, words.tobytes(), method, parts)
 
 
 def _encode(
-    entry: sct.Entry,
-    words: np.ndarray,
-    books: Mapping[str, Codebook],
-    folded: State,
-    taken: RoundedScalars,
-    how: SaveOptions,
-    memory: indices.MixerBank,
+    entry: sct.Entry, words: np.ndarray, content: _Content, options: SaveOptions, memory: indices.MixerBank
 ) -> tuple[int, list[bytes], np.ndarray]:
-    """How one tensor is stored, and the words a reader will get (others where precision was cut)."""
-    if entry.name in taken.words:
-        return sct.DRAWN + taken.lane[entry.name], [], taken.words[entry.name].reshape(entry.shape)
-    if entry.name in books:
+    """How one tensor is stored, and the words a reader will get (others where precision was reduced)."""
+    rounded = content.rounded
+    if entry.name in rounded.words:
+        return sct.DRAWN + rounded.lane[entry.name], [], rounded.words[entry.name].reshape(entry.shape)
+    if entry.name in content.books:
         few = codebooks.few_levels(words, entry, most=1 << 16)
         if few is not None:
-            return *tensors.indexed(entry, *few, how.coder, memory), words
-    method, parts = tensors.encode(entry, words, how.coder, memory)
+            return *tensors.indexed(entry, *few, options.coder, memory), words
+    method, parts = tensors.encode(entry, words, options.coder, memory)
     if entry.dtype != "F32" or method in (sct.ZERO, sct.CONST):
         return method, parts, words
-    narrow = how.narrow_norm if entry.name in folded else how.narrow if method != sct.INDEXED else None
+    in_norm = entry.name in content.folded
+    narrow = options.narrow_norm if in_norm else options.narrow if method != sct.INDEXED else None
     if narrow:
         return tensors.cast(entry, words, narrow)
     return method, parts, words
@@ -161,7 +215,7 @@ def _encode(
 def load(path: str | os.PathLike[str], into: None = None) -> dict[str, torch.Tensor]: ...
 @overload
 def load(path: str | os.PathLike[str], into: nn.Module) -> nn.Module: ...
-def load(path: str | os.PathLike[str], into: nn.Module | None = None) -> Any:
+def load(path: str | os.PathLike[str], into: nn.Module | None = None) -> dict[str, torch.Tensor] | nn.Module:
     """The state dict of a file, or the model `into` with the file's tensors in it.
 
     A file that holds a shrink plan is loaded into the freshly built original class: the plan is applied
@@ -212,7 +266,7 @@ def _entries(archive: sct.Archive, target: State) -> list[sct.Entry]:
 
 
 def _state(archive: sct.Archive) -> dict[str, torch.Tensor]:
-    """Every tensor of the file, and the statistics that folding made superfluous."""
+    """Every tensor of the file, and the batch-norm statistics that a folded file leaves out."""
     state: dict[str, torch.Tensor] = {}
     for record, words in words_of(archive):
         name, value = record.entry.name, to_tensor(record.entry, words)
@@ -224,11 +278,11 @@ def _state(archive: sct.Archive) -> dict[str, torch.Tensor]:
 
 
 def _implied(archive: sct.Archive, name: str) -> bool:
-    """Whether a tensor may be one that a model has no place for: a batch norm of old had no count of batches."""
+    """Whether a model may lack this tensor: batch norms of old torch releases count no batches."""
     return archive.folded and name.endswith("num_batches_tracked")
 
 
-def _check_target(path: Any, state: State, target: State) -> None:
+def _check_target(path: str | os.PathLike[str], state: State, target: State) -> None:
     for name, value in state.items():
         if name not in target:
             raise DataError(f"{path}: the file's tensor {name!r} is not in the model; {near(name, target)}")
@@ -280,16 +334,15 @@ def _check_masks(state: State, masks: Mapping[str, torch.Tensor] | None) -> None
             )
 
 
-def _plan_text(plan: Any) -> str:
+def _plan_text(plan: PlanLike) -> str:
     if isinstance(plan, str):
         return plan
-    to_json = getattr(plan, "to_json", None)
-    if to_json is None:
+    if not isinstance(plan, HasJson):
         raise OptionError(f"plan: expected JSON text or a value with to_json(), got {type(plan).__name__}")
-    return str(to_json())
+    return plan.to_json()
 
 
-def _read_plan(text: str) -> Any:
+def _read_plan(text: str) -> ShrinkPlan:
     from secateur.structure.cut.plan import ShrinkPlan
 
     return ShrinkPlan.from_json(text)

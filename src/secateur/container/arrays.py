@@ -1,4 +1,4 @@
-"""Between torch tensors and the plain words the file format speaks in.
+"""Convert torch tensors to the unsigned words that the file format stores, and back.
 
 >>> import torch
 >>> entry, words = to_words("w", torch.tensor([1.0, -2.0]))
@@ -46,7 +46,7 @@ def entry_of(name: str, tensor: torch.Tensor) -> Entry:
             f"tensor {name!r}: layout {tensor.layout} cannot be stored; make it dense first: tensor.to_dense()"
         )
     if tensor.is_meta:
-        raise OptionError(f"tensor {name!r}: lies on the meta device and has no values; load them first")
+        raise OptionError(f"tensor {name!r}: is on the meta device and has no values; load the values first")
     if tensor.dtype not in _SPELLED:
         raise OptionError(
             f"tensor {name!r}: dtype {tensor.dtype} cannot be stored; convert it to one of "

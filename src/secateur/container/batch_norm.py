@@ -1,8 +1,8 @@
 """Batch norm folded into a scale and a shift per channel: two numbers stored where there were four.
 
 The layer stays a batch norm: scale and shift become its weight and bias, its mean 0 and its variance 1 - eps,
-so that in evaluation it computes `scale * x + shift`. Its statistics are gone: fold what is finished, not
-what trains on.
+so that in evaluation it computes `scale * x + shift`. Its statistics are lost, so fold a finished model, not one that
+is still trained.
 
 >>> import torch
 >>> from torch import nn
@@ -43,7 +43,7 @@ def _layers(state: Mapping[str, torch.Tensor], model: nn.Module | None) -> dict[
 
 
 def usual(state: Mapping[str, torch.Tensor], model: nn.Module | None = None) -> bool:
-    """Whether every batch norm has the eps that a reader takes for granted, so that its statistics can be left out."""
+    """Whether every batch norm has the eps that a reader assumes, so that its statistics can be left out."""
     return set(_layers(state, model).values()) <= {EPS}
 
 

@@ -1,5 +1,7 @@
-"""Checkpoints read tensor by tensor, without their model class: .safetensors by its own header, .pt with
-weights only.
+"""Read checkpoints tensor by tensor, without their model class.
+
+A .safetensors file is read here, by its header; a .pt file by `torch.load(weights_only=True)`, which runs no code
+from the file.
 
 >>> import pathlib, tempfile, torch
 >>> from safetensors.torch import save_file
@@ -21,7 +23,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -35,14 +37,14 @@ _MOST_HEADER = 100 << 20
 
 @dataclass
 class Checkpoint:
-    """The tensors of a file, in the order of their data; `words(index)` reads one."""
+    """The tensors of a file in the order of their data; `words(index)` reads one of them."""
 
     path: Path
     entries: list[Entry]
     words: Callable[[int], np.ndarray]
-    header: bytes | None  # of a safetensors file, as it stands
+    header: bytes | None  # of a safetensors file, byte for byte
     metadata: Mapping[str, str]
-    left_out: tuple[str, ...] = ()  # names of values that are no tensors
+    left_out: tuple[str, ...] = ()  # names of the values that are not tensors
 
 
 @contextlib.contextmanager
@@ -64,7 +66,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Iterator[Checkpoint]:
 
 def canonical_header(entries: list[Entry], metadata: Mapping[str, str]) -> bytes:
     """The header safetensors writes for tensors in this order: JSON without spaces, filled to eight bytes."""
-    head: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    head: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     at = 0
     for entry in entries:
         head[entry.name] = {
@@ -117,7 +119,7 @@ def _safetensors(path: Path, file: BinaryIO) -> Checkpoint:
     return Checkpoint(path, found, words, header, metadata)
 
 
-def read_pt(path: Path) -> Any:
+def read_pt(path: Path) -> object:
     """What `torch.save` wrote, tensors on the CPU; without running code from the file."""
     import torch
 
@@ -148,15 +150,15 @@ def _torch(path: Path) -> Checkpoint:
 
 
 def _reason(error: Exception) -> str:
-    """Why torch refuses a file, in a few words."""
+    """Why torch refuses a file, as a short phrase."""
     needed = re.search(r"GLOBAL ([\w.]+)", str(error))
     if needed:
         return f"it holds a {needed[1]}, and to make one would run code from the file"
     return f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else 'no reason given'}"
 
 
-def _values(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Whatever lies in nested mappings and lists, by its way there."""
+def _values(value: object, prefix: str) -> Iterator[tuple[str, object]]:
+    """Every value in nested mappings and lists, with the dotted path to it."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _values(inner, f"{prefix}.{key}" if prefix else str(key))

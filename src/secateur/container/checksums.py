@@ -1,7 +1,7 @@
-"""What a CRC-32 becomes when bytes far before it change, without reading what lies between.
+"""Update a CRC-32 when earlier bytes change, without reading the bytes between.
 
-A CRC-32 is linear: if two starts differ by some bits, so do the ends after the same bytes, and by what depends on
-their number alone. So the version of a file, its fifth byte, can be written last.
+A CRC-32 is linear: if two checksums differ, then after the same further bytes they differ by an amount that depends
+only on the number of those bytes. So the version of a file, its fifth byte, can be written last.
 
 >>> import zlib
 >>> late = zlib.crc32(b"the same", zlib.crc32(b"one"))
@@ -18,7 +18,7 @@ _ONE = 1 << 31
 
 
 def carried(difference: int, count: int) -> int:
-    """The difference between two checksums `count` bytes later, where both went over the same bytes."""
+    """The difference of two checksums after `count` further bytes, the same for both."""
     for power in _POWERS:
         if not count:
             break
@@ -29,7 +29,7 @@ def carried(difference: int, count: int) -> int:
 
 
 def _product(one: int, other: int) -> int:
-    """Of two polynomials over bits, modulo that of the checksum."""
+    """The product of two polynomials over GF(2), modulo the checksum's polynomial."""
     out = 0
     while one:
         if one & _ONE:
@@ -40,7 +40,7 @@ def _product(one: int, other: int) -> int:
 
 
 def _powers() -> list[int]:
-    """What 1, 2, 4, ... bytes multiply by, for numbers of bytes up to 2**63."""
+    """The factors for 1, 2, 4, ... bytes, up to 2**62."""
     out = [1 << (31 - 8)]
     while len(out) < 63:
         out.append(_product(out[-1], out[-1]))

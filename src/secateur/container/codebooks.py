@@ -1,4 +1,4 @@
-"""Which few values a tensor takes, which of them each number is, and how the values themselves are written.
+"""Codebooks: the distinct values of a tensor, the index of each weight into them, and how the values are written.
 
 >>> words = np.array([0.5, 0.25, 0.5, 0.75], dtype=np.float32).view(np.uint32)
 >>> values, levels = few_levels(words, Entry("w", "F32", (4,)))
@@ -24,11 +24,11 @@ __all__ = [
     "round_to_bits",
 ]
 
-MOST_LEVELS = 1024  # with more distinct values than this a tensor is not looked at as an indexed one
+MOST_LEVELS = 1024  # a tensor with more distinct values is not stored as indices
 _SAMPLE = 1 << 14
 _PIECE = 1 << 20
-_MARGIN = 8  # filled gaps have to save more than this, for what the coder spends on levels nobody takes
-_FARTHEST = 1 << 20  # a reader takes first multiples up to four times as far
+_MARGIN = 8  # bytes that filling the gaps must save, for what the coder spends on unused levels
+_FARTHEST = 1 << 20  # a reader accepts first multiples up to four times as far
 
 
 def _order(words: np.ndarray, entry: Entry) -> np.ndarray:
@@ -64,7 +64,7 @@ def levels_of(
     if len(found) > most:
         return None
     levels = np.empty(flat.size, dtype=np.uint16 if len(found) > 256 else np.uint8)
-    for start in range(0, flat.size, _PIECE):  # numpy's places take eight bytes each
+    for start in range(0, flat.size, _PIECE):  # a piece at a time: numpy's indices take eight bytes each
         levels[start : start + _PIECE] = np.searchsorted(found, keys[start : start + _PIECE])
     return _disorder(found, entry), levels.reshape(words.shape)
 
@@ -72,16 +72,16 @@ def levels_of(
 def few_levels(
     words: np.ndarray, entry: Entry, most: int = MOST_LEVELS
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """As `levels_of`, with values nobody takes where the codebook is smaller for them."""
+    """As `levels_of`, with unused values added where that makes the codebook smaller."""
     few = levels_of(words, entry, most)
     return None if few is None else gaps_filled(*few, entry)
 
 
 def gaps_filled(values: np.ndarray, levels: np.ndarray, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
-    """Values that are multiples of one step, the gaps between them filled where that is the smaller codebook.
+    """Fill the gaps between values that are multiples of one step, where that makes the codebook smaller.
 
-    Uniform steps leave most large multiples out. As even steps all of them take a dozen bytes, and a level nobody
-    uses takes about one.
+    With uniform steps most large multiples do not occur. A row of equal steps takes a dozen bytes in all, and an unused
+    level about one.
 
     >>> values = (0.1 * np.array([-7, -2, -1, 0, 1, 4], dtype=np.float32)).view(np.uint32)
     >>> filled, levels = gaps_filled(values, np.array([0, 3, 5], dtype=np.uint8), Entry("w", "F32", (3,)))
@@ -97,15 +97,16 @@ def gaps_filled(values: np.ndarray, levels: np.ndarray, entry: Entry) -> tuple[n
     if count > MOST_LEVELS:
         return values, levels
     filled = (step * np.arange(whole[0], whole[-1] + 1, dtype=np.float32)).view(np.uint32)
-    # The rebuilt steps are looked at anew: far from zero the step may not be found from them.
+    # The filled values are encoded to measure them: far from zero their step may not be recovered.
     if len(codebook(filled, entry)) + count - len(values) + _MARGIN >= len(plain):
         return values, levels
     return filled, (whole - whole[0])[levels].astype(np.uint16 if count > 256 else np.uint8)
 
 
 def codebook(values: np.ndarray, entry: Entry) -> bytes:
-    """The distinct values in ascending order; even steps are written as a step and a start, and small multiples of
-    a power of two as those.
+    """Encode the distinct values, which ascend.
+
+    Equal steps are written as a step and a start, small multiples of a power of two as an exponent and the multiples.
     """
     size = varint.write(len(values))
     if entry.dtype == "F32":
@@ -125,7 +126,7 @@ _EXPONENTS = range(-126, 120)  # so that 128 times the power is finite, and once
 
 
 def round_to_bits(values: np.ndarray, bits: int) -> np.ndarray:
-    """Float32 values as multiples, of at most `bits` bits with their sign, of the power of two that suits the largest.
+    """Round float32 values to multiples of a power of two; the multiples have at most `bits` bits with their sign.
 
     >>> round_to_bits(np.array([-0.9, 0.0, 0.3], dtype=np.float32), 5)
     array([-0.875 ,  0.    ,  0.3125], dtype=float32)
@@ -141,7 +142,7 @@ def round_to_bits(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _small_multiples(values: np.ndarray) -> bytes | None:
-    """The exponent and the multiples, where the values are exactly those, from -128 to 127, of a power of two."""
+    """Exponent and multiples, where the values are exactly multiples, -128 to 127, of a power of two; else None."""
     with np.errstate(invalid="ignore"):  # a NaN may be of the signalling kind
         some = values[values != 0].astype(np.float64)
     if not some.size or not np.isfinite(some).all() or (np.signbit(values) & (values == 0)).any():
@@ -157,9 +158,10 @@ def _small_multiples(values: np.ndarray) -> bytes | None:
 
 
 def _steps(values: np.ndarray) -> tuple[np.float32, np.ndarray] | None:
-    """The step and the whole numbers, where the values are exactly float32(step * whole numbers).
+    """The step and the integers, where the values are exactly float32(step * integers); else None.
 
-    What the step may be is guessed: the usual gap, the smallest value, or the largest one cut into its smallest gaps.
+    Three candidates for the step are tried: the median gap, the smallest value, and the largest value divided into
+    its smallest gaps.
     """
     if len(values) < 2 or not np.isfinite(values).all() or not values.any():
         return None
@@ -182,7 +184,7 @@ def _steps(values: np.ndarray) -> tuple[np.float32, np.ndarray] | None:
 
 
 def _even_steps(values: np.ndarray) -> bytes | None:
-    """Step and first multiple, where the values are exactly float32(step * whole numbers in a row)."""
+    """Step and first multiple, where the values are exactly float32(step * consecutive integers); else None."""
     found = _steps(values)
     if found is None or (np.diff(found[1]) != 1).any():
         return None
@@ -191,12 +193,12 @@ def _even_steps(values: np.ndarray) -> bytes | None:
 
 
 def read_codebook(data: memoryview, entry: Entry, where: str, version: int = sct.VERSION) -> np.ndarray:
-    """The distinct words of a codebook; ascending and without repeats, else it is not a valid one."""
+    """Decode a codebook: its distinct words in ascending order; repeats and disorder are refused."""
     reader = varint.Reader(data, where + ", codebook")
     kind = reader.byte()
     size = reader.varint(static.MOST_SYMBOLS, "the number of values")
     if size == 0:
-        raise reader.fail("a codebook without values")
+        raise reader.fail("expected at least one value in a codebook, got none")
     if kind == 0:
         keys = ascending.decode(reader.take(reader.left), size, entry.width)
         return _disorder(keys, entry)

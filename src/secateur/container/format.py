@@ -1,4 +1,4 @@
-"""The .sct format, versions 1 to 3: the sole reader and validator of its bytes; `writer` is beside it. No torch.
+"""The .sct format, versions 1 to 3: the only reader and validator of its frame. It needs no torch.
 
 A file is a magic number, a version, and sections; each section has a kind, a length, its payload and a CRC-32
 that continues the one before, so that sections cannot be moved, dropped or repeated. docs/format.md has every
@@ -65,7 +65,7 @@ _LAST_SECTION = {1: END, 2: NUMBERS, 3: NUMBERS}
 NAMELESS, FOLDED = 1, 2
 _LAST_FLAGS = {1: NAMELESS, 2: NAMELESS | FOLDED, 3: NAMELESS | FOLDED}
 
-# How a tensor is stored, and the parts each way has.
+# The storage methods of a tensor, and the parts of each.
 RAW, ZERO, SAME, CONST, PACKED, INDEXED, SPARSE, CAST, GRID = range(9)
 METHODS: dict[int, tuple[str, tuple[str, ...]]] = {
     RAW: ("raw", ("raw",)),
@@ -143,7 +143,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Record:
-    """One tensor as the file has it: how it is stored, its parts, and how many bytes go to what."""
+    """One tensor in the file: its storage method, its parts, and the bytes of each."""
 
     index: int
     entry: Entry
@@ -168,7 +168,7 @@ class Record:
 
 
 def digest(entries: Sequence[Entry]) -> bytes:
-    """Eight bytes that stand for names, dtypes and shapes where the target model supplies them.
+    """Eight bytes that identify names, dtypes and shapes, for files that leave those to the model.
 
     >>> digest([Entry("w", "F32", (2,))]).hex()
     'b2d742144e923664'
@@ -186,7 +186,7 @@ class _Section:
 
 
 class _SctFile(Protocol):
-    """What is asked of an open file."""
+    """The methods of an open file that are used here."""
 
     def seek(self, offset: int, whence: int = 0, /) -> int: ...
     def read(self, size: int = -1, /) -> bytes: ...
@@ -194,7 +194,7 @@ class _SctFile(Protocol):
 
 
 class _Skimming(varint.Reader):
-    """A section read out of the file as far as it is asked for: of a part longer than a number, nothing."""
+    """A section that is read from the file on demand; parts longer than a number are skipped."""
 
     def __init__(self, file: _SctFile, start: int, length: int, what: str):
         super().__init__(b"", what, start)
@@ -222,7 +222,7 @@ class _Skimming(varint.Reader):
 
 @dataclass
 class Archive:
-    """A .sct file opened for reading: every section is checked before anything in it is believed.
+    """A .sct file open for reading: the checksum of every section is checked before its content is used.
 
     `names_from` supplies names, dtypes and shapes to a file that was written without them.
     """
@@ -238,7 +238,7 @@ class Archive:
     named: bool = True
     folded: bool = False
     numbers: bytes | None = None
-    # Where every block is read to: memory that is new each time costs as much as the reading.
+    # One buffer for all blocks: fresh memory for each would take as long as reading it.
     _room: bytearray = field(default_factory=lambda: bytearray(_BLOCK), repr=False)
 
     def __post_init__(self) -> None:
@@ -294,7 +294,13 @@ class Archive:
                 "left for it: it was cut short or damaged"
             )
         crc = zlib.crc32(bytes(reader.data[: reader.at]), crc)
-        payload = b""
+        payload, crc = self._scan_payload(kind, at, start, length, crc)
+        self._take_in(kind, varint.Reader(payload, f"{name} section", start), payload)
+        return _Section(kind, at, start, length), crc
+
+    def _scan_payload(self, kind: int, at: int, start: int, length: int, crc: int) -> tuple[bytes, int]:
+        """Check the checksum of a section; gives the payload of a short kind of section, and the checksum."""
+        name, payload = _SECTIONS[kind], b""
         self.file.seek(start)
         left = length
         while left:
@@ -311,7 +317,10 @@ class Archive:
             raise FormatError(
                 f"byte {at}: the checksum of the {name} section does not fit: the file is damaged"
             )
-        reader = varint.Reader(payload, f"{name} section", start)
+        return payload, crc
+
+    def _take_in(self, kind: int, reader: varint.Reader, payload: bytes) -> None:
+        """Read a section that is not tensors."""
         if kind == HEAD:
             self._head(reader)
         elif kind == TEXT:
@@ -324,7 +333,6 @@ class Archive:
             self.count = reader.varint(of="the number of tensors")
             self.content = int.from_bytes(reader.take(4), "little")
             reader.end()
-        return _Section(kind, at, start, length), crc
 
     def _head(self, reader: varint.Reader) -> None:
         flags = reader.byte()
@@ -368,7 +376,7 @@ class Archive:
 
     @cached_property
     def heads(self) -> list[Record]:
-        """The records without their long parts, which are not read for it: what there is, and what equals what."""
+        """The records without their long parts, which are not read: names, shapes, methods and references."""
         return list(self._walk(lambda one: _Skimming(self.file, one.start, one.length, "tensors section")))
 
     def _walk(self, opened: Callable[[_Section], varint.Reader]) -> Iterator[Record]:
@@ -419,7 +427,7 @@ class Archive:
         method = reader.byte()
         if method > _LAST_METHOD[self.version]:
             raise reader.fail(
-                f"tensor {entry.name!r} is stored in way {method}, known ways are "
+                f"tensor {entry.name!r} is stored by method {method}, known methods are "
                 f"0..{_LAST_METHOD[self.version]}"
             )
         frame, parts = 1, {}

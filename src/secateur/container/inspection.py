@@ -1,5 +1,4 @@
-"""`inspect`: where every byte of a .sct file goes, by tensor and part, with bounds and formulas beside real
-sizes.
+"""`inspect`: where every byte of a .sct file goes, by tensor and part, with entropy bounds for comparison.
 
 >>> import pathlib, tempfile, torch
 >>> from secateur.container.archive import save
@@ -20,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -36,8 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FileReport", "TensorRow", "inspect"]
 
-# which line of the account a part of a record belongs to
-_LINES = {
+# part of a record -> the name under which `FileReport.parts` counts it
+_COUNTED_AS = {
     "codebook": "codebooks",
     "indices": "indices",
     "mask": "masks",
@@ -66,9 +65,9 @@ class TensorRow:
     distinct: int | None
     """Distinct values, where the tensor is stored as indices."""
     entropy: int | None
-    """Bytes of the best code that knows each index's share and nothing else."""
+    """Bytes of an ideal code that knows only how often each index occurs."""
     huffman: float | None
-    """Bits a kept weight takes in a Huffman code of this tensor's indices."""
+    """Bits per kept weight in a Huffman code of this tensor's indices."""
 
 
 @dataclass(frozen=True)
@@ -97,15 +96,15 @@ class FileReport:
 
     @property
     def entropy(self) -> int:
-        """Entropy bound, in bytes, of all index streams."""
+        """The sum of `entropy` over all tensors, in bytes."""
         return sum(row.entropy or 0 for row in self.rows)
 
     @property
     def formula(self) -> float | None:
-        """The ratio as papers put it: 32 bits a weight over Huffman bits a kept weight. No mask, no codebook,
-        no rest.
+        """The ratio as many papers compute it: 32 bits a weight over Huffman bits a kept weight.
 
-        Over the tensors stored as indices; None where there is none. Never a size on disk.
+        It leaves out masks, codebooks and everything else, so it is never a size on disk. Over the tensors stored as
+        indices; None where there is none.
         """
         chosen = [row for row in self.rows if row.huffman is not None]
         bits = sum((row.dense // _width(row) - row.zeros) * (row.huffman or 0.0) for row in chosen)
@@ -113,7 +112,7 @@ class FileReport:
 
     def to_json(self) -> str:
         """Everything, as JSON."""
-        out: dict[str, Any] = {
+        out: dict[str, object] = {
             "path": str(self.path),
             "version": self.version,
             "size": self.size,
@@ -187,8 +186,17 @@ def inspect(
 ) -> FileReport:
     """Read a whole file, check it, and account for every byte.
 
-    A file that leaves its names to a model is accounted for too, but what its tensors hold is only known with
-    that model, freshly built, as `into`.
+    Args:
+        path: The .sct file.
+        into: A freshly built model, for a file that leaves names and shapes to the model. Without it such a file is
+            accounted for too, but the content of its tensors is not known.
+        progress: Called with (byte reached, bytes in all, tensor) for every tensor.
+
+    Returns:
+        The bytes of every tensor and every part; `print` shows a table.
+
+    Raises:
+        FormatError: The file is not a valid .sct file.
     """
     with open(path, "rb") as file:
         archive = sct.Archive(file)
@@ -202,7 +210,7 @@ def inspect(
             parts["names"] += record.name_bytes
             parts["framing"] += record.frame_bytes
             for part, data in record.parts.items():
-                parts[_LINES[part]] += len(data)
+                parts[_COUNTED_AS[part]] += len(data)
             if progress is not None:
                 progress(record.offset, archive.size, record.entry.name)
         in_records = sum(parts.values())

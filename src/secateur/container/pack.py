@@ -1,4 +1,4 @@
-"""`pack` and `unpack`: any checkpoint into a .sct file and back, one tensor in memory at a time.
+"""`pack` and `unpack`: convert a checkpoint to a .sct file and back, with one tensor in memory at a time.
 
 >>> import pathlib, tempfile, torch
 >>> from safetensors.torch import save_file
@@ -30,7 +30,7 @@ from secateur.container import format as sct
 from secateur.container import tensors
 from secateur.container.checkpoint import Checkpoint, canonical_header, open_checkpoint
 from secateur.container.reading import LEARNT, words_of
-from secateur.container.worker_pool import TensorWorkers, hands
+from secateur.container.worker_pool import TensorWorkers, worker_count
 from secateur.container.writer import Writer
 from secateur.core.atomic_files import atomic_open
 from secateur.errors import FormatError, NonFiniteError, NothingToDoError, OptionError
@@ -39,14 +39,20 @@ __all__ = ["Packed", "Progress", "pack", "unpack"]
 
 Progress = Callable[[int, int, str], None]
 
-_LEAST_SHARED = 256  # smaller tensors are not worth a codebook
-_SAMPLE = 4096  # words looked at to tell whether a tensor has few distinct ones
+_LEAST_SHARED = 256  # weights; a codebook would make a smaller tensor no smaller
+_SAMPLE = 4096  # words of a tensor from which the number of distinct ones is judged
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What `pack` or `unpack` did: the file written, its bytes, and the bytes of the file read; and what a .pt file
-    held besides tensors, which no .sct file does.
+    """What `pack` or `unpack` wrote.
+
+    Attributes:
+        path: The file written.
+        size: Its bytes.
+        source: The bytes of the file read.
+        tensors: How many tensors it holds.
+        left_out: Names of the values of a .pt file that are not tensors; a .sct file cannot hold them.
     """
 
     path: Path
@@ -71,24 +77,37 @@ def pack(
     method: str = "kmeans",
     workers: int | None = 1,
 ) -> Packed:
-    """A .safetensors or .pt checkpoint as a .sct file.
+    """Convert a .safetensors or .pt checkpoint to a .sct file.
 
-    `bits` shares the weights of every float tensor with two or more axes (K-means with 2**bits values a
-    tensor; zeros stay zeros); without it, or with `lossless`, every tensor comes back bit for bit, and from a
-    .safetensors file so does the file. `fast` uses the static model. `progress(bytes done, bytes in all,
-    tensor)` is called per tensor.
+    Without `bits` every tensor comes back bit for bit, and a .safetensors file comes back byte for byte.
 
-    More `workers` share the coding, a section of about four megabytes at a time, and write the same bytes: threads
-    for tensors that are packed losslessly, processes for those of few distinct values, which take a hundred times
-    as long. Processes cost two or three seconds to start: below some eight million weights one worker is as
-    quick. None takes as many as there are processors, where there are tensors enough for that. (As with all of
-    Python's processes, a script that asks for them needs `if __name__ == "__main__":`.)
+    Several workers write the same bytes as one: threads code what is packed losslessly, processes what has few distinct
+    values, which takes a hundred times as long. Processes take two or three seconds to start, so below about eight
+    million weights one worker is as fast. A script that asks for processes needs `if __name__ == "__main__":`.
+
+    Args:
+        path_in: The checkpoint to read: .safetensors, .pt, .pth, .bin or .ckpt.
+        path_out: The .sct file to write.
+        bits: Share the weights of every float tensor with two or more axes, with 2**bits values a tensor; zeros stay
+            zeros.
+        lossless: Say that nothing may be rounded; excludes `bits`.
+        fast: Code indices by one table instead of learnt contexts: faster, and larger.
+        progress: Called with (bytes done, bytes in all, tensor) for every tensor.
+        method: How weights are shared: a name of `secateur.quantize`.
+        workers: How many code at a time; None takes one a processor where there are enough tensors for that.
+
+    Returns:
+        The file written, its size and the size of the file read.
+
+    Raises:
+        DataError: The checkpoint cannot be read.
+        NothingToDoError: `bits` is given and there is no tensor to share.
     """
     if lossless and bits is not None:
         raise OptionError(f"lossless and bits={bits} exclude each other; choose one")
     if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8):
         raise OptionError(f"bits: expected a whole number from 1 to 8, got {bits!r}")
-    hands(workers, 0)
+    worker_count(workers, 0)
     job = _Job("fast" if fast else "mixed", bits, method)
     done = 0
     with open_checkpoint(path_in) as checkpoint, atomic_open(path_out, source=path_in) as file:
@@ -101,7 +120,7 @@ def pack(
         writer = Writer(file)
         if checkpoint.header is not None:
             _write_header(writer, checkpoint.header, checkpoint.entries, checkpoint.metadata)
-        for entry, words, way in _encoded(checkpoint, job, writer, hands(workers, total)):
+        for entry, words, way in _encoded(checkpoint, job, writer, worker_count(workers, total)):
             writer.add(entry, np.ascontiguousarray(words).data, *way)
             done += entry.nbytes
             if progress is not None:
@@ -111,50 +130,50 @@ def pack(
     return Packed(Path(path_out), writer.written, Path(path_in).stat().st_size, count, left_out)
 
 
-_Way = tuple[int, list[bytes]]
-_Coded = tuple[sct.Entry, np.ndarray, _Way]
+_Stored = tuple[int, list[bytes]]
+_Coded = tuple[sct.Entry, np.ndarray, _Stored]
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What is done to every tensor; travels to the workers."""
+    """How every tensor is coded; sent to the workers."""
 
     coder: str
     bits: int | None
     method: str
 
     def tensor(self, entry: sct.Entry, words: np.ndarray, memory: MixerBank) -> _Coded:
-        """One tensor: shared where asked, coded."""
+        """Code one tensor, with its weights shared if asked."""
         if self.bits is not None and _sharable(entry):
             words = _share(entry, words, self.bits, self.method)
         return entry, words, tensors.encode(entry, words, self.coder, memory)
 
     def section(self, group: list[tuple[sct.Entry, np.ndarray]]) -> list[_Coded]:
-        """The tensors of one section, from a fresh memory."""
+        """Code the tensors of one section, with a fresh memory."""
         memory = MixerBank()
         return [self.tensor(entry, words, memory) for entry, words in group]
 
 
 def _encoded(checkpoint: Checkpoint, job: _Job, writer: Writer, workers: int) -> Iterator[_Coded]:
-    """Every tensor, coded: one after the other, or a section at a time in as many processes as asked."""
+    """Every tensor, coded: one after the other, or several sections at a time by workers."""
     if workers == 1:
         for index, entry in enumerate(checkpoint.entries):
             yield job.tensor(entry, checkpoint.words(index), writer.memory)
         return
-    with TensorWorkers(workers) as crew:
+    with TensorWorkers(workers) as pool:
         waiting: deque[Future[list[_Coded]]] = deque()
         for numbers in _sections(checkpoint.entries):
             group = [(checkpoint.entries[i], checkpoint.words(i)) for i in numbers]
             slow = job.bits is not None or any(_few(words) for _, words in group)
-            waiting.append(crew.submit(slow, job.section, group))
-            if len(waiting) > workers:  # so many sections are in memory, and one more
+            waiting.append(pool.submit(slow, job.section, group))
+            if len(waiting) > workers:  # at most workers + 1 sections are in memory
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
 
 
 def _few(words: np.ndarray) -> bool:
-    """Whether a sample looks as if there were few distinct words, which are coded as indices."""
+    """Whether a sample suggests few distinct words, which are coded as indices."""
     sample = words.reshape(-1)[:: max(1, words.size // _SAMPLE)]
     return len(np.unique(sample)) * 4 < len(sample)
 
@@ -222,13 +241,24 @@ def unpack(
     progress: Progress | None = None,
     workers: int | None = 1,
 ) -> Packed:
-    """A .sct file as .safetensors; what was packed without loss from .safetensors has its bytes again.
+    """Convert a .sct file to .safetensors; a file packed losslessly from .safetensors gets its bytes back.
 
-    More `workers` decode beside each other: threads what is packed losslessly, processes what is shared (which take
-    two or three seconds to start, and pay where there are tens of millions of weights). None takes as many as there are
-    processors where that many are shared; what is packed losslessly is read as fast by one.
+    Several workers decode at a time: threads what is packed losslessly, processes what is shared. Processes take two or
+    three seconds to start, which pays off from tens of millions of shared weights on.
+
+    Args:
+        path_in: The .sct file to read.
+        path_out: The .safetensors file to write.
+        progress: Called with (bytes done, bytes in all, tensor) for every tensor.
+        workers: How many decode at a time; None takes one a processor where enough weights are shared for that.
+
+    Returns:
+        The file written, its size and the size of the file read.
+
+    Raises:
+        FormatError: The file is not a valid .sct file, or leaves its names to a model.
     """
-    hands(workers, 0)
+    worker_count(workers, 0)
     with open(path_in, "rb") as source:
         archive = sct.Archive(source)
         if not archive.named:
@@ -239,10 +269,10 @@ def unpack(
         entries = [record.entry for record in archive.heads]
         header = _read_header(archive, entries)
         total, done = sum(entry.nbytes for entry in entries), 0
-        shared = sum(record.entry.nbytes for record in archive.heads if record.method in LEARNT)
+        indexed = sum(record.entry.nbytes for record in archive.heads if record.method in LEARNT)
         with atomic_open(path_out, source=path_in) as file:
             file.write(len(header).to_bytes(8, "little") + header)
-            for record, words in words_of(archive, hands(workers, shared)):
+            for record, words in words_of(archive, worker_count(workers, indexed)):
                 file.write(np.ascontiguousarray(words.astype(words.dtype.newbyteorder("<"), copy=False)).data)
                 done += record.entry.nbytes
                 if progress is not None:
@@ -265,14 +295,16 @@ def _read_header(archive: sct.Archive, entries: list[sct.Entry]) -> bytes:
     header = tensors.read_text(archive.texts["header"], "the safetensors header")
     try:
         fields = {k: v for k, v in json.loads(header).items() if k != "__metadata__"}
-        told = {k: (v["dtype"], tuple(v["shape"]), tuple(v["data_offsets"])) for k, v in fields.items()}
+        claimed = {k: (v["dtype"], tuple(v["shape"]), tuple(v["data_offsets"])) for k, v in fields.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise FormatError("the safetensors header cannot be read") from None
     at = 0
     for entry in entries:
-        if told.pop(entry.name, None) != (entry.dtype, entry.shape, (at, at + entry.nbytes)):
+        if claimed.pop(entry.name, None) != (entry.dtype, entry.shape, (at, at + entry.nbytes)):
             raise FormatError(f"the safetensors header does not fit tensor {entry.name!r}")
         at += entry.nbytes
-    if told:
-        raise FormatError(f"the safetensors header names tensors the file does not hold: {sorted(told)[:3]}")
+    if claimed:
+        raise FormatError(
+            f"the safetensors header names tensors the file does not hold: {sorted(claimed)[:3]}"
+        )
     return header

@@ -1,4 +1,4 @@
-"""Tensors out of an open archive, one after the other, and the checksum of the content at the end. No torch.
+"""Decode the tensors of an open archive in order, and check the checksum of the content. It needs no torch.
 
 >>> import io
 >>> import numpy as np
@@ -34,21 +34,23 @@ from secateur.errors import FormatError
 __all__ = ["LEARNT", "words_of"]
 
 
-# Ways that need neither what the coder learnt before nor other tensors: a thread decodes one of them.
+# Methods that need neither what the coder learnt before nor other tensors: a thread decodes one of them.
 _ALONE = frozenset({sct.RAW, sct.ZERO, sct.CONST, sct.PACKED, sct.CAST, sct.GRID})
-# Ways that learn from tensor to tensor within a section: a process decodes all of one.
+# Methods that learn from tensor to tensor within a section: one process decodes the whole section.
 LEARNT = frozenset({sct.INDEXED, sct.SPARSE})
-_WORTH = 1 << 16  # weights of a section that are worth sending to another process
+_ENOUGH = 1 << 16  # weights of a section from which sending it to another process pays off
 
 _Words = tuple[sct.Record, np.ndarray]
 _Waiting = tuple[sct.Record, Callable[[], np.ndarray]]
 
 
 def words_of(archive: sct.Archive, workers: int = 1) -> Iterator[_Words]:
-    """Every record with its decoded words; raises at the end unless together they are what was written.
+    """Every record with its decoded words; raises at the end unless the checksum of all of them is that of the file.
 
-    More `workers` decode beside each other: threads what is packed, processes what is shared, a section at a time;
-    so many sections are then in memory, and one more.
+    Args:
+        archive: The open file.
+        workers: How many decode at a time: threads what is packed, processes what is shared. At most workers + 1
+            sections are in memory.
     """
     content = 0
     kept: dict[int, np.ndarray | None] = {}
@@ -73,40 +75,41 @@ def words_of(archive: sct.Archive, workers: int = 1) -> Iterator[_Words]:
 def _decoded(
     archive: sct.Archive, kept: Mapping[int, np.ndarray | None], lanes: ScalarStreams, workers: int
 ) -> Iterator[_Words]:
-    """All records in order; `kept` has, by the time they are asked for, those that later ones say they equal."""
+    """All records in order; `kept` fills with the words that later records refer to."""
     if workers == 1:
         for record in archive:
             yield record, tensors.decode(record, kept, lanes)
         return
-    with TensorWorkers(workers) as crew:
+    with TensorWorkers(workers) as pool:
         waiting: deque[list[_Waiting]] = deque()
         for _, group in groupby(archive, lambda record: record.section):
-            waiting.append(_begun(list(group), crew, kept, lanes))
+            waiting.append(_submitted(list(group), pool, kept, lanes))
             if len(waiting) > workers:
                 yield from ((record, words()) for record, words in waiting.popleft())
         while waiting:
             yield from ((record, words()) for record, words in waiting.popleft())
 
 
-def _begun(
+def _submitted(
     records: list[sct.Record],
-    crew: TensorWorkers,
+    pool: TensorWorkers,
     kept: Mapping[int, np.ndarray | None],
     lanes: ScalarStreams,
 ) -> list[_Waiting]:
-    """The records of a section, with what gives the words of each; what others can do has been handed out."""
+    """The records of a section, each with a function that gives its words; jobs for the pool have been submitted."""
     learnt = [record for record in records if record.method in LEARNT]
-    away: dict[int, Callable[[], np.ndarray]] = {}
-    if sum(record.entry.numel for record in learnt) >= _WORTH:
-        whole = crew.submit(True, _section, [_portable(record) for record in learnt])
+    pending: dict[int, Callable[[], np.ndarray]] = {}
+    if sum(record.entry.numel for record in learnt) >= _ENOUGH:
+        whole = pool.submit(True, _section, [_portable(record) for record in learnt])
         for place, record in enumerate(learnt):
-            away[record.index] = partial(_one_of, whole, place)
+            pending[record.index] = partial(_one_of, whole, place)
     for record in records:
         if record.method in _ALONE:
-            away[record.index] = crew.submit(False, tensors.decode, record, {}, None).result
-    # The rest takes from the lanes, or from earlier tensors, or is too little: here, when its turn has come.
+            pending[record.index] = pool.submit(False, tensors.decode, record, {}, None).result
+    # The rest draws from lanes or refers to earlier tensors, or is small: it is decoded here, in order.
     return [
-        (record, away.get(record.index, partial(tensors.decode, record, kept, lanes))) for record in records
+        (record, pending.get(record.index, partial(tensors.decode, record, kept, lanes)))
+        for record in records
     ]
 
 
@@ -118,13 +121,13 @@ _Portable = tuple[sct.Record, dict[str, bytes]]
 
 
 def _portable(record: sct.Record) -> _Portable:
-    """A record that can be sent to another process: its views of the file made bytes, its memory left behind."""
+    """A record that can be pickled: its views of the file copied to bytes, its memory left out."""
     parts = {name: bytes(part) for name, part in record.parts.items()}
     return replace(record, parts={}, memory=MixerBank(record.version)), parts
 
 
 def _section(sent: list[_Portable]) -> list[np.ndarray]:
-    """The words of a section's records that learn from each other, from a fresh memory."""
+    """Decode the records of a section that learn from each other, with a fresh memory."""
     memory = MixerBank(sent[0][0].version)
     found = []
     for record, parts in sent:

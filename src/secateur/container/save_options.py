@@ -1,4 +1,4 @@
-"""How a file keeps what it is given: the options of `save`, checked when made.
+"""`SaveOptions`: what `save` rounds or folds, checked when made.
 
 >>> SaveOptions(batch_norm="fp16").narrow_norm
 'F16'
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from secateur.coding import indices
 from secateur.errors import OptionError, UnknownNameError, near
 
-__all__ = ["SaveOptions"]
+__all__ = ["SaveOptions", "check_names"]
 
 _PRECISIONS = {"fp16": "F16", "bf16": "BF16"}
 _SINGLE = (None, "fp32")
@@ -23,13 +23,21 @@ _SINGLE = (None, "fp32")
 
 @dataclass(frozen=True)
 class SaveOptions:
-    """What `save` documents; with the defaults every tensor comes back bit for bit."""
+    """What `save` rounds or folds; with the defaults every tensor comes back bit for bit.
+
+    Attributes:
+        batch_norm: Fold batch norm into a scale and a shift per channel, kept as "fp32", "fp16", "bf16" or in a
+            number of bits, 2 to 12. None keeps it as it is.
+        biases: Bits to round the other biases to, 2 to 12.
+        codebook_bits: Bits to round the values of codebooks to, 2 to 8.
+        precision: Store every other float tensor that is not shared as "fp16" or "bf16".
+        coder: "fast", "mixed" or "strong": the smaller the file, the longer it takes.
+    """
 
     batch_norm: str | int | None = None
     biases: int | None = None
     codebook_bits: int | None = None
     precision: str | None = None
-    names: str = "file"
     coder: str = indices.DEFAULT
 
     def __post_init__(self) -> None:
@@ -43,25 +51,29 @@ class SaveOptions:
         _check_bits("codebook_bits", self.codebook_bits, 8)
         if self.precision not in (*_SINGLE, *_PRECISIONS):
             raise OptionError(f"precision: expected None, 'fp32', 'fp16' or 'bf16', got {self.precision!r}")
-        if self.names not in ("file", "model"):
-            raise OptionError(f"names: expected 'file' or 'model', got {self.names!r}")
         if self.coder not in indices.MODELS:
             raise UnknownNameError(f"unknown coder {self.coder!r}: {near(str(self.coder), indices.MODELS)}")
 
     @property
     def norm_bits(self) -> int | None:
-        """Bits of a folded batch norm's numbers, where they have few."""
+        """Bits of a folded batch norm's scales and shifts; None where they are not rounded to bits."""
         return self.batch_norm if isinstance(self.batch_norm, int) else None
 
     @property
     def narrow_norm(self) -> str | None:
-        """The dtype of a folded batch norm's numbers, where it is narrower than theirs."""
+        """The dtype a folded batch norm is stored in; None keeps its own."""
         return _PRECISIONS.get(str(self.batch_norm))
 
     @property
     def narrow(self) -> str | None:
-        """The dtype of what is not shared, where it is narrower than its own."""
+        """The dtype that tensors without a codebook are stored in; None keeps their own."""
         return _PRECISIONS.get(str(self.precision))
+
+
+def check_names(names: str) -> None:
+    """Raise an `OptionError` unless `names` says where the names of tensors are kept: "file" or "model"."""
+    if names not in ("file", "model"):
+        raise OptionError(f"names: expected 'file' or 'model', got {names!r}")
 
 
 def _check_bits(option: str, bits: int | None, most: int) -> None:

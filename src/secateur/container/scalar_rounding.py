@@ -1,10 +1,11 @@
-"""What `save` rounds to few bits: batch norm's scales and shifts, other biases, the values of codebooks.
+"""Rounding small tensors to few bits: batch norm's scales and shifts, other biases, the values of codebooks.
 
-All scales share one lane of even ratios and all shifts one of even steps, for a model's whole file.
+A lane is one coded stream of scalars for the whole file. All scales share a lane of equal ratios, all shifts one of
+equal steps, all other biases another one of equal steps.
 
 >>> state = {"bn.weight": torch.tensor([1.0, 0.5]), "bn.bias": torch.tensor([0.1, -0.1])}
->>> taken = drawn(state, state, bits=6, biases=None)
->>> taken.lane, taken.words["bn.weight"].view(np.float32).round(2)
+>>> rounded = round_scalars(state, state, bits=6, biases=None)
+>>> rounded.lane, rounded.words["bn.weight"].view(np.float32).round(2)
 ({'bn.weight': 0, 'bn.bias': 1}, array([0.97, 0.5 ], dtype=float32))
 """
 
@@ -21,7 +22,7 @@ from secateur.container.scalar_streams import ScalarGrid, ScalarStreams
 from secateur.core.codebook import Codebook
 from secateur.errors import NonFiniteError, NothingToDoError, OptionError
 
-__all__ = ["BIASES", "SCALES", "SHIFTS", "RoundedScalars", "drawn", "round_books"]
+__all__ = ["BIASES", "SCALES", "SHIFTS", "RoundedScalars", "round_books", "round_scalars"]
 
 SCALES, SHIFTS, BIASES = 0, 1, 2
 
@@ -30,33 +31,29 @@ State = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class RoundedScalars:
-    """Which tensors draw from which lane, the words a reader will get of them, and the lanes."""
+    """The lane of each rounded tensor, the words a reader will decode for it, and the lanes."""
 
     lane: Mapping[str, int]
     words: Mapping[str, np.ndarray]
     lanes: ScalarStreams | None
 
 
-def drawn(state: State, folded: State, bits: int | None, biases: int | None) -> RoundedScalars:
-    """Round what is asked: the folded batch norms to `bits`, the other biases to `biases`.
+def round_scalars(state: State, folded: State, bits: int | None, biases: int | None) -> RoundedScalars:
+    """Round the folded batch norms and the other biases to numbers of bits, and collect them in lanes.
 
-    A scale is off by less than one part in 2**(bits - 1), a shift by less than the deviation of all shifts over
-    2**(bits - 2).
+    A scale is off by less than one part in 2**(bits - 1), a shift by less than the standard deviation of all shifts
+    over 2**(bits - 2).
+
+    Args:
+        state: All tensors, by name.
+        folded: The tensors of batch norm in their folded form, by name.
+        bits: Bits of the scales and shifts of batch norm; None leaves them as they are.
+        biases: Bits of the other biases; None leaves them as they are.
+
+    Raises:
+        NothingToDoError: `biases` is given and there is no bias but those of batch norm.
     """
-    groups: dict[int, list[str]] = {SCALES: [], SHIFTS: [], BIASES: []}
-    if bits is not None:
-        for name in state:
-            if name in folded and name.endswith(("weight", "bias")):
-                groups[SCALES if name.endswith("weight") else SHIFTS].append(name)
-    if biases is not None:
-        others = [
-            name for name, value in state.items() if _is_bias(name, value) and not _of_norm(name, state)
-        ]
-        if not others:
-            raise NothingToDoError(
-                "biases=... rounds the biases of other layers than batch norm; there is none"
-            )
-        groups[BIASES] += others
+    groups = _groups(state, folded, bits, biases)
     source = {**state, **folded}
     lanes: list[tuple[ScalarGrid, np.ndarray]] = []
     lane_of: dict[str, int] = {}
@@ -75,8 +72,26 @@ def drawn(state: State, folded: State, bits: int | None, biases: int | None) -> 
     return RoundedScalars(lane_of, words, ScalarStreams(lanes) if lane_of else None)
 
 
+def _groups(state: State, folded: State, bits: int | None, biases: int | None) -> dict[int, list[str]]:
+    """The names of the tensors of each lane."""
+    groups: dict[int, list[str]] = {SCALES: [], SHIFTS: [], BIASES: []}
+    if bits is not None:
+        for name in state:
+            if name in folded and name.endswith(("weight", "bias")):
+                groups[SCALES if name.endswith("weight") else SHIFTS].append(name)
+    if biases is not None:
+        groups[BIASES] = [
+            name for name, value in state.items() if _is_bias(name, value) and not _of_norm(name, state)
+        ]
+        if not groups[BIASES]:
+            raise NothingToDoError(
+                "biases=... rounds the biases of other layers than batch norm; there is none"
+            )
+    return groups
+
+
 def _grid(lane: int, values: np.ndarray, bits: int) -> ScalarGrid:
-    """Scales: even ratios; all else: even steps, none so fine that a number is too large for a lane."""
+    """Scales: equal ratios; all else: equal steps, coarse enough that every number fits into a lane."""
     if lane == SCALES:
         return ScalarGrid.geometric(values, 1.0 + 2.0 ** (2 - bits))
     wide = values.astype(np.float64)
@@ -98,18 +113,29 @@ def _of_norm(name: str, state: State) -> bool:
 def _finite(name: str, value: torch.Tensor) -> np.ndarray:
     if value.dtype != torch.float32:
         raise OptionError(
-            f"tensor {name!r}: few bits are for float32, got {value.dtype}; convert the model first"
+            f"tensor {name!r}: only float32 can be rounded to bits, got {value.dtype}; convert the model first"
         )
     if not bool(torch.isfinite(value).all()):
-        raise NonFiniteError(f"tensor {name!r}: holds NaN or infinity, which no few bits can stand for")
+        raise NonFiniteError(
+            f"tensor {name!r}: holds NaN or infinity, which cannot be rounded to bits; save it without "
+            "batch_norm= and biases= in bits"
+        )
     return np.asarray(value.detach().cpu().contiguous().reshape(-1).numpy())
 
 
 def round_books(
     state: State, books: Mapping[str, Codebook], bits: int
 ) -> tuple[dict[str, torch.Tensor], dict[str, Codebook]]:
-    """The tensors of codebooks with their values rounded to few bits, and the codebooks (by now superseded) for the
-    choice of how they are stored.
+    """Round the values of codebooks to few bits.
+
+    Args:
+        state: All tensors, by name.
+        books: The codebooks, by tensor name.
+        bits: Bits of a value, with its sign.
+
+    Returns:
+        The tensors with rounded values, and the codebooks as they were: their names say which tensors are stored as
+        indices.
     """
     if not books:
         raise NothingToDoError(
@@ -119,7 +145,9 @@ def round_books(
     for name in books:
         value = state[name]
         if value.dtype != torch.float32:
-            raise OptionError(f"codebook of {name!r}: few bits are for float32, got {value.dtype}")
+            raise OptionError(
+                f"codebook of {name!r}: only float32 can be rounded to bits, got {value.dtype}; convert the model first"
+            )
         distinct, places = torch.unique(value, return_inverse=True)
         fewer = torch.from_numpy(codebooks.round_to_bits(distinct.detach().cpu().numpy(), bits))
         rounded[name] = fewer.to(value.device)[places]

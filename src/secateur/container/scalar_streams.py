@@ -1,8 +1,8 @@
-"""Lanes: the small numbers of many tensors (batch norm's scales and shifts, biases) as one coded stream each.
+"""Lanes: the scalars of many small tensors (batch norm's scales and shifts, biases) coded as one stream each.
 
-A tensor of 16 numbers cannot pay for a table of its own. So they are rounded to a grid that they all share, and the
-whole numbers that remain are written one after the other, in adaptive bits: how far each lies from the running
-mean of those before, in Elias-gamma's binarisation, every bit predicted from how far the last ones lay.
+A table of its own would make a tensor of 16 numbers larger. So the tensors of a lane are rounded to one common grid,
+and the integers are written one after the other as adaptive bits: the distance of each from the running mean of those
+before it, in Elias-gamma binarisation, with every bit predicted from the last distances.
 
 >>> import numpy as np
 >>> scales = ScalarGrid.geometric(np.array([0.5, 1.0, -2.0, 0.0], dtype=np.float32), ratio=1.1)
@@ -34,14 +34,14 @@ _LIMIT = 60  # occurrences after which the older half is forgotten
 
 
 def most_numbers(size: int) -> int:
-    """How many numbers a stream of so many bytes may have: a short file cannot ask for endless work."""
+    """The most numbers a stream of `size` bytes may have, which bounds the work a short file can ask for."""
     return 64 + 32 * size
 
 
 # -- grids ---------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class ScalarGrid:
-    """The grid that a lane's numbers count: kind 0 even steps from zero on, kind 1 even ratios, with a sign and a zero.
+    """The grid of a lane: kind 0 has equal steps from zero on, kind 1 equal ratios, with a sign and a zero.
 
     Kind 0: number n is step * n. Kind 1: 0 is 0, n > 0 is first * ratio**(n - 1), and -n is minus that.
     """
@@ -52,12 +52,12 @@ class ScalarGrid:
 
     @classmethod
     def even(cls, step: float) -> ScalarGrid:
-        """Even steps."""
+        """A grid of equal steps."""
         return cls(0, 0.0, float(np.float32(step)))
 
     @classmethod
     def geometric(cls, values: np.ndarray, ratio: float) -> ScalarGrid:
-        """Even ratios that reach the largest of these values, from the smallest that is not negligible (2**-14) on."""
+        """Equal ratios from the smallest value that is not negligible (2**-14 of the largest) to the largest."""
         size = np.abs(values.astype(np.float64))
         top = float(size.max(initial=0.0))
         some = size[size > top / 2**14]
@@ -66,7 +66,7 @@ class ScalarGrid:
         return cls(1, float(np.float32(first)), float(np.float32(ratio)))
 
     def table(self, last: int) -> np.ndarray:
-        """The values of 0..last, as float32: one product after the other in float64, the same on every machine."""
+        """The values of 0..last as float32: products in float64 in a fixed order, so the same on every machine."""
         values = np.zeros(last + 1)
         value = self.first
         for number in range(last + 1):
@@ -79,13 +79,13 @@ class ScalarGrid:
             return values.astype(np.float32)
 
     def values(self, numbers: np.ndarray) -> np.ndarray:
-        """What the numbers stand for."""
+        """The values that the numbers stand for."""
         size = np.abs(numbers)
         table = self.table(int(size.max(initial=0)))
         return np.where(numbers < 0, -table[size], table[size]).astype(np.float32)
 
     def numbers(self, values: np.ndarray) -> np.ndarray:
-        """The nearest numbers (kind 1: nearest in ratio; what is far below its first value becomes 0)."""
+        """The nearest number of each value (kind 1: nearest in ratio; far below the first value: 0)."""
         size = np.abs(values.reshape(-1).astype(np.float64))
         if self.kind == 0:
             found = np.rint(size / self.step)
@@ -122,7 +122,7 @@ class _Bits:
         self._seen: dict[tuple[int, ...], list[int]] = {}
 
     def bit(self, context: tuple[int, ...], value: int | None) -> int:
-        """One bit in its context: given when writing, found when reading."""
+        """Code one bit in its context: `value` when writing, None when reading; gives the bit."""
         counts = self._seen.setdefault(context, [0, 0])
         ones = (2 * counts[1] + 1) * 65536 // (2 * (counts[0] + counts[1]) + 2)
         found = self._flip(value, min(max(ones, 24), 65512))
@@ -132,12 +132,12 @@ class _Bits:
         return found
 
     def even(self, value: int | None) -> int:
-        """A bit that is as often 0 as 1."""
+        """Code one bit with probability one half."""
         return self._flip(value, 32768)
 
 
 class _Model:
-    """What the numbers so far say of the next: where it lies, and how near to that."""
+    """Predicts the next number from those before: where it lies, and how far from that it may be."""
 
     def __init__(self) -> None:
         self._mean = 0  # 256ths
@@ -156,7 +156,7 @@ class _Model:
 
 
 def _code(bits: _Bits, model: _Model, number: int | None, where: str) -> int:
-    """One number: how far it is from the expected one (prefix, rest) and on which side."""
+    """Code one number: its distance from the expected one (prefix, rest), and the side."""
     expected, near = model.expected(), model.closeness()
     away = None if number is None else number - expected
     size = None if away is None else abs(away) + 1
@@ -185,7 +185,7 @@ def _code(bits: _Bits, model: _Model, number: int | None, where: str) -> int:
 
 
 def encode(numbers: np.ndarray) -> bytes:
-    """The numbers as one stream, filled with zero bytes where it would be too short for so many."""
+    """Code the numbers as one stream, filled with zero bytes where it would be shorter than the limit asks."""
     encoder = Encoder()
 
     def flip(value: int | None, ones: int) -> int:
@@ -206,10 +206,10 @@ def decode(data: bytes | memoryview, count: int, where: str = "lane") -> np.ndar
     """The inverse of `encode`."""
     if count > most_numbers(len(data)):
         raise FormatError(
-            f"{where}: {count} numbers in {len(data)} bytes, at most {most_numbers(len(data))} can be"
+            f"{where}: expected at most {most_numbers(len(data))} numbers in {len(data)} bytes, got {count}"
         )
     if data and count > most_numbers(len(data) - 1):
-        data = bytes(data).rstrip(b"\0")  # what it was filled with
+        data = bytes(data).rstrip(b"\0")  # drop the filling
     decoder = Decoder(bytes(data))
 
     def flip(_: int | None, ones: int) -> int:
@@ -223,7 +223,7 @@ def decode(data: bytes | memoryview, count: int, where: str = "lane") -> np.ndar
 
 # -- the section ---------------------------------------------------------------------------------------------
 class ScalarStreams:
-    """A file's lanes: written as one section, read back number after number as the tensors ask for them."""
+    """The lanes of a file: written as one section, and read number by number as tensors draw from them."""
 
     def __init__(self, lanes: list[tuple[ScalarGrid, np.ndarray]]):
         self._lanes = lanes
@@ -255,7 +255,7 @@ class ScalarStreams:
         return cls(lanes)
 
     def take(self, lane: int, count: int, where: str) -> np.ndarray:
-        """The next so many values of a lane, as float32 words."""
+        """The next `count` values of a lane, as float32 words."""
         if lane >= len(self._lanes):
             raise FormatError(f"{where}: draws from lane {lane}, the file has {len(self._lanes)}")
         grid, numbers = self._lanes[lane]
@@ -271,4 +271,4 @@ class ScalarStreams:
         """Raise unless every number has been drawn."""
         left = sum(len(numbers) for _, numbers in self._lanes) - sum(self._at)
         if left:
-            raise FormatError(f"numbers section: {left} numbers that no tensor draws")
+            raise FormatError(f"numbers section: {left} numbers are left that no tensor draws")

@@ -1,4 +1,4 @@
-"""One tensor into its parts and back: which way of storing it is smallest, on plain numpy words. No torch.
+"""Encode one tensor in the smallest of the storage methods, and decode it; on plain numpy words, without torch.
 
 >>> import numpy as np
 >>> from secateur.container.format import METHODS, Entry
@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -36,7 +36,7 @@ def _zero(values: np.ndarray) -> int | None:
 def indexed(
     entry: Entry, values: np.ndarray, levels: np.ndarray, coder: str, memory: MixerBank
 ) -> tuple[int, list[bytes]]:
-    """A tensor of few distinct words: the codebook, then the level of each weight."""
+    """Method and parts of a tensor of few distinct words: the codebook, then the level of each weight."""
     stream = indices.encode(levels.reshape(entry.shape), len(values), _zero(values), coder, memory)
     return sct.INDEXED, [codebook(values, entry), stream]
 
@@ -44,24 +44,35 @@ def indexed(
 def encode(
     entry: Entry, words: np.ndarray, coder: str = indices.DEFAULT, memory: MixerBank | None = None
 ) -> tuple[int, list[bytes]]:
-    """A small exact way to store these words.
+    """A small exact storage of these words.
 
-    What the indices will cost is judged by their entropy: coding them teaches `memory`, so it is done only
-    once the choice has fallen on them.
+    The size of the indices is estimated by their entropy: coding them changes `memory`, so it is done only once
+    they have been chosen.
+
+    Args:
+        entry: Name, dtype and shape of the tensor.
+        words: Its elements as unsigned words.
+        coder: "fast", "mixed" or "strong".
+        memory: What the coder learnt from the tensors before it in the same section; None starts afresh.
+
+    Returns:
+        The storage method and its parts.
     """
     flat = words.reshape(-1)
     memory = MixerBank() if memory is None else memory
     if not flat.size:
         return sct.ZERO, []
-    if flat[0] == flat[-1] and (flat == flat[0]).all():  # most tensors show at a glance that they are not
+    if flat[0] == flat[-1] and (flat == flat[0]).all():  # the first test rules out most tensors
         return (sct.CONST, [flat[:1].tobytes()]) if flat[0] else (sct.ZERO, [])
     few = few_levels(words, entry) if entry.numel >= 16 else None
     guess = float("inf")
     if few is not None:
-        # About a byte a level is what it costs a coder to learn how often each comes.
+        # A coder needs about a byte a level to learn the levels' frequencies.
         learning = len(few[0]) + 8
         guess = static.entropy(few[1]) * entry.numel / 8 + len(codebook(few[0], entry)) + learning
-        if guess < entry.nbytes / 2:  # packing could hardly win, and would have to be tried on all of it
+        if (
+            guess < entry.nbytes / 2
+        ):  # packing is unlikely to be smaller, and trying it would take a pass over everything
             return indexed(entry, *few, coder, memory)
     small = coder == "strong"
     packed = [floats.encode(flat, entry.floating, small)]
@@ -77,7 +88,7 @@ def encode(
 
 
 def cast(entry: Entry, words: np.ndarray, dtype: str) -> tuple[int, list[bytes], np.ndarray]:
-    """Stored in a narrower float dtype; also gives the words a reader will get."""
+    """Method and parts of a tensor stored in a narrower float dtype, and the words a reader will decode."""
     if (dtype, entry.dtype) not in _CASTS:
         raise ValueError(f"{entry.dtype} cannot be stored as {dtype}")
     narrow = _to_narrow(words.reshape(-1), entry.dtype, dtype)
@@ -109,7 +120,7 @@ _GRID_HEAD = 9  # one byte of kind and two float32
 
 
 def grid(entry: Entry, words: np.ndarray, logarithmic: bool) -> tuple[int, list[bytes], np.ndarray]:
-    """A float32 tensor in 8 bits a value: even steps, or even ratios with a sign and an exact zero."""
+    """A float32 tensor in 8 bits a value: equal steps, or equal ratios with a sign and an exact zero."""
     values = words.reshape(-1).view(np.float32).astype(np.float64)
     if logarithmic:
         size = np.abs(values)
@@ -130,7 +141,7 @@ def grid(entry: Entry, words: np.ndarray, logarithmic: bool) -> tuple[int, list[
 
 
 def _grid_table(head: memoryview, where: str) -> np.ndarray:
-    """The 256 words a grid can give: products and sums one after the other, so that every machine agrees."""
+    """The 256 words of a grid; products and sums in a fixed order, so that every machine computes the same."""
     if len(head) != _GRID_HEAD or head[0] > 1:
         raise FormatError(f"{where}: a grid of {len(head)} bytes, expected kind 0 or 1 and two numbers")
     low, step = (float(x) for x in np.frombuffer(head[1:], dtype="<f4"))
@@ -150,7 +161,7 @@ def _grid_table(head: memoryview, where: str) -> np.ndarray:
 
 # -- decoding ------------------------------------------------------------------------------------------------
 def same_as(record: Record) -> int:
-    """The number of the earlier tensor that a record says it equals."""
+    """The index of the earlier tensor that a record refers to."""
     reader = varint.Reader(record.parts["back"], record.where)
     back = reader.varint(record.index, "the distance back")
     reader.end()
@@ -162,8 +173,12 @@ def same_as(record: Record) -> int:
 def decode(
     record: Record, earlier: Mapping[int, np.ndarray | None], lanes: ScalarStreams | None = None
 ) -> np.ndarray:
-    """The words of a record; `earlier` has those of the tensors that a later one says it equals, and `lanes` the
-    numbers that tensors share.
+    """The words of a record.
+
+    Args:
+        record: The record.
+        earlier: The words of the tensors that later records refer to, by index.
+        lanes: The scalars that tensors draw from; None where the file has none.
     """
     try:
         if record.method >= sct.DRAWN:
@@ -183,55 +198,96 @@ def _drawn(record: Record, lanes: ScalarStreams) -> np.ndarray:
 
 
 def _decode(record: Record, earlier: Mapping[int, np.ndarray | None]) -> np.ndarray:
-    entry, parts = record.entry, record.parts
-    kind = np.dtype(f"u{entry.width}")
-    if record.method == sct.ZERO:
-        return np.zeros(entry.shape, dtype=kind)
-    if record.method == sct.RAW:
-        if len(parts["raw"]) != entry.nbytes:
-            raise FormatError(f"expected {entry.nbytes} raw bytes, got {len(parts['raw'])}")
-        return np.frombuffer(parts["raw"], dtype=kind.newbyteorder("<")).astype(kind).reshape(entry.shape)
-    if record.method == sct.CONST:
-        if len(parts["value"]) != entry.width:
-            raise FormatError(f"expected one value of {entry.width} bytes, got {len(parts['value'])}")
-        return np.full(
-            entry.shape, np.frombuffer(parts["value"], dtype=kind.newbyteorder("<"))[0], dtype=kind
-        )
+    """The words of a record that draws from no lane."""
     if record.method == sct.SAME:
-        words = earlier[same_as(record)]
-        assert words is not None
-        if words.dtype != kind or words.size != entry.numel:
-            raise FormatError(
-                f"the same as a tensor of {words.size} {words.dtype}, expected {entry.numel} {kind}"
-            )
-        return words.reshape(entry.shape)
-    if record.method == sct.PACKED:
-        words = floats.decode(parts["packed"], entry.numel, entry.width, entry.floating, record.version)
-        return words.reshape(entry.shape)
-    if record.method == sct.INDEXED:
-        values = read_codebook(parts["codebook"], entry, record.where, record.version)
-        levels = indices.decode(
-            bytes(parts["indices"]), entry.shape, len(values), _zero(values), record.memory
+        return _same(record, earlier)
+    return _DECODERS[record.method](record)
+
+
+def _zeros(record: Record) -> np.ndarray:
+    return np.zeros(record.entry.shape, dtype=_word(record))
+
+
+def _raw(record: Record) -> np.ndarray:
+    entry, raw, word = record.entry, record.parts["raw"], _word(record)
+    if len(raw) != entry.nbytes:
+        raise FormatError(f"expected {entry.nbytes} raw bytes, got {len(raw)}")
+    return np.frombuffer(raw, dtype=word.newbyteorder("<")).astype(word).reshape(entry.shape)
+
+
+def _constant(record: Record) -> np.ndarray:
+    entry, value, word = record.entry, record.parts["value"], _word(record)
+    if len(value) != entry.width:
+        raise FormatError(f"expected one value of {entry.width} bytes, got {len(value)}")
+    return np.full(entry.shape, np.frombuffer(value, dtype=word.newbyteorder("<"))[0], dtype=word)
+
+
+def _same(record: Record, earlier: Mapping[int, np.ndarray | None]) -> np.ndarray:
+    entry, word = record.entry, _word(record)
+    words = earlier[same_as(record)]
+    assert words is not None
+    if words.dtype != word or words.size != entry.numel:
+        raise FormatError(
+            f"the same as a tensor of {words.size} {words.dtype}, expected {entry.numel} {word}"
         )
-        return values[levels]
-    if record.method == sct.SPARSE:
-        mask = indices.decode(bytes(parts["mask"]), entry.shape, 2, 0, record.memory).astype(bool)
-        out = np.zeros(entry.shape, dtype=kind)
-        kept = int(mask.sum())
-        out[mask] = floats.decode(parts["packed"], kept, entry.width, entry.floating, record.version)
-        return out
-    if record.method == sct.CAST:
-        narrow = next((n for n, (code, _, _) in DTYPES.items() if bytes([code]) == bytes(parts["dtype"])), "")
-        if (narrow, entry.dtype) not in _CASTS:
-            raise FormatError(
-                f"{entry.dtype} stored as dtype {bytes(parts['dtype']).hex()}, which is not a narrower float"
-            )
-        words = floats.decode(parts["packed"], entry.numel, DTYPES[narrow][1], True, record.version)
-        return _to_wide(words, narrow, entry.dtype).reshape(entry.shape)
+    return words.reshape(entry.shape)
+
+
+def _packed(record: Record) -> np.ndarray:
+    entry = record.entry
+    words = floats.decode(record.parts["packed"], entry.numel, entry.width, entry.floating, record.version)
+    return words.reshape(entry.shape)
+
+
+def _indexed(record: Record) -> np.ndarray:
+    entry, parts = record.entry, record.parts
+    values = read_codebook(parts["codebook"], entry, record.where, record.version)
+    stream = bytes(parts["indices"])
+    return values[indices.decode(stream, entry.shape, len(values), _zero(values), record.memory)]
+
+
+def _sparse(record: Record) -> np.ndarray:
+    entry, parts = record.entry, record.parts
+    mask = indices.decode(bytes(parts["mask"]), entry.shape, 2, 0, record.memory).astype(bool)
+    out = np.zeros(entry.shape, dtype=_word(record))
+    kept = int(mask.sum())
+    out[mask] = floats.decode(parts["packed"], kept, entry.width, entry.floating, record.version)
+    return out
+
+
+def _widened(record: Record) -> np.ndarray:
+    entry, parts = record.entry, record.parts
+    code = bytes(parts["dtype"])
+    narrow = next((name for name, (known, _, _) in DTYPES.items() if bytes([known]) == code), "")
+    if (narrow, entry.dtype) not in _CASTS:
+        raise FormatError(f"{entry.dtype} stored as dtype {code.hex()}, which is not a narrower float")
+    words = floats.decode(parts["packed"], entry.numel, DTYPES[narrow][1], True, record.version)
+    return _to_wide(words, narrow, entry.dtype).reshape(entry.shape)
+
+
+def _from_grid(record: Record) -> np.ndarray:
+    entry, parts = record.entry, record.parts
     if entry.dtype != "F32":
         raise FormatError(f"a grid for dtype {entry.dtype}, expected F32")
     table = _grid_table(parts["grid"], record.where)
     return table[floats.decode(parts["packed"], entry.numel, 1, False, record.version)].reshape(entry.shape)
+
+
+def _word(record: Record) -> np.dtype:
+    """The numpy dtype of a word of the record's tensor."""
+    return np.dtype(f"u{record.entry.width}")
+
+
+_DECODERS: dict[int, Callable[[Record], np.ndarray]] = {
+    sct.ZERO: _zeros,
+    sct.RAW: _raw,
+    sct.CONST: _constant,
+    sct.PACKED: _packed,
+    sct.INDEXED: _indexed,
+    sct.SPARSE: _sparse,
+    sct.CAST: _widened,
+    sct.GRID: _from_grid,
+}
 
 
 # -- text ----------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""Who codes and decodes beside each other: threads for what is quick, processes for what is slow.
+"""A pool of workers that code and decode tensors: threads for fast jobs, processes for slow ones.
 
->>> with TensorWorkers(2) as crew:
-...     crew.submit(False, len, "abc").result()
+>>> with TensorWorkers(2) as pool:
+...     pool.submit(False, len, "abc").result()
 3
 """
 
@@ -10,35 +10,35 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from secateur.errors import OptionError
 from secateur.execution.processors import cores
 
-__all__ = ["TensorWorkers", "hands"]
+__all__ = ["TensorWorkers", "worker_count"]
 
 _Result = TypeVar("_Result")
 
 
-_WORTH = 64 << 20  # bytes of tensors from which several are worth their start
-_MOST = 8  # each has a section in memory
+_ENOUGH = 64 << 20  # bytes of tensors from which starting several workers pays off
+_MOST = 8  # each worker holds a section in memory
 
 
-def hands(workers: int | None, nbytes: int) -> int:
-    """How many workers there are to be for so many bytes of tensors; None stands for as many as pay.
+def worker_count(workers: int | None, nbytes: int) -> int:
+    """The number of workers for `nbytes` of tensors; None asks for as many as pay off.
 
-    >>> hands(3, 1000), hands(None, 1000)
+    >>> worker_count(3, 1000), worker_count(None, 1000)
     (3, 1)
     """
     if workers is None:
-        return min(cores(), _MOST) if nbytes >= _WORTH else 1
+        return min(cores(), _MOST) if nbytes >= _ENOUGH else 1
     if workers < 1:
         raise OptionError(f"workers: expected at least 1, got {workers}")
     return workers
 
 
 class TensorWorkers:
-    """Threads for quick jobs and processes for slow ones; the processes start with the first that needs them."""
+    """Threads for fast jobs and processes for slow ones; the processes start with the first slow job."""
 
     def __init__(self, workers: int):
         self._workers = workers
@@ -53,10 +53,10 @@ class TensorWorkers:
         if self._processes is not None:
             self._processes.shutdown(cancel_futures=True)
 
-    def submit(self, slow: bool, what: Callable[..., _Result], *given: Any) -> Future[_Result]:
-        """Have it done: in a thread, or in a process (Python runs one thread's own code at a time)."""
+    def submit(self, slow: bool, function: Callable[..., _Result], *arguments: object) -> Future[_Result]:
+        """Run a function in a process if it is slow Python code (its threads take turns), else in a thread."""
         if not slow:
-            return self._threads.submit(what, *given)
+            return self._threads.submit(function, *arguments)
         if self._processes is None:
             self._processes = ProcessPoolExecutor(self._workers, mp_context=get_context("spawn"))
-        return self._processes.submit(what, *given)
+        return self._processes.submit(function, *arguments)

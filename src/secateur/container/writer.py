@@ -1,4 +1,4 @@
-"""Writing a .sct file, section by section. No torch.
+"""Write a .sct file section by section; needs no torch.
 
 >>> import io
 >>> file = io.BytesIO()
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from secateur.coding import digits, varint
 from secateur.coding.indices import MixerBank
@@ -23,15 +23,19 @@ from secateur.container.format import Entry
 
 __all__ = ["Writer"]
 
-_USUAL = 2  # the version that is written unless something in the file needs a later one
+_USUAL = 2  # the version written unless something in the file needs a later one
 
 
 class Writer:
-    """Writes a file section by section; needs memory for one section only. The file has the earliest version that
-    knows all it holds, and must be one to seek in: the version is known at the end.
+    """Writes a file, with one section in memory at a time.
 
-    `names_from` leaves names, dtypes and shapes out: the reader must supply these very entries. `folded`: the
-    statistics of batch norm are not among the tensors.
+    The file gets the lowest version that knows everything it holds. That is known at the end only, so `file` must be
+    seekable.
+
+    Args:
+        file: The open file to write to.
+        names_from: Leave names, dtypes and shapes out of the file; a reader must supply exactly these entries.
+        folded: The statistics of batch norm are not among the tensors.
     """
 
     def __init__(self, file: BinaryIO, names_from: Sequence[Entry] | None = None, folded: bool = False):
@@ -56,18 +60,25 @@ class Writer:
         )
 
     def text(self, key: str, value: bytes) -> None:
-        """A named piece of text (a shrink plan, a header), as bytes already coded."""
+        """Write a named text (a shrink plan, a header), already coded."""
         self._flush()
         name = key.encode()
         self._section(sct.TEXT, varint.write(len(name)) + name + value)
 
     def numbers(self, payload: bytes) -> None:
-        """The lanes that tensors after it draw from, as `lanes.Lanes` writes them."""
+        """Write the lanes that the tensors after it draw from, as `ScalarStreams.payload` gives them."""
         self._flush()
         self._section(sct.NUMBERS, payload)
 
-    def add(self, entry: Entry, decoded: Any, method: int, parts: Sequence[bytes]) -> None:
-        """One tensor: `decoded` are the very bytes a reader will get, for the checksum of the content."""
+    def add(self, entry: Entry, decoded: bytes | memoryview, method: int, parts: Sequence[bytes]) -> None:
+        """Write one tensor.
+
+        Args:
+            entry: Its name, dtype and shape.
+            decoded: The bytes a reader will decode, for the checksum of the content.
+            method: The storage method.
+            parts: The parts of the method.
+        """
         pieces = [(self._name(entry) if self._named else b"") + bytes([method])]
         for name, part in zip(sct.METHODS[method][1], parts, strict=True):
             pieces += [varint.write(len(part)), part]
@@ -90,11 +101,11 @@ class Writer:
             self._section(sct.PAD, bytes(-(-(self._decoded - allowed) // sct.BYTES_PER_BYTE)))
         self._section(sct.END, varint.write(self._count) + self._content.to_bytes(4, "little"))
         if self._version != _USUAL:
-            self._call_it(self._version)
+            self._set_version(self._version)
         self._file.flush()
 
-    def _call_it(self, version: int) -> None:
-        """Change the version of the whole file, and with it the checksum of every section."""
+    def _set_version(self, version: int) -> None:
+        """Set the version of the whole file, and update the checksum of every section."""
         begin = self._file.tell() - self.written
         old, new = (sct.MAGIC + bytes([number]) for number in (_USUAL, version))
         self._file.seek(begin)

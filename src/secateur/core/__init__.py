@@ -1,1 +1,12 @@
-"""Small frozen values with their invariants: what every other package speaks in. Imports errors and registry only."""
+"""The values that all other rooms exchange: small, frozen, checked when made. No room below it but errors and registry.
+
+In reading order: `targets` (which weights of a model can be pruned), `context` (data, loss and seed of a call),
+`scores` (a score per weight), `units` (what is cut as one piece), `masks` and `lines` (which weights stay),
+`codebook` (a tensor of few values), `schedule` (sparsity by round), `measurement` (a number with its definition),
+`atomic_files` (files that appear whole or not at all).
+
+>>> import torch
+>>> from secateur.core.masks import Masks
+>>> Masks({"fc.weight": torch.tensor([[True, False], [False, False]])}).sparsity
+0.75
+"""

@@ -1,4 +1,4 @@
-"""Files written beside and renamed, so that nothing half-written ever bears the name asked for.
+"""Atomic writes: a temporary file in the same folder, then a rename.
 
 >>> import pathlib, tempfile
 >>> with tempfile.TemporaryDirectory() as folder:
@@ -7,7 +7,7 @@
 ...     (pathlib.Path(folder) / "a.bin").read_bytes()
 b'whole'
 
-`atomic_write` does so with bytes that are there already, `atomic_path` for what some library writes by name.
+`atomic_write` writes bytes that are already in memory; `atomic_path` serves libraries that write to a path.
 """
 
 from __future__ import annotations
@@ -29,18 +29,24 @@ __all__ = ["atomic_open", "atomic_path", "atomic_write"]
 def atomic_open(
     path: str | os.PathLike[str], source: str | os.PathLike[str] | None = None
 ) -> Iterator[BinaryIO]:
-    """A file open for writing that takes the name `path` when the block ends well, and vanishes else; it may not be the
-    name of its `source`.
+    """A file open for writing that is renamed to `path` when the block succeeds, and deleted when it fails.
+
+    Args:
+        path: The name of the finished file.
+        source: A file that is read meanwhile and must not be overwritten.
+
+    Raises:
+        OptionError: `path` is a folder, its folder does not exist or cannot be written, or it is the source itself.
     """
     path = Path(path)
     _check_target(path)
     if source is not None and path.exists() and path.samefile(source):
-        raise OptionError(f"{path}: is the very file to read; name another one to write")
+        raise OptionError(f"{path}: is the file that is read; name another one to write")
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     except OSError as error:
         raise OptionError(
-            f"{path}: nothing can be written beside it ({error.strerror}); name a file in a folder of yours"
+            f"{path}: its folder cannot be written ({error.strerror}); name a file in another folder"
         ) from None
     try:
         with os.fdopen(handle, "w+b") as file:
@@ -57,8 +63,8 @@ def atomic_open(
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Another name in the same folder and with the same ending; what the block leaves there takes the name `path`
-    when the block ends well, and vanishes else.
+    """A temporary name in the same folder with the same ending; the file written there is renamed to `path` when the
+    block succeeds, and deleted when it fails.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with atomic_path(Path(folder) / "a.onnx") as scratch:
@@ -79,7 +85,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def atomic_write(path: Path, data: bytes) -> Path:
-    """Write a file so that nobody ever sees half of it, into folders that are made where they are missing.
+    """Write a file atomically; missing folders are created.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     target = atomic_write(Path(folder) / "a" / "b.bin", b"all of it")
@@ -94,7 +100,7 @@ def atomic_write(path: Path, data: bytes) -> Path:
 
 
 def _check_target(path: Path) -> None:
-    """Raise where no file can take this name, before any work is done for it.
+    """Raise if no file can have this name, before any work is done.
 
     >>> _check_target(Path("no/such/folder/a.bin"))
     Traceback (most recent call last):
@@ -108,7 +114,7 @@ def _check_target(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename outlive a power cut, where the system lets a folder be opened."""
+    """Flush a rename to disk, so that it survives a power cut, where the system allows it."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:  # Windows opens no folders; its renames need no flush

@@ -1,4 +1,4 @@
-"""`Codebook`: one tensor written as few distinct values and, per weight, which of them it is.
+"""`Codebook`: a tensor as few distinct values and the index of each weight's value.
 
 >>> import torch
 >>> indices = torch.tensor([[0, 1], [2, 1]])
@@ -9,7 +9,7 @@ tensor([[ 0.0000, -0.5000],
 >>> book.counts().tolist(), book.entropy
 ([1, 2, 1], 1.5)
 
-A codebook of uniform steps says so: its values are `step` times the whole numbers from `low` on.
+The values of a uniform codebook are `step` times the integers from `low` on.
 
 >>> Codebook.uniform("fc.weight", step=0.5, integers=torch.tensor([-2, 0, 1])).tensor()
 tensor([-1.0000,  0.0000,  0.5000])
@@ -47,13 +47,17 @@ class Codebook:
     within `values`. A masked weight points at a value that is exactly 0.0. `tensor()` is always
     `values[indices]`.
 
-    What the other fields add, for those who can use it:
-    `step`, `low`: uniform steps; `values[i]` is `(low + i) * step`, multiplied in float64 and rounded once.
-    `group`: codebooks of the same group have the same values.
-    `axis`, `offsets`: one codebook per slice along `axis`; slice c uses `values[offsets[c]:offsets[c + 1]]`
-    only.
-    `reserved`: `values[0]` (of a channel's part: its first value) is the 0.0 of the masked weights, not
-    a centroid.
+    Attributes:
+        name: The tensor's name.
+        values: The distinct values.
+        indices: The index of each weight's value.
+        step: The step of uniform values: `values[i]` is `(low + i) * step`, multiplied in float64 and rounded once.
+        low: The multiple that `values[0]` is.
+        group: Codebooks of the same group have the same values.
+        axis: The axis along which every slice has a codebook of its own.
+        offsets: Slice c uses `values[offsets[c]:offsets[c + 1]]` only.
+        reserved: `values[0]` (of each slice's part: its first value) is the 0.0 of the masked weights, not a
+            centroid.
     """
 
     name: str
@@ -98,7 +102,15 @@ class Codebook:
         dtype: torch.dtype = torch.float32,
         group: str | None = None,
     ) -> Codebook:
-        """The codebook of a tensor of whole numbers: each weight is `step` times its number."""
+        """The codebook of a tensor whose weights are `step` times an integer.
+
+        Args:
+            name: The tensor's name.
+            step: The step between neighbouring values.
+            integers: The integer of each weight.
+            dtype: The dtype of the values.
+            group: The group of codebooks with the same values.
+        """
         low = min(int(integers.min()), 0) if integers.numel() else 0
         high = max(int(integers.max()), 0) if integers.numel() else 0
         levels = torch.arange(low, high + 1, dtype=torch.float64)
@@ -112,7 +124,7 @@ class Codebook:
 
     @property
     def integers(self) -> torch.Tensor:
-        """The whole numbers of a codebook of uniform steps: `indices + low`."""
+        """The integers of a uniform codebook: `indices + low`."""
         if self.step is None:
             raise OptionError(
                 f"codebook of {self.name!r}: its values are not uniform steps; share with method='uniform' "
@@ -122,7 +134,7 @@ class Codebook:
 
     @property
     def bound(self) -> str | None:
-        """What keeps its values from being moved one by one; None where nothing does.
+        """Why its values cannot be changed one by one; None if they can.
 
         >>> Codebook.uniform("fc.weight", step=0.5, integers=torch.tensor([1])).bound
         'uniform steps'
@@ -143,7 +155,7 @@ class Codebook:
 
     @property
     def entropy(self) -> float:
-        """Bits per weight of an ideal code that knows nothing but how often each index occurs."""
+        """Bits per weight of an ideal code that knows only how often each index occurs."""
         counts = self.counts().double()
         share = counts[counts > 0] / max(1.0, float(counts.sum()))
         return float(-(share * share.log2()).sum()) + 0.0

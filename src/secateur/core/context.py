@@ -1,4 +1,4 @@
-"""`Context`: what a criterion, a granularity or a budget may need beside the model; made once by the verb.
+"""`Context`: what a criterion, a granularity or a budget may need besides the model; a verb makes one per call.
 
 >>> Context().example is None
 True
@@ -14,19 +14,21 @@ import torch
 
 __all__ = ["Context", "Loss"]
 
-Loss = Callable[[Any, Any], torch.Tensor]
+Loss = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Context:
     """The data, the loss, an example input, and the seed of this call.
 
-    `data` yields batches, `(inputs, targets)` or anything `forward` below understands; it must be iterable more than
-    once where a criterion makes several passes. `loss(outputs, targets)` returns a scalar, a mean over the batch.
-    `example` is what the model is called with (a tensor, a tuple of arguments, or a dict of keywords).
+    Attributes:
+        data: Batches of `(inputs, targets)`; iterable more than once where a criterion makes several passes.
+        loss: `loss(outputs, targets)` returns a scalar, the mean over the batch.
+        example: What the model is called with: a tensor, a tuple of arguments, or a dict of keywords.
+        seed: The seed of every random choice.
     """
 
     data: Iterable[Any] | None = None
     loss: Loss | None = None
-    example: Any = None
+    example: object = None
     seed: int = 0

@@ -1,7 +1,7 @@
-"""`Lines`: a mask of whole slices, as one line of bits for each axis along which slices go.
+"""`Lines`: a mask of whole slices, stored as one vector of booleans per axis.
 
-A mask of whole channels says the same of millions of weights. Its lines say it once for every channel, which is all
-that cutting the channels out needs to know.
+A mask of whole channels repeats one boolean for thousands of weights. Its lines hold it once per channel, which is all
+that cutting channels needs.
 
 >>> lines = Lines({0: torch.tensor([True, False]), 1: torch.tensor([True, True, False])}, (2, 3))
 >>> lines.mask()
@@ -21,13 +21,13 @@ __all__ = ["Lines"]
 
 @dataclass(frozen=True, eq=False)
 class Lines:
-    """The kept slices along each axis of a tensor of this shape; a weight stays where all of its slices do."""
+    """The kept slices along each axis of a tensor of this shape; a weight stays if all of its slices stay."""
 
     axes: Mapping[int, torch.Tensor]
     shape: tuple[int, ...]
 
     def mask(self) -> torch.Tensor:
-        """The mask itself; axes without a line take no memory."""
+        """The full mask; axes without a line are expanded views and take no memory."""
         whole: torch.Tensor | None = None
         for axis, line in self.axes.items():
             view = [1] * len(self.shape)

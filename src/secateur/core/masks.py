@@ -78,9 +78,9 @@ class Masks(Mapping[str, torch.Tensor]):
             self._tensors[name] = tensor.detach()
 
     def lines(self, name: str) -> Lines | None:
-        """The kept slices along each axis, where a mask was made of such and not written into since.
+        """The kept slices along each axis of a mask of whole slices that has not been written to since; else None.
 
-        So nobody who wants to know which channels left has to read it off all the weights.
+        They say which channels left without reading the whole mask.
         """
         lines, version = self._lines.get(name, (None, 0))
         tensor = self._tensors.get(name)
@@ -121,7 +121,7 @@ class Masks(Mapping[str, torch.Tensor]):
     # -- counts ----------------------------------------------------------------------------------------------
     @property
     def numel(self) -> int:
-        """How many weights the masks speak of."""
+        """How many weights the masks cover."""
         return sum(math.prod(self.shape(name)) for name in self)
 
     @property
@@ -131,7 +131,7 @@ class Masks(Mapping[str, torch.Tensor]):
 
     @property
     def sparsity(self) -> float:
-        """The share removed, of the weights the masks speak of."""
+        """The share removed of the weights the masks cover."""
         return 1.0 - self.kept / self.numel if self.numel else 0.0
 
     def summary(self) -> list[MaskSummary]:
@@ -187,7 +187,7 @@ class Masks(Mapping[str, torch.Tensor]):
 
     @torch.no_grad()
     def apply_(self, model: nn.Module) -> nn.Module:
-        """Set every removed weight to exactly 0.0, in place, once all are checked; returns the model."""
+        """Set every removed weight to exactly 0.0, in place, after all masks are checked; returns the model."""
         self.check(model)
         parameters = dict(model.named_parameters(remove_duplicate=False))
         for name, mask in self.items():
@@ -195,13 +195,13 @@ class Masks(Mapping[str, torch.Tensor]):
         return model
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """A masked copy; the model itself stays as it is."""
+        """A masked copy of the model; the model itself is not changed."""
         self.check(model)
         return self.apply_(copy.deepcopy(model))
 
     # -- algebra ---------------------------------------------------------------------------------------------
     def merge(self, other: Masks) -> Masks:
-        """Both together: a weight stays only where both keep it. Tensors of one side alone are taken over.
+        """The masks that keep a weight only where both keep it; a tensor in one of them only is taken over.
 
         >>> a = Masks({"w": torch.tensor([True, False])}); b = Masks({"w": torch.tensor([False, True])})
         >>> a.merge(b)["w"]
@@ -223,7 +223,7 @@ class Masks(Mapping[str, torch.Tensor]):
     __and__ = merge
 
     def invert(self) -> Masks:
-        """Kept and removed change places.
+        """The masks with kept and removed exchanged.
 
         >>> Masks({"w": torch.tensor([True, False])}).invert()["w"]
         tensor([False,  True])
@@ -278,10 +278,10 @@ class Masks(Mapping[str, torch.Tensor]):
         return model
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the masks as safetensors, beside the target and renamed: no half file is ever seen."""
+        """Write the masks as a safetensors file, atomically."""
         from safetensors.torch import save
 
-        # Clones, as safetensors refuses two names for one memory, which masks of tied weights may well be.
+        # Clones: safetensors refuses two names for one memory, and masks of tied weights may share theirs.
         data = save(
             {name: mask.cpu().contiguous().clone() for name, mask in self.items()},
             metadata={_FORMAT: _VERSION},
@@ -291,7 +291,15 @@ class Masks(Mapping[str, torch.Tensor]):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str = "cpu") -> Masks:
-        """Read what `save` wrote."""
+        """Read masks that `save` wrote.
+
+        Args:
+            path: The file.
+            device: Where to put the masks.
+
+        Raises:
+            FormatError: The file does not exist, or is not a file of masks.
+        """
         from safetensors import SafetensorError, safe_open
 
         if not Path(path).is_file():
@@ -340,14 +348,14 @@ def count_true(mask: torch.Tensor) -> int:
     """
     if mask.numel() == 0:
         return 0
-    told = _compact(mask)
-    # On the CPU counting is many times faster than summing; elsewhere it may be missing.
-    found = int(torch.count_nonzero(told)) if told.device.type == "cpu" else int(told.sum())
-    return found * (mask.numel() // told.numel())
+    compact = _compact(mask)
+    # On the CPU count_nonzero is many times faster than a sum; other devices may lack it.
+    found = int(torch.count_nonzero(compact)) if compact.device.type == "cpu" else int(compact.sum())
+    return found * (mask.numel() // compact.numel())
 
 
 def _compact(mask: torch.Tensor) -> torch.Tensor:
-    """A mask without the axes it was expanded along; it broadcasts to the mask."""
+    """A mask with its expanded axes narrowed to length 1; it broadcasts to the mask."""
     for axis, stride in enumerate(mask.stride()):
         if stride == 0 and mask.shape[axis] > 1:
             mask = mask.narrow(axis, 0, 1)
@@ -361,7 +369,7 @@ def _zero_(weight: torch.Tensor, mask: torch.Tensor) -> None:
     """
     mask = _compact(mask).to(weight.device)
     if weight.device.type == "cpu" and weight.is_floating_point() and weight.element_size() in _WORDS:
-        # As whole numbers, times 1 or 0: the bits stay or all go. Several times faster there than filling.
+        # Multiply the bits, as integers, by 1 or 0: several times faster on the CPU than masked_fill_.
         weight.view(_WORDS[weight.element_size()]).mul_(mask)
     else:
         weight.masked_fill_(~mask, 0.0)

@@ -1,4 +1,4 @@
-"""`Measurement`: one number, its unit, and the sentence that defines it, so that no table can be misread.
+"""`Measurement`: a number with its unit and the sentence that defines it, so that no table can be misread.
 
 >>> m = Measurement("macs", 651200, "MAC", "one product and sum = 1", per_layer={"fc1": 313600})
 >>> m.value, m.per_layer["fc1"]
@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, SupportsIndex, overload
 
 from secateur.errors import OptionError, UnknownNameError, near
 
@@ -24,11 +24,17 @@ __all__ = ["Measurement", "Measurements"]
 class Measurement:
     """One measured number.
 
-    `per_layer` splits it where it can be split; `trials` holds the single readings of a timing; `notes` what
-    the reader must know (operators that could not be counted, the device, the batch); `context` names the
-    variant or trial it belongs to (`{"variant": "pruned", "sparsity": 0.5, "seed": 0}`), which is what
-    reports group by; `spread` how sure the value is (`low` and `high` bound it with 95 % confidence;
-    quartiles, variance).
+    Attributes:
+        name: What was measured.
+        value: The number; NaN for what diverged.
+        unit: Its unit.
+        definition: One sentence that says what the number counts.
+        per_layer: The parts it is the sum of, by layer, where it can be split.
+        trials: The single readings of a timing.
+        notes: What a reader must know: operators that could not be counted, the device, the batch.
+        context: The variant or trial it belongs to (`{"variant": "pruned", "sparsity": 0.5, "seed": 0}`); reports
+            group by it.
+        spread: How certain the value is: `low` and `high` bound it with 95 % confidence; quartiles, variance.
 
     >>> Measurement("latency", 2.0, unit="ms", spread={"low": 1.9, "high": 2.25}).text()
     '2 ms [1.9, 2.25]'
@@ -85,7 +91,7 @@ class Measurement:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
-        """The inverse of `to_dict`, and of `to_json`, where a number that is none became null."""
+        """The inverse of `to_dict`, and of `to_json`, which writes NaN as null."""
         plain = dict(data)
         if plain.get("value") is None:
             plain["value"] = math.nan
@@ -98,8 +104,8 @@ def _number(value: float | int) -> str:
     return f"{value:.4g}" if not abs(value) >= 1e4 else f"{value:,.0f}"
 
 
-def _plain(value: Any) -> Any:
-    """What strict JSON can say: it knows no NaN and no infinity."""
+def _plain(value: object) -> object:
+    """The value as strict JSON can write it: without NaN and infinity."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
@@ -116,7 +122,11 @@ class Measurements(tuple[Measurement, ...]):
         """A table of these rows, in their order."""
         return super().__new__(cls, tuple(items))
 
-    def __getitem__(self, key: Any) -> Any:
+    @overload  # type: ignore[override]
+    def __getitem__(self, key: str | SupportsIndex) -> Measurement: ...
+    @overload
+    def __getitem__(self, key: slice) -> tuple[Measurement, ...]: ...
+    def __getitem__(self, key: str | SupportsIndex | slice) -> Measurement | tuple[Measurement, ...]:
         if isinstance(key, str):
             for item in self:
                 if item.name == key:
@@ -127,8 +137,8 @@ class Measurements(tuple[Measurement, ...]):
     def __add__(self, other: Iterable[Measurement]) -> Measurements:  # type: ignore[override]
         return Measurements([*self, *other])
 
-    def within(self, context: Mapping[str, Any]) -> Measurements:
-        """The same rows, each with this said of it as well.
+    def within(self, context: Mapping[str, object]) -> Measurements:
+        """The same rows, with these entries added to the context of each.
 
         >>> Measurements([Measurement("params", 8)]).within({"variant": "dense"})[0].context
         {'variant': 'dense'}

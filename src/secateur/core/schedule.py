@@ -1,7 +1,6 @@
-"""In how many rounds, and how far in each? Schedules are frozen values that turn a sparsity into levels.
+"""Schedules: the sparsity after each round of pruning, as frozen values.
 
-Given to `prune`, the criterion is asked again between the rounds. In a training loop of one's own, walk
-over the levels:
+`prune` evaluates the criterion again in every round. In a training loop of your own, iterate over the levels:
 
     for level in Gradual(steps=10).levels(0.9):
         masks = sc.prune(model, budget=level, masks=masks)
@@ -22,43 +21,47 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import SupportsFloat
 
 from secateur.errors import OptionError
 
-__all__ = ["Exponential", "Gradual", "Iterative", "OneShot", "Schedule", "make"]
+__all__ = ["Exponential", "Gradual", "Iterative", "OneShot", "Schedule", "ScheduleLike", "make"]
 
 
-def _level(what: str, value: Any) -> float:
+def _level(what: str, value: object) -> float:
     """A share removed, 0 <= value < 1, or an `OptionError`."""
-    if isinstance(value, (bool, str)) or not hasattr(value, "__float__") or not 0.0 <= float(value) < 1.0:
+    if (
+        isinstance(value, (bool, str))
+        or not isinstance(value, SupportsFloat)
+        or not 0.0 <= float(value) < 1.0
+    ):
         raise OptionError(
             f"{what} is the share removed: expected a number from 0 up to but not including 1, got {value!r}"
         )
     return float(value)
 
 
-def _rounds(what: str, value: Any) -> int:
+def _rounds(what: str, value: object) -> int:
     """A number of rounds, at least 1, or an `OptionError`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise OptionError(f"{what}: expected a whole number of at least 1, got {value!r}")
     return value
 
 
-def _tidy(levels: list[float], end: float) -> tuple[float, ...]:
-    """The levels without the noise of floating point, so that 3 * 0.2 reads 0.6; the end is left as it is."""
+def _denoised(levels: list[float], end: float) -> tuple[float, ...]:
+    """The levels rounded, so that 3 * 0.2 is 0.6; the end is exact."""
     return (*(round(level, 12) for level in levels), end)
 
 
 def _ends(schedule: Schedule, end: float, final: float | None) -> float:
-    """The level a schedule ends at: its own, which must not contradict the budget's."""
+    """The level a schedule ends at: its own, which must equal the budget's if there is one."""
     if final is None or _level("sparsity", final) == end:
         return end
     raise OptionError(f"{schedule} ends at {end:g}, but the budget asks for {final:g}; give both the same")
 
 
 class Schedule(ABC):
-    """What every schedule is: a frozen value with `levels`."""
+    """The base class of schedules: a frozen value with `levels`."""
 
     @abstractmethod
     def levels(self, final: float | None = None) -> tuple[float, ...]:
@@ -114,12 +117,12 @@ class Iterative(Schedule):
             _ends(self, self.steps[-1], final)
             return self.steps
         end, count = self._final(final), self.steps
-        return _tidy([end * k / count for k in range(1, count)], end)
+        return _denoised([end * k / count for k in range(1, count)], end)
 
 
 @dataclass(frozen=True)
 class Gradual(Schedule):
-    """Fast first, slower towards the end: end + (start - end) * (1 - k / steps) ** 3 (Zhu and Gupta, 2017).
+    """Large steps first, smaller ones towards the end: end + (start - end) * (1 - k / steps) ** 3 (Zhu, Gupta, 2017).
 
     >>> Gradual(start=0.5, end=0.9, steps=2).levels()
     (0.85, 0.9)
@@ -146,12 +149,12 @@ class Gradual(Schedule):
                 f"{self} starts at {self.start:g}, above the final sparsity {end:g}; masks only grow"
             )
         rest = [end - (end - self.start) * (1 - k / self.steps) ** self.power for k in range(1, self.steps)]
-        return _tidy([max(self.start, level) for level in rest], end)
+        return _denoised([max(self.start, level) for level in rest], end)
 
 
 @dataclass(frozen=True)
 class Exponential(Schedule):
-    """The same share of what is left in every round: density ** (k / rounds) stays after round k (SynFlow).
+    """Remove the same share of what is left in every round: density ** (k / rounds) stays after round k (SynFlow).
 
     >>> [round(1 - level, 4) for level in Exponential(2).levels(0.99)]
     [0.1, 0.01]
@@ -165,10 +168,13 @@ class Exponential(Schedule):
     def levels(self, final: float | None = None) -> tuple[float, ...]:
         """1 - density ** (k / rounds)."""
         end = self._final(final)
-        return _tidy([1 - (1 - end) ** (k / self.rounds) for k in range(1, self.rounds)], end)
+        return _denoised([1 - (1 - end) ** (k / self.rounds) for k in range(1, self.rounds)], end)
 
 
-def make(value: Any) -> Schedule:
+ScheduleLike = Schedule | type[Schedule] | int | Sequence[float] | None
+
+
+def make(value: ScheduleLike) -> Schedule:
     """A schedule from a value, a number of equal steps, a list of levels, or None for all at once.
 
     >>> make(None), make([0.5, 0.6])

@@ -1,4 +1,4 @@
-"""`Scores`: what each weight is worth, one tensor per parameter, shaped like it.
+"""`Scores`: the score of each weight, one tensor per parameter, shaped like it.
 
 >>> import torch
 >>> scores = Scores({"fc.weight": torch.tensor([[1.0, 2.0]])})
@@ -25,7 +25,7 @@ def check_finite(what: str, tensor: torch.Tensor, advice: str) -> None:
     """Raise a `NonFiniteError` naming `what` unless every element is a finite number."""
     if not torch.is_floating_point(tensor) and not torch.is_complex(tensor):
         return
-    # One reduction instead of a mask as large as the tensor: infinity and NaN, once added, never leave a sum.
+    # One sum instead of a mask as large as the tensor: a sum with infinity or NaN in it is not finite.
     if bool(torch.isfinite(tensor.detach().sum())):
         return
     bad = int((~torch.isfinite(tensor)).sum())

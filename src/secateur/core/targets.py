@@ -17,7 +17,6 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -135,31 +134,78 @@ def select(
     `skip` takes away, `parameters` adds bare parameters (or biases, or norm weights) by name. A weight shared by two
     layers appears once, under its first name; a pattern that means either layer means it. A pattern that matches
     nothing is an error, and so is an empty result, or a list of no pattern.
+
+    Args:
+        model: The model.
+        only: Patterns of the layers to prune; None means every layer.
+        skip: Patterns of the layers to leave alone.
+        parameters: Patterns of parameters to prune beside the weights of layers.
+
+    Returns:
+        The chosen weights, in the order of `model.named_parameters()`.
+
+    Raises:
+        PatternError: A pattern matches nothing that can be pruned.
+        NothingToDoError: No weight is left.
+        OptionError: `model` is no module, a pattern is neither text nor a class, or a lazy layer has no shape yet.
     """
     _check_model(model)
-    modules = dict(model.named_modules())
     extra = patterns_of(parameters)
     keep, drop = patterns_of(only), patterns_of(skip)
     if only is not None and not keep:
         raise NothingToDoError(
             f"only={only!r}: no pattern means no layer, so there is nothing to do; leave it out to mean every layer"
         )
-    used: set[Pattern] = set()
-    places: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        places.setdefault(id(parameter), []).append(name)
+    matched = _Matched(model)
+    candidates = _candidates(model, matched, extra)
+    chosen = []
+    for target in candidates:
+        wanted, unwanted = matched.by(keep, target), matched.by(drop, target)
+        if (not keep or wanted or target.kind == "parameter") and not unwanted:
+            chosen.append(target)
+    for pattern in (*keep, *drop, *extra):
+        if pattern not in matched.used:
+            _unmatched(pattern, model, [target.layer for target in candidates])
+    if not chosen:
+        _nothing_left(model)
+    return tuple(chosen)
 
-    def meant(patterns: tuple[Pattern, ...], names: list[str]) -> list[Pattern]:
-        split = [(name.rpartition(".")[0], name) for name in names]
-        return [p for p in patterns if any(matches(p, layer, name, modules[layer]) for layer, name in split)]
 
-    candidates: list[tuple[Target, list[str]]] = []
+class _Matched:
+    """Which patterns match a parameter under any of its names; `used` holds those that matched a candidate."""
+
+    def __init__(self, model: nn.Module):
+        self.modules = dict(model.named_modules())
+        self.used: set[Pattern] = set()
+        self._names: dict[int, list[str]] = {}
+        self._first: dict[str, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            names = self._names.setdefault(id(parameter), [])
+            names.append(name)
+            self._first.setdefault(names[0], names)
+
+    def by(self, patterns: tuple[Pattern, ...], target: Target) -> bool:
+        """Whether one of the patterns matches the target; the matching ones are noted as used."""
+        return self.named(patterns, target.name)
+
+    def named(self, patterns: tuple[Pattern, ...], first: str) -> bool:
+        """Whether one of the patterns matches the parameter of this first name."""
+        found = [pattern for pattern in patterns if self._matches(pattern, self._first[first])]
+        self.used.update(found)
+        return bool(found)
+
+    def _matches(self, pattern: Pattern, names: list[str]) -> bool:
+        layers = ((name.rpartition(".")[0], name) for name in names)
+        return any(matches(pattern, layer, name, self.modules[layer]) for layer, name in layers)
+
+
+def _candidates(model: nn.Module, matched: _Matched, extra: tuple[Pattern, ...]) -> list[Target]:
+    """Every weight that is pruned by default, and the parameters named by `extra`, in the model's order."""
+    found = []
     for name, parameter in model.named_parameters():
         layer, _, leaf = name.rpartition(".")
-        names = places[id(parameter)]
-        known = _kind(modules[layer]) if leaf == "weight" else None
-        asked = meant(extra, names)
-        used.update(asked)
+        known = _kind(matched.modules[layer]) if leaf == "weight" else None
+        asked = matched.named(extra, name)
         if known is None and not asked:
             continue
         if isinstance(parameter, nn.parameter.UninitializedParameter):
@@ -167,30 +213,22 @@ def select(
                 f"{name!r} has no shape yet (a lazy layer): run the model once on an input before pruning it"
             )
         kind, out_axis, in_axis, groups = known or ("parameter", 0, 1 if parameter.dim() > 1 else None, 1)
-        shape = tuple(parameter.shape)
-        candidates.append((Target(name, layer, kind, shape, out_axis, in_axis, groups), names))
-    chosen = []
-    for target, names in candidates:
-        wanted, unwanted = meant(keep, names), meant(drop, names)
-        used.update(wanted, unwanted)
-        asked_by_name = target.kind == "parameter"
-        if (not keep or wanted or asked_by_name) and not unwanted:
-            chosen.append(target)
-    for pattern in (*keep, *drop, *extra):
-        if pattern not in used:
-            _unmatched(pattern, model, [target.layer for target, _ in candidates])
-    if not chosen:
-        wrapped = _wrapped(model)
-        if wrapped:
-            raise NothingToDoError(f"nothing to prune in {type(model).__name__}: {wrapped}")
-        raise NothingToDoError(
-            f"nothing to prune in {type(model).__name__}: no convolution, linear or embedding weight is left after "
-            "only= and skip=; name bare parameters with parameters=[...]"
-        )
-    return tuple(chosen)
+        found.append(Target(name, layer, kind, tuple(parameter.shape), out_axis, in_axis, groups))
+    return found
 
 
-def _check_model(model: Any) -> None:
+def _nothing_left(model: nn.Module) -> None:
+    """Raise a `NothingToDoError` that says why no weight is left to prune."""
+    wrapped = _wrapped(model)
+    if wrapped:
+        raise NothingToDoError(f"nothing to prune in {type(model).__name__}: {wrapped}")
+    raise NothingToDoError(
+        f"nothing to prune in {type(model).__name__}: no convolution, linear or embedding weight is left after "
+        "only= and skip=; name bare parameters with parameters=[...]"
+    )
+
+
+def _check_model(model: object) -> None:
     """Raise an `OptionError` unless a model was given, with what to do with what was given instead."""
     if isinstance(model, nn.Module):
         return
@@ -204,7 +242,7 @@ def _check_model(model: Any) -> None:
 
 
 def _wrapped(model: nn.Module) -> str:
-    """Why a model shows no prunable weight although it has one: something else holds the weights under other names."""
+    """Why no weight is found although the model has some: they are held under other names; empty if they are not."""
     for name, _ in model.named_parameters():
         if name.endswith("weight_orig"):
             return (

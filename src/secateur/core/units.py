@@ -1,8 +1,8 @@
-"""`Units`: how a granularity cuts tensors into pieces that live or die whole.
+"""`Units`: the units that a granularity cuts tensors into. A unit is kept or removed as a whole.
 
-A `Units` is one list of competing pieces: the weights of a tensor, its filters, or the channels that several tensors
-share. Each `Member` says how one tensor falls into the pieces: `gather` lays a tensor out as [units, elements],
-`scatter` turns one keep-or-drop bit per unit back into a mask of the tensor's shape.
+A `Units` is one list of competing units: the weights of a tensor, its filters, or the channels that several tensors
+share. Each `Member` says how one tensor is divided among them: `gather` lays a tensor out as [units, elements],
+`scatter` turns one boolean per unit into a mask of the tensor's shape.
 
 >>> import torch
 >>> rows = AxisMember("fc.weight", axis=0, indices=torch.tensor([[0], [1]]))
@@ -28,7 +28,7 @@ __all__ = ["AxisMember", "Member", "Units"]
 
 
 class Member(Protocol):
-    """How one tensor falls into units."""
+    """How one tensor is divided into units."""
 
     @property
     def name(self) -> str:
@@ -37,7 +37,7 @@ class Member(Protocol):
 
     @property
     def scored(self) -> bool:
-        """Whether this tensor's scores count towards a unit's worth (False: it is only cut along)."""
+        """Whether this tensor's scores count towards a unit's score; if not, it is only cut with the others."""
         ...
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -63,7 +63,7 @@ class AxisMember:
         index = self.indices.to(tensor.device)
         picked = tensor.movedim(self.axis, 0)
         flat = index.reshape(-1)
-        # All slices in order, which is the common case, need no copy of the tensor.
+        # The common case, all slices in order, needs no copy of the tensor.
         if flat.numel() != picked.shape[0] or not bool((flat[1:] > flat[:-1]).all()):
             picked = picked.index_select(0, flat)
         return picked.reshape(index.shape[0], -1)
@@ -81,13 +81,17 @@ class AxisMember:
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """One list of competing pieces, `count` long, and the tensors they cut.
+    """One list of competing units, and the tensors they cut.
 
-    `grid` is how the pieces lie beside each other when they form one (the tensor's shape for single weights, out x
-    in for kernels), and `axes` says what each side of the grid counts: `"out"`, `"in"` or `"tap"`. Both stay empty
-    where the pieces are a mere list. Budgets that look at neighbours (n of m) read them. `combine` says what a piece
-    of several tensors is worth: `"sum"`, all its weights counted as one piece, or the `"mean"` or `"max"` of what it
-    is worth in each tensor by itself.
+    Attributes:
+        name: The name of the list.
+        count: How many units there are.
+        members: How each tensor is divided among the units.
+        grid: The shape the units form, if any: the tensor's shape for single weights, out x in for kernels. Budgets
+            that look at neighbours (n of m) read it.
+        axes: What each axis of the grid counts: `"out"`, `"in"` or `"tap"`.
+        combine: The score of a unit of several tensors: the `"sum"` over all of its weights, or the `"mean"` or
+            `"max"` of its scores in each tensor.
     """
 
     name: str

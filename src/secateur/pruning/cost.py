@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from secateur.container.archive import save
+from secateur.container.save_options import SaveOptions
 from secateur.core.context import Context
 from secateur.core.masks import Masks, count_true
 from secateur.core.measurement import Measurement
@@ -140,8 +141,7 @@ class CostModel:
                 shared,
                 masks=left,
                 plan=None if small is None else small.plan,
-                precision=options.get("precision"),
-                batch_norm=options.get("batch_norm"),
+                options=SaveOptions(batch_norm=options.get("batch_norm"), precision=options.get("precision")),
             )
         return saved.size
 

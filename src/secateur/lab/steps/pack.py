@@ -10,9 +10,8 @@ fails the step.
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -20,7 +19,7 @@ from torch import nn
 
 from secateur.coding import indices
 from secateur.container.archive import load, save
-from secateur.container.save_options import SaveOptions
+from secateur.container.save_options import SaveOptions, check_names
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import OptionError, ProofError
 from secateur.lab.state import State
@@ -39,7 +38,7 @@ class PackStep(Step):
     biases: int | None = Field(None, description="round the other biases to so many bits")
     codebook_bits: int | None = Field(None, description="round the values of codebooks to so many bits")
     precision: str | None = Field(None, description="store what is not shared narrower: fp16 or bf16")
-    names: str = Field(
+    names: Literal["file", "model"] = Field(
         "file", description="file: names are in the file; model: the model it is loaded into has them"
     )
     coder: str = Field(
@@ -50,22 +49,26 @@ class PackStep(Step):
         """The options; the file's name stays inside the results' folder."""
         if not self.file or Path(self.file).name != self.file or self.file.startswith("."):
             raise OptionError(f"step {self.label!r}: file: expected a plain file name, got {self.file!r}")
-        self._storing()
+        check_names(self.names)
+        self._options()
 
-    def _storing(self) -> SaveOptions:
-        return SaveOptions(
-            self.batch_norm, self.biases, self.codebook_bits, self.precision, self.names, self.coder
-        )
+    def _options(self) -> SaveOptions:
+        return SaveOptions(self.batch_norm, self.biases, self.codebook_bits, self.precision, self.coder)
 
     def run(self, state: State, work: Work) -> Result:
         """Save, load, compare."""
         before = {name: value.clone() for name, value in state.model.state_dict().items()}
-        options: Any = asdict(self._storing())
-        if state.plan is not None:
-            options["plan"] = state.plan
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / self.file
-            saved = save(state.model, path, codebooks=state.codebooks, masks=state.masks, **options)
+            saved = save(
+                state.model,
+                path,
+                state.codebooks,
+                masks=state.masks,
+                plan=state.plan,
+                names=self.names,
+                options=self._options(),
+            )
             model = load(path, into=work.build())
             data = path.read_bytes()
         lossless = all(

@@ -16,8 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from secateur.container import format as sct
-from secateur.container import reading
-from secateur.container import worker_pool
+from secateur.container import reading, worker_pool
 from secateur.container.archive import load, save
 from secateur.container.inspection import inspect
 from secateur.container.pack import _sections, pack, unpack
@@ -150,8 +149,8 @@ def test_places_that_nothing_can_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "a.safetensors")
     for verb, source, target, message in (
         (pack, "a.safetensors", "a.safetensors", "is the file that is read; name another one"),
-        (pack, "a.safetensors", "link", "is the very file to read"),
-        (unpack, "a.sct", "a.sct", "is the very file to read"),
+        (pack, "a.safetensors", "link", "is the file that is read"),
+        (unpack, "a.sct", "a.sct", "is the file that is read"),
         (pack, "a.safetensors", "none/a.sct", "there is no folder .*none; create it first"),
         (unpack, "a.sct", "none/a.safetensors", "there is no folder"),
         (pack, "a.safetensors", ".", "is a folder; name a file in it"),

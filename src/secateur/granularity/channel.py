@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -95,32 +96,65 @@ def coupled_units(
     scored: str = "all",
     combine: str = "sum",
 ) -> tuple[Units, ...]:
-    """Groups as units: those of which no layer that puts the channel out was left out of the targets."""
+    """Turn groups into lists of units, where the targets name every layer that puts the channels out.
+
+    Args:
+        model: The model.
+        found: Its structure.
+        targets: The parameters that may be cut.
+        groups: The groups of the structure to take.
+        scored: Whose weights a unit is scored by: "all" tensors of the group, or only those that put it "out".
+        combine: How the scores of several tensors become one: "sum", "mean" or "max".
+
+    Returns:
+        One list of units for each group that the targets ask for and allow.
+    """
     aliases = found.trace.aliases
     names = {aliases.get(target.name, target.name) for target in targets}
-    usual: set[str] | None = None
-    units = []
+    every = _EveryTarget(model, aliases)
+    units: list[Units] = []
     taken: dict[str, int] = {}
     for group in groups:
-        producers = [slot for slot in group.slots if slot.role == "out"]
-        if usual is None and any(slot.name not in names for slot in producers):
-            usual = {aliases.get(target.name, target.name) for target in select(model)}
-        chosen = [slot for slot in producers if slot.name in names or (usual and slot.name in usual)]
-        asked = any(slot.name in names for slot in chosen or group.slots)
-        if group.count < 2 or not asked or any(slot.name not in names for slot in chosen):
+        if group.count < 2 or not _asked_for(group, names, every):
             continue
-        members = tuple(
-            AxisMember(
-                slot.name,
-                slot.axis,
-                torch.from_numpy(slot.positions.copy()),
-                scored=slot.name in names and (scored == "all" or slot.role == "out"),
-            )
-            for slot in group.slots
-            if found.trace.parameters[slot.name].role == "parameter"
-            and (slot.name, slot.axis) not in found.follower.unmasked
-        )
         number = taken[group.name] = taken.get(group.name, -1) + 1
         name = f"{group.name}#{number}" if number else group.name
-        units.append(Units(name, group.count, members, combine=combine))
+        units.append(Units(name, group.count, _members(found, group, names, scored), combine=combine))
     return tuple(units)
+
+
+class _EveryTarget:
+    """The parameters that a call which names none would cut; looked up only where a group needs it."""
+
+    def __init__(self, model: nn.Module, aliases: Mapping[str, str]):
+        self.model, self.aliases = model, aliases
+
+    @cached_property
+    def names(self) -> set[str]:
+        """Their names, tied parameters under their first one."""
+        return {self.aliases.get(target.name, target.name) for target in select(self.model)}
+
+
+def _asked_for(group: Group, names: set[str], every: _EveryTarget) -> bool:
+    """Whether the targets hold all layers that put the group's channels out, except those never cut by default."""
+    producers = [slot for slot in group.slots if slot.role == "out"]
+    missing = [slot for slot in producers if slot.name not in names]
+    if missing and any(slot.name in every.names for slot in missing):
+        return False
+    present = [slot for slot in producers if slot.name in names]
+    return any(slot.name in names for slot in present or group.slots)
+
+
+def _members(found: Structure, group: Group, names: set[str], scored: str) -> tuple[AxisMember, ...]:
+    """The slices of a group, parameter by parameter."""
+    return tuple(
+        AxisMember(
+            slot.name,
+            slot.axis,
+            torch.from_numpy(slot.positions.copy()),
+            scored=slot.name in names and (scored == "all" or slot.role == "out"),
+        )
+        for slot in group.slots
+        if found.trace.parameters[slot.name].role == "parameter"
+        and (slot.name, slot.axis) not in found.follower.unmasked
+    )

@@ -1,8 +1,9 @@
-"""Fit: make the cut model's own forward run with its new widths, and find out which group it is that will not.
+"""Fit: complete a plan so that the cut model's own forward runs with its new widths, or say what must stay.
 
-The cut model (on meta tensors) is recorded again and compared, operator by operator, with the shapes the labels say it
-must have. At the first that disagrees: set an attribute of the module that holds the old width; else rewrite that one
-call; else lock the labels that meet there and start over without them. What is given back always ran.
+The cut model is recorded on meta tensors and compared, operator by operator, with the shapes that the labels say it
+must have. At the first operator that disagrees, an attribute of the module that holds the old width is set; if that
+does not help, the one call is rewritten; if that does not help either, the labels that meet there are locked and the
+search starts over without them. A plan that is returned without locks has always run.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ from secateur.structure.cut.widths import widths_of
 from secateur.structure.groups.couplings import Structure
 from secateur.structure.groups.labels import Lock
 from secateur.structure.groups.rules.attention import FUSED
-from secateur.structure.trace.calls import FunctionCall
 from secateur.structure.trace.trace import Op, Trace, trace, traceable_copy
 
 __all__ = ["Fitted", "draft", "fit"]
@@ -46,16 +46,16 @@ _NORMS = frozenset(
         "_fused_rms_norm",
     }
 )  # torch takes a root-mean-square norm apart into a mean
-_QUIET = frozenset(
-    {"clone", "_to_copy", "detach", "alias", "empty", "lift_fresh"}
-)  # they come and go with strides
+_UNCOMPARED = frozenset({"clone", "_to_copy", "detach", "alias", "empty", "lift_fresh"})
+"""Operators that are there or not depending on strides, and change no value."""
+_SEVERAL_RESULTS = ("split", "unbind", "chunk", "unsafe_split", "unsafe_chunk", "tensor_split")
 
 
 @dataclass
 class Fitted:
-    """A plan that runs, or (with `locks`) what must be locked before another is tried.
+    """A plan that runs, or the `locks` to set before another is made.
 
-    `tried` is False where nothing of the forward could be upset by the cut, so that it was not run again.
+    `tried` is False where every operator of the forward takes its sizes from its tensors: then it was not run again.
     """
 
     plan: ShrinkPlan
@@ -122,36 +122,87 @@ def _without_weights(structure: Structure, model: nn.Module, alive: np.ndarray) 
 
 
 def fit(
-    structure: Structure, model: nn.Module, example: Any, alive: np.ndarray, careful: bool = True
+    structure: Structure, model: nn.Module, example: object, alive: np.ndarray, careful: bool = True
 ) -> Fitted:
     """Find attributes and rewrites with which the cut model runs as the labels say, or the labels to lock.
 
-    Unless `careful`, a forward that takes all its sizes from its tensors is not run again.
+    Args:
+        structure: The groups and locks of the model.
+        model: The model before the cut; it is not changed.
+        example: What the forward is recorded on.
+        alive: For every label whether it stays.
+        careful: Record the cut forward even where it takes all its sizes from its tensors.
+
+    Returns:
+        A plan, and the labels to lock where it does not run.
     """
     plan = with_counts(structure, draft(structure, model, alive), alive)
     if not careful:
-        quick = with_fewer_heads(structure, model, plan, alive)
-        if runs_unchanged(structure, model, alive, _skipped(quick)):
-            return Fitted(quick, tried=False)
-    before = structure.trace.calls
-    tried: set[Any] = set()
-    rerun = _Reruns(structure, model, example)
-    for _ in range(_ROUNDS):
-        skipped = _skipped(plan)
-        at = _mismatch(structure, rerun.of(plan), alive, skipped)
-        if at is None:
-            return Fitted(plan)
-        better = _repair(structure, model, rerun, plan, alive, at, before, skipped, tried)
-        if better is None:
-            return Fitted(plan, _blame(structure, at, alive))
-        wider = spread_repair(structure, model, plan, better, alive, at, before)
-        if wider != better:
-            after = _mismatch(structure, rerun.of(wider), alive, _skipped(wider))
-            if after is None or after.op.index > at.op.index:
-                better = wider
-        plan = better
-    assert at is not None
-    return Fitted(plan, _blame(structure, at, alive))
+        direct = with_fewer_heads(structure, model, plan, alive)
+        if runs_unchanged(structure, model, alive, _skipped(direct)):
+            return Fitted(direct, tried=False)
+    return _Search(structure, model, example, alive).run(plan)
+
+
+class _Search:
+    """The search for a plan that runs: the cut model is recorded, and its first disagreement repaired, again and again.
+
+    The last two recordings are kept, because the next round asks for one of them.
+    """
+
+    def __init__(self, structure: Structure, model: nn.Module, example: object, alive: np.ndarray):
+        self.structure, self.model, self.example, self.alive = structure, model, example, alive
+        self.recorded: list[tuple[ShrinkPlan, Trace]] = []
+        self.attempts: set[tuple[int, str, str]] = set()
+
+    def run(self, plan: ShrinkPlan) -> Fitted:
+        """Repair the plan until every operator agrees with the labels, or say which labels to lock."""
+        at: Mismatch | None = None
+        for _ in range(_ROUNDS):
+            at = self.mismatch(plan)
+            if at is None:
+                return Fitted(plan)
+            better = self.repaired(plan, at)
+            if better is None:
+                break
+            plan = self.spread(plan, better, at)
+        assert at is not None
+        return Fitted(plan, _blame(self.structure, at, self.alive))
+
+    def recording(self, plan: ShrinkPlan) -> Trace:
+        """What is recorded of the forward that a plan leaves."""
+        for known, found in self.recorded:
+            if known is plan:
+                return found
+        found = _rerun(self.structure, self.model, self.example, plan)
+        self.recorded = [*self.recorded[-1:], (plan, found)]
+        return found
+
+    def mismatch(self, plan: ShrinkPlan) -> Mismatch | None:
+        """The first operator that does not agree with the labels."""
+        return _mismatch(self.structure, self.recording(plan), self.alive, _skipped(plan))
+
+    def repaired(self, plan: ShrinkPlan, at: Mismatch) -> ShrinkPlan | None:
+        """The plan with one more attribute or rewrite, if that carries the forward past this operator."""
+        calls, skipped = self.structure.trace.calls, _skipped(plan)
+        for candidate in candidates(self.structure, self.model, plan, self.alive, at, calls):
+            key = (at.progress, repr(candidate.attributes), repr(candidate.rewrites))
+            if key in self.attempts:
+                continue
+            self.attempts.add(key)
+            beyond = self.mismatch(candidate)
+            if beyond is None or _skipped(candidate) != skipped or beyond.op.index > at.op.index:
+                return candidate
+        return None
+
+    def spread(self, plan: ShrinkPlan, better: ShrinkPlan, at: Mismatch) -> ShrinkPlan:
+        """The same repair for all modules of the class, where that carries the forward past this operator as well."""
+        calls = self.structure.trace.calls
+        wider = spread_repair(self.structure, self.model, plan, better, self.alive, at, calls)
+        if wider == better:
+            return better
+        after = self.mismatch(wider)
+        return wider if after is None or after.op.index > at.op.index else better
 
 
 def _skipped(plan: ShrinkPlan) -> tuple[str, ...]:
@@ -163,27 +214,10 @@ def _skipped(plan: ShrinkPlan) -> tuple[str, ...]:
     )
 
 
-class _Reruns:
-    """Forwards of the cut model, by the plan it was cut by; the last two are kept, as the next round asks for one."""
-
-    def __init__(self, structure: Structure, model: nn.Module, example: Any):
-        self.structure, self.model, self.example = structure, model, example
-        self.last: list[tuple[ShrinkPlan, Trace]] = []
-
-    def of(self, plan: ShrinkPlan) -> Trace:
-        """What was recorded of the forward that this plan leaves."""
-        for known, found in self.last:
-            if known is plan:
-                return found
-        found = _rerun(self.structure, self.model, self.example, plan)
-        self.last = [*self.last[-1:], (plan, found)]
-        return found
-
-
-def _rerun(structure: Structure, model: nn.Module, example: Any, plan: ShrinkPlan) -> Trace:
-    twin, _ = traceable_copy(model, structure.trace.mode)
-    plan.apply_(twin)
-    return trace(twin, example, mode=structure.trace.mode, partial=True, ready=tensors_of(twin))
+def _rerun(structure: Structure, model: nn.Module, example: object, plan: ShrinkPlan) -> Trace:
+    copied, _ = traceable_copy(model, structure.trace.mode)
+    plan.apply_(copied)
+    return trace(copied, example, mode=structure.trace.mode, partial=True, ready=tensors_of(copied))
 
 
 def _numbers(op: Op) -> list[float]:
@@ -212,31 +246,39 @@ def _mismatch(
     structure: Structure, found: Trace, alive: np.ndarray, skipped: tuple[str, ...]
 ) -> Mismatch | None:
     """Compare the cut model's operators with what the labels say; None where all agree."""
-    old = [op for op in structure.trace.ops if op.name not in _QUIET and not within(op.path, skipped)]
-    new = [op for op in found.ops if op.name not in _QUIET and not within(op.path, skipped)]
+    old = [op for op in structure.trace.ops if op.name not in _UNCOMPARED and not within(op.path, skipped)]
+    new = [op for op in found.ops if op.name not in _UNCOMPARED and not within(op.path, skipped)]
     for index, op in enumerate(old):
-        # What was empty has no labels that could say which shape it has now.
-        wanted = [structure.kept_shape(ref, alive) for ref in op.results() if 0 not in ref.shape]
-        if index >= len(new):
-            if found.error is None:
-                break  # fewer operators and no error: a forward that took another way; the proof will tell
-            return Mismatch(op, wanted, found.error, index)
-        other = new[index]
-        if _plain_name(other) != _plain_name(op):
-            if found.error is None and len(old) != len(new):
+        if index >= len(new) and found.error is None:
+            break  # fewer operators and no error: a forward that took another way; the proof will tell
+        other = new[index] if index < len(new) else None
+        if other is None or _plain_name(other) != _plain_name(op):
+            if other is not None and found.error is None and len(old) != len(new):
                 continue
-            return Mismatch(op, wanted, found.error, index)
-        got = [ref.shape for ref, was in zip(other.results(), op.results()) if 0 not in was.shape]
-        if not op.name.startswith(
-            ("split", "unbind", "chunk", "unsafe_split", "unsafe_chunk", "tensor_split")
-        ):
-            wanted, got = wanted[:1], got[:1]  # the others are statistics kept for a backward pass
-        if any(shape is None or shape != have for shape, have in zip(wanted, got)):
-            return Mismatch(op, wanted, None, index)
-        if op.path == other.path and not _alike(_numbers(op), _numbers(other)):
-            return Mismatch(op, wanted, None, index, (_numbers(op), _numbers(other)))
+            return Mismatch(op, _wanted(structure, op, alive), found.error, index)
+        at = _disagreement(structure, op, other, alive, index)
+        if at is not None:
+            return at
     if found.error is not None and old:
         return Mismatch(old[-1], [], found.error, len(old))
+    return None
+
+
+def _wanted(structure: Structure, op: Op, alive: np.ndarray) -> list[tuple[int, ...] | None]:
+    """The shapes an operator's results must have once cut; what was empty has no labels that could say one."""
+    return [structure.kept_shape(ref, alive) for ref in op.results() if 0 not in ref.shape]
+
+
+def _disagreement(structure: Structure, op: Op, other: Op, alive: np.ndarray, index: int) -> Mismatch | None:
+    """Whether an operator of the cut model has other shapes than it must, or other plain numbers than before."""
+    wanted = _wanted(structure, op, alive)
+    got = [ref.shape for ref, was in zip(other.results(), op.results()) if 0 not in was.shape]
+    if not op.name.startswith(_SEVERAL_RESULTS):
+        wanted, got = wanted[:1], got[:1]  # the others are statistics kept for a backward pass
+    if any(shape is None or shape != have for shape, have in zip(wanted, got)):
+        return Mismatch(op, wanted, None, index)
+    if op.path == other.path and not _alike(_numbers(op), _numbers(other)):
+        return Mismatch(op, wanted, None, index, (_numbers(op), _numbers(other)))
     return None
 
 
@@ -262,27 +304,3 @@ def _blame(structure: Structure, at: Mismatch, alive: np.ndarray) -> list[Lock]:
     if at.error is not None:
         why += f" ({type(at.error).__name__}: {str(at.error).splitlines()[0][:120] if str(at.error) else ''})"
     return [Lock(joined, why, at.op.name, at.op.path, at.op.index)] if joined.size else []
-
-
-def _repair(
-    structure: Structure,
-    model: nn.Module,
-    rerun: _Reruns,
-    plan: ShrinkPlan,
-    alive: np.ndarray,
-    at: Mismatch,
-    before: list[FunctionCall],
-    skipped: tuple[str, ...],
-    tried: set[Any],
-) -> ShrinkPlan | None:
-    """The plan with one more attribute or rewrite, if that carries the forward past this operator."""
-    for candidate in candidates(structure, model, plan, alive, at, before):
-        key = (at.progress, repr(candidate.attributes), repr(candidate.rewrites))
-        if key in tried:
-            continue
-        tried.add(key)
-        again = _skipped(candidate)
-        beyond = _mismatch(structure, rerun.of(candidate), alive, again)
-        if beyond is None or again != skipped or beyond.op.index > at.op.index:
-            return candidate
-    return None

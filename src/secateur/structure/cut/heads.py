@@ -12,8 +12,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -39,15 +37,28 @@ class FewerHeads(nn.MultiheadAttention):
         attn_mask: torch.Tensor | None = None,
         average_attn_weights: bool = True,
         is_causal: bool = False,
-    ) -> Any:
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As `nn.MultiheadAttention.forward`."""
-        scale = getattr(self, "scaled_as", self.head_dim) ** -0.5
         batched = query.dim() == 3
         if not batched:
             query, key, value = (t.unsqueeze(0) for t in (query, key, value))
             key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
         elif not self.batch_first:
             query, key, value = (t.transpose(0, 1) for t in (query, key, value))
+        q, k, v = self._projected(query, key, value)
+        mask = self._mask(attn_mask, key_padding_mask, q.shape[0], q.dtype)
+        attention, weights = self._attended(q, k, v, mask, need_weights)
+        out = self.out_proj(attention.transpose(1, 2).flatten(2))
+        if weights is not None and average_attn_weights:
+            weights = weights.mean(1)
+        if not batched:
+            return out.squeeze(0), None if weights is None else weights.squeeze(0)
+        return (out if self.batch_first else out.transpose(0, 1)), weights
+
+    def _projected(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values as (batch, heads, length, size), with the extra keys the layer may have."""
         heads, size = self.num_heads, self.head_dim
         width = heads * size
         if self._qkv_same_embed_dim:
@@ -56,40 +67,42 @@ class FewerHeads(nn.MultiheadAttention):
             weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.split(width)
         q, k, v = (F.linear(t, w, b) for t, w, b in zip((query, key, value), weights, biases))
-        batch, target = q.shape[:2]
+        batch = q.shape[0]
         if self.bias_k is not None and self.bias_v is not None:
             k = torch.cat([k, self.bias_k.expand(batch, 1, width)], 1)
             v = torch.cat([v, self.bias_v.expand(batch, 1, width)], 1)
         q, k, v = (t.reshape(batch, t.shape[1], heads, size).transpose(1, 2) for t in (q, k, v))
-        added = int(self.bias_k is not None) + int(self.add_zero_attn)
         if self.add_zero_attn:
             k, v = (torch.cat([t, t.new_zeros(batch, heads, 1, size)], 2) for t in (k, v))
-        mask = self._mask(attn_mask, key_padding_mask, batch, added, q.dtype)
-        if need_weights:
-            scores = q @ k.transpose(-2, -1) * scale
-            weights_ = torch.softmax(scores if mask is None else scores + mask, -1)
-            attention = F.dropout(weights_, self.dropout, self.training) @ v
-        else:
-            attention = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0, scale=scale
-            )
-        out = self.out_proj(attention.transpose(1, 2).reshape(batch, target, width))
-        shown = None
-        if need_weights:
-            shown = weights_.mean(1) if average_attn_weights else weights_
-        if not batched:
-            return out.squeeze(0), None if shown is None else shown.squeeze(0)
-        return (out if self.batch_first else out.transpose(0, 1)), shown
+        return q, k, v
+
+    def _attended(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        mask: torch.Tensor | None,
+        need_weights: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """softmax(q k^T) v, and the weights of each head where they are asked for."""
+        scale = getattr(self, "scaled_as", self.head_dim) ** -0.5
+        if not need_weights:
+            dropout = self.dropout if self.training else 0.0
+            found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
+            return found, None
+        scores = q @ k.transpose(-2, -1) * scale
+        weights = torch.softmax(scores if mask is None else scores + mask, -1)
+        return F.dropout(weights, self.dropout, self.training) @ v, weights
 
     def _mask(
         self,
         attn_mask: torch.Tensor | None,
         padding: torch.Tensor | None,
         batch: int,
-        added: int,
         dtype: torch.dtype,
     ) -> torch.Tensor | None:
-        """Both masks as one that is added to the scores."""
+        """Both masks as one that is added to the scores; the keys that the layer adds are never masked."""
+        added = int(self.bias_k is not None) + int(self.add_zero_attn)
 
         def additive(mask: torch.Tensor) -> torch.Tensor:
             if mask.dtype == torch.bool:

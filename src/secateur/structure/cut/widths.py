@@ -1,4 +1,7 @@
-"""The attributes of torch's own layers that hold widths, worked out from the shapes their parameters will have.
+"""Widths: the attributes of torch's own layers that repeat the shapes of their parameters.
+
+A cut parameter has a new shape; `nn.Linear.in_features` and its like must say the same. One function per kind of layer
+works them out from the shapes its tensors will have.
 
 >>> from torch import nn
 >>> widths_of(nn.Linear(4, 3), {"weight": (2, 4)}, None)
@@ -7,81 +10,142 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 __all__ = ["widths_of"]
 
-_CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_BATCH = (nn.modules.batchnorm._NormBase,)
+Shape = tuple[int, ...]
+Widths = dict[str, int | tuple[int, ...]]
 
 
-def widths_of(
-    module: nn.Module, shapes: Mapping[str, tuple[int, ...]], grouped: str | None
-) -> dict[str, Any]:
-    """Attributes that change when the module's tensors get these shapes; `grouped` says how its groups leave."""
-    new = {key: value for key, value in _expected(module, shapes, grouped).items() if hasattr(module, key)}
-    return {key: value for key, value in new.items() if getattr(module, key) != value}
+class _Shapes:
+    """The shapes a module's tensors will have: those that change as told, all others as they are."""
+
+    def __init__(self, module: nn.Module, changed: Mapping[str, Shape], grouped: str | None):
+        self.module, self.changed, self.grouped = module, changed, grouped
+
+    def of(self, name: str) -> Shape | None:
+        """The shape of one tensor; None where the module has no tensor of this name."""
+        if name in self.changed:
+            return self.changed[name]
+        tensor = getattr(self.module, name, None)
+        return tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else None
 
 
-def _shape(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, ...] | None:
-    if name in shapes:
-        return shapes[name]
-    tensor = getattr(module, name, None)
-    return None if tensor is None or not hasattr(tensor, "shape") else tuple(tensor.shape)
+def widths_of(module: nn.Module, shapes: Mapping[str, Shape], grouped: str | None) -> Widths:
+    """Attributes that change when the module's tensors get new shapes.
+
+    Args:
+        module: The layer, as it is before the cut.
+        shapes: The new shape of each of its tensors that is cut, by its name in the layer.
+        grouped: For a grouped convolution "whole" where whole groups leave, else "pattern"; None for others.
+
+    Returns:
+        The attributes to set, without those that stay as they are.
+    """
+    found = _Shapes(module, shapes, grouped)
+    kind = next((kind for kind in _KINDS if isinstance(module, kind)), None)
+    widths = _conv1d(module, found) if kind is None else _KINDS[kind](module, found)
+    return {
+        key: value for key, value in widths.items() if hasattr(module, key) and getattr(module, key) != value
+    }
 
 
-def _expected(
-    module: nn.Module, shapes: Mapping[str, tuple[int, ...]], grouped: str | None
-) -> dict[str, Any]:
-    weight = _shape(module, shapes, "weight")
-    if isinstance(module, (*_CONV, *_TRANSPOSED)) and weight is not None:
-        transposed = isinstance(module, _TRANSPOSED)
-        groups = module.groups
-        if grouped == "whole":
-            lead = module.in_channels if transposed else module.out_channels
-            groups = groups * weight[0] // lead
-        ins, outs = (weight[0], weight[1] * groups) if transposed else (weight[1] * groups, weight[0])
-        return {"in_channels": ins, "out_channels": outs, "groups": groups}
-    if isinstance(module, nn.Linear) and weight is not None:
-        return {"out_features": weight[0], "in_features": weight[1]}
-    if isinstance(module, nn.Bilinear) and weight is not None:
-        return {"out_features": weight[0]}
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and weight is not None:
-        return {"num_embeddings": weight[0], "embedding_dim": weight[1]}
-    if isinstance(module, _BATCH):
-        line = weight or _shape(module, shapes, "running_mean")
-        return {} if line is None else {"num_features": line[0]}
-    if isinstance(module, nn.GroupNorm) and weight is not None:
-        return {"num_channels": weight[0], "num_groups": module.num_groups * weight[0] // module.num_channels}
-    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and weight is not None:
-        return {"normalized_shape": tuple(weight)}
-    if isinstance(module, nn.PReLU) and weight is not None:
-        return {"num_parameters": weight[0]}
-    if isinstance(module, nn.RNNBase):
-        return _recurrent(module, shapes)
-    if isinstance(module, nn.modules.rnn.RNNCellBase):
-        ih, hh = _shape(module, shapes, "weight_ih"), _shape(module, shapes, "weight_hh")
-        return {} if ih is None or hh is None else {"input_size": ih[1], "hidden_size": hh[1]}
-    if isinstance(module, nn.MultiheadAttention):
-        out = _shape(module, {}, "out_proj")
-        del out
-        packed = _shape(module, shapes, "in_proj_weight")
-        return {} if packed is None else {"embed_dim": packed[1]}
-    if type(module).__name__ == "Conv1D" and hasattr(module, "nf") and weight is not None:
-        return {"nx": weight[0], "nf": weight[1]}
-    return {}
+def _convolution(module: Any, shapes: _Shapes) -> Widths:
+    weight = shapes.of("weight")
+    if weight is None:
+        return {}
+    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+    groups = module.groups
+    if shapes.grouped == "whole":
+        groups = groups * weight[0] // (module.in_channels if transposed else module.out_channels)
+    ins, outs = (weight[0], weight[1] * groups) if transposed else (weight[1] * groups, weight[0])
+    return {"in_channels": ins, "out_channels": outs, "groups": groups}
 
 
-def _recurrent(module: nn.RNNBase, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    first, back = _shape(module, shapes, "weight_ih_l0"), _shape(module, shapes, "weight_hh_l0")
+def _linear(module: Any, shapes: _Shapes) -> Widths:
+    weight = shapes.of("weight")
+    return {} if weight is None else {"out_features": weight[0], "in_features": weight[1]}
+
+
+def _bilinear(module: Any, shapes: _Shapes) -> Widths:
+    weight = shapes.of("weight")
+    return {} if weight is None else {"out_features": weight[0]}
+
+
+def _embedding(module: Any, shapes: _Shapes) -> Widths:
+    weight = shapes.of("weight")
+    return {} if weight is None else {"num_embeddings": weight[0], "embedding_dim": weight[1]}
+
+
+def _batch_norm(module: Any, shapes: _Shapes) -> Widths:
+    line = shapes.of("weight") or shapes.of("running_mean")
+    return {} if line is None else {"num_features": line[0]}
+
+
+def _group_norm(module: Any, shapes: _Shapes) -> Widths:
+    weight = shapes.of("weight")
+    if weight is None:
+        return {}
+    return {"num_channels": weight[0], "num_groups": module.num_groups * weight[0] // module.num_channels}
+
+
+def _layer_norm(module: Any, shapes: _Shapes) -> Widths:
+    weight = shapes.of("weight")
+    return {} if weight is None else {"normalized_shape": tuple(weight)}
+
+
+def _prelu(module: Any, shapes: _Shapes) -> Widths:
+    weight = shapes.of("weight")
+    return {} if weight is None else {"num_parameters": weight[0]}
+
+
+def _recurrent(module: Any, shapes: _Shapes) -> Widths:
+    first, back = shapes.of("weight_ih_l0"), shapes.of("weight_hh_l0")
     if first is None or back is None:
         return {}
     gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
-    found: dict[str, Any] = {"input_size": first[1], "hidden_size": first[0] // gates}
+    found: Widths = {"input_size": first[1], "hidden_size": first[0] // gates}
     if module.proj_size:
         found["proj_size"] = back[1]
     return found
+
+
+def _recurrent_cell(module: Any, shapes: _Shapes) -> Widths:
+    first, back = shapes.of("weight_ih"), shapes.of("weight_hh")
+    return {} if first is None or back is None else {"input_size": first[1], "hidden_size": back[1]}
+
+
+def _attention(module: Any, shapes: _Shapes) -> Widths:
+    packed = shapes.of("in_proj_weight")
+    return {} if packed is None else {"embed_dim": packed[1]}
+
+
+def _conv1d(module: Any, shapes: _Shapes) -> Widths:
+    """The `Conv1D` of transformers: a linear layer whose weight is (in, out)."""
+    weight = shapes.of("weight")
+    if type(module).__name__ != "Conv1D" or not hasattr(module, "nf") or weight is None:
+        return {}
+    return {"nx": weight[0], "nf": weight[1]}
+
+
+_KINDS: dict[type[nn.Module], Callable[[Any, _Shapes], Widths]] = {
+    nn.modules.conv._ConvNd: _convolution,
+    nn.Linear: _linear,
+    nn.Bilinear: _bilinear,
+    nn.Embedding: _embedding,
+    nn.EmbeddingBag: _embedding,
+    nn.modules.batchnorm._NormBase: _batch_norm,
+    nn.GroupNorm: _group_norm,
+    nn.LayerNorm: _layer_norm,
+    nn.RMSNorm: _layer_norm,
+    nn.PReLU: _prelu,
+    nn.RNNBase: _recurrent,
+    nn.modules.rnn.RNNCellBase: _recurrent_cell,
+    nn.MultiheadAttention: _attention,
+}
+"""By the class of torch's own layer; a subclass counts as its base."""

@@ -31,49 +31,13 @@ from secateur.execution.operator_costs import (
     convolution_macs,
     product_macs,
 )
+from secateur.structure.groups.grouping import Group, Slot, collect, marked, parameter_axes, role_of
 from secateur.structure.groups.labels import Labels, Lock
 from secateur.structure.groups.rules import Follower, follow
 from secateur.structure.groups.rules.attention import FUSED
 from secateur.structure.trace.trace import Op, TensorRef, Trace, trace
 
 __all__ = ["Group", "Slot", "Structure", "analyse", "regroup"]
-
-
-@dataclass(frozen=True, eq=False)
-class Slot:
-    """How one axis of one parameter falls into a group's units. `positions` is [units, slices per unit].
-
-    `role` is "out" where the layer puts the channels out, "in" where it takes them in, "along" for what goes with them
-    (biases, norms, running statistics).
-    """
-
-    name: str
-    axis: int
-    positions: np.ndarray
-    role: str
-    size: int
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Units that choose together: `count` of them, the parameter slices of each, and the labels they are made of.
-
-    `heads` says that the units are attention heads; where they are positions within all heads alike, `within` is how
-    many of a head's positions a unit takes: two where rotary embeddings pair them.
-    """
-
-    index: int
-    name: str
-    classes: np.ndarray
-    slots: tuple[Slot, ...]
-    parameters: int
-    heads: bool = False
-    within: int = 0
-
-    @property
-    def count(self) -> int:
-        """How many units there are."""
-        return int(self.classes.size)
 
 
 @dataclass(eq=False)
@@ -166,13 +130,6 @@ class Structure:
 _PRODUCTS = {**LEFT_OPERAND, "_grouped_mm": 0}
 _CONVOLUTIONS = frozenset((*CONVOLUTIONS, *CONVOLUTION_KERNELS))
 _COUNTED = _CONVOLUTIONS | {*_PRODUCTS, *FUSED}
-
-
-def _role(ref: TensorRef, entered: bool) -> str:
-    """Whether a parameter's axis takes channels in, puts them out, or goes along."""
-    if ref.role != "parameter" or len(ref.shape) < 2:
-        return "in" if entered and ref.role == "parameter" else "along"
-    return "in" if entered else "out"
 
 
 def _used(found: Trace) -> set[str]:
@@ -282,19 +239,14 @@ def _lock_counted(recorded: Trace, labels: Labels, followers: Sequence[Follower]
     if not counted:
         return
     roots = labels.without_locks()
-    entered = np.zeros(labels.count, bool)
-    for follower in followers:
-        for array in follower.entered:
-            entered[array] = True
-    asked = np.zeros(labels.count, bool)
-    for each in counted:
-        asked[roots[each.labels]] = True
+    entered = marked(labels.count, (array for follower in followers for array in follower.entered))
+    asked = marked(labels.count, (roots[each.labels] for each in counted))
     layers = np.zeros(labels.count, int)
     for ref in recorded.parameters.values():
         for part in followers[0].of(ref).fields:
             found = roots[part.labels]
             hit = found[asked[found]]
-            if hit.size and _role(ref, bool(entered[part.labels].any())) == "out":
+            if hit.size and role_of(ref, bool(entered[part.labels].any())) == "out":
                 layers[np.unique(hit)] += 1
     for each in counted:
         if (layers[roots[each.labels]] != 1).any():
@@ -317,102 +269,8 @@ def _group(
 ) -> Structure:
     """Collect the parameter positions of every class, and the classes that touch the same axes into groups."""
     classes = labels.settle()
-    names: list[tuple[str, int]] = []
-    arrays: list[np.ndarray] = []
-    slots: dict[tuple[str, int], np.ndarray] = {}
-    for name, ref in recorded.parameters.items():
-        for part in main.of(ref).fields:
-            if len(part.axes) == 1:
-                names.append((name, part.axes[0]))
-                arrays.append(part.labels)
-                slots[name, part.axes[0]] = part.labels
-    structure = Structure(recorded, main, labels, (), slots, unused, more)
-    if not arrays:
-        return structure
-    entered = np.zeros(labels.count, bool)
-    for follower in (main, *more):
-        for array in follower.entered:
-            entered[array] = True
-    sizes = np.array([array.size for array in arrays])
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    whole = np.concatenate(arrays)
-    is_in = np.logical_or.reduceat(entered[whole], starts)
-    roles = [_role(recorded.parameters[name], bool(into)) for (name, _), into in zip(names, is_in)]
-    found = classes[whole]
-    # A channel is put out by one tensor and taken in by another; what is not both is no channel.
-    both = np.ones(labels.count, bool)
-    for wanted in ("out", "in"):
-        has = np.zeros(labels.count, bool)
-        has[found[np.repeat(np.array([role == wanted for role in roles]), sizes)]] = True
-        for follower in (main, *more):
-            for array in follower.emitted if wanted == "out" else ():
-                has[classes[array]] = True
-        both &= has
-    for follower in (main, *more):  # queries meet keys: both are put out
-        for array in follower.sizes:
-            both[classes[array]] = True
-    free = (found > 0) & both[found]
-    if not free.any():
-        return structure
-    axis_of = np.repeat(np.arange(len(arrays)), sizes)[free]
-    position = (np.arange(whole.size) - np.repeat(starts, sizes))[free]
-    found = found[free]
-    mark = np.zeros(labels.count, bool)
-    mark[found] = True
-    units = np.flatnonzero(mark)
-    number = np.cumsum(mark) - 1
-    inverse = number[found]
-    # A unit's signature is the sum of random numbers of the axes it touches: equal sums, equal sets of axes.
-    random = np.random.default_rng(0).integers(1, 1 << 62, len(arrays), dtype=np.int64).astype(np.uint64)
-    signature = np.zeros(units.size, np.uint64)
-    np.add.at(signature, inverse, random[axis_of])
-    _, first, group_of = np.unique(signature, return_index=True, return_inverse=True)
-    # groups in the model's order: that of their first unit
-    rank = np.empty(first.size, int)
-    rank[np.argsort(first)] = np.arange(first.size)
-    group_of = rank[group_of]
-    key = group_of[inverse] * len(arrays) + axis_of
-    # by group, axis, unit and position; positions ascend already, and runs of units mostly do
-    order = np.argsort(key * units.size + inverse, kind="stable")
-    key = key[order]
-    starts = np.flatnonzero(np.r_[True, key[1:] != key[:-1]])
-    stops = np.r_[starts[1:], key.size]
-    counts = np.bincount(group_of)
-    by_group = np.argsort(group_of, kind="stable")
-    members = np.split(units[by_group], np.cumsum(counts)[:-1])
-    collected: list[list[Slot]] = [[] for _ in range(counts.size)]
-    for start, stop in zip(starts, stops):
-        group, axis = divmod(int(key[start]), len(arrays))
-        name, dim = names[axis]
-        chosen = position[order[start:stop]].reshape(counts[group], -1)
-        collected[group].append(Slot(name, dim, chosen, roles[axis], int(sizes[axis])))
-    is_head = np.zeros(labels.count, bool)
-    for follower in (main, *more):
-        for array in follower.heads:
-            is_head[classes[array]] = True
-    within = np.zeros(labels.count, int)
-    for follower in (main, *more):
-        for array in follower.sizes:
-            unit, times = np.unique(classes[array], return_counts=True)
-            within[unit] = np.maximum(within[unit], times)
-    groups = []
-    for index, (held, ids) in enumerate(zip(collected, members)):
-        lead = next((slot for slot in held if slot.role == "out"), held[0])
-        numel = 0
-        for slot in held:
-            ref = recorded.parameters[slot.name]
-            if ref.role == "parameter":
-                numel += int(np.prod(ref.shape)) * slot.positions.size // slot.size
-        groups.append(
-            Group(
-                index,
-                lead.name.rpartition(".")[0] or lead.name,
-                ids,
-                tuple(held),
-                numel,
-                bool(is_head[ids].all()),
-                int(within[ids].min()),
-            )
-        )
-    structure.groups = tuple(groups)
-    return structure
+    followers = (main, *more)
+    axes = parameter_axes(recorded.parameters, followers, labels.count)
+    groups = collect(axes, followers, classes) if axes else ()
+    slots = {(axis.ref.name, axis.axis): axis.labels for axis in axes}
+    return Structure(recorded, main, labels, groups, slots, unused, more)

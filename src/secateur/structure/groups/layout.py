@@ -99,48 +99,64 @@ def merge(
     An operand has a say about an axis where it is as long as the output. `zero` says when a removed position is 0 in
     the result: where it is so in "all" operands (a sum), in "any" (a product), or "none".
     """
-    fields: list[list[Field]] = []
-    says: list[set[int]] = []
-    for layout, axes in operands:
-        full = {axis for size, axis in zip(layout.shape, axes) if size == shape[axis] and size > 1}
-        says.append(full)
-        fields.append(
-            [field.moved(axes) for field in layout.fields if all(axes[axis] in full for axis in field.axes)]
-        )
+    spans = [
+        {axis for size, axis in zip(layout.shape, axes) if size == shape[axis] and size > 1}
+        for layout, axes in operands
+    ]
+    fields = [
+        [field.moved(axes) for field in layout.fields if all(axes[axis] in span for axis in field.axes)]
+        for (layout, axes), span in zip(operands, spans)
+    ]
     if not any(fields):
         return Layout(tuple(shape))
+    _yield_buffers(labels, fields)
+    while _lock_where_fixed(labels, fields, spans) or _split_conflicts(labels, fields):
+        pass
+    return _joined(labels, shape, fields, zero, len(operands))
+
+
+def _yield_buffers(labels: Labels, fields: list[list[Field]]) -> None:
+    """Where a buffer's axis meets axes that are bound jointly, the joint field stays and the buffer's gives way."""
     joint = {axis for mine in fields for field in mine if len(field.axes) > 1 for axis in field.axes}
     for mine in fields if joint else ():
         for field in [field for field in mine if field.weak == 1 and joint & set(field.axes)]:
-            if len(field.axes) == 1 and labels.sizes:
+            if len(field.axes) > 1:
+                continue
+            if labels.sizes:
                 _only(labels, fields, field.axes[0])
-            elif len(field.axes) == 1:
+            else:
                 labels.lock(field.labels, "a buffer that meets a joint axis")
                 mine.remove(field)
-    changed = True
-    while changed:
-        changed = False
-        for mine, own in zip(fields, says):
-            covered = {axis for field in mine for axis in field.axes}
-            fixed = own - covered
-            if not fixed:
-                continue
-            for others in fields:
-                for index, field in enumerate(others):
-                    hit = [axis for axis in field.axes if axis in fixed]
-                    if not hit:
-                        continue
-                    slim = reduce_field(labels, field, hit)
-                    if slim is None:
-                        labels.lock(field.labels, "meets an axis that cannot be cut")
-                        del others[index]
-                    else:
-                        others[index] = slim
-                    changed = True
-                    break
-        if not changed:
-            changed = _split_conflicts(labels, fields)
-    return _joined(labels, shape, fields, zero, len(operands))
+
+
+def _lock_where_fixed(labels: Labels, fields: list[list[Field]], spans: Sequence[set[int]]) -> bool:
+    """Take an axis from all fields where one operand is as long as the output and has no labels there.
+
+    Returns:
+        Whether a field changed, so that the operands must be looked at again.
+    """
+    changed = False
+    for mine, span in zip(fields, spans):
+        fixed = span - {axis for field in mine for axis in field.axes}
+        for others in fields if fixed else ():
+            changed |= _without_axes(labels, others, fixed)
+    return changed
+
+
+def _without_axes(labels: Labels, fields: list[Field], fixed: set[int]) -> bool:
+    """Take the axes from the first field that has any of them; lock it if none is left. Whether there was one."""
+    for index, field in enumerate(fields):
+        hit = [axis for axis in field.axes if axis in fixed]
+        if not hit:
+            continue
+        slim = reduce_field(labels, field, hit)
+        if slim is None:
+            labels.lock(field.labels, "meets an axis that cannot be cut")
+            del fields[index]
+        else:
+            fields[index] = slim
+        return True
+    return False
 
 
 def _only(labels: Labels, fields: list[list[Field]], axis: int) -> None:
@@ -296,75 +312,64 @@ def concat(labels: Labels, layouts: Sequence[Layout], axis: int) -> Layout:
     # A joint field across the axis must be joint in every piece; where a piece is fixed, the others lose the axis.
     along = [layout.at(axis) for layout in layouts]
     joint = sorted({a for field in along if field is not None and len(field.axes) > 1 for a in field.axes})
-    others = [a for a in range(rank) if a != axis]
     if joint:
-        return _concat_joint(labels, layouts, axis, shape, joint)
-    shell = [
-        Layout(tuple(layout.shape), tuple(f for f in layout.fields if axis not in f.axes))
-        for layout in layouts
-    ]
-    small = [
-        Layout(
-            tuple(layout.shape[a] for a in others),
-            tuple(f.moved({a: i for i, a in enumerate(others)}) for f in layout.fields),
-        )
-        for layout in shell
-    ]
-    merged = merge(labels, [shape[a] for a in others], [(layout, range(rank - 1)) for layout in small])
-    fields = [field.moved(others) for field in merged.fields]
-    if any(field is not None for field in along):
+        whole = _concat_joint(labels, layouts, axis, shape, tuple(joint))
+        return concat(labels, _without_axis(labels, layouts, axis), axis) if whole is None else whole
+    fields = _tied_beside(labels, layouts, shape, (axis,))
+    present = [field for field in along if field is not None]
+    if present:
         pieces = [
             field.labels if field is not None else np.zeros(layout.shape[axis], int)
             for field, layout in zip(along, layouts)
         ]
-        present = [field for field in along if field is not None]
-        fields.append(
-            Field(
-                (axis,),
-                np.concatenate(pieces),
-                zero=all(field.zero for field in present),
-                weak=min(field.weak for field in present),
-            )
-        )
+        zero, weak = all(field.zero for field in present), min(field.weak for field in present)
+        fields.append(Field((axis,), np.concatenate(pieces), zero=zero, weak=weak))
     return squeezed(labels, shape, fields)
 
 
-def _concat_joint(
-    labels: Labels, layouts: Sequence[Layout], axis: int, shape: tuple[int, ...], joint: list[int]
-) -> Layout:
-    """Pieces whose field binds the axis with others: joined where all are joint, else reduced to the others."""
-    axes = tuple(joint)
-    pieces = []
+def _tied_beside(
+    labels: Labels, layouts: Sequence[Layout], shape: Sequence[int], axes: Sequence[int]
+) -> list[Field]:
+    """The fields over all other axes, on which the pieces lie beside each other: tied position by position."""
+    free = [a for a in range(len(shape)) if a not in axes]
+    where = {a: i for i, a in enumerate(free)}
+    small = []
     for layout in layouts:
-        bound = [field for field in layout.fields if set(field.axes) & set(axes)]
-        if len(bound) != 1 or not set(bound[0].axes) <= set(axes):
-            break
-        pieces.append(np.ascontiguousarray(bound[0].over(axes, layout.shape)))
-    else:
-        array = np.concatenate(pieces, axis=axes.index(axis))
-        zero = all(f.zero for layout in layouts for f in layout.fields if set(f.axes) & set(axes))
-        rest = [
-            Layout(tuple(layout.shape), tuple(f for f in layout.fields if not set(f.axes) & set(axes)))
-            for layout in layouts
-        ]
-        free = [a for a in range(len(shape)) if a not in axes]
-        where = {a: i for i, a in enumerate(free)}
-        small = [
-            Layout(tuple(r.shape[a] for a in free), tuple(f.moved(where) for f in r.fields)) for r in rest
-        ]
-        merged = merge(labels, [shape[a] for a in free], [(layout, range(len(free))) for layout in small])
-        fields = [field.moved(free) for field in merged.fields]
-        return squeezed(labels, shape, [*fields, Field(axes, array, zero=zero)])
+        beside = [field for field in layout.fields if not set(field.axes) & set(axes)]
+        small.append(
+            Layout(tuple(layout.shape[a] for a in free), tuple(field.moved(where) for field in beside))
+        )
+    merged = merge(labels, [shape[a] for a in free], [(layout, range(len(free))) for layout in small])
+    return [field.moved(free) for field in merged.fields]
+
+
+def _concat_joint(
+    labels: Labels, layouts: Sequence[Layout], axis: int, shape: tuple[int, ...], axes: tuple[int, ...]
+) -> Layout | None:
+    """Pieces whose field binds the axis with others, joined; None where one piece does not bind them."""
+    bound = [[field for field in layout.fields if set(field.axes) & set(axes)] for layout in layouts]
+    if any(len(fields) != 1 or not set(fields[0].axes) <= set(axes) for fields in bound):
+        return None
+    pieces = [
+        np.ascontiguousarray(fields[0].over(axes, layout.shape)) for fields, layout in zip(bound, layouts)
+    ]
+    array = np.concatenate(pieces, axis=axes.index(axis))
+    zero = all(fields[0].zero for fields in bound)
+    return squeezed(
+        labels, shape, [*_tied_beside(labels, layouts, shape, axes), Field(axes, array, zero=zero)]
+    )
+
+
+def _without_axis(labels: Labels, layouts: Sequence[Layout], axis: int) -> list[Layout]:
+    """The layouts without labels on one axis: joint fields keep their other axes, those over it alone are locked."""
     slim = []
     for layout in layouts:
         fields = []
         for field in layout.fields:
-            if axis in field.axes:
-                less = reduce_field(labels, field, [axis])
-                if less is None:
-                    labels.lock(field.labels, "joined with an axis that cannot be cut")
-                    continue
-                field = less
-            fields.append(field)
+            less = reduce_field(labels, field, [axis]) if axis in field.axes else field
+            if less is None:
+                labels.lock(field.labels, "joined with an axis that cannot be cut")
+            else:
+                fields.append(less)
         slim.append(squeezed(labels, layout.shape, fields))
-    return concat(labels, slim, axis)
+    return slim

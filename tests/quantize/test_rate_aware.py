@@ -9,7 +9,8 @@ from torch import nn
 
 import secateur as sc
 from secateur.errors import OptionError
-from secateur.quantize import Prices, assign_by_rate, there_bits
+from secateur.quantize import Prices, assign_by_rate, nonzero_bits
+from secateur.quantize.share import ShareOptions
 
 
 def test_without_a_price_every_weight_goes_to_the_nearest_value():
@@ -38,7 +39,7 @@ def test_a_lonely_weight_pays_more_to_be_there_than_one_in_a_full_row():
     there = torch.zeros(8, 8, dtype=torch.bool)
     there[0] = True
     there[5, 3] = True
-    yes, no = there_bits(there)
+    yes, no = nonzero_bits(there)
     assert yes[5, 3] > yes[0, 3] + 2
     assert no[0, 3] > no[5, 3]
     # A place's two probabilities are one together.
@@ -50,7 +51,7 @@ def test_of_equal_weights_the_lonely_one_becomes_zero():
     weights[0] = 1.0
     weights[5, 3] = 1.0
     values = torch.tensor([0.0, 1.0])
-    yes, no = there_bits(weights != 0)
+    yes, no = nonzero_bits(weights != 0)
     between = 1.0 / (yes[5, 3] - no[5, 3]).item() * 1.05  # pays for itself in the full row, not alone
     found = assign_by_rate(weights, values, 0, between, rounds=1)
     assert found[0].tolist() == [1] * 8
@@ -129,9 +130,9 @@ def test_options_that_cannot_be_meant_are_refused():
     with pytest.raises(OptionError, match="per='tensor'"):
         sc.share(sparse(), bits=2, rate=0.1, per="channel")
     with pytest.raises(OptionError, match="importance of shape"):
-        sc.share(sparse(), bits=2, rate=0.1, importance={"weight": torch.ones(3)})
+        sc.share(sparse(), bits=2, rate=0.1, options=ShareOptions(importance={"weight": torch.ones(3)}))
     with pytest.raises(OptionError, match="importance is given, but not for it"):
-        sc.share(sparse(), bits=2, rate=0.1, importance={"wight": torch.ones(3)})
+        sc.share(sparse(), bits=2, rate=0.1, options=ShareOptions(importance={"wight": torch.ones(3)}))
 
 
 @pytest.mark.filterwarnings("error")  # torch warns where it has to copy

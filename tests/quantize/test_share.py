@@ -19,6 +19,7 @@ from secateur.errors import (
     PatternError,
     UnknownNameError,
 )
+from secateur.quantize.share import ShareOptions
 
 
 def net(seed: int = 0) -> nn.Sequential:
@@ -93,7 +94,7 @@ def test_without_masks_zeros_are_weights_like_any_other():
 
 def test_what_is_not_shared_is_untouched():
     model = net()
-    shared = sc.share(model, bits=3, skip=["5"])
+    shared = sc.share(model, bits=3, options=ShareOptions(skip=["5"]))
     before, after = model.state_dict(), shared.model.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"0.weight", "3.weight"} == set(shared.codebooks)
@@ -272,7 +273,9 @@ def test_a_constant_tensor_beside_others():
 
 
 def test_the_same_seed_gives_the_same_bytes():
-    one, two, other = (sc.share(net(), bits=4, start="kmeans++", seed=seed) for seed in (3, 3, 4))
+    one, two, other = (
+        sc.share(net(), bits=4, start="kmeans++", options=ShareOptions(seed=seed)) for seed in (3, 3, 4)
+    )
     for name in one.codebooks:
         assert one.codebooks[name].values.numpy().tobytes() == two.codebooks[name].values.numpy().tobytes()
         assert torch.equal(one.codebooks[name].indices, two.codebooks[name].indices)
@@ -297,7 +300,7 @@ def test_exact_reads_a_shared_model_back():
         assert torch.equal(again.codebooks[name].values, book.values)
         assert torch.equal(again.codebooks[name].indices, book.indices)
     with pytest.raises(OptionError, match=r"5.weight: 1,280 distinct weights, expected at most 100"):
-        sc.share(model, method=sc.quantize.Exact(most=100), only="5")
+        sc.share(model, method=sc.quantize.Exact(most=100), options=ShareOptions(only="5"))
 
 
 def test_values_and_names_are_the_same_thing():
@@ -355,7 +358,9 @@ def test_changing_nothing_is_an_error():
             "per: 0.weight is in the groups '0' and 'type:Conv2d'",
         ),
         ({"per": "channel", "method": "uniform"}, OptionError, "per='channel' is for K-means"),
-        ({"only": "convolution"}, PatternError, "convolution"),
+        ({"options": ShareOptions(only="convolution")}, PatternError, "convolution"),
+        ({"only": "5"}, OptionError, r"share: only belongs in options=ShareOptions\(\.\.\.\), got it as"),
+        ({"only": "5", "seed": 1}, OptionError, "share: only, seed belong in options="),
     ],
 )
 def test_every_error_says_what_to_do(options, error, text):
@@ -369,11 +374,11 @@ def test_tensors_that_hold_no_real_numbers():
     model = nn.Module()
     model.codes = nn.Parameter(torch.arange(4), requires_grad=False)
     with pytest.raises(OptionError, match=r"codes: expected floating-point weights, got torch.int64"):
-        sc.share(model, parameters="codes")
+        sc.share(model, options=ShareOptions(parameters="codes"))
     with pytest.raises(
         OptionError, match=r"bias: per='channel' needs a tensor with an output axis and another"
     ):
-        sc.share(nn.Linear(4, 4), per="channel", parameters="bias")
+        sc.share(nn.Linear(4, 4), per="channel", options=ShareOptions(parameters="bias"))
     mixed = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4).half())
     with pytest.raises(
         OptionError, match=r"group 'model': expected tensors of one dtype, got torch.float16, torch.float32"

@@ -10,6 +10,7 @@ from torch import nn
 import secateur as sc
 from secateur.core.masks import Masks
 from secateur.errors import MaskMismatchError, NonFiniteError, NothingToDoError, OptionError
+from secateur.quantize.share import ShareOptions
 
 
 def line(*weights: float) -> nn.Linear:
@@ -174,7 +175,7 @@ def test_tied_layers_and_groups_train_one_set_of_centroids():
 def test_attention_reads_its_projection_without_calling_it():
     torch.manual_seed(0)
     model = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
-    shared = sc.share(model, bits=3, parameters="self_attn.in_proj_weight")
+    shared = sc.share(model, bits=3, options=ShareOptions(parameters="self_attn.in_proj_weight"))
     assert set(shared.codebooks) >= {"self_attn.in_proj_weight", "self_attn.out_proj.weight"}
     with shared.train() as training:
         shared.model(torch.randn(2, 5, 16)).square().mean().backward()
@@ -349,8 +350,8 @@ def test_what_cannot_be_trained_says_so():
         shared.train(nn.Linear(2, 2))
     masks = Masks({"0.weight": torch.zeros(24, 12, dtype=torch.bool)})
     with pytest.raises(NothingToDoError, match="no codebook has a centroid to train"):
-        sc.share(model, masks=masks, only="0").train()
-    recurrent = sc.share(nn.LSTM(8, 8), bits=2, parameters="weight_hh_l0")
+        sc.share(model, masks=masks, options=ShareOptions(only="0")).train()
+    recurrent = sc.share(nn.LSTM(8, 8), bits=2, options=ShareOptions(parameters="weight_hh_l0"))
     with (
         pytest.raises(OptionError, match="weight_hh_l0: a recurrent layer keeps its own list of weights"),
         recurrent.train(),

@@ -79,7 +79,7 @@ def test_formula_ratio_is_that_formula() -> None:
     model = models.build("resnet20")
     masks = sc.prune(model, budget=0.64)
     masks.apply_(model)
-    shared = share(model, 5, "linear", masks)
+    shared = share(model, 5, masks, start="linear")
     nonzero = masks.kept / masks.numel
     bits = shared.bits_per_weight
     assert 3 < bits <= 5

@@ -14,7 +14,7 @@ from secateur.core.targets import Target
 from secateur.criteria import Criterion
 from secateur.criteria._weights import weights, working_dtype
 from secateur.errors import OptionError
-from secateur.quantize import there_bits
+from secateur.quantize import nonzero_bits
 
 __all__ = ["RateDistortion"]
 
@@ -52,7 +52,7 @@ class RateDistortion(Criterion):
         """The square of every weight, over the bits it costs beside being left out."""
         found = {}
         for name, weight in weights(model, targets).items():
-            there, away = there_bits(weight != 0)
+            there, away = nonzero_bits(weight != 0)
             cost = (there - away + self.value_bits).clamp(min=self.least_bits)
             wide = weight.to(working_dtype(weight.dtype))
             found[name] = wide * wide / cost

@@ -1,44 +1,81 @@
-"""Which few values may the weights take? One file per method; the file name is the word used in recipes.
+"""Quantize: which few values may the weights take?
 
-A method looks at the weights that share one codebook and gives a `Palette`: the values, and where one ends
-and the next begins. It knows nothing of models, masks or files.
+In goes a model; out comes a `Shared`: a copy whose tensors have few distinct values, the codebooks, and what they cost
+to store. `sc.share` is the verb; `Shared.train` trains the values afterwards.
 
+A method looks at the weights that share one codebook and gives a `Palette`: the values, and the cuts between them. It
+knows nothing of models, masks or files. A method is one file in `methods/`; its name is the word used in recipes.
+
+Files, in reading order:
+
+- `share`: the verb and its options; `groups` (who has a codebook together), `codebooks` (from weights to codebooks),
+  `result` (`Shared`).
+- `methods/`: `kmeans`, `uniform`, `exact`; `starts/`: where K-means begins.
+- `sorted_weights`, `lloyd`, `program`, `lookup`: fast one-dimensional clustering.
+- `prices`, `rate_distortion`, `rates`: what a value costs in bits, and assignment by error and bits together.
+- `codebook_training`: training the values of a shared model.
+
+>>> import torch
 >>> from secateur import quantize
 >>> quantize.registry.names()
 ['exact', 'kmeans', 'uniform']
+>>> palette = quantize.Kmeans(bits=1).palette("fc", torch.tensor([0.0, 1.0, 9.0, 11.0]), zeros=0, seed=0)
+>>> palette.values.tolist()
+[0.5, 10.0]
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from secateur.quantize.lookup import lookup
-from secateur.quantize.prices import Prices, there_bits
+from secateur.quantize.prices import Prices, nonzero_bits
 from secateur.quantize.rate_distortion import assign_by_rate
 from secateur.quantize.sorted_weights import Floats, not_above
 from secateur.registry import Registry
 
-__all__ = ["Palette", "Prices", "Quantizer", "assign_by_rate", "registry", "there_bits", "to_numpy"]
+if TYPE_CHECKING:
+    from secateur.quantize.methods.exact import Exact as Exact
+    from secateur.quantize.methods.kmeans import Kmeans as Kmeans
+    from secateur.quantize.methods.uniform import Uniform as Uniform
+
+__all__ = [
+    "Palette",
+    "Prices",
+    "Quantizer",
+    "QuantizerLike",
+    "assign_by_rate",
+    "nonzero_bits",
+    "registry",
+    "to_numpy",
+]
 
 
-def to_numpy(weights: torch.Tensor) -> npt.NDArray[Any]:
-    """The weights as flat float32 (float64 for float64), in which every half or bfloat16 number is exact."""
+def to_numpy(weights: torch.Tensor) -> npt.NDArray[np.floating]:
+    """The weights as a flat array of float32, or of float64 where they are; half precision is exact in float32.
+
+    Args:
+        weights: The weights, on any device.
+    """
     wide = torch.float64 if weights.dtype == torch.float64 else torch.float32
     return weights.detach().reshape(-1).to(device="cpu", dtype=wide).numpy()
 
 
 @dataclass(frozen=True, eq=False)
 class Palette:
-    """Ascending values, and the cuts between them: a weight at or below `cuts[i]` is not above `values[i]`.
+    """Ascending values, and the cuts between them.
 
-    `values` are exact in the dtype of the weights. `step` and `low` are set for uniform steps, whose
-    `values[i]` is `(low + i) * step`.
+    Attributes:
+        values: Exact in the dtype of the weights.
+        cuts: A weight at or below `cuts[i]` goes to `values[i]` or a lower one.
+        step: Set for uniform steps, whose `values[i]` is `(low + i) * step`.
+        low: The first level of uniform steps.
 
     >>> palette = Palette(np.array([0.0, 1.0, 4.0]), np.array([0.5, 2.5]))
     >>> palette.assign(torch.tensor([[0.5, 0.6], [9.0, -1.0]]))
@@ -52,7 +89,11 @@ class Palette:
     low: int = 0
 
     def assign(self, weights: torch.Tensor) -> torch.Tensor:
-        """The index of each weight's value, on the weights' device."""
+        """The index of each weight's value, on the weights' device.
+
+        Args:
+            weights: Weights of any shape.
+        """
         wide = torch.float64 if weights.dtype == torch.float64 else torch.float32
         cuts = not_above(self.cuts, np.float64 if wide == torch.float64 else np.float32)
         if weights.device.type == "cpu":
@@ -62,15 +103,25 @@ class Palette:
 
 
 class Quantizer(ABC):
-    """What every method is: a frozen value that finds a palette."""
+    """A method of sharing: a frozen value that finds a palette."""
 
     holds_zero: ClassVar[bool] = False
     """Whether the method's own values include 0.0, so that masked weights need none of their own."""
 
     @abstractmethod
     def palette(self, name: str, weights: torch.Tensor, zeros: int, seed: int) -> Palette:
-        """The palette of flat, finite, non-empty `weights`; `zeros` more are masked; `name` is for errors."""
+        """Find the values for the weights that share one codebook.
 
+        Args:
+            name: The tensor or group, for errors.
+            weights: Flat, finite and not empty; masked ones are left out.
+            zeros: How many masked weights there are besides.
+            seed: For methods that draw at random.
+        """
+
+
+QuantizerLike: TypeAlias = str | Quantizer
+"""A method of sharing: its word, or a value such as `sc.quantize.Kmeans(bits=4)`."""
 
 registry = Registry(
     f"{__name__}.methods",
@@ -81,5 +132,6 @@ registry = Registry(
 )
 
 
-def __getattr__(name: str) -> Any:
-    return registry.attribute(name)
+def __getattr__(name: str) -> type[Quantizer]:
+    found: type[Quantizer] = registry.attribute(name)
+    return found

@@ -1,9 +1,8 @@
-"""Training a codebook: the centroids are the parameters, each summing the gradients of its weights.
+"""Training a codebook: the centroids are the parameters, and each gets the sum of its weights' gradients.
 
-Inside `CodebookTraining` a shared weight is no parameter but `values[indices]`, computed whenever the layer asks
-for it. So autograd itself sums the gradients of a centroid's weights, and optimizers, AMP, gradient
-accumulation and clipping, or DistributedDataParallel (wrap the model inside the block) see ordinary
-parameters.
+Inside `CodebookTraining` a shared weight is not a parameter but `values[indices]`, computed when the layer reads it. So
+autograd sums the gradients of a centroid's weights, and optimizers, AMP, gradient accumulation and clipping, or
+DistributedDataParallel (wrap the model inside the block) see ordinary parameters.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
 
 from secateur.core.codebook import Codebook
 from secateur.core.scores import check_finite
@@ -25,7 +25,7 @@ __all__ = ["CodebookTraining"]
 
 
 class _Lookup(torch.autograd.Function):
-    """`values[indices]`; backwards, gradients summed per value, and passed on to latent weights.
+    """`values[indices]`; backwards, gradients are summed per value and passed on to latent weights.
 
     The second gradient, for latent weights, is the straight-through estimate.
     """
@@ -50,20 +50,20 @@ class _Lookup(torch.autograd.Function):
         gradient = gradients[0]
         if kept is not None:
             gradient = torch.where(kept, gradient, torch.zeros_like(gradient))
-        behind = gradient if ctx.needs_input_grad[1] else None  # a latent weight at zero may come back
+        latent = gradient if ctx.needs_input_grad[1] else None  # a latent weight at zero may come back
         summed = None
         if ctx.needs_input_grad[0]:
             if there is not None and there is not kept:
                 gradient = torch.where(there, gradient, torch.zeros_like(gradient))
-            # Thousands of gradients add up in one number: half precision would lose most of them.
+            # Thousands of gradients are summed: in half precision most would be rounded away.
             wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
             summed = torch.zeros(ctx.count, dtype=wide, device=gradient.device)
             summed = summed.index_add(0, indices.reshape(-1), gradient.reshape(-1).to(wide)).to(ctx.dtype)
-        return summed, behind, None, None, None
+        return summed, latent, None, None, None
 
 
 class _Slot:
-    """One shared tensor while it is trained: where it lives, its indices, and whose centroids it uses."""
+    """One shared tensor while it is trained: its weight, its indices, and the centroids it uses."""
 
     def __init__(
         self,
@@ -83,18 +83,18 @@ class _Slot:
         indices = book.indices.to(device).long() - self.first
         if book.reserved and kept is None:
             kept = book.indices.to(device) != 0
-        indices = self._laid(indices)
-        kept = None if kept is None else self._laid(kept)
+        indices = self._like_weight(indices)
+        kept = None if kept is None else self._like_weight(kept)
         self.kept = self.there = kept.to(device) if kept is not None else None
         if rate and book.reserved:
-            # What a price sent to zero may come back, so long as its weight is known; a masked one has none.
+            # A weight that the rate sent to zero may come back while its value is known; a masked one has none.
             self.kept = (weight.detach() != 0) | (book.indices.to(device) != 0)
         self.indices = indices.clamp_(min=0)
         self.latent = False
         self.rate = rate
 
-    def _laid(self, tensor: torch.Tensor) -> torch.Tensor:
-        """In memory as the weight lies: what is looked up then does, too."""
+    def _like_weight(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor in the weight's memory format, so that looked-up weights have it too."""
         if self.weight.dim() == 4 and self.weight.is_contiguous(memory_format=torch.channels_last):
             return tensor.contiguous(memory_format=torch.channels_last)
         return tensor.contiguous()
@@ -107,9 +107,9 @@ class _Slot:
 
     @torch.no_grad()
     def remake(self) -> None:
-        """Every latent weight to its nearest centroid; half way, to the lower one.
+        """Assign every latent weight to its nearest centroid; half way, to the lower one.
 
-        With a rate, to the one of least squared error and price together, or, where weights are masked, to zero.
+        With a rate, to the one of least squared error and price together; to zero too, where weights are masked.
         """
         if self.rate:
             self._remake_by_rate()
@@ -117,7 +117,9 @@ class _Slot:
         wide = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
         values, order = torch.sort(self.centroids.detach().to(wide))
         cuts = values[:-1] + (values[1:] - values[:-1]) / 2
-        self.indices = self._laid(order[torch.bucketize(self.weight.detach().to(wide).contiguous(), cuts)])
+        self.indices = self._like_weight(
+            order[torch.bucketize(self.weight.detach().to(wide).contiguous(), cuts)]
+        )
 
     def _remake_by_rate(self) -> None:
         weights, first = self.weight.detach(), self.first
@@ -133,8 +135,8 @@ class _Slot:
             weights, values, zero, self.rate * unit, start=before, kept=self.kept, rounds=1
         )
         if first:
-            self.there = self._laid(found != 0)
-        self.indices = self._laid((found - first).clamp_(min=0))
+            self.there = self._like_weight(found != 0)
+        self.indices = self._like_weight((found - first).clamp_(min=0))
 
     @torch.no_grad()
     def codebook(self) -> Codebook:
@@ -162,10 +164,20 @@ class _Slot:
 
 
 class CodebookTraining:
-    """A context in which the centroids of some codebooks are a model's parameters.
+    """A context in which the centroids of some codebooks are a model's parameters. `Shared.train` makes it.
 
-    `centroids` maps a parameter's name (or its group's) to the trained values; `codebooks()` reads the
-    state at any time; `remake()` assigns every weight anew, where `remake_every` was given.
+    `codebooks()` gives the codebooks at any time; `remake()` assigns every weight again.
+
+    Args:
+        model: The model.
+        codebooks: Codebooks by parameter name.
+        masks: True where a weight is kept, by parameter name.
+        optimizer: An optimizer made before, in whose groups the centroids stand for the weights.
+        remake_every: Assign every weight again after this many optimizer steps; None keeps assignments.
+        rate: The price of a bit when weights are assigned again.
+
+    Attributes:
+        centroids: The trained values, by the parameter's name or its group's.
     """
 
     def __init__(
@@ -198,16 +210,16 @@ class CodebookTraining:
         self._slots = self._make_slots(codebooks, masks)
         self._homes: list[tuple[nn.Module, str, type, _Slot]] = []
         self._steps = 0
-        self._hook: Any = None
-        self._follower: Any = None
+        self._hook: RemovableHandle | None = None
+        self._follower: RemovableHandle | None = None
         self._followed = 0
-        self._swapped: list[tuple[dict[str, Any], list[Any]]] = []
+        self._swapped: list[tuple[dict[str, list[nn.Parameter]], list[nn.Parameter]]] = []
         self._open = False
 
     def _make_slots(
         self, codebooks: Mapping[str, Codebook], masks: Mapping[str, torch.Tensor]
     ) -> dict[int, _Slot]:
-        """One slot per tensor, by the identity of the parameter, so that tied layers find the same one."""
+        """One slot per tensor, by the identity of the parameter, so that tied layers share one."""
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
         slots: dict[int, _Slot] = {}
         for name, book in codebooks.items():
@@ -247,9 +259,8 @@ class CodebookTraining:
                     if isinstance(module, nn.RNNBase):
                         self._leave()
                         raise OptionError(
-                            f"{slot.name}: a recurrent layer keeps its own list of weights, so its "
-                            "centroids cannot be "
-                            "trained; leave it out with skip="
+                            f"{slot.name}: a recurrent layer keeps its own list of weights, so its centroids "
+                            "cannot be trained; leave it out with options=ShareOptions(skip=...)"
                         )
                     self._move_in(module, leaf, slot)
         self._open = True
@@ -261,14 +272,14 @@ class CodebookTraining:
         return self
 
     def _move_in(self, module: nn.Module, leaf: str, slot: _Slot) -> None:
-        """Put the centroids in the weight's place, and make the weight an attribute computed from them."""
+        """Register the centroids in place of the weight, and make the weight a property computed from them."""
         home = type(module)
         if self.remake_every is None:
             del module._parameters[leaf]
         else:
             slot.latent = True
         module._parameters[f"{leaf}_centroids"] = slot.centroids
-        # As torch's own parametrizations do: a class made for this one module, with the weight as a property.
+        # As torch's parametrizations do: a class for this one module, with the weight as a property.
         names = {
             leaf: property(lambda _self: slot.tensor()),
             "__module__": home.__module__,
@@ -293,13 +304,13 @@ class CodebookTraining:
             raise problem
 
     def _leave(self) -> None:
-        """Every layer as it was, with its own class and its own parameter under its own name."""
+        """Put every layer back: its class, and its parameter under its name."""
         for module, leaf, home, slot in reversed(self._homes):
             module.__class__ = home
             order = list(module._parameters)
             del module._parameters[f"{leaf}_centroids"]
             if leaf not in module._parameters:
-                # Weights come before biases in a state dict: put the parameter back where it stood.
+                # Weights come before biases in a state dict: put the parameter back in its place.
                 rest = {name: module._parameters.pop(name) for name in order if name in module._parameters}
                 module._parameters[leaf] = slot.weight
                 module._parameters.update(rest)
@@ -313,11 +324,13 @@ class CodebookTraining:
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
+        if self._follower is not None:
             self._follower.remove()
+            self._follower = None
         self._open = False
 
     def _swap_in_optimizer(self) -> None:
-        """In the optimizer's groups, centroids stand for the weights until the block is left."""
+        """Put centroids in place of weights in the optimizer's groups until the block is left."""
         if self.optimizer is None:
             return
         added: set[int] = set()
@@ -350,11 +363,11 @@ class CodebookTraining:
         return iter(self.centroids.values())
 
     def codebooks(self) -> dict[str, Codebook]:
-        """The codebooks as they are now; a diverged one is an error that names it."""
+        """The codebooks as they are now; one that diverged is an error that names it."""
         return {slot.name: slot.codebook() for slot in self._slots.values()}
 
     def remake(self) -> None:
-        """Assign every weight to its nearest centroid anew."""
+        """Assign every weight to its nearest centroid again."""
         if self.remake_every is None:
             raise OptionError(
                 "the assignments of this training are frozen; give remake_every= to shared.train"
@@ -362,17 +375,17 @@ class CodebookTraining:
         for slot in self._slots.values():
             slot.remake()
 
-    def _follow(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _follow(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         mine = {id(parameter) for parameter in self.centroids.values()}
         if any(id(parameter) in mine for group in optimizer.param_groups for parameter in group["params"]):
             self._followed += 1
 
     def _version(self) -> int:
-        # An optimizer writes its parameters in place, which autograd counts (steps, then, not batches); a fused one
-        # goes past autograd, so torch's optimizers are followed as well.
+        # An optimizer step writes parameters in place, which autograd counts. Fused optimizers bypass autograd, so
+        # the steps of torch's optimizers are counted as well.
         return self._followed + sum(parameter._version for parameter in self.centroids.values())
 
-    def _count_steps(self, module: nn.Module, inputs: Any) -> None:
+    def _count_steps(self, module: nn.Module, inputs: object) -> None:
         version = self._version()
         if version != self._versions:
             self._versions = version

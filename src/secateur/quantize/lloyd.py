@@ -1,4 +1,4 @@
-"""Lloyd's iteration on sorted weights: cut half way between centroids, move each to its piece's mean, again.
+"""Lloyd's iteration on sorted weights: cut half way between centroids, move each to the mean of its cluster, repeat.
 
 >>> import numpy as np
 >>> from secateur.quantize.sorted_weights import SortedWeights
@@ -16,10 +16,18 @@ __all__ = ["lloyd"]
 
 
 def lloyd(data: SortedWeights, centroids: Floats, iterations: int) -> Floats:
-    """Centroids that no further round would move, or what `iterations` rounds gave.
+    """Iterate until no centroid moves.
 
-    A centroid without weights is moved to the weight that lies farthest from its own centroid, which can only
-    lower the squared error; so every round lowers it, and the iteration ends.
+    A centroid without weights is moved to the weight farthest from its own centroid, which can only lower the squared
+    error; so every round lowers it, and the iteration ends.
+
+    Args:
+        data: The weights.
+        centroids: Where to begin.
+        iterations: The most rounds.
+
+    Returns:
+        The centroids, in ascending order.
     """
     centroids = np.sort(centroids)
     before: Ints | None = None
@@ -40,7 +48,7 @@ def lloyd(data: SortedWeights, centroids: Floats, iterations: int) -> Floats:
 
 
 def _refill(data: SortedWeights, edges: Ints, counts: Ints, centroids: Floats) -> Floats | None:
-    """Empty centroids put on the weights farthest from theirs; None where no weight is off its centroid."""
+    """Put empty centroids on the weights farthest from their own; None where every weight is on its centroid."""
     full = np.flatnonzero(counts)
     empty = np.flatnonzero(counts == 0)
     # On a line the farthest weight of a cluster is one of its two ends.

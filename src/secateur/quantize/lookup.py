@@ -1,7 +1,7 @@
-"""Which piece does each number fall into? A table instead of a search, for millions of numbers and few cuts.
+"""Find between which cuts each number lies: a table instead of a search, for millions of numbers and few cuts.
 
-The line is divided into equal cells, fine enough that none holds two cuts. A number's cell then says how many
-cuts lie before it, and one comparison with the cell's own cut settles the rest, exactly.
+The line is divided into equal cells, fine enough that none holds two cuts. A number's cell then says how many cuts lie
+before it, and one comparison with the cell's own cut gives the exact answer.
 
 >>> lookup(np.array([0.0, 0.5, 0.6, 9.0]), np.array([0.5, 2.5])).tolist()
 [0, 0, 1, 2]
@@ -9,19 +9,24 @@ cuts lie before it, and one comparison with the cell's own cut settles the rest,
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 __all__ = ["lookup"]
 
+Numbers = npt.NDArray[np.floating]
+
 _CHUNK = 2**15
 _CELLS = 2**12
 
 
-def lookup(numbers: npt.NDArray[Any], cuts: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """How many of the ascending `cuts` lie below each number; the same as a binary search from the left."""
+def lookup(numbers: Numbers, cuts: Numbers) -> npt.NDArray[np.int64]:
+    """Count the cuts below each number, as a binary search from the left does.
+
+    Args:
+        numbers: Flat, of float32 or float64.
+        cuts: In ascending order.
+    """
     if cuts.size < 2 or numbers.size < _CELLS or not np.isfinite(cuts).all():
         return np.searchsorted(cuts, numbers, side="left").astype(np.int64)
     kind = numbers.dtype.type
@@ -29,7 +34,7 @@ def lookup(numbers: npt.NDArray[Any], cuts: npt.NDArray[Any]) -> npt.NDArray[np.
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         scale = kind(_CELLS) / (cuts[-1].astype(kind) - low)
 
-        def cells(part: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
+        def cells(part: Numbers) -> npt.NDArray[np.intp]:
             # Each operation is monotonic, so a number above a cut is never in a cell before the cut's.
             scaled = np.subtract(part, low)
             np.multiply(scaled, scale, out=scaled)

@@ -1,16 +1,16 @@
-"""What would each value cost here? Bits of every choice for every weight, under a model like the coder's own.
+"""Estimated bits of every value for every weight, under a model like that of the coder.
 
-A weight is first told to be zero or not, then which value it takes. How likely it is to be zero depends on where it
-lies: on the share of non-zeros of its output, of its input and of its tap (the place in the kernel), as the
-assignment stands now. So a weight alone in an empty row is dear, and one more in a full row is cheap; a value
-that many weights take already is cheaper than a rare one.
+The coder first says whether a weight is zero, then which value it takes. How likely a zero is depends on the position:
+on the share of non-zeros of its output, of its input and of its tap (the position in the kernel), as the assignment
+stands now. So a single non-zero in an empty row costs many bits, one more in a full row few; a value that many weights
+take costs less than a rare one.
 
-The coder in the file learns more than this (from neighbours, from tensors before), but costs thousands of
-times as much to ask for every weight and every choice. What it says is measured on the file, not here.
+The coder of the file learns more than this (from neighbours and earlier tensors), but asking it for every weight and
+every value would take thousands of times as long. Its bytes are measured on the file.
 
 >>> prices = Prices.of(torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]]), size=2, zero=0)
->>> lonely, beside = prices.bits(1)[2, 3].item(), prices.bits(1)[0, 3].item()
->>> lonely > beside, prices.bits(0)[2, 3].item() < prices.bits(1)[2, 3].item()
+>>> alone, among_others = prices.bits(1)[2, 3].item(), prices.bits(1)[0, 3].item()
+>>> alone > among_others, prices.bits(0)[2, 3].item() < prices.bits(1)[2, 3].item()
 (True, True)
 """
 
@@ -20,26 +20,37 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Prices", "there_bits"]
+__all__ = ["Prices", "nonzero_bits"]
 
-_PRIOR = (
-    2.0  # how many weights of the tensor's own share a row, a column or a tap is thought to have seen before
-)
-_HALF = 0.5  # an occurrence of each value that an adaptive code starts from
+_PRIOR = 2.0  # weights of the tensor's own share that are added to every row, column and tap
+_HALF = 0.5  # occurrences of each value that an adaptive code starts from
 
 
 @dataclass(frozen=True, eq=False)
 class Prices:
-    """Bits for each weight: `there` of being a non-zero, `away` of being zero, and `values` of which non-zero it is."""
+    """Estimated bits.
 
-    there: torch.Tensor
-    away: torch.Tensor
+    Attributes:
+        nonzero: Of each weight not being zero.
+        zeroed: Of each weight being zero.
+        values: Of each non-zero value.
+        zero: The index of the value 0.0, or None.
+    """
+
+    nonzero: torch.Tensor
+    zeroed: torch.Tensor
     values: torch.Tensor
     zero: int | None
 
     @classmethod
     def of(cls, indices: torch.Tensor, size: int, zero: int | None) -> Prices:
-        """The prices that follow from an assignment: `indices` into `size` values, of which `zero` is 0.0 (or none)."""
+        """The prices that follow from an assignment.
+
+        Args:
+            indices: The value of each weight.
+            size: How many values there are.
+            zero: The index of the value 0.0, or None.
+        """
         counts = torch.bincount(indices.reshape(-1).long(), minlength=size).to(torch.float32)
         if zero is None:
             nothing = torch.zeros(indices.shape, device=indices.device)
@@ -47,37 +58,52 @@ class Prices:
         counts[zero] = 0
         bits = _bits(counts, size - 1)
         bits[zero] = 0.0
-        there, away = there_bits(indices != zero)
-        return cls(there, away, bits, zero)
+        nonzero, zeroed = nonzero_bits(indices != zero)
+        return cls(nonzero, zeroed, bits, zero)
 
     def bits(self, value: int) -> torch.Tensor:
-        """What it costs every weight to take this value."""
-        return self.away if value == self.zero else self.there + self.values[value]
+        """The bits of this value for every weight.
+
+        Args:
+            value: The index of the value.
+        """
+        return self.zeroed if value == self.zero else self.nonzero + self.values[value]
 
     def total(self, indices: torch.Tensor) -> float:
-        """Bits of a whole assignment at these prices."""
-        bits = self.there + self.values[indices.long()]
+        """Bits of a whole assignment at these prices.
+
+        Args:
+            indices: The value of each weight.
+        """
+        bits = self.nonzero + self.values[indices.long()]
         if self.zero is not None:
-            bits = torch.where(indices == self.zero, self.away, bits)
+            bits = torch.where(indices == self.zero, self.zeroed, bits)
         return float(bits.sum())
 
 
 def _bits(counts: torch.Tensor, size: int | None = None) -> torch.Tensor:
-    """What a value costs in an adaptive code that has seen these counts, and half an occurrence of each."""
+    """Bits of each value in an adaptive code that has seen these counts and half an occurrence of each."""
     seen = counts + _HALF
     return torch.log2((counts.sum() + _HALF * (len(counts) if size is None else size)) / seen)
 
 
-def there_bits(there: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bits of "is not zero" and of "is zero" for every weight, from which weights are not zero now.
+def nonzero_bits(nonzero: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bits of "is not zero" and of "is zero" for every weight.
 
-    The odds of a weight are those of the tensor, times what its output, its input and its tap add to them.
+    The odds of a weight are those of the tensor, times factors of its output, its input and its tap.
 
-    >>> ones, zeros = there_bits(torch.tensor([[True, False], [True, False]]))
+    Args:
+        nonzero: True where a weight is not zero now.
+
+    Returns:
+        (bits of not being zero, bits of being zero), shaped like the weights.
+
+    >>> ones, zeros = nonzero_bits(torch.tensor([[True, False], [True, False]]))
     >>> bool(ones[0, 0] < ones[0, 1]), bool(zeros[0, 1] < zeros[0, 0])
     (True, True)
     """
-    flat = there.reshape(there.shape[0] if there.dim() else 1, there.shape[1] if there.dim() > 1 else 1, -1)
+    rows = nonzero.shape[0] if nonzero.dim() else 1
+    flat = nonzero.reshape(rows, nonzero.shape[1] if nonzero.dim() > 1 else 1, -1)
     ones = flat.to(torch.float32)
     share = (ones.sum() + _HALF) / (ones.numel() + 2 * _HALF)
     whole = torch.logit(share)
@@ -91,4 +117,4 @@ def there_bits(there: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     scale = 1.0 / torch.log(torch.tensor(2.0))
     yes = torch.nn.functional.softplus(-odds) * scale
     no = torch.nn.functional.softplus(odds) * scale
-    return yes.reshape(there.shape), no.reshape(there.shape)
+    return yes.reshape(nonzero.shape), no.reshape(nonzero.shape)

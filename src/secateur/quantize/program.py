@@ -1,8 +1,8 @@
-"""The best way to cut a sorted list into k stretches: dynamic programming over the places where a cut may be.
+"""The best division of a sorted list into k clusters: dynamic programming over the places where a cut may be.
 
-The squared error of a stretch obeys the quadrangle inequality, so the best last cut moves right as the end
-moves right: each layer is solved from coarse ends to fine ones, every end searching only between the cuts of
-its two neighbours, and all ends of one fineness at once.
+The squared error of a cluster obeys the quadrangle inequality, so the best last cut moves right as the end moves right.
+Each layer is therefore solved from coarse ends to fine ones: every end searches only between the cuts of its two
+neighbours, and all ends of one fineness are searched at once.
 
 >>> from secateur.quantize.sorted_weights import SortedWeights
 >>> data = SortedWeights(np.array([0.0, 1.0, 9.0, 11.0, 30.0]))
@@ -21,32 +21,38 @@ __all__ = ["best_cuts"]
 _DENSE = 192
 
 
-def best_cuts(data: SortedWeights, places: Ints, pieces: int) -> Ints:
-    """The edges of the `pieces` stretches of least squared error among those that begin and end at `places`.
+def best_cuts(data: SortedWeights, places: Ints, clusters: int) -> Ints:
+    """Find the clusters of least squared error that begin and end at given places.
 
-    `places` ascend strictly, from 0 to `data.count`. With every distinct value's first position among them
-    the answer is the best there is.
+    Args:
+        data: The weights.
+        places: Where a cut may be: strictly ascending, from 0 to `data.count`. With the first position of every
+            distinct value among them the result is optimal.
+        clusters: How many clusters.
+
+    Returns:
+        The edges of the clusters; fewer where there are fewer places.
     """
     last = places.size - 1
-    pieces = min(pieces, last)
+    clusters = min(clusters, last)
     sums, squares = data.sums(places)
     counts = places.astype(np.float64)
-    # One stretch from the start: its squared error at every end.
+    # One cluster from the start: its squared error at every end.
     error = squares - sums * sums / np.maximum(counts, 1.0)
     error[0] = 0.0
-    choice = np.zeros((pieces + 1, last + 1), dtype=np.int32)
+    choice = np.zeros((clusters + 1, last + 1), dtype=np.int32)
     layer = _Dense(counts, sums, squares) if last <= _DENSE else _Banded(counts, sums, squares)
-    for piece in range(2, pieces + 1):
-        error = layer(error, piece, choice[piece])
+    for cluster in range(2, clusters + 1):
+        error = layer(error, cluster, choice[cluster])
     found = [last]
-    for piece in range(pieces, 1, -1):
-        found.append(int(choice[piece, found[-1]]))
+    for cluster in range(clusters, 1, -1):
+        found.append(int(choice[cluster, found[-1]]))
     found.append(0)
     return places[np.array(found[::-1])]
 
 
 class _Dense:
-    """One layer at a time over a full table of stretches: for few places."""
+    """Solves one layer from a full table of clusters: for few places."""
 
     def __init__(self, counts: Floats, sums: Floats, squares: Floats):
         width = counts[None, :] - counts[:, None]
@@ -55,24 +61,24 @@ class _Dense:
             cost = (squares[None, :] - squares[:, None]) - total * total / width
         self.cost = np.where(width > 0, np.maximum(cost, 0.0), np.inf)
 
-    def __call__(self, before: Floats, piece: int, choice: np.ndarray) -> Floats:
-        start = piece - 1
-        table = before[start:-1, None] + self.cost[start:-1, piece:]
+    def __call__(self, before: Floats, cluster: int, choice: np.ndarray) -> Floats:
+        start = cluster - 1
+        table = before[start:-1, None] + self.cost[start:-1, cluster:]
         best = table.argmin(axis=0)
         after = np.full_like(before, np.inf)
-        after[piece:] = table[best, np.arange(best.size)]
-        choice[piece:] = best + start
+        after[cluster:] = table[best, np.arange(best.size)]
+        choice[cluster:] = best + start
         return after
 
 
 class _Banded:
-    """One layer at a time, coarse ends first; work grows as places times the logarithm of places."""
+    """Solves one layer, coarse ends first: the work is the number of places times its logarithm."""
 
     def __init__(self, counts: Floats, sums: Floats, squares: Floats):
         self.counts, self.sums, self.squares = counts, sums, squares
 
-    def __call__(self, before: Floats, piece: int, choice: np.ndarray) -> Floats:
-        base, last = piece - 1, before.size - 1
+    def __call__(self, before: Floats, cluster: int, choice: np.ndarray) -> Floats:
+        base, last = cluster - 1, before.size - 1
         after = np.full_like(before, np.inf)
         stride = 1 << max(0, (last - base).bit_length() - 1)
         while stride:
@@ -88,7 +94,7 @@ class _Banded:
     def _solve(
         self, before: Floats, after: Floats, choice: np.ndarray, ends: Ints, low: Ints, high: Ints
     ) -> None:
-        """The best last cut between `low` and `high` for every end, all in one sweep; the first of equals."""
+        """Find the best last cut between `low` and `high` for every end, all at once; the first of equals."""
         lengths = high - low + 1
         starts = np.cumsum(lengths) - lengths
         cut = np.arange(int(lengths.sum())) - np.repeat(starts - low, lengths)

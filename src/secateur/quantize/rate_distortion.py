@@ -1,10 +1,10 @@
-"""Rate-aware assignment: each weight to the value where error and price together are least.
+"""Assignment by rate and distortion: each weight goes to the value where error and price together are least.
 
 >>> weights = torch.tensor([0.9, 1.1, 1.0, 1.0, 1.0, 1.52])
 >>> values = torch.tensor([1.0, 2.0])
 >>> assign_by_rate(weights, values, zero=None, rate=0.0).tolist()  # the nearest
 [0, 0, 0, 0, 0, 1]
->>> assign_by_rate(weights, values, zero=None, rate=0.05).tolist()  # the rare 2.0 is not worth its bits
+>>> assign_by_rate(weights, values, zero=None, rate=0.05).tolist()  # 2.0 is rare: its bits cost more than the error
 [0, 0, 0, 0, 0, 0]
 """
 
@@ -21,7 +21,14 @@ __all__ = ["assign_by_rate", "check_rate"]
 
 
 def check_rate(rate: float) -> None:
-    """Raise unless a rate is a price: a finite number, 0 or more."""
+    """Check a price of a bit.
+
+    Args:
+        rate: The price.
+
+    Raises:
+        OptionError: It is not a finite number of 0 or more.
+    """
     if isinstance(rate, bool) or not (math.isfinite(rate) and rate >= 0):
         raise OptionError(f"rate: expected the price of a bit, a finite number of 0 or more, got {rate!r}")
 
@@ -37,12 +44,22 @@ def assign_by_rate(
     kept: torch.Tensor | None = None,
     rounds: int = 4,
 ) -> torch.Tensor:
-    """The index of the value of least `importance * (weight - value)**2 + rate * bits`, for every weight.
+    """Find the value of least `importance * (weight - value)**2 + rate * bits` for every weight.
 
-    `rate` is the price of a bit in squared weights. The bits are those of the assignment before (`start`; the nearest
-    value where it is not given), found anew `rounds` times or until nothing moves. `importance` weighs the squared
-    error of each weight (its curvature, say). Weights that are not `kept` stay at `zero`. Of equals the earlier value
-    wins.
+    The bits are those of the assignment of the round before. Of equal costs the earlier value wins.
+
+    Args:
+        weights: The weights.
+        values: The values they may take.
+        zero: The index of the value 0.0, or None.
+        rate: The price of a bit, in squared weights.
+        importance: Weighs the squared error of each weight, by its curvature for example.
+        start: The assignment of the first round; the nearest values unless given.
+        kept: True where a weight is kept; the others stay at `zero`.
+        rounds: The most rounds; fewer where nothing moves any more.
+
+    Returns:
+        The index of each weight's value.
     """
     wide = torch.float64 if weights.dtype == torch.float64 else torch.float32
     numbers, table = weights.detach().to(wide), values.detach().to(wide)

@@ -1,4 +1,4 @@
-"""`Shared`: what sharing did to a model, what it costs, and the way to train its codebooks.
+"""`Shared`: what sharing did to a model, what the result costs to store, and how to train its codebooks.
 
 >>> import torch
 >>> from torch import nn
@@ -30,35 +30,49 @@ __all__ = ["Shared", "SharedTensor", "zeroed"]
 
 
 def zeroed(books: Mapping[str, Codebook]) -> dict[str, torch.Tensor]:
-    """What is kept, as masks, by the codebooks whose first value is the 0.0 of what is not."""
+    """The masks that codebooks imply, where the first value is the 0.0 of masked weights.
+
+    Args:
+        books: Codebooks by parameter name.
+    """
     return {name: book.indices != 0 for name, book in books.items() if book.reserved and book.axis is None}
 
 
 @dataclass(frozen=True)
 class SharedTensor:
-    """One row of `Shared.summary()`: what sharing did to a tensor."""
+    """One row of `Shared.summary()`: what sharing did to a tensor.
+
+    Attributes:
+        name: The parameter's name.
+        shape: Its shape.
+        numel: The number of its weights.
+        kept: Weights that are not masked.
+        values: Distinct values of the kept weights.
+        distortion: Mean squared difference between the kept weights before and after.
+        entropy: Bits per kept weight of an ideal code of the indices (per channel: of a code for each channel).
+        huffman: Bits per kept weight of a Huffman code of this tensor's indices, its table not counted.
+    """
 
     name: str
     shape: tuple[int, ...]
     numel: int
     kept: int
-    """Weights that are not masked."""
     values: int
-    """Distinct values of the kept weights."""
     distortion: float
-    """Mean squared difference between the kept weights before and after."""
     entropy: float
-    """Bits per kept weight of an ideal code of the indices (per channel: of a code for each channel)."""
     huffman: float
-    """Bits per kept weight of a Huffman code of this tensor's indices, its table not counted."""
 
 
 @dataclass(frozen=True, eq=False)
 class Shared:
     """What `share` found: a model with few distinct weights, its codebooks and what they cost.
 
-    `model` is the shared model, `codebooks` maps a parameter's name to its `Codebook`, `masks` says which
-    weights of each are kept, `distortion` maps a name to the mean squared change of its kept weights.
+    Attributes:
+        model: The shared model.
+        codebooks: The codebook of each shared parameter, by name.
+        masks: True where a weight is kept, by name; a parameter that is not here has no masked weight.
+        distortion: The mean squared change of the kept weights, by name.
+        method: How the values were found.
     """
 
     model: nn.Module
@@ -75,7 +89,17 @@ class Shared:
 
     @torch.no_grad()
     def apply_(self, model: nn.Module) -> nn.Module:
-        """Write the shared weights into a model, in place; returns it. Checked first, so all or nothing."""
+        """Write the shared weights into a model, in place. All are checked before any is written.
+
+        Args:
+            model: A model with these parameters.
+
+        Returns:
+            The same model.
+
+        Raises:
+            MaskMismatchError: A parameter is missing or of another shape.
+        """
         parameters = dict(model.named_parameters(remove_duplicate=False))
         for name, book in self.codebooks.items():
             if name not in parameters:
@@ -102,21 +126,27 @@ class Shared:
     ) -> CodebookTraining:
         """Train the centroids: `with shared.train(model) as training: ...`, around any loop.
 
-        Inside the block the parameters of the shared layers are their centroids, and each centroid's gradient
-        is the sum over its weights (so its learning rate should be small); masked weights stay 0.0. Make the
-        optimizer inside, from `model.parameters()` (centroids and all that is not shared) or
-        `training.parameters()` (centroids alone), or hand over one made before: in its groups the centroids
-        stand for the weights until the block is left. Wrap the model (DistributedDataParallel) inside.
-        Leaving puts plain parameters back, under their own names, with at most as many values as centroids.
+        Inside the block the parameters of the shared layers are their centroids. The gradient of a centroid is the sum
+        over its weights, so the learning rate should be small. Masked weights stay 0.0. Make the optimizer inside the
+        block, from `model.parameters()` (centroids and all that is not shared) or `training.parameters()` (centroids
+        alone). Wrap the model (DistributedDataParallel) inside. Leaving the block puts ordinary parameters back, under
+        their own names, with at most as many values as centroids. `shared.trained(training)` gives the new codebooks.
 
-        Assignments are frozen. With `remake_every=n` the weights live on behind the centroids, are trained
-        too (straight-through), and go to their nearest centroid anew after every n optimizer steps; give the
-        model as it was before sharing, so that they start from their own values. `rate` is then what a bit
-        costs, in mean squared weights of the tensor: weights go where error and price together are least, to
-        zero where the tensor has masked weights. A weight sent to zero may come back; one that is 0.0 in the
-        model given does not.
+        Assignments are frozen unless `remake_every` is given.
 
-        `model` is `shared.model` unless given; `shared.trained(training)` gives the new codebooks.
+        Args:
+            model: The model to train; `shared.model` unless given. For `remake_every`, give it as it was before
+                sharing, so that the weights start from their own values.
+            optimizer: An optimizer made before; in its groups the centroids stand for the weights until the block is
+                left.
+            remake_every: Assign every weight to its nearest centroid again after this many optimizer steps. The
+                weights are then trained too (straight-through).
+            rate: The price of a bit for `remake_every`, in mean squared weights of the tensor: weights go where error
+                and price together are least, to zero where the tensor has masked weights. A weight sent to zero may
+                come back; one that is 0.0 in the model given does not.
+
+        Returns:
+            The context to train in.
 
         >>> import secateur as sc
         >>> shared = sc.share(nn.Linear(16, 4, bias=False), bits=2)
@@ -134,7 +164,11 @@ class Shared:
         return training
 
     def trained(self, training: CodebookTraining) -> Shared:
-        """This result after `training`: its model, its codebooks; `distortion` counts from before it."""
+        """The result after training: its model and codebooks; `distortion` counts from before the training.
+
+        Args:
+            training: The context, after its block was left.
+        """
         books = {**self.codebooks, **training.codebooks()}
         masks = {**self.masks, **zeroed(books)} if training.rate else self.masks
         distortion = {}
@@ -172,7 +206,7 @@ class Shared:
         return rows
 
     def _counts(self, name: str) -> list[npt.NDArray[np.int64]]:
-        """How many kept weights point at each value, for each code: one of the tensor, or one per channel."""
+        """The number of kept weights at each value, for each code: one of the tensor, or one per channel."""
         book = self.codebooks[name]
         kept = book.indices[self.masks[name].to(book.indices.device)] if name in self.masks else book.indices
         counts = torch.bincount(kept.reshape(-1).long().cpu(), minlength=book.values.numel()).numpy()
@@ -180,12 +214,12 @@ class Shared:
 
     @property
     def numel(self) -> int:
-        """How many weights were shared, masked ones included."""
+        """The number of shared weights, masked ones included."""
         return sum(book.indices.numel() for book in self.codebooks.values())
 
     @property
     def kept(self) -> int:
-        """How many of them are not masked."""
+        """The number of shared weights that are not masked."""
         return sum(row.kept for row in self.summary())
 
     @property
@@ -204,8 +238,8 @@ class Shared:
     def formula_ratio(self) -> float:
         """A formula, not a file: 1 / (nonzero share x Huffman bits / 32), of the shared tensors alone.
 
-        It is "nonzero share x bits/32 x huffman/bits", turned over. It leaves out the positions of the kept
-        weights, the codebooks, the code tables and every parameter that is not shared; a real file is larger.
+        It leaves out the positions of the kept weights, the codebooks, the code tables and every parameter that is
+        not shared: a real file is larger.
         With 36 % of the weights kept at 4.298 bits it is 20.7:
 
         >>> round(1 / (0.36 * 4.298 / 32), 2)

@@ -23,7 +23,7 @@ from secateur.errors import OptionError
 from secateur.lab.state import State
 from secateur.lab.steps import Result, Step, Work
 from secateur.lab.steps.train import Augmentation, augmentation
-from secateur.quantize.share import share
+from secateur.quantize.share import ShareOptions, share
 from secateur.structure.shrunk_files import reestimate_batch_norm
 
 __all__ = ["NormsStep"]
@@ -89,5 +89,7 @@ class NormsStep(Step):
         tensors, _ = round_books(state.model.state_dict(), state.codebooks, bits)
         state.model.load_state_dict(tensors)
         state.codebooks = dict(
-            share(state.model, method="exact", parameters=tuple(state.codebooks)).codebooks
+            share(
+                state.model, method="exact", options=ShareOptions(parameters=tuple(state.codebooks))
+            ).codebooks
         )

@@ -15,7 +15,7 @@ from secateur.core.masks import Masks
 from secateur.core.measurement import Measurement, Measurements
 from secateur.lab.state import State
 from secateur.lab.steps import Result, Step, Work
-from secateur.quantize.share import prepared, share
+from secateur.quantize.share import ShareOptions, plan_sharing, share
 
 __all__ = ["ShareStep"]
 
@@ -31,31 +31,29 @@ class ShareStep(Step):
     )
     method: str = Field("kmeans", description="kmeans, uniform or exact")
     per: str | tuple[str | tuple[str, ...], ...] = Field(
-        "tensor", description="who has one codebook together"
+        "tensor", description="which tensors have one codebook together"
     )
     only: Patterns = Field(None, description="layers to share, by name or pattern")
     skip: Patterns = Field(None, description="layers to leave alone")
     parameters: Patterns = Field(None, description="bare parameters to share as well")
-    rate: float = Field(
-        0.0, ge=0, description="what a bit costs, in mean squared weights: rare values must earn it"
-    )
+    rate: float = Field(0.0, ge=0, description="the price of a bit, in mean squared weights of a tensor")
     options: dict[str, Any] = Field(default_factory=dict, description="further options of the method")
 
     def check(self, model: nn.Module, before: list[str]) -> None:
         """Names and options, and patterns against the model."""
-        prepared(model, **self._asked())
+        plan_sharing(model, options=self._options(), **self._asked())
 
     def _asked(self) -> dict[str, Any]:
         return {
             "bits": self.bits,
-            "start": self.start,
             "method": self.method,
             "per": self.per,
-            "only": self.only,
-            "skip": self.skip,
-            "parameters": self.parameters,
+            **({} if self.start is None else {"start": self.start}),
             **self.options,
         }
+
+    def _options(self, seed: int = 0) -> ShareOptions:
+        return ShareOptions(self.only, self.skip, self.parameters, seed=seed)
 
     def run(self, state: State, work: Work) -> Result:
         """Share; the model's weights are the codebooks' from here on."""
@@ -63,7 +61,7 @@ class ShareStep(Step):
             state.model,
             masks=state.masks if state.masks is not None else "zeros",
             rate=self.rate,
-            seed=work.seed,
+            options=self._options(work.seed),
             **self._asked(),
         )
         rows = shared.summary()

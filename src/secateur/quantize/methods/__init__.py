@@ -1,1 +1,1 @@
-"""quantize/methods"""
+"""The methods of sharing, one file each; see `secateur.quantize`."""

@@ -1,4 +1,4 @@
-"""Exact: the values the weights already take, for a model that was shared elsewhere. No weight changes.
+"""Exact: the values that the weights already take, for a model that was shared elsewhere. No weight changes.
 
 >>> import torch
 >>> Exact().palette("fc", torch.tensor([0.5, 2.0, 0.5]), zeros=0, seed=0).values.tolist()
@@ -21,12 +21,23 @@ __all__ = ["Exact"]
 
 @dataclass(frozen=True)
 class Exact(Quantizer):
-    """The distinct weights as they are; more than `most` of them are an error, for then nothing is shared."""
+    """The distinct weights as they are.
+
+    Attributes:
+        most: More distinct weights than this are an error: such a tensor is not shared.
+    """
 
     most: int = 2**15
 
     def palette(self, name: str, weights: torch.Tensor, zeros: int, seed: int) -> Palette:
-        """Every distinct weight is a value."""
+        """Take every distinct weight as a value.
+
+        Args:
+            name: The tensor or group, for errors.
+            weights: Flat, finite and not empty.
+            zeros: How many masked weights there are besides.
+            seed: Not used.
+        """
         values = np.unique(to_numpy(weights)).astype(np.float64) + 0.0
         if values.size > self.most:
             raise OptionError(

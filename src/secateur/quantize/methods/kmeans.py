@@ -1,4 +1,4 @@
-"""K-means: 2**bits values that lie as near to the weights as can be (least squared error).
+"""K-means: the 2**bits values of least squared error from the weights.
 
 >>> import torch
 >>> weights = torch.tensor([0.0, 1.0, 9.0, 11.0, 30.0, 31.0])
@@ -25,14 +25,17 @@ __all__ = ["Kmeans"]
 class Kmeans(Quantizer):
     """2**bits centroids for the weights that are not masked; masked ones have an index of their own.
 
-    `start` is where the iteration begins: linear, kmeans++, random, density, optimal, or a value of `starts`.
-    The iteration ends when nothing moves, or after `iterations` rounds. A weight exactly half way between two
-    centroids goes to the lower one. Where there are no more distinct weights than centroids, the weights
-    themselves are the values.
+    A weight exactly half way between two centroids goes to the lower one. Where there are no more distinct weights than
+    centroids, the weights themselves are the values.
+
+    Attributes:
+        bits: 1 to 8.
+        start: Where the iteration begins: linear, kmeans++, random, density, optimal, or a value of `starts`.
+        iterations: The most rounds; the iteration ends earlier when nothing moves.
     """
 
     bits: int = 5
-    start: str | starts.Start = "optimal"
+    start: starts.StartLike = "optimal"
     iterations: int = 300
 
     def __post_init__(self) -> None:
@@ -43,7 +46,14 @@ class Kmeans(Quantizer):
         starts.registry.make(self.start)
 
     def palette(self, name: str, weights: torch.Tensor, zeros: int, seed: int) -> Palette:
-        """The best of what the start offers, after polishing and in the dtype of the weights."""
+        """Take the best result of the start, rounded to the dtype of the weights.
+
+        Args:
+            name: The tensor or group, for errors.
+            weights: Flat, finite and not empty.
+            zeros: How many masked weights there are besides.
+            seed: For starts that draw.
+        """
         numbers, exponent = in_range(to_numpy(weights))
         data = SortedWeights(numbers)
         count = 2**self.bits
@@ -55,7 +65,7 @@ class Kmeans(Quantizer):
         return Palette(centroids, middles(centroids))
 
     def _best(self, data: SortedWeights, count: int, seed: int, dtype: torch.dtype, exponent: int) -> Floats:
-        """The candidate of least squared error, its centroids rounded to `dtype`; the first of equals."""
+        """The result of least squared error, its centroids rounded to `dtype`; the first of equals."""
         found = [
             lloyd(data, first, self.iterations)
             for first in starts.registry.make(self.start).candidates(data, count, seed)

@@ -6,7 +6,7 @@
 >>> palette.values.tolist(), palette.assign(weights).tolist()
 ([-1.0, -0.5, 0.0, 0.5, 1.0], [0, 2, 3, 4])
 
-With `rate` a bit has a price: seldom used levels are left for the frequent ones, above all for zero.
+With `rate` a bit has a price: weights leave rare levels for frequent ones, zero above all.
 
 >>> palette = Uniform(step=0.5, rate=0.1).palette("fc", weights, zeros=1000, seed=0)
 >>> palette.values[palette.assign(weights)].tolist()
@@ -35,15 +35,16 @@ _MOST = 2**16
 class Uniform(Quantizer):
     """Multiples of `step`; 0.0 is always one of them, and masked weights take it.
 
-    `bits` limits the levels to -(2**(bits - 1) - 1) ... 2**(bits - 1) - 1; without `step` it also chooses the
-    step, the one of least squared error. Neither given means 5 bits. The step is rounded to float32, so that
-    four bytes hold it.
+    The step is rounded to float32, so that four bytes hold it. A tie goes to the lower level.
 
-    `rate` is the price of a bit, in squared steps: each weight goes to the level that minimises
-    (weight / step - level)**2 + rate * bits(level). The bits are those of an adaptive code that has seen the
-    whole tensor, masked zeros included; levels and bits are found in turn until neither changes. `dead_zone`
-    is the magnitude, in steps, up to which a weight becomes zero (0.5: plain rounding). A tie goes to the
-    lower level.
+    Attributes:
+        step: The distance between levels; the one of least squared error for `bits` unless given.
+        bits: Limits the levels to -(2**(bits - 1) - 1) ... 2**(bits - 1) - 1. Neither step nor bits means 5 bits.
+        rate: The price of a bit, in squared steps: each weight goes to the level that minimises
+            (weight / step - level)**2 + rate * bits(level). The bits are those of an adaptive code that has seen the
+            whole tensor, masked zeros included; levels and bits are found in turn until neither changes.
+        dead_zone: The magnitude, in steps, up to which a weight becomes zero; 0.5 is plain rounding.
+        rounds: The most rounds of finding levels and bits.
     """
 
     step: float | None = None
@@ -55,52 +56,38 @@ class Uniform(Quantizer):
     holds_zero: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.step is not None and not (math.isfinite(self.step) and self.step > 0):
-            raise OptionError(f"step of uniform sharing: expected a finite number above 0, got {self.step!r}")
-        if self.bits is not None and (
-            isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 2 <= self.bits <= 16
-        ):
-            raise OptionError(
-                f"bits of uniform sharing: expected a whole number from 2 to 16, got {self.bits!r}"
-            )
-        if not (math.isfinite(self.rate) and self.rate >= 0):
-            raise OptionError(
-                f"rate of uniform sharing: expected a finite number, 0 or more, got {self.rate!r}"
-            )
-        if not (math.isfinite(self.dead_zone) and self.dead_zone >= 0.5):
-            raise OptionError(
-                f"dead_zone of uniform sharing: expected 0.5 steps or more, got {self.dead_zone!r}"
-            )
-        if self.rounds < 1:
-            raise OptionError(f"rounds of uniform sharing: expected at least 1, got {self.rounds!r}")
+        whole = isinstance(self.bits, int) and not isinstance(self.bits, bool)
+        checks = (
+            (
+                self.step is None or (math.isfinite(self.step) and self.step > 0),
+                "step",
+                "a finite number above 0",
+            ),
+            (self.bits is None or (whole and 2 <= self.bits <= 16), "bits", "a whole number from 2 to 16"),
+            (math.isfinite(self.rate) and self.rate >= 0, "rate", "a finite number, 0 or more"),
+            (math.isfinite(self.dead_zone) and self.dead_zone >= 0.5, "dead_zone", "0.5 steps or more"),
+            (self.rounds >= 1, "rounds", "at least 1"),
+        )
+        for fine, option, expected in checks:
+            if not fine:
+                got = getattr(self, option)
+                raise OptionError(f"{option} of uniform sharing: expected {expected}, got {got!r}")
 
     def palette(self, name: str, weights: torch.Tensor, zeros: int, seed: int) -> Palette:
-        """The levels from the lowest used one to the highest, zero among them."""
+        """Take the levels from the lowest used one to the highest, zero among them.
+
+        Args:
+            name: The tensor or group, for errors.
+            weights: Flat, finite and not empty.
+            zeros: How many masked weights there are besides.
+            seed: Not used.
+        """
         numbers, exponent = in_range(to_numpy(weights))
         data = SortedWeights(numbers)
         bits = 5 if self.bits is None and self.step is None else self.bits
         limit = 2 ** (bits - 1) - 1 if bits is not None else None
-        if self.step is not None:
-            step = math.ldexp(self.step, exponent)
-        else:
-            assert limit is not None
-            step = _least_error_step(data, limit)
-        if weights.dtype != torch.float64:
-            step = float(np.float32(step)) or float(np.finfo(np.float32).tiny)
-        low, high = (round(float(end) / step) for end in (data.values[0], data.values[-1]))
-        if limit is not None:
-            low, high = max(low, -limit), min(high, limit)
-        # In half precision the level beyond the largest weight may be infinite.
-        furthest = int(
-            min(math.ldexp(float(torch.finfo(weights.dtype).max), min(exponent, 0)) / step, 2.0**62)
-        )
-        low, high = max(min(low, 0), -furthest), min(max(high, 0), furthest)
-        if high - low >= _MOST:
-            raise OptionError(
-                f"{name}: a step of {math.ldexp(step, -exponent):g} needs {high - low + 1:,} levels, "
-                f"expected at most {_MOST:,}; ask for a larger step, or give bits= as well"
-            )
-        levels = np.arange(low, high + 1, dtype=np.int64)
+        step = self._step(data, limit, weights.dtype, exponent)
+        levels = self._levels(name, data, step, limit, weights.dtype, exponent)
         cuts = self._cuts(data, levels, step, zeros)
         counts = np.diff(data.whole(data.positions(cuts)))
         used = np.flatnonzero((counts > 0) | (levels == 0))
@@ -109,12 +96,46 @@ class Uniform(Quantizer):
         values = torch.from_numpy(_values(levels[first : last + 1], step)).to(weights.dtype).double().numpy()
         return Palette(values, cuts, step, int(levels[first]))
 
+    def _step(self, data: SortedWeights, limit: int | None, dtype: torch.dtype, exponent: int) -> float:
+        """The step in the scale of `data`: the one given, or the one of least squared error."""
+        if self.step is not None:
+            step = math.ldexp(self.step, exponent)
+        else:
+            assert limit is not None
+            step = _least_error_step(data, limit)
+        if dtype != torch.float64:
+            step = float(np.float32(step)) or float(np.finfo(np.float32).tiny)
+        return step
+
+    def _levels(
+        self,
+        name: str,
+        data: SortedWeights,
+        step: float,
+        limit: int | None,
+        dtype: torch.dtype,
+        exponent: int,
+    ) -> Ints:
+        """The levels that the weights reach, zero among them."""
+        low, high = (round(float(end) / step) for end in (data.values[0], data.values[-1]))
+        if limit is not None:
+            low, high = max(low, -limit), min(high, limit)
+        # In half precision the level beyond the largest weight may be infinite.
+        furthest = int(min(math.ldexp(float(torch.finfo(dtype).max), min(exponent, 0)) / step, 2.0**62))
+        low, high = max(min(low, 0), -furthest), min(max(high, 0), furthest)
+        if high - low >= _MOST:
+            raise OptionError(
+                f"{name}: a step of {math.ldexp(step, -exponent):g} needs {high - low + 1:,} levels, "
+                f"expected at most {_MOST:,}; ask for a larger step, or give bits= as well"
+            )
+        return np.arange(low, high + 1, dtype=np.int64)
+
     def _cuts(self, data: SortedWeights, levels: Ints, step: float, zeros: int) -> Floats:
-        """Where one level ends and the next begins."""
-        plain = self._outside_dead_zone(_values(levels, step, 0.5)[:-1], levels, step)
+        """The cuts between levels."""
+        rounding = self._outside_dead_zone(_values(levels, step, 0.5)[:-1], levels, step)
         if self.rate == 0 or levels.size == 1:
-            return plain
-        best, least, cuts = plain, np.inf, plain
+            return rounding
+        best, least, cuts = rounding, np.inf, rounding
         for _ in range(self.rounds):
             edges = data.whole(data.positions(cuts))
             bits = _bits(np.diff(edges) + zeros * (levels == 0))
@@ -127,7 +148,7 @@ class Uniform(Quantizer):
         return best
 
     def _outside_dead_zone(self, cuts: Floats, levels: Ints, step: float) -> Floats:
-        """Cuts above zero moved out to the dead zone's end, and those below likewise."""
+        """Move cuts that lie inside the dead zone out to its ends."""
         reach = self.dead_zone * step
         return np.where(levels[:-1] >= 0, np.maximum(cuts, reach), np.minimum(cuts, -reach))
 
@@ -138,7 +159,7 @@ def _values(levels: Ints, step: float, above: float = 0.0) -> Floats:
 
 
 def _bits(counts: Ints) -> Floats:
-    """What a level costs in an adaptive code that has seen these counts, and half an occurrence of each."""
+    """Bits of each level in an adaptive code that has seen these counts and half an occurrence of each."""
     seen = counts + 0.5
     return np.log2(seen.sum() / seen)
 
@@ -146,7 +167,7 @@ def _bits(counts: Ints) -> Floats:
 def _envelope(levels: Ints, prices: Floats) -> Floats:
     """The cuts, in steps, between levels q of least (w - q)**2 + price: a lower envelope of lines.
 
-    A level that is nowhere best gets an empty stretch: its two cuts are equal.
+    A level that is best for no weight has two equal cuts.
 
     >>> _envelope(np.array([-1, 0, 1]), np.array([1.0, 0.0, 1.0])).tolist()
     [-1.0, 1.0]
@@ -175,7 +196,7 @@ def _envelope(levels: Ints, prices: Floats) -> Floats:
 
 
 def _least_error_step(data: SortedWeights, limit: int) -> float:
-    """The step of least squared error with levels up to `limit`, by a search that narrows twice."""
+    """The step of least squared error with levels up to `limit`, by a grid search refined twice."""
     top = max(abs(float(data.values[0])), abs(float(data.values[-1])))
     if top == 0:
         return 1.0

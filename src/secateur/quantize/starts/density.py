@@ -1,4 +1,4 @@
-"""Density: as many weights between one centroid and the next, everywhere."""
+"""Density: the same number of weights for every centroid."""
 
 from __future__ import annotations
 
@@ -22,6 +22,12 @@ class DensityStart(Start):
     """
 
     def centroids(self, data: SortedWeights, count: int, random: np.random.Generator) -> Floats:
-        """One weight per equally large part."""
+        """One weight from each of `count` equally large parts.
+
+        Args:
+            data: The weights.
+            count: How many centroids.
+            random: Not used.
+        """
         middle = (2 * np.arange(count) + 1) * data.count // (2 * count)
         return data.values[np.minimum(middle, data.count - 1)].astype(np.float64)

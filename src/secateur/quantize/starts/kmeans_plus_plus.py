@@ -1,9 +1,8 @@
 """k-means++: each next centroid on a weight drawn in proportion to its squared distance from those before.
 
-The draw is exact and never looks at all the weights: the squared distances of a stretch of sorted weights
-from one centroid follow from prefix sums, so a stretch is drawn first and the weight inside it found by
-bisection. As is usual, a few weights are drawn each time and the one that lowers the total most is taken
-(Arthur and Vassilvitskii, 2007).
+The draw is exact without reading all the weights: the squared distances of a cluster of sorted weights from its
+centroid follow from prefix sums, so a cluster is drawn first and the weight inside it found by bisection. As is usual,
+a few weights are drawn each time and the one that lowers the total most is taken (Arthur and Vassilvitskii, 2007).
 """
 
 from __future__ import annotations
@@ -22,7 +21,10 @@ __all__ = ["KmeansPlusPlusStart"]
 
 @dataclass(frozen=True)
 class KmeansPlusPlusStart(Start):
-    """Spread by squared distance. `trials` draws for each centroid; None means 2 + ln k.
+    """Spread by squared distance.
+
+    Attributes:
+        trials: Weights drawn for each centroid, of which the best is taken; None means 2 + ln k.
 
     >>> data = SortedWeights(np.array([0.0, 0.0, 0.0, 5.0]))
     >>> sorted(KmeansPlusPlusStart().centroids(data, 2, np.random.default_rng(0)).tolist())
@@ -36,7 +38,13 @@ class KmeansPlusPlusStart(Start):
             raise OptionError(f"trials of k-means++: expected at least 1, got {self.trials}")
 
     def centroids(self, data: SortedWeights, count: int, random: np.random.Generator) -> Floats:
-        """`count` weights, fewer where every weight already has a centroid on it."""
+        """`count` weights, fewer where every weight already has a centroid on it.
+
+        Args:
+            data: The weights.
+            count: How many centroids.
+            random: The generator drawn from.
+        """
         trials = self.trials or 2 + int(math.log(count))
         chosen = np.array([float(data.values[random.integers(data.count)])])
         while chosen.size < count:
@@ -55,12 +63,12 @@ class KmeansPlusPlusStart(Start):
         first, second = data.sums(edges)
         away = chosen - data.shift
 
-        def mass(stretch: Ints, upto: Ints, sums: Floats, squares: Floats) -> Floats:
-            """The squared distances of the stretch's weights before `upto`, added up; its sums are given."""
-            begin, centre = edges[stretch], away[stretch]
+        def mass(cluster: Ints, upto: Ints, sums: Floats, squares: Floats) -> Floats:
+            """The sum of squared distances of a cluster's weights before `upto`, from the prefix sums there."""
+            begin, centre = edges[cluster], away[cluster]
             return (
-                (squares - second[stretch])
-                - 2 * centre * (sums - first[stretch])
+                (squares - second[cluster])
+                - 2 * centre * (sums - first[cluster])
                 + centre**2 * (upto - begin)
             )
 
@@ -72,20 +80,20 @@ class KmeansPlusPlusStart(Start):
             return None
         ends = np.cumsum(weight)
         target = random.random(trials) * ends[-1]
-        stretch = np.minimum(np.searchsorted(ends, target, side="right"), chosen.size - 1)
-        target = target - (ends - weight)[stretch]
-        low, high = edges[stretch], edges[stretch + 1] - 1
+        cluster = np.minimum(np.searchsorted(ends, target, side="right"), chosen.size - 1)
+        target = target - (ends - weight)[cluster]
+        low, high = edges[cluster], edges[cluster + 1] - 1
         # The weight drawn is the first whose running total exceeds the target: its block first.
         block, last = low // BLOCK, high // BLOCK
         while np.any(block < last):
             middle = (block + last) // 2
             beyond = np.minimum(middle + 1, last)
-            above = mass(stretch, beyond * BLOCK, *data.block_sums(beyond)) > target
+            above = mass(cluster, beyond * BLOCK, *data.block_sums(beyond)) > target
             block, last = np.where(above, block, beyond), np.where(above, middle, last)
         low, high = np.maximum(low, block * BLOCK), np.minimum(high, block * BLOCK + BLOCK - 1)
         within = np.minimum(low[:, None] + np.arange(BLOCK), high[:, None])
-        distance = data.values[within] - chosen[stretch][:, None]
-        totals = np.cumsum(distance * distance, axis=1) + mass(stretch, low, *data.sums(low))[:, None]
+        distance = data.values[within] - chosen[cluster][:, None]
+        totals = np.cumsum(distance * distance, axis=1) + mass(cluster, low, *data.sums(low))[:, None]
         steps = np.minimum((totals <= target[:, None]).sum(axis=1), high - low)
         return data.values[low + steps].astype(np.float64)
 

@@ -14,7 +14,7 @@ __all__ = ["LinearStart"]
 
 @dataclass(frozen=True)
 class LinearStart(Start):
-    """Evenly between the least and the greatest weight.
+    """Evenly between the smallest and the largest weight.
 
     >>> data = SortedWeights(np.array([-1.0, 0.0, 0.5, 3.0]))
     >>> LinearStart().centroids(data, 3, np.random.default_rng(0)).tolist()
@@ -22,7 +22,13 @@ class LinearStart(Start):
     """
 
     def centroids(self, data: SortedWeights, count: int, random: np.random.Generator) -> Floats:
-        """`count` evenly spaced numbers."""
+        """`count` evenly spaced numbers.
+
+        Args:
+            data: The weights.
+            count: How many centroids.
+            random: Not used.
+        """
         low, high = float(data.values[0]), float(data.values[-1])
         if count == 1:
             return np.array([low + (high - low) / 2])

@@ -1,9 +1,9 @@
-"""Optimal: the least squared error there is, and never more than any other start finds.
+"""Optimal: the least squared error, and never more than any other start finds.
 
-Up to 2,048 distinct weights the best clusters are found exactly. Beyond, cuts may fall at some thousands of
-places: the borders of equally filled bins, of equally wide bins, and each of the outermost weights. The best
-clusters among those are found exactly and then polished. Every other start is tried as well with the same
-seed, and the best result is kept.
+Up to 2,048 distinct weights the best clusters are found exactly. For more, cuts may be at some thousands of places: the
+edges of equally filled bins, of equally wide bins, and each of the outermost weights. The best clusters among those are
+found exactly and then improved by the iteration. Every other start is tried as well, with the same seed, and the best
+result is kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ __all__ = ["OptimalStart"]
 
 @dataclass(frozen=True)
 class OptimalStart(Start):
-    """Dynamic programming over `places` possible cuts, beside every other start.
+    """Dynamic programming over `places` possible cuts, and every other start.
+
+    Attributes:
+        places: The number of distinct weights up to which the clusters are exact, and about the number of places for
+            a cut beyond.
 
     >>> data = SortedWeights(np.array([0.0, 1.0, 9.0, 11.0, 30.0]))
     >>> OptimalStart().centroids(data, 3, np.random.default_rng(0)).tolist()
@@ -36,11 +40,23 @@ class OptimalStart(Start):
             raise OptionError(f"places of the optimal start: expected at least 16, got {self.places}")
 
     def centroids(self, data: SortedWeights, count: int, random: np.random.Generator) -> Floats:
-        """The means of the best clusters."""
+        """The means of the best clusters.
+
+        Args:
+            data: The weights.
+            count: How many centroids.
+            random: Not used.
+        """
         return data.means(best_cuts(data, self._places(data, count), count))
 
     def candidates(self, data: SortedWeights, count: int, seed: int) -> list[Floats]:
-        """The best clusters first, then what every other start in the folder gives with this seed."""
+        """The best clusters first, then what every other start of the folder gives.
+
+        Args:
+            data: The weights.
+            count: How many centroids.
+            seed: Of the numbers that other starts draw.
+        """
         found = super().candidates(data, count, seed)
         for word in registry.names():
             other = registry.get(word)
@@ -49,7 +65,7 @@ class OptimalStart(Start):
         return found
 
     def _places(self, data: SortedWeights, count: int) -> Ints:
-        """Where a cut may fall: always between two different weights."""
+        """Where a cut may be: always between two different weights."""
         if data.distinct <= self.places:
             return np.append(data.runs(), data.count)
         half = max(self.places, 4 * count) // 2
@@ -59,6 +75,6 @@ class OptimalStart(Start):
         places = np.concatenate(
             [filled, data.positions(grid[:-1]), np.arange(outermost), data.count - 1 - np.arange(outermost)]
         )
-        # A cut inside a run of equal weights would part what must stay together: move it to the run's begin.
+        # A cut inside a run of equal weights would separate them: move it to where the run begins.
         marks = data.values[np.minimum(places, data.count - 1)]
         return np.append(np.unique(np.searchsorted(data.values, marks, side="left")), data.count)

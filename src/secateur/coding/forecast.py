@@ -22,7 +22,7 @@ from operator import mul
 
 import numpy as np
 
-__all__ = ["MOST", "Forecast", "subsample"]
+__all__ = ["LOOP_LIMITS", "MOST", "Forecast", "subsample"]
 
 MOST = 2047  # features and targets stay within +-MOST
 _ONE = 65536  # a weight of 1
@@ -30,6 +30,7 @@ _MOST_WEIGHT = float(1 << 20)  # weights stay within +-16
 _ENOUGH = 512  # columns of a block that are used for the fit, at least
 _RIDGE = 1 << 28  # the strength of the pull towards the start weights
 _SUMS = 1 << 50  # sums are halved beyond this
+LOOP_LIMITS = (MOST, _RIDGE, _MOST_WEIGHT, _SUMS)  # for compiled loops
 _TRUST = 1 << 15  # trusts stay below
 _STEP_BITS = 26  # sums are shortened to this many bits for the step, so that its products are exact
 
@@ -58,6 +59,17 @@ class Forecast:
     def weights(self) -> np.ndarray:
         """The weights, in 65536ths."""
         return np.array(self._weights)
+
+    @property
+    def state(self) -> tuple[list[float], list[float], np.ndarray, int]:
+        """The weights at the start and now, the sums, and how much can be added to them unlooked at."""
+        return self._start, self._weights, self._sums, self._room
+
+    def take(self, weights: np.ndarray, sums: np.ndarray, room: int) -> None:
+        """Go on from where compiled loops came to."""
+        self._weights = weights.tolist()
+        self._sums[:] = sums
+        self._room = room
 
     def next_tensor(self) -> None:
         """Divide all sums by four: earlier tensors count less."""

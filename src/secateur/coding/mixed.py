@@ -1,7 +1,7 @@
 """Context-mixing model of levels: zero, sign and magnitude of every weight as bits with mixed probabilities.
 
-The same walk encodes and decodes: `coin(bits, probabilities)` writes the bits it is given, or reads bits when given
-None. A `MixerBank` carries what was learnt from one tensor to the next of the same section.
+The same walk encodes and decodes: a bit coder writes the bits it is given, or reads bits when given None. A
+`MixerBank` carries what was learnt from one tensor to the next of the same section.
 
 >>> import numpy as np
 >>> levels = np.random.default_rng(0).integers(0, 3, (8, 4, 3, 3))
@@ -12,13 +12,12 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 
-from secateur.coding import planes, static
+from secateur.coding import compiled, planes, static
 from secateur.coding.mixing import Mixer
 from secateur.coding.predicted_contexts import LEAST_GRAIN, Forecasts, PredictedContexts
 from secateur.coding.range_coder import Decoder, Encoder
@@ -33,8 +32,6 @@ _NODES = 64
 _LEAST_GRAIN, _MOST_GRAIN = 8, 14  # of model 1
 _GRAINS = 9  # of model 2, from LEAST_GRAIN on
 FIRST_BYTE = 2  # of a stream of model 2
-
-Coin = Callable[[np.ndarray | None, np.ndarray], np.ndarray]
 
 
 class MixerBank:
@@ -119,17 +116,11 @@ def encode(
     sizes[: above + 1] += histogram[below : below + above + 1]
     sizes[1 : below + 1] += histogram[:below][::-1]
     way = CodingMode(kind, _unary(sizes), grain)
-    encoder = Encoder()
-
-    def coin(bits: np.ndarray | None, probabilities: np.ndarray) -> np.ndarray:
-        assert bits is not None
-        encoder.coins(bits, probabilities)
-        return bits
-
+    stream = b""
     if levels.size:
         plan = planes.layout(levels.shape)
-        _Walk(way, plan, below, above, zero, coin, memory).run(plan.planes(signed))
-    return bytes([way.byte]) + encoder.finish()
+        _, stream = _Walk(way, plan, below, above, zero, memory, None).run(plan.planes(signed))
+    return bytes([way.byte]) + stream
 
 
 def decode(
@@ -143,14 +134,11 @@ def decode(
 ) -> np.ndarray:
     """The inverse of `encode`, as int16; `old` for model 1."""
     way = CodingMode.of(data[0] if len(data) else 0, old)
-    decoder = Decoder(data[1:])
     if not prod(shape):  # a shape such as (2**40, 0) has no level, but filters to iterate over
-        decoder.finish()
+        Decoder(data[1:]).finish()
         return np.zeros(shape, dtype=np.int16)
     plan = planes.layout(shape)
-    walk = _Walk(way, plan, below, above, zero, lambda _, odds: decoder.coins(odds), memory)
-    signed = walk.run(None)
-    decoder.finish()
+    signed, _ = _Walk(way, plan, below, above, zero, memory, data[1:]).run(None)
     levels = plan.tensor(signed, shape)
     if not zero:
         levels -= levels > 0
@@ -168,6 +156,35 @@ def _unary(histogram: np.ndarray) -> int:
     return unary
 
 
+class _BitCoder:
+    """Codes batches of bits with constriction, or decodes them where there are none, and lets the mixers learn."""
+
+    def __init__(self, data: bytes | memoryview | None):
+        self._encoder = Encoder() if data is None else None
+        self._decoder = None if data is None else Decoder(data)
+
+    def flip(
+        self, mixer: Mixer, node: np.ndarray | None, places: np.ndarray, bits: np.ndarray | None
+    ) -> np.ndarray:
+        """One batch of bits (intp) of one mixer."""
+        pairs = mixer.predict(node, places)
+        if self._decoder is not None:
+            bits = self._decoder.coins(pairs)
+        else:
+            assert self._encoder is not None
+            assert bits is not None
+            self._encoder.coins(bits, pairs)
+        found = bits.astype(np.intp)
+        mixer.learn(found)
+        return found
+
+    def finish(self) -> bytes:
+        """What was written; of a decoder, raise unless the stream ends here."""
+        if self._decoder is not None:
+            self._decoder.finish()
+        return self._encoder.finish() if self._encoder is not None else b""
+
+
 class _Walk:
     """Codes or decodes all blocks of a tensor."""
 
@@ -178,15 +195,16 @@ class _Walk:
         below: int,
         above: int,
         zero: bool,
-        coin: Coin,
         memory: MixerBank,
+        data: bytes | memoryview | None,
     ):
         memory.next_tensor()
         self._way = way
         self._below, self._above, self._zero = below, above, zero
         self._largest = max(below, above)
         self._unary = min(way.unary, max(self._largest - 2, 0))
-        self._coin = coin
+        self._coder = _BitCoder(data)
+        self._data = data
         self._memory = memory
         self._book = way.book(plan, self._largest, memory)
         kind = self._book.kind
@@ -203,14 +221,20 @@ class _Walk:
             for depth in range(digits)
         ]
 
-    def run(self, source: np.ndarray | None) -> np.ndarray:
-        """Code (or, with `source` None, decode) all blocks; returns the planes of signed ranks."""
+    def run(self, source: np.ndarray | None) -> tuple[np.ndarray, bytes]:
+        """Code (or, with `source` None, decode) all blocks; returns the planes of signed ranks and the stream."""
+        loops = compiled.kernels() if self._way.kind != "old" and compiled.pays(self._book.layout) else None
+        if loops is not None:
+            assert isinstance(self._book, PredictedContexts)
+            mixers = [self._of_zero, self._of_sign, *self._more, *self._digits]
+            sides = (self._below, self._above, self._zero, self._unary, len(self._digits), _NODES)
+            return compiled.walk(loops, self._book, mixers, (*sides, self._way.grain), source, self._data)
         for block in self._book.blocks(self._way.grain):
             signed = None if source is None else source[block.tap, block.rows].reshape(-1)
             ranks = np.zeros(block.size, dtype=np.intp)
             if self._zero:
                 bits = None if signed is None else (signed != 0).astype(np.int32)
-                chosen = self._flip(self._of_zero, None, block.zero(), bits).nonzero()[0]
+                chosen = self._coder.flip(self._of_zero, None, block.zero(), bits).nonzero()[0]
             else:
                 chosen = np.arange(block.size)
             if len(chosen):
@@ -218,24 +242,16 @@ class _Walk:
                     block, chosen, None if signed is None else planes.of(signed, chosen)
                 )
             block.close(ranks)
-        return self._book.signed
+        return self._book.signed, self._coder.finish()
 
     def _mixer(self, name: str, nodes: int, sizes: tuple[int, ...]) -> Mixer:
         return self._memory.mixer(f"{self._way.kind} {name}", nodes, sizes)
-
-    def _flip(
-        self, mixer: Mixer, node: np.ndarray | None, contexts: np.ndarray, bits: np.ndarray | None
-    ) -> np.ndarray:
-        """Code one batch of bits by one mixer, and let it learn them."""
-        coined = self._coin(bits, mixer.predict(node, contexts)).astype(np.intp)
-        mixer.learn(coined)
-        return coined
 
     def _ranks(self, block: planes.PlaneBlock, chosen: np.ndarray, signed: np.ndarray | None) -> np.ndarray:
         """The signed ranks of the weights that are not zero."""
         if self._below and self._above:
             bits = None if signed is None else (signed < 0).astype(np.int32)
-            negative = self._flip(self._of_sign, None, block.sign(chosen), bits)
+            negative = self._coder.flip(self._of_sign, None, block.sign(chosen), bits)
         else:
             negative = np.full(len(chosen), int(self._above == 0))
         size = self._sizes(block, chosen, None if signed is None else np.abs(signed), negative)
@@ -259,7 +275,7 @@ class _Walk:
         bits: np.ndarray | None
         for step, mixer in enumerate(self._more, 1):
             bits = None if size is None else (size > step).astype(np.int32)
-            more = self._flip(mixer, negative, contexts, bits).nonzero()[0]
+            more = self._coder.flip(mixer, negative, contexts, bits).nonzero()[0]
             if not len(more):
                 return out
             if len(more) < len(negative):
@@ -274,7 +290,7 @@ class _Walk:
             if depth == _RICH:
                 contexts = block.magnitude_plain(chosen if live is None else chosen[live])
             node = code if 1 << depth <= _NODES else np.minimum(code >> 1, _NODES - 1) * 2 + negative
-            code += self._flip(mixer, node, contexts, bits)
+            code += self._coder.flip(mixer, node, contexts, bits)
             code *= 2
             code -= negative
         out[slice(None) if live is None else live] += code >> 1

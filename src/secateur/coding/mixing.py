@@ -26,7 +26,7 @@ import numpy as np
 
 from secateur.coding.logistic import LIMIT, SQUASH, STRETCH
 
-__all__ = ["EXACT", "Mixer", "places", "starts"]
+__all__ = ["EXACT", "LOOP_LIMITS", "LOOP_TABLES", "Mixer", "places", "starts"]
 
 _ONE = 65536
 _SCALE = 1 << 32  # of errors as probabilities, for weights in 65536ths
@@ -43,6 +43,8 @@ _ONES = SQUASH.clip(_LEAST, _ONE - _LEAST).astype(np.float64)
 _PAIRS = np.stack([_ONE - _ONES, _ONES], axis=1) / _ONE
 _DOUBT = np.floor(_ONES * (_ONE - _ONES) / (1 << 20))
 _PLACE = (STRETCH + LIMIT).astype(np.int16)  # the index of a probability's log-odds in the tables above
+LOOP_TABLES = (_PLACE, _ONES.astype(np.int64), _DOUBT.astype(np.int64))  # for compiled loops
+LOOP_LIMITS = (_PRIOR, _CALM, _WEIGHT)
 
 
 class Mixer:
@@ -72,6 +74,35 @@ class Mixer:
     def next_tensor(self) -> None:
         """Reduce the counts of the last tensor, so that a new one is learnt quickly."""
         self._stale = True  # reducing twice is the same as once, so it can wait until the mixer is used
+
+    def move_counts(self, there: np.ndarray) -> None:
+        """Keep the counts in `there`, an array of `2 * cells` numbers."""
+        if self._stale:
+            self._freshen()
+        there[:] = self._flat
+        self._flat = there
+        self._counts = there.reshape(self._counts.shape)
+        self._zeros, self._ones = self._counts
+
+    @property
+    def cells(self) -> int:
+        """How many cells there are in all."""
+        return self._cells
+
+    @property
+    def stride(self) -> int:
+        """How many cells a node has."""
+        return self._stride
+
+    @property
+    def state(self) -> tuple[list[int], int]:
+        """The weights in 65536ths, and the energy."""
+        return self._whole, self._energy
+
+    @state.setter
+    def state(self, moved: tuple[list[int], int]) -> None:
+        self._whole, self._energy = moved
+        self._weights[:-1] = [weight / _ONE for weight in self._whole]
 
     def _freshen(self) -> None:
         self._stale = False

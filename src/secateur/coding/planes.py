@@ -21,7 +21,16 @@ import numpy as np
 
 from secateur.coding.mixing import starts
 
-__all__ = ["MAGNITUDE", "MAGNITUDE_PLAIN", "SIGN", "ZERO", "PlaneBlock", "PlaneLayout", "Planes", "layout"]
+__all__ = [
+    "MAGNITUDE",
+    "MAGNITUDE_PLAIN",
+    "SIGN",
+    "ZERO",
+    "PlaneBlock",
+    "PlaneLayout",
+    "Planes",
+    "layout",
+]
 
 _MOST_TAPS = 64
 
@@ -47,6 +56,8 @@ _TWELVE = _steps((2, 5, 8, 11, 14, 18, 23, 30, 40, 60, 90))
 _FINE = _steps(
     (2, 3, 4, 5, 6, 8, 9, 11, 13, 16, 19, 22, 27, 32, 38, 45, 54, 64, 77, 91, 109, 130, 154, 184, 219)
 )
+
+LOOP_TABLES = (_EIGHT, _TWELVE)  # for compiled loops
 
 _MIDDLES = np.array([6, 12, 12])[:, None, None]
 _SIGNS = tuple((k, np.int16(weight)) for k, weight in ((8, 27), (0, 9), (9, 3), (1, 1)))
@@ -110,7 +121,7 @@ class Planes:
         self.layout = layout
         self.largest = max(1, largest)
         filters, channels, taps = layout.filters, layout.channels, layout.taps
-        self._near = _neighbours(taps, layout.width)
+        self.near = _neighbours(taps, layout.width)
         self.signed = np.zeros((taps, filters, channels), dtype=np.int16)
         self.size = np.zeros((taps, filters, channels), dtype=np.int16)
         # Sums of sizes and of signed ranks.
@@ -144,7 +155,7 @@ class Planes:
 
     def seen(self, tap: int) -> list[int | None]:
         """The neighbours of a tap, None for those that come later or do not exist."""
-        return [spot if spot < tap else None for spot in self._near[tap]]
+        return [spot if spot < tap else None for spot in self.near[tap]]
 
     @property
     def mean(self) -> int:

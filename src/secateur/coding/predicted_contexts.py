@@ -24,7 +24,7 @@ from secateur.coding import planes
 from secateur.coding.forecast import MOST, Forecast, subsample
 from secateur.coding.mixing import starts
 
-__all__ = ["LEAST_GRAIN", "Forecasts", "PredictedContexts"]
+__all__ = ["LEAST_GRAIN", "LOOP_TABLES", "Forecasts", "PredictedContexts"]
 
 LEAST_GRAIN = 6
 _TAPS = 12  # how many earlier taps are features
@@ -49,6 +49,8 @@ _BY_STANDING = np.arange(25, dtype=np.intp) * 26
 _STANDING, _SIZE = np.divmod(np.arange(25 * 26, dtype=np.intp), 26)
 _SURELY = np.minimum(np.abs(_STANDING - 12), 7) * 26 + _SIZE
 _MIRROR = (24 - _STANDING) * 26 + _SIZE
+
+LOOP_TABLES = (_FINE, _SURELY, _MIRROR, _TRUST_SIZE, _TRUST_VALUE)  # for compiled loops
 
 Forecasts = dict[tuple[str, int, int, int], Forecast]
 
@@ -78,10 +80,15 @@ class PredictedContexts(planes.Planes):
         """Every rank, from the lowest on, in 64ths of the mean rank and limited."""
         return np.minimum(self._far // unit, MOST) * self._side.astype(np.float64)
 
-    def forecast(self, kind: str, tap: int, start: list[int]) -> Forecast:
-        """The forecast of one tap, made when first needed."""
+    def forecast(self, kind: str, tap: int) -> Forecast:
+        """The forecast of one tap, of "size" or of "value", made when first needed."""
         key = (kind, self.layout.taps, self.layout.width, tap)
         if key not in self._forecasts:
+            taps = min(tap, _TAPS)
+            if kind == "value":
+                start = [0] * (2 + taps)
+            else:
+                start = [9830, 9830, 19661] + [26214 // taps] * taps if taps else [16384, 16384, 32768]
             self._forecasts[key] = Forecast(start)
         return self._forecasts[key]
 
@@ -113,8 +120,7 @@ class PredictedBlock(planes.PlaneBlock):
             values = np.empty((3 + taps, *self.shape))
             self._table.take(np.add(known, self._middle, dtype=np.intp), out=values[2:-1], mode="clip")
             np.abs(values[2:-1], out=features[3:-1])
-        start = [9830, 9830, 19661] + [26214 // taps] * taps if taps else [16384, 16384, 32768]
-        self._by_size = book.forecast("size", tap, start)
+        self._by_size = book.forecast("size", tap)
         # Indices beyond the ends of the tables below are clipped to their first and last entry.
         self._place = self._by_size.sums(self._features[:-1]).astype(np.intp)
         fine = _FINE.take(self._place, mode="clip")
@@ -129,7 +135,7 @@ class PredictedBlock(planes.PlaneBlock):
         np.minimum(lean, MOST, out=lean)
         values[0], values[1] = lean[:filters, None], lean[filters:]
         self._values = values.reshape(3 + taps, -1)
-        self._by_value = book.forecast("value", tap, [0] * (2 + taps))
+        self._by_value = book.forecast("value", tap)
         # (16 * value + size) // (2 * size) + 12, as a rounded quotient, which is exact: a double is far
         # finer than the distance of such a fraction from an integer.
         value = self._by_value.sums(self._values[:-1])

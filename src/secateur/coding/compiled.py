@@ -1,0 +1,228 @@
+"""The walks of the context models as machine code, by numba: the same numbers, so the same bytes.
+
+Install the extra `secateur[fast]` and long tensors are coded and decoded with these loops. Without it, or with
+`SECATEUR_COMPILED=0` in the environment, numpy does the same in more passes. The numpy path is the reference: tests
+hold the two equal on random tensors and on the golden files.
+
+They are equal because nothing here rounds. Counts, log-odds and sums of products are whole numbers (or whole
+multiples of 2**-16) that a double holds exactly, in whichever order they are added; quotients are one division each,
+as in numpy.
+
+>>> available() in (True, False)
+True
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from functools import cache
+from types import ModuleType
+
+import numpy as np
+
+from secateur.coding import forecast, mixing, planes, predicted_contexts
+from secateur.coding.mixing import Mixer
+from secateur.coding.predicted_contexts import PredictedContexts
+from secateur.errors import FormatError
+
+__all__ = ["LONGEST_BLOCK", "WORTH_IT", "available", "kernels", "pays", "walk"]
+
+WORTH_IT = 1 << 16
+"""Tensors of fewer weights are coded by numpy: loading the compiled loops would take longer."""
+LONGEST_BLOCK = 1 << 18
+"""Blocks of more weights are coded by numpy: sums over them could leave 64 bits."""
+_PIECE = 1 << 17  # weights coded between two looks at the room left for the stream
+_WRONG = {1: "a coded stream holds a value outside the coder's range", 2: "a level lies outside the codebook"}
+
+
+@cache
+def available() -> bool:
+    """Whether numba is installed and not switched off by `SECATEUR_COMPILED=0`."""
+    return os.environ.get("SECATEUR_COMPILED", "1") != "0" and importlib.util.find_spec("numba") is not None
+
+
+@cache
+def kernels() -> ModuleType | None:
+    """The module of compiled loops, imported (with numba) at the first call; None where it cannot be."""
+    if not available():
+        return None
+    try:
+        from secateur.coding import _kernels
+    except ImportError:  # numba is there, but not for this Python or numpy
+        return None
+    return _kernels
+
+
+def pays(layout: planes.PlaneLayout) -> bool:
+    """Whether a tensor is long enough for the loops to pay, and its blocks short enough for their sums."""
+    size = layout.filters * layout.channels * layout.taps
+    return size >= WORTH_IT and layout.channels <= LONGEST_BLOCK
+
+
+def walk(
+    loops: ModuleType,
+    book: PredictedContexts,
+    mixers: Sequence[Mixer],
+    sides: tuple[int, int, bool, int, int, int, int],
+    source: np.ndarray | None,
+    data: bytes | memoryview | None,
+) -> tuple[np.ndarray, bytes]:
+    """Code all blocks of a tensor, or with `data` decode them, and leave book, mixers and forecasts as numpy would.
+
+    Args:
+        loops: What `kernels` gave.
+        book: The tensor's planes.
+        mixers: Those of zero, sign, magnitudes one by one, and binary digits.
+        sides: Levels below and above zero, whether there is a zero, how many magnitudes are told one by one, how many
+            binary digits the rest has, the most nodes of a digit, and the grain of the blocks.
+        source: The planes of signed ranks; None to decode.
+        data: The stream to decode.
+
+    Returns:
+        The planes of signed ranks, and the stream that was written.
+    """
+    coder, bank = _Coder(data), _PackedMixers(mixers)
+    fits = _PackedForecasts(book, "size"), _PackedForecasts(book, "value")
+    filters, channels = book.layout.filters, book.layout.channels
+    rows, rich = book.rows(sides[-1]), book.kernel is not None
+    way = loops.Way(*sides[:-1], rich, rows)
+    sums = np.array([book.count, book.total])
+    state = loops.Book(
+        book.signed,
+        book.size,
+        np.zeros((2, 0, 0), dtype=np.int32) if book.kernel is None else book.kernel,
+        book.filter,
+        book.channel,
+        sums,
+        np.array(book.near),
+    )
+    tables = loops.Tables(
+        *mixing.LOOP_TABLES,
+        *planes.LOOP_TABLES,
+        *predicted_contexts.LOOP_TABLES,
+        *mixing.LOOP_LIMITS,
+        *forecast.LOOP_LIMITS,
+    )
+    packed = loops.Bank(*bank.arrays), tuple(loops.Fit(*fit.arrays) for fit in fits)
+    together = max(rows, _PIECE // channels // rows * rows)
+    for tap in range(book.layout.taps):
+        for top in range(0, filters, together):
+            end = min(top + together, filters)
+            coder.room((end - top) * channels * (len(mixers) + 1))
+            stream = loops.Stream(coder.state, coder.words, data is not None)
+            planes_of = book.signed if source is None else source
+            wrong = loops.walk((tap, top, end), planes_of, state, way, *packed, tables, stream)
+            if wrong:
+                raise FormatError(_WRONG[wrong])
+    bank.unpack()
+    for fit in fits:
+        fit.unpack()
+    book.count, book.total = (int(number) for number in sums)
+    return book.signed, coder.finish()
+
+
+class _PackedMixers:
+    """Several mixers side by side in a few arrays. Their counts become views into one array."""
+
+    def __init__(self, mixers: Sequence[Mixer]):
+        self._mixers = mixers
+        cells = np.array([mixer.cells for mixer in mixers])
+        begins = np.concatenate(([0], np.cumsum(2 * cells)[:-1]))
+        counts = np.empty(int(2 * cells.sum()))
+        states = []
+        for mixer, begin in zip(mixers, begins.tolist()):
+            mixer.move_counts(counts[begin : begin + 2 * mixer.cells])
+            states.append(mixer.state)
+        self._lengths = [len(weights) for weights, _ in states]
+        whole = np.zeros((len(mixers), max(self._lengths)), dtype=np.int64)
+        for row, (weights, _) in zip(whole, states):
+            row[: len(weights)] = weights
+        energies = np.array([energy for _, energy in states])
+        strides = np.array([mixer.stride for mixer in mixers])
+        self.arrays = (counts, begins, cells, strides, whole / 65536.0, whole, energies)
+
+    def unpack(self) -> None:
+        """Hand weights and energies back."""
+        *_, whole, energies = self.arrays
+        for mixer, length, weights, energy in zip(
+            self._mixers, self._lengths, whole.tolist(), energies.tolist()
+        ):
+            mixer.state = weights[:length], energy
+
+
+class _PackedForecasts:
+    """A tensor's forecasts of one kind, one for each tap, side by side in a few arrays."""
+
+    def __init__(self, book: PredictedContexts, kind: str):
+        first = 1 if kind == "value" else 0  # nothing foretells a value at the first tap
+        self._forecasts = {tap: book.forecast(kind, tap) for tap in range(first, book.layout.taps)}
+        most = max((len(one.weights) for one in self._forecasts.values()), default=1)
+        taps = book.layout.taps
+        features, room = np.zeros(taps, dtype=np.int64), np.zeros(taps, dtype=np.int64)
+        starts, weights, sums = (
+            np.zeros((taps, most)),
+            np.zeros((taps, most)),
+            np.zeros((taps, most, most + 1)),
+        )
+        for tap, one in self._forecasts.items():
+            start, now, total, left = one.state
+            features[tap], room[tap] = len(start), left
+            starts[tap, : len(start)], weights[tap, : len(start)] = start, now
+            sums[tap, : len(start), : len(start) + 1] = total
+        self.arrays = (features, starts, weights, sums, room)
+
+    def unpack(self) -> None:
+        """Hand everything back."""
+        features, _, weights, sums, room = self.arrays
+        for tap, one in self._forecasts.items():
+            count = int(features[tap])
+            one.take(weights[tap, :count], sums[tap, :count, : count + 1], int(room[tap]))
+
+
+class _Coder:
+    """The range coder's state, for the compiled loops: an encoder, or with `data` a decoder of that stream.
+
+    It is constriction's queue coder with words of 32 bits and a state of 64, as docs/format.md defines it.
+
+    >>> _Coder().finish()
+    b''
+    """
+
+    def __init__(self, data: bytes | memoryview | None = None):
+        self.decodes = data is not None
+        self.state = np.array(
+            [0, 2**64 - 1, 0, 0], dtype=np.uint64
+        )  # low end, range, point, place in the words
+        if data is None:
+            self.words = np.zeros(1 << 12, dtype=np.uint32)
+            return
+        whole = bytes(data) + bytes(-len(data) % 4)
+        self.words = np.frombuffer(whole, dtype=">u4").astype(np.uint32)
+        first = [int(word) for word in (*self.words[:2], 0, 0)][:2]
+        self.state[2] = (first[0] << 32) | first[1]
+        self.state[3] = 2
+
+    def room(self, bits: int) -> None:
+        """Make room for what so many bits may become: 11.5 bits each at most."""
+        if not self.decodes and int(self.state[3]) + bits // 2 + 4 > len(self.words):
+            more = np.zeros(max(len(self.words), bits // 2 + 4), dtype=np.uint32)
+            self.words = np.concatenate((self.words, more))
+
+    def finish(self) -> bytes:
+        """The encoder's bytes, without the zero bytes at the end; of a decoder, raise unless the stream ends here."""
+        low, span, point, at = (int(number) for number in self.state)
+        if self.decodes:
+            used_up = at >= len(self.words) and (span == 2**64 - 1 or (point - low) % 2**64 < 2**33 - 1)
+            if not used_up:
+                raise FormatError("a coded stream goes on after its last symbol")
+            return b""
+        if span == 2**64 - 1:
+            return b""
+        point = low + 2**32 - 1
+        written = int.from_bytes(self.words[:at].astype(">u4").tobytes(), "big") if point >= 2**64 else None
+        head = self.words[:at].astype(">u4").tobytes()
+        if written is not None:  # the last carry
+            head = (written + 1).to_bytes(4 * at, "big")
+        return (head + (point % 2**64 >> 32).to_bytes(4, "big")).rstrip(b"\0")

@@ -22,7 +22,7 @@ quick: $(STAMP)
 
 # Everything optional that the tests can use; --no-deps where a package's metadata asks for another torch.
 extras: $(STAMP)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -r benchmarks/ray-requirements.txt selenium
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[fast]" -r benchmarks/ray-requirements.txt selenium
 	$(BIN)/python -m pip install --quiet --no-deps -r benchmarks/onnx-requirements.txt -r benchmarks/zoo-requirements.txt
 
 zoo: extras

@@ -15,6 +15,8 @@ sys.path.insert(0, str(ROOT))
 from attacks.hostile import frames, read  # noqa: E402
 from tests.golden import make  # noqa: E402
 
+from secateur.coding import compiled  # noqa: E402
+
 FOLDER = ROOT / "tests" / "golden"
 DIGESTS = {
     name: d for path in sorted(FOLDER.glob("v*.json")) for name, d in json.loads(path.read_text()).items()
@@ -33,6 +35,18 @@ def test_golden_files_decode_to_the_same_bytes(name: str) -> None:
     assert hashlib.sha256(data).hexdigest() == DIGESTS[name]["file"]
     content = b"".join(key.encode() + value for key, value in read(data).items())
     assert hashlib.sha256(content).hexdigest() == DIGESTS[name]["content"]
+
+
+@pytest.mark.skipif(
+    not compiled.available(), reason="needs numba: the extra fast, installed by `make extras`"
+)
+@pytest.mark.parametrize("name", sorted(DIGESTS))
+def test_compiled_walks_decode_and_write_golden_files_alike(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "WORTH_IT", 1)
+    test_golden_files_decode_to_the_same_bytes(name)
+    test_the_encoder_is_pinned()
 
 
 def test_the_encoder_is_pinned() -> None:

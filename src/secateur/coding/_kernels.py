@@ -1,5 +1,5 @@
 # numba gives the variables below their machine types; mypy, which sees numpy scalars there, cannot follow.
-# mypy: disable-error-code="assignment,operator,arg-type,return-value,misc,untyped-decorator"
+# mypy: disable-error-code="assignment,operator,arg-type,return-value,index"
 """The walk over a tensor's blocks for numba: one pass over the weights where numpy takes many.
 
 Imported by `compiled.kernels` alone. The formulas are those of `mixing`, `forecast`, `planes` and `predicted_contexts`,

@@ -30,7 +30,7 @@ from models import Entry, build
 from secateur.metrics import why
 from secateur.structure.groups import couplings
 from secateur.structure.groups.couplings import analyse
-from secateur.structure.shrink import cut
+from secateur.structure.shrink import CutOptions, cut
 
 MODELS = [
     "resnet18",
@@ -164,7 +164,7 @@ PUBLISHED = (0.77, 0.93)
 def ours_in_sixteens(model: nn.Module, x: torch.Tensor) -> nn.Module:
     """Widths kept at multiples of 16: what processors with vectors of 512 bits lay channels out in."""
     masks = sc.prune(model, criterion="l2", granularity="channel", budget=0.5, example=x, allow_collapse=True)
-    return cut(model, masks, x, round_to=16).model
+    return cut(model, masks, x, CutOptions(round_to=16)).model
 
 
 def speed(names: list[str]) -> None:

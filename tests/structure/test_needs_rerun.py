@@ -16,7 +16,7 @@ from secateur.structure.cut import fit
 from secateur.structure.cut.choose import extended
 from secateur.structure.cut.needs_rerun import runs_unchanged
 from secateur.structure.groups import couplings
-from secateur.structure.shrink import cut
+from secateur.structure.shrink import CutOptions, cut
 from secateur.structure.trace.meta_shapes import META_SHAPES
 from secateur.structure.trace.trace import traceable_copy
 
@@ -35,7 +35,7 @@ def test_the_short_way_cuts_as_the_long_way_does(name: str) -> None:
     structure = couplings.analyse(model, example)
     keep = {group.index: torch.arange(group.count).numpy() % 2 == 0 for group in structure.groups}
     masks = extended(structure, Masks.ones(model), structure.alive(keep), model)
-    short, long = cut(model, masks, example), cut(model, masks, example, careful=True)
+    short, long = cut(model, masks, example), cut(model, masks, example, CutOptions(careful=True))
     assert long.tried
     assert short.plan == long.plan
     for (key, a), b in zip(short.model.state_dict().items(), long.model.state_dict().values()):

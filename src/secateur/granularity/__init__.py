@@ -1,4 +1,4 @@
-"""What is cut as one piece? One file per granularity; the file name is the word used in recipes.
+"""What is cut as one unit? One file per granularity; the file name is the word used in recipes.
 
 | layer                  | weight                    | kernel                       | filter               |
 |------------------------|---------------------------|------------------------------|----------------------|

@@ -1,4 +1,4 @@
-"""Block: rectangles of the weight seen as a table go as one piece."""
+"""Block: rectangles of the weight seen as a table are cut as one unit."""
 
 from __future__ import annotations
 

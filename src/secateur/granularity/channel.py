@@ -1,4 +1,4 @@
-"""Channel: a channel goes as one piece from every tensor that knows of it, so that it can really leave the model."""
+"""Channel: a channel is cut as one unit from every tensor it is in, so that `shrink` can remove it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ __all__ = ["Channel", "coupled_units"]
 
 @dataclass(frozen=True)
 class Channel(Granularity):
-    """One piece per coupled channel: filters, biases, norms and the slices of the layers that take it in.
+    """One unit per coupled channel: filters, biases, norms and the slices of the layers that take it in.
 
-    `scored` says whose weights a piece is worth by: "all" tensors of the group, or only those that put it
-    "out". `combine` makes one worth of several tensors: "sum" counts all their weights as one piece, "mean"
-    and "max" are those of what the piece is worth in each tensor by itself. `across_norm` also cuts through
-    layer norms, after which no equality holds.
+    Attributes:
+        scored: Whose weights score a channel: "all" tensors of the group, or only those that put it "out".
+        across_norm: Cut through layer norms as well, after which no equality holds.
+        combine: How several tensors give one score: "sum" takes all their weights as one unit, "mean" and "max" those
+            of the scores in each tensor by itself.
+        heads: Whether attention heads are cut as well.
 
     >>> from secateur.core.targets import select
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 10))
@@ -43,7 +45,7 @@ class Channel(Granularity):
     heads: bool = True
 
     def __post_init__(self) -> None:
-        check_worth(self.scored, self.combine)
+        check_scoring(self.scored, self.combine)
 
     def units(self, model: nn.Module, targets: Sequence[Target], context: Context) -> tuple[Units, ...]:
         """One list per group of channels that choose together."""
@@ -66,8 +68,8 @@ class Channel(Granularity):
         return units
 
 
-def check_worth(scored: str, combine: str) -> None:
-    """Raise where the options that say what a piece is worth are unknown."""
+def check_scoring(scored: str, combine: str) -> None:
+    """Raise an `OptionError` where an option of how units are scored is unknown."""
     if scored not in ("all", "out"):
         raise OptionError(f"scored: expected 'all' or 'out', got {scored!r}")
     if combine not in ("sum", "mean", "max"):

@@ -1,4 +1,4 @@
-"""Element: every single weight is a piece of its own."""
+"""Element: every single weight is a unit of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Filter: everything that makes one output of a layer goes as one piece."""
+"""Filter: everything that makes one output of a layer is cut as one unit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Filter"]
 
 @dataclass(frozen=True)
 class Filter(Granularity):
-    """One piece per output channel of a convolution, per row of a linear layer, per word of an embedding.
+    """One unit per output channel of a convolution, per row of a linear layer, per word of an embedding.
 
     The filter's weights go; its bias and what follows stay. To take a channel out of every tensor that
     knows of it, cut by channel.

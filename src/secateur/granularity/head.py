@@ -1,4 +1,4 @@
-"""Head: an attention head goes as one piece from queries, keys, values and the layer that takes it in."""
+"""Head: an attention head is cut as one unit from queries, keys, values and the layer that takes it in."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from secateur.core.targets import Target
 from secateur.core.units import Units
 from secateur.errors import NothingToDoError
 from secateur.granularity import Granularity
-from secateur.granularity.channel import check_worth, coupled_units, structure_of
+from secateur.granularity.channel import check_scoring, coupled_units, structure_of
 
 __all__ = ["Head"]
 
 
 @dataclass(frozen=True)
 class Head(Granularity):
-    """One piece per attention head; where query heads share a key-value head, they go with it.
+    """One unit per attention head; where query heads share a key-value head, they go with it.
 
-    `scored` says whose weights a head is worth by: "all" its tensors, or only those that put it "out", and
-    `combine` how several tensors make one worth, as for channels.
+    `scored` and `combine` are as for channels: whose weights score a head, and how several tensors give one score.
 
     >>> import torch
     >>> from secateur.core.targets import select
@@ -36,7 +35,7 @@ class Head(Granularity):
     combine: str = "sum"
 
     def __post_init__(self) -> None:
-        check_worth(self.scored, self.combine)
+        check_scoring(self.scored, self.combine)
 
     def units(self, model: nn.Module, targets: Sequence[Target], context: Context) -> tuple[Units, ...]:
         """One list per attention layer."""

@@ -12,14 +12,14 @@ from secateur.core.targets import Target
 from secateur.core.units import Units
 from secateur.errors import NothingToDoError
 from secateur.granularity import Granularity
-from secateur.granularity.channel import check_worth, coupled_units, structure_of
+from secateur.granularity.channel import check_scoring, coupled_units, structure_of
 
 __all__ = ["HeadSize"]
 
 
 @dataclass(frozen=True)
 class HeadSize(Granularity):
-    """One piece per position within a head, out of every head alike; where rotary embeddings pair them, per pair.
+    """One unit per position within a head, out of every head alike; where rotary embeddings pair them, per pair.
 
     Queries and keys lose the same positions, values and the layer that takes them in lose theirs; layers that share
     their rotary frequencies lose the same. `scored` and `combine` are as for channels.
@@ -36,7 +36,7 @@ class HeadSize(Granularity):
     combine: str = "sum"
 
     def __post_init__(self) -> None:
-        check_worth(self.scored, self.combine)
+        check_scoring(self.scored, self.combine)
 
     def units(self, model: nn.Module, targets: Sequence[Target], context: Context) -> tuple[Units, ...]:
         """One list per set of positions that leave together."""

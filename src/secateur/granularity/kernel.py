@@ -1,4 +1,4 @@
-"""Kernel: the k x k slice that joins one input channel to one output channel goes as one piece."""
+"""Kernel: the k x k slice that joins one input channel to one output channel is cut as one unit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Kernel"]
 
 @dataclass(frozen=True)
 class Kernel(Granularity):
-    """One piece per (output, input) pair: k weights in a Conv1d, k x k in a Conv2d, k x k x k in a Conv3d.
+    """One unit per (output, input) pair: k weights in a Conv1d, k x k in a Conv2d, k x k x k in a Conv3d.
 
     A linear layer or an embedding has 1 x 1 kernels, so there it means single weights.
 

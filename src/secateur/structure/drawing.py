@@ -1,4 +1,4 @@
-"""An `Explanation` as a table and as an SVG: one bar a group, as wide as what it carries."""
+"""An `Explanation` as a table and as an SVG with one bar for each group."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def as_table(found: Explanation) -> str:
 
 
 def as_svg(found: Explanation) -> str:
-    """One bar a group: its length is the parameters it carries, the dark part is what a budget takes."""
+    """One bar for each group: its length is the number of its parameters, the dark part what a budget removes."""
     row_height, left, full = 22, 260, 420
     largest = max((row.parameters for row in found.groups), default=1) or 1
     height = 46 + row_height * max(1, len(found.groups))

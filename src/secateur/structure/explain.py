@@ -1,9 +1,8 @@
-"""`Explanation`: what can be cut, what is locked and why, what a budget would remove; nothing is touched."""
+"""`Explanation`: what can be cut, what is locked and why, and what a budget would remove. The model is not changed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,7 +18,16 @@ __all__ = ["Explanation", "GroupRow", "LockRow", "explained"]
 
 @dataclass(frozen=True)
 class GroupRow:
-    """One group: its units, the parameter axes they cut (members), what they carry, what a budget takes."""
+    """One group of channels that leave together.
+
+    Attributes:
+        name: The layer that puts the channels out.
+        count: The number of units.
+        members: The parameter axes it cuts: (parameter, axis, role, slices for each unit).
+        parameters: The number of parameter elements in its slices.
+        macs: The multiply-accumulates that leave with all of its units.
+        removed: The number of units that the budget removes.
+    """
 
     name: str
     count: int
@@ -31,7 +39,7 @@ class GroupRow:
 
 @dataclass(frozen=True)
 class LockRow:
-    """One reason: how many positions of which parameter axes it holds, the operator and the module."""
+    """One reason why axes are locked: the operator and module it comes from, and the axes it holds."""
 
     reason: str
     operator: str
@@ -42,7 +50,20 @@ class LockRow:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Groups and locks of a model, as values, as a table, as JSON, as a drawing."""
+    """Groups and locks of a model, as values, as a table, as JSON, as a drawing.
+
+    Attributes:
+        model: The class of the model.
+        parameters: The number of its parameters.
+        macs: Multiply-accumulates of one forward on the example.
+        groups: What can be cut.
+        locks: What cannot, and why.
+        untouched: Parameters that the forward did not use.
+        prunable: The share of parameters with at least one axis that can be cut.
+        budget: The share of each group to remove, where one was given.
+        removed_parameters: The parameters that this budget removes.
+        removed_macs: The multiply-accumulates that this budget removes.
+    """
 
     model: str
     parameters: int
@@ -80,7 +101,7 @@ class Explanation:
 
 
 def explained(structure: Structure, model: nn.Module, budget: float | None = None) -> Explanation:
-    """Put a structure into words."""
+    """The explanation of a structure."""
     if budget is not None and not 0 <= budget < 1:
         raise OptionError(f"budget: expected the share to remove, 0 <= share < 1, got {budget!r}")
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -171,7 +192,3 @@ def _lock_rows(structure: Structure) -> tuple[LockRow, ...]:
         LockRow(reason, operator, path, sum(axes.values()), tuple(axes))
         for (reason, operator, path), axes in held.items()
     )
-
-
-def _names(rows: Sequence[GroupRow]) -> list[str]:
-    return [row.name for row in rows]

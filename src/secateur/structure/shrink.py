@@ -1,4 +1,4 @@
-"""`shrink`: channels that were pruned really leave the model, and the proof says that it computes the same.
+"""`shrink` removes pruned channels from a model and proves the result equal; `explain` says what it can remove.
 
 >>> import torch
 >>> from torch import nn
@@ -44,9 +44,14 @@ __all__ = ["Shrunk", "explain", "load_shrunk", "reestimate_batch_norm", "shrink"
 class Shrunk:
     """A smaller model, the proof that it computes what the masked one did, and the plan that made it.
 
-    `masks` are what is left of the masks on the smaller tensors: zeros that no channel took along. `locked` says what
-    was asked to leave and could not, and why. `unsaid` says why the configuration of a Hugging Face model cannot tell
-    what left: such a model is loaded with its plan, not with `from_pretrained`.
+    Attributes:
+        model: The smaller model, of the same class.
+        proof: How far its outputs are from those of the masked model.
+        plan: What left, as plain data; it cuts any freshly built model of the same class.
+        masks: The masks of the smaller tensors: zeros that stay, because their channel stays.
+        locked: What the masks drop and the structure keeps, and why.
+        unsaid: Why the configuration of a Hugging Face model cannot describe the new widths; empty where it can. Such
+            a model is loaded with its plan, not with `from_pretrained`.
     """
 
     model: nn.Module
@@ -57,11 +62,23 @@ class Shrunk:
     unsaid: str = ""
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the weights and the plan as one safetensors file; `load_shrunk(path, into=fresh_model)` reads it."""
+        """Write the weights and the plan as one safetensors file; `load_shrunk(path, into=fresh_model)` reads it.
+
+        Args:
+            path: The file to write.
+        """
         save_shrunk(self.model, self.plan, path)
 
     def carry(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer of the model before, for this one, with its state cut alike."""
+        """An optimizer for the smaller model, with the state of the one before, cut like the weights.
+
+        Args:
+            optimizer: The optimizer of the model before.
+            model: That model.
+
+        Returns:
+            A new optimizer of the same class and options.
+        """
         return carry_optimizer(optimizer, model, self.model, self.plan)
 
     def __str__(self) -> str:
@@ -81,15 +98,23 @@ class Shrunk:
 
 def explain(
     model: nn.Module,
-    example: Any,
+    example: object,
     budget: float | None = None,
     *,
     across_norm: bool = False,
     head_size: bool = False,
 ) -> Explanation:
-    """Every group that can be cut, every locked axis and why, and what a budget would remove. Nothing is touched.
+    """Report every group that can be cut, every locked axis and why, and what a budget would remove.
 
-    With `head_size` attention heads are seen as becoming smaller, not fewer, as granularity "head_size" cuts them.
+    Args:
+        model: The model; it is not changed.
+        example: What the model is called with: one value, a tuple of arguments, or a dict of keywords.
+        budget: The share of each group to remove, 0 <= budget < 1; None leaves this part out.
+        across_norm: Cut through normalisations as well, as the same option of `shrink` does.
+        head_size: Attention heads become smaller instead of fewer, as granularity "head_size" cuts them.
+
+    Returns:
+        Groups, locks and totals; it prints as a table.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> found = explain(model, torch.zeros(1, 4), budget=0.5)
@@ -102,7 +127,7 @@ def explain(
 def shrink(
     model: nn.Module,
     masks: Masks,
-    example: Any,
+    example: object,
     *,
     coupling: str = "union",
     round_to: int | None = None,
@@ -110,24 +135,40 @@ def shrink(
     tolerance: float = 1e-9,
     across_norm: bool = False,
 ) -> Shrunk:
-    """Cut out of a copy of the model what the masks remove from every tensor that knows of it.
+    """Remove the channels that the masks drop, from every tensor of a copy of the model, and prove the result.
 
-    `coupling="union"` takes masks chosen in any way: a channel leaves when all layers that put it out dropped it (or
-    all that take it in); the other zeros stay as zeros. `coupling="coupled"` expects masks that agree on every member
-    of a group, as granularity "channel" makes them, and raises where they do not. `round_to` keeps widths at a
-    multiple, `at_least` is the least number of units of a group that stay. The model itself is never changed.
+    Args:
+        model: The model; it is never changed.
+        masks: The masks, as `prune` gives them.
+        example: What the model is called with: one value, a tuple of arguments, or a dict of keywords.
+        coupling: "union" takes masks chosen in any way: a channel leaves when all layers that put it out dropped it,
+            or all that take it in; the other zeros stay as zeros. "coupled" expects masks that agree on every member
+            of a group, as granularity "channel" makes them.
+        round_to: Widths stay at a multiple of this number.
+        at_least: The least number of units of a group that stay.
+        tolerance: The largest difference that counts as equal, as a share of the largest output.
+        across_norm: Cut through normalisations as well; then no equality can hold, and none is claimed.
+
+    Returns:
+        The smaller model, its proof, its plan and the masks that remain.
+
+    Raises:
+        ProofError: The smaller model does not compute what the masked one does.
+        NothingToDoError: No channel is dropped by all the layers that share it.
+        MaskMismatchError: With coupling="coupled", masks of one group disagree.
     """
     _check_options(coupling, round_to, at_least, tolerance)
     masks.check(model)
+    options = CutOptions(coupling, round_to, at_least, across_norm)
 
     def proven(careful: bool, only: Collection[str] | None = None) -> tuple[Cut, Proof]:
-        done = cut(model, masks, example, coupling, round_to, at_least, across_norm, careful, only)
+        done = cut(model, masks, example, replace(options, careful=careful, only=only))
         try:
             return done, prove(model, done.model, done.masks, example, tolerance, not done.crossed, done.plan)
         except ProofError:
             if done.tried:
                 raise
-        return proven(True, only)  # the forward was not as plain as it looked
+        return proven(True, only)  # some call of the forward was given a size after all
 
     try:
         done, proof = proven(careful=False)
@@ -167,7 +208,7 @@ def _culprits(
 class Cut:
     """A cut model before its proof: `masks` are those the dense model must be masked with, `left` those that remain.
 
-    `tried` says that the cut forward was run and compared with the one before, operator by operator.
+    `tried` is True where the cut forward was run and compared with the one before, operator by operator.
     """
 
     model: nn.Module
@@ -180,36 +221,46 @@ class Cut:
     unsaid: str = ""
 
 
+@dataclass(frozen=True)
+class CutOptions:
+    """How a model is cut: the options of `shrink`, and two that its proof needs.
+
+    `careful` runs the cut forward even where all sizes come from its tensors; `only` names the groups that may be cut.
+    """
+
+    coupling: str = "union"
+    round_to: int | None = None
+    at_least: int = 1
+    across_norm: bool = False
+    careful: bool = False
+    only: Collection[str] | None = None
+
+
 @collector_paused()
 def cut(
     model: nn.Module,
     masks: Masks,
-    example: Any,
-    coupling: str = "union",
-    round_to: int | None = None,
-    at_least: int = 1,
-    across_norm: bool = False,
-    careful: bool = False,
-    only: Collection[str] | None = None,
+    example: object,
+    options: CutOptions | None = None,
 ) -> Cut:
-    """Everything `shrink` does but the proof.
-
-    `careful` runs the cut forward even where nothing could upset it; `only` names the groups that may be cut.
-    """
-    structure = analyse(model, example, across_norm=across_norm)
+    """Everything `shrink` does but the proof."""
+    options = options or CutOptions()
+    structure = analyse(model, example, across_norm=options.across_norm)
     lines = dropped_lines(structure, masks)
     if any(op.name in _ATTENTION for op in structure.trace.ops):
-        structure = _heads_as_meant(structure, masks, model, example, across_norm, lines)
+        structure = _structure_for_heads(structure, masks, model, example, options.across_norm, lines)
     locks: list[Lock] = []
     while True:
-        gone = dropped(structure, masks, model, coupling, lines)
-        gone = rounded(structure, gone, round_to, at_least)
-        if only is not None:
-            gone = {index: bits for index, bits in gone.items() if structure.groups[index].name in only}
+        gone = dropped(structure, masks, model, options.coupling, lines)
+        gone = rounded(structure, gone, options.round_to, options.at_least)
+        if options.only is not None:
+            gone = {
+                index: bits for index, bits in gone.items() if structure.groups[index].name in options.only
+            }
         if not any(bits.any() for bits in gone.values()):
             raise NothingToDoError(_nothing(structure, model, locks))
         alive = structure.alive({index: ~bits for index, bits in gone.items() if bits.any()})
-        fitted = fit(structure, model, example, alive, careful)
+        fitted = fit(structure, model, example, alive, options.careful)
         if not fitted.locks:
             break
         locks += fitted.locks
@@ -230,11 +281,11 @@ def cut(
 _ATTENTION = frozenset({*FUSED, "bmm", "baddbmm"})
 
 
-def _heads_as_meant(
+def _structure_for_heads(
     structure: Structure,
     masks: Masks,
     model: nn.Module,
-    example: Any,
+    example: object,
     across_norm: bool,
     lines: Mapping[tuple[str, int], np.ndarray],
 ) -> Structure:
@@ -316,8 +367,8 @@ def apply_plan(model: nn.Module, plan: ShrinkPlan, masks: Masks) -> tuple[nn.Mod
     bare = replace(plan, keep={}, shapes={})
     bare.apply_(small)
     for name in masks:
-        axes, told = plan.keep.get(name, {}), masks.lines(name)
-        if told is not None and _leaves_whole(told.axes, axes, known):
+        axes, lines = plan.keep.get(name, {}), masks.lines(name)
+        if lines is not None and _leaves_whole(lines.axes, axes, known):
             continue
         rest = cut_tensor(masks[name], axes, known) if axes else masks[name]
         if not bool(rest.all()):

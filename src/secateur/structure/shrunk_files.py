@@ -1,4 +1,4 @@
-"""Carry: what goes with a model when it shrinks: the optimizer's state, batch-norm statistics, files.
+"""What goes with a shrunk model: the state of its optimizer, its batch-norm statistics, its file.
 
 >>> import torch
 >>> from torch import nn
@@ -36,6 +36,18 @@ def carry_optimizer(
     """An optimizer of the same class and options for the shrunk model, with the state cut like the weights.
 
     Momentum, moments and whatever else has the shape of a parameter is cut; counters are copied.
+
+    Args:
+        optimizer: The optimizer of the model before.
+        model: The model before.
+        small: The shrunk model.
+        plan: The plan that made it.
+
+    Returns:
+        The new optimizer; the old one is not changed.
+
+    Raises:
+        PlanError: The optimizer holds a parameter that the model does not have.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters(remove_duplicate=False)}
     first = {id(parameter): name for name, parameter in reversed(list(model.named_parameters()))}
@@ -80,8 +92,20 @@ def _accepted(kind: type, options: dict[str, Any]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def reestimate_batch_norm(model: nn.Module, data: Iterable[Any], batches: int = 100) -> nn.Module:
-    """Measure the running statistics of batch norm anew on data, in place, as plain averages; weights stay as they are.
+def reestimate_batch_norm(model: nn.Module, data: Iterable[object], batches: int = 100) -> nn.Module:
+    """Measure the running statistics of batch norm again on data, in place, as plain averages; weights stay the same.
+
+    Args:
+        model: The model; its training and evaluation modes are put back afterwards.
+        data: Batches of inputs, or pairs whose first part is the input; a dict is passed as keywords.
+        batches: The largest number of batches to use.
+
+    Returns:
+        The same model.
+
+    Raises:
+        NothingToDoError: The model has no batch norm with running statistics.
+        DataError: The data gave no batch.
 
     >>> model = nn.Sequential(nn.BatchNorm1d(1, affine=False))
     >>> _ = reestimate_batch_norm(model, [torch.tensor([[1.0], [3.0]])])
@@ -91,7 +115,8 @@ def reestimate_batch_norm(model: nn.Module, data: Iterable[Any], batches: int = 
     norms = [
         module
         for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001 - the only base of all batch norms
+        and module.track_running_stats
     ]
     if not norms:
         raise NothingToDoError(f"{type(model).__name__} has no batch norm with running statistics")
@@ -121,7 +146,13 @@ def reestimate_batch_norm(model: nn.Module, data: Iterable[Any], batches: int = 
 
 
 def save_shrunk(model: nn.Module, plan: ShrinkPlan, path: str | os.PathLike[str]) -> None:
-    """Write weights and plan as one safetensors file, beside the target and renamed."""
+    """Write weights and plan as one safetensors file; the write is atomic.
+
+    Args:
+        model: The shrunk model.
+        plan: The plan that made it.
+        path: The file to write.
+    """
     from safetensors.torch import save
 
     seen: dict[int, str] = {}
@@ -136,7 +167,19 @@ def save_shrunk(model: nn.Module, plan: ShrinkPlan, path: str | os.PathLike[str]
 
 
 def load_shrunk(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
-    """Cut a freshly built model of the original widths by the plan of a file, in place, and load the weights."""
+    """Cut a freshly built model of the original widths by the plan of a file, in place, and load the weights.
+
+    Args:
+        path: A file written by `Shrunk.save`.
+        into: A model built as the original was, at its original widths.
+
+    Returns:
+        The same model, cut and loaded.
+
+    Raises:
+        FormatError: The file is not one that `Shrunk.save` wrote.
+        PlanError: The model is not the one that the plan was made for.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():

@@ -1,4 +1,4 @@
-"""Choose: from masks to the units that leave, rounded to widths that are wanted, and back to masks that cover all.
+"""From masks to the units that leave, rounded to the widths asked for; and back to masks of everything that leaves.
 
 >>> import torch
 >>> from torch import nn
@@ -35,20 +35,20 @@ def dropped_lines(structure: Structure, masks: Masks) -> dict[tuple[str, int], n
     for name, axis in structure.slots:
         if name not in masks:
             continue
-        told = masks.lines(name)
-        if told is None:
+        own = masks.lines(name)
+        if own is None:
             found[name, axis] = ~_any_along(masks[name].cpu().numpy(), axis)
-        elif any(other != axis and not bool(line.any()) for other, line in told.axes.items()):
-            found[name, axis] = np.ones(told.shape[axis], bool)
-        elif axis in told.axes:
-            found[name, axis] = ~told.axes[axis].cpu().numpy()
+        elif any(other != axis and not bool(line.any()) for other, line in own.axes.items()):
+            found[name, axis] = np.ones(own.shape[axis], bool)
+        elif axis in own.axes:
+            found[name, axis] = ~own.axes[axis].cpu().numpy()
         else:
-            found[name, axis] = np.zeros(told.shape[axis], bool)
+            found[name, axis] = np.zeros(own.shape[axis], bool)
     return found
 
 
 def _any_along(mask: np.ndarray, axis: int) -> np.ndarray:
-    """Whether anything is True at each position of an axis; whole rows are joined first, eight flags at a time."""
+    """Whether anything is True at each position of an axis; rows are joined first, eight flags at a time."""
     size = mask.shape[axis]
     before = mask.reshape(int(np.prod(mask.shape[:axis])), -1)
     line = before[0] if before.shape[0] == 1 else np.bitwise_or.reduce(_words(before), axis=0).view(bool)
@@ -131,7 +131,17 @@ def _agree(group: Group, lines: Mapping[tuple[str, int], np.ndarray]) -> None:
 def rounded(
     structure: Structure, gone: Mapping[int, np.ndarray], round_to: int | None, at_least: int
 ) -> dict[int, np.ndarray]:
-    """Bring units back, the earliest first, until every group keeps enough and its width is a multiple."""
+    """Bring units back, the earliest first, until every group keeps enough and its width is a multiple.
+
+    Args:
+        structure: The groups.
+        gone: For each group one flag per unit: whether it leaves.
+        round_to: Widths become a multiple of this.
+        at_least: The least number of units of a group that stay.
+
+    Returns:
+        The flags, with fewer units leaving.
+    """
     found = {}
     for index, bits in gone.items():
         bits = bits.copy()
@@ -147,7 +157,7 @@ def rounded(
 
 
 def _width(group: Group) -> int:
-    """How many positions of its own axis one unit takes; of a head's size, where that is what is cut."""
+    """The number of positions that one unit takes on the axis that puts it out, or of a head that gets smaller."""
     if group.within:
         return group.within
     slot = next((slot for slot in group.slots if slot.role == "out"), group.slots[0])

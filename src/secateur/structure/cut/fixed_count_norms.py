@@ -1,10 +1,8 @@
-"""Counted: a mean over channels, or over the inputs of a weight, that still counts what left, as the zeros it was.
+"""Means and norms with a fixed count: they divide by the number of channels before the cut, not after.
 
-Norms over channels are such means too. A layer norm that counts is not torch's fused one: it takes somewhat longer
-than the norm over all the channels did.
-
-A mean over channels of which some are masked divides by how many there were. Where these leave, the mean over what is
-left is another one; with the old count in it, it is the same.
+A mean over channels of which some are masked divides by the number of all of them. Once the masked ones leave, the mean
+over the rest is another one; divided by the old count it is the same. Layer norm, RMS norm and weight standardisation
+are such means too. A layer norm with a fixed count cannot use torch's fused operator and is somewhat slower.
 
 >>> x = torch.tensor([[1.0, 3.0, 0.0, 0.0]])
 >>> bool(torch.allclose(mean(torch.mean, (x[:, :2], -1), {}, 4, 2, -1), x.mean(-1)))
@@ -36,7 +34,7 @@ _UNCOUNTED: ContextVar[bool] = ContextVar("uncounted", default=False)
 
 @contextmanager
 def uncounted() -> Iterator[None]:
-    """While a forward is recorded it is as torch's own functions make it: what leaves later is found as before.
+    """Use torch's own functions in this block: a forward is recorded as it would be without fixed counts.
 
     >>> with uncounted():
     ...     counting()
@@ -50,7 +48,7 @@ def uncounted() -> Iterator[None]:
 
 
 def counting() -> bool:
-    """Whether what left is counted just now.
+    """True unless inside `uncounted()`.
 
     >>> counting()
     True
@@ -141,11 +139,11 @@ COUNTED: dict[str, Callable[..., torch.Tensor | None]] = {
     "layer_norm": layer_norm,
     "rms_norm": rms_norm,
 }
-"""By the function whose calls are made with the old count."""
+"""The function that makes a call with the old count, by the name of torch's own."""
 
 
 def named_alike(function: str) -> tuple[str, ...]:
-    """The calls a counted operator may have come from: torch takes a root-mean-square norm apart into a mean.
+    """The calls an operator may have come from: torch takes a root-mean-square norm apart into a mean.
 
     >>> named_alike("mean"), named_alike("layer_norm")
     (('mean', 'rms_norm'), ('layer_norm',))

@@ -1,4 +1,4 @@
-"""Couplings: which slices of which parameters live or die together, found by following one forward index by index.
+"""Couplings: which slices of which parameters leave together, found by following one forward index by index.
 
 >>> import torch
 >>> from torch import nn
@@ -139,7 +139,7 @@ def _used(found: Trace) -> set[str]:
 
 def analyse(
     model: nn.Module,
-    example: Any,
+    example: object,
     *,
     across_norm: bool = False,
     training: bool = True,
@@ -147,9 +147,19 @@ def analyse(
 ) -> Structure:
     """Trace a model on an example and find its groups.
 
-    The forward is recorded in eval mode; where that leaves parameters unused (an auxiliary head that runs only in
-    training), the training forward is followed as well. With `sizes` attention heads become smaller instead of
-    fewer.
+    The forward is recorded in evaluation mode; where that leaves parameters unused (an auxiliary head that runs only in
+    training), the training forward is followed as well. The last result for each model is kept and used again while
+    neither the model nor the shapes of the example change.
+
+    Args:
+        model: The model; it is not changed.
+        example: What it is called with.
+        across_norm: Follow channels through normalisations that mix them.
+        training: Follow the training forward as well where parameters are unused.
+        sizes: Attention heads become smaller instead of fewer.
+
+    Returns:
+        Groups, locks and the layout of every tensor.
     """
     with collector_paused():
         key = _fingerprint(model, example, across_norm, training)
@@ -169,7 +179,7 @@ _NAMES = frozenset(vars(nn.Module()))
 _HOOKS = tuple(name for name in vars(nn.Module()) if name.endswith("_hooks"))
 
 
-def _fingerprint(model: nn.Module, example: Any, across_norm: bool, training: bool) -> Any:
+def _fingerprint(model: nn.Module, example: object, across_norm: bool, training: bool) -> Any:
     """What a structure depends on: classes, plain attributes, hooks and shapes of the model and of the example."""
     modules: list[Any] = []
     for name, module in modules_of(model).items():
@@ -185,18 +195,17 @@ def _fingerprint(model: nn.Module, example: Any, across_norm: bool, training: bo
             elif callable(value):
                 modules += (key, id(value))
         modules += [len(hooks) for key in _HOOKS if (hooks := state.get(key))]
-        for part in (module._parameters, module._buffers):
+        for part in (state["_parameters"], state["_buffers"]):
             for key, tensor in part.items():
                 if tensor is not None:
                     modules += (key, id(tensor), tensor.shape, tensor.dtype)
     config = getattr(model, "config", None)
-    told: list[Any] = []
-    told += [(tuple(tensor.shape), tensor.dtype) for tensor in tensors_in(example)]
+    shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in tensors_in(example)]
     shown = repr(map_tensors(lambda tensor: None, example))
     return (
         tuple(modules),
         repr(config) if config is not None else "",
-        tuple(told),
+        tuple(shapes),
         shown,
         across_norm,
         training,
@@ -205,7 +214,7 @@ def _fingerprint(model: nn.Module, example: Any, across_norm: bool, training: bo
 
 def _analyse(
     model: nn.Module,
-    example: Any,
+    example: object,
     across_norm: bool,
     training: bool,
     sizes: bool,

@@ -1,4 +1,4 @@
-"""Labels: every position of every cuttable axis has a number, and what must live or die together is tied.
+"""Labels: every position of every axis that may be cut has a number; positions that must leave together are tied.
 
 A `Field` says that the positions of one axis (or of several axes jointly, after a reshape split one) carry labels. A
 `Layout` is all the fields of one tensor. An axis without a field is fixed: batch, space, time, vocabulary. Label 0 is
@@ -140,7 +140,7 @@ class Labels:
         self._tied: list[tuple[np.ndarray, np.ndarray]] = []  # blocks of one size
         self._left: list[np.ndarray] = []
         self._right: list[np.ndarray] = []
-        self._roots = np.zeros(1, int)  # classes without locks, as far as they were worked out
+        self._roots = np.zeros(1, int)  # classes without locks, for the ties taken in so far
         self._classes: np.ndarray | None = None
 
     def fresh(self, size: int) -> np.ndarray:
@@ -157,7 +157,7 @@ class Labels:
         return id(labels) in self._blocks
 
     def tie(self, a: np.ndarray, b: np.ndarray) -> None:
-        """Positions of `a` and `b` live or die together (arrays broadcast)."""
+        """Positions of `a` and `b` leave together or stay together; the arrays broadcast."""
         if a is b:
             return
         if self.made(a) and self.made(b) and a.size == b.size:

@@ -1,4 +1,4 @@
-"""How layouts move: broadcast together, lose an axis, are reshaped, sliced and joined. Position by position, no guess.
+"""What operators do to layouts: broadcast, reduce, reshape, slice and concatenate, position by position.
 
 >>> labels = Labels()
 >>> x = Layout((2, 6), (Field((1,), labels.fresh(6)),))
@@ -22,7 +22,7 @@ LIMIT = 1 << 23  # labels of one field: a reshape that would need more is not fo
 def weakly(
     labels: Labels, shape: Sequence[int], axes: Sequence[int] | None = None, zero: bool = False
 ) -> Layout:
-    """The layout of a tensor of one value: every axis may shrink, none asks to."""
+    """The layout of a tensor that holds one value everywhere: each axis may become as short as what it meets."""
     chosen = range(len(shape)) if axes is None else axes
     fields = tuple(
         Field((axis,), labels.fresh(shape[axis]), zero=zero, weak=2)
@@ -316,15 +316,20 @@ def concat(labels: Labels, layouts: Sequence[Layout], axis: int) -> Layout:
         whole = _concat_joint(labels, layouts, axis, shape, tuple(joint))
         return concat(labels, _without_axis(labels, layouts, axis), axis) if whole is None else whole
     fields = _tied_beside(labels, layouts, shape, (axis,))
+    return squeezed(labels, shape, [*fields, *_in_a_row(along, layouts, axis)])
+
+
+def _in_a_row(along: Sequence[Field | None], layouts: Sequence[Layout], axis: int) -> list[Field]:
+    """One field over the joined axis; pieces without labels there are fixed. None where no piece has any."""
     present = [field for field in along if field is not None]
-    if present:
-        pieces = [
-            field.labels if field is not None else np.zeros(layout.shape[axis], int)
-            for field, layout in zip(along, layouts)
-        ]
-        zero, weak = all(field.zero for field in present), min(field.weak for field in present)
-        fields.append(Field((axis,), np.concatenate(pieces), zero=zero, weak=weak))
-    return squeezed(labels, shape, fields)
+    if not present:
+        return []
+    pieces = [
+        field.labels if field is not None else np.zeros(layout.shape[axis], int)
+        for field, layout in zip(along, layouts)
+    ]
+    zero, weak = all(field.zero for field in present), min(field.weak for field in present)
+    return [Field((axis,), np.concatenate(pieces), zero=zero, weak=weak)]
 
 
 def _tied_beside(

@@ -1,4 +1,4 @@
-"""Configurations: a Hugging Face model keeps its widths in `model.config`, and is rebuilt from it.
+"""Configurations of Hugging Face models: `model.config` holds the widths, and the model is rebuilt from it.
 
 The config of a shrunk model is found by trying: fields that hold an old width are set to the new one, a model is built
 from the result on meta tensors, and what brings its shapes nearer to the shrunk model's is kept. Only when every shape
@@ -146,7 +146,7 @@ def _shaped(
         moved = False
         fields = [(owner, name, value) for owner, name, value in _fields(config) if value in news]
         single = [[(owner, name, new)] for owner, name, value in fields for new in news[value]]
-        # Heads and key-value heads, or a size and what is computed from it, may only fit together.
+        # Heads and key-value heads, or a size and what is computed from it, may fit only when both change.
         pairs = [[a[0], b[0]] for i, a in enumerate(single) for b in single[i + 1 :] if a[0][:2] != b[0][:2]]
         for changes in [*single, *pairs[:200]]:
             old = [getattr(owner, name) for owner, name, _ in changes]

@@ -1,4 +1,4 @@
-"""Rotary: a configuration for rotary embeddings of which some frequencies left.
+"""Rotary embeddings that lost frequencies, described by a configuration.
 
 A model is rebuilt from its configuration with frequencies worked out from the size of a head: other ones than those a
 cut left. Kind "longrope", which Hugging Face reads for every rotary model, divides each frequency by a number of its
@@ -55,19 +55,19 @@ def said(config: Any, owners: Collection[nn.Module], scale: float) -> str:
     if parameters.get("partial_rotary_factor", 1.0) != 1.0 and scale != 1.0:
         return "part of each head is not turned, so that its configuration cannot say the scale of attention"
     factors = divisors(frequencies, float(parameters["rope_theta"]))
-    told = scale**0.5 * float(getattr(next(iter(owners)), "attention_scaling", 1.0))
+    attention_factor = scale**0.5 * float(getattr(next(iter(owners)), "attention_scaling", 1.0))
     config.rope_parameters = {
         **{key: parameters[key] for key in ("rope_theta", "partial_rotary_factor") if key in parameters},
         "rope_type": "longrope",
         "short_factor": factors,
         "long_factor": factors,
         "factor": 1.0,
-        "attention_factor": told,
+        "attention_factor": attention_factor,
         "original_max_position_embeddings": int(getattr(config, "max_position_embeddings", 0)) or 1,
     }
     for owner in owners:
         again: Any = rebuilt(owner, config)
-        if again is None or not _alike(again, owner, told):
+        if again is None or not _alike(again, owner, attention_factor):
             return "its rotary embedding does not read frequencies from its configuration"
     return ""
 
@@ -76,11 +76,11 @@ _STILL = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary embedding whose frequencies stay what they are at first."""
 
 
-def _alike(again: Any, owner: Any, told: float) -> bool:
-    """Whether a rotary embedding turns as another does, and multiplies by what was told."""
+def _alike(again: Any, owner: Any, attention_factor: float) -> bool:
+    """Whether a rotary embedding has the frequencies of another and multiplies by this factor."""
     line, kept = getattr(again, "inv_freq", None), owner.inv_freq
     factor = getattr(again, "attention_scaling", None)
     if line is None or factor is None or line.shape != kept.shape:
         return False
     close = torch.allclose(line.double().cpu(), kept.double().cpu(), rtol=1e-6, atol=0.0)
-    return close and abs(float(factor) - told) < 1e-12
+    return close and abs(float(factor) - attention_factor) < 1e-12

@@ -1,4 +1,4 @@
-"""What every operator does to the labels of its inputs: one small function each, by family, in the files beside this.
+"""What every operator does to the labels of its inputs: one function for each, by family, a file for each family.
 
 A rule takes the `Follower` and the recorded `Op` and gives the layouts of the outputs, in order. An operator without a
 rule locks whatever labels reach it, by name, so nothing is ever cut that was not followed.
@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -106,9 +105,9 @@ def markdown() -> str:
 
 @dataclass(frozen=True, eq=False)
 class Counted:
-    """An operator that divides by how many positions an axis has: cut, it must be given the old count.
+    """An operator that divides by the length of an axis: after a cut it must go on dividing by the old length.
 
-    That is done for the channels of one layer alone, or `anywhere`; elsewhere they are locked, for this reason.
+    This is done for channels that one layer alone puts out, with `anywhere` for all; others are locked, for `reason`.
     """
 
     labels: np.ndarray
@@ -169,6 +168,21 @@ class Follower:
             ref = inputs[0]
         return False
 
+    def _layouts_after(
+        self, op: Op, results: Sequence[TensorRef], rules: Mapping[str, Rule]
+    ) -> Sequence[Layout]:
+        """The layouts of an operator's results, by its rule; without a rule all labels that reach it are locked."""
+        known = rules.get(op.name)
+        if known is None and torch.Tag.pointwise in op.overload.tags:
+            known = rules["_pointwise"]
+        if known is None:
+            self.lock_all(
+                [ref for ref in op.refs() if self.of(ref).fields], f"the operator {op.name} has no rule"
+            )
+            return [Layout(ref.shape) for ref in results]
+        found = known(self, op)
+        return [found] if isinstance(found, Layout) else found
+
     def run(self) -> None:
         """Follow every operator of the trace."""
         rules = table()
@@ -176,19 +190,7 @@ class Follower:
         for op in self.trace.ops:
             labels.op, labels.operator, labels.path = op.index, op.name, op.path
             results = op.results()
-            known = rules.get(op.name)
-            if known is None:
-                known = rules["_pointwise"] if torch.Tag.pointwise in op.overload.tags else None
-            if known is None:
-                refs = [ref for ref in op.refs() if self.of(ref).fields]
-                if refs:
-                    self.lock_all(refs, f"the operator {op.name} has no rule")
-                found: Any = [Layout(ref.shape) for ref in results]
-            else:
-                found = known(self, op)
-                if isinstance(found, Layout):
-                    found = [found]
-            for ref, layout in zip(results, found):
+            for ref, layout in zip(results, self._layouts_after(op, results, rules)):
                 if layout.fields and layout.shape != ref.shape:
                     raise AssertionError(f"rule of {op.name}: expected {ref.shape}, got {layout.shape}")
                 self.layouts[ref.id] = layout
@@ -196,13 +198,9 @@ class Follower:
                     each.id not in (ref.id, *self.plain) for each in op.refs()
                 ):
                     self.made_by[ref.id] = op  # but for what only changes it in place
-            if (
-                op.name in _VIEWS
-                and op.args
-                and isinstance(op.args[0], TensorRef)
-                and op.args[0].id in self.plain
-            ):
-                self.plain[results[0].id] = self.plain[op.args[0].id]
+            source = op.args[0] if op.args else None
+            if op.name in _VIEWS and isinstance(source, TensorRef) and source.id in self.plain:
+                self.plain[results[0].id] = self.plain[source.id]
         labels.op, labels.operator, labels.path = -1, "", ""
         for ref in self.trace.outputs:
             labels.operator = "output"

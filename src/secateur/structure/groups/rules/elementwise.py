@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from secateur.structure.groups.labels import Layout
 from secateur.structure.groups.layout import merge, weakly
 from secateur.structure.groups.rules import Follower, rule
@@ -233,10 +231,7 @@ def copies(f: Follower, op: Op) -> list[Layout]:
 @rule("fill_", "zero_", "fill", "zero")
 def fills(f: Follower, op: Op) -> list[Layout]:
     """Filling with one value keeps the layout."""
-    layout = f.of(op.args[0])
-    value: Any = 0 if op.name.startswith("zero") else op.arg(1, "value", 0)
-    del value
-    return [layout]
+    return [f.of(op.args[0])]
 
 
 @rule("native_dropout", "_fused_dropout")

@@ -115,8 +115,7 @@ def reestimate_batch_norm(model: nn.Module, data: Iterable[object], batches: int
     norms = [
         module
         for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001 - the only base of all batch norms
-        and module.track_running_stats
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
     ]
     if not norms:
         raise NothingToDoError(f"{type(model).__name__} has no batch norm with running statistics")

@@ -9,7 +9,7 @@ search starts over without them. A plan that is returned without locks has alway
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -21,10 +21,10 @@ from secateur.structure.cut.needs_rerun import runs_unchanged
 from secateur.structure.cut.plan import ShrinkPlan
 from secateur.structure.cut.repair import (
     Mismatch,
-    candidates,
-    spread_repair,
+    Repairs,
     with_counts,
     with_fewer_heads,
+    with_sites,
     within,
 )
 from secateur.structure.cut.widths import widths_of
@@ -152,6 +152,7 @@ class _Search:
 
     def __init__(self, structure: Structure, model: nn.Module, example: object, alive: np.ndarray):
         self.structure, self.model, self.example, self.alive = structure, model, example, alive
+        self.repairs = Repairs(structure, model, example, alive)
         self.recorded: list[tuple[ShrinkPlan, Trace]] = []
         self.attempts: set[tuple[int, str, str]] = set()
 
@@ -161,7 +162,7 @@ class _Search:
         for _ in range(_ROUNDS):
             at = self.mismatch(plan)
             if at is None:
-                return Fitted(plan)
+                return Fitted(with_sites(self.structure, self.model, plan))
             better = self.repaired(plan, at)
             if better is None:
                 break
@@ -180,12 +181,14 @@ class _Search:
 
     def mismatch(self, plan: ShrinkPlan) -> Mismatch | None:
         """The first operator that does not agree with the labels."""
-        return _mismatch(self.structure, self.recording(plan), self.alive, _skipped(plan))
+        found = self.recording(plan)
+        at = _mismatch(self.structure, found, self.alive, _skipped(plan))
+        return None if at is None else replace(at, calls=found.calls)
 
     def repaired(self, plan: ShrinkPlan, at: Mismatch) -> ShrinkPlan | None:
         """The plan with one more attribute or rewrite, if that carries the forward past this operator."""
-        calls, skipped = self.structure.trace.calls, _skipped(plan)
-        for candidate in candidates(self.structure, self.model, plan, self.alive, at, calls):
+        skipped = _skipped(plan)
+        for candidate in self.repairs.candidates(plan, at):
             key = (at.progress, repr(candidate.attributes), repr(candidate.rewrites))
             if key in self.attempts:
                 continue
@@ -197,8 +200,7 @@ class _Search:
 
     def spread(self, plan: ShrinkPlan, better: ShrinkPlan, at: Mismatch) -> ShrinkPlan:
         """The same repair for all modules of the class, where that carries the forward past this operator as well."""
-        calls = self.structure.trace.calls
-        wider = spread_repair(self.structure, self.model, plan, better, self.alive, at, calls)
+        wider = self.repairs.spread(plan, better, at)
         if wider == better:
             return better
         after = self.mismatch(wider)

@@ -1,4 +1,8 @@
-"""Repairs: an attribute of the module set to its new width, or one call given its new sizes, for one operator.
+"""Repairs: what makes a cut model's forward run again: an attribute set to its new width, or one call given new sizes.
+
+The cut model is run and compared with the original, operator by operator. Where they part (a `Mismatch`), `Repairs`
+gives plans with one more change each, the simplest first: an attribute of the module or its parents that holds the old
+width, then a rewrite of the call that made the operator. What helped one module is tried on all of its class at once.
 
 >>> import torch
 >>> from torch import nn
@@ -8,143 +12,394 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from secateur.execution.example import Example
+from secateur.structure.cut.call_sites import Site, site_of
 from secateur.structure.cut.plan import ShrinkPlan
-from secateur.structure.cut.rewrite import ATTENTION, NUMBER, PIECES, SHAPED, Rewrite
+from secateur.structure.cut.rewrite import HEADS, NUMBER, Rewrite
 from secateur.structure.groups.couplings import Structure
-from secateur.structure.trace.calls import FunctionCall
+from secateur.structure.trace.calls import ATTENTION, PIECES, SHAPED, SIZED, FunctionCall
+from secateur.structure.trace.other_shapes import other_shapes
 from secateur.structure.trace.trace import Op, TensorRef
 
-__all__ = ["Mismatch", "candidates", "integers", "spread_repair", "with_fewer_heads", "within"]
+__all__ = ["Mismatch", "Repairs", "integers", "with_counts", "with_fewer_heads", "with_sites", "within"]
 
 
 @dataclass(frozen=True)
 class Mismatch:
-    """The first operator of the original that the cut model does not follow as it should."""
+    """The first operator of the original that the cut model does not follow as it should.
+
+    Attributes:
+        op: The operator of the original.
+        wanted: The shapes its results must have once cut; None where that is no rectangle.
+        error: What the cut model's forward raised, if anything.
+        progress: How many operators agreed.
+        numbers: The plain fractions among the operator's arguments, before and now, where they differ.
+        calls: The size-taking calls that the cut model's forward made.
+    """
 
     op: Op
     wanted: list[tuple[int, ...] | None]
     error: BaseException | None
     progress: int
     numbers: tuple[list[float], list[float]] | None = None
+    calls: Sequence[FunctionCall] = ()
 
 
 def within(path: str, parents: tuple[str, ...]) -> bool:
-    """Whether a module is one of these or inside one."""
+    """Whether a module is one of some others or inside one.
+
+    Args:
+        path: The module's dotted name.
+        parents: The names of the others.
+
+    >>> within("a.b", ("a",)), within("ab", ("a",))
+    (True, False)
+    """
     return any(path == parent or path.startswith(parent + ".") for parent in parents)
 
 
-def spread_repair(
-    structure: Structure,
-    model: nn.Module,
-    plan: ShrinkPlan,
-    better: ShrinkPlan,
-    alive: np.ndarray,
-    at: Mismatch,
-    before: list[FunctionCall],
-) -> ShrinkPlan:
-    """What helped one module, for all modules of the same class, each with its own widths."""
-    wider = better
-    ops = structure.trace.ops
-    for path in {*better.attributes, *better.rewrites}:
-        new = {
-            name: value
-            for name, value in better.attributes.get(path, {}).items()
-            if plan.attributes.get(path, {}).get(name) != value
-        }
-        items = [item for item in better.rewrites.get(path, ()) if item not in plan.rewrites.get(path, ())]
-        if not new and not items:
-            continue
-        kind = type(model.get_submodule(path))
-        inside = [op.index for op in ops if within(op.path, (path,))] if path else []
-        if at.op.index not in inside:
-            continue
-        ordinal = inside.index(at.op.index)
-        for other, module in model.named_modules():
-            if other == path or type(module) is not kind:
-                continue
-            if items and items[0].function == "multi_head_attention":
-                wider = _fewer_heads(structure, model, other, alive, wider) or wider
-                continue
-            theirs = [op.index for op in ops if within(op.path, (other,))]
-            if len(theirs) <= ordinal or ops[theirs[ordinal]].name != at.op.name:
-                continue
-            op = ops[theirs[ordinal]]
-            alike = Mismatch(op, [structure.kept_shape(ref, alive) for ref in op.results()], None, op.index)
-            changes = dict(_changes(structure, alike, alive))
-            values = {
-                name: changes[getattr(module, name)] for name in new if getattr(module, name, None) in changes
+def integers(module: nn.Module) -> Iterator[tuple[str, int]]:
+    """The whole numbers above 1 that a module keeps as public attributes.
+
+    Args:
+        module: The module.
+
+    Yields:
+        (name, value) pairs.
+    """
+    for name, value in vars(module).items():
+        if isinstance(value, int) and not isinstance(value, bool) and not name.startswith("_") and value > 1:
+            yield name, value
+
+
+@dataclass(frozen=True, eq=False)
+class Repairs:
+    """The repairs of one cut.
+
+    Attributes:
+        structure: The structure of the original.
+        model: The original.
+        example: The example it was recorded on.
+        alive: Which labels stay.
+    """
+
+    structure: Structure
+    model: nn.Module
+    example: Example
+    alive: np.ndarray
+
+    # -- for one operator ----------------------------------------------------------------------------------------------
+    def candidates(self, plan: ShrinkPlan, at: Mismatch) -> Iterator[ShrinkPlan]:
+        """Plans to try, the simplest first: attributes of the module and its parents; then a rewrite.
+
+        Args:
+            plan: The plan so far.
+            at: Where the cut model goes astray with it.
+
+        Yields:
+            The plan with one more change.
+        """
+        path = at.op.path
+        attention = _attention_of(self.model, path)
+        if attention is not None:
+            made = _fewer_heads(self.structure, self.model, attention, self.alive, plan)
+            if made is not None:
+                yield made
+                return
+        if at.numbers is not None:
+            yield from self._old_scales(plan, at.op)
+            yield from _old_numbers(plan, at)
+        yield from self._attributes(plan, at)
+        yield from self._rewrites(plan, at)
+
+    def _attributes(self, plan: ShrinkPlan, at: Mismatch) -> Iterator[ShrinkPlan]:
+        """The plan with attributes that hold an old width set to the new one: all together, then one by one."""
+        changes = dict(self._changes(at))
+        parts = at.op.path.split(".") if at.op.path else []
+        chain = [".".join(parts[:i]) for i in range(len(parts), -1, -1)]
+        for place in chain[:3]:
+            fitting = {
+                name: changes[value]
+                for name, value in integers(self.model.get_submodule(place))
+                if value in changes and plan.attributes.get(place, {}).get(name) != changes[value]
             }
-            if values:
-                wider = _with_attributes(wider, other, values)
-            for item in items:
-                call = _enclosing(before, op)
-                made = None if call is None else _rewrite(structure, call, alike, alive)
-                have = wider.rewrites.get(other, ())
-                if made is not None and all(one.call != item.call for one in have):
-                    made = replace(made, call=item.call)
-                    wider = replace(wider, rewrites={**wider.rewrites, other: (*have, made)})
-    return wider
+            if fitting:
+                yield _with_attributes(plan, place, fitting)
+                if len(fitting) > 1:
+                    for name, value in fitting.items():
+                        yield _with_attributes(plan, place, {name: value})
 
-
-def _enclosing(calls: list[FunctionCall], op: Op) -> FunctionCall | None:
-    """The size-taking call that made an operator."""
-    for call in calls:
-        if call.first <= op.index < call.last:
-            return call
-    return None
-
-
-def candidates(
-    structure: Structure,
-    model: nn.Module,
-    plan: ShrinkPlan,
-    alive: np.ndarray,
-    at: Mismatch,
-    before: list[FunctionCall],
-) -> Iterator[ShrinkPlan]:
-    """Plans worth a try, the plainest first: attributes of the module, of its parents; then a rewrite."""
-    path = at.op.path
-    attention = _attention_of(model, path)
-    if attention is not None:
-        made = _fewer_heads(structure, model, attention, alive, plan)
-        if made is not None:
-            yield made
+    def _rewrites(self, plan: ShrinkPlan, at: Mismatch) -> Iterator[ShrinkPlan]:
+        """The plan with a rewrite of the call that made the operator."""
+        call = _enclosing(self.structure.trace.calls, at.op)
+        if call is None:
             return
-    if at.numbers is not None:
-        yield from _old_scales(structure, model, plan, alive, at.op)
-        yield from _old_numbers(plan, at)
-    changes = dict(_changes(structure, at, alive))
-    parts = path.split(".") if path else []
-    chain = [".".join(parts[:i]) for i in range(len(parts), -1, -1)]
-    for place in chain[:3]:
-        module = model.get_submodule(place)
-        fitting = {
-            name: changes[value]
-            for name, value in integers(module)
-            if value in changes and plan.attributes.get(place, {}).get(name) != changes[value]
+        given = next((now.sizes for now in at.calls if now.numbers[:1] == call.numbers[:1]), None)
+        item = self._rewrite(call, at, given)
+        if item is None:
+            return
+        for place, number in call.numbers:
+            have = plan.rewrites.get(place, ())
+            if not any(other.call == number for other in have):
+                yield _with_rewrite(plan, place, replace(item, call=number))
+                return
+
+    def _changes(self, at: Mismatch) -> Iterator[tuple[int, int]]:
+        """Old and new widths around an operator: axes of its tensors, and its own numbers that follow them."""
+        refs: list[TensorRef] = [*at.op.refs(), *at.op.results()]
+        for ref in refs:
+            shape = self._kept(ref)
+            if shape is None:
+                continue
+            for size, new in zip(ref.shape, shape):
+                if size != new:
+                    yield size, new
+        if at.op.name in ("convolution", "native_group_norm"):
+            groups = at.op.args[8 if at.op.name == "convolution" else 6]
+            shape = self._kept(at.op.args[0])
+            if groups > 1 and shape is not None and shape[1] != at.op.args[0].shape[1]:
+                yield groups, groups * shape[1] // at.op.args[0].shape[1]
+
+    def _kept(self, ref: TensorRef) -> tuple[int, ...] | None:
+        return self.structure.kept_shape(ref, self.alive)
+
+    # -- for all modules of a class ------------------------------------------------------------------------------------
+    def spread(self, plan: ShrinkPlan, better: ShrinkPlan, at: Mismatch) -> ShrinkPlan:
+        """What helped one module, for all modules of the same class, each with its own widths.
+
+        Args:
+            plan: The plan before.
+            better: The plan with the change that helped.
+            at: The mismatch that it helped against.
+
+        Returns:
+            `better` with more changes, which still have to be tried.
+        """
+        wider = better
+        for path in {*better.attributes, *better.rewrites}:
+            before = plan.attributes.get(path, {})
+            names = [
+                name for name, value in better.attributes.get(path, {}).items() if before.get(name) != value
+            ]
+            items = [
+                item for item in better.rewrites.get(path, ()) if item not in plan.rewrites.get(path, ())
+            ]
+            inside = [op.index for op in self.structure.trace.ops if path and within(op.path, (path,))]
+            if not (names or items) or at.op.index not in inside:
+                continue
+            kind, ordinal = type(self.model.get_submodule(path)), inside.index(at.op.index)
+            for other, module in self.model.named_modules():
+                if other == path or type(module) is not kind:
+                    continue
+                if items and items[0].function == HEADS:
+                    wider = _fewer_heads(self.structure, self.model, other, self.alive, wider) or wider
+                    continue
+                alike = self._alike(other, ordinal, at)
+                if alike is not None:
+                    wider = self._spread_to(other, wider, names, items, at, alike)
+        return wider
+
+    def _alike(self, path: str, ordinal: int, at: Mismatch) -> Mismatch | None:
+        """The mismatch that another module of the class must have at its operator of the same ordinal."""
+        theirs = [op for op in self.structure.trace.ops if within(op.path, (path,))]
+        if len(theirs) <= ordinal or theirs[ordinal].name != at.op.name:
+            return None
+        op = theirs[ordinal]
+        return Mismatch(op, [self._kept(ref) for ref in op.results()], None, op.index)
+
+    def _spread_to(
+        self,
+        path: str,
+        plan: ShrinkPlan,
+        names: Sequence[str],
+        items: Sequence[Rewrite],
+        at: Mismatch,
+        alike: Mismatch,
+    ) -> ShrinkPlan:
+        """The plan with the same attributes and rewrites for one more module."""
+        changes, module = dict(self._changes(alike)), self.model.get_submodule(path)
+        values = {
+            name: changes[getattr(module, name)] for name in names if getattr(module, name, None) in changes
         }
-        if fitting:
-            yield _with_attributes(plan, place, fitting)
-            if len(fitting) > 1:
-                for name, value in fitting.items():
-                    yield _with_attributes(plan, place, {name: value})
-    call = _enclosing(before, at.op)
-    if call is not None:
-        item = _rewrite(structure, call, at, alive)
-        if item is not None:
-            for place, number in call.numbers:
-                made_item = replace(item, call=number)
-                have = plan.rewrites.get(place, ())
-                if not any(other.call == number for other in have):
-                    yield replace(plan, rewrites={**plan.rewrites, place: (*have, made_item)})
-                    break
+        if values:
+            plan = _with_attributes(plan, path, values)
+        calls = self.structure.trace.calls
+        call, template = _enclosing(calls, alike.op), _enclosing(calls, at.op)
+        for item in items:
+            if call is None or template is None:
+                continue
+            made = self._rewrite(call, alike, self._given_alike(call, alike, template, at))
+            if made is not None and all(one.call != item.call for one in plan.rewrites.get(path, ())):
+                plan = _with_rewrite(plan, path, replace(made, call=item.call))
+        return plan
+
+    def _given_alike(
+        self, call: FunctionCall, alike: Mismatch, template: FunctionCall, at: Mismatch
+    ) -> tuple[int, ...] | None:
+        """The sizes another module's cut forward will ask for, judging by what this one's asked for."""
+        given = next((now.sizes for now in at.calls if now.numbers[:1] == template.numbers[:1]), None)
+        wanted, theirs = self._kept(at.op.results()[0]), self._kept(alike.op.results()[0])
+        if given is None or call.sizes is None or template.sizes is None or wanted is None or theirs is None:
+            return call.sizes
+        if not len(given) == len(call.sizes) == len(template.sizes) == len(theirs) == len(wanted):
+            return call.sizes
+        return tuple(
+            right if now == want != was else asked
+            for now, want, was, right, asked in zip(given, wanted, template.sizes, theirs, call.sizes)
+        )
+
+    # -- one call ------------------------------------------------------------------------------------------------------
+    def _rewrite(self, call: FunctionCall, at: Mismatch, given: tuple[int, ...] | None) -> Rewrite | None:
+        """The rewrite of a call that gives the sizes the labels ask for.
+
+        `given` are the sizes that the cut model's forward asks for as it is, where they are known.
+        """
+        if call.function in PIECES:
+            return self._pieces(call, at)
+        if call.function in SHAPED:
+            return self._shaped(call, given)
+        if call.function == "pad":
+            return self._pad(call)
+        if call.function in ("__getitem__", "narrow") and at.op.name == "slice":
+            return self._slice(call, at.op)
+        return None
+
+    def _ops(self, call: FunctionCall) -> list[Op]:
+        return self.structure.trace.ops[call.first : call.last]
+
+    def _pieces(self, call: FunctionCall, at: Mismatch) -> Rewrite | None:
+        """The pieces of an axis, each with what is left of it."""
+        source = self._ops(call)[0]
+        axis = source.arg(2, "dim", 0) % len(source.args[0].shape)
+        shapes = [self._kept(ref) for ref in at.op.results()]
+        if any(shape is None for shape in shapes):
+            return None
+        sizes = tuple(enumerate(shape[axis] for shape in shapes if shape is not None))
+        return Rewrite(call.function, 0, sizes)
+
+    def _shaped(self, call: FunctionCall, given: tuple[int, ...] | None) -> Rewrite | None:
+        """A shape in which what moved has its new size, and what follows the inputs goes on following them."""
+        ops = self._ops(call)
+        ref = ops[-1].results()[0]
+        shape, asked = self._kept(ref), call.sizes
+        if shape is None or asked is None:
+            return None
+        first = call.dim if call.function == "unflatten" else len(shape) - len(asked)
+        free = self._following(call)
+        sizes = [
+            (position, size)
+            for position, size in enumerate(shape[first : first + len(asked)])
+            if asked[position] != -1
+        ]
+        new: dict[int, int | tuple[int, int]] = {}
+        for position, size in sizes:
+            if size == ref.shape[first + position]:
+                continue
+            now = asked if given is None or len(given) != len(asked) else given
+            if position not in free:
+                new[position] = size
+            elif now[position] != size:
+                new[position] = _fraction(size, now[position])
+        source = ops[0].args[0] if ops[0].args else None
+        moved = isinstance(source, TensorRef) and self._kept(source) is not None
+        if not new and moved and -1 not in asked:
+            new = {position: size for position, size in sizes if position not in free}
+        if call.function in ("view", "reshape"):
+            # A size worked out from another one (C // heads) can have moved with a cut width without being wanted to.
+            for position, size in sizes[1:]:
+                if position > 1 and position not in free:
+                    new.setdefault(position, size)
+        return Rewrite(call.function, 0, tuple(sorted(new.items()))) if new else None
+
+    @cached_property
+    def _other_calls(self) -> list[dict[tuple[str, int], FunctionCall]]:
+        """The calls of the original on inputs of other shapes, by module and number."""
+        found = other_shapes(self.model, self.example, self.structure.trace.mode)
+        return [{call.numbers[0]: call for call in other.calls if call.numbers} for other in found]
+
+    def _following(self, call: FunctionCall) -> set[int]:
+        """The positions of a call's sizes that change with the shapes of the inputs."""
+        found: set[int] = set()
+        for calls in self._other_calls:
+            other = calls.get(call.numbers[0]) if call.numbers else None
+            if other is None or other.function != call.function or other.sizes is None or call.sizes is None:
+                continue
+            if len(other.sizes) == len(call.sizes):
+                found |= {p for p, (a, b) in enumerate(zip(call.sizes, other.sizes)) if a != b}
+        return found
+
+    def _pad(self, call: FunctionCall) -> Rewrite | None:
+        """Padding that counts only what is left of the channels it adds."""
+        op = next((op for op in self._ops(call) if op.name == "constant_pad_nd"), None)
+        if op is None:
+            return None
+        pad, rank = op.args[1], len(op.args[0].shape)
+        out = op.results()[0]
+        new = []
+        for position, amount in enumerate(pad):
+            part = self.structure.follower.of(out).at(rank - 1 - position // 2)
+            if amount > 0 and part is not None and len(part.axes) == 1:
+                stays = self.alive[part.labels]
+                left = int((stays[:amount] if position % 2 == 0 else stays[-amount:]).sum())
+                if left != amount:
+                    new.append((position, left))
+        return Rewrite("pad", 0, tuple(new)) if new else None
+
+    def _slice(self, call: FunctionCall, op: Op) -> Rewrite | None:
+        """A slice with the bounds it has once the positions before and within it have left."""
+        x = op.args[0]
+        axis = op.arg(1, "dim", 0) % len(x.shape)
+        part = self.structure.follower.of(x).at(axis)
+        if part is None or len(part.axes) > 1 or (op.arg(4, "step", 1) or 1) != 1:
+            return None
+        start = op.arg(2, "start", 0) or 0
+        start = max(0, start + x.shape[axis] if start < 0 else start)
+        stays = self.alive[part.labels]
+        first = int(stays[:start].sum())
+        count = int(stays[start : start + op.results()[0].shape[axis]].sum())
+        if call.function == "narrow":
+            return Rewrite("narrow", 0, ((0, first), (1, count)))
+        position = call.position_of(axis, len(x.shape))
+        return (
+            None if position is None else Rewrite("__getitem__", 0, ((position, (first, first + count, 1)),))
+        )
+
+    # -- numbers -------------------------------------------------------------------------------------------------------
+    def _old_scales(self, plan: ShrinkPlan, op: Op) -> Iterator[ShrinkPlan]:
+        """Attention scaled as by the size its heads had: torch works its scale out from the size they have."""
+        table: Mapping[int, Rewrite] = getattr(self.model.get_submodule(op.path), "_secateur_sizes", {})
+        cut_before = table.get(-1)
+        have = plan.rewrites.get(op.path, ())
+        if any(item.function == ATTENTION for item in have):
+            return
+        for ref in op.refs():
+            shape = self._kept(ref)
+            for old, new in zip(ref.shape[-2:], (shape or ())[-2:]):
+                if old != new:
+                    first = old if cut_before is None else cut_before.sizes[0][1]
+                    yield _with_rewrite(plan, op.path, Rewrite(ATTENTION, -1, ((0, first), (1, new))))
+
+
+def _fraction(new: int, old: int) -> int | tuple[int, int]:
+    """`new` as a fraction of `old`, in lowest terms; as it is where `old` is nothing to go by."""
+    if old < 1:
+        return new
+    common = math.gcd(new, old)
+    return new // common, old // common
+
+
+def _enclosing(calls: Sequence[FunctionCall], op: Op) -> FunctionCall | None:
+    """The size-taking call that made an operator."""
+    return next((call for call in calls if call.first <= op.index < call.last), None)
 
 
 def _with_attributes(plan: ShrinkPlan, path: str, values: Mapping[str, Any]) -> ShrinkPlan:
@@ -152,133 +407,30 @@ def _with_attributes(plan: ShrinkPlan, path: str, values: Mapping[str, Any]) -> 
     return replace(plan, attributes={**plan.attributes, path: merged})
 
 
-def integers(module: nn.Module) -> Iterator[tuple[str, int]]:
-    """The whole numbers a module keeps as attributes."""
-    for name, value in vars(module).items():
-        if isinstance(value, int) and not isinstance(value, bool) and not name.startswith("_") and value > 1:
-            yield name, value
+def _with_rewrite(plan: ShrinkPlan, path: str, *items: Rewrite) -> ShrinkPlan:
+    return replace(plan, rewrites={**plan.rewrites, path: (*plan.rewrites.get(path, ()), *items)})
 
 
-def _changes(structure: Structure, at: Mismatch, alive: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Old and new widths around an operator: axes of its tensors, and its own numbers that follow them."""
-    refs: list[TensorRef] = [*at.op.refs(), *at.op.results()]
-    for ref in refs:
-        shape = structure.kept_shape(ref, alive)
-        if shape is None:
-            continue
-        for size, new in zip(ref.shape, shape):
-            if size != new:
-                yield size, new
-    if at.op.name in ("convolution", "native_group_norm"):
-        position = 8 if at.op.name == "convolution" else 6
-        groups = at.op.args[position]
-        shape = structure.kept_shape(at.op.args[0], alive)
-        if groups > 1 and shape is not None and shape[1] != at.op.args[0].shape[1]:
-            yield groups, groups * shape[1] // at.op.args[0].shape[1]
-
-
-def _rewrite(structure: Structure, call: FunctionCall, at: Mismatch, alive: np.ndarray) -> Rewrite | None:
-    """The rewrite of a call that gives the sizes the labels ask for."""
-    ops = structure.trace.ops[call.first : call.last]
-    if call.function in PIECES:
-        source = ops[0]
-        axis = source.arg(2, "dim", 0) % len(source.args[0].shape)
-        sizes = []
-        for ref in at.op.results():
-            shape = structure.kept_shape(ref, alive)
-            if shape is None:
-                return None
-            sizes.append(shape[axis])
-        return Rewrite(call.function, 0, tuple(enumerate(sizes)))
-    if call.function in SHAPED:
-        ref = ops[-1].results()[0]
-        shape = structure.kept_shape(ref, alive)
-        if shape is None or call.sizes is None:
-            return None
-        offset = len(shape) - len(call.sizes)
-        new = []
-        for position, asked in enumerate(call.sizes):
-            axis = position + offset if call.function != "unflatten" else call.dim + position
-            if shape[axis] != ref.shape[axis] and asked != -1:
-                new.append((position, shape[axis]))
-        source_shape = (
-            structure.kept_shape(ops[0].args[0], alive)
-            if ops[0].args and isinstance(ops[0].args[0], TensorRef)
-            else None
-        )
-        if not new and source_shape is not None and -1 not in call.sizes:
-            new = [(position, shape[position + offset]) for position in range(len(call.sizes))]
-        # A size computed from another (C // heads) is pinned as well wherever it can have moved with a cut width.
-        for position in range(len(call.sizes)):
-            axis = position + offset
-            if (
-                (
-                    call.function in ("view", "reshape")
-                    and position > 0
-                    and axis > 0
-                    and all(p != position for p, _ in new)
-                )
-                and call.sizes[position] != -1
-                and call.fixed(position)
-            ):
-                new.append((position, shape[axis]))
-        return Rewrite(call.function, 0, tuple(sorted(new))) if new else None
-    if call.function == "pad":
-        return _pad(structure, ops, alive)
-    if call.function == "__getitem__":
-        return _slice(structure, call, at, alive)
-    if call.function == "narrow":
-        op = at.op
-        moved = _moved_slice(structure, op, alive)
-        return None if moved is None else Rewrite("narrow", 0, ((0, moved[0]), (1, moved[1] - moved[0])))
-    return None
-
-
-def _pad(structure: Structure, ops: list[Op], alive: np.ndarray) -> Rewrite | None:
-    op = next((op for op in ops if op.name == "constant_pad_nd"), None)
-    if op is None:
-        return None
-    pad, rank = op.args[1], len(op.args[0].shape)
-    out = op.results()[0]
-    new = []
-    for position, amount in enumerate(pad):
-        axis = rank - 1 - position // 2
-        part = structure.follower.of(out).at(axis)
-        if amount > 0 and part is not None and len(part.axes) == 1:
-            stays = alive[part.labels]
-            side = stays[:amount] if position % 2 == 0 else stays[-amount:]
-            if int(side.sum()) != amount:
-                new.append((position, int(side.sum())))
-    return Rewrite("pad", 0, tuple(new)) if new else None
-
-
-def _moved_slice(structure: Structure, op: Op, alive: np.ndarray) -> tuple[int, int] | None:
-    """Where a slice starts and ends once the positions before and within it have left."""
-    x = op.args[0]
-    axis = op.arg(1, "dim", 0) % len(x.shape)
-    part = structure.follower.of(x).at(axis)
-    if part is None or len(part.axes) > 1 or (op.arg(4, "step", 1) or 1) != 1:
-        return None
-    start = op.arg(2, "start", 0) or 0
-    start = max(0, start + x.shape[axis] if start < 0 else start)
-    stays = alive[part.labels]
-    first = int(stays[:start].sum())
-    return first, first + int(stays[start : start + op.results()[0].shape[axis]].sum())
-
-
-def _slice(structure: Structure, call: FunctionCall, at: Mismatch, alive: np.ndarray) -> Rewrite | None:
-    if at.op.name != "slice":
-        return None
-    axis = at.op.arg(1, "dim", 0) % len(at.op.args[0].shape)
-    moved = _moved_slice(structure, at.op, alive)
-    position = call.position_of(axis, len(at.op.args[0].shape))
-    if moved is None or position is None:
-        return None
-    return Rewrite("__getitem__", 0, ((position, (moved[0], moved[1], 1)),))
+def _old_numbers(plan: ShrinkPlan, at: Mismatch) -> Iterator[ShrinkPlan]:
+    """The plan in which numbers that the forward works out from a width are given as they were."""
+    assert at.numbers is not None
+    have = plan.rewrites.get(at.op.path, ())
+    if len(at.numbers[0]) != len(at.numbers[1]):
+        return
+    pairs = dict.fromkeys((was, now) for was, now in zip(*at.numbers) if was != now)
+    first = -2 - sum(item.call < -1 for item in have)
+    made = [Rewrite(NUMBER, first - index, ((0, now), (1, was))) for index, (was, now) in enumerate(pairs)]
+    yield _with_rewrite(plan, at.op.path, *made)
 
 
 def with_counts(structure: Structure, plan: ShrinkPlan, alive: np.ndarray) -> ShrinkPlan:
-    """The plan with old counts for every operator that divides by how many positions there are."""
+    """The plan with the old count for every operator that divides by the number of positions of an axis.
+
+    Args:
+        structure: The structure of the original.
+        plan: The plan so far.
+        alive: Which labels stay.
+    """
     rewrites = {path: list(items) for path, items in plan.rewrites.items()}
     for follower in (structure.follower, *structure.more):
         for each in follower.counted:
@@ -292,38 +444,49 @@ def with_counts(structure: Structure, plan: ShrinkPlan, alive: np.ndarray) -> Sh
     return replace(plan, rewrites={path: tuple(items) for path, items in rewrites.items() if items})
 
 
-def _old_scales(
-    structure: Structure, model: nn.Module, plan: ShrinkPlan, alive: np.ndarray, op: Op
-) -> Iterator[ShrinkPlan]:
-    """Attention scaled as by the size its heads had: torch's own works the scale out from the size they have."""
-    cut_before: Any = getattr(model.get_submodule(op.path), "_secateur_sizes", {}).get(-1)
-    have = plan.rewrites.get(op.path, ())
-    if any(item.function == ATTENTION for item in have):
-        return
-    for ref in op.refs():
-        shape = structure.kept_shape(ref, alive)
-        for old, new in zip(ref.shape[-2:], (shape or ())[-2:]):
-            if old != new:
-                first = old if cut_before is None else cut_before.sizes[0][1]
-                item = Rewrite(ATTENTION, -1, ((0, first), (1, new)))
-                yield replace(plan, rewrites={**plan.rewrites, op.path: (*have, item)})
+def with_sites(structure: Structure, model: nn.Module, plan: ShrinkPlan) -> ShrinkPlan:
+    """The plan in which rewrites know where in the source their calls stand, for modules where all of them can.
+
+    A call that stands in a loop is made several times from one place. It has a site if all of them get the same sizes.
+
+    Args:
+        structure: The structure of the original.
+        model: The original.
+        plan: The plan, complete otherwise.
+    """
+    made: dict[str, list[FunctionCall]] = {}
+    for call in structure.trace.calls:
+        if call.numbers:
+            made.setdefault(call.numbers[0][0], []).append(call)
+    rewrites = dict(plan.rewrites)
+    for path, items in plan.rewrites.items():
+        sites = _sites(type(model.get_submodule(path)), items, made.get(path, []))
+        if sites is not None:
+            rewrites[path] = tuple(replace(item, site=site) for item, site in zip(items, sites))
+    return replace(plan, rewrites=rewrites)
 
 
-def _old_numbers(plan: ShrinkPlan, at: Mismatch) -> Iterator[ShrinkPlan]:
-    """A number that the forward works out from a width is given as it was."""
-    assert at.numbers is not None
-    have = plan.rewrites.get(at.op.path, ())
-    if len(at.numbers[0]) != len(at.numbers[1]):
-        return
-    made = tuple(
-        Rewrite(NUMBER, -2 - sum(item.call < -1 for item in have) - index, ((0, now), (1, was)))
-        for index, (was, now) in enumerate(
-            dict.fromkeys((was, now) for was, now in zip(*at.numbers) if was != now)
-        )
-    )
-    yield replace(plan, rewrites={**plan.rewrites, at.op.path: (*have, *made)})
+def _sites(base: type, items: Sequence[Rewrite], calls: Sequence[FunctionCall]) -> list[Site] | None:
+    """The sites of all rewrites of a module, or None where one has none; rewrites of one site are the same."""
+    table = {item.call: item for item in items}
+    found: dict[Site, Rewrite] = {}
+    sites: dict[int, Site] = {}
+    chains = {call.chain for call in calls if call.numbers[0][1] in table}
+    for call in calls:
+        if call.chain not in chains:
+            continue
+        item = table.get(call.numbers[0][1])
+        site = site_of(base, call.chain) if call.chain else None
+        if item is None or site is None or item.function not in SIZED or item.function != call.function:
+            return None
+        first = found.setdefault(site, item)
+        if first.sizes != item.sizes:
+            return None
+        sites[item.call] = site
+    return [sites[item.call] for item in items] if len(sites) == len(table) == len(items) else None
 
 
+# -- torch's attention layer -------------------------------------------------------------------------------------------
 def _attention_of(model: nn.Module, path: str) -> str | None:
     """The torch attention layer an operator ran in, if any."""
     parts = path.split(".") if path else []
@@ -337,10 +500,10 @@ def _attention_of(model: nn.Module, path: str) -> str | None:
 def _fewer_heads(
     structure: Structure, model: nn.Module, path: str, alive: np.ndarray, plan: ShrinkPlan
 ) -> ShrinkPlan | None:
-    """The rewrite that lets a torch attention layer run with fewer heads."""
+    """The plan with the rewrite that lets a torch attention layer run with fewer heads."""
     module: Any = model.get_submodule(path)
     have = plan.rewrites.get(path, ())  # the mean of its heads' weights, if any
-    if any(item.function == "multi_head_attention" for item in have):
+    if any(item.function == HEADS for item in have):
         return None
     name = f"{path}.in_proj_weight" if module._qkv_same_embed_dim else f"{path}.q_proj_weight"
     name = structure.trace.aliases.get(name, name)
@@ -353,14 +516,21 @@ def _fewer_heads(
         return None
     before = getattr(module, "scaled_as", module.head_dim)
     sizes = ((0, heads), (1, size), *(((2, before),) if size != module.head_dim else ()))
-    item = Rewrite("multi_head_attention", -1, sizes)
+    item = Rewrite(HEADS, -1, sizes)
     return replace(plan, rewrites={**plan.rewrites, path: (item, *have)})
 
 
 def with_fewer_heads(
     structure: Structure, model: nn.Module, plan: ShrinkPlan, alive: np.ndarray
 ) -> ShrinkPlan:
-    """The plan with its rewrite for every torch attention layer of which heads leave."""
+    """The plan with its rewrite for every torch attention layer of which heads leave.
+
+    Args:
+        structure: The structure of the original.
+        model: The original.
+        plan: The plan so far.
+        alive: Which labels stay.
+    """
     for path in [
         name.rpartition(".")[0] for name in plan.keep if name.endswith(("in_proj_weight", "q_proj_weight"))
     ]:

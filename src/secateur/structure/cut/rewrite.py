@@ -1,10 +1,12 @@
-"""Rewrites: where a forward has widths written into it, the calls that use them get the new ones.
+"""Rewrites: where a forward has a width written into it, the call that uses it gets the new one.
 
 Some forwards compute a size from something else than the tensor at hand (`x.reshape(B, N, C)` after heads left), and no
-attribute can be set to help. Such a module keeps its class (a subclass of it, in fact) and its parameters; while its
-forward runs, the n-th size-taking call is given the sizes of the plan. Only the positions that were cut are
-replaced, so
-the batch and the length stay free.
+attribute can be set to help. Such a module becomes a subclass of its class with the same parameters, in which that one
+call is given other sizes. Only positions that the cut moved are replaced: a width by its new value, a size that follows
+the input (batch times heads) by a fraction of what the forward asks for. So batch, image size and length stay free.
+
+Where the source of the forward can be read, the subclass has that source with other sizes (`call_sites`). Where it
+cannot, the original forward runs under a mode that counts its size-taking calls and changes the n-th.
 
 >>> import torch
 >>> from torch import nn
@@ -19,11 +21,14 @@ the batch and the length stay free.
 
 from __future__ import annotations
 
+import ast
 import math
 import sys
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import FrameType
+from functools import partial
+from types import FrameType, ModuleType
 from typing import Any
 
 import torch
@@ -31,146 +36,182 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from secateur.errors import PlanError
+from secateur.structure.cut.call_sites import HELPER, Site, edited, resized
 from secateur.structure.cut.fixed_count_norms import COUNTED, counting, named_alike
+from secateur.structure.trace.calls import ATTENTION, MADE, PIECES, SHAPED, SIZED, name_of
 
-__all__ = ["SIZED", "Rewrite", "rewrite_", "rewritten"]
+__all__ = ["HEADS", "NUMBER", "Rewrite", "rewrite_", "rewritten"]
 
-SHAPED = frozenset(
-    [
-        "view",
-        "reshape",
-        "expand",
-        "unflatten",
-        "repeat",
-        "new_zeros",
-        "new_ones",
-        "new_full",
-        "new_empty",
-        "zeros",
-        "ones",
-        "full",
-        "empty",
-    ]
-)
-PIECES = frozenset(["split", "chunk", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split"])
-ATTENTION = "scaled_dot_product_attention"
+HEADS = "multi_head_attention"
 NUMBER = "number"
-SIZED = SHAPED | PIECES | {"pad", "__getitem__", "narrow"}
+
+Value = int | float | tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Rewrite:
-    """The `call`-th size-taking call of a module's forward: which function it is, and (position, value) to put in.
+    """Other sizes for one call of a module's forward, as plain data.
 
-    For shapes a position is an axis; for splits the pieces in order; for pad the entries of its list; for slices the
-    position within the index, with a value (start, stop, step). For attention, whose calls are not counted (`call` is
-    -1), they are the size of a head before and now: without a scale of its own it is scaled as before. For a number,
-    they are what the forward works out from a width now, and what it was: wherever it multiplies or divides by the one,
-    the other is put in.
+    What a position and a value mean depends on the function. For shapes a position is that within the shape, and the
+    value a size, or (a, b) for a/b of the size that the forward asks for. For splits the values are the pieces in
+    order; for pad a position is that within its list; for subscripts one within the index, with a value (start, stop,
+    step). For attention, whose calls are not counted (`call` is -1), the values are the size of a head before and now:
+    without a scale of its own it is scaled as before. For a number they are what the forward works out from a width
+    now, and what it was: wherever it multiplies or divides by the one, the other is put in.
+
+    Attributes:
+        function: The name of the function that is called.
+        call: The number of size-taking calls that the forward makes before this one.
+        sizes: (position, value) pairs.
+        site: Where the call stands in the source, if it can be edited there.
     """
 
     function: str
     call: int
     sizes: tuple[tuple[int, Any], ...]
+    site: Site | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return {"function": self.function, "call": self.call, "sizes": [[p, v] for p, v in self.sizes]}
+        data: dict[str, Any] = {
+            "function": self.function,
+            "call": self.call,
+            "sizes": [[position, value] for position, value in self.sizes],
+        }
+        if self.site is not None:
+            data["site"] = [list(step) for step in self.site]
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Rewrite:
-        """The inverse of `to_dict`."""
-        sizes = tuple((int(p), tuple(v) if isinstance(v, list) else _number(v)) for p, v in data["sizes"])
-        return cls(str(data["function"]), int(data["call"]), sizes)
+        """The inverse of `to_dict`, checked.
+
+        Args:
+            data: Plain data.
+
+        Raises:
+            ValueError: A value is none that this function takes.
+        """
+        function = str(data["function"])
+        sizes = tuple((int(position), _value(function, value)) for position, value in data["sizes"])
+        site = data.get("site")
+        if site is not None:
+            site = tuple((str(name), str(digest), int(index)) for name, digest, index in site)
+        return cls(function, int(data["call"]), sizes, site or None)
 
     def __str__(self) -> str:
         return f"{self.function} call {self.call}: {dict(self.sizes)}"
 
 
-def _number(value: Any) -> int | float:
-    return value if isinstance(value, float) and math.isfinite(value) else int(value)
+def _value(function: str, value: object) -> Value:
+    """A value as it must be for a function."""
+    if isinstance(value, (list, tuple)):
+        items = tuple(int(item) for item in value)
+        if len(items) != (3 if function == "__getitem__" else 2):
+            raise ValueError(f"a size of {function}: expected a number or a fraction, got {value!r}")
+        if function != "__getitem__" and (items[0] < 0 or items[1] < 1):
+            raise ValueError(f"a size of {function}: expected a fraction above 0, got {value!r}")
+        return items
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    return int(value)  # type: ignore[call-overload, no-any-return]
 
 
-def name_of(func: Any) -> str:
-    """The plain name of a torch function: `reshape`, `__getitem__`, `pad`."""
-    return getattr(func, "__name__", "")
+def with_sizes(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], item: Rewrite
+) -> Any:
+    """Make a call with the sizes of a rewrite.
 
+    Args:
+        function: The function that the forward called.
+        args: The arguments it gave.
+        kwargs: The keywords it gave.
+        item: The rewrite.
 
-def with_sizes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], item: Rewrite) -> Any:
-    """Make the call with the sizes of the rewrite."""
+    Returns:
+        What the function gives.
+    """
     name, new = item.function, dict(item.sizes)
     if name in PIECES:
-        pieces = [value for _, value in item.sizes]
         dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
-        return torch.split(args[0], pieces, dim)
+        return torch.split(args[0], [value for _, value in item.sizes], dim)
     if name == "pad":
-        pad = list(args[1] if len(args) > 1 else kwargs["pad"])
-        for position, value in new.items():
-            pad[position] = value
-        kwargs = {key: value for key, value in kwargs.items() if key != "pad"}
-        return func(args[0], pad, *args[2:], **kwargs)
+        pad = resized(args[1] if len(args) > 1 else kwargs["pad"], *item.sizes)
+        return function(
+            args[0], pad, *args[2:], **{key: value for key, value in kwargs.items() if key != "pad"}
+        )
     if name == "__getitem__":
         index = list(args[1]) if isinstance(args[1], tuple) else [args[1]]
         for position, value in new.items():
             index[position] = slice(*value)
-        return func(args[0], tuple(index))
+        return function(args[0], tuple(index))
     if name == "narrow":
         return torch.narrow(args[0], args[1], new[0], new[1])
     if name == "unflatten":
-        sizes = list(args[2] if len(args) > 2 else kwargs["sizes"])
-        dim = args[1] if len(args) > 1 else kwargs["dim"]
-        for position, value in new.items():
-            sizes[position] = value
-        return func(args[0], dim, tuple(sizes))
-    first = 0 if name in ("zeros", "ones", "full", "empty") else 1
-    flat = len(args) > first and not isinstance(args[first], (tuple, list))
+        sizes = args[2] if len(args) > 2 else kwargs["sizes"]
+        return function(args[0], args[1] if len(args) > 1 else kwargs["dim"], resized(sizes, *item.sizes))
+    return _with_shape(function, args, kwargs, item)
+
+
+def _with_shape(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], item: Rewrite
+) -> Any:
+    """Make a call that takes a shape: as keyword, as one argument, or as all the arguments that are left."""
     key = next((key for key in ("size", "shape", "sizes") if key in kwargs), None)
     if key is not None:
-        sizes = list(kwargs[key])
-    else:
-        sizes = list(args[first:]) if flat else list(args[first])
-    for position, value in new.items():
-        sizes[position] = value
-    if key is not None:
-        return func(*args, **{**kwargs, key: tuple(sizes)})
-    rest = () if flat else args[first + 1 :]
-    return func(*args[:first], tuple(sizes), *rest, **kwargs)
+        return function(*args, **{**kwargs, key: resized(kwargs[key], *item.sizes)})
+    first = 0 if item.function in MADE else 1
+    if isinstance(args[first], (tuple, list)):
+        return function(*args[:first], resized(args[first], *item.sizes), *args[first + 1 :], **kwargs)
+    return function(*args[:first], resized(args[first:], *item.sizes), **kwargs)
 
 
 class _Sizes(TorchFunctionMode):
-    """While it is active, the calls named by the rewrites get their sizes."""
+    """While it is active, the calls named by the rewrites of a module get their sizes."""
 
     def __init__(self, module: nn.Module, table: Mapping[int, Rewrite]):
         super().__init__()
         self.module, self.table = module, table
         self.count = 0
         self.counted = [item for item in table.values() if item.function in COUNTED]
+        self.sized = any(item.function in SIZED for item in table.values())
         self.numbers = [
             (item.sizes[0][1], item.sizes[1][1]) for item in table.values() if item.function == NUMBER
         ]
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
-        if self.numbers and any(word in name_of(func) for word in ("mul", "div")):
-            args = tuple(self._as_before(arg) for arg in args)
-        for counts in self.counted if counting() else ():
-            if name_of(func) in named_alike(counts.function):
-                made = COUNTED[name_of(func)](func, args, kwargs, *(value for _, value in counts.sizes))
-                if made is not None:
-                    return made
-        if -1 in self.table and name_of(func) == ATTENTION and kwargs.get("scale") is None:
-            (_, before), (_, now) = self.table[-1].sizes
+        name = name_of(func)
+        if self.numbers and ("mul" in name or "div" in name):
+            args = tuple([self._as_before(arg) for arg in args])
+        if self.counted and (torch.compiler.is_compiling() or counting()):
+            for counts in self.counted:
+                if name in named_alike(counts.function):
+                    made = COUNTED[name](func, args, kwargs, *[value for _, value in counts.sizes])
+                    if made is not None:
+                        return made
+        if -1 in self.table and name == ATTENTION and kwargs.get("scale") is None:
+            before, now = (value for _, value in self.table[-1].sizes)
             query = args[0] if args else kwargs["query"]
             if query.shape[-1] == now:
                 return func(*args, **{**kwargs, "scale": before**-0.5})
-        if name_of(func) in SIZED and not _in_a_hook(sys._getframe(1), self.module):
-            item = self.table.get(self.count)
-            self.count += 1
-            if item is not None and item.function == name_of(func):
+        if self.sized and name in SIZED:
+            item = self._item()
+            if item is not None and item.function == name:
                 return with_sizes(func, args, kwargs, item)
         return func(*args, **kwargs)
 
-    def _as_before(self, value: Any) -> Any:
+    def _item(self) -> Rewrite | None:
+        """The rewrite of the size-taking call that is being made, if there is one."""
+        # torch.compile cannot look at frames, and does not trace through hooks that it has not compiled.
+        if not torch.compiler.is_compiling() and _in_a_hook(sys._getframe(2), self.module):
+            return None
+        self.count += 1
+        return self.table.get(self.count - 1)
+
+    def _as_before(self, value: object) -> object:
         """A number that is worked out from a width, as it was before the cut."""
         if isinstance(value, float):
             for now, before in self.numbers:
@@ -203,38 +244,152 @@ def _in_a_hook(frame: FrameType | None, module: nn.Module) -> bool:
 
 
 _WRAPPERS: set[Any] = set()
-_CLASSES: dict[type, type] = {}
+_CLASSES: weakref.WeakValueDictionary[tuple[Any, ...], type] = weakref.WeakValueDictionary()
 
 
-def _restore(base: Any, state: dict[str, Any]) -> nn.Module:
-    """Rebuild a rewritten module from its base class (used by copy and pickle)."""
-    kind: Any = rewritten(base)
+def _restore(base: type, state: dict[str, Any]) -> nn.Module:
+    """Rebuild a rewritten module from its base class; used by copy and pickle."""
+    kind: Any = rewritten(base, state["_secateur_sizes"])
     module: nn.Module = kind.__new__(kind)
     module.__dict__.update(state)
     return module
 
 
-def rewritten(base: type) -> type:
-    """The subclass of a module class whose forward runs under its rewrites."""
-    if base not in _CLASSES:
+def rewritten(base: type, table: Mapping[int, Rewrite]) -> type:
+    """The subclass of a module class whose forward has these sizes.
 
-        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-            with _Sizes(self, self._secateur_sizes):
-                return base.forward(self, *args, **kwargs)  # type: ignore[attr-defined]
+    Args:
+        base: The class.
+        table: The rewrites by `Rewrite.call`.
 
+    Returns:
+        The subclass: with edited source where every rewrite has a site that still fits, else run under a mode.
+    """
+    sited = all(item.site is not None and item.function in SIZED for item in table.values())
+    key = (base, tuple(sorted(table.values(), key=lambda item: item.call)) if sited else None)
+    known = _CLASSES.get(key)
+    if known is not None:
+        return known
+    methods = None
+    if sited:
+        edits = [(item.site, partial(_edit, item)) for item in table.values() if item.site is not None]
+        methods = edited(base, edits)
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with _Sizes(self, self._secateur_sizes):
+            return base.forward(self, *args, **kwargs)  # type: ignore[attr-defined]
+
+    def reduce(self: Any, protocol: int) -> Any:
+        return _restore, (base, dict(self.__dict__))
+
+    if methods is None:
         _WRAPPERS.add(forward.__code__)
+        methods = {"forward": forward}  # type: ignore[dict-item]
+    made = type(base.__name__, (base,), {**methods, "__reduce_ex__": reduce, "_secateur_base": base})
+    made.__module__, made.__qualname__ = base.__module__, base.__qualname__
+    _CLASSES[key] = made
+    return made
 
-        def reduce(self: Any, protocol: int) -> Any:
-            return _restore, (base, dict(self.__dict__))
 
-        made = type(
-            base.__name__, (base,), {"forward": forward, "__reduce_ex__": reduce, "_secateur_base": base}
+# -- calls as they stand in the source ---------------------------------------------------------------------------------
+def _edit(item: Rewrite, node: ast.expr, scope: Mapping[str, Any]) -> ast.expr | None:
+    """A call expression with the sizes of a rewrite; None where it is written in a way that cannot be edited."""
+    if item.function == "__getitem__":
+        return _edited_subscript(item, node)
+    if not isinstance(node, ast.Call) or any(keyword.arg is None for keyword in node.keywords):
+        return None
+    method = isinstance(node.func, ast.Attribute) and not (
+        isinstance(node.func.value, ast.Name) and isinstance(scope.get(node.func.value.id), ModuleType)
+    )
+    first = 0 if method or item.function in MADE else 1  # of the arguments after the tensor itself
+    if item.function in PIECES:
+        return _edited_pieces(item, node, method)
+    if item.function == "narrow":
+        if len(node.args) != first + 3 or node.keywords:
+            return None
+        node.args[first + 1 :] = [_constant(value) for _, value in item.sizes]
+        return node
+    keys = {"pad": ("pad",), "unflatten": ("sizes",)}.get(item.function, ("size", "shape", "sizes"))
+    keyword = next((keyword for keyword in node.keywords if keyword.arg in keys), None)
+    if keyword is not None:
+        keyword.value = _edited_sizes(item, keyword.value)
+        return node
+    first += 1 if item.function == "unflatten" else 0
+    if len(node.args) <= first:
+        return None
+    one = len(node.args) == first + 1 or item.function in ("pad", "unflatten", "full", "new_full")
+    if one or isinstance(node.args[first], (ast.Tuple, ast.List)):
+        node.args[first] = _edited_sizes(item, node.args[first])
+        return node
+    if any(isinstance(each, ast.Starred) for each in node.args[first:]):
+        whole = ast.Tuple(node.args[first:], ast.Load())
+        node.args[first:] = [_edited_sizes(item, whole)]
+        return node
+    for position, value in item.sizes:
+        if first + position >= len(node.args):
+            return None
+        node.args[first + position] = _edited_size(node.args[first + position], value)
+    return node
+
+
+def _edited_pieces(item: Rewrite, node: ast.Call, method: bool) -> ast.expr | None:
+    """`x.chunk(2, 1)` or `torch.chunk(x, 2, 1)` as `x.split([4, 3], 1)`."""
+    arguments = list(node.args) if method else node.args[1:]
+    if not method and not node.args:
+        return None
+    dim: ast.expr = arguments[1] if len(arguments) > 1 else ast.Constant(0)
+    dim = next((keyword.value for keyword in node.keywords if keyword.arg == "dim"), dim)
+    assert not method or isinstance(node.func, ast.Attribute)
+    source = node.func.value if method and isinstance(node.func, ast.Attribute) else node.args[0]
+    pieces = ast.List([_constant(value) for _, value in item.sizes], ast.Load())
+    return ast.Call(ast.Attribute(source, "split", ast.Load()), [pieces, dim], [])
+
+
+def _edited_subscript(item: Rewrite, node: ast.expr) -> ast.expr | None:
+    """`x[:, :8]` with other bounds."""
+    if not isinstance(node, ast.Subscript):
+        return None
+    whole = isinstance(node.slice, ast.Tuple)
+    index = list(node.slice.elts) if isinstance(node.slice, ast.Tuple) else [node.slice]
+    for position, (start, stop, _) in item.sizes:
+        if position >= len(index) or not isinstance(index[position], ast.Slice):
+            return None
+        index[position] = ast.Slice(_constant(start), _constant(stop), None)
+    node.slice = ast.Tuple(index, ast.Load()) if whole else index[0]
+    return node
+
+
+def _edited_sizes(item: Rewrite, node: ast.expr) -> ast.expr:
+    """An expression for several sizes: its elements where it is written as a tuple or list, else what it gives."""
+    if isinstance(node, (ast.Tuple, ast.List)) and not any(isinstance(e, ast.Starred) for e in node.elts):
+        for position, value in item.sizes:
+            node.elts[position] = _edited_size(node.elts[position], value)
+        return node
+    changes: list[ast.expr] = []
+    for position, value in item.sizes:
+        pair = (
+            ast.Tuple([_constant(part) for part in value], ast.Load()) if isinstance(value, tuple) else None
         )
-        made.__module__, made.__qualname__ = base.__module__, base.__qualname__
-        _CLASSES[base] = made
-    return _CLASSES[base]
+        changes.append(ast.Tuple([_constant(position), pair or _constant(value)], ast.Load()))
+    return ast.Call(ast.Name(HELPER, ast.Load()), [node, *changes], [])
 
 
+def _edited_size(node: ast.expr, value: Value) -> ast.expr:
+    """An expression for one size."""
+    if not isinstance(value, tuple):
+        return _constant(value)
+    if isinstance(node, ast.Constant) and isinstance(node.value, int):
+        return _constant(node.value * value[0] // value[1])
+    times = ast.BinOp(node, ast.Mult(), _constant(value[0])) if value[0] != 1 else node
+    return ast.BinOp(times, ast.FloorDiv(), _constant(value[1])) if value[1] != 1 else times
+
+
+def _constant(value: int | float) -> ast.expr:
+    """A number as an expression; a negative one as it is written, which TorchScript wants."""
+    return ast.UnaryOp(ast.USub(), ast.Constant(-value)) if value < 0 else ast.Constant(value)
+
+
+# -- several rewrites of one module ------------------------------------------------------------------------------------
 def _joined(before: Mapping[int, Rewrite], new: Mapping[int, Rewrite]) -> dict[int, Rewrite]:
     """The rewrites of a module that is cut again: what the later cut says of a call goes over the earlier."""
     table = dict(before)
@@ -251,9 +406,21 @@ def _joined(before: Mapping[int, Rewrite], new: Mapping[int, Rewrite]) -> dict[i
         elif item.function in PIECES:
             table[call] = item
         else:
-            sizes = {**dict(old.sizes), **dict(item.sizes)}
-            table[call] = Rewrite(item.function, call, tuple(sorted(sizes.items())))
+            sizes = dict(old.sizes)
+            for position, value in item.sizes:
+                sizes[position] = _over(sizes.get(position), value, item.function)
+            table[call] = Rewrite(item.function, call, tuple(sorted(sizes.items())), item.site)
     return table
+
+
+def _over(old: Value | None, new: Value, function: str) -> Value:
+    """A later value of a size over an earlier one: a fraction is of what the earlier left."""
+    if function not in SHAPED or old is None or not isinstance(new, tuple):
+        return new
+    if not isinstance(old, tuple):
+        return int(old) * new[0] // new[1]
+    up, down = old[0] * new[0], old[1] * new[1]
+    return up // math.gcd(up, down), down // math.gcd(up, down)
 
 
 def _counting_on(
@@ -267,10 +434,18 @@ def _counting_on(
     return item, min([-1, *table]) - 1
 
 
-def rewrite_(module: nn.Module, items: tuple[Rewrite, ...]) -> None:
-    """Give a module its rewrites, in place."""
+def rewrite_(module: nn.Module, items: Sequence[Rewrite]) -> None:
+    """Give a module its rewrites, in place.
+
+    Args:
+        module: The module; its class becomes a subclass of what it was.
+        items: The rewrites.
+
+    Raises:
+        PlanError: A rewrite is of a function that takes no sizes.
+    """
     for item in items:
-        if item.function == "multi_head_attention":
+        if item.function == HEADS:
             from secateur.structure.cut.heads import fewer_heads_
 
             fewer_heads_(module, *(value for _, value in item.sizes))
@@ -279,9 +454,10 @@ def rewrite_(module: nn.Module, items: tuple[Rewrite, ...]) -> None:
             raise PlanError(
                 f"the plan rewrites a call of {item.function!r}, which is not one that takes sizes"
             )
-    table = {item.call: item for item in items if item.function != "multi_head_attention"}
+    table = {item.call: item for item in items if item.function != HEADS}
     if not table:
         return
-    module._secateur_sizes = _joined(getattr(module, "_secateur_sizes", {}), table)  # type: ignore[assignment]
-    if not hasattr(type(module), "_secateur_base"):
-        module.__class__ = rewritten(type(module))
+    sizes = _joined(getattr(module, "_secateur_sizes", {}), table)
+    module._secateur_sizes = sizes  # type: ignore[assignment]
+    base = getattr(type(module), "_secateur_base", type(module))
+    module.__class__ = rewritten(base, sizes)

@@ -1,4 +1,7 @@
-"""Calls: the size-taking calls a forward makes, as Python wrote them, matched with the operators they became.
+"""Size-taking calls: what a forward passes sizes to in Python, matched with the operators each call became.
+
+`x.view(b, 8, -1)` or `x[:, :8]` may have a width written into it that is wrong once channels leave. Such calls are
+noted while a forward is recorded, with their place in the source, so that a cut can give each one its new sizes.
 
 >>> import torch
 >>> ops, stack = [], [""]
@@ -10,23 +13,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from secateur.structure.cut.rewrite import ATTENTION, SIZED, name_of
+__all__ = ["ATTENTION", "MADE", "PIECES", "SHAPED", "SIZED", "CallRecorder", "FunctionCall", "name_of"]
 
-__all__ = ["CallRecorder", "FunctionCall"]
+MADE = frozenset(["zeros", "ones", "full", "empty"])
+"""Functions whose sizes come first: they make a tensor instead of taking one."""
+
+SHAPED = MADE | {
+    "view",
+    "reshape",
+    "expand",
+    "unflatten",
+    "repeat",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_empty",
+}
+"""Functions that take a shape."""
+
+PIECES = frozenset(["split", "chunk", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split"])
+"""Functions that part an axis into pieces."""
+
+ATTENTION = "scaled_dot_product_attention"
+
+SIZED = SHAPED | PIECES | {"pad", "__getitem__", "narrow"}
+"""Every function that takes sizes."""
+
+Chain = tuple[tuple[CodeType, int], ...]
+
+
+def name_of(function: object) -> str:
+    """The plain name of a torch function: `reshape`, `__getitem__`, `pad`.
+
+    Args:
+        function: What a torch function mode was given. torch.compile passes `operator.getitem` for a subscript.
+
+    >>> import operator
+    >>> name_of(torch.Tensor.reshape), name_of(operator.getitem)
+    ('reshape', '__getitem__')
+    """
+    name: str = getattr(function, "__name__", "")
+    return "__getitem__" if name == "getitem" else name
 
 
 @dataclass
 class FunctionCall:
-    """One call: its function, the sizes it was given, and the operators (first to last) it became.
+    """One size-taking call.
 
-    `numbers` are (module path, how many size-taking calls that module's forward had made before), innermost first.
+    Attributes:
+        function: Its name.
+        first: Index of the first operator it became.
+        last: Index after the last one.
+        numbers: (module path, number of size-taking calls that module's forward had made before), innermost first.
+        sizes: The sizes it was given, where it takes a shape.
+        dim: The axis that `unflatten` was given.
+        index: The index that a subscript was given.
+        shape: The shape of the tensor it was called on.
+        chain: Where it stands in the source: (code, instruction) from the module's forward to the call itself.
     """
 
     function: str
@@ -37,14 +90,18 @@ class FunctionCall:
     dim: int = 0
     index: tuple[Any, ...] = ()
     shape: tuple[int, ...] = field(default=())
-
-    def fixed(self, position: int) -> bool:
-        """Whether a size was given as it is on a position that a cut width can have moved."""
-        assert self.sizes is not None
-        return 1 < position < len(self.sizes)
+    chain: Chain = ()
 
     def position_of(self, axis: int, rank: int) -> int | None:
-        """Which entry of a slice's index speaks of an axis."""
+        """Which entry of a subscript's index is the slice of an axis.
+
+        Args:
+            axis: The axis.
+            rank: The number of axes of the tensor.
+
+        Returns:
+            The position within the index; None where there is none or it is no slice.
+        """
         current = 0
         used = sum(1 for item in self.index if item is not None and item is not Ellipsis)
         for position, item in enumerate(self.index):
@@ -60,9 +117,14 @@ class FunctionCall:
 
 
 class CallRecorder(TorchFunctionMode):
-    """Notes every size-taking call while a forward is recorded; `ops` and `stack` are the recorder's."""
+    """Notes every size-taking call while it is active.
 
-    def __init__(self, ops: Sequence[Any], stack: list[str]):
+    Args:
+        ops: The operators recorded so far; the list grows meanwhile.
+        stack: The dotted names of the modules that are running, innermost last.
+    """
+
+    def __init__(self, ops: Sequence[object], stack: list[str]):
         super().__init__()
         self.ops, self.stack = ops, stack
         self.found: list[FunctionCall] = []
@@ -70,14 +132,24 @@ class CallRecorder(TorchFunctionMode):
         self.hooked = 0
 
     def enter(self, path: str) -> None:
-        """A module's forward begins: its calls are counted from 0."""
+        """Count a module's calls from 0: its forward begins.
+
+        Args:
+            path: The module's dotted name.
+        """
         self.counts[path] = 0
 
     def hook(self, entered: int) -> None:
-        """A user's hooks begin (1) or are done (-1)."""
+        """Note that a user's hooks begin or end; their calls are not counted.
+
+        Args:
+            entered: 1 where they begin, -1 where they end.
+        """
         self.hooked += entered
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         name = name_of(func)
         if name not in SIZED:
@@ -86,13 +158,13 @@ class CallRecorder(TorchFunctionMode):
                 raise ValueError("attention over a tensor that has no elements")
             return func(*args, **kwargs)
         numbers = []
-        if not self.hooked:  # a hook may be there today and gone tomorrow: its calls are nobody's
+        if not self.hooked:  # a hook may be there today and gone tomorrow, so it must not shift the count
             for path in dict.fromkeys(reversed(self.stack)):
                 number = self.counts.get(path, 0)
                 self.counts[path] = number + 1
                 numbers.append((path, number))
         first = len(self.ops)
-        call = FunctionCall(name, first, first, tuple(numbers))
+        call = FunctionCall(name, first, first, tuple(numbers), chain=_chain(sys._getframe(1)))
         _describe(call, args, kwargs)
         self.found.append(call)
         try:
@@ -101,7 +173,34 @@ class CallRecorder(TorchFunctionMode):
             call.last = max(len(self.ops), first)
 
 
-def _describe(call: FunctionCall, args: Any, kwargs: Any) -> None:
+_WRAPPERS = tuple(
+    str(code.co_filename)
+    for code in (
+        torch.overrides.handle_torch_function.__code__,
+        torch.Tensor.split.__code__,
+        torch.functional.split.__code__,
+        nn.functional.gumbel_softmax.__code__,
+    )
+)
+_MODULE_FILE = nn.Module._call_impl.__code__.co_filename
+
+
+def _chain(frame: FrameType | None) -> Chain:
+    """From the running module's forward down to the call: (code, instruction) of each function on the way.
+
+    Torch's own functions around the call itself are left out.
+    """
+    found: list[tuple[CodeType, int]] = []
+    while frame is not None and frame.f_code.co_filename != _MODULE_FILE:
+        if found or frame.f_code.co_filename not in _WRAPPERS:
+            found.append((frame.f_code, frame.f_lasti))
+            if len(found) > 8:
+                return ()
+        frame = frame.f_back
+    return tuple(reversed(found)) if frame is not None else ()
+
+
+def _describe(call: FunctionCall, args: Any, kwargs: dict[str, Any]) -> None:
     """Read the sizes off the arguments."""
     if args and isinstance(args[0], torch.Tensor):
         call.shape = tuple(args[0].shape)
@@ -110,9 +209,9 @@ def _describe(call: FunctionCall, args: Any, kwargs: Any) -> None:
         return
     if call.function == "unflatten":
         call.dim = args[1] % len(call.shape)
-        sizes = args[2] if len(args) > 2 else kwargs.get("sizes")
+        sizes: Any = args[2] if len(args) > 2 else kwargs.get("sizes")
     else:
-        rest = args[0 if call.function in ("zeros", "ones", "full", "empty") else 1 :]
+        rest = args[0 if call.function in MADE else 1 :]
         sizes = rest[0] if rest and isinstance(rest[0], (tuple, list)) else rest
         for key in ("size", "shape"):
             sizes = kwargs.get(key, sizes)

@@ -1,0 +1,288 @@
+"""Call sites: where in the source a size-taking call stands, and the source with other sizes written into it.
+
+A forward that has a width written into it is given its new width where it stands: a copy of the function, in which that
+one call has other sizes, takes its place in a subclass. What comes out is ordinary Python: torch.compile, torch.export
+and torch.jit.script read it as they read the original. Only functions whose source can be read, and calls that are
+reached through plain functions and methods, can be edited; for the rest `edited` gives None.
+
+A site is plain data: for each function from the module's forward to the call, its name, a digest of its source and the
+index of the call expression within it. It says where to look, never what to run.
+
+>>> import torch
+>>> from torch import nn
+>>> from secateur.structure.trace.trace import trace
+>>> net = nn.Sequential(nn.Unflatten(1, (2, 3)))
+>>> site = site_of(nn.Unflatten, trace(net, torch.zeros(4, 6)).calls[0].chain)
+>>> [(name, index) for name, _, index in site]
+[('Unflatten.forward', 0)]
+"""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import copy
+import hashlib
+import inspect
+import linecache
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+import torch
+
+from secateur.structure.trace.calls import Chain
+
+__all__ = ["Edit", "Site", "edited", "resized", "site_of"]
+
+Site = tuple[tuple[str, str, int], ...]
+"""For each function on the way to a call: (qualified name, digest of its source, index of the call expression)."""
+
+Edit = Callable[[ast.expr, Mapping[str, Any]], ast.expr | None]
+"""Gives a call expression its new sizes, knowing the function's globals; None where it cannot be edited."""
+
+_FUTURE = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
+_ORIGINS: dict[CodeType, tuple[CodeType, list[int]]] = {}
+"""By the code of an edited function: that of the function it was made from, and which of its calls each call was."""
+
+HELPER = "_secateur_resized"
+"""Name of the helper that edited source may call; calls of it have no index."""
+
+
+def resized(asked: Any, *changes: tuple[int, Any]) -> Any:
+    """The sizes a forward asks for, with some of them changed.
+
+    Args:
+        asked: A size, or several.
+        changes: (position, value) pairs: a value is a size, or (a, b) for a/b of the size asked for.
+
+    >>> resized((4, 8, 6), (1, 2), (2, (1, 3)))
+    (4, 2, 2)
+    """
+    if isinstance(asked, (int, torch.SymInt)):
+        return resized((asked,), *changes)[0]
+    sizes = list(asked)
+    for position, value in changes:
+        sizes[position] = sizes[position] * value[0] // value[1] if isinstance(value, tuple) else value
+    return tuple(sizes)
+
+
+@lru_cache(maxsize=512)
+def _parsed(code: CodeType) -> tuple[ast.FunctionDef, str] | None:
+    """The syntax tree of a function, with lines and columns as in its file, and a digest of its source."""
+    try:
+        source = inspect.getsource(code)
+        tree = ast.parse("if 1:\n" + source if source[:1].isspace() else "\n" + source)
+    except (OSError, TypeError, SyntaxError):
+        return None
+    ast.increment_lineno(tree, code.co_firstlineno - 2)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            same = node.name == code.co_name
+            return (node, hashlib.sha256(source.strip().encode()).hexdigest()[:16]) if same else None
+    return None
+
+
+def _expressions(tree: ast.AST) -> list[ast.expr]:
+    """The calls and subscripts of a function, in a fixed order; calls of the helper are not counted."""
+    return [
+        node
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load))
+        or (isinstance(node, ast.Call) and not (isinstance(node.func, ast.Name) and node.func.id == HELPER))
+    ]
+
+
+def _index_at(code: CodeType, instruction: int) -> int | None:
+    """Which call expression of a function an instruction belongs to."""
+    parsed = _parsed(code)
+    if parsed is None:
+        return None
+    positions = list(code.co_positions())
+    if instruction < 0 or instruction // 2 >= len(positions):
+        return None
+    line, end_line, column, end_column = positions[instruction // 2]
+    for index, node in enumerate(_expressions(parsed[0])):
+        if (node.lineno, node.end_lineno, node.col_offset, node.end_col_offset) == (
+            line, end_line, column, end_column,
+        ):  # fmt: skip
+            return index
+    return None
+
+
+def site_of(base: type, chain: Chain) -> Site | None:
+    """The site of a recorded call, or None where it cannot be edited.
+
+    Args:
+        base: The class of the module whose forward made the call.
+        chain: Where the call stands, as recorded.
+    """
+    function = _function(base, "forward")
+    steps: list[tuple[str, str, int]] = []
+    for position, (code, instruction) in enumerate(chain):
+        if function is None or function.__code__ is not code:
+            return None
+        index = _index_at(code, instruction)
+        origin, was = _ORIGINS.get(code, (code, None))
+        parsed = _parsed(origin)
+        if index is None or parsed is None:
+            return None
+        steps.append((origin.co_qualname, parsed[1], index if was is None else was[index]))
+        if position + 1 < len(chain):
+            here = _parsed(code)
+            assert here is not None
+            function = _callee(base, function, _expressions(here[0])[index], _self_name(here[0]))
+    return tuple(steps) if steps else None
+
+
+def _function(base: type, name: str) -> FunctionType | None:
+    found = inspect.getattr_static(base, name, None)
+    return found if isinstance(found, FunctionType) else None
+
+
+def _self_name(tree: ast.FunctionDef) -> str | None:
+    arguments = [*tree.args.posonlyargs, *tree.args.args]
+    return arguments[0].arg if arguments else None
+
+
+def _callee(base: type, function: FunctionType, node: ast.expr, own: str | None) -> FunctionType | None:
+    """The plain function that a call expression calls: by name, through a module, or as a method of `self`."""
+    if not isinstance(node, ast.Call):
+        return None
+    target = node.func
+    found: object = None
+    if isinstance(target, ast.Name):
+        found = function.__globals__.get(target.id)
+    elif isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name):
+        owner = function.__globals__.get(target.value.id)
+        if isinstance(owner, ModuleType):
+            found = getattr(owner, target.attr, None)
+        elif target.value.id == own and function.__qualname__.count("."):
+            found = _function(base, target.attr)
+    return found if isinstance(found, FunctionType) else None
+
+
+def edited(base: type, edits: Sequence[tuple[Site, Edit]]) -> dict[str, FunctionType] | None:
+    """The functions of a subclass in which the calls at some sites have other sizes.
+
+    Args:
+        base: The class.
+        edits: A site and what to do there, for each call.
+
+    Returns:
+        Methods by name, `forward` among them; None where the source is not what it was, or cannot be edited.
+    """
+    forward = _function(base, "forward")
+    if forward is None or not edits:
+        return None
+    methods: dict[str, FunctionType] = {}
+    try:
+        made = _edited(base, forward, list(edits), methods)
+    except Exception:  # whatever a user's source does when it is defined anew, the caller has another way
+        return None
+    if made is None:
+        return None
+    return {**methods, "forward": made}
+
+
+def _edited(
+    base: type,
+    function: FunctionType,
+    edits: list[tuple[Site, Edit]],
+    methods: dict[str, FunctionType],
+    prefix: str = "",
+) -> FunctionType | None:
+    """One function with its edits, and those of the functions it calls; `prefix` tells copies of one apart."""
+    parsed = _parsed(function.__code__)
+    if parsed is None or any(
+        not site or site[0][:2] != (function.__code__.co_qualname, parsed[1]) for site, _ in edits
+    ):
+        return None
+    tree = copy.deepcopy(parsed[0])
+    nodes = _expressions(tree)
+    for index, node in enumerate(nodes):
+        node._secateur_index = index  # type: ignore[attr-defined]
+    new: dict[str, object] = {}
+    for index in sorted({site[0][2] for site, _ in edits}):
+        if not 0 <= index < len(nodes):
+            return None
+        here = [(site, edit) for site, edit in edits if site[0][2] == index]
+        if all(len(site) == 1 for site, _ in here):
+            if len(here) > 1:
+                return None
+            made = here[0][1](nodes[index], function.__globals__)
+            if made is None:
+                return None
+            if made is not nodes[index]:
+                _replace(nodes[index], made)
+            continue
+        callee = _callee(base, function, nodes[index], _self_name(tree))
+        inner = None
+        if callee is not None and all(len(site) > 1 for site, _ in here):
+            inner = _edited(
+                base, callee, [(site[1:], edit) for site, edit in here], methods, f"{prefix}_{index}"
+            )
+        call = nodes[index]
+        if inner is None or not isinstance(call, ast.Call):
+            return None
+        name = inner.__name__
+        if (
+            isinstance(call.func, ast.Attribute)
+            and isinstance(call.func.value, ast.Name)
+            and (call.func.value.id == _self_name(tree))
+        ):
+            methods[name] = inner
+            call.func.attr = name
+        else:
+            new[name] = inner
+            call.func = ast.Name(name, ast.Load())
+    if prefix:
+        tree.name = f"_secateur{prefix}_{tree.name}"
+    return _defined(function, tree, new)
+
+
+def _replace(old: ast.expr, new: ast.expr) -> None:
+    """Turn a node into another one, in place."""
+    index = vars(old)["_secateur_index"]
+    old.__class__ = new.__class__
+    for key in list(vars(old)):
+        delattr(old, key)
+    vars(old).update(vars(new), _secateur_index=index)
+
+
+def _defined(function: FunctionType, tree: ast.FunctionDef, new: Mapping[str, object]) -> FunctionType:
+    """The function of an edited tree: the same name, defaults, annotations and closure, and globals with a few more."""
+    indices = [vars(node)["_secateur_index"] for node in _expressions(tree)]
+    tree.decorator_list = []  # the function as it is was found under its name, so they gave it back
+    tree.args.defaults = [ast.Constant(None) for _ in tree.args.defaults]
+    tree.args.kw_defaults = [None if each is None else ast.Constant(None) for each in tree.args.kw_defaults]
+    free = function.__code__.co_freevars
+    body: ast.stmt = tree
+    if free:
+        body = ast.parse(f"def _secateur_closure({', '.join(free)}):\n    return {tree.name}").body[0]
+        assert isinstance(body, ast.FunctionDef)
+        body.body.insert(0, tree)
+    text = ast.unparse(ast.fix_missing_locations(ast.Module([body], []))) + "\n"
+    digest = hashlib.sha256(f"{function.__module__}{function.__qualname__}{text}".encode()).hexdigest()[:16]
+    filename = f"<secateur: {function.__module__}.{function.__qualname__} {digest}>"
+    linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
+    code = compile(text, filename, "exec", function.__code__.co_flags & _FUTURE, dont_inherit=True)
+    scope = {**function.__globals__, **new, HELPER: resized}
+    scope.pop(
+        "__name__", None
+    )  # by it torch.compile would take the globals for those of the module of that name
+    exec(code, scope)
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    made = scope["_secateur_closure"](*cells) if free else scope[tree.name]
+    made.__defaults__, made.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
+    made.__qualname__, made.__module__, made.__doc__ = (
+        function.__qualname__,
+        function.__module__,
+        function.__doc__,
+    )
+    made.__annotations__ = dict(function.__annotations__)
+    made.__dict__.update(function.__dict__)
+    _ORIGINS[made.__code__] = function.__code__, indices
+    assert isinstance(made, FunctionType)
+    return made

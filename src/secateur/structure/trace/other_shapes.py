@@ -1,0 +1,145 @@
+"""Other shapes that a model accepts: a batch of another size, images of another size, sequences of another length.
+
+They are found by trying. The example's tensors are repeated or cropped along their axes and the model is recorded on
+them without compute (on meta tensors); what raises no error is accepted. Axes of equal size change together, so that
+token ids and their mask, or height and width, stay consistent.
+
+>>> import torch
+>>> from torch import nn
+>>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+>>> [(found.what, shapes_of(found.example)) for found in other_shapes(model, torch.zeros(2, 3, 16, 16))]
+[('batch', ((1, 3, 16, 16),)), ('size', ((2, 3, 8, 12),))]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from secateur.core.nested import map_tensors, tensors_in
+from secateur.execution.example import Example
+from secateur.structure.trace.calls import FunctionCall
+from secateur.structure.trace.trace import trace
+
+__all__ = ["OtherShape", "other_shapes", "shapes_of"]
+
+_MOST_SIZES, _MOST_ATTEMPTS = 3, 5
+
+
+@dataclass(frozen=True, eq=False)
+class OtherShape:
+    """An example of another shape that the model accepts.
+
+    Attributes:
+        what: "batch" or "size": which axes differ.
+        example: The example.
+        calls: The size-taking calls that the model's forward made on it.
+    """
+
+    what: str
+    example: Example
+    calls: tuple[FunctionCall, ...]
+
+
+def shapes_of(example: Example) -> tuple[tuple[int, ...], ...]:
+    """The shapes of an example's tensors, in order.
+
+    Args:
+        example: The example.
+    """
+    return tuple(tuple(tensor.shape) for tensor in tensors_in(example))
+
+
+def other_shapes(model: nn.Module, example: Example, mode: str = "meta") -> list[OtherShape]:
+    """The examples of other shapes that a model accepts: at most one of another batch size, and a few of other sizes.
+
+    Args:
+        model: The model; it is not changed.
+        example: An example it runs on.
+        mode: How the forward is recorded: "meta" or "real", as `trace` takes it.
+
+    Returns:
+        What was accepted; an empty list for a model that takes one shape only.
+    """
+    found = []
+    for batch in _other_batches(example):
+        accepted = _attempt(model, "batch", batch, mode)
+        if accepted is not None:
+            found.append(accepted)
+            break
+    for axes, sizes in _sizes(example)[:_MOST_SIZES]:
+        for attempt in _other_sizes(example, axes, sizes):
+            accepted = _attempt(model, "size", attempt, mode)
+            if accepted is not None:
+                found.append(accepted)
+                break
+    return found
+
+
+def _attempt(model: nn.Module, what: str, example: Example, mode: str) -> OtherShape | None:
+    found = trace(model, example, mode=mode, partial=True)
+    return None if found.error is not None else OtherShape(what, example, tuple(found.calls))
+
+
+def _other_batches(example: Example) -> Iterator[Example]:
+    """The example with another number of rows: one row if it has several, else two, else three."""
+    tensors = [tensor for tensor in tensors_in(example) if tensor.dim()]
+    if not tensors:
+        return
+    rows = tensors[0].shape[0]
+    for new in (1, 2, 3):
+        if new != rows and rows:
+            yield map_tensors(partial(_with_rows, rows, new), example)
+
+
+def _with_rows(rows: int, new: int, tensor: torch.Tensor) -> torch.Tensor:
+    return _taken(tensor, {0: new}) if tensor.dim() and tensor.shape[0] == rows else tensor
+
+
+def _sizes(example: Example) -> list[tuple[dict[int, tuple[int, ...]], int]]:
+    """Groups of axes of one size, batches left out: ({position of a tensor: its axes}, size)."""
+    groups: dict[int, dict[int, tuple[int, ...]]] = {}
+    for position, tensor in enumerate(tensors_in(example)):
+        first = (
+            2 if tensor.is_floating_point() and tensor.dim() >= 4 else 1
+        )  # axis 1 of images holds their channels
+        for axis in range(first, tensor.dim()):
+            if tensor.shape[axis] > 1:
+                axes = groups.setdefault(int(tensor.shape[axis]), {})
+                axes[position] = (*axes.get(position, ()), axis)
+    return [(axes, size) for size, axes in groups.items()]
+
+
+def _other_sizes(example: Example, axes: Mapping[int, tuple[int, ...]], size: int) -> Iterator[Example]:
+    """The example with those axes shorter, then longer; of an image, first with sides that differ."""
+    image = len(axes) == 1 and len(next(iter(axes.values()))) == 2
+    half, more = size // 2, size - size // 4
+    if size >= 64:
+        half, more = half // 32 * 32, more // 32 * 32
+    pairs = [(half, more), (half, half), (size // 2, size // 2)] if image else [(size // 2, size // 2)]
+    pairs += [(size - 1, size - 1)] if not image else []
+    pairs += [(size + size // 2,) * 2, (2 * size, 2 * size)]
+    for pair in list(dict.fromkeys(pairs))[:_MOST_ATTEMPTS]:
+        if min(pair) < 2 or pair == (size, size):
+            continue
+        position = -1
+
+        def change(tensor: torch.Tensor, pair: tuple[int, int] = pair) -> torch.Tensor:
+            nonlocal position
+            position += 1
+            mine = axes.get(position, ())
+            return _taken(tensor, {axis: pair[min(index, 1)] for index, axis in enumerate(mine)})
+
+        yield map_tensors(change, example)
+
+
+def _taken(tensor: torch.Tensor, sizes: Mapping[int, int]) -> torch.Tensor:
+    """A tensor cropped or repeated along axes, so that its values stay those of the example."""
+    for axis, size in sizes.items():
+        index = torch.arange(size, device=tensor.device) % tensor.shape[axis]
+        tensor = tensor.index_select(axis, index)
+    return tensor

@@ -1,0 +1,220 @@
+"""Forwards with widths written into them: once cut they take every batch and size, compile, script and pickle."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import textwrap
+from dataclasses import replace
+
+import pytest
+import torch
+import torch._dynamo
+import torch.nn.functional as F
+from torch import nn
+
+import secateur as sc
+from secateur.errors import PlanError
+from secateur.structure.cut.call_sites import resized
+from secateur.structure.cut.plan import ShrinkPlan
+from secateur.structure.cut.rewrite import Rewrite, _over, rewritten
+from secateur.structure.shrink import cut
+
+
+class Grouped(nn.Module):
+    """Channels in pairs; batch, height and width are the input's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.o = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(32, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        b, _, h, w = y.shape
+        return self.o(y.view(b, 32, 2, h, w).max(2)[0])
+
+
+class Heads(nn.Module):
+    """Attention with the number of its heads written into it, on the batch's axis too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(8, 16) for _ in range(3))
+        self.out = nn.Linear(16, 8)
+
+    def parted(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(x.shape[0], x.shape[1], 4, 4).transpose(1, 2).reshape(x.shape[0] * 4, x.shape[1], 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, n = x.shape[0], x.shape[1]
+        q, k, v = self.parted(self.q(x)), self.parted(self.k(x)), self.parted(self.v(x))
+        y = F.softmax(q @ k.transpose(1, 2) * 0.5, -1) @ v
+        return self.out(y.reshape(b, 4, n, 4).transpose(1, 2).reshape(b, n, 16))
+
+
+class Halves(nn.Module):
+    """Two halves of unequal width once channels leave, by `chunk`, and a slice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(4, 5), nn.Linear(4, 5)
+        self.d, self.e = nn.Linear(6, 8), nn.Linear(3, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        one, two = self.a(x).chunk(2, dim=-1)
+        return self.b(one) + self.c(two) + self.e(self.d(x)[..., 2:5])
+
+
+def looped(same: bool) -> nn.Module:
+    """A call in a loop, made with one width or with two."""
+
+    class Looped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(4, 8), nn.Linear(4, 8)])
+            self.out = nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            total = x.new_zeros(x.shape[0], 3)
+            for layer in self.layers:
+                total = total + self.out(layer(x).view(x.shape[0], 2, 4).flip(1).reshape(x.shape[0], 8))
+            return total
+
+    model = Looped()
+    if not same:
+        model.out = nn.Linear(8, 3)
+    return model
+
+
+X = {
+    Grouped: (torch.randn(2, 3, 16, 16), torch.randn(3, 3, 24, 20)),
+    Heads: (torch.randn(2, 5, 8), torch.randn(3, 7, 8)),
+    Halves: (torch.randn(2, 6), torch.randn(3, 7, 6)),
+}
+
+
+def halved(model: nn.Module, x: torch.Tensor) -> tuple[nn.Module, nn.Module, ShrinkPlan]:
+    """(masked, cut, plan), both in evaluation mode."""
+    model.eval()
+    found = cut(model, sc.prune(model, "l2", "channel", 0.5, example=x), x)
+    masked = copy.deepcopy(model)
+    found.masks.apply_(masked)
+    return masked, found.model, found.plan
+
+
+def without_source(kind: type) -> type:
+    """The same class as if it had been typed into a prompt: its source cannot be read."""
+    import inspect
+
+    scope = {"nn": nn, "torch": torch, "F": F}
+    exec(textwrap.dedent(inspect.getsource(kind)), scope)
+    return scope[kind.__name__]  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("sourced", [True, False], ids=["with source", "without"])
+@pytest.mark.parametrize("kind", list(X), ids=lambda kind: kind.__name__)
+def test_no_size_of_the_input_is_frozen(kind: type, sourced: bool) -> None:
+    torch.manual_seed(0)
+    x, other = X[kind]
+    masked, small, plan = halved((kind if sourced else without_source(kind))(), x)
+    assert plan.rewrites
+    assert all((item.site is not None) is sourced for items in plan.rewrites.values() for item in items)
+    for inputs in (x, other, other[:1]):
+        torch.testing.assert_close(small(inputs), masked(inputs), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sourced", [True, False], ids=["with source", "without"])
+@pytest.mark.parametrize("kind", list(X), ids=lambda kind: kind.__name__)
+def test_it_compiles_in_one_graph(kind: type, sourced: bool) -> None:
+    x, other = X[kind]
+    _, small, _ = halved((kind if sourced else without_source(kind))(), x)
+    torch._dynamo.reset()
+    found = torch._dynamo.explain(small)(other)
+    assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+    torch._dynamo.reset()
+    compiled = torch.compile(small, backend="eager")
+    for inputs in (x, other):
+        torch.testing.assert_close(compiled(inputs), small(inputs))
+
+
+@pytest.mark.parametrize("kind", list(X), ids=lambda kind: kind.__name__)
+def test_it_scripts_exports_copies_and_pickles(kind: type) -> None:
+    x, other = X[kind]
+    _, small, _ = halved(kind(), x)
+    want = small(other)
+    torch.testing.assert_close(torch.jit.script(small)(other), want)
+    torch.testing.assert_close(torch.export.export(small, (other,)).module()(other), want)
+    again = pickle.loads(pickle.dumps(small))
+    for made in (copy.deepcopy(small), again):
+        assert torch.equal(made(other), want)
+        assert type(made) is type(small)
+        assert isinstance(made, kind)
+
+
+@pytest.mark.parametrize("kind", list(X), ids=lambda kind: kind.__name__)
+def test_a_second_cut_goes_over_the_first(kind: type) -> None:
+    x, other = X[kind]
+    _, small, _ = halved(kind(), x)
+    masked, smaller, plan = halved(small, x)
+    assert all(item.site is not None for items in plan.rewrites.values() for item in items)
+    torch.testing.assert_close(smaller(other), masked(other), rtol=1e-4, atol=1e-5)
+    torch._dynamo.reset()
+    assert torch._dynamo.explain(smaller)(other).graph_break_count == 0
+
+
+def test_a_plan_that_fits_another_source_counts_calls_instead() -> None:
+    x, other = X[Heads]
+    masked, _, plan = halved(Heads(), x)
+    strange = {
+        path: tuple(
+            replace(item, site=tuple((name, "0" * 16, index) for name, _, index in item.site))
+            for item in items
+        )
+        for path, items in plan.rewrites.items()
+    }
+    fresh = Heads()
+    replace(plan, rewrites=strange).apply_(fresh)
+    fresh.load_state_dict(halved_state(masked, plan))
+    assert "_Sizes" in str(type(fresh).forward.__code__.co_names)
+    torch.testing.assert_close(fresh(other), masked(other), rtol=1e-4, atol=1e-5)
+
+
+def halved_state(masked: nn.Module, plan: ShrinkPlan) -> dict[str, torch.Tensor]:
+    bare = copy.deepcopy(masked)
+    return replace(plan, rewrites={}).apply_(bare).state_dict()
+
+
+def test_a_call_in_a_loop_is_edited_where_all_its_widths_agree() -> None:
+    torch.manual_seed(0)
+    x, other = torch.randn(2, 4), torch.randn(5, 4)
+    masked, small, plan = halved(looped(True), x)
+    torch.testing.assert_close(small(other), masked(other), rtol=1e-4, atol=1e-5)
+    sites = {item.site for items in plan.rewrites.values() for item in items}
+    calls = [item.call for items in plan.rewrites.values() for item in items]
+    assert None in sites or len(sites) < len(calls)
+
+
+def test_fractions_multiply() -> None:
+    assert resized([6, 8, -1], (0, (2, 3)), (1, 4)) == (4, 4, -1)
+    assert resized(6, (0, (1, 2))) == 3
+    assert _over((1, 2), (2, 3), "view") == (1, 3)
+    assert _over(8, (1, 2), "view") == 4
+    assert _over((1, 2), 3, "view") == 3
+
+
+@pytest.mark.parametrize("value", [[1, 0], [-1, 2], [1, 2, 3], ["a", 1]])
+def test_a_damaged_fraction_is_refused(value: list) -> None:
+    plan = ShrinkPlan({}, rewrites={"": (Rewrite("view", 0, ((1, (1, 2)),)),)}).to_dict()
+    assert ShrinkPlan.from_dict(plan).rewrites[""][0].sizes == ((1, (1, 2)),)
+    plan["rewrites"][""][0]["sizes"] = [[1, value]]
+    with pytest.raises(PlanError, match="a damaged plan"):
+        ShrinkPlan.from_dict(plan)
+
+
+def test_a_site_says_where_to_look_and_nothing_that_runs() -> None:
+    bad = Rewrite("reshape", 0, ((1, 6),), (("Heads.forward", "0" * 16, 10**6),))
+    assert rewritten(Heads, {0: bad}).forward.__code__.co_filename.endswith("rewrite.py")
+    data = {"function": "view", "call": 0, "sizes": [[1, 2]], "site": [["__import__('os')", "x", "1"]]}
+    assert Rewrite.from_dict(data).site == (("__import__('os')", "x", 1),)
+    with pytest.raises(ValueError, match="unpack"):
+        Rewrite.from_dict({**data, "site": [["one"]]})

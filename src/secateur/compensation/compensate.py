@@ -36,7 +36,16 @@ from secateur.core.targets import Pattern, matches, patterns_of, select
 from secateur.errors import MaskMismatchError, NothingToDoError, OptionError, PatternError, near
 from secateur.execution.undisturbed import undisturbed
 
-__all__ = ["Advance", "Compensated", "FittedLayer", "LeastSquares", "Tuning", "compensate"]
+__all__ = [
+    "Advance",
+    "Compensated",
+    "FittedLayer",
+    "LeastSquares",
+    "Tuning",
+    "as_tuning",
+    "check_dense",
+    "compensate",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,9 +118,9 @@ def compensate(
         NothingToDoError: where nothing is masked and the model is the dense one.
     """
     masks = masks if isinstance(masks, Masks) else Masks(masks)
-    options = _tuning(tune)
+    options = as_tuning(tune)
     masks.check(model)
-    reference = _reference(model, dense)
+    reference = model if dense is None else check_dense(model, dense)
     if dense is None and all(bool(mask.all()) for mask in masks.values()):
         raise NothingToDoError(
             "compensate: the masks remove nothing, so there is nothing to make up for; prune first, or pass the model "
@@ -140,7 +149,7 @@ def compensate(
     return Compensated(student, masks, tuple(layers), tuple(notes))
 
 
-def _tuning(value: Tuning | int | None) -> Tuning | None:
+def as_tuning(value: Tuning | int | None) -> Tuning | None:
     """The second stage's options, from a number of passes too."""
     if value is None or isinstance(value, Tuning):
         return value
@@ -149,10 +158,8 @@ def _tuning(value: Tuning | int | None) -> Tuning | None:
     return Tuning(passes=value) if value else None
 
 
-def _reference(model: nn.Module, dense: nn.Module | None) -> nn.Module:
-    """The dense model, checked to have the parameters of the one that is compressed."""
-    if dense is None:
-        return model
+def check_dense(model: nn.Module, dense: nn.Module) -> nn.Module:
+    """The dense model, if it has the parameters of the one that is compressed; else a `MaskMismatchError`."""
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     theirs = {name: tuple(p.shape) for name, p in dense.named_parameters()}
     for name, shape in shapes.items():

@@ -89,6 +89,7 @@ def tune(
     masks: Mapping[str, torch.Tensor],
     options: Tuning,
     progress: Progress | None = None,
+    ties: Mapping[str, torch.Tensor] | None = None,
 ) -> str:
     """Train `student`, in place, to answer as `dense` does; what came of it, in words.
 
@@ -100,6 +101,7 @@ def tune(
         masks: which weights stay, by name; the others stay zero.
         options: passes, step size and so on.
         progress: called after each pass.
+        ties: by name, indices of a tensor's shape: weights of one index move together, so equal ones stay equal.
 
     Returns:
         One sentence with the error before and after. Where the error did not fall, the student is as it was.
@@ -111,6 +113,7 @@ def tune(
     optimizer = _optimizer(student, options.lr)
     parameters = dict(student.named_parameters())
     held = [(parameters[name], mask.to(parameters[name].device)) for name, mask in masks.items()]
+    tied = [(parameters[name], index.reshape(-1).long()) for name, index in (ties or {}).items()]
     total, steps, began = options.passes * len(batches), 0, time.monotonic()
     base = [group["lr"] for group in optimizer.param_groups]
     with ExitStack() as stack:
@@ -125,6 +128,7 @@ def tune(
                 loss = _loss(dense, student, batch, theirs, ours, options)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
+                _tie(tied)
                 optimizer.step()
                 _hold(held)
                 sum_of_losses, count, steps = sum_of_losses + float(loss.detach()), count + 1, steps + 1
@@ -152,9 +156,20 @@ def _optimizer(model: nn.Module, lr: float) -> torch.optim.Optimizer:
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.is_floating_point():
             live = parameter.detach()[parameter.detach() != 0]
-            size = max(0.01, float(live.float().square().mean().sqrt()) if live.numel() else 0.0)
+            size = float(live.float().square().mean().sqrt()) if live.numel() else 0.0
+            size = min(max(size, 0.01), 0.1)
             groups.append({"params": [parameter], "lr": lr * size})
     return torch.optim.Adam(groups)
+
+
+def _tie(tied: Sequence[tuple[nn.Parameter, torch.Tensor]]) -> None:
+    """The gradient of weights that are one value: the mean of theirs, so that Adam moves them alike."""
+    for parameter, index in tied:
+        if parameter.grad is not None:
+            flat = parameter.grad.reshape(-1)
+            sums = flat.new_zeros(int(index.max()) + 1).index_add_(0, index, flat)
+            counts = torch.bincount(index, minlength=len(sums)).clamp_min(1)
+            parameter.grad = (sums / counts)[index].reshape(parameter.shape)
 
 
 def _hold(held: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:

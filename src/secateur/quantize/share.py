@@ -25,12 +25,15 @@ import torch
 from torch import nn
 
 from secateur import quantize
+from secateur.compensation.compensate import as_tuning, check_dense
+from secateur.compensation.tuning import Tuning
 from secateur.core.codebook import Codebook
 from secateur.core.masks import Masks
 from secateur.core.scores import check_finite
 from secateur.core.targets import Pattern, Target, select
 from secateur.errors import NothingToDoError, OptionError
 from secateur.quantize import QuantizerLike
+from secateur.quantize.calibrated import CodebookSolver, calibrated
 from secateur.quantize.codebooks import codebook_of_group, codebook_per_channel, reassigned_by_rate
 from secateur.quantize.groups import Groups, codebook_groups
 from secateur.quantize.rate_distortion import check_rate
@@ -51,6 +54,10 @@ class ShareOptions:
         parameters: Parameters to share besides the weights of layers, by name or pattern.
         importance: Weighs the squared error of each weight, by parameter name; its curvature, for example.
         seed: For starts of K-means that draw at random.
+        dense: With `data`: the model whose outputs are the targets, as it was before pruning, for example. By default
+            the model given.
+        tune: With `data`: gradient steps on the values, biases and norms afterwards, as of `sc.compensate`: a `Tuning`,
+            or a number of passes over the data.
 
     >>> model = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 10))
     >>> list(share(model, bits=2, options=ShareOptions(skip="1")).codebooks)
@@ -62,6 +69,8 @@ class ShareOptions:
     parameters: Pattern | Sequence[Pattern] | None = None
     importance: Mapping[str, torch.Tensor] | None = None
     seed: int = 0
+    dense: nn.Module | None = None
+    tune: Tuning | int | None = None
 
 
 def share(
@@ -72,6 +81,7 @@ def share(
     method: QuantizerLike = "kmeans",
     per: Groups = "tensor",
     rate: float = 0.0,
+    data: Iterable[object] | None = None,
     options: ShareOptions | None = None,
     **method_options: object,
 ) -> Shared:
@@ -89,6 +99,11 @@ def share(
         rate: The price of a bit, in mean squared weights of a tensor. Each weight goes to the value where squared
             error and price together are least; its bits are those of its position and its value given all others
             (`quantize.Prices`). Where a tensor has masked weights, more may become zero: see `Shared.masks`.
+        data: Some hundred inputs or more, without labels, in batches: then what is kept small is the error of each
+            layer's outputs on them, not that of its weights. Biases and the running means of batch norm follow, so
+            `Shared.model` differs in more than its codebooks. Each tensor has its own codebook; `rate` counts the bits
+            of each value by how often it occurs. Tensors that are no layer's, such as embeddings, are shared as without
+            data.
         options: Which tensors are shared, and the rest.
         **method_options: Options of the method, such as `start="linear"` of K-means or `step=0.01` of uniform.
 
@@ -115,6 +130,10 @@ def share(
     for target in plan.targets:
         _check(target, named[target.name])
     kept = _kept_masks(model, plan.targets, masks)
+    if data is not None:
+        return _share_on_data(model, plan, kept, rate, data, options)
+    if options.dense is not None or options.tune is not None:
+        raise OptionError("share: dense and tune need data=, the inputs on which outputs are compared")
     books = _codebooks(plan, named, kept, options.seed)
     if rate or options.importance:
         books = {
@@ -123,11 +142,21 @@ def share(
         }
     if not isinstance(plan.method, quantize.registry.get("exact")):
         _check_changed(model, plan.method, books, named)
+    return _shared(copy.deepcopy(model), model, plan, books, kept | (zeroed(books) if rate else {}))
+
+
+def _shared(
+    student: nn.Module,
+    model: nn.Module,
+    plan: SharingPlan,
+    books: dict[str, Codebook],
+    kept: dict[str, torch.Tensor],
+) -> Shared:
+    """The result: `student` with the values of the codebooks, which are compared with the weights of `model`."""
+    named = dict(model.named_parameters(remove_duplicate=False))
     distortion = {name: _distortion(book, named[name], kept.get(name)) for name, book in books.items()}
-    if rate:
-        kept |= zeroed(books)
     shared = Shared(
-        model=copy.deepcopy(model),
+        model=student,
         codebooks=MappingProxyType(books),
         masks=MappingProxyType(kept),
         distortion=MappingProxyType(distortion),
@@ -135,6 +164,41 @@ def share(
     )
     shared.apply_(shared.model)
     return shared
+
+
+def _share_on_data(
+    model: nn.Module,
+    plan: SharingPlan,
+    kept: dict[str, torch.Tensor],
+    rate: float,
+    data: Iterable[object],
+    options: ShareOptions,
+) -> Shared:
+    """Sharing by the error of outputs; what is no layer's weight is shared first, as without data."""
+    if plan.per_channel or any(len(members) > 1 for _, members in plan.groups):
+        raise OptionError("share: with data=, each tensor has its own codebook; leave per= at 'tensor'")
+    if options.importance:
+        raise OptionError("share: importance is what data= finds by itself; give one of the two")
+    if isinstance(plan.method, quantize.registry.get("exact")):
+        raise OptionError("share: method='exact' reads values as they are; leave data= out")
+    named = dict(model.named_parameters(remove_duplicate=False))
+    layers = frozenset(t.name for t in plan.targets if t.kind not in ("embedding", "parameter"))
+    student = copy.deepcopy(model)
+    books = {}
+
+    def plainly(names: Iterable[str]) -> None:
+        for name in names:
+            member = next(target for target in plan.targets if target.name == name)
+            books.update(codebook_of_group(plan.method, name, [member], named, kept, options.seed))
+            student.get_parameter(name).data.copy_(books[name].tensor())
+
+    plainly(target.name for target in plan.targets if target.name not in layers)
+    solver = CodebookSolver(plan.method, kept, rate, options.seed)
+    dense = model if options.dense is None else check_dense(model, options.dense)
+    books.update(calibrated(student, dense, data, solver, layers, as_tuning(options.tune)))
+    plainly([target.name for target in plan.targets if target.name not in books])
+    books = {target.name: books[target.name] for target in plan.targets}
+    return _shared(student, model, plan, books, kept)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,284 @@
+"""Codebooks by what they do to a layer's outputs: `share(data=...)`, layer after layer, on unlabelled inputs.
+
+Ordinary sharing moves every weight as little as it can. Here the squared error of the layer's *outputs* is made small,
+on the inputs that the layers before it, already shared, really give. A layer starts from its least-squares weights.
+Each feature in turn goes to the nearest values while the weights still free take over its error (Frantar et al. 2022,
+"GPTQ"). Then two moves alternate, and none raises the error: the values are solved by least squares for the assignment
+at hand, and each weight goes to the value that is best as all others now stand.
+
+>>> hessian = torch.tensor([[[4.0, 3.9], [3.9, 4.0]]], dtype=torch.float64)
+>>> goal = hessian @ torch.tensor([[[0.4], [0.4]]], dtype=torch.float64)
+>>> free = torch.ones(1, 2, 1, dtype=torch.bool)
+>>> start = torch.zeros(1, 2, 1, dtype=torch.long)  # both weights at 0.0; their sum should be 0.8
+>>> descended(Quadratic(hessian, goal), start, torch.tensor([0.0, 1.0], dtype=torch.float64), free, None).flatten()
+tensor([1, 0])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from secateur.compensation.batches import read_all
+from secateur.compensation.fitting import LayerProblem, Setting, Solution, fit
+from secateur.compensation.least_squares import solve
+from secateur.compensation.support import inverse
+from secateur.compensation.tuning import Tuning, tune
+from secateur.core.codebook import Codebook, index_dtype
+from secateur.execution.gradients import Batch
+from secateur.execution.undisturbed import undisturbed
+from secateur.quantize import Quantizer
+
+__all__ = ["CodebookSolver", "Quadratic", "calibrated", "descended"]
+
+_SOLVED_VALUES = 64
+"""Codebooks of up to so many values are solved by least squares; larger ones lie close enough."""
+
+
+@dataclass(frozen=True, eq=False)
+class Quadratic:
+    """The error as a function of the weights: w H w - 2 w goal, per group and output.
+
+    `hessian` is [groups, features, features], `goal` [groups, features, outputs].
+    """
+
+    hessian: torch.Tensor
+    goal: torch.Tensor
+
+
+def calibrated(
+    student: nn.Module,
+    dense: nn.Module,
+    data: Iterable[object],
+    solver: CodebookSolver,
+    only: frozenset[str],
+    tuning: Tuning | None = None,
+) -> dict[str, Codebook]:
+    """Share the named weights of `student`, in place; their codebooks.
+
+    Args:
+        student: The model to share; biases and running means of batch norm follow its layers.
+        dense: The model whose outputs are the targets.
+        data: Batches of inputs.
+        solver: What shares a layer; it holds the masks.
+        only: Names of the weights to share; other layers are left as they are.
+        tuning: Gradient steps afterwards, on values, biases and norms; assignments stay.
+
+    Returns:
+        The codebooks of the weights that were called as layers.
+    """
+    batches = read_all("share", data, dense)
+    modes = [module.training for module in student.modules()]
+    device = next(student.parameters()).device
+    with undisturbed(dense, mode="eval"), torch.autocast(device.type, enabled=False):
+        student.eval()
+        frozen = frozenset(name for name, _ in student.named_parameters() if name not in only)
+        with torch.no_grad():
+            setting = Setting(dense, student, batches, dict(solver.masks), frozen, device, seed=solver.seed)
+            fit(setting, solver)
+        books = dict(solver.books)
+        if tuning is not None:
+            books.update(_tuned(student, dense, data, batches, solver, tuning))
+    for module, training in zip(student.modules(), modes, strict=True):
+        module.training = training
+    return books
+
+
+def _tuned(
+    student: nn.Module,
+    dense: nn.Module,
+    data: Iterable[object],
+    batches: Sequence[Batch],
+    solver: CodebookSolver,
+    tuning: Tuning,
+) -> dict[str, Codebook]:
+    """The codebooks with trained values; those of uniform steps stay as they are."""
+    free = {name: book for name, book in solver.books.items() if book.step is None}
+    flags = {name: parameter.requires_grad for name, parameter in student.named_parameters()}
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_(flags[name] and (parameter.dim() < 2 or name in free))
+    ties = {name: book.indices for name, book in free.items()}
+    with torch.enable_grad():
+        tune(dense, student, data, batches, solver.masks, tuning, ties=ties)
+    found = {}
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_(flags[name])
+        parameter.grad = None
+        if name in free:
+            book = free[name]
+            values = torch.zeros_like(book.values)
+            values[book.indices.reshape(-1).long()] = parameter.detach().reshape(-1)
+            found[name] = replace(book, values=values)
+    return found
+
+
+@dataclass
+class CodebookSolver:
+    """Finds a layer's codebook and assignment; `books` holds them by the weight's name."""
+
+    finder: Quantizer
+    masks: Mapping[str, torch.Tensor]
+    rate: float = 0.0
+    seed: int = 0
+    damping: float = 0.01
+    rounds: int = 6
+    books: dict[str, Codebook] = field(default_factory=dict)
+    always: ClassVar[bool] = True
+
+    def __call__(self, layer: LayerProblem) -> Solution:
+        """The layer's weight with few values."""
+        free = layer.keep
+        best, quadratic = self._least_squares(layer)
+        live = layer.geometry.weight(best, layer.weight.shape).to(layer.weight.dtype)[layer.mask]
+        masked = layer.mask.numel() - live.numel()
+        if not live.numel():
+            values = torch.zeros(1, dtype=layer.weight.dtype, device=layer.weight.device)
+            indices = torch.zeros_like(layer.weight, dtype=torch.uint8)
+            self.books[layer.name] = Codebook(layer.name, values, indices, reserved=True)
+            return Solution(torch.zeros_like(layer.weight))
+        palette = self.finder.palette(layer.name, live, masked, self.seed)
+        values = torch.from_numpy(palette.values).to(best)
+        fixed = palette.step is not None
+        indices = _fed_forward(quadratic, best, values, free)
+        price = None
+        for _ in range(self.rounds):
+            if self.rate:
+                price = self._prices(quadratic, best, indices, values, free)
+            indices = descended(quadratic, indices, values, free, price)
+            if fixed or len(values) > _SOLVED_VALUES:
+                continue
+            values = _solved_values(quadratic, indices, values, free)
+        return self._booked(layer, indices, values, (palette.step, palette.low))
+
+    def _least_squares(self, layer: LayerProblem) -> tuple[torch.Tensor, Quadratic]:
+        """The best weights with any value, and the error as a function of the weights, drawn to them a little."""
+        problem, start = layer.problem, layer.matrix
+        hessian = problem.hessian.clone()
+        best = torch.empty_like(problem.cross)
+        for group in range(start.shape[0]):
+            ridge = self.damping * float(hessian[group].diagonal().mean()) + 1e-30
+            best[group] = solve(
+                problem.hessian[group], problem.cross[group], start[group], layer.keep[group], ridge
+            )
+            hessian[group].diagonal().add_(ridge)
+        spare = (hessian - problem.hessian).diagonal(dim1=1, dim2=2)[:, :, None]
+        return best, Quadratic(hessian, problem.cross + spare * best)
+
+    def _prices(
+        self,
+        quadratic: Quadratic,
+        best: torch.Tensor,
+        indices: torch.Tensor,
+        values: torch.Tensor,
+        free: torch.Tensor,
+    ) -> torch.Tensor:
+        """What each value costs: its bits as the values now occur, times `rate` in mean squared weights."""
+        counts = torch.bincount(indices[free], minlength=len(values)).to(values.dtype) + 0.5
+        bits = counts.sum().log2() - counts.log2()
+        worth = quadratic.hessian.diagonal(dim1=1, dim2=2)[:, :, None] * best.square()
+        return self.rate * float(worth[free].mean()) * bits
+
+    def _booked(
+        self,
+        layer: LayerProblem,
+        indices: torch.Tensor,
+        values: torch.Tensor,
+        uniform: tuple[float | None, int],
+    ) -> Solution:
+        """The codebook as the rest of the package knows it, and the weight it stands for."""
+        step, low = uniform
+        shape, kind = layer.weight.shape, layer.weight.dtype
+        flat = layer.geometry.weight(indices, shape)
+        mask = layer.mask
+        whole = bool(mask.all())
+        if step is not None:
+            flat = flat.masked_fill(~mask, -low)
+            held = values.to(kind)
+            reserved = False
+        else:
+            used, flat = torch.unique(values.to(kind)[flat[mask]], return_inverse=True)
+            reserved = not whole
+            held = torch.cat([used.new_zeros(1), used]) if reserved else used
+            spread = torch.zeros(shape, dtype=torch.long, device=mask.device)
+            spread[mask] = flat + (1 if reserved else 0)
+            flat = spread
+        book = Codebook(layer.name, held, flat.to(index_dtype(held.numel())), step, low, reserved=reserved)
+        self.books[layer.name] = book
+        return Solution(book.tensor())
+
+
+def _nearest(wanted: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """The index of the nearest of ascending values; the lower one half way between."""
+    return torch.bucketize(wanted, (values[1:] + values[:-1]) / 2)
+
+
+def _fed_forward(
+    quadratic: Quadratic, best: torch.Tensor, values: torch.Tensor, free: torch.Tensor
+) -> torch.Tensor:
+    """The nearest values, feature by feature, the error of each taken over by those to come."""
+    found = torch.empty_like(best, dtype=torch.long)
+    for group in range(best.shape[0]):
+        hessian = quadratic.hessian[group]
+        order = hessian.diagonal().argsort(descending=True, stable=True)
+        factor = torch.linalg.cholesky_ex(inverse(hessian[order][:, order], 1e-6), upper=True)[0]
+        weights, held = best[group][order].clone(), free[group][order]
+        indices = torch.empty_like(weights, dtype=torch.long)
+        for at in range(len(order)):
+            indices[at] = _nearest(weights[at].contiguous(), values)
+            off = weights[at] - torch.where(held[at], values[indices[at]], 0.0)
+            weights[at + 1 :] -= factor[at, at + 1 :, None] * (off / factor[at, at])
+        found[group, order] = indices
+    return found
+
+
+def descended(
+    quadratic: Quadratic,
+    indices: torch.Tensor,
+    values: torch.Tensor,
+    free: torch.Tensor,
+    price: torch.Tensor | None,
+) -> torch.Tensor:
+    """One sweep over the features: each weight to the value of least error, and price, as all others now stand."""
+    hessian = quadratic.hessian
+    weights = torch.where(free, values[indices], 0.0)
+    slope = hessian @ weights - quadratic.goal
+    found = indices.clone()
+    for at in range(hessian.shape[1]):
+        bend = hessian[:, at, at, None].clamp_min(1e-30)  # [groups, 1]
+        wanted = weights[:, at] - slope[:, at] / bend
+        if price is None:
+            new = _nearest(wanted.contiguous(), values)
+        else:
+            new = (bend[:, :, None] * (wanted[:, :, None] - values).square() + price).argmin(2)
+        now = torch.where(free[:, at], values[new], 0.0)
+        moved = now - weights[:, at]
+        slope += hessian[:, :, at, None] * moved[:, None, :]
+        weights[:, at] = now
+        found[:, at] = new
+    return found
+
+
+def _solved_values(
+    quadratic: Quadratic, indices: torch.Tensor, values: torch.Tensor, free: torch.Tensor
+) -> torch.Tensor:
+    """The values of least error for an assignment, ascending as before; those at hand where that fails."""
+    count = len(values)
+    square = values.new_zeros(count, count)
+    right = values.new_zeros(count)
+    places = [((indices == value) & free).to(values.dtype) for value in range(count)]
+    for value in range(count):
+        pushed = quadratic.hessian @ places[value]
+        right[value] = (places[value] * quadratic.goal).sum()
+        for other in range(value + 1):
+            square[value, other] = square[other, value] = (places[other] * pushed).sum()
+    level = square.diagonal().mean().clamp_min(1e-30)
+    unused = square.diagonal() == 0
+    square += torch.diag(torch.where(unused, level, 1e-9 * level))
+    right = torch.where(unused, level * values, right + 1e-9 * level * values)
+    new, failed = torch.linalg.solve_ex(square, right)
+    ordered = bool((new[1:] >= new[:-1]).all()) and bool(torch.isfinite(new).all())
+    return new if not bool(failed) and ordered else values

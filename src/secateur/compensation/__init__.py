@@ -16,8 +16,8 @@ pipeline, only some hundred inputs. How it works, from the front door inwards:
 6. `fitting.fit` is the loop over layers that joins 2 to 5; biases and running means of batch norm follow each layer.
 7. `tuning.tune`, the optional second stage, takes gradient steps on the outputs of blocks and of the whole model.
 
-`support` judges which weights should stay, from the same moments; the criteria `wanda` and `obs` ask it. `sc.share` with
-`data=` finds codebooks by the same loop (`quantize.calibrated`).
+`support` judges which weights should stay, from the same moments; the criteria `wanda` and `obs` ask it. `sc.share`
+with `data=` finds codebooks by the same loop (`quantize.calibrated`).
 
 A layer of two inputs that always agree loses one of its weights, and the other takes over:
 

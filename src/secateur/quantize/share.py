@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -142,7 +142,8 @@ def share(
         }
     if not isinstance(plan.method, quantize.registry.get("exact")):
         _check_changed(model, plan.method, books, named)
-    return _shared(copy.deepcopy(model), model, plan, books, kept | (zeroed(books) if rate else {}))
+    shared = _shared(copy.deepcopy(model), model, plan, books, kept)
+    return replace(shared, masks=MappingProxyType(kept | zeroed(books))) if rate else shared
 
 
 def _shared(

@@ -4,7 +4,7 @@ step?
     python benchmarks/bench_feeding.py [--images 50000] [--repeats 3] [--batch 128] [--device cpu]
 
 Synthetic uint8 images of 32x32x3, shuffled, cropped with padding and flipped, normalised.
-`secateur.lab.training.loop.train` runs one epoch as it stands; the time inside the model's forward, the backward
+`secateur.lab.training.train` runs one epoch as it stands; the time inside the model's forward, the backward
 pass and the optimizer's step is taken by wrapping those three, and the rest (order, gather, augmentation,
 normalisation, loss and bookkeeping) is the feeding share. Beside it, interleaved, the same images
 through torch's own DataLoader (one image at a time, the same augmentation in plain Python; no worker
@@ -27,7 +27,7 @@ from secateur import models
 from secateur.data import Data, Split
 from secateur.data._splits import ImageMemory
 from secateur.execution.devices import chosen_device
-from secateur.lab.training.loop import TrainingOptions, train
+from secateur.lab.training import TrainingOptions, train
 
 LIMIT = 0.05
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)

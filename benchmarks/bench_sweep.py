@@ -36,7 +36,7 @@ import psutil
 
 from secateur.lab.display.progress import Progress
 from secateur.lab.engine import local_engine, run
-from secateur.lab.plan import plan
+from secateur.lab.planning import plan
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 
@@ -242,14 +242,14 @@ def killed(kills: int, seed: int) -> bool:
                 sweep.send_signal(signal.SIGKILL)
                 done += 1
             sweep.wait()
-            have = store._read("SELECT COUNT(*) FROM steps")[0][0]
+            have = store.rows("SELECT COUNT(*) FROM steps")[0][0]
             if have == 60 and done < kills:
                 print(f"  all trials were there after {done} kills", flush=True)
                 break
         recipe = Recipe.parse(TEXT, ["idle.seconds=0.6"], grid)
         ran = run(recipe, store, jobs=2)
         other = run(recipe, Store(Path(folder, "undisturbed")), jobs=2)
-        rows = store._read("SELECT COUNT(*), COUNT(DISTINCT key) FROM steps")[0]
+        rows = store.rows("SELECT COUNT(*), COUNT(DISTINCT key) FROM steps")[0]
 
         def plain(found: object) -> list[tuple[int, str, float]]:
             return [(m.context["trial"], m.name, m.value) for m in found]  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ import torch
 from secateur import data, models
 from secateur.container.archive import load
 from secateur.errors import SecateurError
-from secateur.lab.training.loop import evaluate
+from secateur.lab.training import evaluate
 
 FOLDER = Path(__file__).resolve().parent.parent / "tests" / "golden" / "headline"
 HEAD = ("file", "data", "dense", "recorded", "now", "bytes", "ratio", "published best", "seconds")

@@ -17,7 +17,7 @@ from safetensors.torch import save
 
 from secateur import data, models
 from secateur.core.atomic_files import atomic_open
-from secateur.lab.training.loop import evaluate
+from secateur.lab.training import evaluate
 
 BATCH, HALF = 1000, 500
 RATE, MOMENTUM, DECAY = 11.5, 0.85, 0.0153

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from secateur.execution.devices import device_word
-from secateur.lab import plan as planning
 from secateur.lab.display.progress import Progress
 from secateur.lab.engine import final_state, run
-from secateur.lab.engines import Event, drive
-from secateur.lab.plan import plan
+from secateur.lab.engines import Event
+from secateur.lab.engines.driving import drive
+from secateur.lab.planning import plan
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Outcome, Store
 
@@ -47,7 +47,7 @@ def test_only_what_is_timed_belongs_to_its_device():
 def test_only_what_is_timed_belongs_to_its_machine(monkeypatch):
     recipe = Recipe.parse(TEXT)
     here = plan(recipe, device="cpu").keys()
-    monkeypatch.setattr(planning, "fingerprint", lambda: "another machine")
+    monkeypatch.setattr("secateur.lab.planning.fingerprint", lambda: "another machine")
     there = plan(recipe, device="cpu").keys()
     assert [a == b for a, b in zip(here, there)] == [True, False, True]
 

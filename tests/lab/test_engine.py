@@ -13,7 +13,7 @@ import pytest
 
 from secateur.errors import NothingToDoError, OptionError, RecipeError, SecateurError, StoreError
 from secateur.lab.engine import final_state, run
-from secateur.lab.plan import plan
+from secateur.lab.planning import plan
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 
@@ -64,10 +64,10 @@ def done(tmp_path_factory):
 def test_a_second_run_does_no_work(done):
     store, recipe, first = done
     assert (first.computed, first.cached) == (5, 0)
-    rows = store._read("SELECT key, finished FROM steps ORDER BY key")
+    rows = store.rows("SELECT key, finished FROM steps ORDER BY key")
     again = run(recipe, store)
     assert (again.computed, again.cached) == (0, 5)
-    assert store._read("SELECT key, finished FROM steps ORDER BY key") == rows
+    assert store.rows("SELECT key, finished FROM steps ORDER BY key") == rows
     assert again.measurements.to_json().replace('"run": 2', '"run": 1') == first.measurements.to_json()
 
 
@@ -272,7 +272,7 @@ def test_nothing_private_reaches_the_store(tmp_path, monkeypatch):
     assert store.run().recipe["name"] == "~/mine"
     assert store.run().command == "secateur run ~/r.toml --set hub_token=***"
     tables = ("runs", "steps", "plan", "measurements", "trials")
-    whole = "".join(str(tuple(line)) for table in tables for line in store._read(f"SELECT * FROM {table}"))
+    whole = "".join(str(tuple(line)) for table in tables for line in store.rows(f"SELECT * FROM {table}"))
     assert f"{home}/" not in whole
     assert "abcdef" not in whole
 
@@ -282,7 +282,7 @@ def test_nothing_private_reaches_the_store(tmp_path, monkeypatch):
 _KILL = """
 import json, os, random, signal, sys, time
 from secateur.lab.engine import run
-from secateur.lab.plan import plan
+from secateur.lab.planning import plan
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 
@@ -375,7 +375,7 @@ print(json.dumps(run(Recipe.parse(sys.argv[2]), Store(sys.argv[1])).computed))
     assert [process.returncode for process in both] == [0, 0]
     assert sum(computed) == 5
     store = Store(tmp_path)
-    assert len(store._read("SELECT key FROM steps")) == 5
+    assert len(store.rows("SELECT key FROM steps")) == 5
     assert [row.status for row in store.runs()] == ["done", "done"]
 
 

@@ -10,7 +10,7 @@ from secateur import data as datasets
 from secateur.core.masks import Masks
 from secateur.errors import OptionError, RecipeError
 from secateur.lab.recipe import Recipe
-from secateur.lab.training.loop import GradualPruning, TrainingOptions, train
+from secateur.lab.training import GradualPruning, TrainingContext, TrainingOptions, train
 
 QUICK = TrainingOptions(epochs=4, lr=0.05, batch_size=32)
 PLAN = GradualPruning(0.8, start=0.2, until=0.5, every=3)
@@ -50,7 +50,7 @@ class Watch:
 def test_weights_leave_along_the_cubic_and_stay_away(digits):
     model = net()
     watch = Watch(model)
-    trained = train(model, digits, QUICK, pruning=PLAN, device="cpu", progress=watch)
+    trained = train(model, digits, QUICK, pruning=PLAN, device="cpu", context=TrainingContext(progress=watch))
     total = 64 * 32 + 32 * 10
     assert trained.masks.numel - trained.masks.kept == round(0.8 * total)
     assert watch.zeros == sorted(watch.zeros)
@@ -75,16 +75,30 @@ def test_stopped_in_the_ramp_or_after_it_goes_on_to_the_bit(digits, tmp_path, st
     file = tmp_path / "train.safetensors"
     with pytest.raises(KeyboardInterrupt):
         train(
-            stopped, digits, QUICK, pruning=PLAN, device="cpu", checkpoint=file, progress=Watch(stopped, stop)
+            stopped,
+            digits,
+            QUICK,
+            pruning=PLAN,
+            device="cpu",
+            context=TrainingContext(checkpoint=file, progress=Watch(stopped, stop)),
         )
     again = net()
-    resumed = train(again, digits, QUICK, pruning=PLAN, device="cpu", checkpoint=file)
+    resumed = train(
+        again, digits, QUICK, pruning=PLAN, device="cpu", context=TrainingContext(checkpoint=file)
+    )
     assert resumed.resumed_from == stop
     assert resumed.masks == straight.masks
     for mine, theirs in zip(again.state_dict().values(), whole.state_dict().values()):
         assert torch.equal(mine, theirs)
     with pytest.raises(OptionError, match="its pruning is"):
-        train(net(), digits, QUICK, pruning=GradualPruning(0.7), device="cpu", checkpoint=file)
+        train(
+            net(),
+            digits,
+            QUICK,
+            pruning=GradualPruning(0.7),
+            device="cpu",
+            context=TrainingContext(checkpoint=file),
+        )
 
 
 def test_what_cannot_be_is_refused(digits):

@@ -100,7 +100,7 @@ def test_a_codebook_per_channel_is_not_rounded(tmp_path):
 
 
 def test_what_cannot_be_estimated_is_refused_before_any_work(tmp_path):
-    with pytest.raises(OptionError, match=r"step 'norms': Lenet300100 has no batch norm to estimate"):
+    with pytest.raises(OptionError, match=r"step 'norms': Lenet300100 has no batch norm"):
         run(recipe({"kind": "norms"}, model="lenet-300-100"), Store(tmp_path))
     with pytest.raises(OptionError, match=r"expected a batch_size of at most 270, .* got 500"):
         run(recipe({"kind": "norms"}), Store(tmp_path))

@@ -135,7 +135,7 @@ def test_grid_on_the_command_line_takes_lists_and_ranges():
 
 
 def test_near_names_of_plugins_reach_the_reader():
-    from secateur.lab.plan import plan
+    from secateur.lab.planning import plan
 
     with pytest.raises(
         UnknownNameError, match=r"step 'prune': unknown criterion 'magnitud': did you mean 'magnitude'"
@@ -156,7 +156,7 @@ def test_the_schema_accepts_what_is_a_recipe_and_refuses_what_is_not():
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
 def test_the_example_recipes_can_be_planned(path):
-    from secateur.lab.plan import plan
+    from secateur.lab.planning import plan
 
     recipe = Recipe.read(path)
     assert len(plan(recipe).trials) == (27 if recipe.grid else 1)

@@ -9,7 +9,7 @@ import pytest
 
 from secateur.errors import NothingToDoError, OptionError, RecipeError, SecateurError
 from secateur.lab.engine import final_state, run
-from secateur.lab.plan import plan
+from secateur.lab.planning import plan
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 from secateur.report.charts.sensitivity import sensitivity

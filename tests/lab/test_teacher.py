@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 import secateur as sc
 from secateur.errors import RecipeError, SecateurError
 from secateur.lab.engine import run
-from secateur.lab.plan import plan
+from secateur.lab.planning import plan
 from secateur.lab.recipe import Recipe, schema
 from secateur.lab.store import Store
 

@@ -13,10 +13,11 @@ from secateur import data as datasets
 from secateur import models
 from secateur.core.masks import Masks
 from secateur.errors import DataError, NonFiniteError, NothingToDoError, OptionError
-from secateur.lab.training.loop import (
+from secateur.lab.training import (
     Bars,
     EpochRecord,
     GradualPruning,
+    TrainingContext,
     TrainingOptions,
     evaluate,
     rate,
@@ -134,7 +135,7 @@ def test_mixed_images_have_two_labels_and_the_teacher_sees_them(digits):
     found = []
     for _ in range(2):
         model = plain()
-        train(model, digits, options, teacher=Teacher(), seed=3, device="cpu")
+        train(model, digits, options, seed=3, device="cpu", context=TrainingContext(teacher=Teacher()))
         found.append(weights(model))
     assert found[0] == found[1]
     originals = {image.numpy().tobytes() for images, _ in digits.train.batches(50) for image in images}
@@ -183,7 +184,11 @@ def test_the_teacher_is_followed(digits):
     taught, alone = plain(), plain()
     options = {"epochs": 6, "lr": 0.05, "batch_size": 32}
     train(
-        taught, digits, TrainingOptions(**options, distill_alpha=1.0), teacher=teacher.train(), device="cpu"
+        taught,
+        digits,
+        TrainingOptions(**options, distill_alpha=1.0),
+        device="cpu",
+        context=TrainingContext(teacher=teacher.train()),
     )
     train(alone, digits, TrainingOptions(**options), device="cpu")
     assert distance(taught) < distance(alone)
@@ -217,7 +222,11 @@ def test_a_loss_of_ones_own(digits):
     model = plain()
     before = evaluate(model, digits.test, device="cpu", loss=squared)
     trained = train(
-        model, digits, TrainingOptions(epochs=3, lr=0.5, batch_size=32), loss=squared, device="cpu"
+        model,
+        digits,
+        TrainingOptions(epochs=3, lr=0.5, batch_size=32),
+        device="cpu",
+        context=TrainingContext(loss=squared),
     )
     after = evaluate(model, digits.test, device="cpu", loss=squared)
     assert calls
@@ -238,15 +247,21 @@ def test_the_best_epoch_is_kept_and_the_earliest_of_equals(digits):
         best,
         digits,
         TrainingOptions(epochs=5, lr=0.05, batch_size=32, keep="best"),
-        evaluate=scripted([0.1, 0.9, 0.3, 0.9, 0.2]),
         device="cpu",
+        context=TrainingContext(evaluate=scripted([0.1, 0.9, 0.3, 0.9, 0.2])),
     )
     assert trained.best_epoch == 2
     stopped = net()
     train(stopped, digits, TrainingOptions(epochs=2, lr=0.05, batch_size=32), device="cpu")
     assert weights(best) == weights(stopped)
     assert (
-        train(last, digits, options, evaluate=scripted([0.1, 0.9, 0.3, 0.9, 0.2]), device="cpu").best_epoch
+        train(
+            last,
+            digits,
+            options,
+            device="cpu",
+            context=TrainingContext(evaluate=scripted([0.1, 0.9, 0.3, 0.9, 0.2])),
+        ).best_epoch
         == 2
     )
     assert weights(last) != weights(best)
@@ -254,7 +269,13 @@ def test_the_best_epoch_is_kept_and_the_earliest_of_equals(digits):
 
 def test_it_stops_early(digits):
     options = TrainingOptions(epochs=9, lr=0.05, batch_size=32, early_stop=2)
-    trained = train(net(), digits, options, evaluate=scripted([0.1, 0.5, 0.4, 0.5, 0.9]), device="cpu")
+    trained = train(
+        net(),
+        digits,
+        options,
+        device="cpu",
+        context=TrainingContext(evaluate=scripted([0.1, 0.5, 0.4, 0.5, 0.9])),
+    )
     assert trained.stopped_early
     assert len(trained.history) == 4
     assert trained.best_epoch == 2
@@ -319,7 +340,13 @@ def test_progress_is_told_everything_in_order(digits):
         def finish(self):
             told.append(("finish",))
 
-    train(plain(), digits, TrainingOptions(epochs=2, lr=0.01, batch_size=90), device="cpu", progress=Watch())
+    train(
+        plain(),
+        digits,
+        TrainingOptions(epochs=2, lr=0.01, batch_size=90),
+        device="cpu",
+        context=TrainingContext(progress=Watch()),
+    )
     assert told[0] == ("start", 2, 3, 0)
     assert told[-1] == ("finish",)
     assert [entry for entry in told if entry[0] == "epoch"] == [("epoch", 1), ("epoch", 2)]
@@ -331,15 +358,29 @@ def test_bars_show_epoch_loss_and_accuracy_and_auto_is_quiet_off_a_terminal(digi
 
     screen = io.StringIO()
     bars = Bars(Console(file=screen, force_terminal=True, width=100))
-    train(plain(), digits, TrainingOptions(epochs=2, lr=0.01, batch_size=90), device="cpu", progress=bars)
+    train(
+        plain(),
+        digits,
+        TrainingOptions(epochs=2, lr=0.01, batch_size=90),
+        device="cpu",
+        context=TrainingContext(progress=bars),
+    )
     text = screen.getvalue()
     assert "epoch   2/2" in text
     assert "train loss" in text
     assert "accuracy 0." in text
-    train(plain(), digits, TrainingOptions(epochs=1, lr=0.01), device="cpu", progress="auto")
+    train(
+        plain(),
+        digits,
+        TrainingOptions(epochs=1, lr=0.01),
+        device="cpu",
+        context=TrainingContext(progress="auto"),
+    )
     assert capsys.readouterr() == ("", "")
     with pytest.raises(OptionError, match="progress: expected 'auto'"):
-        train(plain(), digits, TrainingOptions(epochs=1), device="cpu", progress="bars")
+        train(
+            plain(), digits, TrainingOptions(epochs=1), device="cpu", context=TrainingContext(progress="bars")
+        )
 
 
 @pytest.mark.parametrize(
@@ -380,7 +421,7 @@ def test_what_cannot_be_trained_is_refused_before_the_first_step(digits):
     with pytest.raises(NothingToDoError, match="no parameter that requires a gradient"):
         train(frozen, digits, QUICK, device="cpu")
     with pytest.raises(OptionError, match="distillation needs both a teacher and distill_alpha"):
-        train(plain(), digits, QUICK, teacher=plain(), device="cpu")
+        train(plain(), digits, QUICK, device="cpu", context=TrainingContext(teacher=plain()))
     with pytest.raises(OptionError, match="distillation needs both"):
         train(plain(), digits, TrainingOptions(distill_alpha=0.5), device="cpu")
     with pytest.raises(
@@ -391,7 +432,7 @@ def test_what_cannot_be_trained_is_refused_before_the_first_step(digits):
         train(models.build("vae"), digits, TrainingOptions(label_smoothing=0.1), device="cpu")
     with pytest.raises(OptionError, match="expected auto, cpu, cuda, cuda:1 or mps, got 'gpu'"):
         train(plain(), digits, QUICK, device="gpu")
-    with pytest.raises(OptionError, match="mix: only cross-entropy takes two labels an image, and Vae"):
+    with pytest.raises(OptionError, match="mix: only cross-entropy takes two labels per image, and Vae"):
         train(models.build("vae"), digits, TrainingOptions(mix=0.5), device="cpu")
     unvalidated = datasets.load("digits", limit=50, validation=0)
     with pytest.raises(OptionError, match="choose by the validation split, which is empty"):

@@ -16,14 +16,15 @@ import torch
 from torch import nn
 from secateur import data
 from secateur.core.masks import Masks
-from secateur.lab.training.loop import TrainingOptions, train
+from secateur.lab.training import TrainingContext, TrainingOptions, train
 
 torch.manual_seed(0)
 model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
 masks = Masks({"1.weight": torch.rand(16, 64, generator=torch.Generator().manual_seed(0)) > 0.5})
 options = TrainingOptions(epochs=3, lr=0.05, batch_size=33, accumulate=2, augment="standard", schedule="cosine")
 digits = data.load("digits", limit=300)
-trained = train(model, digits, options, masks=masks, device="cpu", checkpoint=sys.argv[1] + ".checkpoint")
+trained = train(model, digits, options, masks=masks, device="cpu",
+                context=TrainingContext(checkpoint=sys.argv[1] + ".checkpoint"))
 if os.environ.get("RANK", "0") == "0":
     losses = [record.train_loss for record in trained.history]
     right = trained.history[-1].train_accuracy

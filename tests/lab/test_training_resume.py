@@ -15,8 +15,8 @@ from torch import nn
 from secateur import data as datasets
 from secateur.core.masks import Masks
 from secateur.errors import OptionError, StoreError
+from secateur.lab.training import TrainingContext, TrainingOptions, train
 from secateur.lab.training import checkpoint as checkpoints
-from secateur.lab.training.loop import TrainingOptions, train
 
 
 @pytest.fixture(scope="module")
@@ -89,13 +89,20 @@ def test_four_epochs_are_two_and_two(digits, tmp_path, optimizer, in_the_middle)
             masks=masks,
             seed=3,
             device="cpu",
-            checkpoint=file,
-            progress=CutAfter(2, in_the_middle),
+            context=TrainingContext(checkpoint=file, progress=CutAfter(2, in_the_middle)),
         )
     torch.manual_seed(99)  # what the global random state is must not matter
     resumed_model = net()
     torch.manual_seed(98)
-    resumed = train(resumed_model, digits, options, masks=masks, seed=3, device="cpu", checkpoint=file)
+    resumed = train(
+        resumed_model,
+        digits,
+        options,
+        masks=masks,
+        seed=3,
+        device="cpu",
+        context=TrainingContext(checkpoint=file),
+    )
     assert resumed.resumed_from == 2
     assert weights(resumed_model) == weights(whole)
     assert resumed.best_epoch == straight.best_epoch
@@ -103,7 +110,18 @@ def test_four_epochs_are_two_and_two(digits, tmp_path, optimizer, in_the_middle)
         assert (ours.train_loss, ours.lr, ours.metrics) == (theirs.train_loss, theirs.lr, theirs.metrics)
     # A third call finds everything done, and does nothing.
     again = net()
-    assert train(again, digits, options, masks=masks, seed=3, device="cpu", checkpoint=file).resumed_from == 4
+    assert (
+        train(
+            again,
+            digits,
+            options,
+            masks=masks,
+            seed=3,
+            device="cpu",
+            context=TrainingContext(checkpoint=file),
+        ).resumed_from
+        == 4
+    )
     assert weights(again) == weights(whole)
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
@@ -111,30 +129,61 @@ def test_four_epochs_are_two_and_two(digits, tmp_path, optimizer, in_the_middle)
 def test_a_checkpoint_of_another_training_is_refused(digits, tmp_path):
     file = tmp_path / "c"
     options = TrainingOptions(epochs=1, lr=0.01, batch_size=64)
-    train(net(), digits, options, device="cpu", checkpoint=file)
+    train(net(), digits, options, device="cpu", context=TrainingContext(checkpoint=file))
     with pytest.raises(
         OptionError, match=r"belongs to another training: its lr is 0\.01, not 0\.02; delete it"
     ):
-        train(net(), digits, TrainingOptions(epochs=1, lr=0.02, batch_size=64), device="cpu", checkpoint=file)
+        train(
+            net(),
+            digits,
+            TrainingOptions(epochs=1, lr=0.02, batch_size=64),
+            device="cpu",
+            context=TrainingContext(checkpoint=file),
+        )
     with pytest.raises(OptionError, match="its seed is 0, not 1"):
-        train(net(), digits, options, seed=1, device="cpu", checkpoint=file)
+        train(net(), digits, options, seed=1, device="cpu", context=TrainingContext(checkpoint=file))
     with pytest.raises(OptionError, match="its start is"):
-        train(net(1), digits, options, device="cpu", checkpoint=file)
+        train(net(1), digits, options, device="cpu", context=TrainingContext(checkpoint=file))
     with pytest.raises(OptionError, match="its masks is None"):
-        train(net(), digits, options, masks=Masks.ones(net()), device="cpu", checkpoint=file)
+        train(
+            net(),
+            digits,
+            options,
+            masks=Masks.ones(net()),
+            device="cpu",
+            context=TrainingContext(checkpoint=file),
+        )
 
 
 def test_a_damaged_checkpoint_is_named(digits, tmp_path):
     file = tmp_path / "c"
-    train(net(), digits, TrainingOptions(epochs=1, lr=0.01), device="cpu", checkpoint=file)
+    train(
+        net(),
+        digits,
+        TrainingOptions(epochs=1, lr=0.01),
+        device="cpu",
+        context=TrainingContext(checkpoint=file),
+    )
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(StoreError, match=f"checkpoint {file}: expected a file that training wrote"):
-        train(net(), digits, TrainingOptions(epochs=1, lr=0.01), device="cpu", checkpoint=file)
+        train(
+            net(),
+            digits,
+            TrainingOptions(epochs=1, lr=0.01),
+            device="cpu",
+            context=TrainingContext(checkpoint=file),
+        )
     from safetensors.torch import save_file
 
     save_file({"x": torch.zeros(1)}, file)
     with pytest.raises(StoreError, match="expected secateur-training version 1, got None"):
-        train(net(), digits, TrainingOptions(epochs=1, lr=0.01), device="cpu", checkpoint=file)
+        train(
+            net(),
+            digits,
+            TrainingOptions(epochs=1, lr=0.01),
+            device="cpu",
+            context=TrainingContext(checkpoint=file),
+        )
 
 
 def test_a_checkpoint_is_never_half_written(tmp_path, monkeypatch):
@@ -162,8 +211,14 @@ def test_tied_weights_are_kept(digits, tmp_path):
     whole, resumed = tied(), tied()
     train(whole, digits, options, device="cpu")
     with pytest.raises(Cut):
-        train(tied(), digits, options, device="cpu", checkpoint=tmp_path / "c", progress=CutAfter(1))
-    train(resumed, digits, options, device="cpu", checkpoint=tmp_path / "c")
+        train(
+            tied(),
+            digits,
+            options,
+            device="cpu",
+            context=TrainingContext(checkpoint=tmp_path / "c", progress=CutAfter(1)),
+        )
+    train(resumed, digits, options, device="cpu", context=TrainingContext(checkpoint=tmp_path / "c"))
     assert weights(resumed) == weights(whole)
 
 
@@ -171,11 +226,12 @@ _SCRIPT = """
 import sys, torch
 from torch import nn
 from secateur import data
-from secateur.lab.training.loop import TrainingOptions, train
+from secateur.lab.training import TrainingContext, TrainingOptions, train
 torch.manual_seed(0)
 model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 10))
 options = TrainingOptions(epochs=60, lr=0.01, batch_size=16)
-train(model, data.load("digits", limit=300), options, device="cpu", checkpoint=sys.argv[1])
+train(model, data.load("digits", limit=300), options, device="cpu",
+      context=TrainingContext(checkpoint=sys.argv[1]))
 torch.save(model.state_dict(), sys.argv[2])
 """
 

@@ -106,8 +106,8 @@ def test_a_real_search_ends_with_a_file_that_holds(searched, tmp_path):
     path = tmp_path / "model.sct"
     path.write_bytes(files[small.FILE])
     from secateur import models
-    from secateur.lab.plan import data_of
-    from secateur.lab.training.loop import evaluate
+    from secateur.lab.planning import data_of
+    from secateur.lab.training import evaluate
 
     loaded = sc.load(path, into=models.build("lenet-300-100"))
     again = evaluate(loaded, data_of(Recipe.of(RECIPE)).test, device="cpu")["accuracy"]

@@ -63,7 +63,7 @@ def test_processes_of_the_local_engine_find_the_same_and_one_that_is_killed_is_r
         model, batches, "filter", LEVELS, engine=crew, resume=file, progress=lambda *t: seen.append(t[:2])
     )
     assert two == one
-    assert two.how == "Crew(2 processes here)"
+    assert two.how == "WorkerPool(2 processes here)"
     assert seen == [(i, 1 + len(one.cells)) for i in range(1, 2 + len(one.cells))]
 
     # half of the values gone, as if it had been stopped: the rest is found again

@@ -13,7 +13,7 @@ import torch
 from secateur.errors import OptionError
 from secateur.lab.engine import local_engine, run
 from secateur.lab.engines import gpus as sharing
-from secateur.lab.engines.gpus import gpus_here, shared_out
+from secateur.lab.engines.gpus import distributed, gpus_here
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 
@@ -41,8 +41,8 @@ kind = "idle"
         (2, "01", 1, "0 1"),
     ],
 )
-def test_gpus_are_shared_out(jobs, gpus, each, expected):
-    assert ["".join(names) for names in shared_out(jobs, list(gpus), each)] == expected.split()
+def test_gpus_are_distributed(jobs, gpus, each, expected):
+    assert ["".join(names) for names in distributed(jobs, list(gpus), each)] == expected.split()
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_gpus_are_shared_out(jobs, gpus, each, expected):
 )
 def test_more_than_there_is_is_refused(jobs, gpus, each, words):
     with pytest.raises(OptionError, match=words):
-        shared_out(jobs, list(gpus), each)
+        distributed(jobs, list(gpus), each)
 
 
 @pytest.mark.parametrize(

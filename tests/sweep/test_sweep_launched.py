@@ -1,4 +1,4 @@
-"""One recipe started as two gloo processes on CPU: what one process gets, stored once."""
+"""One recipe run by two launched gloo processes on the CPU: the result of one process, stored once."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from secateur.lab.engine import final_state, run
 from secateur.lab.recipe import Recipe
+from secateur.lab.steps import registry
 from secateur.lab.store import Store
 
 TEXT = """
@@ -38,14 +40,61 @@ batch_size = 32
 """
 
 
-@pytest.mark.slow
-def test_two_launched_processes_are_one_run(tmp_path):
-    import torch
+# One step of every kind that trains. A kind that trains and is missing here fails the first test below.
+EVERY = """
+name = "every"
+[data]
+limit = 120
+[model]
+name = "lenet-300-100"
+[lab]
+threads = 1
+device = "cpu"
+[[step]]
+kind = "train"
+epochs = 1
+lr = 0.05
+batch_size = 32
+[[step]]
+kind = "gradual"
+sparsity = 0.5
+every = 1
+epochs = 1
+lr = 0.02
+batch_size = 32
+[[step]]
+kind = "retrain"
+epochs = 1
+lr = 0.01
+batch_size = 32
+[[step]]
+kind = "epoch_time"
+against = "train"
+turns = 1
+batch_size = 32
+[[step]]
+kind = "share"
+bits = 3
+[[step]]
+kind = "refine"
+epochs = 1
+batch_size = 32
+"""
 
+
+def test_every_kind_of_step_that_trains_is_run_here():
+    kinds = {step.kind() for step in Recipe.parse(EVERY).steps}
+    trains = {kind for kind in registry.names() if registry.get(kind).trains}
+    assert trains == {"train", "retrain", "gradual", "refine", "epoch_time"}
+    assert trains <= kinds
+
+
+def launched(folder, text):
+    """The recipe as two processes that `accelerate launch` starts; their store."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    (tmp_path / "r.toml").write_text(TEXT)
+    (folder / "r.toml").write_text(text)
     # `accelerate launch`, by its module. --cpu alone starts one process unless mpirun is there; told by the
     # environment to stay on the CPU, what is started for several GPUs is two processes that talk through gloo.
     launch = [
@@ -60,10 +109,15 @@ def test_two_launched_processes_are_one_run(tmp_path):
     command = [sys.executable, *launch, "-m", "secateur", "run", "r.toml"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
-        command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240, check=False
+        command, cwd=folder, env=env, capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr
-    two, one = Store(tmp_path / "runs"), Store(tmp_path / "one")
+    return Store(folder / "runs")
+
+
+@pytest.mark.slow
+def test_two_launched_processes_are_one_run(tmp_path):
+    two, one = launched(tmp_path, TEXT), Store(tmp_path / "one")
     assert [(row.status, row.computed) for row in two.runs()] == [("done", 3)]
     recipe = Recipe.parse(TEXT)
     ran = run(recipe, one)
@@ -74,3 +128,23 @@ def test_two_launched_processes_are_one_run(tmp_path):
     assert ran.computed == 3
     # Not the same bytes: sums were made in another order. So the two processes did share the work.
     assert any(not torch.equal(theirs[name], tensor) for name, tensor in ours.items())
+
+
+@pytest.mark.slow
+def test_every_kind_that_trains_runs_on_two_processes(tmp_path):
+    two, one = launched(tmp_path, EVERY), Store(tmp_path / "one")
+    assert [(row.status, row.computed) for row in two.runs()] == [("done", 6)]
+    ran = run(Recipe.parse(EVERY), one)
+    for label in ("train", "gradual", "retrain"):
+        ours, theirs = (final_state(ran.plan.trials[0], store, label) for store in (one, two))
+        weights = theirs.model.state_dict()
+        for name, tensor in ours.model.state_dict().items():
+            # Rounding may choose another weight of nearly the same size to remove: a few elements may differ.
+            differs = ~torch.isclose(weights[name], tensor, rtol=1e-2, atol=1e-3)
+            assert differs.float().mean() < 0.01, (label, name)
+    masked, book = (final_state(ran.plan.trials[0], two, label) for label in ("gradual", "refine"))
+    assert masked.masks is not None
+    assert masked.masks.sparsity == pytest.approx(0.5, abs=0.01)
+    assert all(len(values.values) <= 9 for values in book.codebooks.values())
+    times = {m.name for m in two.measurements(1) if m.context["step"] == "epoch_time"}
+    assert times == {"training_time", "training_speedup", "evaluation_time", "evaluation_speedup"}

@@ -16,8 +16,8 @@ import pytest
 from secateur.errors import OptionError, RecipeError
 from secateur.lab.display.preview import preview
 from secateur.lab.engine import run
-from secateur.lab.engines import forest
-from secateur.lab.plan import plan
+from secateur.lab.engines.driving import forest
+from secateur.lab.planning import plan
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 
@@ -149,7 +149,7 @@ def test_an_interrupted_sweep_leaves_no_process_and_goes_on(tmp_path):
         end = time.monotonic() + 90
         while time.monotonic() < end:  # two of the five steps are there, others under way
             if (tmp_path / "runs" / "store.sqlite").is_file():
-                rows = Store(tmp_path / "runs")._read("SELECT COUNT(*) FROM steps")
+                rows = Store(tmp_path / "runs").rows("SELECT COUNT(*) FROM steps")
                 if rows[0][0] >= 2:
                     break
             time.sleep(0.1)
@@ -162,7 +162,7 @@ def test_an_interrupted_sweep_leaves_no_process_and_goes_on(tmp_path):
     assert psutil.wait_procs(family, timeout=10)[1] == []
     store = Store(tmp_path / "runs")
     assert store.run(1).status == "interrupted"
-    done = store._read("SELECT COUNT(*) FROM steps")[0][0]
+    done = store.rows("SELECT COUNT(*) FROM steps")[0][0]
     assert 2 <= done < 5
     again = run(Recipe.parse(TEXT, ["idle.seconds=1.5"], ["idle.note=0:3:1"]), store)
     assert (again.computed, again.cached) == (5 - done, done)

@@ -10,7 +10,7 @@ import pytest
 
 from secateur.errors import OptionError, StoreError
 from secateur.lab.engine import run
-from secateur.lab.plan import plan
+from secateur.lab.planning import plan
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 
@@ -74,9 +74,9 @@ def test_ray_gives_the_same_measurements_also_when_a_worker_is_killed(tmp_path, 
     def kill_the_worker_that_idles() -> None:
         end = time.monotonic() + 60
         while not killed and time.monotonic() < end:
-            if there._read("SELECT 1 FROM steps WHERE kind = 'train'"):
+            if there.rows("SELECT 1 FROM steps WHERE kind = 'train'"):
                 time.sleep(1)
-                kept_before.append(there._read("SELECT COUNT(*) FROM steps")[0][0])
+                kept_before.append(there.rows("SELECT COUNT(*) FROM steps")[0][0])
                 for process in psutil.Process().children(recursive=True):
                     if process.name().startswith("ray::secateur") or "ray::secateur" in " ".join(
                         process.cmdline()
@@ -118,6 +118,6 @@ def test_a_cluster_that_does_not_start_says_what_to_do(tmp_path, monkeypatch):
 def test_needs_of_a_trial_are_checked(tmp_path, cluster):
     from secateur.lab.engines.ray import Needs, RayEngine
 
-    with pytest.raises(OptionError, match="a trial needs 99 GPU, and the whole cluster has 0"):
+    with pytest.raises(OptionError, match="a step needs 99 GPU, and the whole cluster has 0"):
         RayEngine(Store(tmp_path), needs=Needs(gpus=99), jobs=1)
     assert not ray.is_initialized()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from secateur.lab.engine import run
-from secateur.lab.plan import plan
+from secateur.lab.planning import plan
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 

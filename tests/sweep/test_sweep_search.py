@@ -6,7 +6,7 @@ import pytest
 
 from secateur.errors import OptionError, RecipeError
 from secateur.lab.recipe import Recipe
-from secateur.lab.search import pareto, search
+from secateur.lab.searching import SearchOptions, pareto, search
 from secateur.lab.store import Store
 
 pytest.importorskip("optuna", reason="OPTUNA IS NOT INSTALLED: the search is not tested here")
@@ -35,10 +35,10 @@ what = ["sparsity", "params"]
 def test_a_search_finds_its_front_gives_up_what_is_hopeless_and_goes_on(tmp_path):
     store, recipe = Store(tmp_path), Recipe.parse(TEXT)
     over = {"idle.note": "0:9", "prune.budget": "0.1:0.9"}
-    ask = {"maximize": ["sparsity"], "minimize": ["note"], "jobs": 2, "floors": {"note": 3}}
-    first = search(recipe, store, over, trials=3, **ask)
+    ask = {"maximize": ["sparsity"], "minimize": ["note"]}
+    first = search(recipe, store, over, options=SearchOptions(3, jobs=2, floors={"note": 3}), **ask)
     assert len(first.tried) == 3
-    again = search(recipe, store, over, trials=6, **ask)
+    again = search(recipe, store, over, options=SearchOptions(6, jobs=2, floors={"note": 3}), **ask)
     assert len(again.tried) == 6
     assert again.tried[:3] == first.tried
     for one in again.tried:
@@ -48,11 +48,11 @@ def test_a_search_finds_its_front_gives_up_what_is_hopeless_and_goes_on(tmp_path
         one.number for one in pareto(again.tried, {"sparsity": 1, "note": -1})
     ]
     # A trial given up has no prune: that was the point.
-    prunes = store._read("SELECT COUNT(*) FROM steps WHERE kind = 'prune'")[0][0]
+    prunes = store.rows("SELECT COUNT(*) FROM steps WHERE kind = 'prune'")[0][0]
     assert prunes == sum(1 for one in again.tried if one.values)
-    before = store._read("SELECT COUNT(*) FROM runs")[0][0]
-    assert search(recipe, store, over, trials=6, **ask) == again
-    assert store._read("SELECT COUNT(*) FROM runs")[0][0] == before
+    before = store.rows("SELECT COUNT(*) FROM runs")[0][0]
+    assert search(recipe, store, over, options=SearchOptions(6, jobs=2, floors={"note": 3}), **ask) == again
+    assert store.rows("SELECT COUNT(*) FROM runs")[0][0] == before
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def auto(
     import sys
 
     from secateur.lab import tables
-    from secateur.lab.display.progress import display
+    from secateur.lab.display import progress_display
     from secateur.lab.recipe import Recipe
     from secateur.lab.store import Store
     from secateur.search.auto import AutoOptions
@@ -82,7 +82,7 @@ def auto(
         goal=goal.value,
         attempts=tries,
         options=AutoOptions(allocation, {"epochs": epochs, "lr": lr}, bits),
-        progress=display(quiet),
+        progress=progress_display(quiet),
         on_message=None if quiet else lambda line: print(line, file=sys.stderr),
     )
     if out is not None:

@@ -85,7 +85,7 @@ def export(
 def _of_run(which: str, store: Path) -> tuple[Any, Any]:
     """The model that a run's first trial ended with, and one image."""
     from secateur.lab.engine import final_state
-    from secateur.lab.plan import data_of, plan
+    from secateur.lab.planning import data_of, plan
     from secateur.lab.recipe import Recipe
     from secateur.lab.store import Store
 

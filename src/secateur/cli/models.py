@@ -48,7 +48,7 @@ def measure(
     from secateur.adapters.export import has_two_of_four, two_of_four
     from secateur.core.measurement import Measurements
     from secateur.execution.devices import device_word
-    from secateur.lab.training.loop import evaluate
+    from secateur.lab.training import evaluate
     from secateur.metrics import measure as take
 
     where = device_word(device.value if device is not None else "cpu")

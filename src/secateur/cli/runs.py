@@ -66,10 +66,10 @@ def _carry_out(
 ) -> Any:
     """What `run`, `sweep` and `demo` have in common."""
     from secateur.lab import launched, tables
+    from secateur.lab.display import progress_display
     from secateur.lab.display.preview import preview
-    from secateur.lab.display.progress import display
     from secateur.lab.engine import run as run_recipe
-    from secateur.lab.plan import plan as make_plan
+    from secateur.lab.planning import plan as make_plan
     from secateur.lab.store import Store
 
     plan = make_plan(recipe, device=cluster.device(recipe) if cluster is not None else None)
@@ -99,7 +99,7 @@ def _carry_out(
     if len(plan.trials) > 1 and not quiet:
         print(preview(plan, opened).text(jobs), file=sys.stderr)
     engine = cluster.engine(opened, jobs, plan.device) if cluster is not None else None
-    watch = display(quiet, many=len(plan.trials) > 1 and (jobs > 1 or engine is not None))
+    watch = progress_display(quiet, many=len(plan.trials) > 1 and (jobs > 1 or engine is not None))
     try:
         ran = run_recipe(recipe, opened, jobs=jobs, progress=watch, plan=plan, engine=engine, gpus=gpus)
     except KeyboardInterrupt:
@@ -234,11 +234,11 @@ def demo(
     import textwrap
 
     from secateur.lab import demonstration
-    from secateur.lab.display.progress import display
+    from secateur.lab.display import progress_display
     from secateur.lab.store import Store
 
     opened = Store(store)
-    ran = demonstration.demonstrate(recipe, opened, out, display(quiet))
+    ran = demonstration.demonstrate(recipe, opened, out, progress_display(quiet))
     show_table(demonstration.HEAD, demonstration.table(ran.measurements), right=(1, 2, 3))
     for paragraph in demonstration.statement(ran, opened, out).splitlines():
         print()

@@ -54,16 +54,18 @@ def search(
     from dataclasses import asdict
 
     from secateur.errors import OptionError
-    from secateur.lab.display.progress import display
+    from secateur.lab.display import progress_display
     from secateur.lab.recipe import Recipe, parse_setting
-    from secateur.lab.search import search as look
+    from secateur.lab.searching import SearchOptions
+    from secateur.lab.searching import search as look
     from secateur.lab.store import Store
 
     settings = settings_of(set_, seed)
-    floors = dict(parse_setting(text, "--floor") for text in floor or [])
-    for key, value in floors.items():
+    floors: dict[str, float] = {}
+    for key, value in (parse_setting(text, "--floor") for text in floor or []):
         if not isinstance(value, int | float):
             raise OptionError(f"--floor {key}={value}: expected a number")
+        floors[key] = value
     axes = dict(text.partition("=")[::2] for text in over or [])
     up, down = list(maximize or []), list(minimize or [])
     found = look(
@@ -72,11 +74,8 @@ def search(
         axes,
         maximize=up,
         minimize=down,
-        trials=trials,
-        jobs=jobs,
-        floors=floors,
-        name=name,
-        progress=display(quiet, many=True),
+        options=SearchOptions(trials, jobs, floors, name),
+        progress=progress_display(quiet, many=True),
     )
     if json:
         print_json(asdict(found))

@@ -55,7 +55,7 @@ def smallest(
     import sys
 
     from secateur.lab import tables
-    from secateur.lab.display.progress import display
+    from secateur.lab.display import progress_display
     from secateur.lab.recipe import Recipe
     from secateur.lab.store import Store
     from secateur.search.smallest import SizeAttempt, SmallestOptions
@@ -71,7 +71,7 @@ def smallest(
         lost=lost,
         attempts=tries,
         options=SmallestOptions(keep, bits, rate, train),
-        progress=display(quiet),
+        progress=progress_display(quiet),
         on_message=None if quiet else lambda line: print(line, file=sys.stderr),
     )
     if out is not None:

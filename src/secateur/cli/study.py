@@ -83,7 +83,7 @@ def study(
         return _listed(json)
     if name is None:
         raise OptionError(f"which study? One of {', '.join(studies.names())}; {near('', studies.names())}")
-    from secateur.lab.display.progress import display
+    from secateur.lab.display import progress_display
     from secateur.lab.probe import Probe
     from secateur.lab.store import Store
     from secateur.studies.running import carry_out, planned
@@ -114,7 +114,7 @@ def study(
         what,
         known,
         jobs=jobs,
-        progress=lambda many: display(quiet, many=many or cluster is not None),
+        progress=lambda many: progress_display(quiet, many=many or cluster is not None),
         engine=_engine(cluster, known, jobs, what),
         gpus=share,
     )

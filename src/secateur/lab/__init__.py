@@ -1,36 +1,98 @@
-"""The lab: recipes, the steps they are made of, the store that remembers every outcome, and the engine that
-runs them.
+"""The lab: run recipes, remember every outcome, and search recipe values.
 
-    from secateur.lab import Recipe, Store, run
-    ran = run(Recipe.read("recipe.toml"), Store("runs"))
-    print(ran.measurements)
+In goes a recipe (data, model, steps, a grid), as TOML or as a `Recipe`. Out come Measurements, and the state after
+every step, in a `Store`: a step that the store knows is never computed twice. Studies, searches and the command line
+are made of this.
+
+The files in reading order:
+
+- `recipe`, `grid`: a recipe, validated; the combinations of its grid.
+- `steps/`: what a recipe can do to a model, one file per kind; `state`: the model that passes from step to step.
+- `planning`: every trial and step, with the address of its outcome; `weights`, `devices`: what a plan needs.
+- `outcomes`, `objects`, `store`: what is remembered, and where; `provenance`: where a number comes from.
+- `computing`, `engine`, `engines/`, `launched`: one step; a run; other processes; processes of a launcher.
+- `training/`: the training loop. `searching`: Optuna over recipe values.
+- `display/`, `tables`, `reporting`, `demonstration`, `probe`: what people see.
+
+>>> import tempfile; from secateur.lab import Recipe, Store, run
+>>> recipe = Recipe.parse('''
+... [model]
+... name = "fc"
+... [[step]]
+... kind = "prune"
+... budget = 0.5
+... ''')
+>>> with tempfile.TemporaryDirectory() as folder:
+...     store = Store(folder)
+...     first, again = run(recipe, store), run(recipe, store)
+...     store.close()
+>>> first.computed, again.computed, round(first.measurements[0].value, 2)
+(1, 0, 0.5)
 
 The names are imported when first used, because most of them need torch.
-
->>> sorted(__all__)[:3]
-['Progress', 'Ran', 'Recipe']
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from secateur.lab.display import Progress as Progress
+    from secateur.lab.engine import Ran as Ran
+    from secateur.lab.engine import final_state as final_state
+    from secateur.lab.engine import local_engine as local_engine
+    from secateur.lab.engine import run as run
+    from secateur.lab.engines import Engine as Engine
+    from secateur.lab.engines.ray import Needs as Needs
+    from secateur.lab.engines.ray import RayEngine as RayEngine
+    from secateur.lab.engines.worker_pool import WorkerPool as WorkerPool
+    from secateur.lab.outcomes import Outcome as Outcome
+    from secateur.lab.planning import RunPlan as RunPlan
+    from secateur.lab.planning import plan as plan
+    from secateur.lab.recipe import Recipe as Recipe
+    from secateur.lab.recipe import schema as schema
+    from secateur.lab.searching import SearchOptions as SearchOptions
+    from secateur.lab.searching import search as search
+    from secateur.lab.state import State as State
+    from secateur.lab.store import Store as Store
+    from secateur.lab.training import GradualPruning as GradualPruning
+    from secateur.lab.training import TrainingContext as TrainingContext
+    from secateur.lab.training import TrainingOptions as TrainingOptions
+    from secateur.lab.training import evaluate as evaluate
+    from secateur.lab.training import train as train
+
+# public name -> module that holds it
 _NAMES = {
-    "RunPlan": "secateur.lab.plan",
-    "Progress": "secateur.lab.display.progress",
+    "Engine": "secateur.lab.engines",
+    "GradualPruning": "secateur.lab.training",
+    "Needs": "secateur.lab.engines.ray",
+    "Outcome": "secateur.lab.outcomes",
+    "Progress": "secateur.lab.display",
     "Ran": "secateur.lab.engine",
+    "RayEngine": "secateur.lab.engines.ray",
     "Recipe": "secateur.lab.recipe",
+    "RunPlan": "secateur.lab.planning",
+    "SearchOptions": "secateur.lab.searching",
+    "State": "secateur.lab.state",
     "Store": "secateur.lab.store",
+    "TrainingContext": "secateur.lab.training",
+    "TrainingOptions": "secateur.lab.training",
+    "WorkerPool": "secateur.lab.engines.worker_pool",
+    "evaluate": "secateur.lab.training",
     "final_state": "secateur.lab.engine",
+    "local_engine": "secateur.lab.engine",
+    "plan": "secateur.lab.planning",
     "run": "secateur.lab.engine",
     "schema": "secateur.lab.recipe",
+    "search": "secateur.lab.searching",
+    "train": "secateur.lab.training",
 }
 
-__all__ = ["Progress", "Ran", "Recipe", "RunPlan", "Store", "final_state", "run", "schema"]
+__all__ = sorted(_NAMES)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in _NAMES:
         return getattr(importlib.import_module(_NAMES[name]), name)
     raise AttributeError(

@@ -1,6 +1,6 @@
-"""`compute`: one step of a trial, from the state before to its outcome; the same in every process and engine.
+"""`compute`: one step of a trial, from the state before it to its outcome; the same in every process and engine.
 
-The random generators are set from the recipe's seed and put back afterwards, so that an outcome does not depend on
+The random generators are seeded with the recipe's seed and restored afterwards, so that an outcome does not depend on
 what the process did before.
 
 >>> with threads(1):
@@ -15,7 +15,6 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,19 +22,21 @@ import torch
 from secateur.errors import StoreError
 from secateur.execution.devices import device_word
 from secateur.execution.undisturbed import kept_random_state
-from secateur.lab.display.progress import Progress
-from secateur.lab.plan import PlannedTrial, builder, data_of
+from secateur.lab.display import Progress
+from secateur.lab.objects import ObjectWriter
+from secateur.lab.outcomes import Outcome
+from secateur.lab.planning import PlannedTrial, builder, data_of
 from secateur.lab.provenance import hardware, versions, visible
 from secateur.lab.state import State, keep, revive
 from secateur.lab.steps import Work
-from secateur.lab.store import Outcome, Store
+from secateur.lab.store import Store
 
 __all__ = ["compute", "state_after", "threads"]
 
 
 @contextlib.contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Torch's threads for the time being; 0 leaves them as they are."""
+    """Set the number of torch's threads, and restore it afterwards; 0 leaves it as it is."""
     before = torch.get_num_threads()
     if count:
         torch.set_num_threads(count)
@@ -46,7 +47,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 def state_after(trial: PlannedTrial, position: int, store: Store) -> State:
-    """The state after so many steps of a trial (0: the fresh model)."""
+    """The state after the first `position` steps of a trial; 0 is the fresh model."""
     build = builder(trial.recipe)
     if position == 0:
         return State(build())
@@ -63,12 +64,25 @@ def compute(
     position: int,
     *,
     before: Callable[[int], State],
-    objects: Any,
+    objects: ObjectWriter,
     checkpoint: Path,
     progress: Progress,
     device: str | None = None,
 ) -> Outcome:
-    """Run one step and keep its objects. `before(n)` is the state after n steps; the outcome is not stored yet."""
+    """Run one step and keep its objects.
+
+    Args:
+        trial: The trial.
+        position: Which of its steps.
+        before: `before(n)` is the state after its first n steps.
+        objects: Where the bytes of the state after go.
+        checkpoint: The file of a training's checkpoint.
+        progress: The display.
+        device: In place of the recipe's device.
+
+    Returns:
+        The outcome; it is not in the store yet.
+    """
     planned = trial.steps[position]
     recipe = trial.recipe
     device = device or device_word(recipe.lab.device)

@@ -1,11 +1,10 @@
-"""The engine: does what a plan says and the store does not know yet, in this process or in several.
+"""`run`: compute what a plan asks for and the store does not hold, in this process or in several.
 
-    outcome = run(Recipe.read("recipe.toml"), Store("runs"), jobs=2)
-    outcome.measurements, outcome.computed      # what was measured; how many steps had to be computed
+    ran = run(Recipe.read("recipe.toml"), Store("runs"), jobs=2)
+    ran.measurements, ran.computed      # what was measured; how many steps had to be computed
 
-Every step takes the advisory lock of its address before it looks whether the outcome is there. Of two
-processes that want the same outcome one computes and the other waits; when the first dies, the second takes
-over.
+Every step takes the advisory lock of its address before it looks for the outcome. Of two processes that want the same
+outcome one computes it and the other waits; when the first dies, the second takes over.
 """
 
 from __future__ import annotations
@@ -17,25 +16,40 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from secateur.core.measurement import Measurements
-from secateur.errors import OptionError
+from secateur.errors import OptionError, StoreError
 from secateur.lab.computing import compute, state_after, threads
-from secateur.lab.display.progress import Progress
-from secateur.lab.plan import PlannedTrial, RunPlan
-from secateur.lab.plan import plan as make_plan
+from secateur.lab.display import Progress
+from secateur.lab.outcomes import Outcome
+from secateur.lab.planning import PlannedTrial, RunPlan
+from secateur.lab.planning import plan as make_plan
 from secateur.lab.provenance import clean_plain, command, hardware, versions
 from secateur.lab.recipe import Recipe
 from secateur.lab.state import State
-from secateur.lab.store import Outcome, Store
+from secateur.lab.store import Store
 
 if TYPE_CHECKING:
+    from filelock import FileLock
+
     from secateur.lab.engines import Engine
 
 __all__ = ["Ran", "check_gpus", "final_state", "local_engine", "run"]
 
+Failures = list[tuple[int, str]]
+
 
 @dataclass(frozen=True)
 class Ran:
-    """What a run came to."""
+    """The result of a run.
+
+    Args:
+        run: Its number in the store.
+        plan: What was to be computed.
+        measurements: All that its steps measured.
+        computed: Steps that had to be computed.
+        cached: Steps whose outcome the store held.
+        seconds: The time it took.
+        failures: Number and error of each trial that failed.
+    """
 
     run: int
     plan: RunPlan
@@ -46,7 +60,7 @@ class Ran:
     failures: tuple[tuple[int, str], ...] = ()
 
     def lines(self, store: Store, trial: int = 0) -> dict[str, str]:
-        """What each step of a trial said of itself, by label."""
+        """What each step of a trial did, in half a sentence, by label."""
         found = {step.label: store.outcome(step.key) for step in self.plan.trials[trial].steps}
         return {
             label: str(outcome.log.get("line", "")) for label, outcome in found.items() if outcome is not None
@@ -54,30 +68,127 @@ class Ran:
 
 
 def final_state(trial: PlannedTrial, store: Store, label: str | None = None) -> State:
-    """The state a trial ended with, or the one after the step of that label."""
+    """The state at the end of a trial.
+
+    Args:
+        trial: The trial.
+        store: Where its outcomes are.
+        label: After the step of this label, in place of the last.
+
+    Returns:
+        The model with its masks, codebooks, plan and files.
+
+    Raises:
+        StoreError: The outcome is not in the store.
+    """
     labels = [step.label for step in trial.steps]
     return state_after(trial, len(labels) if label is None else labels.index(label) + 1, store)
 
 
-def _compute(trial: PlannedTrial, position: int, store: Store, progress: Progress) -> Outcome:
-    """Run one step and keep what it leaves."""
-    key = trial.steps[position].key
-    checkpoint = store.checkpoint(key)
-    outcome = compute(
-        trial,
-        position,
-        before=lambda count: state_after(trial, count, store),
-        objects=store.objects,
-        checkpoint=checkpoint,
-        progress=progress,
+def run(
+    recipe: Recipe,
+    store: Store,
+    *,
+    jobs: int = 1,
+    progress: Progress | None = None,
+    plan: RunPlan | None = None,
+    engine: Engine | None = None,
+    gpus: float | None = None,
+) -> Ran:
+    """Run a recipe. Steps whose outcome the store holds are not computed again.
+
+    The error of a recipe's only trial is raised. Of several trials one that fails is stored and reported, and the
+    others go on.
+
+    Args:
+        recipe: What to do.
+        store: Where outcomes are looked for and kept.
+        jobs: Processes of this machine that share the trials.
+        progress: The display; None shows nothing.
+        plan: The recipe's plan, where it was made before.
+        engine: Computes the steps, in place of this machine's processes; see `secateur.lab.engines`.
+        gpus: GPUs of each process, a fraction where several share one; None distributes them evenly.
+
+    Returns:
+        The measurements, and what was computed.
+
+    Raises:
+        OptionError: `jobs` below 1, or GPUs that are not enough for the processes.
+        StoreError: The store lacks an outcome after the run.
+    """
+    if jobs < 1:
+        raise OptionError(f"jobs: expected at least 1, got {jobs}")
+    watch = progress or Progress()
+    plan = plan or make_plan(recipe)
+    if engine is None:
+        check_gpus(plan, jobs, gpus)
+    started = time.perf_counter()
+    number, alive = _start(recipe, plan, store)
+    status, computed, failures = "failed", 0, Failures()
+    try:
+        # Only now: until the run is registered, `gc` in another process may delete what the store holds.
+        keys = plan.keys()
+        known = {key for key in keys if store.has(key)}
+        watch.begin(len(plan.trials), len(keys), len(known))
+        watch.plan([trial.settings for trial in plan.trials])
+        if engine is None and (jobs == 1 or len(plan.trials) == 1):
+            computed, failures = _run_here(plan, store, number, watch)
+        else:
+            engine = engine or _local(store, min(jobs, len(plan.trials)), plan, gpus)
+            computed, failures = _run_on(engine, plan, store, number, watch, known)
+        failures = _with_missing(plan, store, number, failures)
+        status = "failed" if failures else "done"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        watch.end()
+        store.finish_run(number, status, time.perf_counter() - started)
+        alive.release()
+    return Ran(
+        run=number,
+        plan=plan,
+        measurements=store.measurements(number),
+        computed=computed,
+        cached=len(keys) - computed,
+        seconds=time.perf_counter() - started,
+        failures=tuple(failures),
     )
-    store.keep(outcome)
-    checkpoint.unlink(missing_ok=True)
-    return outcome
+
+
+def _start(recipe: Recipe, plan: RunPlan, store: Store) -> tuple[int, FileLock]:
+    """Register the run: its number, and the lock that says that it is running."""
+    return store.start_run(
+        name=recipe.name,
+        recipe=clean_plain(recipe.plain()),
+        command=command(),
+        seed=recipe.lab.seed,
+        device=plan.device,
+        versions=versions(),
+        hardware=hardware(),
+        trials=[
+            (trial.settings, [(step.label, step.step.kind(), step.key) for step in trial.steps])
+            for trial in plan.trials
+        ],
+    )
+
+
+def _run_here(plan: RunPlan, store: Store, number: int, watch: Progress) -> tuple[int, Failures]:
+    """All trials in this process, one after the other."""
+    computed, failures = 0, Failures()
+    for trial in plan.trials:
+        try:
+            with threads(trial.recipe.lab.threads):
+                computed += _run_trial(trial, store, number, watch)
+        except Exception as error:
+            if len(plan.trials) == 1:
+                raise
+            failures.append((trial.index, str(error)))
+    return computed, failures
 
 
 def _run_trial(trial: PlannedTrial, store: Store, run: int, progress: Progress) -> int:
-    """All steps of a trial; returns how many had to be computed here. A failure is stored, then raised."""
+    """All steps of a trial; returns how many were computed here. A failure is stored, then raised."""
     computed = 0
     store.note_trial(run, trial.index, "running")
     label = ""
@@ -104,91 +215,50 @@ def _run_trial(trial: PlannedTrial, store: Store, run: int, progress: Progress) 
     return computed
 
 
-def run(
-    recipe: Recipe,
-    store: Store,
-    *,
-    jobs: int = 1,
-    progress: Progress | None = None,
-    plan: RunPlan | None = None,
-    engine: Engine | None = None,
-    gpus: float | None = None,
-) -> Ran:
-    """Do what the recipe says. What the store knows is not done again.
-
-    `jobs` processes of this machine share the trials, or an engine of `secateur.lab.engines` computes them.
-    `gpus` is how many GPUs each process takes, a fraction where several share one; None shares them out in turn.
-
-    With one trial its error is raised. With several a failed one is stored and reported, and the others go
-    on.
-    """
-    if jobs < 1:
-        raise OptionError(f"jobs: expected at least 1, got {jobs}")
-    watch = progress or Progress()
-    plan = plan or make_plan(recipe)
-    if engine is None:
-        check_gpus(plan, jobs, gpus)
-    keys = plan.keys()
-    known = {key for key in keys if store.has(key)}
-    started = time.perf_counter()
-    number, alive = store.start_run(
-        name=recipe.name,
-        recipe=clean_plain(recipe.plain()),
-        command=command(),
-        seed=recipe.lab.seed,
-        device=plan.device,
-        versions=versions(),
-        hardware=hardware(),
-        trials=[
-            (trial.settings, [(step.label, step.step.kind(), step.key) for step in trial.steps])
-            for trial in plan.trials
-        ],
+def _compute(trial: PlannedTrial, position: int, store: Store, progress: Progress) -> Outcome:
+    """Compute one step and store its outcome."""
+    key = trial.steps[position].key
+    checkpoint = store.checkpoint(key)
+    outcome = compute(
+        trial,
+        position,
+        before=lambda count: state_after(trial, count, store),
+        objects=store.objects,
+        checkpoint=checkpoint,
+        progress=progress,
     )
-    status = "failed"
-    failures: list[tuple[int, str]] = []
-    computed = 0
-    try:
-        watch.begin(len(plan.trials), len(keys), len(known))
-        watch.plan([trial.settings for trial in plan.trials])
-        if engine is None and (jobs == 1 or len(plan.trials) == 1):
-            for trial in plan.trials:
-                try:
-                    with threads(trial.recipe.lab.threads):
-                        computed += _run_trial(trial, store, number, watch)
-                except Exception as error:
-                    if len(plan.trials) == 1:
-                        raise
-                    failures.append((trial.index, str(error)))
-        else:
-            computed, failures = _run_on(
-                engine or _local(store, min(jobs, len(plan.trials)), plan, gpus),
-                plan,
-                store,
-                number,
-                watch,
-                known,
-            )
-        status = "failed" if failures else "done"
-    except KeyboardInterrupt:
-        status = "interrupted"
-        raise
-    finally:
-        watch.end()
-        store.finish_run(number, status, time.perf_counter() - started)
-        alive.release()
-    return Ran(
-        run=number,
-        plan=plan,
-        measurements=store.measurements(number),
-        computed=computed,
-        cached=len(keys) - computed,
-        seconds=time.perf_counter() - started,
-        failures=tuple(failures),
-    )
+    store.keep(outcome)
+    checkpoint.unlink(missing_ok=True)
+    return outcome
+
+
+def _with_missing(plan: RunPlan, store: Store, number: int, failures: Failures) -> Failures:
+    """The failures, and every other trial that lacks an outcome though nothing went wrong and nothing stopped it."""
+    failed = {index for index, _ in failures}
+    stopped = {row["trial"] for row in store.trials(number) if row["status"] == "stopped"}
+    found = list(failures)
+    for trial in plan.trials:
+        missing = [step.label for step in trial.steps if not store.has(step.key)]
+        if not missing or trial.index in failed | stopped:
+            continue
+        text = f"{missing[0]}: the store holds no outcome of this step after the run; run the recipe again"
+        store.note_trial(number, trial.index, "failed", text)
+        if len(plan.trials) == 1:
+            raise StoreError(text)
+        found.append((trial.index, text))
+    return sorted(found)
 
 
 def check_gpus(plan: RunPlan, jobs: int, gpus: float | None) -> None:
-    """Refuse, before any work, GPUs that do not go round among the processes that this plan is given.
+    """Refuse, before any work, GPUs that are not enough for the processes.
+
+    Args:
+        plan: What the processes will compute.
+        jobs: How many processes there are at most.
+        gpus: GPUs of each process, or None.
+
+    Raises:
+        OptionError: They are not enough, or there is one process only.
 
     >>> check_gpus(make_plan(Recipe.parse('[[step]]\\nkind = "idle"')), 1, 0.5)
     Traceback (most recent call last):
@@ -202,14 +272,23 @@ def check_gpus(plan: RunPlan, jobs: int, gpus: float | None) -> None:
 def gpus_for(
     jobs: int, gpus: float | None = None, devices: Collection[str] = ("auto",)
 ) -> list[tuple[str, ...]]:
-    """The GPUs that each of so many processes sees, `gpus` of them each; refused where they do not go round.
+    """The GPUs that each process sees.
 
-    Where one of the recipes' devices is a GPU by its number, every process sees all of them.
+    Args:
+        jobs: How many processes.
+        gpus: GPUs of each, a fraction where several share one; None distributes them evenly.
+        devices: The devices of the recipes. Where one is a GPU with its number, every process sees all GPUs.
+
+    Returns:
+        Per process the names of its GPUs; empty where it is not restricted.
+
+    Raises:
+        OptionError: There are not enough GPUs.
 
     >>> gpus_for(2, devices=["cuda:1"])
     [(), ()]
     """
-    from secateur.lab.engines.gpus import gpus_here, shared_out
+    from secateur.lab.engines.gpus import distributed, gpus_here
 
     if gpus is not None and jobs == 1:
         raise OptionError(
@@ -222,13 +301,23 @@ def gpus_for(
             f"gpus: {gpus:g} GPUs for each process, and the recipe's device is {other[0]}; leave gpus out, or take "
             "the device auto or cuda"
         )
-    return shared_out(jobs, [] if other else gpus_here(), gpus)
+    return distributed(jobs, [] if other else gpus_here(), gpus)
 
 
 def local_engine(
     store: Store, jobs: int, *, devices: Collection[str] = ("auto",), gpus: float | None = None
 ) -> Engine:
-    """So many processes of this machine, its cores and GPUs shared out among them as `gpus_for` says."""
+    """An engine of processes on this machine, with its cores and GPUs distributed among them.
+
+    Args:
+        store: The store that the processes read and write.
+        jobs: How many processes.
+        devices: The devices of the recipes.
+        gpus: GPUs of each process, as in `run`.
+
+    Returns:
+        The engine; close it when done.
+    """
     from secateur.lab.engines import slots
     from secateur.lab.engines.local import LocalEngine
 
@@ -242,9 +331,9 @@ def _local(store: Store, jobs: int, plan: RunPlan, gpus: float | None) -> Engine
 
 def _run_on(
     engine: Engine, plan: RunPlan, store: Store, number: int, watch: Progress, known: set[str]
-) -> tuple[int, list[tuple[int, str]]]:
-    """All trials on an engine, which ends at once when this process is told to."""
-    from secateur.lab.engines import drive
+) -> tuple[int, Failures]:
+    """All trials on an engine; it is closed at once where this process is interrupted."""
+    from secateur.lab.engines.driving import drive
 
     try:
         found = drive(plan, store, number, watch, engine, known)

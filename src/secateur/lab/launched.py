@@ -1,11 +1,11 @@
-"""One training on many devices or machines: what the processes that a launcher starts do with one recipe.
+"""A recipe run by several processes that a launcher has started: one training on several devices or machines.
 
     accelerate launch --multi_gpu --num_processes 4 -m secateur run recipe.toml
     ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m secateur run recipe.toml
 
-Every process runs the same recipe. A training is done by all of them together, each with its share of every batch;
-everything else is done by the first alone, and the others wait for what it stores. The first alone writes the store,
-so all of them must see its folder.
+Every process runs the same recipe. All of them train together, each with its share of every batch: in every step whose
+class says `trains`. The first process does everything else, and the others wait for its outcomes. Only the first writes
+to the store, so all of them must see the store's folder.
 
 >>> rank()
 (0, 1)
@@ -19,41 +19,51 @@ import time
 from secateur.errors import StoreError
 from secateur.lab.computing import compute, state_after, threads
 from secateur.lab.display.progress import Progress
-from secateur.lab.plan import PlannedTrial
+from secateur.lab.planning import PlannedTrial
 from secateur.lab.store import Outcome, Store
 
 __all__ = ["follow", "rank"]
 
-_LOOK_EVERY = 0.1
-_PATIENCE = 24 * 3600.0  # seconds a process waits for what the first one computes
+_LOOK_EVERY = 0.1  # seconds between two looks into the store
+_PATIENCE = 24 * 3600.0  # seconds a process waits for an outcome of the first one
 
 
 def rank() -> tuple[int, int]:
-    """(which of the launched processes this is, how many there are); (0, 1) where nothing was launched."""
+    """The number of this process and how many were launched; (0, 1) where none was launched."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def follow(trial: PlannedTrial, store: Store) -> None:
-    """What every process but the first does with a trial: help where all must train, else wait."""
+    """What every process but the first does with a trial: train along in steps that train, else wait.
+
+    Args:
+        trial: The trial that the first process runs.
+        store: The store that the first process writes.
+
+    Raises:
+        StoreError: The first process stored nothing for a day.
+    """
     for position, planned in enumerate(trial.steps):
-        if planned.step.kind() in ("train", "retrain") and not store.has(planned.key):
-            _help(trial, position, store)
+        if planned.step.trains and not store.has(planned.key):
+            _train_along(trial, position, store)
         _wait(store, planned.key, planned.label)
 
 
-def _help(trial: PlannedTrial, position: int, store: Store) -> Outcome:
-    class Nowhere:
-        """Keeps nothing: the first process does."""
+class _NoObjects:
+    """Keeps no object: the first process does."""
 
-        def put(self, data: bytes) -> str:
-            return ""
+    def put(self, data: bytes) -> str:
+        return ""
 
+
+def _train_along(trial: PlannedTrial, position: int, store: Store) -> Outcome:
+    """Compute a step together with the first process; the outcome is not stored."""
     with threads(trial.recipe.lab.threads):
         return compute(
             trial,
             position,
             before=lambda count: state_after(trial, count, store),
-            objects=Nowhere(),
+            objects=_NoObjects(),
             checkpoint=store.checkpoint(trial.steps[position].key),
             progress=Progress(),
         )

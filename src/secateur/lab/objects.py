@@ -1,7 +1,6 @@
-"""`Objects`: files named by the hash of their content, beside the database that refers to them.
+"""`Objects`: a folder of files named by the hash of their content; the store's database refers to them.
 
-An object is written under another name, flushed to the disk and then renamed, so that a name that exists
-always holds the whole content; writing the same content twice is one file.
+Writes are atomic: a temporary file, flushed to the disk, then a rename. Equal content is one file.
 
 >>> import tempfile
 >>> objects = Objects(tempfile.mkdtemp())
@@ -16,11 +15,28 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 from secateur.core.atomic_files import atomic_write
 from secateur.errors import StoreError
 
-__all__ = ["Objects", "atomic_write"]
+__all__ = ["ObjectReader", "ObjectWriter", "Objects", "atomic_write"]
+
+
+class ObjectWriter(Protocol):
+    """Keeps bytes under the hash of their content."""
+
+    def put(self, data: bytes) -> str:
+        """Keep these bytes; returns their name."""
+        ...
+
+
+class ObjectReader(Protocol):
+    """Finds bytes by the hash of their content."""
+
+    def get(self, name: str) -> bytes:
+        """The bytes of that name."""
+        ...
 
 
 class Objects:
@@ -30,7 +46,7 @@ class Objects:
         self.folder = Path(folder)
 
     def path(self, name: str) -> Path:
-        """Where the object of that name lies, or would lie."""
+        """The file of the object of that name."""
         return self.folder / name[:2] / name[2:]
 
     def put(self, data: bytes) -> str:
@@ -48,15 +64,13 @@ class Objects:
             data = path.read_bytes()
         except FileNotFoundError:
             raise StoreError(
-                f"object {name[:12]} is missing from {self.folder.name}/; run the recipe again to make it "
-                "anew"
+                f"object {name[:12]} is missing from {self.folder.name}/; run the recipe again to compute it"
             ) from None
         found = hashlib.sha256(data).hexdigest()
         if found != name:
             raise StoreError(
                 f"object {name[:12]} is damaged: expected content that hashes to its name, got {found[:12]} "
-                f"({len(data):,} bytes); delete {self.folder.name}/{name[:2]}/{name[2:]} and run the recipe "
-                "again"
+                f"({len(data):,} bytes); delete {self.folder.name}/{name[:2]}/{name[2:]} and run the recipe again"
             )
         return data
 
@@ -65,7 +79,7 @@ class Objects:
         return self.path(name).is_file()
 
     def names(self) -> Iterator[tuple[str, int]]:
-        """Every object there is, with its size in bytes."""
+        """Every object, with its size in bytes."""
         if not self.folder.is_dir():
             return
         for part in sorted(self.folder.iterdir()):
@@ -75,11 +89,11 @@ class Objects:
                         yield part.name + path.name, path.stat().st_size
 
     def drop(self, name: str) -> None:
-        """Delete an object; that it is already gone is no error."""
+        """Delete an object; one that does not exist is no error."""
         self.path(name).unlink(missing_ok=True)
 
     def sweep_scratch(self) -> int:
-        """Delete what interrupted writes left behind; returns how many bytes that freed."""
+        """Delete temporary files of interrupted writes; returns the bytes freed."""
         freed = 0
         for path in self.folder.glob("*/.*.part"):
             freed += path.stat().st_size

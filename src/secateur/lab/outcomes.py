@@ -1,4 +1,4 @@
-"""What the store keeps, as plain frozen values: `Outcome` of a step, `RunRow` of a run; and the tables they lie in.
+"""What the store holds, as plain frozen values: the `Outcome` of a step and the `RunRow` of a run; and its SQL schema.
 
 >>> canonical({"b": (1, 2), "a": 0.5})
 '{"a":0.5,"b":[1,2]}'
@@ -14,7 +14,10 @@ from typing import Any
 
 from secateur.core.measurement import Measurements
 
-__all__ = ["SCHEMA", "VERSION", "Outcome", "RunRow", "canonical", "now", "objects_of"]
+__all__ = ["SCHEMA", "VERSION", "Outcome", "RunRow", "Table", "canonical", "now", "objects_of"]
+
+Table = dict[str, Any]
+"""A table of plain data, as TOML and JSON hold it: words and their values."""
 
 VERSION = 1
 SCHEMA = """
@@ -42,8 +45,8 @@ CREATE INDEX measurements_name ON measurements(name);
 """
 
 
-def canonical(value: Any) -> str:
-    """The one way a value is written as JSON, so that equal values have equal text.
+def canonical(value: object) -> str:
+    """A value as JSON in canonical form: equal values have equal text.
 
     >>> canonical({"b": (1, 2), "a": 0.5})
     '{"a":0.5,"b":[1,2]}'
@@ -52,14 +55,13 @@ def canonical(value: Any) -> str:
 
 
 def now() -> str:
-    """This moment, to the millisecond, in UTC."""
+    """The time now, to the millisecond, in UTC."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one step left: the state after it (names of objects), its Measurements, its log, the time it
-    took."""
+    """The result of one step: the state after it (names of objects), its Measurements, its log, the time it took."""
 
     key: str
     kind: str
@@ -94,7 +96,7 @@ class RunRow:
     hardware: Mapping[str, Any]
 
 
-def objects_of(state: Mapping[str, Any]) -> list[str]:
+def objects_of(state: Mapping[str, object]) -> list[str]:
     """The names of the objects a stored state refers to.
 
     >>> objects_of({"weights": "object:aa", "files": {"model.sct": "object:bb"}, "note": "x"})

@@ -1,6 +1,6 @@
-"""`Probe`: how long an epoch of training takes on this machine, from a few batches, before anything is trained.
+"""`Probe`: the time of an epoch of training on this machine, measured with a few batches before anything is trained.
 
-A copy of the model is trained on as many images as fit into about a second; the model itself is not touched.
+A fresh copy of the model is trained on one batch, again and again, for about a second.
 
 >>> recipe = Recipe.parse('''
 ... [model]
@@ -22,23 +22,28 @@ import torch
 from secateur.execution.devices import device_word
 from secateur.execution.undisturbed import kept_random_state
 from secateur.lab.outcomes import canonical
-from secateur.lab.plan import builder, data_of
+from secateur.lab.planning import builder, data_of
 from secateur.lab.recipe import Recipe
-from secateur.lab.training.evaluate import loss_of
+from secateur.lab.training.evaluation import loss_of
 
 __all__ = ["Probe"]
 
 
 @dataclass
 class Probe:
-    """Times trainings; one of a kind is timed once."""
+    """Times trainings; equal model, data and machine options are timed once.
+
+    Args:
+        seconds: How long to time.
+        batch: Images of the batch.
+    """
 
     seconds: float = 1.0
     batch: int = 128
     _known: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, recipe: Recipe) -> float:
-        """Seconds of one epoch of the recipe's model on its data, validation included."""
+        """Seconds of one epoch of the recipe's model on its data, with its validation."""
         plain = recipe.plain()
         what = canonical([plain["model"], plain["data"], plain["lab"]])
         if what not in self._known:
@@ -60,7 +65,7 @@ class Probe:
                 model.zero_grad()
                 float(next(model.parameters()).detach().flatten()[0])  # waits for the device
                 readings.append(time.perf_counter() - start)
-        # What other work on the machine adds comes and goes; the quickest pass has the least of it.
+        # The fastest pass has the least of other work on the machine.
         each = min(readings[1:]) / len(labels)
         # Validation is a forward pass, about a third of a training step.
         return each * (len(data.train) + len(data.validation) / 3)

@@ -1,4 +1,4 @@
-'''`Recipe`: what to do, to what, with what, as frozen and validated values read from TOML.
+'''`Recipe`: which data, which model, which steps, as frozen and validated values read from TOML.
 
 >>> recipe = Recipe.parse("""
 ... [data]
@@ -24,13 +24,14 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator
 
 from secateur.errors import RecipeError, UnknownNameError, near
 from secateur.lab import grid as grids
 from secateur.lab import steps as step_kinds
+from secateur.lab.outcomes import Table
 from secateur.lab.steps import Options, Step
 
 __all__ = [
@@ -45,31 +46,32 @@ __all__ = [
     "schema",
 ]
 
+T = TypeVar("T", bound=Options)
 Normalise = str | tuple[tuple[float, ...], tuple[float, ...]]
 
 
 class DataSpec(Options):
-    """The `[data]` table: which images, and what is done to them before anything else."""
+    """The `[data]` table: which images, and how they are prepared."""
 
     name: str = Field(
         "digits", description="digits (embedded), mnist, cifar10, a folder, or a Hugging Face dataset"
     )
     size: int | tuple[int, int] | None = Field(
-        None, description="resize to this; default: what the model wants"
+        None, description="resize to this; default: the model's input size"
     )
-    channels: int | None = Field(None, description="1 or 3; default: what the model wants")
-    limit: int | None = Field(None, description="keep at most so many images of each part")
+    channels: int | None = Field(None, description="1 or 3; default: the model's input channels")
+    limit: int | None = Field(None, description="keep at most this number of images of each part")
     validation: float = Field(
         0.1, description="share of the training images held out, where there is no such split"
     )
     seed: int = Field(
         0, description="draws the validation split; apart from lab.seed, so that seeds share a split"
     )
-    path: str | None = Field(None, description="where mnist or cifar10 lie")
+    path: str | None = Field(None, description="the folder of mnist or cifar10")
     normalise: Normalise | None = Field(None, description="data, imagenet, none, or [means, deviations]")
 
-    def arguments(self) -> dict[str, Any]:
-        """What `secateur.data.load` is called with, beside the name: the keys that were given."""
+    def arguments(self) -> Table:
+        """The arguments of `secateur.data.load` besides the name: the keys that were given."""
         given = {key: value for key, value in self if key != "name" and value is not None}
         if self.path is not None:
             given["path"] = os.path.expanduser(self.path)
@@ -77,12 +79,12 @@ class DataSpec(Options):
 
 
 class ModelSpec(Options):
-    """The `[model]` table: which network, made how, from which weights."""
+    """The `[model]` table: which network, with which options and weights."""
 
     name: str = Field(
         "resnet20", description="one of ours, timm/NAME, torchvision/NAME, hf/NAME, package.module:function"
     )
-    options: dict[str, Any] = Field(default_factory=dict, description="what the model is made with")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the model")
     weights: str | None = Field(None, description="a .safetensors, .pt or .sct file to start from")
 
 
@@ -97,9 +99,10 @@ class LabSpec(Options):
 
 
 class Recipe(Options):
-    """A whole recipe. `steps` come from the `[[step]]` tables in order, `grid` from `[grid]`.
+    """A recipe.
 
-    `choice` makes an axis of several settings at once: each of its values is a name for a table of them.
+    `steps` are the `[[step]]` tables in order. `grid` has axes and their values, `when` the conditions of axes.
+    `choice` makes an axis of several settings at once: each of its values is the name of a table of settings.
     """
 
     name: str = "recipe"
@@ -107,7 +110,7 @@ class Recipe(Options):
     model: ModelSpec = ModelSpec.model_validate({})
     lab: LabSpec = LabSpec.model_validate({})
     teacher: ModelSpec | None = Field(
-        None, description="another network, which steps learn from as `teacher = 'teacher'`"
+        None, description="another network, which steps are distilled from with `teacher = 'teacher'`"
     )
     steps: tuple[SerializeAsAny[Step], ...] = Field(alias="step")
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
@@ -125,13 +128,25 @@ class Recipe(Options):
     def read(
         cls, path: str | os.PathLike[str], settings: Sequence[str] = (), grid: Sequence[str] = ()
     ) -> Recipe:
-        """A recipe from a file, with `--set` and `--grid` texts applied."""
+        """A recipe from a file.
+
+        Args:
+            path: A TOML file.
+            settings: `KEY=VALUE` texts, as `--set` takes them.
+            grid: `KEY=VALUES` texts, as `--grid` takes them.
+
+        Returns:
+            The recipe, validated.
+
+        Raises:
+            RecipeError: There is no such file, or it is no valid recipe.
+        """
         where = Path(path)
         try:
             text = where.read_text(encoding="utf-8")
         except FileNotFoundError:
-            beside = [item.name for item in where.parent.glob("*.toml")] if where.parent.is_dir() else []
-            hint = near(where.name, beside) if beside else f"there is no .toml file in {where.parent}"
+            others = [item.name for item in where.parent.glob("*.toml")] if where.parent.is_dir() else []
+            hint = near(where.name, others) if others else f"there is no .toml file in {where.parent}"
             raise RecipeError(f"{path}: no such recipe; {hint}") from None
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(
@@ -149,7 +164,21 @@ class Recipe(Options):
         source: str = "recipe",
         name: str = "recipe",
     ) -> Recipe:
-        """A recipe from TOML text."""
+        """A recipe from TOML text.
+
+        Args:
+            text: The TOML.
+            settings: `KEY=VALUE` texts, as `--set` takes them.
+            grid: `KEY=VALUES` texts, as `--grid` takes them.
+            source: What the text is called in messages.
+            name: The recipe's name where the text has none.
+
+        Returns:
+            The recipe, validated.
+
+        Raises:
+            RecipeError: It is no valid recipe.
+        """
         try:
             raw = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
@@ -166,7 +195,20 @@ class Recipe(Options):
         *,
         source: str = "recipe",
     ) -> Recipe:
-        """A recipe from plain data, as TOML or JSON give it."""
+        """A recipe from plain data, as TOML or JSON have it.
+
+        Args:
+            raw: The tables.
+            settings: `KEY=VALUE` texts, as `--set` takes them.
+            grid: `KEY=VALUES` texts, as `--grid` takes them.
+            source: What the recipe is called in messages.
+
+        Returns:
+            The recipe, validated.
+
+        Raises:
+            RecipeError: It is no valid recipe.
+        """
         whole = copy.deepcopy(dict(raw))
         _known_keys(cls, whole, source, "a recipe", aliases={"steps": "step"})
         whole["step"] = label_steps(whole.get("step", []), source)
@@ -175,32 +217,21 @@ class Recipe(Options):
                 f"{source}: 'teacher' is both a table and the label of a step; give the step another label"
             )
         choice = whole["choice"] = grids.choices(whole.get("choice", {}), source)
-        axes = _flatten(whole.pop("grid", {}))
-        axes |= {axis: list(named) for axis, named in choice.items() if axis not in axes}
-        when = dict(whole.pop("when", {}))
-        for key, value in axes.items():
-            if isinstance(value, dict):
-                axes[key] = value.get("values")
-                when |= {key: value["when"]} if "when" in value else {}
-        for item in grid:
-            text, wanted = grids.split_condition(item)
-            key, value = parse_setting(text, "--grid")
-            axes[key] = _several(value)
-            if wanted:
-                when[key] = {other: _several(_value(some)) for other, some in wanted.items()}
+        axes, when = _axes(whole, choice, grid)
         for item in settings:
             key, value = parse_setting(item, "--set")
             assign(whole, key, value, source)
         whole["grid"] = {key: axis_values(key, values, source) for key, values in axes.items()}
         whole["when"] = grids.conditions(when, whole["grid"], source)
+        # A value that cannot be set is refused now, not when its trial begins.
         for key, values in whole["grid"].items():
             for value in values if key in choice else values[:1]:
                 assign(copy.deepcopy(whole), key, value, source)
         whole["step"] = tuple(_step(table, source, index) for index, table in enumerate(whole["step"]))
         return _validate(cls, whole, source)
 
-    def plain(self) -> dict[str, Any]:
-        """The resolved recipe as plain data: every option, given or default. `Recipe.of` reads it back."""
+    def plain(self) -> Table:
+        """The recipe as plain data, with every option, given or default; `Recipe.of` reads it."""
         whole = self.model_dump(mode="json", by_alias=True, exclude={"steps"})
         whole["step"] = [{"kind": step.kind(), **step.model_dump(mode="json")} for step in self.steps]
         for name in ("when", "choice", "teacher"):
@@ -214,16 +245,15 @@ class Recipe(Options):
             if step.kind() in kinds:
                 raise RecipeError(f"{self.name}: step {step.label!r}: {why}")
 
-    def trials(self) -> list[tuple[dict[str, Any], Recipe]]:
-        """Every combination of the grid's values, the last axis fastest, as (settings, recipe without a
-        grid)."""
+    def trials(self) -> list[tuple[Table, Recipe]]:
+        """Settings, and the recipe without a grid, of every combination of the grid's values, the last axis fastest."""
         combinations = grids.combinations(self.grid, self.when)
         if combinations == [{}]:
             return [({}, self)]
         return [(settings, self.with_settings(settings)) for settings in combinations]
 
-    def with_settings(self, settings: Mapping[str, Any]) -> Recipe:
-        """The same recipe, without its grid, with these values by their keys."""
+    def with_settings(self, settings: Mapping[str, object]) -> Recipe:
+        """The same recipe without its grid and with these values, by their keys."""
         whole = self.plain()
         whole["grid"] = {}
         whole.pop("when", None)
@@ -233,8 +263,38 @@ class Recipe(Options):
         return Recipe.of(whole, source=self.name)
 
 
-def label_steps(tables: Any, source: str = "recipe") -> list[dict[str, Any]]:
-    """The `[[step]]` tables, each with a label: its own, or its kind, numbered from the second of a kind on.
+def _axes(
+    whole: Table, choice: Mapping[str, Mapping[str, object]], grid: Sequence[str]
+) -> tuple[Table, Table]:
+    """The axes with their values, and their conditions: of the recipe's tables, which it takes out, and of `--grid`."""
+    axes = _flatten(whole.pop("grid", {}))
+    axes |= {axis: list(named) for axis, named in choice.items() if axis not in axes}
+    when: Table = dict(whole.pop("when", {}))
+    for key, value in axes.items():
+        if isinstance(value, dict):
+            axes[key] = value.get("values")
+            when |= {key: value["when"]} if "when" in value else {}
+    for item in grid:
+        text, wanted = grids.split_condition(item)
+        key, value = parse_setting(text, "--grid")
+        axes[key] = _several(value)
+        if wanted:
+            when[key] = {other: _several(_value(some)) for other, some in wanted.items()}
+    return axes, when
+
+
+def label_steps(tables: object, source: str = "recipe") -> list[Table]:
+    """The `[[step]]` tables, each with a label: its own, or its kind, with a number from the second of a kind on.
+
+    Args:
+        tables: What the recipe has.
+        source: What the recipe is called in messages.
+
+    Returns:
+        Copies of the tables with their labels.
+
+    Raises:
+        RecipeError: They are no tables, lack a kind, or two have one label.
 
     >>> [table["label"] for table in label_steps([{"kind": "prune"}, {"kind": "prune"}])]
     ['prune', 'prune2']
@@ -269,7 +329,17 @@ def label_steps(tables: Any, source: str = "recipe") -> list[dict[str, Any]]:
 
 
 def parse_setting(text: str, flag: str = "--set") -> tuple[str, Any]:
-    """`a.b=c` as (key, value); the value is read as TOML, and as text where that fails.
+    """`a.b=c` as key and value; the value is read as TOML, and as text where that fails.
+
+    Args:
+        text: `KEY=VALUE`.
+        flag: What it was given with, for the message.
+
+    Returns:
+        The key and the value.
+
+    Raises:
+        RecipeError: It is not `KEY=VALUE`.
 
     >>> parse_setting("prune.budget=0.5"), parse_setting("model.name=vgg12")
     (('prune.budget', 0.5), ('model.name', 'vgg12'))
@@ -280,24 +350,24 @@ def parse_setting(text: str, flag: str = "--set") -> tuple[str, Any]:
     return key.strip(), _value(value.strip())
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> object:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
 
 
-def _several(value: Any) -> Any:
+def _several(value: object) -> object:
     """The values of an axis as the command line gives them: `a,b,c` is a list, `0:1:0.1` stays a text."""
     if isinstance(value, str):
         return value if value.count(":") == 2 else [_value(part.strip()) for part in value.split(",")]
     return value if isinstance(value, list) else [value]
 
 
-def _flatten(tables: Any, prefix: str = "") -> dict[str, Any]:
-    """`[grid]` keys may be dotted in quotes or not: both become one flat mapping."""
-    flat: dict[str, Any] = {}
-    for key, value in dict(tables).items():
+def _flatten(tables: Mapping[str, object], prefix: str = "") -> Table:
+    """`[grid]` with dotted keys, which TOML reads as tables in tables where they have no quotes."""
+    flat: Table = {}
+    for key, value in tables.items():
         if isinstance(value, dict) and "values" not in value:
             flat |= _flatten(value, f"{prefix}{key}.")
         else:
@@ -305,8 +375,19 @@ def _flatten(tables: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def axis_values(key: str, values: Any, source: str) -> tuple[Any, ...]:
-    """The values of one axis of a grid: a list, or `first:last:step`.
+def axis_values(key: str, values: object, source: str) -> tuple[Any, ...]:
+    """The values of one axis of a grid.
+
+    Args:
+        key: The axis.
+        values: A list, or `first:last:step`.
+        source: What the recipe is called in messages.
+
+    Returns:
+        The values.
+
+    Raises:
+        RecipeError: There are none.
 
     >>> axis_values("prune.budget", "0.5:0.7:0.1", "recipe")
     (0.5, 0.6, 0.7)
@@ -326,10 +407,18 @@ def axis_values(key: str, values: Any, source: str) -> tuple[Any, ...]:
     return tuple(values)
 
 
-def assign(whole: dict[str, Any], key: str, value: Any, source: str) -> None:
-    """Set one value by its dotted key: `data.size`, `lab.seed`, `name`, or `LABEL.option` of a step.
+def assign(whole: Table, key: str, value: object, source: str) -> None:
+    """Set one value of a recipe, in place.
 
-    The key of a `choice` sets everything that its value stands for.
+    Args:
+        whole: The recipe as plain data, its steps labelled.
+        key: `data.size`, `lab.seed`, `name`, or `LABEL.option` of a step; the key of a `choice` sets all settings of
+            the table that the value names.
+        value: The value.
+        source: What the recipe is called in messages.
+
+    Raises:
+        RecipeError: The recipe has no such key.
     """
     if key in whole.get("choice", {}):
         for inner, meant in grids.chosen(whole["choice"], key, value, source).items():
@@ -359,7 +448,7 @@ def assign(whole: dict[str, Any], key: str, value: Any, source: str) -> None:
     table[parts[-1]] = value
 
 
-def _step(table: dict[str, Any], source: str, index: int) -> Step:
+def _step(table: Table, source: str, index: int) -> Step:
     kind = table["kind"]
     try:
         cls = step_kinds.registry.get(kind)
@@ -373,16 +462,21 @@ def _step(table: dict[str, Any], source: str, index: int) -> Step:
 
 
 def _known_keys(
-    cls: type[Options], table: Mapping[str, Any], source: str, where: str, aliases: Any = None
+    cls: type[Options],
+    table: Mapping[str, object],
+    source: str,
+    where: str,
+    aliases: Mapping[str, str] | None = None,
 ) -> None:
+    """Refuse a key that the table does not have, with the nearest known one."""
     known = [(aliases or {}).get(name, name) for name in cls.model_fields]
     for key in table:
         if key not in known:
             raise RecipeError(f"{source}: {where} has no key {key!r}: {near(key, known)}")
 
 
-def _validate(cls: type[Any], table: Mapping[str, Any], source: str) -> Any:
-    """Validate, and turn pydantic's report into one sentence about the first thing that is wrong."""
+def _validate(cls: type[T], table: Mapping[str, object], source: str) -> T:
+    """Validate; the error is one sentence about the first thing that is wrong."""
     try:
         return cls.model_validate(table)
     except ValidationError as error:
@@ -401,15 +495,15 @@ def _validate(cls: type[Any], table: Mapping[str, Any], source: str) -> Any:
         raise RecipeError(f"{source}: {'.'.join(place) or 'recipe'}: {message}{got}") from None
 
 
-def schema() -> dict[str, Any]:
+def schema() -> Table:
     """The JSON Schema of recipes, for editors: `secateur schema > recipe.schema.json`.
 
     >>> sorted(schema()["properties"])
     ['choice', 'data', 'grid', 'lab', 'model', 'name', 'step', 'teacher', 'when']
     """
-    definitions: dict[str, Any] = {}
+    definitions: Table = {}
 
-    def table(cls: type[Options]) -> dict[str, Any]:
+    def table(cls: type[Options]) -> Table:
         found = cls.model_json_schema()
         definitions.update(found.pop("$defs", {}))
         return found
@@ -446,7 +540,7 @@ def schema() -> dict[str, Any]:
             },
             "when": {
                 "type": "object",
-                "description": "AXIS = {OTHER_AXIS = values}: the axis counts only where the other has one of these",
+                "description": "AXIS = {OTHER_AXIS = values}: the axis takes part only with these values of the other",
             },
         },
         "$defs": definitions,

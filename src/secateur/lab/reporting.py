@@ -20,7 +20,7 @@ from torch import nn
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import SecateurError
-from secateur.lab.plan import builder, data_of
+from secateur.lab.planning import builder, data_of
 from secateur.lab.recipe import Recipe
 from secateur.lab.state import State, revive
 from secateur.lab.store import RunRow, Store

@@ -1,7 +1,7 @@
-"""`State`: what passes from one step of a recipe to the next, and how it is kept as objects of the store.
+"""`State`: what passes from one step of a recipe to the next; `keep` writes it as objects, `revive` reads it.
 
-A state is always written and read back between two steps, also when both run in one process: what a resumed
-run starts from is then by construction what an undisturbed one starts from.
+A state is always written and read between two steps, also within one process, so that a resumed run starts from the
+same state as one that was not interrupted.
 
 >>> import tempfile, torch
 >>> from secateur.lab.objects import Objects
@@ -27,15 +27,23 @@ from torch import nn
 from secateur.core.codebook import Codebook
 from secateur.core.masks import Masks
 from secateur.errors import StoreError
-from secateur.lab.objects import Objects
+from secateur.lab.objects import ObjectReader, ObjectWriter
+from secateur.lab.outcomes import Table
 
 __all__ = ["State", "keep", "revive"]
 
 
 @dataclass
 class State:
-    """A model with what is known of it. `plan` is what shrinking cut, as JSON; `files` are those the steps
-    have written."""
+    """A model and what belongs to it.
+
+    Args:
+        model: The network.
+        masks: The weights that are held at zero, or None.
+        codebooks: The shared tensors' codebooks, by tensor.
+        plan: What shrinking cut, as the JSON of a `ShrinkPlan`.
+        files: Files that steps have written, by name.
+    """
 
     model: nn.Module
     masks: Masks | None = None
@@ -45,14 +53,22 @@ class State:
 
 
 def _bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    """Tensors as safetensors bytes; cloned, because tied weights share memory, which the format refuses."""
+    """Tensors as safetensors bytes; cloned, because the format refuses tensors that share memory."""
     return write_tensors(
         {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     )
 
 
-def keep(state: State, objects: Objects) -> dict[str, Any]:
-    """Write a state; returns the names of its objects, as the store keeps them."""
+def keep(state: State, objects: ObjectWriter) -> Table:
+    """Write a state as objects.
+
+    Args:
+        state: The state.
+        objects: Where its bytes go.
+
+    Returns:
+        The names of the objects, as an `Outcome` has them.
+    """
 
     def put(data: bytes) -> str:
         return f"object:{objects.put(data)}"
@@ -60,7 +76,7 @@ def keep(state: State, objects: Objects) -> dict[str, Any]:
     weights = {
         name: value for name, value in state.model.state_dict().items() if isinstance(value, torch.Tensor)
     }
-    stored: dict[str, Any] = {"weights": put(_bytes(weights))}
+    stored: Table = {"weights": put(_bytes(weights))}
     if state.masks is not None:
         stored["masks"] = put(_bytes(state.masks))
     if state.codebooks:
@@ -74,7 +90,7 @@ def keep(state: State, objects: Objects) -> dict[str, Any]:
     return stored
 
 
-def _take_apart(books: Mapping[str, Codebook]) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+def _take_apart(books: Mapping[str, Codebook]) -> tuple[dict[str, torch.Tensor], list[Table]]:
     """Codebooks as tensors and, in order, the rest of their fields."""
     tensors: dict[str, torch.Tensor] = {}
     rest = []
@@ -87,19 +103,31 @@ def _take_apart(books: Mapping[str, Codebook]) -> tuple[dict[str, torch.Tensor],
     return tensors, rest
 
 
-def _put_together(tensors: Mapping[str, torch.Tensor], rest: list[dict[str, Any]]) -> dict[str, Codebook]:
+def _put_together(tensors: Mapping[str, torch.Tensor], rest: list[Table]) -> dict[str, Codebook]:
     """The inverse of `_take_apart`."""
     books = {}
     for one in rest:
         name = one["name"]
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in one.items()}
+        values: Table = {k: tuple(v) if isinstance(v, list) else v for k, v in one.items()}
         values |= {key.rpartition(":")[2]: v for key, v in tensors.items() if key.rpartition(":")[0] == name}
         books[name] = Codebook(**values)
     return books
 
 
-def revive(stored: Mapping[str, Any], objects: Objects, build: Callable[[], nn.Module]) -> State:
-    """The inverse of `keep`, on a freshly built model."""
+def revive(stored: Mapping[str, Any], objects: ObjectReader, build: Callable[[], nn.Module]) -> State:
+    """The inverse of `keep`.
+
+    Args:
+        stored: The names of the objects.
+        objects: Where their bytes come from.
+        build: Builds the model that the weights are put into.
+
+    Returns:
+        The state.
+
+    Raises:
+        StoreError: An object is missing or damaged, or the weights do not fit the model.
+    """
 
     def get(name: str) -> bytes:
         return objects.get(name.removeprefix("object:"))
@@ -116,8 +144,7 @@ def revive(stored: Mapping[str, Any], objects: Objects, build: Callable[[], nn.M
     except RuntimeError as error:
         raise StoreError(
             f"the stored weights do not fit a fresh {type(model).__name__} ({str(error).splitlines()[0]}); "
-            "was the "
-            "model's code changed? Change the recipe's seed or name another --store to compute it anew"
+            "was the model's code changed? Change the recipe's seed or name another --store to compute it again"
         ) from error
     order = {name: index for index, (name, _) in enumerate(model.named_parameters(remove_duplicate=False))}
     if "masks" in stored:

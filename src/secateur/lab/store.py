@@ -1,12 +1,12 @@
-"""`Store`: one SQLite database of runs, steps and Measurements, with the big objects beside it by hash.
+"""`Store`: a SQLite database of runs, steps and Measurements, and a folder of objects by their hash.
 
-    FOLDER/store.sqlite      runs, trials, steps, measurements (write-ahead log: readers never wait)
-    FOLDER/objects/ab/cd...  weights, masks, codebooks, files: named by their content
-    FOLDER/locks/            one advisory lock per step in progress; the system drops it when a process dies
-    FOLDER/checkpoints/      trainings under way
+    FOLDER/store.sqlite      runs, trials, steps, measurements (with a write-ahead log, so that readers never wait)
+    FOLDER/objects/ab/cd...  weights, masks, codebooks, files: named by the hash of their content
+    FOLDER/locks/            one advisory lock per step in progress; the system frees it when a process dies
+    FOLDER/checkpoints/      trainings in progress
 
-A step's outcome is written once, in one transaction, after its objects are safely on the disk. So whatever is
-killed and whenever, the store holds whole outcomes only.
+A step's outcome is written in one transaction, after its objects are flushed to the disk. So the store holds complete
+outcomes only, whenever a process is killed.
 
 >>> import tempfile
 >>> store = Store(tempfile.mkdtemp())
@@ -23,6 +23,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +32,27 @@ from filelock import FileLock, Timeout
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import StoreError, UnknownNameError
 from secateur.lab.objects import Objects
-from secateur.lab.outcomes import SCHEMA, VERSION, Outcome, RunRow, canonical, now, objects_of
+from secateur.lab.outcomes import SCHEMA, VERSION, Outcome, RunRow, Table, canonical, now, objects_of
 from secateur.lab.provenance import clean, clean_plain
 
 __all__ = ["Outcome", "RunRow", "Store", "canonical"]
 
 
-def _in_order(value: Any) -> str:
-    """A measurement as JSON; its layers stay in the model's order, which sorted keys would lose."""
+def _in_order(value: object) -> str:
+    """A measurement as JSON, with its layers in the model's order."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 class Store:
-    """A folder that remembers every step ever computed. Safe to share between processes."""
+    """A folder that holds the outcome of every step computed. Processes may share it.
+
+    Args:
+        folder: The folder.
+        create: Make a new store where there is none; else that is an error.
+
+    Raises:
+        StoreError: No store, a damaged one, or one of another version.
+    """
 
     def __init__(self, folder: str | os.PathLike[str] = "runs", *, create: bool = True):
         self.folder = Path(folder)
@@ -52,18 +61,16 @@ class Store:
         if not create and not self._database.is_file():
             raise StoreError(
                 f"{clean(str(folder))}: no run store here (expected store.sqlite in it); run a recipe first, "
-                "or "
-                "name the store with --store"
+                "or name the store with --store"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "locks").mkdir(exist_ok=True)
         self._local = threading.local()
-        # Only one process may lay out a fresh database; the others wait for it to be whole.
+        # One process makes the tables of a new database; the others wait.
         with FileLock(self.folder / "locks" / "store.lock"):
             self._open()
 
     # -- the database
-    # --------------------------------------------------------------------------------------------
     def _open(self) -> None:
         try:
             db = self._connect()
@@ -74,14 +81,12 @@ class Store:
             elif version != VERSION:
                 raise StoreError(
                     f"{clean(str(self._database))}: expected a run store of version {VERSION}, got version "
-                    f"{version}; "
-                    "use the secateur that wrote it, or another folder with --store"
+                    f"{version}; use the secateur that wrote it, or another folder with --store"
                 )
         except sqlite3.DatabaseError as error:
             raise StoreError(
                 f"{clean(str(self._database))}: expected a secateur run store, but SQLite cannot read it "
-                f"({error}); "
-                "restore it from a copy, or name another folder with --store"
+                f"({error}); restore it from a copy, or name another folder with --store"
             ) from error
 
     def _connect(self) -> sqlite3.Connection:
@@ -96,8 +101,8 @@ class Store:
         return db
 
     @contextlib.contextmanager
-    def _write(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: all of it or nothing."""
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """A connection within a transaction: committed on leaving, rolled back after an error."""
         db = self._connect()
         db.execute("BEGIN IMMEDIATE")
         try:
@@ -107,7 +112,8 @@ class Store:
             raise
         db.execute("COMMIT")
 
-    def _read(self, query: str, *values: Any) -> list[sqlite3.Row]:
+    def rows(self, query: str, *values: object) -> list[sqlite3.Row]:
+        """The rows of a query, with `values` in place of its question marks."""
         return self._connect().execute(query, values).fetchall()
 
     def close(self) -> None:
@@ -118,22 +124,20 @@ class Store:
             self._local.db = None
 
     # -- locks
-    # ---------------------------------------------------------------------------------------------------
     def lock(self, key: str) -> FileLock:
-        """The advisory lock of one step: who holds it computes, the others wait. It dies with its process."""
+        """The advisory lock of one step: its holder computes, others wait. The system frees it when a process dies."""
         return FileLock(self.folder / "locks" / f"{key}.lock", poll_interval=0.02)
 
     def checkpoint(self, key: str) -> Path:
-        """Where a training of that key keeps its checkpoint while it runs."""
+        """The file of the checkpoint of that step, while it trains."""
         folder = self.folder / "checkpoints"
         folder.mkdir(exist_ok=True)
         return folder / f"{key}.ckpt"
 
     # -- steps
-    # ---------------------------------------------------------------------------------------------------
     def outcome(self, key: str) -> Outcome | None:
-        """What that step left, or None when it must be computed: never run, or an object of it is gone."""
-        rows = self._read("SELECT * FROM steps WHERE key = ?", key)
+        """The outcome of that step; None where it was never computed or one of its objects is gone."""
+        rows = self.rows("SELECT * FROM steps WHERE key = ?", key)
         if not rows:
             return None
         row = rows[0]
@@ -154,17 +158,17 @@ class Store:
         )
 
     def _measurements(self, key: str) -> Measurements:
-        rows = self._read("SELECT whole FROM measurements WHERE key = ? ORDER BY position", key)
+        rows = self.rows("SELECT whole FROM measurements WHERE key = ? ORDER BY position", key)
         return Measurements(Measurement.from_dict(json.loads(row["whole"])) for row in rows)
 
     def has(self, key: str) -> bool:
-        """Whether the step's outcome is there, whole."""
-        rows = self._read("SELECT state FROM steps WHERE key = ?", key)
+        """Whether the store holds the step's outcome with all its objects."""
+        rows = self.rows("SELECT state FROM steps WHERE key = ?", key)
         return bool(rows) and all(self.objects.has(name) for name in objects_of(json.loads(rows[0]["state"])))
 
     def keep(self, outcome: Outcome) -> None:
-        """Write a step's outcome; its objects must be there already."""
-        with self._write() as db:
+        """Write a step's outcome; its objects must be written before."""
+        with self.transaction() as db:
             db.execute("DELETE FROM steps WHERE key = ?", (outcome.key,))
             db.execute(
                 "INSERT INTO steps VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -189,7 +193,6 @@ class Store:
             )
 
     # -- runs
-    # ----------------------------------------------------------------------------------------------------
     def start_run(
         self,
         *,
@@ -202,13 +205,23 @@ class Store:
         hardware: Mapping[str, Any],
         trials: list[tuple[Mapping[str, Any], list[tuple[str, str, str]]]],
     ) -> tuple[int, FileLock]:
-        """Note that a run begins: its recipe, where it runs, and per trial its settings and (label, kind,
-        key)s.
+        """Record that a run begins.
 
-        Returns the run's number and a lock to be released when it ends. The lock is taken before anybody can
-        see the run, so that a living run is never mistaken for a dead one.
+        Args:
+            name: The recipe's name.
+            recipe: The recipe as plain data.
+            command: The command line.
+            seed: The recipe's seed.
+            device: Where it computes.
+            versions: Of the packages that numbers depend on.
+            hardware: The machine, without its name.
+            trials: Per trial its settings, and label, kind and key of each of its steps.
+
+        Returns:
+            The run's number, and a lock to be released when it ends. The lock is taken before the run can be seen, so
+            that a running run is never mistaken for a dead one.
         """
-        with FileLock(self.folder / "locks" / "store.lock"), self._write() as db:
+        with FileLock(self.folder / "locks" / "store.lock"), self.transaction() as db:
             cursor = db.execute(
                 "INSERT INTO runs (name, status, started, command, recipe, seed, device, versions, hardware) "
                 "VALUES (?, 'running', ?, ?, ?, ?, ?, ?, ?)",
@@ -244,20 +257,20 @@ class Store:
         return run, alive
 
     def _run_lock(self, run: int) -> Path:
-        """The file locked while a run is alive, so that a run that died can be told from one that works."""
+        """The file that is locked while a run is running."""
         return self.folder / "locks" / f"run-{run}.lock"
 
     def note_step(self, run: int, trial: int, position: int, how: str) -> None:
-        """Note how a trial came by a step: `cached` or `computed`."""
-        with self._write() as db:
+        """Record how a trial got a step's outcome: `cached` or `computed`."""
+        with self.transaction() as db:
             db.execute(
                 "UPDATE plan SET how = ? WHERE run = ? AND trial = ? AND position = ?",
                 (how, run, trial, position),
             )
 
     def note_trial(self, run: int, trial: int, status: str, error: str | None = None) -> None:
-        """Note that a trial is `done` or `failed`, with the error's text."""
-        with self._write() as db:
+        """Record a trial's status, and the error's text where it failed."""
+        with self.transaction() as db:
             db.execute(
                 "UPDATE trials SET status = ?, error = ? WHERE run = ? AND trial = ?",
                 (status, None if error is None else clean(error), run, trial),
@@ -269,8 +282,14 @@ class Store:
         steps: Iterable[tuple[int, int, str]] = (),
         trials: Iterable[tuple[int, str, str | None]] = (),
     ) -> None:
-        """`note_step` and `note_trial` for many at once: (trial, position, how) and (trial, status, error)."""
-        with self._write() as db:
+        """Record many at once.
+
+        Args:
+            run: The run's number.
+            steps: Trial, position and how its outcome was got.
+            trials: Trial, status, and the error's text or None.
+        """
+        with self.transaction() as db:
             db.executemany(
                 "UPDATE plan SET how = ? WHERE run = ? AND trial = ? AND position = ?",
                 [(how, run, trial, position) for trial, position, how in steps],
@@ -280,9 +299,9 @@ class Store:
                 [(st, None if error is None else clean(error), run, trial) for trial, st, error in trials],
             )
 
-    def timings(self) -> list[tuple[str, dict[str, Any], float, dict[str, Any]]]:
-        """(kind, options, seconds, the recipe of a run it belongs to) of every step ever computed."""
-        rows = self._read(
+    def timings(self) -> list[tuple[str, Table, float, Table]]:
+        """Kind, options, seconds, and the recipe of a run it belongs to, of every step computed."""
+        rows = self.rows(
             "SELECT steps.kind, steps.options, steps.seconds, runs.recipe FROM steps "
             "JOIN (SELECT key, MAX(run) AS run FROM plan GROUP BY key) AS last ON last.key = steps.key "
             "JOIN runs ON runs.id = last.run"
@@ -293,17 +312,17 @@ class Store:
         ]
 
     def finish_run(self, run: int, status: str, seconds: float) -> None:
-        """Note that a run is over."""
-        with self._write() as db:
+        """Record that a run is over."""
+        with self.transaction() as db:
             db.execute(
                 "UPDATE runs SET status = ?, seconds = ?, finished = ? WHERE id = ?",
                 (status, seconds, now(), run),
             )
 
     def runs(self) -> list[RunRow]:
-        """Every run, the oldest first. A run whose process is gone without a word is `interrupted`."""
+        """Every run, the oldest first. A run whose process has died is `interrupted`."""
         self._mark_dead()
-        rows = self._read(
+        rows = self.rows(
             "SELECT runs.*, "
             "(SELECT COUNT(*) FROM trials WHERE run = runs.id) AS trials, "
             "(SELECT COUNT(*) FROM trials WHERE run = runs.id AND status = 'failed') AS failed, "
@@ -346,15 +365,15 @@ class Store:
             f"no run {which!r} in this store: runs {rows[0].id} to {rows[-1].id} are there"
         )
 
-    def trials(self, run: int) -> list[dict[str, Any]]:
+    def trials(self, run: int) -> list[Table]:
         """Per trial of a run: settings, status, error, and its steps: label, kind, key, how, device, precision."""
-        steps: dict[int, list[dict[str, Any]]] = {}
+        steps: dict[int, list[Table]] = {}
         query = (
             "SELECT plan.*, steps.seconds, steps.finished, steps.provenance, steps.options FROM plan "
             "LEFT JOIN steps ON steps.key = plan.key "
             "WHERE run = ? ORDER BY trial, position"
         )
-        for row in self._read(query, run):
+        for row in self.rows(query, run):
             steps.setdefault(row["trial"], []).append(
                 {name: row[name] for name in ("label", "kind", "key", "how", "seconds", "finished")}
                 | {
@@ -370,12 +389,11 @@ class Store:
                 "error": row["error"],
                 "steps": steps.get(row["trial"], []),
             }
-            for row in self._read("SELECT * FROM trials WHERE run = ? ORDER BY trial", run)
+            for row in self.rows("SELECT * FROM trials WHERE run = ? ORDER BY trial", run)
         ]
 
     def measurements(self, run: int) -> Measurements:
-        """All Measurements of a run; their context names run, trial, variant (the step's label), seed and
-        settings."""
+        """All Measurements of a run; their context has run, trial, variant (the step's label), seed and settings."""
         seed = self.run(run).seed
         found = []
         for trial in self.trials(run):
@@ -393,17 +411,16 @@ class Store:
         return Measurements(found)
 
     # -- freeing
-    # -------------------------------------------------------------------------------------------------
     def _mark_dead(self) -> None:
-        """Runs that say `running` but whose lock is free died: call them interrupted."""
-        for row in self._read("SELECT id FROM runs WHERE status = 'running'"):
+        """Record runs as interrupted that are `running` but whose lock is free: their process has died."""
+        for row in self.rows("SELECT id FROM runs WHERE status = 'running'"):
             lock = FileLock(self._run_lock(row["id"]))
             try:
                 lock.acquire(timeout=0)
             except Timeout:
                 continue
             try:
-                with self._write() as db:
+                with self.transaction() as db:
                     db.execute(
                         "UPDATE runs SET status = 'interrupted' WHERE id = ? AND status = 'running'",
                         (row["id"],),
@@ -412,41 +429,78 @@ class Store:
                 lock.release()
 
     def gc(self, *, keep: int | None = None, dry_run: bool = False) -> dict[str, int]:
-        """Free what nothing refers to: steps of no run, objects of no step, checkpoints and locks of the
-        dead.
+        """Free what nothing refers to: steps of no run, objects of no step, checkpoints, locks and temporary files.
 
-        `keep` first forgets all but the newest runs. Refused while a run is alive. Returns how much went.
+        Refused while a run is running.
+
+        Args:
+            keep: First forget all runs but this number of the newest.
+            dry_run: Delete nothing.
+
+        Returns:
+            How many runs, steps and objects, and how many bytes were freed.
+
+        Raises:
+            StoreError: A run is running.
         """
         with FileLock(self.folder / "locks" / "store.lock"):
             runs = self.runs()
-            alive = [row.id for row in runs if row.status == "running"]
-            if alive:
+            running = [row.id for row in runs if row.status == "running"]
+            if running:
                 raise StoreError(
-                    f"run {alive[0]} is still running; wait for it, or stop it, then free the store"
+                    f"run {running[0]} is still running; wait for it, or stop it, then free the store"
                 )
-            forgotten = runs[: max(0, len(runs) - keep)] if keep is not None else []
-            kept = {row.id for row in runs} - {row.id for row in forgotten}
-            used = {row["key"] for row in self._read("SELECT run, key FROM plan") if row["run"] in kept}
-            steps = self._read("SELECT key, state FROM steps")
-            gone = [row["key"] for row in steps if row["key"] not in used]
-            needed = {
-                name for row in steps if row["key"] in used for name in objects_of(json.loads(row["state"]))
-            }
-            waste = [(name, size) for name, size in self.objects.names() if name not in needed]
-            checkpoints = [path for path in (self.folder / "checkpoints").glob("*") if path.is_file()]
-            freed = sum(size for _, size in waste) + sum(path.stat().st_size for path in checkpoints)
+            forgotten = [row.id for row in runs[: max(0, len(runs) - keep)]] if keep is not None else []
+            waste = self._waste(forgotten)
+            freed = waste.bytes
             if not dry_run:
-                # Rows first: an object without a row is waste, a row without its object would be damage.
-                with self._write() as db:
-                    db.executemany("DELETE FROM runs WHERE id = ?", [(row.id,) for row in forgotten])
-                    db.executemany("DELETE FROM steps WHERE key = ?", [(key,) for key in gone])
-                for name, _ in waste:
-                    self.objects.drop(name)
-                for path in checkpoints:
-                    path.unlink(missing_ok=True)
-                freed += self.objects.sweep_scratch()
-                for path in (self.folder / "locks").glob("*.lock"):
-                    if path.name != "store.lock":
-                        path.unlink(missing_ok=True)
-                self._connect().execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            return {"runs": len(forgotten), "steps": len(gone), "objects": len(waste), "bytes": freed}
+                freed += self._free(forgotten, waste)
+            return {
+                "runs": len(forgotten),
+                "steps": len(waste.steps),
+                "objects": len(waste.objects),
+                "bytes": freed,
+            }
+
+    def _waste(self, forgotten: list[int]) -> _Waste:
+        """What no run refers to, once these runs are forgotten."""
+        used = {row["key"] for row in self.rows("SELECT run, key FROM plan") if row["run"] not in forgotten}
+        steps = self.rows("SELECT key, state FROM steps")
+        needed = {
+            name for row in steps if row["key"] in used for name in objects_of(json.loads(row["state"]))
+        }
+        objects = [(name, size) for name, size in self.objects.names() if name not in needed]
+        checkpoints = [path for path in (self.folder / "checkpoints").glob("*") if path.is_file()]
+        return _Waste(
+            steps=[row["key"] for row in steps if row["key"] not in used],
+            objects=[name for name, _ in objects],
+            checkpoints=checkpoints,
+            bytes=sum(size for _, size in objects) + sum(path.stat().st_size for path in checkpoints),
+        )
+
+    def _free(self, forgotten: list[int], waste: _Waste) -> int:
+        """Delete it; returns the bytes of temporary files, which are not counted in the waste."""
+        # Rows first: an object without a row is waste, a row without its object would be damage.
+        with self.transaction() as db:
+            db.executemany("DELETE FROM runs WHERE id = ?", [(run,) for run in forgotten])
+            db.executemany("DELETE FROM steps WHERE key = ?", [(key,) for key in waste.steps])
+        for name in waste.objects:
+            self.objects.drop(name)
+        for path in waste.checkpoints:
+            path.unlink(missing_ok=True)
+        for path in (self.folder / "locks").glob("*.lock"):
+            if path.name != "store.lock":
+                path.unlink(missing_ok=True)
+        swept = self.objects.sweep_scratch()
+        self._connect().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return swept
+
+
+@dataclass(frozen=True)
+class _Waste:
+    """What nothing refers to: keys of steps, names of objects, files of checkpoints, and the bytes they take."""
+
+    steps: list[str]
+    objects: list[str]
+    checkpoints: list[Path]
+    bytes: int

@@ -15,7 +15,7 @@ Files, in reading order:
 - `auto`: the strategy of `sc.auto`: cut channels (or weights), retrain, halve or go half way back.
 - `smallest`: the strategy of `sc.smallest`: prune, share, and code; change one setting at a time.
 
-Searches over arbitrary recipe values with Optuna are in `secateur.lab.search`.
+Searches over arbitrary recipe values with Optuna are in `secateur.lab.searching`.
 
 >>> from secateur.search.frame import next_share
 >>> next_share(holds=0.5, fails=0.0)

@@ -21,10 +21,10 @@ from secateur.core.measurement import Measurements
 from secateur.errors import BudgetNotMetError, NothingToDoError, OptionError
 from secateur.lab.display.progress import Progress
 from secateur.lab.engine import final_state
-from secateur.lab.plan import data_of
+from secateur.lab.planning import data_of
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
-from secateur.lab.training.loop import evaluate
+from secateur.lab.training import evaluate
 from secateur.metrics.macs import macs
 from secateur.pruning.prune import prune
 from secateur.search.frame import (

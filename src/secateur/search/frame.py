@@ -24,7 +24,7 @@ from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import BudgetNotMetError, CollapseError, NothingToDoError, OptionError
 from secateur.lab.display.progress import Progress
 from secateur.lab.engine import Ran, final_state, run
-from secateur.lab.plan import data_of
+from secateur.lab.planning import data_of
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 

@@ -17,7 +17,7 @@ from typing import Any
 from secateur.core.atomic_files import atomic_open
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import DataError
-from secateur.lab.plan import builder
+from secateur.lab.planning import builder
 from secateur.lab.provenance import hardware, versions
 from secateur.lab.reporting import pictures_of, provenance
 from secateur.lab.state import revive

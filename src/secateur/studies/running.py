@@ -25,8 +25,8 @@ from secateur.errors import SecateurError
 from secateur.lab.display.preview import Preview, preview
 from secateur.lab.display.progress import Progress
 from secateur.lab.engine import Ran, check_gpus, run
-from secateur.lab.plan import RunPlan
-from secateur.lab.plan import plan as make_plan
+from secateur.lab.planning import RunPlan
+from secateur.lab.planning import plan as make_plan
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 from secateur.report.published import PublishedComparison, beside

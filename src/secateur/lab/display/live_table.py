@@ -1,4 +1,4 @@
-"""`LiveTable`: the live display of a sweep: what each running trial is at, how many are done, and the best so far.
+"""`LiveTable`: the live display of a sweep: the step of every running trial, how many are done, the best so far.
 
 >>> best_of([("accuracy", 0.5, 1), ("accuracy", 0.9, 4)])
 (0.9, 4)
@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from secateur.lab.display.preview import duration
+from secateur.lab.display.duration import duration
 from secateur.lab.display.progress import Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console, Group
 
 __all__ = ["LiveTable", "best_of", "short_names"]
 
@@ -32,8 +35,8 @@ def best_of(found: Iterable[tuple[str, float, int]], name: str = "accuracy") -> 
     return value, -trial
 
 
-def short_names(settings: list[dict[str, Any]]) -> dict[str, str]:
-    """What a row calls each axis: its last word where that names no other one.
+def short_names(settings: Sequence[Mapping[str, object]]) -> dict[str, str]:
+    """The name of each axis in a row: its last word where that is unique.
 
     >>> short_names([{"train.lr": 0.1, "retrain.lr": 0.1}, {"prune.budget.sparsity": 0.5}])
     {'train.lr': 'train.lr', 'retrain.lr': 'retrain.lr', 'prune.budget.sparsity': 'sparsity'}
@@ -48,8 +51,7 @@ def _age(seconds: float) -> str:
 
 
 def _widths(rows: list[list[str]], width: int) -> list[int]:
-    """How wide each column is. On a narrow terminal the settings give way first, then the progress: which step is
-    running is what one looks for.
+    """The width of each column. On a narrow terminal the settings are cut first, then the progress; the step stays.
 
     >>> _widths([["trial", "x" * 40, "train", "epoch 1/9", "9 s"]], 60)
     [5, 30, 5, 9, 3]
@@ -65,18 +67,18 @@ def _widths(rows: list[list[str]], width: int) -> list[int]:
 class LiveTable(Progress):
     """A table on standard error, redrawn four times a second: trial, settings, step, progress, time; then totals."""
 
-    def __init__(self, console: Any = None) -> None:
+    def __init__(self, console: Console | None = None) -> None:
         from rich.console import Console
         from rich.live import Live
 
-        self._running: dict[int, list[Any]] = {}
-        self._settings: list[dict[str, Any]] = []
+        self._running: dict[int, tuple[str, str, float]] = {}
+        self._settings: Sequence[Mapping[str, object]] = []
         self._names: dict[str, str] = {}
         self._trials = self._steps = self._done_steps = self._finished = self._failed = 0
         self._best: tuple[float, int] | None = None
         self._since = time.monotonic()
         self._console = console or Console(stderr=True)
-        # Last: it draws at once.
+        # Last, because it calls `draw` at once.
         self._live = Live(
             get_renderable=self.draw,
             console=self._console,
@@ -90,27 +92,28 @@ class LiveTable(Progress):
         self._since = time.monotonic()
         self._live.start()
 
-    def plan(self, settings: list[dict[str, Any]]) -> None:
-        """Remember what tells the trials apart."""
+    def plan(self, settings: Sequence[Mapping[str, object]]) -> None:
+        """Remember the settings of the trials."""
         self._settings, self._names = settings, short_names(settings)
 
     def start(self, trial: int, label: str) -> None:
-        """A row for it."""
-        self._running[trial] = [label, "", time.monotonic()]
+        """Add a row for the trial."""
+        self._running[trial] = (label, "", time.monotonic())
 
     def epoch(self, trial: int, text: str) -> None:
-        """How far its training is."""
+        """Show how far the training is."""
         if trial in self._running:
-            self._running[trial][1] = text
+            label, _, since = self._running[trial]
+            self._running[trial] = (label, text, since)
 
     def done(self, trial: int, label: str, how: str, seconds: float, line: str) -> None:
-        """Its row goes; the next step brings it back."""
+        """Remove the row; the next step adds it again."""
         if how == "computed":
             self._done_steps += 1
             self._running.pop(trial, None)
 
     def found(self, trial: int, numbers: dict[str, float]) -> None:
-        """Perhaps the best so far."""
+        """Keep the best accuracy so far."""
         if "accuracy" in numbers:
             best = [("accuracy", numbers["accuracy"], trial)]
             if self._best is not None:
@@ -118,12 +121,12 @@ class LiveTable(Progress):
             self._best = best_of(best)
 
     def finished(self, trial: int) -> None:
-        """One more is done."""
+        """Count a finished trial."""
         self._finished += 1
         self._running.pop(trial, None)
 
     def failed(self, trial: int, label: str, message: str) -> None:
-        """A line above the table, which stays."""
+        """Print a line above the table."""
         from rich.markup import escape
 
         self._failed += 1
@@ -134,23 +137,23 @@ class LiveTable(Progress):
         """Close the display."""
         self._live.stop()
 
-    def draw(self) -> Any:
+    def draw(self) -> Group:
         """The table as it stands."""
         from rich.console import Group
         from rich.markup import escape
-        from rich.table import Table as Rich
+        from rich.table import Table as RichTable
         from rich.text import Text
 
-        table = Rich(box=None, pad_edge=False)
+        table = RichTable(box=None, pad_edge=False)
         now = time.monotonic()
         rows = []
         for trial, (label, text, since) in list(self._running.items())[:_ROWS]:
             chosen = self._settings[trial] if trial < len(self._settings) else {}
-            told = ", ".join(
+            shown = ", ".join(
                 f"{self._names.get(k, k)}={v if isinstance(v, str) else json.dumps(v)}"
                 for k, v in chosen.items()
             )
-            rows.append([str(trial + 1), told, label, text, _age(now - since)])
+            rows.append([str(trial + 1), shown, label, text, _age(now - since)])
         if len(self._running) > _ROWS:
             rows.append(["", f"and {len(self._running) - _ROWS} more", "", "", ""])
         if not self._running and self._finished + self._failed < self._trials:

@@ -1,8 +1,4 @@
-"""`Progress`: how the lab tells what it is doing. Everything goes to standard error; results go to standard
-output.
-
-On a terminal a live display shows the steps and, inside a training, epoch, loss, accuracy and the time left.
-Elsewhere one plain line is written per finished step.
+"""`Progress`: what the engine reports to; and two displays, plain lines and bars on a terminal.
 
 >>> Progress().done(0, "train", "cached", 0.0, "")
 """
@@ -11,19 +7,26 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-__all__ = ["LineProgress", "LiveProgress", "Progress", "display"]
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from secateur.lab.training.options import EpochRecord
+    from secateur.lab.training.progress import TrainingProgress
+
+__all__ = ["LineProgress", "LiveProgress", "Progress"]
 
 
 class Progress:
-    """What the engine calls; this one says nothing, the others inherit."""
+    """What the engine calls. This class shows nothing; displays inherit from it."""
 
     def begin(self, trials: int, steps: int, cached: int) -> None:
-        """A run of so many trials and distinct steps begins, so many of which are known already."""
+        """A run of `trials` trials and `steps` distinct steps begins; `cached` of the steps are in the store."""
 
-    def plan(self, settings: list[dict[str, Any]]) -> None:
-        """The settings of every trial, told once after `begin`."""
+    def plan(self, settings: Sequence[Mapping[str, object]]) -> None:
+        """The settings of every trial; called once, after `begin`."""
 
     def start(self, trial: int, label: str) -> None:
         """A step of a trial starts to be computed."""
@@ -35,20 +38,20 @@ class Progress:
         """A step failed."""
 
     def epoch(self, trial: int, text: str) -> None:
-        """How far the training under way in a trial has come, where another process does it."""
+        """How far a training in another process has come."""
 
     def found(self, trial: int, numbers: dict[str, float]) -> None:
         """What a step of a trial measured, by name."""
 
     def stop(self, trial: int, numbers: dict[str, float]) -> str:
-        """Asked after every step: why the trial is to be given up, or nothing."""
+        """Asked after every step: why the trial is to be stopped, or an empty text."""
         return ""
 
     def finished(self, trial: int) -> None:
-        """A trial is done, all of it."""
+        """All steps of a trial are done."""
 
-    def training(self) -> Any:
-        """What `secateur.lab.training.loop.train` reports its epochs to, or None."""
+    def training(self) -> TrainingProgress | None:
+        """What a training in this process reports its epochs to, or None."""
         return None
 
     def end(self) -> None:
@@ -56,27 +59,29 @@ class Progress:
 
 
 class LineProgress(Progress):
-    """One line per finished step, for logs."""
+    """One line for every finished step, for logs."""
+
+    _many = False
 
     def begin(self, trials: int, steps: int, cached: int) -> None:
-        """Remember whether trials need naming."""
+        """Remember whether lines must name their trial."""
         self._many = trials > 1
 
     def _write(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     def _name(self, trial: int, label: str) -> str:
-        return f"trial {trial + 1}: {label}" if getattr(self, "_many", False) else label
+        return f"trial {trial + 1}: {label}" if self._many else label
 
     def done(self, trial: int, label: str, how: str, seconds: float, line: str) -> None:
-        """Say it, unless it cost nothing."""
+        """Print a line; of several trials, only for steps that were computed."""
         if how == "computed":
             self._write(f"{self._name(trial, label):<24} {seconds:7.1f} s  {line}".rstrip())
-        elif not getattr(self, "_many", False):
+        elif not self._many:
             self._write(f"{self._name(trial, label):<24}  {how:>7}  {line}".rstrip())
 
     def failed(self, trial: int, label: str, message: str) -> None:
-        """Say it."""
+        """Print a line with the message."""
         self._write(f"{self._name(trial, label):<24}   failed  {message}")
 
 
@@ -85,8 +90,9 @@ class _Epochs:
 
     def __init__(self, live: LiveProgress):
         self._live = live
-        self._task: Any = None
+        self._task: TaskID | None = None
         self._steps = 1
+        self._epochs = 1
         self._note = ""
 
     def start(self, epochs: int, steps: int, done: int) -> None:
@@ -99,17 +105,21 @@ class _Epochs:
             note=f"epoch {done + 1}/{epochs}",
         )
 
+    def _show(self, completed: int, note: str) -> None:
+        if self._task is not None:
+            self._live.bar.update(self._task, completed=completed, note=note)
+
     def step(self, epoch: int, step: int, loss: float) -> None:
         note = f"epoch {min(epoch, self._epochs)}/{self._epochs}  loss {loss:.3f}{self._note}"
         if math.isnan(loss):  # no training: a scan shows its values here
             note = f"{step} of {self._steps} values"
-        self._live.bar.update(self._task, completed=(epoch - 1) * self._steps + step, note=note)
+        self._show((epoch - 1) * self._steps + step, note)
 
-    def epoch(self, record: Any) -> None:
+    def epoch(self, record: EpochRecord) -> None:
         accuracy = record.metrics.get("accuracy")
         self._note = f"  accuracy {accuracy:.1%}" if accuracy is not None else ""
         note = f"epoch {record.epoch}/{self._epochs}  loss {record.train_loss:.3f}{self._note}"
-        self._live.bar.update(self._task, completed=record.epoch * self._steps, note=note)
+        self._show(record.epoch * self._steps, note)
 
     def finish(self) -> None:
         if self._task is not None:
@@ -117,26 +127,24 @@ class _Epochs:
 
 
 class LiveProgress(Progress):
-    """A rich display on a terminal: one bar for the steps, one for the training under way, a line per step
-    done."""
+    """A rich display on a terminal: a bar of steps, a bar of the current training, a line for every step done."""
 
     def __init__(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bars
+        from rich.progress import Progress as RichProgress
 
-        self._console = Console(stderr=True)
-        self.bar = Bars(
+        self.bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            console=self._console,
+            console=Console(stderr=True),
             transient=True,
         )
-        self._task: Any = None
+        self._task: TaskID | None = None
         self._many = False
 
     def begin(self, trials: int, steps: int, cached: int) -> None:
@@ -149,46 +157,33 @@ class LiveProgress(Progress):
         return f"trial {trial + 1}: {label}" if self._many else label
 
     def start(self, trial: int, label: str) -> None:
-        """Show which step is under way."""
-        self.bar.update(self._task, note=self._name(trial, label))
+        """Show which step is being computed."""
+        if self._task is not None:
+            self.bar.update(self._task, note=self._name(trial, label))
 
     def done(self, trial: int, label: str, how: str, seconds: float, line: str) -> None:
-        """Move on, and leave a line above the bars."""
+        """Move the bar, and print a line above it."""
         from rich.markup import escape
 
         name = escape(f"{self._name(trial, label):<20}")
         if how == "computed":
-            self.bar.advance(self._task)
+            if self._task is not None:
+                self.bar.advance(self._task)
             self.bar.console.print(f"[green]done[/]   {name} {seconds:6.1f} s  {escape(line)}")
         elif not self._many:
             self.bar.console.print(f"[dim]{how:<6} {name}           {escape(line)}[/]")
 
     def failed(self, trial: int, label: str, message: str) -> None:
-        """Leave a line above the bars."""
+        """Print a line above the bars."""
         from rich.markup import escape
 
         name = escape(f"{self._name(trial, label):<20}")
         self.bar.console.print(f"[red]failed[/] {name} {escape(message)}")
 
-    def training(self) -> Any:
+    def training(self) -> TrainingProgress:
         """A bar of epochs."""
         return _Epochs(self)
 
     def end(self) -> None:
         """Close the display."""
         self.bar.stop()
-
-
-def display(quiet: bool = False, many: bool = False) -> Progress:
-    """The progress that suits where standard error goes; `many` trials at once are shown as a table.
-
-    >>> type(display(quiet=True)).__name__
-    'Progress'
-    """
-    if quiet:
-        return Progress()
-    if many and sys.stderr.isatty():
-        from secateur.lab.display.live_table import LiveTable
-
-        return LiveTable()
-    return LiveProgress() if sys.stderr.isatty() else LineProgress()

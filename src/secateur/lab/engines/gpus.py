@@ -1,12 +1,12 @@
-"""Which GPUs each process of this machine uses: in turn, a share of one, or several.
+"""Which GPUs each process of this machine uses: one each in turn, a fraction of one, or several.
 
-A process is shown its GPUs and no other (CUDA_VISIBLE_DEVICES), by the names under which this process sees them.
+A process sees only its own GPUs (CUDA_VISIBLE_DEVICES), by the names that this process has for them.
 
->>> shared_out(3, ["0", "1"])
+>>> distributed(3, ["0", "1"])
 [('0',), ('1',), ('0',)]
->>> shared_out(4, ["2", "5"], each=0.5)
+>>> distributed(4, ["2", "5"], each=0.5)
 [('2',), ('5',), ('2',), ('5',)]
->>> shared_out(2, ["0", "1", "2", "3"], each=2)
+>>> distributed(2, ["0", "1", "2", "3"], each=2)
 [('0', '1'), ('2', '3')]
 """
 
@@ -19,19 +19,28 @@ import torch
 
 from secateur.errors import OptionError
 
-__all__ = ["checked_share", "gpus_here", "shared_out"]
+__all__ = ["checked_share", "distributed", "gpus_here"]
 
 
 def gpus_here() -> list[str]:
-    """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them: numbers, or what it was told."""
+    """The GPUs that this process may use, by their names in CUDA_VISIBLE_DEVICES, else by their numbers."""
     count = torch.cuda.device_count()
-    told = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    names = [word.strip() for word in told.split(",") if word.strip()]
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = [word.strip() for word in given.split(",") if word.strip()]
     return (names or [str(index) for index in range(count)])[:count]
 
 
 def checked_share(gpus: float) -> float:
-    """How many GPUs a trial takes: a fraction below 1, or a whole number.
+    """The number of GPUs of a trial, checked: a fraction below 1, or a whole number.
+
+    Args:
+        gpus: The number.
+
+    Returns:
+        The same number.
+
+    Raises:
+        OptionError: It is something else.
 
     >>> checked_share(1.5)
     Traceback (most recent call last):
@@ -44,15 +53,24 @@ def checked_share(gpus: float) -> float:
     return gpus
 
 
-def shared_out(jobs: int, gpus: Sequence[str], each: float | None = None) -> list[tuple[str, ...]]:
-    """Per process the GPUs it uses; `each` is how many a trial takes, None as it comes.
+def distributed(jobs: int, gpus: Sequence[str], each: float | None = None) -> list[tuple[str, ...]]:
+    """The GPUs of each process.
 
-    A fraction puts so many processes on one GPU, evenly over all of them.
+    Args:
+        jobs: How many processes.
+        gpus: The names of the GPUs.
+        each: GPUs of each process; a fraction puts several on one GPU; None gives one to each, in turn.
 
-    >>> shared_out(5, ["0", "1"], each=0.5)
+    Returns:
+        Names of GPUs, per process.
+
+    Raises:
+        OptionError: There are not enough GPUs.
+
+    >>> distributed(5, ["0", "1"], each=0.5)
     Traceback (most recent call last):
     secateur.errors.OptionError: 5 jobs of 0.5 GPUs each: 2 GPUs have room for 4; take fewer jobs or smaller shares
-    >>> shared_out(2, [])
+    >>> distributed(2, [])
     [(), ()]
     """
     if each is None:
@@ -60,7 +78,7 @@ def shared_out(jobs: int, gpus: Sequence[str], each: float | None = None) -> lis
     checked_share(each)
     if each == 0:
         return [()] * jobs
-    # Written so that 0.1 ten times is one GPU, though ten tenths of a float are not 1.
+    # The small number makes ten times 0.1 one GPU, in spite of rounding.
     room = len(gpus) * int(1 / each + 1e-9) if each < 1 else len(gpus) // int(each)
     if jobs > room:
         raise OptionError(

@@ -1,7 +1,7 @@
-"""The local engine: processes on this machine, the cores and the GPUs shared out among them.
+"""The local engine: processes on this machine, with its cores and GPUs distributed among them.
 
-A process that is killed is replaced, and its step begun again (a training from its last whole epoch); the third time
-the step counts as failed. All processes end with the one that started them, however that ends.
+A process that is killed is replaced, and its step begins again (a training from its last complete epoch); after the
+third time the step has failed. All processes end when the one that started them ends.
 
     engine = LocalEngine(Store("runs"), jobs=2, threads=1, gpus=[("0",), ("1",)])
 """
@@ -17,30 +17,37 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import connection, get_context
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
 
-from secateur.lab.display.progress import Progress
-from secateur.lab.engines import EngineCall, Event, Node, numbers
+from secateur.lab.display import Progress
+from secateur.lab.engines import EngineCall, Event, Node
+from secateur.lab.engines.driving import numbers
+from secateur.lab.planning import PlannedTrial
 from secateur.lab.store import Store
 
-__all__ = ["LocalEngine", "TellingProgress", "failed"]
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    from secateur.lab.training import EpochRecord, TrainingProgress
+
+__all__ = ["LocalEngine", "ReportingProgress", "failed"]
 
 _ATTEMPTS = 3
-_TELL_EVERY = 0.5  # seconds between two words about a training
+_REPORT_EVERY = 0.5  # seconds between two reports of a training
 
 
 class _Worker:
-    """A process, the line to it, and what it is doing."""
+    """A process, the connection to it, and the node it computes."""
 
     def __init__(self, folder: str, threads: int, gpus: tuple[str, ...], node: Node | EngineCall | None):
-        # Not fork: a forked process inherits torch's thread pools in a state nobody defined.
+        # Not fork: a forked process inherits torch's thread pools in an undefined state.
         context = get_context("spawn")
         self.gpus = gpus
         self.node = node
-        self.line, theirs = context.Pipe()
+        self.connection, theirs = context.Pipe()
         self.process = context.Process(
             target=_serve, args=(theirs, folder, threads, gpus, os.getpid()), daemon=True
         )
@@ -52,7 +59,7 @@ class _Worker:
     def end(self, *, now: bool) -> None:
         if not now:
             with contextlib.suppress(OSError):
-                self.line.send(None)
+                self.connection.send(None)
             self.process.join(timeout=10)
         if self.process.is_alive():
             self.process.terminate()
@@ -60,13 +67,13 @@ class _Worker:
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
-        self.line.close()
+        self.connection.close()
         self.process.close()
 
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Start processes that Ctrl-C does not reach, not even while they import; here it comes a moment later."""
+    """Block Ctrl-C while a process starts, so that the process never gets it; here it arrives a moment later."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -79,8 +86,8 @@ def _interrupts_held() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _script_hidden() -> Iterator[None]:
-    """Start processes that do not run the user's script again, as spawned ones do otherwise: that would cost its
-    time once for each, and never end for a script without `if __name__ == "__main__":`."""
+    """Start a process that does not run the user's script again, as spawned processes do by default: that would take
+    time, and never end for a script without `if __name__ == "__main__":`."""
     script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
     try:
         yield
@@ -89,9 +96,13 @@ def _script_hidden() -> Iterator[None]:
 
 
 class LocalEngine:
-    """So many processes on this machine, each with so many of torch's threads and the GPUs named for it.
+    """Computes in processes on this machine.
 
-    Where `gpus` is left out every process sees them all.
+    Args:
+        store: The store that they read and write.
+        jobs: How many processes.
+        threads: torch's threads in each.
+        gpus: Per process the GPUs it sees; where left out every process sees all.
     """
 
     def __init__(self, store: Store, jobs: int, threads: int, gpus: Sequence[tuple[str, ...]] = ()):
@@ -99,38 +110,38 @@ class LocalEngine:
         self._folder, self._threads = str(store.folder), threads
         self._gpus = list(gpus) or [()] * jobs
         self._workers: list[_Worker] = []
-        self._tries: dict[str, int] = {}
+        self._attempts: dict[str, int] = {}
         self._pending: deque[Event] = deque()
 
     def submit(self, node: Node | EngineCall) -> None:
-        """Give it to a process that has nothing to do."""
+        """Give it to an idle process."""
         worker = next((one for one in self._workers if one.node is None), None)
         if worker is None:
             worker = _Worker(self._folder, self._threads, self._gpus[len(self._workers)], node)
             self._workers.append(worker)
         worker.node = node
-        self._tries[node.key] = self._tries.get(node.key, 0) + 1
-        # A process that died while idle is noticed by `events`, which gives the node to its successor.
+        self._attempts[node.key] = self._attempts.get(node.key, 0) + 1
+        # `events` notices a process that died while idle, and gives the node to the one in its place.
         with contextlib.suppress(OSError):
-            worker.line.send(_order(node))
+            worker.connection.send(_order(node))
 
     def events(self) -> Iterable[Event]:
-        """What the processes say, and which of them are gone."""
-        lines = {worker.line: worker for worker in self._workers}
-        for ready in connection.wait(list(lines), timeout=0.2):
-            worker = lines[ready]  # type: ignore[index]
+        """What the processes reported; those that died are replaced."""
+        connections = {worker.connection: worker for worker in self._workers}
+        for ready in connection.wait(list(connections), timeout=0.2):
+            worker = connections[ready]  # type: ignore[index]
             try:
                 while True:
-                    event = worker.line.recv()
+                    event = worker.connection.recv()
                     if event.what in ("done", "failed"):
                         worker.node = None
-                        self._tries.pop(event.key, None)
+                        self._attempts.pop(event.key, None)
                     self._pending.append(event)
-                    if not worker.line.poll():
+                    if not worker.connection.poll():
                         break
             except (EOFError, OSError):
                 self._replace(worker)
-        found, self._pending = list(self._pending), deque()
+        found, self._pending = list(self._pending), deque[Event]()
         return found
 
     def _replace(self, worker: _Worker) -> None:
@@ -142,13 +153,13 @@ class LocalEngine:
         self._workers[place] = fresh = _Worker(self._folder, self._threads, worker.gpus, node)
         if node is None:
             return
-        if self._tries[node.key] < _ATTEMPTS:
-            self._tries[node.key] += 1
-            fresh.line.send(_order(node))
+        if self._attempts[node.key] < _ATTEMPTS:
+            self._attempts[node.key] += 1
+            fresh.connection.send(_order(node))
             return
         why = (
-            f"its process was killed {_ATTEMPTS} times (exit code {code}; out of memory, perhaps); what was finished "
-            "is kept: run it again, with fewer --jobs"
+            f"its process was killed {_ATTEMPTS} times (exit code {code}; out of memory, perhaps); steps that are "
+            "done are kept: run it again, with fewer --jobs"
         )
         fresh.node = None
         self._pending.append(Event("failed", node.key, text=why, trace=why))
@@ -160,34 +171,33 @@ class LocalEngine:
                 worker.process.terminate()
             else:
                 with contextlib.suppress(OSError):
-                    worker.line.send(None)
+                    worker.connection.send(None)
         for worker in self._workers:
             worker.end(now=now)
         self._workers = []
 
 
-def _order(node: Node | EngineCall) -> Any:
-    """What a process is sent."""
+def _order(node: Node | EngineCall) -> EngineCall | tuple[PlannedTrial, int]:
+    """What is sent to a process."""
     return node if isinstance(node, EngineCall) else (node.trial, node.position)
 
 
 # -- in the process
-# ---------------------------------------------------------------------------------------------------------------------
-class _Told:
-    """A training's progress, told through the line now and then."""
+class _ReportedTraining:
+    """Reports a training's progress as text, now and then."""
 
-    def __init__(self, tell: Any):
-        self._tell, self._last, self._epochs, self._accuracy = tell, 0.0, 0, ""
+    def __init__(self, report: Callable[[str], object]):
+        self._report, self._last, self._epochs, self._accuracy = report, 0.0, 0, ""
 
     def start(self, epochs: int, steps: int, done: int) -> None:
         self._epochs = epochs
 
     def step(self, epoch: int, step: int, loss: float) -> None:
-        if time.monotonic() - self._last > _TELL_EVERY:
+        if time.monotonic() - self._last > _REPORT_EVERY:
             self._last = time.monotonic()
-            self._tell(f"epoch {min(epoch, self._epochs)}/{self._epochs}  loss {loss:.3f}{self._accuracy}")
+            self._report(f"epoch {min(epoch, self._epochs)}/{self._epochs}  loss {loss:.3f}{self._accuracy}")
 
-    def epoch(self, record: Any) -> None:
+    def epoch(self, record: EpochRecord) -> None:
         accuracy = record.metrics.get("accuracy")
         self._accuracy = f"  accuracy {accuracy:.1%}" if accuracy is not None else ""
 
@@ -195,22 +205,26 @@ class _Told:
         pass
 
 
-class TellingProgress(Progress):
-    """What a step in another process reports its epochs to."""
+class ReportingProgress(Progress):
+    """Reports the epochs of a step as text, to be sent to another process.
 
-    def __init__(self, tell: Any):
-        self._tell = tell
+    Args:
+        report: Called with the text.
+    """
 
-    def training(self) -> Any:
-        """Something that tells how far a training is."""
-        return _Told(self._tell)
+    def __init__(self, report: Callable[[str], object]):
+        self._report = report
+
+    def training(self) -> TrainingProgress:
+        """The display of one training."""
+        return _ReportedTraining(self._report)
 
 
-def _serve(line: Any, folder: str, threads: int, gpus: tuple[str, ...], parent: int) -> None:
-    """The life of a process: compute what comes through the line, say what came of it."""
-    if gpus:  # before anything asks for a GPU: the driver looks at this once
+def _serve(line: Connection, folder: str, threads: int, gpus: tuple[str, ...], parent: int) -> None:
+    """What a process does: compute what it is sent, and report the result."""
+    if gpus:  # before the driver reads it, which it does once
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    # Ctrl-C goes to every process of the terminal; the parent decides what it means, and ends this one.
+    # Ctrl-C goes to every process of the terminal; the parent handles it, and ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with(parent)
     import torch
@@ -231,8 +245,8 @@ def _serve(line: Any, folder: str, threads: int, gpus: tuple[str, ...], parent: 
         line.send(_one(store, trial, position, line))
 
 
-def _called(call: EngineCall, line: Any) -> Event:
-    """Call a function, and tell each value as it comes."""
+def _called(call: EngineCall, line: Connection) -> Event:
+    """Call a function, and report each value at once."""
     line.send(Event("start", call.key))
     try:
         for value in call.values():
@@ -243,7 +257,15 @@ def _called(call: EngineCall, line: Any) -> Event:
 
 
 def failed(key: str, error: Exception) -> Event:
-    """What is told of a call that ended with an error: the error itself, where it can travel."""
+    """The event of a call that ended with an error; `value` is the error, where it can be pickled.
+
+    Args:
+        key: Of the call.
+        error: What it raised.
+
+    Returns:
+        The event.
+    """
     try:
         whole = pickle.loads(pickle.dumps(error))
     except Exception:
@@ -253,8 +275,8 @@ def failed(key: str, error: Exception) -> Event:
     )
 
 
-def _one(store: Store, trial: Any, position: int, line: Any) -> Event:
-    """Compute one step, unless somebody else has by now."""
+def _one(store: Store, trial: PlannedTrial, position: int, line: Connection) -> Event:
+    """Compute one step, unless another process has computed it meanwhile."""
     from secateur.lab import computing
 
     key = trial.steps[position].key
@@ -273,7 +295,7 @@ def _one(store: Store, trial: Any, position: int, line: Any) -> Event:
                         before=lambda count: computing.state_after(trial, count, store),
                         objects=store.objects,
                         checkpoint=checkpoint,
-                        progress=TellingProgress(lambda text: line.send(Event("epoch", key, text=text))),
+                        progress=ReportingProgress(lambda text: line.send(Event("epoch", key, text=text))),
                     )
                 store.keep(outcome)
                 checkpoint.unlink(missing_ok=True)
@@ -284,7 +306,7 @@ def _one(store: Store, trial: Any, position: int, line: Any) -> Event:
 
 
 def _die_with(parent: int) -> None:
-    """End this process when its parent is gone, so that a killed run leaves no process behind."""
+    """End this process when its parent has ended, so that a killed run leaves no process behind."""
 
     def watch() -> None:
         while os.getppid() == parent:

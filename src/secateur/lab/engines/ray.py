@@ -1,9 +1,9 @@
-"""The Ray engine: every step a Ray task, on a cluster by its address or on one started on the spot.
+"""The Ray engine: every step is a Ray task, on the cluster at an address or on one started here.
 
-The state after a step travels through Ray's object store: a training that many trials share is computed once, and
-sent at most once to a machine that needs it. What workers found comes back here, and this process alone writes the
-store. A step whose worker or machine is lost is begun again by Ray, from the state before; a training from its last
-whole epoch where workers see the store's folder, the one place they write to.
+The state after a step goes into Ray's object store: a training that many trials share is computed once, and sent to a
+machine at most once. Workers return their outcomes, and only this process writes the store. A step whose worker or
+machine is lost is started again by Ray, from the state before it; a training from its last complete epoch where workers
+see the store's folder, which is the only place they write to.
 
 >>> Needs(cpus=2, gpus=0.25, memory_gib=4).options() == {"num_cpus": 2, "num_gpus": 0.25, "memory": 4 * 2**30}
 True
@@ -19,29 +19,37 @@ import tempfile
 import time
 import traceback
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from filelock import FileLock, Timeout
 
 from secateur.errors import MissingExtraError, OptionError, StoreError
-from secateur.lab.engines import EngineCall, Event, Node, numbers
+from secateur.lab.engines import EngineCall, Event, Node
+from secateur.lab.engines.driving import numbers
 from secateur.lab.engines.gpus import checked_share
-from secateur.lab.engines.local import TellingProgress, failed
-from secateur.lab.store import Outcome, Store
+from secateur.lab.engines.local import ReportingProgress, failed
+from secateur.lab.outcomes import Outcome, Table, objects_of
+from secateur.lab.planning import PlannedTrial
+from secateur.lab.store import Store
 
 __all__ = ["Needs", "RayEngine"]
 
 _RETRIES = 3
-_AHEAD = 2  # tasks handed to Ray for each that can run at once, so that no worker waits for this process
-_OTHERS_EVERY = 0.5  # seconds between two looks at steps that another run on the same store computes
+_AHEAD = 2  # tasks submitted for each that can run at once, so that no worker waits for this process
+_OTHERS_EVERY = 0.5  # seconds between two looks for outcomes that another run on the same store computes
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What one trial takes of a machine. `gpus` may be a fraction: 0.25 puts four trials on one GPU.
+    """What one step needs of a machine.
+
+    Args:
+        cpus: Cores.
+        gpus: GPUs; a fraction such as 0.25 puts four steps on one GPU.
+        memory_gib: Memory in GiB; 0: not counted.
 
     >>> Needs(gpus=1.5)
     Traceback (most recent call last):
@@ -58,16 +66,16 @@ class Needs:
                 raise OptionError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         checked_share(self.gpus)
 
-    def options(self) -> dict[str, Any]:
-        """What Ray is told."""
-        found: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus}
+    def options(self) -> dict[str, float]:
+        """The same as options of a Ray task."""
+        found: dict[str, float] = {"num_cpus": self.cpus, "num_gpus": self.gpus}
         if self.memory_gib:
             found["memory"] = int(self.memory_gib * 2**30)
         return found
 
 
 class _Memory:
-    """Objects in memory, for workers, which write nothing to any disk of ours."""
+    """Objects in memory, for workers, which write no files."""
 
     def __init__(self) -> None:
         self.held: dict[str, bytes] = {}
@@ -81,26 +89,40 @@ class _Memory:
         return self.held[name]
 
 
-def _work(
-    trial: Any,
-    position: int,
-    device: str,
-    threads: int,
-    board: Any,
-    beacon: str,
-    checkpoint: str,
-    uses: list[str],
-    *blobs: Any,
-) -> Any:
-    """One step in a worker of the cluster; returns what the store needs to know, and the state as a blob."""
+class _Blob(TypedDict):
+    """A state in Ray's object store: the names of its objects, and their bytes."""
+
+    state: Table
+    objects: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a worker is sent to compute one step. `uses` are the addresses of the states that come with it."""
+
+    trial: PlannedTrial
+    position: int
+    device: str
+    threads: int
+    beacon: str
+    checkpoint: str
+    uses: tuple[str, ...]
+
+
+_Answer = tuple[Literal["done"], Outcome] | tuple[Literal["failed"], str, str]
+
+
+def _work(task: _Task, board: Any, *blobs: _Blob) -> tuple[_Answer, _Blob | None]:
+    """One step in a worker of the cluster; returns its outcome, and the state after it."""
     import torch
 
     from secateur.lab import computing
-    from secateur.lab.plan import builder
+    from secateur.lab.planning import builder
     from secateur.lab.state import State, revive
 
-    key = trial.steps[position].key
-    states = dict(zip(uses, blobs))
+    trial = task.trial
+    key = trial.steps[task.position].key
+    states = dict(zip(task.uses, blobs))
     kept = _Memory()
 
     def before(count: int) -> State:
@@ -110,65 +132,79 @@ def _work(
         blob = states[trial.steps[count - 1].key]
         source = _Memory()
         source.held = blob["objects"]
-        return revive(blob["state"], source, build)  # type: ignore[arg-type]
+        return revive(blob["state"], source, build)
 
-    def tell(text: str) -> None:
-        board.tell.remote(key, text)
+    def report(text: str) -> None:
+        board.report.remote(key, text)
 
-    torch.set_num_threads(trial.recipe.lab.threads or threads)
-    tell("")
+    torch.set_num_threads(trial.recipe.lab.threads or task.threads)
+    report("")
     with tempfile.TemporaryDirectory() as scratch:
-        # The beacon is where it was lit only on a machine that sees the very folder: there a training outlives its
-        # worker.
-        shared = Path(beacon).is_file()
+        # A worker sees the beacon's file only where it sees the store's folder: there a training outlives it.
+        shared = Path(task.beacon).is_file()
         try:
             outcome = computing.compute(
                 trial,
-                position,
+                task.position,
                 before=before,
                 objects=kept,
-                checkpoint=Path(checkpoint) if shared else Path(scratch) / "training.ckpt",
-                progress=TellingProgress(tell),
-                device=device,
+                checkpoint=Path(task.checkpoint) if shared else Path(scratch) / "training.ckpt",
+                progress=ReportingProgress(report),
+                device=task.device,
             )
         except Exception as error:
-            # As a value: Ray would otherwise wrap it, and its text would be Ray's.
+            # Returned, not raised: Ray would wrap it, and its text would be Ray's.
             return ("failed", str(error) or type(error).__name__, traceback.format_exc()), None
     return ("done", outcome), {"state": dict(outcome.state), "objects": kept.held}
 
 
-def _call(key: str, function: Any, common: bytes, own: bytes, threads: int) -> list[Event]:
-    """A call in a worker of the cluster: all that it yielded, and how it ended."""
+def _call(
+    key: str, function: Callable[..., Iterable[object]], common: bytes, own: bytes, threads: int
+) -> list[Event]:
+    """A call in a worker of the cluster: what it yielded, and how it ended."""
     import torch
 
     torch.set_num_threads(threads)
+    call = EngineCall(key, function, common, own)
     events = []
     try:
-        for value in EngineCall(key, function, common, own).values():
-            events.append(Event("value", key, value=value))
+        for value in call.values():
+            events.append(Event("value", call.key, value=value))
     except Exception as error:
-        return [*events, failed(key, error)]
-    return [*events, Event("done", key)]
+        return [*events, failed(call.key, error)]
+    return [*events, Event("done", call.key)]
 
 
 class _Board:
-    """Where workers write how far their trainings are, and this process reads it."""
+    """A Ray actor: workers report to it how far their trainings are, and this process asks it."""
 
     def __init__(self) -> None:
-        self._told: dict[str, str] = {}
+        self._texts: dict[str, str] = {}
 
-    def tell(self, key: str, text: str) -> None:
-        self._told[key] = text
+    def report(self, key: str, text: str) -> None:
+        self._texts[key] = text
 
     def take(self) -> dict[str, str]:
-        told, self._told = self._told, {}
-        return told
+        texts, self._texts = self._texts, {}
+        return texts
 
 
 class RayEngine:
     """Computes on a Ray cluster: the one at `address`, or one started here and ended with this engine.
 
-    engine = RayEngine(Store("runs"), address="ray://head:10001", needs=Needs(cpus=2, gpus=0.5))
+        engine = RayEngine(Store("runs"), address="ray://head:10001", needs=Needs(cpus=2, gpus=0.5))
+
+    Args:
+        store: Where outcomes are kept.
+        address: Of a cluster; None starts one here.
+        needs: What one step needs of a machine.
+        jobs: Steps at once, of a cluster started here; None: as many as the machine has cores for.
+        device: Where steps compute: cpu or cuda.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        StoreError: There is no cluster at the address, or none could be started.
+        OptionError: The cluster is too small for one step.
     """
 
     def __init__(
@@ -180,9 +216,8 @@ class RayEngine:
         jobs: int | None = None,
         device: str = "cpu",
     ):
-        os.environ.setdefault(
-            "RAY_USAGE_STATS_ENABLED", "0"
-        )  # nothing is sent anywhere unless it is asked for
+        # Nothing is sent anywhere unless the user asks for it.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             import ray
             import ray.util.scheduling_strategies
@@ -191,37 +226,15 @@ class RayEngine:
         self._ray, self._store, self._needs, self._device = ray, store, needs, device
         self._own = not ray.is_initialized()
         if self._own:
-            fresh: dict[str, Any] = {"include_dashboard": False}
-            if address is None and jobs is not None:
-                fresh["num_cpus"] = max(1, round(jobs * max(needs.cpus, 1)))
-            try:
-                ray.init(
-                    address=address or "local",
-                    logging_level=logging.ERROR,
-                    log_to_driver=False,
-                    configure_logging=False,
-                    **({} if address else fresh),
-                )
-            except ConnectionError as error:
-                raise StoreError(
-                    f"--address {address}: no Ray cluster answers there ({error}); start one with `ray start --head`, "
-                    "or leave --address out to start one here"
-                ) from error
-            except Exception as error:  # a bare Exception where starting takes Ray too long
-                with contextlib.suppress(Exception):
-                    ray.shutdown()
-                where = "start here" if address is None else f"let this process join {address}"
-                raise StoreError(
-                    f"Ray did not {where} ({str(error).splitlines()[0] if str(error) else type(error).__name__}); on a "
-                    "busy machine wait until it is less so, or start Ray first with `ray start --head` and give "
-                    "--address auto"
-                ) from error
+            self._connect(address, jobs)
         self.slots = _AHEAD * self._room(ray.cluster_resources())
-        told = {"name": "secateur", "max_retries": _RETRIES} | needs.options()
-        self._task = ray.remote(_work).options(num_returns=2, **told)
-        self._caller = ray.remote(_call).options(**told)
-        self._common: dict[bytes, Any] = {}  # what calls have in common, once in the cluster
-        # Beside this process: what is told must not be lost with a machine that computes.
+        options = {"name": "secateur", "max_retries": _RETRIES, **needs.options()}
+        self._task = ray.remote(_work).options(num_returns=2, **options)
+        self._caller = ray.remote(_call).options(**options)
+        self._common: dict[
+            bytes, Any
+        ] = {}  # arguments that calls have in common, in the cluster's object store
+        # On this machine, so that reports are not lost with a worker's machine.
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=True
         )
@@ -233,13 +246,41 @@ class RayEngine:
         self._running: dict[Any, tuple[Node | EngineCall, Any]] = {}
         self._blobs: dict[str, Any] = {}
         self._locks: dict[str, FileLock] = {}
-        self._elsewhere: list[Node] = []  # steps another run on this store computes right now
+        self._elsewhere: list[Node] = []  # steps that another run on this store is computing
         self._looked = self._asked = 0.0
         self._answer: Any = None
         self._started: set[str] = set()
 
+    def _connect(self, address: str | None, jobs: int | None) -> None:
+        """Join the cluster at an address, or start one here."""
+        ray, fresh = self._ray, Table(include_dashboard=False)
+        if address is None and jobs is not None:
+            fresh["num_cpus"] = max(1, round(jobs * max(self._needs.cpus, 1)))
+        try:
+            ray.init(
+                address=address or "local",
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                configure_logging=False,
+                **({} if address else fresh),
+            )
+        except ConnectionError as error:
+            raise StoreError(
+                f"--address {address}: no Ray cluster answers there ({error}); start one with `ray start --head`, "
+                "or leave --address out to start one here"
+            ) from error
+        except Exception as error:  # Ray raises a bare Exception where starting takes too long
+            with contextlib.suppress(Exception):
+                ray.shutdown()
+            where = "start here" if address is None else f"let this process join {address}"
+            raise StoreError(
+                f"Ray did not {where} ({str(error).splitlines()[0] if str(error) else type(error).__name__}); on a "
+                "busy machine wait until it is less so, or start Ray first with `ray start --head` and give "
+                "--address auto"
+            ) from error
+
     def _room(self, there: dict[str, float]) -> int:
-        """How many trials the cluster has room for; an error when not even one fits."""
+        """How many steps the cluster can compute at once; an error where it is not one."""
         wanted = {"CPU": self._needs.cpus, "GPU": self._needs.gpus, "memory": self._needs.memory_gib * 2**30}
         for name, amount in wanted.items():
             if amount > there.get(name, 0):
@@ -247,18 +288,18 @@ class RayEngine:
                 unit = 2**30 if name == "memory" else 1
                 self.close(now=True)
                 raise OptionError(
-                    f"a trial needs {amount / unit:g} {name}{' GiB' if unit > 1 else ''}, and the whole cluster has "
+                    f"a step needs {amount / unit:g} {name}{' GiB' if unit > 1 else ''}, and the whole cluster has "
                     f"{has / unit:g}; ask for less, or name a larger cluster with --address"
                 )
         return max(1, int(min(there.get(name, 0) // amount for name, amount in wanted.items() if amount)))
 
     def submit(self, node: Node | EngineCall) -> None:
-        """Hand it to the cluster, or wait while another run computes it."""
+        """Submit it to the cluster, or wait while another run computes it."""
         if isinstance(node, EngineCall):
             if node.common not in self._common:
                 self._common[node.common] = self._ray.put(node.common)
-            common, threads = self._common[node.common], max(1, int(self._needs.cpus))
-            head = self._caller.remote(node.key, node.function, common, node.own, threads)
+            threads = max(1, int(self._needs.cpus))
+            head = self._caller.remote(node.key, node.function, self._common[node.common], node.own, threads)
             self._running[head] = (node, None)
             return
         lock = self._store.lock(node.key)
@@ -269,33 +310,30 @@ class RayEngine:
             return
         self._locks[node.key] = lock
         blobs = [self._blob(key) for key in node.uses]
-        head, blob = self._task.remote(
-            node.trial,
-            node.position,
-            self._device,
-            max(1, int(self._needs.cpus)),
-            self._board,
-            str(self._beacon),
-            str(self._store.checkpoint(node.key).resolve()),
-            list(node.uses),
-            *blobs,
+        task = _Task(
+            trial=node.trial,
+            position=node.position,
+            device=self._device,
+            threads=max(1, int(self._needs.cpus)),
+            beacon=str(self._beacon),
+            checkpoint=str(self._store.checkpoint(node.key).resolve()),
+            uses=node.uses,
         )
+        head, blob = self._task.remote(task, self._board, *blobs)
         self._running[head] = (node, blob)
 
-    def _blob(self, key: str) -> Any:
-        """The state after a step, in the cluster's object store; from our store where a past run computed it."""
+    def _blob(self, key: str) -> object:
+        """The state after a step, in the cluster's object store; read from the store where a past run computed it."""
         if key not in self._blobs:
             outcome = self._store.outcome(key)
             if outcome is None:
                 raise StoreError(f"the outcome of step {key[:12]} is gone; run the recipe again")
-            from secateur.lab.outcomes import objects_of
-
             held = {name: self._store.objects.get(name) for name in objects_of(outcome.state)}
             self._blobs[key] = self._ray.put({"state": dict(outcome.state), "objects": held})
         return self._blobs[key]
 
     def events(self) -> Iterable[Event]:
-        """What came back; it is in the store before anybody hears of it."""
+        """What the workers returned; outcomes are in the store before they are reported."""
         found = [*self._from_elsewhere(), *self._from_board()]
         ready: list[Any] = []
         if self._running:
@@ -341,7 +379,7 @@ class RayEngine:
         self._store.checkpoint(node.key).unlink(missing_ok=True)
         self._blobs[node.key] = blob
         if len(self._blobs) > 4 * self.slots + 64:
-            # The oldest go; should one be needed again, our store has it.
+            # Drop the oldest; they are read from the store where needed again.
             for key in list(self._blobs)[: 2 * self.slots]:
                 del self._blobs[key]
         text = str(outcome.log.get("line", ""))
@@ -364,7 +402,7 @@ class RayEngine:
         return found
 
     def _from_board(self) -> list[Event]:
-        """What workers told of their trainings, asked for at most once a second and never waited for."""
+        """What workers reported of their trainings; asked for at most once a second, and never waited for."""
         if self._answer is None:
             if self._running and time.monotonic() - self._asked > 1:
                 self._asked, self._answer = time.monotonic(), self._board.take.remote()
@@ -372,13 +410,13 @@ class RayEngine:
         ready, _ = self._ray.wait([self._answer], timeout=0)
         if not ready:
             return []
-        told: dict[str, str] = {}
+        texts: dict[str, str] = {}
         with contextlib.suppress(self._ray.exceptions.RayError):
-            told = self._ray.get(self._answer)
+            texts = self._ray.get(self._answer)
         self._answer = None
         under_way = {node.key for node, _ in self._running.values()}
         found = []
-        for key, text in told.items():
+        for key, text in texts.items():
             if key in under_way:
                 if key not in self._started:
                     self._started.add(key)
@@ -388,7 +426,7 @@ class RayEngine:
         return found
 
     def close(self, *, now: bool) -> None:
-        """Stop what runs, free the locks, and end the cluster if it is ours."""
+        """Stop the tasks, free the locks, and end the cluster where it was started here."""
         if now:
             for head in getattr(self, "_running", {}):
                 with contextlib.suppress(Exception):

@@ -1,13 +1,13 @@
-"""`WorkerPool`: the processes of an engine, for verbs that share their work out where no recipe is.
+"""`WorkerPool`: the processes of an engine, for verbs that distribute their work without a recipe.
 
-    crew = Crew.local(jobs=2)                    # or Crew.ray(address="auto")
-    sc.scan(model, batches, "filter", engine=crew)
+    pool = WorkerPool.local(jobs=2)                    # or WorkerPool.ray(address="auto")
+    sc.scan(model, batches, "filter", engine=pool)
 
-A process that is killed is replaced and its part begun again, as for the steps of a recipe. The engine is opened for
-each use and closed after it, whatever happens.
+A process that is killed is replaced and its part begins again, as for the steps of a recipe. The engine is opened for
+each use and closed after it, also after an error.
 
 >>> WorkerPool.local(jobs=2)
-Crew(2 processes here)
+WorkerPool(2 processes here)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pickle
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TypeVar
 
 from secateur.errors import OptionError, StoreError
 from secateur.lab.engines import Engine, EngineCall, slots
@@ -25,16 +25,31 @@ from secateur.lab.store import Store
 
 __all__ = ["WorkerPool"]
 
+T = TypeVar("T")
+
 
 class WorkerPool:
-    """Calls functions on an engine. `slots` is how many calls run at once, as far as that is known beforehand."""
+    """Calls functions on an engine.
+
+    Args:
+        opened: Opens the engine on a store.
+        count: How many calls run at once, as far as that is known beforehand.
+        name: What the pool is called in messages.
+    """
 
     def __init__(self, opened: Callable[[Store], Engine], count: int, name: str):
         self._opened, self.slots, self._name = opened, count, name
 
     @classmethod
     def local(cls, jobs: int) -> WorkerPool:
-        """So many processes on this machine, the cores shared out among them."""
+        """Processes on this machine, with its cores distributed among them.
+
+        Args:
+            jobs: How many processes.
+
+        Returns:
+            The pool; its processes start when it is used.
+        """
         if jobs < 1:
             raise OptionError(f"jobs: expected at least 1, got {jobs}")
         count, threads = slots(jobs, os.cpu_count() or 1)
@@ -48,7 +63,16 @@ class WorkerPool:
 
     @classmethod
     def ray(cls, address: str | None = None, jobs: int | None = None, **needs: float) -> WorkerPool:
-        """The Ray cluster at an address, or one started here with room for `jobs`; `needs` are those of one call."""
+        """A Ray cluster.
+
+        Args:
+            address: Where it is; None starts one here.
+            jobs: Calls at once, of a cluster started here.
+            needs: What one call needs, as `Needs` has it: cpus, gpus, memory_gib.
+
+        Returns:
+            The pool; it connects when it is used.
+        """
 
         def opened(store: Store) -> Engine:
             from secateur.lab.engines.ray import Needs, RayEngine
@@ -59,13 +83,25 @@ class WorkerPool:
 
     def each(
         self,
-        function: Callable[..., Iterable[Any]],
-        common: tuple[Any, ...],
-        parts: Sequence[tuple[Any, ...]],
-    ) -> Iterator[Any]:
-        """What `function(*common, *part)` yields for every part, as it comes, in no order between parts.
+        function: Callable[..., Iterable[T]],
+        common: tuple[object, ...],
+        parts: Sequence[tuple[object, ...]],
+    ) -> Iterator[T]:
+        """What `function(*common, *part)` yields for every part, as it arrives; parts in no order.
 
-        A part whose process was killed is begun again, so that a value may come twice.
+        A part whose process was killed begins again, so that a value may come twice.
+
+        Args:
+            function: A function at the top of a module.
+            common: Its first arguments, the same for all parts.
+            parts: Its other arguments, part by part.
+
+        Yields:
+            The values.
+
+        Raises:
+            OptionError: An argument cannot be pickled.
+            StoreError: A part failed.
         """
         try:
             shared = pickle.dumps(common)
@@ -80,7 +116,7 @@ class WorkerPool:
         running = 0
         with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
             store = Store(folder)
-            engine, whole = self._opened(store), False
+            engine, done = self._opened(store), False
             try:
                 while waiting or running:
                     while waiting and running < engine.slots:
@@ -88,15 +124,17 @@ class WorkerPool:
                         running += 1
                     for event in engine.events():
                         if event.what == "value":
-                            yield event.value
+                            yield event.value  # type: ignore[misc]  # what `function` yields
                         elif event.what == "done":
                             running -= 1
                         elif event.what == "failed":
-                            raise event.value or StoreError(f"engine: {event.text}")
-                whole = True
+                            if isinstance(event.value, BaseException):
+                                raise event.value
+                            raise StoreError(f"engine: {event.text}")
+                done = True
             finally:
-                engine.close(now=not whole)
+                engine.close(now=not done)
                 store.close()
 
     def __repr__(self) -> str:
-        return f"Crew({self._name})"
+        return f"WorkerPool({self._name})"

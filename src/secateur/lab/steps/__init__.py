@@ -1,13 +1,16 @@
-"""What can be done to a model in a recipe. One file per kind of step; the file name is the word used in
-recipes.
+"""Steps: what a recipe can do to a model. One file per kind of step; the file name is its word in recipes.
 
-A step is a frozen pydantic value with three parts: its options (the fields), `check` (what can be refused
-before any work), and `run` (from the state before to the state after). Everything it depends on is in its
-options, the state before, the data and the seed, so that its outcome can be found again by their hash. Raise
-`version` when the same options come to mean something else.
+A step is a frozen pydantic value with three parts: its options (the fields), `check` (what can be refused before any
+work), and `run` (from the state before it to the state after it). Its outcome depends only on its options, the state
+before, the data and the seed, so that the store finds it again by their hash. Raise `version` when the same options
+come to mean something else. Set `trains` where all processes of a distributed launch must take part.
+
+A new kind is one new file with one class `NameStep`, and one test.
 
 >>> registry.get("prune").__name__
 'PruneStep'
+>>> registry.get("idle")(seconds=0.5).chosen()
+{'seconds': 0.5, 'work': 0, 'note': '', 'fail': False}
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from secateur.errors import OptionError, RecipeError, near
+from secateur.lab.outcomes import Table
 from secateur.registry import Registry
 
 if TYPE_CHECKING:
@@ -42,19 +46,28 @@ registry = Registry(
 )
 
 Plugin = float | str | dict[str, Any]
-"""A plug-in in a recipe: its name, a number where one is understood, or a table of `name` and options."""
+"""A plug-in in a recipe: its name, a number where the plug-ins have one, or a table of `name` and options."""
 
 
 class Options(BaseModel):
-    """A table of a recipe: frozen, and a key it does not know is an error."""
+    """A table of a recipe: frozen; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 @dataclass
 class Work:
-    """What a step may use beside its options: data, device, seed, the checkpoint's place, progress, earlier
-    states."""
+    """What a step may use besides its options.
+
+    Args:
+        data: The recipe's dataset.
+        build: Builds the model as it is before the first step.
+        device: The device's name.
+        seed: The recipe's seed.
+        checkpoint: The file in which a step may keep what it has done so far, or None.
+        progress: The display.
+        earlier: The state after an earlier step, by its label; `teacher` is the recipe's `[teacher]`.
+    """
 
     data: Data
     build: Callable[[], nn.Module]
@@ -67,22 +80,31 @@ class Work:
 
 @dataclass
 class Result:
-    """What a step gives back."""
+    """What a step returns.
+
+    Args:
+        state: The state after the step.
+        measurements: What it measured.
+        log: What else is to be kept, as plain data.
+        line: What happened, in half a sentence, for the display.
+    """
 
     state: State
     measurements: Measurements
-    log: dict[str, Any] = field(default_factory=dict)
-    line: str = ""  # what happened, in half a sentence, for the progress display
+    log: Table = field(default_factory=dict)
+    line: str = ""
 
 
 class Step(Options):
-    """What every step is."""
+    """The base class of all steps."""
 
     version: ClassVar[int] = 1
     """Part of the outcome's address: raise it when the same options come to mean something else."""
     timed: ClassVar[bool] = False
-    """Whether the outcome is bound to the machine and the device: a measured time is. Such a step must leave the
-    state as it was, since what follows it is found without it."""
+    """Whether the outcome depends on the machine and the device, as a measured time does. Such a step must not change
+    the state, because the addresses of later outcomes do not depend on it."""
+    trains: ClassVar[bool] = False
+    """Whether `run` trains. In a distributed launch all processes run such a step together."""
 
     label: str = Field("", description="the step's name in --set, [grid] and tables; by default its kind")
 
@@ -91,28 +113,47 @@ class Step(Options):
         """The word used in recipes: the name of the step's file."""
         return cls.__module__.rpartition(".")[2]
 
-    def chosen(self) -> dict[str, Any]:
-        """The options as plain data: what the outcome's address is made of."""
+    def chosen(self) -> Table:
+        """The options as plain data: part of the outcome's address."""
         return self.model_dump(mode="json", exclude={"label"})
 
     def check(self, model: nn.Module, before: list[str]) -> None:
         """Refuse, before any work, what cannot work: a bad name or option, a pattern that matches no layer.
 
-        `before` are the labels of the steps that come first.
+        Args:
+            model: The recipe's model as it is before the first step.
+            before: Labels of the earlier steps.
         """
 
     def refers(self) -> tuple[str, ...]:
-        """Labels of earlier steps whose outcome this one reads beside the state: part of the outcome's address."""
+        """Labels of earlier steps whose outcome this one reads besides the state: part of the outcome's address."""
         return ()
 
     def run(self, state: State, work: Work) -> Result:
-        """From the state before to the state after. The state given belongs to the step and may be
-        changed."""
+        """Do the step.
+
+        Args:
+            state: The state before; the step may change it.
+            work: Data, device, seed and the rest.
+
+        Returns:
+            The state after, and what was measured.
+        """
         raise NotImplementedError
 
 
 def make(plugins: Registry, value: Plugin) -> Any:
     """The plug-in that a recipe's name, number or table means.
+
+    Args:
+        plugins: The folder of plug-ins.
+        value: What the recipe says.
+
+    Returns:
+        The plug-in, of the base class of that folder.
+
+    Raises:
+        RecipeError: A table without `name`, or with an option that the plug-in does not have.
 
     >>> from secateur import budget
     >>> make(budget.registry, {"name": "overall", "sparsity": 0.9}).sparsity
@@ -144,5 +185,5 @@ def make(plugins: Registry, value: Plugin) -> Any:
         ) from error
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     return registry.attribute(name)

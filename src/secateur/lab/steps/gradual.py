@@ -1,8 +1,8 @@
-"""`gradual`: train, and prune meanwhile; sparsity rises along a cubic with the optimizer's steps and is then held.
+"""`gradual`: train and prune at once; sparsity rises with the optimizer's steps along a cubic and is then held.
 
-Every option of `secateur.lab.training.loop.Training` and of `Growing` is an option of the step.
+Every option of `TrainingOptions` and of `GradualPruning` in `secateur.lab.training` is an option of the step.
 
->>> GradualStep(sparsity=0.9, epochs=20, until=0.6).growing().level(0, 100)
+>>> GradualStep(sparsity=0.9, epochs=20, until=0.6).pruning().level(0, 100)
 0.0
 """
 
@@ -19,7 +19,7 @@ from secateur.core.targets import select
 from secateur.lab.state import State
 from secateur.lab.steps import Result, Work
 from secateur.lab.steps.train import TrainBase, training_fields
-from secateur.lab.training import loop as trainer
+from secateur.lab.training import GradualPruning
 
 __all__ = ["GradualStep"]
 
@@ -35,35 +35,35 @@ _KINDS: dict[str, Any] = {
 }
 
 
-def growing_fields() -> dict[str, Any]:
-    """The options of `Growing` as pydantic fields, so that the two never drift."""
+def pruning_fields() -> dict[str, Any]:
+    """The options of `GradualPruning` as pydantic fields, as `pydantic.create_model` takes them."""
     found: dict[str, Any] = {}
-    for field in dataclasses.fields(trainer.GradualPruning):
+    for field in dataclasses.fields(GradualPruning):
         default = ... if field.default is dataclasses.MISSING else field.default
         found[field.name] = (_KINDS.get(field.name, float), default)
     return found
 
 
 class _Gradual(TrainBase):
-    """Training during which weights leave."""
+    """Training that removes weights meanwhile."""
 
     version: ClassVar[int] = 1
 
-    def growing(self) -> trainer.GradualPruning:
-        """The options as `Growing`, which checks their values."""
-        return trainer.GradualPruning(
-            **{field.name: getattr(self, field.name) for field in dataclasses.fields(trainer.GradualPruning)}
+    def pruning(self) -> GradualPruning:
+        """The options as `GradualPruning`, which checks their values."""
+        return GradualPruning(
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(GradualPruning)}
         )
 
     def check(self, model: nn.Module, before: list[str]) -> None:
-        """The values, the teacher and the patterns."""
+        """Check the values, the teacher and the patterns."""
         super().check(model, before)
-        self.growing()
+        self.pruning()
         select(model, self.only, self.skip)  # type: ignore[attr-defined]
 
     def run(self, state: State, work: Work) -> Result:
-        """Train and prune; what earlier steps removed stays removed."""
-        result = self.trained(state, work, self.growing())
+        """Train and prune; weights that earlier steps removed stay removed."""
+        result = self.trained(state, work, self.pruning())
         masks = result.state.masks
         assert masks is not None
         layers = {row.name: row.sparsity for row in masks.summary()}
@@ -76,6 +76,6 @@ class _Gradual(TrainBase):
 
 
 GradualStep: Any = create_model(
-    "GradualStep", __base__=_Gradual, __module__=__name__, **training_fields(), **growing_fields()
+    "GradualStep", __base__=_Gradual, __module__=__name__, **training_fields(), **pruning_fields()
 )
-GradualStep.__doc__ = "Train the model and prune it meanwhile."
+GradualStep.__doc__ = "Train the model and prune it at once."

@@ -1,4 +1,4 @@
-"""`idle`: do nothing for a while; to rehearse a sweep on a new machine or cluster before it costs anything.
+"""`idle`: wait or compute and leave the model as it is; to try a sweep on a new machine or cluster first.
 
 >>> IdleStep(seconds=0.5, note="a").seconds
 0.5
@@ -12,23 +12,24 @@ from pydantic import Field
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import SecateurError
+from secateur.lab.state import State
 from secateur.lab.steps import Result, Step, Work
 
 __all__ = ["IdleStep"]
 
 
 class IdleStep(Step):
-    """Leave the model as it is; sleep, compute, or fail on purpose."""
+    """Sleep, compute, or fail on purpose; the model does not change."""
 
     seconds: float = Field(0.0, ge=0, description="how long to sleep")
     work: int = Field(
-        0, ge=0, description="how many million turns of a loop to compute, as a busy processor does"
+        0, ge=0, description="millions of iterations of a loop to compute, to keep the processor busy"
     )
-    note: int | str = Field("", description="tells idle steps apart; measured when it is a number")
-    fail: bool = Field(False, description="end with an error, to see what a failed trial looks like")
+    note: int | str = Field("", description="distinguishes idle steps; measured where it is a number")
+    fail: bool = Field(False, description="end with an error, to see how a failed trial is reported")
 
-    def run(self, state: object, work: Work) -> Result:
-        """Pass the time, then the state."""
+    def run(self, state: State, work: Work) -> Result:
+        """Wait, and return the state."""
         time.sleep(self.seconds)
         total = 0
         for _ in range(self.work):
@@ -37,5 +38,5 @@ class IdleStep(Step):
         if self.fail:
             raise SecateurError("idle: asked to fail")
         value = self.note if isinstance(self.note, int) else 0
-        measured = [Measurement("note", value, "", "the number an idle step was told")]
-        return Result(state, Measurements(measured), {}, "idle")  # type: ignore[arg-type]
+        measured = [Measurement("note", value, "", "the number in `note` of an idle step")]
+        return Result(state, Measurements(measured), {}, "idle")

@@ -1,7 +1,7 @@
-"""`measure`: accuracy, parameters, multiply-accumulates, bytes and time of the model as it now is.
+"""`measure`: accuracy, parameters, multiply-accumulates, bytes and time of the model as it is now.
 
-The step's label names the variant in tables: `dense`, `pruned`, `file`. With `against`, the label of an
-earlier step, its model and this one are timed in turns, and `speedup` is the ratio within each turn.
+The step's label names the variant in tables: `dense`, `pruned`, `file`. With `against`, the label of an earlier step,
+that step's model and this one are timed in turns, and `speedup` is the ratio within each turn.
 
 >>> MeasureStep(label="pruned", against="dense").what
 ('accuracy', 'params', 'macs', 'size', 'latency')
@@ -12,7 +12,7 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 from torch import nn
@@ -22,7 +22,7 @@ from secateur.data import Split
 from secateur.errors import OptionError, RecipeError, UnknownNameError, near
 from secateur.lab.state import State
 from secateur.lab.steps import Result, Step, Work
-from secateur.lab.training.loop import evaluate
+from secateur.lab.training import evaluate
 from secateur.metrics import measure, names
 from secateur.metrics.latency import compare
 
@@ -32,7 +32,7 @@ _SPLITS = ("test", "validation", "train")
 
 
 class MeasureStep(Step):
-    """Measure the model, on the test images and on the clock."""
+    """Measure the model: its metrics on images, its costs, its time."""
 
     timed: ClassVar[bool] = True
     what: tuple[str, ...] = Field(
@@ -56,19 +56,12 @@ class MeasureStep(Step):
     )
 
     def check(self, model: nn.Module, before: list[str]) -> None:
-        """The measures' names, and that the step to compare with comes first."""
+        """Check the names, and that the step compared with is an earlier one."""
         if not self.what:
             raise OptionError(f"step {self.label!r}: what: expected at least one measure, got none")
         for name in self.what:
             if name not in (known := [*names(), "testing_time"]):
                 raise UnknownNameError(f"unknown measure {name!r}: {near(name, known)}")
-        if self.against is not None and self.against not in before:
-            raise RecipeError(
-                f"step {self.label!r}: against {self.against!r} is no earlier step; "
-                + (near(self.against, before) if before else "this is the first step")
-            )
-        if self.against is not None and "latency" not in self.what:
-            raise RecipeError(f"step {self.label!r}: against times two models, so what must hold 'latency'")
         for batch in self._batches():
             if batch < 1:
                 raise OptionError(f"step {self.label!r}: batch: expected at least 1 image, got {batch}")
@@ -77,12 +70,26 @@ class MeasureStep(Step):
                 raise UnknownNameError(
                     f"step {self.label!r}: also: unknown split {split!r}: {near(split, _SPLITS)}"
                 )
+        if self.against is not None:
+            self._check_against(self.against, before)
+
+    def _check_against(self, against: str, before: list[str]) -> None:
+        """Refuse a comparison with no earlier step, or of no time."""
+        if against not in before:
+            raise RecipeError(
+                f"step {self.label!r}: against {against!r} is no earlier step; "
+                + (near(against, before) if before else "this is the first step")
+            )
+        if "latency" not in self.what:
+            raise RecipeError(
+                f"step {self.label!r}: against compares the time of two models; expected 'latency' in what"
+            )
 
     def _batches(self) -> tuple[int, ...]:
         return self.batch if isinstance(self.batch, tuple) else (self.batch,)
 
     def run(self, state: State, work: Work) -> Result:
-        """Measure; the state stays as it is."""
+        """Measure; the state does not change."""
         split = getattr(work.data, self.split)
         example = work.data.example.to(work.device)
         model = state.model.to(work.device).eval()
@@ -98,9 +105,10 @@ class MeasureStep(Step):
                     found += self._time(model, work, batch)
             elif name == "testing_time":
                 found.append(_testing_time(model, split, self.split, work))
+            elif name == "macs" and self.bias:
+                found += measure(model, example, what=[name], bias=True)
             else:
-                options: Any = {"bias": True} if name == "macs" and self.bias else {}
-                found += measure(model, example, what=[name], **options)
+                found += measure(model, example, what=[name])
         model.to("cpu")
         shown = {item.name: item.text() for item in found}
         keys = [key for key in ("accuracy", "nonzeros", "macs", "latency") if key in shown]
@@ -109,13 +117,13 @@ class MeasureStep(Step):
 
     def _time(self, model: nn.Module, work: Work, batch: int) -> Measurements:
         images = work.data.test.first(batch)[0].to(work.device)
-        # One batch is the example's affair; of several, each row says its own.
+        # Of several batch sizes each row names its own.
         own = {"batch": batch} if isinstance(self.batch, tuple) else {}
         if self.against is None:
             return measure(model, images, what=["latency"], trials=self.trials).within(own)
         other = work.earlier(self.against).model.to(work.device).eval()
         rows = compare(other, model, images, trials=self.trials, names=(self.against, "this"))
-        # The variant of this step is its label, which the store knows; a label is no part of an outcome.
+        # The store adds the label as the variant; an outcome does not contain its label.
         this = {"variant": "this"}
         return Measurements(
             replace(row, context=own if row.context == this else {**row.context, **own}) for row in rows
@@ -126,7 +134,7 @@ _PASSES = 3
 
 
 def _testing_time(model: nn.Module, split: Split, name: str, work: Work) -> Measurement:
-    """How long a whole split takes to be evaluated, in seconds."""
+    """The time of evaluating a whole split, in seconds."""
     readings = []
     for _ in range(_PASSES):
         start = time.perf_counter()

@@ -1,8 +1,8 @@
-"""`norms`: estimate the running mean and variance of batch norm anew, over training images; weights stay as they are.
+"""`norms`: estimate the running mean and variance of batch norm again, over training images; weights do not change.
 
-Pruning and sharing change what arrives at a batch norm, and its running statistics lag behind. Take the images as they
-were in training: statistics of plain images do not fit a network that learnt from augmented ones. Rounding the values
-of codebooks changes what arrives, too: with `codebook_bits`, as `pack` has it, they are rounded first.
+Pruning and sharing change the inputs of a batch norm, and its running statistics no longer fit. Augment the images as
+in training: statistics of plain images do not fit a network trained on augmented ones. Rounding the values of codebooks
+changes the inputs too: with `codebook_bits`, as in `pack`, they are rounded first.
 
 >>> NormsStep(images=2000, augment="standard").images
 2000
@@ -11,7 +11,7 @@ of codebooks changes what arrives, too: with `codebook_bits`, as `pack` has it, 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -28,29 +28,31 @@ from secateur.structure.shrunk_files import reestimate_batch_norm
 
 __all__ = ["NormsStep"]
 
+_KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
 
 class NormsStep(Step):
-    """Batch norm's running statistics, as plain averages over training images."""
+    """Set batch norm's running statistics to plain averages over training images."""
 
-    images: int = Field(10_000, ge=1, description="training images that are averaged over, at most")
-    batch_size: int = Field(500, ge=2, description="images whose statistics are taken together")
-    augment: Augmentation = Field(None, description="as in the training before")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="in which the model computes")
+    images: int = Field(10_000, ge=1, description="most training images to average over")
+    batch_size: int = Field(500, ge=2, description="images per batch of statistics")
+    augment: Augmentation = Field(None, description="as in the training before this step")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="precision of the forward pass")
     codebook_bits: int | None = Field(
         None, ge=2, le=8, description="round the values of codebooks first, as pack will"
     )
 
     def check(self, model: nn.Module, before: list[str]) -> None:
-        """The augmentation, and that there is a batch norm."""
+        """Check the augmentation, and that the model has a batch norm."""
         augmentation(self.augment)
-        if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
-            raise OptionError(f"{type(model).__name__} has no batch norm to estimate; leave the step out")
+        if not any(isinstance(module, _KINDS) for module in model.modules()):
+            raise OptionError(f"{type(model).__name__} has no batch norm; leave the step out")
 
     def run(self, state: State, work: Work) -> Result:
-        """Average over whole batches until enough images were seen."""
+        """Average over whole batches until `images` images were seen."""
         seen = 0
 
-        def batches() -> Iterator[Any]:
+        def batches() -> Iterator[torch.Tensor]:
             nonlocal seen
             how = augmentation(self.augment)
             found = work.data.train.batches(
@@ -80,7 +82,7 @@ class NormsStep(Step):
         return Result(kept, Measurements([]), {}, f"batch norm measured on {seen:,} images")
 
     def _round(self, state: State, bits: int) -> None:
-        """The model's shared weights and their codebooks, with values of so many bits."""
+        """Round the values of the codebooks to `bits` bits, in the model and in the state."""
         for name, book in state.codebooks.items():
             if book.bound:
                 raise OptionError(

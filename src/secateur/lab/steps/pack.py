@@ -1,7 +1,6 @@
-"""`pack`: write one .sct file, load it back into a freshly built model, and go on with what came back.
+"""`pack`: write one .sct file, load it into a freshly built model, and continue with the loaded model.
 
-Without `batch_norm` and `precision` the file is lossless, and a tensor that does not come back bit for bit
-fails the step.
+Without an option that rounds, the file is lossless, and a tensor that is not loaded bit for bit fails the step.
 
 >>> PackStep(file="small.sct").file
 'small.sct'
@@ -29,30 +28,31 @@ __all__ = ["PackStep"]
 
 
 class PackStep(Step):
-    """Write the model as one coded file and read it back."""
+    """Write the model as one coded file, and load it."""
 
     file: str = Field("model.sct", description="the file's name among the results")
     batch_norm: str | int | None = Field(
         None, description="fold batch norm: fp32, fp16, bf16, or 2 to 12 bits"
     )
-    biases: int | None = Field(None, description="round the other biases to so many bits")
-    codebook_bits: int | None = Field(None, description="round the values of codebooks to so many bits")
-    precision: str | None = Field(None, description="store what is not shared narrower: fp16 or bf16")
+    biases: int | None = Field(None, description="round the other biases to this number of bits")
+    codebook_bits: int | None = Field(
+        None, description="round the values of codebooks to this number of bits"
+    )
+    precision: str | None = Field(None, description="store tensors that are not shared as fp16 or bf16")
     names: Literal["file", "model"] = Field(
-        "file", description="file: names are in the file; model: the model it is loaded into has them"
+        "file",
+        description="file: the file holds the tensors' names; model: the model it is loaded into has them",
     )
-    coder: str = Field(
-        indices.DEFAULT, description="fast, mixed or strong: the smaller the file, the longer it takes"
-    )
+    coder: str = Field(indices.DEFAULT, description="fast, mixed or strong: smaller files take longer")
 
     def check(self, model: nn.Module, before: list[str]) -> None:
-        """The options; the file's name stays inside the results' folder."""
+        """Check the options, and that the file lies inside the results' folder."""
         if not self.file or Path(self.file).name != self.file or self.file.startswith("."):
             raise OptionError(f"step {self.label!r}: file: expected a plain file name, got {self.file!r}")
         check_names(self.names)
-        self._options()
+        self._save_options()
 
-    def _options(self) -> SaveOptions:
+    def _save_options(self) -> SaveOptions:
         return SaveOptions(self.batch_norm, self.biases, self.codebook_bits, self.precision, self.coder)
 
     def run(self, state: State, work: Work) -> Result:
@@ -67,7 +67,7 @@ class PackStep(Step):
                 masks=state.masks,
                 plan=state.plan,
                 names=self.names,
-                options=self._options(),
+                options=self._save_options(),
             )
             model = load(path, into=work.build())
             data = path.read_bytes()
@@ -77,32 +77,30 @@ class PackStep(Step):
         changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
         if lossless and changed:
             raise ProofError(
-                f"step {self.label!r}: {changed[0]!r} came back from the file different ({len(changed)} "
-                "tensors in "
-                "all); the file was not kept"
+                f"step {self.label!r}: {changed[0]!r} came back from the file different ({len(changed)} tensors "
+                "in all); the file was not kept"
             )
-        original = sum(t.numel() * t.element_size() for t in work.build().state_dict().values())
-        everything = "bytes of the .sct file on disk, everything included"
-        measured = [
-            Measurement("file_bytes", len(data), "bytes", everything),
-            Measurement(
-                "tensor_bytes", saved.dense, "bytes", "bytes of the file's tensors as they lie in memory"
-            ),
-            Measurement(
-                "original_bytes", original, "bytes", "bytes of the tensors of the model as first built"
-            ),
-            Measurement("file_ratio", original / len(data), "x", "original_bytes over file_bytes"),
-            Measurement(
-                "changed_tensors",
-                len(changed),
-                "",
-                "tensors that came back from the file other than bit for bit",
-            ),
-        ]
         same = (
             "every tensor came back bit for bit" if lossless else f"{len(changed)} tensors rounded as asked"
         )
         files = {**state.files, self.file: data}
         codebooks = {name: book for name, book in state.codebooks.items() if name not in changed}
         after = State(model, masks=state.masks, codebooks=codebooks, plan=state.plan, files=files)
-        return Result(after, Measurements(measured), {}, f"{len(data):,} bytes; {same}")
+        original = sum(t.numel() * t.element_size() for t in work.build().state_dict().values())
+        measured = _rows(len(data), saved.dense, original, len(changed))
+        return Result(after, measured, {}, f"{len(data):,} bytes; {same}")
+
+
+def _rows(size: int, tensors: int, original: int, changed: int) -> Measurements:
+    """The file's size, that of its tensors and of the model as first built, and how many tensors were rounded."""
+    return Measurements(
+        [
+            Measurement("file_bytes", size, "bytes", "bytes of the .sct file on disk, everything included"),
+            Measurement("tensor_bytes", tensors, "bytes", "bytes of the file's tensors in memory"),
+            Measurement(
+                "original_bytes", original, "bytes", "bytes of the tensors of the model as first built"
+            ),
+            Measurement("file_ratio", original / size, "x", "original_bytes over file_bytes"),
+            Measurement("changed_tensors", changed, "", "tensors that did not come back bit for bit"),
+        ]
+    )

@@ -1,9 +1,8 @@
-"""`prune`: criterion x granularity x budget; the weights removed are zero from here on.
+"""`prune`: choose weights by criterion, granularity and budget; they are zero from here on.
 
 `budget = {name = "scanned", floor = 0.5}` takes each layer's sparsity from an earlier `scan` step: the highest at which
 the scanned accuracy stays above the floor. With `keep = 0.4` instead (and `cost = "params"`, "size" or "macs") it is
-the combination of least predicted loss of which that share remains. `scan` names the step where its label is not
-"scan".
+the combination of least predicted loss that keeps this share of the cost. `scan` is the label of the scan step.
 
 >>> PruneStep(criterion="l1", granularity="filter", budget=0.5, skip=["fc"]).budget
 0.5
@@ -11,20 +10,25 @@ the combination of least predicted loss of which that share remains. `scan` name
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field, ValidationError
 from torch import nn
 
 from secateur import budget, criteria, granularity
+from secateur.budget import Budget
 from secateur.core import schedule
+from secateur.core.masks import Masks
 from secateur.core.measurement import Measurement, Measurements
+from secateur.core.schedule import Schedule
 from secateur.core.targets import select
 from secateur.errors import NothingToDoError, OptionError, RecipeError, near
+from secateur.lab.outcomes import Table
 from secateur.lab.state import State
 from secateur.lab.steps import Options, Plugin, Result, Step, Work, make
 from secateur.lab.steps.scan import FILE
-from secateur.pruning.connectivity import FAINT, find_collapsed, rescale_, signal_left
+from secateur.pruning.connectivity import FAINT, Collapse, find_collapsed, rescale_, signal_left
 from secateur.pruning.prune import budget_of, prune
 from secateur.sensitivity.scan import Allocation, Scan
 
@@ -40,24 +44,24 @@ _SCHEDULES = {
 
 
 class Scanned(Options):
-    """A budget that an earlier `scan` step has found: give `floor`, or `keep` with `cost`."""
+    """A budget from an earlier `scan` step: give `floor`, or `keep` with `cost`."""
 
     name: str = "scanned"
     scan: str = Field("scan", description="label of the scan step")
-    floor: float | None = Field(None, description="the value that no layer alone may pass")
-    keep: float | None = Field(None, gt=0, le=1, description="the share that remains over the scanned layers")
-    cost: str = Field("macs", description="what `keep` is a share of: macs, params or size")
+    floor: float | None = Field(None, description="the metric at which a layer, pruned alone, stops")
+    keep: float | None = Field(None, gt=0, le=1, description="share of the scanned layers' cost that remains")
+    cost: str = Field("macs", description="the cost that `keep` is a share of: macs, params or size")
 
 
 class PruneStep(Step):
     """Choose weights by criterion, granularity and budget, and set them to zero."""
 
-    criterion: Plugin = Field("magnitude", description="what a weight is worth")
-    granularity: Plugin = Field("element", description="what is cut as one piece")
+    criterion: Plugin = Field("magnitude", description="scores the weights")
+    granularity: Plugin = Field("element", description="what is cut as one unit")
     budget: Plugin = Field(
         0.5,
-        description="who competes with whom and how many go; a number: that share of every tensor; "
-        "{name = 'scanned', floor = 0.5}: what an earlier scan step found",
+        description="which units compete and how many are removed; a number: that share of every tensor; "
+        "{name = 'scanned', floor = 0.5}: from an earlier scan step",
     )
     only: Patterns = Field(None, description="layers to prune, by name or pattern")
     skip: Patterns = Field(None, description="layers to leave alone")
@@ -67,19 +71,19 @@ class PruneStep(Step):
     )
     at_least: int | dict[str, int] | None = Field(None, description="units that stay in every layer")
     at_most: float | dict[str, float] | None = Field(None, description="the largest share a layer may lose")
-    images: int = Field(10, ge=1, description="images of each class that criteria which need data see")
-    allow_collapse: bool = Field(False, description="go on with a mask that disconnects the network")
+    images: int = Field(10, ge=1, description="images of each class for criteria that need data")
+    allow_collapse: bool = Field(False, description="accept masks that disconnect the network")
     rescale: bool = Field(
         False,
-        description="multiply what is kept so that every tensor's sum of squares stays: for pruning before training",
+        description="scale the kept weights so that each tensor's sum of squares stays: for pruning before training",
     )
 
-    def _budget(self, found: Allocation | None) -> Any:
+    def _budget(self, found: Allocation | None) -> Budget:
         if found is not None:
             return found.budget
         return make(budget.registry, self.budget) if isinstance(self.budget, dict) else budget_of(self.budget)
 
-    def _schedule(self) -> Any:
+    def _schedule(self) -> Schedule:
         value = self.schedule
         if not isinstance(value, (dict, str)):
             return schedule.make(value)
@@ -97,7 +101,7 @@ class PruneStep(Step):
         return cls(**{key: tuple(part) if isinstance(part, list) else part for key, part in options.items()})
 
     def check(self, model: nn.Module, before: list[str]) -> None:
-        """Names, options, and patterns against the model."""
+        """Check names and options, and patterns against the model."""
         make(criteria.registry, self.criterion)
         make(granularity.registry, self.granularity)
         scanned = self._scanned()
@@ -118,7 +122,7 @@ class PruneStep(Step):
         select(model, self.only, self.skip, self.parameters)
 
     def _scanned(self) -> Scanned | None:
-        """The budget, where it is one that a scan has found."""
+        """The budget, where it comes from a scan."""
         if not isinstance(self.budget, dict) or self.budget.get("name") != "scanned":
             return None
         for option in self.budget:
@@ -134,20 +138,20 @@ class PruneStep(Step):
                 f"step {self.label!r}: budget 'scanned': {where}: {first['msg']}, got {first['input']!r}"
             ) from None
 
-    def chosen(self) -> dict[str, Any]:
-        """The options; without `rescale` where it is not used, as outcomes were known before there was one."""
+    def chosen(self) -> Table:
+        """The options; without `rescale` where it is not used, so that addresses of older outcomes stay valid."""
         found = super().chosen()
         if not self.rescale:
             del found["rescale"]
         return found
 
     def refers(self) -> tuple[str, ...]:
-        """The scan that the budget comes from."""
+        """The scan step that the budget comes from."""
         scanned = self._scanned()
         return () if scanned is None else (scanned.scan,)
 
     def _allocation(self, scanned: Scanned, work: Work) -> Allocation:
-        """What the scan says, if it measured what is to be cut."""
+        """The scan's sparsities; refused where it measured another criterion or granularity."""
         data = work.earlier(scanned.scan).files.get(FILE)
         if data is None:
             raise OptionError(
@@ -203,32 +207,53 @@ class PruneStep(Step):
             rescale_(state.model, masks)
         masks.apply_(state.model)
         state.model.to("cpu")
-        text = "share of the pruned tensors' weights that the masks remove"
-        layers = {row.name: row.sparsity for row in masks.summary()}
-        measured = [Measurement("mask_sparsity", masks.sparsity, "", text, per_layer=layers)]
-        total = sum(parameter.numel() for parameter in state.model.parameters())
-        text = "parameters of the whole model that the masks leave, in per cent"
-        left = 100 * (total - (masks.numel - masks.kept)) / total
-        measured.append(Measurement("remaining", left, "%", text))
+        measured = _mask_rows(state.model, masks)
         if found is not None:
-            text = "the scanned value of the dense model less what each layer alone cost: a prediction"
-            chosen = {name: float(sparsity) for name, sparsity in found.sparsities.items()}
-            measured.append(Measurement("scan_predicted", found.predicted, "", text))
-            text = "the mean of the sparsities chosen from the scan, layer by layer"
-            mean = sum(chosen.values()) / len(chosen)
-            measured.append(Measurement("chosen_sparsity", mean, "", text, per_layer=chosen))
+            measured += _scan_rows(found)
         if self.allow_collapse:
-            text = "layers of which nothing is left, or that no signal reaches: found before any training"
-            layers = {collapse.layer: 1 for collapse in dead}
-            said = tuple(str(collapse) for collapse in dead)
-            measured.append(
-                Measurement("collapsed_layers", len(dead), "", text, per_layer=layers, notes=said)
-            )
-            text = "how much outputs of different images differ before any training, as a share of the dense network's"
-            measured.append(Measurement("signal_left", signal, "", text))
-        kept = f"{masks.numel - masks.kept:,} of {masks.numel:,} weights removed ({masks.sparsity:.1%})"
-        kept += f"; {signal:.1g} of the signal left" if signal < FAINT else ""
-        kept += f"; {len(dead)} layers collapsed, the first: {dead[0]}" if dead else ""
+            measured += _collapse_rows(dead, signal)
+        line = f"{masks.numel - masks.kept:,} of {masks.numel:,} weights removed ({masks.sparsity:.1%})"
+        line += f"; {signal:.1g} of the signal left" if signal < FAINT else ""
+        line += f"; {len(dead)} layers collapsed, the first: {dead[0]}" if dead else ""
         return Result(
-            State(state.model, masks=masks.to("cpu"), plan=state.plan), Measurements(measured), {}, kept
+            State(state.model, masks=masks.to("cpu"), plan=state.plan), Measurements(measured), {}, line
         )
+
+
+def _mask_rows(model: nn.Module, masks: Masks) -> list[Measurement]:
+    """How much the masks remove, and how much of the whole model remains."""
+    text = "share of the pruned tensors' weights that the masks remove"
+    layers = {row.name: row.sparsity for row in masks.summary()}
+    total = sum(parameter.numel() for parameter in model.parameters())
+    left = 100 * (total - (masks.numel - masks.kept)) / total
+    return [
+        Measurement("mask_sparsity", masks.sparsity, "", text, per_layer=layers),
+        Measurement(
+            "remaining", left, "%", "parameters of the whole model that the masks leave, in per cent"
+        ),
+    ]
+
+
+def _scan_rows(found: Allocation) -> list[Measurement]:
+    """What the scan predicted, and the sparsities chosen from it."""
+    chosen = {name: float(sparsity) for name, sparsity in found.sparsities.items()}
+    predicted = "the scanned metric of the dense model less the loss of each layer alone: a prediction"
+    text = "mean of the sparsities chosen from the scan, over the layers"
+    return [
+        Measurement("scan_predicted", found.predicted, "", predicted),
+        Measurement("chosen_sparsity", sum(chosen.values()) / len(chosen), "", text, per_layer=chosen),
+    ]
+
+
+def _collapse_rows(dead: Sequence[Collapse], signal: float) -> list[Measurement]:
+    """The layers that no signal passes, and how much signal is left."""
+    text = "layers of which nothing is left, or that no signal reaches: found before any training"
+    layers = {collapse.layer: 1 for collapse in dead}
+    notes = tuple(str(collapse) for collapse in dead)
+    share = (
+        "how much outputs of different images differ before any training, as a share of the dense network's"
+    )
+    return [
+        Measurement("collapsed_layers", len(dead), "", text, per_layer=layers, notes=notes),
+        Measurement("signal_left", signal, "", share),
+    ]

@@ -1,8 +1,9 @@
-"""`refine`: train a shared model's codebooks; with `remake_every` weights may also change their value, at a price.
+"""`refine`: train a shared model's codebooks; with `remake_every` weights are also assigned to centroids again.
 
-Frozen, the centroids, biases and whatever is not shared learn by gradient, and every weight keeps its centroid. With
-`remake_every` the weights live on behind the centroids, learn too, and choose anew every so many steps; `rate` is
-what a bit costs them. `latent` names an earlier step, before sharing, whose weights they start from.
+By default centroids, biases and everything that is not shared are trained by gradient, and every weight keeps its
+centroid. With `remake_every` latent weights are trained as well, and assigned again after that number of optimizer
+steps; `rate` is the cost of a bit. `latent` names an earlier step, before sharing, whose weights the latent ones start
+from.
 
 >>> RefineStep(remake_every=20, rate=0.02, latent="retrain").training().lr
 0.001
@@ -10,6 +11,7 @@ what a bit costs them. `latent` names an earlier step, before sharing, whose wei
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -18,6 +20,7 @@ import torch
 from pydantic import Field, create_model
 from torch import nn
 
+from secateur.core.codebook import Codebook
 from secateur.core.masks import Masks
 from secateur.errors import NothingToDoError, OptionError, RecipeError, near
 from secateur.lab.state import State
@@ -31,20 +34,18 @@ __all__ = ["RefineStep"]
 
 
 class _Refine(TrainBase):
-    """Training of what sharing left to train."""
+    """Training of a shared model."""
 
     remake_every: int | None = Field(
-        None, ge=1, description="weights choose their value anew every so many steps"
+        None, ge=1, description="assign weights to centroids again after this number of optimizer steps"
     )
-    rate: float = Field(
-        0.0, ge=0, description="what a bit costs, in mean squared weights; needs remake_every"
-    )
+    rate: float = Field(0.0, ge=0, description="cost of a bit, in mean squared weights; needs remake_every")
     latent: str | None = Field(
-        None, description="label of an earlier step whose weights are behind the centroids"
+        None, description="label of an earlier step whose weights the latent weights start from"
     )
 
     def check(self, model: nn.Module, before: list[str]) -> None:
-        """The options together, and that the steps named come first."""
+        """Check that the options go together, and that the steps named are earlier ones."""
         super().check(model, before)
         if self.remake_every is None and (self.rate or self.latent is not None):
             raise RecipeError(
@@ -62,39 +63,22 @@ class _Refine(TrainBase):
             )
 
     def refers(self) -> tuple[str, ...]:
-        """The teacher's step and the one with the weights behind the centroids."""
+        """The teacher's step, and the one whose weights the latent weights start from."""
         return super().refers() + ((self.latent,) if self.latent is not None else ())
 
     def run(self, state: State, work: Work) -> Result:
-        """Train inside `Shared.train`; the codebooks are those it ends with."""
-        # A layer whose weights are all removed has no value to learn, and stays as it is.
-        books = {
-            name: book
-            for name, book in state.codebooks.items()
-            if not book.bound and len(book.values) > int(book.reserved)
-        }
-        if not books:
-            raise NothingToDoError(
-                f"step {self.label!r}: no codebook to train; share with method='kmeans' and per='tensor' before it"
-            )
+        """Train inside `Shared.train`; the codebooks after the step are those at its end."""
+        books = self._trainable(state)
         masks = zeroed(books)
         shared = Shared(
             state.model, MappingProxyType(books), MappingProxyType(masks), {}, registry.make("exact")
         )
         model = state.model.to(work.device)
-        self.lay(model)  # before training begins: indices then lie as their weights do
+        self.set_memory_format(model)  # before training begins, so that indices lie as their weights do
         parameters = dict(model.named_parameters())
         if self.latent is not None:
-            behind = dict(work.earlier(self.latent).model.named_parameters())
-            for name in books:
-                if name not in behind or behind[name].shape != parameters[name].shape:
-                    raise OptionError(
-                        f"step {self.label!r}: {name} of step {self.latent!r} has another shape; name a step after "
-                        "the last that shrank the model"
-                    )
-                with torch.no_grad():
-                    parameters[name].copy_(behind[name])
-        # A step's steps are not known to its checkpoint: with them, a stopped one starts over.
+            self._start_from(work.earlier(self.latent).model, list(books), parameters)
+        # A checkpoint does not hold how many steps were made since the last assignment: a stopped one starts over.
         task = work if self.remake_every is None else replace(work, checkpoint=None)
         fixed = [parameters[name] for name in state.codebooks if name not in books]
         for parameter in fixed:
@@ -107,8 +91,7 @@ class _Refine(TrainBase):
         trained = shared.trained(training)
         model.to("cpu").to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         if self.rate:
-            left = sum(int((book.indices != 0).sum()) for book in trained.codebooks.values() if book.reserved)
-            result.line += f", {left:,} of {sum(int(mask.sum()) for mask in masks.values()):,} weights left"
+            result.line += f", {_kept(trained.codebooks):,} of {_weights(masks):,} weights left"
         kept = dict(state.masks or {})
         kept |= {name: mask.cpu() for name, mask in zeroed(trained.codebooks).items()}
         result.state = State(
@@ -119,6 +102,40 @@ class _Refine(TrainBase):
             files=state.files,
         )
         return result
+
+    def _trainable(self, state: State) -> dict[str, Codebook]:
+        """The codebooks with a value to train: a layer whose weights are all removed has none."""
+        books = {
+            name: book
+            for name, book in state.codebooks.items()
+            if not book.bound and len(book.values) > int(book.reserved)
+        }
+        if not books:
+            raise NothingToDoError(
+                f"step {self.label!r}: no codebook to train; share with method='kmeans' and per='tensor' before it"
+            )
+        return books
+
+    def _start_from(self, earlier: nn.Module, names: list[str], parameters: dict[str, nn.Parameter]) -> None:
+        """Copy the shared tensors of an earlier step into the parameters."""
+        latent = dict(earlier.named_parameters())
+        for name in names:
+            if name not in latent or latent[name].shape != parameters[name].shape:
+                raise OptionError(
+                    f"step {self.label!r}: {name} of step {self.latent!r} has another shape; name a step after "
+                    "the last that shrank the model"
+                )
+            with torch.no_grad():
+                parameters[name].copy_(latent[name])
+
+
+def _kept(books: Mapping[str, Codebook]) -> int:
+    """How many weights are not zero, of codebooks that reserve a value for zero."""
+    return sum(int((book.indices != 0).sum()) for book in books.values() if book.reserved)
+
+
+def _weights(masks: Mapping[str, torch.Tensor]) -> int:
+    return sum(int(mask.sum()) for mask in masks.values())
 
 
 RefineStep: Any = create_model(

@@ -1,5 +1,4 @@
-"""`retrain`: train a pruned model again, its removed weights held at exactly zero, at a gentler rate by
-default.
+"""`retrain`: train a pruned model again; removed weights are held at exactly zero, and the default rate is lower.
 
 >>> RetrainStep().training().lr
 0.01
@@ -20,15 +19,14 @@ __all__ = ["RetrainStep"]
 
 
 class _Retrain(TrainBase):
-    """Training that expects something to have been pruned."""
+    """Training of a model that was pruned."""
 
     def run(self, state: State, work: Work) -> Result:
         """Train with the masks held."""
         if state.masks is None and state.plan is None:
             raise NothingToDoError(
                 f"step {self.label!r}: nothing was pruned before it, so there is nothing to recover from; "
-                "use a `train` "
-                "step to train a dense model further"
+                "use a `train` step to train a dense model further"
             )
         return super().run(state, work)
 

@@ -1,4 +1,4 @@
-"""`scan`: every layer pruned alone, at every level, and what it costs; a later `prune` can spend what was found.
+"""`scan`: prune every layer alone at every level, and measure the loss; a later `prune` can use the table.
 
     [[step]]
     kind = "scan"
@@ -9,8 +9,8 @@
     granularity = "filter"
     budget = {name = "scanned", floor = 0.5}
 
-The model stays as it is. The table is kept as `scan.json` among the step's files; a scan that was stopped goes on where
-it was.
+The model does not change. The table is `scan.json` among the step's files. A scan that was stopped continues where it
+was.
 
 >>> ScanStep(granularity="kernel", subset=500).levels
 (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -18,8 +18,10 @@ it was.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
+import torch
 from pydantic import Field
 from torch import nn
 
@@ -29,9 +31,12 @@ from secateur.data import Split
 from secateur.errors import OptionError
 from secateur.lab.state import State
 from secateur.lab.steps import Plugin, Result, Step, Work, make
-from secateur.lab.training.evaluate import evaluate
+from secateur.lab.training import evaluate
 from secateur.report.forms import scan_measurements
 from secateur.sensitivity.scan import LEVELS, check_levels, scan
+
+if TYPE_CHECKING:
+    from secateur.lab.training import TrainingProgress
 
 __all__ = ["FILE", "ScanStep"]
 
@@ -39,13 +44,15 @@ FILE = "scan.json"
 """The name of the table among the step's files."""
 
 Patterns = str | tuple[str, ...] | None
+Batch = tuple[torch.Tensor, torch.Tensor]
+Evaluation = list[Batch] | Callable[[nn.Module], float]
 
 
 class ScanStep(Step):
-    """Measure how much each layer can spare, alone and without retraining."""
+    """Measure how sensitive each layer is to pruning, alone and without retraining."""
 
     criterion: Plugin = Field("magnitude", description="what a weight is worth")
-    granularity: Plugin = Field("element", description="what is cut as one piece")
+    granularity: Plugin = Field("element", description="what is cut as one unit")
     levels: tuple[float, ...] = Field(LEVELS, description="sparsities of each layer, rising")
     only: Patterns = Field(None, description="layers to scan, by name or pattern")
     skip: Patterns = Field(None, description="layers to leave alone")
@@ -56,21 +63,21 @@ class ScanStep(Step):
         description="images that the accuracy is measured on",
     )
     subset: int | None = Field(
-        None, ge=1, description="the first so many of them; each value then has a 95 % interval"
+        None, ge=1, description="only the first of them, this number; each value then has a 95 % interval"
     )
     batch_size: int = Field(250, ge=1, description="images of one forward pass")
-    images: int = Field(10, ge=1, description="images of each class that criteria which need data see")
-    memory: int = Field(1 << 30, ge=0, description="bytes for what comes before the layer under test")
+    images: int = Field(10, ge=1, description="images of each class for criteria that need data")
+    memory: int = Field(1 << 30, ge=0, description="bytes for cached activations of the unchanged layers")
 
     def check(self, model: nn.Module, before: list[str]) -> None:
-        """Names, levels, and patterns against the model."""
+        """Check names and levels, and patterns against the model."""
         make(criteria.registry, self.criterion)
         make(granularity.registry, self.granularity)
         check_levels(self.levels)
         select(model, self.only, self.skip, self.parameters)
 
     def run(self, state: State, work: Work) -> Result:
-        """Scan; the table is a file of the state after."""
+        """Scan; the table is a file of the state after the step."""
         split: Split = getattr(work.data, self.split)
         if self.subset is not None and self.subset > len(split):
             raise OptionError(
@@ -80,7 +87,7 @@ class ScanStep(Step):
         model = state.model.to(work.device).eval()
         metric, better, measured, subset = self._evaluation(model, split, work)
         images, labels = work.data.train.per_class(self.images)
-        watch = _ScanDisplay(work.progress.training())
+        display = _ScanDisplay(work.progress.training())
         try:
             found = scan(
                 model,
@@ -98,11 +105,11 @@ class ScanStep(Step):
                 subset=subset,
                 memory=self.memory,
                 resume=work.checkpoint,
-                progress=watch,
+                progress=display,
                 seed=work.seed,
             )
         finally:
-            watch.finish()
+            display.finish()
         model.to("cpu")
         count = self.subset or len(split)
         rows = scan_measurements(found, metric)
@@ -113,8 +120,10 @@ class ScanStep(Step):
         state.files = {**state.files, FILE: found.to_json().encode()}
         return Result(state, rows, {"table": found.table}, line)
 
-    def _evaluation(self, model: nn.Module, split: Split, work: Work) -> tuple[str, bool, Any, int | None]:
-        """(metric, whether more is better, what `scan` evaluates with, of how many images)."""
+    def _evaluation(
+        self, model: nn.Module, split: Split, work: Work
+    ) -> tuple[str, bool, Evaluation, int | None]:
+        """The metric, whether more is better, what `scan` evaluates with, and on how many images."""
         if not hasattr(model, "training_loss") and not hasattr(model, "evaluation_metrics"):
             batches = list(_first(split.batches(self.batch_size, device=work.device), self.subset))
             return "accuracy", True, batches, self.subset
@@ -132,8 +141,8 @@ class ScanStep(Step):
         return "loss", False, loss, None
 
 
-def _first(batches: Any, subset: int | None) -> Any:
-    """As many batches as hold so many images."""
+def _first(batches: Iterable[Batch], subset: int | None) -> Iterator[Batch]:
+    """The batches that hold the first `subset` images."""
     seen = 0
     for images, labels in batches:
         if subset is not None and seen >= subset:
@@ -143,9 +152,9 @@ def _first(batches: Any, subset: int | None) -> Any:
 
 
 class _ScanDisplay:
-    """A scan's progress, shown where a training's is: one epoch of as many steps as there are values."""
+    """Shows a scan in the display of a training: one epoch, with a step for every value."""
 
-    def __init__(self, shown: Any):
+    def __init__(self, shown: TrainingProgress | None):
         self.shown, self.begun = shown, False
 
     def __call__(self, done: int, total: int, left: float) -> None:
@@ -157,6 +166,6 @@ class _ScanDisplay:
         self.shown.step(1, done, float("nan"))
 
     def finish(self) -> None:
-        """Take the display away."""
+        """Remove the display."""
         if self.shown is not None and self.begun:
             self.shown.finish()

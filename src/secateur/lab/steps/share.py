@@ -1,4 +1,4 @@
-"""`share`: few distinct values per tensor, and per weight which of them it is; zeros of a mask stay zero.
+"""`share`: give every tensor few distinct values, and every weight one of them; zeros of a mask stay zero.
 
 >>> ShareStep(bits=4, start="optimal").bits
 4
@@ -13,6 +13,7 @@ from torch import nn
 
 from secateur.core.masks import Masks
 from secateur.core.measurement import Measurement, Measurements
+from secateur.lab.outcomes import Table
 from secateur.lab.state import State
 from secateur.lab.steps import Result, Step, Work
 from secateur.quantize.share import ShareOptions, plan_sharing, share
@@ -40,10 +41,10 @@ class ShareStep(Step):
     options: dict[str, Any] = Field(default_factory=dict, description="further options of the method")
 
     def check(self, model: nn.Module, before: list[str]) -> None:
-        """Names and options, and patterns against the model."""
+        """Check names and options, and patterns against the model."""
         plan_sharing(model, options=self._options(), **self._asked())
 
-    def _asked(self) -> dict[str, Any]:
+    def _asked(self) -> Table:
         return {
             "bits": self.bits,
             "method": self.method,
@@ -56,7 +57,7 @@ class ShareStep(Step):
         return ShareOptions(self.only, self.skip, self.parameters, seed=seed)
 
     def run(self, state: State, work: Work) -> Result:
-        """Share; the model's weights are the codebooks' from here on."""
+        """Share; from here on the model's weights are values of the codebooks."""
         shared = share(
             state.model,
             masks=state.masks if state.masks is not None else "zeros",

@@ -1,4 +1,4 @@
-"""`shrink`: pruned channels really leave the model; a proof that it still computes the same goes with it.
+"""`shrink`: remove pruned channels from the model, with a proof that it still computes the same.
 
 >>> ShrinkStep(round_to=8).round_to
 8
@@ -6,12 +6,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import NothingToDoError, OptionError
+from secateur.lab.outcomes import Table
 from secateur.lab.state import State
 from secateur.lab.steps import Result, Step, Work
 from secateur.structure.shrink import shrink
@@ -20,36 +19,34 @@ __all__ = ["ShrinkStep"]
 
 
 class ShrinkStep(Step):
-    """Cut out of the model what the masks remove from every tensor that knows of it."""
+    """Cut the masked channels out of every tensor that has them."""
 
     coupling: str = Field("union", description="union: masks chosen in any way; coupled: masks that agree")
     round_to: int | None = Field(None, description="keep widths at a multiple of this")
     at_least: int = Field(1, ge=1, description="units of a group that stay")
     tolerance: float = Field(1e-9, gt=0, description="largest difference the proof allows, in float64")
     across_norm: bool = Field(
-        False, description="also cut axes that cross a LayerNorm; no equality holds then"
+        False, description="also cut axes that cross a LayerNorm; the outputs then change"
     )
-
     free: bool = Field(
         False,
-        description="let zeros that stay inside the smaller model be trained again, instead of holding them",
+        description="let zeros inside the smaller model be trained again, instead of holding them",
     )
 
-    def chosen(self) -> dict[str, Any]:
-        """The options; one that came later and is not used leaves the addresses of outcomes as they were."""
+    def chosen(self) -> Table:
+        """The options; without `free` where it is not used, so that addresses of older outcomes stay valid."""
         found = super().chosen()
         return found if self.free else {key: value for key, value in found.items() if key != "free"}
 
     def run(self, state: State, work: Work) -> Result:
-        """Shrink; the optimizer of a later training starts on the smaller tensors."""
+        """Shrink; the optimizer of a later training starts afresh on the smaller tensors."""
         if state.masks is None:
             raise NothingToDoError(
-                f"step {self.label!r}: nothing was pruned before it, so no channel can leave"
+                f"step {self.label!r}: nothing was pruned before it, so no channel can be removed"
             )
         if state.plan is not None:
             raise OptionError(
-                f"step {self.label!r}: the model was shrunk before, and a file holds one plan only; prune "
-                "all "
+                f"step {self.label!r}: the model was shrunk before, and a file holds one plan only; prune all "
                 "channels first, then shrink once"
             )
         small = shrink(
@@ -66,7 +63,7 @@ class ShrinkStep(Step):
         after = sum(parameter.numel() for parameter in small.model.parameters())
         text = "largest difference of masked and shrunk model over the largest output, both in float64"
         measured = Measurement("proof_error", float(small.proof.error), "", text, notes=(str(small.proof),))
-        # None where all that was masked has left, too.
+        # None also where everything masked was cut out.
         masks = small.masks if small.masks.kept < small.masks.numel and not self.free else None
         state = State(small.model, masks=masks, plan=small.plan.to_json())
         line = f"{before:,} parameters to {after:,}; {small.proof}"

@@ -1,6 +1,6 @@
-"""`train`: train the model, with whatever masks it has held all the while.
+"""`train`: train the model; its masks, where it has some, are held.
 
-Every option of `secateur.lab.training.options.TrainingOptions` is an option of the step.
+Every option of `secateur.lab.training.TrainingOptions` is an option of the step.
 
 >>> TrainStep(epochs=3, lr=0.05).training().epochs
 3
@@ -20,13 +20,20 @@ from secateur.data import Augment
 from secateur.errors import OptionError, RecipeError, near
 from secateur.lab.state import State
 from secateur.lab.steps import Options, Result, Step, Work
-from secateur.lab.training import loop as trainer
+from secateur.lab.training import (
+    EpochRecord,
+    GradualPruning,
+    Trained,
+    TrainingContext,
+    TrainingOptions,
+    train,
+)
 
 __all__ = ["Augmentation", "TrainBase", "TrainStep", "augmentation"]
 
 
 class AugmentOptions(Options):
-    """How training images are changed at random."""
+    """How training images are augmented."""
 
     crop: int = 4
     flip: bool = True
@@ -37,7 +44,13 @@ Augmentation = AugmentOptions | bool | str | None
 
 
 def augmentation(given: Augmentation) -> Augment | None:
-    """What a step's `augment` asks for, checked.
+    """The augmentation that a step's `augment` asks for.
+
+    Args:
+        given: A table, a word, or None.
+
+    Returns:
+        The augmentation, or None for none.
 
     >>> augmentation(AugmentOptions(crop=2)), augmentation("none")
     (Augment(crop=2, flip=True, edges='black'), None)
@@ -45,20 +58,28 @@ def augmentation(given: Augmentation) -> Augment | None:
     return Augment(**given.model_dump()) if isinstance(given, AugmentOptions) else Augment.of(given)
 
 
-def training_fields(**other: Any) -> dict[str, Any]:
-    """The options of `Training` as pydantic fields, so that the two never drift; `other` changes defaults."""
-    hints = get_type_hints(trainer.TrainingOptions)
+def training_fields(**other: object) -> dict[str, Any]:
+    """The options of `TrainingOptions` as pydantic fields.
+
+    Args:
+        other: Other defaults, by name.
+
+    Returns:
+        Type and default of every field, as `pydantic.create_model` takes them.
+    """
+    hints = get_type_hints(TrainingOptions)
     found: dict[str, Any] = {}
-    for field in dataclasses.fields(trainer.TrainingOptions):
+    for field in dataclasses.fields(TrainingOptions):
         kind = Augmentation if field.name == "augment" else hints[field.name]
         found[field.name] = (kind, other.get(field.name, field.default))
     return found
 
 
 class TrainBase(Step):
-    """What `train` and `retrain` share: how to train, and an earlier step to learn from."""
+    """What all steps that train a model share: how to train, and an earlier step to learn from."""
 
     version: ClassVar[int] = 1
+    trains: ClassVar[bool] = True
     teacher: str | None = Field(
         None, description="distilled from: the label of an earlier step, or 'teacher' for the [teacher] table"
     )
@@ -66,16 +87,14 @@ class TrainBase(Step):
         False, description="train with the channels innermost: faster with bf16 on a CPU"
     )
 
-    def training(self) -> trainer.TrainingOptions:
-        """The options as `Training`, which checks their values."""
-        given = {
-            field.name: getattr(self, field.name) for field in dataclasses.fields(trainer.TrainingOptions)
-        }
+    def training(self) -> TrainingOptions:
+        """The options as `TrainingOptions`, which checks their values."""
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(TrainingOptions)}
         given["augment"] = augmentation(given["augment"])
-        return trainer.TrainingOptions(**given)
+        return TrainingOptions(**given)
 
     def check(self, model: nn.Module, before: list[str]) -> None:
-        """The values, and that the teacher comes first."""
+        """Check the values, and that the teacher is an earlier step."""
         self.training()
         if self.teacher is not None and self.teacher not in before:
             if self.teacher == "teacher":
@@ -94,11 +113,11 @@ class TrainBase(Step):
             )
 
     def refers(self) -> tuple[str, ...]:
-        """The teacher, whose weights are part of what comes out."""
+        """The teacher, on whose weights the outcome depends."""
         return (self.teacher,) if self.teacher is not None else ()
 
-    def lay(self, model: nn.Module) -> None:
-        """The weights in the order of memory that was asked for."""
+    def set_memory_format(self, model: nn.Module) -> None:
+        """Put the weights into the memory format that was asked for."""
         if self.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -106,61 +125,63 @@ class TrainBase(Step):
         """Train; the log holds the epochs."""
         return self.trained(state, work)
 
-    def trained(self, state: State, work: Work, pruning: trainer.GradualPruning | None = None) -> Result:
-        """Train, and prune meanwhile where a plan for it is given."""
+    def trained(self, state: State, work: Work, pruning: GradualPruning | None = None) -> Result:
+        """Train; with `pruning`, remove weights meanwhile."""
         if state.codebooks:
             raise OptionError(
-                f"step {self.label!r}: the weights are shared by now, and training would make them all "
-                "different again; "
-                "train before sharing"
+                f"step {self.label!r}: the weights are shared, and training would make them all different again; "
+                "train before sharing, or use a `refine` step"
             )
         teacher = work.earlier(self.teacher).model if self.teacher is not None else None
-        self.lay(state.model)
-        trained = trainer.train(
+        self.set_memory_format(state.model)
+        trained = train(
             state.model,
             work.data,
             self.training(),
             masks=state.masks,
             pruning=pruning,
-            teacher=teacher,
             seed=work.seed,
             device=work.device,
-            checkpoint=work.checkpoint,
-            progress=work.progress.training(),
+            context=TrainingContext(teacher, checkpoint=work.checkpoint, progress=work.progress.training()),
         )
         state.model.to("cpu").to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        measured: list[Measurement] = []
-        for record in trained.history:
-            at = {"epoch": record.epoch}
-            measured.append(
-                Measurement(
-                    "epoch_loss", record.train_loss, "", "mean training loss over the epoch", context=at
-                )
-            )
-            if record.train_accuracy is not None:
-                text = "share of training images classified right while the epoch ran"
-                measured.append(
-                    Measurement("epoch_train_accuracy", record.train_accuracy, "", text, context=at)
-                )
-            for name, value in record.metrics.items():
-                text = f"{name} on the validation images after the epoch"
-                measured.append(Measurement(f"epoch_validation_{name}", value, "", text, context=at))
         log = {
             "epochs": len(trained.history),
             "best_epoch": trained.best_epoch,
             "early": trained.stopped_early,
             "resumed_from": trained.resumed_from,
         }
-        last = trained.history[-1] if trained.history else None
-        line = f"{len(trained.history)} epochs"
-        if last is not None:
-            line += f", loss {last.train_loss:.3f}"
-            if "accuracy" in last.metrics:
-                line += f", validation accuracy {last.metrics['accuracy']:.2%}"
         state.model.eval()
         return Result(
-            State(state.model, masks=trained.masks, plan=state.plan), Measurements(measured), log, line
+            State(state.model, masks=trained.masks, plan=state.plan),
+            Measurements(row for record in trained.history for row in _rows(record)),
+            log,
+            _line(trained),
         )
+
+
+def _rows(record: EpochRecord) -> list[Measurement]:
+    """The measurements of one epoch."""
+    at = {"epoch": record.epoch}
+    rows = [Measurement("epoch_loss", record.train_loss, "", "mean training loss over the epoch", context=at)]
+    if record.train_accuracy is not None:
+        text = "share of training images classified correctly during the epoch"
+        rows.append(Measurement("epoch_train_accuracy", record.train_accuracy, "", text, context=at))
+    for name, value in record.metrics.items():
+        text = f"{name} on the validation images after the epoch"
+        rows.append(Measurement(f"epoch_validation_{name}", value, "", text, context=at))
+    return rows
+
+
+def _line(trained: Trained) -> str:
+    """The training in half a sentence."""
+    line = f"{len(trained.history)} epochs"
+    if trained.history:
+        last = trained.history[-1]
+        line += f", loss {last.train_loss:.3f}"
+        if "accuracy" in last.metrics:
+            line += f", validation accuracy {last.metrics['accuracy']:.2%}"
+    return line
 
 
 TrainStep: Any = create_model("TrainStep", __base__=TrainBase, __module__=__name__, **training_fields())

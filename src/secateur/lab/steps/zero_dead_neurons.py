@@ -1,4 +1,4 @@
-"""`zero_dead_neurons`: set to zero what no answer depends on: weights and biases of neurons that pruning has cut off.
+"""`zero_dead_neurons`: set to zero the weights and biases of neurons that no longer affect any output.
 
 >>> ZeroDeadNeuronsStep(images=500).images
 500
@@ -19,15 +19,15 @@ __all__ = ["ZeroDeadNeuronsStep"]
 
 
 class ZeroDeadNeuronsStep(Step):
-    """Weights and biases whose gradient is zero for every image go; the answers stay."""
+    """Remove weights and biases whose gradient is zero for every image; the outputs stay the same."""
 
-    images: int = Field(10_000, ge=1, description="training images that are asked, at most")
+    images: int = Field(10_000, ge=1, description="most training images to look at")
 
     def run(self, state: State, work: Work) -> Result:
-        """Ask, set to zero, and hold what is zero from here on."""
+        """Find them, set them to zero, and hold them there from here on."""
         if state.codebooks:
             raise OptionError(
-                f"step {self.label!r}: the weights are shared by now; zero dead neurons before sharing"
+                f"step {self.label!r}: the weights are shared; zero dead neurons before sharing"
             )
         state.model.to(work.device)
         wanted, batches = self.images, []
@@ -40,7 +40,7 @@ class ZeroDeadNeuronsStep(Step):
         masks = zero_dead_neurons(state.model, batches, seed=work.seed).to("cpu")
         state.model.to("cpu")
         after = sum(int((parameter != 0).sum()) for parameter in state.model.parameters())
-        text = "weights and biases that were not zero, and that no answer depended on"
+        text = "weights and biases that were not zero, and that no output depended on"
         before_it = dict(state.masks or {})
         merged = {**before_it, **{name: mask & before_it.get(name, mask) for name, mask in masks.items()}}
         return Result(

@@ -1,9 +1,7 @@
-"""A training's checkpoint: one safetensors file with the weights, the optimizer's state and the history so
-far.
+"""A training's checkpoint: one safetensors file with the weights, the optimizer's state and the history so far.
 
-No pickle. It is written beside its place and renamed, so it is whole or not there. The order of the images,
-the augmentation, dropout's randomness and the learning rate are functions of (seed, epoch), so they need not
-be kept.
+No pickle. Writes are atomic: a temporary file, then a rename. The order of the images, the augmentation, dropout's
+randomness and the learning rate are functions of (seed, epoch), so they are not stored.
 
 >>> import tempfile
 >>> with tempfile.TemporaryDirectory() as folder:
@@ -27,14 +25,15 @@ from torch import nn
 
 from secateur.core.atomic_files import atomic_write
 from secateur.errors import OptionError, StoreError
+from secateur.lab.outcomes import Table
 
 __all__ = ["identity", "load_optimizer", "optimizer_tensors", "read", "tensors_digest", "under", "write"]
 
 _FORMAT, _VERSION = "secateur-training", "1"
 
 
-def write(file: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all."""
+def write(file: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, object]) -> None:
+    """Write a checkpoint atomically."""
     from safetensors.torch import save
 
     # Copies: safetensors refuses tensors that share memory, as tied weights do.
@@ -43,7 +42,7 @@ def write(file: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, A
     atomic_write(file, data)
 
 
-def read(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def read(file: Path) -> tuple[dict[str, torch.Tensor], Table]:
     """Read what `write` wrote."""
     from safetensors import SafetensorError, safe_open
 
@@ -64,7 +63,7 @@ def read(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors whose names begin with a prefix, without it.
+    """The tensors whose names begin with a prefix, which is taken off.
 
     >>> list(under("model/", {"model/w": torch.ones(1), "best/w": torch.ones(1)}))
     ['w']
@@ -72,8 +71,8 @@ def under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.T
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """An optimizer's state as named tensors, and the numbers among them."""
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], Table]:
+    """An optimizer's state: its tensors by name, and its numbers by name."""
     tensors, numbers = {}, {}
     for index, entries in optimizer.state_dict()["state"].items():
         for key, value in entries.items():
@@ -85,10 +84,9 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch
 
 
 def load_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Any]
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, object]
 ) -> None:
-    """Put such a state back; the groups' options stay those of the new optimizer, which was made from equal
-    options.
+    """Restore such a state. The options of the parameter groups stay those of the optimizer given.
 
     >>> weight = nn.Parameter(torch.ones(1)); weight.grad = torch.ones(1)
     >>> first, second = (torch.optim.SGD([weight], lr=0.1, momentum=0.9) for _ in range(2))
@@ -119,8 +117,8 @@ def tensors_digest(module: nn.Module | None) -> str | None:
     return whole.hexdigest()
 
 
-def identity(found: Mapping[str, Any], wanted: Mapping[str, Any], file: Path) -> None:
-    """Raise unless a checkpoint belongs to this very training: the same start, options, data, seed and masks.
+def identity(found: Mapping[str, object], wanted: Mapping[str, object], file: Path) -> None:
+    """Raise unless a checkpoint belongs to this training: the same start, options, data, seed and masks.
 
     >>> identity({"seed": 0}, {"seed": 1}, Path("c"))
     Traceback (most recent call last):

@@ -1,11 +1,11 @@
-"""Training: one plain loop on Hugging Face accelerate; the same bytes for the same seed, resumed to the bit.
+"""`train`: the training loop, and one training's progress through it.
 
 >>> from secateur import data, models
 >>> digits = data.load("digits", size=28, limit=200)
 >>> _ = torch.manual_seed(0); model = models.build("lenet-300-100")
 >>> trained = train(model, digits, TrainingOptions(epochs=2, lr=0.05, batch_size=16), device="cpu")
->>> [record.epoch for record in trained.history], evaluate(model, digits.test, device="cpu")["accuracy"] > 0.5
-([1, 2], True)
+>>> [record.epoch for record in trained.history]
+[1, 2]
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -31,7 +31,7 @@ from secateur.execution.devices import chosen_device
 from secateur.lab.training import checkpoint as checkpoints
 from secateur.lab.training import mix as mixing
 from secateur.lab.training.average import WeightAverage
-from secateur.lab.training.evaluate import (
+from secateur.lab.training.evaluation import (
     Loss,
     distillation,
     evaluate,
@@ -41,25 +41,38 @@ from secateur.lab.training.evaluate import (
     placed,
 )
 from secateur.lab.training.options import EpochRecord, Trained, TrainingOptions, rate
-from secateur.lab.training.progress import Bars, TrainingProgress, watcher
+from secateur.lab.training.progress import TrainingProgress, watcher
 from secateur.lab.training.pruning import GradualPruning
 from secateur.lab.training.surroundings import accelerated, exact, own_random_state
 
-__all__ = [
-    "Bars",
-    "EpochRecord",
-    "GradualPruning",
-    "Loss",
-    "Trained",
-    "TrainingOptions",
-    "TrainingProgress",
-    "evaluate",
-    "rate",
-    "train",
-]
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["Evaluate", "TrainingContext", "train"]
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
-_evaluate = evaluate  # `train` has a parameter of that name
+"""`evaluate(model)`: the model's metrics by name."""
+
+_SHOW_EVERY = 0.2  # seconds between two updates of a display within an epoch
+
+
+@dataclass(frozen=True)
+class TrainingContext:
+    """What one training uses besides the model, the data and the options. Every field may be left out.
+
+    Args:
+        teacher: Another network; its answers are distilled from, with `distill_alpha` above 0 in the options.
+        loss: `loss(outputs, inputs, labels)`, in place of cross-entropy or of the model's own `training_loss`.
+        evaluate: `evaluate(model) -> metrics`, in place of the pass over the validation images.
+        checkpoint: A file, written after every epoch and resumed from when it exists; it stays when training is done.
+        progress: `auto` (bars on a terminal, else nothing), None, or a `TrainingProgress`.
+    """
+
+    teacher: nn.Module | None = None
+    loss: Loss | None = None
+    evaluate: Evaluate | None = None
+    checkpoint: str | os.PathLike[str] | None = None
+    progress: TrainingProgress | str | None = None
 
 
 def train(
@@ -69,41 +82,78 @@ def train(
     *,
     masks: Masks | None = None,
     pruning: GradualPruning | None = None,
-    teacher: nn.Module | None = None,
-    loss: Loss | None = None,
-    evaluate: Evaluate | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
-    checkpoint: str | os.PathLike[str] | None = None,
-    progress: TrainingProgress | str | None = None,
+    context: TrainingContext | None = None,
 ) -> Trained:
     """Train the model in place; afterwards it is on the device and in the mode it came in.
 
-    `masks` are held: removed weights stay exactly 0. `pruning` makes them grow while the training runs, and
-    what it came to is in `Trained.masks`. `teacher` is distilled from (needs `distill_alpha` above
-    0). `loss(outputs, inputs, labels)` replaces cross-entropy; without it the model's own `training_loss` is
-    used where it has one. `evaluate(model) -> metrics` replaces the pass over data.validation. `checkpoint`
-    is a file, written after every epoch and resumed from when it is there; it is left where it is when
-    training is done. `progress` is `auto` (bars on a terminal, else nothing), None, or a `TrainingProgress`.
+    The same start, options, data, seed, masks and machine give the same bytes: random numbers are drawn afresh in
+    every epoch from (seed, epoch), and torch's global random state is restored afterwards. A last batch of one image
+    is left out, since batch norm cannot train on it.
 
-    The same start, options, data, seed, masks and machine give the same bytes: random numbers are drawn
-    afresh every epoch from (seed, epoch), and torch's global random state is given back as it was. A last
-    batch of one image is left out, since batch norm cannot train on it.
+    Args:
+        model: The network; its parameters that require a gradient are trained.
+        data: Its `train` split is trained on, its `validation` split measured after every epoch.
+        options: How to train; None: the defaults.
+        masks: Held while training: removed weights stay exactly 0.
+        pruning: Removes more weights while training runs; `Trained.masks` are those at the end.
+        seed: Draws the order of images, their augmentation and dropout.
+        device: `auto`, or a device's name.
+        context: A teacher, a loss, an evaluation, a checkpoint or a display of one's own.
+
+    Returns:
+        The history of the epochs; the weights are in the model.
+
+    Raises:
+        OptionError: Options that do not go together.
+        DataError: No training images.
+        NothingToDoError: No parameter requires a gradient.
+        NonFiniteError: The loss became NaN or infinite.
     """
     options = options or TrainingOptions()
-    run = _Run(model, data, options, masks, pruning, teacher, loss, evaluate, seed)
-    file = None if checkpoint is None else Path(checkpoint)
-    shown = watcher(progress)
+    context = context or TrainingContext()
+    run = _Run(model, data, options, masks, pruning, seed, context)
+    shown = watcher(context.progress)
     with ExitStack() as stack:
         accelerator = stack.enter_context(accelerated(options, chosen_device(device)))
         stack.enter_context(placed(model, accelerator.device))
         stack.enter_context(in_mode(model, True))
-        if teacher is not None:
-            stack.enter_context(placed(teacher, accelerator.device))
-            stack.enter_context(in_mode(teacher, False))
+        if context.teacher is not None:
+            stack.enter_context(placed(context.teacher, accelerator.device))
+            stack.enter_context(in_mode(context.teacher, False))
         stack.enter_context(own_random_state(accelerator.device))
         stack.enter_context(exact(accelerator.device, options))
-        return run.go(accelerator, file, shown if accelerator.is_main_process else None)
+        return run.go(accelerator, shown if accelerator.is_main_process else None)
+
+
+@dataclass(frozen=True)
+class _Machinery:
+    """What the loop runs on: the network as accelerate wraps it, the optimizer, and where progress is shown."""
+
+    accelerator: Accelerator
+    network: nn.Module
+    optimizer: Any  # a torch optimizer, or accelerate's wrapper of one, which is no subclass in its types
+    steps: int  # optimizer steps in an epoch
+    shown: TrainingProgress | None
+
+
+class _Sums:
+    """Sums over one epoch, on the device, so that no step waits for a transfer."""
+
+    def __init__(self, device: torch.device):
+        self.loss = torch.zeros((), device=device)
+        self.correct = torch.zeros((), dtype=torch.int64, device=device)
+        self.images = 0
+
+    def reduce(self, accelerator: Accelerator) -> None:
+        """Add up over all processes."""
+        if accelerator.num_processes > 1:
+            count = torch.tensor(self.images, device=self.loss.device)
+            self.loss, self.correct, whole = (
+                accelerator.reduce(part) for part in (self.loss, self.correct, count)
+            )
+            self.images = int(whole)
 
 
 class _Run:
@@ -116,112 +166,128 @@ class _Run:
         options: TrainingOptions,
         masks: Masks | None,
         pruning: GradualPruning | None,
-        teacher: nn.Module | None,
-        loss: Loss | None,
-        evaluate: Evaluate | None,
         seed: int,
+        context: TrainingContext,
     ):
         self.model, self.data, self.options, self.masks = model, data, options, masks
         self.pruning, self.held = pruning, ExitStack()
-        self.teacher, self.seed = teacher, seed
-        self.loss, self.classifies = loss_of(model, loss, options.label_smoothing)
-        self.evaluate = evaluate
-        self.custom_loss = loss
+        self.seed, self.context = seed, context
+        self.loss, self.classifies = loss_of(model, context.loss, options.label_smoothing)
+        self.file = None if context.checkpoint is None else Path(context.checkpoint)
         self.history: list[EpochRecord] = []
         self.best: dict[str, torch.Tensor] = {}
         self.average: WeightAverage | None = None
-        self._refuse()
+        self._check_parts()
+        self._check_validation()
 
-    def _refuse(self) -> None:
-        """Everything that can be known to be wrong before the first step."""
+    # -- what can be refused before the first step
+    def _check_parts(self) -> None:
+        """Refuse missing images, a model without anything to train, and parts that do not go together."""
         name = type(self.model).__name__
+        teacher, alpha = self.context.teacher, self.options.distill_alpha
         if len(self.data.train) == 0:
             raise DataError(f"{self.data.name}: expected training images, got none")
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             raise NothingToDoError(
                 f"{name} has no parameter that requires a gradient: there is nothing to train"
             )
-        if (self.teacher is not None) != (self.options.distill_alpha > 0):
+        if (teacher is not None) != (alpha > 0):
             raise OptionError(
                 "distillation needs both a teacher and distill_alpha above 0; got "
-                f"{'a teacher' if self.teacher is not None else 'no teacher'} and "
-                f"distill_alpha={self.options.distill_alpha}"
+                f"{'a teacher' if teacher is not None else 'no teacher'} and distill_alpha={alpha}"
             )
-        if self.teacher is not None and not self.classifies:
+        if teacher is not None and not self.classifies:
             raise OptionError(
                 f"distillation compares logits, which {name} does not return; leave the teacher out"
             )
-        validated = self.evaluate is not None or len(self.data.validation) > 0
-        if not validated and (self.options.keep == "best" or self.options.early_stop is not None):
+        if self.options.mix and (self.context.loss is not None or not self.classifies):
             raise OptionError(
-                "keep='best' and early_stop choose by the validation split, which is empty; load the data "
-                "with validation=0.1"
-            )
-        if self.pruning is not None and (self.options.keep == "best" or self.options.early_stop is not None):
-            raise OptionError(
-                "pruning: the best epoch may come before the last weights leave; expected keep='last' and no "
-                "early_stop"
-            )
-        if self.options.mix and (self.custom_loss is not None or not self.classifies):
-            raise OptionError(
-                f"mix: only cross-entropy takes two labels an image, and {name} is trained with another loss"
+                f"mix: only cross-entropy takes two labels per image, and {name} is trained with another loss"
             )
         if self.masks is not None:
             self.masks.check(self.model)
 
+    def _check_validation(self) -> None:
+        """Refuse options that choose an epoch where no epoch can be chosen."""
+        if self.options.keep != "best" and self.options.early_stop is None:
+            return
+        if self.context.evaluate is None and len(self.data.validation) == 0:
+            raise OptionError(
+                "keep='best' and early_stop choose by the validation split, which is empty; load the data "
+                "with validation=0.1"
+            )
+        if self.pruning is not None:
+            raise OptionError(
+                "pruning: the best epoch may come before the last weights leave; expected keep='last' and no "
+                "early_stop"
+            )
+
     # -- the loop
-    def go(self, accelerator: Any, file: Path | None, shown: TrainingProgress | None) -> Trained:
-        """Train until the epochs are done or nothing gets better."""
-        options, data = self.options, self.data
-        about = self._about() if file is not None else {}
+    def go(self, accelerator: Accelerator, shown: TrainingProgress | None) -> Trained:
+        """Train until the epochs are done or `early_stop` ends it."""
+        about = self._about() if self.file is not None else {}
         optimizer = self._optimizer()
-        scaler_state = None
-        if options.average is not None:
-            self.average = WeightAverage(self.model, options.average)
-        if file is not None and file.exists():
-            scaler_state = self._resume(file, about, optimizer)
+        if self.options.average is not None:
+            self.average = WeightAverage(self.model, self.options.average)
+        scaler = None
+        if self.file is not None and self.file.exists():
+            scaler = self._resume(self.file, about, optimizer)
         resumed_from = len(self.history)
-        steps = len(range(0, len(data.train), options.batch_size))
-        if steps > 1 and 0 < len(data.train) % options.batch_size < 2 * accelerator.num_processes:
-            steps -= 1
         with ExitStack() as stack:
             self.held = stack.enter_context(ExitStack())
             self._hold(self.masks, optimizer)
-            if self.average is not None and not self.history:  # the masked weights are zero only now
+            if self.average is not None and not self.history:  # the masked weights are zero only from here on
                 self.average.restart(self.model)
-            network = self.model
-            if accelerator.num_processes > 1:
-                network = accelerator.prepare_model(self.model)
-                stack.callback(accelerator.unwrap_model, network, keep_fp32_wrapper=False)
-            # accelerate's wrapper costs small networks a sixth of their time, and is needed to scale or to share only.
-            plain = accelerator.num_processes == 1 and accelerator.scaler is None
-            stepper = optimizer if plain else accelerator.prepare_optimizer(optimizer)
-            if scaler_state is not None and accelerator.scaler is not None:
-                accelerator.scaler.load_state_dict(scaler_state)
+            machinery = self._machinery(stack, accelerator, optimizer, scaler, shown)
             if shown is not None:
                 stack.callback(shown.finish)
-                shown.start(options.epochs, steps, resumed_from)
-            for epoch in range(resumed_from + 1, options.epochs + 1):
+                shown.start(self.options.epochs, machinery.steps, resumed_from)
+            for epoch in range(resumed_from + 1, self.options.epochs + 1):
                 if self._is_over():
                     break
-                record = self._epoch(epoch, steps, network, stepper, accelerator, shown)
+                record = self._epoch(epoch, machinery)
                 self.history.append(record)
-                if options.keep == "best" and self.best_epoch() == epoch:
-                    with self._averaged():
-                        state = self.model.state_dict()
-                        self.best = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
-                if file is not None and accelerator.is_main_process:
-                    self._save(file, about, optimizer, accelerator.scaler)
+                self._remember_best(epoch)
+                if self.file is not None and accelerator.is_main_process:
+                    self._save(self.file, about, optimizer, accelerator.scaler)
                 if shown is not None:
                     shown.epoch(record)
-        if options.keep == "best" and self.best_epoch() != len(self.history):
+        return self._trained(resumed_from)
+
+    def _machinery(
+        self,
+        stack: ExitStack,
+        accelerator: Accelerator,
+        optimizer: torch.optim.Optimizer,
+        scaler_state: dict[str, Any] | None,
+        shown: TrainingProgress | None,
+    ) -> _Machinery:
+        """Wrap network and optimizer as accelerate needs them; `stack` takes the wrapping off."""
+        network = self.model
+        if accelerator.num_processes > 1:
+            network = accelerator.prepare_model(self.model)
+            stack.callback(accelerator.unwrap_model, network, keep_fp32_wrapper=False)
+        # accelerate's wrapper costs small networks a sixth of their time; only scaling and several processes need it.
+        plain = accelerator.num_processes == 1 and accelerator.scaler is None
+        wrapped = optimizer if plain else accelerator.prepare_optimizer(optimizer)
+        if scaler_state is not None and accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(scaler_state)
+        images, size = len(self.data.train), self.options.batch_size
+        steps = len(range(0, images, size))
+        if steps > 1 and 0 < images % size < 2 * accelerator.num_processes:
+            steps -= 1  # every process needs two images of a batch, for batch norm
+        return _Machinery(accelerator, network, wrapped, steps, shown)
+
+    def _trained(self, resumed_from: int) -> Trained:
+        """Put the weights that were asked for into the model, and say how training went."""
+        if self.options.keep == "best" and self.best_epoch() != len(self.history):
             self.model.load_state_dict(self.best)
         elif self.average is not None:
             self.average.put(self.model)
         return Trained(
             history=tuple(self.history),
             best_epoch=self.best_epoch(),
-            stopped_early=len(self.history) < options.epochs,
+            stopped_early=len(self.history) < self.options.epochs,
             resumed_from=resumed_from,
             seconds=sum(record.seconds for record in self.history),
             masks=self.masks,
@@ -236,147 +302,153 @@ class _Run:
         if masks is not None:
             self.held.enter_context(hold(self.model, masks, optimizer))
 
-    def _epoch(
-        self,
-        epoch: int,
-        steps: int,
-        network: nn.Module,
-        stepper: Any,
-        accelerator: Any,
-        shown: TrainingProgress | None,
-    ) -> EpochRecord:
-        """One pass over the training images, and one over the validation images."""
-        options, device = self.options, accelerator.device
-        began = told = time.perf_counter()
-        rank, processes = accelerator.process_index, accelerator.num_processes
-        torch.manual_seed(_mixed(self.seed, epoch, rank))
-        total = torch.zeros((), device=device)
-        right = torch.zeros((), dtype=torch.int64, device=device)
-        seen = 0
-        lr = options.lr
-        batches = self.data.train.batches(
-            options.batch_size,
+    def _batches(self, epoch: int, accelerator: Accelerator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """This process's part of each batch of an epoch."""
+        return self.data.train.batches(
+            self.options.batch_size,
             shuffle=True,
             seed=self.seed,
             epoch=epoch,
-            augment=options.augment,
-            device=device,
-            share=(rank, processes),
+            augment=self.options.augment,
+            device=accelerator.device,
+            share=(accelerator.process_index, accelerator.num_processes),
         )
-        for step, (images, labels) in enumerate(batches, start=1):
+
+    def _epoch(self, epoch: int, machinery: _Machinery) -> EpochRecord:
+        """One pass over the training images, and one over the validation images."""
+        options, accelerator, steps = self.options, machinery.accelerator, machinery.steps
+        began = last_shown = time.perf_counter()
+        torch.manual_seed(_mixed(self.seed, epoch, accelerator.process_index))
+        sums = _Sums(accelerator.device)
+        lr = options.lr
+        for step, (images, labels) in enumerate(self._batches(epoch, accelerator), start=1):
             if step > steps:
                 break
             lr = rate(options, epoch - 1 + (step if epoch <= options.warmup else step - 1) / steps)
-            for group in stepper.param_groups:
+            for group in machinery.optimizer.param_groups:
                 group["lr"] = lr
-            self._prune((epoch - 1) * steps + step - 1, steps * options.epochs, stepper)
-            # What this batch counts over all processes: its parts may differ by one image.
-            whole = min(options.batch_size, len(self.data.train) - (step - 1) * options.batch_size)
-            parts = list(zip(images.chunk(options.accumulate), labels.chunk(options.accumulate)))
-            for index, (some, theirs) in enumerate(parts, start=1):
-                last = index == len(parts)
-                with nullcontext() if last or processes == 1 else accelerator.no_sync(network):
-                    value, correct = self._loss(network, some, theirs, accelerator)
-                    accelerator.backward(value * (len(theirs) * processes / whole))
-                total += value.detach() * len(theirs)
-                right += correct
-            if options.grad_clip is not None:
-                accelerator.clip_grad_norm_(network.parameters(), options.grad_clip)
-            stepper.step()
-            stepper.zero_grad()
-            if self.average is not None:
-                self.average.take(self.model)
-            seen += len(labels)
+            self._prune((epoch - 1) * steps + step - 1, steps * options.epochs, machinery.optimizer)
+            self._accumulate(step, images, labels, machinery, sums)
+            self._update(machinery)
             now = time.perf_counter()
-            if shown is not None and (now - told > 0.2 or step == steps):
-                told = now
-                shown.step(epoch, step, float(total) / seen)
-        if processes > 1:
-            total, right, count = (
-                accelerator.reduce(part) for part in (total, right, torch.tensor(seen, device=device))
-            )
-            seen = int(count)
-        mean = float(total) / seen
+            if machinery.shown is not None and (now - last_shown > _SHOW_EVERY or step == steps):
+                last_shown = now
+                machinery.shown.step(epoch, step, float(sums.loss) / sums.images)
+        sums.reduce(accelerator)
+        mean = float(sums.loss) / sums.images
         if not math.isfinite(mean):
             raise NonFiniteError(
                 f"{type(self.model).__name__}: the training loss became {mean} in epoch {epoch}; lower lr "
                 f"({options.lr}), set grad_clip, or add warmup"
             )
         with self._averaged():
-            metrics = self._metrics(device)
+            metrics = self._metrics(accelerator.device)
         return EpochRecord(
             epoch=epoch,
             train_loss=mean,
-            train_accuracy=int(right) / seen if self.classifies else None,
+            train_accuracy=int(sums.correct) / sums.images if self.classifies else None,
             lr=lr,
             metrics=metrics,
             seconds=time.perf_counter() - began,
         )
 
+    def _accumulate(
+        self, step: int, images: torch.Tensor, labels: torch.Tensor, machinery: _Machinery, sums: _Sums
+    ) -> None:
+        """Gradients of one batch, micro-batch by micro-batch, added to those there are."""
+        options, accelerator = self.options, machinery.accelerator
+        processes = accelerator.num_processes
+        # The batch over all processes: each has its own part, and parts may differ by one image.
+        whole = min(options.batch_size, len(self.data.train) - (step - 1) * options.batch_size)
+        parts = list(zip(images.chunk(options.accumulate), labels.chunk(options.accumulate)))
+        for index, (some, theirs) in enumerate(parts, start=1):
+            last = index == len(parts)
+            with nullcontext() if last or processes == 1 else accelerator.no_sync(machinery.network):
+                value, correct = self._loss(machinery.network, some, theirs, accelerator)
+                accelerator.backward(value * (len(theirs) * processes / whole))
+            sums.loss += value.detach() * len(theirs)
+            sums.correct += correct
+        sums.images += len(labels)
+
+    def _update(self, machinery: _Machinery) -> None:
+        """One optimizer step with the gradients there are."""
+        if self.options.grad_clip is not None:
+            machinery.accelerator.clip_grad_norm_(machinery.network.parameters(), self.options.grad_clip)
+        machinery.optimizer.step()
+        machinery.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.take(self.model)
+
     def _prune(self, step: int, steps: int, optimizer: Any) -> None:
-        """Take more weights away, where the plan says that it is time."""
+        """Remove more weights before this step, where `GradualPruning` says so."""
         if self.pruning is None or not self.pruning.is_due(step, steps):
             return
         masks = self.pruning.masks(self.model, step, steps, self.masks)
         if masks is not self.masks:
             self._hold(masks, optimizer)
-            if self.average is not None:  # of weights that have just left nothing may remain
+            if self.average is not None:  # weights just removed must leave the average too
                 self.average.restart(self.model)
 
     def _loss(
-        self, network: nn.Module, images: torch.Tensor, labels: torch.Tensor, accelerator: Any
+        self, network: nn.Module, images: torch.Tensor, labels: torch.Tensor, accelerator: Accelerator
     ) -> tuple[torch.Tensor, torch.Tensor | int]:
-        """The loss of some images, and how many of them are classified right."""
-        options = self.options
+        """The loss of some images, and how many of them are classified correctly."""
+        options, teacher = self.options, self.context.teacher
         pairs = mixing.mixed(images, labels, options.mix) if options.mix else None
         images = images if pairs is None else pairs.images
         with accelerator.autocast():
             outputs = network(images)
             answers = None
-            if self.teacher is not None:
+            if teacher is not None:
                 with torch.no_grad():
-                    answers = self.teacher(images)
+                    answers = teacher(images)
         if pairs is None:
             value = self.loss(outputs, images, labels)
         else:
             value = mixing.cross_entropy(logits_of(outputs).float(), pairs, options.label_smoothing)
         if answers is not None:
-            taught = distillation(outputs, answers, options.distill_temperature)
-            value = options.distill_alpha * taught + (1 - options.distill_alpha) * value
+            distilled = distillation(outputs, answers, options.distill_temperature)
+            value = options.distill_alpha * distilled + (1 - options.distill_alpha) * value
         if not self.classifies:
             return value, 0
         return value, (logits_of(outputs).detach().argmax(1) == labels).sum()
 
     def _averaged(self) -> AbstractContextManager[None]:
-        """The model as it will be given back."""
+        """The model as it will be returned: with averaged weights where averaging was asked for."""
         return nullcontext() if self.average is None else self.average.shown(self.model)
 
     def _metrics(self, device: torch.device) -> dict[str, float]:
         """The validation split's metrics."""
-        if self.evaluate is not None:
+        if self.context.evaluate is not None:
             with in_mode(self.model, False):
-                return {name: float(value) for name, value in self.evaluate(self.model).items()}
+                return {name: float(value) for name, value in self.context.evaluate(self.model).items()}
         if len(self.data.validation) == 0:
             return {}
-        return _evaluate(self.model, self.data.validation, device=device, loss=self.custom_loss)
+        return evaluate(self.model, self.data.validation, device=device, loss=self.context.loss)
 
     # -- which epoch is best
     def best_epoch(self) -> int:
         """The earliest epoch with the best validation result, or the last one where nothing was validated."""
 
-        def worth(record: EpochRecord) -> float:
+        def quality(record: EpochRecord) -> float:
             metrics = record.metrics
             return metrics["accuracy"] if "accuracy" in metrics else -metrics.get("loss", -record.epoch)
 
-        return (
-            max(self.history, key=lambda record: (worth(record), -record.epoch)).epoch if self.history else 0
-        )
+        if not self.history:
+            return 0
+        return max(self.history, key=lambda record: (quality(record), -record.epoch)).epoch
+
+    def _remember_best(self, epoch: int) -> None:
+        """Copy the weights where this epoch is the best so far and the best is to be kept."""
+        if self.options.keep == "best" and self.best_epoch() == epoch:
+            with self._averaged():
+                state = self.model.state_dict()
+                self.best = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
     def _is_over(self) -> bool:
         patience = self.options.early_stop
         return patience is not None and len(self.history) - self.best_epoch() >= patience
 
-    # -- the checkpoint
     def _optimizer(self) -> torch.optim.Optimizer:
         options = self.options
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -389,7 +461,7 @@ class _Run:
                 weight_decay=options.weight_decay,
             )
         kind = torch.optim.Adam if options.optimizer == "adam" else torch.optim.AdamW
-        # torch's one-pass step, several times faster on a processor; elsewhere its own choice is fast enough.
+        # torch's fused step, several times faster on a CPU; elsewhere its own choice is fast enough.
         fused = all(one.device.type == "cpu" and one.is_floating_point() for one in parameters)
         return kind(
             parameters,
@@ -399,28 +471,28 @@ class _Run:
             fused=fused or None,
         )
 
+    # -- the checkpoint
     def _about(self) -> dict[str, Any]:
-        """What makes this training this training."""
+        """What tells this training from others: a checkpoint of another one is refused."""
         custom = [
-            getattr(part, "__qualname__", type(part).__name__) for part in (self.custom_loss, self.evaluate)
+            getattr(part, "__qualname__", type(part).__name__)
+            for part in (self.context.loss, self.context.evaluate)
         ]
-        return {
+        about = {
             **{name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.options).items()},
             "seed": self.seed,
             "data": self.data.fingerprint,
             "start": checkpoints.tensors_digest(self.model),
-            "teacher": checkpoints.tensors_digest(self.teacher),
+            "teacher": checkpoints.tensors_digest(self.context.teacher),
             "masks": None if self.masks is None else self.masks.digest(),
             "functions": custom,
-            **(
-                {}
-                if self.pruning is None
-                else {"pruning": json.loads(json.dumps(asdict(self.pruning), default=repr))}
-            ),
         }
+        if self.pruning is not None:
+            about["pruning"] = json.loads(json.dumps(asdict(self.pruning), default=repr))
+        return about
 
     def _save(
-        self, file: Path, about: Mapping[str, Any], optimizer: torch.optim.Optimizer, scaler: Any
+        self, file: Path, about: Mapping[str, object], optimizer: torch.optim.Optimizer, scaler: Any
     ) -> None:
         tensors, numbers = checkpoints.optimizer_tensors(optimizer)
         tensors |= {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
@@ -438,8 +510,10 @@ class _Run:
         }
         checkpoints.write(file, tensors, state)
 
-    def _resume(self, file: Path, about: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> Any:
-        """Take up a training where its checkpoint left it; returns the gradient scaler's state."""
+    def _resume(
+        self, file: Path, about: Mapping[str, object], optimizer: torch.optim.Optimizer
+    ) -> dict[str, Any] | None:
+        """Go on from a checkpoint; returns the gradient scaler's state."""
         tensors, state = checkpoints.read(file)
         checkpoints.identity(state["training"], about, file)
         self.model.load_state_dict(checkpoints.under("model/", tensors))
@@ -450,7 +524,8 @@ class _Run:
         self.history = [EpochRecord(**record) for record in state["history"]]
         if self.pruning is not None and (masks := checkpoints.under("masks/", tensors)):
             self.masks = Masks(masks)
-        return state["scaler"]
+        scaler: dict[str, Any] | None = state["scaler"]
+        return scaler
 
 
 def _mixed(*numbers: int) -> int:

@@ -1,4 +1,4 @@
-"""Images mixed in pairs: what a network, and above all its teacher, answers between two images is learnt too.
+"""Mixup: images are blended in pairs, so that the outputs between two images are learnt too.
 
 >>> _ = torch.manual_seed(0)
 >>> pairs = mixed(torch.arange(4.0).reshape(4, 1, 1, 1), torch.arange(4), 1.0)
@@ -18,7 +18,7 @@ __all__ = ["MixedBatch", "cross_entropy", "mixed"]
 
 @dataclass(frozen=True)
 class MixedBatch:
-    """Images, each `share` its own (at least half) and the rest another one of the batch; both labels."""
+    """Blended images: `share` of each, at least half, is its own; the rest is another, with label in `others`."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -27,7 +27,7 @@ class MixedBatch:
 
 
 def mixed(images: torch.Tensor, labels: torch.Tensor, part: float) -> MixedBatch:
-    """A `part` of the images, drawn at random, each mixed with another one of the batch; the rest stay whole."""
+    """Blend a random `part` of the images, each with another one of the batch; the rest stay as they are."""
     count, device = len(images), images.device
     partner = torch.randperm(count, device=device)
     share = torch.where(
@@ -38,7 +38,7 @@ def mixed(images: torch.Tensor, labels: torch.Tensor, part: float) -> MixedBatch
 
 
 def cross_entropy(logits: torch.Tensor, pairs: MixedBatch, label_smoothing: float) -> torch.Tensor:
-    """Cross-entropy with both labels, each by its share of the image; the mean of the batch.
+    """Cross-entropy with both labels, each weighted by its share of the image; the mean of the batch.
 
     >>> pairs = MixedBatch(torch.zeros(1, 1), torch.tensor([0]), torch.tensor([1]), torch.tensor([0.75]))
     >>> logits = torch.log(torch.tensor([[0.5, 0.25, 0.25]]))

@@ -1,5 +1,4 @@
-"""`TrainingOptions`: how to train, as one frozen value; and the learning rate as a function of how far training has
-come.
+"""`TrainingOptions`: how to train, as one frozen value; and `rate`, the learning rate as a function of epochs done.
 
 >>> options = TrainingOptions(epochs=4, lr=0.1, schedule="cosine")
 >>> [round(rate(options, done), 4) for done in (0, 1, 2, 4)]
@@ -9,7 +8,7 @@ come.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from secateur.core.masks import Masks
@@ -18,24 +17,35 @@ from secateur.errors import OptionError, near
 
 __all__ = ["EpochRecord", "Trained", "TrainingOptions", "rate"]
 
-_OPTIMIZERS = ("sgd", "adam", "adamw")
-_SCHEDULES = ("constant", "step", "cosine", "linear")
-_PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
-
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How to train. Every field has a default; wrong values are refused when the value is made.
+    """How to train. Every field has a default; a wrong value is refused at once.
 
-    `milestones` and `gamma` belong to the schedule `step`: the rate is multiplied by gamma when so many
-    epochs are done. `warmup` is how many epochs the rate takes to rise linearly to `lr`, before any schedule.
-    `batch_size` is the images per optimizer step, however many micro-batches (`accumulate`) or processes
-    share it. `augment` is `standard` (crop 4 and flip), `crop`, `flip`, none or an `Augment`. `early_stop`
-    ends training after so many epochs without a better validation result, and `keep="best"` returns to the
-    epoch with the best one (accuracy, or the loss where there is none; the earliest of equals). `precision`
-    fp32 is exact fp32 on every device; tf32, bf16 and fp16 are faster on accelerators that have them. `mix` is
-    the part of the images that are mixed with another one of the batch, at least half their own. With `average`,
-    a decay such as 0.999, the model ends as the running average of its weights, and is validated as that.
+    Args:
+        epochs: Passes over the training images.
+        optimizer: sgd, adam or adamw.
+        lr: The learning rate, before schedule and warmup.
+        momentum: Of sgd.
+        nesterov: Nesterov's momentum, of sgd.
+        weight_decay: Of the optimizer.
+        betas: Of adam and adamw.
+        schedule: constant, step, cosine or linear.
+        milestones: With schedule `step`: the epochs after which the rate is multiplied by `gamma`.
+        gamma: With schedule `step`: the factor at every milestone.
+        warmup: Epochs in which the rate rises linearly to `lr`, before any schedule.
+        label_smoothing: Of cross-entropy.
+        distill_alpha: Weight of the teacher's outputs in the loss; the labels weigh the rest.
+        distill_temperature: Divides the logits before they are compared with the teacher's.
+        batch_size: Images per optimizer step, however many micro-batches or processes share them.
+        accumulate: Micro-batches per optimizer step.
+        augment: `standard` (crop 4 and flip), `crop`, `flip`, `none`, or an `Augment`.
+        early_stop: Ends training after this number of epochs without a better validation result.
+        precision: fp32 is exact fp32 on every device; tf32, bf16 and fp16 are faster on accelerators that have them.
+        grad_clip: Largest norm of all gradients together.
+        keep: `last`, or `best`: the earliest epoch with the best validation accuracy (or loss, where there is none).
+        mix: Share of the images that are mixed with another one of the batch, each at least half its own.
+        average: A decay such as 0.999: the model ends as the running average of its weights, and is validated as that.
 
     >>> TrainingOptions(lr=-1)
     Traceback (most recent call last):
@@ -70,57 +80,80 @@ class TrainingOptions:
         object.__setattr__(self, "augment", Augment.of(self.augment))
         object.__setattr__(self, "milestones", tuple(self.milestones))
         object.__setattr__(self, "betas", tuple(self.betas))
-        _one_of("optimizer", self.optimizer, _OPTIMIZERS)
-        _one_of("schedule", self.schedule, _SCHEDULES)
-        _one_of("precision", self.precision, _PRECISIONS)
-        _one_of("keep", self.keep, ("last", "best"))
-        for name in ("epochs", "batch_size", "accumulate", "early_stop"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise OptionError(f"{name}: expected at least 1, got {value}")
-        for name in ("lr", "gamma", "distill_temperature", "grad_clip"):
-            value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise OptionError(f"{name}: expected a number above 0, got {value}")
-        for name in ("momentum", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise OptionError(f"{name}: expected 0 <= {name} < 1, got {getattr(self, name)}")
-        for name in ("distill_alpha", "mix"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise OptionError(f"{name}: expected a share 0 <= share <= 1, got {getattr(self, name)}")
-        if self.average is not None and not 0 < self.average < 1:
-            raise OptionError(f"average: expected a decay 0 < decay < 1, got {self.average}")
-        if self.weight_decay < 0:
-            raise OptionError(f"weight_decay: expected 0 or more, got {self.weight_decay}")
-        if not 0 <= self.warmup < self.epochs:
-            raise OptionError(f"warmup: expected 0 <= warmup < epochs ({self.epochs}), got {self.warmup}")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise OptionError(f"betas: expected two numbers 0 <= beta < 1, got {self.betas}")
-        if (self.schedule == "step") != bool(self.milestones):
-            raise OptionError(
-                "milestones: expected some with schedule='step' and none with another, got "
-                f"{self.milestones} with schedule={self.schedule!r}"
-            )
-        if any(not 0 < milestone < self.epochs for milestone in self.milestones):
-            raise OptionError(
-                f"milestones: expected epochs between 1 and {self.epochs - 1} (epochs={self.epochs}), got "
-                f"{self.milestones}"
-            )
+        _check_words(self)
+        _check_ranges(self)
+        _check_schedule(self)
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise OptionError("nesterov: expected optimizer='sgd' with momentum above 0")
 
 
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
+_WORDS = {
+    "optimizer": ("sgd", "adam", "adamw"),
+    "schedule": ("constant", "step", "cosine", "linear"),
+    "precision": ("fp32", "tf32", "bf16", "fp16"),
+    "keep": ("last", "best"),
+}
+# what is expected, whether a value is that, and the options it holds for
+_RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
+    ("at least 1", lambda value: value >= 1, ("epochs", "batch_size", "accumulate", "early_stop")),
+    (
+        "a number above 0",
+        lambda value: value > 0 and math.isfinite(value),
+        ("lr", "gamma", "distill_temperature", "grad_clip"),
+    ),
+    ("0 <= {name} < 1", lambda value: 0 <= value < 1, ("momentum", "label_smoothing")),
+    ("a share 0 <= share <= 1", lambda value: 0 <= value <= 1, ("distill_alpha", "mix")),
+    ("a decay 0 < decay < 1", lambda value: 0 < value < 1, ("average",)),
+    ("0 or more", lambda value: value >= 0, ("weight_decay",)),
+)
+
+
+def _check_words(options: TrainingOptions) -> None:
+    """Refuse a word that an option does not know."""
+    for name, known in _WORDS.items():
+        value = getattr(options, name)
+        if value not in known:
+            raise OptionError(
+                f"{name}: expected one of {', '.join(known)}, got {value!r}; {near(str(value), known)}"
+            )
+
+
+def _check_ranges(options: TrainingOptions) -> None:
+    """Refuse a number outside its range; None is an option not given."""
+    for expected, allowed, names in _RANGES:
+        for name in names:
+            value = getattr(options, name)
+            if value is not None and not allowed(value):
+                raise OptionError(f"{name}: expected {expected.format(name=name)}, got {value}")
+    if len(options.betas) != 2 or not all(0 <= beta < 1 for beta in options.betas):
+        raise OptionError(f"betas: expected two numbers 0 <= beta < 1, got {options.betas}")
+
+
+def _check_schedule(options: TrainingOptions) -> None:
+    """Refuse warmup and milestones that do not fit the epochs or the schedule."""
+    if not 0 <= options.warmup < options.epochs:
+        raise OptionError(f"warmup: expected 0 <= warmup < epochs ({options.epochs}), got {options.warmup}")
+    if (options.schedule == "step") != bool(options.milestones):
         raise OptionError(
-            f"{name}: expected one of {', '.join(known)}, got {value!r}; {near(str(value), known)}"
+            "milestones: expected some with schedule='step' and none with another, got "
+            f"{options.milestones} with schedule={options.schedule!r}"
+        )
+    if any(not 0 < milestone < options.epochs for milestone in options.milestones):
+        raise OptionError(
+            f"milestones: expected epochs between 1 and {options.epochs - 1} (epochs={options.epochs}), got "
+            f"{options.milestones}"
         )
 
 
 def rate(options: TrainingOptions, done: float) -> float:
-    """The learning rate when so many epochs (a fraction counts) are done.
+    """The learning rate as a function of the epochs done alone, so that a checkpoint needs nothing of it.
 
-    A function of that number alone, so that nothing about it has to be kept in a checkpoint.
+    Args:
+        options: Rate, schedule and warmup.
+        done: Epochs done, with the fraction of the one under way.
+
+    Returns:
+        The rate of the next optimizer step.
 
     >>> step = TrainingOptions(epochs=10, lr=1.0, schedule="step", milestones=(5, 7), warmup=2)
     >>> [round(rate(step, done), 4) for done in (0.5, 1, 4.9, 5, 9)]
@@ -140,7 +173,7 @@ def rate(options: TrainingOptions, done: float) -> float:
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What one epoch came to. `metrics` are the validation split's, empty where it has no image.
+    """The result of one epoch. `metrics` are those of the validation split, empty where it has no image.
 
     >>> EpochRecord(1, train_loss=2.3, train_accuracy=0.1, lr=0.1, seconds=1.0).metrics
     {}
@@ -156,11 +189,15 @@ class EpochRecord:
 
 @dataclass(frozen=True)
 class Trained:
-    """What training came to; the weights are in the model that was given.
+    """The history of a training; the weights are in the model that was given.
 
-    `best_epoch` is the epoch with the best validation result (the last one where nothing was validated),
-    `resumed_from` how many epochs a checkpoint had done before, `seconds` the time of all epochs together,
-    `masks` those held at the end.
+    Args:
+        history: One record per epoch.
+        best_epoch: The epoch with the best validation result; the last one where nothing was validated.
+        stopped_early: Whether `early_stop` ended it.
+        resumed_from: Epochs that a checkpoint had done before.
+        seconds: Time of all epochs together.
+        masks: Those held at the end.
     """
 
     history: tuple[EpochRecord, ...]

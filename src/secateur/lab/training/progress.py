@@ -1,40 +1,44 @@
-"""How a training is watched: the `TrainingProgress` protocol, and bars on a terminal.
+"""`TrainingProgress`: what a display of a training implements; and `Bars`, one for terminals.
 
->>> watcher("auto") is None  # standard error is no terminal here
+>>> watcher("auto") is None  # here standard error is no terminal
 True
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from secateur.errors import OptionError
 from secateur.lab.training.options import EpochRecord
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
 
 __all__ = ["Bars", "TrainingProgress", "watcher"]
 
 
 class TrainingProgress(Protocol):
-    """What a front end implements to watch a training; its methods are called on the main process only."""
+    """What a display implements; its methods are called in the main process only."""
 
     def start(self, epochs: int, steps: int, done: int) -> None:
-        """Training begins: so many epochs of so many steps, `done` of the epochs already done."""
+        """Training begins: `epochs` epochs of `steps` optimizer steps; `done` epochs were done before."""
 
     def step(self, epoch: int, step: int, loss: float) -> None:
-        """A step is done (told a few times a second at most); `loss` is the epoch's mean so far."""
+        """Called after a step, at most a few times a second; `loss` is the mean of the epoch so far."""
 
     def epoch(self, record: EpochRecord) -> None:
-        """An epoch is done and, where there is a checkpoint, written."""
+        """An epoch is done, and in the checkpoint where there is one."""
 
     def finish(self) -> None:
-        """Training is over, also after an error."""
+        """Training is over; also called after an error."""
 
 
 class Bars:
     """A rich bar on standard error: epoch, loss, accuracy, time left; and a line for every epoch done."""
 
-    def __init__(self, console: Any = None) -> None:
+    def __init__(self, console: Console | None = None) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Rich
@@ -47,7 +51,7 @@ class Bars:
             console=console or Console(stderr=True),
             transient=True,
         )
-        self._task: Any = None
+        self._task: TaskID | None = None
         self._steps = 1
         self._epochs = 1
 
@@ -66,26 +70,27 @@ class Bars:
         )
 
     def step(self, epoch: int, step: int, loss: float) -> None:
-        """Move it."""
+        """Move the bar."""
+        assert self._task is not None
         self._rich.update(self._task, completed=(epoch - 1) * self._steps + step, epoch=epoch, loss=loss)
 
     def epoch(self, record: EpochRecord) -> None:
-        """Leave a line above it."""
+        """Print a line above the bar."""
         shown = record.metrics.get("accuracy", record.train_accuracy)
         accuracy = "" if shown is None else f", accuracy {shown:.2%}"
+        assert self._task is not None
         self._rich.update(self._task, completed=record.epoch * self._steps, accuracy=accuracy)
         metrics = "".join(f"  {name} {value:.4f}" for name, value in record.metrics.items())
         line = f"epoch {record.epoch:>3}/{self._epochs}  train loss {record.train_loss:.4f}{metrics}"
         self._rich.console.print(f"{line}  {record.seconds:.1f} s", highlight=False)
 
     def finish(self) -> None:
-        """Take it away."""
+        """Remove the bar."""
         self._rich.stop()
 
 
 def watcher(progress: TrainingProgress | str | None) -> TrainingProgress | None:
-    """What was meant by `progress`: `auto` shows bars where standard error is a terminal, and nothing
-    elsewhere."""
+    """The display meant by `progress`: `auto` is bars where standard error is a terminal, else nothing."""
     if progress == "auto":
         return Bars() if sys.stderr.isatty() else None
     if isinstance(progress, str):

@@ -1,8 +1,7 @@
-"""Pruning while training: sparsity rises with the optimizer's steps along a cubic, and is then held.
+"""`GradualPruning`: sparsity that rises with the optimizer's steps along a cubic, and is then held.
 
-Fast while there is most to take, slower towards the end (Zhu and Gupta, 2017), so that every cut is followed by
-steps that mend it. `GradualPruning` is the plan, a frozen value; `levels` of it are a function of the step alone, so a
-checkpoint needs the masks in force and nothing more.
+It rises fast at first and slower towards the end (Zhu and Gupta, 2017), so that every cut is followed by steps that
+recover from it. The sparsity is a function of the step alone, so a checkpoint needs only the masks in force.
 
 >>> plan = GradualPruning(0.9, start=0.5, until=0.5, every=10)
 >>> [round(plan.level(step, 200), 4) for step in (0, 40, 90, 100, 199)]
@@ -15,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -24,16 +23,32 @@ from secateur.core.masks import Masks
 from secateur.errors import NothingToDoError, OptionError
 from secateur.pruning.prune import prune
 
+if TYPE_CHECKING:
+    from secateur.criteria import Criterion
+    from secateur.granularity import Granularity
+
 __all__ = ["GradualPruning"]
 
 
 @dataclass(frozen=True)
 class GradualPruning:
-    """Prune up to `sparsity`, from `start` on, while the first `until` of all optimizer steps are made.
+    """How weights are removed while training runs. What is removed stays removed.
 
-    The masks are made anew every `every` steps: what is gone stays gone, and of what is left the criterion
-    chooses. `budget` says who competes with whom (a name of a budget that takes a share: `overall`,
-    `per_tensor`, ...). Criteria that read data need a loop of your own: `hold(...).update(masks)`.
+    Criteria that read data need a loop of your own: `hold(...).update(masks)`.
+
+    Args:
+        sparsity: The share removed in the end.
+        start: The share removed before the first step.
+        until: The share of all optimizer steps after which the final sparsity is reached.
+        every: Optimizer steps between two cuts.
+        power: Of the curve; 3 is a cubic.
+        criterion: Scores the weights that remain.
+        granularity: What is cut as one unit.
+        budget: The name of a budget that takes a share (`overall`, `per_tensor`, ...): who competes with whom.
+        only: Layers to prune, by name or pattern.
+        skip: Layers to leave alone.
+        at_least: Units that stay in every layer.
+        at_most: The largest share that a layer may lose.
 
     >>> model = nn.Linear(4, 4)
     >>> GradualPruning(0.75).masks(model, 100, 100, None).sparsity
@@ -48,8 +63,8 @@ class GradualPruning:
     until: float = 0.5
     every: int = 100
     power: float = 3.0
-    criterion: Any = "magnitude"
-    granularity: Any = "element"
+    criterion: str | Criterion = "magnitude"
+    granularity: str | Granularity = "element"
     budget: str = "overall"
     only: str | Sequence[str] | None = None
     skip: str | Sequence[str] | None = None
@@ -72,11 +87,18 @@ class GradualPruning:
         budgets.registry.get(self.budget).at(self.sparsity)
 
     def _last(self, steps: int) -> int:
-        """The step at which the final sparsity is reached, of so many."""
+        """The step, of `steps`, at which the final sparsity is reached."""
         return max(1, min(round(self.until * steps), steps - 1))
 
     def level(self, step: int, steps: int) -> float:
-        """The sparsity from this step on (counted from 0), of so many in the whole training.
+        """The sparsity from this step on.
+
+        Args:
+            step: Counted from 0.
+            steps: Optimizer steps of the whole training.
+
+        Returns:
+            The share removed.
 
         >>> GradualPruning(0.9).level(50, 100), GradualPruning(0.9).level(0, 100)
         (0.9, 0.0)
@@ -87,12 +109,22 @@ class GradualPruning:
         return self.sparsity - (self.sparsity - self.start) * left**self.power
 
     def is_due(self, step: int, steps: int) -> bool:
-        """Whether masks are made before this step: every so many, and where the final sparsity is reached."""
+        """Whether masks are made before this step: every `every` steps, and where the final sparsity is reached."""
         last = self._last(steps)
         return step == last or (step < last and step % self.every == 0)
 
     def masks(self, model: nn.Module, step: int, steps: int, before: Masks | None) -> Masks | None:
-        """The masks from this step on; `before` are those in force. None while nothing is to go yet."""
+        """The masks from this step on.
+
+        Args:
+            model: The network as it is at this step.
+            step: Counted from 0.
+            steps: Optimizer steps of the whole training.
+            before: The masks in force.
+
+        Returns:
+            The masks; `before` where nothing more is removed at this step.
+        """
         level = self.level(step, steps)
         if level <= (0.0 if before is None else before.sparsity):
             return before
@@ -110,5 +142,5 @@ class GradualPruning:
             )
         except NothingToDoError:
             if level < self.sparsity:
-                return before  # less than one weight so far
+                return before  # less than one unit so far
             raise

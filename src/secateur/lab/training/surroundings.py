@@ -1,4 +1,4 @@
-"""What a training runs in: an accelerator of its own, torch's random state put aside, kernels that repeat.
+"""What a training runs in: its own accelerator, its own random state, deterministic kernels.
 
 >>> from secateur.lab.training.options import TrainingOptions
 >>> with own_random_state(torch.device("cpu")), exact(torch.device("cpu"), TrainingOptions()):
@@ -10,21 +10,23 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from secateur.errors import OptionError
 from secateur.lab.training.options import TrainingOptions
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 __all__ = ["accelerated", "exact", "own_random_state"]
 
 
 @contextmanager
-def accelerated(options: TrainingOptions, device: torch.device) -> Iterator[Any]:
-    """An accelerator of our own. accelerate keeps one global state, which another part of the program may be
-    using: it is put aside and given back. In a distributed launch the process group and its device are
-    shared, not ours."""
+def accelerated(options: TrainingOptions, device: torch.device) -> Iterator[Accelerator]:
+    """An accelerator for one training. accelerate keeps one global state, which another part of the program may use:
+    it is set aside and restored. In a distributed launch the process group and its device stay shared."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
@@ -33,6 +35,7 @@ def accelerated(options: TrainingOptions, device: torch.device) -> Iterator[Any]
             f"precision: fp16 training needs CUDA, and the device is {device}; take bf16 or fp32"
         )
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    # accelerate has no public way to set its global state aside.
     shared = [AcceleratorState._shared_state, GradientState._shared_state]
     if not launched:
         shared.append(PartialState._shared_state)
@@ -57,7 +60,7 @@ def accelerated(options: TrainingOptions, device: torch.device) -> Iterator[Any]
 
 @contextmanager
 def own_random_state(device: torch.device) -> Iterator[None]:
-    """torch's random state is ours for a while, and then as it was."""
+    """Restore torch's random state afterwards."""
     devices = [device.index or 0] if device.type in ("cuda", "mps") else []
     kind = device.type if device.type != "cpu" else "cuda"
     with torch.random.fork_rng(devices, device_type=kind):
@@ -66,9 +69,9 @@ def own_random_state(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def exact(device: torch.device, options: TrainingOptions) -> Iterator[None]:
-    """The same bytes every time: deterministic kernels where there is a choice, and fp32 that means fp32."""
+    """Choose deterministic kernels, and exact fp32 unless tf32 is asked for; restore the choice afterwards."""
     if device.type != "cuda":
-        yield  # the CPU's kernels have no other choice to make
+        yield  # the CPU has deterministic kernels only
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul

@@ -1,12 +1,12 @@
-"""`search`: Optuna over recipe values, for several objectives at once, resumable, with the Pareto front as its result.
+"""`search`: search recipe values with Optuna, for several objectives at once; the result is the Pareto front.
 
     found = search(Recipe.read("r.toml"), Store("runs"), {"prune.budget": "0.1:0.9"},
-                   maximize=["accuracy"], minimize=["file_bytes"], trials=40)
+                   maximize=["accuracy"], minimize=["file_bytes"], options=SearchOptions(trials=40))
     found.front
 
-Suggestions and results are kept in the run store, beside the outcomes: the same call again goes on where the last
-one stopped, and a trial whose steps are known costs nothing. A trial is given up between two steps when a number
-of it falls below its floor: what is hopeless is not trained any further.
+Suggestions and results are kept in the run store: the same call continues where the last one stopped, and steps whose
+outcome the store holds are not computed again. A trial is stopped between two steps when one of its numbers falls below
+its floor.
 
 >>> axis("0.1:0.9"), axis("1:8"), axis("0.001:1:log"), axis("a,b")
 ((0.1, 0.9, False), (1, 8, False), (0.001, 1.0, True), ('a', 'b'))
@@ -16,19 +16,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from secateur.core.pareto import pareto_front
 from secateur.errors import MissingExtraError, OptionError, RecipeError, SecateurError
 from secateur.execution.devices import device_word
-from secateur.lab.display.progress import Progress
+from secateur.lab.display import Progress
 from secateur.lab.engines import Engine
-from secateur.lab.plan import RunPlan, plan_trial
+from secateur.lab.planning import PlannedTrial, RunPlan, plan_trial
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 
-__all__ = ["SearchedTrial", "TrialSearchResult", "axis", "pareto", "search"]
+if TYPE_CHECKING:
+    import optuna
+
+__all__ = ["SearchOptions", "SearchedTrial", "TrialSearchResult", "axis", "pareto", "search"]
 
 _TABLE = (
     "CREATE TABLE IF NOT EXISTS search_log (id INTEGER PRIMARY KEY AUTOINCREMENT, study TEXT, entry TEXT)"
@@ -37,7 +40,14 @@ _TABLE = (
 
 @dataclass(frozen=True)
 class SearchedTrial:
-    """One trial of a search: `values` by objective, empty where it failed or was given up (`why` says so)."""
+    """One trial of a search.
+
+    Args:
+        number: Its number in the search.
+        settings: The recipe values that it tried.
+        values: Its result per objective; empty where it failed or was stopped.
+        why: Why there is no result.
+    """
 
     number: int
     settings: Mapping[str, Any]
@@ -47,14 +57,28 @@ class SearchedTrial:
 
 @dataclass(frozen=True)
 class TrialSearchResult:
-    """What a search came to. `front` are the trials that no other beats in every objective."""
+    """The result of a search.
+
+    Args:
+        tried: All trials.
+        front: The Pareto front: the trials that no other is better than or equal to in every objective.
+    """
 
     tried: tuple[SearchedTrial, ...]
     front: tuple[SearchedTrial, ...]
 
 
-def axis(text: str) -> tuple[Any, ...]:
-    """`first:last`, `first:last:log` as (first, last, logarithmic); `a,b,c` as the choices.
+def axis(text: str) -> tuple[object, ...]:
+    """What to search over, from its text.
+
+    Args:
+        text: `first:last`, `first:last:log`, or the choices `a,b,c`.
+
+    Returns:
+        (first, last, whether logarithmic), or the choices.
+
+    Raises:
+        RecipeError: The range is not one.
 
     >>> axis("3:1")
     Traceback (most recent call last):
@@ -77,7 +101,14 @@ def axis(text: str) -> tuple[Any, ...]:
 
 
 def pareto(tried: Sequence[SearchedTrial], signs: Mapping[str, int]) -> tuple[SearchedTrial, ...]:
-    """The trials no other beats; `signs` is 1 for an objective to maximize, -1 for one to minimize.
+    """The trials that no other trial dominates.
+
+    Args:
+        tried: The trials; those without a result are left out.
+        signs: Per objective 1 to maximize it, -1 to minimize it.
+
+    Returns:
+        The Pareto front.
 
     >>> values = [{"a": 1, "b": 9}, {"a": 2, "b": 5}, {"a": 1, "b": 5}]
     >>> all_ = [SearchedTrial(number, {}, value) for number, value in enumerate(values)]
@@ -91,19 +122,19 @@ def pareto(tried: Sequence[SearchedTrial], signs: Mapping[str, int]) -> tuple[Se
 
 
 class _FloorWatch(Progress):
-    """Passes everything on, and gives up trials that have fallen below a floor."""
+    """Passes everything on to another display, and stops trials that have fallen below a floor."""
 
     def __init__(self, inner: Progress, floors: Mapping[str, float]):
         self._inner, self._floors = inner, floors
         self.why: dict[int, str] = {}
 
-    def __getattribute__(self, name: str) -> Any:
+    def __getattribute__(self, name: str) -> object:
         if name in ("start", "done", "failed", "epoch", "found", "finished", "begin", "end", "plan"):
             return getattr(object.__getattribute__(self, "_inner"), name)
         return object.__getattribute__(self, name)
 
     def stop(self, trial: int, numbers: dict[str, float]) -> str:
-        """Why the trial is hopeless, or nothing."""
+        """Why the trial is stopped, or an empty text."""
         for name, floor in self._floors.items():
             if name in numbers and not numbers[name] >= floor:
                 self.why[trial] = f"given up: {name} {numbers[name]:.4g} is below {floor:g}"
@@ -111,7 +142,7 @@ class _FloorWatch(Progress):
         return ""
 
 
-def _study(store: Store, name: str, signs: Mapping[str, int], seed: int) -> Any:
+def _study(store: Store, name: str, signs: Mapping[str, int], seed: int) -> optuna.Study:
     """The Optuna study of that name, its journal a table of the run store."""
     try:
         import optuna
@@ -122,34 +153,57 @@ def _study(store: Store, name: str, signs: Mapping[str, int], seed: int) -> Any:
 
     class Journal(BaseJournalBackend):
         def read_logs(self, log_number_from: int) -> Any:
-            rows = store._read("SELECT entry FROM search_log WHERE study = ? ORDER BY id", name)
+            rows = store.rows("SELECT entry FROM search_log WHERE study = ? ORDER BY id", name)
             return [json.loads(row["entry"]) for row in rows[log_number_from:]]
 
         def append_logs(self, logs: list[dict[str, Any]]) -> None:
-            with store._write() as db:
+            with store.transaction() as db:
                 db.executemany(
                     "INSERT INTO search_log (study, entry) VALUES (?, ?)",
                     [(name, json.dumps(entry)) for entry in logs],
                 )
 
-    with store._write() as db:
+    with store.transaction() as db:
         db.execute(_TABLE)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     directions: Any = ["maximize" if sign > 0 else "minimize" for sign in signs.values()]
     storage = JournalStorage(Journal())
     known = {study.study_name for study in storage.get_all_studies()}
-    # Another seed each time it goes on: a sampler that starts over would suggest the same first values again.
+    # Another seed each time the search continues: else the sampler would suggest the same first values again.
     begun = len(optuna.load_study(study_name=name, storage=storage).trials) if name in known else 0
     sampler = optuna.samplers.TPESampler(seed=(seed + begun) % 2**32, n_startup_trials=10)
     study = optuna.create_study(
         storage=storage, study_name=name, directions=directions, load_if_exists=True, sampler=sampler
     )
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-        # Asked for by a process that is gone: asked for again, first of all.
+        # Suggested to a process that has died: suggested again first.
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         if trial.params:
             study.enqueue_trial(trial.params)
     return study
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How to search.
+
+    Args:
+        trials: Finished trials after which the search ends, those of earlier calls included.
+        jobs: Trials at once.
+        floors: Per measured name the value below which a trial is stopped.
+        name: Of the search in the store; None: the recipe's.
+    """
+
+    trials: int = 20
+    jobs: int = 1
+    floors: Mapping[str, float] = field(default_factory=dict)
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.trials < 1 or self.jobs < 1:
+            raise OptionError(
+                f"search: expected at least one trial and one job, got {self.trials} and {self.jobs}"
+            )
 
 
 def search(
@@ -159,63 +213,104 @@ def search(
     *,
     maximize: Sequence[str] = (),
     minimize: Sequence[str] = (),
-    trials: int = 20,
-    jobs: int = 1,
-    floors: Mapping[str, float] | None = None,
-    name: str | None = None,
+    options: SearchOptions | None = None,
     progress: Progress | None = None,
 ) -> TrialSearchResult:
-    """Search recipe values until the study has so many finished trials, `jobs` at a time."""
+    """Search recipe values.
+
+    Args:
+        recipe: The recipe, without a grid.
+        store: Where outcomes and the search itself are kept.
+        over: Per key of the recipe what to try, as `axis` reads it.
+        maximize: Measured names to maximize.
+        minimize: Measured names to minimize.
+        options: How many trials, and how.
+        progress: The display; None shows nothing.
+
+    Returns:
+        All trials, and those on the Pareto front.
+
+    Raises:
+        OptionError: No objective, nothing to search over, or an objective that no step measures.
+        MissingExtraError: Optuna is not installed.
+    """
+    options = options or SearchOptions()
     signs = {**dict.fromkeys(maximize, 1), **dict.fromkeys(minimize, -1)}
-    if not signs or len(signs) != len(maximize) + len(minimize):
+    axes = _axes(recipe, over, signs, len(maximize) + len(minimize))
+    study = _study(store, options.name or recipe.name, signs, recipe.lab.seed)
+
+    from secateur.lab.engine import local_engine
+
+    watch = _FloorWatch(progress or Progress(), options.floors)
+    engine = _Kept(local_engine(store, options.jobs, devices={recipe.lab.device}))
+    while (left := options.trials - _ended(study)) > 0:
+        planned = _suggested(study, recipe, axes, min(options.jobs, left))
+        watch.why = {}
+        results = _carry_out(recipe, store, [one for _, one in planned], engine, watch, signs)
+        for (trial, one), (found, why) in zip(planned, results):
+            _tell(
+                study,
+                trial,
+                [found[name] for name in signs] if found else None,
+                why,
+                watch.why.get(one.index),
+            )
+    engine.end()
+    return _found(study, signs)
+
+
+def _axes(
+    recipe: Recipe, over: Mapping[str, str], signs: Mapping[str, int], objectives: int
+) -> dict[str, tuple[object, ...]]:
+    """What to search over; what cannot work is refused before any work."""
+    if not signs or len(signs) != objectives:
         raise OptionError("search: expected at least one objective, each once, to maximize or to minimize")
     if not over:
         raise OptionError("search: nothing to search over; give values, such as --over prune.budget=0.1:0.9")
     if recipe.grid:
         raise OptionError("search: the recipe has a [grid]; take it out, or use `secateur sweep`")
-    if trials < 1 or jobs < 1:
-        raise OptionError(f"search: expected at least one trial and one job, got {trials} and {jobs}")
     axes = {key: axis(value) for key, value in over.items()}
     for key, values in axes.items():
-        recipe.with_settings({key: values[0]})  # a key that is not there is refused before any work
-    study = _study(store, name or recipe.name, signs, recipe.lab.seed)
-    from optuna.trial import TrialState as states
-
-    from secateur.lab.engine import local_engine
-
-    watch = _FloorWatch(progress or Progress(), floors or {})
-    engine = _Kept(local_engine(store, jobs, devices={recipe.lab.device}))
-    while (left := trials - _ended(study)) > 0:
-        asked = [study.ask() for _ in range(min(jobs, left))]
-        chosen = [{key: _suggest(trial, key, axes[key]) for key in axes} for trial in asked]
-        planned: list[Any] = []
-        for trial, settings in zip(asked, chosen):
-            try:
-                planned.append((trial, plan_trial(recipe.with_settings(settings), len(planned), settings)))
-            except SecateurError as error:
-                # Values that cannot work together are a result, not the end of the search.
-                trial.set_user_attr("why", str(error))
-                study.tell(trial, state=states.FAIL)
-        watch.why = {}
-        results = _carry_out(recipe, store, [one for _, one in planned], engine, watch, signs)
-        for (trial, one), (found, why) in zip(planned, results):
-            if why or one.index in watch.why:
-                trial.set_user_attr("why", watch.why.get(one.index, why))
-            if one.index in watch.why:
-                study.tell(trial, state=states.PRUNED)
-            elif found is None:
-                study.tell(trial, state=states.FAIL)
-            else:
-                study.tell(trial, [found[name] for name in signs])
-    engine.end()
-    return _found(study, signs)
+        recipe.with_settings({key: values[0]})
+    return axes
 
 
-def _ended(study: Any) -> int:
+def _suggested(
+    study: optuna.Study, recipe: Recipe, axes: Mapping[str, tuple[object, ...]], count: int
+) -> list[tuple[optuna.Trial, PlannedTrial]]:
+    """Ask for trials; those whose values do not go together are told as failed and left out."""
+    asked = [study.ask() for _ in range(count)]
+    chosen = [{key: _suggest(trial, key, values) for key, values in axes.items()} for trial in asked]
+    planned: list[tuple[optuna.Trial, PlannedTrial]] = []
+    for trial, settings in zip(asked, chosen):
+        try:
+            planned.append((trial, plan_trial(recipe.with_settings(settings), len(planned), settings)))
+        except SecateurError as error:
+            _tell(study, trial, None, str(error), None)
+    return planned
+
+
+def _tell(
+    study: optuna.Study, trial: optuna.Trial, values: list[float] | None, why: str, stopped: str | None
+) -> None:
+    """Tell the study a trial's result, or why there is none."""
+    from optuna.trial import TrialState
+
+    if stopped or why:
+        trial.set_user_attr("why", stopped or why)
+    if stopped:
+        study.tell(trial, state=TrialState.PRUNED)
+    elif values is None:
+        study.tell(trial, state=TrialState.FAIL)
+    else:
+        study.tell(trial, values)
+
+
+def _ended(study: optuna.Study) -> int:
     return sum(trial.state.is_finished() for trial in study.trials)
 
 
-def _suggest(trial: Any, key: str, values: tuple[Any, ...]) -> Any:
+def _suggest(trial: optuna.Trial, key: str, values: tuple[Any, ...]) -> object:
     if len(values) == 3 and isinstance(values[2], bool):
         first, last, log = values
         if isinstance(first, int):
@@ -225,7 +320,7 @@ def _suggest(trial: Any, key: str, values: tuple[Any, ...]) -> Any:
 
 
 class _Kept:
-    """An engine that outlives the runs of a search, so that its processes start once."""
+    """An engine that stays open over the runs of a search, so that its processes start once."""
 
     def __init__(self, engine: Engine):
         self._engine, self.slots = engine, engine.slots
@@ -242,12 +337,12 @@ class _Kept:
 def _carry_out(
     recipe: Recipe,
     store: Store,
-    planned: list[Any],
+    planned: list[PlannedTrial],
     engine: Engine,
-    watch: Progress,
+    watch: _FloorWatch,
     signs: Mapping[str, int],
 ) -> list[tuple[dict[str, float] | None, str]]:
-    """One run of the trials asked for; per trial its objectives, or why there are none."""
+    """Run the suggested trials; per trial its objectives, or why there are none."""
     from secateur.lab.engine import run
 
     if not planned:
@@ -259,7 +354,7 @@ def _carry_out(
     for trial in planned:
         mine = {m.name: float(m.value) for m in ran.measurements if m.context["trial"] == trial.index}
         missing = [name for name in signs if name not in mine]
-        if trial.index in failed or (missing and trial.index in getattr(watch, "why", {})):
+        if trial.index in failed or (missing and trial.index in watch.why):
             found.append((None, failed.get(trial.index, "")))
         elif missing:
             raise OptionError(
@@ -271,7 +366,7 @@ def _carry_out(
     return found
 
 
-def _found(study: Any, signs: Mapping[str, int]) -> TrialSearchResult:
+def _found(study: optuna.Study, signs: Mapping[str, int]) -> TrialSearchResult:
     tried = []
     for trial in study.trials:
         if trial.state.is_finished():

@@ -1,9 +1,9 @@
-"""`plan`: a recipe resolved, before any work: every trial, every step, and the address of every outcome.
+"""`plan`: resolve a recipe before any work: every trial, every step, and the address of every outcome.
 
-The address of a step's outcome is a hash of the address before it, the step's kind, version and options, the
-data's fingerprint, and the seed. Trials that begin alike therefore share addresses, and so the work. Where it is
-computed is no part of it, so that what was trained on one device goes on on another; only what is measured in
-time belongs to its device and machine, and what comes after such a step does not.
+The address of an outcome is a hash of the address before it, the step's kind, version and options, the data's
+fingerprint, and the seed. Trials that begin with the same steps therefore share addresses, and so the work. The device
+is no part of it, so that a training begun on one device continues on another; only steps that measure time depend on
+device and machine, and the steps after them do not.
 
 >>> first = address("start", "prune", 1, {"budget": 0.5}, data="d", seed=0)
 >>> first == address("start", "prune", 1, {"budget": 0.5}, data="d", seed=0), len(first)
@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -30,10 +29,11 @@ import secateur.models
 from secateur.data import Data
 from secateur.errors import DataError, OptionError, RecipeError
 from secateur.execution.devices import device_word
+from secateur.lab.outcomes import Table, canonical
 from secateur.lab.provenance import fingerprint
 from secateur.lab.recipe import ModelSpec, Recipe
 from secateur.lab.steps import Step
-from secateur.lab.store import Store, canonical
+from secateur.lab.store import Store
 
 __all__ = [
     "PlannedStep",
@@ -47,15 +47,26 @@ __all__ = [
 ]
 
 
-def address(parent: str, kind: str, version: int, options: dict[str, Any], **surroundings: Any) -> str:
-    """Where the outcome of a step is kept."""
+def address(parent: str, kind: str, version: int, options: Table, **surroundings: object) -> str:
+    """The address of a step's outcome in the store.
+
+    Args:
+        parent: The address of the state before.
+        kind: The step's kind.
+        version: Of the kind.
+        options: The step's options.
+        surroundings: What else the outcome depends on, by name.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     text = canonical({"parent": parent, "kind": kind, "version": version, "options": options, **surroundings})
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """A step, and where its outcome is or will be."""
+    """A step with the address of its outcome (`key`) and of the state before it (`parent`)."""
 
     label: str
     step: Step
@@ -65,28 +76,28 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class PlannedTrial:
-    """One combination of a grid's values, as a recipe of its own with its steps resolved."""
+    """One combination of the grid's values: its settings, its recipe without a grid, and its steps resolved."""
 
     index: int
-    settings: dict[str, Any]
+    settings: Table
     recipe: Recipe
     steps: tuple[PlannedStep, ...]
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """All trials of a recipe."""
+    """A recipe resolved: all its trials, and the device they are planned for."""
 
     recipe: Recipe
     device: str
     trials: tuple[PlannedTrial, ...]
 
     def keys(self) -> list[str]:
-        """Every distinct outcome, in the order of work."""
+        """The address of every distinct outcome, in the order of work."""
         return list(dict.fromkeys(step.key for trial in self.trials for step in trial.steps))
 
     def rows(self, store: Store | None) -> Iterator[tuple[str, str, str, str]]:
-        """(trial, label, options that differ from the defaults, what will happen) of every step."""
+        """Trial, label, options that differ from the defaults, and what will happen, of every step."""
         seen: set[str] = set()
         for trial in self.trials:
             for planned in trial.steps:
@@ -99,15 +110,20 @@ class RunPlan:
 
 
 def options_text(step: Step) -> str:
-    """The options that were given, as a person reads them."""
+    """The options that differ from the defaults, as text for people."""
     given = step.model_dump(mode="json", exclude={"label"}, exclude_defaults=True)
     return ", ".join(f"{key}={value}" for key, value in given.items())
 
 
 def builder(recipe: Recipe, spec: ModelSpec | None = None) -> Callable[[], nn.Module]:
-    """What makes the recipe's model as it stands before the first step: same seed, same bytes, each time.
+    """A function that builds the model as it is before the first step: the same seed gives the same bytes.
 
-    With `spec`, another network than the recipe's `[model]`: its teacher.
+    Args:
+        recipe: The recipe.
+        spec: Another network than the recipe's `[model]`, such as its teacher.
+
+    Returns:
+        The function.
     """
     spec = spec or recipe.model
 
@@ -139,7 +155,7 @@ def _data(name: str, arguments: str, model: str, options: str) -> Data:
 
 
 def data_of(recipe: Recipe) -> Data:
-    """The recipe's data, loaded once per process."""
+    """The recipe's dataset, loaded once per process."""
     return _data(
         recipe.data.name,
         canonical(recipe.data.arguments()),
@@ -149,15 +165,15 @@ def data_of(recipe: Recipe) -> Data:
 
 
 def _root(spec: ModelSpec, seed: int) -> str:
-    """The address of a network as it is made: the model before the first step, or the teacher."""
-    model: dict[str, Any] = {"name": spec.name, "options": spec.options, "seed": seed}
+    """The address of a freshly built network: the model before the first step, or the teacher."""
+    model: Table = {"name": spec.name, "options": spec.options, "seed": seed}
     if spec.weights is not None:
         from secateur.lab.weights import find_weights
 
         model["weights"] = hashlib.sha256(find_weights(spec.weights).read_bytes()).hexdigest()
     module, colon, _ = spec.name.partition(":")
     if colon:
-        # A model of the user's own: its file is part of what the outcomes depend on.
+        # The user's own model: outcomes depend on its source.
         try:
             found = importlib.util.find_spec(module)
         except (ImportError, ValueError):
@@ -168,7 +184,7 @@ def _root(spec: ModelSpec, seed: int) -> str:
 
 
 def _teacher(recipe: Recipe, spec: ModelSpec, model: nn.Module, data: Data) -> nn.Module:
-    """The recipe's teacher, built; one that nobody learns from, or that answers otherwise, is an error."""
+    """The recipe's teacher, built. Refused where no step uses it or its outputs have another shape than the model's."""
     if not any("teacher" in step.refers() for step in recipe.steps):
         raise RecipeError(
             f"{recipe.name}: no step learns from the [teacher] ({spec.name}); write teacher = 'teacher' and "
@@ -176,52 +192,72 @@ def _teacher(recipe: Recipe, spec: ModelSpec, model: nn.Module, data: Data) -> n
         )
     teacher = builder(recipe, spec)()
     images = next(iter(data.test.batches(1)))[0]
-    answers = []
-    for name, network in ((spec.name, teacher), (recipe.model.name, model)):
-        training = network.training
-        try:
-            with torch.no_grad():
-                answer = network.eval()(images)
-                answers.append(tuple(getattr(answer, "logits", answer).shape))
-        except (RuntimeError, AttributeError) as error:
-            raise RecipeError(
-                f"{recipe.name}: {name} does not take an image of {data.name} "
-                f"({'x'.join(str(side) for side in images.shape[1:])}): {str(error).splitlines()[0]}"
-            ) from error
-        finally:
-            network.train(training)
-    if answers[0] != answers[1]:
+    shapes = [
+        _output_shape(recipe, name, network, data, images)
+        for name, network in ((spec.name, teacher), (recipe.model.name, model))
+    ]
+    if shapes[0] != shapes[1]:
         raise RecipeError(
-            f"{recipe.name}: the teacher {spec.name} answers an image with {answers[0][1:]} numbers, expected "
-            f"{answers[1][1:]} as of {recipe.model.name}; teach with a network of the same classes"
+            f"{recipe.name}: the teacher {spec.name} answers an image with {shapes[0][1:]} numbers, expected "
+            f"{shapes[1][1:]} as of {recipe.model.name}; take a network with the same classes"
         )
     return teacher
+
+
+def _output_shape(
+    recipe: Recipe, name: str, network: nn.Module, data: Data, images: torch.Tensor
+) -> tuple[int, ...]:
+    """The shape of a network's logits; refused where it does not take the images."""
+    training = network.training
+    try:
+        with torch.no_grad():
+            outputs = network.eval()(images)
+            return tuple(getattr(outputs, "logits", outputs).shape)
+    except (RuntimeError, AttributeError) as error:
+        raise RecipeError(
+            f"{recipe.name}: {name} does not take an image of {data.name} "
+            f"({'x'.join(str(side) for side in images.shape[1:])}): {str(error).splitlines()[0]}"
+        ) from error
+    finally:
+        network.train(training)
 
 
 def plan_trial(
     recipe: Recipe,
     index: int = 0,
-    settings: dict[str, Any] | None = None,
+    settings: Table | None = None,
     *,
     device: str | None = None,
     built: dict[str, nn.Module] | None = None,
 ) -> PlannedTrial:
-    """One trial resolved and checked: its data found, its patterns matched, its addresses known.
+    """Resolve and check one trial: its data, its patterns, its addresses.
 
-    `device` is where it will be computed, when that is not this process; `built` keeps models between trials.
+    Args:
+        recipe: A recipe without a grid.
+        index: The trial's number.
+        settings: The grid's values that it stands for.
+        device: Where it will be computed, where that is not this process.
+        built: Keeps models between the trials of one plan.
+
+    Returns:
+        The trial.
+
+    Raises:
+        RecipeError: A step that cannot work.
+        DataError: The data has no images.
     """
     device = device or device_word(recipe.lab.device)
     data = data_of(recipe)
     if len(data.train) == 0 or len(data.test) == 0:
         raise DataError(f"data {recipe.data.name!r}: expected training and test images, got none")
-    # The checks ask for names and shapes only, which the seed does not change.
+    # Checks need names and shapes only, which do not depend on the seed.
     built, what = {} if built is None else built, canonical(recipe.model.model_dump(mode="json"))
     if what not in built:
         built.clear()
         built[what] = builder(recipe)()
     model = built[what]
     parent = _root(recipe.model, recipe.lab.seed)
-    # What a label stands for: the teacher's own address, or that of a step's outcome.
+    # By label: the address of the teacher, or of a step's outcome.
     keys: dict[str, str] = {}
     if recipe.teacher is not None:
         pair = canonical([what, recipe.teacher.model_dump(mode="json")])
@@ -230,13 +266,8 @@ def plan_trial(
         keys["teacher"] = _root(recipe.teacher, recipe.lab.seed)
     steps: list[PlannedStep] = []
     for step in recipe.steps:
-        try:
-            step.check(model, list(keys))
-        except (OptionError, LookupError) as error:
-            if isinstance(error, RecipeError) or not hasattr(error, "exit_code"):
-                raise
-            raise type(error)(f"{recipe.name}: step {step.label!r}: {error}") from error
-        surroundings = {"data": data.fingerprint, "seed": recipe.lab.seed}
+        _check(step, model, list(keys), recipe)
+        surroundings: Table = {"data": data.fingerprint, "seed": recipe.lab.seed}
         if step.timed:
             surroundings |= {"device": device.partition(":")[0], "machine": fingerprint()}
         if step.refers():
@@ -244,13 +275,31 @@ def plan_trial(
         key = address(parent, step.kind(), step.version, step.chosen(), **surroundings)
         steps.append(PlannedStep(step.label, step, key, parent))
         keys[step.label] = key
-        if not step.timed:  # it leaves the state as it was, so what follows does not depend on it
+        if not step.timed:  # a timed step does not change the state
             parent = key
     return PlannedTrial(index, settings or {}, recipe, tuple(steps))
 
 
+def _check(step: Step, model: nn.Module, before: list[str], recipe: Recipe) -> None:
+    """A step's own check; its errors name recipe and step."""
+    try:
+        step.check(model, before)
+    except (OptionError, LookupError) as error:
+        if isinstance(error, RecipeError) or not hasattr(error, "exit_code"):
+            raise
+        raise type(error)(f"{recipe.name}: step {step.label!r}: {error}") from error
+
+
 def plan(recipe: Recipe, device: str | None = None) -> RunPlan:
-    """The whole recipe resolved. Nothing is trained, pruned or written."""
+    """Resolve a recipe. Nothing is trained, pruned or written.
+
+    Args:
+        recipe: The recipe.
+        device: Where it will be computed, where that is not this process.
+
+    Returns:
+        All its trials.
+    """
     built: dict[str, nn.Module] = {}
     trials = tuple(
         plan_trial(one, index, settings, device=device, built=built)

@@ -1,4 +1,4 @@
-"""What a model is measured by: its loss, and its metrics over a split.
+"""The loss a model is trained with, and its metrics over a split.
 
 >>> import torch; from secateur import data, models
 >>> sorted(evaluate(models.build("fc"), data.load("digits", size=28, limit=20).test, device="cpu"))
@@ -26,8 +26,17 @@ Loss = Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]
 """`loss(outputs, inputs, labels)`: a scalar, the mean over the batch."""
 
 
-def logits_of(outputs: Any) -> torch.Tensor:
-    """The logits in what a model returned: the tensor itself, its `logits`, or the first of a tuple.
+def logits_of(outputs: object) -> torch.Tensor:
+    """The logits in what a model returned: the tensor itself, its `logits`, or the first item of a tuple.
+
+    Args:
+        outputs: What the model returned.
+
+    Returns:
+        The logits.
+
+    Raises:
+        OptionError: There are none to be found.
 
     >>> logits_of((torch.zeros(1, 2), None)).shape
     torch.Size([1, 2])
@@ -48,6 +57,17 @@ def logits_of(outputs: Any) -> torch.Tensor:
 def loss_of(model: nn.Module, loss: Loss | None = None, label_smoothing: float = 0.0) -> tuple[Loss, bool]:
     """The loss a model is trained with, and whether its outputs are logits to be compared with labels.
 
+    Args:
+        model: Its own `training_loss` is used where it has one.
+        loss: Takes the place of any other loss.
+        label_smoothing: Of cross-entropy; another loss has none.
+
+    Returns:
+        The loss, and whether the model classifies.
+
+    Raises:
+        OptionError: `label_smoothing` with a loss that is not cross-entropy.
+
     >>> from secateur import models
     >>> loss_of(models.build("vae"))[1], loss_of(models.build("fc"))[1]
     (False, True)
@@ -63,15 +83,22 @@ def loss_of(model: nn.Module, loss: Loss | None = None, label_smoothing: float =
     if own is not None:
         return own, False
 
-    def cross_entropy(outputs: Any, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def cross_entropy(outputs: object, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(logits_of(outputs).float(), labels, label_smoothing=label_smoothing)
 
     return cross_entropy, True
 
 
-def distillation(student: Any, teacher: Any, temperature: float) -> torch.Tensor:
-    """How far the student's softened answers are from the teacher's: T² · KL(teacher || student), mean of the
-    batch.
+def distillation(student: object, teacher: object, temperature: float) -> torch.Tensor:
+    """Distance of the student's softened outputs from the teacher's: T² · KL(teacher || student), mean of the batch.
+
+    Args:
+        student: What the network that learns returned.
+        teacher: What the network that teaches returned.
+        temperature: T, by which both logits are divided before the softmax.
+
+    Returns:
+        A scalar.
 
     >>> answer = torch.tensor([[1.0, 2.0]])
     >>> distillation(answer, answer, 4.0).abs().item() < 1e-6
@@ -84,7 +111,7 @@ def distillation(student: Any, teacher: Any, temperature: float) -> torch.Tensor
 
 @contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Every module in training or evaluation mode, and afterwards each in the mode it had."""
+    """Put every module into training or evaluation mode, and afterwards each into the mode it had."""
     before = [(module, module.training) for module in model.modules()]
     model.train(training)
     try:
@@ -96,7 +123,7 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 @contextmanager
 def placed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """The model on a device, and afterwards back where it was."""
+    """Move the model to a device, and afterwards back to where it was."""
     first = next((tensor for tensor in (*model.parameters(), *model.buffers())), None)
     before = device if first is None else first.device
     model.to(device)
@@ -115,10 +142,24 @@ def evaluate(
     loss: Loss | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Metrics of a model over a split: `accuracy` and `loss`, or what the model's own `evaluation_metrics`
-    sums up.
+    """Metrics of a model over a split: `accuracy` and `loss`, or those of the model's own `evaluation_metrics`.
 
     The model is evaluated in fp32 and left as it was: mode, device and random state.
+
+    Args:
+        model: The network.
+        split: The images and labels.
+        batch_size: Images of one forward pass.
+        device: `auto`, or a device's name.
+        loss: `loss(outputs, inputs, labels)`, in place of the model's own or of cross-entropy.
+        seed: Of the generator that the model's own `evaluation_metrics` is given.
+
+    Returns:
+        The metrics by name, means over the split.
+
+    Raises:
+        DataError: The split is empty.
+        NonFiniteError: A metric is NaN or infinite.
 
     >>> from secateur import data, models
     >>> images = data.load("digits", size=28, limit=20, normalise="none")
@@ -142,8 +183,8 @@ def evaluate(
                 outputs = model(images)
                 found = {"loss": measure(outputs, images, labels) * len(labels)}
                 if classifies:
-                    right = logits_of(outputs).argmax(1) == labels
-                    found = {"accuracy": right.sum()} | found
+                    correct = logits_of(outputs).argmax(1) == labels
+                    found = {"accuracy": correct.sum()} | found
             for name, value in found.items():
                 value = value.detach().to("cpu", torch.float64)
                 sums[name] = sums[name] + value if name in sums else value

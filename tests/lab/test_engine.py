@@ -227,7 +227,7 @@ def test_one_trial_raises_its_own_error(tmp_path):
         (["share.per=layer"], OptionError, "per: expected 'tensor', 'channel', 'model' or a list"),
         (["share.per=['fc9']"], LookupError, "per: pattern 'fc9' matches no tensor"),
         (["share.options={iteration=3}"], OptionError, "method 'kmeans' does not take the options"),
-        (["pack.names=fil"], OptionError, "names: expected 'file' or 'model', got 'fil'"),
+        (["pack.names=fil"], OptionError, "names: Input should be 'file' or 'model', got 'fil'"),
         (
             ["pack.batch_norm=fp8"],
             OptionError,

@@ -9,7 +9,8 @@ the highest bin of each ridge is as high as every other's: what is compared is t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import altair as alt
 
@@ -62,114 +63,141 @@ def _outline(item: Measurement) -> dict[str, list[float]]:
     }
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """Histograms of one kind, chosen for drawing.
+
+    Attributes:
+        items: The histograms.
+        layers: Their layers, in the order they run.
+        variants: Their variants.
+        known: All variants of the measurements, for their colours.
+        what: What is counted: "weight" or "activation".
+    """
+
+    items: list[Measurement]
+    layers: list[str]
+    variants: list[str]
+    known: list[str]
+    what: str
+
+    def depth(self, item: Measurement) -> int:
+        """The place of a histogram's layer, 0 for the first."""
+        return self.layers.index(str(item.context["layer"]))
+
+    def rows(self, key: str, place: Callable[[Measurement], int]) -> list[dict[str, object]]:
+        """One row a histogram, by falling `place`, which `key` holds."""
+        return [
+            {
+                "l": str(item.context["layer"]),
+                "v": str(item.context.get("variant", "model")),
+                key: place(item),
+                **_outline(item),
+            }
+            for item in sorted(self.items, key=lambda item: -place(item))
+        ]
+
+
 def ridges(measurements: Measurements, name: str, section: str, what: str) -> list[Figure]:
-    """The two views of the histograms of one kind."""
-    drawn, layers, variants, total = _chosen(measurements, name)
-    if not drawn:
+    """The two views of the histograms of one kind: as ridges, and stacked in depth.
+
+    Args:
+        measurements: Where the histograms are.
+        name: The measure that holds them, such as "weight_histogram".
+        section: The section of the page.
+        what: What is counted: "weight" or "activation".
+    """
+    items, layers, variants, total = _chosen(measurements, name)
+    if not items:
         return []
-    table = tuple(
-        (
-            str(item.context["layer"]),
-            str(item.context.get("variant", "model")),
-            int(item.value),
-            item.context.get("zeros", ""),
-            float(item.context["low"]),
-            float(item.context["high"]),
-        )
-        for item in drawn
+    drawn = _Drawn(items, layers, variants, variants_of(measurements), what)
+    table = FigureTable(
+        ("layer", "variant", f"{what}s not zero", "zeros", "lowest", "highest"),
+        tuple(_table_row(item) for item in items),
     )
-    head = ("layer", "variant", f"{what}s not zero", "zeros", "lowest", "highest")
     note = "" if len(layers) == total else f" {len(layers)} of {total} layers are drawn, evenly spaced."
-    told = drawn[0].definition or f"{what}s that are not zero"
+    definition = items[0].definition or f"{what}s that are not zero"
     says = f"{len(layers)} layers in {len(variants)} variants ({', '.join(variants)}), each as a histogram."
-    rows = len(layers)
-    reach = 0.86 if rows < 4 else 1.7  # ridges overlap a little, so that their forms can be seen
-    labels = "[" + ",".join(_text(layer) for layer in reversed(layers)) + "][datum.value]"
-
-    def place(item: Measurement) -> int:
-        return rows - 1 - layers.index(str(item.context["layer"]))
-
-    flat = [
-        {
-            "l": str(item.context["layer"]),
-            "v": str(item.context.get("variant", "model")),
-            "b": place(item),
-            **_outline(item),
-        }
-        for item in sorted(drawn, key=lambda item: -place(item))
+    stem = name.replace("_", "-") + "s"
+    return [
+        Figure(
+            stem,
+            section,
+            f"{what.capitalize()}s of every layer, variant by variant",
+            f"{definition}. Every ridge is scaled to its own highest bin; zeros are left out.{note}",
+            _ridge_chart(drawn),
+            says,
+            table,
+            each=210,
+        ),
+        Figure(
+            f"{stem}-stacked",
+            section,
+            f"The same {what}s, layer behind layer",
+            f"{definition}. The first layer is in front, the last at the back, each moved up and to the right.{note}",
+            _stacked_chart(drawn),
+            says,
+            table,
+            each=270,
+        ),
     ]
-    axis_y = alt.Axis(
-        values=list(range(rows)), labelExpr=labels, title=None, grid=True, labelOverlap=False, labelLimit=130
+
+
+def _table_row(item: Measurement) -> tuple[str, str, int, object, float, float]:
+    context = item.context
+    variant = str(context.get("variant", "model"))
+    zeros = context.get("zeros", "")
+    return (
+        str(context["layer"]),
+        variant,
+        int(item.value),
+        zeros,
+        float(context["low"]),
+        float(context["high"]),
     )
-    scale_y = alt.Scale(domain=[0, rows - 1 + reach], nice=False, zero=False)
-    ridge = (
-        alt.Chart(alt.Data(values=flat))
+
+
+def _ridge_chart(drawn: _Drawn) -> alt.FacetChart:
+    """Every layer's histogram on a baseline of its own."""
+    count = len(drawn.layers)
+    reach = 0.86 if count < 4 else 1.7  # ridges overlap a little, so that their forms can be seen
+    labels = "[" + ",".join(_text(layer) for layer in reversed(drawn.layers)) + "][datum.value]"
+    rows = drawn.rows("b", lambda item: count - 1 - drawn.depth(item))
+    axis_y = alt.Axis(
+        values=list(range(count)),
+        labelExpr=labels,
+        title=None,
+        grid=True,
+        labelOverlap=False,
+        labelLimit=130,
+    )
+    scale_y = alt.Scale(domain=[0, count - 1 + reach], nice=False, zero=False)
+    axis_x = alt.Axis(title=drawn.what, tickCount=4, format=".3~r")
+    return (
+        alt.Chart(alt.Data(values=rows))
         .transform_flatten(["x", "h", "n"])
         .transform_calculate(y=f"datum.b + {reach} * datum.h")
         .mark_area(fillOpacity=0.55, line={"strokeWidth": 1}, interpolate="monotone")
         .encode(
-            x=alt.X(
-                "x:Q", axis=alt.Axis(title=what, tickCount=4, format=".3~r"), scale=alt.Scale(nice=False)
-            ),
+            x=alt.X("x:Q", axis=axis_x, scale=alt.Scale(nice=False)),
             y=alt.Y("y:Q", axis=axis_y, scale=scale_y, stack=None),
             y2="b:Q",
             detail="l:N",
-            color=colour("v", variants_of(measurements), [], legend=False),
-            tooltip=[
-                alt.Tooltip("l:N", title="layer"),
-                alt.Tooltip("v:N", title="variant"),
-                alt.Tooltip("x:Q", title=what, format=".3~g"),
-                alt.Tooltip("n:Q", title="in this bin", format=",d"),
-            ],
+            color=colour("v", drawn.known, [], legend=False),
+            tooltip=_tooltips(drawn.what, "x"),
         )
-        .properties(width=210, height=max(120, 24 * rows))
-        .facet(alt.Facet("v:N", sort=variants), columns=3)
+        .properties(width=210, height=max(120, 24 * count))
+        .facet(alt.Facet("v:N", sort=drawn.variants), columns=3)
     )
-    figures = [
-        Figure(
-            name.replace("_", "-") + "s",
-            section,
-            f"{what.capitalize()}s of every layer, variant by variant",
-            f"{told}. Every ridge is scaled to its own highest bin; zeros are left out.{note}",
-            ridge,
-            says,
-            FigureTable(head, table),
-            each=210,
-        )
-    ]
-    if len(layers) >= 1:
-        figures.append(
-            _stacked(drawn, layers, variants, name, section, what, told, note, says, FigureTable(head, table))
-        )
-    return figures
 
 
-def _stacked(
-    drawn: list[Measurement],
-    layers: list[str],
-    variants: list[str],
-    name: str,
-    section: str,
-    what: str,
-    told: str,
-    note: str,
-    says: str,
-    table: FigureTable,
-) -> Figure:
+def _stacked_chart(drawn: _Drawn) -> alt.FacetChart:
     """The same histograms one behind the other, drawn from the back: the first layer is in front."""
-    span = max(abs(float(item.context[key])) for item in drawn for key in ("low", "high")) or 1.0
-    lean, lift = 1.1 * span / max(4, len(layers)), 0.34
-    rows = [
-        {
-            "l": str(item.context["layer"]),
-            "v": str(item.context.get("variant", "model")),
-            "d": layers.index(str(item.context["layer"])),
-            **_outline(item),
-        }
-        for item in sorted(drawn, key=lambda item: -layers.index(str(item.context["layer"])))
-    ]
-    chart = (
-        alt.Chart(alt.Data(values=rows))
+    span = max(abs(float(item.context[key])) for item in drawn.items for key in ("low", "high")) or 1.0
+    lean, lift = 1.1 * span / max(4, len(drawn.layers)), 0.34
+    ramp = alt.Scale(scheme="viridis", domain=[0, max(1, len(drawn.layers) - 1)])
+    return (
+        alt.Chart(alt.Data(values=drawn.rows("d", drawn.depth)))
         .transform_flatten(["x", "h", "n"])
         .transform_calculate(
             w="datum.x",
@@ -183,29 +211,21 @@ def _stacked(
             y=alt.Y("y:Q", axis=None, stack=None, scale=alt.Scale(nice=False)),
             y2="b:Q",
             detail="l:N",
-            color=alt.Color(
-                "d:Q", scale=alt.Scale(scheme="viridis", domain=[0, max(1, len(layers) - 1)]), legend=None
-            ),
-            tooltip=[
-                alt.Tooltip("l:N", title="layer"),
-                alt.Tooltip("v:N", title="variant"),
-                alt.Tooltip("w:Q", title=what, format=".3~g"),
-                alt.Tooltip("n:Q", title="in this bin", format=",d"),
-            ],
+            color=alt.Color("d:Q", scale=ramp, legend=None),
+            tooltip=_tooltips(drawn.what, "w"),
         )
         .properties(width=270, height=260)
-        .facet(alt.Facet("v:N", sort=variants), columns=3)
+        .facet(alt.Facet("v:N", sort=drawn.variants), columns=3)
     )
-    return Figure(
-        name.replace("_", "-") + "s-stacked",
-        section,
-        f"The same {what}s, layer behind layer",
-        f"{told}. The first layer is in front, the last at the back, each moved up and to the right.{note}",
-        chart,
-        says,
-        table,
-        each=270,
-    )
+
+
+def _tooltips(what: str, value: str) -> list[alt.Tooltip]:
+    return [
+        alt.Tooltip("l:N", title="layer"),
+        alt.Tooltip("v:N", title="variant"),
+        alt.Tooltip(f"{value}:Q", title=what, format=".3~g"),
+        alt.Tooltip("n:Q", title="in this bin", format=",d"),
+    ]
 
 
 def _short(value: float) -> float:

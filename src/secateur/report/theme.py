@@ -61,58 +61,58 @@ def vega_config(name: str) -> dict[str, Any]:
     'transparent'
     """
     theme = THEMES[name]
-    text, quiet = theme["text"], theme["quiet"]
+    text, muted = theme["text"], theme["quiet"]
     return {
         "background": "transparent",
         "font": FONT,
         "view": {"stroke": None, "continuousHeight": 300},
         "range": {"category": theme["category"], "ramp": theme["ramp"], "heatmap": theme["ramp"]},
-        "axis": {
-            "domain": False,
-            "ticks": False,
-            "gridColor": theme["grid"],
-            "labelColor": quiet,
-            "labelFontSize": 11,
-            "labelPadding": 6,
-            "titleColor": quiet,
-            "titleFontSize": 12,
-            "titleFontWeight": 500,
-            "titlePadding": 10,
-            "labelLimit": 170,
-        },
+        "axis": {**_AXIS, "gridColor": theme["grid"], "labelColor": muted, "titleColor": muted},
         "axisX": {"labelFlush": True},
-        # A title that reads across, above its axis, is one nobody has to turn their head for.
-        "axisY": {
-            "titleAngle": 0,
-            "titleAlign": "left",
-            "titleAnchor": "end",
-            "titleBaseline": "bottom",
-            "titleX": 0,
-            "titleY": -10,
-        },
-        "legend": {
-            "orient": "top",
-            "direction": "horizontal",
-            "title": None,
-            "labelColor": text,
-            "labelFontSize": 12,
-            "labelLimit": 260,
-            "titleLimit": 320,
-            "titleColor": quiet,
-            "titleFontWeight": 500,
-            "symbolType": "circle",
-            "symbolOpacity": 1,
-            "symbolFillOpacity": 1,
-            "symbolSize": 90,
-            "offset": 34,
-            "columnPadding": 16,
-        },
+        "axisY": _AXIS_Y,
+        "legend": {**_LEGEND, "labelColor": text, "titleColor": muted},
         "header": {"labelColor": text, "labelFontSize": 12, "labelFontWeight": 600, "title": None},
         "title": {"color": text, "anchor": "start", "fontSize": 13},
         "text": {"color": text, "fontSize": 11},
-        "rule": {"color": quiet},
+        "rule": {"color": muted},
         "bar": {"cornerRadiusEnd": 1},
         "point": {"filled": True, "size": 70},
         "line": {"strokeWidth": 2},
         "area": {"line": False},
     }
+
+
+_AXIS: dict[str, Any] = {
+    "domain": False,
+    "ticks": False,
+    "labelFontSize": 11,
+    "labelPadding": 6,
+    "titleFontSize": 12,
+    "titleFontWeight": 500,
+    "titlePadding": 10,
+    "labelLimit": 170,
+}
+# The title of the vertical axis is horizontal and above the axis, so that it can be read without turning the head.
+_AXIS_Y: dict[str, Any] = {
+    "titleAngle": 0,
+    "titleAlign": "left",
+    "titleAnchor": "end",
+    "titleBaseline": "bottom",
+    "titleX": 0,
+    "titleY": -10,
+}
+_LEGEND: dict[str, Any] = {
+    "orient": "top",
+    "direction": "horizontal",
+    "title": None,
+    "labelFontSize": 12,
+    "labelLimit": 260,
+    "titleLimit": 320,
+    "titleFontWeight": 500,
+    "symbolType": "circle",
+    "symbolOpacity": 1,
+    "symbolFillOpacity": 1,
+    "symbolSize": 90,
+    "offset": 34,
+    "columnPadding": 16,
+}

@@ -16,7 +16,7 @@ import altair as alt
 
 from secateur.core.measurement import Measurements
 from secateur.report.figure import Figure, FigureTable
-from secateur.report.reading import VariantRow, legend_selection, quality_of, rows_of, series_of
+from secateur.report.reading import LOWER, VariantRow, legend_selection, quality_of, rows_of, series_of
 
 __all__ = ["accuracy_sparsity"]
 
@@ -33,7 +33,12 @@ def accuracy_sparsity(measurements: Measurements) -> list[Figure]:
     return [figure for name in (quality, *others) for figure in _curves(rows, name, name == quality)]
 
 
-def _curves(rows: list[VariantRow], quality: str, main: bool) -> list[Figure]:
+Point = tuple[str, float, float, float, float, int]
+"""A series, a sparsity, the mean, lowest and highest value there, and how many trials gave it."""
+
+
+def _points(rows: list[VariantRow], quality: str) -> tuple[Point, ...]:
+    """Every series at every sparsity; none where no series was measured at two sparsities or more."""
     points: dict[tuple[str, float], list[float]] = {}
     for row in rows:
         value = row.number(quality)
@@ -41,15 +46,18 @@ def _curves(rows: list[VariantRow], quality: str, main: bool) -> list[Figure]:
             points.setdefault((series_of(row, rows), round(row.removed, 6)), []).append(value)
     names = [name for name, _ in points]
     if all(names.count(name) < 2 for name in set(names)):
-        return []
-    dense = [row.number(quality) for row in rows if row.variant == "dense"]
-    baseline = [value for value in dense if value is not None]
-    table = tuple(
+        return ()
+    return tuple(
         (name, sparsity, fmean(values), min(values), max(values), len(values))
         for (name, sparsity), values in sorted(points.items())
     )
+
+
+def _chart(
+    table: tuple[Point, ...], quality: str, form: str, baseline: list[float]
+) -> alt.LayerChart | alt.FacetChart:
+    """Lines with their bands; the dense model as a dashed line."""
     data = [dict(zip(("series", "sparsity", "mean", "low", "high", "seeds"), row)) for row in table]
-    percent = ".0%" if quality not in ("loss", "total_loss") else ".3~g"
     domain = list(dict.fromkeys(row[0] for row in table))
     choose = legend_selection("series", "series")
     shown = {"opacity": alt.condition(choose, alt.value(1.0), alt.value(0.1))}
@@ -61,7 +69,7 @@ def _curves(rows: list[VariantRow], quality: str, main: bool) -> list[Figure]:
         ),
         color=alt.Color("series:N", scale=alt.Scale(domain=domain)),
     )
-    y = alt.Y("mean:Q", axis=alt.Axis(format=percent, title=quality), scale=alt.Scale(zero=False))
+    y = alt.Y("mean:Q", axis=alt.Axis(format=form, title=quality), scale=alt.Scale(zero=False))
     tip = [
         alt.Tooltip("series:N"),
         alt.Tooltip("sparsity:Q", format=".1%"),
@@ -84,13 +92,25 @@ def _curves(rows: list[VariantRow], quality: str, main: bool) -> list[Figure]:
                 y="dense:Q", tooltip=[alt.Tooltip("dense:Q", title="dense", format=".4~f")]
             ),
         )
+    return alt.layer(*layers).properties(width="container", height=340)
+
+
+def _curves(rows: list[VariantRow], quality: str, main: bool) -> list[Figure]:
+    """The figure of one quality."""
+    table = _points(rows, quality)
+    if not table:
+        return []
+    lower = quality in LOWER
+    dense = [row.number(quality) for row in rows if row.variant == "dense"]
+    baseline = [value for value in dense if value is not None]
     most = max(row[5] for row in table)
-    best = max(table, key=lambda row: row[2] if percent == ".0%" else -row[2])
+    best = max(table, key=lambda row: -row[2] if lower else row[2])
+    curves = len({row[0] for row in table})
     return [
         Figure(
             "accuracy-sparsity" if main else f"{quality.replace('_', '-')}-sparsity",
             "tradeoff",
-            f"{quality.replace('_', ' ').capitalize()} falls as sparsity rises",
+            f"{quality.replace('_', ' ').capitalize()} {'rises' if lower else 'falls'} as sparsity rises",
             f"Each point is the mean {quality} over "
             + (
                 f"up to {most} trials that differ in nothing but the seed; the band is from the lowest to the highest"
@@ -99,8 +119,8 @@ def _curves(rows: list[VariantRow], quality: str, main: bool) -> list[Figure]:
             )
             + ". Sparsity is the one asked for where a setting names it, else the share of the dense model's "
             "parameters that are gone or zero. The dashed line is the dense model.",
-            alt.layer(*layers).properties(width="container", height=340),
-            f"{len(domain)} curves of {quality} over sparsity; the best point is {best[0]} at sparsity "
+            _chart(table, quality, ".3~g" if lower else ".0%", baseline),
+            f"{curves} curves of {quality} over sparsity; the best point is {best[0]} at sparsity "
             f"{best[1]:.2f} with {best[2]:.4f}.",
             FigureTable(("series", "sparsity", f"mean {quality}", "lowest", "highest", "seeds"), table),
         )

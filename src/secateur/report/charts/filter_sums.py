@@ -27,36 +27,7 @@ def filter_sums(measurements: Measurements) -> list[Figure]:
     if not found:
         return []
     layers = list(dict.fromkeys(str(item.context["layer"]) for item in found))
-    shown = set(layers[:_LAYERS])
     variants = list(dict.fromkeys(str(item.context.get("variant", "model")) for item in found))
-    cells = [cell for item in found if str(item.context["layer"]) in shown for cell in _cells(item)]
-    chart = (
-        alt.Chart(alt.Data(values=cells))
-        .mark_rect()
-        .encode(
-            x=alt.X(
-                "from:Q",
-                axis=alt.Axis(title="filter, first to last", format=".0%", tickCount=3),
-                scale=alt.Scale(nice=False, domain=[0, 1]),
-            ),
-            x2="to:Q",
-            y=alt.Y("layer:N", sort=layers, axis=alt.Axis(title=None)),
-            color=alt.condition(
-                "datum.zero",
-                alt.value("#c8553d"),
-                alt.Color(
-                    "share:Q",
-                    scale=alt.Scale(domain=[0, 1]),
-                    legend=alt.Legend(
-                        title="share of the layer's largest sum", format=".0%", gradientLength=160
-                    ),
-                ),
-            ),
-            tooltip=["layer:N", "variant:N", "filters:N", alt.Tooltip("sum:Q", format=".4~g")],
-        )
-        .properties(width=230, height=alt.Step(13))
-        .facet(alt.Facet("variant:N", sort=variants), columns=3)
-    )
     table = tuple(
         (
             str(item.context["layer"]),
@@ -75,7 +46,7 @@ def filter_sums(measurements: Measurements) -> list[Figure]:
             "Is the pattern structured? Sums of |w|, filter by filter",
             f"{found[0].definition or 'sum of the absolute weights of each filter'}. Red is a filter whose weights "
             f"are all zero: structured pruning leaves red lines, unstructured pruning leaves none.{note}",
-            chart,
+            _chart(found, layers, variants),
             f"{len(layers)} layers in {len(variants)} variants; {gone:,} of {total:,} filters are all zero.",
             FigureTable(("layer", "variant", "filters", "of them all zero"), table),
             each=230,
@@ -83,8 +54,33 @@ def filter_sums(measurements: Measurements) -> list[Figure]:
     ]
 
 
+def _chart(found: list[Measurement], layers: list[str], variants: list[str]) -> alt.FacetChart:
+    """Strips of cells, the darker the larger the sum; red where all of a cell is zero."""
+    drawn = set(layers[:_LAYERS])
+    cells = [cell for item in found if str(item.context["layer"]) in drawn for cell in _cells(item)]
+    legend = alt.Legend(title="share of the layer's largest sum", format=".0%", gradientLength=160)
+    share = alt.Color("share:Q", scale=alt.Scale(domain=[0, 1]), legend=legend)
+    return (
+        alt.Chart(alt.Data(values=cells))
+        .mark_rect()
+        .encode(
+            x=alt.X(
+                "from:Q",
+                axis=alt.Axis(title="filter, first to last", format=".0%", tickCount=3),
+                scale=alt.Scale(nice=False, domain=[0, 1]),
+            ),
+            x2="to:Q",
+            y=alt.Y("layer:N", sort=layers, axis=alt.Axis(title=None)),
+            color=alt.condition("datum.zero", alt.value("#c8553d"), share),
+            tooltip=["layer:N", "variant:N", "filters:N", alt.Tooltip("sum:Q", format=".4~g")],
+        )
+        .properties(width=230, height=alt.Step(13))
+        .facet(alt.Facet("variant:N", sort=variants), columns=3)
+    )
+
+
 def _cells(item: Measurement) -> list[dict[str, object]]:
-    """At most so many cells a strip: neighbours are drawn together, as zero only where all of them are."""
+    """The cells of one strip, at most `_CELLS`: neighbours share a cell, which is zero only if all of them are."""
     sums = [float(value) for value in item.context["sums"]]
     top = max(sums) or 1.0
     step = -(-len(sums) // _CELLS)

@@ -108,22 +108,46 @@ def _paired(measurements: Measurements) -> list[Figure]:
         return []
     names = [_variant(item) for item in found]
     labels = [name if names.count(name) == 1 else f"{name} ({index + 1})" for index, name in enumerate(names)]
+    table = []
+    for label, item in zip(labels, found):
+        low, high = item.spread.get("low", item.value), item.spread.get("high", item.value)
+        table.append((label, item.value, low, high, len(item.trials), "no" if low <= 1 <= high else "yes"))
+    listed = ", ".join(f"{row[0]} {row[1]:.2f} times [{row[2]:.2f}, {row[3]:.2f}]" for row in table)
+    return [
+        Figure(
+            "latency-paired",
+            "speed",
+            "The difference, pair by pair",
+            f"{found[0].definition}. Every dot is one pair of readings, one right after the other; the bar holds the "
+            "median with 95 % confidence. Where it reaches the dashed line at 1, no difference was shown.",
+            _paired_chart(found, labels, colour("variant", variants_of(measurements), [], legend=False)),
+            f"Times as fast, with the 95 % interval: {listed}.",
+            FigureTable(
+                ("variant", "times as fast", "low", "high", "pairs", "difference shown"), tuple(table)
+            ),
+        )
+    ]
+
+
+def _paired_chart(
+    found: list[Measurement], labels: list[str], colours: alt.Color
+) -> alt.LayerChart | alt.FacetChart:
+    """The ratio of every pair, the interval of the median, and a dashed line at 1."""
     dots = [
-        {"label": label, "variant": name, "ratio": ratio}
-        for label, name, item in zip(labels, names, found)
+        {"label": label, "variant": _variant(item), "ratio": ratio}
+        for label, item in zip(labels, found)
         for ratio in item.trials
     ]
     middles = [
         {
             "label": label,
-            "variant": name,
+            "variant": _variant(item),
             "median": item.value,
             "low": item.spread.get("low", item.value),
             "high": item.spread.get("high", item.value),
         }
-        for label, name, item in zip(labels, names, found)
+        for label, item in zip(labels, found)
     ]
-    colours = colour("variant", variants_of(measurements), [], legend=False)
     y = alt.Y("label:N", sort=labels, axis=alt.Axis(title=None, labelLimit=240))
     slowest = min(reading for item in found for reading in item.trials)
     axis = alt.X(
@@ -131,6 +155,7 @@ def _paired(measurements: Measurements) -> list[Figure]:
         scale=alt.Scale(zero=False, nice=True, domainMin=min(0.9, slowest)),
         axis=alt.Axis(title="times as fast as the variant it was timed against", format=".3~r", tickCount=8),
     )
+    numbers = [alt.Tooltip(f"{key}:Q", format=".3~f") for key in ("median", "low", "high")]
     points = (
         alt.Chart(alt.Data(values=dots))
         .mark_point(size=42, opacity=0.4)
@@ -139,14 +164,7 @@ def _paired(measurements: Measurements) -> list[Figure]:
     interval = (
         alt.Chart(alt.Data(values=middles))
         .mark_bar(height=5, opacity=0.9)
-        .encode(
-            x="low:Q",
-            x2="high:Q",
-            y=y,
-            color=colours,
-            tooltip=["label:N"]
-            + [alt.Tooltip(f"{key}:Q", format=".3~f") for key in ("median", "low", "high")],
-        )
+        .encode(x="low:Q", x2="high:Q", y=y, color=colours, tooltip=["label:N", *numbers])
     )
     median = (
         alt.Chart(alt.Data(values=middles))
@@ -154,22 +172,4 @@ def _paired(measurements: Measurements) -> list[Figure]:
         .encode(x="median:Q", y=y, color=colours)
     )
     one = alt.Chart(alt.Data(values=[{"ratio": 1}])).mark_rule(strokeDash=[5, 4]).encode(x="ratio:Q")
-    table = []
-    for label, item in zip(labels, found):
-        low, high = item.spread.get("low", item.value), item.spread.get("high", item.value)
-        table.append((label, item.value, low, high, len(item.trials), "no" if low <= 1 <= high else "yes"))
-    told = ", ".join(f"{row[0]} {row[1]:.2f} times [{row[2]:.2f}, {row[3]:.2f}]" for row in table)
-    return [
-        Figure(
-            "latency-paired",
-            "speed",
-            "The difference, pair by pair",
-            f"{found[0].definition}. Every dot is one pair of readings, one right after the other; the bar holds the "
-            "median with 95 % confidence. Where it reaches the dashed line at 1, no difference was shown.",
-            alt.layer(one, points, interval, median).properties(width="container", height=alt.Step(44)),
-            f"Times as fast, with the 95 % interval: {told}.",
-            FigureTable(
-                ("variant", "times as fast", "low", "high", "pairs", "difference shown"), tuple(table)
-            ),
-        )
-    ]
+    return alt.layer(one, points, interval, median).properties(width="container", height=alt.Step(44))

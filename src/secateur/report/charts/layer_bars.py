@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
@@ -21,30 +23,32 @@ __all__ = ["layer_bars"]
 _VARIANTS = 6
 
 
+@dataclass(frozen=True)
+class _View:
+    """What a figure shows: the measures that give it (the first there is), its name, title, axis and number format."""
+
+    names: tuple[str, ...]
+    stem: str
+    title: str
+    axis: str
+    form: str
+
+
+_MACS = _View(
+    ("macs_nonzero", "macs"),
+    "layer-macs",
+    "Where the multiply-accumulates are",
+    "multiply-accumulates",
+    "~s",
+)
+_SPARSITY = _View(("share_removed",), "layer-sparsity", "How much each layer lost", "share removed", ".0%")
+
+
 def layer_bars(measurements: Measurements) -> list[Figure]:
     """A figure for the sparsity and one for the multiply-accumulates, of the first trial of every run."""
     rows = [row for row in rows_of(measurements) if row.trial == 0]
     domain = variants_of(measurements)
-    return [
-        *_bars(
-            rows,
-            domain,
-            ("macs_nonzero", "macs"),
-            "layer-macs",
-            "Where the multiply-accumulates are",
-            "multiply-accumulates",
-            "~s",
-        ),
-        *_bars(
-            _with_sparsity(rows),
-            domain,
-            ("share_removed",),
-            "layer-sparsity",
-            "How much each layer lost",
-            "share removed",
-            ".0%",
-        ),
-    ]
+    return [*_bars(rows, domain, _MACS), *_bars(_with_sparsity(rows), domain, _SPARSITY)]
 
 
 def _with_sparsity(rows: list[VariantRow]) -> list[VariantRow]:
@@ -74,73 +78,64 @@ def _with_sparsity(rows: list[VariantRow]) -> list[VariantRow]:
     return found
 
 
-def _bars(
-    rows: list[VariantRow],
-    domain: list[str],
-    names: tuple[str, ...],
-    stem: str,
-    title: str,
-    axis: str,
-    form: str,
-) -> list[Figure]:
-    chosen = [
-        (row, item)
+Row = tuple[str, str, float]
+"""A layer, a variant and the value there."""
+
+
+def _bars(rows: list[VariantRow], domain: list[str], view: _View) -> list[Figure]:
+    """The figure of one view; none where no variant has it for two layers or more."""
+    measured = [
+        (row.label, item)
         for row in rows
-        for item in [next((row.values[n] for n in names if n in row.values), None)]
-        if item
+        for item in [next((row.values[name] for name in view.names if name in row.values), None)]
+        if item is not None and len(item.per_layer) > 1
     ]
-    chosen = [(row, item) for row, item in chosen if len(item.per_layer) > 1][:_VARIANTS]
-    if not chosen:
+    measured = measured[:_VARIANTS]
+    table: list[Row] = [
+        (layer, label, value) for label, item in measured for layer, value in item.per_layer.items()
+    ]
+    if view is _SPARSITY:  # layers of a single number a channel say nothing
+        table = [row for row in table if not _is_norm(row[0])]
+    if not table:
         return []
-    table = tuple(
-        (layer, row.label, value) for row, item in chosen for layer, value in item.per_layer.items()
-    )
-    if stem == "layer-sparsity":  # layers of a single number a channel tell nothing
-        layers = [
-            layer for layer in dict.fromkeys(row[0] for row in table) if not _is_norm(layer, chosen, rows)
-        ]
-        table = tuple(row for row in table if row[0] in set(layers))
     layers = list(dict.fromkeys(row[0] for row in table))
-    if not layers:
-        return []
-    data = [dict(zip(("layer", "variant", "value"), row)) for row in table]
-    labels = list(dict.fromkeys(row.label for row, _ in chosen))
-    choose = legend_selection("variant", "variant")
-    in_domain = domain if set(labels) <= set(domain) else labels
-    band = 7 if len(labels) > 2 else 9
-    chart = (
-        alt.Chart(alt.Data(values=data))
-        .mark_bar()
-        .encode(
-            x=alt.X("value:Q", axis=alt.Axis(format=form, title=axis, orient="top", tickCount=5)),
-            y=alt.Y("layer:N", sort=layers, axis=alt.Axis(title=None), scale=alt.Scale(paddingInner=0.3)),
-            yOffset=alt.YOffset("variant:N", sort=labels),
-            color=colour("variant", in_domain, labels),
-            opacity=alt.condition(choose, alt.value(1.0), alt.value(0.1)),
-            tooltip=[
-                "layer:N",
-                "variant:N",
-                alt.Tooltip("value:Q", title=axis, format=",.4~g" if form != "~s" else ",d"),
-            ],
-        )
-        .add_params(choose)
-        .properties(width="container", height=alt.Step(band))
-    )
+    labels = list(dict.fromkeys(label for label, _ in measured))
     most = max(table, key=lambda row: row[2])
     return [
         Figure(
-            stem,
+            view.stem,
             "layers",
-            title,
-            f"{chosen[-1][1].definition or axis}, by layer, in the order the layers run.",
-            chart,
+            view.title,
+            f"{measured[-1][1].definition or view.axis}, by layer, in the order the layers run.",
+            _chart(table, domain if set(labels) <= set(domain) else labels, labels, view),
             f"{len(layers)} layers in {len(labels)} variants; the most has {most[0]} of {most[1]}: {most[2]:,.4g}.",
-            FigureTable(("layer", "variant", axis), table),
+            FigureTable(("layer", "variant", view.axis), tuple(table)),
         )
     ]
 
 
-def _is_norm(layer: str, chosen: list[tuple[VariantRow, Measurement]], rows: list[VariantRow]) -> bool:
-    """Whether a tensor is a normalisation's: its name says so, as nothing else is known of it here."""
-    parts = layer.lower().split(".")
-    return any(part.startswith(("bn", "norm", "batch_norm", "ln")) for part in parts)
+def _chart(table: list[Row], domain: list[str], labels: list[str], view: _View) -> alt.Chart:
+    """A group of bars for every layer, one for every variant."""
+    data = [dict(zip(("layer", "variant", "value"), row)) for row in table]
+    layers = list(dict.fromkeys(row[0] for row in table))
+    choose = legend_selection("variant", "variant")
+    number = ",d" if view.form == "~s" else ",.4~g"
+    return (
+        alt.Chart(alt.Data(values=data))
+        .mark_bar()
+        .encode(
+            x=alt.X("value:Q", axis=alt.Axis(format=view.form, title=view.axis, orient="top", tickCount=5)),
+            y=alt.Y("layer:N", sort=layers, axis=alt.Axis(title=None), scale=alt.Scale(paddingInner=0.3)),
+            yOffset=alt.YOffset("variant:N", sort=labels),
+            color=colour("variant", domain, labels),
+            opacity=alt.condition(choose, alt.value(1.0), alt.value(0.1)),
+            tooltip=["layer:N", "variant:N", alt.Tooltip("value:Q", title=view.axis, format=number)],
+        )
+        .add_params(choose)
+        .properties(width="container", height=alt.Step(7 if len(labels) > 2 else 9))
+    )
+
+
+def _is_norm(layer: str) -> bool:
+    """Whether a tensor is a normalisation's, by its name: nothing else is known of it here."""
+    return any(part.startswith(("bn", "norm", "batch_norm", "ln")) for part in layer.lower().split("."))

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import altair as alt
 
@@ -27,11 +28,6 @@ from secateur.report.reading import (
 
 __all__ = ["front", "pareto"]
 
-_COSTS = (
-    ("bytes", "bytes on disk", "file_bytes or size", ("file_bytes", "size")),
-    ("macs", "multiply-accumulates with a non-zero weight", "macs_nonzero", ("macs_nonzero", "macs")),
-    ("time", "milliseconds of a forward pass", "latency", ("latency",)),
-)
 _MOST = 600
 
 
@@ -80,101 +76,116 @@ def pareto(measurements: Measurements) -> list[Figure]:
     quality = quality_of(rows)
     if quality is None:
         return []
-    return [
-        figure
-        for key, axis, meaning, names in _COSTS
-        for figure in _one(measurements, rows, quality, key, axis, meaning, names)
-    ]
+    return [figure for axis in _COSTS for figure in _one(measurements, rows, quality, axis)]
 
 
-def _one(
-    measurements: Measurements,
-    rows: list[VariantRow],
-    quality: str,
-    key: str,
-    axis: str,
-    meaning: str,
-    names: Sequence[str],
-) -> list[Figure]:
-    points = [
+Point = tuple[str, str, float, float]
+"""A point of a chart: its label, its variant, its cost and its quality."""
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """A cost: its word in file names, its title, what it means, and the measures that give it, the first there is."""
+
+    key: str
+    title: str
+    meaning: str
+    names: tuple[str, ...]
+
+
+_COSTS = (
+    _Axis("bytes", "bytes on disk", "file_bytes or size", ("file_bytes", "size")),
+    _Axis("macs", "multiply-accumulates with a non-zero weight", "macs_nonzero", ("macs_nonzero", "macs")),
+    _Axis("time", "milliseconds of a forward pass", "latency", ("latency",)),
+)
+
+
+def _one(measurements: Measurements, rows: list[VariantRow], quality: str, axis: _Axis) -> list[Figure]:
+    """The figure of one cost; none where all variants cost the same."""
+    points: list[Point] = [
         (row.label, row.variant, cost, good)
         for row in rows
-        if (cost := _cost(row, names)) is not None and (good := row.number(quality)) is not None
+        if (cost := _cost(row, axis.names)) is not None and (good := row.number(quality)) is not None
     ]
     if len({cost for _, _, cost, _ in points}) < 2:
         return []
     lower = quality in LOWER
     best = set(front([(cost, good) for _, _, cost, good in points], lower))  # of ours alone
+    cheapest = min((points[i] for i in best), key=lambda point: point[2])
     points += [
-        (label, "published", cost, good) for label, cost, good in _published(measurements, quality, names)
+        (label, "published", cost, good)
+        for label, cost, good in _published(measurements, quality, axis.names)
     ]
-    kept = [i for i in range(len(points)) if i in best or points[i][1] in ("dense", "published")]
-    others = [i for i in range(len(points)) if i not in set(kept)]
-    step = max(1, -(-len(others) // _MOST))
-    kept = sorted([*kept, *others[::step]])
+    kept = _drawn(points, best)
     table = tuple((*points[i], "yes" if i in best else "no") for i in kept)
-    data = [dict(zip(("label", "variant", "cost", "quality", "front"), row)) for row in table]
-    several = len(points) > 12
     domain = variants_of(measurements)
     if any(row[1] == "published" for row in table):
         domain = [*domain, "published"]
-    used = [name for name in domain if any(row[1] == name for row in table)]
-    percent = "%" if not lower else "~g"
-    choose = legend_selection("variant", "variant")
-    base = alt.Chart(alt.Data(values=data)).encode(
-        x=alt.X(
-            "cost:Q",
-            scale=alt.Scale(type="log", nice=False, padding=24),
-            axis=alt.Axis(format="~s", title=f"{axis}, log scale", tickCount=5),
-        ),
-        y=alt.Y(
-            "quality:Q", scale=alt.Scale(zero=False, padding=16), axis=alt.Axis(format=percent, title=quality)
-        ),
-    )
-    line = base.transform_filter("datum.front == 'yes'").mark_line(
-        interpolate="step-after", strokeWidth=1.2, strokeDash=[3, 3], opacity=0.7
-    )
-    dots = (
-        base.mark_point(size=60 if several else 140)
-        .encode(
-            color=colour("variant", domain, used),
-            shape=alt.Shape(
-                "variant:N",
-                scale=alt.Scale(domain=domain, range=_shapes(domain)),
-                legend=None,
-            ),
-            opacity=alt.condition(choose, alt.value(0.9), alt.value(0.08)),
-            tooltip=[
-                alt.Tooltip("label:N", title="variant"),
-                alt.Tooltip("cost:Q", title=axis, format=",.4~r"),
-                alt.Tooltip("quality:Q", title=quality, format=".4~f"),
-                alt.Tooltip("front:N", title="beaten by none"),
-            ],
-        )
-        .add_params(choose)
-    )
-    layers = [line, dots]
-    if not several:
-        layers.append(base.mark_text(dy=-14).encode(text="label:N"))
-    cheapest = min((points[i] for i in best), key=lambda point: point[2])
-    shown = (
+    thinned = (
         ""
         if len(kept) == len(points)
         else f" {len(kept):,} of {len(points):,} points are drawn, the front whole."
     )
     return [
         Figure(
-            f"pareto-{key}",
+            f"pareto-{axis.key}",
             "tradeoff",
-            f"{quality.replace('_', ' ').capitalize()} against {axis}",
-            f"Further left and further {'down' if lower else 'up'} is better ({meaning} against {quality}). The dashed "
-            f"line joins the variants that no other beats on both.{shown}",
-            alt.layer(*layers).properties(width="container", height=320),
-            f"{len(points)} variants by {axis} and {quality}; {len(best)} are beaten by no other, the cheapest of them "
-            f"{cheapest[0]} at {cheapest[2]:,.4g} with {quality} {cheapest[3]:.4f}.",
-            FigureTable(("variant", "kind", axis, quality, "beaten by none"), table),
+            f"{quality.replace('_', ' ').capitalize()} against {axis.title}",
+            f"Further left and further {'down' if lower else 'up'} is better ({axis.meaning} against {quality}). The "
+            f"dashed line joins the variants that no other beats on both.{thinned}",
+            _chart(table, domain, quality, axis.title, len(points) > 12),
+            f"{len(points)} variants by {axis.title} and {quality}; {len(best)} are beaten by no other, the cheapest "
+            f"of them {cheapest[0]} at {cheapest[2]:,.4g} with {quality} {cheapest[3]:.4f}.",
+            FigureTable(("variant", "kind", axis.title, quality, "beaten by none"), table),
         )
     ]
+
+
+def _drawn(points: Sequence[Point], best: set[int]) -> list[int]:
+    """Which points are drawn: the front, the dense model and the published ones all, at most `_MOST` of the others."""
+    kept = [i for i in range(len(points)) if i in best or points[i][1] in ("dense", "published")]
+    others = [i for i in range(len(points)) if i not in set(kept)]
+    step = max(1, -(-len(others) // _MOST))
+    return sorted([*kept, *others[::step]])
+
+
+def _chart(
+    table: Sequence[tuple[str, str, float, float, str]],
+    domain: list[str],
+    quality: str,
+    title: str,
+    several: bool,
+) -> alt.LayerChart | alt.FacetChart:
+    """Points, labelled where they are few, and the dashed line through the front."""
+    data = [dict(zip(("label", "variant", "cost", "quality", "front"), row)) for row in table]
+    used = [name for name in domain if any(row[1] == name for row in table)]
+    form = "~g" if quality in LOWER else "%"
+    choose = legend_selection("variant", "variant")
+    x_axis = alt.Axis(format="~s", title=f"{title}, log scale", tickCount=5)
+    base = alt.Chart(alt.Data(values=data)).encode(
+        x=alt.X("cost:Q", scale=alt.Scale(type="log", nice=False, padding=24), axis=x_axis),
+        y=alt.Y(
+            "quality:Q", scale=alt.Scale(zero=False, padding=16), axis=alt.Axis(format=form, title=quality)
+        ),
+    )
+    line = base.transform_filter("datum.front == 'yes'").mark_line(
+        interpolate="step-after", strokeWidth=1.2, strokeDash=[3, 3], opacity=0.7
+    )
+    dots = base.mark_point(size=60 if several else 140).encode(
+        color=colour("variant", domain, used),
+        shape=alt.Shape("variant:N", scale=alt.Scale(domain=domain, range=_shapes(domain)), legend=None),
+        opacity=alt.condition(choose, alt.value(0.9), alt.value(0.08)),
+        tooltip=[
+            alt.Tooltip("label:N", title="variant"),
+            alt.Tooltip("cost:Q", title=title, format=",.4~r"),
+            alt.Tooltip("quality:Q", title=quality, format=".4~f"),
+            alt.Tooltip("front:N", title="beaten by none"),
+        ],
+    )
+    layers = [line, dots.add_params(choose)]
+    if not several:
+        layers.append(base.mark_text(dy=-14).encode(text="label:N"))
+    return alt.layer(*layers).properties(width="container", height=320)
 
 
 def _shapes(domain: list[str]) -> list[str]:

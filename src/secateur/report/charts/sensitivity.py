@@ -70,6 +70,38 @@ def _curves(scanned: list[Measurement], name: str) -> list[Figure]:
     layers = list(dict.fromkeys(row[0] for row in table))
     if dense is not None:  # every curve starts from the model as it was
         table = (*((layer, 0.0, float(dense)) for layer in layers), *(row for row in table if row[1] > 0))
+    stem = "sensitivity" + (f"-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}" if name else "")
+    of = f" · {name}" if name else ""
+    most = min(table, key=lambda row: row[2])
+    what = cells[0].definition or f"{metric} with one layer pruned, not retrained"
+    all_in_one, each = _charts(table, layers, metric)
+    return [
+        Figure(
+            stem,
+            "sensitivity",
+            f"How {metric} falls when one layer alone is pruned{of}",
+            f"{what}. Colours run from the first layer (dark) to the last (light).",
+            all_in_one,
+            f"{len(layers)} curves; the lowest is {most[0]} at sparsity {most[1]:.2f} with {metric} {most[2]:.4f}.",
+            FigureTable(("layer", "sparsity", metric), table),
+        ),
+        Figure(
+            f"{stem}-each",
+            "sensitivity",
+            f"The same curves, each layer by itself{of}",
+            f"{what}: {metric} over the sparsity of that layer, all on the same scale.",
+            each,
+            f"{len(layers)} small charts, one a layer, of {metric} over the sparsity of that layer alone.",
+            FigureTable(("layer", "sparsity", metric), table),
+            each=150,
+        ),
+    ]
+
+
+def _charts(
+    table: tuple[tuple[str, float, float], ...], layers: list[str], metric: str
+) -> tuple[alt.Chart, alt.FacetChart]:
+    """All curves in one chart, and a small chart for every layer."""
     data = [{"layer": layer, "sparsity": sparsity, "value": value} for layer, sparsity, value in table]
     choose = legend_selection("layer", "layer")
     base = alt.Chart(alt.Data(values=data)).encode(
@@ -103,28 +135,4 @@ def _curves(scanned: list[Measurement], name: str) -> list[Figure]:
         .properties(width=150, height=96)
         .facet(alt.Facet("layer:N", sort=layers, header=alt.Header(labelFontSize=11)), columns=4)
     )
-    stem = "sensitivity" + (f"-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}" if name else "")
-    of = f" · {name}" if name else ""
-    most = min(table, key=lambda row: row[2])
-    what = cells[0].definition or f"{metric} with one layer pruned, not retrained"
-    return [
-        Figure(
-            stem,
-            "sensitivity",
-            f"How {metric} falls when one layer alone is pruned{of}",
-            f"{what}. Colours run from the first layer (dark) to the last (light).",
-            all_in_one,
-            f"{len(layers)} curves; the lowest is {most[0]} at sparsity {most[1]:.2f} with {metric} {most[2]:.4f}.",
-            FigureTable(("layer", "sparsity", metric), table),
-        ),
-        Figure(
-            f"{stem}-each",
-            "sensitivity",
-            f"The same curves, each layer by itself{of}",
-            f"{what}: {metric} over the sparsity of that layer, all on the same scale.",
-            each,
-            f"{len(layers)} small charts, one a layer, of {metric} over the sparsity of that layer alone.",
-            FigureTable(("layer", "sparsity", metric), table),
-            each=150,
-        ),
-    ]
+    return all_in_one, each

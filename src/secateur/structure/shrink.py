@@ -28,7 +28,7 @@ from secateur.execution.fast_copy import collector_paused, copy_module, tensors_
 from secateur.structure.cut.choose import dropped, dropped_lines, extended, rounded
 from secateur.structure.cut.fit import fit
 from secateur.structure.cut.fixed_count_norms import COUNTED
-from secateur.structure.cut.plan import ShrinkPlan, cut_tensor, set_attribute
+from secateur.structure.cut.plan import Kept, KnownIndices, ShrinkPlan, cut_tensor, set_attribute
 from secateur.structure.explain import Explanation, explained
 from secateur.structure.groups.couplings import Structure, analyse, regroup
 from secateur.structure.groups.labels import Lock
@@ -178,7 +178,7 @@ def shrink(
 
 
 def _culprits(
-    model: nn.Module, example: Any, across_norm: bool, proven: Callable[[bool, Collection[str]], Any]
+    model: nn.Module, example: object, across_norm: bool, proven: Callable[[bool, Collection[str]], object]
 ) -> str:
     """Which group breaks the proof when it is cut alone, as the end of an error's text."""
 
@@ -357,10 +357,10 @@ def _nothing(structure: Structure, model: nn.Module, locks: list[Lock]) -> str:
 @torch.no_grad()
 def apply_plan(model: nn.Module, plan: ShrinkPlan, masks: Masks) -> tuple[nn.Module, Masks]:
     """A copy of the model cut by the plan and masked where zeros stay, and the masks of what is left."""
-    memo: dict[int, Any] = {}
+    memo: dict[int, object] = {}
     left: dict[str, torch.Tensor] = {}
     tensors = tensors_of(model)
-    known: dict[Any, torch.Tensor] = {}
+    known: KnownIndices = {}
     for name, axes in plan.keep.items():
         memo[id(tensors[name])] = cut_tensor(tensors[name], axes, known)
     small = copy_module(model, memo)
@@ -381,9 +381,7 @@ def apply_plan(model: nn.Module, plan: ShrinkPlan, masks: Masks) -> tuple[nn.Mod
     return small, Masks(left)
 
 
-def _leaves_whole(
-    lines: Mapping[int, torch.Tensor], axes: Mapping[int, Any], known: dict[Any, torch.Tensor]
-) -> bool:
+def _leaves_whole(lines: Mapping[int, torch.Tensor], axes: Mapping[int, Kept], known: KnownIndices) -> bool:
     """Whether all that a mask drops leaves: nothing is masked on the kept positions of any axis."""
     return all(
         bool((cut_tensor(line, {0: axes[axis]}, known) if axis in axes else line).all())

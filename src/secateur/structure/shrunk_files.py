@@ -73,7 +73,7 @@ def carry_optimizer(
                 continue
             name = names[id(parameter)]
             axes = plan.keep.get(name, {})
-            new: dict[str, Any] = {}
+            new: dict[str, object] = {}
             for key, value in state.items():
                 if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.dim():
                     new[key] = cut_tensor(value, axes) if axes else value.clone()

@@ -13,7 +13,7 @@ True
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,11 @@ from secateur.structure.cut.rewrite import Rewrite, rewrite_
 __all__ = ["ShrinkPlan", "cut_tensor", "owner"]
 
 VERSION = 1
+
+Kept = Sequence[int] | np.ndarray
+"""The indices of an axis that stay."""
+KnownIndices = dict[tuple[int, torch.device], torch.Tensor]
+"""Indices as tensors, by the identity of the sequence they come from and their device."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +149,7 @@ class ShrinkPlan:
         """Cut a model of the original widths in place, and set its attributes; checked first, so all or nothing."""
         self.check(model)
         new: dict[int, torch.Tensor] = {}
-        known: dict[Any, torch.Tensor] = {}
+        known: KnownIndices = {}
         tensors = tensors_of(model) if self.keep else {}
         for name, axes in self.keep.items():
             if id(tensors[name]) not in new:
@@ -165,7 +170,7 @@ class ShrinkPlan:
         return model
 
 
-def set_attribute(module: nn.Module, key: str, value: Any) -> None:
+def set_attribute(module: nn.Module, key: str, value: object) -> None:
     """Set `a` or the entry `a.b` of an attribute that is itself an object (a configuration)."""
     target: Any = module
     *path, leaf = key.split(".")
@@ -181,7 +186,7 @@ def owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def cut_tensor(
-    tensor: torch.Tensor, axes: Mapping[int, Any], known: dict[Any, torch.Tensor] | None = None
+    tensor: torch.Tensor, axes: Mapping[int, Kept], known: KnownIndices | None = None
 ) -> torch.Tensor:
     """The kept slices, as a parameter where it was one; its gradient is cut alike.
 
@@ -203,7 +208,7 @@ def cut_tensor(
     return result
 
 
-def _index(kept: Any, device: torch.device, known: dict[Any, torch.Tensor] | None) -> torch.Tensor:
+def _index(kept: Kept, device: torch.device, known: KnownIndices | None) -> torch.Tensor:
     key = id(kept), device
     index = None if known is None else known.get(key)
     if index is None:
@@ -213,7 +218,7 @@ def _index(kept: Any, device: torch.device, known: dict[Any, torch.Tensor] | Non
     return index
 
 
-def _runs(indices: Any) -> list[int]:
+def _runs(indices: Kept) -> list[int]:
     array = np.asarray(indices)
     starts = np.flatnonzero(np.r_[True, np.diff(array) != 1])
     stops = np.r_[starts[1:], array.size]
@@ -228,5 +233,5 @@ def _unruns(runs: list[int]) -> tuple[int, ...]:
     )
 
 
-def _tupled(value: Any) -> Any:
+def _tupled(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value

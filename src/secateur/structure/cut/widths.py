@@ -55,7 +55,7 @@ def widths_of(module: nn.Module, shapes: Mapping[str, Shape], grouped: str | Non
     }
 
 
-def _convolution(module: Any, shapes: _Shapes) -> Widths:
+def _convolution(module: nn.modules.conv._ConvNd, shapes: _Shapes) -> Widths:
     weight = shapes.of("weight")
     if weight is None:
         return {}
@@ -67,44 +67,44 @@ def _convolution(module: Any, shapes: _Shapes) -> Widths:
     return {"in_channels": ins, "out_channels": outs, "groups": groups}
 
 
-def _linear(module: Any, shapes: _Shapes) -> Widths:
+def _linear(module: nn.Module, shapes: _Shapes) -> Widths:
     weight = shapes.of("weight")
     return {} if weight is None else {"out_features": weight[0], "in_features": weight[1]}
 
 
-def _bilinear(module: Any, shapes: _Shapes) -> Widths:
+def _bilinear(module: nn.Module, shapes: _Shapes) -> Widths:
     weight = shapes.of("weight")
     return {} if weight is None else {"out_features": weight[0]}
 
 
-def _embedding(module: Any, shapes: _Shapes) -> Widths:
+def _embedding(module: nn.Module, shapes: _Shapes) -> Widths:
     weight = shapes.of("weight")
     return {} if weight is None else {"num_embeddings": weight[0], "embedding_dim": weight[1]}
 
 
-def _batch_norm(module: Any, shapes: _Shapes) -> Widths:
+def _batch_norm(module: nn.Module, shapes: _Shapes) -> Widths:
     line = shapes.of("weight") or shapes.of("running_mean")
     return {} if line is None else {"num_features": line[0]}
 
 
-def _group_norm(module: Any, shapes: _Shapes) -> Widths:
+def _group_norm(module: nn.GroupNorm, shapes: _Shapes) -> Widths:
     weight = shapes.of("weight")
     if weight is None:
         return {}
     return {"num_channels": weight[0], "num_groups": module.num_groups * weight[0] // module.num_channels}
 
 
-def _layer_norm(module: Any, shapes: _Shapes) -> Widths:
+def _layer_norm(module: nn.Module, shapes: _Shapes) -> Widths:
     weight = shapes.of("weight")
     return {} if weight is None else {"normalized_shape": tuple(weight)}
 
 
-def _prelu(module: Any, shapes: _Shapes) -> Widths:
+def _prelu(module: nn.Module, shapes: _Shapes) -> Widths:
     weight = shapes.of("weight")
     return {} if weight is None else {"num_parameters": weight[0]}
 
 
-def _recurrent(module: Any, shapes: _Shapes) -> Widths:
+def _recurrent(module: nn.RNNBase, shapes: _Shapes) -> Widths:
     first, back = shapes.of("weight_ih_l0"), shapes.of("weight_hh_l0")
     if first is None or back is None:
         return {}
@@ -115,17 +115,17 @@ def _recurrent(module: Any, shapes: _Shapes) -> Widths:
     return found
 
 
-def _recurrent_cell(module: Any, shapes: _Shapes) -> Widths:
+def _recurrent_cell(module: nn.Module, shapes: _Shapes) -> Widths:
     first, back = shapes.of("weight_ih"), shapes.of("weight_hh")
     return {} if first is None or back is None else {"input_size": first[1], "hidden_size": back[1]}
 
 
-def _attention(module: Any, shapes: _Shapes) -> Widths:
+def _attention(module: nn.Module, shapes: _Shapes) -> Widths:
     packed = shapes.of("in_proj_weight")
     return {} if packed is None else {"embed_dim": packed[1]}
 
 
-def _conv1d(module: Any, shapes: _Shapes) -> Widths:
+def _conv1d(module: nn.Module, shapes: _Shapes) -> Widths:
     """The `Conv1D` of transformers: a linear layer whose weight is (in, out)."""
     weight = shapes.of("weight")
     if type(module).__name__ != "Conv1D" or not hasattr(module, "nf") or weight is None:

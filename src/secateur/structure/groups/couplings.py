@@ -15,7 +15,6 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -174,14 +173,16 @@ def analyse(
     return found
 
 
-_RECENT: weakref.WeakKeyDictionary[nn.Module, tuple[Any, dict[bool, Structure]]] = weakref.WeakKeyDictionary()
+_RECENT: weakref.WeakKeyDictionary[nn.Module, tuple[object, dict[bool, Structure]]] = (
+    weakref.WeakKeyDictionary()
+)
 _NAMES = frozenset(vars(nn.Module()))
 _HOOKS = tuple(name for name in vars(nn.Module()) if name.endswith("_hooks"))
 
 
-def _fingerprint(model: nn.Module, example: object, across_norm: bool, training: bool) -> Any:
+def _fingerprint(model: nn.Module, example: object, across_norm: bool, training: bool) -> object:
     """What a structure depends on: classes, plain attributes, hooks and shapes of the model and of the example."""
-    modules: list[Any] = []
+    modules: list[object] = []
     for name, module in modules_of(model).items():
         state = vars(module)
         modules += (name, type(module), module.training)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import nn
@@ -23,11 +22,20 @@ from secateur.structure.hf.rotary import said
 __all__ = ["describes", "fitted_config"]
 
 
+class _Readable(Protocol):
+    """A configuration that can be written as a dict and read back."""
+
+    def to_dict(self) -> dict[str, object]: ...
+
+    @classmethod
+    def from_dict(cls, data: dict[str, object]) -> object: ...
+
+
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def _built(kind: type, config: Any) -> nn.Module | None:
+def _built(kind: type, config: object) -> nn.Module | None:
     """A model without values built from a config; None where it cannot be built."""
     try:
         with torch.device("meta"):
@@ -37,7 +45,7 @@ def _built(kind: type, config: Any) -> nn.Module | None:
         return None
 
 
-def _wrong(kind: type, config: Any, wanted: dict[str, tuple[int, ...]]) -> int:
+def _wrong(kind: type, config: object, wanted: dict[str, tuple[int, ...]]) -> int:
     """How many tensors of a model built from a config have another shape."""
     built = _built(kind, config)
     shapes = {} if built is None else _shapes(built)
@@ -46,7 +54,7 @@ def _wrong(kind: type, config: Any, wanted: dict[str, tuple[int, ...]]) -> int:
     return sum(shapes[name] != shape for name, shape in wanted.items())
 
 
-def describes(model: Any, config: Any) -> bool:
+def describes(model: nn.Module, config: object) -> bool:
     """Whether a model built from the config has exactly the shapes of the model."""
     return config is not None and _wrong(_plain(model), config, _shapes(model)) == 0
 
@@ -55,7 +63,7 @@ def _plain(model: nn.Module) -> type:
     return getattr(type(model), "_secateur_base", type(model))
 
 
-def _fields(config: Any) -> list[tuple[Any, str, int]]:
+def _fields(config: object) -> list[tuple[object, str, int]]:
     """Whole numbers of a config and of the configs inside it, with where they are."""
     found = []
     for name, value in list(vars(config).items()):
@@ -68,7 +76,7 @@ def _fields(config: Any) -> list[tuple[Any, str, int]]:
 
 def fitted_config(
     model: nn.Module, small: nn.Module, widths: Iterable[tuple[int, int]]
-) -> tuple[Any | None, str]:
+) -> tuple[object | None, str]:
     """A config that describes the shrunk model, or None and why. `widths` are (before, after) of what was cut."""
     source = getattr(model, "config", None)
     if source is None or not hasattr(source, "to_dict") or not hasattr(model, "save_pretrained"):
@@ -85,14 +93,14 @@ def fitted_config(
         return None, "its configuration has no field for these widths, or they differ from layer to layer"
     if unsaid and "head_dim" in vars(config):
         without = copy.deepcopy(config)
-        del without.head_dim
+        delattr(without, "head_dim")
         config = config if _wrong(kind, without, wanted) else without
     reason = _numbers_said(model, small, config)
-    reason = reason or _refused(config)
+    reason = reason or _refused(cast(_Readable, config))
     return (None, reason) if reason else (config, "")
 
 
-def _refused(config: Any) -> str:
+def _refused(config: _Readable) -> str:
     """Why a config does not read back what it says of itself; empty where it does."""
     try:
         type(config).from_dict(config.to_dict())
@@ -101,7 +109,7 @@ def _refused(config: Any) -> str:
     return ""
 
 
-def _numbers_said(model: nn.Module, small: nn.Module, config: Any) -> str:
+def _numbers_said(model: nn.Module, small: nn.Module, config: object) -> str:
     """Put what the shrunk model computes with beside its weights into the config; why not, where that cannot be."""
     built = _built(_plain(small), config)
     if built is None:
@@ -134,8 +142,8 @@ def _numbers_said(model: nn.Module, small: nn.Module, config: Any) -> str:
 
 
 def _shaped(
-    kind: type, config: Any, wanted: dict[str, tuple[int, ...]], widths: Iterable[tuple[int, int]]
-) -> Any | None:
+    kind: type, config: object, wanted: dict[str, tuple[int, ...]], widths: Iterable[tuple[int, int]]
+) -> object | None:
     """The config with fields changed until every shape of a model built from it is as wanted, or None."""
     wrong = _wrong(kind, config, wanted)
     news: dict[int, set[int]] = {}
@@ -161,9 +169,9 @@ def _shaped(
     return config if wrong == 0 else None
 
 
-def config_changes(before: Any, after: Any) -> dict[str, Any]:
+def config_changes(before: object, after: object) -> dict[str, object]:
     """The fields that differ, dotted where they are in a config inside the config."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for name, value in vars(after).items():
         old = getattr(before, name, None)
         if hasattr(value, "to_dict") and hasattr(old, "to_dict"):

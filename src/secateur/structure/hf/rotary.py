@@ -29,7 +29,7 @@ def divisors(frequencies: Sequence[float], theta: float) -> list[float]:
     return [1.0 / (kept * power) for kept, power in zip(frequencies, usual.tolist())]
 
 
-def rebuilt(module: nn.Module, config: Any) -> nn.Module | None:
+def rebuilt(module: nn.Module, config: object) -> nn.Module | None:
     """A module that is built from the configuration alone, with its buffers; None where it cannot be."""
     try:
         with torch.device("cpu"):
@@ -38,7 +38,7 @@ def rebuilt(module: nn.Module, config: Any) -> nn.Module | None:
         return None
 
 
-def said(config: Any, owners: Collection[nn.Module], scale: float) -> str:
+def said(config: object, owners: Collection[nn.Module], scale: float) -> str:
     """Put the frequencies of these modules into the configuration; why not, where that cannot be.
 
     `scale` is what attention must be scaled by, over what it would be with the new size of a head.
@@ -56,7 +56,7 @@ def said(config: Any, owners: Collection[nn.Module], scale: float) -> str:
         return "part of each head is not turned, so that its configuration cannot say the scale of attention"
     factors = divisors(frequencies, float(parameters["rope_theta"]))
     attention_factor = scale**0.5 * float(getattr(next(iter(owners)), "attention_scaling", 1.0))
-    config.rope_parameters = {
+    rope = {
         **{key: parameters[key] for key in ("rope_theta", "partial_rotary_factor") if key in parameters},
         "rope_type": "longrope",
         "short_factor": factors,
@@ -65,8 +65,9 @@ def said(config: Any, owners: Collection[nn.Module], scale: float) -> str:
         "attention_factor": attention_factor,
         "original_max_position_embeddings": int(getattr(config, "max_position_embeddings", 0)) or 1,
     }
+    setattr(config, "rope_parameters", rope)  # noqa: B010 - a configuration of any class
     for owner in owners:
-        again: Any = rebuilt(owner, config)
+        again = rebuilt(owner, config)
         if again is None or not _alike(again, owner, attention_factor):
             return "its rotary embedding does not read frequencies from its configuration"
     return ""
@@ -76,11 +77,11 @@ _STILL = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary embedding whose frequencies stay what they are at first."""
 
 
-def _alike(again: Any, owner: Any, attention_factor: float) -> bool:
+def _alike(again: nn.Module, owner: nn.Module, attention_factor: float) -> bool:
     """Whether a rotary embedding has the frequencies of another and multiplies by this factor."""
-    line, kept = getattr(again, "inv_freq", None), owner.inv_freq
+    line, kept = getattr(again, "inv_freq", None), getattr(owner, "inv_freq", None)
     factor = getattr(again, "attention_scaling", None)
-    if line is None or factor is None or line.shape != kept.shape:
+    if line is None or kept is None or factor is None or line.shape != kept.shape:
         return False
     close = torch.allclose(line.double().cpu(), kept.double().cpu(), rtol=1e-6, atol=0.0)
     return close and abs(float(factor) - attention_factor) < 1e-12

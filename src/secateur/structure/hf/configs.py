@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from typing import Protocol, cast
 
 import torch
 from torch import nn

@@ -23,7 +23,8 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.adapters.export import OnnxModel, export
+from secateur.adapters.export import export
+from secateur.adapters.onnx_model import OnnxModel
 from secateur.metrics.latency import compare
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.adapters.export import OnnxModel, export, times, two_of_four
+from secateur.adapters.export import export
+from secateur.adapters.onnx_model import OnnxModel, times
+from secateur.adapters.two_of_four import two_of_four
 from secateur.errors import DataError, MissingExtraError, OptionError, ProofError
 
 missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
@@ -123,7 +125,7 @@ def test_times_read_eager_and_onnx_runtime_in_turns(model, tmp_path):
 def test_two_of_four_is_plain_about_the_cpu():
     layer = nn.Linear(64, 64)
     sc.prune(layer, budget=sc.budget.NOfM(2, 4)).apply_(layer)
-    from secateur.adapters.export import _is_two_of_four
+    from secateur.adapters.two_of_four import _is_two_of_four
 
     assert _is_two_of_four(layer.weight)
     assert not _is_two_of_four(nn.Linear(64, 64).weight)

@@ -1,2 +1,18 @@
-"""Models by the names other libraries give them, and callbacks that keep masks held in other libraries'
-trainers."""
+"""Adapters: to and from other libraries. Nothing here is imported until it is used, and each library is optional.
+
+Files, in reading order:
+
+- `export`: `sc.export`, a model as ONNX (in floats or INT8) or as a `torch.export` archive. It uses `programs` (record,
+  write, compare), `int8` (quantise, compare, leave sensitive layers in float) and `onnx_model` (a file that is called
+  like a module).
+- `two_of_four`: what a 2:4 pattern gains on this machine.
+- `names`: models by the names other libraries give them: `timm/NAME`, `torchvision/NAME`, `hf/NAME`, `module:function`.
+- `lightning`, `trainer`: callbacks that hold masks while Lightning's or transformers' `Trainer` trains.
+
+>>> import torch
+>>> from torch import nn
+>>> from secateur.adapters.names import call
+>>> from secateur.adapters.two_of_four import has_two_of_four
+>>> has_two_of_four(call("torch.nn:Linear", {"in_features": 8, "out_features": 2}))
+False
+"""

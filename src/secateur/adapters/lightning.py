@@ -11,21 +11,33 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from secateur.core.masks import Masks
 from secateur.errors import MissingExtraError
 
+if TYPE_CHECKING:
+    from secateur.pruning.hold import Held
+
 __all__ = ["lightning_callback"]
 
 
-def lightning_callback(masks: Masks, model: nn.Module | None = None) -> Any:
-    """A Lightning `Callback` that holds the masks from the first step to the last, also when fitting fails.
+def lightning_callback(masks: Masks, model: nn.Module | None = None) -> object:
+    """Make a Lightning `Callback` that holds masks from the first step to the last, and lets go when fitting fails.
 
-    The masks are those of the LightningModule, or of `model` where it is a part of it (as `module.network`
-    above). `lightning` is used, else `pytorch_lightning`.
+    `lightning` is used, else `pytorch_lightning`.
+
+    Args:
+        masks: The masks.
+        model: The model they belong to, where it is a part of the LightningModule (as `module.network` above).
+
+    Returns:
+        A callback for `Trainer(callbacks=[...])`.
+
+    Raises:
+        MissingExtraError: Neither library is installed.
     """
     library: Any = None
     for name in ("lightning.pytorch", "pytorch_lightning"):
@@ -43,21 +55,21 @@ def lightning_callback(masks: Masks, model: nn.Module | None = None) -> Any:
     class HoldMasks(library.Callback):
         """Holds masks while the trainer fits."""
 
-        held: Any = None
+        held: Held | None = None
 
-        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        def on_train_start(self, trainer: object, pl_module: nn.Module) -> None:
             """Begin to hold: the module is placed and its optimizers made by now."""
             from secateur.pruning.hold import hold
 
             self.held = hold(model if model is not None else pl_module, masks)
 
-        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-            """Let go; the weights stay as they are, masked."""
+        def on_train_end(self, trainer: object, pl_module: nn.Module) -> None:
+            """Let go; the weights stay masked."""
             if self.held is not None:
                 self.held.close()
                 self.held = None
 
-        def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        def on_exception(self, trainer: object, pl_module: nn.Module, exception: BaseException) -> None:
             """Let go of a fit that failed."""
             self.on_train_end(trainer, pl_module)
 

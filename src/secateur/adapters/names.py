@@ -1,7 +1,6 @@
-"""Models from elsewhere by name: `timm/NAME`, `torchvision/NAME`, `hf/NAME` and `package.module:function`.
+"""Models of other libraries by name: `timm/NAME`, `torchvision/NAME`, `hf/NAME` and `package.module:function`.
 
-Each library is imported only when one of its names is asked for; none of them is needed otherwise. Weights
-are fetched only when asked for with `pretrained=True`.
+A library is imported only when one of its names is asked for. Weights are fetched only with `pretrained=True`.
 
 >>> call("torch.nn:Linear", {"in_features": 3, "out_features": 2})
 Linear(in_features=3, out_features=2, bias=True)
@@ -46,7 +45,7 @@ def _need(module: str, extra: str, name: str) -> ModuleType:
         ) from error
 
 
-def _timm(name: str, options: dict[str, Any]) -> nn.Module:
+def _timm(name: str, options: dict[str, object]) -> nn.Module:
     timm = _need("timm", "timm", f"timm/{name}")
     if "in_channels" in options:
         options["in_chans"] = options.pop("in_channels")
@@ -56,7 +55,7 @@ def _timm(name: str, options: dict[str, Any]) -> nn.Module:
     return timm.create_model(name, **options)
 
 
-def _torchvision(name: str, options: dict[str, Any]) -> nn.Module:
+def _torchvision(name: str, options: dict[str, object]) -> nn.Module:
     models = _need("torchvision", "torchvision", f"torchvision/{name}").models
     pretrained = options.pop("pretrained", False)
     if options.pop("in_channels", 3) != 3:
@@ -69,13 +68,13 @@ def _torchvision(name: str, options: dict[str, Any]) -> nn.Module:
     return models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
 
 
-def _hf(name: str, options: dict[str, Any]) -> nn.Module:
+def _hf(name: str, options: dict[str, object]) -> nn.Module:
     transformers = _need("transformers", "transformers", f"hf/{name}")
     pretrained = options.pop("pretrained", None)
     for ours, theirs in (("num_classes", "num_labels"), ("in_channels", "num_channels")):
         if ours in options:
             options[theirs] = options.pop(ours)
-    kind = getattr(transformers, options.pop("auto_class", "AutoModelForImageClassification"))
+    kind = getattr(transformers, str(options.pop("auto_class", "AutoModelForImageClassification")))
     architecture = name in transformers.CONFIG_MAPPING
     if architecture and pretrained:
         raise OptionError(
@@ -109,12 +108,21 @@ _BUILDERS: dict[str, Callable[[str, dict[str, Any]], nn.Module]] = {
 }
 
 
-def build(library: str, name: str, options: dict[str, Any]) -> nn.Module:
-    """A model of another library. `num_classes`, `in_channels` and `pretrained` are translated where it says
-    otherwise.
+def build(library: str, name: str, options: dict[str, object]) -> nn.Module:
+    """Build a model of another library.
 
-    `hf/NAME` is a checkpoint (hub name or local folder: its weights are loaded) or an architecture such as
-    `resnet` or `vit` (random weights, the options go to its configuration).
+    `hf/NAME` is a checkpoint (hub name or local folder: its weights are loaded) or an architecture such as `resnet` or
+    `vit` (random weights; the options go to its configuration).
+
+    Args:
+        library: "timm", "torchvision" or "hf".
+        name: The library's name for the model.
+        options: The library's options. `num_classes`, `in_channels` and `pretrained` are translated to its own words.
+
+    Raises:
+        UnknownNameError: There is no such library or model.
+        OptionError: An option does not fit.
+        MissingExtraError: The library is not installed, or cannot be imported.
 
     >>> build("keras", "vgg", {})
     Traceback (most recent call last):
@@ -128,7 +136,7 @@ def build(library: str, name: str, options: dict[str, Any]) -> nn.Module:
 
 
 def _imported(name: str) -> ModuleType:
-    """The module of that name; Python looks in a script's own folder, and so does a command in the one it is run in."""
+    """Import a module; the folder a command is run in is searched too, as Python does for a script's own folder."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -143,8 +151,16 @@ def _imported(name: str) -> ModuleType:
         raise
 
 
-def call(reference: str, options: dict[str, Any]) -> nn.Module:
-    """The model that `package.module:function` returns when called with the options.
+def call(reference: str, options: dict[str, object]) -> nn.Module:
+    """Build the model that a function returns.
+
+    Args:
+        reference: `package.module:function`.
+        options: What the function is called with.
+
+    Raises:
+        UnknownNameError: There is no such module or function.
+        OptionError: The options do not fit, or the function returns something else than a model.
 
     >>> call("torch.nn:Lineer", {})
     Traceback (most recent call last):

@@ -2,7 +2,7 @@
 
     masks = sc.prune(model, criterion="l1", granularity="element", budget=0.8)
     trainer = Trainer(model=model, args=args, train_dataset=..., callbacks=[trainer_callback(masks)])
-    trainer.train()          # removed weights are exactly 0 all the while, and afterwards
+    trainer.train()          # removed weights are exactly 0 during training and afterwards
 
 >>> import inspect
 >>> list(inspect.signature(trainer_callback).parameters)
@@ -12,20 +12,31 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from secateur.core.masks import Masks
 from secateur.errors import MissingExtraError
 
+if TYPE_CHECKING:
+    from secateur.pruning.hold import Held
+
 __all__ = ["trainer_callback"]
 
 
-def trainer_callback(masks: Masks, model: nn.Module | None = None) -> Any:
-    """A `transformers.TrainerCallback` that holds the masks from the first step to the last.
+def trainer_callback(masks: Masks, model: nn.Module | None = None) -> object:
+    """Make a `transformers.TrainerCallback` that holds masks from the first step to the last.
 
-    The masks are those of the trainer's model, or of `model` where it is a part of it.
+    Args:
+        masks: The masks.
+        model: The model they belong to, where it is a part of the trainer's model.
+
+    Returns:
+        A callback for `Trainer(callbacks=[...])`.
+
+    Raises:
+        MissingExtraError: transformers is not installed.
     """
     try:
         transformers: Any = importlib.import_module("transformers")
@@ -38,16 +49,16 @@ def trainer_callback(masks: Masks, model: nn.Module | None = None) -> Any:
     class HoldMasks(transformers.TrainerCallback):
         """Holds masks while the trainer trains."""
 
-        held: Any = None
+        held: Held | None = None
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        def on_train_begin(self, args: object, state: object, control: object, **given: Any) -> None:
             """Begin to hold: the model is placed and the optimizer made by now."""
             from secateur.pruning.hold import hold
 
             self.held = hold(model if model is not None else given["model"], masks, given.get("optimizer"))
 
-        def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            """Let go; the weights stay as they are, masked."""
+        def on_train_end(self, args: object, state: object, control: object, **given: Any) -> None:
+            """Let go; the weights stay masked."""
             if self.held is not None:
                 self.held.close()
                 self.held = None

@@ -53,7 +53,7 @@ def export(
         runs.export(which, out, store, debug)
         return
     from secateur.adapters.export import export as write
-    from secateur.adapters.export import times
+    from secateur.adapters.onnx_model import times
 
     if which == "last" or which.isdigit():
         net, example = _of_run(which, store)

@@ -45,7 +45,7 @@ def measure(
     """Parameters, multiply-accumulates, bytes, time, memory and accuracy of a model, each with its definition. For a
     shrunk model (a .sct file that holds its plan) also what it gained over the dense one, and why it is no faster."""
     from secateur import data as datasets
-    from secateur.adapters.export import has_two_of_four, two_of_four
+    from secateur.adapters.two_of_four import has_two_of_four, two_of_four
     from secateur.core.measurement import Measurements
     from secateur.execution.devices import device_word
     from secateur.lab.training import evaluate

@@ -1,0 +1,511 @@
+"""INT8: an ONNX file quantised by ONNX Runtime's quantiser and compared with the float model.
+
+Static quantisation runs batches through the model to find the range of every activation (calibration), and stores
+weights as 8-bit integers with a scale for each channel. Dynamic quantisation stores weights alone and takes the ranges
+of activations in every call. Both give a file in the standard operators of ONNX.
+
+The quantised file is compared with the float model: by accuracy where `evaluate` is given, else by how often both name
+the same class. Where it loses more than `lost`, layers are left in float, those first whose quantisation alone changes
+the outputs most (`Int8Report.layers` lists what was measured), until the limit holds.
+
+>>> Int8Options(calibration="percentile").percentile
+99.99
+>>> Int8Options(calibration="max")
+Traceback (most recent call last):
+secateur.errors.OptionError: calibration: expected 'minmax', 'percentile' or 'entropy', got 'max'
+"""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import nn
+
+from secateur.adapters.onnx_model import OnnxModel, extra_module
+from secateur.adapters.programs import largest_difference, quiet
+from secateur.core.nested import tensors_in
+from secateur.errors import (
+    BudgetNotMetError,
+    DataError,
+    NothingToDoError,
+    OptionError,
+    UnknownNameError,
+    near,
+)
+from secateur.execution.calling import call
+from secateur.execution.example import Example, call_arguments, read_batch
+from secateur.metrics.accuracy import Evaluate, accuracy
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["Int8Layer", "Int8Options", "Int8Report", "write_int8"]
+
+_CALIBRATIONS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_OTHERS = "all other operators"
+_PROBES = 4  # batches that layers are ranked on
+
+
+@dataclass(frozen=True, eq=False)
+class Int8Options:
+    """How a model is quantised to INT8, and what it may cost.
+
+    Attributes:
+        calibration: How the range of an activation is found from batches: "minmax" takes all values, "percentile"
+            leaves out outliers, "entropy" minimises the divergence of the distributions.
+        percentile: The share of values that "percentile" keeps, in percent.
+        evaluate: Measures accuracy: batches (inputs, targets), or a function of the model whose first number counts
+            (larger is better). Without it the file is judged by how often its largest output is that of the float
+            model, on `compare`.
+        lost: How much accuracy, or agreement, may be lost.
+        compare: Batches to compare outputs on; the calibration batches unless given. For "dynamic", the example.
+        keep_float: Layers that stay in float in any case, by name or pattern.
+        reduce_range: Whether to use 7 bits for weights, which avoids saturation on CPUs without VNNI.
+        batches: The most calibration batches that are used.
+    """
+
+    calibration: str = "minmax"
+    percentile: float = 99.99
+    evaluate: Evaluate | None = None
+    lost: float = 0.01
+    compare: Iterable[object] | None = None
+    keep_float: str | Sequence[str] = ()
+    reduce_range: bool = False
+    batches: int = 32
+
+    def __post_init__(self) -> None:
+        if self.calibration not in _CALIBRATIONS:
+            raise OptionError(
+                f"calibration: expected 'minmax', 'percentile' or 'entropy', got {self.calibration!r}"
+            )
+        if not 50.0 < self.percentile <= 100.0:
+            raise OptionError(f"percentile: expected above 50 and at most 100, got {self.percentile!r}")
+        if not 0.0 <= self.lost < 1.0:
+            raise OptionError(
+                f"lost is a share: expected 0 <= lost < 1, got {self.lost!r}; for 1 % write 0.01"
+            )
+        if self.batches < 1:
+            raise OptionError(f"batches: expected at least 1 calibration batch, got {self.batches}")
+
+
+@dataclass(frozen=True)
+class Int8Layer:
+    """What quantising one layer alone changes.
+
+    Attributes:
+        name: The layer, or all operators that are no layer with weights, together.
+        noise: The size of the change of the outputs, over the size of the outputs (both as root mean squares).
+    """
+
+    name: str
+    noise: float
+
+
+@dataclass(frozen=True)
+class Int8Report:
+    """What INT8 changed.
+
+    Attributes:
+        method: "static, minmax" and its like, or "dynamic".
+        judged_by: What was compared: "accuracy", the name of the number `evaluate` returned, "agreement" or "fidelity".
+        before: Its value for the float model.
+        after: Its value for the file.
+        limit: The least value that holds.
+        error: The largest difference of the outputs from the float model's, over the largest output.
+        noise: The size of the change of the outputs over their size, as root mean squares.
+        quantised: How many layers with weights are in INT8.
+        float_layers: The layers that were left in float.
+        layers: What each layer alone changes, the most sensitive first; empty where all could be quantised.
+    """
+
+    method: str
+    judged_by: str
+    before: float
+    after: float
+    limit: float
+    error: float
+    noise: float
+    quantised: int
+    float_layers: tuple[str, ...] = ()
+    layers: tuple[Int8Layer, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [
+            f"INT8 ({self.method}): {self.judged_by} {self.before:.4f} -> {self.after:.4f}, at least "
+            f"{self.limit:.4f} must hold; noise {self.noise:.2e} of the outputs",
+            f"{self.quantised} layers in INT8, {len(self.float_layers)} in float"
+            + (f": {', '.join(self.float_layers)}" if self.float_layers else ""),
+        ]
+        return "\n".join(lines)
+
+
+def write_int8(
+    model: nn.Module, path: Path, example: Example, int8: Iterable[object] | str, options: Int8Options
+) -> Int8Report:
+    """Replace a float ONNX file by its INT8 version.
+
+    Args:
+        model: The model that the file was written from, in evaluation mode.
+        path: The float ONNX file; it holds the INT8 version afterwards.
+        example: What the model is called with.
+        int8: Calibration batches, or "dynamic".
+        options: How to quantise.
+
+    Returns:
+        What changed.
+
+    Raises:
+        DataError: A batch does not fit the file.
+        UnknownNameError: A pattern of `keep_float` matches no layer.
+        NothingToDoError: The model has no layer that could be quantised.
+        BudgetNotMetError: The limit does not hold while any layer is quantised.
+    """
+    batches = [example] if isinstance(int8, str) else _inputs_of(int8, options.batches, "int8")
+    compared = batches if options.compare is None else _inputs_of(options.compare, options.batches, "compare")
+    judge = _Judge(model, compared, options)
+    with tempfile.TemporaryDirectory() as scratch, quiet():
+        folder = Path(scratch)
+        quantise: _Quantise
+        if isinstance(int8, str):
+            quantise, method = _Dynamic(path, options.reduce_range), "dynamic"
+        else:
+            quantise = _calibrated(path, batches, options, folder)
+            method = f"static, {options.calibration}"
+        units = _units(quantise.graph, quantise.kinds)
+        kept = _kept_float(units, options.keep_float)
+        found = _search(quantise, judge, units, kept, folder)
+        path.write_bytes(found.path.read_bytes())
+    in_float = tuple(name for name in units if name in found.in_float and name != _OTHERS)
+    return Int8Report(
+        method,
+        judge.name,
+        judge.before,
+        found.value,
+        judge.limit,
+        found.error,
+        found.noise,
+        sum(name != _OTHERS for name in units) - len(in_float),
+        in_float,
+        found.layers,
+    )
+
+
+def _inputs_of(batches: Iterable[object], most: int, what: str) -> list[Example]:
+    """The model's inputs in each of the first batches; targets are left out."""
+    if isinstance(batches, torch.Tensor):
+        raise DataError(f"{what}: expected an iterable of batches, got a tensor; put it in a list")
+    found: list[Example] = []
+    for index, batch in enumerate(batches):
+        if index == most:
+            break
+        single = isinstance(batch, torch.Tensor)
+        found.append(batch if single else read_batch(batch, index, labels_apart=True).example)
+    if not found:
+        raise DataError(
+            f"{what}: the data holds no batch; an iterator that was used before is empty, give a list"
+        )
+    return found
+
+
+class _Judge:
+    """Compares a quantised file with the float model."""
+
+    def __init__(self, model: nn.Module, batches: Sequence[Example], options: Int8Options):
+        self.batches = batches
+        self.expected = [tensors_in(call(model, batch)) for batch in batches]
+        evaluate = options.evaluate
+        if evaluate is not None and not callable(evaluate):
+            evaluate = list(evaluate)  # read more than once
+        self._evaluate = evaluate
+        if evaluate is not None:
+            first = accuracy(model, evaluate)[0]
+            self.name, self.before = first.name, float(first.value)
+        else:
+            classes = all(_names_classes(outputs[0]) for outputs in self.expected)
+            self.name, self.before = ("agreement" if classes else "fidelity"), 1.0
+        self.limit = self.before - options.lost
+
+    def outputs(self, peer: nn.Module, most: int | None = None) -> list[list[torch.Tensor]]:
+        """The outputs of a file on the batches."""
+        return [tensors_in(call(peer, batch)) for batch in self.batches[:most]]
+
+    def noise(self, found: Sequence[Sequence[torch.Tensor]]) -> float:
+        """The change of the outputs over their size."""
+        change = size = 0.0
+        for wanted, got in zip(self.expected, found):
+            for a, b in zip(wanted, got, strict=True):
+                change += float((a.double() - b.double()).square().sum())
+                size += float(a.double().square().sum())
+        return float((change / max(size, 1e-300)) ** 0.5)
+
+    def error(self, found: Sequence[list[torch.Tensor]]) -> float:
+        """The largest difference over the largest output."""
+        return max(largest_difference(wanted, got) for wanted, got in zip(self.expected, found))
+
+    def value(self, peer: nn.Module, found: Sequence[Sequence[torch.Tensor]]) -> float:
+        """Accuracy, or agreement, or what is left of 1 after the noise."""
+        if self._evaluate is not None:
+            return float(accuracy(peer, self._evaluate)[0].value)
+        if self.name == "fidelity":
+            return 1.0 - self.noise(found)
+        same = count = 0
+        for wanted, got in zip(self.expected, found):
+            axis = -1 if wanted[0].dim() < 4 else 1
+            equal = wanted[0].argmax(axis) == got[0].argmax(axis)
+            same, count = same + int(equal.sum()), count + equal.numel()
+        return same / count
+
+
+def _names_classes(outputs: torch.Tensor) -> bool:
+    axis = -1 if outputs.dim() < 4 else 1
+    return outputs.dim() >= 2 and outputs.is_floating_point() and outputs.shape[axis] > 1
+
+
+class _Quantise(Protocol):
+    """Writes a quantised file."""
+
+    graph: onnx.ModelProto
+    kinds: tuple[str, ...]
+
+    def __call__(self, path: Path, *, only: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
+        """Quantise the nodes named by `only` (all where it is empty), without those of `exclude`."""
+
+
+class _Static:
+    """Static quantisation: QDQ, weights by channel, activations by the ranges that calibration found."""
+
+    def __init__(self, path: Path, ranges: object, kinds: tuple[str, ...], reduce_range: bool):
+        self.graph: onnx.ModelProto = extra_module("onnx").load(str(path))
+        self.kinds = kinds
+        self._ranges, self._reduce_range = ranges, reduce_range
+
+    def __call__(self, path: Path, *, only: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
+        """Quantise the nodes named by `only` (all where it is empty), without those of `exclude`."""
+        tools = extra_module("onnxruntime.quantization")
+        copied = type(self.graph)()
+        copied.CopyFrom(self.graph)
+        quantiser = tools.QDQQuantizer(
+            copied,
+            True,
+            self._reduce_range,
+            tools.QuantType.QInt8,
+            tools.QuantType.QUInt8,
+            self._ranges,
+            list(only),
+            list(exclude),
+            list(self.kinds),
+            {"MatMulConstBOnly": True},
+        )
+        quantiser.quantize_model()
+        quantiser.model.save_model_to_file(str(path), False)
+
+
+class _Dynamic:
+    """Dynamic quantisation: weights by channel, activations in every call."""
+
+    kinds: tuple[str, ...] = ("MatMul", "Gemm")
+
+    def __init__(self, path: Path, reduce_range: bool):
+        self.graph: onnx.ModelProto = extra_module("onnx").load(str(path))
+        self._path, self._reduce_range = path, reduce_range
+
+    def __call__(self, path: Path, *, only: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
+        """Quantise the nodes named by `only` (all where it is empty), without those of `exclude`."""
+        tools = extra_module("onnxruntime.quantization")
+        tools.quantize_dynamic(
+            str(self._path),
+            str(path),
+            per_channel=True,
+            reduce_range=self._reduce_range,
+            weight_type=tools.QuantType.QInt8,
+            nodes_to_quantize=list(only),
+            nodes_to_exclude=list(exclude),
+            op_types_to_quantize=["MatMul"],
+        )
+
+
+def _calibrated(path: Path, batches: Sequence[Example], options: Int8Options, folder: Path) -> _Static:
+    """Static quantisation with the ranges that the batches give."""
+    calibrate = extra_module("onnxruntime.quantization.calibrate")
+    graph = extra_module("onnx").load(str(path))
+    kinds = _kinds_to_quantise(graph)
+    method = getattr(calibrate.CalibrationMethod, _CALIBRATIONS[options.calibration])
+    calibrator = calibrate.create_calibrator(
+        path,
+        list(kinds),
+        augmented_model_path=str(folder / "calibration.onnx"),
+        calibrate_method=method,
+        extra_options={"symmetric": False, "percentile": options.percentile},
+    )
+    peer = OnnxModel(path)
+    for index, batch in enumerate(batches):
+        args, kwargs = call_arguments(batch)
+        try:
+            calibrator.collect_data(_reader(peer.feed(*args, **kwargs)))  # a batch at a time: little memory
+        except DataError as error:
+            raise DataError(f"int8: batch {index}: {error}") from error
+        except Exception as error:  # the runtime's own errors
+            raise DataError(
+                f"int8: batch {index} does not run in the exported file ({str(error).splitlines()[0]}); expected "
+                "inputs like the example, and of its batch size where the batch is fixed"
+            ) from error
+    return _Static(path, calibrator.compute_data(), kinds, options.reduce_range)
+
+
+def _reader(feed: object) -> object:
+    """One batch as ONNX Runtime's calibrators read it."""
+    base = extra_module("onnxruntime.quantization").CalibrationDataReader
+    left = [feed]
+
+    class Reader(base):  # type: ignore[misc,valid-type]
+        """Gives the batch once."""
+
+        def get_next(self) -> object:
+            """The batch, then None."""
+            return left.pop() if left else None
+
+    return Reader()
+
+
+def _kinds_to_quantise(graph: onnx.ModelProto) -> tuple[str, ...]:
+    """The operators to quantise: those with weights, and between convolutions all the quantiser knows.
+
+    Convolutions gain where activations stay in INT8 from one to the next. In transformers they do not stay: norms and
+    softmax run in float, so that only products with weights gain.
+    """
+    present = {node.op_type for node in graph.graph.node}
+    if "LayerNormalization" in present or "Softmax" in present:
+        return _WEIGHTED
+    registry = extra_module("onnxruntime.quantization.registry")
+    return tuple(sorted({*registry.QLinearOpsRegistry, *registry.QDQRegistry}))
+
+
+def _units(graph: onnx.ModelProto, kinds: Sequence[str]) -> dict[str, list[str]]:
+    """What can be left in float: layer -> its nodes; operators without weights together."""
+    weights = {item.name for item in graph.graph.initializer}
+    units: dict[str, list[str]] = {}
+    others: list[str] = []
+    for node in graph.graph.node:
+        if node.op_type not in kinds:
+            continue
+        weight = next((name for name in node.input[1:2] if name in weights), None)
+        if node.op_type in _WEIGHTED and weight is not None:
+            units.setdefault(_layer_of(node, weight), []).append(node.name)
+        else:
+            others.append(node.name)
+    if not units:
+        raise NothingToDoError(
+            "int8: the exported file has no convolution, linear layer or product with weights to quantise"
+        )
+    return {**units, _OTHERS: others} if others else units
+
+
+def _layer_of(node: onnx.NodeProto, weight: str) -> str:
+    """The layer a node belongs to: by its weight's name, else by the scopes that the exporter noted."""
+    if weight.endswith(".weight"):
+        return weight.removesuffix(".weight")
+    scopes = {item.key: item.value for item in node.metadata_props}.get("pkg.torch.onnx.name_scopes", "")
+    try:
+        names = ast.literal_eval(scopes)
+    except (ValueError, SyntaxError):
+        return str(node.name)
+    inside = [name for name in names[:-1] if name] if isinstance(names, list) else []
+    return str(inside[-1]) if inside else str(node.name)
+
+
+def _kept_float(units: dict[str, list[str]], patterns: str | Sequence[str]) -> list[str]:
+    """The layers that the patterns name."""
+    kept: list[str] = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        hits = [name for name in units if name == pattern or fnmatch.fnmatchcase(name, pattern)]
+        if not hits:
+            raise UnknownNameError(f"keep_float: no layer {pattern!r}: {near(pattern, list(units))}")
+        kept += hits
+    return kept
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A quantised file and how it compares."""
+
+    path: Path
+    in_float: tuple[str, ...]
+    value: float
+    noise: float
+    error: float
+    layers: tuple[Int8Layer, ...] = ()
+
+
+def _search(
+    quantise: _Quantise, judge: _Judge, units: dict[str, list[str]], kept: Sequence[str], folder: Path
+) -> _Candidate:
+    """The file with the fewest sensitive layers in float that holds the limit."""
+    if all(name in kept or name == _OTHERS for name in units):
+        raise NothingToDoError("int8: keep_float names every layer, so that none would be quantised")
+
+    seen: dict[tuple[str, ...], _Candidate] = {}
+
+    def candidate(in_float: tuple[str, ...]) -> _Candidate:
+        if in_float not in seen:
+            path = folder / f"{len(in_float)}.onnx"
+            quantise(path, exclude=[node for name in in_float for node in units[name]])
+            peer = OnnxModel(path)
+            found = judge.outputs(peer)
+            value, noise, error = judge.value(peer, found), judge.noise(found), judge.error(found)
+            seen[in_float] = _Candidate(path, in_float, value, noise, error)
+        return seen[in_float]
+
+    whole = candidate(tuple(kept))
+    if whole.value >= judge.limit:
+        return whole
+    layers = _ranked(quantise, judge, {name: units[name] for name in units if name not in kept}, folder)
+
+    def with_float(count: int) -> _Candidate:
+        return candidate((*kept, *(layer.name for layer in layers[:count])))
+
+    best = _fewest(lambda count: with_float(count).value >= judge.limit, len(layers) - 1)
+    if best is None:
+        nearest = max(one.value for one in seen.values())
+        raise BudgetNotMetError(
+            f"int8: {judge.name} {whole.value:.4f} with all layers in INT8, {nearest:.4f} with the most sensitive "
+            f"ones in float; expected at least {judge.limit:.4f} (float {judge.before:.4f}). No file was kept. Allow "
+            "more with Int8Options(lost=...), calibrate with more batches or calibration='percentile', or retrain"
+        )
+    return replace(with_float(best), layers=layers)
+
+
+def _ranked(
+    quantise: _Quantise, judge: _Judge, units: dict[str, list[str]], folder: Path
+) -> tuple[Int8Layer, ...]:
+    """What quantising each unit alone changes, the most sensitive first; of equals the earlier."""
+    layers = []
+    for name, nodes in units.items():
+        path = folder / "alone.onnx"
+        quantise(path, only=nodes)
+        layers.append(Int8Layer(name, judge.noise(judge.outputs(OnnxModel(path), _PROBES))))
+    return tuple(sorted(layers, key=lambda layer: -layer.noise))
+
+
+def _fewest(holds: Callable[[int], bool], most: int) -> int | None:
+    """The least count that holds, where more hold the better: doubled until one holds, then bisected.
+
+    >>> _fewest(lambda count: count >= 5, 20), _fewest(lambda count: False, 20)
+    (5, None)
+    """
+    low, high = 0, 1
+    while high < most and not holds(high):
+        low, high = high, min(2 * high, most)
+    if most < 1 or not holds(high := min(high, most)):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high

@@ -1,0 +1,128 @@
+"""`OnnxModel`: an ONNX file that is called like a module, in ONNX Runtime; `times`: it beside eager PyTorch.
+
+>>> import inspect
+>>> list(inspect.signature(times).parameters)
+['model', 'path', 'example', 'trials', 'threads', 'compiled']
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from types import ModuleType
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from secateur.core.measurement import Measurement, Measurements
+from secateur.core.nested import tensors_in
+from secateur.errors import DataError, MissingExtraError
+from secateur.execution.example import Example
+from secateur.metrics.latency import compare
+
+__all__ = ["OnnxModel", "extra_module", "times"]
+
+
+def extra_module(name: str) -> ModuleType:
+    """Import a module of the extra `onnx`.
+
+    Args:
+        name: The module.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.partition(".")[0]
+        raise MissingExtraError(
+            f"ONNX needs {package!r}, which is not installed: pip install 'secateur[onnx]' (or write a .pt2 file)"
+        ) from error
+
+
+class OnnxModel(nn.Module):
+    """An ONNX file that is called like a module: tensors in, tensors out; it runs in ONNX Runtime on the CPU.
+
+    So `compare(model, OnnxModel(path, threads=1), example)` of `secateur.metrics.latency` reads both in turns.
+
+    Args:
+        path: The file.
+        threads: Threads of the runtime; as many as it chooses unless given.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], threads: int | None = None):
+        super().__init__()
+        runtime = extra_module("onnxruntime")
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+            options.inter_op_num_threads = 1
+        self.session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def feed(self, *args: object, **kwargs: object) -> dict[str, npt.NDArray[np.generic]]:
+        """The runtime's inputs for a call: keywords by their names where the file has them, tensors by position else.
+
+        Args:
+            *args: The arguments of the call.
+            **kwargs: Its keywords.
+
+        Raises:
+            DataError: The call has another number of tensors than the file has inputs.
+        """
+        names = [item.name for item in self.session.get_inputs()]
+        if not args and set(kwargs) >= set(names) and all(torch.is_tensor(kwargs[name]) for name in names):
+            tensors = [value for name in names if isinstance(value := kwargs[name], torch.Tensor)]
+        else:
+            tensors = tensors_in((args, kwargs))
+        if len(tensors) != len(names):
+            raise DataError(
+                f"the ONNX file has {len(names)} inputs ({', '.join(names)}), and {len(tensors)} tensors were given; "
+                "call it as the model was called when it was exported"
+            )
+        return {name: t.detach().cpu().contiguous().numpy() for name, t in zip(names, tensors, strict=True)}
+
+    def forward(self, *args: object, **kwargs: object) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """The outputs: one tensor, or a tuple of them.
+
+        Args:
+            *args: The arguments of the call.
+            **kwargs: Its keywords.
+        """
+        found = tuple(torch.from_numpy(value) for value in self.session.run(None, self.feed(*args, **kwargs)))
+        return found[0] if len(found) == 1 else found
+
+
+def times(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    example: Example,
+    *,
+    trials: int = 25,
+    threads: int | None = 1,
+    compiled: bool = False,
+) -> Measurements:
+    """Time an exported file beside eager PyTorch (and `torch.compile`), each pair read in turns.
+
+    Args:
+        model: The model that was exported.
+        path: The ONNX file.
+        example: What both are called with.
+        trials: How many pairs of readings.
+        threads: Threads of both.
+        compiled: Whether to time `torch.compile` as well.
+
+    Returns:
+        The latencies, and the speed-up of each over eager PyTorch.
+    """
+    peers: list[tuple[str, nn.Module]] = [("onnx runtime", OnnxModel(path, threads))]
+    if compiled:
+        peers.append(("torch.compile", torch.compile(model)))  # type: ignore[arg-type]
+    rows: list[Measurement] = []
+    for name, peer in peers:
+        found = compare(model, peer, example, trials=trials, threads=threads, names=("eager", name))
+        rows += found if not rows else found[1:]
+    return Measurements(rows)

@@ -1,0 +1,186 @@
+"""Programs: a model recorded by `torch.export`, written as a file, and compared with the model.
+
+>>> program, free = record_program(nn.Linear(3, 2).eval(), torch.zeros(1, 3), dynamic_batch=True)
+>>> free
+True
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from secateur.adapters.onnx_model import OnnxModel
+from secateur.core.nested import map_tensors, tensors_in
+from secateur.errors import DataError, ProofError
+from secateur.execution.calling import call
+from secateur.execution.example import Example, call_arguments
+
+__all__ = ["largest_difference", "load_program", "program_error", "quiet", "record_program", "write_program"]
+
+
+def record_program(
+    model: nn.Module, example: Example, dynamic_batch: bool
+) -> tuple[torch.export.ExportedProgram, bool]:
+    """Record a model as a program.
+
+    Args:
+        model: The model, on the CPU and in evaluation mode.
+        example: What it is called with.
+        dynamic_batch: Whether the first axis of every input should be free.
+
+    Returns:
+        (the program, whether its batch is free).
+
+    Raises:
+        DataError: The model cannot be recorded.
+    """
+    args, kwargs = call_arguments(example)
+    with quiet():
+        if dynamic_batch and all(tensor.dim() for tensor in tensors_in(example)):
+            program = _with_free_batch(model, args, kwargs)
+            if program is not None:
+                return program, True
+        try:
+            return torch.export.export(model, args, kwargs, strict=False), False
+        except Exception as error:
+            raise DataError(
+                f"{type(model).__name__} cannot be recorded by torch.export: {type(error).__name__}: "
+                f"{str(error).splitlines()[0] if str(error) else ''}; its forward depends on values of the input"
+            ) from error
+
+
+def _with_free_batch(
+    model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+) -> torch.export.ExportedProgram | None:
+    """The program with a free batch; None where the model's code does not allow it."""
+    dimensions = pytree.tree_map(
+        lambda item: {0: torch.export.Dim.AUTO} if torch.is_tensor(item) else None, (args, kwargs)
+    )
+    given = (args, kwargs)
+    try:
+        more_args, more_kwargs = map_tensors(_doubled, given)
+        program = torch.export.export(
+            model,
+            more_args,
+            more_kwargs,
+            dynamic_shapes=dimensions[0] if args else dimensions[1],
+            strict=False,
+        )
+        for own_args, own_kwargs in (given, map_tensors(_tripled, given)):
+            program.module()(*own_args, **own_kwargs)  # a batch that was specialised refuses another
+    except Exception:  # the model's code may raise anything
+        return None
+    return program
+
+
+def _doubled(tensor: torch.Tensor) -> torch.Tensor:
+    """A batch of one as two: torch.export takes a size of one for a constant."""
+    return torch.cat([tensor, tensor]) if tensor.dim() and tensor.shape[0] == 1 else tensor
+
+
+def _tripled(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.cat([tensor, tensor, tensor])
+
+
+def write_program(program: torch.export.ExportedProgram, path: Path, onnx: bool) -> None:
+    """Write a program as an ONNX file or as a `torch.export` archive.
+
+    Args:
+        program: The program.
+        path: The file.
+        onnx: Whether to write ONNX.
+    """
+    with quiet():
+        if onnx:
+            found = torch.onnx.export(program, dynamo=True, verbose=False)
+            assert found is not None
+            found.save(str(path), external_data=False)
+        else:
+            torch.export.save(program, path)
+
+
+def load_program(path: Path, onnx: bool) -> Callable[..., object]:
+    """Read a program's file back, to be called like the model.
+
+    Args:
+        path: The file.
+        onnx: Whether it is ONNX.
+    """
+    return OnnxModel(path) if onnx else torch.export.load(path).module()
+
+
+def program_error(model: nn.Module, program: Callable[..., object], example: Example, free: bool) -> float:
+    """The largest difference from the model's outputs, over the largest output.
+
+    Args:
+        model: The model.
+        program: The file's program.
+        example: What both are called with.
+        free: Whether the batch is free: a larger batch is then compared as well.
+
+    Raises:
+        ProofError: The outputs are of other shapes.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def larger(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.dim():
+            return tensor
+        more = torch.cat([tensor, tensor.flip(0), tensor])
+        if torch.is_floating_point(more):
+            more = more + 0.1 * torch.randn(more.shape, generator=generator, dtype=more.dtype)
+        return more
+
+    inputs = [example, map_tensors(larger, example)] if free else [example]
+    return max(
+        largest_difference(tensors_in(call(model, one)), tensors_in(call(program, one))) for one in inputs
+    )
+
+
+def largest_difference(expected: list[torch.Tensor], found: list[torch.Tensor]) -> float:
+    """The largest difference of two lists of outputs, over the largest output of each tensor.
+
+    Args:
+        expected: The model's outputs.
+        found: Those to compare.
+
+    Raises:
+        ProofError: The shapes differ.
+    """
+    if [tuple(t.shape) for t in expected] != [tuple(t.shape) for t in found]:
+        raise ProofError(
+            f"expected outputs of shapes {[tuple(t.shape) for t in expected]}, got {[tuple(t.shape) for t in found]}"
+        )
+    worst = 0.0
+    for a, b in zip(expected, found):
+        if a.numel():
+            away = (a.double() - b.double()).abs()
+            away = away.masked_fill((a == b) | (a.isnan() & b.isnan()), 0.0).nan_to_num(float("inf"))
+            worst = max(worst, float(away.max()) / max(float(a.abs().nan_to_num(0.0, 0.0).max()), 1e-30))
+    return worst
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what exporters and quantisers print, log and warn about while they work."""
+    names = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "root")
+    loggers = [logging.getLogger(name if name != "root" else None) for name in names]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels):
+                logger.setLevel(level)

@@ -15,6 +15,7 @@ from secateur.core.measurement import Measurements
 from secateur.errors import UnknownNameError
 from secateur.metrics import measure
 from secateur.report import charts
+from secateur.report.charts.accuracy_sparsity import accuracy_sparsity
 from secateur.report.charts.network import network
 from secateur.report.charts.pareto import front
 from secateur.report.files import figure_svg
@@ -165,3 +166,43 @@ def test_a_figure_as_a_file_is_svg_in_the_light_theme() -> None:
             assert svg.startswith("<svg")
             assert "#ffffff" in svg
             assert "var(" not in svg
+
+
+def test_the_network_before_and_after_is_of_one_trial():
+    """Two trials of different sparsity: the picture compares neither with the other."""
+
+    def layers(width: int) -> list[dict[str, object]]:
+        return [
+            {
+                "name": "conv1",
+                "kind": "Conv2d",
+                "width": width,
+                "inputs": 1,
+                "parameters": width,
+                "group": "g",
+            }
+        ]
+
+    def rows(trial: int, width: int) -> list[M]:
+        return [
+            M(
+                "architecture",
+                1,
+                context={"trial": trial, "variant": variant, "text": "", "layers": layers(w)},
+            )
+            for variant, w in (("dense", 16), ("shrunk", width))
+        ]
+
+    (figure,) = network(Measurements([*rows(0, 11), *rows(1, 6)]))
+    assert figure.table.rows == (("conv1", "Conv2d", 16, 11, "g"),)
+    # Without a dense variant anywhere, nothing of one trial is compared with another's.
+    (figure,) = network(Measurements([rows(0, 11)[1], rows(1, 6)[1]]))
+    assert figure.table.rows == (("conv1", "Conv2d", 11, 11, "g"),)
+
+
+def test_a_loss_rises():
+    found = [
+        M("loss", value, context={"trial": trial, "variant": "pruned", "sparsity": sparsity})
+        for trial, (sparsity, value) in enumerate([(0.5, 1.0), (0.9, 2.0)])
+    ]
+    assert accuracy_sparsity(Measurements(found))[0].title == "Loss rises as sparsity rises"

@@ -9,7 +9,7 @@
 >>> page.headline
 'accuracy 99.00 % → 98.00 % (−1.00 points)'
 
-What a chart draws, and under which name a number must be measured for it, is told in `secateur.report.forms`.
+What a chart draws, and under which name a number must be measured for it, is listed in `secateur.report.forms`.
 A chart is a file in `charts/`; nothing else has to be edited to add one.
 """
 

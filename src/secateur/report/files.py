@@ -1,4 +1,4 @@
-"""Figures as SVG and PNG, tables as CSV; every file is written beside its place and renamed.
+"""Figures as SVG and PNG, tables as CSV; every file is written atomically.
 
 >>> csv_text(["layer", "macs"], [["conv1", 4]])
 'layer,macs\\nconv1,4\\n'

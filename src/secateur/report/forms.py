@@ -56,7 +56,7 @@ FORMS = frozenset(
 
 
 def is_plain(item: Measurement) -> bool:
-    """Whether it is one of our results: no picture's data, no single epoch or layer, no published figure."""
+    """Whether it is a result: not the data of a chart, not one epoch or layer, not a published figure."""
     return item.name not in FORMS and not {"epoch", "layer", "published"} & set(item.context)
 
 

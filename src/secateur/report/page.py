@@ -78,7 +78,7 @@ class Report:
         page = environment.from_string(_part("page.html.j2")).render(
             **self._content(), css=parts["page.css"] + _colours()
         )
-        # These go in last and as they are: they are ours, and a template engine has no business in them. Names from
+        # Inserted after the template was rendered, so that they are not escaped: they are our own text. Names from
         # outside are escaped by now, so none of them can be a script element.
         specs = self._specs()
         data = {"figures": specs, "themes": {name: vega_config(name) for name in THEMES}}
@@ -93,7 +93,7 @@ class Report:
     def write(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write index.html, figures/*.svg, figures/*.png and tables/*.csv; returns what was written.
 
-        Each file is whole or not there.
+        Each file is written atomically: to a temporary name, then renamed.
         """
         out = Path(folder)
         written = [files.atomic_write(out / "index.html", self.html().encode("utf-8"))]
@@ -133,7 +133,7 @@ class Report:
         }
 
     def _content(self) -> dict[str, Any]:
-        """What the template says."""
+        """The values the template is rendered with."""
         sections = [
             {
                 "id": key,
@@ -156,7 +156,9 @@ class Report:
             "trials": {"head": head, "rows": body, "count": count} if len(trials) > len(self.runs) else None,
             "definitions": _definitions(self.measurements),
             "failures": [(run.name, text) for run in self.runs for text in run.failures],
-            "provenance": [(run.name, list(_told(run.provenance))) for run in self.runs if run.provenance],
+            "provenance": [
+                (run.name, list(_provenance_lines(run.provenance))) for run in self.runs if run.provenance
+            ],
             "table_rows": _TABLE_ROWS,
             "cell": _cell,
         }
@@ -186,9 +188,9 @@ def _definitions(measurements: Measurements) -> list[tuple[str, str, str, list[s
     return [(name, item.unit, item.definition, list(notes)[:6]) for name, (item, notes) in found.items()]
 
 
-def _told(provenance: Any) -> list[tuple[str, str]]:
+def _provenance_lines(provenance: Any) -> list[tuple[str, str]]:
     """Provenance as lines; a table within becomes one line, a longer one a block of its own."""
-    told = []
+    lines = []
     for key, value in provenance.items():
         if isinstance(value, dict) and not any(
             isinstance(item, (dict, list)) and item for item in value.values()
@@ -198,8 +200,8 @@ def _told(provenance: Any) -> list[tuple[str, str]]:
             shown = json.dumps(value, indent=1, ensure_ascii=False)
         else:
             shown = _cell(value)
-        told.append((key, shown))
-    return told
+        lines.append((key, shown))
+    return lines
 
 
 def _cell(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Published figures beside ours, with the difference; those that cannot be right are said to be so.
+"""Published figures beside ours, with the difference; figures that cannot be right are marked as inconsistent.
 
 >>> rows = beside(Measurements([
 ...     Measurement("macs", 651200, "MAC", context={"variant": "dense"}),
@@ -17,7 +17,7 @@ from typing import Any
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.report.forms import is_plain
-from secateur.report.reading import finite, said
+from secateur.report.reading import as_text, finite
 from secateur.report.summary import is_share, number
 
 __all__ = ["PublishedComparison", "beside"]
@@ -64,15 +64,15 @@ def beside(measurements: Measurements) -> list[PublishedComparison]:
 def _row(item: Measurement, match: list[Measurement]) -> PublishedComparison:
     settings = _settings(item)
     variant = str(settings.pop("variant", ""))
-    more = ", ".join(f"{key} {said(value)}" for key, value in settings.items())
+    more = ", ".join(f"{key} {as_text(value)}" for key, value in settings.items())
     why = item.context.get("inconsistent")
     name = item.name.replace("_", " ")
-    said_of = " · ".join(part for part in (variant, more) if part)
+    labels = " · ".join(part for part in (variant, more) if part)
     shown = number(item.value, item.name, item.unit)
     source = str(item.context["published"])
     if not match:
         verdict = "reference inconsistent" if why else "not measured here"
-        return PublishedComparison(name, said_of, shown, "", "", verdict, source, str(why or ""), None)
+        return PublishedComparison(name, labels, shown, "", "", verdict, source, str(why or ""), None)
     values = [one.value for one in match]
     value = values[0] if len(set(values)) == 1 else fmean(values)
     change = value - item.value
@@ -86,4 +86,4 @@ def _row(item: Measurement, match: list[Measurement]) -> PublishedComparison:
     verdict = "reference inconsistent" if why else "the same" if not change else "differs"
     relative = change / item.value if item.value else None
     ours = number(value, item.name, item.unit) + (f" (mean of {len(match)})" if len(set(values)) > 1 else "")
-    return PublishedComparison(name, said_of, shown, ours, text, verdict, source, str(why or ""), relative)
+    return PublishedComparison(name, labels, shown, ours, text, verdict, source, str(why or ""), relative)

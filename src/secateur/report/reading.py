@@ -24,6 +24,8 @@ __all__ = [
     "LOWER",
     "QUALITIES",
     "VariantRow",
+    "as_text",
+    "before_and_after",
     "colour",
     "finite",
     "legend_selection",
@@ -94,14 +96,14 @@ def finite(value: Any) -> float | None:
     return value
 
 
-def said(value: Any) -> str:
+def as_text(value: Any) -> str:
     """A setting as a person reads it.
 
-    >>> said({"name": "overall", "sparsity": 0.9}), said(0.5), said("l1")
+    >>> as_text({"name": "overall", "sparsity": 0.9}), as_text(0.5), as_text("l1")
     ('overall 0.9', '0.5', 'l1')
     """
     if isinstance(value, Mapping):
-        rest = [said(item) for key, item in value.items() if key != "name"]
+        rest = [as_text(item) for key, item in value.items() if key != "name"]
         return " ".join([str(value.get("name", "")), *rest]).strip()
     return value if isinstance(value, str) else json.dumps(value)
 
@@ -170,13 +172,13 @@ def _name(rows: list[VariantRow]) -> None:
     runs = {row.run for row in rows}
     keys = dict.fromkeys(key for row in rows for key in row.settings if not _is_seed(key))
     differing = [
-        key for key in keys if len({said(row.settings.get(key, "")) for row in rows if row.settings}) > 1
+        key for key in keys if len({as_text(row.settings.get(key, "")) for row in rows if row.settings}) > 1
     ]
     trials = {(row.run, row.trial) for row in rows}
     for row in rows:
         parts = [row.run] if len(runs) > 1 else []
         if len(trials) > len(runs):
-            parts += [said(row.settings[key]) for key in differing if key in row.settings]
+            parts += [as_text(row.settings[key]) for key in differing if key in row.settings]
         row.label = " · ".join([*(part for part in parts if part), row.variant])
 
 
@@ -210,11 +212,48 @@ def series_of(row: VariantRow, rows: Iterable[VariantRow]) -> str:
     others = list(rows)
     keys = [key for key in row.settings if not _is_sparsity(key) and not _is_seed(key)]
     differing = [
-        key for key in keys if len({said(one.settings.get(key, "")) for one in others if one.settings}) > 1
+        key for key in keys if len({as_text(one.settings.get(key, "")) for one in others if one.settings}) > 1
     ]
     runs = {one.run for one in others}
     parts = [row.run] if len(runs) > 1 else []
-    return " · ".join([*parts, *(said(row.settings[key]) for key in differing), row.variant])
+    return " · ".join([*parts, *(as_text(row.settings[key]) for key in differing), row.variant])
+
+
+def before_and_after(items: Iterable[Measurement]) -> tuple[Measurement, Measurement] | None:
+    """The model before and after in one trial, from what one measure found; the first trial that changed anything.
+
+    Before is the trial's dense variant, else the dense variant of its run, else the first variant of the trial; after
+    is the last variant of the trial that differs. Models of different trials are never compared: that they differ says
+    nothing of what was removed. Where no trial changed anything, both are the first model; None where there is none.
+
+    >>> def width(value, trial, variant):
+    ...     return Measurement("widths", value, context={"trial": trial, "variant": variant})
+    >>> found = [width(16, 0, "dense"), width(11, 1, "pruned"), width(6, 2, "pruned")]
+    >>> [item.value for item in before_and_after(found)]
+    [16, 11]
+    """
+    found = list(items)
+    if not found:
+        return None
+    trials: dict[tuple[str, int], list[Measurement]] = {}
+    dense: dict[str, Measurement] = {}
+    for item in found:
+        run, trial, variant = _place(item)
+        trials.setdefault((run, trial), []).append(item)
+        if variant == "dense":
+            dense.setdefault(run, item)
+    for (run, _), group in trials.items():
+        own = next((item for item in group if _place(item)[2] == "dense"), None)
+        before = own or dense.get(run, group[0])
+        changed = [item for item in group if _form(item) != _form(before)]
+        if changed:
+            return before, changed[-1]
+    return found[0], found[0]
+
+
+def _form(item: Measurement) -> tuple[float, dict[str, float], object]:
+    """What makes two models different: the number, its parts, and the layers."""
+    return item.value, dict(item.per_layer), item.context.get("layers")
 
 
 def quality_of(rows: Iterable[VariantRow]) -> str | None:

@@ -1,10 +1,10 @@
-"""`Run`: what a report is made of: a title, Measurements, and where they came from.
+"""`Run`: one run as a report shows it: its name, its measurements and where they came from.
 
 >>> run = Run("demo", Measurements([Measurement("accuracy", 0.9)]), provenance={"command": "secateur demo"})
 >>> run.measurements[0].context["run"]
 'demo'
 
-Everything said on a page passes through here, so here the home folder's path becomes `~`.
+All text of a page passes through a `Run`, which replaces the path of the home folder by `~`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the first screen says: one line, and one table of the variants side by side.
+"""The first screen of a report: one line, and one table of the variants side by side.
 
 >>> found = Measurements([
 ...     Measurement("size", 1000, context={"variant": "dense"}),
@@ -267,7 +267,7 @@ def _difference(dense: VariantRow, small: VariantRow) -> str:
 def trials_table(
     measurements: Measurements, most: int = 250
 ) -> tuple[list[str], list[list[tuple[str, float | None]]], int]:
-    """(head, rows, how many there are): every variant of every trial, at most so many, evenly chosen."""
+    """(head, rows, how many there are): every variant of every trial, at most `most` of them, evenly spaced."""
     rows = rows_of(measurements)
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     order = [name for name in _FIRST if name in names]

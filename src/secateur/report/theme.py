@@ -1,6 +1,7 @@
-"""Colours and type of charts, for light and dark: few, and told apart by readers who are colour-blind.
+"""Colours and fonts of charts, for light and dark pages.
 
-The categories are those of Okabe and Ito, which were chosen for that; on a dark page the darkest are lightened.
+The categories are those of Okabe and Ito, which colour-blind readers can tell apart; on a dark page the darkest
+are lightened.
 
 >>> contrast("#000000", "#ffffff")
 21.0
@@ -43,7 +44,7 @@ THEMES: dict[str, dict[str, Any]] = {
 
 
 def contrast(one: str, other: str) -> float:
-    """How far two colours stand apart, 1 to 21, as WCAG 2 defines it."""
+    """The contrast ratio of two colours, 1 to 21, as WCAG 2 defines it."""
 
     def light(colour: str) -> float:
         parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]

@@ -22,7 +22,7 @@ from statistics import fmean
 from typing import Any
 
 from secateur.core.measurement import Measurement
-from secateur.report.reading import said
+from secateur.report.reading import as_text
 from secateur.report.summary import is_share, number
 from secateur.studies.published import PublishedFigure, alike
 from secateur.studies.study import TableColumn, TableSpec
@@ -94,7 +94,7 @@ def tabulate(
             if "variant" in spec.rows and context.get("variant") in spec.once:
                 context = {key: value for key, value in context.items() if key in _OF_ALL}
             row = tuple(_hashed(context.get(key, "")) for key in spec.rows)
-            over = said(context[spec.across]) if spec.across and spec.across in context else ""
+            over = as_text(context[spec.across]) if spec.across and spec.across in context else ""
             if spec.across and not over:
                 continue
             for index, column in enumerate(columns):
@@ -180,7 +180,7 @@ def _value(
 
 def _hashed(value: Any) -> Any:
     """A setting as something that rows can be told apart by; numbers stay numbers, to be sorted by."""
-    return value if isinstance(value, (str, int, float)) and not isinstance(value, bool) else said(value)
+    return value if isinstance(value, (str, int, float)) and not isinstance(value, bool) else as_text(value)
 
 
 def _text(column: TableColumn, cell: _Cell) -> str:
@@ -226,7 +226,7 @@ def _written(
     made.head = tuple(head)
     made.right = tuple(range(len(spec.rows), len(head)))
     for key, row in cells.items():
-        texts, values = [said(part) for part in key], list(key)
+        texts, values = [as_text(part) for part in key], list(key)
         for slot in slots:
             found, figure = row.get(slot), beside.get(key, {}).get(slot)
             column = columns[slot[0]]

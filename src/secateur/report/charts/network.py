@@ -15,18 +15,14 @@ from __future__ import annotations
 from secateur.core.measurement import Measurement, Measurements
 from secateur.report.drawing import Layer, draw_network
 from secateur.report.figure import Figure, FigureTable
+from secateur.report.reading import before_and_after
 
 __all__ = ["network", "two_architectures"]
 
 
 def two_architectures(measurements: Measurements) -> tuple[Measurement, Measurement] | None:
-    """The first architecture and the last that differs from it (or the first twice)."""
-    found = [item for item in measurements if item.name == "architecture"]
-    if not found:
-        return None
-    first = found[0]
-    changed = [item for item in found if item.context.get("layers") != first.context.get("layers")]
-    return first, (changed[-1] if changed else first)
+    """The architecture before and after in one trial (see `before_and_after`)."""
+    return before_and_after(item for item in measurements if item.name == "architecture")
 
 
 def network(measurements: Measurements) -> list[Figure]:

@@ -17,12 +17,12 @@ from secateur.report.figure import Figure, FigureTable
 from secateur.report.reading import (
     LOWER,
     VariantRow,
+    as_text,
     colour,
     finite,
     legend_selection,
     quality_of,
     rows_of,
-    said,
     variants_of,
 )
 
@@ -58,7 +58,7 @@ def _published(
         if "published" in item.context and "inconsistent" not in item.context:
             settings = {k: v for k, v in item.context.items() if k not in ("published", "run", "variant")}
             label = " · ".join(
-                [str(item.context.get("variant", "")), *(said(value) for value in settings.values())]
+                [str(item.context.get("variant", "")), *(as_text(value) for value in settings.values())]
             )
             found.setdefault((str(item.context["published"]), label), {})[item.name] = item
     points = []

@@ -16,7 +16,7 @@ import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.report.figure import Figure, FigureTable
-from secateur.report.reading import finite, legend_selection, said
+from secateur.report.reading import as_text, finite, legend_selection
 
 __all__ = ["sensitivity"]
 
@@ -49,12 +49,12 @@ def _names(scans: list[list[Measurement]]) -> list[str]:
     """What sets every scan apart from the others: the settings that differ, else its number."""
     if len(scans) < 2:
         return [""]
-    said_of = [
-        {key: said(value) for key, value in scan[0].context.items() if key not in _OWN} for scan in scans
+    settings_of = [
+        {key: as_text(value) for key, value in scan[0].context.items() if key not in _OWN} for scan in scans
     ]
-    keys = dict.fromkeys(key for one in said_of for key in one)
-    differing = [key for key in keys if len({one.get(key, "") for one in said_of}) > 1]
-    names = [", ".join(one[key] for key in differing if key in one) for one in said_of]
+    keys = dict.fromkeys(key for one in settings_of for key in one)
+    differing = [key for key in keys if len({one.get(key, "") for one in settings_of}) > 1]
+    names = [", ".join(one[key] for key in differing if key in one) for one in settings_of]
     return names if len(set(names)) == len(names) else [str(index) for index in range(1, len(scans) + 1)]
 
 

@@ -14,20 +14,19 @@ import altair as alt
 
 from secateur.core.measurement import Measurements
 from secateur.report.figure import Figure, FigureTable
+from secateur.report.reading import before_and_after
 
 __all__ = ["widths"]
 
 
 def widths(measurements: Measurements) -> list[Figure]:
-    """The first against the last variant whose widths differ."""
-    found = [item for item in measurements if item.name == "widths" and "published" not in item.context]
-    if not found:
+    """The widths before and after in one trial; nothing where no width changed."""
+    pair = before_and_after(
+        item for item in measurements if item.name == "widths" and "published" not in item.context
+    )
+    if pair is None or pair[0] is pair[1]:
         return []
-    first = found[0]
-    changed = [item for item in found if dict(item.per_layer) != dict(first.per_layer)]
-    if not changed:
-        return []
-    last = changed[-1]
+    first, last = pair
     names = [str(item.context.get("variant", name)) for item, name in ((first, "before"), (last, "after"))]
     table = tuple(
         (layer, before, last.per_layer[layer], before - last.per_layer[layer])

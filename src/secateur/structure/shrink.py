@@ -25,10 +25,11 @@ from torch import nn
 from secateur.core.masks import Masks
 from secateur.errors import NothingToDoError, OptionError, ProofError
 from secateur.execution.fast_copy import collector_paused, copy_module, tensors_of
+from secateur.structure.cut.attributes import set_config_field
 from secateur.structure.cut.choose import dropped, dropped_lines, extended, rounded
 from secateur.structure.cut.fit import fit
 from secateur.structure.cut.fixed_count_norms import COUNTED
-from secateur.structure.cut.plan import Kept, KnownIndices, ShrinkPlan, cut_tensor, set_attribute
+from secateur.structure.cut.plan import Kept, KnownIndices, ShrinkPlan, cut_tensor
 from secateur.structure.explain import Explanation, explained
 from secateur.structure.groups.couplings import Structure, analyse, regroup
 from secateur.structure.groups.labels import Lock
@@ -325,7 +326,7 @@ def with_config(
     own: Any = small.config
     # One object may serve all modules of a model, which was copied with it.
     for name, value in changes.items():
-        set_attribute(own, name, value)
+        set_config_field(own, name, value)
     merged = {**plan.attributes.get("", {}), **{f"config.{name}": value for name, value in changes.items()}}
     return (replace(plan, attributes={**plan.attributes, "": merged}) if changes else plan), ""
 

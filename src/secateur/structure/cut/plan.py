@@ -13,21 +13,26 @@ True
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
+from secateur.core.json_text import is_count, parse
 from secateur.errors import PlanError
 from secateur.execution.fast_copy import modules_of, tensors_of
-from secateur.structure.cut.rewrite import Rewrite, rewrite_
+from secateur.structure.cut.attributes import AttributeValue, check_attribute, set_attributes_
+from secateur.structure.cut.rewrite import Rewrite, RewrittenClass, check_rewrites, rewrite_
+from secateur.structure.cut.runs import Runs, runs_of
 
 __all__ = ["ShrinkPlan", "cut_tensor", "owner"]
 
 VERSION = 1
+_Value = TypeVar("_Value")
+
 
 Kept = Sequence[int] | np.ndarray
 """The indices of an axis that stay."""
@@ -37,26 +42,33 @@ KnownIndices = dict[tuple[int, torch.device], torch.Tensor]
 
 @dataclass(frozen=True)
 class ShrinkPlan:
-    """Kept indices of every parameter axis that was cut, the attributes to set, and calls whose sizes are replaced.
+    """What leaves a model, as plain data.
 
-    `keep[name][axis]` are the indices that stay, ascending. `shapes[name]` is the shape before. `attributes[module]`
-    are the widths set on a module; `rewrites[module]` are sizes written into its forward.
+    A plan that came in a file is not trusted: applied to a model it cuts tensors and makes widths smaller, and whatever
+    else it asks for is refused before the model is touched.
+
+    Attributes:
+        keep: `keep[name][axis]` are the indices of a tensor's axis that stay, ascending.
+        attributes: `attributes[module]` are the widths to set on a module, or fields of the model's configuration.
+        rewrites: `rewrites[module]` are the calls in a module's forward whose sizes are replaced.
+        shapes: The shape of every tensor before it is cut.
+        model: The name of the model's class.
     """
 
-    keep: Mapping[str, Mapping[int, tuple[int, ...]]]
-    attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    keep: Mapping[str, Mapping[int, Sequence[int]]]
+    attributes: Mapping[str, Mapping[str, AttributeValue]] = field(default_factory=dict)
     rewrites: Mapping[str, tuple[Rewrite, ...]] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     model: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data. Indices are stored as runs [first, length, first, length, ...]."""
         return {
             "format": "secateur-plan",
             "version": VERSION,
             "model": self.model,
             "keep": {
-                name: {str(axis): _runs(indices) for axis, indices in axes.items()}
+                name: {str(axis): runs_of(indices) for axis, indices in axes.items()}
                 for name, axes in self.keep.items()
             },
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
@@ -69,45 +81,44 @@ class ShrinkPlan:
         return json.dumps(self.to_dict(), separators=(",", ":"), sort_keys=True)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> ShrinkPlan:
-        """The inverse of `to_dict`, checked."""
+    def from_dict(cls, data: object) -> ShrinkPlan:
+        """The inverse of `to_dict`, checked.
+
+        Args:
+            data: A plan as plain data.
+
+        Raises:
+            PlanError: The data is not a plan, or one of another version.
+        """
         if not isinstance(data, Mapping) or data.get("format") != "secateur-plan":
             raise PlanError("expected a plan written by secateur (format=secateur-plan), got something else")
         if data.get("version") != VERSION:
             raise PlanError(
-                f"expected version {VERSION} of secateur-plan, got {data.get('version')!r}; write it "
+                f"expected version {VERSION} of secateur-plan, got {str(data.get('version'))[:80]!r}; write it "
                 f"again with this version"
             )
         try:
             return cls(
-                keep={
-                    str(name): {int(axis): _unruns(runs) for axis, runs in axes.items()}
-                    for name, axes in data["keep"].items()
-                },
-                attributes={
-                    str(path): {str(key): _tupled(value) for key, value in values.items()}
-                    for path, values in data["attributes"].items()
-                },
-                rewrites={
-                    str(path): tuple(Rewrite.from_dict(item) for item in items)
-                    for path, items in data["rewrites"].items()
-                },
-                shapes={
-                    str(name): tuple(int(size) for size in shape) for name, shape in data["shapes"].items()
-                },
+                keep=_each(data["keep"], _kept_axes),
+                attributes=_each(data["attributes"], _plain_values),
+                rewrites=_each(data["rewrites"], _rewrites),
+                shapes=_each(data["shapes"], _shape),
                 model=str(data.get("model", "")),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise PlanError(f"a damaged plan: {type(error).__name__}: {error}") from error
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise PlanError(f"a damaged plan: {type(error).__name__}: {str(error)[:200]}") from error
 
     @classmethod
     def from_json(cls, text: str) -> ShrinkPlan:
-        """The inverse of `to_json`."""
-        try:
-            data = json.loads(text)
-        except ValueError as error:
-            raise PlanError(f"expected a plan as JSON, got something else ({error})") from error
-        return cls.from_dict(data)
+        """The inverse of `to_json`.
+
+        Args:
+            text: The plan, as JSON.
+
+        Raises:
+            PlanError: The text is not a plan.
+        """
+        return cls.from_dict(parse(text, "a plan", PlanError))
 
     def width(self, name: str, axis: int, before: int) -> int:
         """How long an axis is once cut."""
@@ -130,10 +141,10 @@ class ShrinkPlan:
                 )
             for axis, indices in axes.items():
                 if id(indices) not in ends:
-                    ends[id(indices)] = (min(indices), max(indices)) if indices else (-1, -1)
+                    ends[id(indices)] = _ends(indices)
                 low, high = ends[id(indices)]
-                bad = axis >= len(shape) or low < 0 or high >= shape[axis]
-                if bad:
+                fits = 0 <= axis < len(shape) and low >= 0 and high < shape[axis]
+                if not fits or len(indices) > shape[axis]:
                     raise PlanError(
                         f"the plan cuts {name!r} along axis {axis}: indices do not fit shape {shape}"
                     )
@@ -143,10 +154,25 @@ class ShrinkPlan:
                 raise PlanError(
                     f"the plan sets widths of {path!r}, which {type(model).__name__} does not have"
                 )
+        for path, values in self.attributes.items():
+            for key, value in values.items():
+                check_attribute(path, known[path], key, value)
+        for path, items in self.rewrites.items():
+            check_rewrites(path, known[path], items)
 
     @torch.no_grad()
     def apply_(self, model: nn.Module) -> nn.Module:
-        """Cut a model of the original widths in place, and set its attributes; checked first, so all or nothing."""
+        """Cut a model of the original widths in place, and set its widths; checked first, so all or nothing.
+
+        Args:
+            model: A freshly built model of the class the plan was made for.
+
+        Returns:
+            The same model.
+
+        Raises:
+            PlanError: The plan does not fit the model, or asks for something that no plan may do.
+        """
         self.check(model)
         new: dict[int, torch.Tensor] = {}
         known: KnownIndices = {}
@@ -159,24 +185,56 @@ class ShrinkPlan:
                 module, leaf = owner(model, name)
                 setattr(module, leaf, new[id(tensor)])
         modules = modules_of(model)
-        for path, values in self.attributes.items():
-            for key, value in values.items():
-                set_attribute(modules[path], key, value)
+        set_attributes_(model, modules, self.attributes)
+        classes: dict[tuple[object, ...], RewrittenClass] = {}
         for path, items in self.rewrites.items():
-            rewrite_(modules[path], items)
+            rewrite_(modules[path], items, classes)
         for module in modules.values():
             if isinstance(module, nn.RNNBase):
                 module.flatten_parameters()
         return model
 
 
-def set_attribute(module: nn.Module, key: str, value: object) -> None:
-    """Set `a` or the entry `a.b` of an attribute that is itself an object (a configuration)."""
-    target: Any = module
-    *path, leaf = key.split(".")
-    for part in path:
-        target = getattr(target, part)
-    setattr(target, leaf, value)
+def _each(data: object, read: Callable[[object], _Value]) -> dict[str, _Value]:
+    if not isinstance(data, Mapping):
+        raise TypeError(f"expected an object, got {type(data).__name__}")
+    return {str(name): read(value) for name, value in data.items()}
+
+
+def _kept_axes(data: object) -> dict[int, Runs]:
+    return {int(axis): runs for axis, runs in _each(data, Runs.parse).items()}
+
+
+def _plain_values(data: object) -> dict[str, AttributeValue]:
+    return _each(data, _plain_value)
+
+
+def _plain_value(value: object) -> AttributeValue:
+    """A value that an attribute may have, lists of whole numbers as tuples."""
+    if isinstance(value, list) and all(map(is_count, value)):
+        return tuple(value)
+    if is_count(value) or isinstance(value, dict):
+        return value  # type: ignore[return-value]
+    raise ValueError(f"expected a whole number or a list of them as a width, got {str(value)[:80]!r}")
+
+
+def _rewrites(data: object) -> tuple[Rewrite, ...]:
+    if not isinstance(data, list):
+        raise TypeError(f"expected a list of calls, got {type(data).__name__}")
+    return tuple(Rewrite.from_dict(item) for item in data)
+
+
+def _shape(data: object) -> tuple[int, ...]:
+    if not isinstance(data, list) or not all(map(is_count, data)):
+        raise ValueError("expected a shape as a list of whole numbers")
+    return tuple(data)
+
+
+def _ends(indices: Sequence[int]) -> tuple[int, int]:
+    """The lowest and the highest of indices; (0, -1) of none."""
+    if not len(indices):
+        return 0, -1
+    return (indices[0], indices[-1]) if isinstance(indices, Runs) else (min(indices), max(indices))
 
 
 def owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -216,22 +274,3 @@ def _index(kept: Kept, device: torch.device, known: KnownIndices | None) -> torc
         if known is not None:
             known[key] = index
     return index
-
-
-def _runs(indices: Kept) -> list[int]:
-    array = np.asarray(indices)
-    starts = np.flatnonzero(np.r_[True, np.diff(array) != 1])
-    stops = np.r_[starts[1:], array.size]
-    return [int(v) for pair in zip(array[starts], stops - starts) for v in pair]
-
-
-def _unruns(runs: list[int]) -> tuple[int, ...]:
-    if len(runs) % 2 or sum(runs[1::2]) > 1 << 26 or any(length <= 0 for length in runs[1::2]):
-        raise ValueError("indices are not runs of [first, length]")
-    return tuple(
-        i for first, length in zip(runs[::2], runs[1::2]) for i in range(int(first), int(first + length))
-    )
-
-
-def _tupled(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value

@@ -24,12 +24,11 @@ from __future__ import annotations
 import ast
 import math
 import sys
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType, ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -40,12 +39,17 @@ from secateur.structure.cut.call_sites import HELPER, Site, edited, resized
 from secateur.structure.cut.fixed_count_norms import COUNTED, counting, named_alike
 from secateur.structure.trace.calls import ATTENTION, MADE, PIECES, SHAPED, SIZED, name_of
 
-__all__ = ["HEADS", "NUMBER", "Rewrite", "rewrite_", "rewritten"]
+__all__ = ["HEADS", "NUMBER", "Rewrite", "RewrittenClass", "check_rewrites", "class_key", "rewrite_"]
 
 HEADS = "multi_head_attention"
 NUMBER = "number"
 
 Value = int | float | tuple[int, ...]
+
+_MOST_SIZE = 1 << 40  # no size, position or call number of a plan is larger
+_DEEPEST = 32  # functions from a forward to a call
+# How many sizes the functions have that are not one size per position: at least, at most.
+_SIZES_OF = {ATTENTION: (2, 2), NUMBER: (2, 2), HEADS: (2, 3), "narrow": (2, 2), "mean": (3, 3)}
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ class Rewrite:
         return data
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Rewrite:
+    def from_dict(cls, data: object) -> Rewrite:
         """The inverse of `to_dict`, checked.
 
         Args:
@@ -92,29 +96,51 @@ class Rewrite:
         Raises:
             ValueError: A value is none that this function takes.
         """
-        function = str(data["function"])
-        sizes = tuple((int(position), _value(function, value)) for position, value in data["sizes"])
-        site = data.get("site")
-        if site is not None:
-            site = tuple((str(name), str(digest), int(index)) for name, digest, index in site)
-        return cls(function, int(data["call"]), sizes, site or None)
+        if not isinstance(data, Mapping) or not isinstance(data.get("sizes"), list):
+            raise ValueError("expected a call as an object with function, call and sizes")
+        function, call = data.get("function"), data.get("call")
+        if not isinstance(function, str) or not _is_whole(call) or not data["sizes"]:
+            raise ValueError("expected a call with the name of a function, its number and its sizes")
+        sizes = tuple(_position_and_value(function, pair) for pair in data["sizes"])
+        return cls(function, call, sizes, _site(data.get("site")))
 
     def __str__(self) -> str:
         return f"{self.function} call {self.call}: {dict(self.sizes)}"
 
 
+def _position_and_value(function: str, pair: object) -> tuple[int, Value]:
+    if not isinstance(pair, list) or len(pair) != 2 or not _is_whole(pair[0]):
+        raise ValueError(f"a size of {function[:40]}: expected a position and a value, got {str(pair)[:80]}")
+    return pair[0], _value(function, pair[1])
+
+
 def _value(function: str, value: object) -> Value:
     """A value as it must be for a function."""
-    if isinstance(value, (list, tuple)):
-        items = tuple(int(item) for item in value)
-        if len(items) != (3 if function == "__getitem__" else 2):
-            raise ValueError(f"a size of {function}: expected a number or a fraction, got {value!r}")
-        if function != "__getitem__" and (items[0] < 0 or items[1] < 1):
-            raise ValueError(f"a size of {function}: expected a fraction above 0, got {value!r}")
-        return items
-    if isinstance(value, float) and math.isfinite(value):
+    if isinstance(value, list):
+        if len(value) != (3 if function == "__getitem__" else 2) or not all(map(_is_whole, value)):
+            raise ValueError(f"a size of {function[:40]}: expected a number or a fraction, got {str(value)[:80]}")
+        if function != "__getitem__" and (value[0] < 0 or value[1] < 1):
+            raise ValueError(f"a size of {function[:40]}: expected a fraction above 0, got {value}")
+        return tuple(value)
+    if _is_whole(value) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    return int(value)  # type: ignore[call-overload, no-any-return]
+    raise ValueError(f"a size of {function[:40]}: expected a number, got {str(value)[:80]!r}")
+
+
+def _site(value: object) -> Site | None:
+    """A site as it must be: (name, digest, index) for each function on the way."""
+    if not value:
+        return None
+    if not isinstance(value, list) or len(value) > _DEEPEST:
+        raise ValueError("expected a site as a list of functions")
+    for step in value:
+        if not isinstance(step, list) or [type(each) for each in step] != [str, str, int]:
+            raise ValueError("expected a function of a site as its name, a digest and an index")
+    return tuple((name, digest, index) for name, digest, index in value)
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MOST_SIZE
 
 
 def with_sizes(
@@ -244,51 +270,67 @@ def _in_a_hook(frame: FrameType | None, module: nn.Module) -> bool:
 
 
 _WRAPPERS: set[Any] = set()
-_CLASSES: weakref.WeakValueDictionary[tuple[Any, ...], type] = weakref.WeakValueDictionary()
 
 
-def _restore(base: type, state: dict[str, Any]) -> nn.Module:
-    """Rebuild a rewritten module from its base class; used by copy and pickle."""
-    kind: Any = rewritten(base, state["_secateur_sizes"])
-    module: nn.Module = kind.__new__(kind)
-    module.__dict__.update(state)
-    return module
+class RewrittenClass:
+    """The subclass of a module class whose forward has other sizes.
 
-
-def rewritten(base: type, table: Mapping[int, Rewrite]) -> type:
-    """The subclass of a module class whose forward has these sizes.
+    Its source is edited where every rewrite has a site that still fits; else it runs under a mode. Every model has
+    classes of its own: one that two models shared would let one model change how the other runs. Copies and pickles
+    of a module carry this object, so that a copied model gets classes of its own as well.
 
     Args:
         base: The class.
         table: The rewrites by `Rewrite.call`.
-
-    Returns:
-        The subclass: with edited source where every rewrite has a site that still fits, else run under a mode.
     """
-    sited = all(item.site is not None and item.function in SIZED for item in table.values())
-    key = (base, tuple(sorted(table.values(), key=lambda item: item.call)) if sited else None)
-    known = _CLASSES.get(key)
-    if known is not None:
-        return known
-    methods = None
-    if sited:
-        edits = [(item.site, partial(_edit, item)) for item in table.values() if item.site is not None]
-        methods = edited(base, edits)
 
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with _Sizes(self, self._secateur_sizes):
-            return base.forward(self, *args, **kwargs)  # type: ignore[attr-defined]
+    def __init__(self, base: type, table: Mapping[int, Rewrite]):
+        self.base, self.table = base, dict(table)
+        methods = None
+        if _all_sited(table):
+            edits = [(item.site, partial(_edit, item)) for item in table.values() if item.site is not None]
+            methods = edited(base, edits)
 
-    def reduce(self: Any, protocol: int) -> Any:
-        return _restore, (base, dict(self.__dict__))
+        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+            with _Sizes(self, self._secateur_sizes):
+                return base.forward(self, *args, **kwargs)  # type: ignore[attr-defined]
 
-    if methods is None:
-        _WRAPPERS.add(forward.__code__)
-        methods = {"forward": forward}  # type: ignore[dict-item]
-    made = type(base.__name__, (base,), {**methods, "__reduce_ex__": reduce, "_secateur_base": base})
-    made.__module__, made.__qualname__ = base.__module__, base.__qualname__
-    _CLASSES[key] = made
-    return made
+        def reduce(module: Any, protocol: int) -> Any:
+            return _restore, (self, dict(module.__dict__))
+
+        if methods is None:
+            _WRAPPERS.add(forward.__code__)
+            methods = {"forward": forward}  # type: ignore[dict-item]
+        names = {**methods, "__reduce_ex__": reduce, "_secateur_base": base}
+        self.made = type(base.__name__, (base,), names)
+        self.made.__module__, self.made.__qualname__ = base.__module__, base.__qualname__
+
+    def __reduce__(self) -> tuple[type[RewrittenClass], tuple[type, dict[int, Rewrite]]]:
+        return RewrittenClass, (self.base, self.table)
+
+
+def _all_sited(table: Mapping[int, Rewrite]) -> bool:
+    return all(item.site is not None and item.function in SIZED for item in table.values())
+
+
+def class_key(base: type, table: Mapping[int, Rewrite]) -> tuple[object, ...]:
+    """What two modules of a model must agree in to be of the same rewritten class.
+
+    Args:
+        base: The class.
+        table: The rewrites by `Rewrite.call`.
+    """
+    return base, tuple(sorted(table.values(), key=lambda item: item.call)) if _all_sited(table) else None
+
+
+def _restore(kind: RewrittenClass | type, state: dict[str, Any]) -> nn.Module:
+    """Rebuild a rewritten module, for copy and pickle; pickles of earlier releases hold the base class."""
+    if not isinstance(kind, RewrittenClass):
+        kind = RewrittenClass(kind, state["_secateur_sizes"])
+    made: Any = kind.made
+    module: nn.Module = made.__new__(made)
+    module.__dict__.update(state)
+    return module
 
 
 # -- calls as they stand in the source ---------------------------------------------------------------------------------
@@ -296,7 +338,9 @@ def _edit(item: Rewrite, node: ast.expr, scope: Mapping[str, Any]) -> ast.expr |
     """A call expression with the sizes of a rewrite; None where it is written in a way that cannot be edited."""
     if item.function == "__getitem__":
         return _edited_subscript(item, node)
-    if not isinstance(node, ast.Call) or any(keyword.arg is None for keyword in node.keywords):
+    if not isinstance(node, ast.Call) or _called(node) != item.function:
+        return None  # a site in a plan may point anywhere
+    if any(keyword.arg is None for keyword in node.keywords):
         return None
     method = isinstance(node.func, ast.Attribute) and not (
         isinstance(node.func.value, ast.Name) and isinstance(scope.get(node.func.value.id), ModuleType)
@@ -330,6 +374,11 @@ def _edit(item: Rewrite, node: ast.expr, scope: Mapping[str, Any]) -> ast.expr |
             return None
         node.args[first + position] = _edited_size(node.args[first + position], value)
     return node
+
+
+def _called(node: ast.Call) -> str:
+    """The name under which an expression calls a function."""
+    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
 
 
 def _edited_pieces(item: Rewrite, node: ast.Call, method: bool) -> ast.expr | None:
@@ -434,30 +483,72 @@ def _counting_on(
     return item, min([-1, *table]) - 1
 
 
-def rewrite_(module: nn.Module, items: Sequence[Rewrite]) -> None:
+def check_rewrites(path: str, module: nn.Module, items: Sequence[Rewrite]) -> None:
+    """Raise a `PlanError` unless these are rewrites that a module can be given.
+
+    Args:
+        path: The module's name in the model.
+        module: The module.
+        items: Its rewrites.
+    """
+    for item in items:
+        if item.function not in SIZED and item.function not in (ATTENTION, NUMBER, HEADS, *COUNTED):
+            raise PlanError(
+                f"the plan rewrites a call of {item.function[:80]!r}, which is not one that takes sizes"
+            )
+        if not _takes(item):
+            raise PlanError(
+                f"the plan rewrites a call of {item.function} of {path!r} with sizes that it cannot take"
+            )
+        if item.function == HEADS and not isinstance(module, nn.MultiheadAttention):
+            raise PlanError(
+                f"the plan gives {path!r} fewer heads: expected nn.MultiheadAttention, got {type(module).__name__}"
+            )
+
+
+def _takes(item: Rewrite) -> bool:
+    """Whether a function takes sizes of this number and kind."""
+    least, most = _SIZES_OF.get(item.function, (2, 2) if item.function in COUNTED else (1, _MOST_SIZE))
+    values = [value for _, value in item.sizes]
+    if not least <= len(values) <= most:
+        return False
+    if item.function == "__getitem__":
+        return all(isinstance(value, tuple) and len(value) == 3 for value in values)
+    if item.function == NUMBER:
+        return not any(isinstance(value, tuple) for value in values)
+    if item.function == HEADS:
+        return all(isinstance(value, int) and value > 0 for value in values)
+    pairs = item.function in SHAPED
+    return all(isinstance(value, int) or (pairs and isinstance(value, tuple)) for value in values)
+
+
+def rewrite_(
+    module: nn.Module, items: Sequence[Rewrite], classes: dict[tuple[object, ...], RewrittenClass] | None = None
+) -> None:
     """Give a module its rewrites, in place.
 
     Args:
         module: The module; its class becomes a subclass of what it was.
         items: The rewrites.
+        classes: The classes that modules of the same model have been given so far, by `class_key`.
 
     Raises:
-        PlanError: A rewrite is of a function that takes no sizes.
+        PlanError: A rewrite is of a function that takes no such sizes.
     """
+    check_rewrites("", module, items)
     for item in items:
         if item.function == HEADS:
             from secateur.structure.cut.heads import fewer_heads_
 
             fewer_heads_(module, *(value for _, value in item.sizes))
-            continue
-        if item.function not in SIZED and item.function not in (ATTENTION, NUMBER, *COUNTED):
-            raise PlanError(
-                f"the plan rewrites a call of {item.function!r}, which is not one that takes sizes"
-            )
     table = {item.call: item for item in items if item.function != HEADS}
     if not table:
         return
     sizes = _joined(getattr(module, "_secateur_sizes", {}), table)
     module._secateur_sizes = sizes  # type: ignore[assignment]
     base = getattr(type(module), "_secateur_base", type(module))
-    module.__class__ = rewritten(base, sizes)
+    classes = {} if classes is None else classes
+    key = class_key(base, sizes)
+    if key not in classes:
+        classes[key] = RewrittenClass(base, sizes)
+    module.__class__ = classes[key].made

@@ -187,7 +187,11 @@ def test_rewrites_that_no_plan_may_ask_for(item: Rewrite) -> None:
         {"function": "view", "call": 0, "sizes": [[0, 1 << 60]]},
         {"function": "view", "call": 0, "sizes": [[0]]},
         {"function": "view", "call": 0, "sizes": [["a", 1]]},
-        {"function": "view", "call": 0, "sizes": [[0, [1, 2]]]},
+        {"function": "view", "call": 0, "sizes": [[0, [1, 2, 3]]]},
+        {"function": "view", "call": 0, "sizes": [[0, [1, 0]]]},
+        {"function": "__getitem__", "call": 0, "sizes": [[0, [1, 2]]]},
+        {"function": "view", "call": 0, "sizes": [[0, 1]], "site": [["f", "d", "1"]]},
+        {"function": "view", "call": 0, "sizes": [[0, 1]], "site": [["f", "d", 1]] * 99},
         {"function": "view", "call": 0, "sizes": [[0, "x"]]},
         {"function": "view", "call": 0, "sizes": 7},
         {"function": 7, "call": 0, "sizes": [[0, 1]]},
@@ -281,7 +285,8 @@ def test_a_rewritten_class_is_the_model_s_own() -> None:
         assert type(model[0]) is type(model[1])
         assert isinstance(model[0], Reshaping)
         assert model(torch.zeros(5, 2, 3)).shape == (5, 6)
-    assert len({type(model[0]) for model in models}) == 4
+    assert len({type(model[0]) for model in models}) == 3
+    assert type(copied[0]) is type(one[0])
     type(two[0]).forward = None  # what happens to one model is nothing to another
     assert one(torch.zeros(5, 6)).shape == (5, 6)
     fresh = plan.apply_(nn.Sequential(Reshaping(), Reshaping()))

@@ -109,16 +109,18 @@ class Rewrite:
 
 
 def _position_and_value(function: str, pair: object) -> tuple[int, Value]:
-    if not isinstance(pair, list) or len(pair) != 2 or not _is_whole(pair[0]):
+    if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not _is_whole(pair[0]):
         raise ValueError(f"a size of {function[:40]}: expected a position and a value, got {str(pair)[:80]}")
     return pair[0], _value(function, pair[1])
 
 
 def _value(function: str, value: object) -> Value:
     """A value as it must be for a function."""
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         if len(value) != (3 if function == "__getitem__" else 2) or not all(map(_is_whole, value)):
-            raise ValueError(f"a size of {function[:40]}: expected a number or a fraction, got {str(value)[:80]}")
+            raise ValueError(
+                f"a size of {function[:40]}: expected a number or a fraction, got {str(value)[:80]}"
+            )
         if function != "__getitem__" and (value[0] < 0 or value[1] < 1):
             raise ValueError(f"a size of {function[:40]}: expected a fraction above 0, got {value}")
         return tuple(value)
@@ -131,10 +133,10 @@ def _site(value: object) -> Site | None:
     """A site as it must be: (name, digest, index) for each function on the way."""
     if not value:
         return None
-    if not isinstance(value, list) or len(value) > _DEEPEST:
+    if not isinstance(value, (list, tuple)) or len(value) > _DEEPEST:
         raise ValueError("expected a site as a list of functions")
     for step in value:
-        if not isinstance(step, list) or [type(each) for each in step] != [str, str, int]:
+        if not isinstance(step, (list, tuple)) or [type(each) for each in step] != [str, str, int]:
             raise ValueError("expected a function of a site as its name, a digest and an index")
     return tuple((name, digest, index) for name, digest, index in value)
 
@@ -275,9 +277,9 @@ _WRAPPERS: set[Any] = set()
 class RewrittenClass:
     """The subclass of a module class whose forward has other sizes.
 
-    Its source is edited where every rewrite has a site that still fits; else it runs under a mode. Every model has
-    classes of its own: one that two models shared would let one model change how the other runs. Copies and pickles
-    of a module carry this object, so that a copied model gets classes of its own as well.
+    Its source is edited where every rewrite has a site that still fits; else it runs under a mode. Every model that is
+    cut or loaded has classes of its own: one that two of them shared would let one model change how the other runs.
+    A copy of a module has the class of its original; a pickled one gets a class of its own.
 
     Args:
         base: The class.
@@ -307,6 +309,9 @@ class RewrittenClass:
 
     def __reduce__(self) -> tuple[type[RewrittenClass], tuple[type, dict[int, Rewrite]]]:
         return RewrittenClass, (self.base, self.table)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> RewrittenClass:
+        return self
 
 
 def _all_sited(table: Mapping[int, Rewrite]) -> bool:
@@ -518,12 +523,16 @@ def _takes(item: Rewrite) -> bool:
         return not any(isinstance(value, tuple) for value in values)
     if item.function == HEADS:
         return all(isinstance(value, int) and value > 0 for value in values)
-    pairs = item.function in SHAPED
-    return all(isinstance(value, int) or (pairs and isinstance(value, tuple)) for value in values)
+    tuples = [value for value in values if isinstance(value, tuple)]
+    if any(isinstance(value, float) for value in values) or (tuples and item.function not in SHAPED):
+        return False
+    return all(len(value) == 2 and value[1] > 0 for value in tuples)
 
 
 def rewrite_(
-    module: nn.Module, items: Sequence[Rewrite], classes: dict[tuple[object, ...], RewrittenClass] | None = None
+    module: nn.Module,
+    items: Sequence[Rewrite],
+    classes: dict[tuple[object, ...], RewrittenClass] | None = None,
 ) -> None:
     """Give a module its rewrites, in place.
 

@@ -18,6 +18,7 @@ from typing import Protocol, cast
 import torch
 from torch import nn
 
+from secateur.structure.cut.attributes import AttributeValue
 from secateur.structure.hf.rotary import said
 
 __all__ = ["describes", "fitted_config"]
@@ -170,9 +171,9 @@ def _shaped(
     return config if wrong == 0 else None
 
 
-def config_changes(before: object, after: object) -> dict[str, object]:
+def config_changes(before: object, after: object) -> dict[str, AttributeValue]:
     """The fields that differ, dotted where they are in a config inside the config."""
-    found: dict[str, object] = {}
+    found: dict[str, AttributeValue] = {}
     for name, value in vars(after).items():
         old = getattr(before, name, None)
         if hasattr(value, "to_dict") and hasattr(old, "to_dict"):

@@ -232,7 +232,7 @@ def test_list_tells_all_words_and_schema_is_json(secateur):
     assert list(listed) == kinds.split()
     assert {"pareto", "network"} <= {row["name"] for row in listed["charts"]}
     assert [row["name"] for row in listed["sinks"]] == ["mlflow", "tensorboard"]
-    about = "`prune`: criterion x granularity x budget; the weights removed are zero from here on."
+    about = "`prune`: choose weights by criterion, granularity and budget; they are zero from here on."
     assert {"name": "prune", "about": about} in listed["steps"]
     assert all(row["about"] for rows in listed.values() for row in rows)
     assert json.loads(secateur("schema")[1])["title"] == "secateur recipe"

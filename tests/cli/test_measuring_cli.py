@@ -22,7 +22,7 @@ def test_measure_tells_what_a_shrunk_model_gained_and_why(secateur, monkeypatch)
         [Measurement("latency", 1.0), Measurement("latency", 1.0), Measurement("speedup", 1.1, "x")]
     )
     monkeypatch.setattr(module, "compare", lambda *a, **k: slow)
-    monkeypatch.setattr(module, "why", lambda *a, **k: Told())
+    monkeypatch.setattr("secateur.metrics.why", lambda *a, **k: Told())
     code, out, _ = secateur("shrink", "lenet-300-100", "--out", "small.sct", "--trials", "1")
     assert code == 0
     assert "because of widths" in out

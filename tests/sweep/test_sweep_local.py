@@ -192,10 +192,8 @@ def test_the_live_table_shows_trial_step_progress_and_best():
 
 
 def test_options_of_a_cluster_are_refused_without_one():
-    from secateur.cli.cluster import EngineChoice, cluster_of
+    from secateur.cli.cluster import ClusterFlags
 
     with pytest.raises(OptionError, match=r"--memory 4: belongs to --engine ray"):
-        cluster_of(EngineChoice.local, None, 1, 0.5, 4)
-    assert cluster_of(EngineChoice.local, None, 1, 0.5, 0) is None, (
-        "processes here share GPUs without a cluster"
-    )
+        ClusterFlags(gpus=0.5, memory=4).cluster()
+    assert ClusterFlags(gpus=0.5).cluster() is None, "processes here share GPUs without a cluster"

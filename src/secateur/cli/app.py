@@ -10,7 +10,21 @@ from typing import Annotated
 
 import typer
 
-from secateur.cli import auto, export, files, models, report, runs, search, smallest, study, words
+from secateur.cli import (
+    auto,
+    export,
+    files,
+    measure,
+    report,
+    run,
+    runs,
+    scan,
+    search,
+    shrink,
+    smallest,
+    study,
+    words,
+)
 
 __all__ = ["app"]
 
@@ -42,6 +56,6 @@ def _main(
     """Prune, retrain, share, code and measure any PyTorch model, with the proof beside it."""
 
 
-for module in (runs, study, search, auto, smallest, export, models, report, files, words):
+for module in (run, runs, study, search, auto, smallest, export, measure, shrink, scan, report, files, words):
     for verb in module.VERBS:
         app.command(name=verb.__name__.rstrip("_"))(verb)

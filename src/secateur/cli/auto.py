@@ -1,4 +1,4 @@
-"""`auto`: at most so much accuracy lost, and as fast or as small as can be.
+"""`auto`: find the fastest or the smallest model that loses at most `--lost` accuracy.
 
 >>> VERBS[0].__name__
 'auto'
@@ -6,95 +6,94 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secateur.cli.options import (
-    STORE,
-    Debug,
-    Device,
-    Json,
-    Out,
-    Quiet,
-    RecipePath,
-    Seed,
-    Set,
-    StoreFolder,
-    settings_of,
-)
+from secateur.cli.flags import with_flags
+from secateur.cli.options import STORE, Out, ProgressFlags, RecipeChanges, RecipePath, StoreFolder
 from secateur.cli.output import print_json
+
+if TYPE_CHECKING:
+    from secateur.search.auto import AutoResult
 
 __all__ = ["VERBS"]
 
 
 class Goal(StrEnum):
-    """What is to become little: multiply-accumulates, or bytes."""
+    """What is made small: the multiply-accumulates, or the file."""
 
     fast = "fast"
     small = "small"
 
 
-def auto(
-    recipe: RecipePath,
-    lost: Annotated[
-        float, typer.Option("--lost", help="Accuracy that may be lost, as a share: 0.01.")
-    ] = 0.01,
-    goal: Annotated[
-        Goal, typer.Option("--goal", help="fast: channels leave; small: a small file.")
-    ] = Goal.fast,
-    tries: Annotated[int, typer.Option("--tries", min=1, help="How many cuts are tried.")] = 6,
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs of retraining after a cut.")] = 5,
-    lr: Annotated[float, typer.Option("--lr", help="Learning rate of the retraining.")] = 0.02,
+@dataclass(frozen=True)
+class AutoFlags:
+    """How far the search goes, and how each attempt is retrained."""
+
+    lost: Annotated[float, typer.Option("--lost", help="Accuracy that may be lost, as a share: 0.01.")] = 0.01
+    goal: Annotated[Goal, typer.Option("--goal", help="fast: channels leave; small: a small file.")] = (
+        Goal.fast
+    )
+    tries: Annotated[int, typer.Option("--tries", min=1, help="Number of attempts.")] = 6
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs of retraining after a cut.")] = 5
+    lr: Annotated[float, typer.Option("--lr", help="Learning rate of the retraining.")] = 0.02
     allocation: Annotated[
         str,
         typer.Option(
             "--allocation", help="scan: cut where it hurts least; uniform: all alike; between; best: any."
         ),
-    ] = "best",
-    bits: Annotated[int, typer.Option("--bits", min=1, max=8, help="Bits of a shared weight (small).")] = 4,
-    set_: Set = None,
-    seed: Seed = None,
-    device: Device = None,
+    ] = "best"
+    bits: Annotated[int, typer.Option("--bits", min=1, max=8, help="Bits of a shared weight (small).")] = 4
+
+
+@with_flags
+def auto(
+    recipe: RecipePath,
+    flags: AutoFlags,
+    changes: RecipeChanges,
     store: StoreFolder = STORE,
     out: Out = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    output: ProgressFlags,
 ) -> None:
-    """Prune the recipe's model as far as the accuracy allows, with the why of every decision. Stopped, it goes on
-    where it stood."""
-    import sys
-
+    """Prune the recipe's model as far as the accuracy allows, with the reason for every decision. If it is stopped,
+    the same command continues."""
     from secateur.lab import tables
     from secateur.lab.display import progress_display
-    from secateur.lab.recipe import Recipe
     from secateur.lab.store import Store
     from secateur.search.auto import AutoOptions
     from secateur.search.auto import auto as search
 
     opened = Store(store)
     found = search(
-        Recipe.read(recipe, settings_of(set_, seed, device)),
+        changes.read(recipe),
         opened,
-        lost=lost,
-        goal=goal.value,
-        attempts=tries,
-        options=AutoOptions(allocation, {"epochs": epochs, "lr": lr}, bits),
-        progress=progress_display(quiet),
-        on_message=None if quiet else lambda line: print(line, file=sys.stderr),
+        lost=flags.lost,
+        goal=flags.goal.value,
+        attempts=flags.tries,
+        options=AutoOptions(flags.allocation, {"epochs": flags.epochs, "lr": flags.lr}, flags.bits),
+        progress=progress_display(output.quiet),
+        on_message=None if output.quiet else lambda line: print(line, file=sys.stderr),
     )
     if out is not None:
         tables.write_results(found.ran, opened, out)
-    if json:
-        rows = [
-            {"keep": t.keep, "accuracy": t.accuracy, "holds": t.holds, "why": t.why} for t in found.attempts
-        ]
-        final = [item.to_dict() for item in found.final]
-        print_json({"dense": found.dense, "limit": found.limit, "tries": rows, "final": final})
+    if output.json:
+        print_json(_plain(found))
         return
     print(found)
+
+
+def _plain(found: AutoResult) -> dict[str, object]:
+    """The result as plain data."""
+    attempts = [
+        {"keep": t.keep, "accuracy": t.accuracy, "holds": t.holds, "why": t.why} for t in found.attempts
+    ]
+    final = [item.to_dict() for item in found.final]
+    return {"dense": found.dense, "limit": found.limit, "tries": attempts, "final": final}
 
 
 VERBS = (auto,)

@@ -1,6 +1,6 @@
 """The options that say where a sweep's trials are computed: `--engine`, `--address`, `--cpus`, `--gpus`, `--memory`.
 
->>> cluster_of(EngineChoice.local, None, 1, 0, 0) is None
+>>> ClusterFlags().cluster() is None
 True
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from secateur.lab.recipe import Recipe
     from secateur.lab.store import Store
 
-__all__ = ["Address", "Cluster", "Cpus", "EngineChoice", "EngineOption", "Gpus", "Memory", "cluster_of"]
+__all__ = ["Address", "Cluster", "ClusterFlags", "EngineChoice", "EngineOption"]
 
 
 class EngineChoice(StrEnum):
@@ -36,9 +36,6 @@ EngineOption = Annotated[
 Address = Annotated[
     str | None, typer.Option("--address", help="The Ray cluster to use, or `auto`; default: start one here.")
 ]
-Cpus = Annotated[float, typer.Option("--cpus", min=0, help="Ray: processor cores a trial takes.")]
-Gpus = Annotated[float, typer.Option("--gpus", min=0, help="GPUs a trial takes; 0.25 puts four on one.")]
-Memory = Annotated[float, typer.Option("--memory", min=0, help="Ray: GiB of memory a trial takes.")]
 
 
 @dataclass(frozen=True)
@@ -63,15 +60,29 @@ class Cluster:
         return RayEngine(store, address=self.address, needs=needs, jobs=wanted, device=device)
 
 
-def cluster_of(
-    engine: EngineChoice, address: str | None, cpus: float, gpus: float, memory: float
-) -> Cluster | None:
-    """The cluster that is meant, or None for processes of this machine, which take their `--gpus` without one."""
-    if engine is EngineChoice.ray:
-        return Cluster(address, cpus, gpus, memory)
-    for name, given in (("--address", address), ("--memory", memory)):
-        if given:
-            raise OptionError(
-                f"{name} {given}: belongs to --engine ray; here trials are shared out by --jobs and --gpus alone"
-            )
-    return None
+@dataclass(frozen=True)
+class ClusterFlags:
+    """Where trials are computed, and what each takes."""
+
+    engine: EngineOption = EngineChoice.local
+    address: Address = None
+    cpus: Annotated[float, typer.Option("--cpus", min=0, help="Ray: processor cores a trial takes.")] = 1
+    gpus: Annotated[
+        float, typer.Option("--gpus", min=0, help="GPUs a trial takes; 0.25 puts four on one.")
+    ] = 0
+    memory: Annotated[float, typer.Option("--memory", min=0, help="Ray: GiB of memory a trial takes.")] = 0
+
+    def cluster(self) -> Cluster | None:
+        """The Ray cluster, or None for processes of this machine, which take their `--gpus` without one."""
+        if self.engine is EngineChoice.ray:
+            return Cluster(self.address, self.cpus, self.gpus, self.memory)
+        for name, given in (("--address", self.address), ("--memory", self.memory)):
+            if given:
+                raise OptionError(
+                    f"{name} {given}: belongs to --engine ray; here trials are shared out by --jobs and --gpus alone"
+                )
+        return None
+
+    def local_gpus(self) -> float | None:
+        """The share of a GPU that a process of this machine takes, if one was given."""
+        return self.gpus if self.engine is EngineChoice.local and self.gpus else None

@@ -6,41 +6,64 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.cli import runs
-from secateur.cli.given import ModelOptions, Weights, example_of, model_of
-from secateur.cli.options import STORE, Debug, Example, Json, Seed, StoreFolder
+from secateur.cli.flags import with_flags
+from secateur.cli.given import InputFlags, ModelOptions, Weights
+from secateur.cli.options import STORE, Example, OutputFlags, Seed, StoreFolder
 from secateur.cli.output import print_json, show_table
 from secateur.errors import OptionError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["VERBS"]
 
 _TABLES, _MODELS = (".csv", ".parquet", ".json"), (".onnx", ".pt2")
 
 
-def export(
+@dataclass(frozen=True)
+class ExportedFlags:
+    """What is exported: a run, or a model by name."""
+
     which: Annotated[
         str, typer.Argument(help="A run's number, `last`, or (for .onnx and .pt2) the name of a model.")
-    ] = "last",
-    weights: Weights = None,
+    ] = "last"
+    weights: Weights = None
+    option: ModelOptions = None
+    input_: Example = None
+    seed: Seed = None
+
+    def is_run(self) -> bool:
+        """True if a run is meant, not a model by name."""
+        return self.which == "last" or self.which.isdigit()
+
+
+@dataclass(frozen=True)
+class TimingFlags:
+    """How an exported model is timed."""
+
+    time: Annotated[bool, typer.Option("--time", help="Also time eager, ONNX Runtime and torch.compile.")] = (
+        False
+    )
+    trials: Annotated[int, typer.Option("--trials", min=1, help="Timed repetitions.")] = 25
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of the timing.")] = 1
+
+
+@with_flags
+def export(
+    source: ExportedFlags,
+    timing: TimingFlags,
     out: Annotated[
         Path, typer.Option("--out", help="The file: .csv, .parquet, .json; or .onnx, .pt2.")
     ] = Path("measurements.csv"),
-    option: ModelOptions = None,
-    input_: Example = None,
-    time: Annotated[
-        bool, typer.Option("--time", help="Also time eager, ONNX Runtime and torch.compile.")
-    ] = False,
-    trials: Annotated[int, typer.Option("--trials", min=1, help="Timed repetitions.")] = 25,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of the timing.")] = 1,
     store: StoreFolder = STORE,
-    seed: Seed = None,
-    json: Json = False,
-    debug: Debug = False,
+    *,
+    output: OutputFlags,
 ) -> None:
     """Write a run's measurements as CSV, Parquet or JSON, or a model (a run's last, or one by name) as .onnx or
     .pt2, checked against what PyTorch computes."""
@@ -50,21 +73,22 @@ def export(
             f"{' or '.join(_MODELS)} for a model"
         )
     if out.suffix not in _MODELS:
-        runs.export(which, out, store, debug)
+        _measurements(source.which, out, store)
         return
     from secateur.adapters.export import export as write
     from secateur.adapters.onnx_model import times
 
-    if which == "last" or which.isdigit():
-        net, example = _of_run(which, store)
+    if source.is_run():
+        net, example = _of_run(source.which, store)
     else:
-        net = model_of(which, weights, option, seed)
-        example = example_of(which, net, input_, seed)
+        model = InputFlags(source.which, source.weights, source.option, source.seed, source.input_)
+        net = model.build()
+        example = model.example(net)
     done = write(net, out, example)
     found: Any = []
-    if time and out.suffix == ".onnx":
-        found = times(net, out, example, trials=trials, threads=threads, compiled=True)
-    if json:
+    if timing.time and out.suffix == ".onnx":
+        found = times(net, out, example, trials=timing.trials, threads=timing.threads, compiled=True)
+    if output.json:
         print_json(
             {
                 "file": str(out),
@@ -82,7 +106,17 @@ def export(
         show_table(["", "measure", "value", "definition"], rows, right=(2,))
 
 
-def _of_run(which: str, store: Path) -> tuple[Any, Any]:
+def _measurements(which: str, out: Path, store: Path) -> None:
+    """Write all measurements of a run as CSV, Parquet or JSON."""
+    from secateur.lab import tables
+    from secateur.lab.store import Store
+
+    opened = Store(store, create=False)
+    count = tables.write_measurements(opened.measurements(opened.run(which).id), out)
+    print(f"{count} measurements written to {out}")
+
+
+def _of_run(which: str, store: Path) -> tuple[nn.Module, Any]:
     """The model that a run's first trial ended with, and one image."""
     from secateur.lab.engine import final_state
     from secateur.lab.planning import data_of, plan

@@ -5,24 +5,26 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from secateur.cli.given import ModelOptions, model_of
-from secateur.cli.options import Debug, Json, Quiet
+from secateur.cli.flags import with_flags
+from secateur.cli.given import ModelFlags, ModelOptions
+from secateur.cli.options import ProgressFlags
 from secateur.cli.output import print_json
 from secateur.errors import DataError, OptionError
 
 __all__ = ["VERBS"]
 
-Told = Callable[[int, int, str], None]
+OnProgress = Callable[[int, int, str], None]
 
 
 @contextlib.contextmanager
-def _bar(quiet: bool) -> Iterator[Told | None]:
-    """A bar of bytes on standard error, where that is a terminal."""
+def _bar(quiet: bool) -> Iterator[OnProgress | None]:
+    """A progress bar of bytes on standard error, if that is a terminal."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
@@ -38,43 +40,56 @@ def _bar(quiet: bool) -> Iterator[Told | None]:
 _Sct = Annotated[Path, typer.Argument(help="A .sct file.", show_default=False)]
 
 
-def _there(path: Path) -> Path:
+def _existing(path: Path) -> Path:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     return path
 
 
-def pack(
-    source: Annotated[Path, typer.Argument(help="A .safetensors or .pt file.", show_default=False)],
-    target: Annotated[Path, typer.Argument(help="The .sct file to write.", show_default=False)],
+@dataclass(frozen=True)
+class PackFlags:
+    """How the tensors are stored."""
+
     bits: Annotated[
         int | None,
         typer.Option(
             "--bits", min=1, max=8, help="Share weights: 2**bits values a tensor. Default: lossless."
         ),
-    ] = None,
-    lossless: Annotated[
-        bool, typer.Option("--lossless", help="Every tensor comes back bit for bit.")
-    ] = False,
-    fast: Annotated[bool, typer.Option("--fast", help="The quick coder: a somewhat larger file.")] = False,
+    ] = None
+    lossless: Annotated[bool, typer.Option("--lossless", help="Every tensor comes back bit for bit.")] = False
+    fast: Annotated[bool, typer.Option("--fast", help="A faster coder; the file is somewhat larger.")] = False
     workers: Annotated[
         int | None,
         typer.Option(
             "--workers",
             min=1,
-            help="Share the coding; the bytes are the same. Default: all processors for a large file, else 1.",
+            help="Processes that share the coding; the bytes are the same. Default: all processors for a large file, "
+            "else 1.",
         ),
-    ] = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    ] = None
+
+
+@with_flags
+def pack(
+    source: Annotated[Path, typer.Argument(help="A .safetensors or .pt file.", show_default=False)],
+    target: Annotated[Path, typer.Argument(help="The .sct file to write.", show_default=False)],
+    flags: PackFlags,
+    output: ProgressFlags,
 ) -> None:
     """Write any checkpoint as one small file."""
     from secateur.container.pack import pack as write
 
-    with _bar(quiet) as told:
-        done = write(source, target, bits=bits, lossless=lossless, fast=fast, progress=told, workers=workers)
-    if json:
+    with _bar(output.quiet) as on_progress:
+        done = write(
+            source,
+            target,
+            bits=flags.bits,
+            lossless=flags.lossless,
+            fast=flags.fast,
+            progress=on_progress,
+            workers=flags.workers,
+        )
+    if output.json:
         print_json(
             {
                 "file": str(done.path),
@@ -93,6 +108,7 @@ def pack(
         print(f"left out, being no tensors: {first}{f' and {more} more' if more > 0 else ''}")
 
 
+@with_flags
 def unpack(
     source: _Sct,
     target: Annotated[Path, typer.Argument(help="The .safetensors file to write.", show_default=False)],
@@ -105,21 +121,21 @@ def unpack(
             "many shared weights, else 1.",
         ),
     ] = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    output: ProgressFlags,
 ) -> None:
     """Write a .sct file's tensors as safetensors."""
     from secateur.container.pack import unpack as write
 
-    with _bar(quiet) as told:
-        done = write(_there(source), target, progress=told, workers=workers)
-    if json:
+    with _bar(output.quiet) as on_progress:
+        done = write(_existing(source), target, progress=on_progress, workers=workers)
+    if output.json:
         print_json({"file": str(done.path), "bytes": done.size, "source_bytes": done.source})
         return
     print(f"{done.path}: {done.size:,} bytes, {done.tensors} tensors")
 
 
+@with_flags
 def inspect(
     file: _Sct,
     model: Annotated[
@@ -129,19 +145,18 @@ def inspect(
         ),
     ] = None,
     option: ModelOptions = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    output: ProgressFlags,
 ) -> None:
     """Where every byte of a .sct file goes, with bounds and formulas beside the real sizes."""
     from secateur.container.inspection import inspect as look
 
     if option and model is None:
         raise OptionError("--option says what a model is made with; give --model NAME too")
-    into = model_of(model, None, option, None) if model is not None else None
-    with _bar(quiet) as told:
-        report = look(_there(file), into, progress=told)
-    print(report.to_json() if json else report.table())
+    into = ModelFlags(model, option=option).build() if model is not None else None
+    with _bar(output.quiet) as on_progress:
+        report = look(_existing(file), into, progress=on_progress)
+    print(report.to_json() if output.json else report.table())
 
 
 VERBS = (pack, unpack, inspect)

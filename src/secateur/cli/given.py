@@ -1,24 +1,27 @@
-"""The model that a verb was given by name, and what it is called with.
+"""The model that a verb was given by name, and an example input for it.
 
->>> model_of("lenet-300-100", None, ["num_classes=7"], seed=0).training
+>>> ModelFlags("lenet-300-100", option=["num_classes=7"]).build().training
 False
->>> example_of("a model", model_of("lenet-300-100", None, None, 0), "2,1,28,28", seed=0).shape
+>>> flags = InputFlags("lenet-300-100", input_="2,1,28,28")
+>>> flags.example(flags.build()).shape
 torch.Size([2, 1, 28, 28])
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from secateur.cli.options import Example, Seed
 from secateur.errors import OptionError
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["ModelName", "ModelOptions", "Weights", "example_of", "model_of"]
+__all__ = ["InputFlags", "ModelFlags", "ModelName", "ModelOptions", "Weights"]
 
 ModelName = Annotated[
     str,
@@ -36,51 +39,77 @@ ModelOptions = Annotated[
 ]
 
 
-def model_of(name: str, weights: Path | None, options: list[str] | None, seed: int | None) -> nn.Module:
-    """The model of that name, in evaluation mode."""
-    import torch
+@dataclass(frozen=True)
+class ModelFlags:
+    """A model by name, its weights, and what it is made with."""
 
-    from secateur import models
-    from secateur.lab.recipe import parse_setting
-    from secateur.lab.weights import load_weights
+    model: ModelName
+    weights: Weights = None
+    option: ModelOptions = None
+    seed: Seed = None
 
-    torch.manual_seed(seed or 0)
-    model = models.build(name, **dict(parse_setting(option, "--option") for option in options or []))
-    if weights is not None:
-        load_weights(model, weights)
-    return model.eval()
+    def build(self) -> nn.Module:
+        """The model with its weights, in evaluation mode."""
+        import torch
+
+        from secateur import models
+        from secateur.lab.recipe import parse_setting
+        from secateur.lab.weights import load_weights
+
+        torch.manual_seed(self.seed or 0)
+        model = models.build(
+            self.model, **dict(parse_setting(text, "--option") for text in self.option or [])
+        )
+        if self.weights is not None:
+            load_weights(model, self.weights)
+        return model.eval()
 
 
-def example_of(name: str, model: nn.Module, shape: str | None, seed: int | None, batch: int = 1) -> Any:
-    """What the model is called with: `--input`, else what the model itself says."""
-    import torch
+@dataclass(frozen=True)
+class InputFlags(ModelFlags):
+    """A model by name, and the shape of one input of it."""
 
-    from secateur import models
+    input_: Example = None
 
-    chance = torch.Generator().manual_seed(seed or 0)
-    if shape is not None:
-        try:
-            sizes = [int(part) for part in shape.replace("x", ",").split(",")]
-        except ValueError:
-            sizes = []
-        if not sizes or min(sizes) < 1:
-            raise OptionError(f"--input {shape}: expected a shape of positive numbers, such as 1,3,224,224")
-        example = torch.randn(sizes, generator=chance)
-        try:
-            with torch.no_grad():
-                model(example)
-        except Exception as error:
-            raise OptionError(
-                f"model {name!r} fails on an input of shape {shape} ({type(error).__name__}: {error}); give another "
-                "--input, or see with --debug where it fails"
-            ) from error
-        return example
-    found = models.input_shape(model)
-    if found is not None:
-        return torch.randn(batch, *found, generator=chance)
-    dummy = getattr(model, "dummy_inputs", None)  # transformers' models bring one
-    if isinstance(dummy, dict):
-        return dummy
-    raise OptionError(
-        f"model {name!r} does not say what it takes; give the shape of one input: --input 1,3,224,224"
-    )
+    def example(self, model: nn.Module, batch: int = 1) -> Any:
+        """An input for the model: of the shape `--input`, else of the shape that the model itself names."""
+        import torch
+
+        from secateur import models
+
+        chance = torch.Generator().manual_seed(self.seed or 0)
+        if self.input_ is not None:
+            example = torch.randn(_sizes(self.input_), generator=chance)
+            try:
+                with torch.no_grad():
+                    model(example)
+            except Exception as error:
+                raise OptionError(
+                    f"model {self.model!r} fails on an input of shape {self.input_} ({type(error).__name__}: {error}); "
+                    "give another --input, or see with --debug where it fails"
+                ) from error
+            return example
+        found = models.input_shape(model)
+        if found is not None:
+            return torch.randn(batch, *found, generator=chance)
+        dummy = getattr(model, "dummy_inputs", None)  # transformers' models have one
+        if isinstance(dummy, dict):
+            return dummy
+        raise OptionError(
+            f"model {self.model!r} does not say what it takes; give the shape of one input: --input 1,3,224,224"
+        )
+
+
+def _sizes(shape: str) -> list[int]:
+    """The sizes in a shape written as 1,3,224,224 or 1x3x224x224.
+
+    >>> _sizes("1x3x224x224")
+    [1, 3, 224, 224]
+    """
+    try:
+        sizes = [int(part) for part in shape.replace("x", ",").split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or min(sizes) < 1:
+        raise OptionError(f"--input {shape}: expected a shape of positive numbers, such as 1,3,224,224")
+    return sizes

@@ -1,32 +1,44 @@
-"""The options that several verbs have, each written once.
+"""The options that several verbs share, each written once, alone or in groups.
 
 >>> debugging()
 False
+>>> RecipeChanges(["prune.budget=0.5"], 3, DeviceChoice.cpu).settings()
+['prune.budget=0.5', 'lab.seed=3', 'lab.device=cpu']
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from secateur.lab.recipe import Recipe
 
 __all__ = [
     "STORE",
     "Debug",
     "Device",
     "DeviceChoice",
+    "DryRun",
     "Example",
+    "Jobs",
     "Json",
     "Out",
+    "OutputFlags",
+    "ProgressFlags",
     "Quiet",
+    "RecipeChanges",
     "RecipePath",
     "Seed",
     "Set",
     "StoreFolder",
     "debugging",
-    "settings_of",
 ]
 
 _debug = False
@@ -79,17 +91,50 @@ Example = Annotated[
         "--input", metavar="SHAPE", help="Shape of one input, such as 1,3,224,224; default: the model's own."
     ),
 ]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print what would be done and what is cached; do nothing.")
+]
+Jobs = Annotated[
+    int, typer.Option("--jobs", "-j", min=1, help="Number of processes that share a grid's trials.")
+]
 
 
-def settings_of(given: list[str] | None, seed: int | None, device: DeviceChoice | None = None) -> list[str]:
-    """`--set`, `--seed` and `--device` as settings of a recipe.
+@dataclass(frozen=True)
+class OutputFlags:
+    """How a verb that shows no progress prints."""
 
-    >>> settings_of(["prune.budget=0.5"], 3, DeviceChoice.cpu)
-    ['prune.budget=0.5', 'lab.seed=3', 'lab.device=cpu']
-    """
-    found = list(given or [])
-    if seed is not None:
-        found.append(f"lab.seed={seed}")
-    if device is not None:
-        found.append(f"lab.device={device.value}")
-    return found
+    json: Json = False
+    debug: Debug = False
+
+
+@dataclass(frozen=True)
+class ProgressFlags:
+    """How a verb that shows its progress prints."""
+
+    json: Json = False
+    quiet: Quiet = False
+    debug: Debug = False
+
+
+@dataclass(frozen=True)
+class RecipeChanges:
+    """What the command line changes in a recipe."""
+
+    set_: Set = None
+    seed: Seed = None
+    device: Device = None
+
+    def settings(self) -> list[str]:
+        """`--set`, `--seed` and `--device` as settings of a recipe."""
+        found = list(self.set_ or [])
+        if self.seed is not None:
+            found.append(f"lab.seed={self.seed}")
+        if self.device is not None:
+            found.append(f"lab.device={self.device.value}")
+        return found
+
+    def read(self, recipe: Path, axes: Sequence[str] = ()) -> Recipe:
+        """The recipe in this file with the changes made, and with these axes added to its grid."""
+        from secateur.lab.recipe import Recipe
+
+        return Recipe.read(recipe, self.settings(), list(axes))

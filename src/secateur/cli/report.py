@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
-from secateur.cli.options import Debug, Json, StoreFolder
+from secateur.cli.flags import with_flags
+from secateur.cli.options import STORE, OutputFlags, StoreFolder
 from secateur.cli.output import print_json
 
 __all__ = ["VERBS"]
 
 
+@with_flags
 def report(
     runs: Annotated[
         list[str] | None,
@@ -29,9 +31,9 @@ def report(
     pictures: Annotated[
         bool, typer.Option("--pictures/--no-pictures", help="Also draw the stored weights and models.")
     ] = True,
-    store: StoreFolder = Path("runs"),
-    json: Json = False,
-    debug: Debug = False,
+    store: StoreFolder = STORE,
+    *,
+    output: OutputFlags,
 ) -> None:
     """Write one self-contained page about a run, or about several side by side."""
     from secateur.lab.reporting import gather
@@ -45,7 +47,7 @@ def report(
     made = Report(found, title)
     written = made.write(out)
     page = written[0]
-    if json:
+    if output.json:
         print_json(
             {"page": str(page), "bytes": page.stat().st_size, "files": [str(path) for path in written]}
         )

@@ -6,89 +6,110 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secateur.cli.options import STORE, Debug, Json, Quiet, RecipePath, Seed, Set, StoreFolder, settings_of
+from secateur.cli.flags import with_flags
+from secateur.cli.options import STORE, ProgressFlags, RecipeChanges, RecipePath, Seed, Set, StoreFolder
 from secateur.cli.output import print_json, show_table
+from secateur.errors import OptionError
+
+if TYPE_CHECKING:
+    from secateur.lab.searching import TrialSearchResult
 
 __all__ = ["VERBS"]
 
 
-def search(
-    recipe: RecipePath,
+@dataclass(frozen=True)
+class SearchFlags:
+    """What is varied, and what is sought."""
+
     over: Annotated[
         list[str] | None,
         typer.Option(
             "--over", metavar="KEY=A:B", help="KEY=first:last, KEY=first:last:log or KEY=a,b. Repeatable."
         ),
-    ] = None,
-    maximize: Annotated[
-        list[str] | None, typer.Option("--maximize", help="A measured name. Repeatable.")
-    ] = None,
-    minimize: Annotated[
-        list[str] | None, typer.Option("--minimize", help="A measured name. Repeatable.")
-    ] = None,
+    ] = None
+    maximize: Annotated[list[str] | None, typer.Option("--maximize", help="A measured name. Repeatable.")] = (
+        None
+    )
+    minimize: Annotated[list[str] | None, typer.Option("--minimize", help="A measured name. Repeatable.")] = (
+        None
+    )
     floor: Annotated[
         list[str] | None,
         typer.Option(
             "--floor", metavar="NAME=X", help="Give a trial up when this falls below X. Repeatable."
         ),
-    ] = None,
+    ] = None
     trials: Annotated[
         int, typer.Option("--trials", min=1, help="Trials in all, those of before included.")
-    ] = 20,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Trials at a time.")] = 1,
-    name: Annotated[
-        str | None, typer.Option("--name", help="The study's name; default: the recipe's.")
-    ] = None,
+    ] = 20
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Trials at a time.")] = 1
+    name: Annotated[str | None, typer.Option("--name", help="The study's name; default: the recipe's.")] = (
+        None
+    )
+
+    def floors(self) -> dict[str, float]:
+        """The floor of each measured name."""
+        from secateur.lab.recipe import parse_setting
+
+        floors: dict[str, float] = {}
+        for key, value in (parse_setting(text, "--floor") for text in self.floor or []):
+            if not isinstance(value, int | float):
+                raise OptionError(f"--floor {key}={value}: expected a number")
+            floors[key] = value
+        return floors
+
+
+@with_flags
+def search(
+    recipe: RecipePath,
+    flags: SearchFlags,
     set_: Set = None,
     seed: Seed = None,
     store: StoreFolder = STORE,
-    json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    output: ProgressFlags,
 ) -> None:
-    """Search recipe values with Optuna; the result is the Pareto front. The same command again goes on."""
+    """Search recipe values with Optuna; the result is the Pareto front. The same command again continues."""
     from dataclasses import asdict
 
-    from secateur.errors import OptionError
     from secateur.lab.display import progress_display
-    from secateur.lab.recipe import Recipe, parse_setting
     from secateur.lab.searching import SearchOptions
     from secateur.lab.searching import search as look
     from secateur.lab.store import Store
 
-    settings = settings_of(set_, seed)
-    floors: dict[str, float] = {}
-    for key, value in (parse_setting(text, "--floor") for text in floor or []):
-        if not isinstance(value, int | float):
-            raise OptionError(f"--floor {key}={value}: expected a number")
-        floors[key] = value
-    axes = dict(text.partition("=")[::2] for text in over or [])
-    up, down = list(maximize or []), list(minimize or [])
+    axes = dict(text.partition("=")[::2] for text in flags.over or [])
+    floors = flags.floors()
     found = look(
-        Recipe.read(recipe, settings),
+        RecipeChanges(set_, seed).read(recipe),
         Store(store),
         axes,
-        maximize=up,
-        minimize=down,
-        options=SearchOptions(trials, jobs, floors, name),
-        progress=progress_display(quiet, many=True),
+        maximize=flags.maximize or [],
+        minimize=flags.minimize or [],
+        options=SearchOptions(flags.trials, flags.jobs, floors, flags.name),
+        progress=progress_display(output.quiet, many=True),
     )
-    if json:
+    if output.json:
         print_json(asdict(found))
         return
+    _show(found, list(axes), [*(flags.maximize or []), *(flags.minimize or [])])
+
+
+def _show(found: TrialSearchResult, axes: list[str], objectives: list[str]) -> None:
+    """Print the front, and the number of trials that have no values."""
     rows = [
         [
             str(one.number),
             *(str(one.settings[key]) for key in axes),
-            *(f"{one.values[key]:g}" for key in up + down),
+            *(f"{one.values[key]:g}" for key in objectives),
         ]
         for one in found.front
     ]
-    show_table(["trial", *axes, *up, *down], rows)
+    show_table(["trial", *axes, *objectives], rows)
     ended = sum(1 for one in found.tried if not one.values)
     print(
         f"{len(found.front)} of {len(found.tried)} trials are on the front; {ended} were given up or failed"

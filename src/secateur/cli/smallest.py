@@ -1,4 +1,4 @@
-"""`smallest`: the smallest file at most so much accuracy below the dense model.
+"""`smallest`: find the smallest file whose accuracy is at most `--lost` below the dense model's.
 
 >>> VERBS[0].__name__
 'smallest'
@@ -6,96 +6,97 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.cli.options import (
-    STORE,
-    Debug,
-    Device,
-    Json,
-    Out,
-    Quiet,
-    RecipePath,
-    Seed,
-    Set,
-    StoreFolder,
-    settings_of,
-)
+from secateur.cli.flags import with_flags
+from secateur.cli.options import STORE, Out, ProgressFlags, RecipeChanges, RecipePath, StoreFolder
 from secateur.cli.output import print_json
+
+if TYPE_CHECKING:
+    from secateur.search.smallest import SizeAttempt, SmallestResult
 
 __all__ = ["VERBS"]
 
 
+@dataclass(frozen=True)
+class SmallestFlags:
+    """Where the search begins, and how each attempt is trained."""
+
+    lost: Annotated[float, typer.Option("--lost", help="Accuracy that may be lost, as a share: 0.01.")] = 0.01
+    tries: Annotated[int, typer.Option("--tries", min=1, help="Number of attempts.")] = 10
+    keep: Annotated[float, typer.Option("--keep", help="Share of weights that stay, to begin with.")] = 0.1
+    bits: Annotated[int, typer.Option("--bits", min=1, max=8, help="Bits of a value, to begin with.")] = 3
+    rate: Annotated[float, typer.Option("--rate", min=0, help="Price of a bit, to begin with.")] = 0.01
+    epochs: Annotated[int, typer.Option("--epochs", min=2, help="Epochs of the pruning training.")] = 20
+    lr: Annotated[float, typer.Option("--lr", help="Its learning rate (Adam).")] = 0.002
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Its batch size.")] = 128
+    crop: Annotated[
+        int, typer.Option("--crop", min=0, help="Shift its images by at most this many pixels.")
+    ] = 0
+
+    def training(self) -> dict[str, Any]:
+        """The options of the pruning training, as a recipe writes them."""
+        train: dict[str, Any] = {"epochs": self.epochs, "lr": self.lr, "batch_size": self.batch_size}
+        return train | ({"augment": {"crop": self.crop, "flip": False}} if self.crop else {})
+
+
+@with_flags
 def smallest(
     recipe: RecipePath,
-    lost: Annotated[
-        float, typer.Option("--lost", help="Accuracy that may be lost, as a share: 0.01.")
-    ] = 0.01,
-    tries: Annotated[int, typer.Option("--tries", min=1, help="How many files are tried.")] = 10,
-    keep: Annotated[float, typer.Option("--keep", help="Share of weights that stay, to begin with.")] = 0.1,
-    bits: Annotated[int, typer.Option("--bits", min=1, max=8, help="Bits of a value, to begin with.")] = 3,
-    rate: Annotated[float, typer.Option("--rate", min=0, help="Price of a bit, to begin with.")] = 0.01,
-    epochs: Annotated[int, typer.Option("--epochs", min=2, help="Epochs of the pruning training.")] = 20,
-    lr: Annotated[float, typer.Option("--lr", help="Its learning rate (Adam).")] = 0.002,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Its batch size.")] = 128,
-    crop: Annotated[int, typer.Option("--crop", min=0, help="Shift its images by up to so many pixels.")] = 0,
-    set_: Set = None,
-    seed: Seed = None,
-    device: Device = None,
+    flags: SmallestFlags,
+    changes: RecipeChanges,
     store: StoreFolder = STORE,
     out: Out = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    output: ProgressFlags,
 ) -> None:
-    """Search for the smallest file of the recipe's model that holds the accuracy; prints the front of accuracy against
-    bytes. Stopped, it goes on where it stood."""
-    import sys
-
+    """Search for the smallest file of the recipe's model that keeps the accuracy; prints the front of accuracy against
+    bytes. If it is stopped, the same command continues."""
     from secateur.lab import tables
     from secateur.lab.display import progress_display
-    from secateur.lab.recipe import Recipe
     from secateur.lab.store import Store
-    from secateur.search.smallest import SizeAttempt, SmallestOptions
+    from secateur.search.smallest import SmallestOptions
     from secateur.search.smallest import smallest as search
 
     opened = Store(store)
-    train = {"epochs": epochs, "lr": lr, "batch_size": batch_size}
-    if crop:
-        train |= {"augment": {"crop": crop, "flip": False}}  # type: ignore[dict-item]
     found = search(
-        Recipe.read(recipe, settings_of(set_, seed, device)),
+        changes.read(recipe),
         opened,
-        lost=lost,
-        attempts=tries,
-        options=SmallestOptions(keep, bits, rate, train),
-        progress=progress_display(quiet),
-        on_message=None if quiet else lambda line: print(line, file=sys.stderr),
+        lost=flags.lost,
+        attempts=flags.tries,
+        options=SmallestOptions(flags.keep, flags.bits, flags.rate, flags.training()),
+        progress=progress_display(output.quiet),
+        on_message=None if output.quiet else lambda line: print(line, file=sys.stderr),
     )
     if out is not None:
         tables.write_results(found.ran, opened, out)
-    if json:
-
-        def row(one: SizeAttempt) -> dict[str, object]:
-            s = one.settings
-            bits = s.bits if isinstance(s.bits, int) else dict(s.bits)
-            return {"keep": s.keep, "bits": bits, "rate": s.rate, "bytes": one.size, "accuracy": one.accuracy}
-
-        print_json(
-            {
-                "dense": found.dense,
-                "limit": found.limit,
-                "tries": [row(one) for one in found.attempts],
-                "front": [row(one) for one in found.front],
-                "best": row(found.best),
-                "final": [item.to_dict() for item in found.final],
-            }
-        )
+    if output.json:
+        print_json(_plain(found))
         return
     print(found)
 
 
+def _plain(found: SmallestResult) -> dict[str, object]:
+    """The result as plain data."""
+    return {
+        "dense": found.dense,
+        "limit": found.limit,
+        "tries": [_attempt(one) for one in found.attempts],
+        "front": [_attempt(one) for one in found.front],
+        "best": _attempt(found.best),
+        "final": [item.to_dict() for item in found.final],
+    }
+
+
+def _attempt(one: SizeAttempt) -> dict[str, object]:
+    """One attempt as plain data."""
+    s = one.settings
+    bits = s.bits if isinstance(s.bits, int) else dict(s.bits)
+    return {"keep": s.keep, "bits": bits, "rate": s.rate, "bytes": one.size, "accuracy": one.accuracy}
+
+
 VERBS = (smallest,)
-"""All verbs of this file."""

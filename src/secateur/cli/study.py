@@ -9,128 +9,122 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secateur.cli.cluster import (
-    Address,
-    Cluster,
-    Cpus,
-    EngineChoice,
-    EngineOption,
-    Gpus,
-    Memory,
-    cluster_of,
-)
-from secateur.cli.options import STORE, Debug, Device, Json, Quiet, Seed, Set, StoreFolder, settings_of
+from secateur.cli.cluster import Cluster, ClusterFlags
+from secateur.cli.flags import with_flags
+from secateur.cli.options import STORE, ProgressFlags, RecipeChanges, StoreFolder
 from secateur.cli.output import print_json, show_table
 from secateur.errors import OptionError, SecateurError, near
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from secateur.lab.display.preview import Preview
+    from secateur.lab.engines import Engine
     from secateur.lab.store import Store
     from secateur.studies.running import StudyPlan, StudyResult
 
 __all__ = ["VERBS"]
 
 
-def study(
+@dataclass(frozen=True)
+class StudyFlags:
+    """Which study, at which scale, on which data."""
+
     name: Annotated[
-        str | None, typer.Argument(help="The study; `secateur study --list` tells them.", show_default=False)
-    ] = None,
+        str | None, typer.Argument(help="The study; `secateur study --list` lists them.", show_default=False)
+    ] = None
     scale: Annotated[
         str, typer.Option("--scale", help="smoke (embedded data, a minute or two), short, or full.")
-    ] = "smoke",
+    ] = "smoke"
     data: Annotated[
         str | None,
         typer.Option("--data", help="A dataset's name, its folder, or a folder that holds it by name."),
-    ] = None,
-    list_: Annotated[bool, typer.Option("--list", help="List the studies and their scales.")] = False,
-    set_: Set = None,
-    seed: Seed = None,
-    device: Device = None,
+    ] = None
+    list_: Annotated[bool, typer.Option("--list", help="List the studies and their scales.")] = False
+
+
+@dataclass(frozen=True)
+class WorkFlags:
+    """How the work is done, and what is left undone."""
+
     jobs: Annotated[
-        int, typer.Option("--jobs", "-j", min=1, help="How many processes share the trials.")
-    ] = 1,
-    engine: EngineOption = EngineChoice.local,
-    address: Address = None,
-    cpus: Cpus = 1,
-    gpus: Gpus = 0,
-    memory: Memory = 0,
+        int, typer.Option("--jobs", "-j", min=1, help="Number of processes that share the trials.")
+    ] = 1
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be done and how long it takes; do nothing.")
-    ] = False,
+    ] = False
     cached: Annotated[
         bool, typer.Option("--cached", help="Compute nothing: an error where the store lacks a step.")
-    ] = False,
-    store: StoreFolder = STORE,
+    ] = False
+    store: StoreFolder = STORE
+
+
+@dataclass(frozen=True)
+class WrittenFlags:
+    """What is written beside the tables on standard output."""
+
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for the report; default: study-NAME-SCALE.")
-    ] = None,
-    report: Annotated[bool, typer.Option("--report/--no-report", help="Also write the report page.")] = True,
+    ] = None
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Also write the report page.")] = True
     page: Annotated[
         Path | None, typer.Option("--page", help="Also put the tables into this Markdown page.")
-    ] = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    ] = None
+
+
+@with_flags
+def study(
+    which: StudyFlags,
+    changes: RecipeChanges,
+    where: ClusterFlags,
+    work: WorkFlags,
+    written: WrittenFlags,
+    output: ProgressFlags,
 ) -> None:
     """Run a published study: print its tables, the published figures beside ours, and write its report."""
     from secateur import studies
 
-    if list_:
-        return _listed(json)
+    if which.list_:
+        return _print_list(output.json)
+    name = which.name
     if name is None:
         raise OptionError(f"which study? One of {', '.join(studies.names())}; {near('', studies.names())}")
     from secateur.lab.display import progress_display
-    from secateur.lab.probe import Probe
     from secateur.lab.store import Store
     from secateur.studies.running import carry_out, planned
 
-    settings = settings_of(set_, seed, device)
-    cluster = cluster_of(engine, address, cpus, gpus, memory)
+    settings = changes.settings()
+    cluster = where.cluster()
     found = studies.read(name)
-    recipe = found.recipes(scale, settings, data)[0][1]
-    share = gpus if cluster is None and gpus else None
-    what = planned(found, scale, settings, data, cluster.device(recipe) if cluster is not None else None)
-    exists = (store / "store.sqlite").is_file()
-    idle = dry_run or cached
-    known = Store(store, create=not idle) if exists or not dry_run else None
-    foreseen = what.preview(known, None if cached or (quiet and not dry_run) else Probe())
-    estimate = foreseen.text(jobs)
-    if dry_run:
-        return _would(what, known, estimate, json)
+    recipe = found.recipes(which.scale, settings, which.data)[0][1]
+    device = cluster.device(recipe) if cluster is not None else None
+    plan = planned(found, which.scale, settings, which.data, device)
+    exists = (work.store / "store.sqlite").is_file()
+    idle = work.dry_run or work.cached
+    known = Store(work.store, create=not idle) if exists or not work.dry_run else None
+    foreseen = _foreseen(plan, known, work, output.quiet)
+    estimate = foreseen.text(work.jobs)
+    if work.dry_run:
+        return _print_plan(plan, known, estimate, output.json)
     assert known is not None
-    if cached and foreseen.todo:
-        raise OptionError(
-            f"{name} at {scale}: the store {store} lacks {foreseen.todo} of {foreseen.todo + foreseen.cached} steps: "
-            "without --cached they are computed; or name the store that has them with --store, and repeat the --set "
-            "and --seed that it was filled with"
-        )
-    if not quiet:
-        print(f"{name} at {scale}: {estimate}", file=sys.stderr)
+    if not output.quiet:
+        print(f"{name} at {which.scale}: {estimate}", file=sys.stderr)
     done = carry_out(
-        what,
+        plan,
         known,
-        jobs=jobs,
-        progress=lambda many: progress_display(quiet, many=many or cluster is not None),
-        engine=_engine(cluster, known, jobs, what),
-        gpus=share,
+        jobs=work.jobs,
+        progress=lambda many: progress_display(output.quiet, many=many or cluster is not None),
+        engine=_engine(cluster, known, work.jobs, plan),
+        gpus=where.local_gpus(),
     )
-    folder = out or Path(f"study-{name}-{scale}")
-    if report:
-        from secateur.studies.page import write_report
-
-        write_report(done, known, folder)
-    if page is not None:
-        from secateur.studies.page import into_page, markdown
-
-        into_page(page, name, markdown(done, known, _command(name, scale, data, settings)))
-    if json:
-        _print_plain(done, folder if report else None)
-    else:
-        _print(done, known, folder / "index.html" if report else None)
+    command = _command(name, which.scale, which.data, settings)
+    _write(done, known, written, command, output.json)
     if done.failures:
         part, index, message = done.failures[0]
         raise SecateurError(
@@ -138,31 +132,61 @@ def study(
         )
 
 
-def _engine(cluster: Cluster | None, store: Store, jobs: int, what: StudyPlan) -> Any:
-    """What makes the engine of a part, where trials are not computed by processes of this machine."""
+def _foreseen(plan: StudyPlan, known: Store | None, work: WorkFlags, quiet: bool) -> Preview:
+    """What would be computed and how long that takes; with `--cached` an error if anything would."""
+    from secateur.lab.probe import Probe
+
+    foreseen = plan.preview(known, None if work.cached or (quiet and not work.dry_run) else Probe())
+    if work.cached and foreseen.todo and not work.dry_run:
+        raise OptionError(
+            f"{plan.study.name} at {plan.scale}: the store {work.store} lacks {foreseen.todo} of "
+            f"{foreseen.todo + foreseen.cached} steps: without --cached they are computed; or name the store that has "
+            "them with --store, and repeat the --set and --seed that it was filled with"
+        )
+    return foreseen
+
+
+def _write(done: StudyResult, known: Store, written: WrittenFlags, command: str, json: bool) -> None:
+    """Write the report and the page that were asked for; print the tables."""
+    from secateur.studies.page import into_page, markdown, write_report
+
+    name, scale = done.study.name, done.planned.scale
+    folder = written.out or Path(f"study-{name}-{scale}")
+    if written.report:
+        write_report(done, known, folder)
+    if written.page is not None:
+        into_page(written.page, name, markdown(done, known, command))
+    if json:
+        _print_plain(done, folder if written.report else None)
+    else:
+        _print(done, known, folder / "index.html" if written.report else None)
+
+
+def _engine(cluster: Cluster | None, store: Store, jobs: int, plan: StudyPlan) -> Callable[[], Engine] | None:
+    """A function that makes the engine of a part, or None for processes of this machine."""
     if cluster is None:
         return None
-    return lambda: cluster.engine(store, jobs, what.parts[0][1].device)
+    return lambda: cluster.engine(store, jobs, plan.parts[0][1].device)
 
 
 def _command(name: str, scale: str, data: str | None, settings: list[str]) -> str:
-    """The command as the page tells it: without the place where somebody keeps data."""
+    """The command as the page prints it: without the folder where somebody keeps data."""
     given = [] if data is None else ["--data", data if not Path(data).exists() else "PATH"]
-    told = [word for setting in settings for word in ("--set", _without_place(setting))]
-    return " ".join(["secateur", "study", name, "--scale", scale, *given, *told])
+    shown = [word for setting in settings for word in ("--set", _without_path(setting))]
+    return " ".join(["secateur", "study", name, "--scale", scale, *given, *shown])
 
 
-def _without_place(setting: str) -> str:
+def _without_path(setting: str) -> str:
     """A setting whose value is a file or folder of this machine, without its name.
 
-    >>> _without_place("train.epochs=3"), _without_place("model.weights=.")
+    >>> _without_path("train.epochs=3"), _without_path("model.weights=.")
     ('train.epochs=3', 'model.weights=FILE')
     """
     key, _, value = setting.partition("=")
     return f"{key}=FILE" if value and Path(value).expanduser().exists() else setting
 
 
-def _listed(json: bool) -> None:
+def _print_list(json: bool) -> None:
     from secateur import studies
 
     found = [studies.read(name) for name in studies.names()]
@@ -172,12 +196,12 @@ def _listed(json: bool) -> None:
     show_table(["study", "scales", "about"], [[one.name, ", ".join(one.scale), one.title] for one in found])
 
 
-def _would(what: StudyPlan, store: Store | None, estimate: str, json: bool) -> None:
-    """What a run would do, part by part."""
+def _print_plan(study: StudyPlan, store: Store | None, estimate: str, json: bool) -> None:
+    """Print what a run would do, part by part."""
     if json:
-        print_json({part.name: plan.recipe.plain() for part, plan in what.parts})
+        print_json({part.name: plan.recipe.plain() for part, plan in study.parts})
         return
-    for part, plan in what.parts:
+    for part, plan in study.parts:
         recipe = plan.recipe
         print(
             f"{recipe.name}: {recipe.model.name} on {recipe.data.name}, seed {recipe.lab.seed}, {plan.device}"

@@ -1,4 +1,4 @@
-"""Verbs that tell what there is: `list`, `schema`.
+"""Verbs that print what can be named: `list`, `schema`.
 
 >>> "magnitude" in dict(_described("criteria"))
 True
@@ -13,7 +13,8 @@ from typing import Annotated
 
 import typer
 
-from secateur.cli.options import Debug, Json, Out
+from secateur.cli.flags import with_flags
+from secateur.cli.options import Debug, Out, OutputFlags
 from secateur.cli.output import print_json, show_table
 from secateur.errors import UnknownNameError, near
 
@@ -48,17 +49,18 @@ def _described(what: str) -> list[tuple[str, str]]:
     return found
 
 
+@with_flags
 def list_(
     what: Annotated[str | None, typer.Argument(help=f"One of {', '.join(_FOLDERS)}; default: all.")] = None,
-    json: Json = False,
-    debug: Debug = False,
+    *,
+    output: OutputFlags,
 ) -> None:
-    """List what can be named: criteria, granularities, budgets, models, data, measures, ways of sharing, steps,
-    charts, sinks, studies."""
+    """List what can be named: criteria, granularities, budgets, models, data, measures, methods of weight sharing,
+    steps, charts, sinks, studies."""
     if what is not None and what not in _FOLDERS:
         raise UnknownNameError(f"nothing to list under {what!r}: {near(what, _FOLDERS)}")
     found = {name: _described(name) for name in ([what] if what else _FOLDERS)}
-    if json:
+    if output.json:
         print_json(
             {name: [{"name": word, "about": about} for word, about in rows] for name, rows in found.items()}
         )

@@ -1,0 +1,243 @@
+"""Verbs that do what a recipe says: `demo`, `run`, `sweep`.
+
+>>> [verb.__name__ for verb in VERBS]
+['demo', 'run', 'sweep']
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from secateur.cli.cluster import Cluster, ClusterFlags
+from secateur.cli.flags import with_flags
+from secateur.cli.options import (
+    STORE,
+    DryRun,
+    Jobs,
+    Out,
+    ProgressFlags,
+    RecipeChanges,
+    RecipePath,
+    StoreFolder,
+)
+from secateur.cli.output import print_json, show_table
+from secateur.errors import OptionError, SecateurError
+
+if TYPE_CHECKING:
+    from secateur.lab.engine import Ran
+    from secateur.lab.planning import RunPlan
+    from secateur.lab.recipe import Recipe
+    from secateur.lab.store import Store
+
+__all__ = ["VERBS", "write_report"]
+
+
+@dataclass(frozen=True)
+class RunFlags:
+    """How a recipe is carried out, and where its outcome goes."""
+
+    jobs: Jobs = 1
+    dry_run: DryRun = False
+    store: StoreFolder = STORE
+    out: Out = None
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Folder to write the report to, a page about this run.")
+    ] = None
+
+
+def _carry_out(
+    recipe: Recipe,
+    flags: RunFlags,
+    output: ProgressFlags,
+    cluster: Cluster | None = None,
+    gpus: float | None = None,
+) -> None:
+    """Run a recipe, or print what would be run."""
+    from secateur.lab import launched
+    from secateur.lab.planning import plan as make_plan
+    from secateur.lab.store import Store
+
+    plan = make_plan(recipe, device=cluster.device(recipe) if cluster is not None else None)
+    if flags.dry_run:
+        _preview(plan, flags, output.json)
+        return
+    store = Store(flags.store)
+    if launched.rank()[0] > 0:
+        # Under `accelerate launch` the first process runs the recipe, the others help it train.
+        for trial in plan.trials:
+            launched.follow(trial, store)
+        return
+    ran = _run(plan, store, flags.jobs, output.quiet, cluster, gpus)
+    _show(ran, plan, store, flags, output.json)
+
+
+def _preview(plan: RunPlan, flags: RunFlags, json: bool) -> None:
+    """Print what would be done, step by step, and what is cached."""
+    from secateur.lab.display.preview import preview
+    from secateur.lab.store import Store
+
+    recipe = plan.recipe
+    known = Store(flags.store) if (flags.store / "store.sqlite").is_file() else None
+    rows = list(plan.rows(known))
+    if json:
+        names = ("trial", "step", "options", "what")
+        print_json({"recipe": recipe.plain(), "steps": [dict(zip(names, row)) for row in rows]})
+        return
+    print(f"{recipe.name}: {recipe.model.name} on {recipe.data.name}, seed {recipe.lab.seed}, {plan.device}")
+    show_table(["trial", "step", "options", "what"], rows)
+    todo, cached = (sum(row[3] == what for row in rows) for what in ("run", "cached"))
+    shared = len(rows) - todo - cached
+    print(f"{todo} steps would run, {cached} are cached, {shared} share another trial's work")
+    if len(plan.trials) > 1:
+        print(preview(plan, known).text(flags.jobs))
+
+
+def _run(
+    plan: RunPlan, store: Store, jobs: int, quiet: bool, cluster: Cluster | None, gpus: float | None
+) -> Ran:
+    """Run the plan, with its progress on standard error."""
+    from secateur.lab.display import progress_display
+    from secateur.lab.display.preview import preview
+    from secateur.lab.engine import run as run_recipe
+
+    if len(plan.trials) > 1 and not quiet:
+        print(preview(plan, store).text(jobs), file=sys.stderr)
+    engine = cluster.engine(store, jobs, plan.device) if cluster is not None else None
+    watch = progress_display(quiet, many=len(plan.trials) > 1 and (jobs > 1 or engine is not None))
+    try:
+        return run_recipe(plan.recipe, store, jobs=jobs, progress=watch, plan=plan, engine=engine, gpus=gpus)
+    except KeyboardInterrupt:
+        # Printed here, because the command line's own handling of Ctrl-C prints nothing.
+        print(
+            "interrupted; what was finished is kept, and the same command continues from there",
+            file=sys.stderr,
+        )
+        raise
+
+
+def _show(ran: Ran, plan: RunPlan, store: Store, flags: RunFlags, json: bool) -> None:
+    """Print and write what came out; trials that failed are an error."""
+    from secateur.lab import tables
+
+    if flags.out is not None:
+        tables.write_results(ran, store, flags.out)
+    if json:
+        print_json(tables.as_json(ran))
+    else:
+        head, found = tables.summary(ran.measurements, plan.recipe.grid)
+        if found:
+            show_table(head, found)
+        elif not ran.failures:
+            print("nothing was measured; a step of kind `measure` says what came out")
+    if flags.report is not None:
+        page = write_report(store, ran.run, flags.report)
+        print(f"report: {page}", file=sys.stderr if json else sys.stdout)
+    if ran.failures:
+        index, message = ran.failures[0]
+        raise SecateurError(
+            f"{len(ran.failures)} of {len(plan.trials)} trials failed, the others are done; the first, trial "
+            f"{index + 1}: {message} (secateur show {ran.run} has all)"
+        )
+
+
+def write_report(store: Store, run: int, folder: Path) -> Path:
+    """Write the report about a run as one page; return where it is."""
+    from secateur.lab.reporting import gather
+    from secateur.report import Report
+
+    written: Path = Report([gather(store, str(run))]).write(folder)[0]
+    return written
+
+
+@with_flags
+def run(recipe: RecipePath, changes: RecipeChanges, flags: RunFlags, output: ProgressFlags) -> None:
+    """Do what a recipe says. Steps done before are not done again."""
+    _carry_out(changes.read(recipe), flags, output)
+
+
+@dataclass(frozen=True)
+class GridFlags:
+    """The axes that the command line adds to a recipe's grid."""
+
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--grid", metavar="KEY=A,B,C", help="Another axis: KEY=a,b,c or KEY=first:last:step. Repeatable."
+        ),
+    ] = None
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, help="Repeat everything with this many seeds.")
+    ] = None
+
+
+@with_flags
+def sweep(
+    recipe: RecipePath,
+    axes: GridFlags,
+    changes: RecipeChanges,
+    where: ClusterFlags,
+    flags: RunFlags,
+    output: ProgressFlags,
+) -> None:
+    """Run a recipe for every combination of a grid's values; what trials have in common is done once."""
+    from secateur.lab.grid import seeds as repeated
+
+    grid = list(axes.grid or [])
+    if axes.seeds is not None:
+        grid.append(repeated(changes.read(recipe).lab.seed, axes.seeds))
+    found = changes.read(recipe, grid)
+    if not found.grid:
+        raise OptionError(
+            f"{recipe}: nothing to sweep: the recipe has no [grid]; give an axis, such as --grid "
+            "prune.budget=0.5,0.7,0.9"
+        )
+    _carry_out(found, flags, output, where.cluster(), where.local_gpus())
+
+
+@with_flags
+def demo(
+    changes: RecipeChanges,
+    dry_run: DryRun = False,
+    store: StoreFolder = STORE,
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder to write the small model and the report to.")
+    ] = Path("demo"),
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Also write the report.")] = True,
+    *,
+    output: ProgressFlags,
+) -> None:
+    """A ResNet-20 on embedded data, from training to a small file, in one table and one page. Two minutes;
+    nothing is downloaded."""
+    from secateur.lab.recipe import Recipe
+
+    text = resources.files("secateur.lab").joinpath("demo.toml").read_text(encoding="utf-8")
+    recipe = Recipe.parse(text, changes.settings(), source="demo.toml", name="demo")
+    if output.json or dry_run:
+        _carry_out(recipe, RunFlags(1, dry_run, store, None if dry_run else out), output)
+        return
+    import textwrap
+
+    from secateur.lab import demonstration
+    from secateur.lab.display import progress_display
+    from secateur.lab.store import Store
+
+    opened = Store(store)
+    ran = demonstration.demonstrate(recipe, opened, out, progress_display(output.quiet))
+    show_table(demonstration.HEAD, demonstration.table(ran.measurements), right=(1, 2, 3))
+    for paragraph in demonstration.statement(ran, opened, out).splitlines():
+        print()
+        print(textwrap.fill(paragraph, 100))
+    page = out / "report" / "index.html"
+    if report and (ran.computed or not page.exists()):
+        write_report(opened, ran.run, page.parent)
+    if report:
+        print(f"\nEverything above and more as one page, to open in a browser: {page}")
+
+
+VERBS = (demo, run, sweep)

@@ -1,0 +1,190 @@
+"""`scan`: the accuracy that each layer of a model costs when it alone is pruned.
+
+>>> ScanFlags(levels="0.25,0.5").sparsities()
+(0.25, 0.5)
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from secateur.cli.cluster import Address, EngineChoice, EngineOption
+from secateur.cli.flags import with_flags
+from secateur.cli.given import ModelFlags
+from secateur.cli.options import OutputFlags
+from secateur.errors import OptionError
+
+if TYPE_CHECKING:
+    from secateur.lab.engines.worker_pool import WorkerPool
+    from secateur.sensitivity.scan_result import Scan
+
+__all__ = ["VERBS"]
+
+
+@dataclass(frozen=True)
+class ScanFlags:
+    """What is cut at which levels, and what is measured of it."""
+
+    data: Annotated[str, typer.Option("--data", help="Accuracy is measured on the test images of this.")] = (
+        "digits"
+    )
+    granularity: Annotated[str, typer.Option("--granularity", help="What is cut as one unit.")] = "filter"
+    criterion: Annotated[str, typer.Option("--criterion", help="How a weight is scored.")] = "l2"
+    levels: Annotated[str, typer.Option("--levels", help="Sparsities: a,b,c or first:last:step.")] = (
+        "0.1:0.9:0.1"
+    )
+    skip: Annotated[list[str] | None, typer.Option("--skip", help="Layers to leave alone. Repeatable.")] = (
+        None
+    )
+    subset: Annotated[
+        int | None,
+        typer.Option("--subset", min=1, help="Number of images to use, with intervals; default: all."),
+    ] = None
+    estimate: Annotated[
+        str | None,
+        typer.Option("--estimate", help="A first-order criterion to print beside the values: taylor."),
+    ] = None
+    trials: Annotated[
+        int,
+        typer.Option(
+            "--trials", min=0, help="Also time every cell's shrunk model, this many times (channel)."
+        ),
+    ] = 0
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick/--plain", help="The same numbers from faster kernels; close images checked again."
+        ),
+    ] = True
+
+    def sparsities(self) -> tuple[float, ...]:
+        """The levels as numbers."""
+        from secateur.lab.recipe import axis_values
+
+        try:
+            values: object = (
+                self.levels
+                if self.levels.count(":") == 2
+                else [float(part) for part in self.levels.split(",")]
+            )
+        except ValueError:
+            raise OptionError(
+                f"--levels {self.levels}: expected numbers with commas between them, or first:last:step"
+            ) from None
+        return tuple(axis_values("levels", values, "--levels"))
+
+
+@dataclass(frozen=True)
+class AllotFlags:
+    """What the scan is used for: one level for every layer."""
+
+    floor: Annotated[
+        float | None,
+        typer.Option("--floor", help="Also allot: the highest level that keeps this accuracy, per layer."),
+    ] = None
+    keep: Annotated[
+        float | None, typer.Option("--keep", help="Also allot: the best accuracy at this share of the cost.")
+    ] = None
+    cost: Annotated[
+        str, typer.Option("--cost", help="What --keep is a share of: macs, params, size, latency (--trials).")
+    ] = "macs"
+
+    def check(self) -> None:
+        """Refuse two allotments at once."""
+        if self.floor is not None and self.keep is not None:
+            raise OptionError("--floor and --keep are two ways to allot; give one of them")
+
+    def show(self, found: Scan) -> None:
+        """Print the level of every layer, if that was asked for."""
+        if self.floor is not None:
+            print(f"\n{found.allocate(floor=self.floor).table()}")
+        elif self.keep is not None:
+            print(f"\n{found.allocate(keep=self.keep, cost=self.cost).table()}")
+
+
+@dataclass(frozen=True)
+class ScanWorkFlags:
+    """Where the work is done, and where its outcome is kept."""
+
+    workers: Annotated[
+        int, typer.Option("--workers", "--jobs", "-j", min=1, help="Processes that share the layers.")
+    ] = 1
+    engine: EngineOption = EngineChoice.local
+    address: Address = None
+    out: Annotated[Path | None, typer.Option("--out", help="Write the scan as JSON to this file.")] = None
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="A file that keeps the values; a stopped scan goes on.")
+    ] = None
+
+    def check(self) -> None:
+        """Refuse the address of a cluster that is not used."""
+        if self.address and self.engine is EngineChoice.local:
+            raise OptionError(
+                f"--address {self.address}: belongs to --engine ray; here layers are shared out by --jobs"
+            )
+
+    def pool(self) -> WorkerPool | None:
+        """The processes that share the layers, or None for this one alone."""
+        from secateur.lab.engines.worker_pool import WorkerPool
+
+        if self.engine is EngineChoice.ray:
+            return WorkerPool.ray(self.address, self.workers if self.workers > 1 else None)
+        return WorkerPool.local(self.workers) if self.workers > 1 else None
+
+
+@with_flags
+def scan(
+    model: ModelFlags, flags: ScanFlags, allot: AllotFlags, work: ScanWorkFlags, output: OutputFlags
+) -> None:
+    """How much accuracy each layer costs when it alone is pruned, at every level; the model stays as it is."""
+    from torch.nn import functional
+
+    from secateur import data as datasets
+    from secateur.sensitivity.scan import scan as look
+
+    allot.check()
+    work.check()
+    if model.weights is None:
+        print("warning: no weights were given, so those scanned are random", file=sys.stderr)
+    net = model.build()
+    images = datasets.load_for(net, flags.data)
+    found = look(
+        net,
+        list(images.test.batches(256)),
+        flags.granularity,
+        flags.sparsities(),
+        criterion=flags.criterion,
+        skip=flags.skip,
+        subset=flags.subset,
+        example=images.example,
+        estimate=flags.estimate,
+        loss=functional.cross_entropy if flags.estimate else None,
+        trials=flags.trials,
+        quick=flags.quick,
+        engine=work.pool(),
+        resume=work.resume,
+        progress=_show_progress,
+        seed=model.seed or 0,
+    )
+    if work.out is not None:
+        found.save(work.out)
+    if output.json:
+        print(found.to_json())
+        return
+    print(found)
+    allot.show(found)
+
+
+def _show_progress(done: int, total: int, left: float) -> None:
+    """One line on a terminal, written over."""
+    if sys.stderr.isatty():
+        end = "\n" if done == total else ""
+        print(f"\r{done} of {total} values, {left:.0f} s left ", end=end, file=sys.stderr)
+
+
+VERBS = (scan,)

@@ -1,0 +1,189 @@
+"""Verbs on the channels of a model given by name: `explain`, `shrink`.
+
+>>> [verb.__name__ for verb in VERBS]
+['explain', 'shrink']
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from secateur.cli.flags import with_flags
+from secateur.cli.given import InputFlags
+from secateur.cli.measure import AS_COUNTED
+from secateur.cli.options import OutputFlags
+from secateur.cli.output import print_json, show_table
+from secateur.errors import OptionError
+
+if TYPE_CHECKING:
+    from secateur.granularity import Granularity
+
+__all__ = ["VERBS"]
+
+_AcrossNorm = Annotated[bool, typer.Option("--across-norm", help="Also axes that cross a LayerNorm.")]
+
+
+@with_flags
+def explain(
+    model: InputFlags,
+    budget: Annotated[
+        float | None, typer.Option("--budget", help="Also print what removing this share would do.")
+    ] = None,
+    svg: Annotated[Path | None, typer.Option("--svg", help="Draw the groups into this file.")] = None,
+    across_norm: _AcrossNorm = False,
+    head_size: Annotated[
+        bool, typer.Option("--head-size", help="Attention heads become smaller, not fewer.")
+    ] = False,
+    *,
+    output: OutputFlags,
+) -> None:
+    """Which channels are coupled, which cannot leave, and why. Nothing is changed."""
+    from secateur.lab.objects import atomic_write
+    from secateur.structure.shrink import explain as look
+
+    net = model.build()
+    found = look(net, model.example(net), budget, across_norm=across_norm, head_size=head_size)
+    if svg is not None:
+        atomic_write(svg, found.svg().encode())
+    print(found.to_json() if output.json else found.table())
+
+
+@dataclass(frozen=True)
+class CutFlags:
+    """What is cut: criterion, granularity and budget, and what limits them."""
+
+    budget: Annotated[
+        float, typer.Option("--budget", help="Share of the channels of every group to remove.")
+    ] = 0.5
+    criterion: Annotated[
+        str, typer.Option("--criterion", help="How a channel is scored, from its weights.")
+    ] = "l2"
+    skip: Annotated[list[str] | None, typer.Option("--skip", help="Layers to leave alone. Repeatable.")] = (
+        None
+    )
+    granularity: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--granularity",
+            help="channel, head or head_size, with its own share as in head=0.25. Repeatable.",
+        ),
+    ] = None
+    at_least: Annotated[int, typer.Option("--at-least", min=1, help="Units of every group that stay.")] = 1
+    round_to: Annotated[
+        int | None, typer.Option("--round-to", min=1, help="Keep widths at a multiple of this.")
+    ] = None
+    across_norm: _AcrossNorm = False
+
+    def granularities(self) -> list[tuple[Granularity, float]]:
+        """Each granularity with the share it removes; heads and channels each keep to their own groups."""
+        from secateur.granularity.channel import Channel
+        from secateur.granularity.head import Head
+        from secateur.granularity.head_size import HeadSize
+
+        shares = self._shares()
+        whole = not shares.keys() & {"head", "head_size"}
+        kinds: dict[str, Granularity] = {
+            "channel": Channel(across_norm=self.across_norm, heads=whole),
+            "head": Head(),
+            "head_size": HeadSize(),
+        }
+        return [(kinds[name], number) for name, number in shares.items()]
+
+    def _shares(self) -> dict[str, float]:
+        """The words of `--granularity` with the share of each."""
+        shares: dict[str, float] = {}
+        for item in self.granularity or ["channel"]:
+            name, _, number = item.partition("=")
+            try:
+                shares[name] = float(number) if number else self.budget
+            except ValueError:
+                shares[""] = self.budget
+        if not shares.keys() <= {"channel", "head", "head_size"}:
+            raise OptionError(
+                f"--granularity: expected channel, head or head_size, each with a share where it has its own, as in "
+                f"head=0.25; got {' '.join(self.granularity or ())!r}"
+            )
+        if shares.keys() >= {"head", "head_size"}:
+            raise OptionError(
+                "--granularity: expected head or head_size, got both; shrink with head, then the result with head_size"
+            )
+        return shares
+
+
+@with_flags
+def shrink(
+    model: InputFlags,
+    cut: CutFlags,
+    out: Annotated[
+        Path, typer.Option("--out", help="The small model: a .sct file that holds plan and weights.")
+    ] = Path("small.sct"),
+    trials: Annotated[int, typer.Option("--trials", min=1, help="Timed repetitions.")] = 25,
+    *,
+    output: OutputFlags,
+) -> None:
+    """Cut channels out of a model, prove that it computes what the masked one does, and write it as one
+    file."""
+    from secateur.container.archive import save
+    from secateur.core.measurement import Measurements
+    from secateur.metrics import measure as take
+    from secateur.metrics.latency import compare
+    from secateur.pruning.prune import prune
+    from secateur.structure.shrink import shrink as cut_channels
+
+    net = model.build()
+    example = model.example(net)
+    masks = None
+    for grain, share in cut.granularities():
+        found = prune(
+            net,
+            cut.criterion,
+            grain,
+            share,
+            skip=cut.skip,
+            example=example,
+            at_least=cut.at_least,
+            seed=model.seed or 0,
+        )
+        masks = found if masks is None else masks.merge(found)
+    assert masks is not None
+    small = cut_channels(
+        net, masks, example, round_to=cut.round_to, at_least=cut.at_least, across_norm=cut.across_norm
+    )
+    saved = save(small.model, out, plan=small.plan)
+    before, after = (take(one, example, what=["params", "macs", "size"]) for one in (net, small.model))
+    times = compare(net, small.model, example, trials=trials, names=("before", "after"))
+    if output.json:
+        rows = [*before.within({"variant": "before"}), *after.within({"variant": "after"}), *times]
+        proof = {name: getattr(small.proof, name) for name in ("error", "tolerance", "holds")}
+        print_json(
+            {
+                "file": str(out),
+                "file_bytes": saved.size,
+                "proof": proof,
+                "measurements": [item.to_dict() for item in Measurements(rows)],
+            }
+        )
+        return
+    print(small)
+    rows = [[name, before[name].text(), after[name].text()] for name in ("params", "macs", "size")]
+    rows.append(["latency", times[0].text(), times[1].text()])
+    print()
+    show_table(["", "before", "after"], rows, right=(1, 2))
+    print(f"\ntimes as fast: {times['speedup'].text()}; {out}: {saved.size:,} bytes")
+    for note in times["speedup"].notes:
+        print(f"  {note}")
+    fewer = float(before["macs"].value) / max(1.0, float(after["macs"].value))
+    if times["speedup"].value < AS_COUNTED * fewer:
+        from secateur.metrics import why
+
+        print(why(net, small.model, example).summary())
+    if model.weights is None:
+        print("warning: no weights were given, so those of the file are random", file=sys.stderr)
+
+
+VERBS = (explain, shrink)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from pydantic import Field
@@ -13,14 +14,19 @@ from torch import nn
 
 from secateur.core.masks import Masks
 from secateur.core.measurement import Measurement, Measurements
+from secateur.errors import RecipeError
+from secateur.lab.calibration import CalibrationImages
 from secateur.lab.outcomes import Table
 from secateur.lab.state import State
 from secateur.lab.steps import Result, Step, Work
+from secateur.lab.steps.compensate import check_dense_label
+from secateur.lab.steps.train import Augmentation, augmentation
 from secateur.quantize.share import ShareOptions, plan_sharing, share
 
 __all__ = ["ShareStep"]
 
 Patterns = str | tuple[str, ...] | None
+_CALIBRATION = ("calibrate", "batch_size", "augment", "dense", "passes")
 
 
 class ShareStep(Step):
@@ -39,9 +45,38 @@ class ShareStep(Step):
     parameters: Patterns = Field(None, description="bare parameters to share as well")
     rate: float = Field(0.0, ge=0, description="the price of a bit, in mean squared weights of a tensor")
     options: dict[str, Any] = Field(default_factory=dict, description="further options of the method")
+    calibrate: int = Field(
+        0, ge=0, description="training images, without labels, on which the error of outputs is kept small"
+    )
+    batch_size: int = Field(100, ge=1, description="with calibrate: images of one batch")
+    augment: Augmentation = Field(None, description="with calibrate: as in training")
+    dense: str | None = Field(
+        None,
+        description="with calibrate: label of the step whose outputs are wanted; by default the step before",
+    )
+    passes: int = Field(0, ge=0, description="with calibrate: passes of gradient steps on the values")
+
+    def chosen(self) -> dict[str, Any]:
+        """The options; calibration's only where it is used, as outcomes were known before there was any."""
+        found = super().chosen()
+        if not self.calibrate:
+            for name in _CALIBRATION:
+                del found[name]
+        return found
+
+    def refers(self) -> tuple[str, ...]:
+        """The step with the dense model."""
+        return () if self.dense is None else (self.dense,)
 
     def check(self, model: nn.Module, before: list[str]) -> None:
         """Check names and options, and patterns against the model."""
+        augmentation(self.augment)
+        if not self.calibrate and (self.dense is not None or self.passes or self.augment is not None):
+            raise RecipeError(
+                f"step {self.label!r}: dense, passes and augment are for calibrate = (so many images)"
+            )
+        if self.dense is not None:
+            check_dense_label(self.label, self.dense, before)
         plan_sharing(model, options=self._options(), **self._asked())
 
     def _asked(self) -> Table:
@@ -56,15 +91,35 @@ class ShareStep(Step):
     def _options(self, seed: int = 0) -> ShareOptions:
         return ShareOptions(self.only, self.skip, self.parameters, seed=seed)
 
+    def _images(self, work: Work) -> CalibrationImages | None:
+        """The images to share on, where there are any."""
+        if not self.calibrate:
+            return None
+        return CalibrationImages(
+            work.data.train,
+            self.calibrate,
+            self.batch_size,
+            augment=self.augment,
+            seed=work.seed,
+            device=work.device,
+        )
+
     def run(self, state: State, work: Work) -> Result:
         """Share; from here on the model's weights are values of the codebooks."""
+        options, images = self._options(work.seed), self._images(work)
+        if images is not None:
+            state.model.to(work.device)
+            dense = None if self.dense is None else work.earlier(self.dense).model.to(work.device)
+            options = replace(options, dense=dense, tune=self.passes or None)
         shared = share(
             state.model,
             masks=state.masks if state.masks is not None else "zeros",
             rate=self.rate,
-            options=self._options(work.seed),
+            data=images,
+            options=options,
             **self._asked(),
         )
+        shared.model.to("cpu")
         rows = shared.summary()
         measured = Measurements(
             [

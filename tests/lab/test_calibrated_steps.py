@@ -1,0 +1,98 @@
+"""The steps `compensate` and `share` with `calibrate`, in recipes on embedded data."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from secateur.errors import NothingToDoError, RecipeError
+from secateur.lab.calibration import CalibrationImages
+from secateur.lab.engine import final_state, run
+from secateur.lab.recipe import Recipe
+from secateur.lab.store import Store
+from secateur.lab.training.loop import evaluate
+
+TRAIN = {"kind": "train", "epochs": 6, "lr": 0.05, "batch_size": 32}
+PRUNE = {"kind": "prune", "budget": 0.96}
+
+
+def recipe(*steps):
+    return Recipe.of(
+        {
+            "data": {"name": "digits", "limit": 600},
+            "model": {"name": "lenet-300-100"},
+            "lab": {"threads": 1},
+            "step": list(steps),
+        }
+    )
+
+
+def last(store, *steps):
+    ran = run(recipe(*steps), store)
+    return final_state(ran.plan.trials[0], store)
+
+
+def accuracy(state):
+    from secateur import data
+
+    return evaluate(state.model, data.load_for(state.model, "digits", limit=600).test, device="cpu")[
+        "accuracy"
+    ]
+
+
+def test_compensating_brings_accuracy_back_and_holds_masks(tmp_path):
+    store = Store(tmp_path)
+    dense, pruned = last(store, TRAIN), last(store, TRAIN, PRUNE)
+    made = last(store, TRAIN, PRUNE, {"kind": "compensate", "dense": "train", "calibrate": 400})
+    assert accuracy(pruned) < accuracy(dense) - 0.1
+    assert accuracy(made) > (accuracy(pruned) + 2 * accuracy(dense)) / 3
+    assert made.masks == pruned.masks
+    for name, mask in made.masks.items():
+        assert not bool(made.model.get_parameter(name)[~mask].any())
+
+
+def test_sharing_on_images_is_better_and_survives_the_store(tmp_path):
+    store = Store(tmp_path)
+    plain = last(store, TRAIN, {"kind": "share", "bits": 1})
+    found = last(store, TRAIN, {"kind": "share", "bits": 1, "calibrate": 400, "passes": 1})
+    assert accuracy(found) > accuracy(plain)
+    for name, book in found.codebooks.items():
+        assert torch.equal(found.model.get_parameter(name), book.tensor())
+    dense = last(
+        store,
+        TRAIN,
+        PRUNE,
+        {"kind": "compensate", "dense": "train", "calibrate": 400, "reselect": True, "passes": 1},
+        {"kind": "share", "bits": 3, "calibrate": 400, "dense": "train"},
+        {"kind": "pack"},
+    )
+    assert accuracy(dense) > accuracy(last(store, TRAIN, PRUNE))
+
+
+def test_addresses_of_sharing_without_images_stay():
+    from secateur.lab.steps.share import ShareStep
+
+    assert not {"calibrate", "dense", "passes"} & set(ShareStep(bits=3).chosen())
+    assert ShareStep(bits=3, calibrate=10).chosen()["calibrate"] == 10
+
+
+def test_images_are_drawn_anew_in_every_pass_and_alike_in_every_run():
+    from secateur import data
+
+    split = data.load("digits").train
+    one, two = (CalibrationImages(split, 50, 25, augment="crop") for _ in range(2))
+    first, second = list(one), list(one)
+    assert not torch.equal(first[0], second[0])
+    assert all(torch.equal(a, b) for a, b in zip(first, two, strict=True))
+
+
+def test_what_is_refused(tmp_path):
+    store = Store(tmp_path)
+    with pytest.raises(RecipeError, match=r"dense 'trian' is no earlier step; did you mean 'train'\?"):
+        run(recipe(TRAIN, PRUNE, {"kind": "compensate", "dense": "trian"}), store)
+    with pytest.raises(RecipeError, match="name the step after which it was dense"):
+        run(recipe(TRAIN, PRUNE, {"kind": "compensate"}), store)
+    with pytest.raises(RecipeError, match="are for calibrate"):
+        run(recipe(TRAIN, {"kind": "share", "bits": 2, "passes": 3}), store)
+    with pytest.raises(NothingToDoError, match="nothing was pruned before it"):
+        run(recipe(TRAIN, {"kind": "compensate", "dense": "train"}), store)

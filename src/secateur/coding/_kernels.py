@@ -105,7 +105,7 @@ class Way(NamedTuple):
     rows: int  # filters in a block
 
 
-class Block(NamedTuple):
+class CodedBlock(NamedTuple):
     """One block: where it lies, and what its contexts are made of."""
 
     tap: int
@@ -395,7 +395,7 @@ def _predictions(
 
 
 @_compiled
-def _close(book: Book, block: Block, ranks: np.ndarray, rich: bool) -> None:
+def _close(book: Book, block: CodedBlock, ranks: np.ndarray, rich: bool) -> None:
     """Take a block's ranks into account."""
     channels = book.signed.shape[2]
     for i in range(len(ranks)):
@@ -416,7 +416,7 @@ def _close(book: Book, block: Block, ranks: np.ndarray, rich: bool) -> None:
 
 # -- contexts ----------------------------------------------------------------------------------------------------
 @_compiled
-def _near(book: Book, block: Block, row: int, column: int) -> tuple[int, int, int, int]:
+def _near(book: Book, block: CodedBlock, row: int, column: int) -> tuple[int, int, int, int]:
     """The sums of the first four and of all eight neighbours' sizes, and how many of each are known."""
     four = all_eight = known_four = known = 0
     for k in range(8):
@@ -433,7 +433,7 @@ def _near(book: Book, block: Block, row: int, column: int) -> tuple[int, int, in
 
 
 @_compiled
-def _cross_and_kernel(book: Book, block: Block, row: int, column: int, eight: np.ndarray) -> int:
+def _cross_and_kernel(book: Book, block: CodedBlock, row: int, column: int, eight: np.ndarray) -> int:
     """How large the four neighbours and the kernel are, in eight steps each."""
     four, _, known_four, _ = _near(book, block, row, column)
     cross = eight[_ratio(four, known_four, block.mean)] if known_four else 0
@@ -442,14 +442,14 @@ def _cross_and_kernel(book: Book, block: Block, row: int, column: int, eight: np
 
 
 @_compiled
-def _all_near(book: Book, block: Block, row: int, column: int, eight: np.ndarray) -> int:
+def _all_near(book: Book, block: CodedBlock, row: int, column: int, eight: np.ndarray) -> int:
     """How large all neighbours are, in eight steps."""
     _, all_eight, _, known = _near(book, block, row, column)
     return eight[_ratio(all_eight, known, block.mean)] if known else 0
 
 
 @_compiled
-def _by_sums(book: Book, block: Block, row: int, column: int) -> tuple[int, int, int]:
+def _by_sums(book: Book, block: CodedBlock, row: int, column: int) -> tuple[int, int, int]:
     """Sums of the neighbours' ranks against the mean one: the first four, the plane they lie in, all."""
     cross = left = others = 0
     for k in range(8):
@@ -469,7 +469,7 @@ def _by_sums(book: Book, block: Block, row: int, column: int) -> tuple[int, int,
 
 
 @_compiled
-def _signs(book: Book, block: Block, row: int, column: int) -> int:
+def _signs(book: Book, block: CodedBlock, row: int, column: int) -> int:
     """The signs of two left, left, two up and up, as one number."""
     total = 40
     for k, weight in ((8, 27), (0, 9), (9, 3), (1, 1)):
@@ -480,7 +480,7 @@ def _signs(book: Book, block: Block, row: int, column: int) -> int:
 
 
 @_compiled
-def _zero_cells(book: Book, block: Block, tables: Tables, rich: bool) -> np.ndarray:
+def _zero_cells(book: Book, block: CodedBlock, tables: Tables, rich: bool) -> np.ndarray:
     """The cells of "is it zero" of every weight of a block."""
     channels = book.signed.shape[2]
     n = len(block.place)
@@ -507,7 +507,7 @@ def _zero_cells(book: Book, block: Block, tables: Tables, rich: bool) -> np.ndar
 
 
 @_compiled
-def _sign_cells(book: Book, block: Block, chosen: np.ndarray, rich: bool) -> np.ndarray:
+def _sign_cells(book: Book, block: CodedBlock, chosen: np.ndarray, rich: bool) -> np.ndarray:
     """The cells of the signs of the chosen weights."""
     channels = book.signed.shape[2]
     cells = np.empty((len(chosen), 6 if rich else 3), dtype=np.int64)
@@ -533,7 +533,7 @@ def _sign_cells(book: Book, block: Block, chosen: np.ndarray, rich: bool) -> np.
 
 @_compiled
 def _size_cells(
-    book: Book, block: Block, chosen: np.ndarray, negative: np.ndarray, tables: Tables, rich: bool
+    book: Book, block: CodedBlock, chosen: np.ndarray, negative: np.ndarray, tables: Tables, rich: bool
 ) -> np.ndarray:
     """The cells of the magnitudes of the chosen weights, within node 0."""
     channels = book.signed.shape[2]
@@ -563,7 +563,9 @@ def _size_cells(
 
 
 @_compiled
-def _low_cells(block: Block, channels: int, chosen: np.ndarray, tables: Tables, rich: bool) -> np.ndarray:
+def _low_cells(
+    block: CodedBlock, channels: int, chosen: np.ndarray, tables: Tables, rich: bool
+) -> np.ndarray:
     """The cells of the low digits of the chosen weights, within node 0."""
     cells = np.empty((len(chosen), 4 if rich else 3), dtype=np.int64)
     for i in range(len(chosen)):
@@ -639,7 +641,7 @@ def _sizes(
 
 @_compiled
 def _ranks(
-    book: Book, block: Block, ranks: np.ndarray, way: Way, bank: Bank, tables: Tables, stream: Stream
+    book: Book, block: CodedBlock, ranks: np.ndarray, way: Way, bank: Bank, tables: Tables, stream: Stream
 ) -> int:
     """Code the signed ranks of a block, or decode them into `ranks`; 0, or what is wrong as `walk` says it."""
     chosen = np.arange(len(ranks))
@@ -674,7 +676,7 @@ def _ranks(
 
 
 @_compiled
-def _open(book: Book, way: Way, tap: int, top: int, tables: Tables, table: np.ndarray) -> Block:
+def _open(book: Book, way: Way, tap: int, top: int, tables: Tables, table: np.ndarray) -> CodedBlock:
     """A block before its features: the caller fills in `place` and `prediction`."""
     _, filters, channels = book.signed.shape
     bottom = min(top + way.rows, filters)
@@ -695,7 +697,7 @@ def _open(book: Book, way: Way, tap: int, top: int, tables: Tables, table: np.nd
         lean_channel = _lean_of(in_channel, of_channels[1], mean)
     by_filter = _steps_of(book, tables.twelve, in_filter, of_filters[0], mean)
     by_channel = _steps_of(book, tables.twelve, in_channel, of_channels[0], mean)
-    return Block(
+    return CodedBlock(
         tap, top, bottom, mean, unit, spots, by_filter, by_channel, lean_filter, lean_channel, empty, empty
     )
 
@@ -734,7 +736,7 @@ def walk(
         counts = (tap * channels, tap * filters + top)
         features, values = _features_of(book, (tap, top, b.bottom, b.unit), counts, table, tables.most)
         place, prediction = _predictions(fits, tap, features, values, tables)
-        block = Block(
+        block = CodedBlock(
             b.tap, b.top, b.bottom, b.mean, b.unit, b.spots, b.by_filter, b.by_channel, b.lean_filter,
             b.lean_channel, place, prediction,
         )  # fmt: skip

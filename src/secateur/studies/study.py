@@ -218,56 +218,72 @@ class Study(Options):
     def recipes(
         self, scale: str, settings: Sequence[str] = (), data: str | None = None
     ) -> list[tuple[Part, Recipe]]:
-        """Every part as a recipe with its grid, at a scale, with `--set` texts and `--data` applied."""
+        """Every part as a recipe with its grid, at a scale, with `--set` texts and `--data` applied.
+
+        Args:
+            scale: The scale, such as "smoke" or "full".
+            settings: Texts of the form KEY=VALUE, as `--set` takes them.
+            data: A dataset's name, its folder, or the folder that holds it by name.
+        """
         size = self.at(scale)
         asked = dict(parse_setting(text) for text in settings)
+        raws = [(part, self._raw(part)) for part in self.part]
+        self._check_scale(scale, size, asked, [raw for _, raw in raws])
+        found = []
+        for part, raw in raws:
+            if part.name not in size.skip:
+                raw["step"] = [step for step in raw["step"] if step["label"] not in size.without]
+                found.append((part, self._recipe(part, raw, size, asked, data)))
+        return found
+
+    def _check_scale(
+        self, scale: str, size: Scale, asked: Mapping[str, Any], raws: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Refuse settings that are missing, and steps, keys and axes that no part has."""
         for key in size.needs:
             if key not in asked:
                 raise RecipeError(
                     f"study {self.name}: scale {scale} needs {key}: give it with --set {key}=VALUE"
                 )
-        raws = [(part, self._raw(part)) for part in self.part]
+        labels = {label for raw in raws for label in _labels(raw)}
         for label in size.without:
-            known = {label for _, raw in raws for label in _labels(raw)}
-            if label not in known:
+            if label not in labels:
                 raise RecipeError(
-                    f"study {self.name}: scale {scale}: there is no step {label!r} to leave out: {near(label, known)}"
+                    f"study {self.name}: scale {scale}: there is no step {label!r} to leave out: {near(label, labels)}"
                 )
-        for _, raw in raws:
-            raw["step"] = [step for step in raw["step"] if step["label"] not in size.without]
+        known = {*_TABLES, *(labels - set(size.without))}
         for changes, where in ((size.set, f"scale {scale}"), (asked, "--set")):
             for key in changes:
-                if not any(_has(raw, key) for _, raw in raws):
-                    known = {label for _, raw in raws for label in [*_TABLES, *_labels(raw)]}
-                    word = key.partition(".")[0]
+                word = key.partition(".")[0]
+                if word not in known:
                     raise RecipeError(
                         f"study {self.name}: {where}: nothing called {word!r} to set (in {key!r}): "
                         f"{near(word, sorted(known))}"
                     )
-        axes = {axis for _, raw in raws for axis in [*raw["grid"], *raw["choice"]]}
+        axes = {axis for raw in raws for axis in [*raw["grid"], *raw["choice"]]}
         for axis in size.grid:
             if axis not in axes:
                 raise RecipeError(
                     f"study {self.name}: scale {scale}: no part has the axis {axis!r}: {near(axis, sorted(axes))}"
                 )
-        found = []
-        for part, raw in raws:
-            if part.name in size.skip:
-                continue
-            own = size.part.get(part.name, PartScale())
-            for axis, values in {**_shared(size.grid, raw), **own.grid}.items():
-                _cut(raw, axis, values)
-            source = f"{self.name}/{part.name}"
-            for key, value in {**_shared_settings(size.set, raw), **own.set}.items():
+
+    def _recipe(
+        self, part: Part, raw: dict[str, Any], size: Scale, asked: Mapping[str, Any], data: str | None
+    ) -> Recipe:
+        """One part with what the scale, the data given and `--set` change, the last word last."""
+        own = size.part.get(part.name, PartScale())
+        for axis, values in {**_shared(size.grid, raw), **own.grid}.items():
+            _cut(raw, axis, values)
+        source = f"{self.name}/{part.name}"
+        for key, value in {**_shared_settings(size.set, raw), **own.set}.items():
+            assign(raw, key, value, source)
+        # A part that names its data keeps it: what it counts depends on no data.
+        if data is not None and "name" not in part.data and "data.name" not in part.set:
+            raw["data"] = placed(raw["data"], data)
+        for key, value in asked.items():
+            if _has(raw, key):
                 assign(raw, key, value, source)
-            # A part that names its data keeps it: what it counts hangs on no data at all.
-            if data is not None and "name" not in part.data and "data.name" not in part.set:
-                raw["data"] = placed(raw["data"], data)
-            for key, value in asked.items():
-                if _has(raw, key):
-                    assign(raw, key, value, source)
-            found.append((part, Recipe.of(raw, source=source)))
-        return found
+        return Recipe.of(raw, source=source)
 
     def _raw(self, part: Part) -> dict[str, Any]:
         """One part as plain data, as a recipe would say it."""

@@ -30,7 +30,8 @@ from secateur.studies.study import TableColumn, TableSpec
 __all__ = ["Tabulated", "difference", "tabulate"]
 
 _OF_ALL = ("variant", "layer", "part", "run", "trial", "step", "batch")
-Trial = dict[tuple[str, str], list[Measurement]]  # (variant, name) -> measured so often
+Trial = dict[tuple[str, str], list[Measurement]]  # (variant, name) -> its measurements, in order
+Slot = tuple[int, str]  # a column's number, and the value of the setting across
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Tabulated:
 
 
 def difference(ours: float, published: float, name: str = "", digits: int | None = None) -> str:
-    """Ours less the published figure, in points where both are shares; so close that `digits` do not tell is 0.
+    """Ours less the published figure, in points where both are shares; 0 where both are the same to `digits` decimals.
 
     >>> difference(0.9, 0.88, "accuracy"), difference(110.0, 100.0), difference(5, 5)
     ('+2.00 points', '+10 (+10.0 %)', '0')
@@ -77,52 +78,80 @@ def difference(ours: float, published: float, name: str = "", digits: int | None
 def tabulate(
     spec: TableSpec, measurements: Iterable[Measurement], figures: Sequence[PublishedFigure]
 ) -> Tabulated:
-    """A table filled; empty where nothing was measured for it."""
-    kept = [item for item in measurements if _wanted(item, spec)]
-    trials: dict[tuple[str, int], Trial] = {}
-    for item in kept:
-        place = (str(item.context.get("run", "")), int(item.context.get("trial", 0)))
-        key = (str(item.context.get("variant", "")), item.name)
-        trials.setdefault(place, {}).setdefault(key, []).append(item)
-    columns = spec.all_columns()
-    cells: dict[tuple[Any, ...], dict[tuple[int, str], _Cell]] = {}
-    across: list[str] = []
-    shown = [item for item in kept if _in(item.context, spec.where)]
-    for item in shown:
-        trial = trials[str(item.context.get("run", "")), int(item.context.get("trial", 0))]
-        for context, value in _split(item, spec):
-            if "variant" in spec.rows and context.get("variant") in spec.once:
-                context = {key: value for key, value in context.items() if key in _OF_ALL}
-            row = tuple(_hashed(context.get(key, "")) for key in spec.rows)
-            over = as_text(context[spec.across]) if spec.across and spec.across in context else ""
-            if spec.across and not over:
+    """A table filled; empty where nothing was measured for it.
+
+    Args:
+        spec: What the table shows.
+        measurements: Everything measured; what has to do with the table is taken.
+        figures: The published figures.
+    """
+    grid = _Grid(spec, [item for item in measurements if _wanted(item, spec)])
+    grid.fill()
+    return _Writing(grid, figures).table()
+
+
+class _Grid:
+    """The cells of a table by row and slot. A slot is a column's number and the value of the setting across."""
+
+    def __init__(self, spec: TableSpec, kept: Sequence[Measurement]):
+        self.spec, self.columns = spec, spec.all_columns()
+        self.trials: dict[tuple[str, int], Trial] = {}
+        for item in kept:
+            key = (str(item.context.get("variant", "")), item.name)
+            self.trials.setdefault(_trial_of(item), {}).setdefault(key, []).append(item)
+        self.items = [item for item in kept if _in(item.context, spec.where)]
+        self.cells: dict[tuple[Any, ...], dict[Slot, _Cell]] = {}
+        self.across: list[str] = []
+
+    def fill(self) -> None:
+        """Every measurement into the cells of all columns that show it."""
+        for item in self.items:
+            for context, value in _split(item, self.spec):
+                self._add(item, context, value)
+
+    def _add(self, item: Measurement, context: Mapping[str, Any], value: float | int) -> None:
+        spec = self.spec
+        if "variant" in spec.rows and context.get("variant") in spec.once:
+            context = {key: value for key, value in context.items() if key in _OF_ALL}
+        row = tuple(_hashed(context.get(key, "")) for key in spec.rows)
+        over = as_text(context[spec.across]) if spec.across and spec.across in context else ""
+        if spec.across and not over:
+            return
+        for index, column in enumerate(self.columns):
+            found = self._found(column, item, context, value)
+            if found is None:
                 continue
-            for index, column in enumerate(columns):
-                if column.variant is None and column.name == item.name:
-                    found = _value(column, item, value, context.get("layer"), trial)
-                elif context.get("variant") in spec.once and column.variant not in (None, *spec.once):
-                    continue  # what is the same in every trial has no one trial's value beside it
-                elif column.variant is not None and item.name == shown_name(shown, column):
-                    other = trial.get((column.variant, column.name), [])
-                    found = (
-                        _value(column, other[-1], _at(other[-1], context.get("layer")), None, trial)
-                        if other
-                        else None
-                    )
-                else:
-                    continue
-                if found is not None:
-                    if over not in across:
-                        across.append(over)
-                    cell = cells.setdefault(row, {}).setdefault((index, over), _Cell(item, context))
-                    cell.values[str(item.context.get("run", "")), int(item.context.get("trial", 0))] = found
-    return _written(spec, columns, across, cells, figures)
+            if over not in self.across:
+                self.across.append(over)
+            cell = self.cells.setdefault(row, {}).setdefault((index, over), _Cell(item, context))
+            cell.values[_trial_of(item)] = found
+
+    def _found(
+        self, column: TableColumn, item: Measurement, context: Mapping[str, Any], value: float | int
+    ) -> float | int | None:
+        """What a column shows of a measurement, or of that of another variant in the same trial."""
+        trial = self.trials[_trial_of(item)]
+        if column.variant is None:
+            same = column.name == item.name
+            return _value(column, item, value, context.get("layer"), trial) if same else None
+        once = self.spec.once
+        if context.get("variant") in once and column.variant not in once:
+            return None  # what is the same in every trial has no one trial's value beside it
+        if item.name != joined_name(self.items, column):
+            return None
+        other = trial.get((column.variant, column.name), [])
+        return _value(column, other[-1], _at(other[-1], context.get("layer")), None, trial) if other else None
 
 
-def shown_name(shown: Sequence[Measurement], column: TableColumn) -> str:
+def _trial_of(item: Measurement) -> tuple[str, int]:
+    """Its run and trial."""
+    return str(item.context.get("run", "")), int(item.context.get("trial", 0))
+
+
+def joined_name(items: Sequence[Measurement], column: TableColumn) -> str:
     """The measure whose rows a column of another variant joins: its own, else the first of the table."""
-    own = {item.name for item in shown}
-    return column.name if column.name in own else shown[0].name
+    own = {item.name for item in items}
+    return column.name if column.name in own else items[0].name
 
 
 @dataclass
@@ -196,56 +225,73 @@ def _text(column: TableColumn, cell: _Cell) -> str:
     return f"{text} %" if unit == "%" else text
 
 
-def _written(
-    spec: TableSpec,
-    columns: list[TableColumn],
-    across: list[str],
-    cells: dict[tuple[Any, ...], dict[tuple[int, str], _Cell]],
-    figures: Sequence[PublishedFigure],
-) -> Tabulated:
-    made = Tabulated(spec.title, spec.about)
-    slots = [(index, over) for over in across for index in range(len(columns))]
-    slots = [slot for slot in slots if any(slot in row for row in cells.values())]
-    beside: dict[tuple[Any, ...], dict[tuple[int, str], PublishedFigure]] = {}
-    for key, row in cells.items():
-        for slot, cell in row.items():
-            column = columns[slot[0]]
-            name = column.published or (column.name if not (column.over or column.share or column.of) else "")
-            context = cell.context if column.variant is None else {**cell.context, "variant": column.variant}
-            match = next((one for one in figures if one.fits(name, context)), None)
-            if match is not None:
-                beside.setdefault(key, {})[slot] = match
-    paired = {slot for row in beside.values() for slot in row}
-    head = [key.replace("_", " ") for key in spec.rows]
-    for index, over in slots:
-        unit = next((row[index, over].item.unit for row in cells.values() if (index, over) in row), "")
-        said_of = f" [{unit}]" if unit in ("ms", "s") and columns[index].of is None else ""
-        several = len(columns) > 1 or not over
-        title = " · ".join(part for part in (over, columns[index].head if several else "") if part) + said_of
-        head += [title, *(("published", "difference") if (index, over) in paired else ())]
-    made.head = tuple(head)
-    made.right = tuple(range(len(spec.rows), len(head)))
-    for key, row in cells.items():
-        texts, values = [as_text(part) for part in key], list(key)
-        for slot in slots:
-            found, figure = row.get(slot), beside.get(key, {}).get(slot)
-            column = columns[slot[0]]
-            texts.append(_text(column, found) if found else "")
-            values.append(found.value if found else None)
-            if slot not in paired:
-                continue
-            mark = _note(made, figure) if figure is not None else ""
-            unit = "x" if column.over else ""
-            name = "share_sparsity" if column.share else column.name
-            texts.append(_shown(figure.value, column, name, unit) + mark if figure else "")
-            values.append(figure.value if figure else None)
-            told = found is not None and figure is not None
-            texts.append(difference(found.value, figure.sound, name, column.digits) if told else "")  # type: ignore[union-attr]
-            values.append(found.value - figure.sound if told else None)  # type: ignore[union-attr]
-        made.rows.append(tuple(texts))
-        made.values.append(tuple(values))
-    made.used = [figure for row in beside.values() for figure in row.values()]
-    return made
+class _Writing:
+    """Turns a filled grid into texts, with the published figure and the difference beside each cell that has one."""
+
+    def __init__(self, grid: _Grid, figures: Sequence[PublishedFigure]):
+        self._grid = grid
+        self._made = Tabulated(grid.spec.title, grid.spec.about)
+        slots = [(index, over) for over in grid.across for index in range(len(grid.columns))]
+        self._slots = [slot for slot in slots if any(slot in row for row in grid.cells.values())]
+        self._beside = {
+            (key, slot): match
+            for key, row in grid.cells.items()
+            for slot, cell in row.items()
+            if (match := self._match(slot, cell, figures)) is not None
+        }
+        self._paired = {slot for _, slot in self._beside}
+
+    def table(self) -> Tabulated:
+        """The table."""
+        made, rows = self._made, len(self._grid.spec.rows)
+        made.head = tuple(self._head())
+        made.right = tuple(range(rows, len(made.head)))
+        for key, row in self._grid.cells.items():
+            texts, values = [as_text(part) for part in key], list(key)
+            for slot in self._slots:
+                found = row.get(slot)
+                texts.append(_text(self._grid.columns[slot[0]], found) if found else "")
+                values.append(found.value if found else None)
+                if slot in self._paired:
+                    for text, value in self._comparison(slot, found, self._beside.get((key, slot))):
+                        texts.append(text)
+                        values.append(value)
+            made.rows.append(tuple(texts))
+            made.values.append(tuple(values))
+        made.used = list(self._beside.values())
+        return made
+
+    def _match(self, slot: Slot, cell: _Cell, figures: Sequence[PublishedFigure]) -> PublishedFigure | None:
+        """The published figure of a cell."""
+        column = self._grid.columns[slot[0]]
+        name = column.published or (column.name if not (column.over or column.share or column.of) else "")
+        context = cell.context if column.variant is None else {**cell.context, "variant": column.variant}
+        return next((one for one in figures if one.fits(name, context)), None)
+
+    def _head(self) -> list[str]:
+        columns, cells = self._grid.columns, self._grid.cells.values()
+        head = [key.replace("_", " ") for key in self._grid.spec.rows]
+        for index, over in self._slots:
+            unit = next((row[index, over].item.unit for row in cells if (index, over) in row), "")
+            suffix = f" [{unit}]" if unit in ("ms", "s") and columns[index].of is None else ""
+            several = len(columns) > 1 or not over
+            title = " · ".join(part for part in (over, columns[index].head if several else "") if part)
+            head += [title + suffix, *(("published", "difference") if (index, over) in self._paired else ())]
+        return head
+
+    def _comparison(
+        self, slot: Slot, found: _Cell | None, figure: PublishedFigure | None
+    ) -> list[tuple[str, float | int | None]]:
+        """The published figure and the difference, each as text and number."""
+        if figure is None:
+            return [("", None), ("", None)]
+        column = self._grid.columns[slot[0]]
+        name = "share_sparsity" if column.share else column.name
+        text = _shown(figure.value, column, name, "x" if column.over else "") + _note(self._made, figure)
+        if found is None:
+            return [(text, figure.value), ("", None)]
+        change = difference(found.value, figure.sound, name, column.digits)
+        return [(text, figure.value), (change, found.value - figure.sound)]
 
 
 def _shown(value: float | int, column: TableColumn, name: str, unit: str) -> str:

@@ -118,28 +118,18 @@ def share(
     >>> model = nn.Linear(3, 1, bias=False); _ = model.weight.data.copy_(torch.tensor([[0.0, 1.0, 3.0]]))
     >>> share(model, bits=1, masks=None).model.weight.tolist()
     [[0.5, 0.5, 3.0]]
-    >>> share(model, bits=1, masks="zeros")
-    Traceback (most recent call last):
-    ...
-    secateur.errors.NothingToDoError: ...
     """
     options = options or ShareOptions()
     check_rate(rate)
     plan = plan_sharing(model, bits, method, per=per, options=options, **method_options)
     named = dict(model.named_parameters(remove_duplicate=False))
-    for target in plan.targets:
-        _check(target, named[target.name])
+    _check_weights(plan.targets, named)
     kept = _kept_masks(model, plan.targets, masks)
     if data is not None:
         return _share_on_data(model, plan, kept, rate, data, options)
     if options.dense is not None or options.tune is not None:
         raise OptionError("share: dense and tune need data=, the inputs on which outputs are compared")
-    books = _codebooks(plan, named, kept, options.seed)
-    if rate or options.importance:
-        books = {
-            name: reassigned_by_rate(book, named[name], kept.get(name), rate, options.importance)
-            for name, book in books.items()
-        }
+    books = _codebooks(plan, named, kept, rate, options)
     if not isinstance(plan.method, quantize.registry.get("exact")):
         _check_changed(model, plan.method, books, named)
     shared = _shared(copy.deepcopy(model), model, plan, books, kept)
@@ -273,19 +263,21 @@ def _method(method: QuantizerLike, given: dict[str, object]) -> quantize.Quantiz
     return quantize.registry.make(method)
 
 
-def _check(target: Target, weight: torch.Tensor) -> None:
-    """Raise unless the tensor holds finite real numbers that are really there."""
-    if weight.device.type == "meta":
-        raise OptionError(
-            f"{target.name}: expected real weights, got a tensor on the meta device; load the model first"
+def _check_weights(targets: Iterable[Target], named: Mapping[str, torch.Tensor]) -> None:
+    """Raise unless every tensor holds finite real numbers, in memory."""
+    for target in targets:
+        weight = named[target.name]
+        if weight.device.type == "meta":
+            raise OptionError(
+                f"{target.name}: expected real weights, got a tensor on the meta device; load the model first"
+            )
+        if not torch.is_floating_point(weight):
+            raise OptionError(
+                f"{target.name}: expected floating-point weights, got {weight.dtype}; leave it out with skip="
+            )
+        check_finite(
+            f"weights of {target.name!r}", weight, "repair or retrain the model, or leave it out with skip="
         )
-    if not torch.is_floating_point(weight):
-        raise OptionError(
-            f"{target.name}: expected floating-point weights, got {weight.dtype}; leave it out with skip="
-        )
-    check_finite(
-        f"weights of {target.name!r}", weight, "repair or retrain the model, or leave it out with skip="
-    )
 
 
 def _kept_masks(model: nn.Module, targets: Iterable[Target], masks: MasksLike) -> dict[str, torch.Tensor]:
@@ -311,16 +303,27 @@ def _kept_masks(model: nn.Module, targets: Iterable[Target], masks: MasksLike) -
 
 
 def _codebooks(
-    plan: SharingPlan, named: Mapping[str, torch.Tensor], kept: Mapping[str, torch.Tensor], seed: int
+    plan: SharingPlan,
+    named: Mapping[str, torch.Tensor],
+    kept: Mapping[str, torch.Tensor],
+    rate: float,
+    options: ShareOptions,
 ) -> dict[str, Codebook]:
-    """The codebook of every target, in the targets' order."""
+    """The codebook of every target, in the targets' order; weights assigned by rate where bits have a price."""
     books: dict[str, Codebook] = {}
     for label, members in plan.groups:
         if plan.per_channel:
-            books[label] = codebook_per_channel(plan.method, members[0], named[label], kept.get(label), seed)
+            mask = kept.get(label)
+            books[label] = codebook_per_channel(plan.method, members[0], named[label], mask, options.seed)
         else:
-            books.update(codebook_of_group(plan.method, label, members, named, kept, seed))
-    return {target.name: books[target.name] for target in plan.targets}
+            books.update(codebook_of_group(plan.method, label, members, named, kept, options.seed))
+    books = {target.name: books[target.name] for target in plan.targets}
+    if not rate and not options.importance:
+        return books
+    return {
+        name: reassigned_by_rate(book, named[name], kept.get(name), rate, options.importance)
+        for name, book in books.items()
+    }
 
 
 def _check_changed(

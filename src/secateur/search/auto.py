@@ -35,7 +35,6 @@ from secateur.search.frame import (
     accuracy_of,
     best_of,
     check_limits,
-    describe_baseline,
     measure_baseline,
     measure_step,
     next_share,
@@ -51,6 +50,7 @@ _ALLOCATIONS = {"scan": "cut by the scan", "between": "half by the scan", "unifo
 _CUT_FURTHER = "on"
 _TEXTS = {**_ALLOCATIONS, _CUT_FURTHER: "going on from what held"}
 _RETRAIN: dict[str, object] = {"epochs": 5, "lr": 0.02, "schedule": "cosine"}
+_ADVICE = "Allow more loss, retrain longer (retrain.epochs), or make more attempts"
 _HARDEST = 0.98  # the largest share of a group's channels that an allocation removes
 
 
@@ -203,29 +203,15 @@ def auto(
     )
     say = on_message or (lambda line: None)
     measures = [_measure(_DENSE, "validation"), _measure(_TEST, "test")]
-    baseline = measure_baseline("auto", recipe, store, measures, lost, progress)
-    say(describe_baseline(baseline))
-    scanned = None
-    if goal == "fast" and options.allocation != "uniform":
-        scanned = _scanned(baseline, say)
-    attempt = _Attempting(baseline, baseline.model, goal, options, scanned)
+    baseline = measure_baseline("auto", recipe, store, measures, lost, progress, say)
+    scanned = _scanned(baseline, say) if goal == "fast" and options.allocation != "uniform" else None
+    attempt = _SpeedAttempts(baseline, baseline.model, goal, options, scanned)
     done = pursue(_proposals(_allocations(options, scanned), attempts), attempt, say)
-    best = best_of(
-        done,
-        lambda one: one.keep,
-        baseline,
-        "Allow more loss, retrain longer (retrain.epochs), or make more attempts",
-    )
+    best = best_of(done, lambda one: one.keep, baseline, _ADVICE)
     last: RecipeStep = {"kind": "measure", "label": _RESULT, "split": "test", "against": _TEST}
     ran = baseline.run([*best.steps, _measure(_ATTEMPTED, "validation"), last])
-    return AutoResult(
-        goal=goal,
-        dense=baseline.accuracy,
-        limit=baseline.limit,
-        attempts=tuple(done),
-        best=best,
-        ran=ran,
-    )
+    dense, limit = baseline.accuracy, baseline.limit
+    return AutoResult(goal=goal, dense=dense, limit=limit, attempts=tuple(done), best=best, ran=ran)
 
 
 def _allocations(options: AutoOptions, scanned: Scan | None) -> list[str]:
@@ -255,8 +241,8 @@ def _proposals(allocations: Sequence[str], attempts: int) -> Generator[_Proposal
 
 
 @dataclass(frozen=True)
-class _Attempting:
-    """Makes an attempt of a proposal."""
+class _SpeedAttempts:
+    """Makes attempts from proposals."""
 
     baseline: Baseline
     model: nn.Module

@@ -176,7 +176,8 @@ def measure_baseline(
     store: Store,
     measures: Sequence[RecipeStep],
     lost: float,
-    progress: Progress | None = None,
+    progress: Progress | None,
+    on_message: Callable[[str], None],
 ) -> Baseline:
     """Run the recipe, measure its dense model, and derive the limit.
 
@@ -187,6 +188,7 @@ def measure_baseline(
         measures: Steps that measure the dense model; the first measures it on the validation images.
         lost: How much accuracy may be lost.
         progress: Where progress is shown.
+        on_message: Called with the baseline in a sentence.
 
     Returns:
         The baseline.
@@ -195,13 +197,10 @@ def measure_baseline(
     table["step"] = [*recipe.plain()["step"], *measures]
     ran = _run(table, (), store, progress)
     accuracy = accuracy_of(ran.measurements, str(measures[0]["label"]), verb)
-    return Baseline(verb, recipe, table, store, ran, accuracy, accuracy - lost, progress)
-
-
-def describe_baseline(baseline: Baseline) -> str:
-    """The baseline in a sentence: the dense accuracy, on how many images, and the limit that follows."""
-    images = len(data_of(baseline.recipe).validation)
-    return f"dense: {baseline.accuracy:.4f} on {images:,} validation images, so at least {baseline.limit:.4f}"
+    limit = accuracy - lost
+    images = len(data_of(recipe).validation)
+    on_message(f"dense: {accuracy:.4f} on {images:,} validation images, so at least {limit:.4f}")
+    return Baseline(verb, recipe, table, store, ran, accuracy, limit, progress)
 
 
 def pursue(

@@ -31,12 +31,12 @@ from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 from secateur.search.frame import (
     Attempt,
+    Baseline,
     RecipeStep,
     SearchResult,
     accuracy_of,
     best_of,
     check_limits,
-    describe_baseline,
     measure_baseline,
     measure_step,
     next_share,
@@ -65,6 +65,7 @@ _TRAIN: dict[str, object] = {
 }
 _SPREAD = 0.05  # shares nearer to each other than this (relative) are not worth an attempt between them
 _MOST = 0.9  # the largest share of weights worth trying
+_ADVICE = "Allow more loss, train longer (epochs), begin with more weights (keep), or make more attempts"
 FILE = "smallest.sct"
 
 
@@ -226,39 +227,45 @@ def smallest(
         "smallest goes on from the model before its weights were shared, and shares them itself; leave the step out",
     )
     say = on_message or (lambda line: None)
-    teacher = recipe.steps[-1].label
-    baseline = measure_baseline("smallest", recipe, store, [_measure(_DENSE, "validation")], lost, progress)
-    say(describe_baseline(baseline))
-    model = baseline.model
-    train = {**_TRAIN, **options.train}
+    measures = [_measure(_DENSE, "validation")]
+    baseline = measure_baseline("smallest", recipe, store, measures, lost, progress, say)
+    attempt = _SizeAttempts(baseline, baseline.model, recipe.steps[-1].label, {**_TRAIN, **options.train})
+    start = SizeSettings(options.keep, options.bits, options.rate)
+    done = pursue(_proposals(start, attempt.model), attempt, say, attempts)
+    best = best_of(done, lambda one: one.size or 0, baseline, _ADVICE)
+    ran = baseline.run([_measure(_TEST, "test"), *attempt.steps(best.settings), _measure(_RESULT, "test")])
+    dense, limit = baseline.accuracy, baseline.limit
+    return SmallestResult(dense=dense, limit=limit, attempts=tuple(done), best=best, ran=ran)
 
-    def attempt(settings: SizeSettings) -> SizeAttempt:
-        steps = [*steps_of(settings, model, teacher, train), _measure(_ATTEMPTED, "validation")]
+
+@dataclass(frozen=True)
+class _SizeAttempts:
+    """Makes attempts with given settings."""
+
+    baseline: Baseline
+    model: nn.Module
+    teacher: str
+    train: Mapping[str, object]
+
+    def steps(self, settings: SizeSettings) -> list[RecipeStep]:
+        """The steps of the attempt, the measurement on the validation images included."""
+        return [
+            *steps_of(settings, self.model, self.teacher, self.train),
+            _measure(_ATTEMPTED, "validation"),
+        ]
+
+    def __call__(self, settings: SizeSettings) -> SizeAttempt:
         what = settings.text()
-        measured = baseline.attempt(lambda: steps)
+        measured = self.baseline.attempt(lambda: self.steps(settings))
         if isinstance(measured, str):
             why = f"{what}: failed: {measured}"
             return SizeAttempt(settings=settings, size=None, accuracy=None, holds=False, why=why)
         accuracy = accuracy_of(measured, _ATTEMPTED, "smallest")
         size = int(next(m.value for m in reversed(list(measured)) if m.name == "file_bytes"))
-        holds = baseline.holds(accuracy)
-        verdict = "holds" if holds else f"is {baseline.limit - accuracy:.4f} short"
+        holds = self.baseline.holds(accuracy)
+        verdict = "holds" if holds else f"is {self.baseline.limit - accuracy:.4f} short"
         why = f"{what}: {size:,} bytes, {accuracy:.4f} {verdict}"
         return SizeAttempt(settings=settings, size=size, accuracy=accuracy, holds=holds, why=why)
-
-    start = SizeSettings(options.keep, options.bits, options.rate)
-    done = pursue(_proposals(start, model), attempt, say, attempts)
-    best = best_of(
-        done,
-        lambda one: one.size or 0,
-        baseline,
-        "Allow more loss, train longer (epochs), begin with more weights (keep), or make more attempts",
-    )
-    last = [*steps_of(best.settings, model, teacher, train), _measure(_ATTEMPTED, "validation")]
-    ran = baseline.run([_measure(_TEST, "test"), *last, _measure(_RESULT, "test")])
-    return SmallestResult(
-        dense=baseline.accuracy, limit=baseline.limit, attempts=tuple(done), best=best, ran=ran
-    )
 
 
 def _proposals(start: SizeSettings, model: nn.Module) -> Generator[SizeSettings, SizeAttempt, None]:

@@ -12,7 +12,7 @@ been made with a report in mind.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import nn
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import SecateurError
+from secateur.execution.example import Example
 from secateur.lab.planning import builder, data_of
 from secateur.lab.recipe import Recipe
 from secateur.lab.state import State, revive
@@ -34,6 +35,10 @@ _MOST = 7  # variants whose weights are drawn side by side
 _ELEMENTS = (
     120_000_000  # weights looked at for one run's histograms, so that a report stays a matter of seconds
 )
+
+
+Table = Mapping[str, Any]
+"""A table of a recipe, or a step of a trial, as the store gives it."""
 
 
 def gather(store: Store, which: int | str = "last", *, pictures: bool = True) -> Run:
@@ -51,7 +56,7 @@ def gather(store: Store, which: int | str = "last", *, pictures: bool = True) ->
     return Run(f"{row.name} #{row.id}", found, about(row.recipe), told, failures)
 
 
-def about(recipe: Mapping[str, Any]) -> str:
+def about(recipe: Table) -> str:
     """What was done, to what, in one sentence."""
     steps = [str(step.get("label") or step["kind"]) for step in recipe.get("step", [])]
     grid = recipe.get("grid") or {}
@@ -92,9 +97,7 @@ def _pictures(store: Store, row: RunRow, trials: list[dict[str, Any]], undrawn: 
     return found.within({"run": row.id, "trial": 0})
 
 
-def pictures_of(
-    store: Store, recipe: Mapping[str, Any], steps: Iterable[Mapping[str, Any]], undrawn: list[str]
-) -> Measurements:
+def pictures_of(store: Store, recipe: Table, steps: Iterable[Table], undrawn: list[str]) -> Measurements:
     """Histograms, widths, drawings and file accounts of the states after these steps (`label` and `key` of each).
 
     A model's code may have changed since the run, or not be there any more. The numbers stay what they were, so the
@@ -126,7 +129,7 @@ def pictures_of(
     return Measurements(found)
 
 
-def _structure(state: State, example: Any, first: bool) -> Measurements:
+def _structure(state: State, example: Example, first: bool) -> Measurements:
     """Layers and widths. Couplings are traced once, on the model as it was first."""
     found = measure(state.model, example if first else None, what=["architecture"])
     if first or state.plan is not None:
@@ -134,24 +137,24 @@ def _structure(state: State, example: Any, first: bool) -> Measurements:
     return Measurements(item for item in found if item.name == "widths")
 
 
-def _weights(state: State, example: Any, first: bool) -> Measurements:
+def _weights(state: State, example: Example, first: bool) -> Measurements:
     weighed = sum(parameter.numel() for parameter in state.model.parameters())
     if weighed * _MOST > _ELEMENTS:
         return Measurements()
     return measure(state.model, what=["weight_histogram", "filter_sums"])
 
 
-def _activations(state: State, example: Any, first: bool) -> Measurements:
+def _activations(state: State, example: Example, first: bool) -> Measurements:
     return Measurements() if example is None else measure(state.model, example, what=["activation_histogram"])
 
 
-def _bytes(state: State, example: Any, first: bool) -> Measurements:
+def _bytes(state: State, example: Example, first: bool) -> Measurements:
     return _account(list(state.files.values())[-1]) if state.files else Measurements()
 
 
-def _worth_showing(steps: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _worth_showing(steps: Iterable[Table]) -> list[Table]:
     """The steps after which the weights are others than before, and measured variants by their own name."""
-    kept: list[Mapping[str, Any]] = []
+    kept: list[Table] = []
     changed = True
     for step in steps:
         if step["kind"] == "measure":
@@ -164,7 +167,7 @@ def _worth_showing(steps: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]
     return [kept[0], *kept[1:][-(_MOST - 1) :]] if kept else []
 
 
-def _example(recipe: Recipe, build: Any) -> Any:
+def _example(recipe: Recipe, build: Callable[[], nn.Module]) -> Example:
     """The first test image; noise of its shape where the data are gone and the model says what it takes."""
     import torch
 
@@ -174,7 +177,7 @@ def _example(recipe: Recipe, build: Any) -> Any:
         return data_of(recipe).example
     except (SecateurError, OSError):
         pass
-    model: nn.Module = build()
+    model = build()
     shape = models.input_shape(model)
     if shape is None:
         return None

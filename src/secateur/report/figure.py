@@ -12,7 +12,10 @@ import functools
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Figure", "FigureTable"]
+__all__ = ["Figure", "FigureTable", "Spec"]
+
+Spec = dict[str, Any]
+"""A Vega-Lite specification, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,12 @@ class Figure:
         return isinstance(self.chart, str)
 
     @functools.cached_property
-    def _plain(self) -> dict[str, Any]:
+    def _plain(self) -> Spec:
         spec: dict[str, Any] = self.chart.to_dict()
         spec.pop("config", None)  # the page has one for each theme
         return spec
 
-    def spec(self, width: int | None = None) -> dict[str, Any]:
+    def spec(self, width: int | None = None) -> Spec:
         """The chart as Vega-Lite; `width` in pixels for a file, None for as wide as the page gives it."""
         spec = copy.deepcopy(self._plain)
         if self.each:

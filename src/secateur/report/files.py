@@ -11,7 +11,6 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from secateur.core.atomic_files import atomic_write
 from secateur.core.measurement import Measurements
@@ -25,7 +24,7 @@ __all__ = ["atomic_write", "csv_text", "figure_svg", "flat", "write_figures", "w
 _WIDTH = 760
 
 
-def csv_text(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def csv_text(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table as CSV: values as they are, not as a page rounds them."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -63,7 +62,7 @@ def write_figures(figures: Iterable[Figure], folder: Path) -> list[Path]:
 
 
 def write_tables(
-    tables: Mapping[str, tuple[Sequence[str], Iterable[Sequence[Any]]]], folder: Path
+    tables: Mapping[str, tuple[Sequence[str], Iterable[Sequence[object]]]], folder: Path
 ) -> list[Path]:
     """NAME.csv of every table."""
     return [
@@ -72,7 +71,7 @@ def write_tables(
     ]
 
 
-def flat(measurements: Measurements) -> tuple[list[str], list[list[Any]]]:
+def flat(measurements: Measurements) -> tuple[list[str], list[list[object]]]:
     """All Measurements as one table: a row for each, and one more for each layer; pictures' data left out."""
     found = [item for item in measurements if item.name not in FORMS or item.per_layer]
     keys = list(
@@ -101,5 +100,5 @@ def flat(measurements: Measurements) -> tuple[list[str], list[list[Any]]]:
     return head, rows
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list, tuple)) else value

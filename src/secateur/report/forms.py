@@ -35,7 +35,7 @@ settings pair it with ours. `inconsistent` in the context says why a published f
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from secateur.core.measurement import Measurement, Measurements
 
@@ -60,7 +60,19 @@ def is_plain(item: Measurement) -> bool:
     return item.name not in FORMS and not {"epoch", "layer", "published"} & set(item.context)
 
 
-def scan_measurements(scanned: Any, metric: str = "accuracy") -> Measurements:
+class Scanned(Protocol):
+    """A scan: `secateur.sensitivity.scan_result.Scan`, which stands above this room."""
+
+    @property
+    def dense(self) -> float:
+        """The value of the dense model."""
+
+    @property
+    def cells(self) -> Iterable[Any]:
+        """The values of the pruned ones: `name`, `sparsity`, `value`."""
+
+
+def scan_measurements(scanned: Scanned, metric: str = "accuracy") -> Measurements:
     """A scan (`sc.scan`) in the form its chart draws.
 
     >>> from types import SimpleNamespace as Cell
@@ -75,6 +87,7 @@ def scan_measurements(scanned: Any, metric: str = "accuracy") -> Measurements:
         context = {"layer": layer, "sparsity": sparsity, "metric": metric}
         return Measurement("scan_value", value, "", text, context=context, spread=spread)
 
-    cells: Iterable[Any] = scanned.cells
-    rows = [one(cell.name, cell.sparsity, cell.value, getattr(cell, "interval", None)) for cell in cells]
+    rows = [
+        one(cell.name, cell.sparsity, cell.value, getattr(cell, "interval", None)) for cell in scanned.cells
+    ]
     return Measurements([one("", 0.0, scanned.dense, getattr(scanned, "dense_interval", None)), *rows])

@@ -14,10 +14,9 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import NothingToDoError
@@ -100,14 +99,14 @@ class Report:
         written += files.write_figures(self.figures, out / "figures")
         return written + files.write_tables(self.tables(), out / "tables")
 
-    def tables(self) -> dict[str, tuple[list[str], list[list[Any]]]]:
+    def tables(self) -> dict[str, tuple[list[str], list[list[object]]]]:
         """Every table by name, as (head, rows) of plain values: what the CSV files hold."""
         compared = summary.comparison(self.measurements)
-        main = [
+        main: list[list[object]] = [
             [line.name.strip(), *(value for _, value in line.cells), line.definition]
             for line in compared.lines
         ]
-        found: dict[str, tuple[list[str], list[list[Any]]]] = {
+        found: dict[str, tuple[list[str], list[list[object]]]] = {
             "summary": (["measure", *compared.head, "definition"], main)
         }
         found["measurements"] = files.flat(self.measurements)
@@ -125,14 +124,14 @@ class Report:
             found[figure.name] = (list(figure.table.head), [list(row) for row in figure.table.rows])
         return found
 
-    def _specs(self) -> dict[str, Any]:
+    def _specs(self) -> dict[str, dict[str, object]]:
         return {
             figure.name: {"spec": figure.spec(), "each": figure.each}
             for figure in self.figures
             if not figure.is_drawing
         }
 
-    def _content(self) -> dict[str, Any]:
+    def _content(self) -> dict[str, object]:
         """The values the template is rendered with."""
         sections = [
             {
@@ -188,7 +187,7 @@ def _definitions(measurements: Measurements) -> list[tuple[str, str, str, list[s
     return [(name, item.unit, item.definition, list(notes)[:6]) for name, (item, notes) in found.items()]
 
 
-def _provenance_lines(provenance: Any) -> list[tuple[str, str]]:
+def _provenance_lines(provenance: Mapping[str, object]) -> list[tuple[str, str]]:
     """Provenance as lines; a table within becomes one line, a longer one a block of its own."""
     lines = []
     for key, value in provenance.items():
@@ -204,7 +203,7 @@ def _provenance_lines(provenance: Any) -> list[tuple[str, str]]:
     return lines
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     """A value of a table as text."""
     if value is None:
         return ""
@@ -231,7 +230,7 @@ def _colours() -> str:
     )
 
 
-def _json(value: Any) -> str:
+def _json(value: object) -> str:
     """JSON that cannot end the script element it stands in."""
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.report.forms import is_plain
@@ -40,7 +39,7 @@ class PublishedComparison:
     relative: float | None
 
 
-def _settings(item: Measurement) -> dict[str, Any]:
+def _settings(item: Measurement) -> dict[str, object]:
     return {key: value for key, value in item.context.items() if key not in _NOT_COMPARED}
 
 

@@ -89,14 +89,14 @@ class VariantRow:
         return self.number("file_bytes") or self.number("size")
 
 
-def finite(value: Any) -> float | None:
+def finite(value: object) -> float | None:
     """A number a chart can place, or None."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     return value
 
 
-def as_text(value: Any) -> str:
+def as_text(value: object) -> str:
     """A setting as a person reads it.
 
     >>> as_text({"name": "overall", "sparsity": 0.9}), as_text(0.5), as_text("l1")
@@ -283,6 +283,6 @@ def colour(field_name: str, known: list[str], used: Iterable[str], legend: bool 
     return alt.Color(field_name, type="nominal", scale=alt.Scale(domain=domain), legend=shown)
 
 
-def legend_selection(name: str, field_name: str) -> Any:
+def legend_selection(name: str, field_name: str) -> alt.Parameter:
     """Clicking an entry of the legend (shift for several) brings it out."""
     return alt.selection_point(name=name, fields=[field_name], bind="legend")

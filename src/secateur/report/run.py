@@ -13,14 +13,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from secateur.core.measurement import Measurement, Measurements
 
 __all__ = ["Run", "without_home"]
 
+_Plain = TypeVar("_Plain")
 
-def without_home(value: Any) -> Any:
+
+def without_home(value: _Plain) -> _Plain:
     """Plain data with the home folder's path replaced by `~` in every text.
 
     >>> without_home({"path": str(Path.home() / "data")})
@@ -28,9 +30,10 @@ def without_home(value: Any) -> Any:
     """
     if isinstance(value, str):
         home = str(Path.home())
-        return re.sub(re.escape(home) + r"(?=$|[^\w.-])", "~", value) if len(home) > 1 else value
+        short = re.sub(re.escape(home) + r"(?=$|[^\w.-])", "~", value) if len(home) > 1 else value
+        return cast(_Plain, short)
     if isinstance(value, Mapping):
-        return {without_home(key): without_home(item) for key, item in value.items()}
+        return cast(_Plain, {without_home(key): without_home(item) for key, item in value.items()})
     if isinstance(value, (list, tuple)):
         return type(value)(without_home(item) for item in value)
     return value

@@ -55,7 +55,7 @@ def contrast(one: str, other: str) -> float:
     return round((bright + 0.05) / (dark + 0.05), 2)
 
 
-def vega_config(name: str) -> dict[str, Any]:
+def vega_config(name: str) -> dict[str, object]:
     """The Vega-Lite configuration of a theme.
 
     >>> vega_config("dark")["background"]

@@ -17,6 +17,7 @@ from typing import Any
 from secateur.core.atomic_files import atomic_open
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import DataError
+from secateur.lab.engine import Ran
 from secateur.lab.planning import builder
 from secateur.lab.provenance import hardware, versions
 from secateur.lab.reporting import pictures_of, provenance
@@ -70,7 +71,7 @@ def printouts(done: StudyResult, store: Store) -> list[tuple[str, str, str, list
     return found
 
 
-def _printed(store: Store, ran: Any, trial: int, label: str) -> str | None:
+def _printed(store: Store, ran: Ran, trial: int, label: str) -> str | None:
     planned = ran.plan.trials[trial]
     step = next((step for step in planned.steps if step.label == label), None)
     outcome = store.outcome(step.key) if step is not None else None

@@ -59,7 +59,7 @@ class PublishedFigure(Options):
         """What ours is compared with: the figure, or what follows where the figure does not."""
         return self.value if self.follows is None else self.follows
 
-    def fits(self, name: str, context: Mapping[str, Any]) -> bool:
+    def fits(self, name: str, context: Mapping[str, object]) -> bool:
         """Whether a number of ours is the one that this figure is about; one layer's is not the whole model's."""
         if "layer" in context and "layer" not in self.where:
             return False
@@ -116,7 +116,7 @@ class _PublishedFile(Options):
     table: tuple[Grid, ...] = ()
 
 
-def alike(one: Any, other: Any) -> bool:
+def alike(one: object, other: object) -> bool:
     """Whether two settings are the same: numbers by value, lists as any of them.
 
     >>> alike(0.3, 0.1 + 0.2), alike("l1", "l2"), alike("l2", ["l1", "l2"])

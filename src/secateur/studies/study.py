@@ -42,6 +42,10 @@ __all__ = ["Part", "Picture", "Scale", "Study", "TableColumn", "TableSpec", "pla
 _TABLES = ("data", "model", "lab")
 
 
+Raw = dict[str, Any]
+"""A part as a recipe's TOML would give it: tables by name."""
+
+
 class Part(Options):
     """One sweep: steps after the common ones, a grid, and what of data, model and common steps is different here.
 
@@ -236,9 +240,7 @@ class Study(Options):
                 found.append((part, self._recipe(part, raw, size, asked, data)))
         return found
 
-    def _check_scale(
-        self, scale: str, size: Scale, asked: Mapping[str, Any], raws: Sequence[Mapping[str, Any]]
-    ) -> None:
+    def _check_scale(self, scale: str, size: Scale, asked: Mapping[str, object], raws: Sequence[Raw]) -> None:
         """Refuse settings that are missing, and steps, keys and axes that no part has."""
         for key in size.needs:
             if key not in asked:
@@ -268,7 +270,7 @@ class Study(Options):
                 )
 
     def _recipe(
-        self, part: Part, raw: dict[str, Any], size: Scale, asked: Mapping[str, Any], data: str | None
+        self, part: Part, raw: Raw, size: Scale, asked: Mapping[str, object], data: str | None
     ) -> Recipe:
         """One part with what the scale, the data given and `--set` change, the last word last."""
         own = size.part.get(part.name, PartScale())
@@ -285,10 +287,10 @@ class Study(Options):
                 assign(raw, key, value, source)
         return Recipe.of(raw, source=source)
 
-    def _raw(self, part: Part) -> dict[str, Any]:
+    def _raw(self, part: Part) -> Raw:
         """One part as plain data, as a recipe would say it."""
         steps = [*(() if part.alone else self.step), *part.step]
-        raw: dict[str, Any] = {name: {**getattr(self, name), **getattr(part, name)} for name in _TABLES}
+        raw: Raw = {name: {**getattr(self, name), **getattr(part, name)} for name in _TABLES}
         raw["name"] = f"{self.name}/{part.name}"
         raw["step"] = label_steps([dict(step) for step in steps], raw["name"])
         raw["grid"], raw["choice"] = dict(part.grid), dict(part.choice)
@@ -297,24 +299,24 @@ class Study(Options):
         return raw
 
 
-def _labels(raw: Mapping[str, Any]) -> list[str]:
+def _labels(raw: Raw) -> list[str]:
     return [step["label"] for step in raw["step"]]
 
 
-def _has(raw: Mapping[str, Any], key: str) -> bool:
+def _has(raw: Raw, key: str) -> bool:
     """Whether a part has what a dotted key sets."""
     return key.partition(".")[0] in (*_TABLES, *_labels(raw))
 
 
-def _shared_settings(settings: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
+def _shared_settings(settings: Mapping[str, object], raw: Raw) -> Raw:
     return {key: value for key, value in settings.items() if _has(raw, key)}
 
 
-def _shared(grid: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
+def _shared(grid: Mapping[str, object], raw: Raw) -> Raw:
     return {axis: values for axis, values in grid.items() if axis in raw["grid"] or axis in raw["choice"]}
 
 
-def _cut(raw: dict[str, Any], axis: str, values: Any) -> None:
+def _cut(raw: Raw, axis: str, values: object) -> None:
     """An axis with other values; none at all takes it away."""
     before = raw["grid"].get(axis)
     if isinstance(values, list) and not values:
@@ -326,7 +328,7 @@ def _cut(raw: dict[str, Any], axis: str, values: Any) -> None:
         raw["grid"][axis] = list(axis_values(axis, values, raw["name"]))
 
 
-def placed(data: Mapping[str, Any], given: str) -> dict[str, Any]:
+def placed(data: Mapping[str, object], given: str) -> Raw:
     """The `[data]` table with `--data` applied: a dataset's name, its folder, or the folder that holds it by name.
 
     >>> placed({"name": "mnist", "limit": 100}, "cifar10")

@@ -47,7 +47,7 @@ class Tabulated:
     right: tuple[int, ...] = ()
     used: list[PublishedFigure] = field(default_factory=list)
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
         """The table as plain data."""
         values = [dict(zip(self.head, row)) for row in self.values]
         return {
@@ -109,7 +109,7 @@ class _Grid:
             for context, value in _split(item, self.spec):
                 self._add(item, context, value)
 
-    def _add(self, item: Measurement, context: Mapping[str, Any], value: float | int) -> None:
+    def _add(self, item: Measurement, context: Mapping[str, object], value: float | int) -> None:
         spec = self.spec
         if "variant" in spec.rows and context.get("variant") in spec.once:
             context = {key: value for key, value in context.items() if key in _OF_ALL}
@@ -127,7 +127,7 @@ class _Grid:
             cell.values[_trial_of(item)] = found
 
     def _found(
-        self, column: TableColumn, item: Measurement, context: Mapping[str, Any], value: float | int
+        self, column: TableColumn, item: Measurement, context: Mapping[str, object], value: float | int
     ) -> float | int | None:
         """What a column shows of a measurement, or of that of another variant in the same trial."""
         trial = self.trials[_trial_of(item)]
@@ -157,7 +157,7 @@ def joined_name(items: Sequence[Measurement], column: TableColumn) -> str:
 @dataclass
 class _Cell:
     item: Measurement
-    context: Mapping[str, Any]
+    context: Mapping[str, object]
     values: dict[tuple[str, int], float | int] = field(default_factory=dict)
 
     @property
@@ -173,23 +173,23 @@ def _wanted(item: Measurement, spec: TableSpec) -> bool:
     return not spec.parts or item.context.get("part") in spec.parts
 
 
-def _in(context: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
+def _in(context: Mapping[str, object], where: Mapping[str, object]) -> bool:
     return all(key in context and alike(context[key], value) for key, value in where.items())
 
 
-def _split(item: Measurement, spec: TableSpec) -> list[tuple[Mapping[str, Any], float | int]]:
+def _split(item: Measurement, spec: TableSpec) -> list[tuple[Mapping[str, object], float | int]]:
     """A measurement as (context, value): once, or layer by layer where the table has layers."""
     if "layer" not in (*spec.rows, spec.across) or "layer" in item.context:
         return [(item.context, item.value)]
     return [({**item.context, "layer": layer}, value) for layer, value in item.per_layer.items()]
 
 
-def _at(item: Measurement, layer: Any) -> float | int | None:
-    return item.value if layer is None else item.per_layer.get(layer)
+def _at(item: Measurement, layer: object) -> float | int | None:
+    return item.value if layer is None else item.per_layer.get(str(layer))
 
 
 def _value(
-    column: TableColumn, item: Measurement, value: float | int | None, layer: Any, trial: Trial
+    column: TableColumn, item: Measurement, value: float | int | None, layer: object, trial: Trial
 ) -> float | int | None:
     """What a column shows of a measurement."""
     if column.of is not None:
@@ -207,7 +207,7 @@ def _value(
     return top / bottom if bottom else None
 
 
-def _hashed(value: Any) -> Any:
+def _hashed(value: object) -> str | int | float:
     """A setting as something that rows can be told apart by; numbers stay numbers, to be sorted by."""
     return value if isinstance(value, (str, int, float)) and not isinstance(value, bool) else as_text(value)
 

@@ -13,6 +13,7 @@ import pytest
 
 from secateur.errors import NothingToDoError, OptionError, RecipeError, SecateurError, StoreError
 from secateur.lab.engine import final_state, run
+from secateur.lab.engines import Event
 from secateur.lab.planning import plan
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
@@ -282,6 +283,7 @@ def test_nothing_private_reaches_the_store(tmp_path, monkeypatch):
 _KILL = """
 import json, os, random, signal, sys, time
 from secateur.lab.engine import run
+from secateur.lab.engines import Event
 from secateur.lab.planning import plan
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
@@ -364,6 +366,7 @@ def test_two_processes_on_one_store_compute_each_step_once(tmp_path):
     code = """
 import json, sys
 from secateur.lab.engine import run
+from secateur.lab.engines import Event
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 print(json.dumps(run(Recipe.parse(sys.argv[2]), Store(sys.argv[1])).computed))
@@ -387,3 +390,64 @@ def test_stored_weights_of_a_changed_model_are_refused(done):
     store, _, ran = done
     with pytest.raises(StoreError, match="the stored weights do not fit a fresh Linear"):
         revive(store.outcome(ran.plan.keys()[0]).state, store.objects, lambda: torch.nn.Linear(2, 1))
+
+
+SWEPT = """
+[data]
+limit = 20
+size = 28
+[model]
+name = "fc"
+[[step]]
+kind = "prune"
+[[step]]
+kind = "measure"
+what = ["params"]
+[grid]
+"prune.budget" = [0.5, 0.6, 0.7]
+"""
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_outcomes_freed_while_a_run_begins_are_computed_again(tmp_path, monkeypatch, jobs):
+    store, recipe = Store(tmp_path / "runs"), Recipe.parse(SWEPT)
+    assert len(run(recipe, store).measurements) == 12
+
+    def command():  # it is asked for while the run is registered: until then nothing keeps `gc` away
+        Store(tmp_path / "runs").gc(keep=0)
+        return "secateur run"
+
+    monkeypatch.setattr("secateur.lab.engine.command", command)
+    again = run(recipe, store, jobs=jobs)
+    assert (again.failures, again.computed, len(again.measurements)) == ((), 6, 12)
+    assert store.run().status == "done"
+
+
+class _Forgetful:
+    """An engine that says that everything is done, and stores nothing."""
+
+    slots = 2
+
+    def __init__(self):
+        self.keys = []
+
+    def submit(self, node):
+        self.keys.append(node.key)
+
+    def events(self):
+        keys, self.keys = self.keys, []
+        return [Event("done", key) for key in keys]
+
+    def close(self, *, now):
+        pass
+
+
+def test_a_run_that_lacks_outcomes_has_failed(tmp_path):
+    store = Store(tmp_path / "runs")
+    ran = run(Recipe.parse(SWEPT), store, engine=_Forgetful())
+    assert [index for index, _ in ran.failures] == [0, 1, 2]
+    assert "prune: the store holds no outcome of this step after the run" in ran.failures[0][1]
+    assert store.run().status == "failed"
+    with pytest.raises(StoreError, match="no outcome of this step after the run"):
+        run(Recipe.parse(SWEPT.partition("[grid]")[0]), store, engine=_Forgetful())
+    assert [row.status for row in store.runs()] == ["failed", "failed"]

@@ -74,7 +74,15 @@ def _hf(name: str, options: dict[str, object]) -> nn.Module:
     for ours, theirs in (("num_classes", "num_labels"), ("in_channels", "num_channels")):
         if ours in options:
             options[theirs] = options.pop(ours)
-    kind = getattr(transformers, str(options.pop("auto_class", "AutoModelForImageClassification")))
+    word = str(options.pop("auto_class", "AutoModelForImageClassification"))
+    if not word.startswith("AutoModel") or not hasattr(transformers, word):
+        raise OptionError(
+            f"model 'hf/{name}': auto_class: expected a class of transformers such as AutoModelForImageClassification, "
+            f"got {word!r}"
+        )
+    kind = getattr(transformers, word)
+    # Never left open: transformers would ask on the terminal whether to run the code that a checkpoint brings.
+    trust = {"trust_remote_code": bool(options.pop("trust_remote_code", False))}
     architecture = name in transformers.CONFIG_MAPPING
     if architecture and pretrained:
         raise OptionError(
@@ -85,8 +93,9 @@ def _hf(name: str, options: dict[str, object]) -> nn.Module:
         if architecture:
             return kind.from_config(transformers.AutoConfig.for_model(name, **options))
         if pretrained is False:
-            return kind.from_config(transformers.AutoConfig.from_pretrained(name, **options))
-        return kind.from_pretrained(name, **options)
+            config = transformers.AutoConfig.from_pretrained(name, **trust, **options)
+            return kind.from_config(config, **trust)
+        return kind.from_pretrained(name, **trust, **options)
     except ImportError as error:
         raise MissingExtraError(
             f"model 'hf/{name}': transformers could not import what it needs ({str(error).splitlines()[0]}); "

@@ -14,7 +14,7 @@ import typer
 
 from secateur.cli.flags import with_flags
 from secateur.cli.given import InputFlags, ModelOptions, Weights
-from secateur.cli.options import STORE, Example, OutputFlags, Seed, StoreFolder
+from secateur.cli.options import STORE, AllowCode, Example, OutputFlags, Seed, StoreFolder
 from secateur.cli.output import print_json, show_table
 from secateur.errors import OptionError
 
@@ -37,6 +37,7 @@ class ExportedFlags:
     option: ModelOptions = None
     input_: Example = None
     seed: Seed = None
+    allow_code: AllowCode = False
 
     def is_run(self) -> bool:
         """True if a run is meant, not a model by name."""
@@ -79,7 +80,7 @@ def export(
     from secateur.adapters.onnx_model import times
 
     if source.is_run():
-        net, example = _of_run(source.which, store)
+        net, example = _of_run(source.which, store, source.allow_code)
     else:
         model = InputFlags(source.which, source.weights, source.option, source.seed, source.input_)
         net = model.build()
@@ -116,7 +117,7 @@ def _measurements(which: str, out: Path, store: Path) -> None:
     print(f"{count} measurements written to {out}")
 
 
-def _of_run(which: str, store: Path) -> tuple[nn.Module, Any]:
+def _of_run(which: str, store: Path, allow_code: bool) -> tuple[nn.Module, Any]:
     """The model that a run's first trial ended with, and one image."""
     from secateur.lab.engine import final_state
     from secateur.lab.planning import data_of, plan
@@ -124,7 +125,7 @@ def _of_run(which: str, store: Path) -> tuple[nn.Module, Any]:
     from secateur.lab.store import Store
 
     opened = Store(store, create=False)
-    trial = plan(Recipe.of(opened.run(which).recipe)).trials[0]
+    trial = plan(Recipe.of(opened.run(which).recipe, allow_code=allow_code)).trials[0]
     state = final_state(trial, opened)
     return state.model.eval(), data_of(trial.recipe).example
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "STORE",
+    "AllowCode",
     "Debug",
     "Device",
     "DeviceChoice",
@@ -91,6 +92,12 @@ Example = Annotated[
         "--input", metavar="SHAPE", help="Shape of one input, such as 1,3,224,224; default: the model's own."
     ),
 ]
+AllowCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code", help="Import and call models that the file names as package.module:function."
+    ),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print what would be done and what is cached; do nothing.")
 ]
@@ -123,6 +130,7 @@ class RecipeChanges:
     set_: Set = None
     seed: Seed = None
     device: Device = None
+    allow_code: AllowCode = False
 
     def settings(self) -> list[str]:
         """`--set`, `--seed` and `--device` as settings of a recipe."""
@@ -137,4 +145,4 @@ class RecipeChanges:
         """The recipe in this file with the changes made, and with these axes added to its grid."""
         from secateur.lab.recipe import Recipe
 
-        return Recipe.read(recipe, self.settings(), list(axes))
+        return Recipe.read(recipe, self.settings(), list(axes), allow_code=self.allow_code)

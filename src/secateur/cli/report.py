@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from secateur.cli.flags import with_flags
-from secateur.cli.options import STORE, OutputFlags, StoreFolder
+from secateur.cli.options import STORE, AllowCode, OutputFlags, StoreFolder
 from secateur.cli.output import print_json
 
 __all__ = ["VERBS"]
@@ -31,6 +31,7 @@ def report(
     pictures: Annotated[
         bool, typer.Option("--pictures/--no-pictures", help="Also draw the stored weights and models.")
     ] = True,
+    allow_code: AllowCode = False,
     store: StoreFolder = STORE,
     *,
     output: OutputFlags,
@@ -43,7 +44,7 @@ def report(
     found = []
     for word in runs or ["last"]:
         folder, which = _place(word, store)
-        found.append(gather(Store(folder, create=False), which, pictures=pictures))
+        found.append(gather(Store(folder, create=False), which, pictures=pictures, allow_code=allow_code))
     made = Report(found, title)
     written = made.write(out)
     page = written[0]

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from secateur.lab.planning import RunPlan
     from secateur.lab.recipe import Recipe
     from secateur.lab.store import Store
+    from secateur.lab.trust import AllowCode
 
 __all__ = ["VERBS", "write_report"]
 
@@ -136,7 +137,7 @@ def _show(ran: Ran, plan: RunPlan, store: Store, flags: RunFlags, json: bool) ->
         elif not ran.failures:
             print("nothing was measured; a step of kind `measure` says what came out")
     if flags.report is not None:
-        page = write_report(store, ran.run, flags.report)
+        page = write_report(store, ran.run, flags.report, ran.plan.recipe.allowed_code)
         print(f"report: {page}", file=sys.stderr if json else sys.stdout)
     if ran.failures:
         index, message = ran.failures[0]
@@ -146,12 +147,12 @@ def _show(ran: Ran, plan: RunPlan, store: Store, flags: RunFlags, json: bool) ->
         )
 
 
-def write_report(store: Store, run: int, folder: Path) -> Path:
+def write_report(store: Store, run: int, folder: Path, allow_code: AllowCode = False) -> Path:
     """Write the report about a run as one page; return where it is."""
     from secateur.lab.reporting import gather
     from secateur.report import Report
 
-    written: Path = Report([gather(store, str(run))]).write(folder)[0]
+    written: Path = Report([gather(store, str(run), allow_code=allow_code)]).write(folder)[0]
     return written
 
 

@@ -26,13 +26,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator
+from pydantic import Field, PrivateAttr, SerializeAsAny, ValidationError, field_validator
 
 from secateur.errors import RecipeError, UnknownNameError, near
 from secateur.lab import grid as grids
 from secateur.lab import steps as step_kinds
 from secateur.lab.outcomes import Table
 from secateur.lab.steps import Options, Step
+from secateur.lab.trust import MODEL_NAMES, AllowCode, refuse_code
 
 __all__ = [
     "DataSpec",
@@ -116,6 +117,7 @@ class Recipe(Options):
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     when: dict[str, dict[str, tuple[Any, ...]]] = Field(default_factory=dict)
     choice: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)
+    _allowed_code: bool | frozenset[str] = PrivateAttr(default=frozenset())
 
     @field_validator("steps")
     @classmethod
@@ -126,7 +128,12 @@ class Recipe(Options):
 
     @classmethod
     def read(
-        cls, path: str | os.PathLike[str], settings: Sequence[str] = (), grid: Sequence[str] = ()
+        cls,
+        path: str | os.PathLike[str],
+        settings: Sequence[str] = (),
+        grid: Sequence[str] = (),
+        *,
+        allow_code: AllowCode = False,
     ) -> Recipe:
         """A recipe from a file.
 
@@ -134,6 +141,7 @@ class Recipe(Options):
             path: A TOML file.
             settings: `KEY=VALUE` texts, as `--set` takes them.
             grid: `KEY=VALUES` texts, as `--grid` takes them.
+            allow_code: As in `Recipe.of`.
 
         Returns:
             The recipe, validated.
@@ -152,7 +160,7 @@ class Recipe(Options):
             raise RecipeError(
                 f"{path}: expected a recipe in TOML, but it cannot be read ({error})"
             ) from error
-        return cls.parse(text, settings, grid, source=where.name, name=where.stem)
+        return cls.parse(text, settings, grid, source=where.name, name=where.stem, allow_code=allow_code)
 
     @classmethod
     def parse(
@@ -163,6 +171,7 @@ class Recipe(Options):
         *,
         source: str = "recipe",
         name: str = "recipe",
+        allow_code: AllowCode = False,
     ) -> Recipe:
         """A recipe from TOML text.
 
@@ -172,6 +181,7 @@ class Recipe(Options):
             grid: `KEY=VALUES` texts, as `--grid` takes them.
             source: What the text is called in messages.
             name: The recipe's name where the text has none.
+            allow_code: As in `Recipe.of`.
 
         Returns:
             The recipe, validated.
@@ -184,7 +194,7 @@ class Recipe(Options):
         except tomllib.TOMLDecodeError as error:
             raise RecipeError(f"{source}: expected TOML, but {error}") from error
         raw.setdefault("name", name)
-        return cls.of(raw, settings, grid, source=source)
+        return cls.of(raw, settings, grid, source=source, allow_code=allow_code)
 
     @classmethod
     def of(
@@ -194,6 +204,7 @@ class Recipe(Options):
         grid: Sequence[str] = (),
         *,
         source: str = "recipe",
+        allow_code: AllowCode = False,
     ) -> Recipe:
         """A recipe from plain data, as TOML or JSON have it.
 
@@ -202,12 +213,14 @@ class Recipe(Options):
             settings: `KEY=VALUE` texts, as `--set` takes them.
             grid: `KEY=VALUES` texts, as `--grid` takes them.
             source: What the recipe is called in messages.
+            allow_code: Whether models named `package.module:function` may be imported and called: True, False, or the
+                names that may. Those that `settings` and `grid` name may, since they come from the user.
 
         Returns:
             The recipe, validated.
 
         Raises:
-            RecipeError: It is no valid recipe.
+            RecipeError: It is no valid recipe, or names code that is not allowed.
         """
         whole = copy.deepcopy(dict(raw))
         _known_keys(cls, whole, source, "a recipe", aliases={"steps": "step"})
@@ -227,8 +240,19 @@ class Recipe(Options):
         for key, values in whole["grid"].items():
             for value in values if key in choice else values[:1]:
                 assign(copy.deepcopy(whole), key, value, source)
+        allowed = allow_code if isinstance(allow_code, bool) else frozenset(allow_code)
+        if allowed is not True:
+            allowed = _named(settings, grid) | (allowed or frozenset())
+        refuse_code(whole, allowed, source)
         whole["step"] = tuple(_step(table, source, index) for index, table in enumerate(whole["step"]))
-        return _validate(cls, whole, source)
+        recipe = _validate(cls, whole, source)
+        recipe._allowed_code = allowed
+        return recipe
+
+    @property
+    def allowed_code(self) -> AllowCode:
+        """Which models named `package.module:function` may be built: all (True), or these names."""
+        return self._allowed_code
 
     def plain(self) -> Table:
         """The recipe as plain data, with every option, given or default; `Recipe.of` reads it."""
@@ -260,7 +284,11 @@ class Recipe(Options):
         for key, value in settings.items():
             assign(whole, key, value, self.name)
         whole.pop("choice", None)
-        return Recipe.of(whole, source=self.name)
+        # The values of a grid were checked when it was read; others come from the caller.
+        allowed = self._allowed_code
+        if not isinstance(allowed, bool):
+            allowed |= {str(value) for key, value in settings.items() if key in MODEL_NAMES}
+        return Recipe.of(whole, source=self.name, allow_code=allowed)
 
 
 def _axes(
@@ -281,6 +309,16 @@ def _axes(
         if wanted:
             when[key] = {other: _several(_value(some)) for other, some in wanted.items()}
     return axes, when
+
+
+def _named(settings: Sequence[str], grid: Sequence[str]) -> frozenset[str]:
+    """The names of models that `--set` and `--grid` texts give."""
+    pairs = [parse_setting(item, "--set") for item in settings]
+    for item in grid:
+        key, values = parse_setting(grids.split_condition(item)[0], "--grid")
+        several = _several(values)
+        pairs += [(key, value) for value in (several if isinstance(several, list) else [several])]
+    return frozenset(str(value) for key, value in pairs if key in MODEL_NAMES)
 
 
 def label_steps(tables: object, source: str = "recipe") -> list[Table]:

@@ -1,7 +1,6 @@
-"""A run of a store as a report shows it: its Measurements, what its models look like, and where it came from.
+"""`gather`: a run of a store as a report shows it: its Measurements, pictures of its models, and its provenance.
 
-Weights, masks and files lie in the store, so histograms, widths and drawings are made from there: no run has to have
-been made with a report in mind.
+Weights, masks and files are in the store, so histograms, widths and drawings can be made of every run.
 
 >>> import tempfile
 >>> from secateur.lab.store import Store
@@ -16,48 +15,59 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import SecateurError
-from secateur.execution.example import Example
+from secateur.lab.outcomes import Table
 from secateur.lab.planning import builder, data_of
 from secateur.lab.recipe import Recipe
 from secateur.lab.state import State, revive
-from secateur.lab.store import RunRow, Store
+from secateur.lab.store import Store
+from secateur.lab.trust import AllowCode
 from secateur.metrics import measure
 from secateur.report.run import Run
 
 __all__ = ["about", "gather", "pictures_of", "provenance"]
 
 _PICTURED = ("train", "prune", "retrain", "shrink", "share", "pack", "measure")
-_MOST = 7  # variants whose weights are drawn side by side
-_ELEMENTS = (
-    120_000_000  # weights looked at for one run's histograms, so that a report stays a matter of seconds
-)
+_MOST = 7  # variants whose weights are drawn
+_ELEMENTS = 120_000_000  # most weights drawn of one run, so that a report takes seconds
 
 
-Table = Mapping[str, Any]
-"""A table of a recipe, or a step of a trial, as the store gives it."""
+def gather(
+    store: Store, which: int | str = "last", *, pictures: bool = True, allow_code: AllowCode = False
+) -> Run:
+    """Everything that a report shows of one run.
 
+    Args:
+        store: The store.
+        which: A run's number, or `last`.
+        pictures: Also draw the stored weights and models.
+        allow_code: Whether models that the store names as `package.module:function` may be imported and called; where
+            they may not, they are not drawn.
 
-def gather(store: Store, which: int | str = "last", *, pictures: bool = True) -> Run:
-    """Everything a report says of one run. Without `pictures` the stored weights are not looked at."""
+    Returns:
+        The run.
+    """
     row = store.run(which)
     trials = store.trials(row.id)
     found = store.measurements(row.id)
     undrawn: list[str] = []
     if pictures:
-        found = found + _pictures(store, row, trials, undrawn)
+        steps = next((_worth_showing(trial["steps"]) for trial in trials if trial["status"] == "done"), [])
+        drawn = pictures_of(store, row.recipe, steps, undrawn, allow_code) if steps else Measurements()
+        found = found + drawn.within({"run": row.id, "trial": 0})
     failures = tuple(
         f"trial {t['trial'] + 1}: {t['error'] or 'failed'}".strip() for t in trials if t["status"] == "failed"
     )
-    told = provenance(store, row.id) | ({"not drawn": "; ".join(undrawn)} if undrawn else {})
-    return Run(f"{row.name} #{row.id}", found, about(row.recipe), told, failures)
+    origin = provenance(store, row.id) | ({"not drawn": "; ".join(undrawn)} if undrawn else {})
+    return Run(f"{row.name} #{row.id}", found, about(row.recipe), origin, failures)
 
 
-def about(recipe: Table) -> str:
-    """What was done, to what, in one sentence."""
+def about(recipe: Mapping[str, Any]) -> str:
+    """The recipe in one sentence: model, data, steps."""
     steps = [str(step.get("label") or step["kind"]) for step in recipe.get("step", [])]
     grid = recipe.get("grid") or {}
     over = (
@@ -68,8 +78,8 @@ def about(recipe: Table) -> str:
     return f"{recipe['model']['name']} on {recipe['data']['name']}: {', '.join(steps)}.{over}"
 
 
-def provenance(store: Store, which: int | str = "last") -> dict[str, Any]:
-    """Where a run's numbers come from: command, seed, device, hardware, versions, the whole recipe."""
+def provenance(store: Store, which: int | str = "last") -> Table:
+    """Where a run's numbers come from: command, seed, device, hardware, versions and recipe."""
     row = store.run(which)
     trials = store.trials(row.id)
     steps = {step["key"]: step for trial in trials for step in trial["steps"]}
@@ -88,23 +98,30 @@ def provenance(store: Store, which: int | str = "last") -> dict[str, Any]:
     }
 
 
-def _pictures(store: Store, row: RunRow, trials: list[dict[str, Any]], undrawn: list[str]) -> Measurements:
-    """Histograms, widths, drawings and file accounts of the first trial that is done."""
-    trial = next((trial for trial in trials if trial["status"] == "done"), None)
-    if trial is None:
-        return Measurements()
-    found = pictures_of(store, row.recipe, _worth_showing(trial["steps"]), undrawn)
-    return found.within({"run": row.id, "trial": 0})
+def pictures_of(
+    store: Store,
+    recipe: Mapping[str, Any],
+    steps: Iterable[Mapping[str, Any]],
+    undrawn: list[str],
+    allow_code: AllowCode = False,
+) -> Measurements:
+    """Histograms, widths, drawings and file accounts of the states after some steps.
 
+    A model's code may have changed since the run, or be gone, or may not be run. The stored numbers are shown all the
+    same.
 
-def pictures_of(store: Store, recipe: Table, steps: Iterable[Table], undrawn: list[str]) -> Measurements:
-    """Histograms, widths, drawings and file accounts of the states after these steps (`label` and `key` of each).
+    Args:
+        store: The store.
+        recipe: The run's recipe as plain data.
+        steps: `label` and `key` of each step.
+        undrawn: What cannot be drawn, and why, is added here.
+        allow_code: As in `gather`.
 
-    A model's code may have changed since the run, or not be there any more. The numbers stay what they were, so the
-    report is made all the same; what cannot be drawn, and why, goes to `undrawn`.
+    Returns:
+        The measurements.
     """
     try:
-        whole = Recipe.of(dict(recipe))
+        whole = Recipe.of(dict(recipe), allow_code=allow_code)
         build = builder(whole)
         example = _example(whole, build)
     except Exception as error:  # the user's own code may raise anything
@@ -129,32 +146,32 @@ def pictures_of(store: Store, recipe: Table, steps: Iterable[Table], undrawn: li
     return Measurements(found)
 
 
-def _structure(state: State, example: Example, first: bool) -> Measurements:
-    """Layers and widths. Couplings are traced once, on the model as it was first."""
+def _structure(state: State, example: torch.Tensor | None, first: bool) -> Measurements:
+    """Layers and widths; couplings only of the first model."""
     found = measure(state.model, example if first else None, what=["architecture"])
     if first or state.plan is not None:
         return found
     return Measurements(item for item in found if item.name == "widths")
 
 
-def _weights(state: State, example: Example, first: bool) -> Measurements:
+def _weights(state: State, example: torch.Tensor | None, first: bool) -> Measurements:
     weighed = sum(parameter.numel() for parameter in state.model.parameters())
     if weighed * _MOST > _ELEMENTS:
         return Measurements()
     return measure(state.model, what=["weight_histogram", "filter_sums"])
 
 
-def _activations(state: State, example: Example, first: bool) -> Measurements:
+def _activations(state: State, example: torch.Tensor | None, first: bool) -> Measurements:
     return Measurements() if example is None else measure(state.model, example, what=["activation_histogram"])
 
 
-def _bytes(state: State, example: Example, first: bool) -> Measurements:
+def _bytes(state: State, example: torch.Tensor | None, first: bool) -> Measurements:
     return _account(list(state.files.values())[-1]) if state.files else Measurements()
 
 
-def _worth_showing(steps: Iterable[Table]) -> list[Table]:
-    """The steps after which the weights are others than before, and measured variants by their own name."""
-    kept: list[Table] = []
+def _worth_showing(steps: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The steps that change the weights; a `measure` step after one gives it its label."""
+    kept: list[Mapping[str, Any]] = []
     changed = True
     for step in steps:
         if step["kind"] == "measure":
@@ -167,10 +184,8 @@ def _worth_showing(steps: Iterable[Table]) -> list[Table]:
     return [kept[0], *kept[1:][-(_MOST - 1) :]] if kept else []
 
 
-def _example(recipe: Recipe, build: Callable[[], nn.Module]) -> Example:
-    """The first test image; noise of its shape where the data are gone and the model says what it takes."""
-    import torch
-
+def _example(recipe: Recipe, build: Callable[[], nn.Module]) -> torch.Tensor | None:
+    """The first test image; without the data, noise in the model's input shape, where it has one."""
     from secateur import models
 
     try:
@@ -185,7 +200,7 @@ def _example(recipe: Recipe, build: Callable[[], nn.Module]) -> Example:
 
 
 def _account(data: bytes) -> Measurements:
-    """Where the bytes of a .sct file go."""
+    """The bytes of a .sct file by tensor and part."""
     from secateur.container.inspection import inspect
 
     with tempfile.TemporaryDirectory() as folder:

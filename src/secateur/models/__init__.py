@@ -1,8 +1,8 @@
-"""The studies' networks, one file each, and any other model by name: `build` makes them all.
+"""Models by name: the networks of the studies, one file each, and those of other libraries.
 
-A name is a file of this folder (`resnet20`, `vgg16-lottery`; hyphen and underscore are the same), a name of
-another library (`timm/NAME`, `torchvision/NAME`, `hf/NAME`), or a function of your own
-(`package.module:function`).
+A name is a file of this folder (`resnet20`, `vgg16-lottery`; hyphen and underscore are the same), a name of another
+library (`timm/NAME`, `torchvision/NAME`, `hf/NAME`), or a function of your own (`package.module:function`), which is
+imported and called: `runs_code` says of a name whether it does that.
 
 >>> model = build("resnet20", num_classes=10)
 >>> sum(parameter.numel() for parameter in model.parameters()), input_shape(model)
@@ -18,14 +18,14 @@ from torch import nn
 from secateur.errors import OptionError, UnknownNameError, near
 from secateur.registry import Registry
 
-__all__ = ["build", "input_shape", "names", "normalisation", "registry"]
+__all__ = ["build", "input_shape", "names", "normalisation", "registry", "runs_code"]
 
 registry = Registry(__name__, __path__, "model")
 
 _LIBRARIES = ("timm", "torchvision", "hf")
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     return registry.attribute(name)
 
 
@@ -38,12 +38,37 @@ def names() -> list[str]:
     return [word.replace("_", "-") for word in registry.names()]
 
 
-def build(name: str, **options: Any) -> nn.Module:
-    """A fresh model from its name, initialised from torch's global random state.
+def runs_code(name: str) -> bool:
+    """Whether `build` imports and calls a function that the name says, in place of a model of a known library.
 
-    Options go to the model: `num_classes` and `in_channels` are understood wherever they make sense, also for
-    `timm/`, `torchvision/` and `hf/` names. `package.module:function` is imported and called with the
-    options.
+    Args:
+        name: A model's name.
+
+    Returns:
+        True for `package.module:function`.
+
+    >>> runs_code("os:system"), runs_code("resnet20"), runs_code("timm/hf_hub:timm/resnet18.a1_in1k")
+    (True, False, False)
+    """
+    library, slash, _ = name.partition("/")
+    return ":" in name and not (slash and library in _LIBRARIES)
+
+
+def build(name: str, **options: Any) -> nn.Module:
+    """A fresh model, initialised from torch's global random state.
+
+    `package.module:function` is imported and called with the options.
+
+    Args:
+        name: The model's name.
+        options: Go to the model. All libraries understand `num_classes` and `in_channels`.
+
+    Returns:
+        The model.
+
+    Raises:
+        UnknownNameError: There is no model of that name.
+        OptionError: The model has no such option.
 
     >>> build("fc")(__import__("torch").zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
@@ -53,7 +78,7 @@ def build(name: str, **options: Any) -> nn.Module:
         from secateur.adapters import names as elsewhere
 
         return elsewhere.build(library, rest, options)
-    if ":" in name:
+    if runs_code(name):
         from secateur.adapters import names as elsewhere
 
         return elsewhere.call(name, options)
@@ -79,8 +104,13 @@ def build(name: str, **options: Any) -> nn.Module:
 
 
 def input_shape(model: nn.Module) -> tuple[int, int, int] | None:
-    """The (channels, height, width) a model was made for: its `input_shape`, else what timm wrote on it, else
-    None.
+    """The channels, height and width that a model was made for: its `input_shape`, else timm's `default_cfg`.
+
+    Args:
+        model: The model.
+
+    Returns:
+        (channels, height, width), or None where the model does not say.
 
     >>> input_shape(build("cnn"))
     (1, 28, 28)
@@ -92,8 +122,13 @@ def input_shape(model: nn.Module) -> tuple[int, int, int] | None:
 
 
 def normalisation(model: nn.Module) -> str:
-    """How a model wants its inputs: `data` (mean and deviation of the training images) or `none` (pixels in
-    0..1).
+    """How a model wants its inputs normalised.
+
+    Args:
+        model: The model.
+
+    Returns:
+        `data` (mean and deviation of the training images) or `none` (pixels in 0..1).
 
     >>> normalisation(build("vae")), normalisation(build("cnn"))
     ('none', 'data')

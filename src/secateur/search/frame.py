@@ -135,7 +135,7 @@ class Baseline:
 
     def run(self, steps: Sequence[RecipeStep]) -> Ran:
         """Run the recipe with more steps after its own; what the store holds is not computed again."""
-        return _run(self.table, steps, self.store, self.progress)
+        return _run(self.recipe, self.table, steps, self.store, self.progress)
 
     def attempt(self, steps: Callable[[], Sequence[RecipeStep]]) -> Measurements | str:
         """Run the steps of an attempt; the measurements, or why there are none.
@@ -195,7 +195,7 @@ def measure_baseline(
     """
     table: dict[str, object] = {**recipe.plain(), "grid": {}}
     table["step"] = [*recipe.plain()["step"], *measures]
-    ran = _run(table, (), store, progress)
+    ran = _run(recipe, table, (), store, progress)
     accuracy = accuracy_of(ran.measurements, str(measures[0]["label"]), verb)
     limit = accuracy - lost
     images = len(data_of(recipe).validation)
@@ -296,8 +296,13 @@ def accuracy_of(measured: Iterable[Measurement], label: str, verb: str) -> float
 
 
 def _run(
-    table: dict[str, object], steps: Sequence[RecipeStep], store: Store, progress: Progress | None
+    recipe: Recipe,
+    table: dict[str, object],
+    steps: Sequence[RecipeStep],
+    store: Store,
+    progress: Progress | None,
 ) -> Ran:
     own = table["step"]
     assert isinstance(own, list)
-    return run(Recipe.of({**table, "step": [*own, *steps]}), store, progress=progress)
+    longer = Recipe.of({**table, "step": [*own, *steps]}, allow_code=recipe.allowed_code)
+    return run(longer, store, progress=progress)

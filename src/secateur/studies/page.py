@@ -210,7 +210,7 @@ def _pictures(done: StudyResult, store: Store, undrawn: list[str]) -> Measuremen
         labels = [label for label in (picture.steps or known) if label in known]
         prefix = f"{picture.name} · " if picture.name else ""
         steps = [{"label": f"{prefix}{label}", "key": known[label]} for label in labels]
-        found += pictures_of(store, planned.recipe.plain(), steps, undrawn)
+        found += pictures_of(store, planned.recipe.plain(), steps, undrawn, planned.recipe.allowed_code)
     return Measurements(found)
 
 

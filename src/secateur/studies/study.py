@@ -36,6 +36,7 @@ from pydantic import Field, ValidationError
 from secateur.errors import RecipeError, UnknownNameError, near
 from secateur.lab.recipe import Recipe, assign, axis_values, label_steps, parse_setting
 from secateur.lab.steps import Options
+from secateur.lab.trust import MODEL_NAMES
 
 __all__ = ["Part", "Picture", "Scale", "Study", "TableColumn", "TableSpec", "placed"]
 
@@ -285,7 +286,8 @@ class Study(Options):
         for key, value in asked.items():
             if _has(raw, key):
                 assign(raw, key, value, source)
-        return Recipe.of(raw, source=source)
+        allowed = {str(asked[key]) for key in MODEL_NAMES if key in asked}
+        return Recipe.of(raw, source=source, allow_code=allowed)
 
     def _raw(self, part: Part) -> Raw:
         """One part as plain data, as a recipe would say it."""

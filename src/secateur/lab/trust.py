@@ -1,0 +1,114 @@
+"""What a recipe or a store from a file may not do: import and call code that it names.
+
+A model named `package.module:function` is imported and called. The user may name one on the command line or in Python;
+one that a recipe, a `[teacher]` or a store names is refused unless the user allows it with `--allow-code`
+(`allow_code=True`). Whether code of the model hub is trusted (`trust_remote_code`) is never taken from a file.
+
+>>> refuse_code({"model": {"name": "resnet20"}}, frozenset(), "recipe")
+>>> refuse_code({"model": {"name": "os:system"}}, frozenset(), "recipe")
+Traceback (most recent call last):
+secateur.errors.RecipeError: recipe: model.name is 'os:system': this would import os and call system, and a file may ...
+>>> refuse_code({"model": {"name": "os:system"}}, frozenset({"os:system"}), "recipe")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+
+from secateur.errors import RecipeError
+from secateur.lab.outcomes import Table
+
+__all__ = ["MODEL_NAMES", "AllowCode", "refuse_code"]
+
+AllowCode = bool | Collection[str]
+"""Whether models named `package.module:function` may be built: True, False, or the names that may."""
+
+MODEL_NAMES = ("model.name", "teacher.name")
+"""The keys of a recipe that name a model."""
+
+# Options of other libraries' models by which a file could have code imported or a pickle read.
+_REFUSED = ("trust_remote_code", "code_revision", "checkpoint_path", "custom_load")
+
+
+def refuse_code(whole: Table, allowed: bool | frozenset[str], source: str) -> None:
+    """Refuse a recipe that names code which is not allowed, or options that would run code from elsewhere.
+
+    Args:
+        whole: The recipe as plain data, with its grid and choices.
+        allowed: True, or the names of models that may be imported and called.
+        source: What the recipe is called in messages.
+
+    Raises:
+        RecipeError: It does.
+    """
+    for key, name in _names(whole):
+        if isinstance(name, str) and _runs_code(name) and allowed is not True and name not in (allowed or ()):
+            module, _, function = name.partition(":")
+            raise RecipeError(
+                f"{source}: {key} is {name!r}: this would import {module} and call {function}, and a file "
+                "may name code only where you allow it; if you trust this file, say --allow-code (in Python: "
+                "allow_code=True)"
+            )
+    for key, options in _options(whole):
+        found = next((word for word in _words(options) if word in _REFUSED), None)
+        if found is not None:
+            raise RecipeError(
+                f"{source}: {key} has {found!r}, which a recipe may not set, since it can run code that a file names; "
+                "leave it out (weights are given as model.weights), or build the model in Python"
+            )
+
+
+def _runs_code(name: str) -> bool:
+    if ":" not in name:
+        return False
+    from secateur.models import runs_code  # it imports torch, which most recipes need not for this check
+
+    return runs_code(name)
+
+
+def _settings(whole: Table) -> Iterator[tuple[str, object]]:
+    """Every setting by its dotted key that a grid or a choice of the recipe may make."""
+    grid = whole.get("grid")
+    for key, values in grid.items() if isinstance(grid, Mapping) else ():
+        for value in values if isinstance(values, list | tuple) else ():
+            yield str(key), value
+    choice = whole.get("choice")
+    for named in choice.values() if isinstance(choice, Mapping) else ():
+        for settings in named.values() if isinstance(named, Mapping) else ():
+            if isinstance(settings, Mapping):
+                yield from ((str(key), value) for key, value in settings.items())
+
+
+def _names(whole: Table) -> Iterator[tuple[str, object]]:
+    """Every name of a model in the recipe, with its key."""
+    for key in MODEL_NAMES:
+        table = whole.get(key.partition(".")[0])
+        if isinstance(table, Mapping):
+            yield key, table.get("name")
+    for key, value in _settings(whole):
+        if key in MODEL_NAMES:
+            yield key, value
+
+
+def _options(whole: Table) -> Iterator[tuple[str, object]]:
+    """All that may become options of a model, with its key."""
+    for word in ("model", "teacher"):
+        table = whole.get(word)
+        if isinstance(table, Mapping):
+            yield f"{word}.options", table.get("options")
+    for key, value in _settings(whole):
+        table, _, rest = key.partition(".")
+        if table in ("model", "teacher") and rest.startswith("options"):
+            yield key, {rest.rpartition(".")[2]: value}
+
+
+def _words(value: object, depth: int = 0) -> Iterator[str]:
+    """The keys of tables in tables."""
+    if depth > 32 or not isinstance(value, Mapping | list | tuple):
+        return
+    for item in value:
+        if isinstance(value, Mapping):
+            yield str(item)
+            yield from _words(value[item], depth + 1)
+        else:
+            yield from _words(item, depth + 1)

@@ -1,0 +1,161 @@
+"""What a recipe or a store from a file may not do: import and call code that it names."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sqlite3
+import sys
+
+import pytest
+
+from secateur.errors import RecipeError
+from secateur.lab.engine import run
+from secateur.lab.recipe import Recipe
+from secateur.lab.reporting import gather
+from secateur.lab.store import Store
+from secateur.studies.study import Study
+
+MODULE = """
+import pathlib
+pathlib.Path({marker!r}).touch()
+
+def net(**options):
+    import torch
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
+"""
+STEPS = '[[step]]\nkind = "prune"\nbudget = 0.5\n'
+RECIPE = 'name = "sent"\n[data]\nsize = 28\nlimit = 20\n[model]\nname = "{name}"\n' + STEPS
+
+
+@pytest.fixture
+def trap(tmp_path, monkeypatch):
+    """A module that leaves a mark when it is imported."""
+    marker = tmp_path / "it ran"
+    (tmp_path / "trap.py").write_text(MODULE.format(marker=str(marker)))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("trap", None)
+    yield marker
+    sys.modules.pop("trap", None)
+
+
+REFUSED = r"this would import trap and call net, .*--allow-code \(in Python: allow_code=True\)"
+PLACES = {
+    "model": RECIPE.format(name="trap:net"),
+    "teacher": RECIPE.format(name="fc") + '[teacher]\nname = "trap:net"\n',
+    "grid": RECIPE.format(name="fc") + '[grid]\n"model.name" = ["fc", "trap:net"]\n',
+    "nested grid": RECIPE.format(name="fc") + '[grid]\nmodel.name = {values = ["fc", "trap:net"]}\n',
+    "choice": RECIPE.format(name="fc")
+    + '[choice.net]\na = {"model.name" = "fc"}\nb = {model.name = "trap:net"}\n',
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_recipe_that_names_code_is_refused_before_anything_is_imported(tmp_path, trap, place):
+    (tmp_path / "r.toml").write_text(PLACES[place])
+    with pytest.raises(RecipeError, match=REFUSED):
+        Recipe.read(tmp_path / "r.toml")
+    with pytest.raises(RecipeError, match=REFUSED):
+        Recipe.parse(PLACES[place])
+    assert not trap.exists()
+    assert Recipe.read(tmp_path / "r.toml", allow_code=True).allowed_code is True
+    assert "trap" not in sys.modules
+
+
+@pytest.mark.parametrize("verb", [["run"], ["run", "--dry-run"], ["sweep", "--grid", "prune.budget=0.5,0.6"]])
+def test_the_command_line_refuses_it_too(tmp_path, trap, verb, monkeypatch, capsys):
+    from secateur.cli import main
+
+    (tmp_path / "r.toml").write_text(PLACES["model"])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["secateur", verb[0], "r.toml", *verb[1:]])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "--allow-code" in capsys.readouterr().err
+    assert not trap.exists()
+    monkeypatch.setattr(sys, "argv", ["secateur", verb[0], "r.toml", *verb[1:], "--allow-code", "--dry-run"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in (0, None)
+    assert trap.exists()
+
+
+def test_a_name_given_with_set_is_the_users_own(tmp_path, trap):
+    recipe = Recipe.parse(RECIPE.format(name="fc"), ["model.name=trap:net"])
+    assert recipe.allowed_code == {"trap:net"}
+    assert pickle.loads(pickle.dumps(recipe)).allowed_code == {"trap:net"}
+    swept = Recipe.parse(RECIPE.format(name="fc"), grid=["model.name=fc,trap:net"])
+    assert [one.model.name for _, one in swept.trials()] == ["fc", "trap:net"]
+    assert run(recipe, Store(tmp_path / "runs")).computed == 1
+    assert trap.exists()
+    with pytest.raises(RecipeError, match="would import other"):
+        Recipe.parse(RECIPE.format(name="fc") + '[teacher]\nname = "other:net"\n', ["model.name=trap:net"])
+
+
+def sent(tmp_path) -> Store:
+    """A store whose recipe names code, as somebody may send one."""
+    store = Store(tmp_path / "sent")
+    run(Recipe.parse(RECIPE.format(name="fc")), store)
+    store.close()
+    with sqlite3.connect(tmp_path / "sent" / "store.sqlite") as db:
+        recipe = json.loads(db.execute("SELECT recipe FROM runs").fetchone()[0])
+        recipe["model"] = {"name": "trap:net", "options": {}}
+        db.execute("UPDATE runs SET recipe = ?", (json.dumps(recipe),))
+    db.close()
+    return Store(tmp_path / "sent")
+
+
+def test_a_report_of_a_store_runs_nothing_that_the_store_names(tmp_path, trap):
+    store = sent(tmp_path)
+    shown = gather(store)
+    assert not trap.exists()
+    assert "trap" not in sys.modules
+    assert "--allow-code" in shown.provenance["not drawn"]
+    assert any(m.name == "mask_sparsity" for m in shown.measurements)
+    gather(store, allow_code=True)
+    assert trap.exists()
+
+
+def test_an_export_of_a_store_runs_nothing_that_the_store_names(tmp_path, trap):
+    from secateur.cli.export import _of_run
+
+    sent(tmp_path).close()
+    with pytest.raises(RecipeError, match=REFUSED):
+        _of_run("last", tmp_path / "sent", False)
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "options = {trust_remote_code = true}",
+        "options = {config = {trust_remote_code = true}}",
+        'options = {checkpoint_path = "evil.pth"}',
+    ],
+)
+def test_options_that_would_run_code_are_never_taken_from_a_recipe(options):
+    text = f'[model]\nname = "hf/someone/model"\n{options}\n{STEPS}'
+    for allow in (False, True):
+        with pytest.raises(RecipeError, match="which a recipe may not set"):
+            Recipe.parse(text, allow_code=allow)
+    with pytest.raises(RecipeError, match="may not set"):
+        Recipe.parse(RECIPE.format(name="fc") + '[grid]\n"model.options.trust_remote_code" = [true]\n')
+
+
+def test_a_study_takes_code_from_the_command_line_alone():
+    text = """
+    title = "t"
+    [model]
+    name = "{name}"
+    [[step]]
+    kind = "prune"
+    [[part]]
+    name = "a"
+    [scale.smoke]
+    about = "s"
+    """
+    with pytest.raises(RecipeError, match="--allow-code"):
+        Study.parse(text.format(name="trap:net"), "s").recipes("smoke")
+    made = Study.parse(text.format(name="fc"), "s").recipes("smoke", ["model.name=trap:net"])
+    assert made[0][1].allowed_code == {"trap:net"}

@@ -344,3 +344,21 @@ def test_heads_that_are_padded_leave_whole() -> None:
     small = sc.shrink(model, sc.prune(model, "l1", "channel", 0.5, example=x), x)
     assert small.proof.error < 1e-12
     assert (small.model.qkv.out_features, small.model.out.in_features) == (9, 3)
+
+
+class _JoinsNothing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        nothing = torch.cat([torch.zeros(0), torch.zeros(0)])
+        return self.b(torch.cat([nothing, self.a(x).relu()[0]])[None])
+
+
+def test_tensors_without_elements_are_joined() -> None:
+    """A detector without a box joins empty lists of scores."""
+    torch.manual_seed(0)
+    model, x = _JoinsNothing().eval(), torch.randn(1, 6)
+    masks = sc.prune(model, "l2", "channel", 0.5, example=x)
+    assert sc.shrink(model, masks, x).model.a.out_features == 4

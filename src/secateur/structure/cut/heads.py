@@ -24,8 +24,18 @@ __all__ = ["FewerHeads", "fewer_heads_"]
 class FewerHeads(nn.MultiheadAttention):
     """The same parameters and keys; queries, keys and values are `num_heads` x `head_dim` wide.
 
-    The scale of the scores stays that of the size the heads had.
+    The scale of the scores stays that of the size the heads had. Without gradients, `nn.TransformerEncoderLayer` hands
+    the weights of its attention to one fused operator instead of calling it, and that operator expects heads x size =
+    width. It asks `_qkv_same_embed_dim` first, which is therefore False here.
     """
+
+    @property
+    def _qkv_same_embed_dim(self) -> bool:
+        return False
+
+    @_qkv_same_embed_dim.setter
+    def _qkv_same_embed_dim(self, value: bool) -> None:
+        """Set by `nn.MultiheadAttention`; what it says is seen from the parameters."""
 
     def forward(
         self,
@@ -39,6 +49,8 @@ class FewerHeads(nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As `nn.MultiheadAttention.forward`."""
+        if query.is_nested:
+            return self._nested(query), None
         batched = query.dim() == 3
         if not batched:
             query, key, value = (t.unsqueeze(0) for t in (query, key, value))
@@ -55,13 +67,21 @@ class FewerHeads(nn.MultiheadAttention):
             return out.squeeze(0), None if weights is None else weights.squeeze(0)
         return (out if self.batch_first else out.transpose(0, 1)), weights
 
+    def _nested(self, query: torch.Tensor) -> torch.Tensor:
+        """Self-attention over sequences of several lengths, as `nn.TransformerEncoder` makes them of a padding mask."""
+        lengths = torch.tensor([len(row) for row in query.unbind()], device=query.device)
+        x = query.to_padded_tensor(0.0)
+        valid = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
+        out, _ = self.forward(x, x, x, key_padding_mask=~valid, need_weights=False)
+        return torch._nested_tensor_from_mask(out, valid, mask_check=False)
+
     def _projected(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, keys and values as (batch, heads, length, size), with the extra keys the layer may have."""
         heads, size = self.num_heads, self.head_dim
         width = heads * size
-        if self._qkv_same_embed_dim:
+        if self.in_proj_weight is not None:
             weights = self.in_proj_weight.split(width)
         else:
             weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)

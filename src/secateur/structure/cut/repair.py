@@ -505,7 +505,7 @@ def _fewer_heads(
     have = plan.rewrites.get(path, ())  # the mean of its heads' weights, if any
     if any(item.function == HEADS for item in have):
         return None
-    name = f"{path}.in_proj_weight" if module._qkv_same_embed_dim else f"{path}.q_proj_weight"
+    name = f"{path}.in_proj_weight" if module.in_proj_weight is not None else f"{path}.q_proj_weight"
     name = structure.trace.aliases.get(name, name)
     labels = structure.slots.get((name, 0))
     if labels is None:

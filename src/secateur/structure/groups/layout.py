@@ -303,7 +303,9 @@ def take(labels: Labels, layout: Layout, axis: int, index: np.ndarray | slice) -
 
 def concat(labels: Labels, layouts: Sequence[Layout], axis: int) -> Layout:
     """`cat`: labels one after the other along the axis, tied along the others."""
-    layouts = [layout for layout in layouts if layout.shape != (0,)]
+    layouts = [layout for layout in layouts if layout.shape != (0,)]  # torch.cat leaves these out
+    if not layouts:
+        return Layout((0,))
     rank = len(layouts[0].shape)
     axis %= rank
     layouts = [layout for layout in layouts if layout.shape[axis]] or list(layouts)

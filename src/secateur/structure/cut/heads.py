@@ -22,7 +22,7 @@ __all__ = ["FewerHeads", "fewer_heads_"]
 
 
 class FewerHeads(nn.MultiheadAttention):
-    """The same parameters and keys; queries, keys and values are `num_heads` x `head_dim` wide.
+    """The same parameters; queries and keys are `num_heads` x `head_dim` wide, values may have another width.
 
     The scale of the scores stays that of the size the heads had. Without gradients, `nn.TransformerEncoderLayer` hands
     the weights of its attention to one fused operator instead of calling it, and that operator expects heads x size =
@@ -80,20 +80,20 @@ class FewerHeads(nn.MultiheadAttention):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, keys and values as (batch, heads, length, size), with the extra keys the layer may have."""
         heads, size = self.num_heads, self.head_dim
-        width = heads * size
+        widths = [heads * size, heads * size, heads * getattr(self, "value_dim", size)]
         if self.in_proj_weight is not None:
-            weights = self.in_proj_weight.split(width)
+            weights = self.in_proj_weight.split(widths)
         else:
             weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
-        biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.split(width)
+        biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.split(widths)
         q, k, v = (F.linear(t, w, b) for t, w, b in zip((query, key, value), weights, biases))
         batch = q.shape[0]
         if self.bias_k is not None and self.bias_v is not None:
-            k = torch.cat([k, self.bias_k.expand(batch, 1, width)], 1)
-            v = torch.cat([v, self.bias_v.expand(batch, 1, width)], 1)
-        q, k, v = (t.reshape(batch, t.shape[1], heads, size).transpose(1, 2) for t in (q, k, v))
+            k = torch.cat([k, self.bias_k.expand(batch, 1, widths[1])], 1)
+            v = torch.cat([v, self.bias_v.expand(batch, 1, widths[2])], 1)
+        q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))
         if self.add_zero_attn:
-            k, v = (torch.cat([t, t.new_zeros(batch, heads, 1, size)], 2) for t in (k, v))
+            k, v = (torch.cat([t, t.new_zeros(batch, heads, 1, t.shape[3])], 2) for t in (k, v))
         return q, k, v
 
     def _attended(
@@ -143,11 +143,26 @@ class FewerHeads(nn.MultiheadAttention):
         return total
 
 
-def fewer_heads_(module: nn.Module, heads: int, size: int, before: int | None = None) -> None:
-    """Turn a `nn.MultiheadAttention` into one with these heads, in place; they are scaled as heads of size `before`."""
+def fewer_heads_(
+    module: nn.Module, heads: int, size: int, before: int | None = None, value_size: int | None = None
+) -> None:
+    """Turn a `nn.MultiheadAttention` into one with these heads, in place.
+
+    Args:
+        module: The attention layer.
+        heads: The number of heads.
+        size: The size of a head in queries and keys.
+        before: The size whose scale the scores keep; without it, that which they have now.
+        value_size: The size of a head in the values, where it is another one.
+
+    Raises:
+        PlanError: The module is no `nn.MultiheadAttention`.
+    """
     if not isinstance(module, nn.MultiheadAttention):
         raise PlanError(f"expected nn.MultiheadAttention, got {type(module).__name__}")
     before = getattr(module, "scaled_as", module.head_dim) if before is None else before
     module.num_heads, module.head_dim = heads, size
+    if value_size is not None or hasattr(module, "value_dim"):
+        module.value_dim = size if value_size is None else value_size  # type: ignore[assignment]
     module.scaled_as = before  # type: ignore[assignment]
     module.__class__ = FewerHeads

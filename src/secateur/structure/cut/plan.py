@@ -25,7 +25,13 @@ from secateur.core.json_text import is_count, parse
 from secateur.errors import PlanError
 from secateur.execution.fast_copy import modules_of, tensors_of
 from secateur.structure.cut.attributes import AttributeValue, check_attribute, set_attributes_
-from secateur.structure.cut.rewrite import Rewrite, RewrittenClass, check_rewrites, rewrite_
+from secateur.structure.cut.rewrite import (
+    Rewrite,
+    RewrittenClass,
+    check_rewrites,
+    one_after_the_other,
+    rewrite_,
+)
 from secateur.structure.cut.runs import Runs, runs_of
 
 __all__ = ["ShrinkPlan", "cut_tensor", "owner"]
@@ -120,6 +126,58 @@ class ShrinkPlan:
         """
         return cls.from_dict(parse(text, "a plan", PlanError))
 
+    def then(self, second: ShrinkPlan) -> ShrinkPlan:
+        """One plan for two cuts made one after the other; it cuts the model that this plan was made for.
+
+        Args:
+            second: The plan of a model that this plan had cut.
+
+        Returns:
+            A plan that cuts a model of the original widths as both did in turn.
+
+        Raises:
+            PlanError: The second plan was made for a model of other widths than this plan leaves.
+
+        >>> first = ShrinkPlan(keep={"weight": {0: (0, 2, 3)}}, shapes={"weight": (4, 2)})
+        >>> second = ShrinkPlan(keep={"weight": {0: (1, 2), 1: (0,)}}, shapes={"weight": (3, 2)})
+        >>> first.then(second).keep
+        {'weight': {0: (2, 3), 1: (0,)}}
+        """
+        keep: dict[str, dict[int, Sequence[int]]] = {name: dict(axes) for name, axes in self.keep.items()}
+        known: dict[tuple[int, int], tuple[int, ...]] = {}
+        for name, axes in second.keep.items():
+            self._check_left(name, second.shapes.get(name))
+            mine = keep.setdefault(name, {})
+            for axis, kept in axes.items():
+                before = mine.get(axis)
+                if before is None:
+                    mine[axis] = kept
+                    continue
+                key = id(before), id(kept)
+                if key not in known:
+                    known[key] = tuple(np.asarray(before)[np.asarray(kept)].tolist())
+                mine[axis] = known[key]
+        attributes = {path: dict(values) for path, values in self.attributes.items()}
+        for path, values in second.attributes.items():
+            attributes.setdefault(path, {}).update(values)
+        rewrites = dict(self.rewrites)
+        for path, items in second.rewrites.items():
+            rewrites[path] = one_after_the_other(self.rewrites.get(path, ()), items)
+        shapes = {**second.shapes, **self.shapes}
+        return ShrinkPlan(keep, attributes, rewrites, shapes, self.model or second.model)
+
+    def _check_left(self, name: str, wanted: Sequence[int] | None) -> None:
+        """Raise a `PlanError` unless a tensor has this shape once cut, as far as this plan knows it."""
+        shape = self.shapes.get(name)
+        if shape is None or wanted is None:
+            return
+        left = tuple(self.width(name, axis, size) for axis, size in enumerate(shape))
+        if left != tuple(wanted):
+            raise PlanError(
+                f"the second plan cuts {name!r} of shape {tuple(wanted)}, and the first leaves {left}; join plans in "
+                "the order in which they were made, each for the model that the one before left"
+            )
+
     def width(self, name: str, axis: int, before: int) -> int:
         """How long an axis is once cut."""
         return len(self.keep.get(name, {}).get(axis, range(before)))
@@ -137,7 +195,8 @@ class ShrinkPlan:
                 raise PlanError(
                     f"the plan cuts {name!r}: expected shape {wanted} as in the model it was made "
                     f"for, got {shape}; apply it "
-                    "to a freshly built model of the original widths"
+                    "to a freshly built model of the original widths. Plans of a model that was shrunk several times "
+                    "are joined first: first.then(second)"
                 )
             for axis, indices in axes.items():
                 if id(indices) not in ends:

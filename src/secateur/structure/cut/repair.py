@@ -505,19 +505,45 @@ def _fewer_heads(
     have = plan.rewrites.get(path, ())  # the mean of its heads' weights, if any
     if any(item.function == HEADS for item in have):
         return None
-    name = f"{path}.in_proj_weight" if module.in_proj_weight is not None else f"{path}.q_proj_weight"
-    name = structure.trace.aliases.get(name, name)
-    labels = structure.slots.get((name, 0))
-    if labels is None:
+    rows = _rows_of_heads(structure, module, path, alive)
+    if rows is None:
         return None
-    stays = alive[labels[: module.num_heads * module.head_dim]].reshape(module.num_heads, module.head_dim)
-    heads, size = int(stays.any(1).sum()), int(stays.any(0).sum())
-    if int(stays.sum()) != heads * size:
+    (heads, size), (value_heads, value_size) = rows
+    if heads != value_heads:
         return None
     before = getattr(module, "scaled_as", module.head_dim)
-    sizes = ((0, heads), (1, size), *(((2, before),) if size != module.head_dim else ()))
+    sizes: tuple[tuple[int, int], ...] = ((0, heads), (1, size))
+    if size != module.head_dim or size != value_size:
+        sizes += ((2, before),)
+    if size != value_size:
+        sizes += ((3, value_size),)
     item = Rewrite(HEADS, -1, sizes)
     return replace(plan, rewrites={**plan.rewrites, path: (item, *have)})
+
+
+def _rows_of_heads(
+    structure: Structure, module: Any, path: str, alive: np.ndarray
+) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """The number and the size of the heads that stay, of queries and of values; None where they are no rectangle."""
+    width = module.num_heads * module.head_dim
+    if module.in_proj_weight is not None:
+        lines = [
+            (f"{path}.in_proj_weight", slice(0, width)),
+            (f"{path}.in_proj_weight", slice(2 * width, None)),
+        ]
+    else:
+        lines = [(f"{path}.q_proj_weight", slice(None)), (f"{path}.v_proj_weight", slice(None))]
+    found = []
+    for name, rows in lines:
+        labels = structure.slots.get((structure.trace.aliases.get(name, name), 0))
+        if labels is None:
+            return None
+        stays = alive[labels[rows]].reshape(module.num_heads, -1)
+        heads, size = int(stays.any(1).sum()), int(stays.any(0).sum())
+        if int(stays.sum()) != heads * size:
+            return None
+        found.append((heads, size))
+    return found[0], found[1]
 
 
 def with_fewer_heads(

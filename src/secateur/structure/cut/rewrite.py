@@ -39,7 +39,16 @@ from secateur.structure.cut.call_sites import HELPER, Site, edited, resized
 from secateur.structure.cut.fixed_count_norms import COUNTED, counting, named_alike
 from secateur.structure.trace.calls import ATTENTION, MADE, PIECES, SHAPED, SIZED, name_of
 
-__all__ = ["HEADS", "NUMBER", "Rewrite", "RewrittenClass", "check_rewrites", "class_key", "rewrite_"]
+__all__ = [
+    "HEADS",
+    "NUMBER",
+    "Rewrite",
+    "RewrittenClass",
+    "check_rewrites",
+    "class_key",
+    "one_after_the_other",
+    "rewrite_",
+]
 
 HEADS = "multi_head_attention"
 NUMBER = "number"
@@ -49,7 +58,7 @@ Value = int | float | tuple[int, ...]
 _MOST_SIZE = 1 << 40  # no size, position or call number of a plan is larger
 _DEEPEST = 32  # functions from a forward to a call
 # How many sizes the functions have that are not one size per position: at least, at most.
-_SIZES_OF = {ATTENTION: (2, 2), NUMBER: (2, 2), HEADS: (2, 3), "narrow": (2, 2), "mean": (3, 3)}
+_SIZES_OF = {ATTENTION: (2, 2), NUMBER: (2, 2), HEADS: (2, 4), "narrow": (2, 2), "mean": (3, 3)}
 
 
 @dataclass(frozen=True)
@@ -486,6 +495,32 @@ def _counting_on(
         if old.function == item.function and old.sizes[1][1] == before and old.sizes[2:] == item.sizes[2:]:
             return Rewrite(item.function, call, (old.sizes[0], *rest)), call
     return item, min([-1, *table]) - 1
+
+
+def one_after_the_other(first: Sequence[Rewrite], second: Sequence[Rewrite]) -> tuple[Rewrite, ...]:
+    """The rewrites of a module that was cut twice, as one cut.
+
+    Args:
+        first: The rewrites of the first cut.
+        second: Those of the second, made for the module as the first left it.
+
+    Returns:
+        Rewrites that do the same to the original module.
+
+    >>> thinner, fewer = Rewrite(HEADS, -1, ((0, 3), (1, 2), (2, 4))), Rewrite(HEADS, -1, ((0, 1), (1, 2)))
+    >>> one_after_the_other([thinner], [fewer])[0].sizes
+    ((0, 1), (1, 2), (2, 4))
+    """
+    heads = [item for item in (*first, *second) if item.function == HEADS]
+    if heads:
+        # The size that heads are scaled as (2) stays from cut to cut; that of values (3) is in the last cut.
+        merged = {position: value for item in heads for position, value in item.sizes if position == 2}
+        merged |= dict(heads[-1].sizes)
+        heads = [Rewrite(HEADS, -1, tuple(sorted(merged.items())))]
+    before, after = (
+        {item.call: item for item in items if item.function != HEADS} for items in (first, second)
+    )
+    return (*heads, *_joined(before, after).values())
 
 
 def check_rewrites(path: str, module: nn.Module, items: Sequence[Rewrite]) -> None:

@@ -1,6 +1,7 @@
 """secateur: prune, retrain, share, code and measure any PyTorch model, with the proof beside it.
 
-The public names are imported when first used, so `import secateur` costs no torch.
+This is the public surface: the verbs, what they take and what they return. A name is imported when it is first used, so
+`import secateur` does not import torch. `docs/glossary.md` has one sentence about each name.
 
 >>> import secateur as sc
 >>> sc.budget.Overall(0.9).sparsity
@@ -11,13 +12,38 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from secateur import budget as budget
+    from secateur import criteria as criteria
+    from secateur import data as data
+    from secateur import errors as errors
+    from secateur import granularity as granularity
+    from secateur import lab as lab
+    from secateur import metrics as metrics
+    from secateur import models as models
+    from secateur import quantize as quantize
+    from secateur import report as report
+    from secateur.adapters.export import Exported as Exported
+    from secateur.adapters.export import export as export
+    from secateur.adapters.int8 import Int8Options as Int8Options
+    from secateur.adapters.two_of_four import two_of_four as two_of_four
+    from secateur.compensation.compensate import Compensated as Compensated
+    from secateur.compensation.compensate import compensate as compensate
+    from secateur.compensation.solver import LeastSquares as LeastSquares
+    from secateur.compensation.tuning import Tuning as Tuning
+    from secateur.container.archive import SavedFile as SavedFile
     from secateur.container.archive import load as load
     from secateur.container.archive import save as save
+    from secateur.container.inspection import FileReport as FileReport
+    from secateur.container.inspection import inspect as inspect
+    from secateur.container.pack import Packed as Packed
+    from secateur.container.pack import pack as pack
+    from secateur.container.pack import unpack as unpack
     from secateur.container.save_options import SaveOptions as SaveOptions
     from secateur.core.codebook import Codebook as Codebook
+    from secateur.core.context import Context as Context
     from secateur.core.masks import Masks as Masks
     from secateur.core.measurement import Measurement as Measurement
     from secateur.core.measurement import Measurements as Measurements
@@ -26,61 +52,142 @@ if TYPE_CHECKING:
     from secateur.core.schedule import Iterative as Iterative
     from secateur.core.schedule import OneShot as OneShot
     from secateur.core.scores import Scores as Scores
+    from secateur.core.targets import Target as Target
+    from secateur.core.targets import select as select
+    from secateur.lab import Recipe as Recipe
+    from secateur.lab import Store as Store
+    from secateur.lab import WorkerPool as WorkerPool
+    from secateur.metrics import Why as Why
+    from secateur.metrics import measure as measure
+    from secateur.metrics import why as why
+    from secateur.metrics.latency import compare as compare
+    from secateur.pruning.connectivity import check_connected as check_connected
+    from secateur.pruning.dead_neurons import zero_dead_neurons as zero_dead_neurons
+    from secateur.pruning.hold import Held as Held
+    from secateur.pruning.hold import hold as hold
+    from secateur.pruning.prune import prune as prune
+    from secateur.quantize.result import Shared as Shared
+    from secateur.quantize.share import ShareOptions as ShareOptions
+    from secateur.quantize.share import share as share
+    from secateur.search.auto import AutoOptions as AutoOptions
+    from secateur.search.auto import AutoResult as AutoResult
+    from secateur.search.auto import auto as auto
+    from secateur.search.smallest import SmallestOptions as SmallestOptions
+    from secateur.search.smallest import SmallestResult as SmallestResult
+    from secateur.search.smallest import smallest as smallest
+    from secateur.sensitivity.scan import scan as scan
+    from secateur.sensitivity.scan_result import Allocation as Allocation
+    from secateur.sensitivity.scan_result import Scan as Scan
+    from secateur.structure.cut.plan import ShrinkPlan as ShrinkPlan
+    from secateur.structure.explain import Explanation as Explanation
+    from secateur.structure.proof import Proof as Proof
+    from secateur.structure.shrink import Shrunk as Shrunk
+    from secateur.structure.shrink import explain as explain
+    from secateur.structure.shrink import shrink as shrink
+    from secateur.structure.shrunk_files import load_shrunk as load_shrunk
+    from secateur.structure.shrunk_files import reestimate_batch_norm as reestimate_batch_norm
 
 __version__ = "0.1.0"
 
 # public name -> module that holds it
 _NAMES = {
     "prune": "secateur.pruning.prune",
+    "check_connected": "secateur.pruning.connectivity",
+    "zero_dead_neurons": "secateur.pruning.dead_neurons",
+    "hold": "secateur.pruning.hold",
+    "Held": "secateur.pruning.hold",
+    "compensate": "secateur.compensation.compensate",
+    "Compensated": "secateur.compensation.compensate",
+    "LeastSquares": "secateur.compensation.solver",
+    "Tuning": "secateur.compensation.tuning",
+    "shrink": "secateur.structure.shrink",
+    "explain": "secateur.structure.shrink",
+    "Shrunk": "secateur.structure.shrink",
+    "ShrinkPlan": "secateur.structure.cut.plan",
+    "Proof": "secateur.structure.proof",
+    "Explanation": "secateur.structure.explain",
+    "load_shrunk": "secateur.structure.shrunk_files",
+    "reestimate_batch_norm": "secateur.structure.shrunk_files",
+    "scan": "secateur.sensitivity.scan",
+    "Scan": "secateur.sensitivity.scan_result",
+    "Allocation": "secateur.sensitivity.scan_result",
+    "share": "secateur.quantize.share",
+    "ShareOptions": "secateur.quantize.share",
+    "Shared": "secateur.quantize.result",
+    "save": "secateur.container.archive",
+    "load": "secateur.container.archive",
+    "SavedFile": "secateur.container.archive",
+    "SaveOptions": "secateur.container.save_options",
+    "pack": "secateur.container.pack",
+    "unpack": "secateur.container.pack",
+    "Packed": "secateur.container.pack",
+    "inspect": "secateur.container.inspection",
+    "FileReport": "secateur.container.inspection",
+    "export": "secateur.adapters.export",
+    "Exported": "secateur.adapters.export",
+    "Int8Options": "secateur.adapters.int8",
+    "measure": "secateur.metrics",
+    "why": "secateur.metrics",
+    "Why": "secateur.metrics",
+    "compare": "secateur.metrics.latency",
+    "two_of_four": "secateur.adapters.two_of_four",
+    "auto": "secateur.search.auto",
+    "AutoOptions": "secateur.search.auto",
+    "AutoResult": "secateur.search.auto",
+    "smallest": "secateur.search.smallest",
+    "SmallestOptions": "secateur.search.smallest",
+    "SmallestResult": "secateur.search.smallest",
+    "Recipe": "secateur.lab",
+    "Store": "secateur.lab",
+    "WorkerPool": "secateur.lab",
+    "Masks": "secateur.core.masks",
+    "Scores": "secateur.core.scores",
+    "Codebook": "secateur.core.codebook",
+    "Context": "secateur.core.context",
+    "Target": "secateur.core.targets",
+    "select": "secateur.core.targets",
+    "Measurement": "secateur.core.measurement",
+    "Measurements": "secateur.core.measurement",
     "OneShot": "secateur.core.schedule",
     "Iterative": "secateur.core.schedule",
     "Gradual": "secateur.core.schedule",
     "Exponential": "secateur.core.schedule",
-    "check_connected": "secateur.pruning.connectivity",
-    "compensate": "secateur.compensation.compensate",
-    "LeastSquares": "secateur.compensation.solver",
-    "Tuning": "secateur.compensation.tuning",
-    "hold": "secateur.pruning.hold",
-    "shrink": "secateur.structure.shrink",
-    "explain": "secateur.structure.shrink",
-    "scan": "secateur.sensitivity.scan",
-    "export": "secateur.adapters.export",
-    "auto": "secateur.search.auto",
-    "smallest": "secateur.search.smallest",
-    "zero_dead_neurons": "secateur.pruning.dead_neurons",
-    "share": "secateur.quantize.share",
-    "save": "secateur.container.archive",
-    "load": "secateur.container.archive",
-    "SaveOptions": "secateur.container.save_options",
-    "measure": "secateur.metrics",
-    "Masks": "secateur.core.masks",
-    "Scores": "secateur.core.scores",
-    "Codebook": "secateur.core.codebook",
-    "Measurement": "secateur.core.measurement",
-    "Measurements": "secateur.core.measurement",
 }
-_PACKAGES = ("criteria", "granularity", "budget", "quantize", "models", "data", "errors")
+_PACKAGES = (
+    "criteria",
+    "granularity",
+    "budget",
+    "quantize",
+    "models",
+    "data",
+    "metrics",
+    "lab",
+    "report",
+    "errors",
+)
+# name of an earlier version -> what it is called now
+_DEPRECATED = {"tidy": "zero_dead_neurons"}
 
 __all__ = sorted([*_NAMES, *_PACKAGES])
 
 
-# name of an earlier version -> what it is called now
-_DEPRECATED = {"tidy": "zero_dead_neurons"}
+if not TYPE_CHECKING:  # a type checker knows the names above, and reports any other
 
-
-def __getattr__(name: str) -> Any:
-    if name in _DEPRECATED:
-        now = _DEPRECATED[name]
-        message = f"secateur.{name} is called secateur.{now} now; the old name will be removed in 1.0"
-        warnings.warn(message, DeprecationWarning, stacklevel=2)
-        name = now
-    if name in _NAMES:
-        value = getattr(importlib.import_module(_NAMES[name]), name)
-        globals()[name] = value
-        return value
-    if name in _PACKAGES:
-        return importlib.import_module(f"secateur.{name}")
-    raise AttributeError(f"module 'secateur' has no attribute {name!r}; public names: {', '.join(__all__)}")
+    def __getattr__(name: str) -> object:
+        if name in _DEPRECATED:
+            now = _DEPRECATED[name]
+            message = f"secateur.{name} is called secateur.{now} now; the old name will be removed in 1.0"
+            warnings.warn(message, DeprecationWarning, stacklevel=2)
+            name = now
+        if name in _NAMES:
+            value = getattr(importlib.import_module(_NAMES[name]), name)
+            globals()[name] = value
+            return value
+        if name in _PACKAGES:
+            return importlib.import_module(f"secateur.{name}")
+        raise AttributeError(
+            f"module 'secateur' has no attribute {name!r}; public names: {', '.join(__all__)}"
+        )
 
 
 def __dir__() -> list[str]:

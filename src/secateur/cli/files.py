@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from secateur.cli.calibrating import CalibrationFlags
 from secateur.cli.flags import with_flags
 from secateur.cli.given import ModelFlags, ModelOptions
 from secateur.cli.options import ProgressFlags
@@ -74,9 +75,20 @@ def pack(
     source: Annotated[Path, typer.Argument(help="A .safetensors or .pt file.", show_default=False)],
     target: Annotated[Path, typer.Argument(help="The .sct file to write.", show_default=False)],
     flags: PackFlags,
+    model: Annotated[
+        str | None, typer.Option("--model", help="With --calibrate: the model that the weights are for.")
+    ] = None,
+    option: ModelOptions = None,
+    *,
+    calibration: CalibrationFlags,
     output: ProgressFlags,
 ) -> None:
     """Write any checkpoint as one small file."""
+    if calibration.wanted:
+        _pack_on_images(source, target, flags, ModelFlags(model or "", source, option), calibration, output)
+        return
+    if model is not None or option:
+        raise OptionError("pack: --model and --option are for --calibrate DATA; leave them out, or give it")
     from secateur.container.pack import pack as write
 
     with _bar(output.quiet) as on_progress:
@@ -106,6 +118,31 @@ def pack(
     if done.left_out:
         first, more = ", ".join(done.left_out[:3]), len(done.left_out) - 3
         print(f"left out, being no tensors: {first}{f' and {more} more' if more > 0 else ''}")
+
+
+def _pack_on_images(
+    source: Path,
+    target: Path,
+    flags: PackFlags,
+    model: ModelFlags,
+    calibration: CalibrationFlags,
+    output: ProgressFlags,
+) -> None:
+    """Share the weights by the error of the model's outputs on images, and write the file."""
+    from secateur.container.archive import save
+    from secateur.quantize.share import share
+
+    if not model.model or flags.bits is None or flags.lossless:
+        raise OptionError(
+            "pack --calibrate shares weights by what a model answers: give --model NAME and --bits, without --lossless"
+        )
+    net = model.build()
+    shared = share(net, flags.bits, data=calibration.images(net))
+    size, before = save(shared.model, target).size, source.stat().st_size
+    if output.json:
+        print_json({"file": str(target), "bytes": size, "source_bytes": before, "ratio": before / size})
+        return
+    print(f"{target}: {size:,} bytes from {before:,} ({before / size:.2f}x)")
 
 
 @with_flags

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from secateur.cli.calibrating import CalibrationFlags
 from secateur.cli.flags import with_flags
 from secateur.cli.given import InputFlags
 from secateur.cli.measure import AS_COUNTED
@@ -124,6 +125,7 @@ def shrink(
     ] = Path("small.sct"),
     trials: Annotated[int, typer.Option("--trials", min=1, help="Timed repetitions.")] = 25,
     *,
+    calibration: CalibrationFlags,
     output: OutputFlags,
 ) -> None:
     """Cut channels out of a model, prove that it computes what the masked one does, and write it as one
@@ -151,8 +153,13 @@ def shrink(
         )
         masks = found if masks is None else masks.merge(found)
     assert masks is not None
+    masked = net
+    if calibration.wanted:
+        from secateur.compensation.compensate import compensate
+
+        masked = compensate(net, masks, calibration.images(net)).model
     small = cut_channels(
-        net, masks, example, round_to=cut.round_to, at_least=cut.at_least, across_norm=cut.across_norm
+        masked, masks, example, round_to=cut.round_to, at_least=cut.at_least, across_norm=cut.across_norm
     )
     saved = save(small.model, out, plan=small.plan)
     before, after = (take(one, example, what=["params", "macs", "size"]) for one in (net, small.model))

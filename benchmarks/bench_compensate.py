@@ -1,0 +1,322 @@
+"""Accuracy without retraining: `python benchmarks/bench_compensate.py --data FOLDER --weights FILE [--minilm FOLDER]`.
+
+FOLDER holds `cifar10` as the data package reads it, FILE the weights of `sc.models.build("resnet20")`; both may also be
+named by SECATEUR_SHARED, a folder with data/cifar10 and models/resnet20-cifar10.safetensors. `--minilm` names a folder
+with sentence-transformers' all-MiniLM-L6-v2 (config.json, tokenizer.json, model.safetensors; the extra `transformers`).
+What is not at hand is said and left out.
+
+CIFAR-10: 2,000 training images without labels, all 10,000 test images; points of top-1 lost against the dense model.
+MiniLM: docstrings of the standard library, 200 to calibrate and 200 others; mean cosine to the dense embeddings.
+`prototype` is plain least squares, layer by layer on magnitude masks, measured before this was written. Seconds are
+those of the processor, over all threads, from the dense model to the finished one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import secateur as sc
+from secateur import data as datasets
+from secateur.compensation.least_squares import conjugate_gradients
+from secateur.lab.calibration import CalibrationImages
+from secateur.quantize.share import ShareOptions
+from secateur.structure.shrunk_files import reestimate_batch_norm
+
+COUNT = 2000
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table; below the goal is good, or above it where `higher`."""
+
+    what: str
+    ours: float
+    prototype: str
+    goal: float
+    seconds: float
+    higher: bool = False
+
+    @property
+    def met(self) -> bool:
+        return self.ours >= self.goal if self.higher else self.ours <= self.goal
+
+    def __str__(self) -> str:
+        sign = ">=" if self.higher else "<="
+        return (
+            f"{self.what:<46} {self.ours:>9.3f} {self.prototype:>10} {sign} {self.goal:<7.3f} {self.seconds:>6.0f} s"
+            + ("" if self.met else "  MISSED")
+        )
+
+
+class Cifar:
+    """ResNet-20 on CIFAR-10: every part gives lines, and prints them as it goes."""
+
+    def __init__(self, folder: str, weights: str):
+        from safetensors.torch import load_file
+
+        dense = sc.models.build("resnet20")
+        dense.load_state_dict(load_file(weights))
+        self.dense = dense.eval().to(memory_format=torch.channels_last)
+        self.data = datasets.load_for(dense, "cifar10", path=folder, validation=0.0, normalise="imagenet")
+        self.batches = [b.contiguous(memory_format=torch.channels_last) for b in self.images(None)]
+        self.accuracy = self.test(self.dense)
+        print(f"dense {self.accuracy:.2f} % on {len(self.data.test):,} test images")
+
+    def images(self, augment: str | None) -> CalibrationImages:
+        return CalibrationImages(self.data.train, COUNT, 100, augment=augment)
+
+    @torch.no_grad()
+    def test(self, model: nn.Module) -> float:
+        model.eval()
+        right = sum(int((model(x).argmax(1) == y).sum()) for x, y in self.data.test.batches(250))
+        return 100 * right / len(self.data.test)
+
+    def lost(self, what: str, prototype: str, goal: float, make: Callable[[], nn.Module]) -> Line:
+        start = time.process_time()
+        model = make()
+        seconds = time.process_time() - start
+        line = Line(f"{what}: points lost", self.accuracy - self.test(model), prototype, goal, seconds)
+        print(line, flush=True)
+        return line
+
+    def sparse(self, sparsity: float, passes: int) -> tuple[nn.Module, sc.Masks]:
+        masks = sc.prune(self.dense, "obs", budget=sc.budget.Overall(sparsity), data=self.batches)
+        tune = sc.Tuning(passes=passes, lr=0.1, precision="bf16") if passes else None
+        solver = sc.LeastSquares(damping=1e-3, reselect=True)
+        images = Innermost(self.images("standard")) if passes else self.batches
+        found = sc.compensate(self.dense, masks, images, solver=solver, tune=tune)
+        return found.model, found.masks
+
+    def pruning(self) -> Iterator[Line]:
+        for sparsity, passes, prototype, goal in (
+            (0.5, 0, "1.0", 0.6),
+            (0.75, 0, "4.6", 2.5),
+            (0.9, 10, "42", 15),
+        ):
+
+            def make(sparsity: float = sparsity, passes: int = passes) -> nn.Module:
+                return self.sparse(sparsity, passes)[0]
+
+            yield self.lost(f"{sparsity:.0%} of weights removed", prototype, goal, make)
+
+    def sharing(self) -> Iterator[Line]:
+        for bits, passes, prototype, goal in ((3, 4, "0.6", 0.3), (2, 8, "2.8", 1.5)):
+
+            def make(bits: int = bits, passes: int = passes) -> nn.Module:
+                options = ShareOptions(tune=sc.Tuning(passes=passes, lr=0.05, precision="bf16"))
+                images = Innermost(self.images("standard"))
+                return sc.share(self.dense, bits=bits, data=images, options=options).model
+
+            yield self.lost(f"{bits} bits", prototype, goal, make)
+
+    def both(self) -> Iterator[Line]:
+        kept = []
+
+        def make() -> nn.Module:
+            model, masks = self.sparse(0.64, 0)
+            options = ShareOptions(dense=self.dense, tune=sc.Tuning(passes=4, lr=0.05, precision="bf16"))
+            images = Innermost(self.images("standard"))
+            kept.append(sc.share(model, 3, masks, data=images, options=options).model)
+            return kept[0]
+
+        yield self.lost("64 % removed and 3 bits", "", 1.5, make)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "small.sct"
+            sc.save(kept[0], path)
+            dense = sum(t.numel() * t.element_size() for t in self.dense.state_dict().values())
+            line = Line(
+                "64 % and 3 bits: dense bytes / .sct", dense / path.stat().st_size, "", 20, 0, higher=True
+            )
+        print(line, flush=True)
+        yield line
+
+    def channels(self) -> Iterator[Line]:
+        example = self.data.example
+        masks = sc.prune(self.dense, "l2", "channel", sc.budget.Macs(keep=0.5), example=example)
+        plain = reestimate_batch_norm(masks.apply(self.dense), self.batches, batches=len(self.batches))
+        lost = self.accuracy - self.test(plain)
+
+        def make() -> nn.Module:
+            tune = sc.Tuning(passes=6, lr=0.1, precision="bf16")
+            return sc.compensate(self.dense, masks, Innermost(self.images("standard")), tune=tune).model
+
+        yield self.lost(f"half the MACs by channels (norms alone: {lost:.1f})", "", lost / 2, make)
+
+
+class Innermost:
+    """Batches with the channels innermost, in which convolutions are faster on a processor."""
+
+    def __init__(self, images: CalibrationImages):
+        self.images = images
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for batch in self.images:
+            yield batch.contiguous(memory_format=torch.channels_last)
+
+
+class MiniLM:
+    """Sentence embeddings: mean of the last hidden states over the tokens, normalised."""
+
+    def __init__(self, folder: str):
+        from transformers import AutoModel, PreTrainedTokenizerFast
+
+        self.dense = AutoModel.from_pretrained(folder).eval()
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(Path(folder) / "tokenizer.json"))
+        tokenizer.pad_token = "[PAD]"
+        texts = docstrings()
+        keys = ("input_ids", "attention_mask")
+
+        def batches(part: list[str]) -> list[dict[str, torch.Tensor]]:
+            found = []
+            for at in range(0, len(part), 20):
+                made = tokenizer(
+                    part[at : at + 20], padding=True, truncation=True, max_length=128, return_tensors="pt"
+                )
+                found.append({key: made[key] for key in keys})
+            return found
+
+        self.calibration, self.others = batches(texts[:200]), batches(texts[200:400])
+        self.wanted = self.embeddings(self.dense)
+
+    @torch.no_grad()
+    def embeddings(self, model: nn.Module) -> torch.Tensor:
+        found = []
+        for batch in self.others:
+            states = model(**batch).last_hidden_state
+            weight = batch["attention_mask"][:, :, None].float()
+            found.append(nn.functional.normalize((states * weight).sum(1) / weight.sum(1), dim=1))
+        return torch.cat(found)
+
+    def cosine(self, what: str, prototype: str, goal: float, make: Callable[[], nn.Module]) -> Line:
+        start = time.process_time()
+        model = make()
+        seconds = time.process_time() - start
+        cosine = float((self.embeddings(model) * self.wanted).sum(1).mean())
+        line = Line(f"MiniLM, {what}: mean cosine", cosine, prototype, goal, seconds, higher=True)
+        print(line, flush=True)
+        return line
+
+    def lines(self) -> Iterator[Line]:
+        layers = ["encoder"]
+        solver = sc.LeastSquares(damping=0.01)
+        again = sc.LeastSquares(damping=0.01, reselect=True)
+        tune = sc.Tuning(passes=6, lr=0.01)
+
+        def pruned(budget: float) -> nn.Module:
+            masks = sc.prune(self.dense, "wanda", budget=budget, only=layers, data=self.calibration)
+            return sc.compensate(self.dense, masks, self.calibration, solver=again, tune=tune).model
+
+        def pattern() -> nn.Module:
+            budget = sc.budget.NOfM(2, 4)
+            masks = sc.prune(self.dense, "wanda", budget=budget, only=layers, data=self.calibration)
+            return sc.compensate(self.dense, masks, self.calibration, solver=solver, tune=tune).model
+
+        def shared(bits: int) -> nn.Module:
+            options = ShareOptions(tune=tune)
+            return sc.share(self.dense, bits=bits, data=self.calibration, options=options).model
+
+        yield self.cosine("50 %", "0.928", 0.975, lambda: pruned(0.5))
+        yield self.cosine("70 %", "0.77", 0.90, lambda: pruned(0.7))
+        yield self.cosine("2:4", "", 0.95, pattern)
+        yield self.cosine("4 bits", "0.952", 0.995, lambda: shared(4))
+        yield self.cosine("3 bits", "0.823", 0.98, lambda: shared(3))
+
+
+def docstrings() -> list[str]:
+    """First sentences of the standard library's docstrings, each once, in the order of the modules' names."""
+    import ast
+    import sysconfig
+
+    found: dict[str, None] = {}
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8", errors="replace"))
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)):
+                text = " ".join((ast.get_docstring(node) or "").split())
+                if len(text) > 40:
+                    found.setdefault(text[:400])
+    texts = list(found)
+    return texts[:: max(1, len(texts) // 400)][:400]
+
+
+def large() -> list[Line]:
+    """The largest linear layer of a model of seven thousand million weights: 11008 inputs, 4096 outputs."""
+    features, outputs = 11008, 4096
+    generator = torch.Generator().manual_seed(0)
+    x = (
+        torch.randn(2 * features, 512, generator=generator)
+        @ torch.randn(512, features, generator=generator)
+        / 22
+    )
+    x += 0.3 * torch.randn(2 * features, features, generator=generator)
+    hessian = x.T @ x
+    del x
+    weight = torch.randn(features, outputs, generator=generator) / features**0.5
+    keep = weight.abs() > weight.abs().median()
+    goal = hessian @ weight
+    energy = float((weight * goal).sum())
+
+    def error(w: torch.Tensor) -> float:
+        away = w - weight
+        return float((away * (hessian @ away)).sum()) / energy
+
+    before = error(weight * keep)
+    began = time.perf_counter()
+    found = conjugate_gradients(
+        hessian, goal, weight * keep, keep, 0.01 * float(hessian.diagonal().mean()), 8
+    )
+    seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    lines = [
+        Line("11008 x 4096, half removed: seconds", seconds, "", 300, seconds),
+        Line("  GiB at most, with the data", peak, "", 4, seconds),
+        Line("  error after, of that before", error(found) / before, "", 1, seconds),
+    ]
+    for line in lines:
+        print(line, flush=True)
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    shared = os.environ.get("SECATEUR_SHARED")
+    parser.add_argument("--data", default=shared and os.path.join(shared, "data", "cifar10"))
+    parser.add_argument(
+        "--weights", default=shared and os.path.join(shared, "models", "resnet20-cifar10.safetensors")
+    )
+    parser.add_argument("--minilm")
+    parser.add_argument("--only", help="parts, by comma: pruning, sharing, both, channels, minilm, large")
+    options = parser.parse_args()
+    wanted = options.only.split(",") if options.only else None
+    print(f"{'':<46} {'ours':>9} {'prototype':>10}    {'goal':<7} {'CPU':>6}")
+    lines: list[Line] = []
+    parts = [part for part in ("pruning", "sharing", "both", "channels") if wanted is None or part in wanted]
+    if parts and options.data and options.weights:
+        cifar = Cifar(options.data, options.weights)
+        for part in parts:
+            lines += list(getattr(cifar, part)())
+    elif parts:
+        print("CIFAR-10: no data; name it with --data and --weights, or SECATEUR_SHARED")
+    if wanted is None or "minilm" in wanted:
+        if options.minilm:
+            lines += list(MiniLM(options.minilm).lines())
+        else:
+            print("MiniLM: no weights; name their folder with --minilm")
+    if wanted is not None and "large" in wanted:
+        lines += large()
+    return 0 if all(line.met for line in lines) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,13 +1,19 @@
-"""Who competes with whom, and how many go? One file per budget; the file name is the word used in recipes.
+"""The budgets: how many units go, and which lists compete with which. One file each; its name is the word in recipes.
 
-A budget sees a `Selection`: one `Candidates` of competing units per tensor (or per coupled group), each with the
-worth of its units. It answers with one boolean tensor per pool, True for the units that stay.
+What comes in is a `Selection`: one `Candidates` for each list of competing units (of a tensor, or of a group of coupled
+channels) with the score of every unit. What goes out is, for every list, one boolean tensor: True for the units that
+stay. A budget knows nothing of criteria or layers; `pruning.scoring` makes the selection and the masks.
+
+In reading order: `_selection` (what a budget sees), `_floors` (how many units must stay whatever it says), `_select`
+(exact selection of the lowest of many numbers), `per_tensor`, `per_layer`, `overall`, `n_of_m`, `percentile` and
+`std_dev` (how many are removed), then `_cost_path` with `macs`, `params`, `size` and `latency` (how much remains). To
+add one, add a file with a class of its name in CamelCase.
 
 >>> import torch
 >>> from torch import nn
 >>> from secateur.core.units import Units
->>> pool = Candidates(Units("fc.weight", 4, ()), torch.tensor([3.0, 1.0, 4.0, 2.0]))
->>> registry.make(0.5).choose(Selection((pool,), nn.Identity()))
+>>> candidates = Candidates(Units("fc.weight", 4, ()), torch.tensor([3.0, 1.0, 4.0, 2.0]))
+>>> registry.make(0.5).choose(Selection((candidates,), nn.Identity()))
 {'fc.weight': tensor([ True, False,  True, False])}
 """
 
@@ -19,32 +25,45 @@ from typing import Any, ClassVar
 
 import torch
 
-from secateur.budget._contest import Candidates, Selection, check_share, share_of
+from secateur.budget._floors import Limits, floors
+from secateur.budget._selection import Candidates, Chosen, Costs, Selection, check_share, share_of
 from secateur.core.schedule import OneShot, Schedule
 from secateur.errors import OptionError
 from secateur.registry import Registry
 
-__all__ = ["Budget", "Candidates", "Selection", "check_share", "registry", "share_of"]
+__all__ = [
+    "Budget",
+    "BudgetLike",
+    "Candidates",
+    "Chosen",
+    "Costs",
+    "Limits",
+    "Selection",
+    "check_share",
+    "floors",
+    "registry",
+    "share_of",
+]
 
 
 class Budget(ABC):
-    """What every budget is: a frozen value that turns the worth of units into which of them stay."""
+    """The base of all budgets: a frozen value that decides from the scores of units which of them stay."""
 
     measured: ClassVar[bool] = False
-    """Whether every decision writes real files or reads real times, and so takes long or depends on the machine."""
+    """Whether a decision writes files or reads times, and so takes long or depends on the machine."""
 
     @abstractmethod
-    def choose(self, contest: Selection) -> dict[str, torch.Tensor]:
-        """One boolean tensor per pool, by its name: True for the units that stay.
+    def choose(self, selection: Selection) -> dict[str, torch.Tensor]:
+        """One boolean tensor per list, by its name: True for the units that stay.
 
-        A choice must leave the units `gone` gone and keep at least `least` of each pool; `Candidates.drop` does
+        A choice must leave the units `gone` gone and keep at least `least` of each list; `Candidates.drop` does
         both.
         """
 
     @classmethod
     @abstractmethod
     def at(cls, share: float) -> Budget:
-        """A budget of this kind that removes about this share: what sweeps over one number use."""
+        """A budget of this kind that removes about this share, for sweeps over one number."""
 
     def steps(self, schedule: Schedule) -> tuple[Budget, ...]:
         """The budgets of a schedule's rounds, the last of them this one."""
@@ -58,6 +77,9 @@ class Budget(ABC):
         levels = schedule.levels(self.sparsity)  # type: ignore[attr-defined]
         return tuple(dataclasses.replace(self, sparsity=level) for level in levels)  # type: ignore[misc]
 
+
+BudgetLike = float | str | Budget | type[Budget]
+"""What stands for a budget: the share removed of every tensor, a word, a value, or a class."""
 
 registry = Registry(__name__, __path__, "budget", base="secateur.budget:Budget", number="per_tensor")
 

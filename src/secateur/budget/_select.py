@@ -30,31 +30,31 @@ _SAMPLE = 1 << 17
 _CHUNK = 1 << 18  # what stays in a processor's cache between two passes
 
 
-def keep_highest(worth: Sequence[torch.Tensor], remove: int) -> list[torch.Tensor]:
+def keep_highest(scores: Sequence[torch.Tensor], remove: int) -> list[torch.Tensor]:
     """One boolean tensor per one-dimensional tensor: False for the `remove` lowest numbers of all together.
 
     Of equal numbers the earliest goes first: tensors in the order given, elements in their own order.
-    `worth` holds no NaN; it may hold infinities.
+    `scores` holds no NaN; it may hold infinities.
     """
-    total = sum(tensor.numel() for tensor in worth)
+    total = sum(tensor.numel() for tensor in scores)
     if remove <= 0:
-        return [torch.ones_like(tensor, dtype=torch.bool) for tensor in worth]
+        return [torch.ones_like(tensor, dtype=torch.bool) for tensor in scores]
     if remove >= total:
-        return [torch.zeros_like(tensor, dtype=torch.bool) for tensor in worth]
+        return [torch.zeros_like(tensor, dtype=torch.bool) for tensor in scores]
     if total <= _SORTED_WHOLE:
-        return _by_sorting(worth, remove)
-    bracket = _bracket(worth, total, remove - 1)
+        return _by_sorting(scores, remove)
+    bracket = _bracket(scores, total, remove - 1)
     for keep, index, stays in zip(bracket.above, bracket.index, _settle(bracket, remove - bracket.below)):
         keep[index[stays]] = True
     return bracket.above
 
 
-def value_at(worth: Sequence[torch.Tensor], rank: int) -> float:
+def value_at(scores: Sequence[torch.Tensor], rank: int) -> float:
     """The number that would stand at position `rank` (from 0) were all of them sorted together."""
-    total = sum(tensor.numel() for tensor in worth)
+    total = sum(tensor.numel() for tensor in scores)
     if total <= _SORTED_WHOLE:
-        return float(_joined(worth).sort().values[rank])
-    bracket = _bracket(worth, total, rank)
+        return float(_joined(scores).sort().values[rank])
+    bracket = _bracket(scores, total, rank)
     return float(_joined(bracket.values).sort().values[rank - bracket.below])
 
 
@@ -70,8 +70,8 @@ class _Bracket:
     values: list[torch.Tensor]  # what stands there
 
 
-def _bracket(worth: Sequence[torch.Tensor], total: int, rank: int) -> _Bracket:
-    sample = _sample(worth, total)
+def _bracket(scores: Sequence[torch.Tensor], total: int, rank: int) -> _Bracket:
+    sample = _sample(scores, total)
     spread = 4.0 * math.sqrt(len(sample)) + 8.0
     while True:
         middle = rank / (total - 1) * (len(sample) - 1)
@@ -79,7 +79,7 @@ def _bracket(worth: Sequence[torch.Tensor], total: int, rank: int) -> _Bracket:
         low = float(sample[first]) if first >= 0 else -math.inf
         high = float(sample[last]) if last < len(sample) else math.inf
         above, index, kept = [], [], 0
-        for tensor in worth:
+        for tensor in scores:
             over, between, count = _split(tensor, low, high)
             above.append(over)
             index.append(between)
@@ -87,18 +87,18 @@ def _bracket(worth: Sequence[torch.Tensor], total: int, rank: int) -> _Bracket:
         inside = sum(positions.numel() for positions in index)
         below = total - kept - inside
         if below <= rank < below + inside:
-            values = [tensor[positions] for tensor, positions in zip(worth, index)]
+            values = [tensor[positions] for tensor, positions in zip(scores, index)]
             return _Bracket(low, high, below, above, index, values)
         spread *= 8.0
 
 
-def _sample(worth: Sequence[torch.Tensor], total: int) -> torch.Tensor:
+def _sample(scores: Sequence[torch.Tensor], total: int) -> torch.Tensor:
     """Every k-th of all the numbers, sorted, on the CPU in double precision (which MPS lacks)."""
     stride, offset = max(1, total // _SAMPLE), 0
     while math.gcd(stride, 210) > 1:  # weights come in rows of 2, 3, 5 and 7: do not walk in step with them
         stride += 1
     parts = []
-    for tensor in worth:
+    for tensor in scores:
         parts.append(tensor[-offset % stride :: stride].cpu().double())
         offset += tensor.numel()
     return torch.cat(parts).sort().values
@@ -175,16 +175,16 @@ def _place(mask: torch.Tensor, count: int) -> int:
         start, count = start + part.numel(), count - here
 
 
-def _joined(worth: Sequence[torch.Tensor]) -> torch.Tensor:
-    return worth[0] if len(worth) == 1 else torch.cat([tensor.to(worth[0].device) for tensor in worth])
+def _joined(scores: Sequence[torch.Tensor]) -> torch.Tensor:
+    return scores[0] if len(scores) == 1 else torch.cat([tensor.to(scores[0].device) for tensor in scores])
 
 
-def _by_sorting(worth: Sequence[torch.Tensor], remove: int) -> list[torch.Tensor]:
+def _by_sorting(scores: Sequence[torch.Tensor], remove: int) -> list[torch.Tensor]:
     """The same by one stable sort."""
-    whole = _joined(worth)
+    whole = _joined(scores)
     keep = torch.ones_like(whole, dtype=torch.bool)
     keep[torch.sort(whole, stable=True).indices[:remove]] = False
-    if len(worth) == 1:
+    if len(scores) == 1:
         return [keep]
-    parts = torch.split(keep, [tensor.numel() for tensor in worth])
-    return [part.to(tensor.device) for part, tensor in zip(parts, worth)]
+    parts = torch.split(keep, [tensor.numel() for tensor in scores])
+    return [part.to(tensor.device) for part, tensor in zip(parts, scores)]

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import torch
 
-from secateur.budget._contest import Selection, check_share
-from secateur.budget._remaining import Path, Remaining, check_keep, meter_of
+from secateur.budget._selection import Selection, check_share
+from secateur.budget._cost_path import Path, Remaining, check_keep, costs_of
 from secateur.errors import BudgetNotMetError, OptionError
 
 __all__ = ["Latency"]
@@ -63,31 +63,31 @@ class Latency(Remaining):
         """What is left of the dense time when this share is gone."""
         return cls(keep=1.0 - (check_share("share", share) or 1e-9))
 
-    def choose(self, contest: Selection) -> dict[str, torch.Tensor]:
+    def choose(self, selection: Selection) -> dict[str, torch.Tensor]:
         """The choice of the path that is just fast enough."""
-        meter = meter_of(contest, self)
+        costs = costs_of(selection, self)
         which = 0 if self.ms is not None else 1
         limit = float(self.ms if self.ms is not None else self.keep or 0.0)
-        path = Path(contest, self.spread, self.round_to)
+        path = Path(selection, self.spread, self.round_to)
 
         def read(position: int, again: bool) -> float:
             # far from the limit a rough reading does, and what is read again counts together with what was read before
             trials = self.trials if again else max(3, self.trials // 2)
-            return float(meter.time(path.at(position), trials, self.threads, again=again)[which])
+            return float(costs.time(path.at(position), trials, self.threads, again=again)[which])
 
-        start = float(meter.time(path.at(0), self.trials, self.threads)[which])
+        start = float(costs.time(path.at(0), self.trials, self.threads)[which])
         if start <= limit:
             return path.at(0)
-        hunt = LatencySearch(
-            path.last, read, lambda k: meter.remaining("macs", path.at(k)), limit, self.within, self.most
+        search = LatencySearch(
+            path.last, read, lambda k: costs.remaining("macs", path.at(k)), limit, self.within, self.most
         )
-        best = hunt.run(start)
+        best = search.run(start)
         if best is None:
             unit = "ms" if which == 0 else "of the dense time"
             raise BudgetNotMetError(
-                f"{self}: the fastest of {len(hunt.seen)} shrunk models takes {hunt.least:.4g} {unit} (dense: "
+                f"{self}: the fastest of {len(search.seen)} shrunk models takes {search.least:.4g} {unit} (dense: "
                 f"{start:.4g}) and {limit:.4g} was asked; let more layers be pruned, or ask for "
-                f"{hunt.least * 1.02:.3g}. secateur.metrics.why tells where the time goes"
+                f"{search.least * 1.02:.3g}. secateur.metrics.why tells where the time goes"
             )
         return path.at(best)
 
@@ -101,8 +101,8 @@ class LatencySearch:
     the multiply-accumulates), and a position is believed once two readings more, together with the first, say the same.
 
     >>> times = {k: 1.0 - 0.009 * k + 0.01 * (k % 3) for k in range(101)}
-    >>> hunt = LatencySearch(100, lambda k, again: times[k], lambda k: 100.0 - k, limit=0.5, within=0.04, most=10)
-    >>> 0.48 <= times[hunt.run(1.0)] <= 0.5, len(hunt.seen) <= 6
+    >>> search = LatencySearch(100, lambda k, again: times[k], lambda k: 100.0 - k, limit=0.5, within=0.04, most=10)
+    >>> 0.48 <= times[search.run(1.0)] <= 0.5, len(search.seen) <= 6
     (True, True)
     """
 
@@ -179,7 +179,7 @@ class LatencySearch:
         aim = self.limit * (1.0 - self.within / 2)
         wanted = low[1] + (high[1] - low[1]) * (aim - low[0]) / ((high[0] - low[0]) or 1.0)
         if len(self.seen) % 4 == 3 and under is not None:
-            wanted = (high[1] + low[1]) / 2  # a line that misleads must not stop the search
+            wanted = (high[1] + low[1]) / 2  # bisect now and then, in case the line misleads
         while first < last:
             middle = (first + last) // 2
             first, last = (first, middle) if self._sized(middle) <= wanted else (middle + 1, last)

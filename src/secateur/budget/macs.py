@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from secateur.budget._contest import Selection, check_share
-from secateur.budget._remaining import Path, Remaining, check_keep, first_within, meter_of
+from secateur.budget._selection import Selection, check_share
+from secateur.budget._cost_path import Path, Remaining, check_keep, first_within, costs_of
 
 __all__ = ["Macs"]
 
@@ -18,7 +18,7 @@ class Macs(Remaining):
 
     Counted on the example, over the whole model: those of the weights that stay. With granularity "channel" that is
     what the shrunk model computes. `spread` says who gives: "per_tensor", every list the same share; "overall", the
-    units of least worth wherever they are. `round_to` keeps every list that is cut at a multiple of so many units, as
+    units with the lowest scores wherever they are. `round_to` keeps every list that is cut at a multiple of so many units, as
     kernels like widths to be; then one block of units more would be too much.
 
     >>> import secateur as sc
@@ -45,25 +45,25 @@ class Macs(Remaining):
         """What is left when this share is gone."""
         return cls(1.0 - (check_share("share", share) or 1e-9))
 
-    def choose(self, contest: Selection) -> dict[str, torch.Tensor]:
+    def choose(self, selection: Selection) -> dict[str, torch.Tensor]:
         """The first choice on the path that is cheap enough."""
-        return within_share(self, contest, "macs", "multiply-accumulates")
+        return within_share(self, selection, "macs", "multiply-accumulates")
 
 
-def within_share(budget: Remaining, contest: Selection, of: str, what: str) -> dict[str, torch.Tensor]:
+def within_share(budget: Remaining, selection: Selection, of: str, what: str) -> dict[str, torch.Tensor]:
     """The first choice of a budget's path that leaves at most its share of a cost that is counted."""
-    meter = meter_of(contest, budget)
-    dense = meter.dense(of)
+    costs = costs_of(selection, budget)
+    dense = costs.dense(of)
     assert budget.keep is not None
     limit = budget.keep * dense * (1 + 1e-12)
 
-    def told(least: float) -> str:
+    def explain(least: float) -> str:
         return (
             f"{budget}: {least:,.0f} of {dense:,.0f} {what} remain ({least / dense:.4f}) with one unit left of every "
             f"list that may be cut, and {limit:,.0f} were asked; let more layers be pruned (only, skip, at_least), or "
             f"keep at least {least / dense:.4f}"
         )
 
-    path = Path(contest, budget.spread, budget.round_to)
-    found = first_within(path, lambda c: meter.remaining(of, c), limit, told)
-    return path.refilled(found, lambda c: meter.remaining(of, c) <= limit)
+    path = Path(selection, budget.spread, budget.round_to)
+    found = first_within(path, lambda c: costs.remaining(of, c), limit, explain)
+    return path.refilled(found, lambda c: costs.remaining(of, c) <= limit)

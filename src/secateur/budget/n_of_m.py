@@ -15,7 +15,7 @@ __all__ = ["NOfM"]
 
 @dataclass(frozen=True)
 class NOfM(Budget):
-    """Of every `m` units that lie beside each other along `axis`, the `n` of most worth stay.
+    """Of every `m` units that lie beside each other along `axis`, the `n` with the highest scores stay.
 
     `axis` is `"in"` (what the layer takes in, as 2:4 hardware wants), `"out"`, or a number counting the
     sides of the grid the units form: the tensor's own axes for single weights, (out, in) for kernels and
@@ -54,13 +54,13 @@ class NOfM(Budget):
         """The n of 4 nearest to this share, with short groups pruned by the same share."""
         return cls(min(3, max(1, round(4 * (1 - check_share("share", share))))), 4, tail="share")
 
-    def choose(self, contest: Selection) -> dict[str, torch.Tensor]:
-        """Every group of every pool by itself."""
-        sides = [self._side(pool) for pool in contest.pools]
+    def choose(self, selection: Selection) -> dict[str, torch.Tensor]:
+        """Every group of every list by itself."""
+        sides = [self._side(candidates) for candidates in selection.candidates]
         uneven = [
-            f"{pool.name!r} ({pool.grid[side]})"
-            for pool, side in zip(contest.pools, sides)
-            if pool.grid[side] % self.m
+            f"{candidates.name!r} ({candidates.grid[side]})"
+            for candidates, side in zip(selection.candidates, sides)
+            if candidates.grid[side] % self.m
         ]
         if uneven and self.tail == "error":
             raise OptionError(
@@ -69,40 +69,43 @@ class NOfM(Budget):
                 "or say what "
                 "becomes of the short group: tail='keep' or tail='share'"
             )
-        return {pool.name: self._groups(pool, side) for pool, side in zip(contest.pools, sides)}
+        return {
+            candidates.name: self._groups(candidates, side)
+            for candidates, side in zip(selection.candidates, sides)
+        }
 
-    def _side(self, pool: Candidates) -> int:
-        """Which side of the pool's grid the groups run along."""
-        grid, axes = pool.grid, pool.units.axes
+    def _side(self, candidates: Candidates) -> int:
+        """Which side of the list's grid the groups run along."""
+        grid, axes = candidates.grid, candidates.units.axes
         if len(grid) == 1:
             return 0
         if isinstance(self.axis, str):
             if self.axis in axes:
                 return axes.index(self.axis)
             raise OptionError(
-                f"NOfM: the units of {pool.name!r} form a grid {grid} without an {self.axis!r} axis; "
+                f"NOfM: the units of {candidates.name!r} form a grid {grid} without an {self.axis!r} axis; "
                 "give its number"
             )
         if not -len(grid) <= self.axis < len(grid):
-            raise OptionError(f"NOfM axis: {pool.name!r} has {len(grid)} axes {grid}, got {self.axis}")
+            raise OptionError(f"NOfM axis: {candidates.name!r} has {len(grid)} axes {grid}, got {self.axis}")
         return self.axis % len(grid)
 
-    def _groups(self, pool: Candidates, side: int) -> torch.Tensor:
-        grid = pool.grid
-        worth = pool.ranked.reshape(grid).movedim(side, -1)
+    def _groups(self, candidates: Candidates, side: int) -> torch.Tensor:
+        grid = candidates.grid
+        scores = candidates.ranked.reshape(grid).movedim(side, -1)
         length = grid[side]
         whole = length - length % self.m
-        keep = torch.ones_like(worth, dtype=torch.bool)
+        keep = torch.ones_like(scores, dtype=torch.bool)
         if whole:
-            keep[..., :whole] = _keep(worth[..., :whole].unflatten(-1, (-1, self.m)), self.n).flatten(-2)
+            keep[..., :whole] = _keep(scores[..., :whole].unflatten(-1, (-1, self.m)), self.n).flatten(-2)
         if whole < length and self.tail == "share":
-            keep[..., whole:] = _keep(worth[..., whole:], round(self.n / self.m * (length - whole)))
+            keep[..., whole:] = _keep(scores[..., whole:], round(self.n / self.m * (length - whole)))
         keep = keep.movedim(-1, side).reshape(-1)
-        if pool.gone is not None:
-            keep &= ~pool.gone
-        if count_true(keep) < pool.least:
+        if candidates.gone is not None:
+            keep &= ~candidates.gone
+        if count_true(keep) < candidates.least:
             raise BudgetNotMetError(
-                f"{self} leaves {count_true(keep)} units of {pool.name!r}, but {pool.least} must stay "
+                f"{self} leaves {count_true(keep)} units of {candidates.name!r}, but {candidates.least} must stay "
                 "(at_least, "
                 "at_most); skip the layer, or lower the floor"
             )

@@ -16,11 +16,11 @@ __all__ = ["Overall"]
 
 @dataclass(frozen=True)
 class Overall(Budget):
-    """Of all units of the network, the round(sparsity * units) of least worth go, wherever they are.
+    """Of all units of the network, the round(sparsity * units) with the lowest scores go, wherever they are.
 
     Units may differ in size: a filter of a wide layer holds more weights than one of a narrow layer. With
     `by="units"` the share is of units, whatever their size, and exact. With `by="weights"` it is of the
-    weights: units go from the least worth on for as long as the weights removed stay within the share, so
+    weights: units go from the lowest score on for as long as the weights removed stay within the share, so
     that it is met to less than one unit.
 
     A floor moves what it protects to other layers; the total stays exact.
@@ -44,38 +44,40 @@ class Overall(Budget):
         """This share of the whole network."""
         return cls(share)
 
-    def choose(self, contest: Selection) -> dict[str, torch.Tensor]:
-        """The lowest of all pools together go."""
-        pools = contest.pools
-        ranked = [_protected(pool) for pool in pools]
+    def choose(self, selection: Selection) -> dict[str, torch.Tensor]:
+        """The lowest of all lists together go."""
+        entries = selection.candidates
+        ranked = [_protected(candidates) for candidates in entries]
         if self.by == "weights":
-            return self._by_weights(contest, ranked)
-        asked = share_of(self.sparsity, contest.count)
+            return self._by_weights(selection, ranked)
+        asked = share_of(self.sparsity, selection.count)
         self._check(
             asked,
-            sum(pool.removed for pool in pools),
-            sum(pool.most for pool in pools),
-            contest.count,
+            sum(candidates.removed for candidates in entries),
+            sum(candidates.most for candidates in entries),
+            selection.count,
             "units",
         )
-        return {pool.name: keep for pool, keep in zip(pools, keep_highest(ranked, asked))}
+        return {candidates.name: keep for candidates, keep in zip(entries, keep_highest(ranked, asked))}
 
-    def _by_weights(self, contest: Selection, ranked: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-        pools = contest.pools
-        worth = torch.cat([part.cpu() for part in ranked])
-        sizes = torch.cat([pool.sizes() for pool in pools])
+    def _by_weights(self, selection: Selection, ranked: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        entries = selection.candidates
+        scores = torch.cat([part.cpu() for part in ranked])
+        sizes = torch.cat([candidates.sizes() for candidates in entries])
         total = int(sizes.sum())
         asked = share_of(self.sparsity, total)
-        order = torch.sort(worth, stable=True).indices
+        order = torch.sort(scores, stable=True).indices
         spent = sizes[order].cumsum(0)
         going = spent <= asked
-        free = worth[order] < math.inf
-        already = int(sizes[worth == -math.inf].sum())
-        self._check(asked, already, int(sizes[worth < math.inf].sum()), total, "weights")
-        keep = torch.ones_like(worth, dtype=torch.bool)
+        free = scores[order] < math.inf
+        already = int(sizes[scores == -math.inf].sum())
+        self._check(asked, already, int(sizes[scores < math.inf].sum()), total, "weights")
+        keep = torch.ones_like(scores, dtype=torch.bool)
         keep[order[going & free]] = False
-        parts = torch.split(keep, [pool.count for pool in pools])
-        return {pool.name: part.to(pool.worth.device) for pool, part in zip(pools, parts)}
+        parts = torch.split(keep, [candidates.count for candidates in entries])
+        return {
+            candidates.name: part.to(candidates.scores.device) for candidates, part in zip(entries, parts)
+        }
 
     def _check(self, asked: int, already: int, possible: int, total: int, what: str) -> None:
         if asked > possible:
@@ -93,9 +95,9 @@ class Overall(Budget):
             )
 
 
-def _protected(pool: Candidates) -> torch.Tensor:
-    """The pool's worth with the units its floor protects put behind all others."""
-    if pool.least <= 0:
-        return pool.ranked
-    safe = keep_highest([pool.ranked], pool.most)[0]
-    return pool.ranked.masked_fill(safe, math.inf)
+def _protected(candidates: Candidates) -> torch.Tensor:
+    """The scores of a list with the units its floor protects put behind all others."""
+    if candidates.least <= 0:
+        return candidates.ranked
+    safe = keep_highest([candidates.ranked], candidates.most)[0]
+    return candidates.ranked.masked_fill(safe, math.inf)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from secateur.budget._contest import Selection, check_share
-from secateur.budget._remaining import Remaining, check_keep
+from secateur.budget._selection import Selection, check_share
+from secateur.budget._cost_path import Remaining, check_keep
 from secateur.budget.macs import within_share
 
 __all__ = ["Params"]
@@ -40,6 +40,6 @@ class Params(Remaining):
         """What is left when this share is gone."""
         return cls(1.0 - (check_share("share", share) or 1e-9))
 
-    def choose(self, contest: Selection) -> dict[str, torch.Tensor]:
+    def choose(self, selection: Selection) -> dict[str, torch.Tensor]:
         """The first choice on the path that is small enough."""
-        return within_share(self, contest, "params", "parameters")
+        return within_share(self, selection, "params", "parameters")

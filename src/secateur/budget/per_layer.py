@@ -62,13 +62,17 @@ class PerLayer(Budget):
         patterns = [pattern for pattern, _ in rows]
         return tuple(replace(self, table=tuple(zip(patterns, levels))) for levels in zip(*ways))
 
-    def choose(self, contest: Selection) -> dict[str, torch.Tensor]:
-        """The lowest of each pool go, as many as its row says."""
+    def choose(self, selection: Selection) -> dict[str, torch.Tensor]:
+        """The lowest of each list go, as many as its row says."""
         rows: Any = self.table
-        shares = contest.table(rows, "PerLayer")
+        shares = selection.table(rows, "PerLayer")
         chosen = {}
-        for pool in contest.pools:
-            asked = share_of(shares[pool.name], pool.count) if pool.name in shares else pool.removed
-            contest.check_not_past(pool, asked, self)
-            chosen[pool.name] = pool.drop(asked)
+        for candidates in selection.candidates:
+            asked = (
+                share_of(shares[candidates.name], candidates.count)
+                if candidates.name in shares
+                else candidates.removed
+            )
+            selection.check_not_past(candidates, asked, self)
+            chosen[candidates.name] = candidates.drop(asked)
         return chosen

@@ -30,11 +30,11 @@ class PerTensor(Budget):
         """This share of every tensor."""
         return cls(share)
 
-    def choose(self, contest: Selection) -> dict[str, torch.Tensor]:
-        """The lowest of each pool go."""
+    def choose(self, selection: Selection) -> dict[str, torch.Tensor]:
+        """The lowest of each list go."""
         chosen = {}
-        for pool in contest.pools:
-            asked = share_of(self.sparsity, pool.count)
-            contest.check_not_past(pool, asked, self)
-            chosen[pool.name] = pool.drop(asked)
+        for candidates in selection.candidates:
+            asked = share_of(self.sparsity, candidates.count)
+            selection.check_not_past(candidates, asked, self)
+            chosen[candidates.name] = candidates.drop(asked)
         return chosen

@@ -1,4 +1,4 @@
-"""Percentile: units below a percentile of the worth go."""
+"""Percentile: units below a percentile of the scores go."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["Percentile"]
 
 @dataclass(frozen=True)
 class Percentile(Budget):
-    """Units worth strictly less than the q-quantile of the worth go; interpolated as numpy does by default.
+    """Units that score strictly less than the q-quantile of the scores go; interpolated as numpy does by default.
 
     `PerTensor(q)` counts: it removes exactly round(q * n) units. A percentile draws a line: it removes what
     lies below the value at position q * (n - 1), so of equal weights none. On large tensors without ties
     the two agree to one unit.
 
-    `scope` is whose worth the line is drawn through: each `"tensor"` has its own, or there is one for the
-    `"network"`. `of` says whether units worth exactly nothing (those pruned before) count in it: `"all"` or
+    `scope` is whose scores the line is drawn through: each `"tensor"` has its own, or there is one for the
+    `"network"`. `of` says whether units whose score is exactly 0 (those pruned before) count in it: `"all"` or
     `"nonzero"`. `equal` says what becomes of units that lie on the line itself: they `"stay"`, or they `"go"`,
     as in code that keeps what is greater than a percentile.
 
@@ -72,34 +72,45 @@ class Percentile(Budget):
         """The line that has this share below it."""
         return cls(share)
 
-    def choose(self, contest: Selection) -> dict[str, torch.Tensor]:
-        """Each pool by its own line, or all by one."""
+    def choose(self, selection: Selection) -> dict[str, torch.Tensor]:
+        """Each list by its own line, or all by one."""
         table: Any = self.q
         if isinstance(table, tuple):
-            shares = contest.table(table, "Percentile")
+            shares = selection.table(table, "Percentile")
         else:
-            shares = dict.fromkeys((pool.name for pool in contest.pools), table)
-        groups = [[pool] for pool in contest.pools] if self.scope == "tensor" else [list(contest.pools)]
+            shares = dict.fromkeys((candidates.name for candidates in selection.candidates), table)
+        groups = (
+            [[candidates] for candidates in selection.candidates]
+            if self.scope == "tensor"
+            else [list(selection.candidates)]
+        )
         chosen = {}
         for group in groups:
             q = shares.get(group[0].name)
-            lines = self._line(group, q) if q is not None else [pool.drop(pool.removed) for pool in group]
-            for pool, keep in zip(group, lines):
-                chosen[pool.name] = pool.floored(keep)
+            lines = (
+                self._line(group, q)
+                if q is not None
+                else [candidates.drop(candidates.removed) for candidates in group]
+            )
+            for candidates, keep in zip(group, lines):
+                chosen[candidates.name] = candidates.floored(keep)
         return chosen
 
-    def _line(self, pools: list[Candidates], q: float) -> list[torch.Tensor]:
-        worth = [
-            pool.worth if pool.gone is None else pool.worth.masked_fill(pool.gone, 0.0) for pool in pools
+    def _line(self, entries: list[Candidates], q: float) -> list[torch.Tensor]:
+        scores = [
+            candidates.scores
+            if candidates.gone is None
+            else candidates.scores.masked_fill(candidates.gone, 0.0)
+            for candidates in entries
         ]
-        counted = worth if self.of == "all" else [line[line != 0] for line in worth]
+        counted = scores if self.of == "all" else [line[line != 0] for line in scores]
         count = sum(line.numel() for line in counted)
         if count == 0:
-            return [torch.ones_like(line, dtype=torch.bool) for line in worth]
+            return [torch.ones_like(line, dtype=torch.bool) for line in scores]
         below, fraction = divmod(q * (count - 1), 1)
         low = value_at(counted, int(below))
         # The line lies at `low`, or above it and not above the next value.
         at_low = fraction == 0 or low == value_at(counted, int(below) + 1)
         if at_low and self.equal == "stay":
-            return [line >= low for line in worth]
-        return [line > low for line in worth]
+            return [line >= low for line in scores]
+        return [line > low for line in scores]

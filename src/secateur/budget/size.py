@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from secateur.budget._contest import Selection, check_share
-from secateur.budget._remaining import CostSearch, Path, Remaining, check_keep, meter_of
+from secateur.budget._selection import Selection, check_share
+from secateur.budget._cost_path import CostSearch, Path, Remaining, check_keep, costs_of
 from secateur.errors import BudgetNotMetError, OptionError
 
 __all__ = ["Size"]
@@ -65,16 +65,16 @@ class Size(Remaining):
         """What is left of the dense bytes when this share is gone."""
         return cls(keep=1.0 - (check_share("share", share) or 1e-9))
 
-    def choose(self, contest: Selection) -> dict[str, torch.Tensor]:
+    def choose(self, selection: Selection) -> dict[str, torch.Tensor]:
         """The choice of the path whose file is just small enough."""
-        meter = meter_of(contest, self)
-        limit = self.bytes if self.bytes is not None else int((self.keep or 0.0) * meter.dense("bytes"))
+        costs = costs_of(selection, self)
+        limit = self.bytes if self.bytes is not None else int((self.keep or 0.0) * costs.dense("bytes"))
         options = {"bits": self.bits, "precision": self.precision, "batch_norm": self.batch_norm}
-        path = Path(contest, self.spread)
+        path = Path(selection, self.spread)
         search = CostSearch(
             path,
-            lambda chosen: meter.coded_bytes(chosen, options),
-            lambda chosen: meter.remaining("params", chosen),
+            lambda chosen: costs.coded_bytes(chosen, options),
+            lambda chosen: costs.remaining("params", chosen),
             limit,
             self.within,
             self.most,

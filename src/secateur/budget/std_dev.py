@@ -15,10 +15,10 @@ __all__ = ["StdDev"]
 
 @dataclass(frozen=True)
 class StdDev(Budget):
-    """Units worth less than `sensitivity` times the standard deviation of their tensor's weights go.
+    """Units that score less than `sensitivity` times the standard deviation of their tensor's weights go.
 
     The deviation is that of all the tensor's weights as they are in the model, divided by n (not n - 1). It
-    is meant for single weights by magnitude, where worth and deviation have the same unit; larger pieces
+    is meant for single weights by magnitude, where score and deviation have the same unit; larger pieces
     are compared with the same threshold all the same. How many go follows from the weights: tensors whose
     weights are spread alike lose alike, whatever their scale. Of normally distributed weights 0.25 removes
     20 %, 0.5 38 %, 1.0 68 %.
@@ -43,11 +43,11 @@ class StdDev(Budget):
         """The sensitivity that removes this share of normally distributed weights."""
         return cls(math.sqrt(2.0) * float(torch.erfinv(torch.tensor(check_share("share", share)))))
 
-    def choose(self, contest: Selection) -> dict[str, torch.Tensor]:
-        """Each pool by its own threshold."""
+    def choose(self, selection: Selection) -> dict[str, torch.Tensor]:
+        """Each list by its own threshold."""
         chosen = {}
-        for pool in contest.pools:
-            weights = contest.weights(pool)
+        for candidates in selection.candidates:
+            weights = selection.weights(candidates)
             threshold = self.sensitivity * float(weights.float().std(correction=0))
-            chosen[pool.name] = pool.floored(pool.worth >= threshold)
+            chosen[candidates.name] = candidates.floored(candidates.scores >= threshold)
         return chosen

@@ -18,7 +18,7 @@ from secateur.core.scores import Scores
 from secateur.core.targets import Target
 from secateur.registry import Registry
 
-__all__ = ["Criterion", "registry"]
+__all__ = ["Criterion", "CriterionLike", "registry"]
 
 
 class Criterion(ABC):
@@ -65,6 +65,9 @@ class Criterion(ABC):
         """The worth of units from what their slices are worth, [units, slices] -> [units]."""
         return parts.sum(dim=1)
 
+
+CriterionLike = str | Criterion | type[Criterion]
+"""What stands for a criterion: a word, a value, or a class."""
 
 registry = Registry(
     __name__,

@@ -34,7 +34,7 @@ from secateur.core.targets import Target
 from secateur.core.units import Units
 from secateur.registry import Registry
 
-__all__ = ["Granularity", "registry"]
+__all__ = ["Granularity", "GranularityLike", "registry"]
 
 
 class Granularity(ABC):
@@ -44,6 +44,9 @@ class Granularity(ABC):
     def units(self, model: nn.Module, targets: Sequence[Target], context: Context) -> tuple[Units, ...]:
         """The lists of competing pieces, in the model's order."""
 
+
+GranularityLike = str | Granularity | type[Granularity]
+"""What stands for a granularity: a word, a value, or a class."""
 
 registry = Registry(__name__, __path__, "granularity")
 

@@ -1,4 +1,4 @@
-"""`CostModel`: what a choice of units costs, counted or measured on the real thing; for budgets that say what remains.
+"""`CostModel`: what a choice of units costs, counted or measured on the shrunk model; for budgets on what remains.
 
 >>> import torch
 >>> from torch import nn
@@ -7,9 +7,9 @@
 >>> from secateur.core.targets import select
 >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
 >>> context = Context(example=torch.zeros(1, 4))
->>> pieces = granularity.registry.make("channel").units(model, select(model), context)
->>> meter = CostModel(model, pieces, context)
->>> meter.dense("macs"), meter.remaining("macs", {"0": torch.arange(8) < 2})
+>>> units = granularity.registry.make("channel").units(model, select(model), context)
+>>> costs = CostModel(model, units, context)
+>>> costs.dense("macs"), costs.remaining("macs", {"0": torch.arange(8) < 2})
 (48.0, 12.0)
 """
 
@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -45,26 +45,36 @@ from secateur.structure.cut.choose import dropped
 from secateur.structure.groups.couplings import Structure, analyse
 from secateur.structure.shrink import Shrunk, shrink
 
-__all__ = ["CostModel"]
+__all__ = ["CostModel", "FileOptions"]
 
-# (device, threads, example, widths of the dense model, of the shrunk one) -> readings of ms, and of the share of the
-# dense model's time in the same turn
+# device, threads, example and the widths of both models -> times in ms, and as shares of the dense model's time, which
+# was read in the same turn
 _TIMES: dict[str, tuple[list[float], list[float]]] = {}
 
 
-def _trials(row: Measurement) -> list[float]:
-    """Every reading of a measurement, or the one there is."""
-    return [float(one) for one in row.trials] or [float(row.value)]
+class FileOptions(TypedDict, total=False):
+    """How a file is written whose bytes are counted: `bits` of `share`, `precision` and `batch_norm` of `save`."""
+
+    bits: int | None
+    precision: str | None
+    batch_norm: str | int | None
 
 
 class CostModel:
-    """Costs of one model under choices among these pieces; `start` are masks that hold already."""
+    """The costs of one model under choices among its units.
+
+    Args:
+        model: The dense model; it stays as it is.
+        units: The lists of units that are chosen from.
+        context: Holds the example that the model is run on.
+        start: Masks that hold already.
+    """
 
     def __init__(
-        self, model: nn.Module, pieces: Sequence[Units], context: Context, start: Masks | None = None
+        self, model: nn.Module, units: Sequence[Units], context: Context, start: Masks | None = None
     ):
         self.model = model
-        self.pieces = pieces
+        self.units = units
         self.context = context
         self.start = start
         self._parameters = dict(model.named_parameters())
@@ -82,12 +92,12 @@ class CostModel:
 
     def remaining(self, of: str, chosen: Mapping[str, torch.Tensor]) -> float:
         """What is left of the "macs" or "params" under a choice: of the weights that stay."""
-        masks = masks_of(self.model, self.pieces, chosen, self.start)
+        masks = masks_of(self.model, self.units, chosen, self.start)
         if of == "params":
             return self.dense(of) - sum(mask.numel() - count_true(mask) for mask in masks.values())
         per, rest = self._uses
         if rest and self.structural:
-            # products of two inputs shrink with both: only the structure knows by how much
+            # a product of two activations shrinks with both; by how much, the structure says
             alive = self._structure.alive(
                 {i: ~b for i, b in dropped(self._structure, masks, self.model, "union").items() if b.any()}
             )
@@ -97,8 +107,8 @@ class CostModel:
 
     @property
     def structural(self) -> bool:
-        """Whether the pieces leave the model when it is shrunk: they cut several tensors at once."""
-        return any(len({member.name for member in units.members}) > 1 for units in self.pieces)
+        """Whether the units leave the model when it is shrunk: they cut several tensors at once."""
+        return any(len({member.name for member in units.members}) > 1 for units in self.units)
 
     @cached_property
     def _uses(self) -> tuple[dict[str, float], int]:
@@ -113,7 +123,7 @@ class CostModel:
         return self._structure.macs()
 
     @cached_property
-    def _example(self) -> Any:
+    def _example(self) -> Example:
         example = self.context.example
         if example is None:
             example = first_example(self.context.data)
@@ -125,15 +135,14 @@ class CostModel:
         return example
 
     # -- what is measured on the real thing ------------------------------------------------------------------
-    def coded_bytes(self, chosen: Mapping[str, torch.Tensor], options: Mapping[str, Any]) -> int:
-        """Bytes of the file that `sc.save` writes for the model under a choice, shrunk where its pieces leave it."""
-        masks = masks_of(self.model, self.pieces, chosen, self.start)
+    def coded_bytes(self, chosen: Mapping[str, torch.Tensor], options: FileOptions) -> int:
+        """Bytes of the file that `sc.save` writes for the model under a choice, shrunk where its units leave it."""
+        masks = masks_of(self.model, self.units, chosen, self.start)
         small = self._shrunk(masks) if self.structural else None
         model = masks.apply(self.model) if small is None else small.model
         left = masks if small is None else small.masks
-        shared = (
-            share(model, bits=options["bits"], masks="zeros") if options.get("bits") is not None else None
-        )
+        bits = options.get("bits")
+        shared = share(model, bits=bits, masks="zeros") if bits is not None else None
         with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
             saved = save(
                 shared.model if shared is not None else model,
@@ -148,30 +157,37 @@ class CostModel:
     def time(
         self, chosen: Mapping[str, torch.Tensor], trials: int, threads: int | None, again: bool = False
     ) -> tuple[float, float]:
-        """(milliseconds, share of the dense model's time) of the shrunk model, both read in turns here and now.
+        """(milliseconds, share of the dense model's time) of the shrunk model, both measured in turns on this machine.
 
-        What was read before of the same widths is not read anew, unless `again`; medians are of all readings ever made.
+        Args:
+            chosen: Which units stay, by the list's name.
+            trials: How many times each model is timed.
+            threads: The threads of the processor; None for torch's own setting.
+            again: Whether to measure although these widths were measured before. Medians are over all measurements.
+
+        Raises:
+            OptionError: The units do not leave the model, so no time is saved.
         """
         if not self.structural:
             raise OptionError(
-                "a budget on time needs pieces that leave the model, as zeros in place take as long as other weights: "
+                "a budget on time needs units that leave the model, as zeros in place take as long as other weights: "
                 "pass granularity='channel' (or 'head')"
             )
-        masks = masks_of(self.model, self.pieces, chosen, self.start)
+        masks = masks_of(self.model, self.units, chosen, self.start)
         small = self._shrunk(masks)
         model = self.model if small is None else small.model
         key = self._key(model, threads)
         times, shares = _TIMES.setdefault(key, ([], []))
         if not times or again:
             if small is None:
-                # itself against itself says nothing but how steady the machine is; one side's time is needed
+                # the dense model compared with itself would show noise alone; its own time is enough
                 found = latency(model, self._example, trials=trials, threads=threads)
-                times += _trials(found[0])
+                times += _readings(found[0])
                 shares.append(1.0)
             else:
                 found = compare(self.model, model, self._example, trials=trials, threads=threads)
-                times += _trials(found[1])
-                shares += [1.0 / ratio for ratio in _trials(found["speedup"])]
+                times += _readings(found[1])
+                shares += [1.0 / ratio for ratio in _readings(found["speedup"])]
         return statistics.median(times), statistics.median(shares)
 
     def _shrunk(self, masks: Masks) -> Shrunk | None:
@@ -182,7 +198,7 @@ class CostModel:
             return None
 
     def _key(self, model: nn.Module, threads: int | None) -> str:
-        """The widths of both models and the circumstances, as one word."""
+        """A digest of the widths of both models, the device, the threads and the example."""
         where = device_of(self.model)
         device = torch.cuda.get_device_name(where) if where.type == "cuda" else where.type
         parts = [
@@ -197,3 +213,8 @@ class CostModel:
                 *(f"{name}{tuple(t.shape)}{t.dtype}" for name, t in one.state_dict().items()),
             ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _readings(row: Measurement) -> list[float]:
+    """Every reading of a measurement, or the one there is."""
+    return [float(one) for one in row.trials] or [float(row.value)]

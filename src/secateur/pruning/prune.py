@@ -3,19 +3,16 @@
 >>> import torch
 >>> from torch import nn
 >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 10))
->>> masks = prune(model, criterion="magnitude", granularity="filter", budget=0.5, skip=["3"])
+>>> masks = prune(model, criterion="magnitude", granularity="filter", budget=0.5, skip="3")
 >>> masks["0.weight"].flatten(1).any(1).sum().item()
 4
 """
 
 from __future__ import annotations
 
-import copy
 import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -23,113 +20,160 @@ from torch import nn
 from secateur import budget as budgets
 from secateur import criteria
 from secateur import granularity as granularities
-from secateur.budget import Selection
-from secateur.budget._limits import floors
+from secateur.budget import Budget, BudgetLike, Limits
 from secateur.core import schedule as schedules
 from secateur.core.context import Context, Loss
 from secateur.core.masks import Masks, count_true
-from secateur.core.targets import Pattern, select
+from secateur.core.targets import Pattern, Target, select
+from secateur.criteria import Criterion, CriterionLike
 from secateur.errors import DataError, NothingToDoError, OptionError
-from secateur.execution.example import first_example
+from secateur.execution.example import Example, first_example
+from secateur.granularity import Granularity, GranularityLike
 from secateur.pruning.connectivity import check_connected
-from secateur.pruning.scoring import masks_of, pools_of, worth_of
+from secateur.pruning.scoring import ScoredUnits
 
-__all__ = ["budget_of", "prune"]
+__all__ = ["PruneOptions", "budget_of", "prune"]
+
+ScheduleLike = schedules.Schedule | type[schedules.Schedule] | int | Sequence[float] | None
+"""What stands for a schedule: a value or a class, a number of equal rounds, a list of levels, or None for one round."""
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """What limits a call of `prune`: which weights take part, where it starts, and how far it may go.
+
+    Args:
+        only: Patterns of the layers that take part; None means all. See `core.targets.select`.
+        parameters: Patterns of bare parameters, biases or norm weights that take part besides.
+        schedule: Reaches the share in rounds. Criteria whose scores depend on what is gone score again in each.
+        masks: Those of an earlier call: what they removed stays removed and counts towards the budget.
+        regrow: Whether what `masks` removed may come back.
+        at_least: How many units of every layer stay, or a table of patterns to such numbers.
+        at_most: The largest share that a layer may lose, or a table of patterns to shares.
+        allow_collapse: Whether masks that disconnect the network are accepted.
+        seed: For what is drawn at random.
+
+    >>> PruneOptions(only=["features.*"], at_least=1).regrow
+    False
+    """
+
+    only: Pattern | Sequence[Pattern] | None = None
+    parameters: Pattern | Sequence[Pattern] | None = None
+    schedule: ScheduleLike = None
+    masks: Masks | Mapping[str, torch.Tensor] | None = None
+    regrow: bool = False
+    at_least: Limits = None
+    at_most: Limits = None
+    allow_collapse: bool = False
+    seed: int = 0
 
 
 @torch.no_grad()
-def prune(
+def prune(  # noqa: PLR0913 - the three choices, what they may need, and the option that every example has
     model: nn.Module,
-    criterion: Any = "magnitude",
-    granularity: Any = "element",
-    budget: Any = 0.5,
+    criterion: CriterionLike = "magnitude",
+    granularity: GranularityLike = "element",
+    budget: BudgetLike = 0.5,
     *,
-    only: Pattern | Sequence[Pattern] | None = None,
     skip: Pattern | Sequence[Pattern] | None = None,
-    parameters: Pattern | Sequence[Pattern] | None = None,
-    data: Iterable[Any] | None = None,
+    example: Example = None,
+    data: Iterable[object] | None = None,
     loss: Loss | None = None,
-    example: Any = None,
-    schedule: Any = None,
-    masks: Masks | Mapping[str, torch.Tensor] | None = None,
-    at_least: int | Mapping[Any, int] | None = None,
-    at_most: float | Mapping[Any, float] | None = None,
-    regrow: bool = False,
-    allow_collapse: bool = False,
-    seed: int = 0,
+    options: PruneOptions | None = None,
 ) -> Masks:
-    """Decide which weights go.
+    """Decide which weights are removed.
 
-    `criterion`, `granularity` and `budget` are each a name or a value; a bare number is the share removed
-    of every tensor. `only`, `skip` and `parameters` say which weights (see `core.targets.select`). `data`,
-    `loss` and `example` are for the criteria that need them. With a `schedule` the share is reached in
-    rounds, and criteria whose scores depend on what is already gone are asked again in each. `masks` are
-    those of an earlier call: what they removed stays removed and counts towards the budget, unless
-    `regrow`. `at_least` units stay in every layer (or in those a table names); `at_most` is the largest
-    share a layer may lose. A mask that disconnects the network is a `CollapseError` unless
-    `allow_collapse`.
+    Args:
+        model: Any PyTorch model; it stays as it is.
+        criterion: What a weight is worth: a word such as "l2", or a value such as `sc.criteria.Taylor(mode="eval")`.
+        granularity: What is removed as one unit: a word such as "channel", or a value.
+        budget: How much is removed: the share of every tensor, or a value such as `sc.budget.Macs(keep=0.5)`.
+        skip: Patterns of layers that are left alone. See `secateur.core.targets.select`.
+        example: One input as the model is called with it, for what needs one (granularity "channel", budgets on cost).
+        data: Batches (inputs, targets) for criteria that score on data.
+        loss: A function of outputs and targets; not needed where the model's output holds a loss.
+        options: Which layers take part, earlier masks, a schedule, floors and the rest.
+
+    Returns:
+        One boolean tensor per parameter that takes part, True where the weight stays.
+
+    Raises:
+        NothingToDoError: Nothing takes part, or nothing would be removed.
+        BudgetNotMetError: No choice meets the budget.
+        CollapseError: The masks disconnect the network, and `allow_collapse` is not set.
+        DataError: The criterion needs data or an example that was not given.
     """
-    rule = criteria.registry.make(criterion)
-    grain = granularities.registry.make(granularity)
-    plan = budget_of(budget)
-    rounds = schedules.make(schedule)
-    targets = select(model, only, skip, parameters)
-    context = Context(data=data, loss=loss, example=example, seed=seed)
+    asked = options if options is not None else PruneOptions()
+    rule: Criterion = criteria.registry.make(criterion)
+    grain: Granularity = granularities.registry.make(granularity)
+    final = budget_of(budget)
+    targets = select(model, asked.only, skip, asked.parameters)
+    context = Context(data=data, loss=loss, example=example, seed=asked.seed)
     _check_inputs(rule, criterion, context)
+    _check_loaded(model, targets)
+    found = _checked_masks(asked.masks, model)
+    rounds = _rounds(rule, final, asked, data)
+    scored = ScoredUnits(model, rule, grain, targets, context, None if asked.regrow else found)
+    for number, step in enumerate(rounds):
+        if number > 0:
+            scored.restart(None if asked.regrow else found)
+        found = scored.masks(step.choose(scored.selection(asked.at_least, asked.at_most)))
+    assert found is not None
+    if all(count_true(mask) == mask.numel() for mask in found.values()):
+        raise NothingToDoError(
+            f"{final} with granularity {grain} removes nothing from {type(model).__name__}: ask for a "
+            "larger share, or lower the floors (at_least, at_most)"
+        )
+    if not asked.allow_collapse:
+        check_connected(model, found, example if example is not None else _first_input(data, loss))
+    return found
+
+
+def _rounds(
+    criterion: Criterion, final: Budget, options: PruneOptions, data: Iterable[object] | None
+) -> tuple[Budget, ...]:
+    """The budgets of the schedule's rounds."""
+    rounds = final.steps(schedules.make(options.schedule))
+    if not criterion.rescore:
+        return rounds[-1:]  # the same scores in every round: the last round contains the others
+    if len(rounds) > 1 and isinstance(data, Iterator):
+        raise DataError(
+            f"the schedule has {len(rounds)} rounds and each reads the data, but an iterator can be read only once; "
+            "pass list(data) or a DataLoader"
+        )
+    return rounds
+
+
+def _checked_masks(masks: Masks | Mapping[str, torch.Tensor] | None, model: nn.Module) -> Masks | None:
+    """Earlier masks, checked against the model."""
+    if masks is None:
+        return None
+    found = masks if isinstance(masks, Masks) else Masks(masks)
+    found.check(model)
+    return found
+
+
+def _check_loaded(model: nn.Module, targets: Sequence[Target]) -> None:
+    """Raise when a weight has no values yet."""
     for target in targets:
         if target.of(model).device.type == "meta":
             raise OptionError(
                 f"{target.name}: expected real weights, got a tensor on the meta device; load the model first"
             )
-    if masks is not None:
-        masks = masks if isinstance(masks, Masks) else Masks(masks)
-        masks.check(model)
-    steps = plan.steps(rounds)
-    if not rule.rescore:
-        steps = steps[-1:]  # the same scores in every round: the last round contains the others
-    elif len(steps) > 1 and isinstance(data, Iterator):
-        raise DataError(
-            f"the schedule has {len(steps)} rounds and each reads the data, but an iterator can be "
-            "read only once; pass "
-            "list(data) or a DataLoader"
-        )
-    pieces = grain.units(model, targets, context)
-    if not pieces:
-        raise NothingToDoError(f"granularity {grain} finds no piece to cut in {type(model).__name__}")
-    found = masks
-    view: nn.Module | None = None
-    worth: dict[str, torch.Tensor] = {}
-    for step in steps:
-        start = None if regrow else found
-        if not worth or rule.rescore:
-            view = _masked_view(model, start, view)
-            worth = worth_of(rule, view or model, targets, pieces, context)
-        contest = Selection(pools_of(model, pieces, worth, targets, start), model, targets, context)
-        contest = replace(contest, meter=partial(_meter, model, pieces, context, start))
-        contest = replace(contest, pools=floors(contest, at_least, at_most))
-        found = masks_of(model, pieces, step.choose(contest), start)
-    assert found is not None
-    if all(count_true(mask) == mask.numel() for mask in found.values()):
-        raise NothingToDoError(
-            f"{plan} with granularity {grain} removes nothing from {type(model).__name__}: ask for a "
-            "larger share, or lower the floors (at_least, at_most)"
-        )
-    if not allow_collapse:
-        check_connected(model, found, example if example is not None else _first_input(data, loss))
-    return found
 
 
-def _meter(*known: Any) -> Any:
-    """What measures the cost of a choice; imported only for the budgets that ask."""
-    from secateur.pruning.cost import CostModel
+def budget_of(value: BudgetLike) -> Budget:
+    """A budget from a number, a name or a value, with help where a number was meant.
 
-    return CostModel(*known)
+    Args:
+        value: The share removed of every tensor, the word of a budget, its class, or a value.
 
-
-def budget_of(value: Any) -> budgets.Budget:
-    """A budget from a number, a name or a value, with help where a number was meant."""
+    Raises:
+        OptionError: The budget needs options, or the number was given as text.
+    """
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        return budgets.registry.make(float(value))
+        found: Budget = budgets.registry.make(float(value))
+        return found
     if isinstance(value, str):
         try:
             number = float(value)
@@ -138,15 +182,16 @@ def budget_of(value: Any) -> budgets.Budget:
         else:
             raise OptionError(f"budget: got the text {value!r}; write the number {number:g} without quotes")
     try:
-        return budgets.registry.make(value)
+        found = budgets.registry.make(value)
+        return found
     except TypeError as error:
-        name = value if isinstance(value, str) else value.__name__
+        name = value if isinstance(value, str) else getattr(value, "__name__", value)
         raise OptionError(
             f"budget {name!r} needs its options: pass a value such as sc.budget.PerTensor(0.5) ({error})"
         ) from None
 
 
-def _check_inputs(rule: criteria.Criterion, named: Any, context: Context) -> None:
+def _check_inputs(rule: Criterion, named: CriterionLike, context: Context) -> None:
     """Raise when a criterion's inputs are missing, before any work."""
     name = named if isinstance(named, str) else repr(rule)
     if isinstance(context.seed, bool) or not isinstance(context.seed, int):
@@ -173,25 +218,9 @@ def _check_inputs(rule: criteria.Criterion, named: Any, context: Context) -> Non
         )
 
 
-def _first_input(data: Iterable[Any] | None, loss: Loss | None) -> Any:
+def _first_input(data: Iterable[object] | None, loss: Loss | None) -> Example:
     """One example of the data, or None where none can be had without using the data up."""
     try:
         return first_example(data, labels_apart=loss is not None, single=True)
     except DataError:
         return None
-
-
-def _masked_view(model: nn.Module, masks: Masks | None, view: nn.Module | None) -> nn.Module | None:
-    """A copy of the model with the masks applied, or None where the model itself already looks like that."""
-    if masks is None:
-        return None
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    if view is None:
-        if not any(
-            bool((parameters[name][~mask.to(parameters[name].device)] != 0).any())
-            for name, mask in masks.items()
-        ):
-            return None
-        view = copy.deepcopy(model)
-    masks.apply_(view)  # masks only grow, so applying the new ones is enough
-    return view

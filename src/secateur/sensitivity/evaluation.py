@@ -42,7 +42,7 @@ __all__ = [
     "EvaluationJob",
     "MaskedEvaluation",
     "Value",
-    "on_crew",
+    "on_pool",
     "on_workers",
     "repeated",
 ]
@@ -261,7 +261,7 @@ class CallPool(Protocol):
         """What `function(*common, *part)` yields for every part, as it comes."""
 
 
-def on_crew(
+def on_pool(
     model: nn.Module,
     evaluation: Evaluation,
     jobs: Sequence[EvaluationJob],

@@ -1,4 +1,7 @@
-"""`scan`: prune every layer alone, at every level, and measure what it costs.
+"""`scan`: measure the sensitivity of every layer, by pruning each alone at every level.
+
+Each layer is pruned alone to each level, the model is evaluated, and the layer is put back bit for bit. The table of
+values says which layers can be pruned hard, and `Scan.allocate` turns it into a sparsity for each.
 
 >>> import torch
 >>> from torch import nn
@@ -13,14 +16,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -29,158 +28,158 @@ from torch.nn import functional as F
 from secateur import budget as budgets
 from secateur import criteria
 from secateur import granularity as granularities
-from secateur.budget._limits import floors
-from secateur.core.atomic_files import atomic_open
+from secateur.budget import Limits
 from secateur.core.context import Context, Loss
 from secateur.core.masks import Masks
 from secateur.core.targets import Pattern, select
 from secateur.core.units import Units
-from secateur.errors import NothingToDoError, OptionError, StoreError
+from secateur.criteria import Criterion, CriterionLike
+from secateur.errors import OptionError, StoreError
+from secateur.execution.example import Example, first_example
 from secateur.execution.undisturbed import undisturbed
+from secateur.granularity import Granularity, GranularityLike
 from secateur.metrics.macs import macs
 from secateur.pruning.cost import CostModel
-from secateur.pruning.scoring import masks_of, pools_of, worth_of
+from secateur.pruning.scoring import ScoredUnits, unit_scores
 from secateur.sensitivity.evaluation import (
     CallPool,
     Evaluation,
     EvaluationJob,
+    MaskedEvaluation,
     Value,
-    on_crew,
+    on_pool,
     on_workers,
     repeated,
 )
+from secateur.sensitivity.scan_file import ScanFile
 from secateur.sensitivity.scan_result import Allocation, Cell, Scan
 
-__all__ = ["LEVELS", "Allocation", "Cell", "Scan", "check_levels", "scan"]
+__all__ = ["LEVELS", "Allocation", "Cell", "Scan", "ScanOptions", "check_levels", "scan"]
 
 LEVELS = tuple(round(0.1 * step, 1) for step in range(1, 10))
+"""The sparsities that are tried by default: 0.1, 0.2 ... 0.9."""
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """The rarer options of `scan`.
+
+    Args:
+        only: Patterns of the layers that are scanned; None means all.
+        parameters: Patterns of bare parameters, biases or norm weights that are scanned besides.
+        data: Batches for a criterion that scores on data; by default those of `evaluate`.
+        loss: A function of outputs and targets, for a criterion or an estimate that needs one.
+        higher_is_better: Whether a higher value of `evaluate` is better; False for a loss.
+        subset: How many examples of the batches are used, the first ones; each value then has a 95 % interval.
+        estimate: A criterion, such as "taylor", whose sum over the removed units is given beside the measured value.
+        trials: How many times the latency of the model shrunk by each cell alone is read (granularity "channel").
+        quick: Whether batches are evaluated by a shorter way (batch norm folded, channels last, bfloat16 where the
+            processor has it); images whose margin is not well above the rounding measured are evaluated again exactly.
+        workers: How many processes share the layers.
+        engine: A worker pool that shares the layers (processes here, or a Ray cluster); a layer is begun again if its
+            process was killed.
+        memory: How many bytes the values kept between evaluations may take.
+        at_least: How many units of every layer stay, or a table of patterns to such numbers.
+        resume: A file that keeps the values found so far, so that a stopped scan continues.
+        progress: Called after each value with the number done, the total, and the seconds left.
+        seed: For what is drawn at random.
+
+    >>> ScanOptions(subset=500).workers
+    1
+    """
+
+    only: Pattern | Sequence[Pattern] | None = None
+    parameters: Pattern | Sequence[Pattern] | None = None
+    data: Iterable[object] | None = None
+    loss: Loss | None = None
+    higher_is_better: bool = True
+    subset: int | None = None
+    estimate: CriterionLike | None = None
+    trials: int = 0
+    quick: bool = True
+    workers: int = 1
+    engine: CallPool | None = None
+    memory: int = 1 << 30
+    at_least: Limits = None
+    resume: str | os.PathLike[str] | None = None
+    progress: Callable[[int, int, float], None] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or self.trials < 0:
+            raise OptionError(
+                f"scan: expected workers of at least 1 and trials of at least 0, got {self.workers}, {self.trials}"
+            )
+        if self.engine is not None and self.workers > 1:
+            raise OptionError(
+                "scan: workers and engine are two ways to share the layers out; give one of them"
+            )
 
 
 def scan(
     model: nn.Module,
-    evaluate: Callable[[nn.Module], float] | Iterable[Any],
-    granularity: Any = "filter",
+    evaluate: Callable[[nn.Module], float] | Iterable[object],
+    granularity: GranularityLike = "filter",
     levels: Sequence[float] = LEVELS,
     *,
-    criterion: Any = "l2",
-    only: Pattern | Sequence[Pattern] | None = None,
+    criterion: CriterionLike = "l2",
     skip: Pattern | Sequence[Pattern] | None = None,
-    parameters: Pattern | Sequence[Pattern] | None = None,
-    data: Iterable[Any] | None = None,
-    loss: Loss | None = None,
-    example: Any = None,
-    higher_is_better: bool = True,
-    subset: int | None = None,
-    estimate: Any = None,
-    trials: int = 0,
-    quick: bool = True,
-    workers: int = 1,
-    engine: CallPool | None = None,
-    memory: int = 1 << 30,
-    at_least: int | Mapping[Any, int] | None = None,
-    resume: str | os.PathLike[str] | None = None,
-    progress: Callable[[int, int, float], None] | None = None,
-    seed: int = 0,
+    example: Example = None,
+    options: ScanOptions | None = None,
 ) -> Scan:
-    """Measure every layer's sensitivity: prune it alone at each level, evaluate, put it back to the last bit.
+    """Measure the sensitivity of every layer; the model is left as it was, to the last bit.
 
-    `evaluate` is a function of the model that returns a number, or batches (inputs, targets) for top-1 accuracy. What
-    the model computes before the layer under test is kept between evaluations, within `memory` bytes, and handed out
-    again; the numbers are those of evaluating from scratch. Batches also let `quick` compute outputs by a shorter way
-    (batch norm folded, channels last, bfloat16 where the processor has it), with the images whose margin is not
-    several times wider than the rounding this was measured to bring looked at again. `subset` takes only the first so
-    many examples of the batches, and each value then has a 95 % interval.
+    What the model computes before the layer under test is kept between evaluations and used again; the numbers are
+    those of evaluating from scratch.
 
-    With an `example` (or batches) the MACs of each layer are counted so that `Scan.allocate(keep=...)` can spend them;
-    `trials` also reads the time of the model shrunk by every cell alone (granularity "channel"), so many times.
-    `estimate` names a criterion, such as "taylor", whose sum over the units that go stands beside the measured value.
-    `workers` processes share the layers; an `engine` (a `secateur.lab.engines.worker_pool.Crew`: processes
-    here or a Ray
-    cluster) does so too, and begins a layer again whose process was killed. `resume` names a file that keeps the
-    values found so far: a scan that was stopped goes on from there. `progress(done, total, seconds_left)` is called
-    after each value.
+    Args:
+        model: The model.
+        evaluate: A function of the model that returns a number, or batches (inputs, targets) for top-1 accuracy.
+        granularity: What is removed as one unit: a word such as "channel", or a value.
+        levels: The sparsities to try, rising.
+        criterion: What a weight is worth: the units of the lowest scores are removed.
+        skip: Patterns of layers that are left alone.
+        example: One input, to count the MACs of each layer, so that `Scan.allocate(keep=...)` can spend them; by
+            default the first of the batches.
+        options: Workers, a file to resume from, progress and the rest.
+
+    Returns:
+        A table with one cell for each layer and level.
+
+    Raises:
+        NothingToDoError: The granularity finds no unit.
+        OptionError: An option is wrong.
+        StoreError: The file to resume from holds another scan.
     """
-    rule = criteria.registry.make(criterion)
-    grain = granularities.registry.make(granularity)
+    asked = options if options is not None else ScanOptions()
     grid = check_levels(levels)
-    if workers < 1 or trials < 0:
-        raise OptionError(
-            f"scan: expected workers of at least 1 and trials of at least 0, got {workers}, {trials}"
-        )
-    if engine is not None and workers > 1:
-        raise OptionError("scan: workers and engine are two ways to share the layers out; give one of them")
-    evaluation = Evaluation.of(evaluate, subset)
-    batches = evaluation.batches
-    if example is None and batches:
-        example = _inputs_of(batches[0])
-    targets = select(model, only, skip, parameters)
-    context = Context(data=data if data is not None else batches, loss=loss, example=example, seed=seed)
-    pieces = grain.units(model, targets, context)
-    if not pieces:
-        raise NothingToDoError(f"granularity {grain} finds no piece to scan in {type(model).__name__}")
-    worth = worth_of(rule, model, targets, pieces, context)
-    contests = [
-        budgets.Selection(pools_of(model, [units], worth, targets, None), model, targets, context)
-        for units in pieces
-    ]
-    plans = [
-        _plan(model, units, replace(contest, pools=floors(contest, at_least)), grid)
-        for units, contest in zip(pieces, contests, strict=True)
-    ]
-    ledger = _Ledger(resume, model, str(rule), str(grain), subset, batches)
-    watch = _CellProgress(progress, 1 + sum(len(plan) for plan in plans))
-    with repeated(model, evaluation, memory, quick) as now:
-        values: dict[str, Value] = dict(ledger.known)
-        dense = now.dense()
-        if "dense" in ledger.known and ledger.known["dense"][0] != dense[0]:
-            raise StoreError(
-                f"{resume}: the dense model gave {ledger.known['dense'][0]!r} when this scan began and gives "
-                f"{dense[0]!r} now; the evaluation is not repeatable, or it changed: scan into a new file"
-            )
-        values["dense"] = dense
-        ledger.add("dense", dense)
-        watch.found(1)
-        order = sorted(
-            range(len(pieces)), key=lambda i: now.position([member.name for member in pieces[i].members])
-        )
-        jobs, shown, known = _jobs(pieces, plans, order, values)
-        watch.tell(known)
-        if workers == 1 and engine is None:
-            found = now.values(jobs)
-            for digest, value in found:
-                values[digest] = value
-                ledger.add(digest, value)
-                watch.found(shown[digest])
-        how, skipped, peak = now.how, now.skipped, now.peak
-    if workers > 1 or engine is not None:
-        if engine is None:
-            shared = on_workers(model, evaluation, jobs, workers, memory, quick)
-        else:
-            shared = on_crew(model, evaluation, jobs, engine, memory, quick)
-        for digest, value in shared:
-            values[digest] = value
-            ledger.add(digest, value)
-            watch.found(shown[digest])
-        how = f"{workers} processes" if engine is None else str(engine)
-    estimates = None if estimate is None else criteria.registry.make(estimate)
-    rises = None
-    if estimates is not None:
-        informed = replace(context, loss=loss if loss is not None else F.cross_entropy)
-        with undisturbed(model, mode="eval"):  # what is estimated is what was measured
-            rises = worth_of(estimates, model, targets, pieces, informed)
-    meter = CostModel(model, pieces, context) if trials else None
+    evaluation = Evaluation.of(evaluate, asked.subset)
+    if example is None and evaluation.batches:
+        example = first_example(evaluation.batches, single=True)
+    rule: Criterion = criteria.registry.make(criterion)
+    grain: Granularity = granularities.registry.make(granularity)
+    targets = select(model, asked.only, skip, asked.parameters)
+    data = asked.data if asked.data is not None else evaluation.batches
+    context = Context(data=data, loss=asked.loss, example=example, seed=asked.seed)
+    scored = ScoredUnits(model, rule, grain, targets, context)
+    plans = _plans(scored, grid, asked.at_least)
+    file = ScanFile(asked.resume, model, (str(rule), str(grain), str(asked.subset), str(len(evaluation.batches))))
+    measured = _Measuring(scored, plans, file, asked)
+    measured.run(model, evaluation)
+    estimate, rises = _estimates(scored, asked)
+    costs = CostModel(model, scored.units, context) if asked.trials else None
     return Scan(
-        cells=tuple(_cells(pieces, plans, order, values, rises, meter, trials)),
-        dense=dense[0],
-        higher_is_better=higher_is_better,
+        cells=tuple(measured.cells(rises, costs)),
+        dense=measured.values["dense"][0],
+        higher_is_better=asked.higher_is_better,
         criterion=str(rule),
         granularity=str(grain),
-        dense_interval=dense[1],
-        costs=_costs(model, example, pieces),
-        estimate="" if estimates is None else str(estimates),
-        how=how,
-        skipped=skipped,
-        peak_bytes=peak,
+        dense_interval=measured.values["dense"][1],
+        costs=_costs(model, example, scored.units),
+        estimate=estimate,
+        how=measured.how,
+        skipped=measured.skipped,
+        peak_bytes=measured.peak,
     )
 
 
@@ -199,8 +198,8 @@ def check_levels(levels: Sequence[float]) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True)
-class _Planned:
-    """One cell to be: its level, which units stay, and the masks; a digest says which cells are the same."""
+class _PlannedCell:
+    """One cell before it is measured: its level, which units stay, and the masks. Equal digests mean equal masks."""
 
     sparsity: float
     keep: torch.Tensor
@@ -212,86 +211,139 @@ class _Planned:
         return int((~self.keep).sum())
 
 
-def _plan(
-    model: nn.Module, units: Units, contest: budgets.Selection, grid: Sequence[float]
-) -> list[_Planned]:
-    """The cells of one list."""
-    plan = []
-    for level in grid:
-        keep = budgets.registry.make(level).choose(contest)
-        masks = masks_of(model, [units], keep, None)
-        digest = masks.digest() if bool((~keep[units.name]).any()) else "dense"
-        plan.append(_Planned(level, keep[units.name], masks, digest))
-    return plan
+def _plans(scored: ScoredUnits, grid: Sequence[float], at_least: Limits) -> list[list[_PlannedCell]]:
+    """The cells of every list of units."""
+    whole = scored.selection(at_least)
+    plans = []
+    for units, candidates in zip(scored.units, whole.candidates, strict=True):
+        alone = replace(whole, candidates=(candidates,))
+        plan = []
+        for level in grid:
+            keep = budgets.registry.make(level).choose(alone)
+            masks = scored.masks_alone(units, keep)
+            digest = masks.digest() if bool((~keep[units.name]).any()) else "dense"
+            plan.append(_PlannedCell(level, keep[units.name], masks, digest))
+        plans.append(plan)
+    return plans
 
 
-def _jobs(
-    pieces: Sequence[Units], plans: Sequence[list[_Planned]], order: Sequence[int], known: Mapping[str, Value]
-) -> tuple[list[EvaluationJob], dict[str, int], int]:
-    """What has to be evaluated, layer by layer; how many cells show each value; how many a value known already."""
-    shown: dict[str, int] = {}
-    before = 0
-    jobs = []
-    for i in order:
-        todo = []
-        for cell in plans[i]:
-            if cell.digest not in known and cell.digest not in shown:
-                todo.append((cell.digest, cell.masks))
-            if cell.digest in known:
-                before += 1
-            else:
-                shown[cell.digest] = shown.get(cell.digest, 0) + 1
-        jobs.append(EvaluationJob(sorted({member.name for member in pieces[i].members}), todo))
-    return [job for job in jobs if job.masks], shown, before
+class _Measuring:
+    """Evaluates the cells, layer by layer: equal masks once, values of an earlier scan not again."""
+
+    def __init__(
+        self,
+        scored: ScoredUnits,
+        plans: Sequence[Sequence[_PlannedCell]],
+        file: ScanFile,
+        options: ScanOptions,
+    ):
+        self._scored, self._plans, self._file, self._options = scored, plans, file, options
+        self._progress = _Progress(options.progress, 1 + sum(len(plan) for plan in plans))
+        self._order: list[int] = []
+        self._waiting: dict[str, int] = {}  # how many cells wait for a value
+        self.values: dict[str, Value] = dict(file.known)
+        self.how, self.skipped, self.peak = "", 0, 0
+
+    def run(self, model: nn.Module, evaluation: Evaluation) -> None:
+        """Measure the dense model and every cell."""
+        options = self._options
+        shared = options.workers > 1 or options.engine is not None
+        with repeated(model, evaluation, options.memory, options.quick) as now:
+            self._dense(now)
+            units = self._scored.units
+            self._order = sorted(
+                range(len(units)), key=lambda i: now.position([member.name for member in units[i].members])
+            )
+            jobs = self._jobs()
+            if not shared:
+                self._take(now.values(jobs))
+            self.how, self.skipped, self.peak = now.how, now.skipped, now.peak
+        if options.engine is not None:
+            self._take(on_pool(model, evaluation, jobs, options.engine, options.memory, options.quick))
+            self.how = str(options.engine)
+        elif shared:
+            self._take(on_workers(model, evaluation, jobs, options.workers, options.memory, options.quick))
+            self.how = f"{options.workers} processes"
+
+    def cells(self, rises: Mapping[str, torch.Tensor] | None, costs: CostModel | None) -> Iterator[Cell]:
+        """The table's cells in the model's order; `repeated` where an evaluation before had the same masks."""
+        again = self._repeated()
+        units_of = self._scored.units
+        for i, (units, plan) in enumerate(zip(units_of, self._plans, strict=True)):
+            for j, cell in enumerate(plan):
+                value, interval = self.values[cell.digest]
+                rise = None if rises is None else float(rises[units.name][~cell.keep].double().sum())
+                latency = None
+                if costs is not None:
+                    chosen = {each.name: torch.ones(each.count, dtype=torch.bool) for each in units_of}
+                    latency = costs.time({**chosen, units.name: cell.keep}, self._options.trials, None)[1]
+                removed = cell.masks.numel - cell.masks.kept
+                yield Cell(
+                    units.name, cell.sparsity, units.count, cell.removed, removed, value, interval,
+                    (i, j) in again, rise, latency,
+                )  # fmt: skip
+
+    def _dense(self, now: MaskedEvaluation) -> None:
+        dense = now.dense()
+        known = self._file.known.get("dense")
+        if known is not None and known[0] != dense[0]:
+            raise StoreError(
+                f"{self._file.path}: the dense model gave {known[0]!r} when this scan began and gives {dense[0]!r} now; "
+                "the evaluation is not repeatable, or it changed: scan into a new file"
+            )
+        self.values["dense"] = dense
+        self._file.add("dense", dense)
+        self._progress.measured(1)
+
+    def _jobs(self) -> list[EvaluationJob]:
+        """What has to be evaluated, layer by layer in the order they run."""
+        known = 0
+        jobs = []
+        for i in self._order:
+            wanted = []
+            for cell in self._plans[i]:
+                if cell.digest in self.values:
+                    known += 1
+                    continue
+                if cell.digest not in self._waiting:
+                    wanted.append((cell.digest, cell.masks))
+                self._waiting[cell.digest] = self._waiting.get(cell.digest, 0) + 1
+            names = sorted({member.name for member in self._scored.units[i].members})
+            jobs.append(EvaluationJob(names, wanted))
+        self._progress.advance(known)
+        return [job for job in jobs if job.masks]
+
+    def _take(self, found: Iterable[tuple[str, Value]]) -> None:
+        for digest, value in found:
+            self.values[digest] = value
+            self._file.add(digest, value)
+            self._progress.measured(self._waiting[digest])
+
+    def _repeated(self) -> set[tuple[int, int]]:
+        met = {"dense"}
+        again = set()
+        for i in self._order:
+            for j, cell in enumerate(self._plans[i]):
+                if cell.digest in met:
+                    again.add((i, j))
+                met.add(cell.digest)
+        return again
 
 
-def _cells(
-    pieces: Sequence[Units],
-    plans: Sequence[list[_Planned]],
-    order: Sequence[int],
-    values: Mapping[str, Value],
-    rises: Mapping[str, torch.Tensor] | None,
-    meter: CostModel | None,
-    trials: int,
-) -> list[Cell]:
-    """The table's cells in the model's order; `repeated` where an evaluation before had the same masks."""
-    met = {"dense"}
-    again = set()
-    for i in order:
-        for j, cell in enumerate(plans[i]):
-            if cell.digest in met:
-                again.add((i, j))
-            met.add(cell.digest)
-    cells = []
-    for i, (units, plan) in enumerate(zip(pieces, plans, strict=True)):
-        for j, cell in enumerate(plan):
-            value, interval = values[cell.digest]
-            gone = cell.masks.numel - cell.masks.kept
-            rise = None if rises is None else float(rises[units.name][~cell.keep].double().sum())
-            time_left = None
-            if meter is not None:
-                chosen = {u.name: torch.ones(u.count, dtype=torch.bool) for u in pieces}
-                time_left = meter.time({**chosen, units.name: cell.keep}, trials, None)[1]
-            cells.append(
-                Cell(
-                    units.name, cell.sparsity, units.count, cell.removed, gone, value, interval,
-                    (i, j) in again, rise, time_left,
-                )
-            )  # fmt: skip
-    return cells
+def _estimates(scored: ScoredUnits, options: ScanOptions) -> tuple[str, dict[str, torch.Tensor] | None]:
+    """The estimating criterion's name and its score of every unit; nothing where none was asked for."""
+    if options.estimate is None:
+        return "", None
+    rule: Criterion = criteria.registry.make(options.estimate)
+    context = replace(scored.context, loss=options.loss if options.loss is not None else F.cross_entropy)
+    with undisturbed(scored.model, mode="eval"):  # the estimate is of the model as it was measured
+        return str(rule), unit_scores(rule, scored.model, scored.targets, scored.units, context)
 
 
-def _inputs_of(batch: Any) -> Any:
-    inputs = (
-        batch[0] if isinstance(batch, (tuple, list)) else {k: v for k, v in batch.items() if k != "labels"}
-    )
-    return inputs[:1] if isinstance(inputs, torch.Tensor) else inputs
-
-
-def _costs(model: nn.Module, example: Any, pieces: Sequence[Units]) -> dict[str, dict[str, float]]:
-    """What each list costs when dense: the parameters it cuts, their bytes, and the MACs of their layers."""
+def _costs(model: nn.Module, example: Example, lists: Sequence[Units]) -> dict[str, dict[str, float]]:
+    """The cost of each list when dense: the parameters it cuts, their bytes, and the MACs of their layers."""
     tensors = dict(model.named_parameters(remove_duplicate=False))
-    members = {u.name: {m.name for m in u.members} for u in pieces}
+    members = {units.name: {member.name for member in units.members} for units in lists}
     costs = {
         "params": {name: float(sum(tensors[n].numel() for n in held)) for name, held in members.items()},
         "size": {
@@ -308,64 +360,23 @@ def _costs(model: nn.Module, example: Any, pieces: Sequence[Units]) -> dict[str,
     return costs
 
 
-class _CellProgress:
-    """Counts cells and tells how long the rest will take."""
+class _Progress:
+    """Counts cells and estimates how long the rest will take."""
 
     def __init__(self, progress: Callable[[int, int, float], None] | None, total: int):
-        self.progress, self.total = progress, total
-        self.done = self.fresh = 0
-        self.started = time.monotonic()
+        self._progress, self._total = progress, total
+        self._done = self._measured = 0
+        self._started = time.monotonic()
 
-    def found(self, cells: int) -> None:
-        """A value was measured that so many cells show."""
-        self.fresh += 1
-        self.tell(cells)
+    def measured(self, cells: int) -> None:
+        """One value was measured, which this many cells have."""
+        self._measured += 1
+        self.advance(cells)
 
-    def tell(self, cells: int) -> None:
-        """So many cells more have their value."""
-        each = (time.monotonic() - self.started) / max(self.fresh, 1)
+    def advance(self, cells: int) -> None:
+        """This many more cells have their value."""
+        each = (time.monotonic() - self._started) / max(self._measured, 1)
         for _ in range(cells):
-            self.done += 1
-            if self.progress is not None:
-                self.progress(self.done, self.total, each * (self.total - self.done))
-
-
-class _Ledger:
-    """The values found so far, in a file, so that a stopped scan goes on."""
-
-    def __init__(
-        self, path: Any, model: nn.Module, rule: str, grain: str, subset: int | None, batches: list[Any]
-    ):
-        self.path = None if path is None else Path(path)
-        self.known: dict[str, tuple[float, float | None]] = {}
-        if self.path is None:
-            return
-        whole = hashlib.sha256(f"{rule}|{grain}|{subset}|{len(batches)}".encode())
-        for name, value in model.state_dict().items():
-            whole.update(name.encode())
-            if isinstance(value, torch.Tensor):
-                whole.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        self._key = whole.hexdigest()
-        if self.path.exists():
-            try:
-                data = json.loads(self.path.read_text())
-                key, rows = data["scan"], data["values"]
-            except (ValueError, KeyError, TypeError):
-                raise StoreError(
-                    f"{self.path}: expected the values of a scan, got something else; name another file"
-                ) from None
-            if key != self._key:
-                raise StoreError(
-                    f"{self.path}: holds another scan (other weights, criterion, granularity or subset); name another "
-                    "file, or remove it"
-                )
-            self.known = {digest: (value, interval) for digest, (value, interval) in rows.items()}
-        self._rows: dict[str, Any] = dict(self.known)
-
-    def add(self, digest: str, value: tuple[float, float | None]) -> None:
-        """Keep one value; the file is whole at every moment."""
-        if self.path is None or digest in self._rows:
-            return
-        self._rows[digest] = value
-        with atomic_open(self.path) as file:
-            file.write(json.dumps({"scan": self._key, "values": self._rows}).encode())
+            self._done += 1
+            if self._progress is not None:
+                self._progress(self._done, self._total, each * (self._total - self._done))

@@ -1,19 +1,19 @@
-"""What budgets that say what REMAINS have in common: a path of choices, and the first one on it that is cheap enough.
+"""What the budgets on what remains share: a path of choices, and the search for the first one that is cheap enough.
 
-A path has positions 0, 1, 2, ...: at position k the k units that a rule names first are gone. `Path` knows two
-rules. "per_tensor": every list loses the same share, one unit after the other. "overall": the units of least worth
-go, wherever they are. The cost of what stays is counted or measured by the contest's meter.
+A path has positions 0, 1, 2, ...: at position k the first k units are gone, in the order of a rule. `Path` knows two
+rules. "per_tensor": every list loses the same share, one unit after the other. "overall": the units with the lowest scores
+go, wherever they are. The cost of a choice is counted or measured by the costs of the selection.
 
 >>> import torch
 >>> from torch import nn
 >>> from secateur.core.units import Units
 >>> a = Candidates(Units("a", 2, ()), torch.tensor([1.0, 2.0]))
 >>> b = Candidates(Units("b", 4, ()), torch.tensor([9.0, 8, 7, 6]))
->>> pools = (a, b)
->>> path = Path(Selection(pools, nn.Identity()), "per_tensor")
+>>> entries = (a, b)
+>>> path = Path(Selection(entries, nn.Identity()), "per_tensor")
 >>> [[int((~keep).sum()) for keep in path.at(k).values()] for k in range(path.last + 1)]
 [[0, 0], [0, 1], [1, 1], [1, 2], [1, 3]]
->>> path = Path(Selection(pools, nn.Identity()), "overall")
+>>> path = Path(Selection(entries, nn.Identity()), "overall")
 >>> [[int((~keep).sum()) for keep in path.at(k).values()] for k in range(path.last + 1)]
 [[0, 0], [1, 0], [1, 1], [1, 2], [1, 3]]
 """
@@ -24,46 +24,27 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import torch
 
 from secateur.budget import Budget
-from secateur.budget._contest import Candidates, Selection
+from secateur.budget._selection import Candidates, Chosen, Costs, Selection
 from secateur.budget._select import keep_highest
 from secateur.core.masks import count_true
 from secateur.core.schedule import OneShot, Schedule
 from secateur.errors import BudgetNotMetError, OptionError
 
-__all__ = ["CostSearch", "Costs", "Path", "Remaining", "check_keep", "first_within", "meter_of"]
+__all__ = ["CostSearch", "Path", "Remaining", "check_keep", "costs_of", "first_within"]
 
-Chosen = dict[str, torch.Tensor]
+def check_keep(budget: str, keep: object) -> float:
+    """The share that remains as a float.
 
+    Args:
+        budget: The budget's name, for the error.
+        keep: What was given for `keep`.
 
-class Costs(Protocol):
-    """What a budget may ask about the cost of a choice; the verb that opens the contest provides it."""
-
-    def dense(self, of: str) -> float:
-        """What the whole model costs: "macs", "params", or the "bytes" of its tensors."""
-        ...
-
-    def remaining(self, of: str, chosen: Chosen) -> float:
-        """What is left of the "macs" or "params" under a choice."""
-        ...
-
-    def coded_bytes(self, chosen: Chosen, options: Mapping[str, Any]) -> int:
-        """Bytes of the file really written for the model under a choice."""
-        ...
-
-    def time(
-        self, chosen: Chosen, trials: int, threads: int | None, again: bool = False
-    ) -> tuple[float, float]:
-        """(milliseconds, share of the dense model's time) of the shrunk model, both read in turns here and now."""
-        ...
-
-
-def check_keep(budget: str, keep: Any) -> float:
-    """The share that remains as a float, or an `OptionError`.
+    Raises:
+        OptionError: It is no number with 0 < keep < 1.
 
     >>> check_keep("Macs", 0.5)
     0.5
@@ -82,7 +63,7 @@ def check_keep(budget: str, keep: Any) -> float:
 
 
 class Remaining(Budget):
-    """A budget on what remains. `keep` is a share of dense and `spread` a rule of `Path`."""
+    """A budget on what remains. `keep` is a share of the dense cost and `spread` a rule of `Path`."""
 
     keep: float | None
     spread: str
@@ -113,56 +94,64 @@ class Remaining(Budget):
         return tuple(dataclasses.replace(self, keep=1.0 - level) for level in levels[:-1]) + (self,)  # type: ignore
 
 
-def meter_of(contest: Selection, budget: Any) -> Any:
-    """The contest's meter; a contest without one cannot be decided by cost."""
-    if contest.meter is None:
+def costs_of(selection: Selection, budget: Remaining) -> Costs:
+    """What tells the cost of a choice; a selection without it cannot be decided by cost."""
+    if selection.costs is None:
         raise OptionError(
-            f"{budget} counts what a choice costs: it works with sc.prune, which brings what it needs"
+            f"{budget} counts what a choice costs: it works with sc.prune, which provides the costs"
         )
-    return contest.meter()
+    return selection.costs()
 
 
 class Path:
-    """The choices in the order in which a rule lets units go. At least one unit of every list stays.
+    """The choices in the order in which a rule removes units. At least one unit of every list stays.
 
-    With `round_to` a list that loses any keeps the nearest multiple of it (never none), as kernels like widths to be.
+    With `round_to` a list that loses any keeps the nearest multiple of it (never none), as kernels prefer such widths.
     """
 
-    def __init__(self, contest: Selection, spread: str, round_to: int | None = None):
-        self.pools = contest.pools
+    def __init__(self, selection: Selection, spread: str, round_to: int | None = None):
+        self.candidates = selection.candidates
         self.spread = spread
         self.round_to = round_to
-        self._gone = [pool.removed for pool in self.pools]
-        self._most = [max(gone, min(pool.most, pool.count - 1)) for gone, pool in zip(self._gone, self.pools)]
+        self._gone = [candidates.removed for candidates in self.candidates]
+        self._most = [
+            max(gone, min(candidates.most, candidates.count - 1))
+            for gone, candidates in zip(self._gone, self.candidates)
+        ]
         self.last = sum(self._most) - sum(self._gone)
         if spread == "overall":
-            self._ranked = [_protected(pool, most) for pool, most in zip(self.pools, self._most)]
+            self._ranked = [
+                _protected(candidates, most) for candidates, most in zip(self.candidates, self._most)
+            ]
 
     def at(self, position: int) -> Chosen:
-        """The choice with so many units gone beyond those gone before."""
+        """The choice with `position` units gone beyond those gone before."""
         gone = position + sum(self._gone)
         if self.spread == "overall":
             kept = keep_highest(self._ranked, gone)
             if self.round_to is None:
-                return {pool.name: keep for pool, keep in zip(self.pools, kept)}
-            counts = [pool.count - count_true(keep) for pool, keep in zip(self.pools, kept)]
+                return {candidates.name: keep for candidates, keep in zip(self.candidates, kept)}
+            counts = [candidates.count - count_true(keep) for candidates, keep in zip(self.candidates, kept)]
         else:
             counts = self._counts(gone)
         return self.of([self._rounded(i, count) for i, count in enumerate(counts)])
 
     def of(self, counts: Sequence[int]) -> Chosen:
-        """The choice in which each list has lost so many of its units of least worth."""
-        return {pool.name: keep_highest([pool.ranked], count)[0] for pool, count in zip(self.pools, counts)}
+        """The choice in which each list has lost this many of its units, those with the lowest scores."""
+        return {
+            candidates.name: keep_highest([candidates.ranked], count)[0]
+            for candidates, count in zip(self.candidates, counts)
+        }
 
     def refilled(self, chosen: Chosen, fits: Callable[[Chosen], bool]) -> Chosen:
-        """The choice with blocks of `round_to` units back where there is room: what rounding took too much."""
+        """The choice with blocks of `round_to` units back where they fit: rounding may have removed too many."""
         if self.round_to is None:
             return chosen
-        counts = [pool.count - count_true(chosen[pool.name]) for pool in self.pools]
+        counts = [candidates.count - count_true(chosen[candidates.name]) for candidates in self.candidates]
         # the list that has lost the largest share of itself first; one that has no room is not asked again
         asked = {i for i, count in enumerate(counts) if count > self._gone[i]}
         while asked:
-            index = max(asked, key=lambda i: (counts[i] / self.pools[i].count, -i))
+            index = max(asked, key=lambda i: (counts[i] / self.candidates[i].count, -i))
             less = max(self._gone[index], counts[index] - self.round_to)
             tried = self.of([*counts[:index], less, *counts[index + 1 :]])
             if less < counts[index] and fits(tried):
@@ -173,19 +162,19 @@ class Path:
 
     def _rounded(self, index: int, gone: int) -> int:
         """How many units a list loses, so that what stays is a multiple."""
-        pool, most, before = self.pools[index], self._most[index], self._gone[index]
-        if self.round_to is None or gone == 0 or pool.count <= self.round_to:
+        candidates, most, before = self.candidates[index], self._most[index], self._gone[index]
+        if self.round_to is None or gone == 0 or candidates.count <= self.round_to:
             return gone
-        stays = max(1, math.floor((pool.count - gone) / self.round_to + 0.5)) * self.round_to
-        return gone if before > pool.count - stays else min(most, max(0, pool.count - stays))
+        stays = max(1, math.floor((candidates.count - gone) / self.round_to + 0.5)) * self.round_to
+        return gone if before > candidates.count - stays else min(most, max(0, candidates.count - stays))
 
     def _counts(self, gone: int) -> list[int]:
         """How many each list has lost when `gone` units are gone at one share; ties by the lists' order."""
 
         def at(share: float) -> list[int]:
             return [
-                min(most, max(before, math.floor(share * pool.count + 0.5)))
-                for pool, before, most in zip(self.pools, self._gone, self._most)
+                min(most, max(before, math.floor(share * candidates.count + 0.5)))
+                for candidates, before, most in zip(self.candidates, self._gone, self._most)
             ]
 
         low, high = 0.0, 2.0
@@ -201,24 +190,24 @@ class Path:
         return counts
 
 
-def _protected(pool: Candidates, most: int) -> torch.Tensor:
-    """The pool's worth with the units that must stay put behind all others."""
-    safe = keep_highest([pool.ranked], most)[0]
-    return pool.ranked.masked_fill(safe, math.inf)
+def _protected(candidates: Candidates, most: int) -> torch.Tensor:
+    """The scores of a list with the units that must stay put behind all others."""
+    safe = keep_highest([candidates.ranked], most)[0]
+    return candidates.ranked.masked_fill(safe, math.inf)
 
 
 def first_within(
-    path: Path, cost: Callable[[Chosen], float], limit: float, told: Callable[[float], str]
+    path: Path, cost: Callable[[Chosen], float], limit: float, explain: Callable[[float], str]
 ) -> Chosen:
     """The first choice of the path that costs at most `limit`: one unit fewer gone would cost more.
 
-    The cost must never rise along the path. Where even its end costs more, `told(least)` is the error's text.
+    The cost must never rise along the path. Where even its end costs more, `explain(least)` gives the error's text.
     """
     low, high = 0, path.last
     end = path.at(high)
     least = cost(end)
     if least > limit:
-        raise BudgetNotMetError(told(least))
+        raise BudgetNotMetError(explain(least))
     best = end
     while low < high:
         middle = (low + high) // 2
@@ -232,16 +221,24 @@ def first_within(
 
 @dataclass
 class CostSearch:
-    """Few measurements instead of many: for a cost that takes long to measure, and that noise may make uneven.
+    """A search with few measurements, for a cost that takes long to measure and may be noisy.
 
-    `size` is a cheap number that falls along the path and that the cost about follows (bytes follow the weights that
-    stay, time follows the multiply-accumulates), so that the next try lies where the line through the two nearest
-    measurements crosses the limit. `done` holds (position, cost) of all measured.
+    Args:
+        path: The choices.
+        cost: Measures one choice.
+        size: A cheap number that falls along the path and that the cost roughly follows (bytes follow the weights that
+            stay, time follows the multiply-accumulates): the next measurement is made where the line through the two
+            nearest ones crosses the limit.
+        limit: The highest cost allowed.
+        within: A cost this far below the limit, as a share of it, ends the search.
+        most: The most measurements.
+        start: The cost at position 0, if known.
+        done: (position, cost) of all measurements.
 
     >>> from torch import nn
     >>> from secateur.core.units import Units
-    >>> pool = Candidates(Units("a", 1000, ()), torch.arange(1000.0))
-    >>> path = Path(Selection((pool,), nn.Identity()), "per_tensor")
+    >>> candidates = Candidates(Units("a", 1000, ()), torch.arange(1000.0))
+    >>> path = Path(Selection((candidates,), nn.Identity()), "per_tensor")
     >>> kept = lambda chosen: float(chosen["a"].sum())
     >>> search = CostSearch(path, lambda chosen: 50.0 + kept(chosen), kept, 300.0, within=0.01)
     >>> 297 <= 50 + int(search.run()["a"].sum()) <= 300, len(search.done)
@@ -252,9 +249,9 @@ class CostSearch:
     cost: Callable[[Chosen], float]
     size: Callable[[Chosen], float]
     limit: float
-    within: float = 0.01  # a cost so far below the limit, as a share of it, is near enough
-    most: int = 12  # measurements
-    start: float | None = None  # the cost at position 0, if known
+    within: float = 0.01
+    most: int = 12
+    start: float | None = None
     done: list[tuple[int, float]] = field(default_factory=list)
 
     def run(self) -> Chosen | None:
@@ -299,11 +296,11 @@ class CostSearch:
         if first > last:
             return None
         aim = self.limit * (1.0 - self.within / 2)
-        low = (under[1], under[2]) if under is not None else (0.0, 0.0)  # nothing costs nothing
+        low = (under[1], under[2]) if under is not None else (0.0, 0.0)  # an empty model: cost 0, size 0
         fall = (over[1] - low[0]) or 1.0
         wanted = low[1] + (over[2] - low[1]) * (aim - low[0]) / fall
         if len(self.done) % 4 == 3 and under is not None:
-            wanted = (over[2] + under[2]) / 2  # a line that misleads must not stop the search
+            wanted = (over[2] + under[2]) / 2  # bisect now and then, in case the line misleads
         while first < last:
             middle = (first + last) // 2
             if self.size(self.path.at(middle)) <= wanted:

@@ -43,7 +43,7 @@ def convolutions(model: nn.Module) -> list[nn.Module]:
 
 
 def l1_ours(model: nn.Module) -> Any:
-    masks = sc.prune(model, "l1", "filter", 0.5, only="type:Conv2d")
+    masks = sc.prune(model, "l1", "filter", 0.5, options=sc.PruneOptions(only="type:Conv2d"))
     masks.apply_(model)
     return masks
 
@@ -54,7 +54,9 @@ def l1_peer(model: nn.Module) -> Any:
 
 
 def global_ours(model: nn.Module) -> Any:
-    masks = sc.prune(model, "magnitude", "element", sc.budget.Overall(0.5), only="type:Conv2d")
+    masks = sc.prune(
+        model, "magnitude", "element", sc.budget.Overall(0.5), options=sc.PruneOptions(only="type:Conv2d")
+    )
     masks.apply_(model)
     return masks
 
@@ -65,7 +67,7 @@ def global_peer(model: nn.Module) -> Any:
 
 
 def fpgm_ours(model: nn.Module) -> Any:
-    return sc.prune(model, "fpgm", "filter", 0.5, only="type:Conv2d")
+    return sc.prune(model, "fpgm", "filter", 0.5, options=sc.PruneOptions(only="type:Conv2d"))
 
 
 def l2_peer(model: nn.Module) -> Any:

@@ -59,7 +59,9 @@ def onnx(names: list[str], size: int, trials: int, round_to: int | None) -> int:
     for name in names:
         model, x = made(name, size)
         budget = sc.budget.Macs(keep=0.25, round_to=round_to)
-        masks = sc.prune(model, "l2", "channel", budget, example=x, allow_collapse=True)
+        masks = sc.prune(
+            model, "l2", "channel", budget, example=x, options=sc.PruneOptions(allow_collapse=True)
+        )
         small = sc.shrink(model, masks, x)
         with tempfile.TemporaryDirectory() as folder:
             paths = [Path(folder) / "dense.onnx", Path(folder) / "small.onnx"]
@@ -81,7 +83,9 @@ def keep(names: list[str], size: int, trials: int) -> int:
         model, x = made(name, size)
         start = time.perf_counter()
         budget = sc.budget.Latency(keep=0.5, trials=trials, threads=1)
-        masks = sc.prune(model, "l2", "channel", budget, example=x, allow_collapse=True)
+        masks = sc.prune(
+            model, "l2", "channel", budget, example=x, options=sc.PruneOptions(allow_collapse=True)
+        )
         spent = time.perf_counter() - start
         small = sc.shrink(model, masks, x).model
         found = compare(model, small, x, trials=trials, threads=1)["speedup"]

@@ -96,9 +96,7 @@ def main() -> int:
         batches,
         given.granularity,
         levels,
-        only=convs,
-        memory=given.memory,
-        quick=not given.plain,
+        options=sc.ScanOptions(only=convs, memory=given.memory, quick=not given.plain),
     )
     spent_ours, clock_ours = time.process_time() - start, time.perf_counter() - clock
     cells = [(name, level) for name in convs for level in levels]
@@ -111,7 +109,9 @@ def main() -> int:
     for name, level in (cells[index] for index in chosen):
         saved = model.get_submodule(name).weight.detach().clone()
         if level:
-            masks = sc.prune(model, "l2", given.granularity, level, only=name, allow_collapse=True)
+            masks = sc.prune(
+                model, "l2", given.granularity, level, options=sc.PruneOptions(only=name, allow_collapse=True)
+            )
             masks.apply_(model)
         values.append(top_1(model, batches)[0])
         with torch.no_grad():

@@ -47,7 +47,14 @@ EXTRA = ["shufflenet_v2_x1_0", "swin_t"]
 
 def ours(model: nn.Module, x: torch.Tensor) -> nn.Module:
     couplings._RECENT.clear()  # every run follows the model anew
-    masks = sc.prune(model, criterion="l2", granularity="channel", budget=0.5, example=x, allow_collapse=True)
+    masks = sc.prune(
+        model,
+        criterion="l2",
+        granularity="channel",
+        budget=0.5,
+        example=x,
+        options=sc.PruneOptions(allow_collapse=True),
+    )
     return cut(model, masks, x).model
 
 
@@ -163,7 +170,14 @@ PUBLISHED = (0.77, 0.93)
 
 def ours_in_sixteens(model: nn.Module, x: torch.Tensor) -> nn.Module:
     """Widths kept at multiples of 16: what processors with vectors of 512 bits lay channels out in."""
-    masks = sc.prune(model, criterion="l2", granularity="channel", budget=0.5, example=x, allow_collapse=True)
+    masks = sc.prune(
+        model,
+        criterion="l2",
+        granularity="channel",
+        budget=0.5,
+        example=x,
+        options=sc.PruneOptions(allow_collapse=True),
+    )
     return cut(model, masks, x, CutOptions(round_to=16)).model
 
 

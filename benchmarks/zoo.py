@@ -40,10 +40,8 @@ def run_one(entry: Entry, budget: float = 0.5) -> dict[str, object]:
         explained = sc.explain(model, example)
         row["prunable"] = explained.prunable
         start = time.perf_counter()
-        masks = sc.prune(
-            model, criterion="l1", granularity="channel", budget=budget, example=example, allow_collapse=True,
-            parameters=PARAMETERS.get(entry.name),
-        )  # fmt: skip
+        options = sc.PruneOptions(allow_collapse=True, parameters=PARAMETERS.get(entry.name))
+        masks = sc.prune(model, "l1", "channel", budget, example=example, options=options)
         row["prune_s"] = time.perf_counter() - start
         start = time.perf_counter()
         small = sc.shrink(model, masks, example)

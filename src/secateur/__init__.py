@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from secateur.pruning.dead_neurons import zero_dead_neurons as zero_dead_neurons
     from secateur.pruning.hold import Held as Held
     from secateur.pruning.hold import hold as hold
+    from secateur.pruning.prune import PruneOptions as PruneOptions
     from secateur.pruning.prune import prune as prune
     from secateur.quantize.result import Shared as Shared
     from secateur.quantize.share import ShareOptions as ShareOptions
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     from secateur.search.smallest import SmallestOptions as SmallestOptions
     from secateur.search.smallest import SmallestResult as SmallestResult
     from secateur.search.smallest import smallest as smallest
+    from secateur.sensitivity.scan import ScanOptions as ScanOptions
     from secateur.sensitivity.scan import scan as scan
     from secateur.sensitivity.scan_result import Allocation as Allocation
     from secateur.sensitivity.scan_result import Scan as Scan
@@ -92,6 +94,7 @@ __version__ = "0.1.0"
 # public name -> module that holds it
 _NAMES = {
     "prune": "secateur.pruning.prune",
+    "PruneOptions": "secateur.pruning.prune",
     "check_connected": "secateur.pruning.connectivity",
     "zero_dead_neurons": "secateur.pruning.dead_neurons",
     "hold": "secateur.pruning.hold",
@@ -109,6 +112,7 @@ _NAMES = {
     "load_shrunk": "secateur.structure.shrunk_files",
     "reestimate_batch_norm": "secateur.structure.shrunk_files",
     "scan": "secateur.sensitivity.scan",
+    "ScanOptions": "secateur.sensitivity.scan",
     "Scan": "secateur.sensitivity.scan_result",
     "Allocation": "secateur.sensitivity.scan_result",
     "share": "secateur.quantize.share",

@@ -46,7 +46,7 @@ def test_the_count_is_exact_whatever_the_ties(count: int, share: float, values: 
             with pytest.raises(NothingToDoError):
                 sc.prune(layer, budget=budget)
             continue
-        mask = sc.prune(layer, budget=budget, allow_collapse=True)["weight"][0]
+        mask = sc.prune(layer, budget=budget, options=sc.PruneOptions(allow_collapse=True))["weight"][0]
         assert int((~mask).sum()) == wanted
         order = sorted(range(count), key=lambda i: layer.weight[0, i].item())
         assert set(order[:wanted]) == set((~mask).nonzero()[:, 0].tolist())
@@ -75,9 +75,13 @@ def test_overall_lets_all_units_compete() -> None:
 def test_overall_counts_units_or_weights() -> None:
     wide = linear([1.0] * 10, [2.0] * 10)
     model = nn.Sequential(wide, linear([3.0, 30.0], [4.0, 40.0], [5.0, 50.0], [6.0, 60.0]))
-    by_units = sc.prune(model, "l1", "filter", Overall(0.5), allow_collapse=True)  # those worth 10, 20, 33
+    by_units = sc.prune(
+        model, "l1", "filter", Overall(0.5), options=sc.PruneOptions(allow_collapse=True)
+    )  # those worth 10, 20, 33
     assert kept(by_units) == [0, 6]
-    by_weights = sc.prune(model, "l1", "filter", Overall(0.5, by="weights"), allow_collapse=True)
+    by_weights = sc.prune(
+        model, "l1", "filter", Overall(0.5, by="weights"), options=sc.PruneOptions(allow_collapse=True)
+    )
     assert by_weights.numel == 28
     assert by_weights.numel - by_weights.kept == 10  # the next filter would make 20, and 14 may go
 
@@ -86,19 +90,21 @@ def test_floors_hold_and_the_total_stays_exact() -> None:
     model = chain(20, 10, 30, 5)
     model[0].weight.data.mul_(0.001)
     for share in (0.5, 0.8):
-        masks = sc.prune(model, "l1", "filter", Overall(share), at_least={"0": 4, "*": 1, "2": 2})
+        masks = sc.prune(
+            model, "l1", "filter", Overall(share), options=sc.PruneOptions(at_least={"0": 4, "*": 1, "2": 2})
+        )
         filters = [int(masks[f"{i}.weight"].any(1).sum()) for i in range(3)]
         assert sum(filters) == 45 - round(share * 45)
         assert filters[0] >= 1
         assert filters[2] >= 2
     text = r"removes 40 of 45 units, .* let only 36 go: .* sparsity is 0\.8;"
     with pytest.raises(BudgetNotMetError, match=text):
-        sc.prune(model, "l1", "filter", Overall(0.9), at_least=3)
+        sc.prune(model, "l1", "filter", Overall(0.9), options=sc.PruneOptions(at_least=3))
 
 
 def test_a_floor_keeps_the_best_of_its_layer() -> None:
     model = nn.Sequential(linear([1.0, 3.0, 2.0]), linear([7.0], [8.0], [9.0]))
-    masks = sc.prune(model, budget=Overall(0.5), at_least={"0": 2})
+    masks = sc.prune(model, budget=Overall(0.5), options=sc.PruneOptions(at_least={"0": 2}))
     assert masks["0.weight"].tolist() == [[False, True, True]]
     assert masks["1.weight"].flatten().tolist() == [False, False, True]
 
@@ -106,9 +112,9 @@ def test_a_floor_keeps_the_best_of_its_layer() -> None:
 def test_caps_hold_per_layer() -> None:
     model = chain(20, 10, 30)
     model[0].weight.data.mul_(0.001)
-    masks = sc.prune(model, budget=Overall(0.5), at_most={"0": 0.29})
+    masks = sc.prune(model, budget=Overall(0.5), options=sc.PruneOptions(at_most={"0": 0.29}))
     assert [row.numel - row.kept for row in masks.summary()] == [58, 192]
-    masks = sc.prune(model, budget=0.5, at_most=0.29)
+    masks = sc.prune(model, budget=0.5, options=sc.PruneOptions(at_most=0.29))
     assert [row.numel - row.kept for row in masks.summary()] == [58, 87]
 
 
@@ -129,16 +135,16 @@ def test_overall_under_floors_is_the_best_exact_choice(
         model.register_parameter(f"p{index}", nn.Parameter(values))
     total, wanted = sum(sizes), round(share * sum(sizes))
     free = sum(max(0, size - floor) for size in sizes)
-    options: dict[str, Any] = {"parameters": ["*"], "at_least": floor, "allow_collapse": True}
+    options = sc.PruneOptions(parameters=["*"], at_least=floor, allow_collapse=True)
     if wanted > free:
         with pytest.raises(BudgetNotMetError):
-            sc.prune(model, budget=Overall(share), **options)
+            sc.prune(model, budget=Overall(share), options=options)
         return
     if wanted == 0:
         with pytest.raises(NothingToDoError):
-            sc.prune(model, budget=Overall(share), **options)
+            sc.prune(model, budget=Overall(share), options=options)
         return
-    masks = sc.prune(model, budget=Overall(share), **options)
+    masks = sc.prune(model, budget=Overall(share), options=options)
     assert total - masks.kept == wanted
     assert all(int(masks[f"p{i}"].sum()) >= min(size, floor) for i, size in enumerate(sizes))
     # Nothing that stayed though it was free to go is worth less than anything that went.
@@ -158,7 +164,9 @@ def test_std_dev_removes_what_is_below_the_multiple() -> None:
         assert np.array_equal(mask.numpy(), np.abs(weight) >= 0.5 * weight.std(dtype=np.float64))
     torch.manual_seed(0)
     nn.init.normal_(model[0].weight)
-    assert sc.prune(model, budget=StdDev.at(0.6), only="0").sparsity == pytest.approx(0.6, abs=0.03)
+    assert sc.prune(
+        model, budget=StdDev.at(0.6), options=sc.PruneOptions(only="0")
+    ).sparsity == pytest.approx(0.6, abs=0.03)
 
 
 @pytest.mark.parametrize("q", [0.1, 0.5, 0.64, 0.9])
@@ -170,7 +178,9 @@ def test_percentile_is_numpys(q: float, size: int) -> None:
     line = np.percentile(np.abs(values).astype(np.float64), q * 100)
     if not (np.abs(values) < line).any():
         pytest.skip("nothing lies below the line")
-    mask = sc.prune(layer, budget=Percentile(q), allow_collapse=True)["weight"][0].numpy()
+    mask = sc.prune(layer, budget=Percentile(q), options=sc.PruneOptions(allow_collapse=True))["weight"][
+        0
+    ].numpy()
     assert np.array_equal(mask, np.abs(values) >= line)
 
 
@@ -201,7 +211,7 @@ def test_a_percentile_of_its_own_for_every_layer() -> None:
     assert kept(masks) == [2, 1]
     part = sc.prune(model, budget=Percentile({"0": 0.5}))
     assert kept(part) == [2, 4, 4]
-    again = sc.prune(model, budget=Percentile({"2": 0.5}), masks=part)
+    again = sc.prune(model, budget=Percentile({"2": 0.5}), options=sc.PruneOptions(masks=part))
     assert kept(again) == [2, 4, 2]
 
 
@@ -215,7 +225,9 @@ def test_a_percentile_of_equal_weights_removes_nothing_where_a_count_removes_hal
 def test_a_floor_holds_under_a_threshold() -> None:
     layer = linear([1.0, 2.0, 3.0, 100.0])
     assert sc.prune(layer, budget=StdDev(1.0)).kept == 1
-    assert sc.prune(layer, budget=StdDev(1.0), at_least=3)["weight"].tolist() == [[False, True, True, True]]
+    assert sc.prune(layer, budget=StdDev(1.0), options=sc.PruneOptions(at_least=3))["weight"].tolist() == [
+        [False, True, True, True]
+    ]
 
 
 # -- tables
@@ -233,7 +245,7 @@ def test_a_row_that_means_no_layer_is_an_error_with_its_neighbour() -> None:
     with pytest.raises(PatternError, match=text):
         sc.prune(model, budget=PerLayer({"clasifier": 0.5}))
     with pytest.raises(PatternError, match=r"at_least: pattern 'fc' matches no layer that is being pruned"):
-        sc.prune(model, at_least={"fc": 2})
+        sc.prune(model, options=sc.PruneOptions(at_least={"fc": 2}))
 
 
 def test_a_table_of_none_or_of_nonsense_is_refused() -> None:
@@ -329,4 +341,4 @@ def test_options_out_of_range(make: Any, text: str) -> None:
 @pytest.mark.parametrize("bad", [-1, 1.5, True, "2"])
 def test_a_floor_that_counts_nothing_is_refused(bad: Any) -> None:
     with pytest.raises(OptionError, match="at_least counts units: expected a whole number of at least 0"):
-        sc.prune(chain(4, 4), at_least=bad)
+        sc.prune(chain(4, 4), options=sc.PruneOptions(at_least=bad))

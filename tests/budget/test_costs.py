@@ -118,7 +118,7 @@ def test_uses_times_parameters_is_the_count(model):
 
 def test_what_cannot_be_met_says_how_close_it_came(model):
     with pytest.raises(BudgetNotMetError, match=r" of 2\d\d,\d+ .* remain") as error:
-        sc.prune(model, "l2", "filter", sc.budget.Macs(0.001), example=X, only="a")
+        sc.prune(model, "l2", "filter", sc.budget.Macs(0.001), example=X, options=sc.PruneOptions(only="a"))
     assert error.value.exit_code == 3
     assert "one unit left of every list" in str(error.value)
     with pytest.raises(BudgetNotMetError, match=r"smallest of \d+ files written has"):
@@ -203,18 +203,27 @@ def test_a_lucky_reading_is_not_believed(monkeypatch):
 
 
 def test_a_schedule_reaches_what_remains_in_rounds(model):
-    whole = sc.prune(model, budget=sc.budget.Params(0.4), schedule=sc.Iterative(3))
+    whole = sc.prune(model, budget=sc.budget.Params(0.4), options=sc.PruneOptions(schedule=sc.Iterative(3)))
     assert whole.digest() == sc.prune(model, budget=sc.budget.Params(0.4)).digest()
     steps = sc.budget.Params(0.4).steps(sc.Iterative(3))
     assert [round(step.keep, 6) for step in steps][-1] == 0.4
     assert all(a.keep > b.keep for a, b in itertools.pairwise(steps))
     with pytest.raises(OptionError, match="no share a schedule could approach"):
-        sc.prune(model, "l2", budget=sc.budget.Size(bytes=100), schedule=sc.Iterative(3))
+        sc.prune(
+            model, "l2", budget=sc.budget.Size(bytes=100), options=sc.PruneOptions(schedule=sc.Iterative(3))
+        )
 
 
 def test_floors_hold_and_masks_only_grow(model):
     before = sc.prune(model, "l2", "filter", 0.25, example=X)
-    masks = sc.prune(model, "l2", "filter", sc.budget.Macs(0.6), example=X, masks=before, at_least=3)
+    masks = sc.prune(
+        model,
+        "l2",
+        "filter",
+        sc.budget.Macs(0.6),
+        example=X,
+        options=sc.PruneOptions(masks=before, at_least=3),
+    )
     assert all(bool((before[name] | ~masks[name]).all()) for name in before)
     assert min(int(mask.flatten(1).any(1).sum()) for mask in masks.values()) >= 3
 

@@ -176,14 +176,14 @@ def test_a_better_support_of_the_same_size_is_found() -> None:
     assert error(model, chosen.model, data) < 0.8 * error(model, given.model, data)
     for name, mask in chosen.masks.items():
         assert not bool(chosen.model.get_parameter(name)[~mask].any())
-    whole = sc.prune(model, granularity="filter", budget=0.5, only=["0"])
+    whole = sc.prune(model, granularity="filter", budget=0.5, options=sc.PruneOptions(only=["0"]))
     assert sc.compensate(model, whole, data, solver=LeastSquares(reselect=True)).masks == whole
 
 
 def test_layers_before_the_first_mask_keep_their_bits_and_the_rest_follows() -> None:
     torch.manual_seed(0)
     model = Residual().eval()
-    masks = sc.prune(model, budget=0.7, only=["blocks.1"])
+    masks = sc.prune(model, budget=0.7, options=sc.PruneOptions(only=["blocks.1"]))
     result = sc.compensate(model, masks, images())
     assert {layer.name for layer in result.layers} == {
         "blocks.1.0.weight",
@@ -201,7 +201,11 @@ def test_consumers_make_up_for_channels_and_shrink_then_cuts_them() -> None:
     model = Residual().eval()
     example = images()[0]
     masks = sc.prune(
-        model, granularity="channel", budget=0.5, example=example, only=["blocks.0.0", "blocks.1.0"]
+        model,
+        granularity="channel",
+        budget=0.5,
+        example=example,
+        options=sc.PruneOptions(only=["blocks.0.0", "blocks.1.0"]),
     )
     result = sc.compensate(model, masks, images(), solver=LeastSquares(damping=1e-4))
     assert error(model, result.model, images()) < 0.8 * error(model, masks.apply(model), images())
@@ -446,7 +450,11 @@ def test_a_model_that_fails_raises_its_own_error() -> None:
 
     model = Bad()
     with pytest.raises(RuntimeError, match=r"size mismatch|shapes"):
-        sc.compensate(model, sc.prune(model, budget=0.5, allow_collapse=True), [torch.randn(2, 3)])
+        sc.compensate(
+            model,
+            sc.prune(model, budget=0.5, options=sc.PruneOptions(allow_collapse=True)),
+            [torch.randn(2, 3)],
+        )
 
 
 def test_order_of_walks_is_that_of_the_pass() -> None:

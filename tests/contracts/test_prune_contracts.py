@@ -75,8 +75,7 @@ def cut(criterion: str, granularity: str, budget: Any, **options: Any) -> sc.Mas
         data=batches,
         loss=nn.CrossEntropyLoss(),
         example=example,
-        allow_collapse=True,
-        **options,
+        options=sc.PruneOptions(allow_collapse=True, **options),
     )
 
 

@@ -91,7 +91,7 @@ def test_inputs_that_are_never_there_go_first(criterion: str) -> None:
     inputs = torch.randn(64, 6)
     inputs[:, [1, 4]] = 0.0
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    masks = sc.prune(model, criterion, budget=8 / 24, only=["0"], data=[inputs])
+    masks = sc.prune(model, criterion, budget=8 / 24, data=[inputs], options=sc.PruneOptions(only=["0"]))
     gone = ~masks["0.weight"]
     assert bool(gone[:, [1, 4]].all())
     assert int(gone.sum()) == 8

@@ -144,8 +144,8 @@ def counted(model: nn.Module, density: float, bias: bool = False) -> tuple[int, 
 def ours(model: nn.Module, criterion, budget, batches, bias: bool = False, **options) -> Named:
     names = [name for name in competitors(model, True) if name.endswith("bias")]
     masks = sc.prune(
-        model, criterion, "element", budget, parameters=names if bias else None, data=batches,
-        loss=F.cross_entropy, example=batches[0][0][:1], allow_collapse=True, **options,
+        model, criterion, "element", budget, data=batches, loss=F.cross_entropy, example=batches[0][0][:1],
+        options=sc.PruneOptions(parameters=names if bias else None, allow_collapse=True, **options),
     )  # fmt: skip
     return dict(masks)
 
@@ -313,9 +313,13 @@ def test_masks_are_those_of_nni(word: str, make, sparsity: float) -> None:
         if int(sparsity * units) == 0:
             continue
         layer = name.rpartition(".")[0]
-        got = sc.prune(model, word, granularity, exact, only=[layer], allow_collapse=True)
+        got = sc.prune(
+            model, word, granularity, exact, options=sc.PruneOptions(only=[layer], allow_collapse=True)
+        )
         assert torch.equal(got[name], want[name]), name
-        rounded = sc.prune(model, word, granularity, sparsity, only=[layer], allow_collapse=True)
+        rounded = sc.prune(
+            model, word, granularity, sparsity, options=sc.PruneOptions(only=[layer], allow_collapse=True)
+        )
         pieces = (rounded[name] != want[name]).sum() / (weight.numel() / units)
         assert pieces == abs(round(sparsity * units) - int(sparsity * units)) <= 1
 
@@ -359,7 +363,13 @@ def test_by_percentile_of_what_is_left_as_study_5(resnet20: nn.Module, scope: st
             n: np.percentile(alive if scope == "network" else v[v != 0], 100 * share)
             for n, v in values.items()
         }
-        masks = sc.prune(model, "magnitude", "element", Percentile(share, scope, of="nonzero"), masks=masks)
+        masks = sc.prune(
+            model,
+            "magnitude",
+            "element",
+            Percentile(share, scope, of="nonzero"),
+            options=sc.PruneOptions(masks=masks),
+        )
         for name, value in values.items():
             assert np.array_equal(masks[name].numpy(), value >= lines[name]), (share, name)
         masks.apply_(model)

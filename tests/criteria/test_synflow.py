@@ -347,7 +347,14 @@ def six_layers() -> nn.Sequential:
 
 def test_a_hundred_rounds_keep_six_layers_connected_at_one_percent_where_one_round_collapses():
     model, example, budget = six_layers(), torch.zeros(1, 784), sc.budget.Overall(0.99)
-    masks = sc.prune(model, "synflow", "element", budget, example=example, schedule=sc.Exponential(100))
+    masks = sc.prune(
+        model,
+        "synflow",
+        "element",
+        budget,
+        example=example,
+        options=sc.PruneOptions(schedule=sc.Exponential(100)),
+    )
     assert masks.kept == masks.numel - round(0.99 * masks.numel)
     assert all(row.kept for row in masks.summary())
     sc.check_connected(model, masks, example)
@@ -356,7 +363,9 @@ def test_a_hundred_rounds_keep_six_layers_connected_at_one_percent_where_one_rou
         CollapseError, match=r"the masks disconnect the network: nothing is left of '0\.weight'"
     ):
         sc.prune(model, "synflow", "element", budget, example=example)
-    loose = sc.prune(model, "synflow", "element", budget, example=example, allow_collapse=True)
+    loose = sc.prune(
+        model, "synflow", "element", budget, example=example, options=sc.PruneOptions(allow_collapse=True)
+    )
     assert loose.kept == masks.kept
 
 

@@ -14,7 +14,7 @@ import secateur as sc
 from secateur.core.context import Context
 from secateur.core.targets import select
 from secateur.errors import OptionError, UnknownNameError
-from secateur.pruning.scoring import worth_of
+from secateur.pruning.scoring import unit_scores
 
 KINDS = {
     "conv1d": (nn.Conv1d(4, 6, 3), 24, 6),
@@ -129,7 +129,13 @@ def test_bare_parameters_of_any_number_of_axes() -> None:
     holder.line = nn.Parameter(torch.arange(1.0, 5.0))
     holder.cube = nn.Parameter(torch.arange(1.0, 25.0).reshape(2, 3, 4))
     for granularity in ("element", "kernel", "filter", sc.granularity.Block(1, 2)):
-        masks = sc.prune(holder, "magnitude", granularity, 0.5, parameters=["*"], allow_collapse=True)
+        masks = sc.prune(
+            holder,
+            "magnitude",
+            granularity,
+            0.5,
+            options=sc.PruneOptions(parameters=["*"], allow_collapse=True),
+        )
         assert set(masks) == {"scalar", "line", "cube"}
         assert masks["line"].tolist() == [False, False, True, True]
         assert masks["scalar"].item() is True  # half of one, rounded to even, is none
@@ -180,7 +186,7 @@ def test_one_worth_of_several_tensors(criterion: str, combine: str, worth: Any, 
     targets = select(model)
     pieces = grain.units(model, targets, context)
     rule = sc.criteria.registry.make(criterion)
-    found = worth_of(rule, model, targets, pieces, context)["0"]
+    found = unit_scores(rule, model, targets, pieces, context)["0"]
     if worth is None:  # scores that are not the weights: those of each tensor add up, the larger counts
         scores = rule.scores(model, targets, context)
         worth = torch.stack([scores["0.weight"].sum(1), scores["2.weight"].sum(0)]).amax(0).tolist()
@@ -196,7 +202,7 @@ def test_heads_are_worth_by_sum_mean_or_max_too() -> None:
     context, found = Context(example=example), {}
     for combine in ("sum", "mean", "max"):
         pieces = sc.granularity.Head(combine=combine).units(layer, targets, context)
-        found[combine] = worth_of(sc.criteria.L1(), layer, targets, pieces, context)["self_attn"]
+        found[combine] = unit_scores(sc.criteria.L1(), layer, targets, pieces, context)["self_attn"]
     # two tensors: that of queries, keys and values, and the layer that takes the heads in
     torch.testing.assert_close(found["mean"] * 2, found["sum"])
     assert bool((found["max"] > found["mean"]).all())

@@ -120,8 +120,13 @@ def test_prune_asks_the_guard_before_any_training() -> None:
     model[3].weight.data.mul_(1e-6)
     with pytest.raises(CollapseError, match=r"nothing is left of '3\.weight'"):
         sc.prune(model, budget=sc.budget.Overall(0.6))
-    assert not sc.prune(model, budget=sc.budget.Overall(0.6), allow_collapse=True)["3.weight"].any()
-    assert sc.prune(model, budget=sc.budget.Overall(0.6), at_least=1)["3.weight"].sum() == 1
+    assert not sc.prune(model, budget=sc.budget.Overall(0.6), options=sc.PruneOptions(allow_collapse=True))[
+        "3.weight"
+    ].any()
+    assert (
+        sc.prune(model, budget=sc.budget.Overall(0.6), options=sc.PruneOptions(at_least=1))["3.weight"].sum()
+        == 1
+    )
 
 
 def test_an_example_that_does_not_fit_is_told_and_layers_are_looked_at_all_the_same() -> None:

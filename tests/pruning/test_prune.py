@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,13 @@ from secateur.errors import (
 )
 
 
+def prune_with(model: nn.Module, given: dict[str, Any]) -> sc.Masks:
+    """`prune` with these arguments, those of `PruneOptions` among them."""
+    rare = {one.name for one in dataclasses.fields(sc.PruneOptions)}
+    options = sc.PruneOptions(**{key: value for key, value in given.items() if key in rare})
+    return sc.prune(model, options=options, **{k: v for k, v in given.items() if k not in rare})
+
+
 def mlp(*widths: int, seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
@@ -50,7 +58,14 @@ def test_the_model_is_bit_for_bit_as_before_and_so_is_the_random_state() -> None
     images = torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     batches = [(images, torch.tensor([0, 1, 2, 0]))]
     for criterion in ("magnitude", "random", "snip"):
-        sc.prune(model, criterion, budget=0.3, data=batches, loss=nn.CrossEntropyLoss(), schedule=2)
+        sc.prune(
+            model,
+            criterion,
+            budget=0.3,
+            data=batches,
+            loss=nn.CrossEntropyLoss(),
+            options=sc.PruneOptions(schedule=2),
+        )
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
     assert [parameter._version for parameter in model.parameters()] == versions
     assert torch.equal(model[0].weight.grad, torch.ones_like(model[0].weight))
@@ -60,9 +75,12 @@ def test_the_model_is_bit_for_bit_as_before_and_so_is_the_random_state() -> None
 
 def test_only_skip_and_parameters_say_which_weights() -> None:
     model = mlp(8, 8, 8, 8)
-    assert list(sc.prune(model, only="0")) == ["0.weight"]
+    assert list(sc.prune(model, options=sc.PruneOptions(only="0"))) == ["0.weight"]
     assert list(sc.prune(model, skip=["0", "4"])) == ["2.weight"]
-    assert list(sc.prune(model, only="0", parameters="2.bias")) == ["0.weight", "2.bias"]
+    assert list(sc.prune(model, options=sc.PruneOptions(only="0", parameters="2.bias"))) == [
+        "0.weight",
+        "2.bias",
+    ]
 
 
 def test_half_precision_filters_are_summed_in_single_precision() -> None:
@@ -101,7 +119,12 @@ class Remaining(sc.criteria.Criterion):
 def test_each_round_scores_what_the_rounds_before_left(schedule: Any, levels: list[float]) -> None:
     model, diary = mlp(10, 20, 10), []
     budget = sc.budget.Overall(0.9)
-    masks = sc.prune(model, Remaining(diary), budget=budget, schedule=schedule, allow_collapse=True)
+    masks = sc.prune(
+        model,
+        Remaining(diary),
+        budget=budget,
+        options=sc.PruneOptions(schedule=schedule, allow_collapse=True),
+    )
     assert diary == [0.0, *(float(round(level * 400)) for level in levels[:-1])]
     assert 400 - masks.kept == 360
 
@@ -111,7 +134,7 @@ def test_a_criterion_that_need_not_be_asked_again_is_asked_once() -> None:
         rescore = False
 
     diary: list[float] = []
-    sc.prune(mlp(10, 10), Once(diary), schedule=sc.Exponential(50))
+    sc.prune(mlp(10, 10), Once(diary), options=sc.PruneOptions(schedule=sc.Exponential(50)))
     assert diary == [0.0]
 
 
@@ -119,7 +142,7 @@ def test_synflow_in_a_hundred_rounds_leaves_every_layer_alive() -> None:
     model = mlp(20, *[20] * 6, 5)
     example = torch.randn(1, 20)
     options: dict[str, Any] = {"criterion": "synflow", "budget": sc.budget.Overall(0.97), "example": example}
-    masks = sc.prune(model, schedule=sc.Exponential(100), **options)
+    masks = sc.prune(model, options=sc.PruneOptions(schedule=sc.Exponential(100)), **options)
     assert round(0.97 * masks.numel) == masks.numel - masks.kept
     assert all(row.kept for row in masks.summary())
 
@@ -127,7 +150,7 @@ def test_synflow_in_a_hundred_rounds_leaves_every_layer_alive() -> None:
 def test_a_training_loop_of_ones_own() -> None:
     model, masks, seen = mlp(10, 20, 10), None, []
     for level in sc.Gradual(steps=4).levels(0.8):
-        masks = sc.prune(model, budget=sc.budget.Overall(level), masks=masks)
+        masks = sc.prune(model, budget=sc.budget.Overall(level), options=sc.PruneOptions(masks=masks))
         masks.apply_(model)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -142,7 +165,10 @@ def test_a_per_layer_table_walks_to_each_of_its_ends() -> None:
     model = mlp(10, 10, 10)
     diary: list[float] = []
     masks = sc.prune(
-        model, Remaining(diary), budget=sc.budget.PerLayer({"0": 0.8, "2": 0.4}), schedule=sc.Iterative(2)
+        model,
+        Remaining(diary),
+        budget=sc.budget.PerLayer({"0": 0.8, "2": 0.4}),
+        options=sc.PruneOptions(schedule=sc.Iterative(2)),
     )
     assert diary == [0.0, 60.0]
     assert [row.kept for row in masks.summary()] == [20, 60]
@@ -153,16 +179,20 @@ def test_what_was_removed_counts_and_stays_removed_unless_regrow() -> None:
     layer = nn.Linear(4, 1, bias=False)
     layer.weight.data.copy_(torch.tensor([[4.0, 3.0, 2.0, 1.0]]))
     before = sc.Masks({"weight": torch.tensor([[False, True, True, True]])})
-    assert sc.prune(layer, budget=0.5, masks=before)["weight"].tolist() == [[False, True, True, False]]
-    regrown = sc.prune(layer, budget=0.5, masks=before, regrow=True)
+    assert sc.prune(layer, budget=0.5, options=sc.PruneOptions(masks=before))["weight"].tolist() == [
+        [False, True, True, False]
+    ]
+    regrown = sc.prune(layer, budget=0.5, options=sc.PruneOptions(masks=before, regrow=True))
     assert regrown["weight"].tolist() == [[True, True, False, False]]
     text = r"'weight', but the masks given have already removed 3 .* 0\.75, or"
     with pytest.raises(BudgetNotMetError, match=text):
-        sc.prune(layer, budget=0.5, masks=sc.prune(layer, budget=0.75))
+        sc.prune(layer, budget=0.5, options=sc.PruneOptions(masks=sc.prune(layer, budget=0.75)))
     with pytest.raises(BudgetNotMetError, match="already removed 3"):
-        sc.prune(layer, budget=sc.budget.Overall(0.5), masks=sc.prune(layer, budget=0.75))
+        sc.prune(
+            layer, budget=sc.budget.Overall(0.5), options=sc.PruneOptions(masks=sc.prune(layer, budget=0.75))
+        )
     with pytest.raises(BudgetNotMetError, match=r"2 of 4 units must stay .* leave only 1"):
-        sc.prune(layer, budget=0.8, masks=sc.prune(layer, budget=0.75), at_least=2)
+        sc.prune(layer, budget=0.8, options=sc.PruneOptions(masks=sc.prune(layer, budget=0.75), at_least=2))
 
 
 def test_what_was_removed_counts_whatever_the_criterion_thinks_of_it_now() -> None:
@@ -171,7 +201,7 @@ def test_what_was_removed_counts_whatever_the_criterion_thinks_of_it_now() -> No
         for criterion in ("random", "fpgm"):
             before = sc.prune(model, "magnitude", granularity, 0.2)
             for budget in (0.5, sc.budget.Overall(0.5), sc.budget.PerLayer({"*": 0.5})):
-                after = sc.prune(model, criterion, granularity, budget, masks=before)
+                after = sc.prune(model, criterion, granularity, budget, options=sc.PruneOptions(masks=before))
                 assert after.sparsity == 0.5
                 assert all(bool((~after[name] | before[name]).all()) for name in after)
 
@@ -181,7 +211,7 @@ def test_weights_removed_one_by_one_do_not_count_for_their_filter() -> None:
     layer.weight.data.copy_(torch.tensor([[9.0, 9.0, 1.0], [2.0, 2.0, 2.0]]))
     before = sc.Masks({"weight": torch.tensor([[False, False, True], [True, True, True]])})
     for criterion in ("l1", "fpgm", "magnitude"):
-        masks = sc.prune(layer, criterion, "filter", 0.5, masks=before)
+        masks = sc.prune(layer, criterion, "filter", 0.5, options=sc.PruneOptions(masks=before))
         if criterion != "fpgm":
             assert masks["weight"].tolist() == [[False] * 3, [True] * 3]
         assert not masks["weight"][0, :2].any()
@@ -189,8 +219,8 @@ def test_weights_removed_one_by_one_do_not_count_for_their_filter() -> None:
 
 def test_masks_of_tensors_not_asked_about_are_taken_over() -> None:
     model = mlp(4, 4, 4)
-    first = sc.prune(model, only="0")
-    both = sc.prune(model, only="2", masks=first)
+    first = sc.prune(model, options=sc.PruneOptions(only="0"))
+    both = sc.prune(model, options=sc.PruneOptions(only="2", masks=first))
     assert set(both) == {"0.weight", "2.weight"}
     assert torch.equal(both["0.weight"], first["0.weight"])
 
@@ -223,7 +253,9 @@ def test_coupled_tensors_are_cut_together_and_lists_over_one_tensor_are_anded() 
     assert masks["2.weight"].tolist() == [[False, False, True, True]] * 2
     assert masks["0.weight"].tolist() == [[False] * 3, [False] * 3, [False, True, True], [False, True, True]]
     assert list(masks) == ["0.weight", "0.bias", "2.weight"]
-    again = sc.prune(model, "l1", Coupled(), 0.75, masks=masks, at_least={"inputs": 1})
+    again = sc.prune(
+        model, "l1", Coupled(), 0.75, options=sc.PruneOptions(masks=masks, at_least={"inputs": 1})
+    )
     assert again["0.bias"].tolist() == [False, False, True, False]
 
 
@@ -272,7 +304,7 @@ def test_what_cannot_be_meant_is_an_error_that_says_so(
     options: dict[str, Any], error: type[Exception], text: str
 ) -> None:
     with pytest.raises(error, match=text):
-        sc.prune(mlp(4, 4, 4), **options)
+        prune_with(mlp(4, 4, 4), options)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -308,14 +340,16 @@ def test_scores_of_another_shape_are_named() -> None:
 def test_masks_of_another_model_are_refused() -> None:
     text = r"expected shape \(4, 4\).*are these the masks of another model"
     with pytest.raises(MaskMismatchError, match=text):
-        sc.prune(mlp(4, 4), masks=sc.prune(mlp(5, 4)))
+        sc.prune(mlp(4, 4), options=sc.PruneOptions(masks=sc.prune(mlp(5, 4))))
 
 
 def test_data_that_can_be_read_once_is_refused_for_rounds() -> None:
     batches = iter([(torch.randn(2, 4), torch.tensor([0, 1]))])
     text = r"3 rounds and each reads the data, .* pass list\(data\) or a DataLoader"
     with pytest.raises(DataError, match=text):
-        sc.prune(mlp(4, 4), "snip", data=batches, loss=nn.CrossEntropyLoss(), schedule=3)
+        sc.prune(
+            mlp(4, 4), "snip", data=batches, loss=nn.CrossEntropyLoss(), options=sc.PruneOptions(schedule=3)
+        )
 
 
 # -- data in all its forms
@@ -361,7 +395,14 @@ def test_a_loader_that_draws_from_the_random_state_leaves_it_as_found(criterion:
     loader = DataLoader(TensorDataset(x, y), 5, shuffle=True, num_workers=workers)
     model = mlp(4, 3)
     before = torch.get_rng_state()
-    sc.prune(model, criterion, budget=0.5, data=loader, loss=nn.CrossEntropyLoss(), schedule=2)
+    sc.prune(
+        model,
+        criterion,
+        budget=0.5,
+        data=loader,
+        loss=nn.CrossEntropyLoss(),
+        options=sc.PruneOptions(schedule=2),
+    )
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -442,12 +483,12 @@ def test_what_is_no_model_with_weights_is_an_error_that_says_so(model: Any, text
 )
 def test_options_of_another_kind_are_errors(options: Any, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
-        sc.prune(mlp(4, 4), **options)
+        prune_with(mlp(4, 4), options)
 
 
 def test_masks_of_before_may_be_a_plain_table() -> None:
     before = {"0.weight": torch.tensor([[False, True], [True, True]])}
-    assert not sc.prune(mlp(2, 2), budget=0.5, masks=before)["0.weight"][0, 0]
+    assert not sc.prune(mlp(2, 2), budget=0.5, options=sc.PruneOptions(masks=before))["0.weight"][0, 0]
 
 
 def test_a_tensor_that_never_held_a_weight_has_not_collapsed() -> None:

@@ -167,6 +167,8 @@ def test_ways_share_out_the_same_work_differently():
     dense = sc.measure(model, x, what="macs")["macs"].value
     for share in shares.values():
         budget = sc.budget.PerLayer({name: s for name, s in share.items() if s})
-        masks = sc.prune(model, "l2", "channel", budget, example=x, allow_collapse=True)
+        masks = sc.prune(
+            model, "l2", "channel", budget, example=x, options=sc.PruneOptions(allow_collapse=True)
+        )
         left = sc.measure(model, x, masks=masks, what="macs")["macs_nonzero"].value / dense
         assert 0.5 <= left < 0.6

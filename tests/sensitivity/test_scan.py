@@ -14,7 +14,7 @@ from secateur.errors import BudgetNotMetError, DataError, OptionError, StoreErro
 from secateur.metrics.accuracy import top_1
 from secateur.sensitivity.allocation import spend
 from secateur.sensitivity.prefix_cache import PrefixCache
-from secateur.sensitivity.scan import Allocation, Cell, Scan, scan
+from secateur.sensitivity.scan import Allocation, Cell, Scan, ScanOptions, scan
 
 
 class Residual(nn.Module):
@@ -73,14 +73,16 @@ def state(model):
 def test_equals_the_naive_loop_and_leaves_no_trace(model, batches, granularity):
     model.train()
     before = state(model)
-    found = scan(model, batches, granularity, [0.25, 0.5, 0.75], parameters=["late"])
+    found = scan(model, batches, granularity, [0.25, 0.5, 0.75], options=ScanOptions(parameters=["late"]))
     assert found.dense == top_1(model, batches)[0]
     assert [cell.name for cell in found.cells[::3]] == [
         "late", "stem.weight", "a.weight", "b.weight", "head.weight",
     ]  # fmt: skip
     for cell in found.cells:
         alone = sc.budget.PerLayer({cell.name: cell.sparsity})
-        masks = sc.prune(model, "l2", granularity, alone, parameters=["late"], allow_collapse=True)
+        masks = sc.prune(
+            model, "l2", granularity, alone, options=sc.PruneOptions(parameters=["late"], allow_collapse=True)
+        )
         assert top_1(masks.apply(model), batches)[0] == cell.value, cell
     assert found.skipped > 0
     assert model.training
@@ -113,7 +115,9 @@ def test_coupled_channels_are_scanned_as_one_and_equal_the_naive_loop(batches):
     assert [cell.name for cell in found.cells] == ["stem.0", "stem.0", "a.0", "a.0"]
     for cell in found.cells:
         budget = sc.budget.PerLayer({cell.name: cell.sparsity})
-        masks = sc.prune(model, "l2", "channel", budget, example=example, allow_collapse=True)
+        masks = sc.prune(
+            model, "l2", "channel", budget, example=example, options=sc.PruneOptions(allow_collapse=True)
+        )
         assert "head.weight" in masks if cell.name == "stem.0" else "b.weight" in masks
         assert top_1(masks.apply(model), batches)[0] == cell.value
         assert cell.weights == masks.numel - masks.kept
@@ -219,10 +223,10 @@ def test_equal_masks_are_evaluated_once_and_a_stopped_scan_goes_on(tmp_path, bat
     # 4 filters: 0.45 and 0.5 both remove two; 0.1 removes none
     levels = [0.1, 0.25, 0.45, 0.5]
     with pytest.raises(KeyboardInterrupt):
-        scan(model, evaluate, "filter", levels, resume=path)
+        scan(model, evaluate, "filter", levels, options=ScanOptions(resume=path))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     calls[:] = [1] * 10
-    found = scan(model, evaluate, "filter", levels, resume=path)
+    found = scan(model, evaluate, "filter", levels, options=ScanOptions(resume=path))
     # dense again, then what is missing: of 1 + 2 + 3 values (5 rows: 0, 1, 2, 2 of them) three were known
     assert len(calls) - 10 == 1 + 2
     assert [cell.removed for cell in found.cells] == [0, 1, 2, 2, 0, 1, 2, 2]
@@ -232,20 +236,20 @@ def test_equal_masks_are_evaluated_once_and_a_stopped_scan_goes_on(tmp_path, bat
     with torch.no_grad():
         model[0].weight += 1
     with pytest.raises(StoreError, match="holds another scan"):
-        scan(model, evaluate, "filter", levels, resume=path)
+        scan(model, evaluate, "filter", levels, options=ScanOptions(resume=path))
 
 
 def test_subset_has_an_interval(model, batches):
-    found = scan(model, batches, "filter", [0.5], subset=20)
+    found = scan(model, batches, "filter", [0.5], options=ScanOptions(subset=20))
     # Wilson, 95 %, n = 20: worked for the dense share by hand
     p, n, z = found.dense, 20, 1.959963984540054
     half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
     assert found.dense_interval == pytest.approx(half)
     assert "95 % interval" in str(found)
     with pytest.raises(DataError, match="holds 39 examples, asked for 40"):
-        scan(model, batches, "filter", [0.5], subset=40)
+        scan(model, batches, "filter", [0.5], options=ScanOptions(subset=40))
     with pytest.raises(OptionError, match="a function decides itself"):
-        scan(model, lambda model: 0.5, "filter", [0.5], subset=4)
+        scan(model, lambda model: 0.5, "filter", [0.5], options=ScanOptions(subset=4))
 
 
 def made(values, costs=None):
@@ -321,23 +325,21 @@ def test_levels_are_checked(model, batches, levels):
 def test_processes_that_share_the_layers_find_the_same(model, batches, tmp_path):
     seen = []
     one = scan(model, batches, "filter", [0.25, 0.5])
-    options = {
-        "workers": 2,
-        "resume": tmp_path / "scan.json",
-        "progress": lambda *told: seen.append(told[:2]),
-    }
-    two = scan(model, batches, "filter", [0.25, 0.5], **options)
+    options = ScanOptions(
+        workers=2, resume=tmp_path / "scan.json", progress=lambda *found: seen.append(found[:2])
+    )
+    two = scan(model, batches, "filter", [0.25, 0.5], options=options)
     assert two == one
     assert two.how == "2 processes"
     assert seen == [(i, 1 + len(one.cells)) for i in range(1, 2 + len(one.cells))]
     with pytest.raises(OptionError, match="define them at the top of a module"):
-        scan(model, lambda model: 0.5, "filter", [0.25], workers=2)
+        scan(model, lambda model: 0.5, "filter", [0.25], options=ScanOptions(workers=2))
     with pytest.raises(OptionError, match="workers of at least 1"):
-        scan(model, batches, "filter", [0.25], workers=0)
+        scan(model, batches, "filter", [0.25], options=ScanOptions(workers=0))
 
 
 def test_a_first_order_estimate_stands_beside_the_measured_value(model, batches):
-    found = scan(model, batches, "filter", [0.25, 0.5], estimate="taylor", only="head")
+    found = scan(model, batches, "filter", [0.25, 0.5], options=ScanOptions(estimate="taylor", only="head"))
     assert [cell.name for cell in found.cells] == ["head.weight"] * 2
     # worked by hand: |w * dL/dw| of the rows of least norm, summed
     model.eval().zero_grad()
@@ -378,7 +380,7 @@ def test_times_of_the_shrunk_model_are_read_for_every_cell(batches, monkeypatch)
         return 1.0, 1.0 - 0.01 * sum(asked[-1].values())
 
     monkeypatch.setattr("secateur.pruning.cost.CostModel.time", time)
-    found = scan(model, batches, "channel", [0.34, 0.67], trials=5)
+    found = scan(model, batches, "channel", [0.34, 0.67], options=ScanOptions(trials=5))
     assert asked == [{"0": 2, "2": 0}, {"0": 4, "2": 0}, {"0": 0, "2": 2}, {"0": 0, "2": 4}]
     assert [cell.time for cell in found.cells] == pytest.approx([0.98, 0.96, 0.98, 0.96])
     assert found.allocate(keep=0.94, cost="latency").cost == pytest.approx(0.94)

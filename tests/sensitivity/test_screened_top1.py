@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from secateur.sensitivity.folded_forward import FoldedForward, record
-from secateur.sensitivity.scan import scan
+from secateur.sensitivity.scan import ScanOptions, scan
 from secateur.sensitivity.screened_top1 import ScreenedTop1
 
 
@@ -140,7 +140,7 @@ def test_what_cannot_be_recorded_says_why():
 def test_a_scan_says_how_and_is_the_same_either_way():
     model, batches = made()
     quick = scan(model, batches, "filter", [0.25, 0.5, 0.75])
-    plain = scan(model, batches, "filter", [0.25, 0.5, 0.75], quick=False)
+    plain = scan(model, batches, "filter", [0.25, 0.5, 0.75], options=ScanOptions(quick=False))
     assert quick == plain
     assert "as the model runs" in quick.how
     assert plain.how == "as the model runs, what comes before the layer kept: quick=False was asked"

@@ -178,7 +178,9 @@ def test_experts_lose_the_same_channels() -> None:
         ("down", 2, "in"): [[unit] for unit in range(8)],
     }
     assert found.macs() == 6 * 8 * 16 + 6 * 8 * 8
-    small = sc.shrink(model, sc.prune(model, "l1", "channel", 0.5, example=x, parameters="*"), x)
+    small = sc.shrink(
+        model, sc.prune(model, "l1", "channel", 0.5, example=x, options=sc.PruneOptions(parameters="*")), x
+    )
     assert (small.model.up.shape, small.model.down.shape) == ((3, 8, 8), (3, 8, 4))
     assert small.proof.error < 1e-6
     assert any("experts are chosen by number" in lock.reason for lock in sc.explain(model, x).locks)

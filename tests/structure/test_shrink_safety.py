@@ -194,7 +194,7 @@ def test_element_masks_stay_as_zeros(net: nn.Module) -> None:
 
 
 def test_coupled_masks_must_agree(net: nn.Module) -> None:
-    masks = sc.prune(net, granularity="filter", budget=0.5, only=["a"])
+    masks = sc.prune(net, granularity="filter", budget=0.5, options=sc.PruneOptions(only=["a"]))
     other = Masks({**masks, "b.weight": torch.ones(6, 8, 1, 1, dtype=torch.bool)})
     with pytest.raises(
         MaskMismatchError, match=r"masks of 'b.weight' and 'a.weight' disagree on the 8 channels"

@@ -75,8 +75,9 @@ def test_the_union_of_independent_choices_costs_what_was_published(
 def test_a_coupled_choice_with_a_floor_of_eight_latent_units_costs_what_was_published(criterion: str) -> None:
     torch.manual_seed(0)
     model = models.build("vae").eval()
-    given = {"skip": ["fc4"], "example": EXAMPLE, "at_least": {"fc21": 8}}
-    small = sc.shrink(model, sc.prune(model, criterion, "channel", 0.8, **given), EXAMPLE).model
+    options = sc.PruneOptions(at_least={"fc21": 8})
+    masks = sc.prune(model, criterion, "channel", 0.8, skip=["fc4"], example=EXAMPLE, options=options)
+    small = sc.shrink(model, masks, EXAMPLE).model
     assert (small.fc1.out_features, small.fc21.out_features, small.fc22.out_features) == (80, 8, 8)
     assert multiply_accumulates(small) == 127_360
 

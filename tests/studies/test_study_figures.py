@@ -53,14 +53,22 @@ def test_what_remains_of_study_4_with_its_sparsities(
     vgg12, granularity, sparsities, digits, published
 ) -> None:
     # It keeps what is greater than the layer's percentile: that is what its counts say.
-    masks = sc.prune(vgg12, "l2", granularity, Percentile(table(sparsities), equal="go"), only="features")
+    masks = sc.prune(
+        vgg12,
+        "l2",
+        granularity,
+        Percentile(table(sparsities), equal="go"),
+        options=sc.PruneOptions(only="features"),
+    )
     assert round(remaining(vgg12, masks), digits) == published
 
 
 def test_the_exact_count_differs_from_study_4_by_less_than_a_kernel_a_layer(vgg12) -> None:
-    masks = sc.prune(vgg12, "l2", "kernel", PerLayer(table(KERNEL)), only="features")
+    masks = sc.prune(vgg12, "l2", "kernel", PerLayer(table(KERNEL)), options=sc.PruneOptions(only="features"))
     assert round(remaining(vgg12, masks), 4) == 23.9539
-    theirs = sc.prune(vgg12, "l2", "kernel", Percentile(table(KERNEL), equal="go"), only="features")
+    theirs = sc.prune(
+        vgg12, "l2", "kernel", Percentile(table(KERNEL), equal="go"), options=sc.PruneOptions(only="features")
+    )
     for row, other in zip(masks.summary(), theirs.summary(), strict=True):
         assert abs(row.kept - other.kept) <= 9
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from secateur.errors import DataError, OptionError
 from secateur.lab.engines.worker_pool import WorkerPool
-from secateur.sensitivity.scan import scan
+from secateur.sensitivity.scan import ScanOptions, scan
 
 LEVELS = [0.25, 0.5, 0.75]
 
@@ -60,7 +60,11 @@ def test_processes_of_the_local_engine_find_the_same_and_one_that_is_killed_is_r
     one = scan(model, batches, "filter", LEVELS)
     crew = WorkerPool.local(jobs=2)
     two = scan(
-        model, batches, "filter", LEVELS, engine=crew, resume=file, progress=lambda *t: seen.append(t[:2])
+        model,
+        batches,
+        "filter",
+        LEVELS,
+        options=ScanOptions(engine=crew, resume=file, progress=lambda *t: seen.append(t[:2])),
     )
     assert two == one
     assert two.how == "WorkerPool(2 processes here)"
@@ -70,11 +74,22 @@ def test_processes_of_the_local_engine_find_the_same_and_one_that_is_killed_is_r
     kept = json.loads(file.read_text())
     kept["values"] = dict(list(kept["values"].items())[:5])
     file.write_text(json.dumps(kept))
-    assert scan(model, batches, "filter", LEVELS, engine=WorkerPool.local(jobs=1), resume=file) == one
+    assert (
+        scan(
+            model,
+            batches,
+            "filter",
+            LEVELS,
+            options=ScanOptions(engine=WorkerPool.local(jobs=1), resume=file),
+        )
+        == one
+    )
 
     plain = scan(model, Spread(batches), "filter", LEVELS)
     deadly = Spread(batches, tmp_path / "killed", home=os.getpid())
-    assert scan(model, deadly, "filter", LEVELS, engine=WorkerPool.local(jobs=1)) == plain
+    assert (
+        scan(model, deadly, "filter", LEVELS, options=ScanOptions(engine=WorkerPool.local(jobs=1))) == plain
+    )
     assert deadly.flag.exists()
 
 
@@ -86,15 +101,17 @@ def test_an_error_of_the_evaluation_arrives_as_it_is(model, batches):
             Spread(batches, wrong=True, home=os.getpid()),
             "filter",
             LEVELS,
-            engine=WorkerPool.local(jobs=1),
+            options=ScanOptions(engine=WorkerPool.local(jobs=1)),
         )
 
 
 def test_what_cannot_be_shared_out_is_refused(model, batches):
     with pytest.raises(OptionError, match="define them at the top of a module, or leave the engine out"):
-        scan(model, lambda model: 0.5, "filter", LEVELS, engine=WorkerPool.local(jobs=1))
+        scan(model, lambda model: 0.5, "filter", LEVELS, options=ScanOptions(engine=WorkerPool.local(jobs=1)))
     with pytest.raises(OptionError, match="workers and engine are two ways"):
-        scan(model, batches, "filter", LEVELS, workers=2, engine=WorkerPool.local(jobs=1))
+        scan(
+            model, batches, "filter", LEVELS, options=ScanOptions(workers=2, engine=WorkerPool.local(jobs=1))
+        )
     with pytest.raises(OptionError, match="jobs: expected at least 1, got 0"):
         WorkerPool.local(jobs=0)
 
@@ -105,7 +122,9 @@ def test_a_ray_cluster_finds_the_same(model, batches):
     ray = pytest.importorskip("ray", reason="RAY IS NOT INSTALLED: a scan on Ray is not tested here")
     one = scan(model, batches, "filter", LEVELS)
     try:
-        assert scan(model, batches, "filter", LEVELS, engine=WorkerPool.ray(jobs=2)) == one
+        assert (
+            scan(model, batches, "filter", LEVELS, options=ScanOptions(engine=WorkerPool.ray(jobs=2))) == one
+        )
         assert not ray.is_initialized()
     finally:
         ray.shutdown()
@@ -145,6 +164,12 @@ def test_a_part_that_is_begun_again_tells_each_value_once(model, batches):
 
     seen = []
     one = scan(model, batches, "filter", LEVELS)
-    two = scan(model, batches, "filter", LEVELS, engine=Twice(), progress=lambda *t: seen.append(t[0]))
+    two = scan(
+        model,
+        batches,
+        "filter",
+        LEVELS,
+        options=ScanOptions(engine=Twice(), progress=lambda *t: seen.append(t[0])),
+    )
     assert two == one
     assert seen == list(range(1, 2 + len(one.cells)))

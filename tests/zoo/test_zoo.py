@@ -64,7 +64,12 @@ def test_images(library: str, name: str, size: int, least: float) -> None:
     torch.manual_seed(0)
     model, example = models.build(models.Entry(library, name, size))
     masks = sc.prune(
-        model, criterion="l1", granularity="channel", budget=0.5, example=example, allow_collapse=True
+        model,
+        criterion="l1",
+        granularity="channel",
+        budget=0.5,
+        example=example,
+        options=sc.PruneOptions(allow_collapse=True),
     )
     small = sc.shrink(model, masks, example)
     assert small.proof.error < 1e-9
@@ -79,10 +84,8 @@ def test_hugging_face(name: str) -> None:
     needs("torchvision")
     torch.manual_seed(0)
     model, example = hf.build(name)
-    masks = sc.prune(
-        model, criterion="l1", granularity="channel", budget=0.5, example=example, allow_collapse=True,
-        parameters=hf.PARAMETERS.get(name),
-    )  # fmt: skip
+    options = sc.PruneOptions(allow_collapse=True, parameters=hf.PARAMETERS.get(name))
+    masks = sc.prune(model, "l1", "channel", 0.5, example=example, options=options)
     small = sc.shrink(model, masks, example)
     assert small.proof.error < (1e-9 if small.proof.dtype == "float64" else 1e-4)
     assert small.proof.scale > 1e-6
@@ -95,7 +98,11 @@ def test_the_configuration_makes_the_round_trip(name: str, tmp_path: Path) -> No
     needs("hf")
     model, example = hf.build(name)
     masks = sc.prune(
-        model, granularity="channel", budget=0.5, example=example, parameters=hf.PARAMETERS.get(name)
+        model,
+        granularity="channel",
+        budget=0.5,
+        example=example,
+        options=sc.PruneOptions(parameters=hf.PARAMETERS.get(name)),
     )
     small = sc.shrink(model, masks, example)
     assert small.model.config.num_attention_heads == 2 or name == "t5"
@@ -147,7 +154,9 @@ def test_experts_get_narrower_all_alike() -> None:
     model.config._experts_implementation = "batched_mm"
     experts = model.model.layers[0].mlp.experts
     assert experts.config is model.config
-    masks = sc.prune(model, "l1", "channel", 0.5, example=example, parameters="*.experts.*")
+    masks = sc.prune(
+        model, "l1", "channel", 0.5, example=example, options=sc.PruneOptions(parameters="*.experts.*")
+    )
     small = sc.shrink(model, masks, example)
     assert (small.proof.dtype, small.proof.error < 1e-9) == ("float64", True)
     narrow = small.model.model.layers[0].mlp.experts
@@ -186,7 +195,7 @@ def test_mlp_width_of_bert_makes_the_round_trip(tmp_path: Path) -> None:
         granularity="channel",
         budget=0.5,
         example=example,
-        only=["*.intermediate.dense", "*.output.dense"],
+        options=sc.PruneOptions(only=["*.intermediate.dense", "*.output.dense"]),
     )
     small = sc.shrink(model, masks, example)
     assert small.model.config.intermediate_size == 64

@@ -26,7 +26,15 @@ from typing import Any, ClassVar
 import torch
 
 from secateur.budget._floors import Limits, floors
-from secateur.budget._selection import Candidates, Chosen, Costs, Selection, check_share, share_of
+from secateur.budget._selection import (
+    Candidates,
+    Chosen,
+    Costs,
+    FileOptions,
+    Selection,
+    check_share,
+    share_of,
+)
 from secateur.core.schedule import OneShot, Schedule
 from secateur.errors import OptionError
 from secateur.registry import Registry
@@ -37,6 +45,7 @@ __all__ = [
     "Candidates",
     "Chosen",
     "Costs",
+    "FileOptions",
     "Limits",
     "Selection",
     "check_share",

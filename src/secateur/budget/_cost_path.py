@@ -1,8 +1,8 @@
 """What the budgets on what remains share: a path of choices, and the search for the first one that is cheap enough.
 
 A path has positions 0, 1, 2, ...: at position k the first k units are gone, in the order of a rule. `Path` knows two
-rules. "per_tensor": every list loses the same share, one unit after the other. "overall": the units with the lowest scores
-go, wherever they are. The cost of a choice is counted or measured by the costs of the selection.
+rules. "per_tensor": every list loses the same share, one unit after the other. "overall": the units with the lowest
+scores go, wherever they are. The cost of a choice is counted or measured by the costs of the selection.
 
 >>> import torch
 >>> from torch import nn
@@ -22,19 +22,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from secateur.budget import Budget
-from secateur.budget._selection import Candidates, Chosen, Costs, Selection
 from secateur.budget._select import keep_highest
+from secateur.budget._selection import Candidates, Chosen, Costs, Selection
 from secateur.core.masks import count_true
 from secateur.core.schedule import OneShot, Schedule
 from secateur.errors import BudgetNotMetError, OptionError
 
 __all__ = ["CostSearch", "Path", "Remaining", "check_keep", "costs_of", "first_within"]
+
 
 def check_keep(budget: str, keep: object) -> float:
     """The share that remains as a float.

@@ -20,7 +20,15 @@ from secateur.errors import BudgetNotMetError, OptionError
 
 __all__ = ["Limits", "floors"]
 
-Limits = int | float | Mapping[Pattern, int] | Mapping[Pattern, float] | None
+Limits = (
+    int
+    | float
+    | Mapping[Pattern, int]
+    | Mapping[Pattern, float]
+    | Mapping[str, int]
+    | Mapping[str, float]
+    | None
+)
 """One number for every list, or a table of patterns to numbers; None sets no limit."""
 
 

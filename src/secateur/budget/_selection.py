@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol, TypedDict, TypeVar
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ from secateur.core.targets import Pattern, Target, matches
 from secateur.core.units import Units
 from secateur.errors import BudgetNotMetError, OptionError, PatternError, near
 
-__all__ = ["Candidates", "Chosen", "Costs", "Selection", "check_share", "share_of"]
+__all__ = ["Candidates", "Chosen", "Costs", "FileOptions", "Selection", "check_share", "share_of"]
 
 T = TypeVar("T")
 
@@ -148,6 +148,14 @@ class Candidates:
         return keep if removed <= self.most else self.drop(self.most)
 
 
+class FileOptions(TypedDict, total=False):
+    """How a file is written whose bytes are counted: `bits` of `share`, `precision` and `batch_norm` of `save`."""
+
+    bits: int | None
+    precision: str | None
+    batch_norm: str | int | None
+
+
 class Costs(Protocol):
     """What a budget may ask about the cost of a choice; the verb that makes the selection provides it."""
 
@@ -159,7 +167,7 @@ class Costs(Protocol):
         """What is left of the "macs" or "params" under a choice."""
         ...
 
-    def coded_bytes(self, chosen: Mapping[str, torch.Tensor], options: Mapping[str, object]) -> int:
+    def coded_bytes(self, chosen: Mapping[str, torch.Tensor], options: FileOptions) -> int:
         """Bytes of the file really written for the model under a choice."""
         ...
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import torch
 
-from secateur.budget._selection import Selection, check_share
 from secateur.budget._cost_path import Path, Remaining, check_keep, costs_of
+from secateur.budget._selection import Selection, check_share
 from secateur.errors import BudgetNotMetError, OptionError
 
 __all__ = ["Latency"]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from secateur.budget._cost_path import Path, Remaining, check_keep, costs_of, first_within
 from secateur.budget._selection import Selection, check_share
-from secateur.budget._cost_path import Path, Remaining, check_keep, first_within, costs_of
 
 __all__ = ["Macs"]
 
@@ -18,7 +18,7 @@ class Macs(Remaining):
 
     Counted on the example, over the whole model: those of the weights that stay. With granularity "channel" that is
     what the shrunk model computes. `spread` says who gives: "per_tensor", every list the same share; "overall", the
-    units with the lowest scores wherever they are. `round_to` keeps every list that is cut at a multiple of so many units, as
+    units with the lowest scores wherever they are. `round_to` keeps the width of every list that is cut a multiple, as
     kernels like widths to be; then one block of units more would be too much.
 
     >>> import secateur as sc

@@ -27,7 +27,7 @@ class Overall(Budget):
 
     >>> import torch, secateur as sc
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
-    >>> sc.prune(model, budget=sc.budget.Overall(0.75), at_least=1).kept
+    >>> sc.prune(model, budget=sc.budget.Overall(0.75), options=sc.PruneOptions(at_least=1)).kept
     6
     """
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from secateur.budget._selection import Selection, check_share
 from secateur.budget._cost_path import Remaining, check_keep
+from secateur.budget._selection import Selection, check_share
 from secateur.budget.macs import within_share
 
 __all__ = ["Params"]

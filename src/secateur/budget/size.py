@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from secateur.budget._selection import Selection, check_share
 from secateur.budget._cost_path import CostSearch, Path, Remaining, check_keep, costs_of
+from secateur.budget._selection import FileOptions, Selection, check_share
 from secateur.errors import BudgetNotMetError, OptionError
 
 __all__ = ["Size"]
@@ -69,7 +69,7 @@ class Size(Remaining):
         """The choice of the path whose file is just small enough."""
         costs = costs_of(selection, self)
         limit = self.bytes if self.bytes is not None else int((self.keep or 0.0) * costs.dense("bytes"))
-        options = {"bits": self.bits, "precision": self.precision, "batch_norm": self.batch_norm}
+        options = FileOptions(bits=self.bits, precision=self.precision, batch_norm=self.batch_norm)
         path = Path(selection, self.spread)
         search = CostSearch(
             path,

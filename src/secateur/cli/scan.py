@@ -145,6 +145,7 @@ def scan(
     from torch.nn import functional
 
     from secateur import data as datasets
+    from secateur.sensitivity.scan import ScanOptions
     from secateur.sensitivity.scan import scan as look
 
     allot.check()
@@ -160,16 +161,18 @@ def scan(
         flags.sparsities(),
         criterion=flags.criterion,
         skip=flags.skip,
-        subset=flags.subset,
         example=images.example,
-        estimate=flags.estimate,
-        loss=functional.cross_entropy if flags.estimate else None,
-        trials=flags.trials,
-        quick=flags.quick,
-        engine=work.pool(),
-        resume=work.resume,
-        progress=_show_progress,
-        seed=model.seed or 0,
+        options=ScanOptions(
+            subset=flags.subset,
+            estimate=flags.estimate,
+            loss=functional.cross_entropy if flags.estimate else None,
+            trials=flags.trials,
+            quick=flags.quick,
+            engine=work.pool(),
+            resume=work.resume,
+            progress=_show_progress,
+            seed=model.seed or 0,
+        ),
     )
     if work.out is not None:
         found.save(work.out)

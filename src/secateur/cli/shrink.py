@@ -134,7 +134,7 @@ def shrink(
     from secateur.core.measurement import Measurements
     from secateur.metrics import measure as take
     from secateur.metrics.latency import compare
-    from secateur.pruning.prune import prune
+    from secateur.pruning.prune import PruneOptions, prune
     from secateur.structure.shrink import shrink as cut_channels
 
     net = model.build()
@@ -148,8 +148,7 @@ def shrink(
             share,
             skip=cut.skip,
             example=example,
-            at_least=cut.at_least,
-            seed=model.seed or 0,
+            options=PruneOptions(at_least=cut.at_least, seed=model.seed or 0),
         )
         masks = found if masks is None else masks.merge(found)
     assert masks is not None

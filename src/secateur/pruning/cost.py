@@ -21,12 +21,12 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
 import torch
 from torch import nn
 
+from secateur.budget import FileOptions
 from secateur.container.archive import save
 from secateur.container.save_options import SaveOptions
 from secateur.core.context import Context
@@ -36,7 +36,7 @@ from secateur.core.units import Units
 from secateur.errors import DataError, NothingToDoError, OptionError
 from secateur.execution.calling import describe
 from secateur.execution.devices import device_of
-from secateur.execution.example import first_example
+from secateur.execution.example import Example, first_example
 from secateur.metrics.latency import compare, latency
 from secateur.metrics.macs import uses
 from secateur.pruning.scoring import masks_of
@@ -45,19 +45,11 @@ from secateur.structure.cut.choose import dropped
 from secateur.structure.groups.couplings import Structure, analyse
 from secateur.structure.shrink import Shrunk, shrink
 
-__all__ = ["CostModel", "FileOptions"]
+__all__ = ["CostModel"]
 
 # device, threads, example and the widths of both models -> times in ms, and as shares of the dense model's time, which
 # was read in the same turn
 _TIMES: dict[str, tuple[list[float], list[float]]] = {}
-
-
-class FileOptions(TypedDict, total=False):
-    """How a file is written whose bytes are counted: `bits` of `share`, `precision` and `batch_norm` of `save`."""
-
-    bits: int | None
-    precision: str | None
-    batch_norm: str | int | None
 
 
 class CostModel:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -69,7 +69,7 @@ class PruneOptions:
 
 
 @torch.no_grad()
-def prune(  # noqa: PLR0913 - the three choices, what they may need, and the option that every example has
+def prune(
     model: nn.Module,
     criterion: CriterionLike = "magnitude",
     granularity: GranularityLike = "element",

@@ -22,11 +22,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from secateur.budget import Candidates, Costs, Limits, Selection, floors
+from secateur.budget import Candidates, Limits, Selection, floors
 from secateur.core.context import Context
 from secateur.core.lines import Lines
 from secateur.core.masks import Masks
@@ -37,6 +38,9 @@ from secateur.criteria import Criterion
 from secateur.errors import MaskMismatchError, NonFiniteError, NothingToDoError, OptionError
 from secateur.execution.fast_copy import tensors_of
 from secateur.granularity import Granularity
+
+if TYPE_CHECKING:
+    from secateur.pruning.cost import CostModel
 
 __all__ = ["ScoredUnits", "masks_of", "unit_scores"]
 
@@ -110,7 +114,7 @@ class ScoredUnits:
         """The masks of a choice among the units of one list, all other lists left whole."""
         return masks_of(self.model, [units], chosen, None)
 
-    def costs(self) -> Costs:
+    def costs(self) -> CostModel:
         """What a choice among these units costs; made only for the budgets that ask, as it loads much."""
         from secateur.pruning.cost import CostModel
 
@@ -212,9 +216,7 @@ class _Source:
 
     def from_elements(self, units: Units) -> torch.Tensor:
         """The scores of units from their weights, or from their weights' scores, laid out as [units, elements]."""
-        rows = [
-            member.gather(self.tensors[member.name]) for member in _scored_members(units, self.tensors)
-        ]
+        rows = [member.gather(self.tensors[member.name]) for member in _scored_members(units, self.tensors)]
         if not rows:
             raise OptionError(
                 f"criterion {self.criterion} scores none of the tensors of {units.name!r}; leave it out with skip="

@@ -26,7 +26,7 @@ from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 from secateur.lab.training import evaluate
 from secateur.metrics.macs import macs
-from secateur.pruning.prune import prune
+from secateur.pruning.prune import PruneOptions, prune
 from secateur.search.frame import (
     Attempt,
     Baseline,
@@ -40,7 +40,7 @@ from secateur.search.frame import (
     next_share,
     pursue,
 )
-from secateur.sensitivity.scan import Scan, scan
+from secateur.sensitivity.scan import Scan, ScanOptions, scan
 
 __all__ = ["Allotment", "AutoOptions", "AutoResult", "SpeedAttempt", "auto"]
 
@@ -309,9 +309,9 @@ def _scanned(baseline: Baseline, say: Callable[[str], None]) -> Scan:
         accuracy,
         "channel",
         example=data.example.to(ran.plan.device),
-        at_least=1,
-        resume=folder / f"scan-{trial.steps[-1].key[:24]}.json",
-        seed=trial.recipe.lab.seed,
+        options=ScanOptions(
+            at_least=1, resume=folder / f"scan-{trial.steps[-1].key[:24]}.json", seed=trial.recipe.lab.seed
+        ),
     )
     worst = min(found.cells, key=lambda cell: cell.value)
     say(f"scan: {len(found.names)} groups alone; {worst.name!r} is the most sensitive ({worst.value:.4f})")
@@ -332,8 +332,7 @@ def _hardest_cut(
                 "channel",
                 budgets.registry.get("per_layer")(cut),
                 example=example,
-                at_least=1,
-                allow_collapse=True,
+                options=PruneOptions(at_least=1, allow_collapse=True),
             )
         except NothingToDoError:  # a share smaller than one channel
             return 1.0

@@ -163,7 +163,9 @@ def scan(
     context = Context(data=data, loss=asked.loss, example=example, seed=asked.seed)
     scored = ScoredUnits(model, rule, grain, targets, context)
     plans = _plans(scored, grid, asked.at_least)
-    file = ScanFile(asked.resume, model, (str(rule), str(grain), str(asked.subset), str(len(evaluation.batches))))
+    file = ScanFile(
+        asked.resume, model, (str(rule), str(grain), str(asked.subset), str(len(evaluation.batches)))
+    )
     measured = _Measuring(scored, plans, file, asked)
     measured.run(model, evaluation)
     estimate, rises = _estimates(scored, asked)
@@ -288,8 +290,8 @@ class _Measuring:
         known = self._file.known.get("dense")
         if known is not None and known[0] != dense[0]:
             raise StoreError(
-                f"{self._file.path}: the dense model gave {known[0]!r} when this scan began and gives {dense[0]!r} now; "
-                "the evaluation is not repeatable, or it changed: scan into a new file"
+                f"{self._file.path}: the dense model gave {known[0]!r} when this scan began and gives {dense[0]!r} "
+                "now; the evaluation is not repeatable, or it changed: scan into a new file"
             )
         self.values["dense"] = dense
         self._file.add("dense", dense)

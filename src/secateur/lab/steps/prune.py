@@ -29,7 +29,7 @@ from secateur.lab.state import State
 from secateur.lab.steps import Options, Plugin, Result, Step, Work, make
 from secateur.lab.steps.scan import FILE
 from secateur.pruning.connectivity import FAINT, Collapse, find_collapsed, rescale_, signal_left
-from secateur.pruning.prune import budget_of, prune
+from secateur.pruning.prune import PruneOptions, budget_of, prune
 from secateur.sensitivity.scan import Allocation, Scan
 
 __all__ = ["PruneStep"]
@@ -186,18 +186,20 @@ class PruneStep(Step):
             make(criteria.registry, self.criterion),
             make(granularity.registry, self.granularity),
             self._budget(found),
-            only=self.only,
             skip=self.skip,
-            parameters=self.parameters,
             data=[(images.to(work.device), labels.to(work.device))],
             loss=nn.functional.cross_entropy,
             example=work.data.example.to(work.device),
-            schedule=self._schedule(),
-            masks=state.masks.to(work.device) if state.masks is not None else None,
-            at_least=self.at_least,
-            at_most=self.at_most,
-            allow_collapse=self.allow_collapse,
-            seed=work.seed,
+            options=PruneOptions(
+                only=self.only,
+                parameters=self.parameters,
+                schedule=self._schedule(),
+                masks=state.masks.to(work.device) if state.masks is not None else None,
+                at_least=self.at_least,
+                at_most=self.at_most,
+                allow_collapse=self.allow_collapse,
+                seed=work.seed,
+            ),
         )
         dead, signal = [], 1.0
         if self.allow_collapse:

@@ -33,7 +33,7 @@ from secateur.lab.state import State
 from secateur.lab.steps import Plugin, Result, Step, Work, make
 from secateur.lab.training import evaluate
 from secateur.report.forms import scan_measurements
-from secateur.sensitivity.scan import LEVELS, check_levels, scan
+from secateur.sensitivity.scan import LEVELS, ScanOptions, check_levels, scan
 
 if TYPE_CHECKING:
     from secateur.lab.training import TrainingProgress
@@ -95,18 +95,20 @@ class ScanStep(Step):
                 make(granularity.registry, self.granularity),
                 self.levels,
                 criterion=make(criteria.registry, self.criterion),
-                only=self.only,
                 skip=self.skip,
-                parameters=self.parameters,
-                data=[(images.to(work.device), labels.to(work.device))],
-                loss=nn.functional.cross_entropy,
                 example=work.data.example.to(work.device),
-                higher_is_better=better,
-                subset=subset,
-                memory=self.memory,
-                resume=work.checkpoint,
-                progress=display,
-                seed=work.seed,
+                options=ScanOptions(
+                    only=self.only,
+                    parameters=self.parameters,
+                    data=[(images.to(work.device), labels.to(work.device))],
+                    loss=nn.functional.cross_entropy,
+                    higher_is_better=better,
+                    subset=subset,
+                    memory=self.memory,
+                    resume=work.checkpoint,
+                    progress=display,
+                    seed=work.seed,
+                ),
             )
         finally:
             display.finish()

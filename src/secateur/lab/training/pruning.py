@@ -21,7 +21,7 @@ from torch import nn
 from secateur import budget as budgets
 from secateur.core.masks import Masks
 from secateur.errors import NothingToDoError, OptionError
-from secateur.pruning.prune import prune
+from secateur.pruning.prune import PruneOptions, prune
 
 if TYPE_CHECKING:
     from secateur.criteria import Criterion
@@ -134,11 +134,10 @@ class GradualPruning:
                 self.criterion,
                 self.granularity,
                 budgets.registry.get(self.budget).at(level),
-                only=self.only,
                 skip=self.skip,
-                masks=before,
-                at_least=self.at_least,
-                at_most=self.at_most,
+                options=PruneOptions(
+                    only=self.only, masks=before, at_least=self.at_least, at_most=self.at_most
+                ),
             )
         except NothingToDoError:
             if level < self.sparsity:

@@ -74,3 +74,29 @@ def test_a_filter_goes_with_its_whole_kernel():
 def test_no_images_is_an_error():
     with pytest.raises(DataError, match="at least one batch"):
         zero_dead_neurons(net(), [])
+
+
+def test_a_layer_whose_constant_reaches_the_output_is_kept_and_the_others_are_zeroed():
+    """A filter that a ReLU silences after its batch norm: without the filter, the norm makes another constant of it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(4 * 16, 6),
+        nn.ReLU(),
+        nn.Linear(6, 3),
+    ).eval()
+    with torch.no_grad():
+        model[1].running_mean[1], model[1].bias[1] = 90.0, 20.0  # silent; of 0 the norm would make -70
+        model[1].running_mean[2], model[1].weight[2], model[1].bias[2] = -90.0, -1.0, 20.0
+        model[0].bias[2], model[1].running_mean[2] = 99.0, 1.0  # silent; of 0 it would make 21
+        model[6].weight[:, 3] = 0.0
+    inputs = [torch.randn(8, 2, 6, 6)]
+    before, filters = model(inputs[0]), model[0].weight.clone()
+    masks = zero_dead_neurons(model, inputs)
+    assert torch.equal(model[0].weight, filters)
+    assert masks["0.weight"].all()
+    assert not model[4].weight[3].any()
+    assert torch.allclose(model(inputs[0]), before, atol=1e-5)

@@ -16,7 +16,7 @@ may be what keeps a neuron quiet.)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -31,10 +31,24 @@ _TOLERANCE = 1e-5
 
 
 def zero_dead_neurons(model: nn.Module, inputs: Iterable[torch.Tensor], seed: int = 0) -> Masks:
-    """Set to zero, in place, what no answer to these inputs depends on; gives what is left as masks.
+    """Zero neurons that do not affect the outputs on `inputs`, in place; return masks of the rest.
 
-    `inputs` are batches. The outputs are compared before and after: a difference is a `ProofError`, and the model
-    stays as it was. The masks hold whole neurons; a neuron that is needed keeps all of its weights.
+    The outputs are compared before and after. Where they differ, an activation is constant but not zero (as batch norm
+    makes it of a filter that is gone): the layers are then zeroed one by one, and one that moves the outputs is left as
+    it was.
+
+    Args:
+        model: The model.
+        inputs: Batches of inputs.
+        seed: Seeds the mixture of outputs whose gradient is asked for.
+
+    Returns:
+        Masks of whole neurons; a neuron that is needed keeps all of its weights.
+
+    Raises:
+        ProofError: Neurons have zero gradient, and those of no layer can be zeroed; the model is left as it was.
+        DataError: There is no batch.
+        OptionError: The model does not return one tensor.
     """
     batches = list(inputs)
     if not batches:
@@ -69,20 +83,7 @@ def zero_dead_neurons(model: nn.Module, inputs: Iterable[torch.Tensor], seed: in
                     if slope is not None:
                         mine |= (slope.reshape(len(mine), -1) != 0).any(1).cpu()
             before.append(outputs.detach())
-        kept = {name: named[name].detach().clone() for name in asked}
-        _silence(named, neurons, needed)
-        away = max(
-            float((model(batch) - outputs).detach().abs().max()) for batch, outputs in zip(batches, before)
-        )
-        if away > _TOLERANCE * max(1.0, *(float(outputs.abs().max()) for outputs in before)):
-            with torch.no_grad():
-                for name, values in kept.items():
-                    named[name].copy_(values)
-            raise ProofError(
-                f"zero_dead_neurons: the outputs moved by {away:.3g} without the neurons of zero gradient, so an "
-                "activation is "
-                "constant there but not zero; the model was left as it was"
-            )
+        needed = _proven(model, named, neurons, needed, (batches, before))
     finally:
         model.train(mode)
     return Masks(
@@ -95,6 +96,51 @@ def zero_dead_neurons(model: nn.Module, inputs: Iterable[torch.Tensor], seed: in
             for name in members
         }
     )
+
+
+def _proven(
+    model: nn.Module,
+    named: dict[str, nn.Parameter],
+    neurons: Sequence[Sequence[str]],
+    needed: Sequence[torch.Tensor],
+    known: tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]],
+) -> list[torch.Tensor]:
+    """Zero the neurons that are not needed where the outputs stay the same; what is needed then, layer by layer."""
+    inputs, outputs = known
+    allowed = _TOLERANCE * max(1.0, *(float(output.abs().max()) for output in outputs))
+    if not any(bool((~mine).any()) for mine in needed):
+        return list(needed)
+    kept = {name: named[name].detach().clone() for members in neurons for name in members}
+    _silence(named, neurons, needed)
+    away = _moved(model, inputs, outputs)
+    if away <= allowed:
+        return list(needed)
+    _restore(named, kept)
+    found: list[torch.Tensor] = []
+    for members, mine in zip(neurons, needed):
+        _silence(named, [members], [mine])
+        if bool((~mine).any()) and _moved(model, inputs, outputs) > allowed:
+            _restore(named, {name: kept[name] for name in members})
+            mine = torch.ones_like(mine)
+        found.append(mine)
+    if all(bool(mine.all()) for mine in found):
+        raise ProofError(
+            f"zero_dead_neurons: the outputs moved by {away:.3g} without the neurons of zero gradient, so an "
+            "activation is constant there but not zero; the model was left as it was"
+        )
+    return found
+
+
+@torch.no_grad()
+def _moved(model: nn.Module, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> float:
+    """The largest difference between the model's outputs and those it had."""
+    return max(float((model(batch) - output).abs().max()) for batch, output in zip(inputs, outputs))
+
+
+@torch.no_grad()
+def _restore(named: dict[str, nn.Parameter], values: Mapping[str, torch.Tensor]) -> None:
+    for name, value in values.items():
+        named[name].copy_(value)
 
 
 def _neuron(target: Target, named: dict[str, nn.Parameter]) -> list[str]:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from secateur.core.masks import Masks
 from secateur.core.measurement import Measurement, Measurements
-from secateur.errors import OptionError
+from secateur.errors import OptionError, ProofError
 from secateur.lab.state import State
 from secateur.lab.steps import Result, Step, Work
 from secateur.pruning.dead_neurons import zero_dead_neurons
@@ -37,7 +37,10 @@ class ZeroDeadNeuronsStep(Step):
             if wanted <= 0:
                 break
         before = sum(int((parameter != 0).sum()) for parameter in state.model.parameters())
-        masks = zero_dead_neurons(state.model, batches, seed=work.seed).to("cpu")
+        try:
+            masks = zero_dead_neurons(state.model, batches, seed=work.seed).to("cpu")
+        except ProofError:  # no layer's idle neurons can be told from constants: all of them stay
+            masks = Masks.ones(state.model)
         state.model.to("cpu")
         after = sum(int((parameter != 0).sum()) for parameter in state.model.parameters())
         text = "weights and biases that were not zero, and that no output depended on"

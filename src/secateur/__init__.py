@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from secateur.structure.cut.plan import ShrinkPlan as ShrinkPlan
     from secateur.structure.explain import Explanation as Explanation
     from secateur.structure.proof import Proof as Proof
+    from secateur.structure.proof import ProofOptions as ProofOptions
     from secateur.structure.shrink import Shrunk as Shrunk
     from secateur.structure.shrink import explain as explain
     from secateur.structure.shrink import shrink as shrink
@@ -108,6 +109,7 @@ _NAMES = {
     "Shrunk": "secateur.structure.shrink",
     "ShrinkPlan": "secateur.structure.cut.plan",
     "Proof": "secateur.structure.proof",
+    "ProofOptions": "secateur.structure.proof",
     "Explanation": "secateur.structure.explain",
     "load_shrunk": "secateur.structure.shrunk_files",
     "reestimate_batch_norm": "secateur.structure.shrunk_files",

@@ -21,7 +21,8 @@ from secateur.errors import (
 )
 from secateur.structure.cut.plan import ShrinkPlan
 from secateur.structure.groups import couplings
-from secateur.structure.proof import prove
+from secateur.structure.proof import ProofOptions
+from secateur.structure.proving import prove
 
 
 class Net(nn.Module):
@@ -71,8 +72,8 @@ STAGES = [
     "secateur.structure.groups.couplings.follow",
     "secateur.structure.cut.fit.draft",
     "secateur.structure.cut.fit.runs_unchanged",
-    "secateur.structure.proof.double_copy",
-    "secateur.structure.proof.call",
+    "secateur.structure.proving.double_copy",
+    "secateur.structure.proving.other_shapes",
     "secateur.structure.trace.trace.call",
 ]
 
@@ -125,7 +126,7 @@ def test_a_wrong_cut_is_caught_by_the_proof(net: nn.Module) -> None:
     with torch.no_grad():
         small.model.b.weight.copy_(small.model.b.weight.flip(1))
     with pytest.raises(ProofError, match=r"does not compute what the masked one does.*at most 1e-06"):
-        prove(net, small.model, masks, X, 1e-6, True)
+        prove(net, small.model, masks, X, ProofOptions(tolerance=1e-6))
 
 
 def test_the_proof_looks_past_an_example_of_zeros(net: nn.Module) -> None:
@@ -134,7 +135,7 @@ def test_the_proof_looks_past_an_example_of_zeros(net: nn.Module) -> None:
     with torch.no_grad():
         small.model.a.weight.mul_(2)  # on zeros alone the first layer's weights do not show
     with pytest.raises(ProofError):
-        prove(net, small.model, masks, torch.zeros(2, 3, 6, 6), 1e-6, True)
+        prove(net, small.model, masks, torch.zeros(2, 3, 6, 6), ProofOptions(tolerance=1e-6))
 
 
 def test_a_head_of_zeros_does_not_hide_a_wrong_cut(net: nn.Module) -> None:
@@ -148,7 +149,7 @@ def test_a_head_of_zeros_does_not_hide_a_wrong_cut(net: nn.Module) -> None:
     with torch.no_grad():
         small.model.b.weight.copy_(small.model.b.weight.flip(1))
     with pytest.raises(ProofError):
-        prove(net, small.model, masks, X, 1e-6, True, small.plan)
+        prove(net, small.model, masks, X, ProofOptions(tolerance=1e-6), True, small.plan)
 
 
 class Summed(nn.Module):
@@ -232,7 +233,8 @@ def test_options_are_checked(net: nn.Module) -> None:
         ({"coupling": "both"}, "expected 'union' or 'coupled'"),
         ({"round_to": 0}, "positive multiple"),
         ({"at_least": 0}, "at least 1 unit"),
-        ({"tolerance": 0.0}, "positive number"),
+        ({"proof": ["fast"]}, "expected modes among .eager."),
+        ({"proof": []}, "expected modes"),
     ]:
         with pytest.raises(OptionError, match=text):
             sc.shrink(net, masks, X, **options)

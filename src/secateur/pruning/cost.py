@@ -43,9 +43,13 @@ from secateur.pruning.scoring import masks_of
 from secateur.quantize.share import share
 from secateur.structure.cut.choose import dropped
 from secateur.structure.groups.couplings import Structure, analyse
+from secateur.structure.proof import ProofOptions
 from secateur.structure.shrink import Shrunk, shrink
 
 __all__ = ["CostModel"]
+
+_EXAMPLE_ONLY = ProofOptions(("no_grad",), other_shapes=False)
+"""What is proved of a model that is cut to be measured and thrown away."""
 
 # device, threads, example and the widths of both models -> times in ms, and as shares of the dense model's time, which
 # was read in the same turn
@@ -185,7 +189,7 @@ class CostModel:
     def _shrunk(self, masks: Masks) -> Shrunk | None:
         """The smaller model, or None where nothing leaves it."""
         try:
-            return shrink(self.model, masks, self._example)
+            return shrink(self.model, masks, self._example, proof=_EXAMPLE_ONLY)
         except NothingToDoError:
             return None
 

@@ -1,34 +1,164 @@
-"""`Proof`: masked and shrunk model run on the same input in float64, and the largest difference between them.
+"""`Proof`: what was run to compare the masked and the shrunk model, how far apart they were, and where that holds.
 
->>> Proof(error=3e-16, absolute=1e-15, scale=4.0, tolerance=1e-6, outputs=1).holds
+A proof is a list of cases: an input of certain shapes, run in a certain mode, by both models. It says nothing about
+shapes and modes that are not among its cases. `proving` makes proofs; here are only the values.
+
+>>> case = ProofCase("example", ((2, 3, 8, 8),), "eager", 3e-16)
+>>> proof = Proof(error=3e-16, absolute=1e-15, scale=4.0, tolerance=1e-9, outputs=1, cases=(case,))
+>>> proof.holds
 True
+>>> print(proof)
+equal: largest difference 3.00e-16 of the largest output (float64, tolerance 1e-09) on (2, 3, 8, 8) [eager]
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
-import torch
-from torch import nn
+from secateur.errors import OptionError
 
-from secateur.core.nested import map_tensors, tensors_in
-from secateur.errors import ProofError
-from secateur.execution.calling import call
-from secateur.execution.fast_copy import copy_module
-from secateur.structure.cut.plan import ShrinkPlan, cut_tensor
+__all__ = ["MODES", "Proof", "ProofCase", "ProofDomain", "ProofLike", "ProofOptions", "as_proof_options"]
 
-__all__ = ["Proof", "double_copy", "prove"]
+MODES = ("eager", "no_grad", "compile", "export")
+"""How a model can be run: with gradients recorded, without, by torch.compile, or as exported by torch.export."""
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class ProofOptions:
+    """What is proved.
+
+    Attributes:
+        modes: How both models are run: any of `MODES`.
+        other_shapes: Whether other batch sizes, image sizes and lengths are proved too, where the model accepts them.
+        every: Whether every input is run in every mode. Otherwise large inputs are run in one mode each, so that every
+            mode and every input occurs.
+        tolerance: The largest difference that counts as equal, as a share of the largest output.
+
+    Raises:
+        OptionError: A mode is not known, there is none, or the tolerance is not positive.
+    """
+
+    modes: tuple[str, ...] = ("eager", "no_grad")
+    other_shapes: bool = True
+    every: bool = False
+    tolerance: float = 1e-9
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "modes", tuple(dict.fromkeys(self.modes)))
+        unknown = [mode for mode in self.modes if mode not in MODES]
+        if unknown or not self.modes:
+            raise OptionError(
+                f"proof: expected modes among {', '.join(map(repr, MODES))}, got {list(self.modes)!r}"
+            )
+        if not self.tolerance > 0:
+            raise OptionError(f"tolerance: expected a positive number, got {self.tolerance!r}")
+
+
+ProofLike: TypeAlias = ProofOptions | Sequence[str] | None
+"""What is proved: options, or the modes in which every input is run, or None for the usual."""
+
+
+def as_proof_options(proof: ProofLike) -> ProofOptions:
+    """The options that are meant.
+
+    Args:
+        proof: Options; or modes, in all of which every input is run; or None for the usual.
+
+    >>> as_proof_options(["eager", "compile"])
+    ProofOptions(modes=('eager', 'compile'), other_shapes=True, every=True, tolerance=1e-09)
+    """
+    if proof is None:
+        return ProofOptions()
+    if isinstance(proof, ProofOptions):
+        return proof
+    return ProofOptions((proof,) if isinstance(proof, str) else tuple(proof), every=True)
+
+
+@dataclass(frozen=True)
+class ProofCase:
+    """One input, run in one mode by both models.
+
+    Attributes:
+        what: "example" (the values given), or "fresh", "batch" or "size": fresh values of the example's shape, of
+            another batch size, or of another image size or length.
+        shapes: The shapes of the input's tensors.
+        mode: How both models were run: one of `MODES`.
+        error: The largest difference over the largest output.
+    """
+
+    what: str
+    shapes: Shapes
+    mode: str
+    error: float
+
+
+@dataclass(frozen=True)
+class ProofDomain:
+    """Where a proof holds, as a plan carries it: without the measured error, which differs between machines.
+
+    Attributes:
+        dtype: The precision in which both models were run.
+        tolerance: The largest difference that counted as equal.
+        cases: (shapes of the input's tensors, modes).
+    """
+
+    dtype: str
+    tolerance: float
+    cases: tuple[tuple[Shapes, tuple[str, ...]], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        cases = [[[list(shape) for shape in shapes], list(modes)] for shapes, modes in self.cases]
+        return {"dtype": self.dtype, "tolerance": self.tolerance, "cases": cases}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ProofDomain:
+        """The inverse of `to_dict`, checked.
+
+        Args:
+            data: Plain data.
+
+        Raises:
+            ValueError: It is not what `to_dict` gives.
+        """
+        cases = []
+        for shapes, modes in data["cases"]:
+            read = tuple(tuple(int(size) for size in shape) for shape in shapes)
+            if any(size < 0 for shape in read for size in shape) or any(mode not in MODES for mode in modes):
+                raise ValueError(f"a case of the proof: expected shapes and modes, got {shapes!r}, {modes!r}")
+            cases.append((read, tuple(str(mode) for mode in modes)))
+        tolerance, dtype = float(data["tolerance"]), str(data["dtype"])
+        if not (math.isfinite(tolerance) and tolerance > 0) or dtype not in ("float64", "float32"):
+            raise ValueError(f"the proof: expected a tolerance and a dtype, got {tolerance!r}, {dtype!r}")
+        return cls(dtype, tolerance, tuple(cases))
+
+    def __str__(self) -> str:
+        return ", ".join(
+            f"{' and '.join(map(str, shapes)) or 'no tensor'} [{', '.join(modes)}]"
+            for shapes, modes in self.cases
+        )
 
 
 @dataclass(frozen=True)
 class Proof:
-    """How far the shrunk model's outputs are from the masked model's.
+    """How far the shrunk model's outputs are from the masked model's, and on what.
 
-    `error` is the largest absolute difference over the largest output (`absolute` over `scale`). `equality` is False
-    where axes were cut across a normalisation on request: then no equality can hold, and the error is only told.
-    `filled` are parameters of zeros that were given random values in both, because the output was 0 with them.
+    Attributes:
+        error: The largest absolute difference over the largest output (`absolute` over `scale`), of the worst case.
+        absolute: The largest absolute difference of that case.
+        scale: The largest absolute output of that case.
+        tolerance: The largest error that counts as equal.
+        outputs: The number of output tensors.
+        equality: False where axes were cut across a normalisation on request: no equality can hold then, and the error
+            is only reported.
+        dtype: The precision in which both models were run.
+        filled: Parameters of zeros that were given random values in both, because the output was 0 with them.
+        cases: What was run.
     """
 
     error: float
@@ -39,177 +169,34 @@ class Proof:
     equality: bool = True
     dtype: str = "float64"
     filled: tuple[str, ...] = ()
+    cases: tuple[ProofCase, ...] = ()
 
     @property
     def holds(self) -> bool:
         """Whether the error is within the tolerance."""
         return self.error <= self.tolerance
 
+    @property
+    def domain(self) -> ProofDomain:
+        """The shapes and modes for which the proof holds."""
+        modes: dict[Shapes, list[str]] = {}
+        for case in self.cases:
+            known = modes.setdefault(case.shapes, [])
+            if case.mode not in known:
+                known.append(case.mode)
+        return ProofDomain(
+            self.dtype, self.tolerance, tuple((shapes, tuple(each)) for shapes, each in modes.items())
+        )
+
     def __str__(self) -> str:
+        where = f" on {self.domain}" if self.cases else ""
         if not self.equality:
             return (
                 "no equality: axes were cut across a normalisation; "
-                f"outputs differ by {self.error:.2e} of the largest output"
+                f"outputs differ by {self.error:.2e} of the largest output{where}"
             )
         word = "equal" if self.holds else "NOT equal"
         return (
             f"{word}: largest difference {self.error:.2e} of the largest output "
-            f"({self.dtype}, tolerance {self.tolerance:.0e})"
+            f"({self.dtype}, tolerance {self.tolerance:.0e}){where}"
         )
-
-
-@torch.no_grad()
-def double_copy(
-    model: nn.Module,
-    masks: Mapping[str, torch.Tensor] | None = None,
-    dtype: torch.dtype = torch.float64,
-    fill: Mapping[str, torch.Tensor] | None = None,
-) -> nn.Module:
-    """A copy in float64 and eval mode, masked where asked. The weights are converted on the way, not copied twice."""
-    memo: dict[int, Any] = {}
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    for name, tensor in named:
-        mask = None if masks is None else masks.get(name)
-        if id(tensor) not in memo:
-            value = tensor.detach() if fill is None or name not in fill else fill[name]
-            value = value.to(dtype) if value.is_floating_point() else value.clone()
-            if value.data_ptr() == tensor.data_ptr():
-                value = value.clone()
-            memo[id(tensor)] = (
-                nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value
-            )
-        if mask is not None:
-            memo[id(tensor)].data.masked_fill_(~mask.to(tensor.device), 0.0)
-    twin = copy_module(model, memo).eval()
-    return twin.to(dtype)
-
-
-def _example_in(dtype: torch.dtype, example: Any, model: nn.Module) -> Any:
-    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-
-    def change(tensor: torch.Tensor) -> torch.Tensor:
-        tensor = tensor.detach().to(device)
-        if not tensor.is_floating_point():
-            return tensor.clone()
-        if tensor.numel() and bool((tensor == tensor.flatten()[0]).all()):
-            # An example of one value, such as torch.zeros, would hide most differences.
-            generator = torch.Generator().manual_seed(0)
-            return torch.randn(tensor.shape, generator=generator, dtype=dtype).to(device)
-        return tensor.to(dtype)
-
-    return map_tensors(change, example)
-
-
-@torch.no_grad()
-def _outputs(
-    model: nn.Module,
-    small: nn.Module,
-    masks: Mapping[str, torch.Tensor],
-    example: Any,
-    dtype: torch.dtype,
-    fills: tuple[Mapping[str, torch.Tensor] | None, Mapping[str, torch.Tensor] | None] = (None, None),
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """What both give out, in this precision, from the same inputs and the same random state."""
-    inputs = _example_in(dtype, example, model)
-    outputs = []
-    fast = torch.backends.mha.get_fastpath_enabled()
-    state = torch.random.get_rng_state()
-    default = torch.get_default_dtype()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        torch.set_default_dtype(dtype)
-        for source, hide, fill in ((model, masks, fills[0]), (small, None, fills[1])):
-            twin = double_copy(source, hide, dtype, fill)
-            torch.manual_seed(0)
-            outputs.append(tensors_in(call(twin, map_tensors(torch.clone, inputs))))
-            del twin
-    finally:
-        torch.set_default_dtype(default)
-        torch.random.set_rng_state(state)
-        torch.backends.mha.set_fastpath_enabled(fast)
-    return outputs[0], outputs[1]
-
-
-def _fills(
-    model: nn.Module, masks: Mapping[str, torch.Tensor], plan: ShrinkPlan
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Random values for parameters that are all 0, masked; and the same, cut, for the shrunk model."""
-    generator = torch.Generator().manual_seed(0)
-    dense: dict[str, torch.Tensor] = {}
-    small: dict[str, torch.Tensor] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not bool(parameter.any()):
-            value = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(
-                parameter.device
-            )
-            if name in masks:
-                value = value * masks[name].to(parameter.device)
-            dense[name] = value
-            small[name] = cut_tensor(value, plan.keep[name]) if name in plan.keep else value
-    return dense, small
-
-
-def prove(
-    model: nn.Module,
-    small: nn.Module,
-    masks: Mapping[str, torch.Tensor],
-    example: Any,
-    tolerance: float,
-    equality: bool,
-    plan: ShrinkPlan | None = None,
-) -> Proof:
-    """Run both in float64 on the example, with the same random state, and compare every output.
-
-    Where an operator of the model has no float64 form, float32 is used, and the proof says so. Where the output is 0
-    everywhere (a head that starts as zeros), parameters that are all 0 get the same random values in both.
-    """
-    dtype = torch.float64
-    try:
-        outputs = _outputs(model, small, masks, example, dtype)
-    except (RuntimeError, NotImplementedError) as failure:
-        if "ouble" not in str(failure) and "loat64" not in str(failure):
-            raise ProofError(
-                f"masked and shrunk {type(model).__name__} could not both run on the example "
-                f"({type(failure).__name__}: {str(failure)[:300]}); the model is untouched"
-            ) from failure
-        dtype, tolerance = torch.float32, max(tolerance, 1e-4)
-        outputs = _outputs(model, small, masks, example, dtype)
-    filled: tuple[str, ...] = ()
-    if plan is not None and not any(bool(tensor.any()) for pair in outputs for tensor in pair):
-        fills = _fills(model, masks, plan)
-        if fills[0]:
-            outputs, filled = _outputs(model, small, masks, example, dtype, fills), tuple(fills[0])
-    left, right = outputs
-    shapes = [tuple(t.shape) for t in left], [tuple(t.shape) for t in right]
-    if shapes[0] != shapes[1]:
-        raise ProofError(
-            f"the shrunk {type(model).__name__} gives outputs of shapes {shapes[1]}, the masked one "
-            f"{shapes[0]}; the model is "
-            "untouched"
-        )
-    absolute = scale = 0.0
-    for a, b in zip(left, right):
-        if not (a.is_floating_point() or a.is_complex()):
-            absolute = max(absolute, float((a != b).any())) if a.numel() else absolute
-            continue
-        a, b = a.double(), b.double()
-        finite = torch.isfinite(a)
-        if not torch.equal(finite, torch.isfinite(b)):
-            absolute = float("inf")
-            continue
-        if finite.any():
-            absolute = max(absolute, float((a - b)[finite].abs().max()))
-            scale = max(scale, float(a[finite].abs().max()))
-    error = absolute / scale if scale > 0 else absolute
-    proof = Proof(
-        error, absolute, scale, tolerance, len(left), equality, str(dtype).removeprefix("torch."), filled
-    )
-    if equality and not proof.holds:
-        raise ProofError(
-            f"the shrunk {type(model).__name__} does not compute what the masked one does: largest "
-            f"difference {error:.3e} of the "
-            f"largest output, expected at most {tolerance:.0e}; the model is untouched. Run "
-            f"sc.explain(model, example) and "
-            "leave out the layers it names with skip=, or raise tolerance=."
-        )
-    return proof

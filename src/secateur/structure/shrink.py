@@ -14,8 +14,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,8 @@ from secateur.structure.groups.couplings import Structure, analyse, regroup
 from secateur.structure.groups.labels import Lock
 from secateur.structure.groups.rules.attention import FUSED
 from secateur.structure.hf.configs import config_changes, fitted_config
-from secateur.structure.proof import Proof, prove
+from secateur.structure.proof import Proof, ProofLike, ProofOptions, as_proof_options
+from secateur.structure.proving import ShapeProofError, prove
 from secateur.structure.shrunk_files import carry_optimizer, load_shrunk, reestimate_batch_norm, save_shrunk
 
 __all__ = ["Shrunk", "explain", "load_shrunk", "reestimate_batch_norm", "shrink"]
@@ -133,8 +134,8 @@ def shrink(
     coupling: str = "union",
     round_to: int | None = None,
     at_least: int = 1,
-    tolerance: float = 1e-9,
     across_norm: bool = False,
+    proof: ProofLike = None,
 ) -> Shrunk:
     """Remove the channels that the masks drop, from every tensor of a copy of the model, and prove the result.
 
@@ -147,8 +148,9 @@ def shrink(
             of a group, as granularity "channel" makes them.
         round_to: Widths stay at a multiple of this number.
         at_least: The least number of units of a group that stay.
-        tolerance: The largest difference that counts as equal, as a share of the largest output.
         across_norm: Cut through normalisations as well; then no equality can hold, and none is claimed.
+        proof: What is proved: None for the usual (the example and inputs of other shapes, with gradients and without),
+            modes such as ["eager", "no_grad", "compile", "export"], or `ProofOptions`.
 
     Returns:
         The smaller model, its proof, its plan and the masks that remain.
@@ -158,51 +160,96 @@ def shrink(
         NothingToDoError: No channel is dropped by all the layers that share it.
         MaskMismatchError: With coupling="coupled", masks of one group disagree.
     """
-    _check_options(coupling, round_to, at_least, tolerance)
+    _check_options(coupling, round_to, at_least)
     masks.check(model)
     options = CutOptions(coupling, round_to, at_least, across_norm)
+    work = _ProvenCut(model, masks, example, options, as_proof_options(proof))
+    done, found = work.run()
+    plan = replace(done.plan, proof=found.domain)
+    return Shrunk(done.model, found, plan, done.left, (*done.locked, *work.locks.values()), done.unsaid)
 
-    def proven(careful: bool, only: Collection[str] | None = None) -> tuple[Cut, Proof]:
-        done = cut(model, masks, example, replace(options, careful=careful, only=only))
+
+_MOST_LEFT_OUT = 8
+
+
+@dataclass
+class _ProvenCut:
+    """A cut and its proof; groups that break it for other shapes of the input are left out, and a lock says so."""
+
+    model: nn.Module
+    masks: Masks
+    example: object
+    options: CutOptions
+    proof: ProofOptions
+    locks: dict[str, Lock] = field(default_factory=dict)
+
+    def run(self) -> tuple[Cut, Proof]:
+        """Cut and prove, once more for every group that has to be left out."""
+        while True:
+            names = None if not self.locks else self.names() - self.locks.keys()
+            try:
+                return self.proven(self.example, self.proof, names)
+            except ShapeProofError as failure:
+                found = self.breaking(failure.example, names)
+                if len(found) != 1 or len(self.locks) == _MOST_LEFT_OUT:
+                    raise
+                name = found[0]
+                reason = f"what its positions mean depends on the shape of the input: {failure.what}"
+                self.locks[name] = Lock(np.zeros(0, int), reason, "proof", name)
+            except ProofError as failure:
+                raise ProofError(f"{failure}{self.said(names)}") from failure
+
+    def names(self) -> set[str]:
+        """The names of all groups."""
+        structure = analyse(self.model, self.example, across_norm=self.options.across_norm)
+        return {group.name for group in structure.groups}
+
+    def proven(
+        self, example: object, proof: ProofOptions, names: Collection[str] | None, careful: bool = False
+    ) -> tuple[Cut, Proof]:
+        """Cut the groups of these names and prove it on this example."""
+        done = cut(self.model, self.masks, self.example, replace(self.options, careful=careful, only=names))
         try:
-            return done, prove(model, done.model, done.masks, example, tolerance, not done.crossed, done.plan)
+            return done, prove(
+                self.model, done.model, done.masks, example, proof, not done.crossed, done.plan, done.traced
+            )
         except ProofError:
             if done.tried:
                 raise
-        return proven(True, only)  # some call of the forward was given a size after all
+        return self.proven(example, proof, names, True)  # some call of the forward was given a size after all
 
-    try:
-        done, proof = proven(careful=False)
-    except ProofError as failure:
-        raise ProofError(f"{failure}{_culprits(model, example, across_norm, proven)}") from failure
-    return Shrunk(done.model, proof, done.plan, done.left, done.locked, done.unsaid)
+    def breaking(self, example: object, names: Collection[str] | None) -> list[str]:
+        """The group that breaks the proof on an example when it is cut alone, or several that only do so together."""
+        proof = replace(self.proof, other_shapes=False)
+        suspects = sorted(self.names() if names is None else names)
 
+        def breaks(part: Sequence[str]) -> bool:
+            try:
+                self.proven(example, proof, frozenset(part))
+            except ProofError:
+                return True
+            except NothingToDoError:
+                pass
+            return False
 
-def _culprits(
-    model: nn.Module, example: object, across_norm: bool, proven: Callable[[bool, Collection[str]], object]
-) -> str:
-    """Which group breaks the proof when it is cut alone, as the end of an error's text."""
+        while len(suspects) > 1:
+            half = len(suspects) // 2
+            part = next((part for part in (suspects[:half], suspects[half:]) if breaks(part)), None)
+            if part is None:
+                break
+            suspects = part
+        return suspects
 
-    def breaks(names: Sequence[str]) -> bool:
-        try:
-            proven(False, frozenset(names))
-        except ProofError:
-            return True
-        except NothingToDoError:
-            pass
-        return False
-
-    groups = analyse(model, example, across_norm=across_norm).groups
-    suspects = list(dict.fromkeys(group.name for group in groups))
-    while len(suspects) > 1:
-        half = len(suspects) // 2
-        part = next((part for part in (suspects[:half], suspects[half:]) if breaks(part)), None)
-        if part is None:
-            return f" No half of the groups {', '.join(map(repr, suspects[:8]))} breaks it by itself"
-        suspects = part
-    slots = [slot for group in groups if group.name in suspects for slot in group.slots]
-    layers = dict.fromkeys(slot.name.rpartition(".")[0] or slot.name for slot in slots)
-    return f" Cut alone, group {suspects[0]!r} breaks it: its channels are shared by {', '.join(layers)}"
+    def said(self, names: Collection[str] | None) -> str:
+        """Which group breaks the proof of the example, as the end of an error's text."""
+        found = self.breaking(self.example, names)
+        if len(found) != 1:
+            return f" No half of the groups {', '.join(map(repr, found[:8]))} breaks it by itself"
+        name = found[0]
+        structure = analyse(self.model, self.example, across_norm=self.options.across_norm)
+        slots = [slot for group in structure.groups if group.name == name for slot in group.slots]
+        layers = dict.fromkeys(slot.name.rpartition(".")[0] or slot.name for slot in slots)
+        return f" Cut alone, group {name!r} breaks it: its channels are shared by {', '.join(layers)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,6 +267,7 @@ class Cut:
     crossed: bool
     tried: bool = True
     unsaid: str = ""
+    traced: str = "meta"
 
 
 @dataclass(frozen=True)
@@ -276,7 +324,7 @@ def cut(
     elif hasattr(model, "save_pretrained"):
         plan, unsaid = with_config(structure, model, small, plan, alive)
     crossed = bool(structure.follower.crossed)
-    return Cut(small, plan, whole, left, tuple(locks), crossed, fitted.tried, unsaid)
+    return Cut(small, plan, whole, left, tuple(locks), crossed, fitted.tried, unsaid, structure.trace.mode)
 
 
 _ATTENTION = frozenset({*FUSED, "bmm", "baddbmm"})
@@ -331,15 +379,13 @@ def with_config(
     return (replace(plan, attributes={**plan.attributes, "": merged}) if changes else plan), ""
 
 
-def _check_options(coupling: str, round_to: int | None, at_least: int, tolerance: float) -> None:
+def _check_options(coupling: str, round_to: int | None, at_least: int) -> None:
     if coupling not in ("union", "coupled"):
         raise OptionError(f"coupling: expected 'union' or 'coupled', got {coupling!r}")
     if round_to is not None and round_to < 1:
         raise OptionError(f"round_to: expected a positive multiple such as 8, got {round_to!r}")
     if at_least < 1:
         raise OptionError(f"at_least: expected at least 1 unit a group, got {at_least!r}")
-    if not tolerance > 0:
-        raise OptionError(f"tolerance: expected a positive number, got {tolerance!r}")
 
 
 def _nothing(structure: Structure, model: nn.Module, locks: list[Lock]) -> str:

@@ -13,6 +13,7 @@ from secateur.errors import NothingToDoError, OptionError
 from secateur.lab.outcomes import Table
 from secateur.lab.state import State
 from secateur.lab.steps import Result, Step, Work
+from secateur.structure.proof import ProofOptions
 from secateur.structure.shrink import shrink
 
 __all__ = ["ShrinkStep"]
@@ -56,8 +57,8 @@ class ShrinkStep(Step):
             coupling=self.coupling,
             round_to=self.round_to,
             at_least=self.at_least,
-            tolerance=self.tolerance,
             across_norm=self.across_norm,
+            proof=ProofOptions(tolerance=self.tolerance),
         )
         before = sum(parameter.numel() for parameter in state.model.parameters())
         after = sum(parameter.numel() for parameter in small.model.parameters())

@@ -33,6 +33,7 @@ from secateur.structure.cut.rewrite import (
     rewrite_,
 )
 from secateur.structure.cut.runs import Runs, runs_of
+from secateur.structure.proof import ProofDomain
 
 __all__ = ["ShrinkPlan", "cut_tensor", "owner"]
 
@@ -59,6 +60,7 @@ class ShrinkPlan:
         rewrites: `rewrites[module]` are the calls in a module's forward whose sizes are replaced.
         shapes: The shape of every tensor before it is cut.
         model: The name of the model's class.
+        proof: For which shapes and modes the cut model was proved equal, if it was.
     """
 
     keep: Mapping[str, Mapping[int, Sequence[int]]]
@@ -66,10 +68,11 @@ class ShrinkPlan:
     rewrites: Mapping[str, tuple[Rewrite, ...]] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     model: str = ""
+    proof: ProofDomain | None = None
 
     def to_dict(self) -> dict[str, object]:
         """Plain data. Indices are stored as runs [first, length, first, length, ...]."""
-        return {
+        data: dict[str, object] = {
             "format": "secateur-plan",
             "version": VERSION,
             "model": self.model,
@@ -81,6 +84,9 @@ class ShrinkPlan:
             "attributes": {path: dict(values) for path, values in self.attributes.items()},
             "rewrites": {path: [item.to_dict() for item in items] for path, items in self.rewrites.items()},
         }
+        if self.proof is not None:
+            data["proof"] = self.proof.to_dict()
+        return data
 
     def to_json(self) -> str:
         """The plan as one line of JSON."""
@@ -110,6 +116,7 @@ class ShrinkPlan:
                 rewrites=_each(data["rewrites"], _rewrites),
                 shapes=_each(data["shapes"], _shape),
                 model=str(data.get("model", "")),
+                proof=ProofDomain.from_dict(data["proof"]) if "proof" in data else None,
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise PlanError(f"a damaged plan: {type(error).__name__}: {str(error)[:200]}") from error

@@ -66,18 +66,28 @@ def other_shapes(model: nn.Module, example: Example, mode: str = "meta") -> list
         What was accepted; an empty list for a model that takes one shape only.
     """
     found = []
-    for batch in _other_batches(example):
-        accepted = _attempt(model, "batch", batch, mode)
-        if accepted is not None:
-            found.append(accepted)
-            break
     for axes, sizes in _sizes(example)[:_MOST_SIZES]:
         for attempt in _other_sizes(example, axes, sizes):
             accepted = _attempt(model, "size", attempt, mode)
             if accepted is not None:
                 found.append(accepted)
                 break
+    # A single example becomes two; of another size, if that is smaller, for they cost no more than the one.
+    small = min([example, *(other.example for other in found)], key=_elements)
+    for batch in (*_other_batches(small if _rows(example) == 1 else example), *_other_batches(example)):
+        accepted = _attempt(model, "batch", batch, mode)
+        if accepted is not None:
+            return [accepted, *found]
     return found
+
+
+def _elements(example: Example) -> int:
+    return sum(tensor.numel() for tensor in tensors_in(example))
+
+
+def _rows(example: Example) -> int:
+    """The size of the first axis of the first tensor that has one."""
+    return next((int(tensor.shape[0]) for tensor in tensors_in(example) if tensor.dim()), 0)
 
 
 def _attempt(model: nn.Module, what: str, example: Example, mode: str) -> OtherShape | None:
@@ -87,10 +97,7 @@ def _attempt(model: nn.Module, what: str, example: Example, mode: str) -> OtherS
 
 def _other_batches(example: Example) -> Iterator[Example]:
     """The example with another number of rows: one row if it has several, else two, else three."""
-    tensors = [tensor for tensor in tensors_in(example) if tensor.dim()]
-    if not tensors:
-        return
-    rows = tensors[0].shape[0]
+    rows = _rows(example)
     for new in (1, 2, 3):
         if new != rows and rows:
             yield map_tensors(partial(_with_rows, rows, new), example)

@@ -1,0 +1,481 @@
+"""Make a proof: run masked and shrunk model on the same inputs, in float64, and compare every output.
+
+By default the example is run as it is, and fresh values of another batch size and of another image size or length,
+where the dense model accepts them; each with gradients recorded and without, the large ones in one of the two. What the
+dense model accepts and the shrunk one does not is a failed proof.
+
+>>> import torch
+>>> from torch import nn
+>>> import secateur as sc
+>>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+>>> x = torch.randn(4, 4)
+>>> small = sc.shrink(model, sc.prune(model, granularity="channel", budget=0.5, example=x), x)
+>>> [(case.what, case.shapes, case.mode) for case in small.proof.cases][:3]
+[('example', ((4, 4),), 'eager'), ('example', ((4, 4),), 'no_grad'), ('batch', ((1, 4),), 'eager')]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.core.nested import map_tensors, tensors_in
+from secateur.errors import ProofError
+from secateur.execution.calling import call
+from secateur.execution.devices import device_of
+from secateur.execution.example import Example, call_arguments
+from secateur.execution.fast_copy import copy_module
+from secateur.structure.cut.plan import ShrinkPlan, cut_tensor
+from secateur.structure.proof import Proof, ProofCase, ProofOptions, Shapes
+from secateur.structure.trace.other_shapes import other_shapes, shapes_of
+
+__all__ = ["ShapeProofError", "double_copy", "prove"]
+
+_CHEAP, _DEAR = 0.6, 2.5
+"""Inputs up to this share of the example's elements are run in every mode; above the other one they are left out."""
+
+
+class ShapeProofError(ProofError):
+    """The proof holds for the example, and fails for an input of another shape.
+
+    Attributes:
+        example: That input.
+        what: What happened.
+    """
+
+    def __init__(self, text: str, example: Example, what: str):
+        super().__init__(text)
+        self.example, self.what = example, what
+
+
+@dataclass(frozen=True)
+class _Input:
+    """An input and the modes it is to be run in; `spare` is another one to use where the dense model refuses it."""
+
+    what: str
+    example: Example
+    modes: tuple[str, ...]
+    spare: Example = None
+
+    @property
+    def shapes(self) -> Shapes:
+        return shapes_of(self.example)
+
+
+@dataclass
+class _Run:
+    """What a model gave for one input in one mode: outputs, or the error it raised; and in how many graphs."""
+
+    outputs: list[torch.Tensor] = field(default_factory=list)
+    error: Exception | None = None
+    graphs: int = 0
+
+
+# -- the models --------------------------------------------------------------------------------------------------------
+@torch.no_grad()
+def double_copy(
+    model: nn.Module,
+    masks: Mapping[str, torch.Tensor] | None = None,
+    dtype: torch.dtype = torch.float64,
+    fill: Mapping[str, torch.Tensor] | None = None,
+) -> nn.Module:
+    """A copy in another precision and evaluation mode. The weights are converted on the way, not copied twice.
+
+    Args:
+        model: The model; it is not changed.
+        masks: What is set to 0, by parameter name.
+        dtype: The precision.
+        fill: Values to use in place of a parameter's own, by name.
+
+    Returns:
+        The copy. Its parameters ask for gradients as those of the model do.
+    """
+    memo: dict[int, Any] = {}
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, tensor in named:
+        mask = None if masks is None else masks.get(name)
+        if id(tensor) not in memo:
+            value = tensor.detach() if fill is None or name not in fill else fill[name]
+            value = value.to(dtype) if value.is_floating_point() else value.clone()
+            if value.data_ptr() == tensor.data_ptr():
+                value = value.clone()
+            asks = tensor.requires_grad and value.is_floating_point()
+            memo[id(tensor)] = nn.Parameter(value, asks) if isinstance(tensor, nn.Parameter) else value
+        if mask is not None:
+            memo[id(tensor)].data.masked_fill_(~mask.to(tensor.device), 0.0)
+    return copy_module(model, memo).eval().to(dtype)
+
+
+def _fills(
+    model: nn.Module, masks: Mapping[str, torch.Tensor], plan: ShrinkPlan
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Random values for parameters that are all 0, masked; and the same, cut, for the shrunk model."""
+    generator = torch.Generator().manual_seed(0)
+    dense: dict[str, torch.Tensor] = {}
+    small: dict[str, torch.Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not bool(parameter.any()):
+            value = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(
+                parameter.device
+            )
+            if name in masks:
+                value = value * masks[name].to(parameter.device)
+            dense[name] = value
+            small[name] = cut_tensor(value, plan.keep[name]) if name in plan.keep else value
+    return dense, small
+
+
+# -- the inputs --------------------------------------------------------------------------------------------------------
+def _varied(example: Example) -> Example:
+    """The example, with random values for tensors of one value: `torch.zeros` would hide most differences."""
+
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        if (
+            not tensor.is_floating_point()
+            or not tensor.numel()
+            or bool((tensor != tensor.flatten()[0]).any())
+        ):
+            return tensor
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
+
+    return map_tensors(change, example)
+
+
+def _fresh(example: Example) -> Example:
+    """The example with other values, drawn from its own, so that they are as valid as those.
+
+    Masks and lists of whole numbers (lengths, offsets) mean something by their order, and stay.
+    """
+    generator = torch.Generator().manual_seed(1)
+
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        real = tensor.is_floating_point() or tensor.is_complex()
+        if not tensor.numel() or not (real or (tensor.dim() > 1 and bool((tensor > 1).any()))):
+            return tensor
+        chosen = torch.randint(tensor.numel(), (tensor.numel(),), generator=generator).to(tensor.device)
+        return tensor.flatten()[chosen].reshape(tensor.shape)
+
+    return map_tensors(change, example)
+
+
+def _inputs(model: nn.Module, example: Example, options: ProofOptions, traced: str) -> list[_Input]:
+    """The inputs to run and the modes of each."""
+    example = _varied(example)
+    found = [_Input("example", example, options.modes)]
+    if not options.other_shapes:
+        return found
+    size = max(1, sum(tensor.numel() for tensor in tensors_in(example)))
+    others = other_shapes(model, example, traced)
+    for other in others:
+        share = sum(tensor.numel() for tensor in tensors_in(other.example)) / size
+        if options.every or share <= _CHEAP:
+            modes = options.modes
+        elif share <= _DEAR:
+            modes = options.modes[-1:]
+        else:
+            continue
+        found.append(_Input(other.what, _fresh(other.example), modes, other.example))
+    if len(found) == 1:
+        found.append(
+            _Input("fresh", _fresh(example), options.modes if options.every else options.modes[-1:], example)
+        )
+    covered = {mode for each in found[1:] for mode in each.modes}
+    if not options.every and sum(_share(each, size) for each in found[1:]) > _CHEAP:
+        # The dear ones are run in one mode each: the example in those that nothing else is run in.
+        rest = tuple(mode for mode in options.modes if mode not in covered) or options.modes[:1]
+        found[0] = _Input("example", example, rest)
+    return found
+
+
+def _share(each: _Input, size: int) -> float:
+    return sum(tensor.numel() for tensor in tensors_in(each.example)) * len(each.modes) / size
+
+
+# -- running -----------------------------------------------------------------------------------------------------------
+@contextmanager
+def _settings(dtype: torch.dtype, fast: bool) -> Iterator[None]:
+    """torch's default type, and whether its encoder layers take their fast path; the random state is put back."""
+    was = torch.backends.mha.get_fastpath_enabled()
+    state, default = torch.random.get_rng_state(), torch.get_default_dtype()
+    try:
+        torch.backends.mha.set_fastpath_enabled(was and fast)
+        torch.set_default_dtype(dtype)
+        yield
+    finally:
+        torch.set_default_dtype(default)
+        torch.random.set_rng_state(state)
+        torch.backends.mha.set_fastpath_enabled(was)
+
+
+def _run(model: nn.Module, example: Example, mode: str, dtype: torch.dtype, fast: bool = True) -> _Run:
+    """Run a model on an input in a mode; whatever it raises is part of the result."""
+    device = device_of(model)
+
+    def placed(tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.detach().to(device)
+        return tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone()
+
+    found = _Run()
+    with _settings(dtype, fast):
+        inputs = map_tensors(placed, example)
+        torch.manual_seed(0)
+        try:
+            outputs = _MODES[mode](model, inputs, found)
+        except Exception as error:
+            found.error = error
+            return found
+    found.outputs = [tensor.detach() for tensor in tensors_in(outputs)]
+    return found
+
+
+def _eager(model: nn.Module, inputs: Example, found: _Run) -> object:
+    # Nothing is differentiated: what a backward pass would need is let go at once.
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_dropped, _dropped):
+        return call(model, inputs)
+
+
+def _dropped(value: Any) -> Any:
+    return None
+
+
+def _no_grad(model: nn.Module, inputs: Example, found: _Run) -> object:
+    with torch.no_grad():
+        return call(model, inputs)
+
+
+def _compiled(model: nn.Module, inputs: Example, found: _Run) -> object:
+    def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable[..., Any]:
+        found.graphs += 1
+        return graph.forward
+
+    torch.compiler.reset()
+    try:
+        with torch.no_grad():
+            return call(torch.compile(model, backend=backend), inputs)
+    finally:
+        torch.compiler.reset()
+
+
+def _exported(model: nn.Module, inputs: Example, found: _Run) -> object:
+    args, kwargs = call_arguments(inputs)
+    with torch.no_grad():
+        program = torch.export.export(model, tuple(args), kwargs)
+        torch.manual_seed(0)
+        return program.module()(*args, **kwargs)
+
+
+_MODES: dict[str, Callable[[nn.Module, Example, _Run], object]] = {
+    "eager": _eager,
+    "no_grad": _no_grad,
+    "compile": _compiled,
+    "export": _exported,
+}
+
+
+# -- comparing ---------------------------------------------------------------------------------------------------------
+def _difference(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> tuple[float, float]:
+    """(largest absolute difference, largest absolute value) of two lists of outputs of the same shapes."""
+    absolute = scale = 0.0
+    for a, b in zip(left, right, strict=True):
+        if not (a.is_floating_point() or a.is_complex()):
+            absolute = max(absolute, float((a != b).any())) if a.numel() else absolute
+            continue
+        a, b = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in (a, b))
+        finite = torch.isfinite(a)
+        if not torch.equal(finite, torch.isfinite(b)):
+            absolute = math.inf
+            continue
+        if finite.any():
+            absolute = max(absolute, float((a - b)[finite].abs().max()))
+            scale = max(scale, float(a[finite].abs().max()))
+    return absolute, scale
+
+
+def _over(absolute: float, scale: float) -> float:
+    return absolute / scale if scale > 0 else absolute
+
+
+def _unsupported(error: Exception | None) -> bool:
+    """Whether an error says that an operator has no float64 form."""
+    return isinstance(error, (RuntimeError, NotImplementedError)) and (
+        "ouble" in str(error) or "loat64" in str(error)
+    )
+
+
+class _WideTypeError(Exception):
+    """An operator of the model has no float64 form."""
+
+
+@dataclass
+class _Prover:
+    """One proof in the making.
+
+    Attributes:
+        model: The dense model.
+        small: The shrunk model.
+        masks: What the dense model is masked with.
+        dtype: The precision in which both are run.
+        tolerance: The largest error that counts as equal.
+        equality: Whether a larger error is a failure.
+    """
+
+    model: nn.Module
+    small: nn.Module
+    masks: Mapping[str, torch.Tensor]
+    dtype: torch.dtype
+    tolerance: float
+    equality: bool
+    fills: tuple[Mapping[str, torch.Tensor] | None, Mapping[str, torch.Tensor] | None] = (None, None)
+
+    def compare(self, inputs: Sequence[_Input]) -> list[tuple[_Input, str, _Run, float, float]]:
+        """Run the dense model on all inputs, then the shrunk one: only one copy in float64 is there at a time.
+
+        Gives (input, mode, what the dense model gave, largest difference, largest output).
+        """
+        dense = double_copy(self.model, self.masks, self.dtype, self.fills[0])
+        wanted = [self._accepted(dense, each, mode) for each in inputs for mode in each.modes]
+        del dense
+        small = double_copy(self.small, None, self.dtype, self.fills[1])
+        found = []
+        for each, mode, want in (one for one in wanted if one is not None):
+            got = _run(small, each.example, mode, self.dtype)
+            if got.error is not None and _unsupported(got.error) and self.dtype == torch.float64:
+                raise _WideTypeError from got.error
+            found.append((each, mode, want, *self._checked(each, mode, want, got)))
+        return found
+
+    def _accepted(self, dense: nn.Module, each: _Input, mode: str) -> tuple[_Input, str, _Run] | None:
+        """What the dense model gives for an input, or None where it does not accept it in this mode."""
+        want = _run(dense, each.example, mode, self.dtype)
+        if want.error is not None and each.spare is not None:
+            each = _Input(each.what, each.spare, each.modes)
+            want = _run(dense, each.example, mode, self.dtype)
+        if want.error is None:
+            return each, mode, want
+        if _unsupported(want.error) and self.dtype == torch.float64:
+            raise _WideTypeError from want.error
+        if each.what == "example" and mode in ("eager", "no_grad"):
+            raise ProofError(
+                f"the masked {_name(self.model)} does not run on the example "
+                f"({_said(want.error)}); the model is untouched"
+            ) from want.error
+        return None
+
+    def _checked(self, each: _Input, mode: str, want: _Run, got: _Run) -> tuple[float, float]:
+        """The largest difference and the largest output, or an error that says where the two models part."""
+        where = f"on {' and '.join(map(str, each.shapes)) or 'the example'} [{mode}]"
+        if got.error is not None:
+            self._fail(
+                each, f"does not run {where}, which the dense one does ({_said(got.error)})", got.error
+            )
+        if got.graphs > want.graphs:
+            self._fail(each, f"compiles into {got.graphs} graphs {where}, the dense one into {want.graphs}")
+        shapes = [[tuple(t.shape) for t in run.outputs] for run in (got, want)]
+        if shapes[0] != shapes[1]:
+            self._fail(each, f"gives outputs of shapes {shapes[0]}, the masked one {shapes[1]}, {where}")
+        absolute, scale = _difference(want.outputs, got.outputs)
+        if mode == "no_grad" and _over(absolute, scale) > self.tolerance:
+            # The fast path of torch's encoder layers gives zeros where a padding mask says so, the other one does not.
+            plain = _run(
+                double_copy(self.model, self.masks, self.dtype, self.fills[0]),
+                each.example,
+                mode,
+                self.dtype,
+                False,
+            )
+            if plain.error is None and [tuple(t.shape) for t in plain.outputs] == shapes[0]:
+                absolute, scale = min((absolute, scale), _difference(plain.outputs, got.outputs))
+        if self.equality and _over(absolute, scale) > self.tolerance:
+            self._fail(
+                each,
+                f"does not compute what the masked one does {where}: largest difference "
+                f"{_over(absolute, scale):.3e} of the largest output, expected at most {self.tolerance:.0e}",
+            )
+        return absolute, scale
+
+    def _fail(self, each: _Input, what: str, error: Exception | None = None) -> None:
+        text = f"the shrunk {_name(self.model)} {what}; the model is untouched."
+        if each.what in ("example", "fresh"):
+            raise ProofError(
+                f"{text} Run sc.explain(model, example) and leave out the layers it names with skip=, or raise the "
+                "tolerance of proof=sc.ProofOptions(...)."
+            ) from error
+        raise ShapeProofError(
+            f"{text} If inputs of this shape never occur, leave them out with "
+            "proof=sc.ProofOptions(other_shapes=False).",
+            each.example,
+            f"the shrunk {_name(self.model)} {what}",
+        ) from error
+
+
+def _name(model: nn.Module) -> str:
+    return type(model).__name__
+
+
+def _said(error: Exception | None) -> str:
+    return f"{type(error).__name__}: {str(error)[:300]}"
+
+
+def prove(
+    model: nn.Module,
+    small: nn.Module,
+    masks: Mapping[str, torch.Tensor],
+    example: Example,
+    options: ProofOptions | None = None,
+    equality: bool = True,
+    plan: ShrinkPlan | None = None,
+    traced: str = "meta",
+) -> Proof:
+    """Run both models on the same inputs, with the same random state, and compare every output.
+
+    Where an operator of the model has no float64 form, float32 is used, and the proof says so. Where the output is 0
+    everywhere (a head that starts as zeros), parameters that are all 0 get the same random values in both.
+
+    Args:
+        model: The dense model; it is not changed.
+        small: The shrunk model; it is not changed.
+        masks: What the dense model is masked with.
+        example: What both are called with.
+        options: What is proved; None for the usual.
+        equality: False where no equality can hold; then the error is only measured.
+        plan: How the shrunk model was cut, to fill parameters that are 0.
+        traced: How the model can be recorded: "meta", or "real" where its forward looks at values.
+
+    Returns:
+        The proof.
+
+    Raises:
+        ProofError: The shrunk model does not compute what the masked one does, or does not run.
+        ShapeProofError: Likewise, for an input of another shape than the example's only.
+    """
+    options = options or ProofOptions()
+    inputs = _inputs(model, example, options, traced)
+    prover = _Prover(model, small, masks, torch.float64, options.tolerance, equality)
+    try:
+        found = prover.compare(inputs)
+    except _WideTypeError:
+        prover.dtype, prover.tolerance = torch.float32, max(options.tolerance, 1e-4)
+        found = prover.compare(inputs)
+    filled: tuple[str, ...] = ()
+    if plan is not None and not any(
+        bool(tensor.any()) for _, _, want, *_ in found for tensor in want.outputs
+    ):
+        fills = _fills(model, masks, plan)
+        if fills[0]:
+            prover.fills, filled = fills, tuple(fills[0])
+            found = prover.compare(inputs)
+    cases = tuple(
+        ProofCase(each.what, each.shapes, mode, _over(absolute, scale))
+        for each, mode, _, absolute, scale in found
+    )
+    _, _, want, absolute, scale = max(found, key=lambda one: _over(*one[3:]))
+    dtype = str(prover.dtype).removeprefix("torch.")
+    error = _over(absolute, scale)
+    return Proof(error, absolute, scale, prover.tolerance, len(want.outputs), equality, dtype, filled, cases)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -37,8 +37,8 @@ from secateur.structure.trace.other_shapes import other_shapes, shapes_of
 
 __all__ = ["ShapeProofError", "double_copy", "prove"]
 
-_CHEAP, _DEAR = 0.6, 2.5
-"""Inputs up to this share of the example's elements are run in every mode; above the other one they are left out."""
+_EXTRA, _DEAR = 1.5, 2.0
+"""How many times the example's elements may be run beside it; and how many by one other input."""
 
 
 class ShapeProofError(ProofError):
@@ -171,31 +171,43 @@ def _inputs(model: nn.Module, example: Example, options: ProofOptions, traced: s
     found = [_Input("example", example, options.modes)]
     if not options.other_shapes:
         return found
-    size = max(1, sum(tensor.numel() for tensor in tensors_in(example)))
-    others = other_shapes(model, example, traced)
-    for other in others:
-        share = sum(tensor.numel() for tensor in tensors_in(other.example)) / size
-        if options.every or share <= _CHEAP:
-            modes = options.modes
-        elif share <= _DEAR:
-            modes = options.modes[-1:]
-        else:
-            continue
-        found.append(_Input(other.what, _fresh(other.example), modes, other.example))
-    if len(found) == 1:
-        found.append(
-            _Input("fresh", _fresh(example), options.modes if options.every else options.modes[-1:], example)
-        )
-    covered = {mode for each in found[1:] for mode in each.modes}
-    if not options.every and sum(_share(each, size) for each in found[1:]) > _CHEAP:
-        # The dear ones are run in one mode each: the example in those that nothing else is run in.
-        rest = tuple(mode for mode in options.modes if mode not in covered) or options.modes[:1]
-        found[0] = _Input("example", example, rest)
-    return found
+    others = [
+        _Input(each.what, _fresh(each.example), options.modes, each.example)
+        for each in other_shapes(model, example, traced)
+    ]
+    if not others:
+        others = [_Input("fresh", _fresh(example), options.modes, example)]
+    return [*found, *others] if options.every else _affordable([*found, *others])
 
 
-def _share(each: _Input, size: int) -> float:
-    return sum(tensor.numel() for tensor in tensors_in(each.example)) * len(each.modes) / size
+def _affordable(inputs: Sequence[_Input]) -> list[_Input]:
+    """The inputs, the example first, in so many modes that all but its first run cost little more than that one.
+
+    Every input is run in its last mode (without gradients), as far as that is not too dear; then the cheapest in the
+    other modes as well.
+    """
+    size = max(1, _elements(inputs[0]))
+    costs = [_elements(each) / size for each in inputs]
+    modes = [list(inputs[0].modes[:1]), *([] for _ in inputs[1:])]
+    left = _EXTRA
+    for index in range(1, len(inputs)):
+        if costs[index] <= max(left, _DEAR if index == 1 else 0.0):
+            modes[index].append(inputs[index].modes[-1])
+            left -= costs[index]
+    for index in sorted(range(len(inputs)), key=lambda index: (costs[index], index)):
+        for mode in inputs[index].modes if modes[index] else ():
+            if mode not in modes[index] and costs[index] <= left:
+                modes[index].append(mode)
+                left -= costs[index]
+    return [
+        replace(each, modes=tuple(mode for mode in each.modes if mode in chosen))
+        for each, chosen in zip(inputs, modes)
+        if chosen
+    ]
+
+
+def _elements(each: _Input) -> int:
+    return sum(tensor.numel() for tensor in tensors_in(each.example))
 
 
 # -- running -----------------------------------------------------------------------------------------------------------

@@ -170,6 +170,8 @@ def shrink(
 
 
 _MOST_LEFT_OUT = 8
+_CHEAP_MACS = 500_000_000
+"""Up to so many multiply-accumulates of the dense model on the example, every input is proved in every mode."""
 
 
 @dataclass
@@ -209,6 +211,7 @@ class _ProvenCut:
     ) -> tuple[Cut, Proof]:
         """Cut the groups of these names and prove it on this example."""
         done = cut(self.model, self.masks, self.example, replace(self.options, careful=careful, only=names))
+        proof = replace(proof, every=proof.every or done.macs <= _CHEAP_MACS)
         try:
             return done, prove(
                 self.model, done.model, done.masks, example, proof, not done.crossed, done.plan, done.traced
@@ -268,6 +271,7 @@ class Cut:
     tried: bool = True
     unsaid: str = ""
     traced: str = "meta"
+    macs: int = 0
 
 
 @dataclass(frozen=True)
@@ -324,7 +328,8 @@ def cut(
     elif hasattr(model, "save_pretrained"):
         plan, unsaid = with_config(structure, model, small, plan, alive)
     crossed = bool(structure.follower.crossed)
-    return Cut(small, plan, whole, left, tuple(locks), crossed, fitted.tried, unsaid, structure.trace.mode)
+    traced, macs = structure.trace.mode, structure.macs()
+    return Cut(small, plan, whole, left, tuple(locks), crossed, fitted.tried, unsaid, traced, macs)
 
 
 _ATTENTION = frozenset({*FUSED, "bmm", "baddbmm"})

@@ -193,7 +193,7 @@ class Repairs:
             items = [
                 item for item in better.rewrites.get(path, ()) if item not in plan.rewrites.get(path, ())
             ]
-            inside = [op.index for op in self.structure.trace.ops if path and within(op.path, (path,))]
+            inside = self._inside.get(path, []) if path else []
             if not (names or items) or at.op.index not in inside:
                 continue
             kind, ordinal = type(self.model.get_submodule(path)), inside.index(at.op.index)
@@ -208,12 +208,24 @@ class Repairs:
                     wider = self._spread_to(other, wider, names, items, at, alike)
         return wider
 
+    @cached_property
+    def _inside(self) -> dict[str, list[int]]:
+        """The operators that run inside each module, by index."""
+        found: dict[str, list[int]] = {}
+        for op in self.structure.trace.ops:
+            parts = op.path.split(".")
+            for stop in range(1, len(parts) + 1):
+                found.setdefault(".".join(parts[:stop]), []).append(op.index)
+        return found
+
     def _alike(self, path: str, ordinal: int, at: Mismatch) -> Mismatch | None:
         """The mismatch that another module of the class must have at its operator of the same ordinal."""
-        theirs = [op for op in self.structure.trace.ops if within(op.path, (path,))]
-        if len(theirs) <= ordinal or theirs[ordinal].name != at.op.name:
+        theirs = self._inside.get(path, [])
+        if len(theirs) <= ordinal:
             return None
-        op = theirs[ordinal]
+        op = self.structure.trace.ops[theirs[ordinal]]
+        if op.name != at.op.name:
+            return None
         return Mismatch(op, [self._kept(ref) for ref in op.results()], None, op.index)
 
     def _spread_to(
@@ -518,6 +530,11 @@ def _fewer_heads(
     if size != value_size:
         sizes += ((3, value_size),)
     item = Rewrite(HEADS, -1, sizes)
+    for stop in range(path.count(".") + 1):
+        parent = ".".join(path.split(".")[:stop])
+        if getattr(model.get_submodule(parent), "use_nested_tensor", False) is True:
+            # nn.TransformerEncoder then hands on nested tensors, which only torch's fast path of a layer takes.
+            plan = _with_attributes(plan, parent, {"use_nested_tensor": False})
     return replace(plan, rewrites={**plan.rewrites, path: (item, *have)})
 
 

@@ -8,7 +8,7 @@ token ids and their mask, or height and width, stay consistent.
 >>> from torch import nn
 >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
 >>> [(found.what, shapes_of(found.example)) for found in other_shapes(model, torch.zeros(2, 3, 16, 16))]
-[('batch', ((1, 3, 16, 16),)), ('size', ((2, 3, 8, 12),))]
+[('batch', ((1, 3, 8, 12),)), ('size', ((2, 3, 8, 12),))]
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ def other_shapes(model: nn.Module, example: Example, mode: str = "meta") -> list
             if accepted is not None:
                 found.append(accepted)
                 break
-    # A single example becomes two; of another size, if that is smaller, for they cost no more than the one.
+    # The other batch is one of the smallest images or sequences accepted: it costs least to run.
     small = min([example, *(other.example for other in found)], key=_elements)
-    for batch in (*_other_batches(small if _rows(example) == 1 else example), *_other_batches(example)):
+    for batch in (*_other_batches(small), *_other_batches(example)):
         accepted = _attempt(model, "batch", batch, mode)
         if accepted is not None:
             return [accepted, *found]
@@ -127,7 +127,8 @@ def _other_sizes(example: Example, axes: Mapping[int, tuple[int, ...]], size: in
     half, more = size // 2, size - size // 4
     if size >= 64:
         half, more = half // 32 * 32, more // 32 * 32
-    pairs = [(half, more), (half, half), (size // 2, size // 2)] if image else [(size // 2, size // 2)]
+    pairs = [(64, 96)] if image and size >= 128 else []
+    pairs += [(half, more), (half, half), (size // 2, size // 2)] if image else [(size // 2, size // 2)]
     pairs += [(size - 1, size - 1)] if not image else []
     pairs += [(size + size // 2,) * 2, (2 * size, 2 * size)]
     for pair in list(dict.fromkeys(pairs))[:_MOST_ATTEMPTS]:

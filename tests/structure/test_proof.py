@@ -1,0 +1,274 @@
+"""The proof holds where it says: other batches, sizes and lengths, with gradients, without, compiled, exported."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import secateur as sc
+from secateur.errors import OptionError, PlanError, ProofError
+from secateur.structure.cut.plan import ShrinkPlan
+from secateur.structure.proof import ProofDomain, as_proof_options
+from secateur.structure.proving import ShapeProofError, _affordable, _Input, prove
+from secateur.structure.shrink import CutOptions, cut, load_shrunk
+from secateur.structure.trace.other_shapes import other_shapes, shapes_of
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Linear(8, 4),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(torch.relu(self.b(torch.relu(self.a(x)))).mean((2, 3)))
+
+
+class Wrong(Net):
+    """Right on the shape it was cut on only, once it is narrower."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        if self.a.weight.shape[0] == 8:
+            return y
+        if self.how == "size" and x.shape[-1] != 16:
+            return y + 1
+        if self.how == "batch" and x.shape[0] != 2:
+            raise RuntimeError("two images at a time")
+        if self.how == "no_grad" and not torch.is_grad_enabled():
+            return y[:, :2]
+        if self.how == "compile" and torch.compiler.is_compiling():
+            return y * 2
+        if self.how == "graphs":
+            torch._dynamo.graph_break()
+            return y * 1.0
+        if self.how == "export" and torch.compiler.is_exporting():
+            return y - 1
+        return y
+
+
+X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def shrunk(model: nn.Module, x: object = X, **options: object) -> sc.structure.shrink.Shrunk:  # type: ignore[name-defined]
+    model.eval()
+    return sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, example=x), x, **options)  # type: ignore[arg-type]
+
+
+def test_by_default_other_shapes_are_proved_in_both_modes() -> None:
+    proof = shrunk(Net()).proof
+    cases = {(case.what, case.shapes, case.mode) for case in proof.cases}
+    for mode in ("eager", "no_grad"):
+        assert ("example", ((2, 3, 16, 16),), mode) in cases
+        assert ("batch", ((1, 3, 8, 12),), mode) in cases
+        assert ("size", ((2, 3, 8, 12),), mode) in cases
+    assert proof.holds
+    assert all(case.error <= proof.error for case in proof.cases)
+    assert "(2, 3, 16, 16) [eager, no_grad]" in str(proof)
+    assert "(1, 3, 8, 12) [eager, no_grad]" in str(proof)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("size", r"does not compute what the masked one does on \(\d, 3, 8, 12\) \[eager\]"),
+        (
+            "batch",
+            r"does not run on \(1, 3, 8, 12\) .*the dense one does \(RuntimeError: two images at a time\)",
+        ),
+        ("no_grad", r"outputs of shapes \[\(\d, 2\)\], the masked one \[\(\d, 4\)\], on \(\d, .*\[no_grad\]"),
+        ("compile", r"does not compute what the masked one does on .* \[compile\]"),
+        ("graphs", r"compiles into 2 graphs on .* \[compile\], the dense one into 1"),
+        ("export", r"does not compute what the masked one does on .* \[export\]"),
+    ],
+)
+def test_what_fails_elsewhere_is_a_failed_proof(how: str, message: str) -> None:
+    torch.manual_seed(0)
+    model = Wrong(how).eval()
+    mode = {"size": "eager", "batch": "eager", "graphs": "compile"}.get(how, how)
+    done = cut(model, sc.prune(model, "l2", "channel", 0.5, example=X), X)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ProofError, match=message) as caught:
+        prove(model, done.model, done.masks, X, as_proof_options([mode]))
+    assert "the model is untouched" in str(caught.value)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert shrunk(model, proof=sc.ProofOptions(("eager",), other_shapes=False)).proof.holds
+
+
+@pytest.mark.parametrize("how", ["size", "batch"])
+def test_what_fails_at_another_shape_only_stays_whole_and_says_so(how: str) -> None:
+    small = shrunk(Wrong(how))
+    assert small.model.a.out_channels == 8
+    assert small.model.b.out_channels == 4
+    assert small.locked[-1].path == "a"
+    assert "depends on the shape of the input: the shrunk Wrong does not" in small.locked[-1].reason
+    assert small.proof.holds
+
+
+def test_what_fails_at_the_examples_shape_is_an_error_of_shrink() -> None:
+    with pytest.raises(ProofError, match=r"\[no_grad\].*Cut alone, group 'a' breaks it"):
+        shrunk(Wrong("no_grad"))
+
+
+def test_every_mode_can_be_asked_for() -> None:
+    proof = shrunk(Net(), proof=["eager", "no_grad", "compile", "export"]).proof
+    assert {case.mode for case in proof.cases} == {"eager", "no_grad", "compile", "export"}
+    assert len(proof.cases) == 4 * len({case.shapes for case in proof.cases})
+
+
+def test_the_words_of_modes_are_checked() -> None:
+    with pytest.raises(OptionError, match=r"expected modes among 'eager', .* got \['quick'\]"):
+        as_proof_options(["quick"])
+    with pytest.raises(OptionError, match="tolerance: expected a positive number, got 0"):
+        sc.ProofOptions(tolerance=0)
+    assert as_proof_options("compile").modes == ("compile",)
+
+
+def test_encoder_layers_do_without_gradients_what_they_do_with_them() -> None:
+    """torch's fast path reads the weights of attention as if no head had left."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    x = torch.randn(2, 5, 32)
+    small = shrunk(layer, x)
+    assert small.model.self_attn.num_heads == 2
+    assert {case.mode for case in small.proof.cases if case.what != "example"} == {"eager", "no_grad"}
+    stack = nn.TransformerEncoder(layer, 2)
+    deep = shrunk(stack, x, proof=["eager", "no_grad"])
+    with torch.no_grad():
+        fast = deep.model.eval()(x)
+    torch.testing.assert_close(fast, deep.model(x))
+
+
+def test_padding_masks_do_not_fail_the_proof_of_a_fast_path() -> None:
+    torch.manual_seed(0)
+    stack = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 2)
+    mask = torch.zeros(2, 5, dtype=torch.bool)
+    mask[0, 3:] = True
+    example = {"src": torch.randn(2, 5, 32), "src_key_padding_mask": mask}
+    assert shrunk(stack, example).proof.holds
+
+
+def test_the_domain_travels_in_the_plan(tmp_path) -> None:
+    small = shrunk(Net())
+    plan = ShrinkPlan.from_json(small.plan.to_json())
+    assert plan == small.plan
+    assert plan.proof == small.proof.domain
+    assert "error" not in json.dumps(plan.proof.to_dict())
+    small.save(tmp_path / "small.safetensors")
+    load_shrunk(tmp_path / "small.safetensors", into=Net())
+    sc.save(small.model, tmp_path / "small.sct", plan=small.plan)
+    sc.load(tmp_path / "small.sct", into=Net())
+    old = {key: value for key, value in small.plan.to_dict().items() if key != "proof"}
+    assert ShrinkPlan.from_dict(old).proof is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cases": [[[[2, -3]], ["eager"]]]},
+        {"cases": [[[[2, 3]], ["rm -rf"]]]},
+        {"cases": 3},
+        {"tolerance": "nan"},
+        {"tolerance": -1},
+        {"dtype": "object"},
+    ],
+)
+def test_a_damaged_domain_is_refused(change: dict) -> None:
+    good = ProofDomain("float64", 1e-9, ((((2, 3),), ("eager",)),))
+    assert ProofDomain.from_dict(good.to_dict()) == good
+    with pytest.raises(PlanError, match="a damaged plan"):
+        ShrinkPlan.from_dict({**ShrinkPlan({}).to_dict(), "proof": {**good.to_dict(), **change}})
+
+
+class PositionAttention(nn.Module):
+    """As in segmentation models: a reshape of (pixels, channels) makes of a channel what the image's size says."""
+
+    def __init__(self, width: int, pixels: int) -> None:
+        super().__init__()
+        self.top, self.center = nn.Conv2d(width, pixels, 1), nn.Conv2d(width, pixels, 1)
+        self.bottom, self.out = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, _, h, w = x.shape
+        top, center = self.top(x).flatten(2), self.center(x).flatten(2).transpose(1, 2)
+        bottom = self.bottom(x).flatten(2).transpose(1, 2)
+        weights = torch.softmax((center @ top).view(b, -1), 1).view(b, h * w, h * w)
+        return self.out(x + (weights @ bottom).reshape(b, -1, h, w))
+
+
+def test_a_group_that_means_something_else_at_another_size_stays() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), PositionAttention(32, 16), nn.Conv2d(32, 4, 1)
+    ).eval()
+    x, other = torch.randn(1, 3, 4, 4), torch.randn(2, 3, 8, 8)
+    small = shrunk(model, x)
+    assert any("depends on the shape of the input" in lock.reason for lock in small.locked)
+    assert sum(p.numel() for p in small.model.parameters()) < sum(p.numel() for p in model.parameters())
+    masks = sc.prune(model, "l2", "channel", 0.5, example=x)
+    done = sc.shrink(model, masks, x, proof=sc.ProofOptions(other_shapes=False))
+    with pytest.raises(
+        ShapeProofError, match=r"leave them out with proof=sc.ProofOptions\(other_shapes=False\)"
+    ):
+        prove(model, done.model, masks, x)
+    names = {lock.path for lock in small.locked if lock.operator == "proof"}
+    only = {group.name for group in sc.explain(model, x).groups} - names
+    again = cut(model, masks, x, CutOptions(only=only))
+    again.masks.apply_(model)
+    torch.testing.assert_close(small.model(other), model(other))
+
+
+def test_shapes_are_found_by_trying() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.places, self.out = nn.Embedding(50, 8), nn.Embedding(10, 8), nn.Linear(8, 3)
+
+        def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            x = self.words(ids) + self.places(torch.arange(ids.shape[1]))
+            return self.out((x * mask[..., None]).sum(1))
+
+    ids, mask = torch.randint(0, 50, (2, 10)), torch.ones(2, 10)
+    found = {other.what: shapes_of(other.example) for other in other_shapes(Tokens(), (ids, mask))}
+    assert found == {"batch": ((1, 5), (1, 5)), "size": ((2, 5), (2, 5))}
+    fixed = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+    assert [other.what for other in other_shapes(fixed, torch.zeros(2, 3, 4, 4))] == ["batch"]
+    proof = shrunk(Tokens(), (ids, mask)).proof
+    assert {case.shapes for case in proof.cases} == {((2, 10), (2, 10)), ((1, 5), (1, 5)), ((2, 5), (2, 5))}
+
+
+def test_the_dense_model_decides_what_is_accepted() -> None:
+    """A table of positions is not looked at on meta tensors; the dense model itself refuses, and nothing is claimed."""
+
+    class Short(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not x.is_meta and x.shape[-1] != 16:
+                raise RuntimeError("16 pixels, please")
+            return super().forward(x)
+
+    proof = shrunk(Short()).proof
+    assert {case.shapes for case in proof.cases} == {((2, 3, 16, 16),)}
+
+
+def test_large_inputs_are_run_in_one_mode_and_cost_little_more_than_the_example() -> None:
+    x = torch.zeros(1, 3, 32, 32)
+    modes = ("eager", "no_grad")
+
+    def chosen(*others: torch.Tensor) -> list[tuple[int, tuple[str, ...]]]:
+        inputs = [_Input("example", x, modes), *(_Input("size", other, modes) for other in others)]
+        return [(each.example.shape[0], each.modes) for each in _affordable(inputs)]
+
+    assert chosen(x[:, :, :8]) == [(1, modes), (1, modes)]
+    assert chosen(torch.cat([x, x])) == [(1, ("eager",)), (2, ("no_grad",))]
+    assert chosen(torch.cat([x, x]), x) == [(1, ("eager",)), (2, ("no_grad",))]
+    assert chosen(torch.cat([x, x, x])) == [(1, modes)]

@@ -530,11 +530,6 @@ def _fewer_heads(
     if size != value_size:
         sizes += ((3, value_size),)
     item = Rewrite(HEADS, -1, sizes)
-    for stop in range(path.count(".") + 1):
-        parent = ".".join(path.split(".")[:stop])
-        if getattr(model.get_submodule(parent), "use_nested_tensor", False) is True:
-            # nn.TransformerEncoder then hands on nested tensors, which only torch's fast path of a layer takes.
-            plan = _with_attributes(plan, parent, {"use_nested_tensor": False})
     return replace(plan, rewrites={**plan.rewrites, path: (item, *have)})
 
 

@@ -169,7 +169,7 @@ def test_wrong_inputs(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"got '\.txt'"):
         pack(tmp_path / "a.txt", tmp_path / "a.sct")
     (tmp_path / "a.safetensors").write_bytes(b"\xff" * 20)
-    with pytest.raises(DataError, match="not a safetensors file"):
+    with pytest.raises(DataError, match="expected a safetensors file"):
         pack(tmp_path / "a.safetensors", tmp_path / "a.sct")
     checkpoint(tmp_path / "b.safetensors")
     with pytest.raises(OptionError, match="exclude each other"):

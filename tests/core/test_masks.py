@@ -285,7 +285,7 @@ def test_files_that_are_not_masks(tmp_path):
         Masks.load(path)
     some(net()).save(path)
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(FormatError, match="expected a safetensors file, got something else"):
+    with pytest.raises(FormatError, match="found the end: the file was cut short"):
         Masks.load(path)
     save_file({"w": torch.ones(2)}, path)
     with pytest.raises(FormatError, match=r"expected a file written by Masks\.save .*, got metadata"):
@@ -296,7 +296,7 @@ def test_files_that_are_not_masks(tmp_path):
         Masks.load(path)
     meta["secateur-masks"] = "1"
     save_file({"w": torch.ones(2)}, path, metadata=meta)
-    with pytest.raises(FormatError, match=r"expected boolean tensors .*, got torch\.float32 under 'w'"):
+    with pytest.raises(FormatError, match=r"expected boolean tensors .*, got F32 under 'w'"):
         Masks.load(path)
     save_file({}, path, metadata=meta)
     with pytest.raises(FormatError, match=r"expected boolean tensors .*, got none at all"):

@@ -47,10 +47,11 @@ def main() -> None:
 def _leave(message: str, code: int) -> None:
     """Say what went wrong in one paragraph, and go."""
     from secateur.cli.options import debugging
+    from secateur.core.terminal import printable
 
     if debugging():
         import traceback
 
         traceback.print_exc()
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(code)

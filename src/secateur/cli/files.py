@@ -16,6 +16,7 @@ from secateur.cli.flags import with_flags
 from secateur.cli.given import ModelFlags, ModelOptions
 from secateur.cli.options import ProgressFlags
 from secateur.cli.output import print_json
+from secateur.core.terminal import printable
 from secateur.errors import DataError, OptionError
 
 __all__ = ["VERBS"]
@@ -35,7 +36,7 @@ def _bar(quiet: bool) -> Iterator[OnProgress | None]:
     columns = (TextColumn("{task.fields[name]}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task("", name="", total=None)
-        yield lambda done, total, name: bars.update(task, completed=done, total=total, name=name)
+        yield lambda done, total, name: bars.update(task, completed=done, total=total, name=printable(name))
 
 
 _Sct = Annotated[Path, typer.Argument(help="A .sct file.", show_default=False)]
@@ -45,6 +46,16 @@ def _existing(path: Path) -> Path:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     return path
+
+
+MaxBytes = Annotated[
+    int | None,
+    typer.Option(
+        "--max-bytes",
+        min=0,
+        help="The most bytes of decoded tensors to accept. Default: a limit by the file's size, which an error names.",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,7 @@ class PackFlags:
             "else 1.",
         ),
     ] = None
+    max_bytes: MaxBytes = None
 
 
 @with_flags
@@ -100,6 +112,7 @@ def pack(
             fast=flags.fast,
             progress=on_progress,
             workers=flags.workers,
+            max_bytes=flags.max_bytes,
         )
     if output.json:
         print_json(
@@ -116,7 +129,7 @@ def pack(
         f"{done.path}: {done.size:,} bytes from {done.source:,} ({done.ratio:.2f}x), {done.tensors} tensors"
     )
     if done.left_out:
-        first, more = ", ".join(done.left_out[:3]), len(done.left_out) - 3
+        first, more = ", ".join(map(printable, done.left_out[:3])), len(done.left_out) - 3
         print(f"left out, being no tensors: {first}{f' and {more} more' if more > 0 else ''}")
 
 
@@ -158,6 +171,7 @@ def unpack(
             "many shared weights, else 1.",
         ),
     ] = None,
+    max_bytes: MaxBytes = None,
     *,
     output: ProgressFlags,
 ) -> None:
@@ -165,7 +179,7 @@ def unpack(
     from secateur.container.pack import unpack as write
 
     with _bar(output.quiet) as on_progress:
-        done = write(_existing(source), target, progress=on_progress, workers=workers)
+        done = write(_existing(source), target, progress=on_progress, workers=workers, max_bytes=max_bytes)
     if output.json:
         print_json({"file": str(done.path), "bytes": done.size, "source_bytes": done.source})
         return
@@ -182,6 +196,7 @@ def inspect(
         ),
     ] = None,
     option: ModelOptions = None,
+    max_bytes: MaxBytes = None,
     *,
     output: ProgressFlags,
 ) -> None:
@@ -192,7 +207,7 @@ def inspect(
         raise OptionError("--option says what a model is made with; give --model NAME too")
     into = ModelFlags(model, option=option).build() if model is not None else None
     with _bar(output.quiet) as on_progress:
-        report = look(_existing(file), into, progress=on_progress)
+        report = look(_existing(file), into, progress=on_progress, max_bytes=max_bytes)
     print(report.to_json() if output.json else report.table())
 
 

@@ -25,9 +25,10 @@ import numpy as np
 
 from secateur.errors import FormatError
 
-__all__ = ["TOTAL", "Decoder", "Encoder"]
+__all__ = ["TOTAL", "BitReader", "Decoder", "Encoder"]
 
 TOTAL = 1 << 24  # parts a probability is divided into
+_WIDE = (1 << 64) - 1
 # A table of two symbols for every bit: the same shares as constriction's Bernoulli model, in half its time.
 _BIT = constriction.stream.model.Categorical(perfect=False)
 
@@ -92,6 +93,52 @@ class Decoder:
         """Raise unless the bytes end where the symbols do."""
         if not self._coder.maybe_exhausted():
             raise FormatError("a coded stream goes on after its last symbol")
+
+
+class BitReader:
+    """The decoder in plain integers, for single bits: several times as fast as a call of `Decoder` for each.
+
+    docs/format.md, section 5, is this code in words. `found` and `odds` collect what was read, so that `Decoder` can
+    check all of it, and the end of the stream, in one call.
+
+    >>> encoder = Encoder()
+    >>> encoder.bits(np.array([1, 0, 1]), np.array([60000, 5000, 32768]))
+    >>> reader = BitReader(encoder.finish())
+    >>> [reader.bit(odds) for odds in (60000, 5000, 32768)]
+    [1, 0, 1]
+    """
+
+    def __init__(self, data: bytes):
+        whole = data + bytes(-len(data) % 4)
+        self._words = np.frombuffer(whole, dtype=">u4").tolist()
+        self._words.reverse()
+        self._low, self._range, self._point = 0, _WIDE, 0
+        self._point = self._next() << 32 | self._next()
+        self.found: list[int] = []
+        self.odds: list[int] = []
+
+    def _next(self) -> int:
+        return self._words.pop() if self._words else 0
+
+    def bit(self, ones: int) -> int:
+        """The next bit, which is 1 with probability `ones / 65536`."""
+        scale = self._range >> 24
+        left = ((65536 - ones) * (TOTAL - 2) >> 16) + 1
+        place = (self._point - self._low & _WIDE) // scale
+        if place >= TOTAL:
+            raise FormatError("a coded stream holds a value outside the coder's range")
+        if place < left:
+            found, size = 0, scale * left
+        else:
+            found, size = 1, scale * (TOTAL - left)
+            self._low = self._low + scale * left & _WIDE
+        if size <= 0xFFFFFFFF:
+            self._low, size = self._low << 32 & _WIDE, size << 32
+            self._point = (self._point << 32 & _WIDE) | self._next()
+        self._range = size
+        self.found.append(found)
+        self.odds.append(ones)
+        return found
 
 
 def _pairs(ones: np.ndarray) -> np.ndarray:

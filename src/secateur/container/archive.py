@@ -29,7 +29,7 @@ from secateur.coding import indices, varint
 from secateur.container import batch_norm as bn
 from secateur.container import codebooks, tensors
 from secateur.container import format as sct
-from secateur.container.arrays import entry_of, to_tensor, to_words
+from secateur.container.arrays import TORCH_DTYPES, entry_of, to_tensor, to_words
 from secateur.container.reading import words_of
 from secateur.container.save_options import SaveOptions, check_names
 from secateur.container.scalar_rounding import SCALES, RoundedScalars, round_books, round_scalars
@@ -135,6 +135,7 @@ def save(
     _check_masks(state, masks)
     content = _Content.of(state, module, books, options)
     text = None if plan is None else _plan_text(plan)
+    sct.check_entries(content.entries)
     with atomic_open(path) as file:
         writer = Writer(file, content.entries if names == "model" else None, folded=content.left_out)
         if text is not None:
@@ -212,32 +213,49 @@ def _encode(
 
 
 @overload
-def load(path: str | os.PathLike[str], into: None = None) -> dict[str, torch.Tensor]: ...
+def load(
+    path: str | os.PathLike[str], into: None = None, max_bytes: int | None = None
+) -> dict[str, torch.Tensor]: ...
 @overload
-def load(path: str | os.PathLike[str], into: nn.Module) -> nn.Module: ...
-def load(path: str | os.PathLike[str], into: nn.Module | None = None) -> dict[str, torch.Tensor] | nn.Module:
+def load(path: str | os.PathLike[str], into: nn.Module, max_bytes: int | None = None) -> nn.Module: ...
+def load(
+    path: str | os.PathLike[str], into: nn.Module | None = None, max_bytes: int | None = None
+) -> dict[str, torch.Tensor] | nn.Module:
     """The state dict of a file, or the model `into` with the file's tensors in it.
 
-    A file that holds a shrink plan is loaded into the freshly built original class: the plan is applied
-    first. The model is only touched once every byte of the file has been decoded and checked.
+    A file that holds a shrink plan is loaded into a freshly built model of the original class: the plan is applied
+    first. The model is changed only after every byte of the file has been decoded and checked.
+
+    Args:
+        path: The .sct file. It need not be trusted: see docs/SECURITY.md.
+        into: The model to load into; names, shapes and dtypes must be those of the file.
+        max_bytes: The most bytes of decoded tensors to accept from the file. By default 64 MiB and eight times its
+            size, or as many as the tensors of `into` have.
+
+    Returns:
+        The tensors by name, or the model `into`.
+
+    Raises:
+        FormatError: The file is not a valid .sct file, or asks for more memory than allowed.
+        PlanError: Its plan does not fit the model.
+        DataError: Its tensors do not fit the model.
     """
     with open(path, "rb") as file:
-        archive = sct.Archive(file)
+        archive = sct.Archive(file, max_bytes=max_bytes)
         if into is None:
             if not archive.named:
                 raise FormatError(
                     f"{path}: the file leaves its names to the model it was saved from; load it with "
                     f"into=that model"
                 )
+            archive.check_total()
             return _state(archive)
         plan, target = _target(archive, into)
         if not archive.named:
-            archive = sct.Archive(file, _entries(archive, target))
-        state = _state(archive)
-        state = {
-            name: value for name, value in state.items() if name in target or not _implied(archive, name)
-        }
-    _check_target(path, state, target)
+            archive = sct.Archive(file, _entries(archive, target), max_bytes)
+        archive.allow(sum(value.nbytes for value in target.values()))
+        _check_target(path, archive, target)
+        state = {name: value for name, value in _state(archive).items() if name in target}
     if plan is not None:
         plan.apply_(into)
     into.load_state_dict(state, strict=False)
@@ -253,9 +271,9 @@ def _target(archive: sct.Archive, into: nn.Module) -> tuple[ShrinkPlan | None, S
     """The plan the file holds, and the tensors of the model once it is applied."""
     plan = None
     if "plan" in archive.texts:
-        text = tensors.read_text(archive.texts["plan"], "the shrink plan")
-        plan = _read_plan(text.decode("utf-8", "replace"))
-    # The plan is tried on a copy: the model is touched when nothing can fail any more.
+        text = tensors.read_text(archive.texts["plan"], "the shrink plan", archive.most_text)
+        plan = _read_plan(text)
+    # The plan is tried on a copy: the model is changed when nothing can fail any more.
     shape = into if plan is None else plan.apply_(copy.deepcopy(into))
     return plan, {k: v for k, v in shape.state_dict().items() if isinstance(v, torch.Tensor)}
 
@@ -282,27 +300,44 @@ def _implied(archive: sct.Archive, name: str) -> bool:
     return archive.folded and name.endswith("num_batches_tracked")
 
 
-def _check_target(path: str | os.PathLike[str], state: State, target: State) -> None:
-    for name, value in state.items():
+def _check_target(path: str | os.PathLike[str], archive: sct.Archive, target: State) -> None:
+    """Raise unless the tensors of the file are those of the model, before any of them is decoded."""
+    found: set[str] = set()
+    for record in archive.heads:
+        name, entry = record.entry.name, record.entry
+        extra = _statistics_of(archive, record)
+        found.update(extra, [name])
         if name not in target:
             raise DataError(f"{path}: the file's tensor {name!r} is not in the model; {near(name, target)}")
-        if target[name].shape != value.shape:
+        wanted = target[name]
+        if tuple(wanted.shape) != entry.shape:
             raise DataError(
-                f"{path}: tensor {name!r} has shape {list(value.shape)} in the file and "
-                f"{list(target[name].shape)} in the "
-                "model; build the class the file was saved from"
+                f"{path}: tensor {name!r} has shape {list(entry.shape)} in the file and "
+                f"{list(wanted.shape)} in the model; build the class the file was saved from"
             )
-        if target[name].dtype != value.dtype:
+        if wanted.dtype != TORCH_DTYPES[entry.dtype]:
             raise DataError(
-                f"{path}: tensor {name!r} is {value.dtype} in the file and {target[name].dtype} in the "
-                f"model; convert "
-                "the model first, so that nothing is rounded unseen"
+                f"{path}: tensor {name!r} is {TORCH_DTYPES[entry.dtype]} in the file and {wanted.dtype} in the "
+                f"model; convert the model first, so that nothing is rounded unseen"
             )
-    missing = [name for name in target if name not in state]
+        strange = [one for one in extra if one not in target and not _implied(archive, one)]
+        if strange:
+            raise DataError(
+                f"{path}: the file's tensor {strange[0]!r} is not in the model; {near(strange[0], target)}"
+            )
+    missing = [name for name in target if name not in found]
     if missing:
         raise DataError(
             f"{path}: the model's tensor {missing[0]!r} is not in the file ({len(missing)} are missing)"
         )
+
+
+def _statistics_of(archive: sct.Archive, record: sct.Record) -> list[str]:
+    """The names of the statistics that a reader supplies for the scale of a folded batch norm."""
+    if not archive.folded or record.method != sct.DRAWN + SCALES:
+        return []
+    prefix = record.entry.name.removesuffix("weight")
+    return [prefix + part for part in bn.STATISTICS]
 
 
 def _check_books(state: State, books: Mapping[str, Codebook]) -> None:
@@ -335,14 +370,18 @@ def _check_masks(state: State, masks: Mapping[str, torch.Tensor] | None) -> None
 
 
 def _plan_text(plan: PlanLike) -> str:
-    if isinstance(plan, str):
-        return plan
-    if not isinstance(plan, HasJson):
+    """The plan as text that `load` can read."""
+    if not isinstance(plan, (str, HasJson)):
         raise OptionError(f"plan: expected JSON text or a value with to_json(), got {type(plan).__name__}")
-    return plan.to_json()
+    text = plan if isinstance(plan, str) else plan.to_json()
+    _read_plan(text.encode("utf-8", "surrogatepass"))
+    return text
 
 
-def _read_plan(text: str) -> ShrinkPlan:
+def _read_plan(text: bytes) -> ShrinkPlan:
     from secateur.structure.cut.plan import ShrinkPlan
 
-    return ShrinkPlan.from_json(text)
+    try:
+        return ShrinkPlan.from_json(text.decode())
+    except UnicodeDecodeError:
+        raise FormatError("the shrink plan of the file is not UTF-8") from None

@@ -27,12 +27,14 @@ from typing import BinaryIO
 
 import numpy as np
 
-from secateur.container.format import DTYPES, Entry
+from secateur.container.format import FREE_MEMORY, MEMORY_PER_BYTE, Entry, problem_of
+from secateur.core.safetensors_header import open_header
 from secateur.errors import DataError
 
 __all__ = ["Checkpoint", "canonical_header", "open_checkpoint", "read_pt"]
 
-_MOST_HEADER = 100 << 20
+_FREE_VALUES, _BYTES_PER_VALUE = 100_000, 16  # values that a .pt file may hold, and more for its bytes
+_DEEPEST = 64
 
 
 @dataclass
@@ -48,8 +50,16 @@ class Checkpoint:
 
 
 @contextlib.contextmanager
-def open_checkpoint(path: str | os.PathLike[str]) -> Iterator[Checkpoint]:
-    """A .safetensors, .pt, .pth, .bin or .ckpt file."""
+def open_checkpoint(path: str | os.PathLike[str], max_bytes: int | None = None) -> Iterator[Checkpoint]:
+    """A .safetensors, .pt, .pth, .bin or .ckpt file.
+
+    Args:
+        path: The file.
+        max_bytes: The most bytes of tensors to accept from a .pt file; by default 64 MiB and eight times its size.
+
+    Raises:
+        DataError: The file is not a checkpoint, or asks for more memory than allowed.
+    """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: there is no such file; expected a .safetensors or .pt checkpoint")
@@ -57,7 +67,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Iterator[Checkpoint]:
         with path.open("rb") as file:
             yield _safetensors(path, file)
     elif path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
-        yield _torch(path)
+        yield _torch(path, max_bytes)
     else:
         raise DataError(
             f"{path}: expected a .safetensors, .pt, .pth, .bin or .ckpt file, got {path.suffix!r}"
@@ -80,39 +90,32 @@ def canonical_header(entries: list[Entry], metadata: Mapping[str, str]) -> bytes
 
 
 def _safetensors(path: Path, file: BinaryIO) -> Checkpoint:
-    size = path.stat().st_size
-    length = int.from_bytes(file.read(8), "little")
-    if size < 8 or length > min(size - 8, _MOST_HEADER):
-        raise DataError(f"{path}: not a safetensors file: its header claims {length} of {size} bytes")
-    header = file.read(length)
-    try:
-        fields = json.loads(header)
-        metadata = fields.pop("__metadata__", {}) or {}
-        spans = {name: tuple(f["data_offsets"]) for name, f in fields.items()}
-        found = [Entry(name, f["dtype"], tuple(f["shape"])) for name, f in fields.items()]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: not a safetensors file: its header cannot be read ({error})") from None
+    spans, metadata, header = open_header(path, file, DataError)
+    begin = 8 + len(header)
+    found = [Entry(name, dtype, shape) for name, (dtype, shape, _, _) in spans.items()]
     # Empty tensors share their place with the next one: stable sorting by both ends keeps them before it.
-    found.sort(key=lambda entry: spans[entry.name])
+    found.sort(key=lambda entry: spans[entry.name][2:])
     at = 0
     for entry in found:
-        if entry.dtype not in DTYPES:
-            raise DataError(
-                f"{path}: tensor {entry.name!r} has dtype {entry.dtype}, which .sct does not have"
-            )
-        if spans[entry.name] != (at, at + entry.nbytes):
+        problem = problem_of(entry)
+        if problem:
+            raise DataError(f"{path}: {problem}")
+        if spans[entry.name][2:] != (at, at + entry.nbytes):
             raise DataError(
                 f"{path}: tensor {entry.name!r} is expected at byte {at} of the data, "
-                f"found at {spans[entry.name]}"
+                f"found at {spans[entry.name][2:]}"
             )
         at += entry.nbytes
-    if 8 + length + at != size:
-        raise DataError(f"{path}: the tensors end at byte {8 + length + at}, the file at {size}")
+    size = path.stat().st_size
+    if begin + at != size:
+        raise DataError(f"{path}: the tensors end at byte {begin + at}, the file at {size}")
 
     def words(index: int) -> np.ndarray:
         entry = found[index]
-        file.seek(8 + length + spans[entry.name][0])
+        file.seek(begin + spans[entry.name][2])
         raw = file.read(entry.nbytes)
+        if len(raw) != entry.nbytes:
+            raise DataError(f"{path}: the file got shorter while it was read")
         kind = np.dtype(f"u{entry.width}")
         return np.frombuffer(raw, dtype=kind.newbyteorder("<")).astype(kind, copy=False).reshape(entry.shape)
 
@@ -120,33 +123,73 @@ def _safetensors(path: Path, file: BinaryIO) -> Checkpoint:
 
 
 def read_pt(path: Path) -> object:
-    """What `torch.save` wrote, tensors on the CPU; without running code from the file."""
+    """What `torch.save` wrote, with tensors on the CPU; runs no code from the file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DataError: The file cannot be read, or holds something else than tensors and plain values.
+    """
     import torch
 
     try:
-        # Only what torch saves since 1.6 can be mapped; before, it was no zip archive.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # unpickling errors have no common class
+        # Files that torch has written since 1.6 are zip archives and can be mapped; older ones cannot.
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            _check_zip(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except DataError:
+        raise
+    except (Exception, RecursionError) as error:  # unpickling errors have no common class
         raise DataError(
             f"{path}: could not be read with weights_only ({_reason(error)}); save its state dict: "
             "torch.save(model.state_dict(), ...)"
         ) from None
 
 
-def _torch(path: Path) -> Checkpoint:
+def _check_zip(path: Path) -> None:
+    """Raise unless the entries of an archive are stored as they are, which is how torch writes them."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise DataError(
+                    f"{path}: its entry {entry.filename[:80]!r} is compressed, which torch.save never does; it is not "
+                    "read, because a few bytes may become any number of them"
+                )
+
+
+def _torch(path: Path, max_bytes: int | None) -> Checkpoint:
     import torch
 
     from secateur.container.arrays import entry_of, to_words
 
-    values = dict(_values(read_pt(path), ""))
-    tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
-    left_out = tuple(name for name in values if name not in tensors)
+    size = path.stat().st_size
+    tensors: dict[str, torch.Tensor] = {}
+    left_out = []
+    for name, value in _values(read_pt(path), _FREE_VALUES + size // _BYTES_PER_VALUE):
+        if not isinstance(value, torch.Tensor):
+            left_out.append(name)
+        elif name in tensors:
+            raise DataError(f"{path}: two tensors have the name {name!r}; rename one of them")
+        else:
+            tensors[name] = value
     if not tensors:
         raise DataError(f"{path}: holds no tensor")
     entries = [entry_of(name, tensor) for name, tensor in tensors.items()]
-    return Checkpoint(
-        path, entries, lambda i: to_words(entries[i].name, tensors[entries[i].name])[1], None, {}, left_out
-    )
+    total, most = sum(entry.nbytes for entry in entries), max_bytes
+    if most is None:
+        most = FREE_MEMORY + MEMORY_PER_BYTE * size
+    if total > most:
+        raise DataError(
+            f"{path}: its tensors take {total:,} bytes, more than the {most:,} that a file of {size:,} bytes may ask "
+            f"for; if you trust the file, allow it with max_bytes={total} (--max-bytes {total})"
+        )
+
+    def words(index: int) -> np.ndarray:
+        return to_words(entries[index].name, tensors[entries[index].name])[1]
+
+    return Checkpoint(path, entries, words, None, {}, tuple(left_out))
 
 
 def _reason(error: Exception) -> str:
@@ -157,13 +200,26 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else 'no reason given'}"
 
 
-def _values(value: object, prefix: str) -> Iterator[tuple[str, object]]:
-    """Every value in nested mappings and lists, with the dotted path to it."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _values(inner, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(value, (list, tuple)):
-        for number, inner in enumerate(value):
-            yield from _values(inner, f"{prefix}.{number}" if prefix else str(number))
-    else:
-        yield prefix or "tensor", value
+def _values(value: object, most: int) -> Iterator[tuple[str, object]]:
+    """Every value in nested mappings and lists, with the dotted path to it, in order; an error past `most` of them."""
+    seen = 0
+    waiting: list[tuple[str, object, int]] = [("", value, 0)]
+    while waiting:
+        name, value, depth = waiting.pop()
+        seen += 1
+        if seen > most:
+            raise DataError(
+                f"the values under {name[:80]!r}: more than {most:,} values, too many for its file"
+            )
+        inner: list[tuple[object, object]]
+        if isinstance(value, Mapping):
+            inner = list(value.items())
+        elif isinstance(value, (list, tuple)):
+            inner = list(enumerate(value))
+        else:
+            yield name or "tensor", value
+            continue
+        if depth == _DEEPEST:
+            raise DataError(f"the values under {name[:80]!r} are nested more than {_DEEPEST} levels deep")
+        start = f"{name}." if name else ""
+        waiting += [(f"{start}{key}", each, depth + 1) for key, each in reversed(inner)]

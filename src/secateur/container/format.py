@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -27,7 +27,7 @@ from typing import Protocol
 
 from secateur.coding import varint
 from secateur.coding.indices import MixerBank
-from secateur.errors import FormatError
+from secateur.errors import FormatError, OptionError
 
 __all__ = [
     "CAST",
@@ -49,7 +49,9 @@ __all__ = [
     "Archive",
     "Entry",
     "Record",
+    "check_entries",
     "digest",
+    "problem_of",
 ]
 
 MAGIC = b"\x89SCT"
@@ -107,12 +109,21 @@ MOST_NAME = 4096  # bytes of a name
 MOST_DIMS = 32
 FREE_BYTES = 1 << 25  # decoded bytes any file may ask for ...
 BYTES_PER_BYTE = 4096  # ... and how many more each of its own bytes allows
+# What reading a file may cost unless its user raises `max_bytes`: bytes of memory, of all decoded tensors one after the
+# other, weights that are coded by learnt contexts, scalars in lanes, bytes of a text, and sections.
+FREE_MEMORY, MEMORY_PER_BYTE = 64 << 20, 8
+FREE_TOTAL, TOTAL_PER_BYTE = 64 << 20, 64
+_FREE_WEIGHTS, _WEIGHTS_PER_BYTE = 1 << 21, 64
+_FREE_SCALARS, _SCALARS_PER_BYTE = 1 << 18, 2
+_FREE_TEXT, _TEXT_PER_BYTE = 4 << 20, 4
+_FREE_SECTIONS, _BYTES_PER_SECTION = 1024, 1024
+_RECORD_COST, _NAME_COST = 1024, 4  # memory of a record, and of each byte of its name
 _BLOCK = 1 << 20  # bytes read at a time for their checksum
 _SHORT = 16  # bytes of a part that is a number
 SECTION_SIZE = 1 << 22  # a writer closes a section of tensors when it decodes to this many bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One tensor's name, dtype (in safetensors' spelling) and shape."""
 
@@ -141,7 +152,7 @@ class Entry:
         return self.numel * self.width
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """One tensor in the file: its storage method, its parts, and the bytes of each."""
 
@@ -167,6 +178,52 @@ class Record:
         return self.name_bytes + self.frame_bytes + sum(len(part) for part in self.parts.values())
 
 
+def problem_of(entry: Entry) -> str:
+    """Why no file can hold a tensor of this name, dtype and shape; empty where one can.
+
+    Readers and writers ask the same question, so that nothing is written that cannot be read.
+
+    Args:
+        entry: Name, dtype and shape.
+
+    >>> problem_of(Entry("w", "F32", (2, 3))), problem_of(Entry("w" * 5000, "F32", ()))[-38:]
+    ('', ' has 5000 bytes, expected at most 4096')
+    """
+    try:
+        size = len(entry.name.encode())
+    except UnicodeEncodeError:
+        return f"the name {entry.name[:80]!r} cannot be written as UTF-8"
+    if size > MOST_NAME:
+        return f"the name {entry.name[:40] + '...'!r} has {size} bytes, expected at most {MOST_NAME}"
+    if "\0" in entry.name:
+        return f"the name {entry.name[:80]!r} holds a zero character"
+    if entry.dtype not in DTYPES:
+        return f"tensor {entry.name[:80]!r} has dtype {str(entry.dtype)[:40]}, which .sct does not have"
+    if len(entry.shape) > MOST_DIMS:
+        return f"tensor {entry.name[:80]!r} has {len(entry.shape)} dimensions, expected at most {MOST_DIMS}"
+    if any(size > varint.LARGEST for size in entry.shape) or (
+        prod(size for size in entry.shape if size) > varint.LARGEST // 16
+    ):
+        return f"tensor {entry.name[:80]!r} of shape {list(entry.shape)} has too many elements"
+    return ""
+
+
+def check_entries(entries: Iterable[Entry]) -> None:
+    """Raise an `OptionError` unless a file can hold tensors of these names, dtypes and shapes.
+
+    Args:
+        entries: Names, dtypes and shapes.
+    """
+    seen: set[str] = set()
+    for entry in entries:
+        problem = problem_of(entry)
+        if not problem and entry.name in seen:
+            problem = f"the name {entry.name[:80]!r} comes twice"
+        if problem:
+            raise OptionError(f"{problem}, so no .sct file can hold it; rename or reshape it first")
+        seen.add(entry.name)
+
+
 def digest(entries: Sequence[Entry]) -> bytes:
     """Eight bytes that identify names, dtypes and shapes, for files that leave those to the model.
 
@@ -177,7 +234,7 @@ def digest(entries: Sequence[Entry]) -> bytes:
     return hashlib.sha256(text.encode()).digest()[:8]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Section:
     kind: int
     offset: int  # of the section's first byte
@@ -224,11 +281,25 @@ class _Skimming(varint.Reader):
 class Archive:
     """A .sct file open for reading: the checksum of every section is checked before its content is used.
 
-    `names_from` supplies names, dtypes and shapes to a file that was written without them.
+    Attributes:
+        file: The open file.
+        names_from: Names, dtypes and shapes, for a file that was written without them.
+        max_bytes: The most bytes of decoded tensors to accept. By default one tensor (and all that are kept at a
+            time) may have 64 MiB and eight times the bytes of the file, and all of them 64 times.
+        size: The bytes of the file.
+        version: Its version.
+        texts: The texts it holds, still coded, by key.
+        sections: Where its sections are.
+        count: How many tensors it has.
+        content: The checksum of the decoded bytes of all tensors.
+        named: Whether it has the names of its tensors.
+        folded: Whether the statistics of batch norm are left out.
+        numbers: The lanes of scalars, still coded.
     """
 
     file: _SctFile
     names_from: Sequence[Entry] | None = None
+    max_bytes: int | None = None
     size: int = 0
     version: int = VERSION
     texts: dict[str, bytes] = field(default_factory=dict)
@@ -242,8 +313,48 @@ class Archive:
     _room: bytearray = field(default_factory=lambda: bytearray(_BLOCK), repr=False)
 
     def __post_init__(self) -> None:
+        if self.max_bytes is not None and self.max_bytes < 0:
+            raise OptionError(f"max_bytes: expected a number of bytes, got {self.max_bytes}")
         self.size = self.file.seek(0, os.SEEK_END)
         self._scan()
+
+    # -- limits ----------------------------------------------------------------------------------------------
+    @property
+    def memory(self) -> int:
+        """The most bytes that tensors may take in memory at a time."""
+        return FREE_MEMORY + MEMORY_PER_BYTE * self.size if self.max_bytes is None else self.max_bytes
+
+    @property
+    def most_scalars(self) -> int | None:
+        """The most scalars that the lanes may hold; None for no other limit than the format's."""
+        return _FREE_SCALARS + _SCALARS_PER_BYTE * self.size if self.max_bytes is None else None
+
+    @property
+    def most_text(self) -> int:
+        """The most bytes that a text may decode to."""
+        least = _FREE_TEXT + _TEXT_PER_BYTE * self.size
+        return least if self.max_bytes is None else max(least, self.max_bytes)
+
+    def allow(self, nbytes: int) -> None:
+        """Accept this many decoded bytes at least: the size of a model that the user has built.
+
+        Args:
+            nbytes: The bytes of the model's tensors.
+        """
+        if nbytes > self.memory:
+            self.max_bytes = nbytes
+
+    def check_total(self) -> None:
+        """Raise unless all tensors of the file may be in memory at the same time."""
+        total = sum(record.entry.nbytes for record in self.heads)
+        if total > self.memory:
+            raise FormatError(self._too_large("its tensors", total, self.memory))
+
+    def _too_large(self, what: str, needed: int, allowed: int) -> str:
+        return (
+            f"{what} would take {needed:,} bytes, more than the {allowed:,} that a file of {self.size:,} bytes may "
+            f"ask for; if you trust the file, allow it with max_bytes={needed} (--max-bytes {needed})"
+        )
 
     # -- sections --------------------------------------------------------------------------------------------
     def _read(self, start: int, count: int) -> bytes:
@@ -271,6 +382,10 @@ class Archive:
             section, crc = self._scan_section(at, crc)
             at = section.start + section.length + 4
             self.sections.append(section)
+            if len(self.sections) > _FREE_SECTIONS + self.size // _BYTES_PER_SECTION:
+                raise FormatError(
+                    f"byte {at}: more than {len(self.sections) - 1} sections, which are too many"
+                )
             if section.kind == END and at != self.size:
                 raise FormatError(f"byte {at}: {self.size - at} bytes follow the end section")
         if not self.sections or self.sections[-1].kind != END:
@@ -300,7 +415,7 @@ class Archive:
 
     def _scan_payload(self, kind: int, at: int, start: int, length: int, crc: int) -> tuple[bytes, int]:
         """Check the checksum of a section; gives the payload of a short kind of section, and the checksum."""
-        name, payload = _SECTIONS[kind], b""
+        name, payload = _SECTIONS[kind], bytearray()
         self.file.seek(start)
         left = length
         while left:
@@ -313,11 +428,13 @@ class Archive:
             left -= count
             if kind in (HEAD, TEXT, NUMBERS, END):
                 payload += block
+            elif kind == PAD and bytes(block).count(0) != count:
+                raise FormatError(f"byte {at}: expected zeros in a pad section, found other bytes")
         if self.file.read(4) != crc.to_bytes(4, "little"):
             raise FormatError(
                 f"byte {at}: the checksum of the {name} section does not fit: the file is damaged"
             )
-        return payload, crc
+        return bytes(payload), crc
 
     def _take_in(self, kind: int, reader: varint.Reader, payload: bytes) -> None:
         """Read a section that is not tensors."""
@@ -382,7 +499,7 @@ class Archive:
     def _walk(self, opened: Callable[[_Section], varint.Reader]) -> Iterator[Record]:
         if not self.named and self.names_from is not None and len(self.names_from) != self._expected:
             raise FormatError("the number of tensors differs from the model's")
-        index, decoded = 0, 0
+        index, decoded, weights, held = 0, 0, 0, 0
         seen: set[str] = set()
         for number, section in enumerate(self.sections):
             if section.kind != TENSORS:
@@ -404,11 +521,42 @@ class Archive:
                         f"{self.size} bytes "
                         "cannot hold"
                     )
+                held += _RECORD_COST + _NAME_COST * len(record.entry.name)
+                weights += record.entry.numel if record.method in (INDEXED, SPARSE) else 0
+                self._check_limits(record, decoded, weights, held)
                 index += 1
                 yield record
             reader.end()
         if index != self.count:
             raise FormatError(f"the end section counts {self.count} tensors, the file holds {index}")
+
+    def _check_limits(self, record: Record, decoded: int, weights: int, held: int) -> None:
+        """Raise where a tensor, or the tensors up to it, would cost more than the file may ask for."""
+        if self.names_from is not None:
+            return  # the user's own model says how large the tensors are
+        what = f"tensor {record.entry.name[:80]!r} of shape {list(record.entry.shape)}"
+        if record.entry.nbytes > self.memory:
+            raise FormatError(self._too_large(what, record.entry.nbytes, self.memory))
+        if held > self.memory:
+            raise FormatError(
+                self._too_large(f"{record.index + 1:,} tensors and their names", held, self.memory)
+            )
+        if self.max_bytes is not None:
+            if decoded > self.max_bytes:
+                raise FormatError(
+                    self._too_large(f"the tensors up to {record.entry.name[:80]!r}", decoded, self.max_bytes)
+                )
+            return
+        total = FREE_TOTAL + TOTAL_PER_BYTE * self.size
+        if decoded > total:
+            raise FormatError(
+                self._too_large(f"the tensors up to {record.entry.name[:80]!r}", decoded, total)
+            )
+        if weights > _FREE_WEIGHTS + _WEIGHTS_PER_BYTE * self.size:
+            raise FormatError(
+                f"{what}: {weights:,} coded weights are more than a file of {self.size:,} bytes may ask for; if you "
+                f"trust the file, allow it with max_bytes={decoded} (--max-bytes {decoded})"
+            )
 
     def _record(
         self, reader: varint.Reader, index: int, last: bytes, number: int, memory: MixerBank
@@ -446,13 +594,13 @@ class Archive:
             name = raw.decode()
         except UnicodeDecodeError:
             raise reader.fail(f"a name is not UTF-8: {raw[:40]!r}") from None
-        if "\0" in name:
-            raise reader.fail(f"the name {name[:80]!r} holds a zero character")
         code = reader.byte()
         if code not in _NAMES:
             raise reader.fail(f"tensor {name[:80]!r} has dtype {code}, known dtypes are 0..{len(_NAMES) - 1}")
         dims = reader.varint(MOST_DIMS, f"the number of dimensions of {name[:80]!r}")
         shape = tuple(reader.varint(of=f"a dimension of {name[:80]!r}") for _ in range(dims))
-        if prod(size for size in shape if size) > varint.LARGEST // 16:
-            raise reader.fail(f"tensor {name[:80]!r} of shape {list(shape)} has too many elements")
-        return Entry(name, _NAMES[code], shape), raw
+        entry = Entry(name, _NAMES[code], shape)
+        problem = problem_of(entry)
+        if problem:
+            raise reader.fail(problem)
+        return entry, raw

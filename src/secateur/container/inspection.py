@@ -29,6 +29,7 @@ from secateur.container import codebooks
 from secateur.container import format as sct
 from secateur.container.archive import entries_of
 from secateur.container.reading import words_of
+from secateur.core.terminal import printable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -136,7 +137,7 @@ class FileReport:
             way = row.way if row.distinct is None else f"{row.way} {row.distinct}"
             ratio = f"{row.dense / row.size:.2f}" if row.size and self.known else "-"
             dense = f"{row.dense:,}" if self.known else "?"
-            lines.append((row.name, shape, way, dense, f"{row.size:,}", bound, ratio))
+            lines.append((printable(row.name), shape, way, dense, f"{row.size:,}", bound, ratio))
         lines.append(("", "", "", "", "", "", ""))
         for part, size in sorted(self.parts.items(), key=lambda item: -item[1]):
             lines.append((part, "", "", "", f"{size:,}", "", f"{100 * size / self.size:.1f} %"))
@@ -183,6 +184,7 @@ def inspect(
     path: str | os.PathLike[str],
     into: nn.Module | None = None,
     progress: Callable[[int, int, str], None] | None = None,
+    max_bytes: int | None = None,
 ) -> FileReport:
     """Read a whole file, check it, and account for every byte.
 
@@ -191,6 +193,8 @@ def inspect(
         into: A freshly built model, for a file that leaves names and shapes to the model. Without it such a file is
             accounted for too, but the content of its tensors is not known.
         progress: Called with (byte reached, bytes in all, tensor) for every tensor.
+        max_bytes: The most bytes of decoded tensors to accept; by default 64 MiB and eight times the file's size for
+            one tensor, and 64 times its size for all of them.
 
     Returns:
         The bytes of every tensor and every part; `print` shows a table.
@@ -199,9 +203,9 @@ def inspect(
         FormatError: The file is not a valid .sct file.
     """
     with open(path, "rb") as file:
-        archive = sct.Archive(file)
+        archive = sct.Archive(file, max_bytes=max_bytes)
         if into is not None and not archive.named:
-            archive = sct.Archive(file, entries_of(archive, into))
+            archive = sct.Archive(file, entries_of(archive, into), max_bytes)
         parts: Counter[str] = Counter()
         rows = []
         known = archive.named or into is not None

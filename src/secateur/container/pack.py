@@ -33,6 +33,8 @@ from secateur.container.reading import LEARNT, words_of
 from secateur.container.worker_pool import TensorWorkers, worker_count
 from secateur.container.writer import Writer
 from secateur.core.atomic_files import atomic_open
+from secateur.core.json_text import parse, texts_of
+from secateur.core.safetensors_header import read_header
 from secateur.errors import FormatError, NonFiniteError, NothingToDoError, OptionError
 
 __all__ = ["Packed", "Progress", "pack", "unpack"]
@@ -76,6 +78,8 @@ def pack(
     progress: Progress | None = None,
     method: str = "kmeans",
     workers: int | None = 1,
+    *,
+    max_bytes: int | None = None,
 ) -> Packed:
     """Convert a .safetensors or .pt checkpoint to a .sct file.
 
@@ -95,6 +99,8 @@ def pack(
         progress: Called with (bytes done, bytes in all, tensor) for every tensor.
         method: How weights are shared: a name of `secateur.quantize`.
         workers: How many code at a time; None takes one a processor where there are enough tensors for that.
+        max_bytes: The most bytes of tensors to accept from a .pt file, whose tensors may be views of few numbers; by
+            default 64 MiB and eight times the file's size.
 
     Returns:
         The file written, its size and the size of the file read.
@@ -110,22 +116,24 @@ def pack(
     worker_count(workers, 0)
     job = _Job("fast" if fast else "mixed", bits, method)
     done = 0
-    with open_checkpoint(path_in) as checkpoint, atomic_open(path_out, source=path_in) as file:
+    with open_checkpoint(path_in, max_bytes) as checkpoint:
+        sct.check_entries(checkpoint.entries)
         if bits is not None and not any(map(_sharable, checkpoint.entries)):
             raise NothingToDoError(
                 f"{path_in}: no float tensor with two axes and {_LEAST_SHARED} weights to share; leave bits "
                 f"out"
             )
         total = sum(entry.nbytes for entry in checkpoint.entries)
-        writer = Writer(file)
-        if checkpoint.header is not None:
-            _write_header(writer, checkpoint.header, checkpoint.entries, checkpoint.metadata)
-        for entry, words, way in _encoded(checkpoint, job, writer, worker_count(workers, total)):
-            writer.add(entry, np.ascontiguousarray(words).data, *way)
-            done += entry.nbytes
-            if progress is not None:
-                progress(done, total, entry.name)
-        writer.finish()
+        with atomic_open(path_out, source=path_in) as file:
+            writer = Writer(file)
+            if checkpoint.header is not None:
+                _write_header(writer, checkpoint.header, checkpoint.entries, checkpoint.metadata)
+            for entry, words, stored in _encoded(checkpoint, job, writer, worker_count(workers, total)):
+                writer.add(entry, np.ascontiguousarray(words).data, *stored)
+                done += entry.nbytes
+                if progress is not None:
+                    progress(done, total, entry.name)
+            writer.finish()
         count, left_out = len(checkpoint.entries), checkpoint.left_out
     return Packed(Path(path_out), writer.written, Path(path_in).stat().st_size, count, left_out)
 
@@ -240,6 +248,7 @@ def unpack(
     path_out: str | os.PathLike[str],
     progress: Progress | None = None,
     workers: int | None = 1,
+    max_bytes: int | None = None,
 ) -> Packed:
     """Convert a .sct file to .safetensors; a file packed losslessly from .safetensors gets its bytes back.
 
@@ -251,6 +260,8 @@ def unpack(
         path_out: The .safetensors file to write.
         progress: Called with (bytes done, bytes in all, tensor) for every tensor.
         workers: How many decode at a time; None takes one a processor where enough weights are shared for that.
+        max_bytes: The most bytes of decoded tensors to accept; by default 64 MiB and eight times the file's size for
+            one tensor, and 64 times its size for all of them.
 
     Returns:
         The file written, its size and the size of the file read.
@@ -260,7 +271,7 @@ def unpack(
     """
     worker_count(workers, 0)
     with open(path_in, "rb") as source:
-        archive = sct.Archive(source)
+        archive = sct.Archive(source, max_bytes=max_bytes)
         if not archive.named:
             raise FormatError(
                 f"{path_in}: the file leaves its names to a model; load it with sc.load(..., into=model) "
@@ -282,25 +293,18 @@ def unpack(
 
 
 def _read_header(archive: sct.Archive, entries: list[sct.Entry]) -> bytes:
+    """The header of the safetensors file that an archive becomes."""
     if "header" not in archive.texts:
-        raw = tensors.read_text(archive.texts.get("metadata", b"\0"), "the metadata") or b"{}"
-        try:
-            metadata = json.loads(raw)
-            plain = isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
-        except ValueError:
-            plain = False
-        if not plain:
+        raw = tensors.read_text(archive.texts.get("metadata", b"\0"), "the metadata", archive.most_text)
+        metadata = texts_of(parse(raw or b"{}", "the metadata"))
+        if metadata is None:
             raise FormatError("the metadata is not a JSON object of texts")
         return canonical_header(entries, metadata)
-    header = tensors.read_text(archive.texts["header"], "the safetensors header")
-    try:
-        fields = {k: v for k, v in json.loads(header).items() if k != "__metadata__"}
-        claimed = {k: (v["dtype"], tuple(v["shape"]), tuple(v["data_offsets"])) for k, v in fields.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise FormatError("the safetensors header cannot be read") from None
+    header = tensors.read_text(archive.texts["header"], "the safetensors header", archive.most_text)
+    claimed, _ = read_header(header, "the safetensors header", FormatError)
     at = 0
     for entry in entries:
-        if claimed.pop(entry.name, None) != (entry.dtype, entry.shape, (at, at + entry.nbytes)):
+        if claimed.pop(entry.name, None) != (entry.dtype, entry.shape, at, at + entry.nbytes):
             raise FormatError(f"the safetensors header does not fit tensor {entry.name!r}")
         at += entry.nbytes
     if claimed:

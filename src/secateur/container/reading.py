@@ -57,7 +57,11 @@ def words_of(archive: sct.Archive, workers: int = 1) -> Iterator[_Words]:
     for record in archive.heads:
         if record.method == sct.SAME:
             kept[tensors.same_as(record)] = None
-    lanes = ScalarStreams([]) if archive.numbers is None else ScalarStreams.read(archive.numbers)
+    lanes = (
+        ScalarStreams([])
+        if archive.numbers is None
+        else ScalarStreams.read(archive.numbers, most=archive.most_scalars)
+    )
     for record, words in _decoded(archive, kept, lanes, workers):
         if record.index in kept:
             kept[record.index] = words

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from secateur.coding import varint
-from secateur.coding.range_coder import Decoder, Encoder
+from secateur.coding.range_coder import BitReader, Decoder, Encoder
 from secateur.errors import FormatError
 
 __all__ = ["MOST_LANES", "MOST_NUMBER", "ScalarGrid", "ScalarStreams", "decode", "encode", "most_numbers"]
@@ -186,16 +186,19 @@ def _code(bits: _Bits, model: _Model, number: int | None, where: str) -> int:
 
 def encode(numbers: np.ndarray) -> bytes:
     """Code the numbers as one stream, filled with zero bytes where it would be shorter than the limit asks."""
-    encoder = Encoder()
+    coded: list[tuple[int, int]] = []
 
     def flip(value: int | None, ones: int) -> int:
         assert value is not None
-        encoder.bits(np.array([value]), np.array([ones]))
+        coded.append((value, ones))
         return value
 
     bits, model = _Bits(flip), _Model()
     for number in numbers.tolist():
         _code(bits, model, number, "lane")
+    encoder = Encoder()
+    if coded:
+        encoder.bits(*np.array(coded).T)
     data = encoder.finish()
     while most_numbers(len(data)) < len(numbers):
         data += b"\0"
@@ -210,13 +213,14 @@ def decode(data: bytes | memoryview, count: int, where: str = "lane") -> np.ndar
         )
     if data and count > most_numbers(len(data) - 1):
         data = bytes(data).rstrip(b"\0")  # drop the filling
-    decoder = Decoder(bytes(data))
-
-    def flip(_: int | None, ones: int) -> int:
-        return int(decoder.bits(np.array([ones]))[0])
-
-    bits, model = _Bits(flip), _Model()
+    # Bit by bit in plain integers, which calls of the coder for single bits would take ten times as long for. Then
+    # the coder itself, once for all bits: it says whether the stream ends where it should.
+    reader = BitReader(bytes(data))
+    bits, model = _Bits(lambda _, ones: reader.bit(ones)), _Model()
     numbers = np.array([_code(bits, model, None, where) for _ in range(count)], dtype=np.int64)
+    decoder = Decoder(bytes(data))
+    if reader.found and (decoder.bits(np.array(reader.odds)) != np.array(reader.found)).any():
+        raise FormatError(f"{where}: its bits are not what the range coder reads")
     decoder.finish()
     return numbers
 
@@ -238,16 +242,28 @@ class ScalarStreams:
         return out
 
     @classmethod
-    def read(cls, payload: bytes, base: int = 0) -> ScalarStreams:
-        """Every number of a section, decoded and checked."""
+    def read(cls, payload: bytes, base: int = 0, most: int | None = None) -> ScalarStreams:
+        """Decode and check every number of a section.
+
+        Args:
+            payload: The section.
+            base: Where it starts in the file.
+            most: The most numbers to accept; None for no other limit than the format's.
+        """
         reader = varint.Reader(payload, "numbers section", base)
         count = reader.byte()
         if not 1 <= count <= MOST_LANES:
             raise reader.fail(f"{count} lanes, expected 1..{MOST_LANES}")
-        lanes = []
+        lanes, left = [], most
         for number in range(count):
             lane = ScalarGrid.read(reader)
             size = reader.varint(1 << 20, "the number of numbers in a lane")
+            left = None if left is None else left - size
+            if left is not None and left < 0:
+                raise reader.fail(
+                    f"the lanes hold more than the {most:,} numbers that a file of this size may ask for; if you trust "
+                    "the file, allow it with max_bytes= (--max-bytes)"
+                )
             lanes.append(
                 (lane, decode(reader.part("a lane's stream"), size, f"numbers section, lane {number}"))
             )

@@ -303,13 +303,20 @@ def text(data: bytes) -> bytes:
     return b"\0" + data
 
 
-def read_text(data: bytes, where: str) -> bytes:
-    """The inverse of `text`."""
+def read_text(data: bytes, where: str, most: int | None = None) -> bytes:
+    """The inverse of `text`.
+
+    Args:
+        data: The coded text.
+        where: The name of the text, for messages.
+        most: The most bytes to accept; None for no other limit than the format's.
+    """
     reader = varint.Reader(data, where)
     kind = reader.byte()
     if kind == 0:
         return bytes(reader.take(reader.left))
     if kind != 1:
         raise reader.fail(f"text of kind {kind}, known kinds are 0 and 1")
-    count = reader.varint(64 * len(data), "the length of a text")
+    limit = 64 * len(data) if most is None else min(most, 64 * len(data))
+    count = reader.varint(limit, "the length of a text")
     return static.decode(reader.take(reader.left), count, 256).astype(np.uint8).tobytes()

@@ -20,6 +20,7 @@ from secateur.coding.indices import MixerBank
 from secateur.container import format as sct
 from secateur.container.checksums import carried
 from secateur.container.format import Entry
+from secateur.errors import OptionError
 
 __all__ = ["Writer"]
 
@@ -58,6 +59,7 @@ class Writer:
             sct.HEAD,
             flags if names_from is None else flags + varint.write(len(names_from)) + sct.digest(names_from),
         )
+        self._names: set[str] = set()
 
     def text(self, key: str, value: bytes) -> None:
         """Write a named text (a shrink plan, a header), already coded."""
@@ -79,6 +81,10 @@ class Writer:
             method: The storage method.
             parts: The parts of the method.
         """
+        problem = sct.problem_of(entry) or ("comes twice" if entry.name in self._names else "")
+        if problem:
+            raise OptionError(f"tensor {entry.name[:80]!r}: {problem}, so no .sct file can hold it")
+        self._names.add(entry.name)
         pieces = [(self._name(entry) if self._named else b"") + bytes([method])]
         for name, part in zip(sct.METHODS[method][1], parts, strict=True):
             pieces += [varint.write(len(part)), part]

@@ -3,7 +3,8 @@
 In reading order: `targets` (which weights of a model can be pruned), `context` (data, loss and seed of a call),
 `scores` (a score per weight), `units` (what is cut as one piece), `masks` and `lines` (which weights stay),
 `codebook` (a tensor of few values), `schedule` (sparsity by round), `measurement` (a number with its definition),
-`atomic_files` (files that appear whole or not at all).
+`atomic_files` (files that appear whole or not at all), `json_text`, `safetensors_header` and `terminal` (reading what
+came in a file, and printing it).
 
 >>> import torch
 >>> from secateur.core.masks import Masks

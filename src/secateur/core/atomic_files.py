@@ -13,8 +13,11 @@ b'whole'
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
-import tempfile
+import platform
+import re
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,8 +45,11 @@ def atomic_open(
     _check_target(path)
     if source is not None and path.exists() and path.samefile(source):
         raise OptionError(f"{path}: is the file that is read; name another one to write")
+    _sweep(path.parent)
+    temporary = _temporary(path)
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        # The system itself takes the umask into account: asking for it would change it for all threads meanwhile.
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     except OSError as error:
         raise OptionError(
             f"{path}: its folder cannot be written ({error.strerror}); name a file in another folder"
@@ -53,7 +59,6 @@ def atomic_open(
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -66,6 +71,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary name in the same folder with the same ending; the file written there is renamed to `path` when the
     block succeeds, and deleted when it fails.
 
+    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with atomic_path(Path(folder) / "a.onnx") as scratch:
     ...         _ = scratch.write_text("whole")
@@ -74,7 +80,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     _check_target(path)
-    scratch = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.part{path.suffix}")
+    _sweep(path.parent)
+    scratch = _temporary(path, path.suffix)
     try:
         yield scratch
         with scratch.open("rb") as file:
@@ -87,6 +94,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def atomic_write(path: Path, data: bytes) -> Path:
     """Write a file atomically; missing folders are created.
 
+    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     target = atomic_write(Path(folder) / "a" / "b.bin", b"all of it")
     ...     target.read_bytes(), len(list(target.parent.iterdir()))
@@ -125,7 +133,53 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+_PATTERN = re.compile(r"\.secateur-([0-9a-f]{8})-(\d{1,10})-[0-9a-f]{32}\.part(\.[A-Za-z0-9]{1,16})?")
+_OLD = 3600.0  # seconds after which the temporary file of another machine counts as left behind
+_swept: set[str] = set()
+
+
+def _temporary(path: Path, suffix: str = "") -> Path:
+    """A name beside a file that says which machine and process writes it."""
+    return path.with_name(f".secateur-{_machine()}-{os.getpid()}-{uuid.uuid4().hex}.part{suffix}")
+
+
+def _machine() -> str:
+    """A short digest of the name of this machine: process numbers of others mean nothing here."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _sweep(folder: Path) -> None:
+    """Delete temporary files that writers have left in a folder, once in a process.
+
+    Only files with a name of our own pattern are looked at. One of this machine was left behind if its process is
+    gone; one of another machine if nothing has been written to it for an hour.
+    """
+    key = str(folder.absolute())
+    if key in _swept:
+        return
+    _swept.add(key)
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            found = _PATTERN.fullmatch(entry.name)
+            if found is None:
+                continue
+            with contextlib.suppress(OSError):
+                if not entry.is_file(follow_symlinks=False):
+                    continue
+                here = found[1] == _machine()
+                old = time.time() - entry.stat(follow_symlinks=False).st_mtime > _OLD
+                if not _runs(int(found[2])) if here else old:
+                    os.unlink(entry.path)
+
+
+def _runs(process: int) -> bool:
+    """Whether a process of this number runs on this machine."""
+    if os.name == "nt":  # there signal 0 would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True

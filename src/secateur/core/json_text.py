@@ -33,13 +33,16 @@ _COST = {
 }  # bytes of memory an object takes, by the characters that begin it
 
 
-def parse(text: str | bytes, what: str, error: type[SecateurError] = FormatError) -> Json:
+def parse(
+    text: str | bytes, what: str, error: type[SecateurError] = FormatError, constants: bool = False
+) -> Json:
     """The value that a JSON text stands for.
 
     Args:
         text: The text, or its bytes in UTF-8.
         what: The name of the text, for messages.
         error: The class of error to raise.
+        constants: Accept NaN and Infinity, which Python writes and JSON does not have.
 
     Raises:
         SecateurError: Of class `error`: the text is not JSON, is nested too deeply, or its objects would take more
@@ -52,7 +55,7 @@ def parse(text: str | bytes, what: str, error: type[SecateurError] = FormatError
             raise error(f"{what}: expected JSON in UTF-8, got other bytes") from None
     check_size(text, what, error)
     try:
-        found: Json = json.loads(text, parse_constant=_refuse)
+        found: Json = json.loads(text, parse_constant=None if constants else _refuse)
     except RecursionError:
         raise error(f"{what}: expected JSON, got something else (nested too deeply)") from None
     except ValueError as reason:

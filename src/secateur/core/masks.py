@@ -24,6 +24,7 @@ from torch import nn
 
 from secateur.core.atomic_files import atomic_open
 from secateur.core.lines import Lines
+from secateur.core.safetensors_header import open_header
 from secateur.errors import FormatError, MaskMismatchError, NothingToDoError, UnknownNameError, near
 
 __all__ = ["MaskSummary", "Masks", "count_true"]
@@ -300,31 +301,48 @@ class Masks(Mapping[str, torch.Tensor]):
         Raises:
             FormatError: The file does not exist, or is not a file of masks.
         """
-        from safetensors import SafetensorError, safe_open
-
         if not Path(path).is_file():
             raise FormatError(f"{path}: no such file; write one with masks.save(path)")
-        try:
-            with safe_open(str(path), framework="pt", device=device) as file:
-                meta = file.metadata() or {}
-                if _FORMAT not in meta:
-                    raise FormatError(
-                        f"{path}: expected a file written by Masks.save (safetensors with {_FORMAT} in its "
-                        f"metadata), got metadata {meta}"
-                    )
-                if meta[_FORMAT] != _VERSION:
-                    raise FormatError(
-                        f"{path}: expected version {_VERSION} of {_FORMAT}, got {meta[_FORMAT]!r}; write it "
-                        "again with this version"
-                    )
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise FormatError(f"{path}: expected a safetensors file, got something else ({error})") from error
-        wrong = next((name for name, tensor in tensors.items() if tensor.dtype != torch.bool), None)
-        if wrong is not None or not tensors:
-            got = f"{tensors[wrong].dtype} under {wrong!r}" if wrong is not None else "none at all"
-            raise FormatError(f"{path}: expected boolean tensors as Masks.save writes them, got {got}")
-        return cls(tensors)
+        with open(path, "rb") as file:
+            spans, metadata, _ = open_header(path, file, FormatError)
+            if _FORMAT not in metadata:
+                raise FormatError(
+                    f"{path}: expected a file written by Masks.save (safetensors with {_FORMAT} in its "
+                    f"metadata), got metadata {str(dict(metadata))[:200]}"
+                )
+            if metadata[_FORMAT] != _VERSION:
+                raise FormatError(
+                    f"{path}: expected version {_VERSION} of {_FORMAT}, got {metadata[_FORMAT][:80]!r}; write it "
+                    "again with this version"
+                )
+            wrong = next((name for name, span in spans.items() if span[0] != "BOOL"), None)
+            if wrong is not None or not spans:
+                got = f"{spans[wrong][0][:40]} under {wrong[:80]!r}" if wrong is not None else "none at all"
+                raise FormatError(f"{path}: expected boolean tensors as Masks.save writes them, got {got}")
+            data = file.read()
+        at, tensors = 0, {}
+        for name, (_, shape, start, end) in sorted(spans.items(), key=lambda item: item[1][2:]):
+            if start != at or end - start != math.prod(shape):
+                raise FormatError(
+                    f"{path}: mask {name[:80]!r} does not have the bytes of shape {list(shape)}"
+                )
+            tensors[name], at = _booleans(path, name, data[start:end], shape), end
+        if at != len(data):
+            raise FormatError(
+                f"{path}: its masks have {at} bytes, the file {len(data)}: it was cut short or damaged"
+            )
+        return cls({name: tensors[name].to(device) for name in spans})
+
+
+def _booleans(path: str | os.PathLike[str], name: str, data: bytes, shape: tuple[int, ...]) -> torch.Tensor:
+    """A boolean tensor from bytes that must be 0 or 1."""
+    if len(data) != math.prod(shape):
+        raise FormatError(f"{path}: expected mask {name[:80]!r}, found the end: the file was cut short")
+    if len(data) != data.count(0) + data.count(1):
+        raise FormatError(f"{path}: mask {name[:80]!r} holds bytes other than 0 and 1")
+    if not data:
+        return torch.zeros(shape, dtype=torch.bool)
+    return torch.frombuffer(bytearray(data), dtype=torch.bool).reshape(shape)
 
 
 def _named(model: nn.Module, names: Iterable[str] | None) -> dict[str, torch.Tensor]:

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, SupportsIndex, overload
 
-from secateur.errors import OptionError, UnknownNameError, near
+from secateur.core.json_text import parse
+from secateur.errors import DataError, OptionError, UnknownNameError, near
 
 __all__ = ["Measurement", "Measurements"]
 
@@ -165,7 +166,13 @@ class Measurements(tuple[Measurement, ...]):
         >>> Measurements.from_json(Measurements([Measurement("loss", 0.5)]).to_json())["loss"].value
         0.5
         """
-        return cls(Measurement.from_dict(item) for item in json.loads(text))
+        rows = parse(text, "measurements", DataError)
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise DataError("measurements: expected a JSON list of objects, as to_json writes it")
+        try:
+            return cls(Measurement.from_dict(row) for row in rows if isinstance(row, dict))
+        except (TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"measurements: a row is damaged ({str(error)[:200]})") from error
 
     def __str__(self) -> str:
         rows = list(self.rows())

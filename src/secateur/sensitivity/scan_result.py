@@ -16,13 +16,14 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from secateur import budget as budgets
 from secateur.core.atomic_files import atomic_open
-from secateur.errors import BudgetNotMetError, OptionError
+from secateur.core.json_text import parse
+from secateur.errors import BudgetNotMetError, DataError, OptionError
 from secateur.sensitivity.allocation import spend
 
 __all__ = ["Allocation", "Cell", "Scan"]
@@ -230,9 +231,21 @@ class Scan:
 
     @classmethod
     def from_json(cls, text: str) -> Scan:
-        """The inverse of `to_json`."""
-        data = json.loads(text)
-        return cls(**{**data, "cells": tuple(Cell(**cell) for cell in data["cells"])})
+        """The inverse of `to_json`.
+
+        Args:
+            text: The scan, as JSON.
+
+        Raises:
+            DataError: The text is not a scan.
+        """
+        data = parse(text, "a scan", DataError, constants=True)
+        cells = data.get("cells") if isinstance(data, dict) else None
+        if not isinstance(data, dict) or not isinstance(cells, list):
+            raise DataError(
+                "a scan: expected a JSON object with cells, as save writes it, got something else"
+            )
+        return _checked(cls, {**data, "cells": tuple(_checked(Cell, cell) for cell in cells)})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the scan as JSON, beside the target and renamed."""
@@ -241,8 +254,62 @@ class Scan:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Scan:
-        """Read what `save` wrote."""
-        return cls.from_json(Path(path).read_text())
+        """Read a scan that `save` wrote.
+
+        Args:
+            path: The file.
+
+        Raises:
+            DataError: The file is not a scan.
+        """
+        try:
+            return cls.from_json(Path(path).read_bytes().decode())
+        except UnicodeDecodeError:
+            raise DataError(f"{path}: expected a scan as JSON in UTF-8, got other bytes") from None
+
+
+_Value = TypeVar("_Value", Cell, Scan)
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "bool": (bool,),
+    "int": (int,),
+    "float": (int, float),
+    "float | None": (int, float, type(None)),
+    "tuple[Cell, ...]": (tuple,),
+}
+
+
+def _checked(kind: type[_Value], data: object) -> _Value:
+    """A value of a dataclass from plain data whose fields have the types that the class says."""
+    if not isinstance(data, dict):
+        raise DataError(f"a scan: expected an object for a {kind.__name__}, got {str(data)[:80]!r}")
+    for each in fields(kind):
+        value = data.get(each.name)
+        if each.name not in data:
+            fits = each.default is not MISSING or each.default_factory is not MISSING
+        elif each.name == "costs":
+            fits = _are_costs(value)
+        else:
+            fits = isinstance(value, _KINDS[str(each.type)]) and (
+                isinstance(value, bool) <= (each.type == "bool")
+            )
+        if not fits:
+            raise DataError(
+                f"a scan: {each.name} of a {kind.__name__}: expected {each.type}, got {str(value)[:80]!r}"
+            )
+    unknown = sorted(set(data) - {each.name for each in fields(kind)})
+    if unknown:
+        raise DataError(
+            f"a scan: a {kind.__name__} has no {unknown[0][:80]!r}; was it saved by a later release?"
+        )
+    return kind(**data)
+
+
+def _are_costs(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(row, dict) and all(type(cost) in (int, float) for cost in row.values())
+        for row in value.values()
+    )
 
 
 def _coded(dense: float, cell: Cell) -> float:

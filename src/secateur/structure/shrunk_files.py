@@ -15,6 +15,7 @@ torch.Size([4, 4])
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,6 +25,7 @@ import torch
 from torch import nn
 
 from secateur.core.atomic_files import atomic_open
+from secateur.core.safetensors_header import open_header
 from secateur.errors import DataError, FormatError, NothingToDoError, PlanError
 from secateur.structure.cut.plan import ShrinkPlan, cut_tensor
 
@@ -179,21 +181,9 @@ def load_shrunk(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
         FormatError: The file is not one that `Shrunk.save` wrote.
         PlanError: The model is not the one that the plan was made for.
     """
-    from safetensors import SafetensorError, safe_open
-
     if not Path(path).is_file():
         raise FormatError(f"{path}: no such file; write one with small.save(path)")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            meta = file.metadata() or {}
-            if meta.get("format") != "secateur-shrunk" or meta.get("version") != "1":
-                raise FormatError(
-                    f"{path}: expected a file written by small.save, got metadata {sorted(meta)}"
-                )
-            plan = ShrinkPlan.from_json(meta.get("plan", ""))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise FormatError(f"{path}: expected a safetensors file, got something else ({error})") from error
+    plan, tensors = _read(path)
     wanted = into.state_dict(keep_vars=True)
     first: dict[int, str] = {}
     for name, tensor in wanted.items():
@@ -206,7 +196,30 @@ def load_shrunk(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
             f"{extra[:3]}; build the model it was "
             "made from, at its original widths"
         )
-    plan.apply_(into)
     full = {name: tensors[first[id(tensor)]] for name, tensor in wanted.items()}
+    # The plan is tried on a copy: the model is changed when nothing can fail any more.
+    for name, tensor in plan.apply_(copy.deepcopy(into)).state_dict().items():
+        if name not in full or full[name].shape != tensor.shape:
+            got = list(full[name].shape) if name in full else "nothing"
+            raise PlanError(f"{path}: tensor {name!r}: expected shape {list(tensor.shape)} as cut, got {got}")
+    plan.apply_(into)
     into.load_state_dict(full)
     return into
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[ShrinkPlan, dict[str, torch.Tensor]]:
+    """The plan and the tensors of a file; its header is checked before anything else reads it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    with open(path, "rb") as file:
+        _, meta, _ = open_header(path, file, FormatError)
+    if meta.get("format") != "secateur-shrunk" or meta.get("version") != "1":
+        raise FormatError(
+            f"{path}: expected a file written by small.save, got metadata {str(sorted(meta))[:200]}"
+        )
+    plan = ShrinkPlan.from_json(meta.get("plan", ""))
+    try:
+        return plan, load(Path(path).read_bytes())
+    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError, OverflowError) as error:
+        raise FormatError(f"{path}: expected a safetensors file, got something else ({error})") from error

@@ -30,7 +30,6 @@ import secateur as sc
 from secateur import data as datasets
 from secateur.compensation.least_squares import conjugate_gradients
 from secateur.lab.calibration import CalibrationImages
-from secateur.quantize.share import ShareOptions
 from secateur.structure.shrunk_files import reestimate_batch_norm
 
 COUNT = 2000
@@ -114,7 +113,7 @@ class Cifar:
         for bits, passes, prototype, goal in ((3, 4, "0.6", 0.3), (2, 8, "2.8", 1.5)):
 
             def make(bits: int = bits, passes: int = passes) -> nn.Module:
-                options = ShareOptions(tune=sc.Tuning(passes=passes, lr=0.05, precision="bf16"))
+                options = sc.ShareOptions(tune=sc.Tuning(passes=passes, lr=0.05, precision="bf16"))
                 images = Innermost(self.images("standard"))
                 return sc.share(self.dense, bits=bits, data=images, options=options).model
 
@@ -125,7 +124,7 @@ class Cifar:
 
         def make() -> nn.Module:
             model, masks = self.sparse(0.64, 0)
-            options = ShareOptions(dense=self.dense, tune=sc.Tuning(passes=4, lr=0.05, precision="bf16"))
+            options = sc.ShareOptions(dense=self.dense, tune=sc.Tuning(passes=4, lr=0.05, precision="bf16"))
             images = Innermost(self.images("standard"))
             kept.append(sc.share(model, 3, masks, data=images, options=options).model)
             return kept[0]
@@ -223,7 +222,7 @@ class MiniLM:
             return sc.compensate(self.dense, masks, self.calibration, solver=solver, tune=tune).model
 
         def shared(bits: int) -> nn.Module:
-            options = ShareOptions(tune=tune)
+            options = sc.ShareOptions(tune=tune)
             return sc.share(self.dense, bits=bits, data=self.calibration, options=options).model
 
         yield self.cosine("50 %", "0.928", 0.975, lambda: pruned(0.5))

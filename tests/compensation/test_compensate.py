@@ -132,6 +132,39 @@ def test_the_solution_is_the_least_squares_solution() -> None:
     torch.testing.assert_close(steps, found)
 
 
+class AddedProduct(nn.Module):
+    """The linear layer of GPT-2: its weight is [in, out], and it calls `torch.addmm`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 3))
+        self.bias = nn.Parameter(torch.randn(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = torch.addmm(self.bias, x.reshape(-1, 6), self.weight)
+        return flat.reshape(*x.shape[:-1], 3)
+
+
+def test_a_bare_weight_in_a_product_is_a_layer_too() -> None:
+    torch.manual_seed(0)
+    model = AddedProduct()
+    x = torch.randn(40, 5, 3) @ torch.randn(3, 6)  # three directions in six inputs: half of the weights will do
+    masks = sc.Masks({"weight": (torch.arange(6) < 3)[:, None].expand(6, 3)})
+    found = sc.compensate(model, masks, [x], solver=LeastSquares(damping=0.0)).model
+    torch.testing.assert_close(found(x), model(x), atol=1e-3, rtol=1e-3)
+
+
+def test_an_encoder_layer_of_torch_keeps_its_attention_and_solves_the_rest() -> None:
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    masks = sc.prune(model, budget=0.5)
+    data = [torch.randn(8, 10, 16)]
+    result = sc.compensate(model, masks, data)
+    assert [layer.name for layer in result.layers] == ["linear1.weight", "linear2.weight"]
+    assert "never called as a layer, so masked only: self_attn.out_proj.weight" in result.notes
+    assert error(model, result.model, data) < error(model, masks.apply(model), data)
+
+
 class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()

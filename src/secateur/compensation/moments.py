@@ -60,8 +60,9 @@ class Moments:
         count = max(1, self.rows)
         hessian, cross, energy = self.hessian, self.cross, self.energy
         if intercept:
-            hessian = hessian - self.inputs[:, :, None] * self.inputs[:, None, :] / count
-            cross = cross - self.inputs[:, :, None] * self.targets[:, None, :] / count
+            column = self.inputs[:, :, None]
+            hessian = torch.baddbmm(hessian, column, self.inputs[:, None, :], alpha=-1 / count)
+            cross = torch.baddbmm(cross, column, self.targets[:, None, :], alpha=-1 / count)
             energy = energy - self.targets.square() / count
         return Problem(hessian, cross, energy, self.inputs / count, self.targets / count, intercept)
 

@@ -256,7 +256,7 @@ def descended(
             new = (bend[:, :, None] * (wanted[:, :, None] - values).square() + price).argmin(2)
         now = torch.where(free[:, at], values[new], 0.0)
         moved = now - weights[:, at]
-        slope += hessian[:, :, at, None] * moved[:, None, :]
+        slope[:, at + 1 :] += hessian[:, at + 1 :, at, None] * moved[:, None, :]
         weights[:, at] = now
         found[:, at] = new
     return found

@@ -148,7 +148,8 @@ class AddedProduct(nn.Module):
 def test_a_bare_weight_in_a_product_is_a_layer_too() -> None:
     torch.manual_seed(0)
     model = AddedProduct()
-    x = torch.randn(40, 5, 3) @ torch.randn(3, 6)  # three directions in six inputs: half of the weights will do
+    # Three directions in six inputs: half of the weights will do.
+    x = torch.randn(40, 5, 3) @ torch.randn(3, 6)
     masks = sc.Masks({"weight": (torch.arange(6) < 3)[:, None].expand(6, 3)})
     found = sc.compensate(model, masks, [x], solver=LeastSquares(damping=0.0)).model
     torch.testing.assert_close(found(x), model(x), atol=1e-3, rtol=1e-3)

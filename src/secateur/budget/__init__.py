@@ -83,8 +83,8 @@ class Budget(ABC):
                 f"{self} names no sparsity a schedule could approach in rounds; leave schedule= out, or use "
                 "PerTensor, Overall or PerLayer"
             )
-        levels = schedule.levels(self.sparsity)  # type: ignore[attr-defined]
-        return tuple(dataclasses.replace(self, sparsity=level) for level in levels)  # type: ignore[misc]
+        levels = schedule.levels(self.sparsity)
+        return tuple(dataclasses.replace(self, sparsity=level) for level in levels)
 
 
 BudgetLike = float | str | Budget | type[Budget]

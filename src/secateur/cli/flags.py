@@ -65,7 +65,7 @@ def with_flags(command: Callable[..., None]) -> _Command:
         command(**values, **given)
 
     # Typer reads the signature; without `__wrapped__` it cannot find the unexpanded one behind it.
-    del expanded.__wrapped__  # type: ignore[attr-defined]
+    del expanded.__wrapped__
     expanded.__signature__ = inspect.Signature(list(options.values()))  # type: ignore[attr-defined]
     expanded.__annotations__ = {option.name: option.annotation for option in options.values()}
     return expanded

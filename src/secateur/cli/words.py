@@ -38,7 +38,7 @@ _FOLDERS = {
 def _described(what: str) -> list[tuple[str, str]]:
     """(word, first sentence of its file) of every plug-in of a folder, read without running any of it."""
     if what == "studies":  # recipes, not modules
-        return importlib.import_module(_FOLDERS[what]).described()  # type: ignore[no-any-return]
+        return importlib.import_module(_FOLDERS[what]).described()
     folder = Path(importlib.import_module("secateur").__file__ or "").parent
     folder = folder.joinpath(*_FOLDERS[what].split(".")[1:])
     found = []

@@ -10,7 +10,7 @@ numba's cache on disk does not see changes of other files.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numba
 import numpy as np
@@ -127,7 +127,7 @@ def _compiled(function: _Function) -> _Function:
 
     Sums may be taken in any order, since they are exact in every order.
     """
-    options = {"nogil": True, "fastmath": {"reassoc"}}
+    options: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc"}}
     try:
         return cast(_Function, numba.njit(cache=True, **options)(function))
     except RuntimeError:  # no folder for the cache

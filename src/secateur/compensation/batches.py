@@ -16,7 +16,8 @@ from torch import nn
 from secateur.core.context import Context
 from secateur.core.nested import tensors_in
 from secateur.errors import DataError, NonFiniteError
-from secateur.execution.gradients import Batch, batches, move, read_batch
+from secateur.execution.example import Batch, read_batch
+from secateur.execution.gradients import batches, move
 
 __all__ = ["leading_mask", "read_all", "reread"]
 

@@ -23,7 +23,7 @@ from secateur.compensation.moments import Moments, Problem
 from secateur.compensation.progress import Advance, Progress
 from secateur.compensation.walking import Walk
 from secateur.errors import NonFiniteError
-from secateur.execution.gradients import Batch
+from secateur.execution.example import Batch
 
 __all__ = ["FittedLayer", "LayerProblem", "Observed", "Setting", "Solution", "Solver", "fit", "observed"]
 

@@ -23,7 +23,7 @@ from secateur.compensation.progress import Advance, Progress
 from secateur.core.nested import tensors_in
 from secateur.core.targets import select
 from secateur.errors import NonFiniteError, OptionError
-from secateur.execution.gradients import Batch
+from secateur.execution.example import Batch
 
 __all__ = ["Tuning", "blocks_of", "tune"]
 

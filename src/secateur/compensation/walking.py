@@ -48,7 +48,7 @@ class _Stops(TorchFunctionMode):
         call = self.walk.names.read(func, args, kwargs)
         if call is None:
             return func(*args, **kwargs)
-        return self.walk._stop(call, lambda: func(*args, **kwargs))
+        return self.walk._stop(call, lambda: func(*args, **kwargs))  # noqa: SLF001 - the walk's own mode
 
 
 class Walk:

@@ -123,7 +123,7 @@ class Measurements(tuple[Measurement, ...]):
         """A table of these rows, in their order."""
         return super().__new__(cls, tuple(items))
 
-    @overload  # type: ignore[override]
+    @overload
     def __getitem__(self, key: str | SupportsIndex) -> Measurement: ...
     @overload
     def __getitem__(self, key: slice) -> tuple[Measurement, ...]: ...

@@ -92,14 +92,14 @@ def copy_module(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """What `copy.deepcopy(model, memo)` gives."""
     known = memo.get(id(model))
     if known is not None:
-        return known  # type: ignore[no-any-return]
+        return known
     kind = type(model)
     if not _plainly_copied(kind) or "__deepcopy__" in vars(model) or "__reduce_ex__" in vars(model):
         return copy.deepcopy(model, memo)
     twin = kind.__new__(kind)
     memo[id(model)] = twin
     state: dict[str, Any] = {}
-    for key, value in model.__getstate__().items():  # type: ignore[attr-defined]
+    for key, value in model.__getstate__().items():
         inner = type(value)
         if inner in _ATOMS:
             state[key] = value
@@ -107,7 +107,7 @@ def copy_module(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
             state[key] = memo[id(value)] = inner()
         else:
             state[key] = _part(value, memo)
-    twin.__setstate__(state)  # type: ignore[operator]
+    twin.__setstate__(state)
     return twin
 
 
@@ -120,12 +120,12 @@ def _plainly_copied(kind: type) -> bool:
     if known is None:
         known = _PLAIN[kind] = (
             not hasattr(kind, "__deepcopy__")
-            and kind.__reduce_ex__ is object.__reduce_ex__
-            and kind.__reduce__ is object.__reduce__
-            and kind.__getstate__ in (nn.Module.__getstate__, object.__getstate__)
+            and kind.__reduce_ex__ is object.__reduce_ex__  # type: ignore[comparison-overlap]
+            and kind.__reduce__ is object.__reduce__  # type: ignore[comparison-overlap]
+            and kind.__getstate__ in (nn.Module.__getstate__, object.__getstate__)  # type: ignore[comparison-overlap]
             and not hasattr(kind, "__getnewargs__")
             and not hasattr(kind, "__getnewargs_ex__")
-            and kind.__new__ is object.__new__
+            and kind.__new__ is object.__new__  # type: ignore[comparison-overlap]
             and not any(vars(base).get("__slots__") for base in kind.__mro__)
             and kind not in copyreg.dispatch_table
         )

@@ -15,6 +15,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from torch import nn
 from secateur.errors import OptionError
 
 __all__ = ["MODES", "check_mode", "kept_random_state", "undisturbed"]
+
+_ValueT = TypeVar("_ValueT")
 
 MODES = ("as_found", "train", "eval")
 
@@ -112,7 +115,7 @@ def undisturbed(model: nn.Module, *, mode: str = "as_found", weights: bool = Fal
                     parameter.grad = gradient
 
 
-def _put_back(slots: dict, found: dict) -> None:
+def _put_back(slots: dict[str, _ValueT], found: dict[str, _ValueT]) -> None:
     """Make a module's dictionary what it was, leaving it alone where nothing was replaced."""
     if slots.keys() == found.keys() and all(slots[key] is value for key, value in found.items()):
         return

@@ -246,7 +246,7 @@ class Recipe(Options):
         refuse_code(whole, allowed, source)
         whole["step"] = tuple(_step(table, source, index) for index, table in enumerate(whole["step"]))
         recipe = _validate(cls, whole, source)
-        recipe._allowed_code = allowed
+        recipe._allowed_code = allowed  # noqa: SLF001 - a constructor
         return recipe
 
     @property

@@ -29,7 +29,7 @@ from secateur.compensation.least_squares import solve
 from secateur.compensation.support import inverse
 from secateur.compensation.tuning import Tuning, tune
 from secateur.core.codebook import Codebook, index_dtype
-from secateur.execution.gradients import Batch
+from secateur.execution.example import Batch
 from secateur.execution.undisturbed import undisturbed
 from secateur.quantize import Quantizer
 

@@ -60,7 +60,7 @@ def is_plain(item: Measurement) -> bool:
     return item.name not in FORMS and not {"epoch", "layer", "published"} & set(item.context)
 
 
-class Scanned(Protocol):
+class ScanTable(Protocol):
     """A scan: `secateur.sensitivity.scan_result.Scan`, which stands above this room."""
 
     @property
@@ -72,7 +72,7 @@ class Scanned(Protocol):
         """The values of the pruned ones: `name`, `sparsity`, `value`."""
 
 
-def scan_measurements(scanned: Scanned, metric: str = "accuracy") -> Measurements:
+def scan_measurements(scanned: ScanTable, metric: str = "accuracy") -> Measurements:
     """A scan (`sc.scan`) in the form its chart draws.
 
     >>> from types import SimpleNamespace as Cell

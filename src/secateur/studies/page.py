@@ -150,7 +150,7 @@ def printed_columns(before: str, after: str, pairs: Sequence[Pair]) -> str:
 
 
 def _spent(done: StudyResult, store: Store) -> str:
-    from secateur.lab.display.preview import duration
+    from secateur.lab.display.duration import duration
 
     keys = {key for _, ran in done.ran for key in ran.plan.keys()}  # noqa: SIM118
     outcomes = [store.outcome(key) for key in keys]

@@ -188,8 +188,9 @@ class Study(Options):
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
             raise RecipeError(f"study {name}: {place}: {first['msg']}, got {first['input']!r}") from None
-        study = study.model_copy(update={"part": tuple(study._own(part) for part in study.part)})
-        study._check()
+        own = tuple(study._own(part) for part in study.part)  # noqa: SLF001 - a constructor
+        study = study.model_copy(update={"part": own})
+        study._check()  # noqa: SLF001 - a constructor
         return study
 
     def _own(self, part: Part) -> Part:

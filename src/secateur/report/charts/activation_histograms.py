@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from secateur.core.measurement import Measurements
-from secateur.report._ridges import ridges
+from secateur.report.charts._ridges import ridges
 from secateur.report.figure import Figure
 
 __all__ = ["activation_histograms"]

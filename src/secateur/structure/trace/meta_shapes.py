@@ -52,7 +52,7 @@ def _layer_norm(x: torch.Tensor, shape: Any, *rest: Any) -> tuple[torch.Tensor, 
         tuple(t.shape) == tuple(shape) for t in rest if isinstance(t, torch.Tensor)
     )
     if not fits:
-        return _ATEN.native_layer_norm.default(x, shape, *rest)  # type: ignore[no-any-return]
+        return _ATEN.native_layer_norm.default(x, shape, *rest)
     line = (*x.shape[: -len(shape)], *(1,) * len(shape))
     return _made(x, x.shape), _made(x, line), _made(x, line)  # the kernels lay their result out in one piece
 
@@ -60,24 +60,24 @@ def _layer_norm(x: torch.Tensor, shape: Any, *rest: Any) -> tuple[torch.Tensor, 
 def _addmm(bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **options: Any) -> torch.Tensor:
     fits = a.dim() == b.dim() == 2 and a.shape[1] == b.shape[0] and tuple(bias.shape) == (b.shape[1],)
     if options or not fits or not (bias.dtype == a.dtype == b.dtype):
-        return _ATEN.addmm.default(bias, a, b, **options)  # type: ignore[no-any-return]
+        return _ATEN.addmm.default(bias, a, b, **options)
     return _made(a, (a.shape[0], b.shape[1]))
 
 
 def _mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[0] or a.dtype != b.dtype:
-        return _ATEN.mm.default(a, b)  # type: ignore[no-any-return]
+        return _ATEN.mm.default(a, b)
     return _made(a, (a.shape[0], b.shape[1]))
 
 
 def _bmm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     x, y = a.shape, b.shape
     if len(x) != 3 or len(y) != 3 or x[0] != y[0] or x[2] != y[1] or a.dtype != b.dtype:
-        return _ATEN.bmm.default(a, b)  # type: ignore[no-any-return]
+        return _ATEN.bmm.default(a, b)
     return _made(a, (x[0], x[1], y[2]))
 
 
-def _convolution(
+def _convolution(  # noqa: PLR0913 - the arguments of aten.convolution
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: Any,
@@ -107,7 +107,7 @@ def _convolution(
         ]
         if min(space) > 0:
             return _made(x, (size[0], kernel[0], *space))
-    return _ATEN.convolution.default(  # type: ignore[no-any-return]
+    return _ATEN.convolution.default(
         x, weight, bias, stride, padding, dilation, transposed, output_padding, groups
     )
 
@@ -133,7 +133,7 @@ def _binary(operator: Any) -> Callable[..., torch.Tensor]:
                             *(q if p == 1 else p for p, q in zip(a[len(a) - short :], b[len(b) - short :])),
                         ),
                     )
-        return operator(x, y, **options)  # type: ignore[no-any-return]
+        return operator(x, y, **options)
 
     return quick
 
@@ -142,18 +142,18 @@ def _binary_in_place(operator: Any) -> Callable[..., torch.Tensor]:
     def quick(x: torch.Tensor, y: Any, **options: Any) -> torch.Tensor:
         if isinstance(y, torch.Tensor) and x.shape == y.shape and x.dtype == y.dtype:
             return x
-        return operator(x, y, **options)  # type: ignore[no-any-return]
+        return operator(x, y, **options)
 
     return quick
 
 
 def _mean(x: torch.Tensor, dim: Any, keepdim: bool = False, **options: Any) -> torch.Tensor:
     if options or not dim or not x.is_floating_point() or not x.is_contiguous():
-        return _ATEN.mean.dim(x, dim, keepdim, **options)  # type: ignore[no-any-return]
+        return _ATEN.mean.dim(x, dim, keepdim, **options)
     rank = x.dim()
     gone = {axis % rank for axis in dim if -rank <= axis < rank}
     if len(gone) != len(dim):
-        return _ATEN.mean.dim(x, dim, keepdim)  # type: ignore[no-any-return]
+        return _ATEN.mean.dim(x, dim, keepdim)
     if keepdim:
         return _made(x, [1 if axis in gone else size for axis, size in enumerate(x.shape)])
     return _made(x, [size for axis, size in enumerate(x.shape) if axis not in gone])
@@ -175,12 +175,12 @@ def _cat(tensors: Any, dim: int = 0) -> torch.Tensor:
         else:
             shape[axis] = total
             return _made(first, shape)
-    return _ATEN.cat.default(tensors, dim)  # type: ignore[no-any-return]
+    return _ATEN.cat.default(tensors, dim)
 
 
 def _safe_softmax(x: torch.Tensor, dim: int, dtype: Any = None) -> torch.Tensor:
     if dtype is not None or not x.is_contiguous() or not -x.dim() <= dim < x.dim():
-        return _ATEN._safe_softmax.default(x, dim, dtype)  # type: ignore[no-any-return]
+        return _ATEN._safe_softmax.default(x, dim, dtype)
     return _made(x, x.shape)
 
 

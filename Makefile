@@ -54,8 +54,9 @@ bench: $(STAMP)
 headline: $(STAMP)
 	$(BIN)/python benchmarks/headline.py $(if $(DATA),--data $(DATA))
 
+# Hostile files for every reader, ten minutes: make fuzz SECONDS=3600
 fuzz: $(STAMP)
-	$(BIN)/python -m attacks.fuzz
+	$(BIN)/python -m attacks.fuzz --seconds $(or $(SECONDS),600)
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

@@ -14,6 +14,7 @@ import resource
 import shutil
 import sys
 import time
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -100,6 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     seed = options.seed if options.seed is not None else time.time_ns() % (1 << 32)
     print(f"seed {seed}")
+    warnings.filterwarnings("ignore")  # torch's, about pickles that are none
     try:
         judge = attack(options.seconds, seed, options.only)
     finally:

@@ -1,9 +1,11 @@
-"""Images to train and to measure on: embedded, local or from the hub, as uint8 tensors that cost nothing to
-feed.
+"""Datasets of images to train and to measure on: embedded, local, or from the hub.
 
-`load` takes `digits` (embedded: no download), `mnist`, `cifar10`, a folder of images, or any Hugging Face
-dataset by name or by local path. The splits are deterministic; a validation split is held out of the training
-images where there is none.
+`load` takes `digits` (embedded: no download), `mnist`, `cifar10`, a folder of images, or any Hugging Face dataset by
+name or by local path, and returns a `Data`: train, validation and test, each a `Split` that yields batches. Splits are
+deterministic; where the dataset has no validation split, part of the training images is held out.
+
+The files in reading order: `_splits` (`Data`, `Split`, augmentation), `_kind` (what a kind of dataset returns),
+`_decode` (images to tensors), then one file per kind: `digits`, `mnist`, `cifar10`, `folder`, `parquet`, `hub`.
 
 >>> data = load("digits", size=16, channels=3, limit=200)
 >>> data.shape, data.num_classes, len(data.train), len(data.validation), len(data.test)
@@ -48,14 +50,28 @@ def load(
 ) -> Data:
     """A dataset by name or path, as a `Data` with train, validation and test.
 
-    `size` resizes (one number: square) and `channels` (1 or 3) converts; None keeps what the dataset has.
-    `limit` keeps at most so many images of the training part (before validation is held out of it) and of the
-    test part, drawn with `seed`. `validation` is the share of the training images held out, drawn with
-    `seed`, where the dataset has no validation split of its own; where it has no test split, its validation
-    split takes that part, else a fifth of the training images. `path` is where a dataset given by name lies;
-    without it $SECATEUR_DATA/NAME and ./data/NAME are looked into. `normalise` is `data` (mean and deviation
-    of the training images), `imagenet`, `none` (pixels in 0..1), or (means, deviations). Decoded images are
-    kept in `cache_dir`, else $SECATEUR_CACHE, else the user's cache.
+    Args:
+        name_or_path: digits, mnist, cifar10, a folder, a Parquet file, or OWNER/NAME of the hub.
+        size: Resize to this; one number is a square. None keeps the sizes.
+        channels: 1 or 3. None keeps the channels.
+        limit: Keep at most this number of images of the training part (before validation is held out) and of the
+            test part, drawn with `seed`.
+        validation: The share of the training images that is held out, drawn with `seed`, where the dataset has no
+            validation split. Where it has no test split, its validation split is the test part, else a fifth of the
+            training images.
+        seed: Draws the parts.
+        cache_dir: Where decoded images are kept; else $SECATEUR_CACHE, else the user's cache.
+        path: Where a dataset given by name lies; else $SECATEUR_DATA/NAME, else ./data/NAME.
+        normalise: `data` (mean and deviation of the training images), `imagenet`, `none` (pixels in 0..1), or (means,
+            deviations).
+
+    Returns:
+        The dataset.
+
+    Raises:
+        OptionError: A value out of range.
+        UnknownNameError: There is no dataset of that name.
+        DataError: It is not on this machine, or cannot be read.
 
     >>> load("digits", limit=100, normalise="none").train.normalise(torch.full((1, 1, 1, 1), 255)).item()
     1.0
@@ -91,7 +107,15 @@ def load(
 
 
 def load_for(model: nn.Module, name_or_path: str | os.PathLike[str], **options: Any) -> Data:
-    """`load`, with size, channels and normalisation taken from what the model says it wants, where not given.
+    """`load` with the size, channels and normalisation that the model wants, where they are not given.
+
+    Args:
+        model: Says what it wants with `input_shape` and `input_normalise`.
+        name_or_path: As in `load`.
+        options: Further arguments of `load`.
+
+    Returns:
+        The dataset.
 
     >>> from secateur import models
     >>> load_for(models.build("vae"), "digits", limit=100)
@@ -108,7 +132,7 @@ def load_for(model: nn.Module, name_or_path: str | os.PathLike[str], **options: 
 def _kind_of(
     name_or_path: str | os.PathLike[str], path: str | os.PathLike[str] | None
 ) -> tuple[str, str | None]:
-    """Which kind of dataset is meant, and where it lies."""
+    """The kind of dataset that is meant, and its place."""
     name = os.fspath(name_or_path)
     given = None if path is None else os.fspath(path)
     word = registry.aliases.get(name.lower(), name.lower())
@@ -166,14 +190,14 @@ def _hold_out(source: Source, share: float, seed: int) -> tuple[Source, Source]:
 
 
 def _draw(source: Source, limit: int, seed: int) -> Source:
-    """At most so many images, in the source's own order."""
+    """At most `limit` images, in the source's own order."""
     if len(source.labels) <= limit:
         return source
     return _subset(source, _permutation(len(source.labels), seed)[:limit].sort().values)
 
 
 def _subset(source: Source, index: torch.Tensor) -> Source:
-    """Some images of a source: copied where they are in memory, so that the others can be let go."""
+    """Some images of a source; copied where they are in memory, so that the others can be freed."""
     if isinstance(source, ImageMemory):
         return ImageMemory(source.images[index], source.labels[index])
     return Subset(source, index)
@@ -202,7 +226,7 @@ def _normalisation(
 
 
 def _moments(train: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Counted in integers, so exact in any order; of a streamed source, over 2,048 images spread evenly."""
+    """Mean and deviation, summed in integers and so exact in any order; of a streamed source, over 2,048 images."""
     total = len(train.labels)
     streamed = not isinstance(train, ImageMemory)
     index = torch.linspace(0, total - 1, min(total, 2048)).long() if streamed else torch.arange(total)

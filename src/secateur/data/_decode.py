@@ -1,5 +1,6 @@
-"""From encoded images (PNG, JPEG, …) to uint8 tensors: decoded once, kept beside the user's caches, or
-streamed when large.
+"""Encoded images (PNG, JPEG, …) as uint8 tensors: decoded once and cached, or streamed where there are too many.
+
+An image that would take more memory than `IMAGE_BYTES` and `BYTES_PER_BYTE` allow is refused before it is decoded.
 
 >>> import io
 >>> from PIL import Image
@@ -30,13 +31,22 @@ from secateur.errors import DataError, OptionError
 __all__ = ["Encoded", "cache_folder", "convert", "decode", "open_source", "pair"]
 
 IN_MEMORY = 1 << 30
-"""Splits of at most so many bytes of pixels are decoded once and held in memory; larger ones are streamed."""
+"""Splits of at most this number of bytes of pixels are decoded once and held in memory; larger ones are streamed."""
+
+IMAGE_BYTES = 64 << 20
+"""Bytes that one decoded or resized image may take, besides `BYTES_PER_BYTE` for each byte of its file. The environment
+variable SECATEUR_IMAGE_BYTES sets another number."""
+
+BYTES_PER_BYTE = 8
+
+# The formats that are read. Pillow knows others, of which some start programs.
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
 _CHUNK = 512
 
 
 class Encoded(Protocol):
-    """Encoded images in a row: what every dataset kind but the embedded one reads."""
+    """The encoded images of one split: what every kind of dataset but the embedded one reads."""
 
     labels: torch.Tensor
 
@@ -45,7 +55,7 @@ class Encoded(Protocol):
         ...
 
     def describe(self, index: int) -> str:
-        """Where it comes from, for messages."""
+        """Where the image comes from, for messages."""
         ...
 
     def digest(self) -> str:
@@ -68,17 +78,30 @@ def pair(size: int | Sequence[int] | None) -> tuple[int, int] | None:
 
 
 def decode(data: bytes, size: tuple[int, int] | None, channels: int | None) -> torch.Tensor:
-    """One image as uint8 [C, H, W]. A resize keeps the proportions: the shorter side fits, the middle is cut
-    out."""
+    """One image as uint8 [C, H, W].
+
+    Args:
+        data: The file's bytes.
+        size: (height, width) to resize to. Proportions are kept: the shorter side fits, and the middle is cut out.
+        channels: 1, 3, or None for those of the file.
+
+    Returns:
+        The pixels.
+
+    Raises:
+        DataError: The image would take more memory than is allowed.
+    """
     from PIL import Image
 
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        _check_pixels(image.width, image.height, len(data), "is")
         grey = channels == 1 or (channels is None and image.mode in ("1", "L", "I", "I;16"))
         picture = image.convert("L" if grey else "RGB")
     if size is not None and (picture.height, picture.width) != size:
         height, width = size
         ratio = max(height / picture.height, width / picture.width)
         wide, high = max(width, round(picture.width * ratio)), max(height, round(picture.height * ratio))
+        _check_pixels(wide, high, len(data), f"becomes, before {width} x {height} are cut out of it,")
         left, top = (wide - width) // 2, (high - height) // 2
         resized = picture.resize((wide, high), Image.Resampling.BILINEAR)
         picture = resized.crop((left, top, left + width, top + height))
@@ -86,9 +109,29 @@ def decode(data: bytes, size: tuple[int, int] | None, channels: int | None) -> t
     return torch.from_numpy(pixels[None] if grey else np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
+def _check_pixels(width: int, height: int, size: int, what: str) -> None:
+    """Refuse an image of more bytes than its file may ask for."""
+    most = int(os.environ.get("SECATEUR_IMAGE_BYTES", IMAGE_BYTES)) + BYTES_PER_BYTE * size
+    if 3 * width * height > most:
+        raise DataError(
+            f"an image of {size:,} bytes {what} {width:,} x {height:,} pixels: expected at most {most // 3:,} pixels; "
+            "leave it out, or allow more bytes with the environment variable SECATEUR_IMAGE_BYTES"
+        )
+
+
 def convert(images: torch.Tensor, size: tuple[int, int] | None, channels: int | None) -> torch.Tensor:
-    """uint8 images [N, C, H, W] in another size (bilinear) and with 1 or 3 channels (repeated, or luma of
-    BT.601).
+    """Images in another size (bilinear) and with 1 or 3 channels (repeated, or the luma of BT.601).
+
+    Args:
+        images: uint8 [N, C, H, W].
+        size: (height, width), or None to keep theirs.
+        channels: 1, 3, or None to keep theirs.
+
+    Returns:
+        The images.
+
+    Raises:
+        OptionError: The channels cannot be made.
 
     >>> convert(torch.full((2, 1, 8, 8), 9, dtype=torch.uint8), (32, 32), 3).shape
     torch.Size([2, 3, 32, 32])
@@ -110,7 +153,7 @@ def convert(images: torch.Tensor, size: tuple[int, int] | None, channels: int | 
 
 
 def cache_folder(given: str | os.PathLike[str] | None = None) -> Path:
-    """Where decoded images are kept: as given, else $SECATEUR_CACHE, else the user's cache folder.
+    """The folder of decoded images: as given, else in $SECATEUR_CACHE, else in the user's cache.
 
     >>> cache_folder("here").as_posix()
     'here/images'
@@ -124,7 +167,7 @@ def cache_folder(given: str | os.PathLike[str] | None = None) -> Path:
 
 
 class Streamed:
-    """Images decoded each time they are asked for, by a few threads: for sets too large for memory."""
+    """Images that are decoded each time they are fetched, by a few threads: for splits too large for memory."""
 
     def __init__(self, encoded: Encoded, size: tuple[int, int], channels: int):
         self.encoded, self.size, self.channels = encoded, size, channels
@@ -147,10 +190,12 @@ class Streamed:
 
 
 def _one(encoded: Encoded, index: int, size: tuple[int, int] | None, channels: int | None) -> torch.Tensor:
-    """One image, or an error that says which one could not be decoded."""
+    """One image; the error says which one could not be decoded."""
     try:
         return decode(encoded.read(index), size, channels)
-    except (OSError, ValueError, SyntaxError) as error:
+    except DataError as error:
+        raise DataError(f"{encoded.describe(index)}: {error}") from error
+    except Exception as error:  # a reader of Pillow raises whatever a broken file leads to
         raise DataError(
             f"{encoded.describe(index)}: expected an image that Pillow can read, got {type(error).__name__}: "
             f"{error}; remove or replace it"
@@ -164,8 +209,21 @@ def open_source(
     cache_dir: str | os.PathLike[str] | None,
     in_memory: int | None = None,
 ) -> Source:
-    """Encoded images as a source: in memory where they fit (decoded once, then read from the cache), else
-    streamed."""
+    """Encoded images as a source: in memory where they fit (decoded once, then read from the cache), else streamed.
+
+    Args:
+        encoded: The images of a split.
+        size: (height, width) to resize to, or None.
+        channels: 1, 3 or None.
+        cache_dir: Where decoded images are kept.
+        in_memory: In place of `IN_MEMORY`.
+
+    Returns:
+        The source.
+
+    Raises:
+        DataError: There are no images, one cannot be decoded, or they have different sizes.
+    """
     if len(encoded.labels) == 0:
         raise DataError(f"{encoded.describe(0)}: expected images, got none")
     first = _one(encoded, 0, size, channels)
@@ -200,8 +258,7 @@ def _shown(shape: tuple[int, ...]) -> str:
 
 
 def _read_cache(file: Path, shape: tuple[int, ...]) -> torch.Tensor | None:
-    """The decoded images, or None where there are none that fit: the cache may be deleted or damaged at any
-    time."""
+    """The decoded images, or None where there are none that fit; the cache may be deleted or damaged at any time."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -213,7 +270,7 @@ def _read_cache(file: Path, shape: tuple[int, ...]) -> torch.Tensor | None:
 
 
 def _write_cache(file: Path, images: torch.Tensor) -> None:
-    """Keep the decoded images; a cache that cannot be written costs time, not the run."""
+    """Keep the decoded images; that the cache cannot be written is no error."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

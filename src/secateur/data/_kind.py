@@ -1,5 +1,4 @@
-"""What a dataset kind gives to `load`: the request it gets, the raw parts it returns, and how labels become
-classes.
+"""What every kind of dataset works with: the request from `load`, the raw parts it returns, and classes from labels.
 
 >>> classes_of(["cat", "dog", "cat"])
 (('cat', 'dog'), tensor([0, 1, 0]))
@@ -11,7 +10,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,9 +19,13 @@ from secateur.errors import DataError
 __all__ = ["Raw", "Request", "classes_of", "local_folder", "named_classes"]
 
 
+MOST_CLASSES = 65_536
+"""Labels below this are allowed, and those below the number of images."""
+
+
 @dataclass(frozen=True)
 class Request:
-    """What was asked for."""
+    """What `load` was asked for."""
 
     path: str | None = None
     size: tuple[int, int] | None = None
@@ -33,7 +35,7 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class Raw:
-    """The parts as the dataset has them; what is missing is None."""
+    """The parts that the dataset has; one that it lacks is None."""
 
     train: Source
     validation: Source | None
@@ -41,7 +43,7 @@ class Raw:
     classes: tuple[str, ...]
 
 
-def classes_of(values: Sequence[Any]) -> tuple[tuple[str, ...], torch.Tensor]:
+def classes_of(values: Sequence[str]) -> tuple[tuple[str, ...], torch.Tensor]:
     """Class names in sorted order, and every value's number among them."""
     names = sorted(set(values))
     number = {name: index for index, name in enumerate(names)}
@@ -49,18 +51,36 @@ def classes_of(values: Sequence[Any]) -> tuple[tuple[str, ...], torch.Tensor]:
 
 
 def named_classes(labels: Sequence[torch.Tensor], names: Sequence[str] | None, where: str) -> tuple[str, ...]:
-    """Class names for integer labels, which must be 0, 1, 2, …; the numbers themselves where no names are
-    given."""
+    """Class names for integer labels 0, 1, 2, …
+
+    Args:
+        labels: The labels of each split.
+        names: The names of the classes; None: the numbers are the names.
+        where: The dataset, for messages.
+
+    Returns:
+        A name per class.
+
+    Raises:
+        DataError: A label is negative, has no name, or is so large that most classes would have no image.
+    """
+    if not any(len(part) for part in labels):
+        return tuple(names or ())
     lowest = min(int(part.min()) for part in labels if len(part))
     highest = max(int(part.max()) for part in labels if len(part))
     if lowest < 0 or (names is not None and highest >= len(names)):
         allowed = f"0..{len(names) - 1}" if names is not None else "0 and up"
         raise DataError(f"{where}: expected labels {allowed}, got {lowest}..{highest}; leave out those")
+    most = max(MOST_CLASSES, sum(len(part) for part in labels))
+    if names is None and highest >= most:
+        raise DataError(
+            f"{where}: expected labels 0, 1, 2, … below {most:,}, got {highest:,}; number the classes from 0 on"
+        )
     return tuple(names) if names is not None else tuple(str(number) for number in range(highest + 1))
 
 
 def local_folder(name: str, given: str | None) -> Path | None:
-    """Where a well-known dataset lies: as given, else in $SECATEUR_DATA/NAME, else in ./data/NAME.
+    """The folder of a well-known dataset: as given, else $SECATEUR_DATA/NAME, else ./data/NAME.
 
     >>> local_folder("digits", "/nowhere/at/all") is None
     True

@@ -17,13 +17,13 @@ __all__ = ["KnownFolder"]
 
 
 class KnownFolder:
-    """A dataset that has a name, a home on the hub and a folder on this machine."""
+    """A dataset with a name, a place on the hub and a folder on this machine."""
 
     def __init__(self, name: str, hub: str, megabytes: str):
         self.name, self.hub, self.megabytes = name, hub, megabytes
 
     def missing(self, given: str | None) -> str:
-        """What to say when it is not there: what to download, where it goes, and what needs no download."""
+        """The text of the error: where it was looked for, how to download it, and what needs no download."""
         root = os.environ.get("SECATEUR_DATA")
         if given is not None:
             looked = given
@@ -38,7 +38,11 @@ class KnownFolder:
         )
 
     def read(self, request: Request) -> Raw:
-        """The folder's Parquet, or the error that says how to get it."""
+        """The parts of the folder's Parquet files.
+
+        Raises:
+            DataError: There is no such folder; says how to get it.
+        """
         folder = local_folder(self.name, request.path)
         if folder is None:
             raise DataError(self.missing(request.path))

@@ -1,7 +1,7 @@
 """`Data` and `Split`: what `load` returns, and how batches come out of it.
 
-Images stay uint8 until the batch is made; cropping, flipping and normalising are a few whole-tensor
-operations on the device that trains, so feeding costs next to nothing.
+Images stay uint8 until a batch is made; cropping, flipping and normalising are a few operations on whole batches, on
+the device that trains, so that feeding takes little time.
 
 >>> pixels = torch.arange(2 * 1 * 4 * 4, dtype=torch.uint8).reshape(2, 1, 4, 4)
 >>> split = Split(ImageMemory(pixels, torch.tensor([3, 5])), mean=(0.0,), std=(1.0,))
@@ -31,10 +31,12 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class Augment:
-    """What is done to training images at random, drawn afresh every epoch.
+    """Random changes of training images, drawn again in every epoch.
 
-    `crop` pads so many pixels on each side and cuts a window of the old size out; `flip` mirrors left and right
-    with probability one half. Beyond the edges it is black, or with `edges="mirrored"` what a mirror there shows.
+    Args:
+        crop: Pads this number of pixels on each side, and cuts a window of the old size out.
+        flip: Mirrors left and right with probability one half.
+        edges: What is padded: `black`, or `mirrored` for the image as a mirror at its edge shows it.
 
     >>> Augment.of("standard"), Augment.of("none")
     (Augment(crop=4, flip=True, edges='black'), None)
@@ -52,7 +54,7 @@ class Augment:
 
     @classmethod
     def of(cls, value: Augment | str | bool | None) -> Augment | None:
-        """From a value, True or `standard` (crop 4 and flip), `crop`, `flip`, or None, False or `none`."""
+        """The augmentation of a word: True or `standard` (crop 4, flip), `crop`, `flip`, or None, False or `none`."""
         if value is None or isinstance(value, Augment):
             return value
         known = {
@@ -190,8 +192,7 @@ def _mix(seed: int, epoch: int) -> int:
 def _augmented(
     images: torch.Tensor, how: Augment, shift: torch.Tensor, mirrored: torch.Tensor
 ) -> torch.Tensor:
-    """Crop and flip a batch in one gather: every output pixel knows where in the padded image it comes
-    from."""
+    """Crop and flip a batch in one gather, by the place of every output pixel in the padded image."""
     count, channels, height, width = images.shape
     pad = how.crop
     if how.edges == "mirrored" and pad >= min(height, width):
@@ -259,11 +260,20 @@ class Split:
         drop_last: bool = False,
         share: tuple[int, int] = (0, 1),
     ) -> Iterator[Batch]:
-        """Batches of (normalised float images, labels) on the device; order and augmentation drawn from
-        (seed, epoch).
+        """Batches of normalised float images and their labels.
 
-        `share` = (rank, processes) yields every process its own part of each batch. The last batch may be
-        smaller unless `drop_last`.
+        Args:
+            batch_size: Images of a batch; the last may be smaller.
+            shuffle: In a random order, drawn from (seed, epoch).
+            seed: Draws order and augmentation.
+            epoch: Draws order and augmentation.
+            augment: An augmentation, or its word.
+            device: Where the batches are made.
+            drop_last: Leave a smaller last batch out.
+            share: (rank, processes): every process gets its own part of each batch.
+
+        Yields:
+            Images and labels, on the device.
 
         >>> split = Split(ImageMemory(torch.zeros(5, 1, 4, 4, dtype=torch.uint8), torch.arange(5)), (0.5,), (0.5,))
         >>> [labels.tolist() for _, labels in split.batches(2)]
@@ -299,12 +309,12 @@ class Split:
             yield from _ahead(make, starts)
 
     def first(self, count: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first so many images and labels, as one batch."""
+        """The first `count` images and labels, as one batch."""
         index = torch.arange(min(count, len(self)))
         return self.normalise(self.source.fetch(index, torch.device("cpu"))), self.labels[index]
 
     def leading(self, count: int | None) -> Split:
-        """The split's first so many images as a split; the split itself where it has no more, or None is asked.
+        """The first `count` images as a split; the split itself for None, or where it has no more.
 
         >>> whole = Split(ImageMemory(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), torch.arange(5)), (0.0,), (1.0,))
         >>> whole.leading(2), whole.leading(None) is whole
@@ -315,8 +325,7 @@ class Split:
         return Split(Subset(self.source, torch.arange(count)), self.mean, self.std)
 
     def per_class(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first `count` images of every class, as one batch in the split's order (SNIP and GraSP want
-        ten).
+        """The first `count` images of every class, as one batch in the split's order (SNIP and GraSP take ten).
 
         >>> labels = torch.tensor([0, 0, 0, 1, 1])
         >>> Split(ImageMemory(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), labels), (0.0,), (1.0,)).per_class(2)[1]
@@ -328,7 +337,7 @@ class Split:
 
 
 def _ahead(make: Callable[[int], Batch], starts: range) -> Iterator[Batch]:
-    """Make batches in another thread, two ahead: decoding overlaps with training."""
+    """Make batches in another thread, two ahead, so that decoding overlaps with training."""
     with ThreadPoolExecutor(1) as pool:
         waiting = deque(pool.submit(make, start) for start in starts[:2])
         for start in [*starts[2:], None, None]:
@@ -342,8 +351,7 @@ def _ahead(make: Callable[[int], Batch], starts: range) -> Iterator[Batch]:
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """A dataset ready to train on. `fingerprint` is a hash of its content and of everything `load` did to
-    it."""
+    """A dataset ready to train on. `fingerprint` is a hash of its content and of how it was loaded."""
 
     name: str
     train: Split
@@ -367,5 +375,5 @@ class Data:
 
     @property
     def example(self) -> torch.Tensor:
-        """One normalised test image as a batch of one: what measuring and tracing take."""
+        """One normalised test image as a batch of one, for measuring and tracing."""
         return self.test.first(1)[0]

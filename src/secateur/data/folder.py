@@ -1,5 +1,4 @@
-"""`folder`: images in one folder per class, with or without folders `train`, `validation` and `test` above
-them.
+"""`folder`: images in one folder per class, with or without folders `train`, `validation` and `test` above them.
 
     pets/cat/1.jpg, pets/dog/2.png, …     or     pets/train/cat/1.jpg, pets/test/dog/2.png, …
 
@@ -15,8 +14,8 @@ them.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -32,12 +31,12 @@ _ENDINGS = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", 
 class _Files:
     """The image files of one split and their class names."""
 
-    names = None
+    names: Sequence[str] | None = None
 
     def __init__(self, root: Path):
         self.root = root
         self.files = sorted(p for p in root.glob("*/**/*") if p.suffix.lower() in _ENDINGS and p.is_file())
-        self.values: list[Any] = [file.relative_to(root).parts[0] for file in self.files]
+        self.values: Sequence[object] = [file.relative_to(root).parts[0] for file in self.files]
         self.labels = torch.zeros(len(self.files), dtype=torch.int64)
 
     def read(self, index: int) -> bytes:

@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,24 +26,36 @@ __all__ = ["Hub"]
 
 
 class _Rows:
-    """One split of a `datasets.Dataset`, its images left encoded."""
+    """One split of a `datasets.Dataset`, its images still encoded. Those named by a path must lie in one of `roots`."""
 
-    def __init__(self, dataset: Any, where: str):
+    values: Sequence[object]
+
+    def __init__(self, dataset: Any, where: str, roots: Sequence[Path]):
         import datasets
 
-        self.where = where
+        self.where, self._roots = where, [root.resolve() for root in roots]
         image = pick(dataset.column_names, IMAGE_COLUMNS, "images", where)
         label = pick(dataset.column_names, LABEL_COLUMNS, "labels", where)
         self._image = image
         self._rows = dataset.cast_column(image, datasets.Image(decode=False))
-        self.values: list[Any] = list(dataset[label])
+        self.values = list(dataset[label])
         self.names = getattr(dataset.features[label], "names", None)
         self.labels = torch.zeros(len(self.values), dtype=torch.int64)
 
     def read(self, index: int) -> bytes:
         """The file of one image."""
         value = self._rows[index][self._image]
-        return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+        if value["bytes"] is not None:
+            data: bytes = value["bytes"]
+            return data
+        # A row may name any file of this machine.
+        file = Path(str(value["path"])).resolve()
+        if not file.is_file() or not any(file.is_relative_to(root) for root in self._roots):
+            raise DataError(
+                f"its image is the file {str(value['path'])!r}: expected one in {' or '.join(map(str, self._roots))}; "
+                "copy it there, or put the image itself into the dataset"
+            )
+        return file.read_bytes()
 
     def describe(self, index: int) -> str:
         """Row and dataset."""
@@ -58,7 +71,7 @@ class _Rows:
 
 @contextmanager
 def _hub_or_cache() -> Iterator[None]:
-    """Where the hub cannot be reached, ask the cache alone: the library would try five times, for half a minute."""
+    """Where the hub cannot be reached, ask only the cache: the library would try five times, for half a minute."""
     import datasets
     from huggingface_hub import constants
 
@@ -77,7 +90,7 @@ def _hub_or_cache() -> Iterator[None]:
 
 
 def _reachable(address: str) -> bool:
-    """Whether something answers there within three seconds; behind a proxy only the library can tell."""
+    """Whether the address answers within three seconds; behind a proxy only the library can tell."""
     if getproxies():
         return True
     place = urlsplit(address)
@@ -87,6 +100,24 @@ def _reachable(address: str) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def _check_states(folder: Path) -> None:
+    """Refuse a saved dataset whose tables are not in its own folder."""
+    for file in sorted(folder.rglob("state.json")) if folder.is_dir() else ():
+        try:
+            names = [
+                table["filename"] for table in json.loads(file.read_text(encoding="utf-8"))["_data_files"]
+            ]
+            sound = all(Path(name).name == name for name in names)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DataError(
+                f"{file}: expected what `datasets` writes, got something else ({error})"
+            ) from error
+        if not sound:
+            raise DataError(
+                f"{file}: expected tables in its own folder, got {names[:3]}; save the dataset again"
+            )
 
 
 class Hub:
@@ -99,11 +130,14 @@ class Hub:
 
         name = request.path or ""
         try:
+            _check_states(Path(name))
             if Path(name, "dataset_dict.json").exists() or Path(name, "state.json").exists():
                 loaded = datasets.load_from_disk(name)
             else:
                 with _hub_or_cache():
                     loaded = datasets.load_dataset(name)
+        except DataError:
+            raise
         except Exception as error:  # `datasets` raises whatever its readers and the network raise
             first = str(error).splitlines()[0] if str(error) else "no reason given"
             raise DataError(
@@ -113,7 +147,12 @@ class Hub:
                 "data/NAME` and give that folder, or take 'digits', which is embedded and needs no download"
             ) from error
         parts: Mapping[str, Any] = loaded if isinstance(loaded, Mapping) else {"train": loaded}
-        found = {split_of(split): _Rows(rows, f"{name}, split {split!r}") for split, rows in parts.items()}
+        local = Path(name)
+        # A dataset of the hub lies in its cache.
+        roots = [local] if local.exists() else [Path(datasets.config.HF_CACHE_HOME)]
+        found = {
+            split_of(split): _Rows(rows, f"{name}, split {split!r}", roots) for split, rows in parts.items()
+        }
         found.pop(None, None)
         if "train" not in found:
             raise DataError(f"dataset {name!r}: expected a split 'train', got {', '.join(parts)}")

@@ -23,6 +23,9 @@ from secateur.lab.outcomes import Table
 
 __all__ = ["choices", "chosen", "combinations", "conditions", "seeds", "span", "split_condition"]
 
+MOST_TRIALS = 100_000
+"""The most combinations of a grid."""
+
 Axes = Mapping[str, Sequence[object]]
 Conditions = Mapping[str, Mapping[str, Sequence[object]]]
 
@@ -50,6 +53,11 @@ def combinations(axes: Axes, when: Conditions) -> list[Table]:
                 longer += [{**one, key: value} for value in values]
             else:
                 longer.append(one)
+        if len(longer) > MOST_TRIALS:
+            raise RecipeError(
+                f"the grid has more than {MOST_TRIALS:,} combinations from axis {key!r} on; give fewer values, or "
+                "search with `secateur search`"
+            )
         found = longer
     return found
 
@@ -141,6 +149,11 @@ def choices(given: Mapping[str, Any], source: str) -> dict[str, dict[str, Table]
                 f"{source}: choice {axis!r}: expected tables of settings by name, as in [choice.{axis}.NAME], "
                 f"got {named!r}"
             )
+        inner = next((key for table in named.values() for key in _dotted(table) if key in given), None)
+        if inner is not None:
+            raise RecipeError(
+                f"{source}: choice {axis!r} sets the choice {inner!r}; name the values that it stands for"
+            )
     return {
         axis: {str(name): _dotted(table) for name, table in named.items()} for axis, named in given.items()
     }
@@ -231,6 +244,8 @@ def span(text: str) -> tuple[float | int, ...] | None:
         return None
     if not finite or step <= 0 or last < first:
         raise RecipeError(f"expected first <= last and step > 0, got {text!r}")
+    if (last - first) / step >= MOST_TRIALS:
+        raise RecipeError(f"expected at most {MOST_TRIALS:,} values, got {text!r}; take a larger step")
     kind = int if all(part.strip().lstrip("+-").isdigit() for part in text.split(":")) else float
     return tuple(kind(first + step * index) for index in range(int((last - first) / step) + 1))
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +22,9 @@ from secateur.core.atomic_files import atomic_write
 from secateur.errors import StoreError
 
 __all__ = ["ObjectReader", "ObjectWriter", "Objects", "atomic_write"]
+
+
+_NAME = re.compile(r"[0-9a-f]{64}")
 
 
 class ObjectWriter(Protocol):
@@ -46,14 +50,20 @@ class Objects:
         self.folder = Path(folder)
 
     def path(self, name: str) -> Path:
-        """The file of the object of that name."""
+        """The file of the object of that name; a name that is no hash is refused, since it could be any path."""
+        if not _NAME.fullmatch(name):
+            raise StoreError(
+                f"object {name[:80]!r}: expected the name of an object, 64 hexadecimal digits; the store is damaged or "
+                "was changed; restore it from a copy, or name another folder with --store"
+            )
         return self.folder / name[:2] / name[2:]
 
     def put(self, data: bytes) -> str:
         """Keep these bytes; returns their name."""
         name = hashlib.sha256(data).hexdigest()
         path = self.path(name)
-        if not path.exists() or path.stat().st_size != len(data):
+        # What lies there is read, not trusted: a damaged object of the right size is written again.
+        if not path.is_file() or path.stat().st_size != len(data) or path.read_bytes() != data:
             atomic_write(path, data)
         return name
 
@@ -62,7 +72,7 @@ class Objects:
         path = self.path(name)
         try:
             data = path.read_bytes()
-        except FileNotFoundError:
+        except OSError:
             raise StoreError(
                 f"object {name[:12]} is missing from {self.folder.name}/; run the recipe again to compute it"
             ) from None
@@ -85,7 +95,7 @@ class Objects:
         for part in sorted(self.folder.iterdir()):
             if part.is_dir():
                 for path in sorted(part.iterdir()):
-                    if not path.name.startswith("."):
+                    if _NAME.fullmatch(part.name + path.name) and path.is_file():
                         yield part.name + path.name, path.stat().st_size
 
     def drop(self, name: str) -> None:

@@ -14,7 +14,18 @@ from typing import Any
 
 from secateur.core.measurement import Measurements
 
-__all__ = ["SCHEMA", "VERSION", "Outcome", "RunRow", "Table", "canonical", "now", "objects_of"]
+__all__ = [
+    "MOST_LEVELS",
+    "SCHEMA",
+    "VERSION",
+    "Outcome",
+    "RunRow",
+    "Table",
+    "canonical",
+    "now",
+    "objects_of",
+    "problem_of",
+]
 
 Table = dict[str, Any]
 """A table of plain data, as TOML and JSON hold it: words and their values."""
@@ -43,6 +54,41 @@ CREATE TABLE measurements (
     value REAL, unit TEXT NOT NULL, whole TEXT NOT NULL, PRIMARY KEY (key, position)) WITHOUT ROWID;
 CREATE INDEX measurements_name ON measurements(name);
 """
+
+
+MOST_LEVELS = 64
+"""How deep tables and lists of plain data may be nested."""
+
+
+def problem_of(value: object) -> str:
+    """Why a value is no plain data that can be kept, hashed and read again; an empty text where it is.
+
+    Args:
+        value: What TOML or JSON gave.
+
+    Returns:
+        The problem: nested too deeply, a date or another type that JSON lacks, or text that is no Unicode.
+
+    >>> problem_of({"a": [1, 2.5, None]}), problem_of({1, 2})
+    ('', "a value of type set, '{1, 2}'")
+    """
+    level = [value]
+    for _ in range(MOST_LEVELS):
+        below: list[object] = []
+        for item in level:
+            if isinstance(item, dict):
+                below += [*item, *item.values()]
+            elif isinstance(item, list | tuple):
+                below += item
+            elif isinstance(item, str):
+                if not item.isascii() and item.encode("utf-8", "replace").decode() != item:
+                    return f"text that is no Unicode: {item[:40]!r}"
+            elif item is not None and not isinstance(item, bool | int | float):
+                return f"a value of type {type(item).__name__}, {str(item)[:40]!r}"
+        if not below:
+            return ""
+        level = below
+    return f"tables or lists nested more than {MOST_LEVELS} deep"
 
 
 def canonical(value: object) -> str:

@@ -27,13 +27,15 @@ from torch import nn
 import secateur.data
 import secateur.models
 from secateur.data import Data
-from secateur.errors import DataError, OptionError, RecipeError
+from secateur.errors import DataError, OptionError, RecipeError, SecateurError
 from secateur.execution.devices import device_word
 from secateur.lab.outcomes import Table, canonical
 from secateur.lab.provenance import fingerprint
 from secateur.lab.recipe import ModelSpec, Recipe
 from secateur.lab.steps import Step
 from secateur.lab.store import Store
+
+_LARGE = 4096  # numbers up to this make no model that memory cannot hold
 
 __all__ = [
     "PlannedStep",
@@ -130,7 +132,7 @@ def builder(recipe: Recipe, spec: ModelSpec | None = None) -> Callable[[], nn.Mo
     def build() -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.lab.seed)
-            model = secateur.models.build(spec.name, **spec.options)
+            model = _network(spec.name, spec.options)
         if spec.weights is not None:
             from secateur.lab.weights import load_weights
 
@@ -140,13 +142,49 @@ def builder(recipe: Recipe, spec: ModelSpec | None = None) -> Callable[[], nn.Mo
     return build
 
 
+def _network(name: str, options: Table) -> nn.Module:
+    """A model by its name; options that it cannot be built with are the recipe's fault."""
+    if secateur.models.runs_code(name):
+        return secateur.models.build(name, **options)
+    try:
+        _check_size(name, options)
+        return secateur.models.build(name, **options)
+    except SecateurError:
+        raise
+    except Exception as error:  # of whichever library, for whichever option
+        raise OptionError(
+            f"model {name!r} cannot be built with the options {options} ({type(error).__name__}: {error}); leave out "
+            "or change one"
+        ) from error
+
+
+def _check_size(name: str, options: Table) -> None:
+    """Refuse a model that does not fit into memory; only large numbers among the options can ask for one."""
+    numbers = [value for value in options.values() if isinstance(value, int)]
+    lists = [value for value in options.values() if isinstance(value, list | tuple)]
+    numbers += [value for several in lists for value in several if isinstance(value, int)]
+    if max(numbers, default=0) <= _LARGE:
+        return
+    import psutil
+
+    with torch.device("meta"):
+        model = secateur.models.build(name, **options)
+    size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    most = psutil.virtual_memory().total // 2
+    if size > most:
+        raise OptionError(
+            f"model {name!r} with the options {options} has {size / 2**30:,.1f} GiB of weights, and this machine takes "
+            f"at most {most / 2**30:,.1f} GiB, half its memory; give smaller numbers"
+        )
+
+
 @lru_cache(maxsize=4)
 def _data(name: str, arguments: str, model: str, options: str) -> Data:
     import json
 
     known = json.loads(arguments)
     with torch.random.fork_rng(devices=[]):
-        network = secateur.models.build(model, **json.loads(options))
+        network = _network(model, json.loads(options))
     if isinstance(known.get("normalise"), list):
         known["normalise"] = tuple(tuple(part) for part in known["normalise"])
     if isinstance(known.get("size"), list):
@@ -288,6 +326,12 @@ def _check(step: Step, model: nn.Module, before: list[str], recipe: Recipe) -> N
         if isinstance(error, RecipeError) or not hasattr(error, "exit_code"):
             raise
         raise type(error)(f"{recipe.name}: step {step.label!r}: {error}") from error
+    except SecateurError:
+        raise
+    except Exception as error:  # options of a type or size that nothing foresaw
+        raise OptionError(
+            f"{recipe.name}: step {step.label!r}: its options cannot be used ({type(error).__name__}: {error})"
+        ) from error
 
 
 def plan(recipe: Recipe, device: str | None = None) -> RunPlan:

@@ -31,7 +31,7 @@ from pydantic import Field, PrivateAttr, SerializeAsAny, ValidationError, field_
 from secateur.errors import RecipeError, UnknownNameError, near
 from secateur.lab import grid as grids
 from secateur.lab import steps as step_kinds
-from secateur.lab.outcomes import Table
+from secateur.lab.outcomes import MOST_LEVELS, Table, problem_of
 from secateur.lab.steps import Options, Step
 from secateur.lab.trust import MODEL_NAMES, AllowCode, refuse_code
 
@@ -66,7 +66,10 @@ class DataSpec(Options):
         0.1, description="share of the training images held out, where there is no such split"
     )
     seed: int = Field(
-        0, description="draws the validation split; apart from lab.seed, so that seeds share a split"
+        0,
+        ge=0,
+        lt=2**63,
+        description="draws the validation split; apart from lab.seed, so that seeds share a split",
     )
     path: str | None = Field(None, description="the folder of mnist or cifar10")
     normalise: Normalise | None = Field(None, description="data, imagenet, none, or [means, deviations]")
@@ -191,8 +194,12 @@ class Recipe(Options):
         """
         try:
             raw = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except ValueError as error:  # of TOML, and of numbers with thousands of digits
             raise RecipeError(f"{source}: expected TOML, but {error}") from error
+        except RecursionError as error:
+            raise RecipeError(
+                f"{source}: expected TOML with at most {MOST_LEVELS} tables or lists in one another, got more"
+            ) from error
         raw.setdefault("name", name)
         return cls.of(raw, settings, grid, source=source, allow_code=allow_code)
 
@@ -222,7 +229,13 @@ class Recipe(Options):
         Raises:
             RecipeError: It is no valid recipe, or names code that is not allowed.
         """
+        problem = problem_of(dict(raw))
+        if problem:
+            raise RecipeError(f"{source}: expected words, numbers, lists and tables alone, got {problem}")
         whole = copy.deepcopy(dict(raw))
+        for name in ("data", "model", "lab", "teacher", "grid", "when", "choice"):
+            if not isinstance(whole.get(name) or {}, dict):
+                raise RecipeError(f"{source}: expected a table [{name}], got {whole[name]!r}")
         _known_keys(cls, whole, source, "a recipe", aliases={"steps": "step"})
         whole["step"] = label_steps(whole.get("step", []), source)
         if whole.get("teacher") is not None and any(table["label"] == "teacher" for table in whole["step"]):
@@ -353,6 +366,8 @@ def label_steps(tables: object, source: str = "recipe") -> list[Table]:
             while label in seen:
                 count += 1
                 label = f"{kind}{count}"
+        if not isinstance(label, str):
+            raise RecipeError(f"{source}: step {index + 1} ({kind}): expected a text as label, got {label!r}")
         if label in seen:
             raise RecipeError(
                 f"{source}: step {index + 1} ({kind}): the label {label!r} is taken; give each its own"

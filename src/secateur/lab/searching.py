@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from secateur.core.pareto import pareto_front
 from secateur.errors import MissingExtraError, OptionError, RecipeError, SecateurError
 from secateur.execution.devices import device_word
+from secateur.lab.database import parsed
 from secateur.lab.display import Progress
 from secateur.lab.engines import Engine
 from secateur.lab.planning import PlannedTrial, RunPlan, plan_trial
@@ -154,7 +155,7 @@ def _study(store: Store, name: str, signs: Mapping[str, int], seed: int) -> optu
     class Journal(BaseJournalBackend):
         def read_logs(self, log_number_from: int) -> Any:
             rows = store.rows("SELECT entry FROM search_log WHERE study = ? ORDER BY id", name)
-            return [json.loads(row["entry"]) for row in rows[log_number_from:]]
+            return [parsed(row["entry"], "an entry of a search") for row in rows[log_number_from:]]
 
         def append_logs(self, logs: list[dict[str, Any]]) -> None:
             with store.transaction() as db:

@@ -26,7 +26,7 @@ from torch import nn
 
 from secateur.core.codebook import Codebook
 from secateur.core.masks import Masks
-from secateur.errors import StoreError
+from secateur.errors import SecateurError, StoreError
 from secateur.lab.objects import ObjectReader, ObjectWriter
 from secateur.lab.outcomes import Table
 
@@ -129,10 +129,24 @@ def revive(stored: Mapping[str, Any], objects: ObjectReader, build: Callable[[],
         StoreError: An object is missing or damaged, or the weights do not fit the model.
     """
 
+    model = build()
+    try:
+        return _revived(stored, objects, model)
+    except SecateurError:
+        raise
+    except Exception as error:  # whatever the bytes of a changed store lead to
+        raise StoreError(
+            f"a stored state: expected what secateur writes, got something else ({type(error).__name__}: {error}); the "
+            "store is damaged or was changed; restore it from a copy, or name another folder with --store"
+        ) from error
+
+
+def _revived(stored: Mapping[str, Any], objects: ObjectReader, model: nn.Module) -> State:
+    """The state, on this model."""
+
     def get(name: str) -> bytes:
         return objects.get(name.removeprefix("object:"))
 
-    model = build()
     state = State(model)
     if "plan" in stored:
         from secateur.structure.cut.plan import ShrinkPlan

@@ -21,8 +21,7 @@ import contextlib
 import json
 import os
 import sqlite3
-import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,9 @@ from filelock import FileLock, Timeout
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import StoreError, UnknownNameError
+from secateur.lab.database import Database, parsed, typed
 from secateur.lab.objects import Objects
-from secateur.lab.outcomes import SCHEMA, VERSION, Outcome, RunRow, Table, canonical, now, objects_of
+from secateur.lab.outcomes import Outcome, RunRow, Table, canonical, now, objects_of
 from secateur.lab.provenance import clean, clean_plain
 
 __all__ = ["Outcome", "RunRow", "Store", "canonical"]
@@ -41,6 +41,54 @@ __all__ = ["Outcome", "RunRow", "Store", "canonical"]
 def _in_order(value: object) -> str:
     """A measurement as JSON, with its layers in the model's order."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def _measurement(data: Table) -> Measurement:
+    """A measurement as the store has it."""
+    try:
+        found = Measurement.from_dict(data)
+        if not all(
+            isinstance(text, str) for text in (found.name, found.unit, found.definition, *found.notes)
+        ):
+            raise TypeError("name, unit, definition and notes are text")
+        numbers = (*found.per_layer.values(), *found.trials, *found.spread.values())
+        if not all(isinstance(number, int | float | None) for number in numbers):
+            raise TypeError("layers, trials and spread are numbers")
+        return found
+    except Exception as error:  # whatever the values of a changed file lead to
+        raise StoreError(
+            f"a measurement: expected what secateur writes, got something else ({error}); the store is damaged or was "
+            "changed; restore it from a copy, or name another folder with --store"
+        ) from error
+
+
+def _run_row(row: sqlite3.Row) -> RunRow:
+    """A run as the store has it."""
+    seconds = row["seconds"]
+
+    def text(name: str) -> str:
+        return typed(row[name], f"{name} of a run", str)
+
+    def count(name: str) -> int:
+        return typed(row[name], f"{name} of a run", int)
+
+    return RunRow(
+        id=count("id"),
+        name=text("name"),
+        status=text("status"),
+        started=text("started"),
+        seconds=None if seconds is None else typed(seconds, "seconds of a run", float),
+        trials=count("trials"),
+        failed=count("failed"),
+        steps=count("steps"),
+        computed=count("computed"),
+        seed=count("seed"),
+        device=text("device"),
+        command=text("command"),
+        recipe=parsed(row["recipe"], "recipe of a run"),
+        versions=parsed(row["versions"], "versions of a run"),
+        hardware=parsed(row["hardware"], "hardware of a run"),
+    )
 
 
 class Store:
@@ -63,65 +111,20 @@ class Store:
                 f"{clean(str(folder))}: no run store here (expected store.sqlite in it); run a recipe first, "
                 "or name the store with --store"
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "locks").mkdir(exist_ok=True)
-        self._local = threading.local()
-        # One process makes the tables of a new database; the others wait.
-        with FileLock(self.folder / "locks" / "store.lock"):
-            self._open()
+        self._db = Database(self._database, create=create)
 
     # -- the database
-    def _open(self) -> None:
-        try:
-            db = self._connect()
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                db.execute("PRAGMA journal_mode = WAL")
-                db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
-            elif version != VERSION:
-                raise StoreError(
-                    f"{clean(str(self._database))}: expected a run store of version {VERSION}, got version "
-                    f"{version}; use the secateur that wrote it, or another folder with --store"
-                )
-        except sqlite3.DatabaseError as error:
-            raise StoreError(
-                f"{clean(str(self._database))}: expected a secateur run store, but SQLite cannot read it "
-                f"({error}); restore it from a copy, or name another folder with --store"
-            ) from error
-
-    def _connect(self) -> sqlite3.Connection:
-        db: sqlite3.Connection | None = getattr(self._local, "db", None)
-        if db is None:
-            db = sqlite3.connect(self._database, timeout=120, isolation_level=None)
-            db.row_factory = sqlite3.Row
-            db.execute("PRAGMA busy_timeout = 120000")
-            db.execute("PRAGMA synchronous = FULL")
-            db.execute("PRAGMA foreign_keys = ON")
-            self._local.db = db
-        return db
-
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
         """A connection within a transaction: committed on leaving, rolled back after an error."""
-        db = self._connect()
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            yield db
-        except BaseException:
-            db.execute("ROLLBACK")
-            raise
-        db.execute("COMMIT")
+        return self._db.transaction()
 
     def rows(self, query: str, *values: object) -> list[sqlite3.Row]:
         """The rows of a query, with `values` in place of its question marks."""
-        return self._connect().execute(query, values).fetchall()
+        return self._db.rows(query, *values)
 
     def close(self) -> None:
         """Close this thread's connection."""
-        db: sqlite3.Connection | None = getattr(self._local, "db", None)
-        if db is not None:
-            db.close()
-            self._local.db = None
+        self._db.close()
 
     # -- locks
     def lock(self, key: str) -> FileLock:
@@ -141,30 +144,33 @@ class Store:
         if not rows:
             return None
         row = rows[0]
-        state = json.loads(row["state"])
+        state = parsed(row["state"], "state of a step")
         if not all(self.objects.has(name) for name in objects_of(state)):
             return None
         return Outcome(
             key=key,
-            kind=row["kind"],
+            kind=typed(row["kind"], "kind of a step", str),
             state=state,
-            seconds=row["seconds"],
+            seconds=typed(row["seconds"], "seconds of a step", float),
             parent=row["parent"],
-            options=json.loads(row["options"]),
+            options=parsed(row["options"], "options of a step"),
             measurements=self._measurements(key),
-            log=json.loads(row["log"]),
-            provenance=json.loads(row["provenance"]),
-            finished=row["finished"],
+            log=parsed(row["log"], "log of a step"),
+            provenance=parsed(row["provenance"], "provenance of a step"),
+            finished=typed(row["finished"], "date of a step", str),
         )
 
     def _measurements(self, key: str) -> Measurements:
         rows = self.rows("SELECT whole FROM measurements WHERE key = ? ORDER BY position", key)
-        return Measurements(Measurement.from_dict(json.loads(row["whole"])) for row in rows)
+        return Measurements(_measurement(parsed(row["whole"], "a measurement")) for row in rows)
 
     def has(self, key: str) -> bool:
         """Whether the store holds the step's outcome with all its objects."""
         rows = self.rows("SELECT state FROM steps WHERE key = ?", key)
-        return bool(rows) and all(self.objects.has(name) for name in objects_of(json.loads(rows[0]["state"])))
+        if not rows:
+            return False
+        state = parsed(rows[0]["state"], "state of a step")
+        return all(self.objects.has(name) for name in objects_of(state))
 
     def keep(self, outcome: Outcome) -> None:
         """Write a step's outcome; its objects must be written before."""
@@ -307,7 +313,12 @@ class Store:
             "JOIN runs ON runs.id = last.run"
         )
         return [
-            (row["kind"], json.loads(row["options"]), row["seconds"], json.loads(row["recipe"]))
+            (
+                typed(row["kind"], "kind of a step", str),
+                parsed(row["options"], "options of a step"),
+                typed(row["seconds"], "seconds of a step", float),
+                parsed(row["recipe"], "recipe of a run"),
+            )
             for row in rows
         ]
 
@@ -321,7 +332,8 @@ class Store:
 
     def runs(self) -> list[RunRow]:
         """Every run, the oldest first. A run whose process has died is `interrupted`."""
-        self._mark_dead()
+        if self._db.writable:
+            self._mark_dead()
         rows = self.rows(
             "SELECT runs.*, "
             "(SELECT COUNT(*) FROM trials WHERE run = runs.id) AS trials, "
@@ -330,26 +342,7 @@ class Store:
             "(SELECT COUNT(DISTINCT key) FROM plan WHERE run = runs.id AND how = 'computed') AS computed "
             "FROM runs ORDER BY id"
         )
-        return [
-            RunRow(
-                id=row["id"],
-                name=row["name"],
-                status=row["status"],
-                started=row["started"],
-                seconds=row["seconds"],
-                trials=row["trials"],
-                failed=row["failed"],
-                steps=row["steps"],
-                computed=row["computed"],
-                seed=row["seed"],
-                device=row["device"],
-                command=row["command"],
-                recipe=json.loads(row["recipe"]),
-                versions=json.loads(row["versions"]),
-                hardware=json.loads(row["hardware"]),
-            )
-            for row in rows
-        ]
+        return [_run_row(row) for row in rows]
 
     def run(self, which: int | str = "last") -> RunRow:
         """One run by its number, or the `last` one."""
@@ -374,19 +367,22 @@ class Store:
             "WHERE run = ? ORDER BY trial, position"
         )
         for row in self.rows(query, run):
+            done = row["seconds"] is not None
             steps.setdefault(row["trial"], []).append(
-                {name: row[name] for name in ("label", "kind", "key", "how", "seconds", "finished")}
+                {name: typed(row[name], f"{name} of a step", str) for name in ("label", "kind", "key", "how")}
                 | {
-                    "device": json.loads(row["provenance"] or "{}").get("device"),
-                    "precision": json.loads(row["options"] or "{}").get("precision"),
+                    "seconds": typed(row["seconds"], "seconds of a step", float) if done else None,
+                    "finished": typed(row["finished"], "date of a step", str) if done else None,
+                    "device": parsed(row["provenance"] or "{}", "provenance of a step").get("device"),
+                    "precision": parsed(row["options"] or "{}", "options of a step").get("precision"),
                 }
             )
         return [
             {
-                "trial": row["trial"],
-                "settings": json.loads(row["settings"]),
-                "status": row["status"],
-                "error": row["error"],
+                "trial": typed(row["trial"], "number of a trial", int),
+                "settings": parsed(row["settings"], "settings of a trial"),
+                "status": typed(row["status"], "status of a trial", str),
+                "error": None if row["error"] is None else typed(row["error"], "error of a trial", str),
                 "steps": steps.get(row["trial"], []),
             }
             for row in self.rows("SELECT * FROM trials WHERE run = ? ORDER BY trial", run)
@@ -407,7 +403,7 @@ class Store:
                     }
                     context["seed"] = trial["settings"].get("lab.seed", seed)
                     context |= {**trial["settings"], **m.context}
-                    found.append(Measurement.from_dict({**m.to_dict(), "context": context}))
+                    found.append(_measurement({**m.to_dict(), "context": context}))
         return Measurements(found)
 
     # -- freeing
@@ -467,7 +463,10 @@ class Store:
         used = {row["key"] for row in self.rows("SELECT run, key FROM plan") if row["run"] not in forgotten}
         steps = self.rows("SELECT key, state FROM steps")
         needed = {
-            name for row in steps if row["key"] in used for name in objects_of(json.loads(row["state"]))
+            name
+            for row in steps
+            if row["key"] in used
+            for name in objects_of(parsed(row["state"], "state of a step"))
         }
         objects = [(name, size) for name, size in self.objects.names() if name not in needed]
         checkpoints = [path for path in (self.folder / "checkpoints").glob("*") if path.is_file()]
@@ -492,7 +491,7 @@ class Store:
             if path.name != "store.lock":
                 path.unlink(missing_ok=True)
         swept = self.objects.sweep_scratch()
-        self._connect().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._db.connection().execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return swept
 
 

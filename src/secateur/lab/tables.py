@@ -1,4 +1,4 @@
-"""What a run measured, as the table people read and the files other programs read.
+"""The measurements of a run as a table for people, and as files for other programs.
 
 >>> from secateur.core.measurement import Measurement, Measurements
 >>> found = Measurements([
@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.core.measurement import Measurement, Measurements
-from secateur.errors import NothingToDoError, OptionError
+from secateur.errors import NothingToDoError, OptionError, StoreError
 from secateur.lab.objects import atomic_write
+from secateur.lab.outcomes import Table
+from secateur.report.files import harmless
 
 if TYPE_CHECKING:
     from secateur.lab.engine import Ran
@@ -29,8 +31,14 @@ __all__ = ["as_json", "summary", "variants", "write_measurements", "write_result
 
 
 def variants(measurements: Iterable[Measurement]) -> dict[tuple[int, str], dict[str, Measurement]]:
-    """The measured numbers by (trial, variant): what `measure` steps found, and the size of files that were
-    packed."""
+    """The measurements of `measure` and `pack` steps, by trial and variant.
+
+    Args:
+        measurements: Those of a run.
+
+    Returns:
+        Per (trial, variant) its measurements by name.
+    """
     found: dict[tuple[int, str], dict[str, Measurement]] = {}
     for item in measurements:
         context = item.context
@@ -42,7 +50,15 @@ def variants(measurements: Iterable[Measurement]) -> dict[tuple[int, str], dict[
 def summary(
     measurements: Measurements, grid: Mapping[str, Any] | None = None
 ) -> tuple[list[str], list[list[str]]]:
-    """(head, rows): one row per trial and variant, one column per axis of the grid and per measured name."""
+    """A table: one row per trial and variant, one column per axis of the grid and per measured name.
+
+    Args:
+        measurements: Those of a run.
+        grid: The recipe's grid.
+
+    Returns:
+        The head, and the rows.
+    """
     found = variants(measurements)
     names = list(dict.fromkeys(name for row in found.values() for name in row))
     axes = list(grid or {})
@@ -54,11 +70,11 @@ def summary(
     return [*axes, "variant", *names], rows
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def as_json(ran: Ran) -> dict[str, Any]:
+def as_json(ran: Ran) -> Table:
     """A run as plain data."""
     return {
         "run": ran.run,
@@ -71,9 +87,8 @@ def as_json(ran: Ran) -> dict[str, Any]:
     }
 
 
-def _flat(measurements: Measurements) -> tuple[list[str], list[dict[str, Any]]]:
-    """One flat row per Measurement, and one more per layer it is split into; the columns in a stable
-    order."""
+def _flat(measurements: Measurements) -> tuple[list[str], list[Table]]:
+    """Columns, and rows: one per Measurement and one more per layer that it is split into."""
     columns = ["name", "layer", "value", "unit", "definition", "notes", "trials"]
     keys = list(dict.fromkeys(key for item in measurements for key in item.context))
     rows = []
@@ -90,7 +105,21 @@ def _flat(measurements: Measurements) -> tuple[list[str], list[dict[str, Any]]]:
 
 
 def write_measurements(measurements: Measurements, path: Path) -> int:
-    """Write .csv, .parquet or .json, by the file's ending; returns how many rows."""
+    """Write the measurements to a file.
+
+    In .csv a text cell that a spreadsheet would take for a formula begins with an apostrophe.
+
+    Args:
+        measurements: What to write.
+        path: Ends in .csv, .parquet or .json.
+
+    Returns:
+        How many rows were written.
+
+    Raises:
+        NothingToDoError: There are no measurements.
+        OptionError: The name has another ending.
+    """
     if not measurements:
         raise NothingToDoError(
             "this run measured nothing, so there is nothing to export; add a `measure` step"
@@ -99,8 +128,8 @@ def write_measurements(measurements: Measurements, path: Path) -> int:
     if path.suffix == ".csv":
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        writer.writerow({name: harmless(name) for name in columns})
+        writer.writerows({name: harmless(cell) for name, cell in row.items()} for row in rows)
         atomic_write(path, text.getvalue().encode())
     elif path.suffix == ".parquet":
         import pyarrow
@@ -126,7 +155,19 @@ def write_measurements(measurements: Measurements, path: Path) -> int:
 
 
 def write_results(ran: Ran, store: Store, out: Path) -> list[Path]:
-    """The final weights, masks and files of every trial, and all Measurements, into a folder."""
+    """Write the final weights, masks and files of every trial, and all Measurements, into a folder.
+
+    Args:
+        ran: The run.
+        store: Its store.
+        out: The folder.
+
+    Returns:
+        The files written.
+
+    Raises:
+        StoreError: The store names a file that would not lie in the folder.
+    """
     written = []
     for trial in ran.plan.trials:
         outcome = store.outcome(trial.steps[-1].key)
@@ -141,6 +182,11 @@ def write_results(ran: Ran, store: Store, out: Path) -> list[Path]:
         parts |= dict(outcome.state.get("files", {}))
         for name, place in parts.items():
             if place is not None:
+                if Path(name).name != name or name.startswith(".") or name in ("", ".."):
+                    raise StoreError(
+                        f"a file of a step: expected a plain file name in the store, got {name!r}; the store is "
+                        "damaged or was changed; restore it from a copy, or name another folder with --store"
+                    )
                 data = store.objects.get(place.removeprefix("object:"))
                 atomic_write(folder / name, data)
                 written.append(folder / name)

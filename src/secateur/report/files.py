@@ -25,12 +25,33 @@ _WIDTH = 760
 
 
 def csv_text(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table as CSV: values as they are, not as a page rounds them."""
+    """A table as CSV: values as they are, not as a page rounds them; texts that are no formulas of a spreadsheet."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows([["" if cell is None else cell for cell in row] for row in rows])
+    writer.writerow([harmless(cell) for cell in head])
+    writer.writerows([["" if cell is None else harmless(cell) for cell in row] for row in rows])
     return text.getvalue()
+
+
+def harmless(cell: object) -> object:
+    """A cell of a CSV file that no spreadsheet takes for a formula: such a text gets an apostrophe before it.
+
+    Args:
+        cell: The cell; numbers, also as text, stay as they are.
+
+    Returns:
+        The cell to write.
+
+    >>> [harmless(cell) for cell in ("=1+2", "-0.5", "@SUM(A1)", "+conv1", -3, "a=b")]
+    ["'=1+2", '-0.5', "'@SUM(A1)", "'+conv1", -3, 'a=b']
+    """
+    if not isinstance(cell, str) or not cell.lstrip().startswith(("=", "+", "-", "@", "\t", "\r")):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def figure_svg(figure: Figure) -> str:

@@ -193,3 +193,14 @@ def test_models_without_biases_and_with_batch_norm_get_their_steps():
     ]
     assert steps[-1]["batch_norm"] == 6
     assert "biases" not in steps[-1]
+
+
+def test_a_search_without_training_ends_with_a_file_that_holds(tmp_path):
+    store = Store(tmp_path / "runs")
+    options = small.SmallestOptions(keep=0.2, bits=3, calibrate=300)
+    found = small.smallest(Recipe.of(RECIPE), store, lost=0.05, attempts=1, options=options)
+    assert found.value("file_ratio") > 20
+    kinds = [step["kind"] for step in small.steps_of(found.best.settings, MODEL, "dense", {}, calibrate=300)]
+    assert kinds == ["prune", "compensate", "share", "pack"]
+    with pytest.raises(OptionError, match="calibrate: expected a number of images"):
+        small.SmallestOptions(calibrate=-1)

@@ -37,6 +37,15 @@ class SmallestFlags:
     crop: Annotated[
         int, typer.Option("--crop", min=0, help="Shift its images by at most this many pixels.")
     ] = 0
+    calibrate: Annotated[
+        int,
+        typer.Option(
+            "--calibrate",
+            min=0,
+            metavar="IMAGES",
+            help="Do not train: solve the weights that stay anew on so many training images, without labels.",
+        ),
+    ] = 0
 
     def training(self) -> dict[str, Any]:
         """The options of the pruning training, as a recipe writes them."""
@@ -68,7 +77,7 @@ def smallest(
         opened,
         lost=flags.lost,
         attempts=flags.tries,
-        options=SmallestOptions(flags.keep, flags.bits, flags.rate, flags.training()),
+        options=SmallestOptions(flags.keep, flags.bits, flags.rate, flags.training(), flags.calibrate),
         progress=progress_display(output.quiet),
         on_message=None if output.quiet else lambda line: print(line, file=sys.stderr),
     )

@@ -103,14 +103,19 @@ class SmallestOptions:
         rate: The price of a bit in the first attempt, in mean squared weights.
         train: Options of the pruning training, beside the defaults. The training of the values takes a third of its
             epochs, twice.
+        calibrate: Training images, without their labels, on which attempts make up for what they remove and share,
+            instead of training; 0 trains.
     """
 
     keep: float = 0.1
     bits: int = 3
     rate: float = 0.01
     train: Mapping[str, object] = field(default_factory=dict)
+    calibrate: int = 0
 
     def __post_init__(self) -> None:
+        if isinstance(self.calibrate, bool) or not isinstance(self.calibrate, int) or self.calibrate < 0:
+            raise OptionError(f"calibrate: expected a number of images, got {self.calibrate!r}")
         if not 0.0 < self.keep < 1.0:
             raise OptionError(
                 f"keep is the share of weights that stay: expected 0 < keep < 1, got {self.keep!r}"
@@ -229,7 +234,8 @@ def smallest(
     say = on_message or (lambda line: None)
     measures = [_measure(_DENSE, "validation")]
     baseline = measure_baseline("smallest", recipe, store, measures, lost, progress, say)
-    attempt = _SizeAttempts(baseline, baseline.model, recipe.steps[-1].label, {**_TRAIN, **options.train})
+    teacher, train = recipe.steps[-1].label, {**_TRAIN, **options.train}
+    attempt = _SizeAttempts(baseline, baseline.model, teacher, train, options.calibrate)
     start = SizeSettings(options.keep, options.bits, options.rate)
     done = pursue(_proposals(start, attempt.model), attempt, say, attempts)
     best = best_of(done, lambda one: one.size or 0, baseline, _ADVICE)
@@ -246,11 +252,12 @@ class _SizeAttempts:
     model: nn.Module
     teacher: str
     train: Mapping[str, object]
+    calibrate: int = 0
 
     def steps(self, settings: SizeSettings) -> list[RecipeStep]:
         """The steps of the attempt, the measurement on the validation images included."""
         return [
-            *steps_of(settings, self.model, self.teacher, self.train),
+            *steps_of(settings, self.model, self.teacher, self.train, self.calibrate),
             _measure(_ATTEMPTED, "validation"),
         ]
 
@@ -316,7 +323,11 @@ def _measure(label: str, split: str) -> RecipeStep:
 
 
 def steps_of(
-    settings: SizeSettings, model: nn.Module, teacher: str, train: Mapping[str, object]
+    settings: SizeSettings,
+    model: nn.Module,
+    teacher: str,
+    train: Mapping[str, object],
+    calibrate: int = 0,
 ) -> list[RecipeStep]:
     """The recipe steps of one attempt, after those of the dense model; they can also be used by hand.
 
@@ -325,7 +336,10 @@ def steps_of(
         model: The dense model; whether it has biases and batch norms decides what the file rounds.
         teacher: The label of the step whose outcome teaches (the dense model).
         train: Options of the pruning training.
+        calibrate: Training images on which to make up for what is removed, instead of training; 0 trains.
     """
+    if calibrate:
+        return [*_without_training(settings, teacher, calibrate), _packing(model)]
     distilled = {"teacher": teacher, "distill_alpha": 0.7, "distill_temperature": 3.0, **train}
     pruned: RecipeStep = {
         "kind": "gradual",
@@ -338,6 +352,22 @@ def steps_of(
     }
     cleaned: RecipeStep = {"kind": "zero_dead_neurons", "label": "smallest_zero_dead_neurons"}
     return [pruned, cleaned, *_sharing(settings), *_refining(settings, distilled), _packing(model)]
+
+
+def _without_training(settings: SizeSettings, dense: str, calibrate: int) -> list[RecipeStep]:
+    """The steps that remove, make up and share on images without labels."""
+    images: RecipeStep = {"calibrate": calibrate, "dense": dense}
+    pruned: RecipeStep = {
+        "kind": "prune",
+        "label": "smallest_prune",
+        "criterion": "obs",
+        "budget": {"name": "overall", "sparsity": 1 - settings.keep},
+        "images": max(1, calibrate // 10),
+        "allow_collapse": True,
+    }
+    made_up: RecipeStep = {"kind": "compensate", "label": "smallest_compensate", "reselect": True, **images}
+    shared = [{**step, "rate": settings.rate, **images} for step in _sharing(settings)]
+    return [pruned, made_up, *shared]
 
 
 def _sharing(settings: SizeSettings) -> list[RecipeStep]:

@@ -16,7 +16,7 @@ from torch import nn
 import secateur as sc
 from secateur.core.context import Context
 from secateur.core.targets import select
-from secateur.errors import BudgetNotMetError, NothingToDoError
+from secateur.errors import BudgetNotMetError, NothingToDoError, OptionError
 
 CRITERIA = sc.criteria.registry.names()
 GRANULARITIES = sc.granularity.registry.names()
@@ -137,6 +137,10 @@ def test_every_combination_keeps_the_contract(criterion: str, granularity: str, 
     except BudgetNotMetError as error:
         assert budget in ("macs", "params")  # on what remains of the whole model, of which pieces are a part
         pytest.skip(f"cannot be met here: {error}")
+    except OptionError as error:
+        if criterion != "bn_scale":  # which scores none but the one layer here that is followed by a norm
+            raise
+        pytest.skip(f"not scored here: {error}")
 
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before), "the model changed"

@@ -28,6 +28,8 @@ class Criterion(ABC):
     """Whether `Context.data` must be given; `Context.loss` may be None where the model's output holds a loss."""
     needs_example: ClassVar[bool] = False
     """Whether one input must be known: `Context.example`, or the first batch of `Context.data`."""
+    of_outputs: ClassVar[bool] = False
+    """Whether scores speak of what a layer puts out: of a unit of several tensors only those that put it out count."""
     rescore: ClassVar[bool] = False
     """Whether a schedule's rounds need new scores: the scores depend on which weights are already gone."""
 

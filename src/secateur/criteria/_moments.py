@@ -29,10 +29,10 @@ def scored(who: str, model: nn.Module, targets: Sequence[Target], context: Conte
         NonFiniteError: for NaN or infinity in what arrives at a layer.
     """
     held = weights(model, targets)
-    batches = read_all(who, context.data if context.data is not None else (), model)
     frozen = frozenset(name for name, _ in model.named_parameters() if name not in held)
     found: dict[str, torch.Tensor] = {}
     with undisturbed(model, mode="eval"), torch.no_grad():
+        batches = read_all(who, context.data if context.data is not None else (), model)
         device = next(model.parameters()).device
         setting = Setting(model, model, batches, {}, frozen, device, seed=context.seed)
         for layer in observed(setting):

@@ -171,6 +171,26 @@ class GradientPass:
         """d loss / d weight, the mean over all examples of all batches, in the widest type of the device."""
         return self._mean(lambda loss, weights: torch.autograd.grad(loss, weights, allow_unused=True))
 
+    def squared_gradients(self) -> dict[str, torch.Tensor]:
+        """The square of d loss / d weight of every batch, the mean by the batches' examples."""
+
+        def squares(loss: torch.Tensor, weights: list[torch.Tensor]) -> Sequence[torch.Tensor | None]:
+            slopes = torch.autograd.grad(loss, weights, allow_unused=True)
+            wide = accumulator_dtype(loss.device)
+            dense = (None if g is None else g.to_dense() if g.is_sparse else g for g in slopes)
+            return [None if g is None else g.to(wide).square() for g in dense]
+
+        return self._mean(squares)
+
+    def loss_of(self, raw: object, index: int) -> torch.Tensor:
+        """The loss of one batch, with its graph.
+
+        Args:
+            raw: The batch, as the data gave it.
+            index: Its position in the data, for error messages.
+        """
+        return self._loss(read_batch(raw, index, labels_apart=self.context.loss is not None), index)
+
     def hessian_times(self, vector: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The Hessian of the loss, over all targets at once, times a vector; the mean over all examples.
 

@@ -216,7 +216,11 @@ class _Source:
 
     def from_elements(self, units: Units) -> torch.Tensor:
         """The scores of units from their weights, or from their weights' scores, laid out as [units, elements]."""
-        rows = [member.gather(self.tensors[member.name]) for member in _scored_members(units, self.tensors)]
+        members = _scored_members(units, self.tensors)
+        if self.criterion.of_outputs:
+            outputs = {target.name: target.out_axis for target in self.targets}
+            members = [m for m in members if not isinstance(m, AxisMember) or m.axis == outputs[m.name]]
+        rows = [member.gather(self.tensors[member.name]) for member in members]
         if not rows:
             raise OptionError(
                 f"criterion {self.criterion} scores none of the tensors of {units.name!r}; leave it out with skip="

@@ -6,7 +6,7 @@ stay. A budget knows nothing of criteria or layers; `pruning.scoring` makes the 
 
 In reading order: `_selection` (what a budget sees), `_floors` (how many units must stay whatever it says), `_select`
 (exact selection of the lowest of many numbers), `per_tensor`, `per_layer`, `overall`, `n_of_m`, `percentile` and
-`std_dev` (how many are removed), then `_cost_path` with `macs`, `params`, `size` and `latency` (how much remains). To
+`std_dev`, `erdos_renyi` and `isomorphic` (how many are removed), then `_cost_path` with `macs`, `params`, `size` and `latency` (how much remains). To
 add one, add a file with a class of its name in CamelCase.
 
 >>> import torch

@@ -76,8 +76,8 @@ class ErdosRenyi(Budget):
         tolerance = 1e-9 * total
         if most < wanted - tolerance:
             raise BudgetNotMetError(
-                f"{self} leaves {wanted:,.0f} of {total:,} weights, but the masks given leave only {most:,.0f} and masks "
-                f"only grow; ask for a sparsity of at least {1.0 - most / total:.4g}, or pass regrow=True"
+                f"{self} leaves {wanted:,.0f} of {total:,} weights, but the masks given leave only {most:,.0f} and "
+                f"masks only grow; ask for a sparsity of at least {1.0 - most / total:.4g}, or pass regrow=True"
             )
         if least > wanted + tolerance:
             raise BudgetNotMetError(

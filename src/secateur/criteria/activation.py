@@ -6,7 +6,7 @@ Convolutional Neural Networks for Resource Efficient Inference" (mean activation
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -26,7 +26,12 @@ from secateur.execution.undisturbed import undisturbed
 
 __all__ = ["Activation"]
 
-_FUNCTIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "none": lambda x: x}
+_FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "none": lambda x: x,
+}
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ class _Statistics:
         silent = [layer for layer in self.layers if layer not in self.sums]
         if silent:
             raise DataError(
-                f"activation: {', '.join(map(repr, silent[:5]))}: never run as a layer on this data, so its outputs are "
-                "unknown; leave it out with skip=[...]"
+                f"activation: {', '.join(map(repr, silent[:5]))}: never run as a layer on this data, so its outputs "
+                "are unknown; leave it out with skip=[...]"
             )
         return {layer: (total / self.counts[layer]).float() for layer, total in self.sums.items()}

@@ -5,9 +5,9 @@ channels) with the score of every unit. What goes out is, for every list, one bo
 stay. A budget knows nothing of criteria or layers; `pruning.scoring` makes the selection and the masks.
 
 In reading order: `_selection` (what a budget sees), `_floors` (how many units must stay whatever it says), `_select`
-(exact selection of the lowest of many numbers), `per_tensor`, `per_layer`, `overall`, `n_of_m`, `percentile` and
-`std_dev`, `erdos_renyi` and `isomorphic` (how many are removed), then `_cost_path` with `macs`, `params`, `size` and `latency` (how much remains). To
-add one, add a file with a class of its name in CamelCase.
+(exact selection of the lowest of many numbers); then `per_tensor`, `per_layer`, `overall`, `isomorphic`, `erdos_renyi`,
+`n_of_m`, `percentile` and `std_dev`, which say how many are removed; then `_cost_path` with `macs`, `params`, `size`
+and `latency`, which say how much remains. To add one, add a file with a class of its name in CamelCase.
 
 >>> import torch
 >>> from torch import nn

@@ -66,6 +66,8 @@ HEADERS = [
     b'{"__metadata__":7,"w":{"dtype":"BOOL","shape":[2],"data_offsets":[0,2]}}',
     b'{"__metadata__":{"a":7},"w":{"dtype":"BOOL","shape":[2],"data_offsets":[0,2]}}',
     b'{"\\ud800":{"dtype":"BOOL","shape":[2],"data_offsets":[0,2]}}',
+    b'{"__metadata__":{"a":"\\ud800"},"w":{"dtype":"BOOL","shape":[2],"data_offsets":[0,2]}}',
+    b'{"__metadata__":{"\\uDC00":"a"},"w":{"dtype":"BOOL","shape":[2],"data_offsets":[0,2]}}',
     b'{"a\\u0000b":{"dtype":"BOOL","shape":[2],"data_offsets":[0,2]}}',
     ('{"' + "n" * 5000 + '":{"dtype":"BOOL","shape":[2],"data_offsets":[0,2]}}').encode(),
     b'{"w":{"dtype":"BOOL","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,2]}}',

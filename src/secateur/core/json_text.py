@@ -60,7 +60,17 @@ def parse(
         raise error(f"{what}: expected JSON, got something else (nested too deeply)") from None
     except ValueError as reason:
         raise error(f"{what}: expected JSON, got something else ({str(reason)[:200]})") from None
+    if "\\ud" in text or "\\uD" in text or not text.isascii():
+        _check_characters(found, what, error)
     return found
+
+
+def _check_characters(found: Json, what: str, error: type[SecateurError]) -> None:
+    """Raise where a text in a value is half of a pair of surrogates, which nothing can be encoded with."""
+    try:
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError as reason:
+        raise error(f"{what}: expected text in Unicode, got half a character ({reason.reason})") from None
 
 
 def check_size(text: str, what: str, error: type[SecateurError] = FormatError) -> None:

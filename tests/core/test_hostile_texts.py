@@ -18,6 +18,7 @@ from secateur.container.archive import load, save
 from secateur.container.checkpoint import open_checkpoint
 from secateur.container.inspection import inspect
 from secateur.container.pack import pack, unpack
+from secateur.container.save_options import SaveOptions
 from secateur.core import atomic_files
 from secateur.core.atomic_files import atomic_open, atomic_path
 from secateur.core.masks import Masks
@@ -297,6 +298,12 @@ def test_limits_name_what_raises_them(tmp_path: Path) -> None:
     assert not model["w0"].any()
     with pytest.raises(OptionError, match="max_bytes"):
         load(path, max_bytes=-1)
+    few = torch.zeros(5 << 20)
+    few[::5000] = 0.5
+    save({"w": few}, path, options=SaveOptions(coder="fast"))  # five million coded weights in 40 kB
+    with pytest.raises(FormatError, match="coded weights are more than"):
+        load(path)
+    load(path, into=nn.ParameterDict({"w": nn.Parameter(torch.ones(5 << 20))}))
 
 
 def test_a_pad_of_other_bytes_than_zero_is_refused(tmp_path: Path) -> None:

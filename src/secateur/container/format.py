@@ -341,8 +341,7 @@ class Archive:
         Args:
             nbytes: The bytes of the model's tensors.
         """
-        if nbytes > self.memory:
-            self.max_bytes = nbytes
+        self.max_bytes = max(self.memory, nbytes)
 
     def check_total(self) -> None:
         """Raise unless all tensors of the file may be in memory at the same time."""

@@ -207,18 +207,18 @@ class MiniLM:
         return line
 
     def lines(self) -> Iterator[Line]:
-        layers = ["encoder"]
+        layers = sc.PruneOptions(only=["encoder"])
         solver = sc.LeastSquares(damping=0.01)
         again = sc.LeastSquares(damping=0.01, reselect=True)
         tune = sc.Tuning(passes=6, lr=0.01)
 
         def pruned(budget: float) -> nn.Module:
-            masks = sc.prune(self.dense, "wanda", budget=budget, only=layers, data=self.calibration)
+            masks = sc.prune(self.dense, "wanda", budget=budget, data=self.calibration, options=layers)
             return sc.compensate(self.dense, masks, self.calibration, solver=again, tune=tune).model
 
         def pattern() -> nn.Module:
             budget = sc.budget.NOfM(2, 4)
-            masks = sc.prune(self.dense, "wanda", budget=budget, only=layers, data=self.calibration)
+            masks = sc.prune(self.dense, "wanda", budget=budget, data=self.calibration, options=layers)
             return sc.compensate(self.dense, masks, self.calibration, solver=solver, tune=tune).model
 
         def shared(bits: int) -> nn.Module:

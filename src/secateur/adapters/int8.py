@@ -314,7 +314,11 @@ class _Dynamic:
     kinds: tuple[str, ...] = ("MatMul", "Gemm")
 
     def __init__(self, path: Path, reduce_range: bool):
-        self.graph: onnx.ModelProto = extra_module("onnx").load(str(path))
+        tools = extra_module("onnx")
+        self.graph: onnx.ModelProto = tools.load(str(path))
+        # The quantiser transposes weights, and then refuses the shapes that the exporter noted for them.
+        self.graph.graph.ClearField("value_info")
+        tools.save(self.graph, str(path))
         self._path, self._reduce_range = path, reduce_range
 
     def __call__(self, path: Path, *, only: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
@@ -471,7 +475,11 @@ def _search(
     def with_float(count: int) -> _Candidate:
         return candidate((*kept, *(layer.name for layer in layers[:count])))
 
-    best = _fewest(lambda count: with_float(count).value >= judge.limit, len(layers) - 1)
+    def holds(count: int) -> bool:
+        one = with_float(count)
+        return one.value >= judge.limit and any(name not in one.in_float for name in units if name != _OTHERS)
+
+    best = _fewest(holds, len(layers) - 1)
     if best is None:
         nearest = max(one.value for one in seen.values())
         raise BudgetNotMetError(

@@ -1,0 +1,301 @@
+"""INT8: what the file holds, how it compares, which layers stay in float and why, and what is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+from torch import nn
+
+from secateur.adapters import int8 as int8_module
+from secateur.adapters.export import export
+from secateur.adapters.int8 import Int8Options, _fewest
+from secateur.adapters.onnx_model import OnnxModel
+from secateur.errors import (
+    BudgetNotMetError,
+    DataError,
+    NothingToDoError,
+    OptionError,
+    UnknownNameError,
+)
+
+missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+needs_onnx = pytest.mark.skipif(
+    bool(missing), reason=f"NOT TESTED: INT8, as {', '.join(missing)} is not installed: secateur[onnx]"
+)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.body = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.norm(self.stem(x)).relu()
+        return self.head((self.body(x) + x).relu().mean((2, 3)))
+
+
+class Outliers(nn.Module):
+    """A channel between `first` and `second` is ten thousand times as large as the others: 8 bits cannot hold both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 10)
+        with torch.no_grad():
+            self.first.weight[0] *= 1e4
+            self.second.weight[:, 0] *= 1e-4
+
+    def forward(self, x):
+        return self.third(self.second(self.first(x)).relu())
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+def batches(*shape: int, count: int = 4, seed: int = 1) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(*shape, generator=generator) for _ in range(count)]
+
+
+X = batches(1, 3, 8, 8, count=1)[0]
+IMAGES = batches(8, 3, 8, 8)
+
+
+def graph(path):
+    import onnx
+
+    return onnx.load(str(path)).graph
+
+
+@needs_onnx
+@pytest.mark.parametrize("calibration", ["minmax", "percentile", "entropy"])
+def test_a_static_file_holds_integers_by_channel_and_is_compared(model, tmp_path, calibration):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    path = tmp_path / "m.onnx"
+    options = Int8Options(calibration=calibration, lost=0.5)
+    done = export(model, path, X, int8=IMAGES, int8_options=options)
+    assert done.format == "onnx int8"
+    assert done.int8.method == f"static, {calibration}"
+    assert done.int8.quantised == 3
+    assert done.int8.float_layers == ()
+    found = graph(path)
+    kinds = [node.op_type for node in found.node]
+    assert kinds.count("Conv") == 2
+    assert kinds.count("QuantizeLinear") >= 4
+    integers = {item.name: tuple(item.dims) for item in found.initializer if item.data_type == 3}
+    assert (8, 3, 3, 3) in integers.values()
+    scales = [tuple(item.dims) for item in found.initializer if "stem.weight_scale" in item.name]
+    assert scales == [(8,)]  # one for each output channel
+    peer = OnnxModel(path)
+    with torch.no_grad():
+        wanted, got = [torch.cat([net(x) for x in IMAGES]) for net in (model, peer)]
+        agreement = float((wanted.argmax(1) == got.argmax(1)).float().mean())
+        assert peer(IMAGES[0][:3]).shape == (3, 5)  # the batch is free still
+    assert done.int8.after == pytest.approx(agreement)
+    assert done.int8.noise == pytest.approx(float((got - wanted).norm() / wanted.norm()), rel=1e-4)
+    assert 0 < done.error < 0.5
+    assert done.error == done.int8.error
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@needs_onnx
+def test_a_reduced_range_uses_seven_bits(model, tmp_path):
+    import onnx
+
+    most = {}
+    for reduced in (False, True):
+        path = tmp_path / f"{reduced}.onnx"
+        export(model, path, X, int8=IMAGES, int8_options=Int8Options(lost=0.9, reduce_range=reduced))
+        weight = next(i for i in graph(path).initializer if i.name.startswith("stem.weight_quantized"))
+        most[reduced] = int(abs(onnx.numpy_helper.to_array(weight).astype(int)).max())
+    assert most[False] == 127
+    assert most[True] <= 64
+
+
+@needs_onnx
+def test_batches_may_have_targets_and_be_dicts(tmp_path):
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(6, 3)
+
+        def forward(self, a, b):
+            return self.fc(torch.cat([a, b], 1))
+
+    torch.manual_seed(0)
+    example = {"a": torch.randn(1, 2), "b": torch.randn(1, 4)}
+    calibration = [
+        {"b": torch.randn(4, 4), "a": torch.randn(4, 2), "labels": torch.zeros(4)} for _ in range(3)
+    ]
+    done = export(Pair(), tmp_path / "p.onnx", example, int8=calibration, int8_options=Int8Options(lost=0.5))
+    assert done.int8.noise < 0.1
+    plain = [(torch.randn(4, 3, 8, 8), torch.zeros(4)) for _ in range(2)]
+    done = export(Net(), tmp_path / "m.onnx", X, int8=plain, int8_options=Int8Options(lost=0.9))
+    assert done.int8.quantised == 3
+
+
+@needs_onnx
+def test_the_layer_that_eight_bits_spoil_stays_in_float(tmp_path):
+    torch.manual_seed(0)
+    model, inputs = Outliers().eval(), batches(64, 16)
+    path = tmp_path / "m.onnx"
+    spoilt = export(model, path, inputs[0], int8=inputs, int8_options=Int8Options(lost=0.9))
+    assert spoilt.int8.float_layers == ()
+    assert spoilt.int8.after < 0.8
+    done = export(model, path, inputs[0], int8=inputs, int8_options=Int8Options(lost=0.1))
+    report = done.int8
+    assert report.float_layers == ("first", "second")  # what lies between them stays in float
+    assert report.quantised == 1
+    assert report.after >= report.limit == 0.9
+    noise = {layer.name: layer.noise for layer in report.layers}
+    assert set(noise) == {"first", "second", "third", "all other operators"}
+    assert list(noise)[:2] == ["second", "first"]
+    assert min(noise["first"], noise["second"]) > 10 * noise["third"]
+    assert "1 layers in INT8, 2 in float: first, second" in str(done)
+    kept = export(
+        model, path, inputs[0], int8=inputs, int8_options=Int8Options(lost=0.9, keep_float=["sec*"])
+    )
+    assert kept.int8.float_layers == ("second",)
+    assert kept.int8.layers == ()
+
+
+@needs_onnx
+def test_accuracy_decides_where_it_can_be_measured(tmp_path):
+    torch.manual_seed(0)
+    model, inputs = Outliers().eval(), batches(64, 16)
+    labelled = [(x, model(x).argmax(1)) for x in inputs]
+    options = Int8Options(lost=0.1, evaluate=iter(labelled))  # an iterator can be read once only
+    report = export(model, tmp_path / "m.onnx", inputs[0], int8=inputs, int8_options=options).int8
+    assert (report.judged_by, report.before) == ("accuracy", 1.0)
+    assert report.float_layers == ("first", "second")
+    asked = []
+
+    def score(net):
+        asked.append(type(net).__name__)
+        return {"score": 7.0}
+
+    options = Int8Options(lost=0.0, evaluate=score)
+    report = export(model, tmp_path / "m.onnx", inputs[0], int8=inputs, int8_options=options).int8
+    assert (report.judged_by, report.before, report.after) == ("score", 7.0, 7.0)
+    assert asked == ["Outliers", "OnnxModel"]
+
+
+@needs_onnx
+def test_a_limit_that_never_holds_leaves_no_file(tmp_path):
+    torch.manual_seed(0)
+    model, inputs = Outliers().eval(), batches(8, 16)
+    options = Int8Options(evaluate=lambda net: 0.25 if isinstance(net, OnnxModel) else 1.0)
+    with pytest.raises(
+        BudgetNotMetError, match=r"score 0\.2500 with all layers .* expected at least 0\.9900"
+    ):
+        export(model, tmp_path / "m.onnx", inputs[0], int8=inputs, int8_options=options)
+    assert not list(tmp_path.iterdir())
+
+
+@needs_onnx
+def test_numbers_that_name_no_class_are_judged_by_their_noise(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
+    inputs = batches(16, 8)
+    report = export(
+        model, tmp_path / "m.onnx", inputs[0], int8=inputs, int8_options=Int8Options(lost=0.1)
+    ).int8
+    assert report.judged_by == "fidelity"
+    assert report.after == pytest.approx(1.0 - report.noise)
+
+
+@needs_onnx
+def test_transformers_are_quantised_dynamically(tmp_path):
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    model = nn.Sequential(
+        nn.TransformerEncoder(layer, 1, enable_nested_tensor=False), nn.Linear(16, 4)
+    ).eval()
+    inputs = batches(4, 5, 16)
+    options = Int8Options(compare=inputs, lost=0.2)
+    done = export(model, tmp_path / "m.onnx", inputs[0], int8="dynamic", int8_options=options)
+    assert done.int8.method == "dynamic"
+    kinds = [node.op_type for node in graph(tmp_path / "m.onnx").node]
+    assert kinds.count("DynamicQuantizeLinear") >= 4
+    assert kinds.count("MatMulInteger") >= 4
+    assert done.int8.quantised >= 4
+    assert done.int8.noise < 0.1
+    with torch.no_grad():
+        assert OnnxModel(tmp_path / "m.onnx")(inputs[1]).shape == model(inputs[1]).shape
+
+
+def test_fewest_finds_the_first_count_that_holds():
+    for most in range(1, 20):
+        for first in range(1, most + 1):
+            assert _fewest(lambda count, first=first: count >= first, most) == first
+        assert _fewest(lambda count: False, most) is None
+    assert _fewest(lambda count: True, 0) is None
+
+
+@needs_onnx
+@pytest.mark.parametrize(
+    ("int8", "options", "error", "text"),
+    [
+        (torch.zeros(4, 3, 8, 8), {}, DataError, "int8: expected an iterable of batches, got a tensor"),
+        ([], {}, DataError, "int8: the data holds no batch"),
+        (IMAGES, {"compare": iter([])}, DataError, "compare: the data holds no batch"),
+        ([torch.zeros(1, 4, 8, 8)], {}, (DataError, RuntimeError), "channels|does not run"),
+        ("static", {}, OptionError, "expected batches to calibrate with, or 'dynamic', got 'static'"),
+        (
+            IMAGES,
+            {"keep_float": "haed"},
+            UnknownNameError,
+            "keep_float: no layer 'haed': did you mean 'head'",
+        ),
+        (IMAGES, {"keep_float": "*"}, NothingToDoError, "keep_float names every layer"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(model, tmp_path, int8, options, error, text):
+    with pytest.raises(error, match=text):
+        export(model, tmp_path / "m.onnx", X, int8=int8, int8_options=Int8Options(**options))
+    assert not list(tmp_path.iterdir())
+
+
+@needs_onnx
+def test_a_model_without_weights_is_refused(tmp_path):
+    with pytest.raises(NothingToDoError, match="no convolution, linear layer or product with weights"):
+        export(nn.ReLU(), tmp_path / "m.onnx", X, int8=IMAGES)
+
+
+def test_options_are_checked(model, tmp_path):
+    with pytest.raises(OptionError, match=r"int8 is written as ONNX: expected a file that ends in \.onnx"):
+        export(model, tmp_path / "m.pt2", X, int8=IMAGES)
+    with pytest.raises(OptionError, match="int8_options without int8="):
+        export(model, tmp_path / "m.onnx", X, int8_options=Int8Options())
+    for wrong, text in [
+        ({"percentile": 0.99}, "above 50 and at most 100"),
+        ({"lost": 1.0}, "for 1 % write 0.01"),
+        ({"batches": 0}, "at least 1 calibration batch"),
+    ]:
+        with pytest.raises(OptionError, match=text):
+            Int8Options(**wrong)
+
+
+@needs_onnx
+def test_no_more_batches_are_read_than_asked(model, tmp_path, monkeypatch):
+    read = []
+
+    def endless():
+        while True:
+            read.append(1)
+            yield IMAGES[0]
+
+    seen = []
+    reader = int8_module._reader
+    monkeypatch.setattr(int8_module, "_reader", lambda feed: seen.append(1) or reader(feed))
+    export(model, tmp_path / "m.onnx", X, int8=endless(), int8_options=Int8Options(lost=0.9, batches=2))
+    assert len(seen) == 2
+    assert len(read) <= 3

@@ -23,6 +23,7 @@ PAGES = [
     "docs/guide/budgets.md",
     "docs/guide/shrink.md",
     "docs/guide/files.md",
+    "docs/guide/export.md",
     "docs/guide/no-training-pipeline.md",
 ]
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

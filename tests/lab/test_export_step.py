@@ -36,7 +36,7 @@ def ran(tmp_path, *steps):
 def test_a_static_int8_file_is_among_the_results_and_judged_on_validation_images(tmp_path):
     from secateur.adapters.onnx_model import OnnxModel
     from secateur.lab.planning import data_of
-    from secateur.lab.training.loop import evaluate
+    from secateur.lab.training.evaluation import evaluate
 
     step = {"kind": "export", "file": "small.onnx", "int8": "static", "calibrate": 64, "lost": 0.2}
     found, state = ran(tmp_path, TRAIN, step)

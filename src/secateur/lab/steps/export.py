@@ -24,7 +24,7 @@ from secateur.errors import OptionError
 from secateur.lab.calibration import CalibrationImages
 from secateur.lab.state import State
 from secateur.lab.steps import Result, Step, Work
-from secateur.lab.training.loop import evaluate
+from secateur.lab.training.evaluation import evaluate
 
 __all__ = ["ExportStep"]
 

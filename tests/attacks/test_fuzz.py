@@ -13,25 +13,28 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from attacks import fuzz, process_state, targets, trees
+from attacks import fuzz, lab_targets, process_state, targets, trees
+
+ALL = [*targets.TARGETS, *lab_targets.TARGETS]
+HONEST = {**targets.HONEST, **lab_targets.HONEST}
 
 
 @pytest.mark.slow
 def test_half_a_minute_of_attacks() -> None:
     judge = fuzz.attack(30.0, seed=time.time_ns() % 1000)
-    for target in targets.TARGETS:
+    for target in ALL:
         assert judge.verdicts[f"{target.name}: refused"] > 5, target.name
 
 
-@pytest.mark.parametrize("target", targets.TARGETS, ids=lambda target: target.name)
+@pytest.mark.parametrize("target", ALL, ids=lambda target: target.name)
 def test_a_few_attacks_on_each_reader(target: targets.Target) -> None:
     judge = fuzz.attack(0.0, seed=3, only=target.name)
     rng = random.Random(4)
     for _ in range(25):
         judge.one(target, target.make(rng))
     assert judge.verdicts[f"{target.name}: refused"] > 5
-    if target.name in targets.HONEST:
-        assert target.run(targets.HONEST[target.name]) == "taken"
+    if target.name in HONEST:
+        assert target.run(HONEST[target.name]) == "taken"
 
 
 def test_the_judge_sees_what_a_plan_once_did() -> None:

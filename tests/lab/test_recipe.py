@@ -164,3 +164,29 @@ def test_the_example_recipes_can_be_planned(path):
 
 def test_the_demo_and_the_examples_are_there():
     assert {path.stem for path in RECIPES.glob("*.toml")} >= {"sweep", "deep-compression", "filters"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = " + "[" * 5000,
+        "x = " + "9" * 5000,
+        "lab = 0.0",
+        "grid = 3",
+        "when = 2024-01-01",
+        "[model]\noptions = {d = 2024-01-01}",
+        '[[step]]\nkind = "prune"\nlabel = [1]',
+        '[[step]]\nkind = "prune"\n[choice.a]\nx = {"a" = "x"}',
+        '[[step]]\nkind = "prune"\n[grid]\n"lab.seed" = "0:1e12:1"',
+    ],
+)
+def test_a_recipe_that_is_none_is_a_named_error(text):
+    with pytest.raises(RecipeError):
+        Recipe.parse(text)
+
+
+def test_a_grid_has_an_end():
+    axes = "".join(f'"prune{i}.images" = [{", ".join(map(str, range(1, 100)))}]\n' for i in ("", 2, 3))
+    steps = '[[step]]\nkind = "prune"\n' * 3
+    with pytest.raises(RecipeError, match="more than 100,000 combinations"):
+        Recipe.parse(f"{steps}[grid]\n{axes}").trials()

@@ -234,7 +234,11 @@ class Recipe(Options):
             raise RecipeError(f"{source}: expected words, numbers, lists and tables alone, got {problem}")
         whole = copy.deepcopy(dict(raw))
         for name in ("data", "model", "lab", "teacher", "grid", "when", "choice"):
-            if not isinstance(whole.get(name) or {}, dict):
+            if (
+                name in whole
+                and not isinstance(whole[name], dict)
+                and (name, whole[name]) != ("teacher", None)
+            ):
                 raise RecipeError(f"{source}: expected a table [{name}], got {whole[name]!r}")
         _known_keys(cls, whole, source, "a recipe", aliases={"steps": "step"})
         whole["step"] = label_steps(whole.get("step", []), source)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,6 +15,7 @@ from secateur.core.units import AxisMember, Units
 from secateur.errors import DataError, NothingToDoError, OptionError
 from secateur.execution.example import first_example
 from secateur.granularity import Granularity
+from secateur.structure.cut.trial import without_locked
 from secateur.structure.groups.couplings import Group, Structure, analyse
 from secateur.structure.groups.rules.conv import TAPS
 
@@ -49,8 +50,9 @@ class Channel(Granularity):
 
     def units(self, model: nn.Module, targets: Sequence[Target], context: Context) -> tuple[Units, ...]:
         """One list per group of channels that choose together."""
-        found = structure_of(model, context, self.across_norm)
-        groups = [group for group in found.groups if self.heads or not group.heads]
+        which = "all" if self.heads else "all but heads"
+        found = structure_of(model, context, self.across_norm, which=which)
+        groups = [group for group in found.groups if _CHOICES[which](group)]
         units = coupled_units(model, found, targets, groups, self.scored, self.combine)
         if not units:
             reasons = [
@@ -76,10 +78,33 @@ def check_scoring(scored: str, combine: str) -> None:
         raise OptionError(f"combine: expected 'sum', 'mean' or 'max', got {combine!r}")
 
 
+_CHOICES: dict[str, Callable[[Group], bool]] = {
+    "all": lambda group: True,
+    "all but heads": lambda group: not group.heads,
+    "heads": lambda group: group.heads,
+    "sizes of heads": lambda group: bool(group.within),
+}
+
+
 def structure_of(
-    model: nn.Module, context: Context, across_norm: bool = False, sizes: bool = False
+    model: nn.Module,
+    context: Context,
+    across_norm: bool = False,
+    sizes: bool = False,
+    which: str = "all",
 ) -> Structure:
-    """Follow the model on the call's example, or on the first batch of its data."""
+    """Follow the model on the call's example, or on the first batch of its data, and lock what no cut could take.
+
+    Args:
+        model: The model.
+        context: Has the example or the data.
+        across_norm: Follow channels through normalisations that mix them.
+        sizes: Attention heads become smaller instead of fewer.
+        which: The groups that are asked for, by a name of `_CHOICES`.
+
+    Raises:
+        DataError: There is no example.
+    """
     example = context.example
     if example is None:
         example = first_example(context.data)
@@ -87,7 +112,14 @@ def structure_of(
         raise DataError(
             "granularity channel follows the channels through the model: pass example= (one input)"
         )
-    return analyse(model, example, across_norm=across_norm, sizes=sizes)
+    found = analyse(model, example, across_norm=across_norm, sizes=sizes)
+    return without_locked(found, model, example, _CHOICES[which], which)
+
+
+def written_width(found: Structure) -> str:
+    """Why the cut forward of the first group did not run, as part of an error's text; empty where all of them ran."""
+    reasons = [lock.reason for lock in found.labels.locks if lock.reason.startswith("the forward ")]
+    return f": {reasons[0]}" if reasons else ""
 
 
 def coupled_units(

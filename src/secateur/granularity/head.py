@@ -12,7 +12,7 @@ from secateur.core.targets import Target
 from secateur.core.units import Units
 from secateur.errors import NothingToDoError
 from secateur.granularity import Granularity
-from secateur.granularity.channel import check_scoring, coupled_units, structure_of
+from secateur.granularity.channel import check_scoring, coupled_units, structure_of, written_width
 
 __all__ = ["Head"]
 
@@ -39,11 +39,11 @@ class Head(Granularity):
 
     def units(self, model: nn.Module, targets: Sequence[Target], context: Context) -> tuple[Units, ...]:
         """One list per attention layer."""
-        found = structure_of(model, context)
+        found = structure_of(model, context, which="heads")
         heads = [group for group in found.groups if group.heads]
         if not heads:
             raise NothingToDoError(
-                f"{type(model).__name__} has no attention heads that can be cut; sc.explain(model, "
+                f"{type(model).__name__} has no attention heads that can be cut{written_width(found)}; sc.explain(model, "
                 f"example) says what is "
                 "locked, and granularity='channel' cuts everything else"
             )

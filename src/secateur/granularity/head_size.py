@@ -12,7 +12,7 @@ from secateur.core.targets import Target
 from secateur.core.units import Units
 from secateur.errors import NothingToDoError
 from secateur.granularity import Granularity
-from secateur.granularity.channel import check_scoring, coupled_units, structure_of
+from secateur.granularity.channel import check_scoring, coupled_units, structure_of, written_width
 
 __all__ = ["HeadSize"]
 
@@ -40,11 +40,11 @@ class HeadSize(Granularity):
 
     def units(self, model: nn.Module, targets: Sequence[Target], context: Context) -> tuple[Units, ...]:
         """One list per set of positions that leave together."""
-        found = structure_of(model, context, sizes=True)
+        found = structure_of(model, context, sizes=True, which="sizes of heads")
         groups = [group for group in found.groups if group.within]
         if not groups:
             raise NothingToDoError(
-                f"{type(model).__name__} has no attention heads that can become smaller; "
+                f"{type(model).__name__} has no attention heads that can become smaller{written_width(found)}; "
                 "sc.explain(model, example, head_size=True) says what is locked, and granularity='head' cuts "
                 "whole heads"
             )

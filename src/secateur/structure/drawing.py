@@ -35,10 +35,14 @@ def as_table(found: Explanation) -> str:
         lines.append("  ".join(cells).rstrip())
     if found.budget is not None:
         lines.append(
-            f"a budget of {found.budget:g} a group removes {found.removed_parameters:,} parameters "
+            f"a budget of {found.budget:g} for each group removes {found.removed_parameters:,} parameters "
             f"({found.removed_parameters / max(1, found.parameters):.1%}) and {found.removed_macs:,} MACs "
             f"({found.removed_macs / max(1, found.macs):.1%})"
         )
+    named = [row.name for row in found.groups if row.by_name]
+    if named:
+        shown = ", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else "")
+        lines.append(f"bare parameters, cut only when asked for by PruneOptions(parameters=...): {shown}")
     if found.locks:
         lines.append("locked:")
     for lock in found.locks:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from secateur.core.targets import select
 from secateur.errors import NothingToDoError, OptionError
 from secateur.structure.groups.couplings import Structure
+from secateur.structure.groups.grouping import Group
 from secateur.structure.groups.rules.conv import TAPS
 
 __all__ = ["Explanation", "GroupRow", "LockRow", "explained"]
@@ -27,6 +30,7 @@ class GroupRow:
         parameters: The number of parameter elements in its slices.
         macs: The multiply-accumulates that leave with all of its units.
         removed: The number of units that the budget removes.
+        by_name: Whether it is cut only when its parameters are asked for by name, by `PruneOptions(parameters=...)`.
     """
 
     name: str
@@ -35,6 +39,7 @@ class GroupRow:
     parameters: int
     macs: int
     removed: int = 0
+    by_name: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,22 +105,54 @@ class Explanation:
         return self.table()
 
 
-def explained(structure: Structure, model: nn.Module, budget: float | None = None) -> Explanation:
-    """The explanation of a structure."""
+def default_names(structure: Structure, model: nn.Module) -> frozenset[str]:
+    """The parameters that a call of `prune` which names none would cut, tied ones under their first name."""
+    try:
+        targets = select(model)
+    except NothingToDoError:
+        return frozenset()
+    aliases = structure.trace.aliases
+    return frozenset(aliases.get(target.name, target.name) for target in targets)
+
+
+def cut_by_default(group: Group, names: Collection[str]) -> bool:
+    """Whether such a call cuts a group: one with a single unit or made of bare parameters alone it does not."""
+    return group.count > 1 and any(slot.name in names for slot in group.slots)
+
+
+def explained(
+    structure: Structure, model: nn.Module, budget: float | None, names: Collection[str]
+) -> Explanation:
+    """The explanation of a structure.
+
+    Args:
+        structure: The groups and locks.
+        model: The model.
+        budget: The share of each group to remove; None leaves this part out.
+        names: The parameters that are cut by default.
+
+    Raises:
+        OptionError: The budget is not a share.
+    """
     if budget is not None and not 0 <= budget < 1:
         raise OptionError(f"budget: expected the share to remove, 0 <= share < 1, got {budget!r}")
     total = sum(parameter.numel() for parameter in model.parameters())
     macs = structure.macs()
     rows, keep = [], {}
     for group in structure.groups:
-        go = 0 if budget is None else min(round(budget * group.count), group.count - 1)
+        by_name = not cut_by_default(group, names)
+        go = 0 if budget is None or by_name else min(round(budget * group.count), group.count - 1)
         bits = np.ones(group.count, bool)
         bits[group.count - go :] = False
         keep[group.index] = bits
         members = tuple((slot.name, slot.axis, slot.role, slot.positions.shape[1]) for slot in group.slots)
         alone = np.zeros(group.count, bool)
         carried = macs - structure.macs(structure.alive({group.index: alone}))
-        rows.append(GroupRow(group.name, group.count, members, group.parameters, carried, go))
+        rows.append(
+            GroupRow(
+                group.name, group.count, members, group.parameters, carried, go, by_name and group.count > 1
+            )
+        )
     gone_parameters = gone_macs = 0
     if budget is not None:
         alive = structure.alive({i: b for i, b in keep.items() if not b.all()})
@@ -127,11 +164,6 @@ def explained(structure: Structure, model: nn.Module, budget: float | None = Non
                 for axis, size in enumerate(parameter.shape):
                     left *= len(kept[name].get(axis, range(size)))
                 gone_parameters += parameter.numel() - left
-        if not gone_parameters:
-            raise NothingToDoError(
-                f"a budget of {budget} removes nothing from {type(model).__name__}: {len(rows)} groups can be cut"
-                + ("" if rows else "; every axis is locked, see sc.explain(model, example)")
-            )
     return Explanation(
         type(model).__name__,
         total,

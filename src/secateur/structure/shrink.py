@@ -30,7 +30,8 @@ from secateur.structure.cut.choose import dropped, dropped_lines, extended, roun
 from secateur.structure.cut.fit import fit
 from secateur.structure.cut.fixed_count_norms import COUNTED
 from secateur.structure.cut.plan import Kept, KnownIndices, ShrinkPlan, cut_tensor
-from secateur.structure.explain import Explanation, explained
+from secateur.structure.cut.trial import without_locked
+from secateur.structure.explain import Explanation, cut_by_default, default_names, explained
 from secateur.structure.groups.couplings import Structure, analyse, regroup
 from secateur.structure.groups.labels import Lock
 from secateur.structure.groups.rules.attention import FUSED
@@ -108,6 +109,9 @@ def explain(
 ) -> Explanation:
     """Report every group that can be cut, every locked axis and why, and what a budget would remove.
 
+    What it counts is what `prune` with granularity "channel" would choose from and `shrink` would cut: a trial cut of
+    half of every group finds the locks that only `shrink` meets. It never raises because there is nothing to remove.
+
     Args:
         model: The model; it is not changed.
         example: What the model is called with: one value, a tuple of arguments, or a dict of keywords.
@@ -123,7 +127,10 @@ def explain(
     >>> [(row.name, row.count) for row in found.groups]
     [('0', 8)]
     """
-    return explained(analyse(model, example, across_norm=across_norm, sizes=head_size), model, budget)
+    structure = analyse(model, example, across_norm=across_norm, sizes=head_size)
+    names = default_names(structure, model)
+    wanted, which = (lambda group: cut_by_default(group, names)), "by default"
+    return explained(without_locked(structure, model, example, wanted, which), model, budget, names)
 
 
 def shrink(

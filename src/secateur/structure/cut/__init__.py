@@ -7,6 +7,7 @@ In reading order:
 - `widths`: attributes of torch's own layers that repeat a width, such as `in_features`.
 - `needs_rerun`: whether a forward was given sizes in Python, and must be recorded again to see if it still runs.
 - `fit` and `repair`: attributes and calls that hold an old width, found by running the cut model and mended.
+- `trial`: what `fit` would lock, found by cutting half of every group before anything is chosen.
 - `rewrite`, `heads`, `fixed_count_norms`: forwards that run with replaced sizes, fewer heads, or old counts.
 
 >>> from torch import nn

@@ -1,0 +1,88 @@
+"""A trial cut: which groups of a model a cut would lock, found before anything is chosen.
+
+Some widths are written into a forward in a way that no attribute and no rewrite can mend, which shows only when the
+cut forward is recorded. The trial cuts half of every group, as `shrink` would, and locks whole groups where that does
+not run. What is left is what `prune` may offer, what `explain` reports, and what `shrink` cuts.
+
+>>> import torch
+>>> from torch import nn
+>>> from secateur.structure.groups.couplings import analyse
+>>> model, x = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)), torch.zeros(1, 2)
+>>> [group.name for group in without_locked(analyse(model, x), model, x).groups]
+['0']
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from torch import nn
+
+from secateur.execution.fast_copy import collector_paused
+from secateur.structure.cut.fit import fit
+from secateur.structure.groups.couplings import Structure, regroup
+from secateur.structure.groups.grouping import Group
+from secateur.structure.groups.labels import Lock
+
+__all__ = ["without_locked"]
+
+_ROUNDS = 20
+_KNOWN: weakref.WeakKeyDictionary[Structure, dict[str, Structure]] = weakref.WeakKeyDictionary()
+
+
+def without_locked(
+    structure: Structure,
+    model: nn.Module,
+    example: object,
+    wanted: Callable[[Group], bool] = lambda group: True,
+    which: str = "all",
+) -> Structure:
+    """The structure with those groups locked that a cut could not take.
+
+    Args:
+        structure: The groups and locks that the labels give.
+        model: The model; it is not changed.
+        example: What its forward is recorded on.
+        wanted: Which groups to cut in the trial.
+        which: The name of this choice; one trial is made for each name.
+
+    Returns:
+        The same structure where nothing is locked, else one with more locks and fewer groups.
+    """
+    known = _KNOWN.setdefault(structure, {})
+    if which not in known:
+        with collector_paused():
+            found = _tried(structure, model, example, wanted)
+        known[which] = found
+    return known[which]
+
+
+def _tried(
+    structure: Structure, model: nn.Module, example: object, wanted: Callable[[Group], bool]
+) -> Structure:
+    for _ in range(_ROUNDS):
+        halves = {
+            group.index: _half(group) for group in structure.groups if group.count > 1 and wanted(group)
+        }
+        if not halves:
+            break
+        fitted = fit(structure, model, example, structure.alive(halves), careful=False)
+        if not fitted.locks:
+            break
+        structure = regroup(structure, [_whole(structure, lock) for lock in fitted.locks])
+    return structure
+
+
+def _half(group: Group) -> np.ndarray:
+    """One flag per unit: the first half stays."""
+    return np.arange(group.count) < group.count - group.count // 2
+
+
+def _whole(structure: Structure, lock: Lock) -> Lock:
+    """The lock for all units of the groups that it holds units of."""
+    classes = np.unique(structure.classes[lock.labels])
+    held = [group.classes for group in structure.groups if np.isin(group.classes, classes).any()]
+    return replace(lock, labels=np.unique(np.concatenate([lock.labels, *held])))

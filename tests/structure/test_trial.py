@@ -1,0 +1,88 @@
+"""What explain says, prune does and shrink cuts is the same, also where only the cut forward shows a lock."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import secateur as sc
+from secateur.structure.cut import repair
+
+
+class Written(nn.Module):
+    """The width of `a` is written into the forward; `unmended` takes away the means to mend it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 12), nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(self.b(self.a(x).relu().reshape(x.shape[0], 8)).relu())
+
+
+@pytest.fixture(autouse=True)
+def unmended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repair.Repairs, "candidates", lambda *a: iter(()))
+
+
+def made() -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    return Written().eval(), torch.randn(2, 6)
+
+
+def test_what_shrink_cannot_remove_is_not_zeroed() -> None:
+    model, x = made()
+    masks = sc.prune(model, "l2", "channel", 0.5, example=x)
+    small = sc.shrink(model, masks, x)
+    assert small.model.b.out_features == 6
+    assert small.model.a.out_features == 8
+    assert not small.locked
+    assert small.masks.sparsity == 0  # no zero stays behind
+    assert "a.weight" not in masks or masks["a.weight"].all()
+
+
+def test_explain_reports_the_lock_and_counts_what_is_cut() -> None:
+    model, x = made()
+    found = sc.explain(model, x, budget=0.5)
+    assert [row.name for row in found.groups] == ["b"]
+    assert any("this width written into it" in lock.reason for lock in found.locks)
+    small = sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, example=x), x)
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, small.model))
+    assert found.removed_parameters == before - after
+
+
+class Bare(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.randn(6, 8)), nn.Parameter(torch.randn(8, 6))
+        self.a, self.b = nn.Linear(6, 10), nn.Linear(10, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x + (x @ self.up).relu() @ self.down).relu())
+
+
+def test_bare_parameters_are_hinted_at_and_not_counted() -> None:
+    torch.manual_seed(0)
+    model, x = Bare().eval(), torch.randn(2, 6)
+    found = sc.explain(model, x, budget=0.5)
+    assert {row.name: (row.removed, row.by_name) for row in found.groups} == {
+        "a": (5, False),
+        "up": (0, True),
+    }
+    assert "PruneOptions(parameters=...): up" in found.table()
+    small = sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, example=x), x)
+    assert found.removed_parameters == sum(p.numel() for p in model.parameters()) - sum(
+        p.numel() for p in small.model.parameters()
+    )
+    masks = sc.prune(
+        model, "l2", "channel", 0.5, example=x, options=sc.PruneOptions(parameters=["up", "down"])
+    )
+    assert sc.shrink(model, masks, x).model.up.shape == (6, 4)
+
+
+def test_explain_of_a_model_that_cannot_be_cut_is_a_report() -> None:
+    found = sc.explain(nn.Sequential(nn.Linear(4, 2)), torch.randn(1, 4), budget=0.5)
+    assert not found.groups
+    assert found.removed_parameters == 0
+    assert found.locks

@@ -43,8 +43,8 @@ class Head(Granularity):
         heads = [group for group in found.groups if group.heads]
         if not heads:
             raise NothingToDoError(
-                f"{type(model).__name__} has no attention heads that can be cut{written_width(found)}; sc.explain(model, "
-                f"example) says what is "
+                f"{type(model).__name__} has no attention heads that can be cut{written_width(found)}; "
+                "sc.explain(model, example) says what is "
                 "locked, and granularity='channel' cuts everything else"
             )
         return coupled_units(model, found, targets, heads, self.scored, self.combine)

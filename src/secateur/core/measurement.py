@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, SupportsIndex, overload
 
+from secateur.core.html_table import html_table
 from secateur.core.json_text import parse
 from secateur.errors import DataError, OptionError, UnknownNameError, near
 
@@ -173,6 +174,11 @@ class Measurements(tuple[Measurement, ...]):
             return cls(Measurement.from_dict(row) for row in rows if isinstance(row, dict))
         except (TypeError, ValueError, AttributeError) as error:
             raise DataError(f"measurements: a row is damaged ({str(error)[:200]})") from error
+
+    def _repr_html_(self) -> str:
+        """The table in a notebook."""
+        notes = [f"{item.name}: {note}" for item in self for note in item.notes]
+        return html_table(("measure", "value", "definition"), self.rows(), notes)
 
     def __str__(self) -> str:
         rows = list(self.rows())

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from secateur.core.codebook import Codebook
+from secateur.core.html_table import html_table
 from secateur.errors import MaskMismatchError, near
 from secateur.quantize import Quantizer
 from secateur.quantize.codebook_training import CodebookTraining
@@ -252,6 +253,15 @@ class Shared:
             if share_kept and self.bits_per_weight
             else float("inf")
         )
+
+    def _repr_html_(self) -> str:
+        """The summary in a notebook."""
+        head = ("tensor", "weights", "kept", "values", "distortion", "entropy", "huffman")
+        rows = (
+            (r.name, r.numel, r.kept, r.values, f"{r.distortion:.3e}", f"{r.entropy:.4f}", f"{r.huffman:.4f}")
+            for r in self.summary()
+        )
+        return html_table(head, rows, [repr(self)])
 
     def table(self) -> str:
         """The summary as text: one line per tensor, a total, and the formula under its name."""

@@ -20,6 +20,7 @@ from typing import Generic, TypeVar
 
 from torch import nn
 
+from secateur.core.html_table import html_table
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import BudgetNotMetError, CollapseError, NothingToDoError, OptionError
 from secateur.lab.display.progress import Progress
@@ -89,6 +90,14 @@ class SearchResult(Generic[AttemptT]):
     def final(self) -> Measurements:
         """The dense model and the result, measured on the test images."""
         raise NotImplementedError
+
+    def _repr_html_(self) -> str:
+        """The attempts in a notebook."""
+        rows = (
+            (one.why, "" if one.accuracy is None else f"{one.accuracy:.4f}", one.holds)
+            for one in self.attempts
+        )
+        return html_table(("attempt", "accuracy", "holds"), rows, [f"at least {self.limit:.4f} must hold"])
 
     def _lines(self, summary: Iterable[str], *, dense: float, result: float) -> str:
         """The result as text: every attempt, the strategy's own lines, and a warning where the test images disagree."""

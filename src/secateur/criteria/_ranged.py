@@ -75,7 +75,7 @@ _QUESTIONS = frozenset(
 )
 
 
-def exponent_of(tensor: Any) -> int:
+def exponent_of(tensor: object) -> int:
     """The exponent a tensor carries: it stands for itself times two to that power."""
     return getattr(tensor, "_secateur_exponent", 0) if isinstance(tensor, torch.Tensor) else 0
 
@@ -102,7 +102,7 @@ class Ranged(TorchFunctionMode):
     def __torch_function__(
         self,
         func: Callable[..., Any],
-        types: Any,
+        types: object,
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
@@ -134,7 +134,7 @@ class Ranged(TorchFunctionMode):
         """(values, exponent): the tensor stands for values * 2**exponent."""
         return tensor, exponent_of(tensor)
 
-    def _note(self, result: Any, exponent: int, args: Sequence[Any], rescale: bool = True) -> Any:
+    def _note(self, result: object, exponent: int, args: Sequence[Any], rescale: bool = True) -> Any:
         """Give every tensor of a result its exponent, bringing stray ones back to ordinary size."""
 
         def one(tensor: torch.Tensor) -> torch.Tensor:
@@ -164,7 +164,7 @@ class Ranged(TorchFunctionMode):
         sizes = [exponent_of(t) for t in operands if t.is_floating_point() and bool(t.detach().any())]
         common = max([*sizes, *([0] if numbers else [])], default=0)
 
-        def level(value: Any) -> Any:
+        def level(value: object) -> Any:
             if isinstance(value, torch.Tensor):
                 return times_power(value, exponent_of(value) - common)
             if isinstance(value, (tuple, list)):

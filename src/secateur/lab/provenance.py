@@ -50,7 +50,7 @@ def clean(text: str) -> str:
     return _LOGIN.sub(r"\1", _SECRET.sub(r"\1***", text))
 
 
-def clean_plain(value: Any, name: str = "") -> Any:
+def clean_plain(value: object, name: str = "") -> Any:
     """`clean` for plain data: every text in it, and the values of keys that name a secret.
 
     >>> clean_plain({"data": {"path": str(Path.home() / "d")}, "hub_token": "abc", "num_tokens": 4})

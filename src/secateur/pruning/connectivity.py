@@ -52,7 +52,7 @@ class Collapse:
         return f"{self.layer}: no signal comes out of it: what it keeps reads only from what is gone"
 
 
-def find_collapsed(model: nn.Module, masks: Masks, example: Any = None) -> list[Collapse]:
+def find_collapsed(model: nn.Module, masks: Masks, example: object = None) -> list[Collapse]:
     """Every layer the masks have killed, in the model's order; none of it raises.
 
     Without an `example` only layers with nothing left are found. With one (a tensor, a tuple of arguments
@@ -82,7 +82,7 @@ def find_collapsed(model: nn.Module, masks: Masks, example: Any = None) -> list[
     return found + [Collapse(layer, "silent", fatal) for layer in quiet if layer not in emptied]
 
 
-def check_connected(model: nn.Module, masks: Masks, example: Any = None) -> None:
+def check_connected(model: nn.Module, masks: Masks, example: object = None) -> None:
     """Raise a `CollapseError` when masks leave a layer with nothing, or no path from input to output.
 
     See `find_collapsed` for what an `example` adds. Silent layers beside a living shortcut pass.
@@ -177,7 +177,7 @@ def _is_bias(name: str) -> bool:
 
 
 @torch.no_grad()
-def _signal(model: nn.Module, masks: Masks | None, example: Any) -> dict[str, bool]:
+def _signal(model: nn.Module, masks: Masks | None, example: object) -> dict[str, bool]:
     """Whether anything but zero comes out of each layer, in the order the layers ran, when ones go in.
 
     Numbers are kept safe by making every output 0 or 1 at once. Normalisation would turn equal numbers into
@@ -216,7 +216,7 @@ def _binary(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _watch(name: str, signal: dict[str, bool]) -> Any:
-    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+    def hook(module: nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
         output = _binary(output)
         # A layer used several times is alive when it is alive once; it counts where it ran last.
         signal[name] = signal.pop(name, False) or bool(torch.count_nonzero(output))
@@ -225,13 +225,13 @@ def _watch(name: str, signal: dict[str, bool]) -> Any:
     return hook
 
 
-def _pass_by(module: nn.Module, args: Any, output: Any) -> Any:
+def _pass_by(module: nn.Module, args: tuple[object, ...], output: object) -> torch.Tensor | None:
     if args and isinstance(args[0], torch.Tensor) and isinstance(output, torch.Tensor):
         return args[0] if args[0].shape == output.shape else _binary(output)
     return None
 
 
-def _flatten_out(module: nn.Module, args: Any, output: Any) -> Any:
+def _flatten_out(module: nn.Module, args: object, output: object) -> Any:
     return _binary(output) if isinstance(output, torch.Tensor) else None
 
 
@@ -247,10 +247,10 @@ def _is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
-def _call(example: Any, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _call(example: object, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The example as (arguments, keywords), with ones for every floating-point number."""
 
-    def ones(value: Any) -> Any:
+    def ones(value: object) -> Any:
         if isinstance(value, torch.Tensor):
             value = value.to(device)
             return torch.ones_like(value) if value.is_floating_point() else value

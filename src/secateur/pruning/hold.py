@@ -54,7 +54,7 @@ _WRAPPERS = ("module", "_orig_mod")  # DistributedDataParallel and AveragedModel
 def hold(
     model: nn.Module,
     masks: Masks | Mapping[str, torch.Tensor],
-    optimizer: Any = None,
+    optimizer: object = None,
     *,
     copies: nn.Module | Iterable[nn.Module] = (),
 ) -> Held:
@@ -76,7 +76,7 @@ class Held:
         self,
         model: nn.Module,
         masks: Masks | Mapping[str, torch.Tensor],
-        optimizer: Any = None,
+        optimizer: object = None,
         *,
         copies: nn.Module | Iterable[nn.Module] = (),
     ):
@@ -213,7 +213,7 @@ class Held:
         # torch counts the in-place changes of every tensor; reading the count costs next to nothing.
         return any(weight.parameter._version != weight.seen for weight in self._weights)
 
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         if optimizer not in self._batches:  # else it was found to step these weights before
             mine = {id(weight.parameter) for weight in self._weights if not weight.copy}
             if not any(
@@ -228,7 +228,7 @@ class Held:
                 weight.hook(self._gradients)
 
     @torch.no_grad()
-    def _clean(self, optimizer: Any, restart: bool = False) -> None:
+    def _clean(self, optimizer: torch.optim.Optimizer, restart: bool = False) -> None:
         """Zero the pruned weights and all that the optimizer remembers of them."""
         state = optimizer.state
         tensors: list[torch.Tensor] = []
@@ -264,14 +264,14 @@ class Held:
                         pairs.append((value, weight))
         return pairs
 
-    def _before_forward(self, module: nn.Module, args: Any) -> None:
+    def _before_forward(self, module: nn.Module, args: object) -> None:
         if torch.compiler.is_compiling():
             return  # a compiled forward stays one graph; the step and the load are followed all the same
         if self._changed():
             self._moved = True
             self.apply()
 
-    def _after_load(self, module: nn.Module, keys: Any) -> None:
+    def _after_load(self, module: nn.Module, keys: object) -> None:
         self.apply()
 
 
@@ -298,7 +298,7 @@ class _Hook:
             return None
         return None if held is None else getattr(held, self.method)(*args)
 
-    def __deepcopy__(self, memo: Any) -> _Hook:
+    def __deepcopy__(self, memo: object) -> _Hook:
         return self
 
     def __reduce__(self) -> Any:
@@ -323,7 +323,7 @@ def _inner(model: nn.Module, masks: Masks) -> nn.Module:
     return inner
 
 
-def _optimizers_within(optimizer: Any) -> list[Any]:
+def _optimizers_within(optimizer: object) -> list[Any]:
     """The optimizer itself, or the one inside a wrapper such as accelerate's."""
     if optimizer is None:
         return []
@@ -331,7 +331,7 @@ def _optimizers_within(optimizer: Any) -> list[Any]:
     return _optimizers_within(inner) if isinstance(inner, Optimizer) else [optimizer]
 
 
-def _check_optimizer(optimizer: Any, model: nn.Module, masked: list[torch.Tensor]) -> None:
+def _check_optimizer(optimizer: object, model: nn.Module, masked: list[torch.Tensor]) -> None:
     """Raise unless the optimizer trains at least one of the masked weights; warn if it looks stale."""
     groups = getattr(optimizer, "param_groups", None)
     if groups is None:

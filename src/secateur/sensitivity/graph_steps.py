@@ -233,7 +233,7 @@ def _other(
         name = "reshape" if node.target == "view" else str(node.target)
         writes = name.endswith("_")
 
-        def function(one: Any, *args: Any, **kwargs: Any) -> Any:
+        def function(one: object, *args: Any, **kwargs: Any) -> Any:
             return getattr(one, name)(*args, **kwargs)
 
         owners = ()

@@ -29,6 +29,8 @@ __all__ = [
     "uncounted",
 ]
 
+_Function = Callable[..., torch.Tensor]
+
 _UNCOUNTED: ContextVar[bool] = ContextVar("uncounted", default=False)
 
 
@@ -57,7 +59,7 @@ def counting() -> bool:
 
 
 def mean(
-    func: Callable[..., torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], before: int, now: int, axis: int
+    func: _Function, args: tuple[Any, ...], kwargs: dict[str, Any], before: int, now: int, axis: int
 ) -> torch.Tensor | None:
     """A mean over an axis (counted from the last, -1) that had `before` positions and has `now`; None over others."""
     x = args[0] if args else kwargs["input"]
@@ -78,7 +80,7 @@ def _normed(x: torch.Tensor, before: int, now: int, eps: float) -> torch.Tensor:
 
 
 def standardised(
-    func: Callable[..., torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], before: int, now: int
+    func: _Function, args: tuple[Any, ...], kwargs: dict[str, Any], before: int, now: int
 ) -> torch.Tensor | None:
     """`F.batch_norm` of weights laid out as (1, out, in x taps), with no statistics of its own."""
     names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
@@ -92,7 +94,7 @@ def standardised(
 
 
 def layer_norm(
-    func: Callable[..., torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], before: int, now: int
+    func: _Function, args: tuple[Any, ...], kwargs: dict[str, Any], before: int, now: int
 ) -> torch.Tensor | None:
     """A layer norm over a last axis that had `before` positions, of which `now` stayed.
 
@@ -113,7 +115,7 @@ def layer_norm(
 
 
 def rms_norm(
-    func: Callable[..., torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], before: int, now: int, axis: int = -1
+    func: _Function, args: tuple[Any, ...], kwargs: dict[str, Any], before: int, now: int, axis: int = -1
 ) -> torch.Tensor | None:
     """A root-mean-square norm, likewise: torch's own, by a larger epsilon and a factor.
 

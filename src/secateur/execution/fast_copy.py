@@ -1,8 +1,8 @@
-"""Twin: a module tree walked once and copied quickly, exactly as `copy.deepcopy` would copy it.
+"""Copy a module tree as `copy.deepcopy` does, but quickly.
 
-Every module is full of small dicts, numbers and flags which `copy.deepcopy` takes one by one, at a cost that is larger
-than the cut itself. Modules that say nothing about how they are copied are put together here; whatever says
-otherwise is left to `copy.deepcopy`, with the same memo.
+Every module is full of small dicts, numbers and flags, which `copy.deepcopy` takes one by one and longer than the cut
+itself takes. Modules whose class leaves copying to Python are put together here; whatever defines a way of its own is
+left to `copy.deepcopy`, with the same memo.
 
 >>> import torch
 >>> from torch import nn
@@ -33,10 +33,9 @@ _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type(Elli
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """Python's collector of cycles waits meanwhile.
+    """Pause Python's garbage collector for a block.
 
-    Many small objects are made at once here and nearly all of them stay; a full collection in their midst looks
-    through everything the process holds and finds nothing, and takes longer than the work itself.
+    Where many small objects are made that stay, a full collection finds nothing and takes longer than the work itself.
     """
     ran = gc.isenabled()
     gc.disable()

@@ -69,7 +69,7 @@ class _Input:
 
 
 @dataclass
-class _Run:
+class _ModelRun:
     """What a model gave for one input in one mode: outputs, or the error it raised; and in how many graphs."""
 
     outputs: list[torch.Tensor] = field(default_factory=list)
@@ -226,7 +226,7 @@ def _settings(dtype: torch.dtype, fast: bool) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(was)
 
 
-def _run(model: nn.Module, example: Example, mode: str, dtype: torch.dtype, fast: bool = True) -> _Run:
+def _run(model: nn.Module, example: Example, mode: str, dtype: torch.dtype, fast: bool = True) -> _ModelRun:
     """Run a model on an input in a mode; whatever it raises is part of the result."""
     device = device_of(model)
 
@@ -234,7 +234,7 @@ def _run(model: nn.Module, example: Example, mode: str, dtype: torch.dtype, fast
         tensor = tensor.detach().to(device)
         return tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone()
 
-    found = _Run()
+    found = _ModelRun()
     with _settings(dtype, fast):
         inputs = map_tensors(placed, example)
         torch.manual_seed(0)
@@ -247,7 +247,7 @@ def _run(model: nn.Module, example: Example, mode: str, dtype: torch.dtype, fast
     return found
 
 
-def _eager(model: nn.Module, inputs: Example, found: _Run) -> object:
+def _eager(model: nn.Module, inputs: Example, found: _ModelRun) -> object:
     # Nothing is differentiated: what a backward pass would need is let go at once.
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_dropped, _dropped):
         return call(model, inputs)
@@ -257,12 +257,12 @@ def _dropped(value: Any) -> Any:
     return None
 
 
-def _no_grad(model: nn.Module, inputs: Example, found: _Run) -> object:
+def _no_grad(model: nn.Module, inputs: Example, found: _ModelRun) -> object:
     with torch.no_grad():
         return call(model, inputs)
 
 
-def _compiled(model: nn.Module, inputs: Example, found: _Run) -> object:
+def _compiled(model: nn.Module, inputs: Example, found: _ModelRun) -> object:
     def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable[..., Any]:
         found.graphs += 1
         return graph.forward
@@ -275,7 +275,7 @@ def _compiled(model: nn.Module, inputs: Example, found: _Run) -> object:
         torch.compiler.reset()
 
 
-def _exported(model: nn.Module, inputs: Example, found: _Run) -> object:
+def _exported(model: nn.Module, inputs: Example, found: _ModelRun) -> object:
     args, kwargs = call_arguments(inputs)
     with torch.no_grad():
         program = torch.export.export(model, tuple(args), kwargs)
@@ -283,7 +283,7 @@ def _exported(model: nn.Module, inputs: Example, found: _Run) -> object:
         return program.module()(*args, **kwargs)
 
 
-_MODES: dict[str, Callable[[nn.Module, Example, _Run], object]] = {
+_MODES: dict[str, Callable[[nn.Module, Example, _ModelRun], object]] = {
     "eager": _eager,
     "no_grad": _no_grad,
     "compile": _compiled,
@@ -346,7 +346,7 @@ class _Prover:
     equality: bool
     fills: tuple[Mapping[str, torch.Tensor] | None, Mapping[str, torch.Tensor] | None] = (None, None)
 
-    def compare(self, inputs: Sequence[_Input]) -> list[tuple[_Input, str, _Run, float, float]]:
+    def compare(self, inputs: Sequence[_Input]) -> list[tuple[_Input, str, _ModelRun, float, float]]:
         """Run the dense model on all inputs, then the shrunk one: only one copy in float64 is there at a time.
 
         Gives (input, mode, what the dense model gave, largest difference, largest output).
@@ -363,7 +363,7 @@ class _Prover:
             found.append((each, mode, want, *self._checked(each, mode, want, got)))
         return found
 
-    def _accepted(self, dense: nn.Module, each: _Input, mode: str) -> tuple[_Input, str, _Run] | None:
+    def _accepted(self, dense: nn.Module, each: _Input, mode: str) -> tuple[_Input, str, _ModelRun] | None:
         """What the dense model gives for an input, or None where it does not accept it in this mode."""
         want = _run(dense, each.example, mode, self.dtype)
         if want.error is not None and each.spare is not None:
@@ -380,7 +380,7 @@ class _Prover:
             ) from want.error
         return None
 
-    def _checked(self, each: _Input, mode: str, want: _Run, got: _Run) -> tuple[float, float]:
+    def _checked(self, each: _Input, mode: str, want: _ModelRun, got: _ModelRun) -> tuple[float, float]:
         """The largest difference and the largest output, or an error that says where the two models part."""
         where = f"on {' and '.join(map(str, each.shapes)) or 'the example'} [{mode}]"
         if got.error is not None:

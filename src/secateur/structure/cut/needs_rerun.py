@@ -1,8 +1,8 @@
-"""Plain: is there anything in a forward that a cut could upset? Where there is not, it need not be run again.
+"""Whether a cut model's forward must be run again to see that it works with its new widths.
 
-A forward made of torch's own layers and of operators that take their sizes from the tensors at hand runs with new
-widths as soon as the layers' attributes are set. What must be looked at again is everything that was *given* a size
-on an axis that shrinks, as `reshape(b, heads, size)` is; such calls were noted while the forward was recorded.
+A forward made of torch's own layers, and of operators that take their sizes from their tensors, works as soon as the
+layers' attributes are set. Looked at are operators that were *given* a size on an axis that shrinks, as
+`reshape(b, heads, size)` is; such calls were noted while the forward was recorded.
 
 >>> import torch
 >>> from torch import nn

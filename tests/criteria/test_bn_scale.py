@@ -9,6 +9,7 @@ from secateur.core.context import Context
 from secateur.core.targets import select
 from secateur.criteria.bn_scale import BnScale
 from secateur.errors import OptionError, StructureError
+from secateur.pruning.scoring import unit_scores
 
 X = torch.ones(2, 1, 4, 4)
 
@@ -58,3 +59,12 @@ def test_layers_without_a_norm_are_named():
         StructureError, match="bn_scale: no layer of Sequential hands its output directly to a batch"
     ):
         sc.prune(plain, "bn_scale", "filter", 0.5, example=torch.ones(1, 2))
+
+
+def test_a_channels_score_is_its_factor_alone_though_the_next_layer_has_factors_too():
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))
+    model[1].weight.data.copy_(torch.tensor([0.5, 3.0]))
+    model[3].weight.data.fill_(100.0)
+    targets, context = select(model), Context(example=torch.ones(1, 1, 2, 2))
+    units = sc.granularity.Channel().units(model, targets, context)
+    assert unit_scores(BnScale(), model, targets, units, context)["0"].tolist() == [0.5, 3.0]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from secateur.adapters.export import Exported as Exported
     from secateur.adapters.export import export as export
     from secateur.adapters.int8 import Int8Options as Int8Options
+    from secateur.adapters.onnx_model import OnnxModel as OnnxModel
     from secateur.adapters.two_of_four import two_of_four as two_of_four
     from secateur.compensation.compensate import Compensated as Compensated
     from secateur.compensation.compensate import compensate as compensate
@@ -132,6 +133,7 @@ _NAMES = {
     "export": "secateur.adapters.export",
     "Exported": "secateur.adapters.export",
     "Int8Options": "secateur.adapters.int8",
+    "OnnxModel": "secateur.adapters.onnx_model",
     "measure": "secateur.metrics",
     "why": "secateur.metrics",
     "Why": "secateur.metrics",

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pickle
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -113,7 +115,7 @@ def walk(
             coder.room((end - top) * channels * (len(mixers) + 1))
             stream = loops.Stream(coder.state, coder.words, data is not None)
             planes_of = book.signed if source is None else source
-            wrong = loops.walk((tap, top, end), planes_of, state, way, *packed, tables, stream)
+            wrong = _called(loops, (tap, top, end), planes_of, state, way, *packed, tables, stream)
             if wrong:
                 raise FormatError(_WRONG[wrong])
     bank.unpack()
@@ -121,6 +123,21 @@ def walk(
         fit.unpack()
     book.count, book.total = (int(number) for number in sums)
     return book.signed, coder.finish()
+
+
+def _called(loops: ModuleType, *arguments: object) -> int:
+    """One call of the compiled walk. A cache on disk that another version left is deleted, and the walk compiled anew.
+
+    numba's cache names the classes of the arguments, so one that was written before a class was renamed cannot be read.
+    That shows before anything is computed.
+    """
+    try:
+        return int(loops.walk(*arguments))
+    except (AttributeError, ImportError, TypeError, ValueError, EOFError, pickle.UnpicklingError):
+        stale = [Path(str(loops.__file__)).parent / "__pycache__", Path(str(loops.walk.stats.cache_path))]
+        for file in {file for folder in stale for file in folder.glob("_kernels.*.nb[ic]")}:
+            file.unlink(missing_ok=True)
+        return int(loops.walk(*arguments))
 
 
 class _PackedMixers:

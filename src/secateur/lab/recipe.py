@@ -257,9 +257,7 @@ class Recipe(Options):
         for key, values in whole["grid"].items():
             for value in values if key in choice else values[:1]:
                 assign(copy.deepcopy(whole), key, value, source)
-        allowed = allow_code if isinstance(allow_code, bool) else frozenset(allow_code)
-        if allowed is not True:
-            allowed = _named(settings, grid) | (allowed or frozenset())
+        allowed = allow_code is True or _named(settings, grid) | frozenset(allow_code or ())
         refuse_code(whole, allowed, source)
         whole["step"] = tuple(_step(table, source, index) for index, table in enumerate(whole["step"]))
         recipe = _validate(cls, whole, source)

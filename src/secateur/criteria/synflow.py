@@ -194,6 +194,25 @@ class Synflow(Criterion):
         return Scores(scores)
 
 
+def _join(part: torch.Tensor, mean: torch.Tensor, square: torch.Tensor, seen: int, more: int) -> None:
+    """Take `more` examples into the mean and the sum of squared distances from it of the `seen` before, in place."""
+    own = part.mean(0, keepdim=True)
+    apart = own - mean
+    mean += apart * (more / (seen + more))
+    square += (part - own).square().sum(0, keepdim=True)
+    square += apart.square() * (seen * more / (seen + more))
+
+
+def _check_data(kind: str, found: list[torch.Tensor], seen: int) -> None:
+    """Raise when the data say nothing: no floating-point input, or all examples zero or equal."""
+    if not any(bool(part.any()) for part in found):
+        what = "are zero" if kind == "size" else "are one and the same"
+        why = f"all {seen} examples {what}" if found else "the inputs hold no floating-point numbers"
+        raise DataError(
+            f"synflow: input {kind!r} has nothing to go by: {why}; use input='ones', or other data"
+        )
+
+
 def _of_data(kind: str, context: Context) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A call of one example: of every input element the mean size or the spread over the data; integers as found.
 
@@ -224,20 +243,10 @@ def _of_data(kind: str, context: Context) -> tuple[tuple[Any, ...], dict[str, An
         # Means and squared distances from them, joined batch by batch: sums of squares would lose what little a
         # nearly constant element varies.
         for part, mean, square in zip(parts, found, squares, strict=True):
-            part = part.abs() if kind == "size" else part
-            own = part.mean(0, keepdim=True)
-            apart = own - mean
-            mean += apart * (batch.size / (seen + batch.size))
-            square += (part - own).square().sum(0, keepdim=True)
-            square += apart.square() * (seen * batch.size / (seen + batch.size))
+            _join(part.abs() if kind == "size" else part, mean, square, seen, batch.size)
         seen += batch.size
     assert first is not None
     found = found if kind == "size" else [(square / seen).sqrt() for square in squares]
-    if not any(bool(part.any()) for part in found):
-        what = "are zero" if kind == "size" else "are one and the same"
-        why = f"all {seen} examples {what}" if found else "the inputs hold no floating-point numbers"
-        raise DataError(
-            f"synflow: input {kind!r} has nothing to go by: {why}; use input='ones', or other data"
-        )
+    _check_data(kind, found, seen)
     taken = iter(found)
     return map_tensors(lambda t: next(taken) if t.is_floating_point() else t, first)

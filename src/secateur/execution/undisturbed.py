@@ -84,35 +84,51 @@ def undisturbed(model: nn.Module, *, mode: str = "as_found", weights: bool = Fal
     Gradients are recorded inside even when the caller has switched them off.
     """
     check_mode(mode)
-    modules = list(model.modules())
-    training = [module.training for module in modules]
-    slots = [dict(module._parameters) for module in modules]
-    buffers = [dict(module._buffers) for module in modules]
-    values = {id(b): b.detach().clone() for held in buffers for b in held.values() if b is not None}
-    parameters = list({id(p): p for held in slots for p in held.values() if p is not None}.values())
-    gradients = [(p, p.grad, p.requires_grad) for p in parameters]
-    copies = [(p, p.detach().clone()) for p in parameters] if weights else []
+    found = _Found(model, weights)
     with kept_random_state(), torch.inference_mode(False), torch.enable_grad():
         try:
-            for parameter in parameters:
+            for parameter in found.parameters:
                 parameter.grad = None
             if mode != "as_found":
                 model.train(mode == "train")
             yield model
         finally:
             with torch.no_grad():
-                for module, was, slot, held in zip(modules, training, slots, buffers, strict=True):
-                    module.training = was
-                    _put_back(module._parameters, slot)
-                    _put_back(module._buffers, held)
-                    for buffer in held.values():
-                        if buffer is not None and not torch.equal(buffer, values[id(buffer)]):
-                            buffer.copy_(values[id(buffer)])
-                for parameter, copy in copies:
-                    parameter.copy_(copy)
-                for parameter, gradient, flag in gradients:
-                    parameter.requires_grad_(flag)
-                    parameter.grad = gradient
+                found.put_back()
+
+
+class _Found:
+    """A model's modes, parameters, buffers and gradients as they were found; with `weights` a copy of the values."""
+
+    def __init__(self, model: nn.Module, weights: bool):
+        modules = list(model.modules())
+        self._modules = [
+            (module, module.training, dict(module._parameters), dict(module._buffers)) for module in modules
+        ]
+        buffers = [buffer for *_, held in self._modules for buffer in held.values() if buffer is not None]
+        self._values = {id(buffer): buffer.detach().clone() for buffer in buffers}
+        held = [p for _, _, slots, _ in self._modules for p in slots.values() if p is not None]
+        self.parameters = list({id(parameter): parameter for parameter in held}.values())
+        self._gradients = [(p, p.grad, p.requires_grad) for p in self.parameters]
+        self._copies = [(p, p.detach().clone()) for p in self.parameters] if weights else []
+
+    def put_back(self) -> None:
+        """Make everything what it was."""
+        for module, training, slots, held in self._modules:
+            module.training = training
+            _put_back(module._parameters, slots)
+            _put_back(module._buffers, held)
+            self._put_back_values(held)
+        for parameter, copy in self._copies:
+            parameter.copy_(copy)
+        for parameter, gradient, flag in self._gradients:
+            parameter.requires_grad_(flag)
+            parameter.grad = gradient
+
+    def _put_back_values(self, held: dict[str, torch.Tensor | None]) -> None:
+        for buffer in held.values():
+            if buffer is not None and not torch.equal(buffer, self._values[id(buffer)]):
+                buffer.copy_(self._values[id(buffer)])
 
 
 def _put_back(slots: dict[str, _ValueT], found: dict[str, _ValueT]) -> None:

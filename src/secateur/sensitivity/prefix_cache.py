@@ -156,16 +156,14 @@ class PrefixCache:
     def _root(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         self._call += 1
         tensors = [item for item in tree_flatten((args, kwargs))[0] if isinstance(item, torch.Tensor)]
-        repeatable = not torch.is_grad_enabled() and not any(
-            module.training for module in self.model.modules()
-        )
+        repeatable = self._repeatable()
         if self._way == "learn":
             self._inputs.append([tensor.detach().clone() for tensor in tensors] if repeatable else [])
         elif not repeatable or not self._same_inputs(tensors):
             return self._plainly(forward, args, kwargs)
         watch = self._way == "learn" and self._call == 0
         taint = self._way == "collect" and self._call == 0
-        collect = self._way == "collect" and (taint or (self._live is not None and self._bytes < self.limit))
+        collect = taint or self._has_room()
         current = self._pass = _Pass(
             kept=self._kept.get(self._call, {}),
             trigger=self._trigger if collect else None,
@@ -182,12 +180,23 @@ class PrefixCache:
             if watch:
                 self._first_use = dict(current.first_use)
         elif collect and current.reached:
-            if taint:
-                assert isinstance(mode, _OperatorWatch)
-                self._live = mode.live(result)
-                self._mutated_next = current.mutated()
-            self._store(current)
+            self._collect(current, mode, result)
         return result
+
+    def _collect(self, current: _Pass, mode: object, result: object) -> None:
+        """Keep what the call computed; of the first call also which outputs still matter."""
+        if isinstance(mode, _OperatorWatch):
+            self._live = mode.live(result)
+            self._mutated_next = current.mutated()
+        self._store(current)
+
+    def _has_room(self) -> bool:
+        """Whether outputs are collected, after the first call, and there is memory left for them."""
+        return self._way == "collect" and self._live is not None and self._bytes < self.limit
+
+    def _repeatable(self) -> bool:
+        """Whether the same inputs give the same outputs: in evaluation mode throughout, without gradients."""
+        return not torch.is_grad_enabled() and not any(module.training for module in self.model.modules())
 
     def _plainly(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         way, self._way = self._way, "plain"

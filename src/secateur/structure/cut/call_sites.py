@@ -195,9 +195,7 @@ def _edited(
 ) -> FunctionType | None:
     """One function with its edits, and those of the functions it calls; `prefix` tells copies of one apart."""
     parsed = _parsed(function.__code__)
-    if parsed is None or any(
-        not site or site[0][:2] != (function.__code__.co_qualname, parsed[1]) for site, _ in edits
-    ):
+    if parsed is None or not _all_in(function, parsed[1], [site for site, _ in edits]):
         return None
     tree = copy.deepcopy(parsed[0])
     nodes = _expressions(tree)
@@ -209,13 +207,8 @@ def _edited(
             return None
         here = [(site, edit) for site, edit in edits if site[0][2] == index]
         if all(len(site) == 1 for site, _ in here):
-            if len(here) > 1:
+            if len(here) > 1 or not _edited_here(here[0][1], nodes[index], function):
                 return None
-            made = here[0][1](nodes[index], function.__globals__)
-            if made is None:
-                return None
-            if made is not nodes[index]:
-                _replace(nodes[index], made)
             continue
         callee = _callee(base, function, nodes[index], _self_name(tree))
         inner = None
@@ -226,20 +219,44 @@ def _edited(
         call = nodes[index]
         if inner is None or not isinstance(call, ast.Call):
             return None
-        name = inner.__name__
-        if (
-            isinstance(call.func, ast.Attribute)
-            and isinstance(call.func.value, ast.Name)
-            and (call.func.value.id == _self_name(tree))
-        ):
-            methods[name] = inner
-            call.func.attr = name
-        else:
-            new[name] = inner
-            call.func = ast.Name(name, ast.Load())
+        _call_instead(call, inner, _self_name(tree), methods, new)
     if prefix:
         tree.name = f"_secateur{prefix}_{tree.name}"
     return _defined(function, tree, new)
+
+
+def _edited_here(edit: Edit, node: ast.expr, function: FunctionType) -> bool:
+    """Edit one expression in place; False where it is written in a way that cannot be edited."""
+    made = edit(node, function.__globals__)
+    if made is not None and made is not node:
+        _replace(node, made)
+    return made is not None
+
+
+def _all_in(function: FunctionType, digest: object, sites: Sequence[Site]) -> bool:
+    """Whether every site begins in this function, as it is written now."""
+    return all(site and site[0][:2] == (function.__code__.co_qualname, digest) for site in sites)
+
+
+def _call_instead(
+    call: ast.Call,
+    inner: FunctionType,
+    own: str | None,
+    methods: dict[str, FunctionType],
+    functions: dict[str, object],
+) -> None:
+    """Let a call go to an edited function: a method where it is called on `own` (self), else a name beside it."""
+    name = inner.__name__
+    if (
+        isinstance(call.func, ast.Attribute)
+        and isinstance(call.func.value, ast.Name)
+        and call.func.value.id == own
+    ):
+        methods[name] = inner
+        call.func.attr = name
+    else:
+        functions[name] = inner
+        call.func = ast.Name(name, ast.Load())
 
 
 def _replace(old: ast.expr, new: ast.expr) -> None:

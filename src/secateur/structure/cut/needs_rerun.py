@@ -72,15 +72,20 @@ def runs_unchanged(
         if not any(ref.id in sizes for ref in refs) or _inside(op.path, skipped):
             continue
         if op.name in _FREE:
-            if op.name == "convolution" and op.args[8] > 1 and not _keeps_groups(model, op):
-                return False
-            if op.name == "native_layer_norm" and op.index not in counted and _over_moved(op, sizes):
+            if not _free(model, op, sizes, op.index in counted):
                 return False
         elif op.name not in _SIZED or not (
             call is None or op.index < call.first or _adapts(structure, call, sizes)
         ):
             return False
     return True
+
+
+def _free(model: nn.Module, op: Op, sizes: dict[int, tuple[int, ...]], counted: bool) -> bool:
+    """Whether an operator of `_FREE` really takes all its sizes from its tensors."""
+    if op.name == "convolution" and op.args[8] > 1:
+        return _keeps_groups(model, op)
+    return counted or op.name != "native_layer_norm" or not _over_moved(op, sizes)
 
 
 def moved_sizes(structure: Structure, alive: np.ndarray) -> dict[int, tuple[int, ...]] | None:

@@ -312,18 +312,10 @@ class Repairs:
             for position, size in enumerate(shape[first : first + len(asked)])
             if asked[position] != -1
         ]
-        new: dict[int, int | tuple[int, int]] = {}
-        for position, size in sizes:
-            if size == ref.shape[first + position]:
-                continue
-            now = asked if given is None or len(given) != len(asked) else given
-            if position not in free:
-                new[position] = size
-            elif now[position] != size:
-                new[position] = _fraction(size, now[position])
-        source = ops[0].args[0] if ops[0].args else None
-        moved = isinstance(source, TensorRef) and self._kept(source) is not None
-        if not new and moved and -1 not in asked:
+        now = asked if given is None or len(given) != len(asked) else given
+        moved_sizes = [pair for pair in sizes if pair[1] != ref.shape[first + pair[0]]]
+        new = _new_sizes(moved_sizes, now, free)
+        if not new and -1 not in asked and self._input_moved(ops[0]):
             new = {position: size for position, size in sizes if position not in free}
         if call.function in ("view", "reshape"):
             # A size worked out from another one (C // heads) can have moved with a cut width without being wanted to.
@@ -337,6 +329,11 @@ class Repairs:
         """The calls of the original on inputs of other shapes, by module and number."""
         found = other_shapes(self.model, self.example, self.structure.trace.mode)
         return [{call.numbers[0]: call for call in other.calls if call.numbers} for other in found]
+
+    def _input_moved(self, op: Op) -> bool:
+        """Whether the first input of an operator has another shape after the cut."""
+        source = op.args[0] if op.args else None
+        return isinstance(source, TensorRef) and self._kept(source) is not None
 
     def _following(self, call: FunctionCall) -> set[int]:
         """The positions of a call's sizes that change with the shapes of the inputs."""
@@ -399,6 +396,19 @@ class Repairs:
                 if old != new:
                     first = old if cut_before is None else cut_before.sizes[0][1]
                     yield _with_rewrite(plan, op.path, Rewrite(ATTENTION, -1, ((0, first), (1, new))))
+
+
+def _new_sizes(
+    moved: Sequence[tuple[int, int]], now: Sequence[int], free: set[int]
+) -> dict[int, int | tuple[int, int]]:
+    """The sizes that moved, by position; of those that follow the inputs, the fraction of what is asked `now`."""
+    new: dict[int, int | tuple[int, int]] = {}
+    for position, size in moved:
+        if position not in free:
+            new[position] = size
+        elif now[position] != size:
+            new[position] = _fraction(size, now[position])
+    return new
 
 
 def _fraction(new: int, old: int) -> int | tuple[int, int]:

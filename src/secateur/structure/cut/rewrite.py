@@ -224,11 +224,9 @@ class _Sizes(TorchFunctionMode):
         if self.numbers and ("mul" in name or "div" in name):
             args = tuple([self._as_before(arg) for arg in args])
         if self.counted and (torch.compiler.is_compiling() or counting()):
-            for counts in self.counted:
-                if name in named_alike(counts.function):
-                    made = COUNTED[name](func, args, kwargs, *[value for _, value in counts.sizes])
-                    if made is not None:
-                        return made
+            made = self._counted_as_before(name, func, args, kwargs)
+            if made is not None:
+                return made
         if -1 in self.table and name == ATTENTION and kwargs.get("scale") is None:
             before, now = (value for _, value in self.table[-1].sizes)
             query = args[0] if args else kwargs["query"]
@@ -239,6 +237,19 @@ class _Sizes(TorchFunctionMode):
             if item is not None and item.function == name:
                 return with_sizes(func, args, kwargs, item)
         return func(*args, **kwargs)
+
+    def _counted_as_before(
+        self, name: str, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+    ) -> torch.Tensor | None:
+        """A mean or a norm over what was cut, with the count it had before; None where it is over something else."""
+        for counts in self.counted:
+            if name in named_alike(counts.function):
+                made: torch.Tensor | None = COUNTED[name](
+                    func, args, kwargs, *[value for _, value in counts.sizes]
+                )
+                if made is not None:
+                    return made
+        return None
 
     def _item(self) -> Rewrite | None:
         """The rewrite of the size-taking call that is being made, if there is one."""
@@ -367,6 +378,11 @@ def _edit(item: Rewrite, node: ast.expr, scope: Mapping[str, Any]) -> ast.expr |
             return None
         node.args[first + 1 :] = [_constant(value) for _, value in item.sizes]
         return node
+    return _edited_call(item, node, first)
+
+
+def _edited_call(item: Rewrite, node: ast.Call, first: int) -> ast.expr | None:
+    """A call whose sizes are one argument or several, from argument `first` on."""
     keys = {"pad": ("pad",), "unflatten": ("sizes",)}.get(item.function, ("size", "shape", "sizes"))
     keyword = next((keyword for keyword in node.keywords if keyword.arg in keys), None)
     if keyword is not None:

@@ -210,14 +210,13 @@ def _edited(
             if len(here) > 1 or not _edited_here(here[0][1], nodes[index], function):
                 return None
             continue
-        callee = _callee(base, function, nodes[index], _self_name(tree))
-        inner = None
-        if callee is not None and all(len(site) > 1 for site, _ in here):
-            inner = _edited(
-                base, callee, [(site[1:], edit) for site, edit in here], methods, f"{prefix}_{index}"
-            )
         call = nodes[index]
-        if inner is None or not isinstance(call, ast.Call):
+        callee = _callee(base, function, call, _self_name(tree))
+        if callee is None or not isinstance(call, ast.Call) or any(len(site) == 1 for site, _ in here):
+            return None
+        inside = [(site[1:], edit) for site, edit in here]
+        inner = _edited(base, callee, inside, methods, f"{prefix}_{index}")
+        if inner is None:
             return None
         _call_instead(call, inner, _self_name(tree), methods, new)
     if prefix:

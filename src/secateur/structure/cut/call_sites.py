@@ -198,9 +198,7 @@ def _edited(
     if parsed is None or not _all_in(function, parsed[1], [site for site, _ in edits]):
         return None
     tree = copy.deepcopy(parsed[0])
-    nodes = _expressions(tree)
-    for index, node in enumerate(nodes):
-        node._secateur_index = index  # type: ignore[attr-defined]
+    nodes = _numbered(tree)
     new: dict[str, object] = {}
     for index in sorted({site[0][2] for site, _ in edits}):
         if not 0 <= index < len(nodes):
@@ -230,6 +228,14 @@ def _edited_here(edit: Edit, node: ast.expr, function: FunctionType) -> bool:
     if made is not None and made is not node:
         _replace(node, made)
     return made is not None
+
+
+def _numbered(tree: ast.FunctionDef) -> list[ast.expr]:
+    """The expressions of a function, each of which knows its number."""
+    nodes = _expressions(tree)
+    for index, node in enumerate(nodes):
+        node._secateur_index = index  # type: ignore[attr-defined]
+    return nodes
 
 
 def _all_in(function: FunctionType, digest: object, sites: Sequence[Site]) -> bool:

@@ -158,7 +158,7 @@ def test_an_interrupted_sweep_leaves_no_process_and_goes_on(tmp_path):
         _, said = sweep.communicate(timeout=60)
     assert sweep.returncode == 130, said.decode()
     assert b"Traceback" not in said
-    assert b"the same command goes on from there" in said
+    assert b"the same command continues from there" in said
     assert psutil.wait_procs(family, timeout=10)[1] == []
     store = Store(tmp_path / "runs")
     assert store.run(1).status == "interrupted"

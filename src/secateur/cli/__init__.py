@@ -27,7 +27,7 @@ def main() -> None:
     except SecateurError as error:
         _leave(str(error), error.exit_code)
     except KeyboardInterrupt:
-        _leave("interrupted; what was finished is kept, and the same command goes on from there", 130)
+        _leave("interrupted; finished steps are kept, and the same command continues from there", 130)
     except BrokenPipeError:
         # Whoever read our output has gone; silence the interpreter's own complaint about it, too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -116,7 +116,7 @@ def _run(
     except KeyboardInterrupt:
         # Printed here, because the command line's own handling of Ctrl-C prints nothing.
         print(
-            "interrupted; what was finished is kept, and the same command continues from there",
+            "interrupted; finished steps are kept, and the same command continues from there",
             file=sys.stderr,
         )
         raise

@@ -90,7 +90,7 @@ def test_the_table_fits_its_terminal_and_ctrl_c_leaves_everything_resumable(tmp_
     whole = [line for line in told if "lr=0.05, sparsity=0.5, criterion=magnitude " in line]
     assert bool(whole) == (width == 160)
     assert any(re.match(r"0 of 8 trials, 0 of 10 steps, \d+ s$", line) for line in lines)
-    assert "interrupted; what was finished is kept" in lines[-1]
+    assert "interrupted; finished steps are kept" in lines[-1]
     assert "Traceback" not in shown
     store = Store(tmp_path / "runs")
     assert store.run(1).status == "interrupted"

@@ -88,7 +88,7 @@ def test_a_lost_machine_costs_no_whole_epoch(tmp_path, monkeypatch, request):
     cluster = request.getfixturevalue("cluster")  # after the environment, which its machines inherit
     from secateur.lab.engines.ray import Needs, RayEngine
 
-    recipe = Recipe.parse(TEXT)
+    recipe = Recipe.parse(TEXT, allow_code=True)
     train, long, prune = plan(recipe).keys()
     store = Store(tmp_path / "runs")
     machines = {node.node_id: node for node in (cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1))}

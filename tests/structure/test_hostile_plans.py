@@ -118,6 +118,7 @@ def test_what_no_plan_may_set(path: str, key: str, value: object, tmp_path: Path
     monkeypatch.chdir(tmp_path)
     model = Net()
     state = copy.deepcopy(model.state_dict())
+    gc.collect()  # what earlier tests left open is closed now, not meanwhile
     before = snapshot()
     own = repr(vars(model)), repr(vars(model.fc)), repr(vars(model.config))
     with pytest.raises(SecateurError):
@@ -137,6 +138,7 @@ def test_what_a_plan_may_set_is_the_model_s_alone(tmp_path: Path, monkeypatch) -
         "fc": {"out_features": 7},
         "inner.norm": {"normalized_shape": [6]},
     }
+    gc.collect()  # what earlier tests left open is closed now, not meanwhile
     before = snapshot()
     loaded(plan_text(attributes=wanted), model)
     assert changes(before, snapshot()) == []

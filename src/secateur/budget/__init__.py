@@ -2,7 +2,8 @@
 
 What comes in is a `Selection`: one `Candidates` for each list of competing units (of a tensor, or of a group of coupled
 channels) with the score of every unit. What goes out is, for every list, one boolean tensor: True for the units that
-stay. A budget knows nothing of criteria or layers; `pruning.scoring` makes the selection and the masks.
+stay. A budget knows nothing of criteria or layers: `pruning.selection` makes the selection and `pruning.unit_masks`
+the masks.
 
 In reading order: `_selection` (what a budget sees), `_floors` (how many units must stay whatever it says), `_select`
 (exact selection of the lowest of many numbers); then `per_tensor`, `per_layer`, `overall`, `isomorphic`, `erdos_renyi`,

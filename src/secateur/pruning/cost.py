@@ -39,7 +39,7 @@ from secateur.execution.devices import device_of
 from secateur.execution.example import Example, first_example
 from secateur.metrics.latency import compare, latency
 from secateur.metrics.macs import uses
-from secateur.pruning.scoring import masks_of
+from secateur.pruning.unit_masks import masks_of
 from secateur.quantize.share import share
 from secateur.structure.cut.choose import dropped
 from secateur.structure.groups.couplings import Structure, analyse

@@ -30,7 +30,9 @@ from secateur.errors import DataError, NothingToDoError, OptionError
 from secateur.execution.example import Example, first_example
 from secateur.granularity import Granularity, GranularityLike
 from secateur.pruning.connectivity import check_connected
-from secateur.pruning.scoring import ScoredUnits
+from secateur.pruning.scored_units import ScoredUnits
+from secateur.pruning.selection import selection_of
+from secateur.pruning.unit_masks import masks_of
 
 __all__ = ["PruneOptions", "budget_of", "prune"]
 
@@ -117,7 +119,8 @@ def prune(
     for number, step in enumerate(rounds):
         if number > 0:
             scored.restart(None if asked.regrow else found)
-        found = scored.masks(step.choose(scored.selection(asked.at_least, asked.at_most)))
+        chosen = step.choose(selection_of(scored, asked.at_least, asked.at_most))
+        found = masks_of(model, scored.units, chosen, scored.start)
     assert found is not None
     if all(count_true(mask) == mask.numel() for mask in found.values()):
         raise NothingToDoError(

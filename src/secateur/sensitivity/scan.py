@@ -40,7 +40,10 @@ from secateur.execution.undisturbed import undisturbed
 from secateur.granularity import Granularity, GranularityLike
 from secateur.metrics.macs import macs
 from secateur.pruning.cost import CostModel
-from secateur.pruning.scoring import ScoredUnits, unit_scores
+from secateur.pruning.scored_units import ScoredUnits
+from secateur.pruning.scoring import unit_scores
+from secateur.pruning.selection import selection_of
+from secateur.pruning.unit_masks import masks_of
 from secateur.sensitivity.evaluation import (
     CallPool,
     Evaluation,
@@ -215,14 +218,14 @@ class _PlannedCell:
 
 def _plans(scored: ScoredUnits, grid: Sequence[float], at_least: Limits) -> list[list[_PlannedCell]]:
     """The cells of every list of units."""
-    whole = scored.selection(at_least)
+    whole = selection_of(scored, at_least)
     plans = []
     for units, candidates in zip(scored.units, whole.candidates, strict=True):
         alone = replace(whole, candidates=(candidates,))
         plan = []
         for level in grid:
             keep = budgets.registry.make(level).choose(alone)
-            masks = scored.masks_alone(units, keep)
+            masks = masks_of(scored.model, [units], keep, None)
             digest = masks.digest() if bool((~keep[units.name]).any()) else "dense"
             plan.append(_PlannedCell(level, keep[units.name], masks, digest))
         plans.append(plan)

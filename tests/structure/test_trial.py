@@ -62,23 +62,21 @@ class Bare(nn.Module):
         return self.b(self.a(x + (x @ self.up).relu() @ self.down).relu())
 
 
-def test_bare_parameters_are_hinted_at_and_not_counted() -> None:
+def test_a_modules_own_weights_are_counted_by_explain_and_cut_by_prune() -> None:
     torch.manual_seed(0)
     model, x = Bare().eval(), torch.randn(2, 6)
     found = sc.explain(model, x, budget=0.5)
     assert {row.name: (row.removed, row.by_name) for row in found.groups} == {
         "a": (5, False),
-        "up": (0, True),
+        "up": (4, False),
     }
-    assert "PruneOptions(parameters=...): up" in found.table()
     small = sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, example=x), x)
     assert found.removed_parameters == sum(p.numel() for p in model.parameters()) - sum(
         p.numel() for p in small.model.parameters()
     )
-    masks = sc.prune(
-        model, "l2", "channel", 0.5, example=x, options=sc.PruneOptions(parameters=["up", "down"])
-    )
-    assert sc.shrink(model, masks, x).model.up.shape == (6, 4)
+    assert small.model.up.shape == (6, 4)
+    masks = sc.prune(model, "l2", "channel", 0.5, example=x, skip=["up", "down"])
+    assert sc.shrink(model, masks, x).model.up.shape == (6, 8)
 
 
 def test_explain_of_a_model_that_cannot_be_cut_is_a_report() -> None:

@@ -23,7 +23,7 @@ from torch import nn
 
 from secateur.errors import NothingToDoError, OptionError, PatternError, UnknownNameError, near
 
-__all__ = ["Pattern", "Target", "matches", "patterns_of", "select"]
+__all__ = ["Pattern", "StatedLayer", "Target", "matches", "patterns_of", "select", "stated_layer"]
 
 Pattern = str | type
 
@@ -81,6 +81,55 @@ def _kind(module: nn.Module) -> tuple[str, int, int | None, int] | None:
         module, "nf"
     ):  # transformers' GPT-2 layer: weight is (in, out)
         return "linear", 1, 0, 1
+    stated = stated_layer(module)
+    return None if stated is None else (stated.kind, stated.out_axis, stated.in_axis, stated.groups)
+
+
+@dataclass(frozen=True)
+class StatedLayer:
+    """A layer that is none of torch's and says itself what its weight is, by widths that agree with its shape.
+
+    `ins` and `outs` are the names of the attributes that hold its widths.
+    """
+
+    kind: str
+    out_axis: int
+    in_axis: int
+    groups: int
+    ins: str
+    outs: str
+
+
+def stated_layer(module: nn.Module) -> StatedLayer | None:
+    """How the `weight` of a layer reads that is none of torch's, as PyTorch Geometric's `Linear`; None for others.
+
+    The layer has whole numbers `in_features` and `out_features`, or `in_channels` and `out_channels`, of which the
+    weight's first two axes are made. A square weight reads as torch's do: outputs first.
+
+    Args:
+        module: The layer.
+
+    >>> layer = nn.Module()
+    >>> layer.in_channels, layer.out_channels, layer.weight = 4, 3, nn.Parameter(torch.zeros(4, 3))
+    >>> stated_layer(layer)
+    StatedLayer(kind='linear', out_axis=1, in_axis=0, groups=1, ins='in_channels', outs='out_channels')
+    """
+    weight = module._parameters.get("weight")
+    if weight is None or isinstance(weight, nn.parameter.UninitializedParameter) or weight.dim() < 2:
+        return None
+    groups = getattr(module, "groups", 1) if weight.dim() > 2 else 1
+    if not isinstance(groups, int) or groups < 1:
+        return None
+    for ins, outs in (("in_features", "out_features"), ("in_channels", "out_channels")):
+        widths = getattr(module, ins, None), getattr(module, outs, None)
+        if not all(isinstance(width, int) and not isinstance(width, bool) for width in widths):
+            continue
+        first, second = weight.shape[0], weight.shape[1] * groups
+        if (second, first) == widths:
+            return StatedLayer("linear" if weight.dim() == 2 else "conv", 0, 1, groups, ins, outs)
+        if (first, second) == widths:
+            kind = "linear" if weight.dim() == 2 else "conv_transpose"
+            return StatedLayer(kind, 1, 0, groups, ins, outs)
     return None
 
 
@@ -130,10 +179,11 @@ def select(
 ) -> tuple[Target, ...]:
     """The weights a call is about, in the model's own order.
 
-    By default the weight of every convolution, transposed convolution, linear and embedding layer; `only` narrows,
-    `skip` takes away, `parameters` adds bare parameters (or biases, or norm weights) by name. A weight shared by two
-    layers appears once, under its first name; a pattern that means either layer means it. A pattern that matches
-    nothing is an error, and so is an empty result, or a list of no pattern.
+    By default the weight of every convolution, transposed convolution, linear and embedding layer, and of layers of
+    other libraries that state their widths as these do (see `stated_layer`); `only` narrows, `skip` takes away,
+    `parameters` adds bare parameters (or biases, or norm weights) by name. A weight shared by two layers appears once,
+    under its first name; a pattern that means either layer means it. A pattern that matches nothing is an error, and
+    so is an empty result, or a list of no pattern.
 
     Args:
         model: The model.

@@ -44,6 +44,15 @@ class Granularity(ABC):
     def units(self, model: nn.Module, targets: Sequence[Target], context: Context) -> tuple[Units, ...]:
         """The lists of competing pieces, in the model's order."""
 
+    def own_weights(self, model: nn.Module, context: Context) -> tuple[str, ...]:
+        """Parameters to prune beside the weights of layers: those that an operator of the forward takes as a weight.
+
+        Args:
+            model: The model.
+            context: Has the example that the forward is followed on.
+        """
+        return ()
+
 
 GranularityLike = str | Granularity | type[Granularity]
 """What stands for a granularity: a word, a value, or a class."""

@@ -16,6 +16,7 @@ from secateur.errors import DataError, NothingToDoError, OptionError
 from secateur.execution.example import first_example
 from secateur.granularity import Granularity
 from secateur.structure.cut.trial import without_locked
+from secateur.structure.explain import layer_names, own_weights
 from secateur.structure.groups.couplings import Group, Structure, analyse
 from secateur.structure.groups.rules.conv import TAPS
 
@@ -48,9 +49,17 @@ class Channel(Granularity):
     def __post_init__(self) -> None:
         check_scoring(self.scored, self.combine)
 
+    @property
+    def _which(self) -> str:
+        return "all" if self.heads else "all but heads"
+
+    def own_weights(self, model: nn.Module, context: Context) -> tuple[str, ...]:
+        """Weights that a module keeps as parameters of its own."""
+        return weights_beside_layers(model, context, self.across_norm, which=self._which)
+
     def units(self, model: nn.Module, targets: Sequence[Target], context: Context) -> tuple[Units, ...]:
         """One list per group of channels that choose together."""
-        which = "all" if self.heads else "all but heads"
+        which = self._which
         found = structure_of(model, context, self.across_norm, which=which)
         groups = [group for group in found.groups if _CHOICES[which](group)]
         units = coupled_units(model, found, targets, groups, self.scored, self.combine)
@@ -68,6 +77,24 @@ class Channel(Granularity):
                 "every axis is locked and why"
             )
         return units
+
+
+def weights_beside_layers(
+    model: nn.Module, context: Context, across_norm: bool = False, sizes: bool = False, which: str = "all"
+) -> tuple[str, ...]:
+    """The parameters that operators take as weights, in groups of which no layer is known; see `structure_of`.
+
+    Args:
+        model: The model.
+        context: Has the example or the data.
+        across_norm: Follow channels through normalisations that mix them.
+        sizes: Attention heads become smaller instead of fewer.
+        which: The groups that are asked for, by a name of `_CHOICES`.
+    """
+    found = structure_of(model, context, across_norm, sizes, which)
+    groups = [group for group in found.groups if _CHOICES[which](group)]
+    own = own_weights(found, groups, layer_names(found, model))
+    return tuple(name for name in found.trace.parameters if name in own)
 
 
 def check_scoring(scored: str, combine: str) -> None:
@@ -166,7 +193,11 @@ class _EveryTarget:
     @cached_property
     def names(self) -> set[str]:
         """Their names, tied parameters under their first one."""
-        return {self.aliases.get(target.name, target.name) for target in select(self.model)}
+        try:
+            targets = select(self.model)
+        except NothingToDoError:
+            return set()
+        return {self.aliases.get(target.name, target.name) for target in targets}
 
 
 def _asked_for(group: Group, names: set[str], every: _EveryTarget) -> bool:

@@ -12,7 +12,13 @@ from secateur.core.targets import Target
 from secateur.core.units import Units
 from secateur.errors import NothingToDoError
 from secateur.granularity import Granularity
-from secateur.granularity.channel import check_scoring, coupled_units, structure_of, written_width
+from secateur.granularity.channel import (
+    check_scoring,
+    coupled_units,
+    structure_of,
+    weights_beside_layers,
+    written_width,
+)
 
 __all__ = ["HeadSize"]
 
@@ -37,6 +43,10 @@ class HeadSize(Granularity):
 
     def __post_init__(self) -> None:
         check_scoring(self.scored, self.combine)
+
+    def own_weights(self, model: nn.Module, context: Context) -> tuple[str, ...]:
+        """Weights that an attention keeps as parameters of its own."""
+        return weights_beside_layers(model, context, sizes=True, which="sizes of heads")
 
     def units(self, model: nn.Module, targets: Sequence[Target], context: Context) -> tuple[Units, ...]:
         """One list per set of positions that leave together."""

@@ -24,7 +24,7 @@ from secateur.budget import Budget, BudgetLike, Limits
 from secateur.core import schedule as schedules
 from secateur.core.context import Context, Loss
 from secateur.core.masks import Masks, count_true
-from secateur.core.targets import Pattern, Target, select
+from secateur.core.targets import Pattern, Target
 from secateur.criteria import Criterion, CriterionLike
 from secateur.errors import DataError, NothingToDoError, OptionError
 from secateur.execution.example import Example, first_example
@@ -32,6 +32,7 @@ from secateur.granularity import Granularity, GranularityLike
 from secateur.pruning.connectivity import check_connected
 from secateur.pruning.scored_units import ScoredUnits
 from secateur.pruning.selection import selection_of
+from secateur.pruning.taking_part import targets_of
 from secateur.pruning.unit_masks import masks_of
 
 __all__ = ["PruneOptions", "budget_of", "prune"]
@@ -109,9 +110,9 @@ def prune(
     rule: Criterion = criteria.registry.make(criterion)
     grain: Granularity = granularities.registry.make(granularity)
     final = budget_of(budget)
-    targets = select(model, asked.only, skip, asked.parameters)
     context = Context(data=data, loss=loss, example=example, seed=asked.seed)
     _check_inputs(rule, criterion, context)
+    targets = targets_of(model, grain, context, asked.only, skip, asked.parameters)
     _check_loaded(model, targets)
     found = _checked_masks(asked.masks, model)
     rounds = _rounds(rule, final, asked, data)

@@ -31,7 +31,7 @@ from secateur import granularity as granularities
 from secateur.budget import Limits
 from secateur.core.context import Context, Loss
 from secateur.core.masks import Masks
-from secateur.core.targets import Pattern, select
+from secateur.core.targets import Pattern
 from secateur.core.units import Units
 from secateur.criteria import Criterion, CriterionLike
 from secateur.errors import OptionError, StoreError
@@ -43,6 +43,7 @@ from secateur.pruning.cost import CostModel
 from secateur.pruning.scored_units import ScoredUnits
 from secateur.pruning.scoring import unit_scores
 from secateur.pruning.selection import selection_of
+from secateur.pruning.taking_part import targets_of
 from secateur.pruning.unit_masks import masks_of
 from secateur.sensitivity.evaluation import (
     CallPool,
@@ -161,9 +162,9 @@ def scan(
         example = first_example(evaluation.batches, single=True)
     rule: Criterion = criteria.registry.make(criterion)
     grain: Granularity = granularities.registry.make(granularity)
-    targets = select(model, asked.only, skip, asked.parameters)
     data = asked.data if asked.data is not None else evaluation.batches
     context = Context(data=data, loss=asked.loss, example=example, seed=asked.seed)
+    targets = targets_of(model, grain, context, asked.only, skip, asked.parameters)
     scored = ScoredUnits(model, rule, grain, targets, context)
     plans = _plans(scored, grid, asked.at_least)
     file = ScanFile(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -107,6 +107,12 @@ class Explanation:
 
 def default_names(structure: Structure, model: nn.Module) -> frozenset[str]:
     """The parameters that a call of `prune` which names none would cut, tied ones under their first name."""
+    names = layer_names(structure, model)
+    return names | own_weights(structure, structure.groups, names)
+
+
+def layer_names(structure: Structure, model: nn.Module) -> frozenset[str]:
+    """The weights of layers that are known as such without a forward, tied ones under their first name."""
     try:
         targets = select(model)
     except NothingToDoError:
@@ -115,8 +121,27 @@ def default_names(structure: Structure, model: nn.Module) -> frozenset[str]:
     return frozenset(aliases.get(target.name, target.name) for target in targets)
 
 
+def own_weights(structure: Structure, groups: Iterable[Group], names: Collection[str]) -> frozenset[str]:
+    """The parameters that products and convolutions take as weights, in groups that no known layer is part of.
+
+    So a module's own parameter is pruned like a layer's weight: by the operator that uses it.
+
+    Args:
+        structure: The structure of the model.
+        groups: The groups to look at.
+        names: The weights of known layers.
+    """
+    return frozenset(
+        slot.name
+        for group in groups
+        if group.count > 1 and not any(slot.name in names for slot in group.slots)
+        for slot in group.slots
+        if slot.name in structure.weights
+    )
+
+
 def cut_by_default(group: Group, names: Collection[str]) -> bool:
-    """Whether such a call cuts a group: one with a single unit or made of bare parameters alone it does not."""
+    """Whether such a call cuts a group: of several units, in which one of these parameters is."""
     return group.count > 1 and any(slot.name in names for slot in group.slots)
 
 

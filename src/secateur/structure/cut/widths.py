@@ -1,4 +1,4 @@
-"""Widths: the attributes of torch's own layers that repeat the shapes of their parameters.
+"""Widths: the attributes of layers that repeat the shapes of their parameters.
 
 A cut parameter has a new shape; `nn.Linear.in_features` and its like must say the same. One function per kind of layer
 works them out from the shapes its tensors will have.
@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from secateur.core.targets import stated_layer
 
 __all__ = ["widths_of"]
 
@@ -49,7 +51,7 @@ def widths_of(module: nn.Module, shapes: Mapping[str, Shape], grouped: str | Non
     """
     found = _Shapes(module, shapes, grouped)
     kind = next((kind for kind in _KINDS if isinstance(module, kind)), None)
-    widths = _conv1d(module, found) if kind is None else _KINDS[kind](module, found)
+    widths = _others(module, found) if kind is None else _KINDS[kind](module, found)
     return {
         key: value for key, value in widths.items() if hasattr(module, key) and getattr(module, key) != value
     }
@@ -125,12 +127,21 @@ def _attention(module: nn.Module, shapes: _Shapes) -> Widths:
     return {} if packed is None else {"embed_dim": packed[1]}
 
 
-def _conv1d(module: nn.Module, shapes: _Shapes) -> Widths:
-    """The `Conv1D` of transformers: a linear layer whose weight is (in, out)."""
+def _others(module: nn.Module, shapes: _Shapes) -> Widths:
+    """The `Conv1D` of transformers, whose weight is (in, out), and layers that state widths as torch's do."""
     weight = shapes.of("weight")
-    if type(module).__name__ != "Conv1D" or not hasattr(module, "nf") or weight is None:
+    if weight is None:
         return {}
-    return {"nx": weight[0], "nf": weight[1]}
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+        return {"nx": weight[0], "nf": weight[1]}
+    stated = stated_layer(module)
+    if stated is None:
+        return {}
+    before = module._parameters["weight"].shape[0]  # type: ignore[union-attr]
+    groups = stated.groups * weight[0] // before if shapes.grouped == "whole" else stated.groups
+    wide = [weight[0], weight[1] * groups]
+    found: Widths = {stated.outs: wide[stated.out_axis], stated.ins: wide[stated.in_axis]}
+    return found | {"groups": groups} if stated.groups > 1 else found
 
 
 _KINDS: dict[type[nn.Module], Callable[[Any, _Shapes], Widths]] = {

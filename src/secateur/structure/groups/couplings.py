@@ -102,6 +102,20 @@ class Structure:
         return list(self._locks)
 
     @cached_property
+    def weights(self) -> frozenset[str]:
+        """The parameters of two axes and more that a product or convolution takes; not tables of matrices (experts)."""
+        return frozenset(
+            name
+            for follower in (self.follower, *self.more)
+            for op in follower.trace.ops
+            if op.name in _WEIGHED
+            for ref in op.refs()
+            if (name := follower.plain.get(ref.id)) is not None
+            and self.trace.parameters[name].role == "parameter"
+            and len(self.trace.parameters[name].shape) > 1
+        )
+
+    @cached_property
     def _locks(self) -> tuple[Lock, ...]:
         return tuple(self.labels.locks)
 
@@ -128,6 +142,7 @@ class Structure:
 
 _PRODUCTS = {**LEFT_OPERAND, "_grouped_mm": 0}
 _CONVOLUTIONS = frozenset((*CONVOLUTIONS, *CONVOLUTION_KERNELS))
+_WEIGHED = _CONVOLUTIONS | {"mm", "mv", "addmm", "addmv", "linear"}
 _COUNTED = _CONVOLUTIONS | {*_PRODUCTS, *FUSED}
 
 

@@ -1,0 +1,63 @@
+"""`targets_of`: the weights that a call of `prune` or `scan` is about, from patterns and from operators.
+
+>>> import torch
+>>> from secateur import granularity
+>>> class Net(nn.Module):
+...     def __init__(self):
+...         super().__init__()
+...         self.up, self.down = nn.Parameter(torch.ones(2, 4)), nn.Parameter(torch.ones(4, 3))
+...     def forward(self, x):
+...         return (x @ self.up).relu() @ self.down
+>>> grain = granularity.registry.make("channel")
+>>> [target.name for target in targets_of(Net(), grain, Context(example=torch.zeros(1, 2)))]
+['up', 'down']
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import nn
+
+from secateur.core.context import Context
+from secateur.core.targets import Pattern, Target, patterns_of, select
+from secateur.errors import NothingToDoError, PatternError, SecateurError
+from secateur.granularity import Granularity
+
+__all__ = ["targets_of"]
+
+
+def targets_of(
+    model: nn.Module,
+    granularity: Granularity,
+    context: Context,
+    only: Pattern | Sequence[Pattern] | None = None,
+    skip: Pattern | Sequence[Pattern] | None = None,
+    parameters: Pattern | Sequence[Pattern] | None = None,
+) -> tuple[Target, ...]:
+    """The weights a call is about: see `select`. Without `only`, weights that modules keep as parameters of their own
+    take part too, where the granularity follows the forward and finds the operators that use them.
+
+    Args:
+        model: The model.
+        granularity: What cuts the targets into units.
+        context: The example or data of the call.
+        only: Patterns of the layers to prune; None means every layer.
+        skip: Patterns of the layers to leave alone.
+        parameters: Patterns of parameters to prune beside the weights of layers.
+    """
+    found: tuple[Target, ...] = ()
+    problem: SecateurError | None = None
+    try:
+        found = select(model, only, skip, parameters)
+    except (NothingToDoError, PatternError) as error:
+        problem = error
+    seen = context.example is not None or (
+        context.data is not None and not isinstance(context.data, Iterator)
+    )
+    own = granularity.own_weights(model, context) if only is None and seen else ()
+    if own:
+        return select(model, only, skip, (*patterns_of(parameters), *own))
+    if problem is not None:
+        raise problem
+    return found

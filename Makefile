@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test quick extras zoo ray lint bench headline fuzz studies-doc clean
+.PHONY: demo test quick extras zoo ray lint site bench headline fuzz studies-doc clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -32,10 +32,15 @@ ray: extras
 	$(BIN)/python -m pytest -m ray
 
 lint: $(STAMP)
-	$(BIN)/ruff check src tests benchmarks attacks
-	$(BIN)/ruff format --check src tests benchmarks attacks
+	$(BIN)/ruff check src tests benchmarks attacks docs/site
+	$(BIN)/ruff format --check src tests benchmarks attacks docs/site
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The documentation site, into site/; a broken link or a name that is not documented is an error.
+site: $(STAMP)
+	$(BIN)/python -m pip install --quiet -r docs/requirements.txt
+	PYTHONPATH=src NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 # docs/studies.md from what stores hold: make studies-doc DATA=FOLDER STORE=runs, or a store of its own for a study:
 # STUDIES="vae:full:FOLDER cnn:short". What they lack is computed, or with CACHED=1 an error.

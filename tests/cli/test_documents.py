@@ -16,6 +16,7 @@ from secateur import cli
 ROOT = Path(__file__).parents[2]
 PAGES = [
     "README.md",
+    "docs/index.md",
     "docs/guide/cli.md",
     "docs/guide/recipes.md",
     "docs/guide/sweeps.md",

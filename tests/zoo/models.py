@@ -39,12 +39,31 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 
 def declare_torchvision() -> None:
     """Let torchvision be imported where its compiled operators are of another build than torch: the import asks
-    for their schemas only."""
+    for their schemas only. Suppression of boxes, which detectors call, is then done here."""
     if not hasattr(torch.ops.torchvision, "nms"):
         library = torch.library.Library("torchvision", "FRAGMENT")
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.impl("nms", _nms, "CPU")
         torch.ops.torchvision._kept = library  # its schemas live as long as it does
+        import torchvision.ops.boxes
+
+        torchvision.ops.boxes._assert_has_ops = lambda: None
+
+
+def _nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
+    """The boxes that stay, best first: a box leaves when it overlaps a better one that stays."""
+    corner, other = boxes[:, :2], boxes[:, 2:]
+    area = (other - corner).clamp(min=0).prod(1)
+    order = scores.argsort(descending=True, stable=True)
+    kept: list[torch.Tensor] = []
+    while order.numel():
+        best, order = order[0], order[1:]
+        kept.append(best)
+        edges = torch.minimum(other[best], other[order]) - torch.maximum(corner[best], corner[order])
+        inside = edges.clamp(min=0).prod(1)
+        order = order[inside <= iou_threshold * (area[best] + area[order] - inside)]
+    return torch.stack(kept) if kept else torch.zeros(0, dtype=torch.long)
 
 
 CLASSIFIERS = [

@@ -159,6 +159,8 @@ class Proof:
         dtype: The precision in which both models were run.
         filled: Parameters of zeros that were given random values in both, because the output was 0 with them.
         cases: What was run.
+        selected: Operators that select (such as "topk" and "nms") whose choice, made by the masked model, was given to
+            both, because their own outputs could not be compared; what they select from was compared as well.
     """
 
     error: float
@@ -170,6 +172,7 @@ class Proof:
     dtype: str = "float64"
     filled: tuple[str, ...] = ()
     cases: tuple[ProofCase, ...] = ()
+    selected: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -190,6 +193,10 @@ class Proof:
 
     def __str__(self) -> str:
         where = f" on {self.domain}" if self.cases else ""
+        if self.selected:
+            where += (
+                f", with one choice for both at {', '.join(self.selected)} and all they choose from compared"
+            )
         if not self.equality:
             return (
                 "no equality: axes were cut across a normalisation; "

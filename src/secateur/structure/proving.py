@@ -33,6 +33,7 @@ from secateur.execution.example import Example, call_arguments
 from secateur.execution.fast_copy import copy_module
 from secateur.structure.cut.plan import ShrinkPlan, cut_tensor
 from secateur.structure.proof import Proof, ProofCase, ProofOptions, Shapes
+from secateur.structure.selections import Selections, largest_difference
 from secateur.structure.trace.other_shapes import other_shapes, shapes_of
 
 __all__ = ["ShapeProofError", "double_copy", "prove"]
@@ -70,11 +71,15 @@ class _Input:
 
 @dataclass
 class _ModelRun:
-    """What a model gave for one input in one mode: outputs, or the error it raised; and in how many graphs."""
+    """What a model gave for one input in one mode: outputs, or the error it raised; and in how many graphs.
+
+    `selected` names the operators whose choice was given to both models, where their own could not be compared.
+    """
 
     outputs: list[torch.Tensor] = field(default_factory=list)
     error: Exception | None = None
     graphs: int = 0
+    selected: tuple[str, ...] = ()
 
 
 # -- the models --------------------------------------------------------------------------------------------------------
@@ -296,17 +301,8 @@ def _difference(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> 
     """(largest absolute difference, largest absolute value) of two lists of outputs of the same shapes."""
     absolute = scale = 0.0
     for a, b in zip(left, right, strict=True):
-        if not (a.is_floating_point() or a.is_complex()):
-            absolute = max(absolute, float((a != b).any())) if a.numel() else absolute
-            continue
-        a, b = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in (a, b))
-        finite = torch.isfinite(a)
-        if not torch.equal(finite, torch.isfinite(b)):
-            absolute = math.inf
-            continue
-        if finite.any():
-            absolute = max(absolute, float((a - b)[finite].abs().max()))
-            scale = max(scale, float(a[finite].abs().max()))
+        apart, largest = largest_difference(a, b)
+        absolute, scale = max(absolute, apart), max(scale, largest)
     return absolute, scale
 
 
@@ -390,9 +386,21 @@ class _Prover:
         if got.graphs > want.graphs:
             self._fail(each, f"compiles into {got.graphs} graphs {where}, the dense one into {want.graphs}")
         shapes = [[tuple(t.shape) for t in run.outputs] for run in (got, want)]
+        absolute, scale = (
+            _difference(want.outputs, got.outputs) if shapes[0] == shapes[1] else (math.inf, 0.0)
+        )
+        if mode in ("eager", "no_grad") and (_over(absolute, scale) > self.tolerance or not scale):
+            chosen = self._with_one_choice(each, mode, want)
+            if chosen is not None and _over(*chosen) <= self.tolerance:
+                return chosen
+            if chosen is not None and not scale and self.equality:
+                self._fail(
+                    each,
+                    f"does not select from what the masked one does {where} ({', '.join(want.selected)}): largest "
+                    f"difference {_over(*chosen):.3e} of the largest value, expected at most {self.tolerance:.0e}",
+                )
         if shapes[0] != shapes[1]:
             self._fail(each, f"gives outputs of shapes {shapes[0]}, the masked one {shapes[1]}, {where}")
-        absolute, scale = _difference(want.outputs, got.outputs)
         if mode == "no_grad" and _over(absolute, scale) > self.tolerance:
             # The fast path of torch's encoder layers gives zeros where a padding mask says so, the other one does not.
             plain = _run(
@@ -411,6 +419,32 @@ class _Prover:
                 f"{_over(absolute, scale):.3e} of the largest output, expected at most {self.tolerance:.0e}",
             )
         return absolute, scale
+
+    def _with_one_choice(self, each: _Input, mode: str, want: _ModelRun) -> tuple[float, float] | None:
+        """The largest difference and output where both models are given the selections that the dense one makes.
+
+        What they select from is compared as well; infinity where they do not select alike. None where the forward
+        selects nothing.
+        """
+        chosen = Selections()
+        dense = double_copy(self.model, self.masks, self.dtype, self.fills[0])
+        with chosen:
+            first = _run(dense, each.example, mode, self.dtype)
+        if first.error is not None or not chosen.names:
+            return None
+        del dense
+        chosen.replay = True
+        small = double_copy(self.small, None, self.dtype, self.fills[1])
+        with chosen:
+            second = _run(small, each.example, mode, self.dtype)
+        shapes = [[t.shape for t in run.outputs] for run in (first, second)]
+        want.selected = chosen.names
+        if second.error is not None or shapes[0] != shapes[1] or not chosen.complete:
+            return math.inf, 1.0
+        absolute, scale = _difference(first.outputs, second.outputs)
+        if not scale:
+            return max(absolute, chosen.error) * max(chosen.largest, 1.0), max(chosen.largest, 1.0)
+        return max(absolute, chosen.error * scale), scale
 
     def _fail(self, each: _Input, what: str, error: Exception | None = None) -> None:
         text = f"the shrunk {_name(self.model)} {what}; the model is untouched."
@@ -447,6 +481,8 @@ def prove(
 ) -> Proof:
     """Run both models on the same inputs, with the same random state, and compare every output.
 
+    Where a forward selects (top-k, boxes that do not overlap, thresholds) and the two outputs cannot be compared, both
+    get the dense model's selections and what they select from is compared, and the proof says so.
     Where an operator of the model has no float64 form, float32 is used, and the proof says so. Where the output is 0
     everywhere (a head that starts as zeros), parameters that are all 0 get the same random values in both.
 
@@ -490,4 +526,8 @@ def prove(
     _, _, want, absolute, scale = max(found, key=lambda one: _over(*one[3:]))
     dtype = str(prover.dtype).removeprefix("torch.")
     error = _over(absolute, scale)
-    return Proof(error, absolute, scale, prover.tolerance, len(want.outputs), equality, dtype, filled, cases)
+    selected = tuple(dict.fromkeys(name for _, _, run, *_ in found for name in run.selected))
+    outputs = len(want.outputs)
+    return Proof(
+        error, absolute, scale, prover.tolerance, outputs, equality, dtype, filled, cases, selected=selected
+    )

@@ -1,0 +1,391 @@
+"""Foreign models: prune, shrink and prove models of libraries that no rule was written for; compare independently.
+
+    python benchmarks/foreign.py                       # everything importable; writes its section of docs/zoo.md
+    python benchmarks/foreign.py --only monai kornia   # libraries, or words of names; prints only
+    python benchmarks/foreign.py --breaks              # graph breaks of torch.compile, dense against shrunk
+    python benchmarks/foreign.py --fresh ...           # forgets the results kept for these models
+
+Weights are random and batch norm is randomised; half of every group is removed by l2. Each model runs in a process of
+its own with limits on time and memory. Results are kept as JSON lines, so a run that is stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.util
+import json
+import os
+import resource
+import select
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from foreign_models import Foreign, listed
+from torch import nn
+
+import secateur as sc
+from models import declare_torchvision
+from secateur.core.nested import map_tensors, tensors_in
+from secateur.execution.calling import call
+
+ROOT = Path(__file__).resolve().parents[1]
+TARGET = ROOT / "docs" / "zoo.md"
+KEPT = ROOT / "runs" / "foreign.jsonl"
+HEADS = ("head", "rpn.head")
+"""The modules of detectors whose outputs boxes are chosen from."""
+MARK = "## Foreign models"
+ENOUGH = 0.4
+"""A model that loses less of its parameters must say why."""
+
+
+# -- one model ---------------------------------------------------------------------------------------------------------
+@torch.no_grad()
+def masked(model: nn.Module, masks: sc.Masks, plan: Any) -> nn.Module:
+    """The dense model in float64, with 0 where the masks say so and where the plan removes something."""
+    dense = copy.deepcopy(model)
+    masks.apply_(dense)
+    for name, parameter in dense.named_parameters():
+        for axis, kept in plan.keep.get(name, {}).items():
+            gone = torch.ones(parameter.shape[axis], dtype=torch.bool)
+            gone[torch.as_tensor(kept)] = False
+            parameter.index_fill_(axis, gone.nonzero().flatten(), 0.0)
+    return dense
+
+
+def difference(
+    dense: nn.Module, small: nn.Module, example: object, gradients: bool, dtype: torch.dtype, choice: bool
+) -> float:
+    """The largest difference of their outputs over the largest output."""
+    call_with = map_tensors(
+        lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, example
+    )
+    found = []
+    with torch.set_grad_enabled(gradients):
+        for model in (dense, small):
+            torch.manual_seed(0)
+            before: list[
+                torch.Tensor
+            ] = []  # of detectors: what is chosen from, for the choice itself may differ
+            heads = [module for name, module in model.named_modules() if name in HEADS and choice]
+            hooks = [
+                head.register_forward_hook(lambda *seen, to=before: to.extend(tensors_in(seen[2])))
+                for head in heads
+            ]
+            outputs = call(model, call_with)
+            for hook in hooks:
+                hook.remove()
+            found.append([tensor.detach() for tensor in before or tensors_in(outputs)])
+    if [tensor.shape for tensor in found[0]] != [tensor.shape for tensor in found[1]]:
+        return float("inf")
+    absolute = scale = 0.0
+    for a, b in zip(*found, strict=True):
+        if not a.numel():
+            continue
+        a, b = (tensor.to(torch.complex128 if a.is_complex() else torch.float64) for tensor in (a, b))
+        finite = a.isfinite()
+        if not torch.equal(finite, b.isfinite()):
+            return float("inf")
+        if finite.any():
+            absolute = max(absolute, float((a - b)[finite].abs().max()))
+            scale = max(scale, float(a[finite].abs().max()))
+    return absolute / scale if scale else absolute
+
+
+def compared(
+    entry: Foreign, model: nn.Module, shrunk: sc.Shrunk, masks: sc.Masks, *examples: object
+) -> dict[str, Any]:
+    """Dense against shrunk at both shapes, with gradients and without; what the dense model refuses is left out."""
+    dtype = torch.float64 if shrunk.proof.dtype == "float64" else torch.float32
+    choice = bool(shrunk.proof.selected)
+    was = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        dense = masked(model, masks, shrunk.plan).to(dtype).eval()
+        small = copy.deepcopy(shrunk.model).to(dtype).eval()
+        errors, refused = [], []
+        for index, example in enumerate(examples):
+            for gradients in (True, False):
+                try:
+                    errors.append(difference(dense, small, example, gradients, dtype, choice))
+                except Exception as error:
+                    try:
+                        difference(dense, dense, example, gradients, dtype, choice)
+                    except Exception:
+                        refused.append(index)
+                        continue
+                    return {"wrong": f"shape {index}: {type(error).__name__}: {str(error)[:200]}"}
+    finally:
+        torch.set_default_dtype(was)
+    worst = max(errors, default=float("inf"))
+    bound = 1e-9 if dtype == torch.float64 else 1e-4
+    row: dict[str, Any] = {"compared": len(errors), "difference": worst}
+    return row if worst <= bound else {**row, "wrong": f"differs by {worst:.1e} of the largest output"}
+
+
+def parameters(model: nn.Module) -> int:
+    """The number of its parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def run_one(entry: Foreign) -> dict[str, Any]:
+    """One row: build, prune, shrink with the proof, compare."""
+    row: dict[str, Any] = {"library": entry.library, "name": entry.name}
+    try:
+        model, example, other = entry.build()
+        row["parameters"] = parameters(model)
+    except Exception as error:
+        return {**row, "unbuilt": f"{type(error).__name__}: {str(error)[:300]}"}
+    start = time.perf_counter()
+    try:
+        options = sc.PruneOptions(allow_collapse=True)
+        masks = sc.prune(model, "l2", "channel", 0.5, example=example, options=options)
+        shrunk = sc.shrink(model, masks, example)
+    except Exception as error:
+        return {**row, "failed": f"{type(error).__name__}: {str(error)[:600]}"}
+    row["seconds"] = time.perf_counter() - start
+    row["removed"] = 1 - parameters(shrunk.model) / row["parameters"]
+    row["proof"] = shrunk.proof.error
+    row["domain"] = str(shrunk.proof.domain)
+    row["selected"] = list(shrunk.proof.selected)
+    row.update(compared(entry, model, shrunk, masks, example, other))
+    if row["removed"] < ENOUGH:
+        row["why"] = why(sc.explain(model, example))
+    return row
+
+
+def why(explained: Any) -> list[str]:
+    """The locks of most positions, by operator and module, those of inputs and outputs left out."""
+    seen: dict[str, int] = {}
+    for lock in explained.locks:
+        if lock.operator != "output" and not lock.reason.startswith("meets"):
+            key = f"{lock.reason} ({lock.operator} in {lock.path or 'the model'})"
+            seen[key] = seen.get(key, 0) + lock.positions
+    return [key for key, _ in sorted(seen.items(), key=lambda item: -item[1])][:2]
+
+
+def run_peer(entry: Foreign) -> dict[str, Any]:
+    """What Torch-Pruning makes of the same model: the share it removes, or the error; it proves nothing."""
+    import torch_pruning
+
+    model, example, other = entry.build()
+    outputs = {parameter.shape[0] for parameter in model.parameters()}
+    before, start = parameters(model), time.perf_counter()
+    inputs = example if isinstance(example, (tuple, dict)) else (example,)
+    try:
+        last = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1:]
+        pruner = torch_pruning.pruner.MagnitudePruner(
+            model,
+            inputs,
+            importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+            pruning_ratio=0.5,
+            ignored_layers=last,
+        )
+        pruner.step()
+        seconds = time.perf_counter() - start
+        for each in (example, other):
+            with torch.no_grad():
+                call(model, each)
+    except Exception as error:
+        return {"peer_failed": f"{type(error).__name__}: {str(error)[:200]}", "peer_outputs": len(outputs)}
+    return {"peer_removed": 1 - parameters(model) / before, "peer_seconds": seconds}
+
+
+def run_breaks(entry: Foreign) -> dict[str, Any]:
+    """Graph breaks of torch.compile, of the dense and of the shrunk model."""
+    model, example, _ = entry.build()
+    masks = sc.prune(
+        model, "l2", "channel", 0.5, example=example, options=sc.PruneOptions(allow_collapse=True)
+    )
+    shrunk = sc.shrink(
+        model, masks, example, proof=sc.ProofOptions(("no_grad",), other_shapes=False)
+    ).model.eval()
+    counts = []
+    for each in (model, shrunk):
+        torch._dynamo.reset()
+        args, keywords = (example, {}) if isinstance(example, tuple) else ((example,), {})
+        if isinstance(example, dict):
+            args, keywords = (), example
+        with torch.no_grad():
+            counts.append(torch._dynamo.explain(each)(*args, **keywords).graph_break_count)
+    return {"breaks_dense": counts[0], "breaks_shrunk": counts[1]}
+
+
+# -- a process for each ------------------------------------------------------------------------------------------------
+def apart(work: Any, entry: Foreign, seconds: int, gigabytes: int) -> dict[str, Any]:
+    """What `work` gives for a model, run in a forked process with limits; how it ended if it gave nothing."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(reader)
+        resource.setrlimit(resource.RLIMIT_AS, (gigabytes << 30, gigabytes << 30))
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1)
+        os.dup2(quiet, 2)
+        try:
+            row = work(entry)
+        except BaseException as error:
+            row = {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
+        with os.fdopen(writer, "w") as file:
+            json.dump(row, file)
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        ready, _, _ = select.select([file], [], [], seconds)
+        if not ready:
+            os.kill(child, signal.SIGKILL)
+        text = file.read() if ready else ""
+    os.waitpid(child, 0)
+    if text:
+        return json.loads(text)
+    ended = f"stopped after {seconds} s" if not ready else f"the process died (memory over {gigabytes} GiB?)"
+    return {"library": entry.library, "name": entry.name, "failed": ended}
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+def line(row: dict[str, Any]) -> str:
+    """A row as a line of the table."""
+    peer = f"{row['peer_removed']:.2f}" if "peer_removed" in row else "fails" if "peer_failed" in row else ""
+    name = f"{row['library']}/{row['name']}"
+    if "failed" in row:
+        text = row["failed"].replace("|", "/").replace("\n", " ")[:240]
+        return f"| {name} | refused | | | {row.get('seconds', 0):.1f} | {peer} | {text} |"
+    notes = row.get("wrong") or "; ".join(row.get("why", ()))
+    if row.get("selected"):
+        notes = "; ".join(filter(None, ["one choice for both, the heads compared", notes]))
+    return (
+        f"| {name} | {row['removed']:.2f} | {row['proof']:.0e} "
+        f"| {row.get('difference', 0):.0e} ({row.get('compared', 0)}) "
+        f"| {row['seconds']:.1f} | {peer} | {notes.replace('|', '/')} |"
+    )
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """The figures over all rows."""
+    good = [row for row in rows if "failed" not in row and "wrong" not in row]
+    wrong = [row for row in rows if "wrong" in row]
+    enough = [row for row in good if row["removed"] >= ENOUGH]
+    said = [row for row in good if row["removed"] < ENOUGH and row.get("why")]
+    peers = [row for row in rows if "peer_removed" in row or "peer_failed" in row]
+    runs = sum("peer_removed" in row for row in peers)
+    text = (
+        f"{len(good)} of {len(rows)} foreign models shrink with a proof, equal in an independent comparison at two "
+        f"shapes with gradients and without; {len(wrong)} are wrong, {len(rows) - len(good) - len(wrong)} refused. "
+        f"{len(enough)} lose at least {ENOUGH:.0%} of their parameters; {len(said)} more say why not."
+    )
+    if peers:
+        text += f" Torch-Pruning's result runs for {runs} of the {len(peers)} it was tried on (equality not checked)."
+    return text + "\n\n"
+
+
+HEAD = f"""{MARK}
+
+Written by `python benchmarks/foreign.py` (packages: benchmarks/foreign-requirements.txt): models of libraries that no
+rule was written for, small configurations, random weights, half of every group removed by l2. *proof* is the error of
+the proof; *compared* is the largest difference between masked and shrunk model in a comparison that shares no code with
+the proof, and in how many runs (two shapes, with gradients and without; fewer where the dense model refuses one);
+*seconds* is prune and shrink; *Torch-Pruning* is the share of parameters that it removes at the same ratio, "fails"
+where it raises or its model does not run. Models that could not be built here are not listed.
+
+"""
+TABLE = "| model | removed | proof | compared | seconds | Torch-Pruning | notes |\n|---|---|---|---|---|---|---|\n"
+
+
+def write(rows: list[dict[str, Any]]) -> None:
+    """Put the section into docs/zoo.md, in place of the one before."""
+    before = TARGET.read_text().split(MARK)[0].rstrip("\n")
+    TARGET.write_text(f"{before}\n\n{HEAD}{summary(rows)}{TABLE}" + "\n".join(map(line, rows)) + "\n")
+
+
+def kept() -> dict[str, dict[str, Any]]:
+    """The results of earlier runs, by model."""
+    rows: dict[str, dict[str, Any]] = {}
+    if KEPT.exists():
+        for text in KEPT.read_text().splitlines():
+            row = json.loads(text)
+            key = f"{row['library']}/{row['name']}"
+            rows[key] = {**rows.get(key, {}), **row} if row.get("more") else row
+    return rows
+
+
+def keep(row: dict[str, Any]) -> None:
+    """Append a result to those kept."""
+    KEPT.parent.mkdir(exist_ok=True)
+    with KEPT.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def options() -> argparse.Namespace:
+    """What the command line asks for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", default=[], help="libraries, or words of names")
+    parser.add_argument("--fresh", action="store_true", help="run again what has a result")
+    parser.add_argument("--failed", action="store_true", help="run again what failed or was wrong")
+    parser.add_argument("--breaks", action="store_true", help="count graph breaks instead")
+    parser.add_argument(
+        "--peer", action="store_true", help="run Torch-Pruning instead, where it is importable"
+    )
+    parser.add_argument("--write", action="store_true", help="only write the section from the results kept")
+    parser.add_argument("--seconds", type=int, default=120, help="the limit for one model")
+    parser.add_argument("--gigabytes", type=int, default=12, help="the limit of address space for one model")
+    return parser.parse_args()
+
+
+def main() -> None:
+    asked = options()
+    torch.set_num_threads(1)
+    declare_torchvision()
+    run_one(
+        listed()[0]
+    )  # what is imported only when it is needed is imported once, before the processes part
+    known, missing = kept(), set()
+    work = run_breaks if asked.breaks else run_peer if asked.peer else run_one
+    mark = "breaks_dense" if asked.breaks else "peer" if asked.peer else "parameters"
+    entries = [
+        entry
+        for entry in listed()
+        if not asked.only or any(word == entry.library or word in entry.name for word in asked.only)
+    ]
+    for entry in () if asked.write else entries:
+        key = f"{entry.library}/{entry.name}"
+        old = known.get(key)
+        again = asked.fresh or (asked.failed and old is not None and ("failed" in old or "wrong" in old))
+        if old is not None and not again and any(name.startswith(mark) for name in old):
+            continue
+        if entry.library != "own" and importlib.util.find_spec(entry.library) is None:
+            missing.add(entry.library)
+            continue
+        if entry.library != "own":
+            importlib.import_module(entry.library)
+        row = apart(work, entry, asked.seconds, asked.gigabytes)
+        if work is not run_one:
+            row = {"peer_failed" if k == "failed" else k: v for k, v in row.items()}
+            row = {"library": entry.library, "name": entry.name, "more": True, **row}
+        keep(row)
+        known[key] = {**known.get(key, {}), **row} if row.get("more") else row
+        shown = (
+            f"{key}: not built: {row['unbuilt']}"
+            if "unbuilt" in row
+            else line(row)
+            if work is run_one
+            else row
+        )
+        print(shown, flush=True)
+    rows = [known[key] for entry in entries if (key := f"{entry.library}/{entry.name}") in known]
+    rows = [row for row in rows if "unbuilt" not in row and ("failed" in row or "removed" in row)]
+    print(summary(rows))
+    if missing:
+        print(
+            f"not importable, left out: {', '.join(sorted(missing))} (see benchmarks/foreign-requirements.txt)"
+        )
+    if not asked.only:
+        write(rows)
+
+
+if __name__ == "__main__":
+    main()

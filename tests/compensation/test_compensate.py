@@ -155,15 +155,34 @@ def test_a_bare_weight_in_a_product_is_a_layer_too() -> None:
     torch.testing.assert_close(found(x), model(x), atol=1e-3, rtol=1e-3)
 
 
-def test_an_encoder_layer_of_torch_keeps_its_attention_and_solves_the_rest() -> None:
+def test_attention_of_torch_has_its_projections_solved() -> None:
     torch.manual_seed(0)
     model = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
-    masks = sc.prune(model, budget=0.5)
-    data = [torch.randn(8, 10, 16)]
+    weights = {name: p.detach() for name, p in model.named_parameters() if p.dim() == 2}
+    masks = sc.Masks({name: w.abs() > w.abs().median() for name, w in weights.items()})
+    data = [torch.randn(8, 10, 4) @ torch.randn(4, 16)]
     result = sc.compensate(model, masks, data)
-    assert [layer.name for layer in result.layers] == ["linear1.weight", "linear2.weight"]
-    assert "never called as a layer, so masked only: self_attn.out_proj.weight" in result.notes
-    assert error(model, result.model, data) < error(model, masks.apply(model), data)
+    assert [layer.name for layer in result.layers] == [
+        "self_attn.in_proj_weight",
+        "self_attn.out_proj.weight",
+        "linear1.weight",
+        "linear2.weight",
+    ]
+    assert all(layer.after < layer.before for layer in result.layers)
+    assert result.notes == ()
+    assert error(model, result.model, data) < 0.5 * error(model, masks.apply(model), data)
+
+
+def test_a_walk_through_attention_gives_the_outputs_of_the_model() -> None:
+    torch.manual_seed(0)
+    model = nn.MultiheadAttention(16, 2, batch_first=True).eval()
+    x, other = torch.randn(3, 7, 16), torch.randn(3, 5, 16)
+    padding = torch.arange(7) >= torch.tensor([[7], [5], [6]])
+    with Walk(model, Names(model), (x, x, x), {"key_padding_mask": padding}) as walk:
+        torch.testing.assert_close(walk.finish(), model(x, x, x, key_padding_mask=padding))
+    with Walk(model, Names(model), (x, other, other), {}) as walk:  # three weights that are slices of one
+        assert walk.call is not None and walk.call.name == "out_proj.weight"
+        torch.testing.assert_close(walk.finish(), model(x, other, other))
 
 
 class Residual(nn.Module):

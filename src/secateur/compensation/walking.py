@@ -19,15 +19,26 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from secateur.compensation.calls import Call, Names, NormCall
 
 __all__ = ["Walk"]
+
+_attention = FunctionType(
+    functional.multi_head_attention_forward.__code__,
+    {**functional.multi_head_attention_forward.__globals__, "has_torch_function": lambda _: False},
+    "multi_head_attention_forward",
+    functional.multi_head_attention_forward.__defaults__,
+)
+"""Attention of `nn.MultiheadAttention` as torch computes it, but open to a mode: torch hands the whole function to the
+mode, this one its projections, which are layers."""
 
 
 class _AbandonedError(BaseException):
@@ -45,6 +56,9 @@ class _Stops(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is functional.multi_head_attention_forward:
+            with self:
+                return _attention(*args, **kwargs)
         call = self.walk.names.read(func, args, kwargs)
         if call is None:
             return func(*args, **kwargs)

@@ -132,6 +132,29 @@ def test_the_solution_is_the_least_squares_solution() -> None:
     torch.testing.assert_close(steps, found)
 
 
+def test_a_large_layer_is_solved_by_conjugate_gradients_as_well_as_by_factors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(2)
+    x = torch.randn(500, 20, dtype=torch.float64) @ torch.randn(20, 96, dtype=torch.float64)
+    x += 0.3 * torch.randn(500, 96, dtype=torch.float64)
+    dense = torch.randn(96, 8, dtype=torch.float64)
+    hessian, keep = x.T @ x, torch.rand(96, 8) < 0.5
+    ridge = 0.01 * float(hessian.diagonal().mean())
+
+    def off(weights: torch.Tensor) -> float:
+        away = weights - dense * keep
+        return float((x @ (weights - dense)).square().sum() + ridge * away.square().sum())
+
+    factored = solve(hessian, hessian @ dense, dense * keep, keep, ridge)
+    monkeypatch.setattr("secateur.compensation.least_squares._AFFORDABLE", 0.0)
+    found = solve(hessian, hessian @ dense, dense * keep, keep, ridge)
+    assert not torch.equal(found, factored)
+    assert not found[~keep].any()
+    assert off(factored) < off(found) < 1.001 * off(factored)
+    assert off(found) < 0.6 * off(dense * keep)
+
+
 class AddedProduct(nn.Module):
     """The linear layer of GPT-2: its weight is [in, out], and it calls `torch.addmm`."""
 

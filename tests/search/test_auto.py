@@ -10,7 +10,7 @@ from secateur.errors import BudgetNotMetError, OptionError, RecipeError
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 from secateur.search.auto import SpeedAttempt
-from secateur.search.frame import Baseline, best_of, pursue
+from secateur.search.frame import Baseline, best_of, pursue, untrained_first
 
 auto_module = importlib.import_module("secateur.search.auto")  # `secateur.auto` itself is the verb
 
@@ -94,6 +94,31 @@ def test_a_real_search_holds_its_limit_and_is_not_done_twice(recipe, tmp_path, g
     assert again.attempts == found.attempts
 
 
+@pytest.mark.parametrize(
+    ("goal", "kinds"),
+    [("fast", ["prune", "compensate", "shrink"]), ("small", ["prune", "compensate", "share", "pack"])],
+)
+def test_with_calibration_images_a_search_trains_only_where_it_must(recipe, tmp_path, goal, kinds):
+    store = Store(tmp_path / "runs")
+    options = auto_module.AutoOptions("uniform", {"epochs": 3}, calibrate=50)
+    found = auto_module.auto(recipe, store, lost=0.9, goal=goal, attempts=1, options=options)
+    assert [step["kind"] for step in found.best.steps] == kinds
+    assert "without training: " in found.best.why
+    assert "1 of 1 attempts held without training: 3 epochs saved" in str(found)
+
+
+def test_an_attempt_that_does_not_hold_without_training_is_trained_and_says_both():
+    made = []
+
+    def make(training):
+        made.append(training)
+        return SpeedAttempt(keep=0.5, accuracy=0.5, holds=training, why="trained" if training else "solved")
+
+    assert untrained_first(make, 10).why == "solved; trained"
+    assert untrained_first(make, 0).why == "trained"
+    assert made == [False, True, True]
+
+
 def test_a_recipe_that_cuts_or_shares_by_itself_is_refused_before_any_work(tmp_path):
     for goal, kind in (("fast", "shrink"), ("fast", "share"), ("small", "share")):
         recipe = Recipe.parse(f'{RECIPE}[[step]]\nkind = "{kind}"\n', name="tiny")
@@ -106,6 +131,8 @@ def test_options_are_checked(recipe, tmp_path):
     for wrong in ({"goal": "cheap"}, {"lost": 1.5}, {"attempts": 0}):
         with pytest.raises(OptionError):
             auto_module.auto(recipe, Store(tmp_path / "runs"), **wrong)
+    with pytest.raises(OptionError, match="calibrate: expected a number of images, got -1"):
+        auto_module.AutoOptions(calibrate=-1)
     with pytest.raises(OptionError, match="'best', 'scan', 'between' or 'uniform', got 'greedy'"):
         auto_module.AutoOptions(allocation="greedy")
 
@@ -132,8 +159,8 @@ def test_going_on_masks_until_the_end_and_shrinks_once():
     one = [
         {"kind": "prune", "label": "a"}, {"kind": "shrink", "label": "b"}, {"kind": "retrain", "label": "c"}
     ]  # fmt: skip
-    two = auto_module._cut_further(one, 0.3, {"epochs": 2})
-    three = auto_module._cut_further(two, 0.2, {"epochs": 2})
+    two = auto_module._cut_further(one, 0.3, {"kind": "retrain", "epochs": 2})
+    three = auto_module._cut_further(two, 0.2, {"kind": "retrain", "epochs": 2})
     assert [step["label"] for step in two] == ["a", "c", "auto_prune_2", "auto_shrink", "auto_retrain_2"]
     assert [step["label"] for step in three] == [
         "a", "c", "auto_prune_2", "auto_retrain_2", "auto_prune_3", "auto_shrink", "auto_retrain_3"

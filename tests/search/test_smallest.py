@@ -200,6 +200,7 @@ def test_a_search_without_training_ends_with_a_file_that_holds(tmp_path):
     options = small.SmallestOptions(keep=0.2, bits=3, calibrate=300)
     found = small.smallest(Recipe.of(RECIPE), store, lost=0.05, attempts=1, options=options)
     assert found.value("file_ratio") > 20
+    assert "1 of 1 attempts held without training: 32 epochs saved" in str(found)
     kinds = [step["kind"] for step in small.steps_of(found.best.settings, MODEL, "dense", {}, calibrate=300)]
     assert kinds == ["prune", "compensate", "share", "pack"]
     with pytest.raises(OptionError, match="calibrate: expected a number of images"):

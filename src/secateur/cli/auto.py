@@ -48,6 +48,16 @@ class AutoFlags:
         ),
     ] = "best"
     bits: Annotated[int, typer.Option("--bits", min=1, max=8, help="Bits of a shared weight (small).")] = 4
+    calibrate: Annotated[
+        int,
+        typer.Option(
+            "--calibrate",
+            min=0,
+            metavar="IMAGES",
+            help="First solve the weights that stay anew on so many training images, without labels; retrain only "
+            "where that does not hold.",
+        ),
+    ] = 0
 
 
 @with_flags
@@ -75,7 +85,7 @@ def auto(
         lost=flags.lost,
         goal=flags.goal.value,
         attempts=flags.tries,
-        options=AutoOptions(flags.allocation, {"epochs": flags.epochs, "lr": flags.lr}, flags.bits),
+        options=AutoOptions(flags.allocation, {"epochs": flags.epochs, "lr": flags.lr}, flags.bits, flags.calibrate),
         progress=progress_display(output.quiet),
         on_message=None if output.quiet else lambda line: print(line, file=sys.stderr),
     )

@@ -43,7 +43,8 @@ class SmallestFlags:
             "--calibrate",
             min=0,
             metavar="IMAGES",
-            help="Do not train: solve the weights that stay anew on so many training images, without labels.",
+            help="First solve the weights that stay anew on so many training images, without labels; train only "
+            "where that does not hold.",
         ),
     ] = 0
 

@@ -34,11 +34,13 @@ from secateur.search.frame import (
     SearchResult,
     accuracy_of,
     best_of,
+    check_calibrate,
     check_limits,
     measure_baseline,
     measure_step,
     next_share,
     pursue,
+    untrained_first,
 )
 from secateur.sensitivity.scan import Scan, ScanOptions, scan
 
@@ -64,13 +66,17 @@ class AutoOptions:
             beginning with the one that held last, and at last cuts the best model so far further.
         retrain: Options of the retraining after every cut, beside the defaults.
         bits: Bits of a shared weight, for the goal "small".
+        calibrate: Training images, without their labels, on which an attempt first solves the weights that stay anew
+            (`sc.compensate`). It is retrained only where that does not hold; with 0 it is retrained at once.
     """
 
     allocation: str = "best"
     retrain: Mapping[str, object] = field(default_factory=dict)
     bits: int = 4
+    calibrate: int = 0
 
     def __post_init__(self) -> None:
+        check_calibrate(self.calibrate)
         if self.allocation not in ("best", *_ALLOCATIONS):
             raise OptionError(
                 f"allocation: expected 'best', 'scan', 'between' or 'uniform', got {self.allocation!r}"
@@ -251,13 +257,16 @@ class _SpeedAttempts:
     scanned: Scan | None
 
     def __call__(self, proposal: _Proposal) -> SpeedAttempt:
+        return untrained_first(lambda training: self._made(proposal, training), self.options.calibrate)
+
+    def _made(self, proposal: _Proposal, training: bool) -> SpeedAttempt:
         keep = proposal.keep
         how = "" if self.goal == "small" else f", {_TEXTS[proposal.allocation]}"
-        what = f"{keep:.3g} of the {_unit(self.goal)}{how}"
+        what = f"{keep:.3g} of the {_unit(self.goal)}{how}" + ("" if training else ", without training")
         steps: list[RecipeStep] = []
 
         def whole() -> list[RecipeStep]:
-            steps.extend(self._steps(proposal))
+            steps.extend(self._steps(proposal, training))
             return [*steps, _measure(_ATTEMPTED, "validation")]
 
         measured = self.baseline.attempt(whole)
@@ -268,10 +277,16 @@ class _SpeedAttempts:
         short = self.baseline.limit - accuracy
         verdict = "holds, so less is tried" if holds else f"is {short:.4f} short, so it is dropped"
         why = f"{what}: {accuracy:.4f} {verdict}"
-        return SpeedAttempt(keep=keep, accuracy=accuracy, holds=holds, why=why, steps=tuple(steps))
+        saved = 0 if training or not holds else int(str({**_RETRAIN, **self.options.retrain}["epochs"]))
+        return SpeedAttempt(
+            keep=keep, accuracy=accuracy, holds=holds, why=why, steps=tuple(steps), epochs_saved=saved
+        )
 
-    def _steps(self, proposal: _Proposal) -> list[RecipeStep]:
-        retrain = {**_RETRAIN, **self.options.retrain}
+    def _steps(self, proposal: _Proposal, training: bool) -> list[RecipeStep]:
+        retrain: RecipeStep = {"kind": "retrain", **_RETRAIN, **self.options.retrain}
+        if not training:
+            dense = self.baseline.recipe.steps[-1].label
+            retrain = {"kind": "compensate", "calibrate": self.options.calibrate, "dense": dense}
         if self.goal == "small":
             return _smaller(proposal.keep, retrain, self.options.bits)
         if proposal.allocation == _CUT_FURTHER:
@@ -356,18 +371,23 @@ def _hardest_cut(
 
 
 def _smaller(keep: float, retrain: RecipeStep, bits: int) -> list[RecipeStep]:
-    """The steps of an attempt at few bytes: prune single weights, retrain, share, pack."""
+    """The steps of an attempt at few bytes: prune single weights, retrain (or solve anew), share, pack."""
     budget = {"name": "params", "keep": keep, "spread": "overall"}
+    kind = retrain["kind"]
+    images = {name: retrain[name] for name in ("calibrate", "dense") if name in retrain}
     return [
         {"kind": "prune", "label": "auto_prune", "budget": budget},
-        {"kind": "retrain", "label": "auto_retrain", **retrain},
-        {"kind": "share", "label": "auto_share", "bits": bits},
+        {**retrain, "label": f"auto_{kind}"},
+        {"kind": "share", "label": "auto_share", "bits": bits, **images},
         {"kind": "pack", "label": "auto_pack", "file": "auto.sct"},
     ]
 
 
 def _faster(keep: float, retrain: RecipeStep, shares: Mapping[str, float]) -> list[RecipeStep]:
-    """The steps of an attempt at few multiply-accumulates; `shares` are sparsities by group, empty for all alike."""
+    """The steps of an attempt at few multiply-accumulates; `shares` are sparsities by group, empty for all alike.
+
+    Channels that leave are made up for before the cut, by the layers behind them; a model is retrained after it.
+    """
     channel: RecipeStep = {"kind": "prune", "criterion": "l2", "granularity": "channel"}
     steps: list[RecipeStep] = []
     if shares:
@@ -375,17 +395,21 @@ def _faster(keep: float, retrain: RecipeStep, shares: Mapping[str, float]) -> li
         steps.append({**channel, "label": "auto_allocate", "budget": table})
     # The allocation is a little above the budget; a second cut, all layers alike, meets it exactly.
     steps.append({**channel, "label": "auto_prune", "budget": {"name": "macs", "keep": keep}})
+    return [*steps, *_mended({**retrain, "label": f"auto_{retrain['kind']}"})]
+
+
+def _mended(retrain: RecipeStep) -> list[RecipeStep]:
+    """The cut and the step that brings accuracy back, in their order."""
     shrink: RecipeStep = {"kind": "shrink", "label": "auto_shrink"}
-    return [*steps, shrink, {"kind": "retrain", "label": "auto_retrain", **retrain}]
+    return [retrain, shrink] if retrain["kind"] == "compensate" else [shrink, retrain]
 
 
 def _cut_further(steps: Sequence[RecipeStep], keep: float, retrain: RecipeStep) -> list[RecipeStep]:
     """The steps that led to a model, then those that cut it further; only the last of them shrinks."""
-    number = sum(step["kind"] == "retrain" for step in steps) + 1
+    number = sum(step["kind"] in ("retrain", "compensate") for step in steps) + 1
     channel: RecipeStep = {"kind": "prune", "criterion": "l2", "granularity": "channel"}
     return [
         *(step for step in steps if step["kind"] != "shrink"),
         {**channel, "label": f"auto_prune_{number}", "budget": {"name": "macs", "keep": keep}},
-        {"kind": "shrink", "label": "auto_shrink"},
-        {"kind": "retrain", "label": f"auto_retrain_{number}", **retrain},
+        *_mended({**retrain, "label": f"auto_{retrain['kind']}_{number}"}),
     ]

@@ -15,7 +15,7 @@ goes on where it stood.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from torch import nn
@@ -36,11 +36,13 @@ __all__ = [
     "SearchResult",
     "accuracy_of",
     "best_of",
+    "check_calibrate",
     "check_limits",
     "measure_baseline",
     "measure_step",
     "next_share",
     "pursue",
+    "untrained_first",
 ]
 
 RecipeStep = dict[str, object]
@@ -57,11 +59,13 @@ class Attempt:
         accuracy: Accuracy on the validation images; None where a step failed.
         holds: Whether the accuracy is within the limit.
         why: The sentence that says what was tried and why it was kept or dropped.
+        epochs_saved: The epochs of training that it did without, as solving its weights anew was enough.
     """
 
     accuracy: float | None
     holds: bool
     why: str = field(default="", compare=False)
+    epochs_saved: int = 0
 
 
 AttemptT = TypeVar("AttemptT", bound=Attempt)
@@ -103,6 +107,11 @@ class SearchResult(Generic[AttemptT]):
         """The result as text: every attempt, the strategy's own lines, and a warning where the test images disagree."""
         lines = [f"dense {self.dense:.4f} on the validation images; at least {self.limit:.4f} must hold"]
         lines += [f"  {one.why}" for one in self.attempts]
+        untrained = [one.epochs_saved for one in self.attempts if one.epochs_saved]
+        if untrained:
+            lines.append(
+                f"{len(untrained)} of {len(self.attempts)} attempts held without training: {sum(untrained)} epochs saved"
+            )
         lines += summary
         lost, allowed = dense - result, self.dense - self.limit
         if lost > allowed + 1e-12:
@@ -179,6 +188,16 @@ def check_limits(lost: float, attempts: int) -> None:
         raise OptionError(f"attempts: expected at least 1, got {attempts}")
 
 
+def check_calibrate(calibrate: int) -> None:
+    """Check how many images a search may solve weights on.
+
+    Raises:
+        OptionError: It is no whole number of at least 0.
+    """
+    if isinstance(calibrate, bool) or not isinstance(calibrate, int) or calibrate < 0:
+        raise OptionError(f"calibrate: expected a number of images, got {calibrate!r}")
+
+
 def measure_baseline(
     verb: str,
     recipe: Recipe,
@@ -239,6 +258,25 @@ def pursue(
         except StopIteration:
             proposal = None
     return done
+
+
+def untrained_first(make: Callable[[bool], AttemptT], calibrate: int) -> AttemptT:
+    """Make an attempt without training, and train only where that does not hold.
+
+    Args:
+        make: Makes the attempt; True trains.
+        calibrate: How many images there are to solve the weights on; with 0 it is trained at once.
+
+    Returns:
+        The attempt. One that was trained after all says what came of it without.
+    """
+    if not calibrate:
+        return make(True)
+    first = make(False)
+    if first.holds:
+        return first
+    second = make(True)
+    return replace(second, why=f"{first.why}; {second.why}")
 
 
 def best_of(

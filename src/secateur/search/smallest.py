@@ -36,11 +36,13 @@ from secateur.search.frame import (
     SearchResult,
     accuracy_of,
     best_of,
+    check_calibrate,
     check_limits,
     measure_baseline,
     measure_step,
     next_share,
     pursue,
+    untrained_first,
 )
 
 __all__ = [
@@ -103,8 +105,8 @@ class SmallestOptions:
         rate: The price of a bit in the first attempt, in mean squared weights.
         train: Options of the pruning training, beside the defaults. The training of the values takes a third of its
             epochs, twice.
-        calibrate: Training images, without their labels, on which attempts make up for what they remove and share,
-            instead of training; 0 trains.
+        calibrate: Training images, without their labels, on which an attempt first makes up for what it removes and
+            shares. It is trained only where that does not hold; with 0 it is trained at once.
     """
 
     keep: float = 0.1
@@ -114,8 +116,7 @@ class SmallestOptions:
     calibrate: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.calibrate, bool) or not isinstance(self.calibrate, int) or self.calibrate < 0:
-            raise OptionError(f"calibrate: expected a number of images, got {self.calibrate!r}")
+        check_calibrate(self.calibrate)
         if not 0.0 < self.keep < 1.0:
             raise OptionError(
                 f"keep is the share of weights that stay: expected 0 < keep < 1, got {self.keep!r}"
@@ -239,7 +240,7 @@ def smallest(
     start = SizeSettings(options.keep, options.bits, options.rate)
     done = pursue(_proposals(start, attempt.model), attempt, say, attempts)
     best = best_of(done, lambda one: one.size or 0, baseline, _ADVICE)
-    ran = baseline.run([_measure(_TEST, "test"), *attempt.steps(best.settings), _measure(_RESULT, "test")])
+    ran = baseline.run([_measure(_TEST, "test"), *attempt.steps(best.settings, not best.epochs_saved), _measure(_RESULT, "test")])
     dense, limit = baseline.accuracy, baseline.limit
     return SmallestResult(dense=dense, limit=limit, attempts=tuple(done), best=best, ran=ran)
 
@@ -254,16 +255,20 @@ class _SizeAttempts:
     train: Mapping[str, object]
     calibrate: int = 0
 
-    def steps(self, settings: SizeSettings) -> list[RecipeStep]:
+    def steps(self, settings: SizeSettings, training: bool) -> list[RecipeStep]:
         """The steps of the attempt, the measurement on the validation images included."""
+        calibrate = 0 if training else self.calibrate
         return [
-            *steps_of(settings, self.model, self.teacher, self.train, self.calibrate),
+            *steps_of(settings, self.model, self.teacher, self.train, calibrate),
             _measure(_ATTEMPTED, "validation"),
         ]
 
     def __call__(self, settings: SizeSettings) -> SizeAttempt:
-        what = settings.text()
-        measured = self.baseline.attempt(lambda: self.steps(settings))
+        return untrained_first(lambda training: self._made(settings, training), self.calibrate)
+
+    def _made(self, settings: SizeSettings, training: bool) -> SizeAttempt:
+        what = settings.text() + ("" if training else ", without training")
+        measured = self.baseline.attempt(lambda: self.steps(settings, training))
         if isinstance(measured, str):
             why = f"{what}: failed: {measured}"
             return SizeAttempt(settings=settings, size=None, accuracy=None, holds=False, why=why)
@@ -272,7 +277,11 @@ class _SizeAttempts:
         holds = self.baseline.holds(accuracy)
         verdict = "holds" if holds else f"is {self.baseline.limit - accuracy:.4f} short"
         why = f"{what}: {size:,} bytes, {accuracy:.4f} {verdict}"
-        return SizeAttempt(settings=settings, size=size, accuracy=accuracy, holds=holds, why=why)
+        epochs = int(str(self.train["epochs"]))
+        saved = 0 if training or not holds else epochs + 2 * max(1, epochs // 3)
+        return SizeAttempt(
+            settings=settings, size=size, accuracy=accuracy, holds=holds, why=why, epochs_saved=saved
+        )
 
 
 def _proposals(start: SizeSettings, model: nn.Module) -> Generator[SizeSettings, SizeAttempt, None]:

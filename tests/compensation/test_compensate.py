@@ -204,7 +204,8 @@ def test_a_walk_through_attention_gives_the_outputs_of_the_model() -> None:
     with Walk(model, Names(model), (x, x, x), {"key_padding_mask": padding}) as walk:
         torch.testing.assert_close(walk.finish(), model(x, x, x, key_padding_mask=padding))
     with Walk(model, Names(model), (x, other, other), {}) as walk:  # three weights that are slices of one
-        assert walk.call is not None and walk.call.name == "out_proj.weight"
+        assert walk.call is not None
+        assert walk.call.name == "out_proj.weight"
         torch.testing.assert_close(walk.finish(), model(x, other, other))
 
 

@@ -168,6 +168,7 @@ class MiniLM:
     """Sentence embeddings: mean of the last hidden states over the tokens, normalised."""
 
     def __init__(self, folder: str):
+        declare_torchvision()
         from transformers import AutoModel, PreTrainedTokenizerFast
 
         self.dense = AutoModel.from_pretrained(folder).eval()
@@ -178,6 +179,7 @@ class MiniLM:
 
         def batches(part: list[str]) -> list[dict[str, torch.Tensor]]:
             found = []
+            part = sorted(part, key=len)  # like lengths together: half of the padding
             for at in range(0, len(part), 20):
                 made = tokenizer(
                     part[at : at + 20], padding=True, truncation=True, max_length=128, return_tensors="pt"
@@ -210,7 +212,7 @@ class MiniLM:
         layers = sc.PruneOptions(only=["encoder"])
         solver = sc.LeastSquares(damping=0.01)
         again = sc.LeastSquares(damping=0.01, reselect=True)
-        tune = sc.Tuning(passes=6, lr=0.01)
+        tune = sc.Tuning(passes=6, lr=0.02, precision="bf16")
 
         def pruned(budget: float) -> nn.Module:
             masks = sc.prune(self.dense, "wanda", budget=budget, data=self.calibration, options=layers)
@@ -230,6 +232,15 @@ class MiniLM:
         yield self.cosine("2:4", "", 0.95, pattern)
         yield self.cosine("4 bits", "0.952", 0.995, lambda: shared(4))
         yield self.cosine("3 bits", "0.823", 0.98, lambda: shared(3))
+
+
+def declare_torchvision() -> None:
+    """Let transformers import torchvision where its compiled operators are of another build than torch."""
+    if not hasattr(torch.ops.torchvision, "nms"):
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        torch.ops.torchvision._kept = library  # its schemas live as long as it does
 
 
 def docstrings() -> list[str]:

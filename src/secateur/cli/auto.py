@@ -85,7 +85,9 @@ def auto(
         lost=flags.lost,
         goal=flags.goal.value,
         attempts=flags.tries,
-        options=AutoOptions(flags.allocation, {"epochs": flags.epochs, "lr": flags.lr}, flags.bits, flags.calibrate),
+        options=AutoOptions(
+            flags.allocation, {"epochs": flags.epochs, "lr": flags.lr}, flags.bits, flags.calibrate
+        ),
         progress=progress_display(output.quiet),
         on_message=None if output.quiet else lambda line: print(line, file=sys.stderr),
     )

@@ -110,7 +110,8 @@ class SearchResult(Generic[AttemptT]):
         untrained = [one.epochs_saved for one in self.attempts if one.epochs_saved]
         if untrained:
             lines.append(
-                f"{len(untrained)} of {len(self.attempts)} attempts held without training: {sum(untrained)} epochs saved"
+                f"{len(untrained)} of {len(self.attempts)} attempts held without training: "
+                f"{sum(untrained)} epochs saved"
             )
         lines += summary
         lost, allowed = dense - result, self.dense - self.limit

@@ -240,7 +240,8 @@ def smallest(
     start = SizeSettings(options.keep, options.bits, options.rate)
     done = pursue(_proposals(start, attempt.model), attempt, say, attempts)
     best = best_of(done, lambda one: one.size or 0, baseline, _ADVICE)
-    ran = baseline.run([_measure(_TEST, "test"), *attempt.steps(best.settings, not best.epochs_saved), _measure(_RESULT, "test")])
+    chosen = attempt.steps(best.settings, training=not best.epochs_saved)
+    ran = baseline.run([_measure(_TEST, "test"), *chosen, _measure(_RESULT, "test")])
     dense, limit = baseline.accuracy, baseline.limit
     return SmallestResult(dense=dense, limit=limit, attempts=tuple(done), best=best, ran=ran)
 

@@ -374,7 +374,7 @@ def _smaller(keep: float, retrain: RecipeStep, bits: int) -> list[RecipeStep]:
     """The steps of an attempt at few bytes: prune single weights, retrain (or solve anew), share, pack."""
     budget = {"name": "params", "keep": keep, "spread": "overall"}
     kind = retrain["kind"]
-    images = {name: retrain[name] for name in ("calibrate", "dense") if name in retrain}
+    images: RecipeStep = {name: retrain[name] for name in ("calibrate", "dense") if name in retrain}
     return [
         {"kind": "prune", "label": "auto_prune", "budget": budget},
         {**retrain, "label": f"auto_{kind}"},

@@ -25,6 +25,7 @@ PAGES = [
     "docs/guide/shrink.md",
     "docs/guide/files.md",
     "docs/guide/export.md",
+    "docs/guide/large-models.md",
     "docs/guide/no-training-pipeline.md",
 ]
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -84,7 +84,10 @@ class PackFlags:
 
 @with_flags
 def pack(
-    source: Annotated[Path, typer.Argument(help="A .safetensors or .pt file.", show_default=False)],
+    source: Annotated[
+        Path,
+        typer.Argument(help="A .safetensors or .pt file, or a folder with an index.", show_default=False),
+    ],
     target: Annotated[Path, typer.Argument(help="The .sct file to write.", show_default=False)],
     flags: PackFlags,
     model: Annotated[
@@ -95,7 +98,7 @@ def pack(
     calibration: CalibrationFlags,
     output: ProgressFlags,
 ) -> None:
-    """Write any checkpoint as one small file."""
+    """Write any checkpoint, a file or a folder, as one small file."""
     if calibration.wanted:
         _pack_on_images(source, target, flags, ModelFlags(model or "", source, option), calibration, output)
         return
@@ -161,7 +164,9 @@ def _pack_on_images(
 @with_flags
 def unpack(
     source: _Sct,
-    target: Annotated[Path, typer.Argument(help="The .safetensors file to write.", show_default=False)],
+    target: Annotated[
+        Path, typer.Argument(help="The .safetensors file to write, or a new folder.", show_default=False)
+    ],
     workers: Annotated[
         int | None,
         typer.Option(

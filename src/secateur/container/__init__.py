@@ -12,7 +12,8 @@ Read the files in this order:
 - `batch_norm`: batch norm folded into a scale and a shift; `arrays`: torch tensors as plain words and back;
 - `reading`: all tensors of a file in order, by one or several `worker_pool` workers;
 - `archive`: `save` and `load`, with the options in `save_options`;
-- `checkpoint`, `pack`: .safetensors and .pt files to .sct and back; `inspection`: where every byte of a file goes.
+- `checkpoint`, `shards`: .safetensors and .pt files, and folders of the former, tensor by tensor;
+- `pack`: these to .sct and back; `inspection`: where every byte of a file goes.
 
 >>> import pathlib, tempfile, torch
 >>> from secateur.container.archive import load, save

@@ -31,10 +31,20 @@ from secateur.container.format import FREE_MEMORY, MEMORY_PER_BYTE, Entry, probl
 from secateur.core.safetensors_header import open_header
 from secateur.errors import DataError
 
-__all__ = ["Checkpoint", "canonical_header", "open_checkpoint", "read_pt"]
+__all__ = ["Checkpoint", "Shard", "canonical_header", "open_checkpoint", "read_pt"]
 
 _FREE_VALUES, _BYTES_PER_VALUE = 100_000, 16  # values that a .pt file may hold, and more for its bytes
 _DEEPEST = 64
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One safetensors file of a checkpoint that is kept in several."""
+
+    file: str
+    header: bytes  # byte for byte
+    entries: tuple[Entry, ...]
+    metadata: Mapping[str, str]
 
 
 @dataclass
@@ -46,7 +56,9 @@ class Checkpoint:
     words: Callable[[int], np.ndarray]
     header: bytes | None  # of a safetensors file, byte for byte
     metadata: Mapping[str, str]
-    left_out: tuple[str, ...] = ()  # names of the values that are not tensors
+    left_out: tuple[str, ...] = ()  # names of the values, or of a folder's files, that are not tensors
+    shards: tuple[Shard, ...] = ()  # the files of a folder
+    index: tuple[str, bytes] | None = None  # name and content of the folder's index
 
 
 @contextlib.contextmanager

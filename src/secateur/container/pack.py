@@ -1,4 +1,4 @@
-"""`pack` and `unpack`: convert a checkpoint to a .sct file and back, with one tensor in memory at a time.
+"""`pack` and `unpack`: a checkpoint, one file or a folder, to a .sct file and back, one tensor in memory at a time.
 
 >>> import pathlib, tempfile, torch
 >>> from safetensors.torch import save_file
@@ -18,21 +18,24 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from secateur.coding.indices import MixerBank
 from secateur.container import format as sct
 from secateur.container import tensors
-from secateur.container.checkpoint import Checkpoint, canonical_header, open_checkpoint
+from secateur.container.checkpoint import Checkpoint, canonical_header
 from secateur.container.reading import LEARNT, words_of
+from secateur.container.shards import Layout, new_folder, open_source
 from secateur.container.worker_pool import TensorWorkers, worker_count
 from secateur.container.writer import Writer
-from secateur.core.atomic_files import atomic_open
+from secateur.core.atomic_files import atomic_open, atomic_write
 from secateur.core.json_text import parse, texts_of
 from secateur.core.safetensors_header import read_header
 from secateur.errors import FormatError, NonFiniteError, NothingToDoError, OptionError
@@ -54,7 +57,8 @@ class Packed:
         size: Its bytes.
         source: The bytes of the file read.
         tensors: How many tensors it holds.
-        left_out: Names of the values of a .pt file that are not tensors; a .sct file cannot hold them.
+        left_out: Names of the values of a .pt file, or of the files of a folder, that are not tensors; a .sct file
+            cannot hold them.
     """
 
     path: Path
@@ -81,16 +85,18 @@ def pack(
     *,
     max_bytes: int | None = None,
 ) -> Packed:
-    """Convert a .safetensors or .pt checkpoint to a .sct file.
+    """Convert a .safetensors or .pt checkpoint, or a folder of .safetensors files with their index, to a .sct file.
 
-    Without `bits` every tensor comes back bit for bit, and a .safetensors file comes back byte for byte.
+    Without `bits` every tensor comes back bit for bit, and a .safetensors file comes back byte for byte,
+    as do the files of a folder and their index. One tensor is in memory at a time, with one worker.
 
     Several workers write the same bytes as one: threads code what is packed losslessly, processes what has few distinct
     values, which takes a hundred times as long. Processes take two or three seconds to start, so below about eight
     million weights one worker is as fast. A script that asks for processes needs `if __name__ == "__main__":`.
 
     Args:
-        path_in: The checkpoint to read: .safetensors, .pt, .pth, .bin or .ckpt.
+        path_in: The checkpoint to read: .safetensors, .pt, .pth, .bin or .ckpt; or a folder that holds one .safetensors
+            file, or several and an index (`model.safetensors.index.json`).
         path_out: The .sct file to write.
         bits: Share the weights of every float tensor with two or more axes, with 2**bits values a tensor; zeros stay
             zeros.
@@ -116,7 +122,7 @@ def pack(
     worker_count(workers, 0)
     job = _Job("fast" if fast else "mixed", bits, method)
     done = 0
-    with open_checkpoint(path_in, max_bytes) as checkpoint:
+    with open_source(path_in, max_bytes) as checkpoint:
         sct.check_entries(checkpoint.entries)
         if bits is not None and not any(map(_sharable, checkpoint.entries)):
             raise NothingToDoError(
@@ -128,6 +134,9 @@ def pack(
             writer = Writer(file)
             if checkpoint.header is not None:
                 _write_header(writer, checkpoint.header, checkpoint.entries, checkpoint.metadata)
+            if checkpoint.shards:
+                layout = Layout(checkpoint.shards, checkpoint.index)
+                writer.text("shards", tensors.text(layout.to_json().encode()))
             for entry, words, stored in _encoded(checkpoint, job, writer, worker_count(workers, total)):
                 writer.add(entry, np.ascontiguousarray(words).data, *stored)
                 done += entry.nbytes
@@ -135,7 +144,9 @@ def pack(
                     progress(done, total, entry.name)
             writer.finish()
         count, left_out = len(checkpoint.entries), checkpoint.left_out
-    return Packed(Path(path_out), writer.written, Path(path_in).stat().st_size, count, left_out)
+        files = [Path(path_in, shard.file) for shard in checkpoint.shards] or [Path(path_in)]
+        source = sum(file.stat().st_size for file in files)
+    return Packed(Path(path_out), writer.written, source, count, left_out)
 
 
 _Stored = tuple[int, list[bytes]]
@@ -250,14 +261,17 @@ def unpack(
     workers: int | None = 1,
     max_bytes: int | None = None,
 ) -> Packed:
-    """Convert a .sct file to .safetensors; a file packed losslessly from .safetensors gets its bytes back.
+    """Convert a .sct file to .safetensors; what was packed losslessly from .safetensors gets its bytes back.
+
+    A file packed from a folder becomes a folder again: the same files and their index; or one file, if `path_out` ends
+    in .safetensors.
 
     Several workers decode at a time: threads what is packed losslessly, processes what is shared. Processes take two or
     three seconds to start, which pays off from tens of millions of shared weights on.
 
     Args:
         path_in: The .sct file to read.
-        path_out: The .safetensors file to write.
+        path_out: The .safetensors file to write, or the new folder.
         progress: Called with (bytes done, bytes in all, tensor) for every tensor.
         workers: How many decode at a time; None takes one a processor where enough weights are shared for that.
         max_bytes: The most bytes of decoded tensors to accept; by default 64 MiB and eight times the file's size for
@@ -278,18 +292,51 @@ def unpack(
                 f"instead"
             )
         entries = [record.entry for record in archive.heads]
-        header = _read_header(archive, entries)
-        total, done = sum(entry.nbytes for entry in entries), 0
         indexed = sum(record.entry.nbytes for record in archive.heads if record.method in LEARNT)
-        with atomic_open(path_out, source=path_in) as file:
-            file.write(len(header).to_bytes(8, "little") + header)
-            for record, words in words_of(archive, worker_count(workers, indexed)):
-                file.write(np.ascontiguousarray(words.astype(words.dtype.newbyteorder("<"), copy=False)).data)
-                done += record.entry.nbytes
-                if progress is not None:
-                    progress(done, total, record.entry.name)
-            size = file.tell()
+        words = _reported(words_of(archive, worker_count(workers, indexed)), entries, progress)
+        if "shards" in archive.texts and Path(path_out).suffix != ".safetensors":
+            raw = tensors.read_text(archive.texts["shards"], "the layout of the shards", archive.most_text)
+            size = _write_folder(Path(path_out), Layout.from_json(raw, entries), words)
+        else:
+            header = _read_header(archive, entries)
+            with atomic_open(path_out, source=path_in) as file:
+                size = _write_safetensors(file, header, words)
     return Packed(Path(path_out), size, archive.size, len(entries))
+
+
+def _reported(
+    decoded: Iterator[tuple[sct.Record, np.ndarray]], entries: list[sct.Entry], progress: Progress | None
+) -> Iterator[np.ndarray]:
+    """The words of every tensor; progress is told when one has been written."""
+    total, done = sum(entry.nbytes for entry in entries), 0
+    for record, words in decoded:
+        yield words
+        done += record.entry.nbytes
+        if progress is not None:
+            progress(done, total, record.entry.name)
+
+
+def _write_safetensors(file: BinaryIO, header: bytes, words: Iterable[np.ndarray]) -> int:
+    """Write a header and the tensors it names; gives the bytes written."""
+    file.write(len(header).to_bytes(8, "little") + header)
+    for each in words:
+        file.write(np.ascontiguousarray(each.astype(each.dtype.newbyteorder("<"), copy=False)).data)
+    return file.tell()
+
+
+def _write_folder(path: Path, layout: Layout, words: Iterator[np.ndarray]) -> int:
+    """Write the files of a checkpoint and their index into a new folder; gives the bytes of the files."""
+    size = 0
+    with new_folder(path) as folder:
+        for shard in layout.shards:
+            with atomic_open(folder / shard.file) as file:
+                size += _write_safetensors(file, shard.header, islice(words, len(shard.entries)))
+        if layout.index is not None:
+            name, text = layout.index
+            atomic_write(folder / name, text)
+        for _ in words:  # the end of the file, where its checksum is compared
+            raise AssertionError("a layout covers all tensors")
+    return size
 
 
 def _read_header(archive: sct.Archive, entries: list[sct.Entry]) -> bytes:

@@ -16,6 +16,7 @@
     │   ├── ProofError            shrunk and masked models compute different things
     │   └── PlanError             a plan that does not fit the model it is applied to
     ├── FormatError               a file that is not a valid .sct file; says what and where
+    ├── ModelInUseError           a model that a verb in another thread is working on
     ├── StoreError                a run store that is damaged or of another version
     └── MissingExtraError         an optional dependency is not installed; says which extra brings it
 
@@ -35,6 +36,7 @@ __all__ = [
     "FormatError",
     "MaskMismatchError",
     "MissingExtraError",
+    "ModelInUseError",
     "NonFiniteError",
     "NothingToDoError",
     "OptionError",
@@ -123,6 +125,10 @@ class PlanError(StructureError):
 
 class FormatError(SecateurError, ValueError):
     """A file that is not a valid .sct file."""
+
+
+class ModelInUseError(SecateurError):
+    """A model that a verb in another thread is working on."""
 
 
 class StoreError(SecateurError):

@@ -1,6 +1,6 @@
 """The command line: one thin function per verb, results on standard output, progress on standard error.
 
-Exit codes: 0 done, 1 failed, 2 usage, 3 budget not met, 4 nothing to do. An error is one paragraph; `--debug`
+Exit codes: 0 done, 1 failed, 2 usage, 3 budget not met, 4 nothing to do, 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP. An error is one paragraph; `--debug`
 adds the traceback. Nothing here imports torch before a verb needs it, so that `secateur --help` answers at
 once.
 
@@ -19,6 +19,15 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
+    from secateur.core.interrupts import ending_signals, interrupts_deferred
+
+    interrupts_deferred()
+    with ending_signals():
+        _run()
+
+
+def _run() -> None:
+    """Run the command line; errors become one paragraph and an exit code."""
     from secateur.cli.app import app
     from secateur.errors import SecateurError
 

@@ -35,6 +35,7 @@ from secateur.core.masks import Masks
 from secateur.core.targets import Pattern, matches, patterns_of, select
 from secateur.errors import MaskMismatchError, NothingToDoError, OptionError, PatternError, near
 from secateur.execution.undisturbed import undisturbed
+from secateur.execution.verb import verb
 
 __all__ = [
     "Advance",
@@ -78,6 +79,7 @@ class Compensated:
         return f"Compensated({len(self.layers)} layers, {self.masks!r})"
 
 
+@verb
 def compensate(
     model: nn.Module,
     masks: Masks | Mapping[str, torch.Tensor],

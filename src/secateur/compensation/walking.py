@@ -83,8 +83,6 @@ class Walk:
         self._abandoned = False
         self._ours, self._theirs = threading.Semaphore(0), threading.Semaphore(0)
         self._thread = threading.Thread(target=self._work, args=(model, args, dict(kwargs)), daemon=True)
-        self._thread.start()
-        self._go_on()
 
     def _work(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The pass itself, in its own thread."""
@@ -145,6 +143,8 @@ class Walk:
             self._thread.join()
 
     def __enter__(self) -> Walk:
+        self._thread.start()  # here, where no Ctrl-C comes between the start and the block that ends it
+        self._go_on()
         return self
 
     def __exit__(self, *_: object) -> None:

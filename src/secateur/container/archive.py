@@ -36,6 +36,7 @@ from secateur.container.scalar_rounding import SCALES, RoundedScalars, round_boo
 from secateur.container.writer import Writer
 from secateur.core.atomic_files import atomic_open
 from secateur.core.codebook import Codebook
+from secateur.core.interrupts import uninterrupted
 from secateur.errors import (
     DataError,
     FormatError,
@@ -44,6 +45,7 @@ from secateur.errors import (
     OptionError,
     near,
 )
+from secateur.execution.verb import verb
 
 if TYPE_CHECKING:
     from secateur.structure.cut.plan import ShrinkPlan
@@ -90,6 +92,7 @@ class SavedFile:
         return self.dense / self.size
 
 
+@verb
 def save(
     model: nn.Module | State,
     path: str | os.PathLike[str],
@@ -218,6 +221,7 @@ def load(
 ) -> dict[str, torch.Tensor]: ...
 @overload
 def load(path: str | os.PathLike[str], into: nn.Module, max_bytes: int | None = None) -> nn.Module: ...
+@verb
 def load(
     path: str | os.PathLike[str], into: nn.Module | None = None, max_bytes: int | None = None
 ) -> dict[str, torch.Tensor] | nn.Module:
@@ -256,10 +260,16 @@ def load(
         archive.allow(sum(value.nbytes for value in target.values()))
         _check_target(path, archive, target)
         state = {name: value for name, value in _state(archive).items() if name in target}
+    _fill(into, plan, state)
+    return into
+
+
+@uninterrupted
+def _fill(into: nn.Module, plan: ShrinkPlan | None, state: State) -> None:
+    """Change the model, all at once for whoever presses Ctrl-C."""
     if plan is not None:
         plan.apply_(into)
     into.load_state_dict(state, strict=False)
-    return into
 
 
 def entries_of(archive: sct.Archive, model: nn.Module) -> list[sct.Entry]:

@@ -36,6 +36,7 @@ from secateur.core.masks import Masks
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import NothingToDoError, OptionError, UnknownNameError, near
 from secateur.execution.example import Example
+from secateur.execution.verb import verb
 from secateur.metrics._why import LayerTime, Why, why
 from secateur.metrics.accuracy import Evaluate
 from secateur.registry import Registry
@@ -54,6 +55,7 @@ def names() -> list[str]:
     return _REGISTRY.names()
 
 
+@verb
 def measure(
     model: nn.Module,
     example: Example = None,

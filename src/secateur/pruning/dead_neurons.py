@@ -24,12 +24,14 @@ from torch import nn
 from secateur.core.masks import Masks
 from secateur.core.targets import Target, select
 from secateur.errors import DataError, OptionError, ProofError
+from secateur.execution.verb import verb
 
 __all__ = ["zero_dead_neurons"]
 
 _TOLERANCE = 1e-5
 
 
+@verb
 def zero_dead_neurons(model: nn.Module, inputs: Iterable[torch.Tensor], seed: int = 0) -> Masks:
     """Zero neurons that do not affect the outputs on `inputs`, in place; return masks of the rest.
 

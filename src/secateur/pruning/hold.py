@@ -42,8 +42,10 @@ from torch import nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from secateur.core.interrupts import uninterrupted
 from secateur.core.masks import Masks
 from secateur.errors import MaskMismatchError, OptionError
+from secateur.execution.verb import verb
 from secateur.pruning.zeroing import Pruned, ZeroingBatch
 
 __all__ = ["Held", "hold"]
@@ -51,6 +53,8 @@ __all__ = ["Held", "hold"]
 _WRAPPERS = ("module", "_orig_mod")  # DistributedDataParallel and AveragedModel; torch.compile
 
 
+@verb
+@uninterrupted
 def hold(
     model: nn.Module,
     masks: Masks | Mapping[str, torch.Tensor],
@@ -99,10 +103,7 @@ class Held:
         self._collect()
         if optimizer is not None:
             _check_optimizer(optimizer, self.model, [w.parameter for w in self._weights if not w.copy])
-        self._start()
-        for found in _optimizers_within(optimizer):
-            self._optimizers.add(found)
-            self._clean(found, restart=True)
+        self._start(optimizer)
 
     # -- the block -------------------------------------------------------------------------------------------
     def __enter__(self) -> Held:
@@ -121,6 +122,7 @@ class Held:
         if self._depth == 0:
             self.close(complain=kind is None)
 
+    @uninterrupted
     def close(self, complain: bool = True) -> None:
         """Stop holding: the hooks go, the weights stay masked as of now. Closing twice is harmless."""
         if not self._open:
@@ -192,7 +194,7 @@ class Held:
         self._own = ZeroingBatch([], [])
         self._batches.clear()
 
-    def _start(self) -> None:
+    def _start(self, optimizer: object) -> None:
         self._open = True
         try:
             self._handles.append(register_optimizer_step_post_hook(_Hook(self, "_after_step")))
@@ -201,6 +203,9 @@ class Held:
                 self._handles.append(model.register_forward_pre_hook(_Hook(self, "_before_forward")))
             self._hook()
             self.apply()
+            for found in _optimizers_within(optimizer):
+                self._optimizers.add(found)
+                self._clean(found, restart=True)
         except BaseException:
             self.close(complain=False)
             raise

@@ -28,6 +28,7 @@ from secateur.core.targets import Pattern, Target
 from secateur.criteria import Criterion, CriterionLike
 from secateur.errors import DataError, NothingToDoError, OptionError
 from secateur.execution.example import Example, first_example
+from secateur.execution.verb import verb
 from secateur.granularity import Granularity, GranularityLike
 from secateur.pruning.connectivity import check_connected
 from secateur.pruning.scored_units import ScoredUnits
@@ -71,6 +72,7 @@ class PruneOptions:
     seed: int = 0
 
 
+@verb
 @torch.no_grad()
 def prune(
     model: nn.Module,

@@ -32,6 +32,7 @@ from secateur.core.masks import Masks
 from secateur.core.scores import check_finite
 from secateur.core.targets import Pattern, Target, select
 from secateur.errors import NothingToDoError, OptionError
+from secateur.execution.verb import verb
 from secateur.quantize import QuantizerLike
 from secateur.quantize.calibrated import CodebookSolver, calibrated
 from secateur.quantize.codebooks import codebook_of_group, codebook_per_channel, reassigned_by_rate
@@ -73,6 +74,7 @@ class ShareOptions:
     tune: Tuning | int | None = None
 
 
+@verb
 def share(
     model: nn.Module,
     bits: int | None = None,

@@ -29,6 +29,7 @@ import torch
 from torch import nn
 from torch.multiprocessing import get_context
 
+from secateur.core.interrupts import uninterrupted
 from secateur.core.masks import Masks
 from secateur.errors import DataError, OptionError
 from secateur.execution.undisturbed import undisturbed
@@ -177,8 +178,7 @@ class MaskedEvaluation:
             assert self.replay is not None
             return self.replay.run(lambda: self.evaluation.plainly(self.model))
         finally:
-            for name, value in saved.items():
-                parameters[name].copy_(value)
+            _restore(parameters, saved)
 
     @property
     def peak(self) -> int:
@@ -340,3 +340,10 @@ def _half_width(share: float, count: int) -> float:
     """Half of Wilson's 95 % interval of a share of `count`, which stays honest at 0 and 1."""
     z = 1.959963984540054
     return z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+
+
+@uninterrupted
+def _restore(parameters: dict[str, nn.Parameter], saved: dict[str, torch.Tensor]) -> None:
+    """Put weights back."""
+    for name, value in saved.items():
+        parameters[name].copy_(value)

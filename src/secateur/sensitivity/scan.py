@@ -37,6 +37,7 @@ from secateur.criteria import Criterion, CriterionLike
 from secateur.errors import OptionError, StoreError
 from secateur.execution.example import Example, first_example
 from secateur.execution.undisturbed import undisturbed
+from secateur.execution.verb import verb
 from secateur.granularity import Granularity, GranularityLike
 from secateur.metrics.macs import macs
 from secateur.pruning.cost import CostModel
@@ -120,6 +121,7 @@ class ScanOptions:
             )
 
 
+@verb
 def scan(
     model: nn.Module,
     evaluate: Callable[[nn.Module], float] | Iterable[object],

@@ -25,6 +25,7 @@ from torch import nn
 from secateur.core.masks import Masks
 from secateur.errors import NothingToDoError, OptionError, ProofError
 from secateur.execution.fast_copy import collector_paused, copy_module, tensors_of
+from secateur.execution.verb import verb
 from secateur.structure.cut.attributes import set_config_field
 from secateur.structure.cut.choose import dropped, dropped_lines, extended, rounded
 from secateur.structure.cut.fit import fit
@@ -99,6 +100,7 @@ class Shrunk:
         return "\n".join(lines)
 
 
+@verb
 def explain(
     model: nn.Module,
     example: object,
@@ -133,6 +135,7 @@ def explain(
     return explained(without_locked(structure, model, example, wanted, which), model, budget, names)
 
 
+@verb
 def shrink(
     model: nn.Module,
     masks: Masks,

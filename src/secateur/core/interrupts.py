@@ -1,0 +1,145 @@
+"""Signals that wait while something is put back.
+
+A Python signal handler runs between any two instructions, also inside a `finally:` or an `__exit__` that is restoring
+a model, and the exception that it raises ends the restoring half way. `deferring` wraps a handler: while the program is
+in a function marked `uninterrupted`, or in an `__enter__` or `__exit__`, the signal is sent again a moment later.
+
+>>> import signal
+>>> @uninterrupted
+... def restore() -> str:
+...     signal.raise_signal(signal.SIGINT)
+...     return "restored"
+>>> before = signal.signal(signal.SIGINT, deferring(signal.default_int_handler))
+>>> try:
+...     done = restore()
+...     time.sleep(1)
+... except KeyboardInterrupt:
+...     print(done, "then interrupted")
+... finally:
+...     _ = signal.signal(signal.SIGINT, before)
+restored then interrupted
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import CodeType, FrameType
+from typing import TypeVar
+
+__all__ = ["boundary", "deferring", "ending_signals", "interrupts_deferred", "uninterrupted"]
+
+Handler = Callable[[int, FrameType | None], object]
+_FunctionT = TypeVar("_FunctionT", bound=Callable[..., object])
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""The signals that ask a process to end."""
+
+_PATIENCE = 30.0  # seconds after which a signal is no longer deferred
+_AGAIN = 0.002  # seconds until a deferred signal is sent again
+_NAMES = frozenset(["__enter__", "__exit__"])
+_uninterrupted: set[CodeType] = {contextlib.ExitStack.enter_context.__code__}
+_boundaries: set[CodeType] = set()
+
+
+def uninterrupted(function: _FunctionT) -> _FunctionT:
+    """Mark a short function that a deferring handler never interrupts, nor what it calls.
+
+    Args:
+        function: A plain function or method.
+    """
+    _uninterrupted.add(function.__code__)
+    return function
+
+
+def boundary(function: _FunctionT) -> _FunctionT:
+    """Mark a function that is not interrupted itself, while what it calls is, whoever called it.
+
+    Args:
+        function: A plain function or method.
+    """
+    _boundaries.add(function.__code__)
+    return function
+
+
+def deferring(handler: Handler) -> Handler:
+    """A handler that calls another one as soon as nothing uninterrupted is running.
+
+    Args:
+        handler: What is to be called, such as `signal.default_int_handler`.
+    """
+    since: list[float] = []
+
+    def deferred(number: int, frame: FrameType | None) -> object:
+        if _may_interrupt(frame) or (since and time.monotonic() - since[0] > _PATIENCE):
+            since.clear()
+            return handler(number, frame)
+        if not since:
+            since.append(time.monotonic())
+        _thread.start_new_thread(_send_again, (number,))
+        return None
+
+    deferred.handler = handler  # type: ignore[attr-defined]
+    return deferred
+
+
+def _send_again(number: int) -> None:
+    time.sleep(_AGAIN)
+    _thread.interrupt_main(signal.Signals(number))
+
+
+def _may_interrupt(frame: FrameType | None) -> bool:
+    """Whether the program is nowhere inside an uninterrupted function, seen from the nearest boundary."""
+    innermost = frame
+    while frame is not None:
+        code = frame.f_code
+        if code in _boundaries:
+            return frame is not innermost
+        if code in _uninterrupted or code.co_name in _NAMES:
+            return False
+        frame = frame.f_back
+    return True
+
+
+@uninterrupted
+def interrupts_deferred() -> dict[int, Handler]:
+    """Make the handlers of Ctrl-C, SIGTERM and SIGHUP deferring ones, where they are Python functions.
+
+    Only the main thread can, and only it runs handlers; in another one this does nothing.
+
+    Returns:
+        What to give back to `signal.signal`, by number.
+    """
+    found: dict[int, Handler] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            handler = signal.getsignal(number)
+            if callable(handler) and not hasattr(handler, "handler"):
+                found[number] = handler
+                signal.signal(number, deferring(handler))
+    return found
+
+
+@contextlib.contextmanager
+def ending_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block by `SystemExit` with 128 + their number, so that all is put back first.
+
+    A signal that this process ignores, as under nohup, stays ignored.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {}
+    for number in SIGNALS:
+        if number != signal.SIGINT and signal.getsignal(number) is signal.SIG_DFL:
+            before[number] = signal.signal(number, deferring(leave))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,226 @@
+"""`verb`: what holds for every verb that is given a model, whatever it does inside.
+
+- Verbs of one process run one after another: they set and put back what belongs to the whole process (random state,
+  torch's default type and number of threads). Called from several threads they wait for each other.
+- A model, or a part of it, that a verb in one thread is working on is refused to a verb in another thread.
+- A verb that fails or is interrupted leaves the model's modules, modes, hooks, buffers and gradients, the random state
+  and torch's settings as it found them. What it writes into weights it puts back itself.
+
+>>> from torch import nn
+>>> @verb
+... def halve(model: nn.Module) -> None:
+...     model.train(False)
+...     raise ValueError("no")
+>>> model = nn.Linear(1, 1)
+>>> try:
+...     halve(model)
+... except ValueError:
+...     print(model.training)
+True
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import inspect
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.core.interrupts import Handler, boundary, interrupts_deferred, uninterrupted
+from secateur.errors import ModelInUseError
+
+__all__ = ["verb"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+_MODELS = ("model", "into")  # the parameters of a verb that are the model it works on
+
+
+def verb(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Make a function a verb: see the module.
+
+    Args:
+        function: One with a parameter `model` or `into`.
+    """
+    names = list(inspect.signature(function).parameters)
+    name = next(name for name in _MODELS if name in names)
+    position = names.index(name)
+
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        model = args[position] if len(args) > position else kwargs.get(name)
+        door = _Door(function.__name__, model if isinstance(model, nn.Module) else None)
+        try:
+            door.open()
+            while not door.first():
+                pass
+            door.look()
+            result = function(*args, **kwargs)
+            door.done = True
+            return result
+        finally:
+            door.close()
+
+    return functools.wraps(function)(boundary(call))
+
+
+_claims: dict[int, tuple[int, str]] = {}  # by the identity of a module: (thread, verb)
+_turn = threading.RLock()
+_guard = threading.Lock()
+
+
+def _forked() -> None:
+    """A forked process has this one thread only: what other threads held is free."""
+    global _turn, _guard
+    _turn, _guard = threading.RLock(), threading.Lock()
+    _claims.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
+class _Door:
+    """One call of a verb: its claim on the model, its turn, and what is put back if it fails."""
+
+    def __init__(self, name: str, model: nn.Module | None):
+        self.name, self.model = name, model
+        self.done = False
+        self._handlers: dict[int, Handler] = {}
+        self._claimed: list[int] = []
+        self._has_turn = False
+        self._process: _Process | None = None
+        self._found: _Modules | None = None
+
+    @uninterrupted
+    def open(self) -> None:
+        """Claim the model for this thread."""
+        self._handlers = interrupts_deferred()
+        if self.model is None:
+            return
+        me = threading.get_ident()
+        with _guard:
+            parts = [id(module) for module in self.model.modules()]
+            for part in parts:
+                thread, other = _claims.get(part, (me, ""))
+                if thread != me:
+                    raise ModelInUseError(
+                        f"{self.name}: expected a model that no other thread is working on, got "
+                        f"{type(self.model).__name__}, on which {other} is running in another thread; wait for it, or "
+                        "give each thread a copy (copy.deepcopy(model))"
+                    )
+            self._claimed = [part for part in parts if part not in _claims]
+            _claims.update((part, (me, self.name)) for part in self._claimed)
+
+    @uninterrupted
+    def first(self) -> bool:
+        """Whether it is this thread's turn; waits a little for it. Ctrl-C is heard between two calls."""
+        self._has_turn = _turn.acquire(timeout=0.1)
+        return self._has_turn
+
+    @uninterrupted
+    def look(self) -> None:
+        """Note what is there."""
+        self._process = _Process()
+        self._found = _Modules(self.model) if self.model is not None else None
+
+    @uninterrupted
+    def close(self) -> None:
+        """Put everything back if the verb did not end well; let the next one have its turn."""
+        try:
+            if not self.done:
+                if self._found is not None:
+                    self._found.put_back()
+                if self._process is not None:
+                    self._process.put_back()
+        finally:
+            if self._has_turn:
+                _turn.release()
+            with _guard:
+                for part in self._claimed:
+                    _claims.pop(part, None)
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
+
+
+class _Process:
+    """Settings and random states of this process and thread."""
+
+    def __init__(self) -> None:
+        self._torch, self._numpy, self._python = (
+            torch.get_rng_state(),
+            np.random.get_state(),
+            random.getstate(),
+        )
+        self._dtype, self._threads = torch.get_default_dtype(), torch.get_num_threads()
+        self._gradients, self._fast = torch.is_grad_enabled(), torch.backends.mha.get_fastpath_enabled()
+        self._collects = gc.isenabled()
+
+    def put_back(self) -> None:
+        torch.set_rng_state(self._torch)
+        np.random.set_state(self._numpy)
+        random.setstate(self._python)
+        torch.set_default_dtype(self._dtype)
+        if torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
+        torch.set_grad_enabled(self._gradients)
+        torch.backends.mha.set_fastpath_enabled(self._fast)
+        (gc.enable if self._collects else gc.disable)()
+
+
+class _Modules:
+    """What every module of a model holds (attributes, hooks, slots), flags and gradients, and the buffers' values."""
+
+    def __init__(self, model: nn.Module):
+        self._modules = []
+        for module in model.modules():
+            held = vars(module)
+            inner = {
+                key: (value, value.copy())
+                for key, value in held.items()
+                if key.startswith("_") and isinstance(value, dict)
+            }
+            self._modules.append((module, type(module), held.copy(), inner))
+        tensors = {
+            id(t): t for module, *_ in self._modules for t in module._parameters.values() if t is not None
+        }
+        self._flags = [(tensor, tensor.requires_grad, tensor.grad) for tensor in tensors.values()]
+        self._values = [
+            (buffer, buffer.detach().clone())
+            for module, *_ in self._modules
+            for buffer in module._buffers.values()
+            if buffer is not None
+        ]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        for module, kind, held, inner in self._modules:
+            if type(module) is not kind:
+                module.__class__ = kind
+            _refill(vars(module), held)
+            for now, found in inner.values():
+                _refill(now, found)
+        for tensor, flag, gradient in self._flags:
+            if tensor.requires_grad is not flag:
+                tensor.requires_grad_(flag)
+            tensor.grad = gradient
+        for buffer, value in self._values:
+            if buffer.device.type != "meta" and not torch.equal(buffer, value):
+                buffer.copy_(value)
+
+
+def _refill(now: dict[str, object], found: dict[str, object]) -> None:
+    """Make a dictionary what it was, in place, and leave it alone where nothing changed."""
+    if list(now) == list(found) and all(now[key] is value for key, value in found.items()):
+        return
+    now.clear()
+    now.update(found)

@@ -1,0 +1,285 @@
+"""Verbs in several threads, and interrupted at any instant."""
+
+from __future__ import annotations
+
+import copy
+import random
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import secateur as sc
+from attacks import process_state
+from secateur.errors import ModelInUseError, SecateurError
+
+
+class Small(nn.Module):
+    """Convolutions, batch norm, dropout and a frozen tensor: all that a verb may disturb."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.next, self.drop, self.head = nn.Conv2d(4, 4, 3, padding=1), nn.Dropout(0.5), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.next(F.relu(self.norm(self.conv(x)))))
+        return self.head(self.drop(x.mean((2, 3))))
+
+
+def small(seed: int = 0) -> Small:
+    torch.manual_seed(seed)
+    model = Small().train()
+    model.norm.eval()
+    model.head.bias.requires_grad_(False)
+    model.conv.weight.grad = torch.ones_like(model.conv.weight)
+    return model
+
+
+IMAGES = torch.randn(8, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+LABELS = torch.arange(8) % 3
+DATA = [(IMAGES[:4], LABELS[:4]), (IMAGES[4:], LABELS[4:])]
+
+
+def prune(model, folder):
+    return sc.prune(model, "l2", "channel", 0.5, skip="head", example=IMAGES[:1])
+
+
+def taylor(model, folder):
+    return sc.prune(model, "taylor", "filter", 0.5, data=DATA, loss=F.cross_entropy)
+
+
+def scan(model, folder):
+    found = sc.scan(model, DATA, levels=[0.5])
+    return [found.dense, str(found.values)] if hasattr(found, "values") else found.dense
+
+
+def measure(model, folder):
+    return [row.value for row in sc.measure(model, IMAGES[:1], DATA, what=["macs", "params", "accuracy"])]
+
+
+def share(model, folder):
+    return sc.share(model, 2).model.state_dict()
+
+
+def compensate(model, folder):
+    masks = sc.prune(copy.deepcopy(model), "l2", "channel", 0.5, skip="head", example=IMAGES[:1])
+    return sc.compensate(model, masks, DATA, tune=1).model.state_dict()
+
+
+def shrink(model, folder):
+    masks = sc.prune(copy.deepcopy(model), "l2", "channel", 0.5, skip="head", example=IMAGES[:1])
+    return sc.shrink(model, masks, IMAGES[:1]).model.state_dict()
+
+
+def explain(model, folder):
+    return str(sc.explain(model, IMAGES[:1]))
+
+
+def save_and_load(model, folder):
+    file = Path(folder) / f"{threading.get_ident()}-{random.SystemRandom().random()}.sct"
+    sc.save(model, file)
+    return sc.load(file)
+
+
+def hold(model, folder):
+    masks = sc.Masks({"next.weight": torch.ones(4, 4, 3, 3, dtype=torch.bool)})
+    with sc.hold(model, masks):
+        return len(masks)
+
+
+VERBS = [prune, taylor, scan, measure, share, compensate, shrink, explain, save_and_load, hold]
+
+
+def bytes_of(value: object) -> bytes:
+    if isinstance(value, dict) or hasattr(value, "items"):
+        return b"".join(f"{name}".encode() + bytes_of(part) for name, part in value.items())
+    return (
+        value.detach().contiguous().numpy().tobytes()
+        if isinstance(value, torch.Tensor)
+        else repr(value).encode()
+    )
+
+
+def state_of(model: nn.Module) -> dict[str, object]:
+    """Everything of a model that a verb may disturb."""
+    return {
+        "values": {name: bytes_of(tensor) for name, tensor in model.state_dict().items()},
+        "objects": [id(tensor) for tensor in [*model.parameters(), *model.buffers()]],
+        "flags": [parameter.requires_grad for parameter in model.parameters()],
+        "gradients": [None if p.grad is None else (id(p.grad), bytes_of(p.grad)) for p in model.parameters()],
+        "modes": [module.training for module in model.modules()],
+        "classes": [type(module) for module in model.modules()],
+        "held": [
+            (sorted(vars(m)), {k: list(v) for k, v in vars(m).items() if isinstance(v, dict)})
+            for m in model.modules()
+        ],
+    }
+
+
+# -- threads
+
+
+def test_separate_models_in_several_threads_give_the_same_as_one_after_another(tmp_path):
+    jobs = [(verb, seed) for seed in range(3) for verb in VERBS]
+    models = [small(seed) for _, seed in jobs]
+    expected = [bytes_of(verb(copy.deepcopy(model), tmp_path)) for (verb, _), model in zip(jobs, models)]
+    found: dict[int, object] = {}
+
+    def work(numbers: list[int]) -> None:
+        for number in numbers:
+            try:
+                found[number] = bytes_of(jobs[number][0](models[number], tmp_path))
+            except Exception as error:
+                found[number] = error
+
+    order = list(range(len(jobs)))
+    random.Random(0).shuffle(order)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=work, args=(order[k::4],)) for k in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(100)
+    finally:
+        sys.setswitchinterval(interval)
+    wrong = [(jobs[n][0].__name__, found.get(n)) for n in order if found.get(n) != expected[n]]
+    assert not wrong, [
+        (name, value if isinstance(value, Exception) else "other bytes") for name, value in wrong
+    ]
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
+def test_one_model_in_two_threads_is_refused_and_unharmed(verb, tmp_path):
+    if verb in (compensate, shrink):  # their first call is of a copy
+        prune(small(), tmp_path)
+    model = small()
+    before = state_of(model)
+    entered, leave = threading.Event(), threading.Event()
+    first: list[object] = []
+
+    def evaluate(given: nn.Module) -> float:
+        entered.set()
+        leave.wait(20)
+        return 0.5
+
+    thread = threading.Thread(target=lambda: first.append(sc.scan(model, evaluate, levels=[0.5])))
+    thread.start()
+    assert entered.wait(20)
+    refused: list[str] = []
+    try:
+        with pytest.raises(ModelInUseError) as caught:
+            verb_on(verb, model, tmp_path)
+        refused.append(str(caught.value))
+    finally:
+        leave.set()
+        thread.join(30)
+    word = {"taylor": "prune", "save_and_load": "save"}.get(verb.__name__, verb.__name__)
+    assert refused == [
+        f"{word}: expected a model that no other thread is working on, got Small, on which scan is running in another "
+        "thread; wait for it, or give each thread a copy (copy.deepcopy(model))"
+    ]
+    assert first
+    assert state_of(model) == before
+    verb(model, tmp_path)  # free again
+
+
+def verb_on(verb, model, folder):
+    """The verb, without the calls that prepare it: those would wait for their turn."""
+    masks = sc.Masks(
+        {"next.weight": torch.ones(4, 4, 3, 3, dtype=torch.bool).index_fill_(0, torch.tensor([0]), False)}
+    )
+    if verb is compensate:
+        return sc.compensate(model, masks, DATA)
+    if verb is shrink:
+        return sc.shrink(model, masks, IMAGES[:1])
+    return verb(model, folder)
+
+
+def test_a_part_of_a_model_in_use_is_refused_too_and_a_thread_may_call_verbs_within_verbs():
+    model = small()
+    found: list[object] = []
+
+    def evaluate(given: nn.Module) -> float:
+        if not found:
+            found.append(sc.measure(given, what="params"))
+
+            def other() -> None:
+                try:
+                    sc.measure(model.conv, what="params")
+                except SecateurError as error:
+                    found.append(error)
+
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join(20)
+        return 0.5
+
+    sc.scan(model, evaluate, levels=[0.5])
+    assert isinstance(found[1], ModelInUseError)
+    assert str(found[1]).startswith(
+        "measure: expected a model that no other thread is working on, got Conv2d"
+    )
+
+
+# -- interrupts
+
+
+def interrupted(verb, model, folder, at: int | None) -> tuple[int, bool]:
+    """(lines that ran, whether it was interrupted)."""
+    count = 0
+
+    def local(frame, event, argument):
+        nonlocal count
+        if event == "line":
+            count += 1
+            if count == at:
+                signal.raise_signal(signal.SIGINT)
+        return local
+
+    def trace(frame, event, argument):
+        name = frame.f_code.co_filename
+        return local if "/secateur/" in name or name.endswith("contextlib.py") else None
+
+    sys.settrace(trace)
+    try:
+        verb(model, folder)
+        time.sleep(0.01)  # a signal that was deferred to the end comes now
+    except KeyboardInterrupt:
+        return count, True
+    finally:
+        sys.settrace(None)
+    return count, False
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
+def test_interrupted_at_any_instant_the_model_and_the_process_are_as_before(verb, tmp_path):
+    verb(small(), tmp_path)  # what is imported and made once
+    lines, _ = interrupted(verb, small(), tmp_path, None)
+    chance = random.Random(0)
+    kinds = [Small, nn.Module, nn.Conv2d, nn.Linear, nn.BatchNorm2d]
+    hits, wrong = 0, []
+    for _ in range(30):
+        at = chance.randrange(1, lines + 1)
+        model = small()  # a model's structure is remembered: a second call would have fewer lines
+        before = state_of(model)
+        process = process_state.snapshot((), kinds)
+        hit = interrupted(verb, model, tmp_path, at)[1]
+        hits += hit
+        after = state_of(model)
+        changed = [key for key in before if before[key] != after[key]]
+        if hit:
+            changed += process_state.changes(process, process_state.snapshot((), kinds))
+        if changed:
+            wrong.append((at, changed))
+    assert not wrong
+    assert hits >= 25
+    assert not list(tmp_path.glob(".secateur-*"))

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test quick extras zoo ray lint site bench headline fuzz studies-doc clean
+.PHONY: demo test quick extras zoo ray lint site bench headline fuzz faults studies-doc clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -62,6 +62,10 @@ headline: $(STAMP)
 # Hostile files for every reader, ten minutes: make fuzz SECONDS=3600
 fuzz: $(STAMP)
 	$(BIN)/python -m attacks.fuzz --seconds $(or $(SECONDS),600)
+
+# Two hundred kills and two hundred I/O errors in the middle of a run, each resumed: some six minutes
+faults: $(STAMP)
+	$(BIN)/python -m attacks.faults
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

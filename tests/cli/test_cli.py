@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -398,3 +400,27 @@ def test_a_run_that_measures_nothing_says_so(secateur, tmp_path):
     (tmp_path / "r.toml").write_text(RECIPE.split('[[step]]\nkind = "measure"')[0])
     code, out, _ = secateur("run", "r.toml", "--quiet")
     assert (code, out) == (0, "nothing was measured; a step of kind `measure` says what came out\n")
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_command_that_is_ended_by_a_signal_leaves_with_its_code_and_can_be_continued(tmp_path, name, code):
+    recipe = tmp_path / "long.toml"
+    recipe.write_text(
+        '[data]\nname = "digits"\nlimit = 200\n[model]\nname = "lenet-300-100"\n[lab]\nthreads = 1\n'
+        '[[step]]\nkind = "train"\nepochs = 100000\n'
+    )
+    command = [sys.executable, "-m", "secateur", "run", str(recipe), "--store", str(tmp_path / "store")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    files = tmp_path / "store"
+    deadline = time.monotonic() + 60
+    while not any(files.rglob("*.ckpt")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(getattr(signal, name))
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == code, error
+    assert "Traceback" not in error
+    assert not list(files.rglob("*.part*"))
+    runs = subprocess.run(
+        [sys.executable, "-m", "secateur", "runs", "--store", str(files)], capture_output=True, text=True
+    )
+    assert "interrupted" in runs.stdout

@@ -1,6 +1,7 @@
 """The command line: one thin function per verb, results on standard output, progress on standard error.
 
-Exit codes: 0 done, 1 failed, 2 usage, 3 budget not met, 4 nothing to do, 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP. An error is one paragraph; `--debug`
+Exit codes: 0 done, 1 failed, 2 usage, 3 budget not met, 4 nothing to do; ended by Ctrl-C 130, by SIGTERM 143, by
+SIGHUP 129. An error is one paragraph; `--debug`
 adds the traceback. Nothing here imports torch before a verb needs it, so that `secateur --help` answers at
 once.
 
@@ -19,9 +20,8 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
-    from secateur.core.interrupts import ending_signals, interrupts_deferred
+    from secateur.core.interrupts import ending_signals
 
-    interrupts_deferred()
     with ending_signals():
         _run()
 

@@ -25,7 +25,7 @@ from typing import BinaryIO
 
 from secateur.errors import OptionError
 
-__all__ = ["atomic_open", "atomic_path", "atomic_write"]
+__all__ = ["atomic_open", "atomic_path", "atomic_write", "sweep"]
 
 
 @contextlib.contextmanager
@@ -45,7 +45,7 @@ def atomic_open(
     _check_target(path)
     if source is not None and path.exists() and path.samefile(source):
         raise OptionError(f"{path}: is the file that is read; name another one to write")
-    _sweep(path.parent)
+    sweep(path.parent)
     temporary = _temporary(path)
     try:
         # The system itself takes the umask into account: asking for it would change it for all threads meanwhile.
@@ -80,7 +80,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     _check_target(path)
-    _sweep(path.parent)
+    sweep(path.parent)
     scratch = _temporary(path, path.suffix)
     try:
         yield scratch
@@ -148,14 +148,14 @@ def _machine() -> str:
     return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
-def _sweep(folder: Path) -> None:
-    """Delete temporary files that writers have left in a folder, once in a process.
+def sweep(folder: Path, *, again: bool = False) -> None:
+    """Delete temporary files that killed writers have left in a folder, once in a process.
 
     Only files with a name of our own pattern are looked at. One of this machine was left behind if its process is
     gone; one of another machine if nothing has been written to it for an hour.
     """
     key = str(folder.absolute())
-    if key in _swept:
+    if key in _swept and not again:
         return
     _swept.add(key)
     with contextlib.suppress(OSError), os.scandir(folder) as entries:

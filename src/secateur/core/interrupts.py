@@ -39,7 +39,7 @@ _FunctionT = TypeVar("_FunctionT", bound=Callable[..., object])
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """The signals that ask a process to end."""
 
-_PATIENCE = 30.0  # seconds after which a signal is no longer deferred
+_PATIENCE = 10.0  # seconds after which a signal is no longer deferred
 _AGAIN = 0.002  # seconds until a deferred signal is sent again
 _NAMES = frozenset(["__enter__", "__exit__"])
 _uninterrupted: set[CodeType] = {contextlib.ExitStack.enter_context.__code__}
@@ -126,7 +126,8 @@ def interrupts_deferred() -> dict[int, Handler]:
 
 @contextlib.contextmanager
 def ending_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block by `SystemExit` with 128 + their number, so that all is put back first.
+    """SIGTERM and SIGHUP end the block by `SystemExit` with 128 + their number, so that all is put back first; neither
+    they nor Ctrl-C interrupt what is uninterrupted.
 
     A signal that this process ignores, as under nohup, stays ignored.
     """
@@ -134,10 +135,12 @@ def ending_signals() -> Iterator[None]:
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = {}
-    for number in SIGNALS:
+    main = threading.current_thread() is threading.main_thread()
+    before: dict[int, Handler | int] = dict(interrupts_deferred())
+    for number in SIGNALS if main else ():
         if number != signal.SIGINT and signal.getsignal(number) is signal.SIG_DFL:
-            before[number] = signal.signal(number, deferring(leave))
+            before[number] = signal.SIG_DFL
+            signal.signal(number, deferring(leave))
     try:
         yield
     finally:

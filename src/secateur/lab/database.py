@@ -184,14 +184,21 @@ class Database:
             raise StoreError(
                 "this store cannot be written; copy it to a folder that can, and name that with --store"
             )
-        db = self.connection()
-        db.execute("BEGIN IMMEDIATE")
         try:
-            yield db
-        except BaseException:
-            db.execute("ROLLBACK")
-            raise
-        db.execute("COMMIT")
+            db = self.connection()
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:  # a full disk has ended it already
+                    db.execute("ROLLBACK")
+                raise
+        except sqlite3.OperationalError as error:
+            raise StoreError(
+                f"{clean(str(self.path))}: expected to write to the store, but SQLite cannot ({error}); make room, or "
+                "mend the disk, and run the same command again: finished steps are kept"
+            ) from error
 
     def rows(self, query: str, *values: object) -> list[sqlite3.Row]:
         """The rows of a query.

@@ -129,6 +129,7 @@ def run(
         # Only now: until the run is registered, `gc` in another process may delete what the store holds.
         keys = plan.keys()
         known = {key for key in keys if store.has(key)}
+        store.clear_leftovers(known)
         watch.begin(len(plan.trials), len(keys), len(known))
         watch.plan([trial.settings for trial in plan.trials])
         if engine is None and (jobs == 1 or len(plan.trials) == 1):
@@ -138,7 +139,7 @@ def run(
             computed, failures = _run_on(engine, plan, store, number, watch, known)
         failures = _with_missing(plan, store, number, failures)
         status = "failed" if failures else "done"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM, SIGHUP
         status = "interrupted"
         raise
     finally:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from secateur.core.atomic_files import atomic_write
+from secateur.core.atomic_files import atomic_write, sweep
 from secateur.errors import StoreError
 
 __all__ = ["ObjectReader", "ObjectWriter", "Objects", "atomic_write"]
@@ -101,6 +101,13 @@ class Objects:
     def drop(self, name: str) -> None:
         """Delete an object; one that does not exist is no error."""
         self.path(name).unlink(missing_ok=True)
+
+    def sweep_killed(self) -> None:
+        """Delete temporary files of writers that no longer run."""
+        if self.folder.is_dir():
+            for part in self.folder.iterdir():
+                if part.is_dir():
+                    sweep(part, again=True)
 
     def sweep_scratch(self) -> int:
         """Delete temporary files of interrupted writes; returns the bytes freed."""

@@ -28,6 +28,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from secateur.core.atomic_files import sweep
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import StoreError, UnknownNameError
 from secateur.lab.database import Database, parsed, typed
@@ -407,6 +408,19 @@ class Store:
         return Measurements(found)
 
     # -- freeing
+    def clear_leftovers(self, keys: Iterable[str]) -> None:
+        """Delete what killed processes have left: temporary files, and checkpoints of steps that are done.
+
+        Args:
+            keys: The steps that have an outcome.
+        """
+        self.objects.sweep_killed()
+        checkpoints = self.folder / "checkpoints"
+        if checkpoints.is_dir():
+            sweep(checkpoints, again=True)
+            for key in keys:
+                self.checkpoint(key).unlink(missing_ok=True)
+
     def _mark_dead(self) -> None:
         """Record runs as interrupted that are `running` but whose lock is free: their process has died."""
         for row in self.rows("SELECT id FROM runs WHERE status = 'running'"):

@@ -252,7 +252,8 @@ def interrupted(verb, model, folder, at: int | None) -> tuple[int, bool]:
     sys.settrace(trace)
     try:
         verb(model, folder)
-        time.sleep(0.01)  # a signal that was deferred to the end comes now
+        while at is not None and count >= at:  # a signal that was deferred to the end comes now
+            time.sleep(0.01)
     except KeyboardInterrupt:
         return count, True
     finally:

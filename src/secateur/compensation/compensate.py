@@ -32,6 +32,7 @@ from secateur.compensation.progress import Advance, Progress
 from secateur.compensation.solver import LeastSquares
 from secateur.compensation.tuning import Tuning, tune
 from secateur.core.masks import Masks
+from secateur.core.model_kinds import plain_model
 from secateur.core.targets import Pattern, matches, patterns_of, select
 from secateur.errors import MaskMismatchError, NothingToDoError, OptionError, PatternError, near
 from secateur.execution.undisturbed import undisturbed
@@ -119,6 +120,7 @@ def compensate(
         NonFiniteError: where the data, or what a layer makes of it, holds NaN or infinity; the layer is named.
         NothingToDoError: where nothing is masked and the model is the dense one.
     """
+    model, dense = plain_model(model), dense if dense is None else plain_model(dense)
     masks = masks if isinstance(masks, Masks) else Masks(masks)
     options = as_tuning(tune)
     masks.check(model)

@@ -37,6 +37,7 @@ from secateur.container.writer import Writer
 from secateur.core.atomic_files import atomic_open
 from secateur.core.codebook import Codebook
 from secateur.core.interrupts import uninterrupted
+from secateur.core.model_kinds import plain_model, unwrapped
 from secateur.errors import (
     DataError,
     FormatError,
@@ -128,7 +129,7 @@ def save(
     """
     options = options or SaveOptions()
     check_names(names)
-    module = model if isinstance(model, nn.Module) else None
+    module = plain_model(model, refuse=False) if isinstance(model, nn.Module) else None
     source: State = module.state_dict() if module is not None else model  # type: ignore[assignment]
     state = {name: value for name, value in source.items() if isinstance(value, torch.Tensor)}
     if not state:
@@ -244,6 +245,7 @@ def load(
         PlanError: Its plan does not fit the model.
         DataError: Its tensors do not fit the model.
     """
+    given, into = into, None if into is None else unwrapped(into)
     with open(path, "rb") as file:
         archive = sct.Archive(file, max_bytes=max_bytes)
         if into is None:
@@ -261,7 +263,7 @@ def load(
         _check_target(path, archive, target)
         state = {name: value for name, value in _state(archive).items() if name in target}
     _fill(into, plan, state)
-    return into
+    return into if given is None else given
 
 
 @uninterrupted

@@ -24,6 +24,7 @@ from torch import nn
 
 from secateur.core.atomic_files import atomic_open
 from secateur.core.lines import Lines
+from secateur.core.model_kinds import unwrapped
 from secateur.core.safetensors_header import open_header
 from secateur.errors import FormatError, MaskMismatchError, NothingToDoError, UnknownNameError, near
 
@@ -163,7 +164,7 @@ class Masks(Mapping[str, torch.Tensor]):
 
         Devices need not agree: a mask follows its parameter.
         """
-        parameters = dict(model.named_parameters(remove_duplicate=False))
+        parameters = self._parameters_of(model)
         for name in self:
             if name not in parameters:
                 if f"{name}_orig" in parameters:
@@ -190,10 +191,17 @@ class Masks(Mapping[str, torch.Tensor]):
     def apply_(self, model: nn.Module) -> nn.Module:
         """Set every removed weight to exactly 0.0, in place, after all masks are checked; returns the model."""
         self.check(model)
-        parameters = dict(model.named_parameters(remove_duplicate=False))
+        parameters = self._parameters_of(model)
         for name, mask in self.items():
             _zero_(parameters[name].detach(), mask)
         return model
+
+    def _parameters_of(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """The parameters that the masks speak of: of the model, or of the one inside torch.compile and its like."""
+        found = dict(model.named_parameters(remove_duplicate=False))
+        if any(name in found for name in self):
+            return found
+        return dict(unwrapped(model).named_parameters(remove_duplicate=False))
 
     def apply(self, model: nn.Module) -> nn.Module:
         """A masked copy of the model; the model itself is not changed."""

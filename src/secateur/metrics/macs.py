@@ -30,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.core.masks import Masks
 from secateur.core.measurement import Measurement, Measurements
+from secateur.core.model_kinds import check_kind, unwrapped
 from secateur.execution.calling import call, describe, evaluating
 from secateur.execution.example import Example, call_arguments
 from secateur.execution.operator_costs import RULES, Cost, is_free, operator_name
@@ -57,7 +58,7 @@ def macs(
         masks: Counted as if applied.
         bias: Whether to count one more for every output that adds a bias, unless a mask removes the bias.
     """
-    model = getattr(model, "_orig_mod", model)  # compiled, the same operators run where none can see them
+    model = _followed(model)
     if masks is not None:
         masks.check(model)
     with (
@@ -98,7 +99,7 @@ def uses(model: nn.Module, example: Example) -> tuple[dict[str, float], int]:
     >>> uses(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3)), torch.zeros(1, 1, 4, 4))
     ({'0.weight': 4.0, '2.weight': 1.0}, 0)
     """
-    model = getattr(model, "_orig_mod", model)
+    model = _followed(model)
     with evaluating(model, example) as inputs, _fused_attention_off():
         counter = _Uses(model)
         with counter.layers(), counter:
@@ -312,3 +313,10 @@ def _masked_parameters(model: nn.Module, masks: Masks | None) -> Iterator[dict[s
         name: parameters[name].detach().masked_fill(~mask.to(parameters[name].device), 0.0)
         for name, mask in masks.items()
     }
+
+
+def _followed(model: nn.Module) -> nn.Module:
+    """The model whose operators are counted: inside a compiled one the same run where all can see them."""
+    inner = unwrapped(model)
+    check_kind(inner, hooks=False)
+    return inner

@@ -24,6 +24,7 @@ from secateur.budget import Budget, BudgetLike, Limits
 from secateur.core import schedule as schedules
 from secateur.core.context import Context, Loss
 from secateur.core.masks import Masks, count_true
+from secateur.core.model_kinds import plain_model
 from secateur.core.targets import Pattern, Target
 from secateur.criteria import Criterion, CriterionLike
 from secateur.errors import DataError, NothingToDoError, OptionError
@@ -107,7 +108,9 @@ def prune(
         BudgetNotMetError: No choice meets the budget.
         CollapseError: The masks disconnect the network, and `allow_collapse` is not set.
         DataError: The criterion needs data or an example that was not given.
+        OptionError: The model is of a kind that cannot be worked on (TorchScript, int8).
     """
+    model = plain_model(model)
     asked = options if options is not None else PruneOptions()
     rule: Criterion = criteria.registry.make(criterion)
     grain: Granularity = granularities.registry.make(granularity)

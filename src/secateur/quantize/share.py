@@ -29,6 +29,7 @@ from secateur.compensation.compensate import as_tuning, check_dense
 from secateur.compensation.tuning import Tuning
 from secateur.core.codebook import Codebook
 from secateur.core.masks import Masks
+from secateur.core.model_kinds import plain_model
 from secateur.core.scores import check_finite
 from secateur.core.targets import Pattern, Target, select
 from secateur.errors import NothingToDoError, OptionError
@@ -121,6 +122,7 @@ def share(
     >>> share(model, bits=1, masks=None).model.weight.tolist()
     [[0.5, 0.5, 3.0]]
     """
+    model = plain_model(model)
     options = options or ShareOptions()
     check_rate(rate)
     plan = plan_sharing(model, bits, method, per=per, options=options, **method_options)

@@ -31,6 +31,7 @@ from secateur import granularity as granularities
 from secateur.budget import Limits
 from secateur.core.context import Context, Loss
 from secateur.core.masks import Masks
+from secateur.core.model_kinds import plain_model
 from secateur.core.targets import Pattern
 from secateur.core.units import Units
 from secateur.criteria import Criterion, CriterionLike
@@ -157,6 +158,7 @@ def scan(
         OptionError: An option is wrong.
         StoreError: The file to resume from holds another scan.
     """
+    model = plain_model(model)
     asked = options if options is not None else ScanOptions()
     grid = check_levels(levels)
     evaluation = Evaluation.of(evaluate, asked.subset)

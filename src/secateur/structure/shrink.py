@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from secateur.core.masks import Masks
+from secateur.core.model_kinds import plain_model
 from secateur.errors import NothingToDoError, OptionError, ProofError
 from secateur.execution.fast_copy import collector_paused, copy_module, tensors_of
 from secateur.execution.verb import verb
@@ -129,6 +130,7 @@ def explain(
     >>> [(row.name, row.count) for row in found.groups]
     [('0', 8)]
     """
+    model = plain_model(model)
     structure = analyse(model, example, across_norm=across_norm, sizes=head_size)
     names = default_names(structure, model)
     wanted, which = (lambda group: cut_by_default(group, names)), "by default"
@@ -170,6 +172,7 @@ def shrink(
         NothingToDoError: No channel is dropped by all the layers that share it.
         MaskMismatchError: With coupling="coupled", masks of one group disagree.
     """
+    model = plain_model(model)
     _check_options(coupling, round_to, at_least)
     masks.check(model)
     options = CutOptions(coupling, round_to, at_least, across_norm)

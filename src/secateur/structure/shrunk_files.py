@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from secateur.core.atomic_files import atomic_open
+from secateur.core.model_kinds import unwrapped
 from secateur.core.safetensors_header import open_header
 from secateur.errors import DataError, FormatError, NothingToDoError, PlanError
 from secateur.structure.cut.plan import ShrinkPlan, cut_tensor
@@ -184,6 +185,7 @@ def load_shrunk(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
     if not Path(path).is_file():
         raise FormatError(f"{path}: no such file; write one with small.save(path)")
     plan, tensors = _read(path)
+    given, into = into, unwrapped(into)
     wanted = into.state_dict(keep_vars=True)
     first: dict[int, str] = {}
     for name, tensor in wanted.items():
@@ -204,7 +206,7 @@ def load_shrunk(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
             raise PlanError(f"{path}: tensor {name!r}: expected shape {list(tensor.shape)} as cut, got {got}")
     plan.apply_(into)
     into.load_state_dict(full)
-    return into
+    return given
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[ShrinkPlan, dict[str, torch.Tensor]]:

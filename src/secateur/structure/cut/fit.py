@@ -81,6 +81,9 @@ def draft(structure: Structure, model: nn.Module, alive: np.ndarray) -> ShrinkPl
         path, _, leaf = name.rpartition(".")
         after = tuple(len(axes[axis]) if axis in axes else size for axis, size in enumerate(before))
         shapes.setdefault(path, {})[leaf] = after
+        layer, _, computed = path.rpartition(".parametrizations.")
+        if computed == "weight" and before == tuple(modules_of(model)[layer].weight.shape):
+            shapes.setdefault(layer, {})[computed] = after
     attributes = {}
     modules = modules_of(model)
     for path, changed in shapes.items():

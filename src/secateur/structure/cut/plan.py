@@ -321,8 +321,9 @@ def cut_tensor(
     def cut(value: torch.Tensor) -> torch.Tensor:
         for axis, index in indices.items():
             value = value.index_select(axis, index)
-        return value.contiguous()
+        return value.contiguous(memory_format=kept_format)
 
+    kept_format = _format_of(tensor)
     result = cut(tensor.detach())
     if isinstance(tensor, nn.Parameter):
         parameter = nn.Parameter(result, requires_grad=tensor.requires_grad)
@@ -330,6 +331,14 @@ def cut_tensor(
             parameter.grad = cut(tensor.grad.detach())
         return parameter
     return result
+
+
+def _format_of(tensor: torch.Tensor) -> torch.memory_format:
+    """How a tensor lies in memory: channels last where it does, else row after row."""
+    for rank, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if tensor.dim() == rank and tensor.is_contiguous(memory_format=layout) and not tensor.is_contiguous():
+            return layout
+    return torch.contiguous_format
 
 
 def _index(kept: Kept, device: torch.device, known: KnownIndices | None) -> torch.Tensor:

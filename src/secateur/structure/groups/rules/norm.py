@@ -114,6 +114,7 @@ def weight_norm(f: Follower, op: Op) -> list[Layout]:
     axes = [a for a in range(len(v.shape)) if a != axis]
     if v.id in f.plain:  # where v is 0 its direction is 0 / 0: what leaves is masked by g alone
         f.unmasked.add((f.plain[v.id], axis))
+        f.plain[op.results()[0].id] = f.plain[v.id]  # still the weight, as far as its inputs go
     layout = drop_axes(f.labels, f.of(v), axes, "a norm is taken over the axis", keep=True, zero_ok=True)
     full = [field for field in f.of(v).fields if axis not in field.axes]
     out = merge(

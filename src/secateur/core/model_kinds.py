@@ -1,0 +1,132 @@
+"""Models of other kinds than a plain `nn.Module`: what can be unwrapped is, what cannot is refused with what to do.
+
+>>> wrapped = nn.DataParallel(nn.Linear(2, 3))
+>>> with warnings.catch_warnings(record=True):
+...     plain_model(wrapped)
+Linear(in_features=2, out_features=3, bias=True)
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import nn
+
+from secateur.errors import OptionError
+
+__all__ = ["check_kind", "computed_weights", "plain_model", "unwrapped"]
+
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+_QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
+
+
+def plain_model(model: nn.Module, *, refuse: bool = True) -> nn.Module:
+    """The model to work on: the one inside torch.compile, DataParallel or DistributedDataParallel, else itself.
+
+    Args:
+        model: The model.
+        refuse: Refuse kinds that cannot be worked on, as `check_kind` does.
+
+    Raises:
+        OptionError: The model is of such a kind; the text says what to do.
+    """
+    inner = unwrapped(model)
+    if inner is not model:
+        warnings.warn(
+            f"{type(model).__name__} is a wrapper: the {type(inner).__name__} inside is worked on, and names and "
+            "results are of that; wrap or compile the result anew",
+            stacklevel=3,
+        )
+        model = inner
+    if refuse and isinstance(model, nn.Module):
+        check_kind(model)
+    return model
+
+
+def check_kind(model: nn.Module, *, hooks: bool = True) -> None:
+    """Raise for a model that cannot be worked on.
+
+    Args:
+        model: The model.
+        hooks: Refuse weights that a hook computes before each call (torch.nn.utils.prune, weight_norm).
+
+    Raises:
+        OptionError: A ScriptModule, an int8 layer, or a weight that a hook computes; the text says what to do.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise OptionError(
+            f"model: {type(model).__name__} is compiled by TorchScript, and its code cannot be followed or changed; "
+            "pass the Python model it was made from, and script the result: torch.jit.script(small.model)"
+        )
+    for path, module in model.named_modules():
+        if type(module).__module__.startswith(_QUANTIZED) and callable(getattr(module, "weight", None)):
+            raise OptionError(
+                f"model: {path or type(model).__name__!r} is an int8 layer ({type(module).__name__}), whose weights "
+                "are packed; prune and shrink the float model first, and quantize the result"
+            )
+        problem = _hooked(path, module) if hooks else ""
+        if problem:
+            raise OptionError(f"model: {problem}")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside torch.compile, DataParallel or DistributedDataParallel, else itself.
+
+    Args:
+        model: The model.
+    """
+    while (inner := _inside(model)) is not None:
+        model = inner
+    return model
+
+
+def computed_weights(model: nn.Module) -> list[str]:
+    """The layers whose `weight` a parametrization computes, so that no parameter of that name can be pruned.
+
+    Args:
+        model: The model.
+
+    >>> computed_weights(nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))))
+    ['0']
+    """
+    found = []
+    for name, module in model.named_modules():
+        if nn.utils.parametrize.is_parametrized(module, "weight"):
+            found.append(name)
+    return found
+
+
+def _inside(model: nn.Module) -> nn.Module | None:
+    """The model that a wrapper holds; None where it is no wrapper."""
+    if isinstance(model, _WRAPPERS):
+        inner: nn.Module = model.module
+        return inner
+    compiled = getattr(model, "_orig_mod", None) if type(model).__name__ == "OptimizedModule" else None
+    return compiled if isinstance(compiled, nn.Module) else None
+
+
+def _hooked(path: str, module: nn.Module) -> str:
+    """Why a module's weights cannot be worked on: a hook computes one of them; empty where none does."""
+    names = module._parameters
+    where = f"{path}." if path else ""
+    for name in names:
+        leaf = name.removesuffix("_orig")
+        if name.endswith("_orig") and leaf not in names:
+            if f"{leaf}_mask" in module._buffers:
+                return (
+                    f"torch.nn.utils.prune holds {where + name!r} in the weight's place; read its masks with "
+                    "sc.Masks.from_torch_prune(model), then make it permanent with torch.nn.utils.prune.remove"
+                )
+            return (
+                f"{where + leaf!r} is computed from {where + name!r} before each call by torch.nn.utils.spectral_norm; "
+                f"fold it with torch.nn.utils.remove_spectral_norm(model.get_submodule({path!r})) first"
+            )
+        leaf = name.removesuffix("_g")
+        if name.endswith("_g") and f"{leaf}_v" in names and leaf not in names:
+            return (
+                f"{where + leaf!r} is computed from {where + name!r} before each call by torch.nn.utils.weight_norm; "
+                f"fold it with torch.nn.utils.remove_weight_norm(model.get_submodule({path!r})) first, or use "
+                "torch.nn.utils.parametrizations.weight_norm"
+            )
+    return ""

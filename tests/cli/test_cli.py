@@ -422,3 +422,14 @@ def test_a_command_that_is_ended_by_a_signal_leaves_with_its_code_and_can_be_con
     assert "Traceback" not in error
     assert not list(files.rglob("*.part*"))
     assert [row.status for row in Store(files).runs()] == ["interrupted"]
+
+
+def test_shrink_proves_the_modes_that_are_named(secateur):
+    shrink = ["shrink", "resnet20", "--input", "1,3,16,16", "--trials", "1"]
+    code, out, err = secateur(*shrink, "--proof", "no_grad", "--proof", "export")
+    assert code == 0, err
+    assert "[no_grad, export]" in out
+    assert "eager" not in out
+    code, _, err = secateur(*shrink, "--proof", "jit")
+    assert code == 2
+    assert "proof: expected modes among 'eager', 'no_grad', 'compile', 'export', got ['jit']" in err

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
@@ -54,6 +54,13 @@ def explain(
     print(found.to_json() if output.json else found.table())
 
 
+class _How(TypedDict):
+    round_to: int | None
+    at_least: int
+    across_norm: bool
+    proof: list[str] | None
+
+
 @dataclass(frozen=True)
 class CutFlags:
     """What is cut: criterion, granularity and budget, and what limits them."""
@@ -79,6 +86,21 @@ class CutFlags:
         int | None, typer.Option("--round-to", min=1, help="Keep widths at a multiple of this.")
     ] = None
     across_norm: _AcrossNorm = False
+    proof: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--proof", help="A mode to prove: eager, no_grad, compile or export. Repeatable; else the usual."
+        ),
+    ] = None
+
+    def how(self) -> _How:
+        """The options of `sc.shrink` that these flags give."""
+        return {
+            "round_to": self.round_to,
+            "at_least": self.at_least,
+            "across_norm": self.across_norm,
+            "proof": self.proof or None,
+        }
 
     def granularities(self) -> list[tuple[Granularity, float]]:
         """Each granularity with the share it removes; heads and channels each keep to their own groups."""
@@ -157,9 +179,7 @@ def shrink(
         from secateur.compensation.compensate import compensate
 
         masked = compensate(net, masks, calibration.images(net)).model
-    small = cut_channels(
-        masked, masks, example, round_to=cut.round_to, at_least=cut.at_least, across_norm=cut.across_norm
-    )
+    small = cut_channels(masked, masks, example, **cut.how())
     saved = save(small.model, out, plan=small.plan)
     before, after = (take(one, example, what=["params", "macs", "size"]) for one in (net, small.model))
     times = compare(net, small.model, example, trials=trials, names=("before", "after"))

@@ -6,14 +6,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pydantic import Field
+from torch import nn
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import NothingToDoError, OptionError
 from secateur.lab.outcomes import Table
 from secateur.lab.state import State
 from secateur.lab.steps import Result, Step, Work
-from secateur.structure.proof import ProofOptions
+from secateur.structure.proof import ProofOptions, as_proof_options
 from secateur.structure.shrink import shrink
 
 __all__ = ["ShrinkStep"]
@@ -34,10 +37,24 @@ class ShrinkStep(Step):
         description="let zeros inside the smaller model be trained again, instead of holding them",
     )
 
+    proof: list[str] | None = Field(
+        None,
+        description="modes in which every input is proved: eager, no_grad, compile, export; by default the usual",
+    )
+
     def chosen(self) -> Table:
-        """The options; without `free` where it is not used, so that addresses of older outcomes stay valid."""
-        found = super().chosen()
-        return found if self.free else {key: value for key, value in found.items() if key != "free"}
+        """The options; without those that are not used, so that addresses of older outcomes stay valid."""
+        unused = {"free"} if not self.free else set()
+        unused |= {"proof"} if self.proof is None else set()
+        return {key: value for key, value in super().chosen().items() if key not in unused}
+
+    def check(self, model: nn.Module, before: list[str]) -> None:
+        """Raise for modes that no proof knows, before anything runs."""
+        self.proven()
+
+    def proven(self) -> ProofOptions:
+        """What is proved, with this step's tolerance."""
+        return replace(as_proof_options(self.proof), tolerance=self.tolerance)
 
     def run(self, state: State, work: Work) -> Result:
         """Shrink; the optimizer of a later training starts afresh on the smaller tensors."""
@@ -58,7 +75,7 @@ class ShrinkStep(Step):
             round_to=self.round_to,
             at_least=self.at_least,
             across_norm=self.across_norm,
-            proof=ProofOptions(tolerance=self.tolerance),
+            proof=self.proven(),
         )
         before = sum(parameter.numel() for parameter in state.model.parameters())
         after = sum(parameter.numel() for parameter in small.model.parameters())

@@ -82,7 +82,8 @@ def draft(structure: Structure, model: nn.Module, alive: np.ndarray) -> ShrinkPl
         after = tuple(len(axes[axis]) if axis in axes else size for axis, size in enumerate(before))
         shapes.setdefault(path, {})[leaf] = after
         layer, _, computed = path.rpartition(".parametrizations.")
-        if computed == "weight" and before == tuple(modules_of(model)[layer].weight.shape):
+        held: Any = modules_of(model).get(layer)
+        if computed == "weight" and before == tuple(held.weight.shape):
             shapes.setdefault(layer, {})[computed] = after
     attributes = {}
     modules = modules_of(model)

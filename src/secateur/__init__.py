@@ -27,8 +27,14 @@ if TYPE_CHECKING:
     from secateur import report as report
     from secateur.adapters.export import Exported as Exported
     from secateur.adapters.export import export as export
+    from secateur.adapters.huggingface import HuggingFaceOptions as HuggingFaceOptions
+    from secateur.adapters.huggingface import SavedFolder as SavedFolder
+    from secateur.adapters.huggingface import push_to_hub as push_to_hub
+    from secateur.adapters.huggingface import save_pretrained as save_pretrained
     from secateur.adapters.int8 import Int8Options as Int8Options
     from secateur.adapters.onnx_model import OnnxModel as OnnxModel
+    from secateur.adapters.promises import ServeCheck as ServeCheck
+    from secateur.adapters.promises import serve_check as serve_check
     from secateur.adapters.two_of_four import two_of_four as two_of_four
     from secateur.compensation.compensate import Compensated as Compensated
     from secateur.compensation.compensate import compensate as compensate
@@ -134,6 +140,12 @@ _NAMES = {
     "Exported": "secateur.adapters.export",
     "Int8Options": "secateur.adapters.int8",
     "OnnxModel": "secateur.adapters.onnx_model",
+    "save_pretrained": "secateur.adapters.huggingface",
+    "HuggingFaceOptions": "secateur.adapters.huggingface",
+    "SavedFolder": "secateur.adapters.huggingface",
+    "push_to_hub": "secateur.adapters.huggingface",
+    "serve_check": "secateur.adapters.promises",
+    "ServeCheck": "secateur.adapters.promises",
     "measure": "secateur.metrics",
     "why": "secateur.metrics",
     "Why": "secateur.metrics",

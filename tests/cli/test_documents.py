@@ -26,6 +26,7 @@ PAGES = [
     "docs/guide/files.md",
     "docs/guide/export.md",
     "docs/guide/large-models.md",
+    "docs/guide/huggingface.md",
     "docs/guide/no-training-pipeline.md",
 ]
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -20,6 +20,7 @@ from secateur.cli import (
     runs,
     scan,
     search,
+    serve_check,
     shrink,
     smallest,
     study,
@@ -56,6 +57,21 @@ def _main(
     """Prune, retrain, share, code and measure any PyTorch model, with the proof beside it."""
 
 
-for module in (run, runs, study, search, auto, smallest, export, measure, shrink, scan, report, files, words):
+for module in (
+    run,
+    runs,
+    study,
+    search,
+    auto,
+    smallest,
+    export,
+    serve_check,
+    measure,
+    shrink,
+    scan,
+    report,
+    files,
+    words,
+):
     for verb in module.VERBS:
-        app.command(name=verb.__name__.rstrip("_"))(verb)
+        app.command(name=verb.__name__.rstrip("_").replace("_", "-"))(verb)

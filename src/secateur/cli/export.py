@@ -60,24 +60,36 @@ def export(
     source: ExportedFlags,
     timing: TimingFlags,
     out: Annotated[
-        Path, typer.Option("--out", help="The file: .csv, .parquet, .json; or .onnx, .pt2.")
+        Path,
+        typer.Option(
+            "--out",
+            help="The file: .csv, .parquet, .json; .onnx, .pt2; or a new folder for a Hugging Face model.",
+        ),
     ] = Path("measurements.csv"),
+    promise: Annotated[
+        bool, typer.Option("--promise", help="Write beside an .onnx what `serve-check` compares it with.")
+    ] = False,
     store: StoreFolder = STORE,
     *,
     output: OutputFlags,
 ) -> None:
     """Write a run's measurements as CSV, Parquet or JSON, or a model (a run's last, or one by name) as .onnx or
     .pt2, checked against what PyTorch computes."""
-    if out.suffix not in (*_MODELS, *_TABLES):
+    if out.suffix not in ("", *_MODELS, *_TABLES):
         raise OptionError(
             f"{out}: expected a name that ends in {', '.join(_TABLES)} for measurements, or in "
-            f"{' or '.join(_MODELS)} for a model"
+            f"{' or '.join(_MODELS)} for a model, or a folder for a Hugging Face model"
         )
-    if out.suffix not in _MODELS:
+    if promise and out.suffix != ".onnx":
+        raise OptionError(
+            f"{out}: --promise goes with an .onnx file; a Hugging Face folder always has its promise"
+        )
+    if out.suffix in _TABLES:
         _measurements(source.which, out, store)
         return
     from secateur.adapters.export import export as write
     from secateur.adapters.onnx_model import times
+    from secateur.adapters.promises import promise_onnx
 
     if source.is_run():
         net, example = _of_run(source.which, store, source.allow_code)
@@ -85,7 +97,12 @@ def export(
         model = InputFlags(source.which, source.weights, source.option, source.seed, source.input_)
         net = model.build()
         example = model.example(net)
+    if not out.suffix:
+        _folder(net, out, example, output.json)
+        return
     done = write(net, out, example)
+    if promise:
+        promise_onnx(net, out, example, max(done.error, 1e-6))
     found: Any = []
     if timing.time and out.suffix == ".onnx":
         found = times(net, out, example, trials=timing.trials, threads=timing.threads, compiled=True)
@@ -115,6 +132,20 @@ def _measurements(which: str, out: Path, store: Path) -> None:
     opened = Store(store, create=False)
     count = tables.write_measurements(opened.measurements(opened.run(which).id), out)
     print(f"{count} measurements written to {out}")
+
+
+def _folder(net: nn.Module, out: Path, example: Any, as_json: bool) -> None:
+    """Write a Hugging Face model as a folder that transformers loads."""
+    from secateur.adapters.huggingface import save_pretrained
+
+    given = (
+        example if isinstance(example, dict) else {str(getattr(net, "main_input_name", "input_ids")): example}
+    )
+    done = save_pretrained(net, out, given)
+    if as_json:
+        print_json({"folder": str(out), "form": done.form, "bytes": done.size, "error": done.error})
+    else:
+        print(done)
 
 
 def _of_run(which: str, store: Path, allow_code: bool) -> tuple[nn.Module, Any]:

@@ -1,0 +1,129 @@
+"""Widths that differ from layer to layer as a Hugging Face configuration: `per_layer_config`, and fewer layers.
+
+transformers from 5.20 on reads `per_layer_config`: by layer, the fields that have another value there. Which fields
+those are is found by trying, as in `structure.hf.configs`.
+
+>>> changed_sizes({"h.1.fc.weight": (8, 4)}, {"h.1.fc.weight": (6, 4)})
+{1: {(8, 6)}}
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.structure.hf.configs import describes
+
+__all__ = ["built", "changed_sizes", "per_layer", "with_fewer_layers"]
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def built(kind: type[nn.Module], config: object) -> nn.Module:
+    """A model without values, built from a configuration.
+
+    Args:
+        kind: The class of the model.
+        config: The configuration; a copy of it is used.
+    """
+    with torch.device("meta"):
+        return kind(copy.deepcopy(config))
+
+
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor by name."""
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def changed_sizes(before: Shapes, after: Shapes) -> dict[int, set[tuple[int, int]]]:
+    """By layer, the pairs (size before, size after) of the axes that changed.
+
+    Args:
+        before: Shapes by name, of the original.
+        after: Shapes by name, of the smaller model.
+    """
+    found: dict[int, set[tuple[int, int]]] = {}
+    for name, shape in after.items():
+        layer = re.search(r"\.(\d+)\.", name)
+        if layer and len(before.get(name, ())) == len(shape):
+            pairs = {(old, new) for old, new in zip(before[name], shape) if old != new}
+            if pairs:
+                found.setdefault(int(layer[1]), set()).update(pairs)
+    return found
+
+
+def per_layer(kind: type[nn.Module], model: nn.Module, config: Any) -> object | None:
+    """The configuration with `per_layer_config`, where the installed transformers reads it and it says everything.
+
+    Args:
+        kind: The class that is built from it.
+        model: The model to describe.
+        config: The configuration to begin with.
+    """
+    if not hasattr(type(config), "is_heterogeneous"):
+        return None
+    changes = changed_sizes(shapes_of(built(kind, config)), shapes_of(model))
+    found: dict[int, dict[str, int]] = {}
+    for name, value in list(vars(config).items()):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 2 or name in _NOT_BY_LAYER:
+            continue
+        mine = {
+            layer: {name: value * new // old}
+            for layer, pairs in changes.items()
+            for old, new in sorted(pairs)
+            if old % value == 0 and (value * new) % old == 0 and (value == old or "head" in name)
+        }
+        trial = {layer: {**found.get(layer, {}), **mine.get(layer, {})} for layer in {*found, *mine}}
+        if mine and _wrong(kind, model, config, trial) < _wrong(kind, model, config, found):
+            found = trial
+    made = copy.deepcopy(config)
+    try:
+        made.per_layer_config = found
+        return made if found and describes(model, made) else None
+    except Exception:  # a family refuses layers that differ in its own way
+        return None
+
+
+_NOT_BY_LAYER = ("hidden_size", "vocab_size", "num_hidden_layers", "max_position_embeddings")
+
+
+def _wrong(kind: type[nn.Module], model: nn.Module, config: Any, by_layer: dict[int, dict[str, int]]) -> int:
+    """How many tensors have another shape than in the model."""
+    made = copy.deepcopy(config)
+    try:
+        if by_layer:
+            made.per_layer_config = copy.deepcopy(by_layer)
+        have = shapes_of(built(kind, made))
+    except Exception:
+        return 1 << 30
+    return sum(have.get(name) != shape for name, shape in shapes_of(model).items())
+
+
+def with_fewer_layers(model: nn.Module, config: Any) -> Any:
+    """The configuration with as many layers as the model has, where whole layers were left out.
+
+    Args:
+        model: The model.
+        config: Its configuration, which may still count the layers it had.
+    """
+    total = getattr(config, "num_hidden_layers", None)
+    kept = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList) and module and len(module) < (total or 0)
+    ]
+    if not isinstance(total, int) or len(kept) != 1:
+        return config
+    made, layers = copy.deepcopy(config), kept[0]
+    for name, value in vars(made).items():
+        if isinstance(value, list) and len(value) == total:  # layer_types and its like: one entry a layer
+            first = {index: getattr(layer, "layer_idx", None) for index, layer in enumerate(layers)}
+            places = [index if place is None else place for index, place in first.items()]
+            setattr(made, name, [value[place] for place in places])
+    made.num_hidden_layers = len(layers)
+    return made

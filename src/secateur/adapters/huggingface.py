@@ -1,0 +1,354 @@
+"""`save_pretrained`: a model as a folder that transformers loads without secateur, and `push_to_hub` for such a folder.
+
+Even widths are a plain configuration, which any server takes. Widths that differ from layer to layer are said by
+`per_layer_config` where the installed transformers reads it for this family, else by a short modelling file in the
+folder, which is loaded with `trust_remote_code=True`. What was written is loaded in a process that cannot import
+secateur, and its outputs must be the model's to the bit; else nothing is left on disk.
+
+>>> HuggingFaceOptions().check
+True
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from secateur.adapters import hf_modelling
+from secateur.adapters.hf_layers import built, per_layer, with_fewer_layers
+from secateur.adapters.promises import promise
+from secateur.adapters.served import Request, difference, serve
+from secateur.core.measurement import Measurements
+from secateur.errors import MissingExtraError, OptionError, ProofError
+from secateur.execution.undisturbed import undisturbed
+from secateur.structure.shrink import Shrunk
+
+__all__ = ["HuggingFaceOptions", "SavedFolder", "Tokenizer", "push_to_hub", "save_pretrained"]
+
+_FORMS = ("auto", "config", "per_layer_config", "code")
+
+
+class Tokenizer(Protocol):
+    """A tokenizer or processor of transformers."""
+
+    def save_pretrained(self, save_directory: str, /) -> object:
+        """Write it into a folder."""
+
+
+@dataclass(frozen=True)
+class HuggingFaceOptions:
+    """How `save_pretrained` writes a folder.
+
+    Attributes:
+        form: "auto" for the plainest that says all widths, or "config", "per_layer_config" or "code".
+        max_shard_size: The largest size of one safetensors file.
+        check: Whether the folder is loaded in a process without secateur and compared.
+        generate: How many tokens are generated and compared as well, where the model can; 0 for none.
+        measurements: What the card's table shows, with `variant` "before" or "after" in the context.
+    """
+
+    form: str = "auto"
+    max_shard_size: str = "5GB"
+    check: bool = True
+    generate: int = 8
+    measurements: Measurements | None = None
+
+
+@dataclass(frozen=True)
+class SavedFolder:
+    """What `save_pretrained` wrote.
+
+    Attributes:
+        folder: The folder.
+        form: "config", "per_layer_config" or "code".
+        loader: The class of transformers to load it with.
+        size: The bytes of its weights.
+        error: The largest difference of outputs in the fresh process; None where it was not checked.
+        files: The names of its files.
+    """
+
+    folder: Path
+    form: str
+    loader: str
+    size: int
+    error: float | None
+    files: tuple[str, ...] = field(default=())
+
+    def __str__(self) -> str:
+        trust = ", trust_remote_code=True" if self.form == "code" else ""
+        checked = (
+            "not checked" if self.error is None else f"outputs differ by {self.error:.1e} in a new process"
+        )
+        return (
+            f"{self.folder}: {self.size:,} bytes of weights as {self.form}, {checked}\n"
+            f'  {self.loader}.from_pretrained("{self.folder}"{trust})'
+        )
+
+
+def save_pretrained(
+    model: nn.Module | Shrunk,
+    folder: str | os.PathLike[str],
+    example: Mapping[str, torch.Tensor],
+    *,
+    tokenizer: Tokenizer | None = None,
+    options: HuggingFaceOptions | None = None,
+) -> SavedFolder:
+    """Write a Hugging Face model, shrunk or not, as a folder that `from_pretrained` loads without secateur.
+
+    Args:
+        model: The model, or what `shrink` returned. It stays as it is.
+        folder: A new or empty folder.
+        example: The keywords that the model is called with.
+        tokenizer: A tokenizer or processor whose files are written beside the model.
+        options: The form, the size of a shard, and whether the folder is checked.
+
+    Returns:
+        What was written, and how to load it.
+
+    Raises:
+        OptionError: The folder is not empty, the model is none of transformers, or its widths do not fit the form.
+        PlanError: No modelling file can say what the model computes.
+        ProofError: The folder does not load, or its outputs differ. Nothing is left.
+    """
+    options = options or HuggingFaceOptions()
+    net = model.model if isinstance(model, Shrunk) else model
+    target = Path(folder)
+    _check(net, target, options)
+    kind = hf_modelling.original_class(net)
+    form, config, source = _described(net, kind, options.form)
+    loader, auto = _loaders(kind, config)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".secateur-") as scratch:
+        place = Path(scratch) / "model"
+        _write_weights(net, place, config, options.max_shard_size, as_named=bool(source))
+        if source:
+            (place / hf_modelling.FILE).write_text(source, encoding="utf-8")
+            _name_the_class(place, kind, auto)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(place))
+        outputs = _outputs(net, example, options.generate)
+        error, seconds = None, 0.0
+        request = Request(
+            place,
+            "transformers",
+            loader,
+            bool(source),
+            str(getattr(config, "_attn_implementation", None) or ""),
+            options.generate if "generated" in outputs else 0,
+            repeats=5,
+        )
+        if options.check:
+            error, seconds = _checked(request, target, example, outputs)
+        _card(place, model, form, loader, options.measurements)
+        promise(place, request, example, outputs, seconds=seconds)
+        if target.exists():
+            target.rmdir()
+        place.replace(target)
+    weights = sum(each.stat().st_size for each in target.glob("*.safetensors"))
+    files = tuple(sorted(str(each.relative_to(target)) for each in target.rglob("*") if each.is_file()))
+    return SavedFolder(target, form, loader, weights, error, files)
+
+
+def _check(model: nn.Module, target: Path, options: HuggingFaceOptions) -> None:
+    if not hasattr(model, "save_pretrained") or not hasattr(getattr(model, "config", None), "to_dict"):
+        raise OptionError(
+            f"{type(model).__name__}: expected a model of transformers, which has save_pretrained and config; "
+            "write other models with sc.save or sc.export"
+        )
+    if options.form not in _FORMS:
+        raise OptionError(f"form: expected one of {', '.join(_FORMS)}, got {options.form!r}")
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise OptionError(f"{target}: expected a new or an empty folder; name another one")
+
+
+def _described(model: nn.Module, kind: type[nn.Module], form: str) -> tuple[str, Any, str]:
+    """The form, the configuration, and the source of a modelling file where one is needed."""
+    config = with_fewer_layers(model, model.config)
+    base = built(kind, config)
+    changes = hf_modelling.differences(model, base)
+    if not changes:
+        if form not in ("auto", "config"):
+            raise OptionError(
+                f"form: the configuration alone says all widths; expected 'config', got {form!r}"
+            )
+        return "config", config, ""
+    first = next(iter(changes))
+    if form == "config":
+        raise OptionError(
+            f"form 'config': the configuration has no field for what {first!r} differs in; use form='auto'"
+        )
+    layered = per_layer(kind, model, config) if form != "code" else None
+    if layered is not None and not hf_modelling.differences(model, built(kind, layered)):
+        return "per_layer_config", layered, ""
+    if form == "per_layer_config":
+        raise OptionError(
+            f"form 'per_layer_config': the installed transformers cannot say by it what {first!r} differs in; "
+            "use form='auto'"
+        )
+    source = hf_modelling.modelling_source(model, changes)
+    config = copy.deepcopy(config)
+    setattr(config, hf_modelling.KEY, changes)
+    return "code", config, source
+
+
+def _loaders(kind: type[nn.Module], config: object) -> tuple[str, list[str]]:
+    """The class to load with, and every automatic class that knows the model's class."""
+    try:
+        automatic: Any = importlib.import_module("transformers.models.auto.modeling_auto")
+    except ImportError as error:
+        raise MissingExtraError(
+            "save_pretrained needs the library transformers; next: pip install 'secateur[transformers]'"
+        ) from error
+    word, found = str(getattr(config, "model_type", "")), []
+    for name, each in vars(automatic).items():
+        mapping = getattr(each, "_model_mapping", None)
+        if name.startswith("AutoModel") and mapping is not None:
+            known = getattr(mapping, "_model_mapping", {}).get(word)
+            if kind.__name__ == known or (isinstance(known, tuple) and kind.__name__ in known):
+                found.append(name)
+    found.sort(key=lambda name: (name == "AutoModelForPreTraining", name))
+    if found:
+        return found[0], found
+    return kind.__name__, ["AutoModel"]
+
+
+def _write_weights(model: Any, place: Path, config: Any, shard: str, as_named: bool) -> None:
+    """The weights and the configuration, as the model's own class writes them.
+
+    transformers renames some tensors on their way to a file, and back for its own classes only: a class of a modelling
+    file gets them `as_named` in the model.
+    """
+    own, more = model.config, {}
+    if as_named and "save_original_format" in inspect.signature(model.save_pretrained).parameters:
+        more["save_original_format"] = False
+    try:
+        model.config = config
+        model.save_pretrained(str(place), max_shard_size=shard, **more)
+    finally:
+        model.config = own
+    written = json.loads((place / "config.json").read_text(encoding="utf-8"))
+    written["architectures"] = [hf_modelling.original_class(model).__name__]
+    (place / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+
+
+def _name_the_class(place: Path, kind: type, auto: Sequence[str]) -> None:
+    """Let the configuration say which class of the modelling file the automatic classes build."""
+    path = place / "config.json"
+    written = json.loads(path.read_text(encoding="utf-8"))
+    name = f"Shrunk{kind.__name__}"
+    written["architectures"] = [name]
+    module = hf_modelling.FILE.removesuffix(".py")
+    written["auto_map"] = dict.fromkeys(auto, f"{module}.{name}")
+    path.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+
+
+def _outputs(model: Any, example: Mapping[str, torch.Tensor], tokens: int) -> dict[str, torch.Tensor]:
+    """What the model gives for the example, and the tokens that it generates where it can."""
+    from secateur.adapters._fresh import flat
+
+    with undisturbed(model, mode="eval"), torch.no_grad():
+        outputs = flat(model(**example))
+        if tokens and "input_ids" in example and getattr(model, "can_generate", lambda: False)():
+            outputs["generated"] = model.generate(
+                example["input_ids"], max_new_tokens=tokens, do_sample=False
+            )
+    return outputs
+
+
+def _checked(
+    request: Request,
+    target: Path,
+    example: Mapping[str, torch.Tensor],
+    outputs: Mapping[str, torch.Tensor],
+) -> tuple[float, float]:
+    """The error of the folder in a fresh process, 0 or it raises, and the seconds of a call there."""
+    served = serve(request, example)
+    if served.loading:
+        what, names = next(iter(served.loading.items()))
+        raise ProofError(f"{target}: loading reports {what}: {', '.join(names)[:200]}; nothing was written")
+    error = difference(outputs, served.outputs)
+    if error:
+        raise ProofError(
+            f"{target}: loaded in a new process, its outputs differ by {error:.3g} of the largest; expected none. "
+            "Nothing was written; use form='code', or small.save and sc.load_shrunk"
+        )
+    return error, served.seconds
+
+
+def _card(place: Path, model: nn.Module | Shrunk, form: str, loader: str, found: Measurements | None) -> None:
+    """README.md: how to load it, what was measured, which tensors have widths of their own."""
+    net = model.model if isinstance(model, Shrunk) else model
+    lines = ["---", "library_name: transformers", "tags: [pruned]", "---", "", f"# {place_name(net)}", ""]
+    trust = ", trust_remote_code=True" if form == "code" else ""
+    lines += ["```python", f"from transformers import {loader}", ""]
+    lines += [f'model = {loader}.from_pretrained("."{trust})', "```", ""]
+    params = sum(each.numel() for each in net.parameters())
+    rows = [("parameters", f"{params:,}")]
+    rows.append(("weights", f"{sum(each.stat().st_size for each in place.glob('*.safetensors')):,} bytes"))
+    if isinstance(model, Shrunk):
+        rows.append(("proof", str(model.proof).replace("|", "/")))
+    for each in found or ():
+        rows.append((f"{each.name} {each.context.get('variant', '')}".strip(), each.text()))
+    lines += ["| measure | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""]
+    config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+    if hf_modelling.KEY in config:
+        lines += ["| tensor | shape |", "|---|---|", *hf_modelling.table_of(config[hf_modelling.KEY]), ""]
+    (place / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def place_name(model: nn.Module) -> str:
+    """The title of a model's card."""
+    return f"{hf_modelling.original_class(model).__name__}, pruned"
+
+
+def push_to_hub(
+    folder: str | os.PathLike[str],
+    repository: str,
+    *,
+    private: bool = True,
+    token: str | None = None,
+    endpoint: str | None = None,
+) -> str:
+    """Upload a folder that `save_pretrained` wrote to the Hugging Face Hub, as one commit.
+
+    Args:
+        folder: The folder.
+        repository: Owner and name, as in "me/small-llama"; it is created where it is missing.
+        private: Whether a new repository is private.
+        token: The access token; None for the one that `hf auth login` stored.
+        endpoint: The address of the Hub; None for the usual one.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        OptionError: The folder holds no model.
+        MissingExtraError: huggingface_hub is not installed.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise OptionError(
+            f"{folder}: expected a folder that sc.save_pretrained wrote, got no config.json in it"
+        )
+    try:
+        hub: Any = importlib.import_module("huggingface_hub")
+    except ImportError as error:
+        raise MissingExtraError(
+            "push_to_hub needs the library huggingface_hub; next: pip install huggingface_hub"
+        ) from error
+    api = hub.HfApi(endpoint=endpoint, token=token)
+    api.create_repo(repository, private=private, exist_ok=True)
+    done = api.upload_folder(
+        repo_id=repository, folder_path=str(folder), commit_message="A pruned model, written by secateur"
+    )
+    return str(done.commit_url)

@@ -1,0 +1,231 @@
+"""A shrunk Hugging Face model as a folder: loaded without secateur, the same to the bit; and what is refused."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import secateur as sc
+from secateur.adapters import _fresh, huggingface
+from secateur.adapters.hf_layers import with_fewer_layers
+from secateur.adapters.served import Served
+from secateur.errors import FormatError, OptionError, ProofError
+
+pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def shrunk():
+    _fresh._declare_torchvision()
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        n_embd=32,
+        n_inner=128,
+        n_layer=3,
+        n_head=4,
+        vocab_size=99,
+        n_positions=32,
+        eos_token_id=1,
+        bos_token_id=1,
+    )
+    model = transformers.GPT2LMHeadModel(config).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    example = {"input_ids": torch.randint(3, 90, (2, 7))}
+    masks = sc.prune(model, "l1", "channel", sc.budget.Overall(0.5), example=example)
+    small = sc.shrink(model, masks, example)
+    widths = {layer.mlp.c_fc.nf for layer in small.model.transformer.h}
+    assert len(widths) > 1
+    return model, small, example
+
+
+@pytest.fixture(scope="module")
+def folder(shrunk, tmp_path_factory):
+    _, small, example = shrunk
+    target = tmp_path_factory.mktemp("hub") / "small"
+    options = sc.HuggingFaceOptions(max_shard_size="20KB")
+    done = sc.save_pretrained(small, target, example, options=options)
+    assert (done.form, done.loader, done.error) == ("code", "AutoModelForCausalLM", 0.0)
+    assert "trust_remote_code=True" in str(done)
+    return target
+
+
+def test_uneven_widths_load_without_secateur_from_several_shards(folder):
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    source = (folder / "modeling_shrunk.py").read_text()
+    assert "secateur" not in source
+    assert "class ShrunkGPT2LMHeadModel(GPT2LMHeadModel)" in source
+    assert "| `transformer.h.0.mlp.c_fc.weight` | 32 x " in (folder / "README.md").read_text()
+    found = sc.serve_check(folder, allow_code=True, repeats=1)
+    assert found.holds
+    assert found.error == 0.0
+    assert "keeps its promises" in str(found)
+
+
+def test_the_code_of_a_folder_runs_only_when_it_is_allowed(folder):
+    with pytest.raises(OptionError, match=r"brings its own modelling file.*--allow-code"):
+        sc.serve_check(folder)
+
+
+@pytest.mark.slow
+def test_a_promise_that_is_not_kept_is_named(folder, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    bent = tmp_path / "bent"
+    shutil.copytree(folder, bent)
+    shard = sorted(bent.glob("model-*.safetensors"))[-1]
+    tensors = load_file(shard)
+    save_file({name: each + 0.5 for name, each in tensors.items()}, shard, metadata={"format": "pt"})
+    found = sc.serve_check(bent, allow_code=True, repeats=1)
+    assert not found.holds
+    assert any("its content is another one" in each for each in found.problems)
+    assert any("outputs differ by" in each for each in found.problems)
+
+
+def test_a_hostile_promise_is_no_promise(tmp_path):
+    (tmp_path / "secateur").mkdir()
+    data = {"version": 1, "request": {"runtime": "transformers", "loader": "os.system"}}
+    (tmp_path / "secateur" / "promise.json").write_text(json.dumps(data))
+    (tmp_path / "secateur" / "example.safetensors").write_bytes(b"")
+    with pytest.raises(FormatError, match=r"expected a promise that secateur wrote.*loader 'os\.system'"):
+        sc.serve_check(tmp_path)
+    with pytest.raises(FormatError, match="expected an artefact with"):
+        sc.serve_check(tmp_path / "nothing")
+
+
+def test_a_folder_that_computes_something_else_is_not_written(shrunk, tmp_path, monkeypatch):
+    _, small, example = shrunk
+
+    def another(request, inputs):
+        assert (request.path / "config.json").is_file()
+        found = huggingface._outputs(small.model, inputs, request.generate)
+        return Served({**found, "logits": found["logits"] + 1}, 0.0)
+
+    monkeypatch.setattr(huggingface, "serve", another)
+    with pytest.raises(ProofError, match=r"its outputs differ by .* of the largest; expected none"):
+        sc.save_pretrained(small, tmp_path / "wrong", example)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_even_widths_are_a_plain_configuration(shrunk, tmp_path):
+    model, _, example = shrunk
+    only = sc.PruneOptions(only=["*.mlp.*"])
+    small = sc.shrink(model, sc.prune(model, "l1", "channel", 0.5, example=example, options=only), example)
+    quick = sc.HuggingFaceOptions(check=False, form="config")
+    done = sc.save_pretrained(small, tmp_path / "even", example, options=quick)
+    config = json.loads((tmp_path / "even" / "config.json").read_text())
+    assert done.form == "config"
+    assert config["n_inner"] == 64
+    assert "auto_map" not in config
+    assert not (tmp_path / "even" / "modeling_shrunk.py").exists()
+
+
+def test_what_cannot_be_written_is_refused(shrunk, tmp_path):
+    _, small, example = shrunk
+    with pytest.raises(OptionError, match="Linear: expected a model of transformers"):
+        sc.save_pretrained(nn.Linear(2, 2), tmp_path / "x", example)
+    with pytest.raises(OptionError, match=r"form 'config': the configuration has no field for"):
+        sc.save_pretrained(small, tmp_path / "x", example, options=sc.HuggingFaceOptions(form="config"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a").write_text("")
+    with pytest.raises(OptionError, match="expected a new or an empty folder"):
+        sc.save_pretrained(small, tmp_path / "full", example)
+
+
+def test_fewer_layers_are_counted_in_the_configuration(shrunk):
+    import copy
+
+    model, _, _ = shrunk
+    fewer = copy.deepcopy(model)
+    del fewer.transformer.h[1]
+    assert with_fewer_layers(fewer, fewer.config).num_hidden_layers == 2
+    assert fewer.config.num_hidden_layers == 3
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """The part of the Hub's HTTP interface that one upload of small files asks for."""
+
+    calls: list[tuple[str, bytes]] = []
+
+    def _answer(self, data):
+        body = json.dumps(data).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        self._answer({"id": "me/small", "sha": "0" * 40, "siblings": [], "private": True})
+
+    def do_POST(self):
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            body = b""
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+        else:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.calls.append((self.path, body))
+        here = f"http://{self.headers['Host']}"
+        if "/preupload/" in self.path:
+            files = json.loads(body)["files"]
+            self._answer(
+                {
+                    "files": [
+                        {"path": each["path"], "uploadMode": "regular", "shouldIgnore": False}
+                        for each in files
+                    ]
+                }
+            )
+        elif "/commit/" in self.path:
+            self._answer(
+                {"commitUrl": f"{here}/me/small/commit/{'0' * 40}", "commitOid": "0" * 40, "success": True}
+            )
+        else:
+            self._answer({"url": f"{here}/me/small", "name": "me/small", "id": "me/small"})
+
+    def log_message(self, *args):
+        pass
+
+
+def test_a_folder_is_pushed_as_one_commit(folder, tmp_path, monkeypatch):
+    import base64
+
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # the stand-in is on this machine
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        where = sc.push_to_hub(folder, "me/small", token="hf_none", endpoint=endpoint)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert where.startswith(endpoint)
+    body = next(body for path, body in _Hub.calls if "/commit/" in path)
+    lines = [json.loads(line) for line in body.splitlines()]
+    sent = {
+        line["value"]["path"]: base64.b64decode(line["value"]["content"])
+        for line in lines
+        if line["key"] == "file"
+    }
+    files = {
+        str(each.relative_to(folder)): each.read_bytes() for each in Path(folder).rglob("*") if each.is_file()
+    }
+    assert sent == {name: data for name, data in files.items() if "__pycache__" not in name}
+    with pytest.raises(OptionError, match=r"got no config\.json in it"):
+        sc.push_to_hub(tmp_path, "me/small")

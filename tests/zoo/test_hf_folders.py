@@ -1,0 +1,48 @@
+"""Ten families of Hugging Face models with uneven widths: saved, loaded without secateur, the same to the bit."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import secateur as sc
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import hf
+
+pytestmark = [pytest.mark.zoo, pytest.mark.slow]
+
+FAMILIES = [
+    "llama",
+    "mistral",
+    "qwen2",
+    "gemma2",
+    "gpt2",
+    "gpt_neox",
+    "opt",
+    "bert",
+    "vit",
+    "t5",
+    "swin",
+    "bart",
+]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_uneven_widths_come_back_to_the_bit(name: str, tmp_path: Path) -> None:
+    """`save_pretrained` compares outputs and generated tokens in a new process, and raises if a bit differs."""
+    pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    model, example = hf.build(name)
+    masks = sc.prune(model, "l1", "channel", sc.budget.Overall(0.5), example=example)
+    small = sc.shrink(model, masks, example)
+    assert small.unsaid
+    done = sc.save_pretrained(small, tmp_path / name, example)
+    assert (done.form, done.error) == ("code", 0.0)
+    assert sum(p.numel() for p in small.model.parameters()) < 0.97 * sum(
+        p.numel() for p in model.parameters()
+    )

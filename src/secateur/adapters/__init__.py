@@ -5,9 +5,9 @@ Files, in reading order:
 - `export`: `sc.export`, a model as ONNX (in floats or INT8) or as a `torch.export` archive. It uses `programs` (record,
   write, compare), `int8` (quantise, compare, leave sensitive layers in float) and `onnx_model` (a file that is called
   like a module).
-- `huggingface`: `sc.save_pretrained`, a model of transformers as a folder that loads without secateur. It uses `hf_layers`
-  (`per_layer_config`, fewer layers), `hf_modelling` (a generated modelling file), `served` and `_fresh` (an artefact run
-  in a process that cannot import secateur). `promises` writes down what an artefact promises, and checks it.
+- `huggingface`: `sc.save_pretrained`, a model of transformers as a folder that loads without secateur. It uses
+  `hf_layers` (`per_layer_config`, fewer layers), `hf_modelling` (a generated modelling file), `served` and `_fresh`
+  (an artefact run in a process that cannot import secateur). `promises` says what an artefact promises, and checks it.
 - `two_of_four`: what a 2:4 pattern gains on this machine.
 - `names`: models by the names other libraries give them: `timm/NAME`, `torchvision/NAME`, `hf/NAME`, `module:function`.
 - `lightning`, `trainer`: callbacks that hold masks while Lightning's or transformers' `Trainer` trains.

@@ -695,6 +695,8 @@ def _config(name: str, options: dict[str, object]) -> Any:
         for key, value in options.items()
         if key in known or (key == "head_dim" and "head_dim" in known)
     }
+    if "qk_rope_head_dim" in wanted:
+        wanted.pop("head_dim", None)
     layers = known.get("layer_types")
     if layers:
         wanted["layer_types"] = [layers[0], layers[-1]]

@@ -65,7 +65,9 @@ class Channel(Granularity):
         units = coupled_units(model, found, targets, groups, self.scored, self.combine)
         if not units:
             reasons = [
-                lock.reason
+                f"{lock.reason} ({lock.operator} in {lock.path or 'the model'})"
+                if lock.operator
+                else lock.reason
                 for lock in found.locked()
                 if lock.reason != TAPS and "cannot be cut" not in lock.reason
             ]

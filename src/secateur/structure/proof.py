@@ -160,7 +160,8 @@ class Proof:
         filled: Parameters of zeros that were given random values in both, because the output was 0 with them.
         cases: What was run.
         selected: Operators that select (such as "topk" and "nms") whose choice, made by the masked model, was given to
-            both, because their own outputs could not be compared; what they select from was compared as well.
+            both, because their own outputs could not be compared; what they select from was compared as well. "float32"
+            among them says that conversions to float32 inside the forward were left out: they hid the difference.
     """
 
     error: float
@@ -193,10 +194,11 @@ class Proof:
 
     def __str__(self) -> str:
         where = f" on {self.domain}" if self.cases else ""
-        if self.selected:
-            where += (
-                f", with one choice for both at {', '.join(self.selected)} and all they choose from compared"
-            )
+        choosing = [name for name in self.selected if name != "float32"]
+        if choosing:
+            where += f", with one choice for both at {', '.join(choosing)} and all they choose from compared"
+        if "float32" in self.selected:
+            where += ", without the conversions to float32 that the forward makes"
         if not self.equality:
             return (
                 "no equality: axes were cut across a normalisation; "

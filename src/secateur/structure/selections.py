@@ -90,6 +90,9 @@ class Selections(TorchDispatchMode):
             make the same selections.
         noted: (operator, the tensors it was called with, its result).
         position: How many selections the second model has made.
+        largest: The largest value that was chosen from.
+        widened: Whether a conversion to float32 was left out, where float64 is the default type: its rounding errors
+            would hide how far the models are apart.
     """
 
     def __init__(self) -> None:
@@ -99,11 +102,13 @@ class Selections(TorchDispatchMode):
         self.noted: list[tuple[str, list[torch.Tensor], Any]] = []
         self.position = 0
         self.largest = 0.0
+        self.widened = False
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The operators that choose, each once, in order; none where the forward only takes at fixed positions."""
-        return tuple(dict.fromkeys(name for name, _, _ in self.noted if name not in _TAKE))
+        """The operators that choose, each once, in order, and "float32" where a conversion was left out."""
+        chosen = dict.fromkeys(name for name, _, _ in self.noted if name not in _TAKE)
+        return (*chosen, *(("float32",) if self.widened else ()))
 
     @property
     def complete(self) -> bool:
@@ -117,11 +122,14 @@ class Selections(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
+        kwargs = dict(kwargs or {})
+        if kwargs.get("dtype") == torch.float32 and torch.get_default_dtype() == torch.float64:
+            kwargs["dtype"] = torch.float64
+            self.widened |= func._schema.name == "aten::_to_copy"
         name = _selection(func, args, kwargs)
         if not name:
             return func(*args, **kwargs)
-        read = tensors_in((args, dict(kwargs))) if name not in _TAKE else [args[0]]
+        read = tensors_in((args, kwargs)) if name not in _TAKE else [args[0]]
         if not self.replay:
             result = func(*args, **kwargs)
             self.noted.append((name, [t.detach().clone() for t in read], map_tensors(_apart, result)))

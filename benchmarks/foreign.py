@@ -137,6 +137,8 @@ def run_one(entry: Foreign) -> dict[str, Any]:
     try:
         model, example, other = entry.build()
         row["parameters"] = parameters(model)
+        with torch.no_grad():
+            call(model, example)
     except Exception as error:
         return {**row, "unbuilt": f"{type(error).__name__}: {str(error)[:300]}"}
     start = time.perf_counter()
@@ -288,7 +290,7 @@ rule was written for, small configurations, random weights, half of every group 
 the proof; *compared* is the largest difference between masked and shrunk model in a comparison that shares no code with
 the proof, and in how many runs (two shapes, with gradients and without; fewer where the dense model refuses one);
 *seconds* is prune and shrink; *Torch-Pruning* is the share of parameters that it removes at the same ratio, "fails"
-where it raises or its model does not run. Models that could not be built here are not listed.
+where it raises or its model does not run. Models that could not be built here, or do not run, are not listed.
 
 """
 TABLE = "| model | removed | proof | compared | seconds | Torch-Pruning | notes |\n|---|---|---|---|---|---|---|\n"

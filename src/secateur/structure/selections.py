@@ -117,7 +117,7 @@ class Selections(TorchDispatchMode):
 
     def __torch_dispatch__(
         self,
-        func: Callable[..., Any],
+        func: torch._ops.OpOverload,
         types: object,
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
@@ -159,7 +159,7 @@ def _scale(tensor: torch.Tensor) -> float:
     return largest_difference(tensor, tensor)[1]
 
 
-def _selection(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+def _selection(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     """The name of a selection that depends on real values; empty for any other operator."""
     whole = func._schema.name
     name = whole.rpartition("::")[2]

@@ -78,3 +78,15 @@ def test_no_store_there(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["report", str(tmp_path / "nowhere")])
     assert isinstance(done.exception, StoreError)
     assert "no run store here" in str(done.exception)
+
+
+def test_the_page_opens_in_the_browser_when_asked(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    words = ["report", "--store", str(store), "--no-pictures", "--out", str(tmp_path)]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert opened == []
+    assert CliRunner().invoke(app, [*words, "--open"]).exit_code == 0
+    assert opened == [(tmp_path / "index.html").as_uri()]

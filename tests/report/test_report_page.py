@@ -21,7 +21,7 @@ from secateur.errors import NothingToDoError
 from secateur.report import Report, Run
 from secateur.report.printout import folded, side_by_side
 from secateur.report.published import beside
-from secateur.report.summary import comparison, headline
+from secateur.report.summary import Tile, comparison, headline, tiles
 
 spec = importlib.util.spec_from_file_location("report_samples", Path(__file__).with_name("report_samples.py"))
 assert spec is not None
@@ -83,6 +83,29 @@ def test_first_screen_has_the_result_and_the_variants(page: str) -> None:
     assert "What was done." in text
     assert text.index('class="headline"') < text.index("<table")
     assert all(f">{name}</button>" in text for name in ("dense", "shrunk", "file"))
+
+
+def test_first_screen_is_four_figures_and_the_table_is_folded_below() -> None:
+    def measured(variant: str, accuracy: float, size: int, macs: int) -> list[M]:
+        context = {"variant": variant}
+        return [
+            M("accuracy", accuracy, context=context),
+            M("macs", macs, "MAC", context=context),
+            M("size", size, "bytes", context=context),
+        ]
+
+    fast = M("speedup", 2.0, "x", context={"variant": "small"}, spread={"low": 1.9, "high": 2.1})
+    found = Measurements([*measured("dense", 0.9, 1000, 4000), *measured("small", 0.88, 250, 1000), fast])
+    assert tiles(found) == [
+        Tile("accuracy", "88.00 %", "−2.00 points, from 90.00 %"),
+        Tile("times as fast", "2.00×", "95 % between 1.90 and 2.10"),
+        Tile("bytes", "250", "4.0 times smaller, from 1,000"),
+        Tile("multiply-accumulates", "1,000", "4.0 times fewer, from 4,000"),
+    ]
+    text = _outside_scripts(Report([Run("one", found)]).html())
+    assert text.count("<li><span>") == 4
+    assert text.index('class="tiles"') < text.index('<details class="all"><summary>') < text.index("<table")
+    assert tiles(Measurements(measured("dense", 0.9, 1000, 4000))) == []  # nothing to compare with
 
 
 def test_names_from_outside_cannot_become_markup() -> None:

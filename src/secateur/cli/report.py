@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import webbrowser
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,9 @@ def report(
     pictures: Annotated[
         bool, typer.Option("--pictures/--no-pictures", help="Also draw the stored weights and models.")
     ] = True,
+    show: Annotated[
+        bool, typer.Option("--open", help="Open the page in the browser when it is written.")
+    ] = False,
     allow_code: AllowCode = False,
     store: StoreFolder = STORE,
     *,
@@ -48,6 +52,8 @@ def report(
     made = Report(found, title)
     written = made.write(out)
     page = written[0]
+    if show:
+        webbrowser.open(page.resolve().as_uri())
     if output.json:
         print_json(
             {"page": str(page), "bytes": page.stat().st_size, "files": [str(path) for path in written]}

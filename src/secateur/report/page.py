@@ -148,6 +148,7 @@ class Report:
             "title": self.title,
             "headline": self.headline,
             "runs": self.runs,
+            "tiles": summary.tiles(self.measurements),
             "comparison": summary.comparison(self.measurements),
             "sections": [one for one in sections if one["figures"] or (one["id"] == "network" and printout)],
             "printout": printout,

@@ -1,4 +1,4 @@
-"""The first screen of a report: one line, and one table of the variants side by side.
+"""The first screen of a report: one line, four figures, and one table of the variants side by side.
 
 >>> found = Measurements([
 ...     Measurement("size", 1000, context={"variant": "dense"}),
@@ -17,7 +17,17 @@ from secateur.core.measurement import Measurement, Measurements
 from secateur.report.charts.pareto import front
 from secateur.report.reading import LOWER, VariantRow, quality_of, rows_of
 
-__all__ = ["Comparison", "Line", "comparison", "headline", "number", "quantity", "trials_table"]
+__all__ = [
+    "Comparison",
+    "Line",
+    "Tile",
+    "comparison",
+    "headline",
+    "number",
+    "quantity",
+    "tiles",
+    "trials_table",
+]
 
 _COLUMNS = 8
 _FIRST = (
@@ -47,7 +57,7 @@ _NAMES = {
     "tensor_bytes": "bytes of the file's tensors in memory",
     "original_bytes": "bytes of the dense tensors",
     "file_ratio": "times smaller than the dense tensors",
-    "changed_tensors": "tensors other than before",
+    "changed_tensors": "tensors that came back changed",
     "collapsed_layers": "layers found dead before training",
     "remaining": "parameters that remain",
     "testing_time": "time to test all images",
@@ -114,6 +124,68 @@ class Comparison:
     head: tuple[str, ...]
     lines: tuple[Line, ...]
     of: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One of the large figures of the first screen: what, its value now, and its change from the dense model."""
+
+    name: str
+    value: str
+    change: str
+
+
+def tiles(measurements: Measurements) -> list[Tile]:
+    """Accuracy, time, bytes and multiply-accumulates of the last variant beside the dense one, as far as measured.
+
+    A report on several runs or trials has none: its table and its figures compare them.
+
+    >>> one = Measurement("size", 1000, context={"variant": "dense"})
+    >>> tiles(Measurements([one, Measurement("file_bytes", 100, context={"variant": "file"})]))
+    [Tile(name='bytes', value='100', change='10.0 times smaller, from 1,000')]
+    """
+    rows = rows_of(measurements)
+    if len({(row.run, row.trial) for row in rows}) != 1:
+        return []
+    dense = next((row for row in rows if row.variant == "dense"), rows[0])
+    last = rows[-1]
+    if last is dense:
+        return []
+    found = [_quality_tile(dense, last), _time_tile(last)]
+    macs = "macs_nonzero" if dense.number("macs") == last.number("macs") else "macs"
+    found.append(_ratio_tile("bytes", dense.bytes, last.bytes, "smaller", "larger"))
+    found.append(
+        _ratio_tile("multiply-accumulates", dense.number(macs), last.number(macs), "fewer", "as many")
+    )
+    return [tile for tile in found if tile is not None]
+
+
+def _quality_tile(dense: VariantRow, last: VariantRow) -> Tile | None:
+    quality = quality_of([dense, last])
+    before, after = (row.number(quality) if quality else None for row in (dense, last))
+    if quality is None or before is None or after is None:
+        return None
+    sign = "−" if after < before else "+"
+    share = is_share(quality)
+    by = f"{abs(after - before) * 100:.2f} points" if share else f"{abs(after - before):.4g}"
+    return Tile(quality, number(after, quality), f"{sign}{by}, from {number(before, quality)}")
+
+
+def _time_tile(last: VariantRow) -> Tile | None:
+    speed = last.values.get("speedup")
+    if speed is None:
+        return None
+    low, high = speed.spread.get("low", speed.value), speed.spread.get("high", speed.value)
+    between = f"95 % between {low:.2f} and {high:.2f}" if low != high else "one reading"
+    return Tile("times as fast", number(speed.value, "speedup", "x"), between)
+
+
+def _ratio_tile(name: str, before: float | None, after: float | None, less: str, more: str) -> Tile | None:
+    if not before or not after:
+        return None
+    ratio = before / after
+    change = f"{ratio:.1f} times {less}" if ratio >= 1 else f"{1 / ratio:.1f} times {more}"
+    return Tile(name, f"{after:,.0f}", f"{change}, from {before:,.0f}")
 
 
 def shown_rows(measurements: Measurements) -> list[VariantRow]:

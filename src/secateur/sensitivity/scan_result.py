@@ -18,13 +18,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from secateur import budget as budgets
 from secateur.core.atomic_files import atomic_open
+from secateur.core.html_table import html_table
 from secateur.core.json_text import parse
 from secateur.errors import BudgetNotMetError, DataError, OptionError
 from secateur.sensitivity.allocation import spend
+
+if TYPE_CHECKING:
+    import altair as alt
 
 __all__ = ["Allocation", "Cell", "Scan"]
 
@@ -138,6 +142,24 @@ class Scan:
 
     def __str__(self) -> str:
         return self.table
+
+    def _repr_html_(self) -> str:
+        """Values by list and sparsity in a notebook."""
+        rows = {name: dict(self.curve(name)) for name in self.names}
+        levels = sorted({level for row in rows.values() for level in row})
+        cells = (
+            (name, *(f"{row[level]:.4f}" if level in row else "" for level in levels))
+            for name, row in rows.items()
+        )
+        return html_table(("layer", *(f"{level:g}" for level in levels)), cells)
+
+    def plot(self) -> alt.TopLevelMixin:
+        """The curves of all layers as the report draws them; a notebook shows what is returned."""
+        from secateur.report.charts import chart
+        from secateur.report.forms import scan_measurements
+
+        drawn: alt.TopLevelMixin = chart("sensitivity", scan_measurements(self))[0].chart
+        return drawn
 
     # -- choosing --------------------------------------------------------------------------------------------
     def allocate(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from secateur.core.html_table import html_table
 from secateur.core.targets import select
 from secateur.errors import NothingToDoError, OptionError
 from secateur.structure.groups.couplings import Structure
@@ -103,6 +104,21 @@ class Explanation:
 
     def __str__(self) -> str:
         return self.table()
+
+    def _repr_html_(self) -> str:
+        """Groups and locks in a notebook."""
+        groups = html_table(
+            ("group", "units", "parameters", "MACs"),
+            ((row.name, f"{row.count:,}", f"{row.parameters:,}", f"{row.macs:,}") for row in self.groups),
+        )
+        locks = html_table(
+            ("locked because", "where", "axes"),
+            (
+                (row.reason, row.path, ", ".join(f"{name}[{axis}]" for name, axis in row.axes))
+                for row in self.locks
+            ),
+        )
+        return groups + (locks if self.locks else "")
 
 
 def default_names(structure: Structure, model: nn.Module) -> frozenset[str]:

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from secateur.core.html_table import html_table
 from secateur.errors import OptionError
 
 __all__ = ["MODES", "Proof", "ProofCase", "ProofDomain", "ProofLike", "ProofOptions", "as_proof_options"]
@@ -191,6 +192,15 @@ class Proof:
         return ProofDomain(
             self.dtype, self.tolerance, tuple((shapes, tuple(each)) for shapes, each in modes.items())
         )
+
+    def _repr_html_(self) -> str:
+        """The cases in a notebook."""
+        rows = (
+            (case.what, " and ".join(map(str, case.shapes)), case.mode, f"{case.error:.1e}")
+            for case in self.cases
+        )
+        verdict = f"{'holds' if self.holds else 'does not hold'}: {self}"
+        return html_table(("input", "shapes", "mode", "error"), rows, [verdict])
 
     def __str__(self) -> str:
         where = f" on {self.domain}" if self.cases else ""

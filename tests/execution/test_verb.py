@@ -233,7 +233,7 @@ def test_a_part_of_a_model_in_use_is_refused_too_and_a_thread_may_call_verbs_wit
 # -- interrupts
 
 
-def interrupted(verb, model, folder, at: int | None) -> tuple[int, bool]:
+def interrupted(verb, model, folder, at: int | None, files: str = "/secateur/") -> tuple[int, bool]:
     """(lines that ran, whether it was interrupted)."""
     count = 0
 
@@ -242,18 +242,21 @@ def interrupted(verb, model, folder, at: int | None) -> tuple[int, bool]:
         if event == "line":
             count += 1
             if count == at:
-                signal.raise_signal(signal.SIGINT)
+                handler = signal.getsignal(signal.SIGINT)
+                assert callable(handler)
+                handler(signal.SIGINT, frame)  # as if it came there, and not in this trace function
         return local
 
     def trace(frame, event, argument):
         name = frame.f_code.co_filename
-        return local if "/secateur/" in name or name.endswith("contextlib.py") else None
+        return local if files in name or name.endswith("contextlib.py") else None
 
     sys.settrace(trace)
     try:
         verb(model, folder)
-        while at is not None and count >= at:  # a signal that was deferred to the end comes now
-            time.sleep(0.01)
+        end = time.monotonic() + 5
+        while at is not None and count >= at and time.monotonic() < end:
+            time.sleep(0.01)  # a signal that was deferred to the end comes now
     except KeyboardInterrupt:
         return count, True
     finally:
@@ -284,3 +287,42 @@ def test_interrupted_at_any_instant_the_model_and_the_process_are_as_before(verb
     assert not wrong
     assert hits >= 25
     assert not list(tmp_path.glob(".secateur-*"))
+
+
+def failing(model, folder):
+    """A verb that fails after it has changed what it was given."""
+
+    def evaluate(given: nn.Module) -> float:
+        given.eval()
+        given.norm.running_mean.zero_()
+        given.conv.weight.requires_grad_(False)
+        given.register_forward_hook(lambda *_: None)
+        del given.head
+        raise ValueError("on purpose")
+
+    with pytest.raises(ValueError, match="on purpose"):
+        sc.measure(model, evaluate=evaluate, what="accuracy")
+
+
+def test_a_signal_while_a_verb_puts_back_waits_until_all_is_back(tmp_path):
+    failing(small(), tmp_path)
+    lines, _ = interrupted(failing, small(), tmp_path, None, "execution/verb.py")
+    assert lines > 60
+    wrong = []
+    handler = signal.getsignal(signal.SIGINT)
+    for at in range(1, lines + 1, 7):
+        model = small()
+        model.norm.running_mean.fill_(2.0)
+        before = state_of(model)
+        interrupted(failing, model, tmp_path, at, "execution/verb.py")
+        after = state_of(model)
+        free: list[object] = []
+        thread = threading.Thread(
+            target=lambda model=model, free=free: free.append(sc.measure(model, what="params"))
+        )
+        thread.start()
+        thread.join(5)
+        if after != before or not free or signal.getsignal(signal.SIGINT) is not handler:
+            wrong.append((at, [key for key in before if before[key] != after[key]], bool(free)))
+            break
+    assert not wrong

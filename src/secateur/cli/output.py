@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from secateur.core.terminal import printable
+
 __all__ = ["print_json", "show_table"]
 
 
@@ -26,7 +28,7 @@ def show_table(
 ) -> None:
     """Print a table: ruled on a terminal, plain columns elsewhere. `right` names the columns set to the
     right."""
-    found = [[str(cell) for cell in row] for row in rows]
+    found = [[printable(str(cell), keep="\n") for cell in row] for row in rows]  # names may come from files
     at_right = set(right)
     if sys.stdout.isatty():
         from rich.console import Console

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from secateur.container.pack import pack, unpack
 from secateur.container.writer import Writer
 from secateur.errors import DataError, FormatError, OptionError
 
+ROOT = Path(__file__).resolve().parents[2]
 INDEX = "model.safetensors.index.json"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
@@ -232,3 +235,13 @@ def test_a_folder_that_holds_something_is_not_written_to(tmp_path: Path) -> None
     (tmp_path / "empty").mkdir()
     unpack(tmp_path / "m.sct", tmp_path / "empty")
     assert (tmp_path / "empty" / INDEX).is_file()
+
+
+def test_the_benchmark_of_large_checkpoints_runs_small() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "bench_scale.py", "--size", "2e6"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "every file the same: True" in done.stdout

@@ -298,8 +298,11 @@ TABLE = "| model | removed | proof | compared | seconds | Torch-Pruning | notes 
 
 def write(rows: list[dict[str, Any]]) -> None:
     """Put the section into docs/zoo.md, in place of the one before."""
+    listing = f"{len(rows)} models of the list have a result and are in the table; {len(listed())} are on the list.\n\n"
     before = TARGET.read_text().split(MARK)[0].rstrip("\n")
-    TARGET.write_text(f"{before}\n\n{HEAD}{summary(rows)}{TABLE}" + "\n".join(map(line, rows)) + "\n")
+    TARGET.write_text(
+        f"{before}\n\n{HEAD}{listing}{summary(rows)}{TABLE}" + "\n".join(map(line, rows)) + "\n"
+    )
 
 
 def kept() -> dict[str, dict[str, Any]]:

@@ -119,10 +119,22 @@ def summary(rows: list[dict[str, object]]) -> str:
     )
 
 
+FOREIGN = "## Foreign models"
+"""The section that `foreign.py` writes, which stays as it is."""
+
+
+def write(rows: list[dict[str, object]], lines: list[str]) -> None:
+    """Write this benchmark's part of docs/zoo.md."""
+    target = ROOT / "docs" / "zoo.md"
+    foreign = "".join(target.read_text().partition(FOREIGN)[1:])
+    target.write_text(HEAD + summary(rows) + TABLE + "\n".join(lines) + "\n" + (foreign and f"\n{foreign}"))
+
+
 def redo(words: set[str]) -> None:
     """Run again what failed in docs/zoo.md, or has one of these words in its name, and count anew."""
     target = ROOT / "docs" / "zoo.md"
-    lines = [text for text in target.read_text().splitlines() if text.startswith("| ")][1:]
+    own = target.read_text().split(FOREIGN)[0]
+    lines = [text for text in own.splitlines() if text.startswith("| ")][1:]
     entries = {f"{entry.library}/{entry.name}": entry for entry in FAMILIES()}
     rows: list[dict[str, object]] = []
     for position, text in enumerate(lines):
@@ -133,7 +145,7 @@ def redo(words: set[str]) -> None:
         rows.append(run_one(entries[cells[0]]))
         lines[position] = line(rows[-1])
         print(lines[position], flush=True)
-    target.write_text(HEAD + summary(rows) + TABLE + "\n".join(lines) + "\n")
+    write(rows, lines)
     print(summary(rows))
 
 
@@ -165,9 +177,7 @@ def main() -> None:
                 file.write(json.dumps(rows[-1]) + "\n")
     print(summary(rows))
     if options.library == "all" and not options.words:
-        (ROOT / "docs" / "zoo.md").write_text(
-            HEAD + summary(rows) + TABLE + "\n".join(map(line, rows)) + "\n"
-        )
+        write(rows, [line(row) for row in rows])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,8 @@ def declare_torchvision() -> None:
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.impl("nms", _nms, "CPU")
         torch.ops.torchvision._kept = library  # its schemas live as long as it does
+        if importlib.util.find_spec("torchvision") is None:
+            return
         import torchvision.ops.boxes
 
         torchvision.ops.boxes._assert_has_ops = lambda: None

@@ -85,8 +85,11 @@ def fitted_config(
         return None, ""
     kind, wanted = _plain(small), _shapes(small)
     config = copy.deepcopy(source)
-    unsaid = not hasattr(config, "head_dim")  # some families read it without having it
-    whole, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
+    try:
+        unsaid = not hasattr(config, "head_dim")  # some families read it without having it
+        whole, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
+    except Exception as error:  # fields that hold for one layer each refuse to be read for the whole
+        return None, f"its configuration cannot be read ({str(error).strip().splitlines()[0]})"
     # A list has one for every stage.
     if getattr(config, "head_dim", None) is None and isinstance(whole, int) and isinstance(heads, int):
         config.head_dim = whole // heads

@@ -27,8 +27,6 @@ FAMILIES = [
     "bert",
     "vit",
     "t5",
-    "swin",
-    "bart",
 ]
 
 

@@ -107,8 +107,8 @@ def prune(
         NothingToDoError: Nothing takes part, or nothing would be removed.
         BudgetNotMetError: No choice meets the budget.
         CollapseError: The masks disconnect the network, and `allow_collapse` is not set.
+        OptionError: An option is wrong, or the model is of a kind that cannot be worked on (TorchScript, int8).
         DataError: The criterion needs data or an example that was not given.
-        OptionError: The model is of a kind that cannot be worked on (TorchScript, int8).
     """
     model = plain_model(model)
     asked = options if options is not None else PruneOptions()

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from secateur.adapters.two_of_four import two_of_four as two_of_four
     from secateur.compensation.compensate import Compensated as Compensated
     from secateur.compensation.compensate import compensate as compensate
+    from secateur.compensation.low_rank import Factorised as Factorised
+    from secateur.compensation.low_rank import factorise as factorise
     from secateur.compensation.solver import LeastSquares as LeastSquares
     from secateur.compensation.tuning import Tuning as Tuning
     from secateur.container.archive import SavedFile as SavedFile
@@ -109,6 +111,8 @@ _NAMES = {
     "Held": "secateur.pruning.hold",
     "compensate": "secateur.compensation.compensate",
     "Compensated": "secateur.compensation.compensate",
+    "factorise": "secateur.compensation.low_rank",
+    "Factorised": "secateur.compensation.low_rank",
     "LeastSquares": "secateur.compensation.solver",
     "Tuning": "secateur.compensation.tuning",
     "shrink": "secateur.structure.shrink",

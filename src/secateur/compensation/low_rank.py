@@ -276,13 +276,13 @@ def _proof_error(small: nn.Module, dense: nn.Module, example: Example) -> float:
     pairs = [(a.double(), b.double()) for a, b in zip(want, got, strict=True) if isinstance(a, torch.Tensor)]
     scale = max((float(a.abs().max()) for a, _ in pairs if a.numel()), default=0.0)
     off = max((float((a - b).abs().max()) for a, b in pairs if a.numel()), default=0.0)
-    error = off / scale if scale else off
-    if not pairs or not error <= _TOLERANCE:
+    share = off / scale if scale else off
+    if not pairs or not share <= _TOLERANCE:
         raise ProofError(
             f"factorise: expected the outputs of the truncated dense weights within {_TOLERANCE:g} of the largest "
-            f"output, got {error:.2e} on {len(pairs)} outputs; give ranks for fewer layers to find the one that differs"
+            f"output, got {share:.2e} on {len(pairs)} outputs; give ranks for fewer layers to find the one that differs"
         )
-    return error
+    return share
 
 
 def _doubled(value: object) -> object:

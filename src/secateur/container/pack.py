@@ -32,7 +32,7 @@ from secateur.container import format as sct
 from secateur.container import tensors
 from secateur.container.checkpoint import Checkpoint, canonical_header
 from secateur.container.reading import LEARNT, words_of
-from secateur.container.shards import Layout, new_folder, open_source
+from secateur.container.shards import ShardLayout, new_folder, open_source
 from secateur.container.worker_pool import TensorWorkers, worker_count
 from secateur.container.writer import Writer
 from secateur.core.atomic_files import atomic_open, atomic_write
@@ -135,7 +135,7 @@ def pack(
             if checkpoint.header is not None:
                 _write_header(writer, checkpoint.header, checkpoint.entries, checkpoint.metadata)
             if checkpoint.shards:
-                layout = Layout(checkpoint.shards, checkpoint.index)
+                layout = ShardLayout(checkpoint.shards, checkpoint.index)
                 writer.text("shards", tensors.text(layout.to_json().encode()))
             for entry, words, stored in _encoded(checkpoint, job, writer, worker_count(workers, total)):
                 writer.add(entry, np.ascontiguousarray(words).data, *stored)
@@ -296,7 +296,7 @@ def unpack(
         words = _reported(words_of(archive, worker_count(workers, indexed)), entries, progress)
         if "shards" in archive.texts and Path(path_out).suffix != ".safetensors":
             raw = tensors.read_text(archive.texts["shards"], "the layout of the shards", archive.most_text)
-            size = _write_folder(Path(path_out), Layout.from_json(raw, entries), words)
+            size = _write_folder(Path(path_out), ShardLayout.from_json(raw, entries), words)
         else:
             header = _read_header(archive, entries)
             with atomic_open(path_out, source=path_in) as file:
@@ -324,7 +324,7 @@ def _write_safetensors(file: BinaryIO, header: bytes, words: Iterable[np.ndarray
     return file.tell()
 
 
-def _write_folder(path: Path, layout: Layout, words: Iterator[np.ndarray]) -> int:
+def _write_folder(path: Path, layout: ShardLayout, words: Iterator[np.ndarray]) -> int:
     """Write the files of a checkpoint and their index into a new folder; gives the bytes of the files."""
     size = 0
     with new_folder(path) as folder:

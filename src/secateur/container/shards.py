@@ -34,7 +34,7 @@ from secateur.core.json_text import Json, is_count, parse, texts_of
 from secateur.core.safetensors_header import MOST_HEADER, read_header
 from secateur.errors import DataError, FormatError, OptionError, SecateurError
 
-__all__ = ["INDEX", "Layout", "new_folder", "open_source"]
+__all__ = ["INDEX", "ShardLayout", "new_folder", "open_source"]
 
 INDEX = ".safetensors.index.json"
 _ENDING = ".safetensors"
@@ -205,7 +205,7 @@ def _check_index(raw: bytes, shards: Sequence[Shard], where: str, error: type[Se
 
 
 @dataclass(frozen=True)
-class Layout:
+class ShardLayout:
     """How the tensors of a .sct file lie in the files of a folder: the text `shards` of the file.
 
     Attributes:
@@ -229,7 +229,7 @@ class Layout:
         return json.dumps({"files": files, "index": index}, separators=(",", ":"), ensure_ascii=False)
 
     @classmethod
-    def from_json(cls, text: bytes, entries: Sequence[Entry]) -> Layout:
+    def from_json(cls, text: bytes, entries: Sequence[Entry]) -> ShardLayout:
         """Read a layout, and check it against the tensors of its file.
 
         Args:

@@ -28,7 +28,7 @@ from torch import nn
 from secateur.adapters import hf_modelling
 from secateur.adapters.hf_layers import built, per_layer, with_fewer_layers
 from secateur.adapters.promises import promise
-from secateur.adapters.served import Request, difference, serve
+from secateur.adapters.served import ServeRequest, difference, serve
 from secateur.core.measurement import Measurements
 from secateur.errors import MissingExtraError, OptionError, ProofError
 from secateur.execution.undisturbed import undisturbed
@@ -138,8 +138,7 @@ def save_pretrained(
         if tokenizer is not None:
             tokenizer.save_pretrained(str(place))
         outputs = _outputs(net, example, options.generate)
-        error, seconds = None, 0.0
-        request = Request(
+        request = ServeRequest(
             place,
             "transformers",
             loader,
@@ -148,8 +147,7 @@ def save_pretrained(
             options.generate if "generated" in outputs else 0,
             repeats=5,
         )
-        if options.check:
-            error, seconds = _checked(request, target, example, outputs)
+        error, seconds = _checked(request, target, example, outputs) if options.check else (None, 0.0)
         _card(place, model, form, loader, options.measurements)
         promise(place, request, example, outputs, seconds=seconds)
         if target.exists():
@@ -267,7 +265,7 @@ def _outputs(model: Any, example: Mapping[str, torch.Tensor], tokens: int) -> di
 
 
 def _checked(
-    request: Request,
+    request: ServeRequest,
     target: Path,
     example: Mapping[str, torch.Tensor],
     outputs: Mapping[str, torch.Tensor],

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from secateur.adapters._fresh import flat
-from secateur.adapters.served import Request, difference, serve
+from secateur.adapters.served import ServeRequest, difference, serve
 from secateur.errors import FormatError, OptionError
 from secateur.execution.undisturbed import undisturbed
 
@@ -44,7 +44,7 @@ class Promise:
         threads: The threads of that call.
     """
 
-    request: Request
+    request: ServeRequest
     names: tuple[str, ...]
     files: Mapping[str, tuple[int, str]]
     tolerance: float
@@ -100,7 +100,7 @@ def promise_folder(path: Path) -> Path:
 
 def promise(
     path: Path,
-    request: Request,
+    request: ServeRequest,
     example: Mapping[str, torch.Tensor],
     outputs: Mapping[str, torch.Tensor],
     *,
@@ -153,7 +153,7 @@ def promise_onnx(model: nn.Module, path: Path, example: object, tolerance: float
     with undisturbed(model, mode="eval"), torch.no_grad():
         outputs = flat(call(model, example))
     named = {f"output.{index}": each for index, each in enumerate(outputs.values())}
-    request = Request(path, "onnx", repeats=5)
+    request = ServeRequest(path, "onnx", repeats=5)
     seconds = serve(request, inputs).seconds
     promise(path, request, inputs, named, tolerance=tolerance, seconds=seconds)
 
@@ -210,7 +210,7 @@ def serve_check(
         for name in sorted({*made.files, *have})
         if tuple(made.files.get(name, ())) != tuple(have.get(name, ()))
     ]
-    request = Request(
+    request = ServeRequest(
         **{**vars(made.request), "path": place, "repeats": repeats},
     )
     served = serve(request, inputs, made.threads)
@@ -270,6 +270,6 @@ def _parsed(data: Any, path: Path) -> Promise:
     if not 0 <= generate <= 1024 or not 1 <= threads <= 4096:
         raise ValueError(f"generate {generate}, threads {threads}")
     files = {str(name): (int(size), str(digest)) for name, (size, digest) in data["files"].items()}
-    request = Request(path, runtime, loader, asked["code"] is not False, attention, generate)
+    request = ServeRequest(path, runtime, loader, asked["code"] is not False, attention, generate)
     seconds, tolerance = float(data["seconds"]), float(data["tolerance"])
     return Promise(request, tuple(map(str, data["names"])), files, tolerance, seconds, threads)

@@ -20,11 +20,11 @@ import torch
 from secateur.adapters import _fresh
 from secateur.errors import ProofError
 
-__all__ = ["Request", "Served", "difference", "serve"]
+__all__ = ["ServeRequest", "Served", "difference", "serve"]
 
 
 @dataclass(frozen=True)
-class Request:
+class ServeRequest:
     """How an artefact is loaded.
 
     Attributes:
@@ -61,7 +61,7 @@ class Served:
     loading: Mapping[str, list[str]] = field(default_factory=dict)
 
 
-def serve(request: Request, inputs: Mapping[str, torch.Tensor], threads: int | None = None) -> Served:
+def serve(request: ServeRequest, inputs: Mapping[str, torch.Tensor], threads: int | None = None) -> Served:
     """Load an artefact in a fresh process that cannot import secateur, and run it.
 
     Args:

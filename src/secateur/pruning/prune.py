@@ -128,14 +128,19 @@ def prune(
         chosen = step.choose(selection_of(scored, asked.at_least, asked.at_most))
         found = masks_of(model, scored.units, chosen, scored.start)
     assert found is not None
-    if all(count_true(mask) == mask.numel() for mask in found.values()):
-        raise NothingToDoError(
-            f"{final} with granularity {grain} removes nothing from {type(model).__name__}: ask for a "
-            "larger share, or lower the floors (at_least, at_most)"
-        )
+    _check_removes(found, final, grain, model)
     if not asked.allow_collapse:
         check_connected(model, found, example if example is not None else _first_input(data, loss))
     return found
+
+
+def _check_removes(masks: Masks, budget: Budget, granularity: Granularity, model: nn.Module) -> None:
+    """Raise where the masks keep every weight."""
+    if all(count_true(mask) == mask.numel() for mask in masks.values()):
+        raise NothingToDoError(
+            f"{budget} with granularity {granularity} removes nothing from {type(model).__name__}: ask for a "
+            "larger share, or lower the floors (at_least, at_most)"
+        )
 
 
 def _rounds(

@@ -97,8 +97,7 @@ def share(
             at zero, so that a pruned model stays pruned; or None, which takes zeros as weights like any other.
         method: `kmeans`, `uniform`, `exact`, or a value of `sc.quantize`.
         per: Which tensors have a codebook together: "tensor" (each its own), "channel" (one for each output channel),
-            "model" (one for all), or a list of groups, each a pattern or a list of patterns; tensors in no group have
-            their own.
+            "model" (one for all), or a list of groups, each of one or more patterns; other tensors have their own.
         rate: The price of a bit, in mean squared weights of a tensor. Each weight goes to the value where squared
             error and price together are least; its bits are those of its position and its value given all others
             (`quantize.Prices`). Where a tensor has masked weights, more may become zero: see `Shared.masks`.
@@ -134,8 +133,7 @@ def share(
     if options.dense is not None or options.tune is not None:
         raise OptionError("share: dense and tune need data=, the inputs on which outputs are compared")
     books = _codebooks(plan, named, kept, rate, options)
-    if not isinstance(plan.method, quantize.registry.get("exact")):
-        _check_changed(model, plan.method, books, named)
+    _check_changed(model, plan.method, books, named)
     shared = _shared(copy.deepcopy(model), model, plan, books, kept)
     return replace(shared, masks=MappingProxyType(kept | zeroed(books))) if rate else shared
 
@@ -336,8 +334,10 @@ def _check_changed(
     books: Mapping[str, Codebook],
     named: Mapping[str, torch.Tensor],
 ) -> None:
-    """Raise unless some weight changes."""
-    if any(not torch.equal(named[name].detach(), book.tensor()) for name, book in books.items()):
+    """Raise unless some weight changes, or the method only reads the values there are."""
+    if isinstance(method, quantize.registry.get("exact")) or any(
+        not torch.equal(named[name].detach(), book.tensor()) for name, book in books.items()
+    ):
         return
     most = max(len(torch.unique(named[name].detach())) for name in books)
     raise NothingToDoError(

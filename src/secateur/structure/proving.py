@@ -402,16 +402,7 @@ class _Prover:
         if shapes[0] != shapes[1]:
             self._fail(each, f"gives outputs of shapes {shapes[0]}, the masked one {shapes[1]}, {where}")
         if mode == "no_grad" and _over(absolute, scale) > self.tolerance:
-            # The fast path of torch's encoder layers gives zeros where a padding mask says so, the other one does not.
-            plain = _run(
-                double_copy(self.model, self.masks, self.dtype, self.fills[0]),
-                each.example,
-                mode,
-                self.dtype,
-                False,
-            )
-            if plain.error is None and [tuple(t.shape) for t in plain.outputs] == shapes[0]:
-                absolute, scale = min((absolute, scale), _difference(plain.outputs, got.outputs))
+            absolute, scale = min((absolute, scale), self._without_fast_path(each, mode, got))
         if self.equality and _over(absolute, scale) > self.tolerance:
             self._fail(
                 each,
@@ -419,6 +410,18 @@ class _Prover:
                 f"{_over(absolute, scale):.3e} of the largest output, expected at most {self.tolerance:.0e}",
             )
         return absolute, scale
+
+    def _without_fast_path(self, each: _Input, mode: str, got: _ModelRun) -> tuple[float, float]:
+        """The difference from the dense model run without torch's fast path; infinity where that cannot be compared.
+
+        The fast path of torch's encoder layers gives zeros where a padding mask says so, the other one does not.
+        """
+        dense = double_copy(self.model, self.masks, self.dtype, self.fills[0])
+        plain = _run(dense, each.example, mode, self.dtype, False)
+        shapes = [[tuple(t.shape) for t in run.outputs] for run in (plain, got)]
+        if plain.error is not None or shapes[0] != shapes[1]:
+            return math.inf, 0.0
+        return _difference(plain.outputs, got.outputs)
 
     def _with_one_choice(self, each: _Input, mode: str, want: _ModelRun) -> tuple[float, float] | None:
         """The largest difference and output where both models are given the selections that the dense one makes.
@@ -519,6 +522,13 @@ def prove(
         if fills[0]:
             prover.fills, filled = fills, tuple(fills[0])
             found = prover.compare(inputs)
+    return _proof_of(prover, found, filled)
+
+
+def _proof_of(
+    prover: _Prover, found: Sequence[tuple[_Input, str, _ModelRun, float, float]], filled: tuple[str, ...]
+) -> Proof:
+    """The proof that the comparisons of all inputs add up to: the largest difference, and every case."""
     cases = tuple(
         ProofCase(each.what, each.shapes, mode, _over(absolute, scale))
         for each, mode, _, absolute, scale in found
@@ -529,5 +539,14 @@ def prove(
     selected = tuple(dict.fromkeys(name for _, _, run, *_ in found for name in run.selected))
     outputs = len(want.outputs)
     return Proof(
-        error, absolute, scale, prover.tolerance, outputs, equality, dtype, filled, cases, selected=selected
+        error,
+        absolute,
+        scale,
+        prover.tolerance,
+        outputs,
+        prover.equality,
+        dtype,
+        filled,
+        cases,
+        selected=selected,
     )

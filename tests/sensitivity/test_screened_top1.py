@@ -1,4 +1,4 @@
-"""certain: the very counts of the model, whatever rounding does to outputs that lie close together."""
+"""ScreenedTop1: the very counts of the model, whatever rounding does to outputs that lie close together."""
 
 from __future__ import annotations
 
@@ -50,20 +50,20 @@ def right(model, batches):
 @pytest.mark.parametrize("limit", [0, 200_000, 1 << 30])
 def test_counts_are_the_models_with_any_part_changed_and_any_memory(half, limit):
     model, batches = made()
-    certain = ScreenedTop1.of(model, batches, limit)
-    assert isinstance(certain, ScreenedTop1)
-    certain.half = half
-    names = sorted((n for n, _ in model.named_parameters()), key=lambda n: certain.lean.position([n]))
+    screened = ScreenedTop1.of(model, batches, limit)
+    assert isinstance(screened, ScreenedTop1)
+    screened.half = half
+    names = sorted((n for n, _ in model.named_parameters()), key=lambda n: screened.folded.position([n]))
     with torch.no_grad():
         for name in names:
-            with certain.before([name]):
+            with screened.before([name]):
                 for _ in range(2):
                     model.get_parameter(name).mul_(torch.rand_like(model.get_parameter(name)) + 0.3)
-                    assert certain.count() == right(model, batches), name
-            certain.lean.forget()  # the model is another one from here on
-    assert certain.lean.peak <= limit
-    assert certain.looked == 2 * len(names) * 120
-    assert 0 < certain.again <= certain.looked if half else certain.again == 0
+                    assert screened.count() == right(model, batches), name
+            screened.folded.forget()  # the model is another one from here on
+    assert screened.folded.peak <= limit
+    assert screened.looked == 2 * len(names) * 120
+    assert 0 < screened.again <= screened.looked if half else screened.again == 0
 
 
 def test_outputs_that_tie_are_asked_of_the_model():
@@ -73,30 +73,30 @@ def test_outputs_that_tie_are_asked_of_the_model():
         model.scale.fill_(1.0)
         for tensor in (model.head.weight, model.head.bias):
             tensor[1:] = tensor[0]
-    certain = ScreenedTop1.of(model, batches)
-    with torch.no_grad(), certain.before(["stem.weight"]):
+    screened = ScreenedTop1.of(model, batches)
+    with torch.no_grad(), screened.before(["stem.weight"]):
         model.stem.weight.mul_(0.7)
-        assert certain.count() == right(model, batches)
-    assert certain.as_it_runs == 120
+        assert screened.count() == right(model, batches)
+    assert screened.as_it_runs == 120
 
 
 def test_a_model_that_is_not_what_was_recorded_is_run_as_it_is(monkeypatch):
     model, batches = made()
-    certain = ScreenedTop1.of(model, batches)
+    screened = ScreenedTop1.of(model, batches)
     monkeypatch.setattr(
         FoldedForward, "gathered", lambda self, chosen: torch.zeros(sum(len(r) for _, r in chosen), 6)
     )
-    with torch.no_grad(), certain.before(["stem.weight"]):
+    with torch.no_grad(), screened.before(["stem.weight"]):
         model.stem.weight.mul_(0.7)
-        assert certain.count() == right(model, batches)
-    assert certain.as_it_runs == 120
+        assert screened.count() == right(model, batches)
+    assert screened.as_it_runs == 120
 
 
 def test_the_bound_follows_what_is_seen(monkeypatch):
     """Bfloat16 that is wrong by much more than rounding is caught by the images that are looked at again."""
     model, batches = made(count=4, size=100)
-    certain = ScreenedTop1.of(model, batches)
-    certain.half = True
+    screened = ScreenedTop1.of(model, batches)
+    screened.half = True
     real = FoldedForward.outputs
 
     def rough(self, batch, half=False):
@@ -104,10 +104,10 @@ def test_the_bound_follows_what_is_seen(monkeypatch):
         return found + 0.2 * torch.randn(found.shape) if half else found
 
     monkeypatch.setattr(FoldedForward, "outputs", rough)
-    with torch.no_grad(), certain.before(["a.weight"]):
+    with torch.no_grad(), screened.before(["a.weight"]):
         model.a.weight.mul_(0.7)
-        assert certain.count() == right(model, batches)
-    assert certain.again > 32
+        assert screened.count() == right(model, batches)
+    assert screened.again > 32
 
 
 def test_what_cannot_be_recorded_says_why():
@@ -155,27 +155,27 @@ def test_a_scan_says_how_and_is_the_same_either_way():
 def test_rows_that_go_leave_the_other_outputs_as_they_were(name, half):
     """A layer of which only whole rows went is not run again; its bias, the norm behind it and the ReLU still are."""
     model, batches = made()
-    certain = ScreenedTop1.of(model, batches)
-    certain.half = half
+    screened = ScreenedTop1.of(model, batches)
+    screened.half = half
     weight = model.get_parameter(name)
     ran = []
-    with torch.no_grad(), certain.before([name], rows=True):
-        step = certain.lean._touched[0]
+    with torch.no_grad(), screened.before([name], rows=True):
+        step = screened.folded._touched[0]
         run = step.run
         step.run = lambda *given: ran.append(1) or run(*given)
         for gone in ([1], [1, 3], [0, 1, 2, 3, 4]):
             saved = weight.clone()
             weight[gone] = 0.0
-            certain.lean.refresh()
-            close = [certain.lean.outputs(i) for i in range(3)]
+            screened.folded.refresh()
+            close = [screened.folded.outputs(i) for i in range(3)]
             wanted = [model(x) for x, _ in batches]
             assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(close, wanted, strict=True))
-            assert certain.count() == right(model, batches)
+            assert screened.count() == right(model, batches)
             weight.copy_(saved)
     assert not ran
-    with torch.no_grad(), certain.before([name]):
+    with torch.no_grad(), screened.before([name]):
         weight[:, 0] = 0.0
-        assert certain.count() == right(model, batches)
+        assert screened.count() == right(model, batches)
     assert ran
 
 
@@ -191,25 +191,25 @@ def test_the_convolution_behind_rows_that_go_is_run_on_those_that_stay(half, lim
     with torch.no_grad():
         model[1].bias.uniform_(-1.0, 2.0)
     batches = [(torch.randn(size, 3, 9, 9), torch.randint(0, 6, (size,))) for size in (40, 25)]
-    certain = ScreenedTop1.of(model, batches, limit)
-    certain.half = half
-    widths, narrow = set(), certain.lean.steps[2].applied
-    certain.lean.steps[2].applied = lambda x, *given: widths.add(x.shape[1]) or narrow(x, *given)
+    screened = ScreenedTop1.of(model, batches, limit)
+    screened.half = half
+    widths, narrow = set(), screened.folded.steps[2].applied
+    screened.folded.steps[2].applied = lambda x, *given: widths.add(x.shape[1]) or narrow(x, *given)
     weight = model[0].weight
-    with torch.no_grad(), certain.before(["0.weight"], rows=True):
+    with torch.no_grad(), screened.before(["0.weight"], rows=True):
         for gone in ([1], [0, 3, 7], list(range(11)), list(range(12))):
             saved = weight.clone()
             weight[gone] = 0.0
-            certain.lean.refresh()
+            screened.folded.refresh()
             for i, (images, _) in enumerate(batches):
-                wanted, rough = model(images), certain.lean.outputs(i, half)
-                assert torch.allclose(certain.lean.outputs(i), wanted, rtol=1e-4, atol=1e-5)
+                wanted, rough = model(images), screened.folded.outputs(i, half)
+                assert torch.allclose(screened.folded.outputs(i), wanted, rtol=1e-4, atol=1e-5)
                 assert torch.allclose(rough, wanted, rtol=0.05, atol=0.05)
-            assert certain.count() == right(model, batches)
-            assert certain.as_it_runs < 10
+            assert screened.count() == right(model, batches)
+            assert screened.as_it_runs < 10
             weight.copy_(saved)
     assert widths == {12, 10, 2}  # one stands for all that went; a layer without any is run whole
-    assert certain.lean.peak <= limit
+    assert screened.folded.peak <= limit
 
 
 def test_a_target_that_is_no_class_is_wrong_and_one_that_is_no_number_is_refused():
@@ -217,11 +217,11 @@ def test_a_target_that_is_no_class_is_wrong_and_one_that_is_no_number_is_refused
     for targets in (batches[0][1], batches[1][1]):
         targets[::3] = -100
         targets[1::9] = 6
-    certain = ScreenedTop1.of(model, batches)
-    with torch.no_grad(), certain.before(["a.weight"]):
+    screened = ScreenedTop1.of(model, batches)
+    with torch.no_grad(), screened.before(["a.weight"]):
         model.a.weight.mul_(0.7)
-        assert certain.count() == right(model, batches)
-        assert certain.as_it_runs < 10
+        assert screened.count() == right(model, batches)
+        assert screened.as_it_runs < 10
     assert ScreenedTop1.of(model, [(x, y.float()) for x, y in batches]) == "its targets are not whole numbers"
 
 

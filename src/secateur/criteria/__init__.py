@@ -1,7 +1,16 @@
-"""What is a weight worth? One file per criterion; the file name is the word used in recipes.
+"""Criteria: the score of each weight, one file per criterion; the file's name is the word used in recipes.
 
-A criterion gives a tensor of scores shaped like each weight (`scores`), and says what a piece made of several
-weights is worth (`reduce`). It knows nothing of what is cut or of how many go.
+What comes in is a model, the weights that take part and, for some, data (`Context`). What goes out is a tensor of
+scores shaped like each weight (`scores`), and a rule that makes one score of the scores of a unit (`reduce`). Which
+units there are is the granularity's part, how many go is the budget's.
+
+>>> import torch
+>>> from torch import nn
+>>> from secateur.core.targets import select
+>>> layer = nn.Linear(2, 1, bias=False)
+>>> _ = layer.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+>>> registry.make("magnitude").scores(layer, select(layer), Context())["weight"]
+tensor([[3., 1.]])
 """
 
 from __future__ import annotations
@@ -29,7 +38,7 @@ class Criterion(ABC):
     needs_example: ClassVar[bool] = False
     """Whether one input must be known: `Context.example`, or the first batch of `Context.data`."""
     of_outputs: ClassVar[bool] = False
-    """Whether scores speak of what a layer puts out: of a unit of several tensors only those that put it out count."""
+    """Whether a score is that of an output: in a unit of several tensors only those that compute the output count."""
     rescore: ClassVar[bool] = False
     """Whether a schedule's rounds need new scores: the scores depend on which weights are already gone."""
 

@@ -1,15 +1,15 @@
-"""Copy a module tree as `copy.deepcopy` does, but quickly.
+"""`copy_module`: a copy of a module tree as `copy.deepcopy` makes it, in less time.
 
-Every module is full of small dicts, numbers and flags, which `copy.deepcopy` takes one by one and longer than the cut
-itself takes. Modules whose class leaves copying to Python are put together here; whatever defines a way of its own is
-left to `copy.deepcopy`, with the same memo.
+A module holds many small dicts, numbers and flags. `copy.deepcopy` copies them one by one, which takes longer than
+the cut itself. Modules whose class does not define its own copying are assembled here; the others go to
+`copy.deepcopy`, with the same memo.
 
 >>> import torch
 >>> from torch import nn
 >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
 >>> weight = nn.Parameter(torch.zeros(1, 2))
->>> twin = copy_module(model, {id(model[0].weight): weight})
->>> twin[0].weight is weight, torch.equal(twin[0].bias, model[0].bias), twin[1] is model[1]
+>>> copied = copy_module(model, {id(model[0].weight): weight})
+>>> copied[0].weight is weight, torch.equal(copied[0].bias, model[0].bias), copied[1] is model[1]
 (True, True, False)
 """
 

@@ -1,4 +1,4 @@
-"""The demo's one table, before and after, and a plain statement of what was done and what was not.
+"""The demo: its table of dense, shrunk and stored model, and a statement of what was done and what was not.
 
 >>> rows = table(Measurements([
 ...     Measurement("accuracy", 0.99, context={"trial": 0, "variant": "dense", "step": "measure"}),

@@ -1,5 +1,4 @@
-"""Weights from a file into a model: safetensors, a torch checkpoint (read without running code), or a .sct
-file.
+"""Weights from a file into a model: safetensors, a torch checkpoint (read without running code), or a .sct file.
 
 >>> import tempfile, torch
 >>> from safetensors.torch import save_file

@@ -1,1 +1,18 @@
-"""pruning"""
+"""Pruning: criterion, granularity and budget together decide which weights are removed, as `Masks`.
+
+What comes in is a model and the three choices. What goes out is one boolean tensor per parameter, True where the weight
+stays. The model itself is changed only by `hold` (removed weights stay zero while it is trained) and by
+`zero_dead_neurons`.
+
+In reading order: `prune` (the verb), `taking_part` (which parameters), `scored_units` (the units and their scores),
+`scoring` (one score per unit), `selection` (what a budget sees), `unit_masks` (from its choice to masks), `cost` (what
+a choice costs, for budgets that ask), `connectivity` (refuses masks that disconnect the network), `hold`, `zeroing`,
+`dead_neurons`.
+
+>>> from torch import nn
+>>> from secateur.pruning.prune import prune
+>>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+>>> masks = prune(model, criterion="l1", granularity="filter", budget=0.5, skip="2")
+>>> masks["0.weight"].any(1).sum().item()  # of 8 rows
+4
+"""

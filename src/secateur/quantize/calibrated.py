@@ -36,7 +36,7 @@ from secateur.quantize import Quantizer
 __all__ = ["CodebookSolver", "Quadratic", "calibrated", "descended"]
 
 _SOLVED_VALUES = 64
-"""Codebooks of up to so many values are solved by least squares; larger ones lie close enough."""
+"""Codebooks of up to this number of values are solved by least squares; larger ones are close enough without."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,1 +1,19 @@
-"""sensitivity"""
+"""Sensitivity: how much accuracy each layer costs when it alone is pruned, and the sparsities that follow from it.
+
+What comes in is a model and an evaluation: batches, or a function of the model. What goes out is a `Scan`, a table of
+values by layer and level, and from it an `Allocation`: a sparsity for each layer that spends a budget where it costs
+least.
+
+In reading order: `scan` (the verb), `scan_result` (`Scan`, `Cell`, `Allocation`), `allocation` (the exact choice among
+options), `scan_file` (what a stopped scan resumes from), `evaluation` (one evaluation under many masks), then its two
+fast ways: `prefix_cache` (keeps what the model computes before the masked layer) and `screened_top1` (the exact count
+of right answers) with `folded_forward` and `graph_steps`.
+
+>>> import torch
+>>> from torch import nn
+>>> from secateur.sensitivity.scan import scan
+>>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+>>> batches = [(torch.randn(16, 4), torch.randint(0, 3, (16,)))]
+>>> len(scan(model, batches, granularity="element", levels=[0.5, 0.9]).cells)  # two layers at two levels
+4
+"""

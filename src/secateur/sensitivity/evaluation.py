@@ -1,8 +1,8 @@
-"""One evaluation, again and again under other masks: by the shortest way that gives the very same numbers.
+"""One evaluation repeated under many masks, in the fastest way that gives the same numbers.
 
-Counts of right answers over batches take the way of `ScreenedTop1`, where the model can be recorded. A
-function of the model
-is a stranger: what the model computes before the masked layer is kept by `PrefixCache`, and the rest is run as it is.
+Where the evaluation is batches and the model can be recorded, `ScreenedTop1` counts the right answers. Where it is a
+function of the model, nothing is known of what it runs: `PrefixCache` keeps what the model computes before the masked
+layer, and the rest runs as it is.
 
 >>> import torch
 >>> from secateur.core.masks import Masks
@@ -107,19 +107,19 @@ def repeated(
     model: nn.Module, evaluation: Evaluation, memory: int = 1 << 30, quick: bool = True
 ) -> Iterator[MaskedEvaluation]:
     """The evaluation of this model, ready to be repeated. The model is put back to the last bit."""
-    certain: ScreenedTop1 | str = "quick=False was asked"
+    screened: ScreenedTop1 | str = "quick=False was asked"
     with undisturbed(model), torch.no_grad():
         if quick and evaluation.function is None:
             with undisturbed(model, mode="eval"), torch.no_grad():
-                certain = ScreenedTop1.of(model, evaluation.batches, memory)
+                screened = ScreenedTop1.of(model, evaluation.batches, memory)
         elif quick:
-            certain = "a function of the model decides itself what it runs"
-        if isinstance(certain, ScreenedTop1):
+            screened = "a function of the model decides itself what it runs"
+        if isinstance(screened, ScreenedTop1):
             with undisturbed(model, mode="eval"), torch.no_grad():
-                yield MaskedEvaluation(model, evaluation, certain, None)
+                yield MaskedEvaluation(model, evaluation, screened, None)
             return
-        with PrefixCache(model, memory) as replay:
-            yield MaskedEvaluation(model, evaluation, None, replay, certain)
+        with PrefixCache(model, memory) as cache:
+            yield MaskedEvaluation(model, evaluation, None, cache, screened)
 
 
 class MaskedEvaluation:
@@ -129,39 +129,39 @@ class MaskedEvaluation:
         self,
         model: nn.Module,
         evaluation: Evaluation,
-        certain: ScreenedTop1 | None,
-        replay: PrefixCache | None,
+        screened: ScreenedTop1 | None,
+        cache: PrefixCache | None,
         reason: str = "",
     ):
         self.model = model
         self.evaluation = evaluation
-        self.certain = certain
-        self.replay = replay
+        self.screened = screened
+        self.cache = cache
         self.reason = reason
 
     def dense(self) -> Value:
         """The value of the model as it is; to be asked first."""
-        if self.replay is not None:
-            return self.replay.first(lambda: self.evaluation.plainly(self.model))
+        if self.cache is not None:
+            return self.cache.first(lambda: self.evaluation.plainly(self.model))
         return self.evaluation.plainly(self.model)
 
     def position(self, names: Sequence[str]) -> int:
         """When the model first uses one of these parameters: jobs in this order share what is kept."""
-        if self.certain is not None:
-            return self.certain.lean.position(names)
-        assert self.replay is not None
-        return self.replay.position(names)
+        if self.screened is not None:
+            return self.screened.folded.position(names)
+        assert self.cache is not None
+        return self.cache.position(names)
 
     def values(self, jobs: Iterable[EvaluationJob]) -> Iterator[tuple[str, Value]]:
         """The value under each mask, as soon as it is known."""
         for job in jobs:
             if not job.masks:
                 continue
-            if self.certain is not None:
-                way = self.certain.before(job.names, job.rows)
+            if self.screened is not None:
+                way = self.screened.before(job.names, job.rows)
             else:
-                assert self.replay is not None
-                way = self.replay.before(job.names)
+                assert self.cache is not None
+                way = self.cache.before(job.names)
             with way:
                 for name, masks in job.masks:
                     yield name, self._masked(masks)
@@ -172,29 +172,29 @@ class MaskedEvaluation:
         saved = {name: parameters[name].detach().clone() for name in masks}
         try:
             masks.apply_(self.model)
-            if self.certain is not None:
-                count = self.certain.count()
-                return self.evaluation.share(count / self.certain.total, self.certain.total)
-            assert self.replay is not None
-            return self.replay.run(lambda: self.evaluation.plainly(self.model))
+            if self.screened is not None:
+                count = self.screened.count()
+                return self.evaluation.share(count / self.screened.total, self.screened.total)
+            assert self.cache is not None
+            return self.cache.run(lambda: self.evaluation.plainly(self.model))
         finally:
             _restore(parameters, saved)
 
     @property
     def peak(self) -> int:
         """The most bytes ever kept."""
-        return self.certain.lean.peak if self.certain is not None else self.replay.peak  # type: ignore[union-attr]
+        return self.screened.folded.peak if self.screened is not None else self.cache.peak  # type: ignore[union-attr]
 
     @property
     def skipped(self) -> int:
         """Steps or module calls answered from memory."""
-        return self.certain.lean.skipped if self.certain is not None else self.replay.skipped  # type: ignore
+        return self.screened.folded.skipped if self.screened is not None else self.cache.skipped  # type: ignore
 
     @property
     def how(self) -> str:
         """Which way was taken, in a sentence."""
-        if self.certain is not None:
-            return self.certain.summary
+        if self.screened is not None:
+            return self.screened.summary
         return f"as the model runs, what comes before the layer kept: {self.reason}"
 
 
@@ -206,7 +206,7 @@ def on_workers(
     memory: int,
     quick: bool,
 ) -> Iterator[tuple[str, Value]]:
-    """The values of these jobs from so many processes, each with its share of the threads and of the memory.
+    """The values of these jobs from this number of processes, each with its share of the threads and of the memory.
 
     Neighbouring jobs stay together, so that every process computes what comes before its first layer once.
     """
@@ -265,14 +265,14 @@ def on_pool(
     model: nn.Module,
     evaluation: Evaluation,
     jobs: Sequence[EvaluationJob],
-    crew: CallPool,
+    pool: CallPool,
     memory: int,
     quick: bool,
 ) -> Iterator[tuple[str, Value]]:
-    """The values of these jobs, each job a part for somebody of the crew; every value once."""
+    """The values of these jobs, each job one call of the pool; every value once."""
     met = set()
-    common = (model, evaluation, memory // crew.slots, quick)
-    for name, value in crew.each(_of_one, common, [(job,) for job in jobs]):
+    common = (model, evaluation, memory // pool.slots, quick)
+    for name, value in pool.each(_of_one, common, [(job,) for job in jobs]):
         if name not in met:  # a part that was begun again
             met.add(name)
             yield name, value
@@ -283,7 +283,7 @@ def _of_one(
 ) -> Iterator[tuple[str, Value]]:
     """The values of one job, in a process of its own."""
     with repeated(model, evaluation, memory, quick) as now:
-        if now.replay is not None:
+        if now.cache is not None:
             now.dense()
         yield from now.values([job])
 
@@ -306,7 +306,7 @@ def _work(
     torch.set_num_threads(threads)
     try:
         with repeated(model, evaluation, memory, quick) as now:
-            if now.replay is not None:
+            if now.cache is not None:
                 now.dense()
             for found in now.values(jobs):
                 answers.put(("value", found))

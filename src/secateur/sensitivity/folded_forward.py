@@ -1,27 +1,24 @@
-"""`FoldedForward`: a classifier's outputs with one part of the model changed, in fewer steps than the model
-itself takes.
+"""`FoldedForward`: a classifier's outputs with one part of the model changed, in fewer steps than the model takes.
 
-A scan runs the same images through the same model with one layer changed, a hundred times over.
-`FoldedForward` records the
-forward pass once as a list of steps, keeps for every batch the values that cross the step under test, and runs what
-comes after it alone: with batch norm folded into the convolution before it, channels last, and, if asked, in bfloat16.
-What it computes is the model's output up to rounding. It never is the model's output to the last bit: whoever needs
-that compares margins with the rounding (`secateur.sensitivity.screened_top1` does) and asks the model where
-they are too small.
+A scan runs the same images through the same model with one layer changed, a hundred times. `FoldedForward` records the
+forward pass once as a list of steps. For every batch it keeps the values that cross the step under test and runs only
+what comes after it, with batch norm folded into the convolution before it, channels last, and in bfloat16 if asked.
+The result is the model's output up to rounding, not to the last bit. `secateur.sensitivity.screened_top1` compares
+margins with the rounding and runs the model itself where they are too small.
 
 >>> import torch
 >>> from torch import nn
 >>> _ = torch.manual_seed(0)
 >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)).eval()
 >>> images = [torch.randn(5, 3, 4, 4), torch.randn(2, 3, 4, 4)]
->>> lean = record(model, images, limit=1 << 20)
->>> [step.name for step in lean.steps]  # three modules in one step, then the two others
+>>> folded = record(model, images, limit=1 << 20)
+>>> [step.name for step in folded.steps]  # three modules in one step, then the two others
 ['_2', '_3', '_4']
->>> with torch.no_grad(), lean.changing(["4.weight"]):
+>>> with torch.no_grad(), folded.changing(["4.weight"]):
 ...     _ = model[4].weight.mul_(2.0)
-...     lean.refresh()
-...     found, wanted = lean.outputs(1), model(images[1])
->>> torch.allclose(found, wanted, atol=1e-6), lean.first_kept
+...     folded.refresh()
+...     found, wanted = folded.outputs(1), model(images[1])
+>>> torch.allclose(found, wanted, atol=1e-6), folded.first_kept
 (True, 2)
 """
 

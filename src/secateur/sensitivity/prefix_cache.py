@@ -1,10 +1,9 @@
-"""`PrefixCache`: run one evaluation again and again with one part of a model changed, without redoing what
-comes before it.
+"""`PrefixCache`: repeat one evaluation with one part of a model changed, without recomputing what comes before it.
 
 A scan evaluates the same data under many masks of one layer. Everything the model computes before that layer first
 runs is the same each time. `PrefixCache` keeps the outputs of the modules that had finished by then, call by call, and
-hands them out again instead of running those modules. What it hands out is the very tensor that was computed, so
-the result is identical to the last bit; whatever cannot be proved to repeat is simply computed again.
+returns them instead of running those modules. It returns the tensor that was computed, so the result is equal to the
+last bit. Whatever is not known to repeat is computed again.
 
 >>> import torch
 >>> from torch import nn
@@ -13,11 +12,11 @@ the result is identical to the last bit; whatever cannot be proved to repeat is 
 >>> def total(model):
 ...     with torch.no_grad():
 ...         return float(sum(model(x).sum() for x in data))
->>> with PrefixCache(model) as replay:
-...     dense = replay.first(lambda: total(model))
-...     with replay.before(["2.weight"]):
-...         again = [replay.run(lambda: total(model)) for _ in range(3)]
->>> again == [dense] * 3, replay.skipped  # the second and third run skip two modules on two batches
+>>> with PrefixCache(model) as cache:
+...     dense = cache.first(lambda: total(model))
+...     with cache.before(["2.weight"]):
+...         again = [cache.run(lambda: total(model)) for _ in range(3)]
+>>> again == [dense] * 3, cache.skipped  # the second and third run skip two modules on two batches
 (True, 8)
 """
 
@@ -36,7 +35,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 __all__ = ["PrefixCache"]
 
 T = TypeVar("T")
-Key = tuple[str, int]  # a module's name, and the how-manieth time it runs within one forward pass
+Key = tuple[str, int]  # a module's name, and the number of its call within one forward pass
 
 
 class PrefixCache:
@@ -131,7 +130,7 @@ class PrefixCache:
             self._mutated = self._mutated_next
             self._bytes = sum(_size(kept) for kept in self._kept.values())
             return result
-        return self._evaluate(run, "replay")
+        return self._evaluate(run, "cache")
 
     def _evaluate(self, run: Callable[[], T], way: str) -> T:
         self._call, self._way = -1, way

@@ -1,10 +1,9 @@
-"""`ScreenedTop1`: top-1 of a model under changes, by a shorter way, and the very count that the model itself gives.
+"""`ScreenedTop1`: top-1 of a model under changes, computed faster, and exactly the count that the model itself gives.
 
-`FoldedForward` computes outputs up to rounding, and rounding makes a right answer wrong, or a wrong one right,
-only where the
-target's output and the largest of the others lie closer together than it reaches: the image's margin. (Which of two
-wrong classes wins is nobody's business.) So how far it reaches is measured under every change, on images spread over
-the data, and each image whose margin is not several times wider is looked at again:
+`FoldedForward` computes outputs up to rounding. Rounding turns a right answer wrong, or a wrong one right, only where
+the target's output and the largest of the others lie closer together than the rounding is large; their distance is the
+image's margin. (Which of two wrong classes wins does not matter.) So the size of the rounding is measured under every
+change, on images spread over the data, and each image whose margin is not several times larger is computed again:
 
 1. in bfloat16, where the processor has instructions for it; margins below `_HALF` times the widest difference to
    float32 go on to 2. All images that did are new readings of that difference, and may widen it.
@@ -16,10 +15,10 @@ the data, and each image whose margin is not several times wider is looked at ag
 >>> _ = torch.manual_seed(0)
 >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
 >>> batches = [(torch.randn(50, 3, 2, 2), torch.randint(0, 4, (50,))) for _ in range(3)]
->>> certain = ScreenedTop1.of(model, batches)
->>> with torch.no_grad(), certain.before(["1.weight"]):
+>>> screened = ScreenedTop1.of(model, batches)
+>>> with torch.no_grad(), screened.before(["1.weight"]):
 ...     _ = model[1].weight.mul_(0.5)
-...     found = certain.count()
+...     found = screened.count()
 ...     wanted = sum(int((model(x).argmax(1) == y).sum()) for x, y in batches)
 >>> found == wanted
 True
@@ -47,9 +46,9 @@ _WORTH = 0.4  # where more images than this share are looked at again, bfloat16 
 class ScreenedTop1:
     """Counts of right answers under changes of one model, equal to the model's own. `summary` says what was done."""
 
-    def __init__(self, model: nn.Module, lean: FoldedForward, targets: Sequence[torch.Tensor], half: bool):
+    def __init__(self, model: nn.Module, folded: FoldedForward, targets: Sequence[torch.Tensor], half: bool):
         self.model = model
-        self.lean = lean
+        self.folded = folded
         self.targets = torch.cat(list(targets))
         self.half = half
         self._rough = False  # bfloat16 saved nothing under the last change of this part
@@ -71,14 +70,14 @@ class ScreenedTop1:
                 return "its targets are not whole numbers"
         if len({batch[0].shape[1:] for batch in batches}) != 1:
             return "its batches hold inputs of several shapes"
-        lean = record(model, [batch[0] for batch in batches], limit)
-        if isinstance(lean, str):
-            return lean
-        found = cls(model, lean, [batch[1] for batch in batches], _has_bfloat16())
+        folded = record(model, [batch[0] for batch in batches], limit)
+        if isinstance(folded, str):
+            return folded
+        found = cls(model, folded, [batch[1] for batch in batches], _has_bfloat16())
         try:
             with torch.no_grad():
                 first = torch.arange(min(_REFERENCE, found.counts[0]))
-                sound = found._rounding(lean.gathered([(0, first)]), first) is not None
+                sound = found._rounding(folded.gathered([(0, first)]), first) is not None
         except Exception as error:  # what was recorded does not run on other numbers
             return f"its recorded forward pass fails ({type(error).__name__})"
         return found if sound else "its recorded forward pass gives other outputs"
@@ -97,12 +96,12 @@ class ScreenedTop1:
     def before(self, names: Sequence[str], rows: bool = False) -> Iterator[None]:
         """Inside, only these parameters of the model have changed; `rows` as for `FoldedForward.changing`."""
         self._rough = False
-        with self.lean.changing(names, rows):
+        with self.folded.changing(names, rows):
             yield
 
     def count(self) -> int:
         """How many targets the largest output names, under the parameters as they are now."""
-        self.lean.refresh()
+        self.folded.refresh()
         self.looked += self.total
         sample = torch.linspace(0, self.total - 1, min(_SAMPLE, self.total)).long().unique()
         precise = self._single(sample)
@@ -113,19 +112,19 @@ class ScreenedTop1:
             outputs, single = self._screened(sample, precise)
         else:
             self.again += self.total if self.half else 0
-            outputs = torch.cat([self.lean.outputs(i) for i in range(len(self.counts))])
+            outputs = torch.cat([self.folded.outputs(i) for i in range(len(self.counts))])
             single = torch.arange(self.total)
         unsure = single[~(_margins(outputs[single], self.targets[single]) > _SINGLE * rounding)]
         predicted = outputs.argmax(1)
         self.as_it_runs += len(unsure)
         for index, rows in self._by_batch(unsure):
-            found = self._model(self.lean.batches[index]).argmax(1)
+            found = self._model(self.folded.batches[index]).argmax(1)
             predicted[rows + self.starts[index]] = found[rows]
         return int((predicted == self.targets).sum())
 
     def _screened(self, sample: torch.Tensor, precise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Outputs in bfloat16, those whose margin is small in float32, and which these are."""
-        outputs = torch.cat([self.lean.outputs(i, half=True) for i in range(len(self.counts))])
+        outputs = torch.cat([self.folded.outputs(i, half=True) for i in range(len(self.counts))])
         margins = _margins(outputs, self.targets)
         widest = _difference(outputs[sample], precise)
         seen = torch.zeros(self.total, dtype=torch.bool)
@@ -147,7 +146,7 @@ class ScreenedTop1:
 
     def _single(self, rows: torch.Tensor) -> torch.Tensor:
         """The outputs of images, by their number over all batches, in float32."""
-        return self.lean.gathered(self._by_batch(rows))
+        return self.folded.gathered(self._by_batch(rows))
 
     def _by_batch(self, rows: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
         """Images by their number over all batches -> (batch, rows of it), rising."""
@@ -160,7 +159,7 @@ class ScreenedTop1:
 
     def _rounding(self, found: torch.Tensor, rows: torch.Tensor) -> float | None:
         """The widest difference between float32 outputs and the model's; None where it is no rounding."""
-        wanted = self._model(torch.cat([self.lean.batches[i][some] for i, some in self._by_batch(rows)]))
+        wanted = self._model(torch.cat([self.folded.batches[i][some] for i, some in self._by_batch(rows)]))
         if found.shape != wanted.shape or found.dim() != 2 or found.shape[1] < 2:
             return None
         largest = float(wanted.abs().max())
@@ -175,7 +174,7 @@ class ScreenedTop1:
 
     def _plain(self) -> int:
         self.as_it_runs += self.total
-        predicted = torch.cat([self._model(batch).argmax(1) for batch in self.lean.batches])
+        predicted = torch.cat([self._model(batch).argmax(1) for batch in self.folded.batches])
         return int((predicted == self.targets).sum())
 
 

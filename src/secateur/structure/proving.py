@@ -186,7 +186,7 @@ def _inputs(model: nn.Module, example: Example, options: ProofOptions, traced: s
 
 
 def _affordable(inputs: Sequence[_Input]) -> list[_Input]:
-    """The inputs, the example first, in so many modes that all but its first run cost little more than that one.
+    """The inputs, the example first, each in as many modes as keep all further runs about as cheap as the first.
 
     Every input is run in its last mode (without gradients), as far as that is not too dear; then the cheapest in the
     other modes as well.

@@ -184,7 +184,7 @@ def shrink(
 
 _MOST_LEFT_OUT = 8
 _CHEAP_MACS = 500_000_000
-"""Up to so many multiply-accumulates of the dense model on the example, every input is proved in every mode."""
+"""Up to this number of multiply-accumulates of the dense model on the example, every input is proved in every mode."""
 
 
 @dataclass

@@ -50,7 +50,9 @@ class MeasureStep(Step):
     also: tuple[str, ...] = Field(
         (), description="other splits to measure accuracy on, as train_accuracy or validation_accuracy"
     )
-    images: int | None = Field(None, ge=1, description="of each split in `also`, at most so many images")
+    images: int | None = Field(
+        None, ge=1, description="of each split in `also`, at most this number of images"
+    )
     bias: bool = Field(
         False, description="count one more multiply-accumulate for every output that adds a bias"
     )

@@ -1,1 +1,1 @@
-"""The methods of sharing, one file each; see `secateur.quantize`."""
+"""The methods of weight sharing, one file each; see `secateur.quantize`."""

@@ -157,7 +157,7 @@ def _adapts(structure: Structure, call: FunctionCall, sizes: dict[int, tuple[int
 
 
 def _shaped(asked: tuple[int, ...], count: int) -> tuple[int, ...] | None:
-    """The shape a `view` gives to so many elements."""
+    """The shape that a `view` gives to this number of elements."""
     known = int(np.prod([size for size in asked if size != -1]))
     if asked.count(-1) > 1 or not known or (count % known if -1 in asked else count != known):
         return None

@@ -1,8 +1,8 @@
-"""Quick: the shapes of the commonest operators on meta tensors, worked out here rather than by torch.
+"""`META_SHAPES`: the output shapes of the most frequent operators on meta tensors, computed here instead of by torch.
 
-Torch's own way to a shape passes through decompositions written in Python, and takes ten times as long as all that a
-trace notes about the operator. What is here covers the plain case only (tensors in one piece, one type, sizes that
-fit); for everything else torch itself is asked, which also says what is wrong.
+Torch computes a shape through decompositions written in Python, which take ten times as long as everything else that
+a trace records about the operator. This file covers the plain case only (contiguous tensors, one type, sizes that fit).
+Everything else goes to torch, which also reports what is wrong.
 
 >>> import torch
 >>> add = torch.ops.aten.add.Tensor

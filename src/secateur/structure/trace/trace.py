@@ -1,8 +1,8 @@
-"""Trace: the operators a model really runs, with shapes and parameter identities, from one forward without compute.
+"""`trace`: the operators that a model runs, with shapes and the parameters they read, from one forward pass.
 
-The model is copied without its weights (they become meta tensors), run once under a dispatch mode, and thrown away.
-Where a forward looks at values, which meta tensors do not have, it is run again on the real ones, which are shared,
-never copied.
+The model is copied with meta tensors for weights, so that nothing is computed, and run once under a dispatch mode. The
+copy is then discarded. A forward that reads values, which meta tensors do not have, is run on the real weights, which
+are shared, not copied.
 
 >>> import torch
 >>> from torch import nn
@@ -166,14 +166,14 @@ def traceable_copy(
         if id(tensor) not in memo:
             memo[id(tensor)] = stand_in(tensor, isinstance(tensor, nn.Parameter), False)
     try:
-        twin = copy_module(model, memo)
+        copied = copy_module(model, memo)
     except Exception as error:
         raise TraceError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); shrink works "
             f"on a copy, so make "
             "the model deep-copyable"
         ) from error
-    return twin.train(training) if training != model.training or training else twin.eval(), names
+    return copied.train(training) if training != model.training or training else copied.eval(), names
 
 
 class _Recorder(TorchDispatchMode):
@@ -309,7 +309,7 @@ def _run(
     training: bool,
     ready: dict[str, torch.Tensor] | None = None,
 ) -> Trace:
-    twin, names = traceable_copy(model, mode, training) if ready is None else (model, ready)
+    copied, names = traceable_copy(model, mode, training) if ready is None else (model, ready)
     stack = [""]
     found = Trace(
         mode=mode, training=training, modules={n: type(m).__name__ for n, m in model.named_modules()}
@@ -344,12 +344,12 @@ def _run(
         with ExitStack() as contexts:
             contexts.enter_context(torch.no_grad())
             contexts.enter_context(uncounted())
-            contexts.enter_context(_paths(twin, stack, calls))
+            contexts.enter_context(_paths(copied, stack, calls))
             if mode == "meta":
                 contexts.enter_context(torch.device("meta"))
             contexts.enter_context(recorder)
             contexts.enter_context(calls)
-            output = call(twin, moved)
+            output = call(copied, moved)
         for tensor in tensors_in(output):
             found.outputs.append(recorder.ref(tensor))
     except Exception as error:

@@ -11,8 +11,8 @@ from torch import nn
 
 import secateur as sc
 from secateur.errors import ProofError
-from secateur.structure.cut import fixed_count_norms as counted
 from secateur.structure.cut.plan import ShrinkPlan
+from secateur.structure.trace import fixed_count_norms as counted
 
 
 class Response(nn.Module):

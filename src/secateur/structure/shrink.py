@@ -30,7 +30,6 @@ from secateur.execution.verb import verb
 from secateur.structure.cut.attributes import set_config_field
 from secateur.structure.cut.choose import dropped, dropped_lines, extended, rounded
 from secateur.structure.cut.fit import fit
-from secateur.structure.cut.fixed_count_norms import COUNTED
 from secateur.structure.cut.plan import Kept, KnownIndices, ShrinkPlan, cut_tensor
 from secateur.structure.cut.trial import without_locked
 from secateur.structure.explain import Explanation, cut_by_default, default_names, explained
@@ -41,6 +40,7 @@ from secateur.structure.hf.configs import config_changes, fitted_config
 from secateur.structure.proof import Proof, ProofLike, ProofOptions, as_proof_options
 from secateur.structure.proving import ShapeProofError, prove
 from secateur.structure.shrunk_files import carry_optimizer, load_shrunk, reestimate_batch_norm, save_shrunk
+from secateur.structure.trace.fixed_count_norms import COUNTED
 
 __all__ = ["Shrunk", "explain", "load_shrunk", "reestimate_batch_norm", "shrink"]
 

@@ -8,7 +8,7 @@ In reading order:
 - `needs_rerun`: whether a forward was given sizes in Python, and must be recorded again to see if it still runs.
 - `fit` and `repair`: attributes and calls that hold an old width, found by running the cut model and mended.
 - `trial`: what `fit` would lock, found by cutting half of every group before anything is chosen.
-- `rewrite`, `heads`, `fixed_count_norms`: forwards that run with replaced sizes, fewer heads, or old counts.
+- `rewrite`, `heads`: forwards that run with replaced sizes, old counts (`trace.fixed_count_norms`) or fewer heads.
 
 >>> from torch import nn
 >>> from secateur.structure.cut.plan import ShrinkPlan

@@ -36,8 +36,8 @@ from torch.overrides import TorchFunctionMode
 
 from secateur.errors import PlanError
 from secateur.structure.cut.call_sites import HELPER, Site, edited, resized
-from secateur.structure.cut.fixed_count_norms import COUNTED, counting, named_alike
 from secateur.structure.trace.calls import ATTENTION, MADE, PIECES, SHAPED, SIZED, name_of
+from secateur.structure.trace.fixed_count_norms import COUNTED, counting, named_alike
 
 __all__ = [
     "HEADS",

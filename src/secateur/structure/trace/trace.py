@@ -26,8 +26,8 @@ from secateur.core.nested import map_tensors, tensors_in
 from secateur.errors import TraceError
 from secateur.execution.calling import call
 from secateur.execution.fast_copy import copy_module, is_atom, tensors_of
-from secateur.structure.cut.fixed_count_norms import uncounted
 from secateur.structure.trace.calls import CallRecorder, FunctionCall
+from secateur.structure.trace.fixed_count_norms import uncounted
 from secateur.structure.trace.meta_shapes import META_SHAPES
 
 __all__ = [

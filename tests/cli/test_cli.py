@@ -411,7 +411,12 @@ def test_a_command_that_is_ended_by_a_signal_leaves_with_its_code_and_can_be_con
         '[[step]]\nkind = "train"\nepochs = 100000\n'
     )
     command = [sys.executable, "-m", "secateur", "run", str(recipe), "--store", str(tmp_path / "store")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(  # under nohup SIGHUP is ignored, and stays so in a child
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(getattr(signal, name), signal.SIG_DFL),
+    )
     files = tmp_path / "store"
     deadline = time.monotonic() + 60
     while not any(files.rglob("*.ckpt")) and process.poll() is None and time.monotonic() < deadline:

@@ -63,7 +63,7 @@ def test_attention_keeps_its_scale(how: str, tmp_path: Path) -> None:
     assert [tuple(p.shape) for p in small.model[1].parameters()] == [(48, 32), (48,), (32, 16), (32,)]
     assert ShrinkPlan.from_json(small.plan.to_json()) == small.plan
     small.save(tmp_path / "small.safetensors")
-    again = sc.shrink.__globals__["load_shrunk"](tmp_path / "small.safetensors", into=net(how)[0]).eval()
+    again = sc.load_shrunk(tmp_path / "small.safetensors", into=net(how)[0]).eval()
     assert torch.equal(again(x), small.model.eval()(x))
     longer = torch.randn(3, 11, 8)  # another batch and another length
     assert small.model(longer).shape == (3, 11, 5)

@@ -171,7 +171,8 @@ class Summed(nn.Module):
 def test_a_model_without_channels_says_why() -> None:
     model = Summed()
     with pytest.raises(
-        NothingToDoError, match=r"a normalisation over the axis mixes its positions; sc.explain"
+        NothingToDoError,
+        match=r"a normalisation over the axis mixes its positions \(native_layer_norm in norm\); sc.explain",
     ):
         sc.prune(model, granularity="channel", budget=0.5, example=torch.randn(3, 4))
 

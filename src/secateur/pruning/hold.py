@@ -31,6 +31,7 @@ parametrized: parameters, buffers and keys stay what they were.
 
 from __future__ import annotations
 
+import signal
 import warnings
 import weakref
 from collections.abc import Iterable, Mapping
@@ -42,7 +43,7 @@ from torch import nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from secateur.core.interrupts import uninterrupted
+from secateur.core.interrupts import Handler, interrupts_deferred, uninterrupted
 from secateur.core.masks import Masks
 from secateur.errors import MaskMismatchError, OptionError
 from secateur.execution.verb import verb
@@ -92,6 +93,7 @@ class Held:
         self.steps = 0
         """How many optimizer steps on these weights have been followed."""
         self._depth = 0
+        self._handlers: dict[int, Handler] = {}
         self._open = False
         self._gradients = [0]
         self._moved = False  # by something that is no torch optimizer
@@ -109,6 +111,8 @@ class Held:
     def __enter__(self) -> Held:
         if not self._open:
             raise OptionError("this hold was closed; start a new one with sc.hold(model, masks, optimizer)")
+        if self._depth == 0:
+            self._handlers = interrupts_deferred()  # Ctrl-C waits until the hooks are off again, in __exit__
         self._depth += 1
         return self
 
@@ -120,7 +124,11 @@ class Held:
     ) -> None:
         self._depth -= 1
         if self._depth == 0:
-            self.close(complain=kind is None)
+            try:
+                self.close(complain=kind is None)
+            finally:
+                for number, handler in self._handlers.items():
+                    signal.signal(number, handler)
 
     @uninterrupted
     def close(self, complain: bool = True) -> None:

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test quick extras zoo ray lint site bench headline fuzz faults studies-doc clean
+.PHONY: demo test quick extras zoo ray lint hashes site bench headline fuzz faults studies-doc clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -36,6 +36,13 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check src tests benchmarks attacks docs/site
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# requirements-hashed.txt: the tested versions with the hashes of their files, for every system.
+hashes: $(STAMP)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra fast --extra ray --extra optuna -c constraints.txt \
+	  --python-version 3.12 --universal --generate-hashes --no-annotate --no-header \
+	  -o requirements-hashed.txt
 
 # The documentation site, into site/; a broken link or a name that is not documented is an error.
 site: $(STAMP)

@@ -141,10 +141,17 @@ def read_pt(path: Path) -> object:
         path: The file.
 
     Raises:
-        DataError: The file cannot be read, or holds something else than tensors and plain values.
+        DataError: The file cannot be read, holds something else than tensors and plain values, or torch is older than
+            2.10: such a torch can be made to run code by a `.pt` file in spite of `weights_only` (CVE-2026-24747).
     """
     import torch
 
+    major, minor = (int(part) for part in torch.__version__.split(".")[:2])
+    if (major, minor) < (2, 10):
+        raise DataError(
+            f"{path}: not read, because torch {torch.__version__} can be made to run code by a .pt file "
+            "(CVE-2026-24747); expected torch 2.10 or newer: update torch, or give the weights as .safetensors"
+        )
     try:
         # Files that torch has written since 1.6 are zip archives and can be mapped; older ones cannot.
         zipped = zipfile.is_zipfile(path)

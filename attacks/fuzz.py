@@ -18,8 +18,10 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
-from attacks import lab_targets, process_state, targets
+from attacks import folder_targets, lab_targets, process_state, targets
 
+TARGETS = [*targets.TARGETS, *folder_targets.TARGETS, *lab_targets.TARGETS]
+HONEST = {**targets.HONEST, **folder_targets.HONEST, **lab_targets.HONEST}
 MOST_SECONDS, FREE_BYTES, BYTES_PER_BYTE = 2.0, 64 << 20, 8
 _EVERY = 5000  # inputs of a target between two snapshots
 
@@ -59,9 +61,9 @@ class Judge:
 def attack(seconds: float, seed: int, only: str = "") -> Judge:
     """Attack all targets in turn for so long."""
     rng, judge = random.Random(seed), Judge()
-    chosen = [target for target in (*targets.TARGETS, *lab_targets.TARGETS) if only in target.name]
+    chosen = [target for target in TARGETS if only in target.name]
     for target in chosen:  # what is imported or made when first needed is no change
-        for name, data in {**targets.HONEST, **lab_targets.HONEST}.items():
+        for name, data in HONEST.items():
             if name == target.name:
                 assert target.run(data) == "taken", name
         for _ in range(20):
@@ -105,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         judge = attack(options.seconds, seed, options.only)
     finally:
-        for folder in (targets.FOLDER, lab_targets.FOLDER):
+        for folder in (targets.FOLDER, folder_targets.FOLDER, lab_targets.FOLDER):
             shutil.rmtree(folder, ignore_errors=True)
     names = dict.fromkeys(name.partition(":")[0] for name in judge.verdicts)
     for name in names:

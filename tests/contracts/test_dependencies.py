@@ -30,7 +30,10 @@ SAFE = {
 def floors() -> dict[str, Version]:
     """The lower bound of each dependency, those of the extras among them."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    every = [*project["dependencies"], *(line for lines in project["optional-dependencies"].values() for line in lines)]
+    every = [
+        *project["dependencies"],
+        *(line for lines in project["optional-dependencies"].values() for line in lines),
+    ]
     found = {}
     for requirement in map(Requirement, every):
         (bound,) = [part.version for part in requirement.specifier if part.operator == ">="]

@@ -89,6 +89,12 @@ if TYPE_CHECKING:
     from secateur.sensitivity.scan import scan as scan
     from secateur.sensitivity.scan_result import Allocation as Allocation
     from secateur.sensitivity.scan_result import Scan as Scan
+    from secateur.streaming.listed import CheckpointReport as CheckpointReport
+    from secateur.streaming.listed import inspect_checkpoint as inspect_checkpoint
+    from secateur.streaming.pruned import StreamOptions as StreamOptions
+    from secateur.streaming.pruned import prune_checkpoint as prune_checkpoint
+    from secateur.streaming.rewriting import RewrittenCheckpoint as RewrittenCheckpoint
+    from secateur.streaming.shared import share_checkpoint as share_checkpoint
     from secateur.structure.cut.plan import ShrinkPlan as ShrinkPlan
     from secateur.structure.explain import Explanation as Explanation
     from secateur.structure.proof import Proof as Proof
@@ -140,6 +146,12 @@ _NAMES = {
     "Packed": "secateur.container.pack",
     "inspect": "secateur.container.inspection",
     "FileReport": "secateur.container.inspection",
+    "prune_checkpoint": "secateur.streaming.pruned",
+    "share_checkpoint": "secateur.streaming.shared",
+    "inspect_checkpoint": "secateur.streaming.listed",
+    "StreamOptions": "secateur.streaming.pruned",
+    "RewrittenCheckpoint": "secateur.streaming.rewriting",
+    "CheckpointReport": "secateur.streaming.listed",
     "export": "secateur.adapters.export",
     "Exported": "secateur.adapters.export",
     "Int8Options": "secateur.adapters.int8",

@@ -75,6 +75,14 @@ class Budget(ABC):
     def at(cls, share: float) -> Budget:
         """A budget of this kind that removes about this share, for sweeps over one number."""
 
+    def apart(self, selection: Selection) -> dict[str, Budget] | None:
+        """For each list, by its name, the budget that decides about it alone; None where lists compete.
+
+        A list that is not named stays as it is. Scores are not looked at: they may lie on the meta device. So a
+        checkpoint can be pruned with one tensor in memory at a time.
+        """
+        return None
+
     def steps(self, schedule: Schedule) -> tuple[Budget, ...]:
         """The budgets of a schedule's rounds, the last of them this one."""
         if isinstance(schedule, OneShot):

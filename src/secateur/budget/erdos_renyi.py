@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from secateur.budget import Budget, Candidates, Selection, check_share, share_of
+from secateur.budget.per_tensor import PerTensor
 from secateur.errors import BudgetNotMetError
 
 __all__ = ["ErdosRenyi"]
@@ -44,6 +45,11 @@ class ErdosRenyi(Budget):
     def at(cls, share: float) -> ErdosRenyi:
         """This share of all weights."""
         return cls(share)
+
+    def apart(self, selection: Selection) -> dict[str, Budget] | None:
+        """Each list with the share that its shape gives it."""
+        lists = selection.candidates
+        return {each.name: PerTensor(1.0 - density) for each, density in zip(lists, self._densities(lists))}
 
     def choose(self, selection: Selection) -> dict[str, torch.Tensor]:
         """The lowest of each list go, as many as its shape says."""

@@ -54,6 +54,10 @@ class NOfM(Budget):
         """The n of 4 nearest to this share, with short groups pruned by the same share."""
         return cls(min(3, max(1, round(4 * (1 - check_share("share", share))))), 4, tail="share")
 
+    def apart(self, selection: Selection) -> dict[str, Budget] | None:
+        """Each list by itself."""
+        return {candidates.name: self for candidates in selection.candidates}
+
     def choose(self, selection: Selection) -> dict[str, torch.Tensor]:
         """Every group of every list by itself."""
         sides = [self._side(candidates) for candidates in selection.candidates]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from secateur.budget import Budget, Selection, check_share, share_of
+from secateur.budget.per_tensor import PerTensor
 from secateur.core.schedule import OneShot, Schedule
 from secateur.core.targets import Pattern
 from secateur.errors import OptionError
@@ -61,6 +62,12 @@ class PerLayer(Budget):
         ways = [schedule.levels(share) for _, share in rows]
         patterns = [pattern for pattern, _ in rows]
         return tuple(replace(self, table=tuple(zip(patterns, levels))) for levels in zip(*ways))
+
+    def apart(self, selection: Selection) -> dict[str, Budget] | None:
+        """Each list that the table means, with its share."""
+        rows: Any = self.table
+        shares = selection.table(rows, "PerLayer")
+        return {name: PerTensor(share) for name, share in shares.items()}
 
     def choose(self, selection: Selection) -> dict[str, torch.Tensor]:
         """The lowest of each list go, as many as its row says."""

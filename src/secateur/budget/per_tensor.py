@@ -30,6 +30,10 @@ class PerTensor(Budget):
         """This share of every tensor."""
         return cls(share)
 
+    def apart(self, selection: Selection) -> dict[str, Budget] | None:
+        """Each list by itself."""
+        return {candidates.name: self for candidates in selection.candidates}
+
     def choose(self, selection: Selection) -> dict[str, torch.Tensor]:
         """The lowest of each list go."""
         chosen = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -71,6 +71,17 @@ class Percentile(Budget):
     def at(cls, share: float) -> Percentile:
         """The line that has this share below it."""
         return cls(share)
+
+    def apart(self, selection: Selection) -> dict[str, Budget] | None:
+        """Each list by its own line, unless there is one for the network."""
+        if self.scope == "network":
+            return None
+        table: Any = self.q
+        if isinstance(table, tuple):
+            shares = selection.table(table, "Percentile")
+        else:
+            shares = dict.fromkeys((candidates.name for candidates in selection.candidates), table)
+        return {name: replace(self, q=share) for name, share in shares.items()}
 
     def choose(self, selection: Selection) -> dict[str, torch.Tensor]:
         """Each list by its own line, or all by one."""

@@ -43,6 +43,10 @@ class StdDev(Budget):
         """The sensitivity that removes this share of normally distributed weights."""
         return cls(math.sqrt(2.0) * float(torch.erfinv(torch.tensor(check_share("share", share)))))
 
+    def apart(self, selection: Selection) -> dict[str, Budget] | None:
+        """Each list by itself."""
+        return {candidates.name: self for candidates in selection.candidates}
+
     def choose(self, selection: Selection) -> dict[str, torch.Tensor]:
         """Each list by its own threshold."""
         chosen = {}

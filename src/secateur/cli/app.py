@@ -12,6 +12,7 @@ import typer
 
 from secateur.cli import (
     auto,
+    checkpoints,
     export,
     files,
     measure,
@@ -71,6 +72,7 @@ for module in (
     scan,
     report,
     files,
+    checkpoints,
     words,
 ):
     for verb in module.VERBS:

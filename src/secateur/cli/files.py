@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,32 +9,15 @@ from typing import Annotated
 import typer
 
 from secateur.cli.calibrating import CalibrationFlags
+from secateur.cli.checkpoints import Memory, bytes_of
 from secateur.cli.flags import with_flags
 from secateur.cli.given import ModelFlags, ModelOptions
 from secateur.cli.options import ProgressFlags
-from secateur.cli.output import print_json
+from secateur.cli.output import print_json, progress_bar
 from secateur.core.terminal import printable
 from secateur.errors import DataError, OptionError
 
 __all__ = ["VERBS"]
-
-OnProgress = Callable[[int, int, str], None]
-
-
-@contextlib.contextmanager
-def _bar(quiet: bool) -> Iterator[OnProgress | None]:
-    """A progress bar of bytes on standard error, if that is a terminal."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.fields[name]}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task("", name="", total=None)
-        yield lambda done, total, name: bars.update(task, completed=done, total=total, name=printable(name))
-
 
 _Sct = Annotated[Path, typer.Argument(help="A .sct file.", show_default=False)]
 
@@ -106,7 +86,7 @@ def pack(
         raise OptionError("pack: --model and --option are for --calibrate DATA; leave them out, or give it")
     from secateur.container.pack import pack as write
 
-    with _bar(output.quiet) as on_progress:
+    with progress_bar(output.quiet) as on_progress:
         done = write(
             source,
             target,
@@ -183,7 +163,7 @@ def unpack(
     """Write a .sct file's tensors as safetensors."""
     from secateur.container.pack import unpack as write
 
-    with _bar(output.quiet) as on_progress:
+    with progress_bar(output.quiet) as on_progress:
         done = write(_existing(source), target, progress=on_progress, workers=workers, max_bytes=max_bytes)
     if output.json:
         print_json({"file": str(done.path), "bytes": done.size, "source_bytes": done.source})
@@ -193,7 +173,9 @@ def unpack(
 
 @with_flags
 def inspect(
-    file: _Sct,
+    file: Annotated[
+        Path, typer.Argument(help="A .sct file, a checkpoint, or a folder with an index.", show_default=False)
+    ],
     model: Annotated[
         str | None,
         typer.Option(
@@ -202,16 +184,25 @@ def inspect(
     ] = None,
     option: ModelOptions = None,
     max_bytes: MaxBytes = None,
+    memory: Memory = None,
     *,
     output: ProgressFlags,
 ) -> None:
-    """Where every byte of a .sct file goes, with bounds and formulas beside the real sizes."""
+    """Where every byte of a .sct file goes, with bounds and formulas beside the real sizes; what a checkpoint holds."""
     from secateur.container.inspection import inspect as look
+
+    if file.is_dir() or file.suffix not in (".sct", ""):
+        from secateur.streaming.listed import inspect_checkpoint
+
+        with progress_bar(output.quiet) as on_progress:
+            found = inspect_checkpoint(file, bytes_of(memory), progress=on_progress)
+        print(found.to_json() if output.json else found.table())
+        return
 
     if option and model is None:
         raise OptionError("--option says what a model is made with; give --model NAME too")
     into = ModelFlags(model, option=option).build() if model is not None else None
-    with _bar(output.quiet) as on_progress:
+    with progress_bar(output.quiet) as on_progress:
         report = look(_existing(file), into, progress=on_progress, max_bytes=max_bytes)
     print(report.to_json() if output.json else report.table())
 

@@ -8,14 +8,17 @@ macs  651,200
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from secateur.core.terminal import printable
 
-__all__ = ["print_json", "show_table"]
+__all__ = ["print_json", "progress_bar", "show_table"]
+
+OnProgress = Callable[[int, int, str], None]
 
 
 def print_json(value: Any) -> None:
@@ -48,3 +51,18 @@ def show_table(
     for row in [list(head), *found]:
         cells = [f"{c:>{w}}" if i in at_right else f"{c:<{w}}" for i, (c, w) in enumerate(zip(row, widths))]
         print("  ".join(cells).rstrip())
+
+
+@contextlib.contextmanager
+def progress_bar(quiet: bool) -> Iterator[OnProgress | None]:
+    """A progress bar of bytes on standard error, if that is a terminal; what a verb calls with (done, in all, name)."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.fields[name]}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("", name="", total=None)
+        yield lambda done, total, name: bars.update(task, completed=done, total=total, name=printable(name))

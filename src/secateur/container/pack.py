@@ -40,7 +40,7 @@ from secateur.core.json_text import parse, texts_of
 from secateur.core.safetensors_header import read_header
 from secateur.errors import FormatError, NonFiniteError, NothingToDoError, OptionError
 
-__all__ = ["Packed", "Progress", "pack", "unpack"]
+__all__ = ["Packed", "Progress", "pack", "sharable", "shared_words", "unpack"]
 
 Progress = Callable[[int, int, str], None]
 
@@ -124,7 +124,7 @@ def pack(
     done = 0
     with open_source(path_in, max_bytes) as checkpoint:
         sct.check_entries(checkpoint.entries)
-        if bits is not None and not any(map(_sharable, checkpoint.entries)):
+        if bits is not None and not any(map(sharable, checkpoint.entries)):
             raise NothingToDoError(
                 f"{path_in}: no float tensor with two axes and {_LEAST_SHARED} weights to share; leave bits "
                 f"out"
@@ -163,8 +163,8 @@ class _Job:
 
     def tensor(self, entry: sct.Entry, words: np.ndarray, memory: MixerBank) -> _Coded:
         """Code one tensor, with its weights shared if asked."""
-        if self.bits is not None and _sharable(entry):
-            words = _share(entry, words, self.bits, self.method)
+        if self.bits is not None and sharable(entry):
+            words = shared_words(entry, words, self.bits, self.method)
         return entry, words, tensors.encode(entry, words, self.coder, memory)
 
     def section(self, group: list[tuple[sct.Entry, np.ndarray]]) -> list[_Coded]:
@@ -226,12 +226,23 @@ def _write_header(
         writer.text("header", tensors.text(header))
 
 
-def _sharable(entry: sct.Entry) -> bool:
+def sharable(entry: sct.Entry) -> bool:
+    """Whether `pack` shares the weights of a tensor, if asked: floats of two or more axes, and not too few."""
     return entry.dtype in ("F32", "F16", "BF16") and len(entry.shape) > 1 and entry.numel >= _LEAST_SHARED
 
 
-def _share(entry: sct.Entry, words: np.ndarray, bits: int, method: str) -> np.ndarray:
-    """The tensor with its weights replaced by the nearest of 2**bits values; zeros stay."""
+def shared_words(entry: sct.Entry, words: np.ndarray, bits: int, method: str) -> np.ndarray:
+    """The tensor with its weights replaced by the nearest of 2**bits values; zeros stay.
+
+    Args:
+        entry: Name, dtype and shape.
+        words: Its elements as unsigned words.
+        bits: 2**bits values.
+        method: A name of `secateur.quantize`.
+
+    Raises:
+        NonFiniteError: A weight is NaN or infinite.
+    """
     import torch
 
     from secateur import quantize

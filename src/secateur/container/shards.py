@@ -20,7 +20,6 @@ import contextlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -30,6 +29,7 @@ import numpy as np
 
 from secateur.container.checkpoint import Checkpoint, Shard, canonical_header, open_checkpoint
 from secateur.container.format import Entry
+from secateur.core.atomic_files import sweep, temporary_name
 from secateur.core.json_text import Json, is_count, parse, texts_of
 from secateur.core.safetensors_header import MOST_HEADER, read_header
 from secateur.errors import DataError, FormatError, OptionError, SecateurError
@@ -308,7 +308,8 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise OptionError(f"{path}: exists and is not an empty folder; name a new folder")
     if not path.absolute().parent.is_dir():
         raise OptionError(f"{path}: there is no folder {path.absolute().parent}; create it first")
-    scratch = path.absolute().parent / f".secateur-{uuid.uuid4().hex}.folder.part"
+    sweep(path.absolute().parent)
+    scratch = temporary_name(path.absolute(), folder=True)
     scratch.mkdir()
     try:
         yield scratch

@@ -11,8 +11,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import BinaryIO
 
 from secateur.coding import digits, varint
@@ -20,6 +23,7 @@ from secateur.coding.indices import MixerBank
 from secateur.container import format as sct
 from secateur.container.checksums import carried
 from secateur.container.format import Entry
+from secateur.core.json_text import Json
 from secateur.errors import OptionError
 
 __all__ = ["Writer"]
@@ -60,6 +64,62 @@ class Writer:
             flags if names_from is None else flags + varint.write(len(names_from)) + sct.digest(names_from),
         )
         self._names: set[str] = set()
+
+    def resume(self, state: Mapping[str, Json], entries: Sequence[Entry]) -> None:
+        """Go on with a file whose writer gave `state()`, as a new writer of that file; what came after is cut off.
+
+        Args:
+            state: What `state` gave.
+            entries: The tensors that are in the file.
+
+        Raises:
+            ValueError: The file is not the one whose state this is.
+
+        >>> import io
+        >>> file, words = io.BytesIO(), [bytes(sct.SECTION_SIZE), b"12345678"]
+        >>> one = Writer(file)
+        >>> one.add(Entry("a", "U8", (sct.SECTION_SIZE,)), words[0], sct.ZERO, [])
+        >>> state = one.state()
+        >>> one.add(Entry("b", "F32", (2,)), words[1], sct.RAW, [words[1]]); one.finish()
+        >>> other = io.BytesIO(file.getvalue())
+        >>> again = Writer(other); again.resume(state, [Entry("a", "U8", (sct.SECTION_SIZE,))])
+        >>> again.add(Entry("b", "F32", (2,)), words[1], sct.RAW, [words[1]]); again.finish()
+        >>> other.getvalue() == file.getvalue()
+        True
+        """
+        numbers = {key: value for key, value in state.items() if isinstance(value, int)}
+        flat = state["sections"]
+        if not isinstance(flat, list) or self._file.seek(0, os.SEEK_END) < numbers["written"]:
+            raise ValueError("the file is shorter than its state says")
+        self._version, self._crc, self._content = (numbers[key] for key in ("version", "crc", "content"))
+        self._count, self._decoded, self.written = (numbers[key] for key in ("count", "decoded", "written"))
+        self._sections = [(int(str(a)), int(str(b))) for a, b in zip(flat[::2], flat[1::2], strict=True)]
+        self._names = {entry.name for entry in entries}
+        self._file.truncate(self.written)
+        self._file.seek(self.written)
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether every tensor added so far is in the file, and the next one begins a section."""
+        return not self._pending
+
+    def state(self) -> dict[str, Json]:
+        """What `resume` needs to go on from here, as JSON; only at the end of a section."""
+        assert self.at_boundary
+        assert self._named
+        self._file.flush()
+        with contextlib.suppress(io.UnsupportedOperation):  # a file in memory
+            os.fsync(self._file.fileno())
+        flat: list[Json] = [number for section in self._sections for number in section]
+        return {
+            "version": self._version,
+            "crc": self._crc,
+            "sections": flat,
+            "content": self._content,
+            "count": self._count,
+            "decoded": self._decoded,
+            "written": self.written,
+        }
 
     def text(self, key: str, value: bytes) -> None:
         """Write a named text (a shrink plan, a header), already coded."""

@@ -17,6 +17,7 @@ import hashlib
 import os
 import platform
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from typing import BinaryIO
 
 from secateur.errors import OptionError
 
-__all__ = ["atomic_open", "atomic_path", "atomic_write", "sweep"]
+__all__ = ["atomic_open", "atomic_path", "atomic_write", "process_runs", "sweep", "temporary_name"]
 
 
 @contextlib.contextmanager
@@ -46,7 +47,7 @@ def atomic_open(
     if source is not None and path.exists() and path.samefile(source):
         raise OptionError(f"{path}: is the file that is read; name another one to write")
     sweep(path.parent)
-    temporary = _temporary(path)
+    temporary = temporary_name(path)
     try:
         # The system itself takes the umask into account: asking for it would change it for all threads meanwhile.
         handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
@@ -81,7 +82,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     _check_target(path)
     sweep(path.parent)
-    scratch = _temporary(path, path.suffix)
+    scratch = temporary_name(path, path.suffix)
     try:
         yield scratch
         with scratch.open("rb") as file:
@@ -133,14 +134,23 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-_PATTERN = re.compile(r"\.secateur-([0-9a-f]{8})-(\d{1,10})-[0-9a-f]{32}\.part(\.[A-Za-z0-9]{1,16})?")
+_PATTERN = re.compile(
+    r"\.secateur-([0-9a-f]{8})-(\d{1,10})-[0-9a-f]{32}(\.folder)?\.part(\.[A-Za-z0-9]{1,16})?"
+)
 _OLD = 3600.0  # seconds after which the temporary file of another machine counts as left behind
 _swept: set[str] = set()
 
 
-def _temporary(path: Path, suffix: str = "") -> Path:
-    """A name beside a file that says which machine and process writes it."""
-    return path.with_name(f".secateur-{_machine()}-{os.getpid()}-{uuid.uuid4().hex}.part{suffix}")
+def temporary_name(path: Path, suffix: str = "", folder: bool = False) -> Path:
+    """A name beside a file that says which machine and process writes it.
+
+    Args:
+        path: The file that will be written.
+        suffix: The ending that a library asks for.
+        folder: Whether it is a folder that is written.
+    """
+    kind = ".folder" if folder else ""
+    return path.with_name(f".secateur-{_machine()}-{os.getpid()}-{uuid.uuid4().hex}{kind}.part{suffix}")
 
 
 def _machine() -> str:
@@ -149,9 +159,9 @@ def _machine() -> str:
 
 
 def sweep(folder: Path, *, again: bool = False) -> None:
-    """Delete temporary files that killed writers have left in a folder, once in a process.
+    """Delete temporary files and folders that killed writers have left in a folder, once in a process.
 
-    Only files with a name of our own pattern are looked at. One of this machine was left behind if its process is
+    Only those with a name of our own pattern are looked at. One of this machine was left behind if its process is
     gone; one of another machine if nothing has been written to it for an hour.
     """
     key = str(folder.absolute())
@@ -164,15 +174,19 @@ def sweep(folder: Path, *, again: bool = False) -> None:
             if found is None:
                 continue
             with contextlib.suppress(OSError):
-                if not entry.is_file(follow_symlinks=False):
+                folder_expected = found[3] is not None
+                if entry.is_dir(follow_symlinks=False) != folder_expected or entry.is_symlink():
                     continue
                 here = found[1] == _machine()
                 old = time.time() - entry.stat(follow_symlinks=False).st_mtime > _OLD
-                if not _runs(int(found[2])) if here else old:
-                    os.unlink(entry.path)
+                if not process_runs(int(found[2])) if here else old:
+                    if folder_expected:
+                        shutil.rmtree(entry.path, ignore_errors=True)
+                    else:
+                        os.unlink(entry.path)
 
 
-def _runs(process: int) -> bool:
+def process_runs(process: int) -> bool:
     """Whether a process of this number runs on this machine."""
     if os.name == "nt":  # there signal 0 would end it
         return True

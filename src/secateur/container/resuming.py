@@ -1,0 +1,219 @@
+"""Files that a killed writer goes on with: a hidden folder beside the target holds what is done and a journal.
+
+A job has a fingerprint: what is read and what is asked for. Called again with the same fingerprint, it goes on after
+the last tensor that its journal vouches for; with another, it starts afresh. The target gets its name when all is
+written. An error deletes the hidden folder, so nothing half-written stays; a kill or Ctrl-C leaves it for the next
+call.
+
+>>> import tempfile
+>>> from secateur.core.atomic_files import atomic_write
+>>> with tempfile.TemporaryDirectory() as folder:
+...     try:
+...         with resumable(Path(folder) / "a", "job 1") as job:
+...             _ = atomic_write(job.folder / "part", b"half")
+...             job.mark(1, [{"name": "w"}])
+...             raise KeyboardInterrupt
+...     except KeyboardInterrupt:
+...         pass
+...     with resumable(Path(folder) / "a", "job 1") as job:
+...         print(job.done, job.rows, [file.name for file in job.folder.iterdir() if file.name == "part"])
+...     with resumable(Path(folder) / "a", "job 2") as job:
+...         print(job.done)
+1 [{'name': 'w'}] ['part']
+0
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from secateur.container.checkpoint import Checkpoint
+from secateur.container.writer import Writer
+from secateur.core.atomic_files import atomic_write, process_runs
+from secateur.core.json_text import Json, is_count, parse
+from secateur.errors import FormatError, OptionError
+
+__all__ = ["WRITTEN", "Marks", "ResumableJob", "fingerprint_of", "resumable", "resumed_writer"]
+
+_JOURNAL, _OWNER = "journal.json", "owner"
+WRITTEN = "written.sct"
+"""The name of the .sct file in the folder of a job."""
+_EVERY = 256 << 20  # bytes of tensors after which a .sct file being written is marked
+
+
+@dataclass
+class ResumableJob:
+    """What is done of a job, and the folder that holds it.
+
+    Attributes:
+        folder: The hidden folder, on the disk of the target.
+        fingerprint: What the job reads and was asked for.
+        done: How many tensors are finished.
+        rows: What is to be remembered of each of them.
+        state: What the writer needs to go on.
+    """
+
+    folder: Path
+    fingerprint: str
+    done: int = 0
+    rows: list[dict[str, Json]] = field(default_factory=list)
+    state: dict[str, Json] = field(default_factory=dict)
+
+    def mark(self, done: int, rows: list[dict[str, Json]], state: Mapping[str, Json] | None = None) -> None:
+        """Vouch for the first `done` tensors: what was written of them is on the disk by now.
+
+        Args:
+            done: How many tensors are finished.
+            rows: What is to be remembered of each.
+            state: What the writer needs to go on.
+        """
+        self.done, self.rows, self.state = done, list(rows), dict(state or {})
+        text = {"fingerprint": self.fingerprint, "done": done, "rows": rows, "state": self.state}
+        atomic_write(self.folder / _JOURNAL, json.dumps(text).encode())
+
+    def restart(self) -> None:
+        """Forget what is done, and delete it."""
+        self.done, self.rows, self.state = 0, [], {}
+        for path in self.folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != _OWNER:
+                path.unlink()
+
+
+def fingerprint_of(checkpoint: Checkpoint, job: str) -> str:
+    """What is read and what is asked for, as one digest: a checkpoint that was changed has another.
+
+    Args:
+        checkpoint: The checkpoint that is read.
+        job: The options that decide what is written.
+    """
+    whole = hashlib.sha256(job.encode())
+    files = [checkpoint.path / shard.file for shard in checkpoint.shards] or [checkpoint.path]
+    for path in files:
+        found = path.stat()
+        whole.update(f"\0{path.name}\0{found.st_size}\0{found.st_mtime_ns}".encode())
+    for shard in checkpoint.shards:
+        whole.update(shard.header)
+    return whole.hexdigest()
+
+
+@contextlib.contextmanager
+def resumable(path: str | os.PathLike[str], fingerprint: str) -> Iterator[ResumableJob]:
+    """The job that writes `path`, gone on with if a call of the same fingerprint was killed.
+
+    The block ends by moving what it wrote out of the folder, which is deleted.
+
+    Args:
+        path: The file or folder that is written.
+        fingerprint: As `fingerprint_of` gives it.
+
+    Raises:
+        OptionError: Another process is writing the same target, or there is no folder to write in.
+    """
+    path = Path(path).absolute()
+    if not path.parent.is_dir():
+        raise OptionError(f"{path}: there is no folder {path.parent}; create it first")
+    label = hashlib.sha256(path.name.encode()).hexdigest()[:16]
+    folder = path.parent / f".secateur-{label}.job"
+    if folder.is_symlink():
+        raise OptionError(f"{folder}: expected a folder of unfinished work, found a link; delete it")
+    folder.mkdir(exist_ok=True)
+    owner = folder / _OWNER
+    _check_owner(path, owner)
+    owner.write_text(str(os.getpid()))
+    job = ResumableJob(folder, fingerprint)
+    _read_journal(job)
+    try:
+        yield job
+    except Exception:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    except BaseException:  # Ctrl-C: the next call goes on
+        with contextlib.suppress(OSError):
+            owner.unlink()
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_owner(path: Path, owner: Path) -> None:
+    """Raise if another process that still runs is at work on the same target."""
+    try:
+        number = int(owner.read_text()[:20])
+    except (OSError, ValueError):
+        return
+    if number != os.getpid() and process_runs(number):
+        raise OptionError(
+            f"{path}: process {number} is writing it; wait for it to end, or name another target (if no such process "
+            f"is at work, delete {owner.parent})"
+        )
+
+
+def _read_journal(job: ResumableJob) -> None:
+    """Take over what an earlier call of the same fingerprint has finished; else start afresh."""
+    try:
+        found = parse((job.folder / _JOURNAL).read_bytes(), "the journal")
+    except (OSError, FormatError):
+        found = None
+    if isinstance(found, dict) and found.get("fingerprint") == job.fingerprint:
+        done, rows, state = found.get("done"), found.get("rows"), found.get("state")
+        if isinstance(done, int) and is_count(done) and isinstance(rows, list) and isinstance(state, dict):
+            job.done, job.state = done, state
+            job.rows = [row for row in rows if isinstance(row, dict)]
+            return
+    job.restart()
+
+
+@contextlib.contextmanager
+def resumed_writer(job: ResumableJob, checkpoint: Checkpoint) -> Iterator[tuple[Writer, bool]]:
+    """A writer of the .sct file of a job, and whether it goes on with one that was begun.
+
+    Args:
+        job: The job; a block that ends leaves the file in `job.folder`, under the name `written.sct`.
+        checkpoint: What is read: the names of the tensors that are written already.
+    """
+    path = job.folder / WRITTEN
+    if job.done and not path.is_file():
+        job.restart()
+    with open(path, "r+b" if job.done else "w+b") as file:
+        writer, begun = Writer(file), False
+        if job.done:
+            with contextlib.suppress(AssertionError, KeyError, ValueError):  # else the journal was damaged
+                writer.resume(job.state, checkpoint.entries[: job.done])
+                begun = True
+            if not begun:
+                job.done, job.rows = 0, []
+                file.seek(0)
+                file.truncate()
+                writer = Writer(file)
+        yield writer, begun
+        file.flush()
+        os.fsync(file.fileno())
+
+
+class Marks:
+    """When a .sct file that is being written is marked as done up to here: at the ends of sections."""
+
+    def __init__(self, job: ResumableJob, writer: Writer):
+        self._job, self._writer = job, writer
+        self._since = 0
+
+    def wrote(self, done: int, nbytes: int, rows: list[dict[str, Json]]) -> None:
+        """A tensor was handed to the writer.
+
+        Args:
+            done: How many tensors the writer has been given.
+            nbytes: The bytes of this one.
+            rows: What is to be remembered of each.
+        """
+        self._since += nbytes
+        if self._since >= _EVERY and self._writer.at_boundary:
+            self._job.mark(done, rows, self._writer.state())
+            self._since = 0

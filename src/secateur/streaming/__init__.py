@@ -1,0 +1,22 @@
+"""Checkpoints larger than memory: verbs that read them tensor by tensor, or block by block, and write as they go.
+
+What comes in is a folder of safetensors files with their index, the layout of Hugging Face, or one file. What goes out
+is such a folder again, or one .sct file. No model class is needed, except to run blocks on data.
+
+In reading order: `in_flight` (several tensors at a time within a limit of memory), `rewriting` (read, change, write; a
+killed run goes on), `skeleton` (the layers of a checkpoint, from names and shapes), `pruned` (`prune_checkpoint`), with
+`threshold` (one threshold for all tensors, in passes), `shared` (`share_checkpoint`), `listed` (`inspect_checkpoint`);
+then `blocks` (a model of which one block at a time has weights) and `compensated` (`compensate_checkpoint`: criteria on
+data, and the weights that stay solved anew).
+
+>>> import pathlib, tempfile, torch
+>>> from safetensors.torch import load_file, save_file
+>>> from secateur.streaming.pruned import prune_checkpoint
+>>> with tempfile.TemporaryDirectory() as folder:
+...     source, target = pathlib.Path(folder) / "in", pathlib.Path(folder) / "out"
+...     source.mkdir()
+...     save_file({"fc.weight": torch.tensor([[1.0, -4.0, 3.0, 2.0]])}, source / "model.safetensors")
+...     done = prune_checkpoint(source, target, budget=0.5)
+...     load_file(target / "model.safetensors")["fc.weight"].tolist()
+[[0.0, -4.0, 3.0, 0.0]]
+"""

@@ -1,0 +1,249 @@
+"""`rewrite`: read a checkpoint tensor by tensor, change some of them, and write it; a killed run goes on.
+
+A folder becomes a folder of the same files with the same index, or one .sct file; a single .safetensors file becomes
+another, or a .sct file. What is finished is kept in a hidden folder beside the target until all is there: whole files
+of a folder, and of a .sct file what was written up to a mark (see `container.resuming`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from secateur.container import format as sct
+from secateur.container import tensors
+from secateur.container.checkpoint import Checkpoint, Shard
+from secateur.container.resuming import (
+    WRITTEN,
+    Marks,
+    ResumableJob,
+    fingerprint_of,
+    resumable,
+    resumed_writer,
+)
+from secateur.container.shards import ShardLayout
+from secateur.core.atomic_files import atomic_open, atomic_write
+from secateur.core.json_text import Json
+from secateur.errors import DataError, OptionError
+
+__all__ = ["Changed", "Progress", "RewrittenCheckpoint", "Row", "check_target", "rewrite"]
+
+Progress = Callable[[int, int, str], None]
+"""Called with (bytes done, bytes in all, tensor) for every tensor."""
+Row = dict[str, Json]
+_COPIED = (".json", ".jinja", ".model", ".txt")
+"""Endings of a folder's other files that are copied: configuration and tokenizer."""
+_OUT = "out"
+
+
+@dataclass(frozen=True, eq=False)
+class Changed:
+    """A tensor as it is to be written, and what is to be remembered of it."""
+
+    entry: sct.Entry
+    words: np.ndarray
+    row: Row
+
+
+@dataclass(frozen=True)
+class RewrittenCheckpoint:
+    """What was written, and what was done to every tensor.
+
+    Attributes:
+        path: The file or folder.
+        size: Its bytes; of a folder, those of its tensors' files.
+        source: The bytes of the files that were read.
+        rows: One mapping for every tensor that was changed: its name, and figures of what was done to it.
+        left_out: The files of the folder that were not copied.
+    """
+
+    path: Path
+    size: int
+    source: int
+    rows: tuple[Row, ...]
+    left_out: tuple[str, ...] = ()
+
+    def table(self) -> str:
+        """One line for every tensor that was changed."""
+        if not self.rows:
+            return "no tensor was changed"
+        heads = [name for name in self.rows[0] if name != "name"]
+        width = max(6, *(len(str(row["name"])) for row in self.rows))
+        lines = [f"{'tensor':<{width}}" + "".join(f"  {head:>14}" for head in heads)]
+        for row in self.rows:
+            lines.append(
+                f"{row['name']!s:<{width}}" + "".join(f"  {_shown(row[head]):>14}" for head in heads)
+            )
+        return "\n".join(lines)
+
+    __str__ = table
+
+
+def _shown(value: Json) -> str:
+    return (
+        f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    )
+
+
+def check_target(checkpoint: Checkpoint, target: Path) -> None:
+    """Raise unless a checkpoint can be written under this name.
+
+    Args:
+        checkpoint: What is read.
+        target: The .sct file, the .safetensors file or the new folder.
+
+    Raises:
+        OptionError: There is something under this name, or a folder is to become one .safetensors file.
+    """
+    if target.suffix == ".sct":
+        return
+    if target.suffix == ".safetensors":
+        if checkpoint.shards:
+            raise OptionError(f"{target}: a folder becomes a folder or one .sct file; name one of these")
+        if target.exists() and target.samefile(checkpoint.path):
+            raise OptionError(f"{target}: is the file that is read; name another one to write")
+        return
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise OptionError(f"{target}: exists and is not an empty folder; name a new folder")
+    if not checkpoint.shards:
+        raise OptionError(
+            f"{target}: expected a .safetensors or .sct file for {checkpoint.path.name}, got a folder"
+        )
+
+
+def rewrite(
+    checkpoint: Checkpoint,
+    target: str | os.PathLike[str],
+    asked: str,
+    changed: Callable[[Sequence[int]], Iterator[Changed]],
+    progress: Progress | None = None,
+    check: Callable[[Sequence[Row]], None] | None = None,
+) -> RewrittenCheckpoint:
+    """Write a checkpoint anew.
+
+    Args:
+        checkpoint: What is read.
+        target: The .sct file, the .safetensors file or the new folder.
+        asked: What decides the bytes written; a call with another text begins afresh.
+        changed: Gives the tensors of these numbers as they are to be written, in order.
+        progress: Called for every tensor.
+        check: Called with all rows before the target gets its name; what it raises ends the job.
+
+    Returns:
+        What was written, with a row for every tensor that has one.
+    """
+    target = Path(target)
+    check_target(checkpoint, target)
+    total = sum(entry.nbytes for entry in checkpoint.entries)
+
+    def told(numbers: Sequence[int], job_rows: list[Row]) -> Iterator[Changed]:
+        done = sum(entry.nbytes for entry in checkpoint.entries[: numbers[0]]) if numbers else 0
+        for one in changed(numbers):
+            job_rows.append(one.row)
+            yield one
+            done += one.entry.nbytes
+            if progress is not None:
+                progress(done, total, one.entry.name)
+        if check is not None:
+            check([row for row in job_rows if row])
+
+    kind = "sct" if target.suffix == ".sct" else "files"
+    with resumable(target, fingerprint_of(checkpoint, f"{kind}\0{asked}")) as job:
+        rows, left_out = list(job.rows), checkpoint.left_out
+        if kind == "sct":
+            size = _write_sct(checkpoint, target, job, rows, told)
+        elif checkpoint.shards:
+            size, left_out = _write_folder(checkpoint, target, job, rows, told)
+        else:
+            size = _write_file(checkpoint, target, rows, told)
+    files = [checkpoint.path / shard.file for shard in checkpoint.shards] or [checkpoint.path]
+    source = sum(file.stat().st_size for file in files)
+    return RewrittenCheckpoint(target, size, source, tuple(row for row in rows if row), left_out)
+
+
+_Told = Callable[[Sequence[int], list[Row]], Iterator[Changed]]
+
+
+def _write_file(checkpoint: Checkpoint, target: Path, rows: list[Row], told: _Told) -> int:
+    """Write one .safetensors file with the header of the one read."""
+    if checkpoint.header is None:
+        raise DataError(
+            f"{checkpoint.path}: expected a .safetensors file or a folder of them, to write {target.name}"
+        )
+    del rows[:]  # one file is written at once: nothing of it is kept from a killed run
+    with atomic_open(target, source=checkpoint.path) as file:
+        file.write(len(checkpoint.header).to_bytes(8, "little") + checkpoint.header)
+        for one in told(range(len(checkpoint.entries)), rows):
+            file.write(_little(one.words).data)
+        return file.tell()
+
+
+def _little(words: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(words.astype(words.dtype.newbyteorder("<"), copy=False))
+
+
+def _write_folder(
+    checkpoint: Checkpoint, target: Path, job: ResumableJob, rows: list[Row], told: _Told
+) -> tuple[int, tuple[str, ...]]:
+    """Write the files that are not written yet; gives the bytes of all, and the files that were not copied."""
+    out = job.folder / _OUT
+    out.mkdir(exist_ok=True)
+    at, ends, todo = 0, [], []
+    for shard in checkpoint.shards:
+        at += len(shard.entries)
+        ends.append(at)
+        if at > job.done or not (out / shard.file).is_file():
+            todo.append((shard, at))
+    numbers = range(todo[0][1] - len(todo[0][0].entries), at) if todo else range(0)
+    del rows[numbers.start if todo else at :]
+    words = told(numbers, rows)
+    for shard, end in todo:
+        _write_shard(out / shard.file, shard, words)
+        job.mark(end, rows)
+    for _ in words:  # its end, where the rows are checked
+        raise AssertionError("a folder's files cover all tensors")
+    if checkpoint.index is not None:
+        atomic_write(out / checkpoint.index[0], checkpoint.index[1])
+    left_out = []
+    for name in checkpoint.left_out:
+        if Path(name).suffix in _COPIED and (checkpoint.path / name).is_file():
+            shutil.copyfile(checkpoint.path / name, out / name)
+        else:
+            left_out.append(name)
+    size = sum((out / shard.file).stat().st_size for shard in checkpoint.shards)
+    if target.exists():
+        target.rmdir()
+    out.rename(target)
+    return size, tuple(left_out)
+
+
+def _write_shard(path: Path, shard: Shard, words: Iterator[Changed]) -> None:
+    with atomic_open(path) as file:
+        file.write(len(shard.header).to_bytes(8, "little") + shard.header)
+        for entry in shard.entries:
+            one = next(words)
+            assert one.entry == entry
+            file.write(_little(one.words).data)
+
+
+def _write_sct(checkpoint: Checkpoint, target: Path, job: ResumableJob, rows: list[Row], told: _Told) -> int:
+    """Write one .sct file, which keeps the layout of the files that were read."""
+    with resumed_writer(job, checkpoint) as (writer, begun):
+        del rows[job.done :]
+        if not begun and checkpoint.shards:
+            layout = ShardLayout(checkpoint.shards, checkpoint.index)
+            writer.text("shards", tensors.text(layout.to_json().encode()))
+        marks = Marks(job, writer)
+        for one in told(range(job.done, len(checkpoint.entries)), rows):
+            stored = tensors.encode(one.entry, one.words, "mixed", writer.memory)
+            writer.add(one.entry, np.ascontiguousarray(one.words).data, *stored)
+            marks.wrote(len(rows), one.entry.nbytes, rows)
+        writer.finish()
+        size = writer.written
+    os.replace(job.folder / WRITTEN, target)
+    return size

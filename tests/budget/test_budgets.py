@@ -84,6 +84,10 @@ def test_overall_counts_units_or_weights() -> None:
     )
     assert by_weights.numel == 28
     assert by_weights.numel - by_weights.kept == 10  # the next filter would make 20, and 14 may go
+    exact = sc.prune(
+        model, "l1", "filter", Overall(10 / 28, by="weights"), options=sc.PruneOptions(allow_collapse=True)
+    )
+    assert exact.numel - exact.kept == 10  # just as many as may go
 
 
 def test_floors_hold_and_the_total_stays_exact() -> None:

@@ -132,6 +132,27 @@ def test_codebooks_in_few_bits(tmp_path, bits):
     assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("step", "first", "text"),
+    [
+        (0.0, 1, "do not ascend"),  # 0, 0, 0
+        (-0.5, 1, "do not ascend"),
+        (1.5e-45, -1, None),
+        (float("inf"), 1, "is not finite"),
+        (3e38, 1, "do not ascend"),  # 3e38, inf, inf
+    ],
+)
+def test_even_steps_that_repeat_a_value_are_refused(step, first, text):
+    data = b"\1" + varint.write(3) + np.float32(step).tobytes() + varint.write(varint.unsigned(first))
+    entry = Entry("w", "F32", (9,))
+    if text is None:
+        got = codebooks.read_codebook(memoryview(data), entry, "w").view(np.float32)
+        assert got.tolist() == (np.float32(step) * np.arange(-1, 2, dtype=np.float32)).tolist()
+        return
+    with pytest.raises(FormatError, match=text):
+        codebooks.read_codebook(memoryview(data), entry, "w")
+
+
 def test_biases_in_few_bits(tmp_path):
     model = net()
     whole = save(model, tmp_path / "whole.sct").size

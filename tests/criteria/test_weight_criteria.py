@@ -109,10 +109,17 @@ def test_random_does_not_favour_large_units():
 # -- norms ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("factor", [1e-30, 1e-22, 1.0, 1e22, 1e30])
+@pytest.mark.parametrize("factor", [1e-30, 1e-22, 1e-20, 1e-18, 1.0, 1e18, 1e22, 1e30])
 def test_l2_holds_where_squares_leave_float32(factor):
     got = worth(L2(), UNITS * factor)
-    assert got.tolist() == pytest.approx([5 * factor, 0.0, 10 * factor, 5 * factor], rel=1e-6)
+    assert (got / factor).tolist() == pytest.approx([5.0, 0.0, 10.0, 5.0], rel=1e-6)
+
+
+@pytest.mark.parametrize("factor", [1e-300, 1e-162, 1e-158, 1.0, 1e160, 1e300])
+def test_l2_holds_where_squares_leave_float64(factor):
+    got = worth(L2(), UNITS.double() * factor)
+    assert got.dtype == torch.float64
+    assert (got / factor).tolist() == pytest.approx([5.0, 0.0, 10.0, 5.0], rel=1e-14)
 
 
 @pytest.mark.parametrize("factor", [1e-30, 1.0, 1e30])

@@ -16,6 +16,7 @@ import secateur as sc
 from secateur.errors import DataError, MaskMismatchError, NothingToDoError, OptionError, UnknownNameError
 from secateur.metrics import measure, names
 from secateur.metrics.accuracy import accuracy
+from secateur.metrics.filter_sums import filter_sums
 from secateur.metrics.latency import compare, latency, median_interval
 from secateur.metrics.memory import memory
 from secateur.metrics.params import params
@@ -249,6 +250,26 @@ def test_interval_of_few_readings_says_what_it_reaches():
 
 
 # -- memory --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_filter_sums_of_a_grouped_transposed_convolution_by_hand(groups):
+    """Weight [in, out / groups]: filter g * (out / groups) + k is column k of the inputs of group g alone."""
+    layer = nn.ConvTranspose2d(6, 6, 1, groups=groups, bias=False)
+    outs, ins = 6 // groups, 6 // groups
+    with torch.no_grad():
+        layer.weight.copy_((torch.arange(6.0)[:, None] * 10 + torch.arange(outs) - 20).reshape(6, outs, 1, 1))
+    by_hand = [
+        sum(abs(10.0 * (group * ins + i) + k - 20) for i in range(ins))
+        for group in range(groups)
+        for k in range(outs)
+    ]
+    (row,) = filter_sums(nn.Sequential(layer))
+    assert row.context["sums"] == by_hand
+    x = torch.zeros(1, 6, 1, 1)
+    x[:, :ins] = 1  # only the first group's filters see it
+    silent = (layer(x)[0, :, 0, 0] == 0).tolist()
+    assert silent[outs:] == [True] * (6 - outs)
+
+
 def test_memory_by_hand():
     model = nn.Sequential(nn.Linear(10, 1000), nn.ReLU(), nn.Linear(1000, 10))
     row = memory(model, torch.zeros(8, 10))["memory"]

@@ -195,6 +195,8 @@ def test_the_network_before_and_after_is_of_one_trial():
 
     (figure,) = network(Measurements([*rows(0, 11), *rows(1, 6)]))
     assert figure.table.rows == (("conv1", "Conv2d", 16, 11, "g"),)
+    assert figure.alt == "1 layers, 1 coupled groups; 5 of 16 units were removed."
+    assert figure.title == "The network before and after"
     # Without a dense variant anywhere, nothing of one trial is compared with another's.
     (figure,) = network(Measurements([rows(0, 11)[1], rows(1, 6)[1]]))
     assert figure.table.rows == (("conv1", "Conv2d", 11, 11, "g"),)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -237,6 +238,28 @@ def test_equal_masks_are_evaluated_once_and_a_stopped_scan_goes_on(tmp_path, bat
         model[0].weight += 1
     with pytest.raises(StoreError, match="holds another scan"):
         scan(model, evaluate, "filter", levels, options=ScanOptions(resume=path))
+
+
+@pytest.mark.parametrize("other", ["criterion", "granularity", "subset", "batches"])
+def test_values_of_a_scan_with_other_settings_are_refused(tmp_path, other):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3))
+    batches = [(torch.randn(8, 4), torch.randint(0, 3, (8,)))] * 2
+    options = ScanOptions(resume=tmp_path / "scan.json")
+    scan(model, batches, "filter", [0.5], criterion="l2", options=options)
+    told = {"criterion": "l2", "granularity": "filter"} | ({other: "l1"} if other == "criterion" else {})
+    told |= {other: "element"} if other == "granularity" else {}
+    options = replace(options, subset=4) if other == "subset" else options
+    with pytest.raises(StoreError, match="holds another scan"):
+        scan(model, batches[: 1 if other == "batches" else 2], levels=[0.5], **told, options=options)
+
+
+@pytest.mark.parametrize(("dtype", "bytes_each"), [(torch.float32, 4), (torch.float64, 8)])
+def test_bytes_of_a_layer_are_those_of_its_type(dtype, bytes_each):
+    model = nn.Sequential(nn.Linear(4, 3, dtype=dtype), nn.Linear(3, 2, dtype=dtype))
+    found = scan(model, [(torch.randn(8, 4, dtype=dtype), torch.randint(0, 2, (8,)))], "element", [0.5])
+    assert found.costs["params"] == {"0.weight": 12.0, "1.weight": 6.0}
+    assert found.costs["size"] == {"0.weight": 12.0 * bytes_each, "1.weight": 6.0 * bytes_each}
 
 
 def test_subset_has_an_interval(model, batches):

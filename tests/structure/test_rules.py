@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import secateur as sc
 from secateur.errors import TraceError
@@ -128,6 +129,31 @@ def test_what_may_leave_and_what_may_not(function, free: bool) -> None:  # type:
             return self.b(function(self.a(x)))
 
     assert bool(analyse(Net(), torch.randn(3, 4)).groups) is free
+
+
+@pytest.mark.parametrize(
+    ("function", "free"),
+    [
+        (lambda y, m, g: F.batch_norm(y, m, m.exp(), g, g).sum(1, keepdim=True) * y, True),
+        (
+            lambda y, m, g: F.batch_norm(y, m, m.exp()).sum(1, keepdim=True) * y,
+            False,
+        ),  # 0 becomes -mean / std
+        (lambda y, m, g: y * m * g.mean(), True),
+        (lambda y, m, g: y * m * m.mean(), False),  # a buffer's values are not masked, so not 0
+    ],
+)
+def test_zeros_of_norms_and_buffers(function, free: bool) -> None:  # type: ignore[no-untyped-def]
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.g = nn.Linear(4, 8), nn.Linear(8, 2), nn.Parameter(torch.randn(8))
+            self.register_buffer("m", torch.randn(8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(function(self.a(x), self.m, self.g))
+
+    assert bool(analyse(Net().eval(), torch.randn(3, 4)).groups) is free
 
 
 def test_the_trace_copies_no_weights_and_sees_what_runs() -> None:

@@ -59,11 +59,11 @@ def norms(units: torch.Tensor) -> torch.Tensor:
         peaks = wide.abs().amax(dim=1, keepdim=True)
         odd = ((result < tiny) | (result > huge)) & (peaks[:, 0] > 0)
         if bool(odd.any()):
-            top = math.ldexp(1.0, 120)
+            most = 1000 if dtype == torch.float64 else 120
             _, exponents = torch.frexp(peaks[odd].cpu())
-            scale = (
-                torch.ldexp(torch.ones_like(peaks[odd].cpu()), exponents).clamp(1 / top, top).to(wide.device)
-            )
+            # numpy's: torch.ldexp takes its powers of two in float32.
+            powers = np.ldexp(1.0, exponents.clamp(-most, most).numpy())
+            scale = torch.from_numpy(powers).to(dtype).to(wide.device)
             result[odd] = torch.linalg.vector_norm(wide[odd] / scale, dim=1) * scale[:, 0]
     return result
 

@@ -159,7 +159,7 @@ def _options(table: dict[str, object]) -> Iterator[str]:
 
 def names_page() -> str:
     """What a registry's word stands for: criteria, granularities, budgets and the rest."""
-    from secateur import budget, criteria, granularity, quantize
+    from secateur import budget, criteria, granularity, quantize, sparsify
 
     lines = ["# Names", "", "Words that recipes, the command line and the Python verbs take.", ""]
     registries = {
@@ -167,6 +167,7 @@ def names_page() -> str:
         "Granularities": granularity.registry,
         "Budgets": budget.registry,
         "Methods of weight sharing": quantize.registry,
+        "Methods of sparse training": sparsify.registry,
     }
     for title, registry in registries.items():
         lines += [f"## {title}", "", "| word | what it is |", "|---|---|"]

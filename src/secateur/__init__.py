@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from secateur import models as models
     from secateur import quantize as quantize
     from secateur import report as report
+    from secateur import sparsify as sparsify
     from secateur.adapters.export import Exported as Exported
     from secateur.adapters.export import export as export
     from secateur.adapters.huggingface import HuggingFaceOptions as HuggingFaceOptions
@@ -199,6 +200,7 @@ _PACKAGES = (
     "metrics",
     "lab",
     "report",
+    "sparsify",
     "errors",
 )
 # name of an earlier version -> what it is called now

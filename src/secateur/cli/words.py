@@ -28,6 +28,7 @@ _FOLDERS = {
     "data": "secateur.data",
     "measures": "secateur.metrics",
     "sharing": "secateur.quantize",
+    "sparsify": "secateur.sparsify",
     "steps": "secateur.lab.steps",
     "charts": "secateur.report.charts",
     "sinks": "secateur.report.sinks",
@@ -55,8 +56,8 @@ def list_(
     *,
     output: OutputFlags,
 ) -> None:
-    """List what can be named: criteria, granularities, budgets, models, data, measures, methods of weight sharing,
-    steps, charts, sinks, studies."""
+    """List what can be named: criteria, granularities, budgets, models, data, measures, methods of weight sharing
+    and of sparse training, steps, charts, sinks, studies."""
     if what is not None and what not in _FOLDERS:
         raise UnknownNameError(f"nothing to list under {what!r}: {near(what, _FOLDERS)}")
     found = {name: _described(name) for name in ([what] if what else _FOLDERS)}

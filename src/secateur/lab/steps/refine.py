@@ -47,6 +47,11 @@ class _Refine(TrainBase):
     def check(self, model: nn.Module, before: list[str]) -> None:
         """Check that the options go together, and that the steps named are earlier ones."""
         super().check(model, before)
+        if self.training().sparsify is not None:
+            raise OptionError(
+                f"step {self.label!r}: sparsify makes single weights small, and here they share values; give it to a "
+                "training step before the weights are shared"
+            )
         if self.remake_every is None and (self.rate or self.latent is not None):
             raise RecipeError(
                 f"step {self.label!r}: rate and latent belong to remake_every, which is not given"

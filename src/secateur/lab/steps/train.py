@@ -15,11 +15,13 @@ import torch
 from pydantic import Field, create_model
 from torch import nn
 
+from secateur import budget, criteria, granularity, sparsify
 from secateur.core.measurement import Measurement, Measurements
 from secateur.data import Augment
 from secateur.errors import OptionError, RecipeError, near
+from secateur.lab.outcomes import Table
 from secateur.lab.state import State
-from secateur.lab.steps import Options, Result, Step, Work
+from secateur.lab.steps import Options, Plugin, Result, Step, Work, make
 from secateur.lab.training import (
     EpochRecord,
     GradualPruning,
@@ -28,8 +30,11 @@ from secateur.lab.training import (
     TrainingOptions,
     train,
 )
+from secateur.sparsify import Sparsifier
 
 __all__ = ["Augmentation", "TrainBase", "TrainStep", "augmentation"]
+
+_LATER = ("sparsify",)
 
 
 class AugmentOptions(Options):
@@ -58,6 +63,34 @@ def augmentation(given: Augmentation) -> Augment | None:
     return Augment(**given.model_dump()) if isinstance(given, AugmentOptions) else Augment.of(given)
 
 
+def sparsifier(given: Plugin | None) -> Sparsifier | None:
+    """The sparse training method that a step's `sparsify` asks for.
+
+    Args:
+        given: A word, or a table of `name` and options, in which a budget, criterion or granularity may be a table too.
+
+    Returns:
+        The method, or None for none.
+
+    >>> sparsifier({"name": "growing", "budget": {"name": "overall", "sparsity": 0.5}}).budget.sparsity
+    0.5
+    """
+    if given is None:
+        return None
+    if isinstance(given, dict):
+        folders = {
+            "budget": budget.registry,
+            "criterion": criteria.registry,
+            "granularity": granularity.registry,
+        }
+        given = {
+            key: make(folders[key], value) if key in folders and isinstance(value, dict) else value
+            for key, value in given.items()
+        }
+    found: Sparsifier = make(sparsify.registry, given)
+    return found
+
+
 def training_fields(**other: object) -> dict[str, Any]:
     """The options of `TrainingOptions` as pydantic fields.
 
@@ -70,7 +103,7 @@ def training_fields(**other: object) -> dict[str, Any]:
     hints = get_type_hints(TrainingOptions)
     found: dict[str, Any] = {}
     for field in dataclasses.fields(TrainingOptions):
-        kind = Augmentation if field.name == "augment" else hints[field.name]
+        kind = {"augment": Augmentation, "sparsify": Plugin | None}.get(field.name, hints[field.name])
         found[field.name] = (kind, other.get(field.name, field.default))
     return found
 
@@ -91,7 +124,14 @@ class TrainBase(Step):
         """The options as `TrainingOptions`, which checks their values."""
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(TrainingOptions)}
         given["augment"] = augmentation(given["augment"])
+        given["sparsify"] = sparsifier(given["sparsify"])
         return TrainingOptions(**given)
+
+    def chosen(self) -> Table:
+        """The options as plain data; those of later versions only where given, so that addresses stay as they were."""
+        return {
+            key: value for key, value in super().chosen().items() if key not in _LATER or value is not None
+        }
 
     def check(self, model: nn.Module, before: list[str]) -> None:
         """Check the values, and that the teacher is an earlier step."""

@@ -17,7 +17,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ from secateur.lab.training.options import EpochRecord, Trained, TrainingOptions,
 from secateur.lab.training.progress import TrainingProgress, watcher
 from secateur.lab.training.pruning import GradualPruning
 from secateur.lab.training.surroundings import accelerated, exact, own_random_state
+from secateur.sparsify import Sparsifier, Sparsifying
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -177,6 +178,7 @@ class _Run:
         self.history: list[EpochRecord] = []
         self.best: dict[str, torch.Tensor] = {}
         self.average: WeightAverage | None = None
+        self.sparsifying: Sparsifying | None = None
         self._check_parts()
         self._check_validation()
 
@@ -204,6 +206,8 @@ class _Run:
             raise OptionError(
                 f"mix: only cross-entropy takes two labels per image, and {name} is trained with another loss"
             )
+        if self.options.sparsify is not None and self.pruning is not None:
+            raise OptionError("sparsify: gradual pruning chooses the masks itself; expected one of the two")
         if self.masks is not None:
             self.masks.check(self.model)
 
@@ -229,9 +233,9 @@ class _Run:
         optimizer = self._optimizer()
         if self.options.average is not None:
             self.average = WeightAverage(self.model, self.options.average)
-        scaler = None
+        scaler, sparsified = None, {}
         if self.file is not None and self.file.exists():
-            scaler = self._resume(self.file, about, optimizer)
+            scaler, sparsified = self._resume(self.file, about, optimizer)
         resumed_from = len(self.history)
         with ExitStack() as stack:
             self.held = stack.enter_context(ExitStack())
@@ -239,6 +243,7 @@ class _Run:
             if self.average is not None and not self.history:  # the masked weights are zero only from here on
                 self.average.restart(self.model)
             machinery = self._machinery(stack, accelerator, optimizer, scaler, shown)
+            self._sparsify(stack, machinery, sparsified)
             if shown is not None:
                 stack.callback(shown.finish)
                 shown.start(self.options.epochs, machinery.steps, resumed_from)
@@ -278,12 +283,34 @@ class _Run:
             steps -= 1  # every process needs two images of a batch, for batch norm
         return _Machinery(accelerator, network, wrapped, steps, shown)
 
+    def _sparsify(self, stack: ExitStack, machinery: _Machinery, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put the sparse training method in force, from a checkpoint's tensors where there is one."""
+        method, device = self.options.sparsify, machinery.accelerator.device
+        if not isinstance(method, Sparsifier):
+            return
+        self.sparsifying = stack.enter_context(
+            method.start(
+                self.model,
+                example=self.data.example.to(device),
+                masks=self.masks,
+                steps=machinery.steps * self.options.epochs,
+                seed=self.seed,
+            )
+        )
+        if self.history:
+            self.sparsifying.load(
+                {name: tensor.to(device) for name, tensor in tensors.items()},
+                machinery.steps * len(self.history),
+            )
+
     def _trained(self, resumed_from: int) -> Trained:
         """Put the weights that were asked for into the model, and say how training went."""
         if self.options.keep == "best" and self.best_epoch() != len(self.history):
             self.model.load_state_dict(self.best)
         elif self.average is not None:
             self.average.put(self.model)
+        if self.sparsifying is not None:
+            self.masks = self.sparsifying.finish()
         return Trained(
             history=tuple(self.history),
             best_epoch=self.best_epoch(),
@@ -299,7 +326,8 @@ class _Run:
 
         self.masks = masks
         self.held.close()
-        if masks is not None:
+        moves = isinstance(self.options.sparsify, Sparsifier) and self.options.sparsify.moves
+        if masks is not None and not moves:  # a method whose masks move holds them itself
             self.held.enter_context(hold(self.model, masks, optimizer))
 
     def _batches(self, epoch: int, accelerator: Accelerator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -361,21 +389,34 @@ class _Run:
         # The batch over all processes: each has its own part, and parts may differ by one image.
         whole = min(options.batch_size, len(self.data.train) - (step - 1) * options.batch_size)
         parts = list(zip(images.chunk(options.accumulate), labels.chunk(options.accumulate)))
+        if self.sparsifying is not None:
+            self.sparsifying.before_forward()
         for index, (some, theirs) in enumerate(parts, start=1):
             last = index == len(parts)
             with nullcontext() if last or processes == 1 else accelerator.no_sync(machinery.network):
                 value, correct = self._loss(machinery.network, some, theirs, accelerator)
-                accelerator.backward(value * (len(theirs) * processes / whole))
+                share = value * (len(theirs) * processes / whole)
+                if last and self.sparsifying is not None:
+                    share = share + self.sparsifying.penalty()
+                accelerator.backward(share)
             sums.loss += value.detach() * len(theirs)
             sums.correct += correct
         sums.images += len(labels)
 
     def _update(self, machinery: _Machinery) -> None:
-        """One optimizer step with the gradients there are."""
+        """One optimizer step with the gradients there are; none where a sparse training method took them all away."""
+        active = self.sparsifying
+        if active is not None and machinery.accelerator.scaler is not None:
+            machinery.accelerator.unscale_gradients()
         if self.options.grad_clip is not None:
             machinery.accelerator.clip_grad_norm_(machinery.network.parameters(), self.options.grad_clip)
-        machinery.optimizer.step()
+        if active is not None:
+            active.before_step()
+        if active is None or any(parameter.grad is not None for parameter in self.model.parameters()):
+            machinery.optimizer.step()
         machinery.optimizer.zero_grad()
+        if active is not None:
+            active.after_step()
         if self.average is not None:
             self.average.take(self.model)
 
@@ -414,7 +455,9 @@ class _Run:
         return value, (logits_of(outputs).detach().argmax(1) == labels).sum()
 
     def _averaged(self) -> AbstractContextManager[None]:
-        """The model as it will be returned: with averaged weights where averaging was asked for."""
+        """The model as it will be returned: with averaged weights, or with the masks of a sparse training method."""
+        if self.sparsifying is not None and self.average is None:
+            return self.sparsifying.shown()
         return nullcontext() if self.average is None else self.average.shown(self.model)
 
     def _metrics(self, device: torch.device) -> dict[str, float]:
@@ -478,8 +521,9 @@ class _Run:
             getattr(part, "__qualname__", type(part).__name__)
             for part in (self.context.loss, self.context.evaluate)
         ]
+        options = asdict(replace(self.options, sparsify=None))
         about = {
-            **{name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.options).items()},
+            **{name: list(v) if isinstance(v, tuple) else v for name, v in options.items()},
             "seed": self.seed,
             "data": self.data.fingerprint,
             "start": checkpoints.tensors_digest(self.model),
@@ -487,6 +531,7 @@ class _Run:
             "masks": None if self.masks is None else self.masks.digest(),
             "functions": custom,
         }
+        about["sparsify"] = None if self.options.sparsify is None else repr(self.options.sparsify)
         if self.pruning is not None:
             about["pruning"] = json.loads(json.dumps(asdict(self.pruning), default=repr))
         return about
@@ -501,6 +546,8 @@ class _Run:
             tensors |= {f"average/{name}": tensor for name, tensor in self.average.tensors.items()}
         if self.pruning is not None and self.masks is not None:
             tensors |= {f"masks/{name}": mask for name, mask in self.masks.items()}
+        if self.sparsifying is not None:
+            tensors |= {f"sparsify/{name}": tensor for name, tensor in self.sparsifying.tensors().items()}
         state = {
             "training": about,
             "history": [asdict(record) for record in self.history],
@@ -512,8 +559,8 @@ class _Run:
 
     def _resume(
         self, file: Path, about: Mapping[str, object], optimizer: torch.optim.Optimizer
-    ) -> dict[str, Any] | None:
-        """Go on from a checkpoint; returns the gradient scaler's state."""
+    ) -> tuple[dict[str, Any] | None, dict[str, torch.Tensor]]:
+        """Go on from a checkpoint; returns the gradient scaler's state, and the tensors of a sparse training method."""
         tensors, state = checkpoints.read(file)
         checkpoints.identity(state["training"], about, file)
         self.model.load_state_dict(checkpoints.under("model/", tensors))
@@ -525,7 +572,7 @@ class _Run:
         if self.pruning is not None and (masks := checkpoints.under("masks/", tensors)):
             self.masks = Masks(masks)
         scaler: dict[str, Any] | None = state["scaler"]
-        return scaler
+        return scaler, checkpoints.under("sparsify/", tensors)
 
 
 def _mixed(*numbers: int) -> int:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from secateur.core.masks import Masks
 from secateur.data import Augment
 from secateur.errors import OptionError, near
+from secateur.sparsify import Sparsifier
+from secateur.sparsify import registry as sparsifiers
 
 __all__ = ["EpochRecord", "Trained", "TrainingOptions", "rate"]
 
@@ -46,6 +48,7 @@ class TrainingOptions:
         keep: `last`, or `best`: the earliest epoch with the best validation accuracy (or loss, where there is none).
         mix: Share of the images that are mixed with another one of the batch, each at least half its own.
         average: A decay such as 0.999: the model ends as the running average of its weights, and is validated as that.
+        sparsify: A method of `secateur.sparsify`, a word or a value: makes weights small, or removes them, meanwhile.
 
     >>> TrainingOptions(lr=-1)
     Traceback (most recent call last):
@@ -75,16 +78,20 @@ class TrainingOptions:
     keep: str = "last"
     mix: float = 0.0
     average: float | None = None
+    sparsify: Sparsifier | str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "augment", Augment.of(self.augment))
         object.__setattr__(self, "milestones", tuple(self.milestones))
         object.__setattr__(self, "betas", tuple(self.betas))
+        if self.sparsify is not None:
+            object.__setattr__(self, "sparsify", sparsifiers.make(self.sparsify))
         _check_words(self)
         _check_ranges(self)
         _check_schedule(self)
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise OptionError("nesterov: expected optimizer='sgd' with momentum above 0")
+        _check_sparsify(self)
 
 
 _WORDS = {
@@ -142,6 +149,18 @@ def _check_schedule(options: TrainingOptions) -> None:
         raise OptionError(
             f"milestones: expected epochs between 1 and {options.epochs - 1} (epochs={options.epochs}), got "
             f"{options.milestones}"
+        )
+
+
+def _check_sparsify(options: TrainingOptions) -> None:
+    """Refuse to keep an earlier epoch, or an average of weights, where masks change until the end."""
+    method = options.sparsify
+    if not isinstance(method, Sparsifier) or not method.changes_masks:
+        return
+    if options.keep == "best" or options.early_stop is not None or options.average is not None:
+        raise OptionError(
+            f"sparsify: {type(method).__name__} changes its masks until the last step, and they belong to the last "
+            "weights; expected keep='last', no early_stop and no average"
         )
 
 

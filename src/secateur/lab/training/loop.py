@@ -233,7 +233,8 @@ class _Run:
         optimizer = self._optimizer()
         if self.options.average is not None:
             self.average = WeightAverage(self.model, self.options.average)
-        scaler, sparsified = None, {}
+        scaler: dict[str, Any] | None = None
+        sparsified: dict[str, torch.Tensor] = {}
         if self.file is not None and self.file.exists():
             scaler, sparsified = self._resume(self.file, about, optimizer)
         resumed_from = len(self.history)
@@ -288,20 +289,19 @@ class _Run:
         method, device = self.options.sparsify, machinery.accelerator.device
         if not isinstance(method, Sparsifier):
             return
-        self.sparsifying = stack.enter_context(
-            method.start(
-                self.model,
-                example=self.data.example.to(device),
-                masks=self.masks,
-                steps=machinery.steps * self.options.epochs,
-                seed=self.seed,
-            )
+        active = method.start(
+            self.model,
+            example=self.data.example.to(device),
+            masks=self.masks,
+            steps=machinery.steps * self.options.epochs,
+            seed=self.seed,
         )
         if self.history:
-            self.sparsifying.load(
+            active.load(
                 {name: tensor.to(device) for name, tensor in tensors.items()},
                 machinery.steps * len(self.history),
             )
+        self.sparsifying = stack.enter_context(active)
 
     def _trained(self, resumed_from: int) -> Trained:
         """Put the weights that were asked for into the model, and say how training went."""

@@ -39,10 +39,17 @@ def classes() -> list[type]:
     return found
 
 
+# What Python itself writes into a protocol's class at the first isinstance() that asks for it; and, empty,
+# `__annotations__`.
+_LAZY = ("__protocol_attrs__", "__non_callable_proto_members__")
+
+
 def _of_class(kind: type) -> tuple[object, ...]:
     out: list[object] = [kind.__bases__]
     for name, value in sorted(vars(kind).items(), key=lambda pair: str(pair[0])):
         if name in ("__doc__", "__weakref__", "__dict__", "__abstractmethods__", "_abc_impl"):
+            continue
+        if name in _LAZY or (name == "__annotations__" and not value):
             continue
         out += [name, id(value)]
         if isinstance(value, types.FunctionType):

@@ -6,6 +6,7 @@ import random
 import sys
 import time
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import pytest
 import torch
@@ -82,3 +83,15 @@ def test_mutations_reach_every_place_of_a_tree() -> None:
     found = {trees.text_of(trees.mutate(tree, rng), rng) for _ in range(400)}
     assert len(found) > 200
     assert tree == {"a": [1, {"b": 2}], "c": "d"}
+
+
+def test_the_judge_does_not_take_what_python_caches_in_a_protocol_for_a_change() -> None:
+    @runtime_checkable
+    class HasSize(Protocol):
+        def size(self) -> int: ...
+
+    before = process_state.snapshot(kinds=[HasSize])
+    assert not isinstance(3, HasSize)
+    assert process_state.changes(before, process_state.snapshot(kinds=[HasSize])) == []
+    HasSize.__annotations__["size"] = int  # a real change is one
+    assert process_state.changes(before, process_state.snapshot(kinds=[HasSize])) != []

@@ -94,6 +94,27 @@ def hold(model, folder):
         return len(masks)
 
 
+def check_connected(model, folder):
+    return sc.check_connected(model, sc.Masks({"next.weight": torch.ones(4, 4, 3, 3, dtype=torch.bool)}))
+
+
+def compare(model, folder):
+    return sc.compare(small(), model, IMAGES[:1], trials=2)
+
+
+def why(model, folder):
+    return sc.why(model, small(), IMAGES[:1], trials=2)
+
+
+def export(model, folder):
+    return sc.export(model, Path(folder) / "m.pt2", IMAGES[:1])
+
+
+def two_of_four(model, folder):
+    return sc.two_of_four(model, IMAGES[:1], trials=2)
+
+
+MORE = [check_connected, compare, why, export, two_of_four]  # slower, or their results are times
 VERBS = [prune, taylor, scan, measure, share, compensate, shrink, explain, save_and_load, hold]
 
 
@@ -157,7 +178,7 @@ def test_separate_models_in_several_threads_give_the_same_as_one_after_another(t
     ]
 
 
-@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
+@pytest.mark.parametrize("verb", [*VERBS, *MORE], ids=lambda verb: verb.__name__)
 def test_one_model_in_two_threads_is_refused_and_unharmed(verb, tmp_path):
     if verb in (compensate, shrink):  # their first call is of a copy
         prune(small(), tmp_path)

@@ -34,6 +34,7 @@ from secateur.errors import OptionError, ProofError
 from secateur.execution.calling import moved
 from secateur.execution.example import Example
 from secateur.execution.undisturbed import undisturbed
+from secateur.execution.verb import verb
 
 __all__ = ["Exported", "export"]
 
@@ -69,6 +70,7 @@ class Exported:
         return "\n".join(lines + [f"  {note}" for note in self.notes])
 
 
+@verb
 def export(
     model: nn.Module,
     path: str | os.PathLike[str],

@@ -32,6 +32,7 @@ from secateur.adapters.served import ServeRequest, difference, serve
 from secateur.core.measurement import Measurements
 from secateur.errors import MissingExtraError, OptionError, ProofError
 from secateur.execution.undisturbed import undisturbed
+from secateur.execution.verb import verb
 from secateur.structure.shrink import Shrunk
 
 __all__ = ["HuggingFaceOptions", "SavedFolder", "Tokenizer", "push_to_hub", "save_pretrained"]
@@ -96,6 +97,7 @@ class SavedFolder:
         )
 
 
+@verb
 def save_pretrained(
     model: nn.Module | Shrunk,
     folder: str | os.PathLike[str],

@@ -14,11 +14,13 @@ from torch import nn
 
 from secateur.execution.devices import device_of
 from secateur.execution.example import Example
+from secateur.execution.verb import verb
 from secateur.metrics.latency import compare
 
 __all__ = ["has_two_of_four", "two_of_four"]
 
 
+@verb
 def two_of_four(model: nn.Module, example: Example, *, trials: int = 25) -> str:
     """Measure what a 2:4 pattern gains on this machine, or say that it gains nothing and why.
 

@@ -43,22 +43,24 @@ __all__ = ["verb"]
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-_MODELS = ("model", "into")  # the parameters of a verb that are the model it works on
+# The parameters of a verb that are models it works on.
+_MODELS = ("model", "into", "a", "b", "before", "after")
 
 
 def verb(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Make a function a verb: see the module.
 
     Args:
-        function: One with a parameter `model` or `into`.
+        function: One with a parameter `model` or `into`, or two models `a` and `b` or `before` and `after`. What holds
+            a model as `.model`, as `Shrunk` does, may stand for it.
     """
     names = list(inspect.signature(function).parameters)
-    name = next(name for name in _MODELS if name in names)
-    position = names.index(name)
+    places = [(name, names.index(name)) for name in _MODELS if name in names]
 
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        model = args[position] if len(args) > position else kwargs.get(name)
-        door = _Door(function.__name__, model if isinstance(model, nn.Module) else None)
+        given = [args[position] if len(args) > position else kwargs.get(name) for name, position in places]
+        models = [getattr(each, "model", each) if not isinstance(each, nn.Module) else each for each in given]
+        door = _Door(function.__name__, [model for model in models if isinstance(model, nn.Module)])
         try:
             door.open()
             while not door.first():
@@ -90,32 +92,30 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Door:
-    """One call of a verb: its claim on the model, its turn, and what is put back if it fails."""
+    """One call of a verb: its claim on its models, its turn, and what is put back if it fails."""
 
-    def __init__(self, name: str, model: nn.Module | None):
-        self.name, self.model = name, model
+    def __init__(self, name: str, models: list[nn.Module]):
+        self.name, self.models = name, models
         self.done = False
         self._handlers: dict[int, Handler] = {}
         self._claimed: list[int] = []
         self._has_turn = False
         self._process: _Process | None = None
-        self._found: _Modules | None = None
+        self._found: list[_Modules] = []
 
     @uninterrupted
     def open(self) -> None:
-        """Claim the model for this thread."""
+        """Claim the models for this thread."""
         self._handlers = interrupts_deferred()
-        if self.model is None:
-            return
         me = threading.get_ident()
         with _guard:
-            parts = [id(module) for module in self.model.modules()]
-            for part in parts:
+            parts = {id(module): model for model in self.models for module in model.modules()}
+            for part, model in parts.items():
                 thread, other = _claims.get(part, (me, ""))
                 if thread != me:
                     raise ModelInUseError(
                         f"{self.name}: expected a model that no other thread is working on, got "
-                        f"{type(self.model).__name__}, on which {other} is running in another thread; wait for it, or "
+                        f"{type(model).__name__}, on which {other} is running in another thread; wait for it, or "
                         "give each thread a copy (copy.deepcopy(model))"
                     )
             self._claimed = [part for part in parts if part not in _claims]
@@ -131,15 +131,15 @@ class _Door:
     def look(self) -> None:
         """Note what is there."""
         self._process = _Process()
-        self._found = _Modules(self.model) if self.model is not None else None
+        self._found = [_Modules(model) for model in self.models]
 
     @uninterrupted
     def close(self) -> None:
         """Put everything back if the verb did not end well; let the next one have its turn."""
         try:
             if not self.done:
-                if self._found is not None:
-                    self._found.put_back()
+                for found in self._found:
+                    found.put_back()
                 if self._process is not None:
                     self._process.put_back()
         finally:

@@ -35,6 +35,7 @@ from secateur.errors import DataError
 from secateur.execution.calling import call, evaluating
 from secateur.execution.devices import device_of, sync
 from secateur.execution.example import Example
+from secateur.execution.verb import verb
 from secateur.metrics.latency import compare
 from secateur.metrics.macs import macs
 
@@ -137,6 +138,7 @@ class Why:
         return "\n".join([*table, self.summary()])
 
 
+@verb
 def why(
     before: nn.Module, after: nn.Module, example: Example, *, trials: int = 9, threads: int | None = None
 ) -> Why:

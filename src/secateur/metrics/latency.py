@@ -34,6 +34,7 @@ from secateur.errors import OptionError
 from secateur.execution.calling import call, describe, evaluating
 from secateur.execution.devices import device_of, sync
 from secateur.execution.example import Example
+from secateur.execution.verb import verb
 
 __all__ = ["compare", "latency", "median_interval"]
 
@@ -71,6 +72,7 @@ def latency(
     return Measurements([_row(readings[0], example, notes[0])])
 
 
+@verb
 def compare(
     a: nn.Module,
     b: nn.Module,

@@ -24,6 +24,7 @@ from torch import nn
 from secateur.core.masks import Masks, count_true
 from secateur.core.nested import tensors_in
 from secateur.errors import CollapseError
+from secateur.execution.verb import verb
 
 __all__ = ["FAINT", "Collapse", "check_connected", "find_collapsed", "rescale_", "signal_left"]
 
@@ -82,6 +83,7 @@ def find_collapsed(model: nn.Module, masks: Masks, example: object = None) -> li
     return found + [Collapse(layer, "silent", fatal) for layer in quiet if layer not in emptied]
 
 
+@verb
 def check_connected(model: nn.Module, masks: Masks, example: object = None) -> None:
     """Raise a `CollapseError` when masks leave a layer with nothing, or no path from input to output.
 

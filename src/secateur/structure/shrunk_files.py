@@ -28,6 +28,7 @@ from secateur.core.atomic_files import atomic_open
 from secateur.core.model_kinds import unwrapped
 from secateur.core.safetensors_header import open_header
 from secateur.errors import DataError, FormatError, NothingToDoError, PlanError
+from secateur.execution.verb import verb
 from secateur.structure.cut.plan import ShrinkPlan, cut_tensor
 
 __all__ = ["carry_optimizer", "load_shrunk", "reestimate_batch_norm", "save_shrunk"]
@@ -168,6 +169,7 @@ def save_shrunk(model: nn.Module, plan: ShrinkPlan, path: str | os.PathLike[str]
         file.write(data)
 
 
+@verb
 def load_shrunk(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
     """Cut a freshly built model of the original widths by the plan of a file, in place, and load the weights.
 

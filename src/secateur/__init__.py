@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from secateur.adapters.promises import ServeCheck as ServeCheck
     from secateur.adapters.promises import serve_check as serve_check
     from secateur.adapters.two_of_four import two_of_four as two_of_four
+    from secateur.adapters.ultralytics import save_yolo as save_yolo
+    from secateur.adapters.ultralytics import yolo_trainer as yolo_trainer
     from secateur.compensation.compensate import Compensated as Compensated
     from secateur.compensation.compensate import compensate as compensate
     from secateur.compensation.low_rank import Factorised as Factorised
@@ -161,6 +163,8 @@ _NAMES = {
     "HuggingFaceOptions": "secateur.adapters.huggingface",
     "SavedFolder": "secateur.adapters.huggingface",
     "push_to_hub": "secateur.adapters.huggingface",
+    "save_yolo": "secateur.adapters.ultralytics",
+    "yolo_trainer": "secateur.adapters.ultralytics",
     "serve_check": "secateur.adapters.promises",
     "ServeCheck": "secateur.adapters.promises",
     "measure": "secateur.metrics",

@@ -28,6 +28,7 @@ PAGES = [
     "docs/guide/export.md",
     "docs/guide/large-models.md",
     "docs/guide/huggingface.md",
+    "docs/guide/yolo.md",
     "docs/guide/no-training-pipeline.md",
 ]
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -66,6 +67,10 @@ def test_every_command_and_example_works(page, tmp_path, monkeypatch, capsys):
     if page.endswith("huggingface.md"):
         pytest.importorskip("transformers")
         _fresh._declare_torchvision()  # transformers imports it, of whatever build it is
+    if page.endswith("yolo.md"):
+        _fresh._declare_torchvision()
+        monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
+        pytest.importorskip("ultralytics", exc_type=ImportError)
     blocks = _BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
     assert len(blocks) >= 3
     names = {"__name__": "example"}

@@ -1,0 +1,301 @@
+"""Models of ultralytics (YOLO): a cut model as a checkpoint that `YOLO(...)` loads, and a trainer that keeps it cut.
+
+    yolo = YOLO("yolov8n.pt")
+    masks = sc.prune(yolo.model, granularity="channel", budget=0.5, example=image)
+    small = sc.shrink(yolo.model, masks, image)
+    sc.save_yolo(small, "small.pt")
+
+    yolo = YOLO("small.pt")
+    yolo.train(trainer=sc.yolo_trainer("detect"), data="coco8.yaml", epochs=10)
+
+ultralytics' own trainer builds the model anew from its yaml, at the dense widths, and copies the weights whose shapes
+agree: after a cut, few do, and no error says so. The trainer made here takes the model as it was loaded. Masks given to
+`save_yolo` travel in the checkpoint; the trainer holds them, also after `resume=True` and in every process of a
+distributed run.
+
+>>> sorted(_TRAINERS)
+['classify', 'detect', 'obb', 'pose', 'segment']
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import math
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.core.atomic_files import atomic_path
+from secateur.core.masks import Masks
+from secateur.core.model_kinds import plain_model
+from secateur.core.nested import tensors_in
+from secateur.errors import MissingExtraError, OptionError, PlanError, ProofError, near
+from secateur.structure.shrink import Shrunk
+
+if TYPE_CHECKING:
+    from secateur.pruning.hold import Held
+
+__all__ = ["save_yolo", "yolo_trainer"]
+
+_TRAINERS = {
+    "detect": "DetectionTrainer",
+    "segment": "SegmentationTrainer",
+    "pose": "PoseTrainer",
+    "obb": "OBBTrainer",
+    "classify": "ClassificationTrainer",
+}
+_MASKS = "secateur_masks"
+"""The attribute of a model that holds its masks, packed: name -> (shape, bits). It is pickled with the model."""
+
+
+def save_yolo(
+    model: nn.Module | Shrunk,
+    path: str | os.PathLike[str],
+    *,
+    masks: Masks | None = None,
+    half: bool = False,
+) -> Path:
+    """Write a YOLO model, cut or not, as a checkpoint that `YOLO(path)` loads, without secateur.
+
+    What was written is read back by ultralytics' own loader and compared before it gets its name.
+
+    Args:
+        model: The model inside `YOLO(...)` (`yolo.model`), or what `shrink` returned for it. It is not changed.
+        path: The file to write; it ends in ".pt".
+        masks: Masks of zeros that stay in the model; `yolo_trainer` holds them while it trains.
+        half: Store floats as float16, as ultralytics does after training. The file is half as large, and the weights
+            are rounded.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        OptionError: The path does not end in ".pt", or the model is none of ultralytics.
+        PlanError: The model needs secateur to be loaded, because its forward was rewritten.
+        ProofError: What ultralytics reads back differs from the model.
+        MissingExtraError: ultralytics is not installed.
+    """
+    tasks = _library("save_yolo", "ultralytics.nn.tasks")
+    target = Path(path)
+    net = plain_model(model.model if isinstance(model, Shrunk) else model)
+    if target.suffix != ".pt":
+        raise OptionError(f"{target}: YOLO(...) loads files that end in .pt; name the file {target.stem}.pt")
+    if not isinstance(net, tasks.BaseModel):
+        raise OptionError(
+            f"save_yolo: expected a model of ultralytics, got {type(net).__name__}; give yolo.model, or what "
+            "shrink returned for it"
+        )
+    checkpoint = _checkpoint(net, model, masks, half)
+    with atomic_path(target) as scratch:
+        torch.save(checkpoint, scratch)
+        _check_written(checkpoint["model"], scratch, target, tasks)
+    return target
+
+
+def _checkpoint(net: nn.Module, given: nn.Module | Shrunk, masks: Masks | None, half: bool) -> dict[str, Any]:
+    """What ultralytics keeps in a checkpoint, and the plan of a shrunk model."""
+    written = copy.deepcopy(net).cpu()
+    written.train(False)
+    for name in ("criterion", _MASKS):
+        if getattr(written, name, None) is not None:
+            setattr(written, name, None)
+    if masks is not None:
+        masks.apply_(written)
+        setattr(written, _MASKS, _packed(masks))
+    _set_halves(written)
+    for parameter in written.parameters():
+        parameter.requires_grad_(False)
+    options = getattr(net, "args", {})
+    task = _library("save_yolo", "ultralytics.nn.tasks").guess_model_task(net)
+    vars(written)["task"] = task
+    return {
+        "epoch": -1,
+        "best_fitness": None,
+        "model": written.half() if half else written,
+        "ema": None,
+        "updates": None,
+        "optimizer": None,
+        "train_args": {**(options if isinstance(options, Mapping) else vars(options)), "task": task},
+        "date": datetime.now(UTC).isoformat(),
+        "version": importlib.import_module("ultralytics").__version__,
+        "secateur": {"plan": given.plan.to_json()} if isinstance(given, Shrunk) else {},
+    }
+
+
+def _set_halves(model: nn.Module) -> None:
+    """Set the width `c` of blocks that export splits by it, where their forward halves what it gets (C2f and others).
+
+    The forward that was cut does not read it, so the cut left it as it was.
+
+    Raises:
+        ProofError: The form that export uses computes something else.
+    """
+    blocks: list[Any] = [
+        module for module in model.modules() if hasattr(module, "forward_split") and hasattr(module, "c")
+    ]
+    for block in blocks:
+        block.c = next(m for m in block.cv1.modules() if isinstance(m, nn.Conv2d)).out_channels // 2
+    described = getattr(model, "yaml", {})
+    image = torch.rand(1, described.get("channels", 3), 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = list(tensors_in(model(image)))
+        try:
+            for block in blocks:
+                block.forward = block.forward_split
+            found = list(tensors_in(model(image)))
+        finally:
+            for block in blocks:
+                vars(block).pop("forward", None)
+    if len(found) != len(expected) or not all(map(torch.equal, found, expected)):
+        raise ProofError("the model computes something else in the form that export uses (forward_split)")
+
+
+def _check_written(model: nn.Module, file: Path, target: Path, tasks: Any) -> None:
+    """Raise unless ultralytics reads back the same tensors, from a pickle that names no class of secateur."""
+    named = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    own = [name for name in named if name.startswith("secateur.")]
+    if own:
+        raise PlanError(
+            f"{target}: not written: the forward of {type(model).__name__} was rewritten to be cut, so the file would "
+            f"need {own[0]} to load; leave those groups out (sc.explain names them), or write it with small.save()"
+        )
+    read = tasks.load_checkpoint(file)[0].state_dict()
+    for name, tensor in model.state_dict().items():
+        found = read.get(name)
+        if found is None or found.shape != tensor.shape:
+            got = "nothing" if found is None else list(found.shape)
+            raise ProofError(
+                f"{target}: not written: tensor {name!r}: expected {list(tensor.shape)}, read {got}"
+            )
+        if not torch.equal(found, tensor.to(found.dtype)):
+            raise ProofError(
+                f"{target}: not written: the values of tensor {name!r} are read back differently"
+            )
+
+
+def yolo_trainer(task: str = "detect") -> type:
+    """Make a trainer class that trains the model as it was loaded, instead of building a dense one from its yaml.
+
+    Everything else is ultralytics' own: data, losses, augmentation, EMA copy, validation, checkpoints, `resume`.
+    Masks that `save_yolo` put into the checkpoint are held in every optimizer step.
+
+    Args:
+        task: The task of the model, as `YOLO(...).task` gives it: "detect", "segment", "pose", "obb" or "classify".
+
+    Returns:
+        A class for `YOLO("small.pt").train(trainer=...)`.
+
+    Raises:
+        OptionError: There is no such task. The trainer itself raises it where the model was not loaded from a
+            checkpoint, was fused by `predict` or `val`, or has another number of classes or keypoints than the data.
+        MissingExtraError: ultralytics is not installed.
+    """
+    if task not in _TRAINERS:
+        raise OptionError(f"yolo_trainer: unknown task {task!r}: {near(task, _TRAINERS)}")
+    base: Any = getattr(_library("yolo_trainer", f"ultralytics.models.yolo.{task}"), _TRAINERS[task])
+
+    class CutTrainer(base):
+        """ultralytics' trainer, of a model that keeps its widths and its masks."""
+
+        held: Held | None = None
+
+        def __init__(self, *args: object, **options: object) -> None:
+            super().__init__(*args, **options)
+            self.add_callback("on_train_start", type(self).hold_masks)
+            self.add_callback("teardown", type(self).release_masks)
+
+        def get_model(
+            self, cfg: object = None, weights: nn.Module | None = None, verbose: bool = True
+        ) -> nn.Module:
+            """Give the loaded model as it is, with its masks applied."""
+            model = _trainable(weights, self.data)
+            masks = _unpacked(model)
+            if masks is not None:
+                masks.apply_(model)
+            return model
+
+        def hold_masks(self) -> None:
+            """Begin to hold: the model is placed, the optimizer and the EMA copy are made by now."""
+            from secateur.pruning.hold import hold
+
+            masks = _unpacked(plain_model(self.model))
+            if masks is not None:
+                self.held = hold(self.model, masks, self.optimizer, copies=self.ema.ema)
+
+        def release_masks(self) -> None:
+            """Let go, also of a training that failed; the weights stay masked."""
+            if self.held is not None:
+                self.held.close(complain=False)
+                self.held = None
+
+    CutTrainer.__name__ = CutTrainer.__qualname__ = f"Cut{base.__name__}"
+    return CutTrainer
+
+
+def _trainable(model: nn.Module | None, data: Mapping[str, Any]) -> nn.Module:
+    """The loaded model, or an `OptionError` where it cannot be trained on this data as it is."""
+    if model is None:
+        raise OptionError(
+            "yolo_trainer: no checkpoint was loaded, so there is no cut model to train; write it with "
+            "sc.save_yolo(small, 'small.pt') and train YOLO('small.pt'), without pretrained=False"
+        )
+    if getattr(model, "is_fused", lambda: False)():
+        raise OptionError(
+            "yolo_trainer: the model was fused by predict, val or export and has no batch norm left; load it anew "
+            "from its file and train that"
+        )
+    described = getattr(model, "yaml", {})
+    for key, what in (("nc", "classes"), ("kpt_shape", "keypoints (number, values of each)")):
+        has, wanted = described.get(key), data.get(key)
+        if has is not None and wanted is not None and _plain(has) != _plain(wanted):
+            raise OptionError(
+                f"yolo_trainer: the model has {has} {what}, the data {wanted}; give the dense model the data's head "
+                "(train it with ultralytics for some steps) and cut it afterwards"
+            )
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return model.float()
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
+def _packed(masks: Masks) -> dict[str, tuple[tuple[int, ...], bytes]]:
+    """Masks as plain data, one bit for a weight."""
+    return {
+        name: (tuple(mask.shape), np.packbits(mask.cpu().numpy().ravel()).tobytes())
+        for name, mask in masks.items()
+    }
+
+
+def _unpacked(model: nn.Module) -> Masks | None:
+    """The masks that a model brings; None where it has none."""
+    packed = getattr(model, _MASKS, None)
+    if not packed:
+        return None
+    tensors: dict[str, torch.Tensor] = {}
+    for name, (shape, bits) in packed.items():
+        flat = np.unpackbits(np.frombuffer(bits, np.uint8), count=math.prod(shape)).astype(bool)
+        tensors[name] = torch.from_numpy(flat).reshape(shape)
+    masks = Masks(tensors)
+    masks.check(model)
+    return masks
+
+
+def _library(verb: str, module: str) -> Any:
+    """A module of ultralytics, or the error that says how to get it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{verb} needs the library ultralytics, which cannot be imported ({str(error).splitlines()[0]}); next: "
+            "pip install ultralytics"
+        ) from error

@@ -1,0 +1,204 @@
+"""Models of ultralytics: cut, proved, saved, loaded by `YOLO(...)`, trained by its own trainer, exported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import secateur as sc
+from secateur.core.nested import tensors_in
+from secateur.errors import OptionError, PlanError
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import yolo
+
+pytestmark = pytest.mark.zoo
+IMAGE = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+QUIET = {
+    "imgsz": 64, "batch": 4, "workers": 0, "device": "cpu", "plots": False, "verbose": False, "mosaic": 0.0,
+    "warmup_epochs": 0.0, "optimizer": "SGD", "lr0": 0.01, "seed": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ultralytics(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    yolo.prepare(tmp_path_factory.mktemp("settings"))
+    return pytest.importorskip("ultralytics", exc_type=ImportError)
+
+
+def cut(name: str) -> tuple[torch.nn.Module, sc.Shrunk]:
+    """A variant and what half of its channels make of it."""
+    model = yolo.build(name)
+    return model, sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, example=IMAGE), IMAGE)
+
+
+def outputs(model: torch.nn.Module) -> list[torch.Tensor]:
+    """The tensors that a model gives for the image, in the order in which they are found."""
+    with torch.no_grad():
+        return list(tensors_in(model.eval()(IMAGE)))
+
+
+def shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", yolo.VARIANTS)
+def test_the_whole_chain(name: str, ultralytics: ModuleType, tmp_path: Path) -> None:
+    # Cut and proved.
+    model, small = cut(name)
+    assert small.proof.holds
+    assert small.proof.error < 1e-9
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, small.model))
+    assert after < 0.45 * before
+    # Saved, and loaded by YOLO(...): the same outputs to the bit.
+    path = sc.save_yolo(small, tmp_path / "small.pt")
+    loaded = ultralytics.YOLO(path)
+    assert loaded.task == yolo.task_of(name)
+    for mine, theirs in zip(outputs(small.model), outputs(loaded.model), strict=True):
+        assert torch.equal(mine, theirs)
+    # Trained by ultralytics' own trainer: the widths stay, the weights move.
+    data = yolo.data_set(tmp_path / "data", loaded.task)
+    loaded.train(
+        trainer=sc.yolo_trainer(loaded.task),
+        data=str(data),
+        epochs=1,
+        project=str(tmp_path),
+        name="run",
+        **QUIET,
+    )
+    best = ultralytics.YOLO(tmp_path / "run" / "weights" / "best.pt")
+    assert shapes(best.model) == shapes(small.model)
+    states = [m.state_dict() for m in (best.model, small.model)]
+    moved = [
+        n
+        for n, p in small.model.named_parameters()
+        if not torch.equal(states[0][n], states[1][n].half().float())
+    ]
+    assert len(moved) > 0.6 * len(list(small.model.parameters()))
+    # Exported, and run in ONNX Runtime.
+    onnxruntime = pytest.importorskip("onnxruntime")
+    file = best.export(format="onnx", imgsz=64, simplify=False, device="cpu", verbose=False)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (found, *_) = session.run(None, {session.get_inputs()[0].name: IMAGE.numpy()})
+    expected = outputs(ultralytics.YOLO(best.ckpt_path).model)[0]
+    assert found.shape == tuple(expected.shape)
+    if "26" not in name and "v10" not in name:  # these choose among equal scores
+        assert (torch.from_numpy(found) - expected).abs().max() < 1e-3 * expected.abs().max()
+
+
+def train(path: Path, folder: Path, **options: object):
+    """One training of a file's model; gives its YOLO object."""
+    from ultralytics import YOLO
+
+    loaded = YOLO(path)
+    data = yolo.data_set(folder / "data", loaded.task)
+    given = {"data": str(data), "epochs": 1, "project": str(folder), "name": "run", **QUIET, **options}
+    loaded.train(**given)
+    return loaded
+
+
+def test_without_the_trainer_the_cut_is_undone(ultralytics: ModuleType, tmp_path: Path) -> None:
+    model, small = cut("yolov8n")
+    sc.save_yolo(small, tmp_path / "small.pt")
+    trained = train(tmp_path / "small.pt", tmp_path)
+    # What the guide warns of; when this fails, the guide is out of date.
+    assert shapes(trained.model)["model.0.conv.weight"] == shapes(model)["model.0.conv.weight"]
+
+
+def test_a_file_loads_in_a_process_without_secateur(ultralytics: ModuleType, tmp_path: Path) -> None:
+    _, small = cut("yolov8n")
+    path = sc.save_yolo(small, tmp_path / "small.pt")
+    torch.save(IMAGE, tmp_path / "image.pt")
+    code = (
+        f"import sys; sys.modules['secateur'] = None; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"import yolo, pathlib, torch; yolo.prepare(pathlib.Path({str(tmp_path)!r}))\n"
+        f"from ultralytics import YOLO; model = YOLO({str(path)!r}).model.eval()\n"
+        f"with torch.no_grad(): torch.save(model(torch.load({str(tmp_path / 'image.pt')!r}))[0], "
+        f"{str(tmp_path / 'out.pt')!r})"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert torch.equal(torch.load(tmp_path / "out.pt"), outputs(small.model)[0])
+    # ultralytics' own restricted loader, which takes known classes only, reads it as well
+    tasks = ultralytics.nn.tasks
+    assert tasks.torch_safe_load(path, safe_only=True)[0]["secateur"]["plan"] == small.plan.to_json()
+
+
+def test_masks_are_held_and_survive_resume(ultralytics: ModuleType, tmp_path: Path) -> None:
+    _, small = cut("yolov8n")
+    masks = sc.prune(small.model, "magnitude", "element", 0.6)
+    path = sc.save_yolo(small, tmp_path / "small.pt", masks=masks)
+    trainer = sc.yolo_trainer()
+    seen: list[int] = []
+
+    class Stopped(Exception):
+        pass
+
+    def watch(running) -> None:
+        copies = (running.model, running.ema.ema)
+        assert all((m.get_parameter(name)[~mask] == 0).all() for m in copies for name, mask in masks.items())
+        seen.append(running.epoch)
+
+    def stop(running) -> None:
+        raise Stopped
+
+    first = ultralytics.YOLO(path)
+    first.add_callback("on_train_batch_end", watch)
+    first.add_callback("on_model_save", stop)
+    data = yolo.data_set(tmp_path / "data", "detect")
+    options = {"data": str(data), "epochs": 2, "project": str(tmp_path), "name": "run", **QUIET}
+    with pytest.raises(Stopped):
+        first.train(trainer=trainer, **options)
+    last = ultralytics.YOLO(tmp_path / "run" / "weights" / "last.pt")
+    last.add_callback("on_train_batch_end", watch)
+    last.train(trainer=trainer, resume=True)
+    assert seen == [0, 1]
+    assert shapes(last.model) == shapes(small.model)
+    dense = small.model.state_dict()
+    for name, mask in masks.items():
+        assert (last.model.get_parameter(name)[~mask] == 0).all()
+    assert not torch.equal(last.model.state_dict()["model.0.conv.weight"], dense["model.0.conv.weight"])
+
+
+def test_half_rounds_and_no_more(ultralytics: ModuleType, tmp_path: Path) -> None:
+    _, small = cut("yolov8n")
+    whole, half = (sc.save_yolo(small, tmp_path / f"{half}.pt", half=half) for half in (False, True))
+    assert half.stat().st_size < 0.6 * whole.stat().st_size
+    read = ultralytics.YOLO(half).model.state_dict()
+    for name, tensor in small.model.state_dict().items():
+        assert torch.equal(read[name], tensor.half().float() if tensor.is_floating_point() else tensor)
+
+
+def test_what_cannot_be_trained_is_refused(ultralytics: ModuleType, tmp_path: Path) -> None:
+    _, small = cut("yolov8n")
+    path = sc.save_yolo(small, tmp_path / "small.pt")
+    trainer = sc.yolo_trainer()
+    with pytest.raises(OptionError, match=r"no checkpoint was loaded.*without pretrained=False"):
+        train(path, tmp_path, trainer=trainer, pretrained=False)
+    other = sc.save_yolo(yolo.build("yolov8n", classes=5), tmp_path / "five.pt")
+    with pytest.raises(OptionError, match="the model has 5 classes, the data 2"):
+        train(other, tmp_path, trainer=trainer)
+    fused = ultralytics.YOLO(path)
+    fused.model.fuse()
+    data = yolo.data_set(tmp_path / "data", "detect")
+    with pytest.raises(OptionError, match="was fused by predict"):
+        fused.train(trainer=trainer, data=str(data), epochs=1, project=str(tmp_path), **QUIET)
+    with pytest.raises(OptionError, match=r"unknown task 'detection'.*'detect'"):
+        sc.yolo_trainer("detection")
+
+
+def test_what_cannot_be_loaded_is_not_written(ultralytics: ModuleType, tmp_path: Path) -> None:
+    model = yolo.build("yolov8n")
+    with pytest.raises(OptionError, match=r"files that end in .pt; name the file small.pt"):
+        sc.save_yolo(model, tmp_path / "small.pth")
+    with pytest.raises(OptionError, match="expected a model of ultralytics, got Linear"):
+        sc.save_yolo(torch.nn.Linear(2, 2), tmp_path / "small.pt")
+    model.model[0].note = sc.Masks({"w": torch.ones(1, dtype=torch.bool)})
+    with pytest.raises(PlanError, match=r"not written.*would need secateur.core.masks.Masks to load"):
+        sc.save_yolo(model, tmp_path / "small.pt")
+    assert list(tmp_path.iterdir()) == []

@@ -20,12 +20,14 @@ import resource
 import select
 import signal
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from foreign_models import Foreign, listed
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 import secateur as sc
 from models import declare_torchvision
@@ -38,8 +40,24 @@ KEPT = ROOT / "runs" / "foreign.jsonl"
 HEADS = ("head", "rpn.head")
 """The modules of detectors whose outputs boxes are chosen from."""
 MARK = "## Foreign models"
+_PATIENCE = 10
+"""How many times its processor time a model may take by the clock."""
 ENOUGH = 0.4
 """A model that loses less of its parameters must say why."""
+
+
+class Doubled(TorchFunctionMode):
+    """Leaves conversions to float32 out: their rounding differs between two models that compute the same."""
+
+    def __torch_function__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.Tensor.float:
+            return args[0].double()
+        wide = [torch.float64 if each is torch.float32 else each for each in args]
+        return func(
+            *wide, **{k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()}
+        )
 
 
 # -- one model ---------------------------------------------------------------------------------------------------------
@@ -75,7 +93,8 @@ def difference(
                 head.register_forward_hook(lambda *seen, to=before: to.extend(tensors_in(seen[2])))
                 for head in heads
             ]
-            outputs = call(model, call_with)
+            with Doubled() if dtype == torch.float64 else nullcontext():
+                outputs = call(model, call_with)
             for hook in hooks:
                 hook.remove()
             found.append([tensor.detach() for tensor in before or tensors_in(outputs)])
@@ -100,7 +119,7 @@ def compared(
 ) -> dict[str, Any]:
     """Dense against shrunk at both shapes, with gradients and without; what the dense model refuses is left out."""
     dtype = torch.float64 if shrunk.proof.dtype == "float64" else torch.float32
-    choice = bool(shrunk.proof.selected)
+    choice = bool(set(shrunk.proof.selected) - {"float32"})
     was = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -143,8 +162,7 @@ def run_one(entry: Foreign) -> dict[str, Any]:
         return {**row, "unbuilt": f"{type(error).__name__}: {str(error)[:300]}"}
     start = time.perf_counter()
     try:
-        options = sc.PruneOptions(allow_collapse=True)
-        masks = sc.prune(model, "l2", "channel", 0.5, example=example, options=options)
+        masks = chosen(model, example)
         shrunk = sc.shrink(model, masks, example)
     except Exception as error:
         return {**row, "failed": f"{type(error).__name__}: {str(error)[:600]}"}
@@ -155,18 +173,34 @@ def run_one(entry: Foreign) -> dict[str, Any]:
     row["selected"] = list(shrunk.proof.selected)
     row.update(compared(entry, model, shrunk, masks, example, other))
     if row["removed"] < ENOUGH:
-        row["why"] = why(sc.explain(model, example))
+        row["why"] = why(sc.explain(model, example), model)
     return row
 
 
-def why(explained: Any) -> list[str]:
-    """The locks of most positions, by operator and module, those of inputs and outputs left out."""
+def chosen(model: nn.Module, example: object) -> sc.Masks:
+    """Half of every group; experts that are one parameter of three axes are asked for by name."""
+    experts = any(".experts." in name and each.dim() == 3 for name, each in model.named_parameters())
+    options = sc.PruneOptions(allow_collapse=True, parameters="*.experts.*" if experts else None)
+    return sc.prune(model, "l2", "channel", 0.5, example=example, options=options)
+
+
+def why(explained: Any, model: nn.Module) -> list[str]:
+    """The locks of most positions, by operator and module, those of inputs and outputs left out if others are there."""
     seen: dict[str, int] = {}
-    for lock in explained.locks:
-        if lock.operator != "output" and not lock.reason.startswith("meets"):
-            key = f"{lock.reason} ({lock.operator} in {lock.path or 'the model'})"
-            seen[key] = seen.get(key, 0) + lock.positions
-    return [key for key, _ in sorted(seen.items(), key=lambda item: -item[1])][:2]
+    for edge in (False, True):
+        for lock in explained.locks:
+            if edge == (lock.operator == "output" or lock.reason.startswith("meets")):
+                key = f"{lock.reason} ({lock.operator} in {lock.path or 'the model'})"
+                seen[key] = seen.get(key, 0) + lock.positions
+        if seen:
+            break
+    unused = sum(model.get_parameter(name).numel() for name in explained.untouched)
+    share = unused / parameters(model)
+    found = [key for key, _ in sorted(seen.items(), key=lambda item: -item[1])][:3]
+    return [
+        *([f"{share:.0%} of the parameters are not used by this forward"] if share > 0.05 else []),
+        *found,
+    ]
 
 
 def run_peer(entry: Foreign) -> dict[str, Any]:
@@ -199,9 +233,7 @@ def run_peer(entry: Foreign) -> dict[str, Any]:
 def run_breaks(entry: Foreign) -> dict[str, Any]:
     """Graph breaks of torch.compile, of the dense and of the shrunk model."""
     model, example, _ = entry.build()
-    masks = sc.prune(
-        model, "l2", "channel", 0.5, example=example, options=sc.PruneOptions(allow_collapse=True)
-    )
+    masks = chosen(model, example)
     shrunk = sc.shrink(
         model, masks, example, proof=sc.ProofOptions(("no_grad",), other_shapes=False)
     ).model.eval()
@@ -218,12 +250,16 @@ def run_breaks(entry: Foreign) -> dict[str, Any]:
 
 # -- a process for each ------------------------------------------------------------------------------------------------
 def apart(work: Any, entry: Foreign, seconds: int, gigabytes: int) -> dict[str, Any]:
-    """What `work` gives for a model, run in a forked process with limits; how it ended if it gave nothing."""
+    """What `work` gives for a model, run in a forked process with limits; how it ended if it gave nothing.
+
+    The time is that of the processor, so that it is the same on a machine with other work.
+    """
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
         os.close(reader)
         resource.setrlimit(resource.RLIMIT_AS, (gigabytes << 30, gigabytes << 30))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
@@ -236,14 +272,16 @@ def apart(work: Any, entry: Foreign, seconds: int, gigabytes: int) -> dict[str, 
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as file:
-        ready, _, _ = select.select([file], [], [], seconds)
+        ready, _, _ = select.select([file], [], [], _PATIENCE * seconds)
         if not ready:
             os.kill(child, signal.SIGKILL)
         text = file.read() if ready else ""
-    os.waitpid(child, 0)
+    _, status, used = os.wait4(child, 0)
     if text:
         return json.loads(text)
-    ended = f"stopped after {seconds} s" if not ready else f"the process died (memory over {gigabytes} GiB?)"
+    late = not ready or os.WTERMSIG(status) == signal.SIGXCPU
+    spent = f"stopped after {used.ru_utime + used.ru_stime:.0f} s of processor time"
+    ended = spent if late else f"the process died (memory over {gigabytes} GiB?)"
     return {"library": entry.library, "name": entry.name, "failed": ended}
 
 
@@ -256,7 +294,7 @@ def line(row: dict[str, Any]) -> str:
         text = row["failed"].replace("|", "/").replace("\n", " ")[:240]
         return f"| {name} | refused | | | {row.get('seconds', 0):.1f} | {peer} | {text} |"
     notes = row.get("wrong") or "; ".join(row.get("why", ()))
-    if row.get("selected"):
+    if set(row.get("selected", ())) - {"float32"}:
         notes = "; ".join(filter(None, ["one choice for both, the heads compared", notes]))
     return (
         f"| {name} | {row['removed']:.2f} | {row['proof']:.0e} "
@@ -336,7 +374,7 @@ def options() -> argparse.Namespace:
         "--peer", action="store_true", help="run Torch-Pruning instead, where it is importable"
     )
     parser.add_argument("--write", action="store_true", help="only write the section from the results kept")
-    parser.add_argument("--seconds", type=int, default=120, help="the limit for one model")
+    parser.add_argument("--seconds", type=int, default=120, help="processor time for one model")
     parser.add_argument("--gigabytes", type=int, default=12, help="the limit of address space for one model")
     return parser.parse_args()
 

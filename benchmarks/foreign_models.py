@@ -321,8 +321,15 @@ _CLIP_VISION: dict[str, dict[str, object]] = {
 
 
 def _clip(kind: str, name: str) -> Built:
-    options = {"embed_dim": 32, "vision_cfg": _CLIP_VISION[name], "text_cfg": _CLIP_TEXT}
+    options = {
+        "embed_dim": 64 if kind == "CoCa" else 32,
+        "vision_cfg": _CLIP_VISION[name],
+        "text_cfg": _CLIP_TEXT,
+    }
     if kind == "CoCa":
+        pooled = {"attentional_pool": True, "attn_pooler_heads": 4, "output_tokens": True}
+        options["vision_cfg"] = {**_CLIP_VISION[name], **pooled}
+        options["text_cfg"] = {**_CLIP_TEXT, "embed_cls": True, "output_tokens": True}
         options["multimodal_cfg"] = {**_CLIP_TEXT, "attn_pooler_heads": 4}
     model = getattr(import_module("open_clip.model" if kind != "CoCa" else "open_clip.coca_model"), kind)(
         **options
@@ -376,9 +383,13 @@ _VIT: dict[str, tuple[str, dict[str, object]]] = {
     "simple_vit_with_qk_norm.SimpleViT": ("SimpleViT", _V),
     "simple_vit_with_patch_dropout.SimpleViT": ("SimpleViT", _V),
     "vit_with_patch_dropout.ViT": ("ViT", _V),
-    "look_vit.LookViT": ("LookViT", {k: v for k, v in _V.items() if k != "mlp_dim"}),
+    "look_vit.LookViT": (
+        "LookViT",
+        {**{k: v for k, v in _V.items() if k != "mlp_dim"}, "highres_patch_size": 8, "cross_attn_heads": 4},
+    ),
     "learnable_memory_vit.ViT": ("ViT", _V),
-    "local_vit.LocalViT": ("LocalViT", _V),
+    # Its feed-forward has a layer norm of `dim` numbers over the last axis of (dim, 8, 8).
+    "local_vit.LocalViT": ("LocalViT", {**_V, "patch_size": 8, "dim": 8, "dim_head": 8, "mlp_dim": 32}),
     "pit.PiT": (
         "PiT",
         {
@@ -417,11 +428,10 @@ _VIT: dict[str, tuple[str, dict[str, object]]] = {
         "CrossFormer",
         {
             "num_classes": 10,
-            "dim": (16, 32, 64, 128),
+            "dim": (32, 64, 64, 128),
             "depth": (1, 1, 1, 1),
             "global_window_size": (4, 2, 2, 1),
             "local_window_size": 2,
-            "dim_head": 8,
         },
     ),
     "sep_vit.SepViT": (
@@ -429,10 +439,8 @@ _VIT: dict[str, tuple[str, dict[str, object]]] = {
         {
             "num_classes": 10,
             "dim": 16,
-            "dim_head": 8,
             "heads": (1, 2, 2, 4),
             "depth": (1, 1, 1, 1),
-            "window_size": 2,
         },
     ),
     "nest.NesT": (
@@ -466,12 +474,14 @@ _VIT: dict[str, tuple[str, dict[str, object]]] = {
     ),
     "vit_3d.ViT": ("ViT", {**_V, "image_patch_size": 16, "frames": 4, "frame_patch_size": 2}),
 }
-_ANY_SIZE = ("cvt", "crossformer", "sep_vit", "max_vit", "simple_vit.")
+_ANY_SIZE = ("cvt", "crossformer", "max_vit")
 
 
 def _vit(name: str) -> Built:
     module, (kind, options) = name.rpartition(".")[0], _VIT[name]
-    edges = (64, 64) if not name.startswith(_ANY_SIZE[:-1]) else (64, 128)
+    edges = (64, 128) if name.startswith(_ANY_SIZE) else (64, 64)
+    if module == "sep_vit":  # windows of 7, whatever is asked for
+        edges = (224, 224)
     images: tuple[object, object] = _images(*edges)
     if module == "vit_3d":
         options = {key: value for key, value in options.items() if key != "patch_size"}
@@ -527,7 +537,7 @@ def _kornia(name: str) -> Built:
     if name == "KeyNet":
         return (feature.KeyNet(pretrained=False), *_images(64, 96, 1))
     if name == "EdgeDetector":
-        return (import_module("kornia.models").DexiNed(pretrained=False), *_images(64, 96))
+        return (import_module("kornia.models.dexined").DexiNed(pretrained=False), *_images(64, 96))
     contrib = import_module("kornia.models.vit")
     if name == "VisionTransformer":
         model = contrib.VisionTransformer(image_size=64, patch_size=16, embed_dim=64, depth=2, num_heads=4)
@@ -607,12 +617,10 @@ _HF_LM: dict[str, dict[str, object]] = {
             "starcoder2",
             "vaultgemma",
             "internlm3",
-            "phi4",
+            "qwen3_5_text",
             "doge",
-            "gemma4_text",
             "hyperclovax",
             "mellum",
-            "step3p5",
             "youtu",
             "minicpm3",
             "modernbert-decoder",
@@ -634,10 +642,8 @@ _HF_LM: dict[str, dict[str, object]] = {
             "minimax_m2",
             "phimoe",
             "glm4_moe",
-            "dots1",
             "jetmoe",
             "afmoe",
-            "lfm2_moe",
             "solar_open",
             "exaone_moe",
             "qwen2_moe",
@@ -646,9 +652,25 @@ _HF_LM: dict[str, dict[str, object]] = {
     ),
     **{
         name: {**_EXPERTS, **_LATENT}
-        for name in ["deepseek_v2", "deepseek_v3", "longcat_flash", "glm4_moe_lite", "youtu", "minicpm3"]
+        for name in ["deepseek_v2", "deepseek_v3", "glm4_moe_lite", "youtu", "minicpm3"]
     },
-    **dict.fromkeys(["mamba", "falcon_mamba", "bamba", "zamba2", "falcon_h1", "recurrent_gemma"], _STATES),
+    **dict.fromkeys(["mamba", "falcon_mamba", "bamba", "falcon_h1", "recurrent_gemma"], _STATES),
+    "mamba2": {"num_heads": 8, "head_dim": 16, "state_size": 8, "n_groups": 1, "chunk_size": 8},
+    "zamba2": {
+        **{"mamba_d_state": 8, "n_mamba_heads": 8, "mamba_headdim": 16, "chunk_size": 8, "adapter_rank": 8},
+        **{"attention_hidden_size": 128, "attention_head_dim": 32, "num_key_value_heads": 4},
+        **{"layers_block_type": ["mamba", "hybrid"], "num_mem_blocks": 1},
+    },
+    "step3p5": {"sliding_window": 8},
+    "gemma4_text": {"vocab_size_per_layer_input": 99, "hidden_size_per_layer_input": 16},
+    "dots1": {**_EXPERTS, "n_shared_experts": 1, "first_k_dense_replace": 1},
+    "lfm2_moe": {**_EXPERTS, "num_dense_layers": 1, "layer_types": ["conv", "full_attention"]},
+    "longcat_flash": {
+        **_EXPERTS,
+        **_LATENT,
+        **{"head_dim": 8, "num_layers": 2, "ffn_hidden_size": 128, "expert_ffn_hidden_size": 32},
+        **{"zero_expert_num": 2, "moe_topk": 2},
+    },
 }
 _HF_TEXT = ["modernbert", "eurobert", "nomic_bert", "gte", "jina_embeddings_v3", "esmc"]
 _HF_IMAGE: dict[str, dict[str, object]] = {
@@ -661,18 +683,29 @@ _HF_IMAGE: dict[str, dict[str, object]] = {
             "siglip_vision_model",
             "dinov3_vit",
             "pixio",
-            "hiera",
             "metaclip_2_vision_model",
             "mlcd_vision_model",
             "vitpose_backbone",
         ]
     },
+    "hiera": {
+        "image_size": [64, 64],
+        "patch_size": [7, 7],
+        "embed_dim": 16,
+        "depths": [1, 1, 1, 1],
+        "num_heads": [1, 2, 4, 8],
+    },
+    "convnextv2": {"patch_size": 4, "hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 2, 1]},
     "dinov3_convnext": {"hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 2, 1]},
     "hgnet_v2": {},
     "textnet": {},
     "pp_lcnet": {},
     "rt_detr_resnet": {"embedding_size": 16, "hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 1, 1]},
-    "pvt_v2": {},
+    "pvt_v2": {
+        "hidden_sizes": [16, 32, 64, 128],
+        "depths": [1, 1, 1, 1],
+        "num_attention_heads": [1, 2, 4, 8],
+    },
     "swiftformer": {},
 }
 _SIDE: dict[str, object] = {
@@ -693,21 +726,34 @@ def _config(name: str, options: dict[str, object]) -> Any:
     wanted = {
         key: value
         for key, value in options.items()
-        if key in known or (key == "head_dim" and "head_dim" in known)
+        if key in known or (key == "layers_block_type" and hasattr(kind, key))
     }
-    if "qk_rope_head_dim" in wanted:
+    if "qk_rope_head_dim" in wanted and wanted.get("head_dim") != wanted["qk_rope_head_dim"]:
         wanted.pop("head_dim", None)
+    if "num_key_value_heads" in wanted and name == "esmc":
+        wanted["num_key_value_heads"] = wanted["num_attention_heads"]
     layers = known.get("layer_types")
-    if layers:
+    if layers and not {"layer_types", "layers_block_type"} & set(wanted):
         wanted["layer_types"] = [layers[0], layers[-1]]
     return kind(**wanted)
+
+
+def _alone(config: Any) -> Any:
+    """The model of a configuration that no Auto class knows, by its class name; None where there is none."""
+    kind = type(config)
+    module = import_module(kind.__module__.replace("configuration_", "modeling_"))
+    found = getattr(module, kind.__name__.replace("Config", "Model"), None)
+    return None if found is None else found(config)
 
 
 def _hf_lm(name: str) -> Built:
     transformers = import_module("transformers")
     config = _config(name, {**_LM, **_HF_LM[name]})
     config.use_cache = False
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    try:
+        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    except ValueError:
+        model = _alone(config)
 
     def call(rows: int, length: int) -> object:
         return {"input_ids": torch.randint(3, 99, (rows, length)), "use_cache": False}
@@ -731,12 +777,46 @@ def _hf_image(name: str) -> Built:
     try:
         model = transformers.AutoModel.from_config(config)
     except ValueError:
-        model = transformers.AutoBackbone.from_config(config)
+        model = _alone(config) or transformers.AutoBackbone.from_config(config)
     size = getattr(config, "image_size", 64) or 64
     size = size[0] if isinstance(size, (list, tuple)) else size
     fixed = "image_size" in config.to_dict() and name != "dinov3_vit"
     first, second = _images(size, size if fixed else 96)
     return model, {"pixel_values": first}, {"pixel_values": second}
+
+
+def _encodec() -> Built:
+    transformers = import_module("transformers")
+    options = {"num_filters": 8, "hidden_size": 32, "num_lstm_layers": 1, "upsampling_ratios": [4, 2]}
+    config = transformers.EncodecConfig(**options, codebook_dim=32, codebook_size=64)
+    return transformers.EncodecModel(config), torch.randn(2, 1, 640), torch.randn(1, 1, 960)
+
+
+def _rt_detr() -> Built:
+    transformers = import_module("transformers")
+    backbone = transformers.RTDetrResNetConfig(
+        embedding_size=16,
+        hidden_sizes=[16, 32, 64, 128],
+        depths=[1, 1, 1, 1],
+        layer_type="basic",
+        out_features=["stage2", "stage3", "stage4"],
+    )
+    config = transformers.RTDetrConfig(
+        backbone_config=backbone,
+        encoder_in_channels=[32, 64, 128],
+        decoder_in_channels=[32, 32, 32],
+        **dict.fromkeys(["encoder_hidden_dim", "d_model"], 32),
+        **dict.fromkeys(["encoder_ffn_dim", "decoder_ffn_dim"], 64),
+        **dict.fromkeys(["encoder_attention_heads", "decoder_attention_heads"], 4),
+        decoder_layers=2,
+        num_queries=20,
+        num_denoising=0,
+        num_labels=10,
+    )
+    return (transformers.RTDetrForObjectDetection(config), *_images(128, 160))
+
+
+_HF_WHOLE = {"encodec": _encodec, "rt_detr": _rt_detr}
 
 
 # -- timm --------------------------------------------------------------------------------------------------------------
@@ -908,5 +988,6 @@ def listed() -> list[Foreign]:
     add("transformers", _HF_LM, _hf_lm)
     add("transformers", _HF_TEXT, _hf_text)
     add("transformers", _HF_IMAGE, _hf_image)
+    add("transformers", _HF_WHOLE, lambda name: _HF_WHOLE[name]())
     add("timm", [name for name in _TIMM if not name.startswith(tuple(_TOO_LARGE))], _timm)
     return found

@@ -73,11 +73,61 @@ def test_a_mean_over_the_channels_of_one_layer_keeps_its_count() -> None:
     assert torch.equal(copy.deepcopy(small.model)(x), small.model(x))
 
 
-def test_a_mean_over_channels_of_several_layers_stays_locked() -> None:
+def test_a_mean_over_channels_of_two_layers_that_are_added_keeps_its_count() -> None:
+    torch.manual_seed(0)
     model, x = Response(shared=True).eval(), torch.randn(2, 5, 6)
-    explained = sc.explain(model, x)
-    assert not explained.groups
-    assert "mean over the axis" in {lock.reason for lock in explained.locks}
+    small = sc.shrink(model, sc.prune(model, "l1", "channel", 0.5, example=x), x)
+    assert small.proof.error < 1e-12
+    assert (small.model.up.out_features, small.model.again.out_features) == (8, 8)
+
+
+class Block(nn.Module):
+    """Attention with a norm over all queries and one over all keys, and a gated MLP with a norm before its last layer.
+
+    The stream that both add to is normalised as well.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.last = nn.RMSNorm(16), nn.RMSNorm(16)
+        self.q, self.k, self.v, self.o = (nn.Linear(16, 16, bias=False) for _ in range(4))
+        self.q_norm, self.k_norm, self.inner = nn.RMSNorm(16), nn.RMSNorm(16), nn.RMSNorm(32)
+        self.gate, self.up, self.down = nn.Linear(16, 32), nn.Linear(16, 32), nn.Linear(32, 16)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(x)
+        q, k, v = (
+            part.view(*x.shape[:2], -1, 4).transpose(1, 2)
+            for part in (self.q_norm(self.q(y)), self.k_norm(self.k(y)), self.v(y))
+        )
+        x = x + self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        x = x + self.down(self.inner(F.silu(self.gate(x)) * self.up(x)))
+        return self.head(self.last(x))
+
+
+class Language(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.block = nn.Embedding(20, 16), Block()
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.block(self.words(ids))
+
+
+def test_norms_inside_a_block_count_and_the_stream_stays_whole() -> None:
+    torch.manual_seed(0)
+    model, ids = Language().eval(), torch.randint(20, (2, 7))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    explained = sc.explain(model, ids)
+    assert {group.count for group in explained.groups} == {4, 32}  # heads, and the gated width
+    assert any(lock.path == "block.norm" and "mean" in lock.reason for lock in explained.locks)
+    small = sc.shrink(model, sc.prune(model, "l1", "channel", 0.5, example=ids), ids)
+    assert small.proof.error < 1e-12
+    block = small.model.block
+    assert (block.q.out_features, block.inner.normalized_shape, block.down.in_features) == (8, (16,), 16)
+    assert (block.norm.normalized_shape, block.last.normalized_shape) == ((16,), (16,))
 
 
 def test_standardised_weights_keep_their_count() -> None:

@@ -153,19 +153,20 @@ def test_a_head_of_zeros_does_not_hide_a_wrong_cut(net: nn.Module) -> None:
 
 
 class Summed(nn.Module):
-    """A layer norm over what two layers put out."""
+    """A layer norm over a stream: what the first layer puts out and the second adds to."""
 
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b, self.norm, self.out = (
             nn.Linear(4, 8),
-            nn.Linear(4, 8),
+            nn.Linear(8, 8),
             nn.LayerNorm(8),
             nn.Linear(8, 2),
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.out(self.norm(self.a(x) + self.b(x)))
+        x = self.a(x)
+        return self.out(self.norm(x + self.b(x)))
 
 
 def test_a_model_without_channels_says_why() -> None:
@@ -252,7 +253,7 @@ def test_what_is_added_to_in_place_is_a_stream() -> None:
     class Added(Summed):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             y = self.a(x)
-            y += self.b(x)
+            y += self.b(y)
             return self.out(self.norm(y))
 
     assert not sc.explain(Added(), torch.randn(3, 4)).groups

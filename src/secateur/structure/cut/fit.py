@@ -9,11 +9,13 @@ search starts over without them. A plan that is returned without locks has alway
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from secateur.execution.fast_copy import modules_of, tensors_of
@@ -36,6 +38,8 @@ from secateur.structure.trace.trace import Op, Trace, trace, traceable_copy
 __all__ = ["Fitted", "draft", "fit"]
 
 _ROUNDS = 400
+_RESYNC, _AGREE = 200, 4
+"""How many operators may be missing in one of two recordings, and how many must agree behind them."""
 _NORMS = frozenset(
     {
         "native_group_norm",
@@ -159,18 +163,21 @@ class _Search:
         self.repairs = Repairs(structure, model, example, alive)
         self.recorded: list[tuple[ShrinkPlan, Trace]] = []
         self.attempts: set[tuple[int, str, str]] = set()
+        self.drafted: Mapping[str, Mapping[str, Any]] = {}
 
     def run(self, plan: ShrinkPlan) -> Fitted:
         """Repair the plan until every operator agrees with the labels, or say which labels to lock."""
         at: Mismatch | None = None
+        self.drafted = plan.attributes
         for _ in range(_ROUNDS):
             at = self.mismatch(plan)
             if at is None:
                 return Fitted(with_sites(self.structure, self.model, plan))
             better = self.repaired(plan, at)
-            if better is None:
+            wider = self.undone(plan, at) if better is None else self.spread(plan, better, at)
+            if wider is None:
                 break
-            plan = self.spread(plan, better, at)
+            plan = wider
         assert at is not None
         return Fitted(plan, _blame(self.structure, at, self.alive))
 
@@ -202,6 +209,26 @@ class _Search:
                 return candidate
         return None
 
+    def undone(self, plan: ShrinkPlan, at: Mismatch) -> ShrinkPlan | None:
+        """The plan without an attribute that an earlier repair set by mistake, where that carries the forward on.
+
+        A number can be the same as a width and mean something else: 8 heads, and pieces of 8 tokens.
+        """
+        parts = at.op.path.split(".") if at.op.path else []
+        for place in [".".join(parts[:stop]) for stop in range(len(parts), -1, -1)][:3]:
+            drafted = self.drafted.get(place, {})
+            for name in [name for name in plan.attributes.get(place, {}) if name not in drafted]:
+                candidate = _without_attribute(plan, (place,), name)
+                beyond = self.mismatch(candidate)
+                if beyond is not None and beyond.op.index <= at.op.index:
+                    continue
+                kind = type(modules_of(self.model)[place])
+                alike = [path for path, module in modules_of(self.model).items() if type(module) is kind]
+                wider = _without_attribute(plan, alike, name)
+                after = self.mismatch(wider)
+                return wider if after is None or after.op.index > at.op.index else candidate
+        return None
+
     def spread(self, plan: ShrinkPlan, better: ShrinkPlan, at: Mismatch) -> ShrinkPlan:
         """The same repair for all modules of the class, where that carries the forward past this operator as well."""
         wider = self.repairs.spread(plan, better, at)
@@ -209,6 +236,15 @@ class _Search:
             return better
         after = self.mismatch(wider)
         return wider if after is None or after.op.index > at.op.index else better
+
+
+def _without_attribute(plan: ShrinkPlan, paths: Sequence[str], name: str) -> ShrinkPlan:
+    """The plan in which modules keep an attribute as it is."""
+    less = {
+        path: {key: value for key, value in plan.attributes.get(path, {}).items() if key != name}
+        for path in paths
+    }
+    return replace(plan, attributes={**plan.attributes, **less})
 
 
 def _skipped(plan: ShrinkPlan) -> tuple[str, ...]:
@@ -254,19 +290,53 @@ def _mismatch(
     """Compare the cut model's operators with what the labels say; None where all agree."""
     old = [op for op in structure.trace.ops if op.name not in _UNCOMPARED and not within(op.path, skipped)]
     new = [op for op in found.ops if op.name not in _UNCOMPARED and not within(op.path, skipped)]
-    for index, op in enumerate(old):
-        if index >= len(new) and found.error is None:
+    free = False  # behind an operator whose result is as long as the values say, only what is labelled is compared
+    for index, (op, other) in enumerate(_side_by_side(old, new, found.error is not None)):
+        free |= torch.Tag.dynamic_output_shape in op.overload.tags
+        if other is None and found.error is None:
             break  # fewer operators and no error: a forward that took another way; the proof will tell
-        other = new[index] if index < len(new) else None
         if other is None or _plain_name(other) != _plain_name(op):
             if other is not None and found.error is None and len(old) != len(new):
                 continue
             return Mismatch(op, _wanted(structure, op, alive), found.error, index)
-        at = _disagreement(structure, op, other, alive, index)
+        at = _disagreement(structure, op, other, alive, index, free)
         if at is not None:
             return at
     if found.error is not None and old:
         return Mismatch(old[-1], [], found.error, len(old))
+    return None
+
+
+def _side_by_side(old: list[Op], new: list[Op], failed: bool) -> Iterator[tuple[Op, Op | None]]:
+    """The operators of two recordings of a forward, in pairs; None where the second has ended.
+
+    Where one has operators that the other lacks, as a table that is worked out once and then kept, they are left out:
+    the pairs go on where the next operators are again those of the same modules.
+    """
+    first = second = 0
+    while first < len(old):
+        if second >= len(new):
+            yield old[first], None
+        elif _plain_name(old[first]) == _plain_name(new[second]) or (not failed and len(old) == len(new)):
+            yield old[first], new[second]
+        else:
+            ahead = _ahead(old[first:], new[second:])
+            if ahead is not None:
+                first, second = first + ahead[0], second + ahead[1]
+                continue
+            yield old[first], new[second]
+        first, second = first + 1, second + 1
+
+
+def _ahead(old: list[Op], new: list[Op]) -> tuple[int, int] | None:
+    """How many operators each recording must leave out for the next few to agree, at least those of one of them."""
+    keys = [[(_plain_name(op), op.path) for op in ops[: _RESYNC + _AGREE]] for ops in (old, new)]
+    for skipped in range(1, _RESYNC):
+        for more in range(skipped + 1):
+            for pair in ((skipped, more), (more, skipped)):
+                left, right = (part[by : by + _AGREE] for part, by in zip(keys, pair))
+                if right and left[: len(right)] == right:
+                    return pair
     return None
 
 
@@ -275,14 +345,23 @@ def _wanted(structure: Structure, op: Op, alive: np.ndarray) -> list[tuple[int, 
     return [structure.kept_shape(ref, alive) for ref in op.results() if 0 not in ref.shape]
 
 
-def _disagreement(structure: Structure, op: Op, other: Op, alive: np.ndarray, index: int) -> Mismatch | None:
-    """Whether an operator of the cut model has other shapes than it must, or other plain numbers than before."""
+def _disagreement(
+    structure: Structure, op: Op, other: Op, alive: np.ndarray, index: int, free: bool
+) -> Mismatch | None:
+    """Whether an operator of the cut model has other shapes than it must, or other plain numbers than before.
+
+    With `free`, axes without labels may be of any size.
+    """
     wanted = _wanted(structure, op, alive)
     got = [ref.shape for ref, was in zip(other.results(), op.results()) if 0 not in was.shape]
     if not op.name.startswith(_SEVERAL_RESULTS):
         wanted, got = wanted[:1], got[:1]  # the others are statistics kept for a backward pass
-    if any(shape is None or shape != have for shape, have in zip(wanted, got)):
-        return Mismatch(op, wanted, None, index)
+    for ref, shape, have in zip((each for each in op.results() if 0 not in each.shape), wanted, got):
+        if free and shape is not None and len(shape) == len(have):
+            labelled = {axis for part in structure.follower.of(ref).fields for axis in part.axes}
+            shape = tuple(size if axis in labelled else have[axis] for axis, size in enumerate(shape))
+        if shape is None or shape != have:
+            return Mismatch(op, wanted, None, index)
     if op.path == other.path and not _alike(_numbers(op), _numbers(other)):
         return Mismatch(op, wanted, None, index, (_numbers(op), _numbers(other)))
     return None
@@ -298,8 +377,10 @@ def _blame(structure: Structure, at: Mismatch, alive: np.ndarray) -> list[Lock]:
         return [each for each in gone if each.size]
 
     labels = leaving([at.op])
-    if not labels and at.op.path:  # a number may not be where the width is that it comes from
-        labels = leaving([op for op in structure.trace.ops if within(op.path, (at.op.path,))])
+    parts = at.op.path.split(".") if at.op.path else []
+    while not labels and parts:  # a number may not be where the width is that it comes from
+        labels = leaving([op for op in structure.trace.ops if within(op.path, (".".join(parts),))])
+        parts = parts[:-1] if at.error is not None else []
     joined = np.unique(np.concatenate(labels)) if labels else np.zeros(0, int)
     why = "the forward has this width written into it"
     if at.numbers is not None:

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,9 +31,9 @@ from secateur.execution.operator_costs import (
     convolution_macs,
     product_macs,
 )
-from secateur.structure.groups.grouping import Group, Slot, collect, marked, parameter_axes, role_of
+from secateur.structure.groups.grouping import Group, Slot, collect, marked, parameter_axes
 from secateur.structure.groups.labels import Labels, Lock
-from secateur.structure.groups.rules import Follower, follow
+from secateur.structure.groups.rules import LAYERS, Follower, follow
 from secateur.structure.groups.rules.attention import FUSED
 from secateur.structure.trace.trace import Op, TensorRef, Trace, trace
 
@@ -254,30 +255,46 @@ def _analyse(
             other.run()
             more = (other,)
             unused -= _used(second)
-    _lock_counted(recorded, labels, (main, *more))
+    _lock_counted(labels, (main, *more))
     return _group(recorded, labels, main, more, tuple(sorted(unused)))
 
 
-def _lock_counted(recorded: Trace, labels: Labels, followers: Sequence[Follower]) -> None:
-    """Lock what is averaged over, except the channels that one layer alone puts out."""
+def _lock_counted(labels: Labels, followers: Sequence[Follower]) -> None:
+    """Lock what is averaged over where it is a stream: channels that a layer reads and a later layer adds to again.
+
+    To cut a stream is to cut everything that reads it, and each of its normalisations would have to count. Channels
+    inside a block (those of a gate and what it gates, the heads of queries and keys) are none.
+    """
     counted = [each for follower in followers for each in follower.counted if not each.anywhere]
     if not counted:
         return
     roots = labels.without_locks()
-    entered = marked(labels.count, (array for follower in followers for array in follower.entered))
-    asked = marked(labels.count, (roots[each.labels] for each in counted))
-    layers = np.zeros(labels.count, int)
-    for ref in recorded.parameters.values():
-        for part in followers[0].of(ref).fields:
-            found = roots[part.labels]
-            hit = found[asked[found]]
-            if hit.size and role_of(ref, bool(entered[part.labels].any())) == "out":
-                layers[np.unique(hit)] += 1
+    streams = np.zeros(labels.count, bool)
+    for follower in followers:
+        streams |= _streams(follower, roots)
     for each in counted:
-        if (layers[roots[each.labels]] != 1).any():
+        if streams[roots[each.labels]].any():
             labels.op, labels.operator, labels.path = each.op.index, each.op.name, each.op.path
             labels.lock(each.labels, each.reason)
     labels.op, labels.operator, labels.path = -1, "", ""
+    labels.locks.sort(
+        key=lambda lock: lock.op if lock.op >= 0 else math.inf
+    )  # the earliest is the one reported
+
+
+def _streams(follower: Follower, roots: np.ndarray) -> np.ndarray:
+    """One flag for each class of labels: whether a layer puts it out behind one that takes it in, or does both."""
+    entered = marked(roots.size, follower.entered)
+    taken_in, put_out = np.full(roots.size, np.iinfo(int).max), np.full(roots.size, -1)
+    for op in follower.trace.ops:
+        weights = [ref for ref in op.refs() if ref.id in follower.plain and len(ref.shape) > 1]
+        for part in (part for ref in weights if op.name in LAYERS for part in follower.of(ref).fields):
+            found = roots[part.labels.reshape(-1)]
+            if entered[part.labels].any():
+                taken_in[found] = np.minimum(taken_in[found], op.index)
+            else:
+                put_out[found] = op.index
+    return put_out >= taken_in
 
 
 def regroup(structure: Structure, locks: Sequence[Lock]) -> Structure:

@@ -67,11 +67,10 @@ def other_shapes(model: nn.Module, example: Example, mode: str = "meta") -> list
     """
     found = []
     for axes, sizes in _sizes(example)[:_MOST_SIZES]:
-        for attempt in _other_sizes(example, axes, sizes):
-            accepted = _attempt(model, "size", attempt, mode)
+        for attempts in _other_sizes(example, axes, sizes):
+            accepted = next(filter(None, (_attempt(model, "size", each, mode) for each in attempts)), None)
             if accepted is not None:
                 found.append(accepted)
-                break
     # The other batch is one of the smallest images or sequences accepted: it costs least to run.
     small = min([example, *(other.example for other in found)], key=_elements)
     for batch in (*_other_batches(small), *_other_batches(example)):
@@ -121,28 +120,40 @@ def _sizes(example: Example) -> list[tuple[dict[int, tuple[int, ...]], int]]:
     return [(axes, size) for size, axes in groups.items()]
 
 
-def _other_sizes(example: Example, axes: Mapping[int, tuple[int, ...]], size: int) -> Iterator[Example]:
-    """The example with those axes shorter, then longer; of an image, first with sides that differ."""
+def _other_sizes(
+    example: Example, axes: Mapping[int, tuple[int, ...]], size: int
+) -> Iterator[Iterator[Example]]:
+    """The example with those axes of other sizes, as lists of attempts of which one each is wanted.
+
+    Of an image, first with sides that differ. A sequence is made shorter and also longer, for a forward may keep what
+    it worked out for the longest one that it has seen.
+    """
     image = len(axes) == 1 and len(next(iter(axes.values()))) == 2
     half, more = size // 2, size - size // 4
     if size >= 64:
         half, more = half // 32 * 32, more // 32 * 32
-    pairs = [(64, 96)] if image and size >= 128 else []
-    pairs += [(half, more), (half, half), (size // 2, size // 2)] if image else [(size // 2, size // 2)]
-    pairs += [(size - 1, size - 1)] if not image else []
-    pairs += [(size + size // 2,) * 2, (2 * size, 2 * size)]
-    for pair in list(dict.fromkeys(pairs))[:_MOST_ATTEMPTS]:
-        if min(pair) < 2 or pair == (size, size):
-            continue
-        position = -1
+    longer = [(size + size // 2,) * 2, (2 * size, 2 * size)]
+    if not image:
+        attempts = [[(half, half), (size // 2, size // 2), (size - 1, size - 1)], longer]
+    else:
+        first = [(64, 96)] if size >= 128 else []
+        attempts = [[*first, (half, more), (half, half), (size // 2, size // 2), *longer]]
+    for pairs in attempts:
+        wanted = [pair for pair in dict.fromkeys(pairs) if min(pair) >= 2 and pair != (size, size)]
+        yield (_of_sizes(example, axes, pair) for pair in wanted[:_MOST_ATTEMPTS])
 
-        def change(tensor: torch.Tensor, pair: tuple[int, int] = pair) -> torch.Tensor:
-            nonlocal position
-            position += 1
-            mine = axes.get(position, ())
-            return _taken(tensor, {axis: pair[min(index, 1)] for index, axis in enumerate(mine)})
 
-        yield map_tensors(change, example)
+def _of_sizes(example: Example, axes: Mapping[int, tuple[int, ...]], pair: tuple[int, int]) -> Example:
+    """The example with the first of those axes of each tensor as long as the first number, the others as the second."""
+    position = -1
+
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal position
+        position += 1
+        mine = axes.get(position, ())
+        return _taken(tensor, {axis: pair[min(index, 1)] for index, axis in enumerate(mine)})
+
+    return map_tensors(change, example)
 
 
 def _taken(tensor: torch.Tensor, sizes: Mapping[int, int]) -> torch.Tensor:

@@ -21,7 +21,7 @@ import torch
 from secateur.structure.groups.labels import Field, Labels, Layout
 from secateur.structure.trace.trace import Op, TensorRef, Trace
 
-__all__ = ["Follower", "Rule", "follow", "markdown", "rule", "table"]
+__all__ = ["LAYERS", "Follower", "Rule", "follow", "markdown", "rule", "table"]
 
 Rule = Callable[["Follower", Op], "Layout | Sequence[Layout]"]
 
@@ -43,7 +43,10 @@ _VIEWS = frozenset(
         "index",
     ]
 )
-_LAYERS = frozenset(["mm", "addmm", "linear", "convolution", "_convolution"])
+LAYERS = frozenset(
+    ["mm", "addmm", "linear", "convolution", "_convolution", "bmm", "baddbmm", "_grouped_mm", "grouped_mm"]
+)
+"""Operators with which a layer's weight takes channels in and puts channels out."""
 _RULES: dict[str, Rule] = {}
 _loaded = False
 
@@ -107,7 +110,7 @@ def markdown() -> str:
 class Counted:
     """An operator that divides by the length of an axis: after a cut it must go on dividing by the old length.
 
-    This is done for channels that one layer alone puts out, with `anywhere` for all; others are locked, for `reason`.
+    This is done for channels inside a block, with `anywhere` for all; those of a stream are locked, for `reason`.
     """
 
     labels: np.ndarray
@@ -135,7 +138,6 @@ class Follower:
         self.counted: list[Counted] = []
         self.unmasked: set[tuple[str, int]] = set()
         self.crossed: list[tuple[str, str]] = []
-        self.made_by: dict[int, Op] = {}
 
     def of(self, ref: TensorRef | None) -> Layout:
         """The layout of a tensor; one without labels if nothing is known of it."""
@@ -156,17 +158,6 @@ class Follower:
             field = self.of(ref).at(axis)
             if field is not None:
                 self.entered.append(field.labels.reshape(-1))
-
-    def comes_from_one(self, ref: TensorRef) -> bool:
-        """Whether a tensor is what one layer put out, but for functions of each element, pieces and views."""
-        while (op := self.made_by.get(ref.id)) is not None:
-            inputs = [other for other in op.refs() if other.id not in self.plain]
-            if op.name in _LAYERS:
-                return True
-            if len(inputs) != 1 or "norm" in op.name:
-                return False
-            ref = inputs[0]
-        return False
 
     def _layouts_after(
         self, op: Op, results: Sequence[TensorRef], rules: Mapping[str, Rule]
@@ -194,10 +185,6 @@ class Follower:
                 if layout.fields and layout.shape != ref.shape:
                     raise AssertionError(f"rule of {op.name}: expected {ref.shape}, got {layout.shape}")
                 self.layouts[ref.id] = layout
-                if ref.id not in self.made_by or any(
-                    each.id not in (ref.id, *self.plain) for each in op.refs()
-                ):
-                    self.made_by[ref.id] = op  # but for what only changes it in place
             source = op.args[0] if op.args else None
             if op.name in _VIEWS and isinstance(source, TensorRef) and source.id in self.plain:
                 self.plain[results[0].id] = self.plain[source.id]

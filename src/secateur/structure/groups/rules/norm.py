@@ -64,7 +64,7 @@ def _over_last(f: Follower, op: Op, x: TensorRef, count: int, refs: list[TensorR
     if f.across_norm and count == 1:
         f.crossed.append((op.name, op.path))
     else:
-        counted = _of_one_layer(f, op, x) if count == 1 else []
+        counted = _kept_count(f, op, x) if count == 1 else []
         rest = Layout(x.shape, tuple(field for field in layout.fields if field not in counted))
         rest = drop_axes(f.labels, rest, axes, CROSSES, keep=True)
         layout = Layout(x.shape, (*rest.fields, *(replace(field, zero=False) for field in counted)))
@@ -73,15 +73,10 @@ def _over_last(f: Follower, op: Op, x: TensorRef, count: int, refs: list[TensorR
     return [out, *(Layout(ref.shape) for ref in op.results()[1:])]
 
 
-def _of_one_layer(f: Follower, op: Op, x: TensorRef) -> list[Field]:
-    """The channels of a last axis that holds zeros where they are masked and that one layer puts out, as far as seen.
-
-    What is added up from several layers is a stream that runs through a model: to cut it is to cut everything.
-    """
+def _kept_count(f: Follower, op: Op, x: TensorRef) -> list[Field]:
+    """The channels of a last axis whose zeros a norm can go on counting: it holds zeros where they are masked."""
     field = f.of(x).at(-1)
     if field is None or field.axes != (len(x.shape) - 1,) or not field.zero or field.weak:
-        return []
-    if not f.comes_from_one(x):
         return []
     function = "layer_norm" if "layer" in op.name else "rms_norm"
     f.counted.append(Counted(field.labels, op, function, CROSSES))

@@ -1,0 +1,117 @@
+"""Two recordings of one forward: tables made once, numbers that are widths by chance, shapes that values decide."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import secateur as sc
+
+
+def half(model: nn.Module, example: object) -> sc.Shrunk:
+    masks = sc.prune(model, "l2", "channel", 0.5, example=example)
+    return sc.shrink(model, masks, example)
+
+
+class Heads(nn.Module):
+    """Attention whose heads are spelt out as numbers; `places` is what the queries are multiplied by."""
+
+    def __init__(self, chunk: int = 0) -> None:
+        super().__init__()
+        self.heads, self.size, self.chunk = 4, 4, chunk
+        self.q, self.k, self.v, self.o = (nn.Linear(16, 16) for _ in range(4))
+
+    def places(self, length: int, device: torch.device) -> torch.Tensor:
+        return torch.ones(length, 1, device=device)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, length, _ = x.shape
+        q, k, v = (
+            part(x).view(batch, length, self.heads, self.size).transpose(1, 2)
+            for part in (self.q, self.k, self.v)
+        )
+        y = F.scaled_dot_product_attention(q * self.places(length, x.device), k, v).transpose(1, 2)
+        if self.chunk:  # pieces of a few tokens: the number has nothing to do with the heads
+            y = F.pad(y, (0, 0, 0, 0, 0, -length % self.chunk))
+            y = y.reshape(batch, -1, self.chunk, self.heads, self.size).flatten(1, 2)[:, :length]
+        return self.o(y.flatten(2))
+
+
+class Remembered(Heads):
+    """The table is made once for each length, and then kept outside of the model."""
+
+    @functools.lru_cache(maxsize=32)  # noqa: B019
+    def places(self, length: int, device: torch.device) -> torch.Tensor:
+        angles = torch.arange(length, device=device).unsqueeze(1) / 7
+        return angles.sin() + angles.cos() + 2
+
+
+def test_a_table_that_only_the_first_forward_makes() -> None:
+    torch.manual_seed(0)
+    small = half(Remembered().eval(), torch.randn(2, 6, 16))
+    assert small.proof.holds
+    assert (small.model.heads, small.model.q.out_features) == (2, 8)
+
+
+def test_a_number_that_is_the_heads_by_chance_is_left() -> None:
+    torch.manual_seed(0)
+    small = half(Heads(chunk=4).eval(), torch.randn(2, 6, 16))
+    assert small.proof.holds
+    assert (small.model.heads, small.model.chunk) == (2, 4)
+
+
+class Growing(nn.Module):
+    """A bias for each head, kept for the longest sequence seen and used in part for shorter ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(16, 16) for _ in range(4))
+        self.register_buffer("slopes", torch.rand(4, 1, 1))
+        self.register_buffer("bias", None, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        length = x.shape[1]
+        if self.bias is None or self.bias.shape[-1] < length:
+            places = torch.arange(length, device=x.device)
+            self.bias = -(places[:, None] - places).abs() * self.slopes
+        q, k, v = (part(x).unflatten(2, (-1, 4)).transpose(1, 2) for part in (self.q, self.k, self.v))
+        scores = q @ k.transpose(2, 3) / 2 + self.bias[:, :length, :length]
+        return self.o((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+def test_a_kept_bias_that_must_grow_is_found_by_a_longer_sequence() -> None:
+    """The bias was kept for 6 tokens before the cut; behind 6, it is made anew for all heads."""
+    torch.manual_seed(0)
+    model = nn.Sequential(Growing(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    x = torch.randn(2, 6, 16)
+    model(x)
+    small = half(model, x)
+    assert (2, 9, 16) in {case.shapes[0] for case in small.proof.cases}
+    assert small.model[0].q.out_features == 16
+    assert small.model[1].out_features == 4
+    with torch.no_grad():
+        small.model(torch.randn(2, 12, 16))
+
+
+class Routed(nn.Module):
+    """As many rows go through the second layer as have a positive score: another cut, other rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score, self.up, self.down = nn.Linear(6, 8), nn.Linear(6, 12), nn.Linear(12, 3)
+        self.last = nn.Linear(8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = torch.zeros(len(x), 3, dtype=x.dtype)
+        rows = (self.last(self.score(x).relu()).squeeze(1) > 0).nonzero().squeeze(1)
+        return found.index_add(0, rows, self.down(self.up(x[rows]).relu()))
+
+
+def test_shapes_that_values_decide_are_not_compared() -> None:
+    torch.manual_seed(0)
+    small = half(Routed().eval(), torch.randn(32, 6))
+    assert small.proof.holds
+    assert small.model.up.out_features == 6

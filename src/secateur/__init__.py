@@ -92,6 +92,8 @@ if TYPE_CHECKING:
     from secateur.sensitivity.scan import scan as scan
     from secateur.sensitivity.scan_result import Allocation as Allocation
     from secateur.sensitivity.scan_result import Scan as Scan
+    from secateur.streaming.compensated import BlockOptions as BlockOptions
+    from secateur.streaming.compensated import compensate_checkpoint as compensate_checkpoint
     from secateur.streaming.listed import CheckpointReport as CheckpointReport
     from secateur.streaming.listed import inspect_checkpoint as inspect_checkpoint
     from secateur.streaming.pruned import StreamOptions as StreamOptions
@@ -152,7 +154,9 @@ _NAMES = {
     "prune_checkpoint": "secateur.streaming.pruned",
     "share_checkpoint": "secateur.streaming.shared",
     "inspect_checkpoint": "secateur.streaming.listed",
+    "compensate_checkpoint": "secateur.streaming.compensated",
     "StreamOptions": "secateur.streaming.pruned",
+    "BlockOptions": "secateur.streaming.compensated",
     "RewrittenCheckpoint": "secateur.streaming.rewriting",
     "CheckpointReport": "secateur.streaming.listed",
     "export": "secateur.adapters.export",

@@ -27,7 +27,8 @@ def read_all(who: str, data: Iterable[Any], model: nn.Module) -> list[Batch]:
 
     Args:
         who: the verb, for messages.
-        data: batches of inputs, of (inputs, targets), or dicts of keywords; targets are not looked at.
+        data: batches of inputs, of (inputs, targets), or dicts of keywords; targets are not looked at. A `Batch` is
+            taken as it is.
         model: the model they are for.
 
     Raises:
@@ -55,6 +56,8 @@ def reread(data: Iterable[Any], first: Sequence[Batch], model: nn.Module) -> Ite
 
 def _for(model: nn.Module, raw: Any, index: int) -> Batch:
     """One batch as the model takes it."""
+    if isinstance(raw, Batch):
+        return raw
     place = next(iter(model.parameters()), None)
     if place is None:
         raise DataError(f"{type(model).__name__} has no parameter; pass a model with weights")
@@ -70,8 +73,9 @@ def leading_mask(batch: Batch, shape: torch.Size) -> torch.Tensor | None:
 
     None where the batch brings no attention mask of [examples, tokens] that fits the tensor's leading axes.
     """
-    for name, value in batch.kwargs.items():
-        if not name.endswith("attention_mask") or not torch.is_tensor(value) or value.dim() != 2:
+    masks = [value for name, value in batch.kwargs.items() if name.endswith("attention_mask")]
+    for value in masks if batch.valid is None else [batch.valid]:
+        if not torch.is_tensor(value) or value.dim() != 2:
             continue
         if (len(shape) == 2 and shape[0] == value.numel()) or (len(shape) == 3 and shape[:2] == value.shape):
             return value.reshape(-1) != 0

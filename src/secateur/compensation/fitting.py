@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import nn
@@ -105,6 +105,10 @@ class Setting:
     device: torch.device
     seed: int = 0
     notes: list[str] = field(default_factory=list)
+    student_batches: Sequence[Batch] | None = None
+    """What the student is called with, where that differs: a part of a model behind parts that have changed."""
+    outputs: tuple[list[Any], list[Any]] | None = None
+    """After `fit`: what the dense model and the student gave for every batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +132,8 @@ def fit(setting: Setting, solver: Solver, progress: Progress | None = None) -> l
     began = time.monotonic()
     with ExitStack() as stack:
         dense = [_walk(stack, setting.dense, batch) for batch in setting.batches]
-        student = [_walk(stack, setting.student, batch) for batch in setting.batches]
+        theirs = setting.batches if setting.student_batches is None else setting.student_batches
+        student = [_walk(stack, setting.student, batch) for batch in theirs]
         for position, name in enumerate(order):
             here = [i for i, walk in enumerate(student) if walk.call is not None and walk.call.name == name]
             found = _Layer(setting, name, dense, student, here, pooled.pop(name, None)).fitted(solver)
@@ -142,6 +147,8 @@ def fit(setting: Setting, solver: Solver, progress: Progress | None = None) -> l
             if progress is not None:
                 left = (time.monotonic() - began) / (position + 1) * (len(order) - position - 1)
                 progress(Advance("layer", name, position + 1, len(order), left))
+        if setting.student_batches is not None:
+            setting.outputs = [walk.finish() for walk in dense], [walk.finish() for walk in student]
     return report
 
 
@@ -151,22 +158,28 @@ def _walk(stack: ExitStack, model: nn.Module, batch: Batch) -> Walk:
 
 def _order(setting: Setting) -> tuple[list[str], frozenset[str]]:
     """The names of all layers in the order in which they first run, and of those that run more than once."""
-    order: list[str] = []
+    behind: dict[str | None, str | None] = {None: None}  # a layer -> the one that comes next
     repeated: set[str] = set()
     names = Names(setting.dense)
     for batch in setting.batches:
         seen: set[str] = set()
-        last = -1
+        last: str | None = None
         with Walk(setting.dense, names, batch.args, batch.kwargs) as walk:
             while walk.call is not None:
                 name = walk.call.name
                 if name in seen:
                     repeated.add(name)
-                if name not in order:
-                    order.insert(last + 1, name)
-                last = order.index(name) if name not in seen else last
+                elif name not in behind:
+                    behind[name], behind[last] = behind[last], name
+                if name not in seen:
+                    last = name
                 seen.add(name)
                 walk.advance()
+    order: list[str] = []
+    at = behind[None]
+    while at is not None:
+        order.append(at)
+        at = behind[at]
     return order, frozenset(repeated)
 
 

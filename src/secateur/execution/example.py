@@ -40,12 +40,14 @@ class Batch:
         kwargs: The model's keywords.
         targets: What the loss compares the outputs with.
         size: The number of examples.
+        valid: Where a token is none of padding, [examples, tokens]; None where `kwargs` say so, or nothing does.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
     targets: object = None
     size: int = 1
+    valid: torch.Tensor | None = None
 
     @property
     def example(self) -> Example:

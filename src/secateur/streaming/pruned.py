@@ -49,10 +49,10 @@ from secateur.streaming.rewriting import Changed, Progress, RewrittenCheckpoint,
 from secateur.streaming.skeleton import targets_in, with_weight
 from secateur.streaming.threshold import Threshold, Upper, lower_counts, upper_counts
 
-__all__ = ["StreamOptions", "prune_checkpoint"]
+__all__ = ["ALONE", "StreamOptions", "prune_checkpoint"]
 
 _Found = TypeVar("_Found")
-_ALONE = ("block", "element", "filter", "kernel")
+ALONE = ("block", "element", "filter", "kernel")
 """Granularities that cut a tensor without looking at others."""
 _SCORING = 24  # bytes of memory that scoring and choosing take for each weight, besides the weights
 
@@ -143,10 +143,10 @@ def _checked(
             f"criterion {rule} needs {'data' if rule.needs_data else 'an example'}, which no tensor by itself has; "
             "sc.compensate_checkpoint prunes on data, block by block"
         )
-    if not any(isinstance(grain, granularities.get(word)) for word in _ALONE):
+    if not any(isinstance(grain, granularities.get(word)) for word in ALONE):
         raise OptionError(
             f"granularity {grain} follows the forward of a model; for a checkpoint tensor by tensor take one of "
-            f"{', '.join(_ALONE)}"
+            f"{', '.join(ALONE)}"
         )
     return rule, grain, budget_of(budget)
 

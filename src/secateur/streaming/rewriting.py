@@ -31,7 +31,16 @@ from secateur.core.atomic_files import atomic_open, atomic_write
 from secateur.core.json_text import Json
 from secateur.errors import DataError, OptionError
 
-__all__ = ["Changed", "Progress", "RewrittenCheckpoint", "Row", "check_target", "rewrite"]
+__all__ = [
+    "Changed",
+    "Progress",
+    "RewrittenCheckpoint",
+    "Row",
+    "check_target",
+    "copied_files",
+    "little_endian",
+    "rewrite",
+]
 
 Progress = Callable[[int, int, str], None]
 """Called with (bytes done, bytes in all, tensor) for every tensor."""
@@ -179,11 +188,16 @@ def _write_file(checkpoint: Checkpoint, target: Path, rows: list[Row], told: _To
     with atomic_open(target, source=checkpoint.path) as file:
         file.write(len(checkpoint.header).to_bytes(8, "little") + checkpoint.header)
         for one in told(range(len(checkpoint.entries)), rows):
-            file.write(_little(one.words).data)
+            file.write(little_endian(one.words).data)
         return file.tell()
 
 
-def _little(words: np.ndarray) -> np.ndarray:
+def little_endian(words: np.ndarray) -> np.ndarray:
+    """Words as safetensors stores them.
+
+    Args:
+        words: The elements of a tensor.
+    """
     return np.ascontiguousarray(words.astype(words.dtype.newbyteorder("<"), copy=False))
 
 
@@ -207,6 +221,21 @@ def _write_folder(
         job.mark(end, rows)
     for _ in words:  # its end, where the rows are checked
         raise AssertionError("a folder's files cover all tensors")
+    left_out = copied_files(checkpoint, out)
+    size = sum((out / shard.file).stat().st_size for shard in checkpoint.shards)
+    if target.exists():
+        target.rmdir()
+    out.rename(target)
+    return size, left_out
+
+
+def copied_files(checkpoint: Checkpoint, out: Path) -> tuple[str, ...]:
+    """Copy the index, the configuration and the tokenizer of a folder; gives the names of what was not copied.
+
+    Args:
+        checkpoint: The folder that is read.
+        out: The folder that is written.
+    """
     if checkpoint.index is not None:
         atomic_write(out / checkpoint.index[0], checkpoint.index[1])
     left_out = []
@@ -215,11 +244,7 @@ def _write_folder(
             shutil.copyfile(checkpoint.path / name, out / name)
         else:
             left_out.append(name)
-    size = sum((out / shard.file).stat().st_size for shard in checkpoint.shards)
-    if target.exists():
-        target.rmdir()
-    out.rename(target)
-    return size, tuple(left_out)
+    return tuple(left_out)
 
 
 def _write_shard(path: Path, shard: Shard, words: Iterator[Changed]) -> None:
@@ -228,7 +253,7 @@ def _write_shard(path: Path, shard: Shard, words: Iterator[Changed]) -> None:
         for entry in shard.entries:
             one = next(words)
             assert one.entry == entry
-            file.write(_little(one.words).data)
+            file.write(little_endian(one.words).data)
 
 
 def _write_sct(checkpoint: Checkpoint, target: Path, job: ResumableJob, rows: list[Row], told: _Told) -> int:

@@ -1,0 +1,283 @@
+"""`BlockModel`: a model on the meta device of which one block at a time has weights, read from a checkpoint.
+
+The blocks of a transformer are the items of its largest `nn.ModuleList`. What lies around them (embeddings, norms) is
+loaded when it is called. One pass in which the blocks do nothing finds how each of them is called; after that a block
+is run by itself, on what the block before it gave.
+
+>>> from torch import nn
+>>> class Net(nn.Module):
+...     def __init__(self):
+...         super().__init__()
+...         self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+>>> blocks_of(Net())
+'layers'
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.container.arrays import to_tensor
+from secateur.container.checkpoint import Checkpoint
+from secateur.errors import MaskMismatchError, MissingExtraError, OptionError, near
+from secateur.execution.example import Batch
+
+__all__ = ["BlockModel", "blocks_of", "meta_model"]
+
+_HIDDEN = "hidden_states"
+
+
+def meta_model(folder: str | os.PathLike[str]) -> nn.Module:
+    """The model that a Hugging Face folder is of, with its parameters on the meta device; no code of the folder runs.
+
+    Args:
+        folder: The folder, with its config.json.
+
+    Raises:
+        OptionError: There is no config.json, or transformers does not know the model.
+        MissingExtraError: transformers is not installed.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise OptionError(
+            f"{folder}: has no config.json that says which model it is; pass the model on the meta device: "
+            "sc.BlockOptions(model=model)"
+        )
+    try:
+        from transformers import AutoConfig, AutoModelForCausalLM
+    except ImportError:
+        raise MissingExtraError(
+            "reading a Hugging Face folder needs transformers: pip install 'secateur[transformers]'"
+        ) from None
+    from accelerate import init_empty_weights
+
+    try:
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        with init_empty_weights(include_buffers=False):
+            model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise OptionError(
+            f"{folder}: transformers makes no causal language model of its config.json ({str(error)[:200]}); pass the "
+            "model on the meta device: sc.BlockOptions(model=model)"
+        ) from None
+    return model.eval()
+
+
+def blocks_of(model: nn.Module) -> str:
+    """The name of the list of blocks: the `nn.ModuleList` with the most weights.
+
+    Args:
+        model: The model.
+
+    Raises:
+        OptionError: The model has no such list.
+    """
+    sizes = {
+        name: sum(parameter.numel() for parameter in module.parameters())
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module)
+    }
+    if not sizes:
+        raise OptionError(
+            f"{type(model).__name__} keeps no blocks in an nn.ModuleList; name the list: sc.BlockOptions(blocks=...)"
+        )
+    return max(sizes, key=lambda name: sizes[name])
+
+
+@dataclass(frozen=True)
+class _BlockCall:
+    """How one block is called on one batch, but for the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    size: int
+    valid: torch.Tensor | None
+
+    def batch(self, hidden: torch.Tensor) -> Batch:
+        """The call with these hidden states."""
+        if self.args:
+            return Batch((hidden, *self.args[1:]), dict(self.kwargs), None, self.size, self.valid)
+        return Batch((), {**self.kwargs, _HIDDEN: hidden}, None, self.size, self.valid)
+
+
+class _StopError(Exception):
+    """Ends a pass that has come far enough."""
+
+
+class _Stub(nn.Module):
+    """Stands for a block: notes how it is called, and gives the hidden states back as the block would."""
+
+    def __init__(self, block: nn.Module, note: Callable[[tuple[Any, ...], Mapping[str, Any]], object]):
+        super().__init__()
+        self.__dict__["_block"], self.__dict__["_note"] = block, note
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_block"], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Note the call."""
+        return self.__dict__["_note"](args, kwargs)
+
+
+class BlockModel:
+    """A model whose weights stay in their checkpoint.
+
+    Args:
+        model: The model on the meta device; its buffers that no checkpoint holds have values.
+        checkpoint: The weights.
+        blocks: The name of the list of blocks; found unless given.
+
+    Raises:
+        MaskMismatchError: A weight of the model is not in the checkpoint, or has another shape there.
+        OptionError: `blocks` is no list of modules.
+    """
+
+    def __init__(self, model: nn.Module, checkpoint: Checkpoint, blocks: str | None = None):
+        self.model = model
+        self.prefix = blocks_of(model) if blocks is None else blocks
+        found = dict(model.named_modules()).get(self.prefix)
+        if not isinstance(found, nn.ModuleList):
+            raise OptionError(f"blocks: expected the name of an nn.ModuleList, got {self.prefix!r}")
+        self.blocks = list(found)
+        self._checkpoint = checkpoint
+        self._numbers = {entry.name: number for number, entry in enumerate(checkpoint.entries)}
+        for index, block in enumerate(self.blocks):
+            for name, parameter in block.named_parameters():
+                self._check(f"{self.prefix}.{index}.{name}", tuple(parameter.shape))
+
+    def _check(self, name: str, shape: tuple[int, ...]) -> None:
+        number = self._numbers.get(name)
+        there = None if number is None else self._checkpoint.entries[number].shape
+        if there != shape:
+            raise MaskMismatchError(
+                f"tensor {name!r}: the model has it in shape {shape}, the checkpoint "
+                f"{'not at all' if there is None else f'in {there}'}; {near(name, self._numbers)}"
+            )
+
+    def number(self, name: str) -> int:
+        """The position of a tensor in the checkpoint.
+
+        Args:
+            name: Its name.
+        """
+        return self._numbers[name]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A tensor, read from the checkpoint.
+
+        Args:
+            name: Its name.
+        """
+        number = self._numbers.get(name)
+        if number is None:
+            raise MaskMismatchError(f"tensor {name!r} is not in the checkpoint; {near(name, self._numbers)}")
+        return to_tensor(self._checkpoint.entries[number], self._checkpoint.words(number))
+
+    def block(self, index: int) -> nn.Module:
+        """A copy of a block with its weights.
+
+        Args:
+            index: Which block.
+        """
+        block = copy.deepcopy(self.blocks[index])
+        for layer, module in block.named_modules():
+            self._load(f"{self.prefix}.{index}.{layer}" if layer else f"{self.prefix}.{index}", module)
+        return block.eval()
+
+    def _load(self, name: str, module: nn.Module) -> None:
+        """Read the weights and the buffers that a module itself has on the meta device."""
+        start = f"{name}." if name else ""
+        for leaf, parameter in list(module._parameters.items()):
+            if parameter is not None and parameter.is_meta:
+                weight = nn.Parameter(self.tensor(start + leaf), requires_grad=False)
+                module.register_parameter(leaf, weight)
+        for leaf, buffer in list(module._buffers.items()):
+            if buffer is not None and buffer.is_meta:
+                module.register_buffer(leaf, self.tensor(start + leaf))
+
+    @contextmanager
+    def _with_stubs(
+        self, note: Callable[[int, tuple[Any, ...], Mapping[str, Any]], object]
+    ) -> Iterator[nn.Module]:
+        """A copy of what lies around the blocks, which are stubs in it; its weights are read when they are used."""
+        stubs = nn.ModuleList(
+            _Stub(block, functools.partial(note, index)) for index, block in enumerate(self.blocks)
+        )
+        memo: dict[int, Any] = {id(block): stub for block, stub in zip(self.blocks, stubs)}
+        outer = copy.deepcopy(self.model, memo)
+        handles = []
+        for name, module in outer.named_modules():
+            if not name.startswith(f"{self.prefix}.") and (module._parameters or module._buffers):
+                load = functools.partial(self._load, name)
+                handles.append(module.register_forward_pre_hook(functools.partial(_before, load)))
+        config: Any = getattr(outer, "config", None)
+        if getattr(config, "use_cache", None):
+            config.use_cache = False  # keys and values of earlier tokens are of no use here
+        try:
+            yield outer
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def calls(self, batches: Sequence[Batch]) -> tuple[list[list[_BlockCall]], list[torch.Tensor]]:
+        """How every block is called on every batch, and the hidden states that enter the first.
+
+        Args:
+            batches: The inputs of the model.
+        """
+        found: list[list[_BlockCall]] = [[] for _ in self.blocks]
+        first: list[torch.Tensor] = []
+        kind: list[bool] = []  # whether blocks give a tuple
+
+        def note(index: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> object:
+            hidden = args[0] if args else kwargs[_HIDDEN]
+            if index == 0:
+                first.append(hidden)
+                if not kind:
+                    kind.append(isinstance(self.block(0)(*args, **kwargs), tuple))
+            rest = {key: value for key, value in kwargs.items() if key != _HIDDEN or args}
+            batch = batches[len(first) - 1]
+            found[index].append(_BlockCall(args, rest, batch.size, _valid(batch)))
+            if index == len(self.blocks) - 1:
+                raise _StopError
+            return (hidden,) if kind[0] else hidden
+
+        with torch.no_grad(), self._with_stubs(note) as outer:
+            for batch in batches:
+                try:
+                    outer(*batch.args, **batch.kwargs)
+                except _StopError:
+                    continue
+                raise OptionError(
+                    f"{type(self.model).__name__}: a pass did not come to the last block of {self.prefix!r}; name the "
+                    "list of blocks that every input passes: sc.BlockOptions(blocks=...)"
+                )
+        # A stub keeps the hidden states that it was given; they are those of the first block, and are not kept.
+        return [
+            [replace(call, args=call.args[:1] and (None, *call.args[1:])) for call in row] for row in found
+        ], first
+
+
+def _before(load: Callable[[nn.Module], None], module: nn.Module, _: object) -> None:
+    """A forward pre-hook."""
+    load(module)
+
+
+def _valid(batch: Batch) -> torch.Tensor | None:
+    """Which tokens are none of padding, as the batch says."""
+    for name, value in batch.kwargs.items():
+        if name.endswith("attention_mask") and torch.is_tensor(value) and value.dim() == 2:
+            return value
+    return None

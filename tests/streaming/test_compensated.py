@@ -1,0 +1,163 @@
+"""A model larger than memory, pruned block by block: the numbers of the same in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import secateur as sc
+from secateur.adapters import _fresh
+from secateur.container.resuming import ResumableJob
+from secateur.core.json_text import Json
+from secateur.errors import DataError, NothingToDoError, OptionError
+from secateur.streaming.blocks import blocks_of, meta_model
+from secateur.streaming.compensated import BlockOptions, compensate_checkpoint
+
+_fresh._declare_torchvision()  # transformers imports it, of whatever build it is
+transformers = pytest.importorskip("transformers")
+
+OUTSIDE = ["model.embed_tokens", "lm_head"]
+
+
+def llama(path: Path, dtype: torch.dtype = torch.float32, layers: int = 3) -> torch.nn.Module:
+    """A small Llama with grouped queries, saved in several files; it is loaded from there again."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        dtype=dtype,
+    )
+    transformers.LlamaForCausalLM(config).to(dtype).save_pretrained(path, max_shard_size="20KB")
+    assert len(list(path.glob("*.safetensors"))) > 2
+    return transformers.LlamaForCausalLM.from_pretrained(path).eval()
+
+
+def batches(padded: bool = False) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(5)
+    found = []
+    for _ in range(3):
+        tokens = torch.randint(0, 96, (4, 16), generator=generator)
+        mask = torch.ones_like(tokens)
+        if padded:
+            mask[1, 10:] = 0
+        found.append({"input_ids": tokens, "attention_mask": mask})
+    return found
+
+
+def state_of(path: Path) -> dict[str, torch.Tensor]:
+    return {
+        name: value for file in sorted(path.glob("*.safetensors")) for name, value in load_file(file).items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("criterion", "dtype", "padded"),
+    [
+        ("wanda", torch.float32, False),
+        ("wanda", torch.float32, True),
+        ("wanda", torch.bfloat16, False),
+        ("obs", torch.float32, False),
+        ("magnitude", torch.float32, False),
+    ],
+)
+def test_block_by_block_is_as_in_memory(
+    criterion: str, dtype: torch.dtype, padded: bool, tmp_path: Path
+) -> None:
+    model = llama(tmp_path / "in", dtype)
+    data = batches(padded)
+    masks = sc.prune(model, criterion, budget=0.5, skip=OUTSIDE, data=data)
+    wanted = sc.compensate(model, masks, data, skip="lm_head")
+    done = compensate_checkpoint(tmp_path / "in", tmp_path / "out", data, criterion)
+    found, state = state_of(tmp_path / "out"), wanted.model.state_dict()
+    assert set(found) == set(state_of(tmp_path / "in"))
+    for name, value in found.items():
+        assert torch.equal(value, state[name]), name
+    rows = {layer.name: layer for layer in wanted.layers}
+    assert {row["name"] for row in done.rows} == set(rows)
+    for row in done.rows:
+        assert (row["before"], row["after"]) == (rows[row["name"]].before, rows[row["name"]].after)
+    assert transformers.LlamaForCausalLM.from_pretrained(tmp_path / "out").config.num_hidden_layers == 3
+
+
+def test_pruning_alone_and_other_choices(tmp_path: Path) -> None:
+    model, data = llama(tmp_path / "in"), batches()
+    skip = [*OUTSIDE, "*.down_proj"]
+    masks = sc.prune(model, "wanda", budget=sc.budget.NOfM(2, 4), skip=skip, data=data)
+    done = compensate_checkpoint(
+        tmp_path / "in",
+        tmp_path / "out",
+        data,
+        "wanda",
+        sc.budget.NOfM(2, 4),
+        skip=["*.down_proj"],
+        options=BlockOptions(compensate=False),
+    )
+    wanted = masks.apply(model).state_dict()
+    for name, value in state_of(tmp_path / "out").items():
+        assert torch.equal(value, wanted[name]), name
+    assert len(done.rows) == 3 * 6
+
+
+def test_an_interrupted_run_goes_on_with_the_next_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llama(tmp_path / "in")
+    whole = compensate_checkpoint(tmp_path / "in", tmp_path / "whole", batches())
+    with monkeypatch.context() as patched:
+        mark = ResumableJob.mark
+
+        def interrupted(job: ResumableJob, done: int, rows: list[dict[str, Json]]) -> None:
+            mark(job, done, rows)
+            if done == 2:
+                raise KeyboardInterrupt
+
+        patched.setattr(ResumableJob, "mark", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            compensate_checkpoint(tmp_path / "in", tmp_path / "out", batches())
+    assert not (tmp_path / "out").exists()
+    seen: list[int] = []
+    done = compensate_checkpoint(
+        tmp_path / "in", tmp_path / "out", batches(), progress=lambda index, count: seen.append(index)
+    )
+    assert seen == [3]
+    assert done.rows == whole.rows
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
+    assert not list(tmp_path.glob(".secateur*"))
+
+
+def test_the_blocks_are_found_and_have_no_weights(tmp_path: Path) -> None:
+    llama(tmp_path / "in")
+    model = meta_model(tmp_path / "in")
+    assert blocks_of(model) == "model.layers"
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_what_cannot_be_done_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    llama(tmp_path / "in")
+    data = batches()
+    out = tmp_path / "out"
+    with pytest.raises(OptionError, match="pack it afterwards"):
+        compensate_checkpoint(tmp_path / "in", tmp_path / "m.sct", data)
+    with pytest.raises(OptionError, match="compares units of several tensors"):
+        compensate_checkpoint(tmp_path / "in", out, data, budget=sc.budget.Overall(0.5))
+    with pytest.raises(OptionError, match=r"granularity Channel.* follows the forward"):
+        compensate_checkpoint(tmp_path / "in", out, data, options=BlockOptions(granularity="channel"))
+    with pytest.raises(OptionError, match=r"expected the name of an nn.ModuleList, got 'model'"):
+        compensate_checkpoint(tmp_path / "in", out, data, options=BlockOptions(blocks="model"))
+    with pytest.raises(NothingToDoError, match=r"of the blocks 'model.layers' takes part"):
+        compensate_checkpoint(tmp_path / "in", out, data, options=BlockOptions(only="lm_head"))
+    with pytest.raises(DataError, match="data"):
+        compensate_checkpoint(tmp_path / "in", out, [])
+    (tmp_path / "in" / "config.json").unlink()
+    with pytest.raises(OptionError, match=r"has no config.json .* sc.BlockOptions\(model=model\)"):
+        compensate_checkpoint(tmp_path / "in", out, data)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]

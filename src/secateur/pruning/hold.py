@@ -95,6 +95,7 @@ class Held:
         self._depth = 0
         self._handlers: dict[int, Handler] = {}
         self._open = False
+        self._mask_gradients = True
         self._gradients = [0]
         self._moved = False  # by something that is no torch optimizer
         self._handles: list[Any] = []
@@ -169,10 +170,26 @@ class Held:
         for weight in self._weights:
             weight.unhook()
         self._collect()
-        self._hook()
+        if self._mask_gradients:
+            self._hook()
         self.apply()
         for optimizer in list(self._optimizers):
             self._clean(optimizer, restart=True)
+
+    def mask_gradients(self, on: bool) -> None:
+        """Zero the gradients of removed weights where they arrive, as it is by default, or let them through.
+
+        Removed weights stay 0 either way, because every optimizer step is followed. A method that asks which removed
+        weights would be of use, such as RigL, lets the gradients of one step through and reads them.
+
+        Args:
+            on: Whether they are zeroed from now on.
+        """
+        self._mask_gradients = on
+        for weight in self._weights:
+            weight.unhook()
+        if on:
+            self._hook()
 
     @torch.no_grad()
     def apply(self) -> None:
@@ -237,7 +254,7 @@ class Held:
         self._optimizers.add(optimizer)
         self._clean(optimizer)
         for weight in self._weights:  # a weight that was frozen when the block began may train by now
-            if weight.handle is None:
+            if weight.handle is None and self._mask_gradients:
                 weight.hook(self._gradients)
 
     @torch.no_grad()

@@ -16,7 +16,9 @@ nothing, so one loop serves all of them:
 
 Every training step of a recipe takes a method as `sparsify`, such as `sparsify = {name = "group_lasso"}`.
 
-In reading order: `bn_l1`, `group_lasso`, `group_sparse`, `growing` (penalties). To add one, add a file with a class of
+In reading order: `bn_l1`, `group_lasso`, `group_sparse`, `growing` (penalties); `_moving` with `set` and `rigl` (masks
+that move, held meanwhile); `_masked_forward` with `straight_through` and `movement_scores` (dense weights that are
+trained behind a mask). To add one, add a file with a class of
 its name in CamelCase.
 
 >>> import torch
@@ -50,7 +52,7 @@ _Self = TypeVar("_Self", bound="Sparsifying")
 
 
 class Sparsifying:
-    """A method in force on a model, as `Sparsifier.start` returns it.
+    """A method at work on a model, as `Sparsifier.start` returns it: for a `with` block, or until `finish`.
 
     Args:
         model: The model that is trained.
@@ -105,7 +107,7 @@ class Sparsifying:
         return {}
 
     def load(self, tensors: Mapping[str, torch.Tensor], step: int) -> None:
-        """Go on from a checkpoint.
+        """Go on from a checkpoint; called before the `with` block.
 
         Args:
             tensors: What `tensors()` gave.

@@ -1,0 +1,77 @@
+"""Dense weights trained behind a mask: the forward pass sees masked weights, the optimizer steps the dense ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from secateur.core.masks import Masks
+from secateur.sparsify import Sparsifying
+
+__all__ = ["MaskedForward"]
+
+
+class MaskedForward(Sparsifying):
+    """Masks the weights before the forward pass, and gives the dense ones back before the optimizer's step.
+
+    The gradient that the masked weights got is that of the dense ones: the straight-through estimator.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self._dense: dict[str, torch.Tensor] = {}
+
+    def choose(self) -> Masks | None:
+        """The masks of the weights as they are now; None where none are removed."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def _mask(self) -> None:
+        """Put the masks on, and keep the dense weights."""
+        if self._dense or self.masks is None:
+            return
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        for name, mask in self.masks.items():
+            self._dense[name] = parameters[name].detach().clone()
+            parameters[name].data.masked_fill_(~mask.to(parameters[name].device), 0.0)
+
+    @torch.no_grad()
+    def _unmask(self) -> None:
+        """Give the dense weights back."""
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        for name, dense in self._dense.items():
+            parameters[name].data.copy_(dense)
+        self._dense = {}
+
+    def before_step(self) -> None:
+        """The optimizer steps the dense weights."""
+        self._unmask()
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """The masked model."""
+        before, self.masks = self.masks, self.choose()
+        self._mask()
+        try:
+            yield
+        finally:
+            self._unmask()
+            self.masks = before
+
+    def close(self) -> None:
+        """Give the dense weights back, where a step was broken off."""
+        self._unmask()
+
+    def finish(self) -> Masks | None:
+        """The masks of the last weights, which the model has from now on."""
+        self._unmask()
+        self.masks = self.choose()
+        if self.masks is not None:
+            self.masks.apply_(self.model)
+        return self.masks

@@ -1,0 +1,186 @@
+"""Masks that move while the network is trained: as many weights come back in a tensor as leave it, so counts stay."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from secateur import budget as budgets
+from secateur.core.masks import Masks, count_true
+from secateur.errors import NothingToDoError, OptionError
+from secateur.pruning.hold import Held, hold
+from secateur.pruning.prune import PruneOptions, prune
+from secateur.sparsify import Sparsifying
+from secateur.sparsify._units import Patterns
+
+__all__ = ["Moving", "check_shares", "moved", "started"]
+
+_Self = TypeVar("_Self", bound="Moving")
+
+
+def check_shares(sparsity: float | None, share: float, until: float) -> None:
+    """Raise an `OptionError` where an option is out of range."""
+    if sparsity is not None and not 0 < sparsity < 1:
+        raise OptionError(f"sparsity: expected a share 0 < sparsity < 1, or none, got {sparsity}")
+    for name, value in (("share", share), ("until", until)):
+        if not 0 < value <= 1:
+            raise OptionError(f"{name}: expected a share 0 < {name} <= 1, got {value}")
+
+
+def started(
+    model: nn.Module,
+    masks: Masks | None,
+    sparsity: float | None,
+    budget: str,
+    limits: PruneOptions,
+    skip: Patterns,
+) -> Masks:
+    """The masks that training begins with: those given, or weights drawn at random.
+
+    Args:
+        model: The model.
+        masks: Those of an earlier pruning, or None.
+        sparsity: The share removed at random, or None where masks are given.
+        budget: The budget that says how much of each layer: `erdos_renyi`, `per_tensor`, ...
+        limits: The layers that take part, and the seed.
+        skip: Patterns of the layers that are left alone.
+    """
+    if (masks is None) == (sparsity is None):
+        given = "both" if masks is not None else "neither"
+        raise OptionError(
+            f"sparsity: expected either masks of an earlier pruning or the share that is removed at random, got {given}"
+        )
+    found = masks
+    if sparsity is not None:
+        found = prune(
+            model, "random", "element", budgets.registry.get(budget).at(sparsity), skip=skip, options=limits
+        )
+    assert found is not None
+    if not any(0 < count_true(mask) < mask.numel() for mask in found.values()):
+        raise NothingToDoError(
+            "the masks leave no tensor some of its weights and not all, so none can change places"
+        )
+    return found
+
+
+def moved(
+    mask: torch.Tensor, weight: torch.Tensor, share: float, worth: torch.Tensor, seed: object
+) -> torch.Tensor:
+    """The next mask of a tensor: its smallest weights leave, as many others come. Equal ones are decided by position.
+
+    Args:
+        mask: True where a weight is there now.
+        weight: The weights.
+        share: How many of those that are there leave, rounded down.
+        worth: The highest come back; empty: drawn at random. What has just left may come back.
+        seed: Of the draw.
+
+    >>> mask = torch.tensor([True, True, True, False, False])
+    >>> weight, worth = torch.tensor([3.0, -1.0, 2.0, 0.0, 0.0]), torch.tensor([9.0, 0.1, 0.0, 0.2, -0.3])
+    >>> moved(mask, weight, 0.4, worth, 0).tolist()
+    [True, False, True, False, True]
+    """
+    flat = mask.flatten().clone()
+    there = flat.nonzero().flatten()
+    count = int(share * there.numel())
+    if count == 0 or there.numel() == flat.numel():
+        return mask
+    order = weight.detach().flatten()[there].abs().sort(stable=True).indices
+    flat[there[order[:count]]] = False
+    free = (~flat).nonzero().flatten()
+    if worth.numel():
+        best = worth.detach().flatten()[free].abs().sort(stable=True, descending=True).indices
+    else:
+        digest = hashlib.sha256(repr(seed).encode()).digest()
+        generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:7], "big"))
+        best = torch.randperm(free.numel(), generator=generator).to(free.device)
+    flat[free[best[:count]]] = True
+    return flat.reshape(mask.shape)
+
+
+class Moving(Sparsifying):
+    """Masks held on a model, which move every so many steps.
+
+    Args:
+        model: The model.
+        masks: Those that training begins with.
+        every: Optimizer steps between two moves.
+        until: The step from which on nothing moves; None: never.
+        seed: Of what is drawn.
+    """
+
+    def __init__(self, model: nn.Module, masks: Masks, every: int, until: float | None, seed: int) -> None:
+        super().__init__(model, masks)
+        self._every, self._until, self._seed = every, until, seed
+        self._held: Held | None = None
+
+    def __enter__(self: _Self) -> _Self:
+        self.held()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._held is not None:
+            self._held.close(complain=kind is None)
+
+    def held(self) -> Held:
+        """The hold, begun when first asked for: a checkpoint's masks are known by then."""
+        if self._held is None:
+            assert self.masks is not None
+            self._held = hold(self.model, self.masks)
+        return self._held
+
+    def is_due(self) -> bool:
+        """Whether masks move at this step."""
+        return (
+            self.step > 0
+            and self.step % self._every == 0
+            and (self._until is None or self.step < self._until)
+        )
+
+    def before_forward(self) -> None:
+        """Hold, from the first step on."""
+        self.held()
+
+    def move(self, share: float, worth: Mapping[str, torch.Tensor]) -> None:
+        """Move the masks of all tensors.
+
+        Args:
+            share: How many of the weights of a tensor change places.
+            worth: Decides which come back, by the tensor's name; an empty mapping: drawn at random.
+        """
+        assert self.masks is not None
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        nothing = torch.empty(0)
+        new = {
+            name: moved(
+                mask.to(parameters[name].device),
+                parameters[name],
+                share,
+                worth.get(name, nothing),
+                (self._seed, self.step, name),
+            )
+            for name, mask in self.masks.items()
+        }
+        self.masks = Masks(new)
+        self.held().update(self.masks)
+
+    def close(self) -> None:
+        """Stop holding; the weights stay masked."""
+        if self._held is not None:
+            self._held.close()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The masks."""
+        return dict(self.masks or {})
+
+    def load(self, tensors: Mapping[str, torch.Tensor], step: int) -> None:
+        """Go on with these masks."""
+        super().load(tensors, step)
+        self.masks = Masks(tensors)

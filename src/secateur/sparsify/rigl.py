@@ -1,0 +1,118 @@
+"""RigL: every so many steps the smallest weights of each tensor leave, and those with the largest gradients come.
+
+Evci et al. 2020, "Rigging the Lottery: Making All Tickets Winners".
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from secateur.core.masks import Masks
+from secateur.errors import OptionError
+from secateur.execution.example import Example
+from secateur.pruning.prune import PruneOptions
+from secateur.sparsify import Sparsifier, Sparsifying, check_whole
+from secateur.sparsify._moving import Moving, check_shares, started
+from secateur.sparsify._units import Patterns
+
+__all__ = ["Rigl"]
+
+
+@dataclass(frozen=True)
+class Rigl(Sparsifier):
+    """A share of each tensor's weights, the smallest, leaves; as many others come, those with the largest |gradient|.
+
+    The share falls along half a cosine: share / 2 * (1 + cos(pi * step / last)). What comes starts at 0; what has just
+    left may come back as it was. A step that moves masks does nothing else: it takes all gradients away, so that
+    optimizers skip it. Each tensor keeps its number of weights, exactly.
+
+    Args:
+        sparsity: The share removed at random at the start; None where masks of an earlier pruning are given.
+        budget: How `sparsity` is spread over the layers: the name of a budget that takes a share.
+        share: How many of a tensor's weights change places in the beginning, rounded down.
+        every: Optimizer steps between two moves.
+        until: The share of all steps after which nothing moves; `last` above.
+        only: Patterns of the layers that take part; None means all.
+        skip: Patterns of the layers that are left alone.
+
+    >>> method = Rigl(0.9, until=0.5)
+    >>> [round(method.share_at(step, 400), 3) for step in (0, 100, 200)]
+    [0.3, 0.15, 0.0]
+    """
+
+    changes_masks: ClassVar[bool] = True
+    moves: ClassVar[bool] = True
+
+    sparsity: float | None = None
+    budget: str = "erdos_renyi"
+    share: float = 0.3
+    every: int = 100
+    until: float = 0.75
+    only: Patterns = None
+    skip: Patterns = None
+
+    def __post_init__(self) -> None:
+        check_shares(self.sparsity, self.share, self.until)
+        check_whole("every", self.every)
+
+    def share_at(self, step: int, steps: int) -> float:
+        """The share of weights that change places at a step.
+
+        Args:
+            step: Counted from 0.
+            steps: Optimizer steps of the whole training.
+        """
+        return self.share / 2 * (1 + math.cos(math.pi * step / (self.until * steps)))
+
+    def start(
+        self,
+        model: nn.Module,
+        *,
+        example: Example = None,
+        masks: Masks | None = None,
+        steps: int | None = None,
+        seed: int = 0,
+    ) -> Sparsifying:
+        """Take the masks given, or draw them."""
+        if steps is None:
+            raise OptionError(
+                "rigl: expected steps=, the number of optimizer steps of the whole training, got none"
+            )
+        limits = PruneOptions(only=self.only, seed=seed)
+        found = started(model, masks, self.sparsity, self.budget, limits, self.skip)
+        return _ByGradient(model, found, self, steps, seed)
+
+
+class _ByGradient(Moving):
+    """Masks that move by the gradients of removed weights."""
+
+    def __init__(self, model: nn.Module, masks: Masks, options: Rigl, steps: int, seed: int) -> None:
+        super().__init__(model, masks, options.every, options.until * steps, seed)
+        self._options, self._steps = options, steps
+
+    def before_forward(self) -> None:
+        """Let the gradients of removed weights through, where they will be read."""
+        super().before_forward()
+        if self.is_due():
+            self.held().mask_gradients(False)
+
+    def before_step(self) -> None:
+        """Move, where it is time, and take the gradients away."""
+        if not self.is_due():
+            return
+        slopes = {
+            name: parameter.grad
+            for name, parameter in self.model.named_parameters(remove_duplicate=False)
+            if parameter.grad is not None
+        }
+        missing = [name for name in self.masks or {} if name not in slopes]
+        if missing:
+            raise OptionError(f"rigl: expected a gradient of every masked tensor, got none of {missing[0]!r}")
+        self.move(self._options.share_at(self.step, self._steps), slopes)
+        self.held().mask_gradients(True)
+        for parameter in self.model.parameters():
+            parameter.grad = None

@@ -1,0 +1,89 @@
+"""SET: every so many steps the smallest weights of each tensor leave, and as many come back at random.
+
+Mocanu et al. 2018, "Scalable training of artificial neural networks with adaptive sparse connectivity inspired by
+network science": sparse evolutionary training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from secateur.core.masks import Masks
+from secateur.errors import OptionError
+from secateur.execution.example import Example
+from secateur.pruning.prune import PruneOptions
+from secateur.sparsify import Sparsifier, Sparsifying, check_whole
+from secateur.sparsify._moving import Moving, check_shares, started
+from secateur.sparsify._units import Patterns
+
+__all__ = ["Set"]
+
+
+@dataclass(frozen=True)
+class Set(Sparsifier):
+    """A share of each tensor's weights, the smallest, leaves; as many others come, drawn at random, and start at 0.
+
+    Each tensor keeps its number of weights, exactly.
+
+    Args:
+        sparsity: The share removed at random at the start; None where masks of an earlier pruning are given.
+        budget: How `sparsity` is spread over the layers: the name of a budget that takes a share.
+        share: How many of a tensor's weights change places, rounded down.
+        every: Optimizer steps between two moves; the paper moves once in an epoch.
+        until: The share of all steps after which nothing moves; below 1 the number of steps must be known.
+        only: Patterns of the layers that take part; None means all.
+        skip: Patterns of the layers that are left alone.
+
+    >>> model = nn.Linear(10, 10)
+    >>> active = Set(0.9).start(model)
+    >>> active.masks.kept
+    10
+    """
+
+    changes_masks: ClassVar[bool] = True
+    moves: ClassVar[bool] = True
+
+    sparsity: float | None = None
+    budget: str = "erdos_renyi"
+    share: float = 0.3
+    every: int = 100
+    until: float = 1.0
+    only: Patterns = None
+    skip: Patterns = None
+
+    def __post_init__(self) -> None:
+        check_shares(self.sparsity, self.share, self.until)
+        check_whole("every", self.every)
+
+    def start(
+        self,
+        model: nn.Module,
+        *,
+        example: Example = None,
+        masks: Masks | None = None,
+        steps: int | None = None,
+        seed: int = 0,
+    ) -> Sparsifying:
+        """Take the masks given, or draw them."""
+        if steps is None and self.until < 1:
+            raise OptionError("set: until needs steps=, the number of optimizer steps of the whole training")
+        limits = PruneOptions(only=self.only, seed=seed)
+        found = started(model, masks, self.sparsity, self.budget, limits, self.skip)
+        return _Random(model, found, self, None if steps is None else self.until * steps, seed)
+
+
+class _Random(Moving):
+    """Masks that move at random."""
+
+    def __init__(self, model: nn.Module, masks: Masks, options: Set, until: float | None, seed: int) -> None:
+        super().__init__(model, masks, options.every, until, seed)
+        self._share = options.share
+
+    def before_forward(self) -> None:
+        """Move, where it is time."""
+        super().before_forward()
+        if self.is_due():
+            self.move(self._share, {})

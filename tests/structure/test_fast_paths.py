@@ -74,3 +74,23 @@ def test_a_cut_attention_is_cut_again_copied_and_pickled() -> None:
     for again in (copy.deepcopy(twice.model), pickle.loads(pickle.dumps(twice.model))):
         with torch.no_grad():
             assert torch.equal(again(x), twice.model(x))
+
+
+def test_planning_walks_the_model_a_fixed_number_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    from secateur.structure.cut import fit
+
+    walks: list[nn.Module] = []
+
+    def counted(model: nn.Module) -> dict[str, nn.Module]:
+        walks.append(model)
+        return dict(model.named_modules(remove_duplicate=False))
+
+    monkeypatch.setattr(fit, "modules_of", counted)
+    numbers = []
+    for depth in (2, 12):
+        model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(depth)])
+        x = torch.randn(1, 4)
+        walks.clear()
+        cut(model, x)
+        numbers.append(len(walks))
+    assert numbers[0] == numbers[1]

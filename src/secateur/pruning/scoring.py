@@ -103,7 +103,7 @@ class _Source:
                     return None
                 self.slices[key] = line
             line = self.slices[key]
-            parts.append(line[member.indices.to(line.device)])
+            parts.append(line.take(member.indices.to(line.device)))
         if not parts:
             return None
         device = parts[0].device

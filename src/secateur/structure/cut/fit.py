@@ -70,7 +70,7 @@ class Fitted:
 def draft(structure: Structure, model: nn.Module, alive: np.ndarray) -> ShrinkPlan:
     """The plan that follows from the labels alone: indices, and the attributes of torch's own layers."""
     keep = structure.keep_of(alive)
-    tensors = tensors_of(model)
+    tensors, modules = tensors_of(model), modules_of(model)
     aliases = structure.trace.aliases
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
     old: dict[str, tuple[int, ...]] = {}
@@ -86,11 +86,10 @@ def draft(structure: Structure, model: nn.Module, alive: np.ndarray) -> ShrinkPl
         after = tuple(len(axes[axis]) if axis in axes else size for axis, size in enumerate(before))
         shapes.setdefault(path, {})[leaf] = after
         layer, _, computed = path.rpartition(".parametrizations.")
-        held: Any = modules_of(model).get(layer)
+        held: Any = modules.get(layer)
         if computed == "weight" and before == tuple(held.weight.shape):
             shapes.setdefault(layer, {})[computed] = after
     attributes = {}
-    modules = modules_of(model)
     for path, changed in shapes.items():
         first = aliases.get(f"{path}.weight" if path else "weight", f"{path}.weight" if path else "weight")
         found = widths_of(modules[path], changed, grouped.get(first))

@@ -213,3 +213,48 @@ def test_heads_are_worth_by_sum_mean_or_max_too() -> None:
 def test_an_unknown_way_to_combine_is_refused(grain: Any) -> None:
     with pytest.raises(OptionError, match=r"combine: expected 'sum', 'mean' or 'max', got 'median'"):
         grain(combine="median")
+
+
+class Branch(nn.Module):
+    """A block of one linear layer around which its input goes."""
+
+    def __init__(self, weight: list[list[float]]):
+        super().__init__()
+        self.fc = nn.Linear(2, 2)
+        self.fc.weight.data = torch.tensor(weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.fc(x)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "worth"),
+    [
+        ("magnitude", [7.0, 5.0, 6.0]),
+        ("l2", [5.0, 13**0.5, 20**0.5]),
+        ("lamp", [25 / 25, 13 / (13 + 20 + 25), 20 / (20 + 25)]),
+        ("fpgm", [45**0.5 + 38**0.5, 38**0.5 + 33**0.5, 45**0.5 + 33**0.5]),
+    ],
+)
+def test_a_whole_block_is_scored_by_all_its_weights(criterion: str, worth: list[float]) -> None:
+    model = nn.Sequential(
+        Branch([[3.0, 0.0], [0.0, -4.0]]), Branch([[2.0, 3.0], [0.0, 0.0]]), Branch([[4.0, 0.0], [-2.0, 0.0]])
+    )
+    context, targets = Context(example=torch.ones(1, 2)), select(model)
+    units = sc.granularity.Layer().units(model, targets, context)
+    found = unit_scores(sc.criteria.registry.make(criterion), model, targets, units, context)
+    assert found["layers"].tolist() == pytest.approx(worth, rel=1e-6)
+    masks = sc.prune(model, criterion, "layer", 0.34, example=context.example)
+    assert [name for name, mask in masks.items() if not mask.any()] == ["1.fc.weight", "1.fc.bias"]
+    again = sc.prune(
+        model, criterion, "layer", 0.67, example=context.example, options=sc.PruneOptions(masks=masks)
+    )
+    assert [name for name, mask in again.items() if not mask.any()][:2] == ["1.fc.weight", "1.fc.bias"]
+    assert again.kept == 6
+
+
+def test_own_matrices_of_a_block_take_part() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    context = Context(example=torch.ones(1, 3, 8))
+    assert "layers.1.self_attn.in_proj_weight" in sc.granularity.Layer().own_weights(model, context)

@@ -16,6 +16,7 @@ tensor([[ True,  True],
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -25,7 +26,7 @@ import torch
 
 from secateur.core.lines import Lines
 
-__all__ = ["AxisMember", "Member", "Units"]
+__all__ = ["AxisMember", "Member", "TensorMember", "Units"]
 
 
 class Member(Protocol):
@@ -79,6 +80,43 @@ class AxisMember:
         line = np.ones(size, dtype=bool)
         line[self.indices.cpu().numpy()[~keep.cpu().numpy()].ravel()] = False
         return torch.from_numpy(line).to(keep.device)
+
+
+@dataclass(frozen=True)
+class TensorMember:
+    """A tensor that belongs to one unit as a whole; the other units have nothing of it.
+
+    Attributes:
+        name: The parameter's name.
+        unit: The unit that owns it.
+        count: How many units there are.
+        scored: Whether the tensor's scores count towards the unit's score.
+
+    >>> TensorMember("w", unit=1, count=2).gather(torch.tensor([3.0, 4.0]))
+    tensor([[0., 0.],
+            [3., 4.]])
+    """
+
+    name: str
+    unit: int
+    count: int
+    scored: bool = True
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor laid out as [units, elements], zeros where a unit has nothing of it."""
+        rows = tensor.new_zeros((self.count, tensor.numel()))
+        rows[self.unit] = tensor.reshape(-1)
+        return rows
+
+    def scatter(self, keep: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+        """A boolean mask of `shape` from one bit per unit."""
+        return keep[self.unit].expand(tuple(shape))
+
+    def sizes(self, shape: Sequence[int]) -> torch.Tensor:
+        """How many weights of the tensor each unit has."""
+        found = torch.zeros(self.count, dtype=torch.int64)
+        found[self.unit] = math.prod(shape)
+        return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -37,6 +38,8 @@ class Fpgm(Criterion):
     >>> Fpgm().reduce(torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0]]))
     tensor([ 5., 10.,  5.])
     """
+
+    among: ClassVar[bool] = True
 
     def scores(self, model: nn.Module, targets: Sequence[Target], context: Context) -> Scores:
         """The weights themselves."""

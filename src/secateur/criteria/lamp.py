@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -31,6 +32,8 @@ class Lamp(Criterion):
     >>> Lamp().reduce(torch.tensor([[1.0], [-2.0], [3.0]]))
     tensor([0.0714, 0.3077, 1.0000])
     """
+
+    among: ClassVar[bool] = True
 
     def scores(self, model: nn.Module, targets: Sequence[Target], context: Context) -> Scores:
         """The absolute value of every weight; `reduce` compares the units of a list."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -43,6 +43,7 @@ class Shuffled(Criterion):
     tensor([1., 2., 3.])
     """
 
+    among: ClassVar[bool] = True
     of: str | Criterion | Masks = "magnitude"
     seed: int = 0
 

@@ -23,8 +23,10 @@ from torch import nn
 
 from secateur.core.masks import Masks, count_true
 from secateur.core.nested import tensors_in
-from secateur.errors import CollapseError
+from secateur.errors import CollapseError, TraceError
 from secateur.execution.verb import verb
+from secateur.structure.depth.blocks import RemovableBlock
+from secateur.structure.depth.leaving import dropped_blocks
 
 __all__ = ["FAINT", "Collapse", "check_connected", "find_collapsed", "rescale_", "signal_left"]
 
@@ -58,7 +60,8 @@ def find_collapsed(model: nn.Module, masks: Masks, example: object = None) -> li
 
     Without an `example` only layers with nothing left are found. With one (a tensor, a tuple of arguments
     or a dict of keywords) a copy of the model is run on ones with weights of 1 and 0, so that a layer is
-    found silent when every path to it is cut. Shapes alone matter in the example, not its numbers.
+    found silent when every path to it is cut, and blocks that leave whole are no layers without weights. Shapes alone
+    matter in the example, not its numbers.
     """
     masks.check(model)
     # A tensor that never held a weight has lost none.
@@ -67,10 +70,18 @@ def find_collapsed(model: nn.Module, masks: Masks, example: object = None) -> li
         for name, mask in masks.items()
         if not _is_bias(name) and mask.numel() > 0 and count_true(mask) == 0
     ]
+    # RemovableBlocks that leave whole hand on their input.
+    leave = _leaving(model, masks, example) if empty and example is not None else ()
+    whole = {name for block in leave for name in block.parameters}
+    empty = [name for name in empty if name not in whole]
     found = [Collapse(name, "empty") for name in empty]
     if example is None:
         return found
-    signal = _signal(model, masks, example)
+    signal = {
+        layer: alive
+        for layer, alive in _signal(model, masks, example).items()
+        if not any(f"{layer}.".startswith(f"{block.path}.") for block in leave)
+    }
     quiet = [layer for layer, alive in signal.items() if not alive]
     if quiet:
         # A layer that is silent without any mask as well (zeros by design) tells nothing.
@@ -81,6 +92,14 @@ def find_collapsed(model: nn.Module, masks: Masks, example: object = None) -> li
     fatal = quiet[-1] == list(signal)[-1]
     emptied = {name.rpartition(".")[0] for name in empty}
     return found + [Collapse(layer, "silent", fatal) for layer in quiet if layer not in emptied]
+
+
+def _leaving(model: nn.Module, masks: Masks, example: object) -> tuple[RemovableBlock, ...]:
+    """The blocks that leave whole; none where the forward cannot be recorded."""
+    try:
+        return dropped_blocks(model, masks, example)
+    except TraceError:
+        return ()
 
 
 @verb

@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ from torch import nn
 from secateur.core.context import Context
 from secateur.core.scores import Scores, check_finite
 from secateur.core.targets import Target
-from secateur.core.units import AxisMember, Units
+from secateur.core.units import AxisMember, TensorMember, Units
 from secateur.criteria import Criterion
 from secateur.errors import NonFiniteError, OptionError
 from secateur.execution.fast_copy import tensors_of
@@ -117,6 +117,8 @@ class _Source:
         if self.criterion.of_outputs:
             outputs = {target.name: target.out_axis for target in self.targets}
             members = [m for m in members if not isinstance(m, AxisMember) or m.axis == outputs[m.name]]
+        if members and all(isinstance(member, TensorMember) for member in members):
+            return self._of_tensors(units, [m for m in members if isinstance(m, TensorMember)])
         rows = [member.gather(self.tensors[member.name]) for member in members]
         if not rows:
             raise OptionError(
@@ -132,6 +134,23 @@ class _Source:
         if self.direct or len(rows) > 1 or rows[0].shape[1] > 1:
             self._check(units, scores)
         return scores
+
+    def _of_tensors(self, units: Units, members: Sequence[TensorMember]) -> torch.Tensor:
+        """The scores of units that own whole tensors, one unit after the other."""
+        rows = []
+        for unit in range(units.count):
+            mine = [self.tensors[m.name].reshape(1, -1) for m in members if m.unit == unit]
+            rows.append(torch.cat([row.to(mine[0].device) for row in mine], dim=1))
+        if (
+            self.criterion.among
+        ):  # units share no position: they compare as their norms do, each in a direction of its own
+            sizes = [torch.linalg.vector_norm(row.float()).to(rows[0].device) for row in rows]
+            found = self._reduced(torch.diag(torch.stack(sizes)), units)
+        else:
+            alone = replace(units, count=1)
+            found = torch.cat([self._reduced(row, alone).to(rows[0].device) for row in rows])
+        self._check(units, found)
+        return found
 
     def _reduced(self, whole: torch.Tensor, units: Units) -> torch.Tensor:
         """The score of each unit from its weights or scores, [units, elements] -> [units]."""

@@ -21,7 +21,7 @@ from torch import nn
 
 from secateur.core.lines import Lines
 from secateur.core.masks import Masks
-from secateur.core.units import AxisMember, Member, Units
+from secateur.core.units import AxisMember, Member, TensorMember, Units
 from secateur.errors import MaskMismatchError
 from secateur.execution.fast_copy import tensors_of
 
@@ -87,6 +87,12 @@ def removed_units(
     members = scored_members(units, known)
     if masks is None or not all(member.name in masks for member in members):
         return None
+    if all(isinstance(member, TensorMember) for member in members):
+        kept = torch.zeros(units.count, dtype=torch.bool, device=device)
+        for member in members:
+            if isinstance(member, TensorMember) and bool(masks[member.name].any()):
+                kept[member.unit] = True
+        return ~kept
     left = [member.gather(masks[member.name]).to(device) for member in members]
     return ~torch.stack([bits[:, 0] if bits.shape[1] == 1 else bits.any(1) for bits in left]).any(0)
 

@@ -2,7 +2,7 @@
 
 >>> block_of("layer1.0.downsample.0"), block_of("features.3"), block_of("conv1")
 ('layer1.0', 'features', '')
->>> picture = draw_network([Layer("conv1", "Conv2d", 16, 6, "a"), Layer("fc", "Linear", 10, 10)])
+>>> picture = draw_network([DrawnLayer("conv1", "Conv2d", 16, 6, "a"), DrawnLayer("fc", "Linear", 10, 10)])
 >>> picture.count("<title>"), "16 → 6" in picture
 (3, True)
 
@@ -20,14 +20,14 @@ from itertools import groupby
 
 from secateur.report.theme import FONT, THEMES
 
-__all__ = ["Layer", "block_of", "draw_network", "standalone"]
+__all__ = ["DrawnLayer", "block_of", "draw_network", "standalone"]
 
 _BOX, _GAP, _ROW = 168, 8, 40
 _LEFT, _COLUMNS = 116, 4
 
 
 @dataclass(frozen=True)
-class Layer:
+class DrawnLayer:
     """A layer: how wide it was and is, and the group that its channels leave with."""
 
     name: str
@@ -46,7 +46,7 @@ def block_of(name: str) -> str:
     return found.group(1) if found else name.rpartition(".")[0]
 
 
-def draw_network(layers: Sequence[Layer]) -> str:
+def draw_network(layers: Sequence[DrawnLayer]) -> str:
     """The drawing, 820 wide and as high as it needs."""
     groups = list(dict.fromkeys(layer.group for layer in layers if layer.group))
     widest = max((layer.before for layer in layers), default=1)
@@ -91,7 +91,7 @@ def _style(theme: str, variables: bool) -> str:
     )
 
 
-def _box(layer: Layer, block: str, x: int, y: int, widest: int, groups: list[str]) -> str:
+def _box(layer: DrawnLayer, block: str, x: int, y: int, widest: int, groups: list[str]) -> str:
     short = layer.name.removeprefix(block + ".") if block else layer.name
     short = short if len(short) <= 15 else "…" + short[-14:]
     # Widths run over orders of magnitude: a square root keeps the narrow layers visible.
@@ -115,7 +115,7 @@ def _box(layer: Layer, block: str, x: int, y: int, widest: int, groups: list[str
 def standalone(svg: str) -> str:
     """The drawing as a file: colours written out, on white, for programs that know no CSS variables.
 
-    >>> "var(" in standalone(draw_network([Layer("fc", "Linear", 10, 10)]))
+    >>> "var(" in standalone(draw_network([DrawnLayer("fc", "Linear", 10, 10)]))
     False
     """
     plain = svg.replace(_style("light", True), _style("light", False))

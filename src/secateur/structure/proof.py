@@ -163,6 +163,8 @@ class Proof:
         selected: Operators that select (such as "topk" and "nms") whose choice, made by the masked model, was given to
             both, because their own outputs could not be compared; what they select from was compared as well. "float32"
             among them says that conversions to float32 inside the forward were left out: they hid the difference.
+        bypassed: Blocks of the dense model whose output was their input: the shrunk model does not have them, and a
+            norm after the addition keeps zeros from standing for that.
     """
 
     error: float
@@ -175,6 +177,7 @@ class Proof:
     filled: tuple[str, ...] = ()
     cases: tuple[ProofCase, ...] = ()
     selected: tuple[str, ...] = ()
+    bypassed: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -209,6 +212,8 @@ class Proof:
             where += f", with one choice for both at {', '.join(choosing)} and all they choose from compared"
         if "float32" in self.selected:
             where += ", without the conversions to float32 that the forward makes"
+        if self.bypassed:
+            where += f", with {', '.join(self.bypassed)} of the dense model bypassed"
         if not self.equality:
             return (
                 "no equality: axes were cut across a normalisation; "

@@ -32,11 +32,12 @@ from secateur.execution.devices import device_of
 from secateur.execution.example import Example, call_arguments
 from secateur.execution.fast_copy import copy_module
 from secateur.structure.cut.plan import ShrinkPlan, cut_tensor
+from secateur.structure.depth.bypass import bypass_
 from secateur.structure.proof import Proof, ProofCase, ProofOptions, Shapes
 from secateur.structure.selections import Selections, largest_difference
 from secateur.structure.trace.other_shapes import other_shapes, shapes_of
 
-__all__ = ["ShapeProofError", "double_copy", "prove"]
+__all__ = ["DenseRun", "ShapeProofError", "double_copy", "prove"]
 
 _EXTRA, _DEAR = 1.5, 2.0
 """How many times the example's elements may be run beside it; and how many by one other input."""
@@ -132,7 +133,9 @@ def _fills(
             if name in masks:
                 value = value * masks[name].to(parameter.device)
             dense[name] = value
-            small[name] = cut_tensor(value, plan.keep[name]) if name in plan.keep else value
+            after = plan.name_after(name)
+            if after is not None:
+                small[after] = cut_tensor(value, plan.keep[after]) if after in plan.keep else value
     return dense, small
 
 
@@ -332,6 +335,8 @@ class _Prover:
         dtype: The precision in which both are run.
         tolerance: The largest error that counts as equal.
         equality: Whether a larger error is a failure.
+        fills: Values to use for parameters that are 0, of the dense model and of the shrunk one.
+        bypassed: The blocks whose output is their input in the dense model.
     """
 
     model: nn.Module
@@ -341,13 +346,20 @@ class _Prover:
     tolerance: float
     equality: bool
     fills: tuple[Mapping[str, torch.Tensor] | None, Mapping[str, torch.Tensor] | None] = (None, None)
+    bypassed: tuple[str, ...] = ()
+
+    def dense(self) -> nn.Module:
+        """The masked dense model in the precision of the proof."""
+        made = double_copy(self.model, self.masks, self.dtype, self.fills[0])
+        bypass_(made, self.bypassed)
+        return made
 
     def compare(self, inputs: Sequence[_Input]) -> list[tuple[_Input, str, _ModelRun, float, float]]:
         """Run the dense model on all inputs, then the shrunk one: only one copy in float64 is there at a time.
 
         Gives (input, mode, what the dense model gave, largest difference, largest output).
         """
-        dense = double_copy(self.model, self.masks, self.dtype, self.fills[0])
+        dense = self.dense()
         wanted = [self._accepted(dense, each, mode) for each in inputs for mode in each.modes]
         del dense
         small = double_copy(self.small, None, self.dtype, self.fills[1])
@@ -416,7 +428,7 @@ class _Prover:
 
         The fast path of torch's encoder layers gives zeros where a padding mask says so, the other one does not.
         """
-        dense = double_copy(self.model, self.masks, self.dtype, self.fills[0])
+        dense = self.dense()
         plain = _run(dense, each.example, mode, self.dtype, False)
         shapes = [[tuple(t.shape) for t in run.outputs] for run in (plain, got)]
         if plain.error is not None or shapes[0] != shapes[1]:
@@ -430,7 +442,7 @@ class _Prover:
         selects nothing.
         """
         chosen = Selections()
-        dense = double_copy(self.model, self.masks, self.dtype, self.fills[0])
+        dense = self.dense()
         with chosen:
             first = _run(dense, each.example, mode, self.dtype)
         if first.error is not None or not chosen.names:
@@ -472,6 +484,20 @@ def _said(error: Exception | None) -> str:
     return f"{type(error).__name__}: {str(error)[:300]}"
 
 
+@dataclass(frozen=True)
+class DenseRun:
+    """How the dense model is run for a proof.
+
+    Attributes:
+        traced: How it can be recorded: "meta", or "real" where its forward looks at values.
+        bypassed: The blocks whose output is their input, as the shrunk model does not have them and zeros do not stand
+            for that.
+    """
+
+    traced: str = "meta"
+    bypassed: tuple[str, ...] = ()
+
+
 def prove(
     model: nn.Module,
     small: nn.Module,
@@ -480,7 +506,7 @@ def prove(
     options: ProofOptions | None = None,
     equality: bool = True,
     plan: ShrinkPlan | None = None,
-    traced: str = "meta",
+    how: DenseRun | None = None,
 ) -> Proof:
     """Run both models on the same inputs, with the same random state, and compare every output.
 
@@ -497,7 +523,7 @@ def prove(
         options: What is proved; None for the usual.
         equality: False where no equality can hold; then the error is only measured.
         plan: How the shrunk model was cut, to fill parameters that are 0.
-        traced: How the model can be recorded: "meta", or "real" where its forward looks at values.
+        how: How the dense model is run; None for the usual.
 
     Returns:
         The proof.
@@ -507,8 +533,9 @@ def prove(
         ShapeProofError: Likewise, for an input of another shape than the example's only.
     """
     options = options or ProofOptions()
-    inputs = _inputs(model, example, options, traced)
-    prover = _Prover(model, small, masks, torch.float64, options.tolerance, equality)
+    how = how or DenseRun()
+    inputs = _inputs(model, example, options, how.traced)
+    prover = _Prover(model, small, masks, torch.float64, options.tolerance, equality, bypassed=how.bypassed)
     try:
         found = prover.compare(inputs)
     except _WideTypeError:
@@ -549,4 +576,5 @@ def _proof_of(
         filled,
         cases,
         selected=selected,
+        bypassed=prover.bypassed,
     )

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,13 +33,14 @@ from secateur.structure.cut.choose import dropped, dropped_lines, extended, roun
 from secateur.structure.cut.fit import fit
 from secateur.structure.cut.plan import Kept, KnownIndices, ShrinkPlan, cut_tensor
 from secateur.structure.cut.trial import without_locked
+from secateur.structure.depth.leaving import FewerLayers, without_blocks
 from secateur.structure.explain import Explanation, cut_by_default, default_names, explained
 from secateur.structure.groups.couplings import Structure, analyse, regroup
 from secateur.structure.groups.labels import Lock
 from secateur.structure.groups.rules.attention import FUSED
 from secateur.structure.hf.configs import config_changes, fitted_config
 from secateur.structure.proof import Proof, ProofLike, ProofOptions, as_proof_options
-from secateur.structure.proving import ShapeProofError, prove
+from secateur.structure.proving import DenseRun, ShapeProofError, prove
 from secateur.structure.shrunk_files import carry_optimizer, load_shrunk, reestimate_batch_norm, save_shrunk
 from secateur.structure.trace.fixed_count_norms import COUNTED
 
@@ -91,6 +93,10 @@ class Shrunk:
         lines = [
             f"{type(self.model).__name__}: {self.proof}",
             f"{len(self.plan.keep)} tensors cut ({before:,} elements before)",
+        ]
+        lines += [
+            f"layers kept of {container or 'the model'}: {', '.join(keys) or 'none'}"
+            for container, keys in self.plan.layers.items()
         ]
         lines += [
             f"kept whole at {lock.path or 'the model'}: {lock.reason} [{lock.operator}]"
@@ -149,7 +155,7 @@ def shrink(
     across_norm: bool = False,
     proof: ProofLike = None,
 ) -> Shrunk:
-    """Remove the channels that the masks drop, from every tensor of a copy of the model, and prove the result.
+    """Remove the channels and whole blocks that the masks drop from a copy of the model, and prove the result.
 
     Args:
         model: The model; it is never changed.
@@ -198,6 +204,11 @@ class _ProvenCut:
     proof: ProofOptions
     locks: dict[str, Lock] = field(default_factory=dict)
 
+    @cached_property
+    def fewer(self) -> FewerLayers | None:
+        """The model without the blocks that the masks drop whole; None where they drop none."""
+        return without_blocks(self.model, self.masks, self.example)
+
     def run(self) -> tuple[Cut, Proof]:
         """Cut and prove, once more for every group that has to be left out."""
         while True:
@@ -216,18 +227,21 @@ class _ProvenCut:
 
     def names(self) -> set[str]:
         """The names of all groups."""
-        structure = analyse(self.model, self.example, across_norm=self.options.across_norm)
+        model = self.model if self.fewer is None else self.fewer.model
+        structure = analyse(model, self.example, across_norm=self.options.across_norm)
         return {group.name for group in structure.groups}
 
     def proven(
         self, example: object, proof: ProofOptions, names: Collection[str] | None, careful: bool = False
     ) -> tuple[Cut, Proof]:
         """Cut the groups of these names and prove it on this example."""
-        done = cut(self.model, self.masks, self.example, replace(self.options, careful=careful, only=names))
+        options = replace(self.options, careful=careful, only=names)
+        done = cut(self.model, self.masks, self.example, options, self.fewer)
         proof = replace(proof, every=proof.every or done.macs <= _CHEAP_MACS)
         try:
+            how = DenseRun(done.traced, done.bypassed)
             return done, prove(
-                self.model, done.model, done.masks, example, proof, not done.crossed, done.plan, done.traced
+                self.model, done.model, done.masks, example, proof, not done.crossed, done.plan, how
             )
         except ProofError:
             if done.tried:
@@ -272,7 +286,8 @@ class _ProvenCut:
 class Cut:
     """A cut model before its proof: `masks` are those the dense model must be masked with, `left` those that remain.
 
-    `tried` is True where the cut forward was run and compared with the one before, operator by operator.
+    `tried` is True where the cut forward was run and compared with the one before, operator by operator. `bypassed` are
+    the blocks that the dense model must hand its input past.
     """
 
     model: nn.Module
@@ -285,6 +300,7 @@ class Cut:
     unsaid: str = ""
     traced: str = "meta"
     macs: int = 0
+    bypassed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -308,9 +324,57 @@ def cut(
     masks: Masks,
     example: object,
     options: CutOptions | None = None,
+    fewer: FewerLayers | None = None,
 ) -> Cut:
-    """Everything `shrink` does but the proof."""
+    """Everything `shrink` does but the proof.
+
+    Args:
+        model: The model; it is not changed.
+        masks: What is dropped.
+        example: What the model is called with.
+        options: How it is cut.
+        fewer: The model without the blocks that the masks drop whole, where they drop any.
+    """
     options = options or CutOptions()
+    return (
+        _cut_channels(model, masks, example, options)
+        if fewer is None
+        else _cut_both(model, fewer, example, options)
+    )
+
+
+def _cut_both(model: nn.Module, fewer: FewerLayers, example: object, options: CutOptions) -> Cut:
+    """The model without some blocks, and without the channels that the masks drop besides."""
+    done = None
+    if fewer.masks is not None:
+        try:
+            done = _cut_channels(fewer.model, fewer.masks, example, options)
+        except NothingToDoError:
+            done = None
+    if done is None:
+        small, left = apply_plan(fewer.model, ShrinkPlan(keep={}), fewer.masks or _every_weight(fewer.model))
+        masks = fewer.dense_masks(model, fewer.masks or left)
+        macs = analyse(fewer.model, example).macs()
+        return Cut(
+            small, fewer.plan, masks, left, (), False, unsaid=fewer.unsaid, macs=macs, bypassed=fewer.bypassed
+        )
+    return replace(
+        done,
+        plan=fewer.plan.then(done.plan),
+        masks=fewer.dense_masks(model, done.masks),
+        unsaid=fewer.unsaid or done.unsaid,
+        bypassed=fewer.bypassed,
+    )
+
+
+def _every_weight(model: nn.Module) -> Masks:
+    """Masks that keep all of one parameter, where there is nothing else to say."""
+    name, parameter = next(iter(model.named_parameters()))
+    return Masks({name: torch.ones_like(parameter, dtype=torch.bool)})
+
+
+def _cut_channels(model: nn.Module, masks: Masks, example: object, options: CutOptions) -> Cut:
+    """The model without the channels that the masks drop."""
     structure = analyse(model, example, across_norm=options.across_norm)
     lines = dropped_lines(structure, masks)
     if any(op.name in _ATTENTION for op in structure.trace.ops):

@@ -30,6 +30,7 @@ from secateur.core.safetensors_header import open_header
 from secateur.errors import DataError, FormatError, NothingToDoError, PlanError
 from secateur.execution.verb import verb
 from secateur.structure.cut.plan import ShrinkPlan, cut_tensor
+from secateur.structure.depth.entries import check_entries
 
 __all__ = ["carry_optimizer", "load_shrunk", "reestimate_batch_norm", "save_shrunk"]
 
@@ -67,7 +68,8 @@ def carry_optimizer(
                     "pass the model it was built for"
                 )
         options = {key: value for key, value in group.items() if key != "params"}
-        groups.append({**options, "params": [target[names[id(parameter)]] for parameter in group["params"]]})
+        left = [plan.name_after(names[id(parameter)]) for parameter in group["params"]]
+        groups.append({**options, "params": [target[name] for name in left if name is not None]})
     defaults = {key: value for key, value in optimizer.defaults.items() if key in optimizer.param_groups[0]}
     carried = type(optimizer)(groups, **_accepted(type(optimizer), defaults))
     for group in optimizer.param_groups:
@@ -75,7 +77,9 @@ def carry_optimizer(
             state = optimizer.state.get(parameter)
             if not state:
                 continue
-            name = names[id(parameter)]
+            name = plan.name_after(names[id(parameter)])
+            if name is None:
+                continue
             axes = plan.keep.get(name, {})
             new: dict[str, object] = {}
             for key, value in state.items():
@@ -188,7 +192,13 @@ def load_shrunk(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
         raise FormatError(f"{path}: no such file; write one with small.save(path)")
     plan, tensors = _read(path)
     given, into = into, unwrapped(into)
-    wanted = into.state_dict(keep_vars=True)
+    check_entries(into, plan.layers)
+    after = {name: plan.name_after(name) for name in into.state_dict()}
+    wanted = {
+        new: tensor
+        for name, tensor in into.state_dict(keep_vars=True).items()
+        if (new := after[name]) is not None
+    }
     first: dict[int, str] = {}
     for name, tensor in wanted.items():
         first.setdefault(id(tensor), name)

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from secateur.core.measurement import Measurement, Measurements
-from secateur.report.drawing import Layer, draw_network
+from secateur.report.drawing import DrawnLayer, draw_network
 from secateur.report.figure import Figure, FigureTable
 from secateur.report.reading import before_and_after
 
@@ -33,7 +33,7 @@ def network(measurements: Measurements) -> list[Figure]:
     before, after = (list(item.context["layers"]) for item in pair)
     later = {layer["name"]: layer for layer in after}
     drawn = [
-        Layer(
+        DrawnLayer(
             name=str(layer["name"]),
             kind=str(layer["kind"]),
             before=int(layer["width"]),

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from torch import nn
@@ -24,7 +24,7 @@ from torch import nn
 from secateur.core.json_text import is_count
 from secateur.errors import PlanError
 
-__all__ = ["AttributeValue", "check_attribute", "set_attributes_", "set_config_field"]
+__all__ = ["AttributeValue", "check_attribute", "cut_lists", "set_attributes_", "set_config_field"]
 
 AttributeValue: TypeAlias = "int | tuple[int, ...] | dict[str, object]"
 
@@ -104,17 +104,30 @@ def check_attribute(path: str, module: nn.Module, key: str, value: object) -> No
         )
 
 
-def set_attributes_(model: nn.Module, modules: Mapping[str, nn.Module], wanted: _Wanted) -> None:
+def set_attributes_(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    wanted: _Wanted,
+    layers: Mapping[int, Sequence[int] | None] | None = None,
+) -> None:
     """Set attributes that have been checked, in place.
 
     The fields of a configuration are set on a copy of it, which takes its place in every module of the model: the
-    object itself may serve other models too.
+    object itself may serve other models too. Where a field counted layers of which some left, the lists beside it that
+    have one entry a layer (`layer_types`) keep the entries of those that stay.
+
+    Args:
+        model: The model.
+        modules: Its modules by name.
+        wanted: The attributes by module.
+        layers: By the number of layers of a container the positions of those that stay.
     """
     fields = {key: value for key, value in wanted.get("", {}).items() if key.startswith(_CONFIG)}
     if fields:
         config = _own_config(model)
         for key, value in fields.items():
             try:
+                _cut_lists(config, key.removeprefix(_CONFIG), layers or {})
                 set_config_field(config, key.removeprefix(_CONFIG), value)
             except Exception as error:  # configurations check their fields, each family in its own way
                 raise PlanError(
@@ -132,6 +145,30 @@ def set_config_field(config: object, name: str, value: object) -> None:
     for part in path:
         config = vars(config)[part]
     setattr(config, leaf, value)
+
+
+def _cut_lists(config: object, name: str, layers: Mapping[int, Sequence[int] | None]) -> None:
+    """Cut the lists beside a field that counts layers, where it counts layers of which some left."""
+    *path, leaf = name.split(".")
+    for part in path:
+        config = vars(config)[part]
+    before = vars(config)[leaf]
+    kept = layers.get(before) if isinstance(before, int) else None
+    if kept is not None:
+        cut_lists(config, before, kept)
+
+
+def cut_lists(config: object, length: int, kept: Sequence[int]) -> None:
+    """Let lists of a configuration that have one entry a layer keep those of the layers that stay.
+
+    Args:
+        config: The configuration; it is changed.
+        length: The number of layers before.
+        kept: The positions of those that stay.
+    """
+    for name, value in list(vars(config).items()):
+        if isinstance(value, list) and len(value) == length and not name.startswith("_"):
+            vars(config)[name] = [value[place] for place in kept]
 
 
 _Wanted: TypeAlias = "Mapping[str, Mapping[str, AttributeValue]]"

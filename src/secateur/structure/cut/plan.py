@@ -33,11 +33,20 @@ from secateur.structure.cut.rewrite import (
     rewrite_,
 )
 from secateur.structure.cut.runs import Runs, runs_of
+from secateur.structure.depth.entries import (
+    check_entries,
+    entries_then,
+    kept_positions,
+    name_after,
+    take_out_,
+)
 from secateur.structure.proof import ProofDomain
 
 __all__ = ["ShrinkPlan", "cut_tensor", "owner"]
 
 VERSION = 1
+DEPTH_VERSION = 2
+"""The version of plans in which layers leave; earlier readers refuse it."""
 _Value = TypeVar("_Value")
 
 
@@ -61,6 +70,9 @@ class ShrinkPlan:
         shapes: The shape of every tensor before it is cut.
         model: The name of the model's class.
         proof: For which shapes and modes the cut model was proved equal, if it was.
+        layers: `layers[container]` are the keys of the entries of an `nn.Sequential` or `nn.ModuleList` that stay; what
+            stays is counted anew. Containers have the names of the model before; all other names in the plan are those
+            that the model has once these entries are out.
     """
 
     keep: Mapping[str, Mapping[int, Sequence[int]]]
@@ -69,12 +81,13 @@ class ShrinkPlan:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     model: str = ""
     proof: ProofDomain | None = None
+    layers: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
         """Plain data. Indices are stored as runs [first, length, first, length, ...]."""
         data: dict[str, object] = {
             "format": "secateur-plan",
-            "version": VERSION,
+            "version": DEPTH_VERSION if self.layers else VERSION,
             "model": self.model,
             "keep": {
                 name: {str(axis): runs_of(indices) for axis, indices in axes.items()}
@@ -86,6 +99,8 @@ class ShrinkPlan:
         }
         if self.proof is not None:
             data["proof"] = self.proof.to_dict()
+        if self.layers:
+            data["layers"] = {path: list(keys) for path, keys in self.layers.items()}
         return data
 
     def to_json(self) -> str:
@@ -104,9 +119,10 @@ class ShrinkPlan:
         """
         if not isinstance(data, Mapping) or data.get("format") != "secateur-plan":
             raise PlanError("expected a plan written by secateur (format=secateur-plan), got something else")
-        if data.get("version") != VERSION:
+        version = DEPTH_VERSION if "layers" in data else VERSION
+        if data.get("version") != version:
             raise PlanError(
-                f"expected version {VERSION} of secateur-plan, got {str(data.get('version'))[:80]!r}; write it "
+                f"expected version {version} of secateur-plan, got {str(data.get('version'))[:80]!r}; write it "
                 f"again with this version"
             )
         try:
@@ -117,6 +133,7 @@ class ShrinkPlan:
                 shapes=_each(data["shapes"], _shape),
                 model=str(data.get("model", "")),
                 proof=ProofDomain.from_dict(data["proof"]) if "proof" in data else None,
+                layers=_each(data.get("layers", {}), _keys),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise PlanError(f"a damaged plan: {type(error).__name__}: {str(error)[:200]}") from error
@@ -150,10 +167,12 @@ class ShrinkPlan:
         >>> first.then(second).keep
         {'weight': {0: (2, 3), 1: (0,)}}
         """
-        keep: dict[str, dict[int, Sequence[int]]] = {name: dict(axes) for name, axes in self.keep.items()}
+        out = second.layers
+        keep = {name: dict(axes) for name, axes in _renamed(self.keep, out).items()}
+        mine_shapes = _renamed(self.shapes, out)
         known: dict[tuple[int, int], tuple[int, ...]] = {}
         for name, axes in second.keep.items():
-            self._check_left(name, second.shapes.get(name))
+            self._check_left(name, keep.get(name, {}), mine_shapes.get(name), second.shapes.get(name))
             mine = keep.setdefault(name, {})
             for axis, kept in axes.items():
                 before = mine.get(axis)
@@ -164,21 +183,28 @@ class ShrinkPlan:
                 if key not in known:
                     known[key] = tuple(np.asarray(before)[np.asarray(kept)].tolist())
                 mine[axis] = known[key]
-        attributes = {path: dict(values) for path, values in self.attributes.items()}
+        attributes = {path: dict(values) for path, values in _renamed(self.attributes, out).items()}
         for path, values in second.attributes.items():
             attributes.setdefault(path, {}).update(values)
-        rewrites = dict(self.rewrites)
+        replaced = _renamed(self.rewrites, out)
+        rewrites = dict(replaced)
         for path, items in second.rewrites.items():
-            rewrites[path] = one_after_the_other(self.rewrites.get(path, ()), items)
-        shapes = {**second.shapes, **self.shapes}
-        return ShrinkPlan(keep, attributes, rewrites, shapes, self.model or second.model)
+            rewrites[path] = one_after_the_other(replaced.get(path, ()), items)
+        shapes = {**second.shapes, **mine_shapes}
+        layers = entries_then(self.layers, out) if out else self.layers
+        return ShrinkPlan(keep, attributes, rewrites, shapes, self.model or second.model, layers=layers)
 
-    def _check_left(self, name: str, wanted: Sequence[int] | None) -> None:
-        """Raise a `PlanError` unless a tensor has this shape once cut, as far as this plan knows it."""
-        shape = self.shapes.get(name)
+    @staticmethod
+    def _check_left(
+        name: str,
+        axes: Mapping[int, Sequence[int]],
+        shape: Sequence[int] | None,
+        wanted: Sequence[int] | None,
+    ) -> None:
+        """Raise a `PlanError` unless a tensor of this shape has the shape wanted once cut, as far as both are known."""
         if shape is None or wanted is None:
             return
-        left = tuple(self.width(name, axis, size) for axis, size in enumerate(shape))
+        left = tuple(len(axes.get(axis, range(size))) for axis, size in enumerate(shape))
         if left != tuple(wanted):
             raise PlanError(
                 f"the second plan cuts {name!r} of shape {tuple(wanted)}, and the first leaves {left}; join plans in "
@@ -189,9 +215,21 @@ class ShrinkPlan:
         """How long an axis is once cut."""
         return len(self.keep.get(name, {}).get(axis, range(before)))
 
+    def name_after(self, name: str) -> str | None:
+        """What a tensor or module is called once the plan's layers are out; None where it leaves with them.
+
+        Args:
+            name: Its name in the model before.
+
+        >>> ShrinkPlan(keep={}, layers={"blocks": ("0", "2")}).name_after("blocks.2.weight")
+        'blocks.1.weight'
+        """
+        return name_after(name, self.layers)
+
     def check(self, model: nn.Module) -> None:
         """Raise a `PlanError` unless every parameter named has the shape it had when the plan was made."""
-        tensors = tensors_of(model) if self.keep else {}
+        check_entries(model, self.layers)
+        tensors = _renamed(tensors_of(model), self.layers) if self.keep else {}
         ends: dict[int, tuple[int, int]] = {}
         for name, axes in self.keep.items():
             if name not in tensors:
@@ -214,7 +252,7 @@ class ShrinkPlan:
                     raise PlanError(
                         f"the plan cuts {name!r} along axis {axis}: indices do not fit shape {shape}"
                     )
-        known = modules_of(model)
+        known = _renamed(modules_of(model), self.layers)
         for path in (*self.attributes, *self.rewrites):
             if path not in known:
                 raise PlanError(
@@ -240,6 +278,8 @@ class ShrinkPlan:
             PlanError: The plan does not fit the model, or asks for something that no plan may do.
         """
         self.check(model)
+        lengths = kept_positions(model, self.layers)
+        take_out_(model, self.layers)
         new: dict[int, torch.Tensor] = {}
         known: KnownIndices = {}
         tensors = tensors_of(model) if self.keep else {}
@@ -251,7 +291,7 @@ class ShrinkPlan:
                 module, leaf = owner(model, name)
                 setattr(module, leaf, new[id(tensor)])
         modules = modules_of(model)
-        set_attributes_(model, modules, self.attributes)
+        set_attributes_(model, modules, self.attributes, lengths)
         classes: dict[tuple[object, ...], RewrittenClass] = {}
         for path, items in self.rewrites.items():
             rewrite_(modules[path], items, classes)
@@ -265,6 +305,21 @@ def _each(data: object, read: Callable[[object], _Value]) -> dict[str, _Value]:
     if not isinstance(data, Mapping):
         raise TypeError(f"expected an object, got {type(data).__name__}")
     return {str(name): read(value) for name, value in data.items()}
+
+
+def _renamed(named: Mapping[str, _Value], layers: Mapping[str, Sequence[str]]) -> dict[str, _Value]:
+    """What belongs to tensors or modules, under the names they have once layers left; what leaves is left out."""
+    if not layers:
+        return dict(named)
+    after = {name: name_after(name, layers) if name else "" for name in named}
+    return {new: named[name] for name, new in after.items() if new is not None}
+
+
+def _keys(data: object) -> tuple[str, ...]:
+    """The keys of entries that stay."""
+    if not isinstance(data, list) or not all(isinstance(key, str) and key and "." not in key for key in data):
+        raise ValueError("expected the layers that stay as a list of keys")
+    return tuple(data)
 
 
 def _kept_axes(data: object) -> dict[int, Runs]:

@@ -12,16 +12,16 @@ False
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, cast
 
 import torch
 from torch import nn
 
-from secateur.structure.cut.attributes import AttributeValue
+from secateur.structure.cut.attributes import AttributeValue, cut_lists
 from secateur.structure.hf.rotary import said
 
-__all__ = ["describes", "fitted_config"]
+__all__ = ["config_with_fewer_layers", "describes", "fitted_config"]
 
 
 class _Readable(Protocol):
@@ -183,4 +183,58 @@ def config_changes(before: object, after: object) -> dict[str, AttributeValue]:
             found.update({f"{name}.{key}": new for key, new in config_changes(old, value).items()})
         elif isinstance(value, (int, dict)) and not name.startswith("_") and old != value:
             found[name] = value
+    return found
+
+
+def config_with_fewer_layers(
+    model: nn.Module, small: nn.Module, lengths: Mapping[int, Sequence[int] | None]
+) -> tuple[dict[str, AttributeValue], str]:
+    """The fields of a configuration that count layers, set to what the model without some of them has; or why not.
+
+    Args:
+        model: The model.
+        small: The model without some of its layers.
+        lengths: By the number of layers of a container the positions of those that stay.
+
+    Returns:
+        The fields by dotted name, and an empty text; or no field, and why the configuration cannot say it.
+    """
+    source = getattr(model, "config", None)
+    if not hasattr(source, "to_dict") or not hasattr(model, "save_pretrained"):
+        return {}, ""
+    kind, wanted = _plain(small), set(_shapes(small))
+    config = copy.deepcopy(source)
+    found: dict[str, AttributeValue] = {}
+
+    def wrong() -> int:
+        built = _built(kind, config)
+        return 1 << 30 if built is None else len(set(_shapes(built)) ^ wanted)
+
+    least = wrong()
+    for owner, name, before in _dotted_fields(config):
+        kept = lengths.get(before)
+        if kept is None or not least:
+            continue
+        was = dict(vars(owner))
+        cut_lists(owner, before, kept)
+        setattr(owner, name.rpartition(".")[2], len(kept))
+        now = wrong()
+        if now < least:
+            least = now
+            found[name] = len(kept)
+        else:
+            vars(owner).update(was)
+    if least:
+        return {}, "its configuration has no field for the number of layers that are left"
+    return found, ""
+
+
+def _dotted_fields(config: object, start: str = "") -> list[tuple[object, str, int]]:
+    """Whole numbers of a config and of the configs inside it, with the object that holds each and its dotted name."""
+    found = []
+    for name, value in list(vars(config).items()):
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0 and not name.startswith("_"):
+            found.append((config, start + name, value))
+        elif hasattr(value, "to_dict") and hasattr(value, "__dict__"):
+            found += _dotted_fields(value, f"{start}{name}.")
     return found

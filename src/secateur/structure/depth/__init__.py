@@ -1,0 +1,27 @@
+"""Depth: which blocks of a model can leave whole, and the model without them.
+
+A block is an entry of an `nn.Sequential` or `nn.ModuleList`. It can leave where its branches are added to its input,
+and what else is between its input and its output disappears with them. The recorded forward says so, never a name:
+
+    x ──┬── norm ── attention ──┐
+        └───────────────────────+── y        residual: with zeros for weights, y is x, exactly
+    x ──┬── attention ──┐
+        └───────────────+── norm ── y        normalised: a norm of x is left; the block is bypassed
+
+In reading order: `zeros` (what an operator makes of tensors that are 0), `blocks` (`find_blocks`), `bypass`
+(`bypass_`: a block hands its input on), `entries` (the entries of containers that stay: names before and after, and how
+the others are taken out), `leaving` (the blocks that masks drop, and the model without them).
+
+>>> import torch
+>>> from torch import nn
+>>> from secateur.structure.depth.blocks import find_blocks
+>>> class Residual(nn.Module):
+...     def __init__(self):
+...         super().__init__()
+...         self.fc = nn.Linear(4, 4)
+...     def forward(self, x):
+...         return x + self.fc(x)
+>>> model = nn.Sequential(nn.Linear(3, 4), Residual(), Residual(), nn.Linear(4, 2))
+>>> [(block.path, block.kind) for block in find_blocks(model, torch.zeros(1, 3)).found]
+[('1', 'residual'), ('2', 'residual')]
+"""

@@ -1,0 +1,81 @@
+"""`bypass_`: let blocks of a model hand their input on as their output, in place, by hooks.
+
+>>> import torch
+>>> from torch import nn
+>>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+>>> x = torch.randn(1, 2)
+>>> taken_off = bypass_(model, ["1"])
+>>> torch.equal(model(x), model[0](x))
+True
+>>> taken_off(); torch.equal(model(x), model[0](x))
+False
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.core.nested import map_tensors, tensors_in
+
+__all__ = ["bypass_", "stream_of"]
+
+
+def bypass_(model: nn.Module, paths: Iterable[str]) -> Callable[[], None]:
+    """Let blocks hand their input on: the first tensor that a block gives becomes the one of that shape that it took.
+
+    Args:
+        model: The model; hooks are put on its blocks.
+        paths: The dotted names of the blocks.
+
+    Returns:
+        A function that takes the hooks off.
+    """
+    handles = []
+    for path in paths:
+        block, kept = model.get_submodule(path), _Kept()
+        handles.append(block.register_forward_pre_hook(kept.before, with_kwargs=True))
+        handles.append(block.register_forward_hook(kept.after))
+
+    def take_off() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return take_off
+
+
+def stream_of(
+    inputs: Iterable[torch.Tensor], output: object
+) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
+    """The tensor that a block takes in and the one that it gives out: the first two of one shape, of floating point.
+
+    Args:
+        inputs: The tensors that the block was called with.
+        output: What it gave.
+    """
+    given = [each for each in inputs if each.is_floating_point()]
+    for out in tensors_in(output):
+        for each in given:
+            if out.is_floating_point() and each.shape == out.shape:
+                return each, out
+    return None, None
+
+
+class _Kept:
+    """What a block was called with, until it has run."""
+
+    def __init__(self) -> None:
+        self.inputs: list[torch.Tensor] = []
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.inputs = [
+            each.clone() for each in tensors_in([list(args), kwargs])
+        ]  # a block may write to its input
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        taken, given = stream_of(self.inputs, output)
+        self.inputs = []
+        return output if taken is None else map_tensors(lambda each: taken if each is given else each, output)

@@ -1,0 +1,299 @@
+"""Whole blocks: which can leave, what leaves with them, and that the model without them computes the same."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import secateur as sc
+from secateur.errors import PlanError
+from secateur.structure.cut.plan import ShrinkPlan
+from secateur.structure.depth.blocks import find_blocks
+from secateur.structure.depth.entries import name_after, name_before
+
+X = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+
+
+class Residual(nn.Module):
+    """x + f(x), with what comes after the addition."""
+
+    def __init__(self, width: int = 4, after: nn.Module | None = None):
+        super().__init__()
+        self.fc = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+        self.after = after if after is not None else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.after(x + self.out(torch.tanh(self.fc(x))))
+
+
+class Projected(Residual):
+    """A block whose shortcut has a layer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.short = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.short(x) + self.out(torch.tanh(self.fc(x)))
+
+
+class Stack(nn.Module):
+    """Blocks in a ModuleList, each with its number."""
+
+    def __init__(self, count: int = 4, after: type[nn.Module] = nn.Identity):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            Residual(4, after(4) if after is nn.LayerNorm else after()) for _ in range(count)
+        )
+        for index, block in enumerate(self.blocks):
+            block.layer_idx = index
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def seeded(model: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return model.eval()
+
+
+def without(model: nn.Module, *paths: str) -> sc.Masks:
+    """Masks that drop all parameters of these blocks."""
+    return sc.Masks(
+        {
+            name: torch.zeros_like(parameter, dtype=torch.bool)
+            for name, parameter in model.named_parameters()
+            if any(name.startswith(path + ".") for path in paths)
+        }
+    )
+
+
+def kinds(model: nn.Module, x: object = X) -> dict[str, str]:
+    return {block.path: block.kind for block in find_blocks(model, x).found}
+
+
+def test_a_block_whose_branch_is_added_to_its_input_is_residual() -> None:
+    assert kinds(Stack(2)) == {"blocks.0": "residual", "blocks.1": "residual"}
+
+
+def test_a_norm_after_the_addition_makes_it_normalised() -> None:
+    assert kinds(Stack(2, nn.LayerNorm)) == {"blocks.0": "normalised", "blocks.1": "normalised"}
+
+
+def test_relu_after_the_addition_hands_on_what_is_never_negative() -> None:
+    blocks = [Residual(4, nn.ReLU()) for _ in range(2)]
+    assert kinds(nn.Sequential(nn.ReLU(), *blocks)) == {"1": "residual", "2": "residual"}
+    assert kinds(nn.Sequential(nn.Linear(4, 4), *blocks)) == {"1": "normalised", "2": "residual"}
+    inplace = [Residual(4, nn.ReLU(inplace=True)) for _ in range(2)]
+    assert kinds(nn.Sequential(nn.ReLU(inplace=True), *inplace)) == {"1": "residual", "2": "residual"}
+
+
+def test_what_cannot_leave_says_why() -> None:
+    found = find_blocks(nn.Sequential(Projected(), nn.Linear(4, 4)), X)
+    assert not found.found
+    assert [(each.path, "shortcut has layers" in each.reason) for each in found.refused] == [("0", True)]
+    twice = Residual()
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList([twice])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.blocks[0](self.blocks[0](x) * 2)
+
+    assert [each.reason for each in find_blocks(Twice(), X).refused] == [
+        "it runs more than once in a forward"
+    ]
+
+
+def test_a_parameter_shared_with_another_layer_holds_a_block() -> None:
+    model = Stack(2)
+    model.blocks[1].fc.weight = model.blocks[0].out.weight
+    refused = {each.path: each.reason for each in find_blocks(model, X).refused}
+    assert "shares a parameter" in refused["blocks.0"]
+    assert "shares a parameter" in refused["blocks.1"]
+
+
+def test_plain_layers_of_equal_width_are_no_blocks() -> None:
+    assert not kinds(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4)))
+
+
+def test_a_residual_block_leaves_and_the_rest_is_counted_anew() -> None:
+    model = seeded(Stack(4))
+    small = sc.shrink(model, without(model, "blocks.1", "blocks.2"), X)
+    assert small.proof.error == 0.0
+    assert not small.proof.bypassed
+    assert small.plan.layers == {"blocks": ("0", "3")}
+    assert [block.layer_idx for block in small.model.blocks] == [0, 1]
+    assert torch.equal(small.model.blocks[1].fc.weight, model.blocks[3].fc.weight)
+    assert torch.equal(small.model(X), model.head(model.blocks[3](model.blocks[0](X))))
+    assert "layers kept of blocks: 0, 3" in str(small)
+
+
+def test_a_normalised_block_is_compared_with_the_model_that_bypasses_it() -> None:
+    model = seeded(Stack(3, nn.LayerNorm))
+    small = sc.shrink(model, without(model, "blocks.1"), X)
+    assert small.proof.bypassed == ("blocks.1",)
+    assert "bypassed" in str(small.proof)
+    assert torch.equal(small.model(X), model.head(model.blocks[2](model.blocks[0](X))))
+
+
+def test_the_proof_of_a_bypassed_block_can_fail() -> None:
+    from secateur.structure.proving import DenseRun, prove
+
+    model = seeded(Stack(3, nn.LayerNorm))
+    masks = without(model, "blocks.1")
+    small = sc.shrink(model, masks, X)
+    with pytest.raises(sc.errors.ProofError):
+        prove(model, small.model, masks, X, how=DenseRun(bypassed=("blocks.2",)))
+    with pytest.raises(sc.errors.ProofError):
+        prove(model, small.model, masks, X)
+
+
+def test_blocks_and_channels_leave_in_one_call() -> None:
+    model = seeded(Stack(4))
+    masks = dict(without(model, "blocks.1"))
+    masks["blocks.2.fc.weight"] = torch.tensor([True, False, True, True])[:, None].expand(4, 4)
+    small = sc.shrink(model, sc.Masks(masks), X)
+    assert small.plan.layers == {"blocks": ("0", "2", "3")}
+    assert small.model.blocks[1].fc.out_features == 3
+    assert small.model.blocks[1].out.in_features == 3
+    assert small.proof.error < 1e-12
+    again = small.plan.apply_(Stack(4).eval())
+    again.load_state_dict(small.model.state_dict())
+    assert torch.equal(again(X), small.model(X))
+
+
+def test_plans_are_joined_in_both_orders() -> None:
+    model = seeded(Stack(5))
+    narrow = {"blocks.3.fc.weight": torch.tensor([True, False, True, True])[:, None].expand(4, 4)}
+    first = sc.shrink(model, sc.Masks(narrow), X)
+    second = sc.shrink(first.model, without(first.model, "blocks.0", "blocks.2"), X)
+    third = sc.shrink(second.model, without(second.model, "blocks.0"), X)
+    assert third.plan.layers == {"blocks": ("1", "2")}
+    whole = first.plan.then(second.plan).then(third.plan)
+    assert whole.layers == {"blocks": ("3", "4")}
+    assert list(whole.keep) == [
+        "blocks.0.fc.weight",
+        "blocks.0.fc.bias",
+        "blocks.0.out.weight",
+    ]
+    assert ShrinkPlan.from_json(whole.to_json()) == whole
+    made = whole.apply_(Stack(5).eval())
+    made.load_state_dict(third.model.state_dict())
+    assert torch.equal(made(X), third.model(X))
+
+
+def test_save_and_load_into_the_original_class(tmp_path: Path) -> None:
+    model = seeded(Stack(3))
+    small = sc.shrink(model, without(model, "blocks.0"), X)
+    small.save(tmp_path / "a.safetensors")
+    sc.save(small.model, tmp_path / "a.sct", plan=small.plan)
+    for made in (
+        sc.load_shrunk(tmp_path / "a.safetensors", into=Stack(3).eval()),
+        sc.load(tmp_path / "a.sct", into=Stack(3).eval()),
+    ):
+        assert torch.equal(made(X), small.model(X))
+    other = Stack(2)
+    with pytest.raises(PlanError, match=r"keeps layers .* which has 2"):
+        sc.load_shrunk(tmp_path / "a.safetensors", into=other)
+    assert len(other.blocks) == 2
+
+
+def test_an_optimizer_loses_what_left() -> None:
+    model = seeded(Stack(3))
+    optimizer = torch.optim.Adam(model.parameters())
+    model(X).sum().backward()
+    optimizer.step()
+    small = sc.shrink(model, without(model, "blocks.1"), X)
+    carried = small.carry(optimizer, model)
+    assert len(carried.param_groups[0]["params"]) == len(list(small.model.parameters()))
+    before, after = model.blocks[2].fc.weight, small.model.blocks[1].fc.weight
+    assert torch.equal(carried.state[after]["exp_avg"], optimizer.state[before]["exp_avg"])
+
+
+@pytest.mark.parametrize(
+    ("layers", "text"),
+    [
+        ({"head": ["0"]}, "expected an nn.Sequential or nn.ModuleList"),
+        ({"nowhere": ["0"]}, "got nothing"),
+        ({"blocks": ["0", "9"]}, "keeps layers"),
+        ({"blocks": ["1", "0"]}, "keeps layers"),
+        ({"blocks": ["1", "1"]}, "keeps layers"),
+    ],
+)
+def test_a_plan_of_a_stranger_takes_out_entries_of_containers_only(
+    layers: dict[str, list[str]], text: str
+) -> None:
+    model = Stack(3)
+    before = copy.deepcopy(model.state_dict())
+    plan = ShrinkPlan.from_dict({**ShrinkPlan(keep={}, layers=layers).to_dict()})
+    with pytest.raises(PlanError, match=text):
+        plan.apply_(model)
+    assert list(model.state_dict()) == list(before)
+
+
+@pytest.mark.parametrize(
+    "layers", [["0"], {"blocks": "01"}, {"blocks": [0]}, {"blocks": ["a.b"]}, {"blocks": [""]}]
+)
+def test_damaged_layers_are_refused(layers: object) -> None:
+    data = {**ShrinkPlan(keep={}, layers={"blocks": ("0",)}).to_dict(), "layers": layers}
+    with pytest.raises(PlanError, match="damaged plan"):
+        ShrinkPlan.from_dict(data)
+
+
+def test_plans_without_layers_are_what_they_were() -> None:
+    assert '"version":1' in ShrinkPlan(keep={}).to_json()
+    assert "layers" not in ShrinkPlan(keep={}).to_json()
+    data = ShrinkPlan(keep={}, layers={"a": ("0",)}).to_dict()
+    assert data["version"] == 2
+    with pytest.raises(PlanError, match="expected version 2 of"):
+        ShrinkPlan.from_dict({**data, "version": 1})
+
+
+def test_names_go_and_come_back() -> None:
+    entries = {"stages": ("0", "2"), "stages.2.blocks": ("b", "d"), "": ("stages", "head")}
+    assert name_after("stages.2.blocks.d.weight", entries) == "stages.1.blocks.d.weight"
+    assert name_before("stages.1.blocks.d.weight", entries) == "stages.2.blocks.d.weight"
+    assert name_after("stages.2.blocks.c.weight", entries) is None
+    assert name_after("stem.weight", entries) is None
+
+
+def test_named_entries_keep_their_names() -> None:
+    from collections import OrderedDict
+
+    model = seeded(nn.Sequential(OrderedDict(a=Residual(), b=Residual(), c=nn.Linear(4, 2))))
+    small = sc.shrink(model, without(model, "a"), X)
+    assert list(small.model._modules) == ["b", "c"]
+    assert small.proof.error == 0.0
+
+
+def test_prune_and_shrink_a_resnet() -> None:
+    model = sc.models.build("resnet20").eval()
+    x = torch.randn(2, 3, 32, 32)
+    masks = sc.prune(model, "l2", "layer", 0.5, example=x)
+    small = sc.shrink(model, masks, x)
+    assert small.proof.error == 0.0
+    before, after = (sum(len(getattr(net, f"layer{i}")) for i in (1, 2, 3)) for net in (model, small.model))
+    assert (before, after) == (9, 5)  # 7 of the 9 can leave, round(3.5) = 4 of them do
+
+
+def test_prune_refuses_where_no_block_can_leave() -> None:
+    with pytest.raises(sc.errors.NothingToDoError, match="no block of Sequential can leave whole"):
+        sc.prune(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), "l2", "layer", 0.5, example=X)
+    model = Stack(2)
+    with pytest.raises(sc.errors.NothingToDoError, match=r"the call leaves out layers of 'blocks\.0'"):
+        sc.prune(model, "l2", "layer", 0.5, example=X, skip="blocks.*")
+    with pytest.raises(sc.errors.DataError, match="granularity layer follows"):
+        sc.prune(model, "l2", "layer", 0.5)

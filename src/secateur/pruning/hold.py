@@ -47,7 +47,7 @@ from secateur.core.interrupts import Handler, interrupts_deferred, uninterrupted
 from secateur.core.masks import Masks
 from secateur.errors import MaskMismatchError, OptionError
 from secateur.execution.verb import verb
-from secateur.pruning.zeroing import Pruned, ZeroingBatch
+from secateur.pruning.zeroing import Pruned, ZeroingBatch, sharded_like
 
 __all__ = ["Held", "hold"]
 
@@ -69,7 +69,7 @@ def hold(
     Given, it is checked at once to train them: one made before the model was copied or shrunk would retrain
     nothing. `copies` are other models of the same names that must stay masked too, such as a
     `torch.optim.swa_utils.AveragedModel`. The model may be wrapped by DistributedDataParallel, accelerate or
-    torch.compile.
+    torch.compile, or sharded by fully_shard (FSDP2): then each process holds its part of every mask.
     """
     return Held(model, masks, optimizer, copies=copies)
 
@@ -210,7 +210,7 @@ class Held:
             parameters = dict(model.named_parameters(remove_duplicate=False))
             for name, mask in self.masks.items():
                 parameter = parameters[name]
-                removed = ~mask.to(parameter.device)
+                removed = sharded_like(parameter, ~mask.to(parameter.device))
                 if id(parameter) in found:
                     found[id(parameter)].removed |= removed
                 else:

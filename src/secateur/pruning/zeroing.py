@@ -10,12 +10,13 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["Pruned", "ZeroingBatch"]
+__all__ = ["Pruned", "ZeroingBatch", "sharded_like"]
 
 _WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _PLAIN = (torch.Tensor, nn.Parameter)
@@ -70,6 +71,9 @@ class Pruned:
         if self.handle is not None or self.copy or not self.parameter.requires_grad:
             return
 
+        if type(self.parameter) not in _PLAIN and hasattr(self.parameter, "placements"):
+            self.handle = self.parameter.register_post_accumulate_grad_hook(_after_reduction(self, arrived))
+            return
         # What a gradient nearly always is, known once: many small layers pay for every question.
         keep, dtype, device = self.factor(self.parameter), self.parameter.dtype, self.parameter.device
         word = _WORDS.get(self.parameter.element_size())
@@ -94,6 +98,32 @@ class Pruned:
         if self.handle is not None:
             self.handle.remove()
             self.handle = None
+
+
+def _after_reduction(weight: Pruned, arrived: list[int]) -> Callable[[torch.Tensor], None]:
+    """A hook for a sharded parameter, which fully_shard calls once its part of the summed gradient is there."""
+
+    def on_gradient(parameter: torch.Tensor) -> None:
+        arrived[0] += 1
+        if parameter.grad is not None:
+            parameter.grad.detach().masked_fill_(weight.removed, 0.0)
+
+    return on_gradient
+
+
+def sharded_like(parameter: torch.Tensor, removed: torch.Tensor) -> torch.Tensor:
+    """A mask laid out as the parameter is: for one that fully_shard has sharded, the part of this process.
+
+    Args:
+        parameter: The parameter.
+        removed: Which of its weights are gone, whole, the same in every process.
+    """
+    if not hasattr(parameter, "placements"):
+        return removed
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(parameter, DTensor)
+    return distribute_tensor(removed.contiguous(), parameter.device_mesh, parameter.placements)
 
 
 def _without(gradient: torch.Tensor, weight: Pruned) -> torch.Tensor:

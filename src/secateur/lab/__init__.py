@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from secateur.lab.state import State as State
     from secateur.lab.store import Store as Store
     from secateur.lab.training import GradualPruning as GradualPruning
+    from secateur.lab.training import Snapshot as Snapshot
     from secateur.lab.training import TrainingContext as TrainingContext
     from secateur.lab.training import TrainingOptions as TrainingOptions
     from secateur.lab.training import evaluate as evaluate
@@ -74,6 +75,7 @@ _NAMES = {
     "Recipe": "secateur.lab.recipe",
     "RunPlan": "secateur.lab.planning",
     "SearchOptions": "secateur.lab.searching",
+    "Snapshot": "secateur.lab.training",
     "State": "secateur.lab.state",
     "Store": "secateur.lab.store",
     "TrainingContext": "secateur.lab.training",

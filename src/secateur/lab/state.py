@@ -43,6 +43,7 @@ class State:
         codebooks: The shared tensors' codebooks, by tensor.
         plan: What shrinking cut, as the JSON of a `ShrinkPlan`.
         files: Files that steps have written, by name.
+        snapshot: A training as it was at one step, to rewind to: the bytes of a `Snapshot`.
     """
 
     model: nn.Module
@@ -50,6 +51,7 @@ class State:
     codebooks: dict[str, Codebook] = field(default_factory=dict)
     plan: str | None = None
     files: dict[str, bytes] = field(default_factory=dict)
+    snapshot: bytes | None = None
 
 
 def _bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
@@ -85,6 +87,8 @@ def keep(state: State, objects: ObjectWriter) -> Table:
         stored["codebook_fields"] = put(json.dumps(rest).encode())
     if state.plan is not None:
         stored["plan"] = put(state.plan.encode())
+    if state.snapshot is not None:
+        stored["snapshot"] = put(state.snapshot)
     if state.files:
         stored["files"] = {name: put(data) for name, data in state.files.items()}
     return stored
@@ -169,5 +173,7 @@ def _revived(stored: Mapping[str, Any], objects: ObjectReader, model: nn.Module)
     if "codebooks" in stored:
         rest = json.loads(get(stored["codebook_fields"]))
         state.codebooks = _put_together(read_tensors(get(stored["codebooks"])), rest)
+    if "snapshot" in stored:
+        state.snapshot = get(stored["snapshot"])
     state.files = {name: get(place) for name, place in stored.get("files", {}).items()}
     return state

@@ -25,16 +25,18 @@ from secateur.lab.steps import Options, Plugin, Result, Step, Work, make
 from secateur.lab.training import (
     EpochRecord,
     GradualPruning,
+    Snapshot,
     Trained,
     TrainingContext,
     TrainingOptions,
+    distill,
     train,
 )
 from secateur.sparsify import Sparsifier
 
 __all__ = ["Augmentation", "TrainBase", "TrainStep", "augmentation"]
 
-_LATER = ("sparsify",)
+_LATER = ("sparsify", "distill", "save_at", "rewind", "rewind_rate")
 
 
 class AugmentOptions(Options):
@@ -103,7 +105,12 @@ def training_fields(**other: object) -> dict[str, Any]:
     hints = get_type_hints(TrainingOptions)
     found: dict[str, Any] = {}
     for field in dataclasses.fields(TrainingOptions):
-        kind = {"augment": Augmentation, "sparsify": Plugin | None}.get(field.name, hints[field.name])
+        kinds = {
+            "augment": Augmentation,
+            "sparsify": Plugin | None,
+            "distill": tuple[str | dict[str, Any], ...] | None,
+        }
+        kind = kinds.get(field.name, hints[field.name])
         found[field.name] = (kind, other.get(field.name, field.default))
     return found
 
@@ -116,6 +123,13 @@ class TrainBase(Step):
     teacher: str | None = Field(
         None, description="distilled from: the label of an earlier step, or 'teacher' for the [teacher] table"
     )
+    rewind: str | None = Field(
+        None,
+        description="label of an earlier training with save_at: weights, optimizer and rate go back to that step",
+    )
+    rewind_rate: str | None = Field(
+        None, description="the same with the learning rate alone: the weights stay as they are"
+    )
     channels_last: bool = Field(
         False, description="train with the channels innermost: faster with bf16 on a CPU"
     )
@@ -125,6 +139,8 @@ class TrainBase(Step):
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(TrainingOptions)}
         given["augment"] = augmentation(given["augment"])
         given["sparsify"] = sparsifier(given["sparsify"])
+        if given["distill"] is not None:
+            given["distill"] = tuple(make(distill.registry, one) for one in given["distill"])
         return TrainingOptions(**given)
 
     def chosen(self) -> Table:
@@ -146,15 +162,40 @@ class TrainBase(Step):
                 f"step {self.label!r}: teacher {self.teacher!r} is no earlier step; "
                 + (near(self.teacher, before) if before else "this is the first step")
             )
-        if self.teacher is None and self.training().distill_alpha > 0:
+        self._check_rewind(before)
+        options = self.training()
+        if self.teacher is None and (options.distill_alpha > 0 or options.distill):
             raise RecipeError(
-                f"step {self.label!r}: distill_alpha needs a teacher, the label of an earlier step or "
-                "'teacher' for the [teacher] table"
+                f"step {self.label!r}: {'distill' if options.distill else 'distill_alpha'} needs a teacher, the label "
+                "of an earlier step or 'teacher' for the [teacher] table"
             )
 
     def refers(self) -> tuple[str, ...]:
-        """The teacher, on whose weights the outcome depends."""
-        return (self.teacher,) if self.teacher is not None else ()
+        """The teacher, on whose weights the outcome depends, and the training that it goes back to."""
+        return tuple(one for one in (self.teacher, self.rewind, self.rewind_rate) if one is not None)
+
+    def _check_rewind(self, before: list[str]) -> None:
+        """Check that the training to go back to is one earlier step."""
+        if self.rewind is not None and self.rewind_rate is not None:
+            raise RecipeError(f"step {self.label!r}: expected one of rewind and rewind_rate, got both")
+        label = self.rewind or self.rewind_rate
+        if label is not None and label not in before:
+            raise RecipeError(
+                f"step {self.label!r}: rewind to {label!r}, which is no earlier step; "
+                + (near(label, before) if before else "this is the first step")
+            )
+
+    def _snapshot(self, work: Work) -> Snapshot | None:
+        """The step to go back to."""
+        label = self.rewind or self.rewind_rate
+        if label is None:
+            return None
+        found = work.earlier(label).snapshot
+        if found is None:
+            raise OptionError(
+                f"step {self.label!r}: step {label!r} has no snapshot to rewind to; give it save_at, the optimizer step"
+            )
+        return Snapshot.from_bytes(found)
 
     def set_memory_format(self, model: nn.Module) -> None:
         """Put the weights into the memory format that was asked for."""
@@ -182,7 +223,13 @@ class TrainBase(Step):
             pruning=pruning,
             seed=work.seed,
             device=work.device,
-            context=TrainingContext(teacher, checkpoint=work.checkpoint, progress=work.progress.training()),
+            context=TrainingContext(
+                teacher,
+                checkpoint=work.checkpoint,
+                progress=work.progress.training(),
+                rewind=self._snapshot(work),
+                rewind_weights=self.rewind is not None,
+            ),
         )
         state.model.to("cpu").to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         log = {
@@ -193,7 +240,12 @@ class TrainBase(Step):
         }
         state.model.eval()
         return Result(
-            State(state.model, masks=trained.masks, plan=state.plan),
+            State(
+                state.model,
+                masks=trained.masks,
+                plan=state.plan,
+                snapshot=None if trained.snapshot is None else trained.snapshot.to_bytes(),
+            ),
             Measurements(row for record in trained.history for row in _rows(record)),
             log,
             _line(trained),

@@ -5,7 +5,8 @@ Masks given are held: removed weights stay exactly 0. With `GradualPruning` the 
 Everything else a training may use (a teacher, a loss of one's own, a checkpoint, a display) is a `TrainingContext`.
 
 The files in reading order: `options` (how to train, as one value), `loop` (`train`), `evaluation` (loss and metrics),
-`pruning` (masks that grow), `mix` (images mixed in pairs), `average` (running average of weights), `checkpoint`,
+`pruning` (masks that grow), `distill/` (layers compared with a teacher's),
+`snapshot` (a step to go back to), `mix` (images mixed in pairs), `average` (running average of weights), `checkpoint`,
 `surroundings` (accelerator, random state, deterministic kernels), `progress` (what a display implements).
 
 >>> import torch; from secateur import data, models
@@ -23,6 +24,7 @@ from secateur.lab.training.loop import Evaluate, TrainingContext, train
 from secateur.lab.training.options import EpochRecord, Trained, TrainingOptions, rate
 from secateur.lab.training.progress import Bars, TrainingProgress
 from secateur.lab.training.pruning import GradualPruning
+from secateur.lab.training.snapshot import Snapshot
 
 __all__ = [
     "Bars",
@@ -30,6 +32,7 @@ __all__ = [
     "Evaluate",
     "GradualPruning",
     "Loss",
+    "Snapshot",
     "Trained",
     "TrainingContext",
     "TrainingOptions",

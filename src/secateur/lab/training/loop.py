@@ -31,6 +31,7 @@ from secateur.execution.devices import chosen_device
 from secateur.lab.training import checkpoint as checkpoints
 from secateur.lab.training import mix as mixing
 from secateur.lab.training.average import WeightAverage
+from secateur.lab.training.distill import Recorded, recorded
 from secateur.lab.training.evaluation import (
     Loss,
     distillation,
@@ -43,6 +44,7 @@ from secateur.lab.training.evaluation import (
 from secateur.lab.training.options import EpochRecord, Trained, TrainingOptions, rate
 from secateur.lab.training.progress import TrainingProgress, watcher
 from secateur.lab.training.pruning import GradualPruning
+from secateur.lab.training.snapshot import Snapshot
 from secateur.lab.training.surroundings import accelerated, exact, own_random_state
 from secateur.sparsify import Sparsifier, Sparsifying
 
@@ -67,6 +69,10 @@ class TrainingContext:
         evaluate: `evaluate(model) -> metrics`, in place of the pass over the validation images.
         checkpoint: A file, written after every epoch and resumed from when it exists; it stays when training is done.
         progress: `auto` (bars on a terminal, else nothing), None, or a `TrainingProgress`.
+        rewind: Training starts at the step of this snapshot, as if it had come there: the learning rate, the images and
+            the random state (of the CPU) are those of the step.
+        rewind_weights: Whether the weights and the optimizer's state go back, too (lottery tickets), or stay as they
+            are (learning-rate rewinding).
     """
 
     teacher: nn.Module | None = None
@@ -74,6 +80,8 @@ class TrainingContext:
     evaluate: Evaluate | None = None
     checkpoint: str | os.PathLike[str] | None = None
     progress: TrainingProgress | str | None = None
+    rewind: Snapshot | None = None
+    rewind_weights: bool = True
 
 
 def train(
@@ -179,6 +187,8 @@ class _Run:
         self.best: dict[str, torch.Tensor] = {}
         self.average: WeightAverage | None = None
         self.sparsifying: Sparsifying | None = None
+        self.snapshot: Snapshot | None = None
+        self.recorded: list[Recorded] = []  # of the student and of the teacher
         self._check_parts()
         self._check_validation()
 
@@ -193,18 +203,22 @@ class _Run:
             raise NothingToDoError(
                 f"{name} has no parameter that requires a gradient: there is nothing to train"
             )
-        if (teacher is not None) != (alpha > 0):
+        if (teacher is not None) != (alpha > 0 or bool(self.options.distill)):
             raise OptionError(
-                "distillation needs both a teacher and distill_alpha above 0; got "
+                "distillation needs both a teacher and distill_alpha above 0, or distill; got "
                 f"{'a teacher' if teacher is not None else 'no teacher'} and distill_alpha={alpha}"
             )
-        if teacher is not None and not self.classifies:
+        if alpha > 0 and not self.classifies:
             raise OptionError(
                 f"distillation compares logits, which {name} does not return; leave the teacher out"
             )
         if self.options.mix and (self.context.loss is not None or not self.classifies):
             raise OptionError(
                 f"mix: only cross-entropy takes two labels per image, and {name} is trained with another loss"
+            )
+        if self.context.rewind is not None and (self.options.sparsify or self.pruning) is not None:
+            raise OptionError(
+                "rewind: a training that goes back to a step holds masks; expected no sparsify or pruning"
             )
         if self.options.sparsify is not None and self.pruning is not None:
             raise OptionError("sparsify: gradual pruning chooses the masks itself; expected one of the two")
@@ -237,6 +251,8 @@ class _Run:
         sparsified: dict[str, torch.Tensor] = {}
         if self.file is not None and self.file.exists():
             scaler, sparsified = self._resume(self.file, about, optimizer)
+        elif self.context.rewind is not None and self.context.rewind_weights:
+            self.context.rewind.restore(self.model, optimizer)
         resumed_from = len(self.history)
         with ExitStack() as stack:
             self.held = stack.enter_context(ExitStack())
@@ -245,13 +261,16 @@ class _Run:
                 self.average.restart(self.model)
             machinery = self._machinery(stack, accelerator, optimizer, scaler, shown)
             self._sparsify(stack, machinery, sparsified)
+            self._record(stack)
+            first = self._first_step(machinery)
+            done = first // machinery.steps + resumed_from
             if shown is not None:
                 stack.callback(shown.finish)
-                shown.start(self.options.epochs, machinery.steps, resumed_from)
-            for epoch in range(resumed_from + 1, self.options.epochs + 1):
+                shown.start(self.options.epochs, machinery.steps, done)
+            for epoch in range(done + 1, self.options.epochs + 1):
                 if self._is_over():
                     break
-                record = self._epoch(epoch, machinery)
+                record = self._epoch(epoch, machinery, max(0, first - (epoch - 1) * machinery.steps))
                 self.history.append(record)
                 self._remember_best(epoch)
                 if self.file is not None and accelerator.is_main_process:
@@ -303,9 +322,34 @@ class _Run:
             )
         self.sparsifying = stack.enter_context(active)
 
+    def _first_step(self, machinery: _Machinery) -> int:
+        """The optimizer step that training starts at: 0, or that of the snapshot it goes back to."""
+        total = machinery.steps * self.options.epochs
+        for name, step in (
+            ("save_at", self.options.save_at),
+            ("rewind", self.context.rewind and self.context.rewind.step),
+        ):
+            if step is not None and step >= total:
+                raise OptionError(
+                    f"{name}: expected a step below {total}, as {self.options.epochs} epochs of {machinery.steps} "
+                    f"have, got {step}"
+                )
+        return 0 if self.context.rewind is None else self.context.rewind.step
+
+    def _record(self, stack: ExitStack) -> None:
+        """Record the layers that distillation compares."""
+        pairs = [pair for term in self.options.distill or () for pair in term.pairs if pair != ("", "")]
+        if self.context.teacher is not None and self.options.distill:
+            ours, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
+            self.recorded = [
+                stack.enter_context(recorded(self.model, ours, "student")),
+                stack.enter_context(recorded(self.context.teacher, theirs, "teacher")),
+            ]
+
     def _trained(self, resumed_from: int) -> Trained:
         """Put the weights that were asked for into the model, and say how training went."""
-        if self.options.keep == "best" and self.best_epoch() != len(self.history):
+        last = self.history[-1].epoch if self.history else 0
+        if self.options.keep == "best" and self.best_epoch() != last:
             self.model.load_state_dict(self.best)
         elif self.average is not None:
             self.average.put(self.model)
@@ -314,10 +358,11 @@ class _Run:
         return Trained(
             history=tuple(self.history),
             best_epoch=self.best_epoch(),
-            stopped_early=len(self.history) < self.options.epochs,
+            stopped_early=last < self.options.epochs,
             resumed_from=resumed_from,
             seconds=sum(record.seconds for record in self.history),
             masks=self.masks,
+            snapshot=self.snapshot,
         )
 
     def _hold(self, masks: Masks | None, optimizer: Any) -> None:
@@ -342,8 +387,8 @@ class _Run:
             share=(accelerator.process_index, accelerator.num_processes),
         )
 
-    def _epoch(self, epoch: int, machinery: _Machinery) -> EpochRecord:
-        """One pass over the training images, and one over the validation images."""
+    def _epoch(self, epoch: int, machinery: _Machinery, skip: int = 0) -> EpochRecord:
+        """One pass over the training images but those of `skip` steps, and one over the validation images."""
         options, accelerator, steps = self.options, machinery.accelerator, machinery.steps
         began = last_shown = time.perf_counter()
         torch.manual_seed(_mixed(self.seed, epoch, accelerator.process_index))
@@ -352,6 +397,9 @@ class _Run:
         for step, (images, labels) in enumerate(self._batches(epoch, accelerator), start=1):
             if step > steps:
                 break
+            if step <= skip:
+                continue  # drawn all the same, so that what follows is what it was
+            self._take_up((epoch - 1) * steps + step - 1, machinery.optimizer)
             lr = rate(options, epoch - 1 + (step if epoch <= options.warmup else step - 1) / steps)
             for group in machinery.optimizer.param_groups:
                 group["lr"] = lr
@@ -379,6 +427,14 @@ class _Run:
             metrics=metrics,
             seconds=time.perf_counter() - began,
         )
+
+    def _take_up(self, step: int, optimizer: Any) -> None:
+        """Before a step: the random state of the snapshot gone back to, and a snapshot where one is asked for."""
+        rewind = self.context.rewind
+        if rewind is not None and step == rewind.step:
+            torch.set_rng_state(rewind.tensors["random"])
+        if step == self.options.save_at:
+            self.snapshot = Snapshot.take(self.model, getattr(optimizer, "optimizer", optimizer), step)
 
     def _accumulate(
         self, step: int, images: torch.Tensor, labels: torch.Tensor, machinery: _Machinery, sums: _Sums
@@ -447,12 +503,28 @@ class _Run:
             value = self.loss(outputs, images, labels)
         else:
             value = mixing.cross_entropy(logits_of(outputs).float(), pairs, options.label_smoothing)
-        if answers is not None:
+        if answers is not None and not options.distill_alpha:
+            value = value + self._compared(outputs, answers)
+        elif answers is not None:
             distilled = distillation(outputs, answers, options.distill_temperature)
             value = options.distill_alpha * distilled + (1 - options.distill_alpha) * value
+            value = value + self._compared(outputs, answers)
         if not self.classifies:
             return value, 0
         return value, (logits_of(outputs).detach().argmax(1) == labels).sum()
+
+    def _compared(self, outputs: object, answers: object) -> torch.Tensor | float:
+        """The terms of distillation that compare layers, each averaged over them."""
+        total: torch.Tensor | float = 0.0
+        for term in self.options.distill or ():
+            parts = [
+                term.compare(logits_of(outputs), logits_of(answers))
+                if pair == ("", "")
+                else term.compare(self.recorded[0].of(pair[0]), self.recorded[1].of(pair[1]))
+                for pair in term.pairs
+            ]
+            total = total + term.weight * torch.stack(parts).mean()
+        return total
 
     def _averaged(self) -> AbstractContextManager[None]:
         """The model as it will be returned: with averaged weights, or with the masks of a sparse training method."""
@@ -490,7 +562,9 @@ class _Run:
 
     def _is_over(self) -> bool:
         patience = self.options.early_stop
-        return patience is not None and len(self.history) - self.best_epoch() >= patience
+        if patience is None or not self.history:
+            return False
+        return self.history[-1].epoch - self.best_epoch() >= patience
 
     def _optimizer(self) -> torch.optim.Optimizer:
         options = self.options
@@ -521,7 +595,7 @@ class _Run:
             getattr(part, "__qualname__", type(part).__name__)
             for part in (self.context.loss, self.context.evaluate)
         ]
-        options = asdict(replace(self.options, sparsify=None))
+        options = asdict(replace(self.options, sparsify=None, distill=None))
         about = {
             **{name: list(v) if isinstance(v, tuple) else v for name, v in options.items()},
             "seed": self.seed,
@@ -531,6 +605,9 @@ class _Run:
             "masks": None if self.masks is None else self.masks.digest(),
             "functions": custom,
         }
+        about["distill"] = None if not self.options.distill else repr(self.options.distill)
+        rewind = self.context.rewind
+        about["rewind"] = None if rewind is None else [rewind.digest(), self.context.rewind_weights]
         about["sparsify"] = None if self.options.sparsify is None else repr(self.options.sparsify)
         if self.pruning is not None:
             about["pruning"] = json.loads(json.dumps(asdict(self.pruning), default=repr))
@@ -546,6 +623,8 @@ class _Run:
             tensors |= {f"average/{name}": tensor for name, tensor in self.average.tensors.items()}
         if self.pruning is not None and self.masks is not None:
             tensors |= {f"masks/{name}": mask for name, mask in self.masks.items()}
+        if self.snapshot is not None:
+            tensors |= {f"snapshot/{name}": tensor for name, tensor in self.snapshot.tensors.items()}
         if self.sparsifying is not None:
             tensors |= {f"sparsify/{name}": tensor for name, tensor in self.sparsifying.tensors().items()}
         state = {
@@ -553,6 +632,7 @@ class _Run:
             "history": [asdict(record) for record in self.history],
             "numbers": numbers,
             "scaler": None if scaler is None else scaler.state_dict(),
+            "snapshot": None if self.snapshot is None else self.snapshot.numbers,
             "averaged": None if self.average is None else self.average.count,
         }
         checkpoints.write(file, tensors, state)
@@ -571,6 +651,8 @@ class _Run:
         self.history = [EpochRecord(**record) for record in state["history"]]
         if self.pruning is not None and (masks := checkpoints.under("masks/", tensors)):
             self.masks = Masks(masks)
+        if (numbers := state.get("snapshot")) is not None and self.options.save_at is not None:
+            self.snapshot = Snapshot(self.options.save_at, checkpoints.under("snapshot/", tensors), numbers)
         scaler: dict[str, Any] | None = state["scaler"]
         return scaler, checkpoints.under("sparsify/", tensors)
 

@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from secateur.core.masks import Masks
 from secateur.data import Augment
 from secateur.errors import OptionError, near
+from secateur.lab.training.distill import Distillation
+from secateur.lab.training.distill import registry as distillations
+from secateur.lab.training.snapshot import Snapshot
 from secateur.sparsify import Sparsifier
 from secateur.sparsify import registry as sparsifiers
 
@@ -49,6 +52,8 @@ class TrainingOptions:
         mix: Share of the images that are mixed with another one of the batch, each at least half its own.
         average: A decay such as 0.999: the model ends as the running average of its weights, and is validated as that.
         sparsify: A method of `secateur.sparsify`, a word or a value: makes weights small, or removes them, meanwhile.
+        distill: Terms of `secateur.lab.training.distill` that compare layers with the teacher's: words or values.
+        save_at: The optimizer step, counted from 0, before which a snapshot is taken to rewind to.
 
     >>> TrainingOptions(lr=-1)
     Traceback (most recent call last):
@@ -79,11 +84,15 @@ class TrainingOptions:
     mix: float = 0.0
     average: float | None = None
     sparsify: Sparsifier | str | None = None
+    distill: tuple[Distillation, ...] | None = None
+    save_at: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "augment", Augment.of(self.augment))
         object.__setattr__(self, "milestones", tuple(self.milestones))
         object.__setattr__(self, "betas", tuple(self.betas))
+        if self.distill is not None:
+            object.__setattr__(self, "distill", tuple(distillations.make(one) for one in self.distill))
         if self.sparsify is not None:
             object.__setattr__(self, "sparsify", sparsifiers.make(self.sparsify))
         _check_words(self)
@@ -111,7 +120,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ("0 <= {name} < 1", lambda value: 0 <= value < 1, ("momentum", "label_smoothing")),
     ("a share 0 <= share <= 1", lambda value: 0 <= value <= 1, ("distill_alpha", "mix")),
     ("a decay 0 < decay < 1", lambda value: 0 < value < 1, ("average",)),
-    ("0 or more", lambda value: value >= 0, ("weight_decay",)),
+    ("0 or more", lambda value: value >= 0, ("weight_decay", "save_at")),
 )
 
 
@@ -217,6 +226,7 @@ class Trained:
         resumed_from: Epochs that a checkpoint had done before.
         seconds: Time of all epochs together.
         masks: Those held at the end.
+        snapshot: The training as it was before the step `save_at`.
     """
 
     history: tuple[EpochRecord, ...]
@@ -225,3 +235,4 @@ class Trained:
     resumed_from: int
     seconds: float
     masks: Masks | None = None
+    snapshot: Snapshot | None = None

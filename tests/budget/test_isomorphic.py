@@ -52,3 +52,22 @@ def test_channels_of_blocks_of_different_width_are_of_one_kind():
     gone = [int((~masks[f"{i}.up.weight"].any(1)).sum()) for i in (0, 1)]
     assert sum(gone) == 12
     assert gone[0] == 7  # all but the floor of the block with the smaller weights
+
+
+def test_the_budgets_on_what_remains_rank_by_kind():
+    # two linear layers of one kind, whose weights are 1 to 4 and 10 to 13, and a convolution of weights 100 and 200:
+    # with half of the weights the lower half of each kind goes, whatever the sizes
+    model = nn.Sequential(
+        nn.Linear(4, 1, bias=False), nn.Linear(1, 4, bias=False), nn.Conv2d(1, 2, 1, bias=False)
+    )
+    model[0].weight.data.copy_(torch.tensor([[1.0, 10.0, 3.0, 12.0]]))
+    model[1].weight.data.copy_(torch.tensor([[2.0], [11.0], [4.0], [13.0]]))
+    model[2].weight.data.copy_(torch.tensor([100.0, 200.0]).reshape(2, 1, 1, 1))
+    kept = {
+        spread: sc.prune(model, budget=sc.budget.Params(0.5, spread=spread))
+        for spread in ("overall", "isomorphic")
+    }
+    assert kept["overall"]["2.weight"].all()
+    assert kept["isomorphic"]["0.weight"].tolist() == [[False, True, False, True]]
+    assert kept["isomorphic"]["1.weight"].flatten().tolist() == [False, True, False, True]
+    assert kept["isomorphic"]["2.weight"].flatten().tolist() == [False, True]

@@ -21,6 +21,8 @@ PAGES = [
     "docs/guide/cli.md",
     "docs/guide/recipes.md",
     "docs/guide/sweeps.md",
+    "docs/guide/sparse-training.md",
+    "docs/guide/compare-methods.md",
     "docs/guide/studies.md",
     "docs/guide/budgets.md",
     "docs/guide/shrink.md",

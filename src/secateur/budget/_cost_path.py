@@ -1,8 +1,9 @@
 """What the budgets on what remains share: a path of choices, and the search for the first one that is cheap enough.
 
-A path has positions 0, 1, 2, ...: at position k the first k units are gone, in the order of a rule. `Path` knows two
+A path has positions 0, 1, 2, ...: at position k the first k units are gone, in the order of a rule. `Path` knows three
 rules. "per_tensor": every list loses the same share, one unit after the other. "overall": the units with the lowest
-scores go, wherever they are. The cost of a choice is counted or measured by the costs of the selection.
+scores go, wherever they are; "isomorphic" is the same with scores replaced by their places among units of equal
+structure. The cost of a choice is counted or measured by the costs of the selection.
 
 >>> import torch
 >>> from torch import nn
@@ -28,6 +29,7 @@ from dataclasses import dataclass, field
 import torch
 
 from secateur.budget import Budget
+from secateur.budget._kinds import by_kind
 from secateur.budget._select import keep_highest
 from secateur.budget._selection import Candidates, Chosen, Costs, Selection
 from secateur.core.masks import count_true
@@ -71,16 +73,16 @@ class Remaining(Budget):
     round_to: int | None = None
 
     def check_spread(self) -> None:
-        """Raise unless `spread` is one of the two rules, and `round_to` a multiple."""
+        """Raise unless `spread` is one of the three rules, and `round_to` a multiple."""
         if self.round_to is not None and (type(self.round_to) is not int or self.round_to < 1):
             raise OptionError(
                 f"{type(self).__name__} round_to: expected a multiple that what remains is rounded to, such as 8 or "
                 f"16, got {self.round_to!r}"
             )
-        if self.spread not in ("per_tensor", "overall"):
+        if self.spread not in ("per_tensor", "overall", "isomorphic"):
             raise OptionError(
-                f"{type(self).__name__} spread: expected 'per_tensor' (every list loses the same share) or 'overall' "
-                f"(all units compete), got {self.spread!r}"
+                f"{type(self).__name__} spread: expected 'per_tensor' (every list loses the same share), 'overall' "
+                f"(all units compete) or 'isomorphic' (those of one kind do), got {self.spread!r}"
             )
 
     def steps(self, schedule: Schedule) -> tuple[Budget, ...]:
@@ -120,15 +122,17 @@ class Path:
             for gone, candidates in zip(self._gone, self.candidates)
         ]
         self.last = sum(self._most) - sum(self._gone)
-        if spread == "overall":
+        if spread != "per_tensor":
             self._ranked = [
                 _protected(candidates, most) for candidates, most in zip(self.candidates, self._most)
             ]
+            if spread == "isomorphic":
+                self._ranked = by_kind(selection, self._ranked)
 
     def at(self, position: int) -> Chosen:
         """The choice with `position` units gone beyond those gone before."""
         gone = position + sum(self._gone)
-        if self.spread == "overall":
+        if self.spread != "per_tensor":
             kept = keep_highest(self._ranked, gone)
             if self.round_to is None:
                 return {candidates.name: keep for candidates, keep in zip(self.candidates, kept)}

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from secateur.budget import Budget, Candidates, Selection, check_share
+from secateur.budget._kinds import Kind, kind_of
 from secateur.budget.overall import Overall
 
 __all__ = ["Isomorphic"]
-
-Kind = tuple[tuple[str, str, int], ...]
 
 
 @dataclass(frozen=True)
@@ -54,19 +53,9 @@ class Isomorphic(Budget):
         """The lowest of each kind together go."""
         kinds: dict[Kind, list[Candidates]] = {}
         for candidates in selection.candidates:
-            kinds.setdefault(_kind(selection, candidates), []).append(candidates)
+            kinds.setdefault(kind_of(selection, candidates), []).append(candidates)
         within = Overall(self.sparsity, self.by)
         found: dict[str, torch.Tensor] = {}
         for lists in kinds.values():
             found.update(within.choose(dataclasses.replace(selection, candidates=tuple(lists))))
         return {candidates.name: found[candidates.name] for candidates in selection.candidates}
-
-
-def _kind(selection: Selection, candidates: Candidates) -> Kind:
-    """The parameters a list's units cut: the layer's class, the parameter's own name, and the axis (-1 for none)."""
-    parts = set()
-    for member in candidates.units.members:
-        layer, _, leaf = member.name.rpartition(".")
-        module = selection.model.get_submodule(layer)
-        parts.add((type(module).__name__, leaf, int(getattr(member, "axis", -1))))
-    return tuple(sorted(parts))

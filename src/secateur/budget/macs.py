@@ -18,8 +18,9 @@ class Macs(Remaining):
 
     Counted on the example, over the whole model: those of the weights that stay. With granularity "channel" that is
     what the shrunk model computes. `spread` says who gives: "per_tensor", every list the same share; "overall", the
-    units with the lowest scores wherever they are. `round_to` keeps the width of every list that is cut a multiple, as
-    kernels like widths to be; then one block of units more would be too much.
+    units with the lowest scores wherever they are; "isomorphic", the lowest among those of equal structure. `round_to`
+    keeps the width of every list that is cut a multiple, as kernels like widths to be; then one block of units more
+    would be too much.
 
     >>> import secateur as sc
     >>> from torch import nn

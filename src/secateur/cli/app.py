@@ -13,6 +13,7 @@ import typer
 from secateur.cli import (
     auto,
     checkpoints,
+    compare,
     export,
     files,
     measure,
@@ -61,6 +62,7 @@ def _main(
 for module in (
     run,
     runs,
+    compare,
     study,
     search,
     auto,

@@ -11,7 +11,7 @@ The files in reading order:
 - `planning`: every trial and step, with the address of its outcome; `weights`, `devices`: what a plan needs.
 - `outcomes`, `objects`, `store`: what is remembered, and where; `provenance`: where a number comes from.
 - `computing`, `engine`, `engines/`, `launched`: one step; a run; other processes; processes of a launcher.
-- `training/`: the training loop. `searching`: Optuna over recipe values.
+- `training/`: the training loop. `searching`: Optuna over recipe values. `comparing`: pruning methods over seeds.
 - `display/`, `tables`, `reporting`, `demonstration`, `probe`: what people see.
 
 >>> import tempfile; from secateur.lab import Recipe, Store, run
@@ -38,6 +38,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from secateur.lab.comparing import MethodComparison as MethodComparison
+    from secateur.lab.comparing import compare_methods as compare_methods
     from secateur.lab.display import Progress as Progress
     from secateur.lab.engine import Ran as Ran
     from secateur.lab.engine import final_state as final_state
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "Engine": "secateur.lab.engines",
     "GradualPruning": "secateur.lab.training",
+    "MethodComparison": "secateur.lab.comparing",
     "Needs": "secateur.lab.engines.ray",
     "Outcome": "secateur.lab.outcomes",
     "Progress": "secateur.lab.display",
@@ -81,6 +84,7 @@ _NAMES = {
     "TrainingContext": "secateur.lab.training",
     "TrainingOptions": "secateur.lab.training",
     "WorkerPool": "secateur.lab.engines.worker_pool",
+    "compare_methods": "secateur.lab.comparing",
     "evaluate": "secateur.lab.training",
     "final_state": "secateur.lab.engine",
     "local_engine": "secateur.lab.engine",

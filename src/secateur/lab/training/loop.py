@@ -325,16 +325,14 @@ class _Run:
     def _first_step(self, machinery: _Machinery) -> int:
         """The optimizer step that training starts at: 0, or that of the snapshot it goes back to."""
         total = machinery.steps * self.options.epochs
-        for name, step in (
-            ("save_at", self.options.save_at),
-            ("rewind", self.context.rewind and self.context.rewind.step),
-        ):
+        rewind = None if self.context.rewind is None else self.context.rewind.step
+        for name, step in (("save_at", self.options.save_at), ("rewind", rewind)):
             if step is not None and step >= total:
                 raise OptionError(
                     f"{name}: expected a step below {total}, as {self.options.epochs} epochs of {machinery.steps} "
                     f"have, got {step}"
                 )
-        return 0 if self.context.rewind is None else self.context.rewind.step
+        return rewind or 0
 
     def _record(self, stack: ExitStack) -> None:
         """Record the layers that distillation compares."""

@@ -1,0 +1,78 @@
+"""The verb `compare`: a recipe with each of several pruning methods, over seeds, in one table and one picture.
+
+>>> [verb.__name__ for verb in VERBS]
+['compare']
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secateur.cli.flags import with_flags
+from secateur.cli.options import STORE, Jobs, ProgressFlags, RecipeChanges, RecipePath, StoreFolder
+from secateur.cli.output import print_json, show_table
+from secateur.errors import SecateurError
+
+__all__ = ["VERBS"]
+
+
+@with_flags
+def compare(
+    recipe: RecipePath,
+    methods: Annotated[
+        str,
+        typer.Option("--methods", metavar="A,B,C", help="Methods; the others are compared with the first."),
+    ],
+    changes: RecipeChanges,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of seeds of each method.")] = 3,
+    jobs: Jobs = 1,
+    store: StoreFolder = STORE,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", help="Folder to write the report to, a page with table and picture."),
+    ] = None,
+    *,
+    output: ProgressFlags,
+) -> None:
+    """Compare pruning methods: the same data, schedule, seeds and budget for each; table, intervals and test."""
+    from secateur.lab.comparing import compare_methods
+    from secateur.lab.display import progress_display
+    from secateur.lab.store import Store
+
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    found = compare_methods(
+        changes.read(recipe),
+        Store(store),
+        names,
+        seeds=seeds,
+        jobs=jobs,
+        progress=progress_display(output.quiet, many=jobs > 1),
+    )
+    if output.json:
+        print_json([{**asdict(row), "verdict": row.verdict} for row in found.rows])
+    else:
+        head, rows = found.table()
+        show_table(head, rows)
+        print(
+            f"mean of {seeds} seeds; the p of a paired t-test against {found.rows[0].method}, corrected by Holm's "
+            "rule: how often chance alone would give a difference so large"
+        )
+    if report is not None:
+        from secateur.report import Report, Run
+
+        page = Report([Run(found.ran.plan.recipe.name, found.measurements())]).write(report)[0]
+        print(f"report: {page}", file=sys.stderr if output.json else sys.stdout)
+    if found.ran.failures:
+        index, message = found.ran.failures[0]
+        raise SecateurError(
+            f"{len(found.ran.failures)} of {len(found.ran.plan.trials)} trials failed, the others are done; the first, "
+            f"trial {index + 1}: {message}"
+        )
+
+
+VERBS = (compare,)

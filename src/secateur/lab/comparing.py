@@ -1,0 +1,388 @@
+"""`compare_methods`: one recipe with each of several pruning methods, over seeds: the same data, schedule and budget.
+
+A method is a few settings of the recipe: the criterion of its `prune` step, and for methods that begin in training,
+`sparsify` of the training step before it. Everything else stays as the recipe says. The runs go through the store, so
+what methods have in common is done once and a killed comparison goes on.
+
+For every method the mean over the seeds of the last accuracy and of the last multiply-accumulates is given, with the
+95 % interval of Student's t. Each method is compared with the first one by a paired t-test: of the differences seed by
+seed, how often would chance alone give a mean so far from 0? As many methods ask that at once, the answers are
+corrected by Holm's rule: of m methods the smallest p counts m times, the next m - 1 times, and so on. Below 0.05 a
+difference is called significant.
+
+>>> sorted(METHODS)[:4], METHODS["group_lasso"].prune
+(['activation', 'bn_l1', 'bn_scale', 'fisher'], {'criterion': 'l2'})
+>>> [round(p, 2) for p in holm([0.01, 0.04, 0.03])]
+[0.03, 0.06, 0.06]
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from secateur.core.measurement import Measurement, Measurements
+from secateur.errors import NothingToDoError, OptionError, RecipeError, near
+from secateur.lab.engine import Ran, run
+from secateur.lab.grid import seeds as repeated
+from secateur.lab.outcomes import Table
+from secateur.lab.recipe import Recipe
+from secateur.lab.store import Store
+
+if TYPE_CHECKING:
+    from secateur.lab.display import Progress
+    from secateur.lab.engines import Engine
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "MethodComparison",
+    "MethodRow",
+    "compare_methods",
+    "comparison_recipe",
+    "holm",
+]
+
+LEVEL = 0.05
+"""A corrected p below this is called significant."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a method changes in a recipe.
+
+    Args:
+        prune: Options of the `prune` step.
+        sparsify: The sparse training method of the training step before it, or None.
+        ranking: With "isomorphic": units compete with those of equal structure alone.
+    """
+
+    prune: Mapping[str, object] = field(default_factory=dict)
+    sparsify: Mapping[str, object] | None = None
+    ranking: str | None = None
+
+
+def _criterion(name: str, **options: object) -> Method:
+    return Method({"criterion": {"name": name, **options} if options else name})
+
+
+METHODS: dict[str, Method] = {
+    "magnitude": _criterion("l2"),
+    "l1": _criterion("l1"),
+    "random": _criterion("random"),
+    "lamp": _criterion("lamp"),
+    "fpgm": _criterion("fpgm"),
+    "bn_scale": _criterion("bn_scale"),
+    "activation": _criterion("activation"),
+    "taylor": _criterion("taylor"),
+    "fisher": _criterion("fisher"),
+    "hessian": _criterion("hessian"),
+    "wanda": _criterion("wanda"),
+    "obs": _criterion("obs"),
+    "snip": _criterion("snip"),
+    "grasp": _criterion("grasp"),
+    "synflow": _criterion("synflow"),
+    "isomorphic": Method({"criterion": "l2"}, ranking="isomorphic"),
+    "group_lasso": Method({"criterion": "l2"}, {"name": "group_lasso", "strength": 1e-4}),
+    "group_sparse": Method({"criterion": "l2"}, {"name": "group_sparse", "strength": 1e-4}),
+    "growing": Method({"criterion": "l2"}, {"name": "growing", "which": "all"}),
+    "bn_l1": Method({"criterion": "bn_scale"}, {"name": "bn_l1", "strength": 1e-4}),
+}
+"""The methods by name. `magnitude` is the norm of a unit, with granularity `channel` that of a coupled group."""
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """One method of a comparison.
+
+    Args:
+        method: Its name.
+        accuracy: The mean over the seeds.
+        low: The lower end of its 95 % interval; NaN with one seed.
+        high: The upper end.
+        macs: The mean of the multiply-accumulates of one input.
+        difference: The mean difference of the accuracy from the first method's, seed by seed.
+        p: Of the paired t-test, corrected by Holm's rule; NaN with one seed, and for the first method.
+        values: The accuracy with every seed.
+    """
+
+    method: str
+    accuracy: float
+    low: float
+    high: float
+    macs: float
+    difference: float
+    p: float
+    values: tuple[float, ...]
+
+    @property
+    def verdict(self) -> str:
+        """What the test says, in words."""
+        if math.isnan(self.p):
+            return ""
+        if self.p >= LEVEL:
+            return "no significant difference"
+        return "significantly better" if self.difference > 0 else "significantly worse"
+
+
+@dataclass(frozen=True)
+class MethodComparison:
+    """What `compare_methods` returns.
+
+    Args:
+        rows: One for each method that ran, in the order asked for.
+        seeds: The number of seeds.
+        ran: The run, with all its trials and failures.
+    """
+
+    rows: tuple[MethodRow, ...]
+    seeds: int
+    ran: Ran
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """The head and the rows of one table of texts."""
+        head = [
+            "method",
+            "accuracy",
+            "95 % interval",
+            "macs",
+            f"against {self.rows[0].method}",
+            "p",
+            "verdict",
+        ]
+        return head, [self._cells(row) for row in self.rows]
+
+    def _cells(self, row: MethodRow) -> list[str]:
+        first = row is self.rows[0]
+        return [
+            row.method,
+            f"{row.accuracy:.2%}",
+            "" if math.isnan(row.low) else f"{row.low:.2%} to {row.high:.2%}",
+            f"{row.macs:,.0f}",
+            "" if first else f"{100 * row.difference:+.2f} points",
+            "" if math.isnan(row.p) else f"{row.p:.3f}",
+            row.verdict,
+        ]
+
+    def measurements(self) -> Measurements:
+        """The rows as Measurements, from which the report draws its picture."""
+        found = []
+        for row in self.rows:
+            at = {"variant": row.method, "method": row.method, "seeds": self.seeds}
+            spread = {} if math.isnan(row.low) else {"low": row.low, "high": row.high}
+            text = "mean over the seeds of the accuracy at the end; the interval is Student's t, 95 %"
+            notes = (row.verdict,) if row.verdict else ()
+            found.append(
+                Measurement(
+                    "accuracy",
+                    row.accuracy,
+                    "",
+                    text,
+                    trials=row.values,
+                    notes=notes,
+                    context=at,
+                    spread=spread,
+                )
+            )
+            macs = "multiply-accumulates of one input at the end, mean over the seeds"
+            found.append(Measurement("macs", row.macs, "", macs, context=at))
+        return Measurements(found)
+
+    def __str__(self) -> str:
+        head, rows = self.table()
+        widths = [max(len(line[at]) for line in [head, *rows]) for at in range(len(head))]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
+            for line in [head, *rows]
+        )
+
+
+def compare_methods(
+    recipe: Recipe,
+    store: Store,
+    methods: Sequence[str],
+    *,
+    seeds: int = 3,
+    jobs: int = 1,
+    progress: Progress | None = None,
+    engine: Engine | None = None,
+) -> MethodComparison:
+    """Run a recipe with each method and each seed, and compare what came out.
+
+    Args:
+        recipe: Trains, prunes and measures; without a grid. Its `prune` step says budget and granularity.
+        store: Where outcomes are looked for and kept.
+        methods: Names of `METHODS`; the first one is what the others are compared with.
+        seeds: How many seeds, from the recipe's on.
+        jobs: Processes of this machine that share the trials.
+        progress: The display; None shows nothing.
+        engine: Computes the steps, in place of this machine's processes.
+
+    Returns:
+        One row for each method, and the run.
+
+    Raises:
+        OptionError: An unknown method, one named twice, or fewer than one seed.
+        RecipeError: The recipe has a grid, no `prune` step, or no training before it for a method that needs it.
+        NothingToDoError: No trial measured both accuracy and multiply-accumulates.
+    """
+    whole = comparison_recipe(recipe, methods, seeds)
+    ran = run(whole, store, jobs=jobs, progress=progress, engine=engine)
+    return MethodComparison(_rows(ran, methods), seeds, ran)
+
+
+def comparison_recipe(recipe: Recipe, methods: Sequence[str], seeds: int) -> Recipe:
+    """The recipe with an axis of methods and one of seeds.
+
+    Args:
+        recipe: A recipe without a grid.
+        methods: Names of `METHODS`.
+        seeds: How many seeds, from the recipe's on.
+    """
+    names = list(methods)
+    for name in names:
+        if name not in METHODS:
+            raise OptionError(f"methods: unknown method {name!r}: {near(name, list(METHODS))}")
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise OptionError(f"methods: expected at least two different ones, got {', '.join(names) or 'none'}")
+    if seeds < 1:
+        raise OptionError(f"seeds: expected at least 1, got {seeds}")
+    if recipe.grid:
+        raise RecipeError(
+            f"{recipe.name}: expected a recipe without [grid], got the axes {', '.join(recipe.grid)}; a comparison "
+            "varies the method and the seed alone: leave the grid out"
+        )
+    whole = recipe.plain()
+    whole["choice"] = {"method": {name: _settings(recipe, name) for name in names}}
+    whole["grid"] = {"method": names}
+    grid = [repeated(recipe.lab.seed, seeds)]
+    return Recipe.of(whole, grid=grid, source=recipe.name, allow_code=recipe.allowed_code)
+
+
+def _settings(recipe: Recipe, name: str) -> Table:
+    """What a method sets in a recipe, by key."""
+    method = METHODS[name]
+    kinds = [step.kind() for step in recipe.steps]
+    if "prune" not in kinds:
+        raise RecipeError(
+            f"{recipe.name}: expected a step of kind 'prune', whose criterion is varied, got none"
+        )
+    at = kinds.index("prune")
+    label = recipe.steps[at].label
+    found: Table = {f"{label}.{key}": value for key, value in method.prune.items()}
+    if method.ranking is not None:
+        found[f"{label}.budget"] = _ranked(recipe, at, method.ranking)
+    if method.sparsify is not None:
+        trained = [step for step in recipe.steps[:at] if step.kind() in ("train", "retrain")]
+        if not trained:
+            raise RecipeError(
+                f"{recipe.name}: method {name!r} works while the model is trained: expected a training step before "
+                f"{label!r}, got none"
+            )
+        found[f"{trained[-1].label}.sparsify"] = dict(method.sparsify)
+    return found
+
+
+def _ranked(recipe: Recipe, at: int, ranking: str) -> Table:
+    """The recipe's budget with another ranking: equal structure competes."""
+    budget: Any = recipe.steps[at].chosen()["budget"]
+    if isinstance(budget, (int, float)):
+        return {"name": ranking, "sparsity": budget}
+    if isinstance(budget, dict) and budget.get("name") in ("macs", "params", "size", "latency"):
+        return {**budget, "spread": ranking}
+    if isinstance(budget, dict) and budget.get("name") in ("per_tensor", "overall", "isomorphic"):
+        return {"name": ranking, "sparsity": budget["sparsity"]}
+    raise RecipeError(
+        f"{recipe.name}: method {ranking!r} ranks units by kind: expected a budget that is a share, macs, params, size "
+        f"or latency, got {budget!r}; leave the method out"
+    )
+
+
+def _rows(ran: Ran, methods: Sequence[str]) -> tuple[MethodRow, ...]:
+    """One row for each method that was measured with all seeds."""
+    accuracy, macs = (_last(ran, name) for name in ("accuracy", "macs"))
+    there = [name for name in methods if accuracy.get(name) and macs.get(name)]
+    if not there:
+        reason = f"; the first failure: {ran.failures[0][1]}" if ran.failures else ""
+        raise NothingToDoError(
+            "no trial measured both accuracy and macs: end the recipe with a step of kind 'measure' and what = "
+            f"['accuracy', 'macs']{reason}"
+        )
+    first = accuracy[there[0]]
+    paired = {name: [(accuracy[name][s], first[s]) for s in accuracy[name] if s in first] for name in there}
+    tested = [name for name in there[1:] if len(paired[name]) > 1]
+    corrected = dict(zip(tested, holm([_paired_p(paired[name]) for name in tested]), strict=True))
+    found = []
+    for name in there:
+        values = tuple(accuracy[name].values())
+        mean, half = statistics.fmean(values), _half_width(values)
+        gaps = [ours - theirs for ours, theirs in paired[name]]
+        found.append(
+            MethodRow(
+                name,
+                mean,
+                mean - half,
+                mean + half,
+                statistics.fmean(macs[name].values()),
+                statistics.fmean(gaps) if gaps else math.nan,
+                corrected.get(name, math.nan),
+                values,
+            )
+        )
+    return tuple(found)
+
+
+def _last(ran: Ran, name: str) -> dict[str, dict[int, float]]:
+    """The last value of a measure, by method and seed."""
+    found: dict[str, dict[int, float]] = {}
+    for item in ran.measurements:
+        if item.name == name and "method" in item.context and "epoch" not in item.context:
+            found.setdefault(str(item.context["method"]), {})[int(item.context["seed"])] = float(item.value)
+    return found
+
+
+def _half_width(values: Sequence[float]) -> float:
+    """Half of the 95 % interval of a mean by Student's t; NaN for one value.
+
+    >>> round(_half_width([1.0, 2.0, 3.0]), 3)  # 4.303 * 1 / sqrt(3)
+    2.484
+    """
+    if len(values) < 2:
+        return math.nan
+    from scipy import stats
+
+    factor = float(stats.t.ppf(0.975, len(values) - 1))
+    return factor * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def _paired_p(pairs: Sequence[tuple[float, float]]) -> float:
+    """The p of a two-sided paired t-test; 1 where all differences are 0, 0 where all are the same and not 0.
+
+    >>> round(_paired_p([(2.0, 1.0), (4.0, 1.0)]), 3)  # differences 1 and 3: t = 2 / 1 with one degree of freedom
+    0.295
+    """
+    gaps = [ours - theirs for ours, theirs in pairs]
+    mean = statistics.fmean(gaps)
+    error = statistics.stdev(gaps) / math.sqrt(len(gaps))
+    if error == 0:
+        return 1.0 if mean == 0 else 0.0
+    from scipy import stats
+
+    return float(2 * stats.t.sf(abs(mean) / error, len(gaps) - 1))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Each p corrected for having asked all of them (Holm 1979).
+
+    Args:
+        ps: The p of each question.
+    """
+    order = sorted(range(len(ps)), key=lambda at: ps[at])
+    found, highest = [0.0] * len(ps), 0.0
+    for rank, at in enumerate(order):
+        highest = max(highest, min(1.0, (len(ps) - rank) * ps[at]))
+        found[at] = highest
+    return found

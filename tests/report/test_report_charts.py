@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from secateur.errors import UnknownNameError
 from secateur.metrics import measure
 from secateur.report import charts
 from secateur.report.charts.accuracy_sparsity import accuracy_sparsity
+from secateur.report.charts.latency import latency
+from secateur.report.charts.layer_bars import layer_bars
 from secateur.report.charts.network import network
 from secateur.report.charts.pareto import front
 from secateur.report.files import figure_svg
@@ -208,3 +211,124 @@ def test_a_loss_rises():
         for trial, (sparsity, value) in enumerate([(0.5, 1.0), (0.9, 2.0)])
     ]
     assert accuracy_sparsity(Measurements(found))[0].title == "Loss rises as sparsity rises"
+
+
+@pytest.mark.parametrize(
+    ("curves", "title"),
+    [
+        ({"l1": (0.9, 0.7), "l2": (0.8, 0.6)}, "Accuracy falls as sparsity rises"),
+        ({"l1": (0.7, 0.9), "l2": (0.6, 0.8)}, "Accuracy rises as sparsity rises"),
+        ({"l1": (0.7, 0.9), "l2": (0.8, 0.6)}, "Accuracy against sparsity"),
+        ({"l1": (0.7, 0.7), "l2": (0.8, 0.6)}, "Accuracy against sparsity"),
+    ],
+)
+def test_the_title_says_what_the_curves_do(curves, title):
+    (figure, *_) = accuracy_sparsity(over_sparsity(curves))
+    assert figure.title == title
+
+
+def over_sparsity(curves: dict[str, tuple[float, float]]) -> Measurements:
+    return Measurements(
+        M(
+            "accuracy",
+            value,
+            context={"trial": 2 * t + k, "variant": "pruned", "criterion": name, "sparsity": s},
+        )
+        for t, (name, values) in enumerate(curves.items())
+        for k, (s, value) in enumerate(zip((0.5, 0.9), values))
+    )
+
+
+def test_curves_on_each_other_are_dashed_differently_and_named():
+    (figure, *_) = accuracy_sparsity(over_sparsity({"l1": (0.9, 0.7), "l2": (0.9, 0.7), "fpgm": (0.8, 0.6)}))
+    assert "On each other lie: l1 · pruned and l2 · pruned." in figure.definition
+    (lines,) = [layer for layer in figure.spec()["layer"] if layer["mark"].get("type") == "line"]
+    forms = lines["encoding"]["strokeDash"]["scale"]
+    assert len({str(form) for form in forms["range"]}) == len(forms["domain"]) == 3
+
+
+def test_no_legend_is_wider_than_the_page():
+    names = [f"structured, convolutions and Linear layers {k}" for k in range(9)]
+    (figure, *_) = accuracy_sparsity(over_sparsity(dict.fromkeys(names, (0.9, 0.7))))
+    (lines,) = [layer for layer in figure.spec()["layer"] if layer["mark"].get("type") == "line"]
+    assert lines["encoding"]["color"]["legend"]["columns"] == 2
+    width = int(figure_svg(figure).split('viewBox="0 0 ')[1].split()[0].split(".")[0])
+    assert width < 1000
+
+
+def timed(settings: list[dict[str, object]]) -> Measurements:
+    rows = []
+    for trial, one in enumerate(settings):
+        context = {"trial": trial, "variant": "retrained", **one}
+        rows += [
+            M("latency", 4.0, "ms", trials=(4.0, 4.1), context={**context, "variant": "dense"}),
+            M("latency", 2.0, "ms", trials=(2.0, 2.1), context=context),
+            M("speedup", 2.0, "x", trials=(2.0, 2.0), spread={"low": 1.9, "high": 2.1}, context=context),
+        ]
+    return Measurements(rows)
+
+
+def test_times_are_named_by_criterion_and_sparsity():
+    settings = [{"criterion": c, "sparsity": s, "epochs": 3} for c in ("l1", "l2") for s in (0.3, 0.9)]
+    readings, paired = latency(timed(settings))
+    wanted = ["l1 · 0.3 · retrained", "l1 · 0.9 · retrained", "l2 · 0.3 · retrained", "l2 · 0.9 · retrained"]
+    assert [row[0] for row in paired.table.rows] == wanted
+    assert list(dict.fromkeys(row[0] for row in readings.table.rows))[:2] == [
+        "dense beside l1 · 0.3 · retrained",
+        "l1 · 0.3 · retrained",
+    ]
+    assert paired.spec()["layer"][1]["encoding"]["y"]["axis"]["labelLimit"] >= 6 * max(map(len, wanted))
+    assert [row[0] for row in latency(timed(settings * 4))[1].table.rows][4] == "l1 · 0.3 · retrained (2)"
+
+
+def test_layer_sparsity_shows_every_criterion_at_one_sparsity():
+    rows = []
+    for trial, (criterion, sparsity) in enumerate(
+        [("random", 0.5), ("random", 0.9), ("snip", 0.5), ("snip", 0.9), ("synflow", 0.5)]
+    ):
+        context = {"trial": trial, "variant": "pruned", "criterion": criterion, "sparsity": sparsity}
+        layers = {"fc1.weight": sparsity, "fc2.weight": sparsity / 2}
+        rows.append(M("mask_sparsity", sparsity, context=context, per_layer=layers))
+    (figure,) = layer_bars(Measurements(rows))
+    assert figure.name == "layer-sparsity"
+    shown = {row[1]: row[2] for row in figure.table.rows if row[0] == "fc1.weight"}
+    assert shown == {"random · 0.5 · pruned": 0.5, "snip · 0.5 · pruned": 0.5, "synflow · 0.5 · pruned": 0.5}
+
+
+def test_stacked_histograms_have_three_labelled_axes():
+    found = [
+        figure
+        for figure in charts.chart("weight_histograms", samples.everything())
+        if figure.name.endswith("stacked")
+    ]
+    spec = found[0].spec()["spec"]
+    areas, ruler = spec["layer"]
+    assert areas["encoding"]["x"]["axis"]["title"] == "weight"
+    assert areas["encoding"]["y"]["axis"]["title"] == "layer"
+    assert areas["encoding"]["y"]["axis"]["values"][:2] == [0, 0.34]
+    assert ruler["encoding"]["y"]["axis"]["title"] == "frequency"
+    assert areas["encoding"]["y"]["scale"]["domain"] == ruler["encoding"]["y"]["scale"]["domain"]
+    svg = figure_svg(found[0])
+    for layer in samples.LAYERS[:-1]:
+        assert f">{layer}.weight<" in svg or f">{layer}<" in svg
+    assert ">weight<" in svg
+    assert ">frequency<" in svg
+
+
+def test_shared_weights_are_bars_at_their_values():
+    layer = nn.Linear(8, 4, bias=False)
+    dense = measure(layer, what=["weight_histogram"])["weight_histogram"]
+    assert "levels" not in dense.context
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([-0.5, 0.25]).repeat(16).reshape(4, 8))
+    shared = measure(layer, what=["weight_histogram"])["weight_histogram"]
+    assert shared.context["levels"] == [[-0.5, 16], [0.25, 16]]
+    found = Measurements([replace(shared, context={**shared.context, "variant": "shared", "trial": 0})])
+    spec = charts.chart("weight_histograms", found)[0].spec()
+    (row,) = spec["data"]["values"]
+    half = 1.0 / 160  # bars of one eightieth of the range, -0.5 to 0.5
+    assert row["x"] == pytest.approx(
+        [-0.5 - half] * 2 + [-0.5 + half] * 2 + [0.25 - half] * 2 + [0.25 + half] * 2, abs=1e-4
+    )
+    assert row["h"] == [0, 1.0, 1.0, 0] * 2
+    assert spec["spec"]["mark"]["interpolate"] == "linear"

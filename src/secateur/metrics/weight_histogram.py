@@ -22,6 +22,8 @@ __all__ = ["histogram", "weight_histogram"]
 
 BY_DEFAULT = False
 
+_LEVELS = 64
+
 
 def histogram(values: torch.Tensor, bins: int = 40) -> dict[str, object]:
     """Count the values that are not zero in bins of one width around zero; NaN and infinities are left out.
@@ -33,10 +35,13 @@ def histogram(values: torch.Tensor, bins: int = 40) -> dict[str, object]:
         bins: How many bins.
 
     Returns:
-        `low` and `high` of the range, `counts` by bin, and the number of `zeros`.
+        `low` and `high` of the range, `counts` by bin, and the number of `zeros`. Where at most 64 distinct values
+        occur, each at least twice on average, as after weight sharing, `levels` has every value with its count.
 
     >>> histogram(torch.tensor([0.0, 1.0, 2.0, 3.0]), bins=2)
     {'low': 0.0, 'high': 3.0, 'counts': [1, 2], 'zeros': 1}
+    >>> histogram(torch.tensor([1.0, 1.0, 3.0, 1.0]), bins=2)["levels"]
+    [[1.0, 3], [3.0, 1]]
     """
     if bins < 1:
         raise OptionError(f"a histogram needs at least 1 bin, got {bins}")
@@ -50,12 +55,18 @@ def histogram(values: torch.Tensor, bins: int = 40) -> dict[str, object]:
     bound = max(abs(low), abs(high))
     low, high = (0.0, bound) if low > 0 else (-bound, 0.0) if high < 0 else (-bound, bound)
     counts = torch.histogram(alive, bins=bins, range=(low, high)).hist
-    return {
+    found: dict[str, object] = {
         "low": low,
         "high": high,
         "counts": [int(count) for count in counts],
         "zeros": int(flat.numel() - alive.numel()),
     }
+    if torch.unique(alive[:4096]).numel() > _LEVELS:  # a whole large layer is not sorted for nothing
+        return found
+    values, several = torch.unique(alive, return_counts=True)
+    if values.numel() <= _LEVELS and 2 * values.numel() <= alive.numel():
+        found["levels"] = [[value, int(count)] for value, count in zip(values.tolist(), several)]
+    return found
 
 
 def weight_histogram(model: nn.Module, *, bins: int = 40) -> Measurements:

@@ -24,10 +24,13 @@ __all__ = [
     "LOWER",
     "QUALITIES",
     "VariantRow",
+    "apart",
     "as_text",
     "before_and_after",
     "colour",
+    "dashes",
     "finite",
+    "fitting_legend",
     "legend_selection",
     "quality_of",
     "rows_of",
@@ -279,8 +282,51 @@ def colour(field_name: str, known: list[str], used: Iterable[str], legend: bool 
     used."""
     own = list(dict.fromkeys(used))
     domain = [*known, *(name for name in own if name not in known)]
-    shown = alt.Legend(title=None, values=own) if legend else None
+    shown = fitting_legend(own) if legend else None
     return alt.Color(field_name, type="nominal", scale=alt.Scale(domain=domain), legend=shown)
+
+
+_LEGEND_PIXELS, _LETTER, _SYMBOL = 840, 7, 32
+
+
+def fitting_legend(labels: Iterable[str]) -> alt.Legend:
+    """A legend of as many columns as fit a page, so that it is never wider than its chart.
+
+    >>> fitting_legend(["l1", "l2"]).columns, fitting_legend(["unstructured · magnitude · retrained"] * 9).columns
+    (2, 2)
+    """
+    own = list(labels)
+    widest = min(260, _LETTER * max((len(label) for label in own), default=1)) + _SYMBOL
+    return alt.Legend(title=None, values=own, columns=max(1, min(len(own), _LEGEND_PIXELS // widest)))
+
+
+def dashes(domain: list[str]) -> alt.StrokeDash:
+    """A dash of its own for each series, so that of two lines on each other both are seen.
+
+    Args:
+        domain: The series, in the order of their colours.
+    """
+    forms = [[1, 0], [7, 4], [2, 3], [10, 3, 2, 3], [14, 5], [5, 2, 1, 2]]
+    scale = alt.Scale(domain=domain, range=[forms[index % len(forms)] for index in range(len(domain))])
+    return alt.StrokeDash("series:N", scale=scale, legend=None)
+
+
+def apart(items: Iterable[Measurement]) -> list[str]:
+    """What sets each measurement apart: its run and the settings that differ between them, such as "l1 · 0.3".
+
+    >>> found = [Measurement("speedup", 1.0, context={"criterion": c, "sparsity": s, "epochs": 3})
+    ...          for c in ("l1", "l2") for s in (0.3, 0.6)]
+    >>> apart(found)
+    ['l1 · 0.3', 'l1 · 0.6', 'l2 · 0.3', 'l2 · 0.6']
+    """
+    found = list(items)
+    texts = [
+        {key: as_text(value) for key, value in item.context.items() if key == "run" or key not in _NO_SETTING}
+        for item in found
+    ]
+    keys = dict.fromkeys(key for said in texts for key in said)
+    differing = [key for key in keys if len({said.get(key, "") for said in texts}) > 1]
+    return [" · ".join(said[key] for key in differing if said.get(key)) for said in texts]
 
 
 def legend_selection(name: str, field_name: str) -> alt.Parameter:

@@ -52,8 +52,11 @@ def _outline(item: Measurement) -> dict[str, list[float]]:
 
     One row a histogram, taken apart by the chart itself: a page that holds hundreds of them stays small.
     """
-    counts = [int(count) for count in item.context["counts"]]
     low, high = float(item.context["low"]), float(item.context["high"])
+    levels = item.context.get("levels") or []
+    if levels:
+        return _bars(levels, (high - low) / 160)
+    counts = [int(count) for count in item.context["counts"]]
     width = (high - low) / len(counts)
     middles = [_short(low + (k + 0.5) * width) for k in range(len(counts))]
     return {
@@ -61,6 +64,22 @@ def _outline(item: Measurement) -> dict[str, list[float]]:
         "h": [0, *heights(counts), 0],
         "n": [0, *counts, 0],
     }
+
+
+def _bars(levels: Sequence[tuple[float, int]], half: float) -> dict[str, list[float]]:
+    """The outline of a bar at each of few distinct values, twice `half` wide and down to the baseline on both sides.
+
+    >>> _bars([(0.5, 4)], 0.1)
+    {'x': [0.4, 0.4, 0.6, 0.6], 'h': [0, 1.0, 1.0, 0], 'n': [0, 4, 4, 0]}
+    """
+    shares = heights([count for _, count in levels])
+    x, h, n = [], [], []
+    for (value, count), share in zip(levels, shares):
+        left, right = _short(value - half), _short(value + half)
+        x += [left, left, right, right]
+        h += [0, share, share, 0]
+        n += [0, count, count, 0]
+    return {"x": x, "h": h, "n": n}
 
 
 @dataclass(frozen=True)
@@ -124,7 +143,8 @@ def ridges(measurements: Measurements, name: str, section: str, what: str) -> li
             stem,
             section,
             f"{what.capitalize()}s of every layer, variant by variant",
-            f"{definition}. Every ridge is scaled to its own highest bin; zeros are left out.{note}",
+            f"{definition}. Every ridge is scaled to its own highest bin; zeros are left out. Where a layer has few "
+            f"distinct values, as after weight sharing, each is a bar.{note}",
             _ridge_chart(drawn),
             says,
             table,
@@ -134,11 +154,12 @@ def ridges(measurements: Measurements, name: str, section: str, what: str) -> li
             f"{stem}-stacked",
             section,
             f"The same {what}s, layer behind layer",
-            f"{definition}. The first layer is in front, the last at the back, each moved up and to the right.{note}",
+            f"{definition}. The first layer is in front, the last at the back, moved up to its name and to the right: "
+            f"the horizontal axis is the front layer's.{note}",
             _stacked_chart(drawn),
             says,
             table,
-            each=270,
+            each=300,
         ),
     ]
 
@@ -177,7 +198,7 @@ def _ridge_chart(drawn: _Drawn) -> alt.FacetChart:
         alt.Chart(alt.Data(values=rows))
         .transform_flatten(["x", "h", "n"])
         .transform_calculate(y=f"datum.b + {reach} * datum.h")
-        .mark_area(fillOpacity=0.55, line={"strokeWidth": 1}, interpolate="monotone")
+        .mark_area(fillOpacity=0.55, line={"strokeWidth": 1}, interpolate="linear")
         .encode(
             x=alt.X("x:Q", axis=axis_x, scale=alt.Scale(nice=False)),
             y=alt.Y("y:Q", axis=axis_y, scale=scale_y, stack=None),
@@ -192,12 +213,51 @@ def _ridge_chart(drawn: _Drawn) -> alt.FacetChart:
 
 
 def _stacked_chart(drawn: _Drawn) -> alt.FacetChart:
-    """The same histograms one behind the other, drawn from the back: the first layer is in front."""
+    """The same histograms one behind the other, drawn from the back: the first layer is in front.
+
+    Three axes: the value below, the layers' names at their baselines on the left, the frequency of the front layer on
+    the right.
+    """
+    count = len(drawn.layers)
     span = max(abs(float(item.context[key])) for item in drawn.items for key in ("low", "high")) or 1.0
-    lean, lift = 1.1 * span / max(4, len(drawn.layers)), 0.34
-    ramp = alt.Scale(scheme="viridis", domain=[0, max(1, len(drawn.layers) - 1)])
+    lean, lift = 1.1 * span / max(4, count), 0.34
+    ramp = alt.Scale(scheme="viridis", domain=[0, max(1, count - 1)])
+    top = round((count - 1) * lift + 1, 3)
+    scale_y = alt.Scale(domain=[0, top], nice=False)
+    names = "[" + ",".join(_text(layer) for layer in drawn.layers) + f"][round(datum.value / {lift})]"
+    baselines = [round(place * lift, 3) for place in range(count)]
+    layers_axis = alt.Axis(
+        title="layer",
+        orient="left",
+        values=baselines,
+        labelExpr=names,
+        labelOverlap=False,
+        labelLimit=110,
+        grid=False,
+    )
+    frequency = alt.Axis(
+        title="frequency",
+        orient="right",
+        values=[0, 0.5, 1],
+        format=".0%",
+        grid=False,
+        titleAlign="right",
+        titleX=0,
+    )
+    base = alt.Chart()
+    areas = base.mark_area(fillOpacity=0.82, line={"strokeWidth": 0.8, "color": "white"}).encode(
+        x=alt.X(
+            "s:Q", axis=alt.Axis(title=drawn.what, tickCount=4, format=".3~r"), scale=alt.Scale(nice=False)
+        ),
+        y=alt.Y("y:Q", axis=layers_axis, stack=None, scale=scale_y),
+        y2="b:Q",
+        detail="l:N",
+        color=alt.Color("d:Q", scale=ramp, legend=None),
+        tooltip=_tooltips(drawn.what, "w"),
+    )
+    ruler = base.mark_point(opacity=0).encode(y=alt.Y("y:Q", axis=frequency, scale=scale_y))
     return (
-        alt.Chart(alt.Data(values=drawn.rows("d", drawn.depth)))
+        alt.layer(areas, ruler, data=alt.Data(values=drawn.rows("d", drawn.depth)))
         .transform_flatten(["x", "h", "n"])
         .transform_calculate(
             w="datum.x",
@@ -205,17 +265,9 @@ def _stacked_chart(drawn: _Drawn) -> alt.FacetChart:
             b=f"datum.d * {lift}",
             y=f"datum.d * {lift} + datum.h",
         )
-        .mark_area(fillOpacity=0.82, line={"strokeWidth": 0.8, "color": "white"})
-        .encode(
-            x=alt.X("s:Q", axis=None, scale=alt.Scale(nice=False)),
-            y=alt.Y("y:Q", axis=None, stack=None, scale=alt.Scale(nice=False)),
-            y2="b:Q",
-            detail="l:N",
-            color=alt.Color("d:Q", scale=ramp, legend=None),
-            tooltip=_tooltips(drawn.what, "w"),
-        )
-        .properties(width=270, height=260)
-        .facet(alt.Facet("v:N", sort=drawn.variants), columns=3)
+        .resolve_axis(y="independent")
+        .properties(width=270, height=max(260, 16 * count))
+        .facet(alt.Facet("v:N", sort=drawn.variants), columns=2)
     )
 
 

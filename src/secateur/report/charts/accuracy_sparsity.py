@@ -16,7 +16,16 @@ import altair as alt
 
 from secateur.core.measurement import Measurements
 from secateur.report.figure import Figure, FigureTable
-from secateur.report.reading import LOWER, VariantRow, legend_selection, quality_of, rows_of, series_of
+from secateur.report.reading import (
+    LOWER,
+    VariantRow,
+    dashes,
+    fitting_legend,
+    legend_selection,
+    quality_of,
+    rows_of,
+    series_of,
+)
 
 __all__ = ["accuracy_sparsity"]
 
@@ -67,7 +76,7 @@ def _chart(
             axis=alt.Axis(format=".0%", title="sparsity (share removed)", tickCount=10),
             scale=alt.Scale(nice=True),
         ),
-        color=alt.Color("series:N", scale=alt.Scale(domain=domain)),
+        color=alt.Color("series:N", scale=alt.Scale(domain=domain), legend=fitting_legend(domain)),
     )
     y = alt.Y("mean:Q", axis=alt.Axis(format=form, title=quality), scale=alt.Scale(zero=False))
     tip = [
@@ -81,7 +90,7 @@ def _chart(
     # The first layer holds the selection: of legends that are merged, the first one's counts.
     band = base.mark_area(fillOpacity=0.16).encode(y=alt.Y("low:Q", title=quality), y2="high:Q", **shown)
     band = band.add_params(choose)
-    line = base.mark_line().encode(y=y, **shown)
+    line = base.mark_line().encode(y=y, strokeDash=dashes(domain), **shown)
     dots = base.mark_point().encode(y=y, tooltip=tip, **shown)
     layers = [band, line, dots]
     if baseline:
@@ -93,6 +102,41 @@ def _chart(
             ),
         )
     return alt.layer(*layers).properties(width="container", height=340)
+
+
+def _series(table: tuple[Point, ...]) -> dict[str, list[tuple[float, float]]]:
+    """(sparsity, mean) of every series, by rising sparsity."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for name, sparsity, mean, *_ in table:
+        found.setdefault(name, []).append((sparsity, mean))
+    return {name: sorted(points) for name, points in found.items()}
+
+
+def _title(table: tuple[Point, ...], quality: str) -> str:
+    """What the curves do from their lowest to their highest sparsity; no verb where they disagree.
+
+    >>> _title((("a", 0.2, 0.9, 0, 0, 1), ("a", 0.8, 0.7, 0, 0, 1)), "accuracy")
+    'Accuracy falls as sparsity rises'
+    >>> _title((("a", 0.2, 0.9, 0, 0, 1), ("a", 0.8, 0.7, 0, 0, 1), ("b", 0.2, 0.6, 0, 0, 1), ("b", 0.8, 0.7, 0, 0, 1)),
+    ...        "accuracy")
+    'Accuracy against sparsity'
+    """
+    what = quality.replace("_", " ").capitalize()
+    changes = [points[-1][1] - points[0][1] for points in _series(table).values() if len(points) > 1]
+    if all(change > 0 for change in changes):
+        return f"{what} rises as sparsity rises"
+    if all(change < 0 for change in changes):
+        return f"{what} falls as sparsity rises"
+    return f"{what} against sparsity"
+
+
+def _covered(table: tuple[Point, ...]) -> str:
+    """Which series lie on each other and so look like one line."""
+    alike: dict[tuple[tuple[float, float], ...], list[str]] = {}
+    for name, points in _series(table).items():
+        alike.setdefault(tuple((x, round(y, 4)) for x, y in points), []).append(name)
+    texts = [" and ".join(names) for names in alike.values() if len(names) > 1]
+    return f" On each other lie: {'; '.join(texts)}." if texts else ""
 
 
 def _curves(rows: list[VariantRow], quality: str, main: bool) -> list[Figure]:
@@ -110,14 +154,15 @@ def _curves(rows: list[VariantRow], quality: str, main: bool) -> list[Figure]:
         Figure(
             "accuracy-sparsity" if main else f"{quality.replace('_', '-')}-sparsity",
             "tradeoff",
-            f"{quality.replace('_', ' ').capitalize()} {'rises' if lower else 'falls'} as sparsity rises",
+            _title(table, quality),
             f"Each point is the mean {quality} over "
             + (
                 f"up to {most} trials that differ in nothing but the seed; the band is from the lowest to the highest"
                 if most > 1
                 else "one trial"
             )
-            + ". Sparsity is the one asked for where a setting names it, else the share of the dense model's "
+            + f".{_covered(table)} Sparsity is the one asked for where a setting names it, else the share of the dense "
+            "model's "
             "parameters that are gone or zero. The dashed line is the dense model.",
             _chart(table, quality, ".3~g" if lower else ".0%", baseline),
             f"{curves} curves of {quality} over sparsity; the best point is {best[0]} at sparsity "

@@ -16,16 +16,16 @@ import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.report.figure import Figure, FigureTable
-from secateur.report.reading import colour, variants_of
+from secateur.report.reading import apart, colour, variants_of
 
 __all__ = ["latency"]
 
-_MOST = 12
+_MOST = 40
 
 
-def _sessions(measurements: Measurements) -> list[tuple[str, list[Measurement]]]:
+def _sessions(measurements: Measurements) -> list[list[Measurement]]:
     """Readings that were taken in turns, together: what precedes a speed-up belongs to it."""
-    found: list[tuple[str, list[Measurement]]] = []
+    found: list[list[Measurement]] = []
     waiting: list[Measurement] = []
     for item in measurements:
         if "published" in item.context:
@@ -34,14 +34,26 @@ def _sessions(measurements: Measurements) -> list[tuple[str, list[Measurement]]]
             waiting.append(item)
         elif item.name == "speedup" and len(waiting) >= 2:
             pair = waiting[-2:]
-            found += [("", [one]) for one in waiting[:-2]]
-            found.append((f"{_variant(pair[1])} and {_variant(pair[0])}, in turns", pair))
+            found += [*([one] for one in waiting[:-2]), pair]
             waiting = []
-    return found + [("", [one]) for one in waiting]
+    return found + [[one] for one in waiting]
 
 
 def _variant(item: Measurement) -> str:
     return str(item.context.get("variant", "model"))
+
+
+def _told(items: list[Measurement]) -> list[str]:
+    """What each row is called: the settings that set it apart, such as criterion and sparsity, and its variant."""
+    said = [
+        " · ".join(part for part in (text, _variant(item)) if part) for text, item in zip(apart(items), items)
+    ]
+    batches = [f" · batch {item.context['batch']}" if "batch" in item.context else "" for item in items]
+    said = [text + (batch if len(set(batches)) > 1 else "") for text, batch in zip(said, batches)]
+    return [
+        text if said.count(text) == 1 else f"{text} ({said[: index + 1].count(text)})"
+        for index, text in enumerate(said)
+    ]
 
 
 def latency(measurements: Measurements) -> list[Figure]:
@@ -50,20 +62,19 @@ def latency(measurements: Measurements) -> list[Figure]:
     return [*_distributions(measurements, sessions), *_paired(measurements)]
 
 
-def _distributions(measurements: Measurements, sessions: list[tuple[str, list[Measurement]]]) -> list[Figure]:
+def _distributions(measurements: Measurements, sessions: list[list[Measurement]]) -> list[Figure]:
     shown = sessions[:_MOST]
     rows = []
-    for index, (name, items) in enumerate(shown):
-        several = f" ({index + 1})" if [one for one, _ in shown].count(name) > 1 else ""
+    for said, items in zip(_told([items[-1] for items in shown]), shown):
         for item in items:
-            label = f"{_variant(item)} — {name}{several}" if name else f"{_variant(item)}{several}"
+            label = said if item is items[-1] else f"{_variant(item)} beside {said}"
             rows += [(label, _variant(item), reading, float(item.value)) for reading in item.trials]
     if not rows:
         return []
     data = [dict(zip(("label", "variant", "ms", "median"), row)) for row in rows]
     labels = list(dict.fromkeys(row[0] for row in rows))
     base = alt.Chart(alt.Data(values=data)).encode(
-        y=alt.Y("label:N", sort=labels, axis=alt.Axis(title=None, labelLimit=240)),
+        y=alt.Y("label:N", sort=labels, axis=alt.Axis(title=None, labelLimit=420)),
         color=colour("variant", variants_of(measurements), [], legend=False),
     )
     ticks = base.mark_tick(thickness=1.5, size=20, opacity=0.55).encode(
@@ -77,8 +88,8 @@ def _distributions(measurements: Measurements, sessions: list[tuple[str, list[Me
     middle = base.mark_tick(thickness=4, size=28).encode(
         x="median:Q", tooltip=[alt.Tooltip("median:Q", format=".4~g")]
     )
-    what = next(item.definition for _, items in shown for item in items)
-    notes = dict.fromkeys(note for _, items in shown for item in items for note in item.notes)
+    what = next(item.definition for items in shown for item in items)
+    notes = dict.fromkeys(note for items in shown for item in items for note in item.notes)
     medians = {row[0]: row[3] for row in rows}
     return [
         Figure(
@@ -88,7 +99,9 @@ def _distributions(measurements: Measurements, sessions: list[tuple[str, list[Me
             f"{what or 'one line a reading'}. Thin lines are readings, the thick one their median. Only variants "
             f"timed in turns can be compared: "
             f"another moment of the machine is another machine. {'; '.join(list(notes)[:3])}",
-            alt.layer(ticks, middle).properties(width="container", height=alt.Step(40)),
+            alt.layer(ticks, middle).properties(
+                width="container", height=alt.Step(40 if len(labels) < 12 else 22)
+            ),
             "Medians: "
             + ", ".join(f"{label} {value:.4g} ms" for label, value in list(medians.items())[:8])
             + ".",
@@ -106,8 +119,7 @@ def _paired(measurements: Measurements) -> list[Figure]:
     found = found[:_MOST]
     if not found:
         return []
-    names = [_variant(item) for item in found]
-    labels = [name if names.count(name) == 1 else f"{name} ({index + 1})" for index, name in enumerate(names)]
+    labels = _told(found)
     table = []
     for label, item in zip(labels, found):
         low, high = item.spread.get("low", item.value), item.spread.get("high", item.value)
@@ -148,7 +160,7 @@ def _paired_chart(
         }
         for label, item in zip(labels, found)
     ]
-    y = alt.Y("label:N", sort=labels, axis=alt.Axis(title=None, labelLimit=240))
+    y = alt.Y("label:N", sort=labels, axis=alt.Axis(title=None, labelLimit=420))
     slowest = min(reading for item in found for reading in item.trials)
     axis = alt.X(
         "ratio:Q",
@@ -172,4 +184,6 @@ def _paired_chart(
         .encode(x="median:Q", y=y, color=colours)
     )
     one = alt.Chart(alt.Data(values=[{"ratio": 1}])).mark_rule(strokeDash=[5, 4]).encode(x="ratio:Q")
-    return alt.layer(one, points, interval, median).properties(width="container", height=alt.Step(44))
+    return alt.layer(one, points, interval, median).properties(
+        width="container", height=alt.Step(44 if len(labels) < 12 else 22)
+    )

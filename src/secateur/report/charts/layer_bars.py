@@ -10,17 +10,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.report.figure import Figure, FigureTable
-from secateur.report.reading import VariantRow, colour, legend_selection, rows_of, variants_of
+from secateur.report.reading import VariantRow, colour, legend_selection, rows_of, series_of, variants_of
 
 __all__ = ["layer_bars"]
 
-_VARIANTS = 6
+_VARIANTS = 10
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,33 @@ _SPARSITY = _View(("share_removed",), "layer-sparsity", "How much each layer los
 
 
 def layer_bars(measurements: Measurements) -> list[Figure]:
-    """A figure for the sparsity and one for the multiply-accumulates, of the first trial of every run."""
-    rows = [row for row in rows_of(measurements) if row.trial == 0]
+    """A figure for the sparsity and one for the multiply-accumulates, of one trial for every method."""
+    rows = rows_of(measurements)
     domain = variants_of(measurements)
-    return [*_bars(rows, domain, _MACS), *_bars(_with_sparsity(rows), domain, _SPARSITY)]
+    macs = [row for row in rows if any(name in row.values for name in _MACS.names)]
+    return [
+        *_bars(_of_each_method(macs), domain, _MACS),
+        *_bars(_of_each_method(_with_sparsity(rows)), domain, _SPARSITY),
+    ]
+
+
+def _of_each_method(rows: list[VariantRow]) -> list[VariantRow]:
+    """One row for every method and variant, all at one sparsity: that which most methods were run at, the highest such.
+
+    Methods are told apart by every setting but sparsity and seed. One that was not run at that sparsity is shown at its
+    nearest. Variants that nothing was removed from, as the dense one, come once.
+    """
+    methods: dict[str, list[VariantRow]] = {}
+    for row in rows:
+        methods.setdefault("dense" if row.variant == "dense" else series_of(row, rows), []).append(row)
+    common: dict[float, int] = {}
+    for series in methods.values():
+        for sparsity in {round(row.removed, 6) for row in series if row.removed}:
+            common[sparsity] = common.get(sparsity, 0) + 1
+    if not common:
+        return [series[0] for series in methods.values()]
+    at = max(common, key=lambda sparsity: (common[sparsity], sparsity))
+    return [min(series, key=lambda row: abs((row.removed or 0.0) - at)) for series in methods.values()]
 
 
 def _with_sparsity(rows: list[VariantRow]) -> list[VariantRow]:
@@ -72,9 +95,7 @@ def _with_sparsity(rows: list[VariantRow]) -> list[VariantRow]:
         if any(layers.values()):
             text = "share of the dense tensor's weights that are gone or zero"
             item = Measurement("share_removed", 0.0, "", text, per_layer=layers)
-            found.append(
-                VariantRow(row.run, row.trial, row.variant, values={"share_removed": item}, label=row.label)
-            )
+            found.append(replace(row, values={"share_removed": item}))
     return found
 
 

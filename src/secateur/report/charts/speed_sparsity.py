@@ -17,7 +17,7 @@ import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.report.figure import Figure, FigureTable
-from secateur.report.reading import legend_selection, rows_of, series_of
+from secateur.report.reading import dashes, fitting_legend, legend_selection, rows_of, series_of
 
 __all__ = ["speed_sparsity"]
 
@@ -48,7 +48,7 @@ def speed_sparsity(measurements: Measurements) -> list[Figure]:
     shown = {"opacity": alt.condition(choose, alt.value(1.0), alt.value(0.1))}
     base = alt.Chart(alt.Data(values=data)).encode(
         x=alt.X("sparsity:Q", axis=alt.Axis(format=".0%", title="sparsity (share removed)", tickCount=10)),
-        color=alt.Color("series:N", scale=alt.Scale(domain=domain)),
+        color=alt.Color("series:N", scale=alt.Scale(domain=domain), legend=fitting_legend(domain)),
     )
     title = "times as fast as the dense model"
     # A reading in a bad moment of the machine must not flatten all curves.
@@ -60,7 +60,10 @@ def speed_sparsity(measurements: Measurements) -> list[Figure]:
         y=alt.Y("low:Q", title=title, scale=scale), y2="high:Q", **shown
     )
     one = alt.Chart(alt.Data(values=[{"ratio": 1}])).mark_rule(strokeDash=[5, 4]).encode(y="ratio:Q")
-    line, dots = base.mark_line().encode(y=y, **shown), base.mark_point().encode(y=y, tooltip=tip, **shown)
+    line, dots = (
+        base.mark_line().encode(y=y, strokeDash=dashes(domain), **shown),
+        base.mark_point().encode(y=y, tooltip=tip, **shown),
+    )
     best = max(table, key=lambda row: row[2])
     what = next(iter(points.values()))[0].definition
     return [

@@ -13,7 +13,7 @@ import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.report.figure import Figure, FigureTable
-from secateur.report.reading import finite, legend_selection
+from secateur.report.reading import finite, fitting_legend, legend_selection
 
 __all__ = ["training_curves"]
 
@@ -72,6 +72,7 @@ def _curves(
     data = [dict(zip(("training", "epoch", "what", "value"), row)) for row in rows]
     logarithmic = scale == "log" and all(row[3] > 0 for row in rows)
     choose = legend_selection("training", "training")
+    domain = list(dict.fromkeys(row[0] for row in rows))
     chart = (
         alt.Chart(alt.Data(values=data))
         .mark_line(point=alt.OverlayMarkDef(size=22))
@@ -87,7 +88,7 @@ def _curves(
                 ),
             ),
             color=alt.Color(
-                "training:N", sort=None, scale=alt.Scale(domain=list(dict.fromkeys(r[0] for r in rows)))
+                "training:N", sort=None, scale=alt.Scale(domain=domain), legend=fitting_legend(domain)
             ),
             strokeDash=alt.StrokeDash("what:N", sort=None),
             opacity=alt.condition(choose, alt.value(1.0), alt.value(0.1)),

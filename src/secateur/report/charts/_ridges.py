@@ -73,7 +73,9 @@ def _bars(levels: Sequence[tuple[float, int]], half: float) -> dict[str, list[fl
     {'x': [0.4, 0.4, 0.6, 0.6], 'h': [0, 1.0, 1.0, 0], 'n': [0, 4, 4, 0]}
     """
     shares = heights([count for _, count in levels])
-    x, h, n = [], [], []
+    x: list[float] = []
+    h: list[float] = []
+    n: list[float] = []
     for (value, count), share in zip(levels, shares):
         left, right = _short(value - half), _short(value + half)
         x += [left, left, right, right]

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from unittest import mock
 
 import pyarrow
 import pyarrow.parquet
@@ -49,6 +50,28 @@ def test_an_image_that_grows_is_refused_before_memory_is_spent(tmp_path, image):
     with pytest.raises(DataError, match=r"row 1 of .*train.parquet: an image of .* pixels: expected at most"):
         data.load(tmp_path, size=32, cache_dir=tmp_path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "size", "each"),
+    [
+        ("PNG", "RGB", 8, 4),
+        ("PNG", "P", 8, 8),
+        ("WEBP", "RGB", 8, 8),
+        ("PNG", "RGB", None, 10),
+        ("PNG", "L", 8, 8),
+    ],
+)
+def test_all_that_an_image_takes_while_it_is_decoded_is_counted(tmp_path, kind, mode, size, each):
+    file = io.BytesIO()
+    Image.new(mode, (400, 450)).save(file, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    with mock.patch.object(_decode, "IMAGE_BYTES", each * 400 * 450 - 8 * len(file.getvalue())):
+        _decode.decode(file.getvalue(), (size, size) if size else None, 3)
+    with (
+        mock.patch.object(_decode, "IMAGE_BYTES", each * 400 * 450 - 8 * len(file.getvalue()) - 1),
+        pytest.raises(DataError, match=f"at most 179,999 pixels, which take {each} bytes each"),
+    ):
+        _decode.decode(file.getvalue(), (size, size) if size else None, 3)
 
 
 def test_more_bytes_can_be_allowed(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from torch.nn import functional
 from secateur.core.atomic_files import atomic_path
 from secateur.data._splits import ImageMemory, Source
 from secateur.errors import DataError, OptionError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["Encoded", "cache_folder", "convert", "decode", "open_source", "pair"]
 
@@ -94,14 +97,16 @@ def decode(data: bytes, size: tuple[int, int] | None, channels: int | None) -> t
     from PIL import Image
 
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-        _check_pixels(image.width, image.height, len(data), "is")
         grey = channels == 1 or (channels is None and image.mode in ("1", "L", "I", "I;16"))
-        picture = image.convert("L" if grey else "RGB")
+        mode = "L" if grey else "RGB"
+        _check_pixels(image.width, image.height, len(data), "is", _bytes_of_pixel(image, mode, size is None))
+        image.load()
+        picture = image if image.mode == mode else image.convert(mode)
     if size is not None and (picture.height, picture.width) != size:
         height, width = size
         ratio = max(height / picture.height, width / picture.width)
         wide, high = max(width, round(picture.width * ratio)), max(height, round(picture.height * ratio))
-        _check_pixels(wide, high, len(data), f"becomes, before {width} x {height} are cut out of it,")
+        _check_pixels(wide, high, len(data), f"becomes, before {width} x {height} are cut out of it,", 4)
         left, top = (wide - width) // 2, (high - height) // 2
         resized = picture.resize((wide, high), Image.Resampling.BILINEAR)
         picture = resized.crop((left, top, left + width, top + height))
@@ -109,13 +114,27 @@ def decode(data: bytes, size: tuple[int, int] | None, channels: int | None) -> t
     return torch.from_numpy(pixels[None] if grey else np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
-def _check_pixels(width: int, height: int, size: int, what: str) -> None:
-    """Refuse an image of more bytes than its file may ask for."""
+def _bytes_of_pixel(image: Image.Image, mode: str, whole: bool) -> int:
+    """The most bytes a pixel takes while an image is decoded: Pillow keeps colours in four bytes.
+
+    Args:
+        image: The image, not yet decoded.
+        mode: What it is converted to.
+        whole: Whether all of it is copied into a tensor, by way of an array.
+    """
+    decoded = 8 if image.format == "WEBP" else 4  # its decoder fills a buffer of its own first
+    converted = 0 if image.mode == mode else 4
+    return max(decoded + converted, 4 + converted + 6 * whole)
+
+
+def _check_pixels(width: int, height: int, size: int, what: str, each: int) -> None:
+    """Refuse an image of more bytes than its file may ask for; a pixel takes `each` bytes."""
     most = int(os.environ.get("SECATEUR_IMAGE_BYTES", IMAGE_BYTES)) + BYTES_PER_BYTE * size
-    if 3 * width * height > most:
+    if each * width * height > most:
         raise DataError(
-            f"an image of {size:,} bytes {what} {width:,} x {height:,} pixels: expected at most {most // 3:,} pixels; "
-            "leave it out, or allow more bytes with the environment variable SECATEUR_IMAGE_BYTES"
+            f"an image of {size:,} bytes {what} {width:,} x {height:,} pixels: expected at most {most // each:,} "
+            f"pixels, which take {each} bytes each; leave it out, or allow more bytes with the environment variable "
+            "SECATEUR_IMAGE_BYTES"
         )
 
 

@@ -339,3 +339,30 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPa
     monkeypatch.undo()
     monkeypatch.setattr(hub, "getproxies", dict)
     assert not hub._reachable("http://127.0.0.1:9")
+
+
+def test_images_of_a_detection_data_set(tmp_path):
+    for split, number, line in (
+        ("train", 1, "1 0.5 0.5 1 1\n0 0 0 1 1"),
+        ("train", 2, ""),
+        ("val", 3, "0 0 0 1 1"),
+    ):
+        for kind, ending in (("images", "png"), ("labels", "txt")):
+            (tmp_path / kind / split).mkdir(parents=True, exist_ok=True)
+            file = tmp_path / kind / split / f"{number}.{ending}"
+            file.write_bytes(png(number) if kind == "images" else line.encode())
+    found = data.load("yolo", path=tmp_path, normalise="none", cache_dir=tmp_path / "cache")
+    assert (len(found.train), len(found.validation)) == (2, 1) or (len(found.train), len(found.test)) == (
+        2,
+        1,
+    )
+    images, labels = next(iter(found.train.batches(2)))
+    assert labels.tolist() == [1, 0]
+    assert torch.allclose(images[0], pixels(1) / 255)
+    (tmp_path / "labels" / "train" / "1.txt").write_text("cat 0.5 0.5 1 1")
+    with pytest.raises(
+        DataError, match=r"1\.txt: expected lines that begin with the number of a class, got 'cat'"
+    ):
+        data.load("yolo", path=tmp_path)
+    with pytest.raises(DataError, match="expected a folder images/ in it"):
+        data.load("yolo", path=tmp_path / "labels")

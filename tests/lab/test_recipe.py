@@ -159,6 +159,8 @@ def test_the_example_recipes_can_be_planned(path):
     from secateur.lab.planning import plan
 
     recipe = Recipe.read(path)
+    if path.stem == "yolo":
+        pytest.skip("its data set is the user's; tests/zoo/test_yolo.py runs it")
     assert len(plan(recipe).trials) == (27 if recipe.grid else 1)
 
 

@@ -1,4 +1,5 @@
-"""Models of other libraries by name: `timm/NAME`, `torchvision/NAME`, `hf/NAME` and `package.module:function`.
+"""Models of other libraries by name: `timm/NAME`, `torchvision/NAME`, `hf/NAME`, `ultralytics/NAME`
+and `package.module:function`.
 
 A library is imported only when one of its names is asked for. Weights are fetched only with `pretrained=True`.
 
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.adapters.ultralytics import build_yolo
 from secateur.errors import MissingExtraError, OptionError, UnknownNameError, near
 
 __all__ = ["build", "call"]
@@ -114,6 +116,7 @@ _BUILDERS: dict[str, Callable[[str, dict[str, Any]], nn.Module]] = {
     "timm": _timm,
     "torchvision": _torchvision,
     "hf": _hf,
+    "ultralytics": build_yolo,
 }
 
 
@@ -124,7 +127,7 @@ def build(library: str, name: str, options: dict[str, object]) -> nn.Module:
     `vit` (random weights; the options go to its configuration).
 
     Args:
-        library: "timm", "torchvision" or "hf".
+        library: "timm", "torchvision", "hf" or "ultralytics".
         name: The library's name for the model.
         options: The library's options. `num_classes`, `in_channels` and `pretrained` are translated to its own words.
 
@@ -135,7 +138,7 @@ def build(library: str, name: str, options: dict[str, object]) -> nn.Module:
 
     >>> build("keras", "vgg", {})
     Traceback (most recent call last):
-    secateur.errors.UnknownNameError: unknown library 'keras': known: 'hf', 'timm', 'torchvision'
+    secateur.errors.UnknownNameError: unknown library 'keras': known: 'hf', 'timm', 'torchvision', 'ultralytics'
     """
     if library not in _BUILDERS:
         raise UnknownNameError(f"unknown library {library!r}: {near(library, _BUILDERS)}")

@@ -21,8 +21,11 @@ from __future__ import annotations
 
 import copy
 import importlib
+import io
 import math
 import os
+import re
+import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,13 +39,21 @@ from secateur.core.atomic_files import atomic_path
 from secateur.core.masks import Masks
 from secateur.core.model_kinds import plain_model
 from secateur.core.nested import tensors_in
-from secateur.errors import MissingExtraError, OptionError, PlanError, ProofError, near
+from secateur.errors import (
+    FormatError,
+    MissingExtraError,
+    OptionError,
+    PlanError,
+    ProofError,
+    UnknownNameError,
+    near,
+)
 from secateur.structure.shrink import Shrunk
 
 if TYPE_CHECKING:
     from secateur.pruning.hold import Held
 
-__all__ = ["save_yolo", "yolo_trainer"]
+__all__ = ["build_yolo", "save_yolo", "train_yolo", "yolo_trainer"]
 
 _TRAINERS = {
     "detect": "DetectionTrainer",
@@ -78,7 +89,8 @@ def save_yolo(
 
     Raises:
         OptionError: The path does not end in ".pt", or the model is none of ultralytics.
-        PlanError: The model needs secateur to be loaded, because its forward was rewritten.
+        PlanError: The model needs secateur to be loaded, because a forward was rewritten: the halves of a block keep
+            unlike numbers of channels, as a budget with `round_to` makes them.
         ProofError: What ultralytics reads back differs from the model.
         MissingExtraError: ultralytics is not installed.
     """
@@ -109,6 +121,7 @@ def _checkpoint(net: nn.Module, given: nn.Module | Shrunk, masks: Masks | None, 
     if masks is not None:
         masks.apply_(written)
         setattr(written, _MASKS, _packed(masks))
+    _check_own(written)
     _set_halves(written)
     for parameter in written.parameters():
         parameter.requires_grad_(False)
@@ -157,15 +170,23 @@ def _set_halves(model: nn.Module) -> None:
         raise ProofError("the model computes something else in the form that export uses (forward_split)")
 
 
-def _check_written(model: nn.Module, file: Path, target: Path, tasks: Any) -> None:
-    """Raise unless ultralytics reads back the same tensors, from a pickle that names no class of secateur."""
-    named = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+def _check_own(model: nn.Module) -> None:
+    """Raise where a pickle of the model names a class of secateur, as that of a rewritten forward does."""
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    named = torch.serialization.get_unsafe_globals_in_checkpoint(buffer)
     own = [name for name in named if name.startswith("secateur.")]
     if own:
         raise PlanError(
-            f"{target}: not written: the forward of {type(model).__name__} was rewritten to be cut, so the file would "
-            f"need {own[0]} to load; leave those groups out (sc.explain names them), or write it with small.save()"
+            f"save_yolo: a forward of {type(model).__name__} was rewritten to be cut, and the file would need {own[0]} "
+            "to load; halves of a C2f block that keep unlike numbers of channels do this: give round_to to shrink and "
+            "not to the budget, or write the model with small.save()"
         )
+
+
+def _check_written(model: nn.Module, file: Path, target: Path, tasks: Any) -> None:
+    """Raise unless ultralytics reads back the same tensors."""
     read = tasks.load_checkpoint(file)[0].state_dict()
     for name, tensor in model.state_dict().items():
         found = read.get(name)
@@ -237,6 +258,115 @@ def yolo_trainer(task: str = "detect") -> type:
 
     CutTrainer.__name__ = CutTrainer.__qualname__ = f"Cut{base.__name__}"
     return CutTrainer
+
+
+def build_yolo(name: str, options: Mapping[str, Any]) -> nn.Module:
+    """Build a YOLO model with random weights, or read one from a checkpoint.
+
+    Args:
+        name: The name of one of ultralytics' yaml files without its ending, such as "yolov8n-seg", or the path of a
+            .pt file, of which known classes only are read.
+        options: `num_classes` for a yaml; a checkpoint takes none.
+
+    Raises:
+        UnknownNameError: There is no such yaml, and no such file.
+        OptionError: An option does not fit.
+        FormatError: The file is none that ultralytics reads without running code of the file.
+        MissingExtraError: ultralytics is not installed.
+    """
+    tasks = _library(f"model 'ultralytics/{name}'", "ultralytics.nn.tasks")
+    given = dict(options)
+    if name.endswith(".pt"):
+        if given:
+            raise OptionError(
+                f"model 'ultralytics/{name}': a checkpoint has its widths and classes already; leave out "
+                f"{', '.join(given)}"
+            )
+        return _read(name, tasks)
+    described = _described(name, tasks)
+    classes = given.pop("num_classes", None)
+    if given:
+        raise OptionError(
+            f"model 'ultralytics/{name}' has no option {next(iter(given))!r}; it has num_classes"
+        )
+    task = tasks.guess_model_task(described)
+    if task not in _MODELS:
+        raise OptionError(
+            f"model 'ultralytics/{name}': expected one of {sorted(_MODELS)}, got a model to {task}"
+        )
+    built: nn.Module = getattr(tasks, _MODELS[task])(described, nc=classes, verbose=False)
+    return built.eval()
+
+
+def _described(name: str, tasks: Any) -> dict[str, object]:
+    """What a yaml of the installed ultralytics says; other folders are not searched, as a yaml can name code."""
+    own = Path(tasks.__file__).parents[1] / "cfg" / "models"
+    without_scale = re.sub(r"(\d+)[nslmx](-.+)?$", r"\1\2", name)
+    plain = re.fullmatch(r"[A-Za-z0-9_-]+", name)
+    found = [path for word in (without_scale, name) for path in own.rglob(f"{word}.yaml")] if plain else []
+    if not found:
+        raise UnknownNameError(
+            f"ultralytics has no model {name!r}; give the name of one of its yaml files such as yolov8n or "
+            "yolo26n-pose, or the path of a .pt file"
+        )
+    described: dict[str, object] = tasks.yaml_model_load(found[0].with_name(f"{name}.yaml"))
+    return described
+
+
+def _read(path: str, tasks: Any) -> nn.Module:
+    """The model of a checkpoint, by ultralytics' restricted loader, which takes known classes only."""
+    if not Path(path).is_file():
+        raise UnknownNameError(f"model 'ultralytics/{path}': no such file; give the path of a checkpoint")
+    try:
+        checkpoint = tasks.torch_safe_load(path, safe_only=True)[0]
+    except TypeError as error:
+        raise FormatError(
+            f"model 'ultralytics/{path}': ultralytics does not read it without running code of the file "
+            f"({str(error).splitlines()[0]}); if you trust it, load it in Python: YOLO(path).model"
+        ) from error
+    model = checkpoint.get("ema") or checkpoint.get("model")
+    if not isinstance(model, tasks.BaseModel):
+        raise FormatError(f"model 'ultralytics/{path}': expected a model in it, got {type(model).__name__}")
+    whole: nn.Module = model.float()
+    return whole.eval()
+
+
+_MODELS = {
+    "detect": "DetectionModel",
+    "segment": "SegmentationModel",
+    "pose": "PoseModel",
+    "obb": "OBBModel",
+    "classify": "ClassificationModel",
+}
+
+
+def train_yolo(
+    model: nn.Module, data: str | os.PathLike[str], masks: Masks | None = None, **options: object
+) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """Train a YOLO model, cut or not, with ultralytics' trainer in a temporary folder.
+
+    Args:
+        model: The model; it is not changed.
+        data: The yaml that describes the data set, as ultralytics reads it.
+        masks: Masks to hold meanwhile.
+        options: Arguments of `YOLO.train`, such as `epochs`, `imgsz`, `batch`.
+
+    Returns:
+        The weights of the best epoch, and what ultralytics measured of them on the validation images.
+    """
+    library = _library("train_yolo", "ultralytics")
+    with tempfile.TemporaryDirectory() as folder:
+        yolo = library.YOLO(save_yolo(model, Path(folder) / "model.pt", masks=masks))
+        yolo.train(
+            trainer=yolo_trainer(yolo.task),
+            data=os.fspath(data),
+            project=folder,
+            name="run",
+            exist_ok=True,
+            **options,
+        )
+        measured = {name: float(value) for name, value in yolo.metrics.results_dict.items()}
+        return {name: tensor.clone() for name, tensor in yolo.model.state_dict().items()}, measured
 
 
 def _trainable(model: nn.Module | None, data: Mapping[str, Any]) -> nn.Module:

@@ -5,7 +5,7 @@ name or by local path, and returns a `Data`: train, validation and test, each a 
 deterministic; where the dataset has no validation split, part of the training images is held out.
 
 The files in reading order: `_splits` (`Data`, `Split`, augmentation), `_kind` (what a kind of dataset returns),
-`_decode` (images to tensors), then one file per kind: `digits`, `mnist`, `cifar10`, `folder`, `parquet`, `hub`.
+`_decode` (images to tensors), then one file per kind: `digits`, `mnist`, `cifar10`, `folder`, `yolo`, `parquet`, `hub`.
 
 >>> data = load("digits", size=16, channels=3, limit=200)
 >>> data.shape, data.num_classes, len(data.train), len(data.validation), len(data.test)
@@ -51,7 +51,7 @@ def load(
     """A dataset by name or path, as a `Data` with train, validation and test.
 
     Args:
-        name_or_path: digits, mnist, cifar10, a folder, a Parquet file, or OWNER/NAME of the hub.
+        name_or_path: digits, mnist, cifar10, yolo, a folder, a Parquet file, or OWNER/NAME of the hub.
         size: Resize to this; one number is a square. None keeps the sizes.
         channels: 1 or 3. None keeps the channels.
         limit: Keep at most this number of images of the training part (before validation is held out) and of the

@@ -23,20 +23,25 @@ from secateur.data._kind import Raw, Request
 from secateur.data.parquet import assemble, split_of
 from secateur.errors import DataError
 
-__all__ = ["Folder"]
+__all__ = ["Folder", "ImageFiles"]
 
 _ENDINGS = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
 
 
-class _Files:
-    """The image files of one split and their class names."""
+class ImageFiles:
+    """The image files below a folder; a subclass gives each its label in `values`.
+
+    Args:
+        root: The folder.
+        pattern: Which files, as `Path.glob` takes it.
+    """
 
     names: Sequence[str] | None = None
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, pattern: str = "**/*"):
         self.root = root
-        self.files = sorted(p for p in root.glob("*/**/*") if p.suffix.lower() in _ENDINGS and p.is_file())
-        self.values: Sequence[object] = [file.relative_to(root).parts[0] for file in self.files]
+        self.files = sorted(p for p in root.glob(pattern) if p.suffix.lower() in _ENDINGS and p.is_file())
+        self.values: Sequence[object] = [0] * len(self.files)
         self.labels = torch.zeros(len(self.files), dtype=torch.int64)
 
     def read(self, index: int) -> bytes:
@@ -55,6 +60,14 @@ class _Files:
             with file.open("rb") as stream:
                 whole.update(hashlib.file_digest(stream, "sha256").digest())
         return whole.hexdigest()
+
+
+class _Files(ImageFiles):
+    """The image files of one split, labelled by the folder they lie in."""
+
+    def __init__(self, root: Path):
+        super().__init__(root, "*/**/*")
+        self.values = [file.relative_to(root).parts[0] for file in self.files]
 
 
 class Folder:

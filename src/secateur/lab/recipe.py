@@ -86,7 +86,8 @@ class ModelSpec(Options):
     """The `[model]` table: which network, with which options and weights."""
 
     name: str = Field(
-        "resnet20", description="one of ours, timm/NAME, torchvision/NAME, hf/NAME, package.module:function"
+        "resnet20",
+        description="one of ours, timm/NAME, torchvision/NAME, hf/NAME, ultralytics/NAME, package.module:function",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="options of the model")
     weights: str | None = Field(None, description="a .safetensors, .pt or .sct file to start from")

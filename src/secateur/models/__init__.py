@@ -1,8 +1,8 @@
 """Models by name: the networks of the studies, one file each, and those of other libraries.
 
 A name is a file of this folder (`resnet20`, `vgg16-lottery`; hyphen and underscore are the same), a name of another
-library (`timm/NAME`, `torchvision/NAME`, `hf/NAME`), or a function of your own (`package.module:function`), which is
-imported and called: `runs_code` says of a name whether it does that.
+library (`timm/NAME`, `torchvision/NAME`, `hf/NAME`, `ultralytics/NAME`), or a function of your own
+(`package.module:function`), which is imported and called: `runs_code` says of a name whether it does that.
 
 >>> model = build("resnet20", num_classes=10)
 >>> sum(parameter.numel() for parameter in model.parameters()), input_shape(model)
@@ -22,7 +22,7 @@ __all__ = ["build", "input_shape", "names", "normalisation", "registry", "runs_c
 
 registry = Registry(__name__, __path__, "model")
 
-_LIBRARIES = ("timm", "torchvision", "hf")
+_LIBRARIES = ("timm", "torchvision", "hf", "ultralytics")
 
 
 def __getattr__(name: str) -> object:

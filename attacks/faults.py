@@ -27,21 +27,14 @@ from pathlib import Path
 
 import torch
 
+from attacks.tiny_recipe import tiny
 from secateur.errors import SecateurError
 from secateur.lab.engine import run
 from secateur.lab.planning import plan
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 
-RECIPE = """
-name = "tiny"
-[data]
-name = "digits"
-limit = 100
-[model]
-name = "lenet-300-100"
-[lab]
-threads = 1
+RECIPE = tiny("""
 [[step]]
 kind = "train"
 epochs = 2
@@ -60,7 +53,7 @@ start = "random"
 [[step]]
 kind = "measure"
 what = ["accuracy", "params", "macs"]
-"""
+""")
 
 
 @dataclass

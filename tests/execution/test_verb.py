@@ -347,3 +347,32 @@ def test_a_signal_while_a_verb_puts_back_waits_until_all_is_back(tmp_path):
             wrong.append((at, [key for key in before if before[key] != after[key]], bool(free)))
             break
     assert not wrong
+
+
+def test_a_signal_while_close_takes_a_hold_off_waits_until_it_is_off(tmp_path):
+    files = "pruning/hold.py"
+    handler = signal.getsignal(signal.SIGINT)
+
+    def hooks(model) -> int:
+        return len(model._forward_pre_hooks) + sum(len(p._backward_hooks or ()) for p in model.parameters())
+
+    def held():
+        model = small()
+        return model, sc.hold(model, sc.prune(model, budget=0.5))
+
+    def closing(guard, folder):
+        guard.close()
+
+    lines, _ = interrupted(closing, held()[1], tmp_path, None, files)
+    assert lines > 15
+    hits = 0
+    for at in range(1, lines + 1):
+        model, guard = held()
+        before = hooks(model)
+        hits += interrupted(closing, guard, tmp_path, at, files)[1]
+        assert (hooks(model), guard._open) in ((before, True), (0, False)), f"line {at}: taken off half way"
+        assert (model.conv.weight == 0).sum() >= model.conv.weight.numel() // 2
+        assert signal.getsignal(signal.SIGINT) is handler
+        guard.close()
+        assert hooks(model) == 0
+    assert hits == lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attacks.tiny_recipe import tiny
 
 from secateur.execution.devices import device_word
 from secateur.lab.display.progress import Progress
@@ -14,14 +15,7 @@ from secateur.lab.planning import plan
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Outcome, Store
 
-TEXT = """
-name = "tiny"
-[data]
-limit = 100
-[model]
-name = "lenet-300-100"
-[lab]
-threads = 1
+TEXT = tiny("""
 [[step]]
 kind = "train"
 epochs = 3
@@ -33,7 +27,7 @@ what = ["params"]
 [[step]]
 kind = "prune"
 budget = 0.5
-"""
+""")
 
 OTHER = "cuda" if torch.cuda.is_available() else "cpu:0"  # without a GPU: another name at least
 

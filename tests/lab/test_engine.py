@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from attacks.tiny_recipe import tiny
 
 from secateur.errors import NothingToDoError, OptionError, RecipeError, SecateurError, StoreError
 from secateur.lab.engine import final_state, run
@@ -19,15 +20,8 @@ from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 
 # Small enough for a second of work, and yet every kind of step that changes a model is in it.
-TEXT = """
-name = "tiny"
-[data]
-name = "digits"
-limit = 200
-[model]
-name = "lenet-300-100"
-[lab]
-threads = 1
+TEXT = tiny(
+    """
 [[step]]
 kind = "train"
 epochs = 2
@@ -46,7 +40,9 @@ bits = 3
 start = "random"
 [[step]]
 kind = "pack"
-"""
+""",
+    limit=200,
+)
 
 
 def states(store: Store, recipe: Recipe) -> list[dict]:

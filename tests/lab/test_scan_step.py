@@ -6,6 +6,7 @@ import json
 import sys
 
 import pytest
+from attacks.tiny_recipe import tiny
 
 from secateur.errors import NothingToDoError, OptionError, RecipeError, SecateurError
 from secateur.lab.engine import final_state, run
@@ -15,15 +16,8 @@ from secateur.lab.store import Store
 from secateur.report.charts.sensitivity import sensitivity
 from secateur.sensitivity.scan import Scan
 
-TEXT = """
-name = "scanned"
-[data]
-name = "digits"
-limit = 300
-[model]
-name = "lenet-300-100"
-[lab]
-threads = 1
+TEXT = tiny(
+    """
 [[step]]
 kind = "train"
 epochs = 3
@@ -39,7 +33,10 @@ subset = 200
 kind = "prune"
 granularity = "filter"
 budget = {name = "scanned", floor = 0.5}
-"""
+""",
+    limit=300,
+    name="scanned",
+)
 
 
 @pytest.fixture(scope="module")

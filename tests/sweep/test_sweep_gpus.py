@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from attacks.tiny_recipe import tiny
 
 from secateur.errors import OptionError
 from secateur.lab.engine import local_engine, run
@@ -17,17 +18,13 @@ from secateur.lab.engines.gpus import distributed, gpus_here
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 
-TEXT = """
-name = "tiny"
-[data]
-limit = 50
-[model]
-name = "lenet-300-100"
-[lab]
-threads = 1
+TEXT = tiny(
+    """
 [[step]]
 kind = "idle"
-"""
+""",
+    limit=50,
+)
 
 
 @pytest.mark.parametrize(

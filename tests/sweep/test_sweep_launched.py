@@ -9,20 +9,15 @@ import sys
 
 import pytest
 import torch
+from attacks.tiny_recipe import tiny
 
 from secateur.lab.engine import final_state, run
 from secateur.lab.recipe import Recipe
 from secateur.lab.steps import registry
 from secateur.lab.store import Store
 
-TEXT = """
-name = "tiny"
-[data]
-limit = 120
-[model]
-name = "lenet-300-100"
-[lab]
-threads = 1
+TEXT = tiny(
+    """
 device = "cpu"
 [[step]]
 kind = "train"
@@ -37,18 +32,14 @@ kind = "retrain"
 epochs = 1
 lr = 0.01
 batch_size = 32
-"""
+""",
+    limit=120,
+)
 
 
 # One step of every kind that trains. A kind that trains and is missing here fails the first test below.
-EVERY = """
-name = "every"
-[data]
-limit = 120
-[model]
-name = "lenet-300-100"
-[lab]
-threads = 1
+EVERY = tiny(
+    """
 device = "cpu"
 [[step]]
 kind = "train"
@@ -79,7 +70,10 @@ bits = 3
 kind = "refine"
 epochs = 1
 batch_size = 32
-"""
+""",
+    limit=120,
+    name="every",
+)
 
 
 def test_every_kind_of_step_that_trains_is_run_here():

@@ -12,6 +12,7 @@ import time
 
 import psutil
 import pytest
+from attacks.tiny_recipe import tiny
 
 from secateur.errors import OptionError, RecipeError
 from secateur.lab.display.preview import preview
@@ -21,21 +22,16 @@ from secateur.lab.planning import plan
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 
-TEXT = """
-name = "tiny"
-[data]
-name = "digits"
-limit = 50
-[model]
-name = "lenet-300-100"
-[lab]
-threads = 1
+TEXT = tiny(
+    """
 [[step]]
 kind = "idle"
 label = "common"
 [[step]]
 kind = "idle"
-"""
+""",
+    limit=50,
+)
 
 
 def notes(ran) -> list[tuple[int, float]]:

@@ -7,6 +7,7 @@ import time
 
 import psutil
 import pytest
+from attacks.tiny_recipe import tiny
 
 from secateur.errors import OptionError, StoreError
 from secateur.lab.engine import run
@@ -19,15 +20,7 @@ ray = pytest.importorskip(
 )
 pytestmark = pytest.mark.ray
 
-TEXT = """
-name = "tiny"
-[data]
-name = "digits"
-limit = 100
-[model]
-name = "lenet-300-100"
-[lab]
-threads = 1
+TEXT = tiny("""
 device = "cpu"
 [[step]]
 kind = "train"
@@ -50,7 +43,7 @@ what = ["params", "sparsity", "accuracy"]
 [grid]
 "prune.criterion" = ["magnitude", "random"]
 "idle.fail" = {values = [false, true], when = {"prune.criterion" = "random"}}
-"""
+""")
 
 
 @pytest.fixture

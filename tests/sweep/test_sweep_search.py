@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from attacks.tiny_recipe import tiny
 
 from secateur.errors import OptionError, RecipeError
 from secateur.lab.recipe import Recipe
@@ -12,14 +13,8 @@ from secateur.lab.store import Store
 pytest.importorskip("optuna", reason="OPTUNA IS NOT INSTALLED: the search is not tested here")
 pytestmark = pytest.mark.ray
 
-TEXT = """
-name = "tiny"
-[data]
-limit = 50
-[model]
-name = "lenet-300-100"
-[lab]
-threads = 1
+TEXT = tiny(
+    """
 device = "cpu"
 [[step]]
 kind = "idle"
@@ -28,7 +23,9 @@ kind = "prune"
 [[step]]
 kind = "measure"
 what = ["sparsity", "params"]
-"""
+""",
+    limit=50,
+)
 
 
 @pytest.mark.slow

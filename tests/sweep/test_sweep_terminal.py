@@ -9,19 +9,14 @@ import sys
 import time
 
 import pytest
+from attacks.tiny_recipe import tiny
 
 from secateur.lab.store import Store
 
 pty = pytest.importorskip("pty", reason="no pseudo-terminals on this system")
 
-TEXT = """
-name = "tiny"
-[data]
-limit = 50
-[model]
-name = "lenet-300-100"
-[lab]
-threads = 1
+TEXT = tiny(
+    """
 device = "cpu"
 [[step]]
 kind = "train"
@@ -31,7 +26,9 @@ batch_size = 8
 kind = "prune"
 criterion = "magnitude"
 budget = {name = "overall", sparsity = 0.5}
-"""
+""",
+    limit=50,
+)
 AXES = ("train.lr=0.05,0.01", "prune.budget.sparsity=0.5,0.9", "prune.criterion=magnitude,random")
 
 

@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator
 from types import CodeType, FrameType
 from typing import TypeVar
 
-__all__ = ["boundary", "deferring", "ending_signals", "interrupts_deferred", "uninterrupted"]
+__all__ = ["InterruptsDeferred", "boundary", "deferring", "ending_signals", "uninterrupted"]
 
 Handler = Callable[[int, FrameType | None], object]
 _FunctionT = TypeVar("_FunctionT", bound=Callable[..., object])
@@ -105,23 +105,27 @@ def _may_interrupt(frame: FrameType | None) -> bool:
     return True
 
 
-@uninterrupted
-def interrupts_deferred() -> dict[int, Handler]:
-    """Make the handlers of Ctrl-C, SIGTERM and SIGHUP deferring ones, where they are Python functions.
+class InterruptsDeferred:
+    """A block in which the handlers of Ctrl-C, SIGTERM and SIGHUP are deferring ones, where they are Python functions.
 
-    Only the main thread can, and only it runs handlers; in another one this does nothing.
-
-    Returns:
-        What to give back to `signal.signal`, by number.
+    Only the main thread can set handlers, and only it runs them; in another one this does nothing.
     """
-    found: dict[int, Handler] = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in SIGNALS:
-            handler = signal.getsignal(number)
-            if callable(handler) and not hasattr(handler, "handler"):
-                found[number] = handler
-                signal.signal(number, deferring(handler))
-    return found
+
+    def __init__(self) -> None:
+        self._before: dict[int, Handler] = {}
+
+    def __enter__(self) -> InterruptsDeferred:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                handler = signal.getsignal(number)
+                if callable(handler) and not hasattr(handler, "handler"):
+                    self._before[number] = handler
+                    signal.signal(number, deferring(handler))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())
 
 
 @contextlib.contextmanager
@@ -135,14 +139,14 @@ def ending_signals() -> Iterator[None]:
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    main = threading.current_thread() is threading.main_thread()
-    before: dict[int, Handler | int] = dict(interrupts_deferred())
-    for number in SIGNALS if main else ():
-        if number != signal.SIGINT and signal.getsignal(number) is signal.SIG_DFL:
-            before[number] = signal.SIG_DFL
+    with InterruptsDeferred():
+        defaults = []
+        if threading.current_thread() is threading.main_thread():
+            defaults = [number for number in SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
+        for number in defaults:
             signal.signal(number, deferring(leave))
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        try:
+            yield
+        finally:
+            for number in defaults:
+                signal.signal(number, signal.SIG_DFL)

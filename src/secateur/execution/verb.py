@@ -26,7 +26,6 @@ import gc
 import inspect
 import os
 import random
-import signal
 import threading
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -35,7 +34,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from secateur.core.interrupts import Handler, boundary, interrupts_deferred, uninterrupted
+from secateur.core.interrupts import InterruptsDeferred, boundary, uninterrupted
 from secateur.errors import ModelInUseError
 
 __all__ = ["verb"]
@@ -97,7 +96,7 @@ class _Door:
     def __init__(self, name: str, models: list[nn.Module]):
         self.name, self.models = name, models
         self.done = False
-        self._handlers: dict[int, Handler] = {}
+        self._deferred = InterruptsDeferred()
         self._claimed: list[int] = []
         self._has_turn = False
         self._process: _Process | None = None
@@ -106,7 +105,7 @@ class _Door:
     @uninterrupted
     def open(self) -> None:
         """Claim the models for this thread."""
-        self._handlers = interrupts_deferred()
+        self._deferred.__enter__()
         me = threading.get_ident()
         with _guard:
             parts = {id(module): model for model in self.models for module in model.modules()}
@@ -148,8 +147,7 @@ class _Door:
             with _guard:
                 for part in self._claimed:
                     _claims.pop(part, None)
-            for number, handler in self._handlers.items():
-                signal.signal(number, handler)
+            self._deferred.__exit__()
 
 
 class _Process:

@@ -31,7 +31,6 @@ parametrized: parameters, buffers and keys stay what they were.
 
 from __future__ import annotations
 
-import signal
 import warnings
 import weakref
 from collections.abc import Iterable, Mapping
@@ -43,7 +42,7 @@ from torch import nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from secateur.core.interrupts import Handler, interrupts_deferred, uninterrupted
+from secateur.core.interrupts import InterruptsDeferred, uninterrupted
 from secateur.core.masks import Masks
 from secateur.errors import MaskMismatchError, OptionError
 from secateur.execution.verb import verb
@@ -93,7 +92,7 @@ class Held:
         self.steps = 0
         """How many optimizer steps on these weights have been followed."""
         self._depth = 0
-        self._handlers: dict[int, Handler] = {}
+        self._deferred = InterruptsDeferred()
         self._open = False
         self._mask_gradients = True
         self._gradients = [0]
@@ -113,7 +112,7 @@ class Held:
         if not self._open:
             raise OptionError("this hold was closed; start a new one with sc.hold(model, masks, optimizer)")
         if self._depth == 0:
-            self._handlers = interrupts_deferred()  # Ctrl-C waits until the hooks are off again, in __exit__
+            self._deferred.__enter__()  # Ctrl-C waits until the hooks are off again, in __exit__
         self._depth += 1
         return self
 
@@ -126,14 +125,21 @@ class Held:
         self._depth -= 1
         if self._depth == 0:
             try:
-                self.close(complain=kind is None)
+                self._close(complain=kind is None)
             finally:
-                for number, handler in self._handlers.items():
-                    signal.signal(number, handler)
+                self._deferred.__exit__()
 
     @uninterrupted
     def close(self, complain: bool = True) -> None:
-        """Stop holding: the hooks go, the weights stay masked as of now. Closing twice is harmless."""
+        """Stop holding: the hooks go, the weights stay masked as of now. Closing twice is harmless.
+
+        Args:
+            complain: Warn where gradients arrived and no optimizer stepped a masked tensor.
+        """
+        with InterruptsDeferred():
+            self._close(complain)
+
+    def _close(self, complain: bool) -> None:
         if not self._open:
             return
         dead = self._gradients[0] and not (self.steps or self._moved or self._changed())
@@ -232,7 +238,7 @@ class Held:
                 self._optimizers.add(found)
                 self._clean(found, restart=True)
         except BaseException:
-            self.close(complain=False)
+            self._close(complain=False)
             raise
 
     def _hook(self) -> None:

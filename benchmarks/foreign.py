@@ -20,7 +20,6 @@ import resource
 import select
 import signal
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,6 @@ from secateur.execution.calling import call
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "docs" / "zoo.md"
 KEPT = ROOT / "runs" / "foreign.jsonl"
-HEADS = ("head", "rpn.head")
-"""The modules of detectors whose outputs boxes are chosen from."""
 MARK = "## Foreign models"
 _PATIENCE = 10
 """How many times its processor time a model may take by the clock."""
@@ -46,18 +43,40 @@ ENOUGH = 0.4
 """A model that loses less of its parameters must say why."""
 
 
-class Doubled(TorchFunctionMode):
-    """Leaves conversions to float32 out: their rounding differs between two models that compute the same."""
+CHOOSING = frozenset(
+    ["topk", "sort", "argsort", "argmax", "argmin", "max", "min", "nonzero", "floor", "ceil", "round", "trunc",
+     "gt", "ge", "lt", "le", "eq", "ne", "__gt__", "__ge__", "__lt__", "__le__"]
+)  # fmt: skip
+"""Functions whose result jumps when what they look at moves by a rounding error."""
+
+
+class Noted(TorchFunctionMode):
+    """Notes what a forward chooses from and what it chooses; with `wide`, leaves conversions to float32 out.
+
+    Their rounding differs between two models that compute the same.
+    """
+
+    def __init__(self, wide: bool) -> None:
+        super().__init__()
+        self.wide = wide
+        self.made: list[tuple[str, torch.Tensor, list[torch.Tensor]]] = []
 
     def __torch_function__(
         self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is torch.Tensor.float:
+        kwargs = kwargs or {}
+        if self.wide and func is torch.Tensor.float:
             return args[0].double()
-        wide = [torch.float64 if each is torch.float32 else each for each in args]
-        return func(
-            *wide, **{k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()}
-        )
+        if self.wide:
+            args = tuple(torch.float64 if each is torch.float32 else each for each in args)
+            kwargs = {key: torch.float64 if each is torch.float32 else each for key, each in kwargs.items()}
+        out = func(*args, **kwargs)
+        name, first = getattr(func, "__name__", ""), args[0] if args else None
+        if name in CHOOSING and isinstance(first, torch.Tensor) and first.is_floating_point():
+            picked = [each for each in tensors_in(out) if not each.is_floating_point()]
+            rounded = [out] if name in ("floor", "ceil", "round", "trunc") else picked
+            self.made.append((name, first.detach(), rounded))
+        return out
 
 
 # -- one model ---------------------------------------------------------------------------------------------------------
@@ -75,43 +94,55 @@ def masked(model: nn.Module, masks: sc.Masks, plan: Any) -> nn.Module:
 
 
 def difference(
-    dense: nn.Module, small: nn.Module, example: object, gradients: bool, dtype: torch.dtype, choice: bool
-) -> float:
-    """The largest difference of their outputs over the largest output."""
+    dense: nn.Module, small: nn.Module, example: object, gradients: bool, dtype: torch.dtype
+) -> tuple[float, str]:
+    """The largest difference of their outputs over the largest output, and "".
+
+    Where the two choose differently, the largest difference of what they chose from up to there, and by what they did.
+    """
     call_with = map_tensors(
         lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, example
     )
-    found = []
-    with torch.set_grad_enabled(gradients):
-        for model in (dense, small):
-            torch.manual_seed(0)
-            before: list[
-                torch.Tensor
-            ] = []  # of detectors: what is chosen from, for the choice itself may differ
-            heads = [module for name, module in model.named_modules() if name in HEADS and choice]
-            hooks = [
-                head.register_forward_hook(lambda *seen, to=before: to.extend(tensors_in(seen[2])))
-                for head in heads
-            ]
-            with Doubled() if dtype == torch.float64 else nullcontext():
-                outputs = call(model, call_with)
-            for hook in hooks:
-                hook.remove()
-            found.append([tensor.detach() for tensor in before or tensors_in(outputs)])
-    if [tensor.shape for tensor in found[0]] != [tensor.shape for tensor in found[1]]:
-        return float("inf")
+
+    def run(
+        model: nn.Module,
+    ) -> tuple[list[torch.Tensor], list[tuple[str, torch.Tensor, list[torch.Tensor]]]]:
+        torch.manual_seed(0)
+        with torch.set_grad_enabled(gradients), Noted(dtype == torch.float64) as noted:
+            outputs = call(model, call_with)
+        return [tensor.detach() for tensor in tensors_in(outputs)], noted.made
+
+    (want, first), (got, second) = run(dense), run(small)
+    if [name for name, *_ in first] != [name for name, *_ in second]:
+        want, first = run(dense)  # a table that is worked out once, and then kept
+    worst = largest = 0.0
+    for (name, a, one), (_, b, other) in zip(first, second):
+        absolute, scale = apart_by([a], [b])
+        largest = max(largest, scale)
+        scale = max(scale, 1e-6 * largest)  # a small tensor may be nothing but rounding errors
+        worst = max(worst, absolute / scale if scale else absolute)
+        if len(one) != len(other) or not all(torch.equal(x, y) for x, y in zip(one, other)):
+            return worst, name
+    absolute, scale = apart_by(want, got)
+    return absolute / scale if scale else absolute, ""
+
+
+def apart_by(some: list[torch.Tensor], others: list[torch.Tensor]) -> tuple[float, float]:
+    """The largest difference and the largest value of two lists of tensors; infinity where shapes differ."""
+    if [tensor.shape for tensor in some] != [tensor.shape for tensor in others]:
+        return float("inf"), 0.0
     absolute = scale = 0.0
-    for a, b in zip(*found, strict=True):
+    for a, b in zip(some, others, strict=True):
         if not a.numel():
             continue
         a, b = (tensor.to(torch.complex128 if a.is_complex() else torch.float64) for tensor in (a, b))
         finite = a.isfinite()
         if not torch.equal(finite, b.isfinite()):
-            return float("inf")
+            return float("inf"), 0.0
         if finite.any():
             absolute = max(absolute, float((a - b)[finite].abs().max()))
             scale = max(scale, float(a[finite].abs().max()))
-    return absolute / scale if scale else absolute
+    return absolute, scale
 
 
 def compared(
@@ -119,29 +150,29 @@ def compared(
 ) -> dict[str, Any]:
     """Dense against shrunk at both shapes, with gradients and without; what the dense model refuses is left out."""
     dtype = torch.float64 if shrunk.proof.dtype == "float64" else torch.float32
-    choice = bool(set(shrunk.proof.selected) - {"float32"})
     was = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         dense = masked(model, masks, shrunk.plan).to(dtype).eval()
         small = copy.deepcopy(shrunk.model).to(dtype).eval()
-        errors, refused = [], []
+        errors, parted = [], set()
         for index, example in enumerate(examples):
             for gradients in (True, False):
                 try:
-                    errors.append(difference(dense, small, example, gradients, dtype, choice))
+                    error, at = difference(dense, small, example, gradients, dtype)
+                    errors.append(error)
+                    parted |= {at} - {""}
                 except Exception as error:
                     try:
-                        difference(dense, dense, example, gradients, dtype, choice)
+                        difference(dense, dense, example, gradients, dtype)
                     except Exception:
-                        refused.append(index)
                         continue
                     return {"wrong": f"shape {index}: {type(error).__name__}: {str(error)[:200]}"}
     finally:
         torch.set_default_dtype(was)
     worst = max(errors, default=float("inf"))
     bound = 1e-9 if dtype == torch.float64 else 1e-4
-    row: dict[str, Any] = {"compared": len(errors), "difference": worst}
+    row: dict[str, Any] = {"compared": len(errors), "difference": worst, "parted": sorted(parted)}
     return row if worst <= bound else {**row, "wrong": f"differs by {worst:.1e} of the largest output"}
 
 
@@ -294,8 +325,9 @@ def line(row: dict[str, Any]) -> str:
         text = row["failed"].replace("|", "/").replace("\n", " ")[:240]
         return f"| {name} | refused | | | {row.get('seconds', 0):.1f} | {peer} | {text} |"
     notes = row.get("wrong") or "; ".join(row.get("why", ()))
-    if set(row.get("selected", ())) - {"float32"}:
-        notes = "; ".join(filter(None, ["one choice for both, the heads compared", notes]))
+    if row.get("parted"):
+        chosen_by = f"compared up to the choice by {', '.join(row['parted'])}"
+        notes = "; ".join(filter(None, [chosen_by, notes]))
     return (
         f"| {name} | {row['removed']:.2f} | {row['proof']:.0e} "
         f"| {row.get('difference', 0):.0e} ({row.get('compared', 0)}) "
@@ -326,7 +358,8 @@ HEAD = f"""{MARK}
 Written by `python benchmarks/foreign.py` (packages: benchmarks/foreign-requirements.txt): models of libraries that no
 rule was written for, small configurations, random weights, half of every group removed by l2. *proof* is the error of
 the proof; *compared* is the largest difference between masked and shrunk model in a comparison that shares no code with
-the proof, and in how many runs (two shapes, with gradients and without; fewer where the dense model refuses one);
+the proof, and in how many runs (two shapes, with gradients and without; fewer where the dense model refuses one; where
+the two models choose differently between almost equal scores, what they choose from is compared up to there);
 *seconds* is prune and shrink; *Torch-Pruning* is the share of parameters that it removes at the same ratio, "fails"
 where it raises or its model does not run. Models that could not be built here, or do not run, are not listed.
 
@@ -366,9 +399,11 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", default=[], help="libraries, or words of names")
+    parser.add_argument("--only", nargs="+", default=[], help="libraries, words of names, or LIBRARY/NAME")
     parser.add_argument("--fresh", action="store_true", help="run again what has a result")
-    parser.add_argument("--failed", action="store_true", help="run again what failed or was wrong")
+    parser.add_argument(
+        "--failed", action="store_true", help="run again what failed, was wrong, or not built"
+    )
     parser.add_argument("--breaks", action="store_true", help="count graph breaks instead")
     parser.add_argument(
         "--peer", action="store_true", help="run Torch-Pruning instead, where it is importable"
@@ -392,12 +427,19 @@ def main() -> None:
     entries = [
         entry
         for entry in listed()
-        if not asked.only or any(word == entry.library or word in entry.name for word in asked.only)
+        if not asked.only
+        or any(
+            word in (entry.library, f"{entry.library}/{entry.name}")
+            or ("/" not in word and word in entry.name)
+            for word in asked.only
+        )
     ]
     for entry in () if asked.write else entries:
         key = f"{entry.library}/{entry.name}"
         old = known.get(key)
-        again = asked.fresh or (asked.failed and old is not None and ("failed" in old or "wrong" in old))
+        again = asked.fresh or (
+            asked.failed and old is not None and bool({"failed", "wrong", "unbuilt"} & set(old))
+        )
         if old is not None and not again and any(name.startswith(mark) for name in old):
             continue
         if entry.library != "own" and importlib.util.find_spec(entry.library) is None:

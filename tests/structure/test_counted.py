@@ -292,3 +292,30 @@ def test_two_widths_in_one_forward_each_keep_their_count() -> None:
     small = sc.shrink(model, sc.prune(model, "l1", "channel", 0.5, example=x), x)
     assert (small.model.a.out_features, small.model.b.out_features) == (4, 2)
     assert small.proof.error < 1e-12
+
+
+class Spelt(nn.Module):
+    """A norm spelt out, as in most language models: the root mean square, or mean and variance."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.weight = kind, nn.Parameter(torch.ones(16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kind == "mean square":
+            return self.weight * x * (x.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt()
+        spread = x.var(-1, unbiased=False, keepdim=True)
+        return self.weight * (x - x.mean(-1, keepdim=True)) * (spread + 1e-6).rsqrt()
+
+
+@pytest.mark.parametrize("kind", ["mean square", "variance"])
+def test_a_stream_behind_norms_that_are_spelt_out_is_cut_when_asked(kind: str) -> None:
+    torch.manual_seed(0)
+    model, ids = Language().eval(), torch.randint(20, (2, 7))
+    model.block.norm, model.block.last = Spelt(kind), Spelt(kind)
+    assert "words" not in {group.name for group in sc.explain(model, ids).groups}
+    grain = sc.granularity.Channel(across_norm=True)
+    masks = sc.prune(model, granularity=grain, budget=0.5, example=ids)
+    small = sc.shrink(model, masks, ids, across_norm=True)
+    assert (small.model.words.embedding_dim, small.model.block.norm.weight.numel()) == (8, 8)
+    assert not small.proof.equality

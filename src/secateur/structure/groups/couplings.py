@@ -263,7 +263,8 @@ def _lock_counted(labels: Labels, followers: Sequence[Follower]) -> None:
     """Lock what is averaged over where it is a stream: channels that a layer reads and a later layer adds to again.
 
     To cut a stream is to cut everything that reads it, and each of its normalisations would have to count. Channels
-    inside a block (those of a gate and what it gates, the heads of queries and keys) are none.
+    inside a block (those of a gate and what it gates, the heads of queries and keys) are none. With `across_norm` a
+    stream is cut all the same, and its means are those of what is left.
     """
     counted = [each for follower in followers for each in follower.counted if not each.anywhere]
     if not counted:
@@ -272,6 +273,15 @@ def _lock_counted(labels: Labels, followers: Sequence[Follower]) -> None:
     streams = np.zeros(labels.count, bool)
     for follower in followers:
         streams |= _streams(follower, roots)
+    for follower in followers:
+        crossing = [
+            each
+            for each in follower.counted
+            if follower.across_norm and not each.anywhere and streams[roots[each.labels]].any()
+        ]
+        follower.crossed += [(each.op.name, each.op.path) for each in crossing]
+        follower.counted = [each for each in follower.counted if each not in crossing]
+        counted = [each for each in counted if each not in crossing]
     for each in counted:
         if streams[roots[each.labels]].any():
             labels.op, labels.operator, labels.path = each.op.index, each.op.name, each.op.path

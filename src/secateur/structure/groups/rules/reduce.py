@@ -34,6 +34,10 @@ def _reduced(f: Follower, op: Op, axes: list[int], reason: str, zero_ok: bool = 
     x = op.args[0]
     keep = len(results[0].shape) == len(x.shape)
     counted = _kept_count(f, op) if op.name == "mean" else []
+    if f.across_norm and keep and len(axes) == 1 and op.name in ("var", "std", "var_mean", "std_mean"):
+        crossed = [field for field in f.of(x).fields if field.axes == (axes[0] % len(x.shape),)]
+        f.crossed += [(op.name, op.path) for _ in crossed]
+        counted = [*counted, *crossed]
     layout = Layout(x.shape, tuple(field for field in f.of(x).fields if field not in counted))
     layout = drop_axes(f.labels, layout, axes, reason, keep=keep, zero_ok=zero_ok)
     return [layout if layout.shape == ref.shape else Layout(ref.shape) for ref in results]

@@ -2,7 +2,7 @@
 
     python benchmarks/foreign.py                       # everything importable; writes its section of docs/zoo.md
     python benchmarks/foreign.py --only monai kornia   # libraries, or words of names; prints only
-    python benchmarks/foreign.py --breaks              # graph breaks of torch.compile, dense against shrunk
+    python benchmarks/foreign.py --peer                # Torch-Pruning on the same models, where it is importable
     python benchmarks/foreign.py --fresh ...           # forgets the results kept for these models
 
 Weights are random and batch norm is randomised; half of every group is removed by l2. Each model runs in a process of
@@ -117,6 +117,8 @@ def difference(
         want, first = run(dense)  # a table that is worked out once, and then kept
     worst = largest = 0.0
     for (name, a, one), (_, b, other) in zip(first, second):
+        if a.shape != b.shape:
+            continue  # of what was cut, such as a largest value for each head: what it serves is compared later
         absolute, scale = apart_by([a], [b])
         largest = max(largest, scale)
         scale = max(scale, 1e-6 * largest)  # a small tensor may be nothing but rounding errors
@@ -235,48 +237,34 @@ def why(explained: Any, model: nn.Module) -> list[str]:
 
 
 def run_peer(entry: Foreign) -> dict[str, Any]:
-    """What Torch-Pruning makes of the same model: the share it removes, or the error; it proves nothing."""
+    """What Torch-Pruning makes of the same model: the share it removes and whether it runs; it proves nothing.
+
+    Its last layer of weights is left out, as its guide does with a classifier.
+    """
     import torch_pruning
 
     model, example, other = entry.build()
-    outputs = {parameter.shape[0] for parameter in model.parameters()}
-    before, start = parameters(model), time.perf_counter()
+    model.requires_grad_(True)
+    with torch.no_grad():
+        shapes = [[tensor.shape for tensor in tensors_in(call(model, each))] for each in (example, other)]
+    before, start = parameters(model), time.process_time()
     inputs = example if isinstance(example, (tuple, dict)) else (example,)
     try:
         last = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1:]
-        pruner = torch_pruning.pruner.MagnitudePruner(
+        torch_pruning.pruner.MagnitudePruner(
             model,
             inputs,
             importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
             pruning_ratio=0.5,
             ignored_layers=last,
-        )
-        pruner.step()
-        seconds = time.perf_counter() - start
-        for each in (example, other):
-            with torch.no_grad():
-                call(model, each)
-    except Exception as error:
-        return {"peer_failed": f"{type(error).__name__}: {str(error)[:200]}", "peer_outputs": len(outputs)}
-    return {"peer_removed": 1 - parameters(model) / before, "peer_seconds": seconds}
-
-
-def run_breaks(entry: Foreign) -> dict[str, Any]:
-    """Graph breaks of torch.compile, of the dense and of the shrunk model."""
-    model, example, _ = entry.build()
-    masks = chosen(model, example)
-    shrunk = sc.shrink(
-        model, masks, example, proof=sc.ProofOptions(("no_grad",), other_shapes=False)
-    ).model.eval()
-    counts = []
-    for each in (model, shrunk):
-        torch._dynamo.reset()
-        args, keywords = (example, {}) if isinstance(example, tuple) else ((example,), {})
-        if isinstance(example, dict):
-            args, keywords = (), example
+        ).step()
+        seconds = time.process_time() - start
         with torch.no_grad():
-            counts.append(torch._dynamo.explain(each)(*args, **keywords).graph_break_count)
-    return {"breaks_dense": counts[0], "breaks_shrunk": counts[1]}
+            got = [[tensor.shape for tensor in tensors_in(call(model, each))] for each in (example, other)]
+    except Exception as error:
+        return {"peer_failed": f"{type(error).__name__}: {str(error)[:200]}"}
+    removed = 1 - parameters(model) / before
+    return {"peer_removed": removed, "peer_seconds": seconds, "peer_shapes": got == shapes}
 
 
 # -- a process for each ------------------------------------------------------------------------------------------------
@@ -320,6 +308,7 @@ def apart(work: Any, entry: Foreign, seconds: int, gigabytes: int) -> dict[str, 
 def line(row: dict[str, Any]) -> str:
     """A row as a line of the table."""
     peer = f"{row['peer_removed']:.2f}" if "peer_removed" in row else "fails" if "peer_failed" in row else ""
+    peer += "" if row.get("peer_shapes", True) else ", other outputs"
     name = f"{row['library']}/{row['name']}"
     if "failed" in row:
         text = row["failed"].replace("|", "/").replace("\n", " ")[:240]
@@ -349,7 +338,12 @@ def summary(rows: list[dict[str, Any]]) -> str:
         f"{len(enough)} lose at least {ENOUGH:.0%} of their parameters; {len(said)} more say why not."
     )
     if peers:
-        text += f" Torch-Pruning's result runs for {runs} of the {len(peers)} it was tried on (equality not checked)."
+        whole = sum(bool(row.get("peer_shapes")) for row in peers)
+        least = sum(bool(row.get("peer_shapes")) and row["peer_removed"] >= ENOUGH for row in peers)
+        text += (
+            f" Torch-Pruning's model runs at both shapes for {runs} of the {len(peers)} it was tried on, for {whole} "
+            f"with outputs of the shapes that they had, {least} of these smaller by {ENOUGH:.0%}; it proves nothing."
+        )
     return text + "\n\n"
 
 
@@ -383,8 +377,13 @@ def kept() -> dict[str, dict[str, Any]]:
         for text in KEPT.read_text().splitlines():
             row = json.loads(text)
             key = f"{row['library']}/{row['name']}"
-            rows[key] = {**rows.get(key, {}), **row} if row.get("more") else row
+            rows[key] = {**beside(rows.get(key, {}), row), **row}
     return rows
+
+
+def beside(old: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """What stays of an earlier result beside a new one: the peer's figures, or all but these."""
+    return {key: value for key, value in old.items() if row.get("more") or key.startswith("peer")}
 
 
 def keep(row: dict[str, Any]) -> None:
@@ -404,7 +403,6 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--failed", action="store_true", help="run again what failed, was wrong, or not built"
     )
-    parser.add_argument("--breaks", action="store_true", help="count graph breaks instead")
     parser.add_argument(
         "--peer", action="store_true", help="run Torch-Pruning instead, where it is importable"
     )
@@ -422,8 +420,8 @@ def main() -> None:
         listed()[0]
     )  # what is imported only when it is needed is imported once, before the processes part
     known, missing = kept(), set()
-    work = run_breaks if asked.breaks else run_peer if asked.peer else run_one
-    mark = "breaks_dense" if asked.breaks else "peer" if asked.peer else "parameters"
+    work = run_peer if asked.peer else run_one
+    mark = "peer" if asked.peer else "parameters"
     entries = [
         entry
         for entry in listed()
@@ -449,10 +447,10 @@ def main() -> None:
             importlib.import_module(entry.library)
         row = apart(work, entry, asked.seconds, asked.gigabytes)
         if work is not run_one:
-            row = {"peer_failed" if k == "failed" else k: v for k, v in row.items()}
+            row = {"peer_failed" if key == "failed" else key: value for key, value in row.items()}
             row = {"library": entry.library, "name": entry.name, "more": True, **row}
         keep(row)
-        known[key] = {**known.get(key, {}), **row} if row.get("more") else row
+        known[key] = {**beside(known.get(key, {}), row), **row}
         shown = (
             f"{key}: not built: {row['unbuilt']}"
             if "unbuilt" in row

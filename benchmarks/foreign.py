@@ -89,6 +89,8 @@ def masked(model: nn.Module, masks: sc.Masks, plan: Any) -> nn.Module:
         for axis, kept in plan.keep.get(name, {}).items():
             gone = torch.ones(parameter.shape[axis], dtype=torch.bool)
             gone[torch.as_tensor(kept)] = False
+            if name.endswith(".parametrizations.weight.original1") and axis == 0:
+                continue  # the direction of a weight norm, which 0 would make 0 / 0; its scale is 0 there
             parameter.index_fill_(axis, gone.nonzero().flatten(), 0.0)
     return dense
 

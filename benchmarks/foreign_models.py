@@ -525,6 +525,7 @@ def _lightly(name: str) -> Built:
     trunk.fc = nn.Identity()
     if name.startswith("DINO"):
         head = heads.DINOProjectionHead(512, 256, 64, 128)
+        nn.utils.remove_weight_norm(head.last_layer)  # the old one, which no copy of a model can hold
     else:
         head = getattr(heads, name)(512, 256, 64)
     return (nn.Sequential(trunk, head), *_images())

@@ -200,3 +200,19 @@ def test_graph_networks(name: str) -> None:
     assert small.proof.holds
     assert len({case.shapes for case in small.proof.cases}) == 2
     assert 1 - after / before > 0.4
+
+
+def test_channels_between_weight_norms_are_worth_their_scales() -> None:
+    """Both layers compute their weights, and no tensor of a channel but the scales may be masked."""
+    torch.manual_seed(0)
+    norm = nn.utils.parametrizations.weight_norm
+    model = nn.Sequential(
+        norm(nn.Conv1d(1, 8, 3)), nn.ELU(), norm(nn.ConvTranspose1d(8, 4, 3)), nn.ELU(), nn.Conv1d(4, 1, 1)
+    )
+    for layer in (model[0], model[2]):
+        layer.parametrizations.weight.original0.data = torch.tensor([3.0, 8, 1, 6, 2, 7, 4, 5])[:, None, None]
+    x = torch.randn(2, 1, 12)
+    masks = sc.prune(model.eval(), "l2", "channel", 0.5, example=x)
+    small = sc.shrink(model, masks, x)
+    assert small.proof.holds
+    assert small.model[0].parametrizations.weight.original0.flatten().tolist() == [8, 6, 7, 5]

@@ -115,3 +115,22 @@ def test_shapes_that_values_decide_are_not_compared() -> None:
     small = half(Routed().eval(), torch.randn(32, 6))
     assert small.proof.holds
     assert small.model.up.out_features == 6
+
+
+class Looking(nn.Module):
+    """A recurrent layer in a forward that looks at values, which is recorded on real tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.lstm, self.last = nn.Linear(4, 8), nn.LSTM(8, 6, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = 2.0 if bool(x.abs().max() > 0) else 1.0
+        return self.last(self.lstm(self.first(x) * scale)[0])
+
+
+def test_a_recurrent_layer_is_looked_into_on_real_tensors_too() -> None:
+    torch.manual_seed(0)
+    small = half(Looking().eval(), torch.randn(2, 5, 4))
+    assert small.proof.holds
+    assert (small.model.lstm.input_size, small.model.lstm.hidden_size) == (4, 3)

@@ -152,8 +152,13 @@ def own_weights(structure: Structure, groups: Iterable[Group], names: Collection
         for group in groups
         if group.count > 1 and not any(slot.name in names for slot in group.slots)
         for slot in group.slots
-        if slot.name in structure.weights
+        if slot.name in structure.weights or (slot.role == "out" and _by_scale(structure, group))
     )
+
+
+def _by_scale(structure: Structure, group: Group) -> bool:
+    """Whether a weight norm's scales mask the group's channels: then they are what the channels are worth."""
+    return any((slot.name, slot.axis) in structure.follower.unmasked for slot in group.slots)
 
 
 def cut_by_default(group: Group, names: Collection[str]) -> bool:

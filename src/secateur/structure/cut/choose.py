@@ -70,6 +70,8 @@ def dropped(
 ) -> dict[int, np.ndarray]:
     """For every group which units the masks drop; `lines` are those of `dropped_lines`, where known."""
     lines = dropped_lines(structure, masks) if lines is None else lines
+    unmasked = structure.follower.unmasked
+    lines = {place: line for place, line in lines.items() if place not in unmasked} if unmasked else lines
     found = {}
     for group in structure.groups:
         votes = {role: _votes(group, role, lines) for role in ("out", "in")}
@@ -77,7 +79,7 @@ def dropped(
             _agree(group, lines)
         gone = np.zeros(group.count, bool)
         for role, bits in votes.items():
-            slots = [slot for slot in group.slots if slot.role == role]
+            slots = [s for s in group.slots if s.role == role and (s.name, s.axis) not in unmasked]
             if slots and len(bits) == len(slots):
                 gone |= np.logical_and.reduce(bits)
         if not any(slot.role in ("out", "in") for slot in group.slots):

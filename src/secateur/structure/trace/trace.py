@@ -344,6 +344,9 @@ def _run(
         with ExitStack() as contexts:
             contexts.enter_context(torch.no_grad())
             contexts.enter_context(uncounted())
+            contexts.enter_context(
+                torch.backends.mkldnn.flags(enabled=False)
+            )  # recurrent layers gate by gate
             contexts.enter_context(_paths(copied, stack, calls))
             if mode == "meta":
                 contexts.enter_context(torch.device("meta"))

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test quick extras zoo ray lint hashes site bench headline fuzz faults studies-doc clean
+.PHONY: demo test quick extras zoo ray lint hashes site bench headline fuzz faults mutants studies-doc clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -73,6 +73,10 @@ fuzz: $(STAMP)
 # Two hundred kills and two hundred I/O errors in the middle of a run, each resumed: some six minutes
 faults: $(STAMP)
 	$(BIN)/python -m attacks.faults
+
+# Small bugs planted in a copy, and how many the tests find: make mutants COUNT=40 SEED=1 ROOMS="budget criteria"
+mutants: $(STAMP)
+	$(BIN)/python benchmarks/mutants.py --count $(or $(COUNT),300) --seed $(or $(SEED),0) $(if $(ROOMS),--rooms $(ROOMS))
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

@@ -36,11 +36,13 @@ print(used.ru_maxrss, used.ru_utime + used.ru_stime)
 BODIES = {
     "prune and compensate": """
 import torch
-from secateur.streaming.compensated import compensate_checkpoint
+from secateur.compensation.solver import LeastSquares
+from secateur.streaming.compensated import BlockOptions, compensate_checkpoint
 chance = torch.Generator().manual_seed(0)
 shape = (1, int(sys.argv[4]))
 tokens = [{"input_ids": torch.randint(0, 32000, shape, generator=chance)} for _ in range(int(sys.argv[3]))]
-done = compensate_checkpoint(sys.argv[1], sys.argv[2], tokens, "wanda", 0.5)
+options = BlockOptions(solver=LeastSquares(rounds=int(sys.argv[5])))
+done = compensate_checkpoint(sys.argv[1], sys.argv[2], tokens, "wanda", 0.5, options=options)
 kept = sum(row["kept"] for row in done.rows) / sum(row["weights"] for row in done.rows)
 before, after = (sum(row[key] for row in done.rows) / len(done.rows) for key in ("before", "after"))
 print(f"kept {kept:.3f}; squared error of a layer's outputs {before:.4f}, then {after:.4f}", file=sys.stderr)
@@ -155,6 +157,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=1, help="blocks; 22 are 1.1 billion parameters")
     parser.add_argument("--sequences", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=256, help="of each sequence")
+    parser.add_argument(
+        "--rounds", type=int, default=8, help="of conjugate gradients for each layer, at most"
+    )
     parser.add_argument("--only", default="", help="only the steps that begin with this")
     asked = parser.parse_args()
     missed = False
@@ -165,7 +170,7 @@ def main() -> None:
         in_blocks = sum(int(np.prod(shape)) for name, shape in shapes(asked.layers) if ".layers." in name)
         print(
             f"{total / 1e9:.3f} billion parameters, {in_blocks / 1e9:.3f} in {asked.layers} blocks; "
-            f"{asked.sequences} sequences of {asked.tokens} tokens",
+            f"{asked.sequences} sequences of {asked.tokens} tokens, {asked.rounds} rounds",
             flush=True,
         )
         cubes = (
@@ -175,7 +180,7 @@ def main() -> None:
         for (step, body), source, target in zip(BODIES.items(), places, places[1:]):
             if not step.startswith(asked.only):
                 break
-            more = (asked.sequences, asked.tokens) if step.startswith("prune") else ()
+            more = (asked.sequences, asked.tokens, asked.rounds) if step.startswith("prune") else ()
             peak, seconds = run(body, source, target, *more)
             missed |= peak > GOAL
             base = in_blocks if step.startswith("prune") else total

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 import secateur as sc
 from secateur.compensation.calls import Call, Names
-from secateur.compensation.least_squares import conjugate_gradients, solve
+from secateur.compensation.least_squares import conjugate_gradients, cost_of_factoring, solve
 from secateur.compensation.progress import Advance
 from secateur.compensation.solver import LeastSquares
 from secateur.compensation.walking import Walk
@@ -545,3 +545,20 @@ def test_order_of_walks_is_that_of_the_pass() -> None:
     weights = [name for name in names if name.endswith("weight")]
     assert weights == [n for n, p in model.named_parameters() if p.dim() > 1 and n in weights]
     assert list(itertools.islice(names, 2)) == ["stem.weight", "norm.running_mean"]
+
+
+def test_rounds_bound_the_work_on_layers_too_large_to_factor() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(300, 2000, bias=False)).eval()
+    inputs = torch.randn(900, 300) * torch.arange(1, 301) ** -1.0 @ torch.linalg.qr(torch.randn(300, 300))[0]
+    masks = sc.prune(model, budget=0.5)
+    assert cost_of_factoring(masks["0.weight"].T) > 2e9
+    errors = [
+        sc.compensate(model, masks, [inputs], solver=sc.LeastSquares(rounds=rounds)).layers[0].after
+        for rounds in (1, 60)
+    ]
+    assert errors[0] > 1.5 * errors[1]
+    with pytest.raises(
+        OptionError, match=r"rounds of LeastSquares: expected a whole number of at least 1, got 0"
+    ):
+        sc.LeastSquares(rounds=0)

@@ -192,8 +192,7 @@ def explained(
         bits[group.count - go :] = False
         keep[group.index] = bits
         members = tuple((slot.name, slot.axis, slot.role, slot.positions.shape[1]) for slot in group.slots)
-        alone = np.zeros(group.count, bool)
-        carried = macs - structure.macs(structure.alive({group.index: alone}))
+        carried = structure.macs_through(group.index)
         rows.append(
             GroupRow(
                 group.name, group.count, members, group.parameters, carried, go, by_name and group.count > 1

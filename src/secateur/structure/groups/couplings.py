@@ -124,6 +124,32 @@ class Structure:
         """Multiply-accumulates of the products and convolutions of the recorded forward, once cut."""
         return sum(self._op_macs(op, alive) for op in self._counted)
 
+    def macs_through(self, index: int) -> int:
+        """The multiply-accumulates that leave with all units of a group; only operators that see it are looked at.
+
+        Args:
+            index: The group's index.
+        """
+        alive = self.alive({index: np.zeros(self.groups[index].count, bool)})
+        places = {
+            place for each in np.unique(self.groups[index].classes) for place in self._seen.get(int(each), ())
+        }
+        ops = [self._counted[place] for place in sorted(places)]
+        return sum(self._op_macs(op, None) - self._op_macs(op, alive) for op in ops)
+
+    @cached_property
+    def _seen(self) -> dict[int, list[int]]:
+        """For every class of labels the counted operators with a tensor that has it."""
+        found: dict[int, list[int]] = {}
+        for place, op in enumerate(self._counted):
+            parts = [part.labels.reshape(-1) for ref in op.refs() for part in self.follower.of(ref).fields]
+            for ref in op.results():
+                parts += [part.labels.reshape(-1) for part in self.follower.of(ref).fields]
+            if parts:
+                for each in np.unique(self.classes[np.concatenate(parts)]):
+                    found.setdefault(int(each), []).append(place)
+        return found
+
     @cached_property
     def _counted(self) -> list[Op]:
         return [op for op in self.trace.ops if op.name in _COUNTED]

@@ -314,7 +314,7 @@ def _rows(ran: Ran, methods: Sequence[str]) -> tuple[MethodRow, ...]:
     first = accuracy[there[0]]
     paired = {name: [(accuracy[name][s], first[s]) for s in accuracy[name] if s in first] for name in there}
     tested = [name for name in there[1:] if len(paired[name]) > 1]
-    corrected = dict(zip(tested, holm([_paired_p(paired[name]) for name in tested]), strict=True))
+    corrected = dict(zip(tested, holm([paired_p(paired[name]) for name in tested]), strict=True))
     found = []
     for name in there:
         values = tuple(accuracy[name].values())
@@ -358,10 +358,13 @@ def _half_width(values: Sequence[float]) -> float:
     return factor * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def _paired_p(pairs: Sequence[tuple[float, float]]) -> float:
+def paired_p(pairs: Sequence[tuple[float, float]]) -> float:
     """The p of a two-sided paired t-test; 1 where all differences are 0, 0 where all are the same and not 0.
 
-    >>> round(_paired_p([(2.0, 1.0), (4.0, 1.0)]), 3)  # differences 1 and 3: t = 2 / 1 with one degree of freedom
+    Args:
+        pairs: What is compared, pair by pair.
+
+    >>> round(paired_p([(2.0, 1.0), (4.0, 1.0)]), 3)  # differences 1 and 3: t = 2 / 1 with one degree of freedom
     0.295
     """
     gaps = [ours - theirs for ours, theirs in pairs]

@@ -33,9 +33,11 @@ if TYPE_CHECKING:
     from secateur.adapters.huggingface import push_to_hub as push_to_hub
     from secateur.adapters.huggingface import save_pretrained as save_pretrained
     from secateur.adapters.int8 import Int8Options as Int8Options
+    from secateur.adapters.lightning import lightning_callback as lightning_callback
     from secateur.adapters.onnx_model import OnnxModel as OnnxModel
     from secateur.adapters.promises import ServeCheck as ServeCheck
     from secateur.adapters.promises import serve_check as serve_check
+    from secateur.adapters.trainer import trainer_callback as trainer_callback
     from secateur.adapters.two_of_four import two_of_four as two_of_four
     from secateur.adapters.ultralytics import save_yolo as save_yolo
     from secateur.adapters.ultralytics import yolo_trainer as yolo_trainer
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
     from secateur.lab import Recipe as Recipe
     from secateur.lab import Store as Store
     from secateur.lab import WorkerPool as WorkerPool
+    from secateur.lab.training import GradualPruning as GradualPruning
     from secateur.metrics import Why as Why
     from secateur.metrics import measure as measure
     from secateur.metrics import why as why
@@ -167,6 +170,9 @@ _NAMES = {
     "HuggingFaceOptions": "secateur.adapters.huggingface",
     "SavedFolder": "secateur.adapters.huggingface",
     "push_to_hub": "secateur.adapters.huggingface",
+    "trainer_callback": "secateur.adapters.trainer",
+    "lightning_callback": "secateur.adapters.lightning",
+    "GradualPruning": "secateur.lab.training",
     "save_yolo": "secateur.adapters.ultralytics",
     "yolo_trainer": "secateur.adapters.ultralytics",
     "serve_check": "secateur.adapters.promises",

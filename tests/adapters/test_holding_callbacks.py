@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+import secateur as sc
+from secateur.adapters.holding import MaskKeeper
 from secateur.adapters.lightning import lightning_callback
 from secateur.adapters.trainer import trainer_callback
 from secateur.core.masks import Masks
-from secateur.errors import MissingExtraError
+from secateur.errors import MissingExtraError, OptionError
 
 
 class Model(nn.Module):
@@ -77,6 +79,115 @@ def test_a_real_trainer_of_transformers(torchvision, tmp_path):
     model(images, labels=(images[:, 0] > 0).long())["loss"].backward()
     optimizer.step()
     assert not all_zero(model, masks)
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.zoo
+def test_gradual_pruning_in_a_trainer_survives_resume(torchvision, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    images = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
+    rows = [{"inputs": row, "labels": int(row[0] > 0)} for row in images]
+    gradual = sc.GradualPruning(0.75, until=0.5, every=2)
+    seen: list[tuple[int, float]] = []
+
+    class Watch(transformers.TrainerCallback):
+        stop = None
+
+        def on_step_end(self, args, state, control, model=None, **given):
+            weights = [p for p in model.parameters() if p.dim() > 1]
+            zeros = sum(int((p == 0).sum()) for p in weights) / sum(p.numel() for p in weights)
+            seen.append((state.global_step, zeros))
+
+        def on_save(self, args, state, control, **given):
+            if state.global_step == self.stop:
+                raise Stopped
+
+    def trained(stop, **options):
+        arguments = transformers.TrainingArguments(
+            output_dir=str(tmp_path), num_train_epochs=2, per_device_train_batch_size=4, learning_rate=0.05,
+            report_to=[], save_strategy="steps", save_steps=5, logging_steps=4, use_cpu=True, disable_tqdm=True,
+        )  # fmt: skip
+        watch = Watch()
+        watch.stop = stop
+        trainer = transformers.Trainer(
+            model=Model(),
+            args=arguments,
+            train_dataset=rows,
+            callbacks=[trainer_callback(gradual=gradual), watch],
+        )
+        trainer.train(**options)
+        return trainer
+
+    with pytest.raises(Stopped):
+        trained(5)
+    assert (tmp_path / "checkpoint-5" / "secateur_masks.safetensors").is_file()
+    trainer = trained(None, resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert [step for step, _ in seen] == list(range(1, 17))
+    shares = [share for _, share in seen]
+    assert shares == sorted(shares)
+    assert shares[4] > 0.3
+    assert shares[-1] == pytest.approx(0.75, abs=0.01)
+    assert trainer.state.log_history[1]["sparsity"] == pytest.approx(shares[7], abs=0.01)
+
+
+def test_the_plan_is_written_beside_the_masks_and_a_foreign_folder_is_refused(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    example = torch.randn(2, 4)
+    small = sc.shrink(model, sc.prune(model, granularity="channel", budget=0.5, example=example), example)
+    keeper = MaskKeeper(None, plan=small.plan)
+    keeper.save(tmp_path / "checkpoint-1")
+    text = (tmp_path / "checkpoint-1" / "secateur_plan.json").read_text()
+    assert sc.ShrinkPlan.from_json(text) == small.plan
+    keeper.resume(tmp_path / "checkpoint-1")  # no masks, and none are made: nothing to go on from
+    with pytest.raises(
+        OptionError, match=r"checkpoint-1: training goes on from here, and there are no masks"
+    ):
+        MaskKeeper(None, sc.GradualPruning(0.5)).resume(tmp_path / "checkpoint-1")
+    with pytest.raises(OptionError, match="nothing to hold; give masks"):
+        MaskKeeper(None)
+
+
+@pytest.mark.zoo
+def test_a_real_trainer_of_lightning_with_resume(torchvision, tmp_path):
+    lightning = pytest.importorskip("lightning.pytorch", exc_type=ImportError)
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model = Model()
+
+        def training_step(self, batch, index):
+            return self.model(*batch)["loss"]
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+
+    inputs = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(inputs, (inputs[:, 0] > 0).long()), batch_size=4
+    )
+    gradual = sc.GradualPruning(0.75, until=0.5, every=2)
+
+    def fitted(module, epochs, **options):
+        trainer = lightning.Trainer(
+            max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+            default_root_dir=tmp_path, callbacks=[lightning_callback(None, module.model.network, gradual=gradual)],
+        )  # fmt: skip
+        trainer.fit(module, loader, **options)
+        return trainer
+
+    first = fitted(Module(), 1)
+    assert first.callback_metrics["sparsity"] == pytest.approx(0.75, abs=0.01)
+    first.save_checkpoint(tmp_path / "first.ckpt")
+    module = Module()
+    again = fitted(module, 2, ckpt_path=tmp_path / "first.ckpt")
+    assert again.global_step == 16
+    weights = [p for p in module.model.network.parameters() if p.dim() > 1]
+    zeros = sum(int((p == 0).sum()) for p in weights) / sum(p.numel() for p in weights)
+    assert zeros == pytest.approx(0.75, abs=0.01)
 
 
 def test_lightning_by_its_events(monkeypatch):

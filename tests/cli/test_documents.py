@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ PAGES = [
     "docs/guide/large-models.md",
     "docs/guide/huggingface.md",
     "docs/guide/yolo.md",
+    "docs/guide/trainers.md",
     "docs/guide/no-training-pipeline.md",
 ]
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -69,13 +71,17 @@ def test_every_command_and_example_works(page, tmp_path, monkeypatch, capsys):
     if page.endswith("huggingface.md"):
         pytest.importorskip("transformers")
         _fresh._declare_torchvision()  # transformers imports it, of whatever build it is
+    if page.endswith("trainers.md"):
+        _fresh._declare_torchvision()
     if page.endswith("yolo.md"):
         _fresh._declare_torchvision()
         monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
         pytest.importorskip("ultralytics", exc_type=ImportError)
     blocks = _BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
     assert len(blocks) >= 3
-    names = {"__name__": "example"}
+    module = types.ModuleType("example")  # libraries look up the module of a class
+    monkeypatch.setitem(sys.modules, "example", module)
+    names = vars(module)
     for language, text in blocks:
         if language == "bash":
             first, _, rest = text.partition("\n")
@@ -85,6 +91,9 @@ def test_every_command_and_example_works(page, tmp_path, monkeypatch, capsys):
             for command in (rest if extra else text).strip().splitlines():
                 assert execute(command, monkeypatch) == 0, f"{command}\n{capsys.readouterr().err}"
         elif language == "python":
+            package = re.match(r"# needs (\w+)\n", text)
+            if package and importlib.util.find_spec(package[1]) is None:
+                continue
             exec(compile(text, page, "exec"), names)  # what one block makes the next may use
         elif language == "toml":
             name = re.match(r"# file: (\S+)\n", text)

@@ -12,7 +12,8 @@ Files, in reading order:
   ultralytics' trainer for models that are cut.
 - `two_of_four`: what a 2:4 pattern gains on this machine.
 - `names`: models by the names other libraries give them: `timm/NAME`, `torchvision/NAME`, `hf/NAME`, `module:function`.
-- `lightning`, `trainer`: callbacks that hold masks while Lightning's or transformers' `Trainer` trains.
+- `lightning`, `trainer`: callbacks that hold masks, or make them gradually, while Lightning's or transformers'
+  `Trainer` trains. Both use `holding`.
 
 >>> import torch
 >>> from torch import nn

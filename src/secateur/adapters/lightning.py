@@ -1,43 +1,56 @@
 """Masks held while Lightning's `Trainer` fits.
 
     masks = sc.prune(module.network, criterion="l1", granularity="element", budget=0.8)
-    Trainer(callbacks=[lightning_callback(masks, module.network)]).fit(module, loader)
+    Trainer(callbacks=[sc.lightning_callback(masks, module.network)]).fit(module, loader)
 
 >>> import inspect
 >>> list(inspect.signature(lightning_callback).parameters)
-['masks', 'model']
+['masks', 'model', 'gradual', 'copies', 'plan']
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
+import torch
 from torch import nn
 
+from secateur.adapters.holding import GradualLike, MaskKeeper
 from secateur.core.masks import Masks
 from secateur.errors import MissingExtraError
-
-if TYPE_CHECKING:
-    from secateur.pruning.hold import Held
+from secateur.structure.cut.plan import ShrinkPlan
 
 __all__ = ["lightning_callback"]
 
 
-def lightning_callback(masks: Masks, model: nn.Module | None = None) -> object:
+def lightning_callback(
+    masks: Masks | None = None,
+    model: nn.Module | None = None,
+    *,
+    gradual: GradualLike | None = None,
+    copies: nn.Module | Iterable[nn.Module] = (),
+    plan: ShrinkPlan | None = None,
+) -> object:
     """Make a Lightning `Callback` that holds masks from the first step to the last, and lets go when fitting fails.
 
-    `lightning` is used, else `pytorch_lightning`.
+    `lightning` is used, else `pytorch_lightning`. `sparsity` is logged after every epoch. Masks and plan are part of
+    Lightning's checkpoints, and `fit(ckpt_path=...)` goes on from them.
 
     Args:
-        masks: The masks.
+        masks: The masks; None where `gradual` makes them.
         model: The model they belong to, where it is a part of the LightningModule (as `module.network` above).
+        gradual: Makes masks while training runs: `sc.GradualPruning(0.9)`.
+        copies: Models of the same names that stay masked too, such as an EMA copy.
+        plan: The plan of a model that was cut before, kept in every checkpoint.
 
     Returns:
         A callback for `Trainer(callbacks=[...])`.
 
     Raises:
         MissingExtraError: Neither library is installed.
+        OptionError: There is nothing to hold.
     """
     library: Any = None
     for name in ("lightning.pytorch", "pytorch_lightning"):
@@ -51,26 +64,40 @@ def lightning_callback(masks: Masks, model: nn.Module | None = None) -> object:
             "lightning_callback needs the library lightning (or pytorch_lightning), but neither is "
             "installed; next: pip install lightning"
         )
+    keeper = MaskKeeper(masks, gradual, model, copies, plan)
 
     class HoldMasks(library.Callback):
         """Holds masks while the trainer fits."""
 
-        held: Held | None = None
-
         def on_train_start(self, trainer: object, pl_module: nn.Module) -> None:
-            """Begin to hold: the module is placed and its optimizers made by now."""
-            from secateur.pruning.hold import hold
+            """Begin to hold: the module is placed, its optimizers are made, and a checkpoint is loaded by now."""
+            keeper.start(pl_module)
 
-            self.held = hold(model if model is not None else pl_module, masks)
+        def on_train_batch_start(
+            self, trainer: Any, pl_module: nn.Module, batch: object, batch_idx: int
+        ) -> None:
+            """Make the masks that are due."""
+            keeper.step(trainer.global_step, int(trainer.estimated_stepping_batches))
+
+        def on_train_epoch_end(self, trainer: object, pl_module: Any) -> None:
+            """Log the sparsity."""
+            for name, value in keeper.logged().items():
+                pl_module.log(name, value)
+
+        def state_dict(self) -> dict[str, object]:
+            """What a checkpoint keeps."""
+            return {"masks": keeper.state(), "plan": keeper.plan.to_json() if keeper.plan is not None else ""}
+
+        def load_state_dict(self, state_dict: dict[str, dict[str, torch.Tensor]]) -> None:
+            """Go on from a checkpoint."""
+            keeper.restore(state_dict["masks"])
 
         def on_train_end(self, trainer: object, pl_module: nn.Module) -> None:
             """Let go; the weights stay masked."""
-            if self.held is not None:
-                self.held.close()
-                self.held = None
+            keeper.stop()
 
         def on_exception(self, trainer: object, pl_module: nn.Module, exception: BaseException) -> None:
             """Let go of a fit that failed."""
-            self.on_train_end(trainer, pl_module)
+            keeper.stop()
 
     return HoldMasks()

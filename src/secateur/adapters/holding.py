@@ -1,0 +1,152 @@
+"""What the callbacks for other libraries' trainers share: masks held, made gradually, logged, and kept for a resume.
+
+>>> import torch
+>>> from torch import nn
+>>> model = nn.Linear(2, 1, bias=False)
+>>> keeper = MaskKeeper(Masks({"weight": torch.tensor([[True, False]])}), model=model)
+>>> keeper.start(model)
+>>> keeper.logged()
+{'sparsity': 0.5}
+>>> keeper.stop(); model.weight[0, 1].item()
+0.0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from secateur.core.atomic_files import atomic_write
+from secateur.core.masks import Masks
+from secateur.errors import OptionError
+from secateur.pruning.hold import Held, hold
+from secateur.structure.cut.plan import ShrinkPlan
+
+__all__ = ["GradualLike", "MaskKeeper"]
+
+MASKS_FILE = "secateur_masks.safetensors"
+PLAN_FILE = "secateur_plan.json"
+
+
+class GradualLike(Protocol):
+    """Masks as a function of the step, such as `sc.GradualPruning`."""
+
+    def is_due(self, step: int, steps: int, /) -> bool:
+        """Whether masks are made before this step."""
+
+    def masks(self, model: nn.Module, step: int, steps: int, before: Masks | None, /) -> Masks | None:
+        """The masks from this step on."""
+
+
+class MaskKeeper:
+    """Masks in force while a trainer of another library trains.
+
+    Args:
+        masks: The masks to hold; None where `gradual` makes them all.
+        gradual: Makes more masks while training runs.
+        model: The model they belong to, where it is a part of the trainer's model.
+        copies: Models of the same names that stay masked too, such as an EMA copy.
+        plan: The plan of a model that was cut before; it is written beside every checkpoint.
+    """
+
+    def __init__(
+        self,
+        masks: Masks | None,
+        gradual: GradualLike | None = None,
+        model: nn.Module | None = None,
+        copies: nn.Module | Iterable[nn.Module] = (),
+        plan: ShrinkPlan | None = None,
+    ):
+        if masks is None and gradual is None and plan is None:
+            raise OptionError(
+                "masks: nothing to hold; give masks, or gradual=sc.GradualPruning(0.9), or the plan of a cut model"
+            )
+        self.masks, self.gradual, self.model, self.plan = masks, gradual, model, plan
+        self.copies = copies
+        self.held: Held | None = None
+
+    def start(self, model: nn.Module, optimizer: object = None) -> None:
+        """Begin to hold, on the model that was given, else on the trainer's.
+
+        Args:
+            model: The trainer's model.
+            optimizer: Its optimizer, if it is made by now.
+        """
+        self.model = self.model if self.model is not None else model
+        if self.masks is not None and self.held is None:
+            self.held = hold(self.model, self.masks, optimizer, copies=self.copies)
+
+    def step(self, step: int, steps: int) -> None:
+        """Make the masks that are due before an optimizer step.
+
+        Args:
+            step: Counted from 0.
+            steps: Optimizer steps of the whole training.
+        """
+        if self.gradual is None or self.model is None or not self.gradual.is_due(step, steps):
+            return
+        made = self.gradual.masks(self.model, step, steps, self.masks)
+        if made is None or made is self.masks:
+            return
+        self.masks = made
+        if self.held is None:
+            self.held = hold(self.model, made, copies=self.copies)
+        else:
+            self.held.update(made)
+
+    def stop(self) -> None:
+        """Let go; the weights stay masked. Twice does no harm."""
+        if self.held is not None:
+            self.held.close(complain=False)
+            self.held = None
+
+    def logged(self) -> dict[str, float]:
+        """What is logged: the share of the masked tensors' weights that is removed."""
+        return {} if self.masks is None else {"sparsity": self.masks.sparsity}
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The masks in force, as a checkpoint keeps them."""
+        return {} if self.masks is None else {name: mask.cpu().clone() for name, mask in self.masks.items()}
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on from the masks of a checkpoint.
+
+        Args:
+            state: What `state` gave.
+        """
+        if state:
+            self.masks = Masks(dict(state))
+
+    def save(self, folder: Path) -> None:
+        """Write masks and plan into a checkpoint's folder.
+
+        Args:
+            folder: The folder.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.masks is not None:
+            self.masks.save(folder / MASKS_FILE)
+        if self.plan is not None:
+            atomic_write(folder / PLAN_FILE, self.plan.to_json().encode())
+
+    def resume(self, folder: Path) -> None:
+        """Go on from a checkpoint's folder.
+
+        Args:
+            folder: The folder.
+
+        Raises:
+            OptionError: Masks are made gradually, and the folder has none: they would start anew.
+        """
+        file = folder / MASKS_FILE
+        if file.is_file():
+            self.masks = Masks.load(file)
+        elif self.gradual is not None:
+            raise OptionError(
+                f"{folder}: training goes on from here, and there are no masks in {MASKS_FILE}; resume from the folder "
+                "that this callback wrote into, or give the masks that were in force"
+            )

@@ -928,6 +928,7 @@ _FIXED_WORDS = [
     "hieradet",
     "csatv2",
     "mobilenetv4_hybrid",
+    "efficientformer",
 ]
 _TOO_LARGE = [
     "aimv2_large",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import secateur as sc
+from secateur.structure.cut import fit
 
 
 def half(model: nn.Module, example: object) -> sc.Shrunk:
@@ -134,3 +136,40 @@ def test_a_recurrent_layer_is_looked_into_on_real_tensors_too() -> None:
     small = half(Looking().eval(), torch.randn(2, 5, 4))
     assert small.proof.holds
     assert (small.model.lstm.input_size, small.model.lstm.hidden_size) == (4, 3)
+
+
+class Written(nn.Module):
+    """Two widths are written into the forward as numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 12), nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x).relu().reshape(x.shape[0], 8)
+        return self.c(self.b(x).relu().reshape(x.shape[0], 12))
+
+
+def recordings_of_shrink(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How often `shrink` records the cut forward, behind `prune`, which has tried a cut of the same widths."""
+    x, made = torch.randn(2, 6), []
+    masks = sc.prune(model, "l2", "channel", 0.5, example=x)
+    rerun = fit._rerun
+    monkeypatch.setattr(fit, "_rerun", lambda *args: made.append(1) or rerun(*args))
+    small = sc.shrink(model, masks, x)
+    assert small.proof.holds
+    assert (small.model.a.out_features, small.model.b.out_features) == (4, 6)
+    return len(made)
+
+
+def test_shrink_begins_with_the_repairs_that_prune_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    assert recordings_of_shrink(Written().eval(), monkeypatch) == 1
+
+
+def test_rewrites_that_say_where_something_begins_are_searched_for_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(fit, "_PLACED", frozenset({"reshape"}))
+    assert recordings_of_shrink(Written().eval(), monkeypatch) > 1

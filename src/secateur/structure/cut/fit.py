@@ -9,6 +9,7 @@ search starts over without them. A plan that is returned without locks has alway
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
@@ -53,6 +54,11 @@ _NORMS = frozenset(
 _UNCOMPARED = frozenset({"clone", "_to_copy", "detach", "alias", "empty", "lift_fresh"})
 """Operators that are there or not depending on strides, and change no value."""
 _SEVERAL_RESULTS = ("split", "unbind", "chunk", "unsafe_split", "unsafe_chunk", "tensor_split")
+
+
+_PLACED = frozenset({"pad", "narrow", "__getitem__"})
+_SOLVED: weakref.WeakKeyDictionary[Trace, ShrinkPlan] = weakref.WeakKeyDictionary()
+"""The last plan that ran, for each recording of a model: `prune` finds it by a trial, and `shrink` needs it again."""
 
 
 @dataclass
@@ -168,9 +174,12 @@ class _Search:
         """Repair the plan until every operator agrees with the labels, or say which labels to lock."""
         at: Mismatch | None = None
         self.drafted = plan.attributes
+        before = self.as_before(plan)
         for _ in range(_ROUNDS):
-            at = self.mismatch(plan)
+            at = self.mismatch(plan) if before is None else None
             if at is None:
+                plan = before or plan
+                _SOLVED[self.structure.trace] = plan
                 return Fitted(with_sites(self.structure, self.model, plan))
             better = self.repaired(plan, at)
             wider = self.undone(plan, at) if better is None else self.spread(plan, better, at)
@@ -179,6 +188,19 @@ class _Search:
             plan = wider
         assert at is not None
         return Fitted(plan, _blame(self.structure, at, self.alive))
+
+    def as_before(self, plan: ShrinkPlan) -> ShrinkPlan | None:
+        """The plan with the repairs of the last one of this model, if it left as much of every axis and they help.
+
+        Rewrites that say where something begins depend on which positions leave, and are searched for anew.
+        """
+        last = _SOLVED.get(self.structure.trace)
+        if last is None or _left(last) != _left(plan):
+            return None
+        if any(item.function in _PLACED for items in last.rewrites.values() for item in items):
+            return None
+        candidate = replace(plan, attributes=last.attributes, rewrites=last.rewrites)
+        return candidate if self.mismatch(candidate) is None else None
 
     def recording(self, plan: ShrinkPlan) -> Trace:
         """What is recorded of the forward that a plan leaves."""
@@ -235,6 +257,11 @@ class _Search:
             return better
         after = self.mismatch(wider)
         return wider if after is None or after.op.index > at.op.index else better
+
+
+def _left(plan: ShrinkPlan) -> dict[str, dict[int, int]]:
+    """How many positions of every axis a plan leaves."""
+    return {name: {axis: len(kept) for axis, kept in axes.items()} for name, axes in plan.keep.items()}
 
 
 def _without_attribute(plan: ShrinkPlan, paths: Sequence[str], name: str) -> ShrinkPlan:

@@ -77,8 +77,8 @@ def _tried(
 
 
 def _half(group: Group) -> np.ndarray:
-    """One flag per unit: the first half stays."""
-    return np.arange(group.count) < group.count - group.count // 2
+    """One flag per unit: the first half stays, as many as a budget of a half leaves."""
+    return np.arange(group.count) < group.count - min(round(group.count / 2), group.count - 1)
 
 
 def _whole(structure: Structure, lock: Lock) -> Lock:

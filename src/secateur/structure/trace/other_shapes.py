@@ -8,7 +8,7 @@ token ids and their mask, or height and width, stay consistent.
 >>> from torch import nn
 >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
 >>> [(found.what, shapes_of(found.example)) for found in other_shapes(model, torch.zeros(2, 3, 16, 16))]
-[('batch', ((1, 3, 8, 12),)), ('size', ((2, 3, 8, 12),))]
+[('batch', ((1, 3, 8, 12),)), ('size', ((2, 3, 8, 12),)), ('size', ((2, 3, 24, 24),))]
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from secateur.structure.trace.trace import trace
 
 __all__ = ["OtherShape", "other_shapes", "shapes_of"]
 
-_MOST_SIZES, _MOST_ATTEMPTS = 3, 5
+_MOST_SIZES, _MOST_ATTEMPTS, _SMALL = 3, 5, 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +126,7 @@ def _other_sizes(
     """The example with those axes of other sizes, as lists of attempts of which one each is wanted.
 
     Of an image, first with sides that differ. A sequence is made shorter and also longer, for a forward may keep what
-    it worked out for the longest one that it has seen.
+    it worked out for the longest one that it has seen; and so is a small image, of which one pixel may be left inside.
     """
     image = len(axes) == 1 and len(next(iter(axes.values()))) == 2
     half, more = size // 2, size - size // 4
@@ -138,6 +138,7 @@ def _other_sizes(
     else:
         first = [(64, 96)] if size >= 128 else []
         attempts = [[*first, (half, more), (half, half), (size // 2, size // 2), *longer]]
+        attempts += [longer] if size < _SMALL else []
     for pairs in attempts:
         wanted = [pair for pair in dict.fromkeys(pairs) if min(pair) >= 2 and pair != (size, size)]
         yield (_of_sizes(example, axes, pair) for pair in wanted[:_MOST_ATTEMPTS])

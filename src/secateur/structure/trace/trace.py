@@ -302,6 +302,18 @@ def trace(
     ) from cause
 
 
+@contextmanager
+def _gate_by_gate() -> Iterator[None]:
+    """Recurrent layers on real tensors as plain operators, not as one of oneDNN's, which cannot be looked into."""
+    settings = torch.backends.mkldnn
+    was = settings.enabled
+    settings.enabled = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        settings.enabled = was
+
+
 def _run(
     model: nn.Module,
     example: Any,
@@ -344,9 +356,7 @@ def _run(
         with ExitStack() as contexts:
             contexts.enter_context(torch.no_grad())
             contexts.enter_context(uncounted())
-            contexts.enter_context(
-                torch.backends.mkldnn.flags(enabled=False)
-            )  # recurrent layers gate by gate
+            contexts.enter_context(_gate_by_gate())
             contexts.enter_context(_paths(copied, stack, calls))
             if mode == "meta":
                 contexts.enter_context(torch.device("meta"))

@@ -104,6 +104,7 @@ if TYPE_CHECKING:
     from secateur.streaming.rewriting import RewrittenCheckpoint as RewrittenCheckpoint
     from secateur.streaming.shared import share_checkpoint as share_checkpoint
     from secateur.structure.cut.plan import ShrinkPlan as ShrinkPlan
+    from secateur.structure.depth.leaving import bypassed as bypassed
     from secateur.structure.explain import Explanation as Explanation
     from secateur.structure.proof import Proof as Proof
     from secateur.structure.proof import ProofOptions as ProofOptions
@@ -131,6 +132,7 @@ _NAMES = {
     "Tuning": "secateur.compensation.tuning",
     "shrink": "secateur.structure.shrink",
     "explain": "secateur.structure.shrink",
+    "bypassed": "secateur.structure.depth.leaving",
     "Shrunk": "secateur.structure.shrink",
     "ShrinkPlan": "secateur.structure.cut.plan",
     "Proof": "secateur.structure.proof",

@@ -258,7 +258,7 @@ def test_shrink_keeps_to_floors_and_takes_several_granularities(secateur):
     assert "has no attention heads that can be cut" in err
     code, _, err = secateur(*shrink, "--granularity", "filter")
     assert code == 2
-    assert "expected channel, head or head_size" in err
+    assert "expected channel, head, head_size or layer" in err
 
 
 @pytest.mark.parametrize(

@@ -297,3 +297,56 @@ def test_prune_refuses_where_no_block_can_leave() -> None:
         sc.prune(model, "l2", "layer", 0.5, example=X, skip="blocks.*")
     with pytest.raises(sc.errors.DataError, match="granularity layer follows"):
         sc.prune(model, "l2", "layer", 0.5)
+
+
+def test_explain_names_the_layers_that_can_leave_and_why_others_stay() -> None:
+    found = sc.explain(
+        nn.Sequential(Projected(), Residual(), Residual(4, nn.LayerNorm(4)), nn.Linear(4, 2)), X
+    )
+    assert [(row.name, row.parameters, row.bypassed) for row in found.layers] == [
+        ("1", 40, False),
+        ("2", 48, True),
+        ("0", 60, False),
+    ]
+    assert "whole layers that can leave (granularity 'layer'): 1, 2 (bypassed)" in str(found)
+    assert "whole layer 0 stays: with zeros for its weights" in str(found)
+
+
+def test_bypassed_gives_the_model_that_shrink_makes_at_full_size() -> None:
+    model = seeded(Stack(4, nn.LayerNorm))
+    for parameter in model.blocks[1].parameters():
+        parameter.data.mul_(0.1)
+    with pytest.warns(UserWarning, match=r"follows the addition in 'blocks\.1': zeros there .*sc\.bypassed"):
+        masks = sc.prune(
+            model, "l2", "layer", sc.budget.Overall(0.5), example=X, skip=["blocks.0", "blocks.3"]
+        )
+    assert not masks["blocks.1.fc.weight"].any()
+    half = sc.bypassed(model, masks, X)
+    small = sc.shrink(model, masks, X)
+    assert torch.equal(half(X), small.model(X))
+    assert list(half.state_dict()) == list(model.state_dict())
+    rows = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    solved = sc.compensate(
+        half, masks, list(rows.split(16)), dense=model
+    )  # the batches pass at once, in threads
+
+    def off(net: nn.Module) -> float:
+        return float((net(rows) - model(rows)).detach().square().mean())
+
+    assert off(solved.model) < off(half)
+    again = sc.shrink(solved.model, masks, X)
+    assert torch.equal(again.model(X), solved.model(X))
+    assert again.proof.holds
+    with pytest.raises(sc.errors.NothingToDoError, match="drop no block of Stack whole"):
+        sc.bypassed(model, sc.Masks({"head.weight": torch.zeros(3, 4, dtype=torch.bool)}), X)
+
+
+def test_taylor_scores_whole_layers() -> None:
+    model = seeded(Stack(4))
+    with torch.no_grad():
+        model.blocks[2].out.weight.zero_()
+        model.blocks[2].out.bias.zero_()
+    masks = sc.prune(
+        model, "taylor", "layer", 0.25, data=[(X, torch.tensor([0, 2]))], loss=nn.CrossEntropyLoss()
+    )
+    assert next(name for name in masks if not masks[name].any()).startswith("blocks.2")

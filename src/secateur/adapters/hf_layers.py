@@ -117,7 +117,8 @@ def with_fewer_layers(model: nn.Module, config: Any) -> Any:
         for module in model.modules()
         if isinstance(module, nn.ModuleList) and module and len(module) < (total or 0)
     ]
-    if not isinstance(total, int) or len(kept) != 1:
+    whole = any(isinstance(module, nn.ModuleList) and len(module) == total for module in model.modules())
+    if not isinstance(total, int) or len(kept) != 1 or whole:
         return config
     made, layers = copy.deepcopy(config), kept[0]
     for name, value in vars(made).items():

@@ -78,7 +78,7 @@ class CutFlags:
         list[str] | None,
         typer.Option(
             "--granularity",
-            help="channel, head or head_size, with its own share as in head=0.25. Repeatable.",
+            help="channel, head, head_size or layer, with its own share as in head=0.25. Repeatable.",
         ),
     ] = None
     at_least: Annotated[int, typer.Option("--at-least", min=1, help="Units of every group that stay.")] = 1
@@ -107,6 +107,7 @@ class CutFlags:
         from secateur.granularity.channel import Channel
         from secateur.granularity.head import Head
         from secateur.granularity.head_size import HeadSize
+        from secateur.granularity.layer import Layer
 
         shares = self._shares()
         whole = not shares.keys() & {"head", "head_size"}
@@ -114,6 +115,7 @@ class CutFlags:
             "channel": Channel(across_norm=self.across_norm, heads=whole),
             "head": Head(),
             "head_size": HeadSize(),
+            "layer": Layer(),
         }
         return [(kinds[name], number) for name, number in shares.items()]
 
@@ -126,10 +128,10 @@ class CutFlags:
                 shares[name] = float(number) if number else self.budget
             except ValueError:
                 shares[""] = self.budget
-        if not shares.keys() <= {"channel", "head", "head_size"}:
+        if not shares.keys() <= {"channel", "head", "head_size", "layer"}:
             raise OptionError(
-                f"--granularity: expected channel, head or head_size, each with a share where it has its own, as in "
-                f"head=0.25; got {' '.join(self.granularity or ())!r}"
+                f"--granularity: expected channel, head, head_size or layer, each with a share where it has its "
+                f"own, as in head=0.25; got {' '.join(self.granularity or ())!r}"
             )
         if shares.keys() >= {"head", "head_size"}:
             raise OptionError(

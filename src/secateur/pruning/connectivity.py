@@ -25,7 +25,7 @@ from secateur.core.masks import Masks, count_true
 from secateur.core.nested import tensors_in
 from secateur.errors import CollapseError, TraceError
 from secateur.execution.verb import verb
-from secateur.structure.depth.blocks import RemovableBlock
+from secateur.structure.depth.blocks import NORMALISED, RemovableBlock
 from secateur.structure.depth.leaving import dropped_blocks
 
 __all__ = ["FAINT", "Collapse", "check_connected", "find_collapsed", "rescale_", "signal_left"]
@@ -63,6 +63,13 @@ def find_collapsed(model: nn.Module, masks: Masks, example: object = None) -> li
     found silent when every path to it is cut, and blocks that leave whole are no layers without weights. Shapes alone
     matter in the example, not its numbers.
     """
+    return _collapsed(model, masks, example)[0]
+
+
+def _collapsed(
+    model: nn.Module, masks: Masks, example: object
+) -> tuple[list[Collapse], tuple[RemovableBlock, ...]]:
+    """The layers that the masks have killed, and the blocks that leave whole."""
     masks.check(model)
     # A tensor that never held a weight has lost none.
     empty = [
@@ -76,7 +83,7 @@ def find_collapsed(model: nn.Module, masks: Masks, example: object = None) -> li
     empty = [name for name in empty if name not in whole]
     found = [Collapse(name, "empty") for name in empty]
     if example is None:
-        return found
+        return found, leave
     signal = {
         layer: alive
         for layer, alive in _signal(model, masks, example).items()
@@ -88,10 +95,10 @@ def find_collapsed(model: nn.Module, masks: Masks, example: object = None) -> li
         dense = _signal(model, None, example)
         quiet = [layer for layer in quiet if dense.get(layer, False)]
     if not quiet:
-        return found
+        return found, leave
     fatal = quiet[-1] == list(signal)[-1]
     emptied = {name.rpartition(".")[0] for name in empty}
-    return found + [Collapse(layer, "silent", fatal) for layer in quiet if layer not in emptied]
+    return found + [Collapse(layer, "silent", fatal) for layer in quiet if layer not in emptied], leave
 
 
 def _leaving(model: nn.Module, masks: Masks, example: object) -> tuple[RemovableBlock, ...]:
@@ -115,7 +122,14 @@ def check_connected(model: nn.Module, masks: Masks, example: object = None) -> N
     secateur.errors.CollapseError: the masks disconnect the network: nothing is left of 'weight'. Keep some
     of ...
     """
-    found = find_collapsed(model, masks, example)
+    found, leave = _collapsed(model, masks, example)
+    past = [block.path for block in leave if block.kind == NORMALISED]
+    if past:
+        warnings.warn(
+            f"a norm or activation follows the addition in {_listed(past)}: zeros there do not give the model that "
+            "shrink makes; shrink before retraining, or work on sc.bypassed(model, masks, example)",
+            stacklevel=4,
+        )
     empty = [collapse.layer for collapse in found if collapse.kind == "empty"]
     silent = [collapse.layer for collapse in found if collapse.kind == "silent" and collapse.fatal]
     parts = []

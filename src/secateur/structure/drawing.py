@@ -43,6 +43,10 @@ def as_table(found: Explanation) -> str:
     if named:
         shown = ", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else "")
         lines.append(f"bare parameters, cut only when asked for by PruneOptions(parameters=...): {shown}")
+    leave = [row.name + (" (bypassed)" if row.bypassed else "") for row in found.layers if not row.reason]
+    if leave:
+        lines.append(f"whole layers that can leave (granularity 'layer'): {', '.join(leave)}")
+    lines += [f"whole layer {row.name} stays: {row.reason}" for row in found.layers if row.reason]
     if found.locks:
         lines.append("locked:")
     for lock in found.locks:

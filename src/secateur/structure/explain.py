@@ -13,11 +13,12 @@ from torch import nn
 from secateur.core.html_table import html_table
 from secateur.core.targets import select
 from secateur.errors import NothingToDoError, OptionError
+from secateur.structure.depth.blocks import NORMALISED, find_blocks
 from secateur.structure.groups.couplings import Structure
 from secateur.structure.groups.grouping import Group
 from secateur.structure.groups.rules.conv import TAPS
 
-__all__ = ["Explanation", "GroupRow", "LockRow", "explained"]
+__all__ = ["Explanation", "GroupRow", "LayerRow", "LockRow", "explained", "layer_rows"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,23 @@ class LockRow:
 
 
 @dataclass(frozen=True)
+class LayerRow:
+    """One block that is added to its input.
+
+    Attributes:
+        name: The block.
+        parameters: The number of its parameters.
+        reason: Why it cannot leave whole; empty where it can.
+        bypassed: Whether it is bypassed when it leaves, as a norm follows its addition.
+    """
+
+    name: str
+    parameters: int
+    reason: str = ""
+    bypassed: bool = False
+
+
+@dataclass(frozen=True)
 class Explanation:
     """Groups and locks of a model, as values, as a table, as JSON, as a drawing.
 
@@ -69,6 +87,7 @@ class Explanation:
         budget: The share of each group to remove, where one was given.
         removed_parameters: The parameters that this budget removes.
         removed_macs: The multiply-accumulates that this budget removes.
+        layers: The blocks that can leave whole, and those that cannot and why.
     """
 
     model: str
@@ -81,6 +100,7 @@ class Explanation:
     budget: float | None = None
     removed_parameters: int = 0
     removed_macs: int = 0
+    layers: tuple[LayerRow, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -221,6 +241,22 @@ def explained(
         gone_parameters,
         gone_macs,
     )
+
+
+def layer_rows(model: nn.Module, example: object) -> tuple[LayerRow, ...]:
+    """The blocks of a model that can leave whole, and those that cannot and why.
+
+    Args:
+        model: The model.
+        example: What it is called with.
+    """
+    found = find_blocks(model, example)
+
+    def size(path: str) -> int:
+        return sum(parameter.numel() for parameter in model.get_submodule(path).parameters())
+
+    rows = [LayerRow(each.path, size(each.path), "", each.kind == NORMALISED) for each in found.found]
+    return (*rows, *(LayerRow(each.path, size(each.path), each.reason) for each in found.refused))
 
 
 def _prunable(structure: Structure, model: nn.Module) -> float:

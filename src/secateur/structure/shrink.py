@@ -34,7 +34,7 @@ from secateur.structure.cut.fit import fit
 from secateur.structure.cut.plan import Kept, KnownIndices, ShrinkPlan, cut_tensor
 from secateur.structure.cut.trial import without_locked
 from secateur.structure.depth.leaving import FewerLayers, without_blocks
-from secateur.structure.explain import Explanation, cut_by_default, default_names, explained
+from secateur.structure.explain import Explanation, cut_by_default, default_names, explained, layer_rows
 from secateur.structure.groups.couplings import Structure, analyse, regroup
 from secateur.structure.groups.labels import Lock
 from secateur.structure.groups.rules.attention import FUSED
@@ -116,7 +116,7 @@ def explain(
     across_norm: bool = False,
     head_size: bool = False,
 ) -> Explanation:
-    """Report every group that can be cut, every locked axis and why, and what a budget would remove.
+    """Report what can be cut: groups and whole blocks, what is locked and why, and what a budget would remove.
 
     What it counts is what `prune` with granularity "channel" would choose from and `shrink` would cut: a trial cut of
     half of every group finds the locks that only `shrink` meets. It never raises because there is nothing to remove.
@@ -140,7 +140,8 @@ def explain(
     structure = analyse(model, example, across_norm=across_norm, sizes=head_size)
     names = default_names(structure, model)
     wanted, which = (lambda group: cut_by_default(group, names)), "by default"
-    return explained(without_locked(structure, model, example, wanted, which), model, budget, names)
+    found = explained(without_locked(structure, model, example, wanted, which), model, budget, names)
+    return replace(found, layers=layer_rows(model, example))
 
 
 @verb

@@ -320,8 +320,9 @@ class _Walk:
             self._step(op)
 
     def ends_in(self, out: TensorRef) -> bool:
-        """Whether the output is the input, or a norm of it, with at least one branch added on the way."""
-        return self.same.get(out.id, 0) > 0
+        """Whether the output is the input, or a norm of it past an addition of 0."""
+        passed = self.same.get(out.id)
+        return passed is not None and (passed > 0 or self.kind == RESIDUAL)
 
     def _step(self, op: Op) -> None:
         results = op.results()

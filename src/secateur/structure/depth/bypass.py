@@ -13,6 +13,7 @@ False
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -65,17 +66,15 @@ def stream_of(
 
 
 class _Kept:
-    """What a block was called with, until it has run."""
+    """What a block was called with, until it has run; by thread, as several passes may be under way at once."""
 
     def __init__(self) -> None:
-        self.inputs: list[torch.Tensor] = []
+        self.inputs: dict[int, list[torch.Tensor]] = {}
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.inputs = [
-            each.clone() for each in tensors_in([list(args), kwargs])
-        ]  # a block may write to its input
+        copies = [each.clone() for each in tensors_in([list(args), kwargs])]  # a block may write to its input
+        self.inputs[threading.get_ident()] = copies
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        taken, given = stream_of(self.inputs, output)
-        self.inputs = []
+        taken, given = stream_of(self.inputs.pop(threading.get_ident(), []), output)
         return output if taken is None else map_tensors(lambda each: taken if each is given else each, output)

@@ -27,14 +27,18 @@ from torch import nn
 
 from secateur.core.lines import Lines
 from secateur.core.masks import Masks
+from secateur.core.model_kinds import plain_model
+from secateur.errors import NothingToDoError
 from secateur.execution.fast_copy import copy_module
+from secateur.execution.verb import verb
 from secateur.structure.cut.attributes import set_attributes_
 from secateur.structure.cut.plan import ShrinkPlan
 from secateur.structure.depth.blocks import NORMALISED, RemovableBlock, entries_of, find_blocks
+from secateur.structure.depth.bypass import bypass_
 from secateur.structure.depth.entries import kept_positions, name_after, name_before
 from secateur.structure.hf.configs import config_with_fewer_layers
 
-__all__ = ["FewerLayers", "dropped_blocks", "without_blocks"]
+__all__ = ["FewerLayers", "bypassed", "dropped_blocks", "without_blocks"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +99,36 @@ def dropped_blocks(model: nn.Module, masks: Masks, example: object) -> tuple[Rem
     else:
         return ()
     return tuple(block for block in find_blocks(model, example).found if gone.issuperset(block.parameters))
+
+
+@verb
+def bypassed(model: nn.Module, masks: Masks, example: object) -> nn.Module:
+    """A copy of the masked model in which the blocks that the masks drop whole hand their input on.
+
+    It computes what `shrink` will make of the model, under the names and shapes of the dense one, so that `compensate`
+    and `hold` can work on it. Where a norm follows the addition (BERT), zeros alone would not do.
+
+    Args:
+        model: The model; it is not changed.
+        masks: The masks, as `prune` with granularity "layer" gives them.
+        example: What the model is called with.
+
+    Returns:
+        The copy; hooks on its blocks do it.
+
+    Raises:
+        NothingToDoError: The masks drop no block that can leave whole.
+    """
+    model = plain_model(model)
+    masks.check(model)
+    blocks = dropped_blocks(model, masks, example)
+    if not blocks:
+        raise NothingToDoError(
+            f"the masks drop no block of {type(model).__name__} whole; prune with granularity='layer'"
+        )
+    made = masks.apply_(copy_module(model, {}))
+    bypass_(made, [block.path for block in blocks])
+    return made
 
 
 def _keeps_nothing(masks: Masks, name: str) -> bool:

@@ -120,6 +120,6 @@ class _Cosines:
         ]
         if valid is not None and taken.dim() == 3:
             rows = [row[valid] for row in rows]
-        cosines = torch.nn.functional.cosine_similarity(*rows, dim=1)
+        cosines = torch.nn.functional.cosine_similarity(rows[0], rows[1], dim=1)
         self.total = self.total.to(cosines) + cosines.sum()
         self.count += len(cosines)

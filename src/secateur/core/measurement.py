@@ -13,11 +13,15 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, SupportsIndex, overload
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 from secateur.core.html_table import html_table
 from secateur.core.json_text import parse
+from secateur.core.plotting import plot
 from secateur.errors import DataError, OptionError, UnknownNameError, near
+
+if TYPE_CHECKING:
+    import altair as alt
 
 __all__ = ["Measurement", "Measurements"]
 
@@ -179,6 +183,10 @@ class Measurements(tuple[Measurement, ...]):
         """The table in a notebook."""
         notes = [f"{item.name}: {note}" for item in self for note in item.notes]
         return html_table(("measure", "value", "definition"), self.rows(), notes)
+
+    def plot(self) -> alt.TopLevelMixin:
+        """The charts of the report that these measurements allow; a notebook shows what is returned."""
+        return plot("measurements", self)
 
     def __str__(self) -> str:
         rows = list(self.rows())

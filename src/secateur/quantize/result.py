@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +23,14 @@ from torch import nn
 
 from secateur.core.codebook import Codebook
 from secateur.core.html_table import html_table
+from secateur.core.plotting import plot
 from secateur.errors import MaskMismatchError, near
 from secateur.quantize import Quantizer
 from secateur.quantize.codebook_training import CodebookTraining
 from secateur.quantize.rates import entropy_bits, huffman_bits
+
+if TYPE_CHECKING:
+    import altair as alt
 
 __all__ = ["Shared", "SharedTensor", "zeroed"]
 
@@ -262,6 +267,10 @@ class Shared:
             for r in self.summary()
         )
         return html_table(head, rows, [repr(self)])
+
+    def plot(self) -> alt.TopLevelMixin:
+        """The values that each layer's weights take, as the report draws them; a notebook shows what is returned."""
+        return plot("shared", self)
 
     def table(self) -> str:
         """The summary as text: one line per tensor, a total, and the formula under its name."""

@@ -16,18 +16,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from torch import nn
 
 from secateur.core.html_table import html_table
 from secateur.core.measurement import Measurement, Measurements
+from secateur.core.plotting import plot
 from secateur.errors import BudgetNotMetError, CollapseError, NothingToDoError, OptionError
 from secateur.lab.display.progress import Progress
 from secateur.lab.engine import Ran, final_state, run
 from secateur.lab.planning import data_of
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
+
+if TYPE_CHECKING:
+    import altair as alt
 
 __all__ = [
     "Attempt",
@@ -102,6 +106,10 @@ class SearchResult(Generic[AttemptT]):
             for one in self.attempts
         )
         return html_table(("attempt", "accuracy", "holds"), rows, [f"at least {self.limit:.4f} must hold"])
+
+    def plot(self) -> alt.TopLevelMixin:
+        """The accuracy of every attempt, beside the limit; a notebook shows what is returned."""
+        return plot("attempts", self)
 
     def _lines(self, summary: Iterable[str], *, dense: float, result: float) -> str:
         """The result as text: every attempt, the strategy's own lines, and a warning where the test images disagree."""

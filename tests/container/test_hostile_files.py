@@ -295,7 +295,7 @@ def test_a_short_stream_cannot_ask_for_much_work() -> None:
         (lambda d: b"GIF89a" + d[6:], "not a .sct file"),
         (lambda d: b"", "not a .sct file"),
         (lambda d: d[:4], "before its version"),
-        (lambda d: hostile.reseal(d[:4] + b"\4" + d[5:]), "version 4, this reader knows versions 1 to 3"),
+        (lambda d: hostile.reseal(d[:4] + b"\5" + d[5:]), "version 5, this reader knows versions 1 to 4"),
         (lambda d: hostile.reseal(d[:5] + b"\x09" + d[6:]), "kind 9"),
         (lambda d: hostile.reseal(d[:7] + b"\x07" + d[8:]), "flags 7"),
     ],

@@ -139,13 +139,16 @@ def save(
     _check_masks(state, masks)
     content = _Content.of(state, module, books, options)
     text = None if plan is None else _plan_text(plan)
+    widths = _widths(text, module) if names == "model" else None
     sct.check_entries(content.entries)
     with atomic_open(path) as file:
-        writer = Writer(file, content.entries if names == "model" else None, folded=content.left_out)
-        if text is not None:
+        described = content.entries if names == "model" else None
+        writer = Writer(file, described, folded=content.left_out, widths=widths)
+        if text is not None and widths is None:
             writer.text("plan", tensors.text(text.encode()))
         if content.rounded.lanes is not None:
-            writer.numbers(content.rounded.lanes.payload())
+            short = widths is not None
+            writer.numbers(content.rounded.lanes.payload(short), 4 if short else 2)
         _write_tensors(writer, content, options)
         writer.finish()
     return SavedFile(Path(path), writer.written, content.dense)
@@ -285,6 +288,12 @@ def _target(archive: sct.Archive, into: nn.Module) -> tuple[ShrinkPlan | None, S
     if "plan" in archive.texts:
         text = tensors.read_text(archive.texts["plan"], "the shrink plan", archive.most_text)
         plan = _read_plan(text)
+    if archive.widths is not None:
+        from secateur.structure.cut.kept_widths import plan_of_widths
+
+        if plan is not None:
+            raise FormatError("the file holds both a shrink plan and widths; expected one of them")
+        plan = plan_of_widths(archive.widths, into)
     # The plan is tried on a copy: the model is changed when nothing can fail any more.
     shape = into if plan is None else plan.apply_(copy.deepcopy(into))
     return plan, {k: v for k, v in shape.state_dict().items() if isinstance(v, torch.Tensor)}
@@ -379,6 +388,15 @@ def _check_masks(state: State, masks: Mapping[str, torch.Tensor] | None) -> None
                 f"mask of {name!r}: {alive} weights it removes are not zero in the model; "
                 f"masks.apply_(model) first"
             )
+
+
+def _widths(text: str | None, module: nn.Module | None) -> bytes | None:
+    """The plan as widths, where these say all of it."""
+    if text is None or module is None:
+        return None
+    from secateur.structure.cut.kept_widths import encode_widths
+
+    return encode_widths(_read_plan(text.encode()), module)
 
 
 def _plan_text(plan: PlanLike) -> str:

@@ -1,4 +1,4 @@
-"""The .sct format, versions 1 to 3: the only reader and validator of its frame. It needs no torch.
+"""The .sct format, versions 1 to 4: the only reader and validator of its frame. It needs no torch.
 
 A file is a magic number, a version, and sections; each section has a kind, a length, its payload and a CRC-32
 that continues the one before, so that sections cannot be moved, dropped or repeated. docs/format.md has every
@@ -55,17 +55,17 @@ __all__ = [
 ]
 
 MAGIC = b"\x89SCT"
-VERSIONS = (1, 2, 3)  # a file may hold nothing that came with a later version than its own
+VERSIONS = (1, 2, 3, 4)  # a file may hold nothing that came with a later version than its own
 VERSION = VERSIONS[-1]
 
 # Section kinds, in the only order they may come in: HEAD, then TEXT, NUMBERS, TENSORS and PAD, then END.
 HEAD, TENSORS, TEXT, PAD, END, NUMBERS = 1, 2, 3, 4, 5, 6
 _SECTIONS = {HEAD: "head", TENSORS: "tensors", TEXT: "text", PAD: "pad", END: "end", NUMBERS: "numbers"}
-_LAST_SECTION = {1: END, 2: NUMBERS, 3: NUMBERS}
+_LAST_SECTION = {1: END, 2: NUMBERS, 3: NUMBERS, 4: NUMBERS}
 
 # Flags of the head.
-NAMELESS, FOLDED = 1, 2
-_LAST_FLAGS = {1: NAMELESS, 2: NAMELESS | FOLDED, 3: NAMELESS | FOLDED}
+NAMELESS, FOLDED, WIDTHS = 1, 2, 4
+_LAST_FLAGS = {1: NAMELESS, 2: NAMELESS | FOLDED, 3: NAMELESS | FOLDED, 4: NAMELESS | FOLDED | WIDTHS}
 
 # The storage methods of a tensor, and the parts of each.
 RAW, ZERO, SAME, CONST, PACKED, INDEXED, SPARSE, CAST, GRID = range(9)
@@ -82,7 +82,7 @@ METHODS: dict[int, tuple[str, tuple[str, ...]]] = {
 }
 DRAWN = GRID + 1  # and the three after it: the tensor's numbers come from lane 0..3 of the numbers section
 METHODS |= {DRAWN + lane: (f"lane {lane}", ()) for lane in range(4)}
-_LAST_METHOD = {1: GRID, 2: DRAWN + 3, 3: DRAWN + 3}
+_LAST_METHOD = {1: GRID, 2: DRAWN + 3, 3: DRAWN + 3, 4: DRAWN + 3}
 
 # dtype name as safetensors writes it -> (code in the file, bytes of an element, is a float)
 DTYPES: dict[str, tuple[int, int, bool]] = {
@@ -294,6 +294,7 @@ class Archive:
         content: The checksum of the decoded bytes of all tensors.
         named: Whether it has the names of its tensors.
         folded: Whether the statistics of batch norm are left out.
+        widths: The widths that the axes of a freshly built model keep, still coded; None where it keeps all.
         numbers: The lanes of scalars, still coded.
     """
 
@@ -308,6 +309,7 @@ class Archive:
     content: int = 0
     named: bool = True
     folded: bool = False
+    widths: bytes | None = None
     numbers: bytes | None = None
     # One buffer for all blocks: fresh memory for each would take as long as reading it.
     _room: bytearray = field(default_factory=lambda: bytearray(_BLOCK), repr=False)
@@ -455,6 +457,8 @@ class Archive:
         if flags > _LAST_FLAGS[self.version]:
             raise reader.fail(f"flags {flags} are not known to version {self.version}")
         self.named, self.folded = not flags & NAMELESS, bool(flags & FOLDED)
+        if self.named and flags & WIDTHS:
+            raise reader.fail("widths without flag 1, which only a file that leaves its names to a model has")
         if not self.named:
             self._expected = reader.varint(of="the number of tensors")
             self._digest = bytes(reader.take(8))
@@ -467,6 +471,8 @@ class Archive:
                     f"of the {self._expected} tensors it was saved from differ from the "
                     f"{len(self.names_from)} given"
                 )
+        if flags & WIDTHS:
+            self.widths = bytes(reader.part("the widths"))
         reader.end()
 
     def _text(self, reader: varint.Reader) -> None:

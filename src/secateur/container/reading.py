@@ -60,7 +60,7 @@ def words_of(archive: sct.Archive, workers: int = 1) -> Iterator[_Words]:
     lanes = (
         ScalarStreams([])
         if archive.numbers is None
-        else ScalarStreams.read(archive.numbers, most=archive.most_scalars)
+        else ScalarStreams.read(archive.numbers, most=archive.most_scalars, version=archive.version)
     )
     for record, words in _decoded(archive, kept, lanes, workers):
         if record.index in kept:

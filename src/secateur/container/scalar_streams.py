@@ -30,6 +30,7 @@ MOST_LANES = 4
 MOST_NUMBER = 4095  # no number is further from zero
 _MOST_PREFIX = 13  # bits of MOST_NUMBER * 2, what a difference can be, plus one
 _CLOSENESS = 8  # contexts of how far the last numbers lay from their prediction
+_EMPTY, _EVEN = 2, 3  # kinds of version 4: a lane without numbers, and one of equal steps without `first`
 _LIMIT = 60  # occurrences after which the older half is forgotten
 
 
@@ -97,14 +98,20 @@ class ScalarGrid:
             raise ValueError(f"a lane's numbers reach {MOST_NUMBER}, got {int(found.max())}")
         return np.where(values.reshape(-1) < 0, -found, found).astype(np.int64)
 
-    def head(self) -> bytes:
-        """Nine bytes: the kind and two numbers."""
+    def head(self, short: bool = False) -> bytes:
+        """Nine bytes: the kind and two numbers; five where `short` and the steps are even."""
+        if short and self.kind == 0:
+            return bytes([_EVEN]) + np.array([self.step], dtype="<f4").tobytes()
         return bytes([self.kind]) + np.array([self.first, self.step], dtype="<f4").tobytes()
 
     @classmethod
-    def read(cls, reader: varint.Reader) -> ScalarGrid:
-        """The inverse of `head`."""
-        kind = reader.byte()
+    def read(cls, reader: varint.Reader, kind: int) -> ScalarGrid:
+        """The inverse of `head`, from the byte after the kind."""
+        if kind == _EVEN:
+            step = float(np.frombuffer(reader.take(4), dtype="<f4")[0])
+            if not np.isfinite(step):
+                raise reader.fail("the step of a lane is not finite")
+            return cls(0, 0.0, step)
         first, step = (float(x) for x in np.frombuffer(reader.take(8), dtype="<f4"))
         if kind > 1 or not (np.isfinite(first) and np.isfinite(step)):
             raise reader.fail(f"a lane of kind {kind}: expected kind 0 or 1 and two finite numbers")
@@ -233,22 +240,26 @@ class ScalarStreams:
         self._lanes = lanes
         self._at = [0] * len(lanes)
 
-    def payload(self) -> bytes:
-        """The section's payload."""
+    def payload(self, short: bool = False) -> bytes:
+        """The section's payload; with `short` one that takes version 4 to read."""
         out = bytes([len(self._lanes)])
         for lane, numbers in self._lanes:
+            if short and not len(numbers):
+                out += bytes([_EMPTY])
+                continue
             stream = encode(numbers)
-            out += lane.head() + varint.write(len(numbers)) + varint.write(len(stream)) + stream
+            out += lane.head(short) + varint.write(len(numbers)) + varint.write(len(stream)) + stream
         return out
 
     @classmethod
-    def read(cls, payload: bytes, base: int = 0, most: int | None = None) -> ScalarStreams:
+    def read(cls, payload: bytes, base: int = 0, most: int | None = None, version: int = 3) -> ScalarStreams:
         """Decode and check every number of a section.
 
         Args:
             payload: The section.
             base: Where it starts in the file.
             most: The most numbers to accept; None for no other limit than the format's.
+            version: The version of the file.
         """
         reader = varint.Reader(payload, "numbers section", base)
         count = reader.byte()
@@ -256,7 +267,13 @@ class ScalarStreams:
             raise reader.fail(f"{count} lanes, expected 1..{MOST_LANES}")
         lanes, left = [], most
         for number in range(count):
-            lane = ScalarGrid.read(reader)
+            kind = reader.byte()
+            if kind in (_EMPTY, _EVEN) and version < 4:
+                raise reader.fail(f"a lane of kind {kind}, which came with version 4")
+            if kind == _EMPTY:
+                lanes.append((ScalarGrid.even(1.0), np.zeros(0, dtype=np.int64)))
+                continue
+            lane = ScalarGrid.read(reader, kind)
             size = reader.varint(1 << 20, "the number of numbers in a lane")
             left = None if left is None else left - size
             if left is not None and left < 0:

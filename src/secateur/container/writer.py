@@ -41,11 +41,18 @@ class Writer:
         file: The open file to write to.
         names_from: Leave names, dtypes and shapes out of the file; a reader must supply exactly these entries.
         folded: The statistics of batch norm are not among the tensors.
+        widths: The widths that a reader cuts a freshly built model to; only with `names_from`.
     """
 
-    def __init__(self, file: BinaryIO, names_from: Sequence[Entry] | None = None, folded: bool = False):
+    def __init__(
+        self,
+        file: BinaryIO,
+        names_from: Sequence[Entry] | None = None,
+        folded: bool = False,
+        widths: bytes | None = None,
+    ):
         self._file = file
-        self._version = _USUAL
+        self._version = _USUAL if widths is None else 4
         self._crc = zlib.crc32(sct.MAGIC + bytes([_USUAL]))
         self._sections: list[tuple[int, int]] = []  # bytes and checksum of each
         self._content = 0
@@ -58,11 +65,13 @@ class Writer:
         self.written = len(sct.MAGIC) + 1
         self.memory = MixerBank()  # of the section being written: the models start afresh with every section
         file.write(sct.MAGIC + bytes([_USUAL]))
-        flags = bytes([(0 if self._named else sct.NAMELESS) | (sct.FOLDED if folded else 0)])
-        self._section(
-            sct.HEAD,
-            flags if names_from is None else flags + varint.write(len(names_from)) + sct.digest(names_from),
-        )
+        flags = (0 if self._named else sct.NAMELESS) | (sct.FOLDED if folded else 0)
+        head = bytes([flags | (0 if widths is None else sct.WIDTHS)])
+        if names_from is not None:
+            head += varint.write(len(names_from)) + sct.digest(names_from)
+        if widths is not None:
+            head += varint.write(len(widths)) + widths
+        self._section(sct.HEAD, head)
         self._names: set[str] = set()
 
     def resume(self, state: Mapping[str, Json], entries: Sequence[Entry]) -> None:
@@ -127,9 +136,15 @@ class Writer:
         name = key.encode()
         self._section(sct.TEXT, varint.write(len(name)) + name + value)
 
-    def numbers(self, payload: bytes) -> None:
-        """Write the lanes that the tensors after it draw from, as `ScalarStreams.payload` gives them."""
+    def numbers(self, payload: bytes, version: int = _USUAL) -> None:
+        """Write the lanes that the tensors after it draw from.
+
+        Args:
+            payload: What `ScalarStreams.payload` gives.
+            version: The version it takes to read that.
+        """
         self._flush()
+        self._version = max(self._version, version)
         self._section(sct.NUMBERS, payload)
 
     def add(self, entry: Entry, decoded: bytes | memoryview, method: int, parts: Sequence[bytes]) -> None:
@@ -149,7 +164,7 @@ class Writer:
         for name, part in zip(sct.METHODS[method][1], parts, strict=True):
             pieces += [varint.write(len(part)), part]
             if name == "packed" and part[:1] == bytes([digits.MARK]):
-                self._version = 3
+                self._version = max(self._version, 3)
         self._content = zlib.crc32(decoded, self._content)
         self._decoded += entry.nbytes
         self._count += 1

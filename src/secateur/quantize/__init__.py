@@ -14,6 +14,7 @@ Files, in reading order:
 - `sorted_weights`, `lloyd`, `program`, `lookup`: fast one-dimensional clustering.
 - `prices`, `rate_distortion`, `rates`: what a value costs in bits, and assignment by error and bits together.
 - `codebook_training`: training the values of a shared model.
+- `latent_training`: training weights as multiples of a step, for accuracy and bytes at once.
 
 >>> import torch
 >>> from secateur import quantize

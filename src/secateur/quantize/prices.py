@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Prices", "nonzero_bits"]
+__all__ = ["Prices", "magnitude_bits", "nonzero_bits"]
 
 _PRIOR = 2.0  # weights of the tensor's own share that are added to every row, column and tap
 _HALF = 0.5  # occurrences of each value that an adaptive code starts from
@@ -85,6 +85,24 @@ def _bits(counts: torch.Tensor, size: int | None = None) -> torch.Tensor:
     """Bits of each value in an adaptive code that has seen these counts and half an occurrence of each."""
     seen = counts + _HALF
     return torch.log2((counts.sum() + _HALF * (len(counts) if size is None else size)) / seen)
+
+
+def magnitude_bits(levels: torch.Tensor, most: int) -> torch.Tensor:
+    """Bits of the sign and magnitude of a level that is not zero; never fewer for a larger magnitude.
+
+    Args:
+        levels: The magnitudes 0..most as they are now.
+        most: The largest magnitude.
+
+    Returns:
+        Bits of every magnitude 0..most; those of 0 are 0.
+
+    >>> [round(bit, 2) for bit in magnitude_bits(torch.tensor([0, 1, 1, 1, 2]), 2).tolist()]
+    [0.0, 1.51, 2.74]
+    """
+    counts = torch.bincount(levels.reshape(-1), minlength=most + 1)[1:].to(torch.float32)
+    bits = 1.0 + torch.cummax(_bits(counts), dim=0).values
+    return torch.cat([bits.new_zeros(1), bits])
 
 
 def nonzero_bits(nonzero: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,6 +24,7 @@ from secateur.lab.state import State
 from secateur.lab.steps import Options, Plugin, Result, Step, Work, make
 from secateur.lab.training import (
     EpochRecord,
+    Evaluate,
     GradualPruning,
     Snapshot,
     Trained,
@@ -206,8 +207,14 @@ class TrainBase(Step):
         """Train; the log holds the epochs."""
         return self.trained(state, work)
 
-    def trained(self, state: State, work: Work, pruning: GradualPruning | None = None) -> Result:
-        """Train; with `pruning`, remove weights meanwhile."""
+    def trained(
+        self,
+        state: State,
+        work: Work,
+        pruning: GradualPruning | None = None,
+        evaluate: Evaluate | None = None,
+    ) -> Result:
+        """Train; with `pruning`, remove weights meanwhile; with `evaluate`, in place of the usual evaluation."""
         if state.codebooks:
             raise OptionError(
                 f"step {self.label!r}: the weights are shared, and training would make them all different again; "
@@ -225,6 +232,7 @@ class TrainBase(Step):
             device=work.device,
             context=TrainingContext(
                 teacher,
+                evaluate=evaluate,
                 checkpoint=work.checkpoint,
                 progress=work.progress.training(),
                 rewind=self._snapshot(work),

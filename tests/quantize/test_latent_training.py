@@ -1,0 +1,159 @@
+"""LatentTraining: levels, gradients, the pull of the bits and the price, by numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from secateur.errors import NothingToDoError, OptionError
+from secateur.quantize.latent_training import LatentOptions, LatentTraining
+
+OPTIONS = LatentOptions(target=1, steps=100, until=0.5, most=2, scale=1.0)
+
+
+def layer() -> nn.Linear:
+    """Root mean square of the weights that are not zero: 2."""
+    model = nn.Linear(4, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[2.0, -2.0, 0.0, 2.0], [0.0, 0.0, -2.0, 0.0]]))
+        model.bias.zero_()
+    return model
+
+
+def test_weights_are_multiples_of_the_step_inside_and_after() -> None:
+    model = layer()
+    with torch.no_grad():
+        model.weight[0, 2], model.weight[1, 0] = 0.9, 1.1  # half a step is 1, or a little less with these
+        model.weight[1, 3] = 100.0
+    first = model.weight
+    kept = model.weight.detach()[model.weight.detach() != 0]
+    step = float(kept.square().mean().sqrt()) * 0.05
+    options = LatentOptions(target=1, steps=100, most=3, scale=0.05)
+    with LatentTraining(model, options) as training:
+        levels = training.levels()["weight"]
+        assert levels.tolist() == [[1, -1, 0, 1], [1, 0, -1, 3]]
+        assert torch.allclose(model.weight, levels * step, rtol=1e-6)
+        inside = training.state()
+        assert sorted(inside) == ["bias", "weight"]
+        assert torch.equal(inside["weight"], model.weight.detach())
+    assert list(model.state_dict()) == ["weight", "bias"]  # in their order: a file may leave its names to it
+    assert isinstance(model.weight, nn.Parameter)
+    assert model.weight is first
+    assert torch.allclose(model.weight, levels * step, rtol=1e-6)
+
+
+def test_the_gradient_passes_the_rounding_and_the_step_learns() -> None:
+    model = layer()
+    with LatentTraining(model, OPTIONS) as training:
+        (model.weight * torch.arange(8.0).reshape(2, 4)).sum().backward()
+        part = model.parametrizations.weight[0]
+        latent = model.parametrizations.weight.original
+        assert torch.equal(latent.grad, torch.arange(8.0).reshape(2, 4))
+        # d/d(log step) of the sum is the sum itself: 2 * (0 - 1 + 3 - 6).
+        assert part.log_step.grad.item() == pytest.approx(-8.0)
+        assert training.levels()["weight"].abs().sum() == 4
+
+
+def test_the_pull_is_the_price_times_the_difference_of_the_bits() -> None:
+    model = layer()
+    with LatentTraining(model, OPTIONS) as training:
+        part = model.parametrizations.weight[0]
+        latent = model.parametrizations.weight.original
+        with torch.no_grad():
+            latent[0, 0], latent[0, 2] = (
+                3.0,
+                0.5,
+            )  # levels 2 and 0: 3 / 2 is nearer to 2 (ties to even), 0.5 / 2 is 0
+        training.measured(1000)
+        latent.grad = torch.zeros_like(latent)
+        part.pull(latent, price=0.5)
+        levels = training.levels()["weight"]
+        assert levels.tolist() == [[2, -1, 0, 1], [0, 0, -1, 0]]
+        # Magnitudes: three of 1 and one of 2, half an occurrence of each more: 5 in all.
+        one, two = 1 + math.log2(5 / 3.5), 1 + math.log2(5 / 1.5)
+        # latent 3.0 lies between levels 1 and 2; a level is 2.0 wide
+        assert latent.grad[0, 0].item() == pytest.approx(0.5 * (two - one) / 2.0, rel=1e-5)
+        assert latent.grad[0, 2].item() > 0
+        assert latent.grad[1, 0].item() == 0.0  # exactly zero: there is no side to pull from
+        assert latent.grad[0, 1].item() == pytest.approx(-0.5 * (two - one) / 2.0, rel=1e-5)
+
+
+def test_bits_of_an_empty_row_pull_harder_than_those_of_a_full_one() -> None:
+    model = nn.Linear(8, 8)
+    with torch.no_grad():
+        model.weight.zero_()
+        model.weight[0] = 1.0
+        model.weight[5, 0] = 1.0
+    with LatentTraining(model, OPTIONS):
+        part = model.parametrizations.weight[0]
+        latent = model.parametrizations.weight.original
+        with torch.no_grad():
+            latent.fill_(0.4)
+            latent[0] = 0.9
+            latent[5, 0] = 0.9
+        part.estimate(latent)
+        assert part.slopes[5, 0] > part.slopes[0, 0]
+        assert part.slopes[7, 7] > part.slopes[0, 7]
+
+
+def test_the_price_rises_while_there_are_too_many_bytes_and_falls_below() -> None:
+    model = layer()
+    options = LatentOptions(target=100, steps=5000, until=0.001)
+    with LatentTraining(model, options) as training:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        training.measured(800)
+        prices = []
+        for size in (800, 800, 99, 99):
+            training.measured(size)
+            for _ in range(10):
+                model(torch.ones(1, 4)).sum().backward()
+                optimizer.step()
+            prices.append(training.price)
+        assert prices[1] > prices[0] > 1e-6
+        assert prices[3] < prices[2] < prices[0]
+
+
+def test_a_training_reaches_the_bytes_asked_for_and_keeps_what_matters() -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(512, 32)
+    wanted = 2.0 * inputs[:, :1] - inputs[:, 1:2]  # two of 32 inputs matter
+    model = nn.Linear(32, 1)
+    with torch.no_grad():
+        model.weight.normal_(0, 0.5)
+    with LatentTraining(model, LatentOptions(target=4, steps=400)) as training:
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+        training.measured(math.ceil(training.bits / 8))
+        begin = training.estimated_bytes
+        for _ in range(400):
+            optimizer.zero_grad()
+            (model(inputs) - wanted).square().mean().backward()
+            optimizer.step()
+        levels = training.levels()["weight"][0]
+        assert training.estimated_bytes < 0.6 * begin
+    assert levels[0] > 0 > levels[1]
+    assert int((levels != 0).sum()) <= 4
+    assert (model(inputs) - wanted).square().mean() < 0.05 * wanted.square().mean()
+
+
+def test_what_cannot_be_trained_is_refused() -> None:
+    model = nn.Linear(2, 2)
+    with torch.no_grad():
+        model.weight.zero_()
+    with pytest.raises(NothingToDoError, match="Linear: no weight to train for bytes that is not zero"):
+        LatentTraining(model, OPTIONS)
+    tied = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    tied[1].weight = tied[0].weight
+    with pytest.raises(OptionError, match=r"0.weight: 1.weight is the same tensor"):
+        LatentTraining(tied, OPTIONS)
+    with pytest.raises(OptionError, match="until: expected a share 0 < until <= 1, got 0"):
+        LatentOptions(target=1, steps=1, until=0)
+
+
+def test_an_error_inside_leaves_the_model_with_parameters() -> None:
+    model = layer()
+    with pytest.raises(RuntimeError, match="stop"), LatentTraining(model, OPTIONS):
+        raise RuntimeError("stop")
+    assert [name for name, _ in model.named_parameters()] == ["weight", "bias"]

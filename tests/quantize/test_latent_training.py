@@ -104,9 +104,9 @@ def test_the_price_rises_while_there_are_too_many_bytes_and_falls_below() -> Non
     options = LatentOptions(target=100, steps=5000, until=0.001)
     with LatentTraining(model, options) as training:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        training.measured(800)
+        training.measured(150)
         prices = []
-        for size in (800, 800, 99, 99):
+        for size in (150, 150, 99, 99):
             training.measured(size)
             for _ in range(10):
                 model(torch.ones(1, 4)).sum().backward()

@@ -41,7 +41,7 @@ __all__ = ["LatentOptions", "LatentTraining"]
 _HALF = 0.5  # latents nearer to zero than half a step are zero
 _EVERY = 10  # optimizer steps between two estimates of the bits
 # How the logarithm of the price follows that of bytes over bytes wanted: its sum over all steps, and itself.
-_SLOW, _FAST = 40.0, 3.0
+_SLOW, _FAST = 10.0, 8.0
 _PRICES = (1e-9, 1e-2)  # the least and the highest price of a bit
 
 

@@ -298,10 +298,10 @@ class LatentTraining:
         if not any(id(one) in mine for group in optimizer.param_groups for one in group["params"]):
             return
         numbers = self._numbers
-        resumed = int(numbers[0]) != self._done
+        resumed, self._done = int(numbers[0]) != self._done, int(numbers[0])
         if resumed or self._done % _EVERY == 0:
             self._estimate()
-            self._done = int(numbers[0])
+        if self._done % _EVERY == 0:
             if numbers[1] == 0:
                 numbers[1] = self.estimated_bytes
             wanted = self.options.wanted(int(numbers[0]), float(numbers[1]))

@@ -12,6 +12,7 @@ True
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -22,8 +23,16 @@ def main() -> None:
     """Run the command line and leave with its exit code."""
     from secateur.core.interrupts import ending_signals
 
+    _print_anything()
     with ending_signals():
         _run()
+
+
+def _print_anything() -> None:
+    """Where the locale is not UTF-8, print what it cannot express as codes rather than fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower().replace("-", "") != "utf8":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run() -> None:

@@ -44,10 +44,23 @@ def clean(text: str) -> str:
     >>> clean("hub_token: hf_abc"), clean("https://me:pw@host/x")
     ('hub_token: ***', 'https://host/x')
     """
+    text = _utf8(text)
     home = str(Path.home())
     if len(home) > 1:
         text = re.sub(re.escape(home) + r"(?=$|[/\\\s\"':,;)\]}])", "~", text)
     return _LOGIN.sub(r"\1", _SECRET.sub(r"\1***", text))
+
+
+def _utf8(text: str) -> str:
+    """A text that can be stored: where the locale is not UTF-8, Python keeps bytes of paths as surrogates.
+
+    >>> _utf8(b"gr\\xc3\\xbcn \\xff".decode("ascii", "surrogateescape"))
+    'grün \\ufffd'
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def clean_plain(value: object, name: str = "") -> Any:

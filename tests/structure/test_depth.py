@@ -350,3 +350,55 @@ def test_taylor_scores_whole_layers() -> None:
         model, "taylor", "layer", 0.25, data=[(X, torch.tensor([0, 2]))], loss=nn.CrossEntropyLoss()
     )
     assert next(name for name in masks if not masks[name].any()).startswith("blocks.2")
+
+
+def test_a_scan_measures_what_each_count_of_layers_costs() -> None:
+    model = seeded(Stack(4))
+    with torch.no_grad():
+        for block in model.blocks[:2]:
+            block.out.weight.zero_()
+            block.out.bias.zero_()
+        data = [(x := torch.randn(64, 4, generator=torch.Generator().manual_seed(1)), model(x).argmax(1))]
+    scan = sc.scan(model, data, granularity="layer", criterion="l2", levels=[0.25, 0.5, 0.75], example=X)
+    assert scan.names == ["layers"]
+    accuracies = [value for _, value in scan.curve("layers")]
+    assert accuracies[:3] == [1.0, 1.0, 1.0]  # the two that add nothing are gone
+    assert accuracies[3] < 1.0
+
+
+def test_a_recipe_takes_layers_out(tmp_path: Path) -> None:
+    text = """
+        [model]
+        name = "resnet20"
+        [data]
+        name = "digits"
+        size = 16
+        [[step]]
+        kind = "prune"
+        criterion = "l2"
+        granularity = "layer"
+        budget = 0.3
+        [[step]]
+        kind = "shrink"
+    """
+    from secateur.lab.engine import final_state, run
+
+    store = sc.Store(tmp_path / "store")
+    ran = run(sc.Recipe.parse(text), store)
+    plan = ShrinkPlan.from_json(final_state(ran.plan.trials[0], store).plan or "")
+    assert sum(len(keys) for keys in plan.layers.values()) < 3 * len(plan.layers)
+
+
+def test_a_forward_that_counts_its_layers_names_them() -> None:
+    class Indexed(Stack):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for index in range(4):
+                x = self.blocks[index](x)
+            return self.head(x)
+
+    model = seeded(Indexed(4))
+    with pytest.raises(
+        sc.errors.ProofError, match=r"without 'blocks\.1' the forward of Indexed does not run"
+    ):
+        sc.shrink(model, without(model, "blocks.1"), X)
+    assert len(model.blocks) == 4

@@ -43,6 +43,7 @@ from secateur.structure.proof import Proof, ProofLike, ProofOptions, as_proof_op
 from secateur.structure.proving import DenseRun, ShapeProofError, prove
 from secateur.structure.shrunk_files import carry_optimizer, load_shrunk, reestimate_batch_norm, save_shrunk
 from secateur.structure.trace.fixed_count_norms import COUNTED
+from secateur.structure.trace.trace import trace
 
 __all__ = ["Shrunk", "explain", "load_shrunk", "reestimate_batch_norm", "shrink"]
 
@@ -212,6 +213,8 @@ class _ProvenCut:
 
     def run(self) -> tuple[Cut, Proof]:
         """Cut and prove, once more for every group that has to be left out."""
+        if self.fewer is not None:
+            _check_runs(self.model, self.fewer, self.example)
         while True:
             names = None if not self.locks else self.names() - self.locks.keys()
             try:
@@ -342,6 +345,18 @@ def cut(
         if fewer is None
         else _cut_both(model, fewer, example, options)
     )
+
+
+def _check_runs(model: nn.Module, fewer: FewerLayers, example: object) -> None:
+    """Raise a `ProofError` where the forward counts on the blocks that left."""
+    found = trace(fewer.model, example, partial=True, mode="real")
+    if found.error is not None:
+        paths = ", ".join(repr(block.path) for block in fewer.blocks)
+        raise ProofError(
+            f"without {paths} the forward of {type(model).__name__} does not run ({type(found.error).__name__}: "
+            f"{str(found.error)[:200]}): it counts on all of its layers; leave these out with skip=, the model is "
+            "untouched"
+        ) from found.error
 
 
 def _cut_both(model: nn.Module, fewer: FewerLayers, example: object, options: CutOptions) -> Cut:

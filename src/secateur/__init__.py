@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from secateur.adapters.ultralytics import yolo_trainer as yolo_trainer
     from secateur.compensation.compensate import Compensated as Compensated
     from secateur.compensation.compensate import compensate as compensate
-    from secateur.compensation.low_rank import Factorised as Factorised
-    from secateur.compensation.low_rank import factorise as factorise
     from secateur.compensation.solver import LeastSquares as LeastSquares
     from secateur.compensation.tuning import Tuning as Tuning
     from secateur.container.archive import SavedFile as SavedFile
@@ -80,6 +78,8 @@ if TYPE_CHECKING:
     from secateur.pruning.dead_neurons import zero_dead_neurons as zero_dead_neurons
     from secateur.pruning.hold import Held as Held
     from secateur.pruning.hold import hold as hold
+    from secateur.pruning.low_rank import Factorised as Factorised
+    from secateur.pruning.low_rank import factorise as factorise
     from secateur.pruning.prune import PruneOptions as PruneOptions
     from secateur.pruning.prune import prune as prune
     from secateur.quantize.result import Shared as Shared
@@ -126,8 +126,8 @@ _NAMES = {
     "Held": "secateur.pruning.hold",
     "compensate": "secateur.compensation.compensate",
     "Compensated": "secateur.compensation.compensate",
-    "factorise": "secateur.compensation.low_rank",
-    "Factorised": "secateur.compensation.low_rank",
+    "factorise": "secateur.pruning.low_rank",
+    "Factorised": "secateur.pruning.low_rank",
     "LeastSquares": "secateur.compensation.solver",
     "Tuning": "secateur.compensation.tuning",
     "shrink": "secateur.structure.shrink",

@@ -1,15 +1,16 @@
-"""`factorise`: a linear layer or convolution as two smaller ones, by truncated singular value decomposition.
+"""Low rank: a linear layer or convolution as two smaller ones, by truncated singular value decomposition.
 
 A weight W [outputs, inputs] of rank r is A @ B with A [outputs, r] and B [r, inputs]. With U the first r left
 singular vectors of W, A = U and B = U.T @ W is the nearest such product. With data, U is taken of W @ C**0.5, where C
-is the second moment of the layer's inputs: then the layer's *outputs* on the data are nearest.
+is the second moment of the layer's inputs: then the layer's *outputs* on the data are nearest. The verb is
+`secateur.pruning.low_rank.factorise`.
 
 >>> import torch
 >>> from torch import nn
->>> import secateur as sc
 >>> model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
->>> small = sc.factorise(model, {"0": 4}, torch.randn(2, 16))
->>> tuple(small.model[0][0].weight.shape), tuple(small.model[0][1].weight.shape), small.proof_error < 1e-9
+>>> found = decompositions(model, {"0": factorisable(model)["0"]}, None)
+>>> small, error = replaced(model, found, {"0": 4}, torch.randn(2, 16))
+>>> tuple(small[0][0].weight.shape), tuple(small[0][1].weight.shape), error < 1e-9
 ((4, 16), (32, 4), True)
 """
 
@@ -26,10 +27,8 @@ from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.compensation.batches import read_all
-from secateur.core.model_kinds import plain_model
 from secateur.errors import (
     NonFiniteError,
-    NothingToDoError,
     OptionError,
     PatternError,
     ProofError,
@@ -38,88 +37,120 @@ from secateur.errors import (
 )
 from secateur.execution.example import Example, call_arguments
 from secateur.execution.undisturbed import undisturbed
-from secateur.execution.verb import verb
 
-__all__ = ["Factorised", "factorise"]
+__all__ = [
+    "Decomposition",
+    "Layer",
+    "check_ranks",
+    "decompositions",
+    "factorisable",
+    "most_rank",
+    "replace_",
+    "replaced",
+    "sides",
+    "two_layers",
+]
 
 Layer: TypeAlias = nn.Linear | nn.Conv2d
 _TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
-class Factorised:
-    """What `factorise` returns: the model with two layers for one, and how far it is from the truncated dense weights.
+class Decomposition:
+    """A layer's left singular vectors, and the squares of its singular values, largest first; in float64."""
 
-    Attributes:
-        model: A copy in which each factorised layer is an `nn.Sequential` of two.
-        ranks: Each factorised layer's rank. `factorise` with these gives a fresh model the same layers.
-        parameters_before: Parameters of the model given.
-        parameters_after: Parameters of the copy.
-        proof_error: Largest difference from the model with truncated dense weights, in float64 on the example, as a
-            share of the largest output.
-    """
-
-    model: nn.Module
-    ranks: dict[str, int]
-    parameters_before: int
-    parameters_after: int
-    proof_error: float
+    left: torch.Tensor
+    squares: torch.Tensor
 
 
-@verb
-def factorise(
-    model: nn.Module,
-    ranks: Mapping[str, int] | float,
-    example: Example,
-    *,
-    data: Iterable[Any] | None = None,
-) -> Factorised:
-    """Replace linear layers and convolutions by two smaller ones each, by truncated SVD of their weights.
+def decompositions(
+    model: nn.Module, layers: Mapping[str, Layer], data: Iterable[Any] | None
+) -> dict[str, Decomposition]:
+    """The decomposition of every layer's weight, or with data of the weight times the root of its inputs' moment.
 
-    A convolution becomes one with its own kernel and `rank` outputs, and a 1x1 convolution behind it. Layers with
-    groups, padding other than zeros, or a weight that is used elsewhere too are left as they are. The model given
-    stays as it is.
+    The sum of the squares from rank r on is the squared error of the layer's outputs on the data at that rank.
 
     Args:
-        model: The model to factorise.
-        ranks: Each layer's rank, by the layer's name; or the share of weights that every layer keeps at most. With a
-            share, the layers in which it is less than one rank are left as they are.
-        example: An input of the model, or a tuple of inputs, on which the result is proved.
-        data: Batches of inputs that weight the decomposition by what the layers really receive; without, all inputs
-            count alike.
-
-    Returns:
-        A `Factorised`: the copy, its ranks, its parameters and the proof's error.
-
-    Raises:
-        OptionError: A rank or share is out of range, or a rank saves no weights.
-        PatternError: A name is no layer that can be factorised.
-        NothingToDoError: No layer is left to factorise.
-        NonFiniteError: A weight, or what a layer receives, holds NaN or infinity.
-        StructureError: The model reads a layer's weight itself, or the data never reach a layer.
-        ProofError: The result and the truncated dense weights compute different outputs.
+        model: The model.
+        layers: The layers, by name.
+        data: Batches of inputs, or None.
     """
-    model = plain_model(model)
-    layers = _layers(model)
-    chosen = _ranks(layers, ranks)
-    roots = _input_roots(model, {name: layers[name] for name in chosen}, data)
+    roots = _input_roots(model, layers, data)
+    return {name: _decomposition(name, layer, roots.get(name)) for name, layer in layers.items()}
+
+
+def replaced(
+    model: nn.Module, found: Mapping[str, Decomposition], ranks: Mapping[str, int], example: Example
+) -> tuple[nn.Module, float]:
+    """A copy with two layers for each of `ranks`, and how far it is from the truncated dense weights.
+
+    Args:
+        model: The model; it stays as it is.
+        found: The decompositions of these layers.
+        ranks: The rank of each.
+        example: What both are run on, in float64.
+    """
     small, dense = copy.deepcopy(model), copy.deepcopy(model).double().eval()
-    for name, rank in chosen.items():
-        with torch.random.fork_rng(devices=[]):  # new layers draw weights that are overwritten
-            pair, product = _pair(name, layers[name], rank, roots.get(name))
+    for name, rank in ranks.items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, (nn.Linear, nn.Conv2d))
+        pair = two_layers(layer, rank)
+        product = _fill(layer, pair, found[name].left[:, :rank])
         small.set_submodule(name, pair)
         with torch.no_grad():
             dense.get_submodule(name).get_parameter("weight").copy_(product)
-    error = _proof_error(copy.deepcopy(small).double().eval(), dense, example)
-    return Factorised(small, chosen, _count(model), _count(small), error)
+    return small, _proof_error(copy.deepcopy(small).double().eval(), dense, example)
 
 
-def _count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+def replace_(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
+    """Put two layers for each of `ranks` into a model, with weights that are to be loaded; checked first.
+
+    Args:
+        model: A freshly built model; it is changed.
+        ranks: The rank of each layer, by name. They may come from a file: a rank that saves no weights is refused.
+
+    Raises:
+        PatternError: A name is no layer that can be factorised.
+        OptionError: A rank is out of range.
+    """
+    layers = factorisable(model)
+    check_ranks(layers, ranks)
+    for name, rank in ranks.items():
+        model.set_submodule(name, two_layers(layers[name], rank))
+    return model
 
 
-def _layers(model: nn.Module) -> dict[str, Layer]:
-    """The layers that can be replaced: plain, not in two places, and their weight in no other module."""
+def check_ranks(layers: Mapping[str, Layer], ranks: Mapping[str, int]) -> None:
+    """Raise unless each name is a layer that can be factorised and each rank saves weights.
+
+    Args:
+        layers: Those that can be.
+        ranks: The rank of each layer, by name.
+    """
+    for name, rank in ranks.items():
+        if name not in layers:
+            raise PatternError(
+                f"ranks: {name!r} is no layer that can be factorised: {near(name, list(layers))}"
+            )
+        most = most_rank(layers[name])
+        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= most:
+            raise OptionError(
+                f"ranks: {name}: expected a whole number from 1 to {most}, the largest rank that saves weights, "
+                f"got {rank!r}"
+            )
+
+
+def most_rank(layer: Layer) -> int:
+    """The largest rank that saves weights; 0 where none does."""
+    return (layer.weight.numel() - 1) // sum(sides(layer))
+
+
+def factorisable(model: nn.Module) -> dict[str, Layer]:
+    """The layers that can be replaced: plain, not in two places, and their weight in no other module.
+
+    Args:
+        model: The model.
+    """
     found: dict[str, Layer] = {}
     places: dict[int, int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):
@@ -136,45 +167,9 @@ def _layers(model: nn.Module) -> dict[str, Layer]:
     return found
 
 
-def _ranks(layers: Mapping[str, Layer], ranks: Mapping[str, int] | float) -> dict[str, int]:
-    """Each layer's rank, in the order of the model's layers; checked."""
-    if not isinstance(ranks, Mapping):
-        if isinstance(ranks, bool) or not isinstance(ranks, (int, float)) or not 0 < ranks < 1:
-            raise OptionError(
-                f"ranks: expected ranks by layer, or a share of weights kept in (0, 1), got {ranks!r}"
-            )
-        shared = {name: int(ranks * _numel(layer) / sum(_sides(layer))) for name, layer in layers.items()}
-        chosen = {name: rank for name, rank in shared.items() if rank >= 1}
-    else:
-        for name, rank in ranks.items():
-            if name not in layers:
-                raise PatternError(
-                    f"ranks: {name!r} is no layer that can be factorised: {near(name, list(layers))}"
-                )
-            _check_rank(name, layers[name], rank)
-        chosen = {name: ranks[name] for name in layers if name in ranks}
-    if not chosen:
-        raise NothingToDoError(
-            "factorise: no layer is left to factorise; give ranks by layer, or a larger share"
-        )
-    return chosen
-
-
-def _check_rank(name: str, layer: Layer, rank: int) -> None:
-    most = (_numel(layer) - 1) // sum(_sides(layer))
-    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= most:
-        raise OptionError(
-            f"ranks: {name}: expected a whole number from 1 to {most}, the largest rank that saves weights, "
-            f"got {rank!r}"
-        )
-
-
-def _sides(layer: Layer) -> tuple[int, int]:
+def sides(layer: Layer) -> tuple[int, int]:
+    """The outputs of a layer, and the inputs of one of them."""
     return layer.weight.shape[0], layer.weight[0].numel()
-
-
-def _numel(layer: Layer) -> int:
-    return layer.weight.numel()
 
 
 def _columns(layer: Layer, inputs: torch.Tensor) -> torch.Tensor:
@@ -230,34 +225,53 @@ def _input_roots(
     return roots
 
 
-def _pair(
-    name: str, layer: Layer, rank: int, root: torch.Tensor | None
-) -> tuple[nn.Sequential, torch.Tensor]:
-    """The two layers, and the dense weight that they stand for, in float64."""
+def _decomposition(name: str, layer: Layer, root: torch.Tensor | None) -> Decomposition:
     weight = layer.weight.detach().double().flatten(1)
     if not bool(weight.isfinite().all()):
         raise NonFiniteError(f"{name}.weight holds NaN or infinity; mend it before it is factorised")
-    left = torch.linalg.svd(weight if root is None else weight @ root, full_matrices=False)[0][:, :rank]
+    left, values, _ = torch.linalg.svd(weight if root is None else weight @ root, full_matrices=False)
+    return Decomposition(left, values.square())
+
+
+def two_layers(layer: Layer, rank: int) -> nn.Sequential:
+    """The two layers that stand for one, where it is and in its mode; their weights are still to be filled in.
+
+    Args:
+        layer: The layer.
+        rank: The width between the two.
+    """
     with_bias = layer.bias is not None
     first: Layer
     second: Layer
-    if isinstance(layer, nn.Linear):
-        first = nn.Linear(layer.in_features, rank, bias=False)
-        second = nn.Linear(rank, layer.out_features, bias=with_bias)
-    else:
-        size, stride = layer.kernel_size, layer.stride
-        first = nn.Conv2d(layer.in_channels, rank, size, stride, layer.padding, layer.dilation, bias=False)  # type: ignore[arg-type]
-        second = nn.Conv2d(rank, layer.out_channels, 1, bias=with_bias)
+    with torch.random.fork_rng(devices=[]):  # new layers draw weights that are overwritten
+        if isinstance(layer, nn.Linear):
+            first = nn.Linear(layer.in_features, rank, bias=False)
+            second = nn.Linear(rank, layer.out_features, bias=with_bias)
+        else:
+            size, stride = layer.kernel_size, layer.stride
+            first = nn.Conv2d(
+                layer.in_channels, rank, size, stride, layer.padding, layer.dilation, bias=False
+            )  # type: ignore[arg-type]
+            second = nn.Conv2d(rank, layer.out_channels, 1, bias=with_bias)
     pair = nn.Sequential(first, second).to(layer.weight.device, layer.weight.dtype)
-    with torch.no_grad():
-        first.weight.copy_((left.T @ weight).reshape(first.weight.shape))
-        second.weight.copy_(left.reshape(second.weight.shape))
-        if layer.bias is not None and second.bias is not None:
-            second.bias.copy_(layer.bias)
-        product = second.weight.double().flatten(1) @ first.weight.double().flatten(1)
     for parameter in pair.parameters():
         parameter.requires_grad_(layer.weight.requires_grad)
-    return pair.train(layer.training), product.reshape(layer.weight.shape)
+    return pair.train(layer.training)
+
+
+@torch.no_grad()
+def _fill(layer: Layer, pair: nn.Sequential, left: torch.Tensor) -> torch.Tensor:
+    """Fill in the weights of the two layers; return the dense weight that they stand for, in float64."""
+    first, second = pair[0], pair[1]
+    assert isinstance(first, (nn.Linear, nn.Conv2d))
+    assert isinstance(second, (nn.Linear, nn.Conv2d))
+    weight = layer.weight.detach().double().flatten(1)
+    first.weight.copy_((left.T @ weight).reshape(first.weight.shape))
+    second.weight.copy_(left.reshape(second.weight.shape))
+    if layer.bias is not None and second.bias is not None:
+        second.bias.copy_(layer.bias)
+    product = second.weight.double().flatten(1) @ first.weight.double().flatten(1)
+    return product.reshape(layer.weight.shape)
 
 
 def _proof_error(small: nn.Module, dense: nn.Module, example: Example) -> float:

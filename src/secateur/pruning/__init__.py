@@ -7,7 +7,7 @@ stays. The model itself is changed only by `hold` (removed weights stay zero whi
 In reading order: `prune` (the verb), `taking_part` (which parameters), `scored_units` (the units and their scores),
 `scoring` (one score per unit), `selection` (what a budget sees), `unit_masks` (from its choice to masks), `cost` (what
 a choice costs, for budgets that ask), `connectivity` (refuses masks that disconnect the network), `hold`, `zeroing`,
-`dead_neurons`.
+`dead_neurons`, `low_rank` (two layers for one).
 
 >>> from torch import nn
 >>> from secateur.pruning.prune import prune

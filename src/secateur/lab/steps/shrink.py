@@ -16,6 +16,7 @@ from secateur.errors import NothingToDoError, OptionError
 from secateur.lab.outcomes import Table
 from secateur.lab.state import State
 from secateur.lab.steps import Result, Step, Work
+from secateur.structure.cut.plan import ShrinkPlan
 from secateur.structure.proof import ProofOptions, as_proof_options
 from secateur.structure.shrink import shrink
 
@@ -62,7 +63,8 @@ class ShrinkStep(Step):
             raise NothingToDoError(
                 f"step {self.label!r}: nothing was pruned before it, so no channel can be removed"
             )
-        if state.plan is not None:
+        earlier = None if state.plan is None else ShrinkPlan.from_json(state.plan)
+        if earlier is not None and not earlier.only_factors:
             raise OptionError(
                 f"step {self.label!r}: the model was shrunk before, and a file holds one plan only; prune all "
                 "channels first, then shrink once"
@@ -83,6 +85,7 @@ class ShrinkStep(Step):
         measured = Measurement("proof_error", float(small.proof.error), "", text, notes=(str(small.proof),))
         # None also where everything masked was cut out.
         masks = small.masks if small.masks.kept < small.masks.numel and not self.free else None
-        state = State(small.model, masks=masks, plan=small.plan.to_json())
+        plan = small.plan if earlier is None else earlier.then(small.plan)
+        state = State(small.model, masks=masks, plan=plan.to_json())
         line = f"{before:,} parameters to {after:,}; {small.proof}"
         return Result(state, Measurements([measured]), {}, line)

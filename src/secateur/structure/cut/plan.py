@@ -12,17 +12,19 @@ True
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
+from secateur.compensation.low_rank import replace_
 from secateur.core.json_text import is_count, parse
-from secateur.errors import PlanError
+from secateur.errors import PlanError, SecateurError
 from secateur.execution.fast_copy import modules_of, tensors_of
 from secateur.structure.cut.attributes import AttributeValue, check_attribute, set_attributes_
 from secateur.structure.cut.rewrite import (
@@ -73,6 +75,7 @@ class ShrinkPlan:
         layers: `layers[container]` are the keys of the entries of an `nn.Sequential` or `nn.ModuleList` that stay; what
             stays is counted anew. Containers have the names of the model before; all other names in the plan are those
             that the model has once these entries are out.
+        factors: `factors[layer]` is the rank of a layer that two smaller ones stand for; done before all else.
     """
 
     keep: Mapping[str, Mapping[int, Sequence[int]]]
@@ -82,6 +85,12 @@ class ShrinkPlan:
     model: str = ""
     proof: ProofDomain | None = None
     layers: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    factors: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def only_factors(self) -> bool:
+        """Whether the plan factorises layers and cuts nothing."""
+        return bool(self.factors) and not (self.keep or self.layers or self.attributes or self.rewrites)
 
     def to_dict(self) -> dict[str, object]:
         """Plain data. Indices are stored as runs [first, length, first, length, ...]."""
@@ -101,6 +110,8 @@ class ShrinkPlan:
             data["proof"] = self.proof.to_dict()
         if self.layers:
             data["layers"] = {path: list(keys) for path, keys in self.layers.items()}
+        if self.factors:
+            data["factors"] = dict(self.factors)
         return data
 
     def to_json(self) -> str:
@@ -133,6 +144,7 @@ class ShrinkPlan:
                 shapes=_each(data["shapes"], _shape),
                 model=str(data.get("model", "")),
                 proof=ProofDomain.from_dict(data["proof"]) if "proof" in data else None,
+                factors=_each(data.get("factors", {}), _rank),
                 layers=_each(data.get("layers", {}), _keys),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -167,6 +179,7 @@ class ShrinkPlan:
         >>> first.then(second).keep
         {'weight': {0: (2, 3), 1: (0,)}}
         """
+        factors = self._factors_then(second)
         out = second.layers
         keep = {name: dict(axes) for name, axes in _renamed(self.keep, out).items()}
         mine_shapes = _renamed(self.shapes, out)
@@ -192,7 +205,21 @@ class ShrinkPlan:
             rewrites[path] = one_after_the_other(replaced.get(path, ()), items)
         shapes = {**second.shapes, **mine_shapes}
         layers = entries_then(self.layers, out) if out else self.layers
-        return ShrinkPlan(keep, attributes, rewrites, shapes, self.model or second.model, layers=layers)
+        return ShrinkPlan(
+            keep, attributes, rewrites, shapes, self.model or second.model, layers=layers, factors=factors
+        )
+
+    def _factors_then(self, second: ShrinkPlan) -> dict[str, int]:
+        """The layers that both plans factorise; a `PlanError` where the second would factorise what was cut before."""
+        first_cuts = bool(self.keep or self.layers or self.attributes or self.rewrites)
+        again = [name for name in second.factors if name.rpartition(".")[0] in self.factors]
+        if second.factors and (first_cuts or again):
+            name = again[0] if again else next(iter(second.factors))
+            raise PlanError(
+                f"the second plan factorises {name!r} of a model that the first has changed; "
+                "factorise first, then prune and shrink"
+            )
+        return {**self.factors, **second.factors}
 
     @staticmethod
     def _check_left(
@@ -228,6 +255,9 @@ class ShrinkPlan:
 
     def check(self, model: nn.Module) -> None:
         """Raise a `PlanError` unless every parameter named has the shape it had when the plan was made."""
+        if self.factors:
+            replace(self, factors={}).check(_factorised(copy.deepcopy(model), self.factors))
+            return
         check_entries(model, self.layers)
         tensors = _renamed(tensors_of(model), self.layers) if self.keep else {}
         ends: dict[int, tuple[int, int]] = {}
@@ -278,6 +308,8 @@ class ShrinkPlan:
             PlanError: The plan does not fit the model, or asks for something that no plan may do.
         """
         self.check(model)
+        if self.factors:
+            return replace(self, factors={}).apply_(_factorised(model, self.factors))
         lengths = kept_positions(model, self.layers)
         take_out_(model, self.layers)
         new: dict[int, torch.Tensor] = {}
@@ -299,6 +331,21 @@ class ShrinkPlan:
             if isinstance(module, nn.RNNBase):
                 module.flatten_parameters()
         return model
+
+
+def _factorised(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
+    """The model with two layers for each that a plan factorises; a `PlanError` where that cannot be."""
+    try:
+        return replace_(model, ranks)
+    except SecateurError as error:
+        raise PlanError(f"the plan factorises what {type(model).__name__} does not have: {error}") from error
+
+
+def _rank(value: object) -> int:
+    """A rank, as far as it can be checked without the model."""
+    if not is_count(value) or value == 0:
+        raise ValueError(f"expected a whole number of at least 1 as a rank, got {str(value)[:80]!r}")
+    return value  # type: ignore[return-value]
 
 
 def _each(data: object, read: Callable[[object], _Value]) -> dict[str, _Value]:

@@ -248,10 +248,8 @@ def two_layers(layer: Layer, rank: int) -> nn.Sequential:
             first = nn.Linear(layer.in_features, rank, bias=False)
             second = nn.Linear(rank, layer.out_features, bias=with_bias)
         else:
-            size, stride = layer.kernel_size, layer.stride
-            first = nn.Conv2d(
-                layer.in_channels, rank, size, stride, layer.padding, layer.dilation, bias=False
-            )  # type: ignore[arg-type]
+            given = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+            first = nn.Conv2d(layer.in_channels, rank, *given, bias=False)  # type: ignore[arg-type]
             second = nn.Conv2d(rank, layer.out_channels, 1, bias=with_bias)
     pair = nn.Sequential(first, second).to(layer.weight.device, layer.weight.dtype)
     for parameter in pair.parameters():

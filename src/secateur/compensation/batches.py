@@ -36,12 +36,18 @@ def read_all(who: str, data: Iterable[Any], model: nn.Module) -> list[Batch]:
         NonFiniteError: where an input holds NaN or infinity.
     """
     found = [_for(model, raw, index) for index, raw in enumerate(batches(who, Context(data=data)))]
-    for index, batch in enumerate(found):
-        for tensor in tensors_in([*batch.args, batch.kwargs]):
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise NonFiniteError(
-                    f"{who}: batch {index} of the data holds NaN or infinity; leave that input out, or mend it"
-                )
+    checked = [
+        (index, torch.isfinite(tensor).all())
+        for index, batch in enumerate(found)
+        for tensor in tensors_in([*batch.args, batch.kwargs])
+        if tensor.is_floating_point()
+    ]
+    finite = torch.stack([one for _, one in checked]).tolist() if checked else []  # fetched at once
+    for (index, _), good in zip(checked, finite, strict=True):
+        if not good:
+            raise NonFiniteError(
+                f"{who}: batch {index} of the data holds NaN or infinity; leave that input out, or mend it"
+            )
     return found
 
 

@@ -308,6 +308,9 @@ class _Layer:
     def _gather(self, first: Call) -> bool:
         """The moments over all batches; whether the layer has an intercept."""
         moments, followed = self.moments, True
+        differing: list[
+            torch.Tensor
+        ] = []  # read once, after the loop: each reading would wait for the device
         for index in self.here:
             call, other = self.student[index].call, self.dense[index].call
             assert isinstance(call, Call)
@@ -324,7 +327,8 @@ class _Layer:
             else:
                 assert isinstance(other, Call)
                 outputs = self.dense[index].run()
-                self.changed = self.changed or not torch.equal(other.inputs, call.inputs)
+                if not self.changed:
+                    differing.append((other.inputs != call.inputs).any())
             if self.moments is None:
                 rows = chosen_rows(self.setting, call, outputs, index)
                 x = call.geometry.features(call.inputs, rows)
@@ -339,6 +343,7 @@ class _Layer:
             else:
                 followed = False
         self.moments = moments
+        self.changed = self.changed or bool(differing and torch.stack(differing).any())
         return followed or first.bias is not None
 
     def _solved(

@@ -127,8 +127,12 @@ class _Found:
 
     def _put_back_values(self, held: dict[str, torch.Tensor | None]) -> None:
         for buffer in held.values():
-            if buffer is not None and not torch.equal(buffer, self._values[id(buffer)]):
-                buffer.copy_(self._values[id(buffer)])
+            # On an accelerator a comparison would wait for all that runs there; a copy does not.
+            if buffer is None or (
+                buffer.device.type == "cpu" and torch.equal(buffer, self._values[id(buffer)])
+            ):
+                continue
+            buffer.copy_(self._values[id(buffer)])
 
 
 def _put_back(slots: dict[str, _ValueT], found: dict[str, _ValueT]) -> None:

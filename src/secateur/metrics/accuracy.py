@@ -72,7 +72,8 @@ def top_1(model: nn.Module, batches: Iterable[object]) -> tuple[float, int]:
         model: The model.
         batches: Pairs (inputs, targets), or dicts with `labels`.
     """
-    right = count = 0
+    right: torch.Tensor | int = 0  # stays on the device: reading it for every batch would wait for each
+    count = 0
     device = device_of(model)
     with evaluating(model):
         for batch in batches:
@@ -87,13 +88,13 @@ def top_1(model: nn.Module, batches: Iterable[object]) -> tuple[float, int]:
                     f"(batch, ...), got {shape or type(outputs).__name__} and {tuple(targets.shape)}; pass "
                     "a function of the model instead"
                 )
-            right += int((outputs.argmax(dim=1) == targets).sum())
+            right = right + (outputs.argmax(dim=1) == targets).sum()
             count += targets.numel()
     if not count:
         raise DataError(
             "accuracy: the data holds no batch; an iterator that was used before is empty, give a list"
         )
-    return right / count, count
+    return int(right) / count, count
 
 
 def _split(batch: object) -> tuple[Example, torch.Tensor]:

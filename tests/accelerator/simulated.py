@@ -2,8 +2,9 @@
 
 Made of PyTorch's own extension point for back ends. As on a GPU, an operator that gets tensors of two devices is an
 error, unless one of them is a number (a CPU tensor without axes). What moves data or makes the processor wait is
-counted: `sent` and `fetched` are copies that the code asks for by `.to`, `.cpu` or `copy_`; `hidden` are those it causes
-without saying so: a value read (`item`, `float`, `bool`), a comparison of whole tensors, the places where a mask is true.
+counted: `sent` and `fetched` are copies that the code asks for by `.to`, `.cpu` or `copy_`; `hidden` are those that it
+causes without saying so: a value read (`item`, `float`, `bool`), a comparison of whole tensors, the places where a mask
+is true.
 """
 
 from __future__ import annotations

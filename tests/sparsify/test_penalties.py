@@ -100,6 +100,23 @@ def test_growing_decay_of_all_units_and_by_rank():
     assert ranked.finish() is None
 
 
+def test_admm_by_hand():
+    # (3, 1): z = (3, 0), u = 0, penalty 0.5 / 2 * 1, gradient (0, 0.5). With (2, 1.5) after a step: w + u = (2, 1.5),
+    # z = (2, 0), u = (0, 1.5): penalty 0.5 / 2 * (0 + 3**2). With (1, 2) after another: w + u = (1, 3.5), z = (0, 3.5),
+    # u = (1, 0): 0.5 / 2 * (2**2 + 1.5**2); at the end (1, 2) itself is pruned
+    model = nn.Linear(2, 1, bias=False)
+    model.weight.data.copy_(torch.tensor([[3.0, 1.0]]))
+    active = sc.sparsify.Admm(strength=0.5, every=1).start(model)
+    assert gradients(model, active.penalty()) == {"weight": [[0.0, 0.5]]}
+    for weights, expected in (([[2.0, 1.5]], 0.25 * 9), ([[1.0, 2.0]], 0.25 * (4 + 2.25))):
+        model.weight.data.copy_(torch.tensor(weights))
+        active.after_step()
+        assert model.weight.tolist() == weights
+        assert active.penalty().item() == pytest.approx(expected)
+    assert active.finish()["weight"].tolist() == [[False, True]]
+    assert model.weight.tolist() == [[0.0, 2.0]]
+
+
 @pytest.mark.parametrize(
     ("wrong", "text"),
     [
@@ -163,7 +180,7 @@ def test_a_training_with_it_ends_with_smaller_weights(digits, method):
         assert int((sparse[1].weight != 0).any(1).sum()) == 8
 
 
-@pytest.mark.parametrize("method", [METHODS[4], METHODS[5]], ids=repr)
+@pytest.mark.parametrize("method", [METHODS[4], METHODS[5], sc.sparsify.Admm(0.01, every=3)], ids=repr)
 def test_a_stopped_training_goes_on_to_the_bit(digits, method, tmp_path):
     class Stop:
         def start(self, *_):

@@ -16,10 +16,9 @@ nothing, so one loop serves all of them:
 
 Every training step of a recipe takes a method as `sparsify`, such as `sparsify = {name = "group_lasso"}`.
 
-In reading order: `bn_l1`, `group_lasso`, `group_sparse`, `growing` (penalties); `_moving` with `set` and `rigl` (masks
-that move, held meanwhile); `_masked_forward` with `straight_through` and `movement_scores` (dense weights that are
-trained behind a mask). To add one, add a file with a class of
-its name in CamelCase.
+In reading order: `bn_l1`, `group_lasso`, `group_sparse`, `growing`, `admm` (penalties); `_moving` with `set` and `rigl`
+(masks that move, held meanwhile); `_masked_forward` with `straight_through` and `movement_scores` (dense weights that
+are trained behind a mask). To add one, add a file with a class of its name in CamelCase.
 
 >>> import torch
 >>> from torch import nn

@@ -16,6 +16,7 @@ from torch.nn.utils import prune as torch_prune
 
 import secateur as sc
 from secateur.errors import OptionError
+from secateur.execution.undisturbed import undisturbed
 
 X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 BATCHES = [(X, torch.tensor([1, 2]))]
@@ -221,3 +222,34 @@ def test_channels_last_is_kept_by_shrink_and_by_files(tmp_path: Path) -> None:
         assert last(again) == [True, True]
         assert torch.equal(again(X), small.model(X))
     assert last(sc.shrink(net(), masks_of(net()), X).model) == [False, False]
+
+
+def exported() -> nn.Module:
+    return torch.export.export(net(), (X,)).module()
+
+
+def test_what_torch_export_made_is_measured_and_shrunk() -> None:
+    model = exported()
+    found = {each.name: each.value for each in sc.measure(model, X, what=["params", "macs"])}
+    assert found["params"] == sum(parameter.numel() for parameter in model.parameters())
+    small = sc.shrink(model, masks_of(model), X)
+    assert small.proof.holds
+    assert small.model.get_parameter("0.weight").shape == (4, 3, 3, 3)
+
+
+def test_an_exported_program_has_no_train_mode() -> None:
+    with (
+        pytest.raises(
+            OptionError, match=r"GraphModule was made by torch.export, whose mode is fixed, and train mode"
+        ),
+        undisturbed(exported(), mode="train"),
+    ):
+        pass
+
+
+def test_the_layers_of_an_exported_program_cannot_be_compensated() -> None:
+    model = exported()
+    with pytest.raises(
+        OptionError, match=r"compensate: GraphModule was made by torch.export, .* the Python model"
+    ):
+        sc.compensate(model, masks_of(model), [X])

@@ -216,3 +216,26 @@ def test_channels_between_weight_norms_are_worth_their_scales() -> None:
     small = sc.shrink(model, masks, x)
     assert small.proof.holds
     assert small.model[0].parametrizations.weight.original0.flatten().tolist() == [8, 6, 7, 5]
+
+
+class Beside(nn.Module):
+    """Two products with parameters of the module's own, and two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.randn(6, 8)), nn.Parameter(torch.randn(8, 6))
+        self.a, self.b = nn.Linear(6, 10), nn.Linear(10, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a((x @ self.up).relu() @ self.down).relu())
+
+
+@pytest.mark.parametrize("criterion", ["wanda", "obs", "activation"])
+def test_criteria_that_look_at_what_arrives_at_layers_choose_among_those(criterion: str) -> None:
+    torch.manual_seed(0)
+    model, data = Beside(), torch.randn(32, 6)
+    masks = sc.prune(model, criterion, "channel", 0.5, data=[data])
+    assert {"a.weight", "b.weight"} <= set(masks)
+    assert "up" not in masks  # its channels come and go between parameters alone
+    assert ("down" in masks) == (criterion != "activation")  # it puts out what a layer takes in
+    assert sc.shrink(model, masks, data).proof.holds

@@ -32,7 +32,7 @@ from secateur.compensation.progress import Advance, Progress
 from secateur.compensation.solver import LeastSquares
 from secateur.compensation.tuning import Tuning, tune
 from secateur.core.masks import Masks
-from secateur.core.model_kinds import plain_model
+from secateur.core.model_kinds import is_exported, plain_model
 from secateur.core.targets import Pattern, matches, patterns_of, select
 from secateur.errors import MaskMismatchError, NothingToDoError, OptionError, PatternError, near
 from secateur.execution.undisturbed import undisturbed
@@ -123,6 +123,11 @@ def compensate(
     model, dense = plain_model(model), dense if dense is None else plain_model(dense)
     masks = masks if isinstance(masks, Masks) else Masks(masks)
     options = as_tuning(tune)
+    if is_exported(model):
+        raise OptionError(
+            f"compensate: {type(model).__name__} was made by torch.export, so that no layer is called as a module "
+            "whose inputs could be seen; compensate the Python model it was made from, and export the result"
+        )
     masks.check(model)
     reference = model if dense is None else check_dense(model, dense)
     if dense is None and all(bool(mask.all()) for mask in masks.values()):

@@ -15,7 +15,7 @@ from torch import nn
 
 from secateur.errors import OptionError
 
-__all__ = ["check_kind", "computed_weights", "plain_model", "unwrapped"]
+__all__ = ["check_kind", "computed_weights", "is_exported", "plain_model", "unwrapped"]
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
@@ -68,6 +68,15 @@ def check_kind(model: nn.Module, *, hooks: bool = True) -> None:
         problem = _hooked(path, module) if hooks else ""
         if problem:
             raise OptionError(f"model: {problem}")
+
+
+def is_exported(model: nn.Module) -> bool:
+    """Whether a model is what torch.export made: a graph of operators, in which no layer is called as a module.
+
+    Args:
+        model: The model.
+    """
+    return any(kind.__module__.startswith("torch.export") for kind in type(model).__mro__)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -39,6 +39,8 @@ class Criterion(ABC):
     """Whether one input must be known: `Context.example`, or the first batch of `Context.data`."""
     of_outputs: ClassVar[bool] = False
     """Whether a score is that of an output: in a unit of several tensors only those that compute the output count."""
+    of_layers: ClassVar[bool] = False
+    """Whether only weights of layers can be scored, by what arrives there; parameters beside layers take no part."""
     among: ClassVar[bool] = False
     """Whether a unit's score depends on the other units of its list too: `reduce` compares them by their norms."""
     rescore: ClassVar[bool] = False

@@ -54,6 +54,7 @@ class Activation(Criterion):
 
     needs_data: ClassVar[bool] = True
     rescore: ClassVar[bool] = True
+    of_layers: ClassVar[bool] = True
     of_outputs: ClassVar[bool] = True
 
     of: str = "apoz"

@@ -49,6 +49,7 @@ class Obs(Criterion):
 
     needs_data: ClassVar[bool] = True
     rescore: ClassVar[bool] = True
+    of_layers: ClassVar[bool] = True
 
     damping: float = 1e-4
 

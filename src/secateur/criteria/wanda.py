@@ -35,6 +35,7 @@ class Wanda(Criterion):
 
     needs_data: ClassVar[bool] = True
     rescore: ClassVar[bool] = True
+    of_layers: ClassVar[bool] = True
 
     def scores(self, model: nn.Module, targets: Sequence[Target], context: Context) -> Scores:
         """|w| * sqrt(mean x²) per weight."""

@@ -90,11 +90,23 @@ def undisturbed(model: nn.Module, *, mode: str = "as_found", weights: bool = Fal
             for parameter in found.parameters:
                 parameter.grad = None
             if mode != "as_found":
-                model.train(mode == "train")
+                _switch(model, mode == "train")
             yield model
         finally:
             with torch.no_grad():
                 found.put_back()
+
+
+def _switch(model: nn.Module, training: bool) -> None:
+    """Train or eval mode; what torch.export made keeps that of its export, which cannot be asked for."""
+    try:
+        model.train(training)
+    except NotImplementedError as error:
+        if training:
+            raise OptionError(
+                f"model: {type(model).__name__} was made by torch.export, whose mode is fixed, and train mode is "
+                "needed; pass the Python model it was made from"
+            ) from error
 
 
 class _Found:

@@ -117,7 +117,7 @@ def prune(
     final = budget_of(budget)
     context = Context(data=data, loss=loss, example=example, seed=asked.seed)
     _check_inputs(rule, criterion, context)
-    targets = targets_of(model, grain, context, asked.only, skip, asked.parameters)
+    targets = targets_of(model, grain, context, asked.only, skip, asked.parameters, rule.of_layers)
     _check_loaded(model, targets)
     found = _checked_masks(asked.masks, model)
     rounds = _rounds(rule, final, asked, data)

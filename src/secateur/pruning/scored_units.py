@@ -26,11 +26,12 @@ from torch import nn
 from secateur.core.context import Context
 from secateur.core.masks import Masks
 from secateur.core.targets import Target
+from secateur.core.units import AxisMember, Units
 from secateur.criteria import Criterion
 from secateur.errors import NothingToDoError
 from secateur.granularity import Granularity
 from secateur.pruning.scoring import unit_scores
-from secateur.pruning.unit_masks import masked_view
+from secateur.pruning.unit_masks import masked_view, scored_members
 
 if TYPE_CHECKING:
     from secateur.pruning.cost import CostModel
@@ -67,7 +68,7 @@ class ScoredUnits:
         self.targets = targets
         self.context = context
         self.start = start
-        self.units = granularity.units(model, targets, context)
+        self.units = _that_can_be_scored(criterion, granularity.units(model, targets, context), targets)
         if not self.units:
             raise NothingToDoError(
                 f"granularity {granularity} finds no unit to cut in {type(model).__name__}; take another one, or "
@@ -92,3 +93,24 @@ class ScoredUnits:
         """The score of every unit, of the model as the masks leave it."""
         self._view = masked_view(self.model, self.start, self._view)
         return unit_scores(self.criterion, self._view or self.model, self.targets, self.units, self.context)
+
+
+def _that_can_be_scored(
+    criterion: Criterion, units: Sequence[Units], targets: Sequence[Target]
+) -> tuple[Units, ...]:
+    """The units, without those that only parameters beside layers put out, where a criterion scores layers' outputs.
+
+    Where nothing would be left, all stay, and scoring says what is missing.
+    """
+    if not (criterion.of_layers and criterion.of_outputs):
+        return tuple(units)
+    outputs = {target.name: target.out_axis for target in targets}
+    kept = [
+        each
+        for each in units
+        if any(
+            not isinstance(member, AxisMember) or member.axis == outputs[member.name]
+            for member in scored_members(each, outputs)
+        )
+    ]
+    return tuple(kept or units)

@@ -36,6 +36,7 @@ def targets_of(
     only: Pattern | Sequence[Pattern] | None = None,
     skip: Pattern | Sequence[Pattern] | None = None,
     parameters: Pattern | Sequence[Pattern] | None = None,
+    of_layers: bool = False,
 ) -> tuple[Target, ...]:
     """The weights a call is about: see `select`. Without `only`, weights that modules keep as parameters of their own
     take part too, where the granularity follows the forward and finds the operators that use them.
@@ -47,6 +48,7 @@ def targets_of(
         only: Patterns of the layers to prune; None means every layer.
         skip: Patterns of the layers to leave alone.
         parameters: Patterns of parameters to prune beside the weights of layers.
+        of_layers: Weights that modules keep as parameters of their own take no part, unless `parameters` names them.
     """
     found: tuple[Target, ...] = ()
     problem: SecateurError | None = None
@@ -57,7 +59,7 @@ def targets_of(
     seen = context.example is not None or (
         context.data is not None and not isinstance(context.data, Iterator)
     )
-    own = granularity.own_weights(model, context) if only is None and seen else ()
+    own = granularity.own_weights(model, context) if only is None and seen and not of_layers else ()
     if own:
         return select(model, only, skip, (*patterns_of(parameters), *own))
     if problem is not None:

@@ -168,7 +168,7 @@ def scan(
     grain: Granularity = granularities.registry.make(granularity)
     data = asked.data if asked.data is not None else evaluation.batches
     context = Context(data=data, loss=asked.loss, example=example, seed=asked.seed)
-    targets = targets_of(model, grain, context, asked.only, skip, asked.parameters)
+    targets = targets_of(model, grain, context, asked.only, skip, asked.parameters, rule.of_layers)
     scored = ScoredUnits(model, rule, grain, targets, context)
     plans = _plans(scored, grid, asked.at_least)
     file = ScanFile(

@@ -84,8 +84,11 @@ def _printed(store: Store, ran: Ran, trial: int, label: str) -> str | None:
 # -----------------------------------------------------------------------------------------
 
 
+_FOLDED = 16
+
+
 def markdown_table(table: Tabulated) -> str:
-    """A table in Markdown."""
+    """A table in Markdown; one of more than sixteen rows is folded away."""
 
     def line(cells: Sequence[str]) -> str:
         # An asterisk is a mark here, not emphasis.
@@ -93,7 +96,10 @@ def markdown_table(table: Tabulated) -> str:
         return f"| {' | '.join(written)} |"
 
     rule = "|".join("--:" if index in table.right else "---" for index in range(len(table.head)))
-    return "\n".join([line(table.head), f"|{rule}|", *(line(row) for row in table.rows)])
+    text = "\n".join([line(table.head), f"|{rule}|", *(line(row) for row in table.rows)])
+    if len(table.rows) <= _FOLDED:
+        return text
+    return f'<details markdown="1"><summary>{len(table.rows)} rows</summary>\n\n{text}\n\n</details>'
 
 
 def markdown(done: StudyResult, store: Store, command: str) -> str:

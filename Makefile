@@ -36,6 +36,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check src tests benchmarks attacks docs/site
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python docs/site/prose.py
 
 # requirements-hashed.txt: the tested versions with the hashes of their files, for every system.
 hashes: $(STAMP)

@@ -20,8 +20,8 @@ __all__ = ["First"]
 class First(Criterion):
     """The position from the end, along the axis of outputs.
 
-    To make a network narrower before it is trained (again): which units of it stay does not matter then, and the
-    front of a layer is told in two numbers where a file must say which.
+    To make a network narrower before it is trained (again): which units stay does not matter then, and the
+    first units of a layer are stored as a range.
 
     >>> from secateur.core.targets import select
     >>> model = nn.Linear(1, 3)

@@ -5,8 +5,8 @@ validation images. A strategy then proposes settings, one after the other, and i
 (`pursue`). An attempt holds when its accuracy is at least that of the dense model minus `lost`. The best attempt that
 holds is run once more with a last measurement on the test images, which no decision looks at.
 
-Every step goes through the recipe engine, so what is in the run store is not computed again: a search that was stopped
-goes on where it stood.
+Every step goes through the recipe engine, so what is in the run store is not computed again: an interrupted
+search continues.
 
 >>> next_share(holds=1.0, fails=0.0), round(next_share(holds=0.5, fails=0.25), 4), next_share(holds=0.0, fails=0.2)
 (0.5, 0.3536, 0.4)

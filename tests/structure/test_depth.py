@@ -389,16 +389,41 @@ def test_a_recipe_takes_layers_out(tmp_path: Path) -> None:
     assert sum(len(keys) for keys in plan.layers.values()) < 3 * len(plan.layers)
 
 
-def test_a_forward_that_counts_its_layers_names_them() -> None:
-    class Indexed(Stack):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            for index in range(4):
-                x = self.blocks[index](x)
-            return self.head(x)
+class Indexed(nn.Module):
+    """Asks for its blocks by number."""
 
-    model = seeded(Indexed(4))
+    def __init__(self, container: type[nn.Sequential] | type[nn.ModuleList]):
+        super().__init__()
+        blocks = [Residual() for _ in range(4)]
+        self.blocks = nn.Sequential(*blocks) if container is nn.Sequential else nn.ModuleList(blocks)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for index in range(4):
+            x = self.blocks[index](x)
+        return x
+
+
+def test_a_forward_that_asks_for_its_layers_by_number_keeps_them() -> None:
+    found = find_blocks(Indexed(nn.ModuleList), X)
+    assert not found.found
+    assert {each.reason for each in found.refused} == {"the forward does not run without it"}
+    model = seeded(Indexed(nn.Sequential))
     with pytest.raises(
         sc.errors.ProofError, match=r"without 'blocks\.1' the forward of Indexed does not run"
     ):
         sc.shrink(model, without(model, "blocks.1"), X)
     assert len(model.blocks) == 4
+
+
+def test_of_nested_blocks_the_innermost_that_can_leave_is_taken() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.ModuleList([Residual(), Residual()])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer[1](self.layer[0](x))
+
+    assert list(kinds(nn.Sequential(Pair(), Pair()))) == ["0", "1"]
+    stages = nn.Sequential(nn.Sequential(Residual(), Residual()), nn.Sequential(Residual()))
+    assert list(kinds(stages)) == ["0.0", "0.1", "1.0"]

@@ -24,6 +24,7 @@ from functools import cached_property
 from torch import nn
 
 from secateur.execution.fast_copy import modules_of
+from secateur.structure.depth.entries import take_out_
 from secateur.structure.depth.zeros import (
     BATCH_NORMS,
     GROUP_NORMS,
@@ -32,7 +33,7 @@ from secateur.structure.depth.zeros import (
     gives_zero,
     plain_name,
 )
-from secateur.structure.trace.trace import Op, TensorRef, Trace, trace
+from secateur.structure.trace.trace import Op, TensorRef, Trace, trace, traceable_copy
 
 __all__ = [
     "NORMALISED",
@@ -113,6 +114,9 @@ def find_blocks(model: nn.Module, example: object) -> RemovableBlocks:
             found.append(replace(answer, parameters=tuple(name for name in own if name in first)))
         elif answer is not None:
             refused.append(answer)
+    held = _counted_on(model, example, recorded.found.mode, found)
+    refused += [Refusal(block.path, COUNTED_ON) for block in found if block.path in held]
+    found = [block for block in found if block.path not in held]
     inner = [block for block in found if not any(_inside(other.path, block.path) for other in found)]
     paths = [block.path for block in inner]
     return RemovableBlocks(
@@ -124,6 +128,35 @@ def find_blocks(model: nn.Module, example: object) -> RemovableBlocks:
             and not any(_inside(other.path, each.path) for other in refused)
         ),
     )
+
+
+COUNTED_ON = "the forward does not run without it"
+
+
+def _counted_on(
+    model: nn.Module, example: object, mode: str, blocks: Sequence[RemovableBlock]
+) -> frozenset[str]:
+    """The blocks of lists whose entries the forward asks for by number; one block of each kind of list is tried."""
+    verdicts: dict[tuple[type, str], bool] = {}
+    held = []
+    for block in blocks:
+        owner, _, attribute = block.container.rpartition(".")
+        if not isinstance(model.get_submodule(block.container), nn.ModuleList):
+            continue
+        kind = type(model.get_submodule(owner)), attribute
+        if kind not in verdicts:
+            verdicts[kind] = _runs_without(model, example, mode, block)
+        if not verdicts[kind]:
+            held.append(block.path)
+    return frozenset(held)
+
+
+def _runs_without(model: nn.Module, example: object, mode: str, block: RemovableBlock) -> bool:
+    copied, names = traceable_copy(model, mode)
+    keys = copied.get_submodule(block.container)._modules
+    gone = block.path.rpartition(".")[2]
+    take_out_(copied, {block.container: [key for key in keys if key != gone]})
+    return trace(copied, example, mode=mode, partial=True, ready=names).error is None
 
 
 def _inside(path: str, outer: str) -> bool:

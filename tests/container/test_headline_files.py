@@ -54,3 +54,15 @@ def test_the_file_is_what_was_recorded(name: str) -> None:
     assert fingerprint(model) == entry["weights"]
     # Sums of floats differ a little between processors, so answers are compared, not hashed.
     assert torch.allclose(answers(model), torch.tensor(entry["answers"]), atol=2e-3, rtol=1e-3)
+
+
+def test_the_picture_in_the_documentation_is_the_one_drawn_now() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        from benchmarks import headline_picture
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+    drawn = headline_picture.picture(ENTRIES)
+    assert (ROOT / "docs" / "images" / "headline.svg").read_text(encoding="utf-8") == drawn
+    assert headline_picture.across(4000) == pytest.approx((60 + 690) / 2)
+    assert headline_picture.up(1.1) == pytest.approx((350 + 30) / 2)

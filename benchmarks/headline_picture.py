@@ -12,13 +12,13 @@ from typing import Any
 
 import headline
 
-# network, who, bytes, error in percent
+# network, who, bytes, error in percent, and where its name stands: on which side of the mark, how much lower
 RECORDS = (
-    ("lenet5", "MIRACLE", 3030, 0.69),
-    ("lenet5", "MIRACLE", 1520, 0.96),
-    ("lenet5", "Oktay et al.", 2840, 1.0),
-    ("lenet5", "Bayesian compression", 1_724_320 / 771, 1.0),
-    ("lenet-300-100", "Oktay et al.", 8560, 1.9),
+    ("lenet5", "MIRACLE", 3030, 0.69, "start", 4),
+    ("lenet5", "MIRACLE", 1520, 0.96, "end", 4),
+    ("lenet5", "Oktay et al.", 2840, 1.0, "start", 4),
+    ("lenet5", "Bayesian compression", 1_724_320 / 771, 1.0, "end", -8),
+    ("lenet-300-100", "Oktay et al.", 8560, 1.9, "start", 4),
 )
 WIDTH, HEIGHT, LEFT, BOTTOM = 720, 400, 60, 350
 LEAST, MOST, HIGHEST = 1000, 16000, 2.2
@@ -59,11 +59,11 @@ def picture(entries: dict[str, dict[str, Any]]) -> str:
             f'<path d="M{LEFT} {y:.1f}H{WIDTH - 30}" stroke="#ddd"/>',
             text(LEFT - 8, y + 4, f"{error} %", "end"),
         ]
-    for network, who, size, error in RECORDS:
+    for network, who, size, error, side, lower in RECORDS:
         x, y, colour = across(size), up(error), COLOURS[network]
         out += [
             f'<path d="M{x - 5:.1f} {y - 5:.1f}l10 10m0 -10l-10 10" stroke="{colour}" stroke-width="2"/>',
-            text(x, y - 9, who, "middle"),
+            text(x + (10 if side == "start" else -10), y + lower, who, side),
         ]
     for entry in entries.values():
         if entry["model"] in COLOURS:
@@ -71,7 +71,7 @@ def picture(entries: dict[str, dict[str, Any]]) -> str:
             colour = COLOURS[entry["model"]]
             out += [
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>',
-                text(x, y + 19, f"{entry['bytes']:,} bytes", "middle", colour),
+                text(x, y - 10, f"{entry['bytes']:,} bytes", "middle", colour),
             ]
     out += [
         text(

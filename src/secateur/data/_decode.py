@@ -36,9 +36,9 @@ __all__ = ["Encoded", "cache_folder", "convert", "decode", "open_source", "pair"
 IN_MEMORY = 1 << 30
 """Splits of at most this number of bytes of pixels are decoded once and held in memory; larger ones are streamed."""
 
-IMAGE_BYTES = 64 << 20
+IMAGE_BYTES = 48 << 20
 """Bytes that one decoded or resized image may take, besides `BYTES_PER_BYTE` for each byte of its file. The environment
-variable SECATEUR_IMAGE_BYTES sets another number."""
+variable SECATEUR_IMAGE_BYTES sets another number. The other 16 MiB of what a file may cost are for its reader."""
 
 BYTES_PER_BYTE = 8
 

@@ -1,4 +1,4 @@
-"""Gradients of the loss over many batches, summed in a wide type: what the criteria taylor, snip and grasp share.
+"""Gradients of the loss over many batches, accumulated in a wide type; used by the criteria taylor, snip and grasp.
 
 >>> from secateur.core.targets import select
 >>> model = nn.Linear(2, 1, bias=False)
@@ -137,7 +137,7 @@ def accumulator_dtype(device: torch.device) -> torch.dtype:
 
 @dataclass(frozen=True)
 class GradientPass:
-    """Passes over the data for one criterion, to be made inside `undisturbed`.
+    """Passes over the data for one criterion; call them inside `undisturbed`.
 
     Attributes:
         who: The criterion's name, for error messages.
@@ -300,7 +300,7 @@ class GradientPass:
 
 @contextmanager
 def explained(what: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[None]:
-    """Add a note to an error of the user's model or loss: what it was called with. The error itself stays theirs.
+    """Add a note to an error raised by the user's model or loss: what it was called with. The type of the error is kept.
 
     Args:
         what: The beginning of the note: who failed, and on what.

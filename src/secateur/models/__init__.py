@@ -2,7 +2,7 @@
 
 A name is a file of this folder (`resnet20`, `vgg16-lottery`; hyphen and underscore are the same), a name of another
 library (`timm/NAME`, `torchvision/NAME`, `hf/NAME`, `ultralytics/NAME`), or a function of your own
-(`package.module:function`), which is imported and called: `runs_code` says of a name whether it does that.
+(`package.module:function`), which is imported and called: `runs_code` says whether a name is of that kind.
 
 >>> model = build("resnet20", num_classes=10)
 >>> sum(parameter.numel() for parameter in model.parameters()), input_shape(model)
@@ -39,7 +39,7 @@ def names() -> list[str]:
 
 
 def runs_code(name: str) -> bool:
-    """Whether `build` imports and calls a function that the name says, in place of a model of a known library.
+    """Whether building this name imports and calls a function of the user's, not a model of a known library.
 
     Args:
         name: A model's name.
@@ -61,7 +61,7 @@ def build(name: str, **options: Any) -> nn.Module:
 
     Args:
         name: The model's name.
-        options: Go to the model. All libraries understand `num_classes` and `in_channels`.
+        options: Passed to the model. All libraries accept `num_classes` and `in_channels`.
 
     Returns:
         The model.
@@ -110,7 +110,7 @@ def input_shape(model: nn.Module) -> tuple[int, int, int] | None:
         model: The model.
 
     Returns:
-        (channels, height, width), or None where the model does not say.
+        (channels, height, width), or None where the model does not state it.
 
     >>> input_shape(build("cnn"))
     (1, 28, 28)
@@ -122,7 +122,7 @@ def input_shape(model: nn.Module) -> tuple[int, int, int] | None:
 
 
 def normalisation(model: nn.Module) -> str:
-    """How a model wants its inputs normalised.
+    """How a model expects its inputs to be normalised.
 
     Args:
         model: The model.

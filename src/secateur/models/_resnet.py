@@ -84,7 +84,7 @@ class ResNet(nn.Module):
     """A 7x7 stem, max-pool, four stages, average pool, `fc`.
 
     Convolutions start from He's normal (fan out), batch norm from 1 and 0, `fc` from torch's own
-    initialisation. Any image size from 32 up will do; `input_shape` says which one was meant.
+    initialisation. Any image size from 32 up works; `input_shape` is the intended one.
 
     >>> ResNet(Basic, (1, 1, 1, 1), num_classes=10).eval()(torch.zeros(1, 3, 32, 32)).shape
     torch.Size([1, 10])

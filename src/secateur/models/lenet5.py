@@ -15,7 +15,7 @@ __all__ = ["Lenet5"]
 class Lenet5(nn.Module):
     """conv 20 5x5, max-pool, conv 50 5x5, max-pool, 800 → 500 → 10. 431,080 parameters.
 
-    Weights start as Caffe's example has them: Xavier's uniform, here with bound sqrt(3 / inputs); biases 0.
+    Weights are initialised as in Caffe's example: Xavier's uniform, here with bound sqrt(3 / inputs); biases 0.
 
     >>> Lenet5()(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])

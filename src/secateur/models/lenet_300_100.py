@@ -1,4 +1,4 @@
-"""`lenet-300-100`: LeCun's fully connected network, the yardstick of the pruning literature.
+"""`lenet-300-100`: LeCun's fully connected network, a standard benchmark of the pruning literature.
 
 >>> sum(parameter.numel() for parameter in Lenet300100().parameters())
 266610

@@ -16,7 +16,7 @@ class Resnet101(ResNet):
     """42,520,650 parameters with 10 classes; weights of torchvision's resnet101 (1000 classes) load into it
     as they are.
 
-    `image_size` is what the images are brought to, 32 unless said otherwise; the layers do not depend on it.
+    `image_size` is the size that images are scaled to, 32 by default; the layers do not depend on it.
     """
 
     def __init__(self, num_classes: int = 10, in_channels: int = 3, image_size: int = 32) -> None:

@@ -26,8 +26,8 @@ class Vae(nn.Module):
 
     Pixels must lie in 0..1 (`input_normalise` says so to `secateur.data.load_for`). In training the code is
     sampled, and mean and log-variance are returned for the loss. In evaluation the forward pass takes the mean, so
-    that it is a function, and returns the reconstruction alone, so that the width of the code is nobody's business
-    outside and can be cut; `evaluation_metrics` samples once with a fixed seed, as the loss is defined over samples.
+    that it is a function, and returns the reconstruction alone, so that the width of the code can be cut without
+    changing the model's interface; `evaluation_metrics` samples once with a fixed seed, as the loss is defined over samples.
     torch's own initialisation.
     """
 
@@ -81,7 +81,7 @@ class Vae(nn.Module):
         images: torch.Tensor,
         labels: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Reconstruction plus KLD, per image: what `train` minimises. Labels are not looked at."""
+        """Reconstruction plus KLD, per image: what `train` minimises. Labels are ignored."""
         error, divergence = self.terms(outputs, images)
         return (error + divergence) / images.shape[0]
 

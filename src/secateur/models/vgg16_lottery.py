@@ -1,4 +1,4 @@
-"""`vgg16-lottery`: VGG-16 as the lottery-ticket papers shrink it for 32x32 images; no batch norm, one Linear
+"""`vgg16-lottery`: VGG-16 as the lottery-ticket papers adapt it to 32x32 images; no batch norm, one Linear
 layer.
 
 >>> sum(parameter.numel() for parameter in Vgg16Lottery().parameters())

@@ -1,7 +1,7 @@
-"""`wide_cnn`: six wide convolutions on whitened patches; learns small pictures in a dozen epochs.
+"""`wide_cnn`: six wide convolutions on whitened patches; learns small images in about twelve epochs.
 
-A network to learn from rather than to make small: most of its work is in few wide layers on small maps, which
-processors do fast, and a dozen epochs from nothing are enough on CIFAR-10 (`docs/headline.md` has its accuracy).
+A teacher for distillation rather than a model to compress. Most of its work is in a few wide layers on small feature maps,
+which processors run fast, and about twelve epochs from random weights are enough on CIFAR-10 (`docs/headline.md` has its accuracy).
 
 >>> sum(parameter.numel() for parameter in WideCnn().parameters())
 1972792
@@ -18,7 +18,7 @@ __all__ = ["WideCnn"]
 
 
 class _Block(nn.Module):
-    """Two 3x3 convolutions, a max-pool between them; each starts by handing its input on."""
+    """Two 3x3 convolutions with a max-pool between them, initialised to the identity."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class _Block(nn.Module):
 
 
 class WideCnn(nn.Module):
-    """A 2x2 convolution that `whiten` fits to images and training leaves alone, three blocks, max-pool, linear.
+    """A 2x2 convolution that `whiten` fits to images and training does not change, three blocks, max-pool, linear.
 
     >>> model = WideCnn(num_classes=7, widths=(24, 32, 32))
     >>> model.whiten(torch.randn(20, 3, 32, 32))
@@ -82,7 +82,7 @@ class WideCnn(nn.Module):
         self.white.bias.zero_()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits of a batch of images; a ninth of what the last layer says, so that learning starts gently."""
+        """Logits of a batch of images: the last layer's output divided by nine, which keeps the first gradients small."""
         x = self.act(self.white(images))
         x = self.pool(self.block3(self.block2(self.block1(x))))
         logits: torch.Tensor = self.linear(x.flatten(1)) / 9

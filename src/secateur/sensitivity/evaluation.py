@@ -1,7 +1,7 @@
 """One evaluation repeated under many masks, in the fastest way that gives the same numbers.
 
 Where the evaluation is batches and the model can be recorded, `ScreenedTop1` counts the right answers. Where it is a
-function of the model, nothing is known of what it runs: `PrefixCache` keeps what the model computes before the masked
+function of the model, it is opaque: `PrefixCache` keeps what the model computes before the masked
 layer, and the rest runs as it is.
 
 >>> import torch
@@ -72,7 +72,7 @@ class Evaluation:
         return cls(evaluate)
 
     def plainly(self, model: nn.Module) -> Value:
-        """The value of the model as it is, by running it."""
+        """The value of the unmasked model, by running it."""
         if self.function is None:
             return self.share(*top_1(model, self.batches))
         value = float(self.function(model))
@@ -94,7 +94,7 @@ class EvaluationJob:
 
     @property
     def rows(self) -> bool:
-        """Whether nothing but whole rows of one tensor ever go."""
+        """Whether the masks remove only whole rows of one tensor."""
         if len(self.names) != 1:
             return False
         found = [masks[self.names[0]] for _, masks in self.masks]
@@ -106,7 +106,7 @@ class EvaluationJob:
 def repeated(
     model: nn.Module, evaluation: Evaluation, memory: int = 1 << 30, quick: bool = True
 ) -> Iterator[MaskedEvaluation]:
-    """The evaluation of this model, ready to be repeated. The model is put back to the last bit."""
+    """An evaluation of this model that can be repeated. The model's weights are restored exactly."""
     screened: ScreenedTop1 | str = "quick=False was asked"
     with undisturbed(model), torch.no_grad():
         if quick and evaluation.function is None:
@@ -123,7 +123,7 @@ def repeated(
 
 
 class MaskedEvaluation:
-    """What `repeated` opens: the value of the model as it is, the order to go in, and values under masks."""
+    """What `repeated` yields: the value of the unmasked model, the order in which to evaluate, and values under masks."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class MaskedEvaluation:
         self.reason = reason
 
     def dense(self) -> Value:
-        """The value of the model as it is; to be asked first."""
+        """The value of the unmasked model; call it first."""
         if self.cache is not None:
             return self.cache.first(lambda: self.evaluation.plainly(self.model))
         return self.evaluation.plainly(self.model)
@@ -153,7 +153,7 @@ class MaskedEvaluation:
         return self.cache.position(names)
 
     def values(self, jobs: Iterable[EvaluationJob]) -> Iterator[tuple[str, Value]]:
-        """The value under each mask, as soon as it is known."""
+        """Yield the value under each mask as soon as it is computed."""
         for job in jobs:
             if not job.masks:
                 continue
@@ -167,7 +167,7 @@ class MaskedEvaluation:
                     yield name, self._masked(masks)
 
     def _masked(self, masks: Masks) -> Value:
-        """The value with these masks on; the weights come back to the last bit, whatever happens."""
+        """The value under these masks; the weights are restored exactly, also after an error."""
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
         saved = {name: parameters[name].detach().clone() for name in masks}
         try:
@@ -182,7 +182,7 @@ class MaskedEvaluation:
 
     @property
     def peak(self) -> int:
-        """The most bytes ever kept."""
+        """The peak of the bytes kept."""
         return self.screened.folded.peak if self.screened is not None else self.cache.peak  # type: ignore[union-attr]
 
     @property
@@ -192,7 +192,7 @@ class MaskedEvaluation:
 
     @property
     def how(self) -> str:
-        """Which way was taken, in a sentence."""
+        """How the values were computed, as a sentence."""
         if self.screened is not None:
             return self.screened.summary
         return f"as the model runs, what comes before the layer kept: {self.reason}"
@@ -230,7 +230,7 @@ def on_workers(
         while running:
             try:
                 kind, payload = answers.get(timeout=1.0)
-            except Exception:  # nothing yet: is there still somebody to wait for?
+            except Exception:  # nothing yet: is a process still alive?
                 if all(process.exitcode is not None for process in started) and answers.empty():
                     codes = [process.exitcode for process in started]
                     raise OptionError(f"workers: the processes ended without an answer ({codes})") from None
@@ -258,7 +258,7 @@ class CallPool(Protocol):
         common: tuple[Any, ...],
         parts: Sequence[tuple[Any, ...]],
     ) -> Iterator[Any]:
-        """What `function(*common, *part)` yields for every part, as it comes."""
+        """Yield what `function(*common, *part)` yields for every part, as it arrives."""
 
 
 def on_pool(
@@ -289,7 +289,7 @@ def _of_one(
 
 
 def _parts(jobs: Sequence[EvaluationJob], workers: int) -> list[list[EvaluationJob]]:
-    """The jobs dealt out one by one: the early ones, which take longest, to different hands."""
+    """The jobs dealt out in turn, so that the early ones, which take longest, go to different processes."""
     return [part for part in (list(jobs[i::workers]) for i in range(workers)) if part]
 
 
@@ -302,7 +302,7 @@ def _work(
     threads: int,
     answers: Any,
 ) -> None:
-    """What a process does: every value of its jobs, or the error that stopped it."""
+    """The main function of a process: it sends every value of its jobs, or the error that stopped it."""
     torch.set_num_threads(threads)
     try:
         with repeated(model, evaluation, memory, quick) as now:
@@ -337,7 +337,7 @@ def _first(batches: Iterable[Any], subset: int | None) -> list[Any]:
 
 
 def _half_width(share: float, count: int) -> float:
-    """Half of Wilson's 95 % interval of a share of `count`, which stays honest at 0 and 1."""
+    """Half of Wilson's 95 % interval of a share of `count`; unlike the normal interval it is valid near 0 and 1."""
     z = 1.959963984540054
     return z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
 

@@ -52,7 +52,7 @@ def record(model: nn.Module, batches: Sequence[torch.Tensor], limit: int = 1 << 
 
 
 def _refused(model: nn.Module, batches: Sequence[torch.Tensor]) -> str:
-    """Why not even to try."""
+    """Why the model cannot be recorded, found before recording it; None where nothing is known against it."""
     tensors = [*model.parameters(), *batches]
     if any(tensor.device.type != "cpu" for tensor in tensors):
         return "it is not on the CPU"
@@ -67,7 +67,7 @@ def _refused(model: nn.Module, batches: Sequence[torch.Tensor]) -> str:
 
 
 class FoldedForward:
-    """The recorded steps of one model, and what is kept of the batches. `peak` is the most bytes ever kept."""
+    """The recorded steps of one model, and what is kept of the batches. `peak` is the most bytes kept at one time."""
 
     def __init__(
         self,
@@ -106,11 +106,11 @@ class FoldedForward:
 
     @contextmanager
     def changing(self, names: Sequence[str], rows: bool = False) -> Iterator[None]:
-        """Inside, the model may differ from the one recorded in these parameters; tell by `refresh` when it does.
+        """A block in which these parameters may differ from those recorded; call `refresh()` after changing them.
 
-        `rows` promises that the one parameter named is a weight of which whole rows become zero, and nothing else
-        changes: then its layer is not run again either, as the other rows' outputs are what they were, and a
-        convolution behind it is run on the channels that stay alone.
+        `rows` says that the one parameter named is a weight of which only whole rows become zero. Then its layer is not
+        run again either, because the outputs of the other rows are unchanged, and a convolution after it is run on the
+        remaining channels only.
         """
         wanted = {id(self.model.get_parameter(name)) for name in names}
         self._touched = [step for step in self.steps if wanted & step.parameters()]
@@ -125,7 +125,7 @@ class FoldedForward:
             self._touched, self._emptied, self._follower = [], None, None
 
     def _behind(self, index: int) -> int | None:
-        """The convolution that alone reads a step's output, be it through steps that keep channels apart."""
+        """The convolution that is the only reader of a step's output, directly or through channel-wise steps."""
         while index + 1 < len(self.steps):
             name, step = self.steps[index].name, self.steps[index + 1]
             if step.reads != (name,) or self._readers.count(name) != 1:
@@ -139,7 +139,7 @@ class FoldedForward:
         return None
 
     def forget(self) -> None:
-        """Drop all that is kept: the model is another one from here on."""
+        """Discard everything kept, because the model has changed."""
         self._drop()
         self._parts.clear()
         for step in self.steps:
@@ -150,13 +150,13 @@ class FoldedForward:
         self._halves, self._held = [None] * len(self.batches), 0
 
     def refresh(self) -> None:
-        """The parameters under test have other values now."""
+        """Note that the parameters under test have changed."""
         self._parts.clear()
         for step in self._touched:
             step.prepared.clear()
 
     def outputs(self, batch: int, half: bool = False) -> torch.Tensor:
-        """The model's outputs on a batch; with `half` what comes after the step under test is done in bfloat16."""
+        """The model's outputs on a batch; with `half` the steps after the one under test run in bfloat16."""
         kept = self._kept[batch]
         if kept is None:
             values = self._run({self._start: lasting(self.batches[batch])}, 0, self.first_kept, False)
@@ -179,7 +179,7 @@ class FoldedForward:
         return values
 
     def gathered(self, chosen: Sequence[tuple[int, torch.Tensor]]) -> torch.Tensor:
-        """The model's outputs on chosen rows of several batches, in float32, computed as one batch where that goes."""
+        """The model's outputs on chosen rows of several batches, in float32, computed as one batch where that is possible."""
         parts: list[Values] = []
         for batch, rows in chosen:
             kept, count = self._kept[batch], len(self.batches[batch])
@@ -215,7 +215,7 @@ class FoldedForward:
         follower = self.steps[self._follower]
         assert isinstance(follower, Product)
         gone, left = emptied.gone()
-        # a channel that is c everywhere is c times one that is 1 everywhere, so those that went need one together
+        # a constant channel is its value times a channel of ones, so all removed channels share one term
         some = torch.cat([(~gone).nonzero().flatten(), gone.nonzero().flatten()[:1]])
 
         def between(y: torch.Tensor) -> torch.Tensor:
@@ -235,7 +235,7 @@ class FoldedForward:
         return follower.applied(y, *self._parts[half], half)
 
     def _run(self, values: Values, begin: int, end: int, half: bool) -> Values:
-        """Run steps; a value is let go once nothing later reads it."""
+        """Run steps; a value is freed once no later step reads it."""
         for index in range(begin, end):
             step = self.steps[index]
             values[step.name] = step.run(values, half)
@@ -245,7 +245,7 @@ class FoldedForward:
         return values
 
     def _keep_until(self, position: int) -> None:
-        """Keep, for every batch, the values that cross this step; asked in rising order nothing is run twice."""
+        """Keep, for every batch, the values that cross this step; in ascending order of steps nothing is run twice."""
         if position < self.first_kept:
             self._drop()
         self._halves = [None] * len(self.batches)

@@ -46,7 +46,7 @@ Values = dict[str, Any]
 
 
 class NotRecorded(Exception):
-    """A forward pass with something in it that steps cannot stand for."""
+    """Raised when a forward pass cannot be expressed as steps."""
 
 
 @dataclass
@@ -117,7 +117,7 @@ class Product(GraphStep):
         return result.relu_() if self.relu else result
 
     def gone(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which rows of the weight are zero, and what these outputs are then, everywhere."""
+        """Which rows of the weight are zero, and the constant value of their outputs."""
         if "gone" not in self.prepared:
             weight, bias = self.weights(False)
             rows = ~weight.flatten(1).any(1)
@@ -127,7 +127,7 @@ class Product(GraphStep):
         return found
 
     def emptied(self, output: torch.Tensor) -> torch.Tensor:
-        """The step's output from the one it had, where nothing but whole rows of its weights became zero since."""
+        """The step's output, computed from its earlier output, where only whole rows of its weights became zero since."""
         gone, left = self.gone()
         output, left = output.clone(), left.to(output.dtype)
         if isinstance(self.layer, nn.Linear):
@@ -222,7 +222,7 @@ def _product(chain: list[fx.Node], modules: dict[str, nn.Module]) -> GraphStep:
 def _other(
     node: fx.Node, model: nn.Module, modules: dict[str, nn.Module], order: dict[fx.Node, int]
 ) -> GraphStep:
-    """Any other module, function or method, called as the model calls it; what it writes into is a copy."""
+    """Any other module, function or method, called as the model calls it; operations in place work on a copy."""
     writes = False
     if node.op == "call_module":
         module = modules[str(node.target)]
@@ -275,5 +275,5 @@ def _written(node: fx.Node) -> fx.Node | None:
 
 
 def lasting(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor as steps like it: channels last."""
+    """The tensor in the memory format of the steps: channels last."""
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor

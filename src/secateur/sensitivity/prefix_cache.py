@@ -2,8 +2,8 @@
 
 A scan evaluates the same data under many masks of one layer. Everything the model computes before that layer first
 runs is the same each time. `PrefixCache` keeps the outputs of the modules that had finished by then, call by call, and
-returns them instead of running those modules. It returns the tensor that was computed, so the result is equal to the
-last bit. Whatever is not known to repeat is computed again.
+returns them instead of running those modules. It returns the tensor that was computed, so the result is equal bit for
+bit. A call that is not known to repeat is computed again.
 
 >>> import torch
 >>> from torch import nn
@@ -39,10 +39,10 @@ Key = tuple[str, int]  # a module's name, and the number of its call within one 
 
 
 class PrefixCache:
-    """Keeps what a model computes before the part under test. A context manager; the model is left as found.
+    """A cache of what a model computes before the part under test. A context manager; the model is not changed.
 
     `limit` bounds the bytes kept; calls beyond it are computed in full. `skipped` counts the module calls answered
-    from memory, `peak` the most bytes ever kept.
+    from memory, `peak` the most bytes kept at one time.
     """
 
     def __init__(self, model: nn.Module, limit: int = 1 << 30):
@@ -98,10 +98,10 @@ class PrefixCache:
 
     @contextmanager
     def before(self, parameters: Sequence[str]) -> Iterator[None]:
-        """What is run inside differs from the model of `first` in these parameters alone.
+        """A block in which the model differs from that of `first` only in these parameters.
 
-        Name the parts in the order the model runs them (`position`) and what was kept for one shortens the
-        collecting for the next.
+        Use the parts in the order in which the model runs them (`position`): outputs kept for one part are reused for
+        the next.
         """
         self._trigger, self._next, self._live = None, {}, None
         self._mutated_next: set[Key] = set()
@@ -121,7 +121,7 @@ class PrefixCache:
         return min((use[0] for use in uses if use is not None), default=1 << 60)
 
     def run(self, run: Callable[[], T]) -> T:
-        """Run the evaluation inside `before`: from memory where there is any, else collecting it."""
+        """Run the evaluation inside `before`: from the cache where it is filled, else filling it."""
         if self._trigger is None:
             return self._evaluate(run, "plain")
         if not self._collected:
@@ -183,7 +183,7 @@ class PrefixCache:
         return result
 
     def _collect(self, current: _Pass, mode: object, result: object) -> None:
-        """Keep what the call computed; of the first call also which outputs still matter."""
+        """Keep the outputs of the call; of the first call also which outputs are still used."""
         if isinstance(mode, _OperatorWatch):
             self._live = mode.live(result)
             self._mutated_next = current.mutated()
@@ -214,7 +214,7 @@ class PrefixCache:
         )
 
     def _store(self, current: _Pass) -> None:
-        """Keep the outputs that still matter after the trigger; the others by shape alone."""
+        """Keep the outputs that are used after the trigger; of the others only the shape."""
         assert self._live is not None
         kept = {
             key: value if key in self._live else tree_map_only(torch.Tensor, _shape_only, value)
@@ -314,7 +314,7 @@ class _Pass:
 
 
 class _OperatorWatch(TorchDispatchMode):
-    """Sees every operator: which parameters it touches first, and which finished outputs still reach the result."""
+    """A mode that sees every operator: when each parameter is first used, and which finished outputs still reach the result."""
 
     def __init__(self, current: _Pass, taint: bool):
         super().__init__()

@@ -300,7 +300,7 @@ class GradientPass:
 
 @contextmanager
 def explained(what: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[None]:
-    """Add a note to an error raised by the user's model or loss: what it was called with. The type of the error is kept.
+    """Add a note to an error raised by the user's model or loss: what it was called with. The error keeps its type.
 
     Args:
         what: The beginning of the note: who failed, and on what.

@@ -1,7 +1,7 @@
 """He et al.'s residual networks for 32x32 images: shared by `resnet20` and `resnet56`.
 
-Where the width changes, the shortcut takes every second pixel and pads the channels with zeros, half on each side, so it
-has no parameters.
+Where the width changes, the shortcut takes every second pixel and pads the channels with zeros, half on each side,
+so it has no parameters.
 
 >>> sum(parameter.numel() for parameter in CifarResNet(blocks=3).parameters())
 269722

@@ -27,8 +27,8 @@ class Vae(nn.Module):
     Pixels must lie in 0..1 (`input_normalise` says so to `secateur.data.load_for`). In training the code is
     sampled, and mean and log-variance are returned for the loss. In evaluation the forward pass takes the mean, so
     that it is a function, and returns the reconstruction alone, so that the width of the code can be cut without
-    changing the model's interface; `evaluation_metrics` samples once with a fixed seed, as the loss is defined over samples.
-    torch's own initialisation.
+    changing the model's interface; `evaluation_metrics` samples once with a fixed seed, as the loss is defined
+    over samples. torch's own initialisation.
     """
 
     input_normalise = "none"

@@ -1,7 +1,8 @@
 """`wide_cnn`: six wide convolutions on whitened patches; learns small images in about twelve epochs.
 
-A teacher for distillation rather than a model to compress. Most of its work is in a few wide layers on small feature maps,
-which processors run fast, and about twelve epochs from random weights are enough on CIFAR-10 (`docs/headline.md` has its accuracy).
+A teacher for distillation rather than a model to compress. Most of its work is in a few wide layers on small feature
+maps, which processors run fast, and about twelve epochs from random weights are enough on CIFAR-10 (`docs/headline.md`
+has its accuracy).
 
 >>> sum(parameter.numel() for parameter in WideCnn().parameters())
 1972792
@@ -82,7 +83,7 @@ class WideCnn(nn.Module):
         self.white.bias.zero_()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits of a batch of images: the last layer's output divided by nine, which keeps the first gradients small."""
+        """Logits of a batch of images: the last output divided by nine, so that the first gradients are small."""
         x = self.act(self.white(images))
         x = self.pool(self.block3(self.block2(self.block1(x))))
         logits: torch.Tensor = self.linear(x.flatten(1)) / 9

@@ -123,7 +123,7 @@ def repeated(
 
 
 class MaskedEvaluation:
-    """What `repeated` yields: the value of the unmasked model, the order in which to evaluate, and values under masks."""
+    """What `repeated` yields: the value of the unmasked model, the order of evaluation, and values under masks."""
 
     def __init__(
         self,

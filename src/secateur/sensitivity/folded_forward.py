@@ -179,7 +179,7 @@ class FoldedForward:
         return values
 
     def gathered(self, chosen: Sequence[tuple[int, torch.Tensor]]) -> torch.Tensor:
-        """The model's outputs on chosen rows of several batches, in float32, computed as one batch where that is possible."""
+        """The model's outputs on chosen rows of several batches, in float32, computed as one batch where possible."""
         parts: list[Values] = []
         for batch, rows in chosen:
             kept, count = self._kept[batch], len(self.batches[batch])

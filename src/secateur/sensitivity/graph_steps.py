@@ -127,7 +127,7 @@ class Product(GraphStep):
         return found
 
     def emptied(self, output: torch.Tensor) -> torch.Tensor:
-        """The step's output, computed from its earlier output, where only whole rows of its weights became zero since."""
+        """The step's output, computed from its earlier output, where only whole rows of its weights became zero."""
         gone, left = self.gone()
         output, left = output.clone(), left.to(output.dtype)
         if isinstance(self.layer, nn.Linear):

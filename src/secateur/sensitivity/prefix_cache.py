@@ -314,7 +314,7 @@ class _Pass:
 
 
 class _OperatorWatch(TorchDispatchMode):
-    """A mode that sees every operator: when each parameter is first used, and which finished outputs still reach the result."""
+    """Sees every operator: when each parameter is first used, and which finished outputs still reach the result."""
 
     def __init__(self, current: _Pass, taint: bool):
         super().__init__()

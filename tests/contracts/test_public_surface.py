@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,3 +108,59 @@ def test_the_test_of_guides_sees_deep_imports():
         "secateur.core.masks",
         "secateur.metrics.latency.compare",
     }
+
+
+def _public_functions() -> Iterator[tuple[str, Callable[..., object], str]]:
+    """(name, function, text that may describe its arguments) of every public function and of every public method."""
+    for name in sc.__all__:
+        value = getattr(sc, name)
+        if inspect.isclass(value):
+            for key, member in vars(value).items():
+                function = member.__func__ if isinstance(member, (classmethod, staticmethod)) else member
+                generated = key == "__init__" and "__dataclass_fields__" in vars(value)
+                own = inspect.isfunction(function) and function.__module__.startswith("secateur")
+                if own and (key == "__init__" or key[0] != "_") and not generated:
+                    text = inspect.getdoc(function) or ""
+                    yield (
+                        f"{name}.{key}",
+                        function,
+                        text + (inspect.getdoc(value) or "" if key == "__init__" else ""),
+                    )
+        elif inspect.isroutine(value):
+            yield name, inspect.unwrap(value), inspect.getdoc(value) or ""
+
+
+_JSON = re.compile(r"(?:Mapping|dict)\[str, Any\]|Iterable\[Any\]")  # JSON, and batches of any form
+
+
+def _any_of(function: Callable[..., object]) -> list[str]:
+    """The arguments, and `return`, whose type is `Any` other than as a value of JSON or as a batch."""
+    types = getattr(function, "__annotations__", {})
+    return [key for key, kind in types.items() if re.search(r"\bAny\b", _JSON.sub("", str(kind)))]
+
+
+def _undescribed(function: Callable[..., object], text: str) -> list[str]:
+    """The arguments without a line of their own; a method's only one may be described by its first sentence."""
+    names = [name for name in inspect.signature(function).parameters if name not in ("self", "cls")]
+    missing = [name for name in names if not re.search(rf"^\s*\**{name}: \S", text, re.MULTILINE)]
+    method = "." in function.__qualname__ and function.__name__ != "__init__"
+    return [] if method and len(names) == 1 else missing
+
+
+def test_no_public_signature_says_any():
+    assert {name: found for name, function, _ in _public_functions() if (found := _any_of(function))} == {}
+
+
+def test_every_public_argument_is_described():
+    found = {name: _undescribed(function, text) for name, function, text in _public_functions()}
+    assert len(found) > 100
+    assert {name: missing for name, missing in found.items() if missing} == {}
+
+
+def test_the_tests_of_signatures_see_faults():
+    def lazy(model: Any, table: dict[str, Any]) -> Any: ...
+
+    lazy.__annotations__ = {"model": "Any", "table": "dict[str, Any]", "return": "Any"}
+    assert _any_of(lazy) == ["model", "return"]
+    lazy.__qualname__ = "lazy"
+    assert _undescribed(lazy, "Args:\n    model: What is cut.\n") == ["table"]

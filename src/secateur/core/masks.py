@@ -52,8 +52,10 @@ class MaskSummary:
 class Masks(Mapping[str, torch.Tensor]):
     """A read-only mapping from parameter name to a boolean tensor; True = kept.
 
-    A mask of whole filters may be an expanded view that takes no memory of its own (use `reshape`, not
-    `view`).
+    A mask of whole filters may be an expanded view that takes no memory (use `reshape`, not `view`).
+
+    Args:
+        tensors: By parameter name a boolean tensor, or a product of one line per axis.
     """
 
     __slots__ = ("_lines", "_tensors")
@@ -244,12 +246,21 @@ class Masks(Mapping[str, torch.Tensor]):
     # -- from and to elsewhere -------------------------------------------------------------------------------
     @classmethod
     def ones(cls, model: nn.Module, names: Iterable[str] | None = None) -> Masks:
-        """Masks that keep everything, for all parameters or the named ones."""
+        """Masks that keep everything, for all parameters or the named ones.
+
+        Args:
+            model: The model whose parameters are masked.
+            names: The parameters; None means all.
+        """
         return cls({name: torch.ones_like(p, dtype=torch.bool) for name, p in _named(model, names).items()})
 
     @classmethod
     def of_zeros(cls, model: nn.Module, names: Iterable[str] | None = None) -> Masks:
         """Masks read off a model that is already pruned: every weight that is exactly 0 counts as removed.
+
+        Args:
+            model: The pruned model.
+            names: The parameters; None means all.
 
         >>> model = nn.Linear(2, 1, bias=False)
         >>> model.weight.data = torch.tensor([[0.0, 3.0]])

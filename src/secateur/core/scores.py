@@ -34,7 +34,11 @@ def check_finite(what: str, tensor: torch.Tensor, advice: str) -> None:
 
 
 class Scores(Mapping[str, torch.Tensor]):
-    """A read-only mapping from parameter name to scores, all of them finite."""
+    """A read-only mapping from parameter name to scores, all of them finite.
+
+    Args:
+        tensors: By parameter name one score per weight.
+    """
 
     __slots__ = ("_tensors",)
 

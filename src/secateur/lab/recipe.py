@@ -280,7 +280,12 @@ class Recipe(Options):
         return whole
 
     def refuse(self, kinds: Sequence[str], why: str) -> None:
-        """Raise if there is a step of one of these kinds."""
+        """Raise if there is a step of one of these kinds.
+
+        Args:
+            kinds: The kinds of step that are refused.
+            why: The end of the error message.
+        """
         for step in self.steps:
             if step.kind() in kinds:
                 raise RecipeError(f"{self.name}: step {step.label!r}: {why}")

@@ -120,7 +120,12 @@ class Store:
         return self._db.transaction()
 
     def rows(self, query: str, *values: object) -> list[sqlite3.Row]:
-        """The rows of a query, with `values` in place of its question marks."""
+        """The rows of a query.
+
+        Args:
+            query: SQL that reads.
+            values: What stands for its question marks.
+        """
         return self._db.rows(query, *values)
 
     def close(self) -> None:
@@ -268,7 +273,14 @@ class Store:
         return self.folder / "locks" / f"run-{run}.lock"
 
     def note_step(self, run: int, trial: int, position: int, how: str) -> None:
-        """Record how a trial got a step's outcome: `cached` or `computed`."""
+        """Record how a trial got a step's outcome.
+
+        Args:
+            run: The run's number.
+            trial: The trial's position in the run.
+            position: The step's position in the trial.
+            how: `cached` or `computed`.
+        """
         with self.transaction() as db:
             db.execute(
                 "UPDATE plan SET how = ? WHERE run = ? AND trial = ? AND position = ?",
@@ -276,7 +288,14 @@ class Store:
             )
 
     def note_trial(self, run: int, trial: int, status: str, error: str | None = None) -> None:
-        """Record a trial's status, and the error's text where it failed."""
+        """Record a trial's status.
+
+        Args:
+            run: The run's number.
+            trial: The trial's position in the run.
+            status: Such as `done` or `failed`.
+            error: The error's text where it failed.
+        """
         with self.transaction() as db:
             db.execute(
                 "UPDATE trials SET status = ?, error = ? WHERE run = ? AND trial = ?",
@@ -324,7 +343,13 @@ class Store:
         ]
 
     def finish_run(self, run: int, status: str, seconds: float) -> None:
-        """Record that a run is over."""
+        """Record that a run is over.
+
+        Args:
+            run: The run's number.
+            status: Such as `done` or `failed`.
+            seconds: How long it took.
+        """
         with self.transaction() as db:
             db.execute(
                 "UPDATE runs SET status = ?, seconds = ?, finished = ? WHERE id = ?",

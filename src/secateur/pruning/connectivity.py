@@ -113,7 +113,15 @@ def _leaving(model: nn.Module, masks: Masks, example: object) -> tuple[Removable
 def check_connected(model: nn.Module, masks: Masks, example: object = None) -> None:
     """Raise a `CollapseError` when masks leave a layer with nothing, or no path from input to output.
 
-    See `find_collapsed` for what an `example` adds. Silent layers beside a living shortcut pass.
+    A layer without output is accepted where a shortcut around it still passes a signal.
+
+    Args:
+        model: The model; it is not changed.
+        masks: The masks to check.
+        example: An input. With it the forward pass is followed: see `find_collapsed`.
+
+    Raises:
+        CollapseError: The masks disconnect the network.
 
     >>> model = nn.Linear(2, 2)
     >>> check_connected(model, Masks({"weight": torch.zeros(2, 2, dtype=torch.bool)}))

@@ -64,17 +64,30 @@ def hold(
 ) -> Held:
     """Hold the masks on the model from now on: in a `with` block, or until `close()`.
 
-    `optimizer` need not be given; every torch optimizer that steps these weights is followed either way.
-    Given, it is checked at once to train them: one made before the model was copied or shrunk would retrain
-    nothing. `copies` are other models of the same names that must stay masked too, such as a
-    `torch.optim.swa_utils.AveragedModel`. The model may be wrapped by DistributedDataParallel, accelerate or
-    torch.compile, or sharded by fully_shard (FSDP2): then each process holds its part of every mask.
+    Args:
+        model: The model; it may be wrapped by DistributedDataParallel, accelerate or torch.compile, or sharded by
+            fully_shard (FSDP2): then each process holds its part of every mask.
+        masks: What is removed, by the names of the parameters.
+        optimizer: Checked at once to train the masked weights: one made before the model was copied or shrunk would
+            retrain nothing. Without it, every torch optimizer that steps these weights is followed all the same.
+        copies: Other models with the same names that stay masked too, such as a
+            `torch.optim.swa_utils.AveragedModel`.
+
+    Raises:
+        MaskMismatchError: The masks do not fit the model, or the optimizer trains none of the masked weights.
     """
     return Held(model, masks, optimizer, copies=copies)
 
 
 class Held:
-    """Masks in force on a model. Made by `hold`; ends with its `with` block or with `close()`."""
+    """Masks in force on a model. Made by `hold`; ends with its `with` block or with `close()`.
+
+    Args:
+        model: See `hold`, as for the rest.
+        masks: What is removed.
+        optimizer: The optimizer that is checked.
+        copies: Other models that stay masked too.
+    """
 
     def __init__(
         self,

@@ -167,11 +167,16 @@ class Scan:
     ) -> Allocation:
         """A sparsity per list, by one of two rules.
 
-        `floor`: the highest scanned sparsity before the value first passes the floor (0 where even the lowest level
-        does). `keep`: the least predicted loss while at most this share of `cost` remains; a limit that no combination
-        reaches is a `BudgetNotMetError`. `cost` is "macs" or "params" (over the scanned lists), "size" (their bytes
-        once coded, estimated from the counts), or "latency" (of the whole model, from the times that
-        `scan(trials=...)` read with one list cut at a time).
+        Args:
+            floor: Take the highest scanned sparsity before the value first passes this floor (0 where even the lowest
+                level does).
+            keep: Take the least predicted loss while at most this share of `cost` remains.
+            cost: "macs" or "params" (over the scanned lists), "size" (their bytes once coded, estimated from the
+                counts), or "latency" (of the whole model, from the times that `scan(trials=...)` read with one list
+                cut at a time).
+
+        Raises:
+            BudgetNotMetError: No combination keeps as little as `keep`.
         """
         if (floor is None) == (keep is None):
             raise OptionError(

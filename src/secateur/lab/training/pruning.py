@@ -109,7 +109,12 @@ class GradualPruning:
         return self.sparsity - (self.sparsity - self.start) * left**self.power
 
     def is_due(self, step: int, steps: int) -> bool:
-        """Whether masks are made before this step: every `every` steps, and where the final sparsity is reached."""
+        """Whether masks are made before this step: every `every` steps, and where the final sparsity is reached.
+
+        Args:
+            step: Counted from 0.
+            steps: Optimizer steps of the whole training.
+        """
         last = self._last(steps)
         return step == last or (step < last and step % self.every == 0)
 

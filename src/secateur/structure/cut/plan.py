@@ -239,7 +239,13 @@ class ShrinkPlan:
             )
 
     def width(self, name: str, axis: int, before: int) -> int:
-        """How long an axis is once cut."""
+        """How long an axis is once cut.
+
+        Args:
+            name: The tensor.
+            axis: Its axis.
+            before: How long the axis is now.
+        """
         return len(self.keep.get(name, {}).get(axis, range(before)))
 
     def name_after(self, name: str) -> str | None:

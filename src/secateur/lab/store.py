@@ -253,10 +253,7 @@ class Store:
             alive.acquire()
             db.executemany(
                 "INSERT INTO trials VALUES (?, ?, ?, 'waiting', NULL)",
-                [
-                    (run, index, canonical(clean_plain(dict(settings))))
-                    for index, (settings, _) in enumerate(trials)
-                ],
+                [(run, k, canonical(clean_plain(dict(settings)))) for k, (settings, _) in enumerate(trials)],
             )
             db.executemany(
                 "INSERT INTO plan (run, trial, position, label, kind, key) VALUES (?, ?, ?, ?, ?, ?)",

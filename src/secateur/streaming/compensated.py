@@ -93,18 +93,16 @@ def compensate_checkpoint(
     options: BlockOptions | None = None,
     progress: BlockProgress | None = None,
 ) -> RewrittenCheckpoint:
-    """Prune the blocks of a checkpoint on data and make up for it, with one block in memory at a time.
+    """Prune the blocks of a checkpoint on data and compensate, with one block in memory at a time.
 
-    What lies outside the blocks (embeddings, the output head) stays as it is. In memory are one block twice, the
-    second moments of one layer's inputs, and what the forward pass of the block holds for all of the data. A killed
-    run goes on with the block that it was at.
+    Embeddings and the output head are not changed. Memory holds one block twice, the second moments of one layer's
+    inputs, and the block's activations for all of the data. A killed run continues from the block it was at.
 
     Args:
         source: A folder of safetensors files with their index and config.json.
         target: A new folder, which gets the same files.
-        data: Some hundred sequences without labels, in batches: tensors of token numbers, or dicts of keywords, whose
-            `attention_mask` leaves padding out.
-        criterion: What a weight is worth: "wanda", "obs", or one without data.
+        data: Batches of a few hundred sequences without labels: tensors of token numbers, or dicts of keywords.
+        criterion: How weights are scored: "wanda", "obs", or one without data.
         budget: The share of every tensor, or a budget that decides about each tensor alone.
         skip: Layers that are left alone, by name, glob or class.
         options: Which layers take part, and how they are run.

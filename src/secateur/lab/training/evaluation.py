@@ -167,9 +167,7 @@ def evaluate(
     ['loss', 'reconstruction', 'kld']
     """
     if len(split) == 0:
-        raise DataError(
-            "evaluate: expected a split with images, got an empty one; was validation=0 asked for?"
-        )
+        raise DataError("evaluate: expected a split with images, got an empty one; is validation=0?")
     where = chosen_device(device)
     own = getattr(model, "evaluation_metrics", None) if loss is None else None
     measure, classifies = loss_of(model, loss)

@@ -364,12 +364,12 @@ TABLE = "| model | removed | proof | compared | seconds | Torch-Pruning | notes 
 
 
 def write(rows: list[dict[str, Any]]) -> None:
-    """Put the section into docs/zoo.md, in place of the one before."""
+    """Put the section into docs/zoo.md, in place of the one before; those around it stay."""
     listing = f"{len(rows)} models of the list have a result and are in the table; {len(listed())} are on the list.\n\n"
-    before = TARGET.read_text().split(MARK)[0].rstrip("\n")
-    TARGET.write_text(
-        f"{before}\n\n{HEAD}{listing}{summary(rows)}{TABLE}" + "\n".join(map(line, rows)) + "\n"
-    )
+    before, _, rest = TARGET.read_text().partition(MARK)
+    _, found, after = rest.partition("\n## ")
+    text = f"{HEAD}{listing}{summary(rows)}{TABLE}" + "\n".join(map(line, rows)) + "\n"
+    TARGET.write_text(f"{before.rstrip()}\n\n{text}" + (f"\n## {after}" if found else ""))
 
 
 def kept() -> dict[str, dict[str, Any]]:

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test quick extras zoo ray lint hashes site bench headline fuzz faults mutants studies-doc clean
+.PHONY: demo test quick extras zoo ray lint hashes site bench headline fuzz faults mutants accelerator studies-doc clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -74,6 +74,10 @@ fuzz: $(STAMP)
 # Two hundred kills and two hundred I/O errors in the middle of a run, each resumed: some six minutes
 faults: $(STAMP)
 	$(BIN)/python -m attacks.faults
+
+# What only CUDA or MPS can show, in pieces of nine minutes that go on where they stopped: make accelerator DATA=FOLDER
+accelerator: $(STAMP)
+	$(BIN)/python benchmarks/accelerator.py $(if $(DATA),--data $(DATA))
 
 # Small bugs planted in a copy, and how many the tests find: make mutants COUNT=40 SEED=1 ROOMS="budget criteria"
 mutants: $(STAMP)

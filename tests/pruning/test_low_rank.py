@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import secateur as sc
+from secateur import cli
 from secateur.compensation import low_rank
 from secateur.errors import (
     BudgetNotMetError,
@@ -283,3 +284,20 @@ def test_a_step_that_cannot_be_is_refused(step, error, text, tmp_path):
     recipe = Recipe.parse(f'model = {{name = "lenet-300-100"}}\nstep = [{step}]')
     with pytest.raises(error, match=text):
         run(recipe, Store(tmp_path))
+
+
+def test_the_verb_writes_a_file_that_loads(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "sys.argv", ["secateur", "factorise", "lenet5", "--keep", "0.6", "--out", f"{tmp_path}/low.sct"]
+    )
+    with pytest.raises(SystemExit) as leaving:
+        cli.main()
+    assert leaving.value.code == 0
+    assert "in float64" in capsys.readouterr().out
+    low = sc.load(tmp_path / "low.sct", into=sc.models.build("lenet5"))
+    dense = sc.models.build("lenet5")
+    images = torch.zeros(1, 1, 28, 28)
+    assert (
+        sc.measure(low, images, what="macs")["macs"].value
+        <= 0.6 * sc.measure(dense, images, what="macs")["macs"].value
+    )

@@ -8,7 +8,8 @@ the masks.
 In reading order: `_selection` (what a budget sees), `_floors` (how many units must stay whatever it says), `_select`
 (exact selection of the lowest of many numbers); then `per_tensor`, `per_layer`, `overall`, `isomorphic`, `erdos_renyi`,
 `n_of_m`, `percentile` and `std_dev`, which say how many are removed; then `_cost_path` with `macs`, `params`, `size`
-and `latency`, which say how much remains, and `latency_table`, the same by a table of times. To add one, add a file with a class of its name in CamelCase.
+and `latency`, which say how much remains, and `latency_table`, the same by a table of times. To add
+one, add a file with a class of its name in CamelCase.
 
 >>> import torch
 >>> from torch import nn

@@ -72,7 +72,7 @@ def factorise(
     show_table(["", "before", "after"], rows, right=(1, 2))
     what = "outputs on the images" if calibration.wanted else "weights"
     print(
-        f"\nerror: the share of a layer's squared {what} that is lost; {found.proof_error:.1e} from the truncated dense "
+        f"\nerror: the share of a layer's squared {what} that is lost; {found.proof_error:.1e} from truncated dense "
         f"weights, in float64; {out}: {saved.size:,} bytes"
     )
     if model.weights is None:

@@ -23,7 +23,7 @@ from torch import nn
 from secateur.core.context import Context
 from secateur.core.scores import Scores, check_finite
 from secateur.core.targets import Target
-from secateur.core.units import AxisMember, TensorMember, Units
+from secateur.core.units import AxisMember, Member, TensorMember, Units
 from secateur.criteria import Criterion
 from secateur.errors import NonFiniteError, OptionError
 from secateur.execution.fast_copy import tensors_of
@@ -113,12 +113,10 @@ class _Source:
 
     def from_elements(self, units: Units) -> torch.Tensor:
         """The scores of units from their weights, or from their weights' scores, laid out as [units, elements]."""
-        members = scored_members(units, self.tensors)
-        if self.criterion.of_outputs:
-            outputs = {target.name: target.out_axis for target in self.targets}
-            members = [m for m in members if not isinstance(m, AxisMember) or m.axis == outputs[m.name]]
-        if members and all(isinstance(member, TensorMember) for member in members):
-            return self._of_tensors(units, [m for m in members if isinstance(m, TensorMember)])
+        members = self._members(units)
+        whole_tensors = [member for member in members if isinstance(member, TensorMember)]
+        if members and len(whole_tensors) == len(members):
+            return self._of_tensors(units, whole_tensors)
         rows = [member.gather(self.tensors[member.name]) for member in members]
         if not rows:
             raise OptionError(
@@ -135,6 +133,14 @@ class _Source:
             self._check(units, scores)
         return scores
 
+    def _members(self, units: Units) -> list[Member]:
+        """The members that are scored; those along the axis of outputs where the criterion scores outputs."""
+        members = scored_members(units, self.tensors)
+        if not self.criterion.of_outputs:
+            return members
+        outputs = {target.name: target.out_axis for target in self.targets}
+        return [m for m in members if not isinstance(m, AxisMember) or m.axis == outputs[m.name]]
+
     def _of_tensors(self, units: Units, members: Sequence[TensorMember]) -> torch.Tensor:
         """The scores of units that own whole tensors, one unit after the other."""
         rows = []
@@ -143,7 +149,7 @@ class _Source:
             rows.append(torch.cat([row.to(mine[0].device) for row in mine], dim=1))
         if (
             self.criterion.among
-        ):  # units share no position: they compare as their norms do, each in a direction of its own
+        ):  # units share no position, so each is one norm on an axis that no other unit has
             sizes = [torch.linalg.vector_norm(row.float()).to(rows[0].device) for row in rows]
             found = self._reduced(torch.diag(torch.stack(sizes)), units)
         else:

@@ -106,7 +106,7 @@ def minilm(folder: str, chosen: str, passes: int) -> Row:
     else:
         masks = sc.prune(model, "block_influence", "layer", 2 / 6, data=data)
     half = sc.bypassed(model, masks, data[0])
-    tune = sc.Tuning(passes=passes, lr=0.02) if passes else None
+    tune = sc.Tuning(passes=passes, lr=0.02, blocks=0.0) if passes else None
     solved = sc.compensate(half, masks, data, dense=model, solver=sc.LeastSquares(damping=0.01), tune=tune)
     small = sc.shrink(solved.model, masks, data[0])
     seconds = time.process_time() - start

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,21 @@ def _collapsed(
     found = [Collapse(name, "empty") for name in empty]
     if example is None:
         return found, leave
+    return found + _silent(model, masks, example, leave, empty), leave
+
+
+def _silent(
+    model: nn.Module, masks: Masks, example: object, leave: Sequence[RemovableBlock], empty: Sequence[str]
+) -> list[Collapse]:
+    """The layers that no signal reaches or leaves.
+
+    Args:
+        model: The model.
+        masks: The masks.
+        example: What the model is called with.
+        leave: The blocks that leave whole: their layers are not judged.
+        empty: The masks of which nothing is left: their layers are named already.
+    """
     signal = {
         layer: alive
         for layer, alive in _signal(model, masks, example).items()
@@ -95,10 +110,10 @@ def _collapsed(
         dense = _signal(model, None, example)
         quiet = [layer for layer in quiet if dense.get(layer, False)]
     if not quiet:
-        return found, leave
+        return []
     fatal = quiet[-1] == list(signal)[-1]
     emptied = {name.rpartition(".")[0] for name in empty}
-    return found + [Collapse(layer, "silent", fatal) for layer in quiet if layer not in emptied], leave
+    return [Collapse(layer, "silent", fatal) for layer in quiet if layer not in emptied]
 
 
 def _leaving(model: nn.Module, masks: Masks, example: object) -> tuple[RemovableBlock, ...]:

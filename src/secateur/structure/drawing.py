@@ -39,16 +39,28 @@ def as_table(found: Explanation) -> str:
             f"({found.removed_parameters / max(1, found.parameters):.1%}) and {found.removed_macs:,} MACs "
             f"({found.removed_macs / max(1, found.macs):.1%})"
         )
+    return "\n".join([*lines, *_asked_for_by_name(found), *_whole_layers(found), *_locked(found)])
+
+
+def _asked_for_by_name(found: Explanation) -> list[str]:
+    """The line of the bare parameters, if there are any."""
     named = [row.name for row in found.groups if row.by_name]
-    if named:
-        shown = ", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else "")
-        lines.append(f"bare parameters, cut only when asked for by PruneOptions(parameters=...): {shown}")
+    if not named:
+        return []
+    shown = ", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else "")
+    return [f"bare parameters, cut only when asked for by PruneOptions(parameters=...): {shown}"]
+
+
+def _whole_layers(found: Explanation) -> list[str]:
+    """The layers that can leave whole, on one line, and those that cannot, on one each."""
     leave = [row.name + (" (bypassed)" if row.bypassed else "") for row in found.layers if not row.reason]
-    if leave:
-        lines.append(f"whole layers that can leave (granularity 'layer'): {', '.join(leave)}")
-    lines += [f"whole layer {row.name} stays: {row.reason}" for row in found.layers if row.reason]
-    if found.locks:
-        lines.append("locked:")
+    lines = [f"whole layers that can leave (granularity 'layer'): {', '.join(leave)}"] if leave else []
+    return lines + [f"whole layer {row.name} stays: {row.reason}" for row in found.layers if row.reason]
+
+
+def _locked(found: Explanation) -> list[str]:
+    """What is locked, and what the forward does not use."""
+    lines = ["locked:"] if found.locks else []
     for lock in found.locks:
         names = ", ".join(f"{name}[{axis}]" for name, axis in lock.axes[:3])
         more = f" and {len(lock.axes) - 3} more" if len(lock.axes) > 3 else ""
@@ -57,7 +69,7 @@ def as_table(found: Explanation) -> str:
     if found.untouched:
         shown = ", ".join(found.untouched[:3])
         lines.append(f"not used by this forward: {shown}" + (" ..." if len(found.untouched) > 3 else ""))
-    return "\n".join(lines)
+    return lines
 
 
 def as_svg(found: Explanation) -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +80,27 @@ def carry_optimizer(
             name = plan.name_after(names[id(parameter)])
             if name is None:
                 continue
-            axes = plan.keep.get(name, {})
-            new: dict[str, object] = {}
-            for key, value in state.items():
-                if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.dim():
-                    new[key] = cut_tensor(value, axes) if axes else value.clone()
-                else:
-                    new[key] = value.clone() if isinstance(value, torch.Tensor) else value
-            carried.state[target[name]] = new
+            carried.state[target[name]] = _cut_state(state, parameter, plan.keep.get(name, {}))
     return carried
+
+
+def _cut_state(
+    state: Mapping[str, object], parameter: torch.Tensor, axes: Mapping[int, Sequence[int]]
+) -> dict[str, object]:
+    """What an optimizer remembers of a parameter, for the parameter after the cut.
+
+    Args:
+        state: What it remembers.
+        parameter: The parameter before the cut.
+        axes: The positions that stay, by axis.
+    """
+    cut: dict[str, object] = {}
+    for key, value in state.items():
+        if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.dim():
+            cut[key] = cut_tensor(value, axes) if axes else value.clone()
+        else:
+            cut[key] = value.clone() if isinstance(value, torch.Tensor) else value
+    return cut
 
 
 def _accepted(kind: type, options: dict[str, Any]) -> dict[str, Any]:

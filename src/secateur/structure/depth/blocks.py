@@ -116,7 +116,11 @@ def find_blocks(model: nn.Module, example: object) -> RemovableBlocks:
             refused.append(answer)
     held = _counted_on(model, example, recorded.found.mode, found)
     refused += [Refusal(block.path, COUNTED_ON) for block in found if block.path in held]
-    found = [block for block in found if block.path not in held]
+    return _innermost([block for block in found if block.path not in held], refused)
+
+
+def _innermost(found: Sequence[RemovableBlock], refused: Sequence[Refusal]) -> RemovableBlocks:
+    """The blocks without a block inside, and the refusals that say something of no part or whole of theirs."""
     inner = [block for block in found if not any(_inside(other.path, block.path) for other in found)]
     paths = [block.path for block in inner]
     return RemovableBlocks(

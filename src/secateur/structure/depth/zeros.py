@@ -148,17 +148,21 @@ def gives_zero(op: Op, zero: IsZero) -> bool:
     return _elementwise_zero(op, name, is_zero)
 
 
+# The arguments that must all be 0, of operators whose result is then 0.
+_ALL_ZERO = {name: slice(0, 2) for name in ("add", "sub", "rsub", "maximum", "minimum")} | {
+    "where": slice(1, 3)
+}
+
+
 def _elementwise_zero(op: Op, name: str, is_zero: Callable[[object], bool]) -> bool:
     """The rules of operators that work position by position, or only move or gather positions."""
     args = op.args
-    if name in ("add", "sub", "rsub", "maximum", "minimum"):
-        return all(is_zero(arg) or _is_nought(arg) for arg in args[:2])
+    if name in _ALL_ZERO:
+        return all(is_zero(arg) or _is_nought(arg) for arg in args[_ALL_ZERO[name]])
     if name == "div":
         return is_zero(args[0]) and not is_zero(args[1])
     if name in ("cat", "stack"):
         return bool(args[0]) and all(is_zero(part) for part in args[0])
-    if name == "where":
-        return all(is_zero(arg) or _is_nought(arg) for arg in args[1:3])
     if name == "copy":
         return is_zero(args[1])
     if name == "constant_pad_nd":
@@ -166,14 +170,19 @@ def _elementwise_zero(op: Op, name: str, is_zero: Callable[[object], bool]) -> b
     if name in ("zeros", "zeros_like", "new_zeros"):
         return True
     if name in _CLAMPS:
-        bounds = [arg for arg in (*args[1:], *op.kwargs.values()) if isinstance(arg, (int, float))]
-        low, high = (bounds[0], bounds[-1]) if len(bounds) > 1 else (-1.0, 1.0)
-        if len(bounds) == 1:
-            low, high = (bounds[0], 1.0) if name != "clamp_max" else (-1.0, bounds[0])
-        return is_zero(args[0]) and low <= 0 <= high
+        return is_zero(args[0]) and _clamps_around_zero(op, name)
     if name in _MOVES or name in _KEEPS:
         return bool(args) and is_zero(args[0])
     return False
+
+
+def _clamps_around_zero(op: Op, name: str) -> bool:
+    """Whether a clamp leaves 0 as it is."""
+    bounds = [arg for arg in (*op.args[1:], *op.kwargs.values()) if isinstance(arg, (int, float))]
+    low, high = (bounds[0], bounds[-1]) if len(bounds) > 1 else (-1.0, 1.0)
+    if len(bounds) == 1:
+        low, high = (bounds[0], 1.0) if name != "clamp_max" else (-1.0, bounds[0])
+    return low <= 0 <= high
 
 
 def _is_nought(value: Any) -> bool:

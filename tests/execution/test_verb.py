@@ -376,3 +376,46 @@ def test_a_signal_while_close_takes_a_hold_off_waits_until_it_is_off(tmp_path):
         guard.close()
         assert hooks(model) == 0
     assert hits == lines
+
+
+def test_a_signal_between_hold_and_its_block_waits_for_the_block(tmp_path):
+    model = small()
+    before, handler = state_of(model), signal.getsignal(signal.SIGINT)
+    came = []
+
+    def trace(frame, event, argument):
+        code = frame.f_code
+        if event == "call" and code.co_name == "__enter__" and code.co_filename.endswith("pruning/hold.py"):
+            came.append(code.co_name)
+            found = signal.getsignal(signal.SIGINT)
+            assert callable(found)
+            found(signal.SIGINT, frame)
+
+    def held_and_waited():
+        hold(model, tmp_path)
+        time.sleep(5)
+
+    sys.settrace(trace)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            held_and_waited()
+    finally:
+        sys.settrace(None)
+    assert came == ["__enter__"]
+    assert state_of(model) == before
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_handler_that_is_set_while_masks_are_held_stays():
+    model = small()
+    handler = signal.getsignal(signal.SIGINT)
+
+    def other(number, frame):
+        raise KeyboardInterrupt
+
+    try:
+        with sc.hold(model, sc.Masks({"next.weight": torch.ones(4, 4, 3, 3, dtype=torch.bool)})):
+            signal.signal(signal.SIGINT, other)
+        assert signal.getsignal(signal.SIGINT) is other
+    finally:
+        signal.signal(signal.SIGINT, handler)

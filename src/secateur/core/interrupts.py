@@ -125,7 +125,11 @@ class InterruptsDeferred:
 
     def __exit__(self, *error: object) -> None:
         while self._before:
-            signal.signal(*self._before.popitem())
+            number, handler = self._before.popitem()
+            if (
+                getattr(signal.getsignal(number), "handler", None) is handler
+            ):  # nobody has set another one since
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -46,20 +46,21 @@ _R = TypeVar("_R")
 _MODELS = ("model", "into", "a", "b", "before", "after")
 
 
-def verb(function: Callable[_P, _R]) -> Callable[_P, _R]:
+def verb(function: Callable[_P, _R], name: str | None = None) -> Callable[_P, _R]:
     """Make a function a verb: see the module.
 
     Args:
         function: One with a parameter `model` or `into`, or two models `a` and `b` or `before` and `after`. What holds
             a model as `.model`, as `Shrunk` does, may stand for it.
+        name: What errors call it, if not by the function's name.
     """
     names = list(inspect.signature(function).parameters)
-    places = [(name, names.index(name)) for name in _MODELS if name in names]
+    places = [(each, names.index(each)) for each in _MODELS if each in names]
 
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        given = [args[position] if len(args) > position else kwargs.get(name) for name, position in places]
+        given = [args[position] if len(args) > position else kwargs.get(each) for each, position in places]
         models = [getattr(each, "model", each) if not isinstance(each, nn.Module) else each for each in given]
-        door = _Door(function.__name__, [model for model in models if isinstance(model, nn.Module)])
+        door = _Door(name or function.__name__, [model for model in models if isinstance(model, nn.Module)])
         try:
             door.open()
             while not door.first():

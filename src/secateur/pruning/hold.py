@@ -53,7 +53,6 @@ __all__ = ["Held", "hold"]
 _WRAPPERS = ("module", "_orig_mod")  # DistributedDataParallel and AveragedModel; torch.compile
 
 
-@verb
 @uninterrupted
 def hold(
     model: nn.Module,
@@ -76,7 +75,17 @@ def hold(
     Raises:
         MaskMismatchError: The masks do not fit the model, or the optimizer trains none of the masked weights.
     """
-    return Held(model, masks, optimizer, copies=copies)
+    # Ctrl-C waits from here on until the hooks are off again, in `close` or at the end of the block: one that came
+    # between this function and the block would leave the model held.
+    deferred = InterruptsDeferred()
+    deferred.__enter__()
+    try:
+        held = _start_holding(model, masks, optimizer, copies)
+    except BaseException:
+        deferred.__exit__()
+        raise
+    held.deferred = deferred
+    return held
 
 
 class Held:
@@ -105,7 +114,8 @@ class Held:
         self.steps = 0
         """How many optimizer steps on these weights have been followed."""
         self._depth = 0
-        self._deferred = InterruptsDeferred()
+        self.deferred = InterruptsDeferred()
+        """What keeps signals waiting while the hooks go on and off."""
         self._open = False
         self._mask_gradients = True
         self._gradients = [0]
@@ -125,7 +135,7 @@ class Held:
         if not self._open:
             raise OptionError("this hold was closed; start a new one with sc.hold(model, masks, optimizer)")
         if self._depth == 0:
-            self._deferred.__enter__()  # Ctrl-C waits until the hooks are off again, in __exit__
+            self.deferred.__enter__()
         self._depth += 1
         return self
 
@@ -140,7 +150,7 @@ class Held:
             try:
                 self._close(complain=kind is None)
             finally:
-                self._deferred.__exit__()
+                self.deferred.__exit__()
 
     @uninterrupted
     def close(self, complain: bool = True) -> None:
@@ -149,8 +159,11 @@ class Held:
         Args:
             complain: Warn where gradients arrived and no optimizer stepped a masked tensor.
         """
-        with InterruptsDeferred():
+        self.deferred.__enter__()
+        try:
             self._close(complain)
+        finally:
+            self.deferred.__exit__()
 
     def _close(self, complain: bool) -> None:
         if not self._open:
@@ -322,6 +335,19 @@ class Held:
 
     def _after_load(self, module: nn.Module, keys: object) -> None:
         self.apply()
+
+
+@uninterrupted
+def _made(
+    model: nn.Module,
+    masks: Masks | Mapping[str, torch.Tensor],
+    optimizer: object,
+    copies: nn.Module | Iterable[nn.Module],
+) -> Held:
+    return Held(model, masks, optimizer, copies=copies)
+
+
+_start_holding = verb(_made, "hold")
 
 
 class _Hook:

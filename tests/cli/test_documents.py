@@ -69,13 +69,10 @@ def execute(command: str, monkeypatch) -> int:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_and_example_works(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    _fresh._declare_torchvision()  # transformers imports it, of whatever build it is
     if page.endswith("huggingface.md"):
         pytest.importorskip("transformers")
-        _fresh._declare_torchvision()  # transformers imports it, of whatever build it is
-    if page.endswith("trainers.md"):
-        _fresh._declare_torchvision()
     if page.endswith("yolo.md"):
-        _fresh._declare_torchvision()
         monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
         pytest.importorskip("ultralytics", exc_type=ImportError)
     blocks = _BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))

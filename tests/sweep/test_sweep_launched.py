@@ -64,8 +64,15 @@ against = "train"
 turns = 1
 batch_size = 32
 [[step]]
+kind = "rate_train"
+target = 2000
+epochs = 1
+lr = 0.001
+batch_size = 32
+coder = "fast"
+[[step]]
 kind = "share"
-bits = 3
+bits = 2
 [[step]]
 kind = "refine"
 epochs = 1
@@ -79,7 +86,7 @@ batch_size = 32
 def test_every_kind_of_step_that_trains_is_run_here():
     kinds = {step.kind() for step in Recipe.parse(EVERY).steps}
     trains = {kind for kind in registry.names() if registry.get(kind).trains}
-    assert trains == {"train", "retrain", "gradual", "refine", "epoch_time"}
+    assert trains == {"train", "retrain", "gradual", "rate_train", "refine", "epoch_time"}
     assert trains <= kinds
 
 
@@ -127,7 +134,7 @@ def test_two_launched_processes_are_one_run(tmp_path):
 @pytest.mark.slow
 def test_every_kind_that_trains_runs_on_two_processes(tmp_path):
     two, one = launched(tmp_path, EVERY), Store(tmp_path / "one")
-    assert [(row.status, row.computed) for row in two.runs()] == [("done", 6)]
+    assert [(row.status, row.computed) for row in two.runs()] == [("done", 7)]
     ran = run(Recipe.parse(EVERY), one)
     for label in ("train", "gradual", "retrain"):
         ours, theirs = (final_state(ran.plan.trials[0], store, label) for store in (one, two))
@@ -139,6 +146,6 @@ def test_every_kind_that_trains_runs_on_two_processes(tmp_path):
     masked, book = (final_state(ran.plan.trials[0], two, label) for label in ("gradual", "refine"))
     assert masked.masks is not None
     assert masked.masks.sparsity == pytest.approx(0.5, abs=0.01)
-    assert all(len(values.values) <= 9 for values in book.codebooks.values())
+    assert all(len(values.values) <= 5 for values in book.codebooks.values())
     times = {m.name for m in two.measurements(1) if m.context["step"] == "epoch_time"}
     assert times == {"training_time", "training_speedup", "evaluation_time", "evaluation_speedup"}

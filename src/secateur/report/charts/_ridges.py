@@ -161,7 +161,7 @@ def ridges(measurements: Measurements, name: str, section: str, what: str) -> li
             _stacked_chart(drawn),
             says,
             table,
-            each=300,
+            each=240,
         ),
     ]
 
@@ -268,7 +268,7 @@ def _stacked_chart(drawn: _Drawn) -> alt.FacetChart:
             y=f"datum.d * {lift} + datum.h",
         )
         .resolve_axis(y="independent")
-        .properties(width=270, height=max(260, 16 * count))
+        .properties(width=200, height=max(260, 16 * count))
         .facet(alt.Facet("v:N", sort=drawn.variants), columns=2)
     )
 

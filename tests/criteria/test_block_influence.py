@@ -9,6 +9,7 @@ from torch import nn
 import secateur as sc
 from secateur.core.context import Context
 from secateur.core.targets import select
+from secateur.errors import OptionError
 
 
 class Shift(nn.Module):
@@ -84,5 +85,11 @@ def test_the_block_that_changes_least_leaves() -> None:
 def test_it_needs_data_and_blocks() -> None:
     with pytest.raises(sc.errors.DataError, match="block_influence scores on data"):
         sc.prune(Chain(Shift(0.0, 3.0)), "block_influence", "layer", 0.5)
-    with pytest.raises(sc.errors.OptionError, match="scores none of the tensors of 'weight'"):
-        sc.prune(nn.Linear(2, 2), "block_influence", "filter", 0.5, data=[torch.ones(1, 2)])
+
+
+def test_another_granularity_is_refused() -> None:
+    model = Chain(Shift(0.0, 1.0), Shift(1.0, 0.0))
+    with pytest.raises(
+        OptionError, match="block_influence scores whole blocks: expected granularity 'layer', got"
+    ):
+        sc.prune(model, "block_influence", "channel", 0.5, example=torch.ones(1, 2), data=[torch.ones(1, 2)])

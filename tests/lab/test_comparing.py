@@ -95,6 +95,11 @@ def test_what_cannot_be_compared_is_refused():
     untrained = Recipe.parse(RECIPE.replace('{kind = "train", epochs = 1, lr = 0.02, batch_size = 30},', ""))
     with pytest.raises(RecipeError, match="method 'group_lasso' works while the model is trained"):
         comparison_recipe(untrained, ["magnitude", "group_lasso"], 1)
+    unmeasured = Recipe.parse(
+        RECIPE.replace('{kind = "measure", label = "end", what = ["accuracy", "macs"]},', "")
+    )
+    with pytest.raises(RecipeError, match="expected a step of kind 'measure' after 'prune'"):
+        comparison_recipe(unmeasured, ["magnitude", "random"], 1)
     with pytest.raises(NothingToDoError, match="no trial measured both accuracy and macs"):
         comparing._rows(SimpleNamespace(measurements=Measurements(), failures=()), ["l2"])
 

@@ -99,9 +99,21 @@ def test_a_wrong_factor_is_refused_by_the_proof(monkeypatch):
 
 
 def test_a_layer_whose_weight_the_model_reads_itself_is_refused():
-    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    class Reads(nn.Module):
+        """Its forward's own source does not show that the weight is read."""
+
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.mix(x)
+
+        def mix(self, x):
+            return x @ self.fc.weight
+
     with pytest.raises(StructureError, match="reads a layer's weight itself"):
-        sc.factorise(model, {"linear1": 2}, torch.randn(2, 3, 8))
+        sc.factorise(Reads(), {"fc": 2}, torch.randn(2, 8))
 
 
 @pytest.mark.parametrize(
@@ -301,3 +313,17 @@ def test_the_verb_writes_a_file_that_loads(tmp_path, monkeypatch, capsys):
         sc.measure(low, images, what="macs")["macs"].value
         <= 0.6 * sc.measure(dense, images, what="macs")["macs"].value
     )
+
+
+def test_layers_that_their_owner_reads_are_left_as_they_are():
+    """nn.TransformerEncoderLayer hands linear1.weight to a fused operator; the layers beside it are factorised."""
+    torch.manual_seed(0)
+    inner = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    model = nn.Sequential(
+        nn.Linear(16, 16), nn.TransformerEncoder(inner, 1, enable_nested_tensor=False), nn.Linear(16, 16)
+    ).eval()
+    found = sc.factorise(model, sc.budget.Params(keep=0.95), torch.randn(2, 5, 16))
+    assert set(found.ranks) <= {"0", "2"}
+    assert found.ranks
+    with pytest.raises(PatternError, match="is no layer that can be factorised"):
+        sc.factorise(model, {"1.layers.0.linear1": 4}, torch.randn(2, 5, 16))

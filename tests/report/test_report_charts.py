@@ -35,13 +35,19 @@ if not hasattr(samples, "sweep"):
 def test_every_chart_draws_something_from_the_full_set() -> None:
     found = samples.everything()
     for name in charts.names():
-        if name in ("accuracy_sparsity", "speed_sparsity", "methods"):  # one trial is no curve, and no comparison
+        if name in (
+            "accuracy_sparsity",
+            "speed_sparsity",
+            "methods",
+        ):  # one trial is no curve, and no comparison
             continue
         assert charts.chart(name, found), name
     assert charts.chart("accuracy_sparsity", samples.sweep(72).measurements)
     timed = [M("speedup", 2.0 + t, "x", context={"trial": t, "sparsity": 0.5 + t / 5}) for t in range(2)]
     assert charts.chart("speed_sparsity", Measurements(timed))
-    compared = [M(what, 0.9, context={"method": m}) for m in ("l2", "random") for what in ("accuracy", "macs")]
+    compared = [
+        M(what, 0.9, context={"method": m}) for m in ("l2", "random") for what in ("accuracy", "macs")
+    ]
     assert charts.chart("methods", Measurements(compared))
 
 

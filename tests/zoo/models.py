@@ -41,12 +41,15 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 def declare_torchvision() -> None:
     """Let torchvision be imported where its compiled operators are of another build than torch: the import asks
     for their schemas only. Suppression of boxes, which detectors call, is then done here."""
+    kept: list[torch.library.Library] = []  # schemas and kernels live as long as their libraries
     if not hasattr(torch.ops.torchvision, "nms"):
-        library = torch.library.Library("torchvision", "FRAGMENT")
+        kept.append(torch.library.Library("torchvision", "FRAGMENT"))
         for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.impl("nms", _nms, "CPU")
-        torch.ops.torchvision._kept = library  # its schemas live as long as it does
+            kept[-1].define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("torchvision::nms", "CPU"):
+        kept.append(torch.library.Library("torchvision", "IMPL"))
+        kept[-1].impl("nms", _nms, "CPU")
+        torch.ops.torchvision._kept = kept
         if importlib.util.find_spec("torchvision") is None:
             return
         import torchvision.ops.boxes

@@ -17,6 +17,8 @@ is the second moment of the layer's inputs: then the layer's *outputs* on the da
 from __future__ import annotations
 
 import copy
+import inspect
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -146,7 +148,7 @@ def most_rank(layer: Layer) -> int:
 
 
 def factorisable(model: nn.Module) -> dict[str, Layer]:
-    """The layers that can be replaced: plain, not in two places, and their weight in no other module.
+    """The layers that can be replaced: plain, not in two places, their weight in no other module and read by none.
 
     Args:
         model: The model.
@@ -163,8 +165,19 @@ def factorisable(model: nn.Module) -> dict[str, Layer]:
             module.groups != 1 or isinstance(module.padding, str) or module.padding_mode != "zeros"
         ):
             continue
-        found[name] = module
+        if not _read_by_its_owner(model, name):
+            found[name] = module
     return found
+
+
+def _read_by_its_owner(model: nn.Module, name: str) -> bool:
+    """Whether the module that holds a layer reads its weight itself, as `nn.TransformerEncoderLayer` does."""
+    owner, _, attribute = name.rpartition(".")
+    try:
+        source = inspect.getsource(type(model.get_submodule(owner)).forward)
+    except (OSError, TypeError):  # a forward without a source, such as a built-in one
+        return False
+    return re.search(rf"\.{re.escape(attribute)}\.(weight|bias)\b", source) is not None
 
 
 def sides(layer: Layer) -> tuple[int, int]:

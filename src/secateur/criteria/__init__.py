@@ -41,6 +41,8 @@ class Criterion(ABC):
     """Whether a score is that of an output: in a unit of several tensors only those that compute the output count."""
     of_layers: ClassVar[bool] = False
     """Whether only weights of layers can be scored, by what arrives there; parameters beside layers take no part."""
+    of_blocks: ClassVar[bool] = False
+    """Whether it scores whole blocks, so that only granularity "layer" can use it."""
     among: ClassVar[bool] = False
     """Whether a unit's score depends on the other units of its list too: `reduce` compares them by their norms."""
     rescore: ClassVar[bool] = False

@@ -270,6 +270,10 @@ def _settings(recipe: Recipe, name: str) -> Table:
         raise RecipeError(
             f"{recipe.name}: expected a step of kind 'prune', whose criterion is varied, got none"
         )
+    if "measure" not in kinds[kinds.index("prune") :]:
+        raise RecipeError(
+            f"{recipe.name}: expected a step of kind 'measure' after 'prune', with what = ['accuracy', 'macs'], got none"
+        )
     at = kinds.index("prune")
     label = recipe.steps[at].label
     found: Table = {f"{label}.{key}": value for key, value in method.prune.items()}

@@ -117,6 +117,7 @@ def prune(
     final = budget_of(budget)
     context = Context(data=data, loss=loss, example=example, seed=asked.seed)
     _check_inputs(rule, criterion, context)
+    _check_blocks(rule, criterion, grain)
     targets = targets_of(model, grain, context, asked.only, skip, asked.parameters, rule.of_layers)
     _check_loaded(model, targets)
     found = _checked_masks(asked.masks, model)
@@ -132,6 +133,15 @@ def prune(
     if not asked.allow_collapse:
         check_connected(model, found, example if example is not None else _first_input(data, loss))
     return found
+
+
+def _check_blocks(rule: Criterion, name: CriterionLike, grain: Granularity) -> None:
+    """Raise where a criterion of whole blocks meets another granularity: all its scores within a block are alike."""
+    if rule.of_blocks and not isinstance(grain, granularities.registry.get("layer")):
+        raise OptionError(
+            f"criterion {name} scores whole blocks: expected granularity 'layer', got {grain}; take that, or another "
+            "criterion"
+        )
 
 
 def _check_removes(masks: Masks, budget: Budget, granularity: Granularity, model: nn.Module) -> None:

@@ -272,7 +272,8 @@ def _settings(recipe: Recipe, name: str) -> Table:
         )
     if "measure" not in kinds[kinds.index("prune") :]:
         raise RecipeError(
-            f"{recipe.name}: expected a step of kind 'measure' after 'prune', with what = ['accuracy', 'macs'], got none"
+            f"{recipe.name}: expected a step of kind 'measure' after 'prune', with what = ['accuracy', 'macs'], "
+            "got none"
         )
     at = kinds.index("prune")
     label = recipe.steps[at].label

@@ -419,3 +419,17 @@ def test_a_handler_that_is_set_while_masks_are_held_stays():
         assert signal.getsignal(signal.SIGINT) is other
     finally:
         signal.signal(signal.SIGINT, handler)
+
+
+def test_a_hold_of_the_main_thread_can_be_closed_in_another():
+    handler = signal.getsignal(signal.SIGINT)
+    guard = sc.hold(small(), sc.Masks({"next.weight": torch.ones(4, 4, 3, 3, dtype=torch.bool)}))
+    thread = threading.Thread(target=guard.close)
+    try:
+        thread.start()
+        thread.join(20)
+        assert not guard._open
+        guard.close()  # and in this one: nothing is left but to put the handlers back
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, handler)

@@ -124,6 +124,8 @@ class InterruptsDeferred:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return  # the handlers stay deferring ones, which only changes when they are called
         while self._before:
             number, handler = self._before.popitem()
             if (

@@ -81,7 +81,7 @@ def _run_folder(data: bytes) -> str:
             raise AssertionError("the folder came back as something else")
 
     verdict = _attempt(read)
-    _nothing_beside({source, back, packed} if verdict == "taken" else {source, packed})
+    _nothing_beside({back} if verdict == "taken" else set())
     return verdict
 
 
@@ -113,7 +113,7 @@ def _run_layout(data: bytes) -> str:
     verdict = _attempt(lambda: unpack(path, back))
     if verdict == "refused" and back.exists():
         raise AssertionError("a refused file left a folder")
-    _nothing_beside({path, back} if verdict == "taken" else {path})
+    _nothing_beside({back} if verdict == "taken" else set())
     return verdict
 
 

@@ -159,11 +159,8 @@ class Held:
         Args:
             complain: Warn where gradients arrived and no optimizer stepped a masked tensor.
         """
-        self.deferred.__enter__()
-        try:
+        with self.deferred:
             self._close(complain)
-        finally:
-            self.deferred.__exit__()
 
     def _close(self, complain: bool) -> None:
         if not self._open:

@@ -5,6 +5,9 @@ prunes it by Wanda at 50 % and solves the weights that stay, block by block; sha
 Prints the peak memory of each, the processor's time for a billion parameters, and what a model of 70 billion would take
 by those figures. Needs transformers and three times the checkpoint's size of disk space; everything is deleted at the
 end. The folder is the system's for temporary files, or BENCH_DIR.
+
+With `--folder FOLDER` the files stay there, and a run that was ended goes on when called again: steps that are done are
+not repeated, and the processor's time of all runs counts.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -25,13 +29,16 @@ HIDDEN, INNER, WORDS, KEYS = 2048, 5632, 32000, 256
 LARGE = {"hidden": 8192, "inner": 28672, "keys": 1024, "words": 128256, "layers": 80}  # Llama 3 70B
 GOAL = 3 << 30  # bytes of peak memory
 START = """
-import resource, sys
+import os, resource, sys
 from secateur.adapters import _fresh
 _fresh._declare_torchvision()
+def note(*_):
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    with open(sys.argv[1] + ".log", "a") as file:
+        file.write(f"{os.getpid()} {used.ru_maxrss} {used.ru_utime + used.ru_stime}\\n")
 """
 END = """
-used = resource.getrusage(resource.RUSAGE_SELF)
-print(used.ru_maxrss, used.ru_utime + used.ru_stime)
+note()
 """
 BODIES = {
     "prune and compensate": """
@@ -39,10 +46,10 @@ import torch
 from secateur.compensation.solver import LeastSquares
 from secateur.streaming.compensated import BlockOptions, compensate_checkpoint
 chance = torch.Generator().manual_seed(0)
-shape = (1, int(sys.argv[4]))
-tokens = [{"input_ids": torch.randint(0, 32000, shape, generator=chance)} for _ in range(int(sys.argv[3]))]
-options = BlockOptions(solver=LeastSquares(rounds=int(sys.argv[5])))
-done = compensate_checkpoint(sys.argv[1], sys.argv[2], tokens, "wanda", 0.5, options=options)
+shape = (1, int(sys.argv[5]))
+tokens = [{"input_ids": torch.randint(0, 32000, shape, generator=chance)} for _ in range(int(sys.argv[4]))]
+options = BlockOptions(solver=LeastSquares(rounds=int(sys.argv[6])))
+done = compensate_checkpoint(sys.argv[2], sys.argv[3], tokens, "wanda", 0.5, options=options, progress=note)
 kept = sum(row["kept"] for row in done.rows) / sum(row["weights"] for row in done.rows)
 before, after = (sum(row[key] for row in done.rows) / len(done.rows) for key in ("before", "after"))
 print(f"kept {kept:.3f}; squared error of a layer's outputs {before:.4f}, then {after:.4f}", file=sys.stderr)
@@ -50,11 +57,11 @@ print(f"kept {kept:.3f}; squared error of a layer's outputs {before:.4f}, then {
     "share": """
 from secateur.streaming.shared import share_checkpoint
 from secateur.streaming.pruned import StreamOptions
-share_checkpoint(sys.argv[1], sys.argv[2], 4, options=StreamOptions(workers=1))
+share_checkpoint(sys.argv[2], sys.argv[3], 4, options=StreamOptions(workers=1), progress=note)
 """,
     "pack": """
 from secateur.container.pack import pack
-pack(sys.argv[1], sys.argv[2], workers=1)
+pack(sys.argv[2], sys.argv[3], workers=1)
 """,
 }
 
@@ -83,6 +90,9 @@ def write(folder: Path, layers: int) -> int:
     import torch
     from safetensors.torch import save_file
 
+    if (folder / "config.json").is_file():
+        return sum(int(np.prod(shape)) for _, shape in shapes(layers))
+    folder.mkdir(parents=True, exist_ok=True)
     chance = torch.Generator().manual_seed(0)
     files: list[dict[str, torch.Tensor]] = [{}]
     where: dict[str, str] = {}
@@ -127,12 +137,23 @@ def write(folder: Path, layers: int) -> int:
     return total
 
 
-def run(body: str, *arguments: object) -> tuple[int, float]:
-    """Peak memory in bytes and processor seconds of one step in a process of its own."""
-    command = [sys.executable, "-c", START + body + END, *map(str, arguments)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    peak, seconds = done.stdout.split()[-2:]
-    return int(peak) * (1 if sys.platform == "darwin" else 1024), float(seconds)
+def run(body: str, source: Path, target: Path, *arguments: object) -> tuple[int, float]:
+    """Peak memory in bytes and processor seconds of a step in a process of its own, or in several if it was ended."""
+    log = Path(f"{target}.log")
+    if not target.exists():
+        command = [
+            sys.executable,
+            "-c",
+            START + body + END,
+            *map(str, (target, source, target)),
+            *map(str, arguments),
+        ]
+        subprocess.run(command, check=True)
+    peak, seconds = 0, {}
+    for line in log.read_text().splitlines():
+        process, most, used = line.split()
+        peak, seconds[process] = max(peak, int(most)), float(used)
+    return peak * (1 if sys.platform == "darwin" else 1024), sum(seconds.values())
 
 
 def extrapolated(seconds: float, in_blocks: int, cubes: float) -> float:
@@ -161,11 +182,16 @@ def main() -> None:
         "--rounds", type=int, default=8, help="of conjugate gradients for each layer, at most"
     )
     parser.add_argument("--only", default="", help="only the steps that begin with this")
+    parser.add_argument(
+        "--folder", type=Path, help="where the files are kept, and a run that was ended goes on"
+    )
     asked = parser.parse_args()
     missed = False
-    with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as scratch:
+    with ExitStack() as stack:
+        scratch = asked.folder or stack.enter_context(
+            tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR"))
+        )
         places = [Path(scratch, name) for name in ("in", "pruned", "shared", "packed.sct")]
-        places[0].mkdir()
         total = write(places[0], asked.layers)
         in_blocks = sum(int(np.prod(shape)) for name, shape in shapes(asked.layers) if ".layers." in name)
         print(

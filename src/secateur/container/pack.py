@@ -18,12 +18,10 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -31,11 +29,20 @@ from secateur.coding.indices import MixerBank
 from secateur.container import format as sct
 from secateur.container import tensors
 from secateur.container.checkpoint import Checkpoint, canonical_header
-from secateur.container.reading import LEARNT, words_of
-from secateur.container.shards import ShardLayout, new_folder, open_source
+from secateur.container.reading import LEARNT, ReadingPoint, can_skip, words_of
+from secateur.container.resuming import (
+    WRITTEN,
+    Marks,
+    fingerprint_of,
+    fingerprint_of_file,
+    resumable,
+    resumed_writer,
+)
+from secateur.container.shards import ShardLayout, check_new_folder, open_source
+from secateur.container.unpacked_files import OutFile, UnpackedFiles
 from secateur.container.worker_pool import TensorWorkers, worker_count
 from secateur.container.writer import Writer
-from secateur.core.atomic_files import atomic_open, atomic_write
+from secateur.core.atomic_files import atomic_write, check_target
 from secateur.core.json_text import parse, texts_of
 from secateur.core.safetensors_header import read_header
 from secateur.errors import FormatError, NonFiniteError, NothingToDoError, OptionError
@@ -90,6 +97,8 @@ def pack(
     Without `bits` every tensor comes back bit for bit, and a .safetensors file comes back byte for byte,
     as do the files of a folder and their index. One tensor is in memory at a time, with one worker.
 
+    A killed call goes on when it is called again with the same checkpoint, target and options.
+
     Several workers write the same bytes as one: threads code what is packed losslessly, processes what has few distinct
     values, which takes a hundred times as long. Processes take two or three seconds to start, so below about eight
     million weights one worker is as fast. A script that asks for processes needs `if __name__ == "__main__":`.
@@ -121,7 +130,6 @@ def pack(
         raise OptionError(f"bits: expected a whole number from 1 to 8, got {bits!r}")
     worker_count(workers, 0)
     job = _Job("fast" if fast else "mixed", bits, method)
-    done = 0
     with open_source(path_in, max_bytes) as checkpoint:
         sct.check_entries(checkpoint.entries)
         if bits is not None and not any(map(sharable, checkpoint.entries)):
@@ -129,24 +137,46 @@ def pack(
                 f"{path_in}: no float tensor with two axes and {_LEAST_SHARED} weights to share; leave bits "
                 f"out"
             )
-        total = sum(entry.nbytes for entry in checkpoint.entries)
-        with atomic_open(path_out, source=path_in) as file:
-            writer = Writer(file)
-            if checkpoint.header is not None:
-                _write_header(writer, checkpoint.header, checkpoint.entries, checkpoint.metadata)
-            if checkpoint.shards:
-                layout = ShardLayout(checkpoint.shards, checkpoint.index)
-                writer.text("shards", tensors.text(layout.to_json().encode()))
-            for entry, words, stored in _encoded(checkpoint, job, writer, worker_count(workers, total)):
-                writer.add(entry, np.ascontiguousarray(words).data, *stored)
-                done += entry.nbytes
-                if progress is not None:
-                    progress(done, total, entry.name)
-            writer.finish()
+        size = _write_sct(checkpoint, Path(path_out), job, workers, progress)
         count, left_out = len(checkpoint.entries), checkpoint.left_out
         files = [Path(path_in, shard.file) for shard in checkpoint.shards] or [Path(path_in)]
         source = sum(file.stat().st_size for file in files)
-    return Packed(Path(path_out), writer.written, source, count, left_out)
+    return Packed(Path(path_out), size, source, count, left_out)
+
+
+def _write_sct(
+    checkpoint: Checkpoint, path: Path, job: _Job, workers: int | None, progress: Progress | None
+) -> int:
+    """Write the file, or go on with it; gives its bytes."""
+    check_target(path, checkpoint.path)
+    total = sum(entry.nbytes for entry in checkpoint.entries)
+    with resumable(path, fingerprint_of(checkpoint, repr(("pack", job)))) as kept:
+        with resumed_writer(kept, checkpoint) as (writer, begun):
+            if not begun:
+                _write_texts(writer, checkpoint)
+            done = sum(entry.nbytes for entry in checkpoint.entries[: kept.done])
+            marks, number = Marks(kept, writer), kept.done
+            for entry, words, stored in _encoded(
+                checkpoint, job, writer, worker_count(workers, total), number
+            ):
+                writer.add(entry, np.ascontiguousarray(words).data, *stored)
+                number, done = number + 1, done + entry.nbytes
+                marks.wrote(number, entry.nbytes, [])
+                if progress is not None:
+                    progress(done, total, entry.name)
+            writer.finish()
+            size = writer.written
+        os.replace(kept.folder / WRITTEN, path)
+    return size
+
+
+def _write_texts(writer: Writer, checkpoint: Checkpoint) -> None:
+    """Write what it takes to write the checkpoint's files again."""
+    if checkpoint.header is not None:
+        _write_header(writer, checkpoint.header, checkpoint.entries, checkpoint.metadata)
+    if checkpoint.shards:
+        layout = ShardLayout(checkpoint.shards, checkpoint.index)
+        writer.text("shards", tensors.text(layout.to_json().encode()))
 
 
 _Stored = tuple[int, list[bytes]]
@@ -173,15 +203,16 @@ class _Job:
         return [self.tensor(entry, words, memory) for entry, words in group]
 
 
-def _encoded(checkpoint: Checkpoint, job: _Job, writer: Writer, workers: int) -> Iterator[_Coded]:
-    """Every tensor, coded: one after the other, or several sections at a time by workers."""
+def _encoded(checkpoint: Checkpoint, job: _Job, writer: Writer, workers: int, first: int) -> Iterator[_Coded]:
+    """The tensors from `first` on, coded: one after the other, or several sections at a time by workers."""
     if workers == 1:
-        for index, entry in enumerate(checkpoint.entries):
+        for index, entry in enumerate(checkpoint.entries[first:], first):
             yield job.tensor(entry, checkpoint.words(index), writer.memory)
         return
     with TensorWorkers(workers) as pool:
         waiting: deque[Future[list[_Coded]]] = deque()
-        for numbers in _sections(checkpoint.entries):
+        for section in _sections(checkpoint.entries[first:]):
+            numbers = [first + number for number in section]
             group = [(checkpoint.entries[i], checkpoint.words(i)) for i in numbers]
             slow = job.bits is not None or any(_few(words) for _, words in group)
             waiting.append(pool.submit(slow, job.section, group))
@@ -275,7 +306,7 @@ def unpack(
     """Convert a .sct file to .safetensors; what was packed losslessly from .safetensors gets its bytes back.
 
     A file packed from a folder becomes a folder again: the same files and their index; or one file, if `path_out` ends
-    in .safetensors.
+    in .safetensors. A killed call goes on when it is called again.
 
     Several workers decode at a time: threads what is packed losslessly, processes what is shared. Processes take two or
     three seconds to start, which pays off from tens of millions of shared weights on.
@@ -303,51 +334,46 @@ def unpack(
                 f"instead"
             )
         entries = [record.entry for record in archive.heads]
-        indexed = sum(record.entry.nbytes for record in archive.heads if record.method in LEARNT)
-        words = _reported(words_of(archive, worker_count(workers, indexed)), entries, progress)
-        if "shards" in archive.texts and Path(path_out).suffix != ".safetensors":
-            raw = tensors.read_text(archive.texts["shards"], "the layout of the shards", archive.most_text)
-            size = _write_folder(Path(path_out), ShardLayout.from_json(raw, entries), words)
-        else:
-            header = _read_header(archive, entries)
-            with atomic_open(path_out, source=path_in) as file:
-                size = _write_safetensors(file, header, words)
+        size = _write_unpacked(archive, entries, Path(path_in), Path(path_out), workers, progress)
     return Packed(Path(path_out), size, archive.size, len(entries))
 
 
-def _reported(
-    decoded: Iterator[tuple[sct.Record, np.ndarray]], entries: list[sct.Entry], progress: Progress | None
-) -> Iterator[np.ndarray]:
-    """The words of every tensor; progress is told when one has been written."""
-    total, done = sum(entry.nbytes for entry in entries), 0
-    for record, words in decoded:
-        yield words
-        done += record.entry.nbytes
-        if progress is not None:
-            progress(done, total, record.entry.name)
-
-
-def _write_safetensors(file: BinaryIO, header: bytes, words: Iterable[np.ndarray]) -> int:
-    """Write a header and the tensors it names; gives the bytes written."""
-    file.write(len(header).to_bytes(8, "little") + header)
-    for each in words:
-        file.write(np.ascontiguousarray(each.astype(each.dtype.newbyteorder("<"), copy=False)).data)
-    return file.tell()
-
-
-def _write_folder(path: Path, layout: ShardLayout, words: Iterator[np.ndarray]) -> int:
-    """Write the files of a checkpoint and their index into a new folder; gives the bytes of the files."""
-    size = 0
-    with new_folder(path) as folder:
-        for shard in layout.shards:
-            with atomic_open(folder / shard.file) as file:
-                size += _write_safetensors(file, shard.header, islice(words, len(shard.entries)))
-        if layout.index is not None:
-            name, text = layout.index
-            atomic_write(folder / name, text)
-        for _ in words:  # the end of the file, where its checksum is compared
-            raise AssertionError("a layout covers all tensors")
-    return size
+def _write_unpacked(
+    archive: sct.Archive,
+    entries: list[sct.Entry],
+    path_in: Path,
+    path_out: Path,
+    workers: int | None,
+    progress: Progress | None,
+) -> int:
+    """Write the file or the folder, or go on with it; gives the bytes of what holds tensors."""
+    layout = None
+    if "shards" in archive.texts and path_out.suffix != ".safetensors":
+        check_new_folder(path_out)
+        raw = tensors.read_text(archive.texts["shards"], "the layout of the shards", archive.most_text)
+        layout = ShardLayout.from_json(raw, entries)
+        files = [OutFile(shard.file, shard.header, shard.entries) for shard in layout.shards]
+    else:
+        check_target(path_out, path_in)
+        files = [OutFile("model.safetensors", _read_header(archive, entries), entries)]
+    indexed = sum(record.entry.nbytes for record in archive.heads if record.method in LEARNT)
+    total, done, at = sum(entry.nbytes for entry in entries), 0, ReadingPoint()
+    asked = repr(("unpack", layout is None, archive.content))
+    with resumable(path_out, fingerprint_of_file(path_in, asked)) as job:
+        with UnpackedFiles(job, files, archive.heads, at) as written:
+            marks = Marks(job, written) if can_skip(archive) else None
+            done = sum(entry.nbytes for entry in entries[: at.first])
+            for record, words in words_of(archive, worker_count(workers, indexed), at):
+                written.write(words)
+                if marks is not None:
+                    marks.wrote(record.index + 1, record.entry.nbytes, [])
+                done += record.entry.nbytes
+                if progress is not None:
+                    progress(done, total, record.entry.name)
+        if layout is not None and layout.index is not None:
+            atomic_write(written.folder / layout.index[0], layout.index[1])
+        written.moved(path_out, layout is not None)
+    return written.size
 
 
 def _read_header(archive: sct.Archive, entries: list[sct.Entry]) -> bytes:

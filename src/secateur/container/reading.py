@@ -18,7 +18,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 
@@ -31,7 +31,7 @@ from secateur.container.scalar_streams import ScalarStreams
 from secateur.container.worker_pool import TensorWorkers
 from secateur.errors import FormatError
 
-__all__ = ["LEARNT", "words_of"]
+__all__ = ["LEARNT", "ReadingPoint", "can_skip", "words_of"]
 
 
 # Methods that need neither what the coder learnt before nor other tensors: a thread decodes one of them.
@@ -44,15 +44,38 @@ _Words = tuple[sct.Record, np.ndarray]
 _Waiting = tuple[sct.Record, Callable[[], np.ndarray]]
 
 
-def words_of(archive: sct.Archive, workers: int = 1) -> Iterator[_Words]:
+@dataclass
+class ReadingPoint:
+    """How far the tensors of an archive are decoded.
+
+    Attributes:
+        first: The number of the next tensor. A reader can begin with the first tensor of a section, if `can_skip`.
+        content: The checksum of the tensors before it.
+    """
+
+    first: int = 0
+    content: int = 0
+
+
+def can_skip(archive: sct.Archive) -> bool:
+    """Whether tensors can be decoded without those of earlier sections.
+
+    Args:
+        archive: The open file.
+    """
+    return archive.numbers is None and all(record.method != sct.SAME for record in archive.heads)
+
+
+def words_of(archive: sct.Archive, workers: int = 1, at: ReadingPoint | None = None) -> Iterator[_Words]:
     """Every record with its decoded words; raises at the end unless the checksum of all of them is that of the file.
 
     Args:
         archive: The open file.
         workers: How many decode at a time: threads what is packed, processes what is shared. At most workers + 1
             sections are in memory.
+        at: Where to begin; it moves with every tensor that is given.
     """
-    content = 0
+    at = at or ReadingPoint()
     kept: dict[int, np.ndarray | None] = {}
     for record in archive.heads:
         if record.method == sct.SAME:
@@ -62,31 +85,37 @@ def words_of(archive: sct.Archive, workers: int = 1) -> Iterator[_Words]:
         if archive.numbers is None
         else ScalarStreams.read(archive.numbers, most=archive.most_scalars, version=archive.version)
     )
-    for record, words in _decoded(archive, kept, lanes, workers):
+    for record, words in _decoded(archive, kept, lanes, workers, at.first):
         if record.index in kept:
             kept[record.index] = words
-        content = zlib.crc32(np.ascontiguousarray(words).data, content)
+        at.content = zlib.crc32(np.ascontiguousarray(words).data, at.content)
+        at.first = record.index + 1
         yield record, words
     lanes.end()
-    if content != archive.content:
+    if at.content != archive.content:
         raise FormatError(
-            f"the decoded content has checksum {content:08x}, the file promises {archive.content:08x}: it "
+            f"the decoded content has checksum {at.content:08x}, the file promises {archive.content:08x}: it "
             f"was "
             "written by a faulty encoder, or this machine decodes wrongly"
         )
 
 
 def _decoded(
-    archive: sct.Archive, kept: Mapping[int, np.ndarray | None], lanes: ScalarStreams, workers: int
+    archive: sct.Archive,
+    kept: Mapping[int, np.ndarray | None],
+    lanes: ScalarStreams,
+    workers: int,
+    first: int,
 ) -> Iterator[_Words]:
-    """All records in order; `kept` fills with the words that later records refer to."""
+    """The records from `first` on, in order; `kept` fills with the words that later records refer to."""
+    records = (record for record in archive if record.index >= first)
     if workers == 1:
-        for record in archive:
+        for record in records:
             yield record, tensors.decode(record, kept, lanes)
         return
     with TensorWorkers(workers) as pool:
         waiting: deque[list[_Waiting]] = deque()
-        for _, group in groupby(archive, lambda record: record.section):
+        for _, group in groupby(records, lambda record: record.section):
             waiting.append(_submitted(list(group), pool, kept, lanes))
             if len(waiting) > workers:
                 yield from ((record, words()) for record, words in waiting.popleft())

@@ -33,6 +33,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from secateur.container.checkpoint import Checkpoint
 from secateur.container.writer import Writer
@@ -40,7 +41,16 @@ from secateur.core.atomic_files import atomic_write, process_runs
 from secateur.core.json_text import Json, is_count, parse
 from secateur.errors import FormatError, OptionError
 
-__all__ = ["WRITTEN", "Marks", "ResumableJob", "fingerprint_of", "resumable", "resumed_writer"]
+__all__ = [
+    "WRITTEN",
+    "Markable",
+    "Marks",
+    "ResumableJob",
+    "fingerprint_of",
+    "fingerprint_of_file",
+    "resumable",
+    "resumed_writer",
+]
 
 _JOURNAL, _OWNER = "journal.json", "owner"
 WRITTEN = "written.sct"
@@ -88,6 +98,18 @@ class ResumableJob:
                 path.unlink()
 
 
+def fingerprint_of_file(path: str | os.PathLike[str], job: str) -> str:
+    """One file and what is asked for, as one digest: a file that was changed has another.
+
+    Args:
+        path: The file that is read.
+        job: What decides what is written.
+    """
+    found = Path(path).stat()
+    text = f"{job}\0{Path(path).name}\0{found.st_size}\0{found.st_mtime_ns}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def fingerprint_of(checkpoint: Checkpoint, job: str) -> str:
     """What is read and what is asked for, as one digest: a checkpoint that was changed has another.
 
@@ -109,7 +131,8 @@ def fingerprint_of(checkpoint: Checkpoint, job: str) -> str:
 def resumable(path: str | os.PathLike[str], fingerprint: str) -> Iterator[ResumableJob]:
     """The job that writes `path`, gone on with if a call of the same fingerprint was killed.
 
-    The block ends by moving what it wrote out of the folder, which is deleted.
+    The block ends by moving what it wrote out of the folder, which is deleted. It is also deleted by an error, and by
+    Ctrl-C where nothing is marked yet.
 
     Args:
         path: The file or folder that is written.
@@ -125,7 +148,12 @@ def resumable(path: str | os.PathLike[str], fingerprint: str) -> Iterator[Resuma
     folder = path.parent / f".secateur-{label}.job"
     if folder.is_symlink():
         raise OptionError(f"{folder}: expected a folder of unfinished work, found a link; delete it")
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OptionError(
+            f"{path}: its folder cannot be written ({error.strerror}); name a target in another folder"
+        ) from None
     owner = folder / _OWNER
     _check_owner(path, owner)
     owner.write_text(str(os.getpid()))
@@ -137,6 +165,8 @@ def resumable(path: str | os.PathLike[str], fingerprint: str) -> Iterator[Resuma
         shutil.rmtree(folder, ignore_errors=True)
         raise
     except BaseException:  # Ctrl-C: the next call goes on
+        if not job.done:
+            shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             owner.unlink()
         raise
@@ -198,10 +228,28 @@ def resumed_writer(job: ResumableJob, checkpoint: Checkpoint) -> Iterator[tuple[
         os.fsync(file.fileno())
 
 
-class Marks:
-    """When a .sct file that is being written is marked as done up to here: at the ends of sections."""
+class Markable(Protocol):
+    """What writes tensors one after another."""
 
-    def __init__(self, job: ResumableJob, writer: Writer):
+    @property
+    def at_boundary(self) -> bool:
+        """Whether every tensor so far is written, and the next begins a section."""
+        ...
+
+    def state(self) -> Mapping[str, Json]:
+        """Bring what was written to the disk; gives what it takes to go on from here."""
+        ...
+
+
+class Marks:
+    """When what is being written is marked as done up to here: at the ends of sections.
+
+    Args:
+        job: The job.
+        writer: What writes.
+    """
+
+    def __init__(self, job: ResumableJob, writer: Markable):
         self._job, self._writer = job, writer
         self._since = 0
 

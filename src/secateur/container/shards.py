@@ -19,7 +19,6 @@ import bisect
 import contextlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -29,12 +28,11 @@ import numpy as np
 
 from secateur.container.checkpoint import Checkpoint, Shard, canonical_header, open_checkpoint
 from secateur.container.format import Entry
-from secateur.core.atomic_files import sweep, temporary_name
 from secateur.core.json_text import Json, is_count, parse, texts_of
 from secateur.core.safetensors_header import MOST_HEADER, read_header
 from secateur.errors import DataError, FormatError, OptionError, SecateurError
 
-__all__ = ["INDEX", "ShardLayout", "new_folder", "open_source"]
+__all__ = ["INDEX", "ShardLayout", "check_new_folder", "open_source"]
 
 INDEX = ".safetensors.index.json"
 _ENDING = ".safetensors"
@@ -293,29 +291,16 @@ def _shard(field: Json, entries: Sequence[Entry], first: int, where: str) -> Sha
     return Shard(name, header, mine, metadata)
 
 
-@contextlib.contextmanager
-def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A folder to fill that gets the name `path` when the block succeeds, and is deleted when it fails.
+def check_new_folder(path: Path) -> None:
+    """Raise unless a folder of this name can be written.
 
     Args:
-        path: The finished folder. It must not exist, or be empty.
+        path: The folder. It must not exist, or be empty.
 
     Raises:
         OptionError: There is something under this name, or no folder to make it in.
     """
-    path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise OptionError(f"{path}: exists and is not an empty folder; name a new folder")
     if not path.absolute().parent.is_dir():
         raise OptionError(f"{path}: there is no folder {path.absolute().parent}; create it first")
-    sweep(path.absolute().parent)
-    scratch = temporary_name(path.absolute(), folder=True)
-    scratch.mkdir()
-    try:
-        yield scratch
-        if path.exists():
-            path.rmdir()
-        scratch.rename(path)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise

@@ -26,7 +26,15 @@ from typing import BinaryIO
 
 from secateur.errors import OptionError
 
-__all__ = ["atomic_open", "atomic_path", "atomic_write", "process_runs", "sweep", "temporary_name"]
+__all__ = [
+    "atomic_open",
+    "atomic_path",
+    "atomic_write",
+    "check_target",
+    "process_runs",
+    "sweep",
+    "temporary_name",
+]
 
 
 @contextlib.contextmanager
@@ -43,9 +51,7 @@ def atomic_open(
         OptionError: `path` is a folder, its folder does not exist or cannot be written, or it is the source itself.
     """
     path = Path(path)
-    _check_target(path)
-    if source is not None and path.exists() and path.samefile(source):
-        raise OptionError(f"{path}: is the file that is read; name another one to write")
+    check_target(path, source)
     sweep(path.parent)
     temporary = temporary_name(path)
     try:
@@ -80,7 +86,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     ('.onnx', ['a.onnx'])
     """
     path = Path(path)
-    _check_target(path)
+    check_target(path)
     sweep(path.parent)
     scratch = temporary_name(path, path.suffix)
     try:
@@ -108,10 +114,14 @@ def atomic_write(path: Path, data: bytes) -> Path:
     return path
 
 
-def _check_target(path: Path) -> None:
+def check_target(path: Path, source: str | os.PathLike[str] | None = None) -> None:
     """Raise if no file can have this name, before any work is done.
 
-    >>> _check_target(Path("no/such/folder/a.bin"))
+    Args:
+        path: The name.
+        source: A file that is read meanwhile and must not be overwritten.
+
+    >>> check_target(Path("no/such/folder/a.bin"))
     Traceback (most recent call last):
     ...
     secateur.errors.OptionError: no/such/folder/a.bin: there is no folder no/such/folder; create it first
@@ -120,6 +130,8 @@ def _check_target(path: Path) -> None:
         raise OptionError(f"{path}: is a folder; name a file in it")
     if not path.parent.is_dir():
         raise OptionError(f"{path}: there is no folder {path.parent}; create it first")
+    if source is not None and path.exists() and path.samefile(source):
+        raise OptionError(f"{path}: is the file that is read; name another one to write")
 
 
 def _sync_folder(folder: Path) -> None:

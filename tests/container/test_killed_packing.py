@@ -1,0 +1,167 @@
+"""`pack` and `unpack` go on after a kill: the same bytes as undisturbed, and nothing is coded twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from secateur.container import format as sct
+from secateur.container import resuming
+from secateur.container.pack import pack, unpack
+from secateur.container.resuming import ResumableJob, fingerprint_of_file, resumable
+from secateur.core.json_text import Json
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from secateur.container import resuming
+from secateur.container.pack import pack, unpack
+resuming._EVERY = 1
+mark = resuming.ResumableJob.mark
+def killing(self, done, rows, state=None):
+    mark(self, done, rows, state)
+    if done >= int(sys.argv[4]):
+        os.kill(os.getpid(), signal.SIGKILL)
+resuming.ResumableJob.mark = killing
+{"pack": pack, "unpack": unpack}[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]), workers=int(sys.argv[5]))
+"""
+WIDE = sct.SECTION_SIZE // 4096 + 1  # a tensor of so many rows of 1,024 floats is a section of its own
+
+
+def folder(path: Path, files: int = 3) -> Path:
+    """A checkpoint in files of two tensors each: a large one and a small one."""
+    generator = torch.Generator().manual_seed(0)
+    path.mkdir()
+    where: dict[str, str] = {}
+    for number in range(files):
+        name = f"model-{number}.safetensors"
+        tensors = {
+            f"{number}.a": torch.randn(WIDE, 1024, generator=generator),
+            f"{number}.b": torch.randn(3, generator=generator),
+        }
+        save_file(tensors, path / name)
+        where |= dict.fromkeys(tensors, name)
+    (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return path
+
+
+def kill(verb: str, source: Path, target: Path, done: int, workers: int = 1) -> None:
+    """Run a verb that is killed when so many tensors are marked."""
+    command = [sys.executable, "-c", KILLED, verb, str(source), str(target), str(done), str(workers)]
+    killed = subprocess.run(command, capture_output=True, timeout=200)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    assert not target.exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs signals")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_pack_and_unpack_go_on(workers: int, tmp_path: Path) -> None:
+    source = folder(tmp_path / "in")
+    pack(source, tmp_path / "whole.sct")
+    kill("pack", source, tmp_path / "m.sct", 3)
+    seen: list[str] = []
+    packed = pack(source, tmp_path / "m.sct", progress=lambda d, t, name: seen.append(name), workers=workers)
+    assert seen == ["1.b", "2.a", "2.b"]
+    assert (tmp_path / "m.sct").read_bytes() == (tmp_path / "whole.sct").read_bytes()
+    assert packed.size == (tmp_path / "whole.sct").stat().st_size
+
+    kill("unpack", tmp_path / "m.sct", tmp_path / "out", 3)
+    seen.clear()
+    unpack(
+        tmp_path / "m.sct", tmp_path / "out", progress=lambda d, t, name: seen.append(name), workers=workers
+    )
+    assert seen == ["1.b", "2.a", "2.b"]
+    for path in source.iterdir():
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
+
+    kill("unpack", tmp_path / "m.sct", tmp_path / "one.safetensors", 1)
+    seen.clear()
+    unpack(tmp_path / "m.sct", tmp_path / "one.safetensors", progress=lambda d, t, name: seen.append(name))
+    assert seen[0] == "0.b"
+    unpack(tmp_path / "m.sct", tmp_path / "two.safetensors")
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
+    assert not list(tmp_path.glob(".secateur*"))
+
+
+def interrupted(target: Path, fingerprint: str, done: int, state: dict[str, Json], out: bytes | None) -> None:
+    """A job that Ctrl-C ended after so many tensors."""
+
+    def begin() -> None:
+        with resumable(target, fingerprint) as job:
+            if out is not None:
+                (job.folder / "out").mkdir()
+                (job.folder / "out" / "model.safetensors").write_bytes(out)
+            job.mark(done, [], state)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        begin()
+
+
+@pytest.mark.parametrize(
+    ("done", "state", "out"),
+    [
+        (1, {"content": 5}, None),  # the file is not there
+        (1, {"content": 5}, b"short"),
+        (1, {}, b"0" * (4 * 1024 * WIDE + 1000)),  # no checksum
+        (2, {"content": 5}, b"0" * (4 * 1024 * WIDE + 1000)),  # in the middle of a section
+        (9, {"content": 5}, b"0" * (4 * 1024 * WIDE + 1000)),  # more than there are
+    ],
+)
+def test_a_journal_that_does_not_fit_begins_afresh(
+    done: int, state: dict[str, Json], out: bytes | None, tmp_path: Path
+) -> None:
+    tensors = {"a": torch.zeros(WIDE, 1024), "b": torch.ones(3), "c": torch.ones(4)}
+    save_file(tensors, tmp_path / "in.safetensors")
+    pack(tmp_path / "in.safetensors", tmp_path / "m.sct")
+    with open(tmp_path / "m.sct", "rb") as file:
+        asked = repr(("unpack", True, sct.Archive(file).content))
+    interrupted(
+        tmp_path / "out.safetensors", fingerprint_of_file(tmp_path / "m.sct", asked), done, state, out
+    )
+    seen: list[str] = []
+    unpack(tmp_path / "m.sct", tmp_path / "out.safetensors", progress=lambda d, t, name: seen.append(name))
+    assert seen == ["a", "b", "c"]
+    assert (tmp_path / "out.safetensors").read_bytes() == (tmp_path / "in.safetensors").read_bytes()
+
+
+def test_ctrl_c_before_anything_is_marked_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = folder(tmp_path / "in", files=1)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(source, tmp_path / "m.sct", progress=stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    monkeypatch.setattr(resuming, "_EVERY", 1)
+    with pytest.raises(KeyboardInterrupt):
+        pack(source, tmp_path / "m.sct", progress=stop)
+    assert len(list(tmp_path.glob(".secateur*"))) == 1  # the first tensor is marked
+
+
+def test_what_refers_to_earlier_tensors_is_not_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import secateur as sc
+
+    model = torch.nn.Sequential(
+        torch.nn.Linear(1024, WIDE, bias=False), torch.nn.Linear(1024, WIDE, bias=False)
+    )
+    model[1].weight = model[0].weight
+    sc.save(model, tmp_path / "m.sct")
+    monkeypatch.setattr(resuming, "_EVERY", 1)
+    marked: list[int] = []
+    monkeypatch.setattr(ResumableJob, "mark", lambda job, done, *_: marked.append(done))
+    unpack(tmp_path / "m.sct", tmp_path / "out.safetensors")
+    assert marked == []

@@ -67,9 +67,9 @@ bench: $(STAMP)
 headline: $(STAMP)
 	$(BIN)/python benchmarks/headline.py $(if $(DATA),--data $(DATA))
 
-# Hostile files for every reader, ten minutes: make fuzz SECONDS=3600
+# Hostile files for every reader, ten minutes: make fuzz SECONDS=3600. Sittings on the same sources add up.
 fuzz: $(STAMP)
-	$(BIN)/python -m attacks.fuzz --seconds $(or $(SECONDS),600)
+	$(BIN)/python -m attacks.fuzz --seconds $(or $(SECONDS),600) --keep fuzz-sittings.json
 
 # Two hundred kills and two hundred I/O errors in the middle of a run, each resumed: some six minutes
 faults: $(STAMP)

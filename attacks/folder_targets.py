@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 
 from attacks import trees
-from attacks.targets import Target, _attempt, _damaged_safetensors
+from attacks.targets import MEMORY, Target, _attempt, _damaged_safetensors
 from secateur.container import tensors
 from secateur.container.format import ZERO, Entry
 from secateur.container.pack import pack, unpack
 from secateur.container.writer import Writer
 
-_FOLDER = Path(tempfile.mkdtemp(prefix="secateur-attack-"))
+_FOLDER = Path(tempfile.mkdtemp(prefix="secateur-attack-", dir=MEMORY))
 _SHARDS = {
     "model-00001-of-00002.safetensors": safetensors_bytes(
         {"a": torch.zeros(3, 2)}, metadata={"format": "pt"}

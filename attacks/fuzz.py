@@ -1,8 +1,9 @@
-"""A long attack on every reader: `python -m attacks.fuzz --seconds 600 --seed 1`; stops at the first failure.
+"""A long attack on every reader: `python -m attacks.fuzz --seconds 600`.
 
-The judge: no exception but our own, at most two seconds of processor time and 64 MB + 8 times the input's size of
-memory for each input, no change of the process's state (classes, random generators, settings, environment,
-descriptors), and a model that a refused file was to be loaded into is as it was.
+Each target in turn gets a piece of 1,000 inputs; `attacks.judge` says what is held to each. What was found is kept as
+`fuzz-failure-TARGET`, and the others go on. With `--keep FILE` the counts of several sittings add up, as long as the
+sources stay as they are, and several processes may work on one file. A change of the process that only the snapshot of
+a whole batch shows is looked for again, in a process of its own, with a snapshot after every input.
 """
 
 from __future__ import annotations
@@ -10,114 +11,181 @@ from __future__ import annotations
 import argparse
 import gc
 import random
-import resource
 import shutil
+import subprocess
 import sys
 import time
 import warnings
-from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow
+import torch
+
 from attacks import folder_targets, lab_targets, process_state, targets
+from attacks.judge import BatchError, Judge, Tally, TooLong
+from attacks.sittings import Sittings, digest
 
 TARGETS = [*targets.TARGETS, *folder_targets.TARGETS, *lab_targets.TARGETS]
 HONEST = {**targets.HONEST, **folder_targets.HONEST, **lab_targets.HONEST}
-MOST_SECONDS, FREE_BYTES, BYTES_PER_BYTE = 2.0, 64 << 20, 8
-_EVERY = 5000  # inputs of a target between two snapshots
+PIECE = 1000  # inputs of a target in turn
+_BATCH = 500  # inputs between two snapshots
+_FAILURE = "fuzz-failure-"
 
 
-def resident() -> int:
-    """Bytes of memory this process holds now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+def attack(
+    seconds: float, seed: int, only: str = "", kept: Sittings | None = None
+) -> tuple[Tally, list[str]]:
+    """Attack all targets in turn for so long.
+
+    Args:
+        seconds: How long.
+        seed: The pieces of another seed have other inputs.
+        only: Targets whose name holds this.
+        kept: Where the pieces are numbered and counted; they begin at 0 where it is None.
+
+    Returns:
+        What came of the inputs, and what broke the promise.
+    """
+    chosen = {target.name: target for target in TARGETS if only in target.name}
+    _warm_up(list(chosen.values()))
+    judge, found, numbers = Judge(), list[str](), dict.fromkeys(chosen, 0)
+    end = time.monotonic() + seconds
+    try:
+        while chosen and time.monotonic() < end:
+            if kept is None:
+                name = min(chosen, key=lambda each: numbers[each])
+                number, numbers[name] = numbers[name], numbers[name] + 1
+            else:
+                name, number = kept.claim(list(chosen))
+            part = end if kept or seconds > 3 * len(TARGETS) else time.monotonic() + seconds / len(chosen)
+            broken = _piece(judge, chosen[name], f"{seed} {name} {number}", min(end, part))
+            if broken:
+                found.append(f"{name}: {broken}")
+                del chosen[name]
+            if kept is not None:
+                kept.done(judge.tally, found[-1:] if broken else [])
+                judge.tally = Tally()
+    finally:
+        judge.close()
+    return judge.tally if kept is None else kept.total()[0], found
 
 
-def peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-class Judge:
-    """Runs inputs and holds them to the promise."""
-
-    def __init__(self) -> None:
-        self.verdicts: Counter[str] = Counter()
-        self.slowest = 0.0
-        self.largest = 0
-
-    def one(self, target: targets.Target, data: bytes) -> None:
-        """Run one input; raises for whatever breaks the promise."""
-        before, top = resident(), peak()
-        began = time.process_time()
-        verdict = target.run(data)
-        took = time.process_time() - began
-        grown = peak() - before if peak() > top else 0
-        self.slowest, self.largest = max(self.slowest, took), max(self.largest, grown)
-        self.verdicts[f"{target.name}: {verdict}"] += 1
-        if took > MOST_SECONDS:
-            raise AssertionError(f"{took:.2f} s of processor time, at most {MOST_SECONDS} are promised")
-        if grown > FREE_BYTES + BYTES_PER_BYTE * len(data):
-            raise AssertionError(f"{grown:,} bytes of memory for an input of {len(data):,}")
-
-
-def attack(seconds: float, seed: int, only: str = "") -> Judge:
-    """Attack all targets in turn for so long."""
-    rng, judge = random.Random(seed), Judge()
-    chosen = [target for target in TARGETS if only in target.name]
-    for target in chosen:  # what is imported or made when first needed is no change
-        for name, data in HONEST.items():
-            if name == target.name:
-                assert target.run(data) == "taken", name
+def _warm_up(chosen: Sequence[targets.Target]) -> None:
+    """Honest and hostile inputs that nobody judges: what is imported or made when first needed is no change."""
+    rng = random.Random(0)
+    for target in chosen:
+        if target.name in HONEST:
+            assert target.run(HONEST[target.name]) == "taken", target.name
         for _ in range(20):
             target.run(target.make(rng))
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        for target in chosen:
-            part = min(end, time.monotonic() + max(0.5, seconds / len(chosen) / 10))
-            before = process_state.snapshot()
-            for _ in range(_EVERY):
-                if time.monotonic() > part:
-                    break
-                data = target.make(rng)
-                state = rng.getstate()
-                try:
-                    judge.one(target, data)
-                except BaseException:
-                    Path("fuzz-failure.bin").write_bytes(data)
-                    print(
-                        f"{target.name}: failed after {judge.verdicts.total()}; kept as fuzz-failure.bin",
-                        file=sys.stderr,
-                    )
-                    raise
-                assert rng.getstate() == state
-            gc.collect()
-            changed = process_state.changes(before, process_state.snapshot())
-            if changed:
-                raise AssertionError(f"{target.name}: the process has changed: {changed[:3]}")
-    return judge
+    gc.collect()
+    gc.freeze()
+
+
+def _piece(judge: Judge, target: targets.Target, seed: str, end: float) -> str:
+    """Run one piece, or what there is time for; gives what broke the promise, if anything did."""
+    rng = random.Random(seed)
+    batch: list[bytes] = []
+    try:
+        for _ in range(PIECE // _BATCH):
+            batch = []
+            with judge.batch():
+                while len(batch) < _BATCH and time.monotonic() < end:
+                    batch.append(target.make(rng))
+                    judge.one(target, batch[-1])
+    except (Exception, TooLong) as error:
+        path = Path(_FAILURE + target.name.replace(" ", "-"))
+        whole = isinstance(error, BatchError)
+        _keep(path, batch if whole else batch[-1:])
+        told = f"{type(error).__name__}: {error}; the input is kept in {path}"
+        print(f"{target.name}, seed {seed!r}: {told}", file=sys.stderr)
+        return told + (_replayed(path, target.name) if whole else "")
+    return ""
+
+
+def _keep(folder: Path, inputs: Sequence[bytes]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for number, data in enumerate(inputs):
+        (folder / f"{number:04}.bin").write_bytes(data)
+
+
+def _replayed(folder: Path, name: str) -> str:
+    """Look for the input that changed the process, in a new one."""
+    command = [sys.executable, "-m", "attacks.fuzz", "--replay", str(folder), "--only", name]
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+    return "; replayed: " + done.stdout.strip()
+
+
+def replay(folder: Path, name: str) -> int:
+    """Run inputs that were kept, with a snapshot after each; 1 where one breaks the promise."""
+    target = next(each for each in TARGETS if each.name == name)
+    _warm_up([target])
+    judge = Judge()
+    for path in sorted(folder.glob("*.bin")):
+        before = process_state.snapshot()
+        try:
+            judge.one(target, path.read_bytes())
+        except Exception as error:
+            print(f"{path.name}: {type(error).__name__}: {error}")
+            return 1
+        gc.collect()
+        changed = process_state.changes(before, process_state.snapshot())
+        if changed:
+            print(f"{path.name}: the process has changed: {changed[:3]}")
+            return 1
+    print(f"{len(list(folder.glob('*.bin')))} inputs: nothing was found")
+    return 0
+
+
+def _quiet() -> None:
+    """One thread, and no warnings: torch's, about pickles that are none, and Pillow's."""
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    pyarrow.set_cpu_count(1)
+    pyarrow.set_io_thread_count(1)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=600.0)
-    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--seed", type=int, default=0, help="another has other inputs")
     parser.add_argument("--only", default="", help="targets whose name holds this")
+    parser.add_argument("--keep", type=Path, help="a file in which the counts of sittings add up")
+    parser.add_argument("--replay", type=Path, help="a folder of inputs that were kept, of the target --only")
     options = parser.parse_args(arguments)
-    seed = options.seed if options.seed is not None else time.time_ns() % (1 << 32)
-    print(f"seed {seed}")
-    warnings.filterwarnings("ignore")  # torch's, about pickles that are none
+    _quiet()
     try:
-        judge = attack(options.seconds, seed, options.only)
+        if options.replay:
+            return replay(options.replay, options.only)
+        kept = Sittings(options.keep, digest()) if options.keep else None
+        began, cpu = time.monotonic(), time.process_time()
+        tally, found = attack(options.seconds, options.seed, options.only, kept)
+        if kept is not None:
+            found = kept.total()[1]
     finally:
         for folder in (targets.FOLDER, folder_targets.FOLDER, lab_targets.FOLDER):
             shutil.rmtree(folder, ignore_errors=True)
-    names = dict.fromkeys(name.partition(":")[0] for name in judge.verdicts)
+    print(
+        f"sources {digest()}, seed {options.seed}; this sitting: {time.monotonic() - began:.0f} s, "
+        f"{time.process_time() - cpu:.0f} s of processor time"
+    )
+    _show(tally, found)
+    return 1 if found else 0
+
+
+def _show(tally: Tally, found: Sequence[str]) -> None:
+    names = dict.fromkeys(name.partition(":")[0] for name in sorted(tally.verdicts))
     for name in names:
-        refused, taken = judge.verdicts[f"{name}: refused"], judge.verdicts[f"{name}: taken"]
+        refused, taken = tally.verdicts[f"{name}: refused"], tally.verdicts[f"{name}: taken"]
         print(f"{name:<18} {refused + taken:>9,} inputs: {refused:>9,} refused, {taken:>8,} taken")
     print(
-        f"{judge.verdicts.total():,} inputs: 0 foreign exceptions, 0 changes of the process, at most "
-        f"{judge.slowest:.3f} s and {judge.largest / 1e6:.0f} MB each"
+        f"{tally.verdicts.total():,} inputs to {len(names)} readers: {len(found)} broke the promise; at most "
+        f"{tally.slowest:.3f} s and {tally.largest / 1e6:.0f} MB each"
     )
-    return 0
+    for each in found:
+        print(each)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import random
 import zlib
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -41,10 +42,40 @@ def bell(shape: tuple[int, ...], seed: int) -> np.ndarray:
     return (total.astype(np.float32) / np.float32(1 << 24)).reshape(shape)
 
 
-def sample() -> bytes:
-    """An honest file: every method, both models of indices, a codebook of each kind, lanes, a text."""
+class _Some(Writer):
+    """A writer that leaves out all tensors but some, and the text and the lanes if these need none.
+
+    Args:
+        file: What is written to.
+        only: The tensors to write; all, if there are none.
+        folded: As of `Writer`.
+    """
+
+    def __init__(self, file: io.BytesIO, only: Collection[str], folded: bool = False):
+        self._only = only
+        super().__init__(file, folded=folded)
+
+    def text(self, key: str, value: bytes) -> None:
+        if not self._only:
+            super().text(key, value)
+
+    def numbers(self, payload: bytes, *version: int) -> None:
+        if not self._only or any(name.startswith("lane") for name in self._only):
+            super().numbers(payload, *version)
+
+    def add(self, entry: Entry, decoded: bytes | memoryview, method: int, parts: Sequence[bytes]) -> None:
+        if not self._only or entry.name in self._only:
+            super().add(entry, decoded, method, parts)
+
+
+def sample(only: Collection[str] = ()) -> bytes:
+    """An honest file: every method, both models of indices, a codebook of each kind, lanes, a text.
+
+    Args:
+        only: The tensors to write, in place of all.
+    """
     file = io.BytesIO()
-    writer = Writer(file, folded=True)
+    writer = _Some(file, only, folded=True)
     writer.text(
         "plan", tensors.text(b'{"keep": {"conv.weight": {"0": [0, 1, 3, 4, 5, 7]}}, "version": 1}' * 3)
     )
@@ -98,10 +129,14 @@ def sample() -> bytes:
     return file.getvalue()
 
 
-def strong_sample() -> bytes:
-    """An honest file: streams of the strong coder, of a kernel, a matrix and a mask, and deflated byte planes."""
+def strong_sample(only: Collection[str] = ()) -> bytes:
+    """An honest file: streams of the strong coder, of a kernel, a matrix and a mask, and deflated byte planes.
+
+    Args:
+        only: The tensors to write, in place of all.
+    """
     file = io.BytesIO()
-    writer = Writer(file)
+    writer = _Some(file, only)
     for number, shape in enumerate([(12, 6, 3, 3), (9, 32)]):
         values = np.round(bell(shape, 20 + number) * 5).astype(np.float32) / np.float32(8)
         words = values.view(np.uint32)
@@ -124,6 +159,42 @@ def strong_sample() -> bytes:
     return file.getvalue()
 
 
+def small_samples() -> list[bytes]:
+    """Honest files of one or a few tensors each: everything that the three samples have, soon reached by a reader."""
+    lanes = [f"lane{lane}.{name}" for lane in range(len(LANES)) for name in ("weight", "more")]
+    plain = (
+        "dense",
+        "dense.raw",
+        "zeros",
+        "steps",
+        "scale",
+        "bn.weight",
+        "bn.bias",
+        "few.weight",
+        "fc.weight",
+    )
+    framed = (
+        "wide",
+        "narrow",
+        "half",
+        "double",
+        "eighth",
+        "whole",
+        "bytes",
+        "again",
+        "run",
+        "scale",
+        "sparse",
+    )
+    return [
+        *(sample([name]) for name in plain),
+        sample(lanes),
+        sample(["conv.weight", "conv.tied"]),
+        *(strong_sample([name]) for name in ("wide", "narrow", "conv0.weight")),
+        *(framed_sample([name]) for name in framed),
+    ]
+
+
 def _deflated(words: np.ndarray) -> bytes:
     """Packed floats whose planes are all deflated; the writer would do so with long ones only."""
     out = b""
@@ -133,10 +204,14 @@ def _deflated(words: np.ndarray) -> bytes:
     return out
 
 
-def framed_sample() -> bytes:
-    """An honest file of version 3: frames of every kind of block, in every way and width that numbers are packed in."""
+def framed_sample(only: Collection[str] = ()) -> bytes:
+    """An honest file of version 3: frames of every kind of block, in every way and width that numbers are packed in.
+
+    Args:
+        only: The tensors to write, in place of all.
+    """
     file = io.BytesIO()
-    writer = Writer(file)
+    writer = _Some(file, only)
 
     def add(name: str, dtype: str, words: np.ndarray, floating: bool = True) -> None:
         entry = Entry(name, dtype, words.shape)

@@ -16,7 +16,7 @@ import pyarrow.parquet
 from PIL import Image
 
 from attacks import trees
-from attacks.targets import Target
+from attacks.targets import MEMORY, Target
 from secateur import data as datasets
 from secateur.errors import SecateurError
 from secateur.lab.engine import run
@@ -24,7 +24,7 @@ from secateur.lab.planning import plan
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 
-_FOLDER = Path(tempfile.mkdtemp(prefix="secateur-attack-lab-"))
+_FOLDER = Path(tempfile.mkdtemp(prefix="secateur-attack-lab-", dir=MEMORY))
 _DATA, _MODEL = {"name": "digits", "size": 28, "limit": 20}, {"name": "fc"}
 _RAW = {
     "name": "small",

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import random
+import re
+import socket
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -14,27 +19,39 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from attacks.fuzz import HONEST, TARGETS
+from attacks.fuzz import TARGETS
+from attacks.judge import Judge, Tally
+from attacks.sittings import Sittings
 
-from attacks import fuzz, process_state, targets, trees
+from attacks import fuzz, judge, process_state, targets, trees
+
+
+@pytest.fixture(autouse=True)
+def _thawed():
+    yield
+    gc.unfreeze()
 
 
 @pytest.mark.slow
 def test_half_a_minute_of_attacks() -> None:
-    judge = fuzz.attack(30.0, seed=time.time_ns() % 1000)
+    tally, found = fuzz.attack(30.0, seed=time.time_ns() % 1000)
+    assert found == []
     for target in TARGETS:
-        assert judge.verdicts[f"{target.name}: refused"] > 5, target.name
+        assert tally.verdicts[f"{target.name}: refused"] > 5, target.name
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
-def test_a_few_attacks_on_each_reader(target: targets.Target) -> None:
-    judge = fuzz.attack(0.0, seed=3, only=target.name)
-    rng = random.Random(4)
-    for _ in range(25):
-        judge.one(target, target.make(rng))
-    assert judge.verdicts[f"{target.name}: refused"] > 5
-    if target.name in HONEST:
-        assert target.run(HONEST[target.name]) == "taken"
+def test_a_few_attacks_on_each_reader(target: targets.Target, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fuzz._warm_up([target])
+    referee, rng = Judge(), random.Random(4)
+    try:
+        with referee.batch():
+            for _ in range(25):
+                referee.one(target, target.make(rng))
+    finally:
+        referee.close()
+    assert referee.tally.verdicts[f"{target.name}: refused"] > 5
 
 
 def test_the_judge_sees_what_a_plan_once_did() -> None:
@@ -55,27 +72,130 @@ def test_the_judge_sees_what_a_plan_once_did() -> None:
     assert changed == ["descriptors"]
 
 
-def test_the_judge_sees_time_memory_and_foreign_errors() -> None:
-    judge = fuzz.Judge()
+def _loop(seconds: float) -> None:
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
 
-    def slow(data: bytes) -> str:
-        end = time.process_time() + 2.1
-        while time.process_time() < end:
-            pass
+
+class Planted(nn.Module):
+    """A class whose forward has a default that a planted fault changes."""
+
+    def forward(self, x: int = 1) -> int:
+        return x
+
+
+def _defaults() -> None:
+    Planted.forward.__defaults__ = (2,)
+
+
+_LEAKED: list[socket.socket] = []
+FAULTS = {
+    "foreign": (lambda: {}["missing"], "KeyError: 'missing'"),
+    "slow": (lambda: _loop(0.3), "0.3. s of processor time, at most 0.2 are"),
+    "endless": (lambda: _loop(60), "TooLong: not ended after 0.6 s"),
+    "large": (lambda: bytearray(b"x") * (100 << 20), "bytes of memory for an input of"),
+    "class default": (_defaults, r"the process has changed.*Planted.*replayed: "),
+    "descriptor": (
+        lambda: _LEAKED.append(socket.socket()),
+        r"the process has changed: \['descriptors'\]",
+    ),
+    "random": (lambda: torch.rand(1), r"the process has changed: \['torch random'\]"),
+    "environment": (lambda: os.environ.update(PLANTED="1"), r"the process has changed: \['environment'\]"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found_and_its_input_is_kept(fault, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(judge, "MOST_SECONDS", 0.2)  # 2 and 20, but for the time of this test
+    monkeypatch.setattr(judge, "_ENDLESS", 0.6)
+    monkeypatch.setattr(fuzz, "_replayed", lambda folder, name: f"; replayed: {len(list(folder.iterdir()))}")
+    break_it, told = FAULTS[fault]
+    state = torch.get_rng_state()
+
+    def run(data: bytes) -> str:
+        if data == b"7":
+            break_it()
         return "taken"
 
-    def large(data: bytes) -> str:
-        return "taken" if bytearray(b"x" * (700 << 20)) else ""
+    # A large allocation that came before must not hide a later one.
+    earlier = bytearray(b"x") * (300 << 20)
+    del earlier
+    referee, count = Judge(), iter(range(1_000_000))
+    target = targets.Target("planted", lambda rng: str(next(count)).encode(), run)
+    try:
+        broken = fuzz._piece(referee, target, "seed", time.monotonic() + 20)
+    finally:
+        referee.close()
+        torch.set_rng_state(state)
+        os.environ.pop("PLANTED", None)
+        Planted.forward.__defaults__ = (1,)
+        while _LEAKED:
+            _LEAKED.pop().close()
+    assert re.search(told, broken), broken
+    kept = {path.read_bytes() for path in (tmp_path / "fuzz-failure-planted").iterdir()}
+    assert b"7" in kept
+    assert len(kept) == (fuzz._BATCH if fault == "class default" else 1)  # the others are known at once
 
-    def foreign(data: bytes) -> str:
-        return targets._attempt(lambda: {}["missing"])
 
-    with pytest.raises(AssertionError, match="processor time"):
-        judge.one(targets.Target("slow", lambda rng: b"", slow), b"")
-    with pytest.raises(AssertionError, match="bytes of memory"):
-        judge.one(targets.Target("large", lambda rng: b"", large), b"")
-    with pytest.raises(KeyError):
-        judge.one(targets.Target("foreign", lambda rng: b"", foreign), b"")
+def test_without_a_fault_a_piece_is_whole_and_nothing_is_found(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    referee = Judge()
+    target = targets.Target("honest", lambda rng: rng.randbytes(5), lambda data: "refused")
+    try:
+        assert fuzz._piece(referee, target, "seed", time.monotonic() + 60) == ""
+    finally:
+        referee.close()
+    assert referee.tally.verdicts == {"honest: refused": fuzz.PIECE}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_replay_names_the_input_that_changes_a_class(tmp_path, monkeypatch, capsys) -> None:
+    for number in range(4):
+        (tmp_path / f"{number}.bin").write_bytes(b"%d" % number)
+    run = {b"2": _defaults}
+    target = targets.Target("planted", lambda rng: b"", lambda data: run.get(data, str)() or "taken")
+    monkeypatch.setattr(fuzz, "TARGETS", [target])
+    try:
+        assert fuzz.replay(tmp_path, "planted") == 1
+    finally:
+        Planted.forward.__defaults__ = (1,)
+    assert capsys.readouterr().out.startswith("2.bin: the process has changed: ['class ")
+    (tmp_path / "2.bin").unlink()
+    assert fuzz.replay(tmp_path, "planted") == 0
+    assert capsys.readouterr().out == "3 inputs: nothing was found\n"
+
+
+def test_sittings_add_up_while_the_sources_stay(tmp_path) -> None:
+    path = tmp_path / "kept.json"
+    first, second = Sittings(path, "a"), Sittings(path, "a")
+    assert [first.claim(["x", "y"]), second.claim(["x", "y"]), first.claim(["x", "y"])] == [
+        ("x", 0),
+        ("y", 0),
+        ("x", 1),
+    ]
+    first.done(Tally(Counter({"x: refused": 3}), 0.5, 10))
+    second.done(Tally(Counter({"x: refused": 4, "y: taken": 1}), 0.2, 70), ["y: broke"])
+    assert first.total() == (Tally(Counter({"x: refused": 7, "y: taken": 1}), 0.5, 70), ["y: broke"])
+    assert Sittings(path, "b").total() == (Tally(), [])
+
+
+def test_two_sittings_of_the_attack_go_on_where_the_first_ended(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fuzz, "PIECE", 4)
+    monkeypatch.setattr(fuzz, "_BATCH", 2)
+    seen: list[bytes] = []
+    target = targets.Target("noted", lambda rng: rng.randbytes(8), lambda data: seen.append(data) or "taken")
+    monkeypatch.setattr(fuzz, "TARGETS", [target])
+    monkeypatch.setattr(fuzz, "_warm_up", lambda chosen: None)
+    kept = Sittings(tmp_path / "kept.json", "a")
+    for sitting in (1, 2):
+        monkeypatch.setattr(fuzz.time, "monotonic", lambda: 2.0 * (len(seen) >= 4 * sitting) + sitting * 10)  # noqa: B023
+        tally, found = fuzz.attack(1.0, 0, kept=kept)
+    assert tally.verdicts == {"noted: taken": 8}
+    assert len(set(seen)) == 8
+    assert found == []
 
 
 def test_mutations_reach_every_place_of_a_tree() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import sqlite3
@@ -271,3 +272,20 @@ def test_a_store_that_cannot_be_written_is_read(folder, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "this store cannot be written" in done.stdout
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="descriptors are listed by Linux")
+@pytest.mark.parametrize("how", ["version", "table", "header"])
+def test_a_refused_store_is_closed_at_once(folder, how):
+    if how == "header":
+        (folder / "store.sqlite").write_bytes(b"no database, but long enough to be read as one" * 100)
+    else:
+        change(folder, {"version": "PRAGMA user_version = 77", "table": "CREATE TABLE more (a)"}[how])
+    gc.disable()  # nothing may wait for it
+    try:
+        with pytest.raises(StoreError) as kept:
+            Store(folder, create=False)
+        held = [os.path.realpath(f"/proc/self/fd/{each}") for each in os.listdir("/proc/self/fd")]
+    finally:
+        gc.enable()
+    assert [path for path in held if str(folder) in path] == [], kept.value

@@ -266,8 +266,11 @@ def open_source(
                 )
             images[index] = image
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        list(pool.map(fill, range(0, len(images), _CHUNK)))
+    if len(images) <= _CHUNK:  # too little for threads
+        fill(0)
+    else:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            list(pool.map(fill, range(0, len(images), _CHUNK)))
     _write_cache(file, images)
     return ImageMemory(images, encoded.labels)
 

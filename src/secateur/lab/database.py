@@ -132,7 +132,14 @@ class Database:
         self._open()
 
     def _open(self) -> None:
-        """Make the tables of a new database; refuse one of another version or with other tables."""
+        """Make the tables of a new database; refuse one of another version or with other tables, and close it."""
+        try:
+            self._made_or_checked()
+        except BaseException:
+            self.close()
+            raise
+
+    def _made_or_checked(self) -> None:
         where = clean(str(self.path))
         try:
             db = self.connection()
@@ -147,7 +154,6 @@ class Database:
                 )
             found = [(row["name"], row["sql"]) for row in db.execute("SELECT name, sql FROM sqlite_master")]
         except (sqlite3.DatabaseError, ValueError) as error:
-            self.close()
             raise StoreError(
                 f"{where}: expected a secateur run store, but SQLite cannot read it ({error}); restore it from a copy, "
                 "or name another folder with --store"
@@ -155,7 +161,6 @@ class Database:
         allowed = {_squeezed(one) for one in (*SCHEMA.split(";"), *_OPTIONAL)}
         for name, sql in found:
             if sql is not None and _squeezed(sql) not in allowed:  # an index that SQLite makes has no text
-                self.close()
                 raise StoreError(
                     f"{where}: expected the tables of a run store alone, got {name!r}, which no secateur of this "
                     f"version makes; {_CHANGED}"
@@ -166,14 +171,18 @@ class Database:
         db: sqlite3.Connection | None = getattr(self._local, "db", None)
         if db is None:
             db = sqlite3.connect(self.path, timeout=120, isolation_level=None)
+            try:
+                # First, before anything of the file's schema is used.
+                db.execute("PRAGMA trusted_schema = OFF")
+                db.execute("PRAGMA cell_size_check = ON")
+                db.execute("PRAGMA mmap_size = 0")
+                db.execute("PRAGMA busy_timeout = 120000")
+                db.execute("PRAGMA synchronous = FULL")
+                db.execute("PRAGMA foreign_keys = ON")
+            except BaseException:
+                db.close()
+                raise
             db.row_factory = sqlite3.Row
-            # First, before anything of the file's schema is used.
-            db.execute("PRAGMA trusted_schema = OFF")
-            db.execute("PRAGMA cell_size_check = ON")
-            db.execute("PRAGMA mmap_size = 0")
-            db.execute("PRAGMA busy_timeout = 120000")
-            db.execute("PRAGMA synchronous = FULL")
-            db.execute("PRAGMA foreign_keys = ON")
             self._local.db = db
         return db
 

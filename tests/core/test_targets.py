@@ -106,7 +106,11 @@ def test_a_shared_weight_appears_once_under_its_first_name() -> None:
         ({"skip": "type:Conv4d"}, r"pattern 'type:Conv4d' matches no prunable layer"),
         (
             {"only": "norm"},
-            r"pattern 'norm' names a part of the model without a prunable weight; name its param",
+            r"pattern 'norm' names a part of the model without a prunable weight: .* name their parameters",
+        ),
+        (
+            {"skip": "nor*"},
+            r"pattern 'nor\*' means 'norm', a part of the model without a prunable weight: such",
         ),
         ({"parameters": "tokens"}, r"pattern 'tokens' matches no prunable layer: did you mean 'token'"),
         ({"only": nn.LSTM}, r"pattern 'LSTM' matches no prunable layer"),

@@ -93,3 +93,10 @@ def test_another_granularity_is_refused() -> None:
         OptionError, match="block_influence scores whole blocks: expected granularity 'layer', got"
     ):
         sc.prune(model, "block_influence", "channel", 0.5, example=torch.ones(1, 2), data=[torch.ones(1, 2)])
+
+
+def test_no_loss_is_asked_for() -> None:
+    with pytest.raises(
+        sc.errors.DataError, match=r"pass data= \(batches of inputs; it asks for no labels and no loss"
+    ):
+        sc.prune(torch.nn.Linear(4, 4), "wanda", budget=0.5)

@@ -433,3 +433,13 @@ def test_a_hold_of_the_main_thread_can_be_closed_in_another():
         assert signal.getsignal(signal.SIGINT) is handler
     finally:
         signal.signal(signal.SIGINT, handler)
+
+
+def test_an_argument_that_is_one_of_the_options_says_so():
+    model = nn.Linear(4, 4)
+    with pytest.raises(
+        TypeError, match=r"'only'; it is one of the options: pass options=sc.PruneOptions\(only=...\)"
+    ):
+        sc.prune(model, only="0")
+    with pytest.raises(TypeError, match="'criterions'; did you mean 'criterion'"):
+        sc.prune(model, criterions="l2")

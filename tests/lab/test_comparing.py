@@ -47,6 +47,20 @@ def test_there_are_ten_methods_and_each_fits_a_recipe():
     assert len(trained) == 5  # one training for all, and one for each method that begins in training
 
 
+def test_a_method_keeps_the_options_that_the_recipe_gives_its_criterion():
+    text = RECIPE.replace('"prune", ', '"prune", criterion = {name = "taylor", mode = "train"}, ')
+    made = plan(comparison_recipe(Recipe.parse(text), ["taylor", "lamp"], 1))
+    found = {trial.settings["method"]: trial.steps[1].step.criterion for trial in made.trials}
+    assert found == {"taylor": {"name": "taylor", "mode": "train"}, "lamp": "lamp"}
+
+
+def test_an_interval_is_shown_within_what_an_accuracy_can_be():
+    rows = comparing._rows(ran({"l2": [0.9, 1.0], "random": [0.0, 0.1]}), ["l2", "random"])
+    shown = comparing.MethodComparison(tuple(rows), 2, None).table()[1]
+    assert shown[0][2].endswith("to 100.00%")
+    assert shown[1][2].startswith("0.00% to")
+
+
 def ran(values: dict[str, list[float]]) -> SimpleNamespace:
     rows = []
     for method, accuracies in values.items():

@@ -8,7 +8,7 @@ from torch import nn
 
 import secateur as sc
 from secateur import data as datasets
-from secateur.errors import OptionError
+from secateur.errors import NothingToDoError, OptionError
 from secateur.lab.training import TrainingContext, TrainingOptions, train
 
 
@@ -64,6 +64,23 @@ def test_movement_scores_by_hand():
     assert active.scores["weight"][0].tolist() == pytest.approx([0.746, 1.184])
     assert active.finish()["weight"].tolist() == [[False, True]]
     assert model.weight[0, 0] == 0.0
+
+
+def test_a_training_without_the_calls_is_an_error():
+    method = "straight_through: .* got 0 calls of before_forward.. and 1 of after_step"
+    model, _ = layer(2.0, 1.5)
+    active = sc.sparsify.StraightThrough().start(model)
+    active.after_step()
+    with pytest.raises(NothingToDoError, match=method):
+        active.finish()
+    assert model.weight[0].tolist() == [2.0, 1.5]
+
+
+def test_the_whole_sparsity_is_reached_where_training_is_shorter_than_said():
+    model, optimizer = layer(2.0, 1.5)
+    active = sc.sparsify.MovementScores(0.5, every=1).start(model, steps=1000)
+    step(active, model, optimizer)
+    assert active.finish()["weight"].sum() == 1
 
 
 def test_wrong_options_are_named():

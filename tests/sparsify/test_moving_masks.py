@@ -111,6 +111,19 @@ def test_what_cannot_be_is_refused():
         sc.sparsify.Rigl(0.5, share=0)
 
 
+def test_masks_that_never_moved_are_an_error():
+    model, masks, _ = layer()
+    with pytest.raises(
+        NothingToDoError, match=r"rigl: .* a move after every 100 steps, the last before step 75"
+    ):
+        sc.sparsify.Rigl().start(model, masks=masks, steps=100)
+    active = sc.sparsify.Set(every=1).start(model, masks=masks)
+    for _ in range(3):
+        active.after_step()  # the other calls are left out
+    with pytest.raises(NothingToDoError, match=r"set: .* got none after 3 steps .* call before_forward"):
+        active.finish()
+
+
 # -- in the training loop --------------------------------------------------------------------------------------
 
 
@@ -155,7 +168,7 @@ def options(method) -> TrainingOptions:
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
 def test_counts_are_exact_masks_move_and_it_learns(digits, method):
     model = net()
-    first = method.start(model, steps=1).masks
+    first = method.start(model, steps=100).masks
     watch = Watch(model)
     trained = train(model, digits, options(method), device="cpu", context=TrainingContext(progress=watch))
     for name, mask in trained.masks.items():

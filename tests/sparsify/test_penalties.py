@@ -229,3 +229,8 @@ def test_a_recipe_names_the_method_and_old_addresses_stay():
     refine = registry.get("refine")(sparsify="bn_l1")
     with pytest.raises(OptionError, match="sparsify makes single weights small, and here they share values"):
         refine.check(net(), [])
+
+
+def test_a_strength_that_is_no_number_is_named():
+    with pytest.raises(OptionError, match="strength: expected a number above 0, got '1e-4'"):
+        sc.sparsify.GroupLasso(strength="1e-4")

@@ -358,3 +358,14 @@ def _signed_zero(value: torch.Tensor) -> int:
     """0.0 and -0.0 are one value but two words."""
     zeros = value[value == 0]
     return int(bool(zeros.signbit().any()) and not bool(zeros.signbit().all()))
+
+
+def test_experts_kept_in_one_tensor_are_said_to_take_no_part(tmp_path: Path) -> None:
+    tensors = {"fc.weight": torch.randn(8, 8), "experts.gate_up": torch.randn(4, 8, 8)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.warns(
+        UserWarning, match=r"80% of the numbers take no part: 1 tensors, such as 'experts.gate_up'"
+    ):
+        prune_checkpoint(tmp_path / "a.safetensors", tmp_path / "b.safetensors", budget=0.5)
+    found = load_file(tmp_path / "b.safetensors")
+    assert torch.equal(found["experts.gate_up"], tensors["experts.gate_up"])

@@ -427,3 +427,19 @@ def test_of_nested_blocks_the_innermost_that_can_leave_is_taken() -> None:
     assert list(kinds(nn.Sequential(Pair(), Pair()))) == ["0", "1"]
     stages = nn.Sequential(nn.Sequential(Residual(), Residual()), nn.Sequential(Residual()))
     assert list(kinds(stages)) == ["0.0", "0.1", "1.0"]
+
+
+def test_blocks_that_are_attributes_are_named_with_what_would_let_them_leave() -> None:
+    class Held(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.plain = Residual(), Residual(), nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.plain(self.second(self.first(x)))
+
+    found = find_blocks(Held(), X)
+    assert found.found == ()
+    assert [each.path for each in found.refused] == ["first", "second"]
+    assert "expected an entry of an nn.Sequential or nn.ModuleList" in found.refused[0].reason
+    assert "attribute of its owner" in str(sc.explain(Held(), X).table())

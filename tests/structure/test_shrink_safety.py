@@ -596,3 +596,22 @@ def test_heads_and_channels_can_each_lose_their_own_share() -> None:
     rest = sc.prune(layer, "l2", sc.granularity.Channel(heads=False), 0.5, example=x)
     small = sc.shrink(layer, heads.merge(rest), x).model
     assert (small.self_attn.num_heads, small.linear1.out_features) == (3, 16)
+
+
+def test_the_two_readers_name_each_other(tmp_path):
+    model = nn.Linear(4, 4)
+    sc.save(model, tmp_path / "a.sct")
+    with pytest.raises(sc.errors.FormatError, match=r"a \.sct file is read with sc\.load"):
+        sc.load_shrunk(tmp_path / "a.sct", into=model)
+    from safetensors.torch import save_file
+
+    save_file(model.state_dict(), tmp_path / "b.safetensors")
+    with pytest.raises(
+        sc.errors.FormatError, match=r"looks like a safetensors file: sc\.load_shrunk reads what"
+    ):
+        sc.load(tmp_path / "b.safetensors")
+    torch.save(model.state_dict(), tmp_path / "c.pt")
+    with pytest.raises(sc.errors.FormatError, match=r"secateur pack makes a \.sct file of it"):
+        sc.load(tmp_path / "c.pt")
+    with pytest.raises(sc.errors.FormatError, match=r"in its folder did you mean 'b\.safetensors'"):
+        sc.load_shrunk(tmp_path / "b.safetensor", into=model)

@@ -41,7 +41,8 @@ _Source = Annotated[
     Path, typer.Argument(help="A folder with an index, or a .safetensors file.", show_default=False)
 ]
 _Target = Annotated[
-    Path, typer.Argument(help="The new folder, or the .sct file, to write.", show_default=False)
+    Path,
+    typer.Argument(help="What to write: a new folder, a .safetensors or a .sct file.", show_default=False),
 ]
 
 

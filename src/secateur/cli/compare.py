@@ -61,6 +61,8 @@ def compare(
         print(
             f"mean of {seeds} seeds; the p of a paired t-test against {found.rows[0].method}, corrected by Holm's "
             "rule: how often chance alone would give a difference so large"
+            if seeds > 1
+            else "one seed: no interval and no test; --seeds 3 gives both"
         )
     if report is not None:
         from secateur.report import Report, Run

@@ -14,6 +14,7 @@ from secateur.cli.flags import with_flags
 from secateur.cli.given import ModelFlags, ModelOptions
 from secateur.cli.options import ProgressFlags
 from secateur.cli.output import print_json, progress_bar
+from secateur.core.missing_files import missing
 from secateur.core.terminal import printable
 from secateur.errors import DataError, OptionError
 
@@ -24,7 +25,7 @@ _Sct = Annotated[Path, typer.Argument(help="A .sct file.", show_default=False)]
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
+        raise DataError(missing(path))
     return path
 
 

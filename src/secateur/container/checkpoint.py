@@ -28,6 +28,7 @@ from typing import BinaryIO
 import numpy as np
 
 from secateur.container.format import FREE_MEMORY, MEMORY_PER_BYTE, Entry, problem_of
+from secateur.core.missing_files import missing
 from secateur.core.safetensors_header import open_header
 from secateur.errors import DataError
 
@@ -74,7 +75,9 @@ def open_checkpoint(path: str | os.PathLike[str], max_bytes: int | None = None) 
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path}: there is no such file; expected a .safetensors or .pt checkpoint")
+        raise DataError(
+            f"{missing(path)}; expected a .safetensors or .pt checkpoint, or a folder with an index"
+        )
     if path.suffix == ".safetensors":
         with path.open("rb") as file:
             yield _safetensors(path, file)

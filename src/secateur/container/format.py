@@ -357,6 +357,15 @@ class Archive:
             f"ask for; if you trust the file, allow it with max_bytes={needed} (--max-bytes {needed})"
         )
 
+    def _kind_hint(self) -> str:
+        """What to do with a file of another kind that can be told by its first bytes; empty for all others."""
+        head = self._read(0, 9)
+        if head[:2] == b"PK":
+            return "; it looks like a checkpoint of torch.save: secateur pack makes a .sct file of it"
+        if head[8:] == b"{" and int.from_bytes(head[:8], "little") < self.size:
+            return "; it looks like a safetensors file: sc.load_shrunk reads what small.save wrote"
+        return ""
+
     # -- sections --------------------------------------------------------------------------------------------
     def _read(self, start: int, count: int) -> bytes:
         self.file.seek(start)
@@ -368,6 +377,7 @@ class Archive:
         if head[: len(MAGIC)] != MAGIC:
             raise FormatError(
                 f"not a .sct file: expected it to start with {MAGIC!r}, found {head[: len(MAGIC)]!r}"
+                f"{self._kind_hint()}"
             )
         if len(head) <= len(MAGIC):
             raise FormatError(f"the file ends at byte {self.size}, before its version")

@@ -24,6 +24,7 @@ from torch import nn
 
 from secateur.core.atomic_files import atomic_open
 from secateur.core.lines import Lines
+from secateur.core.missing_files import missing
 from secateur.core.model_kinds import unwrapped
 from secateur.core.safetensors_header import open_header
 from secateur.errors import FormatError, MaskMismatchError, NothingToDoError, UnknownNameError, near
@@ -321,7 +322,7 @@ class Masks(Mapping[str, torch.Tensor]):
             FormatError: The file does not exist, or is not a file of masks.
         """
         if not Path(path).is_file():
-            raise FormatError(f"{path}: no such file; write one with masks.save(path)")
+            raise FormatError(f"{missing(path)}; write one with masks.save(path)")
         with open(path, "rb") as file:
             spans, metadata, _ = open_header(path, file, FormatError)
             if _FORMAT not in metadata:

@@ -313,10 +313,11 @@ def _unmatched(pattern: Pattern, model: nn.Module, layers: list[str]) -> None:
     shown = pattern.__name__ if isinstance(pattern, type) else pattern
     names = layers + [name for name, _ in model.named_modules() if name]
     names += [name for name, _ in model.named_parameters()]
-    if isinstance(pattern, str) and pattern in names:
+    if isinstance(pattern, str) and (found := fnmatch.filter(names, pattern)):
+        what = "names a part" if pattern in names else f"means {found[0]!r}, a part"
         raise PatternError(
-            f"pattern {shown!r} names a part of the model without a prunable weight; name its parameters with "
-            "parameters=[...] to prune them all the same"
+            f"pattern {shown!r} {what} of the model without a prunable weight: such parts are left alone without a "
+            "pattern; to prune them all the same, name their parameters with parameters=[...]"
         )
     wrapped = _wrapped(model)
     if wrapped and not layers:

@@ -35,6 +35,8 @@ class Criterion(ABC):
 
     needs_data: ClassVar[bool] = False
     """Whether `Context.data` must be given; `Context.loss` may be None where the model's output holds a loss."""
+    needs_loss: ClassVar[bool] = True
+    """Of criteria that need data: whether they need labels and a loss too, unless the model's output holds a loss."""
     needs_example: ClassVar[bool] = False
     """Whether one input must be known: `Context.example`, or the first batch of `Context.data`."""
     of_outputs: ClassVar[bool] = False

@@ -53,6 +53,7 @@ class Activation(Criterion):
     """
 
     needs_data: ClassVar[bool] = True
+    needs_loss: ClassVar[bool] = False
     rescore: ClassVar[bool] = True
     of_layers: ClassVar[bool] = True
     of_outputs: ClassVar[bool] = True

@@ -50,6 +50,7 @@ class BlockInfluence(Criterion):
     """
 
     needs_data: ClassVar[bool] = True
+    needs_loss: ClassVar[bool] = False
     of_blocks: ClassVar[bool] = True
 
     def scores(self, model: nn.Module, targets: Sequence[Target], context: Context) -> Scores:

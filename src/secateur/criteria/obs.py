@@ -48,6 +48,7 @@ class Obs(Criterion):
     """
 
     needs_data: ClassVar[bool] = True
+    needs_loss: ClassVar[bool] = False
     rescore: ClassVar[bool] = True
     of_layers: ClassVar[bool] = True
 

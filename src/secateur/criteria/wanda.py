@@ -34,6 +34,7 @@ class Wanda(Criterion):
     """
 
     needs_data: ClassVar[bool] = True
+    needs_loss: ClassVar[bool] = False
     rescore: ClassVar[bool] = True
     of_layers: ClassVar[bool] = True
 

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.core.missing_files import missing
 from secateur.data._decode import pair
 from secateur.data._kind import Raw, Request
 from secateur.data._splits import Augment, Data, ImageMemory, Source, Split, Subset
@@ -151,7 +152,7 @@ def _kind_of(
         return ("hub" if described or not pictures else "folder"), name
     if name.startswith((".", "/", "~")):
         raise DataError(
-            f"dataset {name!r}: no such folder; expected Parquet in Hugging Face's layout, or a folder of "
+            f"dataset {missing(name, 'folder')}; expected Parquet in Hugging Face's layout, or a folder of "
             "images per class; or take 'digits', which is embedded and needs no download"
         )
     if "/" not in name:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from secateur.core.missing_files import missing
 from secateur.data._kind import Raw, Request
 from secateur.data.parquet import assemble, split_of
 from secateur.errors import DataError
@@ -77,7 +78,7 @@ class Folder:
         """The parts that the folder has; the folders' names in sorted order are the classes."""
         root = Path(request.path or ".")
         if not root.is_dir():
-            raise DataError(f"{root}: no such folder; expected one with a folder of images per class")
+            raise DataError(f"{missing(root, 'folder')}; expected one with a folder of images per class")
         splits = {split_of(child.name): child for child in sorted(root.iterdir()) if child.is_dir()}
         splits.pop(None, None)
         if "train" not in splits:

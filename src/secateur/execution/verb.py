@@ -35,7 +35,7 @@ import torch
 from torch import nn
 
 from secateur.core.interrupts import InterruptsDeferred, boundary, uninterrupted
-from secateur.errors import ModelInUseError
+from secateur.errors import ModelInUseError, near
 
 __all__ = ["verb"]
 
@@ -54,10 +54,15 @@ def verb(function: Callable[_P, _R], name: str | None = None) -> Callable[_P, _R
             a model as `.model`, as `Shrunk` does, may stand for it.
         name: What errors call it, if not by the function's name.
     """
-    names = list(inspect.signature(function).parameters)
+    parameters = inspect.signature(function).parameters
+    names = list(parameters)
+    known = set(names)
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
     places = [(each, names.index(each)) for each in _MODELS if each in names]
 
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        if not takes_any and kwargs.keys() - known:
+            _refuse_keyword(function, sorted(kwargs.keys() - known), known)
         given = [args[position] if len(args) > position else kwargs.get(each) for each, position in places]
         models = [getattr(each, "model", each) if not isinstance(each, nn.Module) else each for each in given]
         door = _Door(name or function.__name__, [model for model in models if isinstance(model, nn.Module)])
@@ -73,6 +78,16 @@ def verb(function: Callable[_P, _R], name: str | None = None) -> Callable[_P, _R
             door.close()
 
     return functools.wraps(function)(boundary(call))
+
+
+def _refuse_keyword(function: Callable[..., object], wrong: list[str], known: set[str]) -> None:
+    """Raise a `TypeError` that says where an argument belongs, if it is a field of the verb's options."""
+    text = f"{function.__name__}() got an unexpected keyword argument {wrong[0]!r}"
+    options = str(function.__annotations__.get("options", "")).partition(" |")[0]
+    kind = inspect.unwrap(function).__globals__.get(options)
+    if kind is not None and wrong[0] in getattr(kind, "__dataclass_fields__", {}):
+        raise TypeError(f"{text}; it is one of the options: pass options=sc.{options}({wrong[0]}=...)")
+    raise TypeError(f"{text}; {near(wrong[0], known)}")
 
 
 _claims: dict[int, tuple[int, str]] = {}  # by the identity of a module: (thread, verb)

@@ -160,7 +160,7 @@ class MethodComparison:
         return [
             row.method,
             f"{row.accuracy:.2%}",
-            "" if math.isnan(row.low) else f"{row.low:.2%} to {row.high:.2%}",
+            "" if math.isnan(row.low) else f"{max(row.low, 0):.2%} to {min(row.high, 1):.2%}",
             f"{row.macs:,.0f}",
             "" if first else f"{100 * row.difference:+.2f} points",
             "" if math.isnan(row.p) else f"{row.p:.3f}",
@@ -277,7 +277,12 @@ def _settings(recipe: Recipe, name: str) -> Table:
         )
     at = kinds.index("prune")
     label = recipe.steps[at].label
-    found: Table = {f"{label}.{key}": value for key, value in method.prune.items()}
+    own = recipe.steps[at].chosen().get("criterion")
+    found: Table = {
+        f"{label}.{key}": value
+        for key, value in method.prune.items()
+        if not (isinstance(own, Mapping) and own.get("name") == value)  # the recipe's options of it stay
+    }
     if method.ranking is not None:
         found[f"{label}.budget"] = _ranked(recipe, at, method.ranking)
     if method.sparsify is not None:

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from secateur.container.checkpoint import read_pt
+from secateur.core.missing_files import missing
 from secateur.errors import FormatError, MaskMismatchError, near
 
 __all__ = ["find_weights", "load_weights", "read_weights"]
@@ -31,9 +32,7 @@ def find_weights(path: str | os.PathLike[str]) -> Path:
     """The file of that name, or an error that says what is there instead."""
     where = Path(path).expanduser()
     if not where.is_file():
-        beside = [item.name for item in where.parent.iterdir()] if where.parent.is_dir() else []
-        hint = f" in its folder: {near(where.name, beside)}" if beside else ""
-        raise FormatError(f"{path}: no such file of weights;{hint or ' its folder does not exist either'}")
+        raise FormatError(missing(where, "file of weights"))
     return where
 
 

@@ -230,6 +230,10 @@ def _check_inputs(rule: Criterion, named: CriterionLike, context: Context) -> No
             f"loss: expected a function of outputs and targets, such as torch.nn.functional.cross_entropy, got "
             f"{context.loss!r}"
         )
+    if rule.needs_data and not rule.needs_loss and context.data is None:
+        raise DataError(
+            f"criterion {name} scores on data: pass data= (batches of inputs; it asks for no labels and no loss)"
+        )
     if rule.needs_data and context.data is None:
         missing = "data=" if context.loss is not None else "data= and loss="
         raise DataError(

@@ -139,7 +139,8 @@ class Sparsifier(ABC):
             model: The model that is trained.
             example: One input, for granularities that follow the channels through the model.
             masks: Weights that are removed already.
-            steps: Optimizer steps of the whole training, for methods with a schedule.
+            steps: Optimizer steps of the whole training: batches per epoch times epochs. Methods whose schedule follows
+                the length of the training need it (`rigl`, `movement_scores`, `set` with `until` below 1).
             seed: Of what is drawn at random.
         """
 
@@ -155,8 +156,9 @@ def check_above_zero(name: str, value: float) -> None:
     Traceback (most recent call last):
     secateur.errors.OptionError: strength: expected a number above 0, got 0.0
     """
-    if not (value > 0 and math.isfinite(value)):
-        raise OptionError(f"{name}: expected a number above 0, got {value}")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and value > 0 and math.isfinite(value)):
+        raise OptionError(f"{name}: expected a number above 0, got {value!r}")
 
 
 def check_whole(name: str, value: int) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from secateur.core.masks import Masks
+from secateur.errors import NothingToDoError
 from secateur.sparsify import Sparsifying
 
 __all__ = ["MaskedForward"]
@@ -21,10 +23,16 @@ class MaskedForward(Sparsifying):
 
     Args:
         model: The model.
+        every: Optimizer steps between two choices.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    method: ClassVar[str]
+    """The word of the method, for errors."""
+
+    def __init__(self, model: nn.Module, every: int) -> None:
         super().__init__(model)
+        self._every = every
+        self._passes = 0
         self._dense: dict[str, torch.Tensor] = {}
 
     def choose(self) -> Masks | None:
@@ -49,6 +57,18 @@ class MaskedForward(Sparsifying):
             parameters[name].data.copy_(dense)
         self._dense = {}
 
+    def before_forward(self) -> None:
+        """Choose where it is time, and mask."""
+        self._passes += 1
+        if self.step % self._every == 0:
+            self.masks = self.choose()
+        self._mask()
+
+    def load(self, tensors: Mapping[str, torch.Tensor], step: int) -> None:
+        """Go on from a checkpoint, whose steps were made behind masks."""
+        super().load(tensors, step)
+        self._passes = step
+
     def before_step(self) -> None:
         """The optimizer steps the dense weights."""
         self._unmask()
@@ -69,8 +89,18 @@ class MaskedForward(Sparsifying):
         self._unmask()
 
     def finish(self) -> Masks | None:
-        """The masks of the last weights, which the model has from now on."""
+        """The masks of the last weights, which the model has from now on.
+
+        Raises:
+            NothingToDoError: Nothing was trained behind masks: calls were left out of the loop.
+        """
         self._unmask()
+        if not (self._passes and self.step):
+            raise NothingToDoError(
+                f"{self.method}: expected a network trained behind masks, got {self._passes} calls of "
+                f"before_forward() and {self.step} of after_step(): call before_forward(), before_step() and "
+                "after_step() at each optimizer step"
+            )
         self.masks = self.choose()
         if self.masks is not None:
             self.masks.apply_(self.model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import nn
@@ -114,10 +114,19 @@ class Moving(Sparsifying):
         seed: Of what is drawn.
     """
 
+    method: ClassVar[str]
+    """The word of the method, for errors."""
+
     def __init__(self, model: nn.Module, masks: Masks, every: int, until: float | None, seed: int) -> None:
         super().__init__(model, masks)
         self._every, self._until, self._seed = every, until, seed
         self._held: Held | None = None
+        self._has_moved = False
+        if until is not None and until <= every:
+            raise NothingToDoError(
+                f"{self.method}: expected a step at which masks move, got a move after every {every} steps, the last "
+                f"before step {until:g}: make every smaller, or train for longer"
+            )
 
     def __enter__(self: _Self) -> _Self:
         self.held()
@@ -169,7 +178,22 @@ class Moving(Sparsifying):
             for name, mask in self.masks.items()
         }
         self.masks = Masks(new)
+        self._has_moved = True
         self.held().update(self.masks)
+
+    def finish(self) -> Masks | None:
+        """Stop holding, and return the last masks.
+
+        Raises:
+            NothingToDoError: No mask has moved: calls were left out of the loop, or there were too few steps.
+        """
+        if not self._has_moved:
+            raise NothingToDoError(
+                f"{self.method}: expected masks that have moved, got none after {self.step} steps with a move "
+                f"after every {self._every}: call before_forward(), before_step() and after_step() at each optimizer "
+                f"step, and train for more than {self._every} steps"
+            )
+        return super().finish()
 
     def close(self) -> None:
         """Stop holding; the weights stay masked."""
@@ -183,4 +207,4 @@ class Moving(Sparsifying):
     def load(self, tensors: Mapping[str, torch.Tensor], step: int) -> None:
         """Go on with these masks."""
         super().load(tensors, step)
-        self.masks = Masks(tensors)
+        self.masks, self._has_moved = Masks(tensors), step > self._every

@@ -110,6 +110,8 @@ class _Learnt(Criterion):
 class _Scored(MaskedForward):
     """Scores learnt in training, and the masks that follow from them."""
 
+    method = "movement_scores"
+
     def __init__(
         self,
         model: nn.Module,
@@ -118,9 +120,10 @@ class _Scored(MaskedForward):
         example: Example,
         before: Masks | None,
     ) -> None:
-        super().__init__(model)
+        super().__init__(model, options.every)
         self._options, self._steps, self._example = options, steps, example
         self._before = self.masks = before
+        self._is_ending = False
         parameters = dict(model.named_parameters(remove_duplicate=False))
         self.scores = {
             target.name: torch.zeros_like(parameters[target.name], dtype=torch.float32)
@@ -130,7 +133,7 @@ class _Scored(MaskedForward):
     def choose(self) -> Masks | None:
         """The masks of the scores as they are now."""
         options = self._options
-        level = options.level(self.step, self._steps)
+        level = options.sparsity if self._is_ending else options.level(self.step, self._steps)
         if level <= 0:
             return self._before
         try:
@@ -148,11 +151,10 @@ class _Scored(MaskedForward):
                 return self._before  # less than one unit so far
             raise
 
-    def before_forward(self) -> None:
-        """Choose where it is time, and mask."""
-        if self.step % self._options.every == 0:
-            self.masks = self.choose()
-        self._mask()
+    def finish(self) -> Masks | None:
+        """The masks of the whole sparsity, also where training was shorter than it was said to be."""
+        self._is_ending = True
+        return super().finish()
 
     @torch.no_grad()
     def before_step(self) -> None:

@@ -90,6 +90,8 @@ class Rigl(Sparsifier):
 class _ByGradient(Moving):
     """Masks that move by the gradients of removed weights."""
 
+    method = "rigl"
+
     def __init__(self, model: nn.Module, masks: Masks, options: Rigl, steps: int, seed: int) -> None:
         super().__init__(model, masks, options.every, options.until * steps, seed)
         self._options, self._steps = options, steps

@@ -78,6 +78,8 @@ class Set(Sparsifier):
 class _Random(Moving):
     """Masks that move at random."""
 
+    method = "set"
+
     def __init__(self, model: nn.Module, masks: Masks, options: Set, until: float | None, seed: int) -> None:
         super().__init__(model, masks, options.every, until, seed)
         self._share = options.share

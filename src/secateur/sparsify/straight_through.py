@@ -83,10 +83,12 @@ class StraightThrough(Sparsifier):
 class _Chosen(MaskedForward):
     """Masks chosen every so many steps."""
 
+    method = "straight_through"
+
     def __init__(
         self, model: nn.Module, options: StraightThrough, example: Example, before: Masks | None, seed: int
     ) -> None:
-        super().__init__(model)
+        super().__init__(model, options.every)
         self._options, self._example = options, example
         self._limits = PruneOptions(only=options.only, masks=before, seed=seed)
         self.masks = self.choose()
@@ -112,12 +114,6 @@ class _Chosen(MaskedForward):
         """Go on with these."""
         super().load(tensors, step)
         self.masks = Masks(tensors)
-
-    def before_forward(self) -> None:
-        """Choose where it is time, and mask."""
-        if self.step % self._options.every == 0:
-            self.masks = self.choose()
-        self._mask()
 
     @torch.no_grad()
     def before_step(self) -> None:

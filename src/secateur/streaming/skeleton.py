@@ -14,7 +14,8 @@ convolution. That is what magnitude pruning of single weights needs to know; wha
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -25,6 +26,8 @@ from secateur.core.targets import Pattern, Target, select
 from secateur.errors import MaskMismatchError, NothingToDoError, near
 
 __all__ = ["Layers", "skeleton", "targets_in", "with_weight"]
+
+_WORTH_SAYING = 0.01
 
 _CONVOLUTIONS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 
@@ -114,6 +117,19 @@ def with_weight(model: nn.Module, target: Target, weight: torch.Tensor) -> Layer
     return root
 
 
+def _warn_of_others(entries: Sequence[Entry], targets: Mapping[str, Target]) -> None:
+    """Say which tensors of several axes take no part because of their names, as experts kept in one tensor do."""
+    floating = [entry for entry in entries if entry.floating]
+    others = [entry for entry in floating if len(entry.shape) > 1 and entry.name not in targets]
+    share = sum(entry.numel for entry in others) / max(1, sum(entry.numel for entry in floating))
+    if share > _WORTH_SAYING:
+        warnings.warn(
+            f"{share:.0%} of the numbers take no part: {len(others)} tensors, such as {others[0].name!r} of shape "
+            f"{others[0].shape}, are not called NAME.weight; name them with parameters=[...]",
+            stacklevel=4,
+        )
+
+
 def targets_in(
     entries: Sequence[Entry],
     model: nn.Module | None,
@@ -147,4 +163,6 @@ def targets_in(
     targets = {entry.name: found[entry.name] for entry in entries if entry.name in found and entry.numel}
     if not targets:
         raise NothingToDoError("nothing to do: every weight that takes part is empty")
+    if only is None and skip is None and parameters is None:
+        _warn_of_others(entries, targets)
     return layers, targets

@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from secateur.core.atomic_files import atomic_open
+from secateur.core.missing_files import missing
 from secateur.core.model_kinds import unwrapped
 from secateur.core.safetensors_header import open_header
 from secateur.errors import DataError, FormatError, NothingToDoError, PlanError
@@ -201,7 +202,7 @@ def load_shrunk(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
         PlanError: The model is not the one that the plan was made for.
     """
     if not Path(path).is_file():
-        raise FormatError(f"{path}: no such file; write one with small.save(path)")
+        raise FormatError(f"{missing(path)}; write one with small.save(path)")
     plan, tensors = _read(path)
     given, into = into, unwrapped(into)
     check_entries(into, plan.layers)
@@ -214,11 +215,11 @@ def load_shrunk(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
     first: dict[int, str] = {}
     for name, tensor in wanted.items():
         first.setdefault(id(tensor), name)
-    missing = [name for name, tensor in wanted.items() if first[id(tensor)] not in tensors]
+    lacking = [name for name, tensor in wanted.items() if first[id(tensor)] not in tensors]
     extra = [name for name in tensors if name not in wanted]
-    if missing or extra:
+    if lacking or extra:
         raise PlanError(
-            f"{path} does not fit {type(into).__name__}: missing {missing[:3]}, unexpected "
+            f"{path} does not fit {type(into).__name__}: missing {lacking[:3]}, unexpected "
             f"{extra[:3]}; build the model it was "
             "made from, at its original widths"
         )
@@ -238,8 +239,13 @@ def _read(path: str | os.PathLike[str]) -> tuple[ShrinkPlan, dict[str, torch.Ten
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    with open(path, "rb") as file:
-        _, meta, _ = open_header(path, file, FormatError)
+    try:
+        with open(path, "rb") as file:
+            _, meta, _ = open_header(path, file, FormatError)
+    except FormatError as error:
+        if Path(path).suffix != ".sct":
+            raise
+        raise FormatError(f"{error}; a .sct file is read with sc.load(path, into=model)") from error
     if meta.get("format") != "secateur-shrunk" or meta.get("version") != "1":
         raise FormatError(
             f"{path}: expected a file written by small.save, got metadata {str(sorted(meta))[:200]}"

@@ -100,7 +100,8 @@ def find_blocks(model: nn.Module, example: object) -> RemovableBlocks:
         TraceError: The forward could not be recorded with this example.
     """
     entries = entries_of(model)
-    if not entries:
+    attributes = _attributes_of(model, entries)
+    if not entries and not attributes:
         return RemovableBlocks((), ())
     recorded = _Recorded(trace(model, example))
     named = dict(model.named_parameters(remove_duplicate=False))
@@ -114,6 +115,10 @@ def find_blocks(model: nn.Module, example: object) -> RemovableBlocks:
             found.append(replace(answer, parameters=tuple(name for name in own if name in first)))
         elif answer is not None:
             refused.append(answer)
+    for path in attributes:
+        own = tuple(name for name in named if name.startswith(path + "."))
+        if isinstance(recorded.judged(path, own, named), RemovableBlock):
+            refused.append(Refusal(path, AN_ATTRIBUTE))
     held = _counted_on(model, example, recorded.found.mode, found)
     refused += [Refusal(block.path, COUNTED_ON) for block in found if block.path in held]
     return _innermost([block for block in found if block.path not in held], refused)
@@ -135,6 +140,7 @@ def _innermost(found: Sequence[RemovableBlock], refused: Sequence[Refusal]) -> R
 
 
 COUNTED_ON = "the forward does not run without it"
+AN_ATTRIBUTE = "it is an attribute of its owner; expected an entry of an nn.Sequential or nn.ModuleList"
 
 
 def _counted_on(
@@ -179,6 +185,20 @@ def entries_of(model: nn.Module) -> list[str]:
         if isinstance(module, (nn.Sequential, nn.ModuleList))
         for key, entry in module._modules.items()
         if entry is not None and next(entry.parameters(), None) is not None
+    ]
+
+
+def _attributes_of(model: nn.Module, entries: Sequence[str]) -> list[str]:
+    """The modules with parts and parameters that are no entries of containers, nor inside one, nor around one."""
+    modules = modules_of(model)
+    return [
+        path
+        for path, module in modules.items()
+        if path
+        and not isinstance(module, (nn.Sequential, nn.ModuleList))
+        and next(module.children(), None) is not None
+        and next(module.parameters(), None) is not None
+        and not any(path == each or _inside(path, each) or _inside(each, path) for each in entries)
     ]
 
 

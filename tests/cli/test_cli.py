@@ -235,7 +235,9 @@ def test_list_tells_all_words_and_schema_is_json(secateur):
     assert list(listed) == kinds.split()
     assert {"pareto", "network"} <= {row["name"] for row in listed["charts"]}
     assert [row["name"] for row in listed["sinks"]] == ["mlflow", "tensorboard"]
-    about = "`prune`: choose weights by criterion, granularity and budget; they are zero from here on."
+    about = (
+        "`prune`: choose the weights to remove by criterion, granularity and budget, and set them to zero."
+    )
     assert {"name": "prune", "about": about} in listed["steps"]
     assert all(row["about"] for rows in listed.values() for row in rows)
     assert json.loads(secateur("schema")[1])["title"] == "secateur recipe"
@@ -359,7 +361,7 @@ def test_the_demo_prints_one_table_and_costs_nothing_the_second_time(secateur):
     code, again, _ = secateur("demo", *short, "--set", "data.limit=200")
     assert code == 0
     assert again.splitlines()[:10] == out.splitlines()[:10]
-    assert "no time, because every step was known" in " ".join(again.split())
+    assert "no time, because every step was in the store" in " ".join(again.split())
 
 
 def test_completion_knows_the_verbs():
@@ -392,7 +394,9 @@ def test_what_the_system_refuses_is_no_fault_of_ours(secateur, tmp_path, monkeyp
 def test_pack_names_what_it_left_out(secateur, tmp_path):
     torch.save({"w": torch.eye(4), "epoch": 3, "args": {"lr": 0.1, "k": [1, 2]}}, tmp_path / "a.pt")
     _, out, _ = secateur("pack", "a.pt", "a.sct")
-    assert out.splitlines()[1] == "left out, being no tensors: epoch, args.lr, args.k.0 and 1 more"
+    assert (
+        out.splitlines()[1] == "left out, because they are not tensors: epoch, args.lr, args.k.0 and 1 more"
+    )
     told = json.loads(secateur("pack", "a.pt", "a.sct", "--json")[1])
     assert told["left_out"] == ["epoch", "args.lr", "args.k.0", "args.k.1"]
 

@@ -55,4 +55,4 @@ def test_a_scan_can_estimate_and_spend_bytes(secateur):
 def test_a_scan_says_whose_option_the_address_is(secateur):
     code, _, err = secateur("scan", "lenet-300-100", "--address", "auto")
     assert code == 2
-    assert "--address auto: belongs to --engine ray; here layers are shared out by --jobs" in err
+    assert "--address auto: belongs to --engine ray; on one machine layers are distributed by --jobs" in err

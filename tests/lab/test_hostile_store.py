@@ -88,7 +88,7 @@ def read_all(folder):
 def test_a_store_with_other_tables_is_refused_before_any_query(folder, statements):
     change(folder, *statements)
     began = time.monotonic()
-    with pytest.raises(StoreError, match="expected the tables of a run store alone"):
+    with pytest.raises(StoreError, match="expected only the tables of a run store"):
         Store(folder, create=False)
     assert time.monotonic() - began < 2
 

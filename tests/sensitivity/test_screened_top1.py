@@ -143,7 +143,7 @@ def test_a_scan_says_how_and_is_the_same_either_way():
     plain = scan(model, batches, "filter", [0.25, 0.5, 0.75], options=ScanOptions(quick=False))
     assert quick == plain
     assert "as the model runs" in quick.how
-    assert plain.how == "as the model runs, what comes before the layer kept: quick=False was asked"
+    assert plain.how == "as the model runs, what comes before the layer kept: quick=False was given"
     assert quick.peak_bytes > 0
     by_function = scan(model, lambda m: right(m, batches) / 120, "filter", [0.25, 0.5, 0.75])
     assert [cell.value for cell in by_function.cells] == [cell.value for cell in quick.cells]

@@ -108,7 +108,7 @@ def test_an_error_of_the_evaluation_arrives_as_it_is(model, batches):
 def test_what_cannot_be_shared_out_is_refused(model, batches):
     with pytest.raises(OptionError, match="define them at the top of a module, or leave the engine out"):
         scan(model, lambda model: 0.5, "filter", LEVELS, options=ScanOptions(engine=WorkerPool.local(jobs=1)))
-    with pytest.raises(OptionError, match="workers and engine are two ways"):
+    with pytest.raises(OptionError, match="workers and engine both distribute the layers"):
         scan(
             model, batches, "filter", LEVELS, options=ScanOptions(workers=2, engine=WorkerPool.local(jobs=1))
         )

@@ -2,8 +2,7 @@
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 budget not met, 4 nothing to do; ended by Ctrl-C 130, by SIGTERM 143, by
 SIGHUP 129. An error is one paragraph; `--debug`
-adds the traceback. Nothing here imports torch before a verb needs it, so that `secateur --help` answers at
-once.
+adds the traceback. Nothing here imports torch before a verb needs it, so that `secateur --help` prints at once.
 
 >>> from secateur.cli.app import app
 >>> "run" in [command.name or command.callback.__name__ for command in app.registered_commands]
@@ -29,7 +28,7 @@ def main() -> None:
 
 
 def _print_anything() -> None:
-    """Where the locale is not UTF-8, print what it cannot express as codes rather than fail."""
+    """Where the locale is not UTF-8, print characters it cannot express as escapes instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower().replace("-", "") != "utf8":
             stream.reconfigure(errors="backslashreplace")
@@ -47,7 +46,7 @@ def _run() -> None:
     except KeyboardInterrupt:
         _leave("interrupted; finished steps are kept, and the same command continues from there", 130)
     except BrokenPipeError:
-        # Whoever read our output has gone; silence the interpreter's own complaint about it, too.
+        # The reader of our output has closed it; silence the interpreter's own message about it, too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:  # a full disk, a file that may not be read
@@ -63,7 +62,7 @@ def _run() -> None:
 
 
 def _leave(message: str, code: int) -> None:
-    """Say what went wrong in one paragraph, and go."""
+    """Print the error as one paragraph, and exit."""
     from secateur.cli.options import debugging
     from secateur.core.terminal import printable
 

@@ -1,4 +1,4 @@
-"""All verbs, gathered from the files beside this one.
+"""The application: all verbs, collected from the other files of this folder.
 
 >>> app.info.name
 'secateur'

@@ -24,7 +24,7 @@ __all__ = ["VERBS"]
 
 
 class Goal(StrEnum):
-    """What is made small: the multiply-accumulates, or the file."""
+    """What is minimized: the multiply-accumulates, or the file."""
 
     fast = "fast"
     small = "small"
@@ -35,7 +35,7 @@ class AutoFlags:
     """How far the search goes, and how each attempt is retrained."""
 
     lost: Annotated[float, typer.Option("--lost", help="Accuracy that may be lost, as a share: 0.01.")] = 0.01
-    goal: Annotated[Goal, typer.Option("--goal", help="fast: channels leave; small: a small file.")] = (
+    goal: Annotated[Goal, typer.Option("--goal", help="fast: fewer channels; small: a small file.")] = (
         Goal.fast
     )
     tries: Annotated[int, typer.Option("--tries", min=1, help="Number of attempts.")] = 6
@@ -44,7 +44,8 @@ class AutoFlags:
     allocation: Annotated[
         str,
         typer.Option(
-            "--allocation", help="scan: cut where it hurts least; uniform: all alike; between; best: any."
+            "--allocation",
+            help="scan: by measured sensitivity; uniform: all alike; between: the mean of both; best: any.",
         ),
     ] = "best"
     bits: Annotated[int, typer.Option("--bits", min=1, max=8, help="Bits of a shared weight (small).")] = 4
@@ -54,8 +55,8 @@ class AutoFlags:
             "--calibrate",
             min=0,
             metavar="IMAGES",
-            help="First solve the weights that stay anew on so many training images, without labels; retrain only "
-            "where that does not hold.",
+            help="First refit the remaining weights on this number of training images, without labels; retrain "
+            "only if that is not enough.",
         ),
     ] = 0
 

@@ -29,8 +29,8 @@ class CalibrationFlags:
         typer.Option(
             "--calibrate",
             metavar="DATA",
-            help="Solve the weights that stay anew on training images of this dataset, by name or folder, without "
-            "their labels.",
+            help="Refit the remaining weights on training images of this dataset, by name or folder, without their "
+            "labels.",
         ),
     ] = None
     calibrate_images: Annotated[

@@ -34,7 +34,7 @@ Memory = Annotated[
     typer.Option(
         "--memory",
         metavar="BYTES",
-        help="What tensors at work may take together, such as 2GB. Default: half of the free memory.",
+        help="Memory for the tensors that are loaded at a time, such as 2GB. Default: half of the free memory.",
     ),
 ]
 _Source = Annotated[
@@ -62,7 +62,7 @@ def bytes_of(text: str | None) -> int | None:
 
 @dataclass(frozen=True)
 class StreamFlags:
-    """Which tensors take part, and what the work may use."""
+    """Which tensors take part, and how much memory and how many processes are used."""
 
     only: Annotated[
         list[str] | None, typer.Option("--only", help="Layers that take part, by name or glob. Repeatable.")
@@ -106,7 +106,9 @@ class ChoiceFlags:
 def prune(
     source: _Source, target: _Target, choice: ChoiceFlags, *, stream: StreamFlags, output: ProgressFlags
 ) -> None:
-    """Set weights of a checkpoint to zero, one tensor in memory at a time. A killed run goes on when called again."""
+    """Set weights of a checkpoint to zero, one tensor in memory at a time. A killed run continues when the command is
+    run again.
+    """
     from secateur.budget.overall import Overall
     from secateur.streaming.pruned import prune_checkpoint
 
@@ -136,7 +138,7 @@ def share(
     stream: StreamFlags,
     output: ProgressFlags,
 ) -> None:
-    """Give the tensors of a checkpoint few distinct values, one tensor in memory at a time. A killed run goes on."""
+    """Give the tensors of a checkpoint few distinct values, one tensor in memory at a time. A killed run continues."""
     from secateur.streaming.shared import share_checkpoint
 
     with progress_bar(output.quiet) as on_progress:

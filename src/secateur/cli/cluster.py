@@ -40,7 +40,7 @@ Address = Annotated[
 
 @dataclass(frozen=True)
 class Cluster:
-    """A Ray cluster, and what a trial takes of it."""
+    """A Ray cluster, and the resources that a trial takes of it."""
 
     address: str | None
     cpus: float
@@ -62,7 +62,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class ClusterFlags:
-    """Where trials are computed, and what each takes."""
+    """Where trials are computed, and the resources that each takes."""
 
     engine: EngineOption = EngineChoice.local
     address: Address = None
@@ -79,7 +79,8 @@ class ClusterFlags:
         for name, given in (("--address", self.address), ("--memory", self.memory)):
             if given:
                 raise OptionError(
-                    f"{name} {given}: belongs to --engine ray; here trials are shared out by --jobs and --gpus alone"
+                    f"{name} {given}: belongs to --engine ray; on one machine trials are distributed by --jobs and "
+                    "--gpus only; leave it out, or give --engine ray"
                 )
         return None
 

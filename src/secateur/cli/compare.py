@@ -1,4 +1,4 @@
-"""The verb `compare`: a recipe with each of several pruning methods, over seeds, in one table and one picture.
+"""The verb `compare`: a recipe with each of several pruning methods, over seeds, in one table and one chart.
 
 >>> [verb.__name__ for verb in VERBS]
 ['compare']
@@ -34,7 +34,7 @@ def compare(
     store: StoreFolder = STORE,
     report: Annotated[
         Path | None,
-        typer.Option("--report", help="Folder to write the report to, a page with table and picture."),
+        typer.Option("--report", help="Folder to write the report to, a page with table and chart."),
     ] = None,
     *,
     output: ProgressFlags,
@@ -59,8 +59,8 @@ def compare(
         head, rows = found.table()
         show_table(head, rows)
         print(
-            f"mean of {seeds} seeds; the p of a paired t-test against {found.rows[0].method}, corrected by Holm's "
-            "rule: how often chance alone would give a difference so large"
+            f"mean of {seeds} seeds; p is that of a paired t-test against {found.rows[0].method}, corrected by "
+            "Holm's rule"
             if seeds > 1
             else "one seed: no interval and no test; --seeds 3 gives both"
         )

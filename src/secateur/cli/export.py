@@ -74,7 +74,7 @@ def export(
     output: OutputFlags,
 ) -> None:
     """Write a run's measurements as CSV, Parquet or JSON, or a model (a run's last, or one by name) as .onnx or
-    .pt2, checked against what PyTorch computes."""
+    .pt2, checked against PyTorch's outputs."""
     if out.suffix not in ("", *_MODELS, *_TABLES):
         raise OptionError(
             f"{out}: expected a name that ends in {', '.join(_TABLES)} for measurements, or in "
@@ -82,7 +82,7 @@ def export(
         )
     if promise and out.suffix != ".onnx":
         raise OptionError(
-            f"{out}: --promise goes with an .onnx file; a Hugging Face folder always has its promise"
+            f"{out}: --promise goes with an .onnx file; a Hugging Face folder always has its own; leave --promise out"
         )
     if out.suffix in _TABLES:
         _measurements(source.which, out, store)

@@ -114,7 +114,7 @@ def pack(
     )
     if done.left_out:
         first, more = ", ".join(map(printable, done.left_out[:3])), len(done.left_out) - 3
-        print(f"left out, being no tensors: {first}{f' and {more} more' if more > 0 else ''}")
+        print(f"left out, because they are not tensors: {first}{f' and {more} more' if more > 0 else ''}")
 
 
 def _pack_on_images(
@@ -131,7 +131,7 @@ def _pack_on_images(
 
     if not model.model or flags.bits is None or flags.lossless:
         raise OptionError(
-            "pack --calibrate shares weights by what a model answers: give --model NAME and --bits, without --lossless"
+            "pack --calibrate shares weights by a model's outputs: give --model NAME and --bits, without --lossless"
         )
     net = model.build()
     shared = share(net, flags.bits, data=calibration.images(net))
@@ -153,7 +153,7 @@ def unpack(
         typer.Option(
             "--workers",
             min=1,
-            help="Threads for what is packed losslessly, processes for what is shared. Default: all processors for "
+            help="Threads for lossless tensors, processes for shared ones. Default: all processors for "
             "many shared weights, else 1.",
         ),
     ] = None,
@@ -180,7 +180,8 @@ def inspect(
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", help="The model of a file that leaves names and shapes to it, as `measure` takes it."
+            "--model",
+            help="The model of a file that was written without names and shapes, as `measure` takes it.",
         ),
     ] = None,
     option: ModelOptions = None,
@@ -201,7 +202,7 @@ def inspect(
         return
 
     if option and model is None:
-        raise OptionError("--option says what a model is made with; give --model NAME too")
+        raise OptionError("--option gives arguments of a model; give --model NAME too")
     into = ModelFlags(model, option=option).build() if model is not None else None
     with progress_bar(output.quiet) as on_progress:
         report = look(_existing(file), into, progress=on_progress, max_bytes=max_bytes)

@@ -34,14 +34,14 @@ Weights = Annotated[Path | None, typer.Argument(help="A .safetensors, .pt or .sc
 ModelOptions = Annotated[
     list[str] | None,
     typer.Option(
-        "--option", metavar="KEY=VALUE", help="What the model is made with: num_classes=10. Repeatable."
+        "--option", metavar="KEY=VALUE", help="Arguments of the model, such as num_classes=10. Repeatable."
     ),
 ]
 
 
 @dataclass(frozen=True)
 class ModelFlags:
-    """A model by name, its weights, and what it is made with."""
+    """A model by name, its weights, and its arguments."""
 
     model: ModelName
     weights: Weights = None
@@ -96,7 +96,7 @@ class InputFlags(ModelFlags):
         if isinstance(dummy, dict):
             return dummy
         raise OptionError(
-            f"model {self.model!r} does not say what it takes; give the shape of one input: --input 1,3,224,224"
+            f"model {self.model!r} does not say which inputs it takes; give the shape of one input: --input 1,3,224,224"
         )
 
 

@@ -1,4 +1,4 @@
-"""`measure`: what a model given by name costs, computes and reaches, each number with its definition.
+"""`measure`: the cost, time and accuracy of a model given by name, each number with its definition.
 
 >>> VERBS[0].__name__
 'measure'
@@ -32,7 +32,7 @@ class MeasureFlags:
     """What is measured, on what."""
 
     data: Annotated[
-        str | None, typer.Option("--data", help="Also measure accuracy on the test images of this.")
+        str | None, typer.Option("--data", help="Also measure accuracy on the test images of this dataset.")
     ] = None
     what: Annotated[
         str | None, typer.Option("--what", help="Only these measures, with commas between them.")
@@ -55,7 +55,7 @@ class MeasureFlags:
 @with_flags
 def measure(model: InputFlags, flags: MeasureFlags, device: Device = None, *, output: OutputFlags) -> None:
     """Parameters, multiply-accumulates, bytes, time, memory and accuracy of a model, each with its definition. For a
-    shrunk model (a .sct file that holds its plan) also what it gained over the dense one, and why it is no faster."""
+    shrunk model (a .sct file that holds its plan) also what it gained over the dense one, and why it is not faster."""
     from secateur.adapters.two_of_four import has_two_of_four, two_of_four
     from secateur.core.measurement import Measurements
     from secateur.execution.devices import device_word

@@ -80,7 +80,7 @@ Set = Annotated[
     ),
 ]
 StoreFolder = Annotated[
-    Path, typer.Option("--store", help="The folder that remembers every run.", envvar="SECATEUR_STORE")
+    Path, typer.Option("--store", help="The folder of the run store.", envvar="SECATEUR_STORE")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 RecipePath = Annotated[Path, typer.Argument(help="A recipe in TOML.", show_default=False)]
@@ -99,7 +99,7 @@ AllowCode = Annotated[
     ),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print what would be done and what is cached; do nothing.")
+    bool, typer.Option("--dry-run", help="Print the steps and which of them are cached; run nothing.")
 ]
 Jobs = Annotated[
     int, typer.Option("--jobs", "-j", min=1, help="Number of processes that share a grid's trials.")

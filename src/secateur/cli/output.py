@@ -1,5 +1,4 @@
-"""How results are printed: tables on standard output, as wide as the terminal, or as wide as they are in a
-file.
+"""How results are printed: tables on standard output, as wide as the terminal, or at their full width in a file.
 
 >>> show_table(["name", "value"], [["macs", "651,200"]])
 name  value
@@ -55,7 +54,9 @@ def show_table(
 
 @contextlib.contextmanager
 def progress_bar(quiet: bool) -> Iterator[OnProgress | None]:
-    """A progress bar of bytes on standard error, if that is a terminal; what a verb calls with (done, in all, name)."""
+    """A progress bar of bytes on standard error, if that is a terminal; returns the function that a verb calls with
+    (done, total, name).
+    """
     if quiet or not sys.stderr.isatty():
         yield None
         return

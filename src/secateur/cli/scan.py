@@ -125,7 +125,8 @@ class ScanWorkFlags:
         """Refuse the address of a cluster that is not used."""
         if self.address and self.engine is EngineChoice.local:
             raise OptionError(
-                f"--address {self.address}: belongs to --engine ray; here layers are shared out by --jobs"
+                f"--address {self.address}: belongs to --engine ray; on one machine layers are distributed by "
+                "--jobs only; leave it out, or give --engine ray"
             )
 
     def pool(self) -> WorkerPool | None:

@@ -43,8 +43,8 @@ class SmallestFlags:
             "--calibrate",
             min=0,
             metavar="IMAGES",
-            help="First solve the weights that stay anew on so many training images, without labels; train only "
-            "where that does not hold.",
+            help="First refit the remaining weights on this number of training images, without labels; train only "
+            "if that is not enough.",
         ),
     ] = 0
 

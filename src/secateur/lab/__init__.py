@@ -2,7 +2,7 @@
 
 In goes a recipe (data, model, steps, a grid), as TOML or as a `Recipe`. Out come Measurements, and the state after
 every step, in a `Store`: a step that the store knows is never computed twice. Studies, searches and the command line
-are made of this.
+are built on it.
 
 The files in reading order:
 
@@ -12,7 +12,7 @@ The files in reading order:
 - `outcomes`, `objects`, `store`: what is remembered, and where; `provenance`: where a number comes from.
 - `computing`, `engine`, `engines/`, `launched`: one step; a run; other processes; processes of a launcher.
 - `training/`: the training loop. `searching`: Optuna over recipe values. `comparing`: pruning methods over seeds.
-- `display/`, `tables`, `reporting`, `demonstration`, `probe`: what people see.
+- `display/`, `tables`, `reporting`, `demonstration`, `probe`: output for people, and estimates of time.
 
 >>> import tempfile; from secateur.lab import Recipe, Store, run
 >>> recipe = Recipe.parse('''

@@ -2,13 +2,12 @@
 
 A method is a few settings of the recipe: the criterion of its `prune` step, and for methods that begin in training,
 `sparsify` of the training step before it. Everything else stays as the recipe says. The runs go through the store, so
-what methods have in common is done once and a killed comparison goes on.
+steps that methods have in common are computed once and a killed comparison continues.
 
 For every method the mean over the seeds of the last accuracy and of the last multiply-accumulates is given, with the
-95 % interval of Student's t. Each method is compared with the first one by a paired t-test: of the differences seed by
-seed, how often would chance alone give a mean so far from 0? As many methods ask that at once, the answers are
-corrected by Holm's rule: of m methods the smallest p counts m times, the next m - 1 times, and so on. Below 0.05 a
-difference is called significant.
+95 % interval of Student's t. Each method is compared with the first one by a paired t-test on the differences seed by
+seed. The p values are corrected for multiple comparisons by Holm's rule: of m methods the smallest p is multiplied by
+m, the next by m - 1, and so on. A difference whose corrected p is below 0.05 is called significant.
 
 >>> sorted(METHODS)[:4], METHODS["group_lasso"].prune
 (['activation', 'bn_l1', 'bn_scale', 'fisher'], {'criterion': 'l2'})
@@ -105,7 +104,7 @@ class MethodRow:
         high: The upper end.
         macs: The mean of the multiply-accumulates of one input.
         difference: The mean difference of the accuracy from the first method's, seed by seed.
-        p: Of the paired t-test, corrected by Holm's rule; NaN with one seed, and for the first method.
+        p: The p value of the paired t-test, corrected by Holm's rule; NaN with one seed, and for the first method.
         values: The accuracy with every seed.
     """
 
@@ -168,7 +167,7 @@ class MethodComparison:
         ]
 
     def measurements(self) -> Measurements:
-        """The rows as Measurements, from which the report draws its picture."""
+        """The rows as Measurements, from which the report draws its chart."""
         found = []
         for row in self.rows:
             at = {"variant": row.method, "method": row.method, "seeds": self.seeds}
@@ -210,13 +209,13 @@ def compare_methods(
     progress: Progress | None = None,
     engine: Engine | None = None,
 ) -> MethodComparison:
-    """Run a recipe with each method and each seed, and compare what came out.
+    """Run a recipe with each method and each seed, and compare the results.
 
     Args:
-        recipe: Trains, prunes and measures; without a grid. Its `prune` step says budget and granularity.
+        recipe: A recipe without a grid that trains, prunes and measures. Its `prune` step names budget and granularity.
         store: Where outcomes are looked for and kept.
         methods: Names of `METHODS`; the first one is what the others are compared with.
-        seeds: How many seeds, from the recipe's on.
+        seeds: How many seeds, counted from the recipe's own.
         jobs: Processes of this machine that share the trials.
         progress: The display; None shows nothing.
         engine: Computes the steps, in place of this machine's processes.
@@ -240,7 +239,7 @@ def comparison_recipe(recipe: Recipe, methods: Sequence[str], seeds: int) -> Rec
     Args:
         recipe: A recipe without a grid.
         methods: Names of `METHODS`.
-        seeds: How many seeds, from the recipe's on.
+        seeds: How many seeds, counted from the recipe's own.
     """
     names = list(methods)
     for name in names:
@@ -369,10 +368,10 @@ def _half_width(values: Sequence[float]) -> float:
 
 
 def paired_p(pairs: Sequence[tuple[float, float]]) -> float:
-    """The p of a two-sided paired t-test; 1 where all differences are 0, 0 where all are the same and not 0.
+    """The p value of a two-sided paired t-test; 1 where all differences are 0, 0 where all are the same and not 0.
 
     Args:
-        pairs: What is compared, pair by pair.
+        pairs: The two values of each pair.
 
     >>> round(paired_p([(2.0, 1.0), (4.0, 1.0)]), 3)  # differences 1 and 3: t = 2 / 1 with one degree of freedom
     0.295
@@ -388,10 +387,10 @@ def paired_p(pairs: Sequence[tuple[float, float]]) -> float:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Each p corrected for having asked all of them (Holm 1979).
+    """Correct p values for multiple comparisons (Holm 1979).
 
     Args:
-        ps: The p of each question.
+        ps: The p value of each comparison.
     """
     order = sorted(range(len(ps)), key=lambda at: ps[at])
     found, highest = [0.0] * len(ps), 0.0

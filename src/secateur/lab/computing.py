@@ -75,7 +75,7 @@ def compute(
         trial: The trial.
         position: Which of its steps.
         before: `before(n)` is the state after its first n steps.
-        objects: Where the bytes of the state after go.
+        objects: Where the bytes of the resulting state are written.
         checkpoint: The file of a training's checkpoint.
         progress: The display.
         device: In place of the recipe's device.

@@ -1,8 +1,8 @@
-"""`Database`: the store's SQLite file, opened so that a file from a stranger can neither run nor hang anything.
+"""`Database`: the store's SQLite file, opened so that an untrusted file can neither run code nor hang the process.
 
 The tables must be exactly those that this version makes: a view, a trigger or another table is refused before any
-query, because a query of it could do other things than it says. Every query has a time limit. What comes out is checked
-for its type; text that should be JSON is parsed with `parsed`. Whatever is wrong is a `StoreError`.
+query, because a query of it could have side effects. Every query has a time limit. What comes out is checked
+for its type; text that should be JSON is parsed with `parsed`. Every fault raises a `StoreError`.
 
 A store that cannot be written, such as one on a read-only disk, is read from a copy in a temporary folder.
 
@@ -10,7 +10,7 @@ A store that cannot be written, such as one on a read-only disk, is read from a 
 {'a': [1]}
 >>> parsed("[" * 100_000, "options of a step")
 Traceback (most recent call last):
-secateur.errors.StoreError: options of a step: expected a table as JSON in the store, got text that is none (...
+secateur.errors.StoreError: options of a step: expected a table as JSON in the store, got text that is not JSON (...
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def parsed(text: object, what: str) -> Table:
         The table: plain data, at most `MOST_LEVELS` deep.
 
     Raises:
-        StoreError: It is something else.
+        StoreError: It is not such a table.
     """
     try:
         value = json.loads(typed(text, what, str))
@@ -67,7 +67,7 @@ def parsed(text: object, what: str) -> Table:
     except (ValueError, RecursionError) as error:
         problem, value = f"{type(error).__name__}: {error}", None
     if problem or not isinstance(value, dict):
-        got = f"text that is none ({problem})" if problem else type(value).__name__
+        got = f"text that is not JSON ({problem})" if problem else type(value).__name__
         raise StoreError(f"{what}: expected a table as JSON in the store, got {got}; {_CHANGED}")
     return value
 
@@ -116,13 +116,13 @@ class Database:
         except (PermissionError, OSError) as error:
             if create or not path.is_file():
                 raise StoreError(
-                    f"{clean(str(path.parent))}: the store cannot be written ({error.strerror}); name a folder "
-                    "that can, with --store"
+                    f"{clean(str(path.parent))}: the store cannot be written ({error.strerror}); name a writable "
+                    "folder with --store"
                 ) from error
             self._open_copy()
 
     def _open_copy(self) -> None:
-        """Read from a copy, since SQLite writes beside a file even to read it."""
+        """Read from a copy: SQLite creates files beside a database even to read it."""
         folder = tempfile.mkdtemp(prefix="secateur-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         for file in (self.path, self.path.with_name(f"{self.path.name}-wal")):
@@ -162,7 +162,7 @@ class Database:
         for name, sql in found:
             if sql is not None and _squeezed(sql) not in allowed:  # an index that SQLite makes has no text
                 raise StoreError(
-                    f"{where}: expected the tables of a run store alone, got {name!r}, which no secateur of this "
+                    f"{where}: expected only the tables of a run store, got {name!r}, which no secateur of this "
                     f"version makes; {_CHANGED}"
                 )
 
@@ -205,8 +205,8 @@ class Database:
                 raise
         except sqlite3.OperationalError as error:
             raise StoreError(
-                f"{clean(str(self.path))}: expected to write to the store, but SQLite cannot ({error}); make room, or "
-                "mend the disk, and run the same command again: finished steps are kept"
+                f"{clean(str(self.path))}: expected to write to the store, but SQLite cannot ({error}); free some "
+                "space, or repair the disk, and run the same command again: finished steps are kept"
             ) from error
 
     def rows(self, query: str, *values: object) -> list[sqlite3.Row]:
@@ -214,7 +214,7 @@ class Database:
 
         Args:
             query: SQL with question marks.
-            values: What stands in place of them.
+            values: The values of the question marks.
 
         Returns:
             The rows.

@@ -41,7 +41,7 @@ def _speedup(row: Row) -> str:
 
 
 def _bytes(row: Row) -> float | None:
-    """What lies on the disk: the .sct file where there is one, else the state dict as torch saves it."""
+    """Bytes on disk: of the .sct file where there is one, else of the state dict as torch saves it."""
     found = row.get("file_bytes") or row.get("size")
     return float(found.value) if found is not None else None
 
@@ -90,7 +90,7 @@ def statement(ran: Ran, store: Store, out: Path) -> str:
     size = recipe.data.size
     found = {variant: row for (_, variant), row in variants(ran.measurements).items()}
     batch = next((getattr(step, "batch", 1) for step in recipe.steps if step.label == "file"), 1)
-    seconds = f"{ran.seconds:.0f} s" if ran.computed else "no time, because every step was known from before"
+    seconds = f"{ran.seconds:.0f} s" if ran.computed else "no time, because every step was in the store"
     parts = [
         f"Done: {recipe.model.name} on the {recipe.data.name} images ({size} x {size}), seed "
         f"{recipe.lab.seed}: "
@@ -111,7 +111,7 @@ def statement(ran: Ran, store: Store, out: Path) -> str:
     ]
     speedup = found.get("file", {}).get("speedup")
     if speedup is not None and speedup.spread.get("low", speedup.value) <= 1.0:
-        parts.append("The time did not improve beyond doubt on this machine: the interval reaches 1.")
+        parts.append("The time did not measurably improve on this machine: the interval includes 1.")
     parts.append(
         f"It took {seconds} ({ran.computed} steps computed, {ran.cached} cached). The file is "
         f"{out / 'resnet20.sct'}; "

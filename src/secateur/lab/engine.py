@@ -1,4 +1,4 @@
-"""`run`: compute what a plan asks for and the store does not hold, in this process or in several.
+"""`run`: compute the steps of a plan whose outcomes the store lacks, in this process or in several.
 
     ran = run(Recipe.read("recipe.toml"), Store("runs"), jobs=2)
     ran.measurements, ran.computed      # what was measured; how many steps had to be computed
@@ -43,7 +43,7 @@ class Ran:
 
     Args:
         run: Its number in the store.
-        plan: What was to be computed.
+        plan: The plan that was run.
         measurements: All that its steps measured.
         computed: Steps that had to be computed.
         cached: Steps whose outcome the store held.
@@ -97,8 +97,8 @@ def run(
 ) -> Ran:
     """Run a recipe. Steps whose outcome the store holds are not computed again.
 
-    The error of a recipe's only trial is raised. Of several trials one that fails is stored and reported, and the
-    others go on.
+    If the recipe has one trial, its error is raised. If it has several, a trial that fails is recorded and reported,
+    and the others continue.
 
     Args:
         recipe: What to do.
@@ -113,7 +113,7 @@ def run(
         The measurements, and what was computed.
 
     Raises:
-        OptionError: `jobs` below 1, or GPUs that are not enough for the processes.
+        OptionError: `jobs` below 1, or too few GPUs for the processes.
         StoreError: The store lacks an outcome after the run.
     """
     if jobs < 1:
@@ -234,7 +234,7 @@ def _compute(trial: PlannedTrial, position: int, store: Store, progress: Progres
 
 
 def _with_missing(plan: RunPlan, store: Store, number: int, failures: Failures) -> Failures:
-    """The failures, and every other trial that lacks an outcome though nothing went wrong and nothing stopped it."""
+    """The failures, and every other trial that lacks an outcome though it neither failed nor was stopped."""
     failed = {index for index, _ in failures}
     stopped = {row["trial"] for row in store.trials(number) if row["status"] == "stopped"}
     found = list(failures)
@@ -251,7 +251,7 @@ def _with_missing(plan: RunPlan, store: Store, number: int, failures: Failures) 
 
 
 def check_gpus(plan: RunPlan, jobs: int, gpus: float | None) -> None:
-    """Refuse, before any work, GPUs that are not enough for the processes.
+    """Raise, before any work, if there are too few GPUs for the processes.
 
     Args:
         plan: What the processes will compute.
@@ -259,7 +259,7 @@ def check_gpus(plan: RunPlan, jobs: int, gpus: float | None) -> None:
         gpus: GPUs of each process, or None.
 
     Raises:
-        OptionError: They are not enough, or there is one process only.
+        OptionError: There are too few GPUs, or only one process.
 
     >>> check_gpus(make_plan(Recipe.parse('[[step]]\\nkind = "idle"')), 1, 0.5)
     Traceback (most recent call last):

@@ -34,7 +34,7 @@ def rank() -> tuple[int, int]:
 
 
 def follow(trial: PlannedTrial, store: Store) -> None:
-    """What every process but the first does with a trial: train along in steps that train, else wait.
+    """Take part in a trial as any process but the first: train in the steps that train, wait for the others.
 
     Args:
         trial: The trial that the first process runs.

@@ -62,7 +62,7 @@ class Objects:
         """Keep these bytes; returns their name."""
         name = hashlib.sha256(data).hexdigest()
         path = self.path(name)
-        # What lies there is read, not trusted: a damaged object of the right size is written again.
+        # An existing file is read, not trusted: a damaged object of the right size is written again.
         if not path.is_file() or path.stat().st_size != len(data) or path.read_bytes() != data:
             atomic_write(path, data)
         return name

@@ -35,7 +35,7 @@ from secateur.lab.recipe import ModelSpec, Recipe
 from secateur.lab.steps import Step
 from secateur.lab.store import Store
 
-_LARGE = 4096  # numbers up to this make no model that memory cannot hold
+_LARGE = 4096  # numbers up to this cannot make a model larger than memory
 
 __all__ = [
     "PlannedStep",
@@ -143,7 +143,7 @@ def builder(recipe: Recipe, spec: ModelSpec | None = None) -> Callable[[], nn.Mo
 
 
 def _network(name: str, options: Table) -> nn.Module:
-    """A model by its name; options that it cannot be built with are the recipe's fault."""
+    """A model by its name; raises a `RecipeError` for options that it cannot be built with."""
     if secateur.models.runs_code(name):
         return secateur.models.build(name, **options)
     try:

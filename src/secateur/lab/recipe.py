@@ -394,7 +394,7 @@ def parse_setting(text: str, flag: str = "--set") -> tuple[str, Any]:
 
     Args:
         text: `KEY=VALUE`.
-        flag: What it was given with, for the message.
+        flag: The option that it was given with, for the message.
 
     Returns:
         The key and the value.

@@ -107,8 +107,7 @@ def pictures_of(
 ) -> Measurements:
     """Histograms, widths, drawings and file accounts of the states after some steps.
 
-    A model's code may have changed since the run, or be gone, or may not be run. The stored numbers are shown all the
-    same.
+    A model's code may have changed since the run, or be gone, or may not be run. The stored numbers are shown anyway.
 
     Args:
         store: The store.

@@ -79,7 +79,7 @@ def axis(text: str) -> tuple[object, ...]:
         (first, last, whether logarithmic), or the choices.
 
     Raises:
-        RecipeError: The range is not one.
+        RecipeError: The text is not a valid range.
 
     >>> axis("3:1")
     Traceback (most recent call last):
@@ -279,7 +279,7 @@ def _axes(
 def _suggested(
     study: optuna.Study, recipe: Recipe, axes: Mapping[str, tuple[object, ...]], count: int
 ) -> list[tuple[optuna.Trial, PlannedTrial]]:
-    """Ask for trials; those whose values do not go together are told as failed and left out."""
+    """Ask for trials; those whose values conflict are recorded as failed and left out."""
     asked = [study.ask() for _ in range(count)]
     chosen = [{key: _suggest(trial, key, values) for key, values in axes.items()} for trial in asked]
     planned: list[tuple[optuna.Trial, PlannedTrial]] = []

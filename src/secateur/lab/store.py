@@ -124,7 +124,7 @@ class Store:
 
         Args:
             query: SQL that reads.
-            values: What stands for its question marks.
+            values: The values of its question marks.
         """
         return self._db.rows(query, *values)
 
@@ -270,7 +270,7 @@ class Store:
         return self.folder / "locks" / f"run-{run}.lock"
 
     def note_step(self, run: int, trial: int, position: int, how: str) -> None:
-        """Record how a trial got a step's outcome.
+        """Record how a trial obtained a step's outcome.
 
         Args:
             run: The run's number.
@@ -309,7 +309,7 @@ class Store:
 
         Args:
             run: The run's number.
-            steps: Trial, position and how its outcome was got.
+            steps: Trial, position and how the outcome was obtained.
             trials: Trial, status, and the error's text or None.
         """
         with self.transaction() as db:
@@ -431,7 +431,7 @@ class Store:
 
     # -- freeing
     def clear_leftovers(self, keys: Iterable[str]) -> None:
-        """Delete what killed processes have left: temporary files, and checkpoints of steps that are done.
+        """Delete leftovers of killed processes: temporary files, and checkpoints of steps that are done.
 
         Args:
             keys: The steps that have an outcome.
@@ -461,7 +461,7 @@ class Store:
                 lock.release()
 
     def gc(self, *, keep: int | None = None, dry_run: bool = False) -> dict[str, int]:
-        """Free what nothing refers to: steps of no run, objects of no step, checkpoints, locks and temporary files.
+        """Delete what nothing refers to: steps of no run, objects of no step, checkpoints, locks and temporary files.
 
         Refused while a run is running.
 
@@ -470,7 +470,7 @@ class Store:
             dry_run: Delete nothing.
 
         Returns:
-            How many runs, steps and objects, and how many bytes were freed.
+            How many runs, steps and objects were deleted, and how many bytes were freed.
 
         Raises:
             StoreError: A run is running.
@@ -514,7 +514,7 @@ class Store:
         )
 
     def _free(self, forgotten: list[int], waste: _Waste) -> int:
-        """Delete it; returns the bytes of temporary files, which are not counted in the waste."""
+        """Delete the waste; returns the bytes of temporary files, which are not counted in it."""
         # Rows first: an object without a row is waste, a row without its object would be damage.
         with self.transaction() as db:
             db.executemany("DELETE FROM runs WHERE id = ?", [(run,) for run in forgotten])

@@ -111,7 +111,7 @@ def write_measurements(measurements: Measurements, path: Path) -> int:
 
     Args:
         measurements: What to write.
-        path: Ends in .csv, .parquet or .json.
+        path: A name that ends in .csv, .parquet or .json.
 
     Returns:
         How many rows were written.

@@ -1,4 +1,4 @@
-"""What a recipe or a store from a file may not do: import and call code that it names.
+"""`refuse_code`: refuse code that a recipe or a store read from a file names.
 
 A model named `package.module:function` is imported and called. The user may name one on the command line or in Python;
 one that a recipe, a `[teacher]` or a store names is refused unless the user allows it with `--allow-code`
@@ -31,7 +31,7 @@ _REFUSED = ("trust_remote_code", "code_revision", "checkpoint_path", "custom_loa
 
 
 def refuse_code(whole: Table, allowed: bool | frozenset[str], source: str) -> None:
-    """Refuse a recipe that names code which is not allowed, or options that would run code from elsewhere.
+    """Refuse a recipe that names code which is not allowed, or options that would run code from outside.
 
     Args:
         whole: The recipe as plain data, with its grid and choices.
@@ -39,7 +39,7 @@ def refuse_code(whole: Table, allowed: bool | frozenset[str], source: str) -> No
         source: What the recipe is called in messages.
 
     Raises:
-        RecipeError: It does.
+        RecipeError: The recipe names such code or options.
     """
     for key, name in _names(whole):
         if isinstance(name, str) and _runs_code(name) and allowed is not True and name not in (allowed or ()):

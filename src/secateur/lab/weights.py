@@ -29,7 +29,7 @@ _WRAPPERS = ("module.", "_orig_mod.")
 
 
 def find_weights(path: str | os.PathLike[str]) -> Path:
-    """The file of that name, or an error that says what is there instead."""
+    """The file of that name; the error lists similar names in the folder."""
     where = Path(path).expanduser()
     if not where.is_file():
         raise FormatError(missing(where, "file of weights"))
@@ -62,8 +62,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Put a file's weights into a model; names and shapes must be the model's own, but for what DataParallel and
-    `torch.compile` put before all names.
+    """Put a file's weights into a model; names and shapes must be the model's own, except for the prefixes that
+    DataParallel and `torch.compile` add.
     """
     if Path(path).suffix == ".sct":
         from secateur.container.archive import load

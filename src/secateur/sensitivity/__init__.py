@@ -1,13 +1,13 @@
 """Sensitivity: how much accuracy each layer costs when it alone is pruned, and the sparsities that follow from it.
 
-What comes in is a model and an evaluation: batches, or a function of the model. What goes out is a `Scan`, a table of
+In go a model and an evaluation: batches, or a function of the model. Out comes a `Scan`, a table of
 values by layer and level, and from it an `Allocation`: a sparsity for each layer, with the least predicted loss within
 a budget.
 
 In reading order: `scan` (the verb), `scan_result` (`Scan`, `Cell`, `Allocation`), `allocation` (the exact choice among
 options), `scan_file` (what an interrupted scan resumes from), `evaluation` (one evaluation under many masks), then
 two ways to make it fast: `prefix_cache` (keeps what the model computes before the masked layer) and `screened_top1`
-(the exact count of right answers) with `folded_forward` and `graph_steps`.
+(the exact count of correct predictions) with `folded_forward` and `graph_steps`.
 
 >>> import torch
 >>> from torch import nn

@@ -1,4 +1,4 @@
-"""How much of each layer to cut, once a scan has measured what each cut costs.
+"""`spend`: the sparsity of each layer with the least total loss, given the loss that a scan measured for each.
 
 `spend` solves the separable problem exactly on a fine grid: choose one option per layer so that the predicted loss is
 smallest while the costs together stay within a limit (a multiple-choice knapsack, by dynamic programming).
@@ -25,7 +25,7 @@ def spend(
     """Which option each layer takes: the least total loss among choices that cost at most `limit` together.
 
     Each option is (cost, loss). Costs are measured from the layer's cheapest option and rounded up to `limit/steps`,
-    so the limit always holds and what is lost by rounding is below `len(layers)/steps` of it. Among equal losses the
+    so the limit always holds and rounding leaves at most `len(layers)/steps` of it unused. Among equal losses the
     cheaper choice wins, then the earlier option.
     """
     cheapest = {name: min(cost for cost, _ in options) for name, options in layers.items()}
@@ -58,7 +58,7 @@ def spend(
         best = found
         taken.append(choice)
     result: dict[str, int] = {}
-    left = int(np.argmin(best))  # the least room that reaches the least loss
+    left = int(np.argmin(best))  # the least cost that reaches the least loss
     for (name, options), choice in zip(reversed(list(layers.items())), reversed(taken)):
         index = int(choice[left])
         result[name] = index

@@ -1,8 +1,8 @@
-"""One evaluation repeated under many masks, in the fastest way that gives the same numbers.
+"""`MaskedEvaluation`: one evaluation repeated under many masks, in the fastest way that gives the same numbers.
 
-Where the evaluation is batches and the model can be recorded, `ScreenedTop1` counts the right answers. Where it is a
-function of the model, it is opaque: `PrefixCache` keeps what the model computes before the masked
-layer, and the rest runs as it is.
+Where the evaluation is batches and the model can be recorded, `ScreenedTop1` counts the correct predictions. Where it
+is a function of the model, it is opaque: `PrefixCache` keeps what the model computes before the masked layer, and the
+rest runs as it is.
 
 >>> import torch
 >>> from secateur.core.masks import Masks
@@ -61,7 +61,7 @@ class Evaluation:
 
     @classmethod
     def of(cls, evaluate: Any, subset: int | None = None) -> Evaluation:
-        """What `scan` was given: a function, or batches of which the first `subset` examples are taken."""
+        """From the argument of `scan`: a function, or batches of which the first `subset` examples are taken."""
         if not callable(evaluate):
             return cls(None, _first(evaluate, subset), subset is not None)
         if subset is not None:
@@ -72,7 +72,7 @@ class Evaluation:
         return cls(evaluate)
 
     def plainly(self, model: nn.Module) -> Value:
-        """The value of the unmasked model, by running it."""
+        """The value of the unmasked model, computed by running it."""
         if self.function is None:
             return self.share(*top_1(model, self.batches))
         value = float(self.function(model))
@@ -107,7 +107,7 @@ def repeated(
     model: nn.Module, evaluation: Evaluation, memory: int = 1 << 30, quick: bool = True
 ) -> Iterator[MaskedEvaluation]:
     """An evaluation of this model that can be repeated. The model's weights are restored exactly."""
-    screened: ScreenedTop1 | str = "quick=False was asked"
+    screened: ScreenedTop1 | str = "quick=False was given"
     with undisturbed(model), torch.no_grad():
         if quick and evaluation.function is None:
             with undisturbed(model, mode="eval"), torch.no_grad():
@@ -182,7 +182,7 @@ class MaskedEvaluation:
 
     @property
     def peak(self) -> int:
-        """The peak of the bytes kept."""
+        """The most bytes kept at one time."""
         return self.screened.folded.peak if self.screened is not None else self.cache.peak  # type: ignore[union-attr]
 
     @property
@@ -222,7 +222,8 @@ def on_workers(
                 process.start()
             except Exception as error:
                 raise OptionError(
-                    f"workers: the model and evaluate go to other processes and cannot ({error}); define them at the "
+                    f"workers: the model and evaluate are sent to other processes and cannot be pickled ({error}); "
+                    "define them at the "
                     "top of a module, or leave workers out"
                 ) from error
             started.append(process)
@@ -248,7 +249,7 @@ def on_workers(
 
 
 class CallPool(Protocol):
-    """Processes that call functions: `secateur.lab.engines.worker_pool.Crew`."""
+    """Processes that call functions: `secateur.lab.engines.worker_pool.WorkerPool` is one."""
 
     slots: int
 
@@ -273,7 +274,7 @@ def on_pool(
     met = set()
     common = (model, evaluation, memory // pool.slots, quick)
     for name, value in pool.each(_of_one, common, [(job,) for job in jobs]):
-        if name not in met:  # a part that was begun again
+        if name not in met:  # a part that was started again
             met.add(name)
             yield name, value
 
@@ -289,7 +290,7 @@ def _of_one(
 
 
 def _parts(jobs: Sequence[EvaluationJob], workers: int) -> list[list[EvaluationJob]]:
-    """The jobs dealt out in turn, so that the early ones, which take longest, go to different processes."""
+    """The jobs distributed in turn, so that the early ones, which take longest, go to different processes."""
     return [part for part in (list(jobs[i::workers]) for i in range(workers)) if part]
 
 

@@ -1,9 +1,9 @@
 """`FoldedForward`: a classifier's outputs with one part of the model changed, in fewer steps than the model takes.
 
-A scan runs the same images through the same model with one layer changed, a hundred times. `FoldedForward` records the
-forward pass once as a list of steps. For every batch it keeps the values that cross the step under test and runs only
-what comes after it, with batch norm folded into the convolution before it, channels last, and in bfloat16 if asked.
-The result is the model's output up to rounding, not to the last bit. `secateur.sensitivity.screened_top1` compares
+A scan runs the same images through the same model many times, each time with one layer changed. `FoldedForward` records
+the forward pass once as a list of steps. For every batch it keeps the values that cross the step under test and runs
+only what comes after it, with batch norm folded into the convolution before it, channels last, and in bfloat16 if
+asked. The result is the model's output up to rounding, not bit for bit. `secateur.sensitivity.screened_top1` compares
 margins with the rounding and runs the model itself where they are too small.
 
 >>> import torch
@@ -46,13 +46,15 @@ def record(model: nn.Module, batches: Sequence[torch.Tensor], limit: int = 1 << 
         steps, start, end = steps_of(model, graph)
     except NotRecorded as error:
         return str(error)
-    except Exception as error:  # whatever the model's code does with what is not yet a number
+    except Exception as error:  # the model's code may do anything with a symbolic value
         return f"its forward pass cannot be recorded ({type(error).__name__})"
     return FoldedForward(model, steps, start, end, batches, limit)
 
 
 def _refused(model: nn.Module, batches: Sequence[torch.Tensor]) -> str:
-    """Why the model cannot be recorded, found before recording it; None where nothing is known against it."""
+    """Why the model cannot be recorded, as far as that is known before recording it; None if nothing speaks against
+    it.
+    """
     tensors = [*model.parameters(), *batches]
     if any(tensor.device.type != "cpu" for tensor in tensors):
         return "it is not on the CPU"
@@ -67,7 +69,7 @@ def _refused(model: nn.Module, batches: Sequence[torch.Tensor]) -> str:
 
 
 class FoldedForward:
-    """The recorded steps of one model, and what is kept of the batches. `peak` is the most bytes kept at one time."""
+    """The recorded steps of one model, and the values kept for each batch. `peak`: most bytes kept at one time."""
 
     def __init__(
         self,
@@ -83,7 +85,7 @@ class FoldedForward:
         self.batches = list(batches)
         self.limit = limit
         self.peak = 0
-        self.skipped = 0  # steps answered from what is kept
+        self.skipped = 0  # steps answered from the values kept
         self.first_kept = 0  # the step under test: what comes before it is not run again
         self._start, self._end = start, end
         self._last = {name: i for i, step in enumerate(steps) for name in step.reads}
@@ -91,15 +93,15 @@ class FoldedForward:
         self._readers = [end, *(name for step in steps for name in step.reads)]
         self._touched: list[GraphStep] = []
         self._emptied: Product | None = None
-        self._follower: int | None = None  # the convolution that needs no more than the channels that stay
+        self._follower: int | None = None  # the convolution that is run on the remaining channels only
         self._parts: dict[bool, tuple[torch.Tensor, torch.Tensor | None]] = {}
-        # per batch: the values that cross the step under test, or None where the limit has no room; and in bfloat16
+        # per batch: the values that cross the step under test, or None beyond the limit; and in bfloat16
         self._kept: list[Values | None] = [None] * len(self.batches)
         self._halves: list[Values | None] = [None] * len(self.batches)
         self._held = 0
 
     def position(self, names: Sequence[str]) -> int:
-        """The first step that uses one of these parameters; behind all steps where none does."""
+        """The first step that uses one of these parameters; after all steps if none does."""
         wanted = {id(self.model.get_parameter(name)) for name in names}
         used = (i for i, step in enumerate(self.steps) if wanted & step.parameters())
         return next(used, len(self.steps))
@@ -166,7 +168,7 @@ class FoldedForward:
         return self._tail(values, half)
 
     def _half(self, batch: int, kept: Values) -> Values:
-        """What is kept of a batch, in bfloat16; kept too where the limit has room."""
+        """The values kept of a batch, in bfloat16; these are kept, too, within the limit."""
         known = self._halves[batch]
         if known is not None:
             return known
@@ -209,8 +211,9 @@ class FoldedForward:
             return self._run(values, begin, len(self.steps), half)[self._end].float()
 
     def _narrow(self, emptied: Product, x: torch.Tensor, half: bool) -> torch.Tensor:
-        """The follower's output from what the emptied step gave before: its channels that stay, and what the others
-        add to every image alike."""
+        """The follower's output from the emptied step's earlier output: its remaining channels, and the constant that
+        the others add to every image.
+        """
         assert self._follower is not None
         follower = self.steps[self._follower]
         assert isinstance(follower, Product)

@@ -57,9 +57,9 @@ class GraphStep:
     reads: tuple[str, ...]
     run: Callable[[Values, bool], Any]
     owners: tuple[Any, ...] = ()
-    # each channel comes from the same one of the input alone, and is the same everywhere where that is
+    # channel-wise: each output channel depends on the same input channel only, and is constant if that is
     apart: bool = False
-    prepared: dict[Any, Any] = field(default_factory=dict)  # what follows from the parameters as they are
+    prepared: dict[Any, Any] = field(default_factory=dict)  # derived from the present parameters
 
     def parameters(self) -> set[int]:
         """The identities of the parameters it uses."""
@@ -80,7 +80,7 @@ class Product(GraphStep):
         self.source, self.layer, self.norm, self.relu = source, layer, norm, relu
 
     def weights(self, half: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Weight and bias with the norm in them, made once for the parameters as they are."""
+        """Weight and bias with the norm in them, computed once for the present parameters."""
         if half not in self.prepared:
             self.prepared[half] = self._folded(half)
         found: tuple[torch.Tensor, torch.Tensor | None] = self.prepared[half]
@@ -138,7 +138,7 @@ class Product(GraphStep):
 
 
 def steps_of(model: nn.Module, graph: fx.Graph) -> tuple[list[GraphStep], str, str]:
-    """The graph as steps, and the names of what goes in and what comes out."""
+    """The graph as steps, and the names of its input and its output."""
     modules = dict(model.named_modules())
     start, end, steps = "", "", []
     done: set[fx.Node] = set()
@@ -157,7 +157,7 @@ def steps_of(model: nn.Module, graph: fx.Graph) -> tuple[list[GraphStep], str, s
                 raise NotRecorded("it returns more than one tensor")
             end = node.args[0].name
         elif node.op == "get_attr":
-            continue  # read where it is used
+            continue  # it is read where it is used
         elif node.op == "call_module" and type(modules[str(node.target)]) in (nn.Conv2d, nn.Linear):
             chain = _chain(node, modules)
             done.update(chain)

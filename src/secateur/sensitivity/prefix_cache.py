@@ -53,14 +53,14 @@ class PrefixCache:
         self._bytes = 0
         self._names: dict[nn.Module, str] = {}
         self._open = False
-        # learnt by `first`
+        # set by `first`
         self._order: list[bytes] = []  # per call: a digest of the sequence of module calls
         self._inputs: list[list[torch.Tensor]] = []
         self._first_use: dict[
             int, tuple[int, Key]
         ] = {}  # storage of a parameter -> (when, in which module call)
         # per part under test
-        self._kept: dict[int, dict[Key, Any]] = {}  # call -> outputs to hand out
+        self._kept: dict[int, dict[Key, Any]] = {}  # call -> outputs to return
         self._next: dict[int, dict[Key, Any]] = {}  # the same, being collected for the part under test
         self._trigger: Key | None = None
         self._live: set[Key] | None = None
@@ -92,7 +92,7 @@ class PrefixCache:
 
     # -- the three ways to run -----------------------------------------------------------------------------------
     def first(self, run: Callable[[], T]) -> T:
-        """Run the evaluation on the model as it is, and learn from it which calls are made in which order."""
+        """Run the evaluation on the unchanged model, and record which calls are made in which order."""
         self._order, self._inputs, self._first_use = [], [], {}
         return self._evaluate(run, "learn")
 
@@ -121,7 +121,7 @@ class PrefixCache:
         return min((use[0] for use in uses if use is not None), default=1 << 60)
 
     def run(self, run: Callable[[], T]) -> T:
-        """Run the evaluation inside `before`: from the cache where it is filled, else filling it."""
+        """Run the evaluation inside `before`: from the cache if it is filled, else fill it."""
         if self._trigger is None:
             return self._evaluate(run, "plain")
         if not self._collected:
@@ -254,7 +254,7 @@ class PrefixCache:
 
 
 class _Pass:
-    """What happens within one forward pass: the module calls, and the outputs finished so far."""
+    """The state of one forward pass: the module calls, and the outputs finished so far."""
 
     def __init__(self, kept: dict[Key, Any], trigger: Key | None, live: set[Key] | None):
         self.kept = kept
@@ -287,7 +287,7 @@ class _Pass:
         return key
 
     def leave(self, key: Key, result: Any, copy: Any) -> Any:
-        """A module has finished: its output stands for those of the modules it called."""
+        """A module has finished: its output replaces those of the modules it called."""
         _, mark = self.stack.pop()
         if self.collecting:
             del self.done[mark:]

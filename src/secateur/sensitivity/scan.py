@@ -1,7 +1,7 @@
 """`scan`: measure the sensitivity of every layer, by pruning each alone at every level.
 
 Each layer is pruned alone to each level, the model is evaluated, and the layer is put back bit for bit. The table of
-values says which layers can be pruned hard, and `Scan.allocate` turns it into a sparsity for each.
+values shows which layers tolerate pruning, and `Scan.allocate` turns it into a sparsity for each.
 
 >>> import torch
 >>> from torch import nn
@@ -79,16 +79,17 @@ class ScanOptions:
         subset: How many examples of the batches are used, the first ones; each value then has a 95 % interval.
         estimate: A criterion, such as "taylor", whose sum over the removed units is given beside the measured value.
         trials: How many times the latency of the model shrunk by each cell alone is read (granularity "channel").
-        quick: Whether batches are evaluated by a shorter way (batch norm folded, channels last, bfloat16 where the
-            processor has it); images whose margin is not well above the rounding measured are evaluated again exactly.
+        quick: Whether batches are evaluated by a faster forward pass (batch norm folded, channels last, bfloat16 where
+            the processor has it); images whose margin is not well above the rounding measured are evaluated again
+            exactly.
         workers: How many processes share the layers.
         engine: A worker pool that shares the layers (processes here, or a Ray cluster); a layer is begun again if its
             process was killed.
         memory: How many bytes the values kept between evaluations may take.
-        at_least: How many units of every layer stay, or a table of patterns to such numbers.
+        at_least: Fewest units that remain in every layer, or a table of patterns to such numbers.
         resume: A file that keeps the values found so far, so that a stopped scan continues.
         progress: Called after each value with the number done, the total, and the seconds left.
-        seed: For what is drawn at random.
+        seed: The seed of everything random.
 
     >>> ScanOptions(subset=500).workers
     1
@@ -117,9 +118,7 @@ class ScanOptions:
                 f"scan: expected workers of at least 1 and trials of at least 0, got {self.workers}, {self.trials}"
             )
         if self.engine is not None and self.workers > 1:
-            raise OptionError(
-                "scan: workers and engine are two ways to share the layers out; give one of them"
-            )
+            raise OptionError("scan: workers and engine both distribute the layers; give only one of them")
 
 
 @verb
@@ -134,7 +133,7 @@ def scan(
     example: Example = None,
     options: ScanOptions | None = None,
 ) -> Scan:
-    """Measure the sensitivity of every layer; the model is left as it was, to the last bit.
+    """Measure the sensitivity of every layer; the model is unchanged afterwards, bit for bit.
 
     What the model computes before the layer under test is kept between evaluations and used again; the numbers are
     those of evaluating from scratch.
@@ -144,7 +143,7 @@ def scan(
         evaluate: A function of the model that returns a number, or batches (inputs, targets) for top-1 accuracy.
         granularity: What is removed as one unit: a word such as "channel", or a value.
         levels: The sparsities to try, rising.
-        criterion: What a weight is worth: the units of the lowest scores are removed.
+        criterion: How weights are scored: the units of the lowest scores are removed.
         skip: Patterns of layers that are left alone.
         example: One input, to count the MACs of each layer, so that `Scan.allocate(keep=...)` can spend them; by
             default the first of the batches.
@@ -222,7 +221,7 @@ class _PlannedCell:
 
 
 def _plans(scored: ScoredUnits, grid: Sequence[float], at_least: Limits) -> list[list[_PlannedCell]]:
-    """The cells of every list of units."""
+    """The cells of every layer."""
     whole = selection_of(scored, at_least)
     plans = []
     for units, candidates in zip(scored.units, whole.candidates, strict=True):
@@ -238,7 +237,7 @@ def _plans(scored: ScoredUnits, grid: Sequence[float], at_least: Limits) -> list
 
 
 class _Measuring:
-    """Evaluates the cells, layer by layer: equal masks once, values of an earlier scan not again."""
+    """Evaluates the cells, layer by layer: equal masks are evaluated once, values of an earlier scan are reused."""
 
     def __init__(
         self,
@@ -341,7 +340,7 @@ class _Measuring:
 
 
 def _estimates(scored: ScoredUnits, options: ScanOptions) -> tuple[str, dict[str, torch.Tensor] | None]:
-    """The estimating criterion's name and its score of every unit; nothing where none was asked for."""
+    """The estimating criterion's name and its score of every unit; empty if none was asked for."""
     if options.estimate is None:
         return "", None
     rule: Criterion = criteria.registry.make(options.estimate)
@@ -379,12 +378,12 @@ class _Progress:
         self._started = time.monotonic()
 
     def measured(self, cells: int) -> None:
-        """One value was measured, which this many cells have."""
+        """Note that one value was measured, which this many cells have."""
         self._measured += 1
         self.advance(cells)
 
     def advance(self, cells: int) -> None:
-        """This many more cells have their value."""
+        """Note that this many more cells have their value."""
         each = (time.monotonic() - self._started) / max(self._measured, 1)
         for _ in range(cells):
             self._done += 1

@@ -31,15 +31,15 @@ Value = tuple[float, float | None]
 
 
 class ScanFile:
-    """The values of one scan, by the digest of the masks. Written atomically after each value.
+    """The values of one scan by the digest of their masks. Written atomically after each value.
 
     Args:
         path: The file; None keeps nothing.
         model: The model, whose weights the values belong to.
-        settings: What else the values depend on, as text.
+        settings: Everything else that the values depend on, as text.
 
     Raises:
-        StoreError: The file holds another scan, or something else.
+        StoreError: The file is not a scan, or belongs to another one.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, model: nn.Module, settings: Sequence[str]):

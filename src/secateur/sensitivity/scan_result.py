@@ -1,4 +1,4 @@
-"""What a scan found: `Scan`, a table of `Cell`s, and the `Allocation` of sparsities that it suggests.
+"""The result of a scan: `Scan`, a table of `Cell`s, and the `Allocation` of sparsities that follows from it.
 
 >>> cells = [Cell("a", 0.5, 10, 5, 50, 0.8), Cell("b", 0.5, 10, 5, 50, 0.4)]
 >>> found = Scan(tuple(cells), dense=0.9, costs={"macs": {"a": 100.0, "b": 100.0}})
@@ -37,10 +37,10 @@ __all__ = ["Allocation", "Cell", "Scan"]
 class Cell:
     """One measurement: this list of units, pruned alone at this level, everything else dense.
 
-    `removed` of its `units` went, which took `weights` weights away. `interval` is the half-width of the 95 %
+    `removed` of its `units` were removed, with `weights` weights. `interval` is the half-width of the 95 %
     interval where the value is a share of counted examples. `repeated` says the masks were those of another cell,
-    whose value this is. `estimate` is what the first-order criterion asked for says of the units that went, `time` the
-    shrunk model's share of the dense model's time, read in turns; both None where not asked for.
+    whose value this is. `estimate` is the first-order criterion's score of the removed units, `time` the
+    shrunk model's share of the dense model's time, read in turns; both are None if not asked for.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Allocation:
 
     @property
     def budget(self) -> Any:
-        """The `PerLayer` budget that does this."""
+        """The `PerLayer` budget with these sparsities."""
         return budgets.registry.get("per_layer")({name: s for name, s in self.sparsities.items() if s > 0.0})
 
     def table(self) -> str:
@@ -85,9 +85,9 @@ class Allocation:
 
 @dataclass(frozen=True)
 class Scan:
-    """The table a scan measured. Prints as one; `save` and `load` keep it; `allocate` turns it into a budget.
+    """The table a scan measured. It prints as a table; `save` and `load` store it; `allocate` turns it into a budget.
 
-    `how` says in a sentence which short cuts the evaluations took; the values are those of the plain loop.
+    `how` says in a sentence how the evaluations were made faster; the values are those of the plain loop.
     """
 
     cells: tuple[Cell, ...]
@@ -165,7 +165,7 @@ class Scan:
     def allocate(
         self, floor: float | None = None, *, keep: float | None = None, cost: str = "macs"
     ) -> Allocation:
-        """A sparsity per list, by one of two rules.
+        """Choose a sparsity for each list, by one of two rules.
 
         Args:
             floor: Take the highest scanned sparsity before the value first passes this floor (0 where even the lowest
@@ -222,7 +222,7 @@ class Scan:
         return Allocation(chosen, self._predict(chosen), left / total, cost)
 
     def _costs_of(self, name: str, rows: list[Cell], cost: str) -> list[float]:
-        """What a list costs, dense and at each of its levels."""
+        """The cost of a list, dense and at each of its levels."""
         if cost == "latency":
             times = [cell.time for cell in rows]
             if any(time is None for time in times):
@@ -230,7 +230,7 @@ class Scan:
                     "allocate: the scan read no times; scan with trials= (and granularity 'channel', as zeros in place "
                     "save no time)"
                 )
-            # what a list saves alone is taken from an even share of the whole, so that the lists add up to it
+            # each list is given an even share of the whole, less its own saving, so that the lists add up to the whole
             share = 1.0 / len(self.names)
             return [share, *(share - (1.0 - time) for time in times if time is not None)]
         if cost not in self.costs:

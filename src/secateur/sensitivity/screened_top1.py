@@ -1,9 +1,9 @@
 """`ScreenedTop1`: top-1 of a model under changes, computed faster, and exactly the count that the model itself gives.
 
-`FoldedForward` computes outputs up to rounding. Rounding turns a right answer wrong, or a wrong one right, only where
-the target's output and the largest of the others lie closer together than the rounding is large; their distance is the
-image's margin. (Which of two wrong classes wins does not matter.) So the size of the rounding is measured under every
-change, on images spread over the data, and each image whose margin is not several times larger is computed again:
+`FoldedForward` computes outputs up to rounding. Rounding changes whether a prediction is correct only if the target's
+output and the largest of the others differ by less than the rounding error; their difference is the image's margin.
+(Which of two wrong classes wins does not matter.) So the size of the rounding is measured under every change, on images
+spread over the data, and each image whose margin is not several times larger is computed again, in up to three stages:
 
 1. in bfloat16, where the processor has instructions for it; margins below `_HALF` times the widest difference to
    float32 go on to 2. All images that did are new readings of that difference, and may widen it.
@@ -37,14 +37,14 @@ from secateur.sensitivity.folded_forward import FoldedForward, record
 
 __all__ = ["ScreenedTop1"]
 
-_HALF, _SINGLE = 5.0, 32.0  # margins so many times wider than the widest difference measured are safe
-_SAMPLE, _REFERENCE = 32, 8  # images on which float32, and the model itself, are always asked
-_SOUND = 1e-3  # float32 outputs further off than this share of the largest are no rounding
-_WORTH = 0.4  # where more images than this share are looked at again, bfloat16 saves nothing
+_HALF, _SINGLE = 5.0, 32.0  # margins this many times wider than the widest difference measured are safe
+_SAMPLE, _REFERENCE = 32, 8  # images that are always evaluated in float32 and by the model itself as well
+_SOUND = 1e-3  # a float32 difference above this share of the largest output is more than rounding
+_WORTH = 0.4  # if more than this share of the images is evaluated again, bfloat16 saves nothing
 
 
 class ScreenedTop1:
-    """Counts of right answers under changes of one model, equal to the model's own. `summary` says what was done."""
+    """Counts of correct predictions under changes of one model, equal to the model's own."""
 
     def __init__(self, model: nn.Module, folded: FoldedForward, targets: Sequence[torch.Tensor], half: bool):
         self.model = model
@@ -59,7 +59,9 @@ class ScreenedTop1:
 
     @classmethod
     def of(cls, model: nn.Module, batches: Sequence[Any], limit: int = 1 << 30) -> ScreenedTop1 | str:
-        """For a classifier in evaluation mode and its batches (inputs, targets); or why it has to be run as it is."""
+        """For a classifier in evaluation mode and its batches (inputs, targets); or the reason why the model has to be
+        run as it is.
+        """
         for batch in batches:
             pair = isinstance(batch, (tuple, list)) and len(batch) == 2
             if not pair or not all(isinstance(part, torch.Tensor) for part in batch):
@@ -78,13 +80,13 @@ class ScreenedTop1:
             with torch.no_grad():
                 first = torch.arange(min(_REFERENCE, found.counts[0]))
                 sound = found._rounding(folded.gathered([(0, first)]), first) is not None
-        except Exception as error:  # what was recorded does not run on other numbers
+        except Exception as error:  # the recorded steps do not run on other values
             return f"its recorded forward pass fails ({type(error).__name__})"
         return found if sound else "its recorded forward pass gives other outputs"
 
     @property
     def summary(self) -> str:
-        """How the images were looked at, in one sentence."""
+        """How the images were evaluated, in one sentence."""
         share = [100.0 * count / max(1, self.looked) for count in (self.again, self.as_it_runs)]
         first = "bfloat16" if self.half else "float32 with batch norm folded"
         text = f"{self.looked:,} evaluations of an image in {first} where its margin allows"
@@ -94,13 +96,13 @@ class ScreenedTop1:
 
     @contextmanager
     def before(self, names: Sequence[str], rows: bool = False) -> Iterator[None]:
-        """Inside, only these parameters of the model have changed; `rows` as for `FoldedForward.changing`."""
+        """A block in which only these parameters of the model change; `rows` as for `FoldedForward.changing`."""
         self._rough = False
         with self.folded.changing(names, rows):
             yield
 
     def count(self) -> int:
-        """How many targets the largest output names, under the parameters as they are now."""
+        """The number of correct predictions with the present parameters."""
         self.folded.refresh()
         self.looked += self.total
         sample = torch.linspace(0, self.total - 1, min(_SAMPLE, self.total)).long().unique()
@@ -140,7 +142,7 @@ class ScreenedTop1:
             seen[unsure] = True
         looked = seen.nonzero().flatten()
         self.again += len(looked)
-        # what is too rough under one change mostly is under the next one of the same part
+        # where bfloat16 is too coarse for one change of a part, it usually is for the next one
         self._rough = len(looked) > _WORTH * self.total and self.total > 4 * _SAMPLE
         return outputs, looked
 
@@ -158,7 +160,7 @@ class ScreenedTop1:
         return chosen
 
     def _rounding(self, found: torch.Tensor, rows: torch.Tensor) -> float | None:
-        """The widest difference between float32 outputs and the model's; None where it is no rounding."""
+        """The widest difference between float32 outputs and the model's; None if it is more than rounding."""
         wanted = self._model(torch.cat([self.folded.batches[i][some] for i, some in self._by_batch(rows)]))
         if found.shape != wanted.shape or found.dim() != 2 or found.shape[1] < 2:
             return None

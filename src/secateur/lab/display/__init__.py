@@ -1,7 +1,7 @@
 """The display: what a run shows while it works, on standard error; results go to standard output.
 
 The engine calls the methods of a `Progress`; each display here inherits from it. `progress_display` chooses: bars for
-one trial and a table for several on a terminal, plain lines elsewhere, nothing where quiet was asked for. `preview`
+one trial and a table for several on a terminal, plain lines elsewhere, nothing if `quiet` is set. `preview`
 says before a run what it will compute and how long that will take.
 
 The files in reading order: `progress` (the base class, lines, bars), `live_table` (many trials), `preview`, `duration`.
@@ -28,7 +28,7 @@ def progress_display(quiet: bool = False, many: bool = False) -> Progress:
         many: Several trials run at once; on a terminal they are shown as a table.
 
     Returns:
-        A display that has not begun.
+        A display that is not open yet.
     """
     if quiet:
         return Progress()

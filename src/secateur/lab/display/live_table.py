@@ -138,7 +138,7 @@ class LiveTable(Progress):
         self._live.stop()
 
     def draw(self) -> Group:
-        """The table as it stands."""
+        """The table as it is now."""
         from rich.console import Group
         from rich.markup import escape
         from rich.table import Table as RichTable

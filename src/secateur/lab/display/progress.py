@@ -38,7 +38,7 @@ class Progress:
         """A step failed."""
 
     def epoch(self, trial: int, text: str) -> None:
-        """How far a training in another process has come."""
+        """The progress of a training in another process."""
 
     def found(self, trial: int, numbers: dict[str, float]) -> None:
         """What a step of a trial measured, by name."""

@@ -54,7 +54,7 @@ class EngineCall:
     """A function that yields values, to be called by a worker; `WorkerPool` makes them.
 
     Args:
-        key: Tells calls apart.
+        key: Identifies the call.
         function: What is called.
         common: Its first arguments, pickled; many calls have the same.
         own: Its other arguments, pickled.
@@ -112,7 +112,7 @@ class Engine(Protocol):
         """Begin to compute, at once or when a worker is free."""
 
     def events(self) -> Iterable[Event]:
-        """What happened since the last call; waits for a moment where nothing did."""
+        """The events since the last call; waits briefly if there are none."""
 
     def close(self, *, now: bool) -> None:
         """End the workers; `now`: without waiting for what they compute."""

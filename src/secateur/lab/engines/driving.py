@@ -82,7 +82,7 @@ def numbers(measurements: Iterable[Measurement]) -> dict[str, float]:
 
 
 class _Notes:
-    """What the store must record of the run; written in one transaction now and then."""
+    """What the store must record of the run, written in one transaction at intervals."""
 
     def __init__(self, store: Store, run: int):
         self._store, self._run, self._last = store, run, time.monotonic()
@@ -96,7 +96,7 @@ class _Notes:
 
 
 class _Drive:
-    """One run on an engine, and how far it has come."""
+    """One run on an engine, and its progress."""
 
     def __init__(
         self, plan: RunPlan, store: Store, run: int, watch: Progress, engine: Engine, known: set[str]
@@ -114,7 +114,7 @@ class _Drive:
         self.computed = 0
 
     def go(self) -> tuple[int, list[tuple[int, str]]]:
-        """Submit nodes and handle events until nothing is left."""
+        """Submit nodes and handle events until every step is done, stopped or failed."""
         try:
             self._settle(self._begin(""))
             while self.ready or self.running:
@@ -178,7 +178,7 @@ class _Drive:
             self.watch.finished(trial)
 
     def _handle(self, event: Event) -> None:
-        """Take in one event of the engine."""
+        """Handle one event of the engine."""
         node = self.nodes[event.key]
         if event.what == "start":
             self.notes.trials.append((node.trial.index, "running", None))

@@ -78,7 +78,7 @@ def distributed(jobs: int, gpus: Sequence[str], each: float | None = None) -> li
     checked_share(each)
     if each == 0:
         return [()] * jobs
-    # The small number makes ten times 0.1 one GPU, in spite of rounding.
+    # The tolerance lets ten shares of 0.1 fit one GPU in spite of rounding.
     room = len(gpus) * int(1 / each + 1e-9) if each < 1 else len(gpus) // int(each)
     if jobs > room:
         raise OptionError(

@@ -1,7 +1,7 @@
 """The local engine: processes on this machine, with its cores and GPUs distributed among them.
 
 A process that is killed is replaced, and its step begins again (a training from its last complete epoch); after the
-third time the step has failed. All processes end when the one that started them ends.
+third time the step fails. All processes end when the one that started them ends.
 
     engine = LocalEngine(Store("runs"), jobs=2, threads=1, gpus=[("0",), ("1",)])
 """
@@ -114,14 +114,14 @@ class LocalEngine:
         self._pending: deque[Event] = deque()
 
     def submit(self, node: Node | EngineCall) -> None:
-        """Give it to an idle process."""
+        """Send the node or call to an idle process."""
         worker = next((one for one in self._workers if one.node is None), None)
         if worker is None:
             worker = _Worker(self._folder, self._threads, self._gpus[len(self._workers)], node)
             self._workers.append(worker)
         worker.node = node
         self._attempts[node.key] = self._attempts.get(node.key, 0) + 1
-        # `events` notices a process that died while idle, and gives the node to the one in its place.
+        # `events` notices a process that died while idle, and gives the node to its replacement.
         with contextlib.suppress(OSError):
             worker.connection.send(_order(node))
 
@@ -184,7 +184,7 @@ def _order(node: Node | EngineCall) -> EngineCall | tuple[PlannedTrial, int]:
 
 # -- in the process
 class _ReportedTraining:
-    """Reports a training's progress as text, now and then."""
+    """Reports a training's progress as text, at intervals."""
 
     def __init__(self, report: Callable[[str], object]):
         self._report, self._last, self._epochs, self._accuracy = report, 0.0, 0, ""

@@ -140,7 +140,8 @@ def _work(task: _Task, board: Any, *blobs: _Blob) -> tuple[_Answer, _Blob | None
     torch.set_num_threads(trial.recipe.lab.threads or task.threads)
     report("")
     with tempfile.TemporaryDirectory() as scratch:
-        # A worker sees the beacon's file only where it sees the store's folder: there a training outlives it.
+        # A worker sees the beacon's file only where it sees the store's folder: there a training survives the loss of
+        # the worker.
         shared = Path(task.beacon).is_file()
         try:
             outcome = computing.compute(
@@ -176,7 +177,7 @@ def _call(
 
 
 class _Board:
-    """A Ray actor: workers report to it how far their trainings are, and this process asks it."""
+    """A Ray actor that collects the progress of trainings: workers report to it, and this process reads it."""
 
     def __init__(self) -> None:
         self._texts: dict[str, str] = {}
@@ -280,7 +281,7 @@ class RayEngine:
             ) from error
 
     def _room(self, there: dict[str, float]) -> int:
-        """How many steps the cluster can compute at once; an error where it is not one."""
+        """How many steps the cluster can compute at once; raises if there is not room for one."""
         wanted = {"CPU": self._needs.cpus, "GPU": self._needs.gpus, "memory": self._needs.memory_gib * 2**30}
         for name, amount in wanted.items():
             if amount > there.get(name, 0):

@@ -107,7 +107,8 @@ class WorkerPool:
             shared = pickle.dumps(common)
         except Exception as error:
             raise OptionError(
-                f"engine: the model and evaluate go to other processes and cannot ({error}); define them at the top of "
+                f"engine: the model and evaluate are sent to other processes and cannot be pickled ({error}); "
+                "define them at the top of "
                 "a module, or leave the engine out"
             ) from error
         waiting = deque(

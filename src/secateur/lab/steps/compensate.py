@@ -1,7 +1,6 @@
-"""`compensate`: the weights that stay make up for those that were pruned, on training images without their labels.
-
-`dense` names the earlier step whose model is the one to answer like; without it that is the model of the `[model]`
-table, with its `weights`. `passes` adds gradient steps on the outputs of blocks and of the whole model.
+"""`compensate`: refit the remaining weights to reproduce the dense model's outputs, on training images without labels.
+`dense` names the earlier step whose model is reproduced; by default that is the model of the `[model]` table, with its
+`weights`. `passes` adds gradient steps on the outputs of blocks and of the whole model.
 
 >>> CompensateStep(calibrate=2000, dense="train").calibrate
 2000
@@ -38,13 +37,13 @@ def check_dense_label(label: str, dense: str | None, before: list[str]) -> None:
         )
     if dense is None and "train" in before:
         raise RecipeError(
-            f"step {label!r}: without dense, the model to answer like is the one before training; name the step after "
+            f"step {label!r}: without dense, the model to reproduce is the one before training; name the step after "
             "which it was dense: dense = 'train'"
         )
 
 
 class CompensateStep(Step):
-    """Solve the weights that stay anew, layer by layer, so that outputs are those of the dense model."""
+    """Refit the remaining weights by least squares, layer by layer, to reproduce the outputs of the dense model."""
 
     calibrate: int = Field(2000, ge=1, description="training images that are used, without their labels")
     batch_size: int = Field(100, ge=1, description="images of one batch")
@@ -53,12 +52,16 @@ class CompensateStep(Step):
         None, description="label of the step with the dense model; by default the [model] table's"
     )
     skip: Patterns = Field(None, description="layers that keep their weights")
-    damping: float = Field(0.01, ge=0, description="how strongly weights are drawn to those at hand")
-    reselect: bool = Field(False, description="choose anew which single weights stay, as many in each tensor")
+    damping: float = Field(0.01, ge=0, description="strength of the penalty on changes of the weights")
+    reselect: bool = Field(
+        False, description="choose again which single weights remain, the same number in each tensor"
+    )
     passes: int = Field(0, ge=0, description="passes over the images with gradient steps on the outputs")
     lr: float = Field(0.05, gt=0, description="largest step of these, as a share of a tensor's size")
-    blocks: float = Field(1.0, ge=0, description="weight of the blocks' outputs beside the model's own")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="in which the gradient steps compute")
+    blocks: float = Field(
+        1.0, ge=0, description="weight of the blocks' outputs in the loss, relative to the model's own"
+    )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="precision of the gradient steps")
 
     def check(self, model: nn.Module, before: list[str]) -> None:
         """The dense step, and the options."""
@@ -75,7 +78,7 @@ class CompensateStep(Step):
         return Tuning(self.passes, self.lr, self.blocks, self.precision) if self.passes else None
 
     def run(self, state: State, work: Work) -> Result:
-        """Compensate; codebooks of an earlier step no longer hold, as the weights change."""
+        """Compensate. Codebooks of earlier steps are dropped, because the weights change."""
         if state.masks is None:
             raise NothingToDoError(
                 f"step {self.label!r}: nothing was pruned before it; put a prune step first"

@@ -34,7 +34,7 @@ class EpochTimeStep(Step):
 
     timed: ClassVar[bool] = True
     trains: ClassVar[bool] = True
-    against: str = Field(description="label of an earlier step whose model takes the other turns")
+    against: str = Field(description="label of an earlier step whose model is timed in turns with this one")
     turns: int = Field(3, ge=1, description="epochs of each model")
     images: int | None = Field(
         None,

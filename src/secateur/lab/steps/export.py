@@ -1,7 +1,7 @@
 """`export`: the model as an ONNX file or a `torch.export` archive among the results, in floats or INT8.
 
-INT8 is calibrated on training images and judged by the accuracy on the validation images. The model itself goes on as
-it was.
+INT8 is calibrated on training images and judged by the accuracy on the validation images. The model itself does not
+change.
 
 >>> ExportStep(file="small.onnx", int8="static").calibrate
 128

@@ -1,7 +1,8 @@
 """`factorise`: linear layers and convolutions as two smaller ones each, at a budget over all layers, or at given ranks.
 
 `keep` is the share of the whole model's multiply-accumulates (`of = "params"`: of its parameters) that remains; the
-ranks of least error are chosen. With `calibrate` the error is that of the layers' outputs on so many training images.
+ranks of least error are chosen. With `calibrate` the error is that of the layers' outputs on this number of training
+images.
 
 >>> FactoriseStep(keep=0.5).of
 'macs'
@@ -34,7 +35,10 @@ class FactoriseStep(Step):
         None, description="in place of keep: the rank of each layer, by name"
     )
     calibrate: int = Field(
-        0, ge=0, description="training images whose outputs weigh the error; 0: the weights alone"
+        0,
+        ge=0,
+        description="training images on which the error of layer outputs is measured; 0: the error of the "
+        "weights",
     )
     batch_size: int = Field(100, ge=1, description="images of one batch")
 

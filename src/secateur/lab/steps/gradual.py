@@ -45,7 +45,7 @@ def pruning_fields() -> dict[str, Any]:
 
 
 class _Gradual(TrainBase):
-    """Training that removes weights meanwhile."""
+    """Training that prunes as it goes."""
 
     version: ClassVar[int] = 1
 

@@ -1,4 +1,4 @@
-"""`prune`: choose weights by criterion, granularity and budget; they are zero from here on.
+"""`prune`: choose the weights to remove by criterion, granularity and budget, and set them to zero.
 
 `budget = {name = "scanned", floor = 0.5}` takes each layer's sparsity from an earlier `scan` step: the highest at which
 the scanned accuracy stays above the floor. With `keep = 0.4` instead (and `cost = "params"`, "size" or "macs") it is
@@ -69,7 +69,7 @@ class PruneStep(Step):
     schedule: int | tuple[float, ...] | dict[str, Any] | str | None = Field(
         None, description="rounds: a number, a list of levels, or a table with `name`"
     )
-    at_least: int | dict[str, int] | None = Field(None, description="units that stay in every layer")
+    at_least: int | dict[str, int] | None = Field(None, description="fewest units that remain in every layer")
     at_most: float | dict[str, float] | None = Field(None, description="the largest share a layer may lose")
     images: int = Field(10, ge=1, description="images of each class for criteria that need data")
     allow_collapse: bool = Field(False, description="accept masks that disconnect the network")

@@ -1,7 +1,7 @@
 """`rate_train`: train weights as whole multiples of a learnt step, for accuracy and for the bytes of the file at once.
 
 The price of a bit follows a schedule of bytes, from the file at the start to `target` bytes. After every epoch the real
-file is written and its bytes are measured beside those that the training believed.
+file is written and its bytes are compared with the training's estimate.
 
 >>> RateTrainStep(target=3000, epochs=20).training().lr
 0.001
@@ -135,7 +135,7 @@ class _RateTrain(TrainBase):
 
 
 class _Watch:
-    """Evaluates after every epoch, and writes the file to compare its bytes with those believed."""
+    """Evaluates after every epoch, and writes the file to compare its bytes with the estimate."""
 
     def __init__(
         self,

@@ -89,7 +89,7 @@ class _Refine(TrainBase):
         for parameter in fixed:
             parameter.requires_grad_(False)
         with shared.train(model, remake_every=self.remake_every, rate=self.rate) as training:
-            result = super().run(State(model, masks=_beside(state), plan=state.plan), task)
+            result = super().run(State(model, masks=_unshared_masks(state), plan=state.plan), task)
             model.to(work.device)
         for parameter in fixed:
             parameter.requires_grad_(True)
@@ -134,8 +134,8 @@ class _Refine(TrainBase):
                 parameters[name].copy_(latent[name])
 
 
-def _beside(state: State) -> Masks | None:
-    """The masks of what is not shared: biases of neurons that are gone stay zero while the values are trained."""
+def _unshared_masks(state: State) -> Masks | None:
+    """The masks of tensors that are not shared: biases of removed neurons stay zero while the values are trained."""
     masks = {name: mask for name, mask in (state.masks or {}).items() if name not in state.codebooks}
     return Masks(masks) if masks else None
 

@@ -9,8 +9,7 @@
     granularity = "filter"
     budget = {name = "scanned", floor = 0.5}
 
-The model does not change. The table is `scan.json` among the step's files. A scan that was stopped continues where it
-was.
+The model does not change. The table is `scan.json` among the step's files. A stopped scan continues.
 
 >>> ScanStep(granularity="kernel", subset=500).levels
 (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -51,7 +50,7 @@ Evaluation = list[Batch] | Callable[[nn.Module], float]
 class ScanStep(Step):
     """Measure how sensitive each layer is to pruning, alone and without retraining."""
 
-    criterion: Plugin = Field("magnitude", description="what a weight is worth")
+    criterion: Plugin = Field("magnitude", description="how weights are scored")
     granularity: Plugin = Field("element", description="what is cut as one unit")
     levels: tuple[float, ...] = Field(LEVELS, description="sparsities of each layer, rising")
     only: Patterns = Field(None, description="layers to scan, by name or pattern")
@@ -63,7 +62,9 @@ class ScanStep(Step):
         description="images that the accuracy is measured on",
     )
     subset: int | None = Field(
-        None, ge=1, description="only the first of them, this number; each value then has a 95 % interval"
+        None,
+        ge=1,
+        description="at most this number of images, the first ones; each value then has a 95 % interval",
     )
     batch_size: int = Field(250, ge=1, description="images of one forward pass")
     images: int = Field(10, ge=1, description="images of each class for criteria that need data")

@@ -43,7 +43,7 @@ class ShareStep(Step):
     only: Patterns = Field(None, description="layers to share, by name or pattern")
     skip: Patterns = Field(None, description="layers to leave alone")
     parameters: Patterns = Field(None, description="bare parameters to share as well")
-    rate: float = Field(0.0, ge=0, description="the price of a bit, in mean squared weights of a tensor")
+    rate: float = Field(0.0, ge=0, description="the cost of a bit, in mean squared weights of a tensor")
     options: dict[str, Any] = Field(default_factory=dict, description="further options of the method")
     calibrate: int = Field(
         0, ge=0, description="training images, without labels, on which the error of outputs is kept small"
@@ -52,12 +52,12 @@ class ShareStep(Step):
     augment: Augmentation = Field(None, description="with calibrate: as in training")
     dense: str | None = Field(
         None,
-        description="with calibrate: label of the step whose outputs are wanted; by default the step before",
+        description="with calibrate: label of the step whose outputs are reproduced; by default the step before",
     )
     passes: int = Field(0, ge=0, description="with calibrate: passes of gradient steps on the values")
 
     def chosen(self) -> dict[str, Any]:
-        """The options; calibration's only where it is used, as outcomes were known before there was any."""
+        """The options. Those of calibration only where it is used, so that addresses of older outcomes stay valid."""
         found = super().chosen()
         if not self.calibrate:
             for name in _CALIBRATION:
@@ -105,7 +105,7 @@ class ShareStep(Step):
         )
 
     def run(self, state: State, work: Work) -> Result:
-        """Share; from here on the model's weights are values of the codebooks."""
+        """Share; afterwards the model's weights are values of the codebooks."""
         options, images = self._options(work.seed), self._images(work)
         if images is not None:
             state.model.to(work.device)

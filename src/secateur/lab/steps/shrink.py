@@ -28,7 +28,7 @@ class ShrinkStep(Step):
 
     coupling: str = Field("union", description="union: masks chosen in any way; coupled: masks that agree")
     round_to: int | None = Field(None, description="keep widths at a multiple of this")
-    at_least: int = Field(1, ge=1, description="units of a group that stay")
+    at_least: int = Field(1, ge=1, description="fewest units of a group that remain")
     tolerance: float = Field(1e-9, gt=0, description="largest difference the proof allows, in float64")
     across_norm: bool = Field(
         False, description="also cut axes that cross a LayerNorm; the outputs then change"
@@ -50,7 +50,7 @@ class ShrinkStep(Step):
         return {key: value for key, value in super().chosen().items() if key not in unused}
 
     def check(self, model: nn.Module, before: list[str]) -> None:
-        """Raise for modes that no proof knows, before anything runs."""
+        """Raise for unknown modes, before anything runs."""
         self.proven()
 
     def proven(self) -> ProofOptions:

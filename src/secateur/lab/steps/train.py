@@ -145,7 +145,9 @@ class TrainBase(Step):
         return TrainingOptions(**given)
 
     def chosen(self) -> Table:
-        """The options as plain data; those of later versions only where given, so that addresses stay as they were."""
+        """The options as plain data; those of later versions only where given, so that addresses of older outcomes stay
+        valid.
+        """
         return {
             key: value for key, value in super().chosen().items() if key not in _LATER or value is not None
         }
@@ -172,11 +174,11 @@ class TrainBase(Step):
             )
 
     def refers(self) -> tuple[str, ...]:
-        """The teacher, on whose weights the outcome depends, and the training that it goes back to."""
+        """The teacher, on whose weights the outcome depends, and the training that it rewinds to."""
         return tuple(one for one in (self.teacher, self.rewind, self.rewind_rate) if one is not None)
 
     def _check_rewind(self, before: list[str]) -> None:
-        """Check that the training to go back to is one earlier step."""
+        """Check that the training to rewind to is one earlier step."""
         if self.rewind is not None and self.rewind_rate is not None:
             raise RecipeError(f"step {self.label!r}: expected one of rewind and rewind_rate, got both")
         label = self.rewind or self.rewind_rate
@@ -187,7 +189,7 @@ class TrainBase(Step):
             )
 
     def _snapshot(self, work: Work) -> Snapshot | None:
-        """The step to go back to."""
+        """The snapshot to rewind to."""
         label = self.rewind or self.rewind_rate
         if label is None:
             return None
@@ -214,7 +216,7 @@ class TrainBase(Step):
         pruning: GradualPruning | None = None,
         evaluate: Evaluate | None = None,
     ) -> Result:
-        """Train; with `pruning`, remove weights meanwhile; with `evaluate`, in place of the usual evaluation."""
+        """Train; `pruning` also removes weights, `evaluate` takes the place of the usual evaluation."""
         if state.codebooks:
             raise OptionError(
                 f"step {self.label!r}: the weights are shared, and training would make them all different again; "

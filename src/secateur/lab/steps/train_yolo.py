@@ -1,4 +1,4 @@
-"""`train_yolo`: train a YOLO model by ultralytics' own trainer, with its losses; the cut and the masks are kept.
+"""`train_yolo`: train a YOLO model by ultralytics' own trainer, with its losses; cut widths and masks are kept.
 
 >>> TrainYoloStep(data="coco8.yaml", epochs=10).imgsz
 640

@@ -21,10 +21,10 @@ __all__ = ["ZeroDeadNeuronsStep"]
 class ZeroDeadNeuronsStep(Step):
     """Remove weights and biases whose gradient is zero for every image; the outputs stay the same."""
 
-    images: int = Field(10_000, ge=1, description="most training images to look at")
+    images: int = Field(10_000, ge=1, description="most training images to use")
 
     def run(self, state: State, work: Work) -> Result:
-        """Find them, set them to zero, and hold them there from here on."""
+        """Find them, set them to zero, and hold them at zero."""
         if state.codebooks:
             raise OptionError(
                 f"step {self.label!r}: the weights are shared; zero dead neurons before sharing"
@@ -39,7 +39,7 @@ class ZeroDeadNeuronsStep(Step):
         before = sum(int((parameter != 0).sum()) for parameter in state.model.parameters())
         try:
             masks = zero_dead_neurons(state.model, batches, seed=work.seed).to("cpu")
-        except ProofError:  # no layer's idle neurons can be told from constants: all of them stay
+        except ProofError:  # no neuron can be shown to be dead: all of them stay
             masks = Masks.ones(state.model)
         state.model.to("cpu")
         after = sum(int((parameter != 0).sum()) for parameter in state.model.parameters())

@@ -1,11 +1,11 @@
 """Training: one plain loop on Hugging Face accelerate; the same seed gives the same bytes, also after an interruption.
 
 In go a model, a dataset and `TrainingOptions`; out come the trained model (in place) and `Trained`, its history.
-Masks given are held: removed weights stay exactly 0. With `GradualPruning` the masks grow while training runs.
-Everything else a training may use (a teacher, a loss of one's own, a checkpoint, a display) is a `TrainingContext`.
+Masks given are held: removed weights stay exactly 0. With `GradualPruning` the sparsity rises while training runs.
+Everything else a training may use (a teacher, a custom loss, a checkpoint, a display) is a `TrainingContext`.
 
 The files in reading order: `options` (how to train, as one value), `loop` (`train`), `evaluation` (loss and metrics),
-`pruning` (masks that grow), `distill/` (layers compared with a teacher's),
+`pruning` (sparsity that rises), `distill/` (layers compared with a teacher's),
 `snapshot` (a step to go back to), `mix` (images mixed in pairs), `average` (running average of weights), `checkpoint`,
 `surroundings` (accelerator, random state, deterministic kernels), `progress` (what a display implements).
 

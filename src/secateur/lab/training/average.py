@@ -30,7 +30,7 @@ class WeightAverage:
 
     Args:
         model: The averages start from its weights.
-        decay: The share of the old average that stays after a step.
+        decay: The share of the old average that remains after a step.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -44,7 +44,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def take(self, model: nn.Module) -> None:
-        """Take in the weights after an optimizer step."""
+        """Update the averages with the weights after an optimizer step."""
         self.count += 1
         decay = min(self.decay, (1 + self.count) / (10 + self.count))
         for name, tensor in _floating(model):

@@ -52,18 +52,18 @@ def read(file: Path) -> tuple[dict[str, torch.Tensor], Table]:
             if meta.get("format") != _FORMAT or meta.get("version") != _VERSION:
                 raise StoreError(
                     f"checkpoint {file}: expected {_FORMAT} version {_VERSION}, got {meta.get('format')!r} "
-                    f"version {meta.get('version')!r}; delete it to train afresh, or give another path"
+                    f"version {meta.get('version')!r}; delete it to train from the start, or give another path"
                 )
             return {name: stored.get_tensor(name) for name in stored.keys()}, json.loads(meta["about"])  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise StoreError(
-            f"checkpoint {file}: expected a file that training wrote, got something else ({error}); delete "
-            "it to train afresh, or give another path"
+            f"checkpoint {file}: expected a file that training wrote, got something else ({error}); delete it to "
+            "train from the start, or give another path"
         ) from error
 
 
 def under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors whose names begin with a prefix, which is taken off.
+    """The tensors whose names begin with a prefix, by their names without it.
 
     >>> list(under("model/", {"model/w": torch.ones(1), "best/w": torch.ones(1)}))
     ['w']
@@ -128,5 +128,5 @@ def identity(found: Mapping[str, object], wanted: Mapping[str, object], file: Pa
         if found.get(key) != value:
             raise OptionError(
                 f"checkpoint {file} belongs to another training: its {key} is {found.get(key)}, not {value}; "
-                "delete it to train afresh, or give another path"
+                "delete it to train from the start, or give another path"
             )

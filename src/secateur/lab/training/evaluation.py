@@ -36,7 +36,7 @@ def logits_of(outputs: object) -> torch.Tensor:
         The logits.
 
     Raises:
-        OptionError: There are none to be found.
+        OptionError: No logits were found.
 
     >>> logits_of((torch.zeros(1, 2), None)).shape
     torch.Size([1, 2])
@@ -93,8 +93,8 @@ def distillation(student: object, teacher: object, temperature: float) -> torch.
     """Distance of the student's softened outputs from the teacher's: T² · KL(teacher || student), mean of the batch.
 
     Args:
-        student: What the network that learns returned.
-        teacher: What the network that teaches returned.
+        student: The output of the network that learns.
+        teacher: The output of the network that teaches.
         temperature: T, by which both logits are divided before the softmax.
 
     Returns:
@@ -111,7 +111,7 @@ def distillation(student: object, teacher: object, temperature: float) -> torch.
 
 @contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Put every module into training or evaluation mode, and afterwards each into the mode it had."""
+    """Put every module into training or evaluation mode, and restore the mode of each afterwards."""
     before = [(module, module.training) for module in model.modules()]
     model.train(training)
     try:
@@ -123,7 +123,7 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 @contextmanager
 def placed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Move the model to a device, and afterwards back to where it was."""
+    """Move the model to a device, and back afterwards."""
     first = next((tensor for tensor in (*model.parameters(), *model.buffers())), None)
     before = device if first is None else first.device
     model.to(device)

@@ -64,13 +64,13 @@ class TrainingContext:
     """What one training uses besides the model, the data and the options. Every field may be left out.
 
     Args:
-        teacher: Another network; its answers are distilled from, with `distill_alpha` above 0 in the options.
+        teacher: Another network, whose outputs are distilled, with `distill_alpha` above 0 in the options.
         loss: `loss(outputs, inputs, labels)`, in place of cross-entropy or of the model's own `training_loss`.
         evaluate: `evaluate(model) -> metrics`, in place of the pass over the validation images.
-        checkpoint: A file, written after every epoch and resumed from when it exists; it stays when training is done.
+        checkpoint: A file, written after every epoch and resumed from if it exists; it is kept when training is done.
         progress: `auto` (bars on a terminal, else nothing), None, or a `TrainingProgress`.
-        rewind: Training starts at the step of this snapshot, as if it had come there: the learning rate, the images and
-            the random state (of the CPU) are those of the step.
+        rewind: Training starts at the step of this snapshot, as if the earlier steps had been made: the learning rate,
+            the images and the random state (of the CPU) are those of the step.
         rewind_weights: Whether the weights and the optimizer's state go back, too (lottery tickets), or stay as they
             are (learning-rate rewinding).
     """
@@ -95,11 +95,11 @@ def train(
     device: str | torch.device = "auto",
     context: TrainingContext | None = None,
 ) -> Trained:
-    """Train the model in place; afterwards it is on the device and in the mode it came in.
+    """Train the model in place; afterwards it is on the device and in the mode that it was in before.
 
-    The same start, options, data, seed, masks and machine give the same bytes: random numbers are drawn afresh in
-    every epoch from (seed, epoch), and torch's global random state is restored afterwards. A last batch of one image
-    is left out, since batch norm cannot train on it.
+    The same start, options, data, seed, masks and machine give the same bytes: random generators are seeded in every
+    epoch from (seed, epoch), and torch's global random state is restored afterwards. A last batch of one image is left
+    out, since batch norm cannot train on it.
 
     Args:
         model: The network; its parameters that require a gradient are trained.
@@ -109,13 +109,13 @@ def train(
         pruning: Removes more weights while training runs; `Trained.masks` are those at the end.
         seed: Draws the order of images, their augmentation and dropout.
         device: `auto`, or a device's name.
-        context: A teacher, a loss, an evaluation, a checkpoint or a display of one's own.
+        context: A teacher, a custom loss or evaluation, a checkpoint or a display.
 
     Returns:
         The history of the epochs; the weights are in the model.
 
     Raises:
-        OptionError: Options that do not go together.
+        OptionError: Options that conflict.
         DataError: No training images.
         NothingToDoError: No parameter requires a gradient.
         NonFiniteError: The loss became NaN or infinite.
@@ -166,7 +166,7 @@ class _Sums:
 
 
 class _Run:
-    """One training: what it needs, and how far it has come."""
+    """One training: its parts, and its progress."""
 
     def __init__(
         self,
@@ -194,7 +194,7 @@ class _Run:
 
     # -- what can be refused before the first step
     def _check_parts(self) -> None:
-        """Refuse missing images, a model without anything to train, and parts that do not go together."""
+        """Refuse missing images, a model without anything to train, and parts that conflict."""
         name = type(self.model).__name__
         teacher, alpha = self.context.teacher, self.options.distill_alpha
         if len(self.data.train) == 0:
@@ -218,7 +218,7 @@ class _Run:
             )
         if self.context.rewind is not None and (self.options.sparsify or self.pruning) is not None:
             raise OptionError(
-                "rewind: a training that goes back to a step holds masks; expected no sparsify or pruning"
+                "rewind: a training that rewinds holds its masks; expected no sparsify or pruning"
             )
         if self.options.sparsify is not None and self.pruning is not None:
             raise OptionError("sparsify: gradual pruning chooses the masks itself; expected one of the two")
@@ -236,7 +236,7 @@ class _Run:
             )
         if self.pruning is not None:
             raise OptionError(
-                "pruning: the best epoch may come before the last weights leave; expected keep='last' and no "
+                "pruning: the best epoch may come before the last weights are removed; expected keep='last' and no "
                 "early_stop"
             )
 
@@ -257,7 +257,7 @@ class _Run:
         with ExitStack() as stack:
             self.held = stack.enter_context(ExitStack())
             self._hold(self.masks, optimizer)
-            if self.average is not None and not self.history:  # the masked weights are zero only from here on
+            if self.average is not None and not self.history:  # only now are the masked weights zero
                 self.average.restart(self.model)
             machinery = self._machinery(stack, accelerator, optimizer, scaler, shown)
             self._sparsify(stack, machinery, sparsified)
@@ -287,7 +287,7 @@ class _Run:
         scaler_state: dict[str, Any] | None,
         shown: TrainingProgress | None,
     ) -> _Machinery:
-        """Wrap network and optimizer as accelerate needs them; `stack` takes the wrapping off."""
+        """Wrap network and optimizer as accelerate needs them; `stack` removes the wrapping."""
         network = self.model
         if accelerator.num_processes > 1:
             network = accelerator.prepare_model(self.model)
@@ -304,7 +304,7 @@ class _Run:
         return _Machinery(accelerator, network, wrapped, steps, shown)
 
     def _sparsify(self, stack: ExitStack, machinery: _Machinery, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Put the sparse training method in force, from a checkpoint's tensors where there is one."""
+        """Start the sparse training method, from a checkpoint's tensors where there is one."""
         method, device = self.options.sparsify, machinery.accelerator.device
         if not isinstance(method, Sparsifier):
             return
@@ -323,7 +323,7 @@ class _Run:
         self.sparsifying = stack.enter_context(active)
 
     def _first_step(self, machinery: _Machinery) -> int:
-        """The optimizer step that training starts at: 0, or that of the snapshot it goes back to."""
+        """The optimizer step that training starts at: 0, or that of the snapshot it rewinds to."""
         total = machinery.steps * self.options.epochs
         rewind = None if self.context.rewind is None else self.context.rewind.step
         for name, step in (("save_at", self.options.save_at), ("rewind", rewind)):
@@ -345,7 +345,7 @@ class _Run:
             ]
 
     def _trained(self, resumed_from: int) -> Trained:
-        """Put the weights that were asked for into the model, and say how training went."""
+        """Put the weights that were asked for into the model, and return the history."""
         last = self.history[-1].epoch if self.history else 0
         if self.options.keep == "best" and self.best_epoch() != last:
             self.model.load_state_dict(self.best)
@@ -364,7 +364,7 @@ class _Run:
         )
 
     def _hold(self, masks: Masks | None, optimizer: Any) -> None:
-        """Hold these masks from here on, in place of those before."""
+        """Hold these masks in place of those before."""
         from secateur.pruning.hold import hold
 
         self.masks = masks
@@ -386,7 +386,9 @@ class _Run:
         )
 
     def _epoch(self, epoch: int, machinery: _Machinery, skip: int = 0) -> EpochRecord:
-        """One pass over the training images but those of `skip` steps, and one over the validation images."""
+        """One pass over the training images, except those of the first `skip` steps, and one over the validation
+        images.
+        """
         options, accelerator, steps = self.options, machinery.accelerator, machinery.steps
         began = last_shown = time.perf_counter()
         torch.manual_seed(_mixed(self.seed, epoch, accelerator.process_index))
@@ -396,7 +398,7 @@ class _Run:
             if step > steps:
                 break
             if step <= skip:
-                continue  # drawn all the same, so that what follows is what it was
+                continue  # drawn all the same, so that the random numbers after it are the same
             self._take_up((epoch - 1) * steps + step - 1, machinery.optimizer)
             lr = rate(options, epoch - 1 + (step if epoch <= options.warmup else step - 1) / steps)
             for group in machinery.optimizer.param_groups:
@@ -427,7 +429,9 @@ class _Run:
         )
 
     def _take_up(self, step: int, optimizer: Any) -> None:
-        """Before a step: the random state of the snapshot gone back to, and a snapshot where one is asked for."""
+        """Before a step: restore the random state of the snapshot rewound to, and take a snapshot where one is asked
+        for.
+        """
         rewind = self.context.rewind
         if rewind is not None and step == rewind.step:
             torch.set_rng_state(rewind.tensors["random"])
@@ -437,7 +441,7 @@ class _Run:
     def _accumulate(
         self, step: int, images: torch.Tensor, labels: torch.Tensor, machinery: _Machinery, sums: _Sums
     ) -> None:
-        """Gradients of one batch, micro-batch by micro-batch, added to those there are."""
+        """Gradients of one batch, micro-batch by micro-batch, added to the present ones."""
         options, accelerator = self.options, machinery.accelerator
         processes = accelerator.num_processes
         # The batch over all processes: each has its own part, and parts may differ by one image.
@@ -458,7 +462,7 @@ class _Run:
         sums.images += len(labels)
 
     def _update(self, machinery: _Machinery) -> None:
-        """One optimizer step with the gradients there are; none where a sparse training method took them all away."""
+        """One optimizer step with the present gradients; none where a sparse training method removed them all."""
         active = self.sparsifying
         if active is not None and machinery.accelerator.scaler is not None:
             machinery.accelerator.unscale_gradients()
@@ -588,7 +592,7 @@ class _Run:
 
     # -- the checkpoint
     def _about(self) -> dict[str, Any]:
-        """What tells this training from others: a checkpoint of another one is refused."""
+        """The identity of this training: a checkpoint of another one is refused."""
         custom = [
             getattr(part, "__qualname__", type(part).__name__)
             for part in (self.context.loss, self.context.evaluate)
@@ -638,7 +642,7 @@ class _Run:
     def _resume(
         self, file: Path, about: Mapping[str, object], optimizer: torch.optim.Optimizer
     ) -> tuple[dict[str, Any] | None, dict[str, torch.Tensor]]:
-        """Go on from a checkpoint; returns the gradient scaler's state, and the tensors of a sparse training method."""
+        """Continue from a checkpoint; returns the gradient scaler's state, and a sparse training method's tensors."""
         tensors, state = checkpoints.read(file)
         checkpoints.identity(state["training"], about, file)
         self.model.load_state_dict(checkpoints.under("model/", tensors))

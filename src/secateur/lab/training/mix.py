@@ -1,4 +1,4 @@
-"""Mixup: images are blended in pairs, so that the outputs between two images are learnt too.
+"""Mixup: images are blended in pairs, and so are their labels in the loss, as regularization.
 
 >>> _ = torch.manual_seed(0)
 >>> pairs = mixed(torch.arange(4.0).reshape(4, 1, 1, 1), torch.arange(4), 1.0)

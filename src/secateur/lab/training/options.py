@@ -41,7 +41,7 @@ class TrainingOptions:
         warmup: Epochs in which the rate rises linearly to `lr`, before any schedule.
         label_smoothing: Of cross-entropy.
         distill_alpha: Weight of the teacher's outputs in the loss; the labels weigh the rest.
-        distill_temperature: Divides the logits before they are compared with the teacher's.
+        distill_temperature: Divides both networks' logits before they are compared.
         batch_size: Images per optimizer step, however many micro-batches or processes share them.
         accumulate: Micro-batches per optimizer step.
         augment: `standard` (crop 4 and flip), `crop`, `flip`, `none`, or an `Augment`.
@@ -51,7 +51,8 @@ class TrainingOptions:
         keep: `last`, or `best`: the earliest epoch with the best validation accuracy (or loss, where there is none).
         mix: Share of the images that are mixed with another one of the batch, each at least half its own.
         average: A decay such as 0.999: the model ends as the running average of its weights, and is validated as that.
-        sparsify: A method of `secateur.sparsify`, a word or a value: makes weights small, or removes them, meanwhile.
+        sparsify: A method of `secateur.sparsify`, a word or a value: makes weights small, or removes them, while
+            training runs.
         distill: Terms of `secateur.lab.training.distill` that compare layers with the teacher's: words or values.
         save_at: The optimizer step, counted from 0, before which a snapshot is taken to rewind to.
 
@@ -174,11 +175,11 @@ def _check_sparsify(options: TrainingOptions) -> None:
 
 
 def rate(options: TrainingOptions, done: float) -> float:
-    """The learning rate as a function of the epochs done alone, so that a checkpoint needs nothing of it.
+    """The learning rate as a function of the epochs done only, so that a checkpoint need not store it.
 
     Args:
         options: Rate, schedule and warmup.
-        done: Epochs done, with the fraction of the one under way.
+        done: Epochs done, with the fraction of the present one.
 
     Returns:
         The rate of the next optimizer step.

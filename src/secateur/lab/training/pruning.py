@@ -1,6 +1,6 @@
 """`GradualPruning`: sparsity that rises with the optimizer's steps along a cubic, and is then held.
 
-It rises fast at first and slower towards the end (Zhu and Gupta, 2017), so that every cut is followed by steps that
+It rises fast at first and slower towards the end (Zhu and Gupta, 2017), so that every pruning is followed by steps that
 recover from it. The sparsity is a function of the step alone, so a checkpoint needs only the masks in force.
 
 >>> plan = GradualPruning(0.9, start=0.5, until=0.5, every=10)
@@ -34,20 +34,20 @@ __all__ = ["GradualPruning"]
 class GradualPruning:
     """How weights are removed while training runs. What is removed stays removed.
 
-    Criteria that read data need a loop of your own: `hold(...).update(masks)`.
+    Criteria that need data require your own loop: `hold(...).update(masks)`.
 
     Args:
         sparsity: The share removed in the end.
         start: The share removed before the first step.
         until: The share of all optimizer steps after which the final sparsity is reached.
-        every: Optimizer steps between two cuts.
-        power: Of the curve; 3 is a cubic.
+        every: Optimizer steps between two prunings.
+        power: The exponent of the curve; 3 is a cubic.
         criterion: Scores the weights that remain.
         granularity: What is cut as one unit.
-        budget: The name of a budget that takes a share (`overall`, `per_tensor`, ...): who competes with whom.
+        budget: The name of a budget that takes a share (`overall`, `per_tensor`, ...): which units compete.
         only: Layers to prune, by name or pattern.
         skip: Layers to leave alone.
-        at_least: Units that stay in every layer.
+        at_least: Fewest units that remain in every layer.
         at_most: The largest share that a layer may lose.
 
     >>> model = nn.Linear(4, 4)

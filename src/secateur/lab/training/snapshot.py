@@ -1,4 +1,4 @@
-"""`Snapshot`: a training as it was at one optimizer step, to which a later one goes back (lottery tickets).
+"""`Snapshot`: a training as it was at one optimizer step, to which a later one rewinds (lottery tickets).
 
 >>> model = nn.Linear(2, 1)
 >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -44,7 +44,7 @@ class Snapshot:
 
     @classmethod
     def take(cls, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> Snapshot:
-        """Copy what a training is made of.
+        """Copy the state of a training.
 
         Args:
             model: The network.
@@ -64,7 +64,7 @@ class Snapshot:
             optimizer: An optimizer of the same kind, over the same parameters.
 
         Raises:
-            OptionError: The network has other tensors by now.
+            OptionError: The network has other tensors than the snapshot.
         """
         weights = checkpoints.under("model/", self.tensors)
         now = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -95,10 +95,10 @@ class Snapshot:
         """The inverse of `to_bytes`.
 
         Args:
-            data: What `to_bytes` gave.
+            data: The result of `to_bytes`.
 
         Raises:
-            StoreError: The bytes are no snapshot.
+            StoreError: The bytes are not a snapshot.
         """
         from safetensors.torch import load
 

@@ -1,4 +1,4 @@
-"""What a training runs in: its own accelerator, its own random state, deterministic kernels.
+"""The environment of a training: its own accelerator, its own random state, deterministic kernels.
 
 >>> from secateur.lab.training.options import TrainingOptions
 >>> with own_random_state(torch.device("cpu")), exact(torch.device("cpu"), TrainingOptions()):

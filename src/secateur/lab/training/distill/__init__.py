@@ -1,7 +1,6 @@
-"""Distillation besides the outputs' probabilities: terms that compare layers of student and teacher. One file each.
-
-What comes in are the outputs of a layer of the student and of one of the teacher, for the same images; what goes out is
-a scalar that is added to the loss, times `weight`. Training steps take a list of them as `distill`.
+"""Distillation terms that compare layers of student and teacher, in addition to their output probabilities. One file
+each. In go the outputs of a layer of the student and of one of the teacher, for the same images; out comes a scalar
+that is added to the loss, times `weight`. Training steps take a list of them as `distill`.
 
 >>> registry.make("features", weight=2.0).compare(torch.tensor([[1.0, 3.0]]), torch.tensor([[1.0, 1.0]])).item()
 2.0
@@ -25,12 +24,12 @@ __all__ = ["Distillation", "Recorded", "recorded", "registry"]
 
 @dataclass(frozen=True)
 class Distillation(ABC):
-    """What every term is: a frozen value with `compare`.
+    """The base class of all terms: a frozen value with `compare`.
 
     Args:
         layers: Names of layers, alike in both networks, or a table of the student's names to the teacher's; none: the
             outputs of the networks.
-        weight: What the term counts in the loss; it is averaged over the layers.
+        weight: The weight of the term in the loss; the term is averaged over the layers.
     """
 
     layers: Mapping[str, str] | Sequence[str] = ()
@@ -48,7 +47,7 @@ class Distillation(ABC):
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
-        """The layer of the student and that of the teacher, pair by pair; ("", "") means the outputs."""
+        """The pairs of a student's and a teacher's layer; ("", "") means the outputs."""
         return tuple(self.layers) or (("", ""),)  # type: ignore[arg-type]
 
     @abstractmethod
@@ -56,8 +55,8 @@ class Distillation(ABC):
         """How far the student's layer is from the teacher's: a scalar.
 
         Args:
-            student: What the student's layer puts out.
-            teacher: What the teacher's layer puts out for the same images.
+            student: The output of the student's layer.
+            teacher: The output of the teacher's layer for the same images.
         """
 
     def _same(self, student: torch.Tensor, teacher: torch.Tensor, what: str) -> None:
@@ -70,7 +69,7 @@ class Distillation(ABC):
 
 
 class Recorded:
-    """What the named layers of a network put out in its last forward pass."""
+    """The outputs of the named layers of a network in its last forward pass."""
 
     def __init__(self) -> None:
         self.outputs: dict[str, torch.Tensor] = {}
@@ -79,14 +78,14 @@ class Recorded:
         """The output of a layer."""
         if layer not in self.outputs:
             raise OptionError(
-                f"distill: layer {layer!r} did not run, or puts out no tensor; name another one"
+                f"distill: layer {layer!r} did not run, or its output is not a tensor; name another one"
             )
         return self.outputs[layer]
 
 
 @contextmanager
 def recorded(model: nn.Module, layers: Sequence[str], whose: str) -> Iterator[Recorded]:
-    """Record what layers put out, for the length of the block.
+    """Record the outputs of layers while the block runs.
 
     Args:
         model: The network.

@@ -20,7 +20,7 @@ __all__ = ["AttentionDistillation"]
 class AttentionDistillation(Distillation):
     """mean (a - b)**2, where a map is the mean of squares over channels, scaled to norm 1 for each image.
 
-    Channels are axis 1 of images and the last axis of sequences. The paper weighs it by about 1000.
+    Channels are axis 1 of images and the last axis of sequences. The paper uses a weight of about 1000.
 
     >>> maps = torch.tensor([[[[3.0, 4.0]]]]).sqrt()  # squares 3 and 4: the map is (0.6, 0.8)
     >>> AttentionDistillation().compare(maps, torch.tensor([[[[1.0, 0.0]], [[1.0, 0.0]]]])).item() # (0.16 + 0.64) / 2

@@ -20,10 +20,10 @@ class BoundariesDistillation(Distillation):
 
     Args:
         layers: Names of layers, alike in both networks, or a table of the student's names to the teacher's.
-        weight: What the term counts in the loss.
-        margin: How far beyond 0 a neuron of the student shall be.
+        weight: The weight of the term in the loss.
+        margin: How far beyond 0 a neuron of the student should be.
 
-    The first shall be on and is 0.5 short; the second shall be off and is 3 too high; the third is as it shall be.
+    The first should be on and is 0.5 short; the second should be off and is 3 too high; the third is as it should be.
 
     >>> student, teacher = torch.tensor([[0.5, 2.0, -1.5]]), torch.tensor([[7.0, -1.0, -9.0]])
     >>> BoundariesDistillation().compare(student, teacher).item()  # (0.25 + 9 + 0) / 3

@@ -1,4 +1,4 @@
-"""Features: the mean squared difference of what two layers put out; without layers, of the logits.
+"""Features: the mean squared difference of the outputs of two layers; without layers, of the logits.
 
 Romero et al. 2015, "FitNets: Hints for Thin Deep Nets", for layers of equal shapes, without a regressor between them;
 on logits Ba and Caruana 2014, "Do Deep Nets Really Need to be Deep?".

@@ -19,7 +19,7 @@ __all__ = ["SimilarityDistillation"]
 class SimilarityDistillation(Distillation):
     """mean (G - H)**2 with G = Q @ Q.T for Q [images, rest], each row of G scaled to norm 1.
 
-    The paper weighs it by 3000.
+    The paper uses a weight of 3000.
 
     >>> SimilarityDistillation().compare(torch.eye(2), torch.tensor([[1.0], [0.0]])).item()  # ((0 - 0) + 1) / 4
     0.25

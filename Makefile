@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test quick extras zoo ray lint hashes site bench headline fuzz faults mutants accelerator studies-doc clean
+.PHONY: demo test quick extras zoo ray lint hashes site bench bench-check headline fuzz faults mutants accelerator studies-doc clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -62,6 +62,10 @@ studies-doc: $(STAMP)
 
 bench: $(STAMP)
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+# What got worse since the run before, by benchmarks/results/*.csv, which the benchmarks write
+bench-check: $(STAMP)
+	$(BIN)/python benchmarks/check.py
 
 # The smallest files on their test images: make headline DATA=folder with cifar10 and mnist
 headline: $(STAMP)

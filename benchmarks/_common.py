@@ -13,7 +13,11 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from _results import Figure, record
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def peak_in_child(script: str, name: str) -> float | None:
 
 
 def report(rows: list[Row], title: str) -> int:
-    """Print the table; 0 when every goal is met, else 1."""
+    """Print the table and record its ratios; 0 when every goal is met, else 1."""
     print(title)
     width = max(len(row.what) for row in rows)
     print(f"{'':<{width}}  {'ours':>12}  {'peer':>12}  {'ratio':>8}  {'goal':>8}")
@@ -96,4 +100,6 @@ def report(rows: list[Row], title: str) -> int:
             f"{row.what:<{width}}  {row.ours:>8.1f} {row.unit:<3}  {row.peer:>8.1f} {row.unit:<3}  "
             f"{row.ratio:>8.3f}  {'<= ' + format(row.goal, '.3g'):>8}{verdict}"
         )
+        detail = f"ours {row.ours:.6g} {row.unit}, peer {row.peer:.6g} {row.unit}"
+        record(Figure(row.what, row.ratio, "ratio", row.goal, detail=detail))
     return 0 if all(row.met for row in rows) else 1

@@ -25,6 +25,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parent))
+from _results import Figure, record
+
 HIDDEN, INNER, WORDS, KEYS = 2048, 5632, 32000, 256
 LARGE = {"hidden": 8192, "inner": 28672, "keys": 1024, "words": 128256, "layers": 80}  # Llama 3 70B
 GOAL = 3 << 30  # bytes of peak memory
@@ -217,8 +220,13 @@ def main() -> None:
                 f"70 billion on this core: {hours:,.1f} h",
                 flush=True,
             )
+            record(
+                Figure(f"{step}: peak memory", peak / 2**20, "MiB", GOAL / 2**20),
+                Figure(f"{step}: processor time for a billion parameters", seconds / base * 1e9, "s"),
+            )
         if places[-1].is_file():
             size = places[-1].stat().st_size
+            record(Figure("file", size, "bytes", tolerance=0.001, detail=f"of {2 * total:,}"))
             print(f"file: {size:,} bytes of {2 * total:,} ({2 * total / size:.2f}x)")
     sys.exit(missed)
 

@@ -41,6 +41,9 @@ from secateur.container.archive import save
 from secateur.container.pack import pack, unpack
 from secateur.container.save_options import SaveOptions
 
+sys.path.insert(0, str(Path(__file__).parent))
+from _results import Figure, record
+
 Levels = dict[str, tuple[np.ndarray, int, int | None]]
 
 
@@ -281,6 +284,8 @@ def seconds(*jobs: Callable[[], Any], rounds: int) -> list[float]:
 def line(what: str, mine: float, other: float, unit: str = "bytes") -> float:
     ratio = mine / other
     print(f"{what:<58} {mine:>14,.6g} {other:>14,.6g} {ratio:8.4f}  {unit}")
+    detail = f"ours {mine:.6g} {unit}, peer {other:.6g} {unit}"
+    record(Figure(what, ratio, "ratio", tolerance=0.001 if unit == "bytes" else 0.15, detail=detail))
     return ratio
 
 
@@ -336,8 +341,15 @@ def bench_levels(weights: dict[str, torch.Tensor], rounds: int, quick: bool) -> 
     for model, found in ratios.items():
         if found:
             print(f"{model} / nncodec: mean {statistics.mean(found):.4f}, largest {max(found):.4f}")
+            mean = {"mixed": 0.95, "strong": 0.92}[model]
+            record(
+                Figure(f"{model} / nncodec: mean", statistics.mean(found), "ratio", mean, tolerance=0.001),
+                Figure(f"{model} / nncodec: largest", max(found), "ratio", 1.0, tolerance=0.001),
+            )
     for what, found in speed.items():
         print(f"M weights/s {what}: lowest {min(found):.2f}, median {statistics.median(found):.2f}")
+        goal = 1.0 if what in ("in", "out") else None
+        record(Figure(f"levels {what}: lowest", min(found), "M weights/s", goal, "higher", 0.15))
 
 
 def bench_fast(rounds: int) -> None:
@@ -349,7 +361,12 @@ def bench_fast(rounds: int) -> None:
     taken = seconds(
         lambda: static.encode(levels, 31), lambda: static.decode(data, levels.size, 31), rounds=rounds
     )
-    print(f"in {levels.size / taken[0] / 1e6:.0f}, out {levels.size / taken[1] / 1e6:.0f}")
+    into, out = (levels.size / one / 1e6 for one in taken)
+    print(f"in {into:.0f}, out {out:.0f}")
+    record(
+        Figure("static model in", into, "M weights/s", 40, "higher", 0.15),
+        Figure("static model out", out, "M weights/s", 20, "higher", 0.15),
+    )
 
 
 def bench_file(path: Path) -> None:

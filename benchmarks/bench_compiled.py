@@ -15,12 +15,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
 from secateur.coding import compiled, indices
+
+sys.path.insert(0, str(Path(__file__).parent))
+from _results import Figure, record
 
 SIZE, ZERO = 31, 15
 LOADING = (
@@ -77,11 +81,14 @@ def main() -> None:
                 f"{model} {way}: {speed:.2f} M weights/s, numpy {reference:.2f}, ratio {speed / reference:.2f} "
                 f"(goal {goal} M weights/s), {len(data)} bytes both"
             )
+            ratio = f"{speed / reference:.2f} of numpy"
+            record(Figure(f"{model} {way}", speed, "M weights/s", goal, "higher", detail=ratio))
     times = []
     for _ in range(3):
         ran = subprocess.run([sys.executable, "-c", LOADING], capture_output=True, text=True, check=True)
         times.append(float(ran.stdout))
     print(f"loading from the cache, and 65,536 weights: {statistics.median(times):.2f} s (goal 0.3)")
+    record(Figure("loading from the cache, and 65,536 weights", statistics.median(times), "s", 0.3))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +30,9 @@ from secateur.data import Data, Split
 from secateur.data._splits import ImageMemory
 from secateur.execution.devices import chosen_device
 from secateur.lab.training import TrainingOptions, train
+
+sys.path.insert(0, str(Path(__file__).parent))
+from _results import Figure, record
 
 LIMIT = 0.05
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
@@ -136,6 +141,12 @@ def main() -> int:
     print(f"{given.images} images, batch {given.batch}, {device}, {torch.get_num_threads()} threads")
     print(f"outside forward/backward/step: median {share:.2%} (limit {LIMIT:.0%})")
     print(f"DataLoader / ours, batches alone: median {statistics.median(ratios):.1f}")
+    record(
+        Figure("outside forward, backward and step", 100 * share, "%", 100 * LIMIT, tolerance=0.5),
+        Figure(
+            "DataLoader / ours, batches alone", statistics.median(ratios), "x", better="higher", tolerance=0.3
+        ),
+    )
     return 0 if share < LIMIT else 1
 
 

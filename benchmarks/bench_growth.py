@@ -26,6 +26,9 @@ from torch import nn
 
 import secateur as sc
 
+sys.path.insert(0, str(Path(__file__).parent))
+from _results import Figure, record
+
 GOAL, WIDTH, DOUBLINGS = 1.1, 32, 4
 
 
@@ -157,6 +160,8 @@ def main() -> None:
                 + f"   {found:.2f}{'   MISSED' if found > GOAL else ''}",
                 flush=True,
             )
+            detail = f"{1e3 * times[-1]:.1f} ms for {sizes[-1]} layers"
+            record(Figure(f"{verb.__name__}: exponent", found, "", GOAL, detail=detail))
     sys.exit(missed)
 
 

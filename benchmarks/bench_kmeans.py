@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -23,6 +24,9 @@ import numpy as np
 import torch
 
 from secateur.quantize import Kmeans
+
+sys.path.insert(0, str(Path(__file__).parent))
+from _results import Figure, record
 
 Result = tuple[float, float]
 
@@ -99,6 +103,8 @@ def main() -> int:
             f"{goal:>4.0f}x  {error:.5f}{'' if met else '  MISSED'}",
             flush=True,
         )
+        detail = f"{seconds[0]:.3f} s, error {error:.5f} of the peer's"
+        record(Figure(f"{start} against {peer_name}", ratio, "x", goal, "higher", 0.2, detail))
     return int(failed)
 
 

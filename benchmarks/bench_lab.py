@@ -11,11 +11,15 @@ times as fast.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 from secateur.lab import Recipe, Store, run
+
+sys.path.insert(0, str(Path(__file__).parent))
+from _results import Figure, record
 
 RECIPE = """
 name = "bench"
@@ -76,6 +80,10 @@ def main() -> None:
     print(f"{'':<26}{'sweep':>10}{'separately':>12}{'ratio':>8}")
     print(f"{'steps computed':<26}{steps[0]:>10}{steps[1]:>12}{steps[1] / steps[0]:>7.2f}x")
     print(f"{'seconds':<26}{together:>10.1f}{separately:>12.1f}{separately / together:>7.2f}x")
+    record(
+        Figure("steps computed, separately over together", steps[1] / steps[0], "x", None, "higher", 0.001),
+        Figure("seconds, separately over together", separately / together, "x", 3, "higher"),
+    )
 
 
 if __name__ == "__main__":

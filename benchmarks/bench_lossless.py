@@ -33,6 +33,9 @@ from secateur.coding import floats
 from secateur.container.arrays import to_words
 from secateur.container.pack import pack, unpack
 
+sys.path.insert(0, str(Path(__file__).parent))
+from _results import Figure, record
+
 Pair = tuple[Callable[[], bytes], Callable[[bytes], object]]
 
 
@@ -171,6 +174,16 @@ def compare(kind: str, tensors: list[torch.Tensor], rounds: int) -> None:
         to, fro = (1e9 * statistics.median(column) / count for column in zip(*taken))
         size = 100 * sum(map(len, coded[name])) / nbytes
         print(f"{kind} {name:<10} {size:6.2f} bytes of 100   {to:6.2f} ns in {fro:6.2f} ns out", flush=True)
+        if name == "ours":
+            record(
+                Figure(f"{kind}: bytes of 100", size, "bytes", tolerance=0.001),
+                Figure(f"{kind}: in", to, "ns a number"),
+                Figure(f"{kind}: out", fro, "ns a number"),
+            )
+        elif "ours" in times:
+            mine = sum(map(len, coded["ours"]))
+            other = sum(map(len, coded[name]))
+            record(Figure(f"{kind}: bytes, ours over {name}", mine / other, "ratio", tolerance=0.001))
 
 
 def shared(weights: dict[str, torch.Tensor], bits: int) -> None:
@@ -210,6 +223,10 @@ def shared(weights: dict[str, torch.Tensor], bits: int) -> None:
                 f"{name} on values and indices, a byte each: {size:,} bytes, {spent_here:.1f} s in; ours is "
                 f"{better:.1%} smaller (goal 10 %){'' if better >= 0.1 else '   MISSED'}",
                 flush=True,
+            )
+            detail = f"ours {ours:,} bytes, theirs {size:,}"
+            record(
+                Figure(f"{bits} bits, ours over {name}", ours / size, "ratio", 0.9, "lower", 0.001, detail)
             )
 
 

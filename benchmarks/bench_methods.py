@@ -24,6 +24,7 @@ import copy
 import json
 import os
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,9 @@ import secateur as sc
 from secateur import data as datasets
 from secateur.lab.training import TrainingContext, TrainingOptions, evaluate, train
 from secateur.sparsify import Sparsifier, Sparsifying
+
+sys.path.insert(0, str(Path(__file__).parent))
+from _results import Figure, record
 
 ARMS = ("ours", "peer", "ours-sparse", "peer-sparse")
 
@@ -210,6 +214,8 @@ def table(found: dict[str, dict[int, dict[str, float]]], accuracy: float, cost: 
         }
         share = mean["macs"] / cost
         print(f"{arm:<14}{mean['macs']:>12,.0f}{share:>8.3f}{mean['cut']:>9.2%}{mean['retrained']:>11.2%}")
+        accuracies = f"of MACs {share:.3f}, cut {mean['cut']:.2%}, {len(by_seed)} seeds"
+        record(Figure(f"{arm}: retrained", 100 * mean["retrained"], "%", None, "higher", 0.005, accuracies))
     for ours, theirs in (("ours", "peer"), ("ours-sparse", "peer-sparse")):
         if ours in found and theirs in found:
             pairs = [
@@ -220,6 +226,7 @@ def table(found: dict[str, dict[int, dict[str, float]]], accuracy: float, cost: 
             print(
                 f"{ours} - {theirs}: {gap:+.2f} points{p}  {'met' if gap >= 0 else 'NOT MET'} (goal: at least 0)"
             )
+            record(Figure(f"{ours} minus {theirs}", gap, "points", 0, "higher", 0.5, p.removeprefix(", ")))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))
+from _results import Figure, record
+
 HERE = Path(__file__).resolve().parents[1]
 
 _WRITE = """
@@ -117,6 +120,7 @@ def main() -> None:
         before, now = (statistics.median(each[k][what] for each in rounds) for k in (0, 1))
         ratio = statistics.median(each[1][what] / each[0][what] for each in rounds)
         print(f"{what:<44} {before * 1e3:>7.2f} ms {now * 1e3:>7.2f} ms {ratio:>7.3f} {1.05:>6}")
+        record(Figure(f"{what}, now over before", ratio, "ratio", 1.05))
 
 
 if __name__ == "__main__":

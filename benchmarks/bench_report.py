@@ -13,6 +13,9 @@ from pathlib import Path
 
 from secateur.report import Report
 
+sys.path.insert(0, str(Path(__file__).parent))
+from _results import Figure, record
+
 LIMITS = {200: 10.0, 2000: 60.0}
 
 
@@ -32,6 +35,10 @@ def main() -> None:
             seconds = time.perf_counter() - start
             size = written[0].stat().st_size
         limit = LIMITS.get(trials)
+        record(
+            Figure(f"{trials:,} trials", seconds, "s", limit, tolerance=0.3),
+            Figure(f"{trials:,} trials: the page", size, "bytes", tolerance=0.05),
+        )
         print(
             f"{trials:6,}  {len(run.measurements):12,}  {seconds:7.1f}  {limit or '-':>5}  {size:10,}  {len(written):5}"
         )

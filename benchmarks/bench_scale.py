@@ -21,6 +21,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parent))
+from _results import Figure, record
+
 HIDDEN, INNER, WORDS, SHARD = 4096, 11008, 32000, 1 << 30  # Llama 7B; bytes of a shard
 GOAL = 1 << 30  # bytes of peak memory
 VERB = """
@@ -128,10 +131,19 @@ def main() -> None:
                 f"{verb}: peak {peak / 2**20:,.0f} MiB (goal < 1,024){'   MISSED' if peak > GOAL else ''}, "
                 f"{seconds:.1f} s of processor time, {seconds / total * 1e9:.1f} s for a GB"
             )
+            record(
+                Figure(f"{verb}: peak memory", peak / 2**20, "MiB", GOAL / 2**20),
+                Figure(f"{verb}: processor time", seconds / total * 1e9, "s a GB"),
+            )
         names = sorted(path.name for path in source.iterdir())
         _, differ, wrong = filecmp.cmpfiles(source, back, names, shallow=False)
         same = not differ and not wrong and names == sorted(path.name for path in back.iterdir())
-        print(f"file: {packed.stat().st_size / total:.4f} of the tensors; every file the same: {same}")
+        share = packed.stat().st_size / total
+        print(f"file: {share:.4f} of the tensors; every file the same: {same}")
+        record(
+            Figure("file", share, "of the tensors", tolerance=0.001),
+            Figure("files that came back the same", float(same), "", 1, "higher", 0),
+        )
     sys.exit(missed or not same)
 
 

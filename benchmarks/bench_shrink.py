@@ -32,6 +32,9 @@ from secateur.structure.groups import couplings
 from secateur.structure.groups.couplings import analyse
 from secateur.structure.shrink import CutOptions, cut
 
+sys.path.insert(0, str(Path(__file__).parent))
+from _results import Figure, record
+
 MODELS = [
     "resnet18",
     "resnet101",
@@ -137,6 +140,8 @@ def planning(names: list[str], repeat: int) -> None:
         if theirs and not problem:
             ratio = statistics.median(theirs) / statistics.median(mine)
             ratios += [ratio] if name in MODELS else []
+            taken = f"ours {statistics.median(mine):.3f} s, peer {statistics.median(theirs):.3f} s"
+            record(Figure(f"{name}: peer over ours", ratio, "x", 1, "higher", 0.2, taken))
             print(
                 f"{name:<22}{statistics.median(mine):>8.3f}{statistics.median(theirs):>9.3f}{ratio:>11.1f}",
                 flush=True,
@@ -144,9 +149,12 @@ def planning(names: list[str], repeat: int) -> None:
         else:
             print(f"{name:<22}{statistics.median(mine):>8.3f}{'-':>9}  peer {problem}", flush=True)
     if ratios:
-        print(
-            f"geometric mean of peer/ours: {math.exp(statistics.mean(map(math.log, ratios))):.1f} (goal 5), "
-            f"least {min(ratios):.1f} (goal 1)"
+        mean = math.exp(statistics.mean(map(math.log, ratios)))
+        print(f"geometric mean of peer/ours: {mean:.1f} (goal 5), least {min(ratios):.1f} (goal 1)")
+        of = f"of {len(ratios)} models"
+        record(
+            Figure("geometric mean of peer over ours", mean, "x", 5, "higher", 0.2, of),
+            Figure("least of peer over ours", min(ratios), "x", 1, "higher", 0.2, of),
         )
 
 
@@ -216,6 +224,8 @@ def speed(names: list[str]) -> None:
             else:
                 goal, told = PUBLISHED[0], f"published for the peer, {PUBLISHED[0]} to {PUBLISHED[1]}"
             met = shares[0] >= goal
+            figure = f"{name}, batch {batch}: share of the MACs ratio"
+            record(Figure(figure, shares[0], "ratio", goal, "higher", detail=f"the goal is {told}"))
             print(
                 f"{'':>16}  ours / {told}: {shares[0] / goal:.2f}: goal {'met' if met else 'NOT met'}",
                 flush=True,

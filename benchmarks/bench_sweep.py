@@ -40,6 +40,9 @@ from secateur.lab.planning import plan
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 
+sys.path.insert(0, str(Path(__file__).parent))
+from _results import Figure, record
+
 TEXT = """
 name = "noop"
 [data]
@@ -143,6 +146,11 @@ def overhead(engine_name: str, trials: int, goal: float) -> bool:
         f"{len(scratch)} scratch files; memory {grown:+.0f} MiB{'' if met else '   MISSED'}",
         flush=True,
     )
+    record(
+        Figure(f"{engine_name}: a no-op trial", each * 1e3, "ms", goal, tolerance=0.3),
+        Figure(f"{engine_name}: bytes of the store for a trial", size / trials, "bytes", tolerance=0.05),
+        Figure(f"{engine_name}: open files left", fds, "", rays, tolerance=0),
+    )
     return met
 
 
@@ -211,6 +219,8 @@ def workers(rounds: int, seconds: float) -> bool:
         f"load of the machine {load:.1f} on {os.cpu_count()} cores",
         flush=True,
     )
+    detail = f"[{min(ratios):.2f}, {max(ratios):.2f}], plain processes {alone:.2f}x"
+    record(Figure("two workers over one", ratio, "x", 1.8, "higher", 0.15, detail))
     return met
 
 
@@ -262,6 +272,7 @@ def killed(kills: int, seed: int) -> bool:
         f"{'' if met else '   MISSED'}",
         flush=True,
     )
+    record(Figure("distinct trials after kills", rows[1], "of 60", 60, "higher", 0, f"{done} kills"))
     return met
 
 

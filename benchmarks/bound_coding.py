@@ -10,6 +10,7 @@ knowledge may hope for; in practice, not as a theorem.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from bench_coding import Levels, levels_shared, levels_uniform, ours, peer
 from safetensors.torch import load_file
 
 from secateur.coding import mixed, planes
+
+sys.path.insert(0, str(Path(__file__).parent))
+from _results import Figure, record
 
 _TAPS = 12  # earlier taps of the same kernel
 _LAYERS = 3  # earlier layers of as many filters, or channels
@@ -176,6 +180,7 @@ def main() -> None:
                 print(
                     f"{sparsity:.0%} zero, {kind:<10} {one:10,.0f} {two:10,.0f} {two / one:8.4f}", flush=True
                 )
+                record(Figure(f"{sparsity:.0%} zero, {kind}", two / one, "ratio", None, "higher", 0.005))
 
 
 if __name__ == "__main__":

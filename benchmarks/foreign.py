@@ -19,6 +19,7 @@ import os
 import resource
 import select
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ import secateur as sc
 from models import declare_torchvision
 from secateur.core.nested import map_tensors, tensors_in
 from secateur.execution.calling import call
+
+sys.path.insert(0, str(Path(__file__).parent))
+from _results import Figure, record
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "docs" / "zoo.md"
@@ -464,6 +468,13 @@ def main() -> None:
     rows = [known[key] for entry in entries if (key := f"{entry.library}/{entry.name}") in known]
     rows = [row for row in rows if "unbuilt" not in row and ("failed" in row or "removed" in row)]
     print(summary(rows))
+    wrong = sum("wrong" in row for row in rows)
+    good = sum("failed" not in row and "wrong" not in row for row in rows)
+    if rows:
+        record(
+            Figure("foreign models that shrink with a proof", good, f"of {len(rows)}", None, "higher", 0.005),
+            Figure("wrong", wrong, f"of {len(rows)}", 0, tolerance=0),
+        )
     if missing:
         print(
             f"not importable, left out: {', '.join(sorted(missing))} (see benchmarks/foreign-requirements.txt)"

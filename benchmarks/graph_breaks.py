@@ -23,6 +23,9 @@ from torch import nn
 import secateur as sc
 from models import CLASSIFIERS, FAMILIES, Entry, build, declare_torchvision
 
+sys.path.insert(0, str(Path(__file__).parent))
+from _results import Figure, record
+
 ROOT = Path(__file__).resolve().parents[1]
 TARGET, KEPT = ROOT / "docs" / "zoo.md", ROOT / "runs" / "graph_breaks.jsonl"
 MARK = "## Graph breaks"
@@ -127,6 +130,9 @@ def main() -> None:
         print(line(known[key]), flush=True)
     rows = [known[key] for entry in entries if (key := (entry.library, entry.name)) in known]
     print(summary(rows))
+    done = [row for row in rows if "failed" not in row]
+    more = sum(row["shrunk"] > row["dense"] for row in done)
+    record(Figure("shrunk models with more graph breaks", more, f"of {len(done)}", 0, tolerance=0))
     if not words:
         write(rows)
 

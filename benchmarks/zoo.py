@@ -27,6 +27,9 @@ import secateur as sc
 from models import FAMILIES, Entry, build
 from secateur.structure.groups.couplings import analyse
 
+sys.path.insert(0, str(Path(__file__).parent))
+from _results import Figure, record
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -119,6 +122,19 @@ def summary(rows: list[dict[str, object]]) -> str:
     )
 
 
+def count(rows: list[dict[str, object]]) -> None:
+    """Record how many shrink, and by how much."""
+    good = [row for row in rows if "failed" not in row]
+    if not good:
+        return
+    removed = sorted(float(row["macs_removed"]) for row in good)  # type: ignore[arg-type]
+    tight = sum(float(row["error"]) < 1e-9 for row in good)  # type: ignore[arg-type]
+    record(
+        Figure("models with a proof under 1e-9", tight, f"of {len(rows)}", len(rows), "higher", 0),
+        Figure("MACs removed, the median model", 100 * removed[len(removed) // 2], "%", 60, "higher", 0.02),
+    )
+
+
 FOREIGN = "## Foreign models"
 """The section that `foreign.py` writes, which stays as it is."""
 
@@ -176,6 +192,7 @@ def main() -> None:
             with options.json.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
     print(summary(rows))
+    count(rows)
     if options.library == "all" and not options.words:
         write(rows, [line(row) for row in rows])
 

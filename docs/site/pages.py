@@ -19,6 +19,9 @@ import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+sys.path.insert(0, str(Path(__file__).parent))
+from results import results_page
+
 ROOT = Path(__file__).resolve().parents[2]
 FROM_ROOT = {
     "ARCHITECTURE.md": "architecture.md",
@@ -49,6 +52,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/names.md": names_page(),
         "reference/errors.md": errors_page(),
         "decisions/README.md": decisions_page(),
+        "results.md": results_page(),
     }
     for source, page in FROM_ROOT.items():
         made[page] = (ROOT / source).read_text(encoding="utf-8").replace("](docs/", "](")

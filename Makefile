@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test quick extras zoo ray lint hashes site bench bench-check headline fuzz faults mutants accelerator studies-doc clean
+.PHONY: demo test quick extras zoo foreign ray lint hashes site bench bench-check headline fuzz faults mutants accelerator studies-doc clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -27,6 +27,11 @@ extras: $(STAMP)
 
 zoo: extras
 	$(BIN)/python -m pytest -n 2 -m zoo
+
+# Models of the libraries in benchmarks/foreign-requirements.txt, which are installed into a folder of their own.
+foreign: extras
+	$(BIN)/python -m pip install --quiet --no-deps --target build/foreign -r benchmarks/foreign-requirements.txt
+	PYTHONPATH=build/foreign $(BIN)/python -m pytest -n 2 -m zoo tests/zoo/test_foreign.py
 
 ray: extras
 	$(BIN)/python -m pytest -m ray

@@ -220,6 +220,11 @@ def _detector(name: str) -> Built:
     score = "box_score_thresh" if "rcnn" in name else "score_thresh"  # random weights are sure of nothing
     most = "box_detections_per_img" if "rcnn" in name else "detections_per_img"
     options: dict[str, object] = {**sizes, score: 0.0, most: 20}
+    if "rcnn" in name:
+        options |= {
+            "rpn_pre_nms_top_n_test": 200,
+            "rpn_post_nms_top_n_test": 100,
+        }  # of each level; of an image
     model = torchvision.models.get_model(name, weights=None, weights_backbone=None, **options)
     generator = torch.Generator().manual_seed(1)
     example = [torch.rand(3, 96, 96, generator=generator)]

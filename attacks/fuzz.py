@@ -1,6 +1,6 @@
 """A long attack on every reader: `python -m attacks.fuzz --seconds 600`.
 
-Each target in turn gets a piece of 1,000 inputs; `attacks.judge` says what is held to each. What was found is kept as
+Each target in turn gets a piece of 2,000 inputs; `attacks.judge` says what is held to each. What was found is kept as
 `fuzz-failure-TARGET`, and the others go on. With `--keep FILE` the counts of several sittings add up, as long as the
 sources stay as they are, and several processes may work on one file. A change of the process that only the snapshot of
 a whole batch shows is looked for again, in a process of its own, with a snapshot after every input.
@@ -28,8 +28,8 @@ from attacks.sittings import Sittings, digest
 
 TARGETS = [*targets.TARGETS, *folder_targets.TARGETS, *lab_targets.TARGETS]
 HONEST = {**targets.HONEST, **folder_targets.HONEST, **lab_targets.HONEST}
-PIECE = 1000  # inputs of a target in turn
-_BATCH = 500  # inputs between two snapshots
+PIECE = 2000  # inputs of a target in turn
+_BATCH = 1000  # inputs between two snapshots
 _FAILURE = "fuzz-failure-"
 
 

@@ -43,16 +43,13 @@ class Tally:
         verdicts: How many of a target were refused or taken, by "TARGET: refused" and "TARGET: taken".
         slowest: The most processor time one took, in seconds.
         largest: The most memory one took, in bytes.
+        seconds: The processor time of all of a target, by its name.
     """
 
     verdicts: Counter[str] = field(default_factory=Counter)
     slowest: float = 0.0
     largest: int = 0
-
-    def add(self, other: Tally) -> None:
-        """Count another's inputs too."""
-        self.verdicts += other.verdicts
-        self.slowest, self.largest = max(self.slowest, other.slowest), max(self.largest, other.largest)
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class Judge:
@@ -64,11 +61,15 @@ class Judge:
 
     def __init__(self) -> None:
         self.tally = Tally()
+        self._marks = os.open(
+            "/proc/self/clear_refs", os.O_WRONLY
+        )  # of Linux, as is all that is read below /proc
+        self._sizes = os.open("/proc/self/statm", os.O_RDONLY)
+        self.look()
+
+    def look(self) -> None:
+        """Take the process as it is now for what no input may change."""
         self._fingerprint = process_state.fingerprint()
-        with contextlib.suppress(OSError):  # not Linux: the high-water mark is that of the whole process
-            self._marks = os.open("/proc/self/clear_refs", os.O_WRONLY)
-            self._sizes = os.open("/proc/self/statm", os.O_RDONLY)
-            self._fingerprint = process_state.fingerprint()
 
     def close(self) -> None:
         """Close what the measure of memory holds open."""
@@ -94,6 +95,7 @@ class Judge:
         signal.setitimer(signal.ITIMER_PROF, 0)
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
         self.tally.verdicts[f"{target.name}: {verdict}"] += 1
+        self.tally.seconds[target.name] = self.tally.seconds.get(target.name, 0.0) + took
         self.tally.slowest, self.tally.largest = max(self.tally.slowest, took), max(self.tally.largest, grown)
         if took > MOST_SECONDS:
             raise AssertionError(f"{took:.2f} s of processor time, at most {MOST_SECONDS} are promised")
@@ -115,7 +117,7 @@ class Judge:
         with endless_ends():
             ctypes.CDLL(None).malloc_trim(0)  # so that what earlier inputs freed hides nothing of the next
             before = process_state.snapshot()
-            self._fingerprint = process_state.fingerprint()
+            self.look()
             yield
             gc.collect()
             changed = process_state.changes(before, process_state.snapshot())

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ _ROOTS = (Path(secateur.__file__).parent, Path(__file__).parent)
 
 class _Kept(TypedDict):
     claimed: dict[str, int]  # pieces of a target that were begun
+    seconds: dict[str, float]  # processor time of a target
     verdicts: dict[str, int]
     slowest: float
     largest: int
@@ -52,15 +54,20 @@ class Sittings:
         self._path, self._sources = path, sources
 
     def claim(self, targets: Sequence[str]) -> tuple[str, int]:
-        """The next piece of the target of which the fewest were begun: its name, and the piece's number.
+        """The next piece of the target whose turn it is: its name, and the piece's number.
+
+        A target that takes four times as long as another has half as many turns.
 
         Args:
             targets: The names to choose from; equal ones are decided by position.
         """
         with self._open() as kept:
-            name = min(targets, key=lambda each: kept["claimed"].get(each, 0))
-            number = kept["claimed"].get(name, 0)
-            kept["claimed"][name] = number + 1
+            begun = kept["claimed"]
+            name = min(
+                targets, key=lambda each: math.sqrt(begun.get(each, 0) * kept["seconds"].get(each, 1e-9))
+            )
+            number = begun.get(name, 0)
+            begun[name] = number + 1
         return name, number
 
     def done(self, tally: Tally, found: Sequence[str] = ()) -> None:
@@ -72,6 +79,8 @@ class Sittings:
         """
         with self._open() as kept:
             kept["verdicts"] = dict(Counter(kept["verdicts"]) + tally.verdicts)
+            for name, seconds in tally.seconds.items():
+                kept["seconds"][name] = kept["seconds"].get(name, 0.0) + seconds
             kept["slowest"] = max(kept["slowest"], tally.slowest)
             kept["largest"] = max(kept["largest"], tally.largest)
             kept["found"] += found
@@ -79,7 +88,8 @@ class Sittings:
     def total(self) -> tuple[Tally, list[str]]:
         """All that was done so far, and what broke the promise."""
         with self._open() as kept:
-            return Tally(Counter(kept["verdicts"]), kept["slowest"], kept["largest"]), kept["found"]
+            counts = Counter(kept["verdicts"])
+            return Tally(counts, kept["slowest"], kept["largest"], kept["seconds"]), kept["found"]
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[_Kept]:
@@ -87,7 +97,14 @@ class Sittings:
         with open(self._path.with_suffix(".lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             whole: dict[str, _Kept] = json.loads(self._path.read_text()) if self._path.exists() else {}
-            empty: _Kept = {"claimed": {}, "verdicts": {}, "slowest": 0.0, "largest": 0, "found": []}
+            empty: _Kept = {
+                "claimed": {},
+                "seconds": {},
+                "verdicts": {},
+                "slowest": 0.0,
+                "largest": 0,
+                "found": [],
+            }
             yield whole.setdefault(self._sources, empty)
             scratch = self._path.with_suffix(f".{os.getpid()}")
             scratch.write_text(json.dumps(whole, indent=1))

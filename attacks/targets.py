@@ -118,6 +118,14 @@ def _file(data: bytes, name: str) -> Path:
     return path
 
 
+def _text(data: bytes) -> str:
+    """An input as text; half characters stay what they are, other bytes do not."""
+    try:
+        return data.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return data.decode("utf-8", "replace")
+
+
 def _attempt(read: Callable[[], object]) -> str:
     try:
         read()
@@ -217,7 +225,7 @@ def _make_plan(rng: random.Random) -> bytes:
 
 
 def _run_plan(data: bytes) -> str:
-    text = data.decode("utf-8", "surrogatepass")
+    text = _text(data)
     return _into_model(lambda model: ShrinkPlan.from_json(text).apply_(model))
 
 
@@ -322,7 +330,7 @@ def _run_scan(data: bytes) -> str:
 
 
 def _run_measurements(data: bytes) -> str:
-    return _attempt(lambda: Measurements.from_json(data.decode("utf-8", "surrogatepass")))
+    return _attempt(lambda: Measurements.from_json(_text(data)))
 
 
 # -- .pt files -----------------------------------------------------------------------------------------------

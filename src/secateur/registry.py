@@ -14,7 +14,7 @@ True
 from __future__ import annotations
 
 import importlib
-import pkgutil
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -75,8 +75,10 @@ class Registry:
     def names(self) -> list[str]:
         """The words of this folder, sorted; read from the file names."""
         # A folder inside is no plug-in: it may be a registry of its own.
-        found = (module.name for module in pkgutil.iter_modules(self._path) if not module.ispkg)
-        return sorted(name for name in found if not name.startswith("_"))
+        files = (file for folder in self._path for file in os.listdir(folder))
+        return sorted(
+            {name for name, end in map(os.path.splitext, files) if end == ".py" and name[:1] != "_"}
+        )
 
     def word(self, word: str) -> str:
         """The file name behind a word or an alias, or an error with the nearest words.

@@ -175,9 +175,12 @@ def test_sittings_add_up_while_the_sources_stay(tmp_path) -> None:
         ("y", 0),
         ("x", 1),
     ]
-    first.done(Tally(Counter({"x: refused": 3}), 0.5, 10))
-    second.done(Tally(Counter({"x: refused": 4, "y: taken": 1}), 0.2, 70), ["y: broke"])
-    assert first.total() == (Tally(Counter({"x: refused": 7, "y: taken": 1}), 0.5, 70), ["y: broke"])
+    first.done(Tally(Counter({"x: refused": 3}), 0.5, 10, {"x": 4.0}))
+    second.done(Tally(Counter({"x: refused": 4, "y: taken": 1}), 0.2, 70, {"x": 4.0, "y": 1.0}), ["y: broke"])
+    counts = Counter({"x: refused": 7, "y: taken": 1})
+    assert first.total() == (Tally(counts, 0.5, 70, {"x": 8.0, "y": 1.0}), ["y: broke"])
+    # x has had 2 turns of 4 s, so y comes to 4 before x comes again
+    assert [first.claim(["x", "y"]) for _ in range(3)] == [("y", 1), ("y", 2), ("y", 3)]
     assert Sittings(path, "b").total() == (Tally(), [])
 
 

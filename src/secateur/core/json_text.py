@@ -14,12 +14,12 @@ secateur.errors.FormatError: the header: expected JSON, got something else (nest
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NoReturn, TypeAlias
 
 from secateur.errors import FormatError, SecateurError
 
-__all__ = ["FREE_BYTES", "Json", "check_size", "is_count", "parse", "texts_of"]
+__all__ = ["FREE_BYTES", "Json", "are_counts", "check_size", "is_count", "parse", "texts_of"]
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
@@ -91,6 +91,17 @@ def is_count(value: object, most: int = (1 << 63) - 1) -> bool:
     (True, False, False, False)
     """
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
+
+
+def are_counts(values: Collection[object]) -> bool:
+    """Whether all values are whole numbers from 0 to 2**63 - 1: what `is_count` says of each, sooner.
+
+    >>> are_counts([3, 0]), are_counts([3, True]), are_counts([3, -1]), are_counts([])
+    (True, False, False, True)
+    """
+    if set(map(type, values)) == {int}:
+        return min(values) >= 0 and max(values) < 1 << 63  # type: ignore[type-var, operator]
+    return all(map(is_count, values))
 
 
 def texts_of(value: object) -> Mapping[str, str] | None:

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from secateur.compensation.low_rank import replace_
-from secateur.core.json_text import is_count, parse
+from secateur.core.json_text import are_counts, is_count, parse
 from secateur.errors import PlanError, SecateurError
 from secateur.execution.fast_copy import modules_of, tensors_of
 from secateur.structure.cut.attributes import AttributeValue, check_attribute, set_attributes_
@@ -136,9 +136,10 @@ class ShrinkPlan:
                 f"expected version {version} of secateur-plan, got {str(data.get('version'))[:80]!r}; write it "
                 f"again with this version"
             )
+        known: dict[tuple[int, ...], Runs] = {}
         try:
             return cls(
-                keep=_each(data["keep"], _kept_axes),
+                keep=_each(data["keep"], lambda axes: _kept_axes(axes, known)),
                 attributes=_each(data["attributes"], _plain_values),
                 rewrites=_each(data["rewrites"], _rewrites),
                 shapes=_each(data["shapes"], _shape),
@@ -375,8 +376,8 @@ def _keys(data: object) -> tuple[str, ...]:
     return tuple(data)
 
 
-def _kept_axes(data: object) -> dict[int, Runs]:
-    return {int(axis): runs for axis, runs in _each(data, Runs.parse).items()}
+def _kept_axes(data: object, known: dict[tuple[int, ...], Runs]) -> dict[int, Runs]:
+    return {int(axis): runs for axis, runs in _each(data, lambda runs: Runs.parse(runs, known)).items()}
 
 
 def _plain_values(data: object) -> dict[str, AttributeValue]:
@@ -385,7 +386,7 @@ def _plain_values(data: object) -> dict[str, AttributeValue]:
 
 def _plain_value(value: object) -> AttributeValue:
     """A value that an attribute may have, lists of whole numbers as tuples."""
-    if isinstance(value, list) and all(map(is_count, value)):
+    if isinstance(value, list) and are_counts(value):
         return tuple(value)
     if is_count(value) or isinstance(value, dict):
         return value  # type: ignore[return-value]
@@ -399,7 +400,7 @@ def _rewrites(data: object) -> tuple[Rewrite, ...]:
 
 
 def _shape(data: object) -> tuple[int, ...]:
-    if not isinstance(data, list) or not all(map(is_count, data)):
+    if not isinstance(data, list) or not are_counts(data):
         raise ValueError("expected a shape as a list of whole numbers")
     return tuple(data)
 

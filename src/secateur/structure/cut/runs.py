@@ -13,11 +13,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from operator import add, le
 from typing import overload
 
 import numpy as np
 
-from secateur.core.json_text import is_count
+from secateur.core.json_text import are_counts
 
 __all__ = ["Runs", "runs_of"]
 
@@ -32,17 +33,29 @@ class Runs(Sequence[int]):
         self._ends = tuple(accumulate(flat[1::2]))
 
     @classmethod
-    def parse(cls, value: object) -> Runs:
-        """The runs that a list [first, length, first, length, ...] stands for; a `ValueError` if it is not one."""
+    def parse(cls, value: object, known: dict[tuple[int, ...], Runs] | None = None) -> Runs:
+        """The runs that a list [first, length, first, length, ...] stands for.
+
+        Args:
+            value: The list.
+            known: Runs that were parsed before, by their numbers: many axes of a plan have the same.
+
+        Raises:
+            ValueError: The value is no such list.
+        """
         flat = tuple(value) if isinstance(value, list) else ()
-        if not isinstance(value, list) or len(flat) % 2 or not all(map(is_count, flat)):
+        if known is not None and set(map(type, flat)) == {int}:  # `True` equals 1, and is no index
+            found = known.get(flat)
+            if found is None:
+                found = known[flat] = cls.parse(value)
+            return found
+        if not isinstance(value, list) or len(flat) % 2 or not are_counts(flat):
             raise ValueError("expected runs of indices [first, length, ...] as whole numbers")
-        end = -1
-        for first, length in zip(flat[::2], flat[1::2]):
-            if first <= end or not length:
-                raise ValueError("expected runs of indices that ascend and are not empty")
-            end = first + length - 1
-        if end >= 1 << 62:
+        firsts, lengths = flat[::2], flat[1::2]
+        ends = tuple(map(add, firsts, lengths))
+        if 0 in lengths or not all(map(le, ends, firsts[1:])):
+            raise ValueError("expected runs of indices that ascend and are not empty")
+        if ends and ends[-1] > 1 << 62:
             raise ValueError("expected indices below 2**62")
         return cls(flat)
 

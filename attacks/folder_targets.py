@@ -7,7 +7,6 @@ import json
 import random
 import shutil
 import struct
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,13 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 
 from attacks import trees
-from attacks.targets import MEMORY, Target, _attempt, _damaged_safetensors
+from attacks.targets import Target, _attempt, _damaged_safetensors, scratch
 from secateur.container import tensors
 from secateur.container.format import ZERO, Entry
 from secateur.container.pack import pack, unpack
 from secateur.container.writer import Writer
 
-_FOLDER = Path(tempfile.mkdtemp(prefix="secateur-attack-", dir=MEMORY))
+_FOLDER = scratch("shards")
 _SHARDS = {
     "model-00001-of-00002.safetensors": safetensors_bytes(
         {"a": torch.zeros(3, 2)}, metadata={"format": "pt"}
@@ -133,4 +132,3 @@ HONEST = {
     "sharded folder": _joined(json.dumps(_INDEX).encode(), list(_SHARDS.values())),
     "layout of shards": _sct(json.dumps(_LAYOUT).encode()),
 }
-FOLDER = _FOLDER

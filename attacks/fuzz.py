@@ -156,17 +156,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--replay", type=Path, help="a folder of inputs that were kept, of the target --only")
     options = parser.parse_args(arguments)
     _quiet()
-    try:
-        if options.replay:
-            return replay(options.replay, options.only)
-        kept = Sittings(options.keep, digest()) if options.keep else None
-        began, cpu = time.monotonic(), time.process_time()
-        tally, found = attack(options.seconds, options.seed, options.only, kept)
-        if kept is not None:
-            found = kept.total()[1]
-    finally:
-        for folder in (targets.FOLDER, folder_targets.FOLDER, lab_targets.FOLDER):
-            shutil.rmtree(folder, ignore_errors=True)
+    if options.replay:
+        return replay(options.replay, options.only)
+    kept = Sittings(options.keep, digest()) if options.keep else None
+    began, cpu = time.monotonic(), time.process_time()
+    tally, found = attack(options.seconds, options.seed, options.only, kept)
+    if kept is not None:
+        found = kept.total()[1]
     print(
         f"sources {digest()}, seed {options.seed}; this sitting: {time.monotonic() - began:.0f} s, "
         f"{time.process_time() - cpu:.0f} s of processor time"

@@ -8,15 +8,13 @@ import json
 import random
 import shutil
 import sqlite3
-import tempfile
-from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 from PIL import Image
 
 from attacks import trees
-from attacks.targets import MEMORY, Target
+from attacks.targets import Target, scratch
 from secateur import data as datasets
 from secateur.errors import SecateurError
 from secateur.lab.engine import run
@@ -24,7 +22,7 @@ from secateur.lab.planning import plan
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
 
-_FOLDER = Path(tempfile.mkdtemp(prefix="secateur-attack-lab-", dir=MEMORY))
+_FOLDER = scratch("lab")
 _DATA, _MODEL = {"name": "digits", "size": 28, "limit": 20}, {"name": "fc"}
 _RAW = {
     "name": "small",
@@ -251,4 +249,3 @@ HONEST = {
     "parquet": _PARQUET,
     "images": _IMAGES[1],
 }
-FOLDER = _FOLDER

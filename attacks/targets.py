@@ -6,11 +6,13 @@ model that a refused file changed, content that is not what the file says.
 
 from __future__ import annotations
 
+import atexit
 import copy
 import io
 import json
 import os
 import random
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -107,8 +109,17 @@ PLAN: dict[str, Any] = {
 }  # fmt: skip
 
 # In memory where the system has such a folder: what is attacked is the reader, not the disk.
-MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-_FOLDER = Path(tempfile.mkdtemp(prefix="secateur-attack-", dir=MEMORY))
+_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+def scratch(name: str) -> Path:
+    """A new folder, which is gone when the process ends."""
+    folder = tempfile.mkdtemp(prefix=f"secateur-attack-{name}-", dir=_MEMORY)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+_FOLDER = scratch("files")
 
 
 def _file(data: bytes, name: str) -> Path:
@@ -403,4 +414,3 @@ HONEST = {
     "measurements": json.dumps(_ROWS).encode(),
     "pt": _PT,
 }
-FOLDER = _FOLDER

@@ -1,6 +1,6 @@
 """secateur: prune, retrain, share, code and measure any PyTorch model, with the proof beside it.
 
-This is the public surface: the verbs, what they take and what they return. A name is imported when it is first used, so
+This is the public surface: the verbs, their arguments and their results. A name is imported when it is first used, so
 `import secateur` does not import torch. `docs/glossary.md` has one sentence about each name.
 
 >>> import secateur as sc

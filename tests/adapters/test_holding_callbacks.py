@@ -143,7 +143,7 @@ def test_the_plan_is_written_beside_the_masks_and_a_foreign_folder_is_refused(tm
     assert sc.ShrinkPlan.from_json(text) == small.plan
     keeper.resume(tmp_path / "checkpoint-1")  # no masks, and none are made: nothing to go on from
     with pytest.raises(
-        OptionError, match=r"checkpoint-1: training goes on from here, and there are no masks"
+        OptionError, match=r"checkpoint-1: training continues from here, and there are no masks"
     ):
         MaskKeeper(None, sc.GradualPruning(0.5)).resume(tmp_path / "checkpoint-1")
     with pytest.raises(OptionError, match="nothing to hold; give masks"):

@@ -88,7 +88,7 @@ def test_a_promise_that_is_not_kept_is_named(folder, tmp_path):
     save_file({name: each + 0.5 for name, each in tensors.items()}, shard, metadata={"format": "pt"})
     found = sc.serve_check(bent, allow_code=True, repeats=1)
     assert not found.holds
-    assert any("its content is another one" in each for each in found.problems)
+    assert any("its content differs from the promised one" in each for each in found.problems)
     assert any("outputs differ by" in each for each in found.problems)
 
 

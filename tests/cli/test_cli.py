@@ -404,7 +404,7 @@ def test_pack_names_what_it_left_out(secateur, tmp_path):
 def test_a_run_that_measures_nothing_says_so(secateur, tmp_path):
     (tmp_path / "r.toml").write_text(RECIPE.split('[[step]]\nkind = "measure"')[0])
     code, out, _ = secateur("run", "r.toml", "--quiet")
-    assert (code, out) == (0, "nothing was measured; a step of kind `measure` says what came out\n")
+    assert (code, out) == (0, "nothing was measured; add a step of kind `measure` to see results\n")
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])

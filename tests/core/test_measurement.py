@@ -99,7 +99,8 @@ def test_only_numbers(value, got):
 
 def test_infinity_and_no_name():
     with pytest.raises(
-        OptionError, match="measurement 'loss': expected a number, got inf; write NaN for what diverged"
+        OptionError,
+        match="measurement 'loss': expected a number, got inf; write NaN for a value that diverged",
     ):
         Measurement("loss", math.inf)
     with pytest.raises(OptionError, match="a Measurement needs a name, got an empty one"):

@@ -56,7 +56,7 @@ def test_layers_without_a_norm_are_named():
         sc.prune(Net(), "bn_scale", "filter", 0.5, example=X)
     plain = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     with pytest.raises(
-        StructureError, match="bn_scale: no layer of Sequential hands its output directly to a batch"
+        StructureError, match="bn_scale: no layer of Sequential passes its output directly to a batch"
     ):
         sc.prune(plain, "bn_scale", "filter", 0.5, example=torch.ones(1, 2))
 

@@ -122,7 +122,7 @@ def test_what_is_refused(criterion: str) -> None:
         sc.prune(model, criterion, skip=["0"])
     broken = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     broken[0].bias.data.fill_(float("inf"))
-    with pytest.raises(NonFiniteError, match=r"NaN or infinity arrives at '(0|1)\.weight'"):
+    with pytest.raises(NonFiniteError, match=r"NaN or infinity in the inputs of '(0|1)\.weight'"):
         sc.prune(broken, criterion, data=[torch.ones(3, 2)])
     with pytest.raises(OptionError, match="damping of obs"):
         sc.criteria.Obs(damping=-1)

@@ -54,5 +54,5 @@ def test_errors_say_what_was_expected():
     with pytest.raises(UnknownNameError, match="unknown criterion 'magnitud'"):
         Shuffled("magnitud")
     masks = sc.prune(model(), skip="2")
-    with pytest.raises(MaskMismatchError, match=r"the masks speak of no '2\.weight'"):
+    with pytest.raises(MaskMismatchError, match=r"the masks have no tensor '2\.weight'"):
         sc.prune(model(), Shuffled(masks))

@@ -120,7 +120,7 @@ def test_a_layer_whose_weight_the_model_reads_itself_is_refused():
     ("ranks", "error", "text"),
     [
         ({"3": 10}, OptionError, r"3: expected a whole number from 1 to 9, the largest rank .* got 10"),
-        ({"2": 1}, PatternError, "'2' is no layer that can be factorised"),
+        ({"2": 1}, PatternError, "'2' is not a layer that can be factorised"),
         (1.5, OptionError, r"share of weights kept in \(0, 1\), sc.budget.Macs or sc.budget.Params, got 1.5"),
         (0.01, NothingToDoError, "no layer is left to factorise"),
     ],
@@ -223,9 +223,9 @@ def test_a_file_carries_the_ranks_and_what_is_shrunk_after(tmp_path):
     ("factors", "text"),
     [
         ({"3": 10**9}, "the plan factorises what Sequential does not have: .*from 1 to 9.*got 1000000000"),
-        ({"9": 1}, "'9' is no layer that can be factorised"),
-        ({"1": 1}, "'1' is no layer that can be factorised"),
-        ({"": 1}, "'' is no layer that can be factorised"),
+        ({"9": 1}, "'9' is not a layer that can be factorised"),
+        ({"1": 1}, "'1' is not a layer that can be factorised"),
+        ({"": 1}, "'' is not a layer that can be factorised"),
         ({"3": True}, "expected a whole number of at least 1 as a rank, got 'True'"),
         ({"3": 0}, "expected a whole number of at least 1 as a rank, got '0'"),
         ({"3": "4"}, "expected a whole number of at least 1 as a rank, got '4'"),
@@ -325,5 +325,5 @@ def test_layers_that_their_owner_reads_are_left_as_they_are():
     found = sc.factorise(model, sc.budget.Params(keep=0.95), torch.randn(2, 5, 16))
     assert set(found.ranks) <= {"0", "2"}
     assert found.ranks
-    with pytest.raises(PatternError, match="is no layer that can be factorised"):
+    with pytest.raises(PatternError, match="is not a layer that can be factorised"):
         sc.factorise(model, {"1.layers.0.linear1": 4}, torch.randn(2, 5, 16))

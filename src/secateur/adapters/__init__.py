@@ -7,10 +7,11 @@ Files, in reading order:
   like a module).
 - `huggingface`: `sc.save_pretrained`, a model of transformers as a folder that loads without secateur. It uses
   `hf_layers` (`per_layer_config`, fewer layers), `hf_modelling` (a generated modelling file), `served` and `_fresh`
-  (an artefact run in a process that cannot import secateur). `promises` says what an artefact promises, and checks it.
+  (an artefact run in a process that cannot import secateur). `promises` records what an artefact promises, and checks
+  it.
 - `ultralytics`: `sc.save_yolo` and `sc.yolo_trainer`, YOLO models as checkpoints that load without secateur, and
   ultralytics' trainer for models that are cut.
-- `two_of_four`: what a 2:4 pattern gains on this machine.
+- `two_of_four`: the speed-up of a 2:4 pattern on this machine.
 - `names`: models by the names other libraries give them: `timm/NAME`, `torchvision/NAME`, `hf/NAME`, `module:function`.
 - `lightning`, `trainer`: callbacks that hold masks, or make them gradually, while Lightning's or transformers'
   `Trainer` trains. Both use `holding`.

@@ -23,7 +23,7 @@ __all__ = ["flat"]
 
 
 def flat(value: object, name: str = "") -> dict[str, Any]:
-    """The tensors of a nested output by dotted name; what is no tensor, such as a cache, is left out.
+    """The tensors of a nested output by dotted name; values that are not tensors, such as a cache, are left out.
 
     Args:
         value: A tensor, or mappings and sequences of them.
@@ -44,7 +44,7 @@ def flat(value: object, name: str = "") -> dict[str, Any]:
 
 
 def _timed(call: Callable[[], object], repeats: int) -> float:
-    """The median seconds of a call; 0.0 where it is not timed."""
+    """The median seconds of a call; 0.0 if it is not timed."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""`export`: a model as ONNX (in floats or INT8) or as a `torch.export` archive, compared with what PyTorch computes.
+"""`export`: a model as ONNX (in floats or INT8) or as a `torch.export` archive, compared with PyTorch's outputs.
 
 Dense, masked, shrunk and shared models are ordinary modules and are exported as such: `masks.apply(model)`,
 `small.model`, `shared.model`. Both formats store every weight as a dense number. Zeros and repeated values make such a
@@ -43,15 +43,15 @@ _FORMATS = {".onnx": "onnx", ".pt2": "torch.export"}
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export` wrote.
+    """The result of `export`.
 
     Attributes:
         path: The file.
         format: "onnx", "onnx int8" or "torch.export".
         size: Its bytes.
-        error: How far its outputs are from PyTorch's: the largest difference over the largest output.
-        notes: What a reader must know.
-        int8: What INT8 changed, where it was asked for.
+        error: The largest difference of its outputs from PyTorch's, over the largest output.
+        notes: Remarks for the user, such as a fixed batch.
+        int8: The effect of INT8, if it was asked for.
     """
 
     path: Path
@@ -85,15 +85,15 @@ def export(
     """Write a model as `.onnx` or `.pt2` (a `torch.export` archive), read it back, and compare outputs.
 
     Args:
-        model: The model; it stays as it is.
+        model: The model; it is not changed.
         path: The file; its ending chooses the format.
         example: What the model is called with.
         masks: Applied to a copy first.
         dynamic_batch: Whether the first axis of every input may have any length. Where the model does not allow it, a
             note says that it is fixed.
         tolerance: How far the float file may be from PyTorch: the largest difference over the largest output.
-        int8: Batches to calibrate INT8 with: inputs, or (inputs, targets). "dynamic" takes the ranges of activations
-            anew in every call instead, as is usual for transformers. ONNX only.
+        int8: Batches to calibrate INT8 with: inputs, or (inputs, targets). "dynamic" computes the ranges of activations
+            in every call instead, as is usual for transformers. ONNX only.
         int8_options: How INT8 is calibrated, and how much accuracy it may cost.
 
     Returns:
@@ -172,7 +172,7 @@ def _notes(model: nn.Module, batch_is_fixed: bool) -> tuple[str, ...]:
     zeros = sum(int((p == 0).sum()) for p in weights) / total if total else 0.0
     if zeros > 0.01:
         notes.append(
-            f"{zeros:.0%} of the weights are zero; this format stores and multiplies them all the same. Only sc.shrink "
+            f"{zeros:.0%} of the weights are zero; this format stores and multiplies them anyway. Only sc.shrink "
             "makes it smaller and faster"
         )
     return tuple(notes)

@@ -1,7 +1,7 @@
 """Widths that differ from layer to layer as a Hugging Face configuration: `per_layer_config`, and fewer layers.
 
-transformers from 5.20 on reads `per_layer_config`: by layer, the fields that have another value there. Which fields
-those are is found by trying, as in `structure.hf.configs`.
+transformers from 5.20 on reads `per_layer_config`: by layer, the fields that have another value there. Those fields are
+found by trying, as in `structure.hf.configs`.
 
 >>> changed_sizes({"h.1.fc.weight": (8, 4)}, {"h.1.fc.weight": (6, 4)})
 {1: {(8, 6)}}
@@ -63,7 +63,7 @@ def per_layer(kind: type[nn.Module], model: nn.Module, config: Any) -> object | 
     Args:
         kind: The class that is built from it.
         model: The model to describe.
-        config: The configuration to begin with.
+        config: The configuration to start from.
     """
     if not hasattr(type(config), "is_heterogeneous"):
         return None
@@ -85,7 +85,7 @@ def per_layer(kind: type[nn.Module], model: nn.Module, config: Any) -> object | 
     try:
         made.per_layer_config = found
         return made if found and describes(model, made) else None
-    except Exception:  # a family refuses layers that differ in its own way
+    except Exception:  # each family refuses differing layers with its own error
         return None
 
 
@@ -93,7 +93,7 @@ _NOT_BY_LAYER = ("hidden_size", "vocab_size", "num_hidden_layers", "max_position
 
 
 def _wrong(kind: type[nn.Module], model: nn.Module, config: Any, by_layer: dict[int, dict[str, int]]) -> int:
-    """How many tensors have another shape than in the model."""
+    """The number of tensors whose shape differs from the model's."""
     made = copy.deepcopy(config)
     try:
         if by_layer:

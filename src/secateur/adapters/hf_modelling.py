@@ -44,7 +44,7 @@ def original_class(module: nn.Module) -> type[nn.Module]:
 
 
 def differences(model: nn.Module, base: nn.Module) -> Changes:
-    """By module, what a model has otherwise than one that was built from its configuration.
+    """By module, how a model differs from one that was built from its configuration.
 
     Args:
         model: The model.
@@ -143,7 +143,7 @@ def modelling_source(model: nn.Module, changes: Changes) -> str:
 
 
 class _Classes:
-    """The source of the classes that a cut made, each written once, and what it imports."""
+    """The source of the classes that a cut made, each written once, and its imports."""
 
     def __init__(self) -> None:
         self.texts: dict[str, str] = {}

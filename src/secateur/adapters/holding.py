@@ -99,13 +99,13 @@ class MaskKeeper:
             self.held.update(made)
 
     def stop(self) -> None:
-        """Let go; the weights stay masked. Twice does no harm."""
+        """Release the masks; the weights stay masked. A second call does nothing."""
         if self.held is not None:
             self.held.close(complain=False)
             self.held = None
 
     def logged(self) -> dict[str, float]:
-        """What is logged: the share of the masked tensors' weights that is removed."""
+        """The numbers to log: the share of the masked tensors' weights that is removed."""
         return {} if self.masks is None else {"sparsity": self.masks.sparsity}
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -113,10 +113,10 @@ class MaskKeeper:
         return {} if self.masks is None else {name: mask.cpu().clone() for name, mask in self.masks.items()}
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Go on from the masks of a checkpoint.
+        """Continue with the masks of a checkpoint.
 
         Args:
-            state: What `state` gave.
+            state: A result of `state`.
         """
         if state:
             self.masks = Masks(dict(state))
@@ -134,19 +134,20 @@ class MaskKeeper:
             atomic_write(folder / PLAN_FILE, self.plan.to_json().encode())
 
     def resume(self, folder: Path) -> None:
-        """Go on from a checkpoint's folder.
+        """Continue from a checkpoint's folder.
 
         Args:
             folder: The folder.
 
         Raises:
-            OptionError: Masks are made gradually, and the folder has none: they would start anew.
+            OptionError: Masks are made gradually, and the folder has none: they would start from the beginning.
         """
         file = folder / MASKS_FILE
         if file.is_file():
             self.masks = Masks.load(file)
         elif self.gradual is not None:
             raise OptionError(
-                f"{folder}: training goes on from here, and there are no masks in {MASKS_FILE}; resume from the folder "
+                f"{folder}: training continues from here, and there are no masks in {MASKS_FILE}; resume from the "
+                "folder "
                 "that this callback wrote into, or give the masks that were in force"
             )

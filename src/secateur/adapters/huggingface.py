@@ -3,7 +3,7 @@
 Even widths are a plain configuration, which any server takes. Widths that differ from layer to layer are said by
 `per_layer_config` where the installed transformers reads it for this family, else by a short modelling file in the
 folder, which is loaded with `trust_remote_code=True`. What was written is loaded in a process that cannot import
-secateur, and its outputs must be the model's to the bit; else nothing is left on disk.
+secateur, and its outputs must equal the model's bit for bit; otherwise nothing is left on disk.
 
 >>> HuggingFaceOptions().check
 True
@@ -52,7 +52,7 @@ class HuggingFaceOptions:
     """How `save_pretrained` writes a folder.
 
     Attributes:
-        form: "auto" for the plainest that says all widths, or "config", "per_layer_config" or "code".
+        form: "auto" for the simplest form that can hold all widths, or "config", "per_layer_config" or "code".
         max_shard_size: The largest size of one safetensors file.
         check: Whether the folder is loaded in a process without secateur and compared.
         generate: How many tokens are generated and compared as well, where the model can; 0 for none.
@@ -68,7 +68,7 @@ class HuggingFaceOptions:
 
 @dataclass(frozen=True)
 class SavedFolder:
-    """What `save_pretrained` wrote.
+    """The result of `save_pretrained`.
 
     Attributes:
         folder: The folder.
@@ -109,7 +109,7 @@ def save_pretrained(
     """Write a Hugging Face model, shrunk or not, as a folder that `from_pretrained` loads without secateur.
 
     Args:
-        model: The model, or what `shrink` returned. It stays as it is.
+        model: The model, or the result of `shrink`. It is not changed.
         folder: A new or empty folder.
         example: The keywords that the model is called with.
         tokenizer: A tokenizer or processor whose files are written beside the model.
@@ -119,8 +119,8 @@ def save_pretrained(
         What was written, and how to load it.
 
     Raises:
-        OptionError: The folder is not empty, the model is none of transformers, or its widths do not fit the form.
-        PlanError: No modelling file can say what the model computes.
+        OptionError: The folder is not empty, the model is not one of transformers, or its widths do not fit the form.
+        PlanError: No modelling file can express what the model computes.
         ProofError: The folder does not load, or its outputs differ. Nothing is left.
     """
     options = options or HuggingFaceOptions()
@@ -180,7 +180,7 @@ def _described(model: nn.Module, kind: type[nn.Module], form: str) -> tuple[str,
     if not changes:
         if form not in ("auto", "config"):
             raise OptionError(
-                f"form: the configuration alone says all widths; expected 'config', got {form!r}"
+                f"form: the configuration alone holds all widths; expected 'config', got {form!r}"
             )
         return "config", config, ""
     first = next(iter(changes))
@@ -193,8 +193,8 @@ def _described(model: nn.Module, kind: type[nn.Module], form: str) -> tuple[str,
         return "per_layer_config", layered, ""
     if form == "per_layer_config":
         raise OptionError(
-            f"form 'per_layer_config': the installed transformers cannot say by it what {first!r} differs in; "
-            "use form='auto'"
+            f"form 'per_layer_config': the installed transformers cannot express with it how {first!r} differs; use "
+            "form='auto'"
         )
     source = hf_modelling.modelling_source(model, changes)
     config = copy.deepcopy(config)
@@ -226,8 +226,8 @@ def _loaders(kind: type[nn.Module], config: object) -> tuple[str, list[str]]:
 def _write_weights(model: Any, place: Path, config: Any, shard: str, as_named: bool) -> None:
     """The weights and the configuration, as the model's own class writes them.
 
-    transformers renames some tensors on their way to a file, and back for its own classes only: a class of a modelling
-    file gets them `as_named` in the model.
+    transformers renames some tensors when it writes a file, and renames them back for its own classes only: a class of
+    a modelling file gets them `as_named` in the model.
     """
     own, more = model.config, {}
     if as_named and "save_original_format" in inspect.signature(model.save_pretrained).parameters:
@@ -243,7 +243,7 @@ def _write_weights(model: Any, place: Path, config: Any, shard: str, as_named: b
 
 
 def _name_the_class(place: Path, kind: type, auto: Sequence[str]) -> None:
-    """Let the configuration say which class of the modelling file the automatic classes build."""
+    """Name in the configuration the class of the modelling file that the automatic classes build."""
     path = place / "config.json"
     written = json.loads(path.read_text(encoding="utf-8"))
     name = f"Shrunk{kind.__name__}"
@@ -254,7 +254,7 @@ def _name_the_class(place: Path, kind: type, auto: Sequence[str]) -> None:
 
 
 def _outputs(model: Any, example: Mapping[str, torch.Tensor], tokens: int) -> dict[str, torch.Tensor]:
-    """What the model gives for the example, and the tokens that it generates where it can."""
+    """The model's outputs for the example, and the tokens that it generates if it can."""
     from secateur.adapters._fresh import flat
 
     with undisturbed(model, mode="eval"), torch.no_grad():

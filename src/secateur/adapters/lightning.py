@@ -33,10 +33,11 @@ def lightning_callback(
     copies: nn.Module | Iterable[nn.Module] = (),
     plan: ShrinkPlan | None = None,
 ) -> object:
-    """Make a Lightning `Callback` that holds masks from the first step to the last, and lets go when fitting fails.
+    """Make a Lightning `Callback` that holds masks from the first step to the last, and releases them when fitting
+    fails.
 
     `lightning` is used, else `pytorch_lightning`. `sparsity` is logged after every epoch. Masks and plan are part of
-    Lightning's checkpoints, and `fit(ckpt_path=...)` goes on from them.
+    Lightning's checkpoints, and `fit(ckpt_path=...)` continues from them.
 
     Args:
         masks: The masks; None where `gradual` makes them.
@@ -89,15 +90,15 @@ def lightning_callback(
             return {"masks": keeper.state(), "plan": keeper.plan.to_json() if keeper.plan is not None else ""}
 
         def load_state_dict(self, state_dict: dict[str, dict[str, torch.Tensor]]) -> None:
-            """Go on from a checkpoint."""
+            """Continue from a checkpoint."""
             keeper.restore(state_dict["masks"])
 
         def on_train_end(self, trainer: object, pl_module: nn.Module) -> None:
-            """Let go; the weights stay masked."""
+            """Release the masks; the weights stay masked."""
             keeper.stop()
 
         def on_exception(self, trainer: object, pl_module: nn.Module, exception: BaseException) -> None:
-            """Let go of a fit that failed."""
+            """Release the masks after a fit that failed."""
             keeper.stop()
 
     return HoldMasks()

@@ -1,4 +1,4 @@
-"""`OnnxModel`: an ONNX file that is called like a module, in ONNX Runtime; `times`: it beside eager PyTorch.
+"""`OnnxModel`: an ONNX file that is called like a module, in ONNX Runtime; `times`: its time relative to eager PyTorch.
 
 >>> import inspect
 >>> list(inspect.signature(times).parameters)
@@ -105,7 +105,7 @@ def times(
     threads: int | None = 1,
     compiled: bool = False,
 ) -> Measurements:
-    """Time an exported file beside eager PyTorch (and `torch.compile`), each pair read in turns.
+    """Time an exported file against eager PyTorch (and `torch.compile`), each pair read in turns.
 
     Args:
         model: The model that was exported.

@@ -128,7 +128,7 @@ def program_error(model: nn.Module, program: Callable[..., object], example: Exa
         free: Whether the batch is free: a larger batch is then compared as well.
 
     Raises:
-        ProofError: The outputs are of other shapes.
+        ProofError: The outputs have other shapes.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -151,7 +151,7 @@ def largest_difference(expected: list[torch.Tensor], found: list[torch.Tensor]) 
 
     Args:
         expected: The model's outputs.
-        found: Those to compare.
+        found: The outputs to compare.
 
     Raises:
         ProofError: The shapes differ.

@@ -33,13 +33,13 @@ _LARGEST = 256 << 20
 
 @dataclass(frozen=True)
 class Promise:
-    """The table that lies beside an artefact.
+    """The table that is stored beside an artefact.
 
     Attributes:
         request: How it is loaded.
         names: The names of its inputs, in order.
         files: For each file its bytes and the SHA-256 of its content.
-        tolerance: How far outputs may be from those that are stored, over the largest of them.
+        tolerance: The largest difference allowed from the stored outputs, over the largest of them.
         seconds: The median seconds of a call when it was written; 0.0 where it was not timed.
         threads: The threads of that call.
     """
@@ -54,7 +54,7 @@ class Promise:
 
 @dataclass(frozen=True)
 class ServeCheck:
-    """What a served artefact does, beside what it promises.
+    """A served artefact compared with its promise.
 
     Attributes:
         path: The artefact.
@@ -107,14 +107,14 @@ def promise(
     tolerance: float = 0.0,
     seconds: float = 0.0,
 ) -> None:
-    """Write down what an artefact promises.
+    """Write the promise of an artefact.
 
     Args:
         path: The artefact.
         request: How it is loaded.
         example: The inputs by name.
         outputs: The outputs for them by name.
-        tolerance: How far outputs may be from these, over the largest of them.
+        tolerance: The largest difference allowed from these outputs, over the largest of them.
         seconds: The median seconds of a call; 0.0 where it was not timed.
     """
     from safetensors.torch import save_file
@@ -139,13 +139,13 @@ def promise(
 
 
 def promise_onnx(model: nn.Module, path: Path, example: object, tolerance: float) -> None:
-    """Write down what an ONNX file promises: the outputs that PyTorch computes for the example.
+    """Write the promise of an ONNX file: the outputs that PyTorch computes for the example.
 
     Args:
         model: The model that was exported.
         path: The file.
         example: What the model is called with: a tensor, or several.
-        tolerance: How far the file's outputs may be from PyTorch's, over the largest of them.
+        tolerance: The largest difference allowed from PyTorch's outputs, over the largest of them.
     """
     from secateur.execution.calling import call
 
@@ -184,14 +184,14 @@ def serve_check(
         path: A folder that `save_pretrained` wrote, or an ONNX file that was exported with its promise.
         allow_code: Whether the modelling file that the folder brings may be run.
         repeats: How often a call is timed.
-        slowest: A problem if a call takes more than so many times what was promised; None to report the time only, as
-            another machine has other times.
+        slowest: Report a problem if a call takes more than this many times the promised time; None to report the time
+            only, because times differ between machines.
 
     Returns:
-        What it does, and which promises it does not keep.
+        The comparison, with the promises that are not kept.
 
     Raises:
-        FormatError: There is no promise beside it, or it is none that can be read.
+        FormatError: There is no promise beside it, or the promise cannot be read.
         OptionError: It brings code and `allow_code` is False.
         ProofError: The runtime cannot load it.
     """
@@ -206,7 +206,7 @@ def serve_check(
     problems = [
         f"{name}: promised {made.files.get(name, ('no file',))[0]}, found {have.get(name, ('no file',))[0]} bytes"
         if made.files.get(name, (None,))[0] != have.get(name, (None,))[0]
-        else f"{name}: its content is another one than was promised"
+        else f"{name}: its content differs from the promised one"
         for name in sorted({*made.files, *have})
         if tuple(made.files.get(name, ())) != tuple(have.get(name, ()))
     ]
@@ -256,7 +256,7 @@ def _read(path: Path) -> tuple[Promise, dict[str, torch.Tensor], dict[str, torch
 
 
 def _parsed(data: Any, path: Path) -> Promise:
-    """A promise from plain data; a `ValueError` where a value is none that it may have."""
+    """A promise from plain data; a `ValueError` if a value is not allowed."""
     asked = data["request"]
     runtime, loader = asked["runtime"], asked["loader"]
     if data["version"] != 1 or runtime not in ("transformers", "onnx"):

@@ -1,4 +1,4 @@
-"""An artefact is loaded in a fresh process by its own runtime, without secateur, and its outputs come back.
+"""`serve`: load an artefact in a fresh process by its own runtime, without secateur, and return its outputs.
 
 >>> Served({}, 0.0).loading
 {}
@@ -48,7 +48,7 @@ class ServeRequest:
 
 @dataclass(frozen=True)
 class Served:
-    """What an artefact answered.
+    """The answer of an artefact.
 
     Attributes:
         outputs: The outputs by name.
@@ -73,7 +73,7 @@ def serve(request: ServeRequest, inputs: Mapping[str, torch.Tensor], threads: in
         Outputs, time, and what loading reported.
 
     Raises:
-        ProofError: The process failed; the error has the last line of what it said.
+        ProofError: The process failed; the error has the last line of its output.
     """
     from safetensors.torch import load, save_file
 
@@ -115,7 +115,7 @@ def difference(wanted: Mapping[str, torch.Tensor], got: Mapping[str, torch.Tenso
 
     Args:
         wanted: The outputs that were promised.
-        got: Those that came.
+        got: The outputs to compare.
 
     >>> difference({"a": torch.tensor([2.0])}, {"a": torch.tensor([1.0])})
     0.5

@@ -37,7 +37,7 @@ def trainer_callback(
     """Make a `transformers.TrainerCallback` that holds masks from the first step to the last.
 
     `sparsity` is added to what the trainer logs. Masks and plan are written into every checkpoint's folder, and
-    `trainer.train(resume_from_checkpoint=True)` goes on from them.
+    `trainer.train(resume_from_checkpoint=True)` continues from them.
 
     Args:
         masks: The masks; None where `gradual` makes them.
@@ -88,7 +88,7 @@ def trainer_callback(
                 keeper.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
         def on_train_end(self, args: object, state: object, control: object, **given: object) -> None:
-            """Let go; the weights stay masked."""
+            """Release the masks; the weights stay masked."""
             keeper.stop()
 
     return HoldMasks()

@@ -1,4 +1,4 @@
-"""What a 2:4 pattern gains on this machine: measured where the device has kernels for it.
+"""The speed-up of a 2:4 pattern on this machine, measured if the device has kernels for it.
 
 >>> print(two_of_four(nn.Linear(8, 8), torch.zeros(1, 8)))
 no speed-up from 2:4 sparsity: the CPU has no kernels for it, zeros are multiplied like any other weight
@@ -22,7 +22,7 @@ __all__ = ["has_two_of_four", "two_of_four"]
 
 @verb
 def two_of_four(model: nn.Module, example: Example, *, trials: int = 25) -> str:
-    """Measure what a 2:4 pattern gains on this machine, or say that it gains nothing and why.
+    """Measure the speed-up of a 2:4 pattern on this machine, or say why there is none.
 
     Args:
         model: The model, with 2:4 patterns in its linear layers.

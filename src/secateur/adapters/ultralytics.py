@@ -8,9 +8,9 @@
     yolo = YOLO("small.pt")
     yolo.train(trainer=sc.yolo_trainer("detect"), data="coco8.yaml", epochs=10)
 
-ultralytics' own trainer builds the model anew from its yaml, at the dense widths, and copies the weights whose shapes
+ultralytics' own trainer rebuilds the model from its yaml, at the dense widths, and copies the weights whose shapes
 agree: after a cut, few do, and no error says so. The trainer made here takes the model as it was loaded. Masks given to
-`save_yolo` travel in the checkpoint; the trainer holds them, also after `resume=True` and in every process of a
+`save_yolo` are stored in the checkpoint; the trainer holds them, also after `resume=True` and in every process of a
 distributed run.
 
 >>> sorted(_TRAINERS)
@@ -75,10 +75,10 @@ def save_yolo(
 ) -> Path:
     """Write a YOLO model, cut or not, as a checkpoint that `YOLO(path)` loads, without secateur.
 
-    What was written is read back by ultralytics' own loader and compared before it gets its name.
+    The file is read back by ultralytics' own loader and compared before it is renamed to `path`.
 
     Args:
-        model: The model inside `YOLO(...)` (`yolo.model`), or what `shrink` returned for it. It is not changed.
+        model: The model inside `YOLO(...)` (`yolo.model`), or the result of `shrink` for it. It is not changed.
         path: The file to write; it ends in ".pt".
         masks: Masks of zeros that stay in the model; `yolo_trainer` holds them while it trains.
         half: Store floats as float16, as ultralytics does after training. The file is half as large, and the weights
@@ -88,9 +88,9 @@ def save_yolo(
         The path of the file.
 
     Raises:
-        OptionError: The path does not end in ".pt", or the model is none of ultralytics.
+        OptionError: The path does not end in ".pt", or the model is not one of ultralytics.
         PlanError: The model needs secateur to be loaded, because a forward was rewritten: the halves of a block keep
-            unlike numbers of channels, as a budget with `round_to` makes them.
+            different numbers of channels, as after a budget with `round_to`.
         ProofError: What ultralytics reads back differs from the model.
         MissingExtraError: ultralytics is not installed.
     """
@@ -143,7 +143,7 @@ def _checkpoint(net: nn.Module, given: nn.Module | Shrunk, masks: Masks | None, 
 
 
 def _set_halves(model: nn.Module) -> None:
-    """Set the width `c` of blocks that export splits by it, where their forward halves what it gets (C2f and others).
+    """Set the width `c` of blocks that export splits by it, whose forward halves its input (C2f and others).
 
     The forward that was cut does not read it, so the cut left it as it was.
 
@@ -223,7 +223,7 @@ def yolo_trainer(task: str = "detect") -> type:
     base: Any = getattr(_library("yolo_trainer", f"ultralytics.models.yolo.{task}"), _TRAINERS[task])
 
     class CutTrainer(base):
-        """ultralytics' trainer, of a model that keeps its widths and its masks."""
+        """ultralytics' trainer for a model that keeps its widths and its masks."""
 
         held: Held | None = None
 
@@ -251,7 +251,7 @@ def yolo_trainer(task: str = "detect") -> type:
                 self.held = hold(self.model, masks, self.optimizer, copies=self.ema.ema)
 
         def release_masks(self) -> None:
-            """Let go, also of a training that failed; the weights stay masked."""
+            """Release the masks, also after a training that failed; the weights stay masked."""
             if self.held is not None:
                 self.held.close(complain=False)
                 self.held = None
@@ -265,13 +265,13 @@ def build_yolo(name: str, options: Mapping[str, Any]) -> nn.Module:
 
     Args:
         name: The name of one of ultralytics' yaml files without its ending, such as "yolov8n-seg", or the path of a
-            .pt file, of which known classes only are read.
+            .pt file, from which only known classes are read.
         options: `num_classes` for a yaml; a checkpoint takes none.
 
     Raises:
         UnknownNameError: There is no such yaml, and no such file.
         OptionError: An option does not fit.
-        FormatError: The file is none that ultralytics reads without running code of the file.
+        FormatError: ultralytics cannot read the file without running code of the file.
         MissingExtraError: ultralytics is not installed.
     """
     tasks = _library(f"model 'ultralytics/{name}'", "ultralytics.nn.tasks")
@@ -378,7 +378,7 @@ def _trainable(model: nn.Module | None, data: Mapping[str, Any]) -> nn.Module:
         )
     if getattr(model, "is_fused", lambda: False)():
         raise OptionError(
-            "yolo_trainer: the model was fused by predict, val or export and has no batch norm left; load it anew "
+            "yolo_trainer: the model was fused by predict, val or export and has no batch norm left; load it again "
             "from its file and train that"
         )
     described = getattr(model, "yaml", {})
@@ -407,7 +407,7 @@ def _packed(masks: Masks) -> dict[str, tuple[tuple[int, ...], bytes]]:
 
 
 def _unpacked(model: nn.Module) -> Masks | None:
-    """The masks that a model brings; None where it has none."""
+    """The masks stored in a model; None if it has none."""
     packed = getattr(model, _MASKS, None)
     if not packed:
         return None

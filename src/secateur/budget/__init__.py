@@ -1,11 +1,11 @@
-"""The budgets: how many units go, and which lists compete with which. One file each; its name is the word in recipes.
+"""The budgets: how many units are removed, and which lists of units compete. One file each; its name is the word in
+recipes.
 
-What comes in is a `Selection`: one `Candidates` for each list of competing units (of a tensor, or of a group of coupled
-channels) with the score of every unit. What goes out is, for every list, one boolean tensor: True for the units that
-stay. A budget knows nothing of criteria or layers: `pruning.selection` makes the selection and `pruning.unit_masks`
-the masks.
+In goes a `Selection`: one `Candidates` for each list of competing units (of a tensor, or of a group of coupled
+channels) with the score of every unit. Out comes, for every list, one boolean tensor: True for the units that remain. A
+budget knows neither criteria nor layers: `pruning.selection` makes the selection and `pruning.unit_masks` the masks.
 
-In reading order: `_selection` (what a budget sees), `_floors` (how many units must stay whatever it says), `_select`
+In reading order: `_selection` (what a budget sees), `_floors` (the least number of units that remain), `_select`
 (exact selection of the lowest of many numbers); then `per_tensor`, `per_layer`, `overall`, `isomorphic`, `erdos_renyi`,
 `n_of_m`, `percentile` and `std_dev`, which say how many are removed; then `_cost_path` with `macs`, `params`, `size`
 and `latency`, which say how much remains, and `latency_table`, the same by a table of times. To add
@@ -58,17 +58,15 @@ __all__ = [
 
 
 class Budget(ABC):
-    """The base of all budgets: a frozen value that decides from the scores of units which of them stay."""
+    """The base class of all budgets: a frozen value that decides from the scores of units which of them remain."""
 
     measured: ClassVar[bool] = False
     """Whether a decision writes files or reads times, and so takes long or depends on the machine."""
 
     @abstractmethod
     def choose(self, selection: Selection) -> dict[str, torch.Tensor]:
-        """One boolean tensor per list, by its name: True for the units that stay.
-
-        A choice must leave the units `gone` gone and keep at least `least` of each list; `Candidates.drop` does
-        both.
+        """One boolean tensor per list, by its name: True for the units that remain. A choice must not bring back the
+        units `gone`, and must keep at least `least` of each list; `Candidates.drop` does both.
         """
 
     @classmethod
@@ -79,7 +77,7 @@ class Budget(ABC):
     def apart(self, selection: Selection) -> dict[str, Budget] | None:
         """For each list, by its name, the budget that decides about it alone; None where lists compete.
 
-        A list that is not named stays as it is. Scores are not looked at: they may lie on the meta device. So a
+        A list that is not named does not change. Scores are not read: they may be on the meta device. So a
         checkpoint can be pruned with one tensor in memory at a time.
         """
         return None
@@ -98,7 +96,7 @@ class Budget(ABC):
 
 
 BudgetLike = float | str | Budget | type[Budget]
-"""What stands for a budget: the share removed of every tensor, a word, a value, or a class."""
+"""Every form in which a budget is given: the share removed of every tensor, a word, a value, or a class."""
 
 registry = Registry(__name__, __path__, "budget", base="secateur.budget:Budget", number="per_tensor")
 

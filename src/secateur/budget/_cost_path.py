@@ -1,9 +1,9 @@
-"""What the budgets on what remains share: a path of choices, and the search for the first one that is cheap enough.
+"""The common part of budgets on a remaining cost: a path of choices, and the search for the first that is cheap enough.
 
-A path has positions 0, 1, 2, ...: at position k the first k units are gone, in the order of a rule. `Path` knows three
-rules. "per_tensor": every list loses the same share, one unit after the other. "overall": the units with the lowest
-scores go, wherever they are; "isomorphic" is the same with scores replaced by their places among units of equal
-structure. The cost of a choice is counted or measured by the costs of the selection.
+A path has positions 0, 1, 2, ...: at position k the first k units are removed, in the order of a rule. `Path` knows
+three rules. "per_tensor": every list loses the same share, one unit after the other. "overall": the units with the
+lowest scores are removed, in whichever list; "isomorphic" is the same with scores replaced by their ranks among units
+of equal structure. The cost of a choice is counted or measured by the costs of the selection.
 
 >>> import torch
 >>> from torch import nn
@@ -44,10 +44,10 @@ def check_keep(budget: str, keep: object) -> float:
 
     Args:
         budget: The budget's name, for the error.
-        keep: What was given for `keep`.
+        keep: The value given for `keep`.
 
     Raises:
-        OptionError: It is no number with 0 < keep < 1.
+        OptionError: The value is not a number with 0 < keep < 1.
 
     >>> check_keep("Macs", 0.5)
     0.5
@@ -66,7 +66,7 @@ def check_keep(budget: str, keep: object) -> float:
 
 
 class Remaining(Budget):
-    """A budget on what remains. `keep` is a share of the dense cost and `spread` a rule of `Path`."""
+    """A budget on a remaining cost. `keep` is a share of the dense cost and `spread` a rule of `Path`."""
 
     keep: float | None
     spread: str
@@ -76,8 +76,8 @@ class Remaining(Budget):
         """Raise unless `spread` is one of the three rules, and `round_to` a multiple."""
         if self.round_to is not None and (type(self.round_to) is not int or self.round_to < 1):
             raise OptionError(
-                f"{type(self).__name__} round_to: expected a multiple that what remains is rounded to, such as 8 or "
-                f"16, got {self.round_to!r}"
+                f"{type(self).__name__} round_to: expected a multiple that remaining widths are rounded to, such as "
+                f"8 or 16, got {self.round_to!r}"
             )
         if self.spread not in ("per_tensor", "overall", "isomorphic"):
             raise OptionError(
@@ -98,7 +98,7 @@ class Remaining(Budget):
 
 
 def costs_of(selection: Selection, budget: Remaining) -> Costs:
-    """What tells the cost of a choice; a selection without it cannot be decided by cost."""
+    """The costs of a selection; raises if the selection has none."""
     if selection.costs is None:
         raise OptionError(
             f"{budget} counts what a choice costs: it works with sc.prune, which provides the costs"
@@ -107,9 +107,10 @@ def costs_of(selection: Selection, budget: Remaining) -> Costs:
 
 
 class Path:
-    """The choices in the order in which a rule removes units. At least one unit of every list stays.
+    """The choices in the order in which a rule removes units. At least one unit of every list remains.
 
-    With `round_to` a list that loses any keeps the nearest multiple of it (never none), as kernels prefer such widths.
+    With `round_to` a list that loses any keeps the nearest multiple of it (never none), because kernels are faster at
+    such widths.
     """
 
     def __init__(self, selection: Selection, spread: str, round_to: int | None = None):
@@ -130,7 +131,7 @@ class Path:
                 self._ranked = by_kind(selection, self._ranked)
 
     def at(self, position: int) -> Chosen:
-        """The choice with `position` units gone beyond those gone before."""
+        """The choice with `position` more units removed."""
         gone = position + sum(self._gone)
         if self.spread != "per_tensor":
             kept = keep_highest(self._ranked, gone)
@@ -166,7 +167,7 @@ class Path:
         return chosen
 
     def _rounded(self, index: int, gone: int) -> int:
-        """How many units a list loses, so that what stays is a multiple."""
+        """How many units a list loses, so that a multiple remains."""
         candidates, most, before = self.candidates[index], self._most[index], self._gone[index]
         if self.round_to is None or gone == 0 or candidates.count <= self.round_to:
             return gone
@@ -196,7 +197,7 @@ class Path:
 
 
 def _protected(candidates: Candidates, most: int) -> torch.Tensor:
-    """The scores of a list with the units that must stay put behind all others."""
+    """The scores of a list, with the units that must remain ordered after all others."""
     safe = keep_highest([candidates.ranked], most)[0]
     return candidates.ranked.masked_fill(safe, math.inf)
 
@@ -204,7 +205,7 @@ def _protected(candidates: Candidates, most: int) -> torch.Tensor:
 def first_within(
     path: Path, cost: Callable[[Chosen], float], limit: float, explain: Callable[[float], str]
 ) -> Chosen:
-    """The first choice of the path that costs at most `limit`: one unit fewer gone would cost more.
+    """The first choice of the path that costs at most `limit`: with one unit fewer removed it would cost more.
 
     The cost must never rise along the path. Where even its end costs more, `explain(least)` gives the error's text.
     """
@@ -231,8 +232,8 @@ class CostSearch:
     Args:
         path: The choices.
         cost: Measures one choice.
-        size: A cheap number that falls along the path and that the cost roughly follows (bytes follow the weights that
-            stay, time follows the multiply-accumulates): the next measurement is made where the line through the two
+        size: A cheap number that falls along the path and that the cost roughly follows (bytes follow the remaining
+            weights, time follows the multiply-accumulates): the next measurement is made where the line through the two
             nearest ones crosses the limit.
         limit: The highest cost allowed.
         within: A cost this far below the limit, as a share of it, ends the search.
@@ -305,7 +306,7 @@ class CostSearch:
         fall = (over[1] - low[0]) or 1.0
         wanted = low[1] + (over[2] - low[1]) * (aim - low[0]) / fall
         if len(self.done) % 4 == 3 and under is not None:
-            wanted = (over[2] + under[2]) / 2  # bisect now and then, in case the line misleads
+            wanted = (over[2] + under[2]) / 2  # bisect at intervals, in case the line misleads
         while first < last:
             middle = (first + last) // 2
             if self.size(self.path.at(middle)) <= wanted:

@@ -1,4 +1,4 @@
-"""`floors`: how many units of each list must stay, whatever the budget says.
+"""`floors`: the least number of units of each list that must remain, whatever the budget.
 
 >>> import torch
 >>> from torch import nn
@@ -33,7 +33,7 @@ Limits = (
 
 
 def floors(selection: Selection, at_least: Limits = None, at_most: Limits = None) -> Selection:
-    """The selection with the least number of units of each list that must stay.
+    """The selection with the least number of units of each list that must remain.
 
     Args:
         selection: The lists, as they are before.
@@ -66,7 +66,7 @@ def floors(selection: Selection, at_least: Limits = None, at_most: Limits = None
 
 
 def _by_list(selection: Selection, value: Limits, option: str) -> dict[str, int | float]:
-    """The option's value for each list that it speaks of."""
+    """The option's value for each list that it names."""
     if value is None:
         return {}
     if isinstance(value, Mapping):

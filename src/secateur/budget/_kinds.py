@@ -38,10 +38,10 @@ def kind_of(selection: Selection, candidates: Candidates) -> Kind:
 
 
 def by_kind(selection: Selection, ranked: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Scores that compare: each unit's place among those of its kind, from 0 to 1; infinite scores stay.
+    """Comparable scores: each unit's rank among those of its kind, from 0 to 1; infinite scores remain infinite.
 
     Args:
-        selection: The lists, and the model that says what they are of.
+        selection: The lists, and the model that they belong to.
         ranked: The scores of every list.
     """
     kinds: dict[Kind, list[int]] = {}

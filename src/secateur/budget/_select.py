@@ -1,9 +1,8 @@
 """Exact selection of the lowest of many numbers without sorting them all.
 
-It runs on every device torch has: all it needs are comparisons, indexing, and a sort of a small part. The
-sorted values of a strided sample bracket the threshold; one pass over the numbers sets apart what lies
-above the bracket and where the few lie that are inside; only these are sorted. Counting proves the bracket
-right; one that misled is widened.
+It runs on every device: it needs comparisons, indexing, and a sort of a small part. The
+sorted values of a strided sample bracket the threshold; one pass over the numbers separates those above the bracket
+from the few inside it; only these are sorted. Counting verifies the bracket; a wrong one is widened.
 
 >>> import torch
 >>> keep_highest([torch.tensor([2.0, 1.0, 1.0]), torch.tensor([1.0, 5.0])], 2)
@@ -27,13 +26,13 @@ __all__ = ["keep_highest", "value_at"]
 
 _SORTED_WHOLE = 1 << 15  # below this a plain stable sort is as fast
 _SAMPLE = 1 << 17
-_CHUNK = 1 << 18  # what stays in a processor's cache between two passes
+_CHUNK = 1 << 18  # numbers that fit a processor's cache between two passes
 
 
 def keep_highest(scores: Sequence[torch.Tensor], remove: int) -> list[torch.Tensor]:
     """One boolean tensor per one-dimensional tensor: False for the `remove` lowest numbers of all together.
 
-    Of equal numbers the earliest goes first: tensors in the order given, elements in their own order.
+    Of equal numbers the earliest is removed first: tensors in the order given, elements in their own order.
     `scores` holds no NaN; it may hold infinities.
     """
     total = sum(tensor.numel() for tensor in scores)
@@ -64,10 +63,10 @@ class _Bracket:
 
     low: float
     high: float
-    below: int  # how many numbers lie under `low`
-    above: list[torch.Tensor]  # per tensor: True where it lies over `high`
-    index: list[torch.Tensor]  # per tensor: where it lies in between, ends included
-    values: list[torch.Tensor]  # what stands there
+    below: int  # how many numbers are below `low`
+    above: list[torch.Tensor]  # per tensor: True where a number is above `high`
+    index: list[torch.Tensor]  # per tensor: the positions of numbers in between, ends included
+    values: list[torch.Tensor]  # the numbers at these positions
 
 
 def _bracket(scores: Sequence[torch.Tensor], total: int, rank: int) -> _Bracket:
@@ -95,7 +94,7 @@ def _bracket(scores: Sequence[torch.Tensor], total: int, rank: int) -> _Bracket:
 def _sample(scores: Sequence[torch.Tensor], total: int) -> torch.Tensor:
     """Every k-th of all the numbers, sorted, on the CPU in double precision (which MPS lacks)."""
     stride, offset = max(1, total // _SAMPLE), 0
-    while math.gcd(stride, 210) > 1:  # weights come in rows of 2, 3, 5 and 7: do not walk in step with them
+    while math.gcd(stride, 210) > 1:  # a stride that shares no factor with rows of 2, 3, 5 and 7 weights
         stride += 1
     parts = []
     for tensor in scores:
@@ -105,7 +104,7 @@ def _sample(scores: Sequence[torch.Tensor], total: int) -> torch.Tensor:
 
 
 def _split(tensor: torch.Tensor, low: float, high: float) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Where a tensor lies over `high`, the positions of what lies from `low` to `high`, how many lie over."""
+    """Where a tensor is above `high`, the positions of numbers from `low` to `high`, and how many are above."""
     if tensor.device.type != "cpu":
         over = tensor > high
         return over, ((tensor >= low) ^ over).nonzero()[:, 0], count_true(over)
@@ -125,7 +124,7 @@ def _split(tensor: torch.Tensor, low: float, high: float) -> tuple[torch.Tensor,
 
 
 def _settle(bracket: _Bracket, remove: int) -> list[torch.Tensor]:
-    """Which of the numbers inside a bracket stay when the `remove` lowest of them go.
+    """Which of the numbers inside a bracket remain when the `remove` lowest of them are removed.
 
     Networks have many equal weights (zeros above all), and equal numbers end up as an end of the bracket:
     these are counted, not sorted.

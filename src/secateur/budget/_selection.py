@@ -1,4 +1,4 @@
-"""What a budget decides about: a `Selection` of `Candidates`, one for each list of competing units.
+"""The input of a budget: a `Selection` of `Candidates`, one for each list of competing units.
 
 >>> import torch
 >>> from secateur.core.units import Units
@@ -29,7 +29,7 @@ __all__ = ["Candidates", "Chosen", "Costs", "FileOptions", "Selection", "check_s
 T = TypeVar("T")
 
 Chosen = dict[str, torch.Tensor]
-"""What a budget answers: by the list's name one bit per unit, True for those that stay."""
+"""The result of a budget: by the list's name one bit per unit, True for those that remain."""
 
 
 def check_share(what: str, value: object) -> float:
@@ -37,10 +37,10 @@ def check_share(what: str, value: object) -> float:
 
     Args:
         what: The option's name, for the error.
-        value: What was given for it.
+        value: The value given for it.
 
     Raises:
-        OptionError: It is no number with 0 <= share < 1.
+        OptionError: The value is not a number with 0 <= share < 1.
 
     >>> check_share("sparsity", 50)
     Traceback (most recent call last):
@@ -77,13 +77,13 @@ def share_of(share: float, count: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """One list of competing units: the score of each, which are already gone, how many must stay.
+    """One list of competing units: the score of each, which are already removed, how many must remain.
 
     Args:
         units: The units and the tensors they cut.
         scores: The score of each unit, [units], finite.
-        gone: [units], True where an earlier round removed the unit; None where none is gone.
-        least: The floor: never fewer units than this stay.
+        gone: [units], True where an earlier round removed the unit; None if none is removed.
+        least: The floor: never fewer units than this remain.
         shapes: The shapes of the members' tensors, by name.
     """
 
@@ -105,22 +105,22 @@ class Candidates:
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """How the units lie beside each other; a plain list where nothing is known of that."""
+        """The grid that the units form; one line if nothing is known of it."""
         return self.units.grid or (self.count,)
 
     @property
     def removed(self) -> int:
-        """How many of them are already gone."""
+        """How many of them are already removed."""
         return 0 if self.gone is None else count_true(self.gone)
 
     @property
     def most(self) -> int:
-        """How many may go in all, under the floor."""
+        """How many may be removed in total, above the floor."""
         return max(0, self.count - self.least)
 
     @property
     def ranked(self) -> torch.Tensor:
-        """The scores with the units already gone put before all others."""
+        """The scores, with the units already removed ordered before all others."""
         return self.scores if self.gone is None else self.scores.masked_fill(self.gone, -math.inf)
 
     def sizes(self) -> torch.Tensor:
@@ -136,12 +136,12 @@ class Candidates:
         return total
 
     def drop(self, count: int) -> torch.Tensor:
-        """True for all units but the `count` with the lowest scores; keeps to the floor and brings none back."""
+        """True for all units but the `count` with the lowest scores; respects the floor and brings none back."""
         removed = self.removed
         return keep_highest([self.ranked], max(removed, min(count, self.most)))[0]
 
     def floored(self, keep: torch.Tensor) -> torch.Tensor:
-        """A choice made by threshold, without the units already gone and with at least the floor."""
+        """A choice made by threshold, without the units already removed and with at least the floor."""
         if self.gone is not None:
             keep = keep & ~self.gone
         removed = self.count - count_true(keep)
@@ -157,14 +157,14 @@ class FileOptions(TypedDict, total=False):
 
 
 class Costs(Protocol):
-    """What a budget may ask about the cost of a choice; the verb that makes the selection provides it."""
+    """The costs that a budget may ask for; the verb that makes the selection provides them."""
 
     def dense(self, of: str) -> float:
-        """What the whole model costs: "macs", "params", or the "bytes" of its tensors."""
+        """The cost of the whole model: "macs", "params", or the "bytes" of its tensors."""
         ...
 
     def remaining(self, of: str, chosen: Mapping[str, torch.Tensor]) -> float:
-        """What is left of the "macs" or "params" under a choice."""
+        """The remaining "macs" or "params" under a choice."""
         ...
 
     def coded_bytes(self, chosen: Mapping[str, torch.Tensor], options: FileOptions) -> int:
@@ -180,14 +180,14 @@ class Costs(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """Everything that a budget may look at: the lists of candidates, and the model they are cut from.
+    """Everything that a budget may read: the lists of candidates, and the model they are cut from.
 
     Args:
         candidates: The lists of competing units, in the model's order.
         model: The model, unchanged.
         targets: The weights that take part.
         context: The data, loss, example and seed of the call.
-        costs: Makes what tells the cost of a choice, for budgets that say what remains.
+        costs: Makes the costs of choices, for budgets on a remaining cost.
     """
 
     candidates: tuple[Candidates, ...]
@@ -208,7 +208,7 @@ class Selection:
         return flat[0] if len(flat) == 1 else torch.cat([part.to(flat[0].device) for part in flat])
 
     def matching(self, pattern: Pattern, option: str) -> list[Candidates]:
-        """The lists that a pattern means, by layer, parameter, module type or group; none at all is an error."""
+        """The lists that a pattern matches, by layer, parameter, module type or group; raises if there is none."""
         found = [candidates for candidates in self.candidates if self._means(pattern, candidates)]
         if found:
             return found
@@ -223,7 +223,7 @@ class Selection:
         )
 
     def table(self, values: Sequence[tuple[Pattern, T]], option: str) -> dict[str, T]:
-        """The value of each list that a table of patterns speaks of; of two that match, the later holds."""
+        """The value of each list that a table of patterns matches; of two matches, the later holds."""
         found: dict[str, T] = {}
         for pattern, value in values:
             for candidates in self.matching(pattern, option):
@@ -240,7 +240,7 @@ class Selection:
         return False
 
     def check_not_past(self, candidates: Candidates, asked: int, budget: object) -> None:
-        """Raise unless the units already gone leave room for the count asked: masks only grow."""
+        """Raise if more units than asked for are already removed: masks only grow."""
         if candidates.removed > asked:
             raise BudgetNotMetError(
                 f"{budget} removes {asked} of the {candidates.count} units of {candidates.name!r}, but the masks given "
@@ -249,7 +249,7 @@ class Selection:
             )
 
     def _owners(self, candidates: Candidates) -> list[str]:
-        """The parameters a list is called by: those it cuts along their outputs, else all it scores."""
+        """The parameters by which a list is named: those it cuts along their outputs, else all it scores."""
         outputs = {target.name: target.out_axis for target in self.targets}
         scored = [member for member in candidates.units.members if member.scored]
         own = [m.name for m in scored if getattr(m, "axis", None) == outputs.get(m.name, 0)]

@@ -23,10 +23,11 @@ class ErdosRenyi(Budget):
     """Each list keeps a share in proportion to (out + in + kernel sides) / (out * in * kernel), at most all of it.
 
     So small layers stay denser than large ones. The factor is the one at which the share `sparsity` of all scored
-    weights goes; layers that would keep more than all are dense, and the others give the difference. Each list loses
-    its share of its own units, rounded by itself. Floors and earlier masks hold, and the others make up for them.
+    weights is removed; layers that would keep more than all are dense, and the others lose the difference. Each list
+    loses its share of its own units, rounded by itself. Floors and earlier masks hold, and the other lists compensate
+    for them.
 
-    With weights of 4 x 4 (8 / 16) and 2 x 2 (4 / 4), 20 in all, half of them to stay: the second would keep 10 / 3 of
+    With weights of 4 x 4 (8 / 16) and 2 x 2 (4 / 4), 20 in all, half of them to remain: the second would keep 10 / 3 of
     its 4, the first 20 / 3 of its 16.
 
     >>> import secateur as sc
@@ -52,7 +53,7 @@ class ErdosRenyi(Budget):
         return {each.name: PerTensor(1.0 - density) for each, density in zip(lists, self._densities(lists))}
 
     def choose(self, selection: Selection) -> dict[str, torch.Tensor]:
-        """The lowest of each list go, as many as its shape says."""
+        """Remove the lowest of each list, as many as its shape says."""
         lists = selection.candidates
         densities = self._densities(lists)
         chosen = {}
@@ -62,7 +63,7 @@ class ErdosRenyi(Budget):
         return chosen
 
     def _densities(self, lists: tuple[Candidates, ...]) -> list[float]:
-        """The share of each list that stays: one factor for all, between its floor and what masks before left."""
+        """The share of each list that remains: one factor for all, between its floor and what earlier masks left."""
         sizes, rules = zip(*(_shape_rule(candidates) for candidates in lists))
         low = [min(1.0, candidates.least / candidates.count) for candidates in lists]
         high = [1.0 - candidates.removed / candidates.count for candidates in lists]

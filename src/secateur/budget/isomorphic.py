@@ -1,7 +1,7 @@
 """Isomorphic: lists of equal structure compete with each other, and each kind of structure loses the same share.
 
-Fang et al. 2024, "Isomorphic Pruning for Vision Models": scores of heads, hidden neurons and residual channels do not
-compare, those of one kind do.
+Fang et al. 2024, "Isomorphic Pruning for Vision Models": scores of heads, hidden neurons and residual channels are not
+comparable, those of one kind are.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ __all__ = ["Isomorphic"]
 
 @dataclass(frozen=True)
 class Isomorphic(Budget):
-    """Of all units of one kind of structure, the lowest `sparsity` of them go, wherever they are.
+    """Of all units of one kind of structure, the lowest `sparsity` of them are removed, in whichever list.
 
     Two lists are of one kind where their units cut the same parameters of the same classes of layers along the same
     axes, whatever their widths. `by` is that of `Overall`: the share is of "units", or of their "weights".
 
-    Two convolutions are of one kind and the Linear layer of another, so that its small weights do not go first:
+    Two convolutions are of one kind and the Linear layer of another, so that its small weights are not removed first:
 
     >>> import secateur as sc
     >>> from torch import nn
@@ -50,7 +50,7 @@ class Isomorphic(Budget):
         return cls(check_share("share", share))
 
     def choose(self, selection: Selection) -> dict[str, torch.Tensor]:
-        """The lowest of each kind together go."""
+        """Remove the lowest of each kind."""
         kinds: dict[Kind, list[Candidates]] = {}
         for candidates in selection.candidates:
             kinds.setdefault(kind_of(selection, candidates), []).append(candidates)

@@ -14,19 +14,19 @@ from secateur.errors import BudgetNotMetError, OptionError
 
 __all__ = ["Latency"]
 
-_AGAIN = 2  # times that a position is read again before it is believed
-_CONFIRMED = 3  # positions beyond `most`, where what was found did not hold
+_AGAIN = 2  # times that a position is read again before it is accepted
+_CONFIRMED = 3  # positions beyond `most`, if the result did not hold
 
 
 @dataclass(frozen=True)
 class Latency(Remaining):
-    """As few channels go as make a forward pass on the example take at most so long.
+    """Removes as few channels as needed for a forward pass on the example to take at most a given time.
 
-    `ms` is the limit, or `keep` the share of the dense model's time. Every try really shrinks the model and reads its
-    time in turns with the dense one's (`trials` each, on `threads`; half of that far from the limit). Times read
-    before of the same widths count as well, and what is found has been read three times. Zeros in place save no time,
-    so only pieces that leave the model do: granularity "channel" or "head". What is found lies within `within` below
-    the limit as measured, unless the next unit back would pass it or `most` models were read. `round_to` as for `Macs`.
+    `ms` is the limit, or `keep` the share of the dense model's time. Every attempt really shrinks the model and reads
+    its time in turns with the dense one's (`trials` each, on `threads`; half of that far from the limit). Earlier
+    readings of the same widths count as well, and the result has been read three times. Zeros in place save no time,
+    only units that are cut out do: granularity "channel" or "head". The result is within `within` below the limit as
+    measured, unless one unit more would exceed it or `most` models were read. `round_to` as for `Macs`.
 
     >>> Latency(keep=0.5).within, Latency(ms=2.0).keep
     (0.02, None)
@@ -60,7 +60,7 @@ class Latency(Remaining):
 
     @classmethod
     def at(cls, share: float) -> Latency:
-        """What is left of the dense time when this share is gone."""
+        """A budget of the dense time that remains when this share is removed."""
         return cls(keep=1.0 - (check_share("share", share) or 1e-9))
 
     def choose(self, selection: Selection) -> dict[str, torch.Tensor]:
@@ -71,7 +71,7 @@ class Latency(Remaining):
         path = Path(selection, self.spread, self.round_to)
 
         def read(position: int, again: bool) -> float:
-            # far from the limit a rough reading does, and what is read again counts together with what was read before
+            # far from the limit a rough reading is enough; repeated readings are averaged with the earlier ones
             trials = self.trials if again else max(3, self.trials // 2)
             return float(costs.time(path.at(position), trials, self.threads, again=again)[which])
 
@@ -87,18 +87,18 @@ class Latency(Remaining):
             raise BudgetNotMetError(
                 f"{self}: the fastest of {len(search.seen)} shrunk models takes {search.least:.4g} {unit} (dense: "
                 f"{start:.4g}) and {limit:.4g} was asked; let more layers be pruned, or ask for "
-                f"{search.least * 1.02:.3g}. secateur.metrics.why tells where the time goes"
+                f"{search.least * 1.02:.3g}. secateur.metrics.why shows where the time goes"
             )
         return path.at(best)
 
 
 @dataclass
 class LatencySearch:
-    """The position whose time lies just below a limit, found by few readings that are not exact.
+    """The position whose time is just below a limit, found by few, inexact readings.
 
     Times fall along the path but readings do not quite; they are made to by averaging neighbours in the wrong order.
     Each next reading is where the line through the nearest two says that the limit should be met (time follows `size`,
-    the multiply-accumulates), and a position is believed once two readings more, together with the first, say the same.
+    the multiply-accumulates), and a position is accepted once two more readings, together with the first, confirm it.
 
     >>> times = {k: 1.0 - 0.009 * k + 0.01 * (k % 3) for k in range(101)}
     >>> search = LatencySearch(100, lambda k, again: times[k], lambda k: 100.0 - k, limit=0.5, within=0.04, most=10)
@@ -149,7 +149,7 @@ class LatencySearch:
             self._firm.add(position)
 
     def _best(self) -> int | None:
-        """The slowest position that holds the limit by two readings; what was read once is read again first."""
+        """The slowest position that holds the limit by two readings; a position read only once is read again first."""
         while True:
             under = [k for k, time in self.seen.items() if time <= self.limit]
             if not under:
@@ -163,7 +163,7 @@ class LatencySearch:
             self._look(best)
 
     def _next(self) -> int | None:
-        """Where to look: strictly between the two nearest, or None where nothing lies between."""
+        """The next position to read: strictly between the two nearest, or None if there is none between."""
         points = _falling({0: self._start, **self.seen})
         over = max((k for k, time in points.items() if time > self.limit), default=0)
         under = min((k for k, time in points.items() if time <= self.limit and k > over), default=None)
@@ -171,15 +171,17 @@ class LatencySearch:
         if first > last:
             return None
         if under is None and len(self.seen) >= 2:
-            return self.last  # time does not go to nothing with the products: how far it goes has to be read
+            return (
+                self.last
+            )  # time does not fall to zero with the multiply-accumulates: its least value has to be read
         low = (
             (points[under], self._sized(under)) if under is not None else (0.0, 0.0)
-        )  # nothing takes no time
+        )  # an empty model: time 0
         high = (points[over], self._sized(over))
         aim = self.limit * (1.0 - self.within / 2)
         wanted = low[1] + (high[1] - low[1]) * (aim - low[0]) / ((high[0] - low[0]) or 1.0)
         if len(self.seen) % 4 == 3 and under is not None:
-            wanted = (high[1] + low[1]) / 2  # bisect now and then, in case the line misleads
+            wanted = (high[1] + low[1]) / 2  # bisect at intervals, in case the line misleads
         while first < last:
             middle = (first + last) // 2
             first, last = (first, middle) if self._sized(middle) <= wanted else (middle + 1, last)

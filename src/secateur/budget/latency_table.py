@@ -1,8 +1,9 @@
-"""LatencyTable: all units compete under a sum of times that a table says for every width, down to widths that pay.
+"""LatencyTable: all units compete under a limit on the sum of times that a table gives for every width; no width below
+which no time is saved.
 
 The constraint of NetAdapt (Yang et al. 2018) and HALP (Shen et al. 2022): times of layers are measured once for each
-width, and a choice costs the sum. Kernels work in blocks, so time falls in steps: between two steps a channel that
-leaves saves nothing.
+width, and a choice costs the sum. Kernels work in blocks, so time falls in steps: between two steps removing a channel
+saves nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Times = tuple[tuple[int, float], ...]
 
 @dataclass(frozen=True, eq=False)
 class LatencyTable(Budget):
-    """The units with the lowest scores go, wherever they are, until the table's times add up to at most the limit.
+    """Removes the units with the lowest scores, in whichever list, until the table's times add up to at most the limit.
 
     No list becomes narrower than the widest width that takes its least time, and at the end every list gets back the
     units that cost no time. Lists that the table does not name are left whole.
@@ -42,7 +43,7 @@ class LatencyTable(Budget):
         ms: The limit of the sum, or
         keep: the share of the sum of the whole widths that remains.
 
-    A width of 4 takes 2 ms, and any other 1 ms. So one unit goes: to remove more would save nothing.
+    A width of 4 takes 2 ms, and any other 1 ms. So one unit is removed: to remove more would save nothing.
 
     >>> from secateur.core.units import Units
     >>> candidates = Candidates(Units("conv", 4, ()), torch.tensor([1.0, 4.0, 3.0, 2.0]))

@@ -1,4 +1,4 @@
-"""Macs: as few multiply-accumulates remain as asked, counted exactly, met to the unit."""
+"""Macs: at most a given number of multiply-accumulates remains, counted exactly, met to the unit."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["Macs"]
 class Macs(Remaining):
     """At most this share of the model's multiply-accumulates remains, and one unit more would be too much.
 
-    Counted on the example, over the whole model: those of the weights that stay. With granularity "channel" that is
-    what the shrunk model computes. `spread` says who gives: "per_tensor", every list the same share; "overall", the
-    units with the lowest scores wherever they are; "isomorphic", the lowest among those of equal structure. `round_to`
-    keeps the width of every list that is cut a multiple, as kernels like widths to be; then one block of units more
-    would be too much.
+    Counted on the example, over the whole model: those of the remaining weights. With granularity "channel" that is
+    what the shrunk model computes. `spread` says which units are removed: "per_tensor", the same share of every list;
+    "overall", the units with the lowest scores in whichever list; "isomorphic", the lowest among those of equal
+    structure. `round_to` keeps the width of every list that is cut a multiple, because kernels are faster at such
+    widths; then one block of units more would be too much.
 
     >>> import secateur as sc
     >>> from torch import nn
@@ -43,7 +43,7 @@ class Macs(Remaining):
 
     @classmethod
     def at(cls, share: float) -> Macs:
-        """What is left when this share is gone."""
+        """A budget of what remains when this share is removed."""
         return cls(1.0 - (check_share("share", share) or 1e-9))
 
     def choose(self, selection: Selection) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""NOfM: of every m neighbours n stay, as sparse tensor cores want it (2 of 4)."""
+"""NOfM: of every m neighbours n remain, the pattern of sparse tensor cores (2 of 4)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["NOfM"]
 
 @dataclass(frozen=True)
 class NOfM(Budget):
-    """Of every `m` units that lie beside each other along `axis`, the `n` with the highest scores stay.
+    """Of every `m` adjacent units along `axis`, the `n` with the highest scores remain.
 
-    `axis` is `"in"` (what the layer takes in, as 2:4 hardware wants), `"out"`, or a number counting the
+    `axis` is `"in"` (the layer's inputs, as 2:4 hardware requires), `"out"`, or a number counting the
     sides of the grid the units form: the tensor's own axes for single weights, (out, in) for kernels and
     blocks. Units that form a line, such as filters, are taken along it.
 
@@ -70,8 +70,7 @@ class NOfM(Budget):
             raise OptionError(
                 f"{self}: the axis is no multiple of {self.m} in {', '.join(uneven[:8])}"
                 f"{' and more' if len(uneven) > 8 else ''}; leave these layers out with skip=[...], "
-                "or say what "
-                "becomes of the short group: tail='keep' or tail='share'"
+                "or choose how the short group is pruned: tail='keep' or tail='share'"
             )
         return {
             candidates.name: self._groups(candidates, side)
@@ -117,7 +116,7 @@ class NOfM(Budget):
 
 
 def _keep(groups: torch.Tensor, n: int) -> torch.Tensor:
-    """True for the n highest along the last axis; of equals the earlier goes first."""
+    """True for the n highest along the last axis; of equals the earlier is removed first."""
     order = torch.sort(groups, dim=-1, stable=True).indices
     keep = torch.zeros_like(groups, dtype=torch.bool)
     return keep.scatter(-1, order[..., groups.shape[-1] - n :], True)

@@ -16,14 +16,14 @@ __all__ = ["Overall"]
 
 @dataclass(frozen=True)
 class Overall(Budget):
-    """Of all units of the network, the round(sparsity * units) with the lowest scores go, wherever they are.
+    """Of all units of the network, the round(sparsity * units) with the lowest scores are removed, in whichever list.
 
     Units may differ in size: a filter of a wide layer holds more weights than one of a narrow layer. With
     `by="units"` the share is of units, whatever their size, and exact. With `by="weights"` it is of the
-    weights: units go from the lowest score on for as long as the weights removed stay within the share, so
+    weights: units are removed from the lowest score on while the weights removed are within the share, so
     that it is met to less than one unit.
 
-    A floor moves what it protects to other layers; the total stays exact.
+    Units that a floor protects are replaced by units of other layers; the total is exact.
 
     >>> import torch, secateur as sc
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
@@ -45,7 +45,7 @@ class Overall(Budget):
         return cls(share)
 
     def choose(self, selection: Selection) -> dict[str, torch.Tensor]:
-        """The lowest of all lists together go."""
+        """Remove the lowest of all lists together."""
         entries = selection.candidates
         ranked = [_protected(candidates) for candidates in entries]
         if self.by == "weights":
@@ -96,7 +96,7 @@ class Overall(Budget):
 
 
 def _protected(candidates: Candidates) -> torch.Tensor:
-    """The scores of a list with the units its floor protects put behind all others."""
+    """The scores of a list, with the units that its floor protects ordered after all others."""
     if candidates.least <= 0:
         return candidates.ranked
     safe = keep_highest([candidates.ranked], candidates.most)[0]

@@ -1,4 +1,4 @@
-"""Params: as few parameters remain as asked, counted exactly, met to the unit."""
+"""Params: at most a given number of parameters remains, counted exactly, met to the unit."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Params(Remaining):
 
     @classmethod
     def at(cls, share: float) -> Params:
-        """What is left when this share is gone."""
+        """A budget of what remains when this share is removed."""
         return cls(1.0 - (check_share("share", share) or 1e-9))
 
     def choose(self, selection: Selection) -> dict[str, torch.Tensor]:

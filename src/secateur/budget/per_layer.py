@@ -1,4 +1,4 @@
-"""PerLayer: a table says what each layer loses."""
+"""PerLayer: a table with the sparsity of each layer."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ __all__ = ["PerLayer"]
 
 @dataclass(frozen=True)
 class PerLayer(Budget):
-    """A sparsity per layer name or pattern; layers the table does not mean stay dense.
-
-    Where two patterns mean the same layer the later entry holds, so a general rule goes first: `{"*": 0.5,
-    "fc": 0.2}`. A pattern that means no layer is an error.
+    """A sparsity per layer name or pattern; layers that no pattern matches stay dense. If two patterns match the same
+    layer, the later entry holds, so a general rule comes first: `{"*": 0.5, "fc": 0.2}`. A pattern that matches no
+    layer is an error.
 
     >>> import torch, secateur as sc
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
@@ -55,7 +54,7 @@ class PerLayer(Budget):
         return cls({"*": share})
 
     def steps(self, schedule: Schedule) -> tuple[PerLayer, ...]:
-        """Every row of the table walks its own way to its own end."""
+        """Every row of the table rises to its own sparsity."""
         if isinstance(schedule, OneShot):
             return (self,)
         rows: Any = self.table
@@ -64,13 +63,13 @@ class PerLayer(Budget):
         return tuple(replace(self, table=tuple(zip(patterns, levels))) for levels in zip(*ways))
 
     def apart(self, selection: Selection) -> dict[str, Budget] | None:
-        """Each list that the table means, with its share."""
+        """Each list that the table matches, with its share."""
         rows: Any = self.table
         shares = selection.table(rows, "PerLayer")
         return {name: PerTensor(share) for name, share in shares.items()}
 
     def choose(self, selection: Selection) -> dict[str, torch.Tensor]:
-        """The lowest of each list go, as many as its row says."""
+        """Remove the lowest of each list, as many as its row says."""
         rows: Any = self.table
         shares = selection.table(rows, "PerLayer")
         chosen = {}

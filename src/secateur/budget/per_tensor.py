@@ -13,7 +13,7 @@ __all__ = ["PerTensor"]
 
 @dataclass(frozen=True)
 class PerTensor(Budget):
-    """Exactly round(sparsity * units) of each list go, half rounded to even; fewer where a floor forbids it.
+    """Exactly round(sparsity * units) of each list are removed, half rounded to even; fewer where a floor forbids it.
 
     >>> import torch, secateur as sc
     >>> sc.prune(torch.nn.Linear(5, 2), budget=sc.budget.PerTensor(0.3)).summary()[0].kept
@@ -35,7 +35,7 @@ class PerTensor(Budget):
         return {candidates.name: self for candidates in selection.candidates}
 
     def choose(self, selection: Selection) -> dict[str, torch.Tensor]:
-        """The lowest of each list go."""
+        """Remove the lowest of each list."""
         chosen = {}
         for candidates in selection.candidates:
             asked = share_of(self.sparsity, candidates.count)

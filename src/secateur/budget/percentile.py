@@ -1,4 +1,4 @@
-"""Percentile: units below a percentile of the scores go."""
+"""Percentile: units below a percentile of the scores are removed."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ __all__ = ["Percentile"]
 
 @dataclass(frozen=True)
 class Percentile(Budget):
-    """Units that score strictly less than the q-quantile of the scores go; interpolated as numpy does by default.
+    """Units that score strictly less than the q-quantile of the scores are removed; interpolated as numpy does by
+    default.
 
-    `PerTensor(q)` counts: it removes exactly round(q * n) units. A percentile draws a line: it removes what
-    lies below the value at position q * (n - 1), so of equal weights none. On large tensors without ties
-    the two agree to one unit.
+    `PerTensor(q)` counts: it removes exactly round(q * n) units. A percentile is a threshold: it removes units below
+    the value at position q * (n - 1), so of equal weights none. On large tensors without ties the two agree to one
+    unit.
 
-    `scope` is whose scores the line is drawn through: each `"tensor"` has its own, or there is one for the
-    `"network"`. `of` says whether units whose score is exactly 0 (those pruned before) count in it: `"all"` or
-    `"nonzero"`. `equal` says what becomes of units that lie on the line itself: they `"stay"`, or they `"go"`,
-    as in code that keeps what is greater than a percentile.
+    `scope` says which scores give the threshold: each `"tensor"` has its own, or there is one for the `"network"`. `of`
+    says whether units whose score is exactly 0 (those pruned before) count: `"all"` or `"nonzero"`. `equal` says what
+    happens to units that equal the threshold: they `"stay"`, or they `"go"`, as in code that keeps what is greater than
+    a percentile.
 
-    `q` may be a table of layer patterns, as `PerLayer` takes it; layers it does not mean stay dense.
+    `q` may be a table of layer patterns, as `PerLayer` takes it; layers that it does not match stay dense.
 
     >>> import torch, secateur as sc
     >>> layer = torch.nn.Linear(5, 1, bias=False)
@@ -69,11 +70,11 @@ class Percentile(Budget):
 
     @classmethod
     def at(cls, share: float) -> Percentile:
-        """The line that has this share below it."""
+        """The threshold that has this share below it."""
         return cls(share)
 
     def apart(self, selection: Selection) -> dict[str, Budget] | None:
-        """Each list by its own line, unless there is one for the network."""
+        """Each list by its own threshold, unless there is one for the network."""
         if self.scope == "network":
             return None
         table: Any = self.q
@@ -84,7 +85,7 @@ class Percentile(Budget):
         return {name: replace(self, q=share) for name, share in shares.items()}
 
     def choose(self, selection: Selection) -> dict[str, torch.Tensor]:
-        """Each list by its own line, or all by one."""
+        """Each list by its own threshold, or all by one."""
         table: Any = self.q
         if isinstance(table, tuple):
             shares = selection.table(table, "Percentile")
@@ -120,7 +121,7 @@ class Percentile(Budget):
             return [torch.ones_like(line, dtype=torch.bool) for line in scores]
         below, fraction = divmod(q * (count - 1), 1)
         low = value_at(counted, int(below))
-        # The line lies at `low`, or above it and not above the next value.
+        # The threshold is `low`, or above it and not above the next value.
         at_low = fraction == 0 or low == value_at(counted, int(below) + 1)
         if at_low and self.equal == "stay":
             return [line >= low for line in scores]

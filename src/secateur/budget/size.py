@@ -1,4 +1,4 @@
-"""Size: the model fits into a file of so many bytes: the real coded file, written and counted."""
+"""Size: the model fits into a file of a given number of bytes: the real coded file, written and counted."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["Size"]
 
 @dataclass(frozen=True)
 class Size(Remaining):
-    """As little is cut as lets `sc.save` write the model into at most so many bytes.
+    """Removes as little as needed for `sc.save` to write the model in at most a given number of bytes.
 
-    `bytes` is the limit, or `keep` the share of the bytes that the dense tensors take. The file is really written at
-    every try: with `bits`, of the shared model (`sc.share(model, bits=bits)`); `precision` and `batch_norm` are those
-    of `sc.save`. With a granularity whose pieces leave the model the file holds the shrunk one. What is found lies
-    within `within` of the limit unless the next unit back would pass it, or `most` files were written.
+    `bytes` is the limit, or `keep` the share of the bytes that the dense tensors take. The file is really written in
+    every attempt: with `bits`, of the shared model (`sc.share(model, bits=bits)`); `precision` and `batch_norm` are
+    those of `sc.save`. With a granularity whose units are cut out the file holds the shrunk model. The result is within
+    `within` of the limit, unless one unit more would exceed it, or `most` files were written.
 
     >>> import secateur as sc
     >>> _ = torch.manual_seed(0)
@@ -62,7 +62,7 @@ class Size(Remaining):
 
     @classmethod
     def at(cls, share: float) -> Size:
-        """What is left of the dense bytes when this share is gone."""
+        """A budget of the dense bytes that remain when this share is removed."""
         return cls(keep=1.0 - (check_share("share", share) or 1e-9))
 
     def choose(self, selection: Selection) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""StdDev: weights smaller than a multiple of their tensor's standard deviation go."""
+"""StdDev: weights smaller than a multiple of their tensor's standard deviation are removed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ __all__ = ["StdDev"]
 
 @dataclass(frozen=True)
 class StdDev(Budget):
-    """Units that score less than `sensitivity` times the standard deviation of their tensor's weights go.
+    """Units that score less than `sensitivity` times the standard deviation of their tensor's weights are removed.
 
     The deviation is that of all the tensor's weights as they are in the model, divided by n (not n - 1). It
-    is meant for single weights by magnitude, where score and deviation have the same unit; larger pieces
-    are compared with the same threshold all the same. How many go follows from the weights: tensors whose
-    weights are spread alike lose alike, whatever their scale. Of normally distributed weights 0.25 removes
-    20 %, 0.5 38 %, 1.0 68 %.
+    is meant for single weights by magnitude, where score and deviation have the same unit; larger units are compared
+    with the same threshold. How many are removed follows from the weights: tensors with the same distribution up to
+    scale lose the same share. Of normally distributed weights 0.25 removes 20 %, 0.5 38 %, 1.0 68 %.
 
     >>> import torch, secateur as sc
     >>> layer = torch.nn.Linear(4, 1, bias=False)

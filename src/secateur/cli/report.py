@@ -66,7 +66,7 @@ def report(
 
 
 def _place(word: str, store: Path) -> tuple[Path, str]:
-    """Which store, and which of its runs, a word on the command line means.
+    """The store and the run that a word on the command line names.
 
     >>> _place("3", Path("runs"))
     (PosixPath('runs'), '3')

@@ -1,4 +1,4 @@
-"""Verbs that do what a recipe says: `demo`, `run`, `sweep`.
+"""Verbs that run recipes: `demo`, `run`, `sweep`.
 
 >>> [verb.__name__ for verb in VERBS]
 ['demo', 'run', 'sweep']
@@ -41,7 +41,7 @@ __all__ = ["VERBS", "write_report"]
 
 @dataclass(frozen=True)
 class RunFlags:
-    """How a recipe is carried out, and where its outcome goes."""
+    """How a recipe is run, and where its results are written."""
 
     jobs: Jobs = 1
     dry_run: DryRun = False
@@ -123,7 +123,7 @@ def _run(
 
 
 def _show(ran: Ran, plan: RunPlan, store: Store, flags: RunFlags, json: bool) -> None:
-    """Print and write what came out; trials that failed are an error."""
+    """Print and write the results; trials that failed are an error."""
     from secateur.lab import tables
 
     if flags.out is not None:
@@ -135,7 +135,7 @@ def _show(ran: Ran, plan: RunPlan, store: Store, flags: RunFlags, json: bool) ->
         if found:
             show_table(head, found)
         elif not ran.failures:
-            print("nothing was measured; a step of kind `measure` says what came out")
+            print("nothing was measured; add a step of kind `measure` to see results")
     if flags.report is not None:
         page = write_report(store, ran.run, flags.report, ran.plan.recipe.allowed_code)
         print(f"report: {page}", file=sys.stderr if json else sys.stdout)
@@ -158,7 +158,7 @@ def write_report(store: Store, run: int, folder: Path, allow_code: AllowCode = F
 
 @with_flags
 def run(recipe: RecipePath, changes: RecipeChanges, flags: RunFlags, output: ProgressFlags) -> None:
-    """Do what a recipe says. Steps done before are not done again."""
+    """Run a recipe. Steps whose outcome is stored are not computed again."""
     _carry_out(changes.read(recipe), flags, output)
 
 
@@ -186,7 +186,7 @@ def sweep(
     flags: RunFlags,
     output: ProgressFlags,
 ) -> None:
-    """Run a recipe for every combination of a grid's values; what trials have in common is done once."""
+    """Run a recipe for every combination of a grid's values; steps that trials have in common are computed once."""
     from secateur.lab.grid import seeds as repeated
 
     grid = list(axes.grid or [])

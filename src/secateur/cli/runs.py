@@ -67,7 +67,7 @@ def show(
     *,
     output: OutputFlags,
 ) -> None:
-    """Print a run: where it came from, its steps, what was measured, and what failed."""
+    """Print a run: its origin, its steps, its measurements and its failures."""
     from dataclasses import asdict
 
     from secateur.lab import tables
@@ -92,7 +92,7 @@ def show(
 
 
 def _print_origin(row: RunRow) -> None:
-    """Print what a run was started with, and on what machine."""
+    """Print the command, seed and versions of a run, and its machine."""
     print(f"run {row.id}  {row.name}  {row.status}  {row.started[:19].replace('T', ' ')} UTC")
     print(f"command   {row.command}")
     print(f"seed      {row.seed}, device {row.device}")
@@ -128,7 +128,7 @@ def gc(
     *,
     output: OutputFlags,
 ) -> None:
-    """Free what no run refers to."""
+    """Delete what no run refers to, and free its space."""
     from secateur.lab.store import Store
 
     freed = Store(store, create=False).gc(keep=keep, dry_run=dry_run)

@@ -28,11 +28,11 @@ __all__ = ["VERBS"]
 
 @dataclass(frozen=True)
 class ScanFlags:
-    """What is cut at which levels, and what is measured of it."""
+    """What is pruned at which levels, and how it is evaluated."""
 
-    data: Annotated[str, typer.Option("--data", help="Accuracy is measured on the test images of this.")] = (
-        "digits"
-    )
+    data: Annotated[
+        str, typer.Option("--data", help="Accuracy is measured on the test images of this dataset.")
+    ] = "digits"
     granularity: Annotated[str, typer.Option("--granularity", help="What is cut as one unit.")] = "filter"
     criterion: Annotated[str, typer.Option("--criterion", help="How a weight is scored.")] = "l2"
     levels: Annotated[str, typer.Option("--levels", help="Sparsities: a,b,c or first:last:step.")] = (
@@ -58,7 +58,8 @@ class ScanFlags:
     quick: Annotated[
         bool,
         typer.Option(
-            "--quick/--plain", help="The same numbers from faster kernels; close images checked again."
+            "--quick/--plain",
+            help="The same numbers by a faster forward pass; uncertain images are checked again.",
         ),
     ] = True
 
@@ -81,23 +82,26 @@ class ScanFlags:
 
 @dataclass(frozen=True)
 class AllotFlags:
-    """What the scan is used for: one level for every layer."""
+    """The use of the scan: one level for every layer."""
 
     floor: Annotated[
         float | None,
-        typer.Option("--floor", help="Also allot: the highest level that keeps this accuracy, per layer."),
+        typer.Option(
+            "--floor", help="Also choose levels: the highest level that keeps this accuracy, per layer."
+        ),
     ] = None
     keep: Annotated[
-        float | None, typer.Option("--keep", help="Also allot: the best accuracy at this share of the cost.")
+        float | None,
+        typer.Option("--keep", help="Also choose levels: the best accuracy at this share of the cost."),
     ] = None
     cost: Annotated[
         str, typer.Option("--cost", help="What --keep is a share of: macs, params, size, latency (--trials).")
     ] = "macs"
 
     def check(self) -> None:
-        """Refuse two allotments at once."""
+        """Refuse two rules at once."""
         if self.floor is not None and self.keep is not None:
-            raise OptionError("--floor and --keep are two ways to allot; give one of them")
+            raise OptionError("--floor and --keep are two rules to choose levels; give only one of them")
 
     def show(self, found: Scan) -> None:
         """Print the level of every layer, if that was asked for."""
@@ -109,7 +113,7 @@ class AllotFlags:
 
 @dataclass(frozen=True)
 class ScanWorkFlags:
-    """Where the work is done, and where its outcome is kept."""
+    """Where the work is done, and where its results are kept."""
 
     workers: Annotated[
         int, typer.Option("--workers", "--jobs", "-j", min=1, help="Processes that share the layers.")
@@ -118,7 +122,8 @@ class ScanWorkFlags:
     address: Address = None
     out: Annotated[Path | None, typer.Option("--out", help="Write the scan as JSON to this file.")] = None
     resume: Annotated[
-        Path | None, typer.Option("--resume", help="A file that keeps the values; a stopped scan goes on.")
+        Path | None,
+        typer.Option("--resume", help="A file that keeps the values, so that a stopped scan continues."),
     ] = None
 
     def check(self) -> None:
@@ -130,7 +135,7 @@ class ScanWorkFlags:
             )
 
     def pool(self) -> WorkerPool | None:
-        """The processes that share the layers, or None for this one alone."""
+        """The processes that share the layers, or None for this process only."""
         from secateur.lab.engines.worker_pool import WorkerPool
 
         if self.engine is EngineChoice.ray:
@@ -142,7 +147,7 @@ class ScanWorkFlags:
 def scan(
     model: ModelFlags, flags: ScanFlags, allot: AllotFlags, work: ScanWorkFlags, output: OutputFlags
 ) -> None:
-    """How much accuracy each layer costs when it alone is pruned, at every level; the model stays as it is."""
+    """How much accuracy each layer costs when it alone is pruned, at every level; the model does not change."""
     from torch.nn import functional
 
     from secateur import data as datasets

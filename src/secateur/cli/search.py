@@ -24,7 +24,7 @@ __all__ = ["VERBS"]
 
 @dataclass(frozen=True)
 class SearchFlags:
-    """What is varied, and what is sought."""
+    """What is varied, and the objectives."""
 
     over: Annotated[
         list[str] | None,
@@ -40,12 +40,10 @@ class SearchFlags:
     )
     floor: Annotated[
         list[str] | None,
-        typer.Option(
-            "--floor", metavar="NAME=X", help="Give a trial up when this falls below X. Repeatable."
-        ),
+        typer.Option("--floor", metavar="NAME=X", help="Stop a trial when this falls below X. Repeatable."),
     ] = None
     trials: Annotated[
-        int, typer.Option("--trials", min=1, help="Trials in all, those of before included.")
+        int, typer.Option("--trials", min=1, help="Trials in total, those of earlier calls included.")
     ] = 20
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Trials at a time.")] = 1
     name: Annotated[str | None, typer.Option("--name", help="The study's name; default: the recipe's.")] = (
@@ -111,9 +109,7 @@ def _show(found: TrialSearchResult, axes: list[str], objectives: list[str]) -> N
     ]
     show_table(["trial", *axes, *objectives], rows)
     ended = sum(1 for one in found.tried if not one.values)
-    print(
-        f"{len(found.front)} of {len(found.tried)} trials are on the front; {ended} were given up or failed"
-    )
+    print(f"{len(found.front)} of {len(found.tried)} trials are on the front; {ended} were stopped or failed")
 
 
 VERBS = (search,)

@@ -1,4 +1,4 @@
-"""`serve-check`: an artefact loaded by its runtime alone, beside what it promises.
+"""`serve-check`: load an artefact by its runtime alone, and compare it with its promise.
 
 >>> VERBS[0].__name__
 'serve_check'
@@ -30,13 +30,14 @@ def serve_check(
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed calls.")] = 5,
     slowest: Annotated[
         float | None,
-        typer.Option("--slowest", help="Fail if a call takes more than so many times what was promised."),
+        typer.Option("--slowest", help="Fail if a call takes more than this many times the promised time."),
     ] = None,
     *,
     output: OutputFlags,
 ) -> None:
-    """Load an artefact in a process that has its runtime and not secateur; compare outputs, bytes and time with
-    what it promises."""
+    """Load an artefact in a process that has its runtime and not secateur; compare outputs, bytes and time with its
+    promise.
+    """
     from secateur.adapters.promises import serve_check as check
 
     found = check(path, allow_code=allow_code, repeats=repeats, slowest=slowest)

@@ -43,7 +43,7 @@ def explain(
     *,
     output: OutputFlags,
 ) -> None:
-    """Which channels are coupled, which cannot leave, and why. Nothing is changed."""
+    """Which channels are coupled, which cannot be removed, and why. Nothing is changed."""
     from secateur.lab.objects import atomic_write
     from secateur.structure.shrink import explain as look
 
@@ -81,7 +81,9 @@ class CutFlags:
             help="channel, head, head_size or layer, with its own share as in head=0.25. Repeatable.",
         ),
     ] = None
-    at_least: Annotated[int, typer.Option("--at-least", min=1, help="Units of every group that stay.")] = 1
+    at_least: Annotated[
+        int, typer.Option("--at-least", min=1, help="Fewest units of every group that remain.")
+    ] = 1
     round_to: Annotated[
         int | None, typer.Option("--round-to", min=1, help="Keep widths at a multiple of this.")
     ] = None

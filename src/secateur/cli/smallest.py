@@ -24,13 +24,13 @@ __all__ = ["VERBS"]
 
 @dataclass(frozen=True)
 class SmallestFlags:
-    """Where the search begins, and how each attempt is trained."""
+    """The starting values of the search, and how each attempt is trained."""
 
     lost: Annotated[float, typer.Option("--lost", help="Accuracy that may be lost, as a share: 0.01.")] = 0.01
     tries: Annotated[int, typer.Option("--tries", min=1, help="Number of attempts.")] = 10
-    keep: Annotated[float, typer.Option("--keep", help="Share of weights that stay, to begin with.")] = 0.1
-    bits: Annotated[int, typer.Option("--bits", min=1, max=8, help="Bits of a value, to begin with.")] = 3
-    rate: Annotated[float, typer.Option("--rate", min=0, help="Price of a bit, to begin with.")] = 0.01
+    keep: Annotated[float, typer.Option("--keep", help="Share of weights that remain, at the start.")] = 0.1
+    bits: Annotated[int, typer.Option("--bits", min=1, max=8, help="Bits of a value, at the start.")] = 3
+    rate: Annotated[float, typer.Option("--rate", min=0, help="Cost of a bit, at the start.")] = 0.01
     epochs: Annotated[int, typer.Option("--epochs", min=2, help="Epochs of the pruning training.")] = 20
     lr: Annotated[float, typer.Option("--lr", help="Its learning rate (Adam).")] = 0.002
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Its batch size.")] = 128

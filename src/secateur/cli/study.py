@@ -51,13 +51,13 @@ class StudyFlags:
 
 @dataclass(frozen=True)
 class WorkFlags:
-    """How the work is done, and what is left undone."""
+    """How the work is done, and whether it is done."""
 
     jobs: Annotated[
         int, typer.Option("--jobs", "-j", min=1, help="Number of processes that share the trials.")
     ] = 1
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be done and how long it takes; do nothing.")
+        bool, typer.Option("--dry-run", help="Print the steps and an estimate of the time; run nothing.")
     ] = False
     cached: Annotated[
         bool, typer.Option("--cached", help="Compute nothing: an error where the store lacks a step.")
@@ -67,7 +67,7 @@ class WorkFlags:
 
 @dataclass(frozen=True)
 class WrittenFlags:
-    """What is written beside the tables on standard output."""
+    """What is written in addition to the tables on standard output."""
 
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for the report; default: study-NAME-SCALE.")
@@ -170,7 +170,7 @@ def _engine(cluster: Cluster | None, store: Store, jobs: int, plan: StudyPlan) -
 
 
 def _command(name: str, scale: str, data: str | None, settings: list[str]) -> str:
-    """The command as the page prints it: without the folder where somebody keeps data."""
+    """The command as the page prints it: without paths of this machine."""
     given = [] if data is None else ["--data", data if not Path(data).exists() else "PATH"]
     shown = [word for setting in settings for word in ("--set", _without_path(setting))]
     return " ".join(["secateur", "study", name, "--scale", scale, *given, *shown])

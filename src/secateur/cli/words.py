@@ -1,4 +1,4 @@
-"""Verbs that print what can be named: `list`, `schema`.
+"""Verbs that print the available names: `list`, `schema`.
 
 >>> "magnitude" in dict(_described("criteria"))
 True
@@ -56,7 +56,7 @@ def list_(
     *,
     output: OutputFlags,
 ) -> None:
-    """List what can be named: criteria, granularities, budgets, models, data, measures, methods of weight sharing
+    """List the available names: criteria, granularities, budgets, models, data, measures, methods of weight sharing
     and of sparse training, steps, charts, sinks, studies."""
     if what is not None and what not in _FOLDERS:
         raise UnknownNameError(f"nothing to list under {what!r}: {near(what, _FOLDERS)}")

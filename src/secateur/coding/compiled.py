@@ -35,7 +35,7 @@ WORTH_IT = 1 << 16
 """Tensors of fewer weights are coded by numpy: loading the compiled loops would take longer."""
 LONGEST_BLOCK = 1 << 18
 """Blocks of more weights are coded by numpy: sums over them could leave 64 bits."""
-_PIECE = 1 << 17  # weights coded between two looks at the room left for the stream
+_PIECE = 1 << 17  # weights coded between two checks of the space left for the stream
 _WRONG = {1: "a coded stream holds a value outside the coder's range", 2: "a level lies outside the codebook"}
 
 
@@ -74,10 +74,10 @@ def walk(
     """Code all blocks of a tensor, or with `data` decode them, and leave book, mixers and forecasts as numpy would.
 
     Args:
-        loops: What `kernels` gave.
+        loops: The result of `kernels`.
         book: The tensor's planes.
         mixers: Those of zero, sign, magnitudes one by one, and binary digits.
-        sides: Levels below and above zero, whether there is a zero, how many magnitudes are told one by one, how many
+        sides: Levels below and above zero, whether there is a zero, how many magnitudes are coded one by one, how many
             binary digits the rest has, the most nodes of a digit, and the grain of the blocks.
         source: The planes of signed ranks; None to decode.
         data: The stream to decode.
@@ -126,7 +126,7 @@ def walk(
 
 
 def _called(loops: ModuleType, *arguments: object) -> int:
-    """One call of the compiled walk. A cache on disk that another version left is deleted, and the walk compiled anew.
+    """One call of the compiled walk. A cache on disk that another version left is deleted, and the walk compiled again.
 
     numba's cache names the classes of the arguments, so one that was written before a class was renamed cannot be read.
     That shows before anything is computed.
@@ -161,7 +161,7 @@ class _PackedMixers:
         self.arrays = (counts, begins, cells, strides, whole / 65536.0, whole, energies)
 
     def unpack(self) -> None:
-        """Hand weights and energies back."""
+        """Copy weights and energies back."""
         *_, whole, energies = self.arrays
         for mixer, length, weights, energy in zip(
             self._mixers, self._lengths, whole.tolist(), energies.tolist()
@@ -173,7 +173,7 @@ class _PackedForecasts:
     """A tensor's forecasts of one kind, one for each tap, side by side in a few arrays."""
 
     def __init__(self, book: PredictedContexts, kind: str):
-        first = 1 if kind == "value" else 0  # nothing foretells a value at the first tap
+        first = 1 if kind == "value" else 0  # nothing predicts a value at the first tap
         self._forecasts = {tap: book.forecast(kind, tap) for tap in range(first, book.layout.taps)}
         most = max((len(one.weights) for one in self._forecasts.values()), default=1)
         taps = book.layout.taps
@@ -191,7 +191,7 @@ class _PackedForecasts:
         self.arrays = (features, starts, weights, sums, room)
 
     def unpack(self) -> None:
-        """Hand everything back."""
+        """Copy everything back."""
         features, _, weights, sums, room = self.arrays
         for tap, one in self._forecasts.items():
             count = int(features[tap])
@@ -222,7 +222,7 @@ class _Coder:
         self.state[3] = 2
 
     def room(self, bits: int) -> None:
-        """Make room for what so many bits may become: 11.5 bits each at most."""
+        """Make room for this number of coded bits: 11.5 bits each at most."""
         if not self.decodes and int(self.state[3]) + bits // 2 + 4 > len(self.words):
             more = np.zeros(max(len(self.words), bits // 2 + 4), dtype=np.uint32)
             self.words = np.concatenate((self.words, more))

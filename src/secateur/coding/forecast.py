@@ -53,7 +53,7 @@ class Forecast:
         # Of products of two features, and of one and the target.
         self._sums = np.zeros((len(start), len(start) + 1))
         self._squares = self._sums.reshape(-1)[:: len(start) + 2]  # of one feature each
-        self._room = _SUMS  # how much can be added before the largest sum has to be looked at
+        self._room = _SUMS  # how much can be added before the largest sum has to be checked
 
     @property
     def weights(self) -> np.ndarray:
@@ -62,11 +62,11 @@ class Forecast:
 
     @property
     def state(self) -> tuple[list[float], list[float], np.ndarray, int]:
-        """The weights at the start and now, the sums, and how much can be added to them unlooked at."""
+        """The weights at the start and now, the sums, and how much can be added to them unchecked."""
         return self._start, self._weights, self._sums, self._room
 
     def take(self, weights: np.ndarray, sums: np.ndarray, room: int) -> None:
-        """Go on from where compiled loops came to."""
+        """Continue from the state of the compiled loops."""
         self._weights = weights.tolist()
         self._sums[:] = sums
         self._room = room

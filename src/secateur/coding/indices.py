@@ -50,7 +50,8 @@ def encode(
         zero: The level whose value is 0.0, or None.
         model: `fast` uses one table, `mixed` learns contexts, `strong` learns more contexts in finer steps and takes
             about six times as long.
-        memory: What the model learnt from earlier tensors; the decoder must be given the same. None starts afresh.
+        memory: What the model learnt from earlier tensors; the decoder must be given the same. None starts with an
+            empty one.
     """
     below, above = _sides(size, zero)
     kind, grain = MODELS[model]

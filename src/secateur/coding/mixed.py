@@ -49,7 +49,7 @@ class MixerBank:
         return self._mixers[name]
 
     def next_tensor(self) -> None:
-        """Reduce the counts of earlier tensors, so that a new one is learnt quickly."""
+        """Reduce the counts of earlier tensors, so that the model adapts to a new one quickly."""
         for mixer in self._mixers.values():
             mixer.next_tensor()
         for forecast in self.forecasts.values():
@@ -65,14 +65,14 @@ class CodingMode:
     grain: int
 
     def book(self, plan: planes.PlaneLayout, largest: int, memory: MixerBank) -> planes.Planes:
-        """What is known of a tensor before its first weight."""
+        """The planes of a tensor before its first weight."""
         if self.kind == "old":
             return planes.Planes(plan, largest)
         return PredictedContexts(plan, largest, memory.forecasts, self.kind == "plain")
 
     @property
     def byte(self) -> int:
-        """The way as one byte: model 1 has its own number before it, model 2 begins with it."""
+        """The mode as one byte: model 1 has its own number before it, model 2 begins with it."""
         if self.kind == "old":
             return 1 + self.unary + 8 * (self.grain - _LEAST_GRAIN)
         rich = int(self.kind == "rich")

@@ -72,7 +72,7 @@ class Mixer:
         self._stale = False
 
     def next_tensor(self) -> None:
-        """Reduce the counts of the last tensor, so that a new one is learnt quickly."""
+        """Reduce the counts of the last tensor, so that the mixer adapts to a new one quickly."""
         self._stale = True  # reducing twice is the same as once, so it can wait until the mixer is used
 
     def move_counts(self, there: np.ndarray) -> None:

@@ -346,7 +346,7 @@ class PlaneBlock:
         left_ones = self._sum(4, 5, signed) + self._sum(6, 7, signed)
         sums = np.empty((3, *self.shape), dtype=np.intp)
         sums[0] = cross
-        # A plane through left, up and up left goes on to this weight.
+        # A plane through left, up and up left, extended to this weight.
         sums[1] = cross - left_ones
         sums[2] = 2 * cross + self._sum(4, 8, signed)
         sums *= 16

@@ -2,7 +2,7 @@
 contexts of model 2, in addition to those of `planes`.
 
 For every tap, one `Forecast` predicts the magnitude from the densities of filter and channel and from the magnitudes of
-the same kernel's earlier taps; another predicts the value from their values. They go on learning from block to block
+the same kernel's earlier taps; another predicts the value from their values. They continue to learn from block to block
 and from tensor to tensor. docs/format.md defines every number.
 
 >>> import numpy as np

@@ -59,7 +59,7 @@ class Encoder:
 
 
 class Decoder:
-    """Reads back what an `Encoder` wrote, in the same order with the same probabilities."""
+    """Reads the bytes of an `Encoder`, in the same order with the same probabilities."""
 
     def __init__(self, data: bytes | memoryview):
         whole = bytes(data) + bytes(-len(data) % 4)

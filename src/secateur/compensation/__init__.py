@@ -1,25 +1,25 @@
-"""Accuracy without retraining: a layer's weights solved anew from inputs alone.
+"""Accuracy without retraining: the remaining weights of each layer refitted by least squares, from inputs alone.
 
-What pruning or sharing breaks, it breaks layer by layer, and a layer is a linear map: given its inputs and the outputs
+Pruning and sharing change the outputs layer by layer, and a layer is a linear map: given its inputs and the outputs
 that it should have, the best weights are the solution of least squares. That needs no label, no loss, no training
-pipeline, only some hundred inputs. How it works, from the front door inwards:
+pipeline, only a few hundred inputs. How it works, from the verb inwards:
 
 1. `compensate.compensate` (the verb `sc.compensate`) copies the model, applies the masks, and puts everything together.
 2. `batches` reads the calibration data once; `walking.Walk` runs a forward pass that stops before every layer, so that
-   all batches stand at the same layer while it is solved. Nothing is computed twice, and any forward will do: layers
-   are recognised when their function is called, not by the model's class.
+   all batches wait at the same layer while it is solved. Nothing is computed twice, and any forward will do: layers are
+   recognised when their function is called, not by the model's class.
 3. `calls.Call` reads such a call as a matrix product, whatever the layer: linear, convolution of any rank, grouped,
    depthwise, transposed.
 4. `moments.Moments` adds up the second moments of the layer's inputs (those of the *compressed* model, as they now are)
    and of the *dense* model's outputs: X^T X and X^T Y, all that least squares needs.
-5. `solver.LeastSquares`, with `least_squares.solve`, finds the weights on the support that each output has left.
+5. `solver.LeastSquares`, with `least_squares.solve`, finds the weights on the remaining support of each output.
 6. `fitting.fit` is the loop over layers that joins 2 to 5; biases and running means of batch norm follow each layer.
 7. `tuning.tune`, the optional second stage, takes gradient steps on the outputs of blocks and of the whole model.
 
-`support` judges which weights should stay, from the same moments; the criteria `wanda` and `obs` ask it. `sc.share`
+`support` chooses which weights should remain, from the same moments; the criteria `wanda` and `obs` use it. `sc.share`
 with `data=` finds codebooks by the same loop (`quantize.calibrated`).
 
-A layer of two inputs that always agree loses one of its weights, and the other takes over:
+A layer of two inputs that always agree loses one of its weights, and the other compensates for it:
 
 >>> import torch
 >>> from torch import nn

@@ -27,8 +27,8 @@ def read_all(who: str, data: Iterable[Any], model: nn.Module) -> list[Batch]:
 
     Args:
         who: the verb, for messages.
-        data: batches of inputs, of (inputs, targets), or dicts of keywords; targets are not looked at. A `Batch` is
-            taken as it is.
+        data: batches of inputs, of (inputs, targets), or dicts of keywords; targets are ignored. A `Batch` is used as
+            it is.
         model: the model they are for.
 
     Raises:
@@ -46,13 +46,13 @@ def read_all(who: str, data: Iterable[Any], model: nn.Module) -> list[Batch]:
     for (index, _), good in zip(checked, finite, strict=True):
         if not good:
             raise NonFiniteError(
-                f"{who}: batch {index} of the data holds NaN or infinity; leave that input out, or mend it"
+                f"{who}: batch {index} of the data holds NaN or infinity; leave that input out, or correct it"
             )
     return found
 
 
 def reread(data: Iterable[Any], first: Sequence[Batch], model: nn.Module) -> Iterator[Batch]:
-    """The data once more; the batches first read, where it was an iterator that is used up."""
+    """The data again; the batches already read, if it is an exhausted iterator."""
     if isinstance(data, Iterator):
         yield from first
         return
@@ -75,7 +75,7 @@ def _for(model: nn.Module, raw: Any, index: int) -> Batch:
 
 
 def leading_mask(batch: Batch, shape: torch.Size) -> torch.Tensor | None:
-    """For every row of a tensor of this shape, laid out flat, whether it is a token and not padding.
+    """For every row of a tensor of this shape, flattened, whether it is a token and not padding.
 
     None where the batch brings no attention mask of [examples, tokens] that fits the tensor's leading axes.
     """

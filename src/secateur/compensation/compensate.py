@@ -1,4 +1,5 @@
-"""`compensate`: the weights that stay make up for those that left, on unlabelled inputs, without training.
+"""`compensate`: refit the remaining weights to reproduce the dense model's outputs, on unlabelled inputs, without
+training.
 
 >>> import torch
 >>> from torch import nn
@@ -52,10 +53,10 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class Compensated:
-    """What `compensate` gives back.
+    """The result of `compensate`.
 
-    `model` is a copy with the new weights, `masks` its masks (those given, unless the solver chose anew), `layers` says
-    of every layer that was solved how far it was off before and after, `notes` what else should be known.
+    `model` is a copy with the new weights, `masks` its masks (those given, unless the solver reselected), `layers`
+    holds each solved layer's error before and after, `notes` further remarks.
     """
 
     model: nn.Module
@@ -92,20 +93,20 @@ def compensate(
     tune: Tuning | int | None = None,
     progress: Progress | None = None,
 ) -> Compensated:
-    """Solve the weights that stay anew, so that every layer answers as the dense model's did; without labels.
+    """Refit the remaining weights, so that every layer's outputs are close to the dense model's; without labels.
 
     Layer after layer, in the order in which they run: least squares between the inputs that the compressed model really
     gives the layer and the outputs that the dense model's layer has on its own. Then the bias, or the running mean of a
-    batch norm behind it, takes up what is left of the mean. Layers without a mask are solved too where their inputs
-    changed: so consumers make up for channels that left. Then, with `tune`, gradient steps on the outputs of the blocks
-    and of the whole model. The model given stays as it is, however the call ends.
+    batch norm behind it, corrects the rest of the mean. Layers without a mask are solved too where their inputs
+    changed: so consumers compensate for removed channels. Then, with `tune`, gradient steps on the outputs of the
+    blocks and of the whole model. The model given is not changed, even if the call fails.
 
     Args:
         model: the model to compress; the masks need not have been applied.
-        masks: which weights stay, from `sc.prune` or `sc.Masks.of_zeros(model)`; held exactly.
-        data: a few hundred inputs or more, in batches: tensors, (inputs, targets) whose targets are not looked at, or
+        masks: which weights remain, from `sc.prune` or `sc.Masks.of_zeros(model)`; held exactly.
+        data: a few hundred inputs or more, in batches: tensors, (inputs, targets) whose targets are ignored, or
             dicts of keywords, whose `attention_mask` leaves padding out.
-        dense: the model to answer like; by default `model` itself, as it is before the masks.
+        dense: the model to reproduce; by default `model` itself, as it is before the masks.
         skip: layers that keep their weights, by name, glob or class.
         solver: how a layer is solved; by default `LeastSquares()`, on the support that the masks give.
         tune: the second stage: a `Tuning`, or a number of passes over the data; None leaves it out.
@@ -117,7 +118,7 @@ def compensate(
     Raises:
         MaskMismatchError: for masks of another model, or a `dense` of another shape.
         DataError: for data that holds no batch.
-        NonFiniteError: where the data, or what a layer makes of it, holds NaN or infinity; the layer is named.
+        NonFiniteError: where the data, or a layer's output for it, holds NaN or infinity; the layer is named.
         NothingToDoError: where nothing is masked and the model is the dense one.
     """
     model, dense = plain_model(model), dense if dense is None else plain_model(dense)
@@ -132,7 +133,8 @@ def compensate(
     reference = model if dense is None else check_dense(model, dense)
     if dense is None and all(bool(mask.all()) for mask in masks.values()):
         raise NothingToDoError(
-            "compensate: the masks remove nothing, so there is nothing to make up for; prune first, or pass the model "
+            "compensate: the masks remove nothing, so there is nothing to compensate for; prune first, or pass the "
+            "model "
             "before it was changed as dense="
         )
     batches = read_all("compensate", data, reference)
@@ -183,7 +185,7 @@ def check_dense(model: nn.Module, dense: nn.Module) -> nn.Module:
 def _held(
     student: nn.Module, masks: Masks, skip: Pattern | Sequence[Pattern] | None
 ) -> tuple[dict[str, torch.Tensor], frozenset[str], list[str]]:
-    """The masks under the parameters' first names, the weights that are left as they are, and what is to be said."""
+    """The masks under the parameters' first names, the weights that are left as they are, and remarks."""
     first = {id(parameter): name for name, parameter in student.named_parameters()}
     every = dict(student.named_parameters(remove_duplicate=False))
     held: dict[str, torch.Tensor] = {}

@@ -1,9 +1,9 @@
-"""`fit`: the layers of a network one after another, each on the inputs that the network as it now stands gives it.
+"""`fit`: the layers of a network one after another, each on the inputs that it gets in the present network.
 
-Two models walk through the data together: the dense one, whose outputs are the targets, and the one that is being
-compressed, whose inputs are what each layer really gets. All batches stand at a layer until a `Solver` has found its
-new weights from the layer's `Problem`; then they go on to the next. So a layer also makes up for the errors of those
-before it. What is in memory: the moments of one layer, and of every batch what its forward pass holds at that moment.
+Two models run through the data together: the dense one, whose outputs are the targets, and the one that is being
+compressed, whose inputs are what each layer really gets. All batches wait at a layer until a `Solver` has found its new
+weights from the layer's `LayerProblem`; then they continue to the next. So a layer also compensates for the errors of
+those before it. Memory holds the moments of one layer, and the live tensors of every batch's forward pass.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ROWS_AT_LEAST = 20_000
 
 @dataclass(frozen=True)
 class FittedLayer:
-    """What was done to one layer.
+    """The result for one layer.
 
     `before` and `after` are squared errors of its outputs on the calibration data, against the dense layer's, as shares
     of the variance of those (of their energy, where the layer has no intercept).
@@ -51,7 +51,7 @@ class FittedLayer:
 
 @dataclass(frozen=True, eq=False)
 class LayerProblem:
-    """One layer's least squares: the normal equations, its weight as it stands and in the dense model, and its mask."""
+    """One layer's least squares: the normal equations, its present weight and that of the dense model, and its mask."""
 
     name: str
     geometry: Geometry
@@ -73,10 +73,10 @@ class LayerProblem:
 
 
 class Solver(Protocol):
-    """What finds a layer's new weight."""
+    """The interface of solvers: an object that finds a layer's new weight."""
 
     always: ClassVar[bool]
-    """Whether layers are asked for that have no mask and whose inputs are the dense model's."""
+    """Whether layers are solved that have no mask and whose inputs are the dense model's."""
 
     def __call__(self, layer: LayerProblem) -> Solution:
         """The layer's new weight."""
@@ -94,21 +94,21 @@ class Solution:
 
 @dataclass
 class Setting:
-    """What stays the same through one `fit`."""
+    """The constants of one `fit`."""
 
     dense: nn.Module
     student: nn.Module
     batches: Sequence[Batch]
     masks: dict[str, torch.Tensor]
     frozen: frozenset[str]
-    """Names of weights that are left as they are."""
+    """Names of weights that are not changed."""
     device: torch.device
     seed: int = 0
     notes: list[str] = field(default_factory=list)
     student_batches: Sequence[Batch] | None = None
-    """What the student is called with, where that differs: a part of a model behind parts that have changed."""
+    """The student's inputs, if they differ: for a part of a model after parts that have changed."""
     outputs: tuple[list[Any], list[Any]] | None = None
-    """After `fit`: what the dense model and the student gave for every batch."""
+    """After `fit`: the outputs of the dense model and of the student for every batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +124,7 @@ class Observed:
 
 
 def fit(setting: Setting, solver: Solver, progress: Progress | None = None) -> list[FittedLayer]:
-    """Solve every layer of `setting.student` anew, in the order in which they run; what was done to each."""
+    """Solve every layer of `setting.student`, in the order in which they run; returns the result for each."""
     order, repeated = _order(setting)
     pooled = _pooled(setting, repeated - setting.frozen)
     done: set[str] = set()
@@ -228,7 +228,7 @@ def observed(setting: Setting) -> Iterator[Observed]:
 
 
 def _norm_follows(walk: Walk, outputs: torch.Tensor) -> bool:
-    """Whether the pass now stands before a batch norm of just these outputs."""
+    """Whether the pass has reached a batch norm of exactly these outputs."""
     return isinstance(walk.call, NormCall) and walk.call.inputs is outputs
 
 
@@ -245,7 +245,7 @@ def _added(
 
 
 def chosen_rows(setting: Setting, call: Call, outputs: torch.Tensor, index: int) -> torch.Tensor | None:
-    """Which rows of a batch count: padding does not, and of very many a random choice is enough; None for all."""
+    """Which rows of a batch count: padding does not, and of very many rows a random sample is enough; None for all."""
     batch = setting.batches[index]
     count = call.geometry.positions(outputs)
     valid = leading_mask(batch, outputs.shape)
@@ -263,7 +263,7 @@ def chosen_rows(setting: Setting, call: Call, outputs: torch.Tensor, index: int)
 
 @dataclass
 class _Layer:
-    """One stop of all walks: the moments gathered there, and what the solver makes of them."""
+    """One stop of all walks: the moments collected there, and the solver's result."""
 
     setting: Setting
     name: str
@@ -275,7 +275,7 @@ class _Layer:
     unlike: bool = False
 
     def fitted(self, solver: Solver) -> FittedLayer | None:
-        """Solve it and write the weights into the student; None where nothing was to be done."""
+        """Solve it and write the weights into the student; None if there was nothing to do."""
         calls = [self.student[index].call for index in self.here]
         if not calls:
             return None
@@ -290,8 +290,8 @@ class _Layer:
         intercept = self._gather(call)
         if self.moments is None or not self.moments.finite():
             raise NonFiniteError(
-                f"{self.name}: its inputs or outputs on the calibration data hold NaN or infinity; look at the data, "
-                "and at the layers before it"
+                f"{self.name}: its inputs or outputs on the calibration data hold NaN or infinity; check the data, "
+                "and the layers before it"
             )
         weight = self.parameter
         mask = self.setting.masks.get(self.name)
@@ -321,7 +321,7 @@ class _Layer:
             )
             if (
                 not paired
-            ):  # routed elsewhere: the dense layer's answer to other tokens is no target for these
+            ):  # routed elsewhere: the dense layer's outputs for other tokens are no targets for these
                 self.unlike = self.changed = True
                 outputs = self.student[index].run()
             else:
@@ -349,7 +349,7 @@ class _Layer:
     def _solved(
         self, solver: Solver, call: Call, weight: torch.Tensor, mask: torch.Tensor, intercept: bool
     ) -> FittedLayer:
-        """The solver's weight, and the intercept that goes with it, written where no error grows by it."""
+        """The solver's weight, and its intercept, written where no error grows by it."""
         assert self.moments is not None
         problem = self.moments.problem(intercept)
         geometry = call.geometry
@@ -388,7 +388,7 @@ class _Layer:
             parameter.copy_(offset if mask is None else offset * mask.to(parameter.device))
 
     def _norm(self) -> None:
-        """Batch norm: running means moved by as much as the mean input is off the dense model's."""
+        """Batch norm: running means moved by the difference of the mean input from the dense model's."""
         moved: torch.Tensor | None = None
         count = 0
         for index in self.here:

@@ -1,4 +1,4 @@
-"""`solve`: the weights that stay, anew, so that the outputs come as near to the targets as they can.
+"""`solve`: the least-squares solution on the remaining weights, with the outputs nearest to the targets.
 
 Every output has its own support. Outputs of one support share a Cholesky factor; where supports differ, many small
 systems are factored at once; where that would take too long, the systems of all outputs are improved together by
@@ -43,7 +43,7 @@ def solve(
     Args:
         hessian: X^T X, [features, features].
         cross: X^T Y, [features, outputs].
-        start: the weights that the ridge draws to, [features, outputs].
+        start: the weights towards which the ridge pulls, [features, outputs].
         keep: True where a weight may differ from zero, [features, outputs].
         ridge: the weight of the distance to `start`, in the units of the Hessian's diagonal.
         rounds: rounds of conjugate gradients at most, where factoring would take too long.
@@ -118,8 +118,8 @@ def conjugate_gradients(
 ) -> torch.Tensor:
     """At most `rounds` of conjugate gradients for all outputs at once, from `start`, on the diagonal's scale.
 
-    Every output's error falls in every round, so that it may be stopped at any: it is where the squared slope has
-    fallen to the share `enough` of its start. Outputs are worked on in slices, and in
+    Every output's error falls in every round, so that it may be stopped at any: it stops where the squared slope has
+    fallen to the share `enough` of its start. Outputs are processed in slices, and in
     float32 where the Hessian has more than 4,096 rows.
     """
     dtype = torch.float32 if hessian.shape[0] > 4096 else hessian.dtype

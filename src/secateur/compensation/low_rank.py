@@ -87,7 +87,7 @@ def replaced(
     """A copy with two layers for each of `ranks`, and how far it is from the truncated dense weights.
 
     Args:
-        model: The model; it stays as it is.
+        model: The model; it is not changed.
         found: The decompositions of these layers.
         ranks: The rank of each.
         example: What both are run on, in float64.
@@ -112,7 +112,7 @@ def replace_(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
         ranks: The rank of each layer, by name. They may come from a file: a rank that saves no weights is refused.
 
     Raises:
-        PatternError: A name is no layer that can be factorised.
+        PatternError: A name is not that of a layer that can be factorised.
         OptionError: A rank is out of range.
     """
     layers = factorisable(model)
@@ -126,13 +126,13 @@ def check_ranks(layers: Mapping[str, Layer], ranks: Mapping[str, int]) -> None:
     """Raise unless each name is a layer that can be factorised and each rank saves weights.
 
     Args:
-        layers: Those that can be.
+        layers: The layers that can be factorised.
         ranks: The rank of each layer, by name.
     """
     for name, rank in ranks.items():
         if name not in layers:
             raise PatternError(
-                f"ranks: {name!r} is no layer that can be factorised: {near(name, list(layers))}"
+                f"ranks: {name!r} is not a layer that can be factorised: {near(name, list(layers))}"
             )
         most = most_rank(layers[name])
         if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= most:
@@ -241,13 +241,13 @@ def _input_roots(
 def _decomposition(name: str, layer: Layer, root: torch.Tensor | None) -> Decomposition:
     weight = layer.weight.detach().double().flatten(1)
     if not bool(weight.isfinite().all()):
-        raise NonFiniteError(f"{name}.weight holds NaN or infinity; mend it before it is factorised")
+        raise NonFiniteError(f"{name}.weight holds NaN or infinity; correct it before it is factorised")
     left, values, _ = torch.linalg.svd(weight if root is None else weight @ root, full_matrices=False)
     return Decomposition(left, values.square())
 
 
 def two_layers(layer: Layer, rank: int) -> nn.Sequential:
-    """The two layers that stand for one, where it is and in its mode; their weights are still to be filled in.
+    """The two layers that replace one, on its device and in its mode; their weights are not filled in yet.
 
     Args:
         layer: The layer.
@@ -272,7 +272,7 @@ def two_layers(layer: Layer, rank: int) -> nn.Sequential:
 
 @torch.no_grad()
 def _fill(layer: Layer, pair: nn.Sequential, left: torch.Tensor) -> torch.Tensor:
-    """Fill in the weights of the two layers; return the dense weight that they stand for, in float64."""
+    """Fill in the weights of the two layers; return the dense weight that they represent, in float64."""
     first, second = pair[0], pair[1]
     assert isinstance(first, (nn.Linear, nn.Conv2d))
     assert isinstance(second, (nn.Linear, nn.Conv2d))

@@ -16,8 +16,8 @@ __all__ = ["Advance", "Progress"]
 class Advance:
     """One step done.
 
-    `kind` is "layer" or "pass", `name` says which, `position` counts from 1 up to `total`, `seconds_left` is foretold
-    from the time the steps before took.
+    `kind` is "layer" or "pass", `name` says which, `position` counts from 1 up to `total`, `seconds_left` is estimated
+    from the time of the steps before.
     """
 
     kind: str
@@ -33,4 +33,4 @@ class Advance:
 
 
 Progress = Callable[[Advance], None]
-"""Called with each `Advance`; an exception it raises ends the work, and the model stays as it was."""
+"""Called with each `Advance`; an exception it raises ends the work, and the model is unchanged."""

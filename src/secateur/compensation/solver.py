@@ -1,4 +1,4 @@
-"""`LeastSquares`: how `compensate` solves a layer, on the masks' support or on one of the same size that suits better.
+"""`LeastSquares`: how `compensate` solves a layer, on the masks' support or on a better one of the same size.
 
 >>> LeastSquares(damping=0.001).reselect
 False
@@ -26,8 +26,9 @@ class LeastSquares:
     """Damped least squares on each output's own support.
 
     Args:
-        damping: how strongly weights are drawn to those at hand, as a share of the mean square of a layer's inputs.
-        reselect: choose anew which of a layer's weights stay, as many as its mask keeps, by alternating direction on
+        damping: the strength of the penalty on changes of the weights, as a share of the mean square of a layer's
+            inputs.
+        reselect: choose again which of a layer's weights remain, as many as its mask keeps, by alternating direction on
             the inputs it now has, where that lowers the error. For masks of single weights: the patterns of kernels,
             blocks and n:m are not kept; a mask of whole outputs or inputs is.
         rounds: the most rounds of conjugate gradients, by which layers are solved that are too large to factor. The
@@ -54,7 +55,7 @@ class LeastSquares:
             )
 
     def __call__(self, layer: LayerProblem) -> Solution:
-        """The weights of least error; an output whose error would grow keeps those at hand."""
+        """The weights of least error; an output whose error would grow keeps its present ones."""
         keep, mask = layer.keep, None
         new = self._solved(layer, layer.matrix, keep)
         if self.reselect and not _of_lines(keep):
@@ -70,7 +71,7 @@ class LeastSquares:
         return Solution(layer.geometry.weight(new, layer.weight.shape), mask, note)
 
     def _solved(self, layer: LayerProblem, start: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        """The solution on a support, or `start` for the outputs that are no better by it."""
+        """The solution on a support, or `start` for the outputs that do not improve."""
         problem, parts = layer.problem, []
         for group in range(start.shape[0]):
             hessian = problem.hessian[group]

@@ -1,8 +1,8 @@
-"""Which weights of a layer should stay, judged by its second moments: `costs` and `alternating_support`.
+"""Which weights of a layer should remain, by its second moments: `costs` and `alternating_support`.
 
-Removing a weight costs its square over the diagonal of the inverse Hessian, halved, once the others of its row have
-made up for it (Hassibi and Stork 1993, "Optimal Brain Surgeon"). `removal_costs` removes the weights of every output
-one by one, the cheapest first, and notes what the error grew by (Frantar and Alistarh 2022, "Optimal Brain
+Removing a weight costs its square over the diagonal of the inverse Hessian, halved, once the others of its row
+compensate for it (Hassibi and Stork 1993, "Optimal Brain Surgeon"). `removal_costs` removes the weights of every output
+one by one, the cheapest first, and records how much the error grew (Frantar and Alistarh 2022, "Optimal Brain
 Compression"). `alternating_support` looks for the best set of a given size by alternating direction (Meng et al. 2024,
 "ALPS").
 
@@ -37,13 +37,13 @@ def inverse(hessian: torch.Tensor, damping: float) -> torch.Tensor:
 
 
 def single_costs(hessian: torch.Tensor, weight: torch.Tensor, damping: float = 0.01) -> torch.Tensor:
-    """What the error grows by when one weight alone is removed and its row makes up for it, [features, outputs]."""
+    """The growth of the error when one weight alone is removed and its row compensates for it, [features, outputs]."""
     spread = inverse(hessian, damping).diagonal().clamp_min(1e-30)
     return weight.to(hessian.dtype).square() / spread[:, None]
 
 
 def costs(hessian: torch.Tensor, weight: torch.Tensor, damping: float) -> torch.Tensor:
-    """`removal_costs`, or where that would take too long, what the same comes to by its curve.
+    """`removal_costs`, or an estimate of them by a sampled curve where that would take too long.
 
     A large layer's weights are ordered by `single_costs`; how fast the error grows along that order is taken from some
     of its outputs, on which the weights are removed one by one.
@@ -77,16 +77,18 @@ def largest(magnitudes: torch.Tensor, count: int) -> torch.Tensor:
 def removal_costs(
     hessian: torch.Tensor, weight: torch.Tensor, damping: float = 0.0, steps: int = 64
 ) -> torch.Tensor:
-    """What the error grows by at each weight's removal, row by row, the cheapest first and never less than before.
+    """The growth of the error at each weight's removal, row by row, the cheapest first and never less than before.
 
     Args:
         hessian: X^T X, [features, features].
         weight: [features, outputs].
         damping: added to the Hessian's diagonal, as a share of its mean.
-        steps: into how many removals an output's weights are divided: with more weights than steps several go at once.
+        steps: into how many removals an output's weights are divided: with more weights than steps several are removed
+            at once.
 
     Returns:
-        The cost of every weight, [features, outputs]: of the weights of one output, those of least cost go first.
+        The cost of every weight, [features, outputs]: of the weights of one output, those of least cost are removed
+        first.
     """
     features, outputs = weight.shape
     whole = inverse(hessian, damping)
@@ -141,7 +143,7 @@ def alternating_support(
         hessian: X^T X, [features, features].
         cross: X^T Y, [features, outputs].
         start: the dense weights, [features, outputs].
-        choose: from magnitudes to the mask of those that stay; it fixes how many.
+        choose: from magnitudes to the mask of those that remain; it fixes how many.
         damping: added to the Hessian's diagonal, as a share of its mean.
         rounds: how often the two sides alternate, at most.
 

@@ -1,9 +1,9 @@
-"""`Tuning` and `tune`: what least squares left is made smaller by gradient steps, still without a label.
+"""`Tuning` and `tune`: gradient steps that reduce the error left by least squares, still without labels.
 
 The compressed model is trained to give the dense model's outputs, and the outputs of its blocks, on the calibration
 inputs (distillation: Hinton et al. 2015; on block outputs: Romero et al. 2015). Masks are held, batch norm keeps its
-statistics, dropout is off. Data that is drawn anew each time it is read (augmented images) is read anew in each pass,
-which is what keeps a small calibration set from being learnt by heart.
+statistics, dropout is off. Data that differs each time it is read (augmented images) is read again in each pass, which
+prevents overfitting to a small calibration set.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Tuning:
     """How the second stage works.
 
     Args:
-        passes: how often the data is gone through.
+        passes: the number of passes over the data.
         lr: the largest step of Adam, as a share of a tensor's root mean square; it rises over the first steps and falls
             by a cosine.
-        blocks: the weight of the blocks' outputs beside the model's own; 0 compares the model's outputs alone.
+        blocks: the weight of the blocks' outputs relative to the model's own; 0 compares the model's outputs alone.
         precision: "fp32", or "bf16" for forward and backward under autocast.
 
     Raises:
@@ -91,20 +91,20 @@ def tune(
     progress: Progress | None = None,
     ties: Mapping[str, torch.Tensor] | None = None,
 ) -> str:
-    """Train `student`, in place, to answer as `dense` does; what came of it, in words.
+    """Train `student`, in place, to reproduce the outputs of `dense`; returns the result as a sentence.
 
     Args:
         dense: the model whose outputs are the targets; in evaluation mode.
         student: the model to train; in evaluation mode, masks applied.
-        data: the calibration data, read anew in each pass where that is possible.
-        batches: the same as first read: what an iterator is replaced by, and what the outcome is judged on.
-        masks: which weights stay, by name; the others stay zero.
+        data: the calibration data, read again in each pass where that is possible.
+        batches: the same as first read: they replace an exhausted iterator, and the result is judged on them.
+        masks: which weights remain, by name; the others stay zero.
         options: passes, step size and so on.
         progress: called after each pass.
         ties: by name, indices of a tensor's shape: weights of one index move together, so equal ones stay equal.
 
     Returns:
-        One sentence with the error before and after. Where the error did not fall, the student is as it was.
+        One sentence with the error before and after. If the error did not fall, the student is unchanged.
     """
     watched = blocks_of(dense) if options.blocks else []
     judged = batches[:: max(1, len(batches) // 8)]
@@ -144,14 +144,12 @@ def tune(
     after = _judge(dense, student, judged)
     if not after < before:
         student.load_state_dict(state)
-        return (
-            f"tuning did not lower the error of the outputs ({before:.4g} to {after:.4g}) and was taken back"
-        )
+        return f"tuning did not lower the error of the outputs ({before:.4g} to {after:.4g}) and was undone"
     return f"tuning lowered the error of the outputs from {before:.4g} to {after:.4g} of their variance"
 
 
 def _optimizer(model: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """Adam with a step of its own for every tensor, as a share of its size."""
+    """Adam with a separate step for every tensor, as a share of its size."""
     groups = []
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.is_floating_point():
@@ -163,7 +161,7 @@ def _optimizer(model: nn.Module, lr: float) -> torch.optim.Optimizer:
 
 
 def _tie(tied: Sequence[tuple[nn.Parameter, torch.Tensor]]) -> None:
-    """The gradient of weights that are one value: the mean of theirs, so that Adam moves them alike."""
+    """Give weights of one value the mean of their gradients, so that Adam moves them alike."""
     for parameter, index in tied:
         if parameter.grad is not None:
             flat = parameter.grad.reshape(-1)
@@ -173,7 +171,7 @@ def _tie(tied: Sequence[tuple[nn.Parameter, torch.Tensor]]) -> None:
 
 
 def _hold(held: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Removed weights back to exactly zero."""
+    """Set removed weights back to exactly zero."""
     with torch.no_grad():
         for parameter, mask in held:
             parameter.mul_(mask)

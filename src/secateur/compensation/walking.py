@@ -1,8 +1,8 @@
-"""`Walk`: one forward pass that stops before every call of a layer, and goes on when told.
+"""`Walk`: one forward pass that stops before every call of a layer, and continues on demand.
 
-The pass runs in a thread of its own, and never at the same time as its caller: either the caller works or the pass
-does. So the batches of a calibration set can stand at one layer together, until that layer has its new weights, and
-nothing is computed twice. What a pass keeps in memory is what the forward itself holds at that moment.
+The pass runs in a thread of its own, and never at the same time as its caller: either the caller runs or the pass does.
+So all batches of a calibration set can wait at one layer until it has its new weights, and nothing is computed twice. A
+pass keeps in memory the live tensors of its forward.
 
 >>> import torch
 >>> from torch import nn
@@ -37,8 +37,9 @@ _attention = FunctionType(
     "multi_head_attention_forward",
     functional.multi_head_attention_forward.__defaults__,
 )
-"""Attention of `nn.MultiheadAttention` as torch computes it, but open to a mode: torch hands the whole function to the
-mode, this one its projections, which are layers."""
+"""Attention of `nn.MultiheadAttention` as torch computes it, but visible to a mode: torch passes the whole function
+to the mode, this one its projections, which are layers.
+"""
 
 
 class _AbandonedError(BaseException):
@@ -46,7 +47,7 @@ class _AbandonedError(BaseException):
 
 
 class _Stops(TorchFunctionMode):
-    """Hands every call of a layer over to the walk; all else runs as it would."""
+    """A mode that passes every call of a layer to the walk; everything else runs as usual."""
 
     def __init__(self, walk: Walk):
         super().__init__()
@@ -66,10 +67,10 @@ class _Stops(TorchFunctionMode):
 
 
 class Walk:
-    """A forward pass of `model`, standing before the call `call`; None when it is over.
+    """A forward pass of `model`, stopped before the call `call`; None when it is over.
 
-    `run()` computes the call with the weights as they are now, `advance()` hands the result to the pass and goes on to
-    the next call. Leaving the context abandons what is left of the pass.
+    `run()` computes the call with the weights as they are now, `advance()` passes the result to the forward and
+    continues to the next call. Leaving the context abandons the rest of the pass.
     """
 
     def __init__(self, model: nn.Module, names: Names, args: tuple[Any, ...], kwargs: Mapping[str, Any]):
@@ -91,13 +92,13 @@ class Walk:
             if not self._abandoned:
                 with torch.no_grad(), _Stops(self):
                     self.output = model(*args, **kwargs)
-        except BaseException as error:  # handed to the caller's thread, which raises it
+        except BaseException as error:  # passed to the caller's thread, which raises it
             self._error = error
         self.call = self._compute = None
         self._ours.release()
 
     def _stop(self, call: Call | NormCall, compute: Callable[[], Any]) -> Any:
-        """Stand before a call until the caller has run it."""
+        """Wait before a call until the caller has run it."""
         self.call, self._compute = call, compute
         self._ours.release()
         self._theirs.acquire()
@@ -115,7 +116,7 @@ class Walk:
             raise error
 
     def run(self) -> torch.Tensor:
-        """The result of the call at which the pass stands; computed once."""
+        """The result of the call at which the pass is stopped; computed once."""
         assert self._compute is not None
         if not self._ready:
             with torch.no_grad():
@@ -124,19 +125,19 @@ class Walk:
         return self._result
 
     def advance(self) -> None:
-        """On to the next call."""
+        """Continue to the next call."""
         self.run()
         self._ready = False
         self._go_on()
 
     def finish(self) -> Any:
-        """All that is left of the pass; its output."""
+        """Run the rest of the pass; returns its output."""
         while self.call is not None:
             self.advance()
         return self.output
 
     def close(self) -> None:
-        """Abandon the pass, wherever it stands."""
+        """Abandon the pass, wherever it is stopped."""
         if self._thread.is_alive():
             self._abandoned = True
             self._theirs.release()

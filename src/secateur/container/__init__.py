@@ -1,7 +1,7 @@
 """The .sct file: one self-contained, checked, losslessly coded file of tensors.
 
 A model, a state dict or a checkpoint goes in; a file comes out, and from it the same tensors, bit for bit.
-docs/format.md specifies every byte; docs/SECURITY.md says what a hostile file cannot do.
+docs/format.md specifies every byte; docs/SECURITY.md lists what a hostile file cannot do.
 
 Read the files in this order:
 

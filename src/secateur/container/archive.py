@@ -58,7 +58,7 @@ State = Mapping[str, torch.Tensor]
 
 @runtime_checkable
 class HasCodebooks(Protocol):
-    """What `sc.share` returns: a value with codebooks by tensor name."""
+    """The result of `sc.share`: a value with codebooks by tensor name."""
 
     @property
     def codebooks(self) -> Mapping[str, Codebook]:
@@ -81,7 +81,7 @@ PlanLike = str | HasJson
 
 @dataclass(frozen=True)
 class SavedFile:
-    """What `save` wrote: the file, its bytes, and the bytes its tensors take in memory."""
+    """The result of `save`: the file, its bytes, and the bytes its tensors take in memory."""
 
     path: Path
     size: int
@@ -111,7 +111,7 @@ def save(
     Args:
         model: A model, or a state dict with at least one tensor.
         path: The file to write. It appears under this name only once it is complete.
-        shared: What `sc.share` returned, or codebooks by tensor name. A weight that is not one of its codebook's
+        shared: The result of `sc.share`, or codebooks by tensor name. A weight that is not one of its codebook's
             values is an error.
         masks: Masks by parameter name. A weight that a mask removes and that is not zero is an error.
         plan: The shrink plan that `load` applies to a freshly built model: JSON text, or a value with `to_json()`.
@@ -156,7 +156,7 @@ def save(
 
 @dataclass(frozen=True)
 class _Content:
-    """What a file will hold, after folding and rounding."""
+    """The content of a file, after folding and rounding."""
 
     state: State
     books: Mapping[str, Codebook]
@@ -271,7 +271,7 @@ def load(
 
 @uninterrupted
 def _fill(into: nn.Module, plan: ShrinkPlan | None, state: State) -> None:
-    """Change the model, all at once for whoever presses Ctrl-C."""
+    """Change the model; Ctrl-C waits until all of it is changed."""
     if plan is not None:
         plan.apply_(into)
     into.load_state_dict(state, strict=False)
@@ -294,7 +294,7 @@ def _target(archive: sct.Archive, into: nn.Module) -> tuple[ShrinkPlan | None, S
         if plan is not None:
             raise FormatError("the file holds both a shrink plan and widths; expected one of them")
         plan = plan_of_widths(archive.widths, into)
-    # The plan is tried on a copy: the model is changed when nothing can fail any more.
+    # The plan is tried on a copy: the model is changed only when nothing can fail any more.
     shape = into if plan is None else plan.apply_(copy.deepcopy(into))
     return plan, {k: v for k, v in shape.state_dict().items() if isinstance(v, torch.Tensor)}
 
@@ -391,7 +391,7 @@ def _check_masks(state: State, masks: Mapping[str, torch.Tensor] | None) -> None
 
 
 def _widths(text: str | None, module: nn.Module | None) -> bytes | None:
-    """The plan as widths, where these say all of it."""
+    """The plan as widths, where these hold all of it."""
     if text is None or module is None:
         return None
     from secateur.structure.cut.kept_widths import encode_widths

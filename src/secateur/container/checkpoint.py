@@ -138,7 +138,7 @@ def _safetensors(path: Path, file: BinaryIO) -> Checkpoint:
 
 
 def read_pt(path: Path) -> object:
-    """What `torch.save` wrote, with tensors on the CPU; runs no code from the file.
+    """Read a file of `torch.save`, with tensors on the CPU; runs no code from the file.
 
     Args:
         path: The file.
@@ -177,7 +177,7 @@ def _check_zip(path: Path) -> None:
             if entry.compress_type != zipfile.ZIP_STORED:
                 raise DataError(
                     f"{path}: its entry {entry.filename[:80]!r} is compressed, which torch.save never does; it is not "
-                    "read, because a few bytes may become any number of them"
+                    "read, because a few bytes may expand to any number of them"
                 )
 
 

@@ -64,7 +64,7 @@ def levels_of(
     if len(found) > most:
         return None
     levels = np.empty(flat.size, dtype=np.uint16 if len(found) > 256 else np.uint8)
-    for start in range(0, flat.size, _PIECE):  # a piece at a time: numpy's indices take eight bytes each
+    for start in range(0, flat.size, _PIECE):  # a part at a time: numpy's indices take eight bytes each
         levels[start : start + _PIECE] = np.searchsorted(found, keys[start : start + _PIECE])
     return _disorder(found, entry), levels.reshape(words.shape)
 
@@ -121,7 +121,7 @@ def codebook(values: np.ndarray, entry: Entry) -> bytes:
     return b"\0" + size + sorted_keys
 
 
-_MIDDLE = 128  # what a multiple of 0 is written as, in a byte
+_MIDDLE = 128  # the byte that stands for a multiple of 0
 _EXPONENTS = range(-126, 120)  # so that 128 times the power is finite, and once the power is no denormal
 
 

@@ -448,7 +448,7 @@ class Archive:
         return bytes(payload), crc
 
     def _take_in(self, kind: int, reader: varint.Reader, payload: bytes) -> None:
-        """Read a section that is not tensors."""
+        """Read a section other than one of tensors."""
         if kind == HEAD:
             self._head(reader)
         elif kind == TEXT:
@@ -476,7 +476,7 @@ class Archive:
                 len(self.names_from) != self._expected or digest(self.names_from) != self._digest
             ):
                 raise FormatError(
-                    f"the file leaves its names to the model, and this is not that model: the names, dtypes "
+                    f"the file leaves its names to the model, and this is another model: the names, dtypes "
                     f"and shapes "
                     f"of the {self._expected} tensors it was saved from differ from the "
                     f"{len(self.names_from)} given"

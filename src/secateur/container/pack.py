@@ -57,7 +57,7 @@ _SAMPLE = 4096  # words of a tensor from which the number of distinct ones is ju
 
 @dataclass(frozen=True)
 class Packed:
-    """What `pack` or `unpack` wrote.
+    """The result of `pack` or `unpack`.
 
     Attributes:
         path: The file written.
@@ -245,7 +245,7 @@ def _sections(entries: list[sct.Entry]) -> Iterator[list[int]]:
 def _write_header(
     writer: Writer, header: bytes, entries: list[sct.Entry], metadata: Mapping[str, str]
 ) -> None:
-    """What it takes to write the same header again: the metadata of a plain one, else all of it."""
+    """The data from which the same header can be written again: the metadata of a plain one, else all of it."""
     if header == canonical_header(entries, metadata):
         text = (
             json.dumps(dict(metadata), separators=(",", ":"), ensure_ascii=False).encode()

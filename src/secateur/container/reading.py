@@ -34,7 +34,7 @@ from secateur.errors import FormatError
 __all__ = ["LEARNT", "ReadingPoint", "can_skip", "words_of"]
 
 
-# Methods that need neither what the coder learnt before nor other tensors: a thread decodes one of them.
+# Methods that depend neither on the coder's earlier state nor on other tensors: a thread decodes one of them.
 _ALONE = frozenset({sct.RAW, sct.ZERO, sct.CONST, sct.PACKED, sct.CAST, sct.GRID})
 # Methods that learn from tensor to tensor within a section: one process decodes the whole section.
 LEARNT = frozenset({sct.INDEXED, sct.SPARSE})
@@ -139,7 +139,7 @@ def _submitted(
     for record in records:
         if record.method in _ALONE:
             pending[record.index] = pool.submit(False, tensors.decode, record, {}, None).result
-    # The rest draws from lanes or refers to earlier tensors, or is small: it is decoded here, in order.
+    # The others read lanes or refer to earlier tensors, or are small: they are decoded here, in order.
     return [
         (record, pending.get(record.index, partial(tensors.decode, record, kept, lanes)))
         for record in records

@@ -1,9 +1,7 @@
-"""Files that a killed writer goes on with: a hidden folder beside the target holds what is done and a journal.
-
-A job has a fingerprint: what is read and what is asked for. Called again with the same fingerprint, it goes on after
-the last tensor that its journal vouches for; with another, it starts afresh. The target gets its name when all is
-written. An error deletes the hidden folder, so nothing half-written stays; a kill or Ctrl-C leaves it for the next
-call.
+"""Resumable writing: a hidden folder beside the target holds the finished part and a journal. A job has a fingerprint:
+a digest of its input and options. Called again with the same fingerprint, it continues after the last tensor in its
+journal; with another, it starts from the beginning. The target is renamed to its name when everything is written. An
+error deletes the hidden folder; a kill or Ctrl-C leaves it for the next call.
 
 >>> import tempfile
 >>> from secateur.core.atomic_files import atomic_write
@@ -60,14 +58,14 @@ _EVERY = 256 << 20  # bytes of tensors after which a .sct file being written is 
 
 @dataclass
 class ResumableJob:
-    """What is done of a job, and the folder that holds it.
+    """The finished part of a job, and the folder that holds it.
 
     Attributes:
         folder: The hidden folder, on the disk of the target.
-        fingerprint: What the job reads and was asked for.
+        fingerprint: The digest of the job's input and options.
         done: How many tensors are finished.
-        rows: What is to be remembered of each of them.
-        state: What the writer needs to go on.
+        rows: The row of each of them for the report.
+        state: The state from which the writer continues.
     """
 
     folder: Path
@@ -77,19 +75,19 @@ class ResumableJob:
     state: dict[str, Json] = field(default_factory=dict)
 
     def mark(self, done: int, rows: list[dict[str, Json]], state: Mapping[str, Json] | None = None) -> None:
-        """Vouch for the first `done` tensors: what was written of them is on the disk by now.
+        """Record the first `done` tensors as finished, after their bytes are on the disk.
 
         Args:
             done: How many tensors are finished.
-            rows: What is to be remembered of each.
-            state: What the writer needs to go on.
+            rows: The row of each for the report.
+            state: The state from which the writer continues.
         """
         self.done, self.rows, self.state = done, list(rows), dict(state or {})
         text = {"fingerprint": self.fingerprint, "done": done, "rows": rows, "state": self.state}
         atomic_write(self.folder / _JOURNAL, json.dumps(text).encode())
 
     def restart(self) -> None:
-        """Forget what is done, and delete it."""
+        """Discard the finished part, and delete it."""
         self.done, self.rows, self.state = 0, [], {}
         for path in self.folder.iterdir():
             if path.is_dir() and not path.is_symlink():
@@ -111,7 +109,7 @@ def fingerprint_of_file(path: str | os.PathLike[str], job: str) -> str:
 
 
 def fingerprint_of(checkpoint: Checkpoint, job: str) -> str:
-    """What is read and what is asked for, as one digest: a checkpoint that was changed has another.
+    """One digest of the input and the options; a changed checkpoint has another.
 
     Args:
         checkpoint: The checkpoint that is read.
@@ -129,9 +127,9 @@ def fingerprint_of(checkpoint: Checkpoint, job: str) -> str:
 
 @contextlib.contextmanager
 def resumable(path: str | os.PathLike[str], fingerprint: str) -> Iterator[ResumableJob]:
-    """The job that writes `path`, gone on with if a call of the same fingerprint was killed.
+    """The job that writes `path`, continued if a call of the same fingerprint was killed.
 
-    The block ends by moving what it wrote out of the folder, which is deleted. It is also deleted by an error, and by
+    The block must move its result out of the folder, which is then deleted. It is also deleted by an error, and by
     Ctrl-C where nothing is marked yet.
 
     Args:
@@ -164,7 +162,7 @@ def resumable(path: str | os.PathLike[str], fingerprint: str) -> Iterator[Resuma
     except Exception:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    except BaseException:  # Ctrl-C: the next call goes on
+    except BaseException:  # Ctrl-C: the next call continues
         if not job.done:
             shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):
@@ -174,7 +172,7 @@ def resumable(path: str | os.PathLike[str], fingerprint: str) -> Iterator[Resuma
 
 
 def _check_owner(path: Path, owner: Path) -> None:
-    """Raise if another process that still runs is at work on the same target."""
+    """Raise if another running process writes the same target."""
     try:
         number = int(owner.read_text()[:20])
     except (OSError, ValueError):
@@ -187,7 +185,7 @@ def _check_owner(path: Path, owner: Path) -> None:
 
 
 def _read_journal(job: ResumableJob) -> None:
-    """Take over what an earlier call of the same fingerprint has finished; else start afresh."""
+    """Take over the finished part of an earlier call of the same fingerprint; else start from the beginning."""
     try:
         found = parse((job.folder / _JOURNAL).read_bytes(), "the journal")
     except (OSError, FormatError):
@@ -203,11 +201,11 @@ def _read_journal(job: ResumableJob) -> None:
 
 @contextlib.contextmanager
 def resumed_writer(job: ResumableJob, checkpoint: Checkpoint) -> Iterator[tuple[Writer, bool]]:
-    """A writer of the .sct file of a job, and whether it goes on with one that was begun.
+    """A writer of the .sct file of a job, and whether it continues one that was begun.
 
     Args:
         job: The job; a block that ends leaves the file in `job.folder`, under the name `written.sct`.
-        checkpoint: What is read: the names of the tensors that are written already.
+        checkpoint: The input, which gives the names of the tensors already written.
     """
     path = job.folder / WRITTEN
     if job.done and not path.is_file():
@@ -254,12 +252,12 @@ class Marks:
         self._since = 0
 
     def wrote(self, done: int, nbytes: int, rows: list[dict[str, Json]]) -> None:
-        """A tensor was handed to the writer.
+        """Note that a tensor was given to the writer.
 
         Args:
             done: How many tensors the writer has been given.
             nbytes: The bytes of this one.
-            rows: What is to be remembered of each.
+            rows: The row of each for the report.
         """
         self._since += nbytes
         if self._since >= _EVERY and self._writer.at_boundary:

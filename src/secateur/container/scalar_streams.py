@@ -29,7 +29,7 @@ __all__ = ["MOST_LANES", "MOST_NUMBER", "ScalarGrid", "ScalarStreams", "decode",
 MOST_LANES = 4
 MOST_NUMBER = 4095  # no number is further from zero
 _MOST_PREFIX = 13  # bits of MOST_NUMBER * 2, what a difference can be, plus one
-_CLOSENESS = 8  # contexts of how far the last numbers lay from their prediction
+_CLOSENESS = 8  # contexts of how far the last numbers were from their prediction
 _EMPTY, _EVEN = 2, 3  # kinds of version 4: a lane without numbers, and one of equal steps without `first`
 _LIMIT = 60  # occurrences after which the older half is forgotten
 
@@ -144,7 +144,7 @@ class _Bits:
 
 
 class _Model:
-    """Predicts the next number from those before: where it lies, and how far from that it may be."""
+    """Predicts the next number from those before: its expected value, and how far from that it may be."""
 
     def __init__(self) -> None:
         self._mean = 0  # 256ths
@@ -234,7 +234,7 @@ def decode(data: bytes | memoryview, count: int, where: str = "lane") -> np.ndar
 
 # -- the section ---------------------------------------------------------------------------------------------
 class ScalarStreams:
-    """The lanes of a file: written as one section, and read number by number as tensors draw from them."""
+    """The lanes of a file: written as one section, and read number by number by the tensors that refer to them."""
 
     def __init__(self, lanes: list[tuple[ScalarGrid, np.ndarray]]):
         self._lanes = lanes

@@ -53,7 +53,7 @@ def encode(
         entry: Name, dtype and shape of the tensor.
         words: Its elements as unsigned words.
         coder: "fast", "mixed" or "strong".
-        memory: What the coder learnt from the tensors before it in the same section; None starts afresh.
+        memory: The coder's state after the earlier tensors of the same section; None starts with an empty one.
 
     Returns:
         The storage method and its parts.

@@ -63,7 +63,7 @@ class Writer:
         self._pending_size = self._pending_count = 0
         self._last_name = b""
         self.written = len(sct.MAGIC) + 1
-        self.memory = MixerBank()  # of the section being written: the models start afresh with every section
+        self.memory = MixerBank()  # of the section being written: the models are reset with every section
         file.write(sct.MAGIC + bytes([_USUAL]))
         flags = (0 if self._named else sct.NAMELESS) | (sct.FOLDED if folded else 0)
         head = bytes([flags | (0 if widths is None else sct.WIDTHS)])
@@ -75,10 +75,10 @@ class Writer:
         self._names: set[str] = set()
 
     def resume(self, state: Mapping[str, Json], entries: Sequence[Entry]) -> None:
-        """Go on with a file whose writer gave `state()`, as a new writer of that file; what came after is cut off.
+        """Continue a file whose writer gave `state()`, as a new writer of that file; later bytes are cut off.
 
         Args:
-            state: What `state` gave.
+            state: A result of `state`.
             entries: The tensors that are in the file.
 
         Raises:
@@ -113,7 +113,7 @@ class Writer:
         return not self._pending
 
     def state(self) -> dict[str, Json]:
-        """What `resume` needs to go on from here, as JSON; only at the end of a section."""
+        """The state from which `resume` continues, as JSON; only at the end of a section."""
         assert self.at_boundary
         assert self._named
         self._file.flush()
@@ -137,11 +137,11 @@ class Writer:
         self._section(sct.TEXT, varint.write(len(name)) + name + value)
 
     def numbers(self, payload: bytes, version: int = _USUAL) -> None:
-        """Write the lanes that the tensors after it draw from.
+        """Write the lanes that later tensors refer to.
 
         Args:
-            payload: What `ScalarStreams.payload` gives.
-            version: The version it takes to read that.
+            payload: The result of `ScalarStreams.payload`.
+            version: The lowest version that can read the payload.
         """
         self._flush()
         self._version = max(self._version, version)

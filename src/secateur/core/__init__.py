@@ -1,10 +1,10 @@
 """The values that all other rooms exchange: small, frozen, checked when made. No room below it but errors and registry.
 
 In reading order: `targets` (which weights of a model can be pruned), `context` (data, loss and seed of a call),
-`scores` (a score per weight), `units` (what is cut as one piece), `masks` and `lines` (which weights stay),
+`scores` (a score per weight), `units` (what is removed as one), `masks` and `lines` (which weights remain),
 `codebook` (a tensor of few values), `schedule` (sparsity by round), `measurement` (a number with its definition),
-`atomic_files` (files that appear whole or not at all), `json_text`, `safetensors_header` and `terminal` (reading what
-came in a file, and printing it).
+`atomic_files` (files that appear whole or not at all), `json_text`, `safetensors_header` and `terminal` (reading
+untrusted text, and printing it).
 
 >>> import torch
 >>> from secateur.core.masks import Masks

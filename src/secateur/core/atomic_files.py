@@ -45,7 +45,7 @@ def atomic_open(
 
     Args:
         path: The name of the finished file.
-        source: A file that is read meanwhile and must not be overwritten.
+        source: A file that is being read and must not be overwritten.
 
     Raises:
         OptionError: `path` is a folder, its folder does not exist or cannot be written, or it is the source itself.
@@ -119,7 +119,7 @@ def check_target(path: Path, source: str | os.PathLike[str] | None = None) -> No
 
     Args:
         path: The name.
-        source: A file that is read meanwhile and must not be overwritten.
+        source: A file that is being read and must not be overwritten.
 
     >>> check_target(Path("no/such/folder/a.bin"))
     Traceback (most recent call last):

@@ -1,4 +1,4 @@
-"""`Context`: what a criterion, a granularity or a budget may need besides the model; a verb makes one per call.
+"""`Context`: the input of criteria, granularities and budgets besides the model; a verb makes one per call.
 
 >>> Context().example is None
 True

@@ -1,4 +1,4 @@
-"""Tables as HTML, for notebooks: every cell is escaped, so that no name can bring markup along.
+"""Tables as HTML, for notebooks: every cell is escaped, so that no name can inject markup.
 
 >>> html_table(("layer", "MACs"), [("<b>", 12)])
 '<table><thead><tr><th>layer</th><th>MACs</th></tr></thead><tbody><tr><td>&lt;b&gt;</td><td>12</td></tr></tbody></table>'

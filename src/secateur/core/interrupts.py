@@ -1,4 +1,4 @@
-"""Signals that wait while something is put back.
+"""`deferring`: signals that wait while a model is being restored.
 
 A Python signal handler runs between any two instructions, also inside a `finally:` or an `__exit__` that is restoring
 a model, and the exception that it raises ends the restoring half way. `deferring` wraps a handler: while the program is
@@ -57,7 +57,7 @@ def uninterrupted(function: _FunctionT) -> _FunctionT:
 
 
 def boundary(function: _FunctionT) -> _FunctionT:
-    """Mark a function that is not interrupted itself, while what it calls is, whoever called it.
+    """Mark a function that is not interrupted itself, while the functions that it calls may be, whoever called it.
 
     Args:
         function: A plain function or method.
@@ -70,7 +70,7 @@ def deferring(handler: Handler) -> Handler:
     """A handler that calls another one as soon as nothing uninterrupted is running.
 
     Args:
-        handler: What is to be called, such as `signal.default_int_handler`.
+        handler: The handler to call, such as `signal.default_int_handler`.
     """
     since: list[float] = []
 
@@ -136,8 +136,8 @@ class InterruptsDeferred:
 
 @contextlib.contextmanager
 def ending_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block by `SystemExit` with 128 + their number, so that all is put back first; neither
-    they nor Ctrl-C interrupt what is uninterrupted.
+    """SIGTERM and SIGHUP end the block by `SystemExit` with 128 + their number, so that everything is restored first;
+    neither they nor Ctrl-C interrupt functions marked `uninterrupted`.
 
     A signal that this process ignores, as under nohup, stays ignored.
     """

@@ -1,4 +1,4 @@
-"""Parse JSON that came in a file: strict, and with a bound on the memory its objects take.
+"""`parse`: parse untrusted JSON strictly, with a bound on the memory that its objects take.
 
 Python's own parser is exact but trusting: deep nesting ends in a RecursionError, `NaN` is accepted, and a megabyte of
 `{},` becomes 25 megabytes of objects. Here all of these are refused with the error of the caller's choice.

@@ -21,7 +21,7 @@ __all__ = ["Lines"]
 
 @dataclass(frozen=True, eq=False)
 class Lines:
-    """The kept slices along each axis of a tensor of this shape; a weight stays if all of its slices stay."""
+    """The kept slices along each axis of a tensor of this shape; a weight is kept if all of its slices are."""
 
     axes: Mapping[int, torch.Tensor]
     shape: tuple[int, ...]

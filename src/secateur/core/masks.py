@@ -1,4 +1,4 @@
-"""`Masks`: which weights stay. One boolean tensor per parameter, True where the weight is kept.
+"""`Masks`: which weights remain. One boolean tensor per parameter, True where the weight is kept.
 
 >>> import torch
 >>> from torch import nn
@@ -37,7 +37,7 @@ _FORMAT, _VERSION = "secateur-masks", "1"  # one entry of metadata: safetensors 
 
 @dataclass(frozen=True)
 class MaskSummary:
-    """One row of `Masks.summary()`: a tensor, how many weights it has and how many stay."""
+    """One row of `Masks.summary()`: a tensor, how many weights it has and how many are kept."""
 
     name: str
     shape: tuple[int, ...]
@@ -85,7 +85,7 @@ class Masks(Mapping[str, torch.Tensor]):
     def lines(self, name: str) -> Lines | None:
         """The kept slices along each axis of a mask of whole slices that has not been written to since; else None.
 
-        They say which channels left without reading the whole mask.
+        They show which channels are removed without reading the whole mask.
         """
         lines, version = self._lines.get(name, (None, 0))
         tensor = self._tensors.get(name)
@@ -131,7 +131,7 @@ class Masks(Mapping[str, torch.Tensor]):
 
     @property
     def kept(self) -> int:
-        """How many of them stay."""
+        """How many of them are kept."""
         return sum(count_true(tensor) for tensor in self.values())
 
     @property
@@ -200,7 +200,7 @@ class Masks(Mapping[str, torch.Tensor]):
         return model
 
     def _parameters_of(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """The parameters that the masks speak of: of the model, or of the one inside torch.compile and its like."""
+        """The parameters that the masks name: of the model, or of the one inside torch.compile and its like."""
         found = dict(model.named_parameters(remove_duplicate=False))
         if any(name in found for name in self):
             return found

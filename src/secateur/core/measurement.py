@@ -32,12 +32,12 @@ class Measurement:
 
     Attributes:
         name: What was measured.
-        value: The number; NaN for what diverged.
+        value: The number; NaN if it diverged.
         unit: Its unit.
         definition: One sentence that says what the number counts.
         per_layer: The parts it is the sum of, by layer, where it can be split.
         trials: The single readings of a timing.
-        notes: What a reader must know: operators that could not be counted, the device, the batch.
+        notes: Remarks for the reader: operators that could not be counted, the device, the batch.
         context: The variant or trial it belongs to (`{"variant": "pruned", "sparsity": 0.5, "seed": 0}`); reports
             group by it.
         spread: How certain the value is: `low` and `high` bound it with 95 % confidence; quartiles, variance.
@@ -66,7 +66,7 @@ class Measurement:
             )
         if math.isinf(self.value):
             raise OptionError(
-                f"measurement {self.name!r}: expected a number, got {self.value}; write NaN for what diverged"
+                f"measurement {self.name!r}: expected a number, got {self.value}; write NaN for a value that diverged"
             )
         object.__setattr__(self, "per_layer", dict(self.per_layer))
         object.__setattr__(self, "spread", dict(self.spread))
@@ -75,7 +75,7 @@ class Measurement:
         object.__setattr__(self, "notes", tuple(self.notes))
 
     def text(self) -> str:
-        """The value as a person reads it."""
+        """The value as text for people."""
         text = f"{_number(self.value)} {self.unit}".rstrip()
         if "low" in self.spread and "high" in self.spread:
             text += f" [{_number(self.spread['low'])}, {_number(self.spread['high'])}]"

@@ -1,4 +1,4 @@
-"""Models of other kinds than a plain `nn.Module`: what can be unwrapped is, what cannot is refused with what to do.
+"""`plain_model`: unwrap models that are not a plain `nn.Module`; refuse other kinds, with the next step.
 
 >>> wrapped = nn.DataParallel(nn.Linear(2, 3))
 >>> with warnings.catch_warnings(record=True):
@@ -71,7 +71,7 @@ def check_kind(model: nn.Module, *, hooks: bool = True) -> None:
 
 
 def is_exported(model: nn.Module) -> bool:
-    """Whether a model is what torch.export made: a graph of operators, in which no layer is called as a module.
+    """Whether a model was made by torch.export: a graph of operators, in which no layer is called as a module.
 
     Args:
         model: The model.
@@ -116,7 +116,7 @@ def _inside(model: nn.Module) -> nn.Module | None:
 
 
 def _hooked(path: str, module: nn.Module) -> str:
-    """Why a module's weights cannot be worked on: a hook computes one of them; empty where none does."""
+    """Why a module's weights cannot be changed: a hook computes one of them; empty where none does."""
     names = module._parameters
     where = f"{path}." if path else ""
     for name in names:

@@ -35,7 +35,7 @@ def map_tensors(function: Callable[[torch.Tensor], object], value: T) -> T:
         value: The nested value; it is not changed.
 
     Returns:
-        A new nested value; whatever holds no tensor is passed on as it is.
+        A new nested value; values without tensors are passed on unchanged.
     """
     return cast(T, _mapped(function, value))
 

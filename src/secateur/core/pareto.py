@@ -11,7 +11,7 @@ def pareto_front(points: Sequence[Sequence[float]]) -> list[int]:
     """Find the points that no other beats; larger is better in every number.
 
     A point beats another when it is at least as good in every number and better in one. Equal points do not beat each
-    other, so all of them stay. To minimise a number, give it with its sign changed.
+    other, so all of them are kept. To minimise a number, give it with its sign changed.
 
     Args:
         points: The points, all with the same count of numbers.
@@ -25,7 +25,7 @@ def pareto_front(points: Sequence[Sequence[float]]) -> list[int]:
     """
 
     front: list[int] = []
-    # Whatever beats a point comes before it in descending order, and something on the front beats it too.
+    # A point that beats another comes before it in descending order, and one on the front beats it too.
     for at in sorted(range(len(points)), key=lambda at: tuple(points[at]), reverse=True):
         if not any(_beats(points[best], points[at]) for best in front):
             front.append(at)

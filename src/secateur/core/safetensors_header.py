@@ -1,7 +1,6 @@
-"""The header of a safetensors file, read strictly: names, dtypes, shapes, and where the data of each tensor lies.
-
-A header is JSON and comes from whoever wrote the file. Everything in it is checked here: one object per tensor with
-three fields, whole numbers that are not negative, texts as metadata.
+"""The header of a safetensors file, read strictly: names, dtypes, shapes, and the offsets of each tensor's data. A
+header is JSON and is not trusted. Everything in it is checked here: one object per tensor with three fields, whole
+numbers that are not negative, texts as metadata.
 
 >>> from secateur.errors import FormatError
 >>> read_header(b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', "the header", FormatError)

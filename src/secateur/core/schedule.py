@@ -1,6 +1,6 @@
 """Schedules: the sparsity after each round of pruning, as frozen values.
 
-`prune` evaluates the criterion again in every round. In a training loop of your own, iterate over the levels:
+`prune` evaluates the criterion again in every round. In your own training loop, iterate over the levels:
 
     for level in Gradual(steps=10).levels(0.9):
         masks = sc.prune(model, budget=level, masks=masks)
@@ -154,7 +154,8 @@ class Gradual(Schedule):
 
 @dataclass(frozen=True)
 class Exponential(Schedule):
-    """Remove the same share of what is left in every round: density ** (k / rounds) stays after round k (SynFlow).
+    """Remove the same share of the remaining weights in every round: density ** (k / rounds) remains after round k
+    (SynFlow).
 
     >>> [round(1 - level, 4) for level in Exponential(2).levels(0.99)]
     [0.1, 0.01]

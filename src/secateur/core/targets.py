@@ -1,4 +1,4 @@
-"""What can be pruned in a model, and which of it a call means: `select` turns patterns into `Target`s.
+"""`select`: turn patterns into `Target`s, the weights of a model that a call prunes.
 
 A pattern is a layer's dotted name (which also means everything inside it), a parameter's name, a shell-style glob over
 either, a module class, or in text `type:Conv2d`.
@@ -36,7 +36,7 @@ class Target:
     """One weight tensor that can be pruned: where it is and how its axes read.
 
     `name` is the parameter's name as in `model.named_parameters()`, `layer` the dotted name of the module that owns
-    it. `out_axis` counts what the layer puts out (filters, rows), `in_axis` what it takes in; `groups` is a
+    it. `out_axis` is the axis of the layer's outputs (filters, rows), `in_axis` that of its inputs; `groups` is a
     convolution's. A transposed convolution has `out_axis` 1.
     """
 
@@ -134,7 +134,7 @@ def stated_layer(module: nn.Module) -> StatedLayer | None:
 
 
 def matches(pattern: Pattern, layer: str, parameter: str, module: nn.Module) -> bool:
-    """Whether a pattern means this parameter of this layer.
+    """Whether a pattern matches this parameter of this layer.
 
     >>> matches("layer1", "layer1.0.conv1", "layer1.0.conv1.weight", nn.Conv2d(1, 1, 1))
     True
@@ -177,27 +177,27 @@ def select(
     skip: Pattern | Sequence[Pattern] | None = None,
     parameters: Pattern | Sequence[Pattern] | None = None,
 ) -> tuple[Target, ...]:
-    """The weights a call is about, in the model's own order.
+    """The weights that a call prunes, in the model's own order.
 
     By default the weight of every convolution, transposed convolution, linear and embedding layer, and of layers of
     other libraries that state their widths as these do (see `stated_layer`); `only` narrows, `skip` takes away,
     `parameters` adds bare parameters (or biases, or norm weights) by name. A weight shared by two layers appears once,
-    under its first name; a pattern that means either layer means it. A pattern that matches nothing is an error, and
-    so is an empty result, or a list of no pattern.
+    under its first name; a pattern that matches either layer matches it. A pattern that matches nothing is an error,
+    and so is an empty result, or a list of no pattern.
 
     Args:
         model: The model.
         only: Patterns of the layers to prune; None means every layer.
         skip: Patterns of the layers to leave alone.
-        parameters: Patterns of parameters to prune beside the weights of layers.
+        parameters: Patterns of parameters to prune in addition to the weights of layers.
 
     Returns:
         The chosen weights, in the order of `model.named_parameters()`.
 
     Raises:
         PatternError: A pattern matches nothing that can be pruned.
-        NothingToDoError: No weight is left.
-        OptionError: `model` is no module, a pattern is neither text nor a class, or a lazy layer has no shape yet.
+        NothingToDoError: No weight matches.
+        OptionError: `model` is not a module, a pattern is neither text nor a class, or a lazy layer has no shape yet.
     """
     _check_model(model)
     extra = patterns_of(parameters)
@@ -279,7 +279,7 @@ def _nothing_left(model: nn.Module) -> None:
 
 
 def _check_model(model: object) -> None:
-    """Raise an `OptionError` unless a model was given, with what to do with what was given instead."""
+    """Raise an `OptionError` unless a model was given, with the next step for the object given instead."""
     if isinstance(model, nn.Module):
         return
     hint = "pass the model"
@@ -317,7 +317,7 @@ def _unmatched(pattern: Pattern, model: nn.Module, layers: list[str]) -> None:
         what = "names a part" if pattern in names else f"means {found[0]!r}, a part"
         raise PatternError(
             f"pattern {shown!r} {what} of the model without a prunable weight: such parts are left alone without a "
-            "pattern; to prune them all the same, name their parameters with parameters=[...]"
+            "pattern; to prune them, name their parameters with parameters=[...]"
         )
     wrapped = _wrapped(model)
     if wrapped and not layers:

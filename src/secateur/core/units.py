@@ -47,7 +47,7 @@ class Member(Protocol):
         ...
 
     def scatter(self, keep: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-        """A boolean mask of `shape` from one bit per unit: True where the weight stays."""
+        """A boolean mask of `shape` from one bit per unit: True where the weight is kept."""
         ...
 
 

@@ -1,8 +1,8 @@
 """Criteria: the score of each weight, one file per criterion; the file's name is the word used in recipes.
 
-What comes in is a model, the weights that take part and, for some, data (`Context`). What goes out is a tensor of
-scores shaped like each weight (`scores`), and a rule that makes one score of the scores of a unit (`reduce`). Which
-units there are is the granularity's part, how many go is the budget's.
+In go a model, the weights that take part and, for some, data (`Context`). Out comes a tensor of scores shaped like each
+weight (`scores`), and a rule that makes one score of the scores of a unit (`reduce`). The granularity says which units
+there are, the budget how many are removed.
 
 >>> import torch
 >>> from torch import nn
@@ -31,7 +31,7 @@ __all__ = ["Criterion", "CriterionLike", "registry"]
 
 
 class Criterion(ABC):
-    """What every criterion is: a frozen value with two methods."""
+    """The base class of all criteria: a frozen value with two methods."""
 
     needs_data: ClassVar[bool] = False
     """Whether `Context.data` must be given; `Context.loss` may be None where the model's output holds a loss."""
@@ -42,20 +42,20 @@ class Criterion(ABC):
     of_outputs: ClassVar[bool] = False
     """Whether a score is that of an output: in a unit of several tensors only those that compute the output count."""
     of_layers: ClassVar[bool] = False
-    """Whether only weights of layers can be scored, by what arrives there; parameters beside layers take no part."""
+    """Whether only weights of layers can be scored, by their inputs; bare parameters take no part."""
     of_blocks: ClassVar[bool] = False
     """Whether it scores whole blocks, so that only granularity "layer" can use it."""
     among: ClassVar[bool] = False
     """Whether a unit's score depends on the other units of its list too: `reduce` compares them by their norms."""
     rescore: ClassVar[bool] = False
-    """Whether a schedule's rounds need new scores: the scores depend on which weights are already gone."""
+    """Whether a schedule's rounds need new scores: the scores depend on which weights are already removed."""
 
     @abstractmethod
     def scores(self, model: nn.Module, targets: Sequence[Target], context: Context) -> Scores:
         """One score per weight. The model must be left exactly as found."""
 
     def reduce(self, units: torch.Tensor) -> torch.Tensor:
-        """The worth of each unit from its scores, [units, elements] -> [units]. By default their sum.
+        """The score of each unit from those of its weights, [units, elements] -> [units]. By default their sum.
 
         The sum of half-precision scores is made and kept in float32: in half precision it would overflow, or
         round different sums to the same number.
@@ -66,27 +66,27 @@ class Criterion(ABC):
         return units.sum(dim=1, dtype=torch.float32 if narrow else None)
 
     def of_weights(self, units: torch.Tensor) -> torch.Tensor | None:
-        """The worth of each unit from its weights, [units, elements] -> [units]; None when that cannot be.
+        """The score of each unit from its weights, [units, elements] -> [units]; None if that is not possible.
 
-        A shortcut past `scores` for criteria that look at nothing but a unit's own weights. It must give
+        A shortcut past `scores` for criteria that depend only on a unit's own weights. It must give
         exactly what `scores` and `reduce` would.
         """
         return None
 
     def of_lines(self, weight: torch.Tensor, axis: int) -> torch.Tensor | None:
-        """What every slice along one axis of a weight is worth; None when slices must be gathered first.
+        """The score of every slice along one axis of a weight; None when slices must be gathered first.
 
         With `joined` a shortcut for units of many tensors: no weight is moved to be scored.
         """
         return None
 
     def joined(self, parts: torch.Tensor) -> torch.Tensor:
-        """The worth of units from what their slices are worth, [units, slices] -> [units]."""
+        """The score of units from those of their slices, [units, slices] -> [units]."""
         return parts.sum(dim=1)
 
 
 CriterionLike = str | Criterion | type[Criterion]
-"""What stands for a criterion: a word, a value, or a class."""
+"""Every form in which a criterion is given: a word, a value, or a class."""
 
 registry = Registry(
     __name__,

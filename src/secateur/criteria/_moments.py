@@ -1,4 +1,4 @@
-"""What `wanda` and `obs` share: the second moments of every target's inputs, one layer in memory at a time."""
+"""The common part of `wanda` and `obs`: the second moments of every target's inputs, one layer in memory at a time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def scored(who: str, model: nn.Module, targets: Sequence[Target], context: Conte
 
     Raises:
         DataError: for a target that is never called as a layer on the data.
-        NonFiniteError: for NaN or infinity in what arrives at a layer.
+        NonFiniteError: for NaN or infinity in the inputs of a layer.
     """
     held = weights(model, targets)
     frozen = frozenset(name for name, _ in model.named_parameters() if name not in held)
@@ -39,7 +39,7 @@ def scored(who: str, model: nn.Module, targets: Sequence[Target], context: Conte
             call = layer.call
             if not layer.moments.finite():
                 raise NonFiniteError(
-                    f"{who}: NaN or infinity arrives at {call.name!r}; look at the data and at the layers before it"
+                    f"{who}: NaN or infinity in the inputs of {call.name!r}; check the data and the layers before it"
                 )
             weight = held[call.name]
             scores = score(layer, call.geometry.matrix(weight).to(layer.moments.wide))

@@ -1,4 +1,4 @@
-"""What `bn_scale` and `activation` share: which batch norm takes a layer's outputs, found by running the model.
+"""The common part of `bn_scale` and `activation`: which batch norm takes a layer's outputs, found by running the model.
 
 >>> model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 1, 1)).eval()
 >>> norm_after(model, ["0", "3"], ((torch.ones(1, 1, 2, 2),), {}))
@@ -28,7 +28,7 @@ def layers_of(targets: Sequence[Target]) -> dict[str, Target]:
 
 
 def norm_after(model: nn.Module, layers: Iterable[str], call: Call) -> dict[str, str]:
-    """The batch norm that takes exactly what a layer puts out, by the layer's name; run inside `undisturbed`.
+    """The batch norm that takes exactly a layer's output, by the layer's name; run inside `undisturbed`.
 
     Args:
         model: The model.

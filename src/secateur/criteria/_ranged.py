@@ -1,10 +1,9 @@
 # ruff: noqa: SIM905 - lists of words read better as words
 """`Ranged`: run a network on numbers of any size, each tensor standing for itself times a power of two.
 
-A product of a hundred layers leaves the range of float32, and of float64 not much later. While this mode is
-active every tensor on the way carries an exponent beside its values, and is brought back to ordinary size
-whenever it strays; scaling by a power of two costs no digit. The scaling is part of the recorded computation,
-so gradients stay in range too.
+A product of a hundred layers leaves the range of float32, and of float64 not much later. While this mode is active
+every tensor carries an exponent beside its values, and is scaled back to ordinary size when it leaves a range; scaling
+by a power of two costs no digit. The scaling is part of the recorded computation, so gradients stay in range too.
 
 >>> layer = torch.tensor([[1e200]], dtype=torch.float64, requires_grad=True)
 >>> with Ranged() as ranged:
@@ -135,7 +134,7 @@ class Ranged(TorchFunctionMode):
         return tensor, exponent_of(tensor)
 
     def _note(self, result: object, exponent: int, args: Sequence[Any], rescale: bool = True) -> Any:
-        """Give every tensor of a result its exponent, bringing stray ones back to ordinary size."""
+        """Give every tensor of a result its exponent, scaling those outside the range back to ordinary size."""
 
         def one(tensor: torch.Tensor) -> torch.Tensor:
             if not tensor.is_floating_point():
@@ -160,7 +159,7 @@ class Ranged(TorchFunctionMode):
         """An operator whose operands must share one exponent: the largest."""
         operands = list(tensors_in([*args, kwargs]))
         numbers = any(isinstance(a, (int, float)) for a in args) and name not in ("cat", "stack")
-        # A zero operand has no size of its own, and must not pull the others up to its exponent.
+        # A zero operand has no magnitude, and must not raise the others to its exponent.
         sizes = [exponent_of(t) for t in operands if t.is_floating_point() and bool(t.detach().any())]
         common = max([*sizes, *([0] if numbers else [])], default=0)
 
@@ -187,7 +186,7 @@ class Ranged(TorchFunctionMode):
         return self._note(result, common, ())
 
     def _affine(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """A linear layer or convolution: the product first, its bias added at the right size."""
+        """A linear layer or convolution: the product first, then its bias at the right exponent."""
         names = ("input", "weight", "bias")
         given = {**dict(zip(names, args[:3])), **{n: kwargs[n] for n in names if n in kwargs}}
         rest = {key: value for key, value in kwargs.items() if key not in names}
@@ -202,7 +201,7 @@ class Ranged(TorchFunctionMode):
         return self._sum(torch.add, "add", (out, bias), {})
 
     def _batch_norm(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """Batch norm by its running statistics: a scale per channel, then what it adds at the right size."""
+        """Batch norm by its running statistics: a scale per channel, then its shift at the right exponent."""
         names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
         given = {**dict(zip(names, args)), **kwargs}
         x, mean, var = given["input"], given.get("running_mean"), given.get("running_var")

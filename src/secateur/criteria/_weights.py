@@ -1,4 +1,4 @@
-"""What criteria share about weights: reading them with a check, and norms that neither under- nor overflow.
+"""Helpers of criteria on weights: reading them with a check, and norms that neither under- nor overflow.
 
 >>> import torch
 >>> norms(torch.tensor([[3e-30, 4e-30], [1.0, 0.0]]))
@@ -37,7 +37,7 @@ def weights(model: nn.Module, targets: Sequence[Target]) -> dict[str, torch.Tens
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type sums are made in: float32 for anything narrower, else the type itself.
+    """The type that sums are computed in: float32 for anything narrower, else the type itself.
 
     >>> working_dtype(torch.bfloat16), working_dtype(torch.float64)
     (torch.float32, torch.float64)
@@ -78,7 +78,7 @@ def line_norms(weight: torch.Tensor, axis: int) -> torch.Tensor:
     simple = weight.device.type == "cpu" and weight.is_contiguous() and weight.numel() > size
     if axis > 0 and simple and weight.dtype in (torch.float32, torch.float64):
         found = _sums_of_squares(weight.numpy(), axis)
-        # Outside this range squares are not to be trusted, see `norms`.
+        # Outside this range squares are inexact, see `norms`.
         if found.min() > 1e-30 and found.max() < 1e30:
             return torch.from_numpy(np.sqrt(found)).to(weight.dtype)
     return norms(weight.movedim(axis, 0).reshape(size, -1))

@@ -38,7 +38,7 @@ _FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 class Activation(Criterion):
     """A statistic of each output of a layer over examples and positions; a unit scores the mean over its weights.
 
-    Outputs are looked at behind the batch norm that directly takes them, if there is one, and through `function`: the
+    Outputs are read after the batch norm that directly takes them, if there is one, and through `function`: the
     non-linearity that follows in the model. Embeddings and bare parameters have no score.
 
     Args:
@@ -91,7 +91,7 @@ class Activation(Criterion):
 
 
 class _Statistics:
-    """Sums over what the layers put out while the model runs."""
+    """Sums over the outputs of layers while the model runs."""
 
     def __init__(self, model: nn.Module, layers: Mapping[str, Target], rule: Activation):
         self.model, self.layers, self.rule = model, layers, rule
@@ -100,7 +100,7 @@ class _Statistics:
         self._handles: list[Any] = []
 
     def watch(self, norms: Mapping[str, str]) -> None:
-        """Look at the output of every layer, or of the norm behind it."""
+        """Record the output of every layer, or of the norm after it."""
         for layer in self.layers:
             module = self.model.get_submodule(norms.get(layer, layer))
             self._handles.append(module.register_forward_hook(self._hook(layer)))
@@ -109,7 +109,7 @@ class _Statistics:
         target, function = self.layers[layer], _FUNCTIONS[self.rule.function]
         channels = (
             -1 if target.kind == "linear" else 1 - len(target.shape)
-        )  # behind it, a convolution's positions
+        )  # after it, a convolution's positions
 
         def hook(module: nn.Module, args: Any, output: torch.Tensor) -> None:
             active = function(output).movedim(channels, 0).flatten(1)
@@ -121,7 +121,7 @@ class _Statistics:
         return hook
 
     def close(self) -> None:
-        """Stop looking."""
+        """Stop recording."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

@@ -1,4 +1,4 @@
-"""Block influence: how far a block turns its input, on data without labels; of whole blocks, for granularity "layer".
+"""Block influence: how much a block changes its input, on data without labels; for granularity "layer".
 
 Men et al. 2024, "ShortGPT: Layers in Large Language Models are More Redundant Than You Expect".
 """
@@ -32,8 +32,8 @@ class BlockInfluence(Criterion):
     """1 minus the mean cosine between a block's input and its output; every weight of the block has that score.
 
     Tensors of two or three axes are compared along the last one, token by token, padding left out; others (images) as
-    one vector for each example. A block that hands its input on unchanged scores 0. Weights outside of blocks that can
-    leave whole have no score.
+    one vector for each example. A block that returns its input unchanged scores 0. Weights outside of blocks that can
+    be removed whole have no score.
 
     >>> import secateur as sc
     >>> class Shift(nn.Module):
@@ -100,7 +100,7 @@ def _influences(
 
 
 class _Cosines:
-    """The sum of cosines between what one block takes and gives, while the model runs."""
+    """The sum of cosines between one block's input and output, while the model runs."""
 
     def __init__(self) -> None:
         self.batch: Batch = Batch(())

@@ -1,4 +1,4 @@
-"""Network slimming: a channel scores the size of the factor that batch norm multiplies it by.
+"""Network slimming: the score of a channel is the absolute value of its batch-norm factor.
 
 Liu et al. 2017, "Learning Efficient Convolutional Networks through Network Slimming". It is meant for networks trained
 with an L1 penalty on these factors, which drives those of spare channels towards 0.
@@ -29,8 +29,8 @@ __all__ = ["BnScale"]
 class BnScale(Criterion):
     """|gamma| of the batch norm that takes the layer's output; a unit scores the mean over its weights.
 
-    Layers whose outputs reach no batch norm directly have no score: leave them out with `skip`. Channels that several
-    layers put out together (a residual stream) score the mean of all their factors, weighted by the layers' weights.
+    Layers whose outputs reach no batch norm directly have no score: leave them out with `skip`. Channels that are
+    outputs of several layers (a residual stream) score the mean of all their factors, weighted by the layers' weights.
 
     >>> from secateur.core.targets import select
     >>> model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
@@ -59,7 +59,8 @@ class BnScale(Criterion):
             values[layer] = gamma.detach().abs()
         if not values:
             raise StructureError(
-                f"bn_scale: no layer of {type(model).__name__} hands its output directly to a batch norm with factors; "
+                f"bn_scale: no layer of {type(model).__name__} passes its output directly to a batch norm with "
+                "factors; "
                 "take another criterion, such as l2"
             )
         return Scores(spread(values, layers))

@@ -1,4 +1,4 @@
-"""First: earlier units are worth more, whatever they hold; what stays is the front of every layer."""
+"""First: earlier units score higher, whatever their weights; the first units of every layer remain."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["First"]
 class First(Criterion):
     """The position from the end, along the axis of outputs.
 
-    To make a network narrower before it is trained (again): which units stay does not matter then, and the
+    To make a network narrower before it is trained (again): which units remain does not matter then, and the
     first units of a layer are stored as a range.
 
     >>> from secateur.core.targets import select

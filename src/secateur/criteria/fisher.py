@@ -1,4 +1,4 @@
-"""Fisher: what the loss changes by, to second order, with the empirical Fisher information for the curvature.
+"""Fisher: the change of the loss to second order, with the empirical Fisher information for the curvature.
 
 LeCun, Denker and Solla 1990, "Optimal Brain Damage" (the diagonal); Theis et al. 2018, "Faster gaze prediction with
 dense networks and Fisher pruning" (the Fisher information in its place).

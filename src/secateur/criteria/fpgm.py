@@ -1,7 +1,7 @@
-"""FPGM: the filters nearest to all the others say least that is new.
+"""FPGM: the filters nearest to all others are the most redundant.
 
-He et al. 2019, "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration". A
-unit is worth the sum of its Euclidean distances to every other unit of its list; the smallest go first.
+He et al. 2019, "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration". The score of
+a unit is the sum of its Euclidean distances to every other unit of its list; the lowest are removed first.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _CLOSE = 1 / 16
 class Fpgm(Criterion):
     """The sum of Euclidean distances to all other units.
 
-    The evidence kept per weight is the weight itself, so `scores` has signs and only `reduce` gives a worth.
-    Units that are equal get exactly the same worth. A single weight is a point on a line.
+    `scores` returns the weights themselves, with signs; only `reduce` gives scores of units. Equal units get exactly
+    the same score. A single weight is a point on a line.
 
     >>> Fpgm().reduce(torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0]]))
     tensor([ 5., 10.,  5.])
@@ -68,7 +68,7 @@ def _on_a_line(points: torch.Tensor) -> torch.Tensor:
 def _in_space(rows: torch.Tensor) -> torch.Tensor:
     """Sums of Euclidean distances between rows, block by block, each pair once."""
     squares = (rows * rows).sum(dim=1)
-    # Distances are wanted to scale-free accuracy, so bring the rows into a range where squares are safe.
+    # Distances need the same relative accuracy at every scale, so scale the rows into a range where squares are safe.
     peak = max(abs(float(edge)) for edge in torch.aminmax(rows))
     if peak == 0.0:
         return torch.zeros_like(squares)
@@ -84,7 +84,7 @@ def _in_space(rows: torch.Tensor) -> torch.Tensor:
     sums = torch.zeros(len(rows), dtype=torch.float32 if rows.device.type == "mps" else torch.float64)
     sums = sums.to(rows.device)
     for start in range(0, len(rows), _BLOCK):
-        # A strip of the upper triangle at a time, so that each pair is worked out once.
+        # A strip of the upper triangle at a time, so that each pair is computed once.
         for begin in range(start, len(rows), _STRIP):
             a = slice(start, min(start + _BLOCK, len(rows)))
             b = slice(begin, min(begin + _STRIP, len(rows)))
@@ -112,7 +112,7 @@ def _distances(
     own = result.diagonal()
     if diagonal:
         own.copy_(scale.diagonal())
-    # One cheap look settles the usual case, in which no pair at all is close.
+    # One cheap test settles the usual case, in which no pair is close.
     if not bool(result.amin() > _CLOSE * (aa.max() + bb.max())):
         rows, columns = (result <= _CLOSE * scale).nonzero(as_tuple=True)
         if len(rows) > max(result.numel() // 8, _BLOCK):

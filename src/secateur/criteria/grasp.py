@@ -30,7 +30,7 @@ class Grasp(Criterion):
 
     Two passes over the data: g, the mean gradient with respect to all targets; then H g, the gradient of (g .
     gradient) with the first g held constant. The outputs are divided by `temperature` before the loss. `mode`
-    is what the model runs in: "as_found" (the default), "train" or "eval"; `normalize` divides as published
+    is the mode of the model: "as_found" (the default), "train" or "eval"; `normalize` divides as published
     and changes no order.
 
     With L = (w1 w2)^2 / 2 at w1 = w2 = 1: g = (1, 1), H = [[1, 2], [2, 1]], H g = (3, 3).

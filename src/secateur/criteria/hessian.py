@@ -1,4 +1,4 @@
-"""Hessian: what the loss changes by, to second order, with the Hessian's diagonal estimated on random vectors.
+"""Hessian: the change of the loss to second order, with the Hessian's diagonal estimated on random vectors.
 
 LeCun, Denker and Solla 1990, "Optimal Brain Damage" (the diagonal); Bekas et al. 2007, "An estimator for the diagonal
 of a matrix" (Hutchinson's vectors of +1 and -1).
@@ -30,8 +30,8 @@ __all__ = ["Hessian"]
 class Hessian(Criterion):
     """|h| * w^2 / 2, h the mean of v * (H v) over vectors v of +1 and -1; a unit scores the sum.
 
-    The mean is the Hessian's diagonal in expectation, and exactly where the Hessian is diagonal. Its size is taken, as
-    a weight on a ridge (negative curvature) is no less needed than one in a valley.
+    The mean is the Hessian's diagonal in expectation, and exactly where the Hessian is diagonal. Its absolute value is
+    taken, because a weight of negative curvature matters as much as one of positive curvature.
 
     Args:
         samples: How many vectors; each reads the data once.

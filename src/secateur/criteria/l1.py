@@ -1,4 +1,4 @@
-"""L1: a unit is worth the sum of its absolute weights.
+"""L1: the score of a unit is the sum of its absolute weights.
 
 Li et al. 2017, "Pruning Filters for Efficient ConvNets".
 """
@@ -36,7 +36,7 @@ class L1(Criterion):
         return Scores({name: weight.abs() for name, weight in weights(model, targets).items()})
 
     def of_weights(self, units: torch.Tensor) -> torch.Tensor | None:
-        """The same, some rows at a time: what stays in a processor's cache is not fetched twice."""
+        """The same, some rows at a time: rows that are in a processor's cache are not fetched twice."""
         rows = max(1, _CACHED // max(1, units.shape[1]))
         if units.device.type != "cpu" or units.shape[1] == 1 or units.shape[0] <= rows:
             return self.reduce(units.abs())

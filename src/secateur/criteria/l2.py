@@ -1,4 +1,4 @@
-"""L2: a unit is worth its Euclidean (Frobenius) norm; a single weight its absolute value."""
+"""L2: the score of a unit is its Euclidean (Frobenius) norm; that of a single weight its absolute value."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ __all__ = ["L2"]
 class L2(Criterion):
     """The square root of the sum of w^2 over a unit.
 
-    The evidence kept per weight is |w| rather than w^2, so that neither small nor large weights leave the
-    number range and one weight by itself is worth exactly |w|.
+    The score of a weight is |w| rather than w^2, so that neither small nor large weights leave the number range and a
+    single weight scores exactly |w|.
 
     >>> L2().reduce(torch.tensor([[3.0, 4.0], [1.0, 0.0]]))
     tensor([5., 1.])

@@ -1,7 +1,7 @@
 """LAMP: a weight's square as a share of the squares of its tensor that are not smaller.
 
 Lee et al. 2021, "Layer-adaptive Sparsity for the Magnitude-based Pruning". The largest weight of every tensor scores 1,
-so that scores of different tensors compare and `sc.budget.Overall` finds each layer's sparsity.
+so that scores of different tensors are comparable and `sc.budget.Overall` finds each layer's sparsity.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Lamp(Criterion):
     """u^2 divided by the sum of v^2 over all units of the list with v^2 >= u^2, where u is a unit's norm.
 
     With granularity "element" the units are the weights of one tensor: the published score. Units of equal norm have
-    equal scores. Other granularities take norms for weights, as Torch-Pruning does.
+    equal scores. Other granularities use norms of units in place of weights, as Torch-Pruning does.
 
     >>> Lamp().reduce(torch.tensor([[1.0], [-2.0], [3.0]]))
     tensor([0.0714, 0.3077, 1.0000])

@@ -1,4 +1,4 @@
-"""Magnitude: a weight is worth its absolute value; a unit is worth the sum (that is, its L1 norm)."""
+"""Magnitude: the score of a weight is its absolute value; that of a unit the sum (its L1 norm)."""
 
 from __future__ import annotations
 

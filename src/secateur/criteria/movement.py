@@ -35,8 +35,8 @@ class Movement(Criterion):
     """The sum of -g * w over steps of stochastic gradient descent on a copy, one step a batch; a unit scores the sum.
 
     g is the gradient of the batch's loss and w the weight, both as they are at that step. The copy is trained densely:
-    what the published method calls the scores, without the mask that it applies meanwhile. Weights that are exactly 0
-    at the beginning stay 0. The model itself is left as it is.
+    these are the scores of the published method, without the mask that it applies during training. Weights that are
+    exactly 0 at the beginning stay 0. The model itself is not changed.
 
     Args:
         lr: The learning rate of the copy's steps.

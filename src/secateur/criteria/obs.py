@@ -1,7 +1,9 @@
-"""Optimal brain surgeon, layer by layer: what the outputs change by when a weight goes and its row makes up for it.
+"""Optimal brain surgeon, layer by layer: the change of the outputs when a weight is removed and its row compensates for
+it.
 
 Hassibi and Stork 1993, "Second order derivatives for network pruning: Optimal Brain Surgeon"; layer by layer and weight
-by weight as in Frantar and Alistarh 2022, "Optimal Brain Compression". Prune by it, then let `sc.compensate` make up.
+by weight as in Frantar and Alistarh 2022, "Optimal Brain Compression". Prune by it, then compensate with
+`sc.compensate`.
 """
 
 from __future__ import annotations
@@ -30,9 +32,9 @@ __all__ = ["Obs"]
 class Obs(Criterion):
     """The growth of a layer's squared error at a weight's removal, as a share of the variance of its outputs.
 
-    The weights of each output are removed one by one, the cheapest first, and the others make up for each; a weight's
-    score is what the error grew by when it went. So scores of different layers compare, and a budget over the whole
-    network (`sc.budget.Overall`) spends the error where it is least. Inputs need no labels.
+    The weights of each output are removed one by one, the cheapest first, and the others compensate for each; a
+    weight's score is the growth of the error when it was removed. So scores of different layers are comparable, and a
+    budget over the whole network (`sc.budget.Overall`) spends the error where it is least. Inputs need no labels.
 
     Args:
         damping: added to the diagonal of the inputs' second moments, as a share of its mean.

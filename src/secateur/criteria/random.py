@@ -1,4 +1,4 @@
-"""Random: every unit is worth a number drawn at random, the control that any other criterion has to beat."""
+"""Random: the score of every unit is drawn at random, the control that any other criterion has to beat."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Random"]
 class Random(Criterion):
     """A uniform draw from [0, 1) per weight, made from `Context.seed` and the parameter's name.
 
-    The same seed gives the same scores on every device and whatever else drew random numbers before; a
+    The same seed gives the same scores on every device and does not depend on random numbers drawn before; a
     tensor's scores do not depend on which other tensors are pruned with it.
 
     >>> from secateur.core.targets import select
@@ -37,11 +37,11 @@ class Random(Criterion):
         drawn = {}
         for name, weight in weights(model, targets).items():
             digest = hashlib.sha256(f"{context.seed}:{name}".encode()).digest()
-            # A generator of its own, always on the CPU: other devices draw other numbers from the same seed.
+            # A separate generator, always on the CPU: other devices draw other numbers from the same seed.
             generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:7], "big"))
             drawn[name] = torch.rand(tuple(weight.shape), generator=generator).to(weight.device)
         return Scores(drawn)
 
     def reduce(self, units: torch.Tensor) -> torch.Tensor:
-        """The first element's draw: a sum would grow with the unit and always spare the larger ones."""
+        """The first element's draw: a sum would grow with the unit, so that larger units would always remain."""
         return units[:, 0]

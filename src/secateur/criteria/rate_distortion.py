@@ -1,4 +1,4 @@
-"""Thrift: a weight is worth its square per bit that it costs to keep; where a position is dear, it must earn it."""
+"""Rate-distortion score: w² per estimated stored bit."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ __all__ = ["RateDistortion"]
 
 @dataclass(frozen=True)
 class RateDistortion(Criterion):
-    """w**2 / bits: the squared error of losing a weight over the bits its loss saves.
+    """w**2 / bits: the squared error of removing a weight over the bits that this saves.
 
-    The bits are those of saying that a weight is there rather than not, given how many are left of its output, its
-    input and its place in the kernel, and `value_bits` for the value itself. So masks become cheap to write: the
-    last weights of a nearly empty row go before equals in a full one. At least `least_bits` are always counted.
+    The bits are those of coding that a weight is kept rather than removed, given how many remain of its output, its
+    input and its place in the kernel, and `value_bits` for the value itself. So masks become cheap to code: the last
+    weights of a nearly empty row are removed before equal ones in a full row. At least `least_bits` are always counted.
 
     >>> import torch
     >>> from secateur.core.targets import select
@@ -49,7 +49,7 @@ class RateDistortion(Criterion):
             )
 
     def scores(self, model: nn.Module, targets: Sequence[Target], context: Context) -> Scores:
-        """The square of every weight, over the bits it costs beside being left out."""
+        """The square of every weight, over the bits that keeping it adds."""
         found = {}
         for name, weight in weights(model, targets).items():
             there, away = nonzero_bits(weight != 0)

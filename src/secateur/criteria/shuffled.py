@@ -1,4 +1,4 @@
-"""Shuffled: another criterion's layer-wise counts with the units drawn at random, the control for pruning early.
+"""Shuffled: another criterion's count of units per layer, with the units drawn at random: a control for pruning early.
 
 Frankle et al. 2021, "Pruning Neural Networks at Initialization: Why Are We Missing the Mark?": a method that does no
 better than its own shuffled masks has found good sparsities of the layers, not good weights.
@@ -29,8 +29,8 @@ class Shuffled(Criterion):
     """The scores of a criterion, or the bits of masks, in random order among the units of each list.
 
     With `sc.budget.Overall` each list loses as many units as by the criterion itself (or as the masks removed, at their
-    sparsity), but which of them is drawn at random. A criterion is asked once, for a budget reached in one round; for
-    the masks of a schedule give the masks themselves.
+    sparsity), but which of them is drawn at random. A criterion is evaluated once, for a budget reached in one round;
+    for the masks of a schedule give the masks themselves.
 
     Args:
         of: A criterion (a word, or a value), or masks.
@@ -66,7 +66,8 @@ class Shuffled(Criterion):
         missing = [target.name for target in targets if target.name not in self.of]
         if missing:
             raise MaskMismatchError(
-                f"shuffled: the masks speak of no {missing[0]!r}; prune the layers that they were made for (only, skip)"
+                f"shuffled: the masks have no tensor {missing[0]!r}; prune the layers that they were made for "
+                "(only, skip)"
             )
         return Scores({target.name: self.of[target.name].float() for target in targets})
 

@@ -1,6 +1,6 @@
 """SNIP: how strongly the loss depends on a weight being there (Lee, Ajanthan and Torr 2019).
 
-Every weight w is multiplied by a mask c = 1; its worth is |dL/dc|, which by the chain rule is |w * dL/dw|,
+Every weight w is multiplied by a mask c = 1; its score is |dL/dc|, which by the chain rule is |w * dL/dw|,
 divided by the sum over all weights of the network.
 """
 
@@ -27,8 +27,8 @@ __all__ = ["Snip"]
 class Snip(Criterion):
     """|dL/dc| / sum |dL/dc|, L the mean loss over all of the data.
 
-    `mode` is what the model runs in: "as_found" (the default), "train" or "eval". `normalize` divides by the
-    sum over all targets as published; it never changes which of two weights is worth more.
+    `mode` is the mode of the model: "as_found" (the default), "train" or "eval". `normalize` divides by the
+    sum over all targets as published; it never changes the order of weights.
 
     >>> import torch
     >>> from secateur.core.targets import select

@@ -1,10 +1,10 @@
-"""SynFlow: how much of what flows from input to output passes through a weight. Needs no data.
+"""SynFlow: the share of the flow from input to output that passes through a weight. Needs no data.
 
 (Tanaka et al. 2020, "Pruning neural networks without any data by iteratively conserving synaptic flow".) R is
-the sum of the outputs for an input of all ones when every weight is replaced by its absolute value; a weight
-is worth |w| * dR/d|w|. R is a product over layers: in float32 a deep or wide network takes it past the
-largest number, or to zero, and every score with it. Here the flow is carried in float64 with an exponent
-beside every tensor (see `_ranged`), so that a network of hundreds of layers keeps its ranking.
+the sum of the outputs for an input of all ones when every weight is replaced by its absolute value; the score of a
+weight is |w| * dR/d|w|. R is a product over layers: in float32 a deep or wide network takes it past the largest number,
+or to zero, and every score with it. Here the flow is carried in float64 with an exponent beside every tensor (see
+`_ranged`), so that a network of hundreds of layers keeps its ranking.
 """
 
 from __future__ import annotations
@@ -46,13 +46,12 @@ class Synflow(Criterion):
     integer inputs such as token ids are used as given. The model runs in eval mode: no dropout, batch norm by
     its running statistics.
 
-    `biases` says what becomes of everything that adds to the flow instead of passing it on (biases, batch
-    norm's running mean): "zero", the definition, leaves them out, and then the scores of each layer that all
-    paths cross sum to the same R; "abs" takes their absolute values, as the authors' code does. A bias that
-    is itself a target is always kept. `normalize` divides by R, which changes no order; without it the plain
-    numbers are given, where they can be held.
+    `biases` says how terms are treated that add to the flow instead of multiplying it (biases, batch norm's running
+    mean): "zero", the definition, leaves them out, and then the scores of each layer that all paths cross sum to the
+    same R; "abs" takes their absolute values, as the authors' code does. A bias that is itself a target is always kept.
+    `normalize` divides by R, which changes no order; without it the plain numbers are returned, if they are in range.
 
-    `input` says what flows in: "ones", the definition, "size", the mean absolute value of every input element
+    `input` is the input of the flow: "ones", the definition, "size", the mean absolute value of every input element
     over `Context.data`, or "spread", its standard deviation there. The last two read the data, though neither
     labels nor a loss: a weight that reads a pixel which is dark in every image ranks low by "size" where dark is
     0, and by "spread" whatever dark is.
@@ -128,7 +127,9 @@ class Synflow(Criterion):
     def _poured(
         self, call: tuple[tuple[Any, ...], dict[str, Any]], device: torch.device, dtype: torch.dtype
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What flows in: one example, by the definition ones for every number with a fraction; others as they are."""
+        """The input of the flow: one example, by the definition ones in place of floating-point numbers; integers
+        unchanged.
+        """
 
         def one(tensor: torch.Tensor) -> torch.Tensor:
             tensor = tensor[:1] if tensor.dim() else tensor
@@ -141,7 +142,7 @@ class Synflow(Criterion):
         return map_tensors(one, call)
 
     def _linear(self, name: str, tensor: torch.Tensor, wanted: bool, dtype: torch.dtype) -> torch.Tensor:
-        """What stands in for one parameter or buffer while the flow is measured."""
+        """The replacement of one parameter or buffer while the flow is measured."""
         if not tensor.is_floating_point():
             return tensor.clone()
         leaf = name.rpartition(".")[2]
@@ -157,7 +158,7 @@ class Synflow(Criterion):
         total: float,
         exponent: int,
     ) -> Scores:
-        """Scores from flows: checked, and divided by the total or brought to their plain size."""
+        """Scores from flows: checked, and divided by the total or returned unscaled."""
         unreached = [name for name in held if flow[name] is None]
         if unreached:
             raise StructureError(
@@ -195,7 +196,7 @@ class Synflow(Criterion):
 
 
 def _join(part: torch.Tensor, mean: torch.Tensor, square: torch.Tensor, seen: int, more: int) -> None:
-    """Take `more` examples into the mean and the sum of squared distances from it of the `seen` before, in place."""
+    """Add `more` examples to the mean and to the sum of squared distances from it of the `seen` before, in place."""
     own = part.mean(0, keepdim=True)
     apart = own - mean
     mean += apart * (more / (seen + more))
@@ -204,13 +205,11 @@ def _join(part: torch.Tensor, mean: torch.Tensor, square: torch.Tensor, seen: in
 
 
 def _check_data(kind: str, found: list[torch.Tensor], seen: int) -> None:
-    """Raise when the data say nothing: no floating-point input, or all examples zero or equal."""
+    """Raise if the data cannot be used: no floating-point input, or all examples zero or equal."""
     if not any(bool(part.any()) for part in found):
         what = "are zero" if kind == "size" else "are one and the same"
         why = f"all {seen} examples {what}" if found else "the inputs hold no floating-point numbers"
-        raise DataError(
-            f"synflow: input {kind!r} has nothing to go by: {why}; use input='ones', or other data"
-        )
+        raise DataError(f"synflow: input {kind!r} is undefined: {why}; use input='ones', or other data")
 
 
 def _of_data(kind: str, context: Context) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -240,8 +239,8 @@ def _of_data(kind: str, context: Context) -> tuple[tuple[Any, ...], dict[str, An
                 f"synflow: batch {index} has examples of other shapes than the first: give inputs of one size, or "
                 "input='ones'"
             )
-        # Means and squared distances from them, joined batch by batch: sums of squares would lose what little a
-        # nearly constant element varies.
+        # Means and squared distances from them, joined batch by batch: sums of squares would lose the small variation
+        # of a nearly constant element.
         for part, mean, square in zip(parts, found, squares, strict=True):
             _join(part.abs() if kind == "size" else part, mean, square, seen, batch.size)
         seen += batch.size

@@ -1,4 +1,4 @@
-"""Taylor: what the loss changes by, to first order, when a weight goes: |w * dL/dw|.
+"""Taylor: the change of the loss, to first order, when a weight is removed: |w * dL/dw|.
 
 Molchanov et al. 2017, "Pruning Convolutional Neural Networks for Resource Efficient Inference".
 """
@@ -24,9 +24,9 @@ __all__ = ["Taylor"]
 
 @dataclass(frozen=True)
 class Taylor(Criterion):
-    """|w * g|, g the gradient of the mean loss over all of the data; a unit is worth the sum.
+    """|w * g|, g the gradient of the mean loss over all of the data; a unit scores the sum.
 
-    `mode` is what the model runs in: "as_found" (the default), "train" or "eval". In train mode batch norm
+    `mode` is the mode of the model: "as_found" (the default), "train" or "eval". In train mode batch norm
     uses each batch's own statistics, so that many small batches differ from one large one.
 
     >>> import torch

@@ -24,7 +24,7 @@ __all__ = ["Wanda"]
 
 @dataclass(frozen=True)
 class Wanda(Criterion):
-    """|w| times the root mean square of the weight's input over the data; targets are not looked at.
+    """|w| times the root mean square of the weight's input over the data; targets are ignored.
 
     >>> from secateur.core.targets import select
     >>> model = nn.Linear(2, 1, bias=False); _ = model.weight.data.copy_(torch.tensor([[2.0, -1.0]]))

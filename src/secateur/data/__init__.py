@@ -62,7 +62,7 @@ def load(
             training images.
         seed: Draws the parts.
         cache_dir: Where decoded images are kept; else $SECATEUR_CACHE, else the user's cache.
-        path: Where a dataset given by name lies; else $SECATEUR_DATA/NAME, else ./data/NAME.
+        path: The folder of a dataset given by name; else $SECATEUR_DATA/NAME, else ./data/NAME.
         normalise: `data` (mean and deviation of the training images), `imagenet`, `none` (pixels in 0..1), or (means,
             deviations).
 
@@ -108,10 +108,10 @@ def load(
 
 
 def load_for(model: nn.Module, name_or_path: str | os.PathLike[str], **options: Any) -> Data:
-    """`load` with the size, channels and normalisation that the model wants, where they are not given.
+    """`load` with the size, channels and normalisation that the model asks for, if they are not given.
 
     Args:
-        model: Says what it wants with `input_shape` and `input_normalise`.
+        model: Its attributes `input_shape` and `input_normalise` say what it asks for.
         name_or_path: As in `load`.
         options: Further arguments of `load`.
 
@@ -133,7 +133,7 @@ def load_for(model: nn.Module, name_or_path: str | os.PathLike[str], **options: 
 def _kind_of(
     name_or_path: str | os.PathLike[str], path: str | os.PathLike[str] | None
 ) -> tuple[str, str | None]:
-    """The kind of dataset that is meant, and its place."""
+    """The kind of dataset that a name means, and its place."""
     name = os.fspath(name_or_path)
     given = None if path is None else os.fspath(path)
     word = registry.aliases.get(name.lower(), name.lower())
@@ -164,7 +164,7 @@ def _kind_of(
 
 
 def _parts(raw: Raw, limit: int | None, share: float, seed: int) -> tuple[Source, Source, Source]:
-    """Train, validation and test, with what the dataset lacks held out of its training images."""
+    """Train, validation and test, with missing parts held out of the training images."""
     train, held, test = raw.train, raw.validation, raw.test
     if test is None:
         test, held = held, None

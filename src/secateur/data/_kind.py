@@ -1,4 +1,4 @@
-"""What every kind of dataset works with: the request from `load`, the raw parts it returns, and classes from labels.
+"""The interface of every kind of dataset: the request from `load`, the raw parts it returns, and classes from labels.
 
 >>> classes_of(["cat", "dog", "cat"])
 (('cat', 'dog'), tensor([0, 1, 0]))
@@ -25,7 +25,7 @@ MOST_CLASSES = 65_536
 
 @dataclass(frozen=True)
 class Request:
-    """What `load` was asked for."""
+    """The arguments of `load`."""
 
     path: str | None = None
     size: tuple[int, int] | None = None

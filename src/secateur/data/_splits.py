@@ -1,4 +1,4 @@
-"""`Data` and `Split`: what `load` returns, and how batches come out of it.
+"""`Data` and `Split`: the result of `load`, and its batches.
 
 Images stay uint8 until a batch is made; cropping, flipping and normalising are a few operations on whole batches, on
 the device that trains, so that feeding takes little time.
@@ -36,7 +36,7 @@ class Augment:
     Args:
         crop: Pads this number of pixels on each side, and cuts a window of the old size out.
         flip: Mirrors left and right with probability one half.
-        edges: What is padded: `black`, or `mirrored` for the image as a mirror at its edge shows it.
+        edges: The padding: `black`, or `mirrored` for the image reflected at its edge.
 
     >>> Augment.of("standard"), Augment.of("none")
     (Augment(crop=4, flip=True, edges='black'), None)
@@ -71,7 +71,7 @@ class Augment:
 
 
 class Source(Protocol):
-    """Where the pixels of a split come from."""
+    """The interface of a split's pixels and labels."""
 
     @property
     def labels(self) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """`parquet`: a local folder of Parquet files in Hugging Face's layout, one or several files a split.
 
 A file belongs to the split that its name, or its folder's name, begins with: train, validation (valid, val, dev) or
-test. Images are in a column `image` or `img` (encoded bytes), labels in `label` or `labels`. What a file holds may take
-at most `FILE_BYTES` and eight times its size in memory.
+test. Images are in a column `image` or `img` (encoded bytes), labels in `label` or `labels`. The content of a file may
+take at most `FILE_BYTES` and eight times its size in memory.
 
 >>> split_of("train-00000-of-00001.parquet"), split_of("plain/test.parquet"), split_of("readme.parquet")
 ('train', 'test', None)
@@ -90,7 +90,7 @@ class ImageColumn:
             self.values: Sequence[object] = table.column(label).to_pylist()
         except DataError:
             raise
-        except Exception as error:  # pyarrow raises errors of several kinds for broken files
+        except Exception as error:  # pyarrow raises several kinds of errors for broken files
             raise DataError(
                 f"{files[0]}: expected a Parquet file, got something else ({type(error).__name__}: {error})"
             ) from error
@@ -126,7 +126,7 @@ def _columns(file: Path) -> tuple[str, str, list[str] | None]:
 
 
 def _read(file: Path, columns: list[str]) -> pyarrow.Table:
-    """Columns of a file, read piece by piece so that what expands without end is refused in time."""
+    """Columns of a file, read in parts, so that a decompression bomb is refused in time."""
     import pyarrow
     from pyarrow import parquet
 

@@ -2,7 +2,7 @@
 
     street/images/train/1.jpg, street/labels/train/1.txt, …
 
-It serves as example, as calibration data and for criteria that need images; detection itself is trained and measured
+It provides examples, calibration data, and images for criteria that need them; detection itself is trained and measured
 by the step `train_yolo`. A label file has a line for every box, which begins with the number of its class.
 
 >>> import tempfile; from PIL import Image; from secateur.data._kind import Request

@@ -1,14 +1,14 @@
 """How a model is run: called on an example, on a chosen device, leaving no trace; copied; differentiated.
 
-Every room above runs models through this one, so that all of them mean the same by an example and leave the caller's
-model as they found it. A model goes in, with an example or with batches of data; outputs, gradients or a copy come out.
+Every room above runs models through this one, so that examples mean the same everywhere and the caller's model is not
+changed. A model goes in, with an example or with batches of data; outputs, gradients or a copy come out.
 
 In reading order:
 
-- `example`: what a model is called with (arguments, keywords or one argument), and how one is taken
-  from data.
-- `devices`: the device a model lies on, or the one a name means.
-- `undisturbed`: run a model forward and backward and put everything back: gradients, statistics, modes, random state.
+- `example`: the arguments of one call of a model (arguments, keywords or one argument), and how they are taken from
+  data.
+- `devices`: the device of a model, or the one that a name means.
+- `undisturbed`: run a model forward and backward and restore everything: gradients, statistics, modes, random state.
 - `calling`: call a model on an example in evaluation mode, without gradients.
 - `fast_copy`: copy a module tree as `copy.deepcopy` does, without its cost.
 - `gradients`: gradients of the loss over many batches, summed in a wide type.

@@ -1,4 +1,4 @@
-"""Call a model on an example: in evaluation mode, without gradients, leaving it as found.
+"""Call a model on an example: in evaluation mode, without gradients, leaving it unchanged.
 
 >>> import torch
 >>> from torch import nn
@@ -63,7 +63,7 @@ def describe(example: Example) -> str:
 
 @contextmanager
 def evaluating(model: torch.nn.Module, example: Example = None) -> Iterator[Any]:
-    """Evaluation mode and no gradients for a block; all is put back on leaving.
+    """Evaluation mode and no gradients for a block; everything is restored on leaving.
 
     Args:
         model: The model.

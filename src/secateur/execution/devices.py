@@ -1,4 +1,4 @@
-"""Where a model runs: the device it lies on, or the one that was asked for.
+"""`device_of` and `chosen_device`: the device of a model, or the one that was asked for.
 
 >>> device_of(torch.nn.Linear(2, 2)), chosen_device("cpu")
 (device(type='cpu'), device(type='cpu'))
@@ -83,7 +83,7 @@ def device_word(asked: str) -> str:
 
 
 def sync(device: torch.device) -> None:
-    """Wait until a device has finished all work given to it: launching a kernel is not running it.
+    """Wait until a device has finished all its work: kernels run asynchronously.
 
     Args:
         device: The device; on the CPU there is nothing to wait for.

@@ -1,4 +1,4 @@
-"""What a model is called with, and how that is taken from data.
+"""Examples: the arguments of one call of a model, and how they are taken from data.
 
 An example is one call of a model: a tuple holds the arguments, a dict the keywords, anything else is the one argument.
 A batch of data is `(inputs, targets)` as a tuple or list, a dict (as Hugging Face collators give), or the inputs alone.
@@ -40,7 +40,7 @@ class Batch:
         kwargs: The model's keywords.
         targets: What the loss compares the outputs with.
         size: The number of examples.
-        valid: Where a token is none of padding, [examples, tokens]; None where `kwargs` say so, or nothing does.
+        valid: Where a token is not padding, [examples, tokens]; None where `kwargs` say so, or nothing does.
     """
 
     args: tuple[Any, ...]
@@ -85,12 +85,12 @@ def read_batch(batch: object, index: int, *, labels_apart: bool) -> Batch:
     targets are their own target, as those of an autoencoder are.
 
     Args:
-        batch: What the data gave.
+        batch: An item of the data.
         index: Its position in the data, for error messages.
         labels_apart: Whether the labels in a dict go to the loss only, not to the model.
 
     Returns:
-        The batch, parted into arguments, keywords and targets.
+        The batch, separated into arguments, keywords and targets.
 
     Raises:
         DataError: The batch holds no tensor, or no example.

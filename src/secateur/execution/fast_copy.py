@@ -35,7 +35,7 @@ _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type(Elli
 def collector_paused() -> Iterator[None]:
     """Pause Python's garbage collector for a block.
 
-    Where many small objects are made that stay, a full collection finds nothing and takes longer than the work itself.
+    While many lasting small objects are made, a full collection finds nothing and takes longer than the work itself.
     """
     ran = gc.isenabled()
     gc.disable()
@@ -88,7 +88,7 @@ def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def copy_module(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """What `copy.deepcopy(model, memo)` gives."""
+    """The same as `copy.deepcopy(model, memo)`."""
     known = memo.get(id(model))
     if known is not None:
         return known

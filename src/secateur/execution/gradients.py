@@ -144,7 +144,7 @@ class GradientPass:
         model: The model.
         targets: The weights whose gradients are wanted.
         context: The data and the loss.
-        temperature: What the outputs are divided by before the loss.
+        temperature: The divisor of the outputs before the loss.
     """
 
     who: str
@@ -186,7 +186,7 @@ class GradientPass:
         """The loss of one batch, with its graph.
 
         Args:
-            raw: The batch, as the data gave it.
+            raw: The batch, as the data has it.
             index: Its position in the data, for error messages.
         """
         return self._loss(read_batch(raw, index, labels_apart=self.context.loss is not None), index)

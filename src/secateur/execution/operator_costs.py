@@ -1,4 +1,4 @@
-"""What each operator costs in multiply-accumulates, by a rule for each, and the operators that cost none.
+"""Costs of operators in multiply-accumulates, by a rule for each, and the operators that cost none.
 
 A rule reads the arguments and the result of a call and yields `Cost`s. Where one operand is a weight, every element of
 it is used equally often, which makes the count for a pruned weight exact.
@@ -73,7 +73,7 @@ LEFT_OPERAND = {
     **dict.fromkeys((*_PLAIN_PRODUCTS, *_LINEAR), 0),
     **dict.fromkeys((*_ADDED_PRODUCTS, "baddbmm"), 1),
 }
-"""Matrix products: operator -> which argument is the left operand. `product_macs` gives what they cost."""
+"""Matrix products: operator -> which argument is the left operand. `product_macs` gives their cost."""
 
 
 def product_macs(left: Shape, outputs: Shape) -> int:

@@ -1,4 +1,4 @@
-"""How many processors there are for this process.
+"""`cores`: the number of processors available to this process.
 
 >>> cores() >= 1
 True
@@ -12,7 +12,7 @@ __all__ = ["cores"]
 
 
 def cores() -> int:
-    """How many this process may use; a container or `taskset` may leave it fewer than the machine has."""
+    """How many this process may use; a container or `taskset` may allow fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -44,7 +44,7 @@ def check_mode(mode: str) -> None:
 
 @contextmanager
 def kept_random_state() -> Iterator[None]:
-    """Put the random state of torch (CPU, CUDA, MPS), numpy and Python back, however the block is left.
+    """Restore the random state of torch (CPU, CUDA, MPS), numpy and Python, however the block is left.
 
     >>> before = random.getstate()
     >>> with kept_random_state():
@@ -73,12 +73,12 @@ def kept_random_state() -> Iterator[None]:
 
 @contextmanager
 def undisturbed(model: nn.Module, *, mode: str = "as_found", weights: bool = False) -> Iterator[nn.Module]:
-    """Give the model to a block that may run it forward and backward, and put everything back on leaving.
+    """A block that may run the model forward and backward; everything is restored on leaving.
 
-    Put back, also when the block raises: every parameter's `.grad` (None included; inside the block it is
+    Restored, also when the block raises: every parameter's `.grad` (None included; inside the block it is
     None) and `requires_grad`, every buffer's values and identity (batch norm's running statistics), train or
     eval mode of every submodule, and the random state of torch, numpy and Python. With `weights=True` the
-    parameters' values too, at the price of a copy of them. `mode` is what the model runs in: "as_found",
+    parameters' values too, at the cost of a copy of them. `mode` is the mode of the model: "as_found",
     "train" or "eval".
 
     Gradients are recorded inside even when the caller has switched them off.
@@ -125,7 +125,7 @@ class _Found:
         self._copies = [(p, p.detach().clone()) for p in self.parameters] if weights else []
 
     def put_back(self) -> None:
-        """Make everything what it was."""
+        """Restore everything."""
         for module, training, slots, held in self._modules:
             module.training = training
             _put_back(module._parameters, slots)
@@ -148,7 +148,7 @@ class _Found:
 
 
 def _put_back(slots: dict[str, _ValueT], found: dict[str, _ValueT]) -> None:
-    """Make a module's dictionary what it was, leaving it alone where nothing was replaced."""
+    """Restore a module's dictionary, unless nothing was replaced."""
     if slots.keys() == found.keys() and all(slots[key] is value for key, value in found.items()):
         return
     slots.clear()

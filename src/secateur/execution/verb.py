@@ -1,10 +1,10 @@
-"""`verb`: what holds for every verb that is given a model, whatever it does inside.
+"""`verb`: a decorator with the guarantees of every verb that is given a model.
 
-- Verbs of one process run one after another: they set and put back what belongs to the whole process (random state,
+- Verbs of one process run one after another: they set and restore state of the whole process (random state,
   torch's default type and number of threads). Called from several threads they wait for each other.
 - A model, or a part of it, that a verb in one thread is working on is refused to a verb in another thread.
 - A verb that fails or is interrupted leaves the model's modules, modes, hooks, buffers and gradients, the random state
-  and torch's settings as it found them. What it writes into weights it puts back itself.
+  and torch's settings as it found them. Weights that it changed it restores itself.
 
 >>> from torch import nn
 >>> @verb
@@ -50,9 +50,9 @@ def verb(function: Callable[_P, _R], name: str | None = None) -> Callable[_P, _R
     """Make a function a verb: see the module.
 
     Args:
-        function: One with a parameter `model` or `into`, or two models `a` and `b` or `before` and `after`. What holds
-            a model as `.model`, as `Shrunk` does, may stand for it.
-        name: What errors call it, if not by the function's name.
+        function: One with a parameter `model` or `into`, or two models `a` and `b` or `before` and `after`. A value
+            with the model as `.model`, such as `Shrunk`, is accepted, too.
+        name: Its name in errors, if not the function's.
     """
     parameters = inspect.signature(function).parameters
     names = list(parameters)
@@ -107,7 +107,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Door:
-    """One call of a verb: its claim on its models, its turn, and what is put back if it fails."""
+    """One call of a verb: its claim on its models, its turn, and the state to restore if it fails."""
 
     def __init__(self, name: str, models: list[nn.Module]):
         self.name, self.models = name, models
@@ -138,19 +138,19 @@ class _Door:
 
     @uninterrupted
     def first(self) -> bool:
-        """Whether it is this thread's turn; waits a little for it. Ctrl-C is heard between two calls."""
+        """Whether it is this thread's turn; waits a little for it. Ctrl-C is handled between two calls."""
         self._has_turn = _turn.acquire(timeout=0.1)
         return self._has_turn
 
     @uninterrupted
     def look(self) -> None:
-        """Note what is there."""
+        """Record the state."""
         self._process = _Process()
         self._found = [_Modules(model) for model in self.models]
 
     @uninterrupted
     def close(self) -> None:
-        """Put everything back if the verb did not end well; let the next one have its turn."""
+        """Restore everything if the verb failed; give the turn to the next one."""
         try:
             if not self.done:
                 for found in self._found:
@@ -233,7 +233,7 @@ class _Modules:
 
 
 def _refill(now: dict[str, object], found: dict[str, object]) -> None:
-    """Make a dictionary what it was, in place, and leave it alone where nothing changed."""
+    """Restore a dictionary in place, unless nothing changed."""
     if list(now) == list(found) and all(now[key] is value for key, value in found.items()):
         return
     now.clear()

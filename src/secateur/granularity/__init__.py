@@ -1,4 +1,4 @@
-"""What is cut as one unit? One file per granularity; the file name is the word used in recipes.
+"""Granularities: what is removed as one unit. One file per granularity; the file name is the word used in recipes.
 
 | layer                  | weight                    | kernel                       | filter               |
 |------------------------|---------------------------|------------------------------|----------------------|
@@ -38,14 +38,15 @@ __all__ = ["Granularity", "GranularityLike", "registry"]
 
 
 class Granularity(ABC):
-    """What every granularity is: a frozen value that cuts targets into units."""
+    """The base class of all granularities: a frozen value that cuts targets into units."""
 
     @abstractmethod
     def units(self, model: nn.Module, targets: Sequence[Target], context: Context) -> tuple[Units, ...]:
-        """The lists of competing pieces, in the model's order."""
+        """The lists of competing units, in the model's order."""
 
     def own_weights(self, model: nn.Module, context: Context) -> tuple[str, ...]:
-        """Parameters to prune beside the weights of layers: those that an operator of the forward takes as a weight.
+        """Parameters to prune in addition to the weights of layers: those that an operator of the forward takes as a
+        weight.
 
         Args:
             model: The model.
@@ -55,7 +56,7 @@ class Granularity(ABC):
 
 
 GranularityLike = str | Granularity | type[Granularity]
-"""What stands for a granularity: a word, a value, or a class."""
+"""Every form in which a granularity is given: a word, a value, or a class."""
 
 registry = Registry(__name__, __path__, "granularity")
 

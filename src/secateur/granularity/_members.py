@@ -1,4 +1,4 @@
-"""How one tensor falls into units: runs of neighbouring weights, output units, and blocks.
+"""How one tensor is divided into units: runs of neighbouring weights, output units, and blocks.
 
 Every member is a `core.units.Member`: `gather` lays a tensor out as [units, elements], `scatter` turns one
 bit per unit back into a mask.
@@ -23,7 +23,7 @@ __all__ = ["BlockMember", "FilterMember", "FlatMember"]
 
 @dataclass(frozen=True)
 class FlatMember:
-    """Units are runs of `size` weights that lie beside each other: 1 for single weights, k·k for kernels."""
+    """Units are runs of `size` adjacent weights: 1 for single weights, k·k for kernels."""
 
     name: str
     size: int = 1
@@ -45,7 +45,7 @@ class FlatMember:
 
 @dataclass(frozen=True)
 class FilterMember:
-    """Units are what the layer puts out: slices along `axis`.
+    """Units are the layer's outputs: slices along `axis`.
 
     A grouped transposed convolution has the weight [in, out / groups, ...] in which output unit `o` owns
     column `o % (out / groups)` of its own group's rows only; `groups` > 1 asks for that layout.

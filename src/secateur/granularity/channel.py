@@ -25,10 +25,10 @@ __all__ = ["Channel", "coupled_units"]
 
 @dataclass(frozen=True)
 class Channel(Granularity):
-    """One unit per coupled channel: filters, biases, norms and the slices of the layers that take it in.
+    """One unit per coupled channel: filters, biases, norms and the slices of the layers that it is an input of.
 
     Attributes:
-        scored: Whose weights score a channel: "all" tensors of the group, or only those that put it "out".
+        scored: The weights that score a channel: "all" tensors of the group, or only those that it is an "out"put of.
         across_norm: Cut through layer norms as well, after which no equality holds.
         combine: How several tensors give one score: "sum" takes all their weights as one unit, "mean" and "max" those
             of the scores in each tensor by itself.
@@ -75,7 +75,7 @@ class Channel(Granularity):
                 iter(dict.fromkeys(reasons)), "no layer of the targets takes its channels from another"
             )
             raise NothingToDoError(
-                f"no channel of {type(model).__name__} can leave: {first}; sc.explain(model, example) says where "
+                f"no channel of {type(model).__name__} can be removed: {first}; sc.explain(model, example) says where "
                 "every axis is locked and why"
             )
         return units
@@ -122,7 +122,7 @@ def structure_of(
     sizes: bool = False,
     which: str = "all",
 ) -> Structure:
-    """Follow the model on the call's example, or on the first batch of its data, and lock what no cut could take.
+    """Follow the model on the call's example, or on the first batch of its data, and lock axes that cannot be cut.
 
     Args:
         model: The model.
@@ -159,14 +159,15 @@ def coupled_units(
     scored: str = "all",
     combine: str = "sum",
 ) -> tuple[Units, ...]:
-    """Turn groups into lists of units, where the targets name every layer that puts the channels out.
+    """Turn groups into lists of units, where the targets name every layer whose outputs the channels are.
 
     Args:
         model: The model.
         found: Its structure.
         targets: The parameters that may be cut.
         groups: The groups of the structure to take.
-        scored: Whose weights a unit is scored by: "all" tensors of the group, or only those that put it "out".
+        scored: The weights that a unit is scored by: "all" tensors of the group, or only those that it is an "out"put
+            of.
         combine: How the scores of several tensors become one: "sum", "mean" or "max".
 
     Returns:
@@ -203,7 +204,7 @@ class _EveryTarget:
 
 
 def _asked_for(group: Group, names: set[str], every: _EveryTarget) -> bool:
-    """Whether the targets hold all layers that put the group's channels out, except those never cut by default."""
+    """Whether the targets hold all layers whose outputs are the group's channels, except those never cut by default."""
     producers = [slot for slot in group.slots if slot.role == "out"]
     missing = [slot for slot in producers if slot.name not in names]
     if missing and any(slot.name in every.names for slot in missing):

@@ -35,6 +35,6 @@ class Element(Granularity):
 
 
 def _axes(target: Target) -> tuple[str, ...]:
-    """What each side of a tensor counts."""
+    """The meaning of each axis of a tensor."""
     named = {target.out_axis: "out", target.in_axis: "in"}
     return tuple(named.get(axis, "tap") for axis in range(len(target.shape)))

@@ -1,4 +1,4 @@
-"""Head: an attention head is cut as one unit from queries, keys, values and the layer that takes it in."""
+"""Head: an attention head is cut as one unit from queries, keys, values and the layer that it is an input of."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ __all__ = ["Head"]
 
 @dataclass(frozen=True)
 class Head(Granularity):
-    """One unit per attention head; where query heads share a key-value head, they go with it.
+    """One unit per attention head; where query heads share a key-value head, they are removed with it.
 
-    `scored` and `combine` are as for channels: whose weights score a head, and how several tensors give one score.
+    `scored` and `combine` are as for channels: the weights that score a head, and how several tensors give one score.
 
     >>> import torch
     >>> from secateur.core.targets import select

@@ -1,4 +1,6 @@
-"""HeadSize: the heads of an attention become smaller, all alike: queries with keys, values with what takes them in."""
+"""HeadSize: the heads of an attention become smaller, all alike: queries with keys, values with the layer that they
+are inputs of.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,8 @@ __all__ = ["HeadSize"]
 class HeadSize(Granularity):
     """One unit per position within a head, out of every head alike; where rotary embeddings pair them, per pair.
 
-    Queries and keys lose the same positions, values and the layer that takes them in lose theirs; layers that share
-    their rotary frequencies lose the same. `scored` and `combine` are as for channels.
+    Queries and keys lose the same positions, values and the layer that they are inputs of lose theirs; layers that
+    share their rotary frequencies lose the same. `scored` and `combine` are as for channels.
 
     >>> import torch
     >>> from secateur.core.targets import select
@@ -49,7 +51,7 @@ class HeadSize(Granularity):
         return weights_beside_layers(model, context, sizes=True, which="sizes of heads")
 
     def units(self, model: nn.Module, targets: Sequence[Target], context: Context) -> tuple[Units, ...]:
-        """One list per set of positions that leave together."""
+        """One list per set of positions that are removed together."""
         found = structure_of(model, context, sizes=True, which="sizes of heads")
         groups = [group for group in found.groups if group.within]
         if not groups:

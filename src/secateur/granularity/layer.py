@@ -1,4 +1,4 @@
-"""Layer: a whole block leaves, a residual branch or a transformer layer, so that the model gets fewer layers."""
+"""Layer: a whole block is removed, a residual branch or a transformer layer, so that the model gets fewer layers."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["Layer"]
 
 @dataclass(frozen=True)
 class Layer(Granularity):
-    """One unit per block that can leave whole: an entry of a container whose branches are added to its input.
+    """One unit per block that can be removed whole: an entry of a container whose branches are added to its input.
 
     All blocks of the model compete in one list. A block takes part where the call allows all of its layers' weights;
-    `shrink` takes it out. See `secateur.structure.depth`.
+    `shrink` removes it. See `secateur.structure.depth`.
 
     >>> import torch
     >>> from secateur import models
@@ -98,4 +98,6 @@ def _no_block(model: nn.Module, found: RemovableBlocks) -> str:
     else:
         why = "no entry of an nn.Sequential or nn.ModuleList adds its branches to its input"
     name = type(model).__name__
-    return f"no block of {name} can leave whole: {why}; granularity='channel' makes layers narrower instead"
+    return (
+        f"no block of {name} can be removed whole: {why}; granularity='channel' makes layers narrower instead"
+    )

@@ -1,11 +1,12 @@
-"""Metrics: what a model is measured by. Every number carries its unit and the sentence that defines it.
+"""Metrics: measures of a model. Every number has its unit and the sentence that defines it.
 
 In goes a model (with an example, an evaluate function or masks, as the measure needs); out comes a `Measurements`
 table. `measure` runs all measures that can be run with what is given; each can also be called by itself. The model is
-left as found.
+not changed.
 
-A measure is a file with one function of the same name. The function takes the model and says by its arguments what
-else it needs; nothing else has to be edited to add one. A file with `BY_DEFAULT = False` is measured only when named.
+A measure is a file with one function of the same name. The function takes the model, and the names of its other
+arguments say what it needs; nothing else has to be edited to add one. A file with `BY_DEFAULT = False` is measured only
+when named.
 
 Files, in reading order:
 
@@ -13,7 +14,7 @@ Files, in reading order:
 - `macs`: multiply-accumulates of a forward pass, dense and of the non-zero weights.
 - `latency`: the time of a forward pass, and `compare` for two models read in turns.
 - `memory`: the most bytes held at once.
-- `accuracy`: top-1, or what a function of the model returns.
+- `accuracy`: top-1, or the result of a function of the model.
 - `architecture`, `filter_sums`, `weight_histogram`, `activation_histogram`: rows that charts are drawn from.
 - `_why`: `why(before, after, example)`, where the time of two models goes, layer by layer.
 
@@ -47,7 +48,7 @@ _REGISTRY = Registry(__name__, __path__, "measure")
 
 
 def names() -> list[str]:
-    """The measures there are, by name.
+    """All measures, by name.
 
     >>> "latency" in names()
     True
@@ -66,7 +67,7 @@ def measure(
     context: Mapping[str, object] | None = None,
     **options: object,
 ) -> Measurements:
-    """Measure a model, which is left as found.
+    """Measure a model, which is not changed.
 
     Args:
         model: The model.
@@ -140,12 +141,12 @@ def _function(name: str) -> Callable[..., Measurements]:
 
 
 def _by_default(function: Callable[..., Measurements]) -> bool:
-    """Whether it is measured when no measure is named; files for charts say `BY_DEFAULT = False`."""
+    """Whether a measure runs when none is named; files for charts say `BY_DEFAULT = False`."""
     return bool(getattr(importlib.import_module(function.__module__), "BY_DEFAULT", True))
 
 
 def _lacking(function: Callable[..., Measurements], given: Mapping[str, object]) -> list[str]:
-    """What a measure needs and was not given."""
+    """The arguments that a measure needs and was not given."""
     return [
         key
         for key, parameter in inspect.signature(function).parameters.items()

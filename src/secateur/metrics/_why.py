@@ -1,7 +1,8 @@
 """`why`: where the time of two models goes, layer by layer, and why it fell less than the multiply-accumulates.
 
-Every layer of both models is run alone on the input it gets inside its model; the two versions of a layer take turns.
-A layer whose time fell less than its multiply-accumulates gets the reason that a measurement or a count supports:
+Every layer of both models is run alone on the input it gets inside its model; the two versions of a layer are timed in
+turns. A layer whose time fell less than its multiply-accumulates gets the reason that a measurement or a count
+supports:
 
 - no products: a norm, an activation or pooling; its time follows the bytes it moves.
 - launch overhead: it takes hardly longer than the same layer on a tiny input (measured).
@@ -41,7 +42,7 @@ from secateur.metrics.macs import macs
 
 __all__ = ["LayerTime", "Why", "why"]
 
-_SLOWER = 1.25  # a layer needs a reason when its time is above this many times what its products suggest
+_SLOWER = 1.25  # a layer needs a reason if its time is above this many times that suggested by its multiply-accumulates
 _FEW = 8.0  # multiply-accumulates per byte moved below which a layer waits for memory
 _SHORTEST = 2e-4  # seconds a reading lasts at least
 
@@ -142,9 +143,8 @@ class Why:
 def why(
     before: nn.Module, after: nn.Module, example: Example, *, trials: int = 9, threads: int | None = None
 ) -> Why:
-    """Time every layer of two models that name their layers alike, and say why time fell less than the count.
-
-    Both models are left as found.
+    """Time every layer of two models that name their layers alike, and say why time fell less than the count. Neither
+    model is changed.
 
     Args:
         before: The larger model.
@@ -212,7 +212,7 @@ def _calls(model: nn.Module, example: Example) -> dict[str, _Call]:
             return
         tensors = [t for t in pytree.tree_leaves((args, kwargs, output)) if torch.is_tensor(t)]
         moved = sum(t.numel() * t.element_size() for t in (*tensors, *module.parameters()))
-        # copies: a layer in place would change what the next reading gets
+        # copies: a layer in place would change the input of the next reading
         kept, words = pytree.tree_map(lambda t: t.clone() if torch.is_tensor(t) else t, (args, kwargs))
         found[name] = _Call(module, kept, words, 1, moved)
 

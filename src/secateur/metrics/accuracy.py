@@ -1,4 +1,4 @@
-"""`accuracy`: top-1 over batches, or whatever an evaluate function returns.
+"""`accuracy`: top-1 over batches, or the result of an evaluate function.
 
 >>> import torch
 >>> from torch import nn
@@ -34,9 +34,9 @@ DEFINITION = "share of targets that the largest output names, in evaluation mode
 
 
 def accuracy(model: nn.Module, evaluate: Evaluate) -> Measurements:
-    """Top-1 over batches, or what a function of the model returns.
+    """Top-1 over batches, or the result of a function of the model.
 
-    The model is in evaluation mode meanwhile and left as found.
+    The model is in evaluation mode meanwhile, and not changed.
 
     Args:
         model: The model.

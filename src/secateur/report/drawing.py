@@ -28,7 +28,7 @@ _LEFT, _COLUMNS = 116, 4
 
 @dataclass(frozen=True)
 class DrawnLayer:
-    """A layer: how wide it was and is, and the group that its channels leave with."""
+    """A layer: its width before and after, and the group that its channels are coupled in."""
 
     name: str
     kind: str
@@ -38,7 +38,7 @@ class DrawnLayer:
 
 
 def block_of(name: str) -> str:
-    """The row a layer stands in: the block it is part of.
+    """The row of a layer: the block that it is part of.
 
     Up to the first number that something follows, else the module it lies in.
     """

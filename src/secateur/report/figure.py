@@ -28,7 +28,7 @@ class FigureTable:
 
 @dataclass(frozen=True)
 class Figure:
-    """What one chart gives: `chart` is an Altair chart, or the text of an SVG that was drawn by hand.
+    """The result of one chart: `chart` is an Altair chart, or the text of an SVG that was drawn by hand.
 
     `name` is the stem of its files; `each` the width of one small chart where there are several beside each
     other, 0 for a chart as wide as the page; `table` the numbers it was drawn from.
@@ -45,7 +45,7 @@ class Figure:
 
     @property
     def is_drawing(self) -> bool:
-        """Whether it is an SVG already."""
+        """Whether the chart is an SVG already."""
         return isinstance(self.chart, str)
 
     @functools.cached_property

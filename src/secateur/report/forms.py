@@ -52,7 +52,7 @@ FORMS = frozenset(
         "tensor_bytes_in_file",
     }
 )
-"""Names that are drawn by a chart of their own and have no place in a table of results."""
+"""Names that have their own chart and are left out of tables of results."""
 
 
 def is_plain(item: Measurement) -> bool:

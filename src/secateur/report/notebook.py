@@ -42,7 +42,7 @@ def measurements(rows: Measurements) -> alt.TopLevelMixin:
 
 
 class SharedModel(Protocol):
-    """What `share` returns, which this room sees as a model."""
+    """The result of `share`, as far as a chart needs it."""
 
     @property
     def model(self) -> nn.Module:
@@ -53,7 +53,7 @@ def shared(value: SharedModel) -> alt.TopLevelMixin:
     """The values that the weights of each layer take, and how many weights take each.
 
     Args:
-        value: What `share` returned.
+        value: The result of `share`.
     """
     return measurements(Measurements(weight_histogram(value.model)))
 
@@ -75,7 +75,7 @@ class AttemptLike(Protocol):
 
 
 class SearchLike(Protocol):
-    """What a search found."""
+    """The result of a search."""
 
     @property
     def dense(self) -> float:
@@ -94,7 +94,7 @@ def attempts(found: SearchLike) -> alt.TopLevelMixin:
     """The accuracy of every attempt, in order, with the dense model's and the limit as lines.
 
     Args:
-        found: What `auto` or `smallest` found.
+        found: The result of `auto` or `smallest`.
     """
     points = [
         {"attempt": number, "accuracy": one.accuracy, "holds": one.holds, "what": one.why}

@@ -53,7 +53,7 @@ class Report:
 
     @functools.cached_property
     def figures(self) -> list[Figure]:
-        """Every figure there is data for."""
+        """Every figure that the data allows."""
         return charts.draw(self.measurements)
 
     @property

@@ -1,4 +1,4 @@
-"""Measurements, sorted for charts: which rows there are, what sets them apart, what they are called.
+"""Measurements, sorted for charts: their rows, what distinguishes them, and their labels.
 
 >>> found = Measurements([
 ...     Measurement("accuracy", 0.9, context={"trial": 0, "variant": "dense"}),
@@ -39,9 +39,9 @@ __all__ = [
 ]
 
 QUALITIES = ("accuracy", "top1", "validation_accuracy", "loss", "total_loss")
-"""What says how good a model is, the most telling first."""
+"""Measures of a model's quality, the preferred first."""
 LOWER = frozenset({"loss", "total_loss"})
-"""Of these, the ones of which less is better."""
+"""Those of which lower is better."""
 
 _NO_SETTING = {
     "run",
@@ -79,7 +79,7 @@ class VariantRow:
     values: dict[str, Measurement] = field(default_factory=dict)
     label: str = ""
     removed: float | None = None
-    """The sparsity asked for where a setting says it, else the share of the dense model's parameters gone."""
+    """The sparsity asked for if a setting gives it, else the share of the dense model's parameters gone."""
 
     def number(self, name: str) -> float | None:
         """A measured value, None where there is none or it diverged."""
@@ -88,7 +88,7 @@ class VariantRow:
 
     @property
     def bytes(self) -> float | None:
-        """What lies on the disk: the coded file where there is one, else the state dict as torch saves it."""
+        """Bytes on disk: of the coded file if there is one, else of the state dict as torch saves it."""
         return self.number("file_bytes") or self.number("size")
 
 
@@ -100,7 +100,7 @@ def finite(value: object) -> float | None:
 
 
 def as_text(value: object) -> str:
-    """A setting as a person reads it.
+    """A setting as text for people.
 
     >>> as_text({"name": "overall", "sparsity": 0.9}), as_text(0.5), as_text("l1")
     ('overall 0.9', '0.5', 'l1')
@@ -160,7 +160,7 @@ def rows_of(measurements: Iterable[Measurement]) -> list[VariantRow]:
 
 
 def _same_moment(rows: Iterable[VariantRow]) -> None:
-    """Times compare within one interleaved measurement only: of a trial, those of its last one stay."""
+    """Times are only comparable within one interleaved measurement: keep those of a trial's last one."""
     by_trial: dict[tuple[str, int], list[VariantRow]] = {}
     for row in rows:
         by_trial.setdefault((row.run, row.trial), []).append(row)
@@ -171,7 +171,7 @@ def _same_moment(rows: Iterable[VariantRow]) -> None:
 
 
 def _name(rows: list[VariantRow]) -> None:
-    """Say of every row what sets it apart from the others: run, settings that vary, variant."""
+    """Give every row a label that distinguishes it: run, settings that vary, variant."""
     runs = {row.run for row in rows}
     keys = dict.fromkeys(key for row in rows for key in row.settings if not _is_seed(key))
     differing = [
@@ -211,7 +211,7 @@ def _share_removed(rows: list[VariantRow]) -> None:
 
 
 def series_of(row: VariantRow, rows: Iterable[VariantRow]) -> str:
-    """What a line of a chart over sparsity is called: all that sets the row apart, but sparsity and seed."""
+    """The label of a line in a chart over sparsity: all that distinguishes the row, except sparsity and seed."""
     others = list(rows)
     keys = [key for key in row.settings if not _is_sparsity(key) and not _is_seed(key)]
     differing = [
@@ -226,8 +226,8 @@ def before_and_after(items: Iterable[Measurement]) -> tuple[Measurement, Measure
     """The model before and after in one trial, from what one measure found; the first trial that changed anything.
 
     Before is the trial's dense variant, else the dense variant of its run, else the first variant of the trial; after
-    is the last variant of the trial that differs. Models of different trials are never compared: that they differ says
-    nothing of what was removed. Where no trial changed anything, both are the first model; None where there is none.
+    is the last variant of the trial that differs. Models of different trials are never compared, because they may
+    differ for other reasons. Where no trial changed anything, both are the first model; None where there is none.
 
     >>> def width(value, trial, variant):
     ...     return Measurement("widths", value, context={"trial": trial, "variant": variant})
@@ -255,18 +255,18 @@ def before_and_after(items: Iterable[Measurement]) -> tuple[Measurement, Measure
 
 
 def _form(item: Measurement) -> tuple[float, dict[str, float], object]:
-    """What makes two models different: the number, its parts, and the layers."""
+    """What two models are compared by: the number, its parts, and the layers."""
     return item.value, dict(item.per_layer), item.context.get("layers")
 
 
 def quality_of(rows: Iterable[VariantRow]) -> str | None:
-    """Which of the measured numbers says how good a model is."""
+    """The measured number that gives a model's quality."""
     there = {name for row in rows for name in row.values}
     return next((name for name in QUALITIES if name in there), None)
 
 
 def variants_of(measurements: Measurements) -> list[str]:
-    """The variants, each once, in the order measured: what gives them the same colour in every chart."""
+    """The variants, each once, in the order measured, which gives each the same colour in every chart."""
     names = dict.fromkeys(row.variant for row in rows_of(measurements))
     more = dict.fromkeys(
         str(item.context["variant"])
@@ -301,7 +301,7 @@ def fitting_legend(labels: Iterable[str]) -> alt.Legend:
 
 
 def dashes(domain: list[str]) -> alt.StrokeDash:
-    """A dash of its own for each series, so that of two lines on each other both are seen.
+    """A different dash for each series, so that lines on top of each other are both seen.
 
     Args:
         domain: The series, in the order of their colours.
@@ -312,7 +312,8 @@ def dashes(domain: list[str]) -> alt.StrokeDash:
 
 
 def apart(items: Iterable[Measurement]) -> list[str]:
-    """What sets each measurement apart: its run and the settings that differ between them, such as "l1 · 0.3".
+    """A label that distinguishes each measurement: its run and the settings that differ between them, such as "l1 ·
+    0.3".
 
     >>> found = [Measurement("speedup", 1.0, context={"criterion": c, "sparsity": s, "epochs": 3})
     ...          for c in ("l1", "l2") for s in (0.3, 0.6)]
@@ -330,5 +331,5 @@ def apart(items: Iterable[Measurement]) -> list[str]:
 
 
 def legend_selection(name: str, field_name: str) -> alt.Parameter:
-    """Clicking an entry of the legend (shift for several) brings it out."""
+    """A selection: clicking an entry of the legend (shift for several) highlights it."""
     return alt.selection_point(name=name, fields=[field_name], bind="legend")

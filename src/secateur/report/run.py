@@ -1,4 +1,4 @@
-"""`Run`: one run as a report shows it: its name, its measurements and where they came from.
+"""`Run`: one run as a report shows it: its name, its measurements and its provenance.
 
 >>> run = Run("demo", Measurements([Measurement("accuracy", 0.9)]), provenance={"command": "secateur demo"})
 >>> run.measurements[0].context["run"]

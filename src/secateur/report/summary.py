@@ -69,7 +69,7 @@ _NAMES = {
 
 
 def is_share(name: str) -> bool:
-    """Whether a measured number is a share, to be written in per cent.
+    """Whether a measured number is a share, which is written in per cent.
 
     >>> is_share("accuracy"), is_share("mask_sparsity"), is_share("macs")
     (True, True, False)
@@ -78,7 +78,7 @@ def is_share(name: str) -> bool:
 
 
 def number(value: float | int, name: str = "", unit: str = "") -> str:
-    """A number as the page writes it: the same for the same name, whatever its size.
+    """A number as the page writes it: the same format for the same name, whatever its size.
 
     >>> number(0.99166, "accuracy"), number(2562368), number(1.8505, "speedup", "x"), number(float("nan"))
     ('99.17 %', '2,562,368', '1.85×', 'diverged')
@@ -128,7 +128,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Tile:
-    """One of the large figures of the first screen: what, its value now, and its change from the dense model."""
+    """One of the large figures of the first screen: its name, its value, and its change from the dense model."""
 
     name: str
     value: str
@@ -189,7 +189,7 @@ def _ratio_tile(name: str, before: float | None, after: float | None, less: str,
 
 
 def shown_rows(measurements: Measurements) -> list[VariantRow]:
-    """The variants side by side: all of one trial, else the dense and those that nothing beats."""
+    """The variants side by side: all of one trial, else the dense ones and the Pareto front."""
     rows = rows_of(measurements)
     trials = {(row.run, row.trial) for row in rows}
     if len(rows) <= _COLUMNS and len(trials) <= max(2, len({row.run for row in rows})):
@@ -248,7 +248,7 @@ def _smaller(rows: list[VariantRow]) -> list[Line]:
 
 
 def headline(measurements: Measurements) -> str:
-    """The result in one line: dense against the best that came out."""
+    """The result in one line: dense against the best variant."""
     rows = rows_of(measurements)
     trials = {(row.run, row.trial) for row in rows}
     runs = list(dict.fromkeys(row.run for row in rows))

@@ -35,7 +35,7 @@ SECTIONS = {
 
 
 def names() -> list[str]:
-    """The charts there are."""
+    """The names of all charts."""
     return _REGISTRY.names()
 
 

@@ -1,7 +1,7 @@
 """Histograms of many layers in one chart: as ridges, and stacked in depth.
 
-A ridge is a layer's histogram on a baseline of its own; the height is the share of values in a bin, scaled so that
-the highest bin of each ridge is as high as every other's: what is compared is their form.
+A ridge is a layer's histogram on a baseline of its own; the height is the share of values in a bin, scaled so that the
+highest bin of every ridge has the same height, so that their shapes can be compared.
 
 >>> heights([1, 3, 0])
 [0.333, 1.0, 0.0]
@@ -183,7 +183,7 @@ def _table_row(item: Measurement) -> tuple[str, str, int, object, float, float]:
 def _ridge_chart(drawn: _Drawn) -> alt.FacetChart:
     """Every layer's histogram on a baseline of its own."""
     count = len(drawn.layers)
-    reach = 0.86 if count < 4 else 1.7  # ridges overlap a little, so that their forms can be seen
+    reach = 0.86 if count < 4 else 1.7  # ridges overlap a little, so that their shapes can be seen
     labels = "[" + ",".join(_text(layer) for layer in reversed(drawn.layers)) + "][datum.value]"
     rows = drawn.rows("b", lambda item: count - 1 - drawn.depth(item))
     axis_y = alt.Axis(

@@ -17,5 +17,5 @@ __all__ = ["activation_histograms"]
 
 
 def activation_histograms(measurements: Measurements) -> list[Figure]:
-    """Ridges alone: what matters is how each layer's differ, not their depth."""
+    """Ridges only: they compare each layer's variants, which depth does not help."""
     return ridges(measurements, "activation_histogram", "activations", "activation")[:1]

@@ -26,7 +26,7 @@ Row = tuple[str, str, int]
 
 
 def file_bytes(measurements: Measurements) -> list[Figure]:
-    """One figure for every file that was accounted for, the last of every run."""
+    """One figure for every file whose bytes were recorded, the last of every run."""
     found = {}
     for item in measurements:
         if item.name == "tensor_bytes_in_file" and "published" not in item.context:
@@ -62,7 +62,7 @@ def _figure(item: Measurement, suffix: str, of: str) -> Figure:
 
 
 def _rows(parts: dict[str, dict[str, int]]) -> tuple[list[str], list[Row]]:
-    """The largest tensors in order and their rows; what is more than `_MOST` is added up as one."""
+    """The largest tensors in order and their rows; those beyond `_MOST` are added up as one."""
     order = sorted(parts, key=lambda name: -sum(parts[name].values()))
     kept, rest = order[:_MOST], order[_MOST:]
     rows = [(name, part, size) for name in kept for part, size in parts[name].items() if size]

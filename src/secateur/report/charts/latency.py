@@ -44,7 +44,7 @@ def _variant(item: Measurement) -> str:
 
 
 def _told(items: list[Measurement]) -> list[str]:
-    """What each row is called: the settings that set it apart, such as criterion and sparsity, and its variant."""
+    """The label of each row: the settings that distinguish it, such as criterion and sparsity, and its variant."""
     said = [
         " · ".join(part for part in (text, _variant(item)) if part) for text, item in zip(apart(items), items)
     ]

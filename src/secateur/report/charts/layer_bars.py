@@ -41,7 +41,7 @@ _MACS = _View(
     "multiply-accumulates",
     "~s",
 )
-_SPARSITY = _View(("share_removed",), "layer-sparsity", "How much each layer lost", "share removed", ".0%")
+_SPARSITY = _View(("share_removed",), "layer-sparsity", "Sparsity of each layer", "share removed", ".0%")
 
 
 def layer_bars(measurements: Measurements) -> list[Figure]:
@@ -56,10 +56,11 @@ def layer_bars(measurements: Measurements) -> list[Figure]:
 
 
 def _of_each_method(rows: list[VariantRow]) -> list[VariantRow]:
-    """One row for every method and variant, all at one sparsity: that which most methods were run at, the highest such.
+    """One row for every method and variant, all at one sparsity: the one that most methods were run at, the highest of
+    equals.
 
-    Methods are told apart by every setting but sparsity and seed. One that was not run at that sparsity is shown at its
-    nearest. Variants that nothing was removed from, as the dense one, come once.
+    Methods are told apart by every setting but sparsity and seed. A method that was not run at that sparsity is shown
+    at its nearest. Variants that nothing was removed from, as the dense one, come once.
     """
     methods: dict[str, list[VariantRow]] = {}
     for row in rows:
@@ -75,7 +76,7 @@ def _of_each_method(rows: list[VariantRow]) -> list[VariantRow]:
 
 
 def _with_sparsity(rows: list[VariantRow]) -> list[VariantRow]:
-    """The share of each tensor's dense parameters that are gone or zero, worked out where it was not measured."""
+    """The share of each tensor's dense parameters that are gone or zero, computed where it was not measured."""
     found = []
     dense: dict[str, Measurement] = {}
     for row in rows:
@@ -115,7 +116,7 @@ def _bars(rows: list[VariantRow], domain: list[str], view: _View) -> list[Figure
     table: list[Row] = [
         (layer, label, value) for label, item in measured for layer, value in item.per_layer.items()
     ]
-    if view is _SPARSITY:  # layers of a single number a channel say nothing
+    if view is _SPARSITY:  # layers with a single number per channel carry no information here
         table = [row for row in table if not _is_norm(row[0])]
     if not table:
         return []
@@ -158,5 +159,5 @@ def _chart(table: list[Row], domain: list[str], labels: list[str], view: _View) 
 
 
 def _is_norm(layer: str) -> bool:
-    """Whether a tensor is a normalisation's, by its name: nothing else is known of it here."""
+    """Whether a tensor belongs to a normalisation, by its name, which is all that is known here."""
     return any(part.startswith(("bn", "norm", "batch_norm", "ln")) for part in layer.lower().split("."))

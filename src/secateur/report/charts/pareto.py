@@ -1,4 +1,4 @@
-"""Accuracy against bytes, multiply-accumulates and time; the points nothing else beats are joined.
+"""Accuracy against bytes, multiply-accumulates and time; the points of the Pareto front are joined.
 
 >>> front([(10.0, 0.9), (5.0, 0.8), (7.0, 0.7)])
 [1, 0]
@@ -32,7 +32,7 @@ _MOST = 600
 
 
 def front(points: Sequence[tuple[float, float]], lower_is_better: bool = False) -> list[int]:
-    """Indices of the (cost, quality) that no other beats on both, the cheapest first.
+    """Indices of the Pareto front of (cost, quality), the cheapest first.
 
     >>> front([(1.0, 0.2), (1.0, 0.3)], lower_is_better=True)
     [0]
@@ -85,7 +85,7 @@ Point = tuple[str, str, float, float]
 
 @dataclass(frozen=True)
 class _Axis:
-    """A cost: its word in file names, its title, what it means, and the measures that give it, the first there is."""
+    """A cost: its word in file names, its title, its meaning, and the measures that give it, in order of preference."""
 
     key: str
     title: str

@@ -25,7 +25,7 @@ _OWN = {"layer", "sparsity", "metric", "step", "seed", "trial", "variant"}
 
 
 def sensitivity(measurements: Measurements) -> list[Figure]:
-    """The curves, from the form `scan_value`; two figures for every scan there was."""
+    """The curves, from the form `scan_value`; two figures for every scan."""
     scans: dict[tuple[str, ...], list[Measurement]] = {}
     for item in measurements:
         if item.name == "scan_value" and finite(item.value) is not None:
@@ -46,7 +46,7 @@ def _values(scan: list[Measurement]) -> tuple[str, ...]:
 
 
 def _names(scans: list[list[Measurement]]) -> list[str]:
-    """What sets every scan apart from the others: the settings that differ, else its number."""
+    """A name for every scan: the settings that differ between scans, else its number."""
     if len(scans) < 2:
         return [""]
     settings_of = [

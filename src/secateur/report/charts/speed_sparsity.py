@@ -51,7 +51,7 @@ def speed_sparsity(measurements: Measurements) -> list[Figure]:
         color=alt.Color("series:N", scale=alt.Scale(domain=domain), legend=fitting_legend(domain)),
     )
     title = "times as fast as the dense model"
-    # A reading in a bad moment of the machine must not flatten all curves.
+    # An outlier must not flatten all curves.
     scale = alt.Scale(zero=False, domainMax=1.3 * max(row[2] for row in table), clamp=True)
     y = alt.Y("speedup:Q", axis=alt.Axis(title=title), scale=scale)
     tip = ["series:N", alt.Tooltip("sparsity:Q", format=".1%")]

@@ -1,4 +1,4 @@
-"""How wide every layer was and is.
+"""The width of every layer before and after.
 
 >>> from secateur.core.measurement import Measurement
 >>> found = Measurements([
@@ -52,11 +52,11 @@ def widths(measurements: Measurements) -> list[Figure]:
         Figure(
             "widths",
             "layers",
-            "How wide each layer was and is",
+            "Width of each layer, before and after",
             f"{first.definition or 'output channels of convolutions, output features of linear layers'}; "
             f"{names[0]} against {names[1]}.",
             alt.layer(lines, dots).properties(width="container", height=alt.Step(16)),
-            f"{len(layers)} layers; {gone:,} of {sum(row[1] for row in table):,} units left the model.",
+            f"{len(layers)} layers; {gone:,} of {sum(row[1] for row in table):,} units were removed.",
             FigureTable(("layer", names[0], names[1], "removed"), table),
         )
     ]

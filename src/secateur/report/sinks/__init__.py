@@ -1,4 +1,4 @@
-"""Where Measurements can be sent for those who live elsewhere: TensorBoard and MLflow. Both are extras.
+"""Sinks: other programs that Measurements can be sent to, TensorBoard and MLflow. Both are extras.
 
 >>> names()
 ['mlflow', 'tensorboard']
@@ -20,12 +20,12 @@ registry = Registry(__name__, __path__, "sink")
 
 
 def names() -> list[str]:
-    """The sinks there are."""
+    """The names of all sinks."""
     return registry.names()
 
 
 def tag(item: Measurement) -> str:
-    """The name a Measurement goes by elsewhere: run, trial, variant, name.
+    """The name of a Measurement in another program: run, trial, variant, name.
 
     >>> tag(Measurement("accuracy", 0.9, context={"run": "demo", "trial": 1, "variant": "file"}))
     'demo/trial-2/file/accuracy'
@@ -37,7 +37,7 @@ def tag(item: Measurement) -> str:
 
 
 def to_send(measurements: Iterable[Measurement], sink: str) -> list[Measurement]:
-    """Our own numbers, and every epoch's; that there are none is an error.
+    """Our own numbers, and those of every epoch; raises if there are none.
 
     >>> [item.name for item in to_send([Measurement("accuracy", 0.9), Measurement("loss", float("nan"))], "mlflow")]
     ['accuracy']
@@ -50,5 +50,7 @@ def to_send(measurements: Iterable[Measurement], sink: str) -> list[Measurement]
         and (is_plain(item) or "epoch" in item.context)
     ]
     if not rows:
-        raise NothingToDoError(f"{sink}: expected at least one Measurement to send, got none")
+        raise NothingToDoError(
+            f"{sink}: expected at least one Measurement to send, got none; add a `measure` step"
+        )
     return rows

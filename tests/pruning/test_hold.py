@@ -570,7 +570,7 @@ def test_an_optimizer_of_another_model_is_an_error():
     assert str(error.value) == (
         "optimizer: SGD holds none of the 4 masked tensors of Sequential (0 of its 8 tensors are this "
         "model's), so it would train nothing that is held. It was made for another model, or before this "
-        "one was copied or shrunk; make it anew from model.parameters()"
+        "one was copied or shrunk; make it again from model.parameters()"
     )
     assert not model._forward_pre_hooks, "a refused hold must leave nothing behind"
     assert not bool((model[4].weight == 0).any()), "nor touch a weight"

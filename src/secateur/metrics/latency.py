@@ -10,7 +10,7 @@
 >>> pair.names(), [row.context for row in pair[:2]]
 (['latency', 'speedup'], [{'variant': 'large'}, {'variant': 'small'}])
 
-A machine is not equally fast at two moments. So the two models of `compare` take turns, in alternating order, and
+The speed of a machine varies over time. So the two models of `compare` are timed in turns, in alternating order, and
 their ratio is taken within each turn.
 """
 
@@ -96,7 +96,7 @@ def compare(
         trials: How many pairs of readings.
         warmup: How many passes before the first reading; None runs until the time settles.
         threads: Threads of torch during the measurement.
-        names: What the two are called in the table.
+        names: The names of the two in the table.
 
     Returns:
         Three rows: both latencies and `speedup`.
@@ -153,7 +153,7 @@ def _readings(
     try:
         if threads is not None:
             torch.set_num_threads(threads)
-        gc.disable()  # a garbage collection in the middle of a reading is not the model's time
+        gc.disable()  # a garbage collection within a reading is not the model's time
         return _in_turns(pairs, trials, warmup)
     finally:
         if collecting:
@@ -206,7 +206,7 @@ def _prepared(
         return seconds
 
     warm, settled = _warm(warming, warmup)
-    # a model that waits by itself (for a GPU or a service) is not being interrupted
+    # a model that waits (for a GPU or a service) is not being interrupted
     least = _OWN if max(shares) >= 0.1 else 0.0
     count = max(1, math.ceil(_SHORTEST / max(min(warm), 1e-9)))
     retakes = iter(range(_RETAKES))

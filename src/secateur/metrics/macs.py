@@ -10,8 +10,8 @@
 >>> macs(model, torch.zeros(1, 3, 4, 4))["macs_nonzero"].value
 1024
 
-The operators are counted as torch runs them on the example, one after the other. An operator without a rule is not
-taken as 0 in silence: it is named in the notes.
+The operators are counted as torch runs them on the example, one after the other. An operator without a rule is named in
+the notes instead of counted as 0.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class _Count(TorchDispatchMode):
         self._owner: dict[int, str] = {}
         self._nonzero: dict[tuple[object, ...], int] = {}
         # Storages whose content follows from the parameters alone: a weight that was cast, normalised or masked on
-        # its way to the operator is still a weight. The tensors are kept, so that no address is used twice.
+        # its way to the operator is still a weight. The tensors are kept alive, so that no address is used twice.
         self._constant: dict[int, torch.Tensor] = {}
         for name, tensor in (*model.named_parameters(), *swapped.items()):
             self._owner[tensor.data_ptr()] = name
@@ -277,7 +277,7 @@ class _Uses(_Count):
     def _follow(
         self, function: _Operator, args: tuple[object, ...], tensors: list[torch.Tensor], out: object
     ) -> None:
-        """What is made of one parameter alone (cast, normalised) stands for it."""
+        """A tensor computed from one parameter alone (cast, normalised) counts as that parameter."""
         super()._follow(function, args, tensors, out)
         names = {self._origin.get(_storage(tensor)) for tensor in tensors if tensor.dim() > 1}
         name = names.pop() if len(names) == 1 else None
@@ -293,7 +293,7 @@ def _storage(tensor: torch.Tensor) -> int:
 
 @contextlib.contextmanager
 def _fused_attention_off() -> Iterator[None]:
-    """Have the parts of an encoder layer run one by one: a single operator for all of them cannot be split by layer."""
+    """Run the parts of an encoder layer one by one: a single operator for all of them cannot be split by layer."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -304,7 +304,7 @@ def _fused_attention_off() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _masked_parameters(model: nn.Module, masks: Masks | None) -> Iterator[dict[str, torch.Tensor]]:
-    """Masked copies of the parameters, to call the model with; the parameters themselves are not touched."""
+    """Masked copies of the parameters, to call the model with; the parameters themselves are not changed."""
     if masks is None:
         yield {}
         return
@@ -316,7 +316,7 @@ def _masked_parameters(model: nn.Module, masks: Masks | None) -> Iterator[dict[s
 
 
 def _followed(model: nn.Module) -> nn.Module:
-    """The model whose operators are counted: inside a compiled one the same run where all can see them."""
+    """The model whose operators are counted: of a compiled one, the model inside, whose operators are visible."""
     inner = unwrapped(model)
     check_kind(inner, hooks=False)
     return inner

@@ -27,7 +27,7 @@ DEFINITION = "bytes of torch.save(model.state_dict()) as really serialised"
 
 
 class _Counter:
-    """A stream that keeps the count alone, so that a large model is not held in memory twice."""
+    """A stream that only counts bytes, so that a large model is not held in memory twice."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -72,7 +72,7 @@ def file_size(path: str | os.PathLike[str]) -> Measurements:
 
 
 def formula_size(value: float, formula: str) -> Measurements:
-    """A size that was calculated, not read off a file; its definition begins with the word FORMULA.
+    """A size that was calculated, not measured on a file; its definition begins with the word FORMULA.
 
     Args:
         value: The bytes.

@@ -61,7 +61,7 @@ def histogram(values: torch.Tensor, bins: int = 40) -> dict[str, object]:
         "counts": [int(count) for count in counts],
         "zeros": int(flat.numel() - alive.numel()),
     }
-    if torch.unique(alive[:4096]).numel() > _LEVELS:  # a whole large layer is not sorted for nothing
+    if torch.unique(alive[:4096]).numel() > _LEVELS:  # avoids sorting a whole large layer in vain
         return found
     values, several = torch.unique(alive, return_counts=True)
     if values.numel() <= _LEVELS and 2 * values.numel() <= alive.numel():

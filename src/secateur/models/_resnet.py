@@ -37,7 +37,7 @@ class Basic(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (which carries the stride) and 1x1 convolutions; the last is four times as wide.
+    """1x1, 3x3 (with the stride) and 1x1 convolutions; the last is four times as wide.
 
     >>> Bottleneck(8, 8, 2)(torch.zeros(1, 8, 4, 4)).shape
     torch.Size([1, 32, 2, 2])

@@ -68,7 +68,7 @@ class Vae(nn.Module):
         reconstruction, mu, log_variance = (part.float() for part in outputs)
         pixels = images.flatten(1).float()
         # Torch's own binary cross-entropy, which autocast refuses to run: logarithms no lower than -100. A pixel that
-        # is exactly 0 or 1 goes around the logarithm, whose infinite slope would make the gradient NaN.
+        # is exactly 0 or 1 avoids the logarithm, whose infinite slope would make the gradient NaN.
         log_on = _log(reconstruction, torch.log, reconstruction > 0)
         log_off = _log(-reconstruction, torch.log1p, reconstruction < 1)
         error = -(pixels * log_on + (1 - pixels) * log_off).sum()

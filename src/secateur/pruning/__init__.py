@@ -1,13 +1,12 @@
 """Pruning: criterion, granularity and budget together decide which weights are removed, as `Masks`.
 
-What comes in is a model and the three choices. What goes out is one boolean tensor per parameter, True where the weight
-stays. The model itself is changed only by `hold` (removed weights stay zero while it is trained) and by
-`zero_dead_neurons`.
+In go a model and the three choices. Out comes one boolean tensor per parameter, True where the weight is kept. The
+model itself is changed only by `hold` (removed weights stay zero while it is trained) and by `zero_dead_neurons`.
 
-In reading order: `prune` (the verb), `taking_part` (which parameters), `scored_units` (the units and their scores),
-`scoring` (one score per unit), `selection` (what a budget sees), `unit_masks` (from its choice to masks), `cost` (what
-a choice costs, for budgets that ask), `connectivity` (refuses masks that disconnect the network), `hold`, `zeroing`,
-`dead_neurons`, `low_rank` (two layers for one).
+In reading order: `prune` (the verb), `taking_part` (the weights that take part), `scored_units` (the units and their
+scores), `scoring` (one score per unit), `selection` (the input of a budget), `unit_masks` (from its choice to masks),
+`cost` (the cost of a choice, for budgets that ask), `connectivity` (refuses masks that disconnect the network), `hold`,
+`zeroing`, `dead_neurons`, `low_rank` (two layers for one).
 
 >>> from torch import nn
 >>> from secateur.pruning.prune import prune

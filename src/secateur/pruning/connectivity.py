@@ -1,4 +1,4 @@
-"""`check_connected`: does a mask leave a network that can still learn? Asked before training is spent.
+"""`check_connected`: raise, before any training, if masks disconnect the network.
 
 >>> import torch
 >>> from torch import nn
@@ -31,7 +31,7 @@ from secateur.structure.depth.leaving import dropped_blocks
 __all__ = ["FAINT", "Collapse", "check_connected", "find_collapsed", "rescale_", "signal_left"]
 
 FAINT = 1e-6
-"""Below this share of its signal a network does not learn: gradients fall under what optimizers add to divide by."""
+"""Below this share of its signal a network does not learn: gradients fall below the epsilon of optimizers."""
 
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LAYERS = (*_CONV, nn.Linear, nn.Embedding, nn.EmbeddingBag)
@@ -39,7 +39,7 @@ _LAYERS = (*_CONV, nn.Linear, nn.Embedding, nn.EmbeddingBag)
 
 @dataclass(frozen=True)
 class Collapse:
-    """One layer a mask has killed: `kind` is "empty" (nothing is left) or "silent" (no signal comes out).
+    """One layer disconnected by a mask: `kind` is "empty" (no weight remains) or "silent" (no signal comes out).
 
     `fatal` says that the network's output no longer depends on its input because of it. A silent layer in a
     branch beside a shortcut is not fatal.
@@ -56,11 +56,11 @@ class Collapse:
 
 
 def find_collapsed(model: nn.Module, masks: Masks, example: object = None) -> list[Collapse]:
-    """Every layer the masks have killed, in the model's order; none of it raises.
+    """Every layer that the masks disconnect, in the model's order; raises nothing.
 
-    Without an `example` only layers with nothing left are found. With one (a tensor, a tuple of arguments
-    or a dict of keywords) a copy of the model is run on ones with weights of 1 and 0, so that a layer is
-    found silent when every path to it is cut, and blocks that leave whole are no layers without weights. Shapes alone
+    Without an `example` only layers without weights are found. With one (a tensor, a tuple of arguments
+    or a dict of keywords) a copy of the model is run on ones with weights of 1 and 0, so that a layer is found silent
+    when every path to it is cut, and blocks that are removed whole do not count as layers without weights. Shapes alone
     matter in the example, not its numbers.
     """
     return _collapsed(model, masks, example)[0]
@@ -69,7 +69,7 @@ def find_collapsed(model: nn.Module, masks: Masks, example: object = None) -> li
 def _collapsed(
     model: nn.Module, masks: Masks, example: object
 ) -> tuple[list[Collapse], tuple[RemovableBlock, ...]]:
-    """The layers that the masks have killed, and the blocks that leave whole."""
+    """The layers that the masks disconnect, and the blocks that are removed whole."""
     masks.check(model)
     # A tensor that never held a weight has lost none.
     empty = [
@@ -77,7 +77,7 @@ def _collapsed(
         for name, mask in masks.items()
         if not _is_bias(name) and mask.numel() > 0 and count_true(mask) == 0
     ]
-    # RemovableBlocks that leave whole hand on their input.
+    # Blocks that are removed whole pass on their input.
     leave = _leaving(model, masks, example) if empty and example is not None else ()
     whole = {name for block in leave for name in block.parameters}
     empty = [name for name in empty if name not in whole]
@@ -96,8 +96,8 @@ def _silent(
         model: The model.
         masks: The masks.
         example: What the model is called with.
-        leave: The blocks that leave whole: their layers are not judged.
-        empty: The masks of which nothing is left: their layers are named already.
+        leave: The blocks that are removed whole: their layers are not judged.
+        empty: The masks that keep nothing: their layers are named already.
     """
     signal = {
         layer: alive
@@ -106,7 +106,7 @@ def _silent(
     }
     quiet = [layer for layer, alive in signal.items() if not alive]
     if quiet:
-        # A layer that is silent without any mask as well (zeros by design) tells nothing.
+        # A layer that is silent without any mask as well (zeros by design) is no evidence.
         dense = _signal(model, None, example)
         quiet = [layer for layer in quiet if dense.get(layer, False)]
     if not quiet:
@@ -117,7 +117,7 @@ def _silent(
 
 
 def _leaving(model: nn.Module, masks: Masks, example: object) -> tuple[RemovableBlock, ...]:
-    """The blocks that leave whole; none where the forward cannot be recorded."""
+    """The blocks that are removed whole; none if the forward cannot be recorded."""
     try:
         return dropped_blocks(model, masks, example)
     except TraceError:
@@ -126,7 +126,7 @@ def _leaving(model: nn.Module, masks: Masks, example: object) -> tuple[Removable
 
 @verb
 def check_connected(model: nn.Module, masks: Masks, example: object = None) -> None:
-    """Raise a `CollapseError` when masks leave a layer with nothing, or no path from input to output.
+    """Raise a `CollapseError` if masks leave a layer without weights, or no path from input to output.
 
     A layer without output is accepted where a shortcut around it still passes a signal.
 
@@ -166,19 +166,18 @@ def check_connected(model: nn.Module, masks: Masks, example: object = None) -> N
     raise CollapseError(
         f"the masks disconnect the network: {'; '.join(parts)}. Keep some of every layer with at_least=1, ask "
         "for a smaller sparsity, or use criterion='synflow' with schedule=Exponential(100), which avoids this; "
-        "allow_collapse=True goes on all the same"
+        "allow_collapse=True accepts the masks"
     )
 
 
 @torch.no_grad()
 def signal_left(model: nn.Module, masks: Masks, inputs: torch.Tensor, rescale: bool = False) -> float:
-    """How much the outputs of these inputs differ from each other under the masks, as a share of how much without.
+    """How much the outputs of these inputs differ from each other under the masks, as a share of the same without
+    masks. With `rescale`, for the network after `rescale_`.
 
-    With `rescale`, of what `rescale_` would make of the network.
-
-    A network whose layers are all connected may still say the same of every input: every layer that loses
-    weights hands on a weaker signal, and in a deep one without normalisation nothing measurable arrives.
-    Below `FAINT` the gradients are too small for an optimizer to move anything.
+    A network whose layers are all connected may still give the same output for every input: every layer that loses
+    weights weakens the signal, and in a deep one without normalisation nothing measurable remains. Below `FAINT` the
+    gradients are too small for training.
 
     >>> _ = torch.manual_seed(0)
     >>> layers = [nn.Linear(50, 50, bias=False) for _ in range(12)]
@@ -206,9 +205,8 @@ def signal_left(model: nn.Module, masks: Masks, inputs: torch.Tensor, rescale: b
 
 @torch.no_grad()
 def rescale_(model: nn.Module, masks: Masks) -> None:
-    """Multiply what each tensor will keep so that its sum of squares is that of the whole tensor; before masking.
-
-    What a layer hands on then has about the size it had, so that a network pruned before training can learn.
+    """Scale the weights that each tensor will keep so that their sum of squares is that of the whole tensor; before
+    masking. A layer's outputs then keep about their size, so that a network pruned before training can learn.
 
     >>> layer = nn.Linear(2, 1, bias=False); _ = layer.weight.data.copy_(torch.tensor([[3.0, 4.0]]))
     >>> rescale_(layer, Masks({"weight": torch.tensor([[True, False]])})); layer.weight.data
@@ -230,7 +228,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _is_bias(name: str) -> bool:
-    """Biases may all go: what they add is not a path."""
+    """Whether a parameter is a bias: all biases may be removed, because a bias is not a path."""
     return name.rpartition(".")[2].endswith("bias")
 
 
@@ -238,8 +236,8 @@ def _is_bias(name: str) -> bool:
 def _signal(model: nn.Module, masks: Masks | None, example: object) -> dict[str, bool]:
     """Whether anything but zero comes out of each layer, in the order the layers ran, when ones go in.
 
-    Numbers are kept safe by making every output 0 or 1 at once. Normalisation would turn equal numbers into
-    zeros, so it is passed by; biases are 0, so that only the input can make a signal.
+    Overflow is avoided by mapping every output to 0 or 1. Normalisation would turn equal numbers into zeros, so it is
+    skipped; biases are 0, so that only the input can make a signal.
     """
     probe = copy.deepcopy(model).eval()
     for name, parameter in probe.named_parameters():
@@ -260,8 +258,7 @@ def _signal(model: nn.Module, masks: Masks | None, example: object) -> dict[str,
         probe(*args, **kwargs)
     except Exception as error:
         warnings.warn(
-            f"the paths through {type(model).__name__} could not be followed, only its layers were "
-            "looked at one by "
+            f"the paths through {type(model).__name__} could not be followed, only its layers were checked one by "
             f"one: the forward pass on the example failed ({type(error).__name__}: {error})",
             stacklevel=4,
         )

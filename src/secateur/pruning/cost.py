@@ -1,4 +1,4 @@
-"""`CostModel`: what a choice of units costs, counted or measured on the shrunk model; for budgets on what remains.
+"""`CostModel`: the cost of a choice of units, counted or measured on the shrunk model; for budgets on a remaining cost.
 
 >>> import torch
 >>> from torch import nn
@@ -49,7 +49,7 @@ from secateur.structure.shrink import Shrunk, shrink
 __all__ = ["CostModel"]
 
 _EXAMPLE_ONLY = ProofOptions(("no_grad",), other_shapes=False)
-"""What is proved of a model that is cut to be measured and thrown away."""
+"""The proof of a model that is cut only to be measured."""
 
 # device, threads, example and the widths of both models -> times in ms, and as shares of the dense model's time, which
 # was read in the same turn
@@ -60,10 +60,10 @@ class CostModel:
     """The costs of one model under choices among its units.
 
     Args:
-        model: The dense model; it stays as it is.
+        model: The dense model; it is not changed.
         units: The lists of units that are chosen from.
         context: Holds the example that the model is run on.
-        start: Masks that hold already.
+        start: Masks already in force.
     """
 
     def __init__(
@@ -75,9 +75,9 @@ class CostModel:
         self.start = start
         self._parameters = dict(model.named_parameters())
 
-    # -- what is counted -------------------------------------------------------------------------------------
+    # -- counted costs -------------------------------------------------------------------------------------
     def dense(self, of: str) -> float:
-        """What the whole model costs: "macs", "params", or the "bytes" of its tensors."""
+        """The cost of the whole model: "macs", "params", or the "bytes" of its tensors."""
         if of == "macs":
             per, rest = self._uses
             return sum(per[name] * self._parameters[name].numel() for name in per) + float(rest)
@@ -87,13 +87,13 @@ class CostModel:
         return float(sum(parameter.numel() for parameter in self._parameters.values()))
 
     def remaining(self, of: str, chosen: Mapping[str, torch.Tensor]) -> float:
-        """What is left of the "macs" or "params" under a choice: of the weights that stay."""
+        """The remaining "macs" or "params" under a choice: those of the kept weights."""
         masks = masks_of(self.model, self.units, chosen, self.start)
         if of == "params":
             return self.dense(of) - sum(mask.numel() - count_true(mask) for mask in masks.values())
         per, rest = self._uses
         if rest and self.structural:
-            # a product of two activations shrinks with both; by how much, the structure says
+            # a product of two activations shrinks with both; the structure gives the factor
             alive = self._structure.alive(
                 {i: ~b for i, b in dropped(self._structure, masks, self.model, "union").items() if b.any()}
             )
@@ -103,7 +103,7 @@ class CostModel:
 
     @property
     def structural(self) -> bool:
-        """Whether the units leave the model when it is shrunk: they cut several tensors at once."""
+        """Whether `shrink` removes the units: they cut several tensors at once."""
         return any(len({member.name for member in units.members}) > 1 for units in self.units)
 
     @cached_property
@@ -130,9 +130,9 @@ class CostModel:
             )
         return example
 
-    # -- what is measured on the real thing ------------------------------------------------------------------
+    # -- measured costs ------------------------------------------------------------------
     def coded_bytes(self, chosen: Mapping[str, torch.Tensor], options: FileOptions) -> int:
-        """Bytes of the file that `sc.save` writes for the model under a choice, shrunk where its units leave it."""
+        """Bytes of the file that `sc.save` writes for the model under a choice, shrunk if its units are cut out."""
         masks = masks_of(self.model, self.units, chosen, self.start)
         small = self._shrunk(masks) if self.structural else None
         model = masks.apply(self.model) if small is None else small.model
@@ -156,17 +156,18 @@ class CostModel:
         """(milliseconds, share of the dense model's time) of the shrunk model, both measured in turns on this machine.
 
         Args:
-            chosen: Which units stay, by the list's name.
+            chosen: Which units remain, by the list's name.
             trials: How many times each model is timed.
             threads: The threads of the processor; None for torch's own setting.
             again: Whether to measure although these widths were measured before. Medians are over all measurements.
 
         Raises:
-            OptionError: The units do not leave the model, so no time is saved.
+            OptionError: `shrink` does not remove the units, so no time is saved.
         """
         if not self.structural:
             raise OptionError(
-                "a budget on time needs units that leave the model, as zeros in place take as long as other weights: "
+                "a budget on time needs units that shrink removes, because zeros in place take as long as other "
+                "weights: "
                 "pass granularity='channel' (or 'head')"
             )
         masks = masks_of(self.model, self.units, chosen, self.start)
@@ -187,7 +188,7 @@ class CostModel:
         return statistics.median(times), statistics.median(shares)
 
     def _shrunk(self, masks: Masks) -> Shrunk | None:
-        """The smaller model, or None where nothing leaves it."""
+        """The smaller model, or None if nothing is removed."""
         try:
             return shrink(self.model, masks, self._example, proof=_EXAMPLE_ONLY)
         except NothingToDoError:

@@ -1,9 +1,9 @@
 """`zero_dead_neurons`: zero the weights and biases of neurons that do not affect the outputs.
 
-Pruning single weights leaves neurons behind of which every output is cut, or that are never active. What they still
-hold changes no answer and costs bytes. Whether a neuron matters is asked of the gradient: where that of its bias and
-of all its weights is exactly zero for every image, no answer depends on it. (Of a single weight that is not enough: it
-may be what keeps a neuron quiet.)
+Pruning single weights leaves neurons whose outputs are all cut, or that are never active. Their weights do not affect
+the outputs and cost bytes. The gradient shows whether a neuron matters: if that of its bias and of all its weights is
+exactly zero for every image, no output depends on it. (For a single weight that is not enough: it may be what keeps a
+neuron inactive.)
 
 >>> import torch
 >>> from torch import nn
@@ -36,19 +36,18 @@ def zero_dead_neurons(model: nn.Module, inputs: Iterable[torch.Tensor], seed: in
     """Zero neurons that do not affect the outputs on `inputs`, in place; return masks of the rest.
 
     The outputs are compared before and after. Where they differ, an activation is constant but not zero (as batch norm
-    makes it of a filter that is gone): the layers are then zeroed one by one, and one that moves the outputs is left as
-    it was.
+    gives for a removed filter): the layers are then zeroed one by one, and one that changes the outputs is restored.
 
     Args:
         model: The model.
         inputs: Batches of inputs.
-        seed: Seeds the mixture of outputs whose gradient is asked for.
+        seed: Seeds the mixture of outputs whose gradient is computed.
 
     Returns:
         Masks of whole neurons; a neuron that is needed keeps all of its weights.
 
     Raises:
-        ProofError: Neurons have zero gradient, and those of no layer can be zeroed; the model is left as it was.
+        ProofError: Neurons have zero gradient, and those of no layer can be zeroed; the model is unchanged.
         DataError: There is no batch.
         OptionError: The model does not return one tensor.
     """
@@ -107,7 +106,7 @@ def _proven(
     needed: Sequence[torch.Tensor],
     known: tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]],
 ) -> list[torch.Tensor]:
-    """Zero the neurons that are not needed where the outputs stay the same; what is needed then, layer by layer."""
+    """Zero the neurons that are not needed if the outputs stay the same; returns the needed ones, layer by layer."""
     inputs, outputs = known
     allowed = _TOLERANCE * max(1.0, *(float(output.abs().max()) for output in outputs))
     if not any(bool((~mine).any()) for mine in needed):
@@ -128,7 +127,7 @@ def _proven(
     if all(bool(mine.all()) for mine in found):
         raise ProofError(
             f"zero_dead_neurons: the outputs moved by {away:.3g} without the neurons of zero gradient, so an "
-            "activation is constant there but not zero; the model was left as it was"
+            "activation is constant there but not zero; the model is unchanged"
         )
     return found
 
@@ -155,7 +154,7 @@ def _neuron(target: Target, named: dict[str, nn.Parameter]) -> list[str]:
 def _silence(
     named: dict[str, nn.Parameter], neurons: Sequence[Sequence[str]], needed: Sequence[torch.Tensor]
 ) -> None:
-    """Zero in every parameter of the neurons that nobody needs."""
+    """Set every parameter of the neurons that are not needed to zero."""
     for members, mine in zip(neurons, needed):
         for name in members:
             named[name][~mine.to(named[name].device)] = 0.0

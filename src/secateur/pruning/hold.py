@@ -16,17 +16,17 @@
 >>> list(model.state_dict())
 ['weight']
 
-Where a block does not fit, as in the callbacks of a trainer, the same thing is an object:
+Where a block is not possible, as in the callbacks of a trainer, use the object:
 
 >>> held = hold(model, masks, optimizer)
 >>> held.update(masks)  # other masks from here on: gradual pruning
 >>> held.close()
 
-How it is held. The gradient of a pruned weight is zeroed where it arrives, so clipping, scaling and an
-optimizer with a memory of its own (LBFGS) never see it; after every optimizer step the weights and the
-optimizer's state of the same shape are zeroed; a forward pass that finds the weights changed by anything else
-(a loop that subtracts by hand, a checkpoint loaded into a submodule) zeroes them first. Nothing is
-parametrized: parameters, buffers and keys stay what they were.
+How it works: the gradient of a pruned weight is zeroed when it is computed, so clipping, scaling and an optimizer with
+a memory of its own (LBFGS) never see it; after every optimizer step the weights and the optimizer's state of the same
+shape are zeroed; a forward pass that finds the weights changed by anything else (a loop that subtracts by hand, a
+checkpoint loaded into a submodule) zeroes them first. Nothing is parametrized: parameters, buffers and keys do not
+change.
 """
 
 from __future__ import annotations
@@ -66,16 +66,16 @@ def hold(
     Args:
         model: The model; it may be wrapped by DistributedDataParallel, accelerate or torch.compile, or sharded by
             fully_shard (FSDP2): then each process holds its part of every mask.
-        masks: What is removed, by the names of the parameters.
+        masks: The masks, by the names of the parameters.
         optimizer: Checked at once to train the masked weights: one made before the model was copied or shrunk would
-            retrain nothing. Without it, every torch optimizer that steps these weights is followed all the same.
+            retrain nothing. Without it, every torch optimizer that steps these weights is followed anyway.
         copies: Other models with the same names that stay masked too, such as a
             `torch.optim.swa_utils.AveragedModel`.
 
     Raises:
         MaskMismatchError: The masks do not fit the model, or the optimizer trains none of the masked weights.
     """
-    # Ctrl-C waits from here on until the hooks are off again, in `close` or at the end of the block: one that came
+    # Ctrl-C waits from here until the hooks are removed, in `close` or at the end of the block: one that came
     # between this function and the block would leave the model held.
     deferred = InterruptsDeferred()
     deferred.__enter__()
@@ -93,7 +93,7 @@ class Held:
 
     Args:
         model: See `hold`, as for the rest.
-        masks: What is removed.
+        masks: The masks to hold.
         optimizer: The optimizer that is checked.
         copies: Other models that stay masked too.
     """
@@ -154,10 +154,10 @@ class Held:
 
     @uninterrupted
     def close(self, complain: bool = True) -> None:
-        """Stop holding: the hooks go, the weights stay masked as of now. Closing twice is harmless.
+        """Stop holding: the hooks are removed, the weights are left masked. Closing twice is harmless.
 
         Args:
-            complain: Warn where gradients arrived and no optimizer stepped a masked tensor.
+            complain: Warn if gradients were computed and no optimizer stepped a masked tensor.
         """
         with self.deferred:
             self._close(complain)
@@ -179,16 +179,16 @@ class Held:
             warnings.warn(
                 f"{type(self.model).__name__} was held for {self._gradients[0]} gradients, but no optimizer "
                 f"stepped any of its {len(self._weights)} masked tensors: it was not trained. Was the "
-                "optimizer made for another model, or before this one was copied or shrunk? Make it anew "
-                "from model.parameters()",
+                "optimizer made for another model, or before this one was copied or shrunk? Make it again from "
+                "model.parameters()",
                 stacklevel=3,
             )
 
-    # -- what can be done meanwhile --------------------------------------------------------------------------
+    # -- while the masks are held --------------------------------------------------------------------------
     def update(self, masks: Masks | Mapping[str, torch.Tensor]) -> None:
         """Hold these masks from now on; tensors they do not name keep theirs.
 
-        A weight that comes back starts at 0.0 with an empty optimizer state.
+        A weight that is kept again starts at 0.0 with an empty optimizer state.
         """
         if not self._open:
             raise OptionError("this hold was closed; start a new one with sc.hold(model, masks, optimizer)")
@@ -206,10 +206,10 @@ class Held:
             self._clean(optimizer, restart=True)
 
     def mask_gradients(self, on: bool) -> None:
-        """Zero the gradients of removed weights where they arrive, as it is by default, or let them through.
+        """Zero the gradients of removed weights (the default), or let them through.
 
-        Removed weights stay 0 either way, because every optimizer step is followed. A method that asks which removed
-        weights would be of use, such as RigL, lets the gradients of one step through and reads them.
+        Removed weights stay 0 either way, because every optimizer step is followed. A method that regrows removed
+        weights by their gradients, such as RigL, lets the gradients of one step through and reads them.
 
         Args:
             on: Whether they are zeroed from now on.
@@ -232,7 +232,7 @@ class Held:
 
     # -- inside ----------------------------------------------------------------------------------------------
     def _collect(self) -> None:
-        """One `Pruned` for each parameter object, whatever number of names it goes by."""
+        """One `Pruned` for each parameter object, however many names it has."""
         found: dict[int, Pruned] = {}
         for model in (self.model, *self.copies):
             self.masks.check(model)
@@ -288,7 +288,7 @@ class Held:
 
     @torch.no_grad()
     def _clean(self, optimizer: torch.optim.Optimizer, restart: bool = False) -> None:
-        """Zero the pruned weights and all that the optimizer remembers of them."""
+        """Zero the pruned weights and their optimizer state."""
         state = optimizer.state
         tensors: list[torch.Tensor] = []
         for weight in self._weights:
@@ -305,14 +305,13 @@ class Held:
             if not weight.copy:
                 weight.seen = weight.parameter._version
         if restart and isinstance(optimizer, LBFGS):
-            # Its memory is one vector over all parameters that describes the unpruned surface: it starts
-            # afresh.
+            # Its memory is one vector over all parameters that describes the unpruned surface: it is reset.
             for entry in state.values():
                 if "n_iter" in entry:
                     entry["n_iter"] = 0
 
     def _masked(self, state: Mapping[Any, Any]) -> list[tuple[torch.Tensor, Pruned]]:
-        """What an optimizer steps of the masked weights, and what it remembers of each in their shape."""
+        """The masked weights that an optimizer steps, and its state of the same shape for each."""
         pairs: list[tuple[torch.Tensor, Pruned]] = []
         for weight in self._weights:
             parameter = weight.parameter
@@ -325,7 +324,7 @@ class Held:
 
     def _before_forward(self, module: nn.Module, args: object) -> None:
         if torch.compiler.is_compiling():
-            return  # a compiled forward stays one graph; the step and the load are followed all the same
+            return  # a compiled forward stays one graph; the step and the load are followed anyway
         if self._changed():
             self._moved = True
             self.apply()
@@ -351,7 +350,7 @@ class _Hook:
     """A hook that belongs to one `Held` and to one model alone.
 
     A copy of the model (copy.deepcopy, pickle) takes its hooks along. Such a copy is not held: the hook is
-    not copied deeply, becomes inert when pickled, and takes itself off a module that is not its own.
+    not copied deeply, becomes inert when pickled, and removes itself from a module that is not its own.
     """
 
     def __init__(self, held: Held | None, method: str):
@@ -378,7 +377,7 @@ class _Hook:
 
 
 def _inner(model: nn.Module, masks: Masks) -> nn.Module:
-    """The model the masks speak of: the given one, or the one inside DDP, AveragedModel or torch.compile."""
+    """The model that the masks are for: the given one, or the one inside DDP, AveragedModel or torch.compile."""
     inner = model
     while True:
         names = {name for name, _ in inner.named_parameters(remove_duplicate=False)}
@@ -419,13 +418,13 @@ def _check_optimizer(optimizer: object, model: nn.Module, masked: list[torch.Ten
         raise MaskMismatchError(
             f"optimizer: {kind} holds none of the {len(masked)} masked tensors of {name} "
             f"({len(given & own)} of its {len(given)} tensors are this model's), so it would train nothing "
-            "that is held. It was made for another model, or before this one was copied or shrunk; make it "
-            "anew from model.parameters()"
+            "that is held. It was made for another model, or before this one was copied or shrunk; make it again "
+            "from model.parameters()"
         )
     if missing and given - own:
         warnings.warn(
             f"optimizer: {kind} lacks {len(missing)} of the {len(masked)} masked tensors of {name} and holds "
             f"{len(given - own)} tensors that are not this model's; if the model was shrunk or changed "
-            "since, make it anew from model.parameters()",
+            "since, make it again from model.parameters()",
             stacklevel=5,
         )

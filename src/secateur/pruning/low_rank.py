@@ -1,9 +1,8 @@
 """`factorise`: a linear layer or convolution as two smaller ones, with ranks given, by a share, or by a budget.
 
-With a budget the ranks are chosen over all layers together: each singular value that leaves costs an error, the share
-of its layer's squared outputs that it carries, and saves what a rank costs in that layer. The values that cost least
-error for what they save go first, until the budget is met; what is left of it then goes to the ranks that lower the
-error most.
+With a budget the ranks are chosen over all layers together: removing a singular value adds an error, its share of its
+layer's squared outputs, and saves the cost of a rank in that layer. The values with the least error for the cost they
+save are removed first, until the budget is met; the rest of the budget is spent on the ranks that lower the error most.
 
 >>> import torch
 >>> from torch import nn
@@ -47,12 +46,14 @@ from secateur.structure.cut.plan import ShrinkPlan
 __all__ = ["Factorised", "RanksLike", "factorise"]
 
 RanksLike = Mapping[str, int] | float | Macs | Params
-"""What says the ranks: a table by layer, the share of weights that every layer keeps, or a budget over all layers."""
+"""Every form in which ranks are given: a table by layer, the share of weights that every layer keeps, or a budget
+over all layers.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class Factorised:
-    """What `factorise` returns: the model with two layers for one, and how far it is from the truncated dense weights.
+    """The result of `factorise`: the model with two layers for one, and how far it is from the truncated dense weights.
 
     Attributes:
         model: A copy in which each factorised layer is an `nn.Sequential` of two.
@@ -63,7 +64,7 @@ class Factorised:
             share of the largest output.
         errors: For each factorised layer the share of its squared outputs (of its squared weights without data) that
             the truncation loses.
-        plan: What gives a freshly built model the same layers: `sc.save(model, file, plan=plan)`.
+        plan: The plan that gives a freshly built model the same layers: `sc.save(model, file, plan=plan)`.
     """
 
     model: nn.Module
@@ -85,29 +86,29 @@ def factorise(
 ) -> Factorised:
     """Replace linear layers and convolutions by two smaller ones each, by truncated SVD of their weights.
 
-    A convolution becomes one with its own kernel and `rank` outputs, and a 1x1 convolution behind it. Layers with
-    groups, padding other than zeros, or a weight that is used elsewhere too are left as they are. The model given
-    stays as it is.
+    A convolution becomes one with its own kernel and `rank` outputs, and a 1x1 convolution after it. Layers with
+    groups, padding other than zeros, or a weight that is used elsewhere too are not changed. Neither is the model
+    given.
 
     Args:
         model: The model to factorise.
         ranks: Each layer's rank, by the layer's name; or the share of weights that every layer keeps at most; or
             `sc.budget.Macs(keep)` or `Params(keep)`: the ranks of least error at which that share of the whole model
-            remains. With a share, the layers in which it is less than one rank are left as they are; with a budget,
+            remains. With a share, the layers in which it is less than one rank are not changed; with a budget,
             those that need not change.
         example: An input of the model, or a tuple of inputs, on which the result is proved.
-        data: Batches of inputs that weight the decomposition by what the layers really receive; without, all inputs
-            count alike.
+        data: Batches of inputs that weight the decomposition by the layers' real inputs; without, all inputs count
+            alike.
 
     Returns:
         A `Factorised`: the copy, its ranks, its parameters, the proof's error and the plan for a file.
 
     Raises:
         OptionError: A rank or share is out of range, or a rank saves no weights.
-        PatternError: A name is no layer that can be factorised.
+        PatternError: A name is not that of a layer that can be factorised.
         BudgetNotMetError: Even rank 1 everywhere costs more than the budget.
         NothingToDoError: No layer is left to factorise.
-        NonFiniteError: A weight, or what a layer receives, holds NaN or infinity.
+        NonFiniteError: A weight, or a layer's input, holds NaN or infinity.
         StructureError: The model reads a layer's weight itself, or the data never reach a layer.
         ProofError: The result and the truncated dense weights compute different outputs.
     """
@@ -157,7 +158,7 @@ def _error(found: Decomposition, rank: int) -> float:
 
 @dataclass(frozen=True)
 class _Costs:
-    """What one weight of each layer costs, and what the whole model does."""
+    """The cost of one weight of each layer, and of the whole model."""
 
     each: dict[str, float]
     total: float
@@ -177,7 +178,7 @@ class _Costs:
 
 
 Option = tuple[float, float, int]
-"""A rank of a layer: what it costs, the error, and the rank; 0 means dense."""
+"""A rank of a layer: its cost, its error, and the rank; 0 means dense."""
 
 
 def _by_budget(
@@ -205,7 +206,7 @@ def _by_budget(
 
 
 def _options(layer: Layer, found: Decomposition, cost: float) -> list[Option]:
-    """What a layer may be: dense, then every rank that saves, from the largest to 1."""
+    """The options of a layer: dense, then every rank that saves, from the largest to 1."""
     one = sum(sides(layer)) * cost
     ranks = range(min(most_rank(layer), len(found.squares)), 0, -1)
     dense = layer.weight.numel() * cost

@@ -40,23 +40,25 @@ from secateur.pruning.unit_masks import masks_of
 __all__ = ["PruneOptions", "budget_of", "prune"]
 
 ScheduleLike = schedules.Schedule | type[schedules.Schedule] | int | Sequence[float] | None
-"""What stands for a schedule: a value or a class, a number of equal rounds, a list of levels, or None for one round."""
+"""Every form in which a schedule is given: a value or a class, a number of equal rounds, a list of levels, or None
+for one round.
+"""
 
 
 @dataclass(frozen=True)
 class PruneOptions:
-    """What limits a call of `prune`: which weights take part, where it starts, and how far it may go.
+    """The limits of a call of `prune`: the weights that take part, earlier masks, and floors.
 
     Args:
         only: Patterns of the layers that take part; None means all. See `core.targets.select`.
         parameters: Patterns of bare parameters, biases or norm weights that take part besides.
-        schedule: Reaches the share in rounds. Criteria whose scores depend on what is gone score again in each.
-        masks: Those of an earlier call: what they removed stays removed and counts towards the budget.
-        regrow: Whether what `masks` removed may come back.
-        at_least: How many units of every layer stay, or a table of patterns to such numbers.
+        schedule: Reaches the share in rounds. Criteria whose scores depend on removed weights score again in each.
+        masks: Those of an earlier call: weights that they removed stay removed and count towards the budget.
+        regrow: Whether weights that `masks` removed may be kept again.
+        at_least: Fewest units that remain in every layer, or a table of patterns to such numbers.
         at_most: The largest share that a layer may lose, or a table of patterns to shares.
         allow_collapse: Whether masks that disconnect the network are accepted.
-        seed: For what is drawn at random.
+        seed: The seed of everything random.
 
     >>> PruneOptions(only=["features.*"], at_least=1).regrow
     False
@@ -90,18 +92,18 @@ def prune(
     """Decide which weights are removed.
 
     Args:
-        model: Any PyTorch model; it stays as it is.
-        criterion: What a weight is worth: a word such as "l2", or a value such as `sc.criteria.Taylor(mode="eval")`.
+        model: Any PyTorch model; it is not changed.
+        criterion: How weights are scored: a word such as "l2", or a value such as `sc.criteria.Taylor(mode="eval")`.
         granularity: What is removed as one unit: a word such as "channel", or a value.
         budget: How much is removed: the share of every tensor, or a value such as `sc.budget.Macs(keep=0.5)`.
         skip: Patterns of layers that are left alone. See `secateur.core.targets.select`.
-        example: One input as the model is called with it, for what needs one (granularity "channel", budgets on cost).
+        example: One input as the model is called with it, where one is needed (granularity "channel", budgets on cost).
         data: Batches (inputs, targets) for criteria that score on data.
         loss: A function of outputs and targets; not needed where the model's output holds a loss.
         options: Which layers take part, earlier masks, a schedule, floors and the rest.
 
     Returns:
-        One boolean tensor per parameter that takes part, True where the weight stays.
+        One boolean tensor per parameter that takes part, True where the weight is kept.
 
     Raises:
         NothingToDoError: Nothing takes part, or nothing would be removed.
@@ -247,7 +249,7 @@ def _check_inputs(rule: Criterion, named: CriterionLike, context: Context) -> No
 
 
 def _first_input(data: Iterable[object] | None, loss: Loss | None) -> Example:
-    """One example of the data, or None where none can be had without using the data up."""
+    """One example of the data, or None if reading one would use the data up."""
     try:
         return first_example(data, labels_apart=loss is not None, single=True)
     except DataError:

@@ -1,8 +1,6 @@
-"""`ScoredUnits`: the units of a model with the score of each, and the masks that hold already.
-
-`prune` and `scan` both go this way: `scoring` turns the criterion's scores of weights into one score per unit; this
-keeps them with the masks made before; `selection` shows them to a budget; `unit_masks` turns the budget's choice into
-one mask per tensor.
+"""`ScoredUnits`: the units of a model with the score of each, and the masks already in force. `prune` and `scan` both
+use it: `scoring` turns the criterion's scores of weights into one score per unit; this value keeps them with the
+earlier masks; `selection` passes them to a budget; `unit_masks` turns the budget's choice into one mask per tensor.
 
 >>> import torch
 >>> from torch import nn
@@ -40,15 +38,13 @@ __all__ = ["ScoredUnits"]
 
 
 class ScoredUnits:
-    """The units of one model, the score of each, and the masks that hold already.
-
-    Args:
+    """The units of one model, the score of each, and the masks already in force. Args:
         model: The model; it is never changed.
-        criterion: What scores the weights.
-        granularity: What cuts the targets into units.
+        criterion: Scores the weights.
+        granularity: Divides the targets into units.
         targets: The weights that take part.
         context: The data, loss, example and seed of the call.
-        start: Masks made before: the units they removed stay removed.
+        start: Earlier masks: the units they removed stay removed.
 
     Raises:
         NothingToDoError: The granularity finds no unit in the targets.
@@ -71,20 +67,20 @@ class ScoredUnits:
         self.units = _that_can_be_scored(criterion, granularity.units(model, targets, context), targets)
         if not self.units:
             raise NothingToDoError(
-                f"granularity {granularity} finds no unit to cut in {type(model).__name__}; take another one, or "
+                f"granularity {granularity} finds no unit to cut in {type(model).__name__}; use another one, or "
                 "other layers (only, skip, parameters)"
             )
         self._view: nn.Module | None = None
         self.scores = self._scored()
 
     def restart(self, start: Masks | None) -> None:
-        """Begin another round from these masks: scores that depend on what is gone are made again."""
+        """Begin another round from these masks: scores that depend on removed weights are computed again."""
         self.start = start
         if self.criterion.rescore:
             self.scores = self._scored()
 
     def costs(self) -> CostModel:
-        """What a choice among these units costs; made only for the budgets that ask, as it loads much."""
+        """The costs of choices among these units; made only for the budgets that ask, because its imports are slow."""
         from secateur.pruning.cost import CostModel
 
         return CostModel(self.model, self.units, self.context, self.start)
@@ -98,9 +94,8 @@ class ScoredUnits:
 def _that_can_be_scored(
     criterion: Criterion, units: Sequence[Units], targets: Sequence[Target]
 ) -> tuple[Units, ...]:
-    """The units, without those that only parameters beside layers put out, where a criterion scores layers' outputs.
-
-    Where nothing would be left, all stay, and scoring says what is missing.
+    """The units, without those of bare parameters only, where a criterion scores layers' outputs. If none would remain,
+    all are returned, and scoring raises with the reason.
     """
     if not (criterion.of_layers and criterion.of_outputs):
         return tuple(units)

@@ -42,7 +42,7 @@ def unit_scores(
     """The score of every unit of every list, by the list's name.
 
     Args:
-        criterion: What scores the weights.
+        criterion: Scores the weights.
         model: The model the weights are read from.
         targets: The weights that are scored.
         units: The lists of units.
@@ -64,7 +64,7 @@ def unit_scores(
 
 @dataclass
 class _Source:
-    """Where the scores of units come from: the weights themselves (`direct`), or the scores of each weight."""
+    """The source of the scores of units: the weights themselves (`direct`), or the score of each weight."""
 
     criterion: Criterion
     model: nn.Module
@@ -161,7 +161,7 @@ class _Source:
     def _reduced(self, whole: torch.Tensor, units: Units) -> torch.Tensor:
         """The score of each unit from its weights or scores, [units, elements] -> [units]."""
         if whole.dtype in (torch.float16, torch.bfloat16) and whole.shape[1] > 1:
-            whole = whole.float()  # a sum in half precision overflows, or makes ties that are none
+            whole = whole.float()  # a sum in half precision overflows, or makes false ties
         scores = self.criterion.of_weights(whole) if self.direct else self.criterion.reduce(whole)
         if scores is None or tuple(scores.shape) != (units.count,):
             got = None if scores is None else tuple(scores.shape)

@@ -1,4 +1,4 @@
-"""`selection_of`: what a budget decides about, from the units of a model with their scores.
+"""`selection_of`: the input of a budget, from the units of a model with their scores.
 
 >>> import torch
 >>> from torch import nn
@@ -24,11 +24,11 @@ __all__ = ["selection_of"]
 
 
 def selection_of(scored: ScoredUnits, at_least: Limits = None, at_most: Limits = None) -> Selection:
-    """Every list of units with its scores, its floor, and what is already gone.
+    """Every list of units with its scores, its floor, and the units already removed.
 
     Args:
         scored: The units and their scores.
-        at_least: How many units of every list must stay, or a table of patterns to such numbers.
+        at_least: Fewest units of every list that must remain, or a table of patterns to such numbers.
         at_most: The largest share of its units that a list may lose, or a table of patterns to shares.
     """
     known = {target.name for target in scored.targets}

@@ -1,4 +1,4 @@
-"""`targets_of`: the weights that a call of `prune` or `scan` is about, from patterns and from operators.
+"""`targets_of`: the weights that take part in a call of `prune` or `scan`, from patterns and from operators.
 
 >>> import torch
 >>> from secateur import granularity
@@ -38,16 +38,16 @@ def targets_of(
     parameters: Pattern | Sequence[Pattern] | None = None,
     of_layers: bool = False,
 ) -> tuple[Target, ...]:
-    """The weights a call is about: see `select`. Without `only`, weights that modules keep as parameters of their own
-    take part too, where the granularity follows the forward and finds the operators that use them.
+    """The weights that take part in a call: see `select`. Without `only`, weights that modules keep as parameters of
+    their own take part too, where the granularity follows the forward and finds the operators that use them.
 
     Args:
         model: The model.
-        granularity: What cuts the targets into units.
+        granularity: Divides the targets into units.
         context: The example or data of the call.
         only: Patterns of the layers to prune; None means every layer.
         skip: Patterns of the layers to leave alone.
-        parameters: Patterns of parameters to prune beside the weights of layers.
+        parameters: Patterns of parameters to prune in addition to the weights of layers.
         of_layers: Weights that modules keep as parameters of their own take no part, unless `parameters` names them.
     """
     found: tuple[Target, ...] = ()

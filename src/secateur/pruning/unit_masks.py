@@ -1,4 +1,4 @@
-"""Between units and the masks of tensors: a choice among units becomes masks, and masks say which units are gone.
+"""`masks_of` and `removed_units`: from a choice among units to masks of tensors, and back.
 
 >>> import torch
 >>> from torch import nn
@@ -31,13 +31,13 @@ __all__ = ["masked_view", "masks_of", "removed_units", "scored_members"]
 def masks_of(
     model: nn.Module, units: Sequence[Units], chosen: Mapping[str, torch.Tensor], start: Masks | None
 ) -> Masks:
-    """One mask per tensor: a weight stays where every list that it takes part in keeps it, and the masks before do.
+    """One mask per tensor: a weight is kept if every list that it takes part in and the earlier masks keep it.
 
     Args:
         model: The model the masks are for.
         units: The lists that were chosen from.
-        chosen: By the list's name one bit per unit, True for those that stay.
-        start: The masks before.
+        chosen: By the list's name one bit per unit, True for those that remain.
+        start: The earlier masks.
 
     Raises:
         MaskMismatchError: A choice is not one bit per unit.
@@ -79,7 +79,7 @@ def removed_units(
         units: The list of units.
         masks: The masks made before, if any.
         known: The names of the tensors that are scored.
-        device: Where the answer is wanted.
+        device: The device of the result.
 
     Returns:
         One bit per unit, or None where the masks do not cover the list.
@@ -98,12 +98,12 @@ def removed_units(
 
 
 def scored_members(units: Units, known: Collection[str]) -> list[Member]:
-    """The members whose weights the score of a unit is made of."""
+    """The members whose weights enter the score of a unit."""
     return [member for member in units.members if member.scored and member.name in known]
 
 
 def masked_view(model: nn.Module, masks: Masks | None, view: nn.Module | None) -> nn.Module | None:
-    """A copy of the model with the masks applied, or None where the model itself already looks like that.
+    """A copy of the model with the masks applied, or None if the model itself is already masked.
 
     Args:
         model: The model; it is not changed.

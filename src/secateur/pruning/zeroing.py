@@ -25,7 +25,7 @@ _SMALL = 1 << 18  # up to here a launch costs more than the weights it touches
 
 
 class Pruned:
-    """One parameter, which of its weights are gone, and the hook on its gradient."""
+    """One parameter, which of its weights are removed, and the hook on its gradient."""
 
     def __init__(self, parameter: torch.Tensor, removed: torch.Tensor, copy: bool):
         self.parameter = parameter
@@ -36,7 +36,7 @@ class Pruned:
         self._forms: dict[Any, torch.Tensor] = {}
 
     def removed_on(self, device: torch.device) -> torch.Tensor:
-        """Which weights are gone, on the device where they are asked for."""
+        """Which weights are removed, on a given device."""
         if self.removed.device == device:
             return self.removed
         if device not in self._forms:
@@ -44,13 +44,13 @@ class Pruned:
         return self._forms[device]
 
     def kept_as(self, word: torch.dtype, device: torch.device) -> torch.Tensor:
-        """1 where a weight stays and 0 where it is gone, as whole numbers or truth values."""
+        """1 where a weight is kept and 0 where it is removed, as whole numbers or truth values."""
         if (word, device) not in self._forms:
             self._forms[word, device] = (~self.removed_on(device)).to(word)
         return self._forms[word, device]
 
     def factor(self, tensor: torch.Tensor, *, batched: bool = False) -> torch.Tensor | None:
-        """What to multiply the bits of a tensor by, where that is faster than filling: ten times on a processor,
+        """The factor for the bits of a tensor, where multiplying is faster than filling: ten times on a processor,
         and on a GPU where many small tensors take one launch.
 
         Small tensors have it in their own width, which is fastest; large ones as truth values, which is small.
@@ -74,7 +74,7 @@ class Pruned:
         if type(self.parameter) not in _PLAIN and hasattr(self.parameter, "placements"):
             self.handle = self.parameter.register_post_accumulate_grad_hook(_after_reduction(self, arrived))
             return
-        # What a gradient nearly always is, known once: many small layers pay for every question.
+        # The usual kind of gradient, checked once: with many small layers every check costs.
         keep, dtype, device = self.factor(self.parameter), self.parameter.dtype, self.parameter.device
         word = _WORDS.get(self.parameter.element_size())
 
@@ -94,7 +94,7 @@ class Pruned:
         self.handle = self.parameter.register_hook(on_gradient)
 
     def unhook(self) -> None:
-        """Leave the gradient alone again."""
+        """Remove the hook."""
         if self.handle is not None:
             self.handle.remove()
             self.handle = None
@@ -116,7 +116,7 @@ def sharded_like(parameter: torch.Tensor, removed: torch.Tensor) -> torch.Tensor
 
     Args:
         parameter: The parameter.
-        removed: Which of its weights are gone, whole, the same in every process.
+        removed: Which of its weights are removed: the whole mask, the same in every process.
     """
     if not hasattr(parameter, "placements"):
         return removed
@@ -147,7 +147,7 @@ class ZeroingBatch:
     """The tensors to be zeroed together, prepared once: their bits as whole numbers, and 1 or 0 for each.
 
     Integer products know neither NaN nor -0.0: a pruned weight becomes +0.0 whatever it was, a kept one keeps its
-    bits. `watched` are the tensors it was made for; while they are the same and lie where they lay, it holds.
+    bits. `watched` are the tensors it was made for; it is valid while they and their memory are the same.
     """
 
     def __init__(self, watched: list[torch.Tensor], pairs: list[tuple[torch.Tensor, Pruned]]):

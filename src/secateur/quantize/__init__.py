@@ -1,18 +1,18 @@
-"""Quantize: which few values may the weights take?
+"""Quantize: weight sharing, that is, few distinct values for the weights of every tensor.
 
-In goes a model; out comes a `Shared`: a copy whose tensors have few distinct values, the codebooks, and what they cost
-to store. `sc.share` is the verb; `Shared.train` trains the values afterwards.
+In goes a model; out comes a `Shared`: a copy whose tensors have few distinct values, the codebooks, and their cost in
+bits. `sc.share` is the verb; `Shared.train` trains the values afterwards.
 
-A method looks at the weights that share one codebook and gives a `Palette`: the values, and the cuts between them. It
-knows nothing of models, masks or files. A method is one file in `methods/`; its name is the word used in recipes.
+A method takes the weights that share one codebook and returns a `Palette`: the values, and the cuts between them. It
+knows neither models nor masks nor files. A method is one file in `methods/`; its name is the word used in recipes.
 
 Files, in reading order:
 
-- `share`: the verb and its options; `groups` (who has a codebook together), `codebooks` (from weights to codebooks),
-  `result` (`Shared`).
-- `methods/`: `kmeans`, `uniform`, `exact`; `starts/`: where K-means begins.
+- `share`: the verb and its options; `groups` (which tensors have one codebook), `codebooks` (from weights to
+  codebooks), `result` (`Shared`).
+- `methods/`: `kmeans`, `uniform`, `exact`; `starts/`: initial centroids of K-means.
 - `sorted_weights`, `lloyd`, `program`, `lookup`: fast one-dimensional clustering.
-- `prices`, `rate_distortion`, `rates`: what a value costs in bits, and assignment by error and bits together.
+- `prices`, `rate_distortion`, `rates`: the cost of a value in bits, and assignment by error and bits together.
 - `codebook_training`: training the values of a shared model.
 - `latent_training`: training weights as multiples of a step, for accuracy and bytes at once.
 
@@ -116,7 +116,7 @@ class Quantizer(ABC):
         Args:
             name: The tensor or group, for errors.
             weights: Flat, finite and not empty; masked ones are left out.
-            zeros: How many masked weights there are besides.
+            zeros: How many masked weights there are in addition.
             seed: For methods that draw at random.
         """
 

@@ -1,10 +1,9 @@
-"""Codebooks by what they do to a layer's outputs: `share(data=...)`, layer after layer, on unlabelled inputs.
-
-Ordinary sharing moves every weight as little as it can. Here the squared error of the layer's *outputs* is made small,
-on the inputs that the layers before it, already shared, really give. A layer starts from its least-squares weights.
-Each feature in turn goes to the nearest values while the weights still free take over its error (Frantar et al. 2022,
-"GPTQ"). Then two moves alternate, and none raises the error: the values are solved by least squares for the assignment
-at hand, and each weight goes to the value that is best as all others now stand.
+"""Codebooks by the error of a layer's outputs: `share(data=...)`, layer after layer, on unlabelled inputs. Ordinary
+sharing moves every weight as little as possible. Here the squared error of the layer's *outputs* is minimised, on the
+real inputs from the already shared layers before it. A layer starts from its least-squares weights. Each feature in
+turn is rounded to the nearest values while the weights still free compensate for its error (Frantar et al. 2022,
+"GPTQ"). Then two moves alternate, and none raises the error: the values are solved by least squares for the present
+assignment, and each weight is assigned to the value of least error given all others.
 
 >>> hessian = torch.tensor([[[4.0, 3.9], [3.9, 4.0]]], dtype=torch.float64)
 >>> goal = hessian @ torch.tensor([[[0.4], [0.4]]], dtype=torch.float64)
@@ -64,8 +63,8 @@ def calibrated(
         student: The model to share; biases and running means of batch norm follow its layers.
         dense: The model whose outputs are the targets.
         data: Batches of inputs.
-        solver: What shares a layer; it holds the masks.
-        only: Names of the weights to share; other layers are left as they are.
+        solver: Shares a layer; it holds the masks.
+        only: Names of the weights to share; other layers are not changed.
         tuning: Gradient steps afterwards, on values, biases and norms; assignments stay.
 
     Returns:
@@ -96,7 +95,7 @@ def _tuned(
     solver: CodebookSolver,
     tuning: Tuning,
 ) -> dict[str, Codebook]:
-    """The codebooks with trained values; those of uniform steps stay as they are."""
+    """The codebooks with trained values; those of uniform steps are not changed."""
     free = {name: book for name, book in solver.books.items() if book.step is None}
     flags = {name: parameter.requires_grad for name, parameter in student.named_parameters()}
     for name, parameter in student.named_parameters():
@@ -155,7 +154,9 @@ class CodebookSolver:
         return self._booked(layer, indices, values, (palette.step, palette.low))
 
     def _least_squares(self, layer: LayerProblem) -> tuple[torch.Tensor, Quadratic]:
-        """The best weights with any value, and the error as a function of the weights, drawn to them a little."""
+        """The best weights with any value, and the error as a function of the weights, with a small ridge towards
+        them.
+        """
         problem, start = layer.problem, layer.matrix
         hessian = problem.hessian.clone()
         best = torch.empty_like(problem.cross)
@@ -176,7 +177,7 @@ class CodebookSolver:
         values: torch.Tensor,
         free: torch.Tensor,
     ) -> torch.Tensor:
-        """What each value costs: its bits as the values now occur, times `rate` in mean squared weights."""
+        """The cost of each value: its bits at the present frequencies, times `rate` in mean squared weights."""
         counts = torch.bincount(indices[free], minlength=len(values)).to(values.dtype) + 0.5
         bits = counts.sum().log2() - counts.log2()
         worth = quadratic.hessian.diagonal(dim1=1, dim2=2)[:, :, None] * best.square()
@@ -219,7 +220,7 @@ def _nearest(wanted: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 def _fed_forward(
     quadratic: Quadratic, best: torch.Tensor, values: torch.Tensor, free: torch.Tensor
 ) -> torch.Tensor:
-    """The nearest values, feature by feature, the error of each taken over by those to come."""
+    """The nearest values, feature by feature, the error of each compensated for by the later ones."""
     found = torch.empty_like(best, dtype=torch.long)
     for group in range(best.shape[0]):
         hessian = quadratic.hessian[group]
@@ -242,7 +243,7 @@ def descended(
     free: torch.Tensor,
     price: torch.Tensor | None,
 ) -> torch.Tensor:
-    """One sweep over the features: each weight to the value of least error, and price, as all others now stand."""
+    """One sweep over the features: each weight to the value of least error and price, given all others."""
     hessian = quadratic.hessian
     weights = torch.where(free, values[indices], 0.0)
     slope = hessian @ weights - quadratic.goal
@@ -265,7 +266,7 @@ def descended(
 def _solved_values(
     quadratic: Quadratic, indices: torch.Tensor, values: torch.Tensor, free: torch.Tensor
 ) -> torch.Tensor:
-    """The values of least error for an assignment, ascending as before; those at hand where that fails."""
+    """The values of least error for an assignment, ascending as before; the present ones if that fails."""
     count = len(values)
     square = values.new_zeros(count, count)
     right = values.new_zeros(count)

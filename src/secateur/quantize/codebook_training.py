@@ -50,7 +50,9 @@ class _Lookup(torch.autograd.Function):
         gradient = gradients[0]
         if kept is not None:
             gradient = torch.where(kept, gradient, torch.zeros_like(gradient))
-        latent = gradient if ctx.needs_input_grad[1] else None  # a latent weight at zero may come back
+        latent = (
+            gradient if ctx.needs_input_grad[1] else None
+        )  # a latent weight at zero may become non-zero again
         summed = None
         if ctx.needs_input_grad[0]:
             if there is not None and there is not kept:
@@ -87,7 +89,8 @@ class _Slot:
         kept = None if kept is None else self._like_weight(kept)
         self.kept = self.there = kept.to(device) if kept is not None else None
         if rate and book.reserved:
-            # A weight that the rate sent to zero may come back while its value is known; a masked one has none.
+            # A weight that the rate set to zero may become non-zero again while its latent value is known; a masked one
+            # has none.
             self.kept = (weight.detach() != 0) | (book.indices.to(device) != 0)
         self.indices = indices.clamp_(min=0)
         self.latent = False
@@ -174,7 +177,7 @@ class CodebookTraining:
         masks: True where a weight is kept, by parameter name.
         optimizer: An optimizer made before, in whose groups the centroids stand for the weights.
         remake_every: Assign every weight again after this many optimizer steps; None keeps assignments.
-        rate: The price of a bit when weights are assigned again.
+        rate: The cost of a bit when weights are assigned again.
 
     Attributes:
         centroids: The trained values, by the parameter's name or its group's.
@@ -304,7 +307,7 @@ class CodebookTraining:
             raise problem
 
     def _leave(self) -> None:
-        """Put every layer back: its class, and its parameter under its name."""
+        """Restore every layer: its class, and its parameter under its name."""
         for module, leaf, home, slot in reversed(self._homes):
             module.__class__ = home
             order = list(module._parameters)

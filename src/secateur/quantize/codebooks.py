@@ -115,13 +115,13 @@ def reassigned_by_rate(
     rate: float,
     importance: Mapping[str, torch.Tensor] | None,
 ) -> Codebook:
-    """Assign each weight to the value where error and price together are least; the values stay.
+    """Assign each weight to the value where error and cost together are least; the values do not change.
 
     Args:
         book: The codebook as the method made it.
         weight: The weights.
         kept: True where a weight is not masked; None where all are kept.
-        rate: The price of a bit, in mean squared weights.
+        rate: The cost of a bit, in mean squared weights.
         importance: Weighs the squared error of each weight, by parameter name.
 
     Returns:

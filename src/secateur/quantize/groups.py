@@ -1,4 +1,4 @@
-"""Which tensors have one codebook together: each its own, all one, or groups named by patterns.
+"""Which tensors have one codebook: each its own, all one, or groups named by patterns.
 
 >>> from torch import nn
 >>> from secateur.core.targets import select
@@ -19,7 +19,7 @@ from secateur.errors import OptionError, PatternError, near
 __all__ = ["Groups", "codebook_groups"]
 
 Groups = str | Sequence[Pattern | Sequence[Pattern]]
-"""Who has a codebook together: "tensor", "channel", "model", or groups, each a pattern or several."""
+"""Which tensors have one codebook: "tensor", "channel", "model", or groups, each a pattern or several."""
 
 
 def codebook_groups(

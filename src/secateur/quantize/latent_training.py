@@ -1,10 +1,10 @@
 """Training for bytes: weights are whole multiples of a learnt step, trained for accuracy and for their bits at once.
 
-A weight is `step * level`. The level is the latent weight over the step, rounded; a gradient passes the rounding as if
-it were not there (straight-through). Every weight is also pulled towards the next level that costs fewer bits, by the
-price of a bit times the difference. Bits are those of `Prices`: what the file's coder would spend, estimated from how
-many weights of the same output, input and tap (the position in the kernel) are not zero now. So a weight in a nearly
-empty row is pulled harder than one in a full row, and whole neurons leave first.
+A weight is `step * level`. The level is the latent weight over the step, rounded; the gradient of the rounding is taken
+as 1 (straight-through). Every weight is also pulled towards the next level that costs fewer bits, by the price of a bit
+times the difference. Bits are those of `Prices`: what the file's coder would spend, estimated from how many weights of
+the same output, input and tap (the position in the kernel) are not zero now. So a weight in a nearly empty row is
+pulled harder than one in a full row, and whole neurons are removed first.
 
 The price is not given: it rises while the levels take more bytes than the schedule wants, and falls while they take
 fewer. The schedule is a cubic from the bytes at the start to `target` at `until` of all steps, and constant after that.
@@ -161,8 +161,8 @@ class LatentTraining:
     """A block in which a model's weights are multiples of learnt steps, trained for accuracy and bytes.
 
     The model is trained inside the block with any loop; an optimizer is made inside it, from `model.parameters()`. When
-    the block is left, the weights are parameters again, with the values they had inside. All that the block needs to
-    go on after an interruption is in the model's state dict.
+    the block is left, the weights are parameters again, with the values they had inside. Everything that the block
+    needs to continue after an interruption is in the model's state dict.
 
     Args:
         model: The model; every weight with two or more axes that `select` finds is trained.
@@ -238,7 +238,7 @@ class LatentTraining:
     def _numbers(self) -> torch.Tensor:
         return self._controller.get_buffer("controller")
 
-    # -- what the block knows
+    # -- the state of the block
     def levels(self) -> dict[str, torch.Tensor]:
         """The level of every weight, by tensor name."""
         return {name: part.levels(latent) for name, (part, latent) in self._all()}
@@ -263,7 +263,7 @@ class LatentTraining:
 
     @property
     def estimated_bytes(self) -> float:
-        """Bytes of the file as the training believes: those of the levels, in proportion to the last file measured."""
+        """Estimated bytes of the file: those of the levels, in proportion to the last file measured."""
         return self.bits / 8 * float(self._numbers[2])
 
     @property
@@ -275,7 +275,7 @@ class LatentTraining:
         return min(max(math.exp(float(numbers[3]) + _FAST * over), _PRICES[0]), _PRICES[1])
 
     def measured(self, size: int) -> float:
-        """Correct the estimate by a file that was written now; returns the estimate as it was before.
+        """Correct the estimate by a file just written; returns the estimate as it was before.
 
         Args:
             size: Bytes of the file.

@@ -1,4 +1,5 @@
-"""Find between which cuts each number lies: a table instead of a search, for millions of numbers and few cuts.
+"""`lookup`: the interval between cuts that each number is in: a table instead of a search, for millions of numbers and
+few cuts.
 
 The line is divided into equal cells, fine enough that none holds two cuts. A number's cell then says how many cuts lie
 before it, and one comparison with the cell's own cut gives the exact answer.

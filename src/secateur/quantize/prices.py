@@ -1,11 +1,11 @@
 """Estimated bits of every value for every weight, under a model like that of the coder.
 
 The coder first says whether a weight is zero, then which value it takes. How likely a zero is depends on the position:
-on the share of non-zeros of its output, of its input and of its tap (the position in the kernel), as the assignment
-stands now. So a single non-zero in an empty row costs many bits, one more in a full row few; a value that many weights
+on the share of non-zeros of its output, of its input and of its tap (the position in the kernel), in the present
+assignment. So a single non-zero in an empty row costs many bits, one more in a full row few; a value that many weights
 take costs less than a rare one.
 
-The coder of the file learns more than this (from neighbours and earlier tensors), but asking it for every weight and
+The coder of the file learns more than this (from neighbours and earlier tensors), but running it for every weight and
 every value would take thousands of times as long. Its bytes are measured on the file.
 
 >>> prices = Prices.of(torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]]), size=2, zero=0)

@@ -1,4 +1,4 @@
-"""Assignment by rate and distortion: each weight goes to the value where error and price together are least.
+"""Assignment by rate and distortion: each weight is assigned to the value of least error plus cost of its bits.
 
 >>> weights = torch.tensor([0.9, 1.1, 1.0, 1.0, 1.0, 1.52])
 >>> values = torch.tensor([1.0, 2.0])
@@ -21,7 +21,7 @@ __all__ = ["assign_by_rate", "check_rate"]
 
 
 def check_rate(rate: float) -> None:
-    """Check a price of a bit.
+    """Check the cost of a bit.
 
     Args:
         rate: The price.

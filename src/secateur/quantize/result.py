@@ -1,4 +1,4 @@
-"""`Shared`: what sharing did to a model, what the result costs to store, and how to train its codebooks.
+"""`Shared`: the result of sharing a model, its cost in bits, and the training of its codebooks.
 
 >>> import torch
 >>> from torch import nn
@@ -46,7 +46,7 @@ def zeroed(books: Mapping[str, Codebook]) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True)
 class SharedTensor:
-    """One row of `Shared.summary()`: what sharing did to a tensor.
+    """One row of `Shared.summary()`: the result of sharing a tensor.
 
     Attributes:
         name: The parameter's name.
@@ -71,7 +71,7 @@ class SharedTensor:
 
 @dataclass(frozen=True, eq=False)
 class Shared:
-    """What `share` found: a model with few distinct weights, its codebooks and what they cost.
+    """The result of `share`: a model with few distinct weights, its codebooks and their cost in bits.
 
     Attributes:
         model: The shared model.
@@ -134,9 +134,10 @@ class Shared:
 
         Inside the block the parameters of the shared layers are their centroids. The gradient of a centroid is the sum
         over its weights, so the learning rate should be small. Masked weights stay 0.0. Make the optimizer inside the
-        block, from `model.parameters()` (centroids and all that is not shared) or `training.parameters()` (centroids
-        alone). Wrap the model (DistributedDataParallel) inside. Leaving the block puts ordinary parameters back, under
-        their own names, with at most as many values as centroids. `shared.trained(training)` gives the new codebooks.
+        block, from `model.parameters()` (centroids and all tensors that are not shared) or `training.parameters()`
+        (centroids alone). Wrap the model (DistributedDataParallel) inside. Leaving the block restores ordinary
+        parameters, under their own names, with at most as many values as centroids. `shared.trained(training)` gives
+        the new codebooks.
 
         Assignments are frozen unless `remake_every` is given.
 
@@ -147,9 +148,9 @@ class Shared:
                 left.
             remake_every: Assign every weight to its nearest centroid again after this many optimizer steps. The
                 weights are then trained too (straight-through).
-            rate: The price of a bit for `remake_every`, in mean squared weights of the tensor: weights go where error
-                and price together are least, to zero where the tensor has masked weights. A weight sent to zero may
-                come back; one that is 0.0 in the model given does not.
+            rate: The price of a bit for `remake_every`, in mean squared weights of the tensor: weights are assigned
+                where error and cost together are least, to zero if the tensor has masked weights. A weight set to zero
+                may become non-zero again; one that is 0.0 in the model given does not.
 
         Returns:
             The context to train in.

@@ -1,4 +1,4 @@
-"""Weight sharing: `share` gives every tensor few distinct values; `Shared` says which, and what they cost to store.
+"""Weight sharing: `share` gives every tensor few distinct values; `Shared` holds them, and their cost in bits.
 
 >>> import torch
 >>> from torch import nn
@@ -48,7 +48,7 @@ MasksLike: TypeAlias = Masks | Mapping[str, torch.Tensor] | str | None
 
 @dataclass(frozen=True, eq=False)
 class ShareOptions:
-    """Which tensors `share` takes, and what weighs its errors.
+    """Which tensors `share` takes, and how errors are weighed.
 
     Attributes:
         only: Layers to share, by name or pattern; all prunable ones unless given.
@@ -88,7 +88,7 @@ def share(
     options: ShareOptions | None = None,
     **method_options: object,
 ) -> Shared:
-    """Give the weights of every tensor few distinct values; the model itself stays as it is.
+    """Give the weights of every tensor few distinct values; the model itself is not changed.
 
     Args:
         model: The model.
@@ -96,21 +96,21 @@ def share(
         masks: Masked weights are exactly 0.0 and use no value. A `Masks`; or "zeros", which keeps each tensor's zeros
             at zero, so that a pruned model stays pruned; or None, which takes zeros as weights like any other.
         method: `kmeans`, `uniform`, `exact`, or a value of `sc.quantize`.
-        per: Which tensors have a codebook together: "tensor" (each its own), "channel" (one for each output channel),
+        per: Which tensors have one codebook: "tensor" (each its own), "channel" (one for each output channel),
             "model" (one for all), or a list of groups, each of one or more patterns; other tensors have their own.
-        rate: The price of a bit, in mean squared weights of a tensor. Each weight goes to the value where squared
-            error and price together are least; its bits are those of its position and its value given all others
+        rate: The cost of a bit, in mean squared weights of a tensor. Each weight is assigned to the value where squared
+            error and cost together are least; its bits are those of its position and its value given all others
             (`quantize.Prices`). Where a tensor has masked weights, more may become zero: see `Shared.masks`.
-        data: Some hundred inputs or more, without labels, in batches: then what is kept small is the error of each
-            layer's outputs on them, not that of its weights. Biases and the running means of batch norm follow, so
-            `Shared.model` differs in more than its codebooks. Each tensor has its own codebook; `rate` counts the bits
-            of each value by how often it occurs. Tensors that are no layer's, such as embeddings, are shared as without
+        data: A few hundred inputs or more, without labels, in batches: then the error of each layer's outputs on them
+            is minimised, not that of its weights. Biases and the running means of batch norm follow, so `Shared.model`
+            differs in more than its codebooks. Each tensor has its own codebook; `rate` counts the bits of each value
+            by how often it occurs. Tensors that do not belong to a layer, such as embeddings, are shared as without
             data.
         options: Which tensors are shared, and the rest.
         **method_options: Options of the method, such as `start="linear"` of K-means or `step=0.01` of uniform.
 
     Returns:
-        The shared model, its codebooks, and what they cost.
+        The shared model, its codebooks, and their cost in bits.
 
     Raises:
         NothingToDoError: No weight would change.
@@ -167,7 +167,7 @@ def _share_on_data(
     data: Iterable[object],
     options: ShareOptions,
 ) -> Shared:
-    """Sharing by the error of outputs; what is no layer's weight is shared first, as without data."""
+    """Sharing by the error of outputs; tensors other than weights of layers are shared first, as without data."""
     if plan.per_channel or any(len(members) > 1 for _, members in plan.groups):
         raise OptionError("share: with data=, each tensor has its own codebook; leave per= at 'tensor'")
     if options.importance:
@@ -196,7 +196,7 @@ def _share_on_data(
 
 @dataclass(frozen=True)
 class SharingPlan:
-    """What `share` does, decided before it looks at a weight.
+    """The decisions of `share` before it reads a weight.
 
     Attributes:
         method: How the values are found.
@@ -220,7 +220,7 @@ def plan_sharing(
     options: ShareOptions | None = None,
     **method_options: object,
 ) -> SharingPlan:
-    """Check the options of `share` against a model, without looking at its weights.
+    """Check the options of `share` against a model, without reading its weights.
 
     Args:
         model: The model.
@@ -243,7 +243,7 @@ def plan_sharing(
 
 
 def _method(method: QuantizerLike, given: dict[str, object]) -> quantize.Quantizer:
-    """The method as a value; options belong to names, a value brings its own."""
+    """The method as a value; options go with names, a value has its own."""
     misplaced = sorted(set(given) & {field.name for field in fields(ShareOptions)})
     if misplaced:
         raise OptionError(
@@ -260,7 +260,7 @@ def _method(method: QuantizerLike, given: dict[str, object]) -> quantize.Quantiz
             ) from error
     if given:
         raise OptionError(
-            f"expected the options {sorted(given)} inside the value {method!r}, got them beside it"
+            f"expected the options {sorted(given)} inside the value {method!r}, got them in addition to it"
         )
     return quantize.registry.make(method)
 
@@ -311,7 +311,7 @@ def _codebooks(
     rate: float,
     options: ShareOptions,
 ) -> dict[str, Codebook]:
-    """The codebook of every target, in the targets' order; weights assigned by rate where bits have a price."""
+    """The codebook of every target, in the targets' order; weights assigned by rate where bits have a cost."""
     books: dict[str, Codebook] = {}
     for label, members in plan.groups:
         if plan.per_channel:
@@ -334,7 +334,7 @@ def _check_changed(
     books: Mapping[str, Codebook],
     named: Mapping[str, torch.Tensor],
 ) -> None:
-    """Raise unless some weight changes, or the method only reads the values there are."""
+    """Raise unless some weight changes, or the method only reads the present values."""
     if isinstance(method, quantize.registry.get("exact")) or any(
         not torch.equal(named[name].detach(), book.tensor()) for name, book in books.items()
     ):

@@ -2,7 +2,7 @@
 
 Clusters on a line are intervals of the sorted numbers, so a cluster's count, sum and squared error follow from prefix
 sums at its two ends. The sums are stored for blocks of 64, in float64 and around the mean, and completed within a block
-when asked for: memory stays near that of the weights.
+on demand, so that they take little memory.
 
 >>> data = SortedWeights(np.array([3.0, 1.0, 2.0, 10.0]))
 >>> data.values.tolist(), data.distinct

@@ -1,4 +1,4 @@
-"""Exact: the values that the weights already take, for a model that was shared elsewhere. No weight changes.
+"""Exact: the values that the weights already take, for a model that was shared before. No weight changes.
 
 >>> import torch
 >>> Exact().palette("fc", torch.tensor([0.5, 2.0, 0.5]), zeros=0, seed=0).values.tolist()

@@ -6,7 +6,7 @@
 >>> palette.values.tolist(), palette.assign(weights).tolist()
 ([-1.0, -0.5, 0.0, 0.5, 1.0], [0, 2, 3, 4])
 
-With `rate` a bit has a price: weights leave rare levels for frequent ones, zero above all.
+With `rate` bits have a cost: weights move from rare levels to frequent ones, above all to zero.
 
 >>> palette = Uniform(step=0.5, rate=0.1).palette("fc", weights, zeros=1000, seed=0)
 >>> palette.values[palette.assign(weights)].tolist()
@@ -40,7 +40,7 @@ class Uniform(Quantizer):
     Attributes:
         step: The distance between levels; the one of least squared error for `bits` unless given.
         bits: Limits the levels to -(2**(bits - 1) - 1) ... 2**(bits - 1) - 1. Neither step nor bits means 5 bits.
-        rate: The price of a bit, in squared steps: each weight goes to the level that minimises
+        rate: The cost of a bit, in squared steps: each weight goes to the level that minimises
             (weight / step - level)**2 + rate * bits(level). The bits are those of an adaptive code that has seen the
             whole tensor, masked zeros included; levels and bits are found in turn until neither changes.
         dead_zone: The magnitude, in steps, up to which a weight becomes zero; 0.5 is plain rounding.

@@ -39,11 +39,11 @@ class Registry:
     Args:
         package: The dotted path of the folder.
         path: The folder itself, as a package's `__path__`.
-        kind: What one plug-in is called in messages, such as "criterion".
+        kind: The name of one plug-in in messages, such as "criterion".
         base: Where the base class is, as "module:Class"; values of it are taken as they are.
         aliases: Other words for a plug-in, such as "k-means" for "kmeans".
-        deprecated: Words of earlier versions and what they are called now; they work, with a `DeprecationWarning`.
-        suffix: What a class name has after the CamelCase of its file name, such as "Step".
+        deprecated: Words of earlier versions and their present names; they work, with a `DeprecationWarning`.
+        suffix: The ending of a class name after the CamelCase of its file name, such as "Step".
         number: The word of the plug-in that a bare number means.
 
     >>> from secateur import budget
@@ -126,7 +126,7 @@ class Registry:
         for word in [*self.names(), *self.deprecated]:
             if camel(word) + self._suffix == name:
                 return self.get(word)
-            if camel(word) == name:  # as it was called before classes of this folder had a suffix
+            if camel(word) == name:  # the name from before classes of this folder had a suffix
                 message = f"{self.package}.{name} is called {name}{self._suffix} now"
                 warnings.warn(message, DeprecationWarning, stacklevel=3)
                 return self.get(word)

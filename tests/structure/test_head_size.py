@@ -72,7 +72,7 @@ def test_attention_keeps_its_scale(how: str, tmp_path: Path) -> None:
 def test_a_scale_that_cannot_be_kept_locks_the_size_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repair.Repairs, "_old_scales", lambda *a: iter(()))
     monkeypatch.setattr(repair, "_old_numbers", lambda *a: iter(()))
-    reason = "works a number out from this width, which would be"
+    reason = "computes a number from this width, which would be"
     model, x = net("multiplied")
     with pytest.raises(NothingToDoError, match=reason):
         sc.shrink(model, sc.prune(model, "l1", "head_size", 0.5, example=x), x)

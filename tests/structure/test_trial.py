@@ -46,7 +46,7 @@ def test_explain_reports_the_lock_and_counts_what_is_cut() -> None:
     model, x = made()
     found = sc.explain(model, x, budget=0.5)
     assert [row.name for row in found.groups] == ["b"]
-    assert any("this width written into it" in lock.reason for lock in found.locks)
+    assert any("this width hard-coded" in lock.reason for lock in found.locks)
     small = sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, example=x), x)
     before, after = (sum(p.numel() for p in m.parameters()) for m in (model, small.model))
     assert found.removed_parameters == before - after

@@ -7,7 +7,7 @@
 ...                  "2.weight": torch.tensor([[False, True], [False, True]])})
 >>> for collapse in find_collapsed(model, crossed, example=torch.ones(1, 2)):
 ...     print(collapse)
-2: no signal comes out of it: what it keeps reads only from what is gone
+2: no signal comes out of it: its remaining weights read only removed outputs
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Collapse:
     def __str__(self) -> str:
         if self.kind == "empty":
             return f"{self.layer}: nothing is left of it"
-        return f"{self.layer}: no signal comes out of it: what it keeps reads only from what is gone"
+        return f"{self.layer}: no signal comes out of it: its remaining weights read only removed outputs"
 
 
 def find_collapsed(model: nn.Module, masks: Masks, example: object = None) -> list[Collapse]:

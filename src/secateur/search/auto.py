@@ -1,12 +1,12 @@
 """`auto`: find the fastest or smallest model that loses at most `lost` accuracy.
 
     found = auto(Recipe.read("recipe.toml"), Store("runs"), lost=0.01, goal="fast")
-    print(found)            # every attempt and why it was kept or dropped, then what the best one is
+    print(found)            # every attempt and why it was kept or dropped, then the best one
 
 The recipe says how the dense model is made. `auto` measures it, scans which layers can be cut (goal "fast"), and then
-makes attempts: allocate, prune, retrain, shrink or share, measure on the validation images. After an attempt that
-holds the limit a smaller one follows; after one that fails, one half way back. Where no cut of the dense model holds,
-the last model that held is cut further, so that what it learnt on the way down is kept.
+makes attempts: allocate, prune, retrain, shrink or share, measure on the validation images. After an attempt that holds
+the limit a smaller one follows; after one that fails, one half way back. If no cut of the dense model holds, the last
+model that held is cut further, which keeps its training.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from secateur.sensitivity.scan import Scan, ScanOptions, scan
 __all__ = ["Allotment", "AutoOptions", "AutoResult", "SpeedAttempt", "auto"]
 
 _DENSE, _TEST, _RESULT = "auto_dense", "dense", "result"
-_ATTEMPTED = "auto_tried"  # the label is part of what addresses an outcome in the store
+_ATTEMPTED = "auto_tried"  # the label is part of an outcome's address in the store
 _ALLOCATIONS = {"scan": "cut by the scan", "between": "half by the scan", "uniform": "all layers alike"}
 _CUT_FURTHER = "on"
 _TEXTS = {**_ALLOCATIONS, _CUT_FURTHER: "going on from what held"}
@@ -61,13 +61,13 @@ class AutoOptions:
     """How `auto` makes its attempts.
 
     Attributes:
-        allocation: How a cut is spread over the layers. "scan" cuts where a scan says it hurts least, "uniform" cuts
-            all layers alike, "between" half way between the two. "best" tries one after the other until one holds,
-            beginning with the one that held last, and at last cuts the best model so far further.
-        retrain: Options of the retraining after every cut, beside the defaults.
+        allocation: How a cut is spread over the layers. "scan" cuts by the sensitivity that a scan measured, "uniform"
+            cuts all layers alike, "between" half way between the two. "best" tries one after the other until one holds,
+            beginning with the one that held last, and finally cuts the best model so far further.
+        retrain: Options of the retraining after every cut, in addition to the defaults.
         bits: Bits of a shared weight, for the goal "small".
-        calibrate: Training images, without their labels, on which an attempt first solves the weights that stay anew
-            (`sc.compensate`). It is retrained only where that does not hold; with 0 it is retrained at once.
+        calibrate: Training images, without their labels, on which an attempt first refits the remaining weights
+            (`sc.compensate`). It is retrained only if that does not hold; with 0 it is retrained at once.
     """
 
     allocation: str = "best"
@@ -102,7 +102,7 @@ class Allotment:
 
     Attributes:
         name: "scan" (by the scan) or "between" (half way from all layers alike to that).
-        scan: What a cut of each group alone costs.
+        scan: The loss of cutting each group alone.
     """
 
     name: str
@@ -136,7 +136,7 @@ class Allotment:
 
 @dataclass(frozen=True, kw_only=True)
 class AutoResult(SearchResult[SpeedAttempt]):
-    """What `auto` found.
+    """The result of `auto`.
 
     Attributes:
         goal: "fast" or "small".
@@ -159,7 +159,7 @@ class AutoResult(SearchResult[SpeedAttempt]):
 
 @dataclass(frozen=True)
 class _Proposal:
-    """What to try next: the share that remains, how the cut is spread, and the steps to go on from."""
+    """The next attempt: the share that remains, how the cut is spread, and the steps to continue from."""
 
     keep: float
     allocation: str
@@ -228,7 +228,9 @@ def _allocations(options: AutoOptions, scanned: Scan | None) -> list[str]:
 
 
 def _proposals(allocations: Sequence[str], attempts: int) -> Generator[_Proposal, SpeedAttempt, None]:
-    """The strategy: halve what held, go half way back from what failed; at each share try the allocations in turn."""
+    """The strategy: halve a share that held, go half way back from one that failed; at each share try the
+    allocations in turn.
+    """
     best: SpeedAttempt | None = None
     holds, fails = 1.0, 0.0
     for _ in range(attempts):
@@ -307,7 +309,7 @@ def _measure(label: str, split: str) -> RecipeStep:
 
 
 def _scanned(baseline: Baseline, say: Callable[[str], None]) -> Scan:
-    """Scan every group of channels alone; what is measured is kept beside the store's runs."""
+    """Scan every group of channels alone; the values are kept in the store's folder."""
     ran, store = baseline.ran, baseline.store
     trial = ran.plan.trials[0]
     data = data_of(trial.recipe)
@@ -371,7 +373,7 @@ def _hardest_cut(
 
 
 def _smaller(keep: float, retrain: RecipeStep, bits: int) -> list[RecipeStep]:
-    """The steps of an attempt at few bytes: prune single weights, retrain (or solve anew), share, pack."""
+    """The steps of an attempt at few bytes: prune single weights, retrain (or compensate), share, pack."""
     budget = {"name": "params", "keep": keep, "spread": "overall"}
     kind = retrain["kind"]
     images: RecipeStep = {name: retrain[name] for name in ("calibrate", "dense") if name in retrain}
@@ -386,7 +388,7 @@ def _smaller(keep: float, retrain: RecipeStep, bits: int) -> list[RecipeStep]:
 def _faster(keep: float, retrain: RecipeStep, shares: Mapping[str, float]) -> list[RecipeStep]:
     """The steps of an attempt at few multiply-accumulates; `shares` are sparsities by group, empty for all alike.
 
-    Channels that leave are made up for before the cut, by the layers behind them; a model is retrained after it.
+    Removed channels are compensated for before the cut, by the layers after them; a model is retrained after it.
     """
     channel: RecipeStep = {"kind": "prune", "criterion": "l2", "granularity": "channel"}
     steps: list[RecipeStep] = []
@@ -399,7 +401,7 @@ def _faster(keep: float, retrain: RecipeStep, shares: Mapping[str, float]) -> li
 
 
 def _mended(retrain: RecipeStep) -> list[RecipeStep]:
-    """The cut and the step that brings accuracy back, in their order."""
+    """The cut and the step that recovers accuracy, in their order."""
     shrink: RecipeStep = {"kind": "shrink", "label": "auto_shrink"}
     return [retrain, shrink] if retrain["kind"] == "compensate" else [shrink, retrain]
 

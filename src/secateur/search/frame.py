@@ -1,11 +1,11 @@
-"""What `auto` and `smallest` have in common: the dense baseline, the loop over attempts, the result.
+"""The common part of `auto` and `smallest`: the dense baseline, the loop over attempts, the result.
 
 Both searches work on a recipe. The recipe trains the dense model; `measure_baseline` runs it and measures it on the
-validation images. A strategy then proposes settings, one after the other, and is told what each attempt gave
+validation images. A strategy then proposes settings, one after the other, and is sent the result of each attempt
 (`pursue`). An attempt holds when its accuracy is at least that of the dense model minus `lost`. The best attempt that
-holds is run once more with a last measurement on the test images, which no decision looks at.
+holds is run once more with a last measurement on the test images, which no decision uses.
 
-Every step goes through the recipe engine, so what is in the run store is not computed again: an interrupted
+Every step goes through the recipe engine, so outcomes in the run store are not computed again: an interrupted
 search continues.
 
 >>> next_share(holds=1.0, fails=0.0), round(next_share(holds=0.5, fails=0.25), 4), next_share(holds=0.0, fails=0.2)
@@ -62,8 +62,8 @@ class Attempt:
     Attributes:
         accuracy: Accuracy on the validation images; None where a step failed.
         holds: Whether the accuracy is within the limit.
-        why: The sentence that says what was tried and why it was kept or dropped.
-        epochs_saved: The epochs of training that it did without, as solving its weights anew was enough.
+        why: One sentence: the settings tried, and why the attempt was kept or dropped.
+        epochs_saved: The epochs of training that were not needed, because compensating was enough.
     """
 
     accuracy: float | None
@@ -78,7 +78,7 @@ ProposalT = TypeVar("ProposalT")
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult(Generic[AttemptT]):
-    """What a search found.
+    """The result of a search.
 
     Attributes:
         dense: The dense model's accuracy on the validation images.
@@ -133,7 +133,7 @@ class SearchResult(Generic[AttemptT]):
 
 @dataclass(frozen=True)
 class Baseline:
-    """The dense model of a recipe, trained and measured: what every attempt is compared with.
+    """The dense model of a recipe, trained and measured, with which every attempt is compared.
 
     Attributes:
         verb: The verb that searches, for errors and messages.
@@ -161,17 +161,17 @@ class Baseline:
         return final_state(self.ran.plan.trials[0], self.store).model
 
     def run(self, steps: Sequence[RecipeStep]) -> Ran:
-        """Run the recipe with more steps after its own; what the store holds is not computed again."""
+        """Run the recipe with more steps after its own; outcomes in the store are not computed again."""
         return _run(self.recipe, self.table, steps, self.store, self.progress)
 
     def attempt(self, steps: Callable[[], Sequence[RecipeStep]]) -> Measurements | str:
-        """Run the steps of an attempt; the measurements, or why there are none.
+        """Run the steps of an attempt; returns the measurements, or why there are none.
 
         Args:
             steps: Makes the steps. It may fail in the ways a cut can fail, as the steps may.
 
         Returns:
-            What the run measured, or the text of the error where the cut is not possible.
+            The measurements of the run, or the text of the error if the cut is not possible.
         """
         try:
             return self.run(steps()).measurements
@@ -198,10 +198,10 @@ def check_limits(lost: float, attempts: int) -> None:
 
 
 def check_calibrate(calibrate: int) -> None:
-    """Check how many images a search may solve weights on.
+    """Check the number of images that a search compensates on.
 
     Raises:
-        OptionError: It is no whole number of at least 0.
+        OptionError: It is not a whole number of at least 0.
     """
     if isinstance(calibrate, bool) or not isinstance(calibrate, int) or calibrate < 0:
         raise OptionError(f"calibrate: expected a number of images, got {calibrate!r}")
@@ -249,7 +249,7 @@ def pursue(
     """Make the attempts that a strategy proposes, one after the other.
 
     Args:
-        proposals: The strategy: yields what to try next and is sent what that gave.
+        proposals: The strategy: yields the next settings and is sent their result.
         attempt: Makes one attempt.
         on_message: Called with the sentence of every attempt.
         most: The most attempts to make; None leaves it to the strategy.
@@ -274,10 +274,10 @@ def untrained_first(make: Callable[[bool], AttemptT], calibrate: int) -> Attempt
 
     Args:
         make: Makes the attempt; True trains.
-        calibrate: How many images there are to solve the weights on; with 0 it is trained at once.
+        calibrate: The number of images to compensate on; with 0 it is trained at once.
 
     Returns:
-        The attempt. One that was trained after all says what came of it without.
+        The attempt. One that was trained also says what it reached without training.
     """
     if not calibrate:
         return make(True)
@@ -295,9 +295,9 @@ def best_of(
 
     Args:
         attempts: All attempts.
-        cost: What an attempt costs; the first of equals wins.
-        baseline: What the attempts were compared with.
-        advice: What to do when none holds, for the error.
+        cost: The cost of an attempt; the first of equals wins.
+        baseline: The baseline of the attempts.
+        advice: The next step if none holds, for the error.
 
     Returns:
         The best attempt.
@@ -323,7 +323,7 @@ def next_share(holds: float, fails: float) -> float:
         fails: The largest share that failed; 0.0 while none has.
 
     Returns:
-        Half of what held, double what failed, or, with both known, their geometric mean.
+        Half of the one that held, double the one that failed, or, with both known, their geometric mean.
     """
     if holds and fails:
         return float((holds * fails) ** 0.5)

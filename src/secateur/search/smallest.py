@@ -3,10 +3,10 @@
     found = smallest(Recipe.read("recipe.toml"), Store("runs"), lost=0.005)
     print(found)            # every attempt, the front of accuracy against bytes, the best one on the test images
 
-The recipe says how the dense model is made. An attempt prunes it gradually (weights at places that cost many bits go
-first), distils from it, shares the remaining weights among few values, lets weights change their value at a price per
-bit, trains the values, and writes the file. How many weights remain, how many bits the values of each layer have, and
-what a bit costs are chosen by the bytes of that file and by its accuracy on the validation images.
+The recipe says how the dense model is made. An attempt prunes it gradually (weights at positions that cost many bits
+first), distils from it, shares the remaining weights among few values, reassigns weights by error and cost in bits,
+trains the values, and writes the file. The number of remaining weights, the bits of the values of each layer, and the
+cost of a bit are chosen by the bytes of that file and by its accuracy on the validation images.
 
 >>> SizeSettings(keep=0.02, bits={"fc1": 2, "fc2": 3}, rate=0.02).text()
 '2 % of the weights, bits fc1 2, fc2 3, rate 0.02'
@@ -57,7 +57,7 @@ __all__ = [
 ]
 
 _DENSE, _TEST, _RESULT = "smallest_dense", "smallest_dense_test", "smallest_result"
-_ATTEMPTED = "smallest_tried"  # the label is part of what addresses an outcome in the store
+_ATTEMPTED = "smallest_tried"  # the label is part of an outcome's address in the store
 _TRAIN: dict[str, object] = {
     "epochs": 20,
     "lr": 0.002,
@@ -78,7 +78,7 @@ class SizeSettings:
     Attributes:
         keep: The share of weights that remain.
         bits: Bits of a shared value: of all layers, or by layer.
-        rate: The price of a bit, in mean squared weights.
+        rate: The cost of a bit, in mean squared weights.
     """
 
     keep: float
@@ -97,16 +97,16 @@ class SizeSettings:
 
 @dataclass(frozen=True)
 class SmallestOptions:
-    """Where `smallest` begins, and how it trains.
+    """The starting values of `smallest`, and how it trains.
 
     Attributes:
         keep: The share of weights that remain in the first attempt.
         bits: The bits of a shared value in the first attempt, 1 to 8.
-        rate: The price of a bit in the first attempt, in mean squared weights.
-        train: Options of the pruning training, beside the defaults. The training of the values takes a third of its
-            epochs, twice.
-        calibrate: Training images, without their labels, on which an attempt first makes up for what it removes and
-            shares. It is trained only where that does not hold; with 0 it is trained at once.
+        rate: The cost of a bit in the first attempt, in mean squared weights.
+        train: Options of the pruning training, in addition to the defaults. The training of the values takes a third of
+            its epochs, twice.
+        calibrate: Training images, without their labels, on which an attempt first compensates for pruning and sharing.
+            It is trained only if that does not hold; with 0 it is trained at once.
     """
 
     keep: float = 0.1
@@ -119,7 +119,7 @@ class SmallestOptions:
         check_calibrate(self.calibrate)
         if not 0.0 < self.keep < 1.0:
             raise OptionError(
-                f"keep is the share of weights that stay: expected 0 < keep < 1, got {self.keep!r}"
+                f"keep is the share of weights that remain: expected 0 < keep < 1, got {self.keep!r}"
             )
         if isinstance(self.bits, bool) or not 1 <= self.bits <= 8:
             raise OptionError(f"bits: expected a whole number from 1 to 8, got {self.bits!r}")
@@ -130,7 +130,7 @@ class SizeAttempt(Attempt):
     """One attempt of `smallest`.
 
     Attributes:
-        settings: What was tried.
+        settings: The settings tried.
         size: The bytes of its file; None where there is no file.
     """
 
@@ -154,7 +154,7 @@ def front(attempts: Sequence[SizeAttempt]) -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class SmallestResult(SearchResult[SizeAttempt]):
-    """What `smallest` found. `best` is the smallest file that holds."""
+    """The result of `smallest`. `best` is the smallest file that holds."""
 
     @property
     def front(self) -> tuple[SizeAttempt, ...]:
@@ -163,7 +163,7 @@ class SmallestResult(SearchResult[SizeAttempt]):
 
     @property
     def final(self) -> Measurements:
-        """The dense model and the one loaded from the file, on the test images, and what the file measures."""
+        """The dense model and the one loaded from the file, on the test images, and the measurements of the file."""
         wanted = ("file_bytes", "original_bytes", "file_ratio")
         rows = (
             m
@@ -177,7 +177,7 @@ class SmallestResult(SearchResult[SizeAttempt]):
 
         Args:
             name: The measure.
-            variant: The label of the step that measured it; None takes the last there is.
+            variant: The label of the step that measured it; None takes the last one.
         """
         rows = [m for m in self.final if m.name == name and variant in (None, m.context.get("variant"))]
         return float(rows[-1].value)
@@ -205,15 +205,15 @@ def smallest(
 ) -> SmallestResult:
     """Find the smallest file of the recipe's model that loses at most `lost` accuracy on the validation images.
 
-    First the share of weights is halved while it holds and brought half way back where it fails. Then the price of a
-    bit and the bits of each layer are changed, one after the other; a change stays where the file is smaller and holds.
+    First the share of weights is halved while it holds, and increased half way back if it fails. Then the cost of a bit
+    and the bits of each layer are changed, one after the other; a change is kept if the file is smaller and holds.
 
     Args:
         recipe: How the dense model is made. It must not share by itself.
         store: Where outcomes are kept; a second search computes nothing again.
         lost: How much accuracy may be lost, as a share: 0.01 is one point.
         attempts: The most attempts to make.
-        options: Where the search begins, and how it trains.
+        options: The starting values of the search, and how it trains.
         progress: Where progress is shown.
         on_message: Called with the reason of every decision, one line each.
 
@@ -307,7 +307,7 @@ def _shares(start: SizeSettings) -> Generator[SizeSettings, SizeAttempt, SizeAtt
 
 
 def _refinements(best: SizeAttempt, layers: Sequence[str]) -> Generator[SizeSettings, SizeAttempt, None]:
-    """Change the price of a bit and each layer's bits in turn; a change is repeated while the file gets smaller."""
+    """Change the cost of a bit and each layer's bits in turn; a change is repeated while the file gets smaller."""
     settled = best.settings
     moves: list[tuple[str, float]] = [("rate", 3.0), ("rate", 1 / 3), *((layer, -1) for layer in layers)]
     for what, change in moves:
@@ -342,11 +342,11 @@ def steps_of(
     """The recipe steps of one attempt, after those of the dense model; they can also be used by hand.
 
     Args:
-        settings: What to try.
-        model: The dense model; whether it has biases and batch norms decides what the file rounds.
+        settings: The settings to try.
+        model: The dense model; whether it has biases and batch norms decides which tensors the file rounds.
         teacher: The label of the step whose outcome teaches (the dense model).
         train: Options of the pruning training.
-        calibrate: Training images on which to make up for what is removed, instead of training; 0 trains.
+        calibrate: Training images to compensate on instead of training; 0 trains.
     """
     if calibrate:
         return [*_without_training(settings, teacher, calibrate), _packing(model)]
@@ -365,7 +365,7 @@ def steps_of(
 
 
 def _without_training(settings: SizeSettings, dense: str, calibrate: int) -> list[RecipeStep]:
-    """The steps that remove, make up and share on images without labels."""
+    """The steps that prune, compensate and share on images without labels."""
     images: RecipeStep = {"calibrate": calibrate, "dense": dense}
     pruned: RecipeStep = {
         "kind": "prune",
@@ -410,7 +410,7 @@ def _refining(settings: SizeSettings, distilled: RecipeStep) -> list[RecipeStep]
 
 
 def _packing(model: nn.Module) -> RecipeStep:
-    """The step that writes the file, rounding what the model has."""
+    """The step that writes the file, with the rounding that suits the model."""
     normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     layers = {f"{target.layer}.bias" for target in select(model)}
     biased = any(name in layers for name, _ in model.named_parameters())

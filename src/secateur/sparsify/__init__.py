@@ -1,8 +1,8 @@
 """Sparse training: methods that make weights small, or remove them, while the network is trained. One file each.
 
-What comes in is a model, and for some methods one example input, masks, and the number of optimizer steps. What goes
-out is a `Sparsifying`, with one call for each place in a training loop; a call that a method does not need does
-nothing, so one loop serves all of them:
+In go a model, and for some methods one example input, masks, and the number of optimizer steps. Out comes a
+`Sparsifying`, with one call for each place in a training loop; a call that a method does not need does nothing, so one
+loop serves all of them:
 
     with method.start(model, example=x, steps=1000) as active:
         for images, labels in batches:
@@ -17,8 +17,8 @@ nothing, so one loop serves all of them:
 Every training step of a recipe takes a method as `sparsify`, such as `sparsify = {name = "group_lasso"}`.
 
 In reading order: `bn_l1`, `group_lasso`, `group_sparse`, `growing`, `admm` (penalties); `_moving` with `set` and `rigl`
-(masks that move, held meanwhile); `_masked_forward` with `straight_through` and `movement_scores` (dense weights that
-are trained behind a mask). To add one, add a file with a class of its name in CamelCase.
+(masks that change, and are held in between); `_masked_forward` with `straight_through` and `movement_scores` (dense
+weights that are trained through a mask). To add one, add a file with a class of its name in CamelCase.
 
 >>> import torch
 >>> from torch import nn
@@ -51,7 +51,7 @@ _Self = TypeVar("_Self", bound="Sparsifying")
 
 
 class Sparsifying:
-    """A method at work on a model, as `Sparsifier.start` returns it: for a `with` block, or until `finish`.
+    """A method active on a model, as `Sparsifier.start` returns it: for a `with` block, or until `finish`.
 
     Args:
         model: The model that is trained.
@@ -82,7 +82,7 @@ class Sparsifying:
         """Called before the forward passes of an optimizer step."""
 
     def before_step(self) -> None:
-        """Called when the gradients are there, before `optimizer.step()`."""
+        """Called after the backward pass, before `optimizer.step()`."""
 
     def after_step(self) -> None:
         """Called after `optimizer.step()`."""
@@ -90,38 +90,38 @@ class Sparsifying:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """The model as it would be if training ended now: for an evaluation meanwhile."""
+        """The model as it would be if training ended now, for an evaluation during training."""
         yield
 
     def finish(self) -> Masks | None:
-        """End: the model's weights are those that count, and the masks say which are removed, if any are."""
+        """End: the model has its final weights, and the masks say which are removed, if any are."""
         self.close()
         return self.masks
 
     def close(self) -> None:
-        """Take off what the method has put on the model. Closing twice is harmless."""
+        """Remove the hooks of the method from the model. Closing twice is harmless."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint must hold besides the model, the optimizer and the number of steps."""
+        """The state that a checkpoint must hold besides the model, the optimizer and the number of steps."""
         return {}
 
     def load(self, tensors: Mapping[str, torch.Tensor], step: int) -> None:
-        """Go on from a checkpoint; called before the `with` block.
+        """Continue from a checkpoint; called before the `with` block.
 
         Args:
-            tensors: What `tensors()` gave.
+            tensors: A result of `tensors()`.
             step: Optimizer steps made before.
         """
         self.step = step
 
 
 class Sparsifier(ABC):
-    """What every method is: a frozen value of its options, with `start`."""
+    """The base class of all methods: a frozen value of its options, with `start`."""
 
     changes_masks: ClassVar[bool] = False
     """Whether the masks change until the last step, so that no earlier epoch can be kept as the best."""
     moves: ClassVar[bool] = False
-    """Whether removed weights may come back: then the method itself holds the masks, from those given on."""
+    """Whether removed weights may be regrown: then the method itself holds the masks, starting from those given."""
 
     @abstractmethod
     def start(
@@ -133,7 +133,7 @@ class Sparsifier(ABC):
         steps: int | None = None,
         seed: int = 0,
     ) -> Sparsifying:
-        """Put the method in force.
+        """Start the method on a model.
 
         Args:
             model: The model that is trained.
@@ -141,12 +141,12 @@ class Sparsifier(ABC):
             masks: Weights that are removed already.
             steps: Optimizer steps of the whole training: batches per epoch times epochs. Methods whose schedule follows
                 the length of the training need it (`rigl`, `movement_scores`, `set` with `until` below 1).
-            seed: Of what is drawn at random.
+            seed: The seed of everything random.
         """
 
 
 SparsifierLike = str | Sparsifier | type[Sparsifier]
-"""What stands for a method: a word, a value, or a class."""
+"""Every form in which a method is given: a word, a value, or a class."""
 
 
 def check_above_zero(name: str, value: float) -> None:

@@ -1,4 +1,4 @@
-"""Dense weights trained behind a mask: the forward pass sees masked weights, the optimizer steps the dense ones."""
+"""Dense weights trained through a mask: the forward pass sees masked weights, the optimizer steps the dense ones."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["MaskedForward"]
 
 
 class MaskedForward(Sparsifying):
-    """Masks the weights before the forward pass, and gives the dense ones back before the optimizer's step.
+    """Masks the weights before the forward pass, and restores the dense ones before the optimizer's step.
 
-    The gradient that the masked weights got is that of the dense ones: the straight-through estimator.
+    The gradient of the masked weights is used for the dense ones: the straight-through estimator.
 
     Args:
         model: The model.
@@ -41,7 +41,7 @@ class MaskedForward(Sparsifying):
 
     @torch.no_grad()
     def _mask(self) -> None:
-        """Put the masks on, and keep the dense weights."""
+        """Apply the masks, and keep the dense weights."""
         if self._dense or self.masks is None:
             return
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
@@ -51,7 +51,7 @@ class MaskedForward(Sparsifying):
 
     @torch.no_grad()
     def _unmask(self) -> None:
-        """Give the dense weights back."""
+        """Restore the dense weights."""
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
         for name, dense in self._dense.items():
             parameters[name].data.copy_(dense)
@@ -85,7 +85,7 @@ class MaskedForward(Sparsifying):
             self.masks = before
 
     def close(self) -> None:
-        """Give the dense weights back, where a step was broken off."""
+        """Restore the dense weights if a step was interrupted."""
         self._unmask()
 
     def finish(self) -> Masks | None:

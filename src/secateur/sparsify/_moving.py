@@ -1,4 +1,4 @@
-"""Masks that move while the network is trained: as many weights come back in a tensor as leave it, so counts stay."""
+"""Masks that change while the network is trained: in every tensor as many weights are regrown as are removed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def started(
     limits: PruneOptions,
     skip: Patterns,
 ) -> Masks:
-    """The masks that training begins with: those given, or weights drawn at random.
+    """The initial masks: those given, or drawn at random.
 
     Args:
         model: The model.
@@ -63,7 +63,8 @@ def started(
     assert found is not None
     if not any(0 < count_true(mask) < mask.numel() for mask in found.values()):
         raise NothingToDoError(
-            "the masks leave no tensor some of its weights and not all, so none can change places"
+            "no tensor is masked in part, so no weights can be exchanged; give masks or a sparsity that keep some "
+            "weights of a tensor"
         )
     return found
 
@@ -71,13 +72,14 @@ def started(
 def moved(
     mask: torch.Tensor, weight: torch.Tensor, share: float, worth: torch.Tensor, seed: object
 ) -> torch.Tensor:
-    """The next mask of a tensor: its smallest weights leave, as many others come. Equal ones are decided by position.
+    """The next mask of a tensor: its smallest weights are removed, as many others are regrown. Ties are decided by
+    position.
 
     Args:
-        mask: True where a weight is there now.
+        mask: True where a weight is kept now.
         weight: The weights.
-        share: How many of those that are there leave, rounded down.
-        worth: The highest come back; empty: drawn at random. What has just left may come back.
+        share: The share of the kept weights that is removed, rounded down.
+        worth: Weights of the highest values are regrown; empty: drawn at random. Weights just removed may be regrown.
         seed: Of the draw.
 
     >>> mask = torch.tensor([True, True, True, False, False])
@@ -104,14 +106,14 @@ def moved(
 
 
 class Moving(Sparsifying):
-    """Masks held on a model, which move every so many steps.
+    """Masks held on a model, which change at a fixed interval of steps.
 
     Args:
         model: The model.
-        masks: Those that training begins with.
-        every: Optimizer steps between two moves.
-        until: The step from which on nothing moves; None: never.
-        seed: Of what is drawn.
+        masks: The initial masks.
+        every: Optimizer steps between two changes.
+        until: The step from which the masks no longer change; None: never.
+        seed: The seed of the draws.
     """
 
     method: ClassVar[str]
@@ -139,14 +141,14 @@ class Moving(Sparsifying):
             self._held.close(complain=kind is None)
 
     def held(self) -> Held:
-        """The hold, begun when first asked for: a checkpoint's masks are known by then."""
+        """The hold, started when first used, when a checkpoint's masks are known."""
         if self._held is None:
             assert self.masks is not None
             self._held = hold(self.model, self.masks)
         return self._held
 
     def is_due(self) -> bool:
-        """Whether masks move at this step."""
+        """Whether the masks change at this step."""
         return (
             self.step > 0
             and self.step % self._every == 0
@@ -158,11 +160,11 @@ class Moving(Sparsifying):
         self.held()
 
     def move(self, share: float, worth: Mapping[str, torch.Tensor]) -> None:
-        """Move the masks of all tensors.
+        """Change the masks of all tensors.
 
         Args:
-            share: How many of the weights of a tensor change places.
-            worth: Decides which come back, by the tensor's name; an empty mapping: drawn at random.
+            share: The share of a tensor's weights that is exchanged.
+            worth: Decides which weights are regrown, by the tensor's name; an empty mapping: drawn at random.
         """
         assert self.masks is not None
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
@@ -205,6 +207,6 @@ class Moving(Sparsifying):
         return dict(self.masks or {})
 
     def load(self, tensors: Mapping[str, torch.Tensor], step: int) -> None:
-        """Go on with these masks."""
+        """Continue with these masks."""
         super().load(tensors, step)
         self.masks, self._has_moved = Masks(tensors), step > self._every

@@ -1,4 +1,4 @@
-"""The units that a penalty shrinks, and their squared norms, through which gradients flow.
+"""The units that a penalty shrinks, and their differentiable squared norms.
 
 >>> model = nn.Linear(2, 2, bias=False)
 >>> _ = model.weight.data.copy_(torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
@@ -48,7 +48,7 @@ def lists_of(
     only: Patterns = None,
     skip: Patterns = None,
 ) -> tuple[UnitList, ...]:
-    """The lists of units of a model, without biases: these are not what a unit's size is judged by.
+    """The lists of units of a model, without biases, which do not count in a unit's norm.
 
     Args:
         model: The model.

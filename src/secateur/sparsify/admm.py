@@ -1,4 +1,4 @@
-"""ADMM: weights are drawn towards their own pruned selves, more and more exactly, and pruned at the end.
+"""ADMM: a penalty pulls the weights towards their pruned values; at the end they are pruned.
 
 Zhang et al. 2018, "A Systematic DNN Weight Pruning Framework using Alternating Direction Method of Multipliers".
 """
@@ -32,12 +32,12 @@ class Admm(Sparsifier):
     Args:
         strength: Factor of the penalty, the paper's rho.
         every: Optimizer steps between two updates of z and u.
-        granularity: What is one unit; it is worth the norm of its weights.
+        granularity: What is one unit; its score is the norm of its weights.
         budget: How much is removed: a share of every tensor, or a value.
         only: Patterns of the layers that take part; None means all.
         skip: Patterns of the layers that are left alone.
 
-    Of (3, 1) the pruned self is (3, 0): the penalty is 0.5 / 2 * 1.
+    (3, 1) pruned is (3, 0): the penalty is 0.5 / 2 * 1.
 
     >>> model = nn.Linear(2, 1, bias=False); _ = model.weight.data.copy_(torch.tensor([[3.0, 1.0]]))
     >>> Admm(strength=0.5).start(model).penalty().item()
@@ -71,7 +71,7 @@ class Admm(Sparsifier):
 
 
 class _Drawn(Sparsifying):
-    """Weights drawn towards z - u."""
+    """Weights pulled towards z - u."""
 
     def __init__(
         self, model: nn.Module, options: Admm, example: Example, before: Masks | None, seed: int
@@ -144,7 +144,7 @@ class _Drawn(Sparsifying):
         return {f"z/{name}": z for name, z in self._z.items()} | {f"u/{n}": u for n, u in self._u.items()}
 
     def load(self, tensors: Mapping[str, torch.Tensor], step: int) -> None:
-        """Go on with these."""
+        """Continue with these."""
         super().load(tensors, step)
         self._z = {name: tensors[f"z/{name}"] for name in self._z}
         self._u = {name: tensors[f"u/{name}"] for name in self._u}

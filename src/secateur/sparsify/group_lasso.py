@@ -23,12 +23,13 @@ __all__ = ["GroupLasso"]
 
 @dataclass(frozen=True)
 class GroupLasso(Sparsifier):
-    """strength * sum over all units of sqrt(size) * norm, where a unit is everything that leaves with it but biases.
+    """strength * sum over all units of sqrt(size) * norm, where a unit is everything that is removed with it, except
+    biases.
 
     Args:
         strength: Factor of the penalty.
         granularity: What is one unit.
-        by_size: Whether a unit's norm counts sqrt(its number of weights) times, so that large units are not spared.
+        by_size: Whether a unit's norm counts sqrt(its number of weights) times, so that large units are not favoured.
         only: Patterns of the layers that take part; None means all.
         skip: Patterns of the layers that are left alone.
 

@@ -1,4 +1,4 @@
-"""Growing regularisation: weight decay on units that shall leave, stronger and stronger, until they are nearly 0.
+"""Growing regularisation: increasing weight decay on units that are to be removed, until they are nearly 0.
 
 Wang et al. 2021, "Neural Pruning via Growing Regularization": GReg-1 chooses the units before, GReg-2 shrinks all alike
 and lets the loss decide which stay large. Torch-Pruning's `GrowingRegPruner` lets the decay of small units grow faster.
@@ -36,11 +36,11 @@ class Growing(Sparsifier):
         every: Optimizer steps between two additions.
         most: The largest r.
         which: "chosen": the units that criterion and budget remove at the start; they are removed at the end (GReg-1).
-            "all": every unit (GReg-2). "ranked": every unit, each with an r of its own that grows by delta *
+            "all": every unit (GReg-2). "ranked": every unit, each with its own r that grows by delta *
             (largest - q) / (largest - smallest) with q the squared norms of its group (Torch-Pruning).
-        criterion: With "chosen": what a unit is worth.
+        criterion: With "chosen": how units are scored.
         granularity: What is one unit.
-        budget: With "chosen": how much leaves: a share, or a value.
+        budget: With "chosen": how much is removed: a share, or a value.
         only: Patterns of the layers that take part; None means all.
         skip: Patterns of the layers that are left alone.
 
@@ -79,7 +79,7 @@ class Growing(Sparsifier):
         steps: int | None = None,
         seed: int = 0,
     ) -> Sparsifying:
-        """Find the units, and choose those that shall leave."""
+        """Find the units, and choose those to be removed."""
         if self.which != "chosen":
             lists = lists_of(model, self.granularity, example, self.only, self.skip)
             kind = _All if self.which == "all" else _Ranked
@@ -109,7 +109,7 @@ class Growing(Sparsifier):
 
 
 class _Chosen(Sparsifying):
-    """Decay of what masks remove."""
+    """Decay of the weights that masks remove."""
 
     def __init__(self, model: nn.Module, chosen: Masks, options: Growing) -> None:
         super().__init__(model)
@@ -133,16 +133,16 @@ class _Chosen(Sparsifying):
         return self._options.reached(self.step) / 2 * total
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What was chosen."""
+        """The choice."""
         return dict(self._chosen)
 
     def load(self, tensors: Mapping[str, torch.Tensor], step: int) -> None:
-        """Go on with this choice."""
+        """Continue with this choice."""
         super().load(tensors, step)
         self._take(Masks(tensors))
 
     def finish(self) -> Masks:
-        """Remove what was chosen."""
+        """Remove the chosen units."""
         self.masks = self._chosen
         self.masks.apply_(self.model)
         return self.masks
@@ -166,7 +166,7 @@ class _All(Sparsifying):
 
 
 class _Ranked(_All):
-    """Decay of each unit by a factor of its own, which grows faster for small ones."""
+    """Decay of each unit by its own factor, which grows faster for small ones."""
 
     def __init__(
         self, model: nn.Module, lists: tuple[UnitList, ...], options: Growing, masks: Masks | None
@@ -202,7 +202,7 @@ class _Ranked(_All):
         return dict(self._factors)
 
     def load(self, tensors: Mapping[str, torch.Tensor], step: int) -> None:
-        """Go on with these."""
+        """Continue with these."""
         super().load(tensors, step)
         for name, factors in self._factors.items():
             factors.copy_(tensors[name])

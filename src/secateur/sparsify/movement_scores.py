@@ -1,4 +1,4 @@
-"""Movement pruning: scores of weights learnt in training, by the gradients of a network that sees the best only.
+"""Movement pruning: scores of weights learnt in training, by the gradients of a network that uses the highest only.
 
 Sanh, Wolf and Rush 2020, "Movement Pruning: Adaptive Sparsity by Fine-Tuning". The criterion `movement` is the same
 scores without the mask.
@@ -35,7 +35,7 @@ class MovementScores(Sparsifier):
     """Each weight's score S starts at 0 and loses lr * g * w at every step, g the gradient of the masked weight.
 
     Weights that move away from zero score high. The share removed rises from 0 along a cubic, and the weights with the
-    lowest scores are removed in the forward pass; the dense ones go on being trained. At the end removed ones are 0.
+    lowest scores are removed in the forward pass; the dense ones continue to be trained. At the end removed ones are 0.
 
     Args:
         sparsity: The share removed in the end.
@@ -43,7 +43,7 @@ class MovementScores(Sparsifier):
         until: The share of all optimizer steps after which the final sparsity is reached.
         every: Optimizer steps between two choices.
         granularity: What is one unit; it scores the sum.
-        budget: The name of a budget that takes a share: who competes with whom.
+        budget: The name of a budget that takes a share: which units compete.
         only: Patterns of the layers that take part; None means all.
         skip: Patterns of the layers that are left alone.
 
@@ -98,7 +98,7 @@ class MovementScores(Sparsifier):
 
 @dataclass(frozen=True, eq=False)
 class _Learnt(Criterion):
-    """Scores that are given."""
+    """A criterion of given scores."""
 
     values: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
@@ -158,7 +158,7 @@ class _Scored(MaskedForward):
 
     @torch.no_grad()
     def before_step(self) -> None:
-        """Give the dense weights back, and move the scores."""
+        """Restore the dense weights, and update the scores."""
         super().before_step()
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
             if name in self.scores and parameter.grad is not None:
@@ -170,7 +170,7 @@ class _Scored(MaskedForward):
         return {f"score/{name}": score for name, score in self.scores.items()} | masks
 
     def load(self, tensors: Mapping[str, torch.Tensor], step: int) -> None:
-        """Go on with these."""
+        """Continue with these."""
         super().load(tensors, step)
         for name, score in self.scores.items():
             score.copy_(tensors[f"score/{name}"])

@@ -1,4 +1,5 @@
-"""RigL: every so many steps the smallest weights of each tensor leave, and those with the largest gradients come.
+"""RigL: at a fixed interval the smallest weights of each tensor are removed, and those of the largest gradients
+regrown.
 
 Evci et al. 2020, "Rigging the Lottery: Making All Tickets Winners".
 """
@@ -24,18 +25,18 @@ __all__ = ["Rigl"]
 
 @dataclass(frozen=True)
 class Rigl(Sparsifier):
-    """A share of each tensor's weights, the smallest, leaves; as many others come, those with the largest |gradient|.
+    """Removes a share of each tensor's weights, the smallest, and regrows as many, those with the largest |gradient|.
 
-    The share falls along half a cosine: share / 2 * (1 + cos(pi * step / last)). What comes starts at 0; what has just
-    left may come back as it was. A step that moves masks does nothing else: it takes all gradients away, so that
-    optimizers skip it. Each tensor keeps its number of weights, exactly.
+    The share falls along half a cosine: share / 2 * (1 + cos(pi * step / last)). Regrown weights start at 0; one that
+    was just removed may be regrown with its value. A step that changes masks does nothing else: it removes all
+    gradients, so that optimizers skip it. Each tensor keeps its number of weights, exactly.
 
     Args:
         sparsity: The share removed at random at the start; None where masks of an earlier pruning are given.
         budget: How `sparsity` is spread over the layers: the name of a budget that takes a share.
-        share: How many of a tensor's weights change places in the beginning, rounded down.
-        every: Optimizer steps between two moves.
-        until: The share of all steps after which nothing moves; `last` above.
+        share: The share of a tensor's weights that is exchanged at the start, rounded down.
+        every: Optimizer steps between two changes.
+        until: The share of all steps after which the masks no longer change; `last` above.
         only: Patterns of the layers that take part; None means all.
         skip: Patterns of the layers that are left alone.
 
@@ -60,7 +61,7 @@ class Rigl(Sparsifier):
         check_whole("every", self.every)
 
     def share_at(self, step: int, steps: int) -> float:
-        """The share of weights that change places at a step.
+        """The share of weights that is exchanged at a step.
 
         Args:
             step: Counted from 0.
@@ -88,7 +89,7 @@ class Rigl(Sparsifier):
 
 
 class _ByGradient(Moving):
-    """Masks that move by the gradients of removed weights."""
+    """Masks that change by the gradients of removed weights."""
 
     method = "rigl"
 
@@ -103,7 +104,7 @@ class _ByGradient(Moving):
             self.held().mask_gradients(False)
 
     def before_step(self) -> None:
-        """Move, where it is time, and take the gradients away."""
+        """Change the masks if it is due, and remove the gradients."""
         if not self.is_due():
             return
         slopes = {

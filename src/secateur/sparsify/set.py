@@ -1,4 +1,4 @@
-"""SET: every so many steps the smallest weights of each tensor leave, and as many come back at random.
+"""SET: at a fixed interval the smallest weights of each tensor are removed, and as many regrown at random.
 
 Mocanu et al. 2018, "Scalable training of artificial neural networks with adaptive sparse connectivity inspired by
 network science": sparse evolutionary training.
@@ -24,16 +24,16 @@ __all__ = ["Set"]
 
 @dataclass(frozen=True)
 class Set(Sparsifier):
-    """A share of each tensor's weights, the smallest, leaves; as many others come, drawn at random, and start at 0.
+    """Removes a share of each tensor's weights, the smallest, and regrows as many, drawn at random, which start at 0.
 
     Each tensor keeps its number of weights, exactly.
 
     Args:
         sparsity: The share removed at random at the start; None where masks of an earlier pruning are given.
         budget: How `sparsity` is spread over the layers: the name of a budget that takes a share.
-        share: How many of a tensor's weights change places, rounded down.
-        every: Optimizer steps between two moves; the paper moves once in an epoch.
-        until: The share of all steps after which nothing moves; below 1 the number of steps must be known.
+        share: The share of a tensor's weights that is exchanged, rounded down.
+        every: Optimizer steps between two changes; the paper changes masks once in an epoch.
+        until: The share of all steps after which the masks no longer change; below 1 the number of steps must be known.
         only: Patterns of the layers that take part; None means all.
         skip: Patterns of the layers that are left alone.
 
@@ -76,7 +76,7 @@ class Set(Sparsifier):
 
 
 class _Random(Moving):
-    """Masks that move at random."""
+    """Masks that change at random."""
 
     method = "set"
 
@@ -85,7 +85,7 @@ class _Random(Moving):
         self._share = options.share
 
     def before_forward(self) -> None:
-        """Move, where it is time."""
+        """Change the masks if it is due."""
         super().before_forward()
         if self.is_due():
             self.move(self._share, {})

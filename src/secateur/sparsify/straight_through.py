@@ -1,4 +1,4 @@
-"""Straight-through masks: chosen anew from dense weights that go on being trained by the masked network's gradients.
+"""Straight-through masks: chosen repeatedly from dense weights, which are trained by the masked network's gradients.
 
 Bengio et al. 2013, "Estimating or Propagating Gradients Through Stochastic Neurons"; with `decay` Zhou et al. 2021,
 "Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch" (SR-STE).
@@ -29,13 +29,12 @@ __all__ = ["StraightThrough"]
 
 @dataclass(frozen=True)
 class StraightThrough(Sparsifier):
-    """The forward pass uses the weights that the three choices keep; the gradient of the masked weights moves all.
+    """The forward pass uses the weights that the three choices keep; the masked network's gradients train all weights.
 
-    A removed weight whose gradient is used comes back when it is worth more than one that stays. At the end the weights
-    that are removed are 0.
+    A removed weight is regrown when its score exceeds that of a kept one. At the end removed weights are 0.
 
     Args:
-        criterion: What a weight is worth; one that reads no data.
+        criterion: How weights are scored; one that reads no data.
         granularity: What is one unit.
         budget: How much is removed: a share of every tensor, or a value such as `sc.budget.NOfM(2, 4)`.
         every: Optimizer steps between two choices.
@@ -81,7 +80,7 @@ class StraightThrough(Sparsifier):
 
 
 class _Chosen(MaskedForward):
-    """Masks chosen every so many steps."""
+    """Masks chosen at a fixed interval of steps."""
 
     method = "straight_through"
 
@@ -111,13 +110,13 @@ class _Chosen(MaskedForward):
         return dict(self.masks or {})
 
     def load(self, tensors: Mapping[str, torch.Tensor], step: int) -> None:
-        """Go on with these."""
+        """Continue with these."""
         super().load(tensors, step)
         self.masks = Masks(tensors)
 
     @torch.no_grad()
     def before_step(self) -> None:
-        """Give the dense weights back, and let removed ones decay."""
+        """Restore the dense weights, and let removed ones decay."""
         super().before_step()
         if self._options.decay and self.masks is not None:
             parameters = dict(self.model.named_parameters(remove_duplicate=False))

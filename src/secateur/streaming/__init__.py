@@ -1,13 +1,12 @@
-"""Checkpoints larger than memory: verbs that read them tensor by tensor, or block by block, and write as they go.
-
-What comes in is a folder of safetensors files with their index, the layout of Hugging Face, or one file. What goes out
-is such a folder again, or one .sct file. No model class is needed, except to run blocks on data.
+"""Checkpoints larger than memory: verbs that read and write them tensor by tensor, or block by block. In goes a folder
+of safetensors files with their index, the layout of Hugging Face, or one file. Out comes such a folder again, or one
+.sct file. No model class is needed, except to run blocks on data.
 
 In reading order: `in_flight` (several tensors at a time within a limit of memory), `rewriting` (read, change, write; a
-killed run goes on), `skeleton` (the layers of a checkpoint, from names and shapes), `pruned` (`prune_checkpoint`), with
-`threshold` (one threshold for all tensors, in passes), `shared` (`share_checkpoint`), `listed` (`inspect_checkpoint`);
-then `blocks` (a model of which one block at a time has weights) and `compensated` (`compensate_checkpoint`: criteria on
-data, and the weights that stay solved anew).
+killed run continues), `skeleton` (the layers of a checkpoint, from names and shapes), `pruned` (`prune_checkpoint`),
+with `threshold` (one threshold for all tensors, in passes), `shared` (`share_checkpoint`), `listed`
+(`inspect_checkpoint`); then `blocks` (a model of which one block at a time has weights) and `compensated`
+(`compensate_checkpoint`: criteria on data, and the remaining weights refitted).
 
 >>> import pathlib, tempfile, torch
 >>> from safetensors.torch import load_file, save_file

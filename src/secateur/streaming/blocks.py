@@ -1,8 +1,8 @@
 """`BlockModel`: a model on the meta device of which one block at a time has weights, read from a checkpoint.
 
-The blocks of a transformer are the items of its largest `nn.ModuleList`. What lies around them (embeddings, norms) is
-loaded when it is called. One pass in which the blocks do nothing finds how each of them is called; after that a block
-is run by itself, on what the block before it gave.
+The blocks of a transformer are the items of its largest `nn.ModuleList`. The other layers (embeddings, norms) are
+loaded when they are called. One pass with stubs in place of the blocks records how each of them is called; after that a
+block is run by itself, on the outputs of the block before it.
 
 >>> from torch import nn
 >>> class Net(nn.Module):
@@ -95,7 +95,7 @@ def blocks_of(model: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class _BlockCall:
-    """How one block is called on one batch, but for the hidden states."""
+    """The call of one block on one batch, without the hidden states."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -110,11 +110,11 @@ class _BlockCall:
 
 
 class _StopError(Exception):
-    """Ends a pass that has come far enough."""
+    """Ends a pass after its last needed layer."""
 
 
 class _Stub(nn.Module):
-    """Stands for a block: notes how it is called, and gives the hidden states back as the block would."""
+    """Replaces a block: records its call, and returns the hidden states in the block's form."""
 
     def __init__(self, block: nn.Module, note: Callable[[tuple[Any, ...], Mapping[str, Any]], object]):
         super().__init__()
@@ -127,7 +127,7 @@ class _Stub(nn.Module):
             return getattr(self.__dict__["_block"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Note the call."""
+        """Record the call."""
         return self.__dict__["_note"](args, kwargs)
 
 
@@ -141,7 +141,7 @@ class BlockModel:
 
     Raises:
         MaskMismatchError: A weight of the model is not in the checkpoint, or has another shape there.
-        OptionError: `blocks` is no list of modules.
+        OptionError: `blocks` is not a list of modules.
     """
 
     def __init__(self, model: nn.Module, checkpoint: Checkpoint, blocks: str | None = None):
@@ -211,7 +211,9 @@ class BlockModel:
     def _with_stubs(
         self, note: Callable[[int, tuple[Any, ...], Mapping[str, Any]], object]
     ) -> Iterator[nn.Module]:
-        """A copy of what lies around the blocks, which are stubs in it; its weights are read when they are used."""
+        """A copy of the layers around the blocks, with stubs for the blocks; its weights are read when they are
+        used.
+        """
         stubs = nn.ModuleList(
             _Stub(block, functools.partial(note, index)) for index, block in enumerate(self.blocks)
         )
@@ -264,7 +266,7 @@ class BlockModel:
                     f"{type(self.model).__name__}: a pass did not come to the last block of {self.prefix!r}; name the "
                     "list of blocks that every input passes: sc.BlockOptions(blocks=...)"
                 )
-        # A stub keeps the hidden states that it was given; they are those of the first block, and are not kept.
+        # A stub passes on its hidden states; they are those of the first block, and are not kept.
         return [
             [replace(call, args=call.args[:1] and (None, *call.args[1:])) for call in row] for row in found
         ], first
@@ -276,7 +278,7 @@ def _before(load: Callable[[nn.Module], None], module: nn.Module, _: object) -> 
 
 
 def _valid(batch: Batch) -> torch.Tensor | None:
-    """Which tokens are none of padding, as the batch says."""
+    """Which tokens are not padding, by the batch."""
     for name, value in batch.kwargs.items():
         if name.endswith("attention_mask") and torch.is_tensor(value) and value.dim() == 2:
             return value

@@ -1,4 +1,4 @@
-"""`compensate_checkpoint`: prune a model larger than memory on data, and solve the weights that stay anew, by blocks.
+"""`compensate_checkpoint`: prune a model larger than memory on data, and refit the remaining weights, block by block.
 
 One block at a time has its weights in memory. On its inputs in the dense model the criterion scores its weights; then
 its layers are solved on the inputs that the pruned model gives them, with the dense model's outputs as targets, as
@@ -66,7 +66,7 @@ class BlockOptions:
         blocks: The name of the list of blocks; the largest `nn.ModuleList` unless given.
         solver: How layers are solved; `LeastSquares()` unless given.
         granularity: What is removed as one unit: "element", "filter", "kernel" or "block".
-        compensate: Whether weights that stay are solved anew; False prunes only.
+        compensate: Whether the remaining weights are refitted; False prunes only.
         seed: For criteria that draw at random, and for which rows of very many are used.
 
     >>> BlockOptions(compensate=False).seed
@@ -109,8 +109,8 @@ def compensate_checkpoint(
         progress: Called with (blocks done, blocks in all).
 
     Returns:
-        What was written, with a row for every layer: its weights, those kept, and the squared error of its outputs
-        before and after, as shares.
+        The written checkpoint, with a row for every layer: its weights, those kept, and the squared error of its
+        outputs before and after, as shares.
 
     Raises:
         OptionError: An option is wrong, or the target exists.
@@ -145,7 +145,7 @@ def compensate_checkpoint(
 
 
 def _dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """The type of most of the weights, in which inputs that are no token numbers are given."""
+    """The type of most of the weights, to which inputs other than token numbers are converted."""
     kinds = [entry.dtype for entry in checkpoint.entries if entry.dtype in ("F32", "F16", "BF16")]
     names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     return names[max(set(kinds), key=kinds.count)] if kinds else torch.float32
@@ -163,7 +163,7 @@ def _digest(batches: Sequence[Batch]) -> str:
 
 @dataclass
 class _Choice:
-    """Which tensors of the blocks are pruned, and by what."""
+    """Which tensors of the blocks are pruned, and how."""
 
     rule: Criterion
     grain: Granularity
@@ -181,7 +181,7 @@ class _Choice:
         asked: BlockOptions,
         skip: Pattern | Sequence[Pattern] | None,
     ) -> _Choice:
-        """The linear layers and convolutions within the blocks that the patterns mean."""
+        """The linear layers and convolutions within the blocks that the patterns match."""
         inside, grain = f"{blocks.prefix}.", _grain(asked.granularity)
         _, found = targets_in(checkpoint.entries, blocks.model, asked.only, skip, None)
         targets = {
@@ -205,7 +205,7 @@ class _Choice:
         return cls(rule, grain, targets, asked.seed, selection, {})
 
     def decide(self, budget: BudgetLike) -> None:
-        """Which budget decides about which tensor."""
+        """The budget that decides about each tensor."""
         rule = budget_of(budget)
         apart = rule.apart(self.selection)
         if apart is None:
@@ -286,7 +286,7 @@ class _OutFiles:
         file.write(little_endian(words).data)
 
     def flush(self) -> None:
-        """All that was written is on the disk."""
+        """Flush everything to the disk."""
         for file in dict.fromkeys(file for file, _ in self._places):
             file.flush()
             os.fsync(file.fileno())
@@ -304,7 +304,7 @@ class _Run:
     job: ResumableJob
 
     def written(self, target: Path, progress: BlockProgress | None) -> RewrittenCheckpoint:
-        """All blocks, then the folder under its name."""
+        """Write all blocks, then rename the folder."""
         out, rows = self.job.folder / _OUT, list(self.job.rows)
         count = len(self.blocks.blocks)
         with ExitStack() as stack:
@@ -332,7 +332,7 @@ class _Run:
         return RewrittenCheckpoint(target, size, source, tuple(rows), left_out)
 
     def _copy_rest(self, files: _OutFiles) -> None:
-        """Write what lies outside the blocks."""
+        """Write the tensors outside the blocks."""
         inside = f"{self.blocks.prefix}."
         for number, entry in enumerate(self.checkpoint.entries):
             if not entry.name.startswith(inside):
@@ -375,9 +375,9 @@ class _Run:
         dense, changed = ([each[0] if isinstance(each, tuple) else each for each in part] for part in outputs)
         return dense, changed, rows
 
-    # -- going on ----------------------------------------------------------------------------------------------
+    # -- resuming ----------------------------------------------------------------------------------------------
     def _hidden(self, first: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """What enters the next block in both models: read where an earlier call ended, else what enters the first."""
+        """The inputs of the next block in both models: read from an interrupted call, else those of the first block."""
         if not self.job.done:
             return first, list(first)
         with safe_open(str(self.job.folder / f"hidden-{self.job.done}.safetensors"), framework="pt") as file:
@@ -390,7 +390,7 @@ class _Run:
     def _mark(
         self, done: int, rows: list[Row], dense: list[torch.Tensor], student: list[torch.Tensor]
     ) -> None:
-        """Vouch for the blocks so far, and keep what the next one needs."""
+        """Record the finished blocks, and keep the inputs of the next one."""
         kept = {f"dense.{index}": each.contiguous() for index, each in enumerate(dense)}
         kept |= {f"student.{index}": each.contiguous() for index, each in enumerate(student)}
         save_file(kept, self.job.folder / f"hidden-{done}.safetensors")

@@ -28,9 +28,9 @@ class Item(Generic[_Read, _Found]):
     """One piece of work.
 
     Attributes:
-        cost: The bytes that it takes while it is worked on.
-        read: Gives what is worked on; called in the caller's thread, in order.
-        work: Makes the result of it; called in a thread of the pool.
+        cost: The bytes that it takes while it is processed.
+        read: Returns the input of `work`; called in the caller's thread, in order.
+        work: Computes the result; called in a thread of the pool.
     """
 
     cost: int
@@ -39,14 +39,13 @@ class Item(Generic[_Read, _Found]):
 
 
 def in_flight(items: Iterable[Item[_Read, _Found]], memory: int, workers: int) -> Iterator[_Found]:
-    """The results in the order of the items; an item is read only when it fits beside those at work.
-
-    An item larger than the limit is worked on alone.
+    """The results in the order of the items; an item is read only when it fits in addition to those in progress. An
+    item larger than the limit is processed alone.
 
     Args:
-        items: What is to be done.
-        memory: The bytes that items at work may take together.
-        workers: How many are worked on at a time.
+        items: The items.
+        memory: The bytes that items in progress may take together.
+        workers: How many are processed at a time.
     """
     waiting: deque[tuple[int, Future[_Found]]] = deque()
     used = 0

@@ -1,4 +1,4 @@
-"""`inspect_checkpoint`: what every tensor of a checkpoint is, one tensor in memory at a time.
+"""`inspect_checkpoint`: a summary of every tensor of a checkpoint, one tensor in memory at a time.
 
 >>> import pathlib, tempfile, torch
 >>> from safetensors.torch import save_file
@@ -130,12 +130,12 @@ def inspect_checkpoint(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> CheckpointReport:
-    """Read a whole checkpoint, and say of every tensor what it is.
+    """Read a whole checkpoint, and summarize every tensor.
 
     Args:
         source: A folder of safetensors files with their index, or one .safetensors or .pt file.
-        memory: The bytes that tensors at work may take together; half of the free memory unless given.
-        workers: How many tensors are worked on at a time; one for each processor unless given.
+        memory: The bytes that tensors in progress may take together; half of the free memory unless given.
+        workers: How many tensors are processed at a time; one for each processor unless given.
         progress: Called with (bytes done, bytes in all, tensor) for every tensor.
 
     Returns:

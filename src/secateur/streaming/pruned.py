@@ -59,15 +59,15 @@ _SCORING = 24  # bytes of memory that scoring and choosing take for each weight,
 
 @dataclass(frozen=True, eq=False)
 class StreamOptions:
-    """Which tensors of a checkpoint take part, and what the work may use.
+    """Which tensors of a checkpoint take part, and how much memory and how many threads are used.
 
     Attributes:
         only: Layers that take part, by name or glob; all unless given.
         parameters: Tensors that take part besides the weights of layers, by name or glob.
-        model: The model on the meta device. It tells what shapes cannot: embeddings, transposed layers, classes.
+        model: The model on the meta device. It identifies what shapes cannot: embeddings, transposed layers, classes.
         seed: For criteria that draw at random.
-        memory: The bytes that tensors at work may take together; half of the free memory unless given.
-        workers: How many tensors are worked on at a time; one for each processor unless given.
+        memory: The bytes that tensors in progress may take together; half of the free memory unless given.
+        workers: How many tensors are processed at a time; one for each processor unless given.
 
     >>> StreamOptions(only="model.layers.*").seed
     0
@@ -98,15 +98,15 @@ def prune_checkpoint(
         source: A folder of safetensors files with their index, or one .safetensors file.
         target: A new folder, which gets the same files; or a .sct file, which holds everything. For a .safetensors
             file: another one.
-        criterion: What a weight is worth; one that needs no data and no example.
+        criterion: How weights are scored; one that needs no data and no example.
         granularity: What is removed as one unit: "element", "filter", "kernel" or "block".
         budget: How much is removed: of every tensor by itself, or `sc.budget.Overall(share)`.
         skip: Layers that are left alone, by name or glob.
-        options: Which other tensors take part, and what the work may use.
+        options: Which other tensors take part, and how much memory and how many threads are used.
         progress: Called with (bytes done, bytes in all, tensor) for every tensor.
 
     Returns:
-        What was written, with the weights and the kept weights of every pruned tensor.
+        The written checkpoint, with the weights and the kept weights of every pruned tensor.
 
     Raises:
         DataError: The checkpoint cannot be read.
@@ -127,7 +127,7 @@ def prune_checkpoint(
 
 
 def _check_removes(rows: Sequence[Row]) -> None:
-    """Raise where every weight stays."""
+    """Raise if every weight is kept."""
     if all(row["kept"] == row["weights"] for row in rows):
         raise NothingToDoError("the budget removes no weight of any tensor; ask for a larger share")
 

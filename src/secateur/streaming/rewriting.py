@@ -1,8 +1,8 @@
-"""`rewrite`: read a checkpoint tensor by tensor, change some of them, and write it; a killed run goes on.
+"""`rewrite`: read a checkpoint tensor by tensor, change some of them, and write it; a killed run continues.
 
 A folder becomes a folder of the same files with the same index, or one .sct file; a single .safetensors file becomes
-another, or a .sct file. What is finished is kept in a hidden folder beside the target until all is there: whole files
-of a folder, and of a .sct file what was written up to a mark (see `container.resuming`).
+another, or a .sct file. Finished parts are kept in a hidden folder beside the target until everything is written: whole
+files of a folder, and a .sct file up to a mark (see `container.resuming`).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _OUT = "out"
 
 @dataclass(frozen=True, eq=False)
 class Changed:
-    """A tensor as it is to be written, and what is to be remembered of it."""
+    """A tensor to be written, and its row for the report."""
 
     entry: sct.Entry
     words: np.ndarray
@@ -61,13 +61,13 @@ class Changed:
 
 @dataclass(frozen=True)
 class RewrittenCheckpoint:
-    """What was written, and what was done to every tensor.
+    """The written checkpoint, and a row for every changed tensor.
 
     Attributes:
         path: The file or folder.
         size: Its bytes; of a folder, those of its tensors' files.
         source: The bytes of the files that were read.
-        rows: One mapping for every tensor that was changed: its name, and figures of what was done to it.
+        rows: One mapping for every tensor that was changed: its name, and the figures of the change.
         left_out: The files of the folder that were not copied.
     """
 
@@ -103,7 +103,7 @@ def check_target(checkpoint: Checkpoint, target: Path) -> None:
     """Raise unless a checkpoint can be written under this name.
 
     Args:
-        checkpoint: What is read.
+        checkpoint: The checkpoint that is read.
         target: The .sct file, the .safetensors file or the new folder.
 
     Raises:
@@ -133,18 +133,18 @@ def rewrite(
     progress: Progress | None = None,
     check: Callable[[Sequence[Row]], None] | None = None,
 ) -> RewrittenCheckpoint:
-    """Write a checkpoint anew.
+    """Write a changed copy of a checkpoint.
 
     Args:
-        checkpoint: What is read.
+        checkpoint: The checkpoint that is read.
         target: The .sct file, the .safetensors file or the new folder.
-        asked: What decides the bytes written; a call with another text begins afresh.
-        changed: Gives the tensors of these numbers as they are to be written, in order.
+        asked: The options that decide the bytes written; a call with another text starts from the beginning.
+        changed: Returns the tensors of these numbers as they are to be written, in order.
         progress: Called for every tensor.
-        check: Called with all rows before the target gets its name; what it raises ends the job.
+        check: Called with all rows before the target is renamed; an exception ends the job.
 
     Returns:
-        What was written, with a row for every tensor that has one.
+        The written checkpoint, with a row for every tensor that has one.
     """
     target = Path(target)
     check_target(checkpoint, target)

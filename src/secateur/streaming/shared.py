@@ -60,11 +60,11 @@ def share_checkpoint(
         bits: 2**bits values for each tensor, 1 to 8.
         method: How the values are found: a name of `sc.quantize`.
         skip: Layers that are left alone, by name or glob.
-        options: Which other tensors take part, and what the work may use.
+        options: Which other tensors take part, and how much memory and how many threads are used.
         progress: Called with (bytes done, bytes in all, tensor) for every tensor.
 
     Returns:
-        What was written, with the distinct values and the mean squared change of every shared tensor.
+        The written checkpoint, with the distinct values and the mean squared change of every shared tensor.
 
     Raises:
         DataError: The checkpoint cannot be read.

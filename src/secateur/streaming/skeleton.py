@@ -1,8 +1,8 @@
 """`skeleton`: the layers of a checkpoint as a module without weights, from the names and shapes of its tensors.
 
 A tensor called `NAME.weight` of two axes counts as the weight of a linear layer, of three to five as that of a
-convolution. That is what magnitude pruning of single weights needs to know; what cannot be told from a shape
-(transposed layers, embeddings) is told by a model on the meta device, if one is given.
+convolution. That is all that magnitude pruning of single weights needs; layers that cannot be recognised by a shape
+(transposed layers, embeddings) need a model on the meta device.
 
 >>> from secateur.container.format import Entry
 >>> from secateur.core.targets import select
@@ -33,7 +33,7 @@ _CONVOLUTIONS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 
 
 class Layers(nn.Module):
-    """Modules by their full names, kept flat: any name will do, and a lookup takes no time."""
+    """Modules by their full names, kept flat, so that any name is allowed and a lookup is fast."""
 
     def get_parameter(self, target: str) -> nn.Parameter:
         """A parameter by its full name.
@@ -98,7 +98,7 @@ def with_weight(model: nn.Module, target: Target, weight: torch.Tensor) -> Layer
     """A module of one layer, that of the target, which has this weight.
 
     Args:
-        model: The skeleton, or a model on the meta device; it stays as it is.
+        model: The skeleton, or a model on the meta device; it is not changed.
         target: The weight that is meant.
         weight: Its numbers.
     """
@@ -137,7 +137,7 @@ def targets_in(
     skip: Pattern | Sequence[Pattern] | None,
     parameters: Pattern | Sequence[Pattern] | None,
 ) -> tuple[nn.Module, dict[str, Target]]:
-    """The layers, and the tensors of a checkpoint that a call is about, by name in the order of the checkpoint.
+    """The layers, and the tensors of a checkpoint that take part in a call, by name in the order of the checkpoint.
 
     Args:
         entries: The tensors of the checkpoint.
@@ -149,7 +149,7 @@ def targets_in(
     Raises:
         MaskMismatchError: A weight of the model is not in the checkpoint, or has another shape there.
         PatternError: A pattern matches nothing.
-        NothingToDoError: No tensor is left.
+        NothingToDoError: No tensor takes part.
     """
     layers = skeleton(entries) if model is None else model
     found = {target.name: target for target in select(layers, only, skip, parameters)}

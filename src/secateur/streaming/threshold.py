@@ -1,7 +1,8 @@
-"""`threshold`: the score up to which units go when all tensors compete, found in two passes over the scores.
+"""`threshold`: the score up to which units are removed when all tensors compete, found in two passes over the scores.
 
-A float32 has 32 bits that order it. The first pass counts the upper halves, the second the lower halves of those on the
-line; so the threshold is exact, and nothing is kept but counts. Equal scores go in the order of tensors and positions.
+A float32 has 32 bits that order it. The first pass counts the upper halves, the second the lower halves of those that
+share the threshold's upper half; so the threshold is exact, and only counts are kept. Equal scores are removed in the
+order of tensors and positions.
 
 >>> import torch
 >>> scores = {"a": torch.tensor([3.0, 1.0, 2.0]), "b": torch.tensor([2.0, -1.0])}
@@ -47,13 +48,15 @@ def keys_of(scores: torch.Tensor) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Threshold:
-    """The key of the threshold, and for every tensor how many of its scores that equal it go: its first ones."""
+    """The key of the threshold, and for every tensor how many of its scores that equal it are removed: its first
+    ones.
+    """
 
     key: int
     first: dict[str, int]
 
     def keep(self, name: str, scores: torch.Tensor) -> torch.Tensor:
-        """True for the scores that stay, in the shape of the scores.
+        """True for the scores that are kept, in the shape of the scores.
 
         Args:
             name: The tensor's name.
@@ -90,11 +93,11 @@ _Scores = Callable[[], Iterator[tuple[str, torch.Tensor]]]
 
 
 def threshold(scores: _Scores, remove: int) -> Threshold:
-    """The threshold below which `remove` scores lie, of equal ones the first.
+    """The threshold below which there are `remove` scores, of equal ones the first.
 
     Args:
         scores: Gives every tensor's name and scores, in order; called twice.
-        remove: How many go; at least 1.
+        remove: How many are removed; at least 1.
     """
     upper = Upper(remove)
     for _, each in scores():
@@ -109,7 +112,7 @@ class Upper:
     """The first pass: which upper half the threshold has.
 
     Args:
-        remove: How many scores go.
+        remove: How many scores are removed.
     """
 
     def __init__(self, remove: int):
@@ -132,11 +135,11 @@ class Upper:
 
 
 class Lower:
-    """The second pass: which lower half the threshold has, and who loses how many of those on it.
+    """The second pass: which lower half the threshold has, and how many scores equal to it each tensor loses.
 
     Args:
         upper: The upper half.
-        remove: How many scores with this upper half go.
+        remove: How many scores with this upper half are removed.
     """
 
     def __init__(self, upper: int, remove: int):

@@ -1,4 +1,4 @@
-r"""Structure: which channels of a model can leave together, and the smaller model without them.
+r"""Structure: which channels of a model are removed together, and the smaller model without them.
 
 A channel is in many tensors at once: the filter that computes it, its bias, its batch norm, and a slice of every layer
 that reads it. To remove one, all of these must be cut, and nothing else. This package finds them by following one
@@ -8,7 +8,7 @@ forward pass position by position, cuts them out, and proves that the smaller mo
     labels   a number for every position of every axis; tied where they meet  groups/labels, layout, rules/
     groups   positions with tied labels that an operator reads and another    groups/grouping, couplings
              one writes: units that compete with each other
-    plan     which indices stay on which axis, as plain data                  cut/
+    plan which indices stay on which axis, as plain data                  cut/
     proof    masked and cut model give the same outputs in float64            proof
 
 A network of three layers shows each step. The convolution has 4 channels of 2 x 2 positions:
@@ -36,7 +36,7 @@ A network of three layers shows each step. The convolution has 4 channels of 2 x
 ['convolution', 'native_batch_norm', 'view', 't', 'addmm']
 
 *Labels.* Each operator has a rule that says how labels go through it. Labels that meet are tied; where a position
-cannot leave (a colour of the image, a class of the output), its label is locked, which is written as class 0:
+cannot be removed (a colour of the image, a class of the output), its label is locked, which is written as class 0:
 
 >>> found = analyse(model, x)
 >>> [found.classes[found.slots[name]].tolist() for name in [("0.weight", 0), ("1.weight", 0), ("0.weight", 1)]]
@@ -52,7 +52,8 @@ cannot leave (a colour of the image, a class of the output), its label is locked
 >>> next(slot.positions.tolist()[1] for slot in group.slots if slot.role == "in")  # channel b in the linear layer
 [4, 5, 6, 7]
 
-*Plan.* Masks say which channels go; here b and c. The plan holds the indices that stay and the widths to set:
+*Plan.* Masks say which channels are removed; here b and c. The plan holds the indices that remain and the widths to
+set:
 
 >>> keep = torch.tensor([True, False, False, True])
 >>> masks = Masks({"0.weight": keep[:, None, None, None].expand(4, 3, 3, 3)})

@@ -1,4 +1,4 @@
-"""`Explanation`: what can be cut, what is locked and why, and what a budget would remove. The model is not changed."""
+"""`Explanation`: the groups that can be cut, the locked axes and why, and the effect of a budget."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ __all__ = ["Explanation", "GroupRow", "LayerRow", "LockRow", "explained", "layer
 
 @dataclass(frozen=True)
 class GroupRow:
-    """One group of channels that leave together.
+    """One group of channels that are removed together.
 
     Attributes:
-        name: The layer that puts the channels out.
+        name: The layer whose outputs the channels are.
         count: The number of units.
         members: The parameter axes it cuts: (parameter, axis, role, slices for each unit).
         parameters: The number of parameter elements in its slices.
-        macs: The multiply-accumulates that leave with all of its units.
+        macs: The multiply-accumulates that are removed with all of its units.
         removed: The number of units that the budget removes.
         by_name: Whether it is cut only when its parameters are asked for by name, by `PruneOptions(parameters=...)`.
     """
@@ -62,8 +62,8 @@ class LayerRow:
     Attributes:
         name: The block.
         parameters: The number of its parameters.
-        reason: Why it cannot leave whole; empty where it can.
-        bypassed: Whether it is bypassed when it leaves, as a norm follows its addition.
+        reason: Why it cannot be removed whole; empty if it can.
+        bypassed: Whether it is bypassed when it is removed, because a norm follows its addition.
     """
 
     name: str
@@ -80,14 +80,13 @@ class Explanation:
         model: The class of the model.
         parameters: The number of its parameters.
         macs: Multiply-accumulates of one forward on the example.
-        groups: What can be cut.
-        locks: What cannot, and why.
+        groups: The groups that can be cut. locks: The axes that cannot, and why.
         untouched: Parameters that the forward did not use.
         prunable: The share of parameters with at least one axis that can be cut.
         budget: The share of each group to remove, where one was given.
         removed_parameters: The parameters that this budget removes.
         removed_macs: The multiply-accumulates that this budget removes.
-        layers: The blocks that can leave whole, and those that cannot and why.
+        layers: The blocks that can be removed whole, and those that cannot and why.
     """
 
     model: str
@@ -164,7 +163,7 @@ def own_weights(structure: Structure, groups: Iterable[Group], names: Collection
 
     Args:
         structure: The structure of the model.
-        groups: The groups to look at.
+        groups: The groups to consider.
         names: The weights of known layers.
     """
     return frozenset(
@@ -177,7 +176,7 @@ def own_weights(structure: Structure, groups: Iterable[Group], names: Collection
 
 
 def _by_scale(structure: Structure, group: Group) -> bool:
-    """Whether a weight norm's scales mask the group's channels: then they are what the channels are worth."""
+    """Whether a weight norm's scales mask the group's channels: then they give the channels' scores."""
     return any((slot.name, slot.axis) in structure.follower.unmasked for slot in group.slots)
 
 
@@ -244,7 +243,7 @@ def explained(
 
 
 def layer_rows(model: nn.Module, example: object) -> tuple[LayerRow, ...]:
-    """The blocks of a model that can leave whole, and those that cannot and why.
+    """The blocks of a model that can be removed whole, and those that cannot and why.
 
     Args:
         model: The model.

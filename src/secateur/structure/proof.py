@@ -1,4 +1,4 @@
-"""`Proof`: what was run to compare the masked and the shrunk model, how far apart they were, and where that holds.
+"""`Proof`: the inputs on which masked and shrunk model were compared, their largest difference, and its domain.
 
 A proof is a list of cases: an input of certain shapes, run in a certain mode, by both models. It says nothing about
 shapes and modes that are not among its cases. `proving` makes proofs; here are only the values.
@@ -61,7 +61,9 @@ class ProofOptions:
 
 
 ProofLike: TypeAlias = ProofOptions | Sequence[str] | None
-"""What is proved: options, or the modes in which every input is run, or None for the usual."""
+"""Every form in which a proof is asked for: options, or the modes in which every input is run, or None for the
+usual.
+"""
 
 
 def as_proof_options(proof: ProofLike) -> ProofOptions:
@@ -125,7 +127,7 @@ class ProofDomain:
             data: Plain data.
 
         Raises:
-            ValueError: It is not what `to_dict` gives.
+            ValueError: It is not a result of `to_dict`.
         """
         cases = []
         for shapes, modes in data["cases"]:
@@ -147,7 +149,7 @@ class ProofDomain:
 
 @dataclass(frozen=True)
 class Proof:
-    """How far the shrunk model's outputs are from the masked model's, and on what.
+    """The largest difference of the shrunk model's outputs from the masked model's, and the cases.
 
     Attributes:
         error: The largest absolute difference over the largest output (`absolute` over `scale`), of the worst case.
@@ -159,7 +161,7 @@ class Proof:
             is only reported.
         dtype: The precision in which both models were run.
         filled: Parameters of zeros that were given random values in both, because the output was 0 with them.
-        cases: What was run.
+        cases: The inputs and modes that were run.
         selected: Operators that select (such as "topk" and "nms") whose choice, made by the masked model, was given to
             both, because their own outputs could not be compared; what they select from was compared as well. "float32"
             among them says that conversions to float32 inside the forward were left out: they hid the difference.

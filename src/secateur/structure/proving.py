@@ -1,8 +1,8 @@
 """Make a proof: run masked and shrunk model on the same inputs, in float64, and compare every output.
 
 By default the example is run as it is, and fresh values of another batch size and of another image size or length,
-where the dense model accepts them; each with gradients recorded and without, the large ones in one of the two. What the
-dense model accepts and the shrunk one does not is a failed proof.
+where the dense model accepts them; each with gradients recorded and without, the large ones in one of the two. An input
+that the dense model accepts and the shrunk one does not fails the proof.
 
 >>> import torch
 >>> from torch import nn
@@ -48,7 +48,7 @@ class ShapeProofError(ProofError):
 
     Attributes:
         example: That input.
-        what: What happened.
+        what: A description of the failure.
     """
 
     def __init__(self, text: str, example: Example, what: str):
@@ -72,7 +72,7 @@ class _Input:
 
 @dataclass
 class _ModelRun:
-    """What a model gave for one input in one mode: outputs, or the error it raised; and in how many graphs.
+    """The result of a model for one input in one mode: outputs, or the error it raised; and in how many graphs.
 
     `selected` names the operators whose choice was given to both models, where their own could not be compared.
     """
@@ -95,7 +95,7 @@ def double_copy(
 
     Args:
         model: The model; it is not changed.
-        masks: What is set to 0, by parameter name.
+        masks: The masks to apply, by parameter name.
         dtype: The precision.
         fill: Values to use in place of a parameter's own, by name.
 
@@ -159,7 +159,7 @@ def _varied(example: Example) -> Example:
 def _fresh(example: Example) -> Example:
     """The example with other values, drawn from its own, so that they are as valid as those.
 
-    Masks and lists of whole numbers (lengths, offsets) mean something by their order, and stay.
+    Masks and lists of whole numbers (lengths, offsets) depend on their order, and do not change.
     """
     generator = torch.Generator().manual_seed(1)
 
@@ -191,7 +191,7 @@ def _inputs(model: nn.Module, example: Example, options: ProofOptions, traced: s
 def _affordable(inputs: Sequence[_Input]) -> list[_Input]:
     """The inputs, the example first, each in as many modes as keep all further runs about as cheap as the first.
 
-    Every input is run in its last mode (without gradients), as far as that is not too dear; then the cheapest in the
+    Every input is run in its last mode (without gradients), as far as that is affordable; then the cheapest in the
     other modes as well.
     """
     size = max(1, _elements(inputs[0]))
@@ -221,7 +221,7 @@ def _elements(each: _Input) -> int:
 # -- running -----------------------------------------------------------------------------------------------------------
 @contextmanager
 def _settings(dtype: torch.dtype, fast: bool) -> Iterator[None]:
-    """torch's default type, and whether its encoder layers take their fast path; the random state is put back."""
+    """torch's default type, and whether its encoder layers take their fast path; the random state is restored."""
     was = torch.backends.mha.get_fastpath_enabled()
     state, default = torch.random.get_rng_state(), torch.get_default_dtype()
     try:
@@ -235,7 +235,7 @@ def _settings(dtype: torch.dtype, fast: bool) -> Iterator[None]:
 
 
 def _run(model: nn.Module, example: Example, mode: str, dtype: torch.dtype, fast: bool = True) -> _ModelRun:
-    """Run a model on an input in a mode; whatever it raises is part of the result."""
+    """Run a model on an input in a mode; an exception is part of the result."""
     device = device_of(model)
 
     def placed(tensor: torch.Tensor) -> torch.Tensor:
@@ -256,7 +256,7 @@ def _run(model: nn.Module, example: Example, mode: str, dtype: torch.dtype, fast
 
 
 def _eager(model: nn.Module, inputs: Example, found: _ModelRun) -> object:
-    # Nothing is differentiated: what a backward pass would need is let go at once.
+    # Nothing is differentiated: tensors saved for a backward pass are freed at once.
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_dropped, _dropped):
         return call(model, inputs)
 
@@ -331,7 +331,7 @@ class _Prover:
     Attributes:
         model: The dense model.
         small: The shrunk model.
-        masks: What the dense model is masked with.
+        masks: The masks of the dense model.
         dtype: The precision in which both are run.
         tolerance: The largest error that counts as equal.
         equality: Whether a larger error is a failure.
@@ -355,9 +355,8 @@ class _Prover:
         return made
 
     def compare(self, inputs: Sequence[_Input]) -> list[tuple[_Input, str, _ModelRun, float, float]]:
-        """Run the dense model on all inputs, then the shrunk one: only one copy in float64 is there at a time.
-
-        Gives (input, mode, what the dense model gave, largest difference, largest output).
+        """Run the dense model on all inputs, then the shrunk one: only one copy in float64 exists at a time. Yields
+        (input, mode, the dense model's result, largest difference, largest output).
         """
         dense = self.dense()
         wanted = [self._accepted(dense, each, mode) for each in inputs for mode in each.modes]
@@ -372,7 +371,7 @@ class _Prover:
         return found
 
     def _accepted(self, dense: nn.Module, each: _Input, mode: str) -> tuple[_Input, str, _ModelRun] | None:
-        """What the dense model gives for an input, or None where it does not accept it in this mode."""
+        """The dense model's result for an input, or None if it does not accept it in this mode."""
         want = _run(dense, each.example, mode, self.dtype)
         if want.error is not None and each.spare is not None:
             each = _Input(each.what, each.spare, each.modes)
@@ -384,12 +383,12 @@ class _Prover:
         if each.what == "example" and mode in ("eager", "no_grad"):
             raise ProofError(
                 f"the masked {_name(self.model)} does not run on the example "
-                f"({_said(want.error)}); the model is untouched"
+                f"({_said(want.error)}); the model is unchanged"
             ) from want.error
         return None
 
     def _checked(self, each: _Input, mode: str, want: _ModelRun, got: _ModelRun) -> tuple[float, float]:
-        """The largest difference and the largest output, or an error that says where the two models part."""
+        """The largest difference and the largest output, or an error that says where the two models differ."""
         where = f"on {' and '.join(map(str, each.shapes)) or 'the example'} [{mode}]"
         if got.error is not None:
             self._fail(
@@ -438,8 +437,8 @@ class _Prover:
     def _with_one_choice(self, each: _Input, mode: str, want: _ModelRun) -> tuple[float, float] | None:
         """The largest difference and output where both models are given the selections that the dense one makes.
 
-        What they select from is compared as well; infinity where they do not select alike. None where the forward
-        selects nothing.
+        The tensors that they select from are compared as well; infinity where they do not select alike. None where the
+        forward selects nothing.
         """
         chosen = Selections()
         dense = self.dense()
@@ -462,7 +461,7 @@ class _Prover:
         return max(absolute, chosen.error * scale), scale
 
     def _fail(self, each: _Input, what: str, error: Exception | None = None) -> None:
-        text = f"the shrunk {_name(self.model)} {what}; the model is untouched."
+        text = f"the shrunk {_name(self.model)} {what}; the model is unchanged."
         if each.what in ("example", "fresh"):
             raise ProofError(
                 f"{text} Run sc.explain(model, example) and leave out the layers it names with skip=, or raise the "
@@ -511,16 +510,16 @@ def prove(
     """Run both models on the same inputs, with the same random state, and compare every output.
 
     Where a forward selects (top-k, boxes that do not overlap, thresholds) and the two outputs cannot be compared, both
-    get the dense model's selections and what they select from is compared, and the proof says so.
-    Where an operator of the model has no float64 form, float32 is used, and the proof says so. Where the output is 0
-    everywhere (a head that starts as zeros), parameters that are all 0 get the same random values in both.
+    get the dense model's selections, the tensors selected from are compared, and the proof says so. Where an operator
+    of the model has no float64 form, float32 is used, and the proof says so. Where the output is 0 everywhere (a head
+    that starts as zeros), parameters that are all 0 get the same random values in both.
 
     Args:
         model: The dense model; it is not changed.
         small: The shrunk model; it is not changed.
-        masks: What the dense model is masked with.
+        masks: The masks of the dense model.
         example: What both are called with.
-        options: What is proved; None for the usual.
+        options: The inputs and modes; None for the usual.
         equality: False where no equality can hold; then the error is only measured.
         plan: How the shrunk model was cut, to fill parameters that are 0.
         how: How the dense model is run; None for the usual.

@@ -1,8 +1,7 @@
-"""Selections in a forward (top-k, suppression of boxes, thresholds), noted in one model and given to another.
-
-Two models that agree to the last bits may still choose differently where two scores are almost the same, and then
-nothing behind the choice can be compared; and where nothing is chosen, there is nothing to compare. So a proof compares
-the tensors that a choice is made from, and gives both models the choice of the first.
+"""Selections in a forward (top-k, suppression of boxes, thresholds), recorded in one model and given to another. Two
+models that agree up to rounding may still choose differently if two scores are almost the same, and then nothing after
+the choice can be compared; and if nothing is chosen, there is nothing to compare. So a proof compares the tensors that
+a choice is made from, and gives both models the choice of the first.
 
 >>> import torch
 >>> chosen = Selections()
@@ -53,9 +52,11 @@ _CHOOSE = frozenset(
 """Operators whose result jumps when their input moves by a rounding error."""
 _CHOOSE_ALONG = frozenset(("aten::max.dim", "aten::min.dim"))
 _TAKE = frozenset(["index", "index_select", "gather", "masked_select"])
-"""Operators that take what was chosen: what they take from is compared, even where nothing is taken."""
+"""Operators that gather the chosen elements: their sources are compared, even if nothing is gathered."""
 _SMALL = 1e-6
-"""A tensor below this share of the largest one is judged by that one, for it may be nothing but rounding errors."""
+"""A tensor below this share of the largest one is compared at the scale of that one, because it may consist of
+rounding errors.
+"""
 
 
 def largest_difference(left: torch.Tensor, right: torch.Tensor) -> tuple[float, float]:
@@ -82,17 +83,17 @@ def largest_difference(left: torch.Tensor, right: torch.Tensor) -> tuple[float, 
 
 
 class Selections(TorchDispatchMode):
-    """Notes every selection of a forward; with `replay`, gives the noted results to the next forward and compares.
+    """Records every selection of a forward; with `replay`, gives the recorded results to the next forward and compares.
 
     Attributes:
         replay: False while the first model runs, True while the second one does.
-        error: The largest difference of what was chosen from, over its scale; infinity where the two forwards do not
-            make the same selections.
+        error: The largest difference of the tensors chosen from, over their scale; infinity where the two forwards do
+            not make the same selections.
         noted: (operator, the tensors it was called with, its result).
         position: How many selections the second model has made.
-        largest: The largest value that was chosen from.
+        largest: The largest value in the tensors chosen from.
         widened: Whether a conversion to float32 was left out, where float64 is the default type: its rounding errors
-            would hide how far the models are apart.
+            would hide the difference of the models.
     """
 
     def __init__(self) -> None:
@@ -138,7 +139,7 @@ class Selections(TorchDispatchMode):
         return self._replayed(name, read, lambda: func(*args, **kwargs))
 
     def _replayed(self, name: str, read: list[torch.Tensor], run: Callable[[], Any]) -> Any:
-        """The noted result of this selection, once what it chooses from is compared."""
+        """The recorded result of this selection, after the tensors that it chooses from are compared."""
         known, before, result = self.noted[self.position] if not self.complete else ("", [], None)
         self.position += 1
         if known != name or [t.shape for t in before] != [t.shape for t in read]:

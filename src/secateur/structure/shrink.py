@@ -1,4 +1,4 @@
-"""`shrink` removes pruned channels from a model and proves the result equal; `explain` says what it can remove.
+"""`shrink`: remove pruned channels from a model and prove the result equal; `explain`: list what it can remove.
 
 >>> import torch
 >>> from torch import nn
@@ -55,9 +55,9 @@ class Shrunk:
     Attributes:
         model: The smaller model, of the same class.
         proof: How far its outputs are from those of the masked model.
-        plan: What left, as plain data; it cuts any freshly built model of the same class.
-        masks: The masks of the smaller tensors: zeros that stay, because their channel stays.
-        locked: What the masks drop and the structure keeps, and why.
+        plan: The cut as plain data; it cuts any freshly built model of the same class. masks: The masks of the smaller
+            tensors: zeros within the remaining channels. locked: Channels that the masks drop and the structure keeps,
+            and why.
         unsaid: Why the configuration of a Hugging Face model cannot describe the new widths; empty where it can. Such
             a model is loaded with its plan, not with `from_pretrained`.
     """
@@ -78,7 +78,7 @@ class Shrunk:
         save_shrunk(self.model, self.plan, path)
 
     def carry(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-        """An optimizer for the smaller model, with the state of the one before, cut like the weights.
+        """An optimizer for the smaller model, with the state of the previous one, cut like the weights.
 
         Args:
             optimizer: The optimizer of the model before.
@@ -119,8 +119,8 @@ def explain(
 ) -> Explanation:
     """Report what can be cut: groups and whole blocks, what is locked and why, and what a budget would remove.
 
-    What it counts is what `prune` with granularity "channel" would choose from and `shrink` would cut: a trial cut of
-    half of every group finds the locks that only `shrink` meets. It never raises because there is nothing to remove.
+    It counts the units that `prune` with granularity "channel" would choose from and `shrink` would cut: a trial cut of
+    half of every group finds the locks that only `shrink` meets. It does not raise if there is nothing to remove.
 
     Args:
         model: The model; it is not changed.
@@ -163,14 +163,14 @@ def shrink(
         model: The model; it is never changed.
         masks: The masks, as `prune` gives them.
         example: What the model is called with: one value, a tuple of arguments, or a dict of keywords.
-        coupling: "union" takes masks chosen in any way: a channel leaves when all layers that put it out dropped it,
-            or all that take it in; the other zeros stay as zeros. "coupled" expects masks that agree on every member
-            of a group, as granularity "channel" makes them.
+        coupling: "union" takes masks chosen in any way: a channel is removed if all layers that compute it dropped it,
+            or all that read it; other zeros stay in place. "coupled" expects masks that agree on every member of a
+            group, as granularity "channel" makes them.
         round_to: Widths stay at a multiple of this number.
-        at_least: The least number of units of a group that stay.
+        at_least: The least number of units of a group that remain.
         across_norm: Cut through normalisations as well; then no equality can hold, and none is claimed.
-        proof: What is proved: None for the usual (the example and inputs of other shapes, with gradients and without),
-            modes such as ["eager", "no_grad", "compile", "export"], or `ProofOptions`.
+        proof: The inputs and modes of the proof: None for the usual (the example and inputs of other shapes, with
+            gradients and without), modes such as ["eager", "no_grad", "compile", "export"], or `ProofOptions`.
 
     Returns:
         The smaller model, its proof, its plan and the masks that remain.
@@ -192,7 +192,7 @@ def shrink(
 
 _MOST_LEFT_OUT = 8
 _CHEAP_MACS = 500_000_000
-"""Up to this number of multiply-accumulates of the dense model on the example, every input is proved in every mode."""
+"""Up to this number of multiply-accumulates of the dense model, every input is proved in every mode."""
 
 
 @dataclass
@@ -212,7 +212,7 @@ class _ProvenCut:
         return without_blocks(self.model, self.masks, self.example)
 
     def run(self) -> tuple[Cut, Proof]:
-        """Cut and prove, once more for every group that has to be left out."""
+        """Cut and prove, again for every group that has to be left out."""
         if self.fewer is not None:
             _check_runs(self.model, self.fewer, self.example)
         while True:
@@ -224,7 +224,7 @@ class _ProvenCut:
                 if len(found) != 1 or len(self.locks) == _MOST_LEFT_OUT:
                     raise
                 name = found[0]
-                reason = f"what its positions mean depends on the shape of the input: {failure.what}"
+                reason = f"the meaning of its positions depends on the shape of the input: {failure.what}"
                 self.locks[name] = Lock(np.zeros(0, int), reason, "proof", name)
             except ProofError as failure:
                 raise ProofError(f"{failure}{self.said(names)}") from failure
@@ -250,7 +250,7 @@ class _ProvenCut:
         except ProofError:
             if done.tried:
                 raise
-        return self.proven(example, proof, names, True)  # some call of the forward was given a size after all
+        return self.proven(example, proof, names, True)  # a call was given a size
 
     def breaking(self, example: object, names: Collection[str] | None) -> list[str]:
         """The group that breaks the proof on an example when it is cut alone, or several that only do so together."""
@@ -275,7 +275,7 @@ class _ProvenCut:
         return suspects
 
     def said(self, names: Collection[str] | None) -> str:
-        """Which group breaks the proof of the example, as the end of an error's text."""
+        """The group that breaks the proof of the example, as the end of an error's text."""
         found = self.breaking(self.example, names)
         if len(found) != 1:
             return f" No half of the groups {', '.join(map(repr, found[:8]))} breaks it by itself"
@@ -291,7 +291,7 @@ class Cut:
     """A cut model before its proof: `masks` are those the dense model must be masked with, `left` those that remain.
 
     `tried` is True where the cut forward was run and compared with the one before, operator by operator. `bypassed` are
-    the blocks that the dense model must hand its input past.
+    the blocks that are bypassed in the dense model.
     """
 
     model: nn.Module
@@ -330,11 +330,11 @@ def cut(
     options: CutOptions | None = None,
     fewer: FewerLayers | None = None,
 ) -> Cut:
-    """Everything `shrink` does but the proof.
+    """The work of `shrink` without the proof.
 
     Args:
         model: The model; it is not changed.
-        masks: What is dropped.
+        masks: The masks.
         example: What the model is called with.
         options: How it is cut.
         fewer: The model without the blocks that the masks drop whole, where they drop any.
@@ -348,19 +348,18 @@ def cut(
 
 
 def _check_runs(model: nn.Module, fewer: FewerLayers, example: object) -> None:
-    """Raise a `ProofError` where the forward counts on the blocks that left."""
+    """Raise a `ProofError` if the forward needs the removed blocks."""
     found = trace(fewer.model, example, partial=True, mode="real")
     if found.error is not None:
         paths = ", ".join(repr(block.path) for block in fewer.blocks)
         raise ProofError(
             f"without {paths} the forward of {type(model).__name__} does not run ({type(found.error).__name__}: "
-            f"{str(found.error)[:200]}): it counts on all of its layers; leave these out with skip=, the model is "
-            "untouched"
+            f"{str(found.error)[:200]}): it needs all of its layers; leave these out with skip=, the model is unchanged"
         ) from found.error
 
 
 def _cut_both(model: nn.Module, fewer: FewerLayers, example: object, options: CutOptions) -> Cut:
-    """The model without some blocks, and without the channels that the masks drop besides."""
+    """The model without some blocks, and without the channels that the masks drop in the rest."""
     done = None
     if fewer.masks is not None:
         try:
@@ -384,7 +383,7 @@ def _cut_both(model: nn.Module, fewer: FewerLayers, example: object, options: Cu
 
 
 def _every_weight(model: nn.Module) -> Masks:
-    """Masks that keep all of one parameter, where there is nothing else to say."""
+    """Masks that keep all of one parameter, if no other mask remains."""
     name, parameter = next(iter(model.named_parameters()))
     return Masks({name: torch.ones_like(parameter, dtype=torch.bool)})
 
@@ -417,7 +416,7 @@ def _cut_channels(model: nn.Module, masks: Masks, example: object, options: CutO
     unsaid = ""
     counts = any(item.function in COUNTED for items in plan.rewrites.values() for item in items)
     if hasattr(model, "save_pretrained") and counts:
-        unsaid = "its configuration has no field for means that count what left"
+        unsaid = "its configuration has no field for means with a fixed count"
     elif hasattr(model, "save_pretrained"):
         plan, unsaid = with_config(structure, model, small, plan, alive)
     crossed = bool(structure.follower.crossed)
@@ -436,10 +435,9 @@ def _structure_for_heads(
     across_norm: bool,
     lines: Mapping[tuple[str, int], np.ndarray],
 ) -> Structure:
-    """The structure in which heads become smaller, where the masks mean that and no head leaves.
-
-    Both together are two cuts, heads first. Where no line that the masks drop whole would stay, there is nothing
-    that smaller heads could explain, and the model is not analysed again.
+    """The structure in which heads become smaller, if the masks drop positions within heads and no whole head. Both
+    together are two cuts, heads first. If every line that the masks drop whole is removed already, smaller heads
+    explain nothing more, and the model is not analysed again.
     """
     fewer = dropped(structure, masks, model, "union", lines)
     alive = structure.alive({index: ~bits for index, bits in fewer.items() if bits.any()})
@@ -493,15 +491,14 @@ def _nothing(structure: Structure, model: nn.Module, locks: list[Lock]) -> str:
     if not structure.groups:
         return text + "every axis is locked; sc.explain(model, example) says where and why"
     return text + (
-        "none of its groups is dropped by all the layers that share it; prune with "
-        "granularity='channel', which lets groups "
-        "choose together, or look at sc.explain(model, example)"
+        "none of its groups is dropped by all the layers that share it; prune with granularity='channel', which "
+        "removes channels of a group together, or see sc.explain(model, example)"
     )
 
 
 @torch.no_grad()
 def apply_plan(model: nn.Module, plan: ShrinkPlan, masks: Masks) -> tuple[nn.Module, Masks]:
-    """A copy of the model cut by the plan and masked where zeros stay, and the masks of what is left."""
+    """A copy of the model cut by the plan, with its remaining zeros masked, and the masks of the cut tensors."""
     memo: dict[int, object] = {}
     left: dict[str, torch.Tensor] = {}
     tensors = tensors_of(model)
@@ -527,7 +524,7 @@ def apply_plan(model: nn.Module, plan: ShrinkPlan, masks: Masks) -> tuple[nn.Mod
 
 
 def _leaves_whole(lines: Mapping[int, torch.Tensor], axes: Mapping[int, Kept], known: KnownIndices) -> bool:
-    """Whether all that a mask drops leaves: nothing is masked on the kept positions of any axis."""
+    """Whether everything that a mask drops is removed: nothing is masked on the kept positions of any axis."""
     return all(
         bool((cut_tensor(line, {0: axes[axis]}, known) if axis in axes else line).all())
         for axis, line in lines.items()

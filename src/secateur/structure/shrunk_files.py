@@ -1,4 +1,4 @@
-"""What goes with a shrunk model: the state of its optimizer, its batch-norm statistics, its file.
+"""Companions of a shrunk model: the state of its optimizer, its batch-norm statistics, its file.
 
 >>> import torch
 >>> from torch import nn
@@ -41,7 +41,7 @@ def carry_optimizer(
 ) -> torch.optim.Optimizer:
     """An optimizer of the same class and options for the shrunk model, with the state cut like the weights.
 
-    Momentum, moments and whatever else has the shape of a parameter is cut; counters are copied.
+    Momentum, moments and all other state of a parameter's shape are cut; counters are copied.
 
     Args:
         optimizer: The optimizer of the model before.
@@ -88,12 +88,12 @@ def carry_optimizer(
 def _cut_state(
     state: Mapping[str, object], parameter: torch.Tensor, axes: Mapping[int, Sequence[int]]
 ) -> dict[str, object]:
-    """What an optimizer remembers of a parameter, for the parameter after the cut.
+    """The optimizer state of a parameter, for the parameter after the cut.
 
     Args:
-        state: What it remembers.
+        state: Its state.
         parameter: The parameter before the cut.
-        axes: The positions that stay, by axis.
+        axes: The positions that remain, by axis.
     """
     cut: dict[str, object] = {}
     for key, value in state.items():
@@ -224,7 +224,7 @@ def load_shrunk(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
             "made from, at its original widths"
         )
     full = {name: tensors[first[id(tensor)]] for name, tensor in wanted.items()}
-    # The plan is tried on a copy: the model is changed when nothing can fail any more.
+    # The plan is tried on a copy: the model is changed only when nothing can fail any more.
     for name, tensor in plan.apply_(copy.deepcopy(into)).state_dict().items():
         if name not in full or full[name].shape != tensor.shape:
             got = list(full[name].shape) if name in full else "nothing"

@@ -1,8 +1,6 @@
-"""Published studies as recipes: one TOML file a study, beside it the figures that were published.
-
-A study is what a recipe is, for several sweeps at once: common steps, parts with a grid each, scales from a minute on
-embedded data to the published epochs, and the tables to print. The file's name is the study's; nothing else has to be
-edited to add one.
+"""Published studies as recipes: one TOML file a study, and one with the published figures. A study is a recipe for
+several sweeps at once: common steps, parts with a grid each, scales from a minute on embedded data to the published
+epochs, and the tables to print. The file's name is the study's; nothing else has to be edited to add one.
 
 >>> "vae" in names()
 True
@@ -35,7 +33,7 @@ def _files() -> dict[str, str]:
 
 
 def names() -> list[str]:
-    """The studies there are."""
+    """The names of all studies."""
     return [name for name in _files() if not name.endswith(_PUBLISHED)]
 
 

@@ -35,7 +35,7 @@ __all__ = ["into_page", "markdown", "markdown_table", "printouts", "rest_table",
 
 
 def rest_table(done: StudyResult) -> Tabulated:
-    """The published figures that stand in no other table."""
+    """The published figures that are in no other table."""
     made = Tabulated(
         "Other published figures", head=("measure", "of", "published", "ours", "difference", "verdict")
     )
@@ -48,7 +48,7 @@ def rest_table(done: StudyResult) -> Tabulated:
 
 
 def all_tables(done: StudyResult) -> list[Tabulated]:
-    """Every table there is something to say in."""
+    """Every table that is not empty."""
     rest = rest_table(done)
     return [*done.tables(), *([rest] if rest.rows else [])]
 
@@ -103,7 +103,7 @@ def markdown_table(table: Tabulated) -> str:
 
 
 def markdown(done: StudyResult, store: Store, command: str) -> str:
-    """The study's section: what was done, how, and every table."""
+    """The study's section: its steps, its command, and every table."""
     study, where = done.study, hardware()
     spent = _spent(done, store)
     gpus = f", {', '.join(where['gpus'])}" if where.get("gpus") else ""
@@ -164,7 +164,7 @@ def _spent(done: StudyResult, store: Store) -> str:
 
 
 def into_page(path: Path, name: str, section: str) -> None:
-    """Put a study's section into the page, in place of the one there; the page is made where there is none.
+    """Put a study's section into the page, in place of the present one; a missing page is created.
 
     >>> import tempfile
     >>> page = Path(tempfile.mkdtemp()) / "studies.md"
@@ -181,7 +181,7 @@ def into_page(path: Path, name: str, section: str) -> None:
         _, found, after = rest.partition(end)
         if not found:
             raise DataError(
-                f"{path}: the section of {name!r} begins but does not end with {end.strip()}; put it back"
+                f"{path}: the section of {name!r} begins but does not end with {end.strip()}; restore that line"
             )
         whole = before + block + after
     else:

@@ -41,9 +41,9 @@ __all__ = ["PublishedFigure", "alike", "parse", "published_measurements"]
 
 
 class PublishedFigure(Options):
-    """A published number: of which measure, under which settings, and why it cannot be right where it cannot.
+    """A published number: its measure, its settings, and why it cannot be right, if it cannot.
 
-    `follows` is the number that does follow from the report's own model. `note` is what else a reader must know.
+    `follows` is the number that does follow from the report's own model. `note` is a further remark for the reader.
     """
 
     name: str
@@ -56,7 +56,9 @@ class PublishedFigure(Options):
 
     @property
     def sound(self) -> float | int:
-        """What ours is compared with: the figure, or what follows where the figure does not."""
+        """The number that ours is compared with: the figure, or the one that follows from the model if the figure
+        does not.
+        """
         return self.value if self.follows is None else self.follows
 
     def fits(self, name: str, context: Mapping[str, object]) -> bool:

@@ -1,4 +1,5 @@
-"""Running a study: every part a sweep in the ordinary store, then one set of measurements for tables and page.
+"""`carry_out`: run a study, every part as a sweep in the ordinary store, then one set of measurements for tables and
+page.
 
     done = carry_out(read("vae"), "smoke", Store("runs"))
     for table in done.tables():
@@ -55,13 +56,13 @@ class StudyPlan:
         return RunPlan(first.recipe, first.device, tuple(t for _, plan in self.parts for t in plan.trials))
 
     def preview(self, store: Store | None, probe: Callable[[Recipe], float] | None = None) -> Preview:
-        """What it would come to; `probe` times a training that the store knows nothing of."""
+        """The steps it would run; `probe` times a training of which the store has no times."""
         return preview(self.whole, store, probe)
 
 
 @dataclass(frozen=True)
 class StudyResult:
-    """A study that was run."""
+    """The result of a study."""
 
     planned: StudyPlan
     ran: tuple[tuple[Part, Ran], ...]
@@ -96,13 +97,13 @@ class StudyResult:
         return found
 
     def rest(self) -> list[PublishedComparison]:
-        """Published figures that stand in no table."""
+        """Published figures that are in no table."""
         used = [figure for table in self.tables() for figure in table.used]
         left = [figure for figure in self.figures if figure not in used]
         return beside(self.measurements + published_measurements(left))
 
     def trial(self, picture: Picture) -> tuple[Ran, int] | None:
-        """The run and the trial that a picture is of: the first of its part that has what it asks for."""
+        """The run and the trial of a picture: the first of its part with the wanted settings."""
         for part, ran in self.ran:
             if part.name != picture.part:
                 continue
@@ -137,10 +138,10 @@ def carry_out(
     engine: Callable[[], Engine | None] | None = None,
     gpus: float | None = None,
 ) -> StudyResult:
-    """Run every part; what the store knows is not done again. A trial that fails does not stop the others.
+    """Run every part; stored steps are not computed again. A trial that fails does not stop the others.
 
-    `progress(many)` makes the display of one part, `engine()` what computes its trials, when that is not this machine.
-    `gpus` is how many GPUs each of the processes here takes: refused before any work where they do not go round.
+    `progress(many)` makes the display of one part, `engine()` an engine that computes its trials, if not this machine.
+    `gpus` is how many GPUs each of the processes here takes: refused before any work if there are not enough.
     """
     for _, plan in what.parts:
         check_gpus(plan, jobs, gpus)
@@ -156,7 +157,7 @@ def carry_out(
         try:
             one = run(plan.recipe, store, jobs=jobs, progress=shown, plan=plan, engine=place, gpus=gpus)
         except SecateurError as error:
-            # A part of one trial raises what went wrong; the other parts are worth having all the same.
+            # A part of one trial raises its error; the results of the other parts are kept.
             broken.append((part.name, 0, str(error)))
         else:
             ran.append((part, one))
@@ -164,7 +165,7 @@ def carry_out(
         first += len(plan.trials)
     if not ran:
         raise SecateurError(
-            f"study {what.study.name}: no part came through; the first, {broken[0][0]}: {broken[0][2]}"
+            f"study {what.study.name}: every part failed; the first, {broken[0][0]}: {broken[0][2]}"
         )
     published = parse(studies.text_of(what.study.name, published=True), what.study.name)
     seconds = time.perf_counter() - started

@@ -48,10 +48,10 @@ Raw = dict[str, Any]
 
 
 class Part(Options):
-    """One sweep: steps after the common ones, a grid, and what of data, model and common steps is different here.
+    """One sweep: steps after the common ones, a grid, and changes of data, model and common steps.
 
-    `context` is said of all its measurements, as if it were a setting: `{criterion = "none"}` for a control. A part
-    that is `like` an earlier one has what that one has, and its own on top.
+    `context` is added to all its measurements, as if it were a setting: `{criterion = "none"}` for a control. A part
+    that is `like` an earlier one has the settings of that one, and its own on top.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Part(Options):
     context: dict[str, Any] = Field(default_factory=dict)
 
     def upon(self, base: Part) -> Part:
-        """This part with what it does not say taken from another."""
+        """This part, with missing settings taken from another."""
         tables = ("data", "model", "lab", "set", "grid", "choice", "context")
         merged: dict[str, Any] = {name: {**getattr(base, name), **getattr(self, name)} for name in tables}
         merged |= {"step": self.step or base.step, "alone": self.alone or base.alone, "like": None}
@@ -76,14 +76,15 @@ class Part(Options):
 
 
 class PartScale(Options):
-    """What a scale changes in one part only."""
+    """The changes of a scale in one part only."""
 
     set: dict[str, Any] = Field(default_factory=dict)
     grid: dict[str, Any] = Field(default_factory=dict)
 
 
 class Scale(Options):
-    """How large a run: values set wherever they exist, axes cut, parts and steps left out. `about` says it plainly.
+    """How large a run: values set wherever they exist, axes cut, parts and steps left out. `about` describes it in a
+    sentence.
 
     `needs` are keys that only `--set` can give, such as a file of weights.
     """
@@ -98,7 +99,7 @@ class Scale(Options):
 
 
 class TableColumn(Options):
-    """A column of a table: a measured name, or what follows from it.
+    """A column of a table: a measured name, or a number derived from it.
 
     `variant` takes the value of that variant of the same trial. `over` divides that variant's value by this one
     (how many times less), `share` this one by that variant's. `of` takes a part of the measurement: a key of its
@@ -147,7 +148,7 @@ class TableSpec(Options):
 class Picture(Options):
     """A trial whose models are drawn and printed: of `part`, the first that has all of `where`.
 
-    `steps` are the labels of the steps after which it is looked at; `printed` of them, two, are printed side by side
+    `steps` are the labels of the steps after which it is drawn; `printed` of them, two, are printed side by side
     as print(model).
     """
 
@@ -169,11 +170,11 @@ class Study(Options):
     lab: dict[str, Any] = Field(default_factory=dict)
     step: tuple[dict[str, Any], ...] = ()
     part: tuple[Part, ...]
-    names: dict[str, str] = Field(default_factory=dict, description="what settings are called in tables")
+    names: dict[str, str] = Field(default_factory=dict, description="the names of settings in tables")
     scale: dict[str, Scale]
     table: tuple[TableSpec, ...] = ()
     picture: tuple[Picture, ...] = ()
-    notes: tuple[str, ...] = Field((), description="what a reader of the tables must know")
+    notes: tuple[str, ...] = Field((), description="remarks for readers of the tables")
 
     @classmethod
     def parse(cls, text: str, name: str = "study") -> Study:
@@ -194,13 +195,13 @@ class Study(Options):
         return study
 
     def _own(self, part: Part) -> Part:
-        """A part with what it takes from the part it is like."""
+        """A part with the settings of the part it is like."""
         if part.like is None:
             return part
         before = {one.name: one for one in self.part[: self.part.index(part)]}
         if part.like not in before:
             raise RecipeError(
-                f"study {self.name}: part {part.name!r} is like {part.like!r}, which is no earlier part: "
+                f"study {self.name}: part {part.name!r} is like {part.like!r}, which is not an earlier part: "
                 f"{near(part.like, before)}"
             )
         return part.upon(self._own(before[part.like]))
@@ -274,14 +275,14 @@ class Study(Options):
     def _recipe(
         self, part: Part, raw: Raw, size: Scale, asked: Mapping[str, object], data: str | None
     ) -> Recipe:
-        """One part with what the scale, the data given and `--set` change, the last word last."""
+        """One part with the changes of the scale, of the data given and of `--set`, in this order."""
         own = size.part.get(part.name, PartScale())
         for axis, values in {**_shared(size.grid, raw), **own.grid}.items():
             _cut(raw, axis, values)
         source = f"{self.name}/{part.name}"
         for key, value in {**_shared_settings(size.set, raw), **own.set}.items():
             assign(raw, key, value, source)
-        # A part that names its data keeps it: what it counts depends on no data.
+        # A part that names its data keeps it: its counts depend on no data.
         if data is not None and "name" not in part.data and "data.name" not in part.set:
             raw["data"] = placed(raw["data"], data)
         for key, value in asked.items():
@@ -291,7 +292,7 @@ class Study(Options):
         return Recipe.of(raw, source=source, allow_code=allowed)
 
     def _raw(self, part: Part) -> Raw:
-        """One part as plain data, as a recipe would say it."""
+        """One part as the plain data of a recipe."""
         steps = [*(() if part.alone else self.step), *part.step]
         raw: Raw = {name: {**getattr(self, name), **getattr(part, name)} for name in _TABLES}
         raw["name"] = f"{self.name}/{part.name}"
@@ -307,7 +308,7 @@ def _labels(raw: Raw) -> list[str]:
 
 
 def _has(raw: Raw, key: str) -> bool:
-    """Whether a part has what a dotted key sets."""
+    """Whether a part has the setting of a dotted key."""
     return key.partition(".")[0] in (*_TABLES, *_labels(raw))
 
 
@@ -320,7 +321,7 @@ def _shared(grid: Mapping[str, object], raw: Raw) -> Raw:
 
 
 def _cut(raw: Raw, axis: str, values: object) -> None:
-    """An axis with other values; none at all takes it away."""
+    """An axis with other values; an empty list removes it."""
     before = raw["grid"].get(axis)
     if isinstance(values, list) and not values:
         raw["grid"].pop(axis, None)

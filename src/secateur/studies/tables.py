@@ -1,4 +1,4 @@
-"""The tables of a study: measurements by what sets them apart, the published figure and the difference beside them.
+"""The tables of a study: measurements by their settings, with the published figure and the difference beside them.
 
 >>> from secateur.core.measurement import Measurements
 >>> found = Measurements([
@@ -82,7 +82,7 @@ def tabulate(
 
     Args:
         spec: What the table shows.
-        measurements: Everything measured; what has to do with the table is taken.
+        measurements: All measurements; the table takes those it shows.
         figures: The published figures.
     """
     grid = _Grid(spec, [item for item in measurements if _wanted(item, spec)])
@@ -129,14 +129,14 @@ class _Grid:
     def _found(
         self, column: TableColumn, item: Measurement, context: Mapping[str, object], value: float | int
     ) -> float | int | None:
-        """What a column shows of a measurement, or of that of another variant in the same trial."""
+        """The value that a column shows of a measurement, or of another variant's in the same trial."""
         trial = self.trials[_trial_of(item)]
         if column.variant is None:
             same = column.name == item.name
             return _value(column, item, value, context.get("layer"), trial) if same else None
         once = self.spec.once
         if context.get("variant") in once and column.variant not in once:
-            return None  # what is the same in every trial has no one trial's value beside it
+            return None  # a variant that is the same in every trial has no single trial to compare with
         if item.name != joined_name(self.items, column):
             return None
         other = trial.get((column.variant, column.name), [])
@@ -167,7 +167,7 @@ class _Cell:
 
 
 def _wanted(item: Measurement, spec: TableSpec) -> bool:
-    """Whether a measurement has to do with a table; that of another variant may be asked for by a column."""
+    """Whether a table shows a measurement; that of another variant may be asked for by a column."""
     if "published" in item.context or "epoch" in item.context:
         return False
     return not spec.parts or item.context.get("part") in spec.parts
@@ -191,7 +191,7 @@ def _at(item: Measurement, layer: object) -> float | int | None:
 def _value(
     column: TableColumn, item: Measurement, value: float | int | None, layer: object, trial: Trial
 ) -> float | int | None:
-    """What a column shows of a measurement."""
+    """The value that a column shows of a measurement."""
     if column.of is not None:
         return item.spread.get(column.of)
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -208,7 +208,7 @@ def _value(
 
 
 def _hashed(value: object) -> str | int | float:
-    """A setting as something that rows can be told apart by; numbers stay numbers, to be sorted by."""
+    """A setting as a hashable value; numbers stay numbers, for sorting."""
     return value if isinstance(value, (str, int, float)) and not isinstance(value, bool) else as_text(value)
 
 
@@ -295,12 +295,12 @@ class _Writing:
 
 
 def _shown(value: float | int, column: TableColumn, name: str, unit: str) -> str:
-    """A published figure as ours beside it is written."""
+    """A published figure in the format of ours beside it."""
     return number(value, name, unit) if column.digits is None else f"{value:,.{column.digits}f}"
 
 
 def _note(made: Tabulated, figure: PublishedFigure) -> str:
-    """The mark of a figure there is more to say of: why it cannot be right, and what ours is compared with then."""
+    """The note on a figure: why it cannot be right, and the number that ours is compared with instead."""
     if not (figure.inconsistent or figure.note):
         return ""
     text = f"reference inconsistent: {figure.inconsistent}" if figure.inconsistent else figure.note

@@ -1,4 +1,4 @@
-"""Where K-means begins. One file for each start; its name is the word used in recipes.
+"""Initial centroids of K-means. One file for each start; its name is the word used in recipes.
 
 In go weights that are already sorted; out come the first centroids. `kmeans++` is also called `k-means++`.
 
@@ -38,7 +38,7 @@ class Start(ABC):
         Args:
             data: The weights.
             count: How many.
-            random: Where a start that draws takes its numbers from.
+            random: The generator of a start that draws at random.
         """
 
     def candidates(self, data: SortedWeights, count: int, seed: int) -> list[Floats]:

@@ -75,7 +75,7 @@ class KmeansPlusPlusStart(Start):
         every = np.arange(chosen.size)
         weight = np.maximum(mass(every, edges[1:], first[1:], second[1:]), 0.0)
         total = weight.sum()
-        # What is left after cancellation is noise once every weight has a centroid on it.
+        # After cancellation only noise remains once every weight has a centroid on it.
         if not total > 1e-14 * (data.energy + (away * away * np.diff(edges)).sum()):
             return None
         ends = np.cumsum(weight)

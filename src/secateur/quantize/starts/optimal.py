@@ -1,4 +1,4 @@
-"""Optimal: the least squared error, and never more than any other start finds.
+"""Optimal: the least squared error, and never more than that of any other start.
 
 Up to 2,048 distinct weights the best clusters are found exactly. For more, cuts may be at some thousands of places: the
 edges of equally filled bins, of equally wide bins, and each of the outermost weights. The best clusters among those are
@@ -50,7 +50,7 @@ class OptimalStart(Start):
         return data.means(best_cuts(data, self._places(data, count), count))
 
     def candidates(self, data: SortedWeights, count: int, seed: int) -> list[Floats]:
-        """The best clusters first, then what every other start of the folder gives.
+        """The best clusters first, then the candidates of every other start of the folder.
 
         Args:
             data: The weights.

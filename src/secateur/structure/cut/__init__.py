@@ -3,11 +3,11 @@
 In reading order:
 
 - `choose`: which units the masks drop, rounded to the widths asked for.
-- `plan`: `ShrinkPlan`, what leaves as plain data; it travels as JSON and cuts a freshly built model.
+- `plan`: `ShrinkPlan`, the cut as plain data; it is stored as JSON and cuts a freshly built model.
 - `widths`: attributes of torch's own layers that repeat a width, such as `in_features`.
-- `needs_rerun`: whether a forward was given sizes in Python, and must be recorded again to see if it still runs.
-- `fit` and `repair`: attributes and calls that hold an old width, found by running the cut model and mended.
-- `trial`: what `fit` would lock, found by cutting half of every group before anything is chosen.
+- `needs_rerun`: whether a forward was given sizes in Python, and must be recorded again to check that it still runs.
+- `fit` and `repair`: attributes and calls that hold an old width, found by running the cut model and repaired.
+- `trial`: the axes that `fit` would lock, found by cutting half of every group before anything is chosen.
 - `rewrite`, `heads`: forwards that run with replaced sizes, old counts (`trace.fixed_count_norms`) or fewer heads.
 
 >>> from torch import nn

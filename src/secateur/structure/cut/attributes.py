@@ -1,7 +1,7 @@
 """Which attributes a plan may set, and how: widths of modules, and the fields of a configuration.
 
-A plan may come from a stranger's file. It can make whole numbers smaller that a module already holds under a public
-name, and nothing else: no name with an underscore in front, no dotted path, no class, method, tensor or module. Of a
+A plan may come from an untrusted file. It can decrease integers that a module already holds under a public name, and
+nothing else: no name with an underscore in front, no dotted path, no class, method, tensor or module. Of a
 configuration it can set the fields that the configuration itself has. Layers of torch have a closed list of widths.
 
 >>> layer = nn.Linear(4, 3)
@@ -113,14 +113,14 @@ def set_attributes_(
     """Set attributes that have been checked, in place.
 
     The fields of a configuration are set on a copy of it, which takes its place in every module of the model: the
-    object itself may serve other models too. Where a field counted layers of which some left, the lists beside it that
-    have one entry a layer (`layer_types`) keep the entries of those that stay.
+    object itself may serve other models too. Where a field counted layers of which some are removed, the lists beside
+    it with one entry a layer (`layer_types`) keep the entries of the remaining ones.
 
     Args:
         model: The model.
         modules: Its modules by name.
         wanted: The attributes by module.
-        layers: By the number of layers of a container the positions of those that stay.
+        layers: By the number of layers of a container the positions of those that remain.
     """
     fields = {key: value for key, value in wanted.get("", {}).items() if key.startswith(_CONFIG)}
     if fields:
@@ -148,7 +148,7 @@ def set_config_field(config: object, name: str, value: object) -> None:
 
 
 def _cut_lists(config: object, name: str, layers: Mapping[int, Sequence[int] | None]) -> None:
-    """Cut the lists beside a field that counts layers, where it counts layers of which some left."""
+    """Cut the lists beside a field that counts layers, where it counts layers of which some are removed."""
     *path, leaf = name.split(".")
     for part in path:
         config = vars(config)[part]
@@ -159,12 +159,12 @@ def _cut_lists(config: object, name: str, layers: Mapping[int, Sequence[int] | N
 
 
 def cut_lists(config: object, length: int, kept: Sequence[int]) -> None:
-    """Let lists of a configuration that have one entry a layer keep those of the layers that stay.
+    """Cut lists of a configuration that have one entry a layer to those of the remaining layers.
 
     Args:
         config: The configuration; it is changed.
         length: The number of layers before.
-        kept: The positions of those that stay.
+        kept: The positions of those that remain.
     """
     for name, value in list(vars(config).items()):
         if isinstance(value, list) and len(value) == length and not name.startswith("_"):
@@ -226,7 +226,7 @@ def _is_torchs(module: nn.Module) -> bool:
 
 
 def _is_config(value: object) -> bool:
-    """Whether a value is a configuration: a plain object that can say itself as a dict."""
+    """Whether a value is a configuration: a plain object with a `to_dict`."""
     return (
         not isinstance(value, (type, nn.Module))
         and callable(getattr(type(value), "to_dict", None))

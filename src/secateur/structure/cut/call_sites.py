@@ -1,12 +1,12 @@
-"""Call sites: where in the source a size-taking call stands, and the source with other sizes written into it.
+"""Call sites: the place of a size-taking call in the source, and the source with other sizes in it.
 
-A forward that has a width written into it is given its new width where it stands: a copy of the function, in which that
-one call has other sizes, takes its place in a subclass. What comes out is ordinary Python: torch.compile, torch.export
-and torch.jit.script read it as they read the original. Only functions whose source can be read, and calls that are
-reached through plain functions and methods, can be edited; for the rest `edited` gives None.
+A forward with a hard-coded width gets its new width in the source: a copy of the function, in which that one call has
+other sizes, replaces it in a subclass. The result is ordinary Python: torch.compile, torch.export and torch.jit.script
+read it as they read the original. Only functions whose source can be read, and calls that are reached through plain
+functions and methods, can be edited; for the rest `edited` gives None.
 
 A site is plain data: for each function from the module's forward to the call, its name, a digest of its source and the
-index of the call expression within it. It says where to look, never what to run.
+index of the call expression within it. It only locates code, and never contains any.
 
 >>> import torch
 >>> from torch import nn
@@ -116,7 +116,7 @@ def site_of(base: type, chain: Chain) -> Site | None:
 
     Args:
         base: The class of the module whose forward made the call.
-        chain: Where the call stands, as recorded.
+        chain: The place of the call, as recorded.
     """
     function = _function(base, "forward")
     steps: list[tuple[str, str, int]] = []
@@ -168,10 +168,10 @@ def edited(base: type, edits: Sequence[tuple[Site, Edit]]) -> dict[str, Function
 
     Args:
         base: The class.
-        edits: A site and what to do there, for each call.
+        edits: A site and its edit, for each call.
 
     Returns:
-        Methods by name, `forward` among them; None where the source is not what it was, or cannot be edited.
+        Methods by name, `forward` among them; None if the source has changed, or cannot be edited.
     """
     forward = _function(base, "forward")
     if forward is None or not edits:

@@ -1,4 +1,4 @@
-"""From masks to the units that leave, rounded to the widths asked for; and back to masks of everything that leaves.
+"""From masks to the units that are removed, rounded to the widths asked for; and back to masks of everything removed.
 
 >>> import torch
 >>> from torch import nn
@@ -29,7 +29,7 @@ __all__ = ["dropped", "dropped_lines", "extended", "rounded"]
 
 
 def dropped_lines(structure: Structure, masks: Masks) -> dict[tuple[str, int], np.ndarray]:
-    """For every masked parameter axis which positions are dropped whole."""
+    """For every masked parameter axis, the positions that are dropped whole."""
     masks = _first_names(structure, masks)
     found = {}
     for name, axis in structure.slots:
@@ -68,7 +68,7 @@ def dropped(
     coupling: str,
     lines: Mapping[tuple[str, int], np.ndarray] | None = None,
 ) -> dict[int, np.ndarray]:
-    """For every group which units the masks drop; `lines` are those of `dropped_lines`, where known."""
+    """For every group, the units that the masks drop; `lines` are those of `dropped_lines`, where known."""
     lines = dropped_lines(structure, masks) if lines is None else lines
     unmasked = structure.follower.unmasked
     lines = {place: line for place, line in lines.items() if place not in unmasked} if unmasked else lines
@@ -123,9 +123,8 @@ def _agree(group: Group, lines: Mapping[tuple[str, int], np.ndarray]) -> None:
             other = seen[0].name if seen else slot.name
             raise MaskMismatchError(
                 f"masks of {slot.name!r} and {other!r} disagree on the {group.count} channels they share (group "
-                f"{group.name!r}); prune with granularity='channel', or pass coupling='union' to let "
-                f"only those leave that "
-                "all members dropped"
+                f"{group.name!r}); prune with granularity='channel', or pass coupling='union' to remove only those "
+                "that all members dropped"
             )
         seen = (slot, line.all(axis=1))
 
@@ -137,12 +136,12 @@ def rounded(
 
     Args:
         structure: The groups.
-        gone: For each group one flag per unit: whether it leaves.
+        gone: For each group one flag per unit: whether it is removed.
         round_to: Widths become a multiple of this.
-        at_least: The least number of units of a group that stay.
+        at_least: The least number of units of a group that remain.
 
     Returns:
-        The flags, with fewer units leaving.
+        The flags, with fewer units removed.
     """
     found = {}
     for index, bits in gone.items():
@@ -159,7 +158,7 @@ def rounded(
 
 
 def _width(group: Group) -> int:
-    """The number of positions that one unit takes on the axis that puts it out, or of a head that gets smaller."""
+    """The number of positions that one unit takes on its output axis, or of a head that gets smaller."""
     if group.within:
         return group.within
     slot = next((slot for slot in group.slots if slot.role == "out"), group.slots[0])
@@ -173,7 +172,7 @@ def extended(
     model: nn.Module,
     lines: Mapping[tuple[str, int], np.ndarray] | None = None,
 ) -> Masks:
-    """The masks, and every slice of every parameter that leaves: batch norm, biases and consumers as well."""
+    """The masks, and every slice of every parameter that is removed: batch norm, biases and consumers as well."""
     lines = lines or {}
     found: dict[str, torch.Tensor | Lines] = {name: masks.lines(name) or masks[name] for name in masks}
     parameters = tensors_of(model)

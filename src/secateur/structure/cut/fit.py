@@ -1,4 +1,4 @@
-"""Fit: complete a plan so that the cut model's own forward runs with its new widths, or say what must stay.
+"""Fit: complete a plan so that the cut model's own forward runs with its new widths, or return the labels to lock.
 
 The cut model is recorded on meta tensors and compared, operator by operator, with the shapes that the labels say it
 must have. At the first operator that disagrees, an attribute of the module that holds the old width is set; if that
@@ -40,7 +40,7 @@ __all__ = ["Fitted", "draft", "fit"]
 
 _ROUNDS = 400
 _RESYNC, _AGREE = 200, 4
-"""How many operators may be missing in one of two recordings, and how many must agree behind them."""
+"""How many operators may be missing in one of two recordings, and how many must agree after them."""
 _NORMS = frozenset(
     {
         "native_group_norm",
@@ -50,9 +50,9 @@ _NORMS = frozenset(
         "mean",
         "_fused_rms_norm",
     }
-)  # torch takes a root-mean-square norm apart into a mean
+)  # torch decomposes a root-mean-square norm into a mean
 _UNCOMPARED = frozenset({"clone", "_to_copy", "detach", "alias", "empty", "lift_fresh"})
-"""Operators that are there or not depending on strides, and change no value."""
+"""Operators that occur or not depending on strides, and change no value."""
 _SEVERAL_RESULTS = ("split", "unbind", "chunk", "unsafe_split", "unsafe_chunk", "tensor_split")
 
 
@@ -65,7 +65,7 @@ _SOLVED: weakref.WeakKeyDictionary[Trace, ShrinkPlan] = weakref.WeakKeyDictionar
 class Fitted:
     """A plan that runs, or the `locks` to set before another is made.
 
-    `tried` is False where every operator of the forward takes its sizes from its tensors: then it was not run again.
+    `tried` is False if every operator of the forward takes its sizes from its tensors: then it was not run again.
     """
 
     plan: ShrinkPlan
@@ -142,8 +142,8 @@ def fit(
     Args:
         structure: The groups and locks of the model.
         model: The model before the cut; it is not changed.
-        example: What the forward is recorded on.
-        alive: For every label whether it stays.
+        example: The input that the forward is recorded on.
+        alive: For every label, whether it remains.
         careful: Record the cut forward even where it takes all its sizes from its tensors.
 
     Returns:
@@ -171,7 +171,7 @@ class _Search:
         self.drafted: Mapping[str, Mapping[str, Any]] = {}
 
     def run(self, plan: ShrinkPlan) -> Fitted:
-        """Repair the plan until every operator agrees with the labels, or say which labels to lock."""
+        """Repair the plan until every operator agrees with the labels, or return the labels to lock."""
         at: Mismatch | None = None
         self.drafted = plan.attributes
         before = self.as_before(plan)
@@ -190,9 +190,8 @@ class _Search:
         return Fitted(plan, _blame(self.structure, at, self.alive))
 
     def as_before(self, plan: ShrinkPlan) -> ShrinkPlan | None:
-        """The plan with the repairs of the last one of this model, if it left as much of every axis and they help.
-
-        Rewrites that say where something begins depend on which positions leave, and are searched for anew.
+        """The plan with the repairs of the last one of this model, if it kept the same width of every axis and they
+        help. Rewrites of start positions depend on which positions are removed, and are searched for again.
         """
         last = _SOLVED.get(self.structure.trace)
         if last is None or _left(last) != _left(plan):
@@ -203,7 +202,7 @@ class _Search:
         return candidate if self.mismatch(candidate) is None else None
 
     def recording(self, plan: ShrinkPlan) -> Trace:
-        """What is recorded of the forward that a plan leaves."""
+        """The recording of the forward after a plan."""
         for known, found in self.recorded:
             if known is plan:
                 return found
@@ -218,7 +217,7 @@ class _Search:
         return None if at is None else replace(at, calls=found.calls)
 
     def repaired(self, plan: ShrinkPlan, at: Mismatch) -> ShrinkPlan | None:
-        """The plan with one more attribute or rewrite, if that carries the forward past this operator."""
+        """The plan with one more attribute or rewrite, if the forward then runs past this operator."""
         skipped = _skipped(plan)
         for candidate in self.repairs.candidates(plan, at):
             key = (at.progress, repr(candidate.attributes), repr(candidate.rewrites))
@@ -231,9 +230,9 @@ class _Search:
         return None
 
     def undone(self, plan: ShrinkPlan, at: Mismatch) -> ShrinkPlan | None:
-        """The plan without an attribute that an earlier repair set by mistake, where that carries the forward on.
+        """The plan without an attribute that an earlier repair set by mistake, if the forward then runs further.
 
-        A number can be the same as a width and mean something else: 8 heads, and pieces of 8 tokens.
+        A number can equal a width and mean something else: 8 heads, and chunks of 8 tokens.
         """
         parts = at.op.path.split(".") if at.op.path else []
         for place in [".".join(parts[:stop]) for stop in range(len(parts), -1, -1)][:3]:
@@ -251,7 +250,7 @@ class _Search:
         return None
 
     def spread(self, plan: ShrinkPlan, better: ShrinkPlan, at: Mismatch) -> ShrinkPlan:
-        """The same repair for all modules of the class, where that carries the forward past this operator as well."""
+        """The same repair for all modules of the class, if the forward then runs past this operator as well."""
         wider = self.repairs.spread(plan, better, at)
         if wider == better:
             return better
@@ -260,12 +259,12 @@ class _Search:
 
 
 def _left(plan: ShrinkPlan) -> dict[str, dict[int, int]]:
-    """How many positions of every axis a plan leaves."""
+    """How many positions of every axis a plan keeps."""
     return {name: {axis: len(kept) for axis, kept in axes.items()} for name, axes in plan.keep.items()}
 
 
 def _without_attribute(plan: ShrinkPlan, paths: Sequence[str], name: str) -> ShrinkPlan:
-    """The plan in which modules keep an attribute as it is."""
+    """The plan in which an attribute of some modules is not changed."""
     less = {
         path: {key: value for key, value in plan.attributes.get(path, {}).items() if key != name}
         for path in paths
@@ -299,13 +298,13 @@ def _numbers(op: Op) -> list[float]:
 
 
 def _alike(some: list[float], others: list[float]) -> bool:
-    """Whether these are the same numbers, but for how they were rounded."""
+    """Whether these are the same numbers up to rounding."""
     close = (a == b or math.isclose(a, b, rel_tol=1e-12) for a, b in zip(some, others))
     return len(some) == len(others) and all(close)
 
 
 def _plain_name(op: Op) -> str:
-    """An operator's name; ways to say the same are one."""
+    """An operator's name, the same for equivalent operators."""
     name = op.name.removeprefix("_unsafe_").removeprefix("unsafe_")
     return "split" if name in ("split_with_sizes", "chunk") else name
 
@@ -313,14 +312,14 @@ def _plain_name(op: Op) -> str:
 def _mismatch(
     structure: Structure, found: Trace, alive: np.ndarray, skipped: tuple[str, ...]
 ) -> Mismatch | None:
-    """Compare the cut model's operators with what the labels say; None where all agree."""
+    """Compare the cut model's operators with the labels; None if all agree."""
     old = [op for op in structure.trace.ops if op.name not in _UNCOMPARED and not within(op.path, skipped)]
     new = [op for op in found.ops if op.name not in _UNCOMPARED and not within(op.path, skipped)]
-    free = False  # behind an operator whose result is as long as the values say, only what is labelled is compared
+    free = False  # after an operator whose output size depends on values, only labelled axes are compared
     for index, (op, other) in enumerate(_side_by_side(old, new, found.error is not None)):
         free |= torch.Tag.dynamic_output_shape in op.overload.tags
         if other is None and found.error is None:
-            break  # fewer operators and no error: a forward that took another way; the proof will tell
+            break  # fewer operators and no error: the forward took another branch; the proof decides
         if other is None or _plain_name(other) != _plain_name(op):
             if other is not None and found.error is None and len(old) != len(new):
                 continue
@@ -336,8 +335,8 @@ def _mismatch(
 def _side_by_side(old: list[Op], new: list[Op], failed: bool) -> Iterator[tuple[Op, Op | None]]:
     """The operators of two recordings of a forward, in pairs; None where the second has ended.
 
-    Where one has operators that the other lacks, as a table that is worked out once and then kept, they are left out:
-    the pairs go on where the next operators are again those of the same modules.
+    Where one has operators that the other lacks, such as a table that is computed once and cached, they are left out:
+    the pairs continue where the next operators are again those of the same modules.
     """
     first = second = 0
     while first < len(old):
@@ -367,7 +366,7 @@ def _ahead(old: list[Op], new: list[Op]) -> tuple[int, int] | None:
 
 
 def _wanted(structure: Structure, op: Op, alive: np.ndarray) -> list[tuple[int, ...] | None]:
-    """The shapes an operator's results must have once cut; what was empty has no labels that could say one."""
+    """The shapes that an operator's results must have once cut; an empty tensor has no labels for one."""
     return [structure.kept_shape(ref, alive) for ref in op.results() if 0 not in ref.shape]
 
 
@@ -394,7 +393,7 @@ def _disagreement(
 
 
 def _blame(structure: Structure, at: Mismatch, alive: np.ndarray) -> list[Lock]:
-    """The labels that leave at the operator where the cut model goes astray."""
+    """The labels that are removed at the first operator that disagrees."""
 
     def leaving(ops: list[Op]) -> list[np.ndarray]:
         refs = [ref for op in ops for ref in (*op.refs(), *op.results())]
@@ -404,15 +403,15 @@ def _blame(structure: Structure, at: Mismatch, alive: np.ndarray) -> list[Lock]:
 
     labels = leaving([at.op])
     parts = at.op.path.split(".") if at.op.path else []
-    while not labels and parts:  # a number may not be where the width is that it comes from
+    while not labels and parts:  # a number may occur elsewhere than the width that it depends on
         labels = leaving([op for op in structure.trace.ops if within(op.path, (".".join(parts),))])
         parts = parts[:-1] if at.error is not None else []
     joined = np.unique(np.concatenate(labels)) if labels else np.zeros(0, int)
-    why = "the forward has this width written into it"
+    why = "the forward has this width hard-coded"
     if at.numbers is not None:
         was, would = next((a, b) for a, b in zip_longest(*at.numbers) if a != b)
         why = (
-            f"the forward works a number out from this width, which would be {would:.6g} instead of {was:.6g}"
+            f"the forward computes a number from this width, which would be {would:.6g} instead of {was:.6g}"
         )
     if at.error is not None:
         why += f" ({type(at.error).__name__}: {str(at.error).splitlines()[0][:120] if str(at.error) else ''})"

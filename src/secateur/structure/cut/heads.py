@@ -24,7 +24,7 @@ __all__ = ["FewerHeads", "fewer_heads_"]
 class FewerHeads(nn.MultiheadAttention):
     """The same parameters; queries and keys are `num_heads` x `head_dim` wide, values may have another width.
 
-    The scale of the scores stays that of the size the heads had. Without gradients, `nn.TransformerEncoderLayer` hands
+    The scale of the scores stays that of the size the heads had. Without gradients, `nn.TransformerEncoderLayer` passes
     the weights of its attention to one fused operator instead of calling it, and that operator expects heads x size =
     width. It asks `_qkv_same_embed_dim` first, which is therefore False here.
     """
@@ -35,7 +35,7 @@ class FewerHeads(nn.MultiheadAttention):
 
     @_qkv_same_embed_dim.setter
     def _qkv_same_embed_dim(self, value: bool) -> None:
-        """Set by `nn.MultiheadAttention`; what it says is seen from the parameters."""
+        """Set by `nn.MultiheadAttention`; here its value follows from the parameters."""
 
     def forward(
         self,
@@ -135,7 +135,7 @@ class FewerHeads(nn.MultiheadAttention):
         if attn_mask is not None:
             total = F.pad(additive(attn_mask), (0, added))
             if total.dim() == 3:
-                # One mask per head of the whole layer: heads that left took theirs along only if the caller knows.
+                # One mask per head of the whole layer: masks of removed heads are only cut if the caller cuts them.
                 total = total.reshape(batch, -1, *total.shape[1:])
         if padding is not None:
             pad = F.pad(additive(padding), (0, added))[:, None, None, :]
@@ -152,11 +152,11 @@ def fewer_heads_(
         module: The attention layer.
         heads: The number of heads.
         size: The size of a head in queries and keys.
-        before: The size whose scale the scores keep; without it, that which they have now.
-        value_size: The size of a head in the values, where it is another one.
+        before: The size whose scale the scores keep; without it, the present one.
+        value_size: The size of a head in the values, if it differs.
 
     Raises:
-        PlanError: The module is no `nn.MultiheadAttention`.
+        PlanError: The module is not an `nn.MultiheadAttention`.
     """
     if not isinstance(module, nn.MultiheadAttention):
         raise PlanError(f"expected nn.MultiheadAttention, got {type(module).__name__}")

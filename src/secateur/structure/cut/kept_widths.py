@@ -1,12 +1,12 @@
 """A shrink plan as the width that every axis keeps, in a dozen bytes.
 
-A file that holds all tensors of the small model needs no more of a plan than widths: which channels stayed does not
+A file that holds all tensors of the small model needs no more of a plan than widths: which channels remained does not
 matter once every tensor is filled from the file. So the plan that a reader makes keeps the first channels of each axis.
 It is written so only where the plan made from the widths sets the same widths everywhere as the given one. Which
-channels stayed, and for which inputs the cut was proved, is then not in the file.
+channels remained, and for which inputs the cut was proved, is then not in the file.
 
-Axes are taken in the order of the state dict. An axis is foretold to keep what the axis of the same size before it
-kept, or all of it. One bit an axis says whether that is wrong; then the width follows as a varint.
+Axes are taken in the order of the state dict. The predicted width of an axis is that of the previous axis of the same
+size, or the full size. One bit an axis says whether the prediction is wrong; then the width follows as a varint.
 
 >>> from torch import nn
 >>> plan = ShrinkPlan(
@@ -46,11 +46,11 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def encode_widths(plan: ShrinkPlan, small: nn.Module) -> bytes | None:
-    """The widths of a plan; None where they do not say all of it.
+    """The widths of a plan; None if they do not hold all of it.
 
     Args:
         plan: The plan.
-        small: The model that the plan leaves.
+        small: The model after the plan.
 
     Returns:
         The bytes that `plan_of_widths` reads.
@@ -77,7 +77,7 @@ def plan_of_widths(data: bytes | memoryview, model: nn.Module) -> ShrinkPlan:
     """The plan that the widths stand for; it keeps the first channels of every axis.
 
     Args:
-        data: What `encode_widths` gave.
+        data: The result of `encode_widths`.
         model: A freshly built model of the original widths.
 
     Raises:

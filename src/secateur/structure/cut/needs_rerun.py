@@ -1,8 +1,8 @@
-"""Whether a cut model's forward must be run again to see that it works with its new widths.
+"""Whether a cut model's forward must be run again to check that it works with its new widths.
 
 A forward made of torch's own layers, and of operators that take their sizes from their tensors, works as soon as the
-layers' attributes are set. Looked at are operators that were *given* a size on an axis that shrinks, as
-`reshape(b, heads, size)` is; such calls were noted while the forward was recorded.
+layers' attributes are set. The check concerns operators that were *given* a size on an axis that shrinks, such as
+`reshape(b, heads, size)`; such calls were recorded with the forward.
 
 >>> import torch
 >>> from torch import nn
@@ -50,13 +50,13 @@ _FREE = frozenset(
         "leaky_relu", "leaky_relu_", "elu", "elu_", "_prelu_kernel", *FUSED,
     }
 )  # fmt: skip
-"""Operators whose result has the width of what comes in."""
+"""Operators whose result has the width of their input."""
 
 
 def runs_unchanged(
     structure: Structure, model: nn.Module, alive: np.ndarray, skipped: tuple[str, ...] = ()
 ) -> bool:
-    """Whether every operator that shrinks takes its sizes from its tensors; modules in `skipped` see to themselves."""
+    """Whether every operator that shrinks takes its sizes from its tensors; modules in `skipped` are not checked."""
     sizes = moved_sizes(structure, alive)
     if sizes is None:
         return False
@@ -89,7 +89,7 @@ def _free(model: nn.Module, op: Op, sizes: dict[int, tuple[int, ...]], counted: 
 
 
 def moved_sizes(structure: Structure, alive: np.ndarray) -> dict[int, tuple[int, ...]] | None:
-    """The new shape of every tensor that shrinks; None where one would be no rectangle, or only one wide.
+    """The new shape of every tensor that shrinks; None if one would not be rectangular, or only one wide.
 
     An axis of one position is broadcast and squeezed away, which one of two positions is not.
     """
@@ -136,7 +136,7 @@ def _over_moved(op: Op, sizes: dict[int, tuple[int, ...]]) -> bool:
 
 
 def _adapts(structure: Structure, call: FunctionCall, sizes: dict[int, tuple[int, ...]]) -> bool:
-    """Whether the sizes a call was given, as they are, mean what they must once its tensor has shrunk."""
+    """Whether the sizes given to a call are still right once its tensor has shrunk."""
     ops = structure.trace.ops[call.first : call.last]
     if not ops or not ops[0].args or not isinstance(ops[0].args[0], TensorRef):
         return False

@@ -1,5 +1,4 @@
-"""`ShrinkPlan`: what leaves a model, as plain data. It travels as JSON and cuts any freshly built model of the
-same class.
+"""`ShrinkPlan`: a cut as plain data. It is stored as JSON and cuts any freshly built model of the same class.
 
 >>> import torch
 >>> from torch import nn
@@ -48,34 +47,35 @@ __all__ = ["ShrinkPlan", "cut_tensor", "owner"]
 
 VERSION = 1
 DEPTH_VERSION = 2
-"""The version of plans in which layers leave; earlier readers refuse it."""
+"""The version of plans that remove layers; earlier readers refuse it."""
 _Value = TypeVar("_Value")
 
 
 Kept = Sequence[int] | np.ndarray
-"""The indices of an axis that stay."""
+"""The indices of an axis that remain."""
 KnownIndices = dict[tuple[int, torch.device], torch.Tensor]
 """Indices as tensors, by the identity of the sequence they come from and their device."""
 
 
 @dataclass(frozen=True)
 class ShrinkPlan:
-    """What leaves a model, as plain data.
+    """A cut as plain data.
 
-    A plan that came in a file is not trusted: applied to a model it cuts tensors and makes widths smaller, and whatever
-    else it asks for is refused before the model is touched.
+    A plan from a file is not trusted: applied to a model it cuts tensors and decreases widths, and anything else is
+    refused before the model is changed.
 
     Attributes:
-        keep: `keep[name][axis]` are the indices of a tensor's axis that stay, ascending.
+        keep: `keep[name][axis]` are the indices of a tensor's axis that remain, ascending.
         attributes: `attributes[module]` are the widths to set on a module, or fields of the model's configuration.
         rewrites: `rewrites[module]` are the calls in a module's forward whose sizes are replaced.
         shapes: The shape of every tensor before it is cut.
         model: The name of the model's class.
         proof: For which shapes and modes the cut model was proved equal, if it was.
-        layers: `layers[container]` are the keys of the entries of an `nn.Sequential` or `nn.ModuleList` that stay; what
-            stays is counted anew. Containers have the names of the model before; all other names in the plan are those
-            that the model has once these entries are out.
-        factors: `factors[layer]` is the rank of a layer that two smaller ones stand for; done before all else.
+        layers: `layers[container]` are the keys of the entries of an `nn.Sequential` or `nn.ModuleList` that remain,
+            which are renumbered. Containers have the names of the model before; all other names in the plan are those
+            that the model has without the other entries.
+        factors: `factors[layer]` is the rank of a layer that is replaced by two smaller ones; done before everything
+            else.
     """
 
     keep: Mapping[str, Mapping[int, Sequence[int]]]
@@ -211,7 +211,9 @@ class ShrinkPlan:
         )
 
     def _factors_then(self, second: ShrinkPlan) -> dict[str, int]:
-        """The layers that both plans factorise; a `PlanError` where the second would factorise what was cut before."""
+        """The layers that both plans factorise; a `PlanError` if the second would factorise a layer that was cut
+        before.
+        """
         first_cuts = bool(self.keep or self.layers or self.attributes or self.rewrites)
         again = [name for name in second.factors if name.rpartition(".")[0] in self.factors]
         if second.factors and (first_cuts or again):
@@ -250,7 +252,7 @@ class ShrinkPlan:
         return len(self.keep.get(name, {}).get(axis, range(before)))
 
     def name_after(self, name: str) -> str | None:
-        """What a tensor or module is called once the plan's layers are out; None where it leaves with them.
+        """The name of a tensor or module once the plan's layers are removed; None if it is removed with them.
 
         Args:
             name: Its name in the model before.
@@ -341,7 +343,7 @@ class ShrinkPlan:
 
 
 def _factorised(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
-    """The model with two layers for each that a plan factorises; a `PlanError` where that cannot be."""
+    """The model with two layers for each that a plan factorises; a `PlanError` if that is not possible."""
     try:
         return replace_(model, ranks)
     except SecateurError as error:
@@ -362,7 +364,9 @@ def _each(data: object, read: Callable[[object], _Value]) -> dict[str, _Value]:
 
 
 def _renamed(named: Mapping[str, _Value], layers: Mapping[str, Sequence[str]]) -> dict[str, _Value]:
-    """What belongs to tensors or modules, under the names they have once layers left; what leaves is left out."""
+    """Entries by tensor or module, renamed for the model without the removed layers; those of removed ones are left
+    out.
+    """
     if not layers:
         return dict(named)
     after = {name: name_after(name, layers) if name else "" for name in named}
@@ -370,9 +374,9 @@ def _renamed(named: Mapping[str, _Value], layers: Mapping[str, Sequence[str]]) -
 
 
 def _keys(data: object) -> tuple[str, ...]:
-    """The keys of entries that stay."""
+    """The keys of the entries that remain."""
     if not isinstance(data, list) or not all(isinstance(key, str) and key and "." not in key for key in data):
-        raise ValueError("expected the layers that stay as a list of keys")
+        raise ValueError("expected the layers that remain as a list of keys")
     return tuple(data)
 
 
@@ -443,7 +447,7 @@ def cut_tensor(
 
 
 def _format_of(tensor: torch.Tensor) -> torch.memory_format:
-    """How a tensor lies in memory: channels last where it does, else row after row."""
+    """The memory format of a tensor: channels last or contiguous."""
     for rank, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
         if tensor.dim() == rank and tensor.is_contiguous(memory_format=layout) and not tensor.is_contiguous():
             return layout

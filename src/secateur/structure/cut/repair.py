@@ -1,8 +1,10 @@
-"""Repairs: what makes a cut model's forward run again: an attribute set to its new width, or one call given new sizes.
+"""Repairs: changes with which a cut model's forward runs again: an attribute set to its new width, or one call with new
+sizes.
 
-The cut model is run and compared with the original, operator by operator. Where they part (a `Mismatch`), `Repairs`
-gives plans with one more change each, the simplest first: an attribute of the module or its parents that holds the old
-width, then a rewrite of the call that made the operator. What helped one module is tried on all of its class at once.
+The cut model is run and compared with the original, operator by operator. Where they differ (a `Mismatch`), `Repairs`
+yields plans with one more change each, the simplest first: an attribute of the module or its parents that holds the old
+width, then a rewrite of the call that made the operator. A change that helped one module is tried on all of its class
+at once.
 
 >>> import torch
 >>> from torch import nn
@@ -35,12 +37,12 @@ __all__ = ["Mismatch", "Repairs", "integers", "with_counts", "with_fewer_heads",
 
 @dataclass(frozen=True)
 class Mismatch:
-    """The first operator of the original that the cut model does not follow as it should.
+    """The first operator of the original with which the cut model disagrees.
 
     Attributes:
         op: The operator of the original.
-        wanted: The shapes its results must have once cut; None where that is no rectangle.
-        error: What the cut model's forward raised, if anything.
+        wanted: The shapes its results must have once cut; None if that is not rectangular.
+        error: The exception of the cut model's forward, if any.
         progress: How many operators agreed.
         numbers: The plain fractions among the operator's arguments, before and now, where they differ.
         calls: The size-taking calls that the cut model's forward made.
@@ -89,7 +91,7 @@ class Repairs:
         structure: The structure of the original.
         model: The original.
         example: The example it was recorded on.
-        alive: Which labels stay.
+        alive: Which labels remain.
     """
 
     structure: Structure
@@ -103,7 +105,7 @@ class Repairs:
 
         Args:
             plan: The plan so far.
-            at: Where the cut model goes astray with it.
+            at: Where the cut model disagrees with it.
 
         Yields:
             The plan with one more change.
@@ -174,7 +176,7 @@ class Repairs:
 
     # -- for all modules of a class ------------------------------------------------------------------------------------
     def spread(self, plan: ShrinkPlan, better: ShrinkPlan, at: Mismatch) -> ShrinkPlan:
-        """What helped one module, for all modules of the same class, each with its own widths.
+        """Apply a change that helped one module to all modules of its class, each with its own widths.
 
         Args:
             plan: The plan before.
@@ -182,7 +184,7 @@ class Repairs:
             at: The mismatch that it helped against.
 
         Returns:
-            `better` with more changes, which still have to be tried.
+            `better` with more changes, which are still to be tried.
         """
         wider = better
         for path in {*better.attributes, *better.rewrites}:
@@ -257,7 +259,7 @@ class Repairs:
     def _given_alike(
         self, call: FunctionCall, alike: Mismatch, template: FunctionCall, at: Mismatch
     ) -> tuple[int, ...] | None:
-        """The sizes another module's cut forward will ask for, judging by what this one's asked for."""
+        """The sizes that another module's cut forward will ask for, by analogy with this one's."""
         given = next((now.sizes for now in at.calls if now.numbers[:1] == template.numbers[:1]), None)
         wanted, theirs = self._kept(at.op.results()[0]), self._kept(alike.op.results()[0])
         if given is None or call.sizes is None or template.sizes is None or wanted is None or theirs is None:
@@ -289,7 +291,7 @@ class Repairs:
         return self.structure.trace.ops[call.first : call.last]
 
     def _pieces(self, call: FunctionCall, at: Mismatch) -> Rewrite | None:
-        """The pieces of an axis, each with what is left of it."""
+        """The pieces of an axis, each with its remaining length."""
         source = self._ops(call)[0]
         axis = source.arg(2, "dim", 0) % len(source.args[0].shape)
         shapes = [self._kept(ref) for ref in at.op.results()]
@@ -299,7 +301,7 @@ class Repairs:
         return Rewrite(call.function, 0, sizes)
 
     def _shaped(self, call: FunctionCall, given: tuple[int, ...] | None) -> Rewrite | None:
-        """A shape in which what moved has its new size, and what follows the inputs goes on following them."""
+        """A shape in which changed sizes have their new value, and sizes that depend on the inputs still do."""
         ops = self._ops(call)
         ref = ops[-1].results()[0]
         shape, asked = self._kept(ref), call.sizes
@@ -318,7 +320,7 @@ class Repairs:
         if not new and -1 not in asked and self._input_moved(ops[0]):
             new = {position: size for position, size in sizes if position not in free}
         if call.function in ("view", "reshape"):
-            # A size worked out from another one (C // heads) can have moved with a cut width without being wanted to.
+            # A size computed from another one (C // heads) can change with a cut width by mistake.
             for position, size in sizes[1:]:
                 if position > 1 and position not in free:
                     new.setdefault(position, size)
@@ -347,7 +349,7 @@ class Repairs:
         return found
 
     def _pad(self, call: FunctionCall) -> Rewrite | None:
-        """Padding that counts only what is left of the channels it adds."""
+        """Padding that adds only the remaining channels."""
         op = next((op for op in self._ops(call) if op.name == "constant_pad_nd"), None)
         if op is None:
             return None
@@ -364,7 +366,7 @@ class Repairs:
         return Rewrite("pad", 0, tuple(new)) if new else None
 
     def _slice(self, call: FunctionCall, op: Op) -> Rewrite | None:
-        """A slice with the bounds it has once the positions before and within it have left."""
+        """A slice with the bounds that it has once positions before and within it are removed."""
         x = op.args[0]
         axis = op.arg(1, "dim", 0) % len(x.shape)
         part = self.structure.follower.of(x).at(axis)
@@ -384,7 +386,7 @@ class Repairs:
 
     # -- numbers -------------------------------------------------------------------------------------------------------
     def _old_scales(self, plan: ShrinkPlan, op: Op) -> Iterator[ShrinkPlan]:
-        """Attention scaled as by the size its heads had: torch works its scale out from the size they have."""
+        """Attention scaled by the original size of its heads: torch computes its scale from the present size."""
         table: Mapping[int, Rewrite] = getattr(self.model.get_submodule(op.path), "_secateur_sizes", {})
         cut_before = table.get(-1)
         have = plan.rewrites.get(op.path, ())
@@ -401,7 +403,7 @@ class Repairs:
 def _new_sizes(
     moved: Sequence[tuple[int, int]], now: Sequence[int], free: set[int]
 ) -> dict[int, int | tuple[int, int]]:
-    """The sizes that moved, by position; of those that follow the inputs, the fraction of what is asked `now`."""
+    """The changed sizes, by position; for those that depend on the inputs, the fraction of the size asked for `now`."""
     new: dict[int, int | tuple[int, int]] = {}
     for position, size in moved:
         if position not in free:
@@ -412,7 +414,7 @@ def _new_sizes(
 
 
 def _fraction(new: int, old: int) -> int | tuple[int, int]:
-    """`new` as a fraction of `old`, in lowest terms; as it is where `old` is nothing to go by."""
+    """`new` as a fraction of `old`, in lowest terms; unchanged if `old` is 0."""
     if old < 1:
         return new
     common = math.gcd(new, old)
@@ -434,7 +436,7 @@ def _with_rewrite(plan: ShrinkPlan, path: str, *items: Rewrite) -> ShrinkPlan:
 
 
 def _old_numbers(plan: ShrinkPlan, at: Mismatch) -> Iterator[ShrinkPlan]:
-    """The plan in which numbers that the forward works out from a width are given as they were."""
+    """The plan in which numbers that the forward computes from a width keep their old values."""
     assert at.numbers is not None
     have = plan.rewrites.get(at.op.path, ())
     if len(at.numbers[0]) != len(at.numbers[1]):
@@ -451,7 +453,7 @@ def with_counts(structure: Structure, plan: ShrinkPlan, alive: np.ndarray) -> Sh
     Args:
         structure: The structure of the original.
         plan: The plan so far.
-        alive: Which labels stay.
+        alive: Which labels remain.
     """
     rewrites = {path: list(items) for path, items in plan.rewrites.items()}
     for follower in (structure.follower, *structure.more):
@@ -467,9 +469,9 @@ def with_counts(structure: Structure, plan: ShrinkPlan, alive: np.ndarray) -> Sh
 
 
 def with_sites(structure: Structure, model: nn.Module, plan: ShrinkPlan) -> ShrinkPlan:
-    """The plan in which rewrites know where in the source their calls stand, for modules where all of them can.
+    """The plan in which rewrites know the place of their calls in the source, for modules where all of them can.
 
-    A call that stands in a loop is made several times from one place. It has a site if all of them get the same sizes.
+    A call in a loop is made several times from one place. It has a site if all of them get the same sizes.
 
     Args:
         structure: The structure of the original.
@@ -546,7 +548,7 @@ def _fewer_heads(
 def _rows_of_heads(
     structure: Structure, module: Any, path: str, alive: np.ndarray
 ) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """The number and the size of the heads that stay, of queries and of values; None where they are no rectangle."""
+    """The number and the size of the remaining heads, of queries and of values; None if they are not rectangular."""
     width = module.num_heads * module.head_dim
     if module.in_proj_weight is not None:
         lines = [
@@ -571,13 +573,13 @@ def _rows_of_heads(
 def with_fewer_heads(
     structure: Structure, model: nn.Module, plan: ShrinkPlan, alive: np.ndarray
 ) -> ShrinkPlan:
-    """The plan with its rewrite for every torch attention layer of which heads leave.
+    """The plan with its rewrite for every torch attention layer that loses heads.
 
     Args:
         structure: The structure of the original.
         model: The original.
         plan: The plan so far.
-        alive: Which labels stay.
+        alive: Which labels remain.
     """
     for path in [
         name.rpartition(".")[0] for name in plan.keep if name.endswith(("in_proj_weight", "q_proj_weight"))
@@ -589,7 +591,7 @@ def with_fewer_heads(
 
 
 def _heads_leave(structure: Structure, path: str, alive: np.ndarray) -> bool:
-    """Whether rows of an attention layer's queries leave."""
+    """Whether rows of an attention layer's queries are removed."""
     names = (f"{path}.in_proj_weight", f"{path}.q_proj_weight")
     lines = [structure.slots.get((structure.trace.aliases.get(name, name), 0)) for name in names]
     return any(line is not None and not bool(alive[line].all()) for line in lines)

@@ -1,9 +1,8 @@
-"""Rewrites: where a forward has a width written into it, the call that uses it gets the new one.
-
-Some forwards compute a size from something else than the tensor at hand (`x.reshape(B, N, C)` after heads left), and no
-attribute can be set to help. Such a module becomes a subclass of its class with the same parameters, in which that one
-call is given other sizes. Only positions that the cut moved are replaced: a width by its new value, a size that follows
-the input (batch times heads) by a fraction of what the forward asks for. So batch, image size and length stay free.
+"""Rewrites: where a forward has a hard-coded width, the call that uses it gets the new one. Some forwards compute a
+size from something else than the tensor itself (`x.reshape(B, N, C)` after heads are removed), and no attribute can be
+set to help. Such a module becomes a subclass of its class with the same parameters, in which that one call is given
+other sizes. Only positions that the cut changed are replaced: a width by its new value, a size that depends on the
+input (batch times heads) by a fraction of what the forward asks for. So batch, image size and length are not fixed.
 
 Where the source of the forward can be read, the subclass has that source with other sizes (`call_sites`). Where it
 cannot, the original forward runs under a mode that counts its size-taking calls and changes the n-th.
@@ -65,18 +64,18 @@ _SIZES_OF = {ATTENTION: (2, 2), NUMBER: (2, 2), HEADS: (2, 4), "narrow": (2, 2),
 class Rewrite:
     """Other sizes for one call of a module's forward, as plain data.
 
-    What a position and a value mean depends on the function. For shapes a position is that within the shape, and the
-    value a size, or (a, b) for a/b of the size that the forward asks for. For splits the values are the pieces in
+    The meaning of a position and a value depends on the function. For shapes a position is that within the shape, and
+    the value a size, or (a, b) for a/b of the size that the forward asks for. For splits the values are the pieces in
     order; for pad a position is that within its list; for subscripts one within the index, with a value (start, stop,
     step). For attention, whose calls are not counted (`call` is -1), the values are the size of a head before and now:
-    without a scale of its own it is scaled as before. For a number they are what the forward works out from a width
-    now, and what it was: wherever it multiplies or divides by the one, the other is put in.
+    without an explicit scale it is scaled as before. For a number they are its value computed from the new width, and
+    from the old one: wherever it multiplies or divides by the first, the second is used.
 
     Attributes:
         function: The name of the function that is called.
         call: The number of size-taking calls that the forward makes before this one.
         sizes: (position, value) pairs.
-        site: Where the call stands in the source, if it can be edited there.
+        site: The place of the call in the source, if it can be edited there.
     """
 
     function: str
@@ -103,7 +102,7 @@ class Rewrite:
             data: Plain data.
 
         Raises:
-            ValueError: A value is none that this function takes.
+            ValueError: A value is not one that this function takes.
         """
         if not isinstance(data, Mapping) or not isinstance(data.get("sizes"), list):
             raise ValueError("expected a call as an object with function, call and sizes")
@@ -166,7 +165,7 @@ def with_sizes(
         item: The rewrite.
 
     Returns:
-        What the function gives.
+        The result of the function.
     """
     name, new = item.function, dict(item.sizes)
     if name in PIECES:
@@ -193,7 +192,7 @@ def with_sizes(
 def _with_shape(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], item: Rewrite
 ) -> Any:
-    """Make a call that takes a shape: as keyword, as one argument, or as all the arguments that are left."""
+    """Make a call that takes a shape: as keyword, as one argument, or as all remaining arguments."""
     key = next((key for key in ("size", "shape", "sizes") if key in kwargs), None)
     if key is not None:
         return function(*args, **{**kwargs, key: resized(kwargs[key], *item.sizes)})
@@ -241,7 +240,7 @@ class _Sizes(TorchFunctionMode):
     def _counted_as_before(
         self, name: str, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]
     ) -> torch.Tensor | None:
-        """A mean or a norm over what was cut, with the count it had before; None where it is over something else."""
+        """A mean or a norm over a cut axis, with the count it had before; None if it is over another axis."""
         for counts in self.counted:
             if name in named_alike(counts.function):
                 made: torch.Tensor | None = COUNTED[name](
@@ -260,7 +259,7 @@ class _Sizes(TorchFunctionMode):
         return self.table.get(self.count - 1)
 
     def _as_before(self, value: object) -> object:
-        """A number that is worked out from a width, as it was before the cut."""
+        """A number that is computed from a width, with its value before the cut."""
         if isinstance(value, float):
             for now, before in self.numbers:
                 if value == now:
@@ -274,8 +273,8 @@ _MODULE_FILE = nn.Module._call_impl.__code__.co_filename
 def _in_a_hook(frame: FrameType | None, module: nn.Module) -> bool:
     """Whether a call within a module's forward was made by a hook of one of its parts, not by their forwards.
 
-    Both are run by the part's own call, which has the hook it is running in hand. Hooks come and go without the
-    forward changing, so their calls are not counted.
+    Both are run by the part's own call, whose frame holds the running hook. Hooks are added and removed without a
+    change of the forward, so their calls are not counted.
     """
     while frame is not None:
         caller = frame.f_back
@@ -298,8 +297,8 @@ class RewrittenClass:
     """The subclass of a module class whose forward has other sizes.
 
     Its source is edited where every rewrite has a site that still fits; else it runs under a mode. Every model that is
-    cut or loaded has classes of its own: one that two of them shared would let one model change how the other runs.
-    A copy of a module has the class of its original; a pickled one gets a class of its own.
+    cut or loaded has its own classes: with a shared class one model could change how another runs. A copy of a module
+    has the class of its original; a pickled one gets a new class.
 
     Args:
         base: The class.
@@ -339,7 +338,7 @@ def _all_sited(table: Mapping[int, Rewrite]) -> bool:
 
 
 def class_key(base: type, table: Mapping[int, Rewrite]) -> tuple[object, ...]:
-    """What two modules of a model must agree in to be of the same rewritten class.
+    """The key by which two modules of a model have the same rewritten class.
 
     Args:
         base: The class.
@@ -358,7 +357,7 @@ def _restore(kind: RewrittenClass | type, state: dict[str, Any]) -> nn.Module:
     return module
 
 
-# -- calls as they stand in the source ---------------------------------------------------------------------------------
+# -- calls in the source ---------------------------------------------------------------------------------
 def _edit(item: Rewrite, node: ast.expr, scope: Mapping[str, Any]) -> ast.expr | None:
     """A call expression with the sizes of a rewrite; None where it is written in a way that cannot be edited."""
     if item.function == "__getitem__":
@@ -439,7 +438,7 @@ def _edited_subscript(item: Rewrite, node: ast.expr) -> ast.expr | None:
 
 
 def _edited_sizes(item: Rewrite, node: ast.expr) -> ast.expr:
-    """An expression for several sizes: its elements where it is written as a tuple or list, else what it gives."""
+    """An expression for several sizes: its elements if it is written as a tuple or list, else its value."""
     if isinstance(node, (ast.Tuple, ast.List)) and not any(isinstance(e, ast.Starred) for e in node.elts):
         for position, value in item.sizes:
             node.elts[position] = _edited_size(node.elts[position], value)
@@ -464,13 +463,15 @@ def _edited_size(node: ast.expr, value: Value) -> ast.expr:
 
 
 def _constant(value: int | float) -> ast.expr:
-    """A number as an expression; a negative one as it is written, which TorchScript wants."""
+    """A number as an expression; a negative one as a unary minus, which TorchScript requires."""
     return ast.UnaryOp(ast.USub(), ast.Constant(-value)) if value < 0 else ast.Constant(value)
 
 
 # -- several rewrites of one module ------------------------------------------------------------------------------------
 def _joined(before: Mapping[int, Rewrite], new: Mapping[int, Rewrite]) -> dict[int, Rewrite]:
-    """The rewrites of a module that is cut again: what the later cut says of a call goes over the earlier."""
+    """The rewrites of a module that is cut again: the later cut's sizes of a call are combined with the earlier
+    ones.
+    """
     table = dict(before)
     for call, item in new.items():
         if item.function in COUNTED:
@@ -493,7 +494,7 @@ def _joined(before: Mapping[int, Rewrite], new: Mapping[int, Rewrite]) -> dict[i
 
 
 def _over(old: Value | None, new: Value, function: str) -> Value:
-    """A later value of a size over an earlier one: a fraction is of what the earlier left."""
+    """A later value of a size combined with an earlier one: a fraction refers to the earlier result."""
     if function not in SHAPED or old is None or not isinstance(new, tuple):
         return new
     if not isinstance(old, tuple):
@@ -505,7 +506,7 @@ def _over(old: Value | None, new: Value, function: str) -> Value:
 def _counting_on(
     known: Mapping[int, Rewrite], table: Mapping[int, Rewrite], item: Rewrite
 ) -> tuple[Rewrite, int]:
-    """What counted before this cut goes on counting what it did at first; and under which number."""
+    """Fixed counts of an earlier cut, which keep their original number; and the number of their call."""
     (_, before), *rest = item.sizes
     for call, old in known.items():
         if old.function == item.function and old.sizes[1][1] == before and old.sizes[2:] == item.sizes[2:]:
@@ -521,7 +522,7 @@ def one_after_the_other(first: Sequence[Rewrite], second: Sequence[Rewrite]) -> 
         second: Those of the second, made for the module as the first left it.
 
     Returns:
-        Rewrites that do the same to the original module.
+        Rewrites with the same effect on the original module.
 
     >>> thinner, fewer = Rewrite(HEADS, -1, ((0, 3), (1, 2), (2, 4))), Rewrite(HEADS, -1, ((0, 1), (1, 2)))
     >>> one_after_the_other([thinner], [fewer])[0].sizes
@@ -588,7 +589,7 @@ def rewrite_(
     """Give a module its rewrites, in place.
 
     Args:
-        module: The module; its class becomes a subclass of what it was.
+        module: The module; its class becomes a subclass of its present one.
         items: The rewrites.
         classes: The classes that modules of the same model have been given so far, by `class_key`.
 

@@ -1,7 +1,6 @@
-"""`Runs`: ascending indices stored as runs of neighbours, which take no memory until they are used.
-
-A plan in a file says which slices stay as runs [first, length, first, length, ...]. A hostile one may claim 2**60
-indices in twenty bytes, so nothing is expanded before the runs have been compared with a tensor's shape.
+"""`Runs`: ascending indices stored as runs of neighbours, which take no memory until they are used. A plan in a file
+stores the remaining slices as runs [first, length, first, length, ...]. A hostile one may claim 2**60 indices in twenty
+bytes, so nothing is expanded before the runs have been compared with a tensor's shape.
 
 >>> runs = Runs.parse([0, 2, 5, 1])
 >>> list(runs), len(runs), runs[-1], runs == (0, 1, 5)

@@ -1,8 +1,7 @@
-"""A trial cut: which groups of a model a cut would lock, found before anything is chosen.
-
-Some widths are written into a forward in a way that no attribute and no rewrite can mend, which shows only when the
-cut forward is recorded. The trial cuts half of every group, as `shrink` would, and locks whole groups where that does
-not run. What is left is what `prune` may offer, what `explain` reports, and what `shrink` cuts.
+"""A trial cut: it finds, before anything is chosen, the groups that a cut would lock. Some widths are hard-coded in a
+forward in a way that no attribute and no rewrite can repair, which shows only when the cut forward is recorded. The
+trial cuts half of every group, as `shrink` would, and locks whole groups where that does not run. The remaining groups
+are those that `prune` offers, `explain` reports, and `shrink` cuts.
 
 >>> import torch
 >>> from torch import nn
@@ -45,7 +44,7 @@ def without_locked(
     Args:
         structure: The groups and locks that the labels give.
         model: The model; it is not changed.
-        example: What its forward is recorded on.
+        example: The input that its forward is recorded on.
         wanted: Which groups to cut in the trial.
         which: The name of this choice; one trial is made for each name.
 
@@ -77,7 +76,7 @@ def _tried(
 
 
 def _half(group: Group) -> np.ndarray:
-    """One flag per unit: the first half stays, as many as a budget of a half leaves."""
+    """One flag per unit: the first half remains, as many as a budget of a half keeps."""
     return np.arange(group.count) < group.count - min(round(group.count / 2), group.count - 1)
 
 

@@ -1,7 +1,7 @@
 """Widths: the attributes of layers that repeat the shapes of their parameters.
 
-A cut parameter has a new shape; `nn.Linear.in_features` and its like must say the same. One function per kind of layer
-works them out from the shapes its tensors will have.
+A cut parameter has a new shape; `nn.Linear.in_features` and its like must agree with it. One function per kind of layer
+computes them from the shapes its tensors will have.
 
 >>> from torch import nn
 >>> widths_of(nn.Linear(4, 3), {"weight": (2, 4)}, None)
@@ -25,7 +25,7 @@ Widths = dict[str, int | tuple[int, ...]]
 
 
 class _Shapes:
-    """The shapes a module's tensors will have: those that change as told, all others as they are."""
+    """The shapes a module's tensors will have: those that change as given, all others unchanged."""
 
     def __init__(self, module: nn.Module, changed: Mapping[str, Shape], grouped: str | None):
         self.module, self.changed, self.grouped = module, changed, grouped
@@ -47,7 +47,7 @@ def widths_of(module: nn.Module, shapes: Mapping[str, Shape], grouped: str | Non
         grouped: For a grouped convolution "whole" where whole groups leave, else "pattern"; None for others.
 
     Returns:
-        The attributes to set, without those that stay as they are.
+        The attributes to set, without those that do not change.
     """
     found = _Shapes(module, shapes, grouped)
     kind = next((kind for kind in _KINDS if isinstance(module, kind)), None)

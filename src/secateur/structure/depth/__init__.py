@@ -1,16 +1,17 @@
-"""Depth: which blocks of a model can leave whole, and the model without them.
+"""Depth: which blocks of a model can be removed whole, and the model without them.
 
-A block is an entry of an `nn.Sequential` or `nn.ModuleList`. It can leave where its branches are added to its input,
-and what else is between its input and its output disappears with them. The recorded forward says so, never a name:
+A block is an entry of an `nn.Sequential` or `nn.ModuleList`. It can be removed if its branches are added to its input,
+and everything else between its input and its output vanishes with them. The recorded forward decides this, never a
+name:
 
     x ──┬── norm ── attention ──┐
         └───────────────────────+── y        residual: with zeros for weights, y is x, exactly
     x ──┬── attention ──┐
         └───────────────+── norm ── y        normalised: a norm of x is left; the block is bypassed
 
-In reading order: `zeros` (what an operator makes of tensors that are 0), `blocks` (`find_blocks`), `bypass`
-(`bypass_`: a block hands its input on), `entries` (the entries of containers that stay: names before and after, and how
-the others are taken out), `leaving` (the blocks that masks drop, and the model without them).
+In reading order: `zeros` (the result of an operator on tensors that are 0), `blocks` (`find_blocks`), `bypass`
+(`bypass_`: a block returns its input), `entries` (the remaining entries of containers: names before and after, and how
+the others are removed), `leaving` (the blocks that masks drop, and the model without them).
 
 >>> import torch
 >>> from torch import nn

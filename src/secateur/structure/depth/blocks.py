@@ -1,7 +1,7 @@
-"""`find_blocks`: which blocks of a model can leave whole, found in the recorded forward; and why others cannot.
+"""`find_blocks`: which blocks of a model can be removed whole, found in the recorded forward; and why others cannot.
 
-A block is an entry of an `nn.Sequential` or `nn.ModuleList` that takes one tensor of the stream and gives one of the
-same shape, with at least one addition between them. Two kinds can leave:
+A block is an entry of an `nn.Sequential` or `nn.ModuleList` that takes one tensor of the stream and returns one of the
+same shape, with at least one addition between them. Two kinds can be removed:
 
     residual     where all parameters of the block are 0, every branch is 0 and the output is the input, exactly.
     normalised   where every branch is 0, norms or activations of the input are left (a transformer layer that
@@ -50,7 +50,7 @@ RESIDUAL, NORMALISED = "residual", "normalised"
 
 @dataclass(frozen=True)
 class RemovableBlock:
-    """One block that can leave whole.
+    """One block that can be removed whole.
 
     Attributes:
         path: The module's dotted name, such as "layer1.2".
@@ -72,7 +72,7 @@ class RemovableBlock:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A block with an addition that cannot leave, and why."""
+    """A block with an addition that cannot be removed, and why."""
 
     path: str
     reason: str
@@ -80,21 +80,21 @@ class Refusal:
 
 @dataclass(frozen=True)
 class RemovableBlocks:
-    """The blocks of a model that can leave whole, in its order, and those that cannot."""
+    """The blocks of a model that can be removed whole, in its order, and those that cannot."""
 
     found: tuple[RemovableBlock, ...]
     refused: tuple[Refusal, ...]
 
 
 def find_blocks(model: nn.Module, example: object) -> RemovableBlocks:
-    """Find the blocks of a model that can leave whole.
+    """Find the blocks of a model that can be removed whole.
 
     Args:
         model: The model; it is not changed.
         example: What it is called with.
 
     Returns:
-        The innermost blocks that can leave, and those that cannot, with the reason.
+        The innermost blocks that can be removed, and those that cannot, with the reason.
 
     Raises:
         TraceError: The forward could not be recorded with this example.
@@ -125,7 +125,9 @@ def find_blocks(model: nn.Module, example: object) -> RemovableBlocks:
 
 
 def _innermost(found: Sequence[RemovableBlock], refused: Sequence[Refusal]) -> RemovableBlocks:
-    """The blocks without a block inside, and the refusals that say something of no part or whole of theirs."""
+    """The blocks without a block inside, and the refusals that concern neither a part of one nor the whole around
+    it.
+    """
     inner = [block for block in found if not any(_inside(other.path, block.path) for other in found)]
     paths = [block.path for block in inner]
     return RemovableBlocks(
@@ -230,7 +232,7 @@ class _Recorded:
     def judged(
         self, path: str, own: Sequence[str], named: Mapping[str, nn.Parameter]
     ) -> RemovableBlock | Refusal | None:
-        """A block, the reason why it is none, or None where it adds nothing to its input."""
+        """A block, the reason why it is not removable, or None if it adds nothing to its input."""
         ops = self.ops_of.get(path, [])
         if not any(_adds(op) for op in ops):
             return None
@@ -256,13 +258,13 @@ class _Recorded:
                 if walk.ends_in(out):
                     return RemovableBlock(path, kind, tuple(own), out.shape)
         return Refusal(
-            path, "with zeros for its weights its output is not its input: the shortcut has layers of its own"
+            path, "with zeros for its weights its output is not its input: the shortcut has its own layers"
         )
 
     def _entangled(
         self, path: str, ops: Sequence[Op], own: Sequence[str], named: Mapping[str, nn.Parameter]
     ) -> str:
-        """Why a block cannot be taken out by itself; empty where it can."""
+        """Why a block cannot be removed by itself; empty if it can."""
         if ops[-1].index - ops[0].index != len(ops) - 1:
             return "it runs more than once in a forward"
         mine = {id(named[name]) for name in own}
@@ -319,7 +321,9 @@ class _Recorded:
         return False
 
     def unchanged_by(self, op: Op, ref: TensorRef, before: int) -> bool:
-        """Whether an activation changes nothing of a tensor: of one that is never negative, or that it gave itself."""
+        """Whether an activation changes nothing of a tensor: of one that is never negative, or that is its own
+        output.
+        """
         if plain_name(op) == "relu":
             return self.never_negative(ref, before)
         maker = self._maker(ref, before)
@@ -357,7 +361,7 @@ def _adds(op: Op) -> bool:
 
 
 class _Walk:
-    """What becomes of a block's input where the block's parameters are 0, operator by operator.
+    """The effect of a block on its input when the block's parameters are 0, operator by operator.
 
     With kind "normalised", norms and activations of the input are followed as well, whatever their parameters are.
     """
@@ -396,7 +400,7 @@ class _Walk:
             self.same[results[0].id] = carried
 
     def _carried(self, op: Op, result: TensorRef) -> int | None:
-        """The number of additions passed where an operator hands the input on; else None."""
+        """The number of additions passed if an operator passes the input on; else None."""
         name, args = plain_name(op), op.args
         if not args or not isinstance(args[0], TensorRef):
             return None

@@ -1,4 +1,4 @@
-"""`bypass_`: let blocks of a model hand their input on as their output, in place, by hooks.
+"""`bypass_`: let blocks of a model return their input as their output, in place, by hooks.
 
 >>> import torch
 >>> from torch import nn
@@ -26,14 +26,14 @@ __all__ = ["bypass_", "stream_of"]
 
 
 def bypass_(model: nn.Module, paths: Iterable[str]) -> Callable[[], None]:
-    """Let blocks hand their input on: the first tensor that a block gives becomes the one of that shape that it took.
+    """Let blocks return their input: the first output of a block is replaced by its input of the same shape.
 
     Args:
         model: The model; hooks are put on its blocks.
         paths: The dotted names of the blocks.
 
     Returns:
-        A function that takes the hooks off.
+        A function that removes the hooks.
     """
     handles = []
     for path in paths:
@@ -51,11 +51,11 @@ def bypass_(model: nn.Module, paths: Iterable[str]) -> Callable[[], None]:
 def stream_of(
     inputs: Iterable[torch.Tensor], output: object
 ) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
-    """The tensor that a block takes in and the one that it gives out: the first two of one shape, of floating point.
+    """The input and the output of a block that form the stream: the first two floating-point tensors of one shape.
 
     Args:
         inputs: The tensors that the block was called with.
-        output: What it gave.
+        output: Its output.
     """
     given = [each for each in inputs if each.is_floating_point()]
     for out in tensors_in(output):
@@ -66,7 +66,7 @@ def stream_of(
 
 
 class _Kept:
-    """What a block was called with, until it has run; by thread, as several passes may be under way at once."""
+    """The inputs of a block until it has run; by thread, because several passes may run at once."""
 
     def __init__(self) -> None:
         self.inputs: dict[int, list[torch.Tensor]] = {}

@@ -1,7 +1,6 @@
-"""The entries of `nn.Sequential` and `nn.ModuleList` that stay: their names, and how the others are taken out.
-
-`Entries` says, by the container's name in the model before, which keys stay. Keys that are numbers are counted anew, as
-`nn.Sequential` and `nn.ModuleList` count; others stay as they are.
+"""The remaining entries of `nn.Sequential` and `nn.ModuleList`: their names, and how the others are removed. `Entries`
+lists, by the container's name in the model before, the keys that remain. Numeric keys are renumbered, as
+`nn.Sequential` and `nn.ModuleList` number; others do not change.
 
 >>> entries = {"layer1": ("0", "2")}
 >>> [name_after(name, entries) for name in ("conv.weight", "layer1.1.weight", "layer1.2.weight")]
@@ -30,15 +29,15 @@ __all__ = [
 ]
 
 Entries = Mapping[str, Sequence[str]]
-"""By the name of a container the keys of the entries that stay, in order."""
+"""By the name of a container the keys of the remaining entries, in order."""
 
 
 def name_after(name: str, entries: Entries) -> str | None:
-    """What a module or tensor is called once the other entries are out; None where it leaves.
+    """The name of a module or tensor once the other entries are removed; None if it is removed.
 
     Args:
         name: The name before.
-        entries: The entries that stay.
+        entries: The entries that remain.
     """
     if not entries:
         return name
@@ -60,7 +59,7 @@ def name_before(name: str, entries: Entries) -> str:
 
     Args:
         name: The name after.
-        entries: The entries that stay.
+        entries: The entries that remain.
     """
     found: list[str] = []
     for part in name.split("."):
@@ -71,11 +70,11 @@ def name_before(name: str, entries: Entries) -> str:
 
 
 def entries_then(first: Entries, second: Entries) -> dict[str, tuple[str, ...]]:
-    """The entries that stay when first some leave, and then others.
+    """The entries that remain when first some are removed, and then others.
 
     Args:
         first: By the names of the model before.
-        second: By the names of the model that the first leaves.
+        second: By the names of the model after the first.
 
     >>> entries_then({"a": ("0", "2", "3")}, {"a": ("0", "2")})
     {'a': ('0', '3')}
@@ -96,7 +95,7 @@ def check_entries(model: nn.Module, entries: Entries) -> None:
 
     Args:
         model: The model.
-        entries: The entries that stay.
+        entries: The entries that remain.
     """
     known = modules_of(model) if entries else {}
     for path, keys in entries.items():
@@ -118,11 +117,11 @@ def check_entries(model: nn.Module, entries: Entries) -> None:
 
 
 def kept_positions(model: nn.Module, entries: Entries) -> dict[int, tuple[int, ...] | None]:
-    """By the length of a container the positions that stay; None where containers of one length keep others.
+    """By the length of a container the positions that remain; None if containers of one length keep different ones.
 
     Args:
         model: The model with all of its entries.
-        entries: The entries that stay.
+        entries: The entries that remain.
     """
     found: dict[int, tuple[int, ...] | None] = {}
     for path, keys in entries.items():
@@ -133,13 +132,13 @@ def kept_positions(model: nn.Module, entries: Entries) -> dict[int, tuple[int, .
 
 
 def take_out_(model: nn.Module, entries: Entries) -> None:
-    """Take the other entries out, in place, and count what stays anew; checked by `check_entries` before.
+    """Remove the other entries, in place, and renumber the remaining ones; checked by `check_entries` before.
 
     Where modules inside an entry keep its number as `layer_idx` (for the cache of keys and values), it follows.
 
     Args:
         model: The model.
-        entries: The entries that stay.
+        entries: The entries that remain.
     """
     for module, keys in [(model.get_submodule(path), keys) for path, keys in entries.items()]:
         held, have = dict(module._modules), list(module._modules)

@@ -47,10 +47,10 @@ class FewerLayers:
 
     Attributes:
         model: The copy without them.
-        plan: What left.
-        blocks: The blocks that left.
-        masks: The masks of what is left, under the names it has now; None where they speak of nothing else.
-        unsaid: Why the configuration of a Hugging Face model cannot say it; empty where it can.
+        plan: The plan that removed them.
+        blocks: The removed blocks.
+        masks: The masks of the other tensors, under their new names; None if there are none.
+        unsaid: Why the configuration of a Hugging Face model cannot describe it; empty if it can.
     """
 
     model: nn.Module
@@ -61,7 +61,7 @@ class FewerLayers:
 
     @property
     def bypassed(self) -> tuple[str, ...]:
-        """The blocks that zeros do not stand for."""
+        """The blocks that zeros do not replace."""
         return tuple(block.path for block in self.blocks if block.kind == NORMALISED)
 
     def dense_masks(self, model: nn.Module, masks: Masks) -> Masks:
@@ -81,7 +81,7 @@ class FewerLayers:
 
 
 def dropped_blocks(model: nn.Module, masks: Masks, example: object) -> tuple[RemovableBlock, ...]:
-    """The blocks that can leave whole and of which masks keep no parameter.
+    """The blocks that can be removed whole and of which masks keep no parameter.
 
     Args:
         model: The model.
@@ -103,10 +103,10 @@ def dropped_blocks(model: nn.Module, masks: Masks, example: object) -> tuple[Rem
 
 @verb
 def bypassed(model: nn.Module, masks: Masks, example: object) -> nn.Module:
-    """A copy of the masked model in which the blocks that the masks drop whole hand their input on.
+    """A copy of the masked model in which the blocks that the masks drop whole return their input.
 
     It computes what `shrink` will make of the model, under the names and shapes of the dense one, so that `compensate`
-    and `hold` can work on it. Where a norm follows the addition (BERT), zeros alone would not do.
+    and `hold` can work on it. If a norm follows the addition (BERT), zeros alone are not enough.
 
     Args:
         model: The model; it is not changed.
@@ -114,10 +114,10 @@ def bypassed(model: nn.Module, masks: Masks, example: object) -> nn.Module:
         example: What the model is called with.
 
     Returns:
-        The copy; hooks on its blocks do it.
+        The copy, with hooks on these blocks.
 
     Raises:
-        NothingToDoError: The masks drop no block that can leave whole.
+        NothingToDoError: The masks drop no block that can be removed whole.
     """
     model = plain_model(model)
     masks.check(model)

@@ -1,4 +1,4 @@
-"""What an operator gives where some of its inputs are 0: the rules by which a branch is known to vanish.
+"""The result of an operator when some of its inputs are 0: the rules by which a branch is known to vanish.
 
 >>> import torch
 >>> from torch import nn
@@ -58,7 +58,7 @@ VIEWS = frozenset(
         "native_dropout",
     }
 )
-"""Operators after which the same values lie in the same order."""
+"""Operators that keep all values in their order."""
 _MOVES = VIEWS | {
     "permute",
     "transpose",
@@ -118,7 +118,7 @@ def plain_name(op: Op) -> str:
 def gives_zero(op: Op, zero: IsZero) -> bool:
     """Whether an operator's first output is 0 everywhere, for any values of the tensors that are not known to be 0.
 
-    An operator that no rule speaks of gives no zero.
+    An operator without a rule gives no zero.
 
     Args:
         op: The operator.

@@ -1,4 +1,4 @@
-"""Couplings: which slices of which parameters leave together, found by following one forward index by index.
+"""Couplings: which slices of which parameters are removed together, found by following one forward index by index.
 
 >>> import torch
 >>> from torch import nn
@@ -42,7 +42,7 @@ __all__ = ["Group", "Slot", "Structure", "analyse", "regroup"]
 
 @dataclass(eq=False)
 class Structure:
-    """What was found in a model: groups that can be cut, axes that are locked, layouts to check a cut against."""
+    """The structure of a model: groups that can be cut, axes that are locked, layouts to check a cut against."""
 
     trace: Trace
     follower: Follower
@@ -58,7 +58,7 @@ class Structure:
         return self.labels.classes()
 
     def alive(self, keep: Mapping[int, np.ndarray]) -> np.ndarray:
-        """For every label whether it stays, from one bit per unit of each group named."""
+        """For every label, whether it remains, from one bit per unit of each group named."""
         alive = np.ones(self.labels.count, bool)
         for index, bits in keep.items():
             alive[self.groups[index].classes[~np.asarray(bits, bool)]] = False
@@ -67,7 +67,7 @@ class Structure:
     def kept_shape(
         self, ref: TensorRef, alive: np.ndarray, follower: Follower | None = None
     ) -> tuple[int, ...] | None:
-        """The shape a tensor must have once cut; None where what is left is no rectangle."""
+        """The shape a tensor must have once cut; None if the rest is not rectangular."""
         shape = list(ref.shape)
         for part in (follower or self.follower).of(ref).fields:
             stays = alive[part.labels]
@@ -125,7 +125,8 @@ class Structure:
         return sum(self._op_macs(op, alive) for op in self._counted)
 
     def macs_through(self, index: int) -> int:
-        """The multiply-accumulates that leave with all units of a group; only operators that see it are looked at.
+        """The multiply-accumulates that are removed with all units of a group; only operators with its labels are
+        counted.
 
         Args:
             index: The group's index.
@@ -210,7 +211,7 @@ def analyse(
             recorded = next((structure.trace for structure in before.values()), None)
             before = {**before, sizes: _analyse(model, example, across_norm, training, sizes, recorded)}
     found = before[sizes]
-    if found.trace.mode == "meta":  # a forward that looks at values may go another way next time
+    if found.trace.mode == "meta":  # a forward that reads values may take another branch next time
         _RECENT[model] = (key, before)
     return found
 
@@ -223,7 +224,9 @@ _HOOKS = tuple(name for name in vars(nn.Module()) if name.endswith("_hooks"))
 
 
 def _fingerprint(model: nn.Module, example: object, across_norm: bool, training: bool) -> object:
-    """What a structure depends on: classes, plain attributes, hooks and shapes of the model and of the example."""
+    """The fingerprint of everything that a structure depends on: classes, plain attributes, hooks and shapes of the
+    model and of the example.
+    """
     modules: list[object] = []
     for name, module in modules_of(model).items():
         state = vars(module)
@@ -286,11 +289,10 @@ def _analyse(
 
 
 def _lock_counted(labels: Labels, followers: Sequence[Follower]) -> None:
-    """Lock what is averaged over where it is a stream: channels that a layer reads and a later layer adds to again.
-
-    To cut a stream is to cut everything that reads it, and each of its normalisations would have to count. Channels
-    inside a block (those of a gate and what it gates, the heads of queries and keys) are none. With `across_norm` a
-    stream is cut all the same, and its means are those of what is left.
+    """Lock averaged axes if they belong to a stream: channels that a layer reads and a later layer adds to again.
+    Cutting a stream cuts everything that reads it, and each of its normalisations would need a fixed count. Channels
+    inside a block (those of a gate and its operand, the heads of queries and keys) are not a stream. With `across_norm`
+    a stream is cut anyway, and its means are those of the remaining channels.
     """
     counted = [each for follower in followers for each in follower.counted if not each.anywhere]
     if not counted:
@@ -319,7 +321,9 @@ def _lock_counted(labels: Labels, followers: Sequence[Follower]) -> None:
 
 
 def _streams(follower: Follower, roots: np.ndarray) -> np.ndarray:
-    """One flag for each class of labels: whether a layer puts it out behind one that takes it in, or does both."""
+    """One flag for each class of labels: whether it is an output of a layer after one that reads it, or of the same
+    layer.
+    """
     entered = marked(roots.size, follower.entered)
     taken_in, put_out = np.full(roots.size, np.iinfo(int).max), np.full(roots.size, -1)
     for op in follower.trace.ops:

@@ -1,7 +1,7 @@
-"""Grouping: from labels to groups, the sets of channels that choose together.
+"""Grouping: from labels to groups, the sets of channels that compete.
 
 Every axis of every parameter carries labels, and labels that are tied form one class. A class is a *unit*: the slices
-that leave together. Units that touch the same parameter axes form a *group*: they compete with each other.
+that are removed together. Units that touch the same parameter axes form a *group*: they compete with each other.
 
 >>> import torch
 >>> from torch import nn
@@ -26,10 +26,10 @@ __all__ = ["Axis", "Group", "Slot", "collect", "marked", "parameter_axes", "role
 
 @dataclass(frozen=True, eq=False)
 class Slot:
-    """How one axis of one parameter falls into a group's units. `positions` is [units, slices per unit].
+    """How one axis of one parameter is divided into a group's units. `positions` is [units, slices per unit].
 
-    `role` is "out" where the layer puts the channels out, "in" where it takes them in, "along" for what goes with them
-    (biases, norms, running statistics). `size` is the length of the whole axis.
+    `role` is "out" if the channels are the layer's outputs, "in" if they are its inputs, "along" for tensors beside
+    them (biases, norms, running statistics). `size` is the length of the whole axis.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Slot:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Units that choose together: `count` of them, the parameter slices of each, and the labels they are made of.
+    """Units that compete: `count` of them, the parameter slices of each, and their labels.
 
     `heads` says that the units are attention heads; where they are positions within all heads alike, `within` is the
     number of positions of a head that a unit takes: two where rotary embeddings pair them.
@@ -63,7 +63,7 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Axis:
-    """One axis of one parameter or buffer: the labels of its positions, and what the axis is to its layer."""
+    """One axis of one parameter or buffer: the labels of its positions, and the role of the axis in its layer."""
 
     ref: TensorRef
     axis: int
@@ -83,11 +83,11 @@ class _Positions:
 
 
 def role_of(ref: TensorRef, entered: bool) -> str:
-    """Whether an axis takes channels in, puts them out, or goes along.
+    """Whether an axis is of the layer's inputs, of its outputs, or beside them.
 
     Args:
         ref: The parameter or buffer.
-        entered: Whether an operator sums over this axis, so that inputs come in there.
+        entered: Whether an operator sums over this axis, so that it is an axis of inputs.
 
     Returns:
         "in", "out" or "along".
@@ -177,11 +177,11 @@ def collect(axes: Sequence[Axis], followers: Sequence[Follower], classes: np.nda
 
 
 def _channels(axes: Sequence[Axis], followers: Sequence[Follower], classes: np.ndarray) -> np.ndarray:
-    """One flag per class: whether one tensor puts it out and another takes it in, as a channel is."""
+    """One flag per class: whether it is an output of one tensor and an input of another, as a channel is."""
     out = marked(classes.size, (classes[axis.labels] for axis in axes if axis.role == "out"))
     out |= marked(classes.size, (classes[array] for each in followers for array in each.emitted))
     into = marked(classes.size, (classes[axis.labels] for axis in axes if axis.role == "in"))
-    # Queries meet keys: both are put out, and neither is taken in.
+    # Queries meet keys: both are outputs, and neither is an input.
     met = marked(classes.size, (classes[array] for each in followers for array in each.sizes))
     return (out & into) | met
 
@@ -243,7 +243,7 @@ def _positions_within_heads(followers: Sequence[Follower], classes: np.ndarray) 
 
 
 def _name(slots: Sequence[Slot]) -> str:
-    """A group is named after the first layer that puts its channels out."""
+    """A group is named after the first layer whose outputs its channels are."""
     lead = next((slot for slot in slots if slot.role == "out"), slots[0])
     return lead.name.rpartition(".")[0] or lead.name
 

@@ -1,4 +1,4 @@
-"""Labels: every position of every axis that may be cut has a number; positions that must leave together are tied.
+"""Labels: every position of every axis that may be cut has a number; positions that must be removed together are tied.
 
 A `Field` says that the positions of one axis (or of several axes jointly, after a reshape split one) carry labels. A
 `Layout` is all the fields of one tensor. An axis without a field is fixed: batch, space, time, vocabulary. Label 0 is
@@ -30,7 +30,7 @@ __all__ = ["Field", "Labels", "Layout", "Lock", "components"]
 
 @dataclass(frozen=True)
 class Lock:
-    """Why some labels may never leave: the operator, where it ran, and the reason."""
+    """Why some labels are locked: the operator, where it ran, and the reason."""
 
     labels: np.ndarray
     reason: str
@@ -124,7 +124,7 @@ class Labels:
     """The store of labels, of the ties between them, and of the locks.
 
     Most ties are of all labels that were made together with all of another such block; they are kept as two numbers.
-    Where an axis holds heads of some size, whole heads may leave, or with `sizes` positions of all heads alike.
+    Where an axis holds heads of some size, whole heads can be removed, or with `sizes` positions of all heads alike.
     """
 
     def __init__(self, sizes: bool = False) -> None:
@@ -136,7 +136,7 @@ class Labels:
         self.op = -1
         self.operator = ""
         self.path = ""
-        self._blocks: dict[int, np.ndarray] = {}  # what `fresh` gave out, by the array's identity
+        self._blocks: dict[int, np.ndarray] = {}  # the arrays made by `fresh`, by identity
         self._tied: list[tuple[np.ndarray, np.ndarray]] = []  # blocks of one size
         self._left: list[np.ndarray] = []
         self._right: list[np.ndarray] = []
@@ -157,7 +157,7 @@ class Labels:
         return id(labels) in self._blocks
 
     def tie(self, a: np.ndarray, b: np.ndarray) -> None:
-        """Positions of `a` and `b` leave together or stay together; the arrays broadcast."""
+        """Tie positions of `a` and `b`: they are removed or kept together; the arrays broadcast."""
         if a is b:
             return
         if self.made(a) and self.made(b) and a.size == b.size:
@@ -179,7 +179,7 @@ class Labels:
         self._classes = None
 
     def lock(self, labels: np.ndarray, reason: str) -> None:
-        """These labels may never leave; the reason is kept with the operator now being followed."""
+        """Lock labels; the reason is kept with the operator being followed."""
         if not self.made(labels):
             labels = labels.reshape(-1)
             labels = labels[labels > 0]
@@ -189,7 +189,7 @@ class Labels:
         self._classes = None
 
     def rectangle(self, labels: np.ndarray) -> None:
-        """Remember a joint field: what is left of it must again be a rectangle."""
+        """Remember a joint field: the rest of it must again be rectangular."""
         if labels.ndim > 1:
             self.rectangles.append((labels, self.op))
 
@@ -205,7 +205,7 @@ class Labels:
         return self._classes
 
     def copy(self) -> Labels:
-        """A store with the same labels, to which more can be added without touching this one."""
+        """A store with the same labels, to which more can be added without changing this one."""
         new = Labels()
         new.__dict__.update(self.__dict__)
         new.locks, new.rectangles = list(self.locks), list(self.rectangles)
@@ -215,7 +215,7 @@ class Labels:
         return new
 
     def without_locks(self) -> np.ndarray:
-        """Classes as if nothing were locked: what is tied to what."""
+        """Classes without locks: which labels are tied."""
         known = self._roots.size
         if known < self.count:
             self._roots = np.concatenate([self._roots, np.arange(known, self.count)])
@@ -252,7 +252,7 @@ class Labels:
         self._roots, self._tied = roots, []
 
     def settle(self) -> np.ndarray:
-        """Make every joint field stay a rectangle whatever leaves, by tying along all its axes but one."""
+        """Keep every joint field rectangular, by tying along all its axes but one."""
         pending = self.rectangles
         while pending:
             classes = self.classes()

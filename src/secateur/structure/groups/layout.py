@@ -1,4 +1,4 @@
-"""What operators do to layouts: broadcast, reduce, reshape, slice and concatenate, position by position.
+"""The effect of operators on layouts: broadcast, reduce, reshape, slice and concatenate, position by position.
 
 >>> labels = Labels()
 >>> x = Layout((2, 6), (Field((1,), labels.fresh(6)),))
@@ -22,7 +22,7 @@ LIMIT = 1 << 23  # labels of one field: a reshape that would need more is not fo
 def weakly(
     labels: Labels, shape: Sequence[int], axes: Sequence[int] | None = None, zero: bool = False
 ) -> Layout:
-    """The layout of a tensor that holds one value everywhere: each axis may become as short as what it meets."""
+    """The layout of a tensor that holds one value everywhere: each axis may become as short as the axis it meets."""
     chosen = range(len(shape)) if axes is None else axes
     fields = tuple(
         Field((axis,), labels.fresh(shape[axis]), zero=zero, weak=2)
@@ -43,7 +43,7 @@ def moved(layout: Layout, order: Sequence[int]) -> Layout:
 
 
 def reduce_field(labels: Labels, field: Field, axes: Sequence[int]) -> Field | None:
-    """A field without some of its axes: what lies along them is tied. None when no axis is left."""
+    """A field without some of its axes: labels along them are tied. None when no axis is left."""
     array, kept = field.labels, list(field.axes)
     for axis in axes:
         position = kept.index(axis)
@@ -96,8 +96,8 @@ def merge(
 ) -> Layout:
     """Operands broadcast to `shape`; each comes with the output axis of each of its axes.
 
-    An operand has a say about an axis where it is as long as the output. `zero` says when a removed position is 0 in
-    the result: where it is so in "all" operands (a sum), in "any" (a product), or "none".
+    An operand constrains an axis if it is as long as the output. `zero` says when a removed position is 0 in the
+    result: if it is so in "all" operands (a sum), in "any" (a product), or "none".
     """
     spans = [
         {axis for size, axis in zip(layout.shape, axes) if size == shape[axis] and size > 1}
@@ -133,7 +133,7 @@ def _lock_where_fixed(labels: Labels, fields: list[list[Field]], spans: Sequence
     """Take an axis from all fields where one operand is as long as the output and has no labels there.
 
     Returns:
-        Whether a field changed, so that the operands must be looked at again.
+        Whether a field changed, so that the operands must be checked again.
     """
     changed = False
     for mine, span in zip(fields, spans):
@@ -160,7 +160,7 @@ def _without_axes(labels: Labels, fields: list[Field], fixed: set[int]) -> bool:
 
 
 def _only(labels: Labels, fields: list[list[Field]], axis: int) -> None:
-    """Joint fields that hold an axis keep it alone: what lies along their other axes is tied."""
+    """Joint fields that hold an axis keep it alone: labels along their other axes are tied."""
     for mine in fields:
         for index, field in enumerate(mine):
             if axis in field.axes and len(field.axes) > 1:
@@ -200,7 +200,7 @@ def _split_conflicts(labels: Labels, fields: list[list[Field]]) -> bool:
 
 
 def _joined(labels: Labels, shape: Sequence[int], fields: list[list[Field]], zero: str, count: int) -> Layout:
-    """Tie what lies on the same positions, and keep one field for each set of bound axes."""
+    """Tie labels on the same positions, and keep one field for each set of bound axes."""
     out = []
     for group in _groups(fields):
         axes = tuple(sorted(group))

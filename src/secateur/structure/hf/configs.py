@@ -1,8 +1,8 @@
 """Configurations of Hugging Face models: `model.config` holds the widths, and the model is rebuilt from it.
 
 The config of a shrunk model is found by trying: fields that hold an old width are set to the new one, a model is built
-from the result on meta tensors, and what brings its shapes nearer to the shrunk model's is kept. Only when every shape
-agrees, and every number that the modules work out from it (the scale of attention), is the config said to describe
+from the result on meta tensors, and changes that bring its shapes nearer to the shrunk model's are kept. Only if every
+shape agrees, and every number that the modules compute from it (the scale of attention), is the config said to describe
 the model; widths that differ from layer to layer have no field, and then `plan.apply_` is the way to load.
 
 >>> describes(object(), None)
@@ -106,7 +106,7 @@ def fitted_config(
 
 
 def _refused(config: _Readable) -> str:
-    """Why a config does not read back what it says of itself; empty where it does."""
+    """Why a config cannot be read back from its own dict; empty if it can."""
     try:
         type(config).from_dict(config.to_dict())
     except Exception as error:
@@ -115,7 +115,7 @@ def _refused(config: _Readable) -> str:
 
 
 def _numbers_said(model: nn.Module, small: nn.Module, config: object) -> str:
-    """Put what the shrunk model computes with beside its weights into the config; why not, where that cannot be."""
+    """Put the numbers that the shrunk model computes with into the config; returns why not, if that is impossible."""
     built = _built(_plain(small), config)
     if built is None:
         return "no model can be built from its configuration"
@@ -194,7 +194,7 @@ def config_with_fewer_layers(
     Args:
         model: The model.
         small: The model without some of its layers.
-        lengths: By the number of layers of a container the positions of those that stay.
+        lengths: By the number of layers of a container the positions of those that remain.
 
     Returns:
         The fields by dotted name, and an empty text; or no field, and why the configuration cannot say it.
@@ -225,7 +225,7 @@ def config_with_fewer_layers(
         else:
             vars(owner).update(was)
     if least:
-        return {}, "its configuration has no field for the number of layers that are left"
+        return {}, "its configuration has no field for the number of remaining layers"
     return found, ""
 
 

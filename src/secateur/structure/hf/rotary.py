@@ -1,9 +1,9 @@
 """Rotary embeddings that lost frequencies, described by a configuration.
 
-A model is rebuilt from its configuration with frequencies worked out from the size of a head: other ones than those a
-cut left. Kind "longrope", which Hugging Face reads for every rotary model, divides each frequency by a number of its
-own and multiplies what is turned by one more; with these the frequencies that were kept, and the scale that attention
-had, can be said exactly, up to the rounding of the model's own type.
+A model is rebuilt from its configuration with frequencies computed from the size of a head, which differ from those
+kept by a cut. Kind "longrope", which Hugging Face reads for every rotary model, divides each frequency by its own
+number and multiplies the rotated values by one more; with these the kept frequencies, and the original scale of
+attention, can be expressed exactly, up to the rounding of the model's own type.
 
 >>> factors = divisors([1.0, 0.01], theta=100.0)
 >>> [round(1 / (f * 100.0 ** (i / 2)), 6) for i, f in enumerate(factors)]
@@ -23,7 +23,7 @@ __all__ = ["divisors", "rebuilt", "said"]
 
 
 def divisors(frequencies: Sequence[float], theta: float) -> list[float]:
-    """What each frequency that follows from `theta` is to be divided by to become these."""
+    """The divisor by which each frequency from `theta` becomes one of these."""
     size = len(frequencies)
     usual = torch.tensor(theta) ** (torch.arange(size, dtype=torch.float) / size)
     return [1.0 / (kept * power) for kept, power in zip(frequencies, usual.tolist())]
@@ -39,9 +39,9 @@ def rebuilt(module: nn.Module, config: object) -> nn.Module | None:
 
 
 def said(config: object, owners: Collection[nn.Module], scale: float) -> str:
-    """Put the frequencies of these modules into the configuration; why not, where that cannot be.
+    """Put the frequencies of these modules into the configuration; returns why not, if that is impossible.
 
-    `scale` is what attention must be scaled by, over what it would be with the new size of a head.
+    `scale` is the scale of attention over the one that follows from the new size of a head.
     """
     parameters = getattr(config, "rope_parameters", None)
     if not isinstance(parameters, dict) or "rope_theta" not in parameters:
@@ -53,7 +53,7 @@ def said(config: object, owners: Collection[nn.Module], scale: float) -> str:
         return "its rotary frequencies differ from layer to layer, and a configuration has one set"
     frequencies = kept[0].detach().double().cpu().tolist()
     if parameters.get("partial_rotary_factor", 1.0) != 1.0 and scale != 1.0:
-        return "part of each head is not turned, so that its configuration cannot say the scale of attention"
+        return "part of each head is not rotated, so that its configuration cannot express the scale of attention"
     factors = divisors(frequencies, float(parameters["rope_theta"]))
     attention_factor = scale**0.5 * float(getattr(next(iter(owners)), "attention_scaling", 1.0))
     rope = {
@@ -74,7 +74,7 @@ def said(config: object, owners: Collection[nn.Module], scale: float) -> str:
 
 
 _STILL = ("default", "linear", "llama3", "yarn")
-"""Kinds of rotary embedding whose frequencies stay what they are at first."""
+"""Kinds of rotary embedding whose frequencies never change."""
 
 
 def _alike(again: nn.Module, owner: nn.Module, attention_factor: float) -> bool:

@@ -1,11 +1,11 @@
-"""What one forward does: the operators it runs, with shapes and the parameters they use, without computing anything.
+"""The trace of one forward: the operators it runs, with shapes and the parameters they use, without computing anything.
 
 A model and an example go in, a `Trace` comes out. The model is copied without its weights, run once on tensors
 that have a shape and no values (meta tensors), and the copy is discarded.
 
 In reading order:
 
-- `trace`: the recorder and what it records: `Op`, `TensorRef`, `Trace`.
+- `trace`: the recorder and its records: `Op`, `TensorRef`, `Trace`.
 - `calls`: the calls that were given sizes in Python (`x.view(b, 8, -1)`), matched with the operators they became.
 - `meta_shapes`: the output shapes of the most frequent operators, computed faster than torch does.
 - `fixed_count_norms`: means and norms that divide by the dense model's count; the recorder sees them as the plain ones.

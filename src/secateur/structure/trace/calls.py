@@ -1,7 +1,6 @@
-"""Size-taking calls: what a forward passes sizes to in Python, matched with the operators each call became.
-
-`x.view(b, 8, -1)` or `x[:, :8]` may have a width written into it that is wrong once channels leave. Such calls are
-noted while a forward is recorded, with their place in the source, so that a cut can give each one its new sizes.
+"""Size-taking calls: the calls of a forward that take sizes in Python, matched with the operators each became.
+`x.view(b, 8, -1)` or `x[:, :8]` may have a hard-coded width that is wrong once channels are removed. Such calls are
+recorded with a forward, with their place in the source, so that a cut can give each one its new sizes.
 
 >>> import torch
 >>> ops, stack = [], [""]
@@ -42,7 +41,7 @@ SHAPED = MADE | {
 """Functions that take a shape."""
 
 PIECES = frozenset(["split", "chunk", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split"])
-"""Functions that part an axis into pieces."""
+"""Functions that split an axis."""
 
 ATTENTION = "scaled_dot_product_attention"
 
@@ -56,7 +55,8 @@ def name_of(function: object) -> str:
     """The plain name of a torch function: `reshape`, `__getitem__`, `pad`.
 
     Args:
-        function: What a torch function mode was given. torch.compile passes `operator.getitem` for a subscript.
+        function: A function as a torch function mode receives it. torch.compile passes `operator.getitem` for a
+            subscript.
 
     >>> import operator
     >>> name_of(torch.Tensor.reshape), name_of(operator.getitem)
@@ -79,7 +79,7 @@ class FunctionCall:
         dim: The axis that `unflatten` was given.
         index: The index that a subscript was given.
         shape: The shape of the tensor it was called on.
-        chain: Where it stands in the source: (code, instruction) from the module's forward to the call itself.
+        chain: Its place in the source: (code, instruction) from the module's forward to the call itself.
     """
 
     function: str
@@ -117,7 +117,7 @@ class FunctionCall:
 
 
 class CallRecorder(TorchFunctionMode):
-    """Notes every size-taking call while it is active.
+    """Records every size-taking call while it is active.
 
     Args:
         ops: The operators recorded so far; the list grows meanwhile.
@@ -158,7 +158,7 @@ class CallRecorder(TorchFunctionMode):
                 raise ValueError("attention over a tensor that has no elements")
             return func(*args, **kwargs)
         numbers = []
-        if not self.hooked:  # a hook may be there today and gone tomorrow, so it must not shift the count
+        if not self.hooked:  # a hook may be removed later, so it must not shift the count
             for path in dict.fromkeys(reversed(self.stack)):
                 number = self.counts.get(path, 0)
                 self.counts[path] = number + 1
@@ -201,7 +201,7 @@ def _chain(frame: FrameType | None) -> Chain:
 
 
 def _describe(call: FunctionCall, args: Any, kwargs: dict[str, Any]) -> None:
-    """Read the sizes off the arguments."""
+    """Read the sizes from the arguments."""
     if args and isinstance(args[0], torch.Tensor):
         call.shape = tuple(args[0].shape)
     if call.function == "__getitem__":

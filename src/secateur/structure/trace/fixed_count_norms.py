@@ -1,7 +1,7 @@
 """Means and norms with a fixed count: they divide by the number of channels before the cut, not after.
 
-A mean over channels of which some are masked divides by the number of all of them. Once the masked ones leave, the mean
-over the rest is another one; divided by the old count it is the same. Layer norm, RMS norm and weight standardisation
+A mean over channels of which some are masked divides by the number of all of them. Once the masked ones are removed,
+the mean over the rest differs; divided by the old count it is the same. Layer norm, RMS norm and weight standardisation
 are such means too. A layer norm with a fixed count cannot use torch's fused operator and is somewhat slower.
 
 >>> x = torch.tensor([[1.0, 3.0, 0.0, 0.0]])
@@ -72,7 +72,7 @@ def mean(
 
 
 def _normed(x: torch.Tensor, before: int, now: int, eps: float) -> torch.Tensor:
-    """Over the last axis, of which `before - now` positions were 0 and left."""
+    """Over the last axis, of which `before - now` positions were 0 and are removed."""
     middle = x.sum(-1, keepdim=True) / before
     apart = x - middle
     spread = (apart.square().sum(-1, keepdim=True) + (before - now) * middle.square()) / before
@@ -96,7 +96,7 @@ def standardised(
 def layer_norm(
     func: _Function, args: tuple[Any, ...], kwargs: dict[str, Any], before: int, now: int
 ) -> torch.Tensor | None:
-    """A layer norm over a last axis that had `before` positions, of which `now` stayed.
+    """A layer norm over a last axis that had `before` positions, of which `now` remain.
 
     >>> x, zeros = torch.tensor([[1.0, 4.0]]), torch.zeros(1, 2)
     >>> whole = torch.nn.functional.layer_norm(torch.cat([x, zeros], 1), (4,))[:, :2]

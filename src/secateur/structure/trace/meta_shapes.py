@@ -2,7 +2,7 @@
 
 Torch computes a shape through decompositions written in Python, which take ten times as long as everything else that
 a trace records about the operator. This file covers the plain case only (contiguous tensors, one type, sizes that fit).
-Everything else goes to torch, which also reports what is wrong.
+Everything else is left to torch, which also reports errors.
 
 >>> import torch
 >>> add = torch.ops.aten.add.Tensor
@@ -54,7 +54,7 @@ def _layer_norm(x: torch.Tensor, shape: Any, *rest: Any) -> tuple[torch.Tensor, 
     if not fits:
         return _ATEN.native_layer_norm.default(x, shape, *rest)
     line = (*x.shape[: -len(shape)], *(1,) * len(shape))
-    return _made(x, x.shape), _made(x, line), _made(x, line)  # the kernels lay their result out in one piece
+    return _made(x, x.shape), _made(x, line), _made(x, line)  # the kernels return a contiguous result
 
 
 def _addmm(bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **options: Any) -> torch.Tensor:
@@ -207,4 +207,4 @@ META_SHAPES: dict[Any, Callable[..., Any]] = {
         _same_in_place,
     ),
 }  # fmt: skip
-"""What gives the result's shape for an operator overload; called with the operator's own arguments."""
+"""The function that gives the result's shape for an operator overload; called with the operator's own arguments."""

@@ -1,8 +1,8 @@
 """Other shapes that a model accepts: a batch of another size, images of another size, sequences of another length.
 
 They are found by trying. The example's tensors are repeated or cropped along their axes and the model is recorded on
-them without compute (on meta tensors); what raises no error is accepted. Axes of equal size change together, so that
-token ids and their mask, or height and width, stay consistent.
+them without compute (on meta tensors); a shape that raises no error is accepted. Axes of equal size change together, so
+that token ids and their mask, or height and width, stay consistent.
 
 >>> import torch
 >>> from torch import nn
@@ -63,7 +63,7 @@ def other_shapes(model: nn.Module, example: Example, mode: str = "meta") -> list
         mode: How the forward is recorded: "meta" or "real", as `trace` takes it.
 
     Returns:
-        What was accepted; an empty list for a model that takes one shape only.
+        The accepted examples; an empty list for a model that takes one shape only.
     """
     found = []
     for axes, sizes in _sizes(example)[:_MOST_SIZES]:
@@ -125,8 +125,8 @@ def _other_sizes(
 ) -> Iterator[Iterator[Example]]:
     """The example with those axes of other sizes, as lists of attempts of which one each is wanted.
 
-    Of an image, first with sides that differ. A sequence is made shorter and also longer, for a forward may keep what
-    it worked out for the longest one that it has seen; and so is a small image, of which one pixel may be left inside.
+    Of an image, first with sides that differ. A sequence is made shorter and also longer, because a forward may cache a
+    table for the longest one that it has seen; and so is a small image, which may otherwise shrink to one pixel inside.
     """
     image = len(axes) == 1 and len(next(iter(axes.values()))) == 2
     half, more = size // 2, size - size // 4

@@ -131,7 +131,7 @@ def _loose_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
 
 
 _OWN = frozenset(vars(nn.Module()))
-"""What every module has: its parameters, buffers, children and hooks."""
+"""Attributes of every module: its parameters, buffers, children and hooks."""
 
 
 def traceable_copy(
@@ -177,7 +177,7 @@ def traceable_copy(
 
 
 class _Recorder(TorchDispatchMode):
-    """Writes down every operator that passes."""
+    """Records every operator."""
 
     def __init__(self, found: Trace, stack: list[str]):
         super().__init__()
@@ -187,7 +187,7 @@ class _Recorder(TorchDispatchMode):
         self.meta = found.mode == "meta"
 
     def ref(self, tensor: torch.Tensor, op: int = -1) -> TensorRef:
-        """What is known of a tensor; a new entry where it is seen for the first time."""
+        """The record of a tensor; a new one if it is seen for the first time."""
         found = tensor.__dict__.get("_secateur_ref")
         if found is None:
             found = tensor._secateur_ref = self._new(tensor, op)  # type: ignore[attr-defined]
@@ -252,7 +252,7 @@ def _paths(model: nn.Module, stack: list[str], calls: CallRecorder) -> Iterator[
     def end(module: nn.Module, *rest: Any) -> None:
         calls.hook(-1)
 
-    # Put in by hand: handles that could be taken out again cost more than the hooks themselves.
+    # Inserted by hand: removable handles cost more than the hooks themselves.
     modules = list(model.named_modules())
     for name, module in modules:
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
@@ -304,7 +304,7 @@ def trace(
 
 @contextmanager
 def _gate_by_gate() -> Iterator[None]:
-    """Recurrent layers on real tensors as plain operators, not as one of oneDNN's, which cannot be looked into."""
+    """Recurrent layers on real tensors as plain operators, not as one of oneDNN's, which cannot be followed."""
     settings = torch.backends.mkldnn
     was = settings.enabled
     settings.enabled = False  # type: ignore[assignment]

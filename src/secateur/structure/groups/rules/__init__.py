@@ -1,4 +1,4 @@
-"""What every operator does to the labels of its inputs: one function for each, by family, a file for each family.
+"""Rules: the effect of every operator on the labels of its inputs. One function for each, a file for each family.
 
 A rule takes the `Follower` and the recorded `Op` and gives the layouts of the outputs, in order. An operator without a
 rule locks whatever labels reach it, by name, so nothing is ever cut that was not followed.
@@ -46,7 +46,7 @@ _VIEWS = frozenset(
 LAYERS = frozenset(
     ["mm", "addmm", "linear", "convolution", "_convolution", "bmm", "baddbmm", "_grouped_mm", "grouped_mm"]
 )
-"""Operators with which a layer's weight takes channels in and puts channels out."""
+"""Operators with which a layer's weight maps input channels to output channels."""
 _RULES: dict[str, Rule] = {}
 _loaded = False
 
@@ -108,7 +108,7 @@ def markdown() -> str:
 
 @dataclass(frozen=True, eq=False)
 class Counted:
-    """An operator that divides by the length of an axis: after a cut it must go on dividing by the old length.
+    """An operator that divides by the length of an axis: after a cut it must still divide by the old length.
 
     This is done for channels inside a block, with `anywhere` for all; those of a stream are locked, for `reason`.
     """

@@ -427,5 +427,5 @@ def test_inspect_with_the_model_a_file_leaves_its_names_to(tmp_path: Path) -> No
     assert report.rows[0].shape == (10, 40)
     assert report.dense == 4 * (400 + 10 + 10 + 10)
     assert report.ratio == report.dense / report.size
-    with pytest.raises(FormatError, match="this is not that model"):
+    with pytest.raises(FormatError, match="this is another model"):
         inspect(tmp_path / "a.sct", into=torch.nn.Linear(3, 2))

@@ -206,7 +206,7 @@ def test_files_without_names_need_their_model(tmp_path: Path) -> None:
     assert without < with_names - 100
     with pytest.raises(FormatError, match="load it with into="):
         load(tmp_path / "m.sct")
-    with pytest.raises(FormatError, match="not that model"):
+    with pytest.raises(FormatError, match="another model"):
         load(tmp_path / "m.sct", into=nn.Sequential(nn.Linear(3, 3)))
 
 

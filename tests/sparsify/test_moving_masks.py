@@ -105,7 +105,7 @@ def test_what_cannot_be_is_refused():
         sc.sparsify.Set().start(model)
     with pytest.raises(OptionError, match="got both"):
         sc.sparsify.Set(0.5).start(model, masks=masks)
-    with pytest.raises(NothingToDoError, match="none can change places"):
+    with pytest.raises(NothingToDoError, match="no weights can be exchanged"):
         sc.sparsify.Set().start(model, masks=sc.Masks({"weight": torch.ones(1, 5, dtype=torch.bool)}))
     with pytest.raises(OptionError, match="share: expected a share 0 < share <= 1, got 0"):
         sc.sparsify.Rigl(0.5, share=0)

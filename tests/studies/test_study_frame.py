@@ -126,7 +126,7 @@ def test_a_setting_nothing_has_is_an_error(small: Study, setting: str, message: 
     [
         (
             ('like = "sweep"', 'like = "swep"'),
-            r"part 'again' is like 'swep', which is no earlier part.*'sweep'",
+            r"part 'again' is like 'swep', which is not an earlier part.*'sweep'",
         ),
         (('skip = ["again"]', 'skip = ["agian"]'), r"there is no part 'agian'.*'again'"),
         (

@@ -101,7 +101,9 @@ def test_relu_after_the_addition_hands_on_what_is_never_negative() -> None:
 def test_what_cannot_leave_says_why() -> None:
     found = find_blocks(nn.Sequential(Projected(), nn.Linear(4, 4)), X)
     assert not found.found
-    assert [(each.path, "shortcut has its own layers" in each.reason) for each in found.refused] == [("0", True)]
+    assert [(each.path, "shortcut has its own layers" in each.reason) for each in found.refused] == [
+        ("0", True)
+    ]
     twice = Residual()
 
     class Twice(nn.Module):

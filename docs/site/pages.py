@@ -32,7 +32,7 @@ TOPICS = {  # the rooms of the package -> the heading their public names stand u
     "pruning": "Prune and hold",
     "compensation": "Compensate",
     "structure": "Shrink",
-    "sensitivity": "Scan",
+    "sensitivity": "Scan and allocate",
     "quantize": "Share weights",
     "search": "Search",
     "container": "Files",
@@ -163,7 +163,7 @@ def _options(table: dict[str, object]) -> Iterator[str]:
 
 def names_page() -> str:
     """What a registry's word stands for: criteria, granularities, budgets and the rest."""
-    from secateur import budget, criteria, granularity, quantize, sparsify
+    from secateur import allocation, budget, criteria, granularity, quantize, sparsify
 
     lines = ["# Names", "", "Words that recipes, the command line and the Python verbs take.", ""]
     registries = {
@@ -172,6 +172,7 @@ def names_page() -> str:
         "Budgets": budget.registry,
         "Methods of weight sharing": quantize.registry,
         "Methods of sparse training": sparsify.registry,
+        "Methods of allocation": allocation.registry,
     }
     for title, registry in registries.items():
         lines += [f"## {title}", "", "| word | what it is |", "|---|---|"]

@@ -15,6 +15,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from secateur import allocation as allocation
     from secateur import budget as budget
     from secateur import criteria as criteria
     from secateur import data as data
@@ -91,6 +92,9 @@ if TYPE_CHECKING:
     from secateur.search.smallest import SmallestOptions as SmallestOptions
     from secateur.search.smallest import SmallestResult as SmallestResult
     from secateur.search.smallest import smallest as smallest
+    from secateur.sensitivity.allocate import AllocateOptions as AllocateOptions
+    from secateur.sensitivity.allocate import FoundShares as FoundShares
+    from secateur.sensitivity.allocate import allocate as allocate
     from secateur.sensitivity.scan import ScanOptions as ScanOptions
     from secateur.sensitivity.scan import scan as scan
     from secateur.sensitivity.scan_result import Allocation as Allocation
@@ -140,6 +144,9 @@ _NAMES = {
     "Explanation": "secateur.structure.explain",
     "load_shrunk": "secateur.structure.shrunk_files",
     "reestimate_batch_norm": "secateur.structure.shrunk_files",
+    "allocate": "secateur.sensitivity.allocate",
+    "AllocateOptions": "secateur.sensitivity.allocate",
+    "FoundShares": "secateur.sensitivity.allocate",
     "scan": "secateur.sensitivity.scan",
     "ScanOptions": "secateur.sensitivity.scan",
     "Scan": "secateur.sensitivity.scan_result",
@@ -217,6 +224,7 @@ _PACKAGES = (
     "lab",
     "report",
     "sparsify",
+    "allocation",
     "errors",
 )
 # name of an earlier version -> what it is called now

@@ -231,7 +231,7 @@ def test_a_budget_that_is_not_met_leaves_with_3(secateur, monkeypatch):
 
 def test_list_tells_all_words_and_schema_is_json(secateur):
     listed = json.loads(secateur("list", "--json")[1])
-    kinds = "criteria granularities budgets models data measures sharing sparsify steps charts sinks studies"
+    kinds = "criteria granularities budgets models data measures sharing sparsify allocation steps charts sinks studies"
     assert list(listed) == kinds.split()
     assert {"pareto", "network"} <= {row["name"] for row in listed["charts"]}
     assert [row["name"] for row in listed["sinks"]] == ["mlflow", "tensorboard"]

@@ -17,6 +17,7 @@ def test_no_method_is_missing() -> None:
         *sc.criteria.registry.names(),
         *sc.budget.registry.names(),
         *sc.sparsify.registry.names(),
+        *sc.allocation.registry.names(),
         *distill.registry.names(),
     }
     assert known - named == set()

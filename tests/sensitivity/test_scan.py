@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import secateur as sc
+from secateur.allocation.knapsack import spend
 from secateur.errors import BudgetNotMetError, DataError, OptionError, StoreError
 from secateur.metrics.accuracy import top_1
-from secateur.sensitivity.allocation import spend
 from secateur.sensitivity.prefix_cache import PrefixCache
 from secateur.sensitivity.scan import Allocation, Cell, Scan, ScanOptions, scan
 

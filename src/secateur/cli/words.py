@@ -29,6 +29,7 @@ _FOLDERS = {
     "measures": "secateur.metrics",
     "sharing": "secateur.quantize",
     "sparsify": "secateur.sparsify",
+    "allocation": "secateur.allocation",
     "steps": "secateur.lab.steps",
     "charts": "secateur.report.charts",
     "sinks": "secateur.report.sinks",
@@ -56,8 +57,8 @@ def list_(
     *,
     output: OutputFlags,
 ) -> None:
-    """List the available names: criteria, granularities, budgets, models, data, measures, methods of weight sharing
-    and of sparse training, steps, charts, sinks, studies."""
+    """List the available names: criteria, granularities, budgets, models, data, measures, methods of weight sharing,
+    sparse training and allocation, steps, charts, sinks, studies."""
     if what is not None and what not in _FOLDERS:
         raise UnknownNameError(f"nothing to list under {what!r}: {near(what, _FOLDERS)}")
     found = {name: _described(name) for name in ([what] if what else _FOLDERS)}

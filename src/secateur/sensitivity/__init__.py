@@ -4,10 +4,10 @@ In go a model and an evaluation: batches, or a function of the model. Out comes 
 values by layer and level, and from it an `Allocation`: a sparsity for each layer, with the least predicted loss within
 a budget.
 
-In reading order: `scan` (the verb), `scan_result` (`Scan`, `Cell`, `Allocation`), `allocation` (the exact choice among
-options), `scan_file` (what an interrupted scan resumes from), `evaluation` (one evaluation under many masks), then
-two ways to make it fast: `prefix_cache` (keeps what the model computes before the masked layer) and `screened_top1`
-(the exact count of correct predictions) with `folded_forward` and `graph_steps`.
+In reading order: `scan` (the verb), `scan_result` (`Scan`, `Cell`, `Allocation`), `scan_file` (what an interrupted scan
+resumes from), `allocate` (the verb that searches for the shares of all layers together), `evaluation` (one evaluation
+under many masks), then two ways to make it fast: `prefix_cache` (keeps what the model computes before the masked layer)
+and `screened_top1` (the exact count of correct predictions) with `folded_forward` and `graph_steps`.
 
 >>> import torch
 >>> from torch import nn

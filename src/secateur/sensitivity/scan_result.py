@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from secateur import budget as budgets
+from secateur.allocation.knapsack import spend
 from secateur.core.atomic_files import atomic_open
 from secateur.core.html_table import html_table
 from secateur.core.json_text import parse
 from secateur.errors import BudgetNotMetError, DataError, OptionError
-from secateur.sensitivity.allocation import spend
 
 if TYPE_CHECKING:
     import altair as alt

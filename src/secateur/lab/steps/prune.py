@@ -32,7 +32,7 @@ from secateur.pruning.connectivity import FAINT, Collapse, find_collapsed, resca
 from secateur.pruning.prune import PruneOptions, budget_of, prune
 from secateur.sensitivity.scan import Allocation, Scan
 
-__all__ = ["PruneStep"]
+__all__ = ["PruneStep", "mask_rows"]
 
 Patterns = str | tuple[str, ...] | None
 _SCHEDULES = {
@@ -209,7 +209,7 @@ class PruneStep(Step):
             rescale_(state.model, masks)
         masks.apply_(state.model)
         state.model.to("cpu")
-        measured = _mask_rows(state.model, masks)
+        measured = mask_rows(state.model, masks)
         if found is not None:
             measured += _scan_rows(found)
         if self.allow_collapse:
@@ -222,8 +222,13 @@ class PruneStep(Step):
         )
 
 
-def _mask_rows(model: nn.Module, masks: Masks) -> list[Measurement]:
-    """How much the masks remove, and how much of the whole model remains."""
+def mask_rows(model: nn.Module, masks: Masks) -> list[Measurement]:
+    """How much the masks remove, and how much of the whole model remains.
+
+    Args:
+        model: The model, with the masks applied or not.
+        masks: The masks.
+    """
     text = "share of the pruned tensors' weights that the masks remove"
     layers = {row.name: row.sparsity for row in masks.summary()}
     total = sum(parameter.numel() for parameter in model.parameters())

@@ -13,6 +13,8 @@ The search evaluates the model under many choices, on validation images; the tes
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import Field
 from torch import nn
 
@@ -95,7 +97,7 @@ class AllocateStep(Step):
         images, labels = work.data.train.per_class(self.images)
         return [(images.to(work.device), labels.to(work.device))]
 
-    def _found(self, model: nn.Module, batches: list[object], work: Work) -> FoundShares:
+    def _found(self, model: nn.Module, batches: Sequence[object], work: Work) -> FoundShares:
         return allocate(
             model,
             batches,

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from secateur.adapters.ultralytics import yolo_trainer as yolo_trainer
     from secateur.compensation.compensate import Compensated as Compensated
     from secateur.compensation.compensate import compensate as compensate
+    from secateur.compensation.recombined import RecombinedTokens as RecombinedTokens
     from secateur.compensation.solver import LeastSquares as LeastSquares
     from secateur.compensation.tuning import Tuning as Tuning
     from secateur.container.archive import SavedFile as SavedFile
@@ -133,6 +134,7 @@ _NAMES = {
     "factorise": "secateur.pruning.low_rank",
     "Factorised": "secateur.pruning.low_rank",
     "LeastSquares": "secateur.compensation.solver",
+    "RecombinedTokens": "secateur.compensation.recombined",
     "Tuning": "secateur.compensation.tuning",
     "shrink": "secateur.structure.shrink",
     "explain": "secateur.structure.shrink",

@@ -330,6 +330,62 @@ def test_data_drawn_anew_is_read_anew_in_each_pass() -> None:
     sc.compensate(model, sc.prune(model, budget=0.5), iter(images()), tune=2)  # an iterator is kept instead
 
 
+def test_the_dense_model_answers_batches_that_come_again_once() -> None:
+    class Counting(Residual):
+        calls = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            Counting.calls += 1
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model = Counting().eval()
+    masks, data = sc.prune(model, budget=0.5), images()
+    calls = []
+    for passes in (1, 4):
+        Counting.calls = 0
+        sc.compensate(model, masks, data, tune=passes)
+        calls.append(Counting.calls)
+    assert calls[1] - calls[0] == 3 * len(data)  # the student's alone
+
+
+def test_skipped_layers_are_not_tuned_either() -> None:
+    torch.manual_seed(0)
+    model = Residual().eval()
+    masks = sc.prune(model, budget=0.8, options=sc.PruneOptions(only=["stem", "blocks.*"]))
+    result = sc.compensate(model, masks, images(), skip="head", tune=2)
+    assert "tuning lowered the error" in result.notes[-1]
+    assert torch.equal(result.model.head.weight, model.head.weight)
+    assert all(parameter.requires_grad for parameter in result.model.parameters())
+    result = sc.compensate(model, masks, images(), skip=["*"], tune=2)
+    assert "no parameter is left to train" in result.notes[-1]
+
+
+def test_what_is_compared_can_be_chosen() -> None:
+    class TwoOutputs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.used, self.unused = nn.Linear(8, 16), nn.Linear(16, 4), nn.Linear(16, 64)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            hidden = self.body(x).relu()
+            return self.used(hidden), 100 * self.unused(hidden).sin()
+
+    torch.manual_seed(0)
+    model = TwoOutputs().eval()
+    data = [torch.randn(64, 8) for _ in range(3)]
+    masks = sc.prune(model, budget=0.7, options=sc.PruneOptions(only="body"))
+    inputs = []
+
+    def first(output: Any, given: Any) -> torch.Tensor:
+        inputs.append(given)
+        return output[0]
+
+    result = sc.compensate(model, masks, data, tune=sc.Tuning(passes=2, compare=first))
+    assert torch.equal(result.model.unused.weight, sc.compensate(model, masks, data).model.unused.weight)
+    assert any(given is data[1] or torch.equal(given, data[1]) for given in inputs)
+
+
 def test_padding_is_left_out() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

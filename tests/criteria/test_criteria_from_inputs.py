@@ -84,6 +84,24 @@ def test_alternating_support_finds_better_sets_than_magnitude() -> None:
     assert error(mask) < 0.6 * error(choose(dense.abs()))
 
 
+def test_obs_of_single_weights_by_hand() -> None:
+    model = nn.Linear(2, 1, bias=False)
+    model.weight.data.copy_(torch.tensor([[1.0, 2.0]]))
+    # Sums of products: [[4, 2], [2, 4]], whose inverse has 1/3 on its diagonal, so that a removal costs 3 * w².
+    data = [torch.tensor([[1.0, 1.0], [-1.0, -1.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])]
+    context = Context(data=data)
+    alone = sc.criteria.Obs(damping=0.0, one_by_one=False).scores(model, select(model), context)["weight"]
+    energy = float((data[0] @ torch.tensor([1.0, 2.0])).square().sum())
+    assert torch.allclose(alone * energy, torch.tensor([[3.0, 12.0]]))
+
+
+def test_largest_takes_ties_by_position_and_the_exact_count() -> None:
+    values = torch.tensor([[2.0, 1.0, 2.0], [2.0, 0.0, 3.0]])
+    assert largest(values, 2).tolist() == [[True, False, False], [False, False, True]]
+    assert largest(values, 3).tolist() == [[True, False, True], [False, False, True]]
+    assert not bool(largest(values, 0).any()) and bool(largest(values, 6).all())
+
+
 @pytest.mark.parametrize("criterion", ["wanda", "obs"])
 def test_inputs_that_are_never_there_go_first(criterion: str) -> None:
     torch.manual_seed(0)

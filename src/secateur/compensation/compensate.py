@@ -149,7 +149,7 @@ def compensate(
             setting = Setting(reference, student, batches, held, frozen, device)
             layers = fit(setting, solver or LeastSquares(), progress)
         if options is not None:
-            notes.append(_tuned(reference, student, data, batches, held, options, progress))
+            notes.append(_tuned(reference, student, data, batches, held, options, progress, frozen))
     fitted = {layer.name for layer in layers}
     missed = [name for name in held if name not in fitted and name not in frozen and held[name].dim() > 1]
     if missed:
@@ -218,7 +218,17 @@ def _tuned(
     held: Mapping[str, torch.Tensor],
     options: Tuning,
     progress: Progress | None,
+    frozen: frozenset[str],
 ) -> str:
-    """The second stage; a model compressed from itself needs a dense copy, as it is not the one that is trained."""
+    """The second stage; weights that the first leaves alone stay as they are in this one, too."""
+    flags = [(parameter, parameter.requires_grad) for parameter in student.parameters()]
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and name not in frozen)
+    if not any(parameter.requires_grad for parameter in student.parameters()):
+        return "tuning: no parameter is left to train, as all are skipped or frozen"
     with torch.enable_grad():
-        return tune(dense, student, data, batches, held, options, progress)
+        said = tune(dense, student, data, batches, held, options, progress)
+    for parameter, flag in flags:
+        parameter.requires_grad_(flag)
+        parameter.grad = None
+    return said

@@ -69,8 +69,15 @@ def largest(magnitudes: torch.Tensor, count: int) -> torch.Tensor:
     tensor([[False,  True],
             [ True, False]])
     """
-    chosen = torch.zeros(magnitudes.numel(), dtype=torch.bool, device=magnitudes.device)
-    chosen[magnitudes.reshape(-1).argsort(descending=True, stable=True)[:count]] = True
+    flat = magnitudes.reshape(-1)
+    if not 0 < count < flat.numel():
+        return torch.full(magnitudes.shape, count > 0, dtype=torch.bool, device=magnitudes.device)
+    threshold = flat.kthvalue(
+        flat.numel() - count + 1
+    ).values  # a selection: sorting all would take ten times as long
+    chosen = flat > threshold
+    ties = (flat == threshold).nonzero()[:, 0]
+    chosen[ties[: count - int(chosen.sum())]] = True
     return chosen.reshape(magnitudes.shape)
 
 
@@ -139,6 +146,8 @@ def alternating_support(
 ) -> torch.Tensor:
     """A support of least error, by alternating direction with a growing penalty.
 
+    The rounds compute in float32: they choose which weights stay, and no weight that is kept comes from them.
+
     Args:
         hessian: X^T X, [features, features].
         cross: X^T Y, [features, outputs].
@@ -153,9 +162,9 @@ def alternating_support(
     scale = hessian.diagonal().clamp_min(1e-12 * float(hessian.diagonal().mean()) + 1e-30).rsqrt()
     scaled = hessian * scale[:, None] * scale[None]
     scaled.diagonal().add_(damping)
-    values, vectors = torch.linalg.eigh(scaled)
-    goal = cross * scale[:, None] + damping * start / scale[:, None]
-    free = start / scale[:, None]
+    values, vectors = (part.float() for part in torch.linalg.eigh(scaled))
+    goal = (cross * scale[:, None] + damping * start / scale[:, None]).float()
+    free = (start / scale[:, None]).float()
     penalty = 0.1
     held = torch.where(choose(free.abs()), free, 0.0)
     dual = torch.zeros_like(free)

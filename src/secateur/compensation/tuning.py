@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,6 +27,9 @@ from secateur.execution.example import Batch
 
 __all__ = ["Tuning", "blocks_of", "tune"]
 
+_KEPT_BYTES = 1 << 30
+"""Outputs of the dense model that are kept for the next pass, at most."""
+
 
 @dataclass(frozen=True)
 class Tuning:
@@ -38,6 +41,9 @@ class Tuning:
             by a cosine.
         blocks: the weight of the blocks' outputs relative to the model's own; 0 compares the model's outputs alone.
         precision: "fp32", or "bf16" for forward and backward under autocast.
+        compare: what of the model's output is compared: a function of the output and of the inputs (a dict of keywords,
+            a tuple of arguments or the one argument) that gives a tensor, or several in a list, tuple or dict; by
+            default all of the output. An embedding, for example: what the model is used for.
 
     Raises:
         OptionError: for an option out of range.
@@ -47,6 +53,7 @@ class Tuning:
     lr: float = 0.05
     blocks: float = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
+    compare: Callable[[Any, Any], Any] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.passes, bool) or not isinstance(self.passes, int) or self.passes < 1:
@@ -106,33 +113,51 @@ def tune(
     Returns:
         One sentence with the error before and after. If the error did not fall, the student is unchanged.
     """
-    watched = blocks_of(dense) if options.blocks else []
     judged = batches[:: max(1, len(batches) // 8)]
     state = {name: tensor.detach().clone() for name, tensor in student.state_dict().items()}
-    before = _judge(dense, student, judged)
-    optimizer = _optimizer(student, options.lr)
-    parameters = dict(student.named_parameters())
+    before = _judge(dense, student, judged, options)
+    pair = _Pair(dense, student, options, blocks_of(dense) if options.blocks else [])
+    _passes(pair, data, batches, masks, ties, progress)
+    after = _judge(dense, student, judged, options)
+    if not after < before:
+        student.load_state_dict(state)
+        return f"tuning did not lower the error of the outputs ({before:.4g} to {after:.4g}) and was undone"
+    return f"tuning lowered the error of the outputs from {before:.4g} to {after:.4g} of their variance"
+
+
+def _passes(
+    pair: _Pair,
+    data: Iterable[Any],
+    batches: Sequence[Batch],
+    masks: Mapping[str, torch.Tensor],
+    ties: Mapping[str, torch.Tensor] | None,
+    progress: Progress | None,
+) -> None:
+    """All passes of Adam over the data."""
+    options, parameters = pair.options, dict(pair.student.named_parameters())
+    optimizer = _optimizer(pair.student, options.lr)
     held = [(parameters[name], mask.to(parameters[name].device)) for name, mask in masks.items()]
     tied = [(parameters[name], index.reshape(-1).long()) for name, index in (ties or {}).items()]
-    total, steps, began = options.passes * len(batches), 0, time.monotonic()
+    expected, steps, began = len(batches), 0, time.monotonic()
     base = [group["lr"] for group in optimizer.param_groups]
-    with ExitStack() as stack:
-        ours, theirs = (stack.enter_context(_outputs(model, watched)) for model in (student, dense))
+    again = isinstance(data, (list, tuple))  # the same batches in each pass: what the dense model gives, too
+    with pair.watching():
         for turn in range(options.passes):
             sum_of_losses, count = 0.0, 0
-            for batch in reread(data, batches, dense):
-                share = min(1.0, steps / total)
+            for index, batch in enumerate(batches if again else reread(data, batches, pair.dense)):
+                share = (turn + min(1.0, index / expected)) / options.passes
                 rate = 0.5 * (1 + math.cos(math.pi * share)) * min(1.0, (steps + 1) / 20)
                 for group, lr in zip(optimizer.param_groups, base, strict=True):
                     group["lr"] = lr * rate
-                loss = _loss(dense, student, batch, theirs, ours, options)
+                loss = pair.loss(batch, index if again else None)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 _tie(tied)
                 optimizer.step()
                 _hold(held)
                 sum_of_losses, count, steps = sum_of_losses + float(loss.detach()), count + 1, steps + 1
-            mean = sum_of_losses / max(1, count)
+            expected = max(1, count)  # a pass may have another number of batches than the first reading
+            mean = sum_of_losses / expected
             if not math.isfinite(mean):
                 raise NonFiniteError(
                     f"tuning: the error of pass {turn + 1} is {mean}; take a smaller step, such as "
@@ -141,11 +166,6 @@ def tune(
             if progress is not None:
                 left = (time.monotonic() - began) / (turn + 1) * (options.passes - turn - 1)
                 progress(Advance("pass", f"pass {turn + 1}", turn + 1, options.passes, left))
-    after = _judge(dense, student, judged)
-    if not after < before:
-        student.load_state_dict(state)
-        return f"tuning did not lower the error of the outputs ({before:.4g} to {after:.4g}) and was undone"
-    return f"tuning lowered the error of the outputs from {before:.4g} to {after:.4g} of their variance"
 
 
 def _optimizer(model: nn.Module, lr: float) -> torch.optim.Optimizer:
@@ -177,27 +197,59 @@ def _hold(held: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
             parameter.mul_(mask)
 
 
-def _loss(
-    dense: nn.Module,
-    student: nn.Module,
-    batch: Batch,
-    theirs: list[torch.Tensor],
-    ours: list[torch.Tensor],
-    options: Tuning,
-) -> torch.Tensor:
-    """The error of the outputs, and of the blocks' outputs, each as a share of its variance."""
-    device = next(student.parameters()).device.type
-    theirs.clear()
-    ours.clear()
-    with torch.autocast(device, torch.bfloat16, enabled=options.precision == "bf16"):
-        with torch.no_grad():
-            goal = dense(*batch.args, **batch.kwargs)
-        got = student(*batch.args, **batch.kwargs)
-    loss = difference(goal, got, batch)
-    if theirs and len(theirs) == len(ours):
-        parts = [difference(a, b, batch) for a, b in zip(theirs, ours, strict=True)]
-        loss = loss + options.blocks * torch.stack(parts).mean()
-    return loss
+class _Pair:
+    """The two models side by side; what the dense one gives is kept for batches that come again."""
+
+    def __init__(self, dense: nn.Module, student: nn.Module, options: Tuning, watched: Sequence[str]):
+        self.dense = dense
+        self.student = student
+        self.options = options
+        self._watched = watched
+        self._theirs: list[torch.Tensor] = []
+        self._ours: list[torch.Tensor] = []
+        self._kept: dict[int, tuple[Any, list[torch.Tensor]]] = {}
+        self._room = _KEPT_BYTES
+        self._device = next(student.parameters()).device.type
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """While the outputs of the blocks are noted."""
+        with ExitStack() as stack:
+            self._ours = stack.enter_context(_outputs(self.student, self._watched))
+            self._theirs = stack.enter_context(_outputs(self.dense, self._watched))
+            yield
+
+    def _goal(self, batch: Batch, index: int | None) -> tuple[Any, list[torch.Tensor]]:
+        """What the dense model gives, and its blocks; computed once for a batch that has an index."""
+        if index is not None and index in self._kept:
+            return self._kept[index]
+        self._theirs.clear()
+        with torch.no_grad(), self._cast():
+            found = compared(self.options, self.dense(*batch.args, **batch.kwargs), batch), list(self._theirs)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(list(found)))
+        if index is not None and size <= self._room:
+            self._kept[index], self._room = found, self._room - size
+        return found
+
+    def _cast(self) -> torch.autocast:
+        return torch.autocast(self._device, torch.bfloat16, enabled=self.options.precision == "bf16")
+
+    def loss(self, batch: Batch, index: int | None) -> torch.Tensor:
+        """The error of the outputs, and of the blocks' outputs, each as a share of its variance."""
+        goal, theirs = self._goal(batch, index)
+        self._ours.clear()
+        with self._cast():
+            got = compared(self.options, self.student(*batch.args, **batch.kwargs), batch)
+        loss = difference(goal, got, batch)
+        if theirs and len(theirs) == len(self._ours):
+            parts = [difference(a, b, batch) for a, b in zip(theirs, self._ours, strict=True)]
+            loss = loss + self.options.blocks * torch.stack(parts).mean()
+        return loss
+
+
+def compared(options: Tuning, output: Any, batch: Batch) -> Any:
+    """What of an output is compared."""
+    return output if options.compare is None else options.compare(output, batch.example)
 
 
 def difference(goal: Any, got: Any, batch: Batch) -> torch.Tensor:
@@ -219,17 +271,20 @@ def difference(goal: Any, got: Any, batch: Batch) -> torch.Tensor:
     return torch.stack(parts).mean()
 
 
-def _judge(dense: nn.Module, student: nn.Module, batches: Sequence[Batch]) -> float:
+def _judge(dense: nn.Module, student: nn.Module, batches: Sequence[Batch], options: Tuning) -> float:
     """The mean error of the outputs over some batches."""
+    found = []
     with torch.no_grad():
-        found = [
-            float(difference(dense(*b.args, **b.kwargs), student(*b.args, **b.kwargs), b)) for b in batches
-        ]
+        for batch in batches:
+            one, two = (
+                compared(options, model(*batch.args, **batch.kwargs), batch) for model in (dense, student)
+            )
+            found.append(float(difference(one, two, batch)))
     return sum(found) / len(found)
 
 
 @contextmanager
-def _outputs(model: nn.Module, names: Sequence[str]) -> Any:
+def _outputs(model: nn.Module, names: Sequence[str]) -> Iterator[list[torch.Tensor]]:
     """A list that fills with the outputs of the named modules whenever the model runs."""
     found: list[torch.Tensor] = []
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from secateur.compensation.fitting import Observed
-from secateur.compensation.support import costs
+from secateur.compensation.support import costs, single_costs
 from secateur.core.context import Context
 from secateur.core.scores import Scores
 from secateur.core.targets import Target
@@ -38,6 +38,8 @@ class Obs(Criterion):
 
     Args:
         damping: added to the diagonal of the inputs' second moments, as a share of its mean.
+        one_by_one: whether a weight's cost takes into account those removed before it. False scores every weight as if
+            it alone were removed: one inverse for a layer, instead of one for each of its outputs.
 
     Inputs that do not correlate leave the sums of w² x², here 4 * 2 and 1 * 8. The outputs are 0 and -4, 8 around their
     mean:
@@ -55,8 +57,11 @@ class Obs(Criterion):
     of_layers: ClassVar[bool] = True
 
     damping: float = 1e-4
+    one_by_one: bool = True
 
     def __post_init__(self) -> None:
+        if not isinstance(self.one_by_one, bool):
+            raise OptionError(f"one_by_one of obs: expected True or False, got {self.one_by_one!r}")
         if isinstance(self.damping, bool) or not 0 <= self.damping < math.inf:
             raise OptionError(f"damping of obs: expected a number of at least 0, got {self.damping!r}")
 
@@ -67,7 +72,8 @@ class Obs(Criterion):
     def _score(self, layer: Observed, matrix: torch.Tensor) -> torch.Tensor:
         problem = layer.moments.problem(layer.intercept)
         energy = float(layer.moments.problem(intercept=True).energy.sum())
+        judge = costs if self.one_by_one else single_costs
         parts = [
-            costs(problem.hessian[group], matrix[group], self.damping) for group in range(matrix.shape[0])
+            judge(problem.hessian[group], matrix[group], self.damping) for group in range(matrix.shape[0])
         ]
         return torch.stack(parts) / max(energy, 1e-30)

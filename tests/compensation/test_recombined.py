@@ -1,0 +1,52 @@
+"""`RecombinedTokens`: the sentences themselves first, then spans of them in another order."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import secateur as sc
+from secateur.errors import DataError, OptionError
+
+
+def texts(**options: object) -> sc.RecombinedTokens:
+    ids = torch.full((4, 12), 0)
+    for row in range(4):
+        size = 6 + row
+        ids[row, : size + 2] = torch.tensor([1, *range(10 * row + 10, 10 * row + 10 + size), 2])
+    batch = {"input_ids": ids, "attention_mask": (ids != 0).long()}
+    return sc.RecombinedTokens([batch], span=(2, 4), length=(5, 8), tokens=24, **options)  # type: ignore[arg-type]
+
+
+def test_the_first_pass_gives_the_sentences_and_later_ones_every_token_once() -> None:
+    found = texts()
+    first, second, third = list(found), list(found), list(found)
+    assert first[0]["input_ids"].shape == (4, 12)
+    for turn in (second, third):
+        inner = torch.cat([batch["input_ids"][:, 1:-1].flatten() for batch in turn]).tolist()
+        assert sorted(inner) == sorted([*range(10, 16), *range(20, 27), *range(30, 38), *range(40, 49)])
+        for batch in turn:
+            assert bool((batch["input_ids"][:, 0] == 1).all() and (batch["input_ids"][:, -1] == 2).all())
+            assert batch["input_ids"].numel() <= 24 and bool(batch["attention_mask"].all())
+        follow = sum(b - a == 1 for a, b in zip(inner, inner[1:]))
+        assert follow >= len(inner) // 3  # spans of two to four
+    assert [b["input_ids"].tolist() for b in second] != [b["input_ids"].tolist() for b in third]
+
+
+def test_one_seed_gives_the_same_batches() -> None:
+    def second(seed: int) -> list[list[list[int]]]:
+        found = texts(seed=seed)
+        list(found)
+        return [batch["input_ids"].tolist() for batch in found]
+
+    assert second(3) == second(3) != second(4)
+
+
+def test_what_is_refused() -> None:
+    ids = torch.tensor([[1, 2], [1, 2]])
+    with pytest.raises(DataError, match="no sequence holds a token beside its first and its last"):
+        sc.RecombinedTokens([{"input_ids": ids}])
+    with pytest.raises(DataError, match="batch 0: expected input_ids of"):
+        sc.RecombinedTokens([{"tokens": ids}])
+    with pytest.raises(OptionError, match="span of RecombinedTokens: expected the shortest and the longest"):
+        sc.RecombinedTokens([{"input_ids": ids}], span=(5, 4))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -27,8 +29,9 @@ def test_the_first_pass_gives_the_sentences_and_later_ones_every_token_once() ->
         assert sorted(inner) == sorted([*range(10, 16), *range(20, 27), *range(30, 38), *range(40, 49)])
         for batch in turn:
             assert bool((batch["input_ids"][:, 0] == 1).all() and (batch["input_ids"][:, -1] == 2).all())
-            assert batch["input_ids"].numel() <= 24 and bool(batch["attention_mask"].all())
-        follow = sum(b - a == 1 for a, b in zip(inner, inner[1:]))
+            assert batch["input_ids"].numel() <= 24
+            assert bool(batch["attention_mask"].all())
+        follow = sum(b - a == 1 for a, b in itertools.pairwise(inner))
         assert follow >= len(inner) // 3  # spans of two to four
     assert [b["input_ids"].tolist() for b in second] != [b["input_ids"].tolist() for b in third]
 

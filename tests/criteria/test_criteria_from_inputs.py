@@ -99,7 +99,8 @@ def test_largest_takes_ties_by_position_and_the_exact_count() -> None:
     values = torch.tensor([[2.0, 1.0, 2.0], [2.0, 0.0, 3.0]])
     assert largest(values, 2).tolist() == [[True, False, False], [False, False, True]]
     assert largest(values, 3).tolist() == [[True, False, True], [False, False, True]]
-    assert not bool(largest(values, 0).any()) and bool(largest(values, 6).all())
+    assert not bool(largest(values, 0).any())
+    assert bool(largest(values, 6).all())
 
 
 @pytest.mark.parametrize("criterion", ["wanda", "obs"])

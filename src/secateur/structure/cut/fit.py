@@ -30,6 +30,7 @@ from secateur.structure.cut.repair import (
     with_sites,
     within,
 )
+from secateur.structure.cut.restated import restated
 from secateur.structure.cut.widths import widths_of
 from secateur.structure.groups.couplings import Structure
 from secateur.structure.groups.labels import Lock
@@ -102,6 +103,7 @@ def draft(structure: Structure, model: nn.Module, alive: np.ndarray) -> ShrinkPl
         if found:
             attributes[path] = found
     attributes.update(_without_weights(structure, model, alive))
+    attributes.update(restated(structure, modules, attributes.keys(), alive))
     known = {id(kept): tuple(kept.tolist()) for axes in keep.values() for kept in axes.values()}
     return ShrinkPlan(
         keep={name: {axis: known[id(kept)] for axis, kept in axes.items()} for name, axes in keep.items()},

@@ -26,7 +26,7 @@ _UNCOUNTED = _TEXT | {"__init__", "reset_parameters"}
 
 def restated(
     structure: Structure, modules: Mapping[str, nn.Module], known: Collection[str], alive: np.ndarray
-) -> dict[str, dict[str, int]]:
+) -> dict[str, dict[str, int | tuple[int, ...]]]:
     """The widths that modules without a weight of their own repeat.
 
     Args:
@@ -38,13 +38,13 @@ def restated(
     Returns:
         New values by module and attribute.
     """
-    found: dict[str, dict[str, int]] = {}
+    found: dict[str, dict[str, int | tuple[int, ...]]] = {}
     shown: dict[type, set[str]] = {}
     for path, module in modules.items():
         kind = type(module)
         if kind not in shown:
             torchs = kind.__module__.partition(".")[0] == "torch"
-            shown[kind] = set() if torchs else _NAMES & _named(kind, True) - _named(kind, False)
+            shown[kind] = set() if torchs else (_named(kind, True) - _named(kind, False)) & _NAMES
         if not shown[kind] or path in known:
             continue
         for name, old in integers(module):

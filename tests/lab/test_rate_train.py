@@ -67,6 +67,21 @@ def test_the_file_has_the_bytes_measured_last_and_few_values(done):
             assert len(torch.unique(weight)) <= 7, name
 
 
+def test_biases_are_priced_and_those_that_left_stay_away(tmp_path):
+    recipe = copy.deepcopy(RECIPE)
+    recipe["step"][1] |= {"biases": 4, "target": 2000}
+    recipe["step"].insert(3, {"kind": "refine", "epochs": 1, "batch_size": 64})
+    recipe["step"][4]["biases"] = 4
+    store = Store(tmp_path)
+    ran = run(Recipe.of(recipe), store)
+    trained, packed = (final_state(ran.plan.trials[0], store, label) for label in ("rate_train", "pack"))
+    zeros = {name: b == 0 for name, b in trained.model.named_parameters() if name.endswith("bias")}
+    assert sum(int(zero.sum()) for zero in zeros.values()) > 100  # of 410
+    for name, zero in zeros.items():
+        assert torch.equal(trained.masks[name], ~zero)
+        assert not packed.model.get_parameter(name)[zero].any(), name
+
+
 def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(done, tmp_path, monkeypatch):
     store = Store(tmp_path)
     measure, calls = rate_train._Watch.measure, []

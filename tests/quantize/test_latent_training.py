@@ -10,6 +10,7 @@ from torch import nn
 
 from secateur.errors import NothingToDoError, OptionError
 from secateur.quantize.latent_training import LatentOptions, LatentTraining
+from secateur.quantize.prices import nonzero_bits
 
 OPTIONS = LatentOptions(target=1, steps=100, until=0.5, most=2, scale=1.0)
 
@@ -81,6 +82,22 @@ def test_the_pull_is_the_price_times_the_difference_of_the_bits() -> None:
         assert latent.grad[0, 1].item() == pytest.approx(-0.5 * (two - one) / 2.0, rel=1e-5)
 
 
+def test_a_level_that_most_weights_take_is_no_refuge_from_the_price() -> None:
+    model = layer()
+    with LatentTraining(model, OPTIONS):
+        part = model.parametrizations.weight[0]
+        latent = model.parametrizations.weight.original
+        with torch.no_grad():
+            latent.mul_(2.0)  # all four of level 2, which costs no more than level 1
+        part.estimate(latent)
+        # The step up from 2 costs nothing. Level 1 has half an occurrence of five: log2(10) bits and a sign. Level 2
+        # costs no less, and the mean of two levels is half of that.
+        nonzero, zeroed = nonzero_bits(latent != 0)
+        quarter = (nonzero - zeroed + 1 + math.log2(5 / 0.5)) / 2 / 4
+        assert torch.allclose(part.slopes[0, 0], quarter[0, 0])
+        assert bool((part.slopes[latent != 0] > 0).all())
+
+
 def test_bits_of_an_empty_row_pull_harder_than_those_of_a_full_one() -> None:
     model = nn.Linear(8, 8)
     with torch.no_grad():
@@ -114,6 +131,15 @@ def test_the_price_rises_while_there_are_too_many_bytes_and_falls_below() -> Non
             prices.append(training.price)
         assert prices[1] > prices[0] > 1e-6
         assert prices[3] < prices[2] < prices[0]
+
+
+def test_far_from_the_bytes_wanted_the_price_is_a_hundred_times_its_slow_part() -> None:
+    with LatentTraining(layer(), LatentOptions(target=10, steps=100, until=0.001, price=1e-6)) as training:
+        training.measured(10_000)
+        training._numbers[0] = 50
+        assert training.price == pytest.approx(1e-4)
+        training.measured(1)
+        assert training.price == pytest.approx(1e-8)
 
 
 def test_a_training_reaches_the_bytes_asked_for_and_keeps_what_matters() -> None:
@@ -157,3 +183,40 @@ def test_an_error_inside_leaves_the_model_with_parameters() -> None:
     with pytest.raises(RuntimeError, match="stop"), LatentTraining(model, OPTIONS):
         raise RuntimeError("stop")
     assert [name for name, _ in model.named_parameters()] == ["weight", "bias"]
+
+
+def test_biases_are_pulled_by_what_they_cost_and_are_zero_where_the_file_rounds_them_to_zero() -> None:
+    model = layer()
+    with torch.no_grad():
+        model.bias.copy_(torch.tensor([0.6, -0.02]))
+    options = LatentOptions(target=1, steps=100, most=2, scale=1.0, biases=3)
+    with LatentTraining(model, options) as training:
+        weights = LatentTraining(layer(), OPTIONS)
+        with weights:
+            weights.measured(1000)
+        training.measured(1000)
+        # Three bits: a step is the root mean square, sqrt((0.36 + 0.0004) / 2) = 0.4245; levels 1 and 0.
+        step = math.sqrt((0.6**2 + 0.02**2) / 2)
+        assert training._biases.step == pytest.approx(step)
+        # One of two is not zero, half an occurrence of each more: one bit each; the one level: 1 + log2(1.5 / 1.5).
+        assert training.bits - weights.bits == pytest.approx(1 + 1 + 1)
+        model.bias.grad = torch.zeros(2)
+        training._biases.pull(price=0.5)
+        # Levels 0 and 1 are (1 + 1) - 1 = 1 bit apart; 0.6 is above the highest, where a quarter of that holds.
+        assert model.bias.grad.tolist() == pytest.approx([0.125 / step, -0.5 / step])
+    assert model.bias.tolist() == pytest.approx([0.6, 0.0])
+    assert bool((model.bias[1] == 0).all())
+    model.bias.data[1] = 0.02
+    with LatentTraining(model, OPTIONS):
+        pass
+    assert bool((model.bias != 0).all())  # without a number of bits they are left alone
+
+
+def test_a_block_left_by_an_error_leaves_the_biases() -> None:
+    model = layer()
+    with torch.no_grad():
+        model.bias.copy_(torch.tensor([0.6, -0.02]))
+    options = LatentOptions(target=1, steps=9, biases=3)
+    with pytest.raises(ValueError, match="within"), LatentTraining(model, options):
+        raise ValueError("within")
+    assert model.bias.tolist() == pytest.approx([0.6, -0.02])

@@ -15,6 +15,7 @@ from secateur.lab.store import Store
 from secateur.search.frame import pursue
 
 small = importlib.import_module("secateur.search.smallest")  # `secateur.smallest` may be the verb itself
+ByteSettings = small.ByteSettings
 SizeSettings, SizeAttempt = small.SizeSettings, small.SizeAttempt
 
 MODEL = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -59,6 +60,45 @@ def test_a_change_stays_only_where_the_file_is_smaller_and_holds():
     assert best.bits == {"0": 1, "2": 2}
 
 
+def test_the_target_in_bytes_is_halved_while_it_holds_and_then_brought_between():
+    def verdict(settings):
+        return attempt(settings, settings.target + 1, 0.95 if settings.target >= 20 else 0.5)
+
+    proposals = small._proposals(ByteSettings(32), MODEL)  # 4 * 4 + 4 + 2 * 4 + 2 numbers: 120 bytes
+    done = pursue(proposals, verdict, lambda line: None, 30)
+    # 22.6 = sqrt(32 * 16), 19.02 = sqrt(22.6 * 16)
+    assert [one.settings.target for one in done] == [32, 16, 23, 19]
+    assert [one.holds for one in done] == [True, False, True, False]
+    proposals = small._proposals(ByteSettings(40), MODEL)
+    failing = pursue(proposals, lambda settings: attempt(settings, 1, 0.5), lambda line: None, 9)
+    assert [one.settings.target for one in failing] == [
+        40,
+        80,
+    ]  # doubled, while below nine tenths of the dense model
+
+
+def test_attempts_are_trained_for_bytes_unless_an_option_of_the_other_way_is_given():
+    assert small.SmallestOptions().first(nn.Linear(10, 100)) == ByteSettings(110)  # 4,400 bytes, a fortieth
+    assert small.SmallestOptions(target=50).first(MODEL) == ByteSettings(50)
+    assert small.SmallestOptions(bits=2).first(MODEL) == SizeSettings(0.1, 2, 0.01)
+    assert small.SmallestOptions(calibrate=9).first(MODEL) == SizeSettings(0.1, 3, 0.01)
+    assert small.SmallestOptions(rate=0.5, keep=0.2).first(MODEL) == SizeSettings(0.2, 3, 0.5)
+    with pytest.raises(OptionError, match="target and keep: a model is trained for bytes, or pruned"):
+        small.SmallestOptions(keep=0.1, target=50)
+    with pytest.raises(OptionError, match="at least 1 byte"):
+        small.SmallestOptions(target=0)
+
+
+def test_the_steps_of_training_for_bytes_round_what_the_model_has():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    steps = small.steps_of(ByteSettings(500), model, "dense", {"epochs": 10, "lr": 0.01, "warmup": 1})
+    assert [step["kind"] for step in steps] == ["rate_train", "share", "refine", "pack"]
+    assert (steps[0]["target"], steps[0]["batch_norm"], steps[0]["biases"]) == (500, 6, 5)
+    assert (steps[2]["epochs"], steps[2]["lr"], steps[2]["warmup"]) == (2, 0.0025, 0)
+    assert steps[0]["teacher"] == steps[2]["teacher"] == "dense"
+    assert (steps[3]["batch_norm"], steps[3]["biases"], steps[3]["codebook_bits"]) == (6, 5, 8)
+
+
 def test_the_front_leaves_out_what_is_beaten_in_both():
     attempts = [
         attempt(SizeSettings(0.5), 900, 0.98),
@@ -90,15 +130,19 @@ SETTINGS = small.SmallestOptions(keep=0.1, bits=2, train={"epochs": 3, "batch_si
 OPTIONS = {"lost": 0.05, "attempts": 2, "options": SETTINGS}
 
 
-@pytest.fixture(scope="module")
-def searched(tmp_path_factory):
+BYTES = small.SmallestOptions(target=16_000, train={"epochs": 10, "batch_size": 64})
+
+
+@pytest.fixture(scope="module", params=["bytes", "shares"])
+def searched(request, tmp_path_factory):
     store = Store(tmp_path_factory.mktemp("smallest"))
-    told = []
-    return store, small.smallest(Recipe.of(RECIPE), store, **OPTIONS, on_message=told.append), told
+    others = {"options": BYTES, "attempts": 1} if request.param == "bytes" else {}
+    told, options = [], {**OPTIONS, **others}
+    return store, small.smallest(Recipe.of(RECIPE), store, **options, on_message=told.append), told, options
 
 
 def test_a_real_search_ends_with_a_file_that_holds(searched, tmp_path):
-    store, found, told = searched
+    store, found, told, options = searched
     assert found.best.accuracy >= found.limit
     assert found.best.size == min(one.size for one in found.attempts if one.holds)
     files = importlib.import_module("secateur.lab.engine").final_state(found.ran.plan.trials[0], store).files
@@ -112,27 +156,33 @@ def test_a_real_search_ends_with_a_file_that_holds(searched, tmp_path):
     loaded = sc.load(path, into=models.build("lenet-300-100"))
     again = evaluate(loaded, data_of(Recipe.of(RECIPE)).test, device="cpu")["accuracy"]
     assert again == found.value("accuracy", "smallest_result")
-    assert sum(int((p != 0).sum()) for p in loaded.parameters() if p.dim() > 1) <= 0.1 * 266_200 + 1
+    kept = sum(int((p != 0).sum()) for p in loaded.parameters() if p.dim() > 1)
+    if options["options"] is BYTES:
+        assert found.best.settings.target == 16_000
+        assert found.best.size == pytest.approx(16_000, rel=0.15)
+        assert all(len(torch.unique(p)) <= 7 for p in loaded.parameters() if p.dim() > 1)
+    else:
+        assert kept <= 0.1 * 266_200 + 1
     assert len(told) == 1 + len(found.attempts)
     assert "front of accuracy against bytes" in str(found)
 
 
 def test_a_second_search_costs_nothing_and_says_the_same(searched):
-    store, found, _ = searched
-    again = small.smallest(Recipe.of(RECIPE), store, **OPTIONS)
+    store, found, _, options = searched
+    again = small.smallest(Recipe.of(RECIPE), store, **options)
     assert again.attempts == found.attempts
     assert again.ran.computed == 0
 
 
 def test_the_test_images_are_looked_at_once_after_every_decision(searched):
-    _, found, _ = searched
+    _, found, _, _ = searched
     labels = [(step.label, getattr(step.step, "split", None)) for step in found.ran.plan.trials[0].steps]
     tested = [label for label, split in labels if split == "test"]
     assert tested == ["smallest_dense_test", "smallest_result"]
 
 
 def test_no_try_that_holds_is_an_error_that_says_how_near_it_came(searched):
-    store, _, _ = searched
+    store, _, _, _ = searched
     with pytest.raises(BudgetNotMetError, match=r"none of 1 attempts held .*the nearest came to"):
         small.smallest(
             Recipe.of(RECIPE),

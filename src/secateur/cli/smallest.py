@@ -28,10 +28,30 @@ class SmallestFlags:
 
     lost: Annotated[float, typer.Option("--lost", help="Accuracy that may be lost, as a share: 0.01.")] = 0.01
     tries: Annotated[int, typer.Option("--tries", min=1, help="Number of attempts.")] = 10
-    keep: Annotated[float, typer.Option("--keep", help="Share of weights that remain, at the start.")] = 0.1
-    bits: Annotated[int, typer.Option("--bits", min=1, max=8, help="Bits of a value, at the start.")] = 3
-    rate: Annotated[float, typer.Option("--rate", min=0, help="Cost of a bit, at the start.")] = 0.01
-    epochs: Annotated[int, typer.Option("--epochs", min=2, help="Epochs of the pruning training.")] = 20
+    target: Annotated[
+        int | None,
+        typer.Option(
+            "--target",
+            min=1,
+            metavar="BYTES",
+            help="Bytes to train for, at the start: a 40th of the dense model's.",
+        ),
+    ] = None
+    keep: Annotated[
+        float | None,
+        typer.Option(
+            "--keep",
+            help="Prune and share weights in place of training for bytes: share of weights that stay, at the start.",
+        ),
+    ] = None
+    bits: Annotated[
+        int | None,
+        typer.Option("--bits", min=1, max=8, help="The same: bits of a value, at the start."),
+    ] = None
+    rate: Annotated[
+        float | None, typer.Option("--rate", min=0, help="The same: price of a bit, at the start.")
+    ] = None
+    epochs: Annotated[int, typer.Option("--epochs", min=2, help="Epochs of the training.")] = 20
     lr: Annotated[float, typer.Option("--lr", help="Its learning rate (Adam).")] = 0.002
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Its batch size.")] = 128
     crop: Annotated[
@@ -78,7 +98,9 @@ def smallest(
         opened,
         lost=flags.lost,
         attempts=flags.tries,
-        options=SmallestOptions(flags.keep, flags.bits, flags.rate, flags.training(), flags.calibrate),
+        options=SmallestOptions(
+            flags.keep, flags.bits, flags.rate, flags.training(), flags.calibrate, flags.target
+        ),
         progress=progress_display(output.quiet),
         on_message=None if output.quiet else lambda line: print(line, file=sys.stderr),
     )
@@ -104,7 +126,11 @@ def _plain(found: SmallestResult) -> dict[str, object]:
 
 def _attempt(one: SizeAttempt) -> dict[str, object]:
     """One attempt as plain data."""
+    from secateur.search.smallest import ByteSettings
+
     s = one.settings
+    if isinstance(s, ByteSettings):
+        return {"target": s.target, "bytes": one.size, "accuracy": one.accuracy}
     bits = s.bits if isinstance(s.bits, int) else dict(s.bits)
     return {"keep": s.keep, "bits": bits, "rate": s.rate, "bytes": one.size, "accuracy": one.accuracy}
 

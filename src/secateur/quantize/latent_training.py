@@ -1,10 +1,12 @@
 """Training for bytes: weights are whole multiples of a learnt step, trained for accuracy and for their bits at once.
 
-A weight is `step * level`. The level is the latent weight over the step, rounded; the gradient of the rounding is taken
-as 1 (straight-through). Every weight is also pulled towards the next level that costs fewer bits, by the price of a bit
-times the difference. Bits are those of `Prices`: what the file's coder would spend, estimated from how many weights of
-the same output, input and tap (the position in the kernel) are not zero now. So a weight in a nearly empty row is
-pulled harder than one in a full row, and whole neurons are removed first.
+A weight is `step * level`. The level is the latent weight over the step, rounded; a gradient passes the rounding as if
+it were not there (straight-through). Every weight is also pulled towards zero, by the price of a bit times the bits
+that a level less saves, and by no less than a quarter of the mean over all levels down to zero. Bits are those of
+`Prices`: what the file's coder would spend, estimated from how many weights of the same output, input and tap (the
+position in the kernel) are not zero now. So a weight in a nearly empty row is pulled harder than one in a full row, and
+whole neurons are removed first. With `biases` the biases of these layers are pulled towards zero in the same way, by what
+they cost when they are rounded to that number of bits.
 
 The price is not given: it rises while the levels take more bytes than the schedule wants, and falls while they take
 fewer. The schedule is a cubic from the bytes at the start to `target` at `until` of all steps, and constant after that.
@@ -39,9 +41,11 @@ from secateur.quantize.prices import magnitude_bits, nonzero_bits
 __all__ = ["LatentOptions", "LatentTraining"]
 
 _HALF = 0.5  # latents nearer to zero than half a step are zero
+_REFUGE = 0.25  # of the mean bits of a level, that the step from a level to the next costs at least
 _EVERY = 10  # optimizer steps between two estimates of the bits
 # How the logarithm of the price follows that of bytes over bytes wanted: its sum over all steps, and itself.
 _SLOW, _FAST = 10.0, 8.0
+_MOST_FAST = math.log(100.0)  # the second of the two multiplies or divides the price by at most this
 _PRICES = (1e-9, 1e-2)  # the least and the highest price of a bit
 
 
@@ -56,6 +60,7 @@ class LatentOptions:
         most: The largest level; levels are -most..most.
         scale: The first step of a tensor, in root mean squares of its weights that are not zero.
         price: The price of a bit at the start, in units of the loss.
+        biases: Bits that the file rounds biases to; None where they are not rounded, and then they cost nothing here.
     """
 
     target: int
@@ -64,6 +69,7 @@ class LatentOptions:
     most: int = 3
     scale: float = 0.7
     price: float = 1e-6
+    biases: int | None = None
 
     def __post_init__(self) -> None:
         for name, value, good in (
@@ -73,6 +79,11 @@ class LatentOptions:
             ("most: expected 1 to 100 levels", self.most, 1 <= self.most <= 100),
             ("scale: expected a number above 0", self.scale, self.scale > 0 and math.isfinite(self.scale)),
             ("price: expected a number above 0", self.price, self.price > 0 and math.isfinite(self.price)),
+            (
+                "biases: expected 2 to 12 bits, or None",
+                self.biases,
+                self.biases is None or 2 <= self.biases <= 12,
+            ),
         ):
             if not good:
                 raise OptionError(f"{name}, got {value}")
@@ -143,11 +154,8 @@ class _Latent(nn.Module):
         nonzero, zeroed = nonzero_bits(there)
         sizes = magnitude_bits(levels, self.most).to(nonzero)
         bits = torch.where(there, nonzero + sizes[levels], zeroed)
-        # Between two levels the bits are a straight line: from zero to the first, and on from each to the next.
         below = (latent.detach() / self.log_step.detach().exp()).abs().floor().clamp(max=self.most).long()
-        steps = torch.cat([sizes[1:] - sizes[:-1], sizes.new_zeros(1)])
-        first = (nonzero + sizes[1] - zeroed).clamp(min=0)
-        self.slopes = torch.where(below == 0, first, steps[below])
+        self.slopes = _slopes(below, nonzero, zeroed, sizes)
         return float(bits.sum())
 
     def pull(self, latent: nn.Parameter, price: float) -> None:
@@ -157,11 +165,69 @@ class _Latent(nn.Module):
             latent.grad.add_(slope.to(latent.grad))
 
 
+def _slopes(
+    below: torch.Tensor, nonzero: torch.Tensor, zeroed: torch.Tensor, sizes: torch.Tensor
+) -> torch.Tensor:
+    """Bits per level between each level `below` and the next, of every weight.
+
+    Those of the next level alone, or a quarter of the mean over all levels from zero on where that is more: a second
+    level that costs no more than the first would otherwise be a refuge from the price.
+    """
+    first = (nonzero + sizes[1] - zeroed).clamp(min=0)
+    steps = torch.cat([sizes[1:] - sizes[:-1], sizes.new_zeros(1)])
+    above = (below + 1).clamp(max=len(sizes) - 1)
+    mean = (nonzero + sizes[above] - zeroed).clamp(min=0) / above
+    return torch.where(below == 0, first, torch.maximum(steps[below], _REFUGE * mean))
+
+
+class _Biases:
+    """Biases that are rounded to one grid of equal steps for the whole file: what they cost, and its pull."""
+
+    def __init__(self, biases: list[nn.Parameter], bits: int):
+        self.biases, self.fineness = biases, 2.0 ** (3 - bits)
+        self.slopes: torch.Tensor | None = None
+        self.step = 0.0
+
+    def _ratio(self) -> torch.Tensor:
+        """The distance of every bias from zero in steps; a step is a share of the root mean square, as in the file."""
+        values = torch.cat([bias.detach().reshape(-1) for bias in self.biases])
+        self.step = float(values.double().square().mean().sqrt()) * self.fineness
+        return values.abs() / self.step if self.step else torch.zeros_like(values)
+
+    def estimate(self) -> float:
+        """Bits of all biases; the slopes of the bits are kept for `pull`."""
+        ratio = self._ratio()
+        levels = ratio.round().long()
+        sizes = magnitude_bits(levels, max(1, int(levels.max()))).to(ratio)
+        nonzero, zeroed = nonzero_bits(levels > 0)
+        below = ratio.floor().long().clamp(max=len(sizes) - 1)
+        self.slopes = _slopes(below, nonzero, zeroed, sizes)
+        return float(torch.where(levels > 0, nonzero + sizes[levels], zeroed).sum())
+
+    def pull(self, price: float) -> None:
+        """Add the gradient of the bits to those of the biases."""
+        if self.slopes is None or not self.step:
+            return
+        parts = self.slopes.split([bias.numel() for bias in self.biases])
+        for bias, slope in zip(self.biases, parts):
+            if bias.grad is not None:
+                pulled = slope.reshape(bias.shape) * torch.sign(bias.detach()) * (price / self.step)
+                bias.grad.add_(pulled.to(bias.grad))
+
+    def settle(self) -> None:
+        """Make those zero that the file would round to zero."""
+        parts = self._ratio().split([bias.numel() for bias in self.biases])
+        for bias, ratio in zip(self.biases, parts):
+            with torch.no_grad():
+                bias[(ratio < _HALF).reshape(bias.shape)] = 0.0
+
+
 class LatentTraining:
     """A block in which a model's weights are multiples of learnt steps, trained for accuracy and bytes.
 
     The model is trained inside the block with any loop; an optimizer is made inside it, from `model.parameters()`. When
-    the block is left, the weights are parameters again, with the values they had inside. Everything that the block
+    the block is left, the weights are parameters again, with the values they had inside; biases that the file would
+    round to zero are zero then. Everything that the block
     needs to continue after an interruption is in the model's state dict.
 
     Args:
@@ -187,6 +253,10 @@ class LatentTraining:
         _check_tied(model, self.names)
         if not any(bool((model.get_parameter(name) != 0).any()) for name in self.names):
             raise NothingToDoError(f"{type(model).__name__}: no weight to train for bytes that is not zero")
+        paths = [name.rpartition(".")[0] for name in self.names]
+        found = [model.get_submodule(path)._parameters.get("bias") for path in paths]
+        biases = [bias for bias in found if bias is not None and options.biases is not None]
+        self._biases = _Biases(biases, options.biases) if biases and options.biases is not None else None
         self.bits = 0.0
         self._done = 0
         self._hook: RemovableHandle | None = None
@@ -218,6 +288,8 @@ class LatentTraining:
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
+        if self._biases is not None and error is None:
+            self._biases.settle()
         for owner, leaf in self._owners.values():
             parametrize.remove_parametrizations(owner, leaf, leave_parametrized=True)
         self._owners.clear()
@@ -272,7 +344,8 @@ class LatentTraining:
         numbers = self._numbers
         wanted = self.options.wanted(int(numbers[0]), float(numbers[1]))
         over = math.log(max(self.estimated_bytes, 1.0) / max(wanted, 1.0))
-        return min(max(math.exp(float(numbers[3]) + _FAST * over), _PRICES[0]), _PRICES[1])
+        fast = min(max(_FAST * over, -_MOST_FAST), _MOST_FAST)
+        return min(max(math.exp(float(numbers[3]) + fast), _PRICES[0]), _PRICES[1])
 
     def measured(self, size: int) -> float:
         """Correct the estimate by a file just written; returns the estimate as it was before.
@@ -291,6 +364,8 @@ class LatentTraining:
     # -- every step
     def _estimate(self) -> None:
         self.bits = sum(part.estimate(latent) for _, (part, latent) in self._all())
+        if self._biases is not None:
+            self.bits += self._biases.estimate()
 
     @torch.no_grad()
     def _before_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
@@ -311,6 +386,8 @@ class LatentTraining:
         price = self.price
         for _, (part, latent) in self._all():
             part.pull(latent, price)
+        if self._biases is not None:
+            self._biases.pull(price)
         numbers[0] += 1
         self._done += 1
 

@@ -13,7 +13,7 @@ Files, in reading order:
 
 - `frame`: the parts of every search: baseline, loop over attempts, choice of the next share, result.
 - `auto`: the strategy of `sc.auto`: cut channels (or weights), retrain, halve or go half way back.
-- `smallest`: the strategy of `sc.smallest`: prune, share, and code; change one setting at a time.
+- `smallest`: the strategy of `sc.smallest`: train for a number of bytes, halve it or go half way back.
 
 Searches over arbitrary recipe values with Optuna are in `secateur.lab.searching`.
 
@@ -24,12 +24,20 @@ Searches over arbitrary recipe values with Optuna are in `secateur.lab.searching
 
 from secateur.search.auto import AutoOptions, AutoResult, SpeedAttempt, auto
 from secateur.search.frame import Attempt, SearchResult
-from secateur.search.smallest import SizeAttempt, SizeSettings, SmallestOptions, SmallestResult, smallest
+from secateur.search.smallest import (
+    ByteSettings,
+    SizeAttempt,
+    SizeSettings,
+    SmallestOptions,
+    SmallestResult,
+    smallest,
+)
 
 __all__ = [
     "Attempt",
     "AutoOptions",
     "AutoResult",
+    "ByteSettings",
     "SearchResult",
     "SizeAttempt",
     "SizeSettings",

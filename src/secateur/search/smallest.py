@@ -3,11 +3,18 @@
     found = smallest(Recipe.read("recipe.toml"), Store("runs"), lost=0.005)
     print(found)            # every attempt, the front of accuracy against bytes, the best one on the test images
 
-The recipe says how the dense model is made. An attempt prunes it gradually (weights at positions that cost many bits
-first), distils from it, shares the remaining weights among few values, reassigns weights by error and cost in bits,
-trains the values, and writes the file. The number of remaining weights, the bits of the values of each layer, and the
-cost of a bit are chosen by the bytes of that file and by its accuracy on the validation images.
+The recipe says how the dense model is made. An attempt trains it for accuracy and for the bytes of its file at once
+(`rate_train`, with a target in bytes), distils from the dense model, trains the few values that are left, and writes
+the file. The target is halved while the accuracy on the validation images holds, and brought half way back where it
+fails.
 
+The other way, taken where `keep`, `bits`, `rate` or `calibrate` is given: an attempt prunes gradually (weights at
+places that cost many bits go first), shares the remaining weights among few values, and lets weights change their value
+at a price per bit. How many weights remain, how many bits the values of each layer have, and what a bit costs are
+chosen.
+
+>>> ByteSettings(target=3000).text()
+'trained for 3,000 bytes'
 >>> SizeSettings(keep=0.02, bits={"fc1": 2, "fc2": 3}, rate=0.02).text()
 '2 % of the weights, bits fc1 2, fc2 3, rate 0.02'
 >>> measured = ((0.5, 900, 0.98), (0.2, 500, 0.97), (0.3, 600, 0.96))
@@ -47,6 +54,7 @@ from secateur.search.frame import (
 
 __all__ = [
     "FILE",
+    "ByteSettings",
     "SizeAttempt",
     "SizeSettings",
     "SmallestOptions",
@@ -65,9 +73,11 @@ _TRAIN: dict[str, object] = {
     "schedule": "cosine",
     "warmup": 1,
 }
+_FIRST = 40  # times smaller than the dense model: the first target in bytes
+_PRICE = 1e-5  # of a bit at the start of training for bytes, in units of the loss
 _SPREAD = 0.05  # shares nearer to each other than this (relative) are not worth an attempt between them
 _MOST = 0.9  # the largest share of weights worth trying
-_ADVICE = "Allow more loss, train longer (epochs), begin with more weights (keep), or make more attempts"
+_ADVICE = "Allow more loss, train longer (epochs), begin with more bytes or weights (target, keep), or more attempts"
 FILE = "smallest.sct"
 
 
@@ -96,33 +106,80 @@ class SizeSettings:
 
 
 @dataclass(frozen=True)
+class ByteSettings:
+    """The settings of one attempt that is trained for bytes.
+
+    Attributes:
+        target: The bytes of the file that training aims at.
+    """
+
+    target: int
+
+    def text(self) -> str:
+        """The settings in a phrase."""
+        return f"trained for {self.target:,} bytes"
+
+
+Settings = SizeSettings | ByteSettings
+
+
+@dataclass(frozen=True)
 class SmallestOptions:
     """The starting values of `smallest`, and how it trains.
 
+    Attempts are trained for bytes, unless one of `keep`, `bits`, `rate` and `calibrate` is given.
+
     Attributes:
-        keep: The share of weights that remain in the first attempt.
-        bits: The bits of a shared value in the first attempt, 1 to 8.
-        rate: The cost of a bit in the first attempt, in mean squared weights.
-        train: Options of the pruning training, in addition to the defaults. The training of the values takes a third of
-            its epochs, twice.
-        calibrate: Training images, without their labels, on which an attempt first compensates for pruning and sharing.
-            It is trained only if that does not hold; with 0 it is trained at once.
+        keep: The share of weights that remain in the first attempt; None for 0.1.
+        bits: The bits of a shared value in the first attempt, 1 to 8; None for 3.
+        rate: The price of a bit in the first attempt, in mean squared weights; None for 0.01.
+        train: Options of the training, beside the defaults. Trained for bytes, the values take a fifth of its epochs
+            more; pruned and shared, a third, twice.
+        calibrate: Training images, without their labels, on which an attempt first makes up for what it removes and
+            shares. It is trained only where that does not hold; with 0 it is trained at once.
+        target: The bytes that the first attempt is trained for; None for a fortieth of the dense model's.
     """
 
-    keep: float = 0.1
-    bits: int = 3
-    rate: float = 0.01
+    keep: float | None = None
+    bits: int | None = None
+    rate: float | None = None
     train: Mapping[str, object] = field(default_factory=dict)
     calibrate: int = 0
+    target: int | None = None
 
     def __post_init__(self) -> None:
         check_calibrate(self.calibrate)
-        if not 0.0 < self.keep < 1.0:
+        if self.keep is not None and not 0.0 < self.keep < 1.0:
             raise OptionError(
                 f"keep is the share of weights that remain: expected 0 < keep < 1, got {self.keep!r}"
             )
-        if isinstance(self.bits, bool) or not 1 <= self.bits <= 8:
+        if self.bits is not None and (isinstance(self.bits, bool) or not 1 <= self.bits <= 8):
             raise OptionError(f"bits: expected a whole number from 1 to 8, got {self.bits!r}")
+        if self.target is not None and (isinstance(self.target, bool) or self.target < 1):
+            raise OptionError(f"target: expected at least 1 byte, got {self.target!r}")
+        others = [name for name in ("keep", "bits", "rate") if getattr(self, name) is not None]
+        others += ["calibrate"] if self.calibrate else []
+        if self.target is not None and others:
+            raise OptionError(
+                f"target and {others[0]}: a model is trained for bytes, or pruned and its weights shared; expected one "
+                "of the two"
+            )
+
+    @property
+    def for_bytes(self) -> bool:
+        """Whether attempts are trained for bytes."""
+        return self.keep is None and self.bits is None and self.rate is None and not self.calibrate
+
+    def first(self, model: nn.Module) -> Settings:
+        """The settings of the first attempt.
+
+        Args:
+            model: The dense model.
+        """
+        if self.for_bytes:
+            return ByteSettings(self.target or max(1, _bytes_of(model) // _FIRST))
+        found = SizeSettings(0.1 if self.keep is None else self.keep, 3 if self.bits is None else self.bits)
+        return found if self.rate is None else replace(found, rate=self.rate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +191,7 @@ class SizeAttempt(Attempt):
         size: The bytes of its file; None where there is no file.
     """
 
-    settings: SizeSettings
+    settings: Settings
     size: int | None
 
 
@@ -205,8 +262,10 @@ def smallest(
 ) -> SmallestResult:
     """Find the smallest file of the recipe's model that loses at most `lost` accuracy on the validation images.
 
-    First the share of weights is halved while it holds, and increased half way back if it fails. Then the cost of a bit
-    and the bits of each layer are changed, one after the other; a change is kept if the file is smaller and holds.
+    An attempt is trained for a number of bytes, which is halved while the accuracy holds and brought half way back
+    where it fails. With `keep`, `bits`, `rate` or `calibrate` in the options it is pruned and its weights are shared
+    instead: then the share of weights is halved likewise, and the price of a bit and the bits of each layer are changed
+    after it, one after the other; a change stays where the file is smaller and holds.
 
     Args:
         recipe: How the dense model is made. It must not share by itself.
@@ -237,8 +296,7 @@ def smallest(
     baseline = measure_baseline("smallest", recipe, store, measures, lost, progress, say)
     teacher, train = recipe.steps[-1].label, {**_TRAIN, **options.train}
     attempt = _SizeAttempts(baseline, baseline.model, teacher, train, options.calibrate)
-    start = SizeSettings(options.keep, options.bits, options.rate)
-    done = pursue(_proposals(start, attempt.model), attempt, say, attempts)
+    done = pursue(_proposals(options.first(attempt.model), attempt.model), attempt, say, attempts)
     best = best_of(done, lambda one: one.size or 0, baseline, _ADVICE)
     chosen = attempt.steps(best.settings, training=not best.epochs_saved)
     ran = baseline.run([_measure(_TEST, "test"), *chosen, _measure(_RESULT, "test")])
@@ -256,7 +314,7 @@ class _SizeAttempts:
     train: Mapping[str, object]
     calibrate: int = 0
 
-    def steps(self, settings: SizeSettings, training: bool) -> list[RecipeStep]:
+    def steps(self, settings: Settings, training: bool) -> list[RecipeStep]:
         """The steps of the attempt, the measurement on the validation images included."""
         calibrate = 0 if training else self.calibrate
         return [
@@ -264,10 +322,10 @@ class _SizeAttempts:
             _measure(_ATTEMPTED, "validation"),
         ]
 
-    def __call__(self, settings: SizeSettings) -> SizeAttempt:
+    def __call__(self, settings: Settings) -> SizeAttempt:
         return untrained_first(lambda training: self._made(settings, training), self.calibrate)
 
-    def _made(self, settings: SizeSettings, training: bool) -> SizeAttempt:
+    def _made(self, settings: Settings, training: bool) -> SizeAttempt:
         what = settings.text() + ("" if training else ", without training")
         measured = self.baseline.attempt(lambda: self.steps(settings, training))
         if isinstance(measured, str):
@@ -285,30 +343,45 @@ class _SizeAttempts:
         )
 
 
-def _proposals(start: SizeSettings, model: nn.Module) -> Generator[SizeSettings, SizeAttempt, None]:
-    """The strategy: first the share of weights, then one other setting at a time."""
-    best = yield from _shares(start)
-    if best is not None:
-        yield from _refinements(best, [target.layer for target in select(model)])
+def _proposals(start: Settings, model: nn.Module) -> Generator[Settings, SizeAttempt, None]:
+    """The strategy: first the target, or the share of weights; for the share then one other setting at a time."""
+    if isinstance(start, ByteSettings):
+        dense = _bytes_of(model)
+        yield from _halved(start.target / dense, lambda share: ByteSettings(max(1, round(share * dense))))
+        return
+    found = yield from _halved(start.keep, lambda keep: replace(start, keep=keep))
+    if found is not None:
+        best, settled = found
+        assert isinstance(settled, SizeSettings)
+        yield from _refinements(best, settled, [target.layer for target in select(model)])
 
 
-def _shares(start: SizeSettings) -> Generator[SizeSettings, SizeAttempt, SizeAttempt | None]:
-    """Halve the share while it holds, double it while none has, then go between; returns the smallest that held."""
-    best: SizeAttempt | None = None
-    holds, fails, keep = 0.0, 0.0, start.keep
-    while not fails or (not holds and keep < _MOST) or (holds and holds / fails > 1 + 4 * _SPREAD):
-        one = yield replace(start, keep=keep)
+def _halved(
+    first: float, settings: Callable[[float], Settings]
+) -> Generator[Settings, SizeAttempt, tuple[SizeAttempt, Settings] | None]:
+    """Halve a share while it holds, double it while none has, then go between; returns the smallest that held."""
+    best: tuple[SizeAttempt, Settings] | None = None
+    holds, fails, share = 0.0, 0.0, first
+    while not fails or (not holds and share < _MOST) or (holds and holds / fails > 1 + 4 * _SPREAD):
+        tried = settings(share)
+        one = yield tried
         if one.holds:
-            best, holds = one, keep
+            best, holds = (one, tried), share
         else:
-            fails = keep
-        keep = next_share(holds, fails)
+            fails = share
+        share = next_share(holds, fails)
     return best
 
 
-def _refinements(best: SizeAttempt, layers: Sequence[str]) -> Generator[SizeSettings, SizeAttempt, None]:
-    """Change the cost of a bit and each layer's bits in turn; a change is repeated while the file gets smaller."""
-    settled = best.settings
+def _bytes_of(model: nn.Module) -> int:
+    """Bytes of a model's parameters and buffers."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+
+
+def _refinements(
+    best: SizeAttempt, settled: SizeSettings, layers: Sequence[str]
+) -> Generator[Settings, SizeAttempt, None]:
+    """Change the price of a bit and each layer's bits in turn; a change is repeated while the file gets smaller."""
     moves: list[tuple[str, float]] = [("rate", 3.0), ("rate", 1 / 3), *((layer, -1) for layer in layers)]
     for what, change in moves:
         while (changed := _changed(settled, what, change, layers)) is not None:
@@ -333,7 +406,7 @@ def _measure(label: str, split: str) -> RecipeStep:
 
 
 def steps_of(
-    settings: SizeSettings,
+    settings: Settings,
     model: nn.Module,
     teacher: str,
     train: Mapping[str, object],
@@ -345,12 +418,14 @@ def steps_of(
         settings: The settings to try.
         model: The dense model; whether it has biases and batch norms decides which tensors the file rounds.
         teacher: The label of the step whose outcome teaches (the dense model).
-        train: Options of the pruning training.
-        calibrate: Training images to compensate on instead of training; 0 trains.
+        train: Options of the training.
+        calibrate: Training images on which to make up for what is removed, instead of training; 0 trains.
     """
+    if isinstance(settings, ByteSettings):
+        return _trained_for_bytes(settings, model, teacher, train)
     if calibrate:
         return [*_without_training(settings, teacher, calibrate), _packing(model)]
-    distilled = {"teacher": teacher, "distill_alpha": 0.7, "distill_temperature": 3.0, **train}
+    distilled = {**_distilled(teacher), **train}
     pruned: RecipeStep = {
         "kind": "gradual",
         "label": "smallest_prune",
@@ -362,6 +437,27 @@ def steps_of(
     }
     cleaned: RecipeStep = {"kind": "zero_dead_neurons", "label": "smallest_zero_dead_neurons"}
     return [pruned, cleaned, *_sharing(settings), *_refining(settings, distilled), _packing(model)]
+
+
+def _distilled(teacher: str) -> RecipeStep:
+    return {"teacher": teacher, "distill_alpha": 0.7, "distill_temperature": 3.0}
+
+
+def _trained_for_bytes(
+    settings: ByteSettings, model: nn.Module, teacher: str, train: Mapping[str, object]
+) -> list[RecipeStep]:
+    """The steps that train for bytes, then train the values that are left, and write the file."""
+    distilled, pack = {**_distilled(teacher), **train}, {**_packing(model), "codebook_bits": 8}
+    epochs, lr = _numbers(distilled)
+    rounded = {key: pack[key] for key in ("biases", "batch_norm") if key in pack}
+    trained: RecipeStep = {"kind": "rate_train", "label": "smallest_bytes", "target": settings.target}
+    refined = {**distilled, "epochs": max(1, epochs // 5), "lr": lr / 4, "warmup": 0}
+    return [
+        {**trained, "price": _PRICE, **rounded, **distilled},
+        {"kind": "share", "label": "smallest_share", "method": "exact"},
+        {"kind": "refine", "label": "smallest_refine", **refined},
+        pack,
+    ]
 
 
 def _without_training(settings: SizeSettings, dense: str, calibrate: int) -> list[RecipeStep]:
@@ -391,11 +487,17 @@ def _sharing(settings: SizeSettings) -> list[RecipeStep]:
     return steps
 
 
-def _refining(settings: SizeSettings, distilled: RecipeStep) -> list[RecipeStep]:
-    """The steps that train the values: first while weights may change their value, then with assignments frozen."""
+def _numbers(distilled: RecipeStep) -> tuple[int, float]:
+    """The epochs and the learning rate of a training step."""
     epochs, lr = distilled["epochs"], distilled["lr"]
     if not isinstance(epochs, int) or not isinstance(lr, (int, float)):
         raise OptionError(f"train: expected numbers for epochs and lr, got {epochs!r} and {lr!r}")
+    return epochs, lr
+
+
+def _refining(settings: SizeSettings, distilled: RecipeStep) -> list[RecipeStep]:
+    """The steps that train the values: first while weights may change their value, then with assignments frozen."""
+    epochs, lr = _numbers(distilled)
     refined = {**distilled, "epochs": max(1, epochs // 3), "lr": lr / 4, "warmup": 0}
     reassigned: RecipeStep = {
         "label": "smallest_remake",

@@ -40,19 +40,25 @@ Patterns = str | tuple[str, ...] | None
 class _RateTrain(TrainBase):
     """Training for bytes."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     target: int = Field(..., ge=1, description="bytes of the file to reach")
     until: float = Field(0.7, gt=0, le=1, description="share of the epochs after which the target is reached")
     most: int = Field(3, ge=1, le=100, description="the largest multiple of the step, on both sides of zero")
     scale: float = Field(
         0.7, gt=0, description="the first step, in root mean squares of a tensor's weights that are not zero"
     )
+    price: float = Field(1e-6, gt=0, description="the price of a bit at the start, in units of the loss")
     start: str | None = Field(
         None, description="start from the weights of this earlier step, or of 'teacher', the [teacher] table"
     )
     only: Patterns = Field(None, description="layers to train so, by name or pattern")
     skip: Patterns = Field(None, description="layers to leave alone")
-    biases: int | None = Field(None, description="bits of biases in the file that is measured")
+    biases: int | None = Field(
+        None, description="bits of biases in the file that is measured; with a number they are priced too"
+    )
+    batch_norm: str | int | None = Field(
+        None, description="how the file that is measured folds batch norm, as in pack"
+    )
     coder: str = Field("strong", description="coder of the file that is measured: fast, mixed or strong")
 
     def check(self, model: nn.Module, before: list[str]) -> None:
@@ -77,13 +83,13 @@ class _RateTrain(TrainBase):
         return super().refers() + ((self.start,) if self.start is not None else ())
 
     def _save_options(self) -> SaveOptions:
-        return SaveOptions(biases=self.biases, coder=self.coder)
+        return SaveOptions(batch_norm=self.batch_norm, biases=self.biases, coder=self.coder)
 
     def _latent_options(self, data: Data) -> LatentOptions:
         """The options with the number of steps that the training will take."""
         training = self.training()
         steps = -(-len(data.train) // training.batch_size) * training.epochs
-        return LatentOptions(self.target, steps, self.until, self.most, self.scale)
+        return LatentOptions(self.target, steps, self.until, self.most, self.scale, self.price, self.biases)
 
     def _start_from(self, earlier: nn.Module, model: nn.Module) -> None:
         """Copy all tensors of another network of the same shapes."""
@@ -109,12 +115,14 @@ class _RateTrain(TrainBase):
             watch = _Watch(training, plain, work, self._save_options(), state.plan)
             watch.measure()
             beside = {n: m for n, m in (state.masks or {}).items() if n not in training.names}
+            biases = [] if self.biases is None else _biases_of(model, training.names)
             masks = Masks(beside) if beside else None
             result = self.trained(State(model, masks=masks, plan=state.plan), work, evaluate=watch)
             levels = {name: level.cpu() for name, level in training.levels().items()}
         model.to("cpu").to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         model.eval()
         kept = {**(state.masks or {}), **{name: level != 0 for name, level in levels.items()}}
+        kept |= {name: model.get_parameter(name).detach() != 0 for name in biases}
         weights = sum(level.numel() for level in levels.values())
         left = sum(int((level != 0).sum()) for level in levels.values())
         rows = [
@@ -132,6 +140,13 @@ class _RateTrain(TrainBase):
             line=f"{result.line}, {left:,} of {weights:,} weights left, {watch.size:,} bytes "
             f"(believed {watch.believed:,.0f})",
         )
+
+
+def _biases_of(model: nn.Module, names: list[str]) -> list[str]:
+    """The biases of the layers that own these weights."""
+    there = dict(model.named_parameters())
+    paths = [name.rpartition(".")[0] for name in names]
+    return [bias for path in paths if (bias := f"{path}.bias" if path else "bias") in there]
 
 
 class _Watch:

@@ -5,8 +5,8 @@ it were not there (straight-through). Every weight is also pulled towards zero, 
 that a level less saves, and by no less than a quarter of the mean over all levels down to zero. Bits are those of
 `Prices`: what the file's coder would spend, estimated from how many weights of the same output, input and tap (the
 position in the kernel) are not zero now. So a weight in a nearly empty row is pulled harder than one in a full row, and
-whole neurons are removed first. With `biases` the biases of these layers are pulled towards zero in the same way, by what
-they cost when they are rounded to that number of bits.
+whole neurons are removed first. With `biases` the biases of these layers are pulled towards zero in the same way, by
+what they cost when they are rounded to that number of bits.
 
 The price is not given: it rises while the levels take more bytes than the schedule wants, and falls while they take
 fewer. The schedule is a cubic from the bytes at the start to `target` at `until` of all steps, and constant after that.
@@ -227,8 +227,8 @@ class LatentTraining:
 
     The model is trained inside the block with any loop; an optimizer is made inside it, from `model.parameters()`. When
     the block is left, the weights are parameters again, with the values they had inside; biases that the file would
-    round to zero are zero then. Everything that the block
-    needs to continue after an interruption is in the model's state dict.
+    round to zero are zero then. Everything that the block needs to continue after an interruption is in the model's
+    state dict.
 
     Args:
         model: The model; every weight with two or more axes that `select` finds is trained.

@@ -449,7 +449,7 @@ def _trained_for_bytes(
     """The steps that train for bytes, then train the values that are left, and write the file."""
     distilled, pack = {**_distilled(teacher), **train}, {**_packing(model), "codebook_bits": 8}
     epochs, lr = _numbers(distilled)
-    rounded = {key: pack[key] for key in ("biases", "batch_norm") if key in pack}
+    rounded: RecipeStep = {key: pack[key] for key in ("biases", "batch_norm") if key in pack}
     trained: RecipeStep = {"kind": "rate_train", "label": "smallest_bytes", "target": settings.target}
     refined = {**distilled, "epochs": max(1, epochs // 5), "lr": lr / 4, "warmup": 0}
     return [

@@ -100,6 +100,7 @@ if TYPE_CHECKING:
     from secateur.sensitivity.scan import scan as scan
     from secateur.sensitivity.scan_result import Allocation as Allocation
     from secateur.sensitivity.scan_result import Scan as Scan
+    from secateur.streaming.block_runs import BlockCluster as BlockCluster
     from secateur.streaming.compensated import BlockOptions as BlockOptions
     from secateur.streaming.compensated import compensate_checkpoint as compensate_checkpoint
     from secateur.streaming.listed import CheckpointReport as CheckpointReport
@@ -108,6 +109,7 @@ if TYPE_CHECKING:
     from secateur.streaming.pruned import prune_checkpoint as prune_checkpoint
     from secateur.streaming.rewriting import RewrittenCheckpoint as RewrittenCheckpoint
     from secateur.streaming.shared import share_checkpoint as share_checkpoint
+    from secateur.streaming.shrunk import shrink_checkpoint as shrink_checkpoint
     from secateur.structure.cut.plan import ShrinkPlan as ShrinkPlan
     from secateur.structure.depth.leaving import bypassed as bypassed
     from secateur.structure.explain import Explanation as Explanation
@@ -169,6 +171,8 @@ _NAMES = {
     "share_checkpoint": "secateur.streaming.shared",
     "inspect_checkpoint": "secateur.streaming.listed",
     "compensate_checkpoint": "secateur.streaming.compensated",
+    "shrink_checkpoint": "secateur.streaming.shrunk",
+    "BlockCluster": "secateur.streaming.block_runs",
     "StreamOptions": "secateur.streaming.pruned",
     "BlockOptions": "secateur.streaming.compensated",
     "RewrittenCheckpoint": "secateur.streaming.rewriting",

@@ -12,6 +12,7 @@ import typer
 
 from secateur.cli import (
     auto,
+    blocks,
     checkpoints,
     compare,
     export,
@@ -77,6 +78,7 @@ for module in (
     report,
     files,
     checkpoints,
+    blocks,
     words,
 ):
     for verb in module.VERBS:

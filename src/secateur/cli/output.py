@@ -53,17 +53,29 @@ def show_table(
 
 
 @contextlib.contextmanager
-def progress_bar(quiet: bool) -> Iterator[OnProgress | None]:
-    """A progress bar of bytes on standard error, if that is a terminal; returns the function that a verb calls with
+def progress_bar(quiet: bool, *, counts: bool = False) -> Iterator[OnProgress | None]:
+    """A progress bar on standard error, if that is a terminal; returns the function that a verb calls with
     (done, total, name).
+
+    Args:
+        quiet: Show none.
+        counts: Count items instead of bytes.
     """
     if quiet or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.fields[name]}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    amount = MofNCompleteColumn() if counts else DownloadColumn()
+    columns = (TextColumn("{task.fields[name]}"), BarColumn(), amount, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task("", name="", total=None)
         yield lambda done, total, name: bars.update(task, completed=done, total=total, name=printable(name))

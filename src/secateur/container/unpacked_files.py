@@ -1,7 +1,7 @@
-"""`UnpackedFiles`: the safetensors files that a .sct file becomes, written tensor after tensor; a killed run goes on.
+"""`UnpackedFiles`: the safetensors files that a .sct file becomes, written tensor by tensor; resumable.
 
-The files lie in the folder of a `ResumableJob`. Of what is marked there, names and sizes are compared with what the
-.sct file asks for; where they differ, the job begins afresh.
+The files are in the folder of a `ResumableJob`. Names and sizes of the finished part are compared with those of the
+.sct file; where they differ, the job starts from the beginning.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _OUT = "out"
 
 @dataclass(frozen=True)
 class OutFile:
-    """A safetensors file that is written.
+    """A safetensors file to write.
 
     Attributes:
         name: Its name.
@@ -54,10 +54,10 @@ class UnpackedFiles:
     """The files of a job, open at the tensor that is written next.
 
     Args:
-        job: The job; it begins afresh unless its folder holds what its journal vouches for.
+        job: The job; it starts from the beginning unless its folder holds the files of its journal.
         files: The files, in the order of their tensors.
         heads: The records of the .sct file.
-        at: Where decoding stands; set to where the job goes on.
+        at: The position of decoding; set to where the job continues.
     """
 
     def __init__(
@@ -150,14 +150,14 @@ class UnpackedFiles:
         """The bytes of all files."""
         return sum(file.size for file in self._files)
 
-    # -- what `Marks` asks for -----------------------------------------------------------------------------------
+    # -- for `Marks` -----------------------------------------------------------------------------------
     @property
     def at_boundary(self) -> bool:
         """Whether decoding can begin with the next tensor."""
         return self._begins_section(self._number)
 
     def state(self) -> dict[str, Json]:
-        """The checksum of what was written so far, which is on the disk by now."""
+        """The checksum of the written tensors, after their bytes are on the disk."""
         self._sync()
         return {"content": self._at.content}
 
@@ -167,7 +167,7 @@ class UnpackedFiles:
             os.fsync(self._file.fileno())
 
     def moved(self, target: Path, folder: bool) -> None:
-        """Give what was written the name that it shall have.
+        """Rename the finished file or folder.
 
         Args:
             target: The name.

@@ -32,7 +32,7 @@ from secateur.container.checkpoint import Checkpoint
 from secateur.errors import MaskMismatchError, MissingExtraError, OptionError, near
 from secateur.execution.example import Batch
 
-__all__ = ["BlockModel", "blocks_of", "meta_model"]
+__all__ = ["BlockCall", "BlockModel", "blocks_of", "meta_model"]
 
 _HIDDEN = "hidden_states"
 
@@ -94,8 +94,15 @@ def blocks_of(model: nn.Module) -> str:
 
 
 @dataclass(frozen=True)
-class _BlockCall:
-    """The call of one block on one batch, without the hidden states."""
+class BlockCall:
+    """The call of one block on one batch, without the hidden states.
+
+    Attributes:
+        args: The arguments; the hidden states take the place of the first, if there are any.
+        kwargs: The keywords.
+        size: The number of examples.
+        valid: The tokens that are not padding; None for all.
+    """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -103,7 +110,11 @@ class _BlockCall:
     valid: torch.Tensor | None
 
     def batch(self, hidden: torch.Tensor) -> Batch:
-        """The call with these hidden states."""
+        """The call with these hidden states.
+
+        Args:
+            hidden: What the block before it gave.
+        """
         if self.args:
             return Batch((hidden, *self.args[1:]), dict(self.kwargs), None, self.size, self.valid)
         return Batch((), {**self.kwargs, _HIDDEN: hidden}, None, self.size, self.valid)
@@ -233,13 +244,13 @@ class BlockModel:
             for handle in handles:
                 handle.remove()
 
-    def calls(self, batches: Sequence[Batch]) -> tuple[list[list[_BlockCall]], list[torch.Tensor]]:
+    def calls(self, batches: Sequence[Batch]) -> tuple[list[list[BlockCall]], list[torch.Tensor]]:
         """How every block is called on every batch, and the hidden states that enter the first.
 
         Args:
             batches: The inputs of the model.
         """
-        found: list[list[_BlockCall]] = [[] for _ in self.blocks]
+        found: list[list[BlockCall]] = [[] for _ in self.blocks]
         first: list[torch.Tensor] = []
         kind: list[bool] = []  # whether blocks give a tuple
 
@@ -251,7 +262,7 @@ class BlockModel:
                     kind.append(isinstance(self.block(0)(*args, **kwargs), tuple))
             rest = {key: value for key, value in kwargs.items() if key != _HIDDEN or args}
             batch = batches[len(first) - 1]
-            found[index].append(_BlockCall(args, rest, batch.size, _valid(batch)))
+            found[index].append(BlockCall(args, rest, batch.size, _valid(batch)))
             if index == len(self.blocks) - 1:
                 raise _StopError
             return (hidden,) if kind[0] else hidden

@@ -8,52 +8,46 @@ its layers are solved on the inputs that the pruned model gives them, with the d
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 
-from secateur.budget import BudgetLike, Candidates, Selection
+from secateur.budget import Budget, BudgetLike, Candidates, Selection
 from secateur.compensation.batches import read_all
-from secateur.compensation.fitting import FittedLayer, Setting, fit
 from secateur.compensation.solver import LeastSquares
 from secateur.container.arrays import to_words
 from secateur.container.checkpoint import Checkpoint
-from secateur.container.resuming import ResumableJob, fingerprint_of, resumable
+from secateur.container.resuming import fingerprint_of, resumable
 from secateur.container.shards import open_source
 from secateur.core.context import Context
-from secateur.core.masks import Masks
 from secateur.core.nested import tensors_in
 from secateur.core.targets import Pattern, Target
-from secateur.criteria import Criterion, CriterionLike
+from secateur.criteria import CriterionLike
 from secateur.criteria import registry as criteria
 from secateur.errors import NothingToDoError, OptionError
 from secateur.execution.example import Batch
 from secateur.granularity import Granularity, GranularityLike
 from secateur.granularity import registry as granularities
 from secateur.pruning.prune import budget_of
-from secateur.pruning.scoring import unit_scores
-from secateur.pruning.unit_masks import masks_of
+from secateur.streaming.block_runs import BlockCluster, BlockProgress, BlockRun
+from secateur.streaming.block_work import BlockDone, BlockWork
 from secateur.streaming.blocks import BlockModel, meta_model
 from secateur.streaming.pruned import ALONE
-from secateur.streaming.rewriting import RewrittenCheckpoint, Row, check_target, copied_files, little_endian
+from secateur.streaming.rewriting import RewrittenCheckpoint, check_target, copied_files, little_endian
 from secateur.streaming.skeleton import targets_in
+from secateur.structure.proof import ProofLike
 
-__all__ = ["BlockOptions", "compensate_checkpoint"]
+__all__ = ["BlockOptions", "block_targets", "compensate_checkpoint", "job_text", "read_data"]
 
 _OUT = "out"
-BlockProgress = Callable[[int, int], None]
-"""Called with (blocks done, blocks in all)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +59,13 @@ class BlockOptions:
         model: The model on the meta device; that of the folder's config.json unless given, which needs transformers.
         blocks: The name of the list of blocks; the largest `nn.ModuleList` unless given.
         solver: How layers are solved; `LeastSquares()` unless given.
-        granularity: What is removed as one unit: "element", "filter", "kernel" or "block".
+        granularity: What is removed as one unit. `compensate_checkpoint` takes "element" (the default), "filter",
+            "kernel" or "block"; `shrink_checkpoint` takes "channel" (the default), "head" or "head_size".
         compensate: Whether the remaining weights are refitted; False prunes only.
+        inputs: "pruned": a block is fitted to the outputs of the pruned blocks before it. "dense": to those of the dense
+            model, so that blocks are independent; the error is larger.
+        cluster: A Ray cluster whose workers process a block each; needs inputs="dense". None processes them here.
+        proof: What `shrink_checkpoint` proves of every block: None for the usual, modes, or `ProofOptions`.
         seed: For criteria that draw at random, and for which rows of very many are used.
 
     >>> BlockOptions(compensate=False).seed
@@ -77,9 +76,21 @@ class BlockOptions:
     model: nn.Module | None = None
     blocks: str | None = None
     solver: LeastSquares | None = None
-    granularity: GranularityLike = "element"
+    granularity: GranularityLike | None = None
     compensate: bool = True
+    inputs: str = "pruned"
+    cluster: BlockCluster | None = None
+    proof: ProofLike = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.inputs not in ("pruned", "dense"):
+            raise OptionError(f"inputs: expected 'pruned' or 'dense', got {self.inputs!r}")
+        if self.cluster is not None and self.inputs != "dense":
+            raise OptionError(
+                "cluster: a block that is fitted to the outputs of the blocks before it has to wait for them; "
+                "pass inputs='dense' as well"
+            )
 
 
 def compensate_checkpoint(
@@ -122,26 +133,68 @@ def compensate_checkpoint(
         raise OptionError(
             f"{target}: blocks are written into a folder; name a new one, and pack it afterwards"
         )
+    grain = _grain(asked.granularity or "element")
+    rule = criteria.make(criterion)
     with open_source(source) as checkpoint:
         check_target(checkpoint, Path(target))
-        model = asked.model if asked.model is not None else meta_model(source)
-        blocks = BlockModel(model, checkpoint, asked.blocks)
-        batches = read_all("compensate_checkpoint", data, nn.Linear(1, 1, dtype=_dtype(checkpoint)))
-        choice = _Choice.of(blocks, checkpoint, criteria.make(criterion), asked, skip)
-        choice.decide(budget)
-        text = repr(
-            (
-                "compensate",
-                choice.rule,
-                choice.grain,
-                budget_of(budget),
-                sorted(choice.targets),
-                (asked.blocks, asked.solver, asked.compensate, asked.seed),
-                _digest(batches),
-            )
+        blocks = BlockModel(
+            asked.model if asked.model is not None else meta_model(source), checkpoint, asked.blocks
         )
-        with resumable(target, fingerprint_of(checkpoint, text)) as job:
-            return _Run(blocks, checkpoint, batches, choice, asked, job).written(Path(target), progress)
+        batches = read_data("compensate_checkpoint", data, checkpoint)
+        targets = block_targets(blocks, checkpoint, asked, skip)
+        budgets = _budgets(budget, blocks, targets, grain)
+        solver = (asked.solver or LeastSquares()) if asked.compensate else None
+        work = BlockWork(rule, grain, targets, budgets, solver, seed=asked.seed)
+        text = job_text("compensate", work, budget, asked, batches)
+        with resumable(target, fingerprint_of(checkpoint, text)) as job, ExitStack() as stack:
+            files = _OutFiles(job.folder / _OUT, checkpoint, blocks, stack)
+            run = BlockRun(
+                Path(source),
+                blocks,
+                asked.model is not None,
+                work,
+                asked.inputs == "dense",
+                asked.cluster,
+                job,
+            )
+            rows = run.run(batches, files, progress)
+            stack.close()
+            left_out = copied_files(checkpoint, files.folder)
+            size = sum((files.folder / shard.file).stat().st_size for shard in checkpoint.shards)
+            if Path(target).exists():
+                Path(target).rmdir()
+            files.folder.rename(target)
+        before = sum((checkpoint.path / shard.file).stat().st_size for shard in checkpoint.shards)
+    return RewrittenCheckpoint(Path(target), size, before, tuple(rows), left_out)
+
+
+def read_data(verb: str, data: Iterable[object], checkpoint: Checkpoint) -> list[Batch]:
+    """The batches of data, floating-point numbers in the type of most of the weights.
+
+    Args:
+        verb: Who asks, for errors.
+        data: The batches.
+        checkpoint: The weights.
+    """
+    return read_all(verb, data, nn.Linear(1, 1, dtype=_dtype(checkpoint)))
+
+
+def job_text(
+    verb: str, work: BlockWork, budget: BudgetLike, asked: BlockOptions, batches: Sequence[Batch]
+) -> str:
+    """All options that affect the written bytes, as one text; a call with another text is another job.
+
+    Args:
+        verb: The verb.
+        work: The work on every block.
+        budget: How much is removed.
+        asked: Which layers take part, and how they are run.
+        batches: The data.
+    """
+    choice = (work.rule, work.grain, budget_of(budget), sorted(work.targets), work.solver, asked.blocks)
+    return repr(
+        (verb, *choice, asked.compensate, asked.inputs, asked.seed, repr(work.proof), _digest(batches))
+    )
 
 
 def _dtype(checkpoint: Checkpoint) -> torch.dtype:
@@ -161,84 +214,51 @@ def _digest(batches: Sequence[Batch]) -> str:
     return whole.hexdigest()
 
 
-@dataclass
-class _Choice:
-    """Which tensors of the blocks are pruned, and how."""
+def block_targets(
+    blocks: BlockModel,
+    checkpoint: Checkpoint,
+    asked: BlockOptions,
+    skip: Pattern | Sequence[Pattern] | None,
+) -> dict[str, Target]:
+    """The weights of linear layers and convolutions within the blocks that the patterns match.
 
-    rule: Criterion
-    grain: Granularity
-    targets: dict[str, Target]
-    seed: int
-    selection: Selection
-    budgets: Mapping[str, Any]
+    Args:
+        blocks: The model.
+        checkpoint: The weights.
+        asked: Which layers take part.
+        skip: Which layers do not.
 
-    @classmethod
-    def of(
-        cls,
-        blocks: BlockModel,
-        checkpoint: Checkpoint,
-        rule: Criterion,
-        asked: BlockOptions,
-        skip: Pattern | Sequence[Pattern] | None,
-    ) -> _Choice:
-        """The linear layers and convolutions within the blocks that the patterns match."""
-        inside, grain = f"{blocks.prefix}.", _grain(asked.granularity)
-        _, found = targets_in(checkpoint.entries, blocks.model, asked.only, skip, None)
-        targets = {
-            name: target
-            for name, target in found.items()
-            if name.startswith(inside) and target.kind not in ("embedding", "parameter")
-        }
-        if not targets:
-            raise NothingToDoError(
-                f"no linear layer or convolution of the blocks {blocks.prefix!r} takes part"
-            )
-        lists = []
-        for target in targets.values():
-            for units in grain.units(blocks.model, [target], Context()):
-                lists.append(
-                    Candidates(
-                        units, torch.empty(units.count, device="meta"), shapes={target.name: target.shape}
-                    )
-                )
-        selection = Selection(tuple(lists), blocks.model, tuple(targets.values()))
-        return cls(rule, grain, targets, asked.seed, selection, {})
+    Raises:
+        NothingToDoError: None does.
+    """
+    inside = f"{blocks.prefix}."
+    _, found = targets_in(checkpoint.entries, blocks.model, asked.only, skip, None)
+    targets = {
+        name: target
+        for name, target in found.items()
+        if name.startswith(inside) and target.kind not in ("embedding", "parameter")
+    }
+    if not targets:
+        raise NothingToDoError(f"no linear layer or convolution of the blocks {blocks.prefix!r} takes part")
+    return targets
 
-    def decide(self, budget: BudgetLike) -> None:
-        """The budget that decides about each tensor."""
-        rule = budget_of(budget)
-        apart = rule.apart(self.selection)
-        if apart is None:
-            raise OptionError(
-                f"{rule} compares units of several tensors, which one block at a time cannot; take a share per tensor"
-            )
-        self.budgets = apart
 
-    def masks(self, prefix: str, block: nn.Module, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
-        """The masks of a block by the names within it."""
-        inside = {
-            name.removeprefix(prefix): target
-            for name, target in self.targets.items()
-            if name.startswith(prefix)
-        }
-        local = {name: _renamed(target, prefix) for name, target in inside.items()}
-        if not local:
-            return {}
-        context = Context(data=list(batches), seed=self.seed)
-        targets = list(local.values())
-        units = [unit for target in targets for unit in self.grain.units(block, [target], context)]
-        scores = unit_scores(self.rule, block, targets, units, context)
-        chosen = {}
-        for unit in units:
-            budget = self.budgets.get(f"{prefix}{unit.name}")
-            here = Candidates(unit, scores[unit.name], shapes={unit.name: local[unit.name].shape})
-            selection = Selection((here,), block, (local[unit.name],), context)
-            chosen[unit.name] = (
-                torch.ones(unit.count, dtype=torch.bool)
-                if budget is None
-                else budget.choose(selection)[unit.name]
-            )
-        return dict(masks_of(block, units, chosen, None))
+def _budgets(
+    budget: BudgetLike, blocks: BlockModel, targets: Mapping[str, Target], grain: Granularity
+) -> Mapping[str, Budget]:
+    """The budget that decides about each tensor."""
+    lists = []
+    for target in targets.values():
+        for units in grain.units(blocks.model, [target], Context()):
+            scores = torch.empty(units.count, device="meta")
+            lists.append(Candidates(units, scores, shapes={target.name: target.shape}))
+    rule = budget_of(budget)
+    apart = rule.apart(Selection(tuple(lists), blocks.model, tuple(targets.values())))
+    if apart is None:
+        raise OptionError(
+            f"{rule} compares units of several tensors, which one block at a time cannot; take a share per tensor"
+        )
+    return apart
 
 
 def _grain(granularity: GranularityLike) -> Granularity:
@@ -251,21 +271,12 @@ def _grain(granularity: GranularityLike) -> Granularity:
     return grain
 
 
-def _renamed(target: Target, prefix: str) -> Target:
-    """A target under the names within its block."""
-    fields = asdict(target) | {
-        "name": target.name.removeprefix(prefix),
-        "layer": target.layer.removeprefix(prefix),
-    }
-    return Target(**fields)
-
-
 class _OutFiles:
     """The files of a checkpoint being written, each tensor at its place."""
 
-    def __init__(self, folder: Path, checkpoint: Checkpoint, stack: ExitStack):
+    def __init__(self, folder: Path, checkpoint: Checkpoint, blocks: BlockModel, stack: ExitStack):
         self._places: list[tuple[BinaryIO, int]] = []
-        self._checkpoint = checkpoint
+        self.folder, self._checkpoint, self._blocks = folder, checkpoint, blocks
         folder.mkdir(exist_ok=True)
         for shard in checkpoint.shards:
             path = folder / shard.file
@@ -279,130 +290,29 @@ class _OutFiles:
                 at += entry.nbytes
             file.truncate(at)
 
-    def write(self, number: int, words: np.ndarray) -> None:
+    def _put(self, number: int, words: np.ndarray) -> None:
         """Write the tensor of this number."""
         file, at = self._places[number]
         file.seek(at)
         file.write(little_endian(words).data)
 
-    def flush(self) -> None:
-        """Flush everything to the disk."""
+    def begin(self) -> None:
+        """Write the tensors outside the blocks."""
+        inside = f"{self._blocks.prefix}."
+        for number, entry in enumerate(self._checkpoint.entries):
+            if not entry.name.startswith(inside):
+                self._put(number, self._checkpoint.words(number))
+
+    def write(self, index: int, done: BlockDone) -> None:
+        """Write a block, and bring it to the disk.
+
+        Args:
+            index: Which block.
+            done: Its result.
+        """
+        prefix = f"{self._blocks.prefix}.{index}."
+        for name, value in done.state.items():
+            self._put(self._blocks.number(f"{prefix}{name}"), to_words(name, value)[1])
         for file in dict.fromkeys(file for file, _ in self._places):
             file.flush()
             os.fsync(file.fileno())
-
-
-@dataclass
-class _Run:
-    """One call, from block to block."""
-
-    blocks: BlockModel
-    checkpoint: Checkpoint
-    batches: Sequence[Batch]
-    choice: _Choice
-    asked: BlockOptions
-    job: ResumableJob
-
-    def written(self, target: Path, progress: BlockProgress | None) -> RewrittenCheckpoint:
-        """Write all blocks, then rename the folder."""
-        out, rows = self.job.folder / _OUT, list(self.job.rows)
-        count = len(self.blocks.blocks)
-        with ExitStack() as stack:
-            files = _OutFiles(out, self.checkpoint, stack)
-            calls, first = self.blocks.calls(self.batches)
-            dense, student = self._hidden(first)
-            if not self.job.done:
-                self._copy_rest(files)
-            for index in range(self.job.done, count):
-                with torch.no_grad():
-                    at = [call.batch(hidden) for call, hidden in zip(calls[index], dense)]
-                    now = [call.batch(hidden) for call, hidden in zip(calls[index], student)]
-                    dense, student, found = self._block(index, at, now, files)
-                rows += found
-                files.flush()
-                self._mark(index + 1, rows, dense, student)
-                if progress is not None:
-                    progress(index + 1, count)
-        left_out = copied_files(self.checkpoint, out)
-        size = sum((out / shard.file).stat().st_size for shard in self.checkpoint.shards)
-        source = sum((self.checkpoint.path / shard.file).stat().st_size for shard in self.checkpoint.shards)
-        if target.exists():
-            target.rmdir()
-        out.rename(target)
-        return RewrittenCheckpoint(target, size, source, tuple(rows), left_out)
-
-    def _copy_rest(self, files: _OutFiles) -> None:
-        """Write the tensors outside the blocks."""
-        inside = f"{self.blocks.prefix}."
-        for number, entry in enumerate(self.checkpoint.entries):
-            if not entry.name.startswith(inside):
-                files.write(number, self.checkpoint.words(number))
-
-    def _block(
-        self, index: int, at: list[Batch], now: list[Batch], files: _OutFiles
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[Row]]:
-        """Prune and solve one block; gives both models' outputs of it."""
-        prefix = f"{self.blocks.prefix}.{index}."
-        block = self.blocks.block(index)
-        masks = self.choice.masks(prefix, block, at)
-        student = copy.deepcopy(block)
-        if masks:
-            Masks(masks).apply_(student)
-        setting = Setting(
-            block,
-            student,
-            at,
-            dict(masks),
-            frozenset(),
-            torch.device("cpu"),
-            self.asked.seed,
-            student_batches=now,
-        )
-        rows: list[Row] = []
-        if self.asked.compensate:
-            layers = fit(setting, self.asked.solver or LeastSquares())
-            rows = [_row(prefix, layer) for layer in layers]
-            assert setting.outputs is not None
-            outputs = setting.outputs
-        else:
-            outputs = [block(*b.args, **b.kwargs) for b in at], [student(*b.args, **b.kwargs) for b in now]
-            rows = [
-                {"name": f"{prefix}{name}", "weights": mask.numel(), "kept": int(mask.sum())}
-                for name, mask in masks.items()
-            ]
-        for name, value in student.state_dict().items():
-            files.write(self.blocks.number(f"{prefix}{name}"), to_words(name, value)[1])
-        dense, changed = ([each[0] if isinstance(each, tuple) else each for each in part] for part in outputs)
-        return dense, changed, rows
-
-    # -- resuming ----------------------------------------------------------------------------------------------
-    def _hidden(self, first: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """The inputs of the next block in both models: read from an interrupted call, else those of the first block."""
-        if not self.job.done:
-            return first, list(first)
-        with safe_open(str(self.job.folder / f"hidden-{self.job.done}.safetensors"), framework="pt") as file:
-            count = len(first)
-            return (
-                [file.get_tensor(f"dense.{index}") for index in range(count)],
-                [file.get_tensor(f"student.{index}") for index in range(count)],
-            )
-
-    def _mark(
-        self, done: int, rows: list[Row], dense: list[torch.Tensor], student: list[torch.Tensor]
-    ) -> None:
-        """Record the finished blocks, and keep the inputs of the next one."""
-        kept = {f"dense.{index}": each.contiguous() for index, each in enumerate(dense)}
-        kept |= {f"student.{index}": each.contiguous() for index, each in enumerate(student)}
-        save_file(kept, self.job.folder / f"hidden-{done}.safetensors")
-        self.job.mark(done, rows)
-        (self.job.folder / f"hidden-{done - 1}.safetensors").unlink(missing_ok=True)
-
-
-def _row(prefix: str, layer: FittedLayer) -> Row:
-    return {
-        "name": f"{prefix}{layer.name}",
-        "weights": layer.numel,
-        "kept": layer.kept,
-        "before": layer.before,
-        "after": layer.after,
-    }

@@ -1,0 +1,120 @@
+"""`sequences_of`: sequences of token numbers to calibrate on, from a text or from a file of numbers.
+
+A text is read by the tokenizer in the checkpoint's folder, and split into sequences of one length. A .safetensors
+file holds the numbers as a tensor `input_ids`, one row for a sequence.
+
+>>> import tempfile, torch
+>>> from safetensors.torch import save_file
+>>> with tempfile.TemporaryDirectory() as folder:
+...     save_file({"input_ids": torch.arange(12).reshape(3, 4)}, Path(folder) / "numbers.safetensors")
+...     [batch["input_ids"].tolist() for batch in sequences_of(Path(folder) / "numbers.safetensors", folder, 2, 3)]
+[[[0, 1, 2]], [[4, 5, 6]]]
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from secateur.container.arrays import to_tensor
+from secateur.container.checkpoint import open_checkpoint
+from secateur.core.json_text import is_count, parse
+from secateur.errors import DataError, MissingExtraError, OptionError
+
+__all__ = ["sequences_of"]
+
+_CHARACTERS = 16  # read for every token that is wanted, at most
+_MOST_CONFIG = 1 << 20
+_NUMBERS = "input_ids"
+
+
+def sequences_of(
+    path: str | os.PathLike[str], folder: str | os.PathLike[str], count: int, length: int
+) -> list[dict[str, torch.Tensor]]:
+    """Batches of one sequence each.
+
+    Args:
+        path: A text in UTF-8, or a .safetensors file with the tensor `input_ids`.
+        folder: The checkpoint, whose tokenizer reads the text.
+        count: The most sequences.
+        length: The tokens of each; rows of a file of numbers are cut to it.
+
+    Raises:
+        DataError: The file cannot be read, holds too little, or a number that the model has no token for.
+        OptionError: The folder has no tokenizer.
+        MissingExtraError: transformers, which reads texts, is not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected a text, or a .safetensors file with {_NUMBERS!r}")
+    rows = (
+        _numbers(path)
+        if path.suffix == ".safetensors"
+        else _tokens(path, Path(folder), count * length, length)
+    )
+    rows = rows[:count, :length]
+    most = _vocabulary(Path(folder))
+    if int(rows.min()) < 0 or (most is not None and int(rows.max()) >= most):
+        raise DataError(
+            f"{path}: token numbers from {int(rows.min())} to {int(rows.max())}, the model has 0 to "
+            f"{'?' if most is None else most - 1}; use the tokenizer of this model"
+        )
+    return [{_NUMBERS: rows[index : index + 1]} for index in range(len(rows))]
+
+
+def _numbers(path: Path) -> torch.Tensor:
+    """The tensor of a file of numbers."""
+    with open_checkpoint(path) as checkpoint:
+        for number, entry in enumerate(checkpoint.entries):
+            if entry.name == _NUMBERS:
+                if entry.dtype not in ("I32", "I64") or len(entry.shape) != 2 or not entry.numel:
+                    raise DataError(
+                        f"{path}: {_NUMBERS!r}: expected whole numbers in rows (I64, two axes), got {entry.dtype} of "
+                        f"shape {list(entry.shape)}"
+                    )
+                return to_tensor(entry, checkpoint.words(number)).long()
+        names = ", ".join(entry.name[:40] for entry in checkpoint.entries[:3])
+    raise DataError(f"{path}: expected a tensor {_NUMBERS!r}, found {names or 'none'}")
+
+
+def _tokens(path: Path, folder: Path, wanted: int, length: int) -> torch.Tensor:
+    """The tokens of a text, in rows of one length."""
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise MissingExtraError(
+            "reading a text needs transformers: pip install 'secateur[transformers]'"
+        ) from None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise OptionError(
+            f"{folder}: has no tokenizer that transformers can read ({str(error)[:120]}); pass token numbers as a "
+            f".safetensors file with {_NUMBERS!r}"
+        ) from None
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_CHARACTERS * wanted)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: expected a text in UTF-8 ({error})") from None
+    found = cast(list[int], tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    if len(found) < length:
+        raise DataError(
+            f"{path}: {len(found):,} tokens, less than one sequence of {length:,}; pass a longer text, or a smaller "
+            "length"
+        )
+    rows = len(found) // length
+    return torch.tensor(found[: rows * length]).reshape(rows, length)
+
+
+def _vocabulary(folder: Path) -> int | None:
+    """How many tokens the model of a folder has, if its configuration says so."""
+    path = folder / "config.json"
+    if not path.is_file() or path.stat().st_size > _MOST_CONFIG:
+        return None
+    found = parse(path.read_bytes(), str(path), DataError)
+    size = found.get("vocab_size") if isinstance(found, dict) else None
+    return size if isinstance(size, int) and is_count(size) else None

@@ -1,0 +1,297 @@
+"""`shrink_checkpoint`: cut channels and heads out of a transformer larger than memory, block by block.
+
+Every block is pruned, refitted, cut and proved by itself, on its inputs in the model. Every group of a block loses the
+same share, so all blocks keep the same widths and the plain configuration can state them: the written folder loads
+with `from_pretrained` wherever the source does. The weights are those of `sc.prune`, `sc.compensate` and
+`sc.shrink` on the model in memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from secateur.budget import Budget, BudgetLike
+from secateur.budget.per_tensor import PerTensor
+from secateur.compensation.solver import LeastSquares
+from secateur.container.arrays import to_words
+from secateur.container.checkpoint import Checkpoint, Shard, canonical_header
+from secateur.container.format import Entry
+from secateur.container.resuming import ResumableJob, fingerprint_of, resumable
+from secateur.container.shards import open_source
+from secateur.core.atomic_files import atomic_open, atomic_write
+from secateur.core.json_text import parse
+from secateur.core.targets import Pattern
+from secateur.criteria import CriterionLike
+from secateur.criteria import registry as criteria
+from secateur.errors import OptionError
+from secateur.granularity import Granularity, GranularityLike
+from secateur.granularity import registry as granularities
+from secateur.pruning.prune import budget_of
+from secateur.streaming.block_runs import BlockProgress, BlockRun
+from secateur.streaming.block_work import BlockDone, BlockWork
+from secateur.streaming.blocks import BlockModel, meta_model
+from secateur.streaming.compensated import BlockOptions, block_targets, job_text, read_data
+from secateur.streaming.rewriting import RewrittenCheckpoint, check_target, copied_files, little_endian
+from secateur.structure.cut.plan import ShrinkPlan
+from secateur.structure.hf.configs import fitted_config
+
+__all__ = ["shrink_checkpoint"]
+
+_OUT, _BLOCKS = "out", "blocks"
+_CUT = ("channel", "head", "head_size")
+
+
+def shrink_checkpoint(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    data: Iterable[object],
+    criterion: CriterionLike = "l2",
+    budget: BudgetLike = 0.5,
+    *,
+    skip: Pattern | Sequence[Pattern] | None = None,
+    options: BlockOptions | None = None,
+    progress: BlockProgress | None = None,
+) -> RewrittenCheckpoint:
+    """Cut channels or heads out of the blocks of a checkpoint, with one block in memory at a time.
+
+    The width between the blocks stays, and so do embeddings and the output head. A killed run continues from the block
+    it was at.
+
+    Args:
+        source: A folder of safetensors files with their index and config.json.
+        target: A new folder, which gets files of the same names, and a config.json with the new widths.
+        data: Batches of sequences without labels: tensors of token numbers, or dicts of keywords. One short one is
+            enough if neither the criterion nor the refit needs data.
+        criterion: How weights are scored.
+        budget: The share of the channels, or heads, of every group that is removed.
+        skip: Layers that are left alone, by name, glob or class.
+        options: What is removed as one unit ("channel" unless given), which layers take part, whether the remaining
+            weights are refitted (unless compensate=False), the proof, and the cluster.
+        progress: Called with (blocks done, blocks in all).
+
+    Returns:
+        The written checkpoint, with a row for every block: its weights before and after, the squared error of its
+        outputs on the data as a share, and the largest difference in its proof.
+
+    Raises:
+        ProofError: A block without its removed channels computes something else than with these at zero.
+        OptionError: An option is wrong, the target exists, or the configuration cannot state the new widths.
+        DataError: The checkpoint cannot be read, or the data holds no batch.
+        NothingToDoError: No layer of a block takes part, or nothing would be removed.
+    """
+    asked = options or BlockOptions()
+    if Path(target).suffix in (".sct", ".safetensors"):
+        raise OptionError(
+            f"{target}: blocks are written into a folder; name a new one, and pack it afterwards"
+        )
+    grain, share = _grain(asked.granularity or "channel"), _share(budget)
+    rule = criteria.make(criterion)
+    with open_source(source) as checkpoint:
+        check_target(checkpoint, Path(target))
+        model = asked.model if asked.model is not None else meta_model(source)
+        if not hasattr(getattr(model, "config", None), "to_dict"):
+            raise OptionError(
+                f"{type(model).__name__}: has no configuration to write the new widths into; load the model and use "
+                "sc.shrink"
+            )
+        blocks = BlockModel(model, checkpoint, asked.blocks)
+        batches = read_data("shrink_checkpoint", data, checkpoint)
+        targets = block_targets(blocks, checkpoint, asked, skip)
+        solver = (asked.solver or LeastSquares()) if asked.compensate else None
+        work = BlockWork(rule, grain, targets, {"": share}, solver, True, asked.proof, asked.seed)
+        text = job_text("shrink", work, share, asked, batches)
+        with resumable(target, fingerprint_of(checkpoint, text)) as job:
+            cut = _CutBlocks(checkpoint, blocks, job)
+            run = BlockRun(
+                Path(source),
+                blocks,
+                asked.model is not None,
+                work,
+                asked.inputs == "dense",
+                asked.cluster,
+                job,
+            )
+            rows = run.run(batches, cut, progress)
+            left_out = cut.assemble()
+            size = sum((cut.folder / shard.file).stat().st_size for shard in checkpoint.shards)
+            if Path(target).exists():
+                Path(target).rmdir()
+            cut.folder.rename(target)
+        before = sum((checkpoint.path / shard.file).stat().st_size for shard in checkpoint.shards)
+    return RewrittenCheckpoint(Path(target), size, before, tuple(rows), left_out)
+
+
+def _grain(granularity: GranularityLike) -> Granularity:
+    """The granularity as a value; one whose units can be cut out."""
+    grain: Granularity = granularities.make(granularity)
+    if not any(isinstance(grain, granularities.get(word)) for word in _CUT):
+        raise OptionError(
+            f"granularity {grain} leaves shapes as they are: sc.compensate_checkpoint writes its zeros; to cut widths, "
+            f"take one of {', '.join(_CUT)}"
+        )
+    return grain
+
+
+def _share(budget: BudgetLike) -> Budget:
+    """The budget as a value; one that takes the same share of every group."""
+    found = budget_of(budget)
+    if not isinstance(found, PerTensor):
+        raise OptionError(
+            f"{found} may give blocks different widths, which no plain configuration can state; take a share of every "
+            "group, such as 0.5"
+        )
+    return found
+
+
+@dataclass
+class _CutBlocks:
+    """The cut blocks: a file and a plan each in the folder of the job, until all are finished."""
+
+    checkpoint: Checkpoint
+    blocks: BlockModel
+    job: ResumableJob
+
+    def __post_init__(self) -> None:
+        self.folder = self.job.folder / _OUT
+        (self.job.folder / _BLOCKS).mkdir(exist_ok=True)
+
+    def _file(self, index: int, ending: str) -> Path:
+        return self.job.folder / _BLOCKS / f"{index}.{ending}"
+
+    # -- for `BlockRun` --------------------------------------------------------------------------------
+    def begin(self) -> None:
+        """Nothing: tensors outside the blocks are copied at the end."""
+
+    def write(self, index: int, done: BlockDone) -> None:
+        """Write a block and its plan. After the first, check that the configuration can state such widths.
+
+        Args:
+            index: Which block.
+            done: Its result.
+        """
+        assert done.plan is not None
+        save_file(
+            {name: value.contiguous() for name, value in done.state.items()}, self._file(index, "safetensors")
+        )
+        atomic_write(self._file(index, "json"), done.plan.to_json().encode())
+        if index == 0 and len({_shapes(block) for block in self.blocks.blocks}) == 1:
+            self.config([done.plan] * len(self.blocks.blocks))
+
+    # -- the end -------------------------------------------------------------------------------------------------
+    def config(self, plans: Sequence[ShrinkPlan]) -> object:
+        """The configuration with the new widths.
+
+        Args:
+            plans: The plan of every block.
+
+        Raises:
+            OptionError: It cannot state them.
+        """
+        model = self.blocks.model
+        small = copy.deepcopy(model)
+        for index, plan in enumerate(plans):
+            plan.apply_(small.get_submodule(f"{self.blocks.prefix}.{index}"))
+        size = getattr(model.config, "head_dim", None) or 1
+        widths = set()
+        for plan in plans[:1]:
+            for name, axes in plan.keep.items():
+                pairs = [(plan.shapes[name][axis], len(kept)) for axis, kept in axes.items()]
+                widths |= {*pairs, *((a // size, b // size) for a, b in pairs if a % size == b % size == 0)}
+        found, unsaid = fitted_config(model, small, sorted(widths))
+        if found is None:
+            raise OptionError(
+                f"{self.checkpoint.path}: the blocks can be cut, but {unsaid or 'no configuration states their widths'}; load the "
+                "model and use sc.shrink, or take another granularity"
+            )
+        return found
+
+    def assemble(self) -> tuple[str, ...]:
+        """Write the files of the checkpoint with the new shapes; returns the names of the files that were not copied."""
+        count = len(self.blocks.blocks)
+        plans = [ShrinkPlan.from_json(self._file(index, "json").read_text()) for index in range(count)]
+        config = self.config(plans)
+        self.folder.mkdir(exist_ok=True)
+        left_out = copied_files(self.checkpoint, self.folder)
+        sizes = [self._write(shard) for shard in self.checkpoint.shards]
+        if self.checkpoint.index is not None:
+            name, text = self.checkpoint.index
+            atomic_write(
+                self.folder / name, _new_index(text, sum(a for a, _ in sizes), sum(b for _, b in sizes))
+            )
+        data = cast(Mapping[str, object], config.to_dict())  # type: ignore[attr-defined]
+        atomic_write(
+            self.folder / "config.json", (json.dumps(data, indent=2, sort_keys=True) + "\n").encode()
+        )
+        return left_out
+
+    def _write(self, shard: Shard) -> tuple[int, int]:
+        """Write one file; returns the bytes and the number of its elements."""
+        entries = [Entry(one.name, one.dtype, self._shape(one)) for one in shard.entries]
+        header = canonical_header(entries, shard.metadata)
+        with atomic_open(self.folder / shard.file) as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            for entry in entries:
+                words = self._words(entry.name)
+                assert words.nbytes == entry.nbytes
+                file.write(little_endian(words).data)
+        return sum(one.nbytes for one in entries), sum(one.numel for one in entries)
+
+    def _place(self, name: str) -> tuple[int, str] | None:
+        """The block of a tensor and its name within it; None outside the blocks."""
+        inside = name.removeprefix(f"{self.blocks.prefix}.")
+        number, _, rest = inside.partition(".")
+        return (
+            (int(number), rest)
+            if inside != name and number.isdecimal() and self._holds(int(number), rest)
+            else None
+        )
+
+    def _holds(self, index: int, name: str) -> bool:
+        return self._file(index, "safetensors").is_file() and name in dict(
+            _tensors(self.blocks.blocks[index])
+        )
+
+    def _shape(self, entry: Entry) -> tuple[int, ...]:
+        place = self._place(entry.name)
+        if place is None:
+            return entry.shape
+        with safe_open(str(self._file(place[0], "safetensors")), framework="pt") as file:
+            return tuple(file.get_slice(place[1]).get_shape())
+
+    def _words(self, name: str) -> np.ndarray:
+        place = self._place(name)
+        if place is None:
+            return self.checkpoint.words(self.blocks.number(name))
+        with safe_open(str(self._file(place[0], "safetensors")), framework="pt") as file:
+            return to_words(name, file.get_tensor(place[1]))[1]
+
+
+def _tensors(block: nn.Module) -> Iterator[tuple[str, object]]:
+    yield from block.named_parameters()
+    yield from block.named_buffers()
+
+
+def _shapes(block: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((name, tuple(parameter.shape)) for name, parameter in block.named_parameters())
+
+
+def _new_index(text: bytes, size: int, count: int) -> bytes:
+    """The index with the new numbers of bytes and of parameters, where it has them."""
+    found = parse(text, "the index")
+    assert isinstance(found, dict)
+    metadata = found.get("metadata")
+    if isinstance(metadata, dict):
+        new = {"total_size": size, "total_parameters": count}
+        found["metadata"] = {**metadata, **{key: new[key] for key in new if key in metadata}}
+    return (json.dumps(found, indent=2) + "\n").encode()

@@ -62,8 +62,8 @@ class BlockOptions:
         granularity: What is removed as one unit. `compensate_checkpoint` takes "element" (the default), "filter",
             "kernel" or "block"; `shrink_checkpoint` takes "channel" (the default), "head" or "head_size".
         compensate: Whether the remaining weights are refitted; False prunes only.
-        inputs: "pruned": a block is fitted to the outputs of the pruned blocks before it. "dense": to those of the dense
-            model, so that blocks are independent; the error is larger.
+        inputs: "pruned": a block is fitted to the outputs of the pruned blocks before it. "dense": to those of the
+            dense model, so that blocks are independent; the error is larger.
         cluster: A Ray cluster whose workers process a block each; needs inputs="dense". None processes them here.
         proof: What `shrink_checkpoint` proves of every block: None for the usual, modes, or `ProofOptions`.
         seed: For criteria that draw at random, and for which rows of very many are used.

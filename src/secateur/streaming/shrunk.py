@@ -210,14 +210,15 @@ class _CutBlocks:
                 widths |= {*pairs, *((a // size, b // size) for a, b in pairs if a % size == b % size == 0)}
         found, unsaid = fitted_config(model, small, sorted(widths))
         if found is None:
+            why = unsaid or "no configuration states their widths"
             raise OptionError(
-                f"{self.checkpoint.path}: the blocks can be cut, but {unsaid or 'no configuration states their widths'}; load the "
-                "model and use sc.shrink, or take another granularity"
+                f"{self.checkpoint.path}: the blocks can be cut, but {why}; "
+                "load the model and use sc.shrink, or take another granularity"
             )
         return found
 
     def assemble(self) -> tuple[str, ...]:
-        """Write the files of the checkpoint with the new shapes; returns the names of the files that were not copied."""
+        """Write the files of the checkpoint with the new shapes; returns the names of files not copied."""
         count = len(self.blocks.blocks)
         plans = [ShrinkPlan.from_json(self._file(index, "json").read_text()) for index in range(count)]
         config = self.config(plans)

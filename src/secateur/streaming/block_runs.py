@@ -207,7 +207,7 @@ def _ray(cluster: BlockCluster) -> Iterator[ModuleType]:
         ) from None
     own = not ray.is_initialized()
     if own:
-        here = {} if cluster.address else {"include_dashboard": False}
+        here: dict[str, Any] = {} if cluster.address else {"include_dashboard": False}
         ray.init(
             address=cluster.address or "local",
             logging_level=logging.ERROR,

@@ -92,7 +92,7 @@ def test_what_is_refused(tmp_path):
         run(recipe(TRAIN, PRUNE, {"kind": "compensate", "dense": "trian"}), store)
     with pytest.raises(RecipeError, match="name the step after which it was dense"):
         run(recipe(TRAIN, PRUNE, {"kind": "compensate"}), store)
-    with pytest.raises(RecipeError, match="are for calibrate"):
+    with pytest.raises(RecipeError, match="need calibrate"):
         run(recipe(TRAIN, {"kind": "share", "bits": 2, "passes": 3}), store)
     with pytest.raises(NothingToDoError, match="nothing was pruned before it"):
         run(recipe(TRAIN, {"kind": "compensate", "dense": "train"}), store)

@@ -122,7 +122,7 @@ def test_an_attempt_that_does_not_hold_without_training_is_trained_and_says_both
 def test_a_recipe_that_cuts_or_shares_by_itself_is_refused_before_any_work(tmp_path):
     for goal, kind in (("fast", "shrink"), ("fast", "share"), ("small", "share")):
         recipe = Recipe.parse(f'{RECIPE}[[step]]\nkind = "{kind}"\n', name="tiny")
-        with pytest.raises(RecipeError, match=f"tiny: step '{kind}': auto goes on from the model before"):
+        with pytest.raises(RecipeError, match=f"tiny: step '{kind}': auto continues from the model before"):
             auto_module.auto(recipe, Store(tmp_path / "runs"), goal=goal)
     assert Store(tmp_path / "runs").runs() == []
 

@@ -225,7 +225,7 @@ def test_training_options_that_are_no_numbers_are_refused():
 def test_a_recipe_that_shares_by_itself_is_refused_before_any_work(tmp_path):
     recipe = Recipe.of({**RECIPE, "step": [*RECIPE["step"], {"kind": "share"}]})
     with pytest.raises(
-        RecipeError, match="step 'share': smallest goes on from the model before its weights were"
+        RecipeError, match="step 'share': smallest continues from the model before its weights were"
     ):
         small.smallest(recipe, Store(tmp_path), **OPTIONS)
     assert Store(tmp_path).runs() == []

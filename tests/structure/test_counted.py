@@ -143,7 +143,7 @@ def test_what_is_0_on_neither_side_is_locked() -> None:
     """Removed inputs have weights after standardising: what comes in must be 0, which a sigmoid's is not."""
     model, x = residual(nn.Sigmoid()), torch.randn(2, 3, 8, 8)
     explained = sc.explain(model, x)
-    assert any("0 neither in the weight nor in what comes in" in lock.reason for lock in explained.locks)
+    assert any("0 neither in the weight nor in the input" in lock.reason for lock in explained.locks)
     assert "a" not in {group.name for group in explained.groups}
 
 

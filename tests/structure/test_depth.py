@@ -310,7 +310,7 @@ def test_explain_names_the_layers_that_can_leave_and_why_others_stay() -> None:
         ("2", 48, True),
         ("0", 60, False),
     ]
-    assert "whole layers that can leave (granularity 'layer'): 1, 2 (bypassed)" in str(found)
+    assert "whole layers that can be removed (granularity 'layer'): 1, 2 (bypassed)" in str(found)
     assert "whole layer 0 stays: with zeros for its weights" in str(found)
 
 

@@ -321,7 +321,7 @@ def test_a_table_that_heads_share_does_not_tie_them() -> None:
     assert slots["qkv.weight", 0] == [
         [part * 6 + head * 3 + i for part in range(3) for i in range(3)] for head in range(2)
     ]
-    assert any(lock.reason == "shared by heads that leave whole" for lock in sc.explain(model, x).locks)
+    assert any(lock.reason == "shared by heads that are removed whole" for lock in sc.explain(model, x).locks)
     small = sc.shrink(model, sc.prune(model, "l1", "channel", 0.5, example=x), x)
     assert small.proof.error < 1e-12
     assert (small.model.qkv.out_features, small.model.table.shape) == (9, (4, 4, 3))

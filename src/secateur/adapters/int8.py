@@ -251,7 +251,7 @@ class _Judge:
         return max(largest_difference(wanted, got) for wanted, got in zip(self.expected, found))
 
     def value(self, peer: nn.Module, found: Sequence[Sequence[torch.Tensor]]) -> float:
-        """Accuracy, or agreement, or what is left of 1 after the noise."""
+        """Accuracy, or agreement, or 1 less the noise."""
         if self._evaluate is not None:
             return float(accuracy(peer, self._evaluate)[0].value)
         if self.name == "fidelity":

@@ -1,4 +1,4 @@
-"""Latency: the shrunk model is as fast as asked, measured on the device at hand."""
+"""Latency: the shrunk model is as fast as asked, measured on this device."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ _TOTAL = np.uint64(1 << 24)
 _LEAST_RANGE = np.uint64(1 << 32)
 _LAST_WORD = np.uint32(0xFFFFFFFF)
 _PARTS = 1 << 14  # bits whose squares are summed at a time
-_RICH_DIGITS = 2  # so many top digits of a magnitude have all contexts
+_RICH_DIGITS = 2  # this number of top digits of a magnitude have all contexts
 
 
 class Stream(NamedTuple):
@@ -246,7 +246,7 @@ def _sums_of(fit: Fit, tap: int, features: np.ndarray) -> np.ndarray:
 
 @_compiled
 def _learn(fit: Fit, tap: int, features: np.ndarray, trust: np.ndarray, every: int, tables: Tables) -> None:
-    """Take every `every`-th column into account, the last row being what the others should have foretold; one step."""
+    """Take every `every`-th column into account, the last row being the target of the others; one step."""
     count = fit.features[tap]
     sums = fit.sums[tap]
     used = len(trust)

@@ -97,7 +97,7 @@ def pack(
     Without `bits` every tensor comes back bit for bit, and a .safetensors file comes back byte for byte,
     as do the files of a folder and their index. One tensor is in memory at a time, with one worker.
 
-    A killed call goes on when it is called again with the same checkpoint, target and options.
+    A killed call continues when it is called again with the same checkpoint, target and options.
 
     Several workers write the same bytes as one: threads code what is packed losslessly, processes what has few distinct
     values, which takes a hundred times as long. Processes take two or three seconds to start, so below about eight
@@ -147,7 +147,7 @@ def pack(
 def _write_sct(
     checkpoint: Checkpoint, path: Path, job: _Job, workers: int | None, progress: Progress | None
 ) -> int:
-    """Write the file, or go on with it; gives its bytes."""
+    """Write the file, or continue it; returns its bytes."""
     check_target(path, checkpoint.path)
     total = sum(entry.nbytes for entry in checkpoint.entries)
     with resumable(path, fingerprint_of(checkpoint, repr(("pack", job)))) as kept:
@@ -306,7 +306,7 @@ def unpack(
     """Convert a .sct file to .safetensors; what was packed losslessly from .safetensors gets its bytes back.
 
     A file packed from a folder becomes a folder again: the same files and their index; or one file, if `path_out` ends
-    in .safetensors. A killed call goes on when it is called again.
+    in .safetensors. A killed call continues when it is called again.
 
     Several workers decode at a time: threads what is packed losslessly, processes what is shared. Processes take two or
     three seconds to start, which pays off from tens of millions of shared weights on.
@@ -346,7 +346,7 @@ def _write_unpacked(
     workers: int | None,
     progress: Progress | None,
 ) -> int:
-    """Write the file or the folder, or go on with it; gives the bytes of what holds tensors."""
+    """Write the file or the folder, or continue it; returns the bytes of the files with tensors."""
     layout = None
     if "shards" in archive.texts and path_out.suffix != ".safetensors":
         check_new_folder(path_out)

@@ -235,7 +235,7 @@ class Markable(Protocol):
         ...
 
     def state(self) -> Mapping[str, Json]:
-        """Bring what was written to the disk; gives what it takes to go on from here."""
+        """Flush everything to the disk; returns the state from which to continue."""
         ...
 
 

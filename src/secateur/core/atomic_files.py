@@ -173,7 +173,7 @@ def _machine() -> str:
 def sweep(folder: Path, *, again: bool = False) -> None:
     """Delete temporary files and folders that killed writers have left in a folder, once in a process.
 
-    Only those with a name of our own pattern are looked at. One of this machine was left behind if its process is
+    Only those with a name of our own pattern are considered. One of this machine was left behind if its process is
     gone; one of another machine if nothing has been written to it for an hour.
     """
     key = str(folder.absolute())

@@ -35,7 +35,7 @@ def plain_model(model: nn.Module, *, refuse: bool = True) -> nn.Module:
     if inner is not model:
         warnings.warn(
             f"{type(model).__name__} is a wrapper: the {type(inner).__name__} inside is worked on, and names and "
-            "results are of that; wrap or compile the result anew",
+            "results are of that; wrap or compile the result again",
             stacklevel=3,
         )
         model = inner

@@ -1,4 +1,5 @@
-"""`CalibrationImages`: the first training images in batches, without labels, augmented anew each time they are read.
+"""`CalibrationImages`: the first training images in batches, without labels, with new augmentation each time they are
+read.
 
 >>> import torch
 >>> from secateur import data

@@ -74,6 +74,6 @@ def _wait(store: Store, key: str, label: str) -> None:
     while not store.has(key):
         if time.monotonic() > end:
             raise StoreError(
-                f"step {label!r}: the first process has stored nothing for a day; look at its output"
+                f"step {label!r}: the first process has stored nothing for a day; check its output"
             )
         time.sleep(_LOOK_EVERY)

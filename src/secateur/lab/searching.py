@@ -138,7 +138,7 @@ class _FloorWatch(Progress):
         """Why the trial is stopped, or an empty text."""
         for name, floor in self._floors.items():
             if name in numbers and not numbers[name] >= floor:
-                self.why[trial] = f"given up: {name} {numbers[name]:.4g} is below {floor:g}"
+                self.why[trial] = f"stopped: {name} {numbers[name]:.4g} is below {floor:g}"
                 return self.why[trial]
         return ""
 

@@ -115,7 +115,7 @@ class Held:
         """How many optimizer steps on these weights have been followed."""
         self._depth = 0
         self.deferred = InterruptsDeferred()
-        """What keeps signals waiting while the hooks go on and off."""
+        """The context in which signals wait while hooks are added and removed."""
         self._open = False
         self._mask_gradients = True
         self._gradients = [0]

@@ -30,7 +30,7 @@ def check_rate(rate: float) -> None:
         OptionError: It is not a finite number of 0 or more.
     """
     if isinstance(rate, bool) or not (math.isfinite(rate) and rate >= 0):
-        raise OptionError(f"rate: expected the price of a bit, a finite number of 0 or more, got {rate!r}")
+        raise OptionError(f"rate: expected the cost of a bit, a finite number of 0 or more, got {rate!r}")
 
 
 @torch.no_grad()
@@ -52,7 +52,7 @@ def assign_by_rate(
         weights: The weights.
         values: The values they may take.
         zero: The index of the value 0.0, or None.
-        rate: The price of a bit, in squared weights.
+        rate: The cost of a bit, in squared weights.
         importance: Weighs the squared error of each weight, by its curvature for example.
         start: The assignment of the first round; the nearest values unless given.
         kept: True where a weight is kept; the others stay at `zero`.

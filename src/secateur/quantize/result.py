@@ -148,7 +148,7 @@ class Shared:
                 left.
             remake_every: Assign every weight to its nearest centroid again after this many optimizer steps. The
                 weights are then trained too (straight-through).
-            rate: The price of a bit for `remake_every`, in mean squared weights of the tensor: weights are assigned
+            rate: The cost of a bit for `remake_every`, in mean squared weights of the tensor: weights are assigned
                 where error and cost together are least, to zero if the tensor has masked weights. A weight set to zero
                 may become non-zero again; one that is 0.0 in the model given does not.
 

@@ -50,7 +50,7 @@ _DENSE, _TEST, _RESULT = "auto_dense", "dense", "result"
 _ATTEMPTED = "auto_tried"  # the label is part of an outcome's address in the store
 _ALLOCATIONS = {"scan": "cut by the scan", "between": "half by the scan", "uniform": "all layers alike"}
 _CUT_FURTHER = "on"
-_TEXTS = {**_ALLOCATIONS, _CUT_FURTHER: "going on from what held"}
+_TEXTS = {**_ALLOCATIONS, _CUT_FURTHER: "continuing from what held"}
 _RETRAIN: dict[str, object] = {"epochs": 5, "lr": 0.02, "schedule": "cosine"}
 _ADVICE = "Allow more loss, retrain longer (retrain.epochs), or make more attempts"
 _HARDEST = 0.98  # the largest share of a group's channels that an allocation removes
@@ -204,7 +204,8 @@ def auto(
     check_limits(lost, attempts)
     recipe.refuse(
         ("share", "refine", "shrink") if goal == "fast" else ("share", "refine"),
-        "auto goes on from the model before its channels left or its weights were shared, and does both itself; leave "
+        "auto continues from the model before its channels were removed or its weights were shared, and does both "
+        "itself; leave "
         "the step out",
     )
     say = on_message or (lambda line: None)

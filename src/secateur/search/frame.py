@@ -125,7 +125,7 @@ class SearchResult(Generic[AttemptT]):
         lost, allowed = dense - result, self.dense - self.limit
         if lost > allowed + 1e-12:
             lines.append(
-                f"on the test images, which no decision looked at, it loses {lost:.4f} instead of at most {allowed:g}: "
+                f"on the test images, which no decision used, it loses {lost:.4f} instead of at most {allowed:g}: "
                 "hold out more validation images, ask for less loss, or train longer"
             )
         return "\n".join(lines)

@@ -289,7 +289,7 @@ def smallest(
     check_limits(lost, attempts)
     recipe.refuse(
         ("share", "refine"),
-        "smallest goes on from the model before its weights were shared, and shares them itself; leave the step out",
+        "smallest continues from the model before its weights were shared, and shares them itself; leave the step out",
     )
     say = on_message or (lambda line: None)
     measures = [_measure(_DENSE, "validation")]

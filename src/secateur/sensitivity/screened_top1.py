@@ -6,8 +6,8 @@ output and the largest of the others differ by less than the rounding error; the
 spread over the data, and each image whose margin is not several times larger is computed again, in up to three stages:
 
 1. in bfloat16, where the processor has instructions for it; margins below `_HALF` times the widest difference to
-   float32 go on to 2. All images that did are new readings of that difference, and may widen it.
-2. in float32, folded and rearranged; margins below `_SINGLE` times the widest difference to the model go on to 3.
+   float32 continue with 2. All images that did are new readings of that difference, and may widen it.
+2. in float32, folded and rearranged; margins below `_SINGLE` times the widest difference to the model continue with 3.
 3. as the model runs, in the batch as it was given.
 
 >>> import torch

@@ -52,10 +52,12 @@ def _asked_for_by_name(found: Explanation) -> list[str]:
 
 
 def _whole_layers(found: Explanation) -> list[str]:
-    """The layers that can leave whole, on one line, and those that cannot, on one each."""
+    """The layers that can be removed whole, on one line, and those that cannot, on one each."""
     leave = [row.name + (" (bypassed)" if row.bypassed else "") for row in found.layers if not row.reason]
-    lines = [f"whole layers that can leave (granularity 'layer'): {', '.join(leave)}"] if leave else []
-    return lines + [f"whole layer {row.name} stays: {row.reason}" for row in found.layers if row.reason]
+    lines = [f"whole layers that can be removed (granularity 'layer'): {', '.join(leave)}"] if leave else []
+    return lines + [
+        f"whole layer {row.name} cannot be removed: {row.reason}" for row in found.layers if row.reason
+    ]
 
 
 def _locked(found: Explanation) -> list[str]:

@@ -485,7 +485,7 @@ def _check_options(coupling: str, round_to: int | None, at_least: int) -> None:
 
 
 def _nothing(structure: Structure, model: nn.Module, locks: list[Lock]) -> str:
-    text = f"no channel of {type(model).__name__} can leave: "
+    text = f"no channel of {type(model).__name__} can be removed:  "
     if locks:
         return text + "; ".join(f"{lock.path or 'the model'}: {lock.reason}" for lock in locks[:3])
     if not structure.groups:

@@ -47,7 +47,7 @@ class CompensateStep(Step):
 
     calibrate: int = Field(2000, ge=1, description="training images that are used, without their labels")
     batch_size: int = Field(100, ge=1, description="images of one batch")
-    augment: Augmentation = Field(None, description="as in training; drawn anew in each pass")
+    augment: Augmentation = Field(None, description="as in training; drawn again in each pass")
     dense: str | None = Field(
         None, description="label of the step with the dense model; by default the [model] table's"
     )

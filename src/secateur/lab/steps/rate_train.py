@@ -1,6 +1,6 @@
 """`rate_train`: train weights as whole multiples of a learnt step, for accuracy and for the bytes of the file at once.
 
-The price of a bit follows a schedule of bytes, from the file at the start to `target` bytes. After every epoch the real
+The cost of a bit follows a schedule of bytes, from the file at the start to `target` bytes. After every epoch the real
 file is written and its bytes are compared with the training's estimate.
 
 >>> RateTrainStep(target=3000, epochs=20).training().lr

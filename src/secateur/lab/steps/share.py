@@ -73,7 +73,7 @@ class ShareStep(Step):
         augmentation(self.augment)
         if not self.calibrate and (self.dense is not None or self.passes or self.augment is not None):
             raise RecipeError(
-                f"step {self.label!r}: dense, passes and augment are for calibrate = (so many images)"
+                f"step {self.label!r}: dense, passes and augment need calibrate, the number of images"
             )
         if self.dense is not None:
             check_dense_label(self.label, self.dense, before)

@@ -58,7 +58,7 @@ class ShrinkStep(Step):
         return replace(as_proof_options(self.proof), tolerance=self.tolerance)
 
     def run(self, state: State, work: Work) -> Result:
-        """Shrink; the optimizer of a later training starts afresh on the smaller tensors."""
+        """Shrink; a later training has a new optimizer for the smaller tensors."""
         if state.masks is None:
             raise NothingToDoError(
                 f"step {self.label!r}: nothing was pruned before it, so no channel can be removed"

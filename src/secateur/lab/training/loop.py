@@ -398,7 +398,7 @@ class _Run:
             if step > steps:
                 break
             if step <= skip:
-                continue  # drawn all the same, so that the random numbers after it are the same
+                continue  # drawn anyway, so that the random numbers after it are the same
             self._take_up((epoch - 1) * steps + step - 1, machinery.optimizer)
             lr = rate(options, epoch - 1 + (step if epoch <= options.warmup else step - 1) / steps)
             for group in machinery.optimizer.param_groups:

@@ -1,6 +1,6 @@
 """Optimal: the least squared error, and never more than that of any other start.
 
-Up to 2,048 distinct weights the best clusters are found exactly. For more, cuts may be at some thousands of places: the
+Up to 2,048 distinct weights the best clusters are found exactly. For more, cuts may be at a few thousand places: the
 edges of equally filled bins, of equally wide bins, and each of the outermost weights. The best clusters among those are
 found exactly and then improved by the iteration. Every other start is tried as well, with the same seed, and the best
 result is kept.

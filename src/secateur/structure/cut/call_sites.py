@@ -179,7 +179,9 @@ def edited(base: type, edits: Sequence[tuple[Site, Edit]]) -> dict[str, Function
     methods: dict[str, FunctionType] = {}
     try:
         made = _edited(base, forward, list(edits), methods)
-    except Exception:  # whatever a user's source does when it is defined anew, the caller has another way
+    except (
+        Exception
+    ):  # a user's source may raise anything when it is defined again; the caller has another way
         return None
     if made is None:
         return None

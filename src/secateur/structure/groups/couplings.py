@@ -175,7 +175,7 @@ _COUNTED = _CONVOLUTIONS | {*_PRODUCTS, *FUSED}
 
 
 def _used(found: Trace) -> set[str]:
-    """The parameters an operator touched."""
+    """The parameters that an operator used."""
     return {ref.name for op in found.ops for ref in op.refs() if ref.name}
 
 

@@ -22,7 +22,9 @@ def _axis_labels(layout: Layout, axis: int) -> Field | None:
 
 @rule("convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution", "convolution_overrideable")
 def convolution(f: Follower, op: Op) -> Layout:
-    """Input channels are tied to the weight's; output channels are the weight's. Groups stay equal or leave whole."""
+    """Input channels are tied to the weight's; output channels are the weight's. Groups keep equal sizes or are
+    removed whole.
+    """
     x, weight, bias = op.args[0], op.args[1], op.arg(2, "bias")
     transposed, groups = bool(op.arg(6, "transposed", False)), int(op.arg(8, "groups", 1))
     labels, out = f.labels, op.results()[0]
@@ -33,7 +35,7 @@ def convolution(f: Follower, op: Op) -> Layout:
     entering, leaving = _axis_labels(image, 1), None
     w_in, w_out = _axis_labels(kernel, 0 if transposed else 1), _axis_labels(kernel, 1 if transposed else 0)
     if w_in is not None and not w_in.zero and not (entering is not None and entering.zero):
-        labels.lock(w_in.labels, "what leaves is 0 neither in the weight nor in what comes in")
+        labels.lock(w_in.labels, "removed positions are 0 neither in the weight nor in the input")
     if groups == 1:
         f.enters(weight, 0 if transposed else 1)
         merge(labels, [x.shape[1]], [(_line(entering, x.shape[1]), [0]), (_line(w_in, x.shape[1]), [0])])
@@ -50,7 +52,9 @@ def convolution(f: Follower, op: Op) -> Layout:
 
 
 def _apart(labels: Labels, image: Layout) -> Layout:
-    """Heads laid out along the batch and their channels along the channels: whole heads may leave, as samples would."""
+    """Heads laid out along the batch and their channels along the channels: whole heads can be removed, as samples
+    can.
+    """
     fields = []
     for field in image.fields:
         if field.axes == (0, 1):
@@ -90,7 +94,7 @@ def _grouped(
         outgoing = labels.fresh(out.shape[1]).reshape(groups, each_out)
         if w_out is not None:
             if whole:
-                labels.lock(w_out.labels, "groups of a convolution leave whole")
+                labels.lock(w_out.labels, "groups of a convolution are removed whole")
             else:
                 labels.tie(outgoing, w_out.labels[None, :])
     else:
@@ -98,14 +102,14 @@ def _grouped(
         outgoing = outgoing.reshape(groups, each_out)
         if w_in is not None:
             if whole:
-                labels.lock(w_in.labels, "groups of a convolution leave whole")
+                labels.lock(w_in.labels, "groups of a convolution are removed whole")
             else:
                 labels.tie(incoming, w_in.labels[None, :])
     if whole:
         labels.tie(incoming, incoming[:, :1])
         labels.tie(outgoing, outgoing[:, :1])
         labels.tie(incoming[:, :1], outgoing[:, :1])
-        if entering is None:  # then none of them can leave
+        if entering is None:  # then none of them can be removed
             return None
     else:
         labels.tie(incoming, incoming[:1])

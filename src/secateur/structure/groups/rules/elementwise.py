@@ -91,7 +91,7 @@ KEEPS_ZERO = [
 
 @rule(*KEEPS_ZERO, *(name + "_" for name in KEEPS_ZERO))
 def keeps_zero(f: Follower, op: Op) -> list[Layout]:
-    """An element-wise function with f(0) = 0: what is removed stays 0."""
+    """An element-wise function with f(0) = 0: removed positions stay 0."""
     return together(f, op, _tensors(op), "all")
 
 
@@ -152,7 +152,7 @@ LOSES_ZERO = [
 
 @rule("_pointwise", *LOSES_ZERO, *(name + "_" for name in LOSES_ZERO))
 def loses_zero(f: Follower, op: Op) -> list[Layout]:
-    """An element-wise function that may turn 0 into something else: what is removed is a constant from here on."""
+    """An element-wise function that may turn 0 into something else: removed positions are a constant afterwards."""
     return together(f, op, _tensors(op), "none")
 
 

@@ -1,4 +1,4 @@
-"""Indexing: the indexed axis is locked, because what is asked for is known only when it runs; the others go on."""
+"""Indexing: the indexed axis is locked, because the indices are known only at run time; the others are followed."""
 
 from __future__ import annotations
 

@@ -18,12 +18,12 @@ def product(
         batch = set(x_axes) & set(y_axes) - {len(shape) - 1}
         x, y = one_size(f, x, x_axes, batch), one_size(f, y, y_axes, batch)
     joint = merge(f.labels, shape, [(x, x_axes), (y, y_axes)], zero="any")
-    reason = "a product sums over the axis, and what leaves is not 0 there"
+    reason = "a product sums over the axis, and removed positions are not 0 there"
     return drop_axes(f.labels, joint, (len(shape) - 1,), reason, zero_ok=True)
 
 
 def one_size(f: Follower, layout: Layout, axes: Sequence[int], batch: set[int]) -> Layout:
-    """Heads of one size: a position leaves from all heads alike. `batch` are the axes that heads lie along."""
+    """Heads of one size: a position is removed from all heads alike. `batch` are the axes of the heads."""
     fields = []
     for field in layout.fields:
         heads = [axis for axis in field.axes if axes[axis] in batch]
@@ -46,7 +46,7 @@ def note_heads(f: Follower, result: Layout, axes: Sequence[int]) -> None:
 
 @rule("mm", "bmm", "mv", "dot")
 def matmul(f: Follower, op: Op) -> Layout:
-    """The inner axes are tied and summed; batch axes are tied; the outer ones go on."""
+    """The inner axes are tied and summed; batch axes are tied; the outer ones are kept."""
     return _matmul(f, op.args[0], op.args[1])
 
 
@@ -76,7 +76,8 @@ def _matmul(f: Follower, x: TensorRef, y: TensorRef) -> Layout:
 def _beside_heads(f: Follower, table: TensorRef, inner: int, other: Layout) -> Layout:
     """A table's layout, without its inner axis where the other side has heads and their positions bound together.
 
-    Tied to such a table the heads would all be one: rather whole heads may leave, and the table's rows stay as long.
+    Tied to such a table the heads would all be one: instead whole heads can be removed, and the table's rows keep their
+    length.
     """
     layout, field = f.of(table), f.of(table).at(inner)
     bound = other.at(3 - inner)
@@ -84,13 +85,15 @@ def _beside_heads(f: Follower, table: TensorRef, inner: int, other: Layout) -> L
         return layout
     if bound is None or len(bound.axes) < 2:
         return layout
-    f.labels.lock(field.labels, "shared by heads that leave whole")
+    f.labels.lock(field.labels, "shared by heads that are removed whole")
     return Layout(layout.shape, tuple(each for each in layout.fields if each is not field))
 
 
 @rule("_grouped_mm", "grouped_mm", "transformers::grouped_mm_fallback")
 def grouped_matmul(f: Follower, op: Op) -> Layout:
-    """Rows in runs, each times the matrix of its expert: what leaves an expert leaves them all; the experts stay."""
+    """Rows in runs, each times the matrix of its expert: positions are removed from all experts alike; no expert is
+    removed.
+    """
     x, y, out = op.args[0], op.args[1], op.results()[0]
     if (len(x.shape), len(y.shape)) != (2, 3):
         f.lock_all(list(op.refs()), "both sides are grouped")
@@ -132,7 +135,7 @@ def linear(f: Follower, op: Op) -> Layout:
 
 @rule("embedding")
 def embedding(f: Follower, op: Op) -> Layout:
-    """A table looked up: its rows are fixed, its columns go on."""
+    """A table looked up: its rows are fixed, its columns are followed."""
     weight, index = op.args[0], op.args[1]
     f.lock_all([index], "used as an index")
     rows = f.of(weight).at(0)
@@ -148,7 +151,7 @@ def embedding(f: Follower, op: Op) -> Layout:
 
 @rule("_embedding_bag", "_embedding_bag_forward_only", "embedding_bag")
 def embedding_bag(f: Follower, op: Op) -> list[Layout]:
-    """Bags of rows: the columns go on."""
+    """Bags of rows: the columns are followed."""
     columns = f.of(op.args[0]).at(1)
     rows = f.of(op.args[0]).at(0)
     if rows is not None:

@@ -39,7 +39,7 @@ def batch_norm(f: Follower, op: Op) -> list[Layout]:
 
 
 def _standardised(f: Follower, op: Op) -> list[Field]:
-    """The inputs of a weight that is standardised as (1, out, in x taps): its zeros can go on being counted."""
+    """The inputs of a weight that is standardised as (1, out, in x taps): its zeros can still be counted."""
     x = op.args[0]
     if x.id not in f.plain or len(x.shape) != 3 or x.shape[0] != 1 or isinstance(op.args[3], TensorRef):
         return []
@@ -74,7 +74,7 @@ def _over_last(f: Follower, op: Op, x: TensorRef, count: int, refs: list[TensorR
 
 
 def _kept_count(f: Follower, op: Op, x: TensorRef) -> list[Field]:
-    """The channels of a last axis whose zeros a norm can go on counting: it holds zeros where they are masked."""
+    """The channels of a last axis whose zeros a norm can still count: it holds zeros where they are masked."""
     field = f.of(x).at(-1)
     if field is None or field.axes != (len(x.shape) - 1,) or not field.zero or field.weak:
         return []
@@ -85,7 +85,7 @@ def _kept_count(f: Follower, op: Op, x: TensorRef) -> list[Field]:
 
 @rule("native_group_norm", "group_norm")
 def group_norm(f: Follower, op: Op) -> list[Layout]:
-    """Mixes the channels of a group: groups leave whole; a single group is locked."""
+    """Mixes the channels of a group: groups are removed whole; a single group is locked."""
     x, weight, bias, groups = op.args[0], op.args[1], op.args[2], op.args[6]
     labels, rank, channels = f.labels, len(op.args[0].shape), op.args[0].shape[1]
     layout = f.of(x)

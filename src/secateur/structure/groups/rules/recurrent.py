@@ -1,4 +1,4 @@
-"""Recurrent cells that were not taken apart: the gates of a unit, its state and its inputs live together."""
+"""Recurrent cells that were not taken apart: the gates of a unit, its state and its inputs are coupled."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from secateur.structure.trace.trace import Op
 
 @rule("mkldnn_rnn_layer", "lstm", "gru", "rnn_tanh", "rnn_relu", "_cudnn_rnn")
 def fused(f: Follower, op: Op) -> list[Layout]:
-    """A whole recurrent layer in one operator cannot be looked into: its tensors are locked."""
-    f.lock_all(list(op.refs()), f"the fused layer {op.name} cannot be looked into")
+    """A whole recurrent layer in one operator cannot be followed: its tensors are locked."""
+    f.lock_all(list(op.refs()), f"the fused layer {op.name} cannot be followed")
     return [Layout(ref.shape) for ref in op.results()]

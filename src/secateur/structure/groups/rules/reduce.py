@@ -1,4 +1,4 @@
-"""Reductions, pooling, resizing: an axis that is summed over may lose zeros; one that is averaged may not."""
+"""Reductions, pooling, resizing: zeros on a summed axis can be removed; on an averaged one they cannot."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _axes(op: Op, position: int = 1, name: str = "dim") -> list[int]:
 
 
 def _kept_count(f: Follower, op: Op) -> list[Field]:
-    """The fields whose zeros a mean can go on counting."""
+    """The fields whose zeros a mean can still count."""
     x, rank = op.args[0], len(op.args[0].shape)
     gone = {axis % rank for axis in _axes(op)} if rank else set()
     found = [field for field in f.of(x).fields if field.zero and not field.weak and set(field.axes) <= gone]
@@ -45,8 +45,10 @@ def _reduced(f: Follower, op: Op, axes: list[int], reason: str, zero_ok: bool = 
 
 @rule("sum", "nansum", "count_nonzero")
 def sums(f: Follower, op: Op) -> list[Layout]:
-    """A sum does not notice zeros that leave."""
-    return _reduced(f, op, _axes(op), "a sum over the axis, and what leaves is not 0 there", zero_ok=True)
+    """A sum does not change when zeros are removed."""
+    return _reduced(
+        f, op, _axes(op), "a sum over the axis, and removed positions are not 0 there", zero_ok=True
+    )
 
 
 @rule(
@@ -72,14 +74,14 @@ def sums(f: Follower, op: Op) -> list[Layout]:
     "kthvalue",
 )
 def mixing(f: Follower, op: Op) -> list[Layout]:
-    """Counts, products and extremes notice what leaves: the axis is locked; some means keep their count."""
+    """Counts, products and extremes change when zeros are removed: the axis is locked; some means keep their count."""
     position = {"kthvalue": 2}.get(op.name, 1)
     return _reduced(f, op, _axes(op, position), f"{op.name} over the axis")
 
 
 @rule("linalg_vector_norm", "norm")
 def norms(f: Follower, op: Op) -> list[Layout]:
-    """A norm does not notice zeros that leave."""
+    """A norm does not change when zeros are removed."""
     order = op.arg(1, "ord", 2)
     positive = order is None or (isinstance(order, (int, float)) and order > 0)
     return _reduced(f, op, _axes(op, 2), "a norm over the axis", zero_ok=positive)

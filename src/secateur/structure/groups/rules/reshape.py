@@ -165,7 +165,9 @@ def repeat(f: Follower, op: Op) -> Layout:
 
 @rule("constant_pad_nd", "pad")
 def constant_pad(f: Follower, op: Op) -> Layout:
-    """Padding: the new positions get labels of their own, and leave with what they meet; those of heads, with these."""
+    """Padding: the new positions get their own labels, and are removed with the axes they meet; those of heads, with
+    these.
+    """
     x, pad, value = op.args[0], op.args[1], op.arg(2, "value", 0)
     out, rank = op.results()[0], len(op.args[0].shape)
     amounts = {rank - 1 - i // 2: (pad[i], pad[i + 1]) for i in range(0, len(pad), 2)}
@@ -200,7 +202,7 @@ def constant_pad(f: Follower, op: Op) -> Layout:
 
 @rule("pixel_shuffle")
 def pixel_shuffle(f: Follower, op: Op) -> Layout:
-    """(C r r, H, W) becomes (C, H r, W r): the r r channels of a pixel leave together."""
+    """(C r r, H, W) becomes (C, H r, W r): the r r channels of a pixel are removed together."""
     x, r, out = op.args[0], op.args[1], op.results()[0]
     lead, (channels, height, width) = x.shape[:-3], x.shape[-3:]
     n = len(lead)
@@ -269,7 +271,7 @@ def view_as_complex(f: Follower, op: Op) -> Layout:
 
 @rule("as_strided", "as_strided_", "as_strided_copy")
 def as_strided(f: Follower, op: Op) -> Layout:
-    """Laid out anew: followed where every element stays in its place, as torch's pooling to one pixel does it."""
+    """Another layout: followed if every element keeps its place, as in torch's pooling to one pixel."""
     x, shape, strides = op.args[0], tuple(op.args[1]), op.args[2]
     step = 1
     steps: list[int] = []

@@ -87,8 +87,8 @@ def test_a_fresh_model_takes_the_weights_and_what_comes_out_shrinks():
 def test_a_wrong_factor_is_refused_by_the_proof(monkeypatch):
     right = low_rank._fill
 
-    def wrong(layer, pair, left):
-        product = right(layer, pair, left)
+    def wrong(layer, pair, left, *rest):
+        product = right(layer, pair, left, *rest)
         with torch.no_grad():
             pair[0].weight[0] *= 1.001
         return product
@@ -195,6 +195,68 @@ def test_a_budget_below_rank_one_says_what_remains():
         BudgetNotMetError, match=r"32 of 128 parameters remain \(0.2500\) at rank 1 everywhere"
     ):
         sc.factorise(_diagonals(), sc.budget.Params(0.2), torch.ones(1, 8))
+
+
+# -- the spatial form -------------------------------------------------------------------------------------------
+
+
+def _convolutions() -> nn.Sequential:
+    torch.manual_seed(2)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, stride=(2, 1)), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.Conv2d(6, 4, 1)
+    ).eval()  # fmt: skip
+
+
+def test_a_separable_kernel_is_exact_at_rank_one():
+    layer = nn.Conv2d(1, 1, 3, padding=1, bias=False)
+    high, wide = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 0.0, -1.0])
+    with torch.no_grad():
+        layer.weight.copy_(torch.outer(high, wide)[None, None])
+    x = torch.randn(1, 1, 5, 5)
+    small = sc.factorise(nn.Sequential(layer), {"0": 1}, x, spatial=True)
+    first, second = small.model[0]
+    assert (first.kernel_size, second.kernel_size) == ((3, 1), (1, 3))
+    assert (small.parameters_before, small.parameters_after) == (9, 6)
+    assert torch.allclose(small.model(x), layer(x), atol=1e-5)
+
+
+def test_only_convolutions_that_keep_the_width_take_the_spatial_form(tmp_path):
+    model = _convolutions()
+    small = sc.factorise(model, {"0": 2, "2": 3}, EXAMPLE, spatial=True)
+    # 0 keeps the width (its stride is along the height): 3 * 3 inputs and 8 * 3 outputs for each rank
+    assert small.plan.spatial == ("0",)
+    assert [layer.kernel_size for layer in small.model[0]] == [(3, 1), (1, 3)]
+    assert [layer.kernel_size for layer in small.model[2]] == [(3, 3), (1, 1)]
+    assert sum(layer.weight.numel() for layer in small.model[0]) == 2 * (9 + 24)
+    assert small.proof_error < 1e-9
+    sc.save(small.model, tmp_path / "low.sct", plan=small.plan)
+    again = sc.load(tmp_path / "low.sct", into=_convolutions())
+    assert torch.equal(again(EXAMPLE), small.model(EXAMPLE))
+    assert sc.ShrinkPlan.from_json(small.plan.to_json()) == small.plan
+
+
+def test_a_budget_counts_the_spatial_form():
+    small = sc.factorise(_convolutions(), sc.budget.Macs(keep=0.6), EXAMPLE, spatial=True)
+    before, after = (
+        sc.measure(one, EXAMPLE[:1], what="macs")["macs"].value for one in (_convolutions(), small.model)
+    )
+    assert "0" in small.ranks
+    assert 0.4 < after / before <= 0.6
+
+
+def test_a_spatial_form_that_cannot_be_is_refused():
+    with pytest.raises(OptionError, match="expected data or spatial=True, got both"):
+        sc.factorise(_convolutions(), 0.5, EXAMPLE, data=[EXAMPLE], spatial=True)
+    with pytest.raises(NothingToDoError, match="found no convolution with a kernel of two axes"):
+        sc.factorise(_diagonals(), 0.5, torch.ones(1, 8), spatial=True)
+    plan = sc.ShrinkPlan(keep={}, factors={"2": 1}, spatial=("2",))
+    with pytest.raises(
+        PlanError, match="expected a convolution with a kernel of two axes that keeps the width"
+    ):
+        plan.apply_(_convolutions())
+    text = plan.to_json().replace('"spatial":["2"]', '"spatial":["0"]')
+    with pytest.raises(PlanError, match="the layers in the spatial form as a list of names in factors"):
+        sc.ShrinkPlan.from_json(text)
 
 
 # -- the plan ---------------------------------------------------------------------------------------------------

@@ -30,6 +30,9 @@ def factorise(
     out: Annotated[
         Path, typer.Option("--out", help="The small model: a .sct file that holds ranks and weights.")
     ] = Path("low-rank.sct"),
+    spatial: Annotated[
+        bool, typer.Option("--spatial", help="A 3x3 convolution becomes one of 3x1 and one of 1x3.")
+    ] = False,
     *,
     calibration: CalibrationFlags,
     output: OutputFlags,
@@ -46,7 +49,8 @@ def factorise(
     net = model.build()
     example = model.example(net)
     data = calibration.images(net) if calibration.wanted else None
-    found = factorised(net, Macs(keep) if of == "macs" else Params(keep), example, data=data)
+    budget = Macs(keep) if of == "macs" else Params(keep)
+    found = factorised(net, budget, example, data=data, spatial=spatial)
     saved = save(found.model, out, plan=found.plan)
     before, after = (take(one, example, what=["params", "macs", "size"]) for one in (net, found.model))
     if output.json:

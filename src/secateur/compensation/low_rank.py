@@ -5,6 +5,10 @@ singular vectors of W, A = U and B = U.T @ W is the nearest such product. With d
 is the second moment of the layer's inputs: then the layer's *outputs* on the data are nearest. The verb is
 `secateur.pruning.low_rank.factorise`.
 
+A convolution's weight reads as such a matrix in two ways. Outputs by (inputs, height, width) gives a convolution with
+the same kernel and a 1x1 convolution. (Outputs, width) by (inputs, height), the spatial form, gives a convolution with
+a kernel one wide and one with a kernel one high (Jaderberg et al. 2014).
+
 >>> import torch
 >>> from torch import nn
 >>> model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
@@ -19,7 +23,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -50,6 +54,7 @@ __all__ = [
     "replace_",
     "replaced",
     "sides",
+    "spatial_layers",
     "two_layers",
 ]
 
@@ -66,7 +71,10 @@ class Decomposition:
 
 
 def decompositions(
-    model: nn.Module, layers: Mapping[str, Layer], data: Iterable[Any] | None
+    model: nn.Module,
+    layers: Mapping[str, Layer],
+    data: Iterable[Any] | None,
+    spatial: Collection[str] = (),
 ) -> dict[str, Decomposition]:
     """The decomposition of every layer's weight, or with data of the weight times the root of its inputs' moment.
 
@@ -76,13 +84,20 @@ def decompositions(
         model: The model.
         layers: The layers, by name.
         data: Batches of inputs, or None.
+        spatial: The layers in the spatial form, which data cannot weight.
     """
     roots = _input_roots(model, layers, data)
-    return {name: _decomposition(name, layer, roots.get(name)) for name, layer in layers.items()}
+    return {
+        name: _decomposition(name, layer, roots.get(name), name in spatial) for name, layer in layers.items()
+    }
 
 
 def replaced(
-    model: nn.Module, found: Mapping[str, Decomposition], ranks: Mapping[str, int], example: Example
+    model: nn.Module,
+    found: Mapping[str, Decomposition],
+    ranks: Mapping[str, int],
+    example: Example,
+    spatial: Collection[str] = (),
 ) -> tuple[nn.Module, float]:
     """A copy with two layers for each of `ranks`, and how far it is from the truncated dense weights.
 
@@ -91,50 +106,59 @@ def replaced(
         found: The decompositions of these layers.
         ranks: The rank of each.
         example: What both are run on, in float64.
+        spatial: The layers in the spatial form.
     """
     small, dense = copy.deepcopy(model), copy.deepcopy(model).double().eval()
     for name, rank in ranks.items():
         layer = model.get_submodule(name)
         assert isinstance(layer, (nn.Linear, nn.Conv2d))
-        pair = two_layers(layer, rank)
-        product = _fill(layer, pair, found[name].left[:, :rank])
+        pair = two_layers(layer, rank, name in spatial)
+        product = _fill(layer, pair, found[name].left[:, :rank], name in spatial)
         small.set_submodule(name, pair)
         with torch.no_grad():
             dense.get_submodule(name).get_parameter("weight").copy_(product)
     return small, _proof_error(copy.deepcopy(small).double().eval(), dense, example)
 
 
-def replace_(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
+def replace_(model: nn.Module, ranks: Mapping[str, int], spatial: Collection[str] = ()) -> nn.Module:
     """Put two layers for each of `ranks` into a model, with weights that are to be loaded; checked first.
 
     Args:
         model: A freshly built model; it is changed.
         ranks: The rank of each layer, by name. They may come from a file: a rank that saves no weights is refused.
+        spatial: The layers in the spatial form.
 
     Raises:
         PatternError: A name is not that of a layer that can be factorised.
         OptionError: A rank is out of range.
     """
     layers = factorisable(model)
-    check_ranks(layers, ranks)
+    check_ranks(layers, ranks, spatial)
     for name, rank in ranks.items():
-        model.set_submodule(name, two_layers(layers[name], rank))
+        model.set_submodule(name, two_layers(layers[name], rank, name in spatial))
     return model
 
 
-def check_ranks(layers: Mapping[str, Layer], ranks: Mapping[str, int]) -> None:
+def check_ranks(layers: Mapping[str, Layer], ranks: Mapping[str, int], spatial: Collection[str] = ()) -> None:
     """Raise unless each name is a layer that can be factorised and each rank saves weights.
 
     Args:
         layers: The layers that can be factorised.
         ranks: The rank of each layer, by name.
+        spatial: The layers in the spatial form.
     """
+    strange = [name for name in spatial if name not in spatial_layers(layers)]
+    if strange:
+        raise PatternError(
+            f"ranks: {strange[0]!r}: expected a convolution with a kernel of two axes that keeps the width, for the "
+            "spatial form; factorise it in the other form"
+        )
     for name, rank in ranks.items():
         if name not in layers:
             raise PatternError(
                 f"ranks: {name!r} is not a layer that can be factorised: {near(name, list(layers))}"
             )
-        most = most_rank(layers[name])
+        most = most_rank(layers[name], name in spatial)
         if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= most:
             raise OptionError(
                 f"ranks: {name}: expected a whole number from 1 to {most}, the largest rank that saves weights, "
@@ -142,9 +166,32 @@ def check_ranks(layers: Mapping[str, Layer], ranks: Mapping[str, int]) -> None:
             )
 
 
-def most_rank(layer: Layer) -> int:
-    """The largest rank that saves weights; 0 where none does."""
-    return (layer.weight.numel() - 1) // sum(sides(layer))
+def most_rank(layer: Layer, spatial: bool = False) -> int:
+    """The largest rank that saves weights; 0 where none does.
+
+    Args:
+        layer: The layer.
+        spatial: Whether it is in the spatial form.
+    """
+    return (layer.weight.numel() - 1) // sum(sides(layer, spatial))
+
+
+def spatial_layers(layers: Mapping[str, Layer]) -> frozenset[str]:
+    """The convolutions that have a spatial form: both axes of the kernel above 1, and as wide outputs as inputs.
+
+    Args:
+        layers: The layers that can be factorised.
+
+    >>> sorted(spatial_layers({"a": nn.Conv2d(2, 2, 3, padding=1), "b": nn.Conv2d(2, 2, 3), "c": nn.Conv2d(2, 2, 1)}))
+    ['a']
+    """
+    found = set()
+    for name, layer in layers.items():
+        if isinstance(layer, nn.Conv2d) and min(layer.kernel_size) > 1 and not isinstance(layer.padding, str):
+            wide = layer.dilation[1] * (layer.kernel_size[1] - 1)
+            if layer.stride[1] == 1 and 2 * layer.padding[1] == wide:
+                found.add(name)
+    return frozenset(found)
 
 
 def factorisable(model: nn.Module) -> dict[str, Layer]:
@@ -180,9 +227,23 @@ def _read_by_its_owner(model: nn.Module, name: str) -> bool:
     return re.search(rf"\.{re.escape(attribute)}\.(weight|bias)\b", source) is not None
 
 
-def sides(layer: Layer) -> tuple[int, int]:
-    """The outputs of a layer, and the inputs of one of them."""
+def sides(layer: Layer, spatial: bool = False) -> tuple[int, int]:
+    """The rows and columns of a layer's weight as a matrix: its outputs, and the inputs of one of them.
+
+    Args:
+        layer: The layer.
+        spatial: Whether it is in the spatial form: outputs times width, and inputs times height.
+    """
+    if spatial:
+        outputs, inputs, height, width = layer.weight.shape
+        return outputs * width, inputs * height
     return layer.weight.shape[0], layer.weight[0].numel()
+
+
+def _matrix(layer: Layer, spatial: bool) -> torch.Tensor:
+    """The weight as a matrix, in float64."""
+    weight = layer.weight.detach().double()
+    return weight.permute(0, 3, 1, 2).reshape(sides(layer, True)) if spatial else weight.flatten(1)
 
 
 def _columns(layer: Layer, inputs: torch.Tensor) -> torch.Tensor:
@@ -238,20 +299,21 @@ def _input_roots(
     return roots
 
 
-def _decomposition(name: str, layer: Layer, root: torch.Tensor | None) -> Decomposition:
-    weight = layer.weight.detach().double().flatten(1)
+def _decomposition(name: str, layer: Layer, root: torch.Tensor | None, spatial: bool) -> Decomposition:
+    weight = _matrix(layer, spatial)
     if not bool(weight.isfinite().all()):
         raise NonFiniteError(f"{name}.weight holds NaN or infinity; correct it before it is factorised")
     left, values, _ = torch.linalg.svd(weight if root is None else weight @ root, full_matrices=False)
     return Decomposition(left, values.square())
 
 
-def two_layers(layer: Layer, rank: int) -> nn.Sequential:
+def two_layers(layer: Layer, rank: int, spatial: bool = False) -> nn.Sequential:
     """The two layers that replace one, on its device and in its mode; their weights are not filled in yet.
 
     Args:
         layer: The layer.
         rank: The width between the two.
+        spatial: Whether it is in the spatial form.
     """
     with_bias = layer.bias is not None
     first: Layer
@@ -260,6 +322,8 @@ def two_layers(layer: Layer, rank: int) -> nn.Sequential:
         if isinstance(layer, nn.Linear):
             first = nn.Linear(layer.in_features, rank, bias=False)
             second = nn.Linear(rank, layer.out_features, bias=with_bias)
+        elif spatial:
+            first, second = _one_wide_and_one_high(layer, rank)
         else:
             given = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
             first = nn.Conv2d(layer.in_channels, rank, *given, bias=False)  # type: ignore[arg-type]
@@ -270,17 +334,34 @@ def two_layers(layer: Layer, rank: int) -> nn.Sequential:
     return pair.train(layer.training)
 
 
+def _one_wide_and_one_high(layer: nn.Conv2d, rank: int) -> tuple[nn.Conv2d, nn.Conv2d]:
+    """The two convolutions of the spatial form: along the height, then along the width."""
+    (high, wide), (down, right), (below, beside) = layer.kernel_size, layer.stride, layer.dilation
+    assert not isinstance(layer.padding, str)
+    top, side = layer.padding
+    first = nn.Conv2d(layer.in_channels, rank, (high, 1), (down, 1), (top, 0), (below, 1), bias=False)
+    with_bias = layer.bias is not None
+    return first, nn.Conv2d(
+        rank, layer.out_channels, (1, wide), (1, right), (0, side), (1, beside), bias=with_bias
+    )
+
+
 @torch.no_grad()
-def _fill(layer: Layer, pair: nn.Sequential, left: torch.Tensor) -> torch.Tensor:
+def _fill(layer: Layer, pair: nn.Sequential, left: torch.Tensor, spatial: bool) -> torch.Tensor:
     """Fill in the weights of the two layers; return the dense weight that they represent, in float64."""
     first, second = pair[0], pair[1]
     assert isinstance(first, (nn.Linear, nn.Conv2d))
     assert isinstance(second, (nn.Linear, nn.Conv2d))
-    weight = layer.weight.detach().double().flatten(1)
-    first.weight.copy_((left.T @ weight).reshape(first.weight.shape))
-    second.weight.copy_(left.reshape(second.weight.shape))
+    first.weight.copy_((left.T @ _matrix(layer, spatial)).reshape(first.weight.shape))
+    if spatial:  # rows of `left` are (outputs, width)
+        outputs, _, _, width = layer.weight.shape
+        second.weight.copy_(left.reshape(outputs, width, -1).transpose(1, 2)[:, :, None])
+    else:
+        second.weight.copy_(left.reshape(second.weight.shape))
     if layer.bias is not None and second.bias is not None:
         second.bias.copy_(layer.bias)
+    if spatial:
+        return torch.einsum("orw,rih->oihw", second.weight.double()[:, :, 0], first.weight.double()[..., 0])
     product = second.weight.double().flatten(1) @ first.weight.double().flatten(1)
     return product.reshape(layer.weight.shape)
 

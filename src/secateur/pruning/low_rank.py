@@ -35,6 +35,7 @@ from secateur.compensation.low_rank import (
     most_rank,
     replaced,
     sides,
+    spatial_layers,
 )
 from secateur.core.model_kinds import plain_model
 from secateur.errors import BudgetNotMetError, NothingToDoError, OptionError
@@ -83,10 +84,12 @@ def factorise(
     example: Example,
     *,
     data: Iterable[Any] | None = None,
+    spatial: bool = False,
 ) -> Factorised:
     """Replace linear layers and convolutions by two smaller ones each, by truncated SVD of their weights.
 
-    A convolution becomes one with its own kernel and `rank` outputs, and a 1x1 convolution after it. Layers with
+    A convolution becomes one with its own kernel and `rank` outputs, and a 1x1 convolution after it; or, in the spatial
+    form, one along the height and one along the width. Layers with
     groups, padding other than zeros, or a weight that is used elsewhere too are not changed. Neither is the model
     given.
 
@@ -99,6 +102,8 @@ def factorise(
         example: An input of the model, or a tuple of inputs, on which the result is proved.
         data: Batches of inputs that weight the decomposition by the layers' real inputs; without, all inputs count
             alike.
+        spatial: Whether convolutions that keep the width take the spatial form: a 3x3 kernel as 3x1 and 1x3. Other
+            layers are factorised as without.
 
     Returns:
         A `Factorised`: the copy, its ranks, its parameters, the proof's error and the plan for a file.
@@ -114,21 +119,31 @@ def factorise(
     """
     model = plain_model(model)
     layers = factorisable(model)
+    if spatial and data is not None:
+        raise OptionError(
+            "factorise: expected data or spatial=True, got both; the spatial form cannot be weighted by inputs"
+        )
+    forms = spatial_layers(layers) if spatial else frozenset()
+    if spatial and not forms:
+        raise NothingToDoError(
+            "factorise: spatial=True found no convolution with a kernel of two axes that keeps the width; leave it out"
+        )
     if isinstance(ranks, Macs | Params):
         costs = _Costs.of(model, layers, ranks, example)
         layers = {name: layer for name, layer in layers.items() if name in costs.each}
-        found = decompositions(model, layers, data)
-        chosen = _by_budget(layers, found, costs, ranks)
+        found = decompositions(model, layers, data, forms)
+        chosen = _by_budget(layers, found, costs, ranks, forms)
     else:
-        chosen = _by_hand(layers, ranks)
-        found = decompositions(model, {name: layers[name] for name in chosen}, data)
+        chosen = _by_hand(layers, ranks, forms)
+        found = decompositions(model, {name: layers[name] for name in chosen}, data, forms)
     if not chosen:
         raise NothingToDoError(
             "factorise: no layer is left to factorise; give ranks by layer, or a larger share"
         )
-    small, error = replaced(model, found, chosen, example)
+    forms &= chosen.keys()
+    small, error = replaced(model, found, chosen, example, forms)
     lost = {name: _error(found[name], rank) for name, rank in chosen.items()}
-    plan = ShrinkPlan(keep={}, factors=chosen, model=type(model).__name__)
+    plan = ShrinkPlan(keep={}, factors=chosen, spatial=tuple(sorted(forms)), model=type(model).__name__)
     return Factorised(small, chosen, _count(model), _count(small), error, lost, plan)
 
 
@@ -136,17 +151,22 @@ def _count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _by_hand(layers: Mapping[str, Layer], ranks: Mapping[str, int] | float) -> dict[str, int]:
+def _by_hand(
+    layers: Mapping[str, Layer], ranks: Mapping[str, int] | float, forms: frozenset[str]
+) -> dict[str, int]:
     """Each layer's rank, in the order of the model's layers; checked."""
     if isinstance(ranks, Mapping):
-        check_ranks(layers, ranks)
+        check_ranks(layers, ranks, forms & ranks.keys())
         return {name: ranks[name] for name in layers if name in ranks}
     if isinstance(ranks, bool) or not isinstance(ranks, (int, float)) or not 0 < ranks < 1:
         raise OptionError(
             "ranks: expected ranks by layer, a share of weights kept in (0, 1), sc.budget.Macs or sc.budget.Params, "
             f"got {ranks!r}"
         )
-    shared = {name: int(ranks * layer.weight.numel() / sum(sides(layer))) for name, layer in layers.items()}
+    shared = {
+        name: int(ranks * layer.weight.numel() / sum(sides(layer, name in forms)))
+        for name, layer in layers.items()
+    }
     return {name: rank for name, rank in shared.items() if rank >= 1}
 
 
@@ -182,10 +202,14 @@ Option = tuple[float, float, int]
 
 
 def _by_budget(
-    layers: Mapping[str, Layer], found: Mapping[str, Decomposition], costs: _Costs, budget: Macs | Params
+    layers: Mapping[str, Layer],
+    found: Mapping[str, Decomposition],
+    costs: _Costs,
+    budget: Macs | Params,
+    forms: frozenset[str],
 ) -> dict[str, int]:
     """The ranks of least error at which the budget is met."""
-    options = {name: _options(layers[name], found[name], costs.each[name]) for name in layers}
+    options = {name: _options(layers[name], found[name], costs.each[name], name in forms) for name in layers}
     options = {name: several for name, several in options.items() if len(several) > 1}
     at = dict.fromkeys(options, 0)
     limit = budget.keep * costs.total * (1 + 1e-12)
@@ -205,10 +229,10 @@ def _by_budget(
     return {name: options[name][index][2] for name, index in at.items() if options[name][index][2]}
 
 
-def _options(layer: Layer, found: Decomposition, cost: float) -> list[Option]:
+def _options(layer: Layer, found: Decomposition, cost: float, spatial: bool) -> list[Option]:
     """The options of a layer: dense, then every rank that saves, from the largest to 1."""
-    one = sum(sides(layer)) * cost
-    ranks = range(min(most_rank(layer), len(found.squares)), 0, -1)
+    one = sum(sides(layer, spatial)) * cost
+    ranks = range(min(most_rank(layer, spatial), len(found.squares)), 0, -1)
     dense = layer.weight.numel() * cost
     return [(dense, 0.0, 0), *((rank * one, _error(found, rank), rank) for rank in ranks)]
 

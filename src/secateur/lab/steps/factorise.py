@@ -18,6 +18,7 @@ from secateur.budget.params import Params
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import OptionError, RecipeError
 from secateur.lab.calibration import CalibrationImages
+from secateur.lab.outcomes import Table
 from secateur.lab.state import State
 from secateur.lab.steps import Result, Step, Work
 from secateur.pruning.low_rank import RanksLike, factorise
@@ -34,6 +35,9 @@ class FactoriseStep(Step):
     ranks: dict[str, int] | None = Field(
         None, description="in place of keep: the rank of each layer, by name"
     )
+    spatial: bool = Field(
+        False, description="convolutions become one along the height and one along the width"
+    )
     calibrate: int = Field(
         0,
         ge=0,
@@ -45,6 +49,18 @@ class FactoriseStep(Step):
     def check(self, model: nn.Module, before: list[str]) -> None:
         """Check that keep or ranks are given, and their values."""
         self.asked()
+        if self.spatial and self.calibrate:
+            raise RecipeError(
+                f"step {self.label!r}: expected spatial or calibrate, got both; the spatial form cannot be weighted by "
+                "images"
+            )
+
+    def chosen(self) -> Table:
+        """The options; without `spatial` where it is not used, so that addresses of older outcomes stay valid."""
+        found = super().chosen()
+        if not self.spatial:
+            del found["spatial"]
+        return found
 
     def asked(self) -> RanksLike:
         """The ranks, or the budget that chooses them."""
@@ -69,7 +85,8 @@ class FactoriseStep(Step):
         )
         model = state.model.to(work.device)
         example = work.data.example.to(work.device)
-        found = factorise(model, self.asked(), example, data=images if self.calibrate else None)
+        data = images if self.calibrate else None
+        found = factorise(model, self.asked(), example, data=data, spatial=self.spatial)
         earlier = None if state.plan is None else ShrinkPlan.from_json(state.plan)
         plan = found.plan if earlier is None else earlier.then(found.plan)
         text = "share of a layer's squared outputs, or weights, that the truncation loses; mean of the layers"

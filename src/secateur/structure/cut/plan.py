@@ -76,6 +76,7 @@ class ShrinkPlan:
             that the model has without the other entries.
         factors: `factors[layer]` is the rank of a layer that is replaced by two smaller ones; done before everything
             else.
+        spatial: Those of `factors` that become one convolution along the height and one along the width.
     """
 
     keep: Mapping[str, Mapping[int, Sequence[int]]]
@@ -86,6 +87,7 @@ class ShrinkPlan:
     proof: ProofDomain | None = None
     layers: Mapping[str, Sequence[str]] = field(default_factory=dict)
     factors: Mapping[str, int] = field(default_factory=dict)
+    spatial: Sequence[str] = ()
 
     @property
     def only_factors(self) -> bool:
@@ -112,6 +114,8 @@ class ShrinkPlan:
             data["layers"] = {path: list(keys) for path, keys in self.layers.items()}
         if self.factors:
             data["factors"] = dict(self.factors)
+        if self.spatial:
+            data["spatial"] = list(self.spatial)
         return data
 
     def to_json(self) -> str:
@@ -146,6 +150,7 @@ class ShrinkPlan:
                 model=str(data.get("model", "")),
                 proof=ProofDomain.from_dict(data["proof"]) if "proof" in data else None,
                 factors=_each(data.get("factors", {}), _rank),
+                spatial=_spatial(data.get("spatial", []), data.get("factors", {})),
                 layers=_each(data.get("layers", {}), _keys),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -207,7 +212,14 @@ class ShrinkPlan:
         shapes = {**second.shapes, **mine_shapes}
         layers = entries_then(self.layers, out) if out else self.layers
         return ShrinkPlan(
-            keep, attributes, rewrites, shapes, self.model or second.model, layers=layers, factors=factors
+            keep,
+            attributes,
+            rewrites,
+            shapes,
+            self.model or second.model,
+            layers=layers,
+            factors=factors,
+            spatial=(*self.spatial, *second.spatial),
         )
 
     def _factors_then(self, second: ShrinkPlan) -> dict[str, int]:
@@ -265,7 +277,9 @@ class ShrinkPlan:
     def check(self, model: nn.Module) -> None:
         """Raise a `PlanError` unless every parameter named has the shape it had when the plan was made."""
         if self.factors:
-            replace(self, factors={}).check(_factorised(copy.deepcopy(model), self.factors))
+            replace(self, factors={}, spatial=()).check(
+                _factorised(copy.deepcopy(model), self.factors, self.spatial)
+            )
             return
         check_entries(model, self.layers)
         tensors = _renamed(tensors_of(model), self.layers) if self.keep else {}
@@ -318,7 +332,9 @@ class ShrinkPlan:
         """
         self.check(model)
         if self.factors:
-            return replace(self, factors={}).apply_(_factorised(model, self.factors))
+            return replace(self, factors={}, spatial=()).apply_(
+                _factorised(model, self.factors, self.spatial)
+            )
         lengths = kept_positions(model, self.layers)
         take_out_(model, self.layers)
         new: dict[int, torch.Tensor] = {}
@@ -342,10 +358,10 @@ class ShrinkPlan:
         return model
 
 
-def _factorised(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
+def _factorised(model: nn.Module, ranks: Mapping[str, int], spatial: Sequence[str]) -> nn.Module:
     """The model with two layers for each that a plan factorises; a `PlanError` if that is not possible."""
     try:
-        return replace_(model, ranks)
+        return replace_(model, ranks, spatial)
     except SecateurError as error:
         raise PlanError(f"the plan factorises what {type(model).__name__} does not have: {error}") from error
 
@@ -355,6 +371,17 @@ def _rank(value: object) -> int:
     if not is_count(value) or value == 0:
         raise ValueError(f"expected a whole number of at least 1 as a rank, got {str(value)[:80]!r}")
     return value  # type: ignore[return-value]
+
+
+def _spatial(data: object, factors: object) -> tuple[str, ...]:
+    """The layers in the spatial form: each one that is factorised."""
+    if (
+        not isinstance(data, list)
+        or not isinstance(factors, Mapping)
+        or not all(isinstance(name, str) and name in factors for name in data)
+    ):
+        raise ValueError("expected the layers in the spatial form as a list of names in factors")
+    return tuple(data)
 
 
 def _each(data: object, read: Callable[[object], _Value]) -> dict[str, _Value]:

@@ -119,15 +119,7 @@ def factorise(
     """
     model = plain_model(model)
     layers = factorisable(model)
-    if spatial and data is not None:
-        raise OptionError(
-            "factorise: expected data or spatial=True, got both; the spatial form cannot be weighted by inputs"
-        )
-    forms = spatial_layers(layers) if spatial else frozenset()
-    if spatial and not forms:
-        raise NothingToDoError(
-            "factorise: spatial=True found no convolution with a kernel of two axes that keeps the width; leave it out"
-        )
+    forms = _spatial(layers, data) if spatial else frozenset()
     if isinstance(ranks, Macs | Params):
         costs = _Costs.of(model, layers, ranks, example)
         layers = {name: layer for name, layer in layers.items() if name in costs.each}
@@ -145,6 +137,20 @@ def factorise(
     lost = {name: _error(found[name], rank) for name, rank in chosen.items()}
     plan = ShrinkPlan(keep={}, factors=chosen, spatial=tuple(sorted(forms)), model=type(model).__name__)
     return Factorised(small, chosen, _count(model), _count(small), error, lost, plan)
+
+
+def _spatial(layers: Mapping[str, Layer], data: Iterable[Any] | None) -> frozenset[str]:
+    """The layers that take the spatial form; an error where none does, or where data would weight them."""
+    if data is not None:
+        raise OptionError(
+            "factorise: expected data or spatial=True, got both; the spatial form cannot be weighted by inputs"
+        )
+    forms = spatial_layers(layers)
+    if not forms:
+        raise NothingToDoError(
+            "factorise: spatial=True found no convolution with a kernel of two axes that keeps the width; leave it out"
+        )
+    return forms
 
 
 def _count(model: nn.Module) -> int:

@@ -176,7 +176,11 @@ def allocate(
     context = Context(data=data, loss=asked.loss, example=example, seed=asked.seed)
     targets = targets_of(model, grain, context, asked.only, asked.skip, None, rule.of_layers)
     trial = _Trial(ScoredUnits(model, rule, grain, targets, context), evaluation, asked)
-    space = trial.space(keep)
+    return _found(trial.space(keep), finder, asked)
+
+
+def _found(space: Space, finder: Allocator, asked: AllocateOptions) -> FoundShares:
+    """Search, and put the result beside equal shares and the dense model."""
     if not any(space.most):
         raise NothingToDoError(
             f"allocate: at_least={asked.at_least!r} leaves no unit that may go; lower it, or let more layers take part"
@@ -187,7 +191,7 @@ def allocate(
     value, even, dense = (sign * space.value(each) for each in (gone, uniform, space.none))
     if not any(gone):
         raise NothingToDoError(
-            f"allocate: keep={keep} removes nothing; keep less, or let more layers take part"
+            f"allocate: keep={space.limit} removes nothing; keep less, or let more layers take part"
         )
     shares = {name: each / count for name, each, count in zip(space.names, gone, space.counts, strict=True)}
     return FoundShares(str(finder), shares, value, dense, even, space.cost(gone), asked.of, len(space.tried))

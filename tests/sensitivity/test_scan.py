@@ -14,6 +14,8 @@ import secateur as sc
 from secateur.allocation.knapsack import spend
 from secateur.errors import BudgetNotMetError, DataError, OptionError, StoreError
 from secateur.metrics.accuracy import top_1
+from secateur.sensitivity import evaluation as evaluation_module
+from secateur.sensitivity.evaluation import Evaluation, EvaluationJob, on_threads, worth_threads
 from secateur.sensitivity.prefix_cache import PrefixCache
 from secateur.sensitivity.scan import Allocation, Cell, Scan, ScanOptions, scan
 
@@ -359,6 +361,42 @@ def test_processes_that_share_the_layers_find_the_same(model, batches, tmp_path)
         scan(model, lambda model: 0.5, "filter", [0.25], options=ScanOptions(workers=2))
     with pytest.raises(OptionError, match="workers of at least 1"):
         scan(model, batches, "filter", [0.25], options=ScanOptions(workers=0))
+
+
+def test_threads_that_share_the_layers_find_the_same(model, batches, monkeypatch):
+    one = scan(model, batches, "filter", [0.25, 0.5], options=ScanOptions(workers=1))
+    monkeypatch.setattr(evaluation_module, "_PAYS_OFF", 0.0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    before, seen = model.state_dict(), []
+    kept = {name: tensor.clone() for name, tensor in before.items()}
+    options = ScanOptions(progress=lambda *found: seen.append(found[:2]))
+    found = scan(model, batches, "filter", [0.25, 0.5], options=options)
+    assert found == one
+    assert found.how == "3 threads"
+    assert len(seen) == 1 + len(one.cells)
+    assert all(torch.equal(before[name], tensor) for name, tensor in kept.items())
+
+
+def test_threads_are_started_only_where_they_pay_off(model, batches, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    ours, theirs = Evaluation.of(batches), Evaluation.of(lambda model: 0.5)
+    assert worth_threads(model, ours, 8, 60.0, 1 << 20) == 4
+    assert worth_threads(model, ours, 3, 60.0, 1 << 20) == 3
+    assert worth_threads(model, ours, 8, 1.0, 1 << 20) == 1
+    assert worth_threads(model, theirs, 8, 60.0, 1 << 20) == 1
+    assert worth_threads(model, ours, 8, 60.0, 1 << 60) == 1  # more memory than there is
+
+
+def test_an_error_in_a_thread_is_raised(model, batches, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no more")
+
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    monkeypatch.setattr(evaluation_module.MaskedEvaluation, "values", broken)
+    jobs = [EvaluationJob(["a"], [])] * 2
+    with pytest.raises(RuntimeError, match="no more"):
+        list(on_threads(model, Evaluation.of(batches), jobs, 2, 1 << 20, True))
 
 
 def test_a_first_order_estimate_stands_beside_the_measured_value(model, batches):

@@ -116,8 +116,15 @@ class ScanWorkFlags:
     """Where the work is done, and where its results are kept."""
 
     workers: Annotated[
-        int, typer.Option("--workers", "--jobs", "-j", min=1, help="Processes that share the layers.")
-    ] = 1
+        int | None,
+        typer.Option(
+            "--workers",
+            "--jobs",
+            "-j",
+            min=1,
+            help="Processes that share the layers. Default: for a long scan, threads on all cores within the memory.",
+        ),
+    ] = None
     engine: EngineOption = EngineChoice.local
     address: Address = None
     out: Annotated[Path | None, typer.Option("--out", help="Write the scan as JSON to this file.")] = None
@@ -139,8 +146,8 @@ class ScanWorkFlags:
         from secateur.lab.engines.worker_pool import WorkerPool
 
         if self.engine is EngineChoice.ray:
-            return WorkerPool.ray(self.address, self.workers if self.workers > 1 else None)
-        return WorkerPool.local(self.workers) if self.workers > 1 else None
+            return WorkerPool.ray(self.address, self.workers if self.workers and self.workers > 1 else None)
+        return WorkerPool.local(self.workers) if self.workers and self.workers > 1 else None
 
 
 @with_flags
@@ -174,6 +181,7 @@ def scan(
             loss=functional.cross_entropy if flags.estimate else None,
             trials=flags.trials,
             quick=flags.quick,
+            workers=work.workers if work.workers == 1 else None,
             engine=work.pool(),
             resume=work.resume,
             progress=_show_progress,

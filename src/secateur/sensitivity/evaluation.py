@@ -6,6 +6,7 @@ rest runs as it is.
 
 >>> import torch
 >>> from secateur.core.masks import Masks
+from secateur.core.nested import tensors_in
 >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
 >>> batches = [(torch.randn(9, 4), torch.randint(0, 2, (9,)))]
 >>> half = Masks({"2.weight": torch.arange(16).reshape(2, 8) < 8})
@@ -19,18 +20,24 @@ rest runs as it is.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from queue import Queue
+from threading import Event
 from typing import Any, Protocol
 
+import psutil
 import torch
 from torch import nn
 from torch.multiprocessing import get_context
 
 from secateur.core.interrupts import uninterrupted
 from secateur.core.masks import Masks
+from secateur.core.nested import tensors_in
 from secateur.errors import DataError, OptionError
 from secateur.execution.undisturbed import undisturbed
 from secateur.metrics.accuracy import top_1
@@ -44,8 +51,10 @@ __all__ = [
     "MaskedEvaluation",
     "Value",
     "on_pool",
+    "on_threads",
     "on_workers",
     "repeated",
+    "worth_threads",
 ]
 
 Value = tuple[float, float | None]  # the number, and half of its 95 % interval or None
@@ -246,6 +255,85 @@ def on_workers(
         for process in started:
             process.terminate()
             process.join()
+
+
+def on_threads(
+    model: nn.Module,
+    evaluation: Evaluation,
+    jobs: Sequence[EvaluationJob],
+    workers: int,
+    memory: int,
+    quick: bool,
+) -> Iterator[tuple[str, Value]]:
+    """The values of these jobs from threads of this process, each with a copy of the model and its share of memory.
+
+    Nothing is pickled and no script is started again, so this works wherever the call is made.
+    """
+    answers: Queue[tuple[str, Value] | Exception | None] = Queue()
+    before, stop = torch.get_num_threads(), Event()
+
+    def work(part: Sequence[EvaluationJob]) -> None:
+        torch.set_num_threads(max(1, before // workers))
+        try:
+            with repeated(copy.deepcopy(model), evaluation, memory // workers, quick) as now:
+                if now.cache is not None:
+                    now.dense()
+                for found in now.values(part):
+                    answers.put(found)
+                    if stop.is_set():
+                        return
+        except Exception as error:
+            answers.put(error)
+        finally:
+            answers.put(None)
+
+    parts = _parts(jobs, workers)
+    running = len(parts)
+    with ThreadPoolExecutor(running) as pool:
+        try:
+            for part in parts:
+                pool.submit(work, part)
+            while running:
+                found = answers.get()
+                if isinstance(found, Exception):
+                    raise found
+                if found is None:
+                    running -= 1
+                else:
+                    yield found
+        finally:
+            stop.set()
+            torch.set_num_threads(before)
+
+
+_PAYS_OFF = 10.0
+"""Seconds of work from which threads pay off: each prepares its own copy of the model."""
+
+
+def worth_threads(model: nn.Module, evaluation: Evaluation, jobs: int, seconds: float, memory: int) -> int:
+    """How many threads are worth starting: as many as torch may use, as far as memory allows.
+
+    Args:
+        model: The model.
+        evaluation: How it is evaluated. A user's own function is not called by several threads at a time.
+        jobs: How many jobs are left.
+        seconds: How long they would take in this thread.
+        memory: The bytes that kept values may take, all threads together.
+    """
+    most = min(torch.get_num_threads(), jobs)
+    if most < 2 or evaluation.function is not None or seconds < _PAYS_OFF:
+        return 1
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    if device.type != "cpu":
+        return 1
+    model_bytes = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
+    batch_bytes = max((t.nbytes for t in tensors_in(list(evaluation.batches))), default=0)
+    free = psutil.virtual_memory().available - memory
+    return max(1, min(most, free // (3 * model_bytes + _ACTIVATIONS * batch_bytes + 1)))
+
+
+_ACTIVATIONS = 64
+"""Bytes of activations of a forward pass, for each byte of its batch, that are reckoned with."""
 
 
 class CallPool(Protocol):

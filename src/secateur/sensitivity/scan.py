@@ -54,8 +54,10 @@ from secateur.sensitivity.evaluation import (
     MaskedEvaluation,
     Value,
     on_pool,
+    on_threads,
     on_workers,
     repeated,
+    worth_threads,
 )
 from secateur.sensitivity.scan_file import ScanFile
 from secateur.sensitivity.scan_result import Allocation, Cell, Scan
@@ -82,7 +84,8 @@ class ScanOptions:
         quick: Whether batches are evaluated by a faster forward pass (batch norm folded, channels last, bfloat16 where
             the processor has it); images whose margin is not well above the rounding measured are evaluated again
             exactly.
-        workers: How many processes share the layers.
+        workers: How many processes share the layers. None: no processes, but if the first layers show that the rest
+            takes long, as many threads as torch may use and memory allows, each with a copy of the model.
         engine: A worker pool that shares the layers (processes here, or a Ray cluster); a layer is begun again if its
             process was killed.
         memory: How many bytes the values kept between evaluations may take.
@@ -91,8 +94,8 @@ class ScanOptions:
         progress: Called after each value with the number done, the total, and the seconds left.
         seed: The seed of everything random.
 
-    >>> ScanOptions(subset=500).workers
-    1
+    >>> ScanOptions(subset=500).quick
+    True
     """
 
     only: Pattern | Sequence[Pattern] | None = None
@@ -104,7 +107,7 @@ class ScanOptions:
     estimate: CriterionLike | None = None
     trials: int = 0
     quick: bool = True
-    workers: int = 1
+    workers: int | None = None
     engine: CallPool | None = None
     memory: int = 1 << 30
     at_least: Limits = None
@@ -113,11 +116,12 @@ class ScanOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.workers < 1 or self.trials < 0:
+        workers = 1 if self.workers is None else self.workers
+        if workers < 1 or self.trials < 0:
             raise OptionError(
-                f"scan: expected workers of at least 1 and trials of at least 0, got {self.workers}, {self.trials}"
+                f"scan: expected workers of at least 1 and trials of at least 0, got {workers}, {self.trials}"
             )
-        if self.engine is not None and self.workers > 1:
+        if self.engine is not None and workers > 1:
             raise OptionError("scan: workers and engine both distribute the layers; give only one of them")
 
 
@@ -256,7 +260,8 @@ class _Measuring:
     def run(self, model: nn.Module, evaluation: Evaluation) -> None:
         """Measure the dense model and every cell."""
         options = self._options
-        shared = options.workers > 1 or options.engine is not None
+        workers, threads = options.workers or 1, 1
+        shared = workers > 1 or options.engine is not None
         with repeated(model, evaluation, options.memory, options.quick) as now:
             self._dense(now)
             units = self._scored.units
@@ -264,15 +269,34 @@ class _Measuring:
                 range(len(units)), key=lambda i: now.position([member.name for member in units[i].members])
             )
             jobs = self._jobs()
-            if not shared:
+            if options.workers is None and not shared:
+                jobs, threads = self._begun(now, model, evaluation, jobs)
+            elif not shared:
                 self._take(now.values(jobs))
             self.how, self.skipped, self.peak = now.how, now.skipped, now.peak
         if options.engine is not None:
             self._take(on_pool(model, evaluation, jobs, options.engine, options.memory, options.quick))
             self.how = str(options.engine)
-        elif shared:
-            self._take(on_workers(model, evaluation, jobs, options.workers, options.memory, options.quick))
-            self.how = f"{options.workers} processes"
+        elif workers > 1:
+            self._take(on_workers(model, evaluation, jobs, workers, options.memory, options.quick))
+            self.how = f"{workers} processes"
+        elif threads > 1:
+            self._take(on_threads(model, evaluation, jobs, threads, options.memory, options.quick))
+            self.how = f"{threads} threads"
+
+    def _begun(
+        self, now: MaskedEvaluation, model: nn.Module, evaluation: Evaluation, jobs: Sequence[EvaluationJob]
+    ) -> tuple[Sequence[EvaluationJob], int]:
+        """Evaluate here until it is clear that several threads pay off; the remaining jobs, and for how many."""
+        began, done, left = time.monotonic(), 0, sum(len(job.masks) for job in jobs)
+        for number, job in enumerate(jobs):
+            seconds = (time.monotonic() - began) / done * left if done else 0.0
+            threads = worth_threads(model, evaluation, len(jobs) - number, seconds, self._options.memory)
+            if threads > 1:
+                return jobs[number:], threads
+            self._take(now.values([job]))
+            done, left = done + len(job.masks), left - len(job.masks)
+        return [], 1
 
     def cells(self, rises: Mapping[str, torch.Tensor] | None, costs: CostModel | None) -> Iterator[Cell]:
         """The table's cells in the model's order; `repeated` where an evaluation before had the same masks."""

@@ -4,8 +4,9 @@ Shares MiniLM's weights (or those of `--weights`), and prints bits a weight for 
 tensor, which is what a general compressor comes near to; the code length under a Laplace, a normal and a Student
 distribution whose scale is the product of one number a row and one a column, both known to the decoder at no cost,
 with the best of nine widths for every tensor; and the same scale sorted into 64 classes with a histogram of its own
-for each, also free. The last two are bounds: no file can have what they leave out. Also prints the entropy of evenly
-spaced values with the same squared error, which needs other values. Uses one thread, about a minute.
+for each, also free. The last two are bounds for a coder that knows the scale of every row and column. Also prints both
+entropies for evenly spaced values with the same squared error, and for whole numbers that fill the range of the bits
+in every row, which need other values. Every tensor is sampled by rows. One thread, about a minute.
 """
 
 from __future__ import annotations
@@ -78,8 +79,8 @@ def by_class(levels: torch.Tensor, scale: torch.Tensor, count: int) -> float:
     return sum(entropy(row) for row in counts.reshape(CLASSES, count))
 
 
-def even(weight: torch.Tensor, error: float) -> float:
-    """Bits of all weights rounded to multiples of a step that gives the same squared error."""
+def even(weight: torch.Tensor, error: float) -> torch.Tensor:
+    """The weights as multiples of a step that gives the same squared error."""
     low, high = 1e-6, float(weight.abs().max())
     for _ in range(40):
         step = math.sqrt(low * high)
@@ -87,8 +88,13 @@ def even(weight: torch.Tensor, error: float) -> float:
             high = step
         else:
             low = step
-    found = (weight / low).round().long().flatten()
-    return entropy(torch.bincount(found - found.min()))
+    return (weight / low).round().long()
+
+
+def both(levels: torch.Tensor, scale: torch.Tensor) -> tuple[float, float]:
+    """Bits of whole numbers by the histogram of all, and by those of 64 classes of scales."""
+    levels = levels - levels.min()
+    return entropy(torch.bincount(levels.flatten())), by_class(levels, scale, int(levels.max()) + 1)
 
 
 def main() -> None:
@@ -98,17 +104,18 @@ def main() -> None:
     )
     parser.add_argument("--weights", type=Path, default=None)
     parser.add_argument("--bits", type=int, default=6)
-    parser.add_argument("--rows", type=int, default=4096, help="of each tensor, spread over it, at most")
+    parser.add_argument("--rows", type=int, default=512, help="of each tensor, spread over it, at most")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    bits = dict.fromkeys(
-        ("within a tensor", "scale of row and column", "64 classes of it", "even steps"), 0.0
-    )
+    kinds = ("within a tensor", "scale of row and column", "64 classes of the scale")
+    kinds += ("even steps, same error", "  64 classes of it", "filling the range of rows", "  64 classes")
+    bits = dict.fromkeys(kinds, 0.0)
     numbers = 0.0
     for name, weight in weights_of(asked.weights).items():
         if weight.dim() != 2 or not weight.is_floating_point() or weight.numel() < 256:
             continue
-        part = weight.float()[:: max(1, weight.shape[0] // asked.rows)]
+        part = weight.float()[:: max(1, weight.shape[0] // asked.rows)].contiguous()
+        top = part.abs().amax(1, keepdim=True).clamp_min(1e-12)
         palette = quantize.registry.make("kmeans", bits=asked.bits).palette(name, part.flatten(), 0, seed=0)
         values = torch.from_numpy(palette.values).sort().values
         levels = torch.bucketize(part, (values[1:] + values[:-1]) / 2)
@@ -118,7 +125,8 @@ def main() -> None:
             entropy(torch.bincount(levels.flatten())),
             parametric(values, levels, scale),
             by_class(levels, scale, len(values)),
-            even(part, error),
+            *both(even(part, error), scale),
+            *both((part / top * (2 ** (asked.bits - 1) - 1)).round().long(), scale / top),
         )
         for key, each in zip(bits, found):
             bits[key] += each * times

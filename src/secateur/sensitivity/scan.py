@@ -268,7 +268,7 @@ class _Measuring:
             self._order = sorted(
                 range(len(units)), key=lambda i: now.position([member.name for member in units[i].members])
             )
-            jobs = self._jobs()
+            jobs: Sequence[EvaluationJob] = self._jobs()
             if options.workers is None and not shared:
                 jobs, threads = self._begun(now, model, evaluation, jobs)
             elif not shared:

@@ -50,7 +50,7 @@ def child(name: str, seconds: int, guided: bool, corpus: Path) -> None:
     with atheris.instrument_imports(include=["secateur"]):
         from attacks import fuzz
     from attacks import process_state
-    from attacks.judge import Judge, endless_ends
+    from attacks.judge import Judge
 
     fuzz._quiet()
     target = next(each for each in fuzz.TARGETS if each.name == name)
@@ -60,8 +60,7 @@ def child(name: str, seconds: int, guided: bool, corpus: Path) -> None:
     judge.look()
 
     def one(data: bytes) -> None:
-        with endless_ends():
-            judge.one(target, data)
+        judge.one(target, data)
         seen[0] += 1
         if seen[0] % _SNAPSHOTS == 0:
             changed = process_state.changes(before, process_state.snapshot())
@@ -84,6 +83,7 @@ def child(name: str, seconds: int, guided: bool, corpus: Path) -> None:
         f"-max_total_time={seconds}",
         f"-max_len={_LONGEST}",
         "-rss_limit_mb=0",
+        "-timeout=60",
         "-print_final_stats=1",
         f"-artifact_prefix=fuzz-failure-guided-{name}-",
     ]

@@ -61,6 +61,7 @@ class Judge:
 
     def __init__(self) -> None:
         self.tally = Tally()
+        self._began = 0.0
         self._marks = os.open(
             "/proc/self/clear_refs", os.O_WRONLY
         )  # of Linux, as is all that is read below /proc
@@ -88,11 +89,9 @@ class Judge:
         """
         os.write(self._marks, b"5")  # see proc(5)
         before = int(os.pread(self._sizes, 64, 0).split()[1]) * resource.getpagesize()
-        signal.setitimer(signal.ITIMER_PROF, _ENDLESS)
-        began = time.process_time()
+        began = self._began = time.process_time()
         verdict = target.run(data)
         took = time.process_time() - began
-        signal.setitimer(signal.ITIMER_PROF, 0)
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
         self.tally.verdicts[f"{target.name}: {verdict}"] += 1
         self.tally.seconds[target.name] = self.tally.seconds.get(target.name, 0.0) + took
@@ -114,7 +113,7 @@ class Judge:
         Raises:
             BatchError: Something in it has changed.
         """
-        with endless_ends():
+        with self._endless_ends():
             ctypes.CDLL(None).malloc_trim(0)  # so that what earlier inputs freed hides nothing of the next
             before = process_state.snapshot()
             self.look()
@@ -124,17 +123,22 @@ class Judge:
         if changed:
             raise BatchError(f"the process has changed: {changed[:3]}")
 
+    @contextlib.contextmanager
+    def _endless_ends(self) -> Iterator[None]:
+        """Within it, an input that does not end is ended by `TooLong`.
 
-@contextlib.contextmanager
-def endless_ends() -> Iterator[None]:
-    """Within it, what an expired timer of processor time interrupts is ended by `TooLong`."""
+        The clock of the wall looks at the processor's: a timer of the processor's time would make that clock coarse.
+        """
 
-    def end(number: int, frame: FrameType | None) -> None:
-        raise TooLong(f"not ended after {_ENDLESS} s of processor time")
+        def look(number: int, frame: FrameType | None) -> None:
+            if time.process_time() - self._began > _ENDLESS:
+                raise TooLong(f"not ended after {_ENDLESS} s of processor time")
 
-    before = signal.signal(signal.SIGPROF, end)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
+        handler = signal.signal(signal.SIGALRM, look)
+        self._began = time.process_time()
+        signal.setitimer(signal.ITIMER_REAL, _ENDLESS / 4, _ENDLESS / 4)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, handler)

@@ -141,8 +141,10 @@ def attack(name: str, number: int, at: int, honest: Ended, inputs: Path, scratch
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(inputs, folder)
     ended, wrong = command(COMMANDS[name], folder, number, at), []
-    if ended.code != 128 + number:
-        wrong.append(f"exit code {ended.code}: {ended.shown[-800:]}")
+    # What comes when a command has done its work and is leaving finds nothing to end.
+    done = not ended.code and ended.files == honest.files and ended.calls - at < 100
+    if ended.code != 128 + number and not done:
+        wrong.append(f"exit code {ended.code} after {ended.calls - at} more calls: {ended.shown[-800:]}")
     if "Traceback" in ended.shown or "Exception ignored" in ended.shown:
         wrong.append(ended.shown[-1500:])
     for file, held in ended.files.items():

@@ -20,11 +20,14 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
-    from secateur.core.interrupts import ending_signals
+    from secateur.core.interrupts import ending_signals, settle
 
     _print_anything()
     with ending_signals():
-        _run()
+        try:
+            _run()
+        finally:
+            settle()
 
 
 def _print_anything() -> None:

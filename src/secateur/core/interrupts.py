@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator
 from types import CodeType, FrameType
 from typing import TypeVar
 
-__all__ = ["InterruptsDeferred", "boundary", "deferring", "ending_signals", "uninterrupted"]
+__all__ = ["InterruptsDeferred", "boundary", "deferring", "ending_signals", "settle", "uninterrupted"]
 
 Handler = Callable[[int, FrameType | None], object]
 _FunctionT = TypeVar("_FunctionT", bound=Callable[..., object])
@@ -44,6 +44,7 @@ _AGAIN = 0.002  # seconds until a deferred signal is sent again
 _NAMES = frozenset(["__enter__", "__exit__"])
 _uninterrupted: set[CodeType] = {contextlib.ExitStack.enter_context.__code__}
 _boundaries: set[CodeType] = set()
+_waiting: set[int] = set()  # signals that are deferred and have not come again
 
 
 def uninterrupted(function: _FunctionT) -> _FunctionT:
@@ -77,14 +78,24 @@ def deferring(handler: Handler) -> Handler:
     def deferred(number: int, frame: FrameType | None) -> object:
         if _may_interrupt(frame) or (since and time.monotonic() - since[0] > _PATIENCE):
             since.clear()
+            _waiting.discard(number)
             return handler(number, frame)
         if not since:
             since.append(time.monotonic())
+            _waiting.add(number)
         _thread.start_new_thread(_send_again, (number,))
         return None
 
     deferred.handler = handler  # type: ignore[attr-defined]
     return deferred
+
+
+def settle() -> None:
+    """Wait for a signal that is deferred, for a second at most: it must not come when the program has left."""
+    end = time.monotonic() + 1
+    while _waiting and time.monotonic() < end:
+        time.sleep(_AGAIN)
+    _waiting.clear()
 
 
 def _send_again(number: int) -> None:

@@ -20,6 +20,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 sys.path.insert(0, str(Path(__file__).parent))
+import examples
 from results import results_page
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,6 +39,7 @@ TOPICS = {  # the rooms of the package -> the heading their public names stand u
     "container": "Files",
     "adapters": "Export",
     "metrics": "Measure",
+    "streaming": "Checkpoints larger than memory",
     "lab": "Recipes and stores",
     "core": "Values",
 }
@@ -74,16 +76,47 @@ def on_page_markdown(markdown: str, *, page: object, config: MkDocsConfig, files
 
 
 def python_page() -> str:
-    """Every public name, by topic."""
+    """Every public name, by topic, with its example."""
     import secateur
 
-    lines = ["# Python", "", "`import secateur as sc`; every name here is `sc.NAME`.", ""]
+    start, *sections = examples.sections(examples.FILE.read_text(encoding="utf-8"))
+    begin = ["```pycon", start.code.rstrip(), "```", ""]
+    lines = [
+        "# Python",
+        "",
+        "`import secateur as sc`; every name here is `sc.NAME`. Every example is executed by the tests.",
+    ]
+    lines += ["Those under a heading *Example* begin after these lines:", "", *begin]
+    held = {name: getattr(secateur, name) for name in secateur.__all__}
     for room, title in TOPICS.items():
         lines += [f"## {title}", ""]
-        held = {name: getattr(secateur, name) for name in secateur.__all__}
         here = [name for name, value in held.items() if _room(value) == room]
         for name in sorted(here, key=lambda name: (inspect.isclass(held[name]), name)):
             lines += [f"::: secateur.{name}", "    options:", "      heading_level: 3", ""]
+            for section in sections:
+                if name in section.names:
+                    lines += [
+                        "**Example.** " + section.text,
+                        "",
+                        "```pycon",
+                        section.code.rstrip(),
+                        "```",
+                        "",
+                    ]
+    lines += [
+        "## Packages",
+        "",
+        "Registries, base classes and what else those who extend secateur import.",
+        "",
+    ]
+    for name in (name for name, value in held.items() if inspect.ismodule(value)):
+        lines += [
+            f"::: secateur.{name}",
+            "    options:",
+            "      heading_level: 3",
+            "      members: false",
+            "",
+        ]
     return "\n".join(lines)
 
 
@@ -185,24 +218,32 @@ def names_page() -> str:
 
 
 def errors_page() -> str:
-    """Every error, its exit code and what it means."""
+    """Every error: its exit code, what it means, and its cure, as its docstring has them."""
     from secateur import errors
 
     lines = [
         "# Errors and their cures",
         "",
         "Every message names the tensor, layer or file, what was expected, what was found, and the next step. All are",
-        "`secateur.errors.SecateurError`; a command leaves with the exit code given here.",
+        "`secateur.errors.SecateurError`, so `except sc.errors.SecateurError` catches whatever secateur refuses. A",
+        "command leaves with the exit code given here, and a verb that fails leaves model and files as they were.",
         "",
-        "| error | exit code | what it means |",
-        "|---|---|---|",
     ]
     for name in errors.__all__:
         found = getattr(errors, name)
         if isinstance(found, type):
-            meaning = " ".join((inspect.getdoc(found) or "").split()).replace("|", "\\|")
-            lines.append(f"| `{name}` | {found.exit_code} | {meaning} |")
-    return "\n".join([*lines, ""])
+            meaning, _, cure = (inspect.getdoc(found) or "").partition("\n\n")
+            base = found.__mro__[1].__name__
+            kind = f"a kind of `{base}`, " if base.endswith("Error") else ""
+            lines += [
+                f"## {name}",
+                "",
+                f"*{kind}exit code {found.exit_code}.* {' '.join(meaning.split())}",
+                "",
+                cure,
+                "",
+            ]
+    return "\n".join(lines)
 
 
 def decisions_page() -> str:

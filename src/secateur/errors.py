@@ -54,89 +54,169 @@ __all__ = [
 
 
 class SecateurError(Exception):
-    """The base class of every error that secateur raises on purpose."""
+    """The base class of every error that secateur raises on purpose.
+
+    Catch it to handle whatever secateur refuses, and read its message: the next step is its last sentence.
+    """
 
     exit_code: int = 1
 
 
 class OptionError(SecateurError, ValueError):
-    """An option's value is out of range or of the wrong kind."""
+    """An option's value is out of range or of the wrong kind.
+
+    Cure: take a value that the message names. A share is between 0 and 1: `budget` and `sparsity` are the
+    share that is removed, `keep` is the share that remains. `secateur COMMAND --help` and the reference list
+    every option.
+    """
 
     exit_code = 2
 
 
 class UnknownNameError(OptionError):
-    """No plug-in, layer or key goes by that name."""
+    """No plug-in, layer or key goes by that name.
+
+    Cure: take one of the names that the message suggests. `secateur list criteria` (or `granularities`,
+    `budgets`, `models`, `data`, `measures`) prints all of them; layers are named as in
+    `model.named_modules()`.
+    """
 
 
 class RecipeError(OptionError):
-    """A recipe that cannot be understood."""
+    """A recipe that cannot be understood.
+
+    Cure: the message has the key and the line. `secateur run FILE --dry-run` checks a recipe without
+    computing anything, and `secateur schema` prints all keys as JSON Schema, which editors can check while
+    you write.
+    """
 
 
 class PatternError(SecateurError, LookupError):
-    """A pattern that matched no layer or parameter."""
+    """A pattern that matched no layer or parameter.
+
+    Cure: compare the pattern with the names of the model: `[target.name for target in sc.select(model)]`.
+    `conv*` matches names, `type:Conv2d` matches classes.
+    """
 
     exit_code = 2
 
 
 class NothingToDoError(SecateurError):
-    """The request would change nothing, which is never what was intended."""
+    """The request would change nothing, which is never what was intended.
+
+    Cure: ask for something that changes the model: a budget above 0, another pattern, masks that remove whole
+    channels (zeros in single weights cannot be cut out; `shrink` needs granularity `channel`, `filter` or the
+    like).
+    """
 
     exit_code = 4
 
 
 class NonFiniteError(SecateurError, ValueError):
-    """NaN or infinity where a number was needed."""
+    """NaN or infinity where a number was needed.
+
+    Cure: find the first tensor with NaN or infinity, which the message names. After training it is most often
+    a learning rate that is too high or float16 without loss scaling; in a score it is often data with NaN.
+    """
 
 
 class MaskMismatchError(SecateurError, ValueError):
-    """Masks that belong to another model."""
+    """Masks that belong to another model.
+
+    Cure: use masks with the model that they were made for: same names, same shapes. After `shrink` the model
+    has other shapes: choose again by `prune` on the small model.
+    """
 
 
 class DataError(SecateurError):
-    """Data that is missing, empty or of the wrong shape."""
+    """Data that is missing, empty or of the wrong shape.
+
+    Cure: look at one batch. Data is an iterable of tensors, of (inputs, labels) pairs or of dicts of
+    arguments that can be iterated over more than once: a list or a DataLoader, not a generator. `path=` names
+    the folder of a dataset.
+    """
 
 
 class CollapseError(SecateurError):
-    """A mask that disconnects the network, found before any training is spent on it."""
+    """A mask that disconnects the network, found before any training is spent on it.
+
+    Cure: remove less from the layer that the message names: `PruneOptions(at_least=1)` keeps one unit of each layer,
+    `at_most=0.9` limits the share, and `skip="NAME"` leaves a layer out. `allow_collapse=True` turns the check off.
+    """
 
 
 class BudgetNotMetError(SecateurError):
-    """A budget that cannot be met."""
+    """A budget that cannot be met.
+
+    Cure: ask for no more than the message says was reached, or free what is locked: `sc.explain(model,
+    example)` lists the locks, and every `skip` and `at_least` keeps something as well.
+    """
 
     exit_code = 3
 
 
 class StructureError(SecateurError):
-    """The structure of a model could not be followed."""
+    """The structure of a model could not be followed.
+
+    Cure: `sc.explain(model, example)` shows how far the model can be followed, and by which operator it is
+    stopped.
+    """
 
 
 class TraceError(StructureError):
-    """The forward pass could not be recorded."""
+    """The forward pass could not be recorded.
+
+    Cure: call `model(example)` yourself with the same example; it must run in eval mode and take the tensors
+    from it. Pass several inputs as a tuple, named ones as a dict. Parts that cannot be followed can be left
+    out by `skip`.
+    """
 
 
 class ProofError(StructureError):
-    """The shrunk model computes something else than the masked one."""
+    """The shrunk model computes something else than the masked one.
+
+    Cure: report it with the model, as this is never expected. Random outputs are the usual exception: a model
+    in train mode or one that draws numbers. Outputs in float32 inside need
+    `proof=sc.ProofOptions(tolerance=1e-6)`.
+    """
 
 
 class PlanError(StructureError):
-    """A plan that does not fit the model it is applied to."""
+    """A plan that does not fit the model it is applied to.
+
+    Cure: build the model exactly as the dense one was built (same class, same arguments), before any weights
+    are loaded, and apply the plan to that: `sc.load_shrunk(path, into=dense_model)`.
+    """
 
 
 class FormatError(SecateurError, ValueError):
-    """A file that is not a valid .sct file."""
+    """A file that is not a valid .sct file.
+
+    Cure: copy or write the file again; `secateur inspect FILE` says which part is damaged. A file of a newer
+    version needs a newer secateur.
+    """
 
 
 class ModelInUseError(SecateurError):
-    """A model that a verb in another thread is working on."""
+    """A model that a verb in another thread is working on.
+
+    Cure: wait for the other verb, or give each thread a copy of its own: `copy.deepcopy(model)`.
+    """
 
 
 class StoreError(SecateurError):
-    """A run store that is damaged or of another version."""
+    """A run store that is damaged or of another version.
+
+    Cure: `secateur gc` removes what killed runs left. A store of another version is read by the secateur that
+    wrote it; a new folder (`--store NEW`) always works, and recomputes.
+    """
 
 
 class MissingExtraError(SecateurError, ImportError):
-    """An optional dependency is not installed."""
+    """An optional dependency is not installed.
+
+    Cure: install the extra that the message names, as in `pip install "secateur[onnx]"`.
+    """
 
 
 def near(word: str, known: Iterable[str], limit: int = 3) -> str:

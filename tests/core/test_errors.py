@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
 import pytest
@@ -70,3 +71,14 @@ def test_near_names():
     assert near("conv", ["conv1", "conv2", "fc"]) == "did you mean 'conv2' or 'conv1'?"
     assert near("zzz", ["b", "a", "a"]) == "known: 'a', 'b'"
     assert near("?", [f"n{i:02}" for i in range(25)]).endswith("'n19' and 5 more")
+
+
+def test_every_error_says_what_cures_it():
+    for name, kind in classes().items():
+        meaning, _, cure = inspect.getdoc(kind).partition("\n\n")
+        assert meaning.endswith("."), name
+        assert cure.startswith("C"), f"{name}: expected a paragraph that begins with 'Cure:'"
+        assert len(cure) > 60, name
+    assert all(
+        "Cure: " in inspect.getdoc(kind) for kind in classes().values() if kind is not errors.SecateurError
+    )

@@ -37,7 +37,16 @@ def example_of(name: str) -> bool:
     return ">>> " in (getattr(sc, name).__doc__ or "") or any(name in each.names for each in SECTIONS)
 
 
-@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.names[0])
+SLOW = {"save_pretrained", "smallest"}  # starts processes; searches
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        pytest.param(each, id=each.names[0], marks=[pytest.mark.slow] if each.names[0] in SLOW else [])
+        for each in SECTIONS
+    ],
+)
 def test_an_example_prints_what_it_says(section, tmp_path, monkeypatch) -> None:
     _fresh._declare_torchvision()  # transformers imports it, of whatever build it is
     for package in section.needs:
@@ -66,9 +75,7 @@ def test_every_example_is_of_public_names_and_uses_each() -> None:
     for section in SECTIONS:
         assert set(section.names) <= set(sc.__all__), section.names
         for name in section.names:
-            assert f"sc.{name}" in section.code or "Measurements" in name, (
-                f"the example of {name} does not use it"
-            )
+            assert f"sc.{name}" in section.code, f"the example of {name} does not use it"
 
 
 def test_a_wrong_example_is_found() -> None:

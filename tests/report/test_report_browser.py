@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ if not hasattr(samples, "sweep"):
 
 pytestmark = pytest.mark.browser
 
+AXE = "axe-core@4.14.1"
 HOSTILE = "</script><script>window.taken=1</script><img src=x onerror='window.taken=1'>"
 
 
@@ -76,6 +78,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {
         "demo": Report([Run("demo", samples.everything(), "What was done.", provenance)]),
         "sweep": Report([samples.sweep(72)]),
+        "study": Report([samples.sweep(4), Run("again", samples.everything())], "A study"),
         "hostile": Report([Run(HOSTILE, samples.everything(HOSTILE), HOSTILE, {"command": HOSTILE})]),
     }
     for name, report in made.items():
@@ -91,6 +94,13 @@ def _open(browser: Any, page: Path, width: int = 1440, theme: str = "light") -> 
     browser.get_log("browser")
     browser.get_log("performance")
     browser.get(page.as_uri())
+    _wait(browser)
+
+
+def _unfold(browser: Any) -> None:
+    """Open every section; its charts are drawn then."""
+    browser.execute_script("document.getElementById('all').click()")
+    time.sleep(0.3)
     _wait(browser)
 
 
@@ -131,6 +141,7 @@ def _keep(browser: Any, name: str) -> None:
 def test_every_chart_renders(browser: Any, pages: dict[str, Path], name: str, width: int, theme: str) -> None:
     _open(browser, pages[name], width, theme)
     _keep(browser, f"{name}-{width}-{theme}")
+    _unfold(browser)
     assert _errors(browser) == []
     assert _requests(browser) == [pages[name].as_uri()]
     marks = browser.execute_script(
@@ -155,11 +166,11 @@ def test_every_chart_renders(browser: Any, pages: dict[str, Path], name: str, wi
 def test_a_header_sorts_up_and_down_by_value(browser: Any, pages: dict[str, Path]) -> None:
     _open(browser, pages["sweep"])
     read = (
-        "const t = document.querySelector('#trials table'); "
+        "const t = document.querySelector('#trials-table'); "
         "const i = Array.from(t.tHead.rows[0].cells).findIndex(c => c.textContent === 'accuracy'); "
         "if (arguments[0]) t.tHead.rows[0].cells[i].querySelector('button').click(); "
         "return [t.tHead.rows[0].cells[i].getAttribute('aria-sort'), "
-        "Array.from(t.tBodies[0].rows).map(r => parseFloat(r.cells[i].dataset.value))]"
+        "Array.from(t.tBodies[1].rows).map(r => parseFloat(r.cells[i].dataset.value))]"
     )
     _, before = browser.execute_script(read, False)
     order, up = browser.execute_script(read, True)
@@ -174,6 +185,7 @@ def test_a_legend_entry_brings_its_line_out(browser: Any, pages: dict[str, Path]
     from selenium.webdriver.common.by import By
 
     _open(browser, pages["sweep"])
+    _unfold(browser)
     faded = (
         "return Array.from(document.querySelectorAll('#chart-accuracy-sparsity .mark-line path'))"
         ".map(p => p.getAttribute('opacity') || p.style.opacity || '1')"
@@ -200,6 +212,7 @@ def test_a_point_tells_its_values(browser: Any, pages: dict[str, Path]) -> None:
 
 def test_the_button_turns_the_theme_and_the_charts_with_it(browser: Any, pages: dict[str, Path]) -> None:
     _open(browser, pages["demo"])
+    _unfold(browser)
     colour = "return document.querySelector('#chart-training-loss .role-axis text').getAttribute('fill')"
     light = browser.execute_script(colour)
     browser.execute_script("document.getElementById('theme').click()")
@@ -214,6 +227,7 @@ def test_the_button_turns_the_theme_and_the_charts_with_it(browser: Any, pages: 
 
 def test_names_from_outside_run_nothing(browser: Any, pages: dict[str, Path]) -> None:
     _open(browser, pages["hostile"])
+    _unfold(browser)
     assert browser.execute_script("return window.taken === undefined")
     assert _errors(browser) == []
 
@@ -234,3 +248,117 @@ def test_the_page_reads_without_a_mouse(browser: Any, pages: dict[str, Path]) ->
     assert stops[0] == "skip"
     assert "theme" in stops[:3]
     assert len(set(stops)) >= 4
+
+
+def test_the_first_screen_has_the_figures_and_the_rest_is_folded(
+    browser: Any, pages: dict[str, Path]
+) -> None:
+    _open(browser, pages["demo"])
+    seen = browser.execute_script(
+        "return ['.headline', '.tiles', '#chart-pareto-bytes svg', '#drawing svg'].map("
+        "q => document.querySelector(q).getBoundingClientRect().top)"
+    )
+    assert seen == sorted(seen[:2]) + seen[2:]
+    assert max(seen) < 900  # all begin on the first screen
+    assert browser.execute_script("return document.querySelectorAll('details[open]').length") == 0
+    assert browser.execute_script("return document.querySelector('#chart-training-loss svg')") is None
+    browser.execute_script("document.querySelector('nav a[href=\"#training\"]').click()")
+    time.sleep(0.3)
+    _wait(browser)
+    assert browser.execute_script("return document.querySelector('#training details').open")
+    assert browser.execute_script("return document.querySelectorAll('#chart-training-loss svg').length") == 1
+
+
+def test_trials_are_filtered_and_pinned(browser: Any, pages: dict[str, Path]) -> None:
+    _open(browser, pages["sweep"], 390)
+    state = (
+        "const t = document.getElementById('trials-table'), text = r => Array.from(r.cells, c => c.textContent);"
+        "return [Array.from(t.tBodies[0].rows, text), "
+        "Array.from(t.tBodies[1].rows).filter(r => !r.hidden).map(text)]"
+    )
+    pinned, shown = browser.execute_script(state)
+    assert [row[1] for row in pinned] == ["dense"]  # what the others are compared with
+    assert len(shown) == 3 * 72 - 1
+    act = (
+        "const find = document.getElementById('find'), pick = document.querySelector('select[data-column=\"1\"]');"
+        "find.value = arguments[0]; pick.value = arguments[1];"
+        "find.dispatchEvent(new Event('input', {bubbles: true}))"
+    )
+    browser.execute_script(act, "FPGM", "retrained")
+    pinned, shown = browser.execute_script(state)
+    assert len(shown) == 18
+    assert {(row[1], row[2]) for row in shown} == {("retrained", "fpgm")}
+    assert browser.execute_script("return document.getElementById('found').textContent").startswith(
+        "18 of 215 rows"
+    )
+    browser.execute_script(
+        "document.querySelector('#trials-table tbody:last-child tr:not([hidden]) .pin').click()"
+    )
+    browser.execute_script(act, "", "pruned")
+    pinned, shown = browser.execute_script(state)
+    assert [row[1] for row in pinned] == ["dense", "retrained"]
+    assert {row[1] for row in shown} == {"pruned"}
+    left = (
+        "const b = document.querySelector('#trials .scroll.tall'); b.scrollLeft = 300;"
+        "return [b.scrollLeft, b.querySelector('tbody tr th').getBoundingClientRect().left - "
+        "b.getBoundingClientRect().left]"
+    )
+    scrolled, first = browser.execute_script(left)
+    assert scrolled == 300
+    assert abs(first) < 2  # the first column stays
+
+
+def test_no_text_is_evaluated(browser: Any, pages: dict[str, Path]) -> None:
+    _open(browser, pages["demo"])
+    refused = (
+        "const found = []; for (const make of [() => eval('1'), () => new Function('return 1')()]) "
+        "{ try { make(); } catch (error) { found.push(error.name); } }"
+        "const s = document.createElement('script'); s.textContent = 'window.taken = 1'; document.body.append(s);"
+        "return [found, window.taken === undefined]"
+    )
+    # The driver's own scripts are outside the policy; a timer of the page is inside.
+    asked = f"const done = arguments[0]; setTimeout(() => done((() => {{ {refused} }})()), 0)"
+    assert browser.execute_async_script(asked) == [["EvalError", "EvalError"], True]
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    """axe-core's script: where SECATEUR_AXE says, else from npm, once, into the user's cache."""
+    named = os.environ.get("SECATEUR_AXE")
+    if named:
+        return Path(named).read_text(encoding="utf-8")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "secateur-tests" / "axe"
+    script = cache / "node_modules" / "axe-core" / "axe.min.js"
+    npm = shutil.which("npm")
+    if not script.is_file() and npm is not None:
+        cache.mkdir(parents=True, exist_ok=True)
+        words = [npm, "install", "--prefix", str(cache), "--no-audit", "--no-fund", "--ignore-scripts", AXE]
+        subprocess.run(words, check=False, capture_output=True, timeout=120)
+    if not script.is_file():
+        pytest.skip(f"AXE NOT RUN: {AXE} could not be installed by npm; name its axe.min.js in SECATEUR_AXE")
+    return script.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["demo", "sweep", "study"])
+def test_axe_finds_no_violation(
+    browser: Any, pages: dict[str, Path], axe: str, name: str, theme: str
+) -> None:
+    _open(browser, pages[name], 1440 if theme == "light" else 390, theme)
+    _unfold(browser)
+    assert _violations(browser, axe) == []
+
+
+def test_axe_finds_what_is_planted(browser: Any, pages: dict[str, Path], axe: str) -> None:
+    _open(browser, pages["study"])
+    browser.execute_script(
+        "document.querySelector('main').insertAdjacentHTML('beforeend', '<button></button>')"
+    )
+    assert _violations(browser, axe) == ["button-name: <button></button>"]
+
+
+def _violations(browser: Any, axe: str) -> list[str]:
+    browser.set_script_timeout(120)
+    browser.execute_script(axe)
+    found = browser.execute_async_script("const done = arguments[0]; axe.run(document).then(done)")
+    return [f"{one['id']}: {node['html']}" for one in found["violations"] for node in one["nodes"]]

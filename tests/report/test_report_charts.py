@@ -39,10 +39,14 @@ def test_every_chart_draws_something_from_the_full_set() -> None:
             "accuracy_sparsity",
             "speed_sparsity",
             "methods",
+            "parallel",
         ):  # one trial is no curve, and no comparison
             continue
         assert charts.chart(name, found), name
     assert charts.chart("accuracy_sparsity", samples.sweep(72).measurements)
+    (figure,) = charts.chart("parallel", samples.sweep(72).measurements)
+    assert figure.table.head == ("trial", "criterion", "budget", "non-zero MACs", "accuracy")
+    assert [row[:4] for row in figure.table.rows[:2]] == [(1, "l1", 0.1, 8100.0), (2, "l2", 0.1, 8100.0)]
     timed = [M("speedup", 2.0 + t, "x", context={"trial": t, "sparsity": 0.5 + t / 5}) for t in range(2)]
     assert charts.chart("speed_sparsity", Measurements(timed))
     compared = [
@@ -206,7 +210,7 @@ def test_the_network_before_and_after_is_of_one_trial():
 
     (figure,) = network(Measurements([*rows(0, 11), *rows(1, 6)]))
     assert figure.table.rows == (("conv1", "Conv2d", 16, 11, "g"),)
-    assert figure.alt == "1 layers, 1 coupled groups; 5 of 16 units were removed."
+    assert figure.alt == "1 layers, 1 coupled group; 5 of 16 units were removed."
     assert figure.title == "The network before and after"
     # Without a dense variant anywhere, nothing of one trial is compared with another's.
     (figure,) = network(Measurements([rows(0, 11)[1], rows(1, 6)[1]]))

@@ -5,7 +5,9 @@ What must not be there is counted: a failed `not in` has pytest compare a megaby
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import importlib.util
 import json
 import re
@@ -56,7 +58,13 @@ def test_the_page_asks_for_nothing(page: str) -> None:
     assert not re.findall(r"(?:src|href)=[\"'](?!#|data:)", text)
     assert text.count("@import") == 0
     assert text.count("url(") == 0
-    assert "default-src 'none'" in text
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text).group(1)  # type: ignore[union-attr]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy.replace("style-src 'unsafe-inline'", "")
+    scripts = re.findall(r"<script>(.*?)</script>", page, flags=re.S)
+    hashes = {base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in scripts}
+    assert set(re.findall(r"'sha256-([^']+)'", policy)) == hashes
+    assert len(hashes) == 2
     assert text.count("@@") == 0
 
 
@@ -99,12 +107,13 @@ def test_first_screen_is_four_figures_and_the_table_is_folded_below() -> None:
     assert tiles(found) == [
         Tile("accuracy", "88.00 %", "−2.00 points, from 90.00 %"),
         Tile("times as fast", "2.00×", "95 % between 1.90 and 2.10"),
-        Tile("bytes", "250", "4.0 times smaller, from 1,000"),
+        Tile("bytes on disk", "250", "4.0 times smaller, from 1,000"),
         Tile("multiply-accumulates", "1,000", "4.0 times fewer, from 4,000"),
     ]
     text = _outside_scripts(Report([Run("one", found)]).html())
     assert text.count("<li><span>") == 4
-    assert text.index('class="tiles"') < text.index('<details class="all"><summary>') < text.index("<table")
+    assert text.index('class="tiles"') < text.index('<details class="all"><summary>')
+    assert text.index('<details class="all"><summary>') < text.index('<table class="main')
     assert tiles(Measurements(measured("dense", 0.9, 1000, 4000))) == []  # nothing to compare with
 
 

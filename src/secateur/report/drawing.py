@@ -46,33 +46,46 @@ def block_of(name: str) -> str:
     return found.group(1) if found else name.rpartition(".")[0]
 
 
-def draw_network(layers: Sequence[DrawnLayer]) -> str:
-    """The drawing, 820 wide and as high as it needs."""
+def draw_network(layers: Sequence[DrawnLayer], narrow: bool = False) -> str:
+    """The drawing: 820 pixels wide, or 352 (a phone), and as high as it needs.
+
+    Args:
+        layers: The layers, in the order they are built.
+        narrow: Two boxes a row instead of four, with the block's name above them instead of beside them.
+
+    Returns:
+        An SVG.
+
+    >>> draw_network([DrawnLayer("conv1", "Conv2d", 16, 6)], narrow=True).count('width="352"')
+    1
+    """
+    columns, left, above = (2, 0, 18) if narrow else (_COLUMNS, _LEFT, 0)
+    wide = left + columns * (_BOX + _GAP)
     groups = list(dict.fromkeys(layer.group for layer in layers if layer.group))
     widest = max((layer.before for layer in layers), default=1)
     parts: list[str] = []
     y = 8
     for block, members in groupby(layers, key=lambda layer: block_of(layer.name)):
         own = list(members)
-        label = block if len(block) <= 18 else "…" + block[-17:]
-        parts.append(f'<text x="0" y="{y + 20}" class="block">{escape(label)}</text>')
+        letters = 44 if narrow else 18
+        label = block if len(block) <= letters else "…" + block[1 - letters :]
+        if block:
+            parts.append(f'<text x="0" y="{y + (12 if narrow else 20)}" class="block">{escape(label)}</text>')
+            y += above
         for index, layer in enumerate(own):
-            row, column = divmod(index, _COLUMNS)
-            x = _LEFT + column * (_BOX + _GAP)
+            row, column = divmod(index, columns)
+            x = left + column * (_BOX + _GAP)
             parts.append(_box(layer, block, x, y + row * _ROW, widest, groups))
-        y += math.ceil(len(own) / _COLUMNS) * _ROW
-        parts.append(f'<line x1="0" x2="{_width()}" y1="{y - 2}" y2="{y - 2}" class="line"/>')
+        y += math.ceil(len(own) / columns) * _ROW
+        parts.append(f'<line x1="0" x2="{wide}" y1="{y - 2}" y2="{y - 2}" class="line"/>')
+        y += 4 if narrow else 0
     title = f"{len(layers)} layers, {len(groups)} coupled groups"
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_width()} {y + 4}" width="{_width()}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {y + 4}" width="{wide}" '
         f'height="{y + 4}" role="img" class="network"><title>{escape(title)}</title>{_style("light", True)}'
         + "".join(parts)
         + "</svg>"
     )
-
-
-def _width() -> int:
-    return _LEFT + _COLUMNS * (_BOX + _GAP)
 
 
 def _style(theme: str, variables: bool) -> str:

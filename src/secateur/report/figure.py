@@ -31,7 +31,8 @@ class Figure:
     """The result of one chart: `chart` is an Altair chart, or the text of an SVG that was drawn by hand.
 
     `name` is the stem of its files; `each` the width of one small chart where there are several beside each
-    other, 0 for a chart as wide as the page; `table` the numbers it was drawn from.
+    other, 0 for a chart as wide as the page; `table` the numbers it was drawn from; `narrow` a drawing's other form,
+    as wide as a phone, for the first screen.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Figure:
     alt: str
     table: FigureTable = field(default_factory=FigureTable)
     each: int = 0
+    narrow: str = ""
 
     @property
     def is_drawing(self) -> bool:

@@ -11,7 +11,9 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -27,6 +29,7 @@ from secateur.report.forms import is_plain
 from secateur.report.printout import Pair, folded, side_by_side
 from secateur.report.run import Run, without_home
 from secateur.report.theme import FONT, THEMES, vega_config
+from secateur.report.trials import trials_table
 
 __all__ = ["Report"]
 
@@ -66,26 +69,35 @@ class Report:
         names = tuple(str(item.context.get("variant", "model")) for item in pair)
         return (names[0], names[1]), folded(side_by_side(one, two))
 
-    def html(self) -> str:
-        """The page: one file, with everything in it."""
+    def html(self, following: str | None = None) -> str:
+        """The page: one file, with everything in it.
+
+        Args:
+            following: For a page that follows a run while it is computed: how far the run is, in a sentence. The page
+                then asks the server that it came from every two seconds whether there is more.
+
+        Returns:
+            HTML.
+        """
         import jinja2
 
         environment = jinja2.Environment(
             autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )
         parts = {name: _part(name) for name in ("page.css", "page.js")}
+        specs = self._specs()
+        # Scripts that the page allows are named by their hash: it evaluates no text and runs no other script.
+        scripts = {"VEGA": _bundle() if specs else "", "SCRIPT": parts["page.js"]}
         page = environment.from_string(_part("page.html.j2")).render(
-            **self._content(), css=parts["page.css"] + _colours()
+            **self._content(),
+            css=parts["page.css"] + _colours(),
+            following=following,
+            script_hashes=" ".join(f"'sha256-{_sha256(text)}'" for text in scripts.values()),
         )
         # Inserted after the template was rendered, so that they are not escaped: they are our own text. Names from
         # outside are escaped by now, so none of them can be a script element.
-        specs = self._specs()
         data = {"figures": specs, "themes": {name: vega_config(name) for name in THEMES}}
-        for mark, text in (
-            ("DATA", _json(data)),
-            ("VEGA", _bundle() if specs else ""),
-            ("SCRIPT", parts["page.js"]),
-        ):
+        for mark, text in (("DATA", _json(data)), *scripts.items()):
             page = page.replace(f">@@{mark}@@</script>", f">{text}</script>", 1)
         return page
 
@@ -133,27 +145,33 @@ class Report:
 
     def _content(self) -> dict[str, object]:
         """The values the template is rendered with."""
+        front = _front(self.figures)
         sections = [
             {
                 "id": key,
                 "title": title,
-                "figures": [figure for figure in self.figures if figure.section == key],
+                "figures": [
+                    figure for figure in self.figures if figure.section == key and figure is not front
+                ],
             }
             for key, title in charts.SECTIONS.items()
         ]
-        head, body, count = summary.trials_table(self.measurements)
         trials = {(m.context.get("run"), m.context.get("trial", 0)) for m in self.measurements if is_plain(m)}
+        several = len(trials) > len(self.runs)
         printout = self.printout
+        more = {"network": printout is not None, "trials": several}
         return {
             "title": self.title,
             "headline": self.headline,
             "runs": self.runs,
             "tiles": summary.tiles(self.measurements),
             "comparison": summary.comparison(self.measurements),
-            "sections": [one for one in sections if one["figures"] or (one["id"] == "network" and printout)],
+            "front": front,
+            "drawing": next((figure for figure in self.figures if figure.narrow), None),
+            "sections": [one for one in sections if one["figures"] or more.get(str(one["id"]))],
             "printout": printout,
             "published": published.beside(self.measurements),
-            "trials": {"head": head, "rows": body, "count": count} if len(trials) > len(self.runs) else None,
+            "trials": trials_table(self.measurements) if several else None,
             "definitions": _definitions(self.measurements),
             "failures": [(run.name, text) for run in self.runs for text in run.failures],
             "provenance": [
@@ -162,6 +180,17 @@ class Report:
             "table_rows": _TABLE_ROWS,
             "cell": _cell,
         }
+
+
+def _front(figures: Sequence[Figure]) -> Figure | None:
+    """The figure of the first screen: accuracy against cost."""
+    own = [figure for figure in figures if figure.section == "tradeoff"]
+    return next((figure for figure in own if figure.name.startswith("pareto")), own[0] if own else None)
+
+
+def _sha256(text: str) -> str:
+    """The hash of a script, as a Content-Security-Policy names it."""
+    return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
 
 
 def _distinct(runs: Sequence[Run]) -> list[Run]:

@@ -35,6 +35,7 @@ __all__ = [
     "quality_of",
     "rows_of",
     "series_of",
+    "settings_of",
     "variants_of",
 ]
 
@@ -183,6 +184,26 @@ def _name(rows: list[VariantRow]) -> None:
         if len(trials) > len(runs):
             parts += [as_text(row.settings[key]) for key in differing if key in row.settings]
         row.label = " · ".join([*(part for part in parts if part), row.variant])
+
+
+def settings_of(rows: Iterable[VariantRow]) -> dict[str, str]:
+    """The settings that differ between rows, seeds left out, each with its heading: the shortest name that is unique.
+
+    Args:
+        rows: The rows.
+
+    Returns:
+        Heading by setting.
+
+    >>> rows = [VariantRow("", k, "pruned", settings={"prune.budget": k, "prune.criterion": "l1"}) for k in (1, 2)]
+    >>> settings_of(rows)
+    {'prune.budget': 'budget'}
+    """
+    own = [row for row in rows if row.settings]
+    keys = dict.fromkeys(key for row in own for key in row.settings if not _is_seed(key))
+    differing = [key for key in keys if len({as_text(row.settings.get(key, "")) for row in own}) > 1]
+    last = [key.rpartition(".")[2] for key in differing]
+    return {key: short if last.count(short) == 1 else key for key, short in zip(differing, last)}
 
 
 def _share_removed(rows: list[VariantRow]) -> None:

@@ -18,6 +18,8 @@ from secateur.report.charts.pareto import front
 from secateur.report.reading import LOWER, VariantRow, quality_of, rows_of
 
 __all__ = [
+    "MEASURES",
+    "NAMES",
     "Comparison",
     "Line",
     "Tile",
@@ -26,11 +28,10 @@ __all__ = [
     "number",
     "quantity",
     "tiles",
-    "trials_table",
 ]
 
 _COLUMNS = 8
-_FIRST = (
+MEASURES = (
     "accuracy",
     "top1",
     "loss",
@@ -45,7 +46,7 @@ _FIRST = (
     "file_bytes",
 )
 _SHARES = ("accuracy", "top1", "sparsity")
-_NAMES = {
+NAMES = {
     "params": "parameters",
     "nonzeros": "non-zero parameters",
     "macs": "multiply-accumulates",
@@ -136,24 +137,25 @@ class Tile:
 
 
 def tiles(measurements: Measurements) -> list[Tile]:
-    """Accuracy, time, bytes and multiply-accumulates of the last variant beside the dense one, as far as measured.
+    """Accuracy, time, bytes and multiply-accumulates of one variant beside the dense one, as far as measured.
 
-    A report on several runs or trials has none: its table and its figures compare them.
+    The variant is the last of a run, and of a sweep the smallest within one point of the dense model. A report on
+    several runs has none: its table and its figures compare them.
 
     >>> one = Measurement("size", 1000, context={"variant": "dense"})
     >>> tiles(Measurements([one, Measurement("file_bytes", 100, context={"variant": "file"})]))
-    [Tile(name='bytes', value='100', change='10.0 times smaller, from 1,000')]
+    [Tile(name='bytes on disk', value='100', change='10.0 times smaller, from 1,000')]
     """
     rows = rows_of(measurements)
-    if len({(row.run, row.trial) for row in rows}) != 1:
+    if len({row.run for row in rows}) != 1:
         return []
     dense = next((row for row in rows if row.variant == "dense"), rows[0])
-    last = rows[-1]
-    if last is dense:
+    last = rows[-1] if len({row.trial for row in rows}) == 1 else _smallest_near(rows, dense)
+    if last is None or last is dense:
         return []
     found = [_quality_tile(dense, last), _time_tile(last)]
     macs = "macs_nonzero" if dense.number("macs") == last.number("macs") else "macs"
-    found.append(_ratio_tile("bytes", dense.bytes, last.bytes, "smaller", "larger"))
+    found.append(_ratio_tile("bytes on disk", dense.bytes, last.bytes, "smaller", "larger"))
     found.append(
         _ratio_tile("multiply-accumulates", dense.number(macs), last.number(macs), "fewer", "as many")
     )
@@ -184,6 +186,8 @@ def _ratio_tile(name: str, before: float | None, after: float | None, less: str,
     if not before or not after:
         return None
     ratio = before / after
+    if round(ratio, 2) == 1:
+        return Tile(name, f"{after:,.0f}", "as before")
     change = f"{ratio:.1f} times {less}" if ratio >= 1 else f"{1 / ratio:.1f} times {more}"
     return Tile(name, f"{after:,.0f}", f"{change}, from {before:,.0f}")
 
@@ -223,7 +227,7 @@ def comparison(measurements: Measurements) -> Comparison:
     """The table of the first screen."""
     rows = shown_rows(measurements)
     names = list(dict.fromkeys(name for row in rows for name in row.values))
-    order = [name for name in _FIRST if name in names] + [name for name in names if name not in _FIRST]
+    order = [name for name in MEASURES if name in names] + [name for name in names if name not in MEASURES]
     lines = []
     for name in order:
         found = [row.values.get(name) for row in rows]
@@ -231,7 +235,7 @@ def comparison(measurements: Measurements) -> Comparison:
         cells = tuple(
             (quantity(item), float(item.value)) if item is not None else ("", None) for item in found
         )
-        lines.append(Line(_NAMES.get(name, name.replace("_", " ")), first.definition, cells))
+        lines.append(Line(NAMES.get(name, name.replace("_", " ")), first.definition, cells))
     if any("file_bytes" in row.values for row in rows):
         lines += _smaller(rows)
     return Comparison(tuple(row.label for row in rows), tuple(lines), len(rows_of(measurements)))
@@ -268,29 +272,43 @@ def headline(measurements: Measurements) -> str:
 
 
 def _alone(row: VariantRow) -> str:
-    names = [name for name in _FIRST if name in row.values]
-    return ", ".join(f"{_NAMES.get(name, name)} {quantity(row.values[name])}" for name in names[:3])
+    names = [name for name in MEASURES if name in row.values]
+    return ", ".join(f"{NAMES.get(name, name)} {quantity(row.values[name])}" for name in names[:3])
 
 
 def _best_of(rows: list[VariantRow], dense: VariantRow, trials: int) -> str:
     quality = quality_of(rows)
-    if quality is None:
+    base = None if quality is None else dense.number(quality)
+    if quality is None or base is None or not _comparable(rows, quality):
         return f"{trials:,} trials"
-    base = dense.number(quality)
-    lower = quality in LOWER
-    others = [
-        row for row in rows if row.variant != "dense" and row.number(quality) is not None and _cost(row)
-    ]
-    if base is None or not others:
-        return f"{trials:,} trials"
-    slack = 0.01 if not lower else 0.01 * abs(base)
-    near = [row for row in others if (row.number(quality) - base) * (-1 if lower else 1) >= -slack]  # type: ignore[operator]
-    if not near:
-        text = f"none came within one {'point' if not lower else 'per cent'} of the dense model"
+    within = "per cent" if quality in LOWER else "point"
+    best = _smallest_near(rows, dense)
+    if best is None:
+        text = f"none came within one {within} of the dense model"
         return f"{trials:,} trials; {text} ({quality} {number(base, quality)})"
-    best = min(near, key=lambda row: _cost(row) or math.inf)
     words = _difference(dense, best)
-    return f"{trials:,} trials; the smallest within one point of the dense model is {best.label}: {words}"
+    return f"{trials:,} trials; the smallest within one {within} of the dense model is {best.label}: {words}"
+
+
+def _comparable(rows: list[VariantRow], quality: str) -> list[VariantRow]:
+    """The variants beside the dense ones of which both quality and cost are known."""
+    return [row for row in rows if row.variant != "dense" and row.number(quality) is not None and _cost(row)]
+
+
+def _smallest_near(rows: list[VariantRow], dense: VariantRow) -> VariantRow | None:
+    """The cheapest variant at most one point of accuracy, or one per cent of loss, worse than the dense model."""
+    quality = quality_of(rows)
+    base = None if quality is None else dense.number(quality)
+    if quality is None or base is None:
+        return None
+    slack = 0.01 if quality not in LOWER else 0.01 * abs(base)
+    sign = -1 if quality in LOWER else 1
+    near = [
+        row
+        for row in _comparable(rows, quality)
+        if (value := row.number(quality)) is not None and (value - base) * sign >= -slack
+    ]
+    return min(near, key=lambda row: _cost(row) or math.inf, default=None)
 
 
 def _difference(dense: VariantRow, small: VariantRow) -> str:
@@ -334,33 +352,3 @@ def _difference(dense: VariantRow, small: VariantRow) -> str:
         by = f"{sign}{abs(change) * 100:.2f} points" if is_share(quality) else f"{sign}{abs(change):.4g}"
         parts.append(f"{quality} {number(before, quality)} → {number(after, quality)} ({by})")
     return ", ".join(parts) or _alone(small)
-
-
-def trials_table(
-    measurements: Measurements, most: int = 250
-) -> tuple[list[str], list[list[tuple[str, float | None]]], int]:
-    """(head, rows, how many there are): every variant of every trial, at most `most` of them, evenly spaced."""
-    rows = rows_of(measurements)
-    names = list(dict.fromkeys(name for row in rows for name in row.values))
-    order = [name for name in _FIRST if name in names]
-    order += [name for name in names if name not in _FIRST]
-    step = -(-len(rows) // most) if rows else 1
-    body = []
-    for row in rows[::step]:
-        removed = (
-            ("", None) if row.removed is None else (f"{row.removed:.1%}".replace("%", " %"), row.removed)
-        )
-        cells: list[tuple[str, float | None]] = [
-            (row.label, None),
-            (str(row.trial + 1), row.trial),
-            (str(row.seed), None),
-            removed,
-        ]
-        for name in order[:9]:
-            item = row.values.get(name)
-            cells.append(
-                ("", None) if item is None else (number(item.value, name, item.unit), float(item.value))
-            )
-        body.append(cells)
-    head = ["variant", "trial", "seed", "removed", *(_NAMES.get(name, name).strip() for name in order[:9])]
-    return head, body, len(rows)

@@ -25,7 +25,7 @@ THEMES: dict[str, dict[str, Any]] = {
         "rule": "#d5dade",
         "grid": "#e9edf0",
         "accent": "#0b6e4f",
-        "gone": "#c8553d",
+        "gone": "#b5432c",
         "category": ["#5b6770", "#0072b2", "#d55e00", "#009e73", "#b8508f", "#a37b00", "#3fa0d8", "#1d2125"],
         "ramp": ["#e4eff7", "#0072b2"],
     },
@@ -80,6 +80,7 @@ def vega_config(name: str) -> dict[str, object]:
         "point": {"filled": True, "size": 70},
         "line": {"strokeWidth": 2},
         "area": {"line": False},
+        "style": {"halo": {"stroke": theme["page"], "strokeWidth": 4, "strokeJoin": "round"}},
     }
 
 

@@ -22,11 +22,12 @@ _REGISTRY = Registry(__name__, __path__, "chart")
 
 SECTIONS = {
     "tradeoff": "Accuracy against cost",
-    "sensitivity": "Which layers can spare what",
+    "trials": "Every trial",
+    "sensitivity": "Sensitivity of each layer",
     "network": "The network",
     "layers": "Layer by layer",
-    "speed": "Time",
-    "file": "The file",
+    "speed": "Latency",
+    "file": "Bytes of the file",
     "weights": "Weights",
     "activations": "Activations",
     "training": "Training",

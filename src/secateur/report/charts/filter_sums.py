@@ -71,7 +71,7 @@ def _chart(found: list[Measurement], layers: list[str], variants: list[str]) -> 
             ),
             x2="to:Q",
             y=alt.Y("layer:N", sort=layers, axis=alt.Axis(title=None)),
-            color=alt.condition("datum.zero", alt.value("#c8553d"), share),
+            color=alt.condition("datum.zero", alt.value("#b5432c"), share),
             tooltip=["layer:N", "variant:N", "filters:N", alt.Tooltip("sum:Q", format=".4~g")],
         )
         .properties(width=230, height=alt.Step(13))

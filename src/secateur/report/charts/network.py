@@ -55,10 +55,12 @@ def network(measurements: Measurements) -> list[Figure]:
             "One row a block, one box a layer, in the order they are built. The bar is as long as the layer is wide; "
             f"layers marked with the same colour lose the same channels{after_text}. Red is what was removed.",
             draw_network(drawn),
-            f"{len(drawn)} layers, {len(groups)} coupled groups; {gone:,} of {total:,} units were removed.",
+            f"{len(drawn)} layers, {len(groups)} coupled group{'s' * (len(groups) != 1)}; {gone:,} of {total:,} units "
+            "were removed.",
             FigureTable(
                 ("layer", "kind", f"width, {names[0]}", f"width, {names[1]}", "coupled group"),
                 tuple((layer.name, layer.kind, layer.before, layer.after, layer.group) for layer in drawn),
             ),
+            narrow=draw_network(drawn, narrow=True),
         )
     ]

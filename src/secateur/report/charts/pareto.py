@@ -94,9 +94,14 @@ class _Axis:
 
 
 _COSTS = (
-    _Axis("bytes", "bytes on disk", "file_bytes or size", ("file_bytes", "size")),
-    _Axis("macs", "multiply-accumulates with a non-zero weight", "macs_nonzero", ("macs_nonzero", "macs")),
-    _Axis("time", "milliseconds of a forward pass", "latency", ("latency",)),
+    _Axis(
+        "bytes",
+        "bytes on disk",
+        "the coded file where there is one, else the weights as torch.save writes them",
+        ("file_bytes", "size"),
+    ),
+    _Axis("macs", "multiply-accumulates with a non-zero weight", "per example", ("macs_nonzero", "macs")),
+    _Axis("time", "latency in milliseconds", "the median", ("latency",)),
 )
 
 
@@ -131,9 +136,10 @@ def _one(measurements: Measurements, rows: list[VariantRow], quality: str, axis:
             f"pareto-{axis.key}",
             "tradeoff",
             f"{quality.replace('_', ' ').capitalize()} against {axis.title}",
-            f"Further left and further {'down' if lower else 'up'} is better ({axis.meaning} against {quality}). The "
-            f"dashed line joins the variants that no other beats on both.{thinned}",
-            _chart(table, domain, quality, axis.title, len(points) > 12),
+            f"Further left and further {'down' if lower else 'up'} is better. "
+            f"{axis.title.capitalize()}: {axis.meaning}. The dashed line joins the variants that no "
+            f"other beats on both.{thinned}",
+            _chart(table, domain, quality, axis.title, len(points) > 6),
             f"{len(points)} variants by {axis.title} and {quality}; {len(best)} are beaten by no other, the cheapest "
             f"of them {cheapest[0]} at {cheapest[2]:,.4g} with {quality} {cheapest[3]:.4f}.",
             FigureTable(("variant", "kind", axis.title, quality, "beaten by none"), table),

@@ -32,7 +32,7 @@
       config.legend.layout = { top: { direction: "vertical" } };
       config.axisX.titleAnchor = "end";
       config.axisX.titleAlign = "right";
-      limit(spec, 110);
+      limit(spec, 110, config.legend.columns);
       if (entry.each && spec.spec && spec.spec.width > width - 120) spec.spec.width = Math.max(120, width - 130);
     } else {
       config.legend.columns = Math.max(1, Math.floor(width / 230));
@@ -41,31 +41,33 @@
   }
 
   // Long names of layers leave a narrow chart no room.
-  function limit(part, most) {
+  function limit(part, most, columns) {
     for (const key in part) {
+      if (key === "legend" && part[key] && part[key].columns) part[key].columns = Math.min(part[key].columns, columns);
       if (key === "labelLimit") part[key] = Math.min(part[key], most);
-      else if (key !== "data" && key !== "datasets" && part[key] && typeof part[key] === "object") limit(part[key], most);
+      else if (key !== "data" && key !== "datasets" && part[key] && typeof part[key] === "object") limit(part[key], most, columns);
     }
   }
 
   async function draw(name) {
     const place = document.getElementById("chart-" + name);
+    if (!place.clientWidth) return; // in a section that is folded: drawn when it is opened
     const made = fitted(data.figures[name], place.clientWidth);
     if (views[name]) views[name].finalize();
     const found = await vegaEmbed(place, made.spec, {
-      mode: "vega-lite", renderer: "svg", actions: false, config: made.config, tooltip: { theme: "custom" }
+      mode: "vega-lite", renderer: "svg", actions: false, ast: true, config: made.config, tooltip: { theme: "custom" }
     });
     views[name] = found;
   }
   let queue = Promise.resolve();
-  function drawAll() {
+  function drawAll(names) {
     root.dataset.drawn = "no";
-    queue = queue.then(async function () {
-      for (const name of Object.keys(data.figures)) {
+    const mine = queue = queue.then(async function () {
+      for (const name of names || Object.keys(data.figures)) {
         await draw(name);
         await new Promise(function (next) { setTimeout(next, 0); });
       }
-      root.dataset.drawn = "yes";
+      if (mine === queue) root.dataset.drawn = "yes";
     });
     return queue;
   }
@@ -81,7 +83,7 @@
     if (window.innerWidth === width) return;
     width = window.innerWidth;
     clearTimeout(waiting);
-    waiting = setTimeout(drawAll, 200);
+    waiting = setTimeout(function () { drawAll(); }, 200);
   });
   window.matchMedia("print").addEventListener("change", function (event) {
     printing = event.matches;
@@ -89,7 +91,7 @@
   });
 
   function sort(header) {
-    const table = header.closest("table"), body = table.tBodies[0];
+    const table = header.closest("table"), body = table.tBodies[table.tBodies.length - 1];
     const index = Array.prototype.indexOf.call(header.parentNode.children, header);
     const up = header.getAttribute("aria-sort") !== "ascending";
     for (const other of header.parentNode.children) if (other.hasAttribute("aria-sort")) other.setAttribute("aria-sort", "none");
@@ -113,6 +115,8 @@
   document.addEventListener("click", function (event) {
     const header = event.target.closest("table.sortable thead button");
     if (header) sort(header.parentNode);
+    const pin = event.target.closest("button.pin");
+    if (pin) { pinRow(pin, pin.getAttribute("aria-pressed") !== "true"); pin.focus(); }
     const save = event.target.closest("button.save");
     if (save) saveFigure(save.dataset.figure, save.dataset.kind);
   });
@@ -150,6 +154,83 @@
     });
   }
 
+  // The trials: rows that hold every word and every choice are shown; pinned rows stay on top, and stay shown.
+  const trials = document.getElementById("trials-table");
+  function pinRow(pin, on) {
+    const row = pin.closest("tr");
+    pin.setAttribute("aria-pressed", String(on));
+    row.hidden = false;
+    if (on) trials.tBodies[0].appendChild(row);
+    else { trials.tBodies[1].prepend(row); filter(); }
+  }
+  function filter() {
+    const words = document.getElementById("find").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const chosen = Array.from(document.querySelectorAll(".filters select")).filter(function (one) { return one.value; });
+    const rows = Array.from(trials.tBodies[1].rows);
+    for (const row of rows) {
+      const cells = Array.from(row.cells, function (cell) { return cell.textContent.trim(); });
+      const text = cells.join(" ").toLowerCase();
+      row.hidden = !words.every(function (word) { return text.includes(word); }) ||
+        !chosen.every(function (one) { return cells[Number(one.dataset.column)] === one.value; });
+    }
+    const shown = rows.filter(function (row) { return !row.hidden; }).length, pinned = trials.tBodies[0].rows.length;
+    document.getElementById("found").textContent = shown + " of " + rows.length + " rows" + (pinned ? ", " + pinned + " pinned" : "");
+  }
+  if (trials) {
+    const dense = trials.tBodies[1].querySelector("tr[data-kind=dense] .pin");
+    if (dense) pinRow(dense, true);
+    document.querySelector(".filters").addEventListener("input", filter);
+    filter();
+  }
+
+  // Sections are folded; a link to one opens it, and its charts are drawn when there is room for them.
+  const folds = Array.from(document.querySelectorAll("details"));
+  const everything = document.getElementById("all");
+  function showAll() {
+    const open = folds.every(function (one) { return one.open; });
+    everything.setAttribute("aria-expanded", String(open));
+    everything.textContent = open ? "Close all" : "Open all";
+  }
+  for (const fold of folds) fold.addEventListener("toggle", function () { showAll(); remember(); drawFresh(fold); });
+  function drawFresh(fold) {
+    if (!fold.open) return;
+    const names = Object.keys(data.figures).filter(function (name) {
+      return !views[name] && fold.contains(document.getElementById("chart-" + name));
+    });
+    if (names.length) drawAll(names);
+  }
+  everything.addEventListener("click", function () {
+    const open = !folds.every(function (one) { return one.open; });
+    for (const fold of folds) fold.open = open;
+  });
+  function openTarget() {
+    const target = document.getElementById(location.hash.slice(1)), fold = target && target.querySelector("details.fold");
+    if (fold) { fold.open = true; target.scrollIntoView(); }
+  }
+  window.addEventListener("hashchange", openTarget);
+  document.querySelector("nav").addEventListener("click", function (event) {
+    if (event.target.closest("a")) setTimeout(openTarget, 0);
+  });
+
+  // A page that follows a run asks its server whether there is more, and comes back as it was: what is open, where it is.
+  const following = document.getElementById("following");
+  function remember() {
+    if (following) sessionStorage.setItem("open", JSON.stringify(folds.map(function (one) { return one.open; })));
+  }
+  if (following) {
+    const open = JSON.parse(sessionStorage.getItem("open") || "[]");
+    folds.forEach(function (one, at) { if (at in open) one.open = open[at]; });
+    let known = null;
+    setInterval(async function () {
+      try {
+        const state = await (await fetch("state")).json();
+        following.textContent = state.text;
+        if (known !== null && known !== state.version) location.reload();
+        known = state.version;
+      } catch (error) { following.textContent = "the server of this page has ended"; }
+    }, 2000);
+  }
+
   const links = {};
   for (const link of document.querySelectorAll("nav a")) links[link.hash.slice(1)] = link;
   const watcher = new IntersectionObserver(function (entries) {
@@ -162,5 +243,7 @@
   for (const section of document.querySelectorAll("main > section")) watcher.observe(section);
 
   showTheme();
+  showAll();
+  openTarget();
   drawAll();
 })();

@@ -28,6 +28,7 @@ from secateur.cli import (
     shrink,
     smallest,
     study,
+    watch,
     words,
 )
 
@@ -76,6 +77,7 @@ for module in (
     factorise,
     scan,
     report,
+    watch,
     files,
     checkpoints,
     blocks,

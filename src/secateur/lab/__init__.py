@@ -12,7 +12,7 @@ The files in reading order:
 - `outcomes`, `objects`, `store`: what is remembered, and where; `provenance`: where a number comes from.
 - `computing`, `engine`, `engines/`, `launched`: one step; a run; other processes; processes of a launcher.
 - `training/`: the training loop. `searching`: Optuna over recipe values. `comparing`: pruning methods over seeds.
-- `display/`, `tables`, `reporting`, `demonstration`, `probe`: output for people, and estimates of time.
+- `display/`, `tables`, `reporting`, `watching`, `demonstration`, `probe`: output for people, and estimates of time.
 
 >>> import tempfile; from secateur.lab import Recipe, Store, run
 >>> recipe = Recipe.parse('''

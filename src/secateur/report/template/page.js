@@ -225,8 +225,10 @@
       try {
         const state = await (await fetch("state")).json();
         following.textContent = state.text;
-        if (known !== null && known !== state.version) location.reload();
-        known = state.version;
+        if (known === null) known = state.version;
+        const busy = document.hidden || /^(INPUT|SELECT)$/.test(document.activeElement.tagName);
+        const waited = performance.now() > 10000 || !state.running;
+        if (known !== state.version && waited && !busy) location.reload();
       } catch (error) { following.textContent = "the server of this page has ended"; }
     }, 2000);
   }

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test quick extras zoo foreign ray lint hashes site bench bench-check headline fuzz faults mutants accelerator studies-doc clean
+.PHONY: demo test quick extras zoo foreign ray lint hashes site dist bench bench-check headline fuzz faults mutants accelerator studies-doc clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -64,6 +64,10 @@ studies-doc: $(STAMP)
 	  case $$2 in smoke) data=;; *) data="$(if $(DATA),--data $(DATA))";; esac; \
 	  $(BIN)/secateur study $$1 --scale $$2 $$data --store "$${3:-$(or $(STORE),runs)}" $(if $(CACHED),--cached) \
 	    --no-report --page docs/studies.md || exit 1; done
+
+# Wheel and source archive into dist/, built twice and compared: make dist. Installed and tried: make dist CHECK="--install --demo"
+dist: $(STAMP)
+	$(BIN)/python benchmarks/release.py $(CHECK)
 
 bench: $(STAMP)
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done

@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from secateur.lab.trust import AllowCode
 
 __all__ = ["VERBS", "write_report"]
+
+_DEMO = Path("demo")
 
 
 @dataclass(frozen=True)
@@ -208,7 +212,7 @@ def demo(
     store: StoreFolder = STORE,
     out: Annotated[
         Path, typer.Option("--out", help="Folder to write the small model and the report to.")
-    ] = Path("demo"),
+    ] = _DEMO,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Also write the report.")] = True,
     *,
     output: ProgressFlags,
@@ -228,6 +232,7 @@ def demo(
     from secateur.lab.display import progress_display
     from secateur.lab.store import Store
 
+    store, out = _places(store, out)
     opened = Store(store)
     ran = demonstration.demonstrate(recipe, opened, out, progress_display(output.quiet))
     show_table(demonstration.HEAD, demonstration.table(ran.measurements), right=(1, 2, 3))
@@ -239,6 +244,15 @@ def demo(
         write_report(opened, ran.run, page.parent)
     if report:
         print(f"\nEverything above and more as one page, to open in a browser: {page}")
+
+
+def _places(store: Path, out: Path) -> tuple[Path, Path]:
+    """Where the demo writes: a new temporary folder where the current one cannot be written and none was named."""
+    if os.access(".", os.W_OK) or store != STORE or out != _DEMO:
+        return store, out
+    folder = Path(tempfile.mkdtemp(prefix="secateur-demo-"))
+    print(f"{Path.cwd()} cannot be written; everything goes to {folder}", file=sys.stderr)
+    return folder / store, folder / out
 
 
 VERBS = (demo, run, sweep)

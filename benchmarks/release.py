@@ -1,8 +1,8 @@
 """The release candidate: the same bytes twice, then its wheel in an empty environment.
 
 Builds wheel and source archive twice, from two copies of the last commit in different folders, with different file
-times, time zones and permissions, and compares them byte for byte. Then installs the wheel into an empty environment and
-prints how large that is, how many packages it holds, how long `import secateur` and `secateur --help` take, and runs
+times, time zones and permissions, and compares them byte for byte. Then installs the wheel into an empty environment,
+and prints how large that is, how many packages it holds, how long `import secateur` and `secateur --help` take, and runs
 `secateur demo` from a folder that cannot be written, outside the checkout.
 
     python benchmarks/release.py             # build, compare, keep in dist/
@@ -44,7 +44,7 @@ def build(into: Path) -> list[Path]:
     with tempfile.TemporaryDirectory() as scratch:
         built = []
         for number, (zone, mask) in enumerate((("UTC", 0o022), ("Asia/Tokyo", 0o077))):
-            source, out = Path(scratch) / f"source{number}" * (number + 1), Path(scratch) / f"dist{number}"
+            source, out = Path(scratch) / ("source" * (number + 1)), Path(scratch) / f"dist{number}"
             _run(["git", "clone", "--quiet", str(ROOT), str(source)], umask=mask)
             for path in source.rglob("*.py"):
                 os.utime(path, (1_000_000_000 + number, 1_000_000_000 + number))

@@ -2,7 +2,7 @@
 
 Builds wheel and source archive twice, from two copies of the last commit in different folders, with different file
 times, time zones and permissions, and compares them byte for byte. Then installs the wheel into an empty environment,
-and prints how large that is, how many packages it holds, how long `import secateur` and `secateur --help` take, and runs
+and prints how large that is, how many packages it holds, and how long `import secateur` takes; and runs
 `secateur demo` from a folder that cannot be written, outside the checkout.
 
     python benchmarks/release.py             # build, compare, keep in dist/

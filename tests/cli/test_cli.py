@@ -347,6 +347,21 @@ def test_inspect_a_file_that_leaves_its_names_to_a_model(secateur):
     assert (code, "give --model NAME too" in err) == (2, True)
 
 
+def test_the_demo_writes_elsewhere_where_the_folder_cannot_be_written(monkeypatch, capsys):
+    from secateur.cli.run import _places
+
+    usual = Path("runs"), Path("demo")
+    assert _places(*usual) == usual
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    store, out = _places(*usual)
+    assert (store.name, out.name) == ("runs", "demo")
+    assert store.parent == out.parent
+    assert store.parent.is_dir()
+    assert f"cannot be written; everything goes to {store.parent}" in capsys.readouterr().err
+    assert _places(Path("mine"), Path("demo")) == (Path("mine"), Path("demo"))  # named: an error says so
+    store.parent.rmdir()
+
+
 def test_the_demo_prints_one_table_and_costs_nothing_the_second_time(secateur):
     short = ["--set", "train.epochs=1", "--set", "retrain.epochs=1", "--set", "retrain_again.epochs=1"]
     code, out, err = secateur("demo", *short, "--set", "data.limit=200")

@@ -100,8 +100,17 @@ def _open(browser: Any, page: Path, width: int = 1440, theme: str = "light") -> 
 def _unfold(browser: Any) -> None:
     """Open every section; its charts are drawn then."""
     browser.execute_script("document.getElementById('all').click()")
-    time.sleep(0.3)
+    _until(
+        browser, "return Array.from(document.querySelectorAll('.chart')).every(c => c.querySelector('svg'))"
+    )
     _wait(browser)
+
+
+def _until(browser: Any, script: str) -> None:
+    end = time.monotonic() + 40
+    while not browser.execute_script(script):
+        assert time.monotonic() < end, (script, browser.get_log("browser"))
+        time.sleep(0.05)
 
 
 def _wait(browser: Any) -> None:
@@ -263,10 +272,8 @@ def test_the_first_screen_has_the_figures_and_the_rest_is_folded(
     assert browser.execute_script("return document.querySelectorAll('details[open]').length") == 0
     assert browser.execute_script("return document.querySelector('#chart-training-loss svg')") is None
     browser.execute_script("document.querySelector('nav a[href=\"#training\"]').click()")
-    time.sleep(0.3)
-    _wait(browser)
+    _until(browser, "return document.querySelectorAll('#chart-training-loss svg').length === 1")
     assert browser.execute_script("return document.querySelector('#training details').open")
-    assert browser.execute_script("return document.querySelectorAll('#chart-training-loss svg').length") == 1
 
 
 def test_trials_are_filtered_and_pinned(browser: Any, pages: dict[str, Path]) -> None:

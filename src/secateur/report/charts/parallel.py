@@ -154,6 +154,6 @@ def _chart(head: Sequence[str], table: Sequence[Sequence[Value]]) -> alt.LayerCh
         .add_params(chosen)
     )
     text = alt.Chart(alt.Data(values=labels)).encode(x=across, y=up, text="text:N")
-    form = {"align": "left", "dx": 6, "fontWeight": 600}
-    halo = text.mark_text(**form, style="halo")  # the page's colour around letters, over the lines
-    return alt.layer(drawn, halo, text.mark_text(**form)).properties(width="container", height=320)
+    halo = text.mark_text(align="left", dx=6, fontWeight=600, style="halo")  # the page's colour, over the lines
+    letters = text.mark_text(align="left", dx=6, fontWeight=600)
+    return alt.layer(drawn, halo, letters).properties(width="container", height=320)

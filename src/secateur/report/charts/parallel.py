@@ -106,7 +106,7 @@ def _short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _chart(head: Sequence[str], table: Sequence[Sequence[Value]]) -> alt.LayerChart:
+def _chart(head: Sequence[str], table: Sequence[Sequence[Value]]) -> alt.LayerChart | alt.FacetChart:
     """Lines over the axes, with the axes' ends as text."""
     columns = [[row[index] for row in table] for index in range(1, len(head))]
     scaled = [_places(column) for column in columns]

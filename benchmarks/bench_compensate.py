@@ -2,12 +2,16 @@
 
 FOLDER holds `cifar10` as the data package reads it, FILE the weights of `sc.models.build("resnet20")`; both may also be
 named by SECATEUR_SHARED, a folder with data/cifar10 and models/resnet20-cifar10.safetensors. `--minilm` names a folder
-with sentence-transformers' all-MiniLM-L6-v2 (config.json, tokenizer.json, model.safetensors; the extra `transformers`).
+with sentence-transformers' all-MiniLM-L6-v2 (config.json, tokenizer.json, model.safetensors; the extra `transformers`),
+`--lite0` the ImageNet weights of EfficientNet-Lite0 as lukemelas's package has them (.pth; the extra `timm`).
 What is not at hand is said and left out.
 
 CIFAR-10: 2,000 training images without labels, all 10,000 test images; points of top-1 lost against the dense model.
 `--only choose` compares settings on 2,000 training images that are held out, so that test images choose nothing.
-MiniLM: docstrings of the standard library, 200 to calibrate and 200 others; mean cosine to the dense embeddings.
+MiniLM: docstrings of the standard library, 200 to calibrate and 200 others; mean cosine to the dense embeddings. Pruned
+are the linear layers of the encoder, shared all tensors, embeddings too. `--only peers` compares with SparseGPT and
+Wanda. EfficientNet-Lite0: CIFAR-10's images enlarged to 160 pixels, 300 training images to calibrate, 500 test images;
+the share of images whose top-1 is the dense model's.
 `prototype` is plain least squares, layer by layer on magnitude masks, measured before this was written. Seconds are
 those of the processor, over all threads, from the dense model to the finished one.
 """
@@ -23,7 +27,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -36,6 +42,7 @@ from secateur.structure.shrunk_files import reestimate_batch_norm
 
 sys.path.insert(0, str(Path(__file__).parent))
 from _results import Figure, record
+from one_shot_peers import Prune, block_by_block, llmcompressor_sparse_gpt, sparse_gpt, wanda
 
 COUNT = 2000
 
@@ -61,6 +68,15 @@ class Line:
             f"{self.what:<46} {self.ours:>9.3f} {self.prototype:>10} {sign} {self.goal:<7.3f} {self.seconds:>6.0f} s"
             + ("" if self.met else "  MISSED")
         )
+
+
+def shown(line: Line) -> Line:
+    """The line, printed and recorded at once: a run that is stopped keeps what it has found."""
+    print(line, flush=True)
+    goal = line.goal if math.isfinite(line.goal) else None
+    better: Literal["lower", "higher"] = "higher" if line.higher else "lower"
+    record(Figure(line.what.strip(), line.ours, "", goal, better, detail=f"{line.seconds:.0f} s"))
+    return line
 
 
 class Cifar:
@@ -92,9 +108,7 @@ class Cifar:
         start = time.process_time()
         model = make()
         seconds = time.process_time() - start
-        line = Line(f"{what}: points lost", self.accuracy - self.test(model), prototype, goal, seconds)
-        print(line, flush=True)
-        return line
+        return shown(Line(f"{what}: points lost", self.accuracy - self.test(model), prototype, goal, seconds))
 
     def sparse(self, sparsity: float, passes: int, damping: float = 1e-3) -> tuple[nn.Module, sc.Masks]:
         masks = sc.prune(self.dense, "obs", budget=sc.budget.Overall(sparsity), data=self.batches)
@@ -150,11 +164,8 @@ class Cifar:
             path = Path(folder) / "small.sct"
             sc.save(kept[0], path)
             dense = sum(t.numel() * t.element_size() for t in self.dense.state_dict().values())
-            line = Line(
-                "64 % and 3 bits: dense bytes / .sct", dense / path.stat().st_size, "", 20, 0, higher=True
-            )
-        print(line, flush=True)
-        yield line
+            ratio = dense / path.stat().st_size
+        yield shown(Line("64 % and 3 bits: dense bytes / .sct", ratio, "", 20, 0, higher=True))
 
     def channels(self) -> Iterator[Line]:
         example = self.data.example
@@ -220,34 +231,118 @@ class MiniLM:
         model = make()
         seconds = time.process_time() - start
         cosine = float((self.embeddings(model) * self.wanted).sum(1).mean())
-        line = Line(f"MiniLM, {what}: mean cosine", cosine, prototype, goal, seconds, higher=True)
-        print(line, flush=True)
-        return line
+        return shown(Line(f"MiniLM, {what}: mean cosine", cosine, prototype, goal, seconds, higher=True))
+
+    def sparse(self, budget: object, tuned: bool) -> nn.Module:
+        """Masks by Wanda, weights solved anew, and where wanted tuned on the sentences put together anew."""
+        layers = sc.PruneOptions(only=["encoder"])
+        masks = sc.prune(self.dense, "wanda", budget=budget, data=self.calibration, options=layers)
+        solver = sc.LeastSquares(damping=0.01, reselect=not isinstance(budget, sc.budget.NOfM))
+        tune = self.tuning() if tuned else None
+        texts = sc.RecombinedTokens(self.calibration)
+        return sc.compensate(self.dense, masks, texts, solver=solver, skip="pooler", tune=tune).model
+
+    def tuning(self) -> sc.Tuning:
+        return sc.Tuning(passes=PASSES, lr=0.01, precision="bf16", compare=states_and_embedding)
 
     def lines(self) -> Iterator[Line]:
-        layers = sc.PruneOptions(only=["encoder"])
-        solver = sc.LeastSquares(damping=0.01)
-        again = sc.LeastSquares(damping=0.01, reselect=True)
-        tune = sc.Tuning(passes=6, lr=0.02, precision="bf16")
-
-        def pruned(budget: float) -> nn.Module:
-            masks = sc.prune(self.dense, "wanda", budget=budget, data=self.calibration, options=layers)
-            return sc.compensate(self.dense, masks, self.calibration, solver=again, tune=tune).model
-
-        def pattern() -> nn.Module:
-            budget = sc.budget.NOfM(2, 4)
-            masks = sc.prune(self.dense, "wanda", budget=budget, data=self.calibration, options=layers)
-            return sc.compensate(self.dense, masks, self.calibration, solver=solver, tune=tune).model
-
         def shared(bits: int) -> nn.Module:
-            options = sc.ShareOptions(tune=tune)
-            return sc.share(self.dense, bits=bits, data=self.calibration, options=options).model
+            options, texts = sc.ShareOptions(tune=self.tuning()), sc.RecombinedTokens(self.calibration)
+            return sc.share(self.dense, bits=bits, data=texts, options=options).model
 
-        yield self.cosine("50 %", "0.928", 0.975, lambda: pruned(0.5))
-        yield self.cosine("70 %", "0.77", 0.90, lambda: pruned(0.7))
-        yield self.cosine("2:4", "", 0.95, pattern)
+        yield self.cosine("50 %", "0.928", 0.975, lambda: self.sparse(0.5, True))
+        yield self.cosine("70 %", "0.77", 0.90, lambda: self.sparse(0.7, True))
+        yield self.cosine("2:4", "", 0.95, lambda: self.sparse(sc.budget.NOfM(2, 4), True))
         yield self.cosine("4 bits", "0.952", 0.995, lambda: shared(4))
         yield self.cosine("3 bits", "0.823", 0.98, lambda: shared(3))
+
+    def peers(self) -> Iterator[Line]:
+        """The same layers at the same sparsity by SparseGPT and Wanda; the goal of ours is the better of the two."""
+        foreign = llmcompressor_sparse_gpt()
+        print("SparseGPT: " + ("llmcompressor's own function" if foreign else "by its published definition"))
+        choices = (
+            ("50 %", 0.5, None, 0.5),
+            ("70 %", 0.7, None, 0.7),
+            ("2:4", 0.5, (2, 4), sc.budget.NOfM(2, 4)),
+        )
+        for what, sparsity, pattern, budget in choices:
+            best = 0.0
+            for name, method in (("SparseGPT", foreign or sparse_gpt), ("Wanda", wanda)):
+                prune = partial(method, sparsity=sparsity, pattern=pattern)
+
+                def make(prune: Prune = prune) -> nn.Module:
+                    return block_by_block(self.dense, "encoder.layer", self.calibration, prune)
+
+                line = self.cosine(f"{what} by {name}", "", -math.inf, make)
+                best = max(best, line.ours)
+
+            def ours(budget: object = budget) -> nn.Module:
+                return self.sparse(budget, False)
+
+            yield self.cosine(f"{what}, least squares alone", f"{best:.3f}", best, ours)
+
+
+PASSES = 10
+"""Passes of tuning over the sentences."""
+
+
+def states_and_embedding(output: Any, inputs: Any) -> list[torch.Tensor]:
+    """What a sentence embedding is compared by: the states of its tokens, and their mean."""
+    states = output.last_hidden_state
+    weight = inputs["attention_mask"][:, :, None].to(states.dtype)
+    return [states, (states * weight).sum(1) / weight.sum(1)]
+
+
+class Lite0:
+    """EfficientNet-Lite0 with ImageNet weights, on CIFAR-10's images; how often the top-1 is the dense model's."""
+
+    SIZE, CALIBRATE, TEST = 160, 300, 500
+
+    def __init__(self, weights: str, folder: str):
+        declare_torchvision()
+        import timm
+
+        dense = timm.create_model("tf_efficientnet_lite0")
+        theirs = torch.load(weights, weights_only=True)
+        ours = dense.state_dict()  # the same tensors in the same order, by other names
+        dense.load_state_dict(dict(zip(ours, theirs.values(), strict=True)))
+        self.dense = dense.eval()
+        data = datasets.load("cifar10", path=folder, normalise=((0.0,) * 3, (1.0,) * 3))
+        self.calibration = [self.enlarged(x) for x, _ in data.train.leading(self.CALIBRATE).batches(20)]
+        self.others = [self.enlarged(x) for x, _ in data.test.leading(self.TEST).batches(50)]
+        self.wanted = self.top1(self.dense)
+
+    def enlarged(self, images: torch.Tensor) -> torch.Tensor:
+        """Images of values from 0 to 1 as the network takes them."""
+        large = nn.functional.interpolate(images, (self.SIZE, self.SIZE), mode="bicubic", antialias=True)
+        return (large.clamp(0, 1) - 127 / 255) / (128 / 255)
+
+    @torch.no_grad()
+    def top1(self, model: nn.Module) -> torch.Tensor:
+        return torch.cat([model(batch).argmax(1) for batch in self.others])
+
+    def agreement(self, what: str, goal: float, make: Callable[[], nn.Module]) -> Line:
+        start = time.process_time()
+        model = make().eval()
+        seconds = time.process_time() - start
+        share = float((self.top1(model) == self.wanted).float().mean())
+        return shown(Line(f"EfficientNet-Lite0, {what}: agreement", share, "", goal, seconds, higher=True))
+
+    def lines(self) -> Iterator[Line]:
+        tune = sc.Tuning(passes=6, lr=0.02, precision="bf16")
+
+        def sparse() -> nn.Module:
+            criterion, budget = sc.criteria.Obs(one_by_one=False), sc.budget.Overall(0.5)
+            masks = sc.prune(self.dense, criterion, budget=budget, data=self.calibration)
+            solver = sc.LeastSquares(damping=1e-3, reselect=True)
+            return sc.compensate(self.dense, masks, self.calibration, solver=solver, tune=tune).model
+
+        def shared() -> nn.Module:
+            options = sc.ShareOptions(tune=tune)
+            return sc.share(self.dense, bits=4, data=self.calibration, options=options).model
+
+        yield self.agreement("50 %", 0.95, sparse)
+        yield self.agreement("4 bits", 0.95, shared)
 
 
 def declare_torchvision() -> None:
@@ -309,9 +404,7 @@ def large() -> list[Line]:
         Line("  GiB at most, with the data", peak, "", 4, seconds),
         Line("  error after, of that before", error(found) / before, "", 1, seconds),
     ]
-    for line in lines:
-        print(line, flush=True)
-    return lines
+    return [shown(line) for line in lines]
 
 
 def main() -> int:
@@ -322,8 +415,10 @@ def main() -> int:
         "--weights", default=shared and os.path.join(shared, "models", "resnet20-cifar10.safetensors")
     )
     parser.add_argument("--minilm")
+    parser.add_argument("--lite0")
     parser.add_argument(
-        "--only", help="parts, by comma: choose, pruning, sharing, both, channels, minilm, large"
+        "--only",
+        help="parts, by comma: choose, pruning, sharing, both, channels, minilm, peers, lite0, large",
     )
     options = parser.parse_args()
     wanted = options.only.split(",") if options.only else None
@@ -338,17 +433,20 @@ def main() -> int:
             lines += list(getattr(cifar, part)())
     elif parts:
         print("CIFAR-10: no data; name it with --data and --weights, or SECATEUR_SHARED")
-    if wanted is None or "minilm" in wanted:
-        if options.minilm:
-            lines += list(MiniLM(options.minilm).lines())
+    texts = [part for part in ("minilm", "peers") if wanted is None or part in wanted]
+    if texts and options.minilm:
+        sentences = MiniLM(options.minilm)
+        for part in texts:
+            lines += list(sentences.lines() if part == "minilm" else sentences.peers())
+    elif texts:
+        print("MiniLM: no weights; name their folder with --minilm")
+    if wanted is None or "lite0" in wanted:
+        if options.lite0 and options.data:
+            lines += list(Lite0(options.lite0, options.data).lines())
         else:
-            print("MiniLM: no weights; name their folder with --minilm")
+            print("EfficientNet-Lite0: no weights; name their file with --lite0, and --data")
     if wanted is not None and "large" in wanted:
         lines += large()
-    for line in lines:
-        goal = line.goal if math.isfinite(line.goal) else None
-        better = "higher" if line.higher else "lower"
-        record(Figure(line.what.strip(), line.ours, "", goal, better, detail=f"{line.seconds:.0f} s"))  # type: ignore[arg-type]
     return 0 if all(line.met for line in lines) else 1
 
 

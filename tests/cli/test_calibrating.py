@@ -37,6 +37,7 @@ def test_pack_shares_by_what_the_model_answers(secateur, trained, tmp_path):
     plain, better = tmp_path / "plain.sct", tmp_path / "better.sct"
     assert secateur("pack", str(path), str(plain), "--bits", "1")[0] == 0
     words = ["--bits", "1", "--model", "lenet-300-100", "--calibrate", "digits", "--calibrate-images", "300"]
+    words += ["--calibrate-passes", "1"]
     code, out, err = secateur("pack", str(path), str(better), *words)
     assert code == 0, err
     assert "better.sct" in out
@@ -52,7 +53,7 @@ def test_shrink_makes_up_for_channels(secateur, trained, tmp_path):
     plain, better = tmp_path / "plain.sct", tmp_path / "better.sct"
     words = ["shrink", "lenet-300-100", str(path), "--budget", "0.6", "--trials", "1"]
     assert secateur(*words, "--out", str(plain))[0] == 0
-    more = ["--calibrate", "digits", "--calibrate-images", "400"]
+    more = ["--calibrate", "digits", "--calibrate-images", "400", "--calibrate-passes", "1"]
     assert secateur(*words, "--out", str(better), *more)[0] == 0
     found = [sc.load(file, into=sc.models.build("lenet-300-100")).eval() for file in (plain, better)]
     assert off(model, found[1]) < 0.5 * off(model, found[0])
@@ -67,3 +68,9 @@ def test_what_pack_refuses(secateur, trained, tmp_path):
     code, _, err = secateur(*words, "--model", "lenet-300-100")
     assert code == 2
     assert "are for --calibrate DATA" in err
+
+
+def test_factorise_refuses_passes(secateur):
+    code, _, err = secateur("factorise", "lenet-300-100", "--calibrate-passes", "2")
+    assert code == 2
+    assert "--calibrate-passes is for shrink and pack" in err

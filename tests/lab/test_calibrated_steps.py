@@ -54,7 +54,8 @@ def test_compensating_brings_accuracy_back_and_holds_masks(tmp_path):
 def test_sharing_on_images_is_better_and_survives_the_store(tmp_path):
     store = Store(tmp_path)
     plain = last(store, TRAIN, {"kind": "share", "bits": 1})
-    found = last(store, TRAIN, {"kind": "share", "bits": 1, "calibrate": 400, "passes": 1})
+    tuned = {"passes": 1, "lr": 0.02, "assignments": "learnt"}
+    found = last(store, TRAIN, {"kind": "share", "bits": 1, "calibrate": 400, **tuned})
     assert accuracy(found) > accuracy(plain)
     for name, book in found.codebooks.items():
         assert torch.equal(found.model.get_parameter(name), book.tensor())
@@ -74,6 +75,8 @@ def test_addresses_of_sharing_without_images_stay():
 
     assert not {"calibrate", "dense", "passes"} & set(ShareStep(bits=3).chosen())
     assert ShareStep(bits=3, calibrate=10).chosen()["calibrate"] == 10
+    assert "lr" not in ShareStep(bits=3, calibrate=10, passes=2).chosen()
+    assert ShareStep(bits=3, calibrate=10, passes=2, lr=0.1).chosen()["lr"] == 0.1
 
 
 def test_images_are_drawn_anew_in_every_pass_and_alike_in_every_run():
@@ -94,5 +97,7 @@ def test_what_is_refused(tmp_path):
         run(recipe(TRAIN, PRUNE, {"kind": "compensate"}), store)
     with pytest.raises(RecipeError, match="need calibrate"):
         run(recipe(TRAIN, {"kind": "share", "bits": 2, "passes": 3}), store)
+    with pytest.raises(RecipeError, match="lr, blocks, precision, assignments are for passes"):
+        run(recipe(TRAIN, {"kind": "share", "bits": 2, "calibrate": 20, "assignments": "learnt"}), store)
     with pytest.raises(NothingToDoError, match="nothing was pruned before it"):
         run(recipe(TRAIN, {"kind": "compensate", "dense": "train"}), store)

@@ -71,6 +71,32 @@ def test_outputs_are_nearer_than_without_data(bits: int) -> None:
         assert bool((book.values[1:] > book.values[:-1]).all())
 
 
+def test_learnt_assignments_move_weights_to_other_values_and_come_nearer(tmp_path) -> None:
+    torch.manual_seed(0)
+    model, data = Net().eval(), images()
+    masks = sc.prune(model, budget=0.3)
+    sparse = masks.apply(model)
+    tune = sc.Tuning(passes=20, lr=0.05)
+    plain = sc.share(sparse, 2, masks, data=data, options=ShareOptions(dense=model))
+    fixed = sc.share(sparse, 2, masks, data=data, options=ShareOptions(dense=model, tune=tune))
+    options = ShareOptions(dense=model, tune=tune, assignments="learnt")
+    learnt = sc.share(sparse, 2, masks, data=data, options=options)
+    assert error(model, learnt.model, data) < error(model, plain.model, data)
+    for name, book in learnt.codebooks.items():
+        weight = learnt.model.get_parameter(name).detach()
+        assert torch.equal(weight, book.tensor())
+        assert not bool(weight[~masks[name]].any())
+        assert len(torch.unique(weight[masks[name]])) <= 4
+    assert any(
+        not torch.equal(book.indices, plain.codebooks[name].indices)
+        for name, book in learnt.codebooks.items()
+    )
+    assert all(torch.equal(fixed.codebooks[n].indices, book.indices) for n, book in plain.codebooks.items())
+    sc.save(learnt.model, tmp_path / "learnt.sct")
+    again = sc.load(tmp_path / "learnt.sct", into=Net())
+    assert torch.equal(again.eval()(data[0]), learnt.model(data[0]))
+
+
 def test_zeros_stay_and_the_file_gives_the_same_model(tmp_path) -> None:
     torch.manual_seed(0)
     dense = Net().eval()
@@ -125,3 +151,9 @@ def test_what_is_refused() -> None:
             sc.share(model, data=images(), **wrong)
     with pytest.raises(OptionError, match="dense and tune need data="):
         sc.share(model, options=ShareOptions(tune=3))
+    with pytest.raises(OptionError, match="assignments='learnt' of ShareOptions is for tune="):
+        ShareOptions(assignments="learnt")
+    with pytest.raises(
+        OptionError, match="assignments of ShareOptions: expected 'fixed' or 'learnt', got 'free'"
+    ):
+        ShareOptions(tune=2, assignments="free")  # type: ignore[arg-type]

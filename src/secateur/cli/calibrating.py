@@ -36,6 +36,14 @@ class CalibrationFlags:
     calibrate_images: Annotated[
         int, typer.Option("--calibrate-images", min=1, help="How many images --calibrate uses.")
     ] = 2000
+    calibrate_passes: Annotated[
+        int,
+        typer.Option(
+            "--calibrate-passes",
+            min=0,
+            help="Passes of gradient steps on the outputs of blocks and of the whole model afterwards, without labels.",
+        ),
+    ] = 0
 
     @property
     def wanted(self) -> bool:

@@ -46,6 +46,8 @@ def factorise(
 
     if of not in ("macs", "params"):
         raise OptionError(f"--of: expected macs or params, got {of!r}")
+    if calibration.calibrate_passes:
+        raise OptionError("factorise: --calibrate-passes is for shrink and pack; leave it out")
     net = model.build()
     example = model.example(net)
     data = calibration.images(net) if calibration.wanted else None

@@ -127,14 +127,15 @@ def _pack_on_images(
 ) -> None:
     """Share the weights by the error of the model's outputs on images, and write the file."""
     from secateur.container.archive import save
-    from secateur.quantize.share import share
+    from secateur.quantize.share import ShareOptions, share
 
     if not model.model or flags.bits is None or flags.lossless:
         raise OptionError(
             "pack --calibrate shares weights by a model's outputs: give --model NAME and --bits, without --lossless"
         )
     net = model.build()
-    shared = share(net, flags.bits, data=calibration.images(net))
+    options = ShareOptions(tune=calibration.calibrate_passes or None)
+    shared = share(net, flags.bits, data=calibration.images(net), options=options)
     size, before = save(shared.model, target).size, source.stat().st_size
     if output.json:
         print_json({"file": str(target), "bytes": size, "source_bytes": before, "ratio": before / size})

@@ -182,7 +182,8 @@ def shrink(
     if calibration.wanted:
         from secateur.compensation.compensate import compensate
 
-        masked = compensate(net, masks, calibration.images(net)).model
+        tune = calibration.calibrate_passes or None
+        masked = compensate(net, masks, calibration.images(net), tune=tune).model
     small = cut_channels(masked, masks, example, **cut.how())
     saved = save(small.model, out, plan=small.plan)
     before, after = (take(one, example, what=["params", "macs", "size"]) for one in (net, small.model))

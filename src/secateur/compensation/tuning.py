@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -25,10 +25,20 @@ from secateur.core.targets import select
 from secateur.errors import NonFiniteError, OptionError
 from secateur.execution.example import Batch
 
-__all__ = ["Tuning", "blocks_of", "tune"]
+__all__ = ["FewValues", "Tuning", "blocks_of", "tune"]
 
 _KEPT_BYTES = 1 << 30
 """Outputs of the dense model that are kept for the next pass, at most."""
+
+
+class FewValues(Protocol):
+    """Keeps weights at few distinct values, around every step of the optimizer."""
+
+    def before_step(self) -> None:
+        """Called after the backward pass, on the gradients."""
+
+    def after_step(self) -> None:
+        """Called after the step, on the weights."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +106,7 @@ def tune(
     masks: Mapping[str, torch.Tensor],
     options: Tuning,
     progress: Progress | None = None,
-    ties: Mapping[str, torch.Tensor] | None = None,
+    values: FewValues | None = None,
 ) -> str:
     """Train `student`, in place, to reproduce the outputs of `dense`; returns the result as a sentence.
 
@@ -108,7 +118,7 @@ def tune(
         masks: which weights remain, by name; the others stay zero.
         options: passes, step size and so on.
         progress: called after each pass.
-        ties: by name, indices of a tensor's shape: weights of one index move together, so equal ones stay equal.
+        values: what keeps weights at few distinct values.
 
     Returns:
         One sentence with the error before and after. If the error did not fall, the student is unchanged.
@@ -117,7 +127,7 @@ def tune(
     state = {name: tensor.detach().clone() for name, tensor in student.state_dict().items()}
     before = _judge(dense, student, judged, options)
     pair = _Pair(dense, student, options, blocks_of(dense) if options.blocks else [])
-    _passes(pair, data, batches, masks, ties, progress)
+    _passes(pair, data, batches, masks, values, progress)
     after = _judge(dense, student, judged, options)
     if not after < before:
         student.load_state_dict(state)
@@ -130,14 +140,13 @@ def _passes(
     data: Iterable[Any],
     batches: Sequence[Batch],
     masks: Mapping[str, torch.Tensor],
-    ties: Mapping[str, torch.Tensor] | None,
+    values: FewValues | None,
     progress: Progress | None,
 ) -> None:
     """All passes of Adam over the data."""
     options, parameters = pair.options, dict(pair.student.named_parameters())
     optimizer = _optimizer(pair.student, options.lr)
     held = [(parameters[name], mask.to(parameters[name].device)) for name, mask in masks.items()]
-    tied = [(parameters[name], index.reshape(-1).long()) for name, index in (ties or {}).items()]
     expected, steps, began = len(batches), 0, time.monotonic()
     base = [group["lr"] for group in optimizer.param_groups]
     again = isinstance(data, (list, tuple))  # the same batches in each pass: what the dense model gives, too
@@ -152,9 +161,12 @@ def _passes(
                 loss = pair.loss(batch, index if again else None)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                _tie(tied)
+                if values is not None:
+                    values.before_step()
                 optimizer.step()
                 _hold(held)
+                if values is not None:
+                    values.after_step()
                 sum_of_losses, count, steps = sum_of_losses + float(loss.detach()), count + 1, steps + 1
             expected = max(1, count)  # a pass may have another number of batches than the first reading
             mean = sum_of_losses / expected
@@ -178,16 +190,6 @@ def _optimizer(model: nn.Module, lr: float) -> torch.optim.Optimizer:
             size = min(max(size, 0.01), 0.1)
             groups.append({"params": [parameter], "lr": lr * size})
     return torch.optim.Adam(groups)
-
-
-def _tie(tied: Sequence[tuple[nn.Parameter, torch.Tensor]]) -> None:
-    """Give weights of one value the mean of their gradients, so that Adam moves them alike."""
-    for parameter, index in tied:
-        if parameter.grad is not None:
-            flat = parameter.grad.reshape(-1)
-            sums = flat.new_zeros(int(index.max()) + 1).index_add_(0, index, flat)
-            counts = torch.bincount(index, minlength=len(sums)).clamp_min(1)
-            parameter.grad = (sums / counts)[index].reshape(parameter.shape)
 
 
 def _hold(held: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:

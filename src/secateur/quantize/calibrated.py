@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -31,8 +31,11 @@ from secateur.core.codebook import Codebook, index_dtype
 from secateur.execution.example import Batch
 from secateur.execution.undisturbed import undisturbed
 from secateur.quantize import Quantizer
+from secateur.quantize.tuned_values import FixedAssignments, LearntAssignments, SharedWeight
 
-__all__ = ["CodebookSolver", "Quadratic", "calibrated", "descended"]
+__all__ = ["Assignments", "CodebookSolver", "Quadratic", "calibrated", "descended"]
+
+Assignments: TypeAlias = Literal["fixed", "learnt"]
 
 _SOLVED_VALUES = 64
 """Codebooks of up to this number of values are solved by least squares; larger ones are close enough without."""
@@ -56,6 +59,7 @@ def calibrated(
     solver: CodebookSolver,
     only: frozenset[str],
     tuning: Tuning | None = None,
+    assignments: Assignments = "fixed",
 ) -> dict[str, Codebook]:
     """Share the named weights of `student`, in place; their codebooks.
 
@@ -65,7 +69,8 @@ def calibrated(
         data: Batches of inputs.
         solver: Shares a layer; it holds the masks.
         only: Names of the weights to share; other layers are not changed.
-        tuning: Gradient steps afterwards, on values, biases and norms; assignments stay.
+        tuning: Gradient steps afterwards, on values, biases and norms.
+        assignments: Whether tuning moves values alone ("fixed"), or which weight has which value too ("learnt").
 
     Returns:
         The codebooks of the weights that were called as layers.
@@ -81,7 +86,7 @@ def calibrated(
             fit(setting, solver)
         books = dict(solver.books)
         if tuning is not None:
-            books.update(_tuned(student, dense, data, batches, solver, tuning))
+            books.update(_tuned(student, dense, data, batches, solver, tuning, assignments))
     for module, training in zip(student.modules(), modes, strict=True):
         module.training = training
     return books
@@ -94,25 +99,45 @@ def _tuned(
     batches: Sequence[Batch],
     solver: CodebookSolver,
     tuning: Tuning,
+    assignments: Assignments,
 ) -> dict[str, Codebook]:
     """The codebooks with trained values; those of uniform steps are not changed."""
     free = {name: book for name, book in solver.books.items() if book.step is None}
     flags = {name: parameter.requires_grad for name, parameter in student.named_parameters()}
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(flags[name] and (parameter.dim() < 2 or name in free))
-    ties = {name: book.indices for name, book in free.items()}
+    parameters = dict(student.named_parameters())
+    shared: list[SharedWeight] = [
+        (parameters[name], book.values, book.indices, solver.masks.get(name)) for name, book in free.items()
+    ]
+    values = LearntAssignments(shared) if assignments == "learnt" else FixedAssignments(shared)
     with torch.enable_grad():
-        tune(dense, student, data, batches, solver.masks, tuning, ties=ties)
+        tune(dense, student, data, batches, solver.masks, tuning, values=values)
     found = {}
-    for name, parameter in student.named_parameters():
+    for name, parameter in parameters.items():
         parameter.requires_grad_(flags[name])
         parameter.grad = None
-        if name in free:
+        if name not in free:
+            continue
+        if assignments == "learnt":
+            found[name] = _book_of(name, parameter.detach(), solver.masks.get(name))
+        else:
             book = free[name]
-            values = torch.zeros_like(book.values)
-            values[book.indices.reshape(-1).long()] = parameter.detach().reshape(-1)
-            found[name] = replace(book, values=values)
+            moved = torch.zeros_like(book.values)
+            moved[book.indices.reshape(-1).long()] = parameter.detach().reshape(-1)
+            found[name] = replace(book, values=moved)
     return found
+
+
+def _book_of(name: str, weight: torch.Tensor, mask: torch.Tensor | None) -> Codebook:
+    """The codebook of a weight that has few distinct values; masked weights point at a 0.0 of their own."""
+    mask = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask.to(weight.device)
+    used, flat = torch.unique(weight[mask], return_inverse=True)
+    reserved = not bool(mask.all())
+    held = torch.cat([used.new_zeros(1), used]) if reserved else used
+    spread = torch.zeros(weight.shape, dtype=torch.long, device=mask.device)
+    spread[mask] = flat + (1 if reserved else 0)
+    return Codebook(name, held, spread.to(index_dtype(held.numel())), reserved=reserved)
 
 
 @dataclass
@@ -195,19 +220,11 @@ class CodebookSolver:
         shape, kind = layer.weight.shape, layer.weight.dtype
         flat = layer.geometry.weight(indices, shape)
         mask = layer.mask
-        whole = bool(mask.all())
-        if step is not None:
-            flat = flat.masked_fill(~mask, -low)
-            held = values.to(kind)
-            reserved = False
+        if step is None:
+            book = _book_of(layer.name, values.to(kind)[flat], mask)
         else:
-            used, flat = torch.unique(values.to(kind)[flat[mask]], return_inverse=True)
-            reserved = not whole
-            held = torch.cat([used.new_zeros(1), used]) if reserved else used
-            spread = torch.zeros(shape, dtype=torch.long, device=mask.device)
-            spread[mask] = flat + (1 if reserved else 0)
-            flat = spread
-        book = Codebook(layer.name, held, flat.to(index_dtype(held.numel())), step, low, reserved=reserved)
+            flat, held = flat.masked_fill(~mask, -low), values.to(kind)
+            book = Codebook(layer.name, held, flat.to(index_dtype(held.numel())), step, low)
         self.books[layer.name] = book
         return Solution(book.tensor())
 

@@ -35,7 +35,7 @@ from secateur.core.targets import Pattern, Target, select
 from secateur.errors import NothingToDoError, OptionError
 from secateur.execution.verb import verb
 from secateur.quantize import QuantizerLike
-from secateur.quantize.calibrated import CodebookSolver, calibrated
+from secateur.quantize.calibrated import Assignments, CodebookSolver, calibrated
 from secateur.quantize.codebooks import codebook_of_group, codebook_per_channel, reassigned_by_rate
 from secateur.quantize.groups import Groups, codebook_groups
 from secateur.quantize.rate_distortion import check_rate
@@ -60,6 +60,8 @@ class ShareOptions:
             the model given.
         tune: With `data`: gradient steps on the values, biases and norms afterwards, as of `sc.compensate`: a `Tuning`,
             or a number of passes over the data.
+        assignments: With `tune`: "fixed" moves the values alone; "learnt" also lets each weight take another, by the
+            straight-through estimator.
 
     >>> model = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 10))
     >>> list(share(model, bits=2, options=ShareOptions(skip="1")).codebooks)
@@ -73,6 +75,17 @@ class ShareOptions:
     seed: int = 0
     dense: nn.Module | None = None
     tune: Tuning | int | None = None
+    assignments: Assignments = "fixed"
+
+    def __post_init__(self) -> None:
+        if self.assignments not in ("fixed", "learnt"):
+            raise OptionError(
+                f"assignments of ShareOptions: expected 'fixed' or 'learnt', got {self.assignments!r}"
+            )
+        if self.assignments == "learnt" and not self.tune:
+            raise OptionError(
+                "assignments='learnt' of ShareOptions is for tune=: give a Tuning, or a number of passes"
+            )
 
 
 @verb
@@ -188,7 +201,9 @@ def _share_on_data(
     plainly(target.name for target in plan.targets if target.name not in layers)
     solver = CodebookSolver(plan.method, kept, rate, options.seed)
     dense = model if options.dense is None else check_dense(model, options.dense)
-    books.update(calibrated(student, dense, data, solver, layers, as_tuning(options.tune)))
+    books.update(
+        calibrated(student, dense, data, solver, layers, as_tuning(options.tune), options.assignments)
+    )
     plainly([target.name for target in plan.targets if target.name not in books])
     books = {target.name: books[target.name] for target in plan.targets}
     return _shared(student, model, plan, books, kept)

@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 from torch import nn
 
+from secateur.compensation.tuning import Tuning
 from secateur.core.masks import Masks
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import RecipeError
@@ -21,12 +22,14 @@ from secateur.lab.state import State
 from secateur.lab.steps import Result, Step, Work
 from secateur.lab.steps.compensate import check_dense_label
 from secateur.lab.steps.train import Augmentation, augmentation
+from secateur.quantize.calibrated import Assignments
 from secateur.quantize.share import ShareOptions, plan_sharing, share
 
 __all__ = ["ShareStep"]
 
 Patterns = str | tuple[str, ...] | None
 _CALIBRATION = ("calibrate", "batch_size", "augment", "dense", "passes")
+_TUNING = ("lr", "blocks", "precision", "assignments")
 
 
 class ShareStep(Step):
@@ -56,11 +59,23 @@ class ShareStep(Step):
     )
     passes: int = Field(0, ge=0, description="with calibrate: passes of gradient steps on the values")
 
+    lr: float = Field(0.05, gt=0, description="with passes: largest step, as a share of a tensor's size")
+    blocks: float = Field(
+        1.0, ge=0, description="with passes: weight of the blocks' outputs beside the model's own"
+    )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="with passes: in which the steps compute")
+    assignments: Assignments = Field(
+        "fixed", description="with passes: 'learnt' also moves weights from one value to another"
+    )
+
     def chosen(self) -> dict[str, Any]:
         """The options. Those of calibration only where it is used, so that addresses of older outcomes stay valid."""
         found = super().chosen()
         if not self.calibrate:
             for name in _CALIBRATION:
+                del found[name]
+        for name in _TUNING:
+            if getattr(self, name) == type(self).model_fields[name].default:
                 del found[name]
         return found
 
@@ -75,6 +90,10 @@ class ShareStep(Step):
             raise RecipeError(
                 f"step {self.label!r}: dense, passes and augment need calibrate, the number of images"
             )
+        if not self.passes and any(
+            getattr(self, name) != type(self).model_fields[name].default for name in _TUNING
+        ):
+            raise RecipeError(f"step {self.label!r}: {', '.join(_TUNING)} are for passes = (so many)")
         if self.dense is not None:
             check_dense_label(self.label, self.dense, before)
         plan_sharing(model, options=self._options(), **self._asked())
@@ -110,7 +129,8 @@ class ShareStep(Step):
         if images is not None:
             state.model.to(work.device)
             dense = None if self.dense is None else work.earlier(self.dense).model.to(work.device)
-            options = replace(options, dense=dense, tune=self.passes or None)
+            tune = Tuning(self.passes, self.lr, self.blocks, self.precision) if self.passes else None
+            options = replace(options, dense=dense, tune=tune, assignments=self.assignments)
         shared = share(
             state.model,
             masks=state.masks if state.masks is not None else "zeros",

@@ -3,6 +3,11 @@
 A chain of linear layers is doubled in length four times; each verb is timed by the processor's time (median of three
 rounds, all lengths in turn), and the exponent of time against length is fitted to the upper three doublings: 1.0 is
 linear, 2.0 quadratic. Prints the times, the exponent, and the goal of 1.1.
+
+`--widths 1024` doubles the width of a chain of eight layers instead, and fits the exponent against the number of
+parameters, which is four times as large at every step. `compensate` solves every layer with the square of its width in
+unknowns, so its exponent is 1.5 by nature, and its goal 1.6. `scan` evaluates a model of n layers n times, from the
+layer under test on: that is quadratic in the number of layers by nature, and its goal there is 2.1.
 """
 
 from __future__ import annotations
@@ -30,18 +35,20 @@ sys.path.insert(0, str(Path(__file__).parent))
 from _results import Figure, record
 
 GOAL, WIDTH, DOUBLINGS = 1.1, 32, 4
+NARROW = 8  # layers, where widths are doubled
+BY_NATURE = {("scan", "layers"): 2.0, ("compensate", "width"): 1.5}
 
 
 class Case:
-    """A chain of so many layers, its masks, and a folder to write to."""
+    """A chain of so many layers of one width, its masks, and a folder to write to."""
 
-    def __init__(self, layers: int, folder: Path):
+    def __init__(self, layers: int, folder: Path, width: int = WIDTH):
         torch.manual_seed(0)
         parts: list[nn.Module] = []
         for _ in range(layers):
-            parts += [nn.Linear(WIDTH, WIDTH), nn.ReLU()]
+            parts += [nn.Linear(width, width), nn.ReLU()]
         self.model = nn.Sequential(*parts).eval()
-        self.example = torch.randn(2, WIDTH)
+        self.example = torch.randn(2, width)
         self.masks = sc.prune(self.model, budget=0.5)
         self.channels = sc.prune(
             self.model,
@@ -52,7 +59,7 @@ class Case:
             options=sc.PruneOptions(allow_collapse=True),
         )
         self.folder = folder
-        self.file = folder / f"{layers}.sct"
+        self.file = folder / f"{layers}-{width}.sct"
         sc.save(self.model, self.file)
 
 
@@ -108,7 +115,25 @@ def compensate(case: Case) -> object:
     return sc.compensate(case.model, case.masks, [case.example])
 
 
-VERBS = (prune, prune_overall, prune_channels, explain, shrink, share, save, load, masks, hold, compensate)
+def scan(case: Case) -> object:
+    batches = [(case.example, torch.zeros(len(case.example), dtype=torch.long))]
+    return sc.scan(case.model, batches, "channel", [0.5], options=sc.ScanOptions(workers=1))
+
+
+VERBS = (
+    prune,
+    prune_overall,
+    prune_channels,
+    explain,
+    shrink,
+    share,
+    save,
+    load,
+    masks,
+    hold,
+    compensate,
+    scan,
+)
 
 
 def seconds(verb: Callable[[Case], object], case: Case) -> float:
@@ -136,15 +161,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--layers", type=int, default=512, help="layers of the longest chain")
+    parser.add_argument(
+        "--widths", type=int, default=0, help="the largest width; the chain has eight layers then"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="only the verbs that begin with this")
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    sizes = [max(2, asked.layers >> shift) for shift in reversed(range(DOUBLINGS + 1))]
+    largest = asked.widths or asked.layers
+    sizes = [max(2, largest >> shift) for shift in reversed(range(DOUBLINGS + 1))]
+    power = 2 if asked.widths else 1  # of the number of parameters in what is doubled
     missed = False
     with tempfile.TemporaryDirectory() as scratch:
-        cases = [Case(size, Path(scratch)) for size in sizes]
+        shapes = [(NARROW, size) if asked.widths else (size, WIDTH) for size in sizes]
+        cases = [Case(layers, Path(scratch), width) for layers, width in shapes]
         print(f"{'verb':<15}" + "".join(f"{size:>10}" for size in sizes) + "   exponent")
         for verb in VERBS:
             if not verb.__name__.startswith(asked.only):
@@ -152,16 +183,18 @@ def main() -> None:
             verb(cases[0])  # what is imported the first time
             rounds = [[seconds(verb, case) for case in cases] for _ in range(asked.rounds)]
             times = [statistics.median(column) for column in zip(*rounds)]
-            found = exponent(sizes[1:], times[1:])
-            missed |= found > GOAL
+            found = exponent(sizes[1:], times[1:]) / power
+            kind = "width" if asked.widths else "layers"
+            goal = GOAL - 1 + BY_NATURE.get((verb.__name__, kind), 1.0)
+            missed |= found > goal
             print(
                 f"{verb.__name__:<15}"
                 + "".join(f"{1e3 * t:>8.1f}ms" for t in times)
-                + f"   {found:.2f}{'   MISSED' if found > GOAL else ''}",
+                + f"   {found:.2f}{'   MISSED' if found > goal else ''}",
                 flush=True,
             )
-            detail = f"{1e3 * times[-1]:.1f} ms for {sizes[-1]} layers"
-            record(Figure(f"{verb.__name__}: exponent", found, "", GOAL, detail=detail))
+            detail = f"{1e3 * times[-1]:.1f} ms for {sizes[-1]} ({kind})"
+            record(Figure(f"{verb.__name__}: exponent of {kind}", found, "", goal, detail=detail))
     sys.exit(missed)
 
 

@@ -22,6 +22,7 @@ SHAPES = [(3,), (7, 5), (40, 64), (16, 3, 3, 3), (9, 20, 1, 5), (5, 4, 9, 9), (1
 @pytest.fixture(autouse=True)
 def _every_length(monkeypatch):
     monkeypatch.setattr(compiled, "WORTH_IT", 1)
+    monkeypatch.setattr(compiled, "LOADING", 0)
 
 
 def levels_of(shape: tuple[int, ...], seed: int, size: int, spread: float) -> np.ndarray:
@@ -119,3 +120,18 @@ def test_it_can_be_switched_off_and_costs_no_import_until_it_is_needed():
     )
     environment = {"SECATEUR_COMPILED": "0", "PYTHONPATH": ":".join(sys.path)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def test_the_loops_are_loaded_only_where_a_process_codes_enough(monkeypatch):
+    from secateur.coding.planes import layout
+
+    monkeypatch.setattr(compiled, "WORTH_IT", 1 << 16)
+    monkeypatch.setattr(compiled, "LOADING", 1 << 20)
+    monkeypatch.setattr(compiled, "_coded", [0])
+    monkeypatch.delitem(sys.modules, "secateur.coding._kernels", raising=False)
+    long, short = layout((256, 1024)), layout((255, 256))
+    assert [compiled.pays(long) for _ in range(5)] == [False, False, False, True, True]
+    assert not compiled.pays(short)
+    monkeypatch.setattr(compiled, "_coded", [0])
+    monkeypatch.setitem(sys.modules, "secateur.coding._kernels", compiled)
+    assert compiled.pays(long)  # loaded already

@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import pickle
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -29,10 +30,13 @@ from secateur.coding.mixing import Mixer
 from secateur.coding.predicted_contexts import PredictedContexts
 from secateur.errors import FormatError
 
-__all__ = ["LONGEST_BLOCK", "WORTH_IT", "available", "kernels", "pays", "walk"]
+__all__ = ["LOADING", "LONGEST_BLOCK", "WORTH_IT", "available", "kernels", "pays", "walk"]
 
 WORTH_IT = 1 << 16
 """Tensors of fewer weights are coded by numpy: loading the compiled loops would take longer."""
+LOADING = 1 << 20
+"""Weights of such tensors that a process codes before it loads the loops."""
+_coded = [0]  # weights of such tensors so far
 LONGEST_BLOCK = 1 << 18
 """Blocks of more weights are coded by numpy: sums over them could leave 64 bits."""
 _PIECE = 1 << 17  # weights coded between two checks of the space left for the stream
@@ -58,9 +62,16 @@ def kernels() -> ModuleType | None:
 
 
 def pays(layout: planes.PlaneLayout) -> bool:
-    """Whether a tensor is long enough for the loops to pay, and its blocks short enough for their sums."""
+    """Whether a tensor is long enough for the loops to pay, and its blocks short enough for their sums.
+
+    Loading them takes about a second, the time in which numpy codes some million weights. So the first tensors of a
+    process are coded by numpy until they add up to `LOADING` weights; a process that codes less loads nothing.
+    """
     size = layout.filters * layout.channels * layout.taps
-    return size >= WORTH_IT and layout.channels <= LONGEST_BLOCK
+    if size < WORTH_IT or layout.channels > LONGEST_BLOCK:
+        return False
+    _coded[0] += size
+    return "secateur.coding._kernels" in sys.modules or _coded[0] >= LOADING
 
 
 def walk(

@@ -25,7 +25,7 @@ from secateur.compensation.batches import read_all
 from secateur.compensation.solver import LeastSquares
 from secateur.container.arrays import to_words
 from secateur.container.checkpoint import Checkpoint
-from secateur.container.resuming import fingerprint_of, resumable
+from secateur.container.resuming import ResumableJob, fingerprint_of, resumable
 from secateur.container.shards import open_source
 from secateur.core.context import Context
 from secateur.core.nested import tensors_in
@@ -41,11 +41,26 @@ from secateur.streaming.block_runs import BlockCluster, BlockProgress, BlockRun
 from secateur.streaming.block_work import BlockDone, BlockWork
 from secateur.streaming.blocks import BlockModel, meta_model
 from secateur.streaming.pruned import ALONE
-from secateur.streaming.rewriting import RewrittenCheckpoint, check_target, copied_files, little_endian
+from secateur.streaming.rewriting import (
+    RewrittenCheckpoint,
+    check_target,
+    copied_files,
+    little_endian,
+    named_folder,
+)
 from secateur.streaming.skeleton import targets_in
 from secateur.structure.proof import ProofLike
 
-__all__ = ["BlockOptions", "block_targets", "compensate_checkpoint", "job_text", "read_data"]
+__all__ = [
+    "BlockOptions",
+    "block_run",
+    "block_targets",
+    "blocks_in",
+    "check_new_folder",
+    "compensate_checkpoint",
+    "job_text",
+    "read_data",
+]
 
 _OUT = "out"
 
@@ -82,6 +97,11 @@ class BlockOptions:
     cluster: BlockCluster | None = None
     proof: ProofLike = None
     seed: int = 0
+
+    @property
+    def solving(self) -> LeastSquares | None:
+        """How layers are solved; None where they are not."""
+        return (self.solver or LeastSquares()) if self.compensate else None
 
     def __post_init__(self) -> None:
         if self.inputs not in ("pruned", "dense"):
@@ -129,43 +149,72 @@ def compensate_checkpoint(
         NothingToDoError: No layer of a block takes part.
     """
     asked = options or BlockOptions()
-    if Path(target).suffix in (".sct", ".safetensors"):
-        raise OptionError(
-            f"{target}: blocks are written into a folder; name a new one, and pack it afterwards"
-        )
     grain = _grain(asked.granularity or "element")
     rule = criteria.make(criterion)
     with open_source(source) as checkpoint:
-        check_target(checkpoint, Path(target))
-        blocks = BlockModel(
-            asked.model if asked.model is not None else meta_model(source), checkpoint, asked.blocks
-        )
+        check_new_folder(checkpoint, Path(target))
+        blocks = blocks_in(source, checkpoint, asked)
         batches = read_data("compensate_checkpoint", data, checkpoint)
         targets = block_targets(blocks, checkpoint, asked, skip)
         budgets = _budgets(budget, blocks, targets, grain)
-        solver = (asked.solver or LeastSquares()) if asked.compensate else None
-        work = BlockWork(rule, grain, targets, budgets, solver, seed=asked.seed)
+        work = BlockWork(rule, grain, targets, budgets, asked.solving, seed=asked.seed)
         text = job_text("compensate", work, budget, asked, batches)
         with resumable(target, fingerprint_of(checkpoint, text)) as job, ExitStack() as stack:
             files = _OutFiles(job.folder / _OUT, checkpoint, blocks, stack)
-            run = BlockRun(
-                Path(source),
-                blocks,
-                asked.model is not None,
-                work,
-                asked.inputs == "dense",
-                asked.cluster,
-                job,
-            )
-            rows = run.run(batches, files, progress)
+            rows = block_run(source, blocks, work, asked, job).run(batches, files, progress)
             stack.close()
             left_out = copied_files(checkpoint, files.folder)
-            size = sum((files.folder / shard.file).stat().st_size for shard in checkpoint.shards)
-            if Path(target).exists():
-                Path(target).rmdir()
-            files.folder.rename(target)
-        before = sum((checkpoint.path / shard.file).stat().st_size for shard in checkpoint.shards)
-    return RewrittenCheckpoint(Path(target), size, before, tuple(rows), left_out)
+            return named_folder(checkpoint, files.folder, Path(target), rows, left_out)
+
+
+def check_new_folder(checkpoint: Checkpoint, target: Path) -> None:
+    """Raise unless blocks can be written under this name.
+
+    Args:
+        checkpoint: The checkpoint that is read.
+        target: The folder.
+
+    Raises:
+        OptionError: It is the name of a file, or of something that exists.
+    """
+    if target.suffix in (".sct", ".safetensors"):
+        raise OptionError(
+            f"{target}: blocks are written into a folder; name a new one, and pack it afterwards"
+        )
+    check_target(checkpoint, target)
+
+
+def blocks_in(source: str | os.PathLike[str], checkpoint: Checkpoint, asked: BlockOptions) -> BlockModel:
+    """The model that was given, or that of the folder's config.json, with the weights of the checkpoint.
+
+    Args:
+        source: The folder.
+        checkpoint: The weights.
+        asked: The model, and the name of its blocks, if given.
+    """
+    return BlockModel(
+        asked.model if asked.model is not None else meta_model(source), checkpoint, asked.blocks
+    )
+
+
+def block_run(
+    source: str | os.PathLike[str],
+    blocks: BlockModel,
+    work: BlockWork,
+    asked: BlockOptions,
+    job: ResumableJob,
+) -> BlockRun:
+    """The run over all blocks with these options.
+
+    Args:
+        source: The folder.
+        blocks: The model.
+        work: The work on every block.
+        asked: The inputs of blocks, and where they are processed.
+        job: The finished part.
+    """
+    own, dense = asked.model is not None, asked.inputs == "dense"
+    return BlockRun(Path(source), blocks, own, work, dense, asked.cluster, job)
 
 
 def read_data(verb: str, data: Iterable[object], checkpoint: Checkpoint) -> list[Batch]:

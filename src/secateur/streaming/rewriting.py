@@ -39,6 +39,7 @@ __all__ = [
     "check_target",
     "copied_files",
     "little_endian",
+    "named_folder",
     "rewrite",
 ]
 
@@ -227,6 +228,26 @@ def _write_folder(
         target.rmdir()
     out.rename(target)
     return size, left_out
+
+
+def named_folder(
+    checkpoint: Checkpoint, folder: Path, target: Path, rows: Sequence[Row], left_out: tuple[str, ...]
+) -> RewrittenCheckpoint:
+    """Rename a finished folder to the target.
+
+    Args:
+        checkpoint: The folder that was read.
+        folder: The finished folder.
+        target: Its name.
+        rows: The rows of the report.
+        left_out: The names of files that were not copied.
+    """
+    before = sum((checkpoint.path / shard.file).stat().st_size for shard in checkpoint.shards)
+    size = sum((folder / shard.file).stat().st_size for shard in checkpoint.shards)
+    if target.exists():
+        target.rmdir()
+    folder.rename(target)
+    return RewrittenCheckpoint(target, size, before, tuple(rows), left_out)
 
 
 def copied_files(checkpoint: Checkpoint, out: Path) -> tuple[str, ...]:

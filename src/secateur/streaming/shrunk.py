@@ -23,7 +23,6 @@ from torch import nn
 
 from secateur.budget import Budget, BudgetLike
 from secateur.budget.per_tensor import PerTensor
-from secateur.compensation.solver import LeastSquares
 from secateur.container.arrays import to_words
 from secateur.container.checkpoint import Checkpoint, Shard, canonical_header
 from secateur.container.format import Entry
@@ -38,11 +37,19 @@ from secateur.errors import OptionError
 from secateur.granularity import Granularity, GranularityLike
 from secateur.granularity import registry as granularities
 from secateur.pruning.prune import budget_of
-from secateur.streaming.block_runs import BlockProgress, BlockRun
+from secateur.streaming.block_runs import BlockProgress
 from secateur.streaming.block_work import BlockDone, BlockWork
-from secateur.streaming.blocks import BlockModel, meta_model
-from secateur.streaming.compensated import BlockOptions, block_targets, job_text, read_data
-from secateur.streaming.rewriting import RewrittenCheckpoint, check_target, copied_files, little_endian
+from secateur.streaming.blocks import BlockModel
+from secateur.streaming.compensated import (
+    BlockOptions,
+    block_run,
+    block_targets,
+    blocks_in,
+    check_new_folder,
+    job_text,
+    read_data,
+)
+from secateur.streaming.rewriting import RewrittenCheckpoint, copied_files, little_endian, named_folder
 from secateur.structure.cut.plan import ShrinkPlan
 from secateur.structure.hf.configs import fitted_config
 
@@ -91,45 +98,29 @@ def shrink_checkpoint(
         NothingToDoError: No layer of a block takes part, or nothing would be removed.
     """
     asked = options or BlockOptions()
-    if Path(target).suffix in (".sct", ".safetensors"):
-        raise OptionError(
-            f"{target}: blocks are written into a folder; name a new one, and pack it afterwards"
-        )
     grain, share = _grain(asked.granularity or "channel"), _share(budget)
     rule = criteria.make(criterion)
     with open_source(source) as checkpoint:
-        check_target(checkpoint, Path(target))
-        model = asked.model if asked.model is not None else meta_model(source)
-        if not hasattr(getattr(model, "config", None), "to_dict"):
-            raise OptionError(
-                f"{type(model).__name__}: has no configuration to write the new widths into; load the model and use "
-                "sc.shrink"
-            )
-        blocks = BlockModel(model, checkpoint, asked.blocks)
+        check_new_folder(checkpoint, Path(target))
+        _check_configuration(asked.model)
+        blocks = blocks_in(source, checkpoint, asked)
         batches = read_data("shrink_checkpoint", data, checkpoint)
         targets = block_targets(blocks, checkpoint, asked, skip)
-        solver = (asked.solver or LeastSquares()) if asked.compensate else None
-        work = BlockWork(rule, grain, targets, {"": share}, solver, True, asked.proof, asked.seed)
+        work = BlockWork(rule, grain, targets, {"": share}, asked.solving, True, asked.proof, asked.seed)
         text = job_text("shrink", work, share, asked, batches)
         with resumable(target, fingerprint_of(checkpoint, text)) as job:
             cut = _CutBlocks(checkpoint, blocks, job)
-            run = BlockRun(
-                Path(source),
-                blocks,
-                asked.model is not None,
-                work,
-                asked.inputs == "dense",
-                asked.cluster,
-                job,
-            )
-            rows = run.run(batches, cut, progress)
-            left_out = cut.assemble()
-            size = sum((cut.folder / shard.file).stat().st_size for shard in checkpoint.shards)
-            if Path(target).exists():
-                Path(target).rmdir()
-            cut.folder.rename(target)
-        before = sum((checkpoint.path / shard.file).stat().st_size for shard in checkpoint.shards)
-    return RewrittenCheckpoint(Path(target), size, before, tuple(rows), left_out)
+            rows = block_run(source, blocks, work, asked, job).run(batches, cut, progress)
+            return named_folder(checkpoint, cut.folder, Path(target), rows, cut.assemble())
+
+
+def _check_configuration(model: nn.Module | None) -> None:
+    """Raise where a given model has no configuration."""
+    if model is not None and not hasattr(getattr(model, "config", None), "to_dict"):
+        raise OptionError(
+            f"{type(model).__name__}: has no configuration to write the new widths into; load the model and use "
+            "sc.shrink"
+        )
 
 
 def _grain(granularity: GranularityLike) -> Granularity:

@@ -26,7 +26,7 @@ from secateur.execution.calling import call
 sys.path.insert(0, str(Path(__file__).parent))
 from _results import Figure, record
 
-SLOWEST = ["mvit_v2_s", "mvit_v1_b", "vit_l_16", "swin_v2_s", "swin3d_b", "detr"]
+SLOWEST = ["mvit_v2_s", "mvit_v1_b", "vit_l_16", "swin_v2_s", "swin3d_b", "detr", "mask2former"]
 _TIMES, _MORE = 5, 3.0
 
 

@@ -205,6 +205,22 @@ CONFIGS: dict[str, tuple[str, str, dict[str, Any], str]] = {
         },
         "image",
     ),
+    "mask2former": (
+        "Mask2FormerForUniversalSegmentation",
+        "Mask2FormerConfig",
+        {
+            **dict.fromkeys(["feature_size", "mask_feature_size", "hidden_dim"], 64),
+            **dict.fromkeys(["encoder_feedforward_dim", "dim_feedforward"], 128),
+            "encoder_layers": 2,
+            "decoder_layers": 3,
+            "num_attention_heads": 4,
+            "num_queries": 10,
+            "use_timm_backbone": False,
+            "use_pretrained_backbone": False,
+            "backbone_config": "swin",
+        },
+        "image",
+    ),
     "mamba": (
         "MambaForCausalLM",
         "MambaConfig",
@@ -232,6 +248,12 @@ def build(name: str) -> tuple[nn.Module, Any]:
     if options.get("backbone_config") == "resnet":
         options["backbone_config"] = transformers.ResNetConfig(
             embedding_size=16, hidden_sizes=[16, 32, 64, 128], depths=[1, 1, 1, 1], out_features=["stage4"]
+        )
+    if options.get("backbone_config") == "swin":
+        options["backbone_config"] = transformers.SwinConfig(
+            **{"embed_dim": 32, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8], "window_size": 4},
+            image_size=32,
+            out_features=["stage1", "stage2", "stage3", "stage4"],
         )
     config = getattr(transformers, config_class)(**options)
     model = getattr(transformers, model_class)(config)

@@ -12,11 +12,12 @@ False
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, cast
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from secateur.structure.cut.attributes import AttributeValue, cut_lists
 from secateur.structure.hf.rotary import said
@@ -33,25 +34,52 @@ class _Readable(Protocol):
     def from_dict(cls, data: dict[str, object]) -> object: ...
 
 
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+Shapes = dict[str, tuple[int, ...]]
+
+
+def _shapes(model: nn.Module) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+_INITS = frozenset(
+    {
+        *(value for name, value in vars(nn.init).items() if name.endswith("_") and callable(value)),
+        *(torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.fill_, torch.Tensor.zero_),
+    }
+)
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Leaves out what gives first values to parameters: on meta tensors that is half of the time of building."""
+
+    def __torch_function__(
+        self, func: Callable[..., object], types: object, args: tuple[object, ...] = (), kwargs: object = None
+    ) -> object:
+        options = kwargs if isinstance(kwargs, dict) else {}
+        if func in _INITS:
+            return args[0] if args else options.get("tensor")
+        return func(*args, **options)
 
 
 def _built(kind: type, config: object) -> nn.Module | None:
     """A model without values built from a config; None where it cannot be built."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _WithoutValues():
             model: nn.Module = kind(copy.deepcopy(config))
             return model
     except Exception:
         return None
 
 
-def _wrong(kind: type, config: object, wanted: dict[str, tuple[int, ...]]) -> int:
+def _wrong(kind: type, config: object, wanted: Shapes) -> int:
     """How many tensors of a model built from a config have another shape."""
     built = _built(kind, config)
-    shapes = {} if built is None else _shapes(built)
-    if built is None or set(shapes) != set(wanted):
+    return _apart(None if built is None else _shapes(built), wanted)
+
+
+def _apart(shapes: Shapes | None, wanted: Shapes) -> int:
+    """How many tensors have another shape than they should; many where there are no shapes, or of other tensors."""
+    if shapes is None or set(shapes) != set(wanted):
         return 1 << 30
     return sum(shapes[name] != shape for name, shape in wanted.items())
 
@@ -146,32 +174,74 @@ def _numbers_said(model: nn.Module, small: nn.Module, config: object) -> str:
     return ""
 
 
-def _shaped(
-    kind: type, config: object, wanted: dict[str, tuple[int, ...]], widths: Iterable[tuple[int, int]]
-) -> object | None:
+def _shaped(kind: type, config: object, wanted: Shapes, widths: Iterable[tuple[int, int]]) -> object | None:
     """The config with fields changed until every shape of a model built from it is as wanted, or None."""
-    wrong = _wrong(kind, config, wanted)
     news: dict[int, set[int]] = {}
     for before, after in widths:
         news.setdefault(before, set()).add(after)
-    moved = True
-    while wrong and moved:
-        moved = False
-        fields = [(owner, name, value) for owner, name, value in _fields(config) if value in news]
-        single = [[(owner, name, new)] for owner, name, value in fields for new in news[value]]
+    search = _FieldSearch(kind, config, wanted, news)
+    while search.wrong and search.step():
+        pass
+    return None if search.wrong else config
+
+
+class _FieldSearch:
+    """The search for the fields of a config that bring the shapes of its model nearer to those wanted.
+
+    Building a model takes longer than all else, so fields that change no shape by themselves are left out for good.
+    """
+
+    def __init__(self, kind: type, config: object, wanted: Shapes, news: Mapping[int, set[int]]):
+        self.kind, self.config, self.wanted, self.news = kind, config, wanted, news
+        self.idle: set[tuple[int, str]] = set()
+        self.now = self.built()
+        self.wrong = _apart(self.now, wanted)
+
+    def built(self) -> Shapes | None:
+        """The shapes of a model built from the config as it is."""
+        model = _built(self.kind, self.config)
+        return None if model is None else _shapes(model)
+
+    def step(self) -> bool:
+        """Keep the first change of one or two fields that helps; False where none does."""
+        fields = [
+            (owner, name, value)
+            for owner, name, value in _fields(self.config)
+            if value in self.news and (id(owner), name) not in self.idle
+        ]
+        single = [(owner, name, new) for owner, name, value in fields for new in self.news[value]]
+        moving = []
+        for owner, name, new in single:
+            shapes = self.tried([(owner, name, new)])
+            if shapes is not None and shapes == self.now:
+                self.idle.add((id(owner), name))
+                continue
+            moving.append((owner, name, new))
+            if self.kept(shapes, [(owner, name, new)]):
+                return True
         # Heads and key-value heads, or a size and what is computed from it, may fit only when both change.
-        pairs = [[a[0], b[0]] for i, a in enumerate(single) for b in single[i + 1 :] if a[0][:2] != b[0][:2]]
-        for changes in [*single, *pairs[:200]]:
-            old = [getattr(owner, name) for owner, name, _ in changes]
-            for owner, name, new in changes:
-                setattr(owner, name, new)
-            now = _wrong(kind, config, wanted)
-            if now < wrong:
-                wrong, moved = now, True
-                break
-            for (owner, name, _), value in zip(changes, old):
-                setattr(owner, name, value)
-    return config if wrong == 0 else None
+        pairs = [[a, b] for i, a in enumerate(moving) for b in moving[i + 1 :] if a[:2] != b[:2]]
+        return any(self.kept(self.tried(pair), pair) for pair in pairs[:200])
+
+    def tried(self, changes: Sequence[tuple[object, str, int]]) -> Shapes | None:
+        """The shapes that the model has with these changes, which are taken back."""
+        old = [getattr(owner, name) for owner, name, _ in changes]
+        for owner, name, new in changes:
+            setattr(owner, name, new)
+        shapes = self.built()
+        for (owner, name, _), value in zip(changes, old):
+            setattr(owner, name, value)
+        return shapes
+
+    def kept(self, shapes: Shapes | None, changes: Sequence[tuple[object, str, int]]) -> bool:
+        """Make the changes for good if fewer shapes are wrong with them."""
+        wrong = _apart(shapes, self.wanted)
+        if wrong >= self.wrong:
+            return False
+        for owner, name, new in changes:
+            setattr(owner, name, new)
+        self.wrong, self.now = wrong, shapes
+        return True
 
 
 def config_changes(before: object, after: object) -> dict[str, AttributeValue]:

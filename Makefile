@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test quick extras zoo foreign ray lint hashes site dist bench bench-check headline fuzz faults mutants accelerator studies-doc clean
+.PHONY: demo test quick extras zoo foreign ray lint hashes site dist bench bench-check headline headline-train fuzz faults mutants accelerator studies-doc clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -79,6 +79,11 @@ bench-check: $(STAMP)
 # The smallest files on their test images: make headline DATA=folder with cifar10 and mnist
 headline: $(STAMP)
 	$(BIN)/python benchmarks/headline.py $(if $(DATA),--data $(DATA))
+
+# Train one of them, by the name of its recipe; stopped, the same command continues:
+# make headline-train NAME=lenet-5-bytes DATA=folder of the dataset [SEED=1]
+headline-train: $(STAMP)
+	$(BIN)/secateur run recipes/headline/$(NAME).toml $(if $(DATA),--set data.path=$(DATA)) --seed $(or $(SEED),0) --out headline-$(NAME)-$(or $(SEED),0)
 
 # Hostile files for every reader, ten minutes: make fuzz SECONDS=3600. Sittings on the same sources add up.
 fuzz: $(STAMP)

@@ -65,13 +65,16 @@ def picture(entries: dict[str, dict[str, Any]]) -> str:
             f'<path d="M{x - 5:.1f} {y - 5:.1f}l10 10m0 -10l-10 10" stroke="{colour}" stroke-width="2"/>',
             text(x + (10 if side == "start" else -10), y + lower, who, side),
         ]
+    placed: list[tuple[float, float]] = []
     for entry in entries.values():
         if entry["model"] in COLOURS:
             x, y = across(entry["bytes"]), up(100 * (1 - entry["accuracy"]))
+            crowded = any(abs(x - left) < 80 and abs(y - top) < 30 for left, top in placed)
+            placed.append((x, y))
             colour = COLOURS[entry["model"]]
             out += [
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>',
-                text(x, y - 10, f"{entry['bytes']:,} bytes", "middle", colour),
+                text(x, y + 20 if crowded else y - 10, f"{entry['bytes']:,} bytes", "middle", colour),
             ]
     out += [
         text(

@@ -18,14 +18,14 @@ from secateur.core.measurement import Measurement, Measurements
 from secateur.report.reading import VariantRow, as_text, finite, rows_of, settings_of
 from secateur.report.summary import MEASURES, NAMES, number
 
-__all__ = ["Cell", "TrialsTable", "trials_table"]
+__all__ = ["TableCell", "TrialsTable", "trials_table"]
 
 _MOST_MEASURES = 9
 _MOST_CHOICES = 12
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """A cell: its text, and the number that it is sorted by where it has one."""
 
     text: str
@@ -41,7 +41,7 @@ class TrialsTable:
     """
 
     head: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[TableCell, ...], ...]
     choices: dict[int, list[str]]
     kinds: tuple[str, ...]
     of: int
@@ -68,13 +68,17 @@ def trials_table(measurements: Measurements, most: int = 250) -> TrialsTable:
     first_measure = len(head)
     head += [*(["removed"] if removed else []), *(_heading(name) for name in order)]
 
-    def cells(row: VariantRow) -> tuple[Cell, ...]:
-        found = [Cell(str(row.trial + 1), row.trial), *([Cell(row.run)] if runs else []), Cell(row.variant)]
+    def cells(row: VariantRow) -> tuple[TableCell, ...]:
+        found = [
+            TableCell(str(row.trial + 1), row.trial),
+            *([TableCell(row.run)] if runs else []),
+            TableCell(row.variant),
+        ]
         found += [_setting(row.settings.get(key)) for key in settings]
-        found += [Cell(str(row.seed))] if seeds else []
+        found += [TableCell(str(row.seed))] if seeds else []
         if removed:
             share = row.removed
-            found.append(Cell("") if share is None else Cell(f"{share * 100:.1f} %", share))
+            found.append(TableCell("") if share is None else TableCell(f"{share * 100:.1f} %", share))
         return (*found, *(_measured(row.values.get(name)) for name in order))
 
     shown = rows[:: max(1, -(-len(rows) // most))]
@@ -93,9 +97,13 @@ def _heading(name: str) -> str:
     return alone.get(name) or NAMES.get(name, name.replace("_", " "))
 
 
-def _setting(value: object) -> Cell:
-    return Cell("") if value is None else Cell(as_text(value), finite(value))
+def _setting(value: object) -> TableCell:
+    return TableCell("") if value is None else TableCell(as_text(value), finite(value))
 
 
-def _measured(item: Measurement | None) -> Cell:
-    return Cell("") if item is None else Cell(number(item.value, item.name, item.unit), float(item.value))
+def _measured(item: Measurement | None) -> TableCell:
+    return (
+        TableCell("")
+        if item is None
+        else TableCell(number(item.value, item.name, item.unit), float(item.value))
+    )

@@ -13,6 +13,7 @@ import json
 import re
 import sys
 import time
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,32 @@ def test_names_from_outside_cannot_become_markup() -> None:
     html = report.html()
     assert html.count("<img src=x") == 0
     assert html.count("<script>document.title") == 0
+
+
+class _Read(HTMLParser):
+    """The elements of a page and its text, as a browser has them."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: set[str] = set()
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.elements.add(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.mark.parametrize("name", ["ü✓𝔴", "</script><b>", "{{ 7 * 7 }}", "@@DATA@@", "&lt;i&gt;", "=1+2"])
+def test_a_name_is_read_back_from_the_page_as_text(name: str) -> None:
+    pages = []
+    for each in ("plain", name):
+        rows = Measurements([M("macs", 7, "MAC", context={"variant": each})])
+        pages.append(_Read())
+        pages[-1].feed(_outside_scripts(Report([Run(each, rows)]).html()))
+    assert pages[1].elements == pages[0].elements
+    assert pages[1].text.count(name) >= pages[0].text.count("plain") > 0
 
 
 def test_home_folder_and_its_name_are_in_no_file(tmp_path: Path) -> None:

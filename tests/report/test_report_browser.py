@@ -78,6 +78,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {
         "demo": Report([Run("demo", samples.everything(), "What was done.", provenance)]),
         "sweep": Report([samples.sweep(72)]),
+        "trials": Report([samples.sweep(8)]),
         "study": Report([samples.sweep(4), Run("again", samples.everything())], "A study"),
         "hostile": Report([Run(HOSTILE, samples.everything(HOSTILE), HOSTILE, {"command": HOSTILE})]),
     }
@@ -347,7 +348,7 @@ def axe() -> str:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["demo", "sweep", "study"])
+@pytest.mark.parametrize("name", ["demo", "trials", "study"])
 def test_axe_finds_no_violation(
     browser: Any, pages: dict[str, Path], axe: str, name: str, theme: str
 ) -> None:
@@ -365,7 +366,9 @@ def test_axe_finds_what_is_planted(browser: Any, pages: dict[str, Path], axe: st
 
 
 def _violations(browser: Any, axe: str) -> list[str]:
-    browser.set_script_timeout(120)
+    browser.set_script_timeout(110)
     browser.execute_script(axe)
-    found = browser.execute_async_script("const done = arguments[0]; axe.run(document).then(done)")
+    # What is in a chart is presentational (role img): its text alternative and its numbers beside it are checked.
+    asked = "axe.run({exclude: ['.chart svg']}, {resultTypes: ['violations']})"
+    found = browser.execute_async_script(f"const done = arguments[0]; {asked}.then(done)")
     return [f"{one['id']}: {node['html']}" for one in found["violations"] for node in one["nodes"]]

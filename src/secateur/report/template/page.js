@@ -51,7 +51,7 @@
 
   async function draw(name) {
     const place = document.getElementById("chart-" + name);
-    if (!place.clientWidth) return; // in a section that is folded: drawn when it is opened
+    if (place.closest("details:not([open])")) return; // drawn when its section is opened
     const made = fitted(data.figures[name], place.clientWidth);
     if (views[name]) views[name].finalize();
     const found = await vegaEmbed(place, made.spec, {

@@ -74,7 +74,7 @@ class OptionError(SecateurError, ValueError):
 
 
 class UnknownNameError(OptionError):
-    """No plug-in, layer or key goes by that name.
+    """There is no plug-in, layer or key of that name.
 
     Cure: take one of the names that the message suggests. `secateur list criteria` (or `granularities`,
     `budgets`, `models`, `data`, `measures`) prints all of them; layers are named as in

@@ -69,5 +69,5 @@ def test_a_stream_that_goes_on_is_a_format_error() -> None:
     encoder.bits(np.array([1, 0, 1]), np.full(3, 32768))
     decoder = Decoder(encoder.finish() + bytes(3) + b"\1" * 30)
     decoder.bits(np.full(3, 32768))
-    with pytest.raises(FormatError, match="goes on after its last symbol"):
+    with pytest.raises(FormatError, match="has bytes after its last symbol"):
         decoder.finish()

@@ -84,7 +84,7 @@ def test_biases_are_priced_and_those_that_left_stay_away(tmp_path):
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(done, tmp_path, monkeypatch):
     store = Store(tmp_path)
-    measure, calls = rate_train._Watch.measure, []
+    measure, calls = rate_train._ByteWatch.measure, []
 
     def stop(self):
         calls.append(1)
@@ -92,7 +92,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(done, tmp_path, monkey
             raise KeyboardInterrupt
         measure(self)
 
-    monkeypatch.setattr(rate_train._Watch, "measure", stop)
+    monkeypatch.setattr(rate_train._ByteWatch, "measure", stop)
     with pytest.raises(KeyboardInterrupt):
         run(Recipe.of(RECIPE), store)
     monkeypatch.undo()

@@ -1,6 +1,6 @@
 """Allocation: how much each layer loses, found by trying. One method a file; its name is the word.
 
-In goes a `Space`: the lists of units that can be cut, what a choice costs, what it is worth, and the limit of the cost.
+In goes a `Space`: the lists of units that can be cut, the cost and the value of a choice, and the limit of the cost.
 Out comes a choice: how many units each list loses, those with the lowest scores. A method knows nothing of models;
 `sc.allocate` makes the space of a model, and turns the choice into a budget.
 
@@ -8,8 +8,7 @@ In reading order: `_space` (what a method may ask), `_thresholds` with `fast_nas
 loss of every list), `knapsack` (the least sum of losses), `net_adapt` (small steps, the best list each time),
 `annealing` and `amc` (whole choices, tried and changed). To add one, add a file with a class of its name in CamelCase.
 
-Two lists of four units; each unit costs an eighth. What a unit of `a` is worth is lost; the units of `b` are worth
-nothing.
+Two lists of four units; each unit costs an eighth. Removing a unit of `a` loses its value; those of `b` have no value.
 
 >>> space = Space(("a", "b"), (4, 4), (3, 3), lambda gone: 1 - sum(gone) / 8, lambda gone: -gone[0], limit=0.7)
 >>> registry.make("net_adapt").search(space, seed=0)
@@ -34,7 +33,7 @@ class Allocator(ABC):
         """How many units each list loses, within the space's limit.
 
         Args:
-            space: The lists, the cost and the worth of a choice, the limit.
+            space: The lists, the cost and the value of a choice, the limit.
             seed: Of what is drawn at random.
 
         Raises:

@@ -20,14 +20,14 @@ _HALVINGS = 30
 
 
 class Space:
-    """The choices among lists of units, what each costs and is worth, and the limit.
+    """The choices among lists of units, the cost and the value of each, and the limit.
 
     Args:
         names: The lists, in the model's order.
         counts: The number of units of each.
-        most: How many of each may leave.
-        cost: The share of the dense cost that a choice leaves; it must not rise as more units leave.
-        value: What the model is worth under a choice, the higher the better: takes long.
+        most: How many of each may be removed.
+        cost: The remaining share of the dense cost; it must not rise as more units are removed.
+        value: The value of the model under a choice, the higher the better: slow to evaluate.
         limit: The largest cost allowed.
         losses: For every list the estimated rise of the loss for 1, 2, ... units gone; needed by `grad_nas` alone.
 
@@ -75,7 +75,7 @@ class Space:
         return self.cost(gone) <= self.limit + 1e-12
 
     def value(self, gone: Gone) -> float:
-        """What the model is worth; evaluated once for each choice.
+        """The value of the model; evaluated once for each choice.
 
         Args:
             gone: A choice.
@@ -111,7 +111,7 @@ class Space:
             shares: The share that each list loses.
 
         Raises:
-            BudgetNotMetError: Not even all that may leave is enough.
+            BudgetNotMetError: Removing all units that may be removed is not enough.
         """
         self.check_reachable()
         low, high = -1.0, 1.0
@@ -129,5 +129,5 @@ class Space:
         if not self.fits(self.most):
             raise BudgetNotMetError(
                 f"allocate: expected to keep at most {self.limit:.4f} of the cost, got {least:.4f} with all removed "
-                f"that may leave; keep at least {least:.4f}, or let more layers take part (only, skip, at_least)"
+                f"that may be; keep at least {least:.4f}, or let more layers take part (only, skip, at_least)"
             )

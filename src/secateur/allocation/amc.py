@@ -62,11 +62,11 @@ class Amc(Allocator):
         for episode in range(self.episodes):
             noise = self.noise * self.decay ** max(0, episode - self.warm)
             gone, steps = self._episode(space, agent, draw, None if episode < self.warm else noise)
-            worth = space.value(gone)
-            agent.remember(steps, worth)
+            value = space.value(gone)
+            agent.remember(steps, value)
             if episode >= self.warm:
                 agent.learn(len(steps))
-            best = gone if best is None or worth > space.value(best) else best
+            best = gone if best is None or value > space.value(best) else best
         assert best is not None
         return best
 
@@ -143,12 +143,12 @@ class _Agent:
         with torch.no_grad():
             return float(self.actor(state))
 
-    def remember(self, steps: list[tuple[torch.Tensor, float]], worth: float) -> None:
+    def remember(self, steps: list[tuple[torch.Tensor, float]], value: float) -> None:
         """Keep an episode; every step is paid the value at the end, less the moving mean of values."""
-        self._mean = worth if self._mean is None else 0.95 * self._mean + 0.05 * worth
+        self._mean = value if self._mean is None else 0.95 * self._mean + 0.05 * value
         following: list[torch.Tensor | None] = [*(state for state, _ in steps[1:]), None]
         for (state, action), after in zip(steps, following, strict=True):
-            self._seen.append((state, action, worth - self._mean, after))
+            self._seen.append((state, action, value - self._mean, after))
         del self._seen[:-2000]
 
     def learn(self, times: int) -> None:

@@ -55,7 +55,7 @@ def losses_alone(space: Space, levels: Sequence[float]) -> list[list[tuple[int, 
     """For every list (units gone, loss of value) where it alone is cut, rising.
 
     Args:
-        space: The lists, and what a choice is worth.
+        space: The lists, and the value of a choice.
         levels: The shares of a list that are tried.
     """
     dense = space.value(space.none)

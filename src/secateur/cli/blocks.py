@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secateur.cli.checkpoints import told
+from secateur.cli.checkpoints import print_written
 from secateur.cli.cluster import Address, EngineChoice, EngineOption
 from secateur.cli.flags import with_flags
 from secateur.cli.options import ProgressFlags
@@ -114,7 +114,7 @@ def compensate(
     *,
     output: ProgressFlags,
 ) -> None:
-    """Prune a transformer on sequences, one block in memory at a time, and refit the rest. A killed run goes on."""
+    """Prune a transformer on sequences, one block in memory at a time, and refit the rest. A killed run continues."""
     from secateur.streaming.compensated import compensate_checkpoint
     from secateur.streaming.sequences import sequences_of
     from secateur.streaming.shrunk import shrink_checkpoint
@@ -136,7 +136,7 @@ def compensate(
     weights = sum(int(str(row["weights"])) for row in done.rows)
     kept = sum(int(str(row["kept"])) for row in done.rows)
     what = "blocks cut and proved" if verb is shrink_checkpoint else "layers"
-    told(done, output, f"{kept:,} of {weights:,} weights kept in {len(done.rows)} {what}")
+    print_written(done, output, f"{kept:,} of {weights:,} weights kept in {len(done.rows)} {what}")
 
 
 VERBS = (compensate,)

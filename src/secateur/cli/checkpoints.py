@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from secateur.streaming.pruned import StreamOptions
     from secateur.streaming.rewriting import RewrittenCheckpoint
 
-__all__ = ["VERBS", "Memory", "bytes_of", "told"]
+__all__ = ["VERBS", "Memory", "bytes_of", "print_written"]
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -125,7 +125,7 @@ def prune(
         )
     weights = sum(int(str(row["weights"])) for row in done.rows)
     kept = sum(int(str(row["kept"])) for row in done.rows)
-    told(done, output, f"{kept:,} of {weights:,} weights kept in {len(done.rows)} tensors")
+    print_written(done, output, f"{kept:,} of {weights:,} weights kept in {len(done.rows)} tensors")
 
 
 @with_flags
@@ -152,10 +152,10 @@ def share(
             progress=on_progress,
         )
     weights = sum(int(str(row["weights"])) for row in done.rows)
-    told(done, output, f"{weights:,} weights shared in {len(done.rows)} tensors")
+    print_written(done, output, f"{weights:,} weights shared in {len(done.rows)} tensors")
 
 
-def told(done: RewrittenCheckpoint, output: ProgressFlags, summary: str) -> None:
+def print_written(done: RewrittenCheckpoint, output: ProgressFlags, summary: str) -> None:
     """Print what was written.
 
     Args:

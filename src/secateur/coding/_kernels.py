@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import numba
 import numpy as np
 
-__all__ = ["Bank", "Book", "Fit", "Stream", "Tables", "Way", "walk"]
+__all__ = ["Bank", "Book", "Fit", "KernelMode", "Stream", "Tables", "walk"]
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
@@ -92,7 +92,7 @@ class Book(NamedTuple):
     near: np.ndarray  # the ten neighbours of every tap
 
 
-class Way(NamedTuple):
+class KernelMode(NamedTuple):
     """How the tensor is coded: see `mixed.CodingMode`."""
 
     below: int
@@ -599,7 +599,7 @@ def _sizes(
     cells: tuple[np.ndarray, np.ndarray],
     negative: np.ndarray,
     size: np.ndarray,
-    way: Way,
+    way: KernelMode,
     tables: Tables,
     stream: Stream,
 ) -> bool:
@@ -641,7 +641,13 @@ def _sizes(
 
 @_compiled
 def _ranks(
-    book: Book, block: CodedBlock, ranks: np.ndarray, way: Way, bank: Bank, tables: Tables, stream: Stream
+    book: Book,
+    block: CodedBlock,
+    ranks: np.ndarray,
+    way: KernelMode,
+    bank: Bank,
+    tables: Tables,
+    stream: Stream,
 ) -> int:
     """Code the signed ranks of a block, or decode them into `ranks`; 0, or what is wrong as `walk` says it."""
     chosen = np.arange(len(ranks))
@@ -676,7 +682,7 @@ def _ranks(
 
 
 @_compiled
-def _open(book: Book, way: Way, tap: int, top: int, tables: Tables, table: np.ndarray) -> CodedBlock:
+def _open(book: Book, way: KernelMode, tap: int, top: int, tables: Tables, table: np.ndarray) -> CodedBlock:
     """A block before its features: the caller fills in `place` and `prediction`."""
     _, filters, channels = book.signed.shape
     bottom = min(top + way.rows, filters)
@@ -707,7 +713,7 @@ def walk(
     part: tuple[int, int, int],
     source: np.ndarray,
     book: Book,
-    way: Way,
+    way: KernelMode,
     bank: Bank,
     fits: tuple[Fit, Fit],
     tables: Tables,

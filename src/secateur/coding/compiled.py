@@ -100,7 +100,7 @@ def walk(
     fits = _PackedForecasts(book, "size"), _PackedForecasts(book, "value")
     filters, channels = book.layout.filters, book.layout.channels
     rows, rich = book.rows(sides[-1]), book.kernel is not None
-    way = loops.Way(*sides[:-1], rich, rows)
+    way = loops.KernelMode(*sides[:-1], rich, rows)
     sums = np.array([book.count, book.total])
     state = loops.Book(
         book.signed,
@@ -244,7 +244,7 @@ class _Coder:
         if self.decodes:
             used_up = at >= len(self.words) and (span == 2**64 - 1 or (point - low) % 2**64 < 2**33 - 1)
             if not used_up:
-                raise FormatError("a coded stream goes on after its last symbol")
+                raise FormatError("a coded stream has bytes after its last symbol")
             return b""
         if span == 2**64 - 1:
             return b""

@@ -92,7 +92,7 @@ class Decoder:
     def finish(self) -> None:
         """Raise unless the bytes end where the symbols do."""
         if not self._coder.maybe_exhausted():
-            raise FormatError("a coded stream goes on after its last symbol")
+            raise FormatError("a coded stream has bytes after its last symbol")
 
 
 class BitReader:

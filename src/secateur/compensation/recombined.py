@@ -1,4 +1,4 @@
-"""`RecombinedTokens`: token sequences cut into spans and put together anew in each pass of tuning.
+"""`RecombinedTokens`: token sequences cut into spans and put together in a new order in each pass of tuning.
 
 A few hundred sentences are soon learnt by heart by gradient steps. Spans of them in another order and at
 other positions are inputs of the same kind that the dense model can answer as well, and every pass brings new ones.

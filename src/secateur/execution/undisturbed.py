@@ -84,7 +84,7 @@ def undisturbed(model: nn.Module, *, mode: str = "as_found", weights: bool = Fal
     Gradients are recorded inside even when the caller has switched them off.
     """
     check_mode(mode)
-    found = _Found(model, weights)
+    found = _FoundState(model, weights)
     with kept_random_state(), torch.inference_mode(False), torch.enable_grad():
         try:
             for parameter in found.parameters:
@@ -109,7 +109,7 @@ def _switch(model: nn.Module, training: bool) -> None:
             ) from error
 
 
-class _Found:
+class _FoundState:
     """A model's modes, parameters, buffers and gradients as they were found; with `weights` a copy of the values."""
 
     def __init__(self, model: nn.Module, weights: bool):

@@ -205,8 +205,8 @@ class CodebookSolver:
         """The cost of each value: its bits at the present frequencies, times `rate` in mean squared weights."""
         counts = torch.bincount(indices[free], minlength=len(values)).to(values.dtype) + 0.5
         bits = counts.sum().log2() - counts.log2()
-        worth = quadratic.hessian.diagonal(dim1=1, dim2=2)[:, :, None] * best.square()
-        return self.rate * float(worth[free].mean()) * bits
+        weighted = quadratic.hessian.diagonal(dim1=1, dim2=2)[:, :, None] * best.square()
+        return self.rate * float(weighted[free].mean()) * bits
 
     def _booked(
         self,

@@ -135,8 +135,8 @@ class SmallestOptions:
         rate: The price of a bit in the first attempt, in mean squared weights; None for 0.01.
         train: Options of the training, beside the defaults. Trained for bytes, the values take a fifth of its epochs
             more; pruned and shared, a third, twice.
-        calibrate: Training images, without their labels, on which an attempt first makes up for what it removes and
-            shares. It is trained only where that does not hold; with 0 it is trained at once.
+        calibrate: Training images, without their labels, on which an attempt first compensates for pruning and sharing.
+            It is trained only if that does not hold; with 0 it is trained at once.
         target: The bytes that the first attempt is trained for; None for a fortieth of the dense model's.
     """
 
@@ -265,7 +265,7 @@ def smallest(
     An attempt is trained for a number of bytes, which is halved while the accuracy holds and brought half way back
     where it fails. With `keep`, `bits`, `rate` or `calibrate` in the options it is pruned and its weights are shared
     instead: then the share of weights is halved likewise, and the price of a bit and the bits of each layer are changed
-    after it, one after the other; a change stays where the file is smaller and holds.
+    after it, one after the other; a change is kept if the file is smaller and holds.
 
     Args:
         recipe: How the dense model is made. It must not share by itself.
@@ -419,7 +419,7 @@ def steps_of(
         model: The dense model; whether it has biases and batch norms decides which tensors the file rounds.
         teacher: The label of the step whose outcome teaches (the dense model).
         train: Options of the training.
-        calibrate: Training images on which to make up for what is removed, instead of training; 0 trains.
+        calibrate: Training images to compensate on instead of training; 0 trains.
     """
     if isinstance(settings, ByteSettings):
         return _trained_for_bytes(settings, model, teacher, train)

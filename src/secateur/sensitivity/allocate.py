@@ -62,9 +62,9 @@ class AllocateOptions:
         skip: Patterns of the layers that are left alone.
         data: Batches for a criterion that scores on data, and for `grad_nas`.
         loss: A function of outputs and targets, where the criterion or `grad_nas` needs one.
-        tune: Called with a copy of the model under each choice before it is evaluated: a short fine-tuning, or batch
-            norm anew. Masks are put on again after it.
-        at_least: How many units of every layer stay, or a table of patterns to such numbers.
+        tune: Called with a copy of the model under each choice before it is evaluated: a short fine-tuning, or
+            new statistics of batch norm. Masks are applied again after it.
+        at_least: Fewest units that remain in every layer, or a table of patterns to such numbers.
         higher_is_better: Whether a higher value of `evaluate` is better; False for a loss.
         progress: Called after each evaluation with the number done and the best value so far.
         seed: For what is drawn at random.
@@ -93,9 +93,9 @@ class FoundShares:
     Attributes:
         method: How it was searched.
         shares: The share that each list of units loses.
-        value: What the model is worth with it, as `evaluate` gave it.
-        dense: What the dense model is worth.
-        uniform: What it is worth with one share for all lists at the same limit.
+        value: The value of the model with it, as `evaluate` returns it.
+        dense: The value of the dense model.
+        uniform: Its value with one share for all lists at the same limit.
         cost: The share of the dense cost that remains.
         of: What the cost is: "macs" or "params".
         tried: The number of evaluations.
@@ -112,7 +112,7 @@ class FoundShares:
 
     @property
     def budget(self) -> PerLayer:
-        """The budget that does this: hand it to `prune` with the same criterion and granularity."""
+        """The budget with this allocation, for `prune` with the same criterion and granularity."""
         found: PerLayer = budgets.registry.get("per_layer")({n: s for n, s in self.shares.items() if s > 0.0})
         return found
 
@@ -150,7 +150,7 @@ def allocate(
             `sc.allocation.Annealing(rounds=50)`.
         keep: The share of the cost that remains at most.
         granularity: What is removed as one unit: a word such as "channel", or a value.
-        criterion: What a weight is worth: in each list the units of the lowest scores leave.
+        criterion: How weights are scored: in each list the units of the lowest scores are removed.
         example: One input; by default the first of the batches.
         options: What is limited, which layers take part, a short training and the rest.
 
@@ -198,7 +198,7 @@ def _found(space: Space, finder: Allocator, asked: AllocateOptions) -> FoundShar
 
 
 class _Trial:
-    """A model under one choice after the other: what it costs and what it is worth."""
+    """A model under one choice after the other: its cost and its value."""
 
     def __init__(self, scored: ScoredUnits, evaluation: Evaluation, options: AllocateOptions):
         self._scored, self._evaluation, self._options = scored, evaluation, options

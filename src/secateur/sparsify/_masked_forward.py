@@ -65,7 +65,7 @@ class MaskedForward(Sparsifying):
         self._mask()
 
     def load(self, tensors: Mapping[str, torch.Tensor], step: int) -> None:
-        """Go on from a checkpoint, whose steps were made behind masks."""
+        """Continue from a checkpoint, whose steps were made with masks."""
         super().load(tensors, step)
         self._passes = step
 

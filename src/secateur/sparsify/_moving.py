@@ -70,7 +70,7 @@ def started(
 
 
 def moved(
-    mask: torch.Tensor, weight: torch.Tensor, share: float, worth: torch.Tensor, seed: object
+    mask: torch.Tensor, weight: torch.Tensor, share: float, ranking: torch.Tensor, seed: object
 ) -> torch.Tensor:
     """The next mask of a tensor: its smallest weights are removed, as many others are regrown. Ties are decided by
     position.
@@ -79,12 +79,12 @@ def moved(
         mask: True where a weight is kept now.
         weight: The weights.
         share: The share of the kept weights that is removed, rounded down.
-        worth: Weights of the highest values are regrown; empty: drawn at random. Weights just removed may be regrown.
+        ranking: Weights of the highest values are regrown; empty: drawn at random. Weights just removed may be regrown.
         seed: Of the draw.
 
     >>> mask = torch.tensor([True, True, True, False, False])
-    >>> weight, worth = torch.tensor([3.0, -1.0, 2.0, 0.0, 0.0]), torch.tensor([9.0, 0.1, 0.0, 0.2, -0.3])
-    >>> moved(mask, weight, 0.4, worth, 0).tolist()
+    >>> weight, ranking = torch.tensor([3.0, -1.0, 2.0, 0.0, 0.0]), torch.tensor([9.0, 0.1, 0.0, 0.2, -0.3])
+    >>> moved(mask, weight, 0.4, ranking, 0).tolist()
     [True, False, True, False, True]
     """
     flat = mask.flatten().clone()
@@ -95,8 +95,8 @@ def moved(
     order = weight.detach().flatten()[there].abs().sort(stable=True).indices
     flat[there[order[:count]]] = False
     free = (~flat).nonzero().flatten()
-    if worth.numel():
-        best = worth.detach().flatten()[free].abs().sort(stable=True, descending=True).indices
+    if ranking.numel():
+        best = ranking.detach().flatten()[free].abs().sort(stable=True, descending=True).indices
     else:
         digest = hashlib.sha256(repr(seed).encode()).digest()
         generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:7], "big"))
@@ -159,12 +159,12 @@ class Moving(Sparsifying):
         """Hold, from the first step on."""
         self.held()
 
-    def move(self, share: float, worth: Mapping[str, torch.Tensor]) -> None:
+    def move(self, share: float, ranking: Mapping[str, torch.Tensor]) -> None:
         """Change the masks of all tensors.
 
         Args:
             share: The share of a tensor's weights that is exchanged.
-            worth: Decides which weights are regrown, by the tensor's name; an empty mapping: drawn at random.
+            ranking: Decides which weights are regrown, by the tensor's name; an empty mapping: drawn at random.
         """
         assert self.masks is not None
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
@@ -174,7 +174,7 @@ class Moving(Sparsifying):
                 mask.to(parameters[name].device),
                 parameters[name],
                 share,
-                worth.get(name, nothing),
+                ranking.get(name, nothing),
                 (self._seed, self.step, name),
             )
             for name, mask in self.masks.items()

@@ -67,10 +67,10 @@ class Admm(Sparsifier):
         seed: int = 0,
     ) -> Sparsifying:
         """Prune for the first time."""
-        return _Drawn(model, self, example, masks, seed)
+        return _AdmmPenalty(model, self, example, masks, seed)
 
 
-class _Drawn(Sparsifying):
+class _AdmmPenalty(Sparsifying):
     """Weights pulled towards z - u."""
 
     def __init__(

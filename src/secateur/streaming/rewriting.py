@@ -151,7 +151,7 @@ def rewrite(
     check_target(checkpoint, target)
     total = sum(entry.nbytes for entry in checkpoint.entries)
 
-    def told(numbers: Sequence[int], job_rows: list[Row]) -> Iterator[Changed]:
+    def reported(numbers: Sequence[int], job_rows: list[Row]) -> Iterator[Changed]:
         done = sum(entry.nbytes for entry in checkpoint.entries[: numbers[0]]) if numbers else 0
         for one in changed(numbers):
             job_rows.append(one.row)
@@ -166,20 +166,20 @@ def rewrite(
     with resumable(target, fingerprint_of(checkpoint, f"{kind}\0{asked}")) as job:
         rows, left_out = list(job.rows), checkpoint.left_out
         if kind == "sct":
-            size = _write_sct(checkpoint, target, job, rows, told)
+            size = _write_sct(checkpoint, target, job, rows, reported)
         elif checkpoint.shards:
-            size, left_out = _write_folder(checkpoint, target, job, rows, told)
+            size, left_out = _write_folder(checkpoint, target, job, rows, reported)
         else:
-            size = _write_file(checkpoint, target, rows, told)
+            size = _write_file(checkpoint, target, rows, reported)
     files = [checkpoint.path / shard.file for shard in checkpoint.shards] or [checkpoint.path]
     source = sum(file.stat().st_size for file in files)
     return RewrittenCheckpoint(target, size, source, tuple(row for row in rows if row), left_out)
 
 
-_Told = Callable[[Sequence[int], list[Row]], Iterator[Changed]]
+_Reported = Callable[[Sequence[int], list[Row]], Iterator[Changed]]
 
 
-def _write_file(checkpoint: Checkpoint, target: Path, rows: list[Row], told: _Told) -> int:
+def _write_file(checkpoint: Checkpoint, target: Path, rows: list[Row], reported: _Reported) -> int:
     """Write one .safetensors file with the header of the one read."""
     if checkpoint.header is None:
         raise DataError(
@@ -188,7 +188,7 @@ def _write_file(checkpoint: Checkpoint, target: Path, rows: list[Row], told: _To
     del rows[:]  # one file is written at once: nothing of it is kept from a killed run
     with atomic_open(target, source=checkpoint.path) as file:
         file.write(len(checkpoint.header).to_bytes(8, "little") + checkpoint.header)
-        for one in told(range(len(checkpoint.entries)), rows):
+        for one in reported(range(len(checkpoint.entries)), rows):
             file.write(little_endian(one.words).data)
         return file.tell()
 
@@ -203,7 +203,7 @@ def little_endian(words: np.ndarray) -> np.ndarray:
 
 
 def _write_folder(
-    checkpoint: Checkpoint, target: Path, job: ResumableJob, rows: list[Row], told: _Told
+    checkpoint: Checkpoint, target: Path, job: ResumableJob, rows: list[Row], reported: _Reported
 ) -> tuple[int, tuple[str, ...]]:
     """Write the files that are not written yet; gives the bytes of all, and the files that were not copied."""
     out = job.folder / _OUT
@@ -216,7 +216,7 @@ def _write_folder(
             todo.append((shard, at))
     numbers = range(todo[0][1] - len(todo[0][0].entries), at) if todo else range(0)
     del rows[numbers.start if todo else at :]
-    words = told(numbers, rows)
+    words = reported(numbers, rows)
     for shard, end in todo:
         _write_shard(out / shard.file, shard, words)
         job.mark(end, rows)
@@ -277,7 +277,9 @@ def _write_shard(path: Path, shard: Shard, words: Iterator[Changed]) -> None:
             file.write(little_endian(one.words).data)
 
 
-def _write_sct(checkpoint: Checkpoint, target: Path, job: ResumableJob, rows: list[Row], told: _Told) -> int:
+def _write_sct(
+    checkpoint: Checkpoint, target: Path, job: ResumableJob, rows: list[Row], reported: _Reported
+) -> int:
     """Write one .sct file, which keeps the layout of the files that were read."""
     with resumed_writer(job, checkpoint) as (writer, begun):
         del rows[job.done :]
@@ -285,7 +287,7 @@ def _write_sct(checkpoint: Checkpoint, target: Path, job: ResumableJob, rows: li
             layout = ShardLayout(checkpoint.shards, checkpoint.index)
             writer.text("shards", tensors.text(layout.to_json().encode()))
         marks = Marks(job, writer)
-        for one in told(range(job.done, len(checkpoint.entries)), rows):
+        for one in reported(range(job.done, len(checkpoint.entries)), rows):
             stored = tensors.encode(one.entry, one.words, "mixed", writer.memory)
             writer.add(one.entry, np.ascontiguousarray(one.words).data, *stored)
             marks.wrote(len(rows), one.entry.nbytes, rows)

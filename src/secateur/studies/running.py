@@ -7,7 +7,7 @@ page.
 
 >>> from secateur.core.measurement import Measurement
 >>> part = Part(name="sweep", context={"criterion": "none"})
->>> found = _told(Measurements([Measurement("loss", 1.0, context={"trial": 0, "prune.budget": 0.5})]), part,
+>>> found = _renamed(Measurements([Measurement("loss", 1.0, context={"trial": 0, "prune.budget": 0.5})]), part,
 ...               {"prune.budget": "sparsity"}, 10)
 >>> found[0].context
 {'criterion': 'none', 'trial': 10, 'sparsity': 0.5, 'part': 'sweep'}
@@ -161,7 +161,7 @@ def carry_out(
             broken.append((part.name, 0, str(error)))
         else:
             ran.append((part, one))
-            found = found + _told(one.measurements, part, what.study.names, first)
+            found = found + _renamed(one.measurements, part, what.study.names, first)
         first += len(plan.trials)
     if not ran:
         raise SecateurError(
@@ -172,7 +172,7 @@ def carry_out(
     return StudyResult(what, tuple(ran), found, tuple(published), seconds, tuple(broken))
 
 
-def _told(found: Measurements, part: Part, names: Mapping[str, str], first: int) -> Measurements:
+def _renamed(found: Measurements, part: Part, names: Mapping[str, str], first: int) -> Measurements:
     """A part's measurements as the study's: settings by the study's names, trials counted over all parts."""
     told = []
     for item in found:

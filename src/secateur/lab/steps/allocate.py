@@ -41,7 +41,7 @@ class AllocateStep(Step):
     keep: float = Field(gt=0, lt=1, description="share of the cost that remains at most")
     of: str = Field("macs", pattern="^(macs|params)$", description="the cost: macs or params")
     method: Plugin = Field("net_adapt", description="how the shares are searched")
-    criterion: Plugin = Field("l2", description="what a weight is worth")
+    criterion: Plugin = Field("l2", description="how weights are scored")
     granularity: Plugin = Field("channel", description="what is cut as one unit")
     only: Patterns = Field(None, description="layers that take part, by name or pattern")
     skip: Patterns = Field(None, description="layers to leave alone")

@@ -112,7 +112,7 @@ class _RateTrain(TrainBase):
         self.set_memory_format(model)
         options, plain = self._latent_options(work.data), copy.deepcopy(model).cpu()
         with LatentTraining(model, options, self.only, self.skip) as training:
-            watch = _Watch(training, plain, work, self._save_options(), state.plan)
+            watch = _ByteWatch(training, plain, work, self._save_options(), state.plan)
             watch.measure()
             beside = {n: m for n, m in (state.masks or {}).items() if n not in training.names}
             biases = [] if self.biases is None else _biases_of(model, training.names)
@@ -149,7 +149,7 @@ def _biases_of(model: nn.Module, names: list[str]) -> list[str]:
     return [bias for path in paths if (bias := f"{path}.bias" if path else "bias") in there]
 
 
-class _Watch:
+class _ByteWatch:
     """Evaluates after every epoch, and writes the file to compare its bytes with the estimate."""
 
     def __init__(

@@ -85,7 +85,7 @@ def _bars(levels: Sequence[tuple[float, int]], half: float) -> dict[str, list[fl
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class _DrawnHistograms:
     """Histograms of one kind, chosen for drawing.
 
     Attributes:
@@ -131,7 +131,7 @@ def ridges(measurements: Measurements, name: str, section: str, what: str) -> li
     items, layers, variants, total = _chosen(measurements, name)
     if not items:
         return []
-    drawn = _Drawn(items, layers, variants, variants_of(measurements), what)
+    drawn = _DrawnHistograms(items, layers, variants, variants_of(measurements), what)
     table = FigureTable(
         ("layer", "variant", f"{what}s not zero", "zeros", "lowest", "highest"),
         tuple(_table_row(item) for item in items),
@@ -180,7 +180,7 @@ def _table_row(item: Measurement) -> tuple[str, str, int, object, float, float]:
     )
 
 
-def _ridge_chart(drawn: _Drawn) -> alt.FacetChart:
+def _ridge_chart(drawn: _DrawnHistograms) -> alt.FacetChart:
     """Every layer's histogram on a baseline of its own."""
     count = len(drawn.layers)
     reach = 0.86 if count < 4 else 1.7  # ridges overlap a little, so that their shapes can be seen
@@ -214,7 +214,7 @@ def _ridge_chart(drawn: _Drawn) -> alt.FacetChart:
     )
 
 
-def _stacked_chart(drawn: _Drawn) -> alt.FacetChart:
+def _stacked_chart(drawn: _DrawnHistograms) -> alt.FacetChart:
     """The same histograms one behind the other, drawn from the back: the first layer is in front.
 
     Three axes: the value below, the layers' names at their baselines on the left, the frequency of the front layer on

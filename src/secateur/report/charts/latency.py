@@ -43,7 +43,7 @@ def _variant(item: Measurement) -> str:
     return str(item.context.get("variant", "model"))
 
 
-def _told(items: list[Measurement]) -> list[str]:
+def _labels(items: list[Measurement]) -> list[str]:
     """The label of each row: the settings that distinguish it, such as criterion and sparsity, and its variant."""
     said = [
         " · ".join(part for part in (text, _variant(item)) if part) for text, item in zip(apart(items), items)
@@ -65,7 +65,7 @@ def latency(measurements: Measurements) -> list[Figure]:
 def _distributions(measurements: Measurements, sessions: list[list[Measurement]]) -> list[Figure]:
     shown = sessions[:_MOST]
     rows = []
-    for said, items in zip(_told([items[-1] for items in shown]), shown):
+    for said, items in zip(_labels([items[-1] for items in shown]), shown):
         for item in items:
             label = said if item is items[-1] else f"{_variant(item)} beside {said}"
             rows += [(label, _variant(item), reading, float(item.value)) for reading in item.trials]
@@ -119,7 +119,7 @@ def _paired(measurements: Measurements) -> list[Figure]:
     found = found[:_MOST]
     if not found:
         return []
-    labels = _told(found)
+    labels = _labels(found)
     table = []
     for label, item in zip(labels, found):
         low, high = item.spread.get("low", item.value), item.spread.get("high", item.value)

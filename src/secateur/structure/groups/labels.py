@@ -46,7 +46,7 @@ class Field:
     `zero` says that in the masked model a removed position holds exactly 0. `weak` ranks how firmly a field holds where
     two meet on one axis: 0 a parameter's channels, 1 those of a buffer (which never split a joint field: the
     angles of a
-    rotary embedding do not make heads thinner), 2 labels made up for a tensor of one value.
+    rotary embedding do not make heads thinner), 2 labels of a tensor of one value.
     """
 
     axes: tuple[int, ...]

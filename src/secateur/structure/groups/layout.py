@@ -64,7 +64,9 @@ def drop_axes(
     keep: bool = False,
     zero_ok: bool = False,
 ) -> Layout:
-    """A reduction: joint fields lose the axes, a field over only these is locked (unless zeros may leave unseen)."""
+    """A reduction: joint fields lose the axes, a field over only these is locked (unless removed zeros have no
+    effect).
+    """
     rank = len(layout.shape)
     gone = {axis % rank for axis in axes} if rank else set()
     fields = []

@@ -51,7 +51,7 @@ def _standardised(f: Follower, op: Op) -> list[Field]:
 
 @rule("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm")
 def layer_norm(f: Follower, op: Op) -> list[Layout]:
-    """Mixes the last axes: they are locked, but for channels inside a block, which it goes on counting."""
+    """Mixes the last axes: they are locked, except channels inside a block, which it still counts."""
     x, shape = op.args[0], op.args[1]
     refs = [ref for ref in op.args[2:4] if isinstance(ref, TensorRef)]
     return _over_last(f, op, x, len(shape), refs)

@@ -311,7 +311,7 @@ _PAYS_OFF = 10.0
 
 
 def worth_threads(model: nn.Module, evaluation: Evaluation, jobs: int, seconds: float, memory: int) -> int:
-    """How many threads score starting: as many as torch may use, as far as memory allows.
+    """How many threads are worth starting: as many as torch may use, as far as memory allows.
 
     Args:
         model: The model.

@@ -29,7 +29,7 @@ def watch(
     *,
     output: OutputFlags,
 ) -> None:
-    """Follow a run or a sweep in the browser: its report, made anew while it is computed. Ctrl-C ends it."""
+    """Follow a run or a sweep in the browser: its report, made again while it is computed. Ctrl-C ends it."""
     from secateur.lab.watching import Watch
 
     watched = Watch(store, run, port)

@@ -47,7 +47,8 @@ WORDS = {
 """A phrase that is not used, in small letters, and what to write."""
 
 PATTERNS = {
-    r"(?:weight|unit|model|channel|choice|it)s? (?:is|are) worth|the worth of|a weight's worth|worth of (?:a|each|every)": "the score of",
+    r"(?:weight|unit|model|channel|choice|it)s? (?:is|are) worth": "the score of",
+    r"the worth of|a weight's worth|worth of (?:a|each|every)": "the score of",
     r"to the (?:last )?bit|to the last digit": "bit for bit",
     r"mak(?:e|es|ing) up for": "compensate for",
     r"some (?:hundred|thousand|tenth)s?": "a few hundred",
@@ -93,7 +94,6 @@ NAMES = frozenset(
             "try",
             "base",
             "way",
-            "watch",
         ),
         *(
             "lanes",

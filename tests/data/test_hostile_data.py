@@ -210,3 +210,17 @@ def test_the_embedded_digits_are_as_they_were():
     Image.effect_noise((3000, 2000), 50).convert("RGB").save(buffer, "JPEG")
     assert _decode.decode(buffer.getvalue(), (32, 32), 3).shape == (3, 32, 32)
     assert sys.getsizeof(buffer.getvalue()) > 100_000
+
+
+def test_a_tall_image_is_refused_before_its_resizing_takes_memory() -> None:
+    from secateur.data._decode import decode
+
+    file = io.BytesIO()
+    Image.new("RGB", (9, 1_100_000)).save(file, "PNG")
+    with pytest.raises(
+        DataError, match="is resized from 9 x 1,100,000 to 8 x 977,778 pixels: expected that to take"
+    ):
+        decode(file.getvalue(), (8, 8), None)
+    file = io.BytesIO()
+    Image.new("RGB", (3000, 4000)).save(file, "PNG")  # an ordinary photograph
+    assert decode(file.getvalue(), (32, 32), None).shape == (3, 32, 32)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -107,6 +108,8 @@ def decode(data: bytes, size: tuple[int, int] | None, channels: int | None) -> t
         ratio = max(height / picture.height, width / picture.width)
         wide, high = max(width, round(picture.width * ratio)), max(height, round(picture.height * ratio))
         _check_pixels(wide, high, len(data), f"becomes, before {width} x {height} are cut out of it,", 4)
+        copies = 1 if picture is image else 2
+        _check_resizing((picture.width, picture.height), (wide, high), len(data), copies)
         left, top = (wide - width) // 2, (high - height) // 2
         resized = picture.resize((wide, high), Image.Resampling.BILINEAR)
         picture = resized.crop((left, top, left + width, top + height))
@@ -127,9 +130,43 @@ def _bytes_of_pixel(image: Image.Image, mode: str, whole: bool) -> int:
     return max(decoded + converted, 4 + converted + 6 * whole)
 
 
+_RESIZING = 4 << 20  # bytes that resizing may take besides those of the picture
+
+
+def _check_resizing(before: tuple[int, int], after: tuple[int, int], size: int, copies: int) -> None:
+    """Refuse an image whose resizing takes more bytes than its file may ask for.
+
+    Pillow holds the picture, what it becomes when its width alone is changed, and the result; a pointer for each row of
+    each; and for each new row and column the weights of the old ones.
+
+    Args:
+        before: (width, height) of the picture.
+        after: (width, height) that it is resized to.
+        size: The bytes of its file.
+        copies: How many pictures of the old size are held.
+    """
+    (width, height), (wide, high) = before, after
+    pictures = 4 * (copies * width * height + wide * height + wide * high) + 8 * (
+        (copies + 1) * height + high
+    )
+    weights = sum(new * (2 * math.ceil(max(1.0, old / new)) + 2) for old, new in zip(before, after)) * 8
+    taken, most = pictures + weights, _most(size) + _RESIZING
+    if taken > most:
+        raise DataError(
+            f"an image of {size:,} bytes is resized from {width:,} x {height:,} to {wide:,} x {high:,} pixels: "
+            f"expected that to take at most {most:,} bytes, got {taken:,}; leave it out, or allow more bytes with "
+            "the environment variable SECATEUR_IMAGE_BYTES"
+        )
+
+
+def _most(size: int) -> int:
+    """The most bytes that decoding a file of this size may take."""
+    return int(os.environ.get("SECATEUR_IMAGE_BYTES", IMAGE_BYTES)) + BYTES_PER_BYTE * size
+
+
 def _check_pixels(width: int, height: int, size: int, what: str, each: int) -> None:
     """Refuse an image of more bytes than its file may ask for; a pixel takes `each` bytes."""
-    most = int(os.environ.get("SECATEUR_IMAGE_BYTES", IMAGE_BYTES)) + BYTES_PER_BYTE * size
+    most = _most(size)
     if each * width * height > most:
         raise DataError(
             f"an image of {size:,} bytes {what} {width:,} x {height:,} pixels: expected at most {most // each:,} "

@@ -24,6 +24,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from _results import Figure, record
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -72,6 +74,8 @@ def install(wheel: Path, folder: Path) -> Path:
     packages = [name for name in _run([uv, "pip", "list", "--python", str(python)]).splitlines()[2:] if name]
     where = Path(_run([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]).strip())
     total, own, torch = (_bytes(path) for path in (where, where / "secateur", where / "torch"))
+    record(Figure("packages beside secateur", len(packages) - 1))
+    record(Figure("bytes installed", total, "bytes", detail=f"torch {torch}, secateur {own}"))
     print(f"packages installed beside secateur  {len(packages) - 1}")
     print(f"bytes installed                     {total:,}: secateur {own:,}, torch {torch:,}")
     for what, words in (
@@ -80,7 +84,9 @@ def install(wheel: Path, folder: Path) -> Path:
         ("a bare python", [str(python), "-c", "pass"]),
         ("import torch", [str(python), "-c", "import torch"]),
     ):
-        print(f"seconds of processor time, {what:18}{_seconds(words):6.2f}")
+        seconds = _seconds(words)
+        record(Figure(what, seconds, "s", detail="processor time, median of five"))
+        print(f"seconds of processor time, {what:18}{seconds:6.2f}")
     return program
 
 
@@ -138,6 +144,7 @@ def main() -> None:
     given = options.parse_args()
     files = build(ROOT / "dist")
     for path in files:
+        record(Figure(path.name, path.stat().st_size, "bytes", detail="the same bytes twice"))
         print(f"{path.name}: {path.stat().st_size:,} bytes, the same twice")
     if not (given.install or given.demo):
         return

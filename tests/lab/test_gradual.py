@@ -108,7 +108,7 @@ def test_what_cannot_be_is_refused(digits):
         GradualPruning(0.5, every=0)
     with pytest.raises(OptionError, match=r"sparsity: expected a share 0 < sparsity < 1, got 1\.5"):
         GradualPruning(1.5)
-    with pytest.raises(OptionError, match="the best epoch may come before the last weights leave"):
+    with pytest.raises(OptionError, match="the best epoch may come before the last weights are removed"):
         train(net(), digits, TrainingOptions(epochs=2, keep="best"), pruning=PLAN, device="cpu")
 
 

@@ -292,7 +292,7 @@ def test_prune_and_shrink_a_resnet() -> None:
 
 
 def test_prune_refuses_where_no_block_can_leave() -> None:
-    with pytest.raises(sc.errors.NothingToDoError, match="no block of Sequential can leave whole"):
+    with pytest.raises(sc.errors.NothingToDoError, match="no block of Sequential can be removed whole"):
         sc.prune(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), "l2", "layer", 0.5, example=X)
     model = Stack(2)
     with pytest.raises(sc.errors.NothingToDoError, match=r"the call leaves out layers of 'blocks\.0'"):

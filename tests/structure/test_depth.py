@@ -311,7 +311,7 @@ def test_explain_names_the_layers_that_can_leave_and_why_others_stay() -> None:
         ("0", 60, False),
     ]
     assert "whole layers that can be removed (granularity 'layer'): 1, 2 (bypassed)" in str(found)
-    assert "whole layer 0 stays: with zeros for its weights" in str(found)
+    assert "whole layer 0 cannot be removed: with zeros for its weights" in str(found)
 
 
 def test_bypassed_gives_the_model_that_shrink_makes_at_full_size() -> None:

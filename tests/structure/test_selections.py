@@ -114,5 +114,5 @@ def test_a_refusal_names_the_operator_and_the_module() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.head(self.body(x).cumsum(-1))
 
-    with pytest.raises(NothingToDoError, match=r"can leave: .* \(cumsum in the model\); sc\.explain"):
+    with pytest.raises(NothingToDoError, match=r"can be removed: .* \(cumsum in the model\); sc\.explain"):
         sc.prune(Sorted(), "l2", "channel", 0.5, example=torch.randn(3, 8))

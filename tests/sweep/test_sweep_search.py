@@ -40,7 +40,7 @@ def test_a_search_finds_its_front_gives_up_what_is_hopeless_and_goes_on(tmp_path
     assert again.tried[:3] == first.tried
     for one in again.tried:
         assert bool(one.values) == (one.settings["idle.note"] >= 3)
-        assert one.values or one.why.startswith("given up: note")
+        assert one.values or one.why.startswith("stopped: note")
     assert [one.number for one in again.front] == [
         one.number for one in pareto(again.tried, {"sparsity": 1, "note": -1})
     ]

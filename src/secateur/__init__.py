@@ -112,7 +112,7 @@ if TYPE_CHECKING:
     from secateur.streaming.shrunk import shrink_checkpoint as shrink_checkpoint
     from secateur.structure.cut.plan import ShrinkPlan as ShrinkPlan
     from secateur.structure.depth.leaving import bypassed as bypassed
-    from secateur.structure.explain import Explanation as Explanation
+    from secateur.structure.explanation import Explanation as Explanation
     from secateur.structure.proof import Proof as Proof
     from secateur.structure.proof import ProofOptions as ProofOptions
     from secateur.structure.shrink import Shrunk as Shrunk
@@ -145,7 +145,7 @@ _NAMES = {
     "ShrinkPlan": "secateur.structure.cut.plan",
     "Proof": "secateur.structure.proof",
     "ProofOptions": "secateur.structure.proof",
-    "Explanation": "secateur.structure.explain",
+    "Explanation": "secateur.structure.explanation",
     "load_shrunk": "secateur.structure.shrunk_files",
     "reestimate_batch_norm": "secateur.structure.shrunk_files",
     "allocate": "secateur.sensitivity.allocate",

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
-import torch
-
-import secateur as sc
+import pytest
+from tests.pruning.two_processes import check_two_processes_end_as_one
 
 WORKER = """
 import os, sys
@@ -47,55 +44,6 @@ os._exit(0)  # gloo's threads may outlive the interpreter that ends under them
 """
 
 
-def single_process(masks: sc.Masks) -> dict[str, torch.Tensor]:
-    """The same training by one process that sees both halves of every batch."""
-    from torch import nn
-
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-    torch.manual_seed(1)
-    inputs = torch.randn(5, 8, 6, dtype=torch.float64)
-    with sc.hold(model, masks, optimizer):
-        for step in range(5):
-            optimizer.zero_grad()
-            model(inputs[step]).square().mean().backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-            optimizer.step()
-    return model.state_dict()
-
-
-def test_two_processes(tmp_path):
-    generator = torch.Generator().manual_seed(0)
-    masks = sc.Masks(
-        {
-            "0.weight": torch.rand(8, 6, generator=generator) > 0.5,
-            "2.weight": torch.rand(3, 8, generator=generator) > 0.5,
-        }
-    )
-    masks.save(tmp_path / "masks.safetensors")
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
-    source = str(Path(sc.__file__).parents[1])
-    environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(tmp_path), "view"],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [worker.communicate(timeout=90)[0] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(outputs)
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
-    alone = single_process(masks)
-    for name, value in alone.items():
-        assert torch.equal(first[name], second[name]), name
-        assert torch.allclose(first[name], value, rtol=1e-10, atol=1e-14), name
+@pytest.mark.skipif(os.name == "nt", reason="gloo meets over a file")
+def test_two_processes(tmp_path: Path) -> None:
+    check_two_processes_end_as_one(WORKER, tmp_path, 8, "view")

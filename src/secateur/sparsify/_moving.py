@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import ClassVar, TypeVar
 
@@ -15,58 +16,63 @@ from secateur.core.masks import Masks, count_true
 from secateur.errors import NothingToDoError, OptionError
 from secateur.pruning.hold import Held, hold
 from secateur.pruning.prune import PruneOptions, prune
-from secateur.sparsify import Sparsifying
+from secateur.sparsify import Sparsifier, Sparsifying, check_whole
 from secateur.sparsify._units import Patterns
 
-__all__ = ["Moving", "check_shares", "moved", "started"]
+__all__ = ["Moving", "MovingMasks", "moved"]
 
 _Self = TypeVar("_Self", bound="Moving")
 
 
-def check_shares(sparsity: float | None, share: float, until: float) -> None:
-    """Raise an `OptionError` where an option is out of range."""
-    if sparsity is not None and not 0 < sparsity < 1:
-        raise OptionError(f"sparsity: expected a share 0 < sparsity < 1, or none, got {sparsity}")
-    for name, value in (("share", share), ("until", until)):
-        if not 0 < value <= 1:
-            raise OptionError(f"{name}: expected a share 0 < {name} <= 1, got {value}")
+@dataclass(frozen=True)
+class MovingMasks(Sparsifier):
+    """The options of methods whose masks move: see `Rigl` and `Set`."""
 
+    changes_masks: ClassVar[bool] = True
+    moves: ClassVar[bool] = True
 
-def started(
-    model: nn.Module,
-    masks: Masks | None,
-    sparsity: float | None,
-    budget: str,
-    limits: PruneOptions,
-    skip: Patterns,
-) -> Masks:
-    """The initial masks: those given, or drawn at random.
+    sparsity: float | None = None
+    budget: str = "erdos_renyi"
+    share: float = 0.3
+    every: int = 100
+    until: float = 1.0
+    only: Patterns = None
+    skip: Patterns = None
 
-    Args:
-        model: The model.
-        masks: Those of an earlier pruning, or None.
-        sparsity: The share removed at random, or None where masks are given.
-        budget: The budget that says how much of each layer: `erdos_renyi`, `per_tensor`, ...
-        limits: The layers that take part, and the seed.
-        skip: Patterns of the layers that are left alone.
-    """
-    if (masks is None) == (sparsity is None):
-        given = "both" if masks is not None else "neither"
-        raise OptionError(
-            f"sparsity: expected either masks of an earlier pruning or the share that is removed at random, got {given}"
-        )
-    found = masks
-    if sparsity is not None:
-        found = prune(
-            model, "random", "element", budgets.registry.get(budget).at(sparsity), skip=skip, options=limits
-        )
-    assert found is not None
-    if not any(0 < count_true(mask) < mask.numel() for mask in found.values()):
-        raise NothingToDoError(
-            "no tensor is masked in part, so no weights can be exchanged; give masks or a sparsity that keep some "
-            "weights of a tensor"
-        )
-    return found
+    def __post_init__(self) -> None:
+        if self.sparsity is not None and not 0 < self.sparsity < 1:
+            raise OptionError(f"sparsity: expected a share 0 < sparsity < 1, or none, got {self.sparsity}")
+        for name, value in (("share", self.share), ("until", self.until)):
+            if not 0 < value <= 1:
+                raise OptionError(f"{name}: expected a share 0 < {name} <= 1, got {value}")
+        check_whole("every", self.every)
+
+    def first_masks(self, model: nn.Module, masks: Masks | None, seed: int) -> Masks:
+        """The initial masks: those given, or drawn at random.
+
+        Args:
+            model: The model.
+            masks: Those of an earlier pruning, or None.
+            seed: Of the draw.
+        """
+        if (masks is None) == (self.sparsity is None):
+            given = "both" if masks is not None else "neither"
+            raise OptionError(
+                "sparsity: expected either masks of an earlier pruning or the share that is removed at random, got "
+                f"{given}"
+            )
+        found = masks
+        if self.sparsity is not None:
+            budget = budgets.registry.get(self.budget).at(self.sparsity)
+            options = PruneOptions(only=self.only, seed=seed)
+            found = prune(model, "random", "element", budget, skip=self.skip, options=options)
+        assert found is not None
+        if not any(0 < count_true(mask) < mask.numel() for mask in found.values()):
+            raise NothingToDoError(
+                "no tensor is masked in part, so no weights can be exchanged; give masks or a sparsity that keep some "
+                "weights of a tensor"
+            )
+        return found
 
 
 def moved(

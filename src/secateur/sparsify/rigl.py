@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import nn
 
 from secateur.core.masks import Masks
 from secateur.errors import OptionError
 from secateur.execution.example import Example
-from secateur.pruning.prune import PruneOptions
-from secateur.sparsify import Sparsifier, Sparsifying, check_whole
-from secateur.sparsify._moving import Moving, check_shares, started
-from secateur.sparsify._units import Patterns
+from secateur.sparsify import Sparsifying
+from secateur.sparsify._moving import Moving, MovingMasks
 
 __all__ = ["Rigl"]
 
 
 @dataclass(frozen=True)
-class Rigl(Sparsifier):
+class Rigl(MovingMasks):
     """Removes a share of each tensor's weights, the smallest, and regrows as many, those with the largest |gradient|.
 
     The share falls along half a cosine: share / 2 * (1 + cos(pi * step / last)). Regrown weights start at 0; one that
@@ -45,20 +42,7 @@ class Rigl(Sparsifier):
     [0.3, 0.15, 0.0]
     """
 
-    changes_masks: ClassVar[bool] = True
-    moves: ClassVar[bool] = True
-
-    sparsity: float | None = None
-    budget: str = "erdos_renyi"
-    share: float = 0.3
-    every: int = 100
     until: float = 0.75
-    only: Patterns = None
-    skip: Patterns = None
-
-    def __post_init__(self) -> None:
-        check_shares(self.sparsity, self.share, self.until)
-        check_whole("every", self.every)
 
     def share_at(self, step: int, steps: int) -> float:
         """The share of weights that is exchanged at a step.
@@ -83,8 +67,7 @@ class Rigl(Sparsifier):
             raise OptionError(
                 "rigl: expected steps=, the number of optimizer steps of the whole training, got none"
             )
-        limits = PruneOptions(only=self.only, seed=seed)
-        found = started(model, masks, self.sparsity, self.budget, limits, self.skip)
+        found = self.first_masks(model, masks, seed)
         return _ByGradient(model, found, self, steps, seed)
 
 

@@ -7,23 +7,20 @@ network science": sparse evolutionary training.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import nn
 
 from secateur.core.masks import Masks
 from secateur.errors import OptionError
 from secateur.execution.example import Example
-from secateur.pruning.prune import PruneOptions
-from secateur.sparsify import Sparsifier, Sparsifying, check_whole
-from secateur.sparsify._moving import Moving, check_shares, started
-from secateur.sparsify._units import Patterns
+from secateur.sparsify import Sparsifying
+from secateur.sparsify._moving import Moving, MovingMasks
 
 __all__ = ["Set"]
 
 
 @dataclass(frozen=True)
-class Set(Sparsifier):
+class Set(MovingMasks):
     """Removes a share of each tensor's weights, the smallest, and regrows as many, drawn at random, which start at 0.
 
     Each tensor keeps its number of weights, exactly.
@@ -43,21 +40,6 @@ class Set(Sparsifier):
     10
     """
 
-    changes_masks: ClassVar[bool] = True
-    moves: ClassVar[bool] = True
-
-    sparsity: float | None = None
-    budget: str = "erdos_renyi"
-    share: float = 0.3
-    every: int = 100
-    until: float = 1.0
-    only: Patterns = None
-    skip: Patterns = None
-
-    def __post_init__(self) -> None:
-        check_shares(self.sparsity, self.share, self.until)
-        check_whole("every", self.every)
-
     def start(
         self,
         model: nn.Module,
@@ -70,8 +52,7 @@ class Set(Sparsifier):
         """Take the masks given, or draw them."""
         if steps is None and self.until < 1:
             raise OptionError("set: until needs steps=, the number of optimizer steps of the whole training")
-        limits = PruneOptions(only=self.only, seed=seed)
-        found = started(model, masks, self.sparsity, self.budget, limits, self.skip)
+        found = self.first_masks(model, masks, seed)
         return _Random(model, found, self, None if steps is None else self.until * steps, seed)
 
 

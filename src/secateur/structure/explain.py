@@ -1,143 +1,21 @@
-"""`Explanation`: the groups that can be cut, the locked axes and why, and the effect of a budget."""
+"""`explained`: the `Explanation` of a structure: what can be cut, what is locked and why, what a budget does."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 from torch import nn
 
-from secateur.core.html_table import html_table
 from secateur.core.targets import select
 from secateur.errors import NothingToDoError, OptionError
 from secateur.structure.depth.blocks import NORMALISED, find_blocks
+from secateur.structure.explanation import Explanation, GroupRow, LayerRow, LockRow
 from secateur.structure.groups.couplings import Structure
 from secateur.structure.groups.grouping import Group
 from secateur.structure.groups.rules.conv import TAPS
 
-__all__ = ["Explanation", "GroupRow", "LayerRow", "LockRow", "explained", "layer_rows"]
-
-
-@dataclass(frozen=True)
-class GroupRow:
-    """One group of channels that are removed together.
-
-    Attributes:
-        name: The layer whose outputs the channels are.
-        count: The number of units.
-        members: The parameter axes it cuts: (parameter, axis, role, slices for each unit).
-        parameters: The number of parameter elements in its slices.
-        macs: The multiply-accumulates that are removed with all of its units.
-        removed: The number of units that the budget removes.
-        by_name: Whether it is cut only when its parameters are asked for by name, by `PruneOptions(parameters=...)`.
-    """
-
-    name: str
-    count: int
-    members: tuple[tuple[str, int, str, int], ...]
-    parameters: int
-    macs: int
-    removed: int = 0
-    by_name: bool = False
-
-
-@dataclass(frozen=True)
-class LockRow:
-    """One reason why axes are locked: the operator and module it comes from, and the axes it holds."""
-
-    reason: str
-    operator: str
-    path: str
-    positions: int
-    axes: tuple[tuple[str, int], ...]
-
-
-@dataclass(frozen=True)
-class LayerRow:
-    """One block that is added to its input.
-
-    Attributes:
-        name: The block.
-        parameters: The number of its parameters.
-        reason: Why it cannot be removed whole; empty if it can.
-        bypassed: Whether it is bypassed when it is removed, because a norm follows its addition.
-    """
-
-    name: str
-    parameters: int
-    reason: str = ""
-    bypassed: bool = False
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Groups and locks of a model, as values, as a table, as JSON, as a drawing.
-
-    Attributes:
-        model: The class of the model.
-        parameters: The number of its parameters.
-        macs: Multiply-accumulates of one forward on the example.
-        groups: The groups that can be cut. locks: The axes that cannot, and why.
-        untouched: Parameters that the forward did not use.
-        prunable: The share of parameters with at least one axis that can be cut.
-        budget: The share of each group to remove, where one was given.
-        removed_parameters: The parameters that this budget removes.
-        removed_macs: The multiply-accumulates that this budget removes.
-        layers: The blocks that can be removed whole, and those that cannot and why.
-    """
-
-    model: str
-    parameters: int
-    macs: int
-    groups: tuple[GroupRow, ...]
-    locks: tuple[LockRow, ...]
-    untouched: tuple[str, ...]
-    prunable: float
-    budget: float | None = None
-    removed_parameters: int = 0
-    removed_macs: int = 0
-    layers: tuple[LayerRow, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
-
-    def to_json(self) -> str:
-        """The explanation as JSON."""
-        return json.dumps(self.to_dict(), indent=2)
-
-    def table(self) -> str:
-        """The explanation as text: groups, then locks."""
-        from secateur.structure.drawing import as_table
-
-        return as_table(self)
-
-    def svg(self) -> str:
-        """The groups as a drawing."""
-        from secateur.structure.drawing import as_svg
-
-        return as_svg(self)
-
-    def __str__(self) -> str:
-        return self.table()
-
-    def _repr_html_(self) -> str:
-        """Groups and locks in a notebook."""
-        groups = html_table(
-            ("group", "units", "parameters", "MACs"),
-            ((row.name, f"{row.count:,}", f"{row.parameters:,}", f"{row.macs:,}") for row in self.groups),
-        )
-        locks = html_table(
-            ("locked because", "where", "axes"),
-            (
-                (row.reason, row.path, ", ".join(f"{name}[{axis}]" for name, axis in row.axes))
-                for row in self.locks
-            ),
-        )
-        return groups + (locks if self.locks else "")
+__all__ = ["cut_by_default", "default_names", "explained", "layer_names", "layer_rows", "own_weights"]
 
 
 def default_names(structure: Structure, model: nn.Module) -> frozenset[str]:

@@ -34,7 +34,8 @@ from secateur.structure.cut.fit import fit
 from secateur.structure.cut.plan import Kept, KnownIndices, ShrinkPlan, cut_tensor
 from secateur.structure.cut.trial import without_locked
 from secateur.structure.depth.leaving import FewerLayers, without_blocks
-from secateur.structure.explain import Explanation, cut_by_default, default_names, explained, layer_rows
+from secateur.structure.explain import cut_by_default, default_names, explained, layer_rows
+from secateur.structure.explanation import Explanation
 from secateur.structure.groups.couplings import Structure, analyse, regroup
 from secateur.structure.groups.labels import Lock
 from secateur.structure.groups.rules.attention import FUSED

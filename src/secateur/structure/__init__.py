@@ -66,7 +66,7 @@ set:
 >>> small.model[0], small.proof.holds
 (Conv2d(3, 2, kernel_size=(3, 3), stride=(1, 1)), True)
 
-In reading order: `shrink` (the verbs `shrink` and `explain`), `trace/`, `groups/`, `cut/`, `proof`, `proving`, `explain`
-with `explanation` (what it returns), `shrunk_files` (saving, loading, the optimizer's state), `hf/` (configurations of
-Hugging Face models).
+In reading order: `shrink` (the verbs `shrink` and `explain`), `trace/`, `groups/`, `cut/`, `proof`, `proving`,
+`explain` with `explanation` (what it returns), `shrunk_files` (saving, loading, the optimizer's state), `hf/`
+(configurations of Hugging Face models).
 """

@@ -184,6 +184,11 @@ def register() -> None:
     class Backend(backend_registration._DummyBackendModule):
         """What PyTorch asks a device's module for."""
 
+        def is_available(self) -> bool:
+            return (
+                False  # else DataParallel, in a later test of the process, takes it for the machine's device
+            )
+
         def get_amp_supported_dtype(self) -> list[torch.dtype]:
             return [torch.bfloat16, torch.float16]
 

@@ -13,7 +13,8 @@ from secateur.coding import compiled
 
 CODE = (
     "import numpy as np\n"
-    "from secateur.coding import indices\n"
+    "from secateur.coding import compiled, indices\n"
+    "compiled.LOADING = 0\n"
     "levels = np.arange(1 << 16).reshape(256, 256) % 3\n"
     "data = indices.encode(levels, 3, 1)\n"
     "assert (indices.decode(data, levels.shape, 3, 1) == levels).all()\n"

@@ -18,7 +18,11 @@ import secateur as sc
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "secateur"
-GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
+GUIDES = [
+    ROOT / "README.md",
+    # extend.md writes files into the rooms; like every file there, these name their neighbours
+    *sorted(page for page in (ROOT / "docs" / "guide").glob("*.md") if page.name != "extend.md"),
+]
 
 
 def _typed() -> dict[str, str]:

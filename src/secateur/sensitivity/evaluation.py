@@ -6,7 +6,6 @@ rest runs as it is.
 
 >>> import torch
 >>> from secateur.core.masks import Masks
-from secateur.core.nested import tensors_in
 >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
 >>> batches = [(torch.randn(9, 4), torch.randint(0, 2, (9,)))]
 >>> half = Masks({"2.weight": torch.arange(16).reshape(2, 8) < 8})

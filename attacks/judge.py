@@ -66,6 +66,7 @@ class Judge:
             "/proc/self/clear_refs", os.O_WRONLY
         )  # of Linux, as is all that is read below /proc
         self._sizes = os.open("/proc/self/statm", os.O_RDONLY)
+        self._status = os.open("/proc/self/status", os.O_RDONLY)
         self.look()
 
     def look(self) -> None:
@@ -76,6 +77,7 @@ class Judge:
         """Close what the measure of memory holds open."""
         os.close(self._marks)
         os.close(self._sizes)
+        os.close(self._status)
 
     def one(self, target: Target, data: bytes) -> None:
         """Run one input.
@@ -92,7 +94,7 @@ class Judge:
         began = self._began = time.process_time()
         verdict = target.run(data)
         took = time.process_time() - began
-        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+        grown = self._high_water() - before
         self.tally.verdicts[f"{target.name}: {verdict}"] += 1
         self.tally.seconds[target.name] = self.tally.seconds.get(target.name, 0.0) + took
         self.tally.slowest, self.tally.largest = max(self.tally.slowest, took), max(self.tally.largest, grown)
@@ -105,6 +107,14 @@ class Judge:
             changed = [name for name, value in now.items() if value != self._fingerprint[name]]
             self._fingerprint = now
             raise AssertionError(f"the process has changed: {changed}")
+
+    def _high_water(self) -> int:
+        """The most memory since the mark was set back, in bytes.
+
+        Not `ru_maxrss`: there a process that was started by a larger one keeps the mark of that one.
+        """
+        status = os.pread(self._status, 1 << 14, 0)
+        return int(status.partition(b"VmHWM:")[2].split(None, 1)[0]) * 1024
 
     @contextlib.contextmanager
     def batch(self) -> Iterator[None]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import time
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -397,6 +399,26 @@ def test_an_error_in_a_thread_is_raised(model, batches, monkeypatch):
     jobs = [EvaluationJob(["a"], [])] * 2
     with pytest.raises(RuntimeError, match="no more"):
         list(on_threads(model, Evaluation.of(batches), jobs, 2, 1 << 20, True))
+
+
+def test_no_thread_runs_the_model_before_all_have_prepared(model, batches, monkeypatch):
+    real, log = evaluation_module.repeated, []
+
+    @contextmanager
+    def slow(*given):
+        with real(*given) as now:
+            time.sleep(0.1)
+            log.append("prepared")
+            yield now
+
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    monkeypatch.setattr(evaluation_module, "repeated", slow)
+    monkeypatch.setattr(
+        evaluation_module.MaskedEvaluation, "values", lambda *_: log.append("run") or iter(())
+    )
+    jobs = [EvaluationJob(["a"], [])] * 2
+    assert list(on_threads(model, Evaluation.of(batches), jobs, 2, 1 << 20, True)) == []
+    assert log == ["prepared", "prepared", "run", "run"]
 
 
 def test_a_first_order_estimate_stands_beside_the_measured_value(model, batches):

@@ -23,10 +23,10 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from queue import Queue
-from threading import Event
+from threading import Barrier, Event, Lock
 from typing import Any, Protocol
 
 import psutil
@@ -270,11 +270,22 @@ def on_threads(
     """
     answers: Queue[tuple[str, Value] | Exception | None] = Queue()
     before, stop = torch.get_num_threads(), Event()
+    parts = _parts(jobs, workers)
+    # To trace a model changes what every call of a module does, in all threads: one prepares at a time, and none runs
+    # before all are prepared.
+    preparing, prepared = Lock(), Barrier(len(parts))
 
     def work(part: Sequence[EvaluationJob]) -> None:
         torch.set_num_threads(max(1, before // workers))
         try:
-            with repeated(copy.deepcopy(model), evaluation, memory // workers, quick) as now:
+            with ExitStack() as stack:
+                try:
+                    with preparing:
+                        now = stack.enter_context(
+                            repeated(copy.deepcopy(model), evaluation, memory // workers, quick)
+                        )
+                finally:
+                    prepared.wait()
                 if now.cache is not None:
                     now.dense()
                 for found in now.values(part):
@@ -286,7 +297,6 @@ def on_threads(
         finally:
             answers.put(None)
 
-    parts = _parts(jobs, workers)
     running = len(parts)
     with ThreadPoolExecutor(running) as pool:
         try:
@@ -302,6 +312,7 @@ def on_threads(
                     yield found
         finally:
             stop.set()
+            prepared.abort()
             torch.set_num_threads(before)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secateur.cli.checkpoints import print_written
+from secateur.cli.checkpoints import OnlyLayers, SkippedLayers, print_written
 from secateur.cli.cluster import Address, EngineChoice, EngineOption
 from secateur.cli.flags import with_flags
 from secateur.cli.options import ProgressFlags
@@ -62,12 +62,8 @@ class BlockFlags:
     budget: Annotated[
         float, typer.Option("--budget", help="Share of the units of every tensor to remove.")
     ] = 0.5
-    only: Annotated[
-        list[str] | None, typer.Option("--only", help="Layers that take part, by name or glob. Repeatable.")
-    ] = None
-    skip: Annotated[
-        list[str] | None, typer.Option("--skip", help="Layers to leave alone, by name or glob. Repeatable.")
-    ] = None
+    only: OnlyLayers = None
+    skip: SkippedLayers = None
     rounds: Annotated[
         int, typer.Option("--rounds", min=0, help="Rounds of solving a large layer, at most; 0 only prunes.")
     ] = 60

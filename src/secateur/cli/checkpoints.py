@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from secateur.streaming.pruned import StreamOptions
     from secateur.streaming.rewriting import RewrittenCheckpoint
 
-__all__ = ["VERBS", "Memory", "bytes_of", "print_written"]
+__all__ = ["VERBS", "Memory", "OnlyLayers", "SkippedLayers", "bytes_of", "print_written"]
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -36,6 +36,12 @@ Memory = Annotated[
         metavar="BYTES",
         help="Memory for the tensors that are loaded at a time, such as 2GB. Default: half of the free memory.",
     ),
+]
+OnlyLayers = Annotated[
+    list[str] | None, typer.Option("--only", help="Layers that take part, by name or glob. Repeatable.")
+]
+SkippedLayers = Annotated[
+    list[str] | None, typer.Option("--skip", help="Layers to leave alone, by name or glob. Repeatable.")
 ]
 _Source = Annotated[
     Path, typer.Argument(help="A folder with an index, or a .safetensors file.", show_default=False)
@@ -64,12 +70,8 @@ def bytes_of(text: str | None) -> int | None:
 class StreamFlags:
     """Which tensors take part, and how much memory and how many processes are used."""
 
-    only: Annotated[
-        list[str] | None, typer.Option("--only", help="Layers that take part, by name or glob. Repeatable.")
-    ] = None
-    skip: Annotated[
-        list[str] | None, typer.Option("--skip", help="Layers to leave alone, by name or glob. Repeatable.")
-    ] = None
+    only: OnlyLayers = None
+    skip: SkippedLayers = None
     memory: Memory = None
     workers: Annotated[
         int | None,

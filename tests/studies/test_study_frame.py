@@ -234,6 +234,20 @@ def test_what_is_shown_once_has_no_one_trials_value_beside_it() -> None:
     ]
 
 
+def test_a_column_shows_a_variant_of_another_part_for_the_same_row_but_never_one_of_several() -> None:
+    """Trial 0 retrains at 0.5 and trial 1 compensates at 0.5; at 0.8 two trials compensate, so neither is shown."""
+    rows = [
+        Measurement("accuracy", value, context={"trial": trial, "variant": variant, "sparsity": sparsity})
+        for trial, variant, sparsity, value in (
+            (0, "retrained", 0.5, 0.9), (1, "compensated", 0.5, 0.8),
+            (2, "retrained", 0.8, 0.7), (3, "compensated", 0.8, 0.6), (4, "compensated", 0.8, 0.5),
+        )
+    ]  # fmt: skip
+    columns = (TableColumn(name="accuracy", variant="compensated"), TableColumn(name="accuracy"))
+    spec = TableSpec(title="t", rows=("sparsity",), columns=columns, where={"variant": "retrained"})
+    assert tabulate(spec, rows, []).values == [(0.5, 0.8, 0.9), (0.8, None, 0.7)]
+
+
 def test_layers_and_columns_across_a_key() -> None:
     spec = TableSpec(
         title="t", rows=("layer",), columns=("macs",), across="sparsity", where={"variant": ["shrunk"]}

@@ -96,9 +96,11 @@ class _Grid:
     def __init__(self, spec: TableSpec, kept: Sequence[Measurement]):
         self.spec, self.columns = spec, spec.all_columns()
         self.trials: dict[tuple[str, int], Trial] = {}
+        self.settings: dict[tuple[Any, ...], Trial] = {}
         for item in kept:
             key = (str(item.context.get("variant", "")), item.name)
             self.trials.setdefault(_trial_of(item), {}).setdefault(key, []).append(item)
+            self.settings.setdefault(self._settings(item.context), {}).setdefault(key, []).append(item)
         self.items = [item for item in kept if _in(item.context, spec.where)]
         self.cells: dict[tuple[Any, ...], dict[Slot, _Cell]] = {}
         self.across: list[str] = []
@@ -126,6 +128,17 @@ class _Grid:
             cell = self.cells.setdefault(row, {}).setdefault((index, over), _Cell(item, context))
             cell.values[_trial_of(item)] = found
 
+    def _settings(self, context: Mapping[str, object]) -> tuple[Any, ...]:
+        """What makes a row of the table, but for the variant and what differs within a trial."""
+        keys = [key for key in (*self.spec.rows, self.spec.across) if key and key not in _OF_ALL]
+        return tuple(_hashed(context.get(key, "")) for key in keys)
+
+    def _elsewhere(self, item: Measurement, wanted: tuple[str, str]) -> list[Measurement]:
+        """What a trial of another part measured for the same row; nothing where several trials did."""
+        row = self._settings(item.context)
+        found = self.settings.get(row, {}).get(wanted, []) if any(value != "" for value in row) else []
+        return found if len({_trial_of(one) for one in found}) == 1 else []
+
     def _found(
         self, column: TableColumn, item: Measurement, context: Mapping[str, object], value: float | int
     ) -> float | int | None:
@@ -139,7 +152,8 @@ class _Grid:
             return None  # a variant that is the same in every trial has no single trial to compare with
         if item.name != joined_name(self.items, column):
             return None
-        other = trial.get((column.variant, column.name), [])
+        wanted = (column.variant, column.name)
+        other = trial.get(wanted) or self._elsewhere(item, wanted)
         return _value(column, other[-1], _at(other[-1], context.get("layer")), None, trial) if other else None
 
 

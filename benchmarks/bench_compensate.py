@@ -7,6 +7,7 @@ with sentence-transformers' all-MiniLM-L6-v2 (config.json, tokenizer.json, model
 What is not at hand is said and left out.
 
 CIFAR-10: 2,000 training images without labels, all 10,000 test images; points of top-1 lost against the dense model.
+`--rows TEXT` measures only the rows whose name holds TEXT.
 `--only choose` compares settings on 2,000 training images that are held out, so that test images choose nothing.
 MiniLM: docstrings of the standard library, 200 to calibrate and 200 others; mean cosine to the dense embeddings. Pruned
 are the linear layers of the encoder, shared all tensors, embeddings too. `--only peers` compares with SparseGPT and
@@ -70,12 +71,21 @@ class Line:
         )
 
 
+@dataclass(frozen=True)
+class Task:
+    """What one row or several come from: `what` names them before they are measured."""
+
+    what: str
+    measure: Callable[[], list[Line]]
+
+
 def shown(line: Line) -> Line:
     """The line, printed and recorded at once: a run that is stopped keeps what it has found."""
     print(line, flush=True)
     goal = line.goal if math.isfinite(line.goal) else None
     better: Literal["lower", "higher"] = "higher" if line.higher else "lower"
-    record(Figure(line.what.strip(), line.ours, "", goal, better, detail=f"{line.seconds:.0f} s"))
+    detail = f"{line.seconds:.0f} s" + (f"; prototype {line.prototype}" if line.prototype else "")
+    record(Figure(line.what.strip(), line.ours, "", goal, better, detail=detail))
     return line
 
 
@@ -110,6 +120,9 @@ class Cifar:
         seconds = time.process_time() - start
         return shown(Line(f"{what}: points lost", self.accuracy - self.test(model), prototype, goal, seconds))
 
+    def task(self, what: str, prototype: str, goal: float, make: Callable[[], nn.Module]) -> Task:
+        return Task(what, lambda: [self.lost(what, prototype, goal, make)])
+
     def sparse(self, sparsity: float, passes: int, damping: float = 1e-3) -> tuple[nn.Module, sc.Masks]:
         masks = sc.prune(self.dense, "obs", budget=sc.budget.Overall(sparsity), data=self.batches)
         tune = sc.Tuning(passes=passes, lr=0.1, precision="bf16") if passes else None
@@ -118,16 +131,16 @@ class Cifar:
         found = sc.compensate(self.dense, masks, images, solver=solver, tune=tune)
         return found.model, found.masks
 
-    def choose(self) -> Iterator[Line]:
+    def choose(self) -> Iterator[Task]:
         """What the damping is chosen by: points lost on training images that no layer was solved on."""
         for damping in (1e-4, 1e-3, 1e-2):
 
             def make(damping: float = damping) -> nn.Module:
                 return self.sparse(0.75, 0, damping)[0]
 
-            yield self.lost(f"75%, damping {damping:g}", "", float("inf"), make)
+            yield self.task(f"75%, damping {damping:g}", "", float("inf"), make)
 
-    def pruning(self) -> Iterator[Line]:
+    def pruning(self) -> Iterator[Task]:
         for sparsity, passes, prototype, goal in (
             (0.5, 0, "1.0", 0.6),
             (0.75, 0, "4.6", 2.5),
@@ -137,9 +150,9 @@ class Cifar:
             def make(sparsity: float = sparsity, passes: int = passes) -> nn.Module:
                 return self.sparse(sparsity, passes)[0]
 
-            yield self.lost(f"{sparsity:.0%} of weights removed", prototype, goal, make)
+            yield self.task(f"{sparsity:.0%} of weights removed", prototype, goal, make)
 
-    def sharing(self) -> Iterator[Line]:
+    def sharing(self) -> Iterator[Task]:
         for bits, passes, prototype, goal in ((3, 4, "0.6", 0.3), (2, 8, "2.8", 1.5)):
 
             def make(bits: int = bits, passes: int = passes) -> nn.Module:
@@ -147,9 +160,12 @@ class Cifar:
                 images = Innermost(self.images("standard"))
                 return sc.share(self.dense, bits=bits, data=images, options=options).model
 
-            yield self.lost(f"{bits} bits", prototype, goal, make)
+            yield self.task(f"{bits} bits", prototype, goal, make)
 
-    def both(self) -> Iterator[Line]:
+    def both(self) -> Iterator[Task]:
+        yield Task("64 % removed and 3 bits", self._both)
+
+    def _both(self) -> list[Line]:
         kept = []
 
         def make() -> nn.Module:
@@ -159,15 +175,18 @@ class Cifar:
             kept.append(sc.share(model, 3, masks, data=images, options=options).model)
             return kept[0]
 
-        yield self.lost("64 % removed and 3 bits", "", 1.5, make)
+        lost = self.lost("64 % removed and 3 bits", "", 1.5, make)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "small.sct"
             sc.save(kept[0], path)
             dense = sum(t.numel() * t.element_size() for t in self.dense.state_dict().values())
             ratio = dense / path.stat().st_size
-        yield shown(Line("64 % and 3 bits: dense bytes / .sct", ratio, "", 20, 0, higher=True))
+        return [lost, shown(Line("64 % and 3 bits: dense bytes / .sct", ratio, "", 20, 0, higher=True))]
 
-    def channels(self) -> Iterator[Line]:
+    def channels(self) -> Iterator[Task]:
+        yield Task("half the MACs by channels", self._channels)
+
+    def _channels(self) -> list[Line]:
         example = self.data.example
         masks = sc.prune(self.dense, "l2", "channel", sc.budget.Macs(keep=0.5), example=example)
         plain = reestimate_batch_norm(masks.apply(self.dense), self.batches, batches=len(self.batches))
@@ -177,7 +196,7 @@ class Cifar:
             tune = sc.Tuning(passes=6, lr=0.1, precision="bf16")
             return sc.compensate(self.dense, masks, Innermost(self.images("standard")), tune=tune).model
 
-        yield self.lost(f"half the MACs by channels (norms alone: {lost:.1f})", "", lost / 2, make)
+        return [self.lost(f"half the MACs by channels (norms alone: {lost:.1f})", "", lost / 2, make)]
 
 
 class Innermost:
@@ -233,6 +252,9 @@ class MiniLM:
         cosine = float((self.embeddings(model) * self.wanted).sum(1).mean())
         return shown(Line(f"MiniLM, {what}: mean cosine", cosine, prototype, goal, seconds, higher=True))
 
+    def task(self, what: str, prototype: str, goal: float, make: Callable[[], nn.Module]) -> Task:
+        return Task(f"MiniLM, {what}", lambda: [self.cosine(what, prototype, goal, make)])
+
     def sparse(self, budget: object, tuned: bool) -> nn.Module:
         """Masks by Wanda, weights solved anew, and where wanted tuned on the sentences put together anew."""
         layers = sc.PruneOptions(only=["encoder"])
@@ -245,41 +267,46 @@ class MiniLM:
     def tuning(self) -> sc.Tuning:
         return sc.Tuning(passes=PASSES, lr=0.002, precision="bf16", compare=states_and_embedding)
 
-    def lines(self) -> Iterator[Line]:
+    def tasks(self) -> Iterator[Task]:
         def shared(bits: int) -> nn.Module:
             options, texts = sc.ShareOptions(tune=self.tuning()), sc.RecombinedTokens(self.calibration)
             return sc.share(self.dense, bits=bits, data=texts, options=options).model
 
-        yield self.cosine("50 %", "0.928", 0.975, lambda: self.sparse(0.5, True))
-        yield self.cosine("70 %", "0.77", 0.90, lambda: self.sparse(0.7, True))
-        yield self.cosine("2:4", "", 0.95, lambda: self.sparse(sc.budget.NOfM(2, 4), True))
-        yield self.cosine("4 bits", "0.952", 0.995, lambda: shared(4))
-        yield self.cosine("3 bits", "0.823", 0.98, lambda: shared(3))
+        yield self.task("50 %", "0.928", 0.975, lambda: self.sparse(0.5, True))
+        yield self.task("70 %", "0.77", 0.90, lambda: self.sparse(0.7, True))
+        yield self.task("2:4", "", 0.95, lambda: self.sparse(sc.budget.NOfM(2, 4), True))
+        yield self.task("4 bits", "0.952", 0.995, lambda: shared(4))
+        yield self.task("3 bits", "0.823", 0.98, lambda: shared(3))
 
-    def peers(self) -> Iterator[Line]:
+    def peers(self) -> Iterator[Task]:
         """The same layers at the same sparsity by SparseGPT and Wanda; the goal of ours is the better of the two."""
-        foreign = llmcompressor_sparse_gpt()
-        print("SparseGPT: " + ("llmcompressor's own function" if foreign else "by its published definition"))
         choices = (
             ("50 %", 0.5, None, 0.5),
             ("70 %", 0.7, None, 0.7),
             ("2:4", 0.5, (2, 4), sc.budget.NOfM(2, 4)),
         )
         for what, sparsity, pattern, budget in choices:
-            best = 0.0
-            for name, method in (("SparseGPT", foreign or sparse_gpt), ("Wanda", wanda)):
-                prune = partial(method, sparsity=sparsity, pattern=pattern)
+            yield Task(f"MiniLM, {what} beside peers", partial(self._beside, what, sparsity, pattern, budget))
 
-                def make(prune: Prune = prune) -> nn.Module:
-                    return block_by_block(self.dense, "encoder.layer", self.calibration, prune)
+    def _beside(
+        self, what: str, sparsity: float, pattern: tuple[int, int] | None, budget: object
+    ) -> list[Line]:
+        """SparseGPT, Wanda and least squares at one sparsity."""
+        foreign = llmcompressor_sparse_gpt()
+        whose = "llmcompressor's own function" if foreign else "by its published definition"
+        found = []
+        for name, method in ((f"SparseGPT, {whose}", foreign or sparse_gpt), ("Wanda", wanda)):
+            prune = partial(method, sparsity=sparsity, pattern=pattern)
 
-                line = self.cosine(f"{what} by {name}", "", -math.inf, make)
-                best = max(best, line.ours)
+            def make(prune: Prune = prune) -> nn.Module:
+                return block_by_block(self.dense, "encoder.layer", self.calibration, prune)
 
-            def ours(budget: object = budget) -> nn.Module:
-                return self.sparse(budget, False)
-
-            yield self.cosine(f"{what}, least squares alone", f"{best:.3f}", best, ours)
+            found.append(self.cosine(f"{what} by {name}", "", -math.inf, make))
+        best = max(line.ours for line in found)
+        ours = self.cosine(
+            f"{what}, least squares alone", f"{best:.3f}", best, lambda: self.sparse(budget, False)
+        )
+        return [*found, ours]
 
 
 PASSES = 10
@@ -328,7 +355,7 @@ class Lite0:
         share = float((self.top1(model) == self.wanted).float().mean())
         return shown(Line(f"EfficientNet-Lite0, {what}: agreement", share, "", goal, seconds, higher=True))
 
-    def lines(self) -> Iterator[Line]:
+    def tasks(self) -> Iterator[Task]:
         tune = sc.Tuning(passes=6, lr=0.02, precision="bf16")
 
         def sparse() -> nn.Module:
@@ -341,8 +368,8 @@ class Lite0:
             options = sc.ShareOptions(tune=tune)
             return sc.share(self.dense, bits=4, data=self.calibration, options=options).model
 
-        yield self.agreement("50 %", 0.95, sparse)
-        yield self.agreement("4 bits", 0.95, shared)
+        yield Task("EfficientNet-Lite0, 50 %", lambda: [self.agreement("50 %", 0.95, sparse)])
+        yield Task("EfficientNet-Lite0, 4 bits", lambda: [self.agreement("4 bits", 0.95, shared)])
 
 
 def declare_torchvision() -> None:
@@ -420,34 +447,39 @@ def main() -> int:
         "--only",
         help="parts, by comma: choose, pruning, sharing, both, channels, minilm, peers, lite0, large",
     )
+    parser.add_argument("--rows", default="", help="only the rows whose name holds this text")
     options = parser.parse_args()
     wanted = options.only.split(",") if options.only else None
     print(f"{'':<46} {'ours':>9} {'prototype':>10}    {'goal':<7} {'CPU':>6}")
-    lines: list[Line] = []
+    lines = [line for task in tasks(options, wanted) if options.rows in task.what for line in task.measure()]
+    return 0 if all(line.met for line in lines) else 1
+
+
+def tasks(options: argparse.Namespace, wanted: list[str] | None) -> Iterator[Task]:
+    """What is asked for and at hand; what is not at hand is said."""
     parts = [part for part in ("pruning", "sharing", "both", "channels") if wanted is None or part in wanted]
     choosing = wanted is not None and "choose" in wanted
     parts = ["choose"] if choosing else parts
     if parts and options.data and options.weights:
         cifar = Cifar(options.data, options.weights, choosing)
         for part in parts:
-            lines += list(getattr(cifar, part)())
+            yield from getattr(cifar, part)()
     elif parts:
         print("CIFAR-10: no data; name it with --data and --weights, or SECATEUR_SHARED")
     texts = [part for part in ("minilm", "peers") if wanted is None or part in wanted]
     if texts and options.minilm:
         sentences = MiniLM(options.minilm)
         for part in texts:
-            lines += list(sentences.lines() if part == "minilm" else sentences.peers())
+            yield from sentences.tasks() if part == "minilm" else sentences.peers()
     elif texts:
         print("MiniLM: no weights; name their folder with --minilm")
     if wanted is None or "lite0" in wanted:
         if options.lite0 and options.data:
-            lines += list(Lite0(options.lite0, options.data).lines())
+            yield from Lite0(options.lite0, options.data).tasks()
         else:
             print("EfficientNet-Lite0: no weights; name their file with --lite0, and --data")
     if wanted is not None and "large" in wanted:
-        lines += large()
-    return 0 if all(line.met for line in lines) else 1
+        yield Task("11008 x 4096", large)
 
 
 if __name__ == "__main__":

@@ -135,13 +135,49 @@ def test_a_price_lowers_the_entropy() -> None:
     assert dear.entropy < free.entropy - 0.3
 
 
-def test_embeddings_are_shared_as_without_data_and_the_model_stays() -> None:
+def test_a_table_is_rounded_by_the_error_of_the_outputs() -> None:
+    """Only the sum of a row matters: 0.4 and 0.4 become 0 and 1, where the nearest values are 0 and 0."""
+    model = nn.Sequential(nn.Embedding(2, 2), nn.Linear(2, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[0.4, 0.4], [0.0, 1.0]]))
+        model[1].weight.fill_(1.0)
+    options = ShareOptions(only="0")
+    plain = sc.share(model, method="uniform", step=1.0, options=options)
+    found = sc.share(model, method="uniform", step=1.0, data=[torch.tensor([[0, 1]])], options=options)
+    assert plain.model[0].weight[0].tolist() == [0.0, 0.0]
+    assert sorted(found.model[0].weight[0].tolist()) == [0.0, 1.0]
+    assert found.model[0].weight[1].tolist() == [0.0, 1.0]
+
+
+def test_rows_of_a_table_that_were_not_seen_follow_the_same_curvature_and_the_model_stays() -> None:
+    torch.manual_seed(0)
+    mixing = nn.Linear(8, 8, bias=False)
+    mixing.weight.data.copy_(torch.randn(8, 2) @ torch.randn(2, 8))  # two directions matter
+    model = nn.Sequential(nn.Embedding(200, 8), mixing)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    options = ShareOptions(only="0")
+    seen, unseen = torch.arange(50)[None], torch.arange(50, 200)[None]
+    plain = sc.share(model, bits=2, options=options).model
+    found = sc.share(model, bits=2, data=[seen], options=options).model
+    assert error(found, model, [seen]) < 0.5 * error(plain, model, [seen])
+    assert error(found, model, [unseen]) < 0.5 * error(plain, model, [unseen])
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_masked_table_keeps_its_zeros_and_one_without_influence_is_shared_plainly() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(30, 8), nn.Linear(8, 4))
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    shared = sc.share(model, bits=2, data=[torch.arange(30)])
-    assert torch.equal(shared.model[0].weight, sc.share(model, bits=2).model[0].weight)
-    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    mask = torch.rand(30, 8) > 0.5
+    found = sc.share(model, 2, {"0.weight": mask}, data=[torch.arange(30)[None]])
+    assert bool((found.model[0].weight[~mask] == 0).all())
+    assert len(torch.unique(found.model[0].weight[mask])) <= 4
+    with torch.no_grad():
+        model[1].weight.zero_()
+    options = ShareOptions(only="0")
+    plain, found = (
+        sc.share(model, bits=2, data=data, options=options) for data in (None, [torch.arange(30)])
+    )
+    assert torch.equal(found.model[0].weight, plain.model[0].weight)
 
 
 def test_what_is_refused() -> None:

@@ -22,7 +22,6 @@ from typing import ClassVar, Literal, TypeAlias
 import torch
 from torch import nn
 
-from secateur.compensation.batches import read_all
 from secateur.compensation.fitting import LayerProblem, Setting, Solution, fit
 from secateur.compensation.least_squares import solve
 from secateur.compensation.support import inverse
@@ -33,11 +32,21 @@ from secateur.execution.undisturbed import undisturbed
 from secateur.quantize import Quantizer
 from secateur.quantize.tuned_values import FixedAssignments, LearntAssignments, SharedWeight
 
-__all__ = ["Assignments", "CodebookSolver", "Quadratic", "calibrated", "descended"]
+__all__ = [
+    "SOLVED_VALUES",
+    "Assignments",
+    "CodebookSolver",
+    "Quadratic",
+    "book_of",
+    "calibrated",
+    "descended",
+    "fed_forward",
+    "solved_values",
+]
 
 Assignments: TypeAlias = Literal["fixed", "learnt"]
 
-_SOLVED_VALUES = 64
+SOLVED_VALUES = 64
 """Codebooks of up to this number of values are solved by least squares; larger ones are close enough without."""
 
 
@@ -56,6 +65,7 @@ def calibrated(
     student: nn.Module,
     dense: nn.Module,
     data: Iterable[object],
+    batches: Sequence[Batch],
     solver: CodebookSolver,
     only: frozenset[str],
     tuning: Tuning | None = None,
@@ -66,7 +76,8 @@ def calibrated(
     Args:
         student: The model to share; biases and running means of batch norm follow its layers.
         dense: The model whose outputs are the targets.
-        data: Batches of inputs.
+        data: Batches of inputs, read again in each pass of tuning.
+        batches: The same as first read.
         solver: Shares a layer; it holds the masks.
         only: Names of the weights to share; other layers are not changed.
         tuning: Gradient steps afterwards, on values, biases and norms.
@@ -75,7 +86,6 @@ def calibrated(
     Returns:
         The codebooks of the weights that were called as layers.
     """
-    batches = read_all("share", data, dense)
     modes = [module.training for module in student.modules()]
     device = next(student.parameters()).device
     with undisturbed(dense, mode="eval"), torch.autocast(device.type, enabled=False):
@@ -167,16 +177,24 @@ class CodebookSolver:
         palette = self.finder.palette(layer.name, live, masked, self.seed)
         values = torch.from_numpy(palette.values).to(best)
         fixed = palette.step is not None
-        indices = _fed_forward(quadratic, best, values, free)
+        indices = fed_forward(quadratic, best, values, free)
         price = None
         for _ in range(self.rounds):
             if self.rate:
                 price = self._prices(quadratic, best, indices, values, free)
             indices = descended(quadratic, indices, values, free, price)
-            if fixed or len(values) > _SOLVED_VALUES:
+            if fixed or len(values) > SOLVED_VALUES:
                 continue
-            values = _solved_values(quadratic, indices, values, free)
-        return self._booked(layer, indices, values, (palette.step, palette.low))
+            values = solved_values(quadratic, indices, values, free)
+        book = book_of(
+            layer.name,
+            layer.geometry.weight(indices, layer.weight.shape),
+            values.to(layer.weight.dtype),
+            layer.mask,
+            (palette.step, palette.low),
+        )
+        self.books[layer.name] = book
+        return Solution(book.tensor())
 
     def _least_squares(self, layer: LayerProblem) -> tuple[torch.Tensor, Quadratic]:
         """The best weights with any value, and the error as a function of the weights, with a small ridge towards
@@ -208,25 +226,28 @@ class CodebookSolver:
         weighted = quadratic.hessian.diagonal(dim1=1, dim2=2)[:, :, None] * best.square()
         return self.rate * float(weighted[free].mean()) * bits
 
-    def _booked(
-        self,
-        layer: LayerProblem,
-        indices: torch.Tensor,
-        values: torch.Tensor,
-        uniform: tuple[float | None, int],
-    ) -> Solution:
-        """The codebook as the rest of the package knows it, and the weight it stands for."""
-        step, low = uniform
-        shape, kind = layer.weight.shape, layer.weight.dtype
-        flat = layer.geometry.weight(indices, shape)
-        mask = layer.mask
-        if step is None:
-            book = _book_of(layer.name, values.to(kind)[flat], mask)
-        else:
-            flat, held = flat.masked_fill(~mask, -low), values.to(kind)
-            book = Codebook(layer.name, held, flat.to(index_dtype(held.numel())), step, low)
-        self.books[layer.name] = book
-        return Solution(book.tensor())
+
+def book_of(
+    name: str,
+    indices: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    uniform: tuple[float | None, int],
+) -> Codebook:
+    """The codebook as the rest of the package knows it.
+
+    Args:
+        name: The weight's name.
+        indices: Which value each weight has, in the weight's shape.
+        values: The values, in the weight's type.
+        mask: True where a weight is not masked; None where all are kept.
+        uniform: (step, lowest multiple) of values in uniform steps; the step is None for any others.
+    """
+    step, low = uniform
+    if step is None:
+        return _book_of(name, values[indices], mask)
+    held = indices if mask is None else indices.masked_fill(~mask, -low)
+    return Codebook(name, values, held.to(index_dtype(values.numel())), step, low)
 
 
 def _nearest(wanted: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -234,7 +255,7 @@ def _nearest(wanted: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     return torch.bucketize(wanted, (values[1:] + values[:-1]) / 2)
 
 
-def _fed_forward(
+def fed_forward(
     quadratic: Quadratic, best: torch.Tensor, values: torch.Tensor, free: torch.Tensor
 ) -> torch.Tensor:
     """The nearest values, feature by feature, the error of each compensated for by the later ones."""
@@ -242,7 +263,8 @@ def _fed_forward(
     for group in range(best.shape[0]):
         hessian = quadratic.hessian[group]
         order = hessian.diagonal().argsort(descending=True, stable=True)
-        factor = torch.linalg.cholesky_ex(inverse(hessian[order][:, order], 1e-6), upper=True)[0]
+        wide = hessian if hessian.device.type == "mps" else hessian.double()
+        factor = torch.linalg.cholesky_ex(inverse(wide[order][:, order], 1e-6), upper=True)[0].to(best)
         weights, held = best[group][order].clone(), free[group][order]
         indices = torch.empty_like(weights, dtype=torch.long)
         for at in range(len(order)):
@@ -280,7 +302,7 @@ def descended(
     return found
 
 
-def _solved_values(
+def solved_values(
     quadratic: Quadratic, indices: torch.Tensor, values: torch.Tensor, free: torch.Tensor
 ) -> torch.Tensor:
     """The values of least error for an assignment, ascending as before; the present ones if that fails."""

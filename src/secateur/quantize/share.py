@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from secateur import quantize
+from secateur.compensation.batches import read_all
 from secateur.compensation.compensate import as_tuning, check_dense
 from secateur.compensation.tuning import Tuning
 from secateur.core.codebook import Codebook
@@ -40,6 +41,7 @@ from secateur.quantize.codebooks import codebook_of_group, codebook_per_channel,
 from secateur.quantize.groups import Groups, codebook_groups
 from secateur.quantize.rate_distortion import check_rate
 from secateur.quantize.result import Shared, SharedTensor, zeroed
+from secateur.quantize.tables import curvatures, table_codebook
 
 __all__ = ["ShareOptions", "Shared", "SharedTensor", "share"]
 
@@ -117,8 +119,8 @@ def share(
         data: A few hundred inputs or more, without labels, in batches: then the error of each layer's outputs on them
             is minimised, not that of its weights. Biases and the running means of batch norm follow, so `Shared.model`
             differs in more than its codebooks. Each tensor has its own codebook; `rate` counts the bits of each value
-            by how often it occurs. Tensors that do not belong to a layer, such as embeddings, are shared as without
-            data.
+            by how often it occurs. Embedding tables are rounded by the error of the model's outputs, read from
+            gradients; other tensors that do not belong to a layer are shared as without data.
         options: Which tensors are shared, and the rest.
         **method_options: Options of the method, such as `start="linear"` of K-means or `step=0.01` of uniform.
 
@@ -192,18 +194,25 @@ def _share_on_data(
     student = copy.deepcopy(model)
     books = {}
 
+    dense = model if options.dense is None else check_dense(model, options.dense)
+    batches = read_all("share", data, dense)
+    tuning = as_tuning(options.tune)
+
     def plainly(names: Iterable[str]) -> None:
         for name in names:
             member = next(target for target in plan.targets if target.name == name)
             books.update(codebook_of_group(plan.method, name, [member], named, kept, options.seed))
             student.get_parameter(name).data.copy_(books[name].tensor())
 
-    plainly(target.name for target in plan.targets if target.name not in layers)
+    others = [target.name for target in plan.targets if target.name not in layers]
+    curved = curvatures(dense, batches, others, tuning, options.seed) if others else {}
+    for name, curvature in curved.items():
+        weight = named[name].detach()
+        books[name] = table_codebook(plan.method, name, weight, kept.get(name), curvature, options.seed)
+        student.get_parameter(name).data.copy_(books[name].tensor())
+    plainly(name for name in others if name not in books)
     solver = CodebookSolver(plan.method, kept, rate, options.seed)
-    dense = model if options.dense is None else check_dense(model, options.dense)
-    books.update(
-        calibrated(student, dense, data, solver, layers, as_tuning(options.tune), options.assignments)
-    )
+    books.update(calibrated(student, dense, data, batches, solver, layers, tuning, options.assignments))
     plainly([target.name for target in plan.targets if target.name not in books])
     books = {target.name: books[target.name] for target in plan.targets}
     return _shared(student, model, plan, books, kept)

@@ -162,6 +162,15 @@ def test_places_that_nothing_can_be_written_to(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "a.sct", "link"]
 
 
+@pytest.mark.parametrize("name", ["x.pt", "x.pth", "x.bin", "x.ckpt"])
+def test_safetensors_are_not_written_under_a_name_of_torchs(name: str, tmp_path: Path) -> None:
+    checkpoint(tmp_path / "a.safetensors")
+    pack(tmp_path / "a.safetensors", tmp_path / "a.sct")
+    with pytest.raises(OptionError, match=rf"{name}: unpack writes safetensors, .*name it 'x\.safetensors', or"):
+        unpack(tmp_path / "a.sct", tmp_path / name)
+    assert sorted(os.listdir(tmp_path)) == ["a.safetensors", "a.sct"]
+
+
 def test_wrong_inputs(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         pack(tmp_path / "a.safetensors", tmp_path / "a.sct")

@@ -32,7 +32,10 @@ from secateur.core.missing_files import missing
 from secateur.core.safetensors_header import open_header
 from secateur.errors import DataError
 
-__all__ = ["Checkpoint", "Shard", "canonical_header", "open_checkpoint", "read_pt"]
+__all__ = ["TORCH_SUFFIXES", "Checkpoint", "Shard", "canonical_header", "open_checkpoint", "read_pt"]
+
+TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+"""The endings of files that `torch.save` writes."""
 
 _FREE_VALUES, _BYTES_PER_VALUE = 100_000, 16  # values that a .pt file may hold, and more for its bytes
 _DEEPEST = 64
@@ -81,7 +84,7 @@ def open_checkpoint(path: str | os.PathLike[str], max_bytes: int | None = None) 
     if path.suffix == ".safetensors":
         with path.open("rb") as file:
             yield _safetensors(path, file)
-    elif path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
+    elif path.suffix in TORCH_SUFFIXES:
         yield _torch(path, max_bytes)
     else:
         raise DataError(

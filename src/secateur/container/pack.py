@@ -28,7 +28,7 @@ import numpy as np
 from secateur.coding.indices import MixerBank
 from secateur.container import format as sct
 from secateur.container import tensors
-from secateur.container.checkpoint import Checkpoint, canonical_header
+from secateur.container.checkpoint import TORCH_SUFFIXES, Checkpoint, canonical_header
 from secateur.container.reading import LEARNT, ReadingPoint, can_skip, words_of
 from secateur.container.resuming import (
     WRITTEN,
@@ -324,8 +324,10 @@ def unpack(
 
     Raises:
         FormatError: The file is not a valid .sct file, or leaves its names to a model.
+        OptionError: The name to write ends as torch's own files do, or nothing can be written there.
     """
     worker_count(workers, 0)
+    _check_suffix(Path(path_out))
     with open(path_in, "rb") as source:
         archive = sct.Archive(source, max_bytes=max_bytes)
         if not archive.named:
@@ -336,6 +338,15 @@ def unpack(
         entries = [record.entry for record in archive.heads]
         size = _write_unpacked(archive, entries, Path(path_in), Path(path_out), workers, progress)
     return Packed(Path(path_out), size, archive.size, len(entries))
+
+
+def _check_suffix(target: Path) -> None:
+    """Refuse a name that promises a file of `torch.save`."""
+    if target.suffix in TORCH_SUFFIXES:
+        raise OptionError(
+            f"{target}: unpack writes safetensors, and torch.load reads no such file; name it "
+            f"{target.with_suffix('.safetensors').name!r}, or read the .sct file with sc.load(...) and torch.save that"
+        )
 
 
 def _write_unpacked(

@@ -132,11 +132,12 @@ def main() -> None:
         print(line(known[key]), flush=True)
     rows = [known[key] for entry in entries if (key := (entry.library, entry.name)) in known]
     print(summary(rows))
+    if words:  # part of the list is no figure
+        return
     done = [row for row in rows if "failed" not in row]
     more = sum(row["shrunk"] > row.get("dense", 0) for row in done)
     record(Figure("shrunk models with more graph breaks", more, f"of {len(done)}", 0, tolerance=0))
-    if not words:
-        write(rows)
+    write(rows)
 
 
 if __name__ == "__main__":

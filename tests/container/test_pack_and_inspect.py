@@ -166,7 +166,9 @@ def test_places_that_nothing_can_be_written_to(tmp_path: Path) -> None:
 def test_safetensors_are_not_written_under_a_name_of_torchs(name: str, tmp_path: Path) -> None:
     checkpoint(tmp_path / "a.safetensors")
     pack(tmp_path / "a.safetensors", tmp_path / "a.sct")
-    with pytest.raises(OptionError, match=rf"{name}: unpack writes safetensors, .*name it 'x\.safetensors', or"):
+    with pytest.raises(
+        OptionError, match=rf"{name}: unpack writes safetensors, .*name it 'x\.safetensors', or"
+    ):
         unpack(tmp_path / "a.sct", tmp_path / name)
     assert sorted(os.listdir(tmp_path)) == ["a.safetensors", "a.sct"]
 

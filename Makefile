@@ -64,6 +64,7 @@ studies-doc: $(STAMP)
 	  case $$2 in smoke) data=;; *) data="$(if $(DATA),--data $(DATA))";; esac; \
 	  $(BIN)/secateur study $$1 --scale $$2 $$data --store "$${3:-$(or $(STORE),runs)}" $(if $(CACHED),--cached) \
 	    --no-report --page docs/studies.md || exit 1; done
+	$(BIN)/python docs/site/studies.py
 
 # Wheel and source archive into dist/, built twice and compared: make dist. Installed and tried: make dist CHECK="--install --demo"
 dist: $(STAMP)

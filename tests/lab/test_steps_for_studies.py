@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from secateur import models
+from secateur import models, studies
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import CollapseError, RecipeError, UnknownNameError
 from secateur.lab.engine import run
@@ -54,6 +54,24 @@ def test_a_floor_or_rounds_cure_it(store: Store, cure: str) -> None:
     found = run(Recipe.parse(TEXT, [cure]), store).measurements
     assert found["collapsed_layers"].value == 0
     assert found["mask_sparsity"].value == pytest.approx(0.9, abs=1e-5)
+
+
+def test_both_counts_the_weights_alone_too(store: Store) -> None:
+    found = run(Recipe.parse(TEXT, ["measure.bias=both", "prune.at_most=0.99"]), store).measurements
+    widths = [100, 100, 100, 100, 100, 10]  # a bias for each
+    assert found["macs"].value - found["weight_macs"].value == sum(widths)
+    kept = found["weight_macs_nonzero"].per_layer
+    assert found["macs_nonzero"].per_layer == {name: kept[name] + width for name, width in zip(kept, widths)}
+    assert found["weight_macs"].value == 784 * 100 + 4 * 100 * 100 + 100 * 10
+
+
+def test_the_scale_without_training_has_all_criteria_and_the_shuffled_control() -> None:
+    found = {part.name: recipe for part, recipe in studies.read("at-init-vgg16").recipes("counts")}
+    assert len(found["main"].trials()) + len(found["grasp"].trials()) == 6 * 6
+    kinds = {step.kind() for recipe in found.values() for _, trial in recipe.trials() for step in trial.steps}
+    assert kinds == {"measure", "prune"}
+    said = {settings["criterion"] for settings, _ in found["main"].trials()}
+    assert said == {"random", "snip", "snip-shuffled", "synflow", "magnitude, untrained"}
 
 
 def test_biases_are_counted_and_what_remains_is_of_the_whole_model(store: Store) -> None:

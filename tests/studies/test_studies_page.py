@@ -1,26 +1,28 @@
-"""docs/studies.md: every part of every recipe has a row or a reason; the first table agrees with the sections."""
+"""docs/studies.md: it is what its generator makes now; every part of every recipe has a row or a reason."""
 
 from __future__ import annotations
 
-import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from secateur import studies
-from secateur.studies.page import markdown_table
+from secateur.errors import DataError
+from secateur.studies.section import Section, markdown_table, shortened
 from secateur.studies.study import Part
 from secateur.studies.tables import Tabulated
 
-PAGE = (Path(__file__).parents[2] / "docs" / "studies.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "docs" / "site"))
+import studies as generator  # noqa: E402 - docs/site/studies.py
+
+sys.path.pop(0)
+KEPT = generator.kept()
 
 
-def section(name: str) -> str:
-    return PAGE.partition(f"<!-- study: {name} -->")[2].partition(f"<!-- end of {name} -->")[0]
-
-
-def cells(text: str) -> set[str]:
-    return {cell.strip() for line in text.splitlines() if line.startswith("|") for cell in line.split("|")}
+def cells(section: Section) -> set[str]:
+    return {cell for table in section.tables for row in (table.head, *table.rows) for cell in row}
 
 
 def words(part: Part) -> list[str]:
@@ -31,55 +33,99 @@ def words(part: Part) -> list[str]:
     return found
 
 
-def reasons() -> dict[tuple[str, str], str]:
-    table = PAGE.partition("## What is not in the sections below")[2].partition("<!-- study")[0]
-    rows = [
-        [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in table.splitlines()
-        if line.startswith("| ")
-    ]
-    return {(study, part): reason for study, part, reason in rows[1:]}
-
-
-def missing(name: str) -> dict[str, list[str]]:
-    there = cells(section(name))
-    found = {
-        part.name: [word for word in words(part) if word not in there] for part in studies.read(name).part
-    }
-    return {part: gone for part, gone in found.items() if gone}
+def missing(name: str) -> list[str]:
+    there = cells(KEPT[name])
+    return [part.name for part in studies.read(name).part if any(word not in there for word in words(part))]
 
 
 def test_every_part_of_every_recipe_has_its_row_or_a_reason() -> None:
-    told = {(study, part) for study, part in reasons()}
-    gone = {(name, part) for name in studies.names() for part in missing(name)}
-    assert gone == told
+    import tomllib
+
+    asked = tomllib.loads((ROOT / "docs" / "studies" / "page.toml").read_text(encoding="utf-8"))
+    told = {(one["study"], one["part"]) for one in asked["missing"]}
+    assert {(name, part) for name in studies.names() for part in missing(name)} == told
 
 
-def test_every_study_has_a_section_and_long_tables_are_folded() -> None:
-    for name in studies.names():
-        text = section(name)
-        assert text, name
-        for table in re.findall(
-            r"(?:^\|.*\n)+", re.sub(r"<details.*?</details>", "", text, flags=re.S), re.M
-        ):
-            assert table.count("\n") - 2 <= 16, f"{name}: {table[:80]}"
+def test_the_page_is_what_its_generator_makes_now() -> None:
+    assert generator.PAGE.read_text(encoding="utf-8") == generator.page()
 
 
-@pytest.mark.parametrize("line", [
-    line for line in PAGE.partition("## At a glance")[2].partition("What the missing")[0].splitlines()[7:] if line
-])  # fmt: skip
-def test_the_first_table_says_what_the_sections_say(line: str) -> None:
-    name, _, published, ours, *_, scale = (cell.strip() for cell in line.split("|")[1:-1])
-    text = section(name)
-    assert f"Scale {scale}" in text
-    for number in [*published.split(", "), *ours.split(", ")]:
-        if number != "none" and "," not in number:
-            assert number in cells(text) or number.rstrip("0") in cells(text), number
+@pytest.mark.parametrize("name", studies.names())
+def test_the_files_beside_the_page_are_those_of_the_section(name: str) -> None:
+    folder = ROOT / "docs" / "studies" / name
+    files = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
+    assert files.pop("section.json") == KEPT[name].to_json()
+    assert files == {key: text.replace("\r\n", "\n") for key, text in KEPT[name].files().items()}
 
 
-def test_long_tables_of_the_page_are_folded() -> None:
-    made = Tabulated("Cost", head=("a",), rows=[(str(k),) for k in range(17)])
-    assert markdown_table(made).startswith('<details markdown="1"><summary>17 rows</summary>\n\n| a |')
-    assert markdown_table(made).endswith("\n\n</details>")
-    made.rows.pop()
-    assert markdown_table(made).startswith("| a |")
+def table_of(gap: str = "+0.50 points") -> Tabulated:
+    table = Tabulated("t", head=("a", "top-1", "published", "difference"))
+    table.rows = [("1", "95.00 %", "94.50 %", gap), ("2", "9.00 %", "", "")]
+    return table
+
+
+@pytest.mark.parametrize(
+    ("gap", "said"),
+    [
+        ("0", "the same"),
+        ("+0.50 points", "as published"),
+        ("−0.51 points", "small"),
+        ("−9 (−3.3 %)", "small"),
+    ],
+)
+def test_the_first_table_reads_the_sections_and_judges_by_the_gap(gap: str, said: str) -> None:
+    row = {"study": "s", "figure": "f", "table": "t", "of": {"a": "1"}, "column": "top-1", "within": 0.5}
+    made = generator.glance(
+        [{**row, "verdict": "small"}], {"s": Section("s", "S", "short", tables=(table_of(gap),))}
+    )
+    assert made.rows == [("s", "f", "94.50 %", "95.00 %", gap, said, "`short`")]
+
+
+def test_a_row_that_no_section_has_is_an_error() -> None:
+    section = Section("s", "S", "short", tables=(table_of(),))
+    row = {"study": "s", "figure": "f", "table": "t", "of": {"a": "3"}, "column": "top-1"}
+    with pytest.raises(KeyError, match=r"no row \{'a': '3'\}"):
+        generator.cell(section, row)
+    with pytest.raises(KeyError, match="s has no table 'u'"):
+        generator.cell(section, {**row, "table": "u"})
+
+
+def test_trainings_that_trials_share_cost_once() -> None:
+    # 100 of the dense model, then 20 for each of three kinds by two sets of sparsities.
+    assert generator.epochs("sensitivity", "full") == 100 + 2 * 3 * 20
+
+
+def long_table() -> Tabulated:
+    table = Tabulated("Cost", head=("a", "top-1", "published", "difference"))
+    table.rows = [(str(k), "1", "2" if k < 3 else "", "−1" if k < 3 else "") for k in range(17)]
+    return table
+
+
+def test_long_tables_are_files_and_the_page_keeps_the_rows_with_a_published_figure() -> None:
+    section = Section("s", "S", "short", tables=(long_table(),), printed=(("print(model)", "x\n" * 40),))
+    text = section.markdown("studies")
+    assert text.count("\n| ") == 1 + 3
+    assert "All 17 rows: [CSV](studies/s/cost.csv)" in text
+    assert "[Both printed side by side](studies/s/print-model.txt)" in text
+    assert section.files()["cost.csv"].count("\n") == 18
+    short = long_table()
+    short.rows.pop()
+    assert shortened(short) is short
+    assert markdown_table(short).count("\n") == 17
+
+
+def test_a_section_is_kept_whole_and_old_files_go(tmp_path: Path) -> None:
+    Section("s", "S", "full", tables=(long_table(),)).write(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["cost.csv", "section.json"]
+    section = Section(
+        "s", "S", "short", failures="one", tables=(table_of(),), printed=(("p", "a\nb"),), notes=("n",)
+    )
+    section.write(tmp_path)
+    assert [path.name for path in (tmp_path / "s").iterdir()] == ["section.json"]
+    assert Section.from_json((tmp_path / "s" / "section.json").read_text(encoding="utf-8")) == section
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "no", '{"tables": [{}], "printed": [], "notes": []}'])
+def test_a_file_that_is_no_section_is_refused(text: str) -> None:
+    with pytest.raises(DataError, match="a study's kept section: expected what secateur writes"):
+        Section.from_json(text)

@@ -7,8 +7,9 @@ import pytest
 from secateur import studies
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import DataError, RecipeError, UnknownNameError
-from secateur.studies.page import into_page, markdown_table
+from secateur.studies.page import into_page
 from secateur.studies.published import PublishedFigure, parse
+from secateur.studies.section import Section, markdown_table
 from secateur.studies.study import Study, TableColumn, TableSpec, placed
 from secateur.studies.tables import tabulate
 
@@ -280,16 +281,16 @@ def test_a_published_table_with_a_number_missing_is_refused() -> None:
 
 def test_a_page_keeps_what_is_around_a_study(tmp_path) -> None:
     page = tmp_path / "studies.md"
-    into_page(page, "vae", "## vae\nfirst words\n")
-    into_page(page, "cnn", "## cnn\n")
+    into_page(page, Section("vae", "first words", "full"))
+    into_page(page, Section("cnn", "other", "full"))
     page.write_text(page.read_text() + "\nby hand\n")
-    into_page(page, "vae", "## vae\nnew\n")
+    into_page(page, Section("vae", "new", "full"))
     text = page.read_text()
     assert "first words" not in text
     assert text.index("new") < text.index("## cnn") < text.index("by hand")
     page.write_text(text.replace("<!-- end of cnn -->", ""))
     with pytest.raises(DataError, match=r"the section of 'cnn' begins but does not end"):
-        into_page(page, "cnn", "## cnn\n")
+        into_page(page, Section("cnn", "other", "full"))
 
 
 def test_marks_and_bars_are_no_markup_in_the_page() -> None:

@@ -74,7 +74,10 @@ class WrittenFlags:
     ] = None
     report: Annotated[bool, typer.Option("--report/--no-report", help="Also write the report page.")] = True
     page: Annotated[
-        Path | None, typer.Option("--page", help="Also put the tables into this Markdown page.")
+        Path | None,
+        typer.Option(
+            "--page", help="Also put the tables into this Markdown page, and whole into the folder beside it."
+        ),
     ] = None
 
 
@@ -148,14 +151,14 @@ def _foreseen(plan: StudyPlan, known: Store | None, work: WorkFlags, quiet: bool
 
 def _write(done: StudyResult, known: Store, written: WrittenFlags, command: str, json: bool) -> None:
     """Write the report and the page that were asked for; print the tables."""
-    from secateur.studies.page import into_page, markdown, write_report
+    from secateur.studies.page import into_page, section_of, write_report
 
     name, scale = done.study.name, done.planned.scale
     folder = written.out or Path(f"study-{name}-{scale}")
     if written.report:
         write_report(done, known, folder)
     if written.page is not None:
-        into_page(written.page, name, markdown(done, known, command))
+        into_page(written.page, section_of(done, known, command))
     if json:
         _print_plain(done, folder if written.report else None)
     else:

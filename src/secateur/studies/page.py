@@ -1,10 +1,7 @@
 """A study as text: its tables and printed models for a terminal, its section of a Markdown page, its report page.
 
->>> from secateur.studies.tables import Tabulated
->>> print(markdown_table(Tabulated("Cost", head=("sparsity", "macs"), rows=[("0.5", "324,400")], right=(1,))))
-| sparsity | macs |
-|---|--:|
-| 0.5 | 324,400 |
+>>> printed_columns("dense", "shrunk", [])
+'  dense  shrunk'
 """
 
 from __future__ import annotations
@@ -28,10 +25,11 @@ from secateur.report.files import atomic_write, csv_text
 from secateur.report.printout import Pair, folded, side_by_side
 from secateur.studies.published import published_measurements
 from secateur.studies.running import StudyResult
+from secateur.studies.section import Section
 from secateur.studies.study import Picture
 from secateur.studies.tables import Tabulated
 
-__all__ = ["into_page", "markdown", "markdown_table", "printouts", "rest_table", "write_report"]
+__all__ = ["into_page", "printouts", "rest_table", "section_of", "write_report"]
 
 
 def rest_table(done: StudyResult) -> Tabulated:
@@ -84,54 +82,38 @@ def _printed(store: Store, ran: Ran, trial: int, label: str) -> str | None:
 # -----------------------------------------------------------------------------------------
 
 
-_FOLDED = 16
+def section_of(done: StudyResult, store: Store, command: str) -> Section:
+    """The study's section of a page.
 
+    Args:
+        done: The study, run.
+        store: Where its models are.
+        command: The command line, without paths of this machine.
 
-def markdown_table(table: Tabulated) -> str:
-    """A table in Markdown; one of more than sixteen rows is folded away."""
-
-    def line(cells: Sequence[str]) -> str:
-        # An asterisk is a mark here, not emphasis.
-        written = [cell.replace("|", "\\|").replace("*", "\\*") for cell in cells]
-        return f"| {' | '.join(written)} |"
-
-    rule = "|".join("--:" if index in table.right else "---" for index in range(len(table.head)))
-    text = "\n".join([line(table.head), f"|{rule}|", *(line(row) for row in table.rows)])
-    if len(table.rows) <= _FOLDED:
-        return text
-    return f'<details markdown="1"><summary>{len(table.rows)} rows</summary>\n\n{text}\n\n</details>'
-
-
-def markdown(done: StudyResult, store: Store, command: str) -> str:
-    """The study's section: its steps, its command, and every table."""
+    Returns:
+        The section, as it is kept.
+    """
     study, where = done.study, hardware()
-    spent = _spent(done, store)
     gpus = f", {', '.join(where['gpus'])}" if where.get("gpus") else ""
-    lines = [
-        f"## {study.name}: {study.title}",
-        "",
-        study.about.strip(),
-        "",
-        f"Scale `{done.planned.scale}`: {study.at(done.planned.scale).about.strip()}",
-        "",
-        f"`{command}`, seed {done.planned.parts[0][1].recipe.lab.seed}, {done.planned.parts[0][1].device} "
-        f"({where['cpu']}, {where['cores']} cores{gpus}, torch {versions()['torch']}); the steps took {spent} "
-        "when they were computed.",
-    ]
-    if done.failures:
-        lines += ["", f"{len(done.failures)} trials failed: {done.failures[0][2]}"]
-    for table in all_tables(done):
-        lines += ["", f"### {table.title}", ""]
-        lines += [table.about.strip(), ""] if table.about else []
-        lines += [markdown_table(table)]
-        marks = ["\\*" * (index + 1) for index in range(len(table.notes))]
-        lines += ["", *(f"({mark}) {note}." for mark, note in zip(marks, table.notes))]
-    for title, before, after, pairs in printouts(done, store):
-        lines += ["", f"### {title}", "", "```text", *_columns(before, after, pairs), "```"]
-    for note in study.notes:
-        lines += ["", note.strip()]
-    text = "\n".join(lines)
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    first = done.planned.parts[0][1]
+    failed = f"{len(done.failures)} trials failed: {done.failures[0][2]}" if done.failures else ""
+    return Section(
+        study=study.name,
+        title=study.title,
+        scale=done.planned.scale,
+        about=study.about.strip(),
+        scale_about=study.at(done.planned.scale).about.strip(),
+        command=command,
+        ran=f"seed {first.recipe.lab.seed}, {first.device} ({where['cpu']}, {where['cores']} cores{gpus}, "
+        f"torch {versions()['torch']}); the steps took {_spent(done, store)} when they were computed.",
+        failures=failed,
+        tables=tuple(all_tables(done)),
+        printed=tuple(
+            (title, "\n".join(_columns(before, after, pairs)))
+            for title, before, after, pairs in printouts(done, store)
+        ),
+        notes=tuple(" ".join(note.split()) for note in study.notes),
+    )
 
 
 def _columns(before: str, after: str, pairs: Sequence[Pair]) -> list[str]:
@@ -163,19 +145,27 @@ def _spent(done: StudyResult, store: Store) -> str:
     return duration(sum(outcome.seconds for outcome in outcomes if outcome is not None))
 
 
-def into_page(path: Path, name: str, section: str) -> None:
-    """Put a study's section into the page, in place of the present one; a missing page is created.
+def into_page(path: Path, section: Section) -> None:
+    """Put a study's section into the page, in place of the present one, and keep it in the folder beside the page.
+
+    Args:
+        path: The page; a missing one is created. The folder beside it has its name without the ending.
+        section: The section.
+
+    Raises:
+        DataError: The present section has no end.
 
     >>> import tempfile
     >>> page = Path(tempfile.mkdtemp()) / "studies.md"
     >>> for name, text in (("vae", "first"), ("cnn", "other"), ("vae", "again")):
-    ...     into_page(page, name, f"## {text}\\n")
+    ...     into_page(page, Section(name, text, "full"))
     >>> [word in page.read_text() for word in ("first", "other", "again")]
     [False, True, True]
     """
+    name, folder = section.study, path.with_suffix("")
     start, end = f"<!-- study: {name} -->\n", f"<!-- end of {name} -->\n"
     whole = path.read_text(encoding="utf-8") if path.exists() else _HEAD
-    block = f"{start}\n{section}\n{end}"
+    block = f"{start}\n{section.markdown(folder.name)}\n{end}"
     if start in whole:
         before, _, rest = whole.partition(start)
         _, found, after = rest.partition(end)
@@ -186,6 +176,7 @@ def into_page(path: Path, name: str, section: str) -> None:
         whole = before + block + after
     else:
         whole = whole.rstrip("\n") + "\n\n" + block
+    section.write(folder)
     with atomic_open(path) as file:
         file.write(whole.encode("utf-8"))
 

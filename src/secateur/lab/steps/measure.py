@@ -12,7 +12,7 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
@@ -53,8 +53,10 @@ class MeasureStep(Step):
     images: int | None = Field(
         None, ge=1, description="of each split in `also`, at most this number of images"
     )
-    bias: bool = Field(
-        False, description="count one more multiply-accumulate for every output that adds a bias"
+    bias: bool | Literal["both"] = Field(
+        False,
+        description="count one more multiply-accumulate for every output that adds a bias; 'both': also the "
+        "weights alone, as weight_macs",
     )
 
     def check(self, model: nn.Module, before: list[str]) -> None:
@@ -109,6 +111,9 @@ class MeasureStep(Step):
                 found.append(_testing_time(model, split, self.split, work))
             elif name == "macs" and self.bias:
                 found += measure(model, example, what=[name], bias=True)
+                if self.bias == "both":
+                    alone = measure(model, example, what=[name])
+                    found += [replace(row, name=f"weight_{row.name}") for row in alone]
             else:
                 found += measure(model, example, what=[name])
         model.to("cpu")

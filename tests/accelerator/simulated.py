@@ -105,6 +105,16 @@ class SimTensor(torch.Tensor):
             memo[id(self)] = made
         return memo[id(self)]  # type: ignore[return-value]
 
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        """What PyTorch needs to exchange the tensors of a module when their type changes."""
+        return ["raw"], None
+
+    @staticmethod
+    def __tensor_unflatten__(
+        inner: dict[str, torch.Tensor], context: None, size: Any, stride: Any
+    ) -> SimTensor:
+        return SimTensor(inner["raw"])
+
     def __repr__(self, **kwargs: Any) -> str:
         return f"sim({self.raw!r})"
 
@@ -166,6 +176,14 @@ def _refuse_two_devices(func: Any, args: Any, flat: list[torch.Tensor]) -> None:
         )
 
 
+def _copy_from(source: Any, to: Any, non_blocking: bool = False) -> Any:
+    """A copy to or from the device that PyTorch makes for itself, as in `new_tensor`."""
+    TRANSFERS.sent += not isinstance(source, SimTensor)
+    numbers, place = (each.raw if isinstance(each, SimTensor) else each for each in (source, to))
+    place.copy_(numbers)
+    return to
+
+
 def _factory(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     def kernel(*args: Any, **kwargs: Any) -> torch.Tensor:
         kwargs = {
@@ -202,6 +220,7 @@ def register() -> None:
     library = torch.library.Library("aten", "IMPL")
     library.impl("empty.memory_format", _factory(torch.ops.aten.empty.memory_format), "PrivateUse1")
     library.impl("empty_strided", _factory(torch.ops.aten.empty_strided.default), "PrivateUse1")
+    library.impl("_copy_from", _copy_from, "PrivateUse1")
     register.library = library  # type: ignore[attr-defined]
 
 

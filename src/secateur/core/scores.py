@@ -16,9 +16,10 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
+from secateur.core.fetching import fetched
 from secateur.errors import NonFiniteError
 
-__all__ = ["Scores", "check_finite"]
+__all__ = ["Scores", "check_all_finite", "check_finite"]
 
 
 def check_finite(what: str, tensor: torch.Tensor, advice: str) -> None:
@@ -33,6 +34,25 @@ def check_finite(what: str, tensor: torch.Tensor, advice: str) -> None:
         raise NonFiniteError(f"{what}: {bad} of {tensor.numel()} are NaN or infinite; {advice}")
 
 
+def check_all_finite(tensors: Mapping[str, torch.Tensor], what: str, advice: str) -> None:
+    """Raise a `NonFiniteError` unless every element of every tensor is finite; each device is waited for once.
+
+    Args:
+        tensors: By name.
+        what: What one is called in the error, with `{name!r}` in it.
+        advice: What to do next.
+
+    >>> check_all_finite({"a": torch.ones(2), "b": torch.tensor([1.0, float("nan")])}, "the {name!r}", "check it")
+    Traceback (most recent call last):
+    ...
+    secateur.errors.NonFiniteError: the 'b': 1 of 2 are NaN or infinite; check it
+    """
+    if all(fetched(torch.isfinite(tensor.detach().sum()) for tensor in tensors.values())):
+        return
+    for name, tensor in tensors.items():
+        check_finite(what.format(name=name), tensor, advice)
+
+
 class Scores(Mapping[str, torch.Tensor]):
     """A read-only mapping from parameter name to scores, all of them finite.
 
@@ -43,12 +63,11 @@ class Scores(Mapping[str, torch.Tensor]):
     __slots__ = ("_tensors",)
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]):
-        for name, tensor in tensors.items():
-            check_finite(
-                f"scores of {name!r}",
-                tensor,
-                "check the loss and the data, or use a criterion without gradients",
-            )
+        check_all_finite(
+            tensors,
+            "scores of {name!r}",
+            "check the loss and the data, or use a criterion without gradients",
+        )
         self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
 
     def __getitem__(self, name: str) -> torch.Tensor:

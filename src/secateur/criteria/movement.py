@@ -22,6 +22,7 @@ from secateur.execution.gradients import (
     GradientPass,
     accumulator_dtype,
     batches,
+    check_losses,
     check_positive,
     shares,
 )
@@ -73,9 +74,12 @@ class Movement(Criterion):
             }
             zeros = {name: weight == 0 for name, weight in held.items()}
             passes = GradientPass("movement", trained, targets, context)
+            losses = []
             for index, raw in enumerate(batches("movement", context)):
                 loss = passes.loss_of(raw, index)
+                losses.append(loss.detach())
                 self._step(trained, loss, totals, zeros)
+            check_losses("movement", losses)
         return Scores(shares("movement", totals, model, normalize=False))
 
     def _step(

@@ -20,8 +20,9 @@ import torch
 from torch import nn
 
 from secateur.core.context import Context
+from secateur.core.fetching import fetched
 from secateur.core.nested import map_tensors
-from secateur.core.scores import check_finite
+from secateur.core.scores import check_all_finite
 from secateur.core.targets import Target
 from secateur.errors import (
     CollapseError,
@@ -37,6 +38,7 @@ __all__ = [
     "GradientPass",
     "accumulator_dtype",
     "batches",
+    "check_losses",
     "check_positive",
     "double_backward",
     "explained",
@@ -183,7 +185,7 @@ class GradientPass:
         return self._mean(squares)
 
     def loss_of(self, raw: object, index: int) -> torch.Tensor:
-        """The loss of one batch, with its graph.
+        """The loss of one batch, with its graph. Whether it is finite, `check_losses` tells of all of them at the end.
 
         Args:
             raw: The batch, as the data has it.
@@ -224,10 +226,11 @@ class GradientPass:
         for weight in weights:
             weight.requires_grad_(True)
         totals: list[torch.Tensor | None] = [None] * len(weights)
-        examples = 0
+        examples, losses = 0, []
         for index, raw in enumerate(batches(self.who, self.context)):
             batch = read_batch(raw, index, labels_apart=self.context.loss is not None)
             loss = self._loss(batch, index)
+            losses.append(loss.detach())
             found = of(loss, weights) if loss.requires_grad else [None] * len(weights)
             for position, gradient in enumerate(found):
                 if gradient is None:
@@ -237,6 +240,7 @@ class GradientPass:
                 total = totals[position]
                 totals[position] = part if total is None else total.add_(part)
             examples += batch.size
+        check_losses(self.who, losses)
         missing = [target.name for target, total in zip(self.targets, totals, strict=True) if total is None]
         if missing:
             shown = ", ".join(map(repr, missing[:5])) + (
@@ -251,11 +255,8 @@ class GradientPass:
         for target, total in zip(self.targets, totals, strict=True):
             assert total is not None
             result[target.name] = total.div_(examples)
-            check_finite(
-                f"{self.who}: gradient of {target.name!r}",
-                total,
-                "check the loss and the data, or use a wider dtype",
-            )
+        advice = "check the loss and the data, or use a wider dtype"
+        check_all_finite(result, self.who + ": gradient of {name!r}", advice)
         return result
 
     def _loss(self, batch: Batch, index: int) -> torch.Tensor:
@@ -290,12 +291,26 @@ class GradientPass:
             raise DataError(
                 f"{self.who}: expected the loss to be one number, a mean over the batch, got {got}"
             )
-        if not bool(torch.isfinite(loss.detach())):
-            raise NonFiniteError(
-                f"{self.who}: the loss of batch {index} is {loss.item()}; check the data, the loss and the "
-                "weights"
-            )
         return loss.reshape(())
+
+
+def check_losses(who: str, losses: Sequence[torch.Tensor]) -> None:
+    """Raise a `NonFiniteError` for the first loss that is not finite; the device is waited for once.
+
+    Args:
+        who: The criterion's name, for the message.
+        losses: One number for each batch.
+
+    >>> check_losses("snip", [torch.tensor(1.0), torch.tensor(math.nan)])
+    Traceback (most recent call last):
+    ...
+    secateur.errors.NonFiniteError: snip: the loss of batch 1 is nan; check the data, the loss and the weights
+    """
+    for index, loss in enumerate(fetched(losses)):
+        if not math.isfinite(loss):
+            raise NonFiniteError(
+                f"{who}: the loss of batch {index} is {loss}; check the data, the loss and the weights"
+            )
 
 
 @contextmanager
@@ -375,13 +390,13 @@ def shares(
     Raises:
         CollapseError: All products are zero. Such scores would prune by position.
     """
-    if all(not bool(tensor.any()) for tensor in products.values()):
+    if not any(fetched(tensor.any() for tensor in products.values())):
         raise CollapseError(
             f"{who}: all {len(products)} score tensors are zero: no gradient flows through the network on "
             "this data; "
             "look for a layer whose weights or activations are all zero"
         )
-    total = abs(sum(float(tensor.sum()) for tensor in products.values()))
+    total = abs(sum(fetched(tensor.sum() for tensor in products.values())))
     scale = total if normalize and total > 0 else 1.0
     result = {}
     for name, tensor in products.items():

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import nn
 
+from secateur.core.fetching import fetched
 from secateur.core.masks import Masks
 from secateur.core.targets import Target, select
 from secateur.errors import DataError, OptionError, ProofError
@@ -63,7 +64,8 @@ def zero_dead_neurons(model: nn.Module, inputs: Iterable[torch.Tensor], seed: in
     mode = model.training
     model.eval()
     try:
-        needed = [torch.zeros(named[members[0]].shape[0], dtype=torch.bool) for members in neurons]
+        firsts = [named[members[0]] for members in neurons]
+        used = [torch.zeros(first.shape[0], dtype=torch.bool, device=first.device) for first in firsts]
         before = []
         for batch in batches:
             with torch.enable_grad():
@@ -78,12 +80,13 @@ def zero_dead_neurons(model: nn.Module, inputs: Iterable[torch.Tensor], seed: in
                     (outputs * mixture).sum(), [named[name] for name in asked], allow_unused=True
                 )
             slopes = dict(zip(asked, found))
-            for mine, members in zip(needed, neurons):
+            for mine, members in zip(used, neurons):
                 for name in members:
                     slope = slopes[name]
                     if slope is not None:
-                        mine |= (slope.reshape(len(mine), -1) != 0).any(1).cpu()
+                        mine |= (slope.reshape(len(mine), -1) != 0).any(1)
             before.append(outputs.detach())
+        needed = [mine.cpu() for mine in used]
         needed = _proven(model, named, neurons, needed, (batches, before))
     finally:
         model.train(mode)
@@ -108,7 +111,7 @@ def _proven(
 ) -> list[torch.Tensor]:
     """Zero the neurons that are not needed if the outputs stay the same; returns the needed ones, layer by layer."""
     inputs, outputs = known
-    allowed = _TOLERANCE * max(1.0, *(float(output.abs().max()) for output in outputs))
+    allowed = _TOLERANCE * max(1.0, *fetched(output.abs().max() for output in outputs))
     if not any(bool((~mine).any()) for mine in needed):
         return list(needed)
     kept = {name: named[name].detach().clone() for members in neurons for name in members}
@@ -135,7 +138,7 @@ def _proven(
 @torch.no_grad()
 def _moved(model: nn.Module, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> float:
     """The largest difference between the model's outputs and those it had."""
-    return max(float((model(batch) - output).abs().max()) for batch, output in zip(inputs, outputs))
+    return max(fetched((model(batch) - output).abs().max() for batch, output in zip(inputs, outputs)))
 
 
 @torch.no_grad()
@@ -157,4 +160,5 @@ def _silence(
     """Set every parameter of the neurons that are not needed to zero."""
     for members, mine in zip(neurons, needed):
         for name in members:
-            named[name][~mine.to(named[name].device)] = 0.0
+            away = ~mine.to(named[name].device)
+            named[name].masked_fill_(away.reshape(-1, *[1] * (named[name].dim() - 1)), 0.0)

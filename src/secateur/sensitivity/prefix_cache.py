@@ -32,6 +32,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from secateur.core.fetching import fetched
+
 __all__ = ["PrefixCache"]
 
 T = TypeVar("T")
@@ -42,7 +44,9 @@ class PrefixCache:
     """A cache of what a model computes before the part under test. A context manager; the model is not changed.
 
     `limit` bounds the bytes kept; calls beyond it are computed in full. `skipped` counts the module calls answered
-    from memory, `peak` the most bytes kept at one time.
+    from memory, `peak` the most bytes kept at one time. On a device other than the CPU, inputs are compared without
+    waiting for it: one number is fetched after each evaluation. If some inputs had changed, the evaluation is repeated
+    in full and the cache is not used again.
     """
 
     def __init__(self, model: nn.Module, limit: int = 1 << 30):
@@ -62,9 +66,14 @@ class PrefixCache:
         # per part under test
         self._kept: dict[int, dict[Key, Any]] = {}  # call -> outputs to return
         self._next: dict[int, dict[Key, Any]] = {}  # the same, being collected for the part under test
+        self._repeats = True  # no input is known to have changed
         self._trigger: Key | None = None
         self._live: set[Key] | None = None
         self._mutated: set[Key] = set()
+        # within one evaluation
+        self._differs: list[
+            torch.Tensor
+        ] = []  # for inputs on a device: whether they are not those of `first`
         # within one forward pass
         self._call = -1
         self._pass: _Pass | None = None
@@ -94,6 +103,7 @@ class PrefixCache:
     def first(self, run: Callable[[], T]) -> T:
         """Run the evaluation on the unchanged model, and record which calls are made in which order."""
         self._order, self._inputs, self._first_use = [], [], {}
+        self._repeats = True
         return self._evaluate(run, "learn")
 
     @contextmanager
@@ -122,18 +132,29 @@ class PrefixCache:
 
     def run(self, run: Callable[[], T]) -> T:
         """Run the evaluation inside `before`: from the cache if it is filled, else fill it."""
-        if self._trigger is None:
+        if self._trigger is None or not self._repeats:
             return self._evaluate(run, "plain")
         if not self._collected:
             result = self._evaluate(run, "collect")
+            if self._changed():
+                return self._evaluate(run, "plain")
             self._kept, self._next, self._collected = self._next, {}, True
             self._mutated = self._mutated_next
             self._bytes = sum(_size(kept) for kept in self._kept.values())
             return result
-        return self._evaluate(run, "cache")
+        result = self._evaluate(run, "cache")
+        return self._evaluate(run, "plain") if self._changed() else result
+
+    def _changed(self) -> bool:
+        """Whether inputs on a device were not those of `first`: then nothing that was kept may be used."""
+        differs, self._differs = self._differs, []
+        if differs and any(fetched(differs)):
+            self._repeats = False
+            self._drop()
+        return not self._repeats
 
     def _evaluate(self, run: Callable[[], T], way: str) -> T:
-        self._call, self._way = -1, way
+        self._call, self._way, self._differs = -1, way, []
         try:
             return run()
         finally:
@@ -209,9 +230,16 @@ class PrefixCache:
             return False
         known = self._inputs[self._call]
         return len(known) == len(tensors) > 0 and all(
-            a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+            a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and self._equal(a, b)
             for a, b in zip(known, tensors, strict=True)
         )
+
+    def _equal(self, one: torch.Tensor, other: torch.Tensor) -> bool:
+        """Whether two tensors are equal; on a device it is taken for granted until `_changed` asks."""
+        if one.device.type == "cpu":
+            return torch.equal(one, other)
+        self._differs.append((one != other).any())
+        return True
 
     def _store(self, current: _Pass) -> None:
         """Keep the outputs that are used after the trigger; of the others only the shape."""

@@ -143,11 +143,18 @@ def reestimate_batch_norm(model: nn.Module, data: Iterable[object], batches: int
     modes = {module: module.training for module in model.modules()}
     momenta = {module: module.momentum for module in norms}
     seen = 0
+    calls = dict.fromkeys(norms, 0)
+
+    def average(module: nn.Module, args: object) -> None:
+        """The weight of this call in a cumulative average; torch's own reads a counter from the device for it."""
+        calls[module] += 1  # type: ignore[index]
+        module.momentum = 1 / calls[module]  # type: ignore[index]
+
+    hooks = [module.register_forward_pre_hook(average) for module in norms]
     try:
         model.eval()
         for module in norms:
             module.reset_running_stats()
-            module.momentum = None  # a cumulative average
             module.train()
         for batch in data:
             inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
@@ -156,6 +163,8 @@ def reestimate_batch_norm(model: nn.Module, data: Iterable[object], batches: int
             if seen >= batches:
                 break
     finally:
+        for hook in hooks:
+            hook.remove()
         for module in norms:
             module.momentum = momenta[module]
         for each, training in modes.items():

@@ -148,7 +148,7 @@ def reestimate_batch_norm(model: nn.Module, data: Iterable[object], batches: int
     def average(module: nn.Module, args: object) -> None:
         """The weight of this call in a cumulative average; torch's own reads a counter from the device for it."""
         calls[module] += 1  # type: ignore[index]
-        module.momentum = 1 / calls[module]  # type: ignore[index]
+        module.momentum = 1 / calls[module]  # type: ignore[assignment, index]
 
     hooks = [module.register_forward_pre_hook(average) for module in norms]
     try:

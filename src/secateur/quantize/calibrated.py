@@ -46,6 +46,8 @@ __all__ = [
 
 Assignments: TypeAlias = Literal["fixed", "learnt"]
 
+_TOGETHER = 64
+"""Features whose effect on later ones is added up in one product."""
 SOLVED_VALUES = 64
 """Codebooks of up to this number of values are solved by least squares; larger ones are close enough without."""
 
@@ -267,10 +269,15 @@ def fed_forward(
         factor = torch.linalg.cholesky_ex(inverse(wide[order][:, order], 1e-6), upper=True)[0].to(best)
         weights, held = best[group][order].clone(), free[group][order]
         indices = torch.empty_like(weights, dtype=torch.long)
-        for at in range(len(order)):
-            indices[at] = _nearest(weights[at].contiguous(), values)
-            off = weights[at] - torch.where(held[at], values[indices[at]], 0.0)
-            weights[at + 1 :] -= factor[at, at + 1 :, None] * (off / factor[at, at])
+        errors = torch.empty_like(weights)
+        for start in range(0, len(order), _TOGETHER):
+            stop = min(start + _TOGETHER, len(order))
+            for at in range(start, stop):
+                indices[at] = _nearest(weights[at].contiguous(), values)
+                off = weights[at] - torch.where(held[at], values[indices[at]], 0.0)
+                errors[at] = off / factor[at, at]
+                weights[at + 1 : stop] -= factor[at, at + 1 : stop, None] * errors[at]
+            weights[stop:] -= factor[start:stop, stop:].mT @ errors[start:stop]
         found[group, order] = indices
     return found
 
@@ -286,19 +293,22 @@ def descended(
     hessian = quadratic.hessian
     weights = torch.where(free, values[indices], 0.0)
     slope = hessian @ weights - quadratic.goal
-    found = indices.clone()
-    for at in range(hessian.shape[1]):
-        bend = hessian[:, at, at, None].clamp_min(1e-30)  # [groups, 1]
-        wanted = weights[:, at] - slope[:, at] / bend
-        if price is None:
-            new = _nearest(wanted.contiguous(), values)
-        else:
-            new = (bend[:, :, None] * (wanted[:, :, None] - values).square() + price).argmin(2)
-        now = torch.where(free[:, at], values[new], 0.0)
-        moved = now - weights[:, at]
-        slope[:, at + 1 :] += hessian[:, at + 1 :, at, None] * moved[:, None, :]
-        weights[:, at] = now
-        found[:, at] = new
+    found, moved = indices.clone(), torch.zeros_like(weights)
+    features = hessian.shape[1]
+    for start in range(0, features, _TOGETHER):
+        stop = min(start + _TOGETHER, features)
+        for at in range(start, stop):
+            bend = hessian[:, at, at, None].clamp_min(1e-30)  # [groups, 1]
+            wanted = weights[:, at] - slope[:, at] / bend
+            if price is None:
+                new = _nearest(wanted.contiguous(), values)
+            else:
+                new = (bend[:, :, None] * (wanted[:, :, None] - values).square() + price).argmin(2)
+            now = torch.where(free[:, at], values[new], 0.0)
+            moved[:, at] = now - weights[:, at]
+            slope[:, at + 1 : stop] += hessian[:, at + 1 : stop, at, None] * moved[:, at, None, :]
+            found[:, at] = new
+        slope[:, stop:] += hessian[:, stop:, start:stop] @ moved[:, start:stop]
     return found
 
 

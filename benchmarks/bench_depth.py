@@ -29,7 +29,7 @@ from secateur.metrics.latency import compare
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "zoo"))
 from _common import Row, report
-from bench_compensate import MiniLM
+from bench_compensate import MiniLM, states_and_embedding
 
 from models import Entry, build
 
@@ -90,7 +90,7 @@ def speed(keep: float, size: int, trials: int) -> list[Row]:
     return rows
 
 
-def minilm(folder: str, chosen: str, passes: int) -> Row:
+def minilm(folder: str, chosen: str, passes: int, lr: float) -> Row:
     bench = MiniLM(folder)
     model, data = bench.dense, bench.calibration
     start = time.process_time()
@@ -106,8 +106,11 @@ def minilm(folder: str, chosen: str, passes: int) -> Row:
     else:
         masks = sc.prune(model, "block_influence", "layer", 2 / 6, data=data)
     half = sc.bypassed(model, masks, data[0])
-    tune = sc.Tuning(passes=passes, lr=0.02, blocks=0.0) if passes else None
-    solved = sc.compensate(half, masks, data, dense=model, solver=sc.LeastSquares(damping=0.01), tune=tune)
+    tune = None
+    if passes:
+        tune = sc.Tuning(passes=passes, lr=lr, blocks=0.0, precision="bf16", compare=states_and_embedding)
+    texts = sc.RecombinedTokens(data)
+    solved = sc.compensate(half, masks, texts, dense=model, solver=sc.LeastSquares(damping=0.01), tune=tune)
     small = sc.shrink(solved.model, masks, data[0])
     seconds = time.process_time() - start
 
@@ -130,7 +133,10 @@ def main() -> int:
     parser.add_argument(
         "--layers", default="", help="the layers to remove, by comma; by default block influence chooses"
     )
-    parser.add_argument("--passes", type=int, default=6, help="of the second stage of compensate")
+    parser.add_argument("--passes", type=int, default=12, help="of the second stage of compensate")
+    parser.add_argument(
+        "--lr", type=float, default=0.005, help="of the second stage, as a share of a weight's size"
+    )
     parser.add_argument(
         "--keep", type=float, default=0.6, help="share of the multiply-accumulates that remains"
     )
@@ -140,7 +146,7 @@ def main() -> int:
     parts, rows = given.only.split(","), []
     if "minilm" in parts:
         if given.minilm:
-            rows.append(minilm(given.minilm, given.layers, given.passes))
+            rows.append(minilm(given.minilm, given.layers, given.passes, given.lr))
         else:
             print("MiniLM: no weights; name their folder with --minilm")
     if "speed" in parts:

@@ -337,6 +337,13 @@ def test_operators_under_inference_mode_arrive_whole_and_are_counted():
     assert table["macs"].notes == ()
 
 
+def test_masks_are_counted_where_the_caller_is_in_inference_mode():
+    model = nn.Conv2d(4, 6, 1)
+    masks = sc.Masks({"weight": torch.arange(24).reshape(6, 4, 1, 1) < 9})
+    with torch.inference_mode():
+        assert macs(model, torch.randn(5, 4, 1, 1), masks=masks)["macs_nonzero"].value == 5 * 9
+
+
 def test_weights_that_are_derived_on_the_way():
     """A cast, torch's own pruning and a weight norm: still weights; their zeros count as zeros."""
     from torch.nn.utils import prune

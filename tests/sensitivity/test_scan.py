@@ -16,8 +16,9 @@ import secateur as sc
 from secateur.allocation.knapsack import spend
 from secateur.errors import BudgetNotMetError, DataError, OptionError, StoreError
 from secateur.metrics.accuracy import top_1
-from secateur.sensitivity import evaluation as evaluation_module
-from secateur.sensitivity.evaluation import Evaluation, EvaluationJob, on_threads, worth_threads
+from secateur.sensitivity import distributed
+from secateur.sensitivity.distributed import on_threads, worth_threads
+from secateur.sensitivity.evaluation import Evaluation, EvaluationJob, MaskedEvaluation
 from secateur.sensitivity.prefix_cache import PrefixCache
 from secateur.sensitivity.scan import Allocation, Cell, Scan, ScanOptions, scan
 
@@ -367,7 +368,7 @@ def test_processes_that_share_the_layers_find_the_same(model, batches, tmp_path)
 
 def test_threads_that_share_the_layers_find_the_same(model, batches, monkeypatch):
     one = scan(model, batches, "filter", [0.25, 0.5], options=ScanOptions(workers=1))
-    monkeypatch.setattr(evaluation_module, "_PAYS_OFF", 0.0)
+    monkeypatch.setattr(distributed, "_PAYS_OFF", 0.0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     before, seen = model.state_dict(), []
@@ -395,14 +396,14 @@ def test_an_error_in_a_thread_is_raised(model, batches, monkeypatch):
         raise RuntimeError("no more")
 
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-    monkeypatch.setattr(evaluation_module.MaskedEvaluation, "values", broken)
+    monkeypatch.setattr(MaskedEvaluation, "values", broken)
     jobs = [EvaluationJob(["a"], [])] * 2
     with pytest.raises(RuntimeError, match="no more"):
         list(on_threads(model, Evaluation.of(batches), jobs, 2, 1 << 20, True))
 
 
 def test_no_thread_runs_the_model_before_all_have_prepared(model, batches, monkeypatch):
-    real, log = evaluation_module.repeated, []
+    real, log = distributed.repeated, []
 
     @contextmanager
     def slow(*given):
@@ -412,10 +413,8 @@ def test_no_thread_runs_the_model_before_all_have_prepared(model, batches, monke
             yield now
 
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-    monkeypatch.setattr(evaluation_module, "repeated", slow)
-    monkeypatch.setattr(
-        evaluation_module.MaskedEvaluation, "values", lambda *_: log.append("run") or iter(())
-    )
+    monkeypatch.setattr(distributed, "repeated", slow)
+    monkeypatch.setattr(MaskedEvaluation, "values", lambda *_: log.append("run") or iter(()))
     jobs = [EvaluationJob(["a"], [])] * 2
     assert list(on_threads(model, Evaluation.of(batches), jobs, 2, 1 << 20, True)) == []
     assert log == ["prepared", "prepared", "run", "run"]

@@ -15,7 +15,7 @@ from torch import nn
 
 from secateur.errors import OptionError
 
-__all__ = ["check_kind", "computed_weights", "is_exported", "plain_model", "unwrapped"]
+__all__ = ["check_kind", "is_exported", "plain_model", "unwrapped"]
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
@@ -88,22 +88,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while (inner := _inside(model)) is not None:
         model = inner
     return model
-
-
-def computed_weights(model: nn.Module) -> list[str]:
-    """The layers whose `weight` a parametrization computes, so that no parameter of that name can be pruned.
-
-    Args:
-        model: The model.
-
-    >>> computed_weights(nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))))
-    ['0']
-    """
-    found = []
-    for name, module in model.named_modules():
-        if nn.utils.parametrize.is_parametrized(module, "weight"):
-            found.append(name)
-    return found
 
 
 def _inside(model: nn.Module) -> nn.Module | None:

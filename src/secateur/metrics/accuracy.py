@@ -20,7 +20,7 @@ from torch import nn
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import DataError
-from secateur.execution.calling import call, evaluating, moved
+from secateur.execution.calling import call, moved
 from secateur.execution.devices import device_of
 from secateur.execution.example import Example
 from secateur.execution.undisturbed import undisturbed
@@ -75,12 +75,12 @@ def top_1(model: nn.Module, batches: Iterable[object]) -> tuple[float, int]:
     right: torch.Tensor | int = 0  # stays on the device: reading it for every batch would wait for each
     count = 0
     device = device_of(model)
-    with evaluating(model):
+    with undisturbed(model, mode="eval"), torch.no_grad():
         for batch in batches:
             inputs, targets = _split(batch)
             outputs = call(model, moved(inputs, device))
             outputs = getattr(outputs, "logits", outputs)
-            targets = moved(targets, device)
+            targets = targets.to(device)
             shape = tuple(getattr(outputs, "shape", ()))
             if len(shape) < 2 or shape[:1] + shape[2:] != tuple(targets.shape):
                 raise DataError(

@@ -61,17 +61,13 @@ def macs(
     model = _followed(model)
     if masks is not None:
         masks.check(model)
-    with (
-        evaluating(model, example) as inputs,
-        _fused_attention_off(),
-        _masked_parameters(model, masks) as swapped,
-    ):
-        counter = _Count(model, swapped, masks, bias)
-        with counter.layers(), counter:
-            if swapped:
-                functional_call(model, swapped, *call_arguments(inputs))
-            else:
-                call(model, inputs)
+    swapped = {} if masks is None else _masked_parameters(model, masks)
+    counter = _Count(model, swapped, masks, bias)
+    with counter.layers(), evaluating(model, example) as inputs, _fused_attention_off(), counter:
+        if swapped:
+            functional_call(model, swapped, *call_arguments(inputs))
+        else:
+            call(model, inputs)
     plus = " + 1 per bias output" if bias else "; biases are not counted"
     where = f"{DEFINITION}{plus}; example {describe(example)}"
     notes = counter.notes()
@@ -100,10 +96,9 @@ def uses(model: nn.Module, example: Example) -> tuple[dict[str, float], int]:
     ({'0.weight': 4.0, '2.weight': 1.0}, 0)
     """
     model = _followed(model)
-    with evaluating(model, example) as inputs, _fused_attention_off():
-        counter = _Uses(model)
-        with counter.layers(), counter:
-            call(model, inputs)
+    counter = _Uses(model)
+    with counter.layers(), evaluating(model, example) as inputs, _fused_attention_off(), counter:
+        call(model, inputs)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     return {name: macs / sizes[name] for name, macs in counter.by_parameter.items()}, counter.rest
 
@@ -302,14 +297,13 @@ def _fused_attention_off() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-@contextlib.contextmanager
-def _masked_parameters(model: nn.Module, masks: Masks | None) -> Iterator[dict[str, torch.Tensor]]:
+@torch.inference_mode(
+    False
+)  # what it makes must have a version counter, which tensors of inference mode lack
+def _masked_parameters(model: nn.Module, masks: Masks) -> dict[str, torch.Tensor]:
     """Masked copies of the parameters, to call the model with; the parameters themselves are not changed."""
-    if masks is None:
-        yield {}
-        return
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    yield {
+    return {
         name: parameters[name].detach().masked_fill(~mask.to(parameters[name].device), 0.0)
         for name, mask in masks.items()
     }

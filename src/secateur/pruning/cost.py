@@ -1,4 +1,5 @@
 """`CostModel`: the cost of a choice of units, counted or measured on the shrunk model; for budgets on a remaining cost.
+`dense_costs`: what each list of units costs before any of them is removed.
 
 >>> import torch
 >>> from torch import nn
@@ -38,7 +39,7 @@ from secateur.execution.calling import describe
 from secateur.execution.devices import device_of
 from secateur.execution.example import Example, first_example
 from secateur.metrics.latency import compare, latency
-from secateur.metrics.macs import uses
+from secateur.metrics.macs import macs, uses
 from secateur.pruning.unit_masks import masks_of
 from secateur.quantize.share import share
 from secateur.structure.cut.choose import dropped
@@ -46,7 +47,7 @@ from secateur.structure.groups.couplings import Structure, analyse
 from secateur.structure.proof import ProofOptions
 from secateur.structure.shrink import Shrunk, shrink
 
-__all__ = ["CostModel"]
+__all__ = ["CostModel", "dense_costs"]
 
 _EXAMPLE_ONLY = ProofOptions(("no_grad",), other_shapes=False)
 """The proof of a model that is cut only to be measured."""
@@ -210,6 +211,35 @@ class CostModel:
                 *(f"{name}{tuple(t.shape)}{t.dtype}" for name, t in one.state_dict().items()),
             ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def dense_costs(model: nn.Module, example: Example, lists: Sequence[Units]) -> dict[str, dict[str, float]]:
+    """The cost of each list when dense: the parameters it cuts, their bytes, and the MACs of their layers.
+
+    Args:
+        model: The dense model; it is not changed.
+        example: One input; None counts no MACs.
+        lists: The lists of units.
+
+    Returns:
+        Cost by list, under "params", "size" and, with an example, "macs".
+    """
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    members = {units.name: {member.name for member in units.members} for units in lists}
+    costs = {
+        "params": {name: float(sum(tensors[n].numel() for n in held)) for name, held in members.items()},
+        "size": {
+            name: float(sum(tensors[n].numel() * tensors[n].element_size() for n in held))
+            for name, held in members.items()
+        },
+    }
+    if example is not None:
+        per_layer = macs(model, example)["macs"].per_layer
+        costs["macs"] = {
+            name: float(sum(per_layer.get(layer, 0) for layer in {n.rpartition(".")[0] for n in held}))
+            for name, held in members.items()
+        }
+    return costs
 
 
 def _readings(row: Measurement) -> list[float]:

@@ -21,7 +21,6 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 
 from secateur.core.context import Context
-from secateur.core.model_kinds import computed_weights
 from secateur.core.targets import Pattern, Target, patterns_of, select
 from secateur.errors import NothingToDoError, PatternError, SecateurError
 from secateur.granularity import Granularity
@@ -64,7 +63,7 @@ def targets_of(
         return select(model, only, skip, (*patterns_of(parameters), *own))
     if problem is not None:
         raise problem
-    computed = computed_weights(model) if only is None and parameters is None else []
+    computed = _computed_weights(model) if only is None and parameters is None else []
     if computed:
         warnings.warn(
             f"the weight of {', '.join(map(repr, computed[:3]))} is computed by a parametrization and takes no part; "
@@ -73,3 +72,13 @@ def targets_of(
             stacklevel=3,
         )
     return found
+
+
+def _computed_weights(model: nn.Module) -> list[str]:
+    """The layers whose `weight` a parametrization computes, so that no parameter of that name can be pruned.
+
+    >>> _computed_weights(nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))))
+    ['0']
+    """
+    parametrized = nn.utils.parametrize.is_parametrized
+    return [name for name, module in model.named_modules() if parametrized(module, "weight")]

@@ -6,8 +6,9 @@ a budget.
 
 In reading order: `scan` (the verb), `scan_result` (`Scan`, `Cell`, `Allocation`), `scan_file` (what an interrupted scan
 resumes from), `allocate` (the verb that searches for the shares of all layers together), `evaluation` (one evaluation
-under many masks), then two ways to make it fast: `prefix_cache` (keeps what the model computes before the masked layer)
-and `screened_top1` (the exact count of correct predictions) with `folded_forward` and `graph_steps`.
+under many masks), `distributed` (its jobs over threads, processes or a pool of workers), then two ways to make it fast:
+`prefix_cache` (keeps what the model computes before the masked layer) and `screened_top1` (the exact count of correct
+predictions) with `folded_forward` and `graph_steps`.
 
 >>> import torch
 >>> from torch import nn

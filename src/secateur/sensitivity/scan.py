@@ -33,32 +33,20 @@ from secateur.core.context import Context, Loss
 from secateur.core.masks import Masks
 from secateur.core.model_kinds import plain_model
 from secateur.core.targets import Pattern
-from secateur.core.units import Units
 from secateur.criteria import Criterion, CriterionLike
 from secateur.errors import OptionError, StoreError
 from secateur.execution.example import Example, first_example
 from secateur.execution.undisturbed import undisturbed
 from secateur.execution.verb import verb
 from secateur.granularity import Granularity, GranularityLike
-from secateur.metrics.macs import macs
-from secateur.pruning.cost import CostModel
+from secateur.pruning.cost import CostModel, dense_costs
 from secateur.pruning.scored_units import ScoredUnits
 from secateur.pruning.scoring import unit_scores
 from secateur.pruning.selection import selection_of
 from secateur.pruning.taking_part import targets_of
 from secateur.pruning.unit_masks import masks_of
-from secateur.sensitivity.evaluation import (
-    CallPool,
-    Evaluation,
-    EvaluationJob,
-    MaskedEvaluation,
-    Value,
-    on_pool,
-    on_threads,
-    on_workers,
-    repeated,
-    worth_threads,
-)
+from secateur.sensitivity.distributed import CallPool, on_pool, on_threads, on_workers, worth_threads
+from secateur.sensitivity.evaluation import Evaluation, EvaluationJob, MaskedEvaluation, Value, repeated
 from secateur.sensitivity.scan_file import ScanFile
 from secateur.sensitivity.scan_result import Allocation, Cell, Scan
 
@@ -188,7 +176,7 @@ def scan(
         criterion=str(rule),
         granularity=str(grain),
         dense_interval=measured.values["dense"][1],
-        costs=_costs(model, example, scored.units),
+        costs=dense_costs(model, example, scored.units),
         estimate=estimate,
         how=measured.how,
         skipped=measured.skipped,
@@ -371,26 +359,6 @@ def _estimates(scored: ScoredUnits, options: ScanOptions) -> tuple[str, dict[str
     context = replace(scored.context, loss=options.loss if options.loss is not None else F.cross_entropy)
     with undisturbed(scored.model, mode="eval"):  # the estimate is of the model as it was measured
         return str(rule), unit_scores(rule, scored.model, scored.targets, scored.units, context)
-
-
-def _costs(model: nn.Module, example: Example, lists: Sequence[Units]) -> dict[str, dict[str, float]]:
-    """The cost of each list when dense: the parameters it cuts, their bytes, and the MACs of their layers."""
-    tensors = dict(model.named_parameters(remove_duplicate=False))
-    members = {units.name: {member.name for member in units.members} for units in lists}
-    costs = {
-        "params": {name: float(sum(tensors[n].numel() for n in held)) for name, held in members.items()},
-        "size": {
-            name: float(sum(tensors[n].numel() * tensors[n].element_size() for n in held))
-            for name, held in members.items()
-        },
-    }
-    if example is not None:
-        per_layer = macs(model, example)["macs"].per_layer
-        costs["macs"] = {
-            name: float(sum(per_layer.get(layer, 0) for layer in {n.rpartition(".")[0] for n in held}))
-            for name, held in members.items()
-        }
-    return costs
 
 
 class _Progress:

@@ -65,7 +65,7 @@ def _validated(state: State, work: Work) -> tuple[str, float] | None:
 def _by_epoch(result: Result, metric: str) -> dict[int, float]:
     """The validation metric after each epoch."""
     name = f"epoch_validation_{metric}"
-    return {row.context["epoch"]: float(row.value) for row in result.measurements if row.name == name}  # type: ignore[index]
+    return {row.context["epoch"]: float(row.value) for row in result.measurements if row.name == name}
 
 
 RetrainStep: Any = create_model(

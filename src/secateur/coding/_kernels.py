@@ -178,53 +178,64 @@ def _flip(
 ) -> bool:
     """Code (or decode into `bits`) a batch of bits of one mixer and learn from it; False where the stream is broken.
 
-    `cells` [n, contexts + 1] are the cells of each bit's contexts, its node's own last.
+    `cells` [contexts + 1, n] are the cells of each bit's contexts, its node's own last. One context after the other is
+    taken for all bits, which the compiler turns into vector instructions; only the coder goes bit by bit.
     """
-    n, rows = cells.shape
+    rows, n = cells.shape
     contexts = rows - 1
     begin, count = bank.begins[which], bank.cells[which]
     zeros, ones = bank.counts[begin : begin + count], bank.counts[begin + count : begin + 2 * count]
     weights, whole = bank.weights[which], bank.whole[which]
     last = len(tables.squash) - 1
-    beyond = np.empty((n, contexts), dtype=np.int32)
+    beyond = np.empty((contexts, n), dtype=np.int32)
     error = np.empty(n, dtype=np.int32)
+    base, square = np.empty(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
+    share, total = np.empty(n), np.empty(n)
+    of_context = cells.view(np.uint64)
+    own = of_context[contexts]
+    for i in range(n):
+        of_ones = ones[own[i]]
+        level = np.uint64(of_ones * 65536.0 / (zeros[own[i]] + of_ones))
+        base[i] = tables.stretch[level]
+        share[i] = np.float64(level) * tables.prior
+        total[i] = base[i]
+    for j in range(contexts):
+        cell, row, weight = of_context[j], beyond[j], weights[j]
+        for i in range(n):
+            of_ones = ones[cell[i]]
+            seen = np.uint64((of_ones * 65536.0 + share[i]) / (of_ones + zeros[cell[i]]))
+            odds = np.int64(tables.stretch[seen]) - base[i]
+            row[i] = odds
+            square[i] += odds * odds
+            total[i] += weight * odds
     squares = 0
     energy = max(bank.energies[which] - (bank.energies[which] >> 3), tables.calm)
     for i in range(n):
-        own = cells[i, contexts]
-        share = np.floor(ones[own] * 65536.0 / (zeros[own] + ones[own]))
-        base = np.int64(tables.stretch[np.int64(share)])
-        share *= tables.prior
-        total = np.float64(base)
-        square = 0
-        for j in range(contexts):
-            cell = cells[i, j]
-            of_ones = ones[cell]
-            seen = np.int64((of_ones * 65536.0 + share) / (of_ones + zeros[cell]))
-            odds = np.int64(tables.stretch[seen]) - base
-            beyond[i, j] = odds
-            square += odds * odds
-            total += weights[j] * odds
-        place = min(max(np.int64(total), 0), last)
+        place = np.uint64(min(max(np.int64(total[i]), 0), last))
         likely = tables.squash[place]
         bit = _code_bit(stream, likely, bits[i])
         if bit < 0:
             return False
         bits[i] = bit
         error[i] = (bit << 16) - likely
-        squares += square * tables.doubts[place]
+        squares += square[i] * tables.doubts[place]
         if i % _PARTS == _PARTS - 1:
             energy += squares >> 4
             squares = 0
     energy += squares >> 4
     bank.energies[which] = energy
     slope = np.zeros(contexts, dtype=np.int64)
-    for i in range(n):
-        counts = ones if bits[i] else zeros
-        for j in range(rows):
-            counts[cells[i, j]] += 1.0
-        for j in range(contexts):
-            slope[j] += np.int64(beyond[i, j]) * error[i]
+    for j in range(contexts):
+        row, summed = beyond[j], 0
+        for i in range(n):
+            summed += np.int64(row[i]) * error[i]
+        slope[j] = summed
+    counts = bank.counts[begin : begin + 2 * count]  # the zeros, then the ones
+    to_ones = (bits * count).view(np.uint64)
+    for j in range(rows):
+        cell = of_context[j]
+        for i in range(n):
+            counts[cell[i] + to_ones[i]] += 1.0
     for j in range(contexts):
         whole[j] = min(max(whole[j] + (slope[j] << 16) // energy, -tables.heaviest), tables.heaviest)
         weights[j] = whole[j] / 65536.0
@@ -398,8 +409,12 @@ def _predictions(
 def _close(book: Book, block: CodedBlock, ranks: np.ndarray, rich: bool) -> None:
     """Take a block's ranks into account."""
     channels = book.signed.shape[2]
+    row, column = block.top, -1
     for i in range(len(ranks)):
-        row, column, rank = block.top + i // channels, i % channels, ranks[i]
+        column += 1
+        if column == channels:
+            row, column = row + 1, 0
+        rank = ranks[i]
         size = abs(rank)
         book.signed[block.tap, row, column] = rank
         book.sizes[block.tap, row, column] = size
@@ -484,25 +499,28 @@ def _zero_cells(book: Book, block: CodedBlock, tables: Tables, rich: bool) -> np
     """The cells of "is it zero" of every weight of a block."""
     channels = book.signed.shape[2]
     n = len(block.place)
-    cells = np.empty((n, 7 if rich else 5), dtype=np.int64)
+    cells = np.empty((7 if rich else 5, n), dtype=np.int64)
     step = min(block.tap, 15)
+    row, column = block.top, -1
     for i in range(n):
-        row, column = block.top + i // channels, i % channels
+        column += 1
+        if column == channels:
+            row, column = row + 1, 0
         pattern = 0
         for k in range(4):
             if block.spots[k] >= 0 and book.sizes[block.spots[k], row, column] > 0:
                 pattern += 16 << k
-        cells[i, 0] = pattern + step
-        cells[i, 1] = 256 + tables.fine[block.place[i]] * 16 + step
-        cells[i, 2] = 672 + block.by_filter[row - block.top] * 12 + block.by_channel[column]
+        cells[0, i] = pattern + step
+        cells[1, i] = 256 + tables.fine[block.place[i]] * 16 + step
+        cells[2, i] = 672 + block.by_filter[row - block.top] * 12 + block.by_channel[column]
         if rich:
-            cells[i, 3] = 816 + _cross_and_kernel(book, block, row, column, tables.eight)
-            cells[i, 4] = 880 + _all_near(book, block, row, column, tables.eight) * 16 + step
-            cells[i, 5] = 1008 + tables.surely[block.prediction[i]]
-            cells[i, 6] = 1216
+            cells[3, i] = 816 + _cross_and_kernel(book, block, row, column, tables.eight)
+            cells[4, i] = 880 + _all_near(book, block, row, column, tables.eight) * 16 + step
+            cells[5, i] = 1008 + tables.surely[block.prediction[i]]
+            cells[6, i] = 1216
         else:
-            cells[i, 3] = 816 + tables.surely[block.prediction[i]]
-            cells[i, 4] = 1024
+            cells[3, i] = 816 + tables.surely[block.prediction[i]]
+            cells[4, i] = 1024
     return cells
 
 
@@ -510,24 +528,27 @@ def _zero_cells(book: Book, block: CodedBlock, tables: Tables, rich: bool) -> np
 def _sign_cells(book: Book, block: CodedBlock, chosen: np.ndarray, rich: bool) -> np.ndarray:
     """The cells of the signs of the chosen weights."""
     channels = book.signed.shape[2]
-    cells = np.empty((len(chosen), 6 if rich else 3), dtype=np.int64)
+    cells = np.empty((6 if rich else 3, len(chosen)), dtype=np.int64)
+    row, first_of_row = block.top, 0
     for i in range(len(chosen)):
         at = chosen[i]
-        row, column = block.top + at // channels, at % channels
+        while at >= first_of_row + channels:
+            row, first_of_row = row + 1, first_of_row + channels
+        column = at - first_of_row
         signs = _signs(book, block, row, column)
         if rich:
             first, second, third = _by_sums(book, block, row, column)
             kernel = (book.kernels[1, row, column] * 16 + block.mean // 2) // block.mean // 3 + 6
-            cells[i, 0] = second * 25 + third
-            cells[i, 1] = 625 + block.lean_filter[row - block.top] * 17 + block.lean_channel[column]
-            cells[i, 2] = 914 + first * 13 + min(max(kernel, 0), 12)
-            cells[i, 3] = 1083 + signs
-            cells[i, 4] = 1164 + block.prediction[at]
-            cells[i, 5] = 1814
+            cells[0, i] = second * 25 + third
+            cells[1, i] = 625 + block.lean_filter[row - block.top] * 17 + block.lean_channel[column]
+            cells[2, i] = 914 + first * 13 + min(max(kernel, 0), 12)
+            cells[3, i] = 1083 + signs
+            cells[4, i] = 1164 + block.prediction[at]
+            cells[5, i] = 1814
         else:
-            cells[i, 0] = signs
-            cells[i, 1] = 81 + block.prediction[at]
-            cells[i, 2] = 731
+            cells[0, i] = signs
+            cells[1, i] = 81 + block.prediction[at]
+            cells[2, i] = 731
     return cells
 
 
@@ -537,28 +558,31 @@ def _size_cells(
 ) -> np.ndarray:
     """The cells of the magnitudes of the chosen weights, within node 0."""
     channels = book.signed.shape[2]
-    cells = np.empty((len(chosen), 7 if rich else 4), dtype=np.int64)
+    cells = np.empty((7 if rich else 4, len(chosen)), dtype=np.int64)
     step = min(block.tap, 15)
+    row, first_of_row = block.top, 0
     for i in range(len(chosen)):
         at = chosen[i]
-        row, column = block.top + at // channels, at % channels
+        while at >= first_of_row + channels:
+            row, first_of_row = row + 1, first_of_row + channels
+        column = at - first_of_row
         near = _all_near(book, block, row, column, tables.eight) * 12
         prediction = tables.mirror[block.prediction[at]] if negative[i] else block.prediction[at]
         fine = tables.fine[block.place[at]] * 16 + step
         if rich:
             _, second, third = _by_sums(book, block, row, column)
-            cells[i, 0] = abs(negative[i] * 624 - (second * 25 + third))
-            cells[i, 1] = 625 + _cross_and_kernel(book, block, row, column, tables.eight)
-            cells[i, 2] = 689 + near + block.by_filter[row - block.top]
-            cells[i, 3] = 785 + near + block.by_channel[column]
-            cells[i, 4] = 881 + prediction
-            cells[i, 5] = 1531 + fine
-            cells[i, 6] = 1947
+            cells[0, i] = abs(negative[i] * 624 - (second * 25 + third))
+            cells[1, i] = 625 + _cross_and_kernel(book, block, row, column, tables.eight)
+            cells[2, i] = 689 + near + block.by_filter[row - block.top]
+            cells[3, i] = 785 + near + block.by_channel[column]
+            cells[4, i] = 881 + prediction
+            cells[5, i] = 1531 + fine
+            cells[6, i] = 1947
         else:
-            cells[i, 0] = near + block.by_filter[row - block.top]
-            cells[i, 1] = 96 + prediction
-            cells[i, 2] = 746 + fine
-            cells[i, 3] = 1162
+            cells[0, i] = near + block.by_filter[row - block.top]
+            cells[1, i] = 96 + prediction
+            cells[2, i] = 746 + fine
+            cells[3, i] = 1162
     return cells
 
 
@@ -567,18 +591,18 @@ def _low_cells(
     block: CodedBlock, channels: int, chosen: np.ndarray, tables: Tables, rich: bool
 ) -> np.ndarray:
     """The cells of the low digits of the chosen weights, within node 0."""
-    cells = np.empty((len(chosen), 4 if rich else 3), dtype=np.int64)
+    cells = np.empty((4 if rich else 3, len(chosen)), dtype=np.int64)
     for i in range(len(chosen)):
         at = chosen[i]
         fine = tables.fine[block.place[at]]
-        cells[i, 0] = block.by_filter[at // channels]
+        cells[0, i] = block.by_filter[at // channels]
         if rich:
-            cells[i, 1] = 12 + block.by_channel[at % channels]
-            cells[i, 2] = 24 + fine
-            cells[i, 3] = 50
+            cells[1, i] = 12 + block.by_channel[at % channels]
+            cells[2, i] = 24 + fine
+            cells[3, i] = 50
         else:
-            cells[i, 1] = 12 + fine
-            cells[i, 2] = 38
+            cells[1, i] = 12 + fine
+            cells[2, i] = 38
     return cells
 
 
@@ -586,10 +610,12 @@ def _low_cells(
 @_compiled
 def _at_nodes(cells: np.ndarray, live: np.ndarray, nodes: np.ndarray, stride: int) -> np.ndarray:
     """The cells of the weights that are left, each in its node."""
-    out = np.empty((len(live), cells.shape[1]), dtype=np.int64)
-    for i in range(len(live)):
-        for j in range(cells.shape[1]):
-            out[i, j] = cells[live[i], j] + nodes[i] * stride
+    out = np.empty((cells.shape[0], len(live)), dtype=np.int64)
+    moved = nodes * stride
+    for j in range(cells.shape[0]):
+        row, to = cells[j], out[j]
+        for i in range(len(live)):
+            to[i] = row[live[i]] + moved[i]
     return out
 
 

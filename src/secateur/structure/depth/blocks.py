@@ -17,7 +17,7 @@ same shape, with at least one addition between them. Two kinds can be removed:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -106,22 +106,34 @@ def find_blocks(model: nn.Module, example: object) -> RemovableBlocks:
     recorded = _Recorded(trace(model, example))
     named = dict(model.named_parameters(remove_duplicate=False))
     first = dict(model.named_parameters())
+    own_of = _inside_each(named, {*entries, *attributes})
     found: list[RemovableBlock] = []
     refused: list[Refusal] = []
     for path in entries:
-        own = tuple(name for name in named if name.startswith(path + "."))
+        own = own_of.get(path, ())
         answer = recorded.judged(path, own, named)
         if isinstance(answer, RemovableBlock):
             found.append(replace(answer, parameters=tuple(name for name in own if name in first)))
         elif answer is not None:
             refused.append(answer)
     for path in attributes:
-        own = tuple(name for name in named if name.startswith(path + "."))
-        if isinstance(recorded.judged(path, own, named), RemovableBlock):
+        if isinstance(recorded.judged(path, own_of.get(path, ()), named), RemovableBlock):
             refused.append(Refusal(path, AN_ATTRIBUTE))
     held = _counted_on(model, example, recorded.found.mode, found)
     refused += [Refusal(block.path, COUNTED_ON) for block in found if block.path in held]
     return _innermost([block for block in found if block.path not in held], refused)
+
+
+def _inside_each(names: Iterable[str], paths: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """The names that lie inside each of the modules, in their order; one pass over the names."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        path = name.rpartition(".")[0]
+        while path:
+            if path in paths:
+                found.setdefault(path, []).append(name)
+            path = path.rpartition(".")[0]
+    return {path: tuple(inside) for path, inside in found.items()}
 
 
 def _innermost(found: Sequence[RemovableBlock], refused: Sequence[Refusal]) -> RemovableBlocks:

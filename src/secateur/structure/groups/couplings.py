@@ -131,12 +131,31 @@ class Structure:
         Args:
             index: The group's index.
         """
-        alive = self.alive({index: np.zeros(self.groups[index].count, bool)})
-        places = {
-            place for each in np.unique(self.groups[index].classes) for place in self._seen.get(int(each), ())
-        }
-        ops = [self._counted[place] for place in sorted(places)]
-        return sum(self._op_macs(op, None) - self._op_macs(op, alive) for op in ops)
+        classes = np.unique(self.groups[index].classes)
+        ops = [
+            self._counted[place] for place in sorted({p for c in classes for p in self._seen.get(int(c), ())})
+        ]
+        order, begins = self._by_class
+        gone = np.concatenate([order[begins[c] : begins[c + 1]] for c in classes])
+        alive = self._all_alive
+        alive[gone] = False
+        try:
+            return sum(self._op_macs(op, None) - self._op_macs(op, alive) for op in ops)
+        finally:
+            alive[gone] = True
+
+    @cached_property
+    def _all_alive(self) -> np.ndarray:
+        """One bit per label, all set: `macs_through` borrows it, since a new one for each group would make the work
+        grow with the square of the model.
+        """
+        return np.ones(self.labels.count, bool)
+
+    @cached_property
+    def _by_class(self) -> tuple[np.ndarray, np.ndarray]:
+        """The labels in the order of their classes, and where each class begins among them."""
+        order = np.argsort(self.classes, kind="stable")
+        return order, np.searchsorted(self.classes[order], np.arange(self.labels.count + 1))
 
     @cached_property
     def _seen(self) -> dict[int, list[int]]:

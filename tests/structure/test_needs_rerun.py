@@ -150,6 +150,7 @@ CALLS = [
     ),
     (ATEN._safe_softmax.default, (_tensor(2, 3, 4), -1)),
     (ATEN.relu.default, (_tensor(2, 3).t(),)),
+    (ATEN.grid_sampler_2d.default, (_tensor(2, 3, 4, 5), _tensor(2, 6, 7, 2), 0, 0, False)),
 ]
 
 
@@ -170,6 +171,7 @@ def test_quick_shapes_are_torchs_own(call: tuple) -> None:  # type: ignore[type-
         (ATEN.add.Tensor, (_tensor(2, 3), _tensor(4))),
         (ATEN.mm.default, (_tensor(2, 3), _tensor(4, 5))),
         (ATEN.cat.default, ([_tensor(2, 3), _tensor(3, 3)], 1)),
+        (ATEN.grid_sampler_2d.default, (_tensor(2, 3, 4, 5), _tensor(1, 6, 7, 2), 0, 0, False)),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_as_torch_does(func: object, args: tuple) -> None:  # type: ignore[type-arg]

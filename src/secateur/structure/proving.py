@@ -33,6 +33,7 @@ from secateur.execution.example import Example, call_arguments
 from secateur.execution.fast_copy import copy_module
 from secateur.structure.cut.plan import ShrinkPlan, cut_tensor
 from secateur.structure.depth.bypass import bypass_
+from secateur.structure.depthwise import depthwise_sums
 from secateur.structure.proof import Proof, ProofCase, ProofOptions, Shapes
 from secateur.structure.selections import Selections, largest_difference
 from secateur.structure.trace.other_shapes import other_shapes, shapes_of
@@ -257,7 +258,8 @@ def _run(model: nn.Module, example: Example, mode: str, dtype: torch.dtype, fast
 
 def _eager(model: nn.Module, inputs: Example, found: _ModelRun) -> object:
     # Nothing is differentiated: tensors saved for a backward pass are freed at once.
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_dropped, _dropped):
+    dropping = torch.autograd.graph.saved_tensors_hooks(_dropped, _dropped)
+    with torch.enable_grad(), dropping, depthwise_sums(model):
         return call(model, inputs)
 
 
@@ -266,7 +268,7 @@ def _dropped(value: Any) -> Any:
 
 
 def _no_grad(model: nn.Module, inputs: Example, found: _ModelRun) -> object:
-    with torch.no_grad():
+    with torch.no_grad(), depthwise_sums(model):
         return call(model, inputs)
 
 

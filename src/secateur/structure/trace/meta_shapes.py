@@ -184,6 +184,19 @@ def _safe_softmax(x: torch.Tensor, dim: int, dtype: Any = None) -> torch.Tensor:
     return _made(x, x.shape)
 
 
+def _grid_sampler(x: torch.Tensor, grid: torch.Tensor, mode: int, padding: int, align: bool) -> torch.Tensor:
+    fits = (
+        x.dim() == grid.dim() == 4
+        and (grid.shape[0], grid.shape[3]) == (x.shape[0], 2)
+        and x.dtype == grid.dtype
+        and x.is_contiguous()
+        and min(x.shape[2:]) > 0
+    )
+    if not fits:
+        return _ATEN.grid_sampler_2d.default(x, grid, mode, padding, align)
+    return _made(x, (*x.shape[:2], *grid.shape[1:3]))
+
+
 META_SHAPES: dict[Any, Callable[..., Any]] = {
     _ATEN.native_batch_norm.default: _batch_norm,
     _ATEN.native_layer_norm.default: _layer_norm,
@@ -194,6 +207,7 @@ META_SHAPES: dict[Any, Callable[..., Any]] = {
     _ATEN.mean.dim: _mean,
     _ATEN.cat.default: _cat,
     _ATEN._safe_softmax.default: _safe_softmax,
+    _ATEN.grid_sampler_2d.default: _grid_sampler,
     **{op: _binary(op) for op in (_ATEN.add.Tensor, _ATEN.mul.Tensor, _ATEN.sub.Tensor)},
     **{op: _binary_in_place(op) for op in (_ATEN.add_.Tensor, _ATEN.mul_.Tensor)},
     **dict.fromkeys(

@@ -113,9 +113,10 @@ def _sums(
         out += bias.view(1, -1, 1, 1, 1)
     for place in product(*map(range, weight.shape[2:])):
         begins = [at * step for at, step in zip(place, dilation, strict=True)]
-        seen = tuple(
-            slice(begin, begin + (size - 1) * step + 1, step)
-            for begin, size, step in zip(begins, sizes, stride, strict=True)
-        )
-        out.addcmul_(padded[(..., *seen)], weight[(slice(None), 0, *place)].view(1, -1, 1, 1, 1))
+        seen = padded
+        for axis, (begin, size, step) in enumerate(zip(begins, sizes, stride, strict=True), 2):
+            seen = seen.narrow(axis, begin, (size - 1) * step + 1)[
+                (slice(None),) * axis + (slice(None, None, step),)
+            ]
+        out.addcmul_(seen, weight[(slice(None), 0, *place)].view(1, -1, 1, 1, 1))
     return out

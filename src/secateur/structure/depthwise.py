@@ -112,11 +112,10 @@ def _sums(
     if bias is not None:
         out += bias.view(1, -1, 1, 1, 1)
     for place in product(*map(range, weight.shape[2:])):
-        begins = [at * step for at, step in zip(place, dilation, strict=True)]
-        seen = padded
-        for axis, (begin, size, step) in enumerate(zip(begins, sizes, stride, strict=True), 2):
-            seen = seen.narrow(axis, begin, (size - 1) * step + 1)[
-                (slice(None),) * axis + (slice(None, None, step),)
-            ]
-        out.addcmul_(seen, weight[(slice(None), 0, *place)].view(1, -1, 1, 1, 1))
+        z, y, x_at = (
+            slice(at * apart, at * apart + (size - 1) * step + 1, step)
+            for at, apart, size, step in zip(place, dilation, sizes, stride, strict=True)
+        )
+        line = weight[:, 0, place[0], place[1], place[2]].view(1, -1, 1, 1, 1)
+        out.addcmul_(padded[:, :, z, y, x_at], line)
     return out

@@ -70,13 +70,9 @@ stand alone.
 
 
 def kept() -> dict[str, Section]:
-    """The kept section of every study."""
-    found = {}
-    for name in sorted(studies.names()):
-        path = FOLDER / name / "section.json"
-        if path.exists():
-            found[name] = Section.from_json(path.read_text(encoding="utf-8"))
-    return found
+    """Every kept section, by its name."""
+    paths = sorted(FOLDER.glob("*/section.json"), key=lambda path: path.parent.name)
+    return {path.parent.name: Section.from_json(path.read_text(encoding="utf-8")) for path in paths}
 
 
 def glance(rows: list[dict[str, Any]], sections: dict[str, Section]) -> Tabulated:

@@ -9,6 +9,7 @@ import pytest
 
 from secateur import studies
 from secateur.errors import DataError
+from secateur.studies.page import into_page
 from secateur.studies.section import Section, markdown_table, shortened
 from secateur.studies.study import Part
 from secateur.studies.tables import Tabulated
@@ -34,8 +35,12 @@ def words(part: Part) -> list[str]:
 
 
 def missing(name: str) -> list[str]:
-    there = cells(KEPT[name])
-    return [part.name for part in studies.read(name).part if any(word not in there for word in words(part))]
+    there = {cell for section in KEPT.values() if section.study == name for cell in cells(section)}
+    ran = {part for section in KEPT.values() if section.study == name for part in section.parts}
+    every = studies.read(name).part
+    return [
+        part.name for part in every if part.name not in ran or any(word not in there for word in words(part))
+    ]
 
 
 def test_every_part_of_every_recipe_has_its_row_or_a_reason() -> None:
@@ -44,13 +49,14 @@ def test_every_part_of_every_recipe_has_its_row_or_a_reason() -> None:
     asked = tomllib.loads((ROOT / "docs" / "studies" / "page.toml").read_text(encoding="utf-8"))
     told = {(one["study"], one["part"]) for one in asked["missing"]}
     assert {(name, part) for name in studies.names() for part in missing(name)} == told
+    assert {section.study for section in KEPT.values() if not section.beside} == set(studies.names())
 
 
 def test_the_page_is_what_its_generator_makes_now() -> None:
     assert generator.PAGE.read_text(encoding="utf-8") == generator.page()
 
 
-@pytest.mark.parametrize("name", studies.names())
+@pytest.mark.parametrize("name", KEPT)
 def test_the_files_beside_the_page_are_those_of_the_section(name: str) -> None:
     folder = ROOT / "docs" / "studies" / name
     files = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
@@ -112,6 +118,22 @@ def test_long_tables_are_files_and_the_page_keeps_the_rows_with_a_published_figu
     short.rows.pop()
     assert shortened(short) is short
     assert markdown_table(short).count("\n") == 17
+
+
+def test_a_scale_of_some_parts_has_a_section_beside_the_studys(tmp_path: Path) -> None:
+    study = studies.read("at-init-vgg16")
+    assert {name for name, scale in study.scale.items() if scale.beside} == {"counts"}
+    page = tmp_path / "studies.md"
+    for section in (Section("s", "S", "full", "About."), Section("s", "S", "counts", "About.", beside=True)):
+        into_page(page, section)
+    text = page.read_text(encoding="utf-8")
+    assert text.count("About.") == 1
+    assert (
+        text.index("<!-- study: s -->")
+        < text.index("## s-counts: S")
+        < text.index("<!-- end of s-counts -->")
+    )
+    assert (tmp_path / "studies" / "s-counts" / "section.json").exists()
 
 
 def test_a_section_is_kept_whole_and_old_files_go(tmp_path: Path) -> None:

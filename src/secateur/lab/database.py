@@ -45,6 +45,7 @@ _CHANGED = "the store is damaged or was changed; restore it from a copy, or name
 _OPTIONAL = (
     "CREATE TABLE search_log (id INTEGER PRIMARY KEY AUTOINCREMENT, study TEXT, entry TEXT)",
     "CREATE TABLE sqlite_sequence(name,seq)",
+    "CREATE TABLE usage (run INTEGER PRIMARY KEY, samples TEXT)",
 )
 
 

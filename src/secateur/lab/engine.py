@@ -26,6 +26,7 @@ from secateur.lab.provenance import clean_plain, command, hardware, versions
 from secateur.lab.recipe import Recipe
 from secateur.lab.state import State
 from secateur.lab.store import Store
+from secateur.lab.usage import Usage
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -124,7 +125,7 @@ def run(
         check_gpus(plan, jobs, gpus)
     started = time.perf_counter()
     number, alive = _start(recipe, plan, store)
-    status, computed, failures = "failed", 0, Failures()
+    status, computed, failures, usage = "failed", 0, Failures(), Usage()
     try:
         # Only now: until the run is registered, `gc` in another process may delete what the store holds.
         keys = plan.keys()
@@ -133,10 +134,12 @@ def run(
         watch.begin(len(plan.trials), len(keys), len(known))
         watch.plan([trial.settings for trial in plan.trials])
         if engine is None and (jobs == 1 or len(plan.trials) == 1):
-            computed, failures = _run_here(plan, store, number, watch)
+            with usage.taken():
+                computed, failures = _run_here(plan, store, number, watch, usage)
         else:
             engine = engine or _local(store, min(jobs, len(plan.trials)), plan, gpus)
-            computed, failures = _run_on(engine, plan, store, number, watch, known)
+            with usage.taken():
+                computed, failures = _run_on(engine, plan, store, number, (watch, known, usage))
         failures = _with_missing(plan, store, number, failures)
         status = "failed" if failures else "done"
     except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM, SIGHUP
@@ -145,6 +148,7 @@ def run(
     finally:
         watch.end()
         store.finish_run(number, status, time.perf_counter() - started)
+        store.keep_usage(number, usage.measurements())
         alive.release()
     return Ran(
         run=number,
@@ -174,13 +178,15 @@ def _start(recipe: Recipe, plan: RunPlan, store: Store) -> tuple[int, FileLock]:
     )
 
 
-def _run_here(plan: RunPlan, store: Store, number: int, watch: Progress) -> tuple[int, Failures]:
+def _run_here(
+    plan: RunPlan, store: Store, number: int, watch: Progress, usage: Usage
+) -> tuple[int, Failures]:
     """All trials in this process, one after the other."""
     computed, failures = 0, Failures()
     for trial in plan.trials:
         try:
             with threads(trial.recipe.lab.threads):
-                computed += _run_trial(trial, store, number, watch)
+                computed += _run_trial(trial, store, number, watch, usage)
         except Exception as error:
             if len(plan.trials) == 1:
                 raise
@@ -188,7 +194,7 @@ def _run_here(plan: RunPlan, store: Store, number: int, watch: Progress) -> tupl
     return computed, failures
 
 
-def _run_trial(trial: PlannedTrial, store: Store, run: int, progress: Progress) -> int:
+def _run_trial(trial: PlannedTrial, store: Store, run: int, progress: Progress, usage: Usage) -> int:
     """All steps of a trial; returns how many were computed here. A failure is stored, then raised."""
     computed = 0
     store.note_trial(run, trial.index, "running")
@@ -203,7 +209,8 @@ def _run_trial(trial: PlannedTrial, store: Store, run: int, progress: Progress) 
                     outcome = store.outcome(planned.key)
                     if outcome is None:
                         progress.start(trial.index, label)
-                        outcome = _compute(trial, position, store, progress)
+                        with usage.paused(planned.step.timed):
+                            outcome = _compute(trial, position, store, progress)
                         how = "computed"
                         computed += 1
             store.note_step(run, trial.index, position, how)
@@ -331,13 +338,14 @@ def _local(store: Store, jobs: int, plan: RunPlan, gpus: float | None) -> Engine
 
 
 def _run_on(
-    engine: Engine, plan: RunPlan, store: Store, number: int, watch: Progress, known: set[str]
+    engine: Engine, plan: RunPlan, store: Store, number: int, seen: tuple[Progress, set[str], Usage]
 ) -> tuple[int, Failures]:
     """All trials on an engine; it is closed at once where this process is interrupted."""
     from secateur.lab.engines.driving import drive
 
+    watch, known, usage = seen
     try:
-        found = drive(plan, store, number, watch, engine, known)
+        found = drive(plan, store, number, watch, engine, known, usage)
     except BaseException:
         engine.close(now=True)
         raise

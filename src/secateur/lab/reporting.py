@@ -54,6 +54,7 @@ def gather(
     row = store.run(which)
     trials = store.trials(row.id)
     found = store.measurements(row.id)
+    found = found + store.usage(row.id)
     undrawn: list[str] = []
     if pictures:
         steps = next((_worth_showing(trial["steps"]) for trial in trials if trial["status"] == "done"), [])

@@ -429,6 +429,33 @@ class Store:
                     found.append(_measurement({**m.to_dict(), "context": context}))
         return Measurements(found)
 
+    def keep_usage(self, run: int, samples: Measurements) -> None:
+        """Record what a run took of the machine over time; nothing where there are no samples.
+
+        Args:
+            run: The run's number.
+            samples: One measurement for each quantity.
+        """
+        if samples:
+            whole = canonical({"measurements": [item.to_dict() for item in samples]})
+            with self.transaction() as db:
+                db.execute("CREATE TABLE IF NOT EXISTS usage (run INTEGER PRIMARY KEY, samples TEXT)")
+                db.execute("INSERT OR REPLACE INTO usage VALUES (?, ?)", (run, whole))
+
+    def usage(self, run: int) -> Measurements:
+        """What a run took of the machine over time; empty where it was not sampled.
+
+        Args:
+            run: The run's number.
+        """
+        if not self.rows("SELECT 1 FROM sqlite_master WHERE name = 'usage'"):
+            return Measurements()
+        found: list[Measurement] = []
+        for row in self.rows("SELECT samples FROM usage WHERE run = ?", run):
+            items = parsed(row["samples"], "usage of a run").get("measurements", [])
+            found += [_measurement({**typed(item, "usage of a run", dict)}) for item in items]
+        return Measurements(found).within({"run": run})
+
     # -- freeing
     def clear_leftovers(self, keys: Iterable[str]) -> None:
         """Delete leftovers of killed processes: temporary files, and checkpoints of steps that are done.
@@ -518,6 +545,8 @@ class Store:
         # Rows first: an object without a row is waste, a row without its object would be damage.
         with self.transaction() as db:
             db.executemany("DELETE FROM runs WHERE id = ?", [(run,) for run in forgotten])
+            if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'usage'").fetchone():
+                db.executemany("DELETE FROM usage WHERE run = ?", [(run,) for run in forgotten])
             db.executemany("DELETE FROM steps WHERE key = ?", [(key,) for key in waste.steps])
         for name in waste.objects:
             self.objects.drop(name)

@@ -18,6 +18,7 @@ belongs to; any other key is a setting of the trial (`criterion`, `sparsity`, `p
     filter_sums           filters that are all zero      context: layer, sums (of |w|, one per filter)
     widths                units of all layers            per_layer: output channels or features of each
     architecture          layers with weights            context: text (print(model)), layers (see below)
+    usage                 mean of a quantity             context: what, seconds and values (samples over time)
     tensor_bytes_in_file  bytes of a file                per_layer: by tensor; context: parts {tensor: {part: n}}
 
 `layers` of an architecture is a list of {"name", "kind", "width", "inputs", "parameters", "group"}; `group` names the
@@ -50,6 +51,7 @@ FORMS = frozenset(
         "widths",
         "architecture",
         "tensor_bytes_in_file",
+        "usage",
     }
 )
 """Names that have their own chart and are left out of tables of results."""

@@ -101,6 +101,8 @@ def section_of(done: StudyResult, store: Store, command: str) -> Section:
         study=study.name,
         title=study.title,
         scale=done.planned.scale,
+        parts=tuple(part.name for part, _ in done.ran),
+        beside=study.at(done.planned.scale).beside,
         about=study.about.strip(),
         scale_about=study.at(done.planned.scale).about.strip(),
         command=command,
@@ -162,7 +164,7 @@ def into_page(path: Path, section: Section) -> None:
     >>> [word in page.read_text() for word in ("first", "other", "again")]
     [False, True, True]
     """
-    name, folder = section.study, path.with_suffix("")
+    name, folder = section.name, path.with_suffix("")
     start, end = f"<!-- study: {name} -->\n", f"<!-- end of {name} -->\n"
     whole = path.read_text(encoding="utf-8") if path.exists() else _HEAD
     block = f"{start}\n{section.markdown(folder.name)}\n{end}"
@@ -215,6 +217,8 @@ def write_report(done: StudyResult, store: Store, folder: Path, *, pictures: boo
     """The study's page with every figure, and every table as CSV."""
     undrawn: list[str] = []
     drawn = _pictures(done, store, undrawn) if pictures else Measurements()
+    for part, ran in done.ran:
+        drawn = drawn + store.usage(ran.run).within({"part": part.name})
     told: dict[str, Any] = {}
     for part, ran in done.ran:
         told |= {f"{part.name}: {key}": value for key, value in provenance(store, ran.run).items()}

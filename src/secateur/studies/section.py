@@ -50,6 +50,8 @@ class Section:
         tables: Every table.
         printed: Title and text of every pair of printed models.
         notes: Remarks for the reader.
+        parts: The parts that ran.
+        beside: Whether it stands beside the study's main section, because its scale runs some parts alone.
     """
 
     study: str
@@ -63,6 +65,13 @@ class Section:
     tables: tuple[Tabulated, ...] = ()
     printed: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+    beside: bool = False
+
+    @property
+    def name(self) -> str:
+        """The section's name in the page, and of its folder."""
+        return f"{self.study}-{self.scale}" if self.beside else self.study
 
     def to_json(self) -> str:
         """The section as JSON; `from_json` is the inverse."""
@@ -90,8 +99,8 @@ class Section:
             plain: dict[str, Any] = json.loads(text)
             tables = tuple(_table(one) for one in plain.pop("tables"))
             printed = tuple((str(title), str(body)) for title, body in plain.pop("printed"))
-            notes = tuple(plain.pop("notes"))
-            return cls(tables=tables, printed=printed, notes=notes, **plain)
+            notes, parts = tuple(plain.pop("notes")), tuple(plain.pop("parts"))
+            return cls(tables=tables, printed=printed, notes=notes, parts=parts, **plain)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"a study's kept section: expected what secateur writes, got {error}") from error
 
@@ -101,7 +110,7 @@ class Section:
         Args:
             folder: The name of the folder beside the page that holds the long tables.
         """
-        lines = [f"## {self.study}: {self.title}", "", self.about, ""]
+        lines = [f"## {self.name}: {self.title}", "", *([] if self.beside else [self.about, ""])]
         lines += [f"Scale `{self.scale}`: {self.scale_about}", "", f"`{self.command}`, {self.ran}"]
         lines += ["", self.failures] if self.failures else []
         files = iter(self.files())
@@ -113,7 +122,7 @@ class Section:
             if len(shown.rows) < len(table.rows):
                 said = "All" if shown.rows else "In a file of its own:"
                 lines += [""] * bool(shown.rows) + [
-                    f"{said} {len(table.rows)} rows: [CSV]({folder}/{self.study}/{next(files)})"
+                    f"{said} {len(table.rows)} rows: [CSV]({folder}/{self.name}/{next(files)})"
                 ]
             marks = ["\\*" * (index + 1) for index in range(len(table.notes))]
             lines += ["", *(f"({mark}) {note}." for mark, note in zip(marks, table.notes))]
@@ -121,11 +130,11 @@ class Section:
             lines += ["", f"### {title}", ""]
             long = text.count("\n") >= _LONG_TEXT
             lines += (
-                [f"[Both printed side by side]({folder}/{self.study}/{next(files)})"]
+                [f"[Both printed side by side]({folder}/{self.name}/{next(files)})"]
                 if long
                 else ["```text", text, "```"]
             )
-        for note in self.notes:
+        for note in () if self.beside else self.notes:
             lines += ["", note.strip()]
         return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
 
@@ -146,7 +155,7 @@ class Section:
         Args:
             folder: The folder, made if missing.
         """
-        own = folder / self.study
+        own = folder / self.name
         own.mkdir(parents=True, exist_ok=True)
         wanted = {"section.json": self.to_json(), **self.files()}
         for name, text in wanted.items():

@@ -96,6 +96,9 @@ class Scale(Options):
     without: tuple[str, ...] = Field((), description="labels of steps left out, in every part that has them")
     needs: tuple[str, ...] = ()
     part: dict[str, PartScale] = Field(default_factory=dict)
+    beside: bool = Field(
+        False, description="its section of a page stands beside the study's, in place of none"
+    )
 
 
 class TableColumn(Options):

@@ -16,6 +16,7 @@ from secateur.lab.display import Progress
 from secateur.lab.engines import Engine, Event, Node
 from secateur.lab.planning import PlannedStep, PlannedTrial, RunPlan
 from secateur.lab.store import Store
+from secateur.lab.usage import Usage
 
 __all__ = ["drive", "forest", "numbers"]
 
@@ -23,7 +24,13 @@ _NOTE_EVERY = 0.5  # seconds between two records of the trials' status; outcomes
 
 
 def drive(
-    plan: RunPlan, store: Store, run: int, watch: Progress, engine: Engine, known: set[str]
+    plan: RunPlan,
+    store: Store,
+    run: int,
+    watch: Progress,
+    engine: Engine,
+    known: set[str],
+    usage: Usage | None = None,
 ) -> tuple[int, list[tuple[int, str]]]:
     """Have the engine compute every step of a plan that is not known.
 
@@ -34,11 +41,12 @@ def drive(
         watch: The display; it may stop trials.
         engine: Computes the steps.
         known: Addresses of the outcomes that the store holds.
+        usage: Is told how many steps are computed at once.
 
     Returns:
         How many steps were computed, and number and error of each trial that failed.
     """
-    return _Drive(plan, store, run, watch, engine, known).go()
+    return _Drive(plan, store, run, watch, engine, known).go(usage or Usage())
 
 
 def forest(plan: RunPlan) -> tuple[dict[str, list[Node]], dict[str, list[tuple[int, int]]]]:
@@ -113,7 +121,7 @@ class _Drive:
         self.failures: dict[int, str] = {}
         self.computed = 0
 
-    def go(self) -> tuple[int, list[tuple[int, str]]]:
+    def go(self, usage: Usage) -> tuple[int, list[tuple[int, str]]]:
         """Submit nodes and handle events until every step is done, stopped or failed."""
         try:
             self._settle(self._begin(""))
@@ -122,6 +130,7 @@ class _Drive:
                     _, _, key = heapq.heappop(self.ready)
                     self.running.add(key)
                     self.engine.submit(self.nodes[key])
+                usage.running = len(self.running)
                 for event in self.engine.events():
                     self._handle(event)
                 self.notes.write()

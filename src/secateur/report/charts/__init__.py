@@ -31,6 +31,7 @@ SECTIONS = {
     "weights": "Weights",
     "activations": "Activations",
     "training": "Training",
+    "machine": "The machine while it ran",
 }
 """The sections of the page that hold figures, in order."""
 

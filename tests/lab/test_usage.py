@@ -1,0 +1,121 @@
+"""Use of the machine over time: sampled while trials run, kept with the run, drawn in its report."""
+
+from __future__ import annotations
+
+import functools
+import time
+
+import pytest
+
+from secateur.core.measurement import Measurement, Measurements
+from secateur.errors import StoreError
+from secateur.lab import engine
+from secateur.lab.engine import run
+from secateur.lab.recipe import Recipe
+from secateur.lab.reporting import gather
+from secateur.lab.store import Store
+from secateur.lab.usage import MOST, Usage, gpus, machine
+from secateur.report.charts.usage import usage as chart
+
+RECIPE = """
+data = {name = "digits", limit = 20}
+model = {name = "fc"}
+step = [{kind = "idle", seconds = 0.0}]
+grid = {"idle.seconds" = [0.41, 0.42, 0.43, 0.44]}
+"""
+
+
+def test_a_long_run_is_sampled_less_often_and_over_its_whole_time() -> None:
+    usage = Usage(interval=1.0, readers=(lambda: {"processors": 0.25},))
+    for second in range(3 * MOST):
+        usage.sample(float(second))
+    found = usage.measurements()
+    assert [item.context["what"] for item in found] == ["processors"]
+    seconds = found[0].context["seconds"]
+    assert len(seconds) < MOST
+    assert (seconds[0], seconds[-1]) == (0.0, 3 * MOST - 2)  # halving drops the last
+    assert seconds == sorted(seconds)
+    assert usage.interval > 1.0
+
+
+def test_trials_at_once_are_kept_where_there_were_several_and_too_few_samples_are_none() -> None:
+    usage = Usage(readers=(lambda: {"processors": 0.5, "GPU 0": 0.75, "memory of GPU 0": 2.0},))
+    for second, running in enumerate((1, 2, 2, 1)):
+        assert len(usage.measurements()) == (0 if second < 3 else 4)
+        usage.running = running
+        usage.sample(float(second))
+    found = {item.context["what"]: item for item in usage.measurements()}
+    assert found["trials"].context["values"] == [1, 2, 2, 1]
+    assert found["trials"].value == 1.5
+    assert (found["memory of GPU 0"].unit, found["GPU 0"].unit) == ("GiB", "")
+    figures = chart(usage.measurements())
+    assert [figure.name for figure in figures] == ["usage-busy", "usage-memory", "usage-trials"]
+    assert {row[0] for row in figures[0].table.rows} == {"processors", "GPU 0"}
+    assert figures[1].table.rows[0] == ("memory of GPU 0", 0.0, 2.0)
+
+
+def test_nothing_is_sampled_while_a_time_is_measured_and_a_reader_that_fails_ends_it() -> None:
+    taken: list[float] = []
+
+    def read() -> dict[str, float]:
+        taken.append(time.monotonic())
+        if len(taken) == 5:
+            raise OSError("the driver is gone")
+        return {"processors": 1.0}
+
+    usage = Usage(interval=0.002, readers=(read,))
+    with usage.taken():
+        with usage.paused():
+            time.sleep(0.02)  # a sample that had begun may end
+            before = len(taken)
+            time.sleep(0.05)
+            assert len(taken) == before
+        with usage.paused(timed=False):
+            deadline = time.monotonic() + 20
+            while len(taken) < 5 and time.monotonic() < deadline:
+                time.sleep(0.002)
+    assert len(taken) == 5
+    assert len(usage.measurements()[0].context["values"]) == 4
+
+
+def test_this_machine_can_be_read() -> None:
+    found = machine()()
+    assert 0 <= found["processors"] <= 1
+    assert 0.01 < found["memory"] < 1000
+    if (read := gpus()) is not None:
+        assert all(value >= 0 for value in read().values())
+
+
+def test_a_run_keeps_its_samples_and_its_report_draws_them(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = functools.partial(Usage, interval=0.05, readers=(lambda: {"processors": 0.5, "memory": 0.1},))
+    monkeypatch.setattr(engine, "Usage", quick)
+    store = Store(tmp_path / "runs")
+    ran = run(Recipe.parse(RECIPE), store, jobs=2)
+    found = {item.context["what"]: item for item in store.usage(ran.run)}
+    assert set(found) == {"processors", "memory", "trials"}
+    assert max(found["trials"].context["values"]) == 2
+    assert found["processors"].context["run"] == ran.run
+    names = [figure.name for figure in chart(gather(store, pictures=False).measurements)]
+    assert names == ["usage-busy", "usage-memory", "usage-trials"]
+    assert "usage" not in {item.name for item in ran.measurements}
+    store.gc(keep=0)
+    assert not store.usage(ran.run)
+
+
+def test_a_store_without_samples_has_none_and_changed_ones_are_refused(tmp_path) -> None:
+    store = Store(tmp_path)
+    assert not store.usage(1)
+    store.keep_usage(1, Measurements())
+    assert not store.usage(1)
+    store.keep_usage(1, Measurements([Measurement("usage", 0.5, context={"what": "processors"})]))
+    assert store.usage(1)[0].context == {"what": "processors", "run": 1}
+    with store.transaction() as db:
+        db.execute("UPDATE usage SET samples = '{\"measurements\": [3]}'")
+    with pytest.raises(StoreError, match="usage of a run: expected dict in the store, got int"):
+        store.usage(1)
+
+
+def test_samples_that_are_no_numbers_are_left_out_of_the_chart() -> None:
+    context = {"what": "processors", "seconds": [0.0, "x", 2.0], "values": [0.5, 0.5, None]}
+    figures = chart(Measurements([Measurement("usage", 0.5, context=context)]))
+    assert figures[0].table.rows == (("processors", 0.0, 0.5),)

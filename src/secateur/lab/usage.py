@@ -1,8 +1,8 @@
 """`Usage`: what a run takes of the machine over time: processors, memory and GPUs, while trials share them.
 
-Samples are taken by a thread of the process that started the run, about once a second; a long run is sampled less often,
-so that there are never more than `MOST`. The store keeps them as data of the run; the report draws them. GPUs are read
-by NVML where `nvidia-ml-py` is installed. Of a cluster only this machine is seen.
+Samples are taken by a thread of the process that started the run, about once a second; a long run is sampled less
+often, so that there are never more than `MOST`. The store keeps them as data of the run; the report draws them. GPUs
+are read by NVML where `nvidia-ml-py` is installed. Of a cluster only this machine is seen.
 
 >>> usage = Usage(interval=0.01, readers=(lambda: {"processors": 0.5},))
 >>> for k in range(3):

@@ -16,6 +16,9 @@ def everything(hostile: str = "") -> Measurements:
     """One trial with every form of Measurement there is; `hostile` is put wherever a name can come from outside."""
     draw = random.Random(0)
     rows: list[M] = []
+    for what, value in ((f"processors{hostile}", 0.5), ("memory", 1.5), ("trials", 2.0)):
+        samples = {"what": what, "seconds": [1.0, 2.0, 3.0], "values": [value] * 3}
+        rows.append(M("usage", value, "", f"mean of 3 samples {hostile}", context=samples))
     names = [*LAYERS[:-1], f"fc{hostile}"]
     for index, (variant, kept) in enumerate((("dense", 1.0), ("shrunk", 0.5), ("file", 0.25))):
         context: dict[str, Any] = {"trial": 0, "variant": variant, "seed": 0}

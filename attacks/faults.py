@@ -1,15 +1,18 @@
-"""Kills and I/O errors in the middle of a run: `python -m attacks.faults` (or `make faults`).
+"""Kills, I/O errors and want of memory in the middle of a run: `python -m attacks.faults` (or `make faults`).
 
 A small recipe with every kind of step that changes a model runs in a forked process, which is killed at a random
-instant, or whose n-th write, flush, rename or database statement fails. It is run again until it is done. Then every
-step must have the same state hashes and the same measurements as a run that was left alone, every object must be whole,
-and nothing may be left behind.
+instant, or whose n-th write, flush, rename or database statement fails, or which runs out of memory: at its n-th call
+of a function, or at a random instant, from which on the system gives it no more. It is run again until it is done. Then
+every step must have the same state hashes and the same measurements as a run that was left alone, every object must be
+whole, and nothing may be left behind.
 """
 
 from __future__ import annotations
 
 import argparse
 import builtins
+import contextlib
+import ctypes
 import errno
 import io
 import json
@@ -21,13 +24,17 @@ import sqlite3
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
 
 import torch
 
 from attacks.tiny_recipe import tiny
+from secateur.core.out_of_memory import is_out_of_memory
 from secateur.errors import SecateurError
 from secateur.lab.engine import run
 from secateur.lab.planning import plan
@@ -63,7 +70,8 @@ class Table:
     Attributes:
         kind: Its name.
         faults: How many kills or errors hit a run.
-        named: How many of the errors reached the caller as a SecateurError or an OSError.
+        named: How many of the errors reached the caller as a SecateurError, as an OSError, or as what Python and torch
+            raise where there is no memory.
         runs: How many runs were completed after one or more of them.
         other: How many of those ended with other numbers, other bytes or a damaged object.
         foreign: Errors of another kind.
@@ -155,6 +163,51 @@ class Faults:
         sqlite3.connect = lambda *args, **named: connect(*args, factory=Connection, **named)  # type: ignore
 
 
+class NoMemory:
+    """A MemoryError at the n-th call from or to a function of secateur, in this process, from now on.
+
+    Args:
+        at: The number of the call, from 1; 0 counts only.
+    """
+
+    def __init__(self, at: int):
+        self.at, self.count = at, 0
+
+    def install(self) -> None:
+        """Look at every call from now on, until one has failed."""
+        sys.setprofile(self._look)
+
+    def _look(self, frame: FrameType, event: str, given: object) -> None:
+        if event in ("call", "c_call") and _SOURCES in frame.f_code.co_filename:
+            self.count += 1
+            if self.count == self.at:  # what a profile function raises ends it
+                raise MemoryError
+
+
+_SOURCES = f"{os.sep}secateur{os.sep}"
+
+
+def _size_of(process: int) -> int:
+    """The address space of a process, in bytes."""
+    return int(Path(f"/proc/{process}/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def _from_the_system() -> None:
+    """Have this process ask the system for memory at once, in place of what it has freed before."""
+    libc = ctypes.CDLL(None)
+    libc.malloc_trim(0)
+    libc.mallopt(_MMAP_THRESHOLD, 1 << 12)
+
+
+_MMAP_THRESHOLD = -3  # of malloc.h
+
+
+def _as_before() -> None:
+    """Give this process memory again, so that it can say what happened."""
+    sys.setprofile(None)
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
 class Trial:
     """The recipe, what it comes to when it is left alone, and attempts at it.
 
@@ -169,48 +222,70 @@ class Trial:
         start = time.perf_counter()
         assert self.attempt(folder / "alone")[0] == 0
         self.seconds = time.perf_counter() - start
+        self.calls = self._calls(folder / "counted")
         self.numbers, self.files = self.result(folder / "alone"), self.names(folder / "alone")
 
+    def _calls(self, where: Path) -> int:
+        """How many calls `NoMemory` sees in a run that is left alone."""
+        counter = NoMemory(0)
+        counter.install()
+        try:
+            run(self.recipe, Store(where))
+        finally:
+            sys.setprofile(None)
+        return counter.count
+
     def attempt(
-        self, where: Path, patience: float | None = None, prepare: Callable[[], object] | None = None
+        self,
+        where: Path,
+        patience: float | None = None,
+        prepare: Callable[[], object] | None = None,
+        late: Callable[[int], object] = lambda process: os.kill(process, signal.SIGKILL),
     ) -> tuple[int, str]:
         """Run the recipe in a forked process.
 
         Args:
             where: The store.
-            patience: Seconds until it is killed; None waits.
+            patience: Seconds until `late` is called; None waits.
             prepare: Called in the process first.
+            late: What is done to the process, by its number, when the seconds are over; it is killed.
 
         Returns:
-            (0 done, 1 refused with an error of ours or of the system, 2 another error, -9 killed; what it said).
+            (0 done, 1 refused with a named error, 2 or more another error, below 0 ended by that signal; what it said).
         """
         said = self.folder / "said"
         said.write_text("")
         child = os.fork()
         if child == 0:
-            code, text = 0, ""
-            keep = os.open(said, os.O_WRONLY | os.O_TRUNC)
-            try:
-                if prepare is not None:
-                    prepare()
-                run(self.recipe, Store(where))
-            except (SecateurError, OSError) as error:
-                code, text = 1, repr(error)
-            except BaseException as error:
-                code, text = 2, repr(error)
-            os.write(keep, text.encode()[:2000]) if text else None
-            os._exit(code)
+            self._child(where, prepare, os.open(said, os.O_WRONLY | os.O_TRUNC))
         end = time.perf_counter() + patience if patience is not None else None
         while True:
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
                 break
             if end is not None and time.perf_counter() >= end:
-                os.kill(child, signal.SIGKILL)
-                status = os.waitpid(child, 0)[1]
-                break
+                late(child)
+                end = None
             time.sleep(0.002)
-        return (-signal.SIGKILL if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)), said.read_text()
+        return (-os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)), said.read_text()
+
+    def _child(self, where: Path, prepare: Callable[[], object] | None, said: int) -> NoReturn:
+        """The forked process: run the recipe, write what error there was, and end."""
+        code, text = 0, ""
+        try:
+            try:
+                if prepare is not None:
+                    prepare()
+                run(self.recipe, Store(where))
+            except BaseException as error:
+                _as_before()
+                code = 1 if isinstance(error, SecateurError | OSError) or is_out_of_memory(error) else 2
+                text = repr(error) + "".join(traceback.format_exception(error)[-4:])
+            os.write(said, text.encode()[:4000])
+        except BaseException:  # even then this process must not go on as a second parent
+            code = 3
+        finally:
+            os._exit(code)
 
     def result(self, where: Path) -> list[object]:
         """State hashes and measurements of every step; raises where an object is damaged."""
@@ -267,32 +342,58 @@ def kills(trial: Trial, count: int, chance: random.Random) -> Table:
     return table
 
 
+def _fault(trial: Trial, kind: str, most: int, chance: random.Random) -> dict[str, Any]:
+    """How `Trial.attempt` lets one fault of a kind happen.
+
+    Args:
+        trial: The trial.
+        kind: One of `KINDS`.
+        most: Operations that are known to be there.
+        chance: Draws which one fails.
+    """
+    code = chance.choice([errno.ENOSPC, errno.EIO])
+    if kind == "MemoryError":
+        return {"prepare": NoMemory(chance.randrange(1, trial.calls + 1)).install}
+    if kind == "RLIMIT_AS":
+        slack = int(2 ** chance.uniform(0, 20))
+
+        def tight(process: int) -> None:
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                most = _size_of(process) + slack
+                resource.prlimit(process, resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+
+        return {
+            "patience": chance.uniform(0, trial.seconds * 0.8),
+            "late": tight,
+            "prepare": _from_the_system,
+        }
+    if kind == "RLIMIT_FSIZE":
+        limit = int(2 ** chance.uniform(9, 21))
+
+        def prepare() -> None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+        return {"prepare": prepare}
+    return {"prepare": Faults(kind, chance.randrange(1, most + 1), code).install}
+
+
 def errors(trial: Trial, kind: str, count: int, chance: random.Random) -> Table:
     """The n-th operation of a kind fails, with n drawn anew each time, as far as there are operations."""
     table, number, most = Table(kind), 0, 8
     while table.faults < count and number < 4 * count + 8:
         where = trial.folder / f"{kind}-{number}"
         number += 1
-        code_number = chance.choice([errno.ENOSPC, errno.EIO])
-        if kind == "RLIMIT_FSIZE":
-            limit = int(2 ** chance.uniform(9, 21))
-
-            def prepare(limit: int = limit) -> None:
-                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        else:
-            faults = Faults(kind, chance.randrange(1, most + 1), code_number)
-            prepare = faults.install  # type: ignore[assignment]
-        code, said = trial.attempt(where, None, prepare)
+        code, said = trial.attempt(where, **_fault(trial, kind, most, chance))
         if code == 0:  # there were fewer operations than that, or it was survived
             most = max(4, most - 1)
         else:
             most += 1
             table.faults += 1
             table.named += code == 1
-            if code != 1:
-                table.foreign.append(said)
-            if left := [path.name for path in where.rglob("*.part*")]:
+            if code > 1 or (code < 0 and kind != "RLIMIT_AS"):  # C++ itself ends a process without memory
+                table.foreign.append(said or f"ended with {code}")
+            if code > 0 and (left := [path.name for path in where.rglob("*.part*")]):
                 table.leftovers += left
             again, said = trial.attempt(where)
             if again:
@@ -302,7 +403,7 @@ def errors(trial: Trial, kind: str, count: int, chance: random.Random) -> Table:
     return table
 
 
-KINDS = ("write", "fsync", "rename", "open", "sqlite", "RLIMIT_FSIZE")
+KINDS = ("write", "fsync", "rename", "open", "sqlite", "RLIMIT_FSIZE", "MemoryError", "RLIMIT_AS")
 
 
 def main(arguments: list[str] | None = None) -> int:

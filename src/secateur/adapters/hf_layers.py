@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.structure.hf.configs import describes
 
 __all__ = ["built", "changed_sizes", "per_layer", "with_fewer_layers"]
@@ -85,7 +86,8 @@ def per_layer(kind: type[nn.Module], model: nn.Module, config: Any) -> object | 
     try:
         made.per_layer_config = found
         return made if found and describes(model, made) else None
-    except Exception:  # each family refuses differing layers with its own error
+    except Exception as error:  # each family refuses differing layers with its own error
+        raise_if_out_of_memory(error)
         return None
 
 
@@ -99,7 +101,8 @@ def _wrong(kind: type[nn.Module], model: nn.Module, config: Any, by_layer: dict[
         if by_layer:
             made.per_layer_config = copy.deepcopy(by_layer)
         have = shapes_of(built(kind, made))
-    except Exception:
+    except Exception as error:
+        raise_if_out_of_memory(error)
         return 1 << 30
     return sum(have.get(name) != shape for name, shape in shapes_of(model).items())
 

@@ -31,6 +31,7 @@ from torch import nn
 from secateur.adapters.onnx_model import OnnxModel, extra_module
 from secateur.adapters.programs import largest_difference, quiet
 from secateur.core.nested import tensors_in
+from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.errors import (
     BudgetNotMetError,
     DataError,
@@ -357,6 +358,7 @@ def _calibrated(path: Path, batches: Sequence[Example], options: Int8Options, fo
         except DataError as error:
             raise DataError(f"int8: batch {index}: {error}") from error
         except Exception as error:  # the runtime's own errors
+            raise_if_out_of_memory(error)
             raise DataError(
                 f"int8: batch {index} does not run in the exported file ({str(error).splitlines()[0]}); expected "
                 "inputs like the example, and of its batch size where the batch is fixed"

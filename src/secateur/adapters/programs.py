@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.adapters.onnx_model import OnnxModel
 from secateur.core.nested import map_tensors, tensors_in
+from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.errors import DataError, ProofError
 from secateur.execution.calling import call
 from secateur.execution.example import Example, call_arguments
@@ -52,6 +53,7 @@ def record_program(
         try:
             return torch.export.export(model, args, kwargs, strict=False), False
         except Exception as error:
+            raise_if_out_of_memory(error)
             raise DataError(
                 f"{type(model).__name__} cannot be recorded by torch.export: {type(error).__name__}: "
                 f"{str(error).splitlines()[0] if str(error) else ''}; its forward depends on values of the input"
@@ -77,7 +79,8 @@ def _with_free_batch(
         )
         for own_args, own_kwargs in (given, map_tensors(_tripled, given)):
             program.module()(*own_args, **own_kwargs)  # a batch that was specialised refuses another
-    except Exception:  # the model's code may raise anything
+    except Exception as error:  # the model's code may raise anything
+        raise_if_out_of_memory(error)
         return None
     return program
 

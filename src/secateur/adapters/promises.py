@@ -22,6 +22,7 @@ from torch import nn
 
 from secateur.adapters._fresh import flat
 from secateur.adapters.served import ServeRequest, difference, serve
+from secateur.core.json_text import parse
 from secateur.errors import FormatError, OptionError
 from secateur.execution.undisturbed import undisturbed
 
@@ -29,6 +30,8 @@ __all__ = ["Promise", "ServeCheck", "promise", "promise_folder", "promise_onnx",
 
 _FILE, _EXAMPLE = "promise.json", "example.safetensors"
 _LARGEST = 256 << 20
+# What values of other kinds and sizes lead to.
+_UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, OSError)
 
 
 @dataclass(frozen=True)
@@ -244,10 +247,10 @@ def _read(path: Path) -> tuple[Promise, dict[str, torch.Tensor], dict[str, torch
     try:
         if max((folder / name).stat().st_size for name in (_FILE, _EXAMPLE)) > _LARGEST:
             raise ValueError(f"more than {_LARGEST:,} bytes")
-        made = _parsed(json.loads((folder / _FILE).read_text(encoding="utf-8")), path)
+        made = _parsed(parse((folder / _FILE).read_bytes(), str(folder / _FILE), constants=True), path)
         tensors = load((folder / _EXAMPLE).read_bytes())
         inputs = {name: tensors[f"input {name}"] for name in made.names}
-    except (ValueError, TypeError, KeyError, OSError, RecursionError, SafetensorError) as error:
+    except (SafetensorError, *_UNREADABLE) as error:
         raise FormatError(
             f"{folder}: expected a promise that secateur wrote, got something else ({error})"
         ) from error

@@ -53,7 +53,7 @@ from secateur.structure.shrink import Shrunk
 if TYPE_CHECKING:
     from secateur.pruning.hold import Held
 
-__all__ = ["build_yolo", "save_yolo", "train_yolo", "yolo_trainer"]
+__all__ = ["build_yolo", "check_yolo_data", "check_yolo_options", "save_yolo", "train_yolo", "yolo_trainer"]
 
 _TRAINERS = {
     "detect": "DetectionTrainer",
@@ -353,7 +353,11 @@ def train_yolo(
 
     Returns:
         The weights of the best epoch, and what ultralytics measured of them on the validation images.
+
+    Raises:
+        FormatError: The yaml would have ultralytics run code or fetch files, or it cannot be read.
     """
+    check_yolo_data(data)
     library = _library("train_yolo", "ultralytics")
     with tempfile.TemporaryDirectory() as folder:
         yolo = library.YOLO(save_yolo(model, Path(folder) / "model.pt", masks=masks))
@@ -367,6 +371,62 @@ def train_yolo(
         )
         measured = {name: float(value) for name, value in yolo.metrics.results_dict.items()}
         return {name: tensor.clone() for name, tensor in yolo.model.state_dict().items()}, measured
+
+
+_MOST_YAML = 1 << 20
+# Arguments of `YOLO.train` whose texts are words of ultralytics. Every other text is a file, or code to fetch.
+_WORDS = ("optimizer", "copy_paste_mode", "auto_augment", "split")
+
+
+def check_yolo_data(data: str | os.PathLike[str]) -> None:
+    """Raise where the yaml of a data set has ultralytics run or fetch something: it executes a text `download`.
+
+    Args:
+        data: The file. A name that is no file is one of ultralytics' own, or a folder of images, and is not looked at.
+
+    Raises:
+        FormatError: It has `download`, or is no yaml.
+    """
+    path = Path(data)
+    if not path.is_file():
+        return
+    yaml = _library("the yaml of a data set", "yaml")
+    try:
+        if path.suffix not in (".yaml", ".yml") or path.stat().st_size > _MOST_YAML:
+            raise ValueError(
+                f"a name that ends in .yaml or .yml and at most {_MOST_YAML:,} bytes are expected"
+            )
+        found = yaml.safe_load(path.read_text(encoding="utf-8", errors="replace"))
+        if not isinstance(found, dict):
+            raise ValueError(f"expected keys such as path, train, val and names, got {type(found).__name__}")
+    except (ValueError, RecursionError, TypeError, yaml.YAMLError) as error:
+        raise FormatError(
+            f"{path}: is no yaml of a data set ({' '.join(str(error).split())[:200]})"
+        ) from None
+    if found.get("download"):
+        raise FormatError(
+            f"{path}: has `download`, which ultralytics executes or fetches where an image is missing; fetch the "
+            "images yourself and delete that line"
+        )
+
+
+def check_yolo_options(options: Mapping[str, object]) -> None:
+    """Raise for arguments of `YOLO.train` that name a file or code: numbers, and words of ultralytics, remain.
+
+    Args:
+        options: The arguments by name, as a file gives them.
+
+    Raises:
+        OptionError: A value is, or holds, another text.
+    """
+    for name, value in options.items():
+        inner = value if isinstance(value, list | tuple) else [value]
+        plain = all(each is None or isinstance(each, bool | int | float) for each in inner)
+        if not plain and not (name in _WORDS and isinstance(value, str)):
+            raise OptionError(
+                f"options: {name!r}: expected a number, or a word for one of {', '.join(_WORDS)}, got {value!r:.80}; a "
+                "recipe names no other files for ultralytics, which would unpickle some; call train in Python"
+            )
 
 
 def _trainable(model: nn.Module | None, data: Mapping[str, Any]) -> nn.Module:

@@ -14,8 +14,14 @@ from __future__ import annotations
 import io
 import os
 import sys
+import warnings
 
 __all__ = ["main"]
+
+_OUT_OF_MEMORY = (
+    "out of memory; close other programs, or give less at a time (a smaller batch size, fewer --jobs or --workers), "
+    "and run the same command again: finished steps are kept; --debug shows what was being done"
+)
 
 
 def main() -> None:
@@ -35,6 +41,16 @@ def _print_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower().replace("-", "") != "utf8":
             stream.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = _warning
+
+
+def _warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as text that is safe to print: it may name a layer or a file."""
+    from secateur.core.terminal import printable
+
+    return f"{printable(f'{category.__name__}: {message}')}\n"
 
 
 def _run() -> None:
@@ -56,6 +72,10 @@ def _run() -> None:
         where = f"{error.filename}: " if error.filename else ""
         _leave(f"{where}{error.strerror or error}; --debug shows what was being done", 1)
     except Exception as error:
+        from secateur.core.out_of_memory import is_out_of_memory
+
+        if is_out_of_memory(error):
+            _leave(_OUT_OF_MEMORY, 1)
         _leave(
             f"unexpected {type(error).__name__}: {error}. This is a fault of secateur or of the model's own "
             "code; run the "
@@ -67,11 +87,11 @@ def _run() -> None:
 def _leave(message: str, code: int) -> None:
     """Print the error as one paragraph, and exit."""
     from secateur.cli.options import debugging
-    from secateur.core.terminal import printable
+    from secateur.core.terminal import say
 
     if debugging():
         import traceback
 
-        traceback.print_exc()
-    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
+        say(traceback.format_exc(), error=True, end="")
+    say(f"error: {' '.join(message.split())}", error=True)
     sys.exit(code)

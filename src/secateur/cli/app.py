@@ -31,6 +31,7 @@ from secateur.cli import (
     watch,
     words,
 )
+from secateur.core.terminal import say
 
 __all__ = ["app"]
 
@@ -49,7 +50,7 @@ def _version(value: bool) -> None:
     if value:
         import secateur
 
-        print(f"secateur {secateur.__version__}")
+        say(f"secateur {secateur.__version__}")
         raise typer.Exit()
 
 

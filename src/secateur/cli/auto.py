@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +15,7 @@ import typer
 from secateur.cli.flags import with_flags
 from secateur.cli.options import STORE, Out, ProgressFlags, RecipeChanges, RecipePath, StoreFolder
 from secateur.cli.output import print_json
+from secateur.core.terminal import say
 
 if TYPE_CHECKING:
     from secateur.search.auto import AutoResult
@@ -90,14 +90,14 @@ def auto(
             flags.allocation, {"epochs": flags.epochs, "lr": flags.lr}, flags.bits, flags.calibrate
         ),
         progress=progress_display(output.quiet),
-        on_message=None if output.quiet else lambda line: print(line, file=sys.stderr),
+        on_message=None if output.quiet else lambda line: say(line, error=True),
     )
     if out is not None:
         tables.write_results(found.ran, opened, out)
     if output.json:
         print_json(_plain(found))
         return
-    print(found)
+    say(found)
 
 
 def _plain(found: AutoResult) -> dict[str, object]:

@@ -18,7 +18,7 @@ import typer
 from secateur.cli.flags import with_flags
 from secateur.cli.options import ProgressFlags
 from secateur.cli.output import print_json, progress_bar
-from secateur.core.terminal import printable
+from secateur.core.terminal import printable, say
 from secateur.errors import OptionError
 
 if TYPE_CHECKING:
@@ -176,10 +176,10 @@ def print_written(done: RewrittenCheckpoint, output: ProgressFlags, summary: str
             }
         )
         return
-    print(f"{done.path}: {done.size:,} bytes from {done.source:,}; {summary}")
+    say(f"{done.path}: {done.size:,} bytes from {done.source:,}; {summary}")
     if done.left_out:
         first, more = ", ".join(map(printable, done.left_out[:3])), len(done.left_out) - 3
-        print(f"not copied: {first}{f' and {more} more' if more > 0 else ''}")
+        say(f"not copied: {first}{f' and {more} more' if more > 0 else ''}")
 
 
 VERBS = (prune, share)

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +15,7 @@ import typer
 from secateur.cli.flags import with_flags
 from secateur.cli.options import STORE, Jobs, ProgressFlags, RecipeChanges, RecipePath, StoreFolder
 from secateur.cli.output import print_json, show_table
+from secateur.core.terminal import say
 from secateur.errors import SecateurError
 
 __all__ = ["VERBS"]
@@ -58,7 +58,7 @@ def compare(
     else:
         head, rows = found.table()
         show_table(head, rows)
-        print(
+        say(
             f"mean of {seeds} seeds; p is that of a paired t-test against {found.rows[0].method}, corrected by "
             "Holm's rule"
             if seeds > 1
@@ -68,7 +68,7 @@ def compare(
         from secateur.report import Report, Run
 
         page = Report([Run(found.ran.plan.recipe.name, found.measurements())]).write(report)[0]
-        print(f"report: {page}", file=sys.stderr if output.json else sys.stdout)
+        say(f"report: {page}", error=output.json)
     if found.ran.failures:
         index, message = found.ran.failures[0]
         raise SecateurError(

@@ -16,6 +16,7 @@ from secateur.cli.flags import with_flags
 from secateur.cli.given import InputFlags, ModelOptions, Weights
 from secateur.cli.options import STORE, AllowCode, Example, OutputFlags, Seed, StoreFolder
 from secateur.cli.output import print_json, show_table
+from secateur.core.terminal import say
 from secateur.errors import OptionError
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def export(
             }
         )
         return
-    print(done)
+    say(done)
     if found:
         rows = [[str(m.context.get("variant", "")), m.name, m.text(), m.definition] for m in found]
         show_table(["", "measure", "value", "definition"], rows, right=(2,))
@@ -131,7 +132,7 @@ def _measurements(which: str, out: Path, store: Path) -> None:
 
     opened = Store(store, create=False)
     count = tables.write_measurements(opened.measurements(opened.run(which).id), out)
-    print(f"{count} measurements written to {out}")
+    say(f"{count} measurements written to {out}")
 
 
 def _folder(net: nn.Module, out: Path, example: Any, as_json: bool) -> None:
@@ -145,7 +146,7 @@ def _folder(net: nn.Module, out: Path, example: Any, as_json: bool) -> None:
     if as_json:
         print_json({"folder": str(out), "form": done.form, "bytes": done.size, "error": done.error})
     else:
-        print(done)
+        say(done)
 
 
 def _of_run(which: str, store: Path, allow_code: bool) -> tuple[nn.Module, Any]:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +16,7 @@ from secateur.cli.flags import with_flags
 from secateur.cli.given import InputFlags
 from secateur.cli.options import OutputFlags
 from secateur.cli.output import print_json, show_table
+from secateur.core.terminal import say
 from secateur.errors import OptionError
 
 __all__ = ["VERBS"]
@@ -74,15 +74,15 @@ def factorise(
         right=(1, 2),
     )
     rows = [[name, before[name].text(), after[name].text()] for name in ("params", "macs", "size")]
-    print()
+    say()
     show_table(["", "before", "after"], rows, right=(1, 2))
     what = "outputs on the images" if calibration.wanted else "weights"
-    print(
+    say(
         f"\nerror: the share of a layer's squared {what} that is lost; {found.proof_error:.1e} from truncated dense "
         f"weights, in float64; {out}: {saved.size:,} bytes"
     )
     if model.weights is None:
-        print("warning: no weights were given, so those of the file are random", file=sys.stderr)
+        say("warning: no weights were given, so those of the file are random", error=True)
 
 
 VERBS = (factorise,)

@@ -15,7 +15,7 @@ from secateur.cli.given import ModelFlags, ModelOptions
 from secateur.cli.options import ProgressFlags
 from secateur.cli.output import print_json, progress_bar
 from secateur.core.missing_files import missing
-from secateur.core.terminal import printable
+from secateur.core.terminal import printable, say
 from secateur.errors import DataError, OptionError
 
 __all__ = ["VERBS"]
@@ -109,12 +109,10 @@ def pack(
             }
         )
         return
-    print(
-        f"{done.path}: {done.size:,} bytes from {done.source:,} ({done.ratio:.2f}x), {done.tensors} tensors"
-    )
+    say(f"{done.path}: {done.size:,} bytes from {done.source:,} ({done.ratio:.2f}x), {done.tensors} tensors")
     if done.left_out:
         first, more = ", ".join(map(printable, done.left_out[:3])), len(done.left_out) - 3
-        print(f"left out, because they are not tensors: {first}{f' and {more} more' if more > 0 else ''}")
+        say(f"left out, because they are not tensors: {first}{f' and {more} more' if more > 0 else ''}")
 
 
 def _pack_on_images(
@@ -140,7 +138,7 @@ def _pack_on_images(
     if output.json:
         print_json({"file": str(target), "bytes": size, "source_bytes": before, "ratio": before / size})
         return
-    print(f"{target}: {size:,} bytes from {before:,} ({before / size:.2f}x)")
+    say(f"{target}: {size:,} bytes from {before:,} ({before / size:.2f}x)")
 
 
 @with_flags
@@ -170,7 +168,7 @@ def unpack(
     if output.json:
         print_json({"file": str(done.path), "bytes": done.size, "source_bytes": done.source})
         return
-    print(f"{done.path}: {done.size:,} bytes, {done.tensors} tensors")
+    say(f"{done.path}: {done.size:,} bytes, {done.tensors} tensors")
 
 
 @with_flags
@@ -199,7 +197,7 @@ def inspect(
 
         with progress_bar(output.quiet) as on_progress:
             found = inspect_checkpoint(file, bytes_of(memory), progress=on_progress)
-        print(found.to_json() if output.json else found.table())
+        say(found.to_json() if output.json else found.table())
         return
 
     if option and model is None:
@@ -207,7 +205,7 @@ def inspect(
     into = ModelFlags(model, option=option).build() if model is not None else None
     with progress_bar(output.quiet) as on_progress:
         report = look(_existing(file), into, progress=on_progress, max_bytes=max_bytes)
-    print(report.to_json() if output.json else report.table())
+    say(report.to_json() if output.json else report.table())
 
 
 VERBS = (pack, unpack, inspect)

@@ -15,6 +15,7 @@ from secateur.cli.flags import with_flags
 from secateur.cli.given import InputFlags, ModelFlags
 from secateur.cli.options import Device, OutputFlags
 from secateur.cli.output import print_json, show_table
+from secateur.core.terminal import say
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,14 +72,14 @@ def measure(model: InputFlags, flags: MeasureFlags, device: Device = None, *, ou
     show_table(["measure", "value", "definition"], list(found.rows()), right=(1,))
     for item in found:
         for note in item.notes:
-            print(f"  {item.name}: {note}")
+            say(f"  {item.name}: {note}")
     if has_two_of_four(net):
-        print(two_of_four(net, model.example(net, flags.batch), trials=flags.trials))
+        say(two_of_four(net, model.example(net, flags.batch), trials=flags.trials))
     if gain is not None:
-        print(
+        say(
             f"\nagainst the dense model: {gain['fewer']:.2f}x fewer multiply-accumulates, {gain['faster_text']}"
         )
-        print(gain["why"] or "time fell as the count did")
+        say(gain["why"] or "time fell as the count did")
 
 
 def _measured(net: nn.Module, model: InputFlags, flags: MeasureFlags, where: str) -> Measurements:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from secateur.core.terminal import printable
+from secateur.core.terminal import printable, say, unmarked
 
 __all__ = ["print_json", "progress_bar", "show_table"]
 
@@ -21,8 +21,9 @@ OnProgress = Callable[[int, int, str], None]
 
 
 def print_json(value: Any) -> None:
-    """Print plain data as JSON."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    """Print plain data as JSON; what is not printable is written as JSON writes its code."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    say("".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text))
 
 
 def show_table(
@@ -31,25 +32,25 @@ def show_table(
     """Print a table: ruled on a terminal, plain columns elsewhere. `right` names the columns set to the
     right."""
     found = [[printable(str(cell), keep="\n") for cell in row] for row in rows]  # names may come from files
-    at_right = set(right)
+    at_right, head, title = set(right), [printable(name) for name in head], printable(title)
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=title or None, title_justify="left", header_style="bold")
+        table = Table(title=Text(title) if title else None, title_justify="left", header_style="bold")
         for index, name in enumerate(head):
-            table.add_column(name, justify="right" if index in at_right else "left", overflow="fold")
+            table.add_column(Text(name), justify="right" if index in at_right else "left", overflow="fold")
         for row in found:
             table.add_row(*(Text(cell) for cell in row))
         Console().print(table)
         return
     if title:
-        print(title)
+        say(title)
     widths = [max(len(line[index]) for line in [list(head), *found]) for index in range(len(head))]
     for row in [list(head), *found]:
         cells = [f"{c:>{w}}" if i in at_right else f"{c:<{w}}" for i, (c, w) in enumerate(zip(row, widths))]
-        print("  ".join(cells).rstrip())
+        say("  ".join(cells).rstrip())
 
 
 @contextlib.contextmanager
@@ -78,4 +79,4 @@ def progress_bar(quiet: bool, *, counts: bool = False) -> Iterator[OnProgress | 
     columns = (TextColumn("{task.fields[name]}"), BarColumn(), amount, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task("", name="", total=None)
-        yield lambda done, total, name: bars.update(task, completed=done, total=total, name=printable(name))
+        yield lambda done, total, name: bars.update(task, completed=done, total=total, name=unmarked(name))

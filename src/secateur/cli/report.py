@@ -11,6 +11,7 @@ import typer
 from secateur.cli.flags import with_flags
 from secateur.cli.options import STORE, AllowCode, OutputFlags, StoreFolder
 from secateur.cli.output import print_json
+from secateur.core.terminal import say
 
 __all__ = ["VERBS"]
 
@@ -59,8 +60,8 @@ def report(
             {"page": str(page), "bytes": page.stat().st_size, "files": [str(path) for path in written]}
         )
         return
-    print(made.headline)
-    print(
+    say(made.headline)
+    say(
         f"{page}: {page.stat().st_size:,} bytes, {len(made.figures)} figures; {len(written) - 1} files beside it"
     )
 

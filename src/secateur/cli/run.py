@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from dataclasses import dataclass
 from importlib import resources
@@ -29,6 +28,7 @@ from secateur.cli.options import (
     StoreFolder,
 )
 from secateur.cli.output import print_json, show_table
+from secateur.core.terminal import say
 from secateur.errors import OptionError, SecateurError
 
 if TYPE_CHECKING:
@@ -94,13 +94,13 @@ def _preview(plan: RunPlan, flags: RunFlags, json: bool) -> None:
         names = ("trial", "step", "options", "what")
         print_json({"recipe": recipe.plain(), "steps": [dict(zip(names, row)) for row in rows]})
         return
-    print(f"{recipe.name}: {recipe.model.name} on {recipe.data.name}, seed {recipe.lab.seed}, {plan.device}")
+    say(f"{recipe.name}: {recipe.model.name} on {recipe.data.name}, seed {recipe.lab.seed}, {plan.device}")
     show_table(["trial", "step", "options", "what"], rows)
     todo, cached = (sum(row[3] == what for row in rows) for what in ("run", "cached"))
     shared = len(rows) - todo - cached
-    print(f"{todo} steps would run, {cached} are cached, {shared} share another trial's work")
+    say(f"{todo} steps would run, {cached} are cached, {shared} share another trial's work")
     if len(plan.trials) > 1:
-        print(preview(plan, known).text(flags.jobs))
+        say(preview(plan, known).text(flags.jobs))
 
 
 def _run(
@@ -112,16 +112,16 @@ def _run(
     from secateur.lab.engine import run as run_recipe
 
     if len(plan.trials) > 1 and not quiet:
-        print(preview(plan, store).text(jobs), file=sys.stderr)
+        say(preview(plan, store).text(jobs), error=True)
     engine = cluster.engine(store, jobs, plan.device) if cluster is not None else None
     watch = progress_display(quiet, many=len(plan.trials) > 1 and (jobs > 1 or engine is not None))
     try:
         return run_recipe(plan.recipe, store, jobs=jobs, progress=watch, plan=plan, engine=engine, gpus=gpus)
     except KeyboardInterrupt:
         # Printed here, because the command line's own handling of Ctrl-C prints nothing.
-        print(
+        say(
             "interrupted; finished steps are kept, and the same command continues from there",
-            file=sys.stderr,
+            error=True,
         )
         raise
 
@@ -139,10 +139,10 @@ def _show(ran: Ran, plan: RunPlan, store: Store, flags: RunFlags, json: bool) ->
         if found:
             show_table(head, found)
         elif not ran.failures:
-            print("nothing was measured; add a step of kind `measure` to see results")
+            say("nothing was measured; add a step of kind `measure` to see results")
     if flags.report is not None:
         page = write_report(store, ran.run, flags.report, ran.plan.recipe.allowed_code)
-        print(f"report: {page}", file=sys.stderr if json else sys.stdout)
+        say(f"report: {page}", error=json)
     if ran.failures:
         index, message = ran.failures[0]
         raise SecateurError(
@@ -237,13 +237,13 @@ def demo(
     ran = demonstration.demonstrate(recipe, opened, out, progress_display(output.quiet))
     show_table(demonstration.HEAD, demonstration.table(ran.measurements), right=(1, 2, 3))
     for paragraph in demonstration.statement(ran, opened, out).splitlines():
-        print()
-        print(textwrap.fill(paragraph, 100))
+        say()
+        say(textwrap.fill(paragraph, 100))
     page = out / "report" / "index.html"
     if report and (ran.computed or not page.exists()):
         write_report(opened, ran.run, page.parent)
     if report:
-        print(f"\nEverything above and more as one page, to open in a browser: {page}")
+        say(f"\nEverything above and more as one page, to open in a browser: {page}")
 
 
 def _places(store: Path, out: Path) -> tuple[Path, Path]:
@@ -251,7 +251,7 @@ def _places(store: Path, out: Path) -> tuple[Path, Path]:
     if os.access(".", os.W_OK) or store != STORE or out != _DEMO:
         return store, out
     folder = Path(tempfile.mkdtemp(prefix="secateur-demo-"))
-    print(f"{Path.cwd()} cannot be written; everything goes to {folder}", file=sys.stderr)
+    say(f"{Path.cwd()} cannot be written; everything goes to {folder}", error=True)
     return folder / store, folder / out
 
 

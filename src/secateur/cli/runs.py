@@ -13,6 +13,7 @@ import typer
 from secateur.cli.flags import with_flags
 from secateur.cli.options import STORE, DryRun, OutputFlags, StoreFolder
 from secateur.cli.output import print_json, show_table
+from secateur.core.terminal import say
 
 if TYPE_CHECKING:
     from secateur.lab.store import RunRow
@@ -81,25 +82,25 @@ def show(
         print_json(whole)
         return
     _print_origin(row)
-    print()
+    say()
     show_table(["trial", "step", "how", "seconds", "device", "address"], _steps(trials), right=(3,))
     if measured:
-        print()
+        say()
         show_table(*tables.summary(measured, row.recipe.get("grid", {})))
     for trial in trials:
         if trial["error"]:
-            print(f"\ntrial {trial['trial'] + 1} failed: {trial['error'].rstrip()}")
+            say(f"\ntrial {trial['trial'] + 1} failed: {trial['error'].rstrip()}")
 
 
 def _print_origin(row: RunRow) -> None:
     """Print the command, seed and versions of a run, and its machine."""
-    print(f"run {row.id}  {row.name}  {row.status}  {row.started[:19].replace('T', ' ')} UTC")
-    print(f"command   {row.command}")
-    print(f"seed      {row.seed}, device {row.device}")
-    print(f"versions  {', '.join(f'{name} {version}' for name, version in row.versions.items())}")
+    say(f"run {row.id}  {row.name}  {row.status}  {row.started[:19].replace('T', ' ')} UTC")
+    say(f"command   {row.command}")
+    say(f"seed      {row.seed}, device {row.device}")
+    say(f"versions  {', '.join(f'{name} {version}' for name, version in row.versions.items())}")
     hardware = row.hardware
     gpus = f", {', '.join(hardware['gpus'])}" if hardware.get("gpus") else ""
-    print(f"hardware  {hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB{gpus}")
+    say(f"hardware  {hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB{gpus}")
 
 
 def _steps(trials: list[dict[str, Any]]) -> list[list[str]]:
@@ -136,7 +137,7 @@ def gc(
         print_json(freed)
         return
     verb = "would free" if dry_run else "freed"
-    print(
+    say(
         f"{verb} {freed['bytes']:,} bytes: {freed['runs']} runs, {freed['steps']} steps, {freed['objects']} "
         "objects"
     )

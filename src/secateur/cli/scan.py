@@ -17,6 +17,7 @@ from secateur.cli.cluster import Address, EngineChoice, EngineOption
 from secateur.cli.flags import with_flags
 from secateur.cli.given import ModelFlags
 from secateur.cli.options import OutputFlags
+from secateur.core.terminal import say
 from secateur.errors import OptionError
 
 if TYPE_CHECKING:
@@ -106,9 +107,9 @@ class AllotFlags:
     def show(self, found: Scan) -> None:
         """Print the level of every layer, if that was asked for."""
         if self.floor is not None:
-            print(f"\n{found.allocate(floor=self.floor).table()}")
+            say(f"\n{found.allocate(floor=self.floor).table()}")
         elif self.keep is not None:
-            print(f"\n{found.allocate(keep=self.keep, cost=self.cost).table()}")
+            say(f"\n{found.allocate(keep=self.keep, cost=self.cost).table()}")
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def scan(
     allot.check()
     work.check()
     if model.weights is None:
-        print("warning: no weights were given, so those scanned are random", file=sys.stderr)
+        say("warning: no weights were given, so those scanned are random", error=True)
     net = model.build()
     images = datasets.load_for(net, flags.data)
     found = look(
@@ -191,9 +192,9 @@ def scan(
     if work.out is not None:
         found.save(work.out)
     if output.json:
-        print(found.to_json())
+        say(found.to_json())
         return
-    print(found)
+    say(found)
     allot.show(found)
 
 
@@ -201,7 +202,7 @@ def _show_progress(done: int, total: int, left: float) -> None:
     """One line on a terminal, written over."""
     if sys.stderr.isatty():
         end = "\n" if done == total else ""
-        print(f"\r{done} of {total} values, {left:.0f} s left ", end=end, file=sys.stderr)
+        say(f"\r{done} of {total} values, {left:.0f} s left ", end=end, error=True)
 
 
 VERBS = (scan,)

@@ -14,6 +14,7 @@ import typer
 from secateur.cli.flags import with_flags
 from secateur.cli.options import STORE, ProgressFlags, RecipeChanges, RecipePath, Seed, Set, StoreFolder
 from secateur.cli.output import print_json, show_table
+from secateur.core.terminal import say
 from secateur.errors import OptionError
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def _show(found: TrialSearchResult, axes: list[str], objectives: list[str]) -> N
     ]
     show_table(["trial", *axes, *objectives], rows)
     ended = sum(1 for one in found.tried if not one.values)
-    print(f"{len(found.front)} of {len(found.tried)} trials are on the front; {ended} were stopped or failed")
+    say(f"{len(found.front)} of {len(found.tried)} trials are on the front; {ended} were stopped or failed")
 
 
 VERBS = (search,)

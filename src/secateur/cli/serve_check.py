@@ -15,6 +15,7 @@ import typer
 from secateur.cli.flags import with_flags
 from secateur.cli.options import OutputFlags
 from secateur.cli.output import print_json
+from secateur.core.terminal import say
 
 __all__ = ["VERBS"]
 
@@ -44,7 +45,7 @@ def serve_check(
     if output.json:
         print_json({**asdict(found), "path": str(found.path), "holds": found.holds})
     else:
-        print(found)
+        say(found)
     if not found.holds:
         raise typer.Exit(1)
 

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict
@@ -19,6 +18,7 @@ from secateur.cli.given import InputFlags
 from secateur.cli.measure import AS_COUNTED
 from secateur.cli.options import OutputFlags
 from secateur.cli.output import print_json, show_table
+from secateur.core.terminal import say
 from secateur.errors import OptionError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def explain(
     found = look(net, model.example(net), budget, across_norm=across_norm, head_size=head_size)
     if svg is not None:
         atomic_write(svg, found.svg().encode())
-    print(found.to_json() if output.json else found.table())
+    say(found.to_json() if output.json else found.table())
 
 
 class _How(TypedDict):
@@ -200,21 +200,21 @@ def shrink(
             }
         )
         return
-    print(small)
+    say(small)
     rows = [[name, before[name].text(), after[name].text()] for name in ("params", "macs", "size")]
     rows.append(["latency", times[0].text(), times[1].text()])
-    print()
+    say()
     show_table(["", "before", "after"], rows, right=(1, 2))
-    print(f"\ntimes as fast: {times['speedup'].text()}; {out}: {saved.size:,} bytes")
+    say(f"\ntimes as fast: {times['speedup'].text()}; {out}: {saved.size:,} bytes")
     for note in times["speedup"].notes:
-        print(f"  {note}")
+        say(f"  {note}")
     fewer = float(before["macs"].value) / max(1.0, float(after["macs"].value))
     if times["speedup"].value < AS_COUNTED * fewer:
         from secateur.metrics import why
 
-        print(why(net, small.model, example).summary())
+        say(why(net, small.model, example).summary())
     if model.weights is None:
-        print("warning: no weights were given, so those of the file are random", file=sys.stderr)
+        say("warning: no weights were given, so those of the file are random", error=True)
 
 
 VERBS = (explain, shrink)

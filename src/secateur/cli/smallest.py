@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +14,7 @@ import typer
 from secateur.cli.flags import with_flags
 from secateur.cli.options import STORE, Out, ProgressFlags, RecipeChanges, RecipePath, StoreFolder
 from secateur.cli.output import print_json
+from secateur.core.terminal import say
 
 if TYPE_CHECKING:
     from secateur.search.smallest import SizeAttempt, SmallestResult
@@ -102,14 +102,14 @@ def smallest(
             flags.keep, flags.bits, flags.rate, flags.training(), flags.calibrate, flags.target
         ),
         progress=progress_display(output.quiet),
-        on_message=None if output.quiet else lambda line: print(line, file=sys.stderr),
+        on_message=None if output.quiet else lambda line: say(line, error=True),
     )
     if out is not None:
         tables.write_results(found.ran, opened, out)
     if output.json:
         print_json(_plain(found))
         return
-    print(found)
+    say(found)
 
 
 def _plain(found: SmallestResult) -> dict[str, object]:

@@ -7,7 +7,6 @@ True
 
 from __future__ import annotations
 
-import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from secateur.cli.cluster import Cluster, ClusterFlags
 from secateur.cli.flags import with_flags
 from secateur.cli.options import STORE, ProgressFlags, RecipeChanges, StoreFolder
 from secateur.cli.output import print_json, show_table
+from secateur.core.terminal import say
 from secateur.errors import OptionError, SecateurError, near
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def study(
         return _print_plan(plan, known, estimate, output.json)
     assert known is not None
     if not output.quiet:
-        print(f"{name} at {which.scale}: {estimate}", file=sys.stderr)
+        say(f"{name} at {which.scale}: {estimate}", error=True)
     done = carry_out(
         plan,
         known,
@@ -206,15 +206,15 @@ def _print_plan(study: StudyPlan, store: Store | None, estimate: str, json: bool
         return
     for part, plan in study.parts:
         recipe = plan.recipe
-        print(
+        say(
             f"{recipe.name}: {recipe.model.name} on {recipe.data.name}, seed {recipe.lab.seed}, {plan.device}"
         )
-        print(textwrap.fill(part.about.strip(), 100) if part.about else "", end="\n" if part.about else "")
+        say(textwrap.fill(part.about.strip(), 100) if part.about else "", end="\n" if part.about else "")
         first = plan.trials[:1]
         rows = [row[1:] for row in type(plan)(recipe, plan.device, first).rows(store)]
         show_table([f"step (trial 1 of {len(plan.trials)})", "options", "what"], rows)
-        print()
-    print(estimate)
+        say()
+    say(estimate)
 
 
 def _print(done: StudyResult, store: Store, page: Path | None) -> None:
@@ -222,31 +222,31 @@ def _print(done: StudyResult, store: Store, page: Path | None) -> None:
 
     study, plan = done.study, done.planned.parts[0][1]
     recipe = plan.recipe
-    print(f"{study.name}: {study.title}")
+    say(f"{study.name}: {study.title}")
     if study.about:
-        print(textwrap.fill(" ".join(study.about.split()), 110))
+        say(textwrap.fill(" ".join(study.about.split()), 110))
     size = " ".join(study.at(done.planned.scale).about.split())
-    print(textwrap.fill(f"scale {done.planned.scale}: {size}", 110))
-    print(f"{recipe.model.name} on {recipe.data.name}, seed {recipe.lab.seed}, {plan.device}")
+    say(textwrap.fill(f"scale {done.planned.scale}: {size}", 110))
+    say(f"{recipe.model.name} on {recipe.data.name}, seed {recipe.lab.seed}, {plan.device}")
     for table in all_tables(done):
-        print()
-        print(table.title)
+        say()
+        say(table.title)
         if table.about:
-            print(textwrap.fill(" ".join(table.about.split()), 110))
+            say(textwrap.fill(" ".join(table.about.split()), 110))
         show_table(table.head, table.rows, right=table.right)
         for index, note in enumerate(table.notes):
-            print(textwrap.fill(f"({'*' * (index + 1)}) {note}", 110, subsequent_indent="    "))
+            say(textwrap.fill(f"({'*' * (index + 1)}) {note}", 110, subsequent_indent="    "))
     for title, before, after, pairs in printouts(done, store):
-        print()
-        print(title)
-        print(printed_columns(before, after, pairs))
+        say()
+        say(title)
+        say(printed_columns(before, after, pairs))
     for note in study.notes:
-        print()
-        print(textwrap.fill(" ".join(note.split()), 110))
+        say()
+        say(textwrap.fill(" ".join(note.split()), 110))
     cached = sum(ran.cached for _, ran in done.ran)
-    print(f"\n{done.seconds:.0f} s; {done.computed} steps computed, {cached} cached")
+    say(f"\n{done.seconds:.0f} s; {done.computed} steps computed, {cached} cached")
     if page is not None:
-        print(f"every figure and table on one page: {page}")
+        say(f"every figure and table on one page: {page}")
 
 
 def _print_plain(done: StudyResult, folder: Path | None) -> None:

@@ -12,6 +12,7 @@ import typer
 from secateur.cli.flags import with_flags
 from secateur.cli.options import STORE, OutputFlags
 from secateur.cli.output import print_json
+from secateur.core.terminal import say
 
 __all__ = ["VERBS"]
 
@@ -37,7 +38,7 @@ def watch(
         if output.json:
             print_json({"url": watched.url})
         else:
-            print(f"{watched.url} follows {store}; Ctrl-C ends it", flush=True)
+            say(f"{watched.url} follows {store}; Ctrl-C ends it", flush=True)
         if show:
             webbrowser.open(watched.url)
         watched.serve()

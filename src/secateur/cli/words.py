@@ -16,6 +16,7 @@ import typer
 from secateur.cli.flags import with_flags
 from secateur.cli.options import Debug, Out, OutputFlags
 from secateur.cli.output import print_json, show_table
+from secateur.core.terminal import say
 from secateur.errors import UnknownNameError, near
 
 __all__ = ["VERBS"]
@@ -83,7 +84,7 @@ def schema(out: Out = None, debug: Debug = False) -> None:
 
     path = out / "recipe.schema.json" if out.is_dir() else out
     atomic_write(path, json.dumps(recipe_schema(), indent=2).encode())
-    print(path)
+    say(path)
 
 
 VERBS = (list_, schema)

@@ -20,6 +20,8 @@ from typing import TypeVar, cast
 
 import torch
 
+from secateur.core.out_of_memory import raise_if_out_of_memory
+
 __all__ = ["map_tensors", "tensors_in"]
 
 T = TypeVar("T")
@@ -77,7 +79,8 @@ def _mapping_of(kind: type, named: dict[object, object]) -> Mapping[object, obje
     """The entries as a mapping of this kind; a plain dict where its constructor takes no mapping."""
     try:
         return cast("Mapping[object, object]", kind(named))
-    except Exception:  # a constructor of a user's own may want anything
+    except Exception as error:  # a constructor of a user's own may want anything
+        raise_if_out_of_memory(error)
         return named
 
 

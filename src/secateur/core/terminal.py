@@ -7,11 +7,18 @@ reverse the direction of what follows. `printable` writes all of them as their c
 'conv1\\\\x1b[2J\\\\u202egnp.txt'
 >>> printable("Größe 模型")
 'Größe 模型'
+
+Every command prints with `say`; `print` is refused by the linter, as it would send the terminal what a file says.
+
+>>> say("conv1\x1b[2J")
+conv1\\x1b[2J
 """
 
 from __future__ import annotations
 
-__all__ = ["printable"]
+import sys
+
+__all__ = ["printable", "say", "unmarked"]
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -27,3 +34,30 @@ def printable(text: str, keep: str = "") -> str:
         each if each.isprintable() or each in keep else each.encode("unicode_escape").decode("ascii")
         for each in text
     )
+
+
+def say(text: object = "", *, error: bool = False, end: str = "\n", flush: bool = False) -> None:
+    """Print a text, with every character that is not printable as its code, but for ends of lines.
+
+    Args:
+        text: Any value; what `str` gives is printed.
+        error: Print to standard error, in place of standard output.
+        end: What follows the text.
+        flush: Print it at once.
+    """
+    shown = printable(str(text), keep="\n")
+    print(shown, end=end, file=sys.stderr if error else sys.stdout, flush=flush)
+
+
+def unmarked(text: str) -> str:
+    """The text for rich's displays: printable, and what looks like rich's markup is shown as it is.
+
+    Args:
+        text: Any text.
+
+    >>> unmarked("[red]") == "\\\\[red]", unmarked("\\x1b[2J") == "\\\\x1b[2J"
+    (True, True)
+    """
+    from rich.markup import escape
+
+    return escape(printable(text, keep="\n"))

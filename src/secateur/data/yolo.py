@@ -27,6 +27,8 @@ from secateur.errors import DataError
 
 __all__ = ["Yolo"]
 
+_MOST = 4096  # characters that are looked at for a number
+
 
 class _Labelled(ImageFiles):
     """The images of one split, with the class of each image's first box."""
@@ -40,7 +42,7 @@ class _Labelled(ImageFiles):
 
 def _first_class(file: Path) -> int:
     """The number that a label file begins with; 0 where there is no file or no box."""
-    words = file.read_text(encoding="utf-8").split(maxsplit=1) if file.is_file() else []
+    words = _begin(file).split(maxsplit=1) if file.is_file() else []
     if not words:
         return 0
     try:
@@ -49,6 +51,12 @@ def _first_class(file: Path) -> int:
         raise DataError(
             f"{file}: expected lines that begin with the number of a class, got {words[0][:40]!r}"
         ) from error
+
+
+def _begin(file: Path) -> str:
+    """The first characters of a file; other bytes than UTF-8 become marks."""
+    with file.open(encoding="utf-8", errors="replace") as opened:
+        return opened.read(_MOST)
 
 
 class Yolo:

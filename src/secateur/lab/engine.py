@@ -190,7 +190,7 @@ def _run_here(
         except Exception as error:
             if len(plan.trials) == 1:
                 raise
-            failures.append((trial.index, str(error)))
+            failures.append((trial.index, _words(error)))
     return computed, failures
 
 
@@ -216,11 +216,17 @@ def _run_trial(trial: PlannedTrial, store: Store, run: int, progress: Progress, 
             store.note_step(run, trial.index, position, how)
             progress.done(trial.index, label, how, outcome.seconds, str(outcome.log.get("line", "")))
     except Exception as error:
-        store.note_trial(run, trial.index, "failed", f"{label}: {error}\n\n{traceback.format_exc()}".rstrip())
-        progress.failed(trial.index, label, str(error))
+        text = f"{label}: {_words(error)}\n\n{traceback.format_exc()}"
+        store.note_trial(run, trial.index, "failed", text.rstrip())
+        progress.failed(trial.index, label, _words(error))
         raise
     store.note_trial(run, trial.index, "done")
     return computed
+
+
+def _words(error: Exception) -> str:
+    """What an error says; its kind where it says nothing, as a MemoryError."""
+    return str(error) or type(error).__name__
 
 
 def _compute(trial: PlannedTrial, position: int, store: Store, progress: Progress) -> Outcome:

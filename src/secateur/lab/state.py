@@ -26,6 +26,7 @@ from torch import nn
 
 from secateur.core.codebook import Codebook
 from secateur.core.masks import Masks
+from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.errors import SecateurError, StoreError
 from secateur.lab.objects import ObjectReader, ObjectWriter
 from secateur.lab.outcomes import Table
@@ -139,6 +140,7 @@ def revive(stored: Mapping[str, Any], objects: ObjectReader, build: Callable[[],
     except SecateurError:
         raise
     except Exception as error:  # whatever the bytes of a changed store lead to
+        raise_if_out_of_memory(error)
         raise StoreError(
             f"a stored state: expected what secateur writes, got something else ({type(error).__name__}: {error}); the "
             "store is damaged or was changed; restore it from a copy, or name another folder with --store"

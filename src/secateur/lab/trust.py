@@ -27,7 +27,16 @@ MODEL_NAMES = ("model.name", "teacher.name")
 """The keys of a recipe that name a model."""
 
 # Options of other libraries' models by which a file could have code imported or a pickle read.
-_REFUSED = ("trust_remote_code", "code_revision", "checkpoint_path", "custom_load")
+_REFUSED = (
+    "trust_remote_code",
+    "code_revision",
+    "checkpoint_path",
+    "custom_load",
+    "attn_implementation",  # may name a kernel on the hub, which is code
+    "experts_implementation",
+    "use_kernels",
+    "kernel_config",
+)
 
 
 def refuse_code(whole: Table, allowed: bool | frozenset[str], source: str) -> None:

@@ -23,6 +23,7 @@ from torch import nn
 
 from secateur.core.masks import Masks, count_true
 from secateur.core.nested import tensors_in
+from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.errors import CollapseError, TraceError
 from secateur.execution.verb import verb
 from secateur.structure.depth.blocks import NORMALISED, RemovableBlock
@@ -257,6 +258,7 @@ def _signal(model: nn.Module, masks: Masks | None, example: object) -> dict[str,
         args, kwargs = _call(example, next(probe.parameters()).device)
         probe(*args, **kwargs)
     except Exception as error:
+        raise_if_out_of_memory(error)
         warnings.warn(
             f"the paths through {type(model).__name__} could not be followed, only its layers were checked one by "
             f"one: the forward pass on the example failed ({type(error).__name__}: {error})",

@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.sensitivity.graph_steps import GraphStep, NotRecorded, Product, Values, lasting, steps_of
 
 __all__ = ["FoldedForward", "record"]
@@ -47,6 +48,7 @@ def record(model: nn.Module, batches: Sequence[torch.Tensor], limit: int = 1 << 
     except NotRecorded as error:
         return str(error)
     except Exception as error:  # the model's code may do anything with a symbolic value
+        raise_if_out_of_memory(error)
         return f"its forward pass cannot be recorded ({type(error).__name__})"
     return FoldedForward(model, steps, start, end, batches, limit)
 

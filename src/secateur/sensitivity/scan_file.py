@@ -17,11 +17,13 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from secateur.core.atomic_files import atomic_open
+from secateur.core.json_text import parse
 from secateur.errors import StoreError
 
 __all__ = ["ScanFile"]
@@ -62,13 +64,13 @@ class ScanFile:
 
     def _read(self, path: Path) -> dict[str, Value]:
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data: Any = parse(path.read_bytes(), str(path), StoreError, constants=True)
             key = data["scan"]
             values = {
                 str(digest): (float(value), None if width is None else float(width))
                 for digest, (value, width) in data["values"].items()
             }
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, StoreError):
             raise StoreError(
                 f"{path}: expected the values of a scan, got something else; name another file"
             ) from None

@@ -33,6 +33,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.sensitivity.folded_forward import FoldedForward, record
 
 __all__ = ["ScreenedTop1"]
@@ -81,6 +82,7 @@ class ScreenedTop1:
                 first = torch.arange(min(_REFERENCE, found.counts[0]))
                 sound = found._rounding(folded.gathered([(0, first)]), first) is not None
         except Exception as error:  # the recorded steps do not run on other values
+            raise_if_out_of_memory(error)
             return f"its recorded forward pass fails ({type(error).__name__})"
         return found if sound else "its recorded forward pass gives other outputs"
 

@@ -22,15 +22,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from secateur.container.arrays import to_tensor
 from secateur.container.checkpoint import Checkpoint
+from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.errors import MaskMismatchError, MissingExtraError, OptionError, near
 from secateur.execution.example import Batch
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 __all__ = ["BlockCall", "BlockModel", "blocks_of", "meta_model"]
 
@@ -62,14 +66,24 @@ def meta_model(folder: str | os.PathLike[str]) -> nn.Module:
 
     try:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        _no_kernels(config)
         with init_empty_weights(include_buffers=False):
             model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # transformers raises whatever the values of a changed file lead to
+        raise_if_out_of_memory(error)
         raise OptionError(
             f"{folder}: transformers makes no causal language model of its config.json ({str(error)[:200]}); pass the "
             "model on the meta device: sc.BlockOptions(model=model)"
         ) from None
     return model.eval()
+
+
+def _no_kernels(config: PretrainedConfig) -> None:
+    """Raise where a configuration names an attention of the hub (`owner/name`): transformers would fetch and run it."""
+    inner = [getattr(config, name, None) for name in getattr(config, "sub_configs", {})]
+    named = [getattr(each, "_attn_implementation", None) for each in (config, *inner)]
+    if any("/" in str(name) for name in named):
+        raise ValueError(f"its attention is {named}, which is code of the hub; expected eager, sdpa or none")
 
 
 def blocks_of(model: nn.Module) -> str:

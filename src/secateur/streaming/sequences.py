@@ -22,6 +22,7 @@ import torch
 from secateur.container.arrays import to_tensor
 from secateur.container.checkpoint import open_checkpoint
 from secateur.core.json_text import is_count, parse
+from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.errors import DataError, MissingExtraError, OptionError
 
 __all__ = ["sequences_of"]
@@ -90,7 +91,8 @@ def _tokens(path: Path, folder: Path, wanted: int, length: int) -> torch.Tensor:
         ) from None
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # tokenizers raises whatever the values of a changed file lead to
+        raise_if_out_of_memory(error)
         raise OptionError(
             f"{folder}: has no tokenizer that transformers can read ({str(error)[:120]}); pass token numbers as a "
             f".safetensors file with {_NUMBERS!r}"

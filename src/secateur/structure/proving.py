@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from secateur.core.nested import map_tensors, tensors_in
+from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.errors import ProofError
 from secateur.execution.calling import call
 from secateur.execution.devices import device_of
@@ -250,6 +251,7 @@ def _run(model: nn.Module, example: Example, mode: str, dtype: torch.dtype, fast
         try:
             outputs = _MODES[mode](model, inputs, found)
         except Exception as error:
+            raise_if_out_of_memory(error)
             found.error = error
             return found
     found.outputs = [tensor.detach() for tensor in tensors_in(outputs)]

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from secateur.core.terminal import unmarked
 from secateur.lab.display.duration import duration
 from secateur.lab.display.progress import Progress
 
@@ -127,11 +128,9 @@ class LiveTable(Progress):
 
     def failed(self, trial: int, label: str, message: str) -> None:
         """Print a line above the table."""
-        from rich.markup import escape
-
         self._failed += 1
         self._running.pop(trial, None)
-        self._live.console.print(f"[red]failed[/] trial {trial + 1}, {escape(label)}: {escape(message)}")
+        self._live.console.print(f"[red]failed[/] trial {trial + 1}, {unmarked(label)}: {unmarked(message)}")
 
     def end(self) -> None:
         """Close the display."""
@@ -140,7 +139,6 @@ class LiveTable(Progress):
     def draw(self) -> Group:
         """The table as it is now."""
         from rich.console import Group
-        from rich.markup import escape
         from rich.table import Table as RichTable
         from rich.text import Text
 
@@ -163,7 +161,7 @@ class LiveTable(Progress):
             right = head in ("trial", "time")
             table.add_column(head, justify="right" if right else "left", no_wrap=True, width=width)
         for row in rows:
-            table.add_row(*map(escape, row))
+            table.add_row(*map(unmarked, row))
         return Group(table, Text(self._summary()))
 
     def _summary(self) -> str:

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
+
+from secateur.core.terminal import say, unmarked
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -68,7 +69,7 @@ class LineProgress(Progress):
         self._many = trials > 1
 
     def _write(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        say(text, error=True, flush=True)
 
     def _name(self, trial: int, label: str) -> str:
         return f"trial {trial + 1}: {label}" if self._many else label
@@ -159,26 +160,22 @@ class LiveProgress(Progress):
     def start(self, trial: int, label: str) -> None:
         """Show which step is being computed."""
         if self._task is not None:
-            self.bar.update(self._task, note=self._name(trial, label))
+            self.bar.update(self._task, note=unmarked(self._name(trial, label)))
 
     def done(self, trial: int, label: str, how: str, seconds: float, line: str) -> None:
         """Move the bar, and print a line above it."""
-        from rich.markup import escape
-
-        name = escape(f"{self._name(trial, label):<20}")
+        name = unmarked(f"{self._name(trial, label):<20}")
         if how == "computed":
             if self._task is not None:
                 self.bar.advance(self._task)
-            self.bar.console.print(f"[green]done[/]   {name} {seconds:6.1f} s  {escape(line)}")
+            self.bar.console.print(f"[green]done[/]   {name} {seconds:6.1f} s  {unmarked(line)}")
         elif not self._many:
-            self.bar.console.print(f"[dim]{how:<6} {name}           {escape(line)}[/]")
+            self.bar.console.print(f"[dim]{how:<6} {name}           {unmarked(line)}[/]")
 
     def failed(self, trial: int, label: str, message: str) -> None:
         """Print a line above the bars."""
-        from rich.markup import escape
-
-        name = escape(f"{self._name(trial, label):<20}")
-        self.bar.console.print(f"[red]failed[/] {name} {escape(message)}")
+        name = unmarked(f"{self._name(trial, label):<20}")
+        self.bar.console.print(f"[red]failed[/] {name} {unmarked(message)}")
 
     def training(self) -> TrainingProgress:
         """A bar of epochs."""

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import Field
 from torch import nn
 
-from secateur.adapters.ultralytics import save_yolo, train_yolo
+from secateur.adapters.ultralytics import check_yolo_data, check_yolo_options, save_yolo, train_yolo
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import DataError, OptionError
 from secateur.lab.outcomes import Table
@@ -50,6 +50,8 @@ class TrainYoloStep(Step):
             raise OptionError(
                 f"step {self.label!r}: options: {twice[0]!r} is set by the step or the recipe; leave it out there"
             )
+        check_yolo_options(self.options)
+        check_yolo_data(self.data)
 
     def chosen(self) -> Table:
         """The options, and a digest of the data set's yaml, because its content decides the outcome."""

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from secateur.core.atomic_files import atomic_write
+from secateur.core.json_text import parse
 from secateur.errors import OptionError, StoreError
 from secateur.lab.outcomes import Table
 
@@ -54,7 +55,10 @@ def read(file: Path) -> tuple[dict[str, torch.Tensor], Table]:
                     f"checkpoint {file}: expected {_FORMAT} version {_VERSION}, got {meta.get('format')!r} "
                     f"version {meta.get('version')!r}; delete it to train from the start, or give another path"
                 )
-            return {name: stored.get_tensor(name) for name in stored.keys()}, json.loads(meta["about"])  # noqa: SIM118
+            about = parse(meta["about"], "what it says of itself", constants=True)
+            if not isinstance(about, dict):
+                raise ValueError(f"expected a table about it, got {type(about).__name__}")
+            return {name: stored.get_tensor(name) for name in stored.keys()}, about  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise StoreError(
             f"checkpoint {file}: expected a file that training wrote, got something else ({error}); delete it to "

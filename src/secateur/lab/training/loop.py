@@ -25,8 +25,16 @@ import torch
 from torch import nn
 
 from secateur.core.masks import Masks
+from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.data import Data
-from secateur.errors import DataError, NonFiniteError, NothingToDoError, OptionError
+from secateur.errors import (
+    DataError,
+    NonFiniteError,
+    NothingToDoError,
+    OptionError,
+    SecateurError,
+    StoreError,
+)
 from secateur.execution.devices import chosen_device
 from secateur.lab.training import checkpoint as checkpoints
 from secateur.lab.training import mix as mixing
@@ -644,7 +652,22 @@ class _Run:
     ) -> tuple[dict[str, Any] | None, dict[str, torch.Tensor]]:
         """Continue from a checkpoint; returns the gradient scaler's state, and a sparse training method's tensors."""
         tensors, state = checkpoints.read(file)
-        checkpoints.identity(state["training"], about, file)
+        try:
+            checkpoints.identity(state["training"], about, file)
+            return self._restored(tensors, state, optimizer)
+        except SecateurError:
+            raise
+        except Exception as error:  # whatever the values of a changed file lead to
+            raise_if_out_of_memory(error)
+            raise StoreError(
+                f"checkpoint {file}: expected a training's file, got something else ({type(error).__name__}: {error}); "
+                "delete it to train from the start, or give another path"
+            ) from error
+
+    def _restored(
+        self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any], optimizer: torch.optim.Optimizer
+    ) -> tuple[dict[str, Any] | None, dict[str, torch.Tensor]]:
+        """Put what a checkpoint holds into the training; returns what `_resume` does."""
         self.model.load_state_dict(checkpoints.under("model/", tensors))
         self.best = checkpoints.under("best/", tensors)
         if self.average is not None:

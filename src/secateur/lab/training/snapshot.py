@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from secateur.core.json_text import is_count
+from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.errors import OptionError, StoreError
 from secateur.lab.outcomes import Table
 from secateur.lab.training import checkpoint as checkpoints
@@ -110,6 +111,7 @@ class Snapshot:
                 raise ValueError(f"format {head['format']!r}")
             return cls(step, load(data), numbers)
         except Exception as error:  # whatever the bytes of a changed store lead to
+            raise_if_out_of_memory(error)
             raise StoreError(
                 f"a training's snapshot: expected what secateur writes, got something else ({type(error).__name__}: "
                 f"{error}); the store is damaged or was changed; train again with another seed or --store"

@@ -22,6 +22,7 @@ from typing import TypeAlias
 from torch import nn
 
 from secateur.core.json_text import is_count
+from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.errors import PlanError
 
 __all__ = ["AttributeValue", "check_attribute", "cut_lists", "set_attributes_", "set_config_field"]
@@ -130,6 +131,7 @@ def set_attributes_(
                 _cut_lists(config, key.removeprefix(_CONFIG), layers or {})
                 set_config_field(config, key.removeprefix(_CONFIG), value)
             except Exception as error:  # configurations check their fields, each family in its own way
+                raise_if_out_of_memory(error)
                 raise PlanError(
                     f"the plan sets {_shown(key)}, which the configuration refuses: {str(error)[:200]}"
                 ) from error

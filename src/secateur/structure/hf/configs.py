@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.structure.cut.attributes import AttributeValue, cut_lists
 from secateur.structure.hf.rotary import said
 
@@ -67,7 +68,8 @@ def _built(kind: type, config: object) -> nn.Module | None:
         with torch.device("meta"), _WithoutValues():
             model: nn.Module = kind(copy.deepcopy(config))
             return model
-    except Exception:
+    except Exception as error:
+        raise_if_out_of_memory(error)
         return None
 
 
@@ -117,6 +119,7 @@ def fitted_config(
         unsaid = not hasattr(config, "head_dim")  # some families read it without having it
         whole, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
     except Exception as error:  # fields that hold for one layer each refuse to be read for the whole
+        raise_if_out_of_memory(error)
         return None, f"its configuration cannot be read ({str(error).strip().splitlines()[0]})"
     # A list has one for every stage.
     if getattr(config, "head_dim", None) is None and isinstance(whole, int) and isinstance(heads, int):
@@ -138,6 +141,7 @@ def _refused(config: _Readable) -> str:
     try:
         type(config).from_dict(config.to_dict())
     except Exception as error:
+        raise_if_out_of_memory(error)
         return f"its configuration refuses these widths ({str(error).strip().splitlines()[-1].strip()})"
     return ""
 

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.core.out_of_memory import raise_if_out_of_memory
+
 __all__ = ["divisors", "rebuilt", "said"]
 
 
@@ -34,7 +36,8 @@ def rebuilt(module: nn.Module, config: object) -> nn.Module | None:
     try:
         with torch.device("cpu"):
             return type(module)(config=copy.deepcopy(config))
-    except Exception:
+    except Exception as error:
+        raise_if_out_of_memory(error)
         return None
 
 

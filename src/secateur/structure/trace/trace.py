@@ -23,6 +23,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.core.nested import map_tensors, tensors_in
+from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.errors import TraceError
 from secateur.execution.calling import call
 from secateur.execution.fast_copy import copy_module, is_atom, tensors_of
@@ -168,6 +169,7 @@ def traceable_copy(
     try:
         copied = copy_module(model, memo)
     except Exception as error:
+        raise_if_out_of_memory(error)
         raise TraceError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); shrink works "
             f"on a copy, so make "
@@ -366,6 +368,7 @@ def _run(
         for tensor in tensors_in(output):
             found.outputs.append(recorder.ref(tensor))
     except Exception as error:
+        raise_if_out_of_memory(error)
         found.error, found.error_path = error, stack[-1]
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -5,4 +5,4 @@ from __future__ import annotations
 from secateur.structure.groups.rules import markdown
 
 if __name__ == "__main__":
-    print(markdown(), end="")
+    print(markdown(), end="")  # noqa: T201

@@ -1,8 +1,9 @@
 """Mutations of .sct files, and the judge: a hostile file ends in a `FormatError`, soon, in little memory.
 
 `sample()` is a small honest file with every way of storing a tensor, `strong_sample()` one of what else streams can be:
-the strong coder's, and planes that are deflated; `framed_sample()` has planes in Zstandard frames. `reseal` mends the
-checksums of a mutated file, so that what lies behind them is attacked too.
+the strong coder's, and planes that are deflated; `framed_sample()` has planes in Zstandard frames; `compact_sample()`
+is a file without sections. `reseal` mends the checksums of a mutated file, so that what lies behind them is attacked
+too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from secateur.coding import digits, frames, indices, static, varint
 from secateur.container import codebooks, tensors
 from secateur.container import format as sct
+from secateur.container.compact_writer import CompactWriter
 from secateur.container.format import Archive, Entry
 from secateur.container.reading import words_of
 from secateur.container.scalar_streams import ScalarGrid, ScalarStreams
@@ -292,8 +294,63 @@ LANES = [
 ]
 
 
+COMPACT_ENTRIES = [
+    Entry("conv.weight", "F32", (8, 4, 3, 3)),
+    Entry("conv.bias", "F32", (8,)),
+    Entry("conv.tied", "F32", (8, 4, 3, 3)),
+    Entry("norm.weight", "F32", (12,)),
+    Entry("fc.weight", "F32", (5, 8)),
+    Entry("fc.bias", "F32", (5,)),
+    Entry("odd.weight", "F32", (6, 10)),
+    Entry("steps", "I64", ()),
+    Entry("zeros", "BF16", (3, 5)),
+]
+
+
+def compact_sample() -> bytes:
+    """An honest file of version 5: both kinds of codebook, lanes of both kinds, and tensors of other methods."""
+    file = io.BytesIO()
+    writer = CompactWriter(file, COMPACT_ENTRIES, widths=b"\1\3")
+    scale, even = ScalarGrid(1, 0.125, 1.25), ScalarGrid.even(0.5)
+    scales, shifts = numbers(12, 13) % 30 - 9, numbers(13, 15) % 5 - 2
+    none = np.zeros(0, dtype=np.int64)
+    writer.lanes(ScalarStreams([(scale, scales), (even, none), (even, shifts)]))
+    conv = (np.clip(np.round(bell((8, 4, 3, 3), 1) * 3), -2, 1) / np.float32(8)).astype(np.float32)
+    odd = bell((7,), 5)[np.abs(numbers(60, 6)) % 7].reshape(6, 10)
+    for entry in COMPACT_ENTRIES:
+        way: tuple[int, list[bytes]]
+        if entry.name == "conv.tied":
+            words, way = conv.view(np.uint32), (sct.SAME, [varint.write(2)])
+        elif entry.name.endswith(("bias", "norm.weight")):
+            lane, grid, drawn = (0, scale, scales) if entry.name == "norm.weight" else (2, even, shifts)
+            drawn = drawn[8:] if entry.name == "fc.bias" else drawn[: entry.numel]
+            words, way = grid.values(drawn).view(np.uint32), (sct.DRAWN + lane, [])
+        elif entry.name == "steps":
+            words, way = np.full((), 4000, dtype=np.uint64), (sct.CONST, [np.uint64(4000).tobytes()])
+        elif entry.name == "zeros":
+            words, way = np.zeros((3, 5), dtype=np.uint16), (sct.ZERO, [])
+        else:
+            values = {"conv.weight": conv, "fc.weight": SMALL_MULTIPLES, "odd.weight": odd}[entry.name]
+            words = values.view(np.uint32)
+            few = codebooks.few_levels(words, entry)
+            assert few is not None
+            way = tensors.indexed(entry, *few, "strong", writer.memory)
+        writer.add(entry, words.tobytes(), *way)
+    writer.finish()
+    return file.getvalue()
+
+
+def _compact(data: bytes) -> bool:
+    return data[MAGIC_SIZE - 1 : MAGIC_SIZE] == bytes([sct.COMPACT])
+
+
 def sections(data: bytes) -> list[tuple[int, int, int]]:
-    """(start, start of payload, end of payload) of the sections, as far as they can be followed."""
+    """(start, start of payload, end of payload) of the sections, as far as they can be followed.
+
+    All of a compact file but its first bytes and last checksum counts as one.
+    """
+    if _compact(data):
+        return [(MAGIC_SIZE, MAGIC_SIZE, len(data) - 4)] if len(data) > MAGIC_SIZE + 4 else []
     out, at = [], MAGIC_SIZE
     while at < len(data):
         reader = varint.Reader(data[at + 1 :], "section")
@@ -351,13 +408,13 @@ def mutate_within(data: bytes, rng: random.Random) -> bytes:
     found = sections(data)
     start, begin, end = rng.choice(found)
     payload = mutate(data[begin:end], rng) if end > begin else b"\xff"
-    whole = data[: start + 1] + varint.write(len(payload)) + payload + data[end:]
-    return reseal(whole)
+    head = data[:start] if _compact(data) else data[: start + 1] + varint.write(len(payload))
+    return reseal(head + payload + data[end:])
 
 
 def read(data: bytes) -> dict[str, bytes]:
     """Everything in a file, fully decoded."""
-    archive = Archive(io.BytesIO(data))
+    archive = Archive(io.BytesIO(data), COMPACT_ENTRIES if _compact(data) else None)
     for key, value in archive.texts.items():
         tensors.read_text(value, key)
     return {record.entry.name: words.tobytes() for record, words in words_of(archive)}

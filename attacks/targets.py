@@ -27,6 +27,7 @@ from torch import nn
 from attacks import hostile, trees
 from secateur.container import tensors
 from secateur.container.archive import load, save
+from secateur.container.arrays import entry_of
 from secateur.container.format import ZERO, Entry
 from secateur.container.inspection import inspect
 from secateur.container.pack import pack, unpack
@@ -170,7 +171,7 @@ def _into_model(read: Callable[[nn.Module], object]) -> str:
 
 
 # -- .sct files ----------------------------------------------------------------------------------------------
-_SAMPLES = [hostile.sample(), hostile.strong_sample(), hostile.framed_sample()]
+_SAMPLES = [hostile.sample(), hostile.strong_sample(), hostile.framed_sample(), hostile.compact_sample()]
 _SMALL = hostile.small_samples()
 
 
@@ -216,7 +217,18 @@ def _nameless() -> bytes:
     return path.read_bytes()
 
 
-_HONEST = [_with_plan(json.dumps(PLAN).encode()), _nameless()]
+def _nameless_sections() -> bytes:
+    """As files without names were before compact ones."""
+    entries = [entry_of(name, value) for name, value in Net().state_dict().items()]
+    file = io.BytesIO()
+    writer = Writer(file, entries)
+    for entry in entries:
+        writer.add(entry, bytes(entry.nbytes), ZERO, [])
+    writer.finish()
+    return file.getvalue()
+
+
+_HONEST = [_with_plan(json.dumps(PLAN).encode()), _nameless(), _nameless_sections()]
 
 
 def _make_into(rng: random.Random) -> bytes:

@@ -30,6 +30,7 @@ from secateur.container import batch_norm as bn
 from secateur.container import codebooks, tensors
 from secateur.container import format as sct
 from secateur.container.arrays import TORCH_DTYPES, entry_of, to_tensor, to_words
+from secateur.container.compact_writer import CompactWriter, compact_enough
 from secateur.container.reading import words_of
 from secateur.container.save_options import SaveOptions, check_names
 from secateur.container.scalar_rounding import SCALES, RoundedScalars, round_books, round_scalars
@@ -143,12 +144,19 @@ def save(
     sct.check_entries(content.entries)
     with atomic_open(path) as file:
         described = content.entries if names == "model" else None
-        writer = Writer(file, described, folded=content.left_out, widths=widths)
-        if text is not None and widths is None:
-            writer.text("plan", tensors.text(text.encode()))
-        if content.rounded.lanes is not None:
-            short = widths is not None
-            writer.numbers(content.rounded.lanes.payload(short), 4 if short else 2)
+        lanes = content.rounded.lanes
+        writer: Writer | CompactWriter
+        if described and (text is None or widths is not None) and compact_enough(described):
+            writer = CompactWriter(file, described, folded=content.left_out, widths=widths)
+            if lanes is not None:
+                writer.lanes(lanes)
+        else:
+            writer = Writer(file, described, folded=content.left_out, widths=widths)
+            if text is not None and widths is None:
+                writer.text("plan", tensors.text(text.encode()))
+            if lanes is not None:
+                short = widths is not None
+                writer.numbers(lanes.payload(short), 4 if short else 2)
         _write_tensors(writer, content, options)
         writer.finish()
     return SavedFile(Path(path), writer.written, content.dense)
@@ -183,7 +191,7 @@ class _Content:
         return cls(state, books, folded, rounded, left_out, dense, entries)
 
 
-def _write_tensors(writer: Writer, content: _Content, options: SaveOptions) -> None:
+def _write_tensors(writer: Writer | CompactWriter, content: _Content, options: SaveOptions) -> None:
     """Write every tensor; one that shares its memory with an earlier one refers to it."""
     first_at: dict[tuple[object, ...], int] = {}
     for index, (name, value) in enumerate(content.state.items()):

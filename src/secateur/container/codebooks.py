@@ -21,7 +21,9 @@ __all__ = [
     "gaps_filled",
     "levels_of",
     "read_codebook",
+    "read_multiples",
     "round_to_bits",
+    "short_codebook",
 ]
 
 MOST_LEVELS = 1024  # a tensor with more distinct values is not stored as indices
@@ -141,7 +143,7 @@ def round_to_bits(values: np.ndarray, bits: int) -> np.ndarray:
     return (multiples * 2.0**exponent).astype(np.float32)
 
 
-def _small_multiples(values: np.ndarray) -> bytes | None:
+def _multiples(values: np.ndarray) -> tuple[int, np.ndarray] | None:
     """Exponent and multiples, where the values are exactly multiples, -128 to 127, of a power of two; else None."""
     with np.errstate(invalid="ignore"):  # a NaN may be of the signalling kind
         some = values[values != 0].astype(np.float64)
@@ -154,7 +156,73 @@ def _small_multiples(values: np.ndarray) -> bytes | None:
     multiples = values.astype(np.float64) / 2.0**exponent
     if exponent not in _EXPONENTS or multiples.min() < -_MIDDLE or multiples.max() >= _MIDDLE:
         return None
+    return exponent, multiples
+
+
+def _small_multiples(values: np.ndarray) -> bytes | None:
+    """Exponent and multiples as bytes, where `_multiples` finds them; else None."""
+    found = _multiples(values)
+    if found is None:
+        return None
+    exponent, multiples = found
     return varint.write(varint.unsigned(exponent)) + ascending.encode((multiples + _MIDDLE).astype(np.uint8))
+
+
+_MOST_SIDE = 15  # values on one side of zero, in a short codebook
+
+
+def short_codebook(values: np.ndarray, entry: Entry) -> bytes | None:
+    """A codebook as method `SHORT` has it, where it can hold these distinct values, which ascend; else None.
+
+    One byte counts the values below and above zero, which is one of them; the next one is the exponent of a power of
+    two; then comes a byte for each other value: its multiple of that power, plus 128.
+
+    Args:
+        values: The distinct words in ascending order of value.
+        entry: Name, dtype and shape of the tensor.
+
+    >>> words = (np.array([-3, 0, 5], dtype=np.float32) / 8).view(np.uint32)
+    >>> list(short_codebook(words, Entry("w", "F32", (3,))))
+    [17, 123, 125, 133]
+    """
+    if entry.dtype != "F32":
+        return None
+    floats32 = values.view(np.float32)
+    below, above = int((floats32 < 0).sum()), int((floats32 > 0).sum())
+    found = _multiples(floats32) if below + above + 1 == len(values) else None
+    if found is None or not 0 < max(below, above) <= _MOST_SIDE:
+        return None
+    exponent, multiples = found
+    kept = multiples[multiples != 0] + _MIDDLE
+    return bytes([below << 4 | above, exponent - _EXPONENTS[0], *kept.astype(np.uint8).tolist()])
+
+
+def read_multiples(data: memoryview, entry: Entry, where: str) -> np.ndarray:
+    """Decode a short codebook: its distinct words in ascending order.
+
+    Args:
+        data: The codebook.
+        entry: Name, dtype and shape of the tensor.
+        where: The tensor, for messages.
+
+    Raises:
+        FormatError: The values do not ascend, or there is none but zero.
+    """
+    reader = varint.Reader(data, where + ", codebook")
+    sides, exponent = reader.byte(), reader.byte() + _EXPONENTS[0]
+    bytes_of = np.frombuffer(reader.take(reader.left), dtype=np.uint8)
+    below, above = sides >> 4, sides & _MOST_SIDE
+    if entry.dtype != "F32":
+        raise reader.fail(f"a short codebook for dtype {entry.dtype}, expected F32")
+    if not sides or len(bytes_of) != below + above or exponent not in _EXPONENTS:
+        raise reader.fail(
+            f"a short codebook of {below} and {above} values with exponent {exponent}, expected one value or more "
+            "and -126..119"
+        )
+    multiples = np.concatenate([bytes_of[:below], [_MIDDLE], bytes_of[below:]]).astype(np.int64) - _MIDDLE
+    if (np.diff(multiples) <= 0).any():
+        raise reader.fail("the values of a codebook do not ascend")
+    return (multiples * 2.0**exponent).astype(np.float32).view(np.uint32)
 
 
 def _steps(values: np.ndarray) -> tuple[np.float32, np.ndarray] | None:

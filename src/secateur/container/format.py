@@ -1,8 +1,8 @@
-"""The .sct format, versions 1 to 4: the only reader and validator of its frame. It needs no torch.
+"""The .sct format, versions 1 to 5: the only reader and validator of its frame. It needs no torch.
 
 A file is a magic number, a version, and sections; each section has a kind, a length, its payload and a CRC-32
-that continues the one before, so that sections cannot be moved, dropped or repeated. docs/format.md has every
-field.
+that continues the one before, so that sections cannot be moved, dropped or repeated. A file of version 5, a compact
+one, has no sections: it has one checksum of all its bytes and leaves names to a model. docs/format.md has every field.
 
 >>> import io
 >>> from secateur.container.writer import Writer
@@ -31,6 +31,7 @@ from secateur.errors import FormatError, OptionError
 
 __all__ = [
     "CAST",
+    "COMPACT",
     "CONST",
     "DRAWN",
     "DTYPES",
@@ -38,10 +39,12 @@ __all__ = [
     "INDEXED",
     "MAGIC",
     "METHODS",
+    "MOST_COMPACT",
     "PACKED",
     "RAW",
     "SAME",
     "SECTION_SIZE",
+    "SHORT",
     "SPARSE",
     "VERSION",
     "VERSIONS",
@@ -55,8 +58,9 @@ __all__ = [
 ]
 
 MAGIC = b"\x89SCT"
-VERSIONS = (1, 2, 3, 4)  # a file may hold nothing that came with a later version than its own
+VERSIONS = (1, 2, 3, 4, 5)  # a file may hold nothing that came with a later version than its own
 VERSION = VERSIONS[-1]
+COMPACT = 5  # the version of a file without sections
 
 # Section kinds, in the only order they may come in: HEAD, then TEXT, NUMBERS, TENSORS and PAD, then END.
 HEAD, TENSORS, TEXT, PAD, END, NUMBERS = 1, 2, 3, 4, 5, 6
@@ -66,6 +70,7 @@ _LAST_SECTION = {1: END, 2: NUMBERS, 3: NUMBERS, 4: NUMBERS}
 # Flags of the head.
 NAMELESS, FOLDED, WIDTHS = 1, 2, 4
 _LAST_FLAGS = {1: NAMELESS, 2: NAMELESS | FOLDED, 3: NAMELESS | FOLDED, 4: NAMELESS | FOLDED | WIDTHS}
+_LAST_FLAGS[COMPACT] = _LAST_FLAGS[4]
 
 # The storage methods of a tensor, and the parts of each.
 RAW, ZERO, SAME, CONST, PACKED, INDEXED, SPARSE, CAST, GRID = range(9)
@@ -82,7 +87,9 @@ METHODS: dict[int, tuple[str, tuple[str, ...]]] = {
 }
 DRAWN = GRID + 1  # and the three after it: the tensor's numbers come from lane 0..3 of the numbers section
 METHODS |= {DRAWN + lane: (f"lane {lane}", ()) for lane in range(4)}
-_LAST_METHOD = {1: GRID, 2: DRAWN + 3, 3: DRAWN + 3, 4: DRAWN + 3}
+SHORT = DRAWN + 4  # indexed, with a codebook of few bytes whose length its first byte tells
+METHODS[SHORT] = ("indexed", ("multiples", "indices"))
+_LAST_METHOD = {1: GRID, 2: DRAWN + 3, 3: DRAWN + 3, 4: DRAWN + 3, COMPACT: SHORT}
 
 # dtype name as safetensors writes it -> (code in the file, bytes of an element, is a float)
 DTYPES: dict[str, tuple[int, int, bool]] = {
@@ -119,8 +126,9 @@ _FREE_TEXT, _TEXT_PER_BYTE = 4 << 20, 4
 _FREE_SECTIONS, _BYTES_PER_SECTION = 1024, 1024
 _RECORD_COST, _NAME_COST = 1024, 4  # memory of a record, and of each byte of its name
 _BLOCK = 1 << 20  # bytes read at a time for their checksum
-_SHORT = 16  # bytes of a part that is a number
+_NUMBER = 16  # bytes of a part that is a number
 SECTION_SIZE = 1 << 22  # a writer closes a section of tensors when it decodes to this many bytes
+MOST_COMPACT = 1 << 23  # bytes of a file of version 5, which is read as a whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +242,13 @@ def digest(entries: Sequence[Entry]) -> bytes:
     return hashlib.sha256(text.encode()).digest()[:8]
 
 
+def _multiples(reader: varint.Reader) -> memoryview:
+    """A codebook of method `SHORT`: its first byte counts the values below and above zero, a byte each."""
+    first = reader.take(1)
+    rest = reader.take(1 + (first[0] >> 4) + (first[0] & 15))
+    return memoryview(bytes(first) + bytes(rest))
+
+
 @dataclass(frozen=True, slots=True)
 class _Section:
     kind: int
@@ -271,7 +286,7 @@ class _Skimming(varint.Reader):
 
     def part(self, of: str = "a part") -> memoryview:
         length = self.varint(self.left, f"the length of {of}")
-        if length <= _SHORT:
+        if length <= _NUMBER:
             return self.take(length)
         self.skip(length)
         return memoryview(b"")
@@ -311,6 +326,7 @@ class Archive:
     folded: bool = False
     widths: bytes | None = None
     numbers: bytes | None = None
+    _methods: bytes = b""  # of a compact file: how its tensors are stored, again and again in this order
     # One buffer for all blocks: fresh memory for each would take as long as reading it.
     _room: bytearray = field(default_factory=lambda: bytearray(_BLOCK), repr=False)
 
@@ -388,6 +404,9 @@ class Archive:
                 f"{VERSIONS[0]} to {VERSION}; "
                 "read it with the release of secateur that wrote it, or a later one"
             )
+        if self.version == COMPACT:
+            self._scan_compact(len(head))
+            return
         crc, at = zlib.crc32(head), len(head)
         while at < self.size:
             section, crc = self._scan_section(at, crc)
@@ -401,6 +420,35 @@ class Archive:
                 raise FormatError(f"byte {at}: {self.size - at} bytes follow the end section")
         if not self.sections or self.sections[-1].kind != END:
             raise FormatError(f"the file ends at byte {self.size} without its end section: it was cut short")
+
+    def _scan_compact(self, start: int) -> None:
+        """Check the one checksum of a file without sections; read its head and lanes, and find its tensors."""
+        end = self.size - 8
+        if end <= start:
+            raise FormatError(f"the file ends at byte {self.size}, before its checksums: it was cut short")
+        if self.size > MOST_COMPACT:
+            raise FormatError(
+                f"the file has {self.size:,} bytes, one of version {COMPACT} has at most {MOST_COMPACT:,}"
+            )
+        whole = self._read(0, self.size)
+        if whole[-4:] != zlib.crc32(whole[:-4]).to_bytes(4, "little"):
+            raise FormatError("the checksum of the file does not fit: it is damaged or was cut short")
+        reader = varint.Reader(whole[start:end], "file", start)
+        self._head(reader)
+        if self.named:
+            raise reader.fail(f"a file of version {COMPACT} leaves its names to a model; expected flag 1")
+        self.numbers = bytes(reader.part("the lanes")) or None
+        period = reader.varint(min(reader.left, max(1, self._expected)), "the number of methods")
+        self._methods = bytes(reader.take(period))
+        if not period:
+            raise reader.fail("no method of a tensor, expected at least one")
+        self.count, self.content = self._expected, int.from_bytes(whole[-8:-4], "little")
+        self.sections.append(_Section(TENSORS, start, start + reader.at, reader.left))
+
+    @property
+    def checksums(self) -> int:
+        """Bytes of checksums: of every section, or of the file, and of the content."""
+        return 4 + (4 if self.version == COMPACT else 4 * len(self.sections))
 
     def _scan_section(self, at: int, crc: int) -> tuple[_Section, int]:
         reader = varint.Reader(self._read(at, 11), "section", at)
@@ -451,6 +499,7 @@ class Archive:
         """Read a section other than one of tensors."""
         if kind == HEAD:
             self._head(reader)
+            reader.end()
         elif kind == TEXT:
             self._text(reader)
         elif kind == NUMBERS:
@@ -470,10 +519,13 @@ class Archive:
         if self.named and flags & WIDTHS:
             raise reader.fail("widths without flag 1, which only a file that leaves its names to a model has")
         if not self.named:
-            self._expected = reader.varint(of="the number of tensors")
-            self._digest = bytes(reader.take(8))
+            compact = self.version == COMPACT
+            # A record may take no byte in a compact file, so the file bounds how many there are.
+            self._expected = reader.varint(self.size if compact else varint.LARGEST, "the number of tensors")
+            self._digest = bytes(reader.take(4 if compact else 8))
             if self.names_from is not None and (
-                len(self.names_from) != self._expected or digest(self.names_from) != self._digest
+                len(self.names_from) != self._expected
+                or digest(self.names_from)[: len(self._digest)] != self._digest
             ):
                 raise FormatError(
                     f"the file leaves its names to the model, and this is another model: the names, dtypes "
@@ -483,7 +535,6 @@ class Archive:
                 )
         if flags & WIDTHS:
             self.widths = bytes(reader.part("the widths"))
-        reader.end()
 
     def _text(self, reader: varint.Reader) -> None:
         raw = bytes(reader.part("a key"))
@@ -522,7 +573,11 @@ class Archive:
             reader = opened(section)
             last = b""
             memory = MixerBank(self.version)
-            for _ in range(reader.varint(reader.left, "the number of tensors in a section")):
+            compact = self.version == COMPACT
+            count = (
+                self.count if compact else reader.varint(reader.left, "the number of tensors in a section")
+            )
+            for _ in range(count):
                 record, last = self._record(reader, index, last, number, memory)
                 if record.entry.name in seen:
                     raise reader.fail(f"tensor {record.entry.name!r} comes twice")
@@ -537,7 +592,7 @@ class Archive:
                         "cannot hold"
                     )
                 held += _RECORD_COST + _NAME_COST * len(record.entry.name)
-                weights += record.entry.numel if record.method in (INDEXED, SPARSE) else 0
+                weights += record.entry.numel if record.method in (INDEXED, SPARSE, SHORT) else 0
                 self._check_limits(record, decoded, weights, held)
                 index += 1
                 yield record
@@ -587,16 +642,19 @@ class Archive:
                 raise reader.fail(f"more tensors than the {len(self.names_from)} the model has")
             entry = self.names_from[index]
         name_bytes = reader.at - begin
-        method = reader.byte()
+        method = self._methods[index % len(self._methods)] if self._methods else reader.byte()
         if method > _LAST_METHOD[self.version]:
             raise reader.fail(
                 f"tensor {entry.name!r} is stored by method {method}, known methods are "
                 f"0..{_LAST_METHOD[self.version]}"
             )
-        frame, parts = 1, {}
+        frame, parts = int(not self._methods), {}
         for part in METHODS[method][1]:
             before = reader.at
-            parts[part] = reader.part(f"part {part!r} of tensor {entry.name!r}")
+            if part == "multiples":
+                parts[part] = _multiples(reader)
+            else:
+                parts[part] = reader.part(f"part {part!r} of tensor {entry.name!r}")
             frame += reader.at - before - len(parts[part])
         version = self.version
         return Record(index, entry, method, parts, offset, name_bytes, frame, number, memory, version), last

@@ -25,7 +25,7 @@ import numpy as np
 
 from secateur.coding import static
 from secateur.coding.huffman import Huffman
-from secateur.container import codebooks
+from secateur.container import codebooks, tensors
 from secateur.container import format as sct
 from secateur.container.archive import entries_of
 from secateur.container.reading import words_of
@@ -39,6 +39,7 @@ __all__ = ["FileReport", "TensorRow", "inspect"]
 # part of a record -> the name under which `FileReport.parts` counts it
 _COUNTED_AS = {
     "codebook": "codebooks",
+    "multiples": "codebooks",
     "indices": "indices",
     "mask": "masks",
     "raw": "raw",
@@ -219,7 +220,7 @@ def inspect(
                 progress(record.offset, archive.size, record.entry.name)
         in_records = sum(parts.values())
         texts = sum(len(key.encode()) + len(value) for key, value in archive.texts.items())
-        parts["checksums"] += 4 * len(archive.sections) + 4
+        parts["checksums"] += archive.checksums
         if archive.texts:
             parts["texts"] += texts
         numbers = len(archive.numbers or b"")
@@ -244,8 +245,8 @@ def inspect(
 def _row(record: sct.Record, words: np.ndarray | None) -> TensorRow:
     entry = record.entry
     distinct = entropy = huffman = None
-    if words is not None and record.method == sct.INDEXED and entry.numel:
-        values = codebooks.read_codebook(record.parts["codebook"], entry, record.where, record.version)
+    if words is not None and record.method in (sct.INDEXED, sct.SHORT) and entry.numel:
+        values = tensors.values_of(record)
         few = codebooks.levels_of(words, entry, most=len(values))
         assert few is not None
         distinct, levels = len(few[0]), few[1].reshape(-1)

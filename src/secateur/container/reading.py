@@ -31,13 +31,13 @@ from secateur.container.scalar_streams import ScalarStreams
 from secateur.container.worker_pool import TensorWorkers
 from secateur.errors import FormatError
 
-__all__ = ["LEARNT", "ReadingPoint", "can_skip", "words_of"]
+__all__ = ["LEARNT", "ReadingPoint", "can_skip", "lanes_of", "words_of"]
 
 
 # Methods that depend neither on the coder's earlier state nor on other tensors: a thread decodes one of them.
 _ALONE = frozenset({sct.RAW, sct.ZERO, sct.CONST, sct.PACKED, sct.CAST, sct.GRID})
 # Methods that learn from tensor to tensor within a section: one process decodes the whole section.
-LEARNT = frozenset({sct.INDEXED, sct.SPARSE})
+LEARNT = frozenset({sct.INDEXED, sct.SPARSE, sct.SHORT})
 _ENOUGH = 1 << 16  # weights of a section from which sending it to another process pays off
 
 _Words = tuple[sct.Record, np.ndarray]
@@ -66,6 +66,19 @@ def can_skip(archive: sct.Archive) -> bool:
     return archive.numbers is None and all(record.method != sct.SAME for record in archive.heads)
 
 
+def lanes_of(archive: sct.Archive) -> ScalarStreams:
+    """The lanes of a file, decoded and checked.
+
+    Args:
+        archive: The open file.
+    """
+    if archive.numbers is None:
+        return ScalarStreams([])
+    if archive.version == sct.COMPACT:
+        return ScalarStreams.read_compact(archive.numbers, archive.most_scalars)
+    return ScalarStreams.read(archive.numbers, most=archive.most_scalars, version=archive.version)
+
+
 def words_of(archive: sct.Archive, workers: int = 1, at: ReadingPoint | None = None) -> Iterator[_Words]:
     """Every record with its decoded words; raises at the end unless the checksum of all of them is that of the file.
 
@@ -80,11 +93,7 @@ def words_of(archive: sct.Archive, workers: int = 1, at: ReadingPoint | None = N
     for record in archive.heads:
         if record.method == sct.SAME:
             kept[tensors.same_as(record)] = None
-    lanes = (
-        ScalarStreams([])
-        if archive.numbers is None
-        else ScalarStreams.read(archive.numbers, most=archive.most_scalars, version=archive.version)
-    )
+    lanes = lanes_of(archive)
     for record, words in _decoded(archive, kept, lanes, workers, at.first):
         if record.index in kept:
             kept[record.index] = words

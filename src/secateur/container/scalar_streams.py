@@ -232,6 +232,17 @@ def decode(data: bytes | memoryview, count: int, where: str = "lane") -> np.ndar
     return numbers
 
 
+def _count(reader: varint.Reader, left: int | None, most: int | None) -> int:
+    """How many numbers a lane has; raises where that is more than are `left` of the `most` for all lanes."""
+    size = reader.varint(1 << 20, "the number of numbers in a lane")
+    if left is not None and size > left:
+        raise reader.fail(
+            f"the lanes hold more than the {most:,} numbers that a file of this size may ask for; if you trust "
+            "the file, allow it with max_bytes= (--max-bytes)"
+        )
+    return size
+
+
 # -- the section ---------------------------------------------------------------------------------------------
 class ScalarStreams:
     """The lanes of a file: written as one section, and read number by number by the tensors that refer to them."""
@@ -250,6 +261,48 @@ class ScalarStreams:
             stream = encode(numbers)
             out += lane.head(short) + varint.write(len(numbers)) + varint.write(len(stream)) + stream
         return out
+
+    def compact(self) -> bytes:
+        """The lanes as a file of version 5 has them: two bits of kind for each, then its head and stream.
+
+        >>> none, ones = np.zeros(0, dtype=np.int64), np.ones(3, dtype=np.int64)
+        >>> ScalarStreams([(ScalarGrid.even(1.0), none), (ScalarGrid.even(0.5), ones)]).compact()[:5].hex()
+        '040000003f'
+        """
+        some = [(place, lane, numbers) for place, (lane, numbers) in enumerate(self._lanes) if len(numbers)]
+        out = bytes([sum(1 + lane.kind << 2 * place for place, lane, _ in some)])
+        for number, (_, lane, numbers) in enumerate(some, 1):
+            stream = encode(numbers)
+            out += lane.head(short=True)[1:] + varint.write(len(numbers))
+            out += (varint.write(len(stream)) if number < len(some) else b"") + stream
+        return out
+
+    @classmethod
+    def read_compact(cls, payload: bytes, most: int | None = None) -> ScalarStreams:
+        """Decode and check every number of the lanes of a file of version 5.
+
+        Args:
+            payload: The lanes.
+            most: The most numbers to accept; None for no other limit than the format's.
+
+        Raises:
+            FormatError: They are not what `compact` writes, or hold too many numbers.
+        """
+        reader = varint.Reader(payload, "lanes")
+        kinds, left = reader.byte(), most
+        lanes: list[tuple[ScalarGrid, np.ndarray]] = []
+        while kinds:
+            kind, kinds = kinds & 3, kinds >> 2
+            if kind == 0:
+                lanes.append((ScalarGrid.even(1.0), np.zeros(0, dtype=np.int64)))
+                continue
+            lane = ScalarGrid.read(reader, _EVEN if kind == 1 else kind - 1)
+            size = _count(reader, left, most)
+            left = None if left is None else left - size
+            stream = reader.part("a lane's stream") if kinds else reader.take(reader.left)
+            lanes.append((lane, decode(stream, size, f"lane {len(lanes)}")))
+        reader.end()
+        return cls(lanes)
 
     @classmethod
     def read(cls, payload: bytes, base: int = 0, most: int | None = None, version: int = 3) -> ScalarStreams:
@@ -274,13 +327,8 @@ class ScalarStreams:
                 lanes.append((ScalarGrid.even(1.0), np.zeros(0, dtype=np.int64)))
                 continue
             lane = ScalarGrid.read(reader, kind)
-            size = reader.varint(1 << 20, "the number of numbers in a lane")
+            size = _count(reader, left, most)
             left = None if left is None else left - size
-            if left is not None and left < 0:
-                raise reader.fail(
-                    f"the lanes hold more than the {most:,} numbers that a file of this size may ask for; if you trust "
-                    "the file, allow it with max_bytes= (--max-bytes)"
-                )
             lanes.append(
                 (lane, decode(reader.part("a lane's stream"), size, f"numbers section, lane {number}"))
             )

@@ -17,12 +17,12 @@ import numpy as np
 from secateur.coding import floats, indices, static, varint
 from secateur.coding.indices import MixerBank
 from secateur.container import format as sct
-from secateur.container.codebooks import codebook, few_levels, read_codebook
+from secateur.container.codebooks import codebook, few_levels, read_codebook, read_multiples
 from secateur.container.format import DTYPES, Entry, Record
 from secateur.container.scalar_streams import ScalarStreams
 from secateur.errors import FormatError
 
-__all__ = ["cast", "decode", "encode", "grid", "indexed", "text"]
+__all__ = ["cast", "decode", "encode", "grid", "indexed", "text", "values_of"]
 
 _CASTS = {("F16", "F32"), ("BF16", "F32"), ("F16", "F64"), ("BF16", "F64"), ("F32", "F64")}
 
@@ -181,7 +181,7 @@ def decode(
         lanes: The scalars that tensors draw from; None where the file has none.
     """
     try:
-        if record.method >= sct.DRAWN:
+        if sct.DRAWN <= record.method < sct.SHORT:
             return _drawn(record, lanes or ScalarStreams([]))
         return _decode(record, earlier)
     except FormatError as error:
@@ -239,9 +239,20 @@ def _packed(record: Record) -> np.ndarray:
     return words.reshape(entry.shape)
 
 
+def values_of(record: Record) -> np.ndarray:
+    """The distinct words of an indexed tensor, in ascending order.
+
+    Args:
+        record: The record.
+    """
+    if record.method == sct.SHORT:
+        return read_multiples(record.parts["multiples"], record.entry, record.where)
+    return read_codebook(record.parts["codebook"], record.entry, record.where, record.version)
+
+
 def _indexed(record: Record) -> np.ndarray:
     entry, parts = record.entry, record.parts
-    values = read_codebook(parts["codebook"], entry, record.where, record.version)
+    values = values_of(record)
     stream = bytes(parts["indices"])
     return values[indices.decode(stream, entry.shape, len(values), _zero(values), record.memory)]
 
@@ -284,6 +295,7 @@ _DECODERS: dict[int, Callable[[Record], np.ndarray]] = {
     sct.CONST: _constant,
     sct.PACKED: _packed,
     sct.INDEXED: _indexed,
+    sct.SHORT: _indexed,
     sct.SPARSE: _sparse,
     sct.CAST: _widened,
     sct.GRID: _from_grid,

@@ -6,7 +6,9 @@ import pytest
 
 from secateur import studies
 from secateur.core.measurement import Measurement, Measurements
+from secateur.data import Augment
 from secateur.errors import DataError, RecipeError, UnknownNameError
+from secateur.lab.steps.train import TrainBase
 from secateur.studies.page import into_page
 from secateur.studies.published import PublishedFigure, parse
 from secateur.studies.section import Section, markdown_table
@@ -90,6 +92,38 @@ def test_the_control_is_trained_as_the_pruned_models_are_retrained(name: str, sc
     # Whatever retraining a pruned model gets, one with nothing pruned gets too, and no other.
     assert all(options in controls for options in pruned)
     assert all(options in pruned for options in controls)
+
+
+@pytest.mark.parametrize("name", ["sensitivity", "deep-compression", "resnet101", "at-init-vgg16"])
+def test_a_day_trains_on_all_images_and_every_training_the_fast_way(name: str) -> None:
+    seen = 0
+    for part, recipe in studies.read(name).recipes("day"):
+        for _, trial in recipe.trials():
+            assert part.alone or trial.data.limit is None
+            for step in trial.steps:
+                if not isinstance(step, TrainBase):
+                    continue
+                seen += 1
+                options = step.training()
+                assert (options.precision, options.schedule, step.channels_last) == ("bf16", "linear", True)
+                assert options.warmup > 0
+                assert options.average is not None
+                assert options.batch_size >= 128
+                assert options.augment == Augment(edges="mirrored")
+                assert options.epochs <= 30
+    assert seen
+
+
+def test_the_control_of_a_day_is_trained_as_the_pruned_models_are() -> None:
+    found = {
+        part.name: [
+            step.chosen() for _, trial in recipe.trials() for step in trial.steps if step.label == "retrain"
+        ]
+        for part, recipe in studies.read("resnet101").recipes("day")
+    }
+    assert found["control"]
+    assert all(options == found["control"][0] for options in found["structured"] + found["level"])
+    assert len(found["structured"] + found["level"]) == 27
 
 
 def test_scales_set_what_a_part_has_and_cut_axes(small: Study) -> None:

@@ -93,6 +93,9 @@ class SavedFile:
         """Bytes of the tensors over bytes of the file."""
         return self.dense / self.size
 
+    def __str__(self) -> str:
+        return f"{self.path}: {self.size:,} bytes, {self.ratio:.2f} times fewer than the {self.dense:,} of its tensors"
+
 
 @verb
 def save(
@@ -342,7 +345,8 @@ def _check_target(path: str | os.PathLike[str], archive: sct.Archive, target: St
         if tuple(wanted.shape) != entry.shape:
             raise DataError(
                 f"{path}: tensor {name!r} has shape {list(entry.shape)} in the file and "
-                f"{list(wanted.shape)} in the model; build the class the file was saved from"
+                f"{list(wanted.shape)} in the model; build the class the file was saved from. Where channels were "
+                "removed, save the plan too, sc.save(small.model, path, plan=small.plan), or load into small.model"
             )
         if wanted.dtype != TORCH_DTYPES[entry.dtype]:
             raise DataError(

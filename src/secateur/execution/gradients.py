@@ -81,7 +81,8 @@ def batches(who: str, context: Context) -> Iterator[object]:
         )
     if isinstance(data, torch.Tensor):
         raise DataError(
-            f"{who}: data is one tensor, expected an iterable of batches; write data=[(inputs, targets)]"
+            f"{who}: data is one tensor, expected an iterable of batches; write data=[(inputs, targets)], or "
+            "data=[inputs] where no targets are needed"
         )
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, torch.Tensor) for part in data):
         one, two = data

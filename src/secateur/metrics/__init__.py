@@ -134,9 +134,18 @@ def _check_options(
             )
 
 
+_OTHER_WORDS = {
+    **dict.fromkeys(("flops", "flop", "gflops"), "'macs' counts multiply-accumulates; one is two of these"),
+    **dict.fromkeys(("bytes", "memory_size", "disk"), "'size' is the bytes of the state dict"),
+    **dict.fromkeys(("time", "speed", "fps", "throughput"), "'latency' is the time of one forward pass"),
+    **dict.fromkeys(("parameters", "weights"), "'params' counts them"),
+}
+
+
 def _function(name: str) -> Callable[..., Measurements]:
     if name not in names():
-        raise UnknownNameError(f"unknown measure {name!r}: {near(name, names())}")
+        hint = _OTHER_WORDS.get(name.lower()) or near(name, names())
+        raise UnknownNameError(f"unknown measure {name!r}: {hint}")
     return getattr(importlib.import_module(f"{__name__}.{name}"), name)
 
 

@@ -29,7 +29,13 @@ SAMPLE = (
     "results.html",
     "zoo.html",
 )
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--allow-file-access-from-files")
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--allow-file-access-from-files",
+)
 
 
 def axe_script(folder: Path) -> str:
@@ -60,7 +66,9 @@ def problems_of(chromium: Any, page: Path, axe: str | None, theme: str) -> list[
     for kind in ("browser", "performance"):
         chromium.get_log(kind)
     chromium.get(page.as_uri())
-    found = [f"log: {line['message'][:200]}" for line in chromium.get_log("browser") if line["level"] == "SEVERE"]
+    found = [
+        f"log: {line['message'][:200]}" for line in chromium.get_log("browser") if line["level"] == "SEVERE"
+    ]
     for line in chromium.get_log("performance"):
         message = json.loads(line["message"])["message"]
         if message["method"] == "Network.requestWillBeSent":

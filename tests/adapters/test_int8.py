@@ -299,3 +299,62 @@ def test_no_more_batches_are_read_than_asked(model, tmp_path, monkeypatch):
     export(model, tmp_path / "m.onnx", X, int8=endless(), int8_options=Int8Options(lost=0.9, batches=2))
     assert len(seen) == 2
     assert len(read) <= 3
+
+
+@needs_onnx
+def test_attention_with_fewer_heads_is_quantised_whole(tmp_path):
+    """Its weights are split and transposed in the graph; left there, the quantiser takes them for activations."""
+    import secateur as sc
+
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(32, 4, 48, batch_first=True)
+    model = nn.Sequential(
+        nn.TransformerEncoder(layer, 1, enable_nested_tensor=False), nn.Linear(32, 5)
+    ).eval()
+    inputs = batches(2, 7, 32)
+    small = sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, example=inputs[0]), inputs[0]).model
+    assert small[0].layers[0].self_attn.num_heads == 2
+    options = Int8Options(lost=0.9, compare=inputs)
+    done = export(small, tmp_path / "m.onnx", inputs[0], int8="dynamic", int8_options=options)
+    kinds = [node.op_type for node in graph(tmp_path / "m.onnx").node]
+    assert kinds.count("MatMulInteger") == 7  # q, k, v, out, linear1, linear2, head
+    assert kinds.count("MatMul") == 2  # q k^T and the product with v have no weights
+    assert done.int8.noise < 0.05
+
+
+@needs_onnx
+def test_weights_are_stored_and_linear_layers_are_products(tmp_path):
+    import numpy as np
+    import onnx
+    import onnxruntime
+    from onnx import helper, numpy_helper
+
+    from secateur.adapters.onnx_weights import gemm_as_matmul, store_weights
+
+    both = np.arange(12, dtype=np.float32).reshape(
+        4, 3
+    )  # rows 0-1 for one product, rows 2-3 for a linear layer
+    nodes = [
+        helper.make_node("Split", ["w"], ["a", "b"], num_outputs=2, axis=0),
+        helper.make_node("Transpose", ["a"], ["at"], perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "at"], ["left"], name="left"),
+        helper.make_node("Gemm", ["x", "b", "bias"], ["right"], name="right", transB=1),
+        helper.make_node("Add", ["left", "right"], ["y"]),
+    ]
+    values = [helper.make_tensor_value_info(name, 1, [1, n]) for name, n in (("x", 3), ("y", 2))]
+    stored = [numpy_helper.from_array(both, "w"), numpy_helper.from_array(np.float32([1, 2]), "bias")]
+    whole = helper.make_graph(nodes, "g", values[:1], values[1:], stored)
+    model = helper.make_model(whole, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    assert store_weights(model) == 2
+    gemm_as_matmul(model)
+    assert [node.op_type for node in model.graph.node] == ["MatMul", "MatMul", "Add", "Add"]
+    found = {item.name: numpy_helper.to_array(item).tolist() for item in model.graph.initializer}
+    assert found == {
+        "at": [[0, 3], [1, 4], [2, 5]],
+        "b.transposed": [[6, 9], [7, 10], [8, 11]],
+        "bias": [1, 2],
+    }
+    onnx.checker.check_model(model)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {"x": np.float32([[1, 0, 2]])})
+    assert y.tolist() == [[4 + 22 + 1, 13 + 31 + 2]]

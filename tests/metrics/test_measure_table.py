@@ -67,6 +67,8 @@ def test_every_file_of_the_folder_is_a_measure():
 def test_errors_of_the_table():
     with pytest.raises(UnknownNameError, match="unknown measure 'mac': did you mean 'macs'"):
         measure(net(), what=["mac"])
+    with pytest.raises(UnknownNameError, match="unknown measure 'flops': 'macs' counts multiply-accumulates"):
+        measure(net(), what=["flops"])
     with pytest.raises(
         OptionError, match="measure 'macs' needs example=; give it, or leave 'macs' out of what="
     ):

@@ -29,6 +29,7 @@ import torch
 from torch import nn
 
 from secateur.adapters.onnx_model import OnnxModel, extra_module
+from secateur.adapters.onnx_weights import TRANSPOSED, gemm_as_matmul, store_weights
 from secateur.adapters.programs import largest_difference, quiet
 from secateur.core.nested import tensors_in
 from secateur.core.out_of_memory import raise_if_out_of_memory
@@ -174,6 +175,7 @@ def write_int8(
     judge = _Judge(model, compared, options)
     with tempfile.TemporaryDirectory() as scratch, quiet():
         folder = Path(scratch)
+        _store_weights(path)
         quantise: _Quantise
         if isinstance(int8, str):
             quantise, method = _Dynamic(path, options.reduce_range), "dynamic"
@@ -197,6 +199,14 @@ def write_int8(
         in_float,
         found.layers,
     )
+
+
+def _store_weights(path: Path) -> None:
+    """Store the weights that the graph would compute in every call, so that the quantiser finds them."""
+    tools = extra_module("onnx")
+    graph = tools.load(str(path))
+    if store_weights(graph):
+        tools.save(graph, str(path))
 
 
 def _inputs_of(batches: Iterable[object], most: int, what: str) -> list[Example]:
@@ -312,11 +322,12 @@ class _Static:
 class _Dynamic:
     """Dynamic quantisation: weights by channel, activations in every call."""
 
-    kinds: tuple[str, ...] = ("MatMul", "Gemm")
+    kinds: tuple[str, ...] = ("MatMul",)
 
     def __init__(self, path: Path, reduce_range: bool):
         tools = extra_module("onnx")
         self.graph: onnx.ModelProto = tools.load(str(path))
+        gemm_as_matmul(self.graph)
         # The quantiser transposes weights, and then refuses the shapes that the exporter noted for them.
         self.graph.graph.ClearField("value_info")
         tools.save(self.graph, str(path))
@@ -416,6 +427,7 @@ def _units(graph: onnx.ModelProto, kinds: Sequence[str]) -> dict[str, list[str]]
 
 def _layer_of(node: onnx.NodeProto, weight: str) -> str:
     """The layer a node belongs to: by its weight's name, else by the scopes that the exporter noted."""
+    weight = weight.removesuffix(TRANSPOSED)
     if weight.endswith(".weight"):
         return weight.removesuffix(".weight")
     scopes = {item.key: item.value for item in node.metadata_props}.get("pkg.torch.onnx.name_scopes", "")

@@ -90,7 +90,7 @@ headline-train: $(STAMP)
 fuzz: $(STAMP)
 	$(BIN)/python -m attacks.fuzz --seconds $(or $(SECONDS),600) --keep fuzz-sittings.json
 
-# Two hundred kills and two hundred I/O errors in the middle of a run, each resumed: some six minutes
+# Two hundred kills, two hundred I/O errors and wants of memory in the middle of a run, each resumed: some six minutes
 faults: $(STAMP)
 	$(BIN)/python -m attacks.faults
 

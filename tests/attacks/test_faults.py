@@ -1,4 +1,4 @@
-"""A few kills and I/O errors in the middle of a run; `make faults` makes four hundred."""
+"""A few kills, I/O errors and wants of memory in the middle of a run; `make faults` makes four hundred."""
 
 from __future__ import annotations
 
@@ -31,7 +31,17 @@ def test_after_kills_and_errors_a_run_comes_to_the_same_numbers_and_leaves_nothi
     found = json.loads(done.stdout)
     assert [(kind, other, foreign, left) for kind, _, other, foreign, left in found] == [
         (kind, 0, [], [])
-        for kind in ("SIGKILL", "write", "fsync", "rename", "open", "sqlite", "RLIMIT_FSIZE")
+        for kind in (
+            "SIGKILL",
+            "write",
+            "fsync",
+            "rename",
+            "open",
+            "sqlite",
+            "RLIMIT_FSIZE",
+            "MemoryError",
+            "RLIMIT_AS",
+        )
     ]
     assert all(faults >= 1 for _, faults, *_ in found)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tests.streaming.tiny_llama import OUTSIDE, batches, llama, state_of, transformers
 
 import secateur as sc
 from secateur.container.resuming import ResumableJob
 from secateur.core.json_text import Json
-from secateur.errors import DataError, NothingToDoError, OptionError
+from secateur.errors import DataError, NothingToDoError, OptionError, StoreError
 from secateur.streaming.blocks import blocks_of, meta_model
 from secateur.streaming.compensated import BlockOptions, compensate_checkpoint
 
@@ -64,9 +66,11 @@ def test_pruning_alone_and_other_choices(tmp_path: Path) -> None:
     assert len(done.rows) == 3 * 6
 
 
+@pytest.mark.parametrize("damage", ["", "cut", "gone", "other"])
 def test_an_interrupted_run_goes_on_with_the_next_block(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Where its file of inputs is damaged, the error says so, and the call after it begins again."""
     llama(tmp_path / "in")
     whole = compensate_checkpoint(tmp_path / "in", tmp_path / "whole", batches())
     with monkeypatch.context() as patched:
@@ -81,15 +85,42 @@ def test_an_interrupted_run_goes_on_with_the_next_block(
         with pytest.raises(KeyboardInterrupt):
             compensate_checkpoint(tmp_path / "in", tmp_path / "out", batches())
     assert not (tmp_path / "out").exists()
+    kept = next(tmp_path.glob(".secateur*/hidden-2.safetensors"))
+    if damage == "cut":
+        kept.write_bytes(kept.read_bytes()[:-1])
+    elif damage == "gone":
+        kept.unlink()
+    elif damage == "other":
+        save_file({f"{name}.{at}": torch.zeros(1) for name in ("dense", "student") for at in range(9)}, kept)
+    if damage:
+        with pytest.raises(StoreError, match=r"cannot be used .* and is deleted; run the same command again"):
+            compensate_checkpoint(tmp_path / "in", tmp_path / "out", batches())
     seen: list[int] = []
     done = compensate_checkpoint(
         tmp_path / "in", tmp_path / "out", batches(), progress=lambda index, count: seen.append(index)
     )
-    assert seen == [3]
+    assert seen == ([1, 2, 3] if damage else [3])
     assert done.rows == whole.rows
     for path in (tmp_path / "whole").iterdir():
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
     assert not list(tmp_path.glob(".secateur*"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attn_implementation": "owner/kernel"},
+        {"hidden_size": "much"},
+        {"model_type": []},
+        {"vocab_size": None},
+    ],
+)
+def test_a_configuration_runs_no_code_and_is_refused_by_name(change: dict[str, Json], tmp_path: Path) -> None:
+    llama(tmp_path / "in")
+    path = tmp_path / "in" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(OptionError, match="makes no causal language model of its config"):
+        meta_model(tmp_path / "in")
 
 
 def test_the_blocks_are_found_and_have_no_weights(tmp_path: Path) -> None:

@@ -17,13 +17,13 @@ from types import ModuleType
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from secateur.container.resuming import ResumableJob
 from secateur.container.shards import open_source
-from secateur.errors import MissingExtraError, OptionError
+from secateur.errors import MissingExtraError, OptionError, StoreError
 from secateur.execution.example import Batch
 from secateur.streaming.block_work import BlockDone, BlockWork, Hidden
 from secateur.streaming.blocks import BlockCall, BlockModel, meta_model
@@ -100,12 +100,14 @@ class BlockRun:
             writer: Stores the blocks.
             progress: Called for every block.
         """
-        count, rows = len(self.blocks.blocks), list(self.job.rows)
+        count = len(self.blocks.blocks)
         calls, first = self.blocks.calls(batches)
+        hidden = self._hidden(first)
+        rows = list(self.job.rows)
         if not self.job.done:
             writer.begin()
         results = (
-            self._here(calls, first) if self.cluster is None else self._there(self.cluster, calls, first)
+            self._here(calls, hidden) if self.cluster is None else self._there(self.cluster, calls, hidden)
         )
         for index, done in enumerate(results, self.job.done):
             rows += done.rows
@@ -115,8 +117,10 @@ class BlockRun:
                 progress(index + 1, count)
         return rows
 
-    def _here(self, calls: Sequence[Sequence[BlockCall]], first: Hidden) -> Iterator[BlockDone]:
-        dense, student = self._hidden(first)
+    def _here(
+        self, calls: Sequence[Sequence[BlockCall]], hidden: tuple[Hidden, Hidden]
+    ) -> Iterator[BlockDone]:
+        dense, student = hidden
         for index in range(self.job.done, len(calls)):
             at, now = _batches(calls[index], dense), _batches(calls[index], student)
             done = self.work.run(f"{self.blocks.prefix}.{index}.", self.blocks.block(index), at, now)
@@ -126,14 +130,18 @@ class BlockRun:
             dense, student = done.dense, done.student
 
     def _there(
-        self, cluster: BlockCluster, calls: Sequence[Sequence[BlockCall]], first: Hidden
+        self, cluster: BlockCluster, calls: Sequence[Sequence[BlockCall]], hidden: tuple[Hidden, Hidden]
     ) -> Iterator[BlockDone]:
         """The same with Ray tasks, several of them submitted ahead."""
         with _ray(cluster) as ray:
-            yield from self._tasks(ray, cluster, calls, first)
+            yield from self._tasks(ray, cluster, calls, hidden)
 
     def _tasks(
-        self, ray: Any, cluster: BlockCluster, calls: Sequence[Sequence[BlockCall]], first: Hidden
+        self,
+        ray: Any,
+        cluster: BlockCluster,
+        calls: Sequence[Sequence[BlockCall]],
+        hidden: tuple[Hidden, Hidden],
     ) -> Iterator[BlockDone]:
         memory = {"memory": int(cluster.memory_gib * 2**30)} if cluster.memory_gib else {}
         task = ray.remote(num_cpus=cluster.cpus, max_retries=3, **memory)(_block_task)
@@ -141,7 +149,7 @@ class BlockRun:
         model = self.blocks.model if self.own else None
         where = (str(self.source), self.blocks.prefix, model, torch.get_num_threads())
         waiting: deque[object] = deque()
-        dense, _ = self._hidden(first)
+        dense, _ = hidden
         for index in range(self.job.done, len(calls)):
             if len(waiting) > most:
                 yield ray.get(waiting.popleft())
@@ -155,14 +163,33 @@ class BlockRun:
 
     # -- resuming ----------------------------------------------------------------------------------------------
     def _hidden(self, first: Hidden) -> tuple[Hidden, Hidden]:
-        """The inputs of the next block in both models: read from an interrupted call, else those of the first block."""
+        """The inputs of the next block in both models: read from an interrupted call, else those of the first block.
+
+        Raises:
+            StoreError: What it kept cannot be read, or does not fit; it is deleted with the error.
+        """
         if not self.job.done:
             return first, list(first)
+        try:
+            return self._read(first)
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise StoreError(
+                f"{self.source}: what an interrupted call kept of it cannot be used ({error}) and is deleted; run the "
+                "same command again: it begins with the first block"
+            ) from error
+
+    def _read(self, first: Hidden) -> tuple[Hidden, Hidden]:
+        """The inputs that an interrupted call kept; raises where they are not those of the next block."""
+        if self.job.done > len(self.blocks.blocks):
+            raise ValueError(f"{self.job.done} blocks of {len(self.blocks.blocks)} are done")
         with safe_open(str(self.job.folder / f"hidden-{self.job.done}.safetensors"), framework="pt") as file:
-            dense = [file.get_tensor(f"dense.{index}") for index in range(len(first))]
-            if self.dense_inputs:
-                return dense, dense
-            return dense, [file.get_tensor(f"student.{index}") for index in range(len(first))]
+            kept = [
+                [file.get_tensor(f"{name}.{index}") for index in range(len(first))]
+                for name in ("dense", "dense" if self.dense_inputs else "student")
+            ]
+        if any(one.shape != other.shape for each in kept for one, other in zip(each, first)):
+            raise ValueError("the inputs have other shapes")
+        return kept[0], kept[1]
 
     def _mark(self, number: int, rows: list[Row], done: BlockDone) -> None:
         """Record the finished blocks, and keep the inputs of the next one."""

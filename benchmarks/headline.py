@@ -3,11 +3,15 @@
 FOLDER holds `cifar10` and `mnist` as the data package reads them ($SECATEUR_DATA and ./data are looked into
 without it). What is not at hand is said and passed over. Sizes and ratios need no data; the accuracies printed are
 those of the models as they come out of the files, on all test images, beside what docs/headline.md records.
+
+`--repack FILE --only NAME` writes the network of a file as compact as today's format can, with the same weights to the bit; NAME
+says which of the networks it is.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import time
@@ -18,7 +22,10 @@ from typing import Any
 import torch
 
 from secateur import data, models
-from secateur.container.archive import load
+from secateur.container import format as sct
+from secateur.container.archive import entries_of, load
+from secateur.container.compact_writer import CompactWriter
+from secateur.container.reading import lanes_of, words_of
 from secateur.errors import SecateurError
 from secateur.lab.training import evaluate
 
@@ -42,6 +49,27 @@ def network(entry: dict[str, Any]) -> torch.nn.Module:
 def dense_bytes(model: torch.nn.Module) -> int:
     """Bytes of a model's parameters and buffers as they lie in memory."""
     return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+
+
+def repacked(path: Path, entry: dict[str, Any]) -> bytes:
+    """The content of a file that leaves its names to a model, as a compact file: the same streams and numbers."""
+    with open(path, "rb") as file:
+        archive = sct.Archive(file)
+        archive = sct.Archive(file, entries_of(archive, network(entry)))
+        if archive.texts:
+            raise SystemExit(
+                f"{path}: the file holds {', '.join(archive.texts)}, which a compact one cannot hold"
+            )
+        out = io.BytesIO()
+        writer = CompactWriter(out, archive.names_from or (), archive.folded, archive.widths)
+        if archive.numbers is not None:
+            writer.lanes(lanes_of(archive))
+        for record, words in words_of(archive):
+            writer.add(
+                record.entry, words.tobytes(), record.method, [bytes(part) for part in record.parts.values()]
+            )
+        writer.finish()
+        return out.getvalue()
 
 
 def line(name: str, entry: dict[str, Any], folder: str | None) -> tuple[str, ...]:
@@ -79,11 +107,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", help="folder with cifar10 and mnist")
     parser.add_argument("--only", help="one file, by name")
+    parser.add_argument(
+        "--repack", type=Path, metavar="FILE", help="write this file again, as compact as can be"
+    )
     options = parser.parse_args()
     chosen = {name: entry for name, entry in entries().items() if options.only in (None, name)}
     if not chosen:
         print(f"no file called {options.only!r}; there are {', '.join(entries())}", file=sys.stderr)
         return 2
+    if options.repack is not None:
+        data = repacked(options.repack, next(iter(chosen.values())))
+        print(f"{options.repack.stat().st_size:,} bytes, now {len(data):,}")
+        options.repack.write_bytes(data)
+        return 0
     lines = [HEAD, *(line(name, entry, options.data) for name, entry in chosen.items())]
     widths = [max(len(row[at]) for row in lines) for at in range(len(HEAD))]
     for row in lines:

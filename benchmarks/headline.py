@@ -4,8 +4,8 @@ FOLDER holds `cifar10` and `mnist` as the data package reads them ($SECATEUR_DAT
 without it). What is not at hand is said and passed over. Sizes and ratios need no data; the accuracies printed are
 those of the models as they come out of the files, on all test images, beside what docs/headline.md records.
 
-`--repack FILE --only NAME` writes the network of a file as compact as today's format can, with the same weights to the bit; NAME
-says which of the networks it is.
+`--repack FILE --only NAME` writes the network of a file as compact as today's format can, with the same weights to the
+bit; NAME says which of the networks it is.
 """
 
 from __future__ import annotations

@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from secateur.core.plotting import draw_with
 
 if TYPE_CHECKING:
     from secateur import allocation as allocation
@@ -256,6 +259,16 @@ if not TYPE_CHECKING:  # a type checker knows the names above, and reports any o
         raise AttributeError(
             f"module 'secateur' has no attribute {name!r}; public names: {', '.join(__all__)}"
         )
+
+
+def _chart(kind: str) -> Callable[[Any], Any]:
+    """The function that draws values of a kind; the drawing library is imported here."""
+    notebook = importlib.import_module("secateur.report.notebook")
+    found: Callable[[Any], Any] = getattr(notebook, kind)
+    return found
+
+
+draw_with(_chart)
 
 
 def __dir__() -> list[str]:

@@ -26,13 +26,15 @@ import torch
 from torch import nn
 
 from secateur.core.missing_files import missing
-from secateur.data._decode import pair
+from secateur.data._decode import convert, pair
 from secateur.data._kind import Raw, Request
 from secateur.data._splits import Augment, Data, ImageMemory, Source, Split, Subset
 from secateur.errors import DataError, OptionError, UnknownNameError, near
 from secateur.registry import Registry
 
-__all__ = ["Augment", "Data", "Split", "load", "load_for", "registry"]
+__all__ = [
+    "Augment", "Data", "ImageMemory", "Raw", "Request", "Split", "convert", "load", "load_for", "registry",
+]  # fmt: skip
 
 registry = Registry(__name__, __path__, "dataset", aliases={"cifar": "cifar10", "cifar-10": "cifar10"})
 

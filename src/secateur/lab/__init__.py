@@ -57,6 +57,9 @@ if TYPE_CHECKING:
     from secateur.lab.searching import SearchOptions as SearchOptions
     from secateur.lab.searching import search as search
     from secateur.lab.state import State as State
+    from secateur.lab.steps import Result as Result
+    from secateur.lab.steps import Step as Step
+    from secateur.lab.steps import Work as Work
     from secateur.lab.store import Store as Store
     from secateur.lab.training import GradualPruning as GradualPruning
     from secateur.lab.training import Snapshot as Snapshot
@@ -76,13 +79,16 @@ _NAMES = {
     "Ran": "secateur.lab.engine",
     "RayEngine": "secateur.lab.engines.ray",
     "Recipe": "secateur.lab.recipe",
+    "Result": "secateur.lab.steps",
     "RunPlan": "secateur.lab.planning",
     "SearchOptions": "secateur.lab.searching",
     "Snapshot": "secateur.lab.training",
     "State": "secateur.lab.state",
+    "Step": "secateur.lab.steps",
     "Store": "secateur.lab.store",
     "TrainingContext": "secateur.lab.training",
     "TrainingOptions": "secateur.lab.training",
+    "Work": "secateur.lab.steps",
     "WorkerPool": "secateur.lab.engines.worker_pool",
     "compare_methods": "secateur.lab.comparing",
     "evaluate": "secateur.lab.training",

@@ -18,12 +18,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from secateur.report.figure import Figure as Figure
+    from secateur.report.figure import FigureTable as FigureTable
     from secateur.report.page import Report as Report
     from secateur.report.run import Run as Run
 
-__all__ = ["Report", "Run"]
+__all__ = ["Figure", "FigureTable", "Report", "Run"]
 
-_HOMES = {"Report": "page", "Run": "run"}
+_HOMES = {"Figure": "figure", "FigureTable": "figure", "Report": "page", "Run": "run"}
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ import torch
 from secateur.structure.groups.labels import Field, Labels, Layout
 from secateur.structure.trace.trace import Op, TensorRef, Trace
 
-__all__ = ["LAYERS", "Follower", "Rule", "follow", "markdown", "rule", "table"]
+__all__ = ["LAYERS", "Follower", "Layout", "Op", "Rule", "follow", "keeps_zero", "markdown", "rule", "table"]
 
 Rule = Callable[["Follower", Op], "Layout | Sequence[Layout]"]
 
@@ -49,6 +50,16 @@ LAYERS = frozenset(
 """Operators with which a layer's weight maps input channels to output channels."""
 _RULES: dict[str, Rule] = {}
 _loaded = False
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(
+        name: str,
+    ) -> Rule:  # a rule's own file imports this one, so it is imported when first used
+        if name == "keeps_zero":
+            return importlib.import_module(f"{__name__}.elementwise").keeps_zero
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:

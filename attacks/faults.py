@@ -202,6 +202,10 @@ def _from_the_system() -> None:
 _MMAP_THRESHOLD = -3  # of malloc.h
 
 
+def _kill(process: int) -> None:
+    os.kill(process, signal.SIGKILL)
+
+
 def _as_before() -> None:
     """Give this process memory again, so that it can say what happened."""
     sys.setprofile(None)
@@ -240,7 +244,7 @@ class Trial:
         where: Path,
         patience: float | None = None,
         prepare: Callable[[], object] | None = None,
-        late: Callable[[int], object] = lambda process: os.kill(process, signal.SIGKILL),
+        late: Callable[[int], object] | None = None,
     ) -> tuple[int, str]:
         """Run the recipe in a forked process.
 
@@ -248,7 +252,8 @@ class Trial:
             where: The store.
             patience: Seconds until `late` is called; None waits.
             prepare: Called in the process first.
-            late: What is done to the process, by its number, when the seconds are over; it is killed.
+            late: What is done to the process, by its number, when the seconds are over; None kills it. A process that
+                does not end after that is killed.
 
         Returns:
             (0 done, 1 refused with a named error, 2 or more another error, below 0 ended by that signal; what it said).
@@ -264,8 +269,9 @@ class Trial:
             if ended:
                 break
             if end is not None and time.perf_counter() >= end:
-                late(child)
-                end = None
+                (late or _kill)(child)
+                # Python waits for ever for a thread that found no memory to begin.
+                end, late = end + 20 + 20 * self.seconds, _kill
             time.sleep(0.002)
         return (-os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)), said.read_text()
 

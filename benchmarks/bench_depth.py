@@ -5,7 +5,7 @@ multiply-accumulates remain; a second copy loses channels until no more remain t
 fewer-layer and narrower model are timed on one input, one thread, in turns, eager and in ONNX Runtime. The figure is
 the speed-up by layers over that by channels: at least 1.15.
 
-`minilm`: all-MiniLM-L6-v2 without 2 of its 6 layers, chosen by block influence, then compensated on 200 docstrings of
+`minilm`: all-MiniLM-L6-v2 without 2 of its 6 layers, chosen by block influence, then tuned on 200 docstrings of
 the standard library; mean cosine to the dense embeddings on 200 others: at least 0.90. `--minilm` names the folder with
 config.json, tokenizer.json and model.safetensors; `--layers 1,3` removes these instead.
 """
@@ -13,6 +13,7 @@ config.json, tokenizer.json and model.safetensors; `--layers 1,3` removes these 
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 import tempfile
 import time
@@ -24,6 +25,8 @@ from torch import nn
 import secateur as sc
 from secateur.adapters.export import export
 from secateur.adapters.onnx_model import OnnxModel
+from secateur.compensation.batches import read_all
+from secateur.compensation.tuning import tune
 from secateur.metrics.latency import compare
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -106,12 +109,15 @@ def minilm(folder: str, chosen: str, passes: int, lr: float) -> Row:
     else:
         masks = sc.prune(model, "block_influence", "layer", 2 / 6, data=data)
     half = sc.bypassed(model, masks, data[0])
-    tune = None
+    texts = sc.RecombinedTokens(data, tokens=500)
     if passes:
-        tune = sc.Tuning(passes=passes, lr=lr, blocks=0.0, precision="bf16", compare=states_and_embedding)
-    texts = sc.RecombinedTokens(data)
-    solved = sc.compensate(half, masks, texts, dense=model, solver=sc.LeastSquares(damping=0.01), tune=tune)
-    small = sc.shrink(solved.model, masks, data[0])
+        solved = copy.deepcopy(half).eval()
+        options = sc.Tuning(passes=passes, lr=lr, blocks=0.0, precision="bf16", compare=states_and_embedding)
+        print(tune(model.eval(), solved, texts, read_all("tune", texts, model), masks, options), flush=True)
+    else:
+        solver = sc.LeastSquares(damping=0.01)
+        solved = sc.compensate(half, masks, data, dense=model, solver=solver).model
+    small = sc.shrink(solved, masks, data[0])
     seconds = time.process_time() - start
 
     def cosine(net: nn.Module) -> float:
@@ -120,7 +126,7 @@ def minilm(folder: str, chosen: str, passes: int, lr: float) -> Row:
     found = cosine(small.model)
     print(
         f"MiniLM, layers left {dict(small.plan.layers)}: mean cosine {cosine(half):.4f} taken out, {found:.4f} "
-        f"compensated ({passes} passes, {seconds:.0f} s of the processor)",
+        f"afterwards ({passes} passes, {seconds:.0f} s of the processor)",
         flush=True,
     )
     return Row("MiniLM, 1 - mean cosine", 1 - found, 1.0, 0.10, "")
@@ -133,10 +139,10 @@ def main() -> int:
     parser.add_argument(
         "--layers", default="", help="the layers to remove, by comma; by default block influence chooses"
     )
-    parser.add_argument("--passes", type=int, default=12, help="of the second stage of compensate")
     parser.add_argument(
-        "--lr", type=float, default=0.005, help="of the second stage, as a share of a weight's size"
+        "--passes", type=int, default=5, help="of tuning; 0 solves the layers by least squares instead"
     )
+    parser.add_argument("--lr", type=float, default=0.005, help="of tuning, as a share of a weight's size")
     parser.add_argument(
         "--keep", type=float, default=0.6, help="share of the multiply-accumulates that remains"
     )

@@ -39,7 +39,8 @@ class _Retrain(TrainBase):
         if before is None:
             return result
         metric, start = before
-        after = _by_epoch(result, metric)[result.log["best_epoch"] if best else result.log["epochs"]]
+        epochs = _by_epoch(result, metric)  # after rewinding the first is not 1
+        after = epochs[result.log["best_epoch"] if best else max(epochs)]
         result.log |= {"validation_before": start, "validation_after": after}
         if after == start or (after > start) == (metric == "accuracy"):
             return result

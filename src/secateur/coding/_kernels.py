@@ -173,25 +173,15 @@ def _code_bit(stream: Stream, likely: int, bit: int) -> int:
 
 
 @_compiled
-def _flip(
-    bank: Bank, which: int, cells: np.ndarray, bits: np.ndarray, tables: Tables, stream: Stream
-) -> bool:
-    """Code (or decode into `bits`) a batch of bits of one mixer and learn from it; False where the stream is broken.
-
-    `cells` [contexts + 1, n] are the cells of each bit's contexts, its node's own last. One context after the other is
-    taken for all bits, which the compiler turns into vector instructions; only the coder goes bit by bit.
-    """
-    rows, n = cells.shape
+def _odds(
+    zeros: np.ndarray, ones: np.ndarray, of_context: np.ndarray, weights: np.ndarray, tables: Tables
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the contexts say of each bit of a batch: log-odds beyond its node's own, their squares' sum, the mixture."""
+    rows, n = of_context.shape
     contexts = rows - 1
-    begin, count = bank.begins[which], bank.cells[which]
-    zeros, ones = bank.counts[begin : begin + count], bank.counts[begin + count : begin + 2 * count]
-    weights, whole = bank.weights[which], bank.whole[which]
-    last = len(tables.squash) - 1
     beyond = np.empty((contexts, n), dtype=np.int32)
-    error = np.empty(n, dtype=np.int32)
     base, square = np.empty(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
     share, total = np.empty(n), np.empty(n)
-    of_context = cells.view(np.uint64)
     own = of_context[contexts]
     for i in range(n):
         of_ones = ones[own[i]]
@@ -208,6 +198,27 @@ def _flip(
             row[i] = odds
             square[i] += odds * odds
             total[i] += weight * odds
+    return beyond, square, total
+
+
+@_compiled
+def _flip(
+    bank: Bank, which: int, cells: np.ndarray, bits: np.ndarray, tables: Tables, stream: Stream
+) -> bool:
+    """Code (or decode into `bits`) a batch of bits of one mixer and learn from it; False where the stream is broken.
+
+    `cells` [contexts + 1, n] are the cells of each bit's contexts, its node's own last. One context after the other is
+    taken for all bits, which the compiler turns into vector instructions; only the coder goes bit by bit.
+    """
+    rows, n = cells.shape
+    contexts = rows - 1
+    begin, count = bank.begins[which], bank.cells[which]
+    zeros, ones = bank.counts[begin : begin + count], bank.counts[begin + count : begin + 2 * count]
+    weights, whole = bank.weights[which], bank.whole[which]
+    last = len(tables.squash) - 1
+    of_context = cells.view(np.uint64)
+    beyond, square, total = _odds(zeros, ones, of_context, weights, tables)
+    error = np.empty(n, dtype=np.int32)
     squares = 0
     energy = max(bank.energies[which] - (bank.energies[which] >> 3), tables.calm)
     for i in range(n):

@@ -19,7 +19,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, overload, runtime_checkable
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, overload, runtime_checkable
 
 import numpy as np
 import torch
@@ -146,23 +146,38 @@ def save(
     widths = _widths(text, module) if names == "model" else None
     sct.check_entries(content.entries)
     with atomic_open(path) as file:
-        described = content.entries if names == "model" else None
-        lanes = content.rounded.lanes
-        writer: Writer | CompactWriter
-        if described and (text is None or widths is not None) and compact_enough(described):
-            writer = CompactWriter(file, described, folded=content.left_out, widths=widths)
-            if lanes is not None:
-                writer.lanes(lanes)
-        else:
-            writer = Writer(file, described, folded=content.left_out, widths=widths)
-            if text is not None and widths is None:
-                writer.text("plan", tensors.text(text.encode()))
-            if lanes is not None:
-                short = widths is not None
-                writer.numbers(lanes.payload(short), 4 if short else 2)
+        writer = _writer(file, content, text, widths, described=names == "model")
         _write_tensors(writer, content, options)
         writer.finish()
     return SavedFile(Path(path), writer.written, content.dense)
+
+
+def _writer(
+    file: BinaryIO, content: _Content, text: str | None, widths: bytes | None, *, described: bool
+) -> Writer | CompactWriter:
+    """The writer of a file, all before its tensors written: a compact one, where a model describes a small content.
+
+    Args:
+        file: Where to write.
+        content: The content.
+        text: The plan.
+        widths: The widths that stand for the plan.
+        described: Whether names and shapes come from the model that the file is loaded into.
+    """
+    entries = content.entries if described else None
+    lanes = content.rounded.lanes
+    if entries and (text is None or widths is not None) and compact_enough(entries):
+        compact = CompactWriter(file, entries, folded=content.left_out, widths=widths)
+        if lanes is not None:
+            compact.lanes(lanes)
+        return compact
+    writer = Writer(file, entries, folded=content.left_out, widths=widths)
+    if text is not None and widths is None:
+        writer.text("plan", tensors.text(text.encode()))
+    if lanes is not None:
+        short = widths is not None
+        writer.numbers(lanes.payload(short), 4 if short else 2)
+    return writer
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,9 @@ def seconds_per_epoch() -> dict[str, float]:
     with EPOCHS.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     ends = ", seconds of an epoch"
-    return {row["name"].removesuffix(ends): float(row["figure"]) for row in rows if row["name"].endswith(ends)}
+    return {
+        row["name"].removesuffix(ends): float(row["figure"]) for row in rows if row["name"].endswith(ends)
+    }
 
 
 def costs() -> Tabulated:

@@ -2,7 +2,8 @@
 
 A Python signal handler runs between any two instructions, also inside a `finally:` or an `__exit__` that is restoring
 a model, and the exception that it raises ends the restoring half way. `deferring` wraps a handler: while the program is
-in a function marked `uninterrupted`, or in an `__enter__` or `__exit__`, the signal is sent again a moment later.
+in a function marked `uninterrupted`, or in an `__enter__` or `__exit__`, the signal is sent again a moment later. So it
+is in a `__del__` or a callback of a weak reference: an exception is lost there, and the program would never end.
 
 >>> import signal
 >>> @uninterrupted
@@ -27,6 +28,7 @@ import contextlib
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from types import CodeType, FrameType
 from typing import TypeVar
@@ -41,7 +43,13 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 _PATIENCE = 10.0  # seconds after which a signal is no longer deferred
 _AGAIN = 0.002  # seconds until a deferred signal is sent again
-_NAMES = frozenset(["__enter__", "__exit__"])
+_NAMES = frozenset(["__enter__", "__exit__", "__del__"])
+_SWALLOWING = (
+    frozenset(  # the files of callbacks of weak references: Python prints what they raise, and goes on
+        function.__code__.co_filename
+        for function in (weakref.WeakSet.__init__, weakref.WeakKeyDictionary.__init__)
+    )
+)
 _uninterrupted: set[CodeType] = {contextlib.ExitStack.enter_context.__code__}
 _boundaries: set[CodeType] = set()
 _waiting: set[int] = set()  # signals that are deferred and have not come again
@@ -110,7 +118,7 @@ def _may_interrupt(frame: FrameType | None) -> bool:
         code = frame.f_code
         if code in _boundaries:
             return frame is not innermost
-        if code in _uninterrupted or code.co_name in _NAMES:
+        if code in _uninterrupted or code.co_name in _NAMES or code.co_filename in _SWALLOWING:
             return False
         frame = frame.f_back
     return True

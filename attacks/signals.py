@@ -145,8 +145,11 @@ def attack(name: str, number: int, at: int, honest: Ended, inputs: Path, scratch
     done = not ended.code and ended.files == honest.files and ended.calls - at < 100
     if ended.code != 128 + number and not done:
         wrong.append(f"exit code {ended.code} after {ended.calls - at} more calls: {ended.shown[-800:]}")
-    if "Traceback" in ended.shown or "Exception ignored" in ended.shown:
-        wrong.append(ended.shown[-1500:])
+    # Python itself loses an exception in a callback of its collector; a command that then did all its work is whole.
+    lost = done and "Exception ignored" in ended.shown
+    if not lost and ("Traceback" in ended.shown or "Exception ignored" in ended.shown):
+        begin = max(ended.shown.find("Traceback"), ended.shown.find("Exception ignored"))
+        wrong.append(ended.shown[max(0, begin - 200) : begin + 1300])
     for file, held in ended.files.items():
         if file in honest.files:
             if held != honest.files[file]:

@@ -7,32 +7,22 @@ new public name has to be in one of them.
 from __future__ import annotations
 
 import copy
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.accelerator import simulated
+from tests.accelerator.small_network import needs_python_back_ends, network
 from torch import nn
 from torch.nn import functional as F
-from torch.utils import backend_registration
 
 import secateur as sc
 from secateur.quantize.latent_training import LatentOptions, LatentTraining
 from secateur.sensitivity.prefix_cache import PrefixCache
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
-    reason="this version of torch has no back ends written in Python",
-)
-_SPEC = importlib.util.spec_from_file_location("simulated", Path(__file__).with_name("simulated.py"))
-assert _SPEC is not None
-assert _SPEC.loader is not None
-simulated = sys.modules.setdefault("simulated", importlib.util.module_from_spec(_SPEC))
-if not hasattr(simulated, "register"):
-    _SPEC.loader.exec_module(simulated)
+pytestmark = needs_python_back_ends
 
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -46,14 +36,6 @@ class Residual(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.fc2(self.fc1(x).relu())
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(), nn.Linear(8, 4),
-    ).eval()  # fmt: skip
 
 
 def given(count: int) -> tuple[nn.Module, torch.Tensor, Batches]:

@@ -7,38 +7,24 @@ counts where one waits for the device.
 from __future__ import annotations
 
 import copy
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from tests.accelerator import simulated
+from tests.accelerator.small_network import needs_python_back_ends, network
 from torch import nn
 from torch.nn import functional as F
-from torch.utils import backend_registration
 
 import secateur as sc
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
-    reason="this version of torch has no back ends written in Python",
-)
-_SPEC = importlib.util.spec_from_file_location("simulated", Path(__file__).with_name("simulated.py"))
-assert _SPEC is not None
-assert _SPEC.loader is not None
-simulated = sys.modules.setdefault("simulated", importlib.util.module_from_spec(_SPEC))
-if not hasattr(simulated, "register"):
-    _SPEC.loader.exec_module(simulated)
+pytestmark = needs_python_back_ends
 
 
 @pytest.fixture
 def here() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(), nn.Linear(8, 4),
-    ).eval()  # fmt: skip
+    return network()
 
 
 @pytest.fixture

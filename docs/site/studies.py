@@ -14,6 +14,7 @@ import json
 import re
 import sys
 import tomllib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from secateur.studies.tables import Tabulated
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "studies.md"
 FOLDER = ROOT / "docs" / "studies"
+WHOLE = 50_000  # training images of CIFAR-10
 EPOCHS = ROOT / "benchmarks" / "results" / "bench_epoch.csv"
 NETWORKS = {
     ("sensitivity", "day"): "vgg12",
@@ -62,16 +64,19 @@ and 2.7 (VGG-12, one turn) times as many images a second as those of `full`, whi
 MISSING = """
 ## What is not in the sections below
 
-A part of a recipe that has no row, and why. Sections are of the time when they were computed.
+A part of a recipe that has no row, and why; the epochs that it would train at the scale named, those of networks
+trained before it included, and the minutes of these here: by the table above, or at the pace of the study's own
+section. Sections are of the time when they were computed.
 """
 
 LAST = """
 Rows of coupled channels in `cnn`, `resnet101` and `vae` (`coupled`) were computed before the recipes took over the
 published ranking: they are what the recipes now call `with readers`. Unions, Level, dense models and controls are not
-touched by that. In `std 0.25` and `percentile 0.25` of deep-compression, retraining made the network worse: a recipe
-keeps its best epoch with `retrain.keep = "best"`; the state before it is the row "without retraining". The published
-testing times, epoch times, FLOPs of single layers and losses of pruned auto-encoders by term were not at hand, so ours
-stand alone.
+touched by that. In `std 0.25` and `percentile 0.25` of deep-compression, retraining made the network worse: the recipe
+keeps the best epoch now, or the weights from before retraining where no epoch was better, and has not been run again
+since; what it would have kept is the row "without retraining". The published SynFlow of VGG-16 is that of one round
+(`at-init-vgg16-once`): the FLOP ratios follow from it. Of the published reports, testing times, epoch times, FLOPs of
+single layers and losses of pruned auto-encoders by term were not at hand, so ours stand alone.
 """
 
 
@@ -142,21 +147,85 @@ def verdict(row: dict[str, Any], gap: str) -> str:
     return str(row["verdict"])
 
 
-def epochs(name: str, scale: str) -> int:
-    """The epochs that a study trains at a scale; a training that trials share counts once."""
-    found: dict[str, int] = {}
+Wanted = Callable[[str, Mapping[str, Any]], bool]
+
+
+def every_trial(part: str, settings: Mapping[str, Any]) -> bool:
+    """Every trial is wanted."""
+    return True
+
+
+def epochs(name: str, scale: str, wanted: Wanted = every_trial) -> float:
+    """The epochs that a study trains at a scale, those of fewer images as parts; a shared training counts once.
+
+    Args:
+        name: The study.
+        scale: The scale.
+        wanted: Whether a trial counts, by its part and settings.
+    """
+    found: dict[str, float] = {}
     study = studies.read(name)
     needs = [f"{key}=given" for key in study.at(scale).needs]
-    for _, recipe in study.recipes(scale, needs):
-        for _, trial in recipe.trials():
+    for part, recipe in study.recipes(scale, needs):
+        for settings, trial in recipe.trials():
+            if not wanted(part.name, settings):
+                continue
+            share = min(1.0, (trial.data.limit or WHOLE) / WHOLE)
             before = json.dumps(
                 [trial.model.model_dump(), trial.data.model_dump()], sort_keys=True, default=str
             )
             for step in trial.steps:
                 before += json.dumps([step.kind(), step.chosen()], sort_keys=True, default=str)
                 if isinstance(step, TrainBase):
-                    found[before] = step.training().epochs
+                    found[before] = step.training().epochs * share
     return sum(found.values())
+
+
+def lacks(one: dict[str, Any]) -> Wanted:
+    """Whether a trial is one that a row of the missing parts means."""
+    return lambda part, settings: (
+        part == one["part"] and ("only" not in one or one["only"] in settings.values())
+    )
+
+
+def price(one: dict[str, Any], asked: list[dict[str, Any]], sections: dict[str, Section]) -> tuple[str, str]:
+    """The epochs that a missing part would train, and the minutes of these.
+
+    An epoch takes what `benchmarks/bench_epoch.py` measured; of a network that it does not train, what an epoch of
+    the section took with all else that it did.
+
+    Args:
+        one: The missing part, with the scale that would run it.
+        asked: All missing parts.
+        sections: Every kept section.
+    """
+    count = epochs(one["study"], one["scale"], lacks(one))
+    if not count:
+        return "0", ""
+    network = NETWORKS.get((one["study"], "day"))
+    if network is not None:
+        each = seconds_per_epoch().get(network)
+    else:
+        section = sections[one["study"]]
+        gone = [lacks(row) for row in asked if row["study"] == one["study"]]
+        ran = epochs(
+            section.study,
+            section.scale,
+            lambda part, settings: not any(lack(part, settings) for lack in gone),
+        )
+        each = took(section.ran) / ran
+    return f"{count:.3g}", "not measured" if each is None else f"{max(1, round(count * each / 60)):,}"
+
+
+def took(ran: str) -> int:
+    """The seconds that the steps of a section took, from its line.
+
+    >>> took("seed 0; the steps took 1 h 10 min when they were computed."), took("the steps took 4 min 14 s when")
+    (4200, 254)
+    """
+    said = ran.partition("the steps took ")[2].partition(" when")[0]
+    sizes = {"h": 3600, "min": 60, "s": 1}
+    return sum(int(number) * sizes[unit] for number, unit in re.findall(r"(\d+) (h|min|s)\b", said))
 
 
 def seconds_per_epoch() -> dict[str, float]:
@@ -180,7 +249,7 @@ def costs() -> Tabulated:
     for (name, scale), network in NETWORKS.items():
         count, each = epochs(name, scale), measured.get(network)
         said = ("not measured", "") if each is None else (f"{each:,.0f}", f"{count * each / 3600:,.0f}")
-        made.rows.append((name, f"`{scale}`", f"{count:,}", network, *said))
+        made.rows.append((name, f"`{scale}`", f"{count:,.0f}", network, *said))
     return made
 
 
@@ -188,8 +257,10 @@ def page() -> str:
     """The whole page."""
     asked = tomllib.loads((FOLDER / "page.toml").read_text(encoding="utf-8"))
     sections = kept()
-    missing = Tabulated("", head=("study", "part", "reason"))
-    missing.rows = [(one["study"], one["part"], one["reason"]) for one in asked["missing"]]
+    missing = Tabulated("", head=("study", "part", "reason", "scale", "epochs", "minutes"), right=(4, 5))
+    for one in asked["missing"]:
+        cost = price(one, asked["missing"], sections)
+        missing.rows.append((one["study"], one["part"], one["reason"], f"`{one['scale']}`", *cost))
     parts = [HEAD, markdown_table(glance(asked["row"], sections)) + "\n"]
     parts += [COST, markdown_table(costs()) + "\n"]
     parts += [MISSING, markdown_table(missing) + "\n", LAST]

@@ -101,6 +101,34 @@ def test_trainings_that_trials_share_cost_once() -> None:
     assert generator.epochs("sensitivity", "full") == 100 + 2 * 3 * 20
 
 
+@pytest.mark.parametrize(
+    ("study", "scale", "missing", "expected"),
+    [
+        ("at-init", "full", {"part": "main", "only": "snip-shuffled"}, 6 * 20),  # six densities
+        ("vae", "full", {"part": "narrow"}, 10 + 2 * 40),  # the dense model, and one for each coupling
+        (
+            "sensitivity",
+            "compensated",
+            {"part": "compensated"},
+            12 * 6_000 / 50_000,
+        ),  # fewer images, part of an epoch
+        ("deep-compression", "compensated", {"part": "compensated"}, 0),  # the weights are given
+    ],
+)
+def test_a_part_that_is_missing_costs_the_epochs_of_its_own_trials(study, scale, missing, expected) -> None:
+    assert generator.epochs(study, scale, generator.lacks(missing)) == pytest.approx(expected)
+
+
+def test_a_missing_part_costs_minutes_at_the_pace_of_what_the_section_ran() -> None:
+    section = Section(
+        "at-init", "S", "full", ran="seed 0; the steps took 1 h 10 min when they were computed."
+    )
+    missing = {"study": "at-init", "part": "main", "scale": "full", "only": "snip-shuffled"}
+    ran = generator.epochs("at-init", "full") - 120
+    assert generator.price(missing, [missing], {"at-init": section}) == ("120", f"{70 * 120 / ran:.0f}")
+    assert (generator.took(section.ran), generator.took("the steps took 4 min 14 s when")) == (4200, 254)
+
+
 def long_table() -> Tabulated:
     table = Tabulated("Cost", head=("a", "top-1", "published", "difference"))
     table.rows = [(str(k), "1", "2" if k < 3 else "", "−1" if k < 3 else "") for k in range(17)]
@@ -122,7 +150,7 @@ def test_long_tables_are_files_and_the_page_keeps_the_rows_with_a_published_figu
 
 def test_a_scale_of_some_parts_has_a_section_beside_the_studys(tmp_path: Path) -> None:
     study = studies.read("at-init-vgg16")
-    assert {name for name, scale in study.scale.items() if scale.beside} == {"counts"}
+    assert {name for name, scale in study.scale.items() if scale.beside} == {"counts", "once"}
     page = tmp_path / "studies.md"
     for section in (Section("s", "S", "full", "About."), Section("s", "S", "counts", "About.", beside=True)):
         into_page(page, section)

@@ -45,6 +45,21 @@ def test_coupled_rows_of_the_auto_encoder_rank_as_published() -> None:
     assert found["coupled, with readers"] == {WHOLE}
 
 
+@pytest.mark.parametrize("scale", ["short", "day", "full"])
+def test_a_retraining_of_deep_compression_that_hurts_keeps_the_better_weights(scale: str) -> None:
+    kept = {
+        (step.label, step.keep, trial.data.validation > 0)
+        for _, recipe in studies.read("deep-compression").recipes(scale)
+        for _, trial in recipe.trials()
+        for step in trial.steps
+        if step.kind() == "retrain"
+    }
+    labels = ("retrain", "retrain50", "retrain60", "retrain64")
+    assert kept == {
+        (label, "best", True) for label in labels
+    }  # without a validation split nothing is compared
+
+
 @pytest.mark.parametrize(("criterion", "order"), [("l1", 1), ("l2", 2)])
 def test_coupled_rows_are_those_of_the_lowest_sum_of_their_layers_norms(criterion: str, order: int) -> None:
     """NNI's dependency-aware mode: the norms of the layers of a group are added, and the lowest sums go."""

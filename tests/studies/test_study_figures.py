@@ -30,6 +30,20 @@ def test_the_dense_vgg_counts_as_published_and_so_does_its_sum_over_layers() -> 
     assert rows["macs"].value == 313_478_154 == sum(rows["macs"].per_layer.values())
 
 
+@pytest.mark.parametrize(("a", "published"), [(0.5, 0.6423), (1, 0.4571), (2, 0.1845)])
+def test_synflow_in_one_round_leaves_the_published_share_of_the_flops_of_vgg16(
+    a: float, published: float
+) -> None:
+    torch.manual_seed(0)
+    model, example = models.build("vgg16-lottery"), torch.zeros(1, 3, 32, 32)
+    options = sc.PruneOptions(allow_collapse=True)
+    sc.prune(
+        model, "synflow", "element", sc.budget.Overall(1 - 10**-a), example=example, options=options
+    ).apply_(model)
+    rows = macs(model, example, bias=True)
+    assert rows["macs_nonzero"].value / rows["macs"].value == pytest.approx(published, abs=0.001)
+
+
 @pytest.fixture(scope="module")
 def vgg12():
     torch.manual_seed(0)

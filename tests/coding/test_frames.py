@@ -92,14 +92,14 @@ def test_every_flipped_bit_is_refused_or_harmless() -> None:
 def test_a_frame_of_more_than_it_claims_costs_no_memory() -> None:
     bomb = frame_of([(1, 1 << 17)] * 10_000, size=1 << 20)
     tracemalloc.start()
-    began = time.perf_counter()
+    began = time.process_time()
     try:
         with pytest.raises(FormatError):
             frames.decompress(bomb, 1 << 20)
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:
         tracemalloc.stop()
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_without_zstandard_frames_are_checked_and_then_missed(monkeypatch: pytest.MonkeyPatch) -> None:

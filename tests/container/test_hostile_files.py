@@ -106,9 +106,9 @@ def test_mutations_behind_mended_checksums(honest: tuple[bytes, dict[str, bytes]
     rng = random.Random(21)
     seen = []
     for _ in range(600):
-        began = time.perf_counter()
+        began = time.process_time()
         seen.append(hostile.judge(hostile.mutate_within(data, rng), content, resealed=True))
-        assert time.perf_counter() - began < 5  # one second where nothing else runs
+        assert time.process_time() - began < 5  # of processor time; one second is usual
     assert seen.count("refused") > 400
 
 
@@ -118,9 +118,9 @@ def test_strong_streams_and_deflated_planes_under_attack(strong: tuple[bytes, di
     seen = []
     for _ in range(300):
         hostile.judge(hostile.mutate(data, rng), content)
-        began = time.perf_counter()
+        began = time.process_time()
         seen.append(hostile.judge(hostile.mutate_within(data, rng), content, resealed=True))
-        assert time.perf_counter() - began < 5  # one second where nothing else runs
+        assert time.process_time() - began < 5  # of processor time; one second is usual
     assert seen.count("refused") > 200
 
 
@@ -148,9 +148,9 @@ def test_frames_under_attack(framed: tuple[bytes, dict[str, bytes]]) -> None:
             hostile.judge(hostile.mutate(data, rng), content)
             tracemalloc.reset_peak()
             before = tracemalloc.get_traced_memory()[0]
-            began = time.perf_counter()
+            began = time.process_time()
             seen.append(hostile.judge(hostile.mutate_within(data, rng), content, resealed=True))
-            assert time.perf_counter() - began < 5  # one second where nothing else runs
+            assert time.process_time() - began < 5  # of processor time; one second is usual
             assert tracemalloc.get_traced_memory()[1] - before < 64 << 20
     finally:
         tracemalloc.stop()
@@ -190,14 +190,14 @@ def test_a_file_has_version_3_only_for_what_came_with_it(framed: tuple[bytes, di
 def assert_cheaply_refused(data: bytes) -> None:
     """An error that names tensor w, in little memory and soon."""
     tracemalloc.start()
-    began = time.perf_counter()
+    began = time.process_time()
     try:
         with pytest.raises(FormatError, match="w"):
             hostile.read(data)
         assert tracemalloc.get_traced_memory()[1] < 64 << 20
     finally:
         tracemalloc.stop()
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("count", [1 << 60, 1 << 31, 1 << 24])

@@ -139,10 +139,10 @@ def test_measurements_end_in_an_error_of_ours(text: str) -> None:
 
 # -- .pt files -----------------------------------------------------------------------------------------------
 def refused(path: Path, tmp_path: Path, message: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(DataError, match=message):
         pack(path, tmp_path / "out.sct")
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
     assert not (tmp_path / "out.sct").exists()
 
 

@@ -66,10 +66,9 @@ def test_nothing_is_sampled_while_a_time_is_measured_and_a_reader_that_fails_end
     usage = Usage(interval=0.002, readers=(read,))
     with usage.taken():
         with usage.paused():
-            time.sleep(0.02)  # a sample that had begun may end
             before = len(taken)
             time.sleep(0.05)
-            assert len(taken) == before
+            assert len(taken) <= before + 1  # a sample that had begun may end
         with usage.paused(timed=False):
             deadline = time.monotonic() + 20
             while len(taken) < 5 and time.monotonic() < deadline:

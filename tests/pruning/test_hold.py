@@ -617,36 +617,46 @@ def test_hold_is_the_verb():
     assert callable(hold_function)
 
 
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.slow
-def test_cost_of_a_held_step():
-    """A held step of ResNet-20 costs what a dense one costs; a generous bound, as machines are shared."""
+def test_cost_of_a_held_step(one_thread):
+    """A held step of ResNet-20 costs what a dense one costs.
+
+    Processor time, not time by the clock, and the least of many readings: other work on the machine can only
+    add to a reading, while a slow `hold` adds to each held one, the least included.
+    """
     from secateur.models.resnet20 import Resnet20
 
     torch.manual_seed(0)
     model = Resnet20()
     masks = sc.Masks({n: torch.rand(p.shape) > 0.5 for n, p in model.named_parameters() if p.dim() > 1})
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9, weight_decay=1e-4)
-    inputs, targets = torch.randn(32, 3, 32, 32), torch.randint(0, 10, (32,))
+    inputs, targets = torch.randn(8, 3, 32, 32), torch.randint(0, 10, (8,))
 
     def step() -> float:
-        start = time.perf_counter()
+        start = time.process_time()  # of all threads: wherever the backward pass runs, it counts
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(inputs), targets).backward()
         optimizer.step()
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     step()
-    ratios = []
-    for turn in range(12):
-        readings = {}
+    readings: dict[bool, list[float]] = {False: [], True: []}
+    for turn in range(24):
         for held in (False, True) if turn % 2 else (True, False):
-            if held:
-                with sc.hold(model, masks, optimizer):
-                    readings[held] = step()
-            else:
-                readings[held] = step()
-        ratios.append(readings[True] / readings[False])
-    assert sorted(ratios)[len(ratios) // 2] < 1.15
+            with sc.hold(model, masks, optimizer) if held else nullcontext():
+                readings[held].append(step())
+        ratio = min(readings[True]) / min(readings[False])
+        if turn >= 7 and ratio < 1.05:  # more readings could only bring both nearer to their least
+            break
+    assert ratio < 1.15
 
 
 def test_a_gradient_that_is_differentiated_again_stays_in_the_graph():

@@ -258,10 +258,10 @@ def test_printout_lines_are_matched_and_folded() -> None:
 
 def test_two_hundred_trials_are_aggregated() -> None:
     run = samples.sweep(200)
-    start = time.perf_counter()
+    start = time.process_time()
     report = Report([run])
     html = report.html()
-    assert time.perf_counter() - start < 20  # ten with the machine to itself; see benchmarks/bench_report.py
+    assert time.process_time() - start < 20  # of processor time; ten is usual: see benchmarks/bench_report.py
     assert len(html) < 2_000_000
     assert len(comparison(report.measurements).head) <= 8
     assert html.count("<tr") < 1500

@@ -304,6 +304,18 @@ def test_tuning_lowers_the_error_and_holds_the_masks(tune: Any) -> None:
     assert all(not bool(parameters[name][~mask].any()) for name, mask in masks.items())
 
 
+def test_tuning_in_bf16_sees_the_weights_of_each_step() -> None:
+    """Autocast inside another one keeps its casts: every step would have had the gradients of the first weights."""
+    torch.manual_seed(0)
+    model = Residual().eval()
+    masks = sc.prune(model, budget=0.8)
+    narrow, wide = (
+        sc.compensate(model, masks, images(), tune=sc.Tuning(passes=20, lr=0.1, precision=precision)).model
+        for precision in ("bf16", "fp32")
+    )
+    assert error(model, narrow, images()) < 1.1 * error(model, wide, images())
+
+
 def test_tuning_that_does_not_help_is_taken_back() -> None:
     torch.manual_seed(0)
     model = Residual().eval()

@@ -135,6 +135,26 @@ def test_a_price_lowers_the_entropy() -> None:
     assert dear.entropy < free.entropy - 0.3
 
 
+def test_a_price_makes_zeros_of_a_pruned_model_and_a_smaller_file(tmp_path) -> None:
+    torch.manual_seed(0)
+    dense = Net().eval()
+    masks = sc.prune(dense, budget=0.4)
+    sparse = sc.compensate(dense, masks, images()).model
+    options = ShareOptions(dense=dense, tune=2)
+    free, dear = (sc.share(sparse, 3, masks, data=images(), rate=r, options=options) for r in (0.0, 0.2))
+    assert {name: mask.tolist() for name, mask in free.masks.items()} == {n: m.tolist() for n, m in masks.items()}
+    for name, mask in dear.masks.items():
+        weight = dear.model.get_parameter(name)
+        assert not bool(mask[~masks[name]].any())  # what was masked stays so
+        assert torch.equal(weight != 0, mask) and 0 < int(mask.sum())
+    left = [sum(int(mask.sum()) for mask in found.values()) for found in (masks, dear.masks)]
+    assert left[1] < 0.8 * left[0]
+    sizes = [sc.save(one.model, tmp_path / name).size for one, name in ((free, "free"), (dear, "dear"))]
+    assert sizes[1] < 0.95 * sizes[0]
+    plain = sc.share(sparse, 3, dear.masks)  # the same zeros, without the data
+    assert error(dear.model, dense, images()) < error(plain.model, dense, images())
+
+
 def test_a_table_is_rounded_by_the_error_of_the_outputs() -> None:
     """Only the sum of a row matters: 0.4 and 0.4 become 0 and 1, where the nearest values are 0 and 0."""
     model = nn.Sequential(nn.Embedding(2, 2), nn.Linear(2, 1, bias=False))

@@ -129,24 +129,49 @@ def conjugate_gradients(
     step = max(64, (1 << 24) // hessian.shape[0])
     for at in range(0, start.shape[1], step):
         part = slice(at, at + step)
-        held = keep[:, part]
-        weights = start[:, part].to(dtype)
-        rest = (goal[:, part].to(dtype) - matrix @ weights - ridge * weights) * held
-        scaled = rest * scale
-        along = scaled.clone()
-        size = (rest * scaled).sum(0)
-        least = enough * float(size.sum())
-        for _ in range(rounds):
-            pushed = (matrix @ along + ridge * along) * held
-            bend = (along * pushed).sum(0)
-            length = torch.where(bend > 0, size / bend.clamp_min(torch.finfo(dtype).tiny), 0.0)
-            weights += length * along
-            rest -= length * pushed
-            scaled = rest * scale
-            now = (rest * scaled).sum(0)
-            along = scaled + torch.where(size > 0, now / size.clamp_min(torch.finfo(dtype).tiny), 0.0) * along
-            size = now
-            if float(size.sum()) <= least:
-                break
+        weights = start[:, part].to(dtype, copy=True)
+        held = keep[:, part].to(dtype)
+        rest = (goal[:, part].to(dtype) - matrix @ weights - ridge * weights).mul_(held)
+        _descend(matrix, (weights, rest), (scale, held), ridge, rounds, enough)
         found[:, part] = weights.to(found.dtype)
     return found
+
+
+def _descend(
+    matrix: torch.Tensor,
+    moving: tuple[torch.Tensor, torch.Tensor],
+    fixed: tuple[torch.Tensor, torch.Tensor],
+    ridge: float,
+    rounds: int,
+    enough: float,
+) -> None:
+    """The rounds for some outputs, in place: beside the products a round is a few passes over the memory.
+
+    Args:
+        matrix: the Hessian, [features, features].
+        moving: the weights and what is left of the goal, [features, outputs]; both are changed.
+        fixed: the diagonal's scale, [features, 1], and the mask as numbers, [features, outputs].
+        ridge: as of `conjugate_gradients`.
+        rounds: as of `conjugate_gradients`.
+        enough: as of `conjugate_gradients`.
+    """
+    (weights, rest), (scale, held) = moving, fixed
+    tiny = torch.finfo(matrix.dtype).tiny
+    along = rest * scale
+    pushed, spare = torch.empty_like(along), torch.empty_like(along)
+    size = torch.mul(rest, along, out=spare).sum(0)
+    least = enough * float(size.sum())
+    for turn in range(rounds):
+        torch.mm(matrix, along, out=pushed).add_(along, alpha=ridge).mul_(held)
+        bend = torch.mul(along, pushed, out=spare).sum(0)
+        length = torch.where(bend > 0, size / bend.clamp_min(tiny), 0.0)
+        weights.addcmul_(along, length)
+        if turn + 1 == rounds:
+            return
+        rest.addcmul_(pushed, length, value=-1)
+        torch.mul(rest, scale, out=pushed)
+        now = torch.mul(rest, pushed, out=spare).sum(0)
+        along.mul_(torch.where(size > 0, now / size.clamp_min(tiny), 0.0)).add_(pushed)
+        size = now
+        if float(size.sum()) <= least:
+            return

@@ -234,7 +234,9 @@ class _Pair:
         return found
 
     def _cast(self) -> torch.autocast:
-        return torch.autocast(self._device, torch.bfloat16, enabled=self.options.precision == "bf16")
+        # Without the cache: inside another autocast it would keep the weights of the first step for all steps.
+        wanted = self.options.precision == "bf16"
+        return torch.autocast(self._device, torch.bfloat16, enabled=wanted, cache_enabled=False)
 
     def loss(self, batch: Batch, index: int | None) -> torch.Tensor:
         """The error of the outputs, and of the blocks' outputs, each as a share of its variance."""

@@ -15,6 +15,7 @@ tensor([1, 0])
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, TypeAlias
@@ -154,11 +155,17 @@ def _book_of(name: str, weight: torch.Tensor, mask: torch.Tensor | None) -> Code
 
 @dataclass
 class CodebookSolver:
-    """Finds a layer's codebook and assignment; `books` holds them by the weight's name."""
+    """Finds a layer's codebook and assignment; `books` holds them by the weight's name.
+
+    With a `rate`, a weight of a tensor that has masked ones may become zero as well: its mask in `masks` changes.
+    """
 
     finder: Quantizer
-    masks: Mapping[str, torch.Tensor]
+    masks: dict[str, torch.Tensor]
     rate: float = 0.0
+    typical: float | None = None
+    """The weights that bits are priced for: a layer's error counts as a share of its outputs, so that a bit of a
+    layer with many weights is worth more of its mean squared weight. None: the layer's own number."""
     seed: int = 0
     damping: float = 0.01
     rounds: int = 6
@@ -180,19 +187,25 @@ class CodebookSolver:
         values = torch.from_numpy(palette.values).to(best)
         fixed = palette.step is not None
         indices = fed_forward(quadratic, best, values, free)
+        zero = bool(self.rate) and masked > 0 and not fixed
         price = None
         for _ in range(self.rounds):
             if self.rate:
-                price = self._prices(quadratic, best, indices, values, free)
-            indices = descended(quadratic, indices, values, free, price)
+                price = self._prices(quadratic, best, indices, len(values), free, zero)
+            # One more candidate, 0.0: a weight there costs no more than a masked one.
+            offered = torch.cat([values, values.new_zeros(1)]) if zero else values
+            indices = descended(quadratic, indices, offered, free, price)
             if fixed or len(values) > SOLVED_VALUES:
                 continue
-            values = solved_values(quadratic, indices, values, free)
+            values = solved_values(quadratic, indices, values, free & (indices < len(values)))
+        free = free & (indices < len(values))
+        if zero:
+            self.masks[layer.name] = layer.geometry.weight(free, layer.weight.shape)
         book = book_of(
             layer.name,
-            layer.geometry.weight(indices, layer.weight.shape),
+            layer.geometry.weight(indices.masked_fill(~free, 0), layer.weight.shape),
             values.to(layer.weight.dtype),
-            layer.mask,
+            self.masks.get(layer.name, layer.mask),
             (palette.step, palette.low),
         )
         self.books[layer.name] = book
@@ -219,14 +232,22 @@ class CodebookSolver:
         quadratic: Quadratic,
         best: torch.Tensor,
         indices: torch.Tensor,
-        values: torch.Tensor,
+        count: int,
         free: torch.Tensor,
+        zero: bool,
     ) -> torch.Tensor:
-        """The cost of each value: its bits at the present frequencies, times `rate` in mean squared weights."""
-        counts = torch.bincount(indices[free], minlength=len(values)).to(values.dtype) + 0.5
+        """The cost of each of `count` values: its bits at the present frequencies, times `rate` in mean squared
+        weights. With `zero` the last cost is that of zero, among which the masked weights are counted.
+        """
+        held = torch.bincount(indices[free], minlength=count + 1)
+        counts = held[:count].to(best.dtype) + 0.5
         bits = counts.sum().log2() - counts.log2()
+        if zero:
+            whole, live = float(free.numel()), float(counts.sum())
+            none = max(whole - live, 0.5)
+            bits = torch.cat([bits + math.log2(whole / live), bits.new_tensor([math.log2(whole / none)])])
         weighted = quadratic.hessian.diagonal(dim1=1, dim2=2)[:, :, None] * best.square()
-        return self.rate * float(weighted[free].mean()) * bits
+        return self.rate * float(weighted[free].sum()) / (self.typical or int(free.sum())) * bits
 
 
 def book_of(

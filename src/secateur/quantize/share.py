@@ -119,7 +119,8 @@ def share(
         data: A few hundred inputs or more, without labels, in batches: then the error of each layer's outputs on them
             is minimised, not that of its weights. Biases and the running means of batch norm follow, so `Shared.model`
             differs in more than its codebooks. Each tensor has its own codebook; `rate` counts the bits of each value
-            by how often it occurs. Embedding tables are rounded by the error of the model's outputs, read from
+            by how often it occurs, and errors as shares of a layer's outputs: it is the cost of a bit in a layer with
+            as many weights as the mean of all. Embedding tables are rounded by the error of the model's outputs, read from
             gradients; other tensors that do not belong to a layer are shared as without data.
         options: Which tensors are shared, and the rest.
         **method_options: Options of the method, such as `start="linear"` of K-means or `step=0.01` of uniform.
@@ -211,11 +212,14 @@ def _share_on_data(
         books[name] = table_codebook(plan.method, name, weight, kept.get(name), curvature, options.seed)
         student.get_parameter(name).data.copy_(books[name].tensor())
     plainly(name for name in others if name not in books)
-    solver = CodebookSolver(plan.method, kept, rate, options.seed)
+    sizes = [int(kept[name].sum()) if name in kept else named[name].numel() for name in layers]
+    typical = sum(sizes) / max(1, len(sizes))
+    solver = CodebookSolver(plan.method, dict(kept), rate, typical, options.seed)
     books.update(calibrated(student, dense, data, batches, solver, layers, tuning, options.assignments))
     plainly([target.name for target in plan.targets if target.name not in books])
     books = {target.name: books[target.name] for target in plan.targets}
-    return _shared(student, model, plan, books, kept)
+    shared = _shared(student, model, plan, books, kept)
+    return replace(shared, masks=MappingProxyType(kept | zeroed(books))) if rate else shared
 
 
 @dataclass(frozen=True)

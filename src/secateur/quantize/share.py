@@ -120,8 +120,8 @@ def share(
             is minimised, not that of its weights. Biases and the running means of batch norm follow, so `Shared.model`
             differs in more than its codebooks. Each tensor has its own codebook; `rate` counts the bits of each value
             by how often it occurs, and errors as shares of a layer's outputs: it is the cost of a bit in a layer with
-            as many weights as the mean of all. Embedding tables are rounded by the error of the model's outputs, read from
-            gradients; other tensors that do not belong to a layer are shared as without data.
+            as many weights as the mean of all. Embedding tables are rounded by the error of the model's outputs,
+            read from gradients; other tensors that do not belong to a layer are shared as without data.
         options: Which tensors are shared, and the rest.
         **method_options: Options of the method, such as `start="linear"` of K-means or `step=0.01` of uniform.
 

@@ -164,8 +164,8 @@ class CodebookSolver:
     masks: dict[str, torch.Tensor]
     rate: float = 0.0
     typical: float | None = None
-    """The weights that bits are priced for: a layer's error counts as a share of its outputs, so that a bit of a
-    layer with many weights is worth more of its mean squared weight. None: the layer's own number."""
+    """How many weights a layer has whose mean squared weight `rate` refers to; None: as many as each has itself. With
+    one number for all layers, one bit costs the same share of the outputs' error in each."""
     seed: int = 0
     damping: float = 0.01
     rounds: int = 6

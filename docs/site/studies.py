@@ -56,9 +56,9 @@ COST = """
 ## What the scales that were not run would cost here
 
 Epochs that a scale trains in all its parts, trainings that parts share counted once; seconds of an epoch of the 50,000
-images of CIFAR-10 with the settings of `day`, by `benchmarks/bench_epoch.py` on one thread, while ten other programs
-wanted the two cores: an upper bound. In turns on that machine these settings trained 3.3 (ResNet-20), 2.7 (ResNet-18)
-and 2.7 (VGG-12, one turn) times as many images a second as those of `full`, which are fp32.
+images of CIFAR-10 with the scale's settings, by `benchmarks/bench_epoch.py` on one thread, with a core to itself. In
+turns there these settings trained 1.9 (ResNet-20), 1.3 (ResNet-18), 1.6 (VGG-12) and 1.7 times (VGG-16) as many images
+a second as those of `full`, which are fp32.
 """
 
 MISSING = """
@@ -204,7 +204,7 @@ def price(one: dict[str, Any], asked: list[dict[str, Any]], sections: dict[str, 
         return "0", ""
     network = NETWORKS.get((one["study"], "day"))
     if network is not None:
-        each = seconds_per_epoch().get(network)
+        each = seconds_per_epoch().get((network, "day"))
     else:
         section = sections[one["study"]]
         gone = [lacks(row) for row in asked if row["study"] == one["study"]]
@@ -228,16 +228,14 @@ def took(ran: str) -> int:
     return sum(int(number) * sizes[unit] for number, unit in re.findall(r"(\d+) (h|min|s)\b", said))
 
 
-def seconds_per_epoch() -> dict[str, float]:
-    """The newest measured seconds of an epoch, by network."""
+def seconds_per_epoch() -> dict[tuple[str, str], float]:
+    """The newest measured seconds of an epoch of all images, by network and scale."""
     if not EPOCHS.exists():
         return {}
     with EPOCHS.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    ends = ", seconds of an epoch"
-    return {
-        row["name"].removesuffix(ends): float(row["figure"]) for row in rows if row["name"].endswith(ends)
-    }
+        rows = [row for row in csv.DictReader(file) if row["name"].endswith(", images a second")]
+    words = [row["name"].split(", ") for row in rows]
+    return {(one[0], one[1]): WHOLE / float(row["figure"]) for one, row in zip(words, rows, strict=True)}
 
 
 def costs() -> Tabulated:
@@ -247,7 +245,7 @@ def costs() -> Tabulated:
     )
     measured = seconds_per_epoch()
     for (name, scale), network in NETWORKS.items():
-        count, each = epochs(name, scale), measured.get(network)
+        count, each = epochs(name, scale), measured.get((network, scale))
         said = ("not measured", "") if each is None else (f"{each:,.0f}", f"{count * each / 3600:,.0f}")
         made.rows.append((name, f"`{scale}`", f"{count:,.0f}", network, *said))
     return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.accelerator import simulated
 from torch import nn
 from torch.utils import backend_registration
 
@@ -11,6 +12,9 @@ needs_python_back_ends = pytest.mark.skipif(
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
     reason="this version of torch has no back ends written in Python",
 )
+
+if hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
+    simulated.register()  # before the first backward pass of the process: PyTorch counts devices then
 
 
 def network() -> nn.Module:

@@ -41,7 +41,7 @@ from secateur.errors import (
     UnknownNameError,
     near,
 )
-from secateur.execution.calling import call
+from secateur.execution.calling import call, moved
 from secateur.execution.example import Example, call_arguments, read_batch
 from secateur.metrics.accuracy import Evaluate, accuracy
 
@@ -210,7 +210,7 @@ def _store_weights(path: Path) -> None:
 
 
 def _inputs_of(batches: Iterable[object], most: int, what: str) -> list[Example]:
-    """The model's inputs in each of the first batches; targets are left out."""
+    """The model's inputs in each of the first batches, on the CPU, where the file runs; targets are left out."""
     if isinstance(batches, torch.Tensor):
         raise DataError(f"{what}: expected an iterable of batches, got a tensor; put it in a list")
     found: list[Example] = []
@@ -218,7 +218,8 @@ def _inputs_of(batches: Iterable[object], most: int, what: str) -> list[Example]
         if index == most:
             break
         single = isinstance(batch, torch.Tensor)
-        found.append(batch if single else read_batch(batch, index, labels_apart=True).example)
+        inputs = batch if single else read_batch(batch, index, labels_apart=True).example
+        found.append(moved(inputs, torch.device("cpu")))
     if not found:
         raise DataError(
             f"{what}: the data holds no batch; an iterator that was used before is empty, give a list"

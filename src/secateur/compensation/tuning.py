@@ -20,6 +20,7 @@ from torch import nn
 
 from secateur.compensation.batches import leading_mask, reread
 from secateur.compensation.progress import Advance, Progress
+from secateur.core.fetching import fetched
 from secateur.core.nested import tensors_in
 from secateur.core.targets import select
 from secateur.errors import NonFiniteError, OptionError
@@ -152,7 +153,7 @@ def _passes(
     again = isinstance(data, (list, tuple))  # the same batches in each pass: what the dense model gives, too
     with pair.watching():
         for turn in range(options.passes):
-            sum_of_losses, count = 0.0, 0
+            losses: list[torch.Tensor] = []
             for index, batch in enumerate(batches if again else reread(data, batches, pair.dense)):
                 share = (turn + min(1.0, index / expected)) / options.passes
                 rate = 0.5 * (1 + math.cos(math.pi * share)) * min(1.0, (steps + 1) / 20)
@@ -167,9 +168,10 @@ def _passes(
                 _hold(held)
                 if values is not None:
                     values.after_step()
-                sum_of_losses, count, steps = sum_of_losses + float(loss.detach()), count + 1, steps + 1
-            expected = max(1, count)  # a pass may have another number of batches than the first reading
-            mean = sum_of_losses / expected
+                losses.append(loss.detach())
+                steps += 1
+            expected = max(1, len(losses))  # a pass may have another number of batches than the first reading
+            mean = sum(fetched(losses)) / expected
             if not math.isfinite(mean):
                 raise NonFiniteError(
                     f"tuning: the error of pass {turn + 1} is {mean}; take a smaller step, such as "
@@ -283,8 +285,8 @@ def _judge(dense: nn.Module, student: nn.Module, batches: Sequence[Batch], optio
             one, two = (
                 compared(options, model(*batch.args, **batch.kwargs), batch) for model in (dense, student)
             )
-            found.append(float(difference(one, two, batch)))
-    return sum(found) / len(found)
+            found.append(difference(one, two, batch))
+    return sum(fetched(found)) / len(found)
 
 
 @contextmanager

@@ -62,13 +62,12 @@ class AxisMember:
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor laid out as [units, elements of a unit]."""
-        index = self.indices.to(tensor.device)
         picked = tensor.movedim(self.axis, 0)
-        flat = index.reshape(-1)
-        # The common case, all slices in order, needs no copy of the tensor.
+        flat = self.indices.reshape(-1)
+        # The common case, all slices in order, needs no copy of the tensor; seen on the CPU, where the indices are.
         if flat.numel() != picked.shape[0] or not bool((flat[1:] > flat[:-1]).all()):
-            picked = picked.index_select(0, flat)
-        return picked.reshape(index.shape[0], -1)
+            picked = picked.index_select(0, flat.to(tensor.device))
+        return picked.reshape(self.indices.shape[0], -1)
 
     def scatter(self, keep: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
         """A boolean mask of `shape` from one bit per unit."""

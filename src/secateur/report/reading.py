@@ -37,6 +37,7 @@ __all__ = [
     "series_of",
     "settings_of",
     "variants_of",
+    "whole_ticks",
 ]
 
 QUALITIES = ("accuracy", "top1", "validation_accuracy", "loss", "total_loss")
@@ -330,6 +331,22 @@ def dashes(domain: list[str]) -> alt.StrokeDash:
     forms = [[1, 0], [7, 4], [2, 3], [10, 3, 2, 3], [14, 5], [5, 2, 1, 2]]
     scale = alt.Scale(domain=domain, range=[forms[index % len(forms)] for index in range(len(domain))])
     return alt.StrokeDash("series:N", scale=scale, legend=None)
+
+
+def whole_ticks(first: int, last: int, most: int = 12) -> list[int]:
+    """Whole numbers for an axis that counts. Vega's own repeat a number where counts are few.
+
+    Args:
+        first: The smallest count.
+        last: The largest.
+        most: At most so many ticks.
+
+    >>> whole_ticks(1, 3), whole_ticks(1, 30), whole_ticks(0, 100)
+    ([1, 2, 3], [5, 10, 15, 20, 25, 30], [0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100])
+    """
+    sizes = (factor * 10**power for power in range(12) for factor in (1, 2, 5))
+    step = next(size for size in sizes if (last - first) // size < most)
+    return list(range(-(-first // step) * step, last + 1, step))
 
 
 def apart(items: Iterable[Measurement]) -> list[str]:

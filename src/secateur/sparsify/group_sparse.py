@@ -91,6 +91,6 @@ def _factors(norms: torch.Tensor, alpha: float) -> torch.Tensor:
     ([1.0, 4.0, 16.0], [1.0, 1.0])
     """
     low, high = norms.min(), norms.max()
-    if not bool(high > low):
-        return torch.ones_like(norms)
-    return torch.exp2(alpha * (high - norms) / (high - low))
+    apart = high > low  # read nowhere: a value that is read makes the processor wait for the device
+    span = torch.where(apart, high - low, 1.0)
+    return torch.where(apart, torch.exp2(alpha * (high - norms) / span), 1.0)

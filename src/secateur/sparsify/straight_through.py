@@ -37,7 +37,7 @@ class StraightThrough(Sparsifier):
         criterion: How weights are scored; one that reads no data.
         granularity: What is one unit.
         budget: How much is removed: a share of every tensor, or a value such as `sc.budget.NOfM(2, 4)`.
-        every: Optimizer steps between two choices.
+        every: Optimizer steps between two choices. A choice waits for an accelerator several times.
         decay: decay * w is added to the gradient of removed weights, so that masks settle (SR-STE; the paper: 2e-4).
         only: Patterns of the layers that take part; None means all.
         skip: Patterns of the layers that are left alone.

@@ -157,7 +157,7 @@ def ridges(measurements: Measurements, name: str, section: str, what: str) -> li
             section,
             f"The same {what}s, layer behind layer",
             f"{definition}. The first layer is in front, the last at the back, moved up to its name and to the right: "
-            f"the horizontal axis is the front layer's.{note}",
+            f"the horizontal axis is the front layer's. A frequency of 100% is that of each layer's highest bin.{note}",
             _stacked_chart(drawn),
             says,
             table,

@@ -13,7 +13,7 @@ import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.report.figure import Figure, FigureTable
-from secateur.report.reading import finite, fitting_legend, legend_selection
+from secateur.report.reading import finite, fitting_legend, legend_selection, whole_ticks
 
 __all__ = ["training_curves"]
 
@@ -73,11 +73,12 @@ def _curves(
     logarithmic = scale == "log" and all(row[3] > 0 for row in rows)
     choose = legend_selection("training", "training")
     domain = list(dict.fromkeys(row[0] for row in rows))
+    epochs = whole_ticks(min(row[1] for row in rows), max(row[1] for row in rows))
     chart = (
         alt.Chart(alt.Data(values=data))
         .mark_line(point=alt.OverlayMarkDef(size=22))
         .encode(
-            x=alt.X("epoch:Q", axis=alt.Axis(tickMinStep=1, format="d", grid=False, title="epoch")),
+            x=alt.X("epoch:Q", axis=alt.Axis(values=epochs, format="d", grid=False, title="epoch")),
             y=alt.Y(
                 "value:Q",
                 scale=alt.Scale(type="log") if logarithmic else alt.Scale(zero=False, nice=True),

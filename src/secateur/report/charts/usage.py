@@ -14,7 +14,7 @@ import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.report.figure import Figure, FigureTable
-from secateur.report.reading import dashes, finite, fitting_legend, legend_selection
+from secateur.report.reading import dashes, finite, fitting_legend, legend_selection, whole_ticks
 
 __all__ = ["usage"]
 
@@ -73,12 +73,17 @@ def _figure(view: _View, rows: tuple[tuple[str, float, float], ...]) -> Figure:
     domain = list(dict.fromkeys(row[0] for row in rows))
     choose = legend_selection("series", "series")
     top = alt.Scale(domainMin=0) if view.most is None else alt.Scale(domain=[0, view.most])
+    axis = alt.Axis(title=view.axis, format=view.form, tickCount=5)
+    if view is _AT_ONCE:
+        axis = alt.Axis(
+            title=view.axis, format=view.form, values=whole_ticks(0, int(max(r[2] for r in rows)), 6)
+        )
     chart = (
         alt.Chart(alt.Data(values=[dict(zip(("series", "seconds", "value"), row)) for row in rows]))
         .mark_line(interpolate="step-after")
         .encode(
             x=alt.X("seconds:Q", axis=alt.Axis(title="seconds since the run began", grid=False)),
-            y=alt.Y("value:Q", scale=top, axis=alt.Axis(title=view.axis, format=view.form, tickCount=5)),
+            y=alt.Y("value:Q", scale=top, axis=axis),
             color=alt.Color(
                 "series:N", sort=None, scale=alt.Scale(domain=domain), legend=fitting_legend(domain)
             ),

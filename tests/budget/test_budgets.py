@@ -346,3 +346,12 @@ def test_options_out_of_range(make: Any, text: str) -> None:
 def test_a_floor_that_counts_nothing_is_refused(bad: Any) -> None:
     with pytest.raises(OptionError, match="at_least counts units: expected a whole number of at least 0"):
         sc.prune(chain(4, 4), options=sc.PruneOptions(at_least=bad))
+
+
+def test_the_share_that_masks_have_removed_already_may_be_asked_for_again() -> None:
+    model = chain(6, 8)
+    first = sc.prune(model, budget=PerTensor(0.5))
+    again = sc.prune(model, budget=PerTensor(0.5), options=sc.PruneOptions(masks=first))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    with pytest.raises(BudgetNotMetError, match=r"masks only grow; ask for a sparsity of at least 0\.5"):
+        sc.prune(model, budget=PerTensor(0.25), options=sc.PruneOptions(masks=first))

@@ -72,3 +72,10 @@ def test_errors_name_what_is_wrong():
 
     with pytest.raises(DataError, match="activation: 'spare': never run as a layer on this data"):
         line(Activation(), Spare(), [torch.ones(2, 1)])
+
+
+def test_a_model_in_training_is_read_in_evaluation_and_stays_in_training():
+    model = nn.Sequential(nn.Dropout(0.9), two()).train()
+    data = [torch.tensor([[1.0], [2.0], [3.0], [-4.0]])]
+    assert line(Activation(), model, data, "1.weight") == [0.75, 0.25]
+    assert model.training

@@ -115,6 +115,10 @@ def compensate(case: Case) -> object:
     return sc.compensate(case.model, case.masks, [case.example])
 
 
+def measure(case: Case) -> object:
+    return sc.measure(case.model, case.example, what=["params", "macs", "size", "sparsity"])
+
+
 def scan(case: Case) -> object:
     batches = [(case.example, torch.zeros(len(case.example), dtype=torch.long))]
     return sc.scan(case.model, batches, "channel", [0.5], options=sc.ScanOptions(workers=1))
@@ -132,6 +136,7 @@ VERBS = (
     masks,
     hold,
     compensate,
+    measure,
     scan,
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -10,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateur.coding import compiled, indices, mixed
+from secateur.coding import compiled, indices, mixed, mixing, native, planes, predicted_contexts
 from secateur.errors import FormatError
 
-needs_numba = pytest.mark.skipif(
-    not compiled.available(), reason="needs numba: the extra fast, installed by `make extras`"
+needs_compiler = pytest.mark.skipif(
+    not compiled.available(), reason="needs a C compiler: cc, or the extra fast"
 )
 SHAPES = [(3,), (7, 5), (40, 64), (16, 3, 3, 3), (9, 20, 1, 5), (5, 4, 9, 9), (1, 300), (64, 33), (2, 2, 2)]
 
@@ -40,7 +41,7 @@ def both_ways(call):
         return found, call()
 
 
-@needs_numba
+@needs_compiler
 @settings(deadline=None, max_examples=120)
 @given(
     shape=st.sampled_from(SHAPES),
@@ -59,7 +60,7 @@ def test_bytes_and_levels_are_those_of_the_reference(shape, seed, size, spread, 
         assert (decoded == levels).all()
 
 
-@needs_numba
+@needs_compiler
 @pytest.mark.parametrize("model", ["mixed", "strong"])
 def test_what_one_tensor_taught_serves_the_next_alike(model):
     tensors = [
@@ -82,7 +83,7 @@ def test_what_one_tensor_taught_serves_the_next_alike(model):
             assert (indices.decode(stream, tensor.shape, 16, 8, memory) == tensor).all()
 
 
-@needs_numba
+@needs_compiler
 def test_long_blocks_and_many_pieces(monkeypatch):
     monkeypatch.setattr(compiled, "_PIECE", 1 << 12)
     levels = levels_of((96, 50, 3, 3), 5, 16, 2.0)
@@ -91,7 +92,7 @@ def test_long_blocks_and_many_pieces(monkeypatch):
     assert (mixed.decode(found, levels.shape, 8, 7, mixed.MixerBank()) == levels).all()
 
 
-@needs_numba
+@needs_compiler
 @settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 2**16), at=st.floats(0, 1), value=st.integers(0, 255), cut=st.booleans())
 def test_a_broken_stream_is_refused_or_decoded_as_the_reference_does(seed, at, value, cut):
@@ -110,28 +111,48 @@ def test_a_broken_stream_is_refused_or_decoded_as_the_reference_does(seed, at, v
     assert found == reference
 
 
-def test_it_can_be_switched_off_and_costs_no_import_until_it_is_needed():
+def test_it_can_be_switched_off(tmp_path):
     code = (
-        "import sys\nimport numpy as np\nfrom secateur.coding import compiled, indices\n"
-        "assert 'numba' not in sys.modules\n"
-        "indices.encode(np.zeros((64, 2048), dtype=int), 3, 1)\n"
-        "assert 'numba' not in sys.modules, 'switched off'\n"
-        "assert compiled.kernels() is None\n"
+        "import numpy as np\nfrom secateur.coding import compiled, indices\ncompiled.LOADING = 0\n"
+        "indices.encode(np.zeros((64, 2048), dtype=int), 3, 1)\nassert compiled.kernels() is None\n"
     )
-    environment = {"SECATEUR_COMPILED": "0", "PYTHONPATH": ":".join(sys.path)}
+    environment = {**os.environ, "SECATEUR_COMPILED": "0", "SECATEUR_CACHE": str(tmp_path)}
+    environment["PYTHONPATH"] = ":".join(sys.path)
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_the_loops_are_loaded_only_where_a_process_codes_enough(monkeypatch):
+@needs_compiler
+def test_the_walk_is_compiled_only_where_a_process_codes_enough(monkeypatch):
     from secateur.coding.planes import layout
 
     monkeypatch.setattr(compiled, "WORTH_IT", 1 << 16)
     monkeypatch.setattr(compiled, "LOADING", 1 << 20)
     monkeypatch.setattr(compiled, "_coded", [0])
-    monkeypatch.delitem(sys.modules, "secateur.coding._kernels", raising=False)
+    monkeypatch.setattr(native, "cached", lambda: None)
     long, short = layout((256, 1024)), layout((255, 256))
     assert [compiled.pays(long) for _ in range(5)] == [False, False, False, True, True]
     assert not compiled.pays(short)
     monkeypatch.setattr(compiled, "_coded", [0])
-    monkeypatch.setitem(sys.modules, "secateur.coding._kernels", compiled)
-    assert compiled.pays(long)  # loaded already
+    monkeypatch.setattr(native, "cached", lambda: "there")
+    assert compiled.pays(long)  # in the cache already
+    monkeypatch.setattr(compiled, "LONGEST_BLOCK", 127)
+    assert not compiled.pays(long)  # sums over a block could leave 64 bits
+
+
+def test_the_call_names_every_member_of_the_walk_once():
+    """What `walk` does not set would be a null pointer or a zero."""
+    book = predicted_contexts.PredictedContexts(planes.layout((4, 4)), 2, {}, plain=False)
+    seen = {}
+
+    class Library:
+        def secateur_walk(self, values, *_):
+            seen.update({name: getattr(values._obj, name) for name, _ in values._obj._fields_})
+            return 0
+
+    mixers = [mixing.Mixer(1, (2,)), mixing.Mixer(1, (2,))]
+    ones = (1, 1, True, 1, 1, 64, 11)
+    compiled.walk(Library(), book, mixers, ones, np.zeros((1, 4, 4), dtype=np.int16), None)
+    assert [name for name, value in seen.items() if not value] == ["decodes"]
+    for kind in ("size", "value"):
+        assert all(getattr(seen[kind], name) for name, _ in seen[kind]._fields_)

@@ -37,9 +37,7 @@ def test_golden_files_decode_to_the_same_bytes(name: str) -> None:
     assert hashlib.sha256(content).hexdigest() == DIGESTS[name]["content"]
 
 
-@pytest.mark.skipif(
-    not compiled.available(), reason="needs numba: the extra fast, installed by `make extras`"
-)
+@pytest.mark.skipif(not compiled.available(), reason="needs a C compiler: cc, or the extra fast")
 @pytest.mark.parametrize("name", sorted(DIGESTS))
 def test_compiled_walks_decode_and_write_golden_files_alike(
     name: str, monkeypatch: pytest.MonkeyPatch

@@ -2,6 +2,7 @@
 
 Arrays of integers or of floats' bits go in, bytes come out, and back. All arithmetic is in integers, or in floats where
 it is exact; only numpy, constriction and Zstandard are used, never torch.
+Where there is a C compiler, the longest loop runs in machine code.
 
 Read the files in this order:
 
@@ -10,6 +11,7 @@ Read the files in this order:
 - `logistic`, `mixing`: probabilities of bits, mixed from several contexts;
 - `planes`: contexts of quantized weights; `forecast`, `predicted_contexts`: contexts predicted by least squares;
 - `mixed`: weights as bits with mixed probabilities; `indices`: the indices of a tensor, by one of three models;
+- `compiled`: the same as `mixed` by `walk.c`, which `native` compiles and loads;
 - `floats`: floats by byte planes; `digits`, `frames`: long ones in Zstandard frames;
 - `ascending`: sorted integers, for codebooks; `huffman`: the textbook code, for comparison.
 

@@ -1,8 +1,8 @@
-"""The walks of the context models as machine code, by numba: the same numbers, so the same bytes.
+"""The walks of the context models as machine code, by the machine's C compiler: the same numbers, so the same bytes.
 
-Install the extra `secateur[fast]` and long tensors are coded and decoded with these loops. Without it, or with
-`SECATEUR_COMPILED=0` in the environment, numpy does the same in more passes. The numpy path is the reference: tests
-hold the two equal on random tensors and on the golden files.
+Long tensors are coded and decoded by `walk.c`, which `native` compiles the first time and keeps. Without a compiler,
+or with `SECATEUR_COMPILED=0` in the environment, numpy does the same in more passes. The numpy path is the reference:
+tests hold the two equal on random tensors and on the golden files.
 
 They are equal because nothing here rounds. Counts, log-odds and sums of products are whole numbers (or whole
 multiples of 2**-16) that a double holds exactly, in whichever order they are added; quotients are one division each,
@@ -14,18 +14,14 @@ True
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import pickle
-import sys
 from collections.abc import Sequence
+from ctypes import CDLL, Structure, byref
 from functools import cache
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
-from secateur.coding import forecast, mixing, planes, predicted_contexts
+from secateur.coding import forecast, mixing, native, planes, predicted_contexts
 from secateur.coding.mixing import Mixer
 from secateur.coding.predicted_contexts import PredictedContexts
 from secateur.errors import FormatError
@@ -33,49 +29,43 @@ from secateur.errors import FormatError
 __all__ = ["LOADING", "LONGEST_BLOCK", "WORTH_IT", "available", "kernels", "pays", "walk"]
 
 WORTH_IT = 1 << 16
-"""Tensors of fewer weights are coded by numpy: loading the compiled loops would take longer."""
+"""Tensors of fewer weights are coded by numpy, which takes no longer."""
 LOADING = 1 << 20
-"""Weights of such tensors that a process codes before it loads the loops."""
+"""Weights of such tensors that a process codes before it compiles the walk."""
 _coded = [0]  # weights of such tensors so far
 LONGEST_BLOCK = 1 << 18
 """Blocks of more weights are coded by numpy: sums over them could leave 64 bits."""
 _PIECE = 1 << 17  # weights coded between two checks of the space left for the stream
+_NO_MEMORY = 3
 _WRONG = {1: "a coded stream holds a value outside the coder's range", 2: "a level lies outside the codebook"}
 
 
 @cache
 def available() -> bool:
-    """Whether numba is installed and not switched off by `SECATEUR_COMPILED=0`."""
-    return os.environ.get("SECATEUR_COMPILED", "1") != "0" and importlib.util.find_spec("numba") is not None
+    """Whether there is a C compiler, and it is not switched off by `SECATEUR_COMPILED=0`."""
+    return os.environ.get("SECATEUR_COMPILED", "1") != "0" and native.compiler() is not None
 
 
-@cache
-def kernels() -> ModuleType | None:
-    """The module of compiled loops, imported (with numba) at the first call; None where it cannot be."""
-    if not available():
-        return None
-    try:
-        from secateur.coding import _kernels
-    except ImportError:  # numba is there, but not for this Python or numpy
-        return None
-    return _kernels
+def kernels() -> CDLL | None:
+    """The compiled walk, loaded or compiled at the first call; None where it cannot be."""
+    return native.load() if available() else None
 
 
 def pays(layout: planes.PlaneLayout) -> bool:
-    """Whether a tensor is long enough for the loops to pay, and its blocks short enough for their sums.
+    """Whether a tensor is long enough for the compiled walk to pay, and its blocks short enough for their sums.
 
-    Loading them takes about a second, the time in which numpy codes some million weights. So the first tensors of a
-    process are coded by numpy until they add up to `LOADING` weights; a process that codes less loads nothing.
+    Compiling takes about a second, the time in which numpy codes some million weights. So where nothing is in the
+    cache, the first tensors of a process are coded by numpy until they add up to `LOADING` weights.
     """
     size = layout.filters * layout.channels * layout.taps
-    if size < WORTH_IT or layout.channels > LONGEST_BLOCK:
+    if size < WORTH_IT or layout.channels > LONGEST_BLOCK or not available():
         return False
     _coded[0] += size
-    return "secateur.coding._kernels" in sys.modules or _coded[0] >= LOADING
+    return _coded[0] >= LOADING or native.cached() is not None
 
 
 def walk(
-    loops: ModuleType,
+    library: CDLL,
     book: PredictedContexts,
     mixers: Sequence[Mixer],
     sides: tuple[int, int, bool, int, int, int, int],
@@ -85,7 +75,7 @@ def walk(
     """Code all blocks of a tensor, or with `data` decode them, and leave book, mixers and forecasts as numpy would.
 
     Args:
-        loops: The result of `kernels`.
+        library: The result of `kernels`.
         book: The tensor's planes.
         mixers: Those of zero, sign, magnitudes one by one, and binary digits.
         sides: Levels below and above zero, whether there is a zero, how many magnitudes are coded one by one, how many
@@ -100,55 +90,74 @@ def walk(
     fits = _PackedForecasts(book, "size"), _PackedForecasts(book, "value")
     filters, channels = book.layout.filters, book.layout.channels
     rows, rich = book.rows(sides[-1]), book.kernel is not None
-    way = loops.KernelMode(*sides[:-1], rich, rows)
-    sums = np.array([book.count, book.total])
-    state = loops.Book(
-        book.signed,
-        book.size,
-        np.zeros((2, 0, 0), dtype=np.int32) if book.kernel is None else book.kernel,
-        book.filter,
-        book.channel,
-        sums,
-        np.array(book.near),
-    )
-    tables = loops.Tables(
-        *mixing.LOOP_TABLES,
-        *planes.LOOP_TABLES,
-        *predicted_contexts.LOOP_TABLES,
-        *mixing.LOOP_LIMITS,
-        *forecast.LOOP_LIMITS,
-    )
-    packed = loops.Bank(*bank.arrays), tuple(loops.Fit(*fit.arrays) for fit in fits)
+    known = np.array([book.count, book.total], dtype=np.int64)
+    call = _Call()
+    call.tables()
+    call.numbers("below above zero unary digits nodes rich rows", *sides[:-1], rich, rows)
+    call.numbers("taps filters channels", book.layout.taps, filters, channels)
+    call.arrays("counts begins cells strides weights whole energies", *bank.arrays)
+    call.numbers("contexts", bank.arrays[4].shape[1])
+    call.arrays("signs sizes by_filter by_channel", book.signed, book.size, book.filter, book.channel)
+    call.arrays("known near source", known, np.array(book.near, dtype=np.int64), np.ascontiguousarray(source))
+    if book.kernel is not None:
+        call.arrays("kernels", book.kernel)
+    for kind, fit in zip(("size", "value"), fits):
+        call.arrays("features starts weights sums room", *fit.arrays, of=getattr(call.values, kind))
+        call.numbers("most", fit.arrays[1].shape[1], of=getattr(call.values, kind))
     together = max(rows, _PIECE // channels // rows * rows)
     for tap in range(book.layout.taps):
         for top in range(0, filters, together):
             end = min(top + together, filters)
             coder.room((end - top) * channels * (len(mixers) + 1))
-            stream = loops.Stream(coder.state, coder.words, data is not None)
-            planes_of = book.signed if source is None else source
-            wrong = _called(loops, (tap, top, end), planes_of, state, way, *packed, tables, stream)
+            call.arrays("state words", coder.state, coder.words)
+            call.numbers("word_count decodes", len(coder.words), data is not None)
+            wrong = library.secateur_walk(byref(call.values), tap, top, end)
+            if wrong == _NO_MEMORY:
+                raise MemoryError
             if wrong:
                 raise FormatError(_WRONG[wrong])
     bank.unpack()
     for fit in fits:
         fit.unpack()
-    book.count, book.total = (int(number) for number in sums)
+    book.count, book.total = (int(number) for number in known)
     return book.signed, coder.finish()
 
 
-def _called(loops: ModuleType, *arguments: object) -> int:
-    """One call of the compiled walk. A cache on disk that another version left is deleted, and the walk compiled again.
+class _Call:
+    """The arguments of a compiled walk, and the arrays that they point to.
 
-    numba's cache names the classes of the arguments, so one that was written before a class was renamed cannot be read.
-    That shows before anything is computed.
+    >>> call = _Call()
+    >>> call.numbers("below above", 3, True)
+    >>> call.values.below, call.values.above
+    (3, 1)
     """
-    try:
-        return int(loops.walk(*arguments))
-    except (AttributeError, ImportError, TypeError, ValueError, EOFError, pickle.UnpicklingError):
-        stale = [Path(str(loops.__file__)).parent / "__pycache__", Path(str(loops.walk.stats.cache_path))]
-        for file in {file for folder in stale for file in folder.glob("_kernels.*.nb[ic]")}:
-            file.unlink(missing_ok=True)
-        return int(loops.walk(*arguments))
+
+    def __init__(self) -> None:
+        self.values = native.Walk()
+        self._kept: dict[str, np.ndarray] = {}
+
+    def numbers(self, names: str, *numbers: int, of: Structure | None = None) -> None:
+        """Set whole numbers."""
+        for name, number in zip(names.split(), numbers, strict=True):
+            setattr(self.values if of is None else of, name, int(number))
+
+    def arrays(self, names: str, *arrays: np.ndarray, of: Structure | None = None) -> None:
+        """Set pointers to arrays, which live as long as this object."""
+        for name, array in zip(names.split(), arrays, strict=True):
+            assert array.flags.c_contiguous
+            self._kept[f"{id(of)} {name}"] = array
+            setattr(self.values if of is None else of, name, array.ctypes.data)
+
+    def tables(self) -> None:
+        """Set the model's tables and limits."""
+        self.arrays("stretch squash doubts", *mixing.LOOP_TABLES)
+        self.arrays("eight twelve", *planes.LOOP_TABLES)
+        self.arrays("fine surely mirror trust_size trust_value", *predicted_contexts.LOOP_TABLES)
+        self.numbers("last_odds", len(mixing.LOOP_TABLES[1]) - 1)
+        self.numbers("prior calm heaviest", *mixing.LOOP_LIMITS)
+        most, ridge, heaviest, fullest = forecast.LOOP_LIMITS
+        self.numbers("most ridge fullest", most, ridge, fullest)
+        self.values.heaviest_fit = heaviest
 
 
 class _PackedMixers:

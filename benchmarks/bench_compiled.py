@@ -2,8 +2,8 @@
 
 Levels of a 256 x 256 x 3 x 3 convolution (Laplacian, filters and channels of different sizes, half of them zero; 31
 levels) are coded and decoded by the compiled walk and by numpy in turn, in this process, on one thread, and by nncodec
-(its C++) where it is installed. The bytes must be those of numpy. Prints million weights a second of CPU time (medians),
-and the CPU time to compile the walk the first time, and to load it from the cache, imports included.
+(its C++) where it is installed. The bytes must be those of numpy. Prints million weights a second of CPU time
+(medians), and the CPU time to compile the walk the first time, and to load it from the cache, imports included.
 """
 
 from __future__ import annotations

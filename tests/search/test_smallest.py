@@ -255,3 +255,53 @@ def test_a_search_without_training_ends_with_a_file_that_holds(tmp_path):
     assert kinds == ["prune", "compensate", "share", "pack"]
     with pytest.raises(OptionError, match="calibrate: expected a number of images"):
         small.SmallestOptions(calibrate=-1)
+
+
+OWN = """
+from torch import nn
+
+def build():
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 10),
+    )
+"""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        small.SmallestOptions(target=2000, train={"epochs": 2, "batch_size": 32}),
+        small.SmallestOptions(keep=0.3, bits=3, train={"epochs": 2, "batch_size": 32}),
+        small.SmallestOptions(keep=0.5, bits=4, calibrate=100),
+    ],
+    ids=["bytes", "shares", "without training"],
+)
+def test_a_users_own_network_of_convolutions_with_biases_and_batch_norms(options, tmp_path, monkeypatch):
+    """Removing filters once left their biases behind, and the file was refused."""
+    (tmp_path / "own_network.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    train = {
+        "kind": "train",
+        "label": "dense",
+        "epochs": 2,
+        "lr": 0.01,
+        "optimizer": "adam",
+        "batch_size": 32,
+    }
+    recipe = {
+        "data": {"name": "digits", "validation": 0.2, "limit": 400},
+        "model": {"name": "own_network:build"},
+        "lab": {"threads": 1},
+        "step": [train],
+    }
+    recipe = Recipe.of(recipe, allow_code=True)
+    store = Store(tmp_path / "runs")
+    found = small.smallest(recipe, store, lost=0.9, attempts=1, options=options)
+    assert found.best.holds
+    files = importlib.import_module("secateur.lab.engine").final_state(found.ran.plan.trials[0], store).files
+    path = tmp_path / "model.sct"
+    path.write_bytes(files[small.FILE])
+    loaded = sc.load(path, into=importlib.import_module("own_network").build()).eval()
+    assert loaded(torch.zeros(2, 1, 8, 8)).shape == (2, 10)

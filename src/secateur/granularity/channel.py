@@ -18,6 +18,8 @@ from secateur.granularity import Granularity
 from secateur.structure.cut.trial import without_locked
 from secateur.structure.explain import layer_names, own_weights
 from secateur.structure.groups.couplings import Group, Structure, analyse
+from secateur.structure.groups.labels import Lock
+from secateur.structure.groups.rules import LAYERS
 from secateur.structure.groups.rules.conv import TAPS
 
 __all__ = ["Channel", "coupled_units"]
@@ -64,21 +66,29 @@ class Channel(Granularity):
         groups = [group for group in found.groups if _CHOICES[which](group)]
         units = coupled_units(model, found, targets, groups, self.scored, self.combine)
         if not units:
-            reasons = [
-                f"{lock.reason} ({lock.operator} in {lock.path or 'the model'})"
-                if lock.operator
-                else lock.reason
-                for lock in found.locked()
-                if lock.reason != TAPS and "cannot be cut" not in lock.reason
-            ]
-            first = next(
-                iter(dict.fromkeys(reasons)), "no layer of the targets takes its channels from another"
-            )
+            first = _foremost(found.locked())
             raise NothingToDoError(
                 f"no channel of {type(model).__name__} can be removed: {first}; sc.explain(model, example) says where "
                 "every axis is locked and why"
             )
         return units
+
+
+def _foremost(locks: Sequence[Lock]) -> str:
+    """The reason to name first: one from inside the model before those of its inputs and outputs."""
+    by_kind: dict[int, str] = {}
+    for lock in locks:
+        if lock.reason == TAPS:
+            continue
+        text = (
+            f"{lock.reason} ({lock.operator} in {lock.path or 'the model'})" if lock.operator else lock.reason
+        )
+        meets = "cannot be cut" in lock.reason
+        edge = lock.operator == "output" or (
+            meets and lock.operator in LAYERS
+        )  # an input has no channels to remove
+        by_kind.setdefault(2 if edge else int(meets), text)
+    return by_kind[min(by_kind)] if by_kind else "no layer of the targets takes its channels from another"
 
 
 def weights_beside_layers(

@@ -54,6 +54,8 @@ _NORMS = frozenset(
 )  # torch decomposes a root-mean-square norm into a mean
 _UNCOMPARED = frozenset({"clone", "_to_copy", "detach", "alias", "empty", "lift_fresh"})
 """Operators that occur or not depending on strides, and change no value."""
+_SCALING = ("mul", "div")
+"""Operators whose whole numbers are factors, not sizes."""
 _SEVERAL_RESULTS = ("split", "unbind", "chunk", "unsafe_split", "unsafe_chunk", "tensor_split")
 
 
@@ -296,6 +298,8 @@ def _numbers(op: Op) -> list[float]:
         found = [*op.args, *(value for key, value in op.kwargs.items() if key != "scale")]
         scale = op.args[0].shape[-1] ** -0.5 if scale is None else scale
         return [scale, *(arg for arg in found if isinstance(arg, float))]
+    if op.name.startswith(_SCALING):
+        return [float(arg) for arg in op.args if isinstance(arg, (int, float)) and not isinstance(arg, bool)]
     return [arg for arg in (*op.args, *op.kwargs.values()) if isinstance(arg, float)]
 
 
@@ -389,9 +393,38 @@ def _disagreement(
             shape = tuple(size if axis in labelled else have[axis] for axis, size in enumerate(shape))
         if shape is None or shape != have:
             return Mismatch(op, wanted, None, index)
+    lost = _lost_slice(structure, op, other, alive)
+    if lost is not None:
+        return Mismatch(lost, _wanted(structure, lost, alive), None, index)
+    if op.name == other.name == "slice" and _start_moved(structure, op, other, alive):
+        return Mismatch(op, wanted, None, index)
     if op.path == other.path and not _alike(_numbers(op), _numbers(other)):
         return Mismatch(op, wanted, None, index, (_numbers(op), _numbers(other)))
     return None
+
+
+def _lost_slice(structure: Structure, op: Op, other: Op, alive: np.ndarray) -> Op | None:
+    """The slice that made an input of an operator and is no operator any more, as it now takes the whole axis."""
+    for ref, have in zip(op.refs(), other.refs()):
+        made = structure.trace.ops[ref.op] if ref.op >= 0 else None
+        if made is None or made.name != "slice" or 0 in ref.shape:
+            continue
+        if structure.kept_shape(ref, alive) != have.shape:
+            return made
+    return None
+
+
+def _start_moved(structure: Structure, op: Op, other: Op, alive: np.ndarray) -> bool:
+    """Whether a slice begins at another position than the number of those before it that remain."""
+    axis = op.arg(1, "dim", 0) % len(op.args[0].shape)
+    part = structure.follower.of(op.args[0]).at(axis)
+    if part is None or part.axes != (axis,) or (op.arg(4, "step", 1) or 1) != 1:
+        return False
+    starts = []
+    for each in (op, other):
+        start = each.arg(2, "start", 0) or 0
+        starts.append(max(0, start + each.args[0].shape[axis] if start < 0 else start))
+    return int(alive[part.labels[: starts[0]]].sum()) != starts[1]
 
 
 def _blame(structure: Structure, at: Mismatch, alive: np.ndarray) -> list[Lock]:

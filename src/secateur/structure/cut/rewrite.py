@@ -260,7 +260,7 @@ class _Sizes(TorchFunctionMode):
 
     def _as_before(self, value: object) -> object:
         """A number that is computed from a width, with its value before the cut."""
-        if isinstance(value, float):
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
             for now, before in self.numbers:
                 if value == now:
                     return before

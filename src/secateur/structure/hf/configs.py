@@ -214,17 +214,22 @@ class _FieldSearch:
             if value in self.news and (id(owner), name) not in self.idle
         ]
         single = [(owner, name, new) for owner, name, value in fields for new in self.news[value]]
-        moving = []
+        moving: list[tuple[tuple[object, str, int], Shapes | None]] = []
         for owner, name, new in single:
             shapes = self.tried([(owner, name, new)])
             if shapes is not None and shapes == self.now:
                 self.idle.add((id(owner), name))
                 continue
-            moving.append((owner, name, new))
+            moving.append(((owner, name, new), shapes))
             if self.kept(shapes, [(owner, name, new)]):
                 return True
         # Heads and key-value heads, or a size and what is computed from it, may fit only when both change.
-        pairs = [[a, b] for i, a in enumerate(moving) for b in moving[i + 1 :] if a[:2] != b[:2]]
+        pairs = [
+            [a, b]
+            for i, (a, first) in enumerate(moving)
+            for b, second in moving[i + 1 :]
+            if a[:2] != b[:2] and self.could_help(first, second)
+        ]
         return any(self.kept(self.tried(pair), pair) for pair in pairs[:200])
 
     def tried(self, changes: Sequence[tuple[object, str, int]]) -> Shapes | None:
@@ -236,6 +241,29 @@ class _FieldSearch:
         for (owner, name, _), value in zip(changes, old):
             setattr(owner, name, value)
         return shapes
+
+    def could_help(self, first: Shapes | None, second: Shapes | None) -> bool:
+        """Whether two changes might leave fewer shapes wrong together, from the shapes that the model has with each.
+
+        An axis that one of them changes has that size with both; what both change, or what cannot be built with one of
+        them alone, may have any.
+        """
+        if (
+            first is None
+            or second is None
+            or self.now is None
+            or not set(self.wanted) == set(first) == set(second) == set(self.now)
+        ):
+            return True
+        wrong = 0
+        for name, wanted in self.wanted.items():
+            now, a, b = self.now[name], first[name], second[name]
+            if len(now) == len(a) == len(b) == len(wanted):
+                wrong += any(
+                    size != (x if x != was else y) and (x == was or y == was)
+                    for size, was, x, y in zip(wanted, now, a, b)
+                )
+        return wrong < self.wrong
 
     def kept(self, shapes: Shapes | None, changes: Sequence[tuple[object, str, int]]) -> bool:
         """Make the changes for good if fewer shapes are wrong with them."""

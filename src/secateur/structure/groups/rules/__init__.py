@@ -14,6 +14,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -162,6 +163,15 @@ class Follower:
         for ref in refs:
             for field in self.of(ref).fields:
                 self.labels.lock(field.labels, reason)
+
+    def read(self, op: Op) -> bool:
+        """Whether another operator reads a result of this one, or the model puts it out."""
+        return any(ref.id in self._read for ref in op.results())
+
+    @cached_property
+    def _read(self) -> set[int]:
+        """The tensors that operators read, and the model's outputs."""
+        return {ref.id for op in self.trace.ops for ref in op.refs()} | {ref.id for ref in self.trace.outputs}
 
     def enters(self, ref: TensorRef, axis: int) -> None:
         """Note that a parameter is summed over along an axis: there its inputs come in."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from secateur.structure.groups.labels import Field, Layout
 from secateur.structure.groups.layout import drop_axes
 from secateur.structure.groups.rules import Counted, Follower, rule
@@ -33,11 +35,14 @@ def _reduced(f: Follower, op: Op, axes: list[int], reason: str, zero_ok: bool = 
     results = op.results()
     x = op.args[0]
     keep = len(results[0].shape) == len(x.shape)
-    counted = _kept_count(f, op) if op.name == "mean" else []
+    counted = _kept_count(f, op) if op.name == "mean" and f.read(op) else []
     if f.across_norm and keep and len(axes) == 1 and op.name in ("var", "std", "var_mean", "std_mean"):
         crossed = [field for field in f.of(x).fields if field.axes == (axes[0] % len(x.shape),)]
         f.crossed += [(op.name, op.path) for _ in crossed]
         counted = [*counted, *crossed]
+    gone = {axis % len(x.shape) for axis in axes} if x.shape else set()
+    if not f.read(op):  # such as the weights of attention that nobody asked for
+        counted = [field for field in f.of(x).fields if set(field.axes) <= gone]
     layout = Layout(x.shape, tuple(field for field in f.of(x).fields if field not in counted))
     layout = drop_axes(f.labels, layout, axes, reason, keep=keep, zero_ok=zero_ok)
     return [layout if layout.shape == ref.shape else Layout(ref.shape) for ref in results]
@@ -87,6 +92,10 @@ def norms(f: Follower, op: Op) -> list[Layout]:
     return _reduced(f, op, _axes(op, 2), "a norm over the axis", zero_ok=positive)
 
 
+_ZERO_ALONG = frozenset({"cumsum", "cumprod", "sort", "cummax", "cummin"})
+"""Operators along an axis that give 0 for a row of zeros; a softmax gives equal shares."""
+
+
 @rule(
     "_softmax",
     "_log_softmax",
@@ -106,7 +115,8 @@ def along(f: Follower, op: Op) -> list[Layout]:
     x = op.args[0]
     axis = op.arg(1, "dim", -1)
     layout = drop_axes(f.labels, f.of(x), [axis], f"{op.name} along the axis", keep=True)
-    fields = tuple(field for field in layout.fields)
+    keeps = op.name in _ZERO_ALONG
+    fields = tuple(field if keeps else replace(field, zero=False) for field in layout.fields)
     return [Layout(ref.shape, fields if ref.shape == x.shape else ()) for ref in op.results()]
 
 

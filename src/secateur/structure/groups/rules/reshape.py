@@ -69,14 +69,31 @@ def slices(f: Follower, op: Op) -> Layout:
         return f.of(x)
     start, step = op.arg(2, "start", 0) or 0, op.arg(4, "step", 1) or 1
     start = max(0, start + x.shape[axis] if start < 0 else start)
+    if step > 1:
+        return _every(f, op, axis, start, step)
     return take(f.labels, f.of(x), axis, slice(start, start + out.shape[axis] * step, step))
+
+
+def _every(f: Follower, op: Op, axis: int, start: int, step: int) -> Layout:
+    """Every n-th position: n neighbours are removed together, so that those that remain are every n-th again."""
+    x, out, size = op.args[0], op.results()[0], op.args[0].shape[axis]
+    if start >= step or size % step or out.shape[axis] * step != size:
+        layout = drop_axes(f.labels, f.of(x), [axis], "part of every n-th position is taken", keep=True)
+        return squeezed(f.labels, out.shape, layout.fields)
+    apart = (*x.shape[:axis], size // step, step, *x.shape[axis + 1 :])
+    chosen = take(f.labels, reshape(f.labels, f.of(x), apart), axis + 1, slice(start, start + 1))
+    return reshape(f.labels, chosen, out.shape)
 
 
 @rule("select", "select_copy")
 def select(f: Follower, op: Op) -> Layout:
-    """One position of an axis."""
+    """One position of an axis: those that are counted to reach it stay."""
     x, axis = op.args[0], op.args[1] % len(op.args[0].shape)
     index = op.args[2] % x.shape[axis]
+    field = f.of(x).at(axis)
+    if field is not None and field.axes == (axis,):
+        counted = field.labels[op.args[2] :] if op.args[2] < 0 else field.labels[:index]
+        f.labels.lock(counted, "counted to reach one position")
     layout = take(f.labels, f.of(x), axis, slice(index, index + 1))
     return reshape(f.labels, layout, op.results()[0].shape)
 
@@ -233,7 +250,7 @@ def channel_shuffle(f: Follower, op: Op) -> Layout:
 
 @rule("roll")
 def roll(f: Follower, op: Op) -> Layout:
-    """Positions rotate."""
+    """Positions rotate: those that pass the end stay."""
     x, shifts, dims = op.args[0], op.args[1], op.arg(2, "dims", [])
     if not dims:
         f.lock_all([x], "rolled as one flat tensor")
@@ -241,8 +258,16 @@ def roll(f: Follower, op: Op) -> Layout:
     layout = f.of(x)
     for shift, axis in zip(shifts, dims):
         axis %= len(x.shape)
-        if layout.at(axis) is not None:
-            layout = take(f.labels, layout, axis, np.roll(np.arange(x.shape[axis]), shift))
+        field, order = layout.at(axis), np.roll(np.arange(x.shape[axis]), shift)
+        if field is None:
+            continue
+        if field.axes == (axis,) and abs(shift) < order.size:
+            round_the_end = field.labels[-shift:] if shift > 0 else field.labels[:-shift]
+            f.labels.lock(round_the_end, "rolled round the end")
+            layout = take(f.labels, layout, axis, order)
+        else:
+            layout = drop_axes(f.labels, layout, [axis], "rolled", keep=True)
+            layout = Layout(x.shape, layout.fields)
     return layout
 
 

@@ -75,3 +75,30 @@ def test_a_layer_as_fast_as_its_count_needs_no_reason():
 def test_models_without_a_common_layer_are_an_error():
     with pytest.raises(DataError, match="name their layers alike"):
         why(nn.Sequential(nn.Linear(3, 3)), nn.Identity(), torch.ones(2, 3))
+
+
+def test_the_summary_adds_up_what_each_reason_costs():
+    """Twice fewer products: 8 ms could be 4 and are 6. Conv loses 3 - 4 / 2 = 1 ms, the layer without products 0.5."""
+    rows = (
+        _why.LayerTime("a", "Conv2d", (1000, 500), (4.0, 3.0), (0, 0), "odd width: 13"),
+        _why.LayerTime("b", "ReLU", (0, 0), (2.0, 1.5), (0, 0), "no products: moves"),
+        _why.LayerTime("c", "Linear", (100, 50), (1.0, 0.4), (0, 0), ""),
+    )
+    found = _why.Why(rows=rows, macs=(1100, 550), ms=(8.0, 6.0), threads=1, device="cpu")
+    assert found.outside == pytest.approx((1.0, 1.1))
+    assert found.summary() == (
+        "2.00x fewer multiply-accumulates, 1.33x as fast on cpu. Of the 2 ms above what the count suggests: "
+        "odd width 1 ms, no products 0.5 ms."
+    )
+
+
+@pytest.mark.parametrize(("width", "conv", "head"), [(17, "3 to 24", "24 to 4"), (16, None, None)])
+def test_a_layer_is_tried_at_the_next_multiples_of_eight(width, conv, head):
+    """Widths up to 4, as those of an image or of few classes, are given by the data."""
+    calls = _why._calls(Block(width), X)
+    for name, widths in (("conv", conv), ("head", head)):
+        wide = _why._resized(calls[name], tiny=False)
+        assert (wide and _why._widths(wide.module)) == widths
+    assert _why._resized(calls["conv"], tiny=True).args[0].shape == (1, 3, 3, 3)
+    assert _why._resized(calls["norm"], tiny=True).args[0].shape == (1, width, 1, 1)
+    assert _why._resized(calls["head"], tiny=True).args[0].shape == (1, width)

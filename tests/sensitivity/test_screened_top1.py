@@ -234,3 +234,12 @@ def test_rows_are_only_taken_for_rows():
     assert EvaluationJob(["w"], [("a", Masks({"w": rows}))]).rows
     assert not EvaluationJob(["w"], [("a", Masks({"w": rows})), ("b", Masks({"w": columns}))]).rows
     assert not EvaluationJob(["v", "w"], [("a", Masks({"v": rows, "w": rows}))]).rows
+
+
+def test_kept_values_are_counted_in_bytes() -> None:
+    model = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 2)).eval()
+    folded = record(model, [torch.randn(3, 4) for _ in range(5)], limit=250)
+    assert isinstance(folded, FoldedForward)
+    with torch.no_grad(), folded.changing(["2.weight"]):
+        folded.outputs(0)
+    assert folded.peak == 2 * 3 * 10 * 4  # two batches of 3 x 10 numbers of four bytes; a third would be 360

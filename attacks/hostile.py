@@ -9,6 +9,7 @@ too.
 from __future__ import annotations
 
 import io
+import json
 import random
 import zlib
 from collections.abc import Collection, Sequence
@@ -305,6 +306,35 @@ COMPACT_ENTRIES = [
     Entry("steps", "I64", ()),
     Entry("zeros", "BF16", (3, 5)),
 ]
+
+
+INT8_LIST = {"version": 1, "weights": {"0.weight": 0, "whole": None}}
+
+
+def int8_sample(text: bytes | None = None) -> bytes:
+    """An honest file with INT8 weights: one with a scale for each row, one with a single scale.
+
+    Args:
+        text: The list of INT8 weights, in place of the honest one.
+    """
+    file = io.BytesIO()
+    writer = Writer(file)
+    writer.text("int8", tensors.text(json.dumps(INT8_LIST).encode() if text is None else text))
+    rows = (numbers(48, 21) % 255 - 127).astype(np.int8).reshape(4, 12)
+    held = {
+        "0.weight": ("I8", rows.view(np.uint8)),
+        "0.weight.scale": ("F32", (np.arange(1, 5, dtype=np.float32) / 64).view(np.uint32)),
+        "0.weight.zero_point": ("I32", np.zeros(4, np.uint32)),
+        "0.bias": ("F32", bell((4,), 22).view(np.uint32)),
+        "whole": ("U8", (numbers(6, 23) % 256).astype(np.uint8).reshape(2, 3)),
+        "whole.scale": ("F64", np.array(0.125).view(np.uint64)),
+        "whole.zero_point": ("I32", np.array(128, np.uint32)),
+    }
+    for name, (kind, words) in held.items():
+        entry = Entry(name, kind, words.shape)
+        writer.add(entry, words.tobytes(), *tensors.encode(entry, words, "fast", writer.memory))
+    writer.finish()
+    return file.getvalue()
 
 
 def compact_sample() -> bytes:

@@ -26,7 +26,7 @@ from torch import nn
 
 from attacks import hostile, trees
 from secateur.container import tensors
-from secateur.container.archive import load, save
+from secateur.container.archive import load, load_int8, save
 from secateur.container.arrays import entry_of
 from secateur.container.format import ZERO, Entry
 from secateur.container.inspection import inspect
@@ -243,6 +243,32 @@ def _run_into(data: bytes) -> str:
     return _into_model(lambda model: load(path, into=model))
 
 
+def _make_int8(rng: random.Random) -> bytes:
+    if rng.randrange(3):
+        text = trees.text_of(trees.mutate(hostile.INT8_LIST, rng), rng)
+        return hostile.int8_sample(text.encode("utf-8", "surrogatepass"))
+    return rng.choice((hostile.mutate, hostile.mutate_within))(_INT8, rng)
+
+
+_INT8 = hostile.int8_sample()
+
+
+class _Rows(nn.Module):
+    """The model of the INT8 sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_module("0", nn.Linear(12, 4))
+        self.whole = nn.Parameter(torch.zeros(2, 3))
+
+
+def _run_int8(data: bytes) -> str:
+    path = _file(data, "q.sct")
+    verdict = _attempt(lambda: load(path))
+    _attempt(lambda: load_int8(path, into=_Rows()))
+    return verdict
+
+
 def _make_plan(rng: random.Random) -> bytes:
     return trees.text_of(trees.mutate(PLAN, rng), rng).encode("utf-8", "surrogatepass")
 
@@ -400,6 +426,7 @@ def _run_pt(data: bytes) -> str:
 TARGETS = [
     Target("sct", _make_sct, _run_sct),
     Target("sct into a model", _make_into, _run_into),
+    Target("int8 sct", _make_int8, _run_int8),
     Target("plan", _make_plan, _run_plan),
     Target("masks", lambda rng: _damaged_safetensors(_MASKS, rng), _run_masks),
     Target("safetensors", lambda rng: _damaged_safetensors(_WEIGHTS, rng), _run_safetensors),
@@ -418,6 +445,7 @@ TARGETS = [
 ]
 HONEST = {
     "sct into a model": _HONEST[0],
+    "int8 sct": _INT8,
     "plan": json.dumps(PLAN).encode(),
     "masks": _MASKS,
     "safetensors": _WEIGHTS,

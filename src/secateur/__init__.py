@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from secateur.compensation.tuning import Tuning as Tuning
     from secateur.container.archive import SavedFile as SavedFile
     from secateur.container.archive import load as load
+    from secateur.container.archive import load_int8 as load_int8
     from secateur.container.archive import save as save
     from secateur.container.inspection import FileReport as FileReport
     from secateur.container.inspection import inspect as inspect
@@ -163,6 +164,7 @@ _NAMES = {
     "Shared": "secateur.quantize.result",
     "save": "secateur.container.archive",
     "load": "secateur.container.archive",
+    "load_int8": "secateur.container.archive",
     "SavedFile": "secateur.container.archive",
     "SaveOptions": "secateur.container.save_options",
     "pack": "secateur.container.pack",

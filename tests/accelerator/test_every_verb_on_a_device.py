@@ -93,6 +93,11 @@ def saved(model: nn.Module, x: torch.Tensor, folder: Path) -> object:
     return numbers(sc.load(folder / "m.sct", into=empty))
 
 
+def int8_saved(model: nn.Module, x: torch.Tensor, folder: Path) -> object:
+    sc.save(model, folder / "i.sct", options=sc.SaveOptions(int8=True))
+    return sc.load_int8(folder / "i.sct", into=copy.deepcopy(model))(x.cpu())
+
+
 def shrunk(model: nn.Module, x: torch.Tensor, folder: Path) -> object:
     small = sc.shrink(model, channels(model, x), x)
     small.save(folder / "small.safetensors")
@@ -127,6 +132,7 @@ ON_DEVICE: dict[str, Callable[[nn.Module, torch.Tensor, Batches], object]] = {
 FILES: dict[str, Callable[[nn.Module, torch.Tensor, Path], object]] = {
     "save": saved,
     "load": saved,
+    "load_int8": int8_saved,
     "load_shrunk": shrunk,
     "export": lambda m, x, folder: sc.export(m, folder / "m.onnx", x).path.stat().st_size,
 }

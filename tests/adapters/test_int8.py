@@ -318,7 +318,8 @@ def test_attention_with_fewer_heads_is_quantised_whole(tmp_path):
     done = export(small, tmp_path / "m.onnx", inputs[0], int8="dynamic", int8_options=options)
     kinds = [node.op_type for node in graph(tmp_path / "m.onnx").node]
     assert kinds.count("MatMulInteger") == 7  # q, k, v, out, linear1, linear2, head
-    assert kinds.count("MatMul") == 2  # q k^T and the product with v have no weights
+    assert kinds.count("MatMul") == 0  # q k^T and the product with v are inside
+    assert kinds.count("Attention") == 1
     assert done.int8.noise < 0.05
 
 
@@ -358,3 +359,43 @@ def test_weights_are_stored_and_linear_layers_are_products(tmp_path):
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (y,) = session.run(None, {"x": np.float32([[1, 0, 2]])})
     assert y.tolist() == [[4 + 22 + 1, 13 + 31 + 2]]
+
+
+class Block(nn.Module):
+    """Attention and a norm after the addition, as in BERT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.norm, self.head = nn.Linear(16, 48), nn.LayerNorm(16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        q, k, v = self.mix(x).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        attended = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.head(self.norm(x + attended.transpose(1, 2).flatten(2)))
+
+
+@needs_onnx
+def test_transformers_are_written_in_operators_that_are_fast_in_int8(tmp_path):
+    torch.manual_seed(0)
+    block, x = Block().eval(), torch.randn(2, 6, 16)
+    options = Int8Options(lost=0.5, compare=batches(2, 6, 16))
+    done = export(block, tmp_path / "m.onnx", x, int8="dynamic", int8_options=options)
+    kinds = [node.op_type for node in graph(tmp_path / "m.onnx").node]
+    assert "Sum" in kinds  # an Add would be merged with the norm
+    assert kinds.count("Attention") == 1
+    assert "Softmax" not in kinds
+    assert done.int8.noise < 0.1
+    assert OnnxModel(tmp_path / "m.onnx")(torch.randn(5, 6, 16)).shape == (5, 6, 4)
+    static = export(block, tmp_path / "s.onnx", x, int8=batches(2, 6, 16), int8_options=options)
+    assert static.int8.noise < 0.1
+
+
+@needs_onnx
+def test_an_older_runtime_gets_attention_in_parts(tmp_path, monkeypatch):
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "__version__", "1.22.0")
+    torch.manual_seed(0)
+    options = Int8Options(lost=0.5, compare=batches(2, 6, 16))
+    export(Block().eval(), tmp_path / "m.onnx", torch.randn(2, 6, 16), int8="dynamic", int8_options=options)
+    assert "Softmax" in [node.op_type for node in graph(tmp_path / "m.onnx").node]

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from attacks.hostile import bell, compact_sample, framed_sample, read, sample
+from attacks.hostile import bell, compact_sample, framed_sample, int8_sample, read, sample
 
 from secateur.container import codebooks, tensors
 from secateur.container.format import Entry
@@ -48,7 +48,7 @@ def layers(coder: str) -> bytes:
 def files() -> dict[str, bytes]:
     """The golden files whose bytes depend on this release alone, made anew; a file names its version itself."""
     made = {f"layers-{coder}": layers(coder) for coder in ("fast", "mixed", "strong")}
-    made["ways"], made["compact"] = sample(), compact_sample()
+    made["ways"], made["compact"], made["int8"] = sample(), compact_sample(), int8_sample()
     return {f"v{data[4]}-{name}.sct": data for name, data in made.items()}
 
 

@@ -26,8 +26,15 @@ import torch
 from torch import nn
 
 from secateur.adapters.int8 import Int8Options, Int8Report, write_int8
-from secateur.adapters.onnx_model import extra_module
-from secateur.adapters.programs import load_program, program_error, record_program, write_program
+from secateur.adapters.onnx_model import extra_module, runs_attention
+from secateur.adapters.programs import (
+    ATTENTION,
+    attends,
+    load_program,
+    program_error,
+    record_program,
+    write_program,
+)
 from secateur.core.atomic_files import atomic_path
 from secateur.core.masks import Masks
 from secateur.errors import OptionError, ProofError
@@ -122,7 +129,9 @@ def export(
     given = moved(example, torch.device("cpu"))
     report: Int8Report | None = None
     with undisturbed(ready, mode="eval"), torch.no_grad(), atomic_path(target) as scratch:
-        free, error = _write_float(ready, scratch, given, target, dynamic_batch, tolerance)
+        program, free = record_program(ready, given, dynamic_batch)
+        opset = ATTENTION if int8 is not None and attends(program) and runs_attention() else None
+        error = _write_float(ready, program, scratch, given, _Wanted(target, free, tolerance, opset))
         if int8 is not None:
             report = write_int8(ready, scratch, given, int8, int8_options or Int8Options())
             kind, error = "onnx int8", report.error
@@ -144,23 +153,32 @@ def _check_int8(target: Path, int8: Iterable[object] | str | None, options: Int8
         raise OptionError(f"int8: expected batches to calibrate with, or 'dynamic', got {int8!r}")
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """What a float file has to be: its name, whether its batch is free, its tolerance, its version of operators."""
+
+    target: Path
+    free: bool
+    tolerance: float
+    opset: int | None
+
+
 def _write_float(
-    model: nn.Module, scratch: Path, example: Example, target: Path, dynamic_batch: bool, tolerance: float
-) -> tuple[bool, float]:
-    """Write the program in floats and compare it; whether its batch is free, and its error."""
-    onnx = target.suffix == ".onnx"
-    program, free = record_program(model, example, dynamic_batch)
-    write_program(program, scratch, onnx)
+    model: nn.Module, program: torch.export.ExportedProgram, scratch: Path, example: Example, wanted: _Wanted
+) -> float:
+    """Write the program in floats and compare it; the error."""
+    onnx = wanted.target.suffix == ".onnx"
+    write_program(program, scratch, onnx, wanted.opset)
     try:
-        error = program_error(model, load_program(scratch, onnx), example, free)
+        error = program_error(model, load_program(scratch, onnx), example, wanted.free)
     except ProofError as problem:
-        raise ProofError(f"{target}: {problem}; the file was not kept") from problem
-    if not error <= tolerance:
+        raise ProofError(f"{wanted.target}: {problem}; the file was not kept") from problem
+    if not error <= wanted.tolerance:
         raise ProofError(
-            f"{target}: outputs differ from PyTorch's by {error:.3g} of the largest, and at most {tolerance:g} "
-            "is allowed; the file was not kept. Allow more with tolerance=, or export in float32"
+            f"{wanted.target}: outputs differ from PyTorch's by {error:.3g} of the largest, and at most "
+            f"{wanted.tolerance:g} is allowed; the file was not kept. Allow more with tolerance=, or export in float32"
         )
-    return free, error
+    return error
 
 
 def _notes(model: nn.Module, batch_is_fixed: bool) -> tuple[str, ...]:

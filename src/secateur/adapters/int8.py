@@ -29,6 +29,7 @@ import torch
 from torch import nn
 
 from secateur.adapters.onnx_model import OnnxModel, extra_module
+from secateur.adapters.onnx_norms import apart
 from secateur.adapters.onnx_weights import TRANSPOSED, gemm_as_matmul, store_weights
 from secateur.adapters.programs import largest_difference, quiet
 from secateur.core.nested import tensors_in
@@ -175,7 +176,7 @@ def write_int8(
     judge = _Judge(model, compared, options)
     with tempfile.TemporaryDirectory() as scratch, quiet():
         folder = Path(scratch)
-        _store_weights(path)
+        _prepare(path)
         quantise: _Quantise
         if isinstance(int8, str):
             quantise, method = _Dynamic(path, options.reduce_range), "dynamic"
@@ -201,11 +202,13 @@ def write_int8(
     )
 
 
-def _store_weights(path: Path) -> None:
-    """Store the weights that the graph would compute in every call, so that the quantiser finds them."""
+def _prepare(path: Path) -> None:
+    """Store the weights that the graph would compute in every call, so that the quantiser finds them; keep additions
+    and norms apart.
+    """
     tools = extra_module("onnx")
     graph = tools.load(str(path))
-    if store_weights(graph):
+    if store_weights(graph) + apart(graph):
         tools.save(graph, str(path))
 
 
@@ -400,7 +403,7 @@ def _kinds_to_quantise(graph: onnx.ModelProto) -> tuple[str, ...]:
     softmax run in float, so that only products with weights gain.
     """
     present = {node.op_type for node in graph.graph.node}
-    if "LayerNormalization" in present or "Softmax" in present:
+    if present & {"LayerNormalization", "Softmax", "Attention"}:
         return _WEIGHTED
     registry = extra_module("onnxruntime.quantization.registry")
     return tuple(sorted({*registry.QLinearOpsRegistry, *registry.QDQRegistry}))

@@ -22,7 +22,7 @@ from secateur.errors import DataError, MissingExtraError
 from secateur.execution.example import Example
 from secateur.metrics.latency import compare
 
-__all__ = ["OnnxModel", "extra_module", "times"]
+__all__ = ["OnnxModel", "extra_module", "runs_attention", "times"]
 
 
 def extra_module(name: str) -> ModuleType:
@@ -41,6 +41,16 @@ def extra_module(name: str) -> ModuleType:
         raise MissingExtraError(
             f"ONNX needs {package!r}, which is not installed: pip install 'secateur[onnx]' (or write a .pt2 file)"
         ) from error
+
+
+def runs_attention() -> bool:
+    """Whether the runtime and the quantiser that are installed know ONNX's operator for attention (opset 23)."""
+    return _release(extra_module("onnxruntime")) >= (1, 23) and _release(extra_module("onnx")) >= (1, 18)
+
+
+def _release(package: ModuleType) -> tuple[int, ...]:
+    """The first two numbers of a package's version."""
+    return tuple(int(part) for part in str(package.__version__).split(".")[:2])
 
 
 class OnnxModel(nn.Module):

@@ -25,7 +25,18 @@ from secateur.errors import DataError, ProofError
 from secateur.execution.calling import call
 from secateur.execution.example import Example, call_arguments
 
-__all__ = ["largest_difference", "load_program", "program_error", "quiet", "record_program", "write_program"]
+__all__ = [
+    "attends",
+    "largest_difference",
+    "load_program",
+    "program_error",
+    "quiet",
+    "record_program",
+    "write_program",
+]
+
+ATTENTION = 23
+"""The first opset of ONNX with an operator for attention."""
 
 
 def record_program(
@@ -94,17 +105,29 @@ def _tripled(tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat([tensor, tensor, tensor])
 
 
-def write_program(program: torch.export.ExportedProgram, path: Path, onnx: bool) -> None:
+def attends(program: torch.export.ExportedProgram) -> bool:
+    """Whether a program calls attention as one operator.
+
+    Args:
+        program: The program.
+    """
+    return any("scaled_dot_product" in str(node.target) for node in program.graph.nodes)
+
+
+def write_program(
+    program: torch.export.ExportedProgram, path: Path, onnx: bool, opset: int | None = None
+) -> None:
     """Write a program as an ONNX file or as a `torch.export` archive.
 
     Args:
         program: The program.
         path: The file.
         onnx: Whether to write ONNX.
+        opset: The version of ONNX's operators; None takes the exporter's own.
     """
     with quiet():
         if onnx:
-            found = torch.onnx.export(program, dynamo=True, verbose=False)
+            found = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=opset)
             assert found is not None
             found.save(str(path), external_data=False)
         else:

@@ -9,6 +9,7 @@ Read the files in this order:
 - `writer`: writes the frame (no torch); `checksums`: the CRC-32 arithmetic it needs;
 - `tensors`: one tensor as a record, by the smallest of the storage methods; `codebooks`: its distinct values;
 - `scalar_rounding`, `scalar_streams`: small tensors (scales, shifts, biases), rounded and coded together;
+- `int8_weights`: weights as integers with scales and zero points, and torch's INT8 layers;
 - `batch_norm`: batch norm folded into a scale and a shift; `arrays`: torch tensors as plain words and back;
 - `reading`: all tensors of a file in order, by one or several `worker_pool` workers;
 - `archive`: `save` and `load`, with the options in `save_options`;

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, overload, runtime_checkable
@@ -27,7 +27,7 @@ from torch import nn
 
 from secateur.coding import indices, varint
 from secateur.container import batch_norm as bn
-from secateur.container import codebooks, tensors
+from secateur.container import codebooks, int8_weights, tensors
 from secateur.container import format as sct
 from secateur.container.arrays import TORCH_DTYPES, entry_of, to_tensor, to_words
 from secateur.container.compact_writer import CompactWriter, compact_enough
@@ -52,7 +52,7 @@ from secateur.execution.verb import verb
 if TYPE_CHECKING:
     from secateur.structure.cut.plan import ShrinkPlan
 
-__all__ = ["PlanLike", "SavedFile", "Shareable", "entries_of", "load", "save"]
+__all__ = ["PlanLike", "SavedFile", "Shareable", "entries_of", "load", "load_int8", "save"]
 
 State = Mapping[str, torch.Tensor]
 
@@ -134,22 +134,47 @@ def save(
     options = options or SaveOptions()
     check_names(names)
     module = plain_model(model, refuse=False) if isinstance(model, nn.Module) else None
-    source: State = module.state_dict() if module is not None else model  # type: ignore[assignment]
+    source: State = int8_weights.plain_state(module) if module is not None else model  # type: ignore[assignment]
     state = {name: value for name, value in source.items() if isinstance(value, torch.Tensor)}
     if not state:
         raise NothingToDoError("there is no tensor to save: expected a model or a state dict with tensors")
     books = dict(shared.codebooks if isinstance(shared, HasCodebooks) else shared or {})
     _check_books(state, books)
     _check_masks(state, masks)
-    content = _Content.of(state, module, books, options)
+    integers = _integers(module, state, books, options, names)
+    content = _Content.of(int8_weights.with_integers(state, integers), module, books, options)
     text = None if plan is None else _plan_text(plan)
     widths = _widths(text, module) if names == "model" else None
     sct.check_entries(content.entries)
     with atomic_open(path) as file:
         writer = _writer(file, content, text, widths, described=names == "model")
+        if integers and isinstance(writer, Writer):
+            writer.text(int8_weights.TEXT, tensors.text(int8_weights.described(integers).encode()))
         _write_tensors(writer, content, options)
         writer.finish()
-    return SavedFile(Path(path), writer.written, content.dense)
+    dense = sum(value.nbytes for value in state.values()) if integers else content.dense
+    return SavedFile(Path(path), writer.written, dense)
+
+
+def _integers(
+    module: nn.Module | None, state: State, books: Mapping[str, Codebook], options: SaveOptions, names: str
+) -> dict[str, int8_weights.Int8Weight]:
+    """The weights that are written as integers."""
+    if module is None:
+        if options.int8:
+            raise OptionError(
+                "int8: expected a model, whose layers say which weights to round; got a state dict"
+            )
+        return {}
+    found = int8_weights.integers_of(module, state, options.int8)
+    if found and names == "model":
+        raise OptionError("names: an INT8 file says itself what it holds: expected 'file', got 'model'")
+    both = [name for name in books if name in found]
+    if both:
+        raise OptionError(
+            f"int8: {both[0]!r} has a codebook already, which is smaller; leave int8 or shared out"
+        )
+    return found
 
 
 def _writer(
@@ -258,7 +283,8 @@ def load(
     """The state dict of a file, or the model `into` with the file's tensors in it.
 
     A file that holds a shrink plan is loaded into a freshly built model of the original class: the plan is applied
-    first. The model is changed only after every byte of the file has been decoded and checked.
+    first. The model is changed only after every byte of the file has been decoded and checked. INT8 weights come as
+    floats, unless the model's layers are torch's quantised ones.
 
     Args:
         path: The .sct file. It need not be trusted: see docs/SECURITY.md.
@@ -275,32 +301,101 @@ def load(
         DataError: Its tensors do not fit the model.
     """
     given, into = into, None if into is None else unwrapped(into)
-    with open(path, "rb") as file:
-        archive = sct.Archive(file, max_bytes=max_bytes)
-        if into is None:
+    if into is None:
+        with open(path, "rb") as file:
+            archive = sct.Archive(file, max_bytes=max_bytes)
             if not archive.named:
                 raise FormatError(
                     f"{path}: the file leaves its names to the model it was saved from; load it with "
                     f"into=that model"
                 )
-            archive.check_total()
-            return _state(archive)
+            weights = _listed(archive)
+            archive.check_total(3 * sum(r.entry.numel for r in archive.heads if r.entry.name in weights))
+            return _read_state(archive, weights)[0]
+    plan, state, integers = _read_into(path, into, max_bytes)
+    _fill(into, plan, state, integers)
+    return into if given is None else given
+
+
+@verb
+def load_int8(path: str | os.PathLike[str], into: nn.Module, max_bytes: int | None = None) -> nn.Module:
+    """A model with torch's own INT8 layers, from a file whose weights are INT8.
+
+    Linear layers and convolutions whose weights the file holds as integers become those of
+    `torch.ao.nn.quantized.dynamic`, with the file's integers, scales and zero points; activations are rounded in every
+    call. What torch has no such layer for stays in floats.
+
+    Args:
+        path: The .sct file, written with `SaveOptions(int8=True)` or from a model that torch quantised.
+        into: A float model as it was saved from; it is not changed.
+        max_bytes: The most bytes of decoded tensors to accept from the file; see `load`.
+
+    Returns:
+        The new model, on the CPU and in evaluation mode.
+
+    Raises:
+        NothingToDoError: The file holds no INT8 weight.
+        FormatError: The file is not a valid .sct file, or asks for more memory than allowed.
+        DataError: Its tensors do not fit the model.
+    """
+    made = copy.deepcopy(unwrapped(into)).cpu()
+    plan, state, integers = _read_into(path, made, max_bytes)
+    if not integers:
+        raise NothingToDoError(
+            f"{path}: the file holds no INT8 weight; write it with save(..., options=SaveOptions(int8=True)), "
+            "or read it with load"
+        )
+    _fill(made, plan, state, integers)
+    return int8_weights.with_torch_layers(made, integers).eval()
+
+
+def _read_into(
+    path: str | os.PathLike[str], into: nn.Module, max_bytes: int | None
+) -> tuple[ShrinkPlan | None, State, dict[str, int8_weights.Int8Weight]]:
+    """The plan of a file, its tensors (as floats) and its INT8 weights, checked against a model."""
+    with open(path, "rb") as file:
+        archive = sct.Archive(file, max_bytes=max_bytes)
         plan, target = _target(archive, into)
         if not archive.named:
             archive = sct.Archive(file, _entries(archive, target), max_bytes)
         archive.allow(sum(value.nbytes for value in target.values()))
-        _check_target(path, archive, target)
-        state = {name: value for name, value in _state(archive).items() if name in target}
-    _fill(into, plan, state)
-    return into if given is None else given
+        weights = _listed(archive)
+        _check_target(path, archive, target, weights)
+        state, integers = _read_state(archive, weights)
+    return plan, {name: value for name, value in state.items() if name in target}, integers
+
+
+def _listed(archive: sct.Archive) -> Mapping[str, int | None]:
+    """The INT8 weights that a file lists; none where it has no such list."""
+    if int8_weights.TEXT not in archive.texts:
+        return {}
+    if not archive.named:
+        raise FormatError("the file lists INT8 weights and has no names")
+    text = tensors.read_text(archive.texts[int8_weights.TEXT], "the list of INT8 weights", archive.most_text)
+    return int8_weights.listed(text, {record.entry.name: record.entry for record in archive.heads})
+
+
+def _read_state(
+    archive: sct.Archive, weights: Mapping[str, int | None]
+) -> tuple[dict[str, torch.Tensor], dict[str, int8_weights.Int8Weight]]:
+    """Every tensor of the file, INT8 weights as floats; and these as they are."""
+    state = _state(archive)
+    order = [name for name in state if name not in int8_weights.parts_of(weights)]
+    integers = int8_weights.from_file(state, weights)
+    return {name: integers[name].floats() if name in integers else state[name] for name in order}, integers
 
 
 @uninterrupted
-def _fill(into: nn.Module, plan: ShrinkPlan | None, state: State) -> None:
+def _fill(
+    into: nn.Module, plan: ShrinkPlan | None, state: State, integers: Mapping[str, int8_weights.Int8Weight]
+) -> None:
     """Change the model; Ctrl-C waits until all of it is changed."""
     if plan is not None:
         plan.apply_(into)
-    into.load_state_dict(state, strict=False)
+    if int8_weights.has_torch_layers(into):
+        int8_weights.fill_quantised(into, state, integers)
+    else:
+        into.load_state_dict(state, strict=False)
 
 
 def entries_of(archive: sct.Archive, model: nn.Module) -> list[sct.Entry]:
@@ -322,7 +417,7 @@ def _target(archive: sct.Archive, into: nn.Module) -> tuple[ShrinkPlan | None, S
         plan = plan_of_widths(archive.widths, into)
     # The plan is tried on a copy: the model is changed only when nothing can fail any more.
     shape = into if plan is None else plan.apply_(copy.deepcopy(into))
-    return plan, {k: v for k, v in shape.state_dict().items() if isinstance(v, torch.Tensor)}
+    return plan, int8_weights.plain_state(shape)
 
 
 def _entries(archive: sct.Archive, target: State) -> list[sct.Entry]:
@@ -347,11 +442,16 @@ def _implied(archive: sct.Archive, name: str) -> bool:
     return archive.folded and name.endswith("num_batches_tracked")
 
 
-def _check_target(path: str | os.PathLike[str], archive: sct.Archive, target: State) -> None:
+def _check_target(
+    path: str | os.PathLike[str], archive: sct.Archive, target: State, weights: Collection[str]
+) -> None:
     """Raise unless the tensors of the file are those of the model, before any of them is decoded."""
     found: set[str] = set()
+    parts = int8_weights.parts_of(weights)
     for record in archive.heads:
         name, entry = record.entry.name, record.entry
+        if name in parts:
+            continue
         extra = _statistics_of(archive, record)
         found.update(extra, [name])
         if name not in target:
@@ -363,9 +463,10 @@ def _check_target(path: str | os.PathLike[str], archive: sct.Archive, target: St
                 f"{list(wanted.shape)} in the model; build the class the file was saved from. Where channels were "
                 "removed, save the plan too, sc.save(small.model, path, plan=small.plan), or load into small.model"
             )
-        if wanted.dtype != TORCH_DTYPES[entry.dtype]:
+        held = torch.float32 if name in weights else TORCH_DTYPES[entry.dtype]
+        if wanted.dtype != held:
             raise DataError(
-                f"{path}: tensor {name!r} is {TORCH_DTYPES[entry.dtype]} in the file and {wanted.dtype} in the "
+                f"{path}: tensor {name!r} is {held} in the file and {wanted.dtype} in the "
                 f"model; convert the model first, so that nothing is rounded unseen"
             )
         strange = [one for one in extra if one not in target and not _implied(archive, one)]

@@ -361,9 +361,13 @@ class Archive:
         """
         self.max_bytes = max(self.memory, nbytes)
 
-    def check_total(self) -> None:
-        """Raise unless all tensors of the file may be in memory at the same time."""
-        total = sum(record.entry.nbytes for record in self.heads)
+    def check_total(self, more: int = 0) -> None:
+        """Raise unless all tensors of the file may be in memory at the same time.
+
+        Args:
+            more: Bytes that they take besides, as INT8 weights do that become floats.
+        """
+        total = more + sum(record.entry.nbytes for record in self.heads)
         if total > self.memory:
             raise FormatError(self._too_large("its tensors", total, self.memory))
 

@@ -32,6 +32,8 @@ class SaveOptions:
         codebook_bits: Bits to round the values of codebooks to, 2 to 8.
         precision: Store every other float tensor that is not shared as "fp16" or "bf16".
         coder: "fast", "mixed" or "strong": the smaller the file, the longer it takes.
+        int8: Round the weights of linear layers and convolutions to 8 bits, with a scale for each output channel;
+            `load` gives floats, `load_int8` torch's INT8 layers.
     """
 
     batch_norm: str | int | None = None
@@ -39,6 +41,7 @@ class SaveOptions:
     codebook_bits: int | None = None
     precision: str | None = None
     coder: str = indices.DEFAULT
+    int8: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.batch_norm, int):

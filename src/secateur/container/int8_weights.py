@@ -96,7 +96,7 @@ class Int8Weight:
 class _silent(warnings.catch_warnings):
     """Silence torch's notes that its quantised tensors will be replaced in a later release."""
 
-    def __enter__(self) -> None:  # type: ignore[override]
+    def __enter__(self) -> None:
         super().__enter__()
         warnings.simplefilter("ignore")
 
@@ -256,20 +256,20 @@ def listed(text: bytes, entries: Mapping[str, Entry]) -> dict[str, int | None]:
     weights = found["weights"]
     if not isinstance(weights, dict) or not weights:
         raise FormatError(f"{what}: expected at least one weight by name")
-    for name, axis in weights.items():
-        _check(str(name), axis, entries)
-    return weights
+    return {name: _checked(name, axis, entries) for name, axis in weights.items()}
 
 
-def _check(name: str, axis: object, entries: Mapping[str, Entry]) -> None:
-    """Raise unless a weight, its scale and its zero point have the types and shapes they must have."""
+def _checked(name: str, axis: object, entries: Mapping[str, Entry]) -> int | None:
+    """The axis of a weight; raise unless it, its scale and its zero point have the types and shapes they must have."""
     shown = f"INT8 weight {name[:_SHOWN]!r}"
     entry = entries.get(name)
     if entry is None or entry.dtype not in _RANGE:
         raise FormatError(
             f"{shown}: expected a tensor of I8 or U8, got {'none' if entry is None else entry.dtype}"
         )
-    if axis is not None and (type(axis) is not int or not 0 <= axis < len(entry.shape)):
+    if axis is not None and (
+        not isinstance(axis, int) or isinstance(axis, bool) or not 0 <= axis < len(entry.shape)
+    ):
         raise FormatError(
             f"{shown}: axis: expected null or a number below {len(entry.shape)}, got {axis!r:.20}"
         )
@@ -281,6 +281,7 @@ def _check(name: str, axis: object, entries: Mapping[str, Entry]) -> None:
             raise FormatError(
                 f"{shown}: {suffix[1:]}: expected {' or '.join(allowed)} of shape {list(shape)}, got {got}"
             )
+    return axis
 
 
 def from_file(state: dict[str, torch.Tensor], weights: Mapping[str, int | None]) -> dict[str, Int8Weight]:
@@ -386,24 +387,27 @@ def _torch_layer(module: nn.Module, weight: Int8Weight) -> nn.Module | None:
     from torch.ao.nn.quantized import dynamic
 
     with _silent():
+        layer: Any = module
         made: Any
-        bias = None if module.bias is None else module.bias.detach().float().cpu()
+        bias = None if layer.bias is None else layer.bias.detach().float().cpu()
         if isinstance(module, nn.Linear):
             made = dynamic.Linear(module.in_features, module.out_features, bias is not None)
         else:
-            if module.padding_mode != "zeros" or isinstance(module.padding, str):
+            if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
                 return None
-            kind = {nn.Conv1d: dynamic.Conv1d, nn.Conv2d: dynamic.Conv2d, nn.Conv3d: dynamic.Conv3d}[
-                type(module)
-            ]
-            made = kind(
-                module.in_channels,
-                module.out_channels,
-                module.kernel_size,
-                module.stride,
-                module.padding,
-                module.dilation,
-                module.groups,
+            kinds: dict[type, Any] = {
+                nn.Conv1d: dynamic.Conv1d,
+                nn.Conv2d: dynamic.Conv2d,
+                nn.Conv3d: dynamic.Conv3d,
+            }
+            made = kinds[type(module)](
+                layer.in_channels,
+                layer.out_channels,
+                layer.kernel_size,
+                layer.stride,
+                layer.padding,
+                layer.dilation,
+                layer.groups,
                 bias is not None,
             )
         made.set_weight_bias(weight.packed(), bias)

@@ -322,6 +322,32 @@ def test_what_cannot_be_counted_is_listed():
     assert all(note.startswith("not counted: ") for note in notes)
 
 
+def test_activations_are_free_in_place_too():
+    kinds = (
+        nn.ReLU,
+        nn.ReLU6,
+        nn.SiLU,
+        nn.Hardswish,
+        nn.Hardsigmoid,
+        nn.Hardtanh,
+        nn.Mish,
+        nn.ELU,
+        nn.LeakyReLU,
+    )
+    for inplace in (False, True):
+        model = nn.Sequential(nn.Linear(4, 4), *(kind(inplace=inplace) for kind in kinds))
+        assert macs(model, torch.randn(2, 4))["macs"].notes == ()
+
+
+def test_an_operator_that_many_layers_run_is_one_line():
+    class Distance(nn.Module):
+        def forward(self, x):
+            return torch.cdist(x, x)
+
+    table = macs(nn.Sequential(*(Distance() for _ in range(5))), torch.randn(4, 4))
+    assert table["macs"].notes == ("not counted: aten._cdist_forward, 5 times in 0, 1, 2 and 2 more",)
+
+
 def test_operators_under_inference_mode_arrive_whole_and_are_counted():
     class Inferring(nn.Module):
         def __init__(self):

@@ -187,7 +187,7 @@ def test_latency_of_a_known_duration():
     assert row.value == sorted(row.trials)[4]
     assert row.spread["low"] <= row.spread["q25"] <= row.value <= row.spread["q75"] <= row.spread["high"]
     assert "batch of 3, 9 trials" in row.definition
-    assert "threads" in row.notes[0]
+    assert "thread" in row.notes[0]
     assert 6 + 9 <= model.calls <= 30 + 9
 
 

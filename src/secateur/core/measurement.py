@@ -156,9 +156,20 @@ class Measurements(tuple[Measurement, ...]):
         return list(dict.fromkeys(item.name for item in self))
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
-        """(name, value, definition) of each."""
+        """(name, value, definition) of each; where a name occurs for several variants, with the variant.
+
+        >>> dense, small = (Measurement("params", n, context={"variant": v}) for n, v in ((8, "dense"), (2, "small")))
+        >>> [name for name, _, _ in Measurements([dense, small]).rows()], [*Measurements([dense]).rows()][0][0]
+        (['params of dense', 'params of small'], 'params')
+        """
         for item in self:
-            yield item.name, item.text(), item.definition
+            yield self._label(item), item.text(), item.definition
+
+    def _label(self, item: Measurement) -> str:
+        """A row's name, with its variant where the table has several rows of the name."""
+        variant = item.context.get("variant")
+        several = variant is not None and sum(other.name == item.name for other in self) > 1
+        return f"{item.name} of {variant}" if several else item.name
 
     def to_json(self) -> str:
         """The table as strict JSON; NaN becomes null."""
@@ -181,7 +192,7 @@ class Measurements(tuple[Measurement, ...]):
 
     def _repr_html_(self) -> str:
         """The table in a notebook."""
-        notes = [f"{item.name}: {note}" for item in self for note in item.notes]
+        notes = [f"{self._label(item)}: {note}" for item in self for note in item.notes]
         return html_table(("measure", "value", "definition"), self.rows(), notes)
 
     def plot(self) -> alt.TopLevelMixin:
@@ -192,5 +203,5 @@ class Measurements(tuple[Measurement, ...]):
         rows = list(self.rows())
         widths = [max((len(row[i]) for row in rows), default=0) for i in range(2)]
         lines = [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c}".rstrip() for a, b, c in rows]
-        notes = [f"  {item.name}: {note}" for item in self for note in item.notes]
+        notes = [f"  {self._label(item)}: {note}" for item in self for note in item.notes]
         return "\n".join(lines + notes)

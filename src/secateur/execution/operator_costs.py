@@ -245,7 +245,8 @@ _REDUCTIONS = """
     nanmedian nansum norm numel prod sort std std_mean sum sym_numel sym_size sym_storage_offset
     sym_stride topk var var_mean
 """
-# Normalisation, soft maxima, pooling, interpolation, gates of recurrent cells (their products count apart).
+# Activations that torch does not tag as element-wise, normalisation, soft maxima, pooling, interpolation, gates of
+# recurrent cells (their products count apart).
 _LAYERS = """
     _adaptive_avg_pool2d _adaptive_avg_pool3d _batch_norm_impl_index _batch_norm_no_update
     _batch_norm_with_update _fused_rms_norm _log_softmax _masked_softmax _native_batch_norm_legit
@@ -254,11 +255,11 @@ _LAYERS = """
     _upsample_nearest_exact2d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d
     adaptive_max_pool3d affine_grid_generator avg_pool1d avg_pool2d avg_pool3d batch_norm batch_norm_elemt
     bernoulli binary_cross_entropy celu complex cross_entropy_loss cudnn_batch_norm fractional_max_pool2d
-    glu grid_sampler_2d grid_sampler_3d group_norm hardtanh imag instance_norm isin layer_norm
+    gelu glu grid_sampler_2d grid_sampler_3d group_norm hardswish hardtanh imag instance_norm isin layer_norm
     log_sigmoid_forward log_softmax max_pool1d max_pool2d max_pool2d_with_indices max_pool3d_with_indices
-    max_unpool2d miopen_batch_norm mkldnn_max_pool2d mse_loss multinomial native_batch_norm
-    native_group_norm native_layer_norm nll_loss2d_forward nll_loss_forward polar prelu real rms_norm
-    rrelu_with_noise smooth_l1_loss softmax upsample_bicubic2d upsample_bilinear2d upsample_linear1d
+    max_unpool2d miopen_batch_norm mish mkldnn_max_pool2d mse_loss multinomial native_batch_norm
+    native_group_norm native_layer_norm nll_loss2d_forward nll_loss_forward polar prelu real relu6 rms_norm
+    rrelu_with_noise smooth_l1_loss softmax threshold upsample_bicubic2d upsample_bilinear2d upsample_linear1d
     upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_trilinear3d view_as_complex
     view_as_real
 """

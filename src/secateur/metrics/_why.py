@@ -183,7 +183,8 @@ def why(
             rows.append(_explained(row, two, device, trials))
         used = torch.get_num_threads()
     whole = compare(before, after, example, trials=max(trials, 3), threads=threads)
-    where = f"{used} threads of the CPU" if device.type == "cpu" else device.type
+    plural = "" if used == 1 else "s"
+    where = f"{used} thread{plural} of the CPU" if device.type == "cpu" else device.type
     total = (int(counts[0].value), int(counts[1].value))
     return Why(tuple(rows), total, (whole[0].value, whole[1].value), used, where)
 

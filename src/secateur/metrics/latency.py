@@ -217,7 +217,8 @@ def _prepared(
             if not alone or own >= least or next(retakes, None) is None:
                 return seconds * 1e3
 
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    number = torch.get_num_threads()
+    threads = f", {number} thread{'' if number == 1 else 's'}" if device.type == "cpu" else ""
     notes = [
         f"on {_device_name(device)}{threads}, {len(warm)} passes to warm up, {count} passes a reading"
         + (", each on one core" if pinned else "")

@@ -39,6 +39,8 @@ __all__ = ["macs", "uses"]
 
 _Operator: TypeAlias = torch._ops.OpOverload
 
+_NAMED = 3  # layers named of an operator that could not be counted
+
 DEFINITION = (
     "multiply-accumulates (one = 1) of convolutions, matrix products and attention; element-wise operations, "
     "norms, softmax, pooling and look-ups are 0"
@@ -245,12 +247,22 @@ class _Count(TorchDispatchMode):
         return {name or "(model)": entry[which] for name, entry in self.counts.items()}
 
     def notes(self) -> tuple[str, ...]:
-        """The operators that could not be counted, and where they ran."""
-        return tuple(
-            f"not counted: {operator}, {times} time{'s' if times > 1 else ''} in "
-            f"{layer or 'the model itself'}"
-            for (operator, layer), times in self.unknown.items()
-        )
+        """The operators that could not be counted, and where they ran: one line for an operator of many layers."""
+        found: dict[str, dict[str, int]] = {}
+        for (operator, layer), times in self.unknown.items():
+            found.setdefault(operator, {})[layer or "the model itself"] = times
+        lines = []
+        for operator, layers in found.items():
+            if len(layers) <= _NAMED:
+                lines += [
+                    f"{operator}, {n} time{'s' if n > 1 else ''} in {name}" for name, n in layers.items()
+                ]
+                continue
+            named = list(layers)[:_NAMED]
+            lines.append(
+                f"{operator}, {sum(layers.values())} times in {', '.join(named)} and {len(layers) - _NAMED} more"
+            )
+        return tuple(f"not counted: {line}" for line in lines)
 
 
 class _Uses(_Count):

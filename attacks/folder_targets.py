@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 
 from attacks import trees
-from attacks.targets import Target, _attempt, _damaged_safetensors, scratch
+from attacks.targets import Target, attempt, damaged_safetensors, scratch
 from secateur.container import tensors
 from secateur.container.format import ZERO, Entry
 from secateur.container.pack import pack, unpack
@@ -37,11 +37,11 @@ _LAYOUT: dict[str, Any] = {
 }
 
 
-def _joined(index: bytes, shards: list[bytes]) -> bytes:
+def joined(index: bytes, shards: list[bytes]) -> bytes:
     return b"".join(struct.pack("<I", len(part)) + part for part in (index, *shards))
 
 
-def _parted(data: bytes) -> list[bytes]:
+def parted(data: bytes) -> list[bytes]:
     parts, at = [], 0
     while at < len(data):
         (length,) = struct.unpack_from("<I", data, at)
@@ -54,16 +54,16 @@ def _make_folder(rng: random.Random) -> bytes:
     shards = list(_SHARDS.values())
     if rng.randrange(3):
         text = trees.text_of(trees.mutate(_INDEX, rng), rng).encode("utf-8", "surrogatepass")
-        return _joined(text, shards)
+        return joined(text, shards)
     victim = rng.randrange(2)
-    shards[victim] = _damaged_safetensors(shards[victim], rng)
-    return _joined(json.dumps(_INDEX).encode(), shards)
+    shards[victim] = damaged_safetensors(shards[victim], rng)
+    return joined(json.dumps(_INDEX).encode(), shards)
 
 
 def _run_folder(data: bytes) -> str:
     """Pack the folder and unpack it again: the same files, or a refusal that writes nothing."""
     source, back, packed = _FOLDER / "in", _FOLDER / "out", _FOLDER / "folder.sct"
-    index, *shards = _parted(data)
+    index, *shards = parted(data)
     for folder in (source, back):
         shutil.rmtree(folder, ignore_errors=True)
     packed.unlink(missing_ok=True)
@@ -79,7 +79,7 @@ def _run_folder(data: bytes) -> str:
         if {path.name: path.read_bytes() for path in back.iterdir()} != {name: given[name] for name in named}:
             raise AssertionError("the folder came back as something else")
 
-    verdict = _attempt(read)
+    verdict = attempt(read)
     _nothing_beside({back} if verdict == "taken" else set())
     return verdict
 
@@ -109,7 +109,7 @@ def _run_layout(data: bytes) -> str:
     shutil.rmtree(back, ignore_errors=True)
     (_FOLDER / "in").mkdir(exist_ok=True)
     path.write_bytes(data)
-    verdict = _attempt(lambda: unpack(path, back))
+    verdict = attempt(lambda: unpack(path, back))
     if verdict == "refused" and back.exists():
         raise AssertionError("a refused file left a folder")
     _nothing_beside({back} if verdict == "taken" else set())
@@ -129,6 +129,6 @@ TARGETS = [
     Target("layout of shards", _make_layout, _run_layout),
 ]
 HONEST = {
-    "sharded folder": _joined(json.dumps(_INDEX).encode(), list(_SHARDS.values())),
+    "sharded folder": joined(json.dumps(_INDEX).encode(), list(_SHARDS.values())),
     "layout of shards": _sct(json.dumps(_LAYOUT).encode()),
 }

@@ -22,32 +22,35 @@ from pathlib import Path
 import pyarrow
 import torch
 
-from attacks import folder_targets, lab_targets, process_state, targets
+from attacks import folder_targets, lab_targets, process_state, resumed_targets, targets, training_targets
 from attacks.judge import BatchError, Judge, Tally, TooLong
 from attacks.sittings import Sittings, digest
 
-TARGETS = [*targets.TARGETS, *folder_targets.TARGETS, *lab_targets.TARGETS]
-HONEST = {**targets.HONEST, **folder_targets.HONEST, **lab_targets.HONEST}
+_PLACES = (targets, folder_targets, lab_targets, training_targets, resumed_targets)
+TARGETS = [target for place in _PLACES for target in place.TARGETS]
+HONEST = {name: honest for place in _PLACES for name, honest in place.HONEST.items()}
 PIECE = 2000  # inputs of a target in turn
 _BATCH = 1000  # inputs between two snapshots
 _FAILURE = "fuzz-failure-"
 
 
 def attack(
-    seconds: float, seed: int, only: str = "", kept: Sittings | None = None
+    seconds: float, seed: int, only: Sequence[str] = (), kept: Sittings | None = None
 ) -> tuple[Tally, list[str]]:
     """Attack all targets in turn for so long.
 
     Args:
         seconds: How long.
         seed: The pieces of another seed have other inputs.
-        only: Targets whose name holds this.
+        only: Targets whose name holds one of these; all where there are none.
         kept: Where the pieces are numbered and counted; they begin at 0 where it is None.
 
     Returns:
         What came of the inputs, and what broke the promise.
     """
-    chosen = {target.name: target for target in TARGETS if only in target.name}
+    chosen = {
+        target.name: target for target in TARGETS if not only or any(part in target.name for part in only)
+    }
     _warm_up(list(chosen.values()))
     judge, found, numbers = Judge(), list[str](), dict.fromkeys(chosen, 0)
     end = time.monotonic() + seconds
@@ -151,13 +154,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--seed", type=int, default=0, help="another has other inputs")
-    parser.add_argument("--only", default="", help="targets whose name holds this")
+    parser.add_argument("--only", nargs="*", default=[], help="targets whose name holds one of these")
     parser.add_argument("--keep", type=Path, help="a file in which the counts of sittings add up")
-    parser.add_argument("--replay", type=Path, help="a folder of inputs that were kept, of the target --only")
+    parser.add_argument(
+        "--replay", type=Path, help="a folder of inputs that were kept, of the one target --only"
+    )
     options = parser.parse_args(arguments)
     _quiet()
     if options.replay:
-        return replay(options.replay, options.only)
+        return replay(options.replay, *options.only)
     kept = Sittings(options.keep, digest()) if options.keep else None
     began, cpu = time.monotonic(), time.process_time()
     tally, found = attack(options.seconds, options.seed, options.only, kept)

@@ -36,11 +36,11 @@ def _changed(name: str, data: bytes, rng: random.Random) -> bytes:
         return hostile.reseal(hostile.mutate(data, rng))
     try:
         if name == "safetensors":
-            return targets._damaged_safetensors(data, rng)
+            return targets.damaged_safetensors(data, rng)
         tree = trees.mutate(json.loads(data), rng)
         return trees.text_of(tree, rng).encode("utf-8", "surrogatepass")
     except (ValueError, RecursionError, IndexError, TypeError):
-        return lab_targets._damaged(data, rng)
+        return lab_targets.damaged(data, rng)
 
 
 def child(name: str, seconds: int, guided: bool, corpus: Path) -> None:

@@ -80,7 +80,7 @@ def _make_recipe(rng: random.Random) -> bytes:
         return trees.text_of(tree, rng).encode("utf-8", "surrogatepass")
     text = "\n".join(f"{json.dumps(str(key))} = {_toml(value)}" for key, value in tree.items())
     return (
-        _damaged(text.encode("utf-8", "surrogatepass"), rng)
+        damaged(text.encode("utf-8", "surrogatepass"), rng)
         if rng.random() < 0.3
         else text.encode("utf-8", "replace")
     )
@@ -106,7 +106,7 @@ def _run_recipe(data: bytes) -> str:
     return _of(read)
 
 
-def _damaged(data: bytes, rng: random.Random) -> bytes:
+def damaged(data: bytes, rng: random.Random) -> bytes:
     """Bytes changed, cut, repeated or inserted in a few places."""
     out = bytearray(data)
     for _ in range(rng.randint(1, 8)):
@@ -152,7 +152,7 @@ _COLUMNS = [
 
 def _make_store(rng: random.Random) -> bytes:
     if rng.random() < 0.5:
-        return _damaged(_STORE, rng)
+        return damaged(_STORE, rng)
     path = _FOLDER / "made.sqlite"
     path.write_bytes(_STORE)
     db = sqlite3.connect(path, isolation_level=None)
@@ -215,9 +215,9 @@ _PARQUET = _table(_IMAGES[:1] * 10, [0, 1] * 5)
 
 def _make_parquet(rng: random.Random) -> bytes:
     if rng.random() < 0.7:
-        return _damaged(_PARQUET, rng)
+        return damaged(_PARQUET, rng)
     labels = rng.choice([[0, 2**40], [0, -5], ["a", "b"], [0.5, 1.0], [None, 1], [True, False], [[1], [2]]])
-    return _table([rng.choice(_IMAGES), _damaged(rng.choice(_IMAGES), rng)], list(labels))
+    return _table([rng.choice(_IMAGES), damaged(rng.choice(_IMAGES), rng)], list(labels))
 
 
 def _run_parquet(data: bytes) -> str:
@@ -241,7 +241,7 @@ TARGETS = [
     Target("recipe", _make_recipe, _run_recipe),
     Target("store", _make_store, _run_store),
     Target("parquet", _make_parquet, _run_parquet),
-    Target("images", lambda rng: _damaged(rng.choice(_IMAGES), rng), _run_images),
+    Target("images", lambda rng: damaged(rng.choice(_IMAGES), rng), _run_images),
 ]
 HONEST = {
     "recipe": json.dumps(_RAW).encode(),

@@ -138,7 +138,7 @@ def _text(data: bytes) -> str:
         return data.decode("utf-8", "replace")
 
 
-def _attempt(read: Callable[[], object]) -> str:
+def attempt(read: Callable[[], object]) -> str:
     try:
         read()
     except SecateurError as error:
@@ -151,14 +151,14 @@ def _attempt(read: Callable[[], object]) -> str:
 _FRESH: list[tuple[Net, Seen]] = []
 
 
-def _into_model(read: Callable[[nn.Module], object]) -> str:
+def into_model(read: Callable[[nn.Module], object]) -> str:
     """Read into a fresh model, which must be as it was if the file is refused; then it serves the next file."""
     if not _FRESH:
         made = fresh()
         _FRESH.append((made, seen(made)))
     model, before = _FRESH[0]
     try:
-        verdict = _attempt(lambda: read(model))
+        verdict = attempt(lambda: read(model))
     except BaseException:
         _FRESH.clear()
         raise
@@ -182,13 +182,13 @@ def _make_sct(rng: random.Random) -> bytes:
 
 def _run_sct(data: bytes) -> str:
     path = _file(data, "a.sct")
-    verdict = _attempt(lambda: hostile.read(data))
+    verdict = attempt(lambda: hostile.read(data))
     if verdict == "refused":
-        _attempt(lambda: inspect(path))
+        attempt(lambda: inspect(path))
     else:
         inspect(path).table()
-        _attempt(lambda: load(path))
-        _attempt(lambda: unpack(path, _FOLDER / "a.safetensors"))
+        attempt(lambda: load(path))
+        attempt(lambda: unpack(path, _FOLDER / "a.safetensors"))
     return verdict
 
 
@@ -240,7 +240,7 @@ def _make_into(rng: random.Random) -> bytes:
 
 def _run_into(data: bytes) -> str:
     path = _file(data, "i.sct")
-    return _into_model(lambda model: load(path, into=model))
+    return into_model(lambda model: load(path, into=model))
 
 
 def _make_int8(rng: random.Random) -> bytes:
@@ -275,11 +275,11 @@ def _make_plan(rng: random.Random) -> bytes:
 
 def _run_plan(data: bytes) -> str:
     text = _text(data)
-    return _into_model(lambda model: ShrinkPlan.from_json(text).apply_(model))
+    return into_model(lambda model: ShrinkPlan.from_json(text).apply_(model))
 
 
 # -- safetensors ---------------------------------------------------------------------------------------------
-def _damaged_safetensors(data: bytes, rng: random.Random) -> bytes:
+def damaged_safetensors(data: bytes, rng: random.Random) -> bytes:
     """A mutated header with its length mended, or mutated bytes."""
     if not rng.randrange(4):
         return hostile.mutate(data, rng)
@@ -328,7 +328,7 @@ def _run_masks(data: bytes) -> str:
         masks.check(fresh())
         masks.apply_(fresh())
 
-    return _attempt(read)
+    return attempt(read)
 
 
 def _run_safetensors(data: bytes) -> str:
@@ -340,22 +340,27 @@ def _run_safetensors(data: bytes) -> str:
         if (_FOLDER / "w2.safetensors").read_bytes() != data:
             raise AssertionError("what was packed came back as something else")
 
-    return _attempt(read)
+    return attempt(read)
 
 
 def _make_shrunk(rng: random.Random) -> bytes:
     if not rng.randrange(2):
-        return _damaged_safetensors(_SHRUNK, rng)
-    length = int.from_bytes(_SHRUNK[:8], "little")
-    header = json.loads(_SHRUNK[8 : 8 + length])
-    header["__metadata__"]["plan"] = trees.text_of(trees.mutate(PLAN, rng), rng)
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + _SHRUNK[8 + length :]
+        return damaged_safetensors(_SHRUNK, rng)
+    return with_text(_SHRUNK, "plan", trees.text_of(trees.mutate(PLAN, rng), rng))
+
+
+def with_text(data: bytes, key: str, text: str) -> bytes:
+    """A safetensors file with another text in its metadata."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"][key] = text
+    head = json.dumps(header).encode()
+    return len(head).to_bytes(8, "little") + head + data[8 + length :]
 
 
 def _run_shrunk(data: bytes) -> str:
     path = _file(data, "s.safetensors")
-    return _into_model(lambda model: load_shrunk(path, model))
+    return into_model(lambda model: load_shrunk(path, model))
 
 
 # -- JSON ----------------------------------------------------------------------------------------------------
@@ -375,11 +380,11 @@ _ROWS = json.loads(
 
 def _run_scan(data: bytes) -> str:
     path = _file(data, "scan.json")
-    return _attempt(lambda: Scan.load(path))
+    return attempt(lambda: Scan.load(path))
 
 
 def _run_measurements(data: bytes) -> str:
-    return _attempt(lambda: Measurements.from_json(_text(data)))
+    return attempt(lambda: Measurements.from_json(_text(data)))
 
 
 # -- .pt files -----------------------------------------------------------------------------------------------
@@ -398,12 +403,12 @@ def _pt() -> bytes:
 _PT = _pt()
 
 
-def _make_pt(rng: random.Random) -> bytes:
-    """A mutated pickle in an archive whose checksums are right, or mutated bytes."""
+def damaged_pt(honest: bytes, rng: random.Random) -> bytes:
+    """A .pt file with a mutated pickle, in an archive whose checksums are right, or with mutated bytes."""
     if not rng.randrange(4):
-        return hostile.mutate(_PT, rng)
+        return hostile.mutate(honest, rng)
     file = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(_PT)) as source, zipfile.ZipFile(file, "w") as target:
+    with zipfile.ZipFile(io.BytesIO(honest)) as source, zipfile.ZipFile(file, "w") as target:
         entries = source.infolist()
         victim = (
             rng.choice(entries)
@@ -420,7 +425,7 @@ def _make_pt(rng: random.Random) -> bytes:
 
 def _run_pt(data: bytes) -> str:
     path = _file(data, "a.pt")
-    return _attempt(lambda: pack(path, _FOLDER / "p.sct"))
+    return attempt(lambda: pack(path, _FOLDER / "p.sct"))
 
 
 TARGETS = [
@@ -428,8 +433,8 @@ TARGETS = [
     Target("sct into a model", _make_into, _run_into),
     Target("int8 sct", _make_int8, _run_int8),
     Target("plan", _make_plan, _run_plan),
-    Target("masks", lambda rng: _damaged_safetensors(_MASKS, rng), _run_masks),
-    Target("safetensors", lambda rng: _damaged_safetensors(_WEIGHTS, rng), _run_safetensors),
+    Target("masks", lambda rng: damaged_safetensors(_MASKS, rng), _run_masks),
+    Target("safetensors", lambda rng: damaged_safetensors(_WEIGHTS, rng), _run_safetensors),
     Target("shrunk model", _make_shrunk, _run_shrunk),
     Target(
         "scan",
@@ -441,7 +446,7 @@ TARGETS = [
         lambda rng: trees.text_of(trees.mutate(_ROWS, rng), rng).encode("utf-8", "surrogatepass"),
         _run_measurements,
     ),
-    Target("pt", _make_pt, _run_pt),
+    Target("pt", lambda rng: damaged_pt(_PT, rng), _run_pt),
 ]
 HONEST = {
     "sct into a model": _HONEST[0],

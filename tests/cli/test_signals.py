@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -10,12 +11,11 @@ import pytest
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork to start commands quickly")
-@pytest.mark.parametrize("name", ["prune", "share", "pack", "unpack", "shrink", "scan"])
-def test_a_command_that_is_ended_leaves_no_half_file_and_comes_to_the_same_when_it_is_run_again(name):
-    # In a process of its own, which has one thread: that is what makes a fork safe. `auto` runs for longest, and is
-    # attacked by `python -m attacks.signals` alone.
+def test_a_command_that_is_ended_leaves_no_half_file_and_comes_to_the_same_when_it_is_run_again():
+    # In a process of its own, which has one thread: that is what makes a fork safe. One for all commands: most of the
+    # time goes into its imports.
     done = subprocess.run(
-        [sys.executable, "-m", "attacks.signals", "--each", "1", "--seed", "5", "--only", name],
+        [sys.executable, "-m", "attacks.signals", "--each", "1", "--seed", "5"],
         capture_output=True,
         text=True,
         check=False,
@@ -23,7 +23,10 @@ def test_a_command_that_is_ended_leaves_no_half_file_and_comes_to_the_same_when_
         cwd=os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))),
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "   3 signals in " in done.stdout
+    for name in ("prune", "share", "pack", "unpack", "shrink", "scan", "auto"):
+        assert re.search(rf"^{name} +3 signals in +[\d,]+ calls: 0 went wrong$", done.stdout, re.MULTILINE), (
+            name
+        )
 
 
 def test_a_signal_that_is_deferred_to_the_very_end_ends_the_command_all_the_same(tmp_path):
@@ -39,3 +42,23 @@ cli._run = last  # the command's last deed
 cli.main()
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 143
+
+
+@pytest.mark.parametrize("at", ["settle", "_run"])
+def test_ctrl_c_at_the_very_end_or_before_anything_is_a_line_and_no_traceback(at):
+    code = f"""
+import os, signal, sys
+from secateur import cli
+from secateur.core import interrupts
+signal.signal(signal.SIGINT, signal.default_int_handler)
+def ended(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+{"interrupts.settle" if at == "settle" else "cli._print_anything"} = ended
+cli._run = lambda: None
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 130
+    assert done.stderr == (
+        "error: interrupted; finished steps are kept, and the same command continues from there\n"
+    )

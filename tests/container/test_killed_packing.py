@@ -106,6 +106,33 @@ def interrupted(target: Path, fingerprint: str, done: int, state: dict[str, Json
         begin()
 
 
+ROW: dict[str, Json] = {"name": "a", "weights": 4, "kept": 2}
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"name": "a", "weights": 4}],
+        [{**ROW, "kept": "x"}],
+        [{**ROW, "kept": True}],
+        [{**ROW, "name": 3}],
+        [{**ROW, "kept": [2]}],
+        [ROW, {**ROW, "more": 1}],
+    ],
+)
+def test_a_journal_with_other_rows_is_not_continued(rows: list[dict[str, Json]], tmp_path: Path) -> None:
+    def begin(rows: list[dict[str, Json]]) -> None:
+        with resumable(tmp_path / "a", "job", ("weights", "kept")) as job:
+            job.mark(1, rows)
+            raise KeyboardInterrupt
+
+    for given, done in (([{}, ROW], 1), (rows, 0)):
+        with pytest.raises(KeyboardInterrupt):
+            begin(given)
+        with resumable(tmp_path / "a", "job", ("weights", "kept")) as job:
+            assert (job.done, job.rows) == (done, given if done else [])
+
+
 @pytest.mark.parametrize(
     ("done", "state", "out"),
     [

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import signal
+import sys
 import time
 import weakref
+from collections.abc import Iterator
 
 import pytest
 
 from secateur.core.interrupts import InterruptsDeferred
+from secateur.lab import database
+from secateur.lab.store import Store
 
 
 class Deleted:
@@ -21,18 +26,105 @@ class Referred:
         weakref.finalize(self, signal.raise_signal, signal.SIGINT)
 
 
+class Watched:
+    """What is called back is no function of the module `weakref`, so that a handler cannot see where it is."""
+
+    def __init__(self):
+        _references.append(weakref.ref(self, lambda reference: signal.raise_signal(signal.SIGINT)))
+
+
+_references: list[object] = []
+
+
+class Closed:
+    """A generator that is closed when it is deleted."""
+
+    def __init__(self):
+        def steps() -> Iterator[int]:
+            try:
+                yield 1
+            finally:
+                signal.raise_signal(signal.SIGINT)
+
+        self.steps = steps()
+        next(self.steps)
+
+
+class Circle(Closed):
+    """The same in a circle of references, which the garbage collector breaks."""
+
+    def __init__(self):
+        super().__init__()
+        self.itself = self
+
+
 def let_go(held):
     held.clear()
+    gc.collect()
     time.sleep(5)
 
 
-@pytest.mark.parametrize("kind", [Deleted, Referred])
-def test_a_signal_in_a_callback_whose_errors_are_lost_comes_again_after_it(kind):
+@pytest.fixture
+def interruptible():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with InterruptsDeferred():
-            held = [kind()]
-            with pytest.raises(KeyboardInterrupt):
-                let_go(held)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("kind", [Deleted, Referred, Watched, Closed, Circle], ids=lambda kind: kind.__name__)
+def test_a_signal_in_a_callback_whose_errors_are_lost_comes_again_after_it(kind, interruptible, capsys):
+    hook = sys.unraisablehook
+    with InterruptsDeferred():
+        held = [kind()]
+        with pytest.raises(KeyboardInterrupt):
+            let_go(held)
+    assert sys.unraisablehook is hook
+    assert "Exception ignored" not in capsys.readouterr().err
+
+
+def test_an_error_that_no_signal_raised_goes_to_the_hook_that_was_there(monkeypatch, interruptible):
+    seen = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: seen.append(repr(dropped.exc_value)))
+
+    class Failing:
+        def __del__(self):
+            raise ValueError("on purpose")
+
+    with InterruptsDeferred(), InterruptsDeferred():
+        Failing()
+        gc.collect()
+    assert seen == ["ValueError('on purpose')"]
+
+
+def test_a_hook_that_is_set_within_the_block_stays(monkeypatch, interruptible):
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    with InterruptsDeferred():
+        sys.unraisablehook = print
+    assert sys.unraisablehook is print
+
+
+def test_ctrl_c_while_a_store_watches_a_long_query_is_no_fault_of_the_store(
+    tmp_path, monkeypatch, interruptible
+):
+    store, sent = Store(tmp_path), []
+    real = time.monotonic
+
+    def now() -> float:
+        if not sent and sys._getframe(1).f_code.co_name == "too_long":
+            sent.append(1)
+            signal.raise_signal(signal.SIGINT)
+        return real()
+
+    monkeypatch.setattr(database.time, "monotonic", now)
+    query = "WITH RECURSIVE n(k) AS (SELECT 1 UNION ALL SELECT k + 1 FROM n WHERE k < 300000) SELECT max(k) FROM n"
+    found = []
+
+    def ask() -> None:
+        found.append(store.rows(query)[0][0])
+        time.sleep(5)
+
+    with InterruptsDeferred(), pytest.raises(KeyboardInterrupt):
+        ask()
+    assert sent
+    assert found == [300000]
+    store.close()

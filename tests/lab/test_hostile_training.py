@@ -141,3 +141,87 @@ def test_a_label_file_of_other_bytes(tmp_path):
         _first_class(tmp_path / "1.txt")
     (tmp_path / "2.txt").write_bytes(b"3 0.5 0.5 1 1")
     assert _first_class(tmp_path / "2.txt") == 3
+
+
+def trained(path, about=None, tensors=None, epochs=2):
+    """Train a small network with a checkpoint; with one that was changed where changes are given."""
+    from secateur import data
+    from secateur.lab.training import TrainingContext, TrainingOptions, train
+
+    torch.manual_seed(0)
+    net, digits = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), data.load("digits", limit=20)
+    if about or tensors:
+        held, kept = checkpoint.read(path)
+        checkpoint.write(path, {**held, **(tensors or {})}, {**kept, **(about or {})})
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    options = TrainingOptions(epochs=epochs, batch_size=8, optimizer="adam")
+    try:
+        return train(net, digits, options, context=TrainingContext(checkpoint=path), device="cpu"), None
+    except SecateurError as error:
+        assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+        return None, error
+
+
+RECORD = {"epoch": 1, "train_loss": 1.0, "train_accuracy": 0.5, "lr": 0.1, "seconds": 1.0, "metrics": {}}
+
+
+@pytest.mark.parametrize(
+    ("about", "tensors"),
+    [
+        ({"history": [{**RECORD, "epoch": 2}]}, None),
+        ({"history": [{**RECORD, "train_loss": "low"}]}, None),
+        ({"history": [{**RECORD, "metrics": {"accuracy": None}}]}, None),
+        ({"history": 3}, None),
+        ({"scaler": [1]}, None),
+        ({"numbers": {"site/step": 1}}, None),
+        ({"numbers": {"7/step": 1}}, None),
+        (None, {"optimizer/0/exp_avg": torch.zeros(3)}),
+        (None, {"optimizer/0/other": torch.zeros(())}),
+        (None, {"model/1.weight": torch.zeros(3)}),
+        (None, {"model/other": torch.zeros(3)}),
+    ],
+)
+def test_a_refused_checkpoint_leaves_the_model_and_names_the_file(tmp_path, about, tensors):
+    path = tmp_path / "c.safetensors"
+    assert trained(path)[1] is None
+    assert trained(path)[0].resumed_from == 2
+    done, error = trained(path, about, tensors)
+    assert done is None
+    assert isinstance(error, StoreError)
+    assert str(error).startswith(f"checkpoint {path}: expected a training's file")
+
+
+def test_a_snapshot_for_another_optimizer_leaves_the_model():
+    from secateur.lab.training.snapshot import Snapshot
+
+    net = nn.Linear(2, 1)
+    net(torch.ones(1, 2)).sum().backward()
+    optimizer = torch.optim.Adam(net.parameters())
+    optimizer.step()
+    good = Snapshot.take(net, optimizer, 1)
+    good.restore(net, torch.optim.Adam(net.parameters()))
+    for numbers in ({"site/step": 1}, {"0/more": 1}):
+        other = nn.Linear(2, 1)
+        before = other.weight.tolist()
+        with pytest.raises(StoreError, match="a training's snapshot"):
+            Snapshot(1, good.tensors, numbers).restore(other, torch.optim.Adam(other.parameters()))
+        assert other.weight.tolist() == before
+
+
+def test_a_saved_dataset_whose_table_points_outside_itself(tmp_path):
+    import datasets as library
+
+    from secateur import data
+    from secateur.errors import DataError
+
+    image = {"bytes": b"no image", "path": None}
+    library.Dataset.from_dict({"image": [image] * 4, "label": [0, 1, 0, 1]}).save_to_disk(tmp_path / "d")
+    (file,) = (tmp_path / "d").glob("*.arrow")
+    whole = bytearray(file.read_bytes())
+    at = whole.index(b"no image") - 64
+    for place in range(at - 128, at + 64, 4):  # the offsets of the images lie before them
+        broken = bytearray(whole)
+        broken[place : place + 4] = b"\xff\xff\xff\x7f"
+        file.write_bytes(broken)
+        with pytest.raises(DataError):
+            data.load(str(tmp_path / "d"), size=8, cache_dir=tmp_path / "cache")

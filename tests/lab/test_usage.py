@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import time
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import StoreError
 from secateur.lab import engine
+from secateur.lab import usage as usages
 from secateur.lab.engine import run
 from secateur.lab.recipe import Recipe
 from secateur.lab.reporting import gather
@@ -75,6 +77,36 @@ def test_nothing_is_sampled_while_a_time_is_measured_and_a_reader_that_fails_end
                 time.sleep(0.002)
     assert len(taken) == 5
     assert len(usage.measurements()[0].context["values"]) == 4
+
+
+@pytest.mark.parametrize("reason", [RuntimeError("can't start new thread"), MemoryError()])
+def test_where_the_system_gives_no_thread_a_run_goes_on_without_samples(reason, monkeypatch) -> None:
+    def refused(*_: object) -> int:
+        raise reason
+
+    monkeypatch.setattr(usages._thread, "start_new_thread", refused)
+    done = False
+    with Usage(interval=0.001, readers=(lambda: {"processors": 1.0},)).taken() as usage:
+        done = True
+    assert done
+    assert not usage.measurements()
+
+
+def test_nothing_is_sampled_when_the_block_has_ended() -> None:
+    reading = threading.Event()
+
+    def read() -> dict[str, float]:
+        reading.set()
+        time.sleep(0.05)
+        return {"processors": 1.0}
+
+    usage = Usage(interval=0.001, readers=(read,))
+    with usage.taken():
+        assert reading.wait(20)
+    kept = len(usage._rows)
+    assert kept >= 1  # the one that was being taken
+    time.sleep(0.1)
+    assert len(usage._rows) == kept
 
 
 def test_this_machine_can_be_read() -> None:

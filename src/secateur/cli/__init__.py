@@ -18,6 +18,7 @@ import warnings
 
 __all__ = ["main"]
 
+_INTERRUPTED = "interrupted; finished steps are kept, and the same command continues from there"
 _OUT_OF_MEMORY = (
     "out of memory; close other programs, or give less at a time (a smaller batch size, fewer --jobs or --workers), "
     "and run the same command again: finished steps are kept; --debug shows what was being done"
@@ -28,12 +29,15 @@ def main() -> None:
     """Run the command line and leave with its exit code."""
     from secateur.core.interrupts import ending_signals, settle
 
-    _print_anything()
-    with ending_signals():
-        try:
-            _run()
-        finally:
-            settle()
+    try:
+        _print_anything()
+        with ending_signals():
+            try:
+                _run()
+            finally:
+                settle()
+    except KeyboardInterrupt:  # it came when the command had ended, or before it began
+        _leave(_INTERRUPTED, 130)
 
 
 def _print_anything() -> None:
@@ -63,7 +67,11 @@ def _run() -> None:
     except SecateurError as error:
         _leave(str(error), error.exit_code)
     except KeyboardInterrupt:
-        _leave("interrupted; finished steps are kept, and the same command continues from there", 130)
+        _leave(_INTERRUPTED, 130)
+    except SystemExit as leaving:
+        if isinstance(getattr(leaving.__context__, "__cause__", None), KeyboardInterrupt):
+            _leave(_INTERRUPTED, 130)  # typer has caught it
+        raise
     except BrokenPipeError:
         # The reader of our output has closed it; silence the interpreter's own message about it, too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

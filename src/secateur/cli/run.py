@@ -115,15 +115,7 @@ def _run(
         say(preview(plan, store).text(jobs), error=True)
     engine = cluster.engine(store, jobs, plan.device) if cluster is not None else None
     watch = progress_display(quiet, many=len(plan.trials) > 1 and (jobs > 1 or engine is not None))
-    try:
-        return run_recipe(plan.recipe, store, jobs=jobs, progress=watch, plan=plan, engine=engine, gpus=gpus)
-    except KeyboardInterrupt:
-        # Printed here, because the command line's own handling of Ctrl-C prints nothing.
-        say(
-            "interrupted; finished steps are kept, and the same command continues from there",
-            error=True,
-        )
-        raise
+    return run_recipe(plan.recipe, store, jobs=jobs, progress=watch, plan=plan, engine=engine, gpus=gpus)
 
 
 def _show(ran: Ran, plan: RunPlan, store: Store, flags: RunFlags, json: bool) -> None:

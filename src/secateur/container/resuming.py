@@ -28,7 +28,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -126,7 +126,9 @@ def fingerprint_of(checkpoint: Checkpoint, job: str) -> str:
 
 
 @contextlib.contextmanager
-def resumable(path: str | os.PathLike[str], fingerprint: str) -> Iterator[ResumableJob]:
+def resumable(
+    path: str | os.PathLike[str], fingerprint: str, counts: Sequence[str] = ()
+) -> Iterator[ResumableJob]:
     """The job that writes `path`, continued if a call of the same fingerprint was killed.
 
     The block must move its result out of the folder, which is then deleted. It is also deleted by an error, and by
@@ -135,6 +137,7 @@ def resumable(path: str | os.PathLike[str], fingerprint: str) -> Iterator[Resuma
     Args:
         path: The file or folder that is written.
         fingerprint: As `fingerprint_of` gives it.
+        counts: The columns of a row that are whole numbers; a journal with other rows is not continued.
 
     Raises:
         OptionError: Another process is writing the same target, or there is no folder to write in.
@@ -156,7 +159,7 @@ def resumable(path: str | os.PathLike[str], fingerprint: str) -> Iterator[Resuma
     _check_owner(path, owner)
     owner.write_text(str(os.getpid()))
     job = ResumableJob(folder, fingerprint)
-    _read_journal(job)
+    _read_journal(job, counts)
     try:
         yield job
     except Exception:
@@ -174,7 +177,8 @@ def resumable(path: str | os.PathLike[str], fingerprint: str) -> Iterator[Resuma
 def _check_owner(path: Path, owner: Path) -> None:
     """Raise if another running process writes the same target."""
     try:
-        number = int(owner.read_text()[:20])
+        with open(owner, encoding="ascii") as file:
+            number = int(file.read(20))
     except (OSError, ValueError):
         return
     if number != os.getpid() and process_runs(number):
@@ -184,7 +188,7 @@ def _check_owner(path: Path, owner: Path) -> None:
         )
 
 
-def _read_journal(job: ResumableJob) -> None:
+def _read_journal(job: ResumableJob, counts: Sequence[str]) -> None:
     """Take over the finished part of an earlier call of the same fingerprint; else start from the beginning."""
     try:
         found = parse((job.folder / _JOURNAL).read_bytes(), "the journal")
@@ -193,10 +197,22 @@ def _read_journal(job: ResumableJob) -> None:
     if isinstance(found, dict) and found.get("fingerprint") == job.fingerprint:
         done, rows, state = found.get("done"), found.get("rows"), found.get("state")
         if isinstance(done, int) and is_count(done) and isinstance(rows, list) and isinstance(state, dict):
-            job.done, job.state = done, state
-            job.rows = [row for row in rows if isinstance(row, dict)]
-            return
+            kept = [row for row in rows if isinstance(row, dict)]
+            if len(kept) == len(rows) and _are_rows([row for row in kept if row], counts):
+                job.done, job.state, job.rows = done, state, kept
+                return
     job.restart()
+
+
+def _are_rows(rows: Sequence[Mapping[str, Json]], counts: Sequence[str]) -> bool:
+    """Whether these are rows of a report: the same columns in each, a name, these counts, and single values."""
+    return all(
+        row.keys() == rows[0].keys()
+        and isinstance(row.get("name"), str)
+        and all(is_count(row.get(column)) for column in counts)
+        and not any(isinstance(value, list | dict) for value in row.values())
+        for row in rows
+    )
 
 
 @contextlib.contextmanager

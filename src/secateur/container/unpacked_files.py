@@ -18,7 +18,7 @@ import numpy as np
 from secateur.container.format import Entry, Record
 from secateur.container.reading import ReadingPoint
 from secateur.container.resuming import ResumableJob
-from secateur.core.json_text import Json
+from secateur.core.json_text import Json, is_count
 
 __all__ = ["OutFile", "UnpackedFiles"]
 
@@ -68,7 +68,8 @@ class UnpackedFiles:
         self._number = self._place = self._left = 0
         self._file: BinaryIO | None = None
         content = job.state.get("content")
-        if not (job.done and isinstance(content, int) and self._found(job.done)):
+        known = isinstance(content, int) and is_count(content, (1 << 32) - 1)
+        if not (job.done and known and self._found(job.done)):
             job.restart()
             content = 0
         self.folder.mkdir(exist_ok=True)

@@ -23,7 +23,7 @@ from secateur.coding.indices import MixerBank
 from secateur.container import format as sct
 from secateur.container.checksums import carried
 from secateur.container.format import Entry
-from secateur.core.json_text import Json
+from secateur.core.json_text import Json, are_counts, is_count
 from secateur.errors import OptionError
 
 __all__ = ["Writer"]
@@ -96,10 +96,14 @@ class Writer:
         >>> other.getvalue() == file.getvalue()
         True
         """
-        numbers = {key: value for key, value in state.items() if isinstance(value, int)}
+        numbers = {key: value for key, value in state.items() if isinstance(value, int) and is_count(value)}
         flat = state["sections"]
         if not isinstance(flat, list) or self._file.seek(0, os.SEEK_END) < numbers["written"]:
             raise ValueError("the file is shorter than its state says")
+        if not are_counts(flat) or numbers["count"] != len(entries) or numbers["version"] not in sct.VERSIONS:
+            raise ValueError("its state is that of another file")
+        if max(numbers["crc"], numbers["content"]) >= 1 << 32:
+            raise ValueError("its state holds a checksum of more than 32 bits")
         self._version, self._crc, self._content = (numbers[key] for key in ("version", "crc", "content"))
         self._count, self._decoded, self.written = (numbers[key] for key in ("count", "decoded", "written"))
         self._sections = [(int(str(a)), int(str(b))) for a, b in zip(flat[::2], flat[1::2], strict=True)]

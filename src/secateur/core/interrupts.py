@@ -3,7 +3,10 @@
 A Python signal handler runs between any two instructions, also inside a `finally:` or an `__exit__` that is restoring
 a model, and the exception that it raises ends the restoring half way. `deferring` wraps a handler: while the program is
 in a function marked `uninterrupted`, or in an `__enter__` or `__exit__`, the signal is sent again a moment later. So it
-is in a `__del__` or a callback of a weak reference: an exception is lost there, and the program would never end.
+is in a `__del__` or a callback of a weak reference: Python prints an exception that is raised there, and goes on.
+
+Not all such places can be seen from a handler: the garbage collector calls callbacks and closes generators, too. Within
+`InterruptsDeferred`, an exception of a handler that Python dropped is not printed; its signal is sent again.
 
 >>> import signal
 >>> @uninterrupted
@@ -26,6 +29,7 @@ from __future__ import annotations
 import _thread
 import contextlib
 import signal
+import sys
 import threading
 import time
 import weakref
@@ -36,6 +40,7 @@ from typing import TypeVar
 __all__ = ["InterruptsDeferred", "boundary", "deferring", "ending_signals", "settle", "uninterrupted"]
 
 Handler = Callable[[int, FrameType | None], object]
+Hook = Callable[["sys.UnraisableHookArgs"], object]
 _FunctionT = TypeVar("_FunctionT", bound=Callable[..., object])
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -53,6 +58,7 @@ _SWALLOWING = (
 _uninterrupted: set[CodeType] = {contextlib.ExitStack.enter_context.__code__}
 _boundaries: set[CodeType] = set()
 _waiting: set[int] = set()  # signals that are deferred and have not come again
+_SIGNAL = "secateur_signal"  # the attribute of an exception that says which signal's handler raised it
 
 
 def uninterrupted(function: _FunctionT) -> _FunctionT:
@@ -87,15 +93,42 @@ def deferring(handler: Handler) -> Handler:
         if _may_interrupt(frame) or (since and time.monotonic() - since[0] > _PATIENCE):
             since.clear()
             _waiting.discard(number)
-            return handler(number, frame)
+            try:
+                return handler(number, frame)
+            except BaseException as error:
+                vars(error)[_SIGNAL] = number
+                raise
         if not since:
             since.append(time.monotonic())
-            _waiting.add(number)
-        _thread.start_new_thread(_send_again, (number,))
+        _defer(number)
         return None
 
     deferred.handler = handler  # type: ignore[attr-defined]
     return deferred
+
+
+def _defer(number: int) -> None:
+    """Send a signal again in a moment."""
+    _waiting.add(number)
+    _thread.start_new_thread(_send_again, (number,))
+
+
+def _rescuing(hook: Hook) -> Hook:
+    """A `sys.unraisablehook` that sends a signal again if Python dropped the exception of its deferring handler.
+
+    Args:
+        hook: The hook to call for every other exception.
+    """
+
+    def rescued(dropped: sys.UnraisableHookArgs) -> None:
+        number = getattr(dropped.exc_value, _SIGNAL, None)
+        if number is None:
+            hook(dropped)
+        else:
+            _defer(number)
+
+    rescued.hook = hook  # type: ignore[attr-defined]
+    return rescued
 
 
 def settle() -> None:
@@ -127,11 +160,13 @@ def _may_interrupt(frame: FrameType | None) -> bool:
 class InterruptsDeferred:
     """A block in which the handlers of Ctrl-C, SIGTERM and SIGHUP are deferring ones, where they are Python functions.
 
+    An exception of theirs that Python drops, as in a generator that the garbage collector closes, is raised again.
     Only the main thread can set handlers, and only it runs them; in another one this does nothing.
     """
 
     def __init__(self) -> None:
         self._before: dict[int, Handler] = {}
+        self._hook: Hook | None = None
 
     def __enter__(self) -> InterruptsDeferred:
         if threading.current_thread() is threading.main_thread():
@@ -140,6 +175,9 @@ class InterruptsDeferred:
                 if callable(handler) and not hasattr(handler, "handler"):
                     self._before[number] = handler
                     signal.signal(number, deferring(handler))
+            if not hasattr(sys.unraisablehook, "hook"):
+                self._hook = sys.unraisablehook
+                sys.unraisablehook = _rescuing(self._hook)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -151,6 +189,8 @@ class InterruptsDeferred:
                 getattr(signal.getsignal(number), "handler", None) is handler
             ):  # nobody has set another one since
                 signal.signal(number, handler)
+        if self._hook is not None and getattr(sys.unraisablehook, "hook", None) is self._hook:
+            sys.unraisablehook, self._hook = self._hook, None
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,8 @@ from urllib.request import getproxies
 
 import torch
 
+from secateur.core.json_text import parse
+from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.data._kind import Raw, Request
 from secateur.data.parquet import IMAGE_COLUMNS, LABEL_COLUMNS, assemble, pick, split_of
 from secateur.errors import DataError
@@ -37,8 +38,16 @@ class _Rows:
         image = pick(dataset.column_names, IMAGE_COLUMNS, "images", where)
         label = pick(dataset.column_names, LABEL_COLUMNS, "labels", where)
         self._image = image
-        self._rows = dataset.cast_column(image, datasets.Image(decode=False))
-        self.values = list(dataset[label])
+        try:
+            # A table is mapped into memory as it is: offsets that point elsewhere would be followed.
+            dataset.data.table.select([image, label]).validate(full=True)
+            self._rows = dataset.cast_column(image, datasets.Image(decode=False))
+            self.values = list(dataset[label])
+        except Exception as error:  # pyarrow raises several kinds of errors for broken tables
+            raise_if_out_of_memory(error)
+            raise DataError(
+                f"{where}: expected a table of images, got something else ({_first(error)})"
+            ) from error
         self.names = getattr(dataset.features[label], "names", None)
         self.labels = torch.zeros(len(self.values), dtype=torch.int64)
 
@@ -102,15 +111,19 @@ def _reachable(address: str) -> bool:
     return True
 
 
+def _first(error: Exception) -> str:
+    """The kind of an error and the first line of its text."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
+
+
 def _check_states(folder: Path) -> None:
     """Refuse a saved dataset whose tables are not in its own folder."""
     for file in sorted(folder.rglob("state.json")) if folder.is_dir() else ():
         try:
-            names = [
-                table["filename"] for table in json.loads(file.read_text(encoding="utf-8"))["_data_files"]
-            ]
+            held: Any = parse(file.read_bytes(), str(file), DataError)
+            names = [table["filename"] for table in held["_data_files"]]
             sound = all(Path(name).name == name for name in names)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{file}: expected what `datasets` writes, got something else ({error})"
             ) from error
@@ -139,10 +152,9 @@ class Hub:
         except DataError:
             raise
         except Exception as error:  # `datasets` raises whatever its readers and the network raise
-            first = str(error).splitlines()[0] if str(error) else "no reason given"
             raise DataError(
                 f"dataset {name!r}: expected a folder on this machine or a dataset that `datasets` can load "
-                f"from its cache or from the hub, got {type(error).__name__}: {first}; next: check the name "
+                f"from its cache or from the hub, got {_first(error)}; next: check the name "
                 f"and the network, fetch it with `hf download --repo-type dataset {name} --local-dir "
                 "data/NAME` and give that folder, or take 'digits', which is embedded and needs no download"
             ) from error

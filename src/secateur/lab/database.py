@@ -29,6 +29,7 @@ from typing import TypeVar
 
 from filelock import FileLock
 
+from secateur.core.interrupts import uninterrupted
 from secateur.errors import StoreError
 from secateur.lab.outcomes import SCHEMA, VERSION, Table, problem_of
 from secateur.lab.provenance import clean
@@ -224,9 +225,14 @@ class Database:
             StoreError: SQLite cannot read the file, or the query takes too long.
         """
         end = time.monotonic() + QUERY_SECONDS
+
+        @uninterrupted  # SQLite would take an exception for a wish to end the query
+        def too_long() -> bool:
+            return time.monotonic() > end
+
         try:
             db = self.connection()
-            db.set_progress_handler(lambda: time.monotonic() > end, 100_000)
+            db.set_progress_handler(too_long, 100_000)
             try:
                 return db.execute(query, values).fetchall()
             finally:

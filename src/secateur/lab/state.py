@@ -25,6 +25,7 @@ from safetensors.torch import save as write_tensors
 from torch import nn
 
 from secateur.core.codebook import Codebook
+from secateur.core.json_text import parse
 from secateur.core.masks import Masks
 from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.errors import SecateurError, StoreError
@@ -173,7 +174,9 @@ def _revived(stored: Mapping[str, Any], objects: ObjectReader, model: nn.Module)
             {name: masks[name] for name in sorted(masks, key=lambda name: order.get(name, 0))}
         )
     if "codebooks" in stored:
-        rest = json.loads(get(stored["codebook_fields"]))
+        rest: Any = parse(
+            get(stored["codebook_fields"]), "the fields of codebooks", StoreError, constants=True
+        )
         state.codebooks = _put_together(read_tensors(get(stored["codebooks"])), rest)
     if "snapshot" in stored:
         state.snapshot = get(stored["snapshot"])

@@ -13,6 +13,7 @@ are read by NVML where `nvidia-ml-py` is installed. Of a cluster only this machi
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import threading
 import time
@@ -89,7 +90,7 @@ class Usage:
         self.interval = interval
         self._readers = readers
         self._rows: list[tuple[float, dict[str, float]]] = []
-        self._timed, self._ended = threading.Event(), threading.Event()
+        self._timed, self._ended, self._sampling = threading.Event(), threading.Event(), threading.Lock()
 
     def sample(self, seconds: float) -> None:
         """Take one sample.
@@ -109,14 +110,18 @@ class Usage:
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[Usage]:
-        """Sample while the block runs."""
-        thread = threading.Thread(target=self._watch, daemon=True, name="secateur-usage")
-        thread.start()
+        """Sample while the block runs; without samples where the system gives no thread.
+
+        A `threading.Thread` is not started here: where there is no memory for it, its `start` waits for ever.
+        """
+        with contextlib.suppress(RuntimeError, MemoryError):
+            _thread.start_new_thread(self._watch, ())
         try:
             yield self
         finally:
             self._ended.set()
-            thread.join()
+            with self._sampling:  # a sample that is being taken is finished
+                pass
 
     @contextlib.contextmanager
     def paused(self, timed: bool = True) -> Iterator[None]:
@@ -134,12 +139,11 @@ class Usage:
 
     def _watch(self) -> None:
         began = time.monotonic()
-        while not self._ended.wait(self.interval):
-            if not self._timed.is_set():
-                try:
-                    self.sample(time.monotonic() - began)
-                except Exception:  # a run never fails because the machine cannot be read
-                    return
+        with contextlib.suppress(Exception):  # a run never fails because the machine cannot be read
+            while not self._ended.wait(self.interval):
+                with self._sampling:
+                    if not (self._timed.is_set() or self._ended.is_set()):
+                        self.sample(time.monotonic() - began)
 
     def measurements(self) -> Measurements:
         """The samples, one measurement for each quantity; empty for a run too short to have several."""

@@ -187,8 +187,9 @@ class BlockRun:
                 [file.get_tensor(f"{name}.{index}") for index in range(len(first))]
                 for name in ("dense", "dense" if self.dense_inputs else "student")
             ]
-        if any(one.shape != other.shape for each in kept for one, other in zip(each, first)):
-            raise ValueError("the inputs have other shapes")
+        pairs = [pair for each in kept for pair in zip(each, first)]
+        if any((one.shape, one.dtype) != (other.shape, other.dtype) for one, other in pairs):
+            raise ValueError("the inputs have other shapes, or other numbers")
         return kept[0], kept[1]
 
     def _mark(self, number: int, rows: list[Row], done: BlockDone) -> None:

@@ -32,7 +32,10 @@ from secateur.structure.cut.plan import ShrinkPlan
 from secateur.structure.proof import ProofLike
 from secateur.structure.shrink import shrink
 
-__all__ = ["BlockDone", "BlockWork", "Hidden", "keywords_of"]
+__all__ = ["COUNTS", "BlockDone", "BlockWork", "Hidden", "keywords_of"]
+
+COUNTS = ("weights", "kept")
+"""The columns of a block's rows that are whole numbers."""
 
 Hidden: TypeAlias = list[torch.Tensor]
 """The hidden states of every batch."""

@@ -38,7 +38,7 @@ from secateur.granularity import Granularity, GranularityLike
 from secateur.granularity import registry as granularities
 from secateur.pruning.prune import budget_of
 from secateur.streaming.block_runs import BlockCluster, BlockProgress, BlockRun
-from secateur.streaming.block_work import BlockDone, BlockWork
+from secateur.streaming.block_work import COUNTS, BlockDone, BlockWork
 from secateur.streaming.blocks import BlockModel, meta_model
 from secateur.streaming.pruned import ALONE
 from secateur.streaming.rewriting import (
@@ -159,7 +159,7 @@ def compensate_checkpoint(
         budgets = _budgets(budget, blocks, targets, grain)
         work = BlockWork(rule, grain, targets, budgets, asked.solving, seed=asked.seed)
         text = job_text("compensate", work, budget, asked, batches)
-        with resumable(target, fingerprint_of(checkpoint, text)) as job, ExitStack() as stack:
+        with resumable(target, fingerprint_of(checkpoint, text), COUNTS) as job, ExitStack() as stack:
             files = _OutFiles(job.folder / _OUT, checkpoint, blocks, stack)
             rows = block_run(source, blocks, work, asked, job).run(batches, files, progress)
             stack.close()

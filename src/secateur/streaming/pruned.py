@@ -123,7 +123,7 @@ def prune_checkpoint(
         choose = job.chooser(rule_of_share, *limits)
         text = repr(("prune", rule, grain, rule_of_share, sorted(targets), asked.seed))
         changed = functools.partial(job.changed, choose, memory=limits[0], workers=limits[1])
-        return rewrite(checkpoint, target, text, changed, progress, _check_removes)
+        return rewrite(checkpoint, target, text, changed, progress, _check_removes, ("weights", "kept"))
 
 
 def _check_removes(rows: Sequence[Row]) -> None:

@@ -133,6 +133,7 @@ def rewrite(
     changed: Callable[[Sequence[int]], Iterator[Changed]],
     progress: Progress | None = None,
     check: Callable[[Sequence[Row]], None] | None = None,
+    counts: Sequence[str] = (),
 ) -> RewrittenCheckpoint:
     """Write a changed copy of a checkpoint.
 
@@ -143,6 +144,7 @@ def rewrite(
         changed: Returns the tensors of these numbers as they are to be written, in order.
         progress: Called for every tensor.
         check: Called with all rows before the target is renamed; an exception ends the job.
+        counts: The columns of a row that are whole numbers.
 
     Returns:
         The written checkpoint, with a row for every tensor that has one.
@@ -163,7 +165,7 @@ def rewrite(
             check([row for row in job_rows if row])
 
     kind = "sct" if target.suffix == ".sct" else "files"
-    with resumable(target, fingerprint_of(checkpoint, f"{kind}\0{asked}")) as job:
+    with resumable(target, fingerprint_of(checkpoint, f"{kind}\0{asked}"), counts) as job:
         rows, left_out = list(job.rows), checkpoint.left_out
         if kind == "sct":
             size = _write_sct(checkpoint, target, job, rows, reported)

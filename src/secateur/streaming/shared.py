@@ -84,7 +84,7 @@ def share_checkpoint(
         limits = memory_limit(asked.memory), worker_limit(asked.workers)
         changed = functools.partial(_changed, checkpoint, frozenset(chosen), bits, method, limits)
         text = repr(("share", bits, method, sorted(chosen)))
-        return rewrite(checkpoint, target, text, changed, progress)
+        return rewrite(checkpoint, target, text, changed, progress, counts=("weights", "values"))
 
 
 def _changed(

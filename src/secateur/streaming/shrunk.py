@@ -11,13 +11,13 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -33,12 +33,12 @@ from secateur.core.json_text import parse
 from secateur.core.targets import Pattern
 from secateur.criteria import CriterionLike
 from secateur.criteria import registry as criteria
-from secateur.errors import OptionError
+from secateur.errors import OptionError, SecateurError, StoreError
 from secateur.granularity import Granularity, GranularityLike
 from secateur.granularity import registry as granularities
 from secateur.pruning.prune import budget_of
 from secateur.streaming.block_runs import BlockProgress
-from secateur.streaming.block_work import BlockDone, BlockWork
+from secateur.streaming.block_work import COUNTS, BlockDone, BlockWork
 from secateur.streaming.blocks import BlockModel
 from secateur.streaming.compensated import (
     BlockOptions,
@@ -57,6 +57,7 @@ __all__ = ["shrink_checkpoint"]
 
 _OUT, _BLOCKS = "out", "blocks"
 _CUT = ("channel", "head", "head_size")
+_T = TypeVar("_T")
 
 
 def shrink_checkpoint(
@@ -108,7 +109,7 @@ def shrink_checkpoint(
         targets = block_targets(blocks, checkpoint, asked, skip)
         work = BlockWork(rule, grain, targets, {"": share}, asked.solving, True, asked.proof, asked.seed)
         text = job_text("shrink", work, share, asked, batches)
-        with resumable(target, fingerprint_of(checkpoint, text)) as job:
+        with resumable(target, fingerprint_of(checkpoint, text), COUNTS) as job:
             cut = _CutBlocks(checkpoint, blocks, job)
             rows = block_run(source, blocks, work, asked, job).run(batches, cut, progress)
             return named_folder(checkpoint, cut.folder, Path(target), rows, cut.assemble())
@@ -209,10 +210,12 @@ class _CutBlocks:
         return found
 
     def assemble(self) -> tuple[str, ...]:
-        """Write the files of the checkpoint with the new shapes; returns the names of files not copied."""
-        count = len(self.blocks.blocks)
-        plans = [ShrinkPlan.from_json(self._file(index, "json").read_text()) for index in range(count)]
-        config = self.config(plans)
+        """Write the files of the checkpoint with the new shapes; returns the names of files not copied.
+
+        Raises:
+            StoreError: What an interrupted call kept of a block cannot be read, or does not fit.
+        """
+        config = self.config([self._plan(index) for index in range(len(self.blocks.blocks))])
         self.folder.mkdir(exist_ok=True)
         left_out = copied_files(self.checkpoint, self.folder)
         sizes = [self._write(shard) for shard in self.checkpoint.shards]
@@ -227,6 +230,18 @@ class _CutBlocks:
         )
         return left_out
 
+    def _plan(self, index: int) -> ShrinkPlan:
+        try:
+            return ShrinkPlan.from_json(self._file(index, "json").read_bytes().decode())
+        except (OSError, UnicodeDecodeError, SecateurError) as error:
+            raise self._useless(error) from error
+
+    def _useless(self, reason: object) -> StoreError:
+        return StoreError(
+            f"{self.checkpoint.path}: what an interrupted call kept of it cannot be used ({reason}) and is deleted; "
+            "run the same command again: it begins with the first block"
+        )
+
     def _write(self, shard: Shard) -> tuple[int, int]:
         """Write one file; returns the bytes and the number of its elements."""
         entries = [Entry(one.name, one.dtype, self._shape(one)) for one in shard.entries]
@@ -235,7 +250,8 @@ class _CutBlocks:
             file.write(len(header).to_bytes(8, "little") + header)
             for entry in entries:
                 words = self._words(entry.name)
-                assert words.nbytes == entry.nbytes
+                if words.nbytes != entry.nbytes:
+                    raise self._useless(f"{entry.name} has another type of numbers")
                 file.write(little_endian(words).data)
         return sum(one.nbytes for one in entries), sum(one.numel for one in entries)
 
@@ -258,15 +274,21 @@ class _CutBlocks:
         place = self._place(entry.name)
         if place is None:
             return entry.shape
-        with safe_open(str(self._file(place[0], "safetensors")), framework="pt") as file:
-            return tuple(file.get_slice(place[1]).get_shape())
+        return self._kept(place, lambda file, name: tuple(file.get_slice(name).get_shape()))
 
     def _words(self, name: str) -> np.ndarray:
         place = self._place(name)
         if place is None:
             return self.checkpoint.words(self.blocks.number(name))
-        with safe_open(str(self._file(place[0], "safetensors")), framework="pt") as file:
-            return to_words(name, file.get_tensor(place[1]))[1]
+        return self._kept(place, lambda file, own: to_words(name, file.get_tensor(own))[1])
+
+    def _kept(self, place: tuple[int, str], get: Callable[[Any, str], _T]) -> _T:
+        """What is kept of one tensor of a block."""
+        try:
+            with safe_open(str(self._file(place[0], "safetensors")), framework="pt") as file:
+                return get(file, place[1])
+        except (SafetensorError, OSError, KeyError, ValueError, SecateurError) as error:
+            raise self._useless(error) from error
 
 
 def _tensors(block: nn.Module) -> Iterator[tuple[str, object]]:

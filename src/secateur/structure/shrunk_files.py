@@ -112,6 +112,7 @@ def _accepted(kind: type, options: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key in known}
 
 
+@verb
 @torch.no_grad()
 def reestimate_batch_norm(model: nn.Module, data: Iterable[object], batches: int = 100) -> nn.Module:
     """Measure the running statistics of batch norm again on data, in place, as plain averages; weights stay the same.

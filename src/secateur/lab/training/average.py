@@ -19,6 +19,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from secateur.core.json_text import is_count
+
 __all__ = ["WeightAverage"]
 
 
@@ -68,6 +70,10 @@ class WeightAverage:
 
     def load(self, tensors: Mapping[str, torch.Tensor], count: int) -> None:
         """Continue from stored averages."""
+        if not is_count(count) or any(
+            tensors[name].shape != held.shape for name, held in self.tensors.items()
+        ):
+            raise ValueError("its averages are not those of this model's weights")
         self.count = count
         for name, tensor in self.tensors.items():
             tensor.copy_(tensors[name])

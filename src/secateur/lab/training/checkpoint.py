@@ -15,6 +15,7 @@ randomness and the learning rate are functions of (seed, epoch), so they are not
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +29,16 @@ from secateur.core.json_text import parse
 from secateur.errors import OptionError, StoreError
 from secateur.lab.outcomes import Table
 
-__all__ = ["identity", "load_optimizer", "optimizer_tensors", "read", "tensors_digest", "under", "write"]
+__all__ = [
+    "check_weights",
+    "identity",
+    "load_optimizer",
+    "optimizer_tensors",
+    "read",
+    "tensors_digest",
+    "under",
+    "write",
+]
 
 _FORMAT, _VERSION = "secateur-training", "1"
 
@@ -92,6 +102,9 @@ def load_optimizer(
 ) -> None:
     """Restore such a state. The options of the parameter groups stay those of the optimizer given.
 
+    Raises:
+        ValueError: The state is not one of this optimizer's parameters; the optimizer is as it was.
+
     >>> weight = nn.Parameter(torch.ones(1)); weight.grad = torch.ones(1)
     >>> first, second = (torch.optim.SGD([weight], lr=0.1, momentum=0.9) for _ in range(2))
     >>> first.step(); load_optimizer(second, *optimizer_tensors(first))
@@ -99,12 +112,58 @@ def load_optimizer(
     tensor([1.])
     """
     whole = optimizer.state_dict()
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     entries: dict[str, Any] = {**under("optimizer/", tensors), **numbers}
     for name, value in entries.items():
         index, _, key = name.partition("/")
-        state.setdefault(int(index), {})[key] = value
+        number = int(index)
+        if not 0 <= number < len(parameters):
+            raise ValueError(
+                f"the optimizer's state has {name!r}, and there are {len(parameters)} parameters"
+            )
+        if isinstance(value, torch.Tensor) and value.shape not in ((), parameters[number].shape):
+            raise ValueError(
+                f"the optimizer's {name!r} has shape {tuple(value.shape)}, which no parameter has"
+            )
+        state.setdefault(number, {})[key] = value
+    kinds = _state_of_one(optimizer)
+    for number, entry in state.items():
+        if {key: isinstance(value, torch.Tensor) for key, value in entry.items()} != kinds:
+            raise ValueError(
+                f"the optimizer's state of parameter {number} has {sorted(entry)}, not {sorted(kinds)}"
+            )
     optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
+
+
+def _state_of_one(optimizer: torch.optim.Optimizer) -> dict[str, bool]:
+    """What such an optimizer keeps of a parameter after a step: whether it is a tensor, by name."""
+    kind = type(optimizer)
+    known = inspect.signature(kind).parameters
+    one = nn.Parameter(torch.ones(1))
+    one.grad = torch.ones(1)
+    options = {
+        key: value for key, value in optimizer.param_groups[0].items() if key in known and key != "params"
+    }
+    probe = kind([one], **options)
+    probe.step()
+    return {key: isinstance(value, torch.Tensor) for key, value in probe.state[one].items()}
+
+
+def check_weights(weights: Mapping[str, torch.Tensor], model: nn.Module) -> None:
+    """Raise a `ValueError` unless the weights have the names and shapes of the model's.
+
+    >>> check_weights({"bias": torch.ones(1)}, nn.Linear(1, 1))
+    Traceback (most recent call last):
+    ValueError: its weights are not those of Linear: 'weight' is missing or has another shape
+    """
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    for name in sorted({*own, *found}):
+        if own.get(name) != found.get(name):
+            raise ValueError(
+                f"its weights are not those of {type(model).__name__}: {name!r} is missing or has another shape"
+            )
 
 
 def tensors_digest(module: nn.Module | None) -> str | None:

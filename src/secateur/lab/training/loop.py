@@ -667,18 +667,30 @@ class _Run:
     def _restored(
         self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any], optimizer: torch.optim.Optimizer
     ) -> tuple[dict[str, Any] | None, dict[str, torch.Tensor]]:
-        """Put what a checkpoint holds into the training; returns what `_resume` does."""
-        self.model.load_state_dict(checkpoints.under("model/", tensors))
-        self.best = checkpoints.under("best/", tensors)
+        """Put what a checkpoint holds into the training; returns what `_resume` does. The model is changed last."""
+        weights, best = checkpoints.under("model/", tensors), checkpoints.under("best/", tensors)
+        checkpoints.check_weights(weights, self.model)
+        history = [EpochRecord.of(record) for record in state["history"]]
+        if [record.epoch for record in history] != list(range(1, len(history) + 1)):
+            raise ValueError("its epochs are not numbered from 1")
+        if self.options.keep == "best" and history:
+            checkpoints.check_weights(best, self.model)
+        if self.pruning is not None and (found := checkpoints.under("masks/", tensors)):
+            masks = Masks(found)
+            masks.check(self.model)
+            self.masks = masks
+        if (numbers := state.get("snapshot")) is not None and self.options.save_at is not None:
+            self.snapshot = Snapshot(
+                self.options.save_at, checkpoints.under("snapshot/", tensors), dict(numbers)
+            )
+        scaler: dict[str, Any] | None = state["scaler"]
+        if not (scaler is None or isinstance(scaler, dict)):
+            raise ValueError(f"its gradient scaler is {type(scaler).__name__}")
         if self.average is not None:
             self.average.load(checkpoints.under("average/", tensors), state["averaged"])
         checkpoints.load_optimizer(optimizer, tensors, state["numbers"])
-        self.history = [EpochRecord(**record) for record in state["history"]]
-        if self.pruning is not None and (masks := checkpoints.under("masks/", tensors)):
-            self.masks = Masks(masks)
-        if (numbers := state.get("snapshot")) is not None and self.options.save_at is not None:
-            self.snapshot = Snapshot(self.options.save_at, checkpoints.under("snapshot/", tensors), numbers)
-        scaler: dict[str, Any] | None = state["scaler"]
+        self.history, self.best = history, best
+        self.model.load_state_dict(weights)
         return scaler, checkpoints.under("sparsify/", tensors)
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from secateur.core.json_text import is_count
 from secateur.core.masks import Masks
 from secateur.data import Augment
 from secateur.errors import OptionError, near
@@ -214,6 +216,27 @@ class EpochRecord:
     lr: float
     seconds: float
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> EpochRecord:
+        """The record of plain data, as a checkpoint holds it.
+
+        Args:
+            values: Its fields by name.
+
+        Raises:
+            ValueError: They are not the fields of a record.
+        """
+        numbers = {name: value for name, value in values.items() if name not in ("epoch", "metrics")}
+        metrics = values["metrics"]
+        sound = is_count(values["epoch"]) and isinstance(metrics, dict)
+        if numbers.get("train_accuracy", 0) is None:
+            del numbers["train_accuracy"]
+        if not sound or not all(
+            type(each) in (int, float) for each in (*numbers.values(), *metrics.values())
+        ):
+            raise ValueError("an epoch's record holds something else than numbers")
+        return cls(**values)
 
 
 @dataclass(frozen=True)

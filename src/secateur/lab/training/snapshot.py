@@ -14,11 +14,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
-from secateur.core.json_text import is_count
+from secateur.core.json_text import is_count, parse
 from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.errors import OptionError, StoreError
 from secateur.lab.outcomes import Table
@@ -27,6 +28,7 @@ from secateur.lab.training import checkpoint as checkpoints
 __all__ = ["Snapshot"]
 
 _FORMAT = "secateur-snapshot"
+_AGAIN = "the store is damaged or was changed; train again with another seed or --store"
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +68,7 @@ class Snapshot:
 
         Raises:
             OptionError: The network has other tensors than the snapshot.
+            StoreError: The optimizer's state is not one of these parameters. Model and optimizer are as they were.
         """
         weights = checkpoints.under("model/", self.tensors)
         now = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -75,9 +78,12 @@ class Snapshot:
                 f"rewind: {other[0] if other else 'the network'!r} has another shape than in the snapshot; rewind "
                 "before the model is shrunk"
             )
-        model.load_state_dict(dict(weights))
         if optimizer is not None:
-            checkpoints.load_optimizer(optimizer, self.tensors, self.numbers)
+            try:
+                checkpoints.load_optimizer(optimizer, self.tensors, self.numbers)
+            except ValueError as error:
+                raise StoreError(f"a training's snapshot: {error}; {_AGAIN}") from error
+        model.load_state_dict(dict(weights))
 
     def digest(self) -> str:
         """A hash of the step and of all tensors."""
@@ -104,8 +110,9 @@ class Snapshot:
         from safetensors.torch import load
 
         try:
-            head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-            about = json.loads(head["about"])
+            head: Any = parse(data[8 : 8 + int.from_bytes(data[:8], "little")], "its header")
+            head = head["__metadata__"]
+            about: Any = parse(head["about"], "what it says of itself", constants=True)
             step, numbers = about["step"], about["numbers"]
             if head["format"] != _FORMAT or not is_count(step) or not isinstance(numbers, dict):
                 raise ValueError(f"format {head['format']!r}")
@@ -114,5 +121,5 @@ class Snapshot:
             raise_if_out_of_memory(error)
             raise StoreError(
                 f"a training's snapshot: expected what secateur writes, got something else ({type(error).__name__}: "
-                f"{error}); the store is damaged or was changed; train again with another seed or --store"
+                f"{error}); {_AGAIN}"
             ) from error

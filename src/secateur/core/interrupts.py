@@ -189,8 +189,9 @@ class InterruptsDeferred:
                 getattr(signal.getsignal(number), "handler", None) is handler
             ):  # nobody has set another one since
                 signal.signal(number, handler)
-        if self._hook is not None and getattr(sys.unraisablehook, "hook", None) is self._hook:
-            sys.unraisablehook, self._hook = self._hook, None
+        hook, self._hook = self._hook, None
+        if hook is not None and getattr(sys.unraisablehook, "hook", None) is hook:  # likewise
+            sys.unraisablehook = hook
 
 
 @contextlib.contextmanager

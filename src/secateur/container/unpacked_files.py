@@ -68,13 +68,14 @@ class UnpackedFiles:
         self._number = self._place = self._left = 0
         self._file: BinaryIO | None = None
         content = job.state.get("content")
-        known = isinstance(content, int) and is_count(content, (1 << 32) - 1)
-        if not (job.done and known and self._found(job.done)):
+        if not isinstance(content, int) or not is_count(content, (1 << 32) - 1):
+            content = None
+        if not job.done or content is None or not self._found(job.done):
             job.restart()
             content = 0
         self.folder.mkdir(exist_ok=True)
         at.first = self._number = job.done
-        at.content = int(content)
+        at.content = content
         self._go_to(job.done)
 
     def __enter__(self) -> UnpackedFiles:

@@ -102,6 +102,8 @@ class Writer:
             raise ValueError("the file is shorter than its state says")
         if not are_counts(flat) or numbers["count"] != len(entries) or numbers["version"] not in sct.VERSIONS:
             raise ValueError("its state is that of another file")
+        if numbers["decoded"] != sum(entry.nbytes for entry in entries):
+            raise ValueError("its state has another number of bytes than these tensors")
         if max(numbers["crc"], numbers["content"]) >= 1 << 32:
             raise ValueError("its state holds a checksum of more than 32 bits")
         self._version, self._crc, self._content = (numbers[key] for key in ("version", "crc", "content"))

@@ -190,7 +190,8 @@ class InterruptsDeferred:
             ):  # nobody has set another one since
                 signal.signal(number, handler)
         hook, self._hook = self._hook, None
-        if hook is not None and getattr(sys.unraisablehook, "hook", None) is hook:  # likewise
+        now = getattr(sys.unraisablehook, "hook", None)
+        if hook is not None and now == hook:  # likewise
             sys.unraisablehook = hook
 
 

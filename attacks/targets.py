@@ -264,8 +264,8 @@ class _Rows(nn.Module):
 
 def _run_int8(data: bytes) -> str:
     path = _file(data, "q.sct")
-    verdict = _attempt(lambda: load(path))
-    _attempt(lambda: load_int8(path, into=_Rows()))
+    verdict = attempt(lambda: load(path))
+    attempt(lambda: load_int8(path, into=_Rows()))
     return verdict
 
 

@@ -153,10 +153,10 @@ class Cifar:
             yield self.task(f"{sparsity:.0%} of weights removed", prototype, goal, make)
 
     def sharing(self) -> Iterator[Task]:
-        for bits, passes, prototype, goal in ((3, 4, "0.6", 0.3), (2, 8, "2.8", 1.5)):
+        for bits, lr, prototype, goal in ((3, 0.02, "0.6", 0.3), (2, 0.05, "2.8", 1.5)):
 
-            def make(bits: int = bits, passes: int = passes) -> nn.Module:
-                options = sc.ShareOptions(tune=sc.Tuning(passes=passes, lr=0.05, precision="bf16"))
+            def make(bits: int = bits, lr: float = lr) -> nn.Module:
+                options = sc.ShareOptions(tune=sc.Tuning(passes=8, lr=lr, precision="bf16"))
                 images = Innermost(self.images("standard"))
                 return sc.share(self.dense, bits=bits, data=images, options=options).model
 
@@ -175,7 +175,7 @@ class Cifar:
                 tune = sc.Tuning(passes=24, lr=0.05, precision="bf16")
                 options = sc.ShareOptions(dense=self.dense, tune=tune, assignments="learnt")
                 images = Innermost(self.images("standard"))
-                shared = sc.share(model, 3, masks, data=images, rate=0.028, options=options)
+                shared = sc.share(model, 3, masks, data=images, rate=0.036, options=options)
                 small = sc.SaveOptions(batch_norm="fp16", coder="strong")
                 sc.save(shared.model, path, names="model", options=small)
                 again = sc.load(path, into=sc.models.build("resnet20"))

@@ -11,7 +11,7 @@ Of these only `verbs` was ever run, and on a CPU: there was no accelerator where
 - latency: dense and shrunk by the device's own events, in turns
 - two-of-four: 2:4 kernels beside dense ones (CUDA)
 - tests: the tests of devices, trainings and the simulated accelerator
-- sharing: four trials on one device under Ray (CUDA)
+- sharing: trials on one device under Ray, four at once on CUDA; a report draws what they took over time
 - study NAME: every study at scale `full` (with --data)
 """
 
@@ -31,6 +31,7 @@ import torch
 
 import secateur as sc
 from secateur.adapters import two_of_four as adapter
+from secateur.lab.store import Store
 from secateur.metrics.latency import compare
 
 MOST = 540
@@ -125,14 +126,24 @@ def tests(device: str) -> dict[str, Any]:
     return {"pytest": done.stdout.strip().splitlines()[-1]}
 
 
-def sharing(device: str) -> dict[str, Any]:
-    """Four trials at once on one device, under Ray."""
-    command = ["study", "cnn", "--scale", "smoke", "--device", device, "--engine", "ray", "--gpus", "0.25"]
+def sharing(device: str, out: Path = Path("accelerator-results")) -> dict[str, Any]:
+    """Several trials at once on one device, under Ray: what they took of it over time, drawn in a report in `out`."""
+    share = ["--gpus", "0.25"] if device == "cuda" else []
+    command = ["study", "cnn", "--scale", "smoke", "--device", device, "--engine", "ray", *share]
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        done = _secateur([*command, "--no-report", "--store", folder])
-    assert done.returncode == 0, done.stderr[-800:]
-    return {"seconds": round(time.perf_counter() - began, 1)}
+        done = _secateur([*command, "--store", folder, "--out", str(out / "sharing")])
+        assert done.returncode == 0, done.stderr[-800:]
+        store = Store(folder)
+        rows = [row for run in store.runs() for row in store.usage(run.id)]
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        what = found.setdefault(str(row.context["what"]), {"most": 0.0, "samples": 0})
+        what["most"] = max([what["most"], *row.context["values"]])
+        what["samples"] += len(row.context["values"])
+    assert {"processors", "memory", "trials"} <= found.keys(), f"not sampled: {sorted(found)}"
+    assert device != "cuda" or "GPU 0" in found, "no GPU was read: pip install nvidia-ml-py"
+    return {"seconds": round(time.perf_counter() - began, 1), "over time": found}
 
 
 def _secateur(arguments: list[str]) -> subprocess.CompletedProcess[str]:
@@ -145,7 +156,7 @@ PIECES = {
     "verbs": verbs, "precision": precision, "latency": latency, "two-of-four": two_of_four, "tests": tests,
     "sharing": sharing,
 }  # fmt: skip
-CUDA_ONLY = ("two-of-four", "sharing")
+CUDA_ONLY = ("two-of-four",)
 
 
 def accelerator() -> str | None:
@@ -158,7 +169,7 @@ def accelerator() -> str | None:
 def command_of(piece: str, device: str, asked: argparse.Namespace) -> list[str]:
     """The process that does a piece."""
     if not piece.startswith("study "):
-        return [sys.executable, __file__, "--piece", piece, "--device", device]
+        return [sys.executable, __file__, "--piece", piece, "--device", device, "--out", str(asked.out)]
     name = piece.removeprefix("study ")
     place = ["--data", str(asked.data), "--store", str(asked.out / "store"), "--out", str(asked.out / name)]
     return [sys.executable, "-m", "secateur", "study", name, "--scale", "full", "--device", device, *place]
@@ -198,7 +209,8 @@ def main() -> int:
         )
         return 4
     if asked.piece:
-        print(json.dumps(PIECES[asked.piece](device)))
+        piece = PIECES[asked.piece]
+        print(json.dumps(piece(device, asked.out) if piece is sharing else piece(device)))
         return 0
     asked.out.mkdir(parents=True, exist_ok=True)
     kept = asked.out / "results.json"

@@ -11,6 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from secateur.lab.engine import run
+from secateur.lab.recipe import Recipe
+from secateur.lab.store import Store
+from secateur.lab.usage import Usage
+
 PATH = Path(__file__).parents[2] / "benchmarks" / "accelerator.py"
 SPEC = importlib.util.spec_from_file_location("accelerator_script", PATH)
 assert SPEC is not None
@@ -54,3 +59,31 @@ def test_a_study_is_run_at_full_scale_on_the_device_with_a_store_that_stays(tmp_
     command = script.command_of("study vae", "cuda", asked)
     assert command[3:8] == ["study", "vae", "--scale", "full", "--device"]
     assert command[command.index("--store") + 1] == str(tmp_path / "store")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_sharing_says_what_trials_took_of_the_device_over_time(tmp_path, monkeypatch, device: str) -> None:
+    """The study itself needs Ray: here a run with samples of its own stands in its store."""
+    asked: list[list[str]] = []
+
+    def ran(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+        asked.append(arguments)
+        store = Store(arguments[arguments.index("--store") + 1])
+        recipe = Recipe.parse(
+            'data = {name = "digits", limit = 20}\nmodel = {name = "fc"}\nstep = [{kind = "idle", seconds = 0.0}]'
+        )
+        number = run(recipe, store).run
+        usage = Usage(readers=(lambda: {"processors": 0.5, "memory": 1.5, "GPU 0": 0.75},))
+        for second, running in enumerate((1, 4, 4, 2)):
+            usage.running = running
+            usage.sample(float(second))
+        store.keep_usage(number, usage.measurements())
+        return subprocess.CompletedProcess(arguments, 0, "", "")
+
+    monkeypatch.setattr(script, "_secateur", ran)
+    found = script.sharing(device, tmp_path)["over time"]
+    assert found["trials"] == {"most": 4.0, "samples": 4}
+    assert found["GPU 0"]["most"] == 0.75
+    assert ("--gpus" in asked[0]) == (device == "cuda")
+    assert asked[0][asked[0].index("--out") + 1] == str(tmp_path / "sharing")
+    assert "--no-report" not in asked[0]  # the report draws the samples

@@ -67,6 +67,7 @@ class Net(nn.Module):
         self.fc = nn.Linear(4, 8)
         self.inner = nn.ModuleDict({"norm": nn.LayerNorm(8), "heads": nn.MultiheadAttention(8, 2)})
         self.inner["norm"].config = self.config
+        self.stack = nn.Sequential(nn.LayerNorm(8), nn.LayerNorm(8))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.inner["norm"](self.fc(x)).reshape(-1, 8)
@@ -108,6 +109,14 @@ PLAN: dict[str, Any] = {
     "rewrites": {"": [{"function": "reshape", "call": 0, "sizes": [[1, 4]]}],
                  "inner.heads": [{"function": "multi_head_attention", "call": -1, "sizes": [[0, 1], [1, 4]]}]},
 }  # fmt: skip
+
+_EMPTY = {**PLAN, "keep": {}, "attributes": {}, "rewrites": {}, "shapes": {}}
+# What a plan may do besides: replace a layer by two smaller ones, and take entries out of a container.
+PLANS = [
+    PLAN,
+    {**_EMPTY, "factors": {"fc": 2}, "spatial": []},
+    {**_EMPTY, "version": 2, "layers": {"stack": ["1"]}},
+]
 
 # In memory where the system has such a folder: what is attacked is the reader, not the disk.
 _MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -204,8 +213,11 @@ def _with_plan(plan: bytes) -> bytes:
     ):
         entry = Entry(name, "F32", shape)
         writer.add(entry, bytes(entry.nbytes), ZERO, [])
-    for name, value in _NET.inner["heads"].state_dict().items():
-        entry = Entry(f"inner.heads.{name}", "F32", tuple(value.shape))
+    others = {"inner.heads": _NET.inner["heads"], "stack": _NET.stack}
+    for name, value in [
+        (f"{at}.{key}", each) for at, part in others.items() for key, each in part.state_dict().items()
+    ]:
+        entry = Entry(name, "F32", tuple(value.shape))
         writer.add(entry, bytes(entry.nbytes), ZERO, [])
     writer.finish()
     return file.getvalue()
@@ -270,7 +282,7 @@ def _run_int8(data: bytes) -> str:
 
 
 def _make_plan(rng: random.Random) -> bytes:
-    return trees.text_of(trees.mutate(PLAN, rng), rng).encode("utf-8", "surrogatepass")
+    return trees.text_of(trees.mutate(rng.choice(PLANS), rng), rng).encode("utf-8", "surrogatepass")
 
 
 def _run_plan(data: bytes) -> str:

@@ -16,6 +16,7 @@ VALUES: list[Any] = [
 ]  # fmt: skip
 KEYS = [
     "", "0", "1", "-1", "2", "x", "name", "format", "version", "keep", "attributes", "rewrites", "shapes", "model",
+    "factors", "layers", "spatial", "proof", "inner", "inner.heads", "stack",
     "fc", "fc.weight", "fc.bias", "inner.norm", "weight", "out_features", "in_features", "normalized_shape",
     "width", "sizes",
     "__class__", "__dict__", "__class__.__init__.__defaults__", "__class__.forward", "_parameters", "_modules",

@@ -16,11 +16,13 @@ whole digits rebuild the words.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from secateur.coding import frames, static, varint
+from secateur.coding import compiled, frames, native, static, varint
 
 __all__ = ["FULL", "LONG", "MARK", "POOR", "RICH", "decode", "encode"]
 
@@ -51,6 +53,9 @@ def decode(reader: varint.Reader, out: np.ndarray, floating: bool) -> None:
     """Read the next chunk into `out`, which has as many words; the mark has been read already."""
     count, width = len(out), out.dtype.itemsize
     digits = [_read(reader, count, width) for _ in range(max(1, width // 2))]
+    if (library := _library(out)) is not None:
+        library.secateur_join(out.ctypes.data, _pointers(digits), count, width, floating)
+        return
     size = min(count, _PIECE)
     lower, narrow = np.empty(size, dtype=np.uint16), np.empty(size, dtype=np.uint16)
     wide, wider = (np.empty(size if width > 2 else 0, dtype=out.dtype) for _ in range(2))
@@ -80,6 +85,23 @@ def decode(reader: varint.Reader, out: np.ndarray, floating: bool) -> None:
                 np.bitwise_or(words, into, out=words if into is next_ else piece)
 
 
+def _library(words: np.ndarray) -> ctypes.CDLL | None:
+    """The compiled passes over these words; None where numpy makes them, which gives the same bytes.
+
+    Compiling takes longer than numpy needs for most files, so it is done only where the result is in the cache.
+    """
+    plain = words.dtype.itemsize > 1 and words.flags.c_contiguous and words.dtype.isnative
+    if sys.byteorder != "little" or not plain or not compiled.available() or native.cached() is None:
+        return None
+    return native.load()
+
+
+def _pointers(digits: list[_Digit]) -> ctypes.Array[ctypes.c_void_p]:
+    """Where the planes of the digits lie, two for each: the second is null where there is one."""
+    places = [place for planes in digits for place in (*(plane.ctypes.data for plane in planes), None)[:2]]
+    return (ctypes.c_void_p * len(places))(*places)
+
+
 def _encode_chunk(words: np.ndarray, floating: bool, found: list[_Codings]) -> Iterator[bytes | memoryview]:
     for codings, planes in zip(found, _split(words, floating, found), strict=True):
         if codings == (_WHOLE,):
@@ -101,6 +123,16 @@ def _codings(words: np.ndarray, floating: bool) -> list[_Codings]:
     pair: _Codings = (_RAW,) if words.dtype.itemsize == 1 else (_RAW, _RAW)
     bytes_of = _split(sample, floating, [pair] * max(1, words.dtype.itemsize // 2))
     found = [tuple(_coding(plane, len(words)) for plane in planes) for planes in bytes_of]
+    if any(
+        _FRAMED in codings for codings in found
+    ):  # one byte all along is a few bytes of a frame, and read at once
+        found = [
+            tuple(
+                _FRAMED if coding == _CODED and not np.ptp(plane) else coding
+                for coding, plane in zip(codings, planes, strict=True)
+            )
+            for codings, planes in zip(found, bytes_of, strict=True)
+        ]
     return [(_WHOLE,) if codings == (_RAW, _RAW) else codings for codings in found]
 
 
@@ -127,6 +159,9 @@ def _split(words: np.ndarray, floating: bool, codings: list[_Codings]) -> list[_
         else tuple(np.empty((2, count), dtype=np.uint8))
         for coding in codings
     ]
+    if (library := _library(words)) is not None:
+        library.secateur_split(words.ctypes.data, _pointers(out), count, width, floating)
+        return out
     for start in range(0, count, _PIECE):
         piece = words[start : start + _PIECE]
         for number, planes in enumerate(out):

@@ -1,4 +1,4 @@
-"""The walk of the context models in machine code: `walk.c`, compiled by the machine's C compiler and kept in a cache.
+"""The longest loops in machine code: `walk.c` and `digits.c`, compiled by the machine's C compiler and kept in a cache.
 
 The compiler is `$CC`, or `cc`, `gcc` or `clang`, or the one of the extra `secateur[fast]` (ziglang). What it makes lies
 in the user's cache (`$SECATEUR_CACHE`, else `$XDG_CACHE_HOME/secateur`), under a name made of the source, the compiler,
@@ -29,7 +29,7 @@ from typing import Any
 
 __all__ = ["Fit", "Walk", "cached", "compiler", "load"]
 
-_SOURCE = Path(__file__).with_name("walk.c")
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("walk.c", "digits.c"))
 # Sums of whole numbers may be taken in any order; nothing else may change a number.
 _FLAGS = (
     *("-O2", "-ftree-vectorize", "-std=c99", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math"),
@@ -105,7 +105,13 @@ def _name() -> str:
     command = compiler()
     assert command is not None
     made_by = os.stat(command[0])
-    parts = [_SOURCE.read_text(), *_FLAGS, *command, made_by.st_size, made_by.st_mtime_ns]
+    parts = [
+        *(source.read_text() for source in _SOURCES),
+        *_FLAGS,
+        *command,
+        made_by.st_size,
+        made_by.st_mtime_ns,
+    ]
     parts += [platform.machine(), sys.platform, _processor()]
     return f"walk-{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}-"
 
@@ -146,7 +152,7 @@ def _compiled(folder: Path) -> Path | None:
         made = Path(scratch, "walk.so")
         tuned = [["-march=native"], []] if _processor() else [[]]
         for more in tuned:
-            call = [*command, *_FLAGS, *more, "-o", str(made), str(_SOURCE), "-lm"]
+            call = [*command, *_FLAGS, *more, "-o", str(made), *map(str, _SOURCES), "-lm"]
             try:
                 done = subprocess.run(call, capture_output=True, timeout=_SECONDS, check=False)
             except (OSError, subprocess.TimeoutExpired):
@@ -165,6 +171,9 @@ def _opened(path: Path) -> ctypes.CDLL | None:
         library = ctypes.CDLL(str(path))
         library.secateur_walk_bytes.restype = library.secateur_walk.restype = ctypes.c_int64
         library.secateur_walk.argtypes = [ctypes.POINTER(Walk), *[ctypes.c_int64] * 3]
+        for function in (library.secateur_join, library.secateur_split):
+            function.restype = None
+            function.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p), *[ctypes.c_int64] * 3]
     except (OSError, AttributeError):
         return None
     return library if library.secateur_walk_bytes() == ctypes.sizeof(Walk) else None

@@ -270,6 +270,8 @@ def test_the_first_screen_has_the_figures_and_the_rest_is_folded(
     )
     assert seen == sorted(seen[:2]) + seen[2:]
     assert max(seen) < 900  # all begin on the first screen
+    beside = "const d = document.querySelector('#drawing .scroll'); return d.scrollWidth - d.clientWidth"
+    assert browser.execute_script(beside) == 0  # the vertical scroll bar covers nothing of the drawing
     assert browser.execute_script("return document.querySelectorAll('details[open]').length") == 0
     assert browser.execute_script("return document.querySelector('#chart-training-loss svg')") is None
     browser.execute_script("document.querySelector('nav a[href=\"#training\"]').click()")

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -35,7 +36,8 @@ from secateur.adapters.programs import (
     record_program,
     write_program,
 )
-from secateur.core.atomic_files import atomic_path
+from secateur.adapters.runtimes import WRITERS, model_of_file
+from secateur.core.atomic_files import atomic_path, atomic_write
 from secateur.core.masks import Masks
 from secateur.errors import OptionError, ProofError
 from secateur.execution.calling import moved
@@ -45,7 +47,7 @@ from secateur.execution.verb import verb
 
 __all__ = ["Exported", "export"]
 
-_FORMATS = {".onnx": "onnx", ".pt2": "torch.export"}
+_FORMATS = {".onnx": "onnx", ".pt2": "torch.export", ".xml": "openvino", ".pte": "executorch"}
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ class Exported:
 
     Attributes:
         path: The file.
-        format: "onnx", "onnx int8" or "torch.export".
-        size: Its bytes.
+        format: "onnx", "onnx int8", "torch.export", "openvino" or "executorch".
+        size: Its bytes; of OpenVINO those of the .xml and the .bin file.
         error: The largest difference of its outputs from PyTorch's, over the largest output.
         notes: Remarks for the user, such as a fixed batch.
         int8: The effect of INT8, if it was asked for.
@@ -89,7 +91,8 @@ def export(
     int8: Iterable[object] | str | None = None,
     int8_options: Int8Options | None = None,
 ) -> Exported:
-    """Write a model as `.onnx` or `.pt2` (a `torch.export` archive), read it back, and compare outputs.
+    """Write a model as `.onnx`, `.pt2` (a `torch.export` archive), `.xml` (OpenVINO, its weights beside it in a `.bin`
+    file) or `.pte` (ExecuTorch), read it back, and compare outputs.
 
     Args:
         model: The model; it is not changed.
@@ -111,13 +114,14 @@ def export(
         DataError: The model cannot be recorded.
         ProofError: The float file differs by more than `tolerance`. No file is left.
         BudgetNotMetError: INT8 costs more than `int8_options.lost`. No file is left.
-        MissingExtraError: ONNX is not installed.
+        MissingExtraError: ONNX, OpenVINO or ExecuTorch is not installed.
     """
     target = Path(path)
     kind = _FORMATS.get(target.suffix)
     if kind is None:
         raise OptionError(
-            f"{target}: expected a file that ends in .onnx or .pt2 (torch.export), got {target.suffix or 'no ending'!r}"
+            f"{target}: expected a file that ends in .onnx or .pt2 (torch.export), .xml (OpenVINO) or .pte "
+            f"(ExecuTorch), got {target.suffix or 'no ending'!r}"
         )
     _check_int8(target, int8, int8_options)
     if kind == "onnx":
@@ -128,6 +132,8 @@ def export(
         masks.to("cpu").apply_(ready)
     given = moved(example, torch.device("cpu"))
     report: Int8Report | None = None
+    if kind in WRITERS:
+        return _for_runtime(ready, target, given, _Wanted(target, dynamic_batch, tolerance, None), kind)
     with undisturbed(ready, mode="eval"), torch.no_grad(), atomic_path(target) as scratch:
         program, free = record_program(ready, given, dynamic_batch)
         opset = ATTENTION if int8 is not None and attends(program) and runs_attention() else None
@@ -138,6 +144,21 @@ def export(
     return Exported(
         target, kind, target.stat().st_size, error, _notes(ready, dynamic_batch and not free), report
     )
+
+
+def _for_runtime(model: nn.Module, target: Path, example: Example, wanted: _Wanted, kind: str) -> Exported:
+    """Write the file of another runtime in a scratch folder, compare it, and only then put it in its place."""
+    with undisturbed(model, mode="eval"), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+        # ExecuTorch plans its memory for the largest input, so its batch is that of the example
+        program, free = record_program(model, example, wanted.free and kind != "executorch")
+        scratch = Path(folder) / target.name
+        WRITERS[kind](program, scratch)
+        error = _checked(model, model_of_file(scratch), example, replace(wanted, free=free))
+        files = sorted(Path(folder).iterdir(), key=lambda path: path == scratch)  # the named file last
+        size = sum(path.stat().st_size for path in files)
+        for path in files:
+            atomic_write(target.with_name(path.name), path.read_bytes())
+    return Exported(target, kind, size, error, _notes(model, wanted.free and not free))
 
 
 def _check_int8(target: Path, int8: Iterable[object] | str | None, options: Int8Options | None) -> None:
@@ -169,8 +190,13 @@ def _write_float(
     """Write the program in floats and compare it; the error."""
     onnx = wanted.target.suffix == ".onnx"
     write_program(program, scratch, onnx, wanted.opset)
+    return _checked(model, load_program(scratch, onnx), example, wanted)
+
+
+def _checked(model: nn.Module, program: Callable[..., object], example: Example, wanted: _Wanted) -> float:
+    """The error of a file's program; raises where it is beyond the tolerance."""
     try:
-        error = program_error(model, load_program(scratch, onnx), example, wanted.free)
+        error = program_error(model, program, example, wanted.free)
     except ProofError as problem:
         raise ProofError(f"{wanted.target}: {problem}; the file was not kept") from problem
     if not error <= wanted.tolerance:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -119,7 +120,7 @@ def times(
 
     Args:
         model: The model that was exported.
-        path: The ONNX file.
+        path: The .onnx, .xml or .pte file.
         example: What both are called with.
         trials: How many pairs of readings.
         threads: Threads of both.
@@ -128,7 +129,10 @@ def times(
     Returns:
         The latencies, and the speed-up of each over eager PyTorch.
     """
-    peers: list[tuple[str, nn.Module]] = [("onnx runtime", OnnxModel(path, threads))]
+    from secateur.adapters.runtimes import model_of_file
+
+    name = {".xml": "openvino", ".pte": "executorch"}.get(Path(path).suffix, "onnx runtime")
+    peers: list[tuple[str, nn.Module]] = [(name, model_of_file(path, threads))]
     if compiled:
         peers.append(("torch.compile", torch.compile(model)))  # type: ignore[arg-type]
     rows: list[Measurement] = []

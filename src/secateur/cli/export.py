@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["VERBS"]
 
-_TABLES, _MODELS = (".csv", ".parquet", ".json"), (".onnx", ".pt2")
+_TABLES, _MODELS = (".csv", ".parquet", ".json"), (".onnx", ".pt2", ".xml", ".pte")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class ExportedFlags:
     """What is exported: a run, or a model by name."""
 
     which: Annotated[
-        str, typer.Argument(help="A run's number, `last`, or (for .onnx and .pt2) the name of a model.")
+        str,
+        typer.Argument(help="A run's number, `last`, or (for .onnx, .pt2, .xml, .pte) the name of a model."),
     ] = "last"
     weights: Weights = None
     option: ModelOptions = None
@@ -49,7 +50,7 @@ class ExportedFlags:
 class TimingFlags:
     """How an exported model is timed."""
 
-    time: Annotated[bool, typer.Option("--time", help="Also time eager, ONNX Runtime and torch.compile.")] = (
+    time: Annotated[bool, typer.Option("--time", help="Also time eager, the file, and torch.compile.")] = (
         False
     )
     trials: Annotated[int, typer.Option("--trials", min=1, help="Timed repetitions.")] = 25
@@ -64,7 +65,8 @@ def export(
         Path,
         typer.Option(
             "--out",
-            help="The file: .csv, .parquet, .json; .onnx, .pt2; or a new folder for a Hugging Face model.",
+            help="The file: .csv, .parquet, .json; .onnx, .pt2, .xml (OpenVINO), .pte (ExecuTorch); or a new folder "
+            "for a Hugging Face model.",
         ),
     ] = Path("measurements.csv"),
     promise: Annotated[
@@ -79,7 +81,7 @@ def export(
     if out.suffix not in ("", *_MODELS, *_TABLES):
         raise OptionError(
             f"{out}: expected a name that ends in {', '.join(_TABLES)} for measurements, or in "
-            f"{' or '.join(_MODELS)} for a model, or a folder for a Hugging Face model"
+            f"{', '.join(_MODELS)} for a model, or a folder for a Hugging Face model"
         )
     if promise and out.suffix != ".onnx":
         raise OptionError(
@@ -105,7 +107,7 @@ def export(
     if promise:
         promise_onnx(net, out, example, max(done.error, 1e-6))
     found: Any = []
-    if timing.time and out.suffix == ".onnx":
+    if timing.time and out.suffix != ".pt2":
         found = times(net, out, example, trials=timing.trials, threads=timing.threads, compiled=True)
     if output.json:
         print_json(

@@ -20,7 +20,8 @@ from secateur.coding import digits, frames, indices, static, varint
 from secateur.container import codebooks, tensors
 from secateur.container import format as sct
 from secateur.container.compact_writer import CompactWriter
-from secateur.container.format import Archive, Entry
+from secateur.container.format import Entry
+from secateur.container.frame import Archive
 from secateur.container.reading import words_of
 from secateur.container.scalar_streams import ScalarGrid, ScalarStreams
 from secateur.container.writer import Writer

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 
 from secateur import data, models
-from secateur.container import format as sct
 from secateur.container.archive import entries_of, load
 from secateur.container.compact_writer import CompactWriter
+from secateur.container.frame import Archive
 from secateur.container.reading import lanes_of, words_of
 from secateur.errors import SecateurError
 from secateur.lab.training import evaluate
@@ -54,8 +54,8 @@ def dense_bytes(model: torch.nn.Module) -> int:
 def repacked(path: Path, entry: dict[str, Any]) -> bytes:
     """The content of a file that leaves its names to a model, as a compact file: the same streams and numbers."""
     with open(path, "rb") as file:
-        archive = sct.Archive(file)
-        archive = sct.Archive(file, entries_of(archive, network(entry)))
+        archive = Archive(file)
+        archive = Archive(file, entries_of(archive, network(entry)))
         if archive.texts:
             raise SystemExit(
                 f"{path}: the file holds {', '.join(archive.texts)}, which a compact one cannot hold"

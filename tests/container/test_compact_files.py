@@ -17,6 +17,7 @@ from secateur.container import codebooks
 from secateur.container import format as sct
 from secateur.container.compact_writer import CompactWriter
 from secateur.container.format import Entry
+from secateur.container.frame import Archive
 from secateur.container.inspection import inspect
 from secateur.container.save_options import SaveOptions
 from secateur.container.scalar_streams import ScalarStreams
@@ -82,7 +83,7 @@ def test_a_compact_file_comes_back(tmp_path: Path) -> None:
 def test_a_large_model_keeps_its_sections(tmp_path: Path) -> None:
     saved = sc.save(nn.Linear(1024, 1024), tmp_path / "a.sct", names="model")
     with open(saved.path, "rb") as file:
-        assert sct.Archive(file).version < sct.COMPACT
+        assert Archive(file).version < sct.COMPACT
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ def test_a_file_cannot_claim_more_tensors_than_it_has_bytes() -> None:
     data = file.getvalue()
     assert data[6:8] == b"\xac\x02"
     with pytest.raises(FormatError, match=r"the number of tensors is 300, expected at most \d\d"):
-        sct.Archive(io.BytesIO(data))
+        Archive(io.BytesIO(data))
 
 
 def test_lanes_of_a_compact_file() -> None:

@@ -15,7 +15,8 @@ from secateur.container import codebooks
 from secateur.container import format as sct
 from secateur.container.archive import load, save
 from secateur.container.arrays import entry_of
-from secateur.container.format import Archive, Entry
+from secateur.container.format import Entry
+from secateur.container.frame import Archive
 from secateur.container.inspection import inspect
 from secateur.container.reading import words_of
 from secateur.container.save_options import SaveOptions

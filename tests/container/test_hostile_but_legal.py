@@ -17,7 +17,8 @@ from torch import nn
 from secateur.container import tensors
 from secateur.container.archive import load, save
 from secateur.container.arrays import TORCH_DTYPES
-from secateur.container.format import Archive, Entry
+from secateur.container.format import Entry
+from secateur.container.frame import Archive
 from secateur.container.inspection import inspect
 from secateur.container.pack import pack, unpack
 from secateur.container.save_options import SaveOptions

@@ -16,7 +16,8 @@ from secateur.coding import floats, indices, varint
 from secateur.coding.mixed import CodingMode
 from secateur.container import codebooks
 from secateur.container import format as sct
-from secateur.container.format import Archive, Entry
+from secateur.container.format import Entry
+from secateur.container.frame import Archive
 from secateur.container.writer import Writer
 from secateur.errors import FormatError
 

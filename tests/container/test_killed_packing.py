@@ -4,35 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.container.ended_jobs import kill, left_by_ctrl_c
 
 from secateur.container import format as sct
 from secateur.container import resuming
+from secateur.container.frame import Archive
 from secateur.container.pack import pack, unpack
-from secateur.container.resuming import ResumableJob, fingerprint_of_file, resumable
+from secateur.container.resuming import ResumableJob, fingerprint_of_file
 from secateur.core.json_text import Json
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from secateur.container import resuming
-from secateur.container.pack import pack, unpack
-resuming._EVERY = 1
-mark = resuming.ResumableJob.mark
-def killing(self, done, rows, state=None):
-    mark(self, done, rows, state)
-    if done >= int(sys.argv[4]):
-        os.kill(os.getpid(), signal.SIGKILL)
-resuming.ResumableJob.mark = killing
-{"pack": pack, "unpack": unpack}[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]), workers=int(sys.argv[5]))
-"""
+PACK, UNPACK = "secateur.container.pack:pack", "secateur.container.pack:unpack"
 WIDE = sct.SECTION_SIZE // 4096 + 1  # a tensor of so many rows of 1,024 floats is a section of its own
 
 
@@ -53,27 +39,19 @@ def folder(path: Path, files: int = 3) -> Path:
     return path
 
 
-def kill(verb: str, source: Path, target: Path, done: int, workers: int = 1) -> None:
-    """Run a verb that is killed when so many tensors are marked."""
-    command = [sys.executable, "-c", KILLED, verb, str(source), str(target), str(done), str(workers)]
-    killed = subprocess.run(command, capture_output=True, timeout=200)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
-    assert not target.exists()
-
-
 @pytest.mark.skipif(os.name == "nt", reason="needs signals")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_pack_and_unpack_go_on(workers: int, tmp_path: Path) -> None:
     source = folder(tmp_path / "in")
     pack(source, tmp_path / "whole.sct")
-    kill("pack", source, tmp_path / "m.sct", 3)
+    kill(PACK, source, tmp_path / "m.sct", 3)
     seen: list[str] = []
     packed = pack(source, tmp_path / "m.sct", progress=lambda d, t, name: seen.append(name), workers=workers)
     assert seen == ["1.b", "2.a", "2.b"]
     assert (tmp_path / "m.sct").read_bytes() == (tmp_path / "whole.sct").read_bytes()
     assert packed.size == (tmp_path / "whole.sct").stat().st_size
 
-    kill("unpack", tmp_path / "m.sct", tmp_path / "out", 3)
+    kill(UNPACK, tmp_path / "m.sct", tmp_path / "out", 3)
     seen.clear()
     unpack(
         tmp_path / "m.sct", tmp_path / "out", progress=lambda d, t, name: seen.append(name), workers=workers
@@ -82,55 +60,13 @@ def test_a_killed_pack_and_unpack_go_on(workers: int, tmp_path: Path) -> None:
     for path in source.iterdir():
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
 
-    kill("unpack", tmp_path / "m.sct", tmp_path / "one.safetensors", 1)
+    kill(UNPACK, tmp_path / "m.sct", tmp_path / "one.safetensors", 1)
     seen.clear()
     unpack(tmp_path / "m.sct", tmp_path / "one.safetensors", progress=lambda d, t, name: seen.append(name))
     assert seen[0] == "0.b"
     unpack(tmp_path / "m.sct", tmp_path / "two.safetensors")
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
     assert not list(tmp_path.glob(".secateur*"))
-
-
-def interrupted(target: Path, fingerprint: str, done: int, state: dict[str, Json], out: bytes | None) -> None:
-    """A job that Ctrl-C ended after so many tensors."""
-
-    def begin() -> None:
-        with resumable(target, fingerprint) as job:
-            if out is not None:
-                (job.folder / "out").mkdir()
-                (job.folder / "out" / "model.safetensors").write_bytes(out)
-            job.mark(done, [], state)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        begin()
-
-
-ROW: dict[str, Json] = {"name": "a", "weights": 4, "kept": 2}
-
-
-@pytest.mark.parametrize(
-    "rows",
-    [
-        [{"name": "a", "weights": 4}],
-        [{**ROW, "kept": "x"}],
-        [{**ROW, "kept": True}],
-        [{**ROW, "name": 3}],
-        [{**ROW, "kept": [2]}],
-        [ROW, {**ROW, "more": 1}],
-    ],
-)
-def test_a_journal_with_other_rows_is_not_continued(rows: list[dict[str, Json]], tmp_path: Path) -> None:
-    def begin(rows: list[dict[str, Json]]) -> None:
-        with resumable(tmp_path / "a", "job", ("weights", "kept")) as job:
-            job.mark(1, rows)
-            raise KeyboardInterrupt
-
-    for given, done in (([{}, ROW], 1), (rows, 0)):
-        with pytest.raises(KeyboardInterrupt):
-            begin(given)
-        with resumable(tmp_path / "a", "job", ("weights", "kept")) as job:
-            assert (job.done, job.rows) == (done, given if done else [])
 
 
 @pytest.mark.parametrize(
@@ -150,9 +86,10 @@ def test_a_journal_that_does_not_fit_begins_afresh(
     save_file(tensors, tmp_path / "in.safetensors")
     pack(tmp_path / "in.safetensors", tmp_path / "m.sct")
     with open(tmp_path / "m.sct", "rb") as file:
-        asked = repr(("unpack", True, sct.Archive(file).content))
-    interrupted(
-        tmp_path / "out.safetensors", fingerprint_of_file(tmp_path / "m.sct", asked), done, state, out
+        asked = repr(("unpack", True, Archive(file).content))
+    files = {} if out is None else {"out/model.safetensors": out}
+    left_by_ctrl_c(
+        tmp_path / "out.safetensors", fingerprint_of_file(tmp_path / "m.sct", asked), done, state, files
     )
     seen: list[str] = []
     unpack(tmp_path / "m.sct", tmp_path / "out.safetensors", progress=lambda d, t, name: seen.append(name))

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from secateur.coding import frames
 from secateur.container import format as sct
 from secateur.container.archive import load, save
+from secateur.container.frame import Archive
 from secateur.container.inspection import inspect
 from secateur.container.pack import pack, unpack
 from secateur.container.save_options import SaveOptions
@@ -59,7 +60,7 @@ def test_the_same_bytes_by_way_of_version_3(
     unpack(tmp_path / "a.sct", tmp_path / "b.safetensors", workers=workers)
     assert source.read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     with (tmp_path / "a.sct").open("rb") as file:
-        archive = sct.Archive(file)
+        archive = Archive(file)
         ways = {r.entry.name: bytes(r.parts.get("packed", b""))[:1] for r in archive}
         assert archive.version == inspect(tmp_path / "a.sct").version == 3
     framed = {"a.weight", "bf16", "fp16", "fp64", "sparse", "counts"}

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from secateur.container import format as sct
 from secateur.container import reading, worker_pool
 from secateur.container.archive import load, save
+from secateur.container.frame import Archive
 from secateur.container.inspection import inspect
 from secateur.container.pack import _sections, pack, unpack
 from secateur.container.reading import words_of
@@ -306,7 +307,7 @@ def test_a_file_is_read_twice_its_heads_hardly(tmp_path: Path) -> None:
     save(state | {"same": state["w1"]}, tmp_path / "a.sct")
     data = (tmp_path / "a.sct").read_bytes()
     file = _Watched(data)
-    archive = sct.Archive(file)
+    archive = Archive(file)
     assert len(data) <= file.seen < len(data) + 100
     file.seen = 0
     found = [(record.entry, record.method, record.offset, record.section) for record in archive.heads]
@@ -315,7 +316,7 @@ def test_a_file_is_read_twice_its_heads_hardly(tmp_path: Path) -> None:
     file.seen = 0
     assert [record.entry.name for record, _ in words_of(archive)] == ["w0", "w1", "w2", "same"]
     assert file.seen < len(data) + 200
-    again = sct.Archive(file)
+    again = Archive(file)
     file.truncate(50)
     with pytest.raises(FormatError, match="the file got shorter while it was read"):
         assert again.heads
@@ -366,7 +367,7 @@ def test_threads_wait_for_what_later_tensors_are_made_of(tmp_path: Path) -> None
     packed, few = torch.randn(5000), torch.randint(0, 3, (40, 40)).float()
     save(dict(zip("abcdef", (packed, few, packed, few, few, packed))), tmp_path / "a.sct")
     with (tmp_path / "a.sct").open("rb") as file:
-        archive = sct.Archive(file)
+        archive = Archive(file)
         assert {record.method for record in archive} == {sct.PACKED, sct.INDEXED, sct.SAME}
         one, three = ([words.tobytes() for _, words in words_of(archive, n)] for n in (1, 3))
     assert one == three == [t.numpy().tobytes() for t in (packed, few, packed, few, few, packed)]
@@ -378,7 +379,7 @@ def test_sections_are_cut_as_the_writer_cuts_them(tmp_path: Path, monkeypatch: p
     save_file(state, tmp_path / "a.safetensors")
     pack(tmp_path / "a.safetensors", tmp_path / "a.sct")
     with (tmp_path / "a.sct").open("rb") as file:
-        records = sct.Archive(file).records()
+        records = Archive(file).records()
     entries = [record.entry for record in records]
     by_section: dict[int, list[int]] = {}
     for record in records:

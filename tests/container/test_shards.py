@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from secateur.container import format as sct
 from secateur.container import tensors
+from secateur.container.frame import Archive
 from secateur.container.pack import pack, unpack
 from secateur.container.writer import Writer
 from secateur.errors import DataError, FormatError, OptionError
@@ -74,7 +75,7 @@ def test_the_tensors_are_coded_as_from_one_file(bits: int | None, tmp_path: Path
     found = []
     for name in ("m.sct", "one.sct"):
         with open(tmp_path / name, "rb") as file:
-            archive = sct.Archive(file)
+            archive = Archive(file)
             found.append(
                 [archive._read(s.start, s.length) for s in archive.sections if s.kind == sct.TENSORS]
             )
@@ -213,7 +214,7 @@ def test_a_damaged_file_leaves_no_folder(tmp_path: Path) -> None:
     folder(tmp_path / "in")
     pack(tmp_path / "in", tmp_path / "m.sct")
     with open(tmp_path / "m.sct", "rb") as file:
-        archive = sct.Archive(file)
+        archive = Archive(file)
         records = [(r.entry, r.method, list(map(bytes, r.parts.values()))) for r in archive]
         text = archive.texts["shards"]
     with open(tmp_path / "bad.sct", "wb+") as out:

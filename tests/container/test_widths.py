@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.container import format as sct
+from secateur.container.frame import Archive
 from secateur.container.inspection import inspect
 from secateur.container.save_options import SaveOptions
 from secateur.container.scalar_streams import ScalarGrid, ScalarStreams
@@ -29,7 +29,7 @@ def small() -> sc.ShrinkPlan:
 def test_a_file_of_a_shrunk_model_needs_eight_bytes_of_plan(small, tmp_path: Path) -> None:
     saved = sc.save(small.model, tmp_path / "a.sct", plan=small.plan, names="model")
     with open(saved.path, "rb") as file:
-        archive = sct.Archive(file)
+        archive = Archive(file)
     assert archive.version == 5
     assert not archive.texts
     # 16 axes; those that are not as foretold: conv1 keeps 8, conv2 20, fc1 200 outputs and 320 inputs.
@@ -60,7 +60,7 @@ def test_a_plan_with_more_than_widths_stays_a_plan(tmp_path: Path) -> None:
     assert encode_widths(cut.plan, cut.model) is None
     saved = sc.save(cut.model, tmp_path / "a.sct", plan=cut.plan, names="model")
     with open(saved.path, "rb") as file:
-        archive = sct.Archive(file)
+        archive = Archive(file)
     assert (archive.version, archive.widths, list(archive.texts)) == (2, None, ["plan"])
 
 

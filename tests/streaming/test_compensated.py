@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.container.ended_jobs import ended_by_ctrl_c
 from tests.streaming.tiny_llama import OUTSIDE, batches, llama, state_of, transformers
 
 import secateur as sc
-from secateur.container.resuming import ResumableJob
 from secateur.core.json_text import Json
 from secateur.errors import DataError, NothingToDoError, OptionError, StoreError
 from secateur.streaming.blocks import blocks_of, meta_model
@@ -67,23 +67,12 @@ def test_pruning_alone_and_other_choices(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["", "cut", "gone", "other"])
-def test_an_interrupted_run_goes_on_with_the_next_block(
-    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_goes_on_with_the_next_block(damage: str, tmp_path: Path) -> None:
     """Where its file of inputs is damaged, the error says so, and the call after it begins again."""
     llama(tmp_path / "in")
     whole = compensate_checkpoint(tmp_path / "in", tmp_path / "whole", batches())
-    with monkeypatch.context() as patched:
-        mark = ResumableJob.mark
-
-        def interrupted(job: ResumableJob, done: int, rows: list[dict[str, Json]]) -> None:
-            mark(job, done, rows)
-            if done == 2:
-                raise KeyboardInterrupt
-
-        patched.setattr(ResumableJob, "mark", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            compensate_checkpoint(tmp_path / "in", tmp_path / "out", batches())
+    with ended_by_ctrl_c(2):
+        compensate_checkpoint(tmp_path / "in", tmp_path / "out", batches())
     assert not (tmp_path / "out").exists()
     kept = next(tmp_path.glob(".secateur*/hidden-2.safetensors"))
     if damage == "cut":

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.container.ended_jobs import ended_by_ctrl_c
 from tests.streaming.tiny_llama import OUTSIDE, batches, llama, state_of, transformers
 
 import secateur as sc
 from secateur.adapters import _fresh
-from secateur.container.resuming import ResumableJob
-from secateur.core.json_text import Json
 from secateur.errors import NothingToDoError, OptionError
 from secateur.streaming.compensated import BlockOptions
 from secateur.streaming.shrunk import shrink_checkpoint
@@ -57,20 +56,11 @@ def test_block_by_block_is_as_in_memory(
     assert done.size < done.source
 
 
-def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
     llama(tmp_path / "in")
     whole = shrink_checkpoint(tmp_path / "in", tmp_path / "whole", batches())
-    with monkeypatch.context() as patched:
-        mark = ResumableJob.mark
-
-        def interrupted(job: ResumableJob, done: int, rows: list[dict[str, Json]]) -> None:
-            mark(job, done, rows)
-            if done == 2:
-                raise KeyboardInterrupt
-
-        patched.setattr(ResumableJob, "mark", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            shrink_checkpoint(tmp_path / "in", tmp_path / "out", batches())
+    with ended_by_ctrl_c(2):
+        shrink_checkpoint(tmp_path / "in", tmp_path / "out", batches())
     seen: list[int] = []
     done = shrink_checkpoint(
         tmp_path / "in", tmp_path / "out", batches(), progress=lambda index, count: seen.append(index)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections import OrderedDict
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.container.ended_jobs import kill, left_by_ctrl_c
 from torch import nn
 
 import secateur as sc
@@ -21,7 +21,6 @@ from secateur.container.pack import pack, unpack
 from secateur.container.resuming import resumable, resumed_writer
 from secateur.container.shards import open_source
 from secateur.core.atomic_files import sweep, temporary_name
-from secateur.core.json_text import Json
 from secateur.errors import NothingToDoError, OptionError, PatternError
 from secateur.streaming.in_flight import Item, in_flight
 from secateur.streaming.pruned import StreamOptions, prune_checkpoint
@@ -182,24 +181,6 @@ def test_a_model_on_the_meta_device_tells_what_shapes_cannot(tmp_path: Path) -> 
     assert_equal(load_file(target), masked(net, masks))
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from secateur.container import resuming
-from secateur.streaming.pruned import prune_checkpoint
-from secateur.streaming.shared import share_checkpoint
-resuming._EVERY = 1
-mark = resuming.ResumableJob.mark
-def killing(self, done, rows, state=None):
-    mark(self, done, rows, state)
-    if done >= int(sys.argv[4]):
-        os.kill(os.getpid(), signal.SIGKILL)
-resuming.ResumableJob.mark = killing
-verb = {"prune": prune_checkpoint, "share": share_checkpoint}[sys.argv[1]]
-verb(Path(sys.argv[2]), Path(sys.argv[3]))
-"""
-
-
 @pytest.mark.skipif(os.name == "nt", reason="needs signals")
 @pytest.mark.parametrize("target", ["out", "m.sct"])
 def test_a_killed_run_goes_on(target: str, tmp_path: Path) -> None:
@@ -210,10 +191,7 @@ def test_a_killed_run_goes_on(target: str, tmp_path: Path) -> None:
     assert 4 * 1024 * (wide + 1) > sct.SECTION_SIZE or target == "out"
     source = folder(tmp_path / "in", net, files=4)
     prune_checkpoint(source, tmp_path / f"whole-{target}")
-    command = [sys.executable, "-c", KILLED, "prune", str(source), str(tmp_path / target), "2"]
-    killed = subprocess.run(command, capture_output=True, timeout=100)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
-    assert not (tmp_path / target).exists()
+    kill("secateur.streaming.pruned:prune_checkpoint", source, tmp_path / target, 2)
     seen: list[str] = []
     done = prune_checkpoint(source, tmp_path / target, progress=lambda d, t, name: seen.append(name))
     assert seen == ["2.weight", "3.weight"]
@@ -229,31 +207,17 @@ def test_a_killed_run_goes_on(target: str, tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="needs signals")
 def test_a_changed_checkpoint_or_other_options_begin_afresh(tmp_path: Path) -> None:
     source = folder(tmp_path / "in")
-    command = [sys.executable, "-c", KILLED, "prune", str(source), str(tmp_path / "out"), "2"]
-    assert subprocess.run(command, capture_output=True, timeout=100).returncode == -signal.SIGKILL
+    kill("secateur.streaming.pruned:prune_checkpoint", source, tmp_path / "out", 2)
     seen: list[str] = []
     prune_checkpoint(source, tmp_path / "out", budget=0.4, progress=lambda d, t, name: seen.append(name))
     assert len(seen) == len(model().state_dict())
     assert_equal(state_of(tmp_path / "out"), masked(model(), sc.prune(model(), budget=0.4)))
 
 
-def interrupted(target: Path, state: dict[str, Json]) -> None:
-    """A job that Ctrl-C ended after its first tensor."""
-
-    def begin() -> None:
-        with resumable(target, "job") as job:
-            (job.folder / "written.sct").write_bytes(b"short")
-            job.mark(1, [], state)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        begin()
-
-
 @pytest.mark.parametrize("damage", [b"{", b"[]", b"{}", b'{"fingerprint": 1}'])
 def test_a_damaged_journal_begins_afresh(damage: bytes, tmp_path: Path) -> None:
     source = folder(tmp_path / "in")
-    interrupted(tmp_path / "m.sct", {"written": 10**9})
+    left_by_ctrl_c(tmp_path / "m.sct", "job", 1, {"written": 10**9}, {"written.sct": b"short"})
     (hidden,) = tmp_path.glob(".secateur*.job")
     (hidden / "journal.json").write_bytes(damage)
     prune_checkpoint(source, tmp_path / "m.sct")
@@ -266,7 +230,7 @@ def test_a_journal_that_vouches_for_more_than_there_is_begins_afresh(tmp_path: P
     prune_checkpoint(source, tmp_path / "whole.sct")
     lie = {"written": 10**9, "sections": [], "crc": 1, "content": 1, "count": 1, "decoded": 1, "version": 2}
     with open_source(source) as checkpoint:
-        interrupted(tmp_path / "m.sct", lie)
+        left_by_ctrl_c(tmp_path / "m.sct", "job", 1, lie, {"written.sct": b"short"})
         with resumable(tmp_path / "m.sct", "job") as job, resumed_writer(job, checkpoint) as (writer, begun):
             assert (job.done, begun) == (0, False)
             writer.finish()

@@ -5,7 +5,8 @@ docs/format.md specifies every byte; docs/SECURITY.md lists what a hostile file 
 
 Read the files in this order:
 
-- `format`: the frame of sections and records, its limits, and the only reader of it (no torch);
+- `format`: the constants of the format, and what it says of a tensor; `frame`: the only reader of sections and
+  records, with their limits; `skimming`: one that leaves out long parts (none needs torch);
 - `writer`: writes the frame (no torch); `checksums`: the CRC-32 arithmetic it needs;
 - `tensors`: one tensor as a record, by the smallest of the storage methods; `codebooks`: its distinct values;
 - `scalar_rounding`, `scalar_streams`: small tensors (scales, shifts, biases), rounded and coded together;

@@ -31,6 +31,7 @@ from secateur.container import codebooks, int8_weights, tensors
 from secateur.container import format as sct
 from secateur.container.arrays import TORCH_DTYPES, entry_of, to_tensor, to_words
 from secateur.container.compact_writer import CompactWriter, compact_enough
+from secateur.container.frame import Archive
 from secateur.container.reading import words_of
 from secateur.container.save_options import SaveOptions, check_names
 from secateur.container.scalar_rounding import SCALES, RoundedScalars, round_books, round_scalars
@@ -303,7 +304,7 @@ def load(
     given, into = into, None if into is None else unwrapped(into)
     if into is None:
         with open(path, "rb") as file:
-            archive = sct.Archive(file, max_bytes=max_bytes)
+            archive = Archive(file, max_bytes=max_bytes)
             if not archive.named:
                 raise FormatError(
                     f"{path}: the file leaves its names to the model it was saved from; load it with "
@@ -354,10 +355,10 @@ def _read_into(
 ) -> tuple[ShrinkPlan | None, State, dict[str, int8_weights.Int8Weight]]:
     """The plan of a file, its tensors (as floats) and its INT8 weights, checked against a model."""
     with open(path, "rb") as file:
-        archive = sct.Archive(file, max_bytes=max_bytes)
+        archive = Archive(file, max_bytes=max_bytes)
         plan, target = _target(archive, into)
         if not archive.named:
-            archive = sct.Archive(file, _entries(archive, target), max_bytes)
+            archive = Archive(file, _entries(archive, target), max_bytes)
         archive.allow(sum(value.nbytes for value in target.values()))
         weights = _listed(archive)
         _check_target(path, archive, target, weights)
@@ -365,7 +366,7 @@ def _read_into(
     return plan, {name: value for name, value in state.items() if name in target}, integers
 
 
-def _listed(archive: sct.Archive) -> Mapping[str, int | None]:
+def _listed(archive: Archive) -> Mapping[str, int | None]:
     """The INT8 weights that a file lists; none where it has no such list."""
     if int8_weights.TEXT not in archive.texts:
         return {}
@@ -376,7 +377,7 @@ def _listed(archive: sct.Archive) -> Mapping[str, int | None]:
 
 
 def _read_state(
-    archive: sct.Archive, weights: Mapping[str, int | None]
+    archive: Archive, weights: Mapping[str, int | None]
 ) -> tuple[dict[str, torch.Tensor], dict[str, int8_weights.Int8Weight]]:
     """Every tensor of the file, INT8 weights as floats; and these as they are."""
     state = _state(archive)
@@ -398,12 +399,12 @@ def _fill(
         into.load_state_dict(state, strict=False)
 
 
-def entries_of(archive: sct.Archive, model: nn.Module) -> list[sct.Entry]:
+def entries_of(archive: Archive, model: nn.Module) -> list[sct.Entry]:
     """Names, types and shapes of the tensors of a file that leaves them to the model it was saved from."""
     return _entries(archive, _target(archive, model)[1])
 
 
-def _target(archive: sct.Archive, into: nn.Module) -> tuple[ShrinkPlan | None, State]:
+def _target(archive: Archive, into: nn.Module) -> tuple[ShrinkPlan | None, State]:
     """The plan the file holds, and the tensors of the model once it is applied."""
     plan = None
     if "plan" in archive.texts:
@@ -420,12 +421,12 @@ def _target(archive: sct.Archive, into: nn.Module) -> tuple[ShrinkPlan | None, S
     return plan, int8_weights.plain_state(shape)
 
 
-def _entries(archive: sct.Archive, target: State) -> list[sct.Entry]:
+def _entries(archive: Archive, target: State) -> list[sct.Entry]:
     left_out = bn.statistics(target) if archive.folded else set()
     return [entry_of(name, value) for name, value in target.items() if name not in left_out]
 
 
-def _state(archive: sct.Archive) -> dict[str, torch.Tensor]:
+def _state(archive: Archive) -> dict[str, torch.Tensor]:
     """Every tensor of the file, and the batch-norm statistics that a folded file leaves out."""
     state: dict[str, torch.Tensor] = {}
     for record, words in words_of(archive):
@@ -437,13 +438,13 @@ def _state(archive: sct.Archive) -> dict[str, torch.Tensor]:
     return state
 
 
-def _implied(archive: sct.Archive, name: str) -> bool:
+def _implied(archive: Archive, name: str) -> bool:
     """Whether a model may lack this tensor: batch norms of old torch releases count no batches."""
     return archive.folded and name.endswith("num_batches_tracked")
 
 
 def _check_target(
-    path: str | os.PathLike[str], archive: sct.Archive, target: State, weights: Collection[str]
+    path: str | os.PathLike[str], archive: Archive, target: State, weights: Collection[str]
 ) -> None:
     """Raise unless the tensors of the file are those of the model, before any of them is decoded."""
     found: set[str] = set()
@@ -481,7 +482,7 @@ def _check_target(
         )
 
 
-def _statistics_of(archive: sct.Archive, record: sct.Record) -> list[str]:
+def _statistics_of(archive: Archive, record: sct.Record) -> list[str]:
     """The names of the statistics that a reader supplies for the scale of a folded batch norm."""
     if not archive.folded or record.method != sct.DRAWN + SCALES:
         return []

@@ -28,6 +28,7 @@ from secateur.coding.huffman import Huffman
 from secateur.container import codebooks, tensors
 from secateur.container import format as sct
 from secateur.container.archive import entries_of
+from secateur.container.frame import Archive
 from secateur.container.reading import words_of
 from secateur.core.terminal import printable
 
@@ -204,9 +205,9 @@ def inspect(
         FormatError: The file is not a valid .sct file.
     """
     with open(path, "rb") as file:
-        archive = sct.Archive(file, max_bytes=max_bytes)
+        archive = Archive(file, max_bytes=max_bytes)
         if into is not None and not archive.named:
-            archive = sct.Archive(file, entries_of(archive, into), max_bytes)
+            archive = Archive(file, entries_of(archive, into), max_bytes)
         parts: Counter[str] = Counter()
         rows = []
         known = archive.named or into is not None

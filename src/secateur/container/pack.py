@@ -29,6 +29,7 @@ from secateur.coding.indices import MixerBank
 from secateur.container import format as sct
 from secateur.container import tensors
 from secateur.container.checkpoint import TORCH_SUFFIXES, Checkpoint, canonical_header
+from secateur.container.frame import Archive
 from secateur.container.reading import LEARNT, ReadingPoint, can_skip, words_of
 from secateur.container.resuming import (
     WRITTEN,
@@ -329,7 +330,7 @@ def unpack(
     worker_count(workers, 0)
     _check_suffix(Path(path_out))
     with open(path_in, "rb") as source:
-        archive = sct.Archive(source, max_bytes=max_bytes)
+        archive = Archive(source, max_bytes=max_bytes)
         if not archive.named:
             raise FormatError(
                 f"{path_in}: the file leaves its names to a model; load it with sc.load(..., into=model) "
@@ -350,7 +351,7 @@ def _check_suffix(target: Path) -> None:
 
 
 def _write_unpacked(
-    archive: sct.Archive,
+    archive: Archive,
     entries: list[sct.Entry],
     path_in: Path,
     path_out: Path,
@@ -387,7 +388,7 @@ def _write_unpacked(
     return written.size
 
 
-def _read_header(archive: sct.Archive, entries: list[sct.Entry]) -> bytes:
+def _read_header(archive: Archive, entries: list[sct.Entry]) -> bytes:
     """The header of the safetensors file that an archive becomes."""
     if "header" not in archive.texts:
         raw = tensors.read_text(archive.texts.get("metadata", b"\0"), "the metadata", archive.most_text)

@@ -2,7 +2,8 @@
 
 >>> import io
 >>> import numpy as np
->>> from secateur.container.format import ZERO, Archive, Entry
+>>> from secateur.container.format import ZERO, Entry
+>>> from secateur.container.frame import Archive
 >>> from secateur.container.writer import Writer
 >>> file = io.BytesIO()
 >>> writer = Writer(file)
@@ -27,6 +28,7 @@ import numpy as np
 from secateur.coding.indices import MixerBank
 from secateur.container import format as sct
 from secateur.container import tensors
+from secateur.container.frame import Archive
 from secateur.container.scalar_streams import ScalarStreams
 from secateur.container.worker_pool import TensorWorkers
 from secateur.errors import FormatError
@@ -57,7 +59,7 @@ class ReadingPoint:
     content: int = 0
 
 
-def can_skip(archive: sct.Archive) -> bool:
+def can_skip(archive: Archive) -> bool:
     """Whether tensors can be decoded without those of earlier sections.
 
     Args:
@@ -66,7 +68,7 @@ def can_skip(archive: sct.Archive) -> bool:
     return archive.numbers is None and all(record.method != sct.SAME for record in archive.heads)
 
 
-def lanes_of(archive: sct.Archive) -> ScalarStreams:
+def lanes_of(archive: Archive) -> ScalarStreams:
     """The lanes of a file, decoded and checked.
 
     Args:
@@ -79,7 +81,7 @@ def lanes_of(archive: sct.Archive) -> ScalarStreams:
     return ScalarStreams.read(archive.numbers, most=archive.most_scalars, version=archive.version)
 
 
-def words_of(archive: sct.Archive, workers: int = 1, at: ReadingPoint | None = None) -> Iterator[_Words]:
+def words_of(archive: Archive, workers: int = 1, at: ReadingPoint | None = None) -> Iterator[_Words]:
     """Every record with its decoded words; raises at the end unless the checksum of all of them is that of the file.
 
     Args:
@@ -110,7 +112,7 @@ def words_of(archive: sct.Archive, workers: int = 1, at: ReadingPoint | None = N
 
 
 def _decoded(
-    archive: sct.Archive,
+    archive: Archive,
     kept: Mapping[int, np.ndarray | None],
     lanes: ScalarStreams,
     workers: int,

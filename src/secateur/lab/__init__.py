@@ -6,7 +6,7 @@ are built on it.
 
 The files in reading order:
 
-- `recipe`, `grid`: a recipe, validated; the combinations of its grid.
+- `recipe`, `settings`, `grid`: a recipe, validated; the texts it is written in; the combinations of its grid.
 - `steps/`: what a recipe can do to a model, one file per kind; `state`: the model that passes from step to step.
 - `planning`: every trial and step, with the address of its outcome; `weights`, `devices`: what a plan needs.
 - `outcomes`, `objects`, `store`: what is remembered, and where; `provenance`: where a number comes from.

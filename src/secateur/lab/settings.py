@@ -1,0 +1,221 @@
+"""Settings: the texts and tables that a recipe is written in, before they are validated.
+
+A setting is a key such as `prune.budget` with a value; `--set` and `--grid` give them as texts, a grid has several
+values for one key. All that is here works on plain data: dicts, lists, numbers and texts, as TOML has them.
+
+>>> whole = {"step": label_steps([{"kind": "prune"}])}
+>>> assign(whole, *parse_setting("prune.budget=0.5"), "recipe")
+>>> whole["step"]
+[{'kind': 'prune', 'label': 'prune', 'budget': 0.5}]
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from secateur.errors import RecipeError, near
+from secateur.lab import grid as grids
+from secateur.lab import steps as step_kinds
+from secateur.lab.outcomes import Table
+from secateur.lab.trust import MODEL_NAMES
+
+__all__ = ["assign", "axes_of", "axis_values", "label_steps", "models_named", "parse_setting"]
+
+
+def axes_of(
+    whole: Table, choice: Mapping[str, Mapping[str, object]], grid: Sequence[str]
+) -> tuple[Table, Table]:
+    """The axes with their values, and their conditions: of the recipe's tables, which it takes out, and of `--grid`."""
+    axes = _flatten(whole.pop("grid", {}))
+    axes |= {axis: list(named) for axis, named in choice.items() if axis not in axes}
+    when: Table = dict(whole.pop("when", {}))
+    for key, value in axes.items():
+        if isinstance(value, dict):
+            axes[key] = value.get("values")
+            when |= {key: value["when"]} if "when" in value else {}
+    for item in grid:
+        text, wanted = grids.split_condition(item)
+        key, value = parse_setting(text, "--grid")
+        axes[key] = _several(value)
+        if wanted:
+            when[key] = {other: _several(_value(some)) for other, some in wanted.items()}
+    return axes, when
+
+
+def models_named(settings: Sequence[str], grid: Sequence[str]) -> frozenset[str]:
+    """The names of models that `--set` and `--grid` texts give."""
+    pairs = [parse_setting(item, "--set") for item in settings]
+    for item in grid:
+        key, values = parse_setting(grids.split_condition(item)[0], "--grid")
+        several = _several(values)
+        pairs += [(key, value) for value in (several if isinstance(several, list) else [several])]
+    return frozenset(str(value) for key, value in pairs if key in MODEL_NAMES)
+
+
+def label_steps(tables: object, source: str = "recipe") -> list[Table]:
+    """The `[[step]]` tables, each with a label: its own, or its kind, with a number from the second of a kind on.
+
+    Args:
+        tables: What the recipe has.
+        source: What the recipe is called in messages.
+
+    Returns:
+        Copies of the tables with their labels.
+
+    Raises:
+        RecipeError: They are no tables, lack a kind, or two have one label.
+
+    >>> [table["label"] for table in label_steps([{"kind": "prune"}, {"kind": "prune"}])]
+    ['prune', 'prune2']
+    """
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise RecipeError(
+            f"{source}: steps are written as [[step]] tables, each with a `kind`; got {tables!r}"
+        )
+    labelled, seen = [], set()
+    for index, table in enumerate(tables):
+        kind = table.get("kind")
+        if not isinstance(kind, str):
+            known = ", ".join(step_kinds.registry.names())
+            raise RecipeError(f"{source}: step {index + 1} needs a `kind`, one of {known}; got {kind!r}")
+        label = table.get("label")
+        if not label:
+            label, count = kind, 1
+            while label in seen:
+                count += 1
+                label = f"{kind}{count}"
+        if not isinstance(label, str):
+            raise RecipeError(f"{source}: step {index + 1} ({kind}): expected a text as label, got {label!r}")
+        if label in seen:
+            raise RecipeError(
+                f"{source}: step {index + 1} ({kind}): the label {label!r} is taken; give each its own"
+            )
+        if label in ("name", "data", "model", "lab", "grid", "step"):
+            raise RecipeError(
+                f"{source}: step {index + 1} ({kind}): {label!r} is a table of recipes, not a label"
+            )
+        seen.add(label)
+        labelled.append({**table, "label": label})
+    return labelled
+
+
+def parse_setting(text: str, flag: str = "--set") -> tuple[str, Any]:
+    """`a.b=c` as key and value; the value is read as TOML, and as text where that fails.
+
+    Args:
+        text: `KEY=VALUE`.
+        flag: The option that it was given with, for the message.
+
+    Returns:
+        The key and the value.
+
+    Raises:
+        RecipeError: It is not `KEY=VALUE`.
+
+    >>> parse_setting("prune.budget=0.5"), parse_setting("model.name=vgg12")
+    (('prune.budget', 0.5), ('model.name', 'vgg12'))
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"{flag} {text}: expected key=value, for example {flag} prune.budget=0.5")
+    return key.strip(), _value(value.strip())
+
+
+def _value(text: str) -> object:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _several(value: object) -> object:
+    """The values of an axis as the command line gives them: `a,b,c` is a list, `0:1:0.1` stays a text."""
+    if isinstance(value, str):
+        return value if value.count(":") == 2 else [_value(part.strip()) for part in value.split(",")]
+    return value if isinstance(value, list) else [value]
+
+
+def _flatten(tables: Mapping[str, object], prefix: str = "") -> Table:
+    """`[grid]` with dotted keys, which TOML reads as tables in tables where they have no quotes."""
+    flat: Table = {}
+    for key, value in tables.items():
+        if isinstance(value, dict) and "values" not in value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def axis_values(key: str, values: object, source: str) -> tuple[Any, ...]:
+    """The values of one axis of a grid.
+
+    Args:
+        key: The axis.
+        values: A list, or `first:last:step`.
+        source: What the recipe is called in messages.
+
+    Returns:
+        The values.
+
+    Raises:
+        RecipeError: There are none.
+
+    >>> axis_values("prune.budget", "0.5:0.7:0.1", "recipe")
+    (0.5, 0.6, 0.7)
+    """
+    if isinstance(values, str) and values.count(":") == 2:
+        try:
+            between = grids.span(values)
+        except RecipeError as error:
+            raise RecipeError(f"{source}: grid axis {key!r}: {error}") from None
+        if between is None:
+            raise RecipeError(f"{source}: grid axis {key!r}: expected first:last:step, got {values!r}")
+        return between
+    if not isinstance(values, list | tuple) or not values:
+        raise RecipeError(
+            f"{source}: grid axis {key!r}: expected a list of values or 'first:last:step', got {values!r}"
+        )
+    return tuple(values)
+
+
+def assign(whole: Table, key: str, value: object, source: str) -> None:
+    """Set one value of a recipe, in place.
+
+    Args:
+        whole: The recipe as plain data, its steps labelled.
+        key: `data.size`, `lab.seed`, `name`, or `LABEL.option` of a step; the key of a `choice` sets all settings of
+            the table that the value names.
+        value: The value.
+        source: What the recipe is called in messages.
+
+    Raises:
+        RecipeError: The recipe has no such key.
+    """
+    if key in whole.get("choice", {}):
+        for inner, meant in grids.chosen(whole["choice"], key, value, source).items():
+            assign(whole, inner, meant, source)
+        return
+    first, _, rest = key.partition(".")
+    labels = {table["label"]: table for table in whole["step"]}
+    if first == "name" and not rest:
+        whole["name"] = value
+        return
+    if first in ("data", "model", "lab") or (first == "teacher" and first not in labels):
+        table = whole.setdefault(first, {})
+    elif first in labels:
+        table = labels[first]
+    else:
+        known = ["data", "model", "lab", *labels]
+        raise RecipeError(f"{source}: nothing called {first!r} to set (in {key!r}): {near(first, known)}")
+    parts = rest.split(".")
+    if not all(parts):
+        raise RecipeError(f"{source}: {key!r} names a table; name the value in it, as in {first}.KEY=VALUE")
+    if parts == ["kind"] and first in labels:
+        raise RecipeError(f"{source}: {key!r}: the kind of a step cannot be set; write another recipe")
+    for part in parts[:-1]:
+        inner = table.get(part)
+        table[part] = dict(inner) if isinstance(inner, dict) else {}
+        table = table[part]
+    table[parts[-1]] = value

@@ -15,7 +15,7 @@ from secateur.container import format as sct
 from secateur.container import resuming
 from secateur.container.frame import Archive
 from secateur.container.pack import pack, unpack
-from secateur.container.resuming import ResumableJob, fingerprint_of_file
+from secateur.container.resuming import ResumableJob, fingerprint_of_file, resumable
 from secateur.core.json_text import Json
 
 PACK, UNPACK = "secateur.container.pack:pack", "secateur.container.pack:unpack"
@@ -67,6 +67,33 @@ def test_a_killed_pack_and_unpack_go_on(workers: int, tmp_path: Path) -> None:
     unpack(tmp_path / "m.sct", tmp_path / "two.safetensors")
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
     assert not list(tmp_path.glob(".secateur*"))
+
+
+ROW: dict[str, Json] = {"name": "a", "weights": 4, "kept": 2}
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"name": "a", "weights": 4}],
+        [{**ROW, "kept": "x"}],
+        [{**ROW, "kept": True}],
+        [{**ROW, "name": 3}],
+        [{**ROW, "kept": [2]}],
+        [ROW, {**ROW, "more": 1}],
+    ],
+)
+def test_a_journal_with_other_rows_is_not_continued(rows: list[dict[str, Json]], tmp_path: Path) -> None:
+    def begin(rows: list[dict[str, Json]]) -> None:
+        with resumable(tmp_path / "a", "job", ("weights", "kept")) as job:
+            job.mark(1, rows)
+            raise KeyboardInterrupt
+
+    for given, done in (([{}, ROW], 1), (rows, 0)):
+        with pytest.raises(KeyboardInterrupt):
+            begin(given)
+        with resumable(tmp_path / "a", "job", ("weights", "kept")) as job:
+            assert (job.done, job.rows) == (done, given if done else [])
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ class _Call:
     """
 
     def __init__(self) -> None:
-        self.values = native.Walk()
+        self.values = native.WalkArguments()
         self._kept: dict[str, np.ndarray] = {}
 
     def numbers(self, names: str, *numbers: int, of: Structure | None = None) -> None:

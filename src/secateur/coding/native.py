@@ -6,7 +6,7 @@ the processor and its own hash. A file is loaded only if its bytes have the hash
 to the user and nobody else can write to them. Without a compiler, or where the cache cannot be trusted, `load` gives
 None, and numpy codes.
 
->>> load() is None or load().secateur_walk_bytes() == ctypes.sizeof(Walk)
+>>> load() is None or load().secateur_walk_bytes() == ctypes.sizeof(WalkArguments)
 True
 """
 
@@ -27,7 +27,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Fit", "Walk", "cached", "compiler", "load"]
+__all__ = ["Fit", "WalkArguments", "cached", "compiler", "load"]
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("walk.c", "digits.c"))
 # Sums of whole numbers may be taken in any order; nothing else may change a number.
@@ -51,7 +51,7 @@ class Fit(ctypes.Structure):
     ]
 
 
-class Walk(ctypes.Structure):
+class WalkArguments(ctypes.Structure):
     """Everything a walk reads and changes, as `walk.c` declares it."""
 
     _fields_ = [
@@ -170,13 +170,13 @@ def _opened(path: Path) -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(str(path))
         library.secateur_walk_bytes.restype = library.secateur_walk.restype = ctypes.c_int64
-        library.secateur_walk.argtypes = [ctypes.POINTER(Walk), *[ctypes.c_int64] * 3]
+        library.secateur_walk.argtypes = [ctypes.POINTER(WalkArguments), *[ctypes.c_int64] * 3]
         for function in (library.secateur_join, library.secateur_split):
             function.restype = None
             function.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p), *[ctypes.c_int64] * 3]
     except (OSError, AttributeError):
         return None
-    return library if library.secateur_walk_bytes() == ctypes.sizeof(Walk) else None
+    return library if library.secateur_walk_bytes() == ctypes.sizeof(WalkArguments) else None
 
 
 @cache

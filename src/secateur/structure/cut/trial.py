@@ -22,6 +22,7 @@ from torch import nn
 
 from secateur.execution.fast_copy import collector_paused
 from secateur.structure.cut.fit import fit
+from secateur.structure.cut.needs_rerun import runs_unchanged
 from secateur.structure.groups.couplings import Structure, regroup
 from secateur.structure.groups.grouping import Group
 from secateur.structure.groups.labels import Lock
@@ -68,7 +69,11 @@ def _tried(
         }
         if not halves:
             break
-        fitted = fit(structure, model, example, structure.alive(halves), careful=False)
+        alive = structure.alive(halves)
+        heads = any(group.heads for group in structure.groups)  # their layers are rewritten by the plan
+        if not heads and runs_unchanged(structure, model, alive):
+            break
+        fitted = fit(structure, model, example, alive, careful=False)
         if not fitted.locks:
             break
         structure = regroup(structure, [_whole(structure, lock) for lock in fitted.locks])

@@ -138,3 +138,15 @@ def test_weights_that_are_looked_up_lie_as_the_weights_do():
         assert weight.is_contiguous(memory_format=torch.channels_last)
         assert not weight.is_contiguous()
         assert all(book.indices.is_contiguous() for book in training.codebooks().values())
+
+
+def test_same_outputs_changes_scales_and_shifts_with_the_statistics(tmp_path):
+    store = Store(tmp_path)
+    plain = last(run(recipe(), store), store).eval()
+    ran = run(recipe({"kind": "norms", "images": 100, "batch_size": 100, "same_outputs": True}), store)
+    model = last(ran, store)
+    batch = next(iter(data.load_for(plain, "digits", limit=300).train.batches(100, shuffle=True, seed=0)))[0]
+    torch.testing.assert_close(model(batch), plain(batch), rtol=1e-4, atol=1e-4)
+    # In training, on the images it was measured on, each norm now gives what it gives in evaluation.
+    torch.testing.assert_close(model.train()(batch), plain(batch), rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(plain.train()(batch), plain.eval()(batch), rtol=1e-3, atol=1e-3)

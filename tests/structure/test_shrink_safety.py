@@ -615,3 +615,22 @@ def test_the_two_readers_name_each_other(tmp_path):
         sc.load(tmp_path / "c.pt")
     with pytest.raises(sc.errors.FormatError, match=r"in its folder did you mean 'b\.safetensors'"):
         sc.load_shrunk(tmp_path / "b.safetensor", into=model)
+
+
+def test_statistics_measured_beside_the_same_outputs_by_hand():
+    """A norm that answers 2x + 1; the inputs 1 and 3 have mean 2 and variance 1: then 2 * (x - 2) + 5."""
+    norm = nn.BatchNorm1d(1, eps=0.0).eval()
+    norm.weight.data.fill_(2.0)
+    norm.bias.data.fill_(1.0)
+    sc.reestimate_batch_norm(norm, [torch.tensor([[1.0], [3.0]])], same_outputs=True)
+    assert (norm.running_mean.item(), norm.running_var.item()) == (2.0, 1.0)
+    assert (norm.weight.item(), norm.bias.item()) == (2.0, 5.0)
+    assert not norm.training
+
+
+def test_a_norm_without_scale_cannot_keep_its_outputs():
+    model = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1, affine=False))
+    with pytest.raises(
+        sc.errors.OptionError, match=r"batch norm: 1 has no scale and shift .* leave same_outputs out"
+    ):
+        sc.reestimate_batch_norm(model, [torch.ones(2, 1)], same_outputs=True)

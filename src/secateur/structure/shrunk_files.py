@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from secateur.core.atomic_files import atomic_open
 from secateur.core.missing_files import missing
 from secateur.core.model_kinds import unwrapped
 from secateur.core.safetensors_header import open_header
-from secateur.errors import DataError, FormatError, NothingToDoError, PlanError
+from secateur.errors import DataError, FormatError, NothingToDoError, OptionError, PlanError
 from secateur.execution.verb import verb
 from secateur.structure.cut.plan import ShrinkPlan, cut_tensor
 from secateur.structure.depth.entries import check_entries
@@ -114,13 +115,18 @@ def _accepted(kind: type, options: dict[str, Any]) -> dict[str, Any]:
 
 @verb
 @torch.no_grad()
-def reestimate_batch_norm(model: nn.Module, data: Iterable[object], batches: int = 100) -> nn.Module:
+def reestimate_batch_norm(
+    model: nn.Module, data: Iterable[object], batches: int = 100, *, same_outputs: bool = False
+) -> nn.Module:
     """Measure the running statistics of batch norm again on data, in place, as plain averages; weights stay the same.
 
     Args:
         model: The model; its training and evaluation modes are put back afterwards.
         data: Batches of inputs, or pairs whose first part is the input; a dict is passed as keywords.
         batches: The largest number of batches to use.
+        same_outputs: Whether scales and shifts follow, so that in evaluation the model answers as before. A file that
+            folds batch norm (`SaveOptions(batch_norm=...)`) keeps no statistics; in training such a model would
+            normalise a second time. Measure it like this before it learns on.
 
     Returns:
         The same model.
@@ -128,6 +134,7 @@ def reestimate_batch_norm(model: nn.Module, data: Iterable[object], batches: int
     Raises:
         NothingToDoError: The model has no batch norm with running statistics.
         DataError: The data gave no batch.
+        OptionError: `same_outputs`, and a batch norm has no scale and shift.
 
     >>> model = nn.Sequential(nn.BatchNorm1d(1, affine=False))
     >>> _ = reestimate_batch_norm(model, [torch.tensor([[1.0], [3.0]])])
@@ -141,6 +148,9 @@ def reestimate_batch_norm(model: nn.Module, data: Iterable[object], batches: int
     ]
     if not norms:
         raise NothingToDoError(f"{type(model).__name__} has no batch norm with running statistics")
+    if same_outputs:
+        _measure_beside(model, norms, islice(data, batches))
+        return model
     modes = {module: module.training for module in model.modules()}
     momenta = {module: module.momentum for module in norms}
     seen = 0
@@ -157,12 +167,9 @@ def reestimate_batch_norm(model: nn.Module, data: Iterable[object], batches: int
         for module in norms:
             module.reset_running_stats()
             module.train()
-        for batch in data:
-            inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
-            model(**inputs) if isinstance(inputs, dict) else model(inputs)
+        for batch in islice(data, batches):
+            _run(model, batch)
             seen += 1
-            if seen >= batches:
-                break
     finally:
         for hook in hooks:
             hook.remove()
@@ -171,8 +178,71 @@ def reestimate_batch_norm(model: nn.Module, data: Iterable[object], batches: int
         for each, training in modes.items():
             each.training = training
     if not seen:
-        raise DataError("re-estimating batch norm: the data gave no batch; pass at least one")
+        raise DataError(_NO_BATCH)
     return model
+
+
+_NO_BATCH = "re-estimating batch norm: the data gave no batch; pass at least one"
+
+
+def _run(model: nn.Module, batch: object) -> None:
+    """One forward pass."""
+    inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+    model(**inputs) if isinstance(inputs, dict) else model(inputs)
+
+
+def _measure_beside(
+    model: nn.Module, norms: list[nn.modules.batchnorm._BatchNorm], data: Iterable[object]
+) -> None:
+    """Measure what enters every batch norm in evaluation; then change its statistics, scale and shift together.
+
+    What it gives for x is slope * x + offset. With a mean m and a variance v, the scale slope * sqrt(v + eps) and the
+    shift offset + slope * m give the same.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    for module in norms:
+        if module.weight is None or module.bias is None:
+            raise OptionError(
+                f"re-estimating batch norm: {names[module]} has no scale and shift to keep its outputs with; leave "
+                f"same_outputs out"
+            )
+    sums = {module: torch.zeros(3, module.num_features, dtype=torch.float64) for module in norms}
+
+    def add(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        """Count, sum and sum of squares of every channel."""
+        lines = args[0].detach().double().transpose(0, 1).flatten(1).cpu()
+        sums[module] += torch.stack([torch.ones_like(lines).sum(1), lines.sum(1), lines.square().sum(1)])  # type: ignore[index]
+
+    modes = {module: module.training for module in model.modules()}
+    hooks = [module.register_forward_pre_hook(add) for module in norms]
+    try:
+        model.eval()
+        for batch in data:
+            _run(model, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for each, training in modes.items():
+            each.training = training
+    if not all(int(found[0, 0]) for found in sums.values()):
+        raise DataError(_NO_BATCH)
+    for module, (count, total, squares) in sums.items():
+        mean = total / count
+        _set_statistics(module, mean, (squares / count - mean.square()).clamp_min(0))
+
+
+def _set_statistics(
+    module: nn.modules.batchnorm._BatchNorm, mean: torch.Tensor, variance: torch.Tensor
+) -> None:
+    """Give a batch norm other statistics and the scale and shift with which it answers as before."""
+    assert module.running_mean is not None  # they are tracked
+    assert module.running_var is not None
+    before, spread = module.running_mean.cpu().double(), module.running_var.cpu().double()
+    slope = module.weight.cpu().double() / (spread + module.eps).sqrt()
+    module.bias += (slope * (mean - before)).to(module.bias)
+    module.weight.copy_(slope * (variance + module.eps).sqrt())
+    module.running_mean.copy_(mean)
+    module.running_var.copy_(variance)
 
 
 def save_shrunk(model: nn.Module, plan: ShrinkPlan, path: str | os.PathLike[str]) -> None:

@@ -2,7 +2,8 @@
 
 Pruning and sharing change the inputs of a batch norm, and its running statistics no longer fit. Augment the images as
 in training: statistics of plain images do not fit a network trained on augmented ones. Rounding the values of codebooks
-changes the inputs too: with `codebook_bits`, as in `pack`, they are rounded first.
+changes the inputs too: with `codebook_bits`, as in `pack`, they are rounded first. A file packed with `batch_norm`
+holds no statistics: before its model is trained on, `same_outputs` measures them and changes scale and shift with them.
 
 >>> NormsStep(images=2000, augment="standard").images
 2000
@@ -41,6 +42,9 @@ class NormsStep(Step):
     codebook_bits: int | None = Field(
         None, ge=2, le=8, description="round the values of codebooks first, as pack will"
     )
+    same_outputs: bool = Field(
+        False, description="scales and shifts follow, so that the model answers as before"
+    )
 
     def check(self, model: nn.Module, before: list[str]) -> None:
         """Check the augmentation, and that the model has a batch norm."""
@@ -74,7 +78,7 @@ class NormsStep(Step):
         state.model.to(work.device)
         with torch.autocast(torch.device(work.device).type, torch.bfloat16, enabled=self.precision == "bf16"):
             most = len(work.data.train) // self.batch_size
-            reestimate_batch_norm(state.model, batches(), batches=most)
+            reestimate_batch_norm(state.model, batches(), batches=most, same_outputs=self.same_outputs)
         state.model.to("cpu").eval()
         kept = State(
             state.model, masks=state.masks, codebooks=state.codebooks, plan=state.plan, files=state.files

@@ -25,6 +25,7 @@ from secateur.report import Report, Run
 from secateur.report.printout import folded, side_by_side
 from secateur.report.published import beside
 from secateur.report.summary import Tile, comparison, headline, tiles
+from secateur.report.trials import trials_table
 
 spec = importlib.util.spec_from_file_location("report_samples", Path(__file__).with_name("report_samples.py"))
 assert spec is not None
@@ -267,3 +268,20 @@ def test_two_hundred_trials_are_aggregated() -> None:
     assert html.count("<tr") < 1500
     data = json.loads(re.search(r'id="data">(.*?)</script>', html, re.S).group(1))  # type: ignore[union-attr]
     assert set(data["figures"]) == {f.name for f in report.figures if not f.is_drawing}
+
+
+def test_trials_that_were_packed_and_not_measured_name_their_settings():
+    """A sweep without a measure step: rows are told apart by what was swept, and the headline says what is missing."""
+    found = Measurements(
+        M(name, value, context={"trial": trial, "variant": step, "step": step, "share.bits": bits})
+        for trial, (bits, size) in enumerate(((3, 800), (4, 950)))
+        for step, name, value in (("prune", "mask_sparsity", 0.5), ("pack", "file_bytes", size))
+    )
+    table = trials_table(found)
+    assert table.head[:3] == ("trial", "variant", "bits")
+    assert [tuple(cell.text for cell in row[:3]) for row in table.rows] == [
+        ("1", "pack", "3"),
+        ("2", "pack", "4"),
+    ]
+    assert comparison(found).head == ("3 · pack", "4 · pack")
+    assert headline(found) == "2 trials, files of 800 to 950 bytes; no accuracy was measured"

@@ -1,5 +1,6 @@
 """`plain_model`: unwrap models that are not a plain `nn.Module`; refuse other kinds, with the next step.
 
+>>> import warnings
 >>> wrapped = nn.DataParallel(nn.Linear(2, 3))
 >>> with warnings.catch_warnings(record=True):
 ...     plain_model(wrapped)
@@ -8,11 +9,10 @@ Linear(in_features=2, out_features=3, bias=True)
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import nn
 
+from secateur.core.user_warnings import warn
 from secateur.errors import OptionError
 
 __all__ = ["check_kind", "is_exported", "plain_model", "unwrapped"]
@@ -33,10 +33,9 @@ def plain_model(model: nn.Module, *, refuse: bool = True) -> nn.Module:
     """
     inner = unwrapped(model)
     if inner is not model:
-        warnings.warn(
+        warn(
             f"{type(model).__name__} is a wrapper: the {type(inner).__name__} inside is worked on, and names and "
             "results are of that; wrap or compile the result again",
-            stacklevel=3,
         )
         model = inner
     if refuse and isinstance(model, nn.Module):

@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +23,7 @@ from torch import nn
 from secateur.core.masks import Masks, count_true
 from secateur.core.nested import tensors_in
 from secateur.core.out_of_memory import raise_if_out_of_memory
+from secateur.core.user_warnings import warn
 from secateur.errors import CollapseError, TraceError
 from secateur.execution.verb import verb
 from secateur.structure.depth.blocks import NORMALISED, RemovableBlock
@@ -149,10 +149,9 @@ def check_connected(model: nn.Module, masks: Masks, example: object = None) -> N
     found, leave = _collapsed(model, masks, example)
     past = [block.path for block in leave if block.kind == NORMALISED]
     if past:
-        warnings.warn(
+        warn(
             f"a norm or activation follows the addition in {_listed(past)}: zeros there do not give the model that "
             "shrink makes; shrink before retraining, or work on sc.bypassed(model, masks, example)",
-            stacklevel=4,
         )
     empty = [collapse.layer for collapse in found if collapse.kind == "empty"]
     silent = [collapse.layer for collapse in found if collapse.kind == "silent" and collapse.fatal]
@@ -259,10 +258,9 @@ def _signal(model: nn.Module, masks: Masks | None, example: object) -> dict[str,
         probe(*args, **kwargs)
     except Exception as error:
         raise_if_out_of_memory(error)
-        warnings.warn(
+        warn(
             f"the paths through {type(model).__name__} could not be followed, only its layers were checked one by "
             f"one: the forward pass on the example failed ({type(error).__name__}: {error})",
-            stacklevel=4,
         )
         return {}
     return signal

@@ -31,7 +31,6 @@ change.
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Iterable, Mapping
 from types import TracebackType
@@ -44,6 +43,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from secateur.core.interrupts import InterruptsDeferred, uninterrupted
 from secateur.core.masks import Masks
+from secateur.core.user_warnings import warn
 from secateur.errors import MaskMismatchError, OptionError
 from secateur.execution.verb import verb
 from secateur.pruning.zeroing import Pruned, ZeroingBatch, sharded_like
@@ -176,12 +176,11 @@ class Held:
             for weight in self._weights:
                 weight.unhook()
         if dead and complain:
-            warnings.warn(
+            warn(
                 f"{type(self.model).__name__} was held for {self._gradients[0]} gradients, but no optimizer "
                 f"stepped any of its {len(self._weights)} masked tensors: it was not trained. Was the "
                 "optimizer made for another model, or before this one was copied or shrunk? Make it again from "
                 "model.parameters()",
-                stacklevel=3,
             )
 
     # -- while the masks are held --------------------------------------------------------------------------
@@ -422,9 +421,8 @@ def _check_optimizer(optimizer: object, model: nn.Module, masked: list[torch.Ten
             "from model.parameters()"
         )
     if missing and given - own:
-        warnings.warn(
+        warn(
             f"optimizer: {kind} lacks {len(missing)} of the {len(masked)} masked tensors of {name} and holds "
             f"{len(given - own)} tensors that are not this model's; if the model was shrunk or changed "
             "since, make it again from model.parameters()",
-            stacklevel=5,
         )

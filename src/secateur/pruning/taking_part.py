@@ -15,13 +15,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 
 from torch import nn
 
 from secateur.core.context import Context
 from secateur.core.targets import Pattern, Target, patterns_of, select
+from secateur.core.user_warnings import warn
 from secateur.errors import NothingToDoError, PatternError, SecateurError
 from secateur.granularity import Granularity
 
@@ -65,11 +65,10 @@ def targets_of(
         raise problem
     computed = _computed_weights(model) if only is None and parameters is None else []
     if computed:
-        warnings.warn(
+        warn(
             f"the weight of {', '.join(map(repr, computed[:3]))} is computed by a parametrization and takes no part; "
             "prune before it is registered, fold it with torch.nn.utils.parametrize.remove_parametrizations, or name "
             "what it is computed from with parameters=[...]",
-            stacklevel=3,
         )
     return found
 

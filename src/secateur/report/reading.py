@@ -141,24 +141,29 @@ def rows_of(measurements: Iterable[Measurement]) -> list[VariantRow]:
             row = found[run, trial, variant] = VariantRow(run, trial, variant, item.context.get("seed", 0))
             row.values.update(waiting.pop((run, trial), {}))
             last[run, trial] = row
-        row.settings.update({k: v for k, v in item.context.items() if k not in _NO_SETTING})
-        seeds = [value for key, value in item.context.items() if _is_seed(key) and key != "seed"]
-        row.seed = seeds[0] if seeds else item.context.get("seed", row.seed)
+        _set_settings(row, item)
         row.values[item.name] = item
     for (run, trial), values in waiting.items():  # packed, but not measured again
         if (run, trial) in last:
             row = last[run, trial]
             row.values.update({name: item for name, item in values.items() if name not in row.values})
         else:
-            context = next(iter(values.values())).context
-            found[run, trial, ""] = VariantRow(
-                run, trial, str(context.get("variant", "model")), values=values
-            )
+            final = list(values.values())[-1]
+            row = found[run, trial, ""] = VariantRow(run, trial, _place(final)[2], values=values)
+            for item in values.values():
+                _set_settings(row, item)
     _same_moment(found.values())
     rows = list(found.values())
     _name(rows)
     _share_removed(rows)
     return rows
+
+
+def _set_settings(row: VariantRow, item: Measurement) -> None:
+    """Take a row's settings and its seed from what a measurement was made under."""
+    row.settings.update({k: v for k, v in item.context.items() if k not in _NO_SETTING})
+    seeds = [value for key, value in item.context.items() if _is_seed(key) and key != "seed"]
+    row.seed = seeds[0] if seeds else item.context.get("seed", row.seed)
 
 
 def _same_moment(rows: Iterable[VariantRow]) -> None:

@@ -279,7 +279,11 @@ def _alone(row: VariantRow) -> str:
 def _best_of(rows: list[VariantRow], dense: VariantRow, trials: int) -> str:
     quality = quality_of(rows)
     base = None if quality is None else dense.number(quality)
-    if quality is None or base is None or not _comparable(rows, quality):
+    if quality is None:
+        sizes = [row.bytes for row in rows if row.bytes]
+        spread = f", files of {min(sizes):,.0f} to {max(sizes):,.0f} bytes" if len(set(sizes)) > 1 else ""
+        return f"{trials:,} trials{spread}; no accuracy was measured"
+    if base is None or not _comparable(rows, quality):
         return f"{trials:,} trials"
     within = "per cent" if quality in LOWER else "point"
     best = _smallest_near(rows, dense)

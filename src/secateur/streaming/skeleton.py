@@ -14,7 +14,6 @@ convolution. That is all that magnitude pruning of single weights needs; layers 
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -23,6 +22,7 @@ from torch import nn
 from secateur.container.arrays import TORCH_DTYPES
 from secateur.container.format import Entry
 from secateur.core.targets import Pattern, Target, select
+from secateur.core.user_warnings import warn
 from secateur.errors import MaskMismatchError, NothingToDoError, near
 
 __all__ = ["Layers", "skeleton", "targets_in", "with_weight"]
@@ -123,10 +123,9 @@ def _warn_of_others(entries: Sequence[Entry], targets: Mapping[str, Target]) -> 
     others = [entry for entry in floating if len(entry.shape) > 1 and entry.name not in targets]
     share = sum(entry.numel for entry in others) / max(1, sum(entry.numel for entry in floating))
     if share > _WORTH_SAYING:
-        warnings.warn(
+        warn(
             f"{share:.0%} of the numbers take no part: {len(others)} tensors, such as {others[0].name!r} of shape "
             f"{others[0].shape}, are not called NAME.weight; name them with parameters=[...]",
-            stacklevel=4,
         )
 
 

@@ -239,7 +239,7 @@ def _set_statistics(
     assert module.running_var is not None
     before, spread = module.running_mean.cpu().double(), module.running_var.cpu().double()
     slope = module.weight.cpu().double() / (spread + module.eps).sqrt()
-    module.bias.add_(slope * (mean - before)).to(module.bias)
+    module.bias.add_((slope * (mean - before)).to(module.bias))
     module.weight.copy_(slope * (variance + module.eps).sqrt())
     module.running_mean.copy_(mean)
     module.running_var.copy_(variance)

@@ -84,7 +84,7 @@ headline: $(STAMP)
 # Train one of them, by the name of its recipe; stopped, the same command continues:
 # make headline-train NAME=lenet-5-bytes DATA=folder of the dataset [SEED=1]
 headline-train: $(STAMP)
-	$(BIN)/secateur run recipes/headline/$(NAME).toml $(if $(DATA),--set data.path=$(DATA)) --seed $(or $(SEED),0) --out headline-$(NAME)-$(or $(SEED),0)
+	$(BIN)/secateur run recipes/headline/$(NAME).toml $(if $(DATA),--set data.path=$(DATA)) $(if $(TEACHER),--set teacher.weights=$(TEACHER)) --seed $(or $(SEED),0) --out headline-$(NAME)-$(or $(SEED),0)
 
 # Hostile files for every reader, ten minutes: make fuzz SECONDS=3600. Sittings on the same sources add up.
 fuzz: $(STAMP)

@@ -206,12 +206,14 @@ def _measure_beside(
                 f"re-estimating batch norm: {names[module]} has no scale and shift to keep its outputs with; leave "
                 f"same_outputs out"
             )
-    sums = {module: torch.zeros(3, module.num_features, dtype=torch.float64) for module in norms}
+    sums: dict[nn.Module, torch.Tensor] = {}
 
     def add(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         """Count, sum and sum of squares of every channel."""
-        lines = args[0].detach().double().transpose(0, 1).flatten(1).cpu()
-        sums[module] += torch.stack([torch.ones_like(lines).sum(1), lines.sum(1), lines.square().sum(1)])  # type: ignore[index]
+        wide = torch.float32 if args[0].device.type == "mps" else torch.float64
+        lines = args[0].detach().to(wide).transpose(0, 1).flatten(1)
+        found = torch.stack([torch.ones_like(lines).sum(1), lines.sum(1), lines.square().sum(1)])
+        sums[module] = sums[module] + found if module in sums else found
 
     modes = {module: module.training for module in model.modules()}
     hooks = [module.register_forward_pre_hook(add) for module in norms]
@@ -224,9 +226,10 @@ def _measure_beside(
             hook.remove()
         for each, training in modes.items():
             each.training = training
-    if not all(int(found[0, 0]) for found in sums.values()):
+    if not sums:
         raise DataError(_NO_BATCH)
-    for module, (count, total, squares) in sums.items():
+    for module in (norm for norm in norms if norm in sums):
+        count, total, squares = sums[module].cpu().double()
         mean = total / count
         _set_statistics(module, mean, (squares / count - mean.square()).clamp_min(0))
 

@@ -67,11 +67,11 @@ def test_both_counts_the_weights_alone_too(store: Store) -> None:
 
 def test_the_scale_without_training_has_all_criteria_and_the_shuffled_control() -> None:
     found = {part.name: recipe for part, recipe in studies.read("at-init-vgg16").recipes("counts")}
-    assert len(found["main"].trials()) + len(found["grasp"].trials()) == 6 * 6
+    assert len(found["main"].trials()) + len(found["grasp"].trials()) == 7 * 6
     kinds = {step.kind() for recipe in found.values() for _, trial in recipe.trials() for step in trial.steps}
     assert kinds == {"measure", "prune"}
     said = {settings["criterion"] for settings, _ in found["main"].trials()}
-    assert said == {"random", "snip", "snip-shuffled", "synflow", "magnitude, untrained"}
+    assert said == {"random", "snip", "snip-shuffled", "synflow", "synflow-once", "magnitude, untrained"}
 
 
 def test_biases_are_counted_and_what_remains_is_of_the_whole_model(store: Store) -> None:

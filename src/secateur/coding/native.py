@@ -150,11 +150,15 @@ def _compiled(folder: Path) -> Path | None:
     assert command is not None
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         made = Path(scratch, "walk.so")
+        # The extra's compiler keeps files of its own, else in the home, which need not be there.
+        environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": scratch, "ZIG_LOCAL_CACHE_DIR": scratch}
         tuned = [["-march=native"], []] if _processor() else [[]]
         for more in tuned:
             call = [*command, *_FLAGS, *more, "-o", str(made), *map(str, _SOURCES), "-lm"]
             try:
-                done = subprocess.run(call, capture_output=True, timeout=_SECONDS, check=False)
+                done = subprocess.run(
+                    call, capture_output=True, timeout=_SECONDS, check=False, env=environment
+                )
             except (OSError, subprocess.TimeoutExpired):
                 return None
             if done.returncode == 0 and made.is_file():

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -148,40 +149,12 @@ def reestimate_batch_norm(
     ]
     if not norms:
         raise NothingToDoError(f"{type(model).__name__} has no batch norm with running statistics")
-    if same_outputs:
-        _measure_beside(model, norms, islice(data, batches))
-        return model
-    modes = {module: module.training for module in model.modules()}
-    momenta = {module: module.momentum for module in norms}
-    seen = 0
-    calls = dict.fromkeys(norms, 0)
-
-    def average(module: nn.Module, args: object) -> None:
-        """The weight of this call in a cumulative average; torch's own reads a counter from the device for it."""
-        calls[module] += 1  # type: ignore[index]
-        module.momentum = 1 / calls[module]  # type: ignore[assignment, index]
-
-    hooks = [module.register_forward_pre_hook(average) for module in norms]
-    try:
-        model.eval()
-        for module in norms:
-            module.reset_running_stats()
-            module.train()
-        for batch in islice(data, batches):
-            _run(model, batch)
-            seen += 1
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module in norms:
-            module.momentum = momenta[module]
-        for each, training in modes.items():
-            each.training = training
-    if not seen:
-        raise DataError(_NO_BATCH)
+    measure = _measure_beside if same_outputs else _measure_again
+    measure(model, norms, islice(data, batches))
     return model
 
 
+_Norms = list[nn.modules.batchnorm._BatchNorm]
 _NO_BATCH = "re-estimating batch norm: the data gave no batch; pass at least one"
 
 
@@ -191,9 +164,48 @@ def _run(model: nn.Module, batch: object) -> None:
     model(**inputs) if isinstance(inputs, dict) else model(inputs)
 
 
-def _measure_beside(
-    model: nn.Module, norms: list[nn.modules.batchnorm._BatchNorm], data: Iterable[object]
-) -> None:
+@contextmanager
+def _watched(model: nn.Module, norms: _Norms, hook: Callable[[nn.Module, Any], None]) -> Iterator[None]:
+    """The model in evaluation, with a hook before each batch norm; afterwards without it, in its modes of before."""
+    modes = {module: module.training for module in model.modules()}
+    hooks = [module.register_forward_pre_hook(hook) for module in norms]
+    try:
+        model.eval()
+        yield
+    finally:
+        for each in hooks:
+            each.remove()
+        for module, training in modes.items():
+            module.training = training
+
+
+def _measure_again(model: nn.Module, norms: _Norms, data: Iterable[object]) -> None:
+    """Measure what enters every batch norm while all of them are in training."""
+    momenta = {module: module.momentum for module in norms}
+    seen = 0
+    calls: dict[nn.Module, int] = dict.fromkeys(norms, 0)
+
+    def average(module: nn.Module, args: object) -> None:
+        """The weight of this call in a cumulative average; torch's own reads a counter from the device for it."""
+        calls[module] += 1
+        module.momentum = 1 / calls[module]  # type: ignore[assignment]
+
+    try:
+        with _watched(model, norms, average):
+            for module in norms:
+                module.reset_running_stats()
+                module.train()
+            for batch in data:
+                _run(model, batch)
+                seen += 1
+    finally:
+        for module in norms:
+            module.momentum = momenta[module]
+    if not seen:
+        raise DataError(_NO_BATCH)
+
+
+def _measure_beside(model: nn.Module, norms: _Norms, data: Iterable[object]) -> None:
     """Measure what enters every batch norm in evaluation; then change its statistics, scale and shift together.
 
     What it gives for x is slope * x + offset. With a mean m and a variance v, the scale slope * sqrt(v + eps) and the
@@ -215,17 +227,9 @@ def _measure_beside(
         found = torch.stack([torch.ones_like(lines).sum(1), lines.sum(1), lines.square().sum(1)])
         sums[module] = sums[module] + found if module in sums else found
 
-    modes = {module: module.training for module in model.modules()}
-    hooks = [module.register_forward_pre_hook(add) for module in norms]
-    try:
-        model.eval()
+    with _watched(model, norms, add):
         for batch in data:
             _run(model, batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for each, training in modes.items():
-            each.training = training
     if not sums:
         raise DataError(_NO_BATCH)
     for module in (norm for norm in norms if norm in sums):

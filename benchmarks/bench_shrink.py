@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "zoo"))
 import secateur as sc
 from models import Entry, build
 from secateur.metrics import why
+from secateur.structure.cutting import CutOptions, cut
 from secateur.structure.groups import couplings
 from secateur.structure.groups.couplings import analyse
-from secateur.structure.shrink import CutOptions, cut
 
 sys.path.insert(0, str(Path(__file__).parent))
 from _results import Figure, record

@@ -22,7 +22,7 @@ from torch import nn
 
 import secateur as sc
 from models import CLASSIFIERS, FAMILIES, Entry, build, declare_torchvision
-from secateur.structure.shrink import cut
+from secateur.structure.cutting import cut
 
 sys.path.insert(0, str(Path(__file__).parent))
 from _results import Figure, record

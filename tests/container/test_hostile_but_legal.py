@@ -29,7 +29,7 @@ from secateur.core.masks import Masks
 from secateur.core.measurement import Measurement, Measurements
 from secateur.sensitivity.scan_result import Cell, Scan
 from secateur.structure.cut.plan import ShrinkPlan
-from secateur.structure.cut.rewrite import Rewrite
+from secateur.structure.cut.rewrite_data import Rewrite
 from secateur.structure.cut.runs import Runs, runs_of
 
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))

@@ -21,7 +21,7 @@ from secateur.container.format import ZERO, Entry
 from secateur.container.writer import Writer
 from secateur.errors import FormatError, PlanError, SecateurError
 from secateur.structure.cut.plan import ShrinkPlan
-from secateur.structure.cut.rewrite import Rewrite
+from secateur.structure.cut.rewrite_data import Rewrite
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from attacks.process_state import changes, snapshot

@@ -15,8 +15,8 @@ from secateur.core.masks import Masks
 from secateur.structure.cut import fit
 from secateur.structure.cut.choose import extended
 from secateur.structure.cut.needs_rerun import runs_unchanged
+from secateur.structure.cutting import CutOptions, cut
 from secateur.structure.groups import couplings
-from secateur.structure.shrink import CutOptions, cut
 from secateur.structure.trace.meta_shapes import META_SHAPES
 from secateur.structure.trace.trace import traceable_copy
 

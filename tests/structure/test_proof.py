@@ -11,9 +11,11 @@ from torch import nn
 import secateur as sc
 from secateur.errors import OptionError, PlanError, ProofError
 from secateur.structure.cut.plan import ShrinkPlan
+from secateur.structure.cutting import CutOptions, cut
 from secateur.structure.proof import ProofDomain, as_proof_options
-from secateur.structure.proving import ShapeProofError, _affordable, _Input, prove
-from secateur.structure.shrink import CutOptions, cut, load_shrunk
+from secateur.structure.proof_inputs import ProofInput, affordable
+from secateur.structure.proving import ShapeProofError, prove
+from secateur.structure.shrunk_files import load_shrunk
 from secateur.structure.trace.other_shapes import other_shapes, shapes_of
 
 
@@ -269,8 +271,8 @@ def test_large_inputs_are_run_in_one_mode_and_cost_little_more_than_the_example(
     modes = ("eager", "no_grad")
 
     def chosen(*others: torch.Tensor) -> list[tuple[int, tuple[str, ...]]]:
-        inputs = [_Input("example", x, modes), *(_Input("size", other, modes) for other in others)]
-        return [(each.example.shape[0], each.modes) for each in _affordable(inputs)]
+        inputs = [ProofInput("example", x, modes), *(ProofInput("size", other, modes) for other in others)]
+        return [(each.example.shape[0], each.modes) for each in affordable(inputs)]
 
     assert chosen(x[:, :, :8]) == [(1, modes), (1, modes)]
     assert chosen(torch.cat([x, x])) == [(1, ("eager",)), (2, ("no_grad",))]

@@ -17,8 +17,9 @@ import secateur as sc
 from secateur.errors import PlanError
 from secateur.structure.cut.call_sites import resized
 from secateur.structure.cut.plan import ShrinkPlan
-from secateur.structure.cut.rewrite import Rewrite, RewrittenClass, _over
-from secateur.structure.shrink import cut
+from secateur.structure.cut.rewrite import RewrittenClass
+from secateur.structure.cut.rewrite_data import Rewrite, _over
+from secateur.structure.cutting import cut
 
 
 class Grouped(nn.Module):

@@ -59,12 +59,12 @@ def same(model: nn.Module, before: tuple) -> bool:
 
 
 STAGES = [
-    "secateur.structure.shrink.analyse",
-    "secateur.structure.shrink.dropped",
-    "secateur.structure.shrink.rounded",
-    "secateur.structure.shrink.fit",
-    "secateur.structure.shrink.extended",
-    "secateur.structure.shrink.apply_plan",
+    "secateur.structure.cutting.analyse",
+    "secateur.structure.cutting.dropped",
+    "secateur.structure.cutting.rounded",
+    "secateur.structure.cutting.fit",
+    "secateur.structure.cutting.extended",
+    "secateur.structure.cutting.apply_plan",
     "secateur.structure.shrink.prove",
     "secateur.structure.shrink.cut",
     "secateur.structure.cut.plan.ShrinkPlan.apply_",
@@ -73,7 +73,7 @@ STAGES = [
     "secateur.structure.cut.fit.draft",
     "secateur.structure.cut.fit.runs_unchanged",
     "secateur.structure.proving.double_copy",
-    "secateur.structure.proving.other_shapes",
+    "secateur.structure.proof_inputs.other_shapes",
     "secateur.structure.trace.trace.call",
 ]
 

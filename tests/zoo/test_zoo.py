@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import secateur as sc
+from secateur.structure.cutting import cut
 from secateur.structure.groups.couplings import analyse
-from secateur.structure.shrink import cut
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 

@@ -8,8 +8,8 @@ forward pass position by position, cuts them out, and proves that the smaller mo
     labels   a number for every position of every axis; tied where they meet  groups/labels, layout, rules/
     groups   positions with tied labels that an operator reads and another    groups/grouping, couplings
              one writes: units that compete with each other
-    plan which indices stay on which axis, as plain data                  cut/
-    proof    masked and cut model give the same outputs in float64            proof
+    plan     which indices stay on which axis, as plain data                  cut/
+    proof    masked and cut model give the same outputs in float64            proof, proving
 
 A network of three layers shows each step. The convolution has 4 channels of 2 x 2 positions:
 
@@ -66,7 +66,8 @@ set:
 >>> small.model[0], small.proof.holds
 (Conv2d(3, 2, kernel_size=(3, 3), stride=(1, 1)), True)
 
-In reading order: `shrink` (the verbs `shrink` and `explain`), `trace/`, `groups/`, `cut/`, `proof`, `proving`,
-`explain` with `explanation` (what it returns), `shrunk_files` (saving, loading, the optimizer's state), `hf/`
-(configurations of Hugging Face models).
+In reading order: `shrink` (the verbs `shrink` and `explain`), `trace/`, `groups/`, `cut/`, `cutting` (the whole cut),
+`depth/` (whole blocks), `proof` (the value), `proof_inputs`, `proof_runs` and `proving` (how it is made, with
+`selections` and `depthwise`), `explain` with `explanation` (what it returns), `shrunk_files` (saving, loading, the
+optimizer's state), `hf/` (configurations of Hugging Face models).
 """

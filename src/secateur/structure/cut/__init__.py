@@ -4,11 +4,14 @@ In reading order:
 
 - `choose`: which units the masks drop, rounded to the widths asked for.
 - `plan`: `ShrinkPlan`, the cut as plain data; it is stored as JSON and cuts a freshly built model.
-- `widths`: attributes of torch's own layers that repeat a width, such as `in_features`.
+- `runs`, `attributes`, `kept_widths`: its indices, what it may set, and its short form in files.
+- `widths`, `restated`: attributes that repeat a width, such as `in_features`: of torch's own layers, of others.
 - `needs_rerun`: whether a forward was given sizes in Python, and must be recorded again to check that it still runs.
 - `fit` and `repair`: attributes and calls that hold an old width, found by running the cut model and repaired.
+- `known_rewrites`, `fewer_heads`: what a plan gets without a trial: old counts, call sites, torch's attention layers.
 - `trial`: the axes that `fit` would lock, found by cutting half of every group before anything is chosen.
-- `rewrite`, `heads`: forwards that run with replaced sizes, old counts (`trace.fixed_count_norms`) or fewer heads.
+- `rewrite_data`: `Rewrite`, other sizes for one call as plain data. `rewrite`, `call_sites`, `edited_calls`, `heads`:
+  forwards that run with these sizes, with old counts (`trace.fixed_count_norms`) or with fewer heads.
 
 >>> from torch import nn
 >>> from secateur.structure.cut.plan import ShrinkPlan

@@ -20,16 +20,11 @@ import torch
 from torch import nn
 
 from secateur.execution.fast_copy import modules_of, tensors_of
+from secateur.structure.cut.fewer_heads import with_fewer_heads
+from secateur.structure.cut.known_rewrites import with_counts, with_sites
 from secateur.structure.cut.needs_rerun import runs_unchanged
 from secateur.structure.cut.plan import ShrinkPlan
-from secateur.structure.cut.repair import (
-    Mismatch,
-    Repairs,
-    with_counts,
-    with_fewer_heads,
-    with_sites,
-    within,
-)
+from secateur.structure.cut.repair import Mismatch, Repairs, within
 from secateur.structure.cut.restated import restated
 from secateur.structure.cut.widths import widths_of
 from secateur.structure.groups.couplings import Structure

@@ -26,13 +26,8 @@ from secateur.core.json_text import are_counts, is_count, parse
 from secateur.errors import PlanError, SecateurError
 from secateur.execution.fast_copy import modules_of, tensors_of
 from secateur.structure.cut.attributes import AttributeValue, check_attribute, set_attributes_
-from secateur.structure.cut.rewrite import (
-    Rewrite,
-    RewrittenClass,
-    check_rewrites,
-    one_after_the_other,
-    rewrite_,
-)
+from secateur.structure.cut.rewrite import RewrittenClass, rewrite_
+from secateur.structure.cut.rewrite_data import Rewrite, check_rewrites, one_after_the_other
 from secateur.structure.cut.runs import Runs, runs_of
 from secateur.structure.depth.entries import (
     check_entries,

@@ -24,15 +24,15 @@ import numpy as np
 from torch import nn
 
 from secateur.execution.example import Example
-from secateur.structure.cut.call_sites import Site, site_of
+from secateur.structure.cut.fewer_heads import attention_of, fewer_heads
 from secateur.structure.cut.plan import ShrinkPlan
-from secateur.structure.cut.rewrite import HEADS, NUMBER, Rewrite
+from secateur.structure.cut.rewrite_data import HEADS, NUMBER, Rewrite
 from secateur.structure.groups.couplings import Structure
-from secateur.structure.trace.calls import ATTENTION, PIECES, SHAPED, SIZED, FunctionCall
+from secateur.structure.trace.calls import ATTENTION, PIECES, SHAPED, FunctionCall
 from secateur.structure.trace.other_shapes import other_shapes
 from secateur.structure.trace.trace import Op, TensorRef
 
-__all__ = ["Mismatch", "Repairs", "integers", "with_counts", "with_fewer_heads", "with_sites", "within"]
+__all__ = ["Mismatch", "Repairs", "integers", "within"]
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,9 @@ class Repairs:
             The plan with one more change.
         """
         path = at.op.path
-        attention = _attention_of(self.model, path)
+        attention = attention_of(self.model, path)
         if attention is not None:
-            made = _fewer_heads(self.structure, self.model, attention, self.alive, plan)
+            made = fewer_heads(self.structure, self.model, attention, self.alive, plan)
             if made is not None:
                 yield made
                 return
@@ -203,7 +203,7 @@ class Repairs:
                 if other == path or type(module) is not kind:
                     continue
                 if items and items[0].function == HEADS:
-                    wider = _fewer_heads(self.structure, self.model, other, self.alive, wider) or wider
+                    wider = fewer_heads(self.structure, self.model, other, self.alive, wider) or wider
                     continue
                 alike = self._alike(other, ordinal, at)
                 if alike is not None:
@@ -445,153 +445,3 @@ def _old_numbers(plan: ShrinkPlan, at: Mismatch) -> Iterator[ShrinkPlan]:
     first = -2 - sum(item.call < -1 for item in have)
     made = [Rewrite(NUMBER, first - index, ((0, now), (1, was))) for index, (was, now) in enumerate(pairs)]
     yield _with_rewrite(plan, at.op.path, *made)
-
-
-def with_counts(structure: Structure, plan: ShrinkPlan, alive: np.ndarray) -> ShrinkPlan:
-    """The plan with the old count for every operator that divides by the number of positions of an axis.
-
-    Args:
-        structure: The structure of the original.
-        plan: The plan so far.
-        alive: Which labels remain.
-    """
-    rewrites = {path: list(items) for path, items in plan.rewrites.items()}
-    for follower in (structure.follower, *structure.more):
-        for each in follower.counted:
-            now = int(alive[each.labels].sum())
-            have = rewrites.setdefault(each.op.path, [])
-            sizes: tuple[tuple[int, int], ...] = ((0, each.labels.size), (1, now))
-            sizes += () if each.axis is None else ((2, each.axis),)
-            known = {(item.function, item.sizes) for item in have}
-            if now < each.labels.size and (each.function, sizes) not in known:
-                have.append(Rewrite(each.function, min([-1, *(item.call for item in have)]) - 1, sizes))
-    return replace(plan, rewrites={path: tuple(items) for path, items in rewrites.items() if items})
-
-
-def with_sites(structure: Structure, model: nn.Module, plan: ShrinkPlan) -> ShrinkPlan:
-    """The plan in which rewrites know the place of their calls in the source, for modules where all of them can.
-
-    A call in a loop is made several times from one place. It has a site if all of them get the same sizes.
-
-    Args:
-        structure: The structure of the original.
-        model: The original.
-        plan: The plan, complete otherwise.
-    """
-    made: dict[str, list[FunctionCall]] = {}
-    for call in structure.trace.calls:
-        if call.numbers:
-            made.setdefault(call.numbers[0][0], []).append(call)
-    rewrites = dict(plan.rewrites)
-    for path, items in plan.rewrites.items():
-        sites = _sites(type(model.get_submodule(path)), items, made.get(path, []))
-        if sites is not None:
-            rewrites[path] = tuple(replace(item, site=site) for item, site in zip(items, sites))
-    return replace(plan, rewrites=rewrites)
-
-
-def _sites(base: type, items: Sequence[Rewrite], calls: Sequence[FunctionCall]) -> list[Site] | None:
-    """The sites of all rewrites of a module, or None where one has none; rewrites of one site are the same."""
-    table = {item.call: item for item in items}
-    found: dict[Site, Rewrite] = {}
-    sites: dict[int, Site] = {}
-    chains = {call.chain for call in calls if call.numbers[0][1] in table}
-    for call in calls:
-        if call.chain not in chains:
-            continue
-        item = table.get(call.numbers[0][1])
-        site = site_of(base, call.chain) if call.chain else None
-        if item is None or site is None or item.function not in SIZED or item.function != call.function:
-            return None
-        first = found.setdefault(site, item)
-        if first.sizes != item.sizes:
-            return None
-        sites[item.call] = site
-    return [sites[item.call] for item in items] if len(sites) == len(table) == len(items) else None
-
-
-# -- torch's attention layer -------------------------------------------------------------------------------------------
-def _attention_of(model: nn.Module, path: str) -> str | None:
-    """The torch attention layer an operator ran in, if any."""
-    parts = path.split(".") if path else []
-    for stop in range(len(parts), max(-1, len(parts) - 2), -1):
-        place = ".".join(parts[:stop])
-        if isinstance(model.get_submodule(place), nn.MultiheadAttention):
-            return place
-    return None
-
-
-def _fewer_heads(
-    structure: Structure, model: nn.Module, path: str, alive: np.ndarray, plan: ShrinkPlan
-) -> ShrinkPlan | None:
-    """The plan with the rewrite that lets a torch attention layer run with fewer heads."""
-    module: Any = model.get_submodule(path)
-    have = plan.rewrites.get(path, ())  # the mean of its heads' weights, if any
-    if any(item.function == HEADS for item in have):
-        return None
-    rows = _rows_of_heads(structure, module, path, alive)
-    if rows is None:
-        return None
-    (heads, size), (value_heads, value_size) = rows
-    if heads != value_heads:
-        return None
-    before = getattr(module, "scaled_as", module.head_dim)
-    sizes: tuple[tuple[int, int], ...] = ((0, heads), (1, size))
-    if size != module.head_dim or size != value_size:
-        sizes += ((2, before),)
-    if size != value_size:
-        sizes += ((3, value_size),)
-    item = Rewrite(HEADS, -1, sizes)
-    return replace(plan, rewrites={**plan.rewrites, path: (item, *have)})
-
-
-def _rows_of_heads(
-    structure: Structure, module: Any, path: str, alive: np.ndarray
-) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """The number and the size of the remaining heads, of queries and of values; None if they are not rectangular."""
-    width = module.num_heads * module.head_dim
-    if module.in_proj_weight is not None:
-        lines = [
-            (f"{path}.in_proj_weight", slice(0, width)),
-            (f"{path}.in_proj_weight", slice(2 * width, None)),
-        ]
-    else:
-        lines = [(f"{path}.q_proj_weight", slice(None)), (f"{path}.v_proj_weight", slice(None))]
-    found = []
-    for name, rows in lines:
-        labels = structure.slots.get((structure.trace.aliases.get(name, name), 0))
-        if labels is None:
-            return None
-        stays = alive[labels[rows]].reshape(module.num_heads, -1)
-        heads, size = int(stays.any(1).sum()), int(stays.any(0).sum())
-        if int(stays.sum()) != heads * size:
-            return None
-        found.append((heads, size))
-    return found[0], found[1]
-
-
-def with_fewer_heads(
-    structure: Structure, model: nn.Module, plan: ShrinkPlan, alive: np.ndarray
-) -> ShrinkPlan:
-    """The plan with its rewrite for every torch attention layer that loses heads.
-
-    Args:
-        structure: The structure of the original.
-        model: The original.
-        plan: The plan so far.
-        alive: Which labels remain.
-    """
-    for path in [
-        name.rpartition(".")[0] for name in plan.keep if name.endswith(("in_proj_weight", "q_proj_weight"))
-    ]:
-        module = model.get_submodule(path)
-        if isinstance(module, nn.MultiheadAttention) and _heads_leave(structure, path, alive):
-            plan = _fewer_heads(structure, model, path, alive, plan) or plan
-    return plan
-
-
-def _heads_leave(structure: Structure, path: str, alive: np.ndarray) -> bool:
-    """Whether rows of an attention layer's queries are removed."""
-    names = (f"{path}.in_proj_weight", f"{path}.q_proj_weight")
-    lines = [structure.slots.get((structure.trace.aliases.get(name, name), 0)) for name in names]
-    return any(line is not None and not bool(alive[line].all()) for line in lines)

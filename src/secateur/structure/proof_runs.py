@@ -1,0 +1,178 @@
+"""One run of a model for a proof: a copy in float64, an input, a mode; outputs or the error it raised.
+
+>>> import torch
+>>> from torch import nn
+>>> run(double_copy(nn.Linear(4, 2)), torch.ones(3, 4), "no_grad", torch.float64).outputs[0].dtype
+torch.float64
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.core.nested import map_tensors, tensors_in
+from secateur.core.out_of_memory import raise_if_out_of_memory
+from secateur.execution.calling import call
+from secateur.execution.devices import device_of
+from secateur.execution.example import Example, call_arguments
+from secateur.execution.fast_copy import copy_module
+from secateur.structure.cut.plan import ShrinkPlan, cut_tensor
+from secateur.structure.depthwise import depthwise_sums
+
+__all__ = ["ModelRun", "double_copy", "random_fills", "run"]
+
+
+@dataclass
+class ModelRun:
+    """The result of a model for one input in one mode: outputs, or the error it raised; and in how many graphs.
+
+    `selected` names the operators whose choice was given to both models, where their own could not be compared.
+    """
+
+    outputs: list[torch.Tensor] = field(default_factory=list)
+    error: Exception | None = None
+    graphs: int = 0
+    selected: tuple[str, ...] = ()
+
+
+@torch.no_grad()
+def double_copy(
+    model: nn.Module,
+    masks: Mapping[str, torch.Tensor] | None = None,
+    dtype: torch.dtype = torch.float64,
+    fill: Mapping[str, torch.Tensor] | None = None,
+) -> nn.Module:
+    """A copy in another precision and evaluation mode. The weights are converted on the way, not copied twice.
+
+    Args:
+        model: The model; it is not changed.
+        masks: The masks to apply, by parameter name.
+        dtype: The precision.
+        fill: Values to use in place of a parameter's own, by name.
+
+    Returns:
+        The copy. Its parameters ask for gradients as those of the model do.
+    """
+    memo: dict[int, Any] = {}
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, tensor in named:
+        mask = None if masks is None else masks.get(name)
+        if id(tensor) not in memo:
+            value = tensor.detach() if fill is None or name not in fill else fill[name]
+            value = value.to(dtype) if value.is_floating_point() else value.clone()
+            if value.data_ptr() == tensor.data_ptr():
+                value = value.clone()
+            asks = tensor.requires_grad and value.is_floating_point()
+            memo[id(tensor)] = nn.Parameter(value, asks) if isinstance(tensor, nn.Parameter) else value
+        if mask is not None:
+            memo[id(tensor)].data.masked_fill_(~mask.to(tensor.device), 0.0)
+    return copy_module(model, memo).eval().to(dtype)
+
+
+def random_fills(
+    model: nn.Module, masks: Mapping[str, torch.Tensor], plan: ShrinkPlan
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Random values for parameters that are all 0, masked; and the same, cut, for the shrunk model."""
+    generator = torch.Generator().manual_seed(0)
+    dense: dict[str, torch.Tensor] = {}
+    small: dict[str, torch.Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not bool(parameter.any()):
+            value = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(
+                parameter.device
+            )
+            if name in masks:
+                value = value * masks[name].to(parameter.device)
+            dense[name] = value
+            after = plan.name_after(name)
+            if after is not None:
+                small[after] = cut_tensor(value, plan.keep[after]) if after in plan.keep else value
+    return dense, small
+
+
+@contextmanager
+def _settings(dtype: torch.dtype, fast: bool) -> Iterator[None]:
+    """torch's default type, and whether its encoder layers take their fast path; the random state is restored."""
+    was = torch.backends.mha.get_fastpath_enabled()
+    state, default = torch.random.get_rng_state(), torch.get_default_dtype()
+    try:
+        torch.backends.mha.set_fastpath_enabled(was and fast)
+        torch.set_default_dtype(dtype)
+        yield
+    finally:
+        torch.set_default_dtype(default)
+        torch.random.set_rng_state(state)
+        torch.backends.mha.set_fastpath_enabled(was)
+
+
+def run(model: nn.Module, example: Example, mode: str, dtype: torch.dtype, fast: bool = True) -> ModelRun:
+    """Run a model on an input in a mode; an exception is part of the result."""
+    device = device_of(model)
+
+    def placed(tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.detach().to(device)
+        return tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone()
+
+    found = ModelRun()
+    with _settings(dtype, fast):
+        inputs = map_tensors(placed, example)
+        torch.manual_seed(0)
+        try:
+            outputs = _MODES[mode](model, inputs, found)
+        except Exception as error:
+            raise_if_out_of_memory(error)
+            found.error = error
+            return found
+    found.outputs = [tensor.detach() for tensor in tensors_in(outputs)]
+    return found
+
+
+def _eager(model: nn.Module, inputs: Example, found: ModelRun) -> object:
+    # Nothing is differentiated: tensors saved for a backward pass are freed at once.
+    dropping = torch.autograd.graph.saved_tensors_hooks(_dropped, _dropped)
+    with torch.enable_grad(), dropping, depthwise_sums(model):
+        return call(model, inputs)
+
+
+def _dropped(value: Any) -> Any:
+    return None
+
+
+def _no_grad(model: nn.Module, inputs: Example, found: ModelRun) -> object:
+    with torch.no_grad(), depthwise_sums(model):
+        return call(model, inputs)
+
+
+def _compiled(model: nn.Module, inputs: Example, found: ModelRun) -> object:
+    def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable[..., Any]:
+        found.graphs += 1
+        return graph.forward
+
+    torch.compiler.reset()
+    try:
+        with torch.no_grad():
+            return call(torch.compile(model, backend=backend), inputs)
+    finally:
+        torch.compiler.reset()
+
+
+def _exported(model: nn.Module, inputs: Example, found: ModelRun) -> object:
+    args, kwargs = call_arguments(inputs)
+    with torch.no_grad():
+        program = torch.export.export(model, tuple(args), kwargs)
+        torch.manual_seed(0)
+        return program.module()(*args, **kwargs)
+
+
+_MODES: dict[str, Callable[[nn.Module, Example, ModelRun], object]] = {
+    "eager": _eager,
+    "no_grad": _no_grad,
+    "compile": _compiled,
+    "export": _exported,
+}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -115,6 +117,66 @@ def test_zeros_stay_and_the_file_gives_the_same_model(tmp_path) -> None:
     assert torch.equal(loaded(images()[0]), shared.model(images()[0]))
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("assignments", ["fixed", "learnt"])
+def test_a_codebook_for_each_channel_comes_nearer_and_is_tuned(
+    masked: bool, assignments: Any, tmp_path
+) -> None:
+    torch.manual_seed(0)
+    dense, data = Net().eval(), images()
+    masks = sc.prune(dense, budget=0.4)
+    model = masks.apply(dense) if masked else dense
+    plain = sc.share(model, 2, per="channel")
+    tensor = sc.share(model, 2, data=data, options=ShareOptions(dense=dense))
+    found = sc.share(model, 2, data=data, per="channel", options=ShareOptions(dense=dense))
+    assert error(found.model, dense, data) < 0.7 * error(plain.model, dense, data)
+    assert error(found.model, dense, data) < error(tensor.model, dense, data)
+    options = ShareOptions(dense=dense, tune=sc.Tuning(passes=10, lr=0.02), assignments=assignments)
+    tuned = sc.share(model, 2, data=data, per="channel", options=options)
+    assert error(tuned.model, dense, data) < error(found.model, dense, data)
+    for shared in (found, tuned):
+        for name, book in shared.codebooks.items():
+            weight = shared.model.get_parameter(name)
+            assert torch.equal(weight, book.tensor())
+            assert book.axis == 0
+            for channel, row in enumerate(weight):
+                low, high = book.offsets[channel : channel + 2]
+                assert set(book.indices[channel].flatten().tolist()) <= set(range(low, high))
+                assert len(row[row != 0].unique()) <= 4
+            assert not masked or not bool(weight[~masks[name]].any())
+    sc.save(tuned.model, tmp_path / "channels.sct")
+    again = sc.load(tmp_path / "channels.sct", into=Net()).eval()
+    assert torch.equal(again(data[0]), tuned.model(data[0]))
+
+
+def test_layers_of_one_group_keep_one_list_of_values() -> None:
+    torch.manual_seed(0)
+    model, data = Net().eval(), images()
+    groups = [["conv", "deep"]]
+    plain = sc.share(model, 3, per=groups)
+    found = sc.share(model, 3, per=groups, data=data, options=ShareOptions(tune=3))
+    assert error(found.model, model, data) < 0.7 * error(plain.model, model, data)
+    one, two = (found.codebooks[f"{name}.weight"] for name in ("conv", "deep"))
+    assert one.group == two.group == "conv+deep"
+    assert torch.equal(one.values, plain.codebooks["conv.weight"].values)
+    assert torch.equal(one.values, two.values)
+    table = nn.Sequential(nn.Embedding(30, 8), nn.Linear(8, 4))
+    both = sc.share(table, 2, per="model", data=[torch.arange(30)[None]])
+    weights = [both.model.get_parameter(name).flatten() for name in both.codebooks]
+    assert len(torch.cat(weights).unique()) <= 4
+
+
+def test_channels_of_transposed_convolutions_lie_along_their_second_axis() -> None:
+    torch.manual_seed(0)
+    model = nn.ConvTranspose2d(4, 6, 3)
+    data = [torch.randn(8, 4, 5, 5)]
+    found = sc.share(model, 1, per="channel", data=data)
+    assert found.codebooks["weight"].axis == 1
+    assert all(len(found.model.weight[:, channel].unique()) <= 2 for channel in range(6))
+    with pytest.raises(OptionError, match="grouped transposed convolutions"):
+        sc.share(nn.ConvTranspose2d(4, 6, 3, groups=2), 1, per="channel", data=data)
+
+
 def test_uniform_steps_stay_uniform() -> None:
     torch.manual_seed(0)
     model = Net().eval()
@@ -205,7 +267,11 @@ def test_a_masked_table_keeps_its_zeros_and_one_without_influence_is_shared_plai
 
 def test_what_is_refused() -> None:
     model = Net().eval()
-    for wrong in ({"per": "channel"}, {"per": "model"}, {"method": "exact"}):
+    for wrong in (
+        {"per": "channel", "rate": 0.1},
+        {"per": "channel", "method": "uniform", "step": 0.1},
+        {"method": "exact"},
+    ):
         with pytest.raises(OptionError, match="share: "):
             sc.share(model, data=images(), **wrong)
     with pytest.raises(OptionError, match="dense and tune need data="):

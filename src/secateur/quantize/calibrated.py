@@ -16,18 +16,20 @@ tensor([1, 0])
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from torch import nn
 
+from secateur.compensation.calls import Convolution, Geometry, Linear
 from secateur.compensation.fitting import LayerProblem, Setting, Solution, fit
 from secateur.compensation.least_squares import solve
 from secateur.compensation.support import inverse
 from secateur.compensation.tuning import Tuning, tune
 from secateur.core.codebook import Codebook, index_dtype
+from secateur.errors import OptionError
 from secateur.execution.example import Batch
 from secateur.execution.undisturbed import undisturbed
 from secateur.quantize import Quantizer
@@ -114,14 +116,15 @@ def _tuned(
     tuning: Tuning,
     assignments: Assignments,
 ) -> dict[str, Codebook]:
-    """The codebooks with trained values; those of uniform steps are not changed."""
-    free = {name: book for name, book in solver.books.items() if book.step is None}
+    """The codebooks with trained values; those of uniform steps, and of several tensors, are not changed."""
+    free = {name: book for name, book in solver.books.items() if book.step is None and book.group is None}
     flags = {name: parameter.requires_grad for name, parameter in student.named_parameters()}
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(flags[name] and (parameter.dim() < 2 or name in free))
     parameters = dict(student.named_parameters())
-    shared: list[SharedWeight] = [
-        (parameters[name], book.values, book.indices, solver.masks.get(name)) for name, book in free.items()
+    shared = [
+        SharedWeight(parameters[name], book.indices, solver.masks.get(name), book.axis)
+        for name, book in free.items()
     ]
     values = LearntAssignments(shared) if assignments == "learnt" else FixedAssignments(shared)
     with torch.enable_grad():
@@ -133,7 +136,7 @@ def _tuned(
         if name not in free:
             continue
         if assignments == "learnt":
-            found[name] = _book_of(name, parameter.detach(), solver.masks.get(name))
+            found[name] = _book_of(name, parameter.detach(), solver.masks.get(name), free[name].axis)
         else:
             book = free[name]
             moved = torch.zeros_like(book.values)
@@ -142,8 +145,13 @@ def _tuned(
     return found
 
 
-def _book_of(name: str, weight: torch.Tensor, mask: torch.Tensor | None) -> Codebook:
-    """The codebook of a weight that has few distinct values; masked weights point at a 0.0 of their own."""
+def _book_of(name: str, weight: torch.Tensor, mask: torch.Tensor | None, axis: int | None = None) -> Codebook:
+    """The codebook of a weight that has few distinct values; masked weights point at a 0.0 of their own.
+
+    With an `axis`, one for each slice along it, end to end.
+    """
+    if axis is not None:
+        return _book_of_slices(name, weight, mask, axis)
     mask = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask.to(weight.device)
     used, flat = torch.unique(weight[mask], return_inverse=True)
     reserved = not bool(mask.all())
@@ -151,6 +159,31 @@ def _book_of(name: str, weight: torch.Tensor, mask: torch.Tensor | None) -> Code
     spread = torch.zeros(weight.shape, dtype=torch.long, device=mask.device)
     spread[mask] = flat + (1 if reserved else 0)
     return Codebook(name, held, spread.to(index_dtype(held.numel())), reserved=reserved)
+
+
+def _book_of_slices(name: str, weight: torch.Tensor, mask: torch.Tensor | None, axis: int) -> Codebook:
+    """One codebook for each slice of a weight; every one has a 0.0 for masked weights, or none has."""
+    whole = mask is None or bool(mask.all())
+    slices = weight.movedim(axis, 0)
+    masks = [None] * len(slices) if mask is None else mask.to(weight.device).movedim(axis, 0)
+    values, parts, offsets = [], [], [0]
+    for one, stays in zip(slices, masks, strict=True):
+        book = _book_of(name, one, None if whole else stays)
+        indices, held = book.indices.long(), book.values
+        if not whole and not book.reserved:  # nothing is masked in this slice
+            held, indices = torch.cat([held.new_zeros(1), held]), indices + 1
+        values.append(held)
+        parts.append(indices + offsets[-1])
+        offsets.append(offsets[-1] + held.numel())
+    joined = torch.stack(parts).movedim(0, axis).contiguous()
+    return Codebook(
+        name,
+        torch.cat(values),
+        joined.to(index_dtype(offsets[-1])),
+        axis=axis,
+        offsets=tuple(offsets),
+        reserved=not whole,
+    )
 
 
 @dataclass
@@ -167,6 +200,10 @@ class CodebookSolver:
     """How many weights a layer has whose mean squared weight `rate` refers to; None: as many as each has itself. With
     one number for all layers, one bit costs the same share of the outputs' error in each."""
     seed: int = 0
+    per_channel: bool = False
+    """Whether each output channel has a codebook of its own."""
+    given: Mapping[str, Codebook] = field(default_factory=dict)
+    """Codebooks that several tensors have in common: their values stay as they are, only assignments are found."""
     damping: float = 0.01
     rounds: int = 6
     books: dict[str, Codebook] = field(default_factory=dict)
@@ -183,33 +220,72 @@ class CodebookSolver:
             indices = torch.zeros_like(layer.weight, dtype=torch.uint8)
             self.books[layer.name] = Codebook(layer.name, values, indices, reserved=True)
             return Solution(torch.zeros_like(layer.weight))
-        palette = self.finder.palette(layer.name, live, masked, self.seed)
-        values = torch.from_numpy(palette.values).to(best)
-        fixed = palette.step is not None
+        values, uniform = self._values(layer, best, live)
+        fixed = uniform[0] is not None or layer.name in self.given
         indices = fed_forward(quadratic, best, values, free)
         zero = bool(self.rate) and masked > 0 and not fixed
         price = None
         for _ in range(self.rounds):
             if self.rate:
-                price = self._prices(quadratic, best, indices, len(values), free, zero)
+                price = self._prices(quadratic, best, indices, values.shape[-1], free, zero)
             # One more candidate, 0.0: a weight there costs no more than a masked one.
             offered = torch.cat([values, values.new_zeros(1)]) if zero else values
             indices = descended(quadratic, indices, offered, free, price)
-            if fixed or len(values) > SOLVED_VALUES:
+            if fixed or values.shape[-1] > SOLVED_VALUES:
                 continue
-            values = solved_values(quadratic, indices, values, free & (indices < len(values)))
-        free = free & (indices < len(values))
+            values = solved_values(quadratic, indices, values, free & (indices < values.shape[-1]))
+        free = free & (indices < values.shape[-1])
         if zero:
             self.masks[layer.name] = layer.geometry.weight(free, layer.weight.shape)
-        book = book_of(
-            layer.name,
-            layer.geometry.weight(indices.masked_fill(~free, 0), layer.weight.shape),
-            values.to(layer.weight.dtype),
-            self.masks.get(layer.name, layer.mask),
-            (palette.step, palette.low),
-        )
-        self.books[layer.name] = book
+        self.books[layer.name] = book = self._book(layer, indices.masked_fill(~free, 0), values, uniform)
         return Solution(book.tensor())
+
+    def _values(
+        self, layer: LayerProblem, best: torch.Tensor, live: torch.Tensor
+    ) -> tuple[torch.Tensor, tuple[float | None, int]]:
+        """The values to begin with, ascending: [values], or [groups, outputs, values] of each channel; and their step
+        and lowest multiple, where they are in uniform steps.
+        """
+        masked = layer.mask.numel() - live.numel()
+        if layer.name in self.given:
+            book = self.given[layer.name]
+            return book.values[1 if book.reserved else 0 :].to(best), (book.step, book.low)
+        if not self.per_channel:
+            palette = self.finder.palette(layer.name, live, masked, self.seed)
+            return torch.from_numpy(palette.values).to(best), (palette.step, palette.low)
+        _out_axis(layer)
+        rows: list[torch.Tensor] = []
+        for group in range(best.shape[0]):
+            for output in range(best.shape[2]):
+                kept = best[group, layer.keep[group, :, output], output].to(layer.weight.dtype)
+                name = f"{layer.name}[channel {len(rows)}]"
+                masked = best.shape[1] - kept.numel()
+                found = self.finder.palette(name, kept, masked, self.seed).values if kept.numel() else [0.0]
+                rows.append(torch.as_tensor(found).to(best))
+        most = max(len(row) for row in rows)
+        padded = torch.stack([torch.cat([row, row[-1:].expand(most - len(row))]) for row in rows])
+        return padded.reshape(best.shape[0], best.shape[2], most), (None, 0)
+
+    def _book(
+        self,
+        layer: LayerProblem,
+        indices: torch.Tensor,
+        values: torch.Tensor,
+        uniform: tuple[float | None, int],
+    ) -> Codebook:
+        """The codebook of a layer from its indices as [groups, features, outputs]."""
+        mask, shape = self.masks.get(layer.name, layer.mask), layer.weight.shape
+        if self.per_channel:
+            weight = layer.geometry.weight(taken(values, indices), shape).to(layer.weight.dtype)
+            return _book_of(layer.name, weight * mask, mask, _out_axis(layer))
+        placed = layer.geometry.weight(indices, shape)
+        if layer.name in self.given and uniform[0] is None:
+            book = self.given[layer.name]
+            held = placed + 1 if book.reserved else placed
+            held = held.masked_fill(~mask, 0) if book.reserved else held
+            return replace(book, indices=held.to(book.indices.dtype))
+        book = book_of(layer.name, placed, values.to(layer.weight.dtype), mask, uniform)
+        return replace(book, group=self.given[layer.name].group) if layer.name in self.given else book
 
     def _least_squares(self, layer: LayerProblem) -> tuple[torch.Tensor, Quadratic]:
         """The best weights with any value, and the error as a function of the weights, with a small ridge towards
@@ -273,9 +349,39 @@ def book_of(
     return Codebook(name, values, held.to(index_dtype(values.numel())), step, low)
 
 
+def _out_axis(layer: LayerProblem) -> int:
+    """The axis of a weight along which its output channels lie."""
+    geometry: Geometry = layer.geometry
+    if isinstance(geometry, Linear):
+        return 1 if geometry.transposed else 0
+    if isinstance(geometry, Convolution) and geometry.spread is not None:
+        if geometry.groups > 1:
+            raise OptionError(
+                f"{layer.name}: per='channel' with data= is not for grouped transposed convolutions, whose groups "
+                "share an axis; leave it out with skip=, or share it per='tensor'"
+            )
+        return 1
+    return 0
+
+
 def _nearest(wanted: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """The index of the nearest of ascending values; the lower one half way between."""
-    return torch.bucketize(wanted, (values[1:] + values[:-1]) / 2)
+    """The index of the nearest of ascending values; the lower one half way between.
+
+    `values` is one list for all, or has one for each element of `wanted`, along its last axis.
+    """
+    cuts = (values[..., 1:] + values[..., :-1]) / 2
+    if values.dim() == 1:
+        return torch.bucketize(wanted, cuts)
+    return torch.searchsorted(cuts.contiguous(), wanted[..., None])[..., 0]
+
+
+def taken(values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """The values at indices [groups, features, outputs]: of one list, or of [groups, outputs, values].
+
+    >>> taken(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.tensor([[[0, 1], [1, 1]]])).tolist()
+    [[[1.0, 4.0], [2.0, 4.0]]]
+    """
+    return values[indices] if values.dim() == 1 else values.mT.gather(1, indices)
 
 
 def fed_forward(
@@ -291,11 +397,13 @@ def fed_forward(
         weights, held = best[group][order].clone(), free[group][order]
         indices = torch.empty_like(weights, dtype=torch.long)
         errors = torch.empty_like(weights)
+        own = values if values.dim() == 1 else values[group]
         for start in range(0, len(order), _TOGETHER):
             stop = min(start + _TOGETHER, len(order))
             for at in range(start, stop):
-                indices[at] = _nearest(weights[at].contiguous(), values)
-                off = weights[at] - torch.where(held[at], values[indices[at]], 0.0)
+                indices[at] = _nearest(weights[at].contiguous(), own)
+                now = taken(values if own is values else own[None], indices[None, at : at + 1])[0, 0]
+                off = weights[at] - torch.where(held[at], now, 0.0)
                 errors[at] = off / factor[at, at]
                 weights[at + 1 : stop] -= factor[at, at + 1 : stop, None] * errors[at]
             weights[stop:] -= factor[start:stop, stop:].mT @ errors[start:stop]
@@ -312,7 +420,7 @@ def descended(
 ) -> torch.Tensor:
     """One sweep over the features: each weight to the value of least error and price, given all others."""
     hessian = quadratic.hessian
-    weights = torch.where(free, values[indices], 0.0)
+    weights = torch.where(free, taken(values, indices), 0.0)
     slope = hessian @ weights - quadratic.goal
     found, moved = indices.clone(), torch.zeros_like(weights)
     features = hessian.shape[1]
@@ -325,7 +433,7 @@ def descended(
                 new = _nearest(wanted.contiguous(), values)
             else:
                 new = (bend[:, :, None] * (wanted[:, :, None] - values).square() + price).argmin(2)
-            now = torch.where(free[:, at], values[new], 0.0)
+            now = torch.where(free[:, at], taken(values, new[:, None])[:, 0], 0.0)
             moved[:, at] = now - weights[:, at]
             slope[:, at + 1 : stop] += hessian[:, at + 1 : stop, at, None] * moved[:, at, None, :]
             found[:, at] = new
@@ -337,19 +445,27 @@ def solved_values(
     quadratic: Quadratic, indices: torch.Tensor, values: torch.Tensor, free: torch.Tensor
 ) -> torch.Tensor:
     """The values of least error for an assignment, ascending as before; the present ones if that fails."""
-    count = len(values)
-    square = values.new_zeros(count, count)
-    right = values.new_zeros(count)
+    count = values.shape[-1]
+    alone = values.dim() == 1  # one list for all outputs: sums run over them too
+    square = values.new_zeros(*values.shape, count)
+    right = values.new_zeros(values.shape)
     places = [((indices == value) & free).to(values.dtype) for value in range(count)]
+
+    def summed(products: torch.Tensor) -> torch.Tensor:
+        return products.sum() if alone else products.sum(1)
+
     for value in range(count):
         pushed = quadratic.hessian @ places[value]
-        right[value] = (places[value] * quadratic.goal).sum()
+        right[..., value] = summed(places[value] * quadratic.goal)
         for other in range(value + 1):
-            square[value, other] = square[other, value] = (places[other] * pushed).sum()
-    level = square.diagonal().mean().clamp_min(1e-30)
-    unused = square.diagonal() == 0
-    square += torch.diag(torch.where(unused, level, 1e-9 * level))
+            found = summed(places[other] * pushed)
+            square[..., value, other] = square[..., other, value] = found
+    diagonal = square.diagonal(dim1=-2, dim2=-1)
+    level = diagonal.mean(-1, keepdim=True).clamp_min(1e-30)
+    unused = diagonal == 0
+    square = square + torch.diag_embed(torch.where(unused, level, 1e-9 * level))
     right = torch.where(unused, level * values, right + 1e-9 * level * values)
-    new, failed = torch.linalg.solve_ex(square, right)
-    ordered = bool((new[1:] >= new[:-1]).all()) and bool(torch.isfinite(new).all())
-    return new if not bool(failed) and ordered else values
+    new, failed = torch.linalg.solve_ex(square, right[..., None])
+    new = new[..., 0]
+    good = (new[..., 1:] >= new[..., :-1]).all(-1) & torch.isfinite(new).all(-1) & (failed == 0)
+    return torch.where(good[..., None], new, values)

@@ -118,10 +118,11 @@ def share(
             (`quantize.Prices`). Where a tensor has masked weights, more may become zero: see `Shared.masks`.
         data: A few hundred inputs or more, without labels, in batches: then the error of each layer's outputs on them
             is minimised, not that of its weights. Biases and the running means of batch norm follow, so `Shared.model`
-            differs in more than its codebooks. Each tensor has its own codebook; `rate` counts the bits of each value
-            by how often it occurs, and errors as shares of a layer's outputs: it is the cost of a bit in a layer with
-            as many weights as the mean of all. Embedding tables are rounded by the error of the model's outputs,
-            read from gradients; other tensors that do not belong to a layer are shared as without data.
+            differs in more than its codebooks. The values of a codebook for several tensors are found as without data,
+            and only assigned by the outputs; with "channel", tables keep one codebook each. `rate` counts the bits of
+            each value by how often it occurs, and errors as shares of a layer's outputs: it is the cost of a bit in a
+            layer with as many weights as the mean of all. Embedding tables are rounded by the error of the model's
+            outputs, read from gradients; other tensors that do not belong to a layer are shared as without data.
         options: Which tensors are shared, and the rest.
         **method_options: Options of the method, such as `start="linear"` of K-means or `step=0.01` of uniform.
 
@@ -192,8 +193,10 @@ def _share_on_data(
     options: ShareOptions,
 ) -> Shared:
     """Sharing by the error of outputs; tensors other than weights of layers are shared first, as without data."""
-    if plan.per_channel or any(len(members) > 1 for _, members in plan.groups):
-        raise OptionError("share: with data=, each tensor has its own codebook; leave per= at 'tensor'")
+    if plan.per_channel and rate:
+        raise OptionError("share: rate is for per='tensor' and groups; leave it out with per='channel'")
+    if plan.per_channel and plan.method.holds_zero:
+        raise OptionError("share: per='channel' is for K-means; share uniform steps per='tensor'")
     if options.importance:
         raise OptionError("share: importance is what data= finds by itself; give one of the two")
     if isinstance(plan.method, quantize.registry.get("exact")):
@@ -201,28 +204,33 @@ def _share_on_data(
     named = dict(model.named_parameters(remove_duplicate=False))
     layers = frozenset(t.name for t in plan.targets if t.kind not in ("embedding", "parameter"))
     student = copy.deepcopy(model)
-    books = {}
-
     dense = model if options.dense is None else check_dense(model, options.dense)
     batches = read_all("share", data, dense)
     tuning = as_tuning(options.tune)
+    given = {
+        name: book
+        for label, members in plan.groups
+        if len(members) > 1
+        for name, book in codebook_of_group(plan.method, label, members, named, kept, options.seed).items()
+    }
+    books = {name: book for name, book in given.items() if name not in layers}
+    others = [t.name for t in plan.targets if t.name not in layers and t.name not in books]
+    curved = curvatures(dense, batches, others, tuning, options.seed) if others else {}
+    for name, curvature in curved.items():
+        weight = named[name].detach()
+        books[name] = table_codebook(plan.method, name, weight, kept.get(name), curvature, options.seed)
 
     def plainly(names: Iterable[str]) -> None:
         for name in names:
             member = next(target for target in plan.targets if target.name == name)
             books.update(codebook_of_group(plan.method, name, [member], named, kept, options.seed))
-            student.get_parameter(name).data.copy_(books[name].tensor())
 
-    others = [target.name for target in plan.targets if target.name not in layers]
-    curved = curvatures(dense, batches, others, tuning, options.seed) if others else {}
-    for name, curvature in curved.items():
-        weight = named[name].detach()
-        books[name] = table_codebook(plan.method, name, weight, kept.get(name), curvature, options.seed)
-        student.get_parameter(name).data.copy_(books[name].tensor())
-    plainly(name for name in others if name not in books)
+    plainly([name for name in others if name not in books])
+    for name, book in books.items():
+        student.get_parameter(name).data.copy_(book.tensor())
     sizes = [int(kept[name].sum()) if name in kept else named[name].numel() for name in layers]
     typical = sum(sizes) / max(1, len(sizes))
-    solver = CodebookSolver(plan.method, dict(kept), rate, typical, options.seed)
+    solver = CodebookSolver(plan.method, dict(kept), rate, typical, options.seed, plan.per_channel, given)
     books.update(calibrated(student, dense, data, batches, solver, layers, tuning, options.assignments))
     plainly([target.name for target in plan.targets if target.name not in books])
     books = {target.name: books[target.name] for target in plan.targets}

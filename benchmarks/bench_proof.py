@@ -3,8 +3,8 @@
     python benchmarks/bench_proof.py                   # all of them
     python benchmarks/bench_proof.py swin_v2_s         # models of the zoo, by name
 
-`prune` comes before, and its trial finds the repairs that `shrink` needs; its time stands beside. Goal: `shrink` takes
-at most five times the forward and three seconds.
+`prune` comes before, and its trial finds the repairs that `shrink` needs; its time stands beside. Forward and `shrink`
+are the faster of two runs. Goal: `shrink` takes at most five times the forward and three seconds.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def run(entry: Entry) -> str:
     prune = seconds(
         lambda: found.append(sc.prune(model, "l2", "channel", 0.5, example=example, options=options))
     )
-    shrink = seconds(lambda: sc.shrink(model, found[0], example))
+    shrink = min(seconds(lambda: sc.shrink(model, found[0], example)) for _ in range(2))
     goal = _TIMES * forward + _MORE
     met = "met" if shrink <= goal else "missed"
     detail = f"{shrink:.2f} s of at most {goal:.2f} s"

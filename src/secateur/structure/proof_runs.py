@@ -21,7 +21,7 @@ from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.execution.calling import call
 from secateur.execution.devices import device_of
 from secateur.execution.example import Example, call_arguments
-from secateur.execution.fast_copy import copy_module
+from secateur.execution.fast_copy import collector_paused, copy_module
 from secateur.structure.cut.plan import ShrinkPlan, cut_tensor
 from secateur.structure.depthwise import depthwise_sums
 
@@ -42,6 +42,7 @@ class ModelRun:
 
 
 @torch.no_grad()
+@collector_paused()
 def double_copy(
     model: nn.Module,
     masks: Mapping[str, torch.Tensor] | None = None,

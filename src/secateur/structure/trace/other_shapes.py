@@ -14,6 +14,7 @@ that token ids and their mask, or height and width, stay consistent.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,6 +23,7 @@ from torch import nn
 
 from secateur.core.nested import map_tensors, tensors_in
 from secateur.execution.example import Example
+from secateur.execution.fast_copy import collector_paused
 from secateur.structure.trace.calls import FunctionCall
 from secateur.structure.trace.trace import trace
 
@@ -65,6 +67,12 @@ def other_shapes(model: nn.Module, example: Example, mode: str = "meta") -> list
     Returns:
         The accepted examples; an empty list for a model that takes one shape only.
     """
+    # Tensors on meta hold no memory that the collector could free.
+    with collector_paused() if mode == "meta" else nullcontext():
+        return _accepted(model, example, mode)
+
+
+def _accepted(model: nn.Module, example: Example, mode: str) -> list[OtherShape]:
     found = []
     for axes, sizes in _sizes(example)[:_MOST_SIZES]:
         for attempts in _other_sizes(example, axes, sizes):

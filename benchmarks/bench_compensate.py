@@ -213,6 +213,12 @@ class Innermost:
             yield batch.contiguous(memory_format=torch.channels_last)
 
 
+VERSIONS = 3
+"""How often the sentences of MiniLM are recombined for least squares."""
+PASSES = 10
+"""Passes of tuning over them."""
+
+
 class MiniLM:
     """Sentence embeddings: mean of the last hidden states over the tokens, normalised."""
 
@@ -258,28 +264,55 @@ class MiniLM:
     def task(self, what: str, prototype: str, goal: float, make: Callable[[], nn.Module]) -> Task:
         return Task(f"MiniLM, {what}", lambda: [self.cosine(what, prototype, goal, make)])
 
-    def sparse(self, budget: object, tuned: bool) -> nn.Module:
-        """Masks by Wanda, weights solved anew, and where wanted tuned on the sentences put together anew."""
+    def texts(self) -> sc.RecombinedTokens:
+        """The 200 sentences, and three times their spans in another order, a fifth of the tokens any of the vocabulary:
+        all text there is.
+        """
+        words = (1000, self.dense.config.vocab_size - 1)
+        return sc.RecombinedTokens(
+            self.calibration, tokens=2000, replace=0.2, vocabulary=words, versions=VERSIONS
+        )
+
+    def sparse(self, budget: object, passes: int = PASSES) -> nn.Module:
+        """Masks by Wanda, weights solved anew, and where wanted tuned."""
         layers = sc.PruneOptions(only=["encoder"])
         masks = sc.prune(self.dense, "wanda", budget=budget, data=self.calibration, options=layers)
-        solver = sc.LeastSquares(damping=0.01, reselect=not isinstance(budget, sc.budget.NOfM))
-        tune = self.tuning() if tuned else None
-        texts = sc.RecombinedTokens(self.calibration)
-        return sc.compensate(self.dense, masks, texts, solver=solver, skip="pooler", tune=tune).model
+        solver = sc.LeastSquares(damping=0.01, reselect=True)
+        tune = tuning(passes) if passes else None
+        return sc.compensate(self.dense, masks, self.texts(), solver=solver, skip="pooler", tune=tune).model
 
-    def tuning(self) -> sc.Tuning:
-        return sc.Tuning(passes=PASSES, lr=0.002, precision="bf16", compare=states_and_embedding)
+    def shared(self, bits: int, table: int) -> nn.Module:
+        """The embedding tables with `table` bits, all other weights with `bits`."""
+        tables = sc.ShareOptions(only="embeddings")
+        model = sc.share(self.dense, bits=table, data=self.calibration, options=tables).model
+        options = sc.ShareOptions(
+            skip="embeddings", dense=self.dense, tune=tuning(PASSES) if PASSES else None
+        )
+        return sc.share(model, bits=bits, data=self.texts(), options=options).model
+
+    def packed(self, bits: int, table: int, goal: float) -> list[Line]:
+        """The cosine, and the file's bytes."""
+        kept: list[nn.Module] = []
+
+        def make() -> nn.Module:
+            kept.append(self.shared(bits, table))
+            return kept[0]
+
+        prototype = {4: "0.952", 3: "0.823"}[bits]
+        what = f"{bits} bits, tables {table}"
+        lines = [self.cosine(what, prototype, goal, make)]
+        with tempfile.TemporaryDirectory() as folder:
+            size = sc.save(kept[0], Path(folder) / "small.sct").size
+        dense = sum(t.numel() * t.element_size() for t in self.dense.state_dict().values())
+        ratio = Line(f"MiniLM, {what}: dense bytes / .sct", dense / size, "", -math.inf, 0, higher=True)
+        return [*lines, shown(ratio)]
 
     def tasks(self) -> Iterator[Task]:
-        def shared(bits: int) -> nn.Module:
-            options, texts = sc.ShareOptions(tune=self.tuning()), sc.RecombinedTokens(self.calibration)
-            return sc.share(self.dense, bits=bits, data=texts, options=options).model
-
-        yield self.task("50 %", "0.928", 0.975, lambda: self.sparse(0.5, True))
-        yield self.task("70 %", "0.77", 0.90, lambda: self.sparse(0.7, True))
-        yield self.task("2:4", "", 0.95, lambda: self.sparse(sc.budget.NOfM(2, 4), True))
-        yield self.task("4 bits", "0.952", 0.995, lambda: shared(4))
-        yield self.task("3 bits", "0.823", 0.98, lambda: shared(3))
+        yield self.task("50 %", "0.928", 0.975, lambda: self.sparse(0.5))
+        yield self.task("70 %", "0.77", 0.90, lambda: self.sparse(0.7))
+        yield self.task("2:4", "", 0.95, lambda: self.sparse(sc.budget.NOfM(2, 4)))
+        for bits, table, goal in ((4, 5, 0.995), (3, 4, 0.98)):
+            yield Task(f"MiniLM, {bits} bits", partial(self.packed, bits, table, goal))
 
     def peers(self) -> Iterator[Task]:
         """The same layers at the same sparsity by SparseGPT and Wanda; the goal of ours is the better of the two."""
@@ -302,18 +335,19 @@ class MiniLM:
             prune = partial(method, sparsity=sparsity, pattern=pattern)
 
             def make(prune: Prune = prune) -> nn.Module:
-                return block_by_block(self.dense, "encoder.layer", self.calibration, prune)
+                return block_by_block(self.dense, "encoder.layer", list(self.texts()), prune)
 
             found.append(self.cosine(f"{what} by {name}", "", -math.inf, make))
         best = max(line.ours for line in found)
         ours = self.cosine(
-            f"{what}, least squares alone", f"{best:.3f}", best, lambda: self.sparse(budget, False)
+            f"{what}, least squares alone", f"{best:.3f}", best, lambda: self.sparse(budget, 0)
         )
         return [*found, ours]
 
 
-PASSES = 10
-"""Passes of tuning over the sentences."""
+def tuning(passes: int) -> sc.Tuning:
+    """How MiniLM is tuned."""
+    return sc.Tuning(passes=passes, lr=0.001, precision="bf16", compare=states_and_embedding)
 
 
 def states_and_embedding(output: Any, inputs: Any) -> list[torch.Tensor]:

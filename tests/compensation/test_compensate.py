@@ -257,6 +257,24 @@ def test_a_better_support_of_the_same_size_is_found() -> None:
     assert sc.compensate(model, whole, data, solver=LeastSquares(reselect=True)).masks == whole
 
 
+def test_a_better_support_keeps_two_of_four_inputs_in_linear_layers_and_convolutions() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.Flatten(), nn.Linear(128, 8)
+    ).eval()
+    data = [torch.randn(256, 3, 8, 2) @ torch.randn(2, 8) + 0.1 * torch.randn(256, 3, 8, 8)]
+    masks = sc.prune(model, budget=sc.budget.NOfM(2, 4), options=sc.PruneOptions(only=["2", "4"]))
+    given = sc.compensate(model, masks, data)
+    chosen = sc.compensate(model, masks, data, solver=LeastSquares(reselect=True))
+    assert error(model, chosen.model, data) < 0.8 * error(model, given.model, data)
+    for name in ("2.weight", "4.weight"):
+        mask = chosen.masks[name]
+        assert not torch.equal(mask, masks[name])
+        fours = mask.reshape(mask.shape[0], mask.shape[1] // 4, 4, -1).sum(2)
+        assert bool((fours == 2).all())
+        assert not bool(chosen.model.get_parameter(name)[~mask].any())
+
+
 def test_layers_before_the_first_mask_keep_their_bits_and_the_rest_follows() -> None:
     torch.manual_seed(0)
     model = Residual().eval()

@@ -45,6 +45,29 @@ def test_one_seed_gives_the_same_batches() -> None:
     assert second(3) == second(3) != second(4)
 
 
+def test_the_first_pass_has_as_many_versions_as_asked_for_and_later_passes_differ_from_them() -> None:
+    found = texts(versions=2)
+    first, second = list(found), list(found)
+    assert first[0]["input_ids"].shape == (4, 12)
+    inner = torch.cat([batch["input_ids"][:, 1:-1].flatten() for batch in first[1:]]).tolist()
+    assert sorted(inner) == sorted(2 * [*range(10, 16), *range(20, 27), *range(30, 38), *range(40, 49)])
+    seen = [batch["input_ids"].tolist() for batch in first]
+    assert all(batch["input_ids"].tolist() not in seen for batch in second)
+
+
+def test_tokens_are_replaced_within_the_vocabulary_in_recombined_sequences_alone() -> None:
+    found = texts(replace=0.5, vocabulary=(16, 99))
+    first, second = list(found), list(found)
+    assert first[0]["input_ids"].tolist() == next(iter(texts()))["input_ids"].tolist()
+    inner = torch.cat([batch["input_ids"][:, 1:-1].flatten() for batch in second]).tolist()
+    assert all(inner.count(token) == 1 for token in range(10, 16))  # below the vocabulary: each stays
+    words = [token for token in inner if token >= 16]
+    assert len(words) == 24
+    assert set(words) <= set(range(16, 100))
+    new = sum(token not in range(20, 49) for token in words)
+    assert 3 <= new <= 15  # about half of them drawn, of those two thirds outside the sentences' own
+
+
 def test_what_is_refused() -> None:
     ids = torch.tensor([[1, 2], [1, 2]])
     with pytest.raises(DataError, match="no sequence holds a token beside its first and its last"):
@@ -53,3 +76,12 @@ def test_what_is_refused() -> None:
         sc.RecombinedTokens([{"tokens": ids}])
     with pytest.raises(OptionError, match="span of RecombinedTokens: expected the shortest and the longest"):
         sc.RecombinedTokens([{"input_ids": ids}], span=(5, 4))
+    batch = {"input_ids": torch.tensor([[1, 5, 2], [1, 6, 2]])}
+    with pytest.raises(OptionError, match="replace of RecombinedTokens: expected a share"):
+        sc.RecombinedTokens([batch], replace=1.5, vocabulary=(3, 9))
+    with pytest.raises(
+        OptionError, match="vocabulary of RecombinedTokens: expected the lowest and the highest"
+    ):
+        sc.RecombinedTokens([batch], replace=0.1)
+    with pytest.raises(OptionError, match="versions of RecombinedTokens: expected a whole number"):
+        sc.RecombinedTokens([batch], versions=-1)

@@ -1,7 +1,9 @@
 """`RecombinedTokens`: token sequences cut into spans and put together in a new order in each pass of tuning.
 
-A few hundred sentences are soon learnt by heart by gradient steps. Spans of them in another order and at
-other positions are inputs of the same kind that the dense model can answer as well, and every pass brings new ones.
+A few hundred sentences are soon learnt by heart, by least squares as by gradient steps. Spans of them in another order
+and at other positions are inputs of the same kind that the dense model can answer as well, and every pass brings new
+ones. With `replace` some of their tokens are drawn from the whole vocabulary, most of which a few hundred sentences
+do not hold; with `versions` the first pass, on which layers are solved, has recombined sequences too.
 
 >>> import torch
 >>> ids = torch.tensor([[101, 7, 8, 9, 102], [101, 4, 5, 102, 0]])
@@ -11,6 +13,9 @@ other positions are inputs of the same kind that the dense model can answer as w
 True
 >>> {(int(row[0]), int(row[-1])) for batch in second for row in batch["input_ids"]}
 {(101, 102)}
+>>> texts = RecombinedTokens([{"input_ids": ids}], replace=0.5, vocabulary=(4, 99), versions=2)
+>>> len(list(texts)) > 2  # the sentences, and twice their spans
+True
 """
 
 from __future__ import annotations
@@ -36,11 +41,14 @@ class RecombinedTokens:
         span: the shortest and the longest piece that is cut out.
         length: the shortest and the longest sequence, first and last token included.
         tokens: tokens of one batch, at most; a batch has at least one sequence.
+        replace: the share of the tokens of recombined sequences in whose place one of `vocabulary` is drawn.
+        vocabulary: the lowest and the highest token that is replaced and drawn: special tokens lie outside.
+        versions: how often the first pass holds all tokens recombined, after the sentences themselves.
         seed: of all that is drawn.
 
     Raises:
         DataError: for batches without `input_ids`, or without a token beside the first and last.
-        OptionError: for lengths that are none.
+        OptionError: for lengths that are none, a share outside 0..1, or replacements without a vocabulary.
     """
 
     def __init__(
@@ -50,6 +58,9 @@ class RecombinedTokens:
         span: tuple[int, int] = (4, 40),
         length: tuple[int, int] = (12, 128),
         tokens: int = 1000,
+        replace: float = 0.0,
+        vocabulary: tuple[int, int] | None = None,
+        versions: int = 0,
         seed: int = 0,
     ):
         self._batches = [dict(batch) for batch in batches]
@@ -59,7 +70,19 @@ class RecombinedTokens:
                     f"{name} of RecombinedTokens: expected the shortest and the longest, at least "
                     f"{1 if name == 'span' else 3} and in order, got {(low, high)}"
                 )
+        if not 0 <= replace <= 1:
+            raise OptionError(f"replace of RecombinedTokens: expected a share from 0 to 1, got {replace!r}")
+        if replace and (vocabulary is None or not 0 <= vocabulary[0] <= vocabulary[1]):
+            raise OptionError(
+                "vocabulary of RecombinedTokens: expected the lowest and the highest token to draw in place of others, "
+                f"such as (1000, 30521), got {vocabulary!r}"
+            )
+        if isinstance(versions, bool) or not isinstance(versions, int) or versions < 0:
+            raise OptionError(
+                f"versions of RecombinedTokens: expected a whole number of at least 0, got {versions!r}"
+            )
         self._span, self._length, self._tokens, self._seed = span, length, tokens, seed
+        self._replace, self._vocabulary, self._versions = replace, vocabulary, versions
         sequences = self._sequences()
         self._first = _shared([int(ids[0]) for ids in sequences])
         self._last = _shared([int(ids[-1]) for ids in sequences])
@@ -86,11 +109,16 @@ class RecombinedTokens:
         return found
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        turn, self._passes = self._passes, self._passes + 1
-        if turn == 0:
+        first = self._passes == 0
+        turns = range(1, self._versions + 1) if first else [self._passes]
+        self._passes += 1 + (self._versions if first else 0)
+        if first:
             yield from self._batches
-            return
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + turn)
+        for turn in turns:
+            yield from self._recombined(torch.Generator().manual_seed(self._seed * 1_000_003 + turn))
+
+    def _recombined(self, generator: torch.Generator) -> Iterator[dict[str, torch.Tensor]]:
+        """All tokens once, in sequences of spans in a random order."""
         stream = self._stream(generator)
         ends = [token for token in (self._first, self._last) if token is not None]
         at = 0
@@ -118,7 +146,14 @@ class RecombinedTokens:
                 spans.append(text[at : at + size])
                 at += size
         order = torch.randperm(len(spans), generator=generator).tolist()
-        return torch.cat([spans[index] for index in order])
+        stream = torch.cat([spans[index] for index in order])
+        if not self._replace or self._vocabulary is None:
+            return stream
+        low, high = self._vocabulary
+        hit = torch.rand(stream.shape, generator=generator) < self._replace
+        hit = hit.to(stream.device) & (stream >= low) & (stream <= high)
+        drawn = torch.randint(low, high + 1, stream.shape, generator=generator).to(stream)
+        return torch.where(hit, drawn, stream)
 
 
 def _drawn(limits: tuple[int, int], generator: torch.Generator) -> int:

@@ -7,6 +7,7 @@ False
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -29,8 +30,9 @@ class LeastSquares:
         damping: the strength of the penalty on changes of the weights, as a share of the mean square of a layer's
             inputs.
         reselect: choose again which of a layer's weights remain, as many as its mask keeps, by alternating direction on
-            the inputs it now has, where that lowers the error. For masks of single weights: the patterns of kernels,
-            blocks and n:m are not kept; a mask of whole outputs or inputs is.
+            the inputs it now has, where that lowers the error. For masks of single weights: the patterns of kernels
+            and blocks are not kept; n:m along the inputs is, where m divides them, and so is a mask of whole outputs
+            or inputs.
         rounds: the most rounds of conjugate gradients, by which layers are solved that are too large to factor. The
             error falls in every round, most of it in the first ten.
 
@@ -85,17 +87,42 @@ class LeastSquares:
         """A support of the same size in every group."""
         problem = layer.problem
         dense = layer.geometry.matrix(layer.dense).to(problem.hessian.dtype)
+        taps = math.prod(getattr(layer.geometry, "size", ()))  # features of one input
         parts = [
             alternating_support(
                 problem.hessian[group],
                 problem.cross[group],
                 dense[group],
-                partial(largest, count=int(keep[group].sum())),
+                _choice(keep[group], taps),
                 max(self.damping, 1e-4),
             )
             for group in range(keep.shape[0])
         ]
         return torch.stack(parts)
+
+
+def _choice(keep: torch.Tensor, taps: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """How as many weights as a mask keeps are chosen: the largest, or the n largest of every m inputs.
+
+    >>> halves = torch.tensor([[True], [False], [False], [True]])
+    >>> _choice(halves, 1)(torch.tensor([[1.0], [2.0], [4.0], [3.0]])).flatten()
+    tensor([False,  True,  True, False])
+    """
+    inputs = keep.shape[0] // taps
+    for m in (2, 4, 8, 16):
+        if inputs % m == 0:
+            counts = keep.reshape(inputs // m, m, -1).sum(1)
+            n = int(counts[0, 0])
+            if 0 < n < m and bool((counts == n).all()):
+                return partial(_n_of_m, n=n, m=m, inputs=inputs)
+    return partial(largest, count=int(keep.sum()))
+
+
+def _n_of_m(magnitudes: torch.Tensor, n: int, m: int, inputs: int) -> torch.Tensor:
+    """The mask of the n largest of every m neighbouring inputs."""
+    grouped = magnitudes.reshape(inputs // m, m, -1)
+    chosen = torch.zeros_like(grouped, dtype=torch.bool)
+    return chosen.scatter_(1, grouped.topk(n, 1).indices, True).reshape(magnitudes.shape)
 
 
 def _of_lines(keep: torch.Tensor) -> bool:

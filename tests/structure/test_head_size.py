@@ -29,9 +29,9 @@ _SPEC.loader.exec_module(cases)
 class Attention(nn.Module):
     """As people write it: fused queries, keys and values, sizes worked out from the input."""
 
-    def __init__(self, how: str) -> None:
+    def __init__(self, how: str, heads: int = 4) -> None:
         super().__init__()
-        self.how, self.heads = how, 4
+        self.how, self.heads = how, heads
         self.qkv, self.out = nn.Linear(32, 96), nn.Linear(32, 32)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -212,3 +212,63 @@ def test_frequencies_in_a_configuration() -> None:
     assert "change with the length" in said(Config(), [nn.Module()], 1.0)
     Config.rope_parameters = None  # type: ignore[assignment]
     assert "no field for the rotary frequencies" in said(Config(), [nn.Module()], 1.0)
+
+
+class OneHead(nn.Module):
+    """Attention of one head, as image models write it: no axis of heads anywhere."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(16, 16) for _ in range(4))
+        self.fused = fused
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if self.fused:
+            return self.o(F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0])
+        return self.o(F.softmax(q @ k.transpose(-1, -2) / math.sqrt(k.size(-1)), -1) @ v)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_queries_and_keys_of_one_head_become_smaller(fused: bool) -> None:
+    torch.manual_seed(0)
+    model, x = OneHead(fused).eval(), torch.randn(2, 5, 16)
+    found = sc.explain(model, x, head_size=True)
+    assert [(row.name, row.count) for row in found.groups] == [("q", 16), ("v", 16)]
+    small = sc.shrink(model, sc.prune(model, "l1", "head_size", 0.5, example=x), x)
+    assert (small.model.q.out_features, small.model.k.out_features) == (8, 8)
+    assert small.proof.holds
+
+
+@pytest.mark.parametrize("how", ["fused", "multiplied", "divided"])
+def test_one_head_of_a_packed_layer_becomes_smaller(how: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), Attention(how, heads=1), nn.Linear(32, 5)).eval()
+    x = torch.randn(2, 9, 8)
+    small = sc.shrink(model, sc.prune(model, "l1", "head_size", 0.5, example=x), x)
+    assert small.model[1].qkv.out_features < 96
+    assert small.proof.holds
+
+
+def test_explain_says_what_keeps_queries_and_keys_of_one_head_whole() -> None:
+    found = sc.explain(OneHead(fused=False).eval(), torch.randn(2, 5, 16))
+    row = next(lock for lock in found.locks if ("q.weight", 0) in lock.axes)
+    assert "granularity 'head_size' removes these positions" in row.reason
+    assert (row.operator, row.positions) == ("bmm", 64)
+    assert {name for name, _ in row.axes} == {"q.weight", "q.bias", "k.weight", "k.bias"}
+    assert found.prunable < 0.5  # queries and keys are not counted
+
+
+@pytest.mark.parametrize("name", sorted(cases.CASES))
+def test_explain_leaves_out_no_axis(name: str) -> None:
+    """Every axis of a parameter that the forward uses is in a group or in a row that says why it stays."""
+    case = cases.CASES[name]
+    torch.manual_seed(0)
+    model = case.build().eval()
+    found = sc.explain(model, case.example())
+    said = {(member[0], member[1]) for row in found.groups for member in row.members}
+    said |= {axis for row in found.locks for axis in row.axes}
+    for parameter, value in model.named_parameters():
+        if parameter not in found.untouched:
+            axes = {(parameter, axis) for axis, size in enumerate(value.shape[:2]) if size > 1}
+            assert axes <= said, parameter

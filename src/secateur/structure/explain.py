@@ -12,7 +12,7 @@ from secateur.errors import NothingToDoError, OptionError
 from secateur.structure.depth.blocks import NORMALISED, find_blocks
 from secateur.structure.explanation import Explanation, GroupRow, LayerRow, LockRow
 from secateur.structure.groups.couplings import Structure
-from secateur.structure.groups.grouping import Group
+from secateur.structure.groups.grouping import Group, marked
 from secateur.structure.groups.rules.conv import TAPS
 
 __all__ = ["cut_by_default", "default_names", "explained", "layer_names", "layer_rows", "own_weights"]
@@ -138,7 +138,7 @@ def layer_rows(model: nn.Module, example: object) -> tuple[LayerRow, ...]:
 
 def _prunable(structure: Structure, model: nn.Module) -> float:
     """The share of parameters with at least one axis that can be cut."""
-    classes = structure.classes
+    classes, grouped = structure.classes, _grouped(structure)
     total, free = 0, 0.0
     for name, parameter in model.named_parameters():
         total += parameter.numel()
@@ -148,13 +148,42 @@ def _prunable(structure: Structure, model: nn.Module) -> float:
         for axis in range(parameter.dim()):
             labels = structure.slots.get((name, axis))
             if labels is not None:
-                locked *= float((classes[labels] == 0).mean())
+                locked *= float((~grouped[classes[labels]]).mean())
         free += parameter.numel() * (1 - locked)
     return free / total if total else 0.0
 
 
+def _grouped(structure: Structure) -> np.ndarray:
+    """One flag per class of labels: whether a group has it."""
+    return marked(structure.labels.count, (group.classes for group in structure.groups))
+
+
+_MET = "summed over with another computed tensor; granularity 'head_size' removes these positions"
+_UNREAD = "no layer takes these positions in"
+
+
+def _unread_rows(structure: Structure) -> list[LockRow]:
+    """Parameter axes that are free, and in no group: no layer has the positions as its inputs."""
+    classes, grouped = structure.classes, _grouped(structure)
+    met = {int(each): op for labels, op in structure.follower.met for each in np.unique(classes[labels])}
+    use = {ref.name: op for op in reversed(structure.trace.ops) for ref in op.refs() if ref.name}
+    held: dict[tuple[str, str, str], dict[tuple[str, int], int]] = {}
+    for (name, axis), own in structure.slots.items():
+        if structure.trace.parameters[name].role != "parameter":
+            continue
+        free = classes[own]
+        free = free[(free > 0) & ~grouped[free]]
+        if not free.size:
+            continue
+        meeting = met.get(int(free[0]))
+        op = meeting or use.get(name)
+        key = (_MET if meeting else _UNREAD, op.name if op else "", op.path if op else "")
+        held.setdefault(key, {})[name, axis] = int(free.size)
+    return [LockRow(*key, sum(axes.values()), tuple(axes)) for key, axes in held.items()]
+
+
 def _lock_rows(structure: Structure) -> tuple[LockRow, ...]:
-    """Parameter axes that are locked, by the earliest reason that reached them."""
+    """Parameter axes that are locked, by the earliest reason that reached them, and those that no layer takes in."""
     labels = structure.labels
     linked = labels.without_locks()
     reason_of = np.full(labels.count, -1)
@@ -178,7 +207,5 @@ def _lock_rows(structure: Structure) -> tuple[LockRow, ...]:
                 else ("tied to an axis that is locked", "", "")
             )
             held.setdefault(key, {})[name, axis] = int(count)
-    return tuple(
-        LockRow(reason, operator, path, sum(axes.values()), tuple(axes))
-        for (reason, operator, path), axes in held.items()
-    )
+    rows = [LockRow(*key, sum(axes.values()), tuple(axes)) for key, axes in held.items()]
+    return (*rows, *_unread_rows(structure))

@@ -147,6 +147,7 @@ class Follower:
         self.emitted: list[np.ndarray] = []
         self.heads: list[np.ndarray] = []
         self.sizes: list[np.ndarray] = []
+        self.met: list[tuple[np.ndarray, Op]] = []
         self.counted: list[Counted] = []
         self.unmasked: set[tuple[str, int]] = set()
         self.crossed: list[tuple[str, str]] = []

@@ -8,7 +8,7 @@ from secateur.execution.operator_costs import FUSED_ATTENTION
 from secateur.structure.groups.labels import Field, Layout, squeezed
 from secateur.structure.groups.layout import drop_axes
 from secateur.structure.groups.rules import Follower, rule
-from secateur.structure.groups.rules.linear import note_heads, product
+from secateur.structure.groups.rules.linear import note_heads, note_met, product
 from secateur.structure.trace.trace import Op, TensorRef
 
 FUSED = ("_scaled_dot_product_attention_math", "scaled_dot_product_attention", *FUSED_ATTENTION)
@@ -29,6 +29,7 @@ def attention(f: Follower, op: Op) -> list[Layout]:
     if heads_q != heads_k:
         layouts[1:] = [_repeated(f, layout, heads_q // heads_k) for layout in layouts[1:]]
     lead = len(q.shape) - 2
+    note_met(f, op, q, lead + 1, k, lead + 1)
     if f.labels.sizes and op.name != "_scaled_dot_product_attention_math":
         layouts[2] = _as_wide(f, layouts, lead + 1)
     n, m, d, e = q.shape[-2], k.shape[-2], q.shape[-1], v.shape[-1]

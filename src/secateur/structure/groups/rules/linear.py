@@ -44,10 +44,30 @@ def note_heads(f: Follower, result: Layout, axes: Sequence[int]) -> None:
             f.heads.append(field.labels.reshape(-1))
 
 
+def note_met(f: Follower, op: Op, x: TensorRef, x_axis: int, y: TensorRef, y_axis: int) -> None:
+    """Remember positions of two computed tensors that a product sums over, such as queries and keys of one head.
+
+    No layer takes them in. Where heads become smaller they are removed, as those within several heads are.
+    """
+    fields = [f.of(x).at(x_axis), f.of(y).at(y_axis)]
+    if x.id in f.plain or y.id in f.plain:
+        return
+    if any(field is None or len(field.axes) > 1 for field in fields):
+        return
+    for field in fields:
+        assert field is not None
+        f.met.append((field.labels, op))
+        if f.labels.sizes:
+            f.sizes.append(field.labels)
+
+
 @rule("mm", "bmm", "mv", "dot")
 def matmul(f: Follower, op: Op) -> Layout:
     """The inner axes are tied and summed; batch axes are tied; the outer ones are kept."""
-    return _matmul(f, op.args[0], op.args[1])
+    x, y = op.args[:2]
+    if len(x.shape) == 3:
+        note_met(f, op, x, 2, y, 1)
+    return _matmul(f, x, y)
 
 
 def _matmul(f: Follower, x: TensorRef, y: TensorRef) -> Layout:
@@ -109,6 +129,8 @@ def add_matmul(f: Follower, op: Op) -> Layout:
     """A product, and a bias that goes with the outputs."""
     bias, x, y = op.args[:3]
     out = op.results()[0]
+    if len(x.shape) == 3:
+        note_met(f, op, x, 2, y, 1)
     result = _matmul(f, x, y)
     return add_bias(f, out, result, bias)
 

@@ -410,6 +410,7 @@ def errors(trial: Trial, kind: str, count: int, chance: random.Random) -> Table:
 
 
 KINDS = ("write", "fsync", "rename", "open", "sqlite", "RLIMIT_FSIZE", "MemoryError", "RLIMIT_AS")
+ALL = ("SIGKILL", *KINDS)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -418,6 +419,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--kills", type=int, default=200, help="how many kills")
     options.add_argument("--errors", type=int, default=204, help="how many I/O errors, in all kinds together")
     options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--only", nargs="+", choices=ALL, default=[*ALL], help="kinds; all unless given")
     given = options.parse_args(arguments)
     torch.set_num_threads(1)
     chance, tables = random.Random(given.seed), []
@@ -425,7 +427,7 @@ def main(arguments: list[str] | None = None) -> int:
         trial = Trial(Path(folder))
         print(f"a run that is left alone takes {trial.seconds:.2f} s", flush=True)
         print(HEAD, flush=True)
-        for kind in ("SIGKILL", *KINDS):
+        for kind in given.only:
             each = -(-given.errors // len(KINDS))
             table = (
                 kills(trial, given.kills, chance) if kind == "SIGKILL" else errors(trial, kind, each, chance)

@@ -73,6 +73,21 @@ def test_the_framed_sample_has_every_way_of_a_plane(framed: tuple[bytes, dict[st
     assert widths == {1, 2, 4, 8}
 
 
+@pytest.mark.parametrize("pad", [b"\0\0", b"\0\1", b"\x80" + bytes(3)])
+def test_a_pad_that_is_not_zero_is_refused(pad: bytes) -> None:
+    file = io.BytesIO()
+    writer = Writer(file)
+    writer.add(Entry("w", "F32", (2,)), b"12345678", sct.RAW, [b"12345678"])
+    writer._flush()
+    writer._section(sct.PAD, pad)
+    writer.finish()
+    if not any(pad):
+        assert hostile.read(file.getvalue()) == {"w": b"12345678"}
+        return
+    with pytest.raises(FormatError, match="expected zeros in a pad section, found other bytes"):
+        Archive(io.BytesIO(file.getvalue()))
+
+
 def test_every_flipped_bit_is_found(honest: tuple[bytes, dict[str, bytes]]) -> None:
     data, _ = honest
     for at in range(len(data)):

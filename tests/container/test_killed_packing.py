@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -17,6 +18,7 @@ from secateur.container.frame import Archive
 from secateur.container.pack import pack, unpack
 from secateur.container.resuming import ResumableJob, fingerprint_of_file, resumable
 from secateur.core.json_text import Json
+from secateur.errors import OptionError
 
 PACK, UNPACK = "secateur.container.pack:pack", "secateur.container.pack:unpack"
 WIDE = sct.SECTION_SIZE // 4096 + 1  # a tensor of so many rows of 1,024 floats is a section of its own
@@ -37,6 +39,32 @@ def folder(path: Path, files: int = 3) -> Path:
         where |= dict.fromkeys(tensors, name)
     (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
     return path
+
+
+@pytest.mark.parametrize("name", ["owner", "written.sct", "out", "out/model.safetensors"])
+@pytest.mark.parametrize("kind", ["link", "hard link", "pipe"])
+def test_a_folder_of_unfinished_work_with_a_link_is_refused_and_nothing_is_written_through_it(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    save_file({"a": torch.zeros(3)}, tmp_path / "m.safetensors")
+    pack(tmp_path / "m.safetensors", tmp_path / "whole.sct")
+    for target in ("m.sct", "back.safetensors"):
+        label = hashlib.sha256(target.encode()).hexdigest()[:16]
+        place = tmp_path / f".secateur-{label}.job" / name
+        place.parent.mkdir(parents=True)
+        if kind == "link":
+            place.symlink_to(victim)
+        elif kind == "hard link":
+            place.hardlink_to(victim)
+        else:
+            os.mkfifo(place)
+    with pytest.raises(OptionError, match="expected a file of unfinished work, found a link or a device"):
+        pack(tmp_path / "m.safetensors", tmp_path / "m.sct")
+    with pytest.raises(OptionError, match="found a link or a device"):
+        unpack(tmp_path / "whole.sct", tmp_path / "back.safetensors")
+    assert victim.read_text() == "precious"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs signals")

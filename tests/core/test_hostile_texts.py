@@ -6,14 +6,19 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from attacks.tiny_recipe import tiny
 from torch import nn
 
+from secateur import data as datasets
+from secateur.adapters.promises import serve_check
 from secateur.container.archive import load, save
 from secateur.container.checkpoint import open_checkpoint
 from secateur.container.inspection import inspect
@@ -24,7 +29,11 @@ from secateur.core.atomic_files import atomic_open, atomic_path
 from secateur.core.masks import Masks
 from secateur.core.measurement import Measurements
 from secateur.core.terminal import printable
-from secateur.errors import DataError, FormatError, OptionError
+from secateur.errors import DataError, FormatError, OptionError, SecateurError
+from secateur.lab.engine import run
+from secateur.lab.recipe import Recipe
+from secateur.lab.store import Store
+from secateur.lab.training.checkpoint import read as read_checkpoint
 from secateur.sensitivity.scan_result import Cell, Scan
 
 
@@ -238,6 +247,68 @@ def test_names_cannot_speak_to_the_terminal(tmp_path: Path) -> None:
     assert "no\\x1b[31mfile.sct" in done.stderr
 
 
+# -- folders with pipes, which have no end ------------------------------------------------------------------
+def _parquet(folder: Path) -> object:
+    os.mkfifo(folder / "train.parquet")
+    return datasets.load(folder, cache_dir=folder)
+
+
+def _saved(folder: Path) -> object:
+    os.mkfifo(folder / "state.json")
+    return datasets.load(folder, cache_dir=folder)
+
+
+def _table(folder: Path) -> object:
+    (folder / "state.json").write_text('{"_data_files": [{"filename": "a.arrow"}]}')
+    os.mkfifo(folder / "a.arrow")
+    return datasets.load(folder, cache_dir=folder)
+
+
+def _index(folder: Path) -> object:
+    os.mkfifo(folder / "model.safetensors.index.json")
+    return pack(folder, folder.with_name("a.sct"))
+
+
+def _shard(folder: Path) -> object:
+    os.mkfifo(folder / "model.safetensors")
+    return pack(folder, folder.with_name("a.sct"))
+
+
+def _promised(folder: Path) -> object:
+    (folder / "m.onnx").write_bytes(b"")
+    beside = folder / "m.onnx.check"
+    beside.mkdir()
+    (beside / "promise.json").write_text("{}")
+    os.mkfifo(beside / "example.safetensors")
+    return serve_check(folder / "m.onnx")
+
+
+def _training(folder: Path) -> object:
+    os.mkfifo(folder / "checkpoint.safetensors")
+    return read_checkpoint(folder / "checkpoint.safetensors")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+@pytest.mark.parametrize("read", [_parquet, _saved, _table, _index, _shard, _promised, _training])
+def test_a_pipe_in_a_folder_is_refused_and_not_waited_for(
+    read: Callable[[Path], object], tmp_path: Path
+) -> None:
+    folder, found = tmp_path / "sent", list[object]()
+    folder.mkdir()
+
+    def work() -> None:
+        try:
+            found.append(read(folder))
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert found, "it waits for the pipe"
+    assert isinstance(found[0], SecateurError), found[0]
+
+
 # -- temporary files -----------------------------------------------------------------------------------------
 def test_the_umask_is_obeyed_and_never_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(mask: int) -> int:
@@ -252,6 +323,23 @@ def test_the_umask_is_obeyed_and_never_changed(tmp_path: Path, monkeypatch: pyte
     finally:
         os.umask(before)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_no_part_of_a_run_changes_the_umask_for_other_threads(tmp_path: Path, monkeypatch) -> None:
+    changed: list[int] = []
+    real = os.umask
+    monkeypatch.setattr(os, "umask", lambda mask: changed.append(mask) or real(mask))
+    before = real(0o027)
+    try:
+        text = tiny('[[step]]\nkind = "prune"\n[[step]]\nkind = "pack"\n')
+        run(Recipe.parse(text), Store(tmp_path / "runs"))
+    finally:
+        real(before)
+    assert changed == []
+    files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert len(files) > 5
+    wide = {path.name: oct(path.stat().st_mode) for path in files if path.stat().st_mode & 0o027}
+    assert wide == {}
 
 
 def test_what_a_killed_writer_left_is_swept_and_nothing_else(tmp_path: Path) -> None:

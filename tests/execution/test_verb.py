@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import random
 import signal
@@ -17,7 +18,9 @@ from torch import nn
 
 import secateur as sc
 from attacks import process_state
-from secateur.errors import ModelInUseError, SecateurError
+from secateur.adapters import _fresh
+from secateur.core.atomic_files import atomic_path
+from secateur.errors import MissingExtraError, ModelInUseError, OptionError, SecateurError
 
 
 class Small(nn.Module):
@@ -127,7 +130,91 @@ def two_of_four(model, folder):
     return sc.two_of_four(model, IMAGES[:1], trials=2)
 
 
-MORE = [reestimate, check_connected, compare, why, export, two_of_four]  # slower, or their results are times
+class Block(nn.Module):
+    """A block with a shortcut, which can be removed whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.out = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.out(torch.tanh(self.fc(x)))
+
+
+class Blocks(nn.Module):
+    """A few of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks, self.head = nn.ModuleList(Block() for _ in range(3)), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def bypassed(model, folder):
+    gone = {name: p for name, p in model.named_parameters() if name.startswith("blocks.1.")}
+    masks = sc.Masks({name: torch.zeros_like(p, dtype=torch.bool) for name, p in gone.items()})
+    return sc.bypassed(model, masks, torch.ones(2, 4)).state_dict()
+
+
+def load_shrunk(model, folder):
+    file = Path(folder) / "shrunk.safetensors"
+    if not file.exists():
+        with torch.random.fork_rng():
+            made = small(9)
+        masks = sc.prune(made, "l2", "channel", 0.5, skip="head", example=IMAGES[:1])
+        with atomic_path(file) as scratch:
+            sc.shrink(made, masks, IMAGES[:1]).save(scratch)
+    return sc.load_shrunk(file, model).state_dict()
+
+
+def zero_dead_neurons(model, folder):
+    masks = sc.zero_dead_neurons(model, [IMAGES])
+    return {**dict(masks.items()), **model.state_dict()}
+
+
+def save_yolo(model, folder):
+    """As far as it comes without ultralytics, or with a model that is none of its."""
+    with contextlib.suppress(MissingExtraError, OptionError):
+        sc.save_yolo(model, Path(folder) / "m.pt")
+
+
+def gpt2(seed: int = 0) -> nn.Module:
+    _fresh._declare_torchvision()  # whose own may not fit torch
+    import transformers
+
+    torch.manual_seed(seed)
+    sizes = {"n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": 20, "n_positions": 8}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=1, eos_token_id=1))
+
+
+def save_pretrained(model, folder):
+    place = Path(folder) / f"{threading.get_ident()}-{random.SystemRandom().random()}"
+    options = sc.HuggingFaceOptions(check=False, generate=0)
+    sc.save_pretrained(model, place, {"input_ids": torch.arange(6)[None]}, options=options)
+    return {each.name: each.read_bytes() for each in sorted(place.glob("*.safetensors"))}
+
+
+def blocks(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return Blocks()
+
+
+MADE = {bypassed: blocks, save_pretrained: gpt2}  # of other models than `small`
+IN_PLACE = [bypassed, load_shrunk, zero_dead_neurons]  # or slow to interrupt at thirty instants
+MORE = [
+    save_yolo,
+    save_pretrained,
+    reestimate,
+    check_connected,
+    compare,
+    why,
+    export,
+    two_of_four,
+]  # slower, or their results are times
 VERBS = [
     prune,
     taylor,
@@ -147,6 +234,8 @@ VERBS = [
 def bytes_of(value: object) -> bytes:
     if isinstance(value, dict) or hasattr(value, "items"):
         return b"".join(f"{name}".encode() + bytes_of(part) for name, part in value.items())
+    if isinstance(value, bytes):
+        return value
     return (
         value.detach().contiguous().numpy().tobytes()
         if isinstance(value, torch.Tensor)
@@ -174,8 +263,8 @@ def state_of(model: nn.Module) -> dict[str, object]:
 
 
 def test_separate_models_in_several_threads_give_the_same_as_one_after_another(tmp_path):
-    jobs = [(verb, seed) for seed in range(3) for verb in VERBS]
-    models = [small(seed) for _, seed in jobs]
+    jobs = [(verb, seed) for seed in range(3) for verb in [*VERBS, *IN_PLACE, save_pretrained]]
+    models = [MADE.get(verb, small)(seed) for verb, seed in jobs]
     expected = [bytes_of(verb(copy.deepcopy(model), tmp_path)) for (verb, _), model in zip(jobs, models)]
     found: dict[int, object] = {}
 
@@ -204,11 +293,13 @@ def test_separate_models_in_several_threads_give_the_same_as_one_after_another(t
     ]
 
 
-@pytest.mark.parametrize("verb", [*VERBS, *MORE], ids=lambda verb: verb.__name__)
+@pytest.mark.parametrize("verb", [*VERBS, *IN_PLACE, *MORE], ids=lambda verb: verb.__name__)
 def test_one_model_in_two_threads_is_refused_and_unharmed(verb, tmp_path):
     if verb in (compensate, shrink):  # their first call is of a copy
         prune(small(), tmp_path)
-    model = small()
+    elif verb is load_shrunk:
+        verb(small(), tmp_path)  # writes the file
+    model = MADE.get(verb, small)()
     before = state_of(model)
     entered, leave = threading.Event(), threading.Event()
     first: list[object] = []
@@ -233,8 +324,8 @@ def test_one_model_in_two_threads_is_refused_and_unharmed(verb, tmp_path):
         verb.__name__, verb.__name__
     )
     assert refused == [
-        f"{word}: expected a model that no other thread is working on, got Small, on which scan is running in another "
-        "thread; wait for it, or give each thread a copy (copy.deepcopy(model))"
+        f"{word}: expected a model that no other thread is working on, got {type(model).__name__}, on which scan "
+        "is running in another thread; wait for it, or give each thread a copy (copy.deepcopy(model))"
     ]
     assert first
     assert state_of(model) == before

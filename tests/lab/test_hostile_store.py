@@ -9,6 +9,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -231,6 +232,94 @@ def test_a_file_of_a_step_stays_in_the_folder_of_the_results(folder, tmp_path):
     assert not (tmp_path / "outside").exists()
 
 
+# -- files beside the database
+def super_journal(database, victim):
+    """A journal that ends with the name of a file, which SQLite deletes when it has played the journal back."""
+    data = database.read_bytes()
+    page = int.from_bytes(data[16:18], "big")
+    magic = bytes.fromhex("d9d505f920a163d7")
+    numbers = (0, 0, len(data) // page, 512, page)  # pages, a nonce, the size before, of a sector, of a page
+    head = (magic + b"".join(number.to_bytes(4, "big") for number in numbers)).ljust(512, b"\0")
+    name = str(victim).encode()
+    last = (name, len(name).to_bytes(4, "big"), sum(name).to_bytes(4, "big"), magic)
+    return head + ((1 << 30) // page + 1).to_bytes(4, "big") + b"".join(last)
+
+
+def settled(folder):
+    """The database of a store that nothing has open, without files beside it."""
+    with contextlib.closing(sqlite3.connect(folder / "store.sqlite")) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert [path.name for path in folder.glob("store.sqlite*")] == ["store.sqlite"]
+    return folder / "store.sqlite"
+
+
+def test_a_journal_that_names_a_file_deletes_nothing(folder, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    database = settled(folder)
+    journal = folder / "store.sqlite-journal"
+    journal.write_bytes(super_journal(database, victim))
+    with pytest.raises(StoreError, match="names another file, which SQLite would delete"):
+        Store(folder, create=False)
+    with pytest.raises(StoreError, match="names another file"):
+        Store(folder)
+    assert victim.read_text() == "precious"
+    # What the check is there for: SQLite itself deletes the file.
+    with contextlib.closing(sqlite3.connect(database)) as db:
+        db.execute("SELECT * FROM runs").fetchall()
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize("ending", ["-wal", "-journal", "-shm"])
+def test_a_link_beside_the_database_is_refused(folder, tmp_path, ending):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    settled(folder)
+    (folder / f"store.sqlite{ending}").symlink_to(victim)
+    with pytest.raises(StoreError, match="expected a plain file, found a link or a device"):
+        Store(folder, create=False)
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "store.sqlite").symlink_to(
+        folder / "store.sqlite"
+    )  # SQLite takes what lies beside the real one
+    with pytest.raises(StoreError, match="expected a plain file, found a link or a device"):
+        Store(linked, create=False)
+    assert victim.read_text() == "precious"
+
+
+def test_an_object_that_is_a_device_or_a_pipe_is_missing(folder):
+    objects = Objects(folder / "objects")
+    names = [name for name, _ in objects.names()]
+    (folder / "objects" / names[0][:2] / names[0][2:]).unlink()
+    (folder / "objects" / names[0][:2] / names[0][2:]).symlink_to("/dev/zero")
+    pipe = folder / "objects" / "ab" / ("c" * 62)
+    pipe.parent.mkdir(exist_ok=True)
+    os.mkfifo(pipe)
+    for name in (names[0], "ab" + "c" * 62):
+        with pytest.raises(StoreError, match="is missing"):
+            within(20, lambda name=name: objects.get(name))
+
+
+def within(seconds, read):
+    """What a function gives or raises; an error where it does not end."""
+    found = []
+
+    def work():
+        try:
+            found.append(read())
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert found, "it does not end"
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0]
+
+
 # -- what is written
 def test_cells_of_a_table_are_no_formulas(tmp_path):
     found = Measurements(
@@ -244,16 +333,24 @@ def test_cells_of_a_table_are_no_formulas(tmp_path):
     assert row.endswith(",'-1+1,-0.5")
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="capabilities are of Linux")
 def test_a_store_that_cannot_be_written_is_read(folder, tmp_path):
-    """`runs` and `show` on a read-only disk; a process without rights stands for one."""
+    """The commands that read a store, on a read-only disk; a process without rights stands for one."""
+    out = tmp_path.parent / f"{tmp_path.name}-out"
+    out.mkdir()
+    out.chmod(0o777)
     for place in [folder, *folder.rglob("*")]:
         place.chmod(0o555 if place.is_dir() else 0o444)
     tmp_path.chmod(0o555)
     script = (
         "import os, sys\n"
         "sys.path[:0] = sys.argv[2:]\n"
+        "folder = os.path.abspath(sys.argv[1])\n"
         "import secateur.lab.store as s, secateur.lab.planning, secateur.errors\n"
-        "os.setgid(65534); os.setuid(65534)\n"
+        "import ctypes\n"
+        "if os.getuid() == 0:  # who may write whatever the permissions say; without capabilities root may not\n"
+        "    none = (ctypes.c_uint32 * 6)()\n"
+        "    assert ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(0x20080522, 0), none) == 0\n"
         "store = s.Store(sys.argv[1], create=False)\n"
         "assert [(row.name, row.status) for row in store.runs()] == [('small', 'done')]\n"
         "assert len(store.measurements(1)) >= 3\n"
@@ -261,17 +358,28 @@ def test_a_store_that_cannot_be_written_is_read(folder, tmp_path):
         "    store.note_trial(1, 0, 'x')\n"
         "except secateur.errors.StoreError as error:\n"
         "    print(error)\n"
+        "import secateur.cli as c\n"
+        "for words in ('runs', 'show 1', 'report 1 --no-pictures --out page', 'export 1 --out rows.csv'):\n"
+        "    sys.argv = ['secateur', *words.split(), '--store', str(folder)]\n"
+        "    try:\n"
+        "        c.main()\n"
+        "    except SystemExit as leaving:\n"
+        "        assert not leaving.code, words\n"
     )
-    if os.getuid() != 0:
-        pytest.skip("only root can give rights up")
-    parents = [parent for parent in folder.parents if not parent.stat().st_mode & 0o001]
-    for parent in parents:  # pytest's own folders are closed to others
-        parent.chmod(parent.stat().st_mode | 0o011)
     done = subprocess.run(
-        [sys.executable, "-c", script, str(folder), *sys.path], capture_output=True, text=True, check=False
+        [sys.executable, "-c", script, str(folder), *sys.path],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=out,
+        env={**os.environ, "HOME": str(out), "TMPDIR": str(out)},
     )
     assert done.returncode == 0, done.stderr
     assert "this store cannot be written" in done.stdout
+    assert done.stdout.count("small") >= 2  # `runs` and `show`
+    assert "params" in (out / "rows.csv").read_text()
+    assert (out / "page" / "index.html").stat().st_size > 10_000
+    assert sorted(path.name for path in out.iterdir()) == ["page", "rows.csv"]
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="descriptors are listed by Linux")

@@ -8,12 +8,17 @@ import sqlite3
 import sys
 
 import pytest
+import torch
 
-from secateur.errors import RecipeError
+from secateur.adapters import _fresh
+from secateur.errors import OptionError, RecipeError
 from secateur.lab.engine import run
+from secateur.lab.planning import plan
 from secateur.lab.recipe import Recipe
 from secateur.lab.reporting import gather
 from secateur.lab.store import Store
+from secateur.models import build
+from secateur.structure.hf.hub_code import check_attention
 from secateur.studies.study import Study
 
 MODULE = """
@@ -132,6 +137,10 @@ def test_an_export_of_a_store_runs_nothing_that_the_store_names(tmp_path, trap):
         "options = {trust_remote_code = true}",
         "options = {config = {trust_remote_code = true}}",
         'options = {checkpoint_path = "evil.pth"}',
+        "options = {weights_only = false}",
+        'options = {_attn_implementation = "someone/kernel"}',
+        'options = {config = {text = {_attn_implementation = "someone/kernel"}}}',
+        'options = {cache_dir = "/tmp/elsewhere"}',
     ],
 )
 def test_options_that_would_run_code_are_never_taken_from_a_recipe(options):
@@ -139,8 +148,60 @@ def test_options_that_would_run_code_are_never_taken_from_a_recipe(options):
     for allow in (False, True):
         with pytest.raises(RecipeError, match="which a recipe may not set"):
             Recipe.parse(text, allow_code=allow)
-    with pytest.raises(RecipeError, match="may not set"):
-        Recipe.parse(RECIPE.format(name="fc") + '[grid]\n"model.options.trust_remote_code" = [true]\n')
+    for key in (
+        "model.options.trust_remote_code",
+        "model.options.kernel_config.a",
+        "teacher.options.a.weights_only",
+    ):
+        with pytest.raises(RecipeError, match="may not set"):
+            Recipe.parse(RECIPE.format(name="fc") + f'[grid]\n"{key}" = [true]\n')
+
+
+class Marked:
+    """What leaves a mark when it is unpickled."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return open, (str(self.marker), "w")
+
+
+def test_a_folder_of_weights_as_a_pickle_runs_nothing_whatever_a_recipe_asks(tmp_path):
+    _fresh._declare_torchvision()  # whose own may not fit torch
+    import transformers
+
+    place, marker = tmp_path / "sent", tmp_path / "it ran"
+    config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=20, n_positions=8)
+    config.save_pretrained(place)
+    torch.save({"a": Marked(marker)}, place / "pytorch_model.bin")
+    text = f'[model]\nname = "hf/{place}"\noptions = {{auto_class = "AutoModelForCausalLM"%s}}\n{STEPS}'
+    with pytest.raises(RecipeError, match="weights_only"):
+        Recipe.parse(text % ", weights_only = false")
+    with pytest.raises(Exception, match=r"weights_only|safely"):  # transformers' own refusal
+        plan(Recipe.parse(text % ""), device="cpu")
+    assert not marker.exists()
+
+
+def test_a_configuration_of_the_hub_that_names_a_kernel_is_refused(tmp_path):
+    _fresh._declare_torchvision()
+    import transformers
+
+    config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=20, n_positions=8)
+    config.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    own = json.loads(file.read_text())
+    for key in ("_attn_implementation", "attn_implementation"):
+        file.write_text(json.dumps({**own, key: "someone/kernel"}))
+        loaded = transformers.AutoConfig.from_pretrained(str(tmp_path))
+        if "/" not in str(loaded._attn_implementation):
+            continue  # the installed transformers does not take it from a file
+        with pytest.raises(OptionError, match=r"someone/kernel.*is code of the hub"):
+            build(f"hf/{tmp_path}", auto_class="AutoModelForCausalLM", pretrained=False)
+    loaded = transformers.AutoConfig.from_pretrained(str(tmp_path))
+    loaded._attn_implementation = "someone/kernel"
+    with pytest.raises(OptionError, match=r"someone/kernel.*is code of the hub"):
+        check_attention(loaded, "x")
 
 
 def test_a_study_takes_code_from_the_command_line_alone():

@@ -8,6 +8,43 @@ from secateur.errors import DataError, ProofError
 from secateur.pruning.dead_neurons import zero_dead_neurons
 
 
+def test_frozen_weights_modes_and_gradients_are_as_they_were_and_a_failure_restores_the_weights():
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.BatchNorm1d(5), nn.Linear(5, 3)).train()
+    model[2].eval()
+    model[0].bias.requires_grad_(False)
+    model[3].weight.grad = torch.ones(3, 5)
+    with torch.no_grad():
+        model[0].weight[3] = 0.0
+        model[0].bias[3] = -1.0
+
+    def state():
+        return (
+            [module.training for module in model.modules()],
+            [parameter.requires_grad for parameter in model.parameters()],
+            [parameter.grad is None for parameter in model.parameters()],
+        )
+
+    before, weights = state(), {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    calls = []
+
+    def fail(*_):
+        calls.append(1)
+        if len(calls) > 4:  # the outputs are known; the neurons are zero by now
+            assert not model[0].bias[3]
+            raise ValueError("on purpose")
+
+    hook = model[3].register_forward_hook(fail)
+    with pytest.raises(ValueError, match="on purpose"):
+        zero_dead_neurons(model, images())
+    hook.remove()
+    assert state() == before
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    masks = zero_dead_neurons(model, images())
+    assert masks["0.bias"].tolist() == [True, True, True, False, True]
+    assert not model[0].bias[3]
+    assert state() == before
+
+
 def net() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))

@@ -61,7 +61,10 @@ def _transformers(request: dict[str, Any], inputs: dict[str, Any]) -> tuple[dict
 
     transformers.logging.set_verbosity_error()
     kind = getattr(transformers, request["loader"])
-    options = {"trust_remote_code": True} if request["code"] else {}
+    if not (request["loader"].startswith("AutoModel") or issubclass(kind, transformers.PreTrainedModel)):
+        raise TypeError(f"expected a class of models of transformers, got {request['loader']!r}")
+    # Never left open: transformers would ask on the terminal whether to run the code that a folder brings.
+    options = {"trust_remote_code": bool(request["code"])}
     if request.get("attention"):
         options["attn_implementation"] = request["attention"]
     model, loading = kind.from_pretrained(request["path"], output_loading_info=True, **options)

@@ -22,6 +22,7 @@ from torch import nn
 
 from secateur.adapters.ultralytics import build_yolo
 from secateur.errors import MissingExtraError, OptionError, UnknownNameError, near
+from secateur.structure.hf.hub_code import check_attention
 
 __all__ = ["build", "call"]
 
@@ -96,7 +97,10 @@ def _hf(name: str, options: dict[str, object]) -> nn.Module:
             return kind.from_config(transformers.AutoConfig.for_model(name, **options))
         if pretrained is False:
             config = transformers.AutoConfig.from_pretrained(name, **trust, **options)
+            check_attention(config, f"model 'hf/{name}'")
             return kind.from_config(config, **trust)
+        if "attn_implementation" not in options and not trust["trust_remote_code"]:
+            check_attention(transformers.AutoConfig.from_pretrained(name, **trust), f"model 'hf/{name}'")
         return kind.from_pretrained(name, **trust, **options)
     except ImportError as error:
         raise MissingExtraError(

@@ -245,6 +245,8 @@ def _read(path: Path) -> tuple[Promise, dict[str, torch.Tensor], dict[str, torch
             "secateur export --promise"
         )
     try:
+        if not (folder / _EXAMPLE).is_file():
+            raise ValueError(f"no file {_EXAMPLE}")
         if max((folder / name).stat().st_size for name in (_FILE, _EXAMPLE)) > _LARGEST:
             raise ValueError(f"more than {_LARGEST:,} bytes")
         made = _parsed(parse((folder / _FILE).read_bytes(), str(folder / _FILE), constants=True), path)

@@ -99,7 +99,15 @@ def serve(request: ServeRequest, inputs: Mapping[str, torch.Tensor], threads: in
             "HF_MODULES_CACHE": str(folder / "modules"),
         }
         command = [sys.executable, "-P", str(Path(_fresh.__file__)), str(folder / "request.json")]
-        done = subprocess.run(command, env=here, capture_output=True, text=True, cwd=folder, check=False)
+        done = subprocess.run(
+            command,
+            env=here,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            check=False,
+        )
         if done.returncode:
             said = (done.stderr.strip() or "no message").splitlines()[-1]
             raise ProofError(

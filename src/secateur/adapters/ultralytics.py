@@ -48,6 +48,7 @@ from secateur.errors import (
     UnknownNameError,
     near,
 )
+from secateur.execution.verb import verb
 from secateur.structure.shrink import Shrunk
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ _MASKS = "secateur_masks"
 """The attribute of a model that holds its masks, packed: name -> (shape, bits). It is pickled with the model."""
 
 
+@verb
 def save_yolo(
     model: nn.Module | Shrunk,
     path: str | os.PathLike[str],

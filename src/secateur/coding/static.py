@@ -79,7 +79,7 @@ def encode(symbols: np.ndarray, size: int) -> bytes:
             varint.write(int(used[0])) + b"\0\1"
         )  # the last byte is never zero, because zeros at the end may be filling
     first, last = int(used[0]), int(used[-1])
-    table = b"".join(varint.write(int(c)) for c in counts[first : last + 1])
+    table = varint.write_all(counts[first : last + 1].tolist())
     encoder = Encoder()
     encoder.symbols(flat - first, frequencies(counts[first : last + 1]))
     return varint.write(first) + varint.write(last - first) + table + encoder.finish()

@@ -12,9 +12,11 @@ secateur.errors.FormatError: example, byte 1: expected 1 more byte, found the en
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from secateur.errors import FormatError
 
-__all__ = ["LARGEST", "Reader", "signed", "unsigned", "write"]
+__all__ = ["LARGEST", "Reader", "signed", "unsigned", "write", "write_all"]
 
 LARGEST = (1 << 63) - 1
 
@@ -28,6 +30,21 @@ def write(value: int) -> bytes:
         out.append(value & 127 | 128)
         value >>= 7
     out.append(value)
+    return bytes(out)
+
+
+def write_all(values: Iterable[int]) -> bytes:
+    """Encode integers one after another, each as `write` does.
+
+    >>> write_all([3, 300]) == write(3) + write(300)
+    True
+    """
+    out = bytearray()
+    for value in values:
+        if 0 <= value < 128:
+            out.append(value)
+        else:
+            out += write(value)
     return bytes(out)
 
 
@@ -83,7 +100,11 @@ class Reader:
 
     def byte(self) -> int:
         """The next byte as a number."""
-        return self.take(1)[0]
+        at = self.at
+        if at >= len(self.data):
+            self.skip(1)  # raises
+        self.at = at + 1
+        return self.data[at]
 
     def varint(self, most: int = LARGEST, of: str = "a number") -> int:
         """The next varint: at most `most`, in its shortest form; `of` says what it counts."""

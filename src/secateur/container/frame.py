@@ -391,7 +391,8 @@ class Archive:
                 if record.entry.name in seen:
                     raise reader.fail(f"tensor {record.entry.name!r} comes twice")
                 seen.add(record.entry.name)
-                decoded += record.entry.nbytes
+                nbytes = record.entry.nbytes
+                decoded += nbytes
                 if decoded > FREE_BYTES + BYTES_PER_BYTE * self.size:
                     raise reader.fail(
                         f"tensor {record.entry.name!r} of shape {list(record.entry.shape)} asks for more "
@@ -402,20 +403,19 @@ class Archive:
                     )
                 held += _RECORD_COST + _NAME_COST * len(record.entry.name)
                 weights += record.entry.numel if record.method in (INDEXED, SPARSE, SHORT) else 0
-                self._check_limits(record, decoded, weights, held)
+                self._check_limits(record, nbytes, decoded, weights, held)
                 index += 1
                 yield record
             reader.end()
         if index != self.count:
             raise FormatError(f"the end section counts {self.count} tensors, the file holds {index}")
 
-    def _check_limits(self, record: Record, decoded: int, weights: int, held: int) -> None:
+    def _check_limits(self, record: Record, nbytes: int, decoded: int, weights: int, held: int) -> None:
         """Raise where a tensor, or the tensors up to it, would cost more than the file may ask for."""
         if self.names_from is not None:
             return  # the user's own model says how large the tensors are
-        what = f"tensor {record.entry.name[:80]!r} of shape {list(record.entry.shape)}"
-        if record.entry.nbytes > self.memory:
-            raise FormatError(self._too_large(what, record.entry.nbytes, self.memory))
+        if nbytes > self.memory:
+            raise FormatError(self._too_large(_what(record.entry), nbytes, self.memory))
         if held > self.memory:
             raise FormatError(
                 self._too_large(f"{record.index + 1:,} tensors and their names", held, self.memory)
@@ -433,8 +433,8 @@ class Archive:
             )
         if weights > _FREE_WEIGHTS + _WEIGHTS_PER_BYTE * self.size:
             raise FormatError(
-                f"{what}: {weights:,} coded weights are more than a file of {self.size:,} bytes may ask for; if you "
-                f"trust the file, allow it with max_bytes={decoded} (--max-bytes {decoded})"
+                f"{_what(record.entry)}: {weights:,} coded weights are more than a file of {self.size:,} bytes "
+                f"may ask for; if you trust the file, allow it with max_bytes={decoded} (--max-bytes {decoded})"
             )
 
     def _record(
@@ -486,3 +486,7 @@ class Archive:
         if problem:
             raise reader.fail(problem)
         return entry, raw
+
+
+def _what(entry: Entry) -> str:
+    return f"tensor {entry.name[:80]!r} of shape {list(entry.shape)}"

@@ -28,6 +28,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,6 +156,7 @@ def resumable(
         raise OptionError(
             f"{path}: its folder cannot be written ({error.strerror}); name a target in another folder"
         ) from None
+    _check_plain(folder)
     owner = folder / _OWNER
     _check_owner(path, owner)
     owner.write_text(str(os.getpid()))
@@ -172,6 +174,19 @@ def resumable(
             owner.unlink()
         raise
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_plain(folder: Path) -> None:
+    """Raise if a folder of unfinished work holds a link, a pipe or a device: what is written would go elsewhere."""
+    for where, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            found = os.lstat(os.path.join(where, name))
+            plain = stat.S_ISREG(found.st_mode) and found.st_nlink == 1
+            if not plain and not stat.S_ISDIR(found.st_mode):
+                raise OptionError(
+                    f"{os.path.join(where, name)}: expected a file of unfinished work, found a link or a device; "
+                    f"delete the folder {folder}"
+                )
 
 
 def _check_owner(path: Path, owner: Path) -> None:

@@ -121,6 +121,8 @@ def _index_of(folder: Path) -> Path | None:
             f"{folder}: expected one index, found {found[0].name!r} and {found[1].name!r}; move the checkpoint that is "
             "not meant to another folder"
         )
+    if found and not found[0].is_file():
+        raise DataError(f"{found[0]}: expected a file, found something else; fetch the checkpoint again")
     if found and found[0].stat().st_size > MOST_HEADER:
         raise DataError(f"{found[0]}: an index of more than {MOST_HEADER:,} bytes is not read")
     return found[0] if found else None

@@ -15,6 +15,7 @@ from secateur.coding import varint
 __all__ = ["SctFile", "Skimming"]
 
 _NUMBER = 16  # bytes of a part that is a number
+_WINDOW = 40  # bytes that are read at a time, where single ones are asked for: a name, a shape
 
 
 class SctFile(Protocol):
@@ -36,6 +37,7 @@ class Skimming(varint.Reader):
     def __init__(self, file: SctFile, start: int, length: int, what: str):
         super().__init__(b"", what, start)
         self._file, self._length = file, length
+        self._window, self._begin = b"", 0
 
     @property
     def left(self) -> int:
@@ -45,11 +47,28 @@ class Skimming(varint.Reader):
     def take(self, count: int) -> memoryview:
         """The next bytes, read from the file."""
         self.skip(count)
-        self._file.seek(self.base + self.at - count)
+        place = self.at - count - self._begin
+        if place < 0 or place + count > len(self._window):
+            return memoryview(self._read(self.at - count, count))
+        return memoryview(self._window)[place : place + count]
+
+    def byte(self) -> int:
+        """The next byte as a number; those after it are read with it."""
+        place = self.at - self._begin
+        if not 0 <= place < len(self._window):
+            self.skip(1)
+            self.at -= 1
+            self._window = self._read(self.at, min(_WINDOW, self.left))
+            self._begin, place = self.at, 0
+        self.at += 1
+        return self._window[place]
+
+    def _read(self, at: int, count: int) -> bytes:
+        self._file.seek(self.base + at)
         found = self._file.read(count)
         if len(found) < count:
             raise self.fail("the file got shorter while it was read")
-        return memoryview(found)
+        return found
 
     def part(self, of: str = "a part") -> memoryview:
         """The next part where it is a number; nothing in place of a longer one."""

@@ -120,9 +120,11 @@ def _check_states(folder: Path) -> None:
     """Refuse a saved dataset whose tables are not in its own folder."""
     for file in sorted(folder.rglob("state.json")) if folder.is_dir() else ():
         try:
+            if not file.is_file():
+                raise ValueError("no plain file")
             held: Any = parse(file.read_bytes(), str(file), DataError)
             names = [table["filename"] for table in held["_data_files"]]
-            sound = all(Path(name).name == name for name in names)
+            sound = all(Path(name).name == name and file.with_name(name).is_file() for name in names)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{file}: expected what `datasets` writes, got something else ({error})"

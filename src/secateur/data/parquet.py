@@ -187,7 +187,11 @@ class Parquet:
         """The parts that the folder has."""
         folder = Path(request.path or ".")
         found: dict[str, list[Path]] = {}
-        files = sorted(folder.rglob("*.parquet")) if folder.is_dir() else [folder]
+        files = (
+            sorted(file for file in folder.rglob("*.parquet") if file.is_file())
+            if folder.is_dir()
+            else [folder]
+        )
         for file in files:
             split = split_of(str(file.relative_to(folder))) if folder.is_dir() else "train"
             if split is not None:

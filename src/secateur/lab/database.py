@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import sqlite3
 import tempfile
@@ -172,6 +173,7 @@ class Database:
         """This thread's connection."""
         db: sqlite3.Connection | None = getattr(self._local, "db", None)
         if db is None:
+            _check_beside(self.path)
             db = sqlite3.connect(self.path, timeout=120, isolation_level=None)
             try:
                 # First, before anything of the file's schema is used.
@@ -248,6 +250,36 @@ class Database:
         if db is not None:
             db.close()
             self._local.db = None
+
+
+def _check_beside(path: Path) -> None:
+    """Refuse a database whose files beside it would have SQLite write or delete other files.
+
+    SQLite takes up what is called NAME-wal or NAME-journal: through a link it writes elsewhere, and when a journal ends
+    with the name of a super-journal, which a transaction on several databases writes, it deletes the file of that name.
+
+    Args:
+        path: The database.
+    """
+    real = Path(os.path.realpath(path))
+    for ending in ("-wal", "-shm", "-journal"):
+        beside = real.with_name(real.name + ending)
+        if beside.is_symlink() or (beside.exists() and not beside.is_file()):
+            raise StoreError(
+                f"{clean(str(beside))}: expected a plain file, found a link or a device; {_CHANGED}"
+            )
+        if ending == "-journal" and beside.is_file():
+            with beside.open("rb") as file:
+                file.seek(max(0, beside.stat().st_size - len(_SUPER)))
+                if file.read() == _SUPER:
+                    raise StoreError(
+                        f"{clean(str(beside))}: expected the journal of a store, found one that names another file, "
+                        f"which SQLite would delete; {_CHANGED}"
+                    )
+
+
+_SUPER = bytes.fromhex("d9d505f920a163d7")
+"""The last bytes of a journal that ends with the name of a super-journal: https://sqlite.org/fileformat.html."""
 
 
 def _squeezed(sql: str) -> str:

@@ -71,6 +71,8 @@ class Objects:
         """The bytes of that name, checked against it."""
         path = self.path(name)
         try:
+            if not path.is_file():  # a pipe or a device, which would never end
+                raise FileNotFoundError
             data = path.read_bytes()
         except OSError:
             raise StoreError(

@@ -208,7 +208,8 @@ def _root(spec: ModelSpec, seed: int) -> str:
     if spec.weights is not None:
         from secateur.lab.weights import find_weights
 
-        model["weights"] = hashlib.sha256(find_weights(spec.weights).read_bytes()).hexdigest()
+        with find_weights(spec.weights).open("rb") as file:
+            model["weights"] = hashlib.file_digest(file, "sha256").hexdigest()
     module, colon, _ = spec.name.partition(":")
     if colon:
         # The user's own model: outcomes depend on its source.

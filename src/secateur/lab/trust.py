@@ -26,7 +26,8 @@ AllowCode = bool | Collection[str]
 MODEL_NAMES = ("model.name", "teacher.name")
 """The keys of a recipe that name a model."""
 
-# Options of other libraries' models by which a file could have code imported or a pickle read.
+# Options of other libraries' models by which a file could have code imported, a pickle read, or files written
+# elsewhere. One that begins with an underscore is refused as well: transformers takes some for its own attributes.
 _REFUSED = (
     "trust_remote_code",
     "code_revision",
@@ -36,6 +37,10 @@ _REFUSED = (
     "experts_implementation",
     "use_kernels",
     "kernel_config",
+    "weights_only",
+    "adapter_kwargs",
+    "cache_dir",
+    "offload_folder",
 )
 
 
@@ -59,7 +64,7 @@ def refuse_code(whole: Table, allowed: bool | frozenset[str], source: str) -> No
                 "allow_code=True)"
             )
     for key, options in _options(whole):
-        found = next((word for word in _words(options) if word in _REFUSED), None)
+        found = next((word for word in _words(options) if word in _REFUSED or word.startswith("_")), None)
         if found is not None:
             raise RecipeError(
                 f"{source}: {key} has {found!r}, which a recipe may not set, since it can run code that a file names; "
@@ -108,7 +113,7 @@ def _options(whole: Table) -> Iterator[tuple[str, object]]:
     for key, value in _settings(whole):
         table, _, rest = key.partition(".")
         if table in ("model", "teacher") and rest.startswith("options"):
-            yield key, {rest.rpartition(".")[2]: value}
+            yield key, [*({word: None} for word in rest.split(".")), value]
 
 
 def _words(value: object, depth: int = 0) -> Iterator[str]:

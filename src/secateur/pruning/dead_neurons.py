@@ -22,9 +22,11 @@ import torch
 from torch import nn
 
 from secateur.core.fetching import fetched
+from secateur.core.interrupts import uninterrupted
 from secateur.core.masks import Masks
 from secateur.core.targets import Target, select
 from secateur.errors import DataError, OptionError, ProofError
+from secateur.execution.undisturbed import undisturbed
 from secateur.execution.verb import verb
 
 __all__ = ["zero_dead_neurons"]
@@ -59,37 +61,11 @@ def zero_dead_neurons(model: nn.Module, inputs: Iterable[torch.Tensor], seed: in
     neurons = [
         _neuron(target, named) for target in select(model) if target.groups == 1 and target.out_axis == 0
     ]
-    asked = [name for members in neurons for name in members]
-    generator = torch.Generator().manual_seed(seed)
-    mode = model.training
-    model.eval()
-    try:
-        firsts = [named[members[0]] for members in neurons]
-        used = [torch.zeros(first.shape[0], dtype=torch.bool, device=first.device) for first in firsts]
-        before = []
-        for batch in batches:
-            with torch.enable_grad():
-                outputs = model(batch)
-                if not isinstance(outputs, torch.Tensor):
-                    raise OptionError(
-                        f"zero_dead_neurons: the model returned {type(outputs).__name__}, expected one tensor"
-                    )
-                # Any mixture of the outputs will do; the loss itself may saturate to a gradient of zero.
-                mixture = torch.randn(outputs.shape, generator=generator).to(outputs.device)
-                found = torch.autograd.grad(
-                    (outputs * mixture).sum(), [named[name] for name in asked], allow_unused=True
-                )
-            slopes = dict(zip(asked, found))
-            for mine, members in zip(used, neurons):
-                for name in members:
-                    slope = slopes[name]
-                    if slope is not None:
-                        mine |= (slope.reshape(len(mine), -1) != 0).any(1)
-            before.append(outputs.detach())
-        needed = [mine.cpu() for mine in used]
+    with undisturbed(model, mode="eval"):
+        for parameter in named.values():  # a frozen neuron may be dead, too
+            parameter.requires_grad_(parameter.is_floating_point())
+        needed, before = _needed(model, named, neurons, batches, seed)
         needed = _proven(model, named, neurons, needed, (batches, before))
-    finally:
-        model.train(mode)
     return Masks(
         {
             name: mine.to(named[name].device)
@@ -102,6 +78,40 @@ def zero_dead_neurons(model: nn.Module, inputs: Iterable[torch.Tensor], seed: in
     )
 
 
+def _needed(
+    model: nn.Module,
+    named: dict[str, nn.Parameter],
+    neurons: Sequence[Sequence[str]],
+    batches: Sequence[torch.Tensor],
+    seed: int,
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Which neurons of each layer have a gradient, and the outputs."""
+    asked = [name for members in neurons for name in members]
+    generator = torch.Generator().manual_seed(seed)
+    firsts = [named[members[0]] for members in neurons]
+    used = [torch.zeros(first.shape[0], dtype=torch.bool, device=first.device) for first in firsts]
+    before = []
+    for batch in batches:
+        outputs = model(batch)
+        if not isinstance(outputs, torch.Tensor):
+            raise OptionError(
+                f"zero_dead_neurons: the model returned {type(outputs).__name__}, expected one tensor"
+            )
+        # Any mixture of the outputs will do; the loss itself may saturate to a gradient of zero.
+        mixture = torch.randn(outputs.shape, generator=generator).to(outputs.device)
+        found = torch.autograd.grad(
+            (outputs * mixture).sum(), [named[name] for name in asked], allow_unused=True
+        )
+        slopes = dict(zip(asked, found))
+        for mine, members in zip(used, neurons):
+            for name in members:
+                slope = slopes[name]
+                if slope is not None:
+                    mine |= (slope.reshape(len(mine), -1) != 0).any(1)
+        before.append(outputs.detach())
+    return [mine.cpu() for mine in used], before
+
+
 def _proven(
     model: nn.Module,
     named: dict[str, nn.Parameter],
@@ -110,11 +120,36 @@ def _proven(
     known: tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]],
 ) -> list[torch.Tensor]:
     """Zero the neurons that are not needed if the outputs stay the same; returns the needed ones, layer by layer."""
+    kept = {name: named[name].detach().clone() for members in neurons for name in members}
+    try:
+        return _tried(model, named, neurons, needed, known, kept)
+    except BaseException:
+        _restore(named, kept)
+        raise
+
+
+def _tried(
+    model: nn.Module,
+    named: dict[str, nn.Parameter],
+    neurons: Sequence[Sequence[str]],
+    needed: Sequence[torch.Tensor],
+    known: tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]],
+    kept: Mapping[str, torch.Tensor],
+) -> list[torch.Tensor]:
+    """The work of `_proven`; what fails leaves weights changed.
+
+    Args:
+        model: The model.
+        named: Its parameters.
+        neurons: The names of the parameters of each layer's neurons.
+        needed: The neurons of each layer that have a gradient.
+        known: Inputs, and the outputs that the model gave for them.
+        kept: The values of all these parameters.
+    """
     inputs, outputs = known
     allowed = _TOLERANCE * max(1.0, *fetched(output.abs().max() for output in outputs))
     if not any(bool((~mine).any()) for mine in needed):
         return list(needed)
-    kept = {name: named[name].detach().clone() for members in neurons for name in members}
     _silence(named, neurons, needed)
     away = _moved(model, inputs, outputs)
     if away <= allowed:
@@ -141,6 +176,7 @@ def _moved(model: nn.Module, inputs: Sequence[torch.Tensor], outputs: Sequence[t
     return max(fetched((model(batch) - output).abs().max() for batch, output in zip(inputs, outputs)))
 
 
+@uninterrupted
 @torch.no_grad()
 def _restore(named: dict[str, nn.Parameter], values: Mapping[str, torch.Tensor]) -> None:
     for name, value in values.items():

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,9 +32,7 @@ from secateur.container.checkpoint import Checkpoint
 from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.errors import MaskMismatchError, MissingExtraError, OptionError, near
 from secateur.execution.example import Batch
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+from secateur.structure.hf.hub_code import check_attention
 
 __all__ = ["BlockCall", "BlockModel", "blocks_of", "meta_model"]
 
@@ -66,7 +64,7 @@ def meta_model(folder: str | os.PathLike[str]) -> nn.Module:
 
     try:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        _no_kernels(config)
+        check_attention(config, str(folder))
         with init_empty_weights(include_buffers=False):
             model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever the values of a changed file lead to
@@ -76,14 +74,6 @@ def meta_model(folder: str | os.PathLike[str]) -> nn.Module:
             "model on the meta device: sc.BlockOptions(model=model)"
         ) from None
     return model.eval()
-
-
-def _no_kernels(config: PretrainedConfig) -> None:
-    """Raise where a configuration names an attention of the hub (`owner/name`): transformers would fetch and run it."""
-    inner = [getattr(config, name, None) for name in getattr(config, "sub_configs", {})]
-    named = [getattr(each, "_attn_implementation", None) for each in (config, *inner)]
-    if any("/" in str(name) for name in named):
-        raise ValueError(f"its attention is {named}, which is code of the hub; expected eager, sdpa or none")
 
 
 def blocks_of(model: nn.Module) -> str:

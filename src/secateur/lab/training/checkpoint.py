@@ -58,6 +58,8 @@ def read(file: Path) -> tuple[dict[str, torch.Tensor], Table]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        if not file.is_file():
+            raise ValueError("no plain file")
         with safe_open(str(file), framework="pt") as stored:
             meta = stored.metadata() or {}
             if meta.get("format") != _FORMAT or meta.get("version") != _VERSION:

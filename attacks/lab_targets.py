@@ -8,12 +8,14 @@ import json
 import random
 import shutil
 import sqlite3
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 from PIL import Image
 
 from attacks import trees
+from attacks.folder_targets import joined, parted
 from attacks.targets import Target, scratch
 from secateur import data as datasets
 from secateur.errors import SecateurError
@@ -178,19 +180,73 @@ def _run_store(data: bytes) -> str:
     folder.mkdir()
     (folder / "store.sqlite").write_bytes(data)
 
-    def read() -> None:
-        store = Store(folder, create=False)
-        try:
-            for row in store.runs():
-                for trial in store.trials(row.id):
-                    for step in trial["steps"]:
-                        store.outcome(step["key"])
-                store.measurements(row.id)
-            store.timings()
-        finally:
-            store.close()
+    return _of(lambda: _read_store(folder))
 
-    return _of(read)
+
+def _read_store(folder: Path) -> None:
+    """What the commands that read a store read of it."""
+    store = Store(folder, create=False)
+    try:
+        for row in store.runs():
+            for trial in store.trials(row.id):
+                for step in trial["steps"]:
+                    store.outcome(step["key"])
+            store.measurements(row.id)
+        store.timings()
+    finally:
+        store.close()
+
+
+# -- the files that SQLite takes up beside a store
+def _honest_log() -> tuple[bytes, bytes]:
+    """A store that a process has open, and the log of what is not in it yet."""
+    folder = _FOLDER / "logged"
+    folder.mkdir()
+    (folder / "store.sqlite").write_bytes(_STORE)
+    with contextlib.closing(sqlite3.connect(folder / "store.sqlite", isolation_level=None)) as db:
+        db.execute("UPDATE runs SET name = 'logged'")
+        return tuple((folder / f"store.sqlite{end}").read_bytes() for end in ("", "-wal"))  # type: ignore[return-value]
+
+
+_LOGGED = _honest_log()
+_VICTIM = _FOLDER / "victim"
+_PAGE = int.from_bytes(_STORE[16:18], "big")
+_MAGIC = bytes.fromhex("d9d505f920a163d7")
+
+
+def _journal(rng: random.Random) -> bytes:
+    """A journal of a transaction that was not finished, with the name of another file at its end, or damaged."""
+    pages = rng.choice([1, len(_STORE) // _PAGE, 0, 2**31])
+    numbers = (rng.choice([0, 1, 2**32 - 1]), 0, pages, 512, _PAGE)
+    head = (_MAGIC + b"".join(number.to_bytes(4, "big") for number in numbers)).ljust(512, b"\0")
+    name = str(_VICTIM).encode()
+    last = (name, len(name).to_bytes(4, "big"), sum(name).to_bytes(4, "big"), _MAGIC)
+    whole = head + ((1 << 30) // _PAGE + 1).to_bytes(4, "big") + b"".join(last)
+    return whole if rng.random() < 0.3 else damaged(whole, rng)
+
+
+def _make_logged(rng: random.Random) -> bytes:
+    database, log = _LOGGED
+    what = rng.randrange(3)
+    if what == 0:
+        return joined(_STORE if rng.randrange(2) else database, [b"", _journal(rng)])
+    return joined(
+        damaged(database, rng) if what == 1 and rng.randrange(2) else database, [damaged(log, rng), b""]
+    )
+
+
+def _run_logged(data: bytes) -> str:
+    folder = _FOLDER / "beside"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    _VICTIM.write_bytes(b"precious")
+    for ending, content in zip(("", "-wal", "-journal"), parted(data), strict=True):
+        if content:
+            (folder / f"store.sqlite{ending}").write_bytes(content)
+    verdict = _of(lambda: _read_store(folder))
+    if not _VICTIM.is_file() or _VICTIM.read_bytes() != b"precious":
+        raise AssertionError("a file outside the store was changed or deleted")
+    return verdict
 
 
 # -- datasets
@@ -240,12 +296,14 @@ def _run_images(data: bytes) -> str:
 TARGETS = [
     Target("recipe", _make_recipe, _run_recipe),
     Target("store", _make_store, _run_store),
+    Target("log of a store", _make_logged, _run_logged),
     Target("parquet", _make_parquet, _run_parquet),
     Target("images", lambda rng: damaged(rng.choice(_IMAGES), rng), _run_images),
 ]
 HONEST = {
     "recipe": json.dumps(_RAW).encode(),
     "store": _STORE,
+    "log of a store": joined(_LOGGED[0], [_LOGGED[1], b""]),
     "parquet": _PARQUET,
     "images": _IMAGES[1],
 }

@@ -11,7 +11,8 @@ examples in docstrings. Tests marked `slow`, `zoo`, `ray` or `browser` are left 
 once: a process is forked for each mutant, which gives the changed function its new code. Where the bug lies outside of
 functions (a default, a constant), the package is loaded anew.
 
-`--out FILE` keeps every result; a run that was stopped goes on from it. `--control` plants nothing: then every mutant
+`--out FILE` keeps every result; a run that was stopped goes on from it, and `--only ROOM` runs a piece of the sample
+with that room's tests alone: pieces that share a file add up to the whole. `--control` plants nothing: then every mutant
 has to live. The copy is made of the files that git knows, as they are now.
 """
 
@@ -577,6 +578,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=300, help="how many mutants are drawn")
     parser.add_argument("--seed", type=int, default=0, help="the seed of the draw")
     parser.add_argument("--rooms", nargs="+", default=list(ROOMS), help="folders of src/secateur")
+    parser.add_argument("--only", nargs="+", help="of those drawn, run what lies in these folders; the rest later")
     parser.add_argument("--most", type=float, default=20.0, help="seconds of tests for one mutant")
     parser.add_argument("--out", type=Path, help="a file of JSON lines: kept results are not computed again")
     parser.add_argument(
@@ -597,6 +599,9 @@ def main() -> int:
         flush=True,
     )
     drawn = sorted(drawn, key=lambda each: each.lot(asked.seed))[: asked.count]
+    if asked.only:
+        near = tuple(f"src/secateur/{room}/" for room in asked.only)
+        drawn, asked.rooms = [each for each in drawn if each.file.startswith(near)], asked.only
     if asked.control:
         drawn = [replace(each, after=each.before) for each in drawn]
     with tempfile.TemporaryDirectory() as folder:
@@ -607,7 +612,7 @@ def main() -> int:
         return 1
     killed = sum(kept[each.name]["result"] == "killed" for each in drawn)
     print(f"killed {killed} of {len(drawn)}: {killed / len(drawn):.1%}")
-    if not asked.control and drawn:
+    if not (asked.control or asked.only) and drawn:
         record(Figure("mutants killed", 100 * killed / len(drawn), "%", 90, "higher", 0.02))
     return 0 if killed >= 0.9 * len(drawn) else 1
 

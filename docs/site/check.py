@@ -1,6 +1,7 @@
 """The built site in a browser: `python docs/site/check.py site`, after `make site`.
 
-Every page is opened from its folder, without a server: no request may leave it and no script may fail. axe-core
+Every page is opened from its folder, without a server: no request may leave it, no script may fail and no picture may
+be missing. axe-core
 looks for what a screen reader or a keyboard cannot use, in the light and the dark theme, on a sample of the pages (all
 with `--every`). The search has to find a word. Needs chromium, chromedriver, selenium, and npm for axe-core.
 """
@@ -26,6 +27,7 @@ SAMPLE = (
     "reference/python.html",
     "reference/commands.html",
     "reference/errors.html",
+    "notebooks/shrink-a-cnn.html",
     "results.html",
     "zoo.html",
 )
@@ -74,6 +76,8 @@ def problems_of(chromium: Any, page: Path, axe: str | None, theme: str) -> list[
             url = message["params"]["request"]["url"]
             if not url.startswith(("file:", "data:", "blob:")):
                 found.append(f"request: {url}")
+    lacking = "return [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)"
+    found += [f"picture: {source}" for source in chromium.execute_script(lacking)]
     if axe is not None:
         scheme_of = {"light": "default", "dark": "slate"}
         chromium.execute_script(f"document.body.setAttribute('data-md-color-scheme', '{scheme_of[theme]}')")

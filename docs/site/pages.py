@@ -21,6 +21,7 @@ from mkdocs.structure.files import File, Files
 
 sys.path.insert(0, str(Path(__file__).parent))
 import examples
+import notebooks
 from results import results_page
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,6 +57,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "decisions/README.md": decisions_page(),
         "results.md": results_page(),
     }
+    for path in sorted(notebooks.FOLDER.glob("*.ipynb")):
+        text, pictures = notebooks.page(json.loads(path.read_text(encoding="utf-8")), path.stem)
+        made[f"notebooks/{path.stem}.md"] = text
+        for name, content in pictures.items():
+            files.append(File.generated(config, f"notebooks/{name}", content=content))
     for source, page in FROM_ROOT.items():
         made[page] = (ROOT / source).read_text(encoding="utf-8").replace("](docs/", "](")
     for page, text in made.items():
@@ -69,6 +75,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, *, page: object, config: MkDocsConfig, files: Files) -> str:
     """Turn links to files outside docs/ to the pages made from them."""
     up = "../" * str(getattr(page, "file").src_uri).count("/")  # noqa: B009 - the page's class is MkDocs' own
+    if not str(getattr(page, "file").src_uri).startswith("notebooks/"):  # noqa: B009 - likewise
+        markdown = re.sub(r"\]\((notebooks/[\w-]+)\.ipynb\)", r"](\1.md)", markdown)
     for source, target in FROM_ROOT.items():
         markdown = re.sub(rf"\]\((?:\.\./)*{re.escape(source)}", f"]({up}{target}", markdown)
     markdown = re.sub(r"\]\((?:\.\./)+recipes/([\w/-]+)\.toml\)", rf"]({up}reference/recipes.md)", markdown)

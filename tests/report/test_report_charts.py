@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -314,17 +315,26 @@ def test_stacked_histograms_have_three_labelled_axes():
         if figure.name.endswith("stacked")
     ]
     spec = found[0].spec()["spec"]
-    areas, ruler = spec["layer"]
+    areas, frequency = spec["layer"]
     assert areas["encoding"]["x"]["axis"]["title"] == "weight"
     assert areas["encoding"]["y"]["axis"]["title"] == "layer"
     assert areas["encoding"]["y"]["axis"]["values"][:2] == [0, 0.34]
-    assert ruler["encoding"]["y"]["axis"]["title"] == "frequency"
-    assert areas["encoding"]["y"]["scale"]["domain"] == ruler["encoding"]["y"]["scale"]["domain"]
+    assert areas["encoding"]["y"]["scale"]["domain"] == frequency["encoding"]["y"]["scale"]["domain"]
     svg = figure_svg(found[0])
+    right = [float(x) for x, words in re.findall(r'translate\(([\d.]+),[\d.]+\)"[^>]*>(50%|0%)<', svg)]
+    assert len(right) == 2 * len({row[1] for row in found[0].table.rows})
+    assert min(right) == spec["width"] + 4  # right of each variant, not among its histograms
     for layer in samples.LAYERS[:-1]:
         assert f">{layer}.weight<" in svg or f">{layer}<" in svg
     assert ">weight<" in svg
     assert ">frequency<" in svg
+
+
+def test_histograms_of_a_model_without_a_variants_name_are_drawn():
+    """Without a name in the scale of colours the areas had no colour, and the chart was empty."""
+    shown = Measurements(measure(nn.Linear(8, 4, bias=False), what=["weight_histogram"]))
+    ridges, _ = charts.chart("weight_histograms", shown)
+    assert ridges.spec()["spec"]["encoding"]["color"]["scale"]["domain"] == ["model"]
 
 
 def test_shared_weights_are_bars_at_their_values():

@@ -22,6 +22,7 @@ __all__ = ["heights", "ridges"]
 
 _LAYERS = 24
 _VARIANTS = 7
+_WIDE = 200
 
 
 def heights(counts: Sequence[float]) -> list[float]:
@@ -131,7 +132,7 @@ def ridges(measurements: Measurements, name: str, section: str, what: str) -> li
     items, layers, variants, total = _chosen(measurements, name)
     if not items:
         return []
-    drawn = _DrawnHistograms(items, layers, variants, variants_of(measurements), what)
+    drawn = _DrawnHistograms(items, layers, variants, variants_of(measurements) or variants, what)
     table = FigureTable(
         ("layer", "variant", f"{what}s not zero", "zeros", "lowest", "highest"),
         tuple(_table_row(item) for item in items),
@@ -237,15 +238,6 @@ def _stacked_chart(drawn: _DrawnHistograms) -> alt.FacetChart:
         labelLimit=110,
         grid=False,
     )
-    frequency = alt.Axis(
-        title="frequency",
-        orient="right",
-        values=[0, 0.5, 1],
-        format=".0%",
-        grid=False,
-        titleAlign="right",
-        titleX=0,
-    )
     base = alt.Chart()
     areas = base.mark_area(fillOpacity=0.82, line={"strokeWidth": 0.8, "color": "white"}).encode(
         x=alt.X(
@@ -257,9 +249,8 @@ def _stacked_chart(drawn: _DrawnHistograms) -> alt.FacetChart:
         color=alt.Color("d:Q", scale=ramp, legend=None),
         tooltip=_tooltips(drawn.what, "w"),
     )
-    ruler = base.mark_point(opacity=0).encode(y=alt.Y("y:Q", axis=frequency, scale=scale_y))
     return (
-        alt.layer(areas, ruler, data=alt.Data(values=drawn.rows("d", drawn.depth)))
+        alt.layer(areas, _frequency_axis(base, scale_y), data=alt.Data(values=drawn.rows("d", drawn.depth)))
         .transform_flatten(["x", "h", "n"])
         .transform_calculate(
             w="datum.x",
@@ -268,8 +259,21 @@ def _stacked_chart(drawn: _DrawnHistograms) -> alt.FacetChart:
             y=f"datum.d * {lift} + datum.h",
         )
         .resolve_axis(y="independent")
-        .properties(width=200, height=max(260, 16 * count))
-        .facet(alt.Facet("v:N", sort=drawn.variants), columns=2)
+        .properties(width=_WIDE, height=max(260, 16 * count))
+        .facet(alt.Facet("v:N", sort=drawn.variants), columns=2, spacing={"column": 64})
+    )
+
+
+def _frequency_axis(base: alt.Chart, scale: alt.Scale) -> alt.Chart:
+    """The third axis as text at the right edge of every variant: a facet draws all its vertical axes on the left."""
+    words = "datum.f === 1 ? ['frequency', '100%'] : format(datum.f, '.0%')"
+    return (
+        base.transform_aggregate(n="count()", groupby=["v"])
+        .transform_calculate(f="[0, 0.5, 1]")
+        .transform_flatten(["f"])
+        .transform_calculate(words=words)
+        .mark_text(align="left", dx=4, baseline="bottom", lineBreak="\n")
+        .encode(x=alt.value(_WIDE), y=alt.Y("f:Q", axis=None, scale=scale), text="words:N")
     )
 
 

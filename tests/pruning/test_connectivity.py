@@ -135,6 +135,30 @@ def test_an_example_that_does_not_fit_is_told_and_layers_are_looked_at_all_the_s
         assert find_collapsed(model, masks_of(model, **{"3": ALL}), torch.randn(2, 7))[0].layer == "3.weight"
 
 
+@pytest.mark.filterwarnings("error:the paths through")
+def test_a_padded_batch_of_torchs_encoder_is_followed() -> None:
+    """In evaluation mode torch makes a nested tensor of it, which the check's operators do not take."""
+    layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True, dropout=0.0)
+    model = nn.TransformerEncoder(layer, 1).eval()
+    example = {
+        "src": torch.randn(2, 3, 8),
+        "src_key_padding_mask": torch.tensor([[False] * 3, [False, True, True]]),
+    }
+    assert not [each for each in find_collapsed(model, masks_of(model), example) if each.fatal]
+
+
+def test_a_long_reason_is_cut() -> None:
+    class Refuses(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise NotImplementedError("no kernel for it\n" + "a backend " * 500)
+
+    with pytest.warns(UserWarning, match="no kernel for it a backend") as seen:
+        find_collapsed(
+            Refuses(4, 4), sc.Masks({"weight": torch.ones(4, 4, dtype=torch.bool)}), torch.randn(1, 4)
+        )
+    assert len(str(seen[0].message)) < 500
+
+
 def test_biases_may_all_go() -> None:
     model = nn.Linear(4, 4)
     check_connected(model, sc.Masks({"bias": torch.zeros(4, dtype=torch.bool)}))

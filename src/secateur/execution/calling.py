@@ -22,7 +22,7 @@ from secateur.execution.devices import device_of
 from secateur.execution.example import Example, call_arguments
 from secateur.execution.undisturbed import undisturbed
 
-__all__ = ["call", "describe", "evaluating", "moved"]
+__all__ = ["call", "describe", "evaluating", "fused_attention_off", "moved"]
 
 T = TypeVar("T")
 
@@ -75,3 +75,19 @@ def evaluating(model: torch.nn.Module, example: Example = None) -> Iterator[Any]
     device = device_of(model)
     with undisturbed(model, mode="eval"), torch.no_grad():
         yield moved(example, device)
+
+
+@contextmanager
+def fused_attention_off() -> Iterator[None]:
+    """Run the parts of torch's encoder layers one by one: a single operator for all of them hides their layers.
+
+    >>> with fused_attention_off():
+    ...     torch.backends.mha.get_fastpath_enabled()
+    False
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

@@ -31,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from secateur.core.masks import Masks
 from secateur.core.measurement import Measurement, Measurements
 from secateur.core.model_kinds import check_kind, unwrapped
-from secateur.execution.calling import call, describe, evaluating
+from secateur.execution.calling import call, describe, evaluating, fused_attention_off
 from secateur.execution.example import Example, call_arguments
 from secateur.execution.operator_costs import RULES, Cost, is_free, operator_name
 
@@ -65,7 +65,7 @@ def macs(
         masks.check(model)
     swapped = {} if masks is None else _masked_parameters(model, masks)
     counter = _Count(model, swapped, masks, bias)
-    with counter.layers(), evaluating(model, example) as inputs, _fused_attention_off(), counter:
+    with counter.layers(), evaluating(model, example) as inputs, fused_attention_off(), counter:
         if swapped:
             functional_call(model, swapped, *call_arguments(inputs))
         else:
@@ -99,7 +99,7 @@ def uses(model: nn.Module, example: Example) -> tuple[dict[str, float], int]:
     """
     model = _followed(model)
     counter = _Uses(model)
-    with counter.layers(), evaluating(model, example) as inputs, _fused_attention_off(), counter:
+    with counter.layers(), evaluating(model, example) as inputs, fused_attention_off(), counter:
         call(model, inputs)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     return {name: macs / sizes[name] for name, macs in counter.by_parameter.items()}, counter.rest
@@ -296,17 +296,6 @@ class _Uses(_Count):
 
 def _storage(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-@contextlib.contextmanager
-def _fused_attention_off() -> Iterator[None]:
-    """Run the parts of an encoder layer one by one: a single operator for all of them cannot be split by layer."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @torch.inference_mode(

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import copy
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from secateur.core.nested import tensors_in
 from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.core.user_warnings import warn
 from secateur.errors import CollapseError, TraceError
+from secateur.execution.calling import fused_attention_off
 from secateur.execution.verb import verb
 from secateur.structure.depth.blocks import NORMALISED, RemovableBlock
 from secateur.structure.depth.leaving import dropped_blocks
@@ -255,12 +257,14 @@ def _signal(model: nn.Module, masks: Masks | None, example: object) -> dict[str,
             module.register_forward_hook(_flatten_out)
     try:
         args, kwargs = _call(example, next(probe.parameters()).device)
-        probe(*args, **kwargs)
+        with fused_attention_off():  # its padded batches are nested tensors, which few operators take
+            probe(*args, **kwargs)
     except Exception as error:
         raise_if_out_of_memory(error)
+        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
         warn(
             f"the paths through {type(model).__name__} could not be followed, only its layers were checked one by "
-            f"one: the forward pass on the example failed ({type(error).__name__}: {error})",
+            f"one: the forward pass on the example failed ({type(error).__name__}: {reason})",
         )
         return {}
     return signal

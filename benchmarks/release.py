@@ -8,6 +8,10 @@ and prints how large that is, how many packages it holds, and how long `import s
     python benchmarks/release.py             # build, compare, keep in dist/
     python benchmarks/release.py --install   # then install and measure; needs uv
     python benchmarks/release.py --demo      # then run the demo too, and once more by `uvx --from`
+    python benchmarks/release.py --pages     # then every command and example of README.md and of the start page
+
+`--python` names the interpreter of the empty environment. The demo's folder cannot be written: run as root, this runs
+it as the user nobody, who has to be able to run that interpreter.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ from __future__ import annotations
 import argparse
 import filecmp
 import os
+import re
+import shlex
 import shutil
 import stat
 import statistics
@@ -63,12 +69,12 @@ def build(into: Path) -> list[Path]:
         return [Path(shutil.copy(path, into)) for path in one.values()]
 
 
-def install(wheel: Path, folder: Path) -> Path:
+def install(wheel: Path, folder: Path, interpreter: str) -> Path:
     """Install the wheel into an empty environment; print what it is; return its `secateur`."""
     uv = shutil.which("uv")
     if uv is None:
         raise SystemExit("uv is needed for an empty environment: pip install uv")
-    _run([uv, "venv", "--quiet", "--python", sys.executable, str(folder)])
+    _run([uv, "venv", "--quiet", "--python", interpreter, str(folder)])
     python, program = folder / "bin" / "python", folder / "bin" / "secateur"
     _run([uv, "pip", "install", "--quiet", "--python", str(python), *_torch(), str(wheel)])
     packages = [name for name in _run([uv, "pip", "list", "--python", str(python)]).splitlines()[2:] if name]
@@ -134,6 +140,41 @@ def demo(words: list[str], what: str) -> None:
         print(f"{time.monotonic() - start:.0f} s; {len(list(closed.iterdir()))} files in the closed folder")
 
 
+_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def pages(program: Path) -> None:
+    """Run what README.md and the start page say, by the installed wheel, in an empty folder outside the checkout.
+
+    `make` and `pip install .` are left out: they are for a clone.
+
+    Raises:
+        SystemExit: A command or an example failed.
+    """
+    environment = {**os.environ, "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}
+    environment.pop("PYTHONPATH", None)
+    for page in ("README.md", "docs/index.md"):
+        ran, examples = 0, []
+        with tempfile.TemporaryDirectory() as scratch:
+            for language, text in _BLOCK.findall((ROOT / page).read_text(encoding="utf-8")):
+                if language == "python":
+                    examples.append(text)
+                elif language == "toml":
+                    Path(scratch, text.split()[2]).write_text(
+                        text, encoding="utf-8"
+                    )  # its first line: # file: NAME
+                elif language == "bash":
+                    for line in text.strip().splitlines():
+                        words = shlex.split(line, comments=True)
+                        if words and words[0] == "secateur":
+                            _run(words, cwd=scratch, env=environment)
+                            ran += 1
+            Path(scratch, "examples.py").write_text("\n".join(examples), encoding="utf-8")
+            _run([str(program.parent / "python"), "examples.py"], cwd=scratch, env=environment)
+        print(f"{page}: {ran} commands and {len(examples)} examples run by the installed wheel")
+        record(Figure(f"commands of {page} that run", ran + len(examples), "", ran + len(examples), "higher"))
+
+
 def main() -> None:
     """Build, and whatever else is asked for."""
     options = argparse.ArgumentParser(
@@ -141,17 +182,21 @@ def main() -> None:
     )
     options.add_argument("--install", action="store_true", help="also install and measure")
     options.add_argument("--demo", action="store_true", help="also run the demo from the wheel, and by uvx")
+    options.add_argument("--pages", action="store_true", help="also run README.md and the start page")
+    options.add_argument("--python", default=sys.executable, help="the interpreter of the empty environment")
     given = options.parse_args()
     files = build(ROOT / "dist")
     for path in files:
         record(Figure(path.name, path.stat().st_size, "bytes", detail="the same bytes twice"))
         print(f"{path.name}: {path.stat().st_size:,} bytes, the same twice")
-    if not (given.install or given.demo):
+    if not (given.install or given.demo or given.pages):
         return
     wheel = next(path for path in files if path.suffix == ".whl")
     with tempfile.TemporaryDirectory() as scratch:
         Path(scratch).chmod(0o755)
-        program = install(wheel, Path(scratch) / "empty")
+        program = install(wheel, Path(scratch) / "empty", given.python)
+        if given.pages:
+            pages(program)
         if given.demo:
             demo([str(program), "demo", "--no-report", "--quiet"], "secateur demo")
             torch, *links = _torch()

@@ -191,6 +191,12 @@ def test_runs_show_export_and_gc(secateur):
             "x.foo: expected a name that ends in .csv, .parquet, .json",
         ),
         (["inspect", "none.sct"], 1, "none.sct: no such file"),
+        (
+            ["inspect", "r.toml"],
+            1,
+            "r.toml: expected .sct, .safetensors, .bin, .ckpt, .pt or .pth, or a folder",
+        ),
+        (["pack", "r.toml", "x.sct"], 1, "a .sct file is read by `inspect`, `unpack` and `load`"),
         (["pack", "none.pt", "x.sct"], 1, "none.pt"),
     ],
 )

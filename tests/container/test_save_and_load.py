@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from secateur.container import archive
-from secateur.container.archive import load, save
+from secateur.container.archive import SavedFile, load, save
 from secateur.container.codebooks import codebook, gaps_filled
 from secateur.container.format import Entry
 from secateur.container.inspection import inspect
@@ -308,3 +308,11 @@ def test_gaps_wider_than_what_they_save_stay() -> None:
     assert levels.tolist() == [0, 1, 3]
     alone = values[:1]
     assert gaps_filled(alone, levels[:1], entry)[0] is alone
+
+
+def test_a_file_larger_than_its_tensors_is_not_called_smaller():
+    assert (
+        str(SavedFile(Path("a.sct"), 50, 100))
+        == "a.sct: 50 bytes, 2.00 times fewer than the 100 of its tensors"
+    )
+    assert str(SavedFile(Path("a.sct"), 100, 96)) == "a.sct: 100 bytes, not fewer than the 96 of its tensors"

@@ -215,6 +215,8 @@ def test_a_function_of_ones_own(monkeypatch):
         models.build("my_models:mak")
     with pytest.raises(UnknownNameError, match="no module 'my_modelz' on the import path"):
         models.build("my_modelz:make")
+    with pytest.raises(UnknownNameError, match=r"did you mean my_modelz\.nets:make\? expected package"):
+        models.build("my_modelz/nets.py:make")
     with pytest.raises(OptionError, match="expected a function or class that makes a model, got int"):
         models.build("my_models:number")
     with pytest.raises(OptionError, match=r"expected a torch\.nn\.Module, got int"):

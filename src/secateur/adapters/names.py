@@ -187,8 +187,10 @@ def call(reference: str, options: dict[str, object]) -> nn.Module:
     try:
         module = _imported(module_name)
     except ModuleNotFoundError as error:
+        plain = module_name.removesuffix(".py").replace("/", ".").strip(".")
+        meant = f"did you mean {plain}:{attribute}? " if module_name.endswith(".py") else ""
         raise UnknownNameError(
-            f"model {reference!r}: no module {error.name!r} on the import path or in this folder; expected "
+            f"model {reference!r}: no module {error.name!r} on the import path or in this folder; {meant}expected "
             "package.module:function, with the package installed or its folder in PYTHONPATH"
         ) from error
     maker: Any = module

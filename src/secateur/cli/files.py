@@ -190,8 +190,14 @@ def inspect(
     output: ProgressFlags,
 ) -> None:
     """Where every byte of a .sct file goes, with bounds and formulas beside the real sizes; what a checkpoint holds."""
+    from secateur.container.checkpoint import TORCH_SUFFIXES
     from secateur.container.inspection import inspect as look
 
+    kinds = (".sct", ".safetensors", *sorted(TORCH_SUFFIXES))
+    if file.is_file() and file.suffix not in (*kinds, ""):
+        raise DataError(
+            f"{file}: expected {', '.join(kinds[:-1])} or {kinds[-1]}, or a folder with an index, got {file.suffix!r}"
+        )
     if file.is_dir() or file.suffix not in (".sct", ""):
         from secateur.streaming.listed import inspect_checkpoint
 

@@ -95,7 +95,8 @@ class SavedFile:
         return self.dense / self.size
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.size:,} bytes, {self.ratio:.2f} times fewer than the {self.dense:,} of its tensors"
+        less = f"{self.ratio:.2f} times fewer than" if self.size < self.dense else "not fewer than"
+        return f"{self.path}: {self.size:,} bytes, {less} the {self.dense:,} of its tensors"
 
 
 @verb

@@ -88,7 +88,8 @@ def open_checkpoint(path: str | os.PathLike[str], max_bytes: int | None = None) 
         yield _torch(path, max_bytes)
     else:
         raise DataError(
-            f"{path}: expected a .safetensors, .pt, .pth, .bin or .ckpt file, got {path.suffix!r}"
+            f"{path}: expected a .safetensors, .pt, .pth, .bin or .ckpt file, got {path.suffix!r}; "
+            "a .sct file is read by `inspect`, `unpack` and `load`"
         )
 
 

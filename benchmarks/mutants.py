@@ -11,9 +11,9 @@ examples in docstrings. Tests marked `slow`, `zoo`, `ray` or `browser` are left 
 once: a process is forked for each mutant, which gives the changed function its new code. Where the bug lies outside of
 functions (a default, a constant), the package is loaded anew.
 
-`--out FILE` keeps every result; a run that was stopped goes on from it, and `--only ROOM` runs a piece of the sample
-with that room's tests alone: pieces that share a file add up to the whole. `--control` plants nothing: then every mutant
-has to live. The copy is made of the files that git knows, as they are now.
+`--out FILE` keeps every result; a run that was stopped goes on from it, and `--only ROOM` runs a piece of the
+sample with that room's tests alone: pieces that share a file add up to the whole. `--control` plants nothing: then
+every mutant has to live. The copy is made of the files that git knows, as they are now.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ REPO = Path(__file__).resolve().parent.parent
 ROOMS = (
     "criteria", "budget", "granularity", "structure/groups/rules", "container", "quantize", "metrics", "report",
 )  # fmt: skip
-ACROSS = ("tests/pruning", "tests/contracts/test_prune_contracts.py")  # what concerns several rooms
+CHOOSING = {"criteria", "budget", "granularity"}
+ACROSS = ("tests/pruning", "tests/contracts/test_prune_contracts.py")  # what concerns these together
 COMPARE = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
@@ -304,7 +305,8 @@ def forked(work: Callable[[], int], seconds: float, quiet: bool = True) -> int |
 
 def _paths(root: Path, rooms: list[str]) -> list[str]:
     """What is collected: the rooms' test folders, and their own files for the examples in them."""
-    folders = {f"tests/{room.split('/')[0]}" for room in rooms} | set(ACROSS)
+    folders = {f"tests/{room.split('/')[0]}" for room in rooms}
+    folders |= set(ACROSS) if CHOOSING & set(rooms) else set()
     paths = [*sorted(folders), *(f"src/secateur/{room}" for room in rooms)]
     return [path for path in paths if (root / path).exists()]
 
@@ -578,7 +580,9 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=300, help="how many mutants are drawn")
     parser.add_argument("--seed", type=int, default=0, help="the seed of the draw")
     parser.add_argument("--rooms", nargs="+", default=list(ROOMS), help="folders of src/secateur")
-    parser.add_argument("--only", nargs="+", help="of those drawn, run what lies in these folders; the rest later")
+    parser.add_argument(
+        "--only", nargs="+", help="of those drawn, run what lies in these folders; the rest later"
+    )
     parser.add_argument("--most", type=float, default=20.0, help="seconds of tests for one mutant")
     parser.add_argument("--out", type=Path, help="a file of JSON lines: kept results are not computed again")
     parser.add_argument(

@@ -322,6 +322,7 @@ def test_the_text_says_what_was_probably_meant() -> None:
     [
         (lambda: StdDev(-1), "StdDev sensitivity: expected a number of at least 0, got -1"),
         (lambda: StdDev(math.nan), "StdDev sensitivity"),
+        (lambda: StdDev(-1e-9), "StdDev sensitivity"),
         (lambda: Overall(0.5, by="size"), "Overall by: expected 'units' or 'weights', got 'size'"),
         (lambda: Percentile(0.5, scope="layer"), "Percentile scope: expected 'tensor' or 'network'"),
         (lambda: Percentile(0.5, of="some"), "Percentile of: expected 'all' or 'nonzero', got 'some'"),
@@ -355,3 +356,7 @@ def test_the_share_that_masks_have_removed_already_may_be_asked_for_again() -> N
     assert all(torch.equal(first[name], again[name]) for name in first)
     with pytest.raises(BudgetNotMetError, match=r"masks only grow; ask for a sparsity of at least 0\.5"):
         sc.prune(model, budget=PerTensor(0.25), options=sc.PruneOptions(masks=first))
+
+
+def test_a_threshold_of_zero_deviations_is_a_budget():
+    assert StdDev(0).sensitivity == 0

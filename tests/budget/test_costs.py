@@ -238,6 +238,8 @@ def test_floors_hold_and_masks_only_grow(model):
         lambda: sc.budget.Size(),
         lambda: sc.budget.Size(bytes=10, keep=0.5),
         lambda: sc.budget.Size(bytes=-1),
+        lambda: sc.budget.Size(keep=1.5),
+        lambda: sc.budget.Size(keep=0.0),
         lambda: sc.budget.Latency(),
         lambda: sc.budget.Latency(ms=0),
         lambda: sc.budget.Latency(keep=0.5, most=1),

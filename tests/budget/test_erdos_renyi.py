@@ -54,3 +54,14 @@ def test_filters_are_cut_by_the_same_densities():
     # rows of the linear layer: density 0.1017 of 90 is 9.2, filters 0.0915 of 10 is 0.9
     masks = sc.prune(net(), "l1", "filter", ErdosRenyi(0.9))
     assert [int(masks[name].flatten(1).any(1).sum()) for name in masks] == [1, 9]
+
+
+def test_each_list_by_itself_loses_the_share_of_its_shape(monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    choose = ErdosRenyi.choose
+    monkeypatch.setattr(ErdosRenyi, "choose", lambda self, lists: seen.append(lists) or choose(self, lists))
+    sc.prune(net(), budget=ErdosRenyi(0.9))
+    apart = ErdosRenyi(0.9).apart(seen[0])
+    assert [budget.sparsity for budget in apart.values()] == pytest.approx(
+        [1 - 108 / 118 / 10, 1 - 108 / 118 / 9], abs=1e-6
+    )

@@ -67,3 +67,13 @@ def test_a_million_numbers_in_several_types() -> None:
         for remove in (1, 350_000, 699_999):
             found = _select.keep_highest(worth, remove)
             assert all(torch.equal(a, b) for a, b in zip(found, by_sorting(worth, remove)))
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.98])
+def test_few_numbers_are_sorted_around_the_rank(share: float) -> None:
+    """A bracket in the wrong place finds the same number at last, by sorting nearly all of them."""
+    generator = torch.Generator().manual_seed(0)
+    scores = [torch.randn(size, generator=generator) for size in (150_000, 50_000)]
+    rank = int(share * 200_000)
+    bracket = _select._bracket(scores, 200_000, rank)
+    assert bracket.below <= rank < bracket.below + sum(map(len, bracket.index)) < bracket.below + 20_000

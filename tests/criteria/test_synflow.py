@@ -12,7 +12,7 @@ from torch import nn
 import secateur as sc
 from secateur.core.context import Context
 from secateur.core.targets import select
-from secateur.criteria._ranged import Ranged, plain
+from secateur.criteria._ranged import Ranged, _pads_zeros, plain
 from secateur.criteria.synflow import Synflow
 from secateur.errors import CollapseError, DataError, NonFiniteError, OptionError, StructureError
 
@@ -326,6 +326,9 @@ def huge(value: list[float], power: int) -> torch.Tensor:
             [48.5, 5.0],
         ),
         (lambda a, b: torch.stack([a, b]).max(dim=0).values, [32.0, 8.0]),
+        (lambda a, b: F.linear(a, b.view(1, 2)), [112.0]),
+        (lambda a, b: F.pad(a, (1, 0), "constant", 0.0), [0.0, 32.0, 8.0]),
+        (lambda a, b: F.pad(a, (1, 0), "constant", 5.0), [5.0, 32.0, 8.0]),
     ],
 )
 def test_operators_give_what_the_tensors_stand_for(operation, want):
@@ -333,6 +336,21 @@ def test_operators_give_what_the_tensors_stand_for(operation, want):
     with Ranged():
         result = operation(a, b)
     assert plain(result).tolist() == pytest.approx(want, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "zeros"),
+    [
+        ((), {}, True),
+        (("constant", 5.0), {}, False),
+        (("constant", 0.0), {}, True),
+        (("constant",), {"value": 5.0}, False),
+        ((), {"mode": "reflect", "value": 5.0}, True),
+        (("circular",), {}, True),
+    ],
+)
+def test_which_paddings_keep_zero_at_zero(args, kwargs, zeros):
+    assert _pads_zeros((torch.ones(2), (1, 0), *args), kwargs) is zeros
 
 
 def six_layers() -> nn.Sequential:

@@ -15,6 +15,8 @@ from secateur.quantize.lloyd import lloyd
 from secateur.quantize.lookup import lookup
 from secateur.quantize.program import _Banded, _Dense, best_cuts
 from secateur.quantize.sorted_weights import BLOCK, SortedWeights, not_above
+from secateur.quantize.starts.kmeans_plus_plus import _squared_errors
+from secateur.quantize.starts.linear import LinearStart
 
 STARTS = [*starts.registry.names(), "kmeans++"]
 
@@ -292,3 +294,15 @@ def test_the_table_finds_what_a_search_finds(dtype, case):
 def test_a_number_on_a_cut_counts_as_below_it():
     data = SortedWeights(np.array([1.0, 2.0, 2.0, 3.0], dtype=np.float32))
     assert data.positions(np.array([0.0, 1.5, 2.0, 3.0])).tolist() == [0, 1, 3, 4]
+
+
+def test_one_evenly_spaced_value_is_in_the_middle():
+    data = SortedWeights(np.array([2.0, 2.5, 6.0]))
+    assert LinearStart().centroids(data, 1, np.random.default_rng(0)).tolist() == [4.0]
+
+
+def test_the_errors_that_kmeans_plus_plus_compares():
+    # 0, 1 | 4, 5 by the middles 2.5 of both rows: 1 + 0 + 0 + 1, and four times a quarter
+    data = SortedWeights(np.array([0.0, 1.0, 4.0, 5.0]))
+    found = _squared_errors(data, np.array([[1.0, 4.0], [0.5, 4.5]]))
+    assert found.tolist() == pytest.approx([2.0, 1.0])

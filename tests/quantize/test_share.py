@@ -2,6 +2,8 @@
 
 import copy
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -400,3 +402,30 @@ def test_codebooks_guard_their_invariants():
             Codebook(**{"name": "w", "values": values, "indices": indices, **options})
     with pytest.raises(OptionError, match="its values are not uniform steps; share with method='uniform'"):
         _ = Codebook("w", values, indices).integers
+
+
+def test_a_codebook_of_two_tensors_has_the_values_of_both():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, 2.0], [1.0, 2.25]]))
+        model[1].weight.copy_(torch.tensor([[8.0, 9.0], [9.0, 8.0]]))
+    shared = sc.share(model, bits=2, per="model")
+    assert shared.model[0].weight.tolist() == [[1.0, 2.125], [1.0, 2.125]]
+    assert torch.equal(shared.model[1].weight, model[1].weight)
+    assert shared.codebooks["0.weight"].group == shared.codebooks["1.weight"].group == "model"
+
+
+def test_bits_of_a_single_weight_that_is_kept():
+    layer = nn.Linear(2, 2, bias=False)
+    mask = torch.tensor([[True, False], [False, False]])
+    (row,) = sc.share(layer, 2, sc.Masks({"weight": mask})).summary()
+    assert (row.kept, row.huffman, row.entropy) == (1, 1.0, 0.0)
+
+
+def test_a_tensor_that_keeps_nothing_is_not_distorted_by_training():
+    layer = nn.Linear(2, 2, bias=False)
+    shared = sc.share(layer, bits=1)
+    masks = {"weight": torch.zeros(2, 2, dtype=torch.bool)}
+    emptied = replace(shared, masks=masks)
+    training = SimpleNamespace(model=layer, codebooks=lambda: shared.codebooks, rate=0.0)
+    assert dict(emptied.trained(training).distortion) == {"weight": 0.0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -10,8 +11,14 @@ from torch import nn
 
 import secateur as sc
 from secateur.errors import OptionError
+from secateur.quantize import Kmeans
 from secateur.quantize.calibrated import Quadratic, descended
 from secateur.quantize.share import ShareOptions
+from secateur.quantize.tables import table_codebook
+from secateur.quantize.tuned_values import LearntAssignments
+
+share_module = importlib.import_module("secateur.quantize.share")
+calibrated_module = importlib.import_module("secateur.quantize.calibrated")
 
 
 class Net(nn.Module):
@@ -282,3 +289,43 @@ def test_what_is_refused() -> None:
         OptionError, match="assignments of ShareOptions: expected 'fixed' or 'learnt', got 'free'"
     ):
         ShareOptions(tune=2, assignments="free")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_learnt_values_move_together_by_ten_mean_gradients(masked: bool) -> None:
+    # Values 1 (gradients 1 and 3, mean 2) and 3 (gradient 5): each weight has its own, and ten means more.
+    weight = nn.Parameter(torch.tensor([1.0, 1.0, 3.0, 0.0]) if masked else torch.tensor([1.0, 1.0, 3.0]))
+    mask = torch.tensor([True, True, True, False]) if masked else None
+    rounding = LearntAssignments([(weight, torch.tensor([1.0, 3.0]), torch.tensor([0, 0, 1]), mask)])
+    weight.grad = torch.tensor([1.0, 3.0, 5.0, 7.0])[: len(weight)]
+    rounding.before_step()
+    assert weight.grad.tolist() == [21.0, 23.0, 55.0, 7.0][: len(weight)]
+
+
+def test_a_layers_typical_size_and_the_seed_reach_the_solver(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, object] = {}
+    solver, setting = share_module.CodebookSolver, calibrated_module.Setting
+
+    def watched(finder, masks, rate, typical, seed):
+        seen["typical"] = typical
+        return solver(finder, masks, rate, typical, seed)
+
+    def set_up(*args, **kwargs):
+        seen["seed"] = kwargs.get("seed")
+        return setting(*args, **kwargs)
+
+    monkeypatch.setattr(share_module, "CodebookSolver", watched)
+    monkeypatch.setattr(calibrated_module, "Setting", set_up)
+    model = nn.Sequential(nn.Linear(4, 6)).eval()
+    sc.share(model, bits=2, data=[torch.randn(32, 4)], options=ShareOptions(seed=7))
+    assert seen == {"typical": 24.0, "seed": 7}
+
+
+def test_a_tables_values_follow_the_feature_that_matters() -> None:
+    # Only the second feature has curvature: its values 1 and 2 are kept, whatever becomes of the first.
+    weight = torch.tensor([[0.0, 1.0], [10.0, 1.0], [0.0, 2.0], [10.0, 2.0]])
+    curvature = torch.tensor([[0.0, 0.0], [0.0, 1.0]])
+    book = table_codebook(Kmeans(bits=2), "table", weight, None, curvature, damping=0.0, rounds=20)
+    assert (book.tensor()[:, 1] - weight[:, 1]).abs().max() < 0.01
+    plain = table_codebook(Kmeans(bits=2), "table", weight, None, torch.eye(2), damping=0.0)
+    assert torch.allclose(plain.tensor(), weight)

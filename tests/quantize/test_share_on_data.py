@@ -15,7 +15,7 @@ from secateur.quantize import Kmeans
 from secateur.quantize.calibrated import Quadratic, descended
 from secateur.quantize.share import ShareOptions
 from secateur.quantize.tables import table_codebook
-from secateur.quantize.tuned_values import LearntAssignments
+from secateur.quantize.tuned_values import LearntAssignments, SharedWeight
 
 share_module = importlib.import_module("secateur.quantize.share")
 calibrated_module = importlib.import_module("secateur.quantize.calibrated")
@@ -296,19 +296,19 @@ def test_learnt_values_move_together_by_ten_mean_gradients(masked: bool) -> None
     # Values 1 (gradients 1 and 3, mean 2) and 3 (gradient 5): each weight has its own, and ten means more.
     weight = nn.Parameter(torch.tensor([1.0, 1.0, 3.0, 0.0]) if masked else torch.tensor([1.0, 1.0, 3.0]))
     mask = torch.tensor([True, True, True, False]) if masked else None
-    rounding = LearntAssignments([(weight, torch.tensor([1.0, 3.0]), torch.tensor([0, 0, 1]), mask)])
+    rounding = LearntAssignments([SharedWeight(weight, torch.tensor([0, 0, 1, 0])[: len(weight)], mask)])
     weight.grad = torch.tensor([1.0, 3.0, 5.0, 7.0])[: len(weight)]
     rounding.before_step()
-    assert weight.grad.tolist() == [21.0, 23.0, 55.0, 7.0][: len(weight)]
+    assert weight.grad.tolist() == [21.0, 23.0, 55.0, 0.0][: len(weight)]
 
 
 def test_a_layers_typical_size_and_the_seed_reach_the_solver(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, object] = {}
     solver, setting = share_module.CodebookSolver, calibrated_module.Setting
 
-    def watched(finder, masks, rate, typical, seed):
+    def watched(finder, masks, rate, typical, *more):
         seen["typical"] = typical
-        return solver(finder, masks, rate, typical, seed)
+        return solver(finder, masks, rate, typical, *more)
 
     def set_up(*args, **kwargs):
         seen["seed"] = kwargs.get("seed")

@@ -18,7 +18,7 @@ import torch
 
 __all__ = ["conjugate_gradients", "cost_of_factoring", "solve"]
 
-_AFFORDABLE = 2e9
+_AFFORDABLE = 8e8
 """Operations up to which every output's own system is factored; above it, conjugate gradients are faster."""
 _ENOUGH = 1e-8
 """Conjugate gradients stop where the squared slope has fallen to this share of its start."""

@@ -9,10 +9,13 @@ What is not at hand is said and left out.
 CIFAR-10: 2,000 training images without labels, all 10,000 test images; points of top-1 lost against the dense model.
 `--rows TEXT` measures only the rows whose name holds TEXT.
 `--only choose` compares settings on 2,000 training images that are held out, so that test images choose nothing.
-MiniLM: docstrings of the standard library, 200 to calibrate and 200 others; mean cosine to the dense embeddings. Pruned
-are the linear layers of the encoder, shared all tensors, embeddings too. `--only peers` compares with SparseGPT and
-Wanda. EfficientNet-Lite0: CIFAR-10's images enlarged to 160 pixels, 300 training images to calibrate, 500 test images;
-the share of images whose top-1 is the dense model's.
+MiniLM: docstrings of the standard library, 200 to calibrate and 200 others; mean cosine to the dense embeddings. The
+text is those 200 alone, in part recombined and with tokens of the vocabulary in place of some. Pruned are the linear
+layers of the encoder, shared all tensors, tables of embeddings with bits of their own. `--only peers` compares with
+SparseGPT and Wanda, which take the 200 sentences as they are; `--only choose-minilm` compares settings on sentences
+that are neither calibrated nor tested on.
+EfficientNet-Lite0: CIFAR-10's images enlarged to 160 pixels, 300 training images to calibrate, 500 test images; the
+share of images whose top-1 is the dense model's.
 `prototype` is plain least squares, layer by layer on magnitude masks, measured before this was written. Seconds are
 those of the processor, over all threads, from the dense model to the finished one.
 """
@@ -222,7 +225,7 @@ PASSES = 5
 class MiniLM:
     """Sentence embeddings: mean of the last hidden states over the tokens, normalised."""
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, choosing: bool = False):
         declare_torchvision()
         from transformers import AutoModel, PreTrainedTokenizerFast
 
@@ -242,7 +245,11 @@ class MiniLM:
                 found.append({key: made[key] for key in keys})
             return found
 
-        self.calibration, self.others = batches(texts[:200]), batches(texts[200:400])
+        chosen = texts[:: max(1, len(texts) // 400)][:400]
+        rest = [text for text in texts if text not in set(chosen)]
+        held_out = rest[:: max(1, len(rest) // 120)][:120]
+        self.calibration = batches(chosen[:200])
+        self.others = batches(held_out if choosing else chosen[200:])
         self.wanted = self.embeddings(self.dense)
         self._solved: dict[str, nn.Module] = {}
 
@@ -265,13 +272,22 @@ class MiniLM:
     def task(self, what: str, prototype: str, goal: float, make: Callable[[], nn.Module]) -> Task:
         return Task(f"MiniLM, {what}", lambda: [self.cosine(what, prototype, goal, make)])
 
-    def texts(self) -> sc.RecombinedTokens:
+    def choose(self) -> Iterator[Task]:
+        """What the recombined versions are chosen by, on sentences that are neither calibrated nor tested on."""
+        for versions in (0, 3, VERSIONS):
+
+            def make(versions: int = versions) -> nn.Module:
+                return self._made_sparse(0.5, versions)
+
+            yield self.task(f"50 %, {versions} versions, held-out sentences", "", -math.inf, make)
+
+    def texts(self, versions: int = VERSIONS) -> sc.RecombinedTokens:
         """The 200 sentences, and six times their spans in another order, a fifth of the tokens any of the vocabulary:
         all text there is.
         """
         words = (1000, self.dense.config.vocab_size - 1)
         return sc.RecombinedTokens(
-            self.calibration, tokens=2000, replace=0.2, vocabulary=words, versions=VERSIONS
+            self.calibration, tokens=2000, replace=0.2, vocabulary=words, versions=versions
         )
 
     def sparse(self, what: str, budget: object) -> nn.Module:
@@ -280,11 +296,11 @@ class MiniLM:
             self._solved[what] = self._made_sparse(budget)
         return self._solved[what]
 
-    def _made_sparse(self, budget: object) -> nn.Module:
+    def _made_sparse(self, budget: object, versions: int = VERSIONS) -> nn.Module:
         layers = sc.PruneOptions(only=["encoder"])
         masks = sc.prune(self.dense, "wanda", budget=budget, data=self.calibration, options=layers)
         solver = sc.LeastSquares(damping=0.01, reselect=True)
-        return sc.compensate(self.dense, masks, self.texts(), solver=solver, skip="pooler").model
+        return sc.compensate(self.dense, masks, self.texts(versions), solver=solver, skip="pooler").model
 
     def shared(self, bits: int, table: int, per: str) -> nn.Module:
         """The embedding tables with `table` bits, all other weights with `bits`."""
@@ -439,8 +455,7 @@ def docstrings() -> list[str]:
                 text = " ".join((ast.get_docstring(node) or "").split())
                 if len(text) > 40:
                     found.setdefault(text[:400])
-    texts = list(found)
-    return texts[:: max(1, len(texts) // 400)][:400]
+    return list(found)
 
 
 def large() -> list[Line]:
@@ -490,7 +505,7 @@ def main() -> int:
     parser.add_argument("--lite0")
     parser.add_argument(
         "--only",
-        help="parts, by comma: choose, pruning, sharing, both, channels, minilm, peers, lite0, large",
+        help="parts, by comma: choose, pruning, sharing, both, channels, choose-minilm, minilm, peers, lite0, large",
     )
     parser.add_argument("--rows", default="", help="only the rows whose name holds this text")
     options = parser.parse_args()
@@ -511,11 +526,16 @@ def tasks(options: argparse.Namespace, wanted: list[str] | None) -> Iterator[Tas
             yield from getattr(cifar, part)()
     elif parts:
         print("CIFAR-10: no data; name it with --data and --weights, or SECATEUR_SHARED")
-    texts = [part for part in ("minilm", "peers") if wanted is None or part in wanted]
+    texts = [
+        part
+        for part in ("minilm", "peers", "choose-minilm")
+        if (wanted is None and "choose" not in part) or (wanted is not None and part in wanted)
+    ]
     if texts and options.minilm:
-        sentences = MiniLM(options.minilm)
+        sentences = MiniLM(options.minilm, "choose-minilm" in texts)
+        made = {"minilm": sentences.tasks, "peers": sentences.peers, "choose-minilm": sentences.choose}
         for part in texts:
-            yield from sentences.tasks() if part == "minilm" else sentences.peers()
+            yield from made[part]()
     elif texts:
         print("MiniLM: no weights; name their folder with --minilm")
     if wanted is None or "lite0" in wanted:

@@ -36,6 +36,11 @@ def test_explanation_proof_and_scan_are_tables():
     assert "<tr><td>0</td><td>8</td><td>56</td>" in text
     assert "<th>locked because</th>" in text
     assert "2.weight[0]" in text
+    assert "goes" not in text
+    text = sc.explain(model, x, budget=0.5)._repr_html_()
+    assert "<th>goes</th>" in text
+    assert "<tr><td>0</td><td>8</td><td>56</td><td>144</td><td>4</td></tr>" in text
+    assert "<p>a budget of 0.5 for each group removes 28 parameters" in text
     proof = sc.shrink(model, sc.prune(model, "l1", "channel", 0.5, example=x), x).proof
     text = proof._repr_html_()
     assert "<td>example</td><td>(3, 4)</td><td>eager</td>" in text

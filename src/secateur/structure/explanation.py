@@ -113,10 +113,17 @@ class Explanation:
 
     def _repr_html_(self) -> str:
         """Groups and locks in a notebook."""
+        budget = self.budget is not None
         groups = html_table(
-            ("group", "units", "parameters", "MACs"),
-            ((row.name, f"{row.count:,}", f"{row.parameters:,}", f"{row.macs:,}") for row in self.groups),
+            ("group", "units", "parameters", "MACs", *(["goes"] if budget else [])),
+            (
+                (row.name, f"{row.count:,}", f"{row.parameters:,}", f"{row.macs:,}")
+                + ((f"{row.removed:,}",) if budget else ())
+                for row in self.groups
+            ),
         )
+        if budget:
+            groups += f"<p>{_removed(self)}</p>"
         locks = html_table(
             ("locked because", "where", "axes"),
             (
@@ -150,12 +157,17 @@ def _as_table(found: Explanation) -> str:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
         lines.append("  ".join(cells).rstrip())
     if found.budget is not None:
-        lines.append(
-            f"a budget of {found.budget:g} for each group removes {found.removed_parameters:,} parameters "
-            f"({found.removed_parameters / max(1, found.parameters):.1%}) and {found.removed_macs:,} MACs "
-            f"({found.removed_macs / max(1, found.macs):.1%})"
-        )
+        lines.append(_removed(found))
     return "\n".join([*lines, *_asked_for_by_name(found), *_whole_layers(found), *_locked(found)])
+
+
+def _removed(found: Explanation) -> str:
+    """What the budget removes, in one sentence."""
+    return (
+        f"a budget of {found.budget:g} for each group removes {found.removed_parameters:,} parameters "
+        f"({found.removed_parameters / max(1, found.parameters):.1%}) and {found.removed_macs:,} MACs "
+        f"({found.removed_macs / max(1, found.macs):.1%})"
+    )
 
 
 def _asked_for_by_name(found: Explanation) -> list[str]:

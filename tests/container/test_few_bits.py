@@ -11,13 +11,14 @@ from torch import nn
 
 import secateur as sc
 from secateur.coding import varint
-from secateur.container import codebooks
+from secateur.container import codebooks, scalar_rounding, tensors
 from secateur.container import format as sct
 from secateur.container.archive import load, save
 from secateur.container.arrays import entry_of
 from secateur.container.format import Entry
 from secateur.container.frame import Archive
 from secateur.container.inspection import inspect
+from secateur.container.pack import _few
 from secateur.container.reading import words_of
 from secateur.container.save_options import SaveOptions
 from secateur.container.scalar_streams import (
@@ -372,3 +373,41 @@ def test_codebooks_come_back_whatever_their_kind(values):
 def test_hostile_codebooks_of_small_multiples(data, message):
     with pytest.raises(FormatError, match=message):
         codebooks.read_codebook(memoryview(data), Entry("w", "F32", (3,)), "w")
+
+
+def test_values_rounded_to_three_bits_are_three_steps_each_way():
+    # 1 in three bits: at most three steps, so steps of a half; with five they would be quarters
+    assert codebooks.round_to_bits(np.array([1.0, 0.3, -0.8], np.float32), 3).tolist() == [1.0, 0.5, -1.0]
+
+
+def test_multiples_of_a_power_of_two_may_be_negative_but_not_minus_zero():
+    exponent, multiples = codebooks._multiples(np.array([-0.5, 0.25, 0.0], np.float32))
+    assert (exponent, multiples.tolist()) == (-2, [-2.0, 1.0, 0.0])
+    assert codebooks._multiples(np.array([-0.0, 0.25], np.float32)) is None
+    assert codebooks._multiples(np.array([np.inf, 0.25], np.float32)) is None
+    assert codebooks._multiples(np.zeros(2, np.float32)) is None
+
+
+def test_even_steps_are_one_apart():
+    assert codebooks._even_steps(np.array([0.5, 1.0, 1.5], np.float32)) is not None
+    assert codebooks._even_steps(np.array([0.5, 1.5, 2.0], np.float32)) is None
+
+
+def test_grids_of_scalars_by_hand():
+    one = np.array([1.0, -1.0], np.float32)  # a spread of 1, in steps of 2**-5 of it
+    assert scalar_rounding._grid(scalar_rounding.BIASES, one, 8).table(2).tolist() == [0.0, 0.03125, 0.0625]
+    small = ScalarGrid.geometric(np.array([1.0, 2.0**-13, 2.0**-15], np.float32), 2.0)
+    assert small.table(3).tolist() == [0.0, 2.0**-13, 2.0**-12, 2.0**-11]  # the last is negligible
+
+
+def test_bfloat16_is_rounded_half_to_even():
+    halves = np.array([0x3F808000, 0x3F818000, 0x3F808001, 0x7FC00001], np.uint32)
+    assert tensors._to_narrow(halves, "F32", "BF16").tolist() == [0x3F80, 0x3F82, 0x3F81, 0x7FC0]
+
+
+def test_a_sample_of_every_word_says_whether_they_are_few():
+    words = np.zeros(12, np.uint32)
+    words[1::2] = range(1, 7)  # every second word alone would be few
+    assert not _few(words)
+    assert _few(np.arange(1000, dtype=np.uint32) % 210)
+    assert not _few(np.arange(1000, dtype=np.uint32) % 250)

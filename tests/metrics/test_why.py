@@ -102,3 +102,28 @@ def test_a_layer_is_tried_at_the_next_multiples_of_eight(width, conv, head):
     assert _why._resized(calls["conv"], tiny=True).args[0].shape == (1, 3, 3, 3)
     assert _why._resized(calls["norm"], tiny=True).args[0].shape == (1, width, 1, 1)
     assert _why._resized(calls["head"], tiny=True).args[0].shape == (1, width)
+
+
+def test_the_summary_says_what_each_reason_costs():
+    # a quarter of the 4 ms was to remain and 3 ms do: 2 ms for one layer; the other lost none
+    rows = (
+        _why.LayerTime("a", "Conv2d", (100, 25), (4.0, 3.0), (1, 1), "memory-bound: 3 per byte"),
+        _why.LayerTime("b", "ReLU", (0, 0), (1.0, 0.1), (1, 1), "launch overhead: 0.1 ms"),
+    )
+    text = _why.Why(rows, (100, 25), (5.0, 3.25), 1, "1 thread").summary()
+    assert text.startswith("4.00x fewer multiply-accumulates, 1.54x as fast on 1 thread.")
+    assert text.endswith("Of the 2 ms above what the count suggests: memory-bound 2 ms.")
+
+
+def test_wider_layers_are_at_the_next_multiple_of_eight():
+    assert [_why._up(width) for width in (1, 3, 4, 5, 8, 9, 13, 16)] == [1, 3, 4, 8, 8, 16, 16, 16]
+    assert _why._widened(nn.Linear(8, 16), torch.ones(2, 8)) is None
+    layer, x = _why._widened(nn.Linear(13, 4), torch.ones(2, 13))
+    assert (layer.in_features, layer.out_features, x.shape) == (16, 4, (2, 16))
+    assert _why._widened(nn.Conv2d(3, 8, 3), torch.ones(1, 3, 5, 5)) is None
+    layer, x = _why._widened(nn.Conv2d(3, 9, 3), torch.ones(1, 3, 5, 5))
+    assert (layer.in_channels, layer.out_channels, x.shape) == (3, 16, (1, 3, 5, 5))
+
+
+def test_bytes_are_megabytes_from_a_tenth_of_one():
+    assert [_why._bytes(count) for count in (99_900, 100_000, 2_000_000)] == ["99.9 kB", "0.10 MB", "2.00 MB"]

@@ -22,6 +22,7 @@ from secateur.report.charts.latency import latency
 from secateur.report.charts.layer_bars import layer_bars
 from secateur.report.charts.network import network
 from secateur.report.charts.pareto import front
+from secateur.report.drawing import DrawnLayer, draw_network
 from secateur.report.files import figure_svg
 from secateur.report.reading import rows_of
 
@@ -354,3 +355,11 @@ def test_shared_weights_are_bars_at_their_values():
     )
     assert row["h"] == [0, 1.0, 1.0, 0] * 2
     assert spec["spec"]["mark"]["interpolate"] == "linear"
+
+
+def test_a_drawn_layer_is_as_wide_as_what_remains_and_groups_have_hues_apart() -> None:
+    layers = [DrawnLayer(f"conv{k}", "Conv2d", 16, 4, group) for k, group in enumerate("abcd")]
+    picture = draw_network(layers)
+    assert picture.count('width="154.0" height="10" class="gone"') == 4  # the widest fills its box
+    assert picture.count('width="38.5" height="10" class="kept"') == 4  # 4 of 16
+    assert re.findall(r"hsl\((\d+),", picture) == ["0", "138", "275", "53"]  # 137.508 degrees further each

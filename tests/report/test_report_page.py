@@ -22,9 +22,9 @@ from secateur.core.measurement import Measurement as M
 from secateur.core.measurement import Measurements
 from secateur.errors import NothingToDoError
 from secateur.report import Report, Run
-from secateur.report.printout import folded, side_by_side
+from secateur.report.printout import Pair, folded, side_by_side
 from secateur.report.published import beside
-from secateur.report.summary import Tile, comparison, headline, tiles
+from secateur.report.summary import Tile, comparison, headline, number, shown_rows, tiles
 from secateur.report.trials import trials_table
 
 spec = importlib.util.spec_from_file_location("report_samples", Path(__file__).with_name("report_samples.py"))
@@ -285,3 +285,65 @@ def test_trials_that_were_packed_and_not_measured_name_their_settings():
     ]
     assert comparison(found).head == ("3 · pack", "4 · pack")
     assert headline(found) == "2 trials, files of 800 to 950 bytes; no accuracy was measured"
+
+
+def test_short_stretches_are_shown_and_each_long_one_counts_its_own_lines() -> None:
+    same = [Pair("same", str(k), str(k)) for k in range(30)]
+    change = Pair("changed", "a", "b")
+    shown = folded(
+        [change, *same[:7], change, *same[7:17]]
+    )  # two lines around a change stay: 3 and 8 are left
+    assert shown == [
+        change,
+        *same[:7],
+        change,
+        *same[7:9],
+        Pair("folded", *["8 lines that are the same"] * 2),
+    ]
+
+
+def test_numbers_from_a_thousand_have_commas() -> None:
+    assert (number(1000.0), number(999.0), number(999.5), number(12345.6)) == (
+        "1,000",
+        "999",
+        "999.5",
+        "12,346",
+    )
+
+
+def test_sizes_alike_to_two_digits_are_no_difference() -> None:
+    rows = [
+        M("size", size, "bytes", context={"variant": variant, "trial": 0})
+        for variant, size in (("dense", 100_400), ("small", 100_000))
+    ]
+    assert "on disk" not in headline(Measurements(rows))
+    rows[0] = M("size", 150_000, "bytes", context={"variant": "dense", "trial": 0})
+    assert "1.5 times smaller on disk (150,000 → 100,000 bytes)" in headline(Measurements(rows))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ((500, 500), "2 trials; no accuracy was measured"),
+        ((500, 900), "2 trials, files of 500 to 900 bytes; no"),
+    ],
+)
+def test_trials_without_accuracy_have_their_range_of_sizes(sizes: tuple[int, int], said: str) -> None:
+    rows = [
+        M("file_bytes", size, "bytes", context={"variant": "packed", "trial": k})
+        for k, size in enumerate(sizes)
+    ]
+    assert headline(Measurements(rows)).startswith(said)
+
+
+def test_a_front_of_many_is_shown_from_end_to_end() -> None:
+    rows = [M("accuracy", 0.99, context={"variant": "dense", "trial": 0})]
+    rows += [M("size", 9000, "bytes", context={"variant": "dense", "trial": 0})]
+    for k in range(1, 13):
+        where = {"variant": "pruned", "trial": k, "sparsity": k / 20}
+        rows += [
+            M("accuracy", 0.98 - k / 100, context=where),
+            M("size", 9000 - 500 * k, "bytes", context=where),
+        ]
+    shown = shown_rows(Measurements(rows))
+    assert [row.bytes for row in shown] == [9000, 8500, 7500, 6500, 5000, 4000, 3000]

@@ -218,8 +218,6 @@ class Innermost:
 
 VERSIONS = 6
 """How often the sentences of MiniLM are recombined for least squares."""
-PASSES = 5
-"""Passes of tuning over them."""
 
 
 class MiniLM:
@@ -306,9 +304,7 @@ class MiniLM:
         """The embedding tables with `table` bits, all other weights with `bits`."""
         tables = sc.ShareOptions(only="embeddings")
         model = sc.share(self.dense, bits=table, data=self.calibration, options=tables).model
-        options = sc.ShareOptions(
-            skip="embeddings", dense=self.dense, tune=tuning(PASSES) if PASSES else None
-        )
+        options = sc.ShareOptions(skip="embeddings", dense=self.dense)
         return sc.share(model, bits=bits, per=per, data=self.texts(), options=options).model
 
     def packed(self, bits: int, table: int, per: str, goal: float) -> list[Line]:
@@ -365,11 +361,6 @@ class MiniLM:
             f"{what}, least squares alone", f"{best:.3f}", best, lambda: self.sparse(what, budget)
         )
         return [*found, ours]
-
-
-def tuning(passes: int) -> sc.Tuning:
-    """How MiniLM is tuned."""
-    return sc.Tuning(passes=passes, lr=0.001, precision="bf16", compare=states_and_embedding)
 
 
 def states_and_embedding(output: Any, inputs: Any) -> list[torch.Tensor]:

@@ -4,13 +4,17 @@ The weights are those of sentence-transformers' MiniLM, from the package `all-mi
 file (`--weights`). Each number type is coded by this project, zipnn, OpenZL (floats taken apart, each byte of a number
 entropy coded by itself), pcodec, blosc2 and numcodecs' shuffle with Zstandard, in turns in one process on one thread.
 Prints bytes of 100, and CPU nanoseconds a number in and out (medians). `--shared BITS` compares instead the file of
-weights shared at so many bits with Brotli 11 and Zstandard 19 on the same indices, a byte each. Peers that are not
-installed are left out, and named: zipnn, openzl, pcodec, blosc2, numcodecs, brotli, zstandard.
+weights shared at so many bits with Brotli 11 and Zstandard 19 on the same indices, a byte each. `--whole` compares
+whole files instead: `pack` and `unpack`, which check checksums and write atomically, beside zipnn on the bytes of the
+same file, read before and written after; processor's time and the clock's. `--trained` also gives OpenZL the graphs
+that make a sample smallest. Peers that are not installed are left out, and named: zipnn, openzl, pcodec, blosc2,
+numcodecs, brotli, zstandard.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import statistics
@@ -36,6 +40,8 @@ from secateur.container.pack import pack, unpack
 sys.path.insert(0, str(Path(__file__).parent))
 from _results import Figure, record
 
+KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.float8_e4m3fn}
+ZIPNN_KINDS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "float8_e4m3fn"}
 Pair = tuple[Callable[[], bytes], Callable[[bytes], object]]
 
 
@@ -59,22 +65,30 @@ def weights_of(path: Path | None) -> dict[str, torch.Tensor]:
         return load_file(files.extract(name, folder))
 
 
-def openzl(kind: str, raw: bytes) -> Pair | None:
-    """OpenZL: the exponents of floats coded apart from sign and fraction; other numbers by its generic backend."""
+OPENZL_WIDTHS = {"fp32": np.uint32, "bf16": np.uint16, "fp16": np.uint16, "fp8": np.uint8}
+OPENZL_GRAPHS = ("Entropy", "Huffman", "Fse", "Zstd", "FieldLz", "Compress", "Store")
+
+
+def openzl(kind: str, raw: bytes, graphs: tuple[str, str] = ("Entropy", "Entropy")) -> Pair | None:
+    """OpenZL: the exponents of floats coded apart from sign and fraction; other numbers by one graph.
+
+    Args:
+        kind: The number type.
+        raw: The numbers.
+        graphs: The graphs of its package for each byte of sign and fraction, and for the exponents.
+    """
     zl = peer("openzl.ext")
     if zl is None:
         return None
     compressor = zl.Compressor()
     compressor.set_parameter(zl.CParam.FormatVersion, zl.MAX_FORMAT_VERSION)
-    entropy = zl.graphs.Entropy()(compressor)
-    lanes = zl.nodes.TransposeSplit()(compressor, entropy)
-    words = np.frombuffer(
-        raw, {"fp32": np.uint32, "bf16": np.uint16, "fp16": np.uint16, "fp8": np.uint8}[kind]
-    )
+    rest, exponent = (getattr(zl.graphs, name)()(compressor) for name in graphs)
+    lanes = zl.nodes.TransposeSplit()(compressor, rest)
+    words = np.frombuffer(raw, OPENZL_WIDTHS[kind])
     apart = {"fp32": "Float32Deconstruct", "bf16": "BFloat16Deconstruct", "fp16": "Float16Deconstruct"}.get(
         kind
     )
-    graph = entropy if apart is None else getattr(zl.nodes, apart)()(compressor, lanes, entropy)
+    graph = exponent if apart is None else getattr(zl.nodes, apart)()(compressor, lanes, exponent)
     compressor.select_starting_graph(graph)
 
     def encode() -> bytes:
@@ -83,6 +97,22 @@ def openzl(kind: str, raw: bytes) -> Pair | None:
         return context.compress([zl.Input(zl.Type.Serial if kind == "fp8" else zl.Type.Numeric, words)])
 
     return encode, lambda data: zl.DCtx().decompress(data)
+
+
+def trained(kind: str, sample: bytes) -> tuple[str, str]:
+    """The graphs that make a sample smallest, each tried for the one part and the other.
+
+    Its package has no trainer: `zli train` is a program that is built from its sources. This is the choice that a
+    trainer makes between the graphs that the package has.
+    """
+    sizes: dict[tuple[str, str], float] = {}
+    for rest in OPENZL_GRAPHS if kind != "fp8" else ("Entropy",):
+        for exponent in OPENZL_GRAPHS:
+            with contextlib.suppress(Exception):  # a graph that does not take this type
+                pair = openzl(kind, sample, (rest, exponent))
+                if pair is not None:
+                    sizes[rest, exponent] = len(pair[0]())
+    return min(sizes, key=lambda key: sizes[key]) if sizes else ("Entropy", "Entropy")
 
 
 def blosc2(width: int, raw: bytes) -> Pair | None:
@@ -122,7 +152,7 @@ def pcodec(kind: str, raw: bytes) -> Pair | None:
 def zipnn(kind: str, raw: bytes) -> Pair | None:
     """zipnn on one thread."""
     module = peer("zipnn")
-    name = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(kind)
+    name = ZIPNN_KINDS.get(kind)
     if module is None or name is None:
         return None
     tool = module.ZipNN(input_format="byte", bytearray_dtype=name, threads=1)
@@ -135,7 +165,7 @@ def timed(call: Callable[[], Any]) -> float:
     return time.process_time() - begin
 
 
-def tools_for(kind: str, numbers: torch.Tensor) -> dict[str, Pair]:
+def tools_for(kind: str, numbers: torch.Tensor, chosen: tuple[str, str] | None) -> dict[str, Pair]:
     """Every tool there is, on one tensor."""
     words = to_words("w", numbers)[1]
     raw, width = words.tobytes(), words.dtype.itemsize
@@ -146,6 +176,7 @@ def tools_for(kind: str, numbers: torch.Tensor) -> dict[str, Pair]:
         ),
         "zipnn": zipnn(kind, raw),
         "OpenZL": openzl(kind, raw),
+        "OpenZL, trained": openzl(kind, raw, chosen) if chosen else None,
         "pcodec": pcodec(kind, raw),
         "blosc2": blosc2(width, raw),
         "numcodecs": numcodecs(width, raw),
@@ -153,9 +184,13 @@ def tools_for(kind: str, numbers: torch.Tensor) -> dict[str, Pair]:
     return {name: pair for name, pair in found.items() if pair is not None}
 
 
-def compare(kind: str, tensors: list[torch.Tensor], rounds: int) -> None:
+def compare(kind: str, tensors: list[torch.Tensor], rounds: int, train: bool = False) -> None:
     """One number type by every tool, tensor by tensor as files hold them, in turns."""
-    made = [tools_for(kind, tensor) for tensor in tensors]
+    chosen = None
+    if train:
+        chosen = trained(kind, to_words("w", tensors[0].reshape(-1)[: 1 << 18])[1].tobytes())
+        print(f"{kind}: OpenZL's graphs for sign and fraction, and for exponents: {' and '.join(chosen)}")
+    made = [tools_for(kind, tensor, chosen) for tensor in tensors]
     coded: dict[str, list[bytes]] = {}
     for name in made[0]:
         try:
@@ -173,7 +208,7 @@ def compare(kind: str, tensors: list[torch.Tensor], rounds: int) -> None:
     for name, taken in times.items():
         to, fro = (1e9 * statistics.median(column) / count for column in zip(*taken))
         size = 100 * sum(map(len, coded[name])) / nbytes
-        print(f"{kind} {name:<10} {size:6.2f} bytes of 100   {to:6.2f} ns in {fro:6.2f} ns out", flush=True)
+        print(f"{kind} {name:<15} {size:6.2f} bytes of 100   {to:6.2f} ns in {fro:6.2f} ns out", flush=True)
         if name == "ours":
             record(
                 Figure(f"{kind}: bytes of 100", size, "bytes", tolerance=0.001),
@@ -230,6 +265,95 @@ def shared(weights: dict[str, torch.Tensor], bits: int) -> None:
             )
 
 
+def numbers_as(weights: dict[str, torch.Tensor], kind: str) -> dict[str, torch.Tensor]:
+    """The tensors in another number type; for fp8 each is scaled to its range."""
+    found = {}
+    for name, tensor in weights.items():
+        if tensor.is_floating_point():
+            if kind == "fp8":
+                tensor = tensor / tensor.abs().max().clamp(min=1e-30) * 448
+            tensor = tensor.to(KINDS[kind]).contiguous()
+        found[name] = tensor
+    return found
+
+
+def whole(weights: dict[str, torch.Tensor], kinds: list[str], rounds: int) -> bool:
+    """Whole files, in and out, beside zipnn, in turns; whether every goal was met."""
+    met = True
+    for kind in kinds:
+        with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as folder:
+            source = Path(folder, "a.safetensors")
+            save_file(numbers_as(weights, kind), source)
+            met &= whole_file(kind, source, rounds)
+    return met
+
+
+def whole_file(kind: str, source: Path, rounds: int) -> bool:
+    """One file, in and out."""
+    packed, zipped, back = (source.with_name(name) for name in ("a.sct", "a.znn", "b.safetensors"))
+    module = peer("zipnn")
+    tool = (
+        module.ZipNN(input_format="byte", bytearray_dtype=ZIPNN_KINDS[kind], threads=1)
+        if module and kind in ZIPNN_KINDS
+        else None
+    )
+    jobs: dict[str, Callable[[], Any]] = {
+        "in": lambda: pack(source, packed, lossless=True),
+        "out": lambda: unpack(packed, back),
+    }
+    if tool is not None:
+        jobs["zipnn in"] = lambda: zipped.write_bytes(tool.compress(source.read_bytes()))
+        jobs["zipnn out"] = lambda: back.write_bytes(tool.decompress(zipped.read_bytes()))
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in jobs}
+    for turn in range(rounds + 1):
+        for name, job in jobs.items():
+            began, clock = time.process_time(), time.perf_counter()
+            job()
+            spent = time.process_time() - began, time.perf_counter() - clock
+            if turn:
+                taken[name].append(spent)
+            elif name.endswith("out") and back.read_bytes() != source.read_bytes():
+                raise RuntimeError(f"{name}, {kind}: other bytes come back")
+    found = {name: [1e3 * statistics.median(one) for one in zip(*times)] for name, times in taken.items()}
+    size, total = packed.stat().st_size, source.stat().st_size
+    print(f"{kind}: {total:,} bytes to {size:,}", flush=True)
+    for name, (cpu, clock) in found.items():
+        print(f"  {name:<9} {cpu:7.1f} ms of processor time, {clock:7.1f} ms on the clock")
+    if tool is None:
+        return True
+    rows = [
+        Figure(
+            f"whole {kind}: bytes, ours over zipnn",
+            size / zipped.stat().st_size,
+            "ratio",
+            1.0,
+            "lower",
+            0.001,
+        )
+    ]
+    for way in ("in", "out"):
+        for k, clock in enumerate(("processor time", "clock")):
+            mine, other = found[way][k], found[f"zipnn {way}"][k]
+            goal = None if k else 1.0  # how long the disk takes to confirm depends on who else writes
+            detail = f"ours {mine:.1f} ms, zipnn {other:.1f} ms"
+            rows.append(
+                Figure(
+                    f"whole {kind}: {way}, {clock}, ours over zipnn",
+                    mine / other,
+                    "ratio",
+                    goal,
+                    "lower",
+                    0.15,
+                    detail,
+                )
+            )
+    record(*rows)
+    for row in rows:
+        missed = row.goal is not None and row.value > row.goal
+        print(f"  {row.name}: {row.value:.4f}{'   MISSED' if missed else ''}", flush=True)
+    return all(row.goal is None or row.value <= row.goal for row in rows)
+
+
 def main() -> None:
     """Compare on the weights asked for."""
     parser = argparse.ArgumentParser(
@@ -239,18 +363,22 @@ def main() -> None:
     parser.add_argument("--numbers", type=float, default=4e6, help="how many of the weights are coded")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--shared", type=int, default=0, metavar="BITS")
+    parser.add_argument("--whole", action="store_true")
+    parser.add_argument("--trained", action="store_true")
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     asked = parser.parse_args()
     weights = weights_of(asked.weights)
+    if asked.whole:
+        sys.exit(not whole(weights, asked.kinds, asked.rounds))
     if asked.shared:
         shared(weights, asked.shared)
         return
     tensors = [weight for weight in weights.values() if weight.dim() > 1 and weight.is_floating_point()]
     while len(tensors) > 1 and sum(weight.numel() for weight in tensors[1:]) >= asked.numbers:
         tensors = tensors[1:]
-    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.float8_e4m3fn}
-    for kind, dtype in kinds.items():
-        parts = [w if kind != "fp8" else w / w.abs().max() * 448 for w in tensors]
-        compare(kind, [part.to(dtype).contiguous() for part in parts], asked.rounds)
+    for kind in asked.kinds:
+        named = {str(number): tensor for number, tensor in enumerate(tensors)}
+        compare(kind, list(numbers_as(named, kind).values()), asked.rounds, asked.trained)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ SHAPES = [(3,), (7, 5), (40, 64), (16, 3, 3, 3), (9, 20, 1, 5), (5, 4, 9, 9), (1
 
 @pytest.fixture(autouse=True)
 def _every_length(monkeypatch):
+    monkeypatch.setattr(compiled, "SHORTEST", 1)
     monkeypatch.setattr(compiled, "WORTH_IT", 1)
     monkeypatch.setattr(compiled, "LOADING", 0)
 
@@ -129,13 +130,19 @@ def test_the_walk_is_compiled_only_where_a_process_codes_enough(monkeypatch):
     monkeypatch.setattr(compiled, "WORTH_IT", 1 << 16)
     monkeypatch.setattr(compiled, "LOADING", 1 << 20)
     monkeypatch.setattr(compiled, "_coded", [0])
+    monkeypatch.setattr(compiled, "SHORTEST", 1 << 8)
+    monkeypatch.setattr(native, "is_loaded", lambda: False)
     monkeypatch.setattr(native, "cached", lambda: None)
-    long, short = layout((256, 1024)), layout((255, 256))
+    long, short, shortest = layout((256, 1024)), layout((128, 256)), layout((15, 17))
     assert [compiled.pays(long) for _ in range(5)] == [False, False, False, True, True]
-    assert not compiled.pays(short)
+    assert not compiled.pays(shortest)
     monkeypatch.setattr(compiled, "_coded", [0])
     monkeypatch.setattr(native, "cached", lambda: "there")
-    assert compiled.pays(long)  # in the cache already
+    assert [compiled.pays(short) for _ in range(3)] == [False, True, True]  # in the cache already
+    monkeypatch.setattr(compiled, "_coded", [0])
+    monkeypatch.setattr(native, "is_loaded", lambda: True)
+    assert compiled.pays(short)
+    assert not compiled.pays(shortest)
     monkeypatch.setattr(compiled, "LONGEST_BLOCK", 127)
     assert not compiled.pays(long)  # sums over a block could leave 64 bits
 

@@ -69,3 +69,16 @@ def test_a_plane_of_one_byte_takes_a_few_bytes_and_no_range_coder():
         patch.setattr(digits.static, "decode", lambda *_: pytest.fail("the range coder"))
         assert (floats.decode(data, len(words), 4, True) == words).all()
     assert len(data) < 0.86 * len(words) * 2 + 1000  # two of the four bytes, and hardly more
+
+
+@needs_compiler
+def test_the_passes_are_compiled_only_by_a_process_that_codes_much(monkeypatch):
+    monkeypatch.setattr(digits, "LOADING", 3000)
+    monkeypatch.setattr(digits, "_coded", [0])
+    monkeypatch.setattr(native, "cached", lambda: None)
+    monkeypatch.setattr(native, "load", lambda: "library")
+    words = np.zeros(1000, dtype=np.uint16)
+    assert [digits._library(words) for _ in range(4)] == [None, None, "library", "library"]
+    monkeypatch.setattr(digits, "_coded", [0])
+    monkeypatch.setattr(native, "cached", lambda: "there")
+    assert digits._library(words) == "library"

@@ -348,3 +348,41 @@ def test_ascending_numbers_come_back(width: int, count: int) -> None:
 def test_bad_ascending_numbers(data: bytes, count: int, message: str) -> None:
     with pytest.raises(FormatError, match=message):
         ascending.decode(data, count, 4)
+
+
+@given(
+    width=st.sampled_from([1, 2, 4, 8]),
+    numbers=st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=70),
+    shift=st.integers(0, 63),
+)
+def test_ascending_numbers_take_the_bits_that_the_format_gives_them(width, numbers, shift):
+    found = sorted({(number >> shift) % 256**width for number in numbers})
+    known = np.array(found, dtype=f"u{width}")
+    data = ascending.encode(known)
+    assert (ascending.decode(data, len(known), width) == known).all()
+    bits = ""
+    for middle, low, high in ascending._order(found):
+        count, place = high - low + 1, found[middle] - low
+        short = count.bit_length() - 1
+        spare = (2 << short) - count
+        length, place = (short, place) if place < spare else (short + 1, place + spare)
+        bits += format(place, f"0{length}b") if length else ""
+    bits += "0" * (-len(bits) % 8)
+    ends = known[[0, -1]] if len(known) > 1 else known
+    assert data == ends.tobytes() + bytes(int(bits[k : k + 8], 2) for k in range(0, len(bits), 8))
+
+
+@given(st.lists(st.integers(0, 2**40), max_size=30))
+def test_many_varints_are_those_of_each_number(numbers):
+    data = varint.write_all(numbers)
+    assert data == b"".join(map(varint.write, numbers))
+    reader = varint.Reader(data, "numbers")
+    assert reader.varints(len(numbers)).tolist() == numbers
+    reader.end()
+
+
+def test_many_varints_are_checked_like_one():
+    with pytest.raises(FormatError, match="is 9, expected at most 7"):
+        varint.Reader(b"\1\x09\2", "numbers").varints(3, 7)
+    with pytest.raises(FormatError, match="found the end"):
+        varint.Reader(b"\1\2", "numbers").varints(3)

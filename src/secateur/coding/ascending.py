@@ -13,6 +13,7 @@ bits each takes.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 
@@ -26,19 +27,54 @@ def encode(numbers: np.ndarray) -> bytes:
     little = numbers.astype(numbers.dtype.newbyteorder("<"))
     if len(numbers) < 2:
         return little.tobytes()
+    between = _bits(numbers.astype(np.int64)) if numbers.itemsize < 8 else _bits_of_long(numbers)
+    return little[[0, -1]].tobytes() + np.packbits(between).tobytes()
+
+
+def _bits(known: np.ndarray) -> np.ndarray:
+    """The bits of all numbers between the ends, in coding order; numbers of at most 32 bits."""
+    middle, first, last = _places(len(known))
+    low = known[first] + middle - first
+    count = known[last] - (last - middle) - low + 1
+    # The exponent of a whole number is its bit length.
+    short = np.frexp(count.astype(np.float64))[1].astype(np.int64) - 1
+    spare = (2 << short) - count
+    value = known[middle] - low
+    longer = value >= spare
+    value, length = np.where(longer, value + spare, value), short + longer
+    column = np.arange(length.max(initial=0))
+    bits = value[:, None] >> np.maximum(length[:, None] - 1 - column, 0) & 1
+    return bits[column < length[:, None]].astype(np.uint8)
+
+
+def _bits_of_long(numbers: np.ndarray) -> np.ndarray:
+    """As `_bits`, for numbers of 64 bits, whose differences numpy cannot hold."""
     known = [int(x) for x in numbers]
-    bits = []
+    text = ""
     for middle, low, high in _order(known):
-        count = high - low + 1
+        short, spare = _split(high - low + 1)
         value = known[middle] - low
-        short, spare = _split(count)
-        if value < spare:
-            bits.append(format(value, f"0{short}b") if short else "")
-        else:
-            bits.append(format(value + spare, f"0{short + 1}b"))
-    text = "".join(bits)
-    text += "0" * (-len(text) % 8)
-    return little[[0, -1]].tobytes() + int("1" + text, 2).to_bytes(len(text) // 8 + 1, "big")[1:]
+        if value >= spare:
+            text += format(value + spare, f"0{short + 1}b")
+        elif short:
+            text += format(value, f"0{short}b")
+    return np.frombuffer(text.encode(), dtype=np.uint8) - ord("0")
+
+
+@lru_cache(maxsize=16)
+def _places(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What `_order` goes through, all at once: the index of every number, and those of its two known neighbours."""
+    places = np.empty((3, count - 2), dtype=np.int64)
+    at, first, last = (np.array([number]) for number in (0, 0, count - 1))
+    while len(at):
+        some = last - first > 1
+        at, first, last = at[some], first[some], last[some]
+        middle = (first + last) // 2
+        places[:, at] = middle, first, last
+        # The numbers of the first half come next, then those of the second.
+        at = np.concatenate((at + 1, at + middle - first))
+        first, last = np.concatenate((first, middle)), np.concatenate((middle, last))
+    return places[0], places[1], places[2]
 
 
 def decode(data: bytes | memoryview, count: int, width: int) -> np.ndarray:

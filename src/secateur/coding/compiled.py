@@ -26,10 +26,12 @@ from secateur.coding.mixing import Mixer
 from secateur.coding.predicted_contexts import PredictedContexts
 from secateur.errors import FormatError
 
-__all__ = ["LOADING", "LONGEST_BLOCK", "WORTH_IT", "available", "kernels", "pays", "walk"]
+__all__ = ["LOADING", "LONGEST_BLOCK", "SHORTEST", "WORTH_IT", "available", "kernels", "pays", "walk"]
 
-WORTH_IT = 1 << 16
+SHORTEST = 1 << 8
 """Tensors of fewer weights are coded by numpy, which takes no longer."""
+WORTH_IT = 1 << 16
+"""Weights of such tensors that a process codes before it loads the walk from the cache."""
 LOADING = 1 << 20
 """Weights of such tensors that a process codes before it compiles the walk."""
 _coded = [0]  # weights of such tensors so far
@@ -54,14 +56,17 @@ def kernels() -> CDLL | None:
 def pays(layout: planes.PlaneLayout) -> bool:
     """Whether a tensor is long enough for the compiled walk to pay, and its blocks short enough for their sums.
 
-    Compiling takes about a second, the time in which numpy codes some million weights. So where nothing is in the
-    cache, the first tensors of a process are coded by numpy until they add up to `LOADING` weights.
+    Compiling takes about a second, the time in which numpy codes some million weights, and loading a hundredth of that.
+    So the first tensors of a process are coded by numpy until they add up to `WORTH_IT` weights, or to `LOADING` where
+    nothing is in the cache.
     """
     size = layout.filters * layout.channels * layout.taps
-    if size < WORTH_IT or layout.channels > LONGEST_BLOCK or not available():
+    if size < SHORTEST or layout.channels > LONGEST_BLOCK or not available():
         return False
     _coded[0] += size
-    return _coded[0] >= LOADING or native.cached() is not None
+    if native.is_loaded() or _coded[0] >= LOADING:
+        return True
+    return _coded[0] >= WORTH_IT and native.cached() is not None
 
 
 def walk(

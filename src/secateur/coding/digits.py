@@ -23,15 +23,19 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from secateur.coding import compiled, frames, native, static, varint
+from secateur.coding.room import Pieces, Room, array
 
-__all__ = ["FULL", "LONG", "MARK", "POOR", "RICH", "decode", "encode"]
+__all__ = ["FULL", "LOADING", "LONG", "MARK", "POOR", "RICH", "decode", "encode", "pieces_of"]
 
 LONG = 1 << 16  # bytes of a plane from which speed matters more than the last percent
 MARK = 3  # the first byte of numbers in this layout; those in the older one begin with 0, 1 or 2
 _RAW, _CODED, _FRAMED, _WHOLE = 0, 1, 3, 4
 # Entropies in bits a byte. Below RICH, Huffman's whole bits cost too much; above POOR, coding a long plane saves too
 # little for the time; above FULL, coding would not make a short plane smaller.
-RICH, POOR, FULL = 2.0, 7.9, 7.97
+RICH, POOR, FULL = 2.0, 7.93, 7.97
+LOADING = 1 << 26
+"""Words that a process codes before it compiles the passes over them."""
+_coded = [0]  # words so far
 _SAMPLE = 1 << 15  # bytes of a plane from which its coding is chosen
 _PIECE = 1 << 19  # words rebuilt at a time
 _SIGN_AND_REST = np.int16(-0x8000 | 0x7F)  # the bits of a digit that are not exponent
@@ -42,11 +46,17 @@ _Digit = tuple[np.ndarray, ...]  # the digits as they are, or their upper and th
 
 def encode(chunks: Sequence[np.ndarray], floating: bool) -> bytes | None:
     """Pack chunks of unsigned words; None if no plane of any chunk is smaller as a frame."""
+    packed = pieces_of(chunks, floating)
+    return None if packed is None else bytes(packed)
+
+
+def pieces_of(chunks: Sequence[np.ndarray], floating: bool, room: Room | None = None) -> Pieces | None:
+    """As `encode`, the bytes not joined; some of them are in the room."""
     found = [_codings(chunk, floating) for chunk in chunks]
     if not any(_FRAMED in codings for one in found for codings in one):
         return None
-    coded = (_encode_chunk(chunk, floating, codings) for chunk, codings in zip(chunks, found, strict=True))
-    return b"".join((bytes([MARK]), *(piece for pieces in coded for piece in pieces)))
+    coded = (_encode_chunk(chunk, floating, one, room) for chunk, one in zip(chunks, found, strict=True))
+    return Pieces((bytes([MARK]), *(piece for pieces in coded for piece in pieces)))
 
 
 def decode(reader: varint.Reader, out: np.ndarray, floating: bool) -> None:
@@ -88,12 +98,14 @@ def decode(reader: varint.Reader, out: np.ndarray, floating: bool) -> None:
 def _library(words: np.ndarray) -> ctypes.CDLL | None:
     """The compiled passes over these words; None where numpy makes them, which gives the same bytes.
 
-    Compiling takes longer than numpy needs for most files, so it is done only where the result is in the cache.
+    Compiling takes about as long as numpy takes for some hundred million words, so where the result is not in the cache
+    it is done only by a process that has coded `LOADING` words.
     """
     plain = words.dtype.itemsize > 1 and words.flags.c_contiguous and words.dtype.isnative
-    if sys.byteorder != "little" or not plain or not compiled.available() or native.cached() is None:
+    if sys.byteorder != "little" or not plain or not compiled.available():
         return None
-    return native.load()
+    _coded[0] += words.size
+    return native.load() if _coded[0] >= LOADING or native.cached() is not None else None
 
 
 def _pointers(digits: list[_Digit]) -> ctypes.Array[ctypes.c_void_p]:
@@ -102,8 +114,10 @@ def _pointers(digits: list[_Digit]) -> ctypes.Array[ctypes.c_void_p]:
     return (ctypes.c_void_p * len(places))(*places)
 
 
-def _encode_chunk(words: np.ndarray, floating: bool, found: list[_Codings]) -> Iterator[bytes | memoryview]:
-    for codings, planes in zip(found, _split(words, floating, found), strict=True):
+def _encode_chunk(
+    words: np.ndarray, floating: bool, found: list[_Codings], room: Room | None
+) -> Iterator[bytes | memoryview]:
+    for codings, planes in zip(found, _split(words, floating, found, room), strict=True):
         if codings == (_WHOLE,):
             yield from (bytes([_WHOLE]), planes[0].astype("<u2", copy=False).data)
             continue
@@ -119,7 +133,7 @@ def _encode_chunk(words: np.ndarray, floating: bool, found: list[_Codings]) -> I
 
 def _codings(words: np.ndarray, floating: bool) -> list[_Codings]:
     """Choose the coding of every digit by a sample of its bytes."""
-    sample = words[:: max(1, len(words) // _SAMPLE)]
+    sample = np.ascontiguousarray(words[:: max(1, len(words) // _SAMPLE)])
     pair: _Codings = (_RAW,) if words.dtype.itemsize == 1 else (_RAW, _RAW)
     bytes_of = _split(sample, floating, [pair] * max(1, words.dtype.itemsize // 2))
     found = [tuple(_coding(plane, len(words)) for plane in planes) for planes in bytes_of]
@@ -145,7 +159,9 @@ def _coding(sample: np.ndarray, count: int) -> int:
     return _FRAMED if bound > RICH else _CODED
 
 
-def _split(words: np.ndarray, floating: bool, codings: list[_Codings]) -> list[_Digit]:
+def _split(
+    words: np.ndarray, floating: bool, codings: list[_Codings], room: Room | None = None
+) -> list[_Digit]:
     """Split words into digits, most significant first: whole, or as their upper and their lower bytes."""
     count, width = len(words), words.dtype.itemsize
     if width == 1:
@@ -154,9 +170,9 @@ def _split(words: np.ndarray, floating: bool, codings: list[_Codings]) -> list[_
             _turn(plane, 1)
         return [(plane,)]
     out = [
-        (np.empty(count, dtype=np.uint16),)
+        (array(room, count, np.dtype("u2")),)
         if coding == (_WHOLE,)
-        else tuple(np.empty((2, count), dtype=np.uint8))
+        else tuple(array(room, count, np.dtype("u1")) for _ in range(2))
         for coding in codings
     ]
     if (library := _library(words)) is not None:

@@ -21,9 +21,10 @@ import numpy as np
 
 from secateur.coding import digits, frames, static, varint
 from secateur.coding.digits import FULL, LONG, POOR, RICH
+from secateur.coding.room import Pieces, Room, array
 from secateur.errors import FormatError
 
-__all__ = ["CHUNK", "decode", "encode"]
+__all__ = ["CHUNK", "decode", "encode", "pieces_of"]
 
 CHUNK = 1 << 22  # words coded with one set of tables
 _RAW, _CODED, _DEFLATED = 0, 1, 2
@@ -39,16 +40,35 @@ def encode(words: np.ndarray, floating: bool, small: bool = False) -> bytes:
         floating: Whether they are the bits of floats.
         small: Use the range coder for long planes too: smaller and slower.
     """
+    return bytes(pieces_of(words, floating, small))
+
+
+def pieces_of(words: np.ndarray, floating: bool, small: bool = False, room: Room | None = None) -> Pieces:
+    """As `encode`, the bytes not joined; some of them are in the room.
+
+    Args:
+        words: Words of 1, 2, 4 or 8 bytes.
+        floating: Whether they are the bits of floats.
+        small: Use the range coder for long planes too: smaller and slower.
+        room: Memory for planes that are stored as they are; None takes new memory.
+    """
     flat = words.reshape(-1)
     chunks = [flat[i : i + CHUNK] for i in range(0, len(flat), CHUNK)]
     if len(flat) >= LONG and not small and frames.available():
-        packed = digits.encode(chunks, floating)
+        packed = digits.pieces_of(chunks, floating, room)
         if packed is not None:
             return packed
-    return b"".join(piece for chunk in chunks for piece in _encode_chunk(chunk, floating, small))
+    return Pieces(piece for chunk in chunks for piece in _encode_chunk(chunk, floating, small))
 
 
-def decode(data: bytes | memoryview, count: int, width: int, floating: bool, version: int = 3) -> np.ndarray:
+def decode(
+    data: bytes | memoryview,
+    count: int,
+    width: int,
+    floating: bool,
+    version: int = 3,
+    room: Room | None = None,
+) -> np.ndarray:
     """The inverse of `encode`.
 
     Args:
@@ -57,6 +77,7 @@ def decode(data: bytes | memoryview, count: int, width: int, floating: bool, ver
         width: Bytes of a word.
         floating: Whether the words are the bits of floats.
         version: The version of the file the bytes come from.
+        room: Memory for the words; None takes new memory.
     """
     reader = varint.Reader(data, "packed numbers")
     if count > CHUNK * (len(data) + 1):
@@ -64,7 +85,7 @@ def decode(data: bytes | memoryview, count: int, width: int, floating: bool, ver
     in_digits = version > 2 and data[:1] == bytes([digits.MARK])
     if in_digits:
         reader.byte()
-    out = np.empty(count, dtype=f"u{width}")
+    out = array(room, count, np.dtype(f"u{width}"))
     for start in range(0, count, CHUNK):
         if in_digits:
             digits.decode(reader, out[start : start + CHUNK], floating)

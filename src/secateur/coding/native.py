@@ -27,7 +27,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Fit", "WalkArguments", "cached", "compiler", "load"]
+__all__ = ["Fit", "WalkArguments", "cached", "compiler", "is_loaded", "load"]
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("walk.c", "digits.c"))
 # Sums of whole numbers may be taken in any order; nothing else may change a number.
@@ -201,3 +201,8 @@ def load() -> ctypes.CDLL | None:
             return None if made is None else _opened(made)
     except OSError:
         return None
+
+
+def is_loaded() -> bool:
+    """Whether this process has loaded the library already, so that using it costs nothing more."""
+    return load.cache_info().currsize > 0 and load() is not None

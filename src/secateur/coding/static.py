@@ -99,7 +99,7 @@ def decode(data: bytes | memoryview, count: int, size: int) -> np.ndarray:
             raise reader.fail("expected a one after a single symbol")
         reader.end()
         return np.full(count, first, dtype=np.int32)
-    counts = np.array([reader.varint(1 << 32, "a frequency") for _ in range(spread + 1)], dtype=np.int64)
+    counts = reader.varints(spread + 1, 1 << 32, "a frequency")
     total = int(counts.sum())
     if counts[0] == 0 or counts[-1] == 0 or total > 1 << 38:
         raise reader.fail("the table's first and last frequency must not be zero, and their sum below 2**38")

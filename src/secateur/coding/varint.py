@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+
 from secateur.errors import FormatError
 
 __all__ = ["LARGEST", "Reader", "signed", "unsigned", "write", "write_all"]
@@ -122,6 +124,14 @@ class Reader:
         if value > most:
             raise self.fail(f"{of} is {value}, expected at most {most}")
         return value
+
+    def varints(self, count: int, most: int = LARGEST, of: str = "a number") -> np.ndarray:
+        """The next `count` varints, each at most `most`."""
+        ahead = np.frombuffer(self.data[self.at : self.at + count], dtype=np.uint8)
+        if len(ahead) == count and ahead.max(initial=0) <= min(most, 127):  # a byte each, as almost always
+            self.at += count
+            return ahead.astype(np.int64)
+        return np.array([self.varint(most, of) for _ in range(count)], dtype=np.int64)
 
     def part(self, of: str = "a part") -> memoryview:
         """A varint length and that many bytes."""

@@ -20,13 +20,14 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
+from secateur.coding.room import Room, array
 from secateur.container.format import FREE_MEMORY, MEMORY_PER_BYTE, Entry, problem_of
 from secateur.core.missing_files import missing
 from secateur.core.safetensors_header import open_header
@@ -51,13 +52,21 @@ class Shard:
     metadata: Mapping[str, str]
 
 
+class Words(Protocol):
+    """What reads the words of one tensor."""
+
+    def __call__(self, index: int, room: Room | None = None) -> np.ndarray:
+        """The words of tensor `index`, in a room if one is given."""
+        ...
+
+
 @dataclass
 class Checkpoint:
     """The tensors of a file in the order of their data; `words(index)` reads one of them."""
 
     path: Path
     entries: list[Entry]
-    words: Callable[[int], np.ndarray]
+    words: Words
     header: bytes | None  # of a safetensors file, byte for byte
     metadata: Mapping[str, str]
     left_out: tuple[str, ...] = ()  # names of the values, or of a folder's files, that are not tensors
@@ -129,14 +138,14 @@ def _safetensors(path: Path, file: BinaryIO) -> Checkpoint:
     if begin + at != size:
         raise DataError(f"{path}: the tensors end at byte {begin + at}, the file at {size}")
 
-    def words(index: int) -> np.ndarray:
+    def words(index: int, room: Room | None = None) -> np.ndarray:
         entry = found[index]
         file.seek(begin + spans[entry.name][2])
-        raw = file.read(entry.nbytes)
-        if len(raw) != entry.nbytes:
-            raise DataError(f"{path}: the file got shorter while it was read")
         kind = np.dtype(f"u{entry.width}")
-        return np.frombuffer(raw, dtype=kind.newbyteorder("<")).astype(kind, copy=False).reshape(entry.shape)
+        raw = array(room, entry.numel, kind)
+        if file.readinto(raw.data.cast("B")) != entry.nbytes:
+            raise DataError(f"{path}: the file got shorter while it was read")
+        return raw.view(kind.newbyteorder("<")).astype(kind, copy=False).reshape(entry.shape)
 
     return Checkpoint(path, found, words, header, metadata)
 
@@ -212,7 +221,7 @@ def _torch(path: Path, max_bytes: int | None) -> Checkpoint:
             f"for; if you trust the file, allow it with max_bytes={total} (--max-bytes {total})"
         )
 
-    def words(index: int) -> np.ndarray:
+    def words(index: int, room: Room | None = None) -> np.ndarray:
         return to_words(entries[index].name, tensors[entries[index].name])[1]
 
     return Checkpoint(path, entries, words, None, {}, tuple(left_out))

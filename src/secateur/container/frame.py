@@ -23,8 +23,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
+
 from secateur.coding import varint
 from secateur.coding.indices import MixerBank
+from secateur.coding.room import Room
 from secateur.container.format import (
     BYTES_PER_BYTE,
     COMPACT,
@@ -362,9 +365,27 @@ class Archive:
 
     def __iter__(self) -> Iterator[Record]:
         """The records in order, a section in memory at a time; limits are checked before decoding."""
-        return self._walk(
-            lambda one: varint.Reader(self._read(one.start, one.length), "tensors section", one.start)
-        )
+        return self.walk()
+
+    def walk(self, room: Room | None = None) -> Iterator[Record]:
+        """As `iter`.
+
+        Args:
+            room: Memory for the sections: a record is valid until the first one of the next section is asked for.
+        """
+
+        def opened(one: _Section) -> varint.Reader:
+            return varint.Reader(self._payload(one, room), "tensors section", one.start)
+
+        return self._walk(opened)
+
+    def _payload(self, section: _Section, room: Room | None) -> bytes | memoryview:
+        if room is None:
+            return self._read(section.start, section.length)
+        room.clear()
+        block = room.array(section.length, np.dtype("u1")).data
+        self.file.seek(section.start)
+        return block[: self.file.readinto(block)]
 
     @cached_property
     def heads(self) -> list[Record]:

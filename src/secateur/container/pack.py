@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from secateur.coding.indices import MixerBank
+from secateur.coding.room import Pieces, Room
 from secateur.container import format as sct
 from secateur.container import tensors
 from secateur.container.checkpoint import TORCH_SUFFIXES, Checkpoint, canonical_header
@@ -180,7 +181,7 @@ def _write_texts(writer: Writer, checkpoint: Checkpoint) -> None:
         writer.text("shards", tensors.text(layout.to_json().encode()))
 
 
-_Stored = tuple[int, list[bytes]]
+_Stored = tuple[int, Sequence[bytes | Pieces]]
 _Coded = tuple[sct.Entry, np.ndarray, _Stored]
 
 
@@ -192,10 +193,14 @@ class _Job:
     bits: int | None
     method: str
 
-    def tensor(self, entry: sct.Entry, words: np.ndarray, memory: MixerBank) -> _Coded:
-        """Code one tensor, with its weights shared if asked."""
+    def tensor(
+        self, entry: sct.Entry, words: np.ndarray, memory: MixerBank, room: Room | None = None
+    ) -> _Coded:
+        """Code one tensor, with its weights shared if asked; its parts are not joined if there is a room."""
         if self.bits is not None and sharable(entry):
             words = shared_words(entry, words, self.bits, self.method)
+        if room is not None:
+            return entry, words, tensors.pieces_of(entry, words, self.coder, memory, room)
         return entry, words, tensors.encode(entry, words, self.coder, memory)
 
     def section(self, group: list[tuple[sct.Entry, np.ndarray]]) -> list[_Coded]:
@@ -207,8 +212,10 @@ class _Job:
 def _encoded(checkpoint: Checkpoint, job: _Job, writer: Writer, workers: int, first: int) -> Iterator[_Coded]:
     """The tensors from `first` on, coded: one after the other, or several sections at a time by workers."""
     if workers == 1:
+        room = Room()
         for index, entry in enumerate(checkpoint.entries[first:], first):
-            yield job.tensor(entry, checkpoint.words(index), writer.memory)
+            room.clear()
+            yield job.tensor(entry, checkpoint.words(index, room), writer.memory, room)
         return
     with TensorWorkers(workers) as pool:
         waiting: deque[Future[list[_Coded]]] = deque()
@@ -375,7 +382,7 @@ def _write_unpacked(
         with UnpackedFiles(job, files, archive.heads, at) as written:
             marks = Marks(job, written) if can_skip(archive) else None
             done = sum(entry.nbytes for entry in entries[: at.first])
-            for record, words in words_of(archive, worker_count(workers, indexed), at):
+            for record, words in words_of(archive, worker_count(workers, indexed), at, Room()):
                 written.write(words)
                 if marks is not None:
                     marks.wrote(record.index + 1, record.entry.nbytes, [])

@@ -26,6 +26,7 @@ from itertools import groupby
 import numpy as np
 
 from secateur.coding.indices import MixerBank
+from secateur.coding.room import Room
 from secateur.container import format as sct
 from secateur.container import tensors
 from secateur.container.frame import Archive
@@ -81,7 +82,9 @@ def lanes_of(archive: Archive) -> ScalarStreams:
     return ScalarStreams.read(archive.numbers, most=archive.most_scalars, version=archive.version)
 
 
-def words_of(archive: Archive, workers: int = 1, at: ReadingPoint | None = None) -> Iterator[_Words]:
+def words_of(
+    archive: Archive, workers: int = 1, at: ReadingPoint | None = None, room: Room | None = None
+) -> Iterator[_Words]:
     """Every record with its decoded words; raises at the end unless the checksum of all of them is that of the file.
 
     Args:
@@ -89,6 +92,8 @@ def words_of(archive: Archive, workers: int = 1, at: ReadingPoint | None = None)
         workers: How many decode at a time: threads what is packed, processes what is shared. At most workers + 1
             sections are in memory.
         at: Where to begin; it moves with every tensor that is given.
+        room: Memory for one section at a time, used with one worker: the words of a tensor are valid until the next
+            one is asked for. None takes new memory.
     """
     at = at or ReadingPoint()
     kept: dict[int, np.ndarray | None] = {}
@@ -96,7 +101,7 @@ def words_of(archive: Archive, workers: int = 1, at: ReadingPoint | None = None)
         if record.method == sct.SAME:
             kept[tensors.same_as(record)] = None
     lanes = lanes_of(archive)
-    for record, words in _decoded(archive, kept, lanes, workers, at.first):
+    for record, words in _decoded(archive, kept, lanes, workers, at.first, room):
         if record.index in kept:
             kept[record.index] = words
         at.content = zlib.crc32(np.ascontiguousarray(words).data, at.content)
@@ -117,13 +122,16 @@ def _decoded(
     lanes: ScalarStreams,
     workers: int,
     first: int,
+    room: Room | None,
 ) -> Iterator[_Words]:
     """The records from `first` on, in order; `kept` fills with the words that later records refer to."""
-    records = (record for record in archive if record.index >= first)
     if workers == 1:
-        for record in records:
-            yield record, tensors.decode(record, kept, lanes)
+        for record in archive.walk(room):
+            if record.index >= first:
+                # What later records refer to must outlast its section.
+                yield record, tensors.decode(record, kept, lanes, None if record.index in kept else room)
         return
+    records = (record for record in archive if record.index >= first)
     with TensorWorkers(workers) as pool:
         waiting: deque[list[_Waiting]] = deque()
         for _, group in groupby(records, lambda record: record.section):

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+from secateur.coding.room import Room
 from secateur.container.checkpoint import Checkpoint, Shard, canonical_header, open_checkpoint
 from secateur.container.format import Entry
 from secateur.core.json_text import Json, is_count, parse, texts_of
@@ -91,8 +92,8 @@ class _Folder:
         index = None if self._index is None else (self._index.name, self._index.read_bytes())
         return Checkpoint(self._path, entries, self._words, None, {}, left_out, tuple(self._shards), index)
 
-    def _words(self, number: int) -> np.ndarray:
-        place = bisect.bisect_right(self._ends, number)
+    def _words(self, index: int, room: Room | None = None) -> np.ndarray:
+        place = bisect.bisect_right(self._ends, index)
         if self._current is None or self._current[0] != place:
             self.close()
             shard = self._shards[place]
@@ -101,7 +102,7 @@ class _Folder:
                 raise DataError(f"{self._path / shard.file}: the file was changed while it was read")
             self._current = place, opened
         first = self._ends[place - 1] if place else 0
-        return self._current[1].words(number - first)
+        return self._current[1].words(index - first, room)
 
     def close(self) -> None:
         """Close the file that is open."""

@@ -10,19 +10,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from secateur.coding import floats, indices, static, varint
 from secateur.coding.indices import MixerBank
+from secateur.coding.room import Pieces, Room
 from secateur.container import format as sct
 from secateur.container.codebooks import codebook, few_levels, read_codebook, read_multiples
 from secateur.container.format import DTYPES, Entry, Record
 from secateur.container.scalar_streams import ScalarStreams
 from secateur.errors import FormatError
 
-__all__ = ["cast", "decode", "encode", "grid", "indexed", "text", "values_of"]
+__all__ = ["cast", "decode", "encode", "grid", "indexed", "pieces_of", "text", "values_of"]
 
 _CASTS = {("F16", "F32"), ("BF16", "F32"), ("F16", "F64"), ("BF16", "F64"), ("F32", "F64")}
 
@@ -58,6 +59,26 @@ def encode(
     Returns:
         The storage method and its parts.
     """
+    method, parts = pieces_of(entry, words, coder, memory)
+    return method, [bytes(part) for part in parts]
+
+
+def pieces_of(
+    entry: Entry,
+    words: np.ndarray,
+    coder: str = indices.DEFAULT,
+    memory: MixerBank | None = None,
+    room: Room | None = None,
+) -> tuple[int, Sequence[bytes | Pieces]]:
+    """As `encode`, with parts that are not joined; some of them are in the room, or in the words themselves.
+
+    Args:
+        entry: Name, dtype and shape of the tensor.
+        words: Its elements as unsigned words.
+        coder: "fast", "mixed" or "strong".
+        memory: The coder's state after the earlier tensors of the same section; None starts with an empty one.
+        room: Memory for what is stored as it is; None takes new memory.
+    """
     flat = words.reshape(-1)
     memory = MixerBank() if memory is None else memory
     if not flat.size:
@@ -75,16 +96,16 @@ def encode(
         ):  # packing is unlikely to be smaller, and trying it would take a pass over everything
             return indexed(entry, *few, coder, memory)
     small = coder == "strong"
-    packed = [floats.encode(flat, entry.floating, small)]
-    if few is not None and guess < len(packed[0]):
+    packed = floats.pieces_of(flat, entry.floating, small, room)
+    if few is not None and guess < len(packed):
         return indexed(entry, *few, coder, memory)
     zeros = flat.size - np.count_nonzero(flat)
     if few is None and entry.numel >= 16 and zeros * 50 > flat.size:
         mask = (flat != 0).astype(np.int32).reshape(entry.shape)
         kept = floats.encode(flat[flat != 0], entry.floating, small)
-        if static.entropy(mask) * entry.numel / 8 + len(kept) < len(packed[0]):
+        if static.entropy(mask) * entry.numel / 8 + len(kept) < len(packed):
             return sct.SPARSE, [indices.encode(mask, 2, 0, coder, memory), kept]
-    return (sct.PACKED, packed) if len(packed[0]) < entry.nbytes else (sct.RAW, [flat.tobytes()])
+    return (sct.PACKED, [packed]) if len(packed) < entry.nbytes else (sct.RAW, [flat.tobytes()])
 
 
 def cast(entry: Entry, words: np.ndarray, dtype: str) -> tuple[int, list[bytes], np.ndarray]:
@@ -171,7 +192,10 @@ def same_as(record: Record) -> int:
 
 
 def decode(
-    record: Record, earlier: Mapping[int, np.ndarray | None], lanes: ScalarStreams | None = None
+    record: Record,
+    earlier: Mapping[int, np.ndarray | None],
+    lanes: ScalarStreams | None = None,
+    room: Room | None = None,
 ) -> np.ndarray:
     """The words of a record.
 
@@ -179,11 +203,12 @@ def decode(
         record: The record.
         earlier: The words of the tensors that later records refer to, by index.
         lanes: The scalars that tensors draw from; None where the file has none.
+        room: Memory for long words; None takes new memory.
     """
     try:
         if sct.DRAWN <= record.method < sct.SHORT:
             return _drawn(record, lanes or ScalarStreams([]))
-        return _decode(record, earlier)
+        return _decode(record, earlier, room)
     except FormatError as error:
         if str(error).startswith("tensor "):
             raise
@@ -197,8 +222,10 @@ def _drawn(record: Record, lanes: ScalarStreams) -> np.ndarray:
     return lanes.take(record.method - sct.DRAWN, entry.numel, record.where).reshape(entry.shape)
 
 
-def _decode(record: Record, earlier: Mapping[int, np.ndarray | None]) -> np.ndarray:
+def _decode(record: Record, earlier: Mapping[int, np.ndarray | None], room: Room | None) -> np.ndarray:
     """The words of a record that draws from no lane."""
+    if record.method == sct.PACKED:
+        return _packed(record, room)
     if record.method == sct.SAME:
         return _same(record, earlier)
     return _DECODERS[record.method](record)
@@ -233,9 +260,9 @@ def _same(record: Record, earlier: Mapping[int, np.ndarray | None]) -> np.ndarra
     return words.reshape(entry.shape)
 
 
-def _packed(record: Record) -> np.ndarray:
-    entry = record.entry
-    words = floats.decode(record.parts["packed"], entry.numel, entry.width, entry.floating, record.version)
+def _packed(record: Record, room: Room | None) -> np.ndarray:
+    entry, packed = record.entry, record.parts["packed"]
+    words = floats.decode(packed, entry.numel, entry.width, entry.floating, record.version, room)
     return words.reshape(entry.shape)
 
 
@@ -293,7 +320,6 @@ _DECODERS: dict[int, Callable[[Record], np.ndarray]] = {
     sct.ZERO: _zeros,
     sct.RAW: _raw,
     sct.CONST: _constant,
-    sct.PACKED: _packed,
     sct.INDEXED: _indexed,
     sct.SHORT: _indexed,
     sct.SPARSE: _sparse,

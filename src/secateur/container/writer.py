@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 from secateur.coding import digits, varint
 from secateur.coding.indices import MixerBank
+from secateur.coding.room import Pieces
 from secateur.container import format as sct
 from secateur.container.checksums import carried
 from secateur.container.format import Entry
@@ -59,7 +60,7 @@ class Writer:
         self._named = names_from is None
         self._count = 0
         self._decoded = 0
-        self._pending: list[bytes] = []
+        self._pending: list[bytes | memoryview] = []
         self._pending_size = self._pending_count = 0
         self._last_name = b""
         self.written = len(sct.MAGIC) + 1
@@ -153,32 +154,37 @@ class Writer:
         self._version = max(self._version, version)
         self._section(sct.NUMBERS, payload)
 
-    def add(self, entry: Entry, decoded: bytes | memoryview, method: int, parts: Sequence[bytes]) -> None:
+    def add(
+        self, entry: Entry, decoded: bytes | memoryview, method: int, parts: Sequence[bytes | Pieces]
+    ) -> None:
         """Write one tensor.
 
         Args:
             entry: Its name, dtype and shape.
             decoded: The bytes a reader will decode, for the checksum of the content.
             method: The storage method.
-            parts: The parts of the method.
+            parts: The parts of the method; they are not needed any more when this returns.
         """
         problem = sct.problem_of(entry) or ("comes twice" if entry.name in self._names else "")
         if problem:
             raise OptionError(f"tensor {entry.name[:80]!r}: {problem}, so no .sct file can hold it")
         self._names.add(entry.name)
-        pieces = [(self._name(entry) if self._named else b"") + bytes([method])]
+        pieces: list[bytes | memoryview] = [(self._name(entry) if self._named else b"") + bytes([method])]
         for name, part in zip(sct.METHODS[method][1], parts, strict=True):
-            pieces += [varint.write(len(part)), part]
-            if name == "packed" and part[:1] == bytes([digits.MARK]):
+            buffers = part.buffers if isinstance(part, Pieces) else [memoryview(part)]
+            pieces += [varint.write(len(part)), *buffers]
+            if name == "packed" and buffers and bytes(buffers[0][:1]) == bytes([digits.MARK]):
                 self._version = max(self._version, 3)
         self._content = zlib.crc32(decoded, self._content)
         self._decoded += entry.nbytes
         self._count += 1
-        self._pending += pieces
         self._pending_count += 1
         self._pending_size += entry.nbytes
         if self._pending_size >= sct.SECTION_SIZE:
+            self._pending += pieces
             self._flush()
+        else:
+            self._pending.append(b"".join(pieces))
 
     def finish(self) -> None:
         """Close the last section and write the end."""
@@ -219,7 +225,7 @@ class Writer:
             self._pending_size = self._pending_count = 0
             self.memory = MixerBank()
 
-    def _section(self, kind: int, *payload: bytes) -> None:
+    def _section(self, kind: int, *payload: bytes | memoryview) -> None:
         length = sum(map(len, payload))
         head = bytes([kind]) + varint.write(length)
         for piece in (head, *payload):

@@ -22,8 +22,9 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -117,7 +118,7 @@ def canonical_header(entries: list[Entry], metadata: Mapping[str, str]) -> bytes
     return text + b" " * (-len(text) % 8)
 
 
-def _safetensors(path: Path, file: BinaryIO) -> Checkpoint:
+def _safetensors(path: Path, file: BufferedReader) -> Checkpoint:
     spans, metadata, header = open_header(path, file, DataError)
     begin = 8 + len(header)
     found = [Entry(name, dtype, shape) for name, (dtype, shape, _, _) in spans.items()]

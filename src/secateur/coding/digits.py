@@ -98,8 +98,8 @@ def decode(reader: varint.Reader, out: np.ndarray, floating: bool) -> None:
 def _library(words: np.ndarray) -> ctypes.CDLL | None:
     """The compiled passes over these words; None where numpy makes them, which gives the same bytes.
 
-    Compiling takes about as long as numpy takes for a few hundred million words, so where the result is not in the cache
-    it is done only by a process that has coded `LOADING` words.
+    Compiling takes about as long as numpy takes for a few hundred million words, so where the result is not
+    in the cache it is done only by a process that has coded `LOADING` words.
     """
     plain = words.dtype.itemsize > 1 and words.flags.c_contiguous and words.dtype.isnative
     if sys.byteorder != "little" or not plain or not compiled.available():

@@ -10,7 +10,8 @@ from torch import nn
 
 import secateur as sc
 from secateur.adapters.export import export
-from secateur.adapters.onnx_model import OnnxModel, times
+from secateur.adapters.onnx_model import OnnxModel
+from secateur.adapters.runtimes import times
 from secateur.adapters.two_of_four import two_of_four
 from secateur.errors import DataError, MissingExtraError, OptionError, ProofError
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.adapters import int8 as int8_module
+from secateur.adapters import int8_quantisers
 from secateur.adapters.export import export
 from secateur.adapters.int8 import Int8Options, _fewest
 from secateur.adapters.onnx_model import OnnxModel
@@ -294,8 +294,8 @@ def test_no_more_batches_are_read_than_asked(model, tmp_path, monkeypatch):
             yield IMAGES[0]
 
     seen = []
-    reader = int8_module._reader
-    monkeypatch.setattr(int8_module, "_reader", lambda feed: seen.append(1) or reader(feed))
+    reader = int8_quantisers._reader
+    monkeypatch.setattr(int8_quantisers, "_reader", lambda feed: seen.append(1) or reader(feed))
     export(model, tmp_path / "m.onnx", X, int8=endless(), int8_options=Int8Options(lost=0.9, batches=2))
     assert len(seen) == 2
     assert len(read) <= 3

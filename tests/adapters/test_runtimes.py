@@ -11,7 +11,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.adapters import runtimes
-from secateur.adapters.onnx_model import times
+from secateur.adapters.runtimes import times
 from secateur.errors import DataError, MissingExtraError, OptionError, ProofError
 
 KINDS = [

@@ -17,23 +17,29 @@ secateur.errors.OptionError: calibration: expected 'minmax', 'percentile' or 'en
 
 from __future__ import annotations
 
-import ast
 import fnmatch
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from secateur.adapters.int8_quantisers import (
+    CALIBRATIONS,
+    OTHERS,
+    DynamicQuantiser,
+    Quantiser,
+    calibrated,
+    units_of,
+)
 from secateur.adapters.onnx_model import OnnxModel, extra_module
 from secateur.adapters.onnx_norms import apart
-from secateur.adapters.onnx_weights import TRANSPOSED, gemm_as_matmul, store_weights
+from secateur.adapters.onnx_weights import store_weights
 from secateur.adapters.programs import largest_difference, quiet
 from secateur.core.nested import tensors_in
-from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.errors import (
     BudgetNotMetError,
     DataError,
@@ -43,17 +49,14 @@ from secateur.errors import (
     near,
 )
 from secateur.execution.calling import call, moved
-from secateur.execution.example import Example, call_arguments, read_batch
+from secateur.execution.example import Example, read_batch
 from secateur.metrics.accuracy import Evaluate, accuracy
 
 if TYPE_CHECKING:
-    import onnx
+    pass
 
 __all__ = ["Int8Layer", "Int8Options", "Int8Report", "write_int8"]
 
-_CALIBRATIONS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
-_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_OTHERS = "all other operators"
 _PROBES = 4  # batches that layers are ranked on
 
 
@@ -85,7 +88,7 @@ class Int8Options:
     batches: int = 32
 
     def __post_init__(self) -> None:
-        if self.calibration not in _CALIBRATIONS:
+        if self.calibration not in CALIBRATIONS:
             raise OptionError(
                 f"calibration: expected 'minmax', 'percentile' or 'entropy', got {self.calibration!r}"
             )
@@ -177,17 +180,19 @@ def write_int8(
     with tempfile.TemporaryDirectory() as scratch, quiet():
         folder = Path(scratch)
         _prepare(path)
-        quantise: _Quantise
+        quantise: Quantiser
         if isinstance(int8, str):
-            quantise, method = _Dynamic(path, options.reduce_range), "dynamic"
+            quantise, method = DynamicQuantiser(path, options.reduce_range), "dynamic"
         else:
-            quantise = _calibrated(path, batches, options, folder)
+            quantise = calibrated(
+                path, batches, folder, options.calibration, options.percentile, options.reduce_range
+            )
             method = f"static, {options.calibration}"
-        units = _units(quantise.graph, quantise.kinds)
+        units = units_of(quantise.graph, quantise.kinds)
         kept = _kept_float(units, options.keep_float)
         found = _search(quantise, judge, units, kept, folder)
         path.write_bytes(found.path.read_bytes())
-    in_float = tuple(name for name in units if name in found.in_float and name != _OTHERS)
+    in_float = tuple(name for name in units if name in found.in_float and name != OTHERS)
     return Int8Report(
         method,
         judge.name,
@@ -196,7 +201,7 @@ def write_int8(
         judge.limit,
         found.error,
         found.noise,
-        sum(name != _OTHERS for name in units) - len(in_float),
+        sum(name != OTHERS for name in units) - len(in_float),
         in_float,
         found.layers,
     )
@@ -284,165 +289,6 @@ def _names_classes(outputs: torch.Tensor) -> bool:
     return outputs.dim() >= 2 and outputs.is_floating_point() and outputs.shape[axis] > 1
 
 
-class _Quantise(Protocol):
-    """Writes a quantised file."""
-
-    graph: onnx.ModelProto
-    kinds: tuple[str, ...]
-
-    def __call__(self, path: Path, *, only: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
-        """Quantise the nodes named by `only` (all where it is empty), without those of `exclude`."""
-
-
-class _Static:
-    """Static quantisation: QDQ, weights by channel, activations by the ranges that calibration found."""
-
-    def __init__(self, path: Path, ranges: object, kinds: tuple[str, ...], reduce_range: bool):
-        self.graph: onnx.ModelProto = extra_module("onnx").load(str(path))
-        self.kinds = kinds
-        self._ranges, self._reduce_range = ranges, reduce_range
-
-    def __call__(self, path: Path, *, only: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
-        """Quantise the nodes named by `only` (all where it is empty), without those of `exclude`."""
-        tools = extra_module("onnxruntime.quantization")
-        copied = type(self.graph)()
-        copied.CopyFrom(self.graph)
-        quantiser = tools.QDQQuantizer(
-            copied,
-            True,
-            self._reduce_range,
-            tools.QuantType.QInt8,
-            tools.QuantType.QUInt8,
-            self._ranges,
-            list(only),
-            list(exclude),
-            list(self.kinds),
-            {"MatMulConstBOnly": True},
-        )
-        quantiser.quantize_model()
-        quantiser.model.save_model_to_file(str(path), False)
-
-
-class _Dynamic:
-    """Dynamic quantisation: weights by channel, activations in every call."""
-
-    kinds: tuple[str, ...] = ("MatMul",)
-
-    def __init__(self, path: Path, reduce_range: bool):
-        tools = extra_module("onnx")
-        self.graph: onnx.ModelProto = tools.load(str(path))
-        gemm_as_matmul(self.graph)
-        # The quantiser transposes weights, and then refuses the shapes that the exporter noted for them.
-        self.graph.graph.ClearField("value_info")
-        tools.save(self.graph, str(path))
-        self._path, self._reduce_range = path, reduce_range
-
-    def __call__(self, path: Path, *, only: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
-        """Quantise the nodes named by `only` (all where it is empty), without those of `exclude`."""
-        tools = extra_module("onnxruntime.quantization")
-        tools.quantize_dynamic(
-            str(self._path),
-            str(path),
-            per_channel=True,
-            reduce_range=self._reduce_range,
-            weight_type=tools.QuantType.QInt8,
-            nodes_to_quantize=list(only),
-            nodes_to_exclude=list(exclude),
-            op_types_to_quantize=["MatMul"],
-        )
-
-
-def _calibrated(path: Path, batches: Sequence[Example], options: Int8Options, folder: Path) -> _Static:
-    """Static quantisation with the ranges that the batches give."""
-    calibrate = extra_module("onnxruntime.quantization.calibrate")
-    graph = extra_module("onnx").load(str(path))
-    kinds = _kinds_to_quantise(graph)
-    method = getattr(calibrate.CalibrationMethod, _CALIBRATIONS[options.calibration])
-    calibrator = calibrate.create_calibrator(
-        path,
-        list(kinds),
-        augmented_model_path=str(folder / "calibration.onnx"),
-        calibrate_method=method,
-        extra_options={"symmetric": False, "percentile": options.percentile},
-    )
-    peer = OnnxModel(path)
-    for index, batch in enumerate(batches):
-        args, kwargs = call_arguments(batch)
-        try:
-            calibrator.collect_data(_reader(peer.feed(*args, **kwargs)))  # a batch at a time: little memory
-        except DataError as error:
-            raise DataError(f"int8: batch {index}: {error}") from error
-        except Exception as error:  # the runtime's own errors
-            raise_if_out_of_memory(error)
-            raise DataError(
-                f"int8: batch {index} does not run in the exported file ({str(error).splitlines()[0]}); expected "
-                "inputs like the example, and of its batch size where the batch is fixed"
-            ) from error
-    return _Static(path, calibrator.compute_data(), kinds, options.reduce_range)
-
-
-def _reader(feed: object) -> object:
-    """One batch as ONNX Runtime's calibrators read it."""
-    base = extra_module("onnxruntime.quantization").CalibrationDataReader
-    left = [feed]
-
-    class Reader(base):  # type: ignore[misc,valid-type]
-        """Gives the batch once."""
-
-        def get_next(self) -> object:
-            """The batch, then None."""
-            return left.pop() if left else None
-
-    return Reader()
-
-
-def _kinds_to_quantise(graph: onnx.ModelProto) -> tuple[str, ...]:
-    """The operators to quantise: those with weights, and between convolutions all the quantiser knows.
-
-    Convolutions gain where activations stay in INT8 from one to the next. In transformers they do not stay: norms and
-    softmax run in float, so that only products with weights gain.
-    """
-    present = {node.op_type for node in graph.graph.node}
-    if present & {"LayerNormalization", "Softmax", "Attention"}:
-        return _WEIGHTED
-    registry = extra_module("onnxruntime.quantization.registry")
-    return tuple(sorted({*registry.QLinearOpsRegistry, *registry.QDQRegistry}))
-
-
-def _units(graph: onnx.ModelProto, kinds: Sequence[str]) -> dict[str, list[str]]:
-    """What can be left in float: layer -> its nodes; operators without weights together."""
-    weights = {item.name for item in graph.graph.initializer}
-    units: dict[str, list[str]] = {}
-    others: list[str] = []
-    for node in graph.graph.node:
-        if node.op_type not in kinds:
-            continue
-        weight = next((name for name in node.input[1:2] if name in weights), None)
-        if node.op_type in _WEIGHTED and weight is not None:
-            units.setdefault(_layer_of(node, weight), []).append(node.name)
-        else:
-            others.append(node.name)
-    if not units:
-        raise NothingToDoError(
-            "int8: the exported file has no convolution, linear layer or product with weights to quantise"
-        )
-    return {**units, _OTHERS: others} if others else units
-
-
-def _layer_of(node: onnx.NodeProto, weight: str) -> str:
-    """The layer a node belongs to: by its weight's name, else by the scopes that the exporter noted."""
-    weight = weight.removesuffix(TRANSPOSED)
-    if weight.endswith(".weight"):
-        return weight.removesuffix(".weight")
-    scopes = {item.key: item.value for item in node.metadata_props}.get("pkg.torch.onnx.name_scopes", "")
-    try:
-        names = ast.literal_eval(scopes)
-    except (ValueError, SyntaxError):
-        return str(node.name)
-    inside = [name for name in names[:-1] if name] if isinstance(names, list) else []
-    return str(inside[-1]) if inside else str(node.name)
-
-
 def _kept_float(units: dict[str, list[str]], patterns: str | Sequence[str]) -> list[str]:
     """The layers that the patterns name."""
     kept: list[str] = []
@@ -467,10 +313,10 @@ class _Candidate:
 
 
 def _search(
-    quantise: _Quantise, judge: _Judge, units: dict[str, list[str]], kept: Sequence[str], folder: Path
+    quantise: Quantiser, judge: _Judge, units: dict[str, list[str]], kept: Sequence[str], folder: Path
 ) -> _Candidate:
     """The file with the fewest sensitive layers in float that holds the limit."""
-    if all(name in kept or name == _OTHERS for name in units):
+    if all(name in kept or name == OTHERS for name in units):
         raise NothingToDoError("int8: keep_float names every layer, so that none would be quantised")
 
     seen: dict[tuple[str, ...], _Candidate] = {}
@@ -495,7 +341,7 @@ def _search(
 
     def holds(count: int) -> bool:
         one = with_float(count)
-        return one.value >= judge.limit and any(name not in one.in_float for name in units if name != _OTHERS)
+        return one.value >= judge.limit and any(name not in one.in_float for name in units if name != OTHERS)
 
     best = _fewest(holds, len(layers) - 1)
     if best is None:
@@ -509,7 +355,7 @@ def _search(
 
 
 def _ranked(
-    quantise: _Quantise, judge: _Judge, units: dict[str, list[str]], folder: Path
+    quantise: Quantiser, judge: _Judge, units: dict[str, list[str]], folder: Path
 ) -> tuple[Int8Layer, ...]:
     """What quantising each unit alone changes, the most sensitive first; of equals the earlier."""
     layers = []

@@ -1,15 +1,14 @@
-"""`OnnxModel`: an ONNX file that is called like a module, in ONNX Runtime; `times`: its time relative to eager PyTorch.
+"""`OnnxModel`: an ONNX file that is called like a module, in ONNX Runtime.
 
 >>> import inspect
->>> list(inspect.signature(times).parameters)
-['model', 'path', 'example', 'trials', 'threads', 'compiled']
+>>> list(inspect.signature(OnnxModel).parameters)
+['path', 'threads']
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -17,13 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from secateur.core.measurement import Measurement, Measurements
 from secateur.core.nested import tensors_in
 from secateur.errors import DataError, MissingExtraError
-from secateur.execution.example import Example
-from secateur.metrics.latency import compare
 
-__all__ = ["OnnxModel", "extra_module", "runs_attention", "times"]
+__all__ = ["OnnxModel", "extra_module", "runs_attention"]
 
 
 def extra_module(name: str) -> ModuleType:
@@ -105,38 +101,3 @@ class OnnxModel(nn.Module):
         """
         found = tuple(torch.from_numpy(value) for value in self.session.run(None, self.feed(*args, **kwargs)))
         return found[0] if len(found) == 1 else found
-
-
-def times(
-    model: nn.Module,
-    path: str | os.PathLike[str],
-    example: Example,
-    *,
-    trials: int = 25,
-    threads: int | None = 1,
-    compiled: bool = False,
-) -> Measurements:
-    """Time an exported file against eager PyTorch (and `torch.compile`), each pair read in turns.
-
-    Args:
-        model: The model that was exported.
-        path: The .onnx, .xml or .pte file.
-        example: What both are called with.
-        trials: How many pairs of readings.
-        threads: Threads of both.
-        compiled: Whether to time `torch.compile` as well.
-
-    Returns:
-        The latencies, and the speed-up of each over eager PyTorch.
-    """
-    from secateur.adapters.runtimes import model_of_file
-
-    name = {".xml": "openvino", ".pte": "executorch"}.get(Path(path).suffix, "onnx runtime")
-    peers: list[tuple[str, nn.Module]] = [(name, model_of_file(path, threads))]
-    if compiled:
-        peers.append(("torch.compile", torch.compile(model)))  # type: ignore[arg-type]
-    rows: list[Measurement] = []
-    for name, peer in peers:
-        found = compare(model, peer, example, trials=trials, threads=threads, names=("eager", name))
-        rows += found if not rows else found[1:]
-    return Measurements(rows)

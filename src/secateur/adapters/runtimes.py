@@ -21,11 +21,14 @@ from torch import nn
 
 from secateur.adapters.onnx_model import OnnxModel
 from secateur.adapters.programs import quiet
+from secateur.core.measurement import Measurement, Measurements
 from secateur.core.nested import tensors_in
 from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.errors import DataError, MissingExtraError
+from secateur.execution.example import Example
+from secateur.metrics.latency import compare
 
-__all__ = ["WRITERS", "ExecuTorchModel", "OpenVinoModel", "model_of_file"]
+__all__ = ["WRITERS", "ExecuTorchModel", "OpenVinoModel", "model_of_file", "times"]
 
 
 def _module(name: str) -> ModuleType:
@@ -144,3 +147,36 @@ def _written(write: Callable[[torch.export.ExportedProgram, Path], None]) -> Cal
 
 WRITERS = {"openvino": _written(_openvino), "executorch": _written(_executorch)}
 """By format, the function that writes a program as a file."""
+
+
+def times(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    example: Example,
+    *,
+    trials: int = 25,
+    threads: int | None = 1,
+    compiled: bool = False,
+) -> Measurements:
+    """Time an exported file against eager PyTorch (and `torch.compile`), each pair read in turns.
+
+    Args:
+        model: The model that was exported.
+        path: The .onnx, .xml or .pte file.
+        example: What both are called with.
+        trials: How many pairs of readings.
+        threads: Threads of both.
+        compiled: Whether to time `torch.compile` as well.
+
+    Returns:
+        The latencies, and the speed-up of each over eager PyTorch.
+    """
+    name = {".xml": "openvino", ".pte": "executorch"}.get(Path(path).suffix, "onnx runtime")
+    peers: list[tuple[str, nn.Module]] = [(name, model_of_file(path, threads))]
+    if compiled:
+        peers.append(("torch.compile", torch.compile(model)))  # type: ignore[arg-type]
+    rows: list[Measurement] = []
+    for name, peer in peers:
+        found = compare(model, peer, example, trials=trials, threads=threads, names=("eager", name))
+        rows += found if not rows else found[1:]
+    return Measurements(rows)

@@ -91,8 +91,8 @@ def export(
         _measurements(source.which, out, store)
         return
     from secateur.adapters.export import export as write
-    from secateur.adapters.onnx_model import times
     from secateur.adapters.promises import promise_onnx
+    from secateur.adapters.runtimes import times
 
     if source.is_run():
         net, example = _of_run(source.which, store, source.allow_code)

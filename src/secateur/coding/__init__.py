@@ -13,6 +13,7 @@ Read the files in this order:
 - `mixed`: weights as bits with mixed probabilities; `indices`: the indices of a tensor, by one of three models;
 - `compiled`: the same as `mixed` by `walk.c`, which `native` compiles and loads with `digits.c`;
 - `floats`: floats by byte planes; `digits`, `frames`: long ones in Zstandard frames;
+- `room`: memory that one tensor after another uses;
 - `ascending`: sorted integers, for codebooks; `huffman`: the textbook code, for comparison.
 
 >>> import numpy as np

@@ -14,7 +14,10 @@ pipeline, only a few hundred inputs. How it works, from the verb inwards:
    and of the *dense* model's outputs: X^T X and X^T Y, all that least squares needs.
 5. `solver.LeastSquares`, with `least_squares.solve`, finds the weights on the remaining support of each output.
 6. `fitting.fit` is the loop over layers that joins 2 to 5; biases and running means of batch norm follow each layer.
-7. `tuning.tune`, the optional second stage, takes gradient steps on the outputs of blocks and of the whole model.
+7. `tuning.tune`, the optional second stage, takes gradient steps on the outputs of blocks and of the whole model;
+   `recombined` puts token sequences together again for it.
+
+`progress` is what is reported after each layer. `low_rank` writes a layer as two smaller ones.
 
 `support` chooses which weights should remain, from the same moments; the criteria `wanda` and `obs` use it. `sc.share`
 with `data=` finds codebooks by the same loop (`quantize.calibrated`).

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, overload, runtime_checkable
@@ -29,7 +29,8 @@ from secateur.coding import indices, varint
 from secateur.container import batch_norm as bn
 from secateur.container import codebooks, int8_weights, tensors
 from secateur.container import format as sct
-from secateur.container.arrays import TORCH_DTYPES, entry_of, to_tensor, to_words
+from secateur.container.archive_checks import check_books, check_masks, check_target
+from secateur.container.arrays import entry_of, to_tensor, to_words
 from secateur.container.compact_writer import CompactWriter, compact_enough
 from secateur.container.frame import Archive
 from secateur.container.reading import words_of
@@ -41,12 +42,9 @@ from secateur.core.codebook import Codebook
 from secateur.core.interrupts import uninterrupted
 from secateur.core.model_kinds import plain_model, unwrapped
 from secateur.errors import (
-    DataError,
     FormatError,
-    MaskMismatchError,
     NothingToDoError,
     OptionError,
-    near,
 )
 from secateur.execution.verb import verb
 
@@ -141,8 +139,8 @@ def save(
     if not state:
         raise NothingToDoError("there is no tensor to save: expected a model or a state dict with tensors")
     books = dict(shared.codebooks if isinstance(shared, HasCodebooks) else shared or {})
-    _check_books(state, books)
-    _check_masks(state, masks)
+    check_books(state, books)
+    check_masks(state, masks)
     integers = _integers(module, state, books, options, names)
     content = _Content.of(int8_weights.with_integers(state, integers), module, books, options)
     text = None if plan is None else _plan_text(plan)
@@ -362,7 +360,7 @@ def _read_into(
             archive = Archive(file, _entries(archive, target), max_bytes)
         archive.allow(sum(value.nbytes for value in target.values()))
         weights = _listed(archive)
-        _check_target(path, archive, target, weights)
+        check_target(path, archive, target, weights)
         state, integers = _read_state(archive, weights)
     return plan, {name: value for name, value in state.items() if name in target}, integers
 
@@ -437,87 +435,6 @@ def _state(archive: Archive) -> dict[str, torch.Tensor]:
             prefix = name.removesuffix("weight")
             state |= {prefix + part: one for part, one in bn.restored(value).items()}
     return state
-
-
-def _implied(archive: Archive, name: str) -> bool:
-    """Whether a model may lack this tensor: batch norms of old torch releases count no batches."""
-    return archive.folded and name.endswith("num_batches_tracked")
-
-
-def _check_target(
-    path: str | os.PathLike[str], archive: Archive, target: State, weights: Collection[str]
-) -> None:
-    """Raise unless the tensors of the file are those of the model, before any of them is decoded."""
-    found: set[str] = set()
-    parts = int8_weights.parts_of(weights)
-    for record in archive.heads:
-        name, entry = record.entry.name, record.entry
-        if name in parts:
-            continue
-        extra = _statistics_of(archive, record)
-        found.update(extra, [name])
-        if name not in target:
-            raise DataError(f"{path}: the file's tensor {name!r} is not in the model; {near(name, target)}")
-        wanted = target[name]
-        if tuple(wanted.shape) != entry.shape:
-            raise DataError(
-                f"{path}: tensor {name!r} has shape {list(entry.shape)} in the file and "
-                f"{list(wanted.shape)} in the model; build the class the file was saved from. Where channels were "
-                "removed, save the plan too, sc.save(small.model, path, plan=small.plan), or load into small.model"
-            )
-        held = torch.float32 if name in weights else TORCH_DTYPES[entry.dtype]
-        if wanted.dtype != held:
-            raise DataError(
-                f"{path}: tensor {name!r} is {held} in the file and {wanted.dtype} in the "
-                f"model; convert the model first, so that nothing is rounded unseen"
-            )
-        strange = [one for one in extra if one not in target and not _implied(archive, one)]
-        if strange:
-            raise DataError(
-                f"{path}: the file's tensor {strange[0]!r} is not in the model; {near(strange[0], target)}"
-            )
-    missing = [name for name in target if name not in found]
-    if missing:
-        raise DataError(
-            f"{path}: the model's tensor {missing[0]!r} is not in the file ({len(missing)} are missing)"
-        )
-
-
-def _statistics_of(archive: Archive, record: sct.Record) -> list[str]:
-    """The names of the statistics that a reader supplies for the scale of a folded batch norm."""
-    if not archive.folded or record.method != sct.DRAWN + SCALES:
-        return []
-    prefix = record.entry.name.removesuffix("weight")
-    return [prefix + part for part in bn.STATISTICS]
-
-
-def _check_books(state: State, books: Mapping[str, Codebook]) -> None:
-    for name, book in books.items():
-        if name not in state:
-            raise OptionError(f"codebook of {name!r}: the model has no such tensor; {near(name, state)}")
-        tensor = book.tensor()
-        if tensor.shape != state[name].shape or not bool((tensor.to(state[name]) == state[name]).all()):
-            raise OptionError(
-                f"codebook of {name!r}: the model's tensor is not made of the codebook's values; write them "
-                f"into the "
-                "model first (shared.apply_(model)) or save the shared copy"
-            )
-
-
-def _check_masks(state: State, masks: Mapping[str, torch.Tensor] | None) -> None:
-    for name, mask in (masks or {}).items():
-        if name not in state:
-            raise MaskMismatchError(f"mask of {name!r}: the model has no such tensor; {near(name, state)}")
-        if mask.shape != state[name].shape:
-            raise MaskMismatchError(
-                f"mask of {name!r}: shape {list(mask.shape)}, the tensor has {list(state[name].shape)}"
-            )
-        alive = int((state[name][~mask.to(state[name].device)] != 0).sum())
-        if alive:
-            raise MaskMismatchError(
-                f"mask of {name!r}: {alive} weights it removes are not zero in the model; "
-                f"masks.apply_(model) first"
-            )
 
 
 def _widths(text: str | None, module: nn.Module | None) -> bytes | None:

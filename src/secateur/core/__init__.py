@@ -6,6 +6,10 @@ In reading order: `targets` (which weights of a model can be pruned), `context` 
 `atomic_files` (files that appear whole or not at all), `json_text`, `safetensors_header` and `terminal` (reading
 untrusted text, and printing it).
 
+Helpers that every room uses: `nested` (tensors in nested values), `pareto`, `optimizers`, `fetching` (many numbers from
+a device at once), `model_kinds` (wrappers are taken off, other kinds refused), `interrupts`, `out_of_memory`,
+`user_warnings`, `missing_files` (what errors say), `html_table` and `plotting` (values in notebooks).
+
 >>> import torch
 >>> from secateur.core.masks import Masks
 >>> Masks({"fc.weight": torch.tensor([[True, False], [False, False]])}).sparsity

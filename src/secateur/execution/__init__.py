@@ -14,6 +14,7 @@ In reading order:
 - `gradients`: gradients of the loss over many batches, summed in a wide type.
 - `operator_costs`: the multiply-accumulates of every operator.
 - `processors`: how many processors this process may use.
+- `verb`: the guarantees of every verb: a failure leaves the model as it was, and two threads do not share one.
 
 >>> import torch
 >>> from torch import nn

@@ -8,11 +8,14 @@ The files in reading order:
 
 - `recipe`, `settings`, `grid`: a recipe, validated; the texts it is written in; the combinations of its grid.
 - `steps/`: what a recipe can do to a model, one file per kind; `state`: the model that passes from step to step.
-- `planning`: every trial and step, with the address of its outcome; `weights`, `devices`: what a plan needs.
-- `outcomes`, `objects`, `store`: what is remembered, and where; `provenance`: where a number comes from.
+- `planning`: every trial and step, with the address of its outcome; `weights`, `trust`: what it loads, and may.
+- `outcomes`, `objects`, `store`: what is remembered, and where, with `database`, `rows` (read from it) and `waste`
+  (what nothing refers to); `provenance`: where a number comes from.
 - `computing`, `engine`, `engines/`, `launched`: one step; a run; other processes; processes of a launcher.
-- `training/`: the training loop. `searching`: Optuna over recipe values. `comparing`: pruning methods over seeds.
-- `display/`, `tables`, `reporting`, `watching`, `demonstration`, `probe`: output for people, and estimates of time.
+- `training/`: the training loop; `calibration`: images without labels. `searching`: Optuna over recipe values.
+- `comparing`: pruning methods over seeds.
+- `display/`, `tables`, `reporting`, `watching`, `demonstration`, `usage`, `probe`: output for people; what a run
+  takes, and estimates of its time.
 
 >>> import tempfile; from secateur.lab import Recipe, Store, run
 >>> recipe = Recipe.parse('''

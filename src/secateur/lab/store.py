@@ -18,11 +18,9 @@ outcomes only, whenever a process is killed.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sqlite3
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,61 +33,10 @@ from secateur.lab.database import Database, parsed, typed
 from secateur.lab.objects import Objects
 from secateur.lab.outcomes import Outcome, RunRow, Table, canonical, now, objects_of
 from secateur.lab.provenance import clean, clean_plain
+from secateur.lab.rows import in_order, measurement_of, run_row
+from secateur.lab.waste import Waste, waste_of
 
 __all__ = ["Outcome", "RunRow", "Store", "canonical"]
-
-
-def _in_order(value: object) -> str:
-    """A measurement as JSON, with its layers in the model's order."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-
-
-def _measurement(data: Table) -> Measurement:
-    """A measurement as the store has it."""
-    try:
-        found = Measurement.from_dict(data)
-        if not all(
-            isinstance(text, str) for text in (found.name, found.unit, found.definition, *found.notes)
-        ):
-            raise TypeError("name, unit, definition and notes are text")
-        numbers = (*found.per_layer.values(), *found.trials, *found.spread.values())
-        if not all(isinstance(number, int | float | None) for number in numbers):
-            raise TypeError("layers, trials and spread are numbers")
-        return found
-    except Exception as error:  # whatever the values of a changed file lead to
-        raise StoreError(
-            f"a measurement: expected what secateur writes, got something else ({error}); the store is damaged or was "
-            "changed; restore it from a copy, or name another folder with --store"
-        ) from error
-
-
-def _run_row(row: sqlite3.Row) -> RunRow:
-    """A run as the store has it."""
-    seconds = row["seconds"]
-
-    def text(name: str) -> str:
-        return typed(row[name], f"{name} of a run", str)
-
-    def count(name: str) -> int:
-        return typed(row[name], f"{name} of a run", int)
-
-    return RunRow(
-        id=count("id"),
-        name=text("name"),
-        status=text("status"),
-        started=text("started"),
-        seconds=None if seconds is None else typed(seconds, "seconds of a run", float),
-        trials=count("trials"),
-        failed=count("failed"),
-        steps=count("steps"),
-        computed=count("computed"),
-        seed=count("seed"),
-        device=text("device"),
-        command=text("command"),
-        recipe=parsed(row["recipe"], "recipe of a run"),
-        versions=parsed(row["versions"], "versions of a run"),
-        hardware=parsed(row["hardware"], "hardware of a run"),
-    )
 
 
 class Store:
@@ -168,7 +115,7 @@ class Store:
 
     def _measurements(self, key: str) -> Measurements:
         rows = self.rows("SELECT whole FROM measurements WHERE key = ? ORDER BY position", key)
-        return Measurements(_measurement(parsed(row["whole"], "a measurement")) for row in rows)
+        return Measurements(measurement_of(parsed(row["whole"], "a measurement")) for row in rows)
 
     def has(self, key: str) -> bool:
         """Whether the store holds the step's outcome with all its objects."""
@@ -199,7 +146,7 @@ class Store:
             db.executemany(
                 "INSERT INTO measurements VALUES (?, ?, ?, ?, ?, ?)",
                 [
-                    (outcome.key, position, m.name, float(m.value), m.unit, _in_order(m.to_dict()))
+                    (outcome.key, position, m.name, float(m.value), m.unit, in_order(m.to_dict()))
                     for position, m in enumerate(outcome.measurements)
                 ],
             )
@@ -365,7 +312,7 @@ class Store:
             "(SELECT COUNT(DISTINCT key) FROM plan WHERE run = runs.id AND how = 'computed') AS computed "
             "FROM runs ORDER BY id"
         )
-        return [_run_row(row) for row in rows]
+        return [run_row(row) for row in rows]
 
     def run(self, which: int | str = "last") -> RunRow:
         """One run by its number, or the `last` one."""
@@ -426,7 +373,7 @@ class Store:
                     }
                     context["seed"] = trial["settings"].get("lab.seed", seed)
                     context |= {**trial["settings"], **m.context}
-                    found.append(_measurement({**m.to_dict(), "context": context}))
+                    found.append(measurement_of({**m.to_dict(), "context": context}))
         return Measurements(found)
 
     def keep_usage(self, run: int, samples: Measurements) -> None:
@@ -453,7 +400,7 @@ class Store:
         found: list[Measurement] = []
         for row in self.rows("SELECT samples FROM usage WHERE run = ?", run):
             items = parsed(row["samples"], "usage of a run").get("measurements", [])
-            found += [_measurement({**typed(item, "usage of a run", dict)}) for item in items]
+            found += [measurement_of({**typed(item, "usage of a run", dict)}) for item in items]
         return Measurements(found).within({"run": run})
 
     # -- freeing
@@ -510,7 +457,7 @@ class Store:
                     f"run {running[0]} is still running; wait for it, or stop it, then free the store"
                 )
             forgotten = [row.id for row in runs[: max(0, len(runs) - keep)]] if keep is not None else []
-            waste = self._waste(forgotten)
+            waste = waste_of(self._db, self.objects, self.folder / "checkpoints", forgotten)
             freed = waste.bytes
             if not dry_run:
                 freed += self._free(forgotten, waste)
@@ -521,26 +468,7 @@ class Store:
                 "bytes": freed,
             }
 
-    def _waste(self, forgotten: list[int]) -> _Waste:
-        """What no run refers to, once these runs are forgotten."""
-        used = {row["key"] for row in self.rows("SELECT run, key FROM plan") if row["run"] not in forgotten}
-        steps = self.rows("SELECT key, state FROM steps")
-        needed = {
-            name
-            for row in steps
-            if row["key"] in used
-            for name in objects_of(parsed(row["state"], "state of a step"))
-        }
-        objects = [(name, size) for name, size in self.objects.names() if name not in needed]
-        checkpoints = [path for path in (self.folder / "checkpoints").glob("*") if path.is_file()]
-        return _Waste(
-            steps=[row["key"] for row in steps if row["key"] not in used],
-            objects=[name for name, _ in objects],
-            checkpoints=checkpoints,
-            bytes=sum(size for _, size in objects) + sum(path.stat().st_size for path in checkpoints),
-        )
-
-    def _free(self, forgotten: list[int], waste: _Waste) -> int:
+    def _free(self, forgotten: list[int], waste: Waste) -> int:
         """Delete the waste; returns the bytes of temporary files, which are not counted in it."""
         # Rows first: an object without a row is waste, a row without its object would be damage.
         with self.transaction() as db:
@@ -558,13 +486,3 @@ class Store:
         swept = self.objects.sweep_scratch()
         self._db.connection().execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return swept
-
-
-@dataclass(frozen=True)
-class _Waste:
-    """What nothing refers to: keys of steps, names of objects, files of checkpoints, and the bytes they take."""
-
-    steps: list[str]
-    objects: list[str]
-    checkpoints: list[Path]
-    bytes: int

@@ -13,7 +13,8 @@ Files, in reading order:
 
 - `frame`: the parts of every search: baseline, loop over attempts, choice of the next share, result.
 - `auto`: the strategy of `sc.auto`: cut channels (or weights), retrain, halve or go half way back.
-- `smallest`: the strategy of `sc.smallest`: train for a number of bytes, halve it or go half way back.
+- `smallest`: the strategy of `sc.smallest`: train for a number of bytes, halve it or go half way back; `size_settings`:
+  what it starts from, and what an attempt is made with.
 
 Searches over arbitrary recipe values with Optuna are in `secateur.lab.searching`.
 

@@ -29,6 +29,7 @@ from torch import nn
 from secateur.core.atomic_files import atomic_open
 from secateur.core.missing_files import missing
 from secateur.core.model_kinds import unwrapped
+from secateur.core.optimizers import like
 from secateur.core.safetensors_header import open_header
 from secateur.errors import DataError, FormatError, NothingToDoError, OptionError, PlanError
 from secateur.execution.verb import verb
@@ -74,7 +75,7 @@ def carry_optimizer(
         left = [plan.name_after(names[id(parameter)]) for parameter in group["params"]]
         groups.append({**options, "params": [target[name] for name in left if name is not None]})
     defaults = {key: value for key, value in optimizer.defaults.items() if key in optimizer.param_groups[0]}
-    carried = type(optimizer)(groups, **_accepted(type(optimizer), defaults))
+    carried = like(optimizer, groups, defaults)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             state = optimizer.state.get(parameter)
@@ -104,14 +105,6 @@ def _cut_state(
         else:
             cut[key] = value.clone() if isinstance(value, torch.Tensor) else value
     return cut
-
-
-def _accepted(kind: type, options: dict[str, Any]) -> dict[str, Any]:
-    """The options a constructor takes; an optimizer keeps some among its defaults that it does not."""
-    import inspect
-
-    known = inspect.signature(kind).parameters
-    return {key: value for key, value in options.items() if key in known}
 
 
 @verb

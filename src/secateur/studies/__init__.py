@@ -2,6 +2,9 @@
 several sweeps at once: common steps, parts with a grid each, scales from a minute on embedded data to the published
 epochs, and the tables to print. The file's name is the study's; nothing else has to be edited to add one.
 
+In reading order: `study` (the value that a recipe is read into), `running` (its parts as sweeps), `table` (its tables),
+`page` and `section` (the results as text, and as they are kept beside a page).
+
 >>> "vae" in names()
 True
 >>> read("vae").scale["smoke"].set["data.name"]

@@ -4,7 +4,8 @@ In go a model, a dataset and `TrainingOptions`; out come the trained model (in p
 Masks given are held: removed weights stay exactly 0. With `GradualPruning` the sparsity rises while training runs.
 Everything else a training may use (a teacher, a custom loss, a checkpoint, a display) is a `TrainingContext`.
 
-The files in reading order: `options` (how to train, as one value), `loop` (`train`), `evaluation` (loss and metrics),
+The files in reading order: `options` (how to train, as one value), `context` (what else a training uses), `loop`
+(`train`), `parts` (what is refused), `optimizer`, `objective` (the loss, with a teacher), `evaluation` (metrics),
 `pruning` (sparsity that rises), `distill/` (layers compared with a teacher's),
 `snapshot` (a step to go back to), `mix` (images mixed in pairs), `average` (running average of weights), `checkpoint`,
 `surroundings` (accelerator, random state, deterministic kernels), `progress` (what a display implements).
@@ -19,8 +20,9 @@ The files in reading order: `options` (how to train, as one value), `loop` (`tra
 
 from __future__ import annotations
 
+from secateur.lab.training.context import Evaluate, TrainingContext
 from secateur.lab.training.evaluation import Loss, evaluate
-from secateur.lab.training.loop import Evaluate, TrainingContext, train
+from secateur.lab.training.loop import train
 from secateur.lab.training.options import EpochRecord, Trained, TrainingOptions, rate
 from secateur.lab.training.progress import Bars, TrainingProgress
 from secateur.lab.training.pruning import GradualPruning

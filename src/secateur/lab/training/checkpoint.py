@@ -15,7 +15,6 @@ randomness and the learning rate are functions of (seed, epoch), so they are not
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import nn
 
 from secateur.core.atomic_files import atomic_write
 from secateur.core.json_text import parse
+from secateur.core.optimizers import like
 from secateur.errors import OptionError, StoreError
 from secateur.lab.outcomes import Table
 
@@ -140,14 +140,9 @@ def load_optimizer(
 
 def _state_of_one(optimizer: torch.optim.Optimizer) -> dict[str, bool]:
     """What such an optimizer keeps of a parameter after a step: whether it is a tensor, by name."""
-    kind = type(optimizer)
-    known = inspect.signature(kind).parameters
     one = nn.Parameter(torch.ones(1))
     one.grad = torch.ones(1)
-    options = {
-        key: value for key, value in optimizer.param_groups[0].items() if key in known and key != "params"
-    }
-    probe = kind([one], **options)
+    probe = like(optimizer, [one], optimizer.param_groups[0])
     probe.step()
     return {key: isinstance(value, torch.Tensor) for key, value in probe.state[one].items()}
 

@@ -11,13 +11,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,28 +26,20 @@ from secateur.core.masks import Masks
 from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.data import Data
 from secateur.errors import (
-    DataError,
     NonFiniteError,
-    NothingToDoError,
     OptionError,
     SecateurError,
     StoreError,
 )
 from secateur.execution.devices import chosen_device
 from secateur.lab.training import checkpoint as checkpoints
-from secateur.lab.training import mix as mixing
 from secateur.lab.training.average import WeightAverage
-from secateur.lab.training.distill import Recorded, recorded
-from secateur.lab.training.evaluation import (
-    Loss,
-    distillation,
-    evaluate,
-    in_mode,
-    logits_of,
-    loss_of,
-    placed,
-)
-from secateur.lab.training.options import EpochRecord, Trained, TrainingOptions, rate
+from secateur.lab.training.context import TrainingContext
+from secateur.lab.training.evaluation import evaluate, in_mode, placed
+from secateur.lab.training.objective import Objective
+from secateur.lab.training.optimizer import optimizer_of
+from secateur.lab.training.options import EpochRecord, Trained, TrainingOptions, best_epoch, rate
+from secateur.lab.training.parts import TrainingParts
 from secateur.lab.training.progress import TrainingProgress, watcher
 from secateur.lab.training.pruning import GradualPruning
 from secateur.lab.training.snapshot import Snapshot
@@ -59,37 +49,9 @@ from secateur.sparsify import Sparsifier, Sparsifying
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Evaluate", "TrainingContext", "train"]
-
-Evaluate = Callable[[nn.Module], Mapping[str, float]]
-"""`evaluate(model)`: the model's metrics by name."""
+__all__ = ["train"]
 
 _SHOW_EVERY = 0.2  # seconds between two updates of a display within an epoch
-
-
-@dataclass(frozen=True)
-class TrainingContext:
-    """What one training uses besides the model, the data and the options. Every field may be left out.
-
-    Args:
-        teacher: Another network, whose outputs are distilled, with `distill_alpha` above 0 in the options.
-        loss: `loss(outputs, inputs, labels)`, in place of cross-entropy or of the model's own `training_loss`.
-        evaluate: `evaluate(model) -> metrics`, in place of the pass over the validation images.
-        checkpoint: A file, written after every epoch and resumed from if it exists; it is kept when training is done.
-        progress: `auto` (bars on a terminal, else nothing), None, or a `TrainingProgress`.
-        rewind: Training starts at the step of this snapshot, as if the earlier steps had been made: the learning rate,
-            the images and the random state (of the CPU) are those of the step.
-        rewind_weights: Whether the weights and the optimizer's state go back, too (lottery tickets), or stay as they
-            are (learning-rate rewinding).
-    """
-
-    teacher: nn.Module | None = None
-    loss: Loss | None = None
-    evaluate: Evaluate | None = None
-    checkpoint: str | os.PathLike[str] | None = None
-    progress: TrainingProgress | str | None = None
-    rewind: Snapshot | None = None
-    rewind_weights: bool = True
 
 
 def train(
@@ -130,7 +92,7 @@ def train(
     """
     options = options or TrainingOptions()
     context = context or TrainingContext()
-    run = _Run(model, data, options, masks, pruning, seed, context)
+    run = _Run(TrainingParts(model, data, options, masks, pruning, context), seed)
     shown = watcher(context.progress)
     with ExitStack() as stack:
         accelerator = stack.enter_context(accelerated(options, chosen_device(device)))
@@ -176,83 +138,25 @@ class _Sums:
 class _Run:
     """One training: its parts, and its progress."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        data: Data,
-        options: TrainingOptions,
-        masks: Masks | None,
-        pruning: GradualPruning | None,
-        seed: int,
-        context: TrainingContext,
-    ):
-        self.model, self.data, self.options, self.masks = model, data, options, masks
-        self.pruning, self.held = pruning, ExitStack()
-        self.seed, self.context = seed, context
-        self.loss, self.classifies = loss_of(model, context.loss, options.label_smoothing)
-        self.file = None if context.checkpoint is None else Path(context.checkpoint)
+    def __init__(self, parts: TrainingParts, seed: int):
+        self.parts, self.seed = parts, seed
+        self.model, self.data, self.options = parts.model, parts.data, parts.options
+        self.masks, self.pruning, self.context = parts.masks, parts.pruning, parts.context
+        self.held = ExitStack()
+        self.objective = Objective(self.model, self.options, self.context)
+        self.file = None if self.context.checkpoint is None else Path(self.context.checkpoint)
         self.history: list[EpochRecord] = []
         self.best: dict[str, torch.Tensor] = {}
         self.average: WeightAverage | None = None
         self.sparsifying: Sparsifying | None = None
         self.snapshot: Snapshot | None = None
-        self.recorded: list[Recorded] = []  # of the student and of the teacher
-        self._check_parts()
-        self._check_validation()
-
-    # -- what can be refused before the first step
-    def _check_parts(self) -> None:
-        """Refuse missing images, a model without anything to train, and parts that conflict."""
-        name = type(self.model).__name__
-        teacher, alpha = self.context.teacher, self.options.distill_alpha
-        if len(self.data.train) == 0:
-            raise DataError(f"{self.data.name}: expected training images, got none")
-        if not any(parameter.requires_grad for parameter in self.model.parameters()):
-            raise NothingToDoError(
-                f"{name} has no parameter that requires a gradient: there is nothing to train"
-            )
-        if (teacher is not None) != (alpha > 0 or bool(self.options.distill)):
-            raise OptionError(
-                "distillation needs both a teacher and distill_alpha above 0, or distill; got "
-                f"{'a teacher' if teacher is not None else 'no teacher'} and distill_alpha={alpha}"
-            )
-        if alpha > 0 and not self.classifies:
-            raise OptionError(
-                f"distillation compares logits, which {name} does not return; leave the teacher out"
-            )
-        if self.options.mix and (self.context.loss is not None or not self.classifies):
-            raise OptionError(
-                f"mix: only cross-entropy takes two labels per image, and {name} is trained with another loss"
-            )
-        if self.context.rewind is not None and (self.options.sparsify or self.pruning) is not None:
-            raise OptionError(
-                "rewind: a training that rewinds holds its masks; expected no sparsify or pruning"
-            )
-        if self.options.sparsify is not None and self.pruning is not None:
-            raise OptionError("sparsify: gradual pruning chooses the masks itself; expected one of the two")
-        if self.masks is not None:
-            self.masks.check(self.model)
-
-    def _check_validation(self) -> None:
-        """Refuse options that choose an epoch where no epoch can be chosen."""
-        if self.options.keep != "best" and self.options.early_stop is None:
-            return
-        if self.context.evaluate is None and len(self.data.validation) == 0:
-            raise OptionError(
-                "keep='best' and early_stop choose by the validation split, which is empty; load the data "
-                "with validation=0.1"
-            )
-        if self.pruning is not None:
-            raise OptionError(
-                "pruning: the best epoch may come before the last weights are removed; expected keep='last' and no "
-                "early_stop"
-            )
+        self.parts.check(self.objective.classifies)
 
     # -- the loop
     def go(self, accelerator: Accelerator, shown: TrainingProgress | None) -> Trained:
         """Train until the epochs are done or `early_stop` ends it."""
-        about = self._about() if self.file is not None else {}
-        optimizer = self._optimizer()
+        about = self.parts.identity(self.seed) if self.file is not None else {}
+        optimizer = optimizer_of(self.model, self.options)
         if self.options.average is not None:
             self.average = WeightAverage(self.model, self.options.average)
         scaler: dict[str, Any] | None = None
@@ -269,7 +173,7 @@ class _Run:
                 self.average.restart(self.model)
             machinery = self._machinery(stack, accelerator, optimizer, scaler, shown)
             self._sparsify(stack, machinery, sparsified)
-            self._record(stack)
+            self.objective.record(stack)
             first = self._first_step(machinery)
             done = first // machinery.steps + resumed_from
             if shown is not None:
@@ -342,20 +246,10 @@ class _Run:
                 )
         return rewind or 0
 
-    def _record(self, stack: ExitStack) -> None:
-        """Record the layers that distillation compares."""
-        pairs = [pair for term in self.options.distill or () for pair in term.pairs if pair != ("", "")]
-        if self.context.teacher is not None and self.options.distill:
-            ours, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
-            self.recorded = [
-                stack.enter_context(recorded(self.model, ours, "student")),
-                stack.enter_context(recorded(self.context.teacher, theirs, "teacher")),
-            ]
-
     def _trained(self, resumed_from: int) -> Trained:
         """Put the weights that were asked for into the model, and return the history."""
         last = self.history[-1].epoch if self.history else 0
-        if self.options.keep == "best" and self.best_epoch() != last:
+        if self.options.keep == "best" and best_epoch(self.history) != last:
             self.model.load_state_dict(self.best)
         elif self.average is not None:
             self.average.put(self.model)
@@ -363,7 +257,7 @@ class _Run:
             self.masks = self.sparsifying.finish()
         return Trained(
             history=tuple(self.history),
-            best_epoch=self.best_epoch(),
+            best_epoch=best_epoch(self.history),
             stopped_early=last < self.options.epochs,
             resumed_from=resumed_from,
             seconds=sum(record.seconds for record in self.history),
@@ -430,7 +324,7 @@ class _Run:
         return EpochRecord(
             epoch=epoch,
             train_loss=mean,
-            train_accuracy=int(sums.correct) / sums.images if self.classifies else None,
+            train_accuracy=int(sums.correct) / sums.images if self.objective.classifies else None,
             lr=lr,
             metrics=metrics,
             seconds=time.perf_counter() - began,
@@ -460,7 +354,7 @@ class _Run:
         for index, (some, theirs) in enumerate(parts, start=1):
             last = index == len(parts)
             with nullcontext() if last or processes == 1 else accelerator.no_sync(machinery.network):
-                value, correct = self._loss(machinery.network, some, theirs, accelerator)
+                value, correct = self.objective.of(machinery.network, some, theirs, accelerator)
                 share = value * (len(theirs) * processes / whole)
                 if last and self.sparsifying is not None:
                     share = share + self.sparsifying.penalty()
@@ -496,46 +390,6 @@ class _Run:
             if self.average is not None:  # weights just removed must leave the average too
                 self.average.restart(self.model)
 
-    def _loss(
-        self, network: nn.Module, images: torch.Tensor, labels: torch.Tensor, accelerator: Accelerator
-    ) -> tuple[torch.Tensor, torch.Tensor | int]:
-        """The loss of some images, and how many of them are classified correctly."""
-        options, teacher = self.options, self.context.teacher
-        pairs = mixing.mixed(images, labels, options.mix) if options.mix else None
-        images = images if pairs is None else pairs.images
-        with accelerator.autocast():
-            outputs = network(images)
-            answers = None
-            if teacher is not None:
-                with torch.no_grad():
-                    answers = teacher(images)
-        if pairs is None:
-            value = self.loss(outputs, images, labels)
-        else:
-            value = mixing.cross_entropy(logits_of(outputs).float(), pairs, options.label_smoothing)
-        if answers is not None and not options.distill_alpha:
-            value = value + self._compared(outputs, answers)
-        elif answers is not None:
-            distilled = distillation(outputs, answers, options.distill_temperature)
-            value = options.distill_alpha * distilled + (1 - options.distill_alpha) * value
-            value = value + self._compared(outputs, answers)
-        if not self.classifies:
-            return value, 0
-        return value, (logits_of(outputs).detach().argmax(1) == labels).sum()
-
-    def _compared(self, outputs: object, answers: object) -> torch.Tensor | float:
-        """The terms of distillation that compare layers, each averaged over them."""
-        total: torch.Tensor | float = 0.0
-        for term in self.options.distill or ():
-            parts = [
-                term.compare(logits_of(outputs), logits_of(answers))
-                if pair == ("", "")
-                else term.compare(self.recorded[0].of(pair[0]), self.recorded[1].of(pair[1]))
-                for pair in term.pairs
-            ]
-            total = total + term.weight * torch.stack(parts).mean()
-        return total
-
     def _averaged(self) -> AbstractContextManager[None]:
         """The model as it will be returned: with averaged weights, or with the masks of a sparse training method."""
         if self.sparsifying is not None and self.average is None:
@@ -552,20 +406,9 @@ class _Run:
         return evaluate(self.model, self.data.validation, device=device, loss=self.context.loss)
 
     # -- which epoch is best
-    def best_epoch(self) -> int:
-        """The earliest epoch with the best validation result, or the last one where nothing was validated."""
-
-        def quality(record: EpochRecord) -> float:
-            metrics = record.metrics
-            return metrics["accuracy"] if "accuracy" in metrics else -metrics.get("loss", -record.epoch)
-
-        if not self.history:
-            return 0
-        return max(self.history, key=lambda record: (quality(record), -record.epoch)).epoch
-
     def _remember_best(self, epoch: int) -> None:
         """Copy the weights where this epoch is the best so far and the best is to be kept."""
-        if self.options.keep == "best" and self.best_epoch() == epoch:
+        if self.options.keep == "best" and best_epoch(self.history) == epoch:
             with self._averaged():
                 state = self.model.state_dict()
                 self.best = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
@@ -574,55 +417,9 @@ class _Run:
         patience = self.options.early_stop
         if patience is None or not self.history:
             return False
-        return self.history[-1].epoch - self.best_epoch() >= patience
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        options = self.options
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        if options.optimizer == "sgd":
-            return torch.optim.SGD(
-                parameters,
-                lr=options.lr,
-                momentum=options.momentum,
-                nesterov=options.nesterov,
-                weight_decay=options.weight_decay,
-            )
-        kind = torch.optim.Adam if options.optimizer == "adam" else torch.optim.AdamW
-        # torch's fused step, several times faster on a CPU; elsewhere its own choice is fast enough.
-        fused = all(one.device.type == "cpu" and one.is_floating_point() for one in parameters)
-        return kind(
-            parameters,
-            lr=options.lr,
-            betas=options.betas,
-            weight_decay=options.weight_decay,
-            fused=fused or None,
-        )
+        return self.history[-1].epoch - best_epoch(self.history) >= patience
 
     # -- the checkpoint
-    def _about(self) -> dict[str, Any]:
-        """The identity of this training: a checkpoint of another one is refused."""
-        custom = [
-            getattr(part, "__qualname__", type(part).__name__)
-            for part in (self.context.loss, self.context.evaluate)
-        ]
-        options = asdict(replace(self.options, sparsify=None, distill=None))
-        about = {
-            **{name: list(v) if isinstance(v, tuple) else v for name, v in options.items()},
-            "seed": self.seed,
-            "data": self.data.fingerprint,
-            "start": checkpoints.tensors_digest(self.model),
-            "teacher": checkpoints.tensors_digest(self.context.teacher),
-            "masks": None if self.masks is None else self.masks.digest(),
-            "functions": custom,
-        }
-        about["distill"] = None if not self.options.distill else repr(self.options.distill)
-        rewind = self.context.rewind
-        about["rewind"] = None if rewind is None else [rewind.digest(), self.context.rewind_weights]
-        about["sparsify"] = None if self.options.sparsify is None else repr(self.options.sparsify)
-        if self.pruning is not None:
-            about["pruning"] = json.loads(json.dumps(asdict(self.pruning), default=repr))
-        return about
-
     def _save(
         self, file: Path, about: Mapping[str, object], optimizer: torch.optim.Optimizer, scaler: Any
     ) -> None:

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from secateur.lab.training.snapshot import Snapshot
 from secateur.sparsify import Sparsifier
 from secateur.sparsify import registry as sparsifiers
 
-__all__ = ["EpochRecord", "Trained", "TrainingOptions", "rate"]
+__all__ = ["EpochRecord", "Trained", "TrainingOptions", "best_epoch", "rate"]
 
 
 @dataclass(frozen=True)
@@ -260,3 +260,19 @@ class Trained:
     seconds: float
     masks: Masks | None = None
     snapshot: Snapshot | None = None
+
+
+def best_epoch(history: Sequence[EpochRecord]) -> int:
+    """The earliest epoch with the best validation result, or the last one where nothing was validated; 0 of none.
+
+    Args:
+        history: The epochs so far.
+    """
+
+    def quality(record: EpochRecord) -> float:
+        metrics = record.metrics
+        return metrics["accuracy"] if "accuracy" in metrics else -metrics.get("loss", -record.epoch)
+
+    if not history:
+        return 0
+    return max(history, key=lambda record: (quality(record), -record.epoch)).epoch

@@ -8,6 +8,7 @@ In reading order:
 - `trace`: the recorder and its records: `Op`, `TensorRef`, `Trace`.
 - `calls`: the calls that were given sizes in Python (`x.view(b, 8, -1)`), matched with the operators they became.
 - `meta_shapes`: the output shapes of the most frequent operators, computed faster than torch does.
+- `other_shapes`: the other batches, image sizes and lengths that the model accepts.
 - `fixed_count_norms`: means and norms that divide by the dense model's count; the recorder sees them as the plain ones.
 
 >>> import torch

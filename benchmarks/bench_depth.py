@@ -109,7 +109,7 @@ def minilm(folder: str, chosen: str, passes: int, lr: float) -> Row:
     else:
         masks = sc.prune(model, "block_influence", "layer", 2 / 6, data=data)
     half = sc.bypassed(model, masks, data[0])
-    texts = sc.RecombinedTokens(data, tokens=500)
+    texts = sc.RecombinedTokens(data, tokens=500, replace=0.0, versions=0)
     if passes:
         solved = copy.deepcopy(half).eval()
         options = sc.Tuning(passes=passes, lr=lr, blocks=0.0, precision="bf16", compare=states_and_embedding)

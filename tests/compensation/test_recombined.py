@@ -17,7 +17,8 @@ def texts(**options: object) -> sc.RecombinedTokens:
         size = 6 + row
         ids[row, : size + 2] = torch.tensor([1, *range(10 * row + 10, 10 * row + 10 + size), 2])
     batch = {"input_ids": ids, "attention_mask": (ids != 0).long()}
-    return sc.RecombinedTokens([batch], span=(2, 4), length=(5, 8), tokens=24, **options)  # type: ignore[arg-type]
+    settings = {"span": (2, 4), "length": (5, 8), "tokens": 24, "replace": 0.0, "versions": 0, **options}
+    return sc.RecombinedTokens([batch], **settings)  # type: ignore[arg-type]
 
 
 def test_the_first_pass_gives_the_sentences_and_later_ones_every_token_once() -> None:
@@ -68,6 +69,24 @@ def test_tokens_are_replaced_within_the_vocabulary_in_recombined_sequences_alone
     assert 3 <= new <= 15  # about half of them drawn, of those two thirds outside the sentences' own
 
 
+def test_by_default_a_fifth_of_the_tokens_of_three_versions_is_drawn_between_the_lowest_and_the_highest() -> (
+    None
+):
+    ids = torch.randint(100, 5000, (40, 42), generator=torch.Generator().manual_seed(0))
+    ids[:, 0], ids[:, -1] = 1, 9000
+    own = ids[:, 1:-1]
+    first = list(sc.RecombinedTokens([{"input_ids": ids}]))
+    assert torch.equal(first[0]["input_ids"], ids)
+    inner = torch.cat([batch["input_ids"][:, 1:-1].flatten() for batch in first[1:]])
+    assert len(inner) == 3 * own.numel()
+    assert int(inner.min()) >= int(own.min())
+    assert int(inner.max()) <= int(own.max())
+    kept = float(
+        torch.isin(inner, own).float().mean()
+    )  # 0.8, and of those drawn the share that occurs in the text
+    assert abs(kept - (0.8 + 0.2 * len(own.unique()) / 4900)) < 0.02
+
+
 def test_what_is_refused() -> None:
     ids = torch.tensor([[1, 2], [1, 2]])
     with pytest.raises(DataError, match="no sequence holds a token beside its first and its last"):
@@ -82,6 +101,6 @@ def test_what_is_refused() -> None:
     with pytest.raises(
         OptionError, match="vocabulary of RecombinedTokens: expected the lowest and the highest"
     ):
-        sc.RecombinedTokens([batch], replace=0.1)
+        sc.RecombinedTokens([batch], vocabulary=(9, 3))
     with pytest.raises(OptionError, match="versions of RecombinedTokens: expected a whole number"):
         sc.RecombinedTokens([batch], versions=-1)

@@ -1,21 +1,20 @@
-"""`RecombinedTokens`: token sequences cut into spans and put together in a new order in each pass of tuning.
+"""`RecombinedTokens`: few token sequences made many: cut into spans that are put together in a new order.
 
 A few hundred sentences are soon learnt by heart, by least squares as by gradient steps. Spans of them in another order
 and at other positions are inputs of the same kind that the dense model can answer as well, and every pass brings new
-ones. With `replace` some of their tokens are drawn from the whole vocabulary, most of which a few hundred sentences
-do not hold; with `versions` the first pass, on which layers are solved, has recombined sequences too.
+ones. A share `replace` of their tokens is drawn from the whole vocabulary, most of which a few hundred sentences do not
+hold. The first pass, on which layers are solved, holds the sentences and some recombined `versions` of them.
 
 >>> import torch
 >>> ids = torch.tensor([[101, 7, 8, 9, 102], [101, 4, 5, 102, 0]])
 >>> texts = RecombinedTokens([{"input_ids": ids, "attention_mask": (ids != 0).long()}], span=(2, 3), length=(4, 5))
 >>> first, second = list(texts), list(texts)
->>> first[0]["input_ids"].tolist() == ids.tolist()  # the first pass gives the sentences as they are
+>>> first[0]["input_ids"].tolist() == ids.tolist()  # the first pass begins with the sentences as they are
+True
+>>> len(first) > 3  # then come three recombined versions
 True
 >>> {(int(row[0]), int(row[-1])) for batch in second for row in batch["input_ids"]}
 {(101, 102)}
->>> texts = RecombinedTokens([{"input_ids": ids}], replace=0.5, vocabulary=(4, 99), versions=2)
->>> len(list(texts)) > 2  # the sentences, and twice their spans
-True
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ __all__ = ["RecombinedTokens"]
 
 
 class RecombinedTokens:
-    """Batches of token ids: as given in the first pass, recombined in every later one.
+    """Batches of token ids: as given and recombined in the first pass, recombined in every later one.
 
     A token that all sequences begin with, and one that all end with, stays first and last. Sequences of one batch have
     one length, so that nothing is padded; a pass holds every token at most once.
@@ -42,13 +41,14 @@ class RecombinedTokens:
         length: the shortest and the longest sequence, first and last token included.
         tokens: tokens of one batch, at most; a batch has at least one sequence.
         replace: the share of the tokens of recombined sequences in whose place one of `vocabulary` is drawn.
-        vocabulary: the lowest and the highest token that is replaced and drawn: special tokens lie outside.
+        vocabulary: the lowest and the highest token that is replaced and drawn: special tokens lie outside. By default
+            the lowest and the highest that the sequences hold between their first and last.
         versions: how often the first pass holds all tokens recombined, after the sentences themselves.
         seed: of all that is drawn.
 
     Raises:
         DataError: for batches without `input_ids`, or without a token beside the first and last.
-        OptionError: for lengths that are none, a share outside 0..1, or replacements without a vocabulary.
+        OptionError: for lengths that are none, a share outside 0..1, or a vocabulary that holds no token.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class RecombinedTokens:
         span: tuple[int, int] = (4, 40),
         length: tuple[int, int] = (12, 128),
         tokens: int = 1000,
-        replace: float = 0.0,
+        replace: float = 0.2,
         vocabulary: tuple[int, int] | None = None,
-        versions: int = 0,
+        versions: int = 3,
         seed: int = 0,
     ):
         self._batches = [dict(batch) for batch in batches]
@@ -72,7 +72,7 @@ class RecombinedTokens:
                 )
         if not 0 <= replace <= 1:
             raise OptionError(f"replace of RecombinedTokens: expected a share from 0 to 1, got {replace!r}")
-        if replace and (vocabulary is None or not 0 <= vocabulary[0] <= vocabulary[1]):
+        if vocabulary is not None and not 0 <= vocabulary[0] <= vocabulary[1]:
             raise OptionError(
                 "vocabulary of RecombinedTokens: expected the lowest and the highest token to draw in place of others, "
                 f"such as (1000, 30521), got {vocabulary!r}"
@@ -147,9 +147,9 @@ class RecombinedTokens:
                 at += size
         order = torch.randperm(len(spans), generator=generator).tolist()
         stream = torch.cat([spans[index] for index in order])
-        if not self._replace or self._vocabulary is None:
+        if not self._replace:
             return stream
-        low, high = self._vocabulary
+        low, high = self._vocabulary or (int(stream.min()), int(stream.max()))
         hit = torch.rand(stream.shape, generator=generator) < self._replace
         hit = hit.to(stream.device) & (stream >= low) & (stream <= high)
         drawn = torch.randint(low, high + 1, stream.shape, generator=generator).to(stream)

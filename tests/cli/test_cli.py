@@ -264,6 +264,18 @@ def test_shrink_keeps_to_floors_and_takes_several_granularities(secateur):
     code, _, err = secateur(*shrink, "--granularity", "head=0.5", "--granularity", "channel")
     assert code == 4, err
     assert "has no attention heads that can be cut" in err
+    both = ["--granularity", "layer", "--granularity", "channel"]
+    code, out, err = secateur(*shrink, *both, "--keep", "macs=0.5")
+    assert code == 0, err
+    before, after = [m["value"] for m in json.loads(out)["measurements"] if m["name"] == "macs"]
+    assert 0.45 * before < after <= 0.5 * before
+    for words, said in (
+        ([*both, "--keep", "half"], "expected macs, params, bytes or latency with the share"),
+        (["--granularity", "layer=0.3", "--keep", "macs=0.5"], "expected words without shares"),
+    ):
+        code, _, err = secateur(*shrink, *words)
+        assert code == 2
+        assert said in err
     code, _, err = secateur(*shrink, "--granularity", "filter")
     assert code == 2
     assert "expected channel, head, head_size or layer" in err

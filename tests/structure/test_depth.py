@@ -391,6 +391,38 @@ def test_a_recipe_takes_layers_out(tmp_path: Path) -> None:
     assert sum(len(keys) for keys in plan.layers.values()) < 3 * len(plan.layers)
 
 
+def test_a_recipe_chooses_between_layers_and_channels(tmp_path: Path) -> None:
+    text = """
+        [model]
+        name = "resnet20"
+        [data]
+        name = "digits"
+        limit = 100
+        size = 16
+        [[step]]
+        kind = "prune"
+        criterion = ["block_influence", {name = "taylor"}]
+        granularity = ["layer", {name = "channel", scored = "out"}]
+        budget = {name = "macs", keep = 0.5}
+        [[step]]
+        kind = "shrink"
+        [[step]]
+        kind = "measure"
+        what = ["macs"]
+    """
+    from secateur.lab.engine import final_state, run
+
+    store = sc.Store(tmp_path / "store")
+    ran = run(sc.Recipe.parse(text), store)
+    plan = ShrinkPlan.from_json(final_state(ran.plan.trials[0], store).plan or "")
+    small = plan.apply_(sc.models.build("resnet20"))
+    x = torch.zeros(1, 3, 16, 16)
+    now, before = (
+        sc.measure(net, x, what="macs")["macs"].value for net in (small, sc.models.build("resnet20"))
+    )
+    assert 0.45 * before < now <= 0.5 * before
+
+
 class Indexed(nn.Module):
     """Asks for its blocks by number."""
 

@@ -7,9 +7,10 @@ budget knows neither criteria nor layers: `pruning.selection` makes the selectio
 
 In reading order: `_selection` (what a budget sees), `_floors` (the least number of units that remain), `_select`
 (exact selection of the lowest of many numbers); then `per_tensor`, `per_layer`, `overall`, `isomorphic`, `erdos_renyi`,
-`n_of_m`, `percentile` and `std_dev`, which say how many are removed; then `_cost_path` with `macs`, `params`, `size`
-and `latency`, which say how much remains, and `latency_table`, the same by a table of times. To add
-one, add a file with a class of its name in CamelCase.
+`n_of_m`, `percentile` and `std_dev`, which say how many are removed, and `least_change`, which measures which; then
+`_cost_path` with `macs`, `params`, `size` and `latency`, which say how much remains, `_depth`, by which these choose
+between whole layers and channels, and `latency_table`, the same by a table of times. To add one, add a file with a
+class of its name in CamelCase.
 
 >>> import torch
 >>> from torch import nn
@@ -31,6 +32,7 @@ from secateur.budget._floors import Limits, floors
 from secateur.budget._selection import (
     Candidates,
     Chosen,
+    Compare,
     Costs,
     FileOptions,
     Selection,
@@ -46,6 +48,7 @@ __all__ = [
     "BudgetLike",
     "Candidates",
     "Chosen",
+    "Compare",
     "Costs",
     "FileOptions",
     "Limits",

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -110,11 +110,18 @@ class Path:
     """The choices in the order in which a rule removes units. At least one unit of every list remains.
 
     With `round_to` a list that loses any keeps the nearest multiple of it (never none), because kernels are faster at
-    such widths.
+    such widths. `fixed` is the choice in other lists, which every position holds besides.
     """
 
-    def __init__(self, selection: Selection, spread: str, round_to: int | None = None):
+    def __init__(
+        self,
+        selection: Selection,
+        spread: str,
+        round_to: int | None = None,
+        fixed: Mapping[str, torch.Tensor] | None = None,
+    ):
         self.candidates = selection.candidates
+        self._fixed = dict(fixed or {})
         self.spread = spread
         self.round_to = round_to
         self._gone = [candidates.removed for candidates in self.candidates]
@@ -136,7 +143,9 @@ class Path:
         if self.spread != "per_tensor":
             kept = keep_highest(self._ranked, gone)
             if self.round_to is None:
-                return {candidates.name: keep for candidates, keep in zip(self.candidates, kept)}
+                return self._fixed | {
+                    candidates.name: keep for candidates, keep in zip(self.candidates, kept)
+                }
             counts = [candidates.count - count_true(keep) for candidates, keep in zip(self.candidates, kept)]
         else:
             counts = self._counts(gone)
@@ -144,7 +153,7 @@ class Path:
 
     def of(self, counts: Sequence[int]) -> Chosen:
         """The choice in which each list has lost this many of its units, those with the lowest scores."""
-        return {
+        return self._fixed | {
             candidates.name: keep_highest([candidates.ranked], count)[0]
             for candidates, count in zip(self.candidates, counts)
         }

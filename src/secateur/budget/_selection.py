@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypedDict, TypeVar
+from typing import Any, Protocol, TypedDict, TypeVar
 
 import torch
 from torch import nn
@@ -24,9 +24,12 @@ from secateur.core.targets import Pattern, Target, matches
 from secateur.core.units import Units
 from secateur.errors import BudgetNotMetError, OptionError, PatternError, near
 
-__all__ = ["Candidates", "Chosen", "Costs", "FileOptions", "Selection", "check_share", "share_of"]
+__all__ = ["Candidates", "Chosen", "Compare", "Costs", "FileOptions", "Selection", "check_share", "share_of"]
 
 T = TypeVar("T")
+
+Compare = Callable[[Any, Any], Any]
+"""What of a model's output is compared: a function of the output and of the inputs."""
 
 Chosen = dict[str, torch.Tensor]
 """The result of a budget: by the list's name one bit per unit, True for those that remain."""
@@ -165,6 +168,10 @@ class Costs(Protocol):
 
     def remaining(self, of: str, chosen: Mapping[str, torch.Tensor]) -> float:
         """The remaining "macs" or "params" under a choice."""
+        ...
+
+    def change(self, chosen: Mapping[str, torch.Tensor], compare: Compare | None = None) -> float:
+        """How far the outputs of the shrunk model are from the dense model's: the error's share of their squares."""
         ...
 
     def coded_bytes(self, chosen: Mapping[str, torch.Tensor], options: FileOptions) -> int:

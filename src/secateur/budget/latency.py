@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -9,6 +10,7 @@ from typing import ClassVar
 import torch
 
 from secateur.budget._cost_path import Path, Remaining, check_keep, costs_of
+from secateur.budget._depth import ROUGH, at_best_depth
 from secateur.budget._selection import Selection, check_share
 from secateur.errors import BudgetNotMetError, OptionError
 
@@ -26,7 +28,9 @@ class Latency(Remaining):
     its time in turns with the dense one's (`trials` each, on `threads`; half of that far from the limit). Earlier
     readings of the same widths count as well, and the result has been read three times. Zeros in place save no time,
     only units that are cut out do: granularity "channel" or "head". The result is within `within` below the limit as
-    measured, unless one unit more would exceed it or `most` models were read. `round_to` as for `Macs`.
+    measured, unless one unit more would exceed it or `most` models were read. `round_to` as for `Macs`. With
+    whole layers and channels together (granularity ["layer", "channel"]) the number of layers that changes the outputs
+    least is measured as well.
 
     >>> Latency(keep=0.5).within, Latency(ms=2.0).keep
     (0.02, None)
@@ -68,28 +72,35 @@ class Latency(Remaining):
         costs = costs_of(selection, self)
         which = 0 if self.ms is not None else 1
         limit = float(self.ms if self.ms is not None else self.keep or 0.0)
-        path = Path(selection, self.spread, self.round_to)
 
-        def read(position: int, again: bool) -> float:
-            # far from the limit a rough reading is enough; repeated readings are averaged with the earlier ones
-            trials = self.trials if again else max(3, self.trials // 2)
-            return float(costs.time(path.at(position), trials, self.threads, again=again)[which])
+        def search(path: Path, rough: bool) -> dict[str, torch.Tensor]:
+            def read(position: int, again: bool) -> float:
+                # far from the limit a rough reading is enough; repeated readings are averaged with the earlier ones
+                trials = self.trials if again else max(3, self.trials // 2)
+                return float(costs.time(path.at(position), trials, self.threads, again=again)[which])
 
-        start = float(costs.time(path.at(0), self.trials, self.threads)[which])
-        if start <= limit:
-            return path.at(0)
-        search = LatencySearch(
-            path.last, read, lambda k: costs.remaining("macs", path.at(k)), limit, self.within, self.most
-        )
-        best = search.run(start)
-        if best is None:
-            unit = "ms" if which == 0 else "of the dense time"
-            raise BudgetNotMetError(
-                f"{self}: the fastest of {len(search.seen)} shrunk models takes {search.least:.4g} {unit} (dense: "
-                f"{start:.4g}) and {limit:.4g} was asked; let more layers be pruned, or ask for "
-                f"{search.least * 1.02:.3g}. secateur.metrics.why shows where the time goes"
+            start = float(costs.time(path.at(0), self.trials, self.threads)[which])
+            if start <= limit:
+                return path.at(0)
+            times = LatencySearch(
+                path.last, read, lambda k: costs.remaining("macs", path.at(k)), limit, self.within, self.most
             )
-        return path.at(best)
+            if rough:
+                times = dataclasses.replace(times, within=max(self.within, ROUGH), again=0)
+            best = times.run(start)
+            if best is None:
+                raise self._unmet(times, start, limit)
+            return path.at(best)
+
+        return at_best_depth(self, selection, search)
+
+    def _unmet(self, times: LatencySearch, start: float, limit: float) -> BudgetNotMetError:
+        unit = "ms" if self.ms is not None else "of the dense time"
+        return BudgetNotMetError(
+            f"{self}: the fastest of {len(times.seen)} shrunk models takes {times.least:.4g} {unit} (with nothing "
+            f"narrower: {start:.4g}) and {limit:.4g} was asked; let more layers be pruned, or ask for "
+            f"{times.least * 1.02:.3g}. secateur.metrics.why shows where the time goes"
+        )
 
 
 @dataclass
@@ -112,6 +123,7 @@ class LatencySearch:
     limit: float
     within: float
     most: int
+    again: int = _AGAIN
     seen: dict[int, float] = field(default_factory=dict)  # position -> time, by all readings of it
     readings: int = 0
 
@@ -126,7 +138,7 @@ class LatencySearch:
                 break
             self._look(position)
             looks = 0
-            while self._good(position) and looks < _AGAIN:
+            while self._good(position) and looks < self.again:
                 self._look(position)  # once more, with all trials
                 looks += 1
             if self._good(position):
@@ -153,12 +165,12 @@ class LatencySearch:
         while True:
             under = [k for k, time in self.seen.items() if time <= self.limit]
             if not under:
-                if self.last in self._firm:
+                if self.last in self._firm or (not self.again and self.last in self.seen):
                     return None
                 self._look(self.last)
                 continue
             best = max(under, key=lambda k: (self.seen[k], -k))
-            if best in self._firm:
+            if best in self._firm or not self.again:
                 return best
             self._look(best)
 

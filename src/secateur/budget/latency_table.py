@@ -20,6 +20,7 @@ import torch
 
 from secateur.budget import Budget
 from secateur.budget._cost_path import Path, check_keep, first_within
+from secateur.budget._depth import check_comparable
 from secateur.budget._selection import Candidates, Selection
 from secateur.core.masks import count_true
 from secateur.errors import OptionError
@@ -89,6 +90,7 @@ class LatencyTable(Budget):
                 f"{', '.join(each.name for each in selection.candidates[:8])}"
             )
         lists = tuple(self._floored(each) for each in selection.candidates)
+        check_comparable(self._named(), dataclasses.replace(selection, candidates=lists))
         whole = sum(self._time(each, each.count) for each in lists)
         limit = (self.ms if self.ms is not None else (self.keep or 0.0) * whole) * (1 + 1e-12)
 

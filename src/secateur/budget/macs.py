@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from secateur.budget._cost_path import Path, Remaining, check_keep, costs_of, first_within
+from secateur.budget._depth import at_best_depth
 from secateur.budget._selection import Selection, check_share
 
 __all__ = ["Macs"]
@@ -20,7 +21,9 @@ class Macs(Remaining):
     what the shrunk model computes. `spread` says which units are removed: "per_tensor", the same share of every list;
     "overall", the units with the lowest scores in whichever list; "isomorphic", the lowest among those of equal
     structure. `round_to` keeps the width of every list that is cut a multiple, because kernels are faster at such
-    widths; then one block of units more would be too much.
+    widths; then one block of units more would be too much. With whole layers and channels together (granularity
+    ["layer", "channel"]) it is measured how many layers are removed: of the choices that meet the budget, the one that
+    changes the outputs least is taken.
 
     >>> import secateur as sc
     >>> from torch import nn
@@ -65,6 +68,8 @@ def within_share(budget: Remaining, selection: Selection, of: str, what: str) ->
             f"keep at least {least / dense:.4f}"
         )
 
-    path = Path(selection, budget.spread, budget.round_to)
-    found = first_within(path, lambda c: costs.remaining(of, c), limit, explain)
-    return path.refilled(found, lambda c: costs.remaining(of, c) <= limit)
+    def search(path: Path, rough: bool) -> dict[str, torch.Tensor]:
+        found = first_within(path, lambda c: costs.remaining(of, c), limit, explain)
+        return path.refilled(found, lambda c: costs.remaining(of, c) <= limit)
+
+    return at_best_depth(budget, selection, search)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from secateur.budget import Budget, Candidates, Selection, check_share, share_of
+from secateur.budget._depth import check_comparable
 from secateur.budget._select import keep_highest
 from secateur.errors import BudgetNotMetError, OptionError
 
@@ -46,6 +47,7 @@ class Overall(Budget):
 
     def choose(self, selection: Selection) -> dict[str, torch.Tensor]:
         """Remove the lowest of all lists together."""
+        check_comparable(self, selection)
         entries = selection.candidates
         ranked = [_protected(candidates) for candidates in entries]
         if self.by == "weights":

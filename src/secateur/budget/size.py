@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from secateur.budget._cost_path import CostSearch, Path, Remaining, check_keep, costs_of
+from secateur.budget._depth import ROUGH, at_best_depth
 from secateur.budget._selection import FileOptions, Selection, check_share
 from secateur.errors import BudgetNotMetError, OptionError
 
@@ -70,20 +71,26 @@ class Size(Remaining):
         costs = costs_of(selection, self)
         limit = self.bytes if self.bytes is not None else int((self.keep or 0.0) * costs.dense("bytes"))
         options = FileOptions(bits=self.bits, precision=self.precision, batch_norm=self.batch_norm)
-        path = Path(selection, self.spread)
-        search = CostSearch(
-            path,
-            lambda chosen: costs.coded_bytes(chosen, options),
-            lambda chosen: costs.remaining("params", chosen),
-            limit,
-            self.within,
-            self.most,
-        )
-        best = search.run()
-        if best is None:
-            raise BudgetNotMetError(
-                f"{self}: the smallest of {len(search.done)} files written has {search.least:,.0f} bytes and {limit:,} "
-                "were asked; share the weights (bits=4), store the rest narrower (precision='fp16', batch_norm=8), or "
-                "let more layers be pruned"
+
+        def search(path: Path, rough: bool) -> dict[str, torch.Tensor]:
+            bytes_of = CostSearch(
+                path,
+                lambda chosen: costs.coded_bytes(chosen, options),
+                lambda chosen: costs.remaining("params", chosen),
+                limit,
+                max(self.within, ROUGH) if rough else self.within,
+                self.most,
             )
-        return best
+            best = bytes_of.run()
+            if best is None:
+                raise self._unmet(bytes_of, limit)
+            return best
+
+        return at_best_depth(self, selection, search)
+
+    def _unmet(self, search: CostSearch, limit: int) -> BudgetNotMetError:
+        return BudgetNotMetError(
+            f"{self}: the smallest of {len(search.done)} files written has {search.least:,.0f} bytes and {limit:,} "
+            "were asked; share the weights (bits=4), store the rest narrower (precision='fp16', batch_norm=8), or "
+            "let more layers be pruned"
+        )

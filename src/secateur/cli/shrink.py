@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict
@@ -22,6 +23,10 @@ from secateur.core.terminal import say
 from secateur.errors import OptionError
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from secateur.budget import Budget
+    from secateur.core.masks import Masks
     from secateur.granularity import Granularity
 
 __all__ = ["VERBS"]
@@ -81,6 +86,14 @@ class CutFlags:
             help="channel, head, head_size or layer, with its own share as in head=0.25. Repeatable.",
         ),
     ] = None
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            "--keep",
+            help="One budget for everything that --granularity names, in place of shares: macs, params, bytes or "
+            "latency, with what remains of it, as in latency=0.5.",
+        ),
+    ] = None
     at_least: Annotated[
         int, typer.Option("--at-least", min=1, help="Fewest units of every group that remain.")
     ] = 1
@@ -103,6 +116,52 @@ class CutFlags:
             "across_norm": self.across_norm,
             "proof": self.proof or None,
         }
+
+    def kept(self) -> Budget | None:
+        """The budget of `--keep`; None without it."""
+        from secateur import budget
+
+        if self.keep is None:
+            return None
+        word, _, number = self.keep.partition("=")
+        words = {"macs": "macs", "params": "params", "bytes": "size", "latency": "latency"}
+        try:
+            share = float(number)
+        except ValueError:
+            share = math.nan
+        if word not in words or math.isnan(share):
+            raise OptionError(
+                "--keep: expected macs, params, bytes or latency with the share that remains, as in macs=0.5, got "
+                f"{self.keep!r}"
+            )
+        if any("=" in item for item in self.granularity or ()):
+            raise OptionError(
+                "--keep is one budget for every --granularity: expected words without shares, got "
+                f"{' '.join(self.granularity or ())!r}"
+            )
+        found: Budget = budget.registry.get(words[word])(keep=share)
+        return found
+
+    def masks(self, net: nn.Module, example: object, seed: int) -> Masks:
+        """What is removed: by one budget, or for each granularity by its share.
+
+        Args:
+            net: The model.
+            example: One input.
+            seed: The seed of everything random.
+        """
+        from secateur.pruning.prune import PruneOptions, prune
+
+        options = PruneOptions(at_least=self.at_least, seed=seed)
+        grains, kept, found = self.granularities(), self.kept(), None
+        if kept is not None:
+            kinds = [grain for grain, _ in grains]
+            return prune(net, self.criterion, kinds, kept, skip=self.skip, example=example, options=options)
+        for grain, share in grains:
+            more = prune(net, self.criterion, grain, share, skip=self.skip, example=example, options=options)
+            found = more if found is None else found.merge(more)
+        assert found is not None
+        return found
 
     def granularities(self) -> list[tuple[Granularity, float]]:
         """Each granularity with the share it removes; heads and channels each keep to their own groups."""
@@ -160,24 +219,11 @@ def shrink(
     from secateur.core.measurement import Measurements
     from secateur.metrics import measure as take
     from secateur.metrics.latency import compare
-    from secateur.pruning.prune import PruneOptions, prune
     from secateur.structure.shrink import shrink as cut_channels
 
     net = model.build()
     example = model.example(net)
-    masks = None
-    for grain, share in cut.granularities():
-        found = prune(
-            net,
-            cut.criterion,
-            grain,
-            share,
-            skip=cut.skip,
-            example=example,
-            options=PruneOptions(at_least=cut.at_least, seed=model.seed or 0),
-        )
-        masks = found if masks is None else masks.merge(found)
-    assert masks is not None
+    masks = cut.masks(net, example, model.seed or 0)
     masked = net
     if calibration.wanted:
         from secateur.compensation.compensate import compensate

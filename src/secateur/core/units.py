@@ -17,8 +17,8 @@ tensor([[ True,  True],
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -26,7 +26,7 @@ import torch
 
 from secateur.core.lines import Lines
 
-__all__ = ["AxisMember", "Member", "TensorMember", "Units"]
+__all__ = ["AxisMember", "Member", "TensorMember", "Units", "one_of_each"]
 
 
 class Member(Protocol):
@@ -139,3 +139,36 @@ class Units:
     grid: tuple[int, ...] = ()
     axes: tuple[str, ...] = ()
     combine: str = "sum"
+
+    @property
+    def of_blocks(self) -> bool:
+        """Whether every tensor belongs to one unit as a whole, as those of layers that are removed whole do."""
+        return bool(self.members) and all(isinstance(member, TensorMember) for member in self.members)
+
+
+def one_of_each(parts: Iterable[Sequence[Units]]) -> list[tuple[Units, ...]]:
+    """The lists of several granularities: equal ones once, and others of one name told apart by a number.
+
+    Args:
+        parts: The lists of each granularity.
+
+    Returns:
+        Those of each granularity, in the same order.
+
+    >>> a, b = Units("fc", 2, ()), Units("fc", 3, ())
+    >>> [[each.name for each in units] for units in one_of_each([[a], [a, b]])]
+    [['fc'], ['fc#1']]
+    """
+    cuts: set[tuple[object, ...]] = set()
+    taken: dict[str, int] = {}
+    found = []
+    for part in parts:
+        mine = []
+        for units in part:
+            what = (units.name, units.count, *((m.name, getattr(m, "axis", None)) for m in units.members))
+            if what not in cuts:
+                cuts.add(what)
+                number = taken[units.name] = taken.get(units.name, -1) + 1
+                mine.append(replace(units, name=f"{units.name}#{number}") if number else units)
+        found.append(tuple(mine))
+    return found

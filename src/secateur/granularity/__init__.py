@@ -13,7 +13,8 @@
 
 `element` is one weight of any tensor. `block(h, w)` sees each tensor as a table of outputs by everything else, and
 takes h outputs by w neighbouring weights. Biases and norms are cut only when named with `parameters=`, or by the
-granularities that follow channels through the model.
+granularities that follow channels through the model. Several granularities, as `["layer", "channel"]`, share one
+budget.
 
 >>> from secateur.core.targets import select
 >>> layer = nn.Conv2d(3, 8, 5)
@@ -25,16 +26,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from secateur.core.context import Context
 from secateur.core.targets import Target
-from secateur.core.units import Units
+from secateur.core.units import Units, one_of_each
+from secateur.errors import OptionError
 from secateur.registry import Registry
 
-__all__ = ["Granularity", "GranularityLike", "registry"]
+__all__ = ["Granularity", "GranularityLike", "Mixed", "registry"]
 
 
 class Granularity(ABC):
@@ -55,10 +58,47 @@ class Granularity(ABC):
         return ()
 
 
-GranularityLike = str | Granularity | type[Granularity]
-"""Every form in which a granularity is given: a word, a value, or a class."""
+@dataclass(frozen=True)
+class Mixed(Granularity):
+    """The lists of several granularities, one after the other, such as whole layers and channels.
 
-registry = Registry(__name__, __path__, "granularity")
+    >>> registry.make(["filter", "kernel"]).parts
+    (Filter(), Kernel())
+    """
+
+    parts: tuple[Granularity, ...]
+
+    def own_weights(self, model: nn.Module, context: Context) -> tuple[str, ...]:
+        """Those that any of the granularities names."""
+        return tuple(dict.fromkeys(name for part in self.parts for name in part.own_weights(model, context)))
+
+    def units(self, model: nn.Module, targets: Sequence[Target], context: Context) -> tuple[Units, ...]:
+        """The lists of all granularities; a list that two of them give is taken once."""
+        parts = one_of_each(part.units(model, targets, context) for part in self.parts)
+        return tuple(units for part in parts for units in part)
+
+    def __str__(self) -> str:
+        return " + ".join(map(str, self.parts))
+
+
+GranularityLike = str | Granularity | type[Granularity] | Sequence[str | Granularity | type[Granularity]]
+"""Every form in which a granularity is given: a word, a value, or a class; or several of them, which share a budget."""
+
+
+class _Granularities(Registry):
+    """The words of this folder; a list of them is one granularity, whose lists of units are those of all."""
+
+    def make(self, value: Any, **options: Any) -> Any:
+        """A granularity from a word, a class or a value, or from a list of them."""
+        if not isinstance(value, (list, tuple)):
+            return super().make(value, **options)
+        if not value:
+            raise OptionError("granularity: expected at least one of a list, got an empty list")
+        parts = tuple(super(_Granularities, self).make(each) for each in value)
+        return parts[0] if len(parts) == 1 else Mixed(parts)
+
+
+registry = _Granularities(__name__, __path__, "granularity")
 
 
 def __getattr__(name: str) -> Any:

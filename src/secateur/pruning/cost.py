@@ -17,9 +17,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -27,17 +28,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from secateur.budget import FileOptions
+from secateur.budget import Compare, FileOptions
 from secateur.container.archive import save
 from secateur.container.save_options import SaveOptions
 from secateur.core.context import Context
 from secateur.core.masks import Masks, count_true
 from secateur.core.measurement import Measurement
+from secateur.core.nested import tensors_in
 from secateur.core.units import Units
 from secateur.errors import DataError, NothingToDoError, OptionError
 from secateur.execution.calling import describe
 from secateur.execution.devices import device_of
-from secateur.execution.example import Example, first_example
+from secateur.execution.example import Example, call_arguments, first_example, read_batch
+from secateur.execution.undisturbed import kept_random_state, undisturbed
 from secateur.metrics.latency import compare, latency
 from secateur.metrics.macs import macs, uses
 from secateur.pruning.unit_masks import masks_of
@@ -48,6 +51,9 @@ from secateur.structure.proof import ProofOptions
 from secateur.structure.shrink import Shrunk, shrink
 
 __all__ = ["CostModel", "dense_costs"]
+
+_BATCHES = 8
+"""The most batches of data on which outputs are compared."""
 
 _EXAMPLE_ONLY = ProofOptions(("no_grad",), other_shapes=False)
 """The proof of a model that is cut only to be measured."""
@@ -131,6 +137,41 @@ class CostModel:
             )
         return example
 
+    # -- what a choice does to the outputs ------------------------------------------------------------------
+    def change(self, chosen: Mapping[str, torch.Tensor], compare: Compare | None = None) -> float:
+        """How far the outputs of the shrunk model are from the dense model's: the error's share of their squares.
+
+        Both run in eval mode, on the first batches of the call's data or on its example.
+
+        Args:
+            chosen: Which units remain, by the list's name.
+            compare: What of an output is compared; all of it unless given.
+        """
+        small = self._shrunk(masks_of(self.model, self.units, chosen, self.start))
+        if small is None:
+            return 0.0
+        error = whole = 0.0
+        for inputs, outputs in zip(self._inputs, self._outputs, strict=True):
+            found = outputs_of(small.model, inputs)
+            for got, wanted in zip(_compared(found, inputs, compare), _compared(outputs, inputs, compare)):
+                error += float((got.double() - wanted.double()).square().sum())
+                whole += float(wanted.double().square().sum())
+        return error / whole if whole > 0 else error
+
+    @cached_property
+    def _inputs(self) -> list[Example]:
+        data = self.context.data
+        if data is None or isinstance(data, Iterator):
+            return [self._example]
+        with kept_random_state():
+            batches = list(itertools.islice(data, _BATCHES))
+        apart = self.context.loss is not None
+        return [read_batch(batch, i, labels_apart=apart).example for i, batch in enumerate(batches)]
+
+    @cached_property
+    def _outputs(self) -> list[object]:
+        return [outputs_of(self.model, inputs) for inputs in self._inputs]
+
     # -- measured costs ------------------------------------------------------------------
     def coded_bytes(self, chosen: Mapping[str, torch.Tensor], options: FileOptions) -> int:
         """Bytes of the file that `sc.save` writes for the model under a choice, shrunk if its units are cut out."""
@@ -211,6 +252,24 @@ class CostModel:
                 *(f"{name}{tuple(t.shape)}{t.dtype}" for name, t in one.state_dict().items()),
             ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def outputs_of(model: nn.Module, example: Example) -> object:
+    """The output of a model in eval mode; the model is left as it was found.
+
+    Args:
+        model: The model.
+        example: What it is called with.
+    """
+    args, kwargs = call_arguments(example)
+    with undisturbed(model, mode="eval"), torch.no_grad():
+        return model(*args, **kwargs)
+
+
+def _compared(output: object, inputs: Example, compare: Compare | None) -> list[torch.Tensor]:
+    """The floating-point tensors that two outputs are compared by."""
+    shown = output if compare is None else compare(output, inputs)
+    return [each for each in tensors_in(shown) if each.is_floating_point()]
 
 
 def dense_costs(model: nn.Module, example: Example, lists: Sequence[Units]) -> dict[str, dict[str, float]]:

@@ -32,7 +32,7 @@ from secateur.execution.example import Example, first_example
 from secateur.execution.verb import verb
 from secateur.granularity import Granularity, GranularityLike
 from secateur.pruning.connectivity import check_connected
-from secateur.pruning.scored_units import ScoredUnits
+from secateur.pruning.scored_units import ScoredUnits, rules_of
 from secateur.pruning.selection import selection_of
 from secateur.pruning.taking_part import targets_of
 from secateur.pruning.unit_masks import masks_of
@@ -79,7 +79,7 @@ class PruneOptions:
 @torch.no_grad()
 def prune(
     model: nn.Module,
-    criterion: CriterionLike = "magnitude",
+    criterion: CriterionLike | Sequence[CriterionLike] = "magnitude",
     granularity: GranularityLike = "element",
     budget: BudgetLike = 0.5,
     *,
@@ -93,8 +93,10 @@ def prune(
 
     Args:
         model: Any PyTorch model; it is not changed.
-        criterion: How weights are scored: a word such as "l2", or a value such as `sc.criteria.Taylor(mode="eval")`.
-        granularity: What is removed as one unit: a word such as "channel", or a value.
+        criterion: How weights are scored: a word such as "l2", or a value such as `sc.criteria.Taylor(mode="eval")`;
+            with several granularities also a list, one for each.
+        granularity: What is removed as one unit: a word such as "channel", or a value. A list, such as
+            ["layer", "channel"], removes several kinds under one budget; see `secateur.budget`.
         budget: How much is removed: the share of every tensor, or a value such as `sc.budget.Macs(keep=0.5)`.
         skip: Patterns of layers that are left alone. See `secateur.core.targets.select`.
         example: One input as the model is called with it, where one is needed (granularity "channel", budgets on cost).
@@ -114,17 +116,23 @@ def prune(
     """
     model = plain_model(model)
     asked = options if options is not None else PruneOptions()
-    rule: Criterion = criteria.registry.make(criterion)
+    named: list[CriterionLike] = (
+        [criterion] if isinstance(criterion, (str, Criterion, type)) else [*criterion]
+    )
+    rules: list[Criterion] = [criteria.registry.make(each) for each in named]
     grain: Granularity = granularities.registry.make(granularity)
     final = budget_of(budget)
     context = Context(data=data, loss=loss, example=example, seed=asked.seed)
-    _check_inputs(rule, criterion, context)
-    _check_blocks(rule, criterion, grain)
-    targets = targets_of(model, grain, context, asked.only, skip, asked.parameters, rule.of_layers)
+    for rule, name in zip(rules, named, strict=True):
+        _check_inputs(rule, name, context)
+    scorers = rules if len(rules) > 1 else rules[0]
+    _check_blocks(rules_of(scorers, grain))
+    of_layers = any(rule.of_layers for rule in rules)
+    targets = targets_of(model, grain, context, asked.only, skip, asked.parameters, of_layers)
     _check_loaded(model, targets)
     found = _checked_masks(asked.masks, model)
-    rounds = _rounds(rule, final, asked, data)
-    scored = ScoredUnits(model, rule, grain, targets, context, None if asked.regrow else found)
+    rounds = _rounds(rules, final, asked, data)
+    scored = ScoredUnits(model, scorers, grain, targets, context, None if asked.regrow else found)
     for number, step in enumerate(rounds):
         if number > 0:
             scored.restart(None if asked.regrow else found)
@@ -137,13 +145,14 @@ def prune(
     return found
 
 
-def _check_blocks(rule: Criterion, name: CriterionLike, grain: Granularity) -> None:
+def _check_blocks(pairs: Iterable[tuple[Criterion, Granularity]]) -> None:
     """Raise where a criterion of whole blocks meets another granularity: all its scores within a block are alike."""
-    if rule.of_blocks and not isinstance(grain, granularities.registry.get("layer")):
-        raise OptionError(
-            f"criterion {name} scores whole blocks: expected granularity 'layer', got {grain}; take that, or another "
-            "criterion"
-        )
+    for rule, grain in pairs:
+        if rule.of_blocks and not isinstance(grain, granularities.registry.get("layer")):
+            raise OptionError(
+                f"criterion {rule} scores whole blocks: expected granularity 'layer', got {grain}; take that, another "
+                "criterion, or a list with one criterion for each granularity"
+            )
 
 
 def _check_removes(masks: Masks, budget: Budget, granularity: Granularity, model: nn.Module) -> None:
@@ -156,11 +165,11 @@ def _check_removes(masks: Masks, budget: Budget, granularity: Granularity, model
 
 
 def _rounds(
-    criterion: Criterion, final: Budget, options: PruneOptions, data: Iterable[object] | None
+    rules: Sequence[Criterion], final: Budget, options: PruneOptions, data: Iterable[object] | None
 ) -> tuple[Budget, ...]:
     """The budgets of the schedule's rounds."""
     rounds = final.steps(schedules.make(options.schedule))
-    if not criterion.rescore:
+    if not any(rule.rescore for rule in rules):
         return rounds[-1:]  # the same scores in every round: the last round contains the others
     if len(rounds) > 1 and isinstance(data, Iterator):
         raise DataError(

@@ -24,23 +24,25 @@ from torch import nn
 from secateur.core.context import Context
 from secateur.core.masks import Masks
 from secateur.core.targets import Target
-from secateur.core.units import AxisMember, Units
+from secateur.core.units import AxisMember, Units, one_of_each
 from secateur.criteria import Criterion
-from secateur.errors import NothingToDoError
-from secateur.granularity import Granularity
+from secateur.errors import NothingToDoError, OptionError
+from secateur.granularity import Granularity, Mixed
 from secateur.pruning.scoring import unit_scores
 from secateur.pruning.unit_masks import masked_view, scored_members
 
 if TYPE_CHECKING:
     from secateur.pruning.cost import CostModel
 
-__all__ = ["ScoredUnits"]
+__all__ = ["ScoredUnits", "rules_of"]
 
 
 class ScoredUnits:
-    """The units of one model, the score of each, and the masks already in force. Args:
+    """The units of one model, the score of each, and the masks already in force.
+
+    Args:
         model: The model; it is never changed.
-        criterion: Scores the weights.
+        criterion: Scores the weights; of several granularities one for all, or one for each.
         granularity: Divides the targets into units.
         targets: The weights that take part.
         context: The data, loss, example and seed of the call.
@@ -53,18 +55,22 @@ class ScoredUnits:
     def __init__(
         self,
         model: nn.Module,
-        criterion: Criterion,
+        criterion: Criterion | Sequence[Criterion],
         granularity: Granularity,
         targets: Sequence[Target],
         context: Context,
         start: Masks | None = None,
     ):
         self.model = model
-        self.criterion = criterion
         self.targets = targets
         self.context = context
         self.start = start
-        self.units = _that_can_be_scored(criterion, granularity.units(model, targets, context), targets)
+        pairs = rules_of(criterion, granularity)
+        lists = one_of_each(
+            _that_can_be_scored(rule, part.units(model, targets, context), targets) for rule, part in pairs
+        )
+        self._parts = [(rule, units) for (rule, _), units in zip(pairs, lists, strict=True)]
+        self.units = tuple(units for part in lists for units in part)
         if not self.units:
             raise NothingToDoError(
                 f"granularity {granularity} finds no unit to cut in {type(model).__name__}; use another one, or "
@@ -76,7 +82,7 @@ class ScoredUnits:
     def restart(self, start: Masks | None) -> None:
         """Begin another round from these masks: scores that depend on removed weights are computed again."""
         self.start = start
-        if self.criterion.rescore:
+        if any(rule.rescore for rule, _ in self._parts):
             self.scores = self._scored()
 
     def costs(self) -> CostModel:
@@ -88,7 +94,47 @@ class ScoredUnits:
     def _scored(self) -> dict[str, torch.Tensor]:
         """The score of every unit, of the model as the masks leave it."""
         self._view = masked_view(self.model, self.start, self._view)
-        return unit_scores(self.criterion, self._view or self.model, self.targets, self.units, self.context)
+        found: dict[str, torch.Tensor] = {}
+        for rule, units in _by_rule(self._parts):
+            found |= unit_scores(rule, self._view or self.model, self.targets, units, self.context)
+        return found
+
+
+def _by_rule(
+    parts: Sequence[tuple[Criterion, tuple[Units, ...]]],
+) -> list[tuple[Criterion, tuple[Units, ...]]]:
+    """The lists of each criterion, so that one that reads data reads it once for all of its lists."""
+    found: list[tuple[Criterion, tuple[Units, ...]]] = []
+    for rule, units in parts:
+        place = next((i for i, (other, _) in enumerate(found) if other is rule), None)
+        if place is None:
+            found.append((rule, units))
+        else:
+            found[place] = (rule, (*found[place][1], *units))
+    return found
+
+
+def rules_of(
+    criterion: Criterion | Sequence[Criterion], granularity: Granularity
+) -> tuple[tuple[Criterion, Granularity], ...]:
+    """Each granularity of a call with the criterion that scores its units.
+
+    Args:
+        criterion: One for all granularities, or one for each.
+        granularity: One granularity, or several as one.
+
+    Raises:
+        OptionError: There are several criteria, but not one for each granularity.
+    """
+    parts = granularity.parts if isinstance(granularity, Mixed) else (granularity,)
+    if isinstance(criterion, Criterion):
+        return tuple((criterion, part) for part in parts)
+    if len(criterion) != len(parts):
+        raise OptionError(
+            f"criterion: expected one, or one for each of the {len(parts)} granularities {granularity}, got "
+            f"{len(criterion)}"
+        )
+    return tuple(zip(criterion, parts, strict=True))
 
 
 def _that_can_be_scored(

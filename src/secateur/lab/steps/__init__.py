@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from secateur.lab.display.progress import Progress
     from secateur.lab.state import State
 
-__all__ = ["Options", "Plugin", "Result", "Step", "Work", "make", "registry"]
+__all__ = ["Options", "Plugin", "Plugins", "Result", "Step", "Work", "make", "registry"]
 
 registry = Registry(
     __name__,
@@ -47,6 +47,9 @@ registry = Registry(
 
 Plugin = float | str | dict[str, Any]
 """A plug-in in a recipe: its name, a number where the plug-ins have one, or a table of `name` and options."""
+
+Plugins = Plugin | tuple[str | dict[str, Any], ...]
+"""One plug-in, or several that work in one call, such as granularities that share a budget."""
 
 
 class Options(BaseModel):
@@ -142,7 +145,7 @@ class Step(Options):
         raise NotImplementedError
 
 
-def make(plugins: Registry, value: Plugin) -> Any:
+def make(plugins: Registry, value: Plugins) -> Any:
     """The plug-in that a recipe's name, number or table means.
 
     Args:
@@ -163,6 +166,8 @@ def make(plugins: Registry, value: Plugin) -> Any:
     ...
     secateur.errors.RecipeError: budget 'overall' has no option 'sparsty': did you mean 'sparsity'?
     """
+    if isinstance(value, (list, tuple)):
+        return plugins.make([make(plugins, each) for each in value])
     if not isinstance(value, dict):
         return plugins.make(value)
     options = dict(value)

@@ -23,13 +23,15 @@ from secateur.core.masks import Masks
 from secateur.core.measurement import Measurement, Measurements
 from secateur.core.schedule import Schedule
 from secateur.core.targets import select
+from secateur.criteria import Criterion
 from secateur.errors import NothingToDoError, OptionError, RecipeError, near
 from secateur.lab.outcomes import Table
 from secateur.lab.state import State
-from secateur.lab.steps import Options, Plugin, Result, Step, Work, make
+from secateur.lab.steps import Options, Plugin, Plugins, Result, Step, Work, make
 from secateur.lab.steps.scan import FILE
 from secateur.pruning.connectivity import FAINT, Collapse, find_collapsed, rescale_, signal_left
 from secateur.pruning.prune import PruneOptions, budget_of, prune
+from secateur.pruning.scored_units import rules_of
 from secateur.sensitivity.scan import Allocation, Scan
 
 __all__ = ["PruneStep", "mask_rows"]
@@ -56,8 +58,12 @@ class Scanned(Options):
 class PruneStep(Step):
     """Choose weights by criterion, granularity and budget, and set them to zero."""
 
-    criterion: Plugin = Field("magnitude", description="scores the weights")
-    granularity: Plugin = Field("element", description="what is cut as one unit")
+    criterion: Plugins = Field(
+        "magnitude", description="scores the weights; a list has one for each granularity"
+    )
+    granularity: Plugins = Field(
+        "element", description="what is cut as one unit; a list, as ['layer', 'channel'], shares one budget"
+    )
     budget: Plugin = Field(
         0.5,
         description="which units compete and how many are removed; a number: that share of every tensor; "
@@ -77,6 +83,13 @@ class PruneStep(Step):
         False,
         description="scale the kept weights so that each tensor's sum of squares stays: for pruning before training",
     )
+
+    def _criterion(self) -> Criterion | tuple[Criterion, ...]:
+        """The criterion, or one for each granularity."""
+        if isinstance(self.criterion, tuple):
+            return tuple(make(criteria.registry, each) for each in self.criterion)
+        found: Criterion = make(criteria.registry, self.criterion)
+        return found
 
     def _budget(self, found: Allocation | None) -> Budget:
         if found is not None:
@@ -102,8 +115,7 @@ class PruneStep(Step):
 
     def check(self, model: nn.Module, before: list[str]) -> None:
         """Check names and options, and patterns against the model."""
-        make(criteria.registry, self.criterion)
-        make(granularity.registry, self.granularity)
+        rules_of(self._criterion(), make(granularity.registry, self.granularity))
         scanned = self._scanned()
         if scanned is not None:
             if scanned.scan not in before:
@@ -160,7 +172,7 @@ class PruneStep(Step):
         table = Scan.from_json(data.decode())
         for what, ours, theirs in (
             ("granularity", str(make(granularity.registry, self.granularity)), table.granularity),
-            ("criterion", str(make(criteria.registry, self.criterion)), table.criterion),
+            ("criterion", str(self._criterion()), table.criterion),
         ):
             if ours != theirs:
                 raise OptionError(
@@ -183,7 +195,7 @@ class PruneStep(Step):
         images, labels = work.data.train.per_class(self.images)
         masks = prune(
             state.model,
-            make(criteria.registry, self.criterion),
+            self._criterion(),
             make(granularity.registry, self.granularity),
             self._budget(found),
             skip=self.skip,

@@ -481,3 +481,11 @@ def test_resnets_agree_with_torchs_own_counter():
 def test_compiled_model_is_counted_as_its_original():
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
     assert macs(torch.compile(model, backend="eager"), torch.zeros(2, 4))["macs"].per_layer == {"0": 32}
+
+
+def test_what_masks_leave_is_counted_layer_by_layer_too():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    keep = torch.tensor([[True, False, True], [False, False, True]])
+    found = macs(model, torch.ones(5, 4), masks=sc.Masks({"1.weight": keep}))
+    assert dict(found["macs"].per_layer) == {"0": 5 * 12, "1": 5 * 6}
+    assert dict(found["macs_nonzero"].per_layer) == {"0": 5 * 12, "1": 5 * 3}

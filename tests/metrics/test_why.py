@@ -127,3 +127,7 @@ def test_wider_layers_are_at_the_next_multiple_of_eight():
 
 def test_bytes_are_megabytes_from_a_tenth_of_one():
     assert [_why._bytes(count) for count in (99_900, 100_000, 2_000_000)] == ["99.9 kB", "0.10 MB", "2.00 MB"]
+
+
+def test_a_model_that_is_left_without_multiply_accumulates_is_compared_all_the_same():
+    assert _why.Why((), (100, 0), (4.0, 2.0), 1, "a thread").summary().startswith("100.00x fewer")

@@ -321,11 +321,11 @@ def test_a_layers_typical_size_and_the_seed_reach_the_solver(monkeypatch: pytest
     assert seen == {"typical": 24.0, "seed": 7}
 
 
-def test_a_tables_values_follow_the_feature_that_matters() -> None:
-    # Only the second feature has curvature: its values 1 and 2 are kept, whatever becomes of the first.
-    weight = torch.tensor([[0.0, 1.0], [10.0, 1.0], [0.0, 2.0], [10.0, 2.0]])
+@pytest.mark.parametrize(("damping", "low", "high"), [(0.0, 1.0, 9.0), (1.0, 1.75, 8.25)])
+def test_a_tables_values_follow_the_feature_that_matters(damping: float, low: float, high: float) -> None:
+    # Two values for 4 and 1, and for 6 and 9. Only the second feature has curvature, 1: the values are its own. Damped
+    # by 1, the mean curvature of a half is added to both: (0.5 x 4 + 1.5 x 1) / 2, and likewise.
+    weight = torch.tensor([[4.0, 1.0], [6.0, 9.0], [4.0, 1.0], [6.0, 9.0]])
     curvature = torch.tensor([[0.0, 0.0], [0.0, 1.0]])
-    book = table_codebook(Kmeans(bits=2), "table", weight, None, curvature, damping=0.0, rounds=20)
-    assert (book.tensor()[:, 1] - weight[:, 1]).abs().max() < 0.01
-    plain = table_codebook(Kmeans(bits=2), "table", weight, None, torch.eye(2), damping=0.0)
-    assert torch.allclose(plain.tensor(), weight)
+    book = table_codebook(Kmeans(bits=1), "table", weight, None, curvature, damping=damping)
+    assert book.tensor()[:2, 1].tolist() == pytest.approx([low, high], abs=0.01)

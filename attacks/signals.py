@@ -166,6 +166,7 @@ def attack(name: str, number: int, at: int, honest: Ended, inputs: Path, scratch
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--each", type=int, default=20, help="signals of each kind to each command")
+    parser.add_argument("--in-turn", action="store_true", help="one of the signals a command, in turn")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=COMMANDS, nargs="*", default=[*COMMANDS], help="all unless given")
     options = parser.parse_args(arguments)
@@ -176,15 +177,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for each in (inputs, scratch):
             each.mkdir()
         prepare(inputs)
-        for verb, words in COMMANDS.items():
+        for place, (verb, words) in enumerate(COMMANDS.items()):
             if verb not in options.only:
                 continue
             wrong = list[str]()
             honest = command_alone(words, inputs, scratch)
-            for number in SIGNALS * options.each:
+            sent = SIGNALS[place % 3 :][:1] if options.in_turn else SIGNALS
+            for number in sent * options.each:
                 wrong += attack(verb, number, chance.randrange(1, honest.calls), honest, inputs, scratch)
             print(
-                f"{verb:<8} {3 * options.each:>4} signals in {honest.calls:>8,} calls: {len(wrong)} went wrong",
+                f"{verb:<8} {len(sent) * options.each:>4} signals in {honest.calls:>8,} calls: {len(wrong)} went wrong",
                 flush=True,
             )
             found += wrong

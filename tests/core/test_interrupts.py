@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from secateur.core import interrupts
 from secateur.core.interrupts import InterruptsDeferred
 from secateur.lab import database
 from secateur.lab.store import Store
@@ -128,3 +129,30 @@ def test_ctrl_c_while_a_store_watches_a_long_query_is_no_fault_of_the_store(
     assert sent
     assert found == [300000]
     store.close()
+
+
+def test_restoring_that_waits_for_a_busy_machine_is_not_cut_off(monkeypatch):
+    real, later, ended = time.monotonic, [0.0], []
+
+    @interrupts.uninterrupted
+    def restore(seconds):
+        signal.raise_signal(signal.SIGINT)
+        later[0] = seconds  # so much later is it, and the processor has done nothing for it
+        for _ in range(30):  # the signal comes again and again
+            time.sleep(0.01)
+        ended.append(seconds)
+
+    def restore_and_wait(seconds):
+        restore(seconds)
+        time.sleep(30)
+
+    before = signal.signal(signal.SIGINT, interrupts.deferring(signal.default_int_handler))
+    monkeypatch.setattr(time, "monotonic", lambda: real() + later[0])
+    try:
+        for seconds in (100, 1000):  # what waits for ever can be ended
+            later[0] = 0.0
+            with pytest.raises(KeyboardInterrupt):
+                restore_and_wait(seconds)
+            assert ended == [100]
+    finally:
+        signal.signal(signal.SIGINT, before)

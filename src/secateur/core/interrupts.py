@@ -46,7 +46,10 @@ _FunctionT = TypeVar("_FunctionT", bound=Callable[..., object])
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """The signals that ask a process to end."""
 
-_PATIENCE = 10.0  # seconds after which a signal is no longer deferred
+# Seconds after which a signal is no longer deferred: of the processor's time, so that restoring is not cut off on a
+# busy machine, or of the clock, so that something that waits for ever can be ended.
+_PATIENCE, _LONGEST = 10.0, 120.0
+_SETTLED = 10.0  # seconds that a program waits at its end for a deferred signal
 _AGAIN = 0.002  # seconds until a deferred signal is sent again
 _NAMES = frozenset(["__enter__", "__exit__", "__del__"])
 _SWALLOWING = (
@@ -87,10 +90,16 @@ def deferring(handler: Handler) -> Handler:
     Args:
         handler: The handler to call, such as `signal.default_int_handler`.
     """
-    since: list[float] = []
+    since: list[tuple[float, float]] = []
+
+    def tried() -> bool:
+        """Whether it was deferred for too long."""
+        return bool(since) and (
+            time.process_time() - since[0][0] > _PATIENCE or time.monotonic() - since[0][1] > _LONGEST
+        )
 
     def deferred(number: int, frame: FrameType | None) -> object:
-        if _may_interrupt(frame) or (since and time.monotonic() - since[0] > _PATIENCE):
+        if _may_interrupt(frame) or tried():
             since.clear()
             _waiting.discard(number)
             try:
@@ -99,7 +108,7 @@ def deferring(handler: Handler) -> Handler:
                 vars(error)[_SIGNAL] = number
                 raise
         if not since:
-            since.append(time.monotonic())
+            since.append((time.process_time(), time.monotonic()))
         _defer(number)
         return None
 
@@ -132,8 +141,8 @@ def _rescuing(hook: Hook) -> Hook:
 
 
 def settle() -> None:
-    """Wait for a signal that is deferred, for a second at most: it must not come when the program has left."""
-    end = time.monotonic() + 1
+    """Wait a little for a signal that is deferred: it must not come when the program has left."""
+    end = time.monotonic() + _SETTLED
     while _waiting and time.monotonic() < end:
         time.sleep(_AGAIN)
     _waiting.clear()

@@ -29,6 +29,7 @@ from secateur.adapters.export import export
 from secateur.adapters.onnx_model import OnnxModel
 from secateur.compensation.batches import read_all
 from secateur.compensation.tuning import tune
+from secateur.errors import BudgetNotMetError
 from secateur.metrics.latency import compare
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -68,7 +69,7 @@ def layers(model: nn.Module, x: torch.Tensor, keep: float, early: bool) -> sc.Ma
         masks = sc.Masks({name: torch.zeros_like(each, dtype=torch.bool) for name, each in named})
         if macs(sc.shrink(model, masks, x).model, x) <= keep * macs(model, x):
             return masks
-    raise SystemExit(f"without all {len(paths)} layers more than {keep} remains")
+    raise BudgetNotMetError(f"without its {len(paths)} layers that can be removed, more than {keep} remains")
 
 
 def pair(model: nn.Module, x: torch.Tensor, keep: float, early: bool) -> tuple[nn.Module, nn.Module]:
@@ -90,7 +91,11 @@ def speed(keep: float, size: int, trials: int, early: bool) -> list[Row]:
     which = f"{keep:g} of the MACs" + (", first layers" if early else "")
     for name, (model, x) in (("ResNet-50", resnet50(size)), ("transformer", transformer())):
         print(name, flush=True)
-        fewer, narrower = pair(model, x, keep, early)
+        try:
+            fewer, narrower = pair(model, x, keep, early)
+        except BudgetNotMetError as error:
+            print(f"  {error}", flush=True)
+            continue
         by = [
             float(compare(model, one, x, trials=trials, threads=1)["speedup"].value)
             for one in (fewer, narrower)
@@ -132,7 +137,7 @@ def minilm(folder: str, chosen: str, passes: int, lr: float) -> Row:
         budget = sc.budget.LeastChange(2 / 6, compare=embedding)
         masks = sc.prune(model, "block_influence", "layer", budget, data=data)
     half = sc.bypassed(model, masks, data[0])
-    texts = sc.RecombinedTokens(data, tokens=500, replace=0.0, versions=0)
+    texts = sc.RecombinedTokens(data, tokens=500)
     if passes:
         solved = copy.deepcopy(half).eval()
         options = sc.Tuning(passes=passes, lr=lr, blocks=0.0, precision="bf16", compare=states_and_embedding)

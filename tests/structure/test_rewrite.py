@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import shutil
 import textwrap
 from dataclasses import replace
 
@@ -136,6 +138,22 @@ def test_it_compiles_in_one_graph(kind: type, sourced: bool) -> None:
     compiled = torch.compile(small, backend="eager")
     for inputs in (x, other):
         torch.testing.assert_close(compiled(inputs), small(inputs))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("kind", [Grouped, Heads], ids=lambda kind: kind.__name__)
+def test_inductor_compiles_it_for_two_sizes(kind: type) -> None:
+    torch.manual_seed(0)
+    x, other = X[kind]
+    masked, small, _ = halved(kind(), x)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(small)
+    with torch.no_grad():
+        for inputs in (x, other):
+            torch.testing.assert_close(compiled(inputs), masked(inputs), rtol=1e-4, atol=1e-5)
+    assert not torch._dynamo.utils.counters["graph_break"]
 
 
 @pytest.mark.parametrize("kind", list(X), ids=lambda kind: kind.__name__)

@@ -363,3 +363,35 @@ def test_a_drawn_layer_is_as_wide_as_what_remains_and_groups_have_hues_apart() -
     assert picture.count('width="154.0" height="10" class="gone"') == 4  # the widest fills its box
     assert picture.count('width="38.5" height="10" class="kept"') == 4  # 4 of 16
     assert re.findall(r"hsl\((\d+),", picture) == ["0", "138", "275", "53"]  # 137.508 degrees further each
+
+
+def test_of_many_layers_and_variants_as_many_are_drawn_as_can_be_read() -> None:
+    rows = [
+        M(
+            "weight_histogram",
+            1,
+            context={"variant": f"v{v}", "layer": f"l{k}", "low": -1, "high": 1, "counts": [1]},
+        )
+        for v in range(9)
+        for k in range(30)
+    ]
+    rows.append(replace(rows[0], context={**rows[0].context, "trial": 1, "layer": "of another trial"}))
+    stacked = charts.chart("weight_histograms", Measurements(rows))[1]
+    assert (
+        len(stacked.table.rows) == 15 * 7
+    )  # every second layer, so that 24 suffice, of the first seven variants
+    assert {row[0] for row in stacked.table.rows} == {f"l{k}" for k in range(0, 30, 2)}
+
+
+@pytest.mark.parametrize(("count", "labels"), [(6, True), (7, False)])
+def test_points_of_a_trade_off_are_named_where_they_are_few(count: int, labels: bool) -> None:
+    rows = []
+    for k in range(count):
+        where = {"variant": f"v{k}", "trial": k}
+        rows += [
+            M("accuracy", 0.9 + k / 100, context=where),
+            M("size", 100 * (k + 1), "bytes", context=where),
+        ]
+    found = next(f for f in charts.draw(Measurements(rows)) if f.name.startswith("pareto"))
+    marks = [layer["mark"]["type"] for layer in found.spec()["layer"]]
+    assert marks == ["line", "point", "text"][: 3 if labels else 2]

@@ -221,6 +221,7 @@ def test_published_mean_over_seeds_and_settings_that_must_agree() -> None:
         )
     )
     assert (row.ours, row.difference) == ("85.00 % (mean of 2)", "−1.00 points")
+    assert row.relative == pytest.approx(-0.01 / 0.86)
     (row,) = beside(
         Measurements(
             [*ours, M("accuracy", 0.86, context={"variant": "pruned", "sparsity": 0.7, "published": "p"})]

@@ -7,7 +7,7 @@ True
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,9 +26,12 @@ class Context:
         loss: `loss(outputs, targets)` returns a scalar, the mean over the batch.
         example: What the model is called with: a tensor, a tuple of arguments, or a dict of keywords.
         seed: The seed of every random choice.
+        memory: What was found out about a model in this call and is asked for again, such as its structure. The value
+            ends with the call, in which no model changes its structure.
     """
 
     data: Iterable[Any] | None = None
     loss: Loss | None = None
     example: object = None
     seed: int = 0
+    memory: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)

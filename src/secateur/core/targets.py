@@ -207,7 +207,7 @@ def select(
             f"only={only!r}: no pattern means no layer, so there is nothing to do; leave it out to mean every layer"
         )
     matched = _Matched(model)
-    candidates = _candidates(model, matched, extra)
+    candidates = _candidates(matched, extra)
     chosen = []
     for target in candidates:
         wanted, unwanted = matched.by(keep, target), matched.by(drop, target)
@@ -229,10 +229,12 @@ class _Matched:
         self.used: set[Pattern] = set()
         self._names: dict[int, list[str]] = {}
         self._first: dict[str, list[str]] = {}
+        self.parameters: dict[str, nn.Parameter] = {}  # by their first name
         for name, parameter in model.named_parameters(remove_duplicate=False):
             names = self._names.setdefault(id(parameter), [])
             names.append(name)
-            self._first.setdefault(names[0], names)
+            if len(names) == 1:
+                self._first[name], self.parameters[name] = names, parameter
 
     def by(self, patterns: tuple[Pattern, ...], target: Target) -> bool:
         """Whether one of the patterns matches the target; the matching ones are noted as used."""
@@ -249,10 +251,10 @@ class _Matched:
         return any(matches(pattern, layer, name, self.modules[layer]) for layer, name in layers)
 
 
-def _candidates(model: nn.Module, matched: _Matched, extra: tuple[Pattern, ...]) -> list[Target]:
+def _candidates(matched: _Matched, extra: tuple[Pattern, ...]) -> list[Target]:
     """Every weight that is pruned by default, and the parameters named by `extra`, in the model's order."""
     found = []
-    for name, parameter in model.named_parameters():
+    for name, parameter in matched.parameters.items():
         layer, _, leaf = name.rpartition(".")
         known = _kind(matched.modules[layer]) if leaf == "weight" else None
         asked = matched.named(extra, name)

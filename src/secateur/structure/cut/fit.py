@@ -12,6 +12,7 @@ import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import zip_longest
 from typing import Any
 
@@ -27,7 +28,7 @@ from secateur.structure.cut.plan import ShrinkPlan
 from secateur.structure.cut.repair import Mismatch, Repairs, within
 from secateur.structure.cut.restated import restated
 from secateur.structure.cut.widths import widths_of
-from secateur.structure.groups.couplings import Structure
+from secateur.structure.groups.couplings import KeptShapes, Structure
 from secateur.structure.groups.labels import Lock
 from secateur.structure.groups.rules.attention import FUSED
 from secateur.structure.trace.trace import Op, Trace, trace, traceable_copy
@@ -167,6 +168,7 @@ class _Search:
     def __init__(self, structure: Structure, model: nn.Module, example: object, alive: np.ndarray):
         self.structure, self.model, self.example, self.alive = structure, model, example, alive
         self.repairs = Repairs(structure, model, example, alive)
+        self.kept = self.repairs.kept
         self.recorded: list[tuple[ShrinkPlan, Trace]] = []
         self.attempts: set[tuple[int, str, str]] = set()
         self.drafted: Mapping[str, Mapping[str, Any]] = {}
@@ -217,7 +219,7 @@ class _Search:
     def mismatch(self, plan: ShrinkPlan) -> Mismatch | None:
         """The first operator that does not agree with the labels."""
         found = self.recording(plan)
-        at = _mismatch(self.structure, found, self.alive, _skipped(plan))
+        at = _mismatch(self.structure, found, self.kept, self.alive, _skipped(plan))
         return None if at is None else replace(at, calls=found.calls)
 
     def repaired(self, plan: ShrinkPlan, at: Mismatch) -> ShrinkPlan | None:
@@ -311,16 +313,20 @@ def _alike(some: list[float], others: list[float]) -> bool:
 
 def _plain_name(op: Op) -> str:
     """An operator's name, the same for equivalent operators."""
-    name = op.name.removeprefix("_unsafe_").removeprefix("unsafe_")
+    return _plain(op.name)
+
+
+@cache
+def _plain(name: str) -> str:
+    name = name.removeprefix("_unsafe_").removeprefix("unsafe_")
     return "split" if name in ("split_with_sizes", "chunk") else name
 
 
 def _mismatch(
-    structure: Structure, found: Trace, alive: np.ndarray, skipped: tuple[str, ...]
+    structure: Structure, found: Trace, kept: KeptShapes, alive: np.ndarray, skipped: tuple[str, ...]
 ) -> Mismatch | None:
     """Compare the cut model's operators with the labels; None if all agree."""
-    old = [op for op in structure.trace.ops if op.name not in _UNCOMPARED and not within(op.path, skipped)]
-    new = [op for op in found.ops if op.name not in _UNCOMPARED and not within(op.path, skipped)]
+    old, new = _compared(structure.trace.ops, skipped), _compared(found.ops, skipped)
     free = False  # after an operator whose output size depends on values, only labelled axes are compared
     for index, (op, other) in enumerate(_side_by_side(old, new, found.error is not None)):
         free |= torch.Tag.dynamic_output_shape in op.overload.tags
@@ -329,13 +335,21 @@ def _mismatch(
         if other is None or _plain_name(other) != _plain_name(op):
             if other is not None and found.error is None and len(old) != len(new):
                 continue
-            return Mismatch(op, _wanted(structure, op, alive), found.error, index)
-        at = _disagreement(structure, op, other, alive, index, free)
+            return Mismatch(op, _wanted(op, kept), found.error, index)
+        at = _disagreement(structure, op, other, kept, index, free)
+        if at is None and op.name == other.name == "slice" and _start_moved(structure, op, other, alive):
+            at = Mismatch(op, _wanted(op, kept)[:1], None, index)
         if at is not None:
             return at
     if found.error is not None and old:
         return Mismatch(old[-1], [], found.error, len(old))
     return None
+
+
+def _compared(ops: Sequence[Op], skipped: tuple[str, ...]) -> list[Op]:
+    """The operators that are compared: those outside layers whose whole forward is replaced."""
+    shown = [op for op in ops if op.name not in _UNCOMPARED]
+    return [op for op in shown if not within(op.path, skipped)] if skipped else shown
 
 
 def _side_by_side(old: list[Op], new: list[Op], failed: bool) -> Iterator[tuple[Op, Op | None]]:
@@ -371,19 +385,19 @@ def _ahead(old: list[Op], new: list[Op]) -> tuple[int, int] | None:
     return None
 
 
-def _wanted(structure: Structure, op: Op, alive: np.ndarray) -> list[tuple[int, ...] | None]:
+def _wanted(op: Op, kept: KeptShapes) -> list[tuple[int, ...] | None]:
     """The shapes that an operator's results must have once cut; an empty tensor has no labels for one."""
-    return [structure.kept_shape(ref, alive) for ref in op.results() if 0 not in ref.shape]
+    return [kept.of(ref) for ref in op.results() if 0 not in ref.shape]
 
 
 def _disagreement(
-    structure: Structure, op: Op, other: Op, alive: np.ndarray, index: int, free: bool
+    structure: Structure, op: Op, other: Op, kept: KeptShapes, index: int, free: bool
 ) -> Mismatch | None:
     """Whether an operator of the cut model has other shapes than it must, or other plain numbers than before.
 
     With `free`, axes without labels may be of any size.
     """
-    wanted = _wanted(structure, op, alive)
+    wanted = _wanted(op, kept)
     got = [ref.shape for ref, was in zip(other.results(), op.results()) if 0 not in was.shape]
     if not op.name.startswith(_SEVERAL_RESULTS):
         wanted, got = wanted[:1], got[:1]  # the others are statistics kept for a backward pass
@@ -393,23 +407,21 @@ def _disagreement(
             shape = tuple(size if axis in labelled else have[axis] for axis, size in enumerate(shape))
         if shape is None or shape != have:
             return Mismatch(op, wanted, None, index)
-    lost = _lost_slice(structure, op, other, alive)
+    lost = _lost_slice(structure, op, other, kept)
     if lost is not None:
-        return Mismatch(lost, _wanted(structure, lost, alive), None, index)
-    if op.name == other.name == "slice" and _start_moved(structure, op, other, alive):
-        return Mismatch(op, wanted, None, index)
+        return Mismatch(lost, _wanted(lost, kept), None, index)
     if op.path == other.path and not _alike(_numbers(op), _numbers(other)):
         return Mismatch(op, wanted, None, index, (_numbers(op), _numbers(other)))
     return None
 
 
-def _lost_slice(structure: Structure, op: Op, other: Op, alive: np.ndarray) -> Op | None:
+def _lost_slice(structure: Structure, op: Op, other: Op, kept: KeptShapes) -> Op | None:
     """The slice that made an input of an operator and is no operator any more, as it now takes the whole axis."""
     for ref, have in zip(op.refs(), other.refs()):
         made = structure.trace.ops[ref.op] if ref.op >= 0 else None
         if made is None or made.name != "slice" or 0 in ref.shape:
             continue
-        if structure.kept_shape(ref, alive) != have.shape:
+        if kept.of(ref) != have.shape:
             return made
     return None
 

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from secateur.structure.groups.couplings import Structure
+from secateur.structure.groups.couplings import KeptShapes, Structure
 from secateur.structure.groups.rules.attention import FUSED
 from secateur.structure.trace.calls import FunctionCall
 from secateur.structure.trace.trace import Op, TensorRef
@@ -94,21 +94,15 @@ def moved_sizes(structure: Structure, alive: np.ndarray) -> dict[int, tuple[int,
     An axis of one position is broadcast and squeezed away, which one of two positions is not.
     """
     found: dict[int, tuple[int, ...]] = {}
-    known: dict[int, bool] = {}
-    layouts = structure.follower.layouts
+    seen: set[int] = set()
+    kept = KeptShapes(structure, alive)
     for op in structure.trace.ops:
         for ref in (*op.refs(), *op.results()):
-            layout = layouts.get(ref.id)
-            if layout is None or ref.id in found:
+            if ref.id in seen:
                 continue
-            moved = False
-            for part in layout.fields:
-                key = id(part.labels)
-                if key not in known:
-                    known[key] = not bool(alive[part.labels].all())
-                moved |= known[key]
-            if moved:
-                shape = structure.kept_shape(ref, alive)
+            seen.add(ref.id)
+            if kept.moved(ref):
+                shape = kept.of(ref)
                 if shape is None or any(new == 1 != old for new, old in zip(shape, ref.shape)):
                     return None
                 found[ref.id] = shape

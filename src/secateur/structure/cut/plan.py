@@ -470,8 +470,10 @@ def cut_tensor(
 
 def _format_of(tensor: torch.Tensor) -> torch.memory_format:
     """The memory format of a tensor: channels last or contiguous."""
+    if tensor.is_contiguous():
+        return torch.contiguous_format
     for rank, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        if tensor.dim() == rank and tensor.is_contiguous(memory_format=layout) and not tensor.is_contiguous():
+        if tensor.dim() == rank and tensor.is_contiguous(memory_format=layout):
             return layout
     return torch.contiguous_format
 

@@ -27,7 +27,7 @@ from secateur.execution.example import Example
 from secateur.structure.cut.fewer_heads import attention_of, fewer_heads
 from secateur.structure.cut.plan import ShrinkPlan
 from secateur.structure.cut.rewrite_data import HEADS, NUMBER, Rewrite
-from secateur.structure.groups.couplings import Structure
+from secateur.structure.groups.couplings import KeptShapes, Structure
 from secateur.structure.trace.calls import ATTENTION, PIECES, SHAPED, FunctionCall
 from secateur.structure.trace.other_shapes import other_shapes
 from secateur.structure.trace.trace import Op, TensorRef
@@ -172,7 +172,12 @@ class Repairs:
                 yield groups, groups * shape[1] // at.op.args[0].shape[1]
 
     def _kept(self, ref: TensorRef) -> tuple[int, ...] | None:
-        return self.structure.kept_shape(ref, self.alive)
+        return self.kept.of(ref)
+
+    @cached_property
+    def kept(self) -> KeptShapes:
+        """The shapes of all tensors once cut."""
+        return KeptShapes(self.structure, self.alive)
 
     # -- for all modules of a class ------------------------------------------------------------------------------------
     def spread(self, plan: ShrinkPlan, better: ShrinkPlan, at: Mismatch) -> ShrinkPlan:

@@ -37,7 +37,7 @@ from secateur.structure.groups.rules import LAYERS, Follower, follow
 from secateur.structure.groups.rules.attention import FUSED
 from secateur.structure.trace.trace import Op, TensorRef, Trace, trace
 
-__all__ = ["Group", "Slot", "Structure", "analyse", "regroup"]
+__all__ = ["Group", "KeptShapes", "Slot", "Structure", "analyse", "regroup"]
 
 
 @dataclass(eq=False)
@@ -64,26 +64,9 @@ class Structure:
             alive[self.groups[index].classes[~np.asarray(bits, bool)]] = False
         return alive[self.classes]
 
-    def kept_shape(
-        self, ref: TensorRef, alive: np.ndarray, follower: Follower | None = None
-    ) -> tuple[int, ...] | None:
+    def kept_shape(self, ref: TensorRef, alive: np.ndarray) -> tuple[int, ...] | None:
         """The shape a tensor must have once cut; None if the rest is not rectangular."""
-        shape = list(ref.shape)
-        for part in (follower or self.follower).of(ref).fields:
-            stays = alive[part.labels]
-            if stays.all():
-                continue
-            if stays.ndim == 1:
-                shape[part.axes[0]] = int(np.count_nonzero(stays))
-                continue
-            total = 1
-            for position, axis in enumerate(part.axes):
-                others = tuple(i for i in range(stays.ndim) if i != position)
-                shape[axis] = int(np.count_nonzero(stays.any(axis=others)))
-                total *= shape[axis]
-            if total != int(np.count_nonzero(stays)):
-                return None
-        return tuple(shape)
+        return KeptShapes(self, alive).of(ref)
 
     def keep_of(self, alive: np.ndarray) -> dict[str, dict[int, np.ndarray]]:
         """The kept indices of every parameter axis that loses some; equal ones are one array."""
@@ -122,7 +105,8 @@ class Structure:
 
     def macs(self, alive: np.ndarray | None = None) -> int:
         """Multiply-accumulates of the products and convolutions of the recorded forward, once cut."""
-        return sum(self._op_macs(op, alive) for op in self._counted)
+        kept = None if alive is None else KeptShapes(self, alive)
+        return sum(self._op_macs(op, kept) for op in self._counted)
 
     def macs_through(self, index: int) -> int:
         """The multiply-accumulates that are removed with all units of a group; only operators with its labels are
@@ -140,7 +124,8 @@ class Structure:
         alive = self._all_alive
         alive[gone] = False
         try:
-            return sum(self._op_macs(op, None) - self._op_macs(op, alive) for op in ops)
+            kept = KeptShapes(self, alive)
+            return sum(self._op_macs(op, None) - self._op_macs(op, kept) for op in ops)
         finally:
             alive[gone] = True
 
@@ -174,9 +159,9 @@ class Structure:
     def _counted(self) -> list[Op]:
         return [op for op in self.trace.ops if op.name in _COUNTED]
 
-    def _op_macs(self, op: Op, alive: np.ndarray | None) -> int:
+    def _op_macs(self, op: Op, kept: KeptShapes | None) -> int:
         def shape(ref: TensorRef) -> tuple[int, ...]:
-            return ref.shape if alive is None else (self.kept_shape(ref, alive) or ref.shape)
+            return ref.shape if kept is None else (kept.of(ref) or ref.shape)
 
         if op.name in _CONVOLUTIONS:
             transposed = op.name in CONVOLUTIONS and bool(op.arg(6, "transposed", False))
@@ -185,6 +170,59 @@ class Structure:
         if op.name in FUSED:
             return attention_macs(*(shape(ref) for ref in op.args[:3]))
         return product_macs(shape(op.args[_PRODUCTS[op.name]]), shape(op.results()[0]))
+
+
+class KeptShapes:
+    """The shapes of a model's tensors once cut. Many tensors share an array of labels; each is counted once.
+
+    Args:
+        structure: The structure of the model.
+        alive: For every label, whether it remains; not changed while this is in use.
+    """
+
+    def __init__(self, structure: Structure, alive: np.ndarray):
+        self._layouts, self._alive = structure.follower.layouts, alive
+        self._known: dict[int, tuple[int, ...] | None] = {}
+
+    def moved(self, ref: TensorRef) -> bool:
+        """Whether a tensor loses a position."""
+        layout = self._layouts.get(ref.id)
+        return layout is not None and any(self._left(part.labels) != () for part in layout.fields)
+
+    def of(self, ref: TensorRef) -> tuple[int, ...] | None:
+        """The shape a tensor must have; None if the rest is not rectangular."""
+        layout = self._layouts.get(ref.id)
+        shape: list[int] | None = None
+        for part in () if layout is None else layout.fields:
+            left = self._left(part.labels)
+            if left is None:
+                return None
+            if left:
+                shape = shape or list(ref.shape)
+                for axis, size in zip(part.axes, left):
+                    shape[axis] = size
+        return ref.shape if shape is None else tuple(shape)
+
+    def _left(self, labels: np.ndarray) -> tuple[int, ...] | None:
+        """The remaining length of each axis; none where all of it remains, None where the rest is not rectangular."""
+        key = id(labels)
+        if key not in self._known:
+            self._known[key] = _lengths(self._alive[labels])
+        return self._known[key]
+
+
+def _lengths(stays: np.ndarray) -> tuple[int, ...] | None:
+    count = int(np.count_nonzero(stays))
+    if count == stays.size:
+        return ()
+    if stays.ndim == 1:
+        return (count,)
+    axes = range(stays.ndim)
+    lengths = tuple(
+        int(np.count_nonzero(stays.any(axis=tuple(other for other in axes if other != axis))))
+        for axis in axes
+    )
+    return lengths if math.prod(lengths) == count else None
 
 
 _PRODUCTS = {**LEFT_OPERAND, "_grouped_mm": 0}

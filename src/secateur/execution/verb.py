@@ -203,11 +203,11 @@ class _Modules:
         self._modules = []
         for module in model.modules():
             held = vars(module)
-            inner = {
-                key: (value, value.copy() if value else _EMPTY)
+            inner = [
+                (value, value.copy() if value else _EMPTY)
                 for key, value in held.items()
-                if key.startswith("_") and isinstance(value, dict)
-            }
+                if key[:1] == "_" and isinstance(value, dict)
+            ]
             self._modules.append((module, type(module), held.copy(), inner))
         tensors = {
             id(t): t for module, *_ in self._modules for t in module._parameters.values() if t is not None
@@ -226,7 +226,7 @@ class _Modules:
             if type(module) is not kind:
                 module.__class__ = kind
             _refill(vars(module), held)
-            for now, found in inner.values():
+            for now, found in inner:
                 _refill(now, found)
         for tensor, flag, gradient in self._flags:
             if tensor.requires_grad is not flag:

@@ -101,11 +101,12 @@ def moved_sizes(structure: Structure, alive: np.ndarray) -> dict[int, tuple[int,
             if ref.id in seen:
                 continue
             seen.add(ref.id)
-            if kept.moved(ref):
-                shape = kept.of(ref)
-                if shape is None or any(new == 1 != old for new, old in zip(shape, ref.shape)):
-                    return None
-                found[ref.id] = shape
+            shape = kept.of(ref)
+            if shape is ref.shape:
+                continue
+            if shape is None or (1 in shape and any(new == 1 != old for new, old in zip(shape, ref.shape))):
+                return None
+            found[ref.id] = shape
     return found
 
 

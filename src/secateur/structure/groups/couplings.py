@@ -184,13 +184,10 @@ class KeptShapes:
         self._layouts, self._alive = structure.follower.layouts, alive
         self._known: dict[int, tuple[int, ...] | None] = {}
 
-    def moved(self, ref: TensorRef) -> bool:
-        """Whether a tensor loses a position."""
-        layout = self._layouts.get(ref.id)
-        return layout is not None and any(self._left(part.labels) != () for part in layout.fields)
-
     def of(self, ref: TensorRef) -> tuple[int, ...] | None:
-        """The shape a tensor must have; None if the rest is not rectangular."""
+        """The shape a tensor must have, the very tuple of the tensor where nothing of it leaves; None if the rest is
+        not rectangular.
+        """
         layout = self._layouts.get(ref.id)
         shape: list[int] | None = None
         for part in () if layout is None else layout.fields:

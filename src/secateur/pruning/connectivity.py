@@ -31,7 +31,15 @@ from secateur.execution.verb import verb
 from secateur.structure.depth.blocks import NORMALISED, RemovableBlock
 from secateur.structure.depth.leaving import dropped_blocks
 
-__all__ = ["FAINT", "Collapse", "check_connected", "find_collapsed", "rescale_", "signal_left"]
+__all__ = [
+    "FAINT",
+    "Collapse",
+    "check_connected",
+    "find_collapsed",
+    "raise_if_disconnected",
+    "rescale_",
+    "signal_left",
+]
 
 FAINT = 1e-6
 """Below this share of its signal a network does not learn: gradients fall below the epsilon of optimizers."""
@@ -148,6 +156,11 @@ def check_connected(model: nn.Module, masks: Masks, example: object = None) -> N
     secateur.errors.CollapseError: the masks disconnect the network: nothing is left of 'weight'. Keep some
     of ...
     """
+    raise_if_disconnected(model, masks, example)
+
+
+def raise_if_disconnected(model: nn.Module, masks: Masks, example: object = None) -> None:
+    """The work of `check_connected`, for verbs that call it: they have recorded the model's state already."""
     found, leave = _collapsed(model, masks, example)
     past = [block.path for block in leave if block.kind == NORMALISED]
     if past:

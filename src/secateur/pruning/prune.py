@@ -31,7 +31,7 @@ from secateur.errors import DataError, NothingToDoError, OptionError
 from secateur.execution.example import Example, first_example
 from secateur.execution.verb import verb
 from secateur.granularity import Granularity, GranularityLike
-from secateur.pruning.connectivity import check_connected
+from secateur.pruning.connectivity import raise_if_disconnected
 from secateur.pruning.scored_units import ScoredUnits, rules_of
 from secateur.pruning.selection import selection_of
 from secateur.pruning.taking_part import targets_of
@@ -141,7 +141,7 @@ def prune(
     assert found is not None
     _check_removes(found, final, grain, model)
     if not asked.allow_collapse:
-        check_connected(model, found, example if example is not None else _first_input(data, loss))
+        raise_if_disconnected(model, found, example if example is not None else _first_input(data, loss))
     return found
 
 

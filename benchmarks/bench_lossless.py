@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from secateur.coding import floats
+from secateur.coding import floats, native
 from secateur.container.arrays import to_words
 from secateur.container.pack import pack, unpack
 
@@ -368,6 +368,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     asked = parser.parse_args()
     weights = weights_of(asked.weights)
+    native.load()  # compiled, as in every run but the first ones on a machine
     if asked.whole:
         sys.exit(not whole(weights, asked.kinds, asked.rounds))
     if asked.shared:

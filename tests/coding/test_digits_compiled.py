@@ -22,6 +22,8 @@ def library():
 
 def words_of(width: int, count: int, kind: str) -> np.ndarray:
     random = np.random.default_rng(width * count)
+    if width == 1:
+        return random.integers(0, 256 if kind == "noise" else 40, count).astype(np.uint8)
     if kind == "floats":
         values = random.normal(size=count).astype({2: np.float16, 4: np.float32, 8: np.float64}[width])
         return values.view(f"u{width}")
@@ -33,7 +35,7 @@ def words_of(width: int, count: int, kind: str) -> np.ndarray:
 @pytest.mark.parametrize("floating", [False, True])
 @pytest.mark.parametrize("kind", ["floats", "sparse", "noise"])
 @pytest.mark.parametrize("count", [1 << 16, 70_001])
-@pytest.mark.parametrize("width", [2, 4, 8])
+@pytest.mark.parametrize("width", [1, 2, 4, 8])
 def test_planes_are_those_of_numpy(library, monkeypatch, width, count, kind, floating):
     words = words_of(width, count, kind)
     monkeypatch.setattr(digits, "_library", lambda words: None)
@@ -55,7 +57,7 @@ def test_words_in_another_order_of_bytes_are_left_to_numpy(monkeypatch):
     assert digits._library(words) == "library"
     assert digits._library(words.astype(">u4")) is None
     assert digits._library(words[::2]) is None
-    assert digits._library(words.view(np.uint8)) is None
+    assert digits._library(words[:, None].T[0]) == "library"
 
 
 @needs_compiler
@@ -82,3 +84,11 @@ def test_the_passes_are_compiled_only_by_a_process_that_codes_much(monkeypatch):
     monkeypatch.setattr(digits, "_coded", [0])
     monkeypatch.setattr(native, "cached", lambda: "there")
     assert digits._library(words) == "library"
+
+
+@needs_compiler
+@pytest.mark.parametrize("count", [1, 5, 4096, 70_003])
+def test_bytes_are_counted_as_numpy_counts_them(library, monkeypatch, count):
+    plane = np.random.default_rng(count).binomial(255, 0.3, count).astype(np.uint8)
+    monkeypatch.setattr(digits, "_library", lambda words: library)
+    assert digits._entropy(plane) == digits.static.entropy(plane)

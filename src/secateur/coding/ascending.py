@@ -13,7 +13,6 @@ bits each takes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 
 import numpy as np
 
@@ -61,20 +60,19 @@ def _bits_of_long(numbers: np.ndarray) -> np.ndarray:
     return np.frombuffer(text.encode(), dtype=np.uint8) - ord("0")
 
 
-@lru_cache(maxsize=16)
-def _places(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _places(count: int) -> np.ndarray:
     """What `_order` goes through, all at once: the index of every number, and those of its two known neighbours."""
-    places = np.empty((3, count - 2), dtype=np.int64)
-    at, first, last = (np.array([number]) for number in (0, 0, count - 1))
-    while len(at):
-        some = last - first > 1
-        at, first, last = at[some], first[some], last[some]
-        middle = (first + last) // 2
-        places[:, at] = middle, first, last
-        # The numbers of the first half come next, then those of the second.
-        at = np.concatenate((at + 1, at + middle - first))
-        first, last = np.concatenate((first, middle)), np.concatenate((middle, last))
-    return places[0], places[1], places[2]
+    known = {2: np.empty((3, 0), dtype=np.int64)}  # by the numbers of a part, its ends included
+
+    def part(size: int) -> np.ndarray:
+        if size not in known:
+            middle = (size - 1) // 2
+            one = np.array([[middle], [0], [size - 1]])
+            # The numbers of the first half come next, then those of the second.
+            known[size] = np.concatenate((one, part(middle + 1), part(size - middle) + middle), axis=1)
+        return known[size]
+
+    return part(count)
 
 
 def decode(data: bytes | memoryview, count: int, width: int) -> np.ndarray:

@@ -17,10 +17,29 @@ static void join_digit(uint16_t *to, const uint8_t *upper, const uint8_t *lower,
     for (int64_t i = 0; i < n; i++) to[i] = (uint16_t)(upper[i] << 8 | lower[i]);
 }
 
-/* Rebuild `count` words of 2, 4 or 8 bytes from their digits' planes, upper and lower half in turn. */
+/* Rotate bytes to the left: how floats of eight bits are kept. */
+static void turn(uint8_t *to, const uint8_t *from, int64_t n, int bits) {
+  for (int64_t i = 0; i < n; i++) to[i] = (uint8_t)(from[i] << bits | from[i] >> (8 - bits));
+}
+
+/* Count how often each byte occurs. */
+void secateur_count(const uint8_t *plane, int64_t n, int64_t *counts) {
+  uint32_t some[4][256] = {{0}}; /* several tables: two equal bytes in turn need not wait for each other */
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4)
+    for (int k = 0; k < 4; k++) some[k][plane[i + k]]++;
+  for (; i < n; i++) some[0][plane[i]]++;
+  for (int k = 0; k < 256; k++) counts[k] = (int64_t)some[0][k] + some[1][k] + some[2][k] + some[3][k];
+}
+
+/* Rebuild `count` words of 1, 2, 4 or 8 bytes from their digits' planes, upper and lower half in turn. */
 void secateur_join(void *out, const uint8_t *const *planes, int64_t count, int64_t width, int64_t floating) {
   uint16_t digit[4][PIECE];
   int digits = (int)(width / 2);
+  if (width == 1) {
+    turn(out, planes[0], count, floating ? 7 : 0);
+    return;
+  }
   for (int64_t start = 0; start < count; start += PIECE) {
     int64_t n = count - start < PIECE ? count - start : PIECE;
     for (int d = 0; d < digits; d++) {
@@ -54,6 +73,10 @@ static void split_digit(const uint16_t *from, uint8_t *upper, uint8_t *lower, in
 /* The inverse of `secateur_join`. */
 void secateur_split(const void *words, uint8_t *const *planes, int64_t count, int64_t width, int64_t floating) {
   uint16_t digit[PIECE];
+  if (width == 1) {
+    turn(planes[0], words, count, floating ? 1 : 0);
+    return;
+  }
   for (int64_t start = 0; start < count; start += PIECE) {
     int64_t n = count - start < PIECE ? count - start : PIECE;
     for (int d = 0; d < width / 2; d++) {

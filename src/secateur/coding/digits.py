@@ -101,7 +101,7 @@ def _library(words: np.ndarray) -> ctypes.CDLL | None:
     Compiling takes about as long as numpy takes for a few hundred million words, so where the result is not
     in the cache it is done only by a process that has coded `LOADING` words.
     """
-    plain = words.dtype.itemsize > 1 and words.flags.c_contiguous and words.dtype.isnative
+    plain = words.flags.c_contiguous and words.dtype.isnative
     if sys.byteorder != "little" or not plain or not compiled.available():
         return None
     _coded[0] += words.size
@@ -150,8 +150,18 @@ def _codings(words: np.ndarray, floating: bool) -> list[_Codings]:
     return [(_WHOLE,) if codings == (_RAW, _RAW) else codings for codings in found]
 
 
+def _entropy(plane: np.ndarray) -> float:
+    """As `static.entropy`, of bytes."""
+    if (library := _library(plane)) is None or plane.size >= 1 << 32:
+        return static.entropy(plane)
+    counts = np.empty(256, dtype=np.int64)
+    library.secateur_count(plane.ctypes.data, plane.size, counts.ctypes.data)
+    share = counts[counts > 0] / plane.size
+    return float(-(share * np.log2(share)).sum()) + 0.0
+
+
 def _coding(sample: np.ndarray, count: int) -> int:
-    bound = static.entropy(sample)
+    bound = _entropy(sample)
     if count < LONG:
         return _CODED if bound < FULL else _RAW
     if bound >= POOR:
@@ -165,7 +175,11 @@ def _split(
     """Split words into digits, most significant first: whole, or as their upper and their lower bytes."""
     count, width = len(words), words.dtype.itemsize
     if width == 1:
-        plane = words.copy()
+        plane = array(room, count, words.dtype)
+        if (library := _library(words)) is not None:
+            library.secateur_split(words.ctypes.data, _pointers([(plane,)]), count, width, floating)
+            return [(plane,)]
+        np.copyto(plane, words)
         if floating:
             _turn(plane, 1)
         return [(plane,)]

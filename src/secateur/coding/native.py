@@ -175,6 +175,8 @@ def _opened(path: Path) -> ctypes.CDLL | None:
         library = ctypes.CDLL(str(path))
         library.secateur_walk_bytes.restype = library.secateur_walk.restype = ctypes.c_int64
         library.secateur_walk.argtypes = [ctypes.POINTER(WalkArguments), *[ctypes.c_int64] * 3]
+        library.secateur_count.restype = None
+        library.secateur_count.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
         for function in (library.secateur_join, library.secateur_split):
             function.restype = None
             function.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p), *[ctypes.c_int64] * 3]

@@ -60,9 +60,9 @@ def levels_of(
     flat = words.reshape(-1)
     if flat.size == 0:
         return None
-    step = max(1, flat.size // _SAMPLE)
-    # A sample of the sample rules out most tensors in an eighth of the time.
-    if len(np.unique(flat[:: 8 * step])) > most or len(np.unique(flat[::step])) > most:
+    step = flat.size // _SAMPLE
+    # A sample of the sample rules out most long tensors in an eighth of the time.
+    if step and (len(np.unique(flat[:: 8 * step])) > most or len(np.unique(flat[::step])) > most):
         return None
     keys = _order(flat, entry)
     found = np.unique(keys)

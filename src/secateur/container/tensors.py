@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from secateur.coding import floats, indices, static, varint
+from secateur.coding.digits import LONG
 from secateur.coding.indices import MixerBank
 from secateur.coding.room import Pieces, Room
 from secateur.container import format as sct
@@ -25,12 +26,26 @@ from secateur.errors import FormatError
 
 __all__ = ["cast", "decode", "encode", "grid", "indexed", "pieces_of", "text", "values_of"]
 
+_SAMPLE = 1 << 13  # words by which dense floats of eight bits are told
+_MOST_SHARED = 64  # a tensor of fewer distinct values counts as shared
 _CASTS = {("F16", "F32"), ("BF16", "F32"), ("F16", "F64"), ("BF16", "F64"), ("F32", "F64")}
 
 
 def _zero(values: np.ndarray) -> int | None:
     at = np.flatnonzero(values == 0)
     return int(at[0]) if len(at) else None
+
+
+def _dense_bytes(entry: Entry, flat: np.ndarray, coder: str) -> bool:
+    """Whether these are many floats of eight bits, as training leaves them: neither pruned nor shared.
+
+    Their values take no fewer bytes as indices, whose contexts tell nothing, and a hundred times as long.
+    """
+    if not entry.floating or entry.width > 1 or flat.size < LONG or coder == "strong":
+        return False
+    sample = flat[:: max(1, flat.size // _SAMPLE)]
+    zeros = sample.size - np.count_nonzero(sample & 0x7F)
+    return zeros * 50 <= sample.size and len(np.unique(sample)) > _MOST_SHARED
 
 
 # -- encoding ------------------------------------------------------------------------------------------------
@@ -85,7 +100,7 @@ def pieces_of(
         return sct.ZERO, []
     if flat[0] == flat[-1] and (flat == flat[0]).all():  # the first test rules out most tensors
         return (sct.CONST, [flat[:1].tobytes()]) if flat[0] else (sct.ZERO, [])
-    few = few_levels(words, entry) if entry.numel >= 16 else None
+    few = few_levels(words, entry) if entry.numel >= 16 and not _dense_bytes(entry, flat, coder) else None
     guess = float("inf")
     if few is not None:
         # A coder needs about a byte a level to learn the levels' frequencies.

@@ -41,13 +41,10 @@ def write_all(values: Iterable[int]) -> bytes:
     >>> write_all([3, 300]) == write(3) + write(300)
     True
     """
-    out = bytearray()
-    for value in values:
-        if 0 <= value < 128:
-            out.append(value)
-        else:
-            out += write(value)
-    return bytes(out)
+    each = list(values)
+    if min(each, default=0) >= 0 and max(each, default=0) < 128:  # a byte each, as almost always
+        return bytes(each)
+    return b"".join(map(write, each))
 
 
 def unsigned(value: int) -> int:

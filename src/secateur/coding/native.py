@@ -1,4 +1,4 @@
-"""The longest loops in machine code: `walk.c` and `digits.c`, compiled by the machine's C compiler and kept in a cache.
+"""The longest loops in machine code: `walk.c`, `digits.c`, `crc.c`, compiled by the C compiler here and kept in a cache.
 
 The compiler is `$CC`, or `cc`, `gcc` or `clang`, or the one of the extra `secateur[fast]` (ziglang). What it makes lies
 in the user's cache (`$SECATEUR_CACHE`, else `$XDG_CACHE_HOME/secateur`), under a name made of the source, the compiler,
@@ -29,7 +29,7 @@ from typing import Any
 
 __all__ = ["Fit", "WalkArguments", "cached", "compiler", "is_loaded", "load"]
 
-_SOURCES = tuple(Path(__file__).with_name(name) for name in ("walk.c", "digits.c"))
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("walk.c", "digits.c", "crc.c"))
 # Sums of whole numbers may be taken in any order; nothing else may change a number.
 _FLAGS = (
     *("-O2", "-ftree-vectorize", "-std=c99", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math"),
@@ -175,6 +175,8 @@ def _opened(path: Path) -> ctypes.CDLL | None:
         library = ctypes.CDLL(str(path))
         library.secateur_walk_bytes.restype = library.secateur_walk.restype = ctypes.c_int64
         library.secateur_walk.argtypes = [ctypes.POINTER(WalkArguments), *[ctypes.c_int64] * 3]
+        library.secateur_crc.restype, library.secateur_has_crc.restype = ctypes.c_uint32, ctypes.c_int64
+        library.secateur_crc.argtypes = [ctypes.c_uint32, ctypes.c_void_p, ctypes.c_int64]
         library.secateur_count.restype = None
         library.secateur_count.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
         for function in (library.secateur_join, library.secateur_split):

@@ -26,6 +26,7 @@ from functools import cached_property
 import numpy as np
 
 from secateur.coding import varint
+from secateur.coding.crc import crc32
 from secateur.coding.indices import MixerBank
 from secateur.coding.room import Room
 from secateur.container.format import (
@@ -295,7 +296,7 @@ class Archive:
             if not count:
                 raise FormatError(f"byte {at}: the {name} section could not be read to its end")
             block = block[:count]
-            crc = zlib.crc32(block, crc)
+            crc = crc32(block, crc)
             left -= count
             if kind in (HEAD, TEXT, NUMBERS, END):
                 payload += block

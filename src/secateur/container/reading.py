@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -25,6 +24,7 @@ from itertools import groupby
 
 import numpy as np
 
+from secateur.coding.crc import crc32
 from secateur.coding.indices import MixerBank
 from secateur.coding.room import Room
 from secateur.container import format as sct
@@ -104,7 +104,7 @@ def words_of(
     for record, words in _decoded(archive, kept, lanes, workers, at.first, room):
         if record.index in kept:
             kept[record.index] = words
-        at.content = zlib.crc32(np.ascontiguousarray(words).data, at.content)
+        at.content = crc32(np.ascontiguousarray(words).data, at.content)
         at.first = record.index + 1
         yield record, words
     lanes.end()

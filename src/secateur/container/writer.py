@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import BinaryIO
 
 from secateur.coding import digits, varint
+from secateur.coding.crc import crc32
 from secateur.coding.indices import MixerBank
 from secateur.coding.room import Pieces
 from secateur.container import format as sct
@@ -175,7 +176,7 @@ class Writer:
             pieces += [varint.write(len(part)), *buffers]
             if name == "packed" and buffers and bytes(buffers[0][:1]) == bytes([digits.MARK]):
                 self._version = max(self._version, 3)
-        self._content = zlib.crc32(decoded, self._content)
+        self._content = crc32(decoded, self._content)
         self._decoded += entry.nbytes
         self._count += 1
         self._pending_count += 1
@@ -229,7 +230,7 @@ class Writer:
         length = sum(map(len, payload))
         head = bytes([kind]) + varint.write(length)
         for piece in (head, *payload):
-            self._crc = zlib.crc32(piece, self._crc)
+            self._crc = crc32(piece, self._crc)
             self._file.write(piece)
         self._file.write(self._crc.to_bytes(4, "little"))
         self.written += len(head) + length + 4

@@ -7,7 +7,7 @@ Prints bytes of 100, and CPU nanoseconds a number in and out (medians). `--share
 weights shared at so many bits with Brotli 11 and Zstandard 19 on the same indices, a byte each. `--whole` compares
 whole files instead: `pack` and `unpack`, which check checksums and write atomically, beside zipnn on the bytes of the
 same file, read before and written after; processor's time and the clock's. `--trained` also gives OpenZL the graphs
-that make a sample smallest. Peers that are not installed are left out, and named: zipnn, openzl, pcodec, blosc2,
+that make these weights smallest. Peers that are not installed are left out, and named: zipnn, openzl, pcodec, blosc2,
 numcodecs, brotli, zstandard.
 """
 
@@ -99,19 +99,18 @@ def openzl(kind: str, raw: bytes, graphs: tuple[str, str] = ("Entropy", "Entropy
     return encode, lambda data: zl.DCtx().decompress(data)
 
 
-def trained(kind: str, sample: bytes) -> tuple[str, str]:
-    """The graphs that make a sample smallest, each tried for the one part and the other.
+def trained(kind: str, samples: list[bytes]) -> tuple[str, str]:
+    """The graphs that make these tensors smallest, each tried for the one part and the other.
 
     Its package has no trainer: `zli train` is a program that is built from its sources. This is the choice that a
     trainer makes between the graphs that the package has.
     """
-    sizes: dict[tuple[str, str], float] = {}
+    sizes: dict[tuple[str, str], int] = {}
     for rest in OPENZL_GRAPHS if kind != "fp8" else ("Entropy",):
         for exponent in OPENZL_GRAPHS:
             with contextlib.suppress(Exception):  # a graph that does not take this type
-                pair = openzl(kind, sample, (rest, exponent))
-                if pair is not None:
-                    sizes[rest, exponent] = len(pair[0]())
+                pairs = [openzl(kind, sample, (rest, exponent)) for sample in samples]
+                sizes[rest, exponent] = sum(len(pair[0]()) for pair in pairs if pair is not None)
     return min(sizes, key=lambda key: sizes[key]) if sizes else ("Entropy", "Entropy")
 
 
@@ -188,7 +187,7 @@ def compare(kind: str, tensors: list[torch.Tensor], rounds: int, train: bool = F
     """One number type by every tool, tensor by tensor as files hold them, in turns."""
     chosen = None
     if train:
-        chosen = trained(kind, to_words("w", tensors[0].reshape(-1)[: 1 << 18])[1].tobytes())
+        chosen = trained(kind, [to_words("w", tensor)[1].tobytes() for tensor in tensors])
         print(f"{kind}: OpenZL's graphs for sign and fraction, and for exponents: {' and '.join(chosen)}")
     made = [tools_for(kind, tensor, chosen) for tensor in tensors]
     coded: dict[str, list[bytes]] = {}

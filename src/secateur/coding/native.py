@@ -1,4 +1,4 @@
-"""The longest loops in machine code: `walk.c`, `digits.c`, `crc.c`, compiled by the C compiler here and kept in a cache.
+"""The longest loops in machine code: `walk.c`, `digits.c`, `crc.c`, compiled by the C compiler here and kept in cache.
 
 The compiler is `$CC`, or `cc`, `gcc` or `clang`, or the one of the extra `secateur[fast]` (ziglang). What it makes lies
 in the user's cache (`$SECATEUR_CACHE`, else `$XDG_CACHE_HOME/secateur`), under a name made of the source, the compiler,

@@ -44,7 +44,7 @@ def _dense_bytes(entry: Entry, flat: np.ndarray, coder: str) -> bool:
     if not entry.floating or entry.width > 1 or flat.size < LONG or coder == "strong":
         return False
     sample = flat[:: max(1, flat.size // _SAMPLE)]
-    zeros = sample.size - np.count_nonzero(sample & 0x7F)
+    zeros = sample.size - int(np.count_nonzero(sample & 0x7F))
     return zeros * 50 <= sample.size and len(np.unique(sample)) > _MOST_SHARED
 
 

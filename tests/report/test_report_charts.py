@@ -395,3 +395,18 @@ def test_points_of_a_trade_off_are_named_where_they_are_few(count: int, labels: 
     found = next(f for f in charts.draw(Measurements(rows)) if f.name.startswith("pareto"))
     marks = [layer["mark"]["type"] for layer in found.spec()["layer"]]
     assert marks == ["line", "point", "text"][: 3 if labels else 2]
+
+
+def test_the_fastest_is_the_highest_median_not_the_narrowest_interval() -> None:
+    rows = [
+        M(
+            "speedup",
+            value,
+            "x",
+            context={"variant": "small", "trial": k, "sparsity": s},
+            spread={"low": low, "high": 9.0},
+        )
+        for k, (s, value, low) in enumerate([(0.5, 2.0, 1.9), (0.9, 3.0, 1.0)])
+    ]
+    (figure,) = charts.chart("speed_sparsity", Measurements(rows))
+    assert "the fastest is small at sparsity 0.90 with 3.00" in str(figure)

@@ -10,7 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from secateur.coding import frames
 from secateur.container import format as sct
+from secateur.container import tensors
 from secateur.container.archive import load, save
+from secateur.container.arrays import to_words
 from secateur.container.frame import Archive
 from secateur.container.inspection import inspect
 from secateur.container.pack import pack, unpack
@@ -99,3 +101,16 @@ def test_without_zstandard(source: Path, tmp_path: Path, monkeypatch: pytest.Mon
             with pytest.raises(MissingExtraError, match="pip install zstandard"):
                 read(tmp_path / "three.sct")
         assert not (tmp_path / "c.safetensors").exists()
+
+
+def test_only_dense_floats_of_eight_bits_are_never_tried_as_indices():
+    torch.manual_seed(0)
+    dense = torch.randn(512, 256) * 60
+    sparse = dense * (torch.rand(512, 256) < 0.5)
+    found = []
+    for tensor, coder in ((dense, "mixed"), (dense, "strong"), (sparse, "mixed"), (dense.sign(), "mixed")):
+        entry, words = to_words("w", tensor.to(torch.float8_e4m3fn))
+        found.append(tensors._dense_bytes(entry, words.reshape(-1), coder))
+    assert found == [True, False, False, False]
+    entry, words = to_words("w", dense.to(torch.float8_e4m3fn))
+    assert sct.METHODS[tensors.encode(entry, words)[0]][0] == "packed"

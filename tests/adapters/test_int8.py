@@ -390,6 +390,68 @@ def test_transformers_are_written_in_operators_that_are_fast_in_int8(tmp_path):
     assert static.int8.noise < 0.1
 
 
+class Projected(nn.Module):
+    """Attention with three layers of its own for queries, keys and values."""
+
+    def __init__(self, causal: bool = False, keys: int = 16) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(16, size) for size in (16, keys, keys))
+        self.out, self.causal = nn.Linear(16, 4), causal
+
+    def forward(self, x):
+        q, k, v = (layer(x).unflatten(-1, (-1, 8)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        if k.shape[1] < q.shape[1]:
+            k, v = k.expand(-1, q.shape[1], -1, -1), v.expand(-1, q.shape[1], -1, -1)
+        attended = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        return self.out(attended.transpose(1, 2).flatten(2))
+
+
+@needs_onnx
+def test_attention_and_its_products_are_one_operator_of_the_runtime_on_request(tmp_path):
+    torch.manual_seed(0)
+    block, x = Projected().eval(), torch.randn(2, 6, 16)
+    files = {}
+    for own in (False, True):
+        options = Int8Options(lost=0.5, compare=batches(2, 6, 16), own_operators=own)
+        export(block, tmp_path / f"{own}.onnx", x, int8="dynamic", int8_options=options)
+        kinds = [node.op_type for node in graph(tmp_path / f"{own}.onnx").node]
+        assert ("QAttention" in kinds, "Attention" in kinds) == (own, not own)
+        assert kinds.count("MatMulInteger") == (1 if own else 4)  # the output's product stays
+        files[own] = OnnxModel(tmp_path / f"{own}.onnx")
+    more = (
+        torch.randn(5, 9, 16)
+        if files[True].session.get_inputs()[0].shape[1] == "s"
+        else torch.randn(5, 6, 16)
+    )
+    torch.testing.assert_close(files[True](more), files[False](more), rtol=1e-6, atol=1e-6)
+    assert "QAttention" not in (tmp_path / "False.onnx").read_bytes().decode("latin-1")
+
+
+@needs_onnx
+@pytest.mark.parametrize("block", [Projected(causal=True), Projected(keys=8)], ids=["causal", "shared keys"])
+def test_attention_of_another_form_stays_as_it_is(tmp_path, block):
+    torch.manual_seed(0)
+    options = Int8Options(lost=0.5, compare=batches(2, 6, 16), own_operators=True)
+    done = export(
+        block.eval(), tmp_path / "m.onnx", torch.randn(2, 6, 16), int8="dynamic", int8_options=options
+    )
+    assert "QAttention" not in [node.op_type for node in graph(tmp_path / "m.onnx").node]
+    assert done.int8.noise < 0.1
+
+
+@needs_onnx
+def test_operators_of_the_runtime_are_for_dynamic_files(tmp_path):
+    options = Int8Options(own_operators=True)
+    with pytest.raises(OptionError, match="only int8='dynamic' writes them"):
+        export(
+            Projected().eval(),
+            tmp_path / "m.onnx",
+            torch.randn(2, 6, 16),
+            int8=batches(2, 6, 16),
+            int8_options=options,
+        )
+
+
 @needs_onnx
 def test_an_older_runtime_gets_attention_in_parts(tmp_path, monkeypatch):
     import onnxruntime

@@ -2,7 +2,7 @@
 
 Static quantisation runs batches through the model to find the range of every activation (calibration), and stores
 weights as 8-bit integers with a scale for each channel. Dynamic quantisation stores weights alone and takes the ranges
-of activations in every call. Both give a file in the standard operators of ONNX.
+of activations in every call. Both give a file in the standard operators of ONNX, unless `own_operators` is asked for.
 
 The quantised file is compared with the float model: by accuracy where `evaluate` is given, else by how often both name
 the same class. Where it loses more than `lost`, layers are left in float, those first whose quantisation alone changes
@@ -76,6 +76,8 @@ class Int8Options:
         keep_float: Layers that stay in float in any case, by name or pattern.
         reduce_range: Whether to use 7 bits for weights, which avoids saturation on CPUs without VNNI.
         batches: The most calibration batches that are used.
+        own_operators: Whether a "dynamic" file may have operators of ONNX Runtime's own (QAttention: attention with its
+            products in one), which no other runtime reads. The outputs are the same.
     """
 
     calibration: str = "minmax"
@@ -86,6 +88,7 @@ class Int8Options:
     keep_float: str | Sequence[str] = ()
     reduce_range: bool = False
     batches: int = 32
+    own_operators: bool = False
 
     def __post_init__(self) -> None:
         if self.calibration not in CALIBRATIONS:
@@ -182,8 +185,10 @@ def write_int8(
         _prepare(path)
         quantise: Quantiser
         if isinstance(int8, str):
-            quantise, method = DynamicQuantiser(path, options.reduce_range), "dynamic"
+            quantise, method = DynamicQuantiser(path, options.reduce_range, options.own_operators), "dynamic"
         else:
+            if options.own_operators:
+                raise OptionError("own_operators: only int8='dynamic' writes them, got calibration batches")
             quantise = calibrated(
                 path, batches, folder, options.calibration, options.percentile, options.reduce_range
             )

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from secateur.adapters.onnx_attention import join_attention
 from secateur.adapters.onnx_model import OnnxModel, extra_module
 from secateur.adapters.onnx_weights import TRANSPOSED, gemm_as_matmul
 from secateur.core.out_of_memory import raise_if_out_of_memory
@@ -83,14 +84,14 @@ class DynamicQuantiser:
 
     kinds: tuple[str, ...] = ("MatMul",)
 
-    def __init__(self, path: Path, reduce_range: bool):
+    def __init__(self, path: Path, reduce_range: bool, own_operators: bool = False):
         tools = extra_module("onnx")
         self.graph: onnx.ModelProto = tools.load(str(path))
         gemm_as_matmul(self.graph)
         # The quantiser transposes weights, and then refuses the shapes that the exporter noted for them.
         self.graph.graph.ClearField("value_info")
         tools.save(self.graph, str(path))
-        self._path, self._reduce_range = path, reduce_range
+        self._path, self._reduce_range, self._own_operators = path, reduce_range, own_operators
 
     def __call__(self, path: Path, *, only: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
         """Quantise the nodes named by `only` (all where it is empty), without those of `exclude`."""
@@ -105,6 +106,10 @@ class DynamicQuantiser:
             nodes_to_exclude=list(exclude),
             op_types_to_quantize=["MatMul"],
         )
+        if self._own_operators:
+            graph = extra_module("onnx").load(str(path))
+            if join_attention(graph):
+                extra_module("onnx").save(graph, str(path))
 
 
 def calibrated(

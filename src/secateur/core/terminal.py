@@ -16,9 +16,22 @@ conv1\\x1b[2J
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 
-__all__ = ["printable", "say", "unmarked"]
+__all__ = ["printable", "say", "shows_bars", "unmarked"]
+
+
+def shows_bars() -> bool:
+    """Whether a bar that is drawn again and again shows: on a terminal, and in a notebook that has widgets.
+
+    rich draws in a notebook by itself, into a widget of `ipywidgets`; without that package it would show nothing.
+    """
+    if sys.stderr.isatty():
+        return True
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    notebook = type(shell).__name__ == "ZMQInteractiveShell"
+    return notebook and importlib.util.find_spec("ipywidgets") is not None
 
 
 def printable(text: str, keep: str = "") -> str:

@@ -1,8 +1,8 @@
 """The display: what a run shows while it works, on standard error; results go to standard output.
 
 The engine calls the methods of a `Progress`; each display here inherits from it. `progress_display` chooses: bars for
-one trial and a table for several on a terminal, plain lines elsewhere, nothing if `quiet` is set. `preview`
-says before a run what it will compute and how long that will take.
+one trial and a table for several on a terminal or in a notebook, plain lines elsewhere, nothing if `quiet` is set.
+`preview` says before a run what it will compute and how long that will take.
 
 The files in reading order: `progress` (the base class, lines, bars), `live_table` (many trials), `preview`, `duration`.
 
@@ -12,8 +12,7 @@ The files in reading order: `progress` (the base class, lines, bars), `live_tabl
 
 from __future__ import annotations
 
-import sys
-
+from secateur.core.terminal import shows_bars
 from secateur.lab.display.duration import duration
 from secateur.lab.display.progress import LineProgress, LiveProgress, Progress
 
@@ -32,8 +31,8 @@ def progress_display(quiet: bool = False, many: bool = False) -> Progress:
     """
     if quiet:
         return Progress()
-    if many and sys.stderr.isatty():
+    if many and shows_bars():
         from secateur.lab.display.live_table import LiveTable
 
         return LiveTable()
-    return LiveProgress() if sys.stderr.isatty() else LineProgress()
+    return LiveProgress() if shows_bars() else LineProgress()

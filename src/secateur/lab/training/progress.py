@@ -6,9 +6,9 @@ True
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Protocol
 
+from secateur.core.terminal import shows_bars
 from secateur.errors import OptionError
 from secateur.lab.training.options import EpochRecord
 
@@ -90,9 +90,9 @@ class Bars:
 
 
 def watcher(progress: TrainingProgress | str | None) -> TrainingProgress | None:
-    """The display meant by `progress`: `auto` is bars where standard error is a terminal, else nothing."""
+    """The display meant by `progress`: `auto` is bars on a terminal or in a notebook, else nothing."""
     if progress == "auto":
-        return Bars() if sys.stderr.isatty() else None
+        return Bars() if shows_bars() else None
     if isinstance(progress, str):
         raise OptionError(
             f"progress: expected 'auto', None or an object with start, step, epoch, finish; got {progress!r}"

@@ -7,6 +7,7 @@ import importlib.machinery
 import io
 import re
 import sys
+import time
 from types import ModuleType
 
 import pytest
@@ -62,6 +63,9 @@ def test_a_notebook_gets_bars(notebook: list[str]) -> None:
     assert isinstance(bars, Bars)
     bars.start(2, 10, 0)
     bars.step(1, 5, 0.25)
+    end = time.monotonic() + 60
+    while not any("loss 0.2500" in text for text in notebook) and time.monotonic() < end:
+        time.sleep(0.02)  # rich draws in a thread of its own, ten times a second
     bars.finish()
     plain = [re.sub("<[^>]*>", "", text) for text in notebook]
     assert any("epoch 1/2" in text and "loss 0.2500" in text for text in plain)

@@ -90,7 +90,8 @@ def test_it_needs_data_and_blocks() -> None:
 def test_another_granularity_is_refused() -> None:
     model = Chain(Shift(0.0, 1.0), Shift(1.0, 0.0))
     with pytest.raises(
-        OptionError, match=r"criterion BlockInfluence\(\) scores whole blocks: expected granularity 'layer', got"
+        OptionError,
+        match=r"criterion BlockInfluence\(\) scores whole blocks: expected granularity 'layer', got",
     ):
         sc.prune(model, "block_influence", "channel", 0.5, example=torch.ones(1, 2), data=[torch.ones(1, 2)])
 

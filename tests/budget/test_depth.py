@@ -213,3 +213,32 @@ def test_lists_of_two_granularities_are_taken_once() -> None:
     assert [each.name for each in both] == [each.name for each in alone]
     with pytest.raises(OptionError, match="at least one"):
         granularity.registry.make([])
+
+
+def test_single_weights_beside_layers_are_measured_by_what_they_change() -> None:
+    """Without block 1, which does next to nothing, 144 of 208 remain: no single weight has to go."""
+    net = built(idle_block=True)
+    nn.init.constant_(net.blocks[1].out.weight, 1e-4)
+    only = sc.PruneOptions(only=["blocks.*"])
+    masks = sc.prune(net, "l2", ["layer", "element"], sc.budget.Params(keep=0.7), example=X, options=only)
+    small = sc.shrink(net, masks, X)
+    assert small.plan.layers == {"blocks": ("0", "2")}
+
+
+def test_data_follows_the_model_s_type() -> None:
+    net = built(idle_block=True).double()
+    masks = sc.prune(net, "l1", "layer", sc.budget.LeastChange(0.34), example=X.double(), data=[X], loss=None)
+    assert sc.shrink(net, masks, X.double()).plan.layers == {"blocks": ("0", "2")}
+
+
+def test_outputs_that_cannot_be_compared_are_an_error() -> None:
+    budget = sc.budget.LeastChange(0.34, compare=lambda output, inputs: output.argmax(-1))
+    with pytest.raises(
+        OptionError, match=r"cannot be compared .*: floating-point tensors of shapes \[\] and \[\]; give"
+    ):
+        sc.prune(built(), "l1", "layer", budget, example=X)
+
+
+def test_one_threshold_for_layers_and_channels_is_refused() -> None:
+    with pytest.raises(OptionError, match="ranks all units by their scores"):
+        cut(built(), sc.budget.Percentile(0.5, scope="network"))

@@ -494,3 +494,12 @@ def test_masks_of_before_may_be_a_plain_table() -> None:
 def test_a_tensor_that_never_held_a_weight_has_not_collapsed() -> None:
     model = nn.Sequential(nn.Linear(0, 4), nn.Linear(4, 4))
     assert sc.prune(model).kept == 8
+
+
+@pytest.mark.parametrize(
+    ("criterion", "told"),
+    [([], "expected one, or one for each granularity, got an empty list"), (None, "None"), (3, "3")],
+)
+def test_a_criterion_that_is_none_is_an_error(criterion: object, told: str) -> None:
+    with pytest.raises(sc.errors.OptionError, match=told):
+        sc.prune(torch.nn.Linear(2, 2), criterion, budget=0.5)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from secateur.budget import Budget, Candidates, Selection, check_share
+from secateur.budget._depth import check_comparable
 from secateur.budget._select import value_at
 from secateur.core.targets import Pattern
 from secateur.errors import OptionError
@@ -86,6 +87,8 @@ class Percentile(Budget):
 
     def choose(self, selection: Selection) -> dict[str, torch.Tensor]:
         """Each list by its own threshold, or all by one."""
+        if self.scope == "network":
+            check_comparable(self, selection)
         table: Any = self.q
         if isinstance(table, tuple):
             shares = selection.table(table, "Percentile")

@@ -33,6 +33,8 @@ def like(
     """
     kind: Any = type(optimizer)
     known = inspect.signature(kind).parameters
+    takes_all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in known.values())
     return kind(
-        parameters, **{key: value for key, value in options.items() if key in known and key != "params"}
+        parameters,
+        **{k: value for k, value in options.items() if (takes_all or k in known) and k != "params"},
     )

@@ -16,8 +16,9 @@ tensor([[ True,  True],
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -160,15 +161,30 @@ def one_of_each(parts: Iterable[Sequence[Units]]) -> list[tuple[Units, ...]]:
     [['fc'], ['fc#1']]
     """
     cuts: set[tuple[object, ...]] = set()
-    taken: dict[str, int] = {}
+    taken: set[str] = set()
     found = []
     for part in parts:
         mine = []
         for units in part:
-            what = (units.name, units.count, *((m.name, getattr(m, "axis", None)) for m in units.members))
+            what = (units.name, units.count, units.grid, *map(_selected, units.members))
             if what not in cuts:
                 cuts.add(what)
-                number = taken[units.name] = taken.get(units.name, -1) + 1
-                mine.append(replace(units, name=f"{units.name}#{number}") if number else units)
+                name = next(name for name in _names(units.name) if name not in taken)
+                taken.add(name)
+                mine.append(units if name == units.name else replace(units, name=name))
         found.append(tuple(mine))
     return found
+
+
+def _selected(member: Member) -> object:
+    """What a member of a list selects, to be compared."""
+    if isinstance(member, AxisMember):
+        return member.name, member.axis, tuple(member.indices.shape), member.indices.cpu().numpy().tobytes()
+    return member if type(member).__hash__ is not None else (type(member), repr(member))
+
+
+def _names(name: str) -> Iterator[str]:
+    """The name itself, then with a number."""
+    yield name
+    for number in itertools.count(1):
+        yield f"{name}#{number}"

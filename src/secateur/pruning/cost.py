@@ -21,6 +21,7 @@ import itertools
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -29,6 +30,7 @@ import torch
 from torch import nn
 
 from secateur.budget import Compare, FileOptions
+from secateur.compensation.batches import leading_mask
 from secateur.container.archive import save
 from secateur.container.save_options import SaveOptions
 from secateur.core.context import Context
@@ -39,7 +41,8 @@ from secateur.core.units import Units
 from secateur.errors import DataError, NothingToDoError, OptionError
 from secateur.execution.calling import describe
 from secateur.execution.devices import device_of
-from secateur.execution.example import Example, call_arguments, first_example, read_batch
+from secateur.execution.example import Batch, Example, call_arguments, first_example, read_batch
+from secateur.execution.gradients import move
 from secateur.execution.undisturbed import kept_random_state, undisturbed
 from secateur.metrics.latency import compare, latency
 from secateur.metrics.macs import macs, uses
@@ -147,30 +150,44 @@ class CostModel:
             chosen: Which units remain, by the list's name.
             compare: What of an output is compared; all of it unless given.
         """
-        small = self._shrunk(masks_of(self.model, self.units, chosen, self.start))
-        if small is None:
-            return 0.0
+        masks = masks_of(self.model, self.units, chosen, self.start)
+        small = self._shrunk(masks)
+        model = masks.apply(self.model) if small is None else small.model
         error = whole = 0.0
-        for inputs, outputs in zip(self._inputs, self._outputs, strict=True):
-            found = outputs_of(small.model, inputs)
-            for got, wanted in zip(_compared(found, inputs, compare), _compared(outputs, inputs, compare)):
+        for batch, outputs in zip(self._inputs, self._outputs, strict=True):
+            found = outputs_of(model, batch.example)
+            for got, wanted in _pairs(found, outputs, batch, compare):
                 error += float((got.double() - wanted.double()).square().sum())
                 whole += float(wanted.double().square().sum())
         return error / whole if whole > 0 else error
 
     @cached_property
-    def _inputs(self) -> list[Example]:
+    def _inputs(self) -> list[Batch]:
         data = self.context.data
         if data is None or isinstance(data, Iterator):
-            return [self._example]
-        with kept_random_state():
-            batches = list(itertools.islice(data, _BATCHES))
-        apart = self.context.loss is not None
-        return [read_batch(batch, i, labels_apart=apart).example for i, batch in enumerate(batches)]
+            batches = [Batch(*call_arguments(self._example))]
+        else:
+            apart = self.context.loss is not None
+            with kept_random_state():
+                first = list(itertools.islice(data, _BATCHES))
+            batches = [read_batch(batch, i, labels_apart=apart) for i, batch in enumerate(first)]
+        if not batches:
+            raise DataError(
+                "data holds no batch: pass one or more batches of inputs, as the model is called with"
+            )
+        reference = next(self.model.parameters())
+        return [
+            replace(
+                batch,
+                args=move(batch.args, reference.device, reference.dtype),
+                kwargs=move(batch.kwargs, reference.device, reference.dtype),
+            )
+            for batch in batches
+        ]
 
     @cached_property
     def _outputs(self) -> list[object]:
-        return [outputs_of(self.model, inputs) for inputs in self._inputs]
+        return [outputs_of(self.model, batch.example) for batch in self._inputs]
 
     # -- measured costs ------------------------------------------------------------------
     def coded_bytes(self, chosen: Mapping[str, torch.Tensor], options: FileOptions) -> int:
@@ -266,10 +283,34 @@ def outputs_of(model: nn.Module, example: Example) -> object:
         return model(*args, **kwargs)
 
 
-def _compared(output: object, inputs: Example, compare: Compare | None) -> list[torch.Tensor]:
-    """The floating-point tensors that two outputs are compared by."""
-    shown = output if compare is None else compare(output, inputs)
-    return [each for each in tensors_in(shown) if each.is_floating_point()]
+def _pairs(
+    found: object, dense: object, batch: Batch, compare: Compare | None
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The floating-point tensors of two outputs side by side, without padding."""
+    sides = [
+        [
+            each
+            for each in tensors_in(output if compare is None else compare(output, batch.example))
+            if each.is_floating_point()
+        ]
+        for output in (found, dense)
+    ]
+    shapes = [[tuple(each.shape) for each in side] for side in sides]
+    if not sides[1] or shapes[0] != shapes[1]:
+        raise OptionError(
+            f"the outputs of the shrunk model cannot be compared with the dense model's: floating-point tensors of "
+            f"shapes {shapes[0]} and {shapes[1]}; give sc.budget.LeastChange(compare=...), or let the model return "
+            "its last output alone"
+        )
+    return [_tokens(got, wanted, batch) for got, wanted in zip(*sides, strict=True)]
+
+
+def _tokens(got: torch.Tensor, wanted: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two tensors, without the rows that stand for padding."""
+    valid = leading_mask(batch, wanted.shape)
+    if valid is None:
+        return got, wanted
+    return got.reshape(-1, got.shape[-1])[valid], wanted.reshape(-1, wanted.shape[-1])[valid]
 
 
 def dense_costs(model: nn.Module, example: Example, lists: Sequence[Units]) -> dict[str, dict[str, float]]:

@@ -116,9 +116,9 @@ def prune(
     """
     model = plain_model(model)
     asked = options if options is not None else PruneOptions()
-    named: list[CriterionLike] = (
-        [criterion] if isinstance(criterion, (str, Criterion, type)) else [*criterion]
-    )
+    named: list[CriterionLike] = [*criterion] if isinstance(criterion, (list, tuple)) else [criterion]
+    if not named:
+        raise OptionError("criterion: expected one, or one for each granularity, got an empty list")
     rules: list[Criterion] = [criteria.registry.make(each) for each in named]
     grain: Granularity = granularities.registry.make(granularity)
     final = budget_of(budget)

@@ -106,7 +106,7 @@ def _by_rule(
     """The lists of each criterion, so that one that reads data reads it once for all of its lists."""
     found: list[tuple[Criterion, tuple[Units, ...]]] = []
     for rule, units in parts:
-        place = next((i for i, (other, _) in enumerate(found) if other is rule), None)
+        place = next((i for i, (other, _) in enumerate(found) if other == rule), None)
         if place is None:
             found.append((rule, units))
         else:

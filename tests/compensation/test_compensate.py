@@ -155,6 +155,35 @@ def test_a_large_layer_is_solved_by_conjugate_gradients_as_well_as_by_factors(
     assert off(found) < 0.6 * off(dense * keep)
 
 
+def test_one_large_support_is_factored_and_many_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def factored(hessian: torch.Tensor, goal: torch.Tensor, ridge: float) -> torch.Tensor:
+        calls.append(tuple(hessian.shape))
+        return goal
+
+    monkeypatch.setattr("secateur.compensation.least_squares._factored", factored)
+    keep = torch.ones(1400, 64, dtype=torch.bool)
+    start = torch.ones(1400, 64)
+    solve(torch.eye(1400), start, start, keep, 0.1)
+    assert calls == [(1400, 1400)]
+    keep[range(64), range(64)] = False
+    solve(torch.eye(1400), start, start, keep, 0.1)
+    assert len(calls) == 1
+
+
+def test_an_output_of_small_scale_gets_as_many_rounds_as_it_needs() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(60, 40, dtype=torch.float64)
+    hessian = torch.corrcoef(x.T)
+    easy = torch.linalg.eigh(hessian).eigenvectors[:, -1]  # solved by the first round
+    goal = torch.stack([easy, 1e-5 * torch.randn(40, dtype=torch.float64)], 1)
+    keep = torch.ones(40, 2, dtype=torch.bool)
+    found = conjugate_gradients(hessian, goal, torch.zeros_like(goal), keep, 0.0, 500, 1e-16)
+    wanted = torch.linalg.solve(hessian, goal)
+    assert float(((found - wanted).norm(dim=0) / wanted.norm(dim=0)).max()) < 1e-5
+
+
 class AddedProduct(nn.Module):
     """The linear layer of GPT-2: its weight is [in, out], and it calls `torch.addmm`."""
 
@@ -273,6 +302,16 @@ def test_a_better_support_keeps_two_of_four_inputs_in_linear_layers_and_convolut
         fours = mask.reshape(mask.shape[0], mask.shape[1] // 4, 4, -1).sum(2)
         assert bool((fours == 2).all())
         assert not bool(chosen.model.get_parameter(name)[~mask].any())
+
+
+def test_a_better_support_keeps_one_of_three_inputs() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(24, 16)).eval()
+    masks = sc.prune(model, budget=sc.budget.NOfM(1, 3))
+    data = [torch.randn(256, 6) @ torch.randn(6, 24)]
+    mask = sc.compensate(model, masks, data, solver=LeastSquares(reselect=True)).masks["0.weight"]
+    assert not torch.equal(mask, masks["0.weight"])
+    assert bool((mask.reshape(16, 8, 3).sum(2) == 1).all())
 
 
 def test_layers_before_the_first_mask_keep_their_bits_and_the_rest_follows() -> None:

@@ -19,9 +19,9 @@ import torch
 __all__ = ["conjugate_gradients", "cost_of_factoring", "solve"]
 
 _AFFORDABLE = 8e8
-"""Operations up to which every output's own system is factored; above it, conjugate gradients are faster."""
+"""Operations up to which systems are factored without asking what conjugate gradients would take."""
 _ENOUGH = 1e-8
-"""Conjugate gradients stop where the squared slope has fallen to this share of its start."""
+"""Conjugate gradients stop where every output's squared slope has fallen to this share of its start."""
 _BATCH = 1 << 24
 
 
@@ -54,7 +54,7 @@ def solve(
     wide = start.to(hessian.dtype) * keep
     goal = cross + ridge * start.to(hessian.dtype)
     supports, which = torch.unique(keep, dim=1, return_inverse=True)
-    if cost_of_factoring(supports) > _AFFORDABLE:
+    if _too_long(supports, keep, rounds):
         return conjugate_gradients(hessian, goal, wide, keep, ridge, rounds, _ENOUGH)
     found = torch.zeros_like(wide)
     if supports.shape[1] * 4 <= keep.shape[1] or supports.shape[1] == 1:
@@ -67,6 +67,13 @@ def solve(
         return found
     _many(hessian, goal, keep, ridge, found)
     return found
+
+
+def _too_long(supports: torch.Tensor, keep: torch.Tensor, rounds: int) -> bool:
+    """Whether conjugate gradients take over: where few supports are shared, only if that is less work too."""
+    cost = cost_of_factoring(supports)
+    many = supports.shape[1] * 4 > keep.shape[1] and supports.shape[1] > 1
+    return cost > _AFFORDABLE and (many or cost > 2.0 * rounds * keep.shape[0] ** 2 * keep.shape[1])
 
 
 def _factored(hessian: torch.Tensor, goal: torch.Tensor, ridge: float) -> torch.Tensor:
@@ -118,8 +125,8 @@ def conjugate_gradients(
 ) -> torch.Tensor:
     """At most `rounds` of conjugate gradients for all outputs at once, from `start`, on the diagonal's scale.
 
-    Every output's error falls in every round, so that it may be stopped at any: it stops where the squared slope has
-    fallen to the share `enough` of its start. Outputs are processed in slices, and in
+    Every output's error falls in every round, so that it may be stopped at any: it stops where every output's squared
+    slope has fallen to the share `enough` of its own start. Outputs are processed in slices, and in
     float32 where the Hessian has more than 4,096 rows.
     """
     dtype = torch.float32 if hessian.shape[0] > 4096 else hessian.dtype
@@ -160,7 +167,7 @@ def _descend(
     along = rest * scale
     pushed, spare = torch.empty_like(along), torch.empty_like(along)
     size = torch.mul(rest, along, out=spare).sum(0)
-    least = enough * float(size.sum())
+    least = enough * size
     for turn in range(rounds):
         torch.mm(matrix, along, out=pushed).add_(along, alpha=ridge).mul_(held)
         bend = torch.mul(along, pushed, out=spare).sum(0)
@@ -173,5 +180,5 @@ def _descend(
         now = torch.mul(rest, pushed, out=spare).sum(0)
         along.mul_(torch.where(size > 0, now / size.clamp_min(tiny), 0.0)).add_(pushed)
         size = now
-        if float(size.sum()) <= least:
+        if bool((size <= least).all()):
             return

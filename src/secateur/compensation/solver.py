@@ -31,7 +31,7 @@ class LeastSquares:
             inputs.
         reselect: choose again which of a layer's weights remain, as many as its mask keeps, by alternating direction on
             the inputs it now has, where that lowers the error. For masks of single weights: the patterns of kernels
-            and blocks are not kept; n:m along the inputs is, where m divides them, and so is a mask of whole outputs
+            and blocks are not kept; n:m along the inputs is, where m divides them and is at most 64, and so is a mask of whole outputs
             or inputs.
         rounds: the most rounds of conjugate gradients, by which layers are solved that are too large to factor. The
             error falls in every round, most of it in the first ten.
@@ -109,7 +109,7 @@ def _choice(keep: torch.Tensor, taps: int) -> Callable[[torch.Tensor], torch.Ten
     tensor([False,  True,  True, False])
     """
     inputs = keep.shape[0] // taps
-    for m in (2, 4, 8, 16):
+    for m in range(2, min(inputs, 64) + 1):
         if inputs % m == 0:
             counts = keep.reshape(inputs // m, m, -1).sum(1)
             n = int(counts[0, 0])

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import secateur as sc
+from secateur.compensation.batches import read_all
 from secateur.errors import DataError, OptionError
+from secateur.execution.example import first_example
 
 
 def texts(**options: object) -> sc.RecombinedTokens:
@@ -104,3 +106,82 @@ def test_what_is_refused() -> None:
         sc.RecombinedTokens([batch], vocabulary=(9, 3))
     with pytest.raises(OptionError, match="versions of RecombinedTokens: expected a whole number"):
         sc.RecombinedTokens([batch], versions=-1)
+
+
+def inner(batches: list[dict[str, torch.Tensor]]) -> list[int]:
+    return torch.cat([batch["input_ids"][:, 1:-1].flatten() for batch in batches]).tolist()
+
+
+def test_a_look_at_the_first_batch_leaves_the_first_pass_whole() -> None:
+    found, other = texts(versions=1), texts(versions=1)
+    assert next(iter(found))["input_ids"].shape == (4, 12)
+    first_example(found)
+    for _ in range(2):
+        one, two = list(found), list(other)
+        assert [batch["input_ids"].tolist() for batch in one] == [
+            batch["input_ids"].tolist() for batch in two
+        ]
+
+
+def test_every_verb_that_reads_all_begins_with_a_first_pass() -> None:
+    found = texts(versions=1)
+    model = torch.nn.Embedding(60, 2)
+    sizes = [[batch.size for batch in read_all("compensate", found, model)] for _ in range(2)]
+    assert sizes[0] == sizes[1]
+    assert sizes[0][0] == 4
+    assert next(iter(found))["input_ids"].tolist() != next(iter(texts()))["input_ids"].tolist()
+
+
+def test_the_separator_of_two_sentences_is_neither_replaced_nor_drawn() -> None:
+    words = torch.randint(110, 130, (20, 20), generator=torch.Generator().manual_seed(0))
+    words[:, 0], words[:, 8], words[:, -1] = 101, 102, 102
+    ids = inner(list(sc.RecombinedTokens([{"input_ids": words}], replace=1.0, versions=1))[1:])
+    assert ids.count(102) == 20
+    assert min(set(ids) - {102}) >= 110
+
+
+def test_special_tokens_that_lie_between_the_words_are_never_drawn() -> None:
+    words = torch.randint(110, 130, (20, 20), generator=torch.Generator().manual_seed(0))
+    words[:, 0], words[:, -1], words[3, 5] = 101, 102, 100  # one unknown word
+    special = [0, 100, 101, 102, 103, 120]
+    words[words == 120] = 121
+    ids = inner(
+        list(sc.RecombinedTokens([{"input_ids": words}], special=special, replace=1.0, versions=1))[1:]
+    )
+    assert [token for token in ids if token in special] == [100]
+    assert set(ids) - {100} <= set(range(110, 130))
+    alone = list(sc.RecombinedTokens([{"input_ids": words[:1]}], special=special, replace=1.0, versions=1))[
+        1:
+    ]
+    assert all(row[0] == 101 and row[-1] == 102 for batch in alone for row in batch["input_ids"].tolist())
+    assert not set(inner(alone)) & set(special)
+
+
+def test_padding_that_no_mask_marks_is_refused() -> None:
+    ids = torch.tensor([[1, 5, 6, 7, 2], [1, 5, 2, 0, 0]])
+    with pytest.raises(
+        DataError, match="batch 0 has no attention_mask, and row 1 ends in one repeated token, 0"
+    ):
+        sc.RecombinedTokens([{"input_ids": ids}])
+    with pytest.raises(DataError, match="row 1 begins in one repeated token, 0"):
+        sc.RecombinedTokens([{"input_ids": ids.flip(1)}])
+    sc.RecombinedTokens([{"input_ids": ids, "attention_mask": torch.ones_like(ids)}])
+
+
+def test_what_cannot_be_put_together_again_is_refused() -> None:
+    ids = torch.tensor([[1, 5, 6, 2], [1, 7, 8, 2]])
+    kept = {"token_type_ids": torch.zeros_like(ids), "position_ids": ids, "labels": torch.tensor([0, 1])}
+    sc.RecombinedTokens([{"input_ids": ids, **kept}])
+    for name in ("pixel_values", "decoder_input_ids", "bbox"):
+        with pytest.raises(
+            DataError, match=f"it cannot do so with '{name}' .batch 0.: leave it out, or give"
+        ):
+            sc.RecombinedTokens([{"input_ids": ids, name: ids}])
+    with pytest.raises(DataError, match="batch 0: expected token_type_ids of 0 alone, got up to 1"):
+        sc.RecombinedTokens([{"input_ids": ids, "token_type_ids": torch.ones_like(ids)}])
+    with pytest.raises(OptionError, match="special of RecombinedTokens: expected the numbers of tokens"):
+        sc.RecombinedTokens([{"input_ids": ids}], special=["[SEP]"])  # type: ignore[list-item]
+    with pytest.raises(
+        OptionError, match="expected a token to draw from 5 to 6, but all of them are special"
+    ):
+        sc.RecombinedTokens([{"input_ids": ids}], vocabulary=(5, 6), special=[5, 6])

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.compensation.recombined import RecombinedTokens
 from secateur.core.context import Context
 from secateur.core.nested import tensors_in
 from secateur.errors import DataError, NonFiniteError
@@ -28,13 +29,15 @@ def read_all(who: str, data: Iterable[Any], model: nn.Module) -> list[Batch]:
     Args:
         who: the verb, for messages.
         data: batches of inputs, of (inputs, targets), or dicts of keywords; targets are ignored. A `Batch` is used as
-            it is.
+            it is. `RecombinedTokens` begin with their first pass.
         model: the model they are for.
 
     Raises:
         DataError: where there is no batch.
         NonFiniteError: where an input holds NaN or infinity.
     """
+    if isinstance(data, RecombinedTokens):
+        data.begin()
     found = [_for(model, raw, index) for index, raw in enumerate(batches(who, Context(data=data)))]
     checked = [
         (index, torch.isfinite(tensor).all())

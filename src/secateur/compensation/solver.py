@@ -31,8 +31,8 @@ class LeastSquares:
             inputs.
         reselect: choose again which of a layer's weights remain, as many as its mask keeps, by alternating direction on
             the inputs it now has, where that lowers the error. For masks of single weights: the patterns of kernels
-            and blocks are not kept; n:m along the inputs is, where m divides them and is at most 64, and so is a mask of whole outputs
-            or inputs.
+            and blocks are not kept; n:m along the inputs is, where m divides them and is at most 64, and so is a mask
+            of whole outputs or inputs.
         rounds: the most rounds of conjugate gradients, by which layers are solved that are too large to factor. The
             error falls in every round, most of it in the first ten.
 

@@ -6,6 +6,7 @@ import json
 import pickle
 import sqlite3
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -202,6 +203,38 @@ def test_a_configuration_of_the_hub_that_names_a_kernel_is_refused(tmp_path):
     loaded._attn_implementation = "someone/kernel"
     with pytest.raises(OptionError, match=r"someone/kernel.*is code of the hub"):
         check_attention(loaded, "x")
+
+
+def test_the_configuration_that_is_checked_is_the_one_that_is_loaded(monkeypatch):
+    _fresh._declare_torchvision()
+    import transformers
+
+    asked = []
+
+    def configuration(name, **options):
+        asked.append(options)
+        evil = options.get("revision") == "evil" and options.get("subfolder") == "deep"
+        return SimpleNamespace(_attn_implementation="someone/kernel" if evil else "sdpa")
+
+    def never(name, **options):
+        raise AssertionError("it was loaded")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", configuration)
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", never)
+    with pytest.raises(OptionError, match=r"someone/kernel.*is code of the hub"):
+        build("hf/a/b", auto_class="AutoModelForCausalLM", revision="evil", subfolder="deep", num_classes=3)
+    assert asked == [{"trust_remote_code": False, "revision": "evil", "subfolder": "deep"}]
+
+
+def test_configurations_within_others_are_checked_at_every_level():
+    deep = SimpleNamespace(_attn_implementation={"": "sdpa", "vision": "someone/kernel"})
+    middle = SimpleNamespace(sub_configs={"deep": object, "missing": object}, deep=deep)
+    outer = SimpleNamespace(_attn_implementation="sdpa", sub_configs={"middle": object}, middle=middle)
+    with pytest.raises(OptionError, match=r"someone/kernel.*is code of the hub"):
+        check_attention(outer, "x")
+    deep._attn_implementation = "eager"
+    deep.sub_configs, deep.deep = {"deep": object}, deep  # one that holds itself comes to an end
+    check_attention(outer, "x")
 
 
 def test_a_study_takes_code_from_the_command_line_alone():

@@ -26,6 +26,11 @@ from secateur.structure.hf.hub_code import check_attention
 
 __all__ = ["build", "call"]
 
+# The options that say which of a checkpoint's files are read: what is checked has to be what is loaded.
+_WHERE = (
+    "revision", "subfolder", "cache_dir", "token", "local_files_only", "proxies", "force_download", "gguf_file"
+)  # fmt: skip
+
 
 def _need(module: str, extra: str, name: str) -> ModuleType:
     """A library, or the error that names the extra which brings it."""
@@ -100,7 +105,9 @@ def _hf(name: str, options: dict[str, object]) -> nn.Module:
             check_attention(config, f"model 'hf/{name}'")
             return kind.from_config(config, **trust)
         if "attn_implementation" not in options and not trust["trust_remote_code"]:
-            check_attention(transformers.AutoConfig.from_pretrained(name, **trust), f"model 'hf/{name}'")
+            where = {key: options[key] for key in _WHERE if key in options}
+            config = transformers.AutoConfig.from_pretrained(name, **trust, **where)
+            check_attention(config, f"model 'hf/{name}'")
         return kind.from_pretrained(name, **trust, **options)
     except ImportError as error:
         raise MissingExtraError(

@@ -12,9 +12,13 @@ secateur.errors.OptionError: folder: its configuration names the attention 'some
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from secateur.errors import OptionError
 
 __all__ = ["check_attention"]
+
+_DEPTH = 8  # configurations within each other; those of transformers go two or three deep
 
 
 def check_attention(config: object, where: str) -> None:
@@ -27,8 +31,7 @@ def check_attention(config: object, where: str) -> None:
     Raises:
         OptionError: It does.
     """
-    inner = [getattr(config, name, None) for name in getattr(config, "sub_configs", None) or ()]
-    for each in (config, *inner):
+    for each in _within(config):
         named = getattr(each, "_attn_implementation", None)
         several = named.values() if isinstance(named, dict) else [named]
         found = next((name for name in several if "/" in str(name)), None)
@@ -37,3 +40,13 @@ def check_attention(config: object, where: str) -> None:
                 f"{where}: its configuration names the attention {str(found)[:80]!r}, which is code of the hub; "
                 "expected eager, sdpa or none: change it in config.json, or build the model in Python"
             )
+
+
+def _within(config: object, depth: int = _DEPTH) -> Iterator[object]:
+    """A configuration and those within it, at every level."""
+    yield config
+    names = (getattr(config, "sub_configs", None) or ()) if depth else ()
+    for name in names:
+        inner = getattr(config, name, None)
+        if inner is not None:
+            yield from _within(inner, depth - 1)

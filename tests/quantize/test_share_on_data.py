@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.errors import OptionError
-from secateur.quantize import Kmeans
+from secateur.quantize import Kmeans, Quantizer, Uniform
 from secateur.quantize.calibrated import Quadratic, descended
 from secateur.quantize.share import ShareOptions
 from secateur.quantize.tables import table_codebook
@@ -171,6 +172,24 @@ def test_layers_of_one_group_keep_one_list_of_values() -> None:
     both = sc.share(table, 2, per="model", data=[torch.arange(30)[None]])
     weights = [both.model.get_parameter(name).flatten() for name in both.codebooks]
     assert len(torch.cat(weights).unique()) <= 4
+
+
+@pytest.mark.parametrize("method", [Kmeans(3), Uniform(step=0.05)], ids=["kmeans", "uniform"])
+def test_members_not_called_or_all_masked_keep_their_groups_values(method: Quantizer, tmp_path) -> None:
+    torch.manual_seed(0)
+    model = Net().eval()
+    model.spare = nn.Linear(6, 4)  # the forward does not call it
+    model.deep.weight.data.zero_()
+    groups = [["conv", "deep", "spare"]]
+    found = sc.share(model, method=method, per=groups, data=images())
+    books = [found.codebooks[f"{name}.weight"] for name in ("conv", "deep", "spare")]
+    assert {book.group for book in books} == {"conv+deep+spare"}
+    assert all(torch.equal(book.values, books[0].values) for book in books)
+    assert not found.model.deep.weight.any()
+    assert torch.equal(found.model.spare.weight, books[2].tensor())
+    sc.save(found.model, tmp_path / "small.sct")
+    loaded = sc.load(tmp_path / "small.sct", into=copy.deepcopy(model))
+    assert all(map(torch.equal, loaded.state_dict().values(), found.model.state_dict().values()))
 
 
 def test_channels_of_transposed_convolutions_lie_along_their_second_axis() -> None:

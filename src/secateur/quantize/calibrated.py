@@ -216,9 +216,7 @@ class CodebookSolver:
         live = layer.geometry.weight(best, layer.weight.shape).to(layer.weight.dtype)[layer.mask]
         masked = layer.mask.numel() - live.numel()
         if not live.numel():
-            values = torch.zeros(1, dtype=layer.weight.dtype, device=layer.weight.device)
-            indices = torch.zeros_like(layer.weight, dtype=torch.uint8)
-            self.books[layer.name] = Codebook(layer.name, values, indices, reserved=True)
+            self.books[layer.name] = self._zeros(layer)
             return Solution(torch.zeros_like(layer.weight))
         values, uniform = self._values(layer, best, live)
         fixed = uniform[0] is not None or layer.name in self.given
@@ -239,6 +237,15 @@ class CodebookSolver:
             self.masks[layer.name] = layer.geometry.weight(free, layer.weight.shape)
         self.books[layer.name] = book = self._book(layer, indices.masked_fill(~free, 0), values, uniform)
         return Solution(book.tensor())
+
+    def _zeros(self, layer: LayerProblem) -> Codebook:
+        """The codebook of a layer whose weights are all masked: its group's, or a single 0.0."""
+        given = self.given.get(layer.name)
+        if given is not None and given.zero is not None:
+            return replace(given, indices=torch.full_like(given.indices, given.zero))
+        values = torch.zeros(1, dtype=layer.weight.dtype, device=layer.weight.device)
+        indices = torch.zeros_like(layer.weight, dtype=torch.uint8)
+        return Codebook(layer.name, values, indices, reserved=True)
 
     def _values(
         self, layer: LayerProblem, best: torch.Tensor, live: torch.Tensor

@@ -232,6 +232,8 @@ def _share_on_data(
     typical = sum(sizes) / max(1, len(sizes))
     solver = CodebookSolver(plan.method, dict(kept), rate, typical, options.seed, plan.per_channel, given)
     books.update(calibrated(student, dense, data, batches, solver, layers, tuning, options.assignments))
+    for name, book in given.items():
+        books.setdefault(name, book)  # a member that the forward does not call keeps its group's values
     plainly([target.name for target in plan.targets if target.name not in books])
     books = {target.name: books[target.name] for target in plan.targets}
     shared = _shared(student, model, plan, books, kept)

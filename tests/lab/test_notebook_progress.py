@@ -57,6 +57,13 @@ def notebook(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return shown
 
 
+def test_a_shell_derived_from_a_notebooks_gets_bars(
+    notebook: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["IPython"], "get_ipython", type("Shell", (ZMQInteractiveShell,), {}))
+    assert isinstance(progress_display(), LiveProgress)
+
+
 def test_a_notebook_gets_bars(notebook: list[str]) -> None:
     assert isinstance(progress_display(), LiveProgress)
     bars = watcher("auto")

@@ -30,7 +30,8 @@ def shows_bars() -> bool:
     if sys.stderr.isatty():
         return True
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    notebook = type(shell).__name__ == "ZMQInteractiveShell"
+    # Colab and others have a shell of their own, derived from this class.
+    notebook = any(each.__name__ == "ZMQInteractiveShell" for each in type(shell).__mro__)
     return notebook and importlib.util.find_spec("ipywidgets") is not None
 
 

@@ -31,7 +31,8 @@ class TrainingContext:
         loss: `loss(outputs, inputs, labels)`, in place of cross-entropy or of the model's own `training_loss`.
         evaluate: `evaluate(model) -> metrics`, in place of the pass over the validation images.
         checkpoint: A file, written after every epoch and resumed from if it exists; it is kept when training is done.
-        progress: `auto` (bars on a terminal, else nothing), None, or a `TrainingProgress`.
+        progress: `auto` (bars on a terminal, or in a notebook that has `ipywidgets`; else nothing), None, or a
+            `TrainingProgress`.
         rewind: Training starts at the step of this snapshot, as if the earlier steps had been made: the learning rate,
             the images and the random state (of the CPU) are those of the step.
         rewind_weights: Whether the weights and the optimizer's state go back, too (lottery tickets), or stay as they

@@ -1,4 +1,4 @@
-"""`TrainingProgress`: what a display of a training implements; and `Bars`, one for terminals.
+"""`TrainingProgress`: what a display of a training implements; and `Bars`, one for terminals and notebooks.
 
 >>> watcher("auto") is None  # here standard error is no terminal
 True

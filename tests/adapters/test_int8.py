@@ -11,6 +11,7 @@ from torch import nn
 from secateur.adapters import int8_quantisers
 from secateur.adapters.export import export
 from secateur.adapters.int8 import Int8Options, _fewest
+from secateur.adapters.onnx_attention import _drop_unread
 from secateur.adapters.onnx_model import OnnxModel
 from secateur.errors import (
     BudgetNotMetError,
@@ -439,10 +440,78 @@ def test_attention_of_another_form_stays_as_it_is(tmp_path, block):
     assert done.int8.noise < 0.1
 
 
+class Windows(Projected):
+    """Attention within four windows of three positions, of inputs [1, 12, 16] or flattened to [12, 16]."""
+
+    def __init__(self, flat: bool = False) -> None:
+        super().__init__()
+        self.flat = flat
+
+    def forward(self, x):
+        x = x.flatten(0, 1) if self.flat else x
+        q, k, v = (layer(x).view(4, 3, 2, 8).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        attended = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.out(attended.reshape(4, 3, 16) if self.flat else attended.reshape(1, 12, 16))
+
+
+class Split(Projected):
+    """Attention whose heads are not put beside each other afterwards."""
+
+    def forward(self, x):
+        q, k, v = (layer(x).unflatten(-1, (-1, 8)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        attended = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return attended.reshape(1, 24, 8)
+
+
 @needs_onnx
-def test_operators_of_the_runtime_are_for_dynamic_files(tmp_path):
+@pytest.mark.parametrize("block", [Windows(), Windows(flat=True), Split()], ids=["windows", "flat", "split"])
+def test_attention_over_other_positions_than_the_input_has_gives_the_same_on_request(tmp_path, block):
+    torch.manual_seed(0)
+    x, found = torch.randn(1, 12, 16), {}
+    for own in (False, True):
+        options = Int8Options(lost=0.5, compare=batches(1, 12, 16), own_operators=own)
+        export(block.eval(), tmp_path / f"{own}.onnx", x, int8="dynamic", int8_options=options)
+        found[own] = OnnxModel(tmp_path / f"{own}.onnx")(x)
+    assert "QAttention" not in [node.op_type for node in graph(tmp_path / "True.onnx").node]
+    torch.testing.assert_close(found[True], found[False], rtol=1e-6, atol=1e-6)
+
+
+@needs_onnx
+def test_what_only_a_branch_reads_stays():
+    from onnx import TensorProto, helper, numpy_helper
+
+    def branch(name, kind):
+        node = helper.make_node(kind, ["doubled", "stored"], [name])
+        return helper.make_graph(
+            [node], name, [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2])]
+        )
+
+    nodes = [
+        helper.make_node("Add", ["x", "x"], ["doubled"]),
+        helper.make_node("Neg", ["x"], ["unread"]),
+        helper.make_node(
+            "If", ["which"], ["y"], then_branch=branch("a", "Add"), else_branch=branch("b", "Mul")
+        ),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, [2]),
+        helper.make_tensor_value_info("which", TensorProto.BOOL, []),
+    ]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])]
+    stored = [numpy_helper.from_array(torch.ones(2).numpy(), name) for name in ("stored", "spare")]
+    made = helper.make_graph(nodes, "m", inputs, outputs, stored)
+    _drop_unread(made)
+    assert [node.op_type for node in made.node] == ["Add", "If"]
+    assert [item.name for item in made.initializer] == ["stored"]
+
+
+@needs_onnx
+def test_operators_of_the_runtime_are_for_dynamic_files(tmp_path, monkeypatch):
     options = Int8Options(own_operators=True)
-    with pytest.raises(OptionError, match="only int8='dynamic' writes them"):
+    monkeypatch.setattr("secateur.adapters.export.record_program", None)  # said before the model is exported
+    with pytest.raises(
+        OptionError, match=r"only int8='dynamic' writes them.*; pass int8='dynamic', or leave"
+    ):
         export(
             Projected().eval(),
             tmp_path / "m.onnx",

@@ -172,6 +172,11 @@ def _check_int8(target: Path, int8: Iterable[object] | str | None, options: Int8
         raise OptionError(f"{target}: int8 is written as ONNX: expected a file that ends in .onnx")
     if isinstance(int8, str) and int8 != "dynamic":
         raise OptionError(f"int8: expected batches to calibrate with, or 'dynamic', got {int8!r}")
+    if options is not None and options.own_operators and not isinstance(int8, str):
+        raise OptionError(
+            "own_operators: only int8='dynamic' writes them, got calibration batches; pass int8='dynamic', or leave "
+            "own_operators out"
+        )
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -51,9 +50,6 @@ from secateur.errors import (
 from secateur.execution.calling import call, moved
 from secateur.execution.example import Example, read_batch
 from secateur.metrics.accuracy import Evaluate, accuracy
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Int8Layer", "Int8Options", "Int8Report", "write_int8"]
 
@@ -187,8 +183,6 @@ def write_int8(
         if isinstance(int8, str):
             quantise, method = DynamicQuantiser(path, options.reduce_range, options.own_operators), "dynamic"
         else:
-            if options.own_operators:
-                raise OptionError("own_operators: only int8='dynamic' writes them, got calibration batches")
             quantise = calibrated(
                 path, batches, folder, options.calibration, options.percentile, options.reduce_range
             )

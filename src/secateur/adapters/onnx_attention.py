@@ -15,6 +15,7 @@ runtime reads it, so files are written with it on request alone.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -42,13 +43,15 @@ class _Projection:
     zero: npt.NDArray[Any]
     bias: npt.NDArray[Any]
     heads: tuple[int, int]  # how many, and the size of each
+    outer: tuple[int | None, int | None]  # its batch and positions, where they are known
 
 
 def join_attention(model: onnx.ModelProto) -> int:
     """Write every attention whose three products read one quantised input as QAttention.
 
     Attention with a mask that is not all true, with fewer heads of keys than of queries, or whose products differ in
-    size is left as it is.
+    size is left as it is. So is attention within windows, where the batch and positions of the heads are not those of
+    the products' input, and any where these are not known.
 
     Args:
         model: A dynamically quantised graph; it is changed.
@@ -83,13 +86,14 @@ class _Graph:
         self.graph = graph
         self.made = {name: node for node in graph.node for name in node.output}
         self.stored = {item.name: item for item in graph.initializer}
+        self.shapes = {item.name: item.type.tensor_type.shape for item in (*graph.value_info, *graph.input)}
 
     @cached_property
     def readers(self) -> dict[str, list[onnx.NodeProto]]:
         """The operators that read each tensor."""
         found: dict[str, list[onnx.NodeProto]] = {}
         for node in self.graph.node:
-            for name in node.input:
+            for name in set(_read_by(node)):
                 found.setdefault(name, []).append(node)
         return found
 
@@ -113,7 +117,29 @@ class _Graph:
             after.append(readers[0])
         known = [part for part in parts if part is not None]
         alike = len({(part.source, part.heads, part.weight.shape) for part in known}) == 1
-        return (known, after) if len(known) == 3 and alike and _plain(node, known[0].heads[1]) else None
+        if len(known) < 3 or not alike or not _plain(node, known[0].heads[1]):
+            return None
+        return (known, after) if self._joins(after[-1], known[0]) else None
+
+    def _joins(self, reshape: onnx.NodeProto, part: _Projection) -> bool:
+        """Whether the Reshape after an attention gives [batch, positions, heads beside each other]."""
+        shape = self.array(reshape.input[1])
+        if shape is None or len(shape) != 3:
+            return False
+        kept = _kept(reshape, shape, part.outer)
+        return all(kept) if shape[2] == -1 else bool(shape[2] == part.weight.shape[1]) and any(kept)
+
+    def _outer(self, name: str) -> tuple[int | None, int | None] | None:
+        """The batch and positions of the tensor that was quantised, None where one is not a fixed number; None in all
+        where it is not known to have three axes.
+        """
+        node = self.made.get(name)
+        if node is None or node.op_type != "DynamicQuantizeLinear" or node.input[0] not in self.shapes:
+            return None
+        sizes = [
+            axis.dim_value if axis.HasField("dim_value") else None for axis in self.shapes[node.input[0]].dim
+        ]
+        return (sizes[0], sizes[1]) if len(sizes) == 3 else None
 
     def _true(self, name: str) -> bool:
         """Whether a mask is stored and all true, or not there; it may be expanded to the batch."""
@@ -147,12 +173,14 @@ class _Graph:
             return None
         wide = weight.shape[1]
         source = product.input[0], self._computed(scales), product.input[2]
-        heads = int(shape[-2]), int(shape[-1])
-        if heads[0] * heads[1] != wide or bias.size != wide:
+        heads, outer = (int(shape[-2]), int(shape[-1])), self._outer(product.input[0])
+        if min(heads) < 1 or heads[0] * heads[1] != wide or bias.shape != (wide,):
+            return None
+        if outer is None or not any(_kept(nodes[1], shape, outer)):
             return None
         return _Projection(
             source, weight, np.broadcast_to(scale.reshape(-1), wide), np.broadcast_to(zero.reshape(-1), wide),
-            bias.reshape(-1), heads,
+            bias, heads, outer,
         )  # fmt: skip
 
     def _stored(self, node: onnx.NodeProto) -> npt.NDArray[Any] | None:
@@ -169,6 +197,15 @@ def _plain(node: onnx.NodeProto, size: int) -> bool:
     numbers = {each.name: each.f if each.name in ("scale", "softcap") else each.i for each in node.attribute}
     scale = numbers.pop("scale", size**-0.5)
     return not any(numbers.values()) and math.isclose(scale, size**-0.5, rel_tol=1e-6)
+
+
+def _kept(reshape: onnx.NodeProto, asked: npt.NDArray[Any], outer: Sequence[int | None]) -> tuple[bool, bool]:
+    """Whether a Reshape keeps the first axis, and the second; where all later axes are one size, either follows from
+    the other.
+    """
+    copies = not any(each.name == "allowzero" and each.i for each in reshape.attribute)
+    first, second = (bool(size == known or (copies and size == 0)) for size, known in zip(asked, outer))
+    return first, second
 
 
 def _is(node: onnx.NodeProto, kind: str) -> bool:
@@ -197,11 +234,21 @@ def _joined(graph: onnx.GraphProto, name: str, parts: list[_Projection], out: st
     return made
 
 
+def _read_by(node: onnx.NodeProto) -> Iterator[str]:
+    """The tensors that an operator reads, also within the bodies of an If or a Loop."""
+    yield from node.input
+    for attribute in node.attribute:
+        for body in (attribute.g, *attribute.graphs):
+            yield from (item.name for item in body.output)
+            for inner in body.node:
+                yield from _read_by(inner)
+
+
 def _drop_unread(graph: onnx.GraphProto) -> None:
     """Remove operators whose results nothing reads, and then stored numbers that nothing reads."""
     outputs = {item.name for item in graph.output}
     while True:
-        used = outputs | {name for node in graph.node for name in node.input}
+        used = outputs | {name for node in graph.node for name in _read_by(node)}
         dead = [node for node in graph.node if used.isdisjoint(node.output)]
         if not dead:
             break

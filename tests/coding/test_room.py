@@ -46,3 +46,15 @@ def test_pieces_are_their_buffers_joined():
     pieces = Pieces([b"", b"abc", np.array([258], dtype="<u2").data])
     assert (len(pieces), bytes(pieces)) == (5, b"abc\x02\x01")
     assert (len(Pieces([])), bytes(Pieces([]))) == (0, b"")
+
+
+def test_a_room_keeps_no_block_that_was_too_small():
+    room = Room()
+    for size in range(1000, 20_000, 1000):
+        room.clear()
+        room.array(size, np.dtype("u1"))
+        assert sum(map(len, room._blocks)) < size + 100
+    room.clear()
+    room.array(100, np.dtype("u1"))
+    room.array(20_000, np.dtype("u1"))  # the first is in use
+    assert len(room._blocks) == 2

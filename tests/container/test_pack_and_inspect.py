@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from secateur.coding.room import Room
 from secateur.container import format as sct
 from secateur.container import reading, worker_pool
 from secateur.container.archive import load, save
@@ -217,6 +218,32 @@ def test_memory_is_that_of_one_tensor(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert max(packing, unpacking) < 9 * 4 * one  # the whole file is 20 tensors
+
+
+def test_a_section_of_many_tensors_takes_the_memory_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sct, "SECTION_SIZE", 1 << 40)
+    drawn = np.random.default_rng(1).normal(size=1 << 18).astype(np.float32)  # 1 MiB
+    save_file({f"w{i}": torch.from_numpy(np.roll(drawn, i)) for i in range(20)}, tmp_path / "a.safetensors")
+    pack(tmp_path / "a.safetensors", tmp_path / "a.sct", lossless=True)
+    rooms: list[Room] = []
+
+    class Watched(Room):
+        def __init__(self) -> None:
+            super().__init__()
+            rooms.append(self)
+
+    monkeypatch.setattr(reading, "Room", Watched)
+    section = Watched()
+    with (tmp_path / "a.sct").open("rb") as file:
+        archive = Archive(file)
+        assert {(record.method, record.section) for record in archive.heads} == {
+            (sct.PACKED, archive.heads[0].section)
+        }
+        for _ in words_of(archive, room=section):
+            held = sum(len(block) for room in rooms for block in room._blocks)
+            assert held < (tmp_path / "a.sct").stat().st_size + (3 << 20)
 
 
 def test_workers_write_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,15 +29,19 @@ class Room:
     def __init__(self) -> None:
         self._blocks: list[np.ndarray] = []
         self._used = 0  # bytes of the last block
+        self._taken = False  # whether an array was taken since `clear`
 
     def array(self, count: int, kind: np.dtype) -> np.ndarray:
         """An array of `count` numbers, not initialised; valid until `clear`."""
         nbytes = count * kind.itemsize
         if not self._blocks or self._used + nbytes > len(self._blocks[-1]):
+            if not self._taken:
+                self._blocks.clear()  # too small, and in nobody's use
             self._blocks.append(np.empty(nbytes + _ALIGNED, dtype=np.uint8))
             self._used = -self._blocks[-1].ctypes.data % _ALIGNED
         taken = self._blocks[-1][self._used : self._used + nbytes]
         self._used += nbytes + -nbytes % _ALIGNED
+        self._taken = True
         return taken.view(kind)
 
     def clear(self) -> None:
@@ -47,6 +51,7 @@ class Room:
             self._blocks.clear()  # before the block that replaces them is made
             self._blocks.append(np.empty(size, dtype=np.uint8))
         self._used = -self._blocks[0].ctypes.data % _ALIGNED if self._blocks else 0
+        self._taken = False
 
 
 def array(room: Room | None, count: int, kind: np.dtype) -> np.ndarray:

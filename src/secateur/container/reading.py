@@ -92,8 +92,8 @@ def words_of(
         workers: How many decode at a time: threads what is packed, processes what is shared. At most workers + 1
             sections are in memory.
         at: Where to begin; it moves with every tensor that is given.
-        room: Memory for one section at a time, used with one worker: the words of a tensor are valid until the next
-            one is asked for. None takes new memory.
+        room: Memory for one section at a time, used with one worker: the words of a tensor, which have a room of
+            their own, are valid until the next one is asked for. None takes new memory.
     """
     at = at or ReadingPoint()
     kept: dict[int, np.ndarray | None] = {}
@@ -126,10 +126,14 @@ def _decoded(
 ) -> Iterator[_Words]:
     """The records from `first` on, in order; `kept` fills with the words that later records refer to."""
     if workers == 1:
+        # A section may hold many tensors: its own room is cleared too late for their words.
+        mine = None if room is None else Room()
         for record in archive.walk(room):
             if record.index >= first:
-                # What later records refer to must outlast its section.
-                yield record, tensors.decode(record, kept, lanes, None if record.index in kept else room)
+                if mine is not None:
+                    mine.clear()
+                # What later records refer to must outlast the record.
+                yield record, tensors.decode(record, kept, lanes, None if record.index in kept else mine)
         return
     records = (record for record in archive if record.index >= first)
     with TensorWorkers(workers) as pool:

@@ -270,12 +270,13 @@ def test_a_journal_that_names_a_file_deletes_nothing(folder, tmp_path):
     assert not victim.exists()
 
 
+@pytest.mark.parametrize("kind", ["symlink_to", "hardlink_to"])
 @pytest.mark.parametrize("ending", ["-wal", "-journal", "-shm"])
-def test_a_link_beside_the_database_is_refused(folder, tmp_path, ending):
+def test_a_link_beside_the_database_is_refused(folder, tmp_path, ending, kind):
     victim = tmp_path / "victim"
     victim.write_text("precious")
     settled(folder)
-    (folder / f"store.sqlite{ending}").symlink_to(victim)
+    getattr(folder / f"store.sqlite{ending}", kind)(victim)
     with pytest.raises(StoreError, match="expected a plain file, found a link or a device"):
         Store(folder, create=False)
     linked = tmp_path / "linked"
@@ -286,6 +287,21 @@ def test_a_link_beside_the_database_is_refused(folder, tmp_path, ending):
     with pytest.raises(StoreError, match="expected a plain file, found a link or a device"):
         Store(linked, create=False)
     assert victim.read_text() == "precious"
+
+
+def test_a_copy_takes_the_log_beside_the_real_database(folder, tmp_path):
+    settled(folder)
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    with contextlib.closing(sqlite3.connect(folder / "store.sqlite", isolation_level=None)) as db:
+        db.execute("PRAGMA wal_autocheckpoint = 0")
+        db.execute("DELETE FROM runs")  # lies in the log only
+        (linked / "store.sqlite").symlink_to(folder / "store.sqlite")
+        store = database.Database(linked / "store.sqlite", create=False)
+        store.close()
+        store._open_copy()
+        assert store.rows("SELECT * FROM runs") == []
+        store.close()
 
 
 def test_an_object_that_is_a_device_or_a_pipe_is_missing(folder):

@@ -20,6 +20,7 @@ import json
 import os
 import shutil
 import sqlite3
+import stat
 import tempfile
 import threading
 import time
@@ -125,13 +126,17 @@ class Database:
             self._open_copy()
 
     def _open_copy(self) -> None:
-        """Read from a copy: SQLite creates files beside a database even to read it."""
+        """Read from a copy: SQLite creates files beside a database even to read it.
+
+        Its log lies beside the real file, where the name given is a link.
+        """
+        real = Path(os.path.realpath(self.path))
         folder = tempfile.mkdtemp(prefix="secateur-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        for file in (self.path, self.path.with_name(f"{self.path.name}-wal")):
+        for file in (real, real.with_name(f"{real.name}-wal")):
             if file.is_file():
                 shutil.copyfile(file, Path(folder) / file.name)
-        self.path, self.writable = Path(folder) / self.path.name, False
+        self.path, self.writable = Path(folder) / real.name, False
         self._open()
 
     def _open(self) -> None:
@@ -264,13 +269,17 @@ def _check_beside(path: Path) -> None:
     real = Path(os.path.realpath(path))
     for ending in ("-wal", "-shm", "-journal"):
         beside = real.with_name(real.name + ending)
-        if beside.is_symlink() or (beside.exists() and not beside.is_file()):
+        try:
+            found = os.lstat(beside)
+        except FileNotFoundError:
+            continue
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
             raise StoreError(
                 f"{clean(str(beside))}: expected a plain file, found a link or a device; {_CHANGED}"
             )
-        if ending == "-journal" and beside.is_file():
+        if ending == "-journal":
             with beside.open("rb") as file:
-                file.seek(max(0, beside.stat().st_size - len(_SUPER)))
+                file.seek(max(0, found.st_size - len(_SUPER)))
                 if file.read() == _SUPER:
                     raise StoreError(
                         f"{clean(str(beside))}: expected the journal of a store, found one that names another file, "

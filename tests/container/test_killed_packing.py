@@ -54,6 +54,7 @@ def test_a_folder_of_unfinished_work_with_a_link_is_refused_and_nothing_is_writt
         label = hashlib.sha256(target.encode()).hexdigest()[:16]
         place = tmp_path / f".secateur-{label}.job" / name
         place.parent.mkdir(parents=True)
+        (tmp_path / f".secateur-{label}.job").chmod(0o700)
         if kind == "link":
             place.symlink_to(victim)
         elif kind == "hard link":
@@ -65,6 +66,38 @@ def test_a_folder_of_unfinished_work_with_a_link_is_refused_and_nothing_is_writt
     with pytest.raises(OptionError, match="found a link or a device"):
         unpack(tmp_path / "whole.sct", tmp_path / "back.safetensors")
     assert victim.read_text() == "precious"
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs users and modes")
+def test_a_folder_of_unfinished_work_that_others_can_change_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label = hashlib.sha256(b"a").hexdigest()[:16]
+    place = tmp_path / f".secateur-{label}.job"
+    place.mkdir()
+    place.chmod(0o777)
+    with pytest.raises(OptionError, match="nobody else can write to"), resumable(tmp_path / "a", "job"):
+        pass
+    place.chmod(0o755)
+    user = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: user + 1)
+    with pytest.raises(OptionError, match="that is yours"), resumable(tmp_path / "a", "job"):
+        pass
+    monkeypatch.undo()
+    before = os.umask(0)
+    try:
+        with resumable(tmp_path / "b", "job") as job:
+            assert job.folder.stat().st_mode & 0o777 == 0o700
+    finally:
+        os.umask(before)
+
+
+def test_a_file_that_goes_while_unfinished_work_is_looked_at_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "part").write_text("half")
+    monkeypatch.setattr(resuming.os, "walk", lambda folder: [(str(folder), [], ["gone", "part"])])
+    resuming._check_plain(tmp_path)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs signals")

@@ -151,11 +151,12 @@ def resumable(
     if folder.is_symlink():
         raise OptionError(f"{folder}: expected a folder of unfinished work, found a link; delete it")
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise OptionError(
             f"{path}: its folder cannot be written ({error.strerror}); name a target in another folder"
         ) from None
+    _check_own(folder)
     _check_plain(folder)
     owner = folder / _OWNER
     _check_owner(path, owner)
@@ -176,12 +177,26 @@ def resumable(
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def _check_own(folder: Path) -> None:
+    """Raise if others can change a folder of unfinished work: what they put there would be taken for finished."""
+    found = folder.lstat()
+    own = not hasattr(os, "getuid") or (found.st_uid == os.getuid() and not found.st_mode & 0o022)
+    if not own or not stat.S_ISDIR(found.st_mode):
+        raise OptionError(
+            f"{folder}: expected a folder of unfinished work that is yours and that nobody else can write to, found "
+            "another one; delete it, or name a target in another folder"
+        )
+
+
 def _check_plain(folder: Path) -> None:
     """Raise if a folder of unfinished work holds a link, a pipe or a device: what is written would go elsewhere."""
     for where, folders, files in os.walk(folder):
         for name in (*folders, *files):
-            found = os.lstat(os.path.join(where, name))
-            plain = stat.S_ISREG(found.st_mode) and found.st_nlink == 1
+            try:
+                found = os.lstat(os.path.join(where, name))
+            except FileNotFoundError:  # another process writes the same target, as `_check_owner` will find
+                continue
+            plain = stat.S_ISREG(found.st_mode) and found.st_nlink <= 1  # none: deleted meanwhile
             if not plain and not stat.S_ISDIR(found.st_mode):
                 raise OptionError(
                     f"{os.path.join(where, name)}: expected a file of unfinished work, found a link or a device; "

@@ -44,7 +44,7 @@ uint32_t secateur_crc(uint32_t crc, const uint8_t *from, int64_t n) {
   __m512i by_512 = _mm512_broadcast_i32x4(_mm_set_epi64x(BY_512)), y[4];
   __m512i by_2048 = _mm512_broadcast_i32x4(_mm_set_epi64x(BY_2048));
   for (int k = 0; k < 4; k++) y[k] = _mm512_loadu_si512(from + 64 * k);
-  y[0] = _mm512_xor_si512(y[0], _mm512_zextsi128_si512(_mm_cvtsi32_si128((int)~crc)));
+  y[0] = _mm512_xor_si512(y[0], _mm512_inserti32x4(_mm512_setzero_si512(), _mm_cvtsi32_si128((int)~crc), 0));
   for (from += 256, n -= 256; n >= 256; from += 256, n -= 256)
     for (int k = 0; k < 4; k++) y[k] = wide(y[k], by_2048, _mm512_loadu_si512(from + 64 * k));
   for (int k = 1; k < 4; k++) y[k] = wide(y[k - 1], by_512, y[k]);

@@ -67,6 +67,8 @@ def meta_model(folder: str | os.PathLike[str]) -> nn.Module:
         check_attention(config, str(folder))
         with init_empty_weights(include_buffers=False):
             model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except OptionError:  # of `check_attention`
+        raise
     except Exception as error:  # transformers raises whatever the values of a changed file lead to
         raise_if_out_of_memory(error)
         raise OptionError(

@@ -196,7 +196,7 @@ def test_runs_show_export_and_gc(secateur):
             1,
             "r.toml: expected .sct, .safetensors, .bin, .ckpt, .pt or .pth, or a folder",
         ),
-        (["pack", "r.toml", "x.sct"], 1, "a .sct file is read by `inspect`, `unpack` and `load`"),
+        (["pack", "r.toml", "x.sct"], 1, "got '.toml'; save it as one of these"),
         (["pack", "none.pt", "x.sct"], 1, "none.pt"),
     ],
 )

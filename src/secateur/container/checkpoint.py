@@ -97,9 +97,13 @@ def open_checkpoint(path: str | os.PathLike[str], max_bytes: int | None = None) 
     elif path.suffix in TORCH_SUFFIXES:
         yield _torch(path, max_bytes)
     else:
-        raise DataError(
-            f"{path}: expected a .safetensors, .pt, .pth, .bin or .ckpt file, got {path.suffix!r}; "
+        hint = (
             "a .sct file is read by `inspect`, `unpack` and `load`"
+            if path.suffix == ".sct"
+            else "save it as one of these"
+        )
+        raise DataError(
+            f"{path}: expected a .safetensors, .pt, .pth, .bin or .ckpt file, got {path.suffix!r}; {hint}"
         )
 
 

@@ -57,6 +57,8 @@ def test_words_in_another_order_of_bytes_are_left_to_numpy(monkeypatch):
     assert digits._library(words) == "library"
     assert digits._library(words.astype(">u4")) is None
     assert digits._library(words[::2]) is None
+    shifted = np.zeros(33, dtype=np.uint8)[1:].view(np.uint32)
+    assert digits._library(shifted) is None
     assert digits._library(words[:, None].T[0]) == "library"
 
 

@@ -101,7 +101,7 @@ def _library(words: np.ndarray) -> ctypes.CDLL | None:
     Compiling takes about as long as numpy takes for a few hundred million words, so where the result is not
     in the cache it is done only by a process that has coded `LOADING` words.
     """
-    plain = words.flags.c_contiguous and words.dtype.isnative
+    plain = words.flags.c_contiguous and words.flags.aligned and words.dtype.isnative
     if sys.byteorder != "little" or not plain or not compiled.available():
         return None
     _coded[0] += words.size

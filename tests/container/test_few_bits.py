@@ -408,6 +408,15 @@ def test_bfloat16_is_rounded_half_to_even():
 def test_a_sample_of_every_word_says_whether_they_are_few():
     words = np.zeros(12, np.uint32)
     words[1::2] = range(1, 7)  # every second word alone would be few
-    assert not _few(words)
-    assert _few(np.arange(1000, dtype=np.uint32) % 210)
-    assert not _few(np.arange(1000, dtype=np.uint32) % 250)
+    assert not _few(Entry("w", "F32", (12,)), words, "mixed")
+    entry = Entry("w", "F32", (1000,))
+    assert _few(entry, np.arange(1000, dtype=np.uint32) % 210, "mixed")
+    assert not _few(entry, np.arange(1000, dtype=np.uint32) % 250, "mixed")
+
+
+def test_dense_floats_of_eight_bits_are_not_few_as_they_are_packed():
+    words = np.random.default_rng(0).integers(1, 127, 1 << 17).astype(np.uint8)
+    entry = Entry("w", "F8_E4M3", words.shape)
+    assert not _few(entry, words, "mixed")
+    assert _few(entry, words, "strong")
+    assert _few(entry, words & 3, "mixed")

@@ -110,7 +110,7 @@ def test_only_dense_floats_of_eight_bits_are_never_tried_as_indices():
     found = []
     for tensor, coder in ((dense, "mixed"), (dense, "strong"), (sparse, "mixed"), (dense.sign(), "mixed")):
         entry, words = to_words("w", tensor.to(torch.float8_e4m3fn))
-        found.append(tensors._dense_bytes(entry, words.reshape(-1), coder))
+        found.append(tensors.dense_bytes(entry, words.reshape(-1), coder))
     assert found == [True, False, False, False]
     entry, words = to_words("w", dense.to(torch.float8_e4m3fn))
     assert sct.METHODS[tensors.encode(entry, words)[0]][0] == "packed"

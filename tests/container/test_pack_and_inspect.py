@@ -289,7 +289,7 @@ def test_as_many_workers_as_pay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     few = torch.randint(0, 9, (300, 300)) / 8
     save_file({"w": torch.randn(300, 300), "few": few}, tmp_path / "a.safetensors")
     monkeypatch.setattr(reading, "_ENOUGH", 1 << 30)  # a pool, but no processes
-    monkeypatch.setattr("secateur.container.pack._few", lambda words: False)
+    monkeypatch.setattr("secateur.container.pack._few", lambda *_: False)
     pools = []
     opened = TensorWorkers.__init__
     monkeypatch.setattr(

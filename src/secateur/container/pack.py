@@ -222,7 +222,7 @@ def _encoded(checkpoint: Checkpoint, job: _Job, writer: Writer, workers: int, fi
         for section in _sections(checkpoint.entries[first:]):
             numbers = [first + number for number in section]
             group = [(checkpoint.entries[i], checkpoint.words(i)) for i in numbers]
-            slow = job.bits is not None or any(_few(words) for _, words in group)
+            slow = job.bits is not None or any(_few(entry, words, job.coder) for entry, words in group)
             waiting.append(pool.submit(slow, job.section, group))
             if len(waiting) > workers:  # at most workers + 1 sections are in memory
                 yield from waiting.popleft().result()
@@ -230,8 +230,10 @@ def _encoded(checkpoint: Checkpoint, job: _Job, writer: Writer, workers: int, fi
             yield from waiting.popleft().result()
 
 
-def _few(words: np.ndarray) -> bool:
-    """Whether a sample suggests few distinct words, which are coded as indices."""
+def _few(entry: sct.Entry, words: np.ndarray, coder: str) -> bool:
+    """Whether a sample suggests few distinct words, which are coded as indices: by a process, as it takes long."""
+    if tensors.dense_bytes(entry, words.reshape(-1), coder):
+        return False
     sample = words.reshape(-1)[:: max(1, words.size // _SAMPLE)]
     return len(np.unique(sample)) * 4 < len(sample)
 

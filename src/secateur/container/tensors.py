@@ -24,7 +24,7 @@ from secateur.container.format import DTYPES, Entry, Record
 from secateur.container.scalar_streams import ScalarStreams
 from secateur.errors import FormatError
 
-__all__ = ["cast", "decode", "encode", "grid", "indexed", "pieces_of", "text", "values_of"]
+__all__ = ["cast", "decode", "dense_bytes", "encode", "grid", "indexed", "pieces_of", "text", "values_of"]
 
 _SAMPLE = 1 << 13  # words by which dense floats of eight bits are told
 _MOST_SHARED = 64  # a tensor of fewer distinct values counts as shared
@@ -36,10 +36,15 @@ def _zero(values: np.ndarray) -> int | None:
     return int(at[0]) if len(at) else None
 
 
-def _dense_bytes(entry: Entry, flat: np.ndarray, coder: str) -> bool:
+def dense_bytes(entry: Entry, flat: np.ndarray, coder: str) -> bool:
     """Whether these are many floats of eight bits, as training leaves them: neither pruned nor shared.
 
     Their values take no fewer bytes as indices, whose contexts tell nothing, and a hundred times as long.
+
+    Args:
+        entry: Name, dtype and shape of the tensor.
+        flat: Its elements as unsigned words, in one axis.
+        coder: "fast", "mixed" or "strong".
     """
     if not entry.floating or entry.width > 1 or flat.size < LONG or coder == "strong":
         return False
@@ -100,7 +105,7 @@ def pieces_of(
         return sct.ZERO, []
     if flat[0] == flat[-1] and (flat == flat[0]).all():  # the first test rules out most tensors
         return (sct.CONST, [flat[:1].tobytes()]) if flat[0] else (sct.ZERO, [])
-    few = few_levels(words, entry) if entry.numel >= 16 and not _dense_bytes(entry, flat, coder) else None
+    few = few_levels(words, entry) if entry.numel >= 16 and not dense_bytes(entry, flat, coder) else None
     guess = float("inf")
     if few is not None:
         # A coder needs about a byte a level to learn the levels' frequencies.

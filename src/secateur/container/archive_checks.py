@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -26,9 +25,6 @@ from secateur.errors import (
     OptionError,
     near,
 )
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["check_books", "check_masks", "check_target"]
 

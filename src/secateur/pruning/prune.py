@@ -116,7 +116,9 @@ def prune(
     """
     model = plain_model(model)
     asked = options if options is not None else PruneOptions()
-    named: list[CriterionLike] = [*criterion] if isinstance(criterion, (list, tuple)) else [criterion]
+    named: list[CriterionLike] = (
+        [*criterion] if isinstance(criterion, Sequence) and not isinstance(criterion, str) else [criterion]
+    )
     if not named:
         raise OptionError("criterion: expected one, or one for each granularity, got an empty list")
     rules: list[Criterion] = [criteria.registry.make(each) for each in named]

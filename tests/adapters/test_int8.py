@@ -476,6 +476,25 @@ def test_attention_over_other_positions_than_the_input_has_gives_the_same_on_req
     torch.testing.assert_close(found[True], found[False], rtol=1e-6, atol=1e-6)
 
 
+class Patches(Projected):
+    """Attention over patches and a token in front, whose number no inference finds where the batch is free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(1, 1, 16))
+
+    def forward(self, x):
+        return super().forward(torch.cat([self.first.expand(x.shape[0], -1, -1), x], 1).relu())
+
+
+@needs_onnx
+def test_positions_that_the_exporter_noted_are_known(tmp_path):
+    torch.manual_seed(0)
+    options = Int8Options(lost=0.5, compare=batches(2, 6, 16), own_operators=True)
+    export(Patches().eval(), tmp_path / "m.onnx", torch.randn(2, 6, 16), int8="dynamic", int8_options=options)
+    assert "QAttention" in [node.op_type for node in graph(tmp_path / "m.onnx").node]
+
+
 @needs_onnx
 def test_what_only_a_branch_reads_stays():
     from onnx import TensorProto, helper, numpy_helper

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -89,6 +90,7 @@ class DynamicQuantiser:
         self.graph: onnx.ModelProto = tools.load(str(path))
         gemm_as_matmul(self.graph)
         # The quantiser transposes weights, and then refuses the shapes that the exporter noted for them.
+        self._noted = [copy.deepcopy(each) for each in self.graph.graph.value_info]
         self.graph.graph.ClearField("value_info")
         tools.save(self.graph, str(path))
         self._path, self._reduce_range, self._own_operators = path, reduce_range, own_operators
@@ -108,7 +110,7 @@ class DynamicQuantiser:
         )
         if self._own_operators:
             graph = extra_module("onnx").load(str(path))
-            if join_attention(graph):
+            if join_attention(graph, self._noted):
                 extra_module("onnx").save(graph, str(path))
 
 

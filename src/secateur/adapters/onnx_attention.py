@@ -15,7 +15,7 @@ runtime reads it, so files are written with it on request alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,7 @@ class _Projection:
     outer: tuple[int | None, int | None]  # its batch and positions, where they are known
 
 
-def join_attention(model: onnx.ModelProto) -> int:
+def join_attention(model: onnx.ModelProto, noted: Iterable[onnx.ValueInfoProto] = ()) -> int:
     """Write every attention whose three products read one quantised input as QAttention.
 
     Attention with a mask that is not all true, with fewer heads of keys than of queries, or whose products differ in
@@ -55,14 +55,19 @@ def join_attention(model: onnx.ModelProto) -> int:
 
     Args:
         model: A dynamically quantised graph; it is changed.
+        noted: Shapes of its tensors besides those in it; of those that the exporter noted, not all can be inferred.
 
     Returns:
         How many were rewritten.
     """
     tools = extra_module("onnx")
+    shapes = {
+        item.name: item.type.tensor_type.shape
+        for item in (*model.graph.value_info, *model.graph.input, *noted)
+    }
     done = 0
     for node in [each for each in model.graph.node if each.op_type == "Attention"]:
-        graph = _Graph(model.graph)
+        graph = _Graph(model.graph, shapes)
         found = graph.attention(node)
         if found is None:
             continue
@@ -82,11 +87,10 @@ def join_attention(model: onnx.ModelProto) -> int:
 class _Graph:
     """A graph by the names of its tensors."""
 
-    def __init__(self, graph: onnx.GraphProto):
-        self.graph = graph
+    def __init__(self, graph: onnx.GraphProto, shapes: Mapping[str, onnx.TensorShapeProto]):
+        self.graph, self.shapes = graph, shapes
         self.made = {name: node for node in graph.node for name in node.output}
         self.stored = {item.name: item for item in graph.initializer}
-        self.shapes = {item.name: item.type.tensor_type.shape for item in (*graph.value_info, *graph.input)}
 
     @cached_property
     def readers(self) -> dict[str, list[onnx.NodeProto]]:

@@ -151,12 +151,13 @@ def resumable(
     if folder.is_symlink():
         raise OptionError(f"{folder}: expected a folder of unfinished work, found a link; delete it")
     try:
-        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.mkdir(mode=0o700)
+    except FileExistsError:  # one that was just made is this process's, also on disks that keep no modes
+        _check_own(folder)
     except OSError as error:
         raise OptionError(
             f"{path}: its folder cannot be written ({error.strerror}); name a target in another folder"
         ) from None
-    _check_own(folder)
     _check_plain(folder)
     owner = folder / _OWNER
     _check_owner(path, owner)

@@ -14,6 +14,7 @@ def test_frozen_weights_modes_and_gradients_are_as_they_were_and_a_failure_resto
     model[0].bias.requires_grad_(False)
     model[3].weight.grad = torch.ones(3, 5)
     with torch.no_grad():
+        model[0].bias.fill_(9.0)  # whatever the weights are, no other neuron is dead
         model[0].weight[3] = 0.0
         model[0].bias[3] = -1.0
 

@@ -180,10 +180,10 @@ def _run_store(data: bytes) -> str:
     folder.mkdir()
     (folder / "store.sqlite").write_bytes(data)
 
-    return _of(lambda: _read_store(folder))
+    return _of(lambda: read_store(folder))
 
 
-def _read_store(folder: Path) -> None:
+def read_store(folder: Path) -> None:
     """What the commands that read a store read of it."""
     store = Store(folder, create=False)
     try:
@@ -243,7 +243,7 @@ def _run_logged(data: bytes) -> str:
     for ending, content in zip(("", "-wal", "-journal"), parted(data), strict=True):
         if content:
             (folder / f"store.sqlite{ending}").write_bytes(content)
-    verdict = _of(lambda: _read_store(folder))
+    verdict = _of(lambda: read_store(folder))
     if not _VICTIM.is_file() or _VICTIM.read_bytes() != b"precious":
         raise AssertionError("a file outside the store was changed or deleted")
     return verdict

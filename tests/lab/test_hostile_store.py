@@ -13,6 +13,7 @@ import threading
 import time
 
 import pytest
+from attacks.lab_targets import read_store
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import SecateurError, StoreError
@@ -54,20 +55,6 @@ def change(folder, *statements, parameters=()):
     with contextlib.closing(sqlite3.connect(folder / "store.sqlite", isolation_level=None)) as db:
         for statement in statements:
             db.execute(statement, parameters)
-
-
-def read_all(folder):
-    """What the verbs of the command line read of a store."""
-    store = Store(folder, create=False)
-    try:
-        for row in store.runs():
-            for trial in store.trials(row.id):
-                for step in trial["steps"]:
-                    store.outcome(step["key"])
-            store.measurements(row.id)
-        store.timings()
-    finally:
-        store.close()
 
 
 # -- the schema
@@ -154,11 +141,11 @@ def test_a_value_of_another_kind_is_a_named_error(folder, table):
                 with contextlib.suppress(
                     SecateurError
                 ):  # some values are harmless there; no other error may come
-                    read_all(folder)
+                    read_store(folder)
             db.execute(f"UPDATE {table} SET {column} = ?", (value,))
     change(folder, f"UPDATE {table} SET {COLUMNS[table][0]} = '{DEEP}'")
     with pytest.raises(StoreError):
-        read_all(folder)
+        read_store(folder)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +162,7 @@ def test_a_value_of_another_kind_is_a_named_error(folder, table):
 def test_a_measurement_that_is_none_is_a_named_error(folder, data):
     change(folder, "UPDATE measurements SET whole = ?", parameters=(json.dumps(data),))
     with pytest.raises(StoreError, match="a measurement: expected what secateur writes"):
-        read_all(folder)
+        read_store(folder)
 
 
 # -- objects
@@ -189,7 +176,7 @@ def test_the_name_of_an_object_is_no_path(folder, tmp_path):
     assert (tmp_path / "secret").exists()
     change(folder, 'UPDATE steps SET state = \'{"weights": "object:../../secret"}\'')
     with pytest.raises(StoreError, match="expected the name of an object"):
-        read_all(folder)
+        read_store(folder)
 
 
 def test_a_damaged_object_of_the_right_size_is_written_again(tmp_path):

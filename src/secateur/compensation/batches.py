@@ -20,7 +20,7 @@ from secateur.errors import DataError, NonFiniteError
 from secateur.execution.example import Batch, read_batch
 from secateur.execution.gradients import batches, move
 
-__all__ = ["leading_mask", "read_all", "reread"]
+__all__ = ["leading_mask", "read_all", "reread", "without_padding"]
 
 
 def read_all(who: str, data: Iterable[Any], model: nn.Module) -> list[Batch]:
@@ -89,3 +89,9 @@ def leading_mask(batch: Batch, shape: torch.Size) -> torch.Tensor | None:
         if (len(shape) == 2 and shape[0] == value.numel()) or (len(shape) == 3 and shape[:2] == value.shape):
             return value.reshape(-1) != 0
     return None
+
+
+def without_padding(tensor: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """The rows of a tensor that stand for tokens, flattened; the tensor itself where the batch tells of no padding."""
+    valid = leading_mask(batch, tensor.shape)
+    return tensor if valid is None else tensor.reshape(-1, tensor.shape[-1])[valid]

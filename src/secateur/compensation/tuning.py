@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
-from secateur.compensation.batches import leading_mask, reread
+from secateur.compensation.batches import reread, without_padding
 from secateur.compensation.progress import Advance, Progress
 from secateur.core.fetching import fetched
 from secateur.core.nested import tensors_in
@@ -264,10 +264,7 @@ def difference(goal: Any, got: Any, batch: Batch) -> torch.Tensor:
     for one, two in zip(tensors_in(goal), tensors_in(got), strict=True):
         if not one.is_floating_point() or one.shape != two.shape:
             continue
-        one, two = one.float(), two.float()
-        valid = leading_mask(batch, one.shape)
-        if valid is not None:
-            one, two = one.reshape(-1, one.shape[-1])[valid], two.reshape(-1, two.shape[-1])[valid]
+        one, two = (without_padding(each.float(), batch) for each in (one, two))
         spread = (one - one.mean()).square().mean().clamp_min(1e-12)
         parts.append((one - two).square().mean() / spread)
     if not parts:

@@ -30,7 +30,7 @@ import torch
 from torch import nn
 
 from secateur.budget import Compare, FileOptions
-from secateur.compensation.batches import leading_mask
+from secateur.compensation.batches import without_padding
 from secateur.container.archive import save
 from secateur.container.save_options import SaveOptions
 from secateur.core.context import Context
@@ -302,15 +302,10 @@ def _pairs(
             f"shapes {shapes[0]} and {shapes[1]}; give sc.budget.LeastChange(compare=...), or let the model return "
             "its last output alone"
         )
-    return [_tokens(got, wanted, batch) for got, wanted in zip(*sides, strict=True)]
-
-
-def _tokens(got: torch.Tensor, wanted: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two tensors, without the rows that stand for padding."""
-    valid = leading_mask(batch, wanted.shape)
-    if valid is None:
-        return got, wanted
-    return got.reshape(-1, got.shape[-1])[valid], wanted.reshape(-1, wanted.shape[-1])[valid]
+    return [
+        (without_padding(got, batch), without_padding(wanted, batch))
+        for got, wanted in zip(*sides, strict=True)
+    ]
 
 
 def dense_costs(model: nn.Module, example: Example, lists: Sequence[Units]) -> dict[str, dict[str, float]]:

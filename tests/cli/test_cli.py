@@ -251,7 +251,8 @@ def test_list_tells_all_words_and_schema_is_json(secateur):
 
 
 def test_shrink_keeps_to_floors_and_takes_several_granularities(secateur):
-    shrink = ["shrink", "resnet20", "--input", "1,3,16,16", "--trials", "1", "--budget", "0.75", "--json"]
+    plain = ["shrink", "resnet20", "--input", "1,3,16,16", "--trials", "1", "--json"]
+    shrink = [*plain, "--budget", "0.75"]
     macs = {}
     for floor in ("1", "12"):
         code, out, err = secateur(*shrink, "--at-least", floor)
@@ -265,15 +266,19 @@ def test_shrink_keeps_to_floors_and_takes_several_granularities(secateur):
     assert code == 4, err
     assert "has no attention heads that can be cut" in err
     both = ["--granularity", "layer", "--granularity", "channel"]
-    code, out, err = secateur(*shrink, *both, "--keep", "macs=0.5")
+    code, out, err = secateur(*plain, *both, "--keep", "macs=0.5")
     assert code == 0, err
     before, after = [m["value"] for m in json.loads(out)["measurements"] if m["name"] == "macs"]
     assert 0.45 * before < after <= 0.5 * before
     for words, said in (
         ([*both, "--keep", "half"], "expected macs, params, bytes or latency with the share"),
+        (
+            [*both, "--keep", "macs=0.5", "--budget", "0.3"],
+            "got --keep macs=0.5 and --budget 0.3; leave one out",
+        ),
         (["--granularity", "layer=0.3", "--keep", "macs=0.5"], "expected words without shares"),
     ):
-        code, _, err = secateur(*shrink, *words)
+        code, _, err = secateur(*plain, *words)
         assert code == 2
         assert said in err
     code, _, err = secateur(*shrink, "--granularity", "filter")

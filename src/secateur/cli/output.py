@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from secateur.core.terminal import printable, say, unmarked
+from secateur.core.terminal import printable, say, shows_bars, unmarked
 
 __all__ = ["print_json", "progress_bar", "show_table"]
 
@@ -62,7 +62,7 @@ def progress_bar(quiet: bool, *, counts: bool = False) -> Iterator[OnProgress | 
         quiet: Show none.
         counts: Count items instead of bytes.
     """
-    if quiet or not sys.stderr.isatty():
+    if quiet or not shows_bars():
         yield None
         return
     from rich.console import Console

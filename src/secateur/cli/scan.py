@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +16,7 @@ from secateur.cli.cluster import Address, EngineChoice, EngineOption
 from secateur.cli.flags import with_flags
 from secateur.cli.given import ModelFlags
 from secateur.cli.options import OutputFlags
-from secateur.core.terminal import say
+from secateur.core.terminal import say, shows_bars
 from secateur.errors import OptionError
 
 if TYPE_CHECKING:
@@ -200,7 +199,7 @@ def scan(
 
 def _show_progress(done: int, total: int, left: float) -> None:
     """One line on a terminal, written over."""
-    if sys.stderr.isatty():
+    if shows_bars():
         end = "\n" if done == total else ""
         say(f"\r{done} of {total} values, {left:.0f} s left ", end=end, error=True)
 

@@ -71,8 +71,9 @@ class CutFlags:
     """What is cut: criterion, granularity and budget, and what limits them."""
 
     budget: Annotated[
-        float, typer.Option("--budget", help="Share of the channels of every group to remove.")
-    ] = 0.5
+        float | None,
+        typer.Option("--budget", help="Share of the channels of every group to remove; 0.5 unless given."),
+    ] = None
     criterion: Annotated[
         str, typer.Option("--criterion", help="How a channel is scored, from its weights.")
     ] = "l2"
@@ -134,6 +135,11 @@ class CutFlags:
                 "--keep: expected macs, params, bytes or latency with the share that remains, as in macs=0.5, got "
                 f"{self.keep!r}"
             )
+        if self.budget is not None:
+            raise OptionError(
+                f"--keep and --budget each say how much is removed: expected one of them, got --keep {self.keep} and "
+                f"--budget {self.budget:g}; leave one out"
+            )
         if any("=" in item for item in self.granularity or ()):
             raise OptionError(
                 "--keep is one budget for every --granularity: expected words without shares, got "
@@ -183,12 +189,13 @@ class CutFlags:
     def _shares(self) -> dict[str, float]:
         """The words of `--granularity` with the share of each."""
         shares: dict[str, float] = {}
+        budget = 0.5 if self.budget is None else self.budget
         for item in self.granularity or ["channel"]:
             name, _, number = item.partition("=")
             try:
-                shares[name] = float(number) if number else self.budget
+                shares[name] = float(number) if number else budget
             except ValueError:
-                shares[""] = self.budget
+                shares[""] = budget
         if not shares.keys() <= {"channel", "head", "head_size", "layer"}:
             raise OptionError(
                 f"--granularity: expected channel, head, head_size or layer, each with a share where it has its "

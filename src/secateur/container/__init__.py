@@ -5,8 +5,8 @@ docs/format.md specifies every byte; docs/SECURITY.md lists what a hostile file 
 
 Read the files in this order:
 
-- `format`: the constants of the format, and what it says of a tensor; `frame`: the only reader of sections and
-  records, with their limits; `skimming`: one that leaves out long parts (none needs torch);
+- `format`: the constants of the format, and what it says of a tensor; `limits`: what reading a file may cost;
+  `frame`: the only reader of sections and records; `skimming`: one that leaves out long parts (none needs torch);
 - `writer`, `compact_writer`: write the frame (no torch), or the short form of small models; `checksums`: the CRC-32
   arithmetic they need;
 - `tensors`: one tensor as a record, by the smallest of the storage methods; `codebooks`: its distinct values;

@@ -371,7 +371,9 @@ def _listed(archive: Archive) -> Mapping[str, int | None]:
         return {}
     if not archive.named:
         raise FormatError("the file lists INT8 weights and has no names")
-    text = tensors.read_text(archive.texts[int8_weights.TEXT], "the list of INT8 weights", archive.most_text)
+    text = tensors.read_text(
+        archive.texts[int8_weights.TEXT], "the list of INT8 weights", archive.limits.text
+    )
     return int8_weights.listed(text, {record.entry.name: record.entry for record in archive.heads})
 
 
@@ -407,7 +409,7 @@ def _target(archive: Archive, into: nn.Module) -> tuple[ShrinkPlan | None, State
     """The plan the file holds, and the tensors of the model once it is applied."""
     plan = None
     if "plan" in archive.texts:
-        text = tensors.read_text(archive.texts["plan"], "the shrink plan", archive.most_text)
+        text = tensors.read_text(archive.texts["plan"], "the shrink plan", archive.limits.text)
         plan = _read_plan(text)
     if archive.widths is not None:
         from secateur.structure.cut.kept_widths import plan_of_widths

@@ -100,8 +100,8 @@ MOST_NAME = 4096  # bytes of a name
 MOST_DIMS = 32
 FREE_BYTES = 1 << 25  # decoded bytes any file may ask for ...
 BYTES_PER_BYTE = 4096  # ... and how many more each of its own bytes allows
-# What reading a file may cost unless its user raises `max_bytes`: bytes of memory, of all decoded tensors one after the
-# other, weights that are coded by learnt contexts, scalars in lanes, bytes of a text, and sections.
+# What reading a file may cost unless its user raises `max_bytes`: bytes of memory, and of all decoded tensors one after
+# the other; `limits` has the others.
 FREE_MEMORY, MEMORY_PER_BYTE = 64 << 20, 8
 FREE_TOTAL, TOTAL_PER_BYTE = 64 << 20, 64
 SECTION_SIZE = 1 << 22  # a writer closes a section of tensors when it decodes to this many bytes

@@ -37,13 +37,10 @@ from secateur.container.format import (
     END,
     FOLDED,
     FREE_BYTES,
-    FREE_MEMORY,
-    FREE_TOTAL,
     GRID,
     HEAD,
     INDEXED,
     MAGIC,
-    MEMORY_PER_BYTE,
     METHODS,
     MOST_COMPACT,
     MOST_DIMS,
@@ -55,7 +52,6 @@ from secateur.container.format import (
     SPARSE,
     TENSORS,
     TEXT,
-    TOTAL_PER_BYTE,
     VERSION,
     VERSIONS,
     WIDTHS,
@@ -64,8 +60,9 @@ from secateur.container.format import (
     digest,
     problem_of,
 )
+from secateur.container.limits import Limits
 from secateur.container.skimming import SctFile, Skimming
-from secateur.errors import FormatError, OptionError
+from secateur.errors import FormatError
 
 __all__ = ["Archive"]
 
@@ -76,12 +73,6 @@ _LAST_FLAGS[COMPACT] = _LAST_FLAGS[4]
 _LAST_METHOD = {1: GRID, 2: DRAWN + 3, 3: DRAWN + 3, 4: DRAWN + 3, COMPACT: SHORT}
 _NAMES = {code: name for name, (code, _, _) in DTYPES.items()}
 
-# What reading a file may cost besides, unless its user raises `max_bytes`: weights that are coded by learnt contexts,
-# scalars in lanes, bytes of a text, and sections.
-_FREE_WEIGHTS, _WEIGHTS_PER_BYTE = 1 << 21, 64
-_FREE_SCALARS, _SCALARS_PER_BYTE = 1 << 18, 2
-_FREE_TEXT, _TEXT_PER_BYTE = 4 << 20, 4
-_FREE_SECTIONS, _BYTES_PER_SECTION = 1024, 1024
 _RECORD_COST, _NAME_COST = 1024, 4  # memory of a record, and of each byte of its name
 _BLOCK = 1 << 20  # bytes read at a time for their checksum
 
@@ -140,27 +131,15 @@ class Archive:
     _room: bytearray = field(default_factory=lambda: bytearray(_BLOCK), repr=False)
 
     def __post_init__(self) -> None:
-        if self.max_bytes is not None and self.max_bytes < 0:
-            raise OptionError(f"max_bytes: expected a number of bytes, got {self.max_bytes}")
         self.size = self.file.seek(0, os.SEEK_END)
-        self._scan()
+        most = self.limits.sections
+        self._scan(most)
 
     # -- limits ----------------------------------------------------------------------------------------------
     @property
-    def memory(self) -> int:
-        """The most bytes that tensors may take in memory at a time."""
-        return FREE_MEMORY + MEMORY_PER_BYTE * self.size if self.max_bytes is None else self.max_bytes
-
-    @property
-    def most_scalars(self) -> int | None:
-        """The most scalars that the lanes may hold; None for no other limit than the format's."""
-        return _FREE_SCALARS + _SCALARS_PER_BYTE * self.size if self.max_bytes is None else None
-
-    @property
-    def most_text(self) -> int:
-        """The most bytes that a text may decode to."""
-        least = _FREE_TEXT + _TEXT_PER_BYTE * self.size
-        return least if self.max_bytes is None else max(least, self.max_bytes)
+    def limits(self) -> Limits:
+        """What reading the file may cost."""
+        return Limits(self.size, self.max_bytes)
 
     def allow(self, nbytes: int) -> None:
         """Accept this many decoded bytes at least: the size of a model that the user has built.
@@ -168,7 +147,7 @@ class Archive:
         Args:
             nbytes: The bytes of the model's tensors.
         """
-        self.max_bytes = max(self.memory, nbytes)
+        self.max_bytes = max(self.limits.memory, nbytes)
 
     def check_total(self, more: int = 0) -> None:
         """Raise unless all tensors of the file may be in memory at the same time.
@@ -177,14 +156,8 @@ class Archive:
             more: Bytes that they take besides, as INT8 weights do that become floats.
         """
         total = more + sum(record.entry.nbytes for record in self.heads)
-        if total > self.memory:
-            raise FormatError(self._too_large("its tensors", total, self.memory))
-
-    def _too_large(self, what: str, needed: int, allowed: int) -> str:
-        return (
-            f"{what} would take {needed:,} bytes, more than the {allowed:,} that a file of {self.size:,} bytes may "
-            f"ask for; if you trust the file, allow it with max_bytes={needed} (--max-bytes {needed})"
-        )
+        if total > self.limits.memory:
+            raise self.limits.too_large("its tensors", total, self.limits.memory)
 
     def _kind_hint(self) -> str:
         """What to do with a file of another kind that can be told by its first bytes; empty for all others."""
@@ -200,7 +173,7 @@ class Archive:
         self.file.seek(start)
         return self.file.read(count)
 
-    def _scan(self) -> None:
+    def _scan(self, most: int) -> None:
         """Walk all sections once: frame, order and checksum of each."""
         head = self._read(0, len(MAGIC) + 1)
         if head[: len(MAGIC)] != MAGIC:
@@ -225,7 +198,7 @@ class Archive:
             section, crc = self._scan_section(at, crc)
             at = section.start + section.length + 4
             self.sections.append(section)
-            if len(self.sections) > _FREE_SECTIONS + self.size // _BYTES_PER_SECTION:
+            if len(self.sections) > most:
                 raise FormatError(
                     f"byte {at}: more than {len(self.sections) - 1} sections, which are too many"
                 )
@@ -397,6 +370,7 @@ class Archive:
         if not self.named and self.names_from is not None and len(self.names_from) != self._expected:
             raise FormatError("the number of tensors differs from the model's")
         index, decoded, weights, held = 0, 0, 0, 0
+        limits = self.limits
         seen: set[str] = set()
         for number, section in enumerate(self.sections):
             if section.kind != TENSORS:
@@ -425,39 +399,13 @@ class Archive:
                     )
                 held += _RECORD_COST + _NAME_COST * len(record.entry.name)
                 weights += record.entry.numel if record.method in (INDEXED, SPARSE, SHORT) else 0
-                self._check_limits(record, nbytes, decoded, weights, held)
+                if self.names_from is None:  # else the user's own model says how large the tensors are
+                    limits.check(record, decoded, weights, held)
                 index += 1
                 yield record
             reader.end()
         if index != self.count:
             raise FormatError(f"the end section counts {self.count} tensors, the file holds {index}")
-
-    def _check_limits(self, record: Record, nbytes: int, decoded: int, weights: int, held: int) -> None:
-        """Raise where a tensor, or the tensors up to it, would cost more than the file may ask for."""
-        if self.names_from is not None:
-            return  # the user's own model says how large the tensors are
-        if nbytes > self.memory:
-            raise FormatError(self._too_large(_what(record.entry), nbytes, self.memory))
-        if held > self.memory:
-            raise FormatError(
-                self._too_large(f"{record.index + 1:,} tensors and their names", held, self.memory)
-            )
-        if self.max_bytes is not None:
-            if decoded > self.max_bytes:
-                raise FormatError(
-                    self._too_large(f"the tensors up to {record.entry.name[:80]!r}", decoded, self.max_bytes)
-                )
-            return
-        total = FREE_TOTAL + TOTAL_PER_BYTE * self.size
-        if decoded > total:
-            raise FormatError(
-                self._too_large(f"the tensors up to {record.entry.name[:80]!r}", decoded, total)
-            )
-        if weights > _FREE_WEIGHTS + _WEIGHTS_PER_BYTE * self.size:
-            raise FormatError(
-                f"{_what(record.entry)}: {weights:,} coded weights are more than a file of {self.size:,} bytes "
-                f"may ask for; if you trust the file, allow it with max_bytes={decoded} (--max-bytes {decoded})"
-            )
 
     def _record(
         self, reader: varint.Reader, index: int, last: bytes, number: int, memory: MixerBank
@@ -508,7 +456,3 @@ class Archive:
         if problem:
             raise reader.fail(problem)
         return entry, raw
-
-
-def _what(entry: Entry) -> str:
-    return f"tensor {entry.name[:80]!r} of shape {list(entry.shape)}"

@@ -371,7 +371,7 @@ def _write_unpacked(
     layout = None
     if "shards" in archive.texts and path_out.suffix != ".safetensors":
         check_new_folder(path_out)
-        raw = tensors.read_text(archive.texts["shards"], "the layout of the shards", archive.most_text)
+        raw = tensors.read_text(archive.texts["shards"], "the layout of the shards", archive.limits.text)
         layout = ShardLayout.from_json(raw, entries)
         files = [OutFile(shard.file, shard.header, shard.entries) for shard in layout.shards]
     else:
@@ -400,12 +400,12 @@ def _write_unpacked(
 def _read_header(archive: Archive, entries: list[sct.Entry]) -> bytes:
     """The header of the safetensors file that an archive becomes."""
     if "header" not in archive.texts:
-        raw = tensors.read_text(archive.texts.get("metadata", b"\0"), "the metadata", archive.most_text)
+        raw = tensors.read_text(archive.texts.get("metadata", b"\0"), "the metadata", archive.limits.text)
         metadata = texts_of(parse(raw or b"{}", "the metadata"))
         if metadata is None:
             raise FormatError("the metadata is not a JSON object of texts")
         return canonical_header(entries, metadata)
-    header = tensors.read_text(archive.texts["header"], "the safetensors header", archive.most_text)
+    header = tensors.read_text(archive.texts["header"], "the safetensors header", archive.limits.text)
     claimed, _ = read_header(header, "the safetensors header", FormatError)
     at = 0
     for entry in entries:

@@ -78,8 +78,8 @@ def lanes_of(archive: Archive) -> ScalarStreams:
     if archive.numbers is None:
         return ScalarStreams([])
     if archive.version == sct.COMPACT:
-        return ScalarStreams.read_compact(archive.numbers, archive.most_scalars)
-    return ScalarStreams.read(archive.numbers, most=archive.most_scalars, version=archive.version)
+        return ScalarStreams.read_compact(archive.numbers, archive.limits.scalars)
+    return ScalarStreams.read(archive.numbers, most=archive.limits.scalars, version=archive.version)
 
 
 def words_of(

@@ -15,7 +15,8 @@ layers of the encoder, shared all tensors, tables of embeddings with bits of the
 SparseGPT and Wanda, which take the 200 sentences as they are; `--only choose-minilm` compares settings on sentences
 that are neither calibrated nor tested on.
 EfficientNet-Lite0: CIFAR-10's images enlarged to 160 pixels, 300 training images to calibrate, 500 test images; the
-share of images whose top-1 is the dense model's.
+share of images whose top-1 is the dense model's. `--only memory` prints the most memory that is not a file's while 250
+and while 1,000 images wait, on Linux.
 `prototype` is plain least squares, layer by layer on magnitude masks, measured before this was written. Seconds are
 those of the processor, over all threads, from the dense model to the finished one.
 """
@@ -28,6 +29,7 @@ import os
 import resource
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -424,6 +426,57 @@ class Lite0:
         yield Task("EfficientNet-Lite0, 4 bits", lambda: [self.agreement("4 bits", 0.95, shared)])
 
 
+def waiting_memory() -> list[Line]:
+    """The most memory that is no file's while batches of EfficientNet-Lite0, with any weights, wait at its layers."""
+    declare_torchvision()
+    import timm
+
+    dense = timm.create_model("tf_efficientnet_lite0").eval()
+    masks, lines = sc.prune(dense, budget=0.5), []
+    for count in (250, 1000):
+
+        def images(count: int = count) -> Iterator[torch.Tensor]:
+            for seed in range(count // 25):
+                yield torch.randn(
+                    25, 3, Lite0.SIZE, Lite0.SIZE, generator=torch.Generator().manual_seed(seed)
+                )
+
+        start = time.process_time()
+        with AnonymousMemory() as memory:
+            sc.compensate(dense, masks, images())
+        seconds = time.process_time() - start
+        goal = lines[0].ours * 1.15 if lines else math.inf
+        lines.append(
+            shown(Line(f"EfficientNet-Lite0, {count} images wait: GiB", memory.most, "", goal, seconds))
+        )
+    return lines
+
+
+class AnonymousMemory:
+    """Looks four times a second how much memory the process holds that is not a file's, in GiB; a context manager."""
+
+    def __init__(self) -> None:
+        self.most = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.25):
+            status = Path("/proc/self/status").read_text(encoding="ascii")
+            kilobytes = next(
+                int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")
+            )
+            self.most = max(self.most, kilobytes / 2**20)
+
+    def __enter__(self) -> AnonymousMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
 def declare_torchvision() -> None:
     """Let transformers import torchvision where its compiled operators are of another build than torch."""
     if not hasattr(torch.ops.torchvision, "nms"):
@@ -496,7 +549,8 @@ def main() -> int:
     parser.add_argument("--lite0")
     parser.add_argument(
         "--only",
-        help="parts, by comma: choose, pruning, sharing, both, channels, choose-minilm, minilm, peers, lite0, large",
+        help="parts, by comma: choose, pruning, sharing, both, channels, choose-minilm, minilm, peers, lite0, memory, "
+        "large",
     )
     parser.add_argument("--rows", default="", help="only the rows whose name holds this text")
     options = parser.parse_args()
@@ -534,6 +588,8 @@ def tasks(options: argparse.Namespace, wanted: list[str] | None) -> Iterator[Tas
             yield from Lite0(options.lite0, options.data).tasks()
         else:
             print("EfficientNet-Lite0: no weights; name their file with --lite0, and --data")
+    if wanted is not None and "memory" in wanted:
+        yield Task("EfficientNet-Lite0, images that wait", waiting_memory)
     if wanted is not None and "large" in wanted:
         yield Task("11008 x 4096", large)
 

@@ -7,7 +7,8 @@ pipeline, only a few hundred inputs. How it works, from the verb inwards:
 1. `compensate.compensate` (the verb `sc.compensate`) copies the model, applies the masks, and puts everything together.
 2. `batches` reads the calibration data once; `walking.Walk` runs a forward pass that stops before every layer, so that
    all batches wait at the same layer while it is solved. Nothing is computed twice, and any forward will do: layers are
-   recognised when their function is called, not by the model's class.
+   recognised when their function is called, not by the model's class. What waiting passes hold beyond a gibibyte is
+   kept in temporary files (`waiting`).
 3. `calls.Call` reads such a call as a matrix product, whatever the layer: linear, convolution of any rank, grouped,
    depthwise, transposed.
 4. `moments.Moments` adds up the second moments of the layer's inputs (those of the *compressed* model, as they now are)

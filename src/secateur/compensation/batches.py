@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from secateur.compensation.recombined import RecombinedTokens
+from secateur.compensation.waiting import WaitingTensors
 from secateur.core.context import Context
 from secateur.core.nested import tensors_in
 from secateur.errors import DataError, NonFiniteError
@@ -29,7 +30,8 @@ def read_all(who: str, data: Iterable[Any], model: nn.Module) -> list[Batch]:
     Args:
         who: the verb, for messages.
         data: batches of inputs, of (inputs, targets), or dicts of keywords; targets are ignored. A `Batch` is used as
-            it is. `RecombinedTokens` begin with their first pass.
+            it is. `RecombinedTokens` begin with their first pass. Batches that are made as they are read, and that
+            nobody else keeps, are kept in temporary files beyond `waiting.WAITING_BYTES`.
         model: the model they are for.
 
     Raises:
@@ -38,7 +40,9 @@ def read_all(who: str, data: Iterable[Any], model: nn.Module) -> list[Batch]:
     """
     if isinstance(data, RecombinedTokens):
         data.begin()
-    found = [_for(model, raw, index) for index, raw in enumerate(batches(who, Context(data=data)))]
+    read = (_for(model, raw, index) for index, raw in enumerate(batches(who, Context(data=data))))
+    with WaitingTensors() as waiting:
+        found = list(read) if isinstance(data, (list, tuple)) else [waiting.kept(batch) for batch in read]
     checked = [
         (index, torch.isfinite(tensor).all())
         for index, batch in enumerate(found)

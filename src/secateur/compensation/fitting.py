@@ -3,7 +3,8 @@
 Two models run through the data together: the dense one, whose outputs are the targets, and the one that is being
 compressed, whose inputs are what each layer really gets. All batches wait at a layer until a `Solver` has found its new
 weights from the layer's `LayerProblem`; then they continue to the next. So a layer also compensates for the errors of
-those before it. Memory holds the moments of one layer, and the live tensors of every batch's forward pass.
+those before it. Memory holds the moments of one layer, and of the tensors with which passes wait at most
+`waiting.WAITING_BYTES`; the others are in temporary files.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from secateur.compensation.batches import leading_mask
 from secateur.compensation.calls import Call, Geometry, Names, NormCall
 from secateur.compensation.moments import Moments, Problem
 from secateur.compensation.progress import Advance, Progress
+from secateur.compensation.waiting import WaitingTensors
 from secateur.compensation.walking import Walk
 from secateur.errors import NonFiniteError
 from secateur.execution.example import Batch
@@ -131,9 +133,10 @@ def fit(setting: Setting, solver: Solver, progress: Progress | None = None) -> l
     report: list[FittedLayer] = []
     began = time.monotonic()
     with ExitStack() as stack:
-        dense = [_walk(stack, setting.dense, batch) for batch in setting.batches]
+        waiting = stack.enter_context(WaitingTensors())
+        dense = [_walk(stack, setting.dense, batch, waiting) for batch in setting.batches]
         theirs = setting.batches if setting.student_batches is None else setting.student_batches
-        student = [_walk(stack, setting.student, batch) for batch in theirs]
+        student = [_walk(stack, setting.student, batch, waiting) for batch in theirs]
         for position, name in enumerate(order):
             here = [i for i, walk in enumerate(student) if walk.call is not None and walk.call.name == name]
             found = _Layer(setting, name, dense, student, here, pooled.pop(name, None)).fitted(solver)
@@ -152,8 +155,8 @@ def fit(setting: Setting, solver: Solver, progress: Progress | None = None) -> l
     return report
 
 
-def _walk(stack: ExitStack, model: nn.Module, batch: Batch) -> Walk:
-    return stack.enter_context(Walk(model, Names(model), batch.args, batch.kwargs))
+def _walk(stack: ExitStack, model: nn.Module, batch: Batch, waiting: WaitingTensors) -> Walk:
+    return stack.enter_context(Walk(model, Names(model), batch.args, batch.kwargs, waiting))
 
 
 def _order(setting: Setting) -> tuple[list[str], frozenset[str]]:
@@ -205,7 +208,8 @@ def observed(setting: Setting) -> Iterator[Observed]:
     pooled = _pooled(setting, repeated - setting.frozen)
     done: set[str] = set()
     with ExitStack() as stack:
-        walks = [_walk(stack, setting.dense, batch) for batch in setting.batches]
+        waiting = stack.enter_context(WaitingTensors())
+        walks = [_walk(stack, setting.dense, batch, waiting) for batch in setting.batches]
         for name in order:
             moments, first, followed = pooled.get(name), None, True
             for index, walk in enumerate(walks):

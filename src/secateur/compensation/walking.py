@@ -2,7 +2,7 @@
 
 The pass runs in a thread of its own, and never at the same time as its caller: either the caller runs or the pass does.
 So all batches of a calibration set can wait at one layer until it has its new weights, and nothing is computed twice. A
-pass keeps in memory the live tensors of its forward.
+pass keeps the live tensors of its forward: in memory, or what is too much for that in files (`WaitingTensors`).
 
 >>> import torch
 >>> from torch import nn
@@ -28,6 +28,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from secateur.compensation.calls import Call, Names, NormCall
+from secateur.compensation.waiting import Made, WaitingTensors
 
 __all__ = ["Walk"]
 
@@ -62,19 +63,33 @@ class _Stops(TorchFunctionMode):
                 return _attention(*args, **kwargs)
         call = self.walk.names.read(func, args, kwargs)
         if call is None:
-            return func(*args, **kwargs)
-        return self.walk._stop(call, lambda: func(*args, **kwargs))  # noqa: SLF001 - the walk's own mode
+            result = func(*args, **kwargs)
+        else:
+            result = self.walk._stop(call, lambda: func(*args, **kwargs))  # noqa: SLF001 - the walk's own mode
+        if self.walk.made is not None:
+            self.walk.made.note((args, kwargs), result)
+        return result
 
 
 class Walk:
     """A forward pass of `model`, stopped before the call `call`; None when it is over.
 
     `run()` computes the call with the weights as they are now, `advance()` passes the result to the forward and
-    continues to the next call. Leaving the context abandons the rest of the pass.
+    continues to the next call. Leaving the context abandons the rest of the pass. With `waiting`, what the pass holds
+    at a stop is counted there and may be moved to a file.
     """
 
-    def __init__(self, model: nn.Module, names: Names, args: tuple[Any, ...], kwargs: Mapping[str, Any]):
+    def __init__(
+        self,
+        model: nn.Module,
+        names: Names,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        waiting: WaitingTensors | None = None,
+    ):
         self.names = names
+        self.made = None if waiting is None else Made()
+        self._waiting = waiting
         self.call: Call | NormCall | None = None
         self.output: Any = None
         self._compute: Callable[[], Any] | None = None
@@ -114,6 +129,9 @@ class Walk:
         if self._error is not None and not isinstance(self._error, _AbandonedError):
             error, self._error = self._error, None
             raise error
+        if self._waiting is not None and self.made is not None:
+            with torch.no_grad():
+                self._waiting.paused(id(self), self.made)
 
     def run(self) -> torch.Tensor:
         """The result of the call at which the pass is stopped; computed once."""
@@ -145,7 +163,11 @@ class Walk:
 
     def __enter__(self) -> Walk:
         self._thread.start()  # here, where no Ctrl-C comes between the start and the block that ends it
-        self._go_on()
+        try:
+            self._go_on()
+        except BaseException:
+            self.close()  # the pass may wait already
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -94,3 +94,23 @@ def test_layers_that_are_gone_stay_gone() -> None:
         "2",
         "4",
     )  # 1 and -3: a change of 2; with 2 it were 3, with 3 it were 4
+
+
+class Needs(nn.Module):
+    """Runs without its last block only if all others are there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(Plus(by) for by in (1.0, 3.0, 2.0, -3.0, 8.0)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(self.blocks) < 4 and float(self.blocks[-1].by.bias.detach()) != 8.0:
+            raise RuntimeError("the last block is needed with others gone")
+        return self.blocks(x)
+
+
+def test_sets_that_the_model_does_not_run_without_are_not_taken() -> None:
+    """Exchanges that remove the last block are tried, do not run, and count as the worst."""
+    model = Needs().eval()
+    masks = sc.prune(model, "l1", "layer", sc.budget.LeastChange(0.4), example=ONE, options=SIZES)
+    assert sc.shrink(model, masks, ONE).plan.layers["blocks"] == ("0", "2", "4")

@@ -437,16 +437,84 @@ class Indexed(nn.Module):
         return x
 
 
-def test_a_forward_that_asks_for_its_layers_by_number_keeps_them() -> None:
-    found = find_blocks(Indexed(nn.ModuleList), X)
+@pytest.mark.parametrize("container", [nn.ModuleList, nn.Sequential])
+def test_a_forward_that_asks_for_its_layers_by_number_keeps_them(
+    container: type[nn.Sequential] | type[nn.ModuleList],
+) -> None:
+    found = find_blocks(Indexed(container), X)
     assert not found.found
     assert {each.reason for each in found.refused} == {"the forward does not run without it"}
-    model = seeded(Indexed(nn.Sequential))
+
+
+class Three(Stack):
+    """Needs three of its blocks, whichever."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        given = [x := block(x) for block in self.blocks]
+        assert given[2] is not None
+        return self.head(x)
+
+
+def test_blocks_that_the_forward_does_not_run_without_together_fail_the_proof() -> None:
+    """Each of four may leave alone; two may not."""
+    model = seeded(Three())
+    assert len(find_blocks(model, X).found) == 4
     with pytest.raises(
-        sc.errors.ProofError, match=r"without 'blocks\.1' the forward of Indexed does not run"
+        sc.errors.ProofError,
+        match=r"without 'blocks\.1', 'blocks\.2' the forward of Three does not run",
     ):
-        sc.shrink(model, without(model, "blocks.1"), X)
+        sc.shrink(model, without(model, "blocks.1", "blocks.2"), X)
     assert len(model.blocks) == 4
+
+
+class Tapped(Stack):
+    """A stack that adds what one of its blocks gave, found by its place."""
+
+    def __init__(self, place: int, sequential: bool = False, scaled: bool = False):
+        super().__init__(5)
+        self.place, self.scaled = place, scaled
+        if sequential:
+            self.blocks = nn.Sequential(*self.blocks)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        given = []
+        for number, block in enumerate(self.blocks):
+            x = block(x * 0.5**number if self.scaled else x)
+            given.append(x)
+        return self.head(x + given[self.place])
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+@pytest.mark.parametrize(
+    ("place", "free"),
+    [(1, "234"), (-1, "01234"), (-2, "0123"), (-3, "012"), (4, "4")],
+)
+def test_blocks_whose_place_counts_stay(place: int, free: str, sequential: bool) -> None:
+    """Without block 0, place 1 holds what block 2 gave; without 4, place -2 what 2 gave: place 4 is gone."""
+    model = Tapped(place, sequential).eval()
+    found = find_blocks(model, X)
+    left = [block.path for block in found.found]
+    if place == 4:  # without any block there are four, so the forward does not run
+        assert left == []
+        assert {each.reason for each in found.refused} == {"the forward does not run without it"}
+        return
+    assert left == [f"blocks.{number}" for number in free]
+    held = {each.path: each.reason for each in found.refused}
+    assert list(held) == [f"blocks.{number}" for number in range(5) if str(number) not in free]
+    assert all(reason.startswith("without it the forward reads other layers") for reason in held.values())
+    for number in map(int, free):  # and each of the others is proved
+        gone = {
+            name: torch.zeros_like(p).bool()
+            for name, p in model.named_parameters()
+            if f"blocks.{number}." in name
+        }
+        assert sc.shrink(model, sc.Masks(gone), X).proof.holds
+
+
+def test_a_number_that_goes_with_a_block_holds_all_before_the_last() -> None:
+    """0.5 to the power of a block's place: without block 3, block 4 is multiplied by another power."""
+    model = Tapped(-1, scaled=True)
+    assert [block.path for block in find_blocks(model, X).found] == []
 
 
 def test_of_nested_blocks_the_innermost_that_can_leave_is_taken() -> None:

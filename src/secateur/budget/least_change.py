@@ -6,14 +6,15 @@ units of lowest score are removed, then one removed unit is exchanged for one ke
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from secateur.budget import Budget, Candidates, Chosen, Compare, Selection, check_share, share_of
-from secateur.errors import OptionError
+from secateur.budget import Budget, Candidates, Chosen, Compare, Costs, Selection, check_share, share_of
+from secateur.errors import OptionError, ProofError
 
 __all__ = ["LeastChange"]
 
@@ -67,18 +68,25 @@ class LeastChange(Budget):
             )
         costs = selection.costs()
         best = {each.name: each.drop(share_of(self.sparsity, each.count)) for each in selection.candidates}
-        least, left = costs.change(best, self.compare), self.most - 1
+        least, left = self._change(costs, best), self.most - 1
         while left > 0:
             tried: list[tuple[float, int, Chosen]] = []
             for chosen in self._exchanged(selection, best):
                 if left == 0:
                     break
                 left -= 1
-                tried.append((costs.change(chosen, self.compare), len(tried), chosen))
+                tried.append((self._change(costs, chosen), len(tried), chosen))
             if not tried or min(change for change, _, _ in tried) >= least:
                 break
             least, _, best = min(tried, key=lambda one: one[:2])
         return best
+
+    def _change(self, costs: Costs, chosen: Chosen) -> float:
+        """How much a set changes; infinitely much if the model does not run without it."""
+        try:
+            return costs.change(chosen, self.compare)
+        except ProofError:
+            return math.inf
 
     def _exchanged(self, selection: Selection, chosen: Chosen) -> Iterator[Chosen]:
         """Every choice in which one removed unit is exchanged for one that remains."""

@@ -271,6 +271,8 @@ class _ProvenCut:
     def said(self, names: Collection[str] | None) -> str:
         """The group that breaks the proof of the example, as the end of an error's text."""
         found = self.breaking(self.example, names)
+        if not found:
+            return ""
         if len(found) != 1:
             return f" No half of the groups {', '.join(map(repr, found[:8]))} breaks it by itself"
         name = found[0]

@@ -9,9 +9,10 @@ name:
     x ──┬── attention ──┐
         └───────────────+── norm ── y        normalised: a norm of x is left; the block is bypassed
 
-In reading order: `zeros` (the result of an operator on tensors that are 0), `blocks` (`find_blocks`), `bypass`
-(`bypass_`: a block returns its input), `entries` (the remaining entries of containers: names before and after, and how
-the others are removed), `leaving` (the blocks that masks drop, and the model without them).
+In reading order: `zeros` (the result of an operator on tensors that are 0), `blocks` (`find_blocks`), `numbered`
+(those that a forward asks for by number), `bypass` (`bypass_`: a block returns its input), `entries` (the remaining
+entries of containers: names before and after, and how the others are removed), `leaving` (the blocks that masks drop,
+and the model without them).
 
 >>> import torch
 >>> from torch import nn

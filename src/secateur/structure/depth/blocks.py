@@ -24,7 +24,7 @@ from functools import cached_property
 from torch import nn
 
 from secateur.execution.fast_copy import modules_of
-from secateur.structure.depth.entries import take_out_
+from secateur.structure.depth.numbered import Stream, held_by_number
 from secateur.structure.depth.zeros import (
     BATCH_NORMS,
     GROUP_NORMS,
@@ -33,7 +33,7 @@ from secateur.structure.depth.zeros import (
     gives_zero,
     plain_name,
 )
-from secateur.structure.trace.trace import Op, TensorRef, Trace, trace, traceable_copy
+from secateur.structure.trace.trace import Op, TensorRef, Trace, trace
 
 __all__ = [
     "NORMALISED",
@@ -119,8 +119,9 @@ def find_blocks(model: nn.Module, example: object) -> RemovableBlocks:
     for path in attributes:
         if isinstance(recorded.judged(path, own_of.get(path, ()), named), RemovableBlock):
             refused.append(Refusal(path, AN_ATTRIBUTE))
-    held = _counted_on(model, example, recorded.found.mode, found)
-    refused += [Refusal(block.path, COUNTED_ON) for block in found if block.path in held]
+    streams = [recorded.streams[block.path] for block in found]
+    held = held_by_number(model, example, recorded.found, streams)
+    refused += [Refusal(block.path, held[block.path]) for block in found if block.path in held]
     return _innermost([block for block in found if block.path not in held], refused)
 
 
@@ -153,34 +154,7 @@ def _innermost(found: Sequence[RemovableBlock], refused: Sequence[Refusal]) -> R
     )
 
 
-COUNTED_ON = "the forward does not run without it"
 AN_ATTRIBUTE = "it is an attribute of its owner; expected an entry of an nn.Sequential or nn.ModuleList"
-
-
-def _counted_on(
-    model: nn.Module, example: object, mode: str, blocks: Sequence[RemovableBlock]
-) -> frozenset[str]:
-    """The blocks of lists whose entries the forward asks for by number; one block of each kind of list is tried."""
-    verdicts: dict[tuple[type, str], bool] = {}
-    held = []
-    for block in blocks:
-        owner, _, attribute = block.container.rpartition(".")
-        if not isinstance(model.get_submodule(block.container), nn.ModuleList):
-            continue
-        kind = type(model.get_submodule(owner)), attribute
-        if kind not in verdicts:
-            verdicts[kind] = _runs_without(model, example, mode, block)
-        if not verdicts[kind]:
-            held.append(block.path)
-    return frozenset(held)
-
-
-def _runs_without(model: nn.Module, example: object, mode: str, block: RemovableBlock) -> bool:
-    copied, names = traceable_copy(model, mode)
-    keys = copied.get_submodule(block.container)._modules
-    gone = block.path.rpartition(".")[2]
-    take_out_(copied, {block.container: [key for key in keys if key != gone]})
-    return trace(copied, example, mode=mode, partial=True, ready=names).error is None
 
 
 def _inside(path: str, outer: str) -> bool:
@@ -229,6 +203,7 @@ class _Recorded:
             for ref in op.results():
                 self.makers.setdefault(ref.id, []).append(op.index)
         self.outputs = {ref.id for ref in found.outputs}
+        self.streams: dict[str, Stream] = {}
 
     @cached_property
     def ops_of(self) -> dict[str, list[Op]]:
@@ -268,6 +243,7 @@ class _Recorded:
             for ref in inputs:
                 walk = _Walk(self, ops, ref, zeros, kind)
                 if walk.ends_in(out):
+                    self.streams[path] = Stream(path, ref.id, out.id, ops[0].index, ops[-1].index)
                     return RemovableBlock(path, kind, tuple(own), out.shape)
         return Refusal(
             path, "with zeros for its weights its output is not its input: the shortcut has its own layers"

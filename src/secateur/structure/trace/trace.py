@@ -87,7 +87,9 @@ class Op:
 
 @dataclass(eq=False)
 class Trace:
-    """The operators of one forward, the tensors that went in and came out, and how the run was made."""
+    """The operators of one forward, the tensors that went in and came out, and how the run was made; `entered` are the
+    modules that were called.
+    """
 
     ops: list[Op] = field(default_factory=list)
     inputs: list[TensorRef] = field(default_factory=list)
@@ -98,6 +100,7 @@ class Trace:
     training: bool = False
     modules: dict[str, str] = field(default_factory=dict)
     calls: list[FunctionCall] = field(default_factory=list)
+    entered: frozenset[str] = frozenset()
     error: BaseException | None = None
     error_path: str = ""
 
@@ -365,6 +368,7 @@ def _run(
             contexts.enter_context(recorder)
             contexts.enter_context(calls)
             output = call(copied, moved)
+        found.entered = frozenset(calls.counts)
         for tensor in tensors_in(output):
             found.outputs.append(recorder.ref(tensor))
     except Exception as error:

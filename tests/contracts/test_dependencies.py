@@ -20,6 +20,7 @@ SAFE = {
     "filelock": "3.20.3",
     "scikit-learn": "1.5",
     "transformers": "4.57.2",
+    "timm": "1.0.26",
     "lightning": "2.6.6",
     "onnx": "1.21",
     "ray": "2.56",

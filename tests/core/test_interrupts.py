@@ -131,6 +131,94 @@ def test_ctrl_c_while_a_store_watches_a_long_query_is_no_fault_of_the_store(
     store.close()
 
 
+@pytest.mark.parametrize(
+    ("worked", "waited", "ends"),
+    [
+        (
+            100.0,
+            5.0,
+            True,
+        ),  # twenty busy threads: the process has worked for long, this one for five seconds at most
+        (5.0, 100.0, True),  # a busy machine
+        (11.0, 11.0, False),
+        (0.0, 121.0, False),  # it waits for ever
+    ],
+)
+def test_restoring_is_cut_off_by_its_own_time_and_not_by_that_of_others(monkeypatch, worked, waited, ends):
+    clock, real, came, ended = [0.0, 0.0], (time.process_time, time.monotonic), [], []
+
+    def now():
+        came.append(None)
+        return real[1]() + clock[1]
+
+    @interrupts.uninterrupted
+    def restore():
+        signal.raise_signal(signal.SIGINT)
+        clock[:] = worked, waited
+        for _ in range(3000):  # until the signal has come again several times, or ended this
+            if len(came) > 4:
+                break
+            time.sleep(0.01)
+        ended.append(True)
+
+    def restore_and_wait():
+        restore()
+        time.sleep(30)
+
+    before = signal.signal(signal.SIGINT, interrupts.deferring(signal.default_int_handler))
+    monkeypatch.setattr(time, "process_time", lambda: real[0]() + clock[0])
+    monkeypatch.setattr(time, "monotonic", now)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            restore_and_wait()
+        assert bool(ended) is ends
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs a signal to one thread")
+def test_a_signal_that_was_deferred_ends_a_sleep(interruptible):
+    @interrupts.uninterrupted
+    def restore():
+        signal.raise_signal(signal.SIGINT)
+
+    def restore_and_sleep():
+        restore()
+        time.sleep(60)
+
+    began = time.monotonic()
+    with InterruptsDeferred(), pytest.raises(KeyboardInterrupt):
+        restore_and_sleep()
+    assert time.monotonic() - began < 50
+
+
+@pytest.mark.parametrize("reason", [RuntimeError("can't start new thread"), MemoryError()])
+def test_where_the_system_gives_no_thread_a_signal_waits_for_the_end_of_the_block(
+    monkeypatch, reason, interruptible
+):
+    def refused(*_):
+        raise reason
+
+    @interrupts.uninterrupted
+    def restore():
+        signal.raise_signal(signal.SIGINT)
+        done.append("restored")
+
+    done = []
+    monkeypatch.setattr(interrupts._thread, "start_new_thread", refused)
+
+    def work():
+        with InterruptsDeferred():
+            with InterruptsDeferred():
+                restore()
+            done.append("went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == ["restored", "went on"]
+    assert not interrupts._unsent
+
+
 def test_restoring_that_waits_for_a_busy_machine_is_not_cut_off(monkeypatch):
     real, later, ended = time.monotonic, [0.0], []
 

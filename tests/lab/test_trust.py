@@ -142,6 +142,9 @@ def test_an_export_of_a_store_runs_nothing_that_the_store_names(tmp_path, trap):
         'options = {_attn_implementation = "someone/kernel"}',
         'options = {config = {text = {_attn_implementation = "someone/kernel"}}}',
         'options = {cache_dir = "/tmp/elsewhere"}',
+        'options = {pretrained_cfg = {file = "evil.pth"}}',
+        'options = {pretrained_cfg_overlay = {hf_hub_filename = "evil.bin"}}',
+        "options = {allow_all_kernels = true}",
     ],
 )
 def test_options_that_would_run_code_are_never_taken_from_a_recipe(options):
@@ -224,6 +227,63 @@ def test_the_configuration_that_is_checked_is_the_one_that_is_loaded(monkeypatch
     with pytest.raises(OptionError, match=r"someone/kernel.*is code of the hub"):
         build("hf/a/b", auto_class="AutoModelForCausalLM", revision="evil", subfolder="deep", num_classes=3)
     assert asked == [{"trust_remote_code": False, "revision": "evil", "subfolder": "deep"}]
+
+
+def tiny_gpt2(place):
+    """A folder of a small model, and its configuration."""
+    _fresh._declare_torchvision()
+    import transformers
+
+    config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=20, n_positions=8)
+    transformers.GPT2LMHeadModel(config).save_pretrained(place)
+    return transformers
+
+
+@pytest.mark.parametrize("subfolder", ["", "deep"])
+def test_transformers_reads_no_other_configuration_than_the_one_that_was_checked(
+    tmp_path, monkeypatch, subfolder
+):
+    transformers = tiny_gpt2(tmp_path / subfolder)
+    tiny_gpt2(tmp_path / "other")
+    read, real = [], transformers.PretrainedConfig.get_config_dict.__func__
+
+    def noted(cls, name, **options):
+        read.append((str(name), options.get("subfolder", ""), options.get("revision")))
+        return real(cls, name, **options)
+
+    monkeypatch.setattr(transformers.PretrainedConfig, "get_config_dict", classmethod(noted))
+    where = {"subfolder": subfolder} if subfolder else {}
+    build(f"hf/{tmp_path}", auto_class="AutoModelForCausalLM", **where)
+    assert len(read) > 1  # the check, and the load
+    assert {(name, folder) for name, folder, _ in read} == {(str(tmp_path), subfolder)}
+
+
+@pytest.mark.parametrize("subfolder", ["", "deep"])
+@pytest.mark.parametrize("beside", [True, False], ids=["beside a model", "alone"])
+def test_an_adapter_which_names_another_model_and_modules_is_refused(
+    tmp_path, monkeypatch, subfolder, beside
+):
+    transformers = tiny_gpt2(tmp_path / "base")
+    place = tmp_path / "sent" / subfolder
+    place.mkdir(parents=True)
+    if beside:
+        tiny_gpt2(place)
+    told = {"base_model_name_or_path": str(tmp_path / "base"), "peft_type": "LORA", "megatron_core": "trap"}
+    (place / "adapter_config.json").write_text(json.dumps(told))
+
+    def never(name, **options):
+        raise AssertionError("it was loaded")
+
+    monkeypatch.setattr(transformers.utils, "is_peft_available", lambda: True)
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", never)
+    where = {"subfolder": subfolder} if subfolder else {}
+    for more in ({}, {"attn_implementation": "eager"}, {"pretrained": False}):
+        with pytest.raises(OptionError, match=r"expected a whole model, got an adapter"):
+            build(f"hf/{tmp_path / 'sent'}", auto_class="AutoModelForCausalLM", **where, **more)
+    monkeypatch.setattr(transformers.utils, "is_peft_available", lambda: False)
+    if beside:  # without PEFT transformers takes no notice of it
+        with pytest.raises(AssertionError, match="it was loaded"):
+            build(f"hf/{tmp_path / 'sent'}", auto_class="AutoModelForCausalLM", **where)
 
 
 def test_configurations_within_others_are_checked_at_every_level():

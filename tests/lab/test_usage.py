@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -90,6 +93,35 @@ def test_where_the_system_gives_no_thread_a_run_goes_on_without_samples(reason, 
         done = True
     assert done
     assert not usage.measurements()
+
+
+_NO_MEMORY = """
+import resource, time, _thread
+from secateur.lab.usage import Usage
+
+_thread.stack_size(1 << 18)
+for slack in range(0, (1 << 18) + (1 << 16), 1 << 12):  # from too little for a stack to enough for all
+    usage = Usage(interval=0.001, readers=(lambda: {"processors": 1.0},))
+    with open("/proc/self/statm") as file:
+        size = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + slack, resource.RLIM_INFINITY))
+    with usage.taken():
+        time.sleep(0.01)
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print("went on")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux for the size of the process")
+def test_a_thread_that_finds_no_memory_when_it_begins_says_nothing() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _NO_MEMORY],
+        env={**os.environ, "MALLOC_ARENA_MAX": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("went on\n", "")
 
 
 def test_nothing_is_sampled_when_the_block_has_ended() -> None:

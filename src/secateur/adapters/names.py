@@ -27,9 +27,8 @@ from secateur.structure.hf.hub_code import check_attention
 __all__ = ["build", "call"]
 
 # The options that say which of a checkpoint's files are read: what is checked has to be what is loaded.
-_WHERE = (
-    "revision", "subfolder", "cache_dir", "token", "local_files_only", "proxies", "force_download", "gguf_file"
-)  # fmt: skip
+_HUB = ("cache_dir", "token", "local_files_only", "proxies", "force_download")
+_WHERE = ("revision", "subfolder", "gguf_file", *_HUB)
 
 
 def _need(module: str, extra: str, name: str) -> ModuleType:
@@ -76,6 +75,33 @@ def _torchvision(name: str, options: dict[str, object]) -> nn.Module:
     return models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
 
 
+def _refuse_adapter(name: str, options: dict[str, object]) -> None:
+    """Raise where transformers would find an adapter of PEFT, by whichever of its lookups.
+
+    An adapter names the model that is really loaded, and modules that are imported.
+
+    Args:
+        name: The checkpoint.
+        options: What it is loaded with.
+
+    Raises:
+        OptionError: It has an adapter_config.json, and PEFT is installed.
+    """
+    utils: Any = importlib.import_module("transformers.utils")
+    if not utils.is_peft_available():
+        return
+    where: dict[str, Any] = {key: options[key] for key in _HUB if key in options}
+    for revision in {None, options.get("revision")}:
+        for subfolder in {"", options.get("subfolder") or ""}:
+            at: dict[str, Any] = {"subfolder": subfolder, "revision": revision}
+            if utils.find_adapter_config_file(name, **where, **at) is not None:
+                raise OptionError(
+                    f"model 'hf/{name}': expected a whole model, got an adapter (adapter_config.json), which names "
+                    "another model and modules to import; merge it into its model with PEFT (merge_and_unload, then "
+                    "save_pretrained) and give that folder, or build the model in Python"
+                )
+
+
 def _hf(name: str, options: dict[str, object]) -> nn.Module:
     transformers = _need("transformers", "transformers", f"hf/{name}")
     pretrained = options.pop("pretrained", None)
@@ -98,6 +124,8 @@ def _hf(name: str, options: dict[str, object]) -> nn.Module:
             "hub name or a local folder) for pretrained=True"
         )
     try:
+        if not (architecture or trust["trust_remote_code"]):
+            _refuse_adapter(name, options)
         if architecture:
             return kind.from_config(transformers.AutoConfig.for_model(name, **options))
         if pretrained is False:

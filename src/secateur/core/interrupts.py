@@ -46,8 +46,9 @@ _FunctionT = TypeVar("_FunctionT", bound=Callable[..., object])
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """The signals that ask a process to end."""
 
-# Seconds after which a signal is no longer deferred: of the processor's time, so that restoring is not cut off on a
-# busy machine, or of the clock, so that something that waits for ever can be ended.
+# Seconds after which a signal is no longer deferred: of the processor's time and of the clock as well, so that
+# restoring is cut off neither on a busy machine nor beside other threads, whose time is counted with it; or of the
+# clock alone, so that something that waits for ever can be ended.
 _PATIENCE, _LONGEST = 10.0, 120.0
 _SETTLED = 10.0  # seconds that a program waits at its end for a deferred signal
 _AGAIN = 0.002  # seconds until a deferred signal is sent again
@@ -61,6 +62,7 @@ _SWALLOWING = (
 _uninterrupted: set[CodeType] = {contextlib.ExitStack.enter_context.__code__}
 _boundaries: set[CodeType] = set()
 _waiting: set[int] = set()  # signals that are deferred and have not come again
+_unsent: set[int] = set()  # those of them that no thread could be started for
 _SIGNAL = "secateur_signal"  # the attribute of an exception that says which signal's handler raised it
 
 
@@ -94,9 +96,10 @@ def deferring(handler: Handler) -> Handler:
 
     def tried() -> bool:
         """Whether it was deferred for too long."""
-        return bool(since) and (
-            time.process_time() - since[0][0] > _PATIENCE or time.monotonic() - since[0][1] > _LONGEST
-        )
+        if not since:
+            return False
+        worked, waited = time.process_time() - since[0][0], time.monotonic() - since[0][1]
+        return min(worked, waited) > _PATIENCE or waited > _LONGEST
 
     def deferred(number: int, frame: FrameType | None) -> object:
         if _may_interrupt(frame) or tried():
@@ -117,9 +120,13 @@ def deferring(handler: Handler) -> Handler:
 
 
 def _defer(number: int) -> None:
-    """Send a signal again in a moment."""
+    """Send a signal again in a moment; where the system gives no thread for that, when the block has ended."""
     _waiting.add(number)
-    _thread.start_new_thread(_send_again, (number,))
+    try:
+        _thread.start_new_thread(_send_again, (number,))
+    except (RuntimeError, MemoryError):
+        _waiting.discard(number)
+        _unsent.add(number)
 
 
 def _rescuing(hook: Hook) -> Hook:
@@ -150,7 +157,16 @@ def settle() -> None:
 
 def _send_again(number: int) -> None:
     time.sleep(_AGAIN)
-    _thread.interrupt_main(signal.Signals(number))
+    _send(number)
+
+
+def _send(number: int) -> None:
+    """Send a signal to the main thread: a real one, which ends a sleep too, if Python handles it."""
+    main = threading.main_thread().ident
+    if main is not None and hasattr(signal, "pthread_kill") and callable(signal.getsignal(number)):
+        signal.pthread_kill(main, number)
+    else:
+        _thread.interrupt_main(signal.Signals(number))
 
 
 def _may_interrupt(frame: FrameType | None) -> bool:
@@ -202,6 +218,9 @@ class InterruptsDeferred:
         now = getattr(sys.unraisablehook, "hook", None)
         if hook is not None and now == hook:  # likewise
             sys.unraisablehook = hook
+        for number in [*_unsent]:  # once each: within another block it is deferred again
+            _unsent.discard(number)
+            _send(number)
 
 
 @contextlib.contextmanager

@@ -32,10 +32,13 @@ _REFUSED = (
     "trust_remote_code",
     "code_revision",
     "checkpoint_path",
+    "pretrained_cfg",  # of timm: may name a file of weights, a hub's, or a loader of another format
+    "pretrained_cfg_overlay",
     "custom_load",
     "attn_implementation",  # may name a kernel on the hub, which is code
     "experts_implementation",
     "use_kernels",
+    "allow_all_kernels",
     "kernel_config",
     "weights_only",
     "adapter_kwargs",

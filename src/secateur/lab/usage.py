@@ -17,7 +17,7 @@ import _thread
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import TypeAlias
 
 import psutil
@@ -112,10 +112,12 @@ class Usage:
     def taken(self) -> Iterator[Usage]:
         """Sample while the block runs; without samples where the system gives no thread.
 
-        A `threading.Thread` is not started here: where there is no memory for it, its `start` waits for ever.
+        A `threading.Thread` is not started here: where there is no memory for it, its `start` waits for ever. And the
+        thread begins in a generator, whose frame is there already: a function's needs memory, and Python would print
+        that there is none.
         """
         with contextlib.suppress(RuntimeError, MemoryError):
-            _thread.start_new_thread(self._watch, ())
+            _thread.start_new_thread(self._watch(time.monotonic()).__next__, ())
         try:
             yield self
         finally:
@@ -137,13 +139,20 @@ class Usage:
         finally:
             self._timed.clear()
 
-    def _watch(self) -> None:
-        began = time.monotonic()
-        with contextlib.suppress(Exception):  # a run never fails because the machine cannot be read
+    def _watch(self, began: float) -> Generator[None]:
+        """Sample until the block has ended; yields once, at its end.
+
+        Args:
+            began: When the run began, by the monotone clock.
+        """
+        try:
             while not self._ended.wait(self.interval):
                 with self._sampling:
                     if not (self._timed.is_set() or self._ended.is_set()):
                         self.sample(time.monotonic() - began)
+        except Exception:  # a run never fails because the machine cannot be read
+            pass
+        yield
 
     def measurements(self) -> Measurements:
         """The samples, one measurement for each quantity; empty for a run too short to have several."""

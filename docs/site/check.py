@@ -2,8 +2,9 @@
 
 Every page is opened from its folder, without a server: no request may leave it, no script may fail and no picture may
 be missing. axe-core
-looks for what a screen reader or a keyboard cannot use, in the light and the dark theme, on a sample of the pages (all
-with `--every`). The search has to find a word. Needs chromium, chromedriver, selenium, and npm for axe-core.
+looks for what a screen reader or a keyboard cannot use, in the light and the dark theme and on a phone's screen, which
+no page may be wider than, on a sample of the pages (all with `--every`). The search has to find a word. Needs chromium,
+chromedriver, selenium, and npm for axe-core.
 """
 
 from __future__ import annotations
@@ -31,12 +32,26 @@ SAMPLE = (
     "results.html",
     "zoo.html",
 )
+VIEWS = {  # what is emulated: colours, width and height
+    "light": ("light", 1280, 900),
+    "dark": ("dark", 1280, 900),
+    "phone": ("light", 390, 844),
+}
 FLAGS = (
     "--headless=new",
     "--no-sandbox",
     "--disable-gpu",
     "--disable-dev-shm-usage",
 )
+
+
+# Elements that make the page wider than the screen; what scrolls by itself, as a table does, may be wide.
+WIDER = """
+const page = document.scrollingElement, wide = page.clientWidth + 1;
+if (page.scrollWidth <= wide) return [];
+return [...document.body.querySelectorAll('*')].filter(e => e.getBoundingClientRect().right > wide)
+  .map(e => e.outerHTML.slice(0, 120)).slice(0, 3);
+"""
 
 
 def axe_script(folder: Path) -> str:
@@ -57,13 +72,24 @@ def browser() -> Any:
     for flag in FLAGS:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    return webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    found = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    found.command_executor.client_config.timeout = 900  # axe takes minutes for a long page on a busy machine
+    found.set_script_timeout(850)
+    return found
 
 
-def problems_of(chromium: Any, page: Path, axe: str | None, theme: str) -> list[str]:
-    """What is wrong with a page: failed scripts, requests to elsewhere, and violations that axe finds."""
+def view(chromium: Any, name: str) -> None:
+    """Have pages drawn as one of `VIEWS`."""
+    theme, width, height = VIEWS[name]
     scheme = [{"name": "prefers-color-scheme", "value": theme}]
     chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
+    screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+    chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+
+
+def problems_of(chromium: Any, page: Path, axe: str | None, seen: str) -> list[str]:
+    """What is wrong with a page: failed scripts, requests to elsewhere, and violations that axe finds."""
+    view(chromium, seen)
     for kind in ("browser", "performance"):
         chromium.get_log(kind)
     chromium.get(page.as_uri())
@@ -78,9 +104,13 @@ def problems_of(chromium: Any, page: Path, axe: str | None, theme: str) -> list[
                 found.append(f"request: {url}")
     lacking = "return [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)"
     found += [f"picture: {source}" for source in chromium.execute_script(lacking)]
+    if seen == "phone":
+        found += [f"wider than the screen: {one}" for one in chromium.execute_script(WIDER)]
     if axe is not None:
-        scheme_of = {"light": "default", "dark": "slate"}
-        chromium.execute_script(f"document.body.setAttribute('data-md-color-scheme', '{scheme_of[theme]}')")
+        scheme = {"light": "default", "dark": "slate"}[VIEWS[seen][0]]
+        shown = chromium.execute_script("return document.body.getAttribute('data-md-color-scheme')")
+        if shown != scheme:
+            found.append(f"colours: expected the scheme {scheme}, got {shown}")
         time.sleep(0.5)  # colours fade into each other
         chromium.execute_script(axe)
         asked = "axe.run({resultTypes: ['violations']}).then(arguments[0])"
@@ -122,14 +152,13 @@ def main() -> int:
         axe = axe_script(Path(folder))
     chromium, wrong, judged = browser(), 0, 0
     try:
-        chromium.set_script_timeout(110)
         for page in pages:
             sampled = given.every or page in SAMPLE
-            for theme in ("light", "dark") if sampled else ("light",):
+            for seen in VIEWS if sampled else ("light",):
                 judged += sampled
-                for problem in problems_of(chromium, site / page, axe if sampled else None, theme):
+                for problem in problems_of(chromium, site / page, axe if sampled else None, seen):
                     wrong += 1
-                    print(f"{page} ({theme}): {problem}", flush=True)
+                    print(f"{page} ({seen}): {problem}", flush=True)
         if not search_finds(chromium, site, "compensate"):
             wrong += 1
             print("search: nothing found for 'compensate'")

@@ -26,6 +26,7 @@ PAGES = [
     "docs/guide/compare-methods.md",
     "docs/guide/studies.md",
     "docs/guide/budgets.md",
+    "docs/guide/reports.md",
     "docs/guide/shrink.md",
     "docs/guide/masks.md",
     "docs/guide/depth.md",
@@ -112,3 +113,27 @@ def test_no_command_hides_outside_the_blocks():
     for page in PAGES:
         text = _BLOCK.sub("", (ROOT / page).read_text(encoding="utf-8"))
         assert not re.findall(r"^(?: {4}|\$ )secateur .*$", text, re.MULTILINE)
+
+
+TESTED_ELSEWHERE = {  # page -> the test that executes its blocks
+    "docs/guide/add-a-criterion.md": "tests/criteria/test_guide_add_a_criterion.py",
+    "docs/guide/extend.md": "tests/contracts/test_guide_extend.py",
+}
+
+
+def test_no_page_has_code_that_is_not_executed():
+    pages = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))]
+    pages += [path.name for path in ROOT.glob("*.md")]
+    with_code = {
+        page
+        for page in pages
+        for language, _ in _BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
+        if language != "text"
+    }
+    assert with_code <= {*PAGES, *TESTED_ELSEWHERE}
+    for page, test in TESTED_ELSEWHERE.items():
+        assert Path(page).name in (ROOT / test).read_text(encoding="utf-8")
+    indented = re.compile(r"(?:^|\n\n)    (?:from|import|secateur|pip|make|model|masks|sc\.)\b")
+    for page in with_code:
+        text = _BLOCK.sub("", (ROOT / page).read_text(encoding="utf-8"))
+        assert not indented.search(text), f"{page}: code outside a block that a test executes"

@@ -112,3 +112,68 @@ def test_a_scatter_follows_the_other_axes() -> None:
     model = Between(nn.Linear(3, 8), put, nn.Linear(8, 2))
     text = str(sc.explain(model, torch.randn(2, 3)))
     assert "first" in text
+
+
+def locked(between: Callable[[torch.Tensor], torch.Tensor], example: torch.Tensor | None = None) -> str:
+    """The text of `explain` for a function between two linear layers."""
+    torch.manual_seed(0)
+    model = Between(nn.Linear(3, 8), between, nn.Linear(8, 2))
+    return str(sc.explain(model, torch.randn(2, 3) if example is None else example))
+
+
+def test_a_scatter_of_part_of_an_axis_needs_every_channel() -> None:
+    """The index has four columns of eight: the others are not written."""
+    index = torch.zeros(2, 4, dtype=torch.long)
+    text = locked(lambda x: torch.zeros_like(x).scatter(0, index, x))
+    assert "scatter of part of an axis" in text
+
+
+def test_a_scatter_of_one_axis_is_along_that_axis() -> None:
+    index = torch.arange(8)
+    text = locked(lambda x: torch.zeros_like(x[0]).scatter(-1, index, x[0])[None])
+    assert "scatter along the axis" in text
+
+
+@pytest.mark.parametrize(
+    ("bounds", "free"),
+    [((-1.0, 0.0), True), ((0.0, 1.0), True), ((0.5, 1.0), False), ((-1.0, -0.5), False)],
+)
+def test_a_sum_over_clamped_channels_can_lose_zeros_alone(bounds: tuple[float, float], free: bool) -> None:
+    text = locked(lambda x: x.clamp(*bounds).sum(1, keepdim=True) + 0 * x)
+    assert ("96.0% of the parameters can be cut" in text) is free
+
+
+def test_groups_of_a_convolution_are_locked_to_leave_whole() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=8, bias=False), nn.Conv2d(8, 2, 1))
+    torch.manual_seed(0)
+    assert widths(model, torch.randn(1, 3, 6, 6)) == [(4, 3, 1, 1), (4, 1, 3, 3), (2, 4, 1, 1)]
+    pairs = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1, groups=4), nn.Conv2d(8, 2, 1))
+    text = str(sc.explain(pairs, torch.randn(1, 3, 6, 6)))
+    assert "groups of a convolution are removed whole" in text
+
+
+def test_channels_laid_out_along_space_are_locked_by_what_works_on_space() -> None:
+    assert "the axis is space to" in locked(lambda x: F.adaptive_max_pool1d(x, 8))
+    assert "the axis is space to" in locked(lambda x: F.avg_pool1d(x, 1))
+
+
+def test_rows_of_a_table_are_said_to_be_looked_up() -> None:
+    model = nn.Sequential(nn.Embedding(10, 8), nn.Linear(8, 2))
+    assert "looked up by index" in str(sc.explain(model, torch.tensor([[1, 2]])))
+
+
+def test_what_a_mask_picks_is_locked() -> None:
+    chosen = torch.ones(2, 8, dtype=torch.bool)
+    assert "indexed by a mask" in locked(lambda x: x[chosen].reshape(2, 8))
+
+
+def test_windows_fix_their_axis_and_leave_the_other() -> None:
+    """Windows over the samples; the channels pass."""
+    assert "96.0% of the parameters can be cut" in locked(lambda x: x.unfold(0, 2, 1)[..., 0])
+    assert "cut into windows" in locked(lambda x: x.unfold(1, 2, 1)[..., 0].repeat(1, 2)[:, :8])
+
+
+def test_each_channel_becomes_as_many_positions_as_the_patch_has() -> None:
+    torch.manual_seed(0)
+    model = Between(nn.Conv2d(3, 4, 1), lambda x: F.unfold(x, 2).transpose(1, 2), nn.Linear(16, 2))
+    assert widths(model, torch.randn(1, 3, 5, 4)) == [(2, 3, 1, 1), (2, 8)]

@@ -17,7 +17,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from secateur.coding import digits, frames, indices, static, varint
-from secateur.container import codebooks, tensors
+from secateur.container import codebooks, slices, tensors
 from secateur.container import format as sct
 from secateur.container.compact_writer import CompactWriter
 from secateur.container.format import Entry
@@ -334,6 +334,28 @@ def int8_sample(text: bytes | None = None) -> bytes:
     for name, (kind, words) in held.items():
         entry = Entry(name, kind, words.shape)
         writer.add(entry, words.tobytes(), *tensors.encode(entry, words, "fast", writer.memory))
+    writer.finish()
+    return file.getvalue()
+
+
+def sliced_sample() -> bytes:
+    """An honest file of version 6: tensors with values of their own in every slice, along either axis."""
+    file = io.BytesIO()
+    writer = Writer(file)
+    scales = np.sqrt(np.arange(1, 9, dtype=np.float32))
+    rows = (np.clip(np.round(bell((8, 60), 41) * 2), -3, 4) / np.float32(4)) * scales[:, None]
+    columns = (numbers(40 * 6, 42) % 3 + 1).astype(np.uint16).reshape(40, 6) * np.arange(
+        1, 7, dtype=np.uint16
+    )
+    kernels = np.clip(np.round(bell((4, 5, 3, 3), 43)), 0, 2).astype(np.float32)
+    kernels = (kernels + 1) * scales[:4, None, None, None]
+    held = {"rows": ("F32", rows, 0), "columns": ("U16", columns, 1), "kernels": ("F32", kernels, 0)}
+    for name, (kind, values, axis) in held.items():
+        words = values.astype(np.float32).view(np.uint32) if kind == "F32" else values
+        entry = Entry(name, kind, words.shape)
+        found = slices.few_in_slices(words, entry, axis)
+        assert found is not None
+        writer.add(entry, words.tobytes(), *slices.in_slices(entry, found, "mixed", writer.memory))
     writer.finish()
     return file.getvalue()
 

@@ -181,7 +181,7 @@ def into_model(read: Callable[[nn.Module], object]) -> str:
 
 # -- .sct files ----------------------------------------------------------------------------------------------
 _SAMPLES = [hostile.sample(), hostile.strong_sample(), hostile.framed_sample(), hostile.compact_sample()]
-_SMALL = hostile.small_samples()
+_SMALL = [*hostile.small_samples(), hostile.sliced_sample()]
 
 
 def _make_sct(rng: random.Random) -> bytes:

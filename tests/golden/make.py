@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from attacks.hostile import bell, compact_sample, framed_sample, int8_sample, read, sample
+from attacks.hostile import bell, compact_sample, framed_sample, int8_sample, read, sample, sliced_sample
 
 from secateur.container import codebooks, tensors
 from secateur.container.format import Entry
@@ -49,6 +49,7 @@ def files() -> dict[str, bytes]:
     """The golden files whose bytes depend on this release alone, made anew; a file names its version itself."""
     made = {f"layers-{coder}": layers(coder) for coder in ("fast", "mixed", "strong")}
     made["ways"], made["compact"], made["int8"] = sample(), compact_sample(), int8_sample()
+    made["sliced"] = sliced_sample()
     return {f"v{data[4]}-{name}.sct": data for name, data in made.items()}
 
 

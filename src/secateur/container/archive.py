@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,9 +26,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from secateur.coding import indices, varint
+from secateur.coding import static, varint
 from secateur.container import batch_norm as bn
-from secateur.container import codebooks, int8_weights, tensors
+from secateur.container import codebooks, int8_weights, slices, tensors
 from secateur.container import format as sct
 from secateur.container.archive_checks import check_books, check_masks, check_target
 from secateur.container.arrays import entry_of, to_tensor, to_words
@@ -245,17 +246,25 @@ def _write_tensors(writer: Writer | CompactWriter, content: _Content, options: S
                 writer.add(entry, words.tobytes(), sct.SAME, [varint.write(index - first_at[memory])])
                 continue
             first_at[memory] = index
-        method, parts, words = _encode(entry, words, content, options, writer.memory)
+        method, parts, words = _encode(entry, words, content, options, writer)
         writer.add(entry, words.tobytes(), method, parts)
 
 
 def _encode(
-    entry: sct.Entry, words: np.ndarray, content: _Content, options: SaveOptions, memory: indices.MixerBank
+    entry: sct.Entry,
+    words: np.ndarray,
+    content: _Content,
+    options: SaveOptions,
+    writer: Writer | CompactWriter,
 ) -> tuple[int, list[bytes], np.ndarray]:
     """How one tensor is stored, and the words a reader will get (others where precision was reduced)."""
-    rounded = content.rounded
+    rounded, memory = content.rounded, writer.memory
     if entry.name in rounded.words:
         return sct.DRAWN + rounded.lane[entry.name], [], rounded.words[entry.name].reshape(entry.shape)
+    if isinstance(writer, Writer):
+        sliced = _in_slices(entry, words, content.books.get(entry.name))
+        if sliced is not None:
+            return *slices.in_slices(entry, sliced, options.coder, memory), words
     if entry.name in content.books:
         few = codebooks.few_levels(words, entry, most=1 << 16)
         if few is not None:
@@ -268,6 +277,20 @@ def _encode(
     if narrow:
         return tensors.cast(entry, words, narrow)
     return method, parts, words
+
+
+def _in_slices(entry: sct.Entry, words: np.ndarray, book: Codebook | None) -> slices.Slices | None:
+    """The tensor as slices with few values each, where it has more of them as a whole and that is smaller."""
+    axis = 0 if book is None or book.axis is None else book.axis
+    few = codebooks.levels_of(words, entry)
+    if few is not None and len(few[0]) <= slices.MOST_VALUES and (book is None or book.axis is None):
+        return None
+    found = slices.few_in_slices(words.reshape(entry.shape), entry, axis)
+    if found is None or found.guess() * 2 > entry.nbytes:
+        return None
+    few = few or codebooks.levels_of(words, entry, most=1 << 16)
+    whole = math.inf if few is None else static.entropy(few[1]) * entry.numel / 8 + few[0].nbytes / 2
+    return found if found.guess() < whole else None
 
 
 @overload

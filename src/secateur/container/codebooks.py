@@ -26,6 +26,7 @@ __all__ = [
     "read_multiples",
     "round_to_bits",
     "short_codebook",
+    "value_keys",
 ]
 
 MOST_LEVELS = 1024  # a tensor with more distinct values is not stored as indices
@@ -35,8 +36,13 @@ _MARGIN = 8  # bytes that filling the gaps must save, for what the coder spends 
 _FARTHEST = 1 << 20  # a reader accepts first multiples up to four times as far
 
 
-def _order(words: np.ndarray, entry: Entry) -> np.ndarray:
-    """Words as unsigned numbers that sort like the values they stand for."""
+def value_keys(words: np.ndarray, entry: Entry) -> np.ndarray:
+    """Words as unsigned numbers that sort like the values they stand for.
+
+    Args:
+        words: The words.
+        entry: The dtype of the tensor.
+    """
     bits = words.dtype.type(words.dtype.itemsize * 8 - 1)
     top = words.dtype.type(1) << bits
     if entry.floating:
@@ -45,7 +51,7 @@ def _order(words: np.ndarray, entry: Entry) -> np.ndarray:
 
 
 def _disorder(keys: np.ndarray, entry: Entry) -> np.ndarray:
-    """The inverse of `_order`."""
+    """The inverse of `value_keys`."""
     bits = keys.dtype.type(keys.dtype.itemsize * 8 - 1)
     top = keys.dtype.type(1) << bits
     if entry.floating:
@@ -64,7 +70,7 @@ def levels_of(
     # A sample of the sample rules out most long tensors in an eighth of the time.
     if step and (len(np.unique(flat[:: 8 * step])) > most or len(np.unique(flat[::step])) > most):
         return None
-    keys = _order(flat, entry)
+    keys = value_keys(flat, entry)
     found = np.unique(keys)
     if len(found) > most:
         return None
@@ -129,7 +135,7 @@ def _codebook(raw: bytes, dtype: str) -> bytes:
         short += [b"\2" + size + small] if small is not None else []
         if short:
             return min(short, key=len)
-    sorted_keys = ascending.encode(_order(values, entry))
+    sorted_keys = ascending.encode(value_keys(values, entry))
     return b"\0" + size + sorted_keys
 
 
@@ -304,7 +310,7 @@ def read_codebook(data: memoryview, entry: Entry, where: str, version: int = sct
         return (multiples * 2.0**exponent).astype(np.float32).view(np.uint32)
     else:
         raise reader.fail(f"a codebook of kind {kind} for dtype {entry.dtype}")
-    keys = _order(values, entry)
+    keys = value_keys(values, entry)
     if (keys[1:] <= keys[:-1]).any():
         raise reader.fail("the values of a codebook do not ascend")
     return values

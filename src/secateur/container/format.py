@@ -1,4 +1,4 @@
-"""The .sct format, versions 1 to 5: its constants, and what a file says of each tensor. It needs no torch.
+"""The .sct format, versions 1 to 6: its constants, and what a file says of each tensor. It needs no torch.
 
 A file is a magic number, a version, and sections; each section has a kind, a length, its payload and a CRC-32
 that continues the one before, so that sections cannot be moved, dropped or repeated. A file of version 5, a compact
@@ -36,6 +36,7 @@ __all__ = [
     "SAME",
     "SECTION_SIZE",
     "SHORT",
+    "SLICED",
     "SPARSE",
     "VERSION",
     "VERSIONS",
@@ -48,7 +49,7 @@ __all__ = [
 ]
 
 MAGIC = b"\x89SCT"
-VERSIONS = (1, 2, 3, 4, 5)  # a file may hold nothing that came with a later version than its own
+VERSIONS = (1, 2, 3, 4, 5, 6)  # a file may hold nothing that came with a later version than its own
 VERSION = VERSIONS[-1]
 COMPACT = 5  # the version of a file without sections
 
@@ -75,6 +76,8 @@ DRAWN = GRID + 1  # and the three after it: the tensor's numbers come from lane 
 METHODS |= {DRAWN + lane: (f"lane {lane}", ()) for lane in range(4)}
 SHORT = DRAWN + 4  # indexed, with a codebook of few bytes whose length its first byte tells
 METHODS[SHORT] = ("indexed", ("multiples", "indices"))
+SLICED = SHORT + 1  # indexed, with a codebook for every slice along an axis
+METHODS[SLICED] = ("sliced", ("slices", "values", "indices"))
 
 # dtype name as safetensors writes it -> (code in the file, bytes of an element, is a float)
 DTYPES: dict[str, tuple[int, int, bool]] = {

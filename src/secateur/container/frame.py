@@ -49,6 +49,7 @@ from secateur.container.format import (
     NUMBERS,
     PAD,
     SHORT,
+    SLICED,
     SPARSE,
     TENSORS,
     TEXT,
@@ -67,10 +68,10 @@ from secateur.errors import FormatError
 __all__ = ["Archive"]
 
 _SECTIONS = {HEAD: "head", TENSORS: "tensors", TEXT: "text", PAD: "pad", END: "end", NUMBERS: "numbers"}
-_LAST_SECTION = {1: END, 2: NUMBERS, 3: NUMBERS, 4: NUMBERS}
+_LAST_SECTION = {1: END, 2: NUMBERS, 3: NUMBERS, 4: NUMBERS, 6: NUMBERS}
 _LAST_FLAGS = {1: NAMELESS, 2: NAMELESS | FOLDED, 3: NAMELESS | FOLDED, 4: NAMELESS | FOLDED | WIDTHS}
-_LAST_FLAGS[COMPACT] = _LAST_FLAGS[4]
-_LAST_METHOD = {1: GRID, 2: DRAWN + 3, 3: DRAWN + 3, 4: DRAWN + 3, COMPACT: SHORT}
+_LAST_FLAGS[COMPACT] = _LAST_FLAGS[6] = _LAST_FLAGS[4]
+_LAST_METHOD = {1: GRID, 2: DRAWN + 3, 3: DRAWN + 3, 4: DRAWN + 3, COMPACT: SHORT, 6: SLICED}
 _NAMES = {code: name for name, (code, _, _) in DTYPES.items()}
 
 _RECORD_COST, _NAME_COST = 1024, 4  # memory of a record, and of each byte of its name
@@ -398,7 +399,7 @@ class Archive:
                         "cannot hold"
                     )
                 held += _RECORD_COST + _NAME_COST * len(record.entry.name)
-                weights += record.entry.numel if record.method in (INDEXED, SPARSE, SHORT) else 0
+                weights += record.entry.numel if record.method in (INDEXED, SPARSE, SHORT, SLICED) else 0
                 if self.names_from is None:  # else the user's own model says how large the tensors are
                     limits.check(record, decoded, weights, held)
                 index += 1
@@ -422,7 +423,7 @@ class Archive:
             entry = self.names_from[index]
         name_bytes = reader.at - begin
         method = self._methods[index % len(self._methods)] if self._methods else reader.byte()
-        if method > _LAST_METHOD[self.version]:
+        if method > _LAST_METHOD[self.version] or (method == SHORT and self.version != COMPACT):
             raise reader.fail(
                 f"tensor {entry.name!r} is stored by method {method}, known methods are "
                 f"0..{_LAST_METHOD[self.version]}"

@@ -49,6 +49,8 @@ _COUNTED_AS = {
     "back": "references",
     "dtype": "framing",
     "grid": "codebooks",
+    "slices": "framing",
+    "values": "codebooks",
 }
 
 

@@ -40,7 +40,7 @@ __all__ = ["LEARNT", "ReadingPoint", "can_skip", "lanes_of", "words_of"]
 # Methods that depend neither on the coder's earlier state nor on other tensors: a thread decodes one of them.
 _ALONE = frozenset({sct.RAW, sct.ZERO, sct.CONST, sct.PACKED, sct.CAST, sct.GRID})
 # Methods that learn from tensor to tensor within a section: one process decodes the whole section.
-LEARNT = frozenset({sct.INDEXED, sct.SPARSE, sct.SHORT})
+LEARNT = frozenset({sct.INDEXED, sct.SPARSE, sct.SHORT, sct.SLICED})
 _ENOUGH = 1 << 16  # weights of a section from which sending it to another process pays off
 
 _Words = tuple[sct.Record, np.ndarray]

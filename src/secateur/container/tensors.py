@@ -22,6 +22,7 @@ from secateur.container import format as sct
 from secateur.container.codebooks import codebook, few_levels, read_codebook, read_multiples
 from secateur.container.format import DTYPES, Entry, Record
 from secateur.container.scalar_streams import ScalarStreams
+from secateur.container.slices import from_slices
 from secateur.errors import FormatError
 
 __all__ = ["cast", "decode", "dense_bytes", "encode", "grid", "indexed", "pieces_of", "text", "values_of"]
@@ -342,6 +343,7 @@ _DECODERS: dict[int, Callable[[Record], np.ndarray]] = {
     sct.CONST: _constant,
     sct.INDEXED: _indexed,
     sct.SHORT: _indexed,
+    sct.SLICED: from_slices,
     sct.SPARSE: _sparse,
     sct.CAST: _widened,
     sct.GRID: _from_grid,

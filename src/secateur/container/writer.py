@@ -176,6 +176,8 @@ class Writer:
             pieces += [varint.write(len(part)), *buffers]
             if name == "packed" and buffers and bytes(buffers[0][:1]) == bytes([digits.MARK]):
                 self._version = max(self._version, 3)
+        if method == sct.SLICED:
+            self._version = max(self._version, 6)
         self._content = crc32(decoded, self._content)
         self._decoded += entry.nbytes
         self._count += 1

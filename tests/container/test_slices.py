@@ -16,7 +16,7 @@ from secateur.coding import floats, indices, varint
 from secateur.container import format as sct
 from secateur.container.format import Entry
 from secateur.container.frame import Archive
-from secateur.container.slices import few_in_slices
+from secateur.container.slices import few_in_slices, in_slices
 from secateur.container.writer import Writer
 from secateur.errors import FormatError
 
@@ -155,3 +155,18 @@ def test_other_workers_and_pack_read_the_same(tmp_path: Path) -> None:
         archive = Archive(file)
         found = [words.tobytes() for _, words in words_of(archive, workers=2)]
     assert found == [weight.numpy().tobytes(), weight.flip(0).numpy().tobytes()]
+
+
+def test_weights_in_slices_count_as_coded_weights() -> None:
+    """Those of a small file are limited: a stream of a few bytes may stand for millions of them."""
+    file = io.BytesIO()
+    writer = Writer(file)
+    entry = Entry("w", "F32", (4, 1_400_000))
+    words = np.repeat(np.arange(1, 5, dtype=np.float32)[:, None], 1_400_000, axis=1)
+    words[:, ::50_000] = 9.0
+    found = few_in_slices(words.view(np.uint32), entry, 0)
+    assert found is not None
+    writer.add(entry, words.tobytes(), *in_slices(entry, found, "fast", writer.memory))
+    writer.finish()
+    with pytest.raises(FormatError, match="5,600,000 coded weights are more than"):
+        hostile.read(file.getvalue())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +16,32 @@ from secateur.errors import FormatError, OptionError, RecipeError, SecateurError
 from secateur.lab.recipe import Recipe
 from secateur.lab.steps.train_yolo import TrainYoloStep
 from secateur.lab.training import checkpoint
+from secateur.models import build
 from secateur.sensitivity.scan_file import ScanFile
+
+
+@pytest.mark.parametrize(
+    ("version", "read"), [("8.3.0", False), ("8.4.60", False), ("8.4.70", True), ("9.0", True)]
+)
+def test_a_checkpoint_of_yolo_is_read_by_a_restricted_loader_alone(tmp_path, monkeypatch, version, read):
+    """Until 8.4.60 ultralytics' own lets a checkpoint call any builtin, exec among them."""
+    ran = tmp_path / "it ran"
+
+    class Evil:
+        def __reduce__(self):
+            return exec, (f"open({str(ran)!r}, 'w')",)
+
+    def torch_safe_load(path, safe_only):
+        assert safe_only
+        return torch.load(path, weights_only=read), path
+
+    tasks = SimpleNamespace(torch_safe_load=torch_safe_load)
+    monkeypatch.setitem(sys.modules, "ultralytics", SimpleNamespace(__version__=version))
+    monkeypatch.setitem(sys.modules, "ultralytics.nn.tasks", tasks)
+    torch.save({"model": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(Exception, match="restricted loader" if not read else "eights_only"):
+        build(f"ultralytics/{tmp_path / 'evil.pt'}")
+    assert not ran.exists()
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,8 @@ _TRAINERS = {
     "obb": "OBBTrainer",
     "classify": "ClassificationTrainer",
 }
+_RESTRICTED = (8, 4, 70)
+"""The first release whose restricted loader is torch's own, with a list of classes."""
 _MASKS = "secateur_masks"
 """The attribute of a model that holds its masks, packed: name -> (shape, bits). It is pickled with the model."""
 
@@ -319,6 +321,14 @@ def _read(path: str, tasks: Any) -> nn.Module:
     """The model of a checkpoint, by ultralytics' restricted loader, which takes known classes only."""
     if not Path(path).is_file():
         raise UnknownNameError(f"model 'ultralytics/{path}': no such file; give the path of a checkpoint")
+    version = str(_library(f"model 'ultralytics/{path}'", "ultralytics").__version__)
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:3]) < _RESTRICTED:
+        wanted = ".".join(map(str, _RESTRICTED))
+        raise MissingExtraError(
+            f"model 'ultralytics/{path}': expected ultralytics {wanted} or later, got {version}, whose restricted "
+            "loader lets a checkpoint call builtins such as exec; next: pip install --upgrade ultralytics, or, if you "
+            "trust the file, load it in Python: YOLO(path).model"
+        )
     try:
         checkpoint = tasks.torch_safe_load(path, safe_only=True)[0]
     except TypeError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 
 import pytest
 import torch
@@ -176,6 +177,33 @@ def test_latency_shrinks_and_measures_and_reads_no_time_twice(monkeypatch):
         sc.prune(model, "l2", "channel", sc.budget.Latency(keep=0.05, trials=3), example=X)
     with pytest.raises(OptionError, match="zeros in place take as long"):
         sc.prune(model, "l2", "element", sc.budget.Latency(keep=0.5), example=X)
+
+
+def test_a_time_that_hardly_follows_the_widths_is_said(monkeypatch):
+    """45 % of the time never goes: half of it is met with a tenth of the multiply-accumulates."""
+    from secateur.core.measurement import Measurement
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 64, 1), nn.ReLU(), nn.Conv2d(64, 4, 1)).eval()
+    example = torch.randn(1, 4, 4, 4)
+    dense = macs(model, example)[0]
+
+    def compare(a, b, given, **options):
+        share = never + (1.0 - never) * macs(b, example)[0] / dense
+        rows = [Measurement("latency", 10.0), Measurement("latency", 10.0 * share)]
+        return sc.Measurements([*rows, Measurement("speedup", 1.0 / share)])
+
+    monkeypatch.setattr("secateur.pruning.cost.compare", compare)
+    budget = sc.budget.Latency(keep=0.5, trials=3)
+    never = 0.45
+    monkeypatch.setattr("secateur.pruning.cost._TIMES", {})
+    with pytest.warns(UserWarning, match=r"met with 7.81% of the multiply-accumulates, in 49% of the time"):
+        sc.prune(model, "l2", "channel", budget, example=example)
+    never = 0.1
+    monkeypatch.setattr("secateur.pruning.cost._TIMES", {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sc.prune(model, "l2", "channel", budget, example=example)
 
 
 def test_a_lucky_reading_is_not_believed(monkeypatch):

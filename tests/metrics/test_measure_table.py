@@ -420,3 +420,79 @@ def test_one_thread_is_kept_on_its_core_for_a_reading_only():
     seen.clear()
     latency(Model(), torch.zeros(1, 2), trials=2, warmup=1, threads=2)
     assert set(seen) == {len(before)}
+
+
+class Shared:
+    """A clock of a machine that others use: a pass is interrupted for `waits` seconds after each `slice` of work."""
+
+    def __init__(self, slice_: float, waits: float):
+        self.slice, self.waits = slice_, waits
+        self.wall = self.own = self.since = 0.0
+
+    def work(self, seconds: float) -> None:
+        self.own += seconds
+        self.wall += seconds
+        self.since += seconds
+        while self.since >= self.slice:
+            self.since -= self.slice
+            self.wall += self.waits
+
+    def perf_counter(self) -> float:
+        return self.wall
+
+    def process_time(self) -> float:
+        return self.own
+
+
+class Working(nn.Module):
+    def __init__(self, clock: Shared, seconds: float):
+        super().__init__()
+        self.clock, self.seconds = clock, seconds
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.clock.work(self.seconds)
+        return x
+
+
+def test_on_a_busy_processor_its_own_times_are_compared_and_a_note_says_so(monkeypatch) -> None:
+    """12 ms against 3 ms of work; of the long pass every reading waits 30 ms, of the short one every other."""
+    clock = Shared(0.006, 0.015)
+    monkeypatch.setattr(sys.modules["secateur.metrics.latency"], "time", clock)
+    monkeypatch.setattr(sys.modules["secateur.metrics.latency"], "_RETAKES", 20)
+    table = compare(Working(clock, 0.012), Working(clock, 0.003), torch.zeros(1, 2), trials=9, warmup=1)
+    speedup = table["speedup"]
+    assert speedup.value == pytest.approx(4.0)
+    assert speedup.spread["low"] == speedup.spread["high"] == pytest.approx(4.0)
+    assert speedup.definition.startswith("processor time of a / processor time of b")
+    assert (
+        "the processor was busy with other work, so its own times are compared; by the clock"
+        in speedup.notes[0]
+    )
+    assert "9 of 9 readings were interrupted by other work; processor time: 12 ms" in table[0].notes
+
+
+def test_on_a_quiet_processor_the_clock_is_compared(monkeypatch) -> None:
+    clock = Shared(1e9, 0.0)
+    monkeypatch.setattr(sys.modules["secateur.metrics.latency"], "time", clock)
+    table = compare(Working(clock, 0.012), Working(clock, 0.003), torch.zeros(1, 2), trials=9, warmup=1)
+    assert table["speedup"].value == pytest.approx(4.0)
+    assert table["speedup"].definition.startswith("time of a / time of b")
+    assert not any("interrupted" in note for row in table for note in row.notes)
+
+
+def test_several_threads_that_get_the_processor_of_one_are_interrupted(monkeypatch) -> None:
+    """Two threads at best do two seconds of work in one; a reading in which they did 1.2 is taken again."""
+
+    class Threads(Working):
+        calls = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            self.clock.own += 0.004
+            self.clock.wall += 0.002 if self.calls % 2 else 0.0034
+            return x
+
+    clock = Shared(1e9, 0.0)
+    monkeypatch.setattr(sys.modules["secateur.metrics.latency"], "time", clock)
+    found = latency(Threads(clock, 0.0), torch.zeros(1, 2), trials=9, warmup=2)["latency"]
+    assert found.trials == pytest.approx([2.0] * 9)

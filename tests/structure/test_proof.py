@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.errors import OptionError, PlanError, ProofError
+from secateur.errors import NothingToDoError, OptionError, PlanError, ProofError
 from secateur.structure.cut.plan import ShrinkPlan
 from secateur.structure.cutting import CutOptions, cut
 from secateur.structure.proof import ProofDomain, as_proof_options
@@ -228,6 +228,57 @@ def test_a_group_that_means_something_else_at_another_size_stays() -> None:
     again = cut(model, masks, x, CutOptions(only=only))
     again.masks.apply_(model)
     torch.testing.assert_close(small.model(other), model(other))
+
+
+class Folding(nn.Module):
+    """Flattens with -1 for the batch: an image twice as large becomes several rows, which mean nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.pool, self.out = nn.Conv2d(3, 16, 3, padding=1), nn.MaxPool2d(2), nn.Linear(16 * 64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.pool(torch.relu(self.a(x))).view(-1, 16 * 64))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_size_that_parts_one_input_into_several_rows_is_not_accepted(rows: int) -> None:
+    x = torch.randn(rows, 3, 16, 16)
+    model = Folding().eval()
+    assert model(torch.randn(rows, 3, 32, 32)).shape == (4 * rows, 10)
+    assert {other.what for other in other_shapes(model, x)} == {"batch"}
+    small = shrunk(model, x)
+    assert (small.model.a.out_channels, small.locked) == (8, ())
+    assert small.proof.holds
+
+
+def test_several_rows_for_each_input_are_accepted_where_the_example_has_them() -> None:
+    """Pixels as rows: 256 for the example, 1,024 for an image twice as large."""
+
+    class Pixels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.out = nn.Conv2d(3, 8, 1), nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.a(x).permute(0, 2, 3, 1).reshape(-1, 8))
+
+    assert "size" in {other.what for other in other_shapes(Pixels(), torch.randn(1, 3, 16, 16))}
+
+
+def test_where_every_group_depends_on_the_shape_the_error_says_so_and_what_to_do() -> None:
+    """Only layer a is pruned, whose cut is wrong at another size."""
+    model = Wrong("size").eval()
+    masks = sc.prune(model, "l2", "channel", 0.5, skip=["b"], example=X)
+    with pytest.raises(
+        NothingToDoError, match="removed: a: the meaning of its positions depends on the shape"
+    ) as caught:
+        sc.shrink(model, masks, X)
+    assert str(caught.value).endswith(
+        "proof=sc.ProofOptions(other_shapes=False) cuts and proves for the shape of the example alone"
+    )
+    alone = sc.ProofOptions(other_shapes=False)
+    assert sc.shrink(model, masks, X, proof=alone).model.a.out_channels == 4
 
 
 def test_shapes_are_found_by_trying() -> None:

@@ -12,11 +12,15 @@ import torch
 from secateur.budget._cost_path import Path, Remaining, check_keep, costs_of
 from secateur.budget._depth import ROUGH, at_best_depth
 from secateur.budget._selection import Selection, check_share
+from secateur.core.user_warnings import warn
 from secateur.errors import BudgetNotMetError, OptionError
 
 __all__ = ["Latency"]
 
 _AGAIN = 2  # times that a position is read again before it is accepted
+_LITTLE = (
+    0.2  # of the time's share: if the multiply-accumulates' share is smaller, the time does not follow them
+)
 _CONFIRMED = 3  # positions beyond `most`, if the result did not hold
 
 
@@ -90,9 +94,22 @@ class Latency(Remaining):
             best = times.run(start)
             if best is None:
                 raise self._unmet(times, start, limit)
+            if not rough:
+                self._warn_of_little_left(times, start, costs.dense("macs"), best)
             return path.at(best)
 
         return at_best_depth(self, selection, search)
+
+    def _warn_of_little_left(self, times: LatencySearch, start: float, dense: float, best: int) -> None:
+        """Say that a limit on time is met only by removing nearly everything: most of the time is not for it."""
+        left, took = times.size(best) / max(dense, 1.0), times.seen[best] / start
+        if left < _LITTLE * took:
+            warn(
+                f"{self} is met with {left:.2%} of the multiply-accumulates, in {took:.0%} of the time: narrower "
+                "layers hardly save time here, as a pass this short is mostly calls and memory traffic. Ask for a "
+                "larger keep, give an example of a larger batch, or remove whole layers (granularity 'layer'); "
+                "secateur.metrics.why shows where the time goes"
+            )
 
     def _unmet(self, times: LatencySearch, start: float, limit: float) -> BudgetNotMetError:
         unit = "ms" if self.ms is not None else "of the dense time"
@@ -141,7 +158,7 @@ class LatencySearch:
             while self._good(position) and looks < self.again:
                 self._look(position)  # once more, with all trials
                 looks += 1
-            if self._good(position):
+            if self._good(position) and position != self.last:  # its end removes all: fewer may do as well
                 return position
         return self._best()
 

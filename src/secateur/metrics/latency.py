@@ -24,6 +24,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -42,8 +43,21 @@ DEFINITION = "median time of one forward pass in evaluation mode, without gradie
 _SHORTEST = 1e-3  # seconds a reading should last at least: several passes make one where a pass is quicker
 _WARM = 30  # passes, at most
 _WARM_SECONDS = 5.0
-_OWN = 0.9  # share of a reading during which this process must have the processor
+_OWN, _OWN_SEVERAL = (
+    0.9,
+    0.75,
+)  # of the processor that a process can have, what it must have in a reading; by threads
+_BUSY = 0.25  # share of interrupted readings from which the processor's own time is told, and compared
 _RETAKES = 100  # readings of a model, at most, that are taken again
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """One reading of a model, for each pass: milliseconds by the clock, and those that the processor worked for it."""
+
+    ms: float
+    own: float
+    interrupted: bool
 
 
 def latency(
@@ -58,7 +72,8 @@ def latency(
 
     The model is run until its time settles, then read, each reading synchronised with the device. On the CPU a reading
     during which another process had the processor is taken again, and a single thread stays on one core while it is
-    read. `spread` holds the quartiles, the variance and the interval that contains the median with 95 % confidence
+    read. Where too many are interrupted all the same, the processor's own time is in the notes. `spread` holds the
+    quartiles, the variance and the interval that contains the median with 95 % confidence
     whatever the distribution.
 
     Args:
@@ -86,7 +101,9 @@ def compare(
 ) -> Measurements:
     """The latencies of two models read in turns, and `speedup`: the time of `a` over the time of `b`, turn by turn.
 
-    Above 1, `b` is the faster one; where the interval contains 1, no difference was shown.
+    Above 1, `b` is the faster one; where the interval contains 1, no difference was shown. On a processor that is busy
+    with other work the longer pass is interrupted more often, so the processor's own times are compared there, and a
+    note says so.
 
     Args:
         a: The first model.
@@ -104,13 +121,23 @@ def compare(
     second = example if example_b is None else example_b
     readings, notes = _readings([(a, example), (b, second)], trials, warmup, threads)
     rows = [_row(readings[i], (example, second)[i], notes[i], {"variant": names[i]}) for i in range(2)]
-    ratios = [x / y for x, y in zip(*readings, strict=True)]
-    meaning = f"time of {names[0]} / time of {names[1]}, median over {trials} interleaved pairs"
-    spread, note = _spread(ratios)
+    ratios = [x.ms / y.ms for x, y in zip(*readings, strict=True)]
+    what, note = "time", tuple[str, ...]()
+    if any(_busy(one) for one in readings):
+        clock = statistics.median(ratios)
+        ratios = [x.own / max(y.own, 1e-9) for x, y in zip(*readings, strict=True)]
+        what = "processor time"
+        note = (
+            f"the processor was busy with other work, so its own times are compared; by the clock {clock:.4g} x",
+        )
+    meaning = f"{what} of {names[0]} / {what} of {names[1]}, median over {trials} interleaved pairs"
+    spread, few = _spread(ratios)
     unsure = spread["low"] <= 1.0 <= spread["high"]
     verdict = ("the interval contains 1: no difference shown",) if unsure else ()
     value = statistics.median(ratios)
-    rows.append(Measurement("speedup", value, "x", meaning, {}, tuple(ratios), note + verdict, spread=spread))
+    rows.append(
+        Measurement("speedup", value, "x", meaning, {}, tuple(ratios), note + few + verdict, spread=spread)
+    )
     return Measurements(rows)
 
 
@@ -140,8 +167,8 @@ def median_interval(readings: Sequence[float], confidence: float = 0.95) -> tupl
 
 def _readings(
     pairs: list[tuple[nn.Module, Example]], trials: int, warmup: int | None, threads: int | None
-) -> tuple[list[list[float]], list[tuple[str, ...]]]:
-    """Milliseconds per pass of each model, `trials` of each, read in turns whose order alternates."""
+) -> tuple[list[list[_Reading]], list[tuple[str, ...]]]:
+    """Readings of each model: `trials` of each, read in turns whose order alternates."""
     if trials < 1:
         raise OptionError(f"latency: expected at least 1 trial, got {trials}")
     if threads is not None and threads < 1:
@@ -163,10 +190,10 @@ def _readings(
 
 def _in_turns(
     pairs: list[tuple[nn.Module, Example]], trials: int, warmup: int | None
-) -> tuple[list[list[float]], list[tuple[str, ...]]]:
-    runs: list[Callable[[], float]] = []
+) -> tuple[list[list[_Reading]], list[tuple[str, ...]]]:
+    runs: list[Callable[[], _Reading]] = []
     notes: list[tuple[str, ...]] = []
-    readings: list[list[float]] = [[] for _ in pairs]
+    readings: list[list[_Reading]] = [[] for _ in pairs]
     for model, example in pairs:
         run, note = _prepared(model, example, warmup)
         runs.append(run)
@@ -180,7 +207,7 @@ def _in_turns(
 
 def _prepared(
     model: nn.Module, example: Example, warmup: int | None
-) -> tuple[Callable[[], float], tuple[str, ...]]:
+) -> tuple[Callable[[], _Reading], tuple[str, ...]]:
     """A function that makes one reading of a warmed-up model, and the notes on it."""
     device = device_of(model)
 
@@ -188,7 +215,7 @@ def _prepared(
     pinned = alone and torch.get_num_threads() == 1 and _core() is not None
 
     def passes(count: int) -> tuple[float, float]:
-        """(seconds a pass, share of them during which this process had the processor)."""
+        """Seconds of a pass: by the clock, and those that the processor worked for this process."""
         with evaluating(model, example) as inputs, _on_one_core() if pinned else nullcontext():
             sync(device)
             start, used = time.perf_counter(), time.process_time()
@@ -196,26 +223,28 @@ def _prepared(
                 call(model, inputs)
             sync(device)
             spent, used = time.perf_counter() - start, time.process_time() - used
-        return spent / count, used / max(spent, 1e-9)
+        return spent / count, used / count
 
-    shares: list[float] = []
+    shares: list[
+        float
+    ] = []  # of the processor, in every pass or reading: 1 for each thread that works all the time
 
     def warming(count: int) -> float:
         seconds, own = passes(count)
-        shares.append(own)
+        shares.append(own / max(seconds, 1e-9))
         return seconds
 
     warm, settled = _warm(warming, warmup)
-    # a model that waits (for a GPU or a service) is not being interrupted
-    least = _OWN if max(shares) >= 0.1 else 0.0
     count = max(1, math.ceil(_SHORTEST / max(min(warm), 1e-9)))
     retakes = iter(range(_RETAKES))
 
-    def reading() -> float:
+    def reading() -> _Reading:
         while True:
             seconds, own = passes(count)
-            if not alone or own >= least or next(retakes, None) is None:
-                return seconds * 1e3
+            shares.append(own / max(seconds, 1e-9))
+            interrupted = alone and own < _expected(shares, len(warm)) * seconds
+            if not interrupted or next(retakes, None) is None:
+                return _Reading(seconds * 1e3, own * 1e3, interrupted)
 
     number = torch.get_num_threads()
     threads = f", {number} thread{'' if number == 1 else 's'}" if device.type == "cpu" else ""
@@ -226,6 +255,21 @@ def _prepared(
     if not settled:
         notes.append(f"not settled after {len(warm)} passes: read the spread before the median")
     return reading, tuple(notes)
+
+
+def _expected(shares: Sequence[float], warm: int) -> float:
+    """The share of the processor that a reading is to have: nearly what the readings had at best.
+
+    A model that waits (for a GPU or a service) is not being interrupted. The first shares, of single passes to warm up,
+    are too short to tell how many threads work at a time.
+    """
+    if max(shares) < 0.1:
+        return 0.0
+    return max(_OWN, _OWN_SEVERAL * max(shares[warm:]))
+
+
+def _busy(readings: Sequence[_Reading]) -> bool:
+    return sum(each.interrupted for each in readings) >= _BUSY * len(readings)
 
 
 def _core() -> int | None:
@@ -284,17 +328,30 @@ def _spread(readings: Sequence[float]) -> tuple[dict[str, float], tuple[str, ...
 
 
 def _row(
-    readings: list[float], example: Example, notes: tuple[str, ...], context: dict[str, object] | None = None
+    readings: list[_Reading],
+    example: Example,
+    notes: tuple[str, ...],
+    context: dict[str, object] | None = None,
 ) -> Measurement:
     tensors = [item for item in pytree.tree_leaves(example) if torch.is_tensor(item) and item.dim()]
     batch = tensors[0].shape[0] if tensors else 1
-    spread, few = _spread(readings)
+    times = [each.ms for each in readings]
+    spread, few = _spread(times)
+    if _busy(readings):
+        own, count = (
+            statistics.median(each.own for each in readings),
+            sum(each.interrupted for each in readings),
+        )
+        few = (
+            f"{count} of {len(readings)} readings were interrupted by other work; processor time: {own:.4g} ms",
+            *few,
+        )
     return Measurement(
         "latency",
-        statistics.median(readings),
+        statistics.median(times),
         "ms",
         f"{DEFINITION}; example {describe(example)}, batch of {batch}, {len(readings)} trials",
-        trials=tuple(readings),
+        trials=tuple(times),
         notes=notes + few,
         context=context or {},
         spread=spread,

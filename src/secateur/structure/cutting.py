@@ -214,7 +214,7 @@ def with_config(
 
 
 def _nothing(structure: Structure, model: nn.Module, locks: list[Lock]) -> str:
-    text = f"no channel of {type(model).__name__} can be removed:  "
+    text = f"no channel of {type(model).__name__} can be removed: "
     if locks:
         return text + "; ".join(f"{lock.path or 'the model'}: {lock.reason}" for lock in locks[:3])
     if not structure.groups:

@@ -222,6 +222,14 @@ class _ProvenCut:
                 self.locks[name] = Lock(np.zeros(0, int), reason, "proof", name)
             except ProofError as failure:
                 raise ProofError(f"{failure}{self.said(names)}") from failure
+            except NothingToDoError as failure:
+                if not self.locks:
+                    raise
+                reasons = "; ".join(f"{name}: {lock.reason}" for name, lock in list(self.locks.items())[:3])
+                raise NothingToDoError(
+                    f"no channel of {type(self.model).__name__} can be removed: {reasons}; "
+                    "proof=sc.ProofOptions(other_shapes=False) cuts and proves for the shape of the example alone"
+                ) from failure
 
     def names(self) -> set[str]:
         """The names of all groups."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import nn
@@ -25,7 +25,7 @@ from secateur.core.nested import map_tensors, tensors_in
 from secateur.execution.example import Example
 from secateur.execution.fast_copy import collector_paused
 from secateur.structure.trace.calls import FunctionCall
-from secateur.structure.trace.trace import trace
+from secateur.structure.trace.trace import Trace, trace
 
 __all__ = ["OtherShape", "other_shapes", "shapes_of"]
 
@@ -74,15 +74,16 @@ def other_shapes(model: nn.Module, example: Example, mode: str = "meta") -> list
 
 def _accepted(model: nn.Module, example: Example, mode: str) -> list[OtherShape]:
     found = []
+    trials = _Trials(model, example, mode)
     for axes, sizes in _sizes(example)[:_MOST_SIZES]:
         for attempts in _other_sizes(example, axes, sizes):
-            accepted = next(filter(None, (_attempt(model, "size", each, mode) for each in attempts)), None)
+            accepted = next(filter(None, (trials.attempt("size", each) for each in attempts)), None)
             if accepted is not None:
                 found.append(accepted)
     # The other batch is one of the smallest images or sequences accepted: it costs least to run.
     small = min([example, *(other.example for other in found)], key=_elements)
     for batch in (*_other_batches(small), *_other_batches(example)):
-        accepted = _attempt(model, "batch", batch, mode)
+        accepted = trials.attempt("batch", batch)
         if accepted is not None:
             return [accepted, *found]
     return found
@@ -97,9 +98,37 @@ def _rows(example: Example) -> int:
     return next((int(tensor.shape[0]) for tensor in tensors_in(example) if tensor.dim()), 0)
 
 
-def _attempt(model: nn.Module, what: str, example: Example, mode: str) -> OtherShape | None:
-    found = trace(model, example, mode=mode, partial=True)
-    return None if found.error is not None else OtherShape(what, example, tuple(found.calls))
+class _Trials:
+    """Examples of other shapes, tried on one model.
+
+    Not accepted is a size at which the forward takes parts of one input for inputs of their own, as
+    `x.view(-1, channels * height * width)` does with an image twice as large: it runs, and its outputs mean nothing.
+    """
+
+    def __init__(self, model: nn.Module, example: Example, mode: str):
+        self.model, self.example, self.mode = model, example, mode
+
+    def attempt(self, what: str, example: Example) -> OtherShape | None:
+        """The example, if the model accepts it."""
+        found = trace(self.model, example, mode=self.mode, partial=True)
+        if found.error is not None or self._parted(found, _rows(example)):
+            return None
+        return OtherShape(what, example, tuple(found.calls))
+
+    def _parted(self, found: Trace, rows: int) -> bool:
+        """Whether outputs have several rows for each row of the input, of those that have one on the example."""
+        many = {
+            place
+            for place, ref in enumerate(found.outputs)
+            if ref.shape and rows and ref.shape[0] > rows and ref.shape[0] % rows == 0
+        }
+        return bool(many & self._by_rows) if many else False
+
+    @cached_property
+    def _by_rows(self) -> set[int]:
+        outputs = trace(self.model, self.example, mode=self.mode, partial=True).outputs
+        rows = _rows(self.example)
+        return {place for place, ref in enumerate(outputs) if ref.shape and ref.shape[0] == rows}
 
 
 def _other_batches(example: Example) -> Iterator[Example]:

@@ -212,6 +212,18 @@ def test_biases_are_pulled_by_what_they_cost_and_are_zero_where_the_file_rounds_
     assert bool((model.bias != 0).all())  # without a number of bits they are left alone
 
 
+def test_biases_are_pulled_only_after_their_bits_were_estimated() -> None:
+    model = layer()
+    with torch.no_grad():
+        model.bias.copy_(torch.tensor([0.6, -0.02]))
+    with LatentTraining(model, LatentOptions(target=1, steps=100, most=2, scale=1.0, biases=3)) as training:
+        training._biases._ratio()  # the step is known, the slopes are not
+        training._biases.slopes = None
+        model.bias.grad = torch.zeros(2)
+        training._biases.pull(price=0.5)
+        assert model.bias.grad.tolist() == [0.0, 0.0]
+
+
 def test_a_block_left_by_an_error_leaves_the_biases() -> None:
     model = layer()
     with torch.no_grad():

@@ -192,6 +192,54 @@ def test_members_not_called_or_all_masked_keep_their_groups_values(method: Quant
     assert all(map(torch.equal, loaded.state_dict().values(), found.model.state_dict().values()))
 
 
+def test_a_layer_without_weights_left_has_one_value_which_is_zero() -> None:
+    model = Net().eval()
+    model.deep.weight.data.zero_()
+    book = sc.share(model, 3, data=images()).codebooks["deep.weight"]
+    assert book.values.tolist() == [0.0]
+    assert book.reserved
+    assert not bool(book.indices.any())
+
+
+def test_masked_members_of_a_group_come_nearer_on_data_than_without() -> None:
+    """The values begin with the 0.0 of masked weights: every index counts from there."""
+    torch.manual_seed(0)
+    dense, data = Net().eval(), images()
+    sparse = sc.prune(dense, budget=0.4).apply(dense)
+    plain = sc.share(sparse, 3, per=[["conv", "deep"]])
+    found = sc.share(sparse, 3, per=[["conv", "deep"]], data=data)
+    assert error(found.model, sparse, data) < error(plain.model, sparse, data)
+    zero = sparse.conv.weight == 0
+    assert bool(zero.any())
+    assert not bool(found.model.conv.weight[zero].any())
+
+
+def test_values_that_would_not_ascend_stay_as_they_are() -> None:
+    """Each of two inputs asks for the other's value."""
+    hessian = torch.eye(2, dtype=torch.float64)[None]
+    values = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    places, free = torch.tensor([[[0], [1]]]), torch.ones(1, 2, 1, dtype=torch.bool)
+
+    def solved(one: float, two: float) -> list[float]:
+        goal = torch.tensor([[[one], [two]]], dtype=torch.float64)
+        return calibrated_module.solved_values(Quadratic(hessian, goal), places, values, free).tolist()
+
+    assert solved(1.0, 0.0) == [0.0, 1.0]
+    assert solved(0.25, 2.0) == pytest.approx([0.25, 2.0])
+
+
+@pytest.mark.parametrize(("most", "moved"), [(3, False), (4, True)])
+def test_values_are_solved_up_to_a_number_of_them(
+    most: int, moved: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = Net().eval()
+    monkeypatch.setattr(calibrated_module, "SOLVED_VALUES", most)
+    plain = sc.share(model, 2).codebooks["conv.weight"].values
+    found = sc.share(model, 2, data=images()).codebooks["conv.weight"].values
+    assert torch.allclose(plain, found, atol=1e-5) is not moved
+
+
 def test_channels_of_transposed_convolutions_lie_along_their_second_axis() -> None:
     torch.manual_seed(0)
     model = nn.ConvTranspose2d(4, 6, 3)

@@ -144,6 +144,13 @@ def test_rate_aware_rounding_beats_a_coarser_step_at_equal_bits():
     assert error < np.interp(bits, rates, errors) * 0.99
 
 
+def test_the_price_is_of_squared_steps_so_the_scale_of_the_weights_changes_nothing():
+    weights = laplace()
+    one = Uniform(step=0.3, rate=0.15).palette("w", weights, 0, 0)
+    two = Uniform(step=0.3 * 64, rate=0.15).palette("w", weights * 64, 0, 0)
+    assert torch.equal(integers_of(one, weights), integers_of(two, weights * 64))
+
+
 def test_price_zero_is_plain_rounding():
     weights = laplace(1000)
     one, two = (Uniform(step=0.2, rate=rate).palette("w", weights, 0, 0) for rate in (0.0, 1e-12))

@@ -209,7 +209,7 @@ def demo(
     *,
     output: ProgressFlags,
 ) -> None:
-    """A ResNet-20 on embedded data, from training to a small file, in one table and one page. Two minutes;
+    """A ResNet-20 on embedded data, from training to a small file, in one table and one page. A minute or two;
     nothing is downloaded."""
     from secateur.lab.recipe import Recipe
 

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from secateur.compensation.compensate import Compensated as Compensated
     from secateur.compensation.compensate import compensate as compensate
     from secateur.compensation.recombined import RecombinedTokens as RecombinedTokens
+    from secateur.compensation.shares import error_shares as error_shares
     from secateur.compensation.solver import LeastSquares as LeastSquares
     from secateur.compensation.tuning import Tuning as Tuning
     from secateur.container.archive import SavedFile as SavedFile
@@ -137,6 +138,7 @@ _NAMES = {
     "Held": "secateur.pruning.hold",
     "compensate": "secateur.compensation.compensate",
     "Compensated": "secateur.compensation.compensate",
+    "error_shares": "secateur.compensation.shares",
     "factorise": "secateur.pruning.low_rank",
     "Factorised": "secateur.pruning.low_rank",
     "LeastSquares": "secateur.compensation.solver",

@@ -18,6 +18,8 @@ pipeline, only a few hundred inputs. How it works, from the verb inwards:
 7. `tuning.tune`, the optional second stage, takes gradient steps on the outputs of blocks and of the whole model;
    `recombined` puts token sequences together again for it.
 
+`shares` says how much each layer should lose, by the error that each caused in a first round.
+
 `progress` is what is reported after each layer. `low_rank` writes a layer as two smaller ones.
 
 `support` chooses which weights should remain, from the same moments; the criteria `wanda` and `obs` use it. `sc.share`

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import secateur as sc
 from secateur.errors import DataError
 from secateur.metrics import _why, why
 
@@ -78,7 +79,8 @@ def test_models_without_a_common_layer_are_an_error():
 
 
 def test_the_summary_adds_up_what_each_reason_costs():
-    """Twice fewer products: 8 ms could be 4 and are 6. Conv loses 3 - 4 / 2 = 1 ms, the layer without products 0.5."""
+    """Twice fewer products: 8 ms could be 4 and are 6. Conv loses 3 - 4 / 2 = 1 ms, the layer without products 0.5,
+    what is outside 1.1 - 1 / 2."""
     rows = (
         _why.LayerTime("a", "Conv2d", (1000, 500), (4.0, 3.0), (0, 0), "odd width: 13"),
         _why.LayerTime("b", "ReLU", (0, 0), (2.0, 1.5), (0, 0), "no products: moves"),
@@ -88,7 +90,7 @@ def test_the_summary_adds_up_what_each_reason_costs():
     assert found.outside == pytest.approx((1.0, 1.1))
     assert found.summary() == (
         "2.00x fewer multiply-accumulates, 1.33x as fast on cpu. Of the 2 ms above what the count suggests: "
-        "odd width 1 ms, no products 0.5 ms."
+        "odd width 1 ms, outside the layers 0.6 ms, no products 0.5 ms."
     )
 
 
@@ -112,7 +114,9 @@ def test_the_summary_says_what_each_reason_costs():
     )
     text = _why.Why(rows, (100, 25), (5.0, 3.25), 1, "1 thread").summary()
     assert text.startswith("4.00x fewer multiply-accumulates, 1.54x as fast on 1 thread.")
-    assert text.endswith("Of the 2 ms above what the count suggests: memory-bound 2 ms.")
+    assert text.endswith(
+        "Of the 2 ms above what the count suggests: memory-bound 2 ms, outside the layers 0.15 ms."
+    )
 
 
 def test_wider_layers_are_at_the_next_multiple_of_eight():
@@ -131,3 +135,17 @@ def test_bytes_are_megabytes_from_a_tenth_of_one():
 
 def test_a_model_that_is_left_without_multiply_accumulates_is_compared_all_the_same():
     assert _why.Why((), (100, 0), (4.0, 2.0), 1, "a thread").summary().startswith("100.00x fewer")
+
+
+def test_layers_that_torch_ran_in_one_call_before_are_named_with_the_speed_that_was_read():
+    """The encoder's fused path needs the widths it was built with; in the smaller model its parts run one by one."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    model, x = nn.TransformerEncoder(layer, 1).eval(), torch.randn(2, 3, 16)
+    small = sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, example=x), x).model
+    times = sc.compare(model, small, x, trials=3, warmup=1)
+    found = why(model, small, x, trials=1, times=times)
+    assert found.unfused
+    assert f"such as {found.unfused[0]}, run one by one in the smaller model only" in found.summary()
+    assert f"{times['speedup'].text()} as fast" in found.summary()
+    assert f'"value": {times["speedup"].value}' in found.to_json()

@@ -113,8 +113,9 @@ def _against_dense(
     example = model.example(net, flags.batch)
     counts = [float(take(one, example, what="macs")["macs"].value) for one in (dense, net)]
     fewer = counts[0] / max(1.0, counts[1])
-    speedup = compare(dense, net, example, trials=flags.trials, names=("dense", "shrunk"))["speedup"]
-    reason = str(why(dense, net, example)) if speedup.value < AS_COUNTED * fewer else ""
+    times = compare(dense, net, example, trials=flags.trials, names=("dense", "shrunk"))
+    speedup = times["speedup"]
+    reason = str(why(dense, net, example, times=times)) if speedup.value < AS_COUNTED * fewer else ""
     return {
         "fewer": fewer,
         "faster": speedup.value,

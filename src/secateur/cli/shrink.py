@@ -265,7 +265,7 @@ def shrink(
     if times["speedup"].value < AS_COUNTED * fewer:
         from secateur.metrics import why
 
-        say(why(net, small.model, example).summary())
+        say(why(net, small.model, example, times=times).summary())
     if model.weights is None:
         say("warning: no weights were given, so those of the file are random", error=True)
 

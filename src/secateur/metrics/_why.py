@@ -26,12 +26,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import DataError
 from secateur.execution.calling import call, evaluating
 from secateur.execution.devices import device_of, sync
@@ -78,6 +79,8 @@ class Why:
         ms: Milliseconds of a forward pass of the models.
         threads: Threads that were used.
         device: Where the models ran.
+        speedup: How many times as fast the smaller model is, with its interval; None for the ratio of `ms`.
+        unfused: Layers that run one by one in the smaller model only: in the larger one torch runs them in one call.
     """
 
     rows: tuple[LayerTime, ...]
@@ -85,6 +88,8 @@ class Why:
     ms: tuple[float, float]
     threads: int
     device: str
+    speedup: Measurement | None = None
+    unfused: tuple[str, ...] = ()
 
     @property
     def outside(self) -> tuple[float, float]:
@@ -93,26 +98,36 @@ class Why:
         return before, after
 
     def summary(self) -> str:
-        """Two sentences: what fell by how much, and which reasons explain most of the remaining time."""
-        fewer, faster = self.macs[0] / max(1, self.macs[1]), self.ms[0] / self.ms[1]
-        text = f"{fewer:.2f}x fewer multiply-accumulates, {faster:.2f}x as fast on {self.device}."
-        held: dict[str, float] = {}
+        """A few sentences: what fell by how much, and which reasons explain most of the remaining time."""
+        fewer = self.macs[0] / max(1, self.macs[1])
+        faster = f"{self.ms[0] / self.ms[1]:.2f}x" if self.speedup is None else self.speedup.text()
+        text = f"{fewer:.2f}x fewer multiply-accumulates, {faster} as fast on {self.device}."
+        missing = self.ms[1] - self.ms[0] / fewer
+        shown = [f"{kind} {ms:.3g} ms" for kind, ms in self._lost(fewer) if ms > 0]
+        if missing > 0 and shown:
+            text += f" Of the {missing:.3g} ms above what the count suggests: {', '.join(shown)}."
+        if self.unfused:
+            text += (
+                f" {len(self.unfused)} layers, such as {self.unfused[0]}, run one by one in the smaller model only: in "
+                "the larger one torch runs them in one call, which needs the widths that it was built with."
+            )
+        return text
+
+    def _lost(self, fewer: float) -> list[tuple[str, float]]:
+        """Milliseconds above what the count suggests, by the kind of reason, the most first."""
+        held = {"outside the layers": self.outside[1] - self.outside[0] / fewer}
         for row in self.rows:
             if row.reason:
                 lost = row.ms[1] - row.ms[0] * (row.macs[1] / row.macs[0] if row.macs[0] else 1.0 / fewer)
                 kind = row.reason.split(":")[0]
                 held[kind] = held.get(kind, 0.0) + max(0.0, lost)
-        shown = [
-            f"{kind} {ms:.3g} ms" for kind, ms in sorted(held.items(), key=lambda item: -item[1]) if ms > 0
-        ]
-        missing = self.ms[1] - self.ms[0] / fewer
-        if missing > 0 and shown:
-            text += f" Of the {missing:.3g} ms above what the count suggests: {', '.join(shown)}."
-        return text
+        return sorted(held.items(), key=lambda item: -item[1])
 
     def to_json(self) -> str:
         """The table as JSON."""
-        return json.dumps({**asdict(self), "outside_ms": self.outside}, indent=1)
+        speedup = None if self.speedup is None else self.speedup.to_dict()
+        plain = {**asdict(replace(self, speedup=None)), "speedup": speedup, "outside_ms": self.outside}
+        return json.dumps(plain, indent=1)
 
     def __str__(self) -> str:
         head = ("layer", "MACs", "ms", "fewer", "faster", "reason")
@@ -141,7 +156,13 @@ class Why:
 
 @verb
 def why(
-    before: nn.Module, after: nn.Module, example: Example, *, trials: int = 9, threads: int | None = None
+    before: nn.Module,
+    after: nn.Module,
+    example: Example,
+    *,
+    trials: int = 9,
+    threads: int | None = None,
+    times: Measurements | None = None,
 ) -> Why:
     """Time every layer of two models that name their layers alike, and say why time fell less than the count. Neither
     model is changed.
@@ -152,6 +173,8 @@ def why(
         example: What both are called with.
         trials: Readings of each layer, taken in turns; medians are shown.
         threads: Threads of torch during the measurement.
+        times: What `sc.compare(before, after, example)` gave, so that the whole models are not timed again; None
+            times them.
 
     Returns:
         A row for each layer, and the totals.
@@ -182,11 +205,15 @@ def why(
             )
             rows.append(_explained(row, two, device, trials))
         used = torch.get_num_threads()
-    whole = compare(before, after, example, trials=max(trials, 3), threads=threads)
+    whole = times
+    if whole is None:
+        whole = compare(before, after, example, trials=max(trials, 3), threads=threads)
     plural = "" if used == 1 else "s"
     where = f"{used} thread{plural} of the CPU" if device.type == "cpu" else device.type
     total = (int(counts[0].value), int(counts[1].value))
-    return Why(tuple(rows), total, (whole[0].value, whole[1].value), used, where)
+    both = (float(whole[0].value), float(whole[1].value))
+    unfused = tuple(name for name in calls[1] if name not in calls[0])
+    return Why(tuple(rows), total, both, used, where, whole["speedup"], unfused)
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,22 @@ def test_what_is_compared_can_be_chosen() -> None:
     assert part != sc.error_shares(model, equal, inputs, 0.5, steepness=40)
 
 
+def test_a_comparison_that_fails_leaves_the_model_as_it_was() -> None:
+    model, inputs = network(), [torch.randn(20, 32)]
+    equal = sc.compensate(model, sc.prune(model, budget=0.5), inputs)
+    state, calls = {name: value.clone() for name, value in model.state_dict().items()}, []
+
+    def compare(output: object, _inputs: object) -> object:
+        calls.append(output)
+        if len(calls) == 2:  # the first layer is borrowed
+            raise KeyboardInterrupt
+        return output
+
+    with pytest.raises(KeyboardInterrupt):
+        sc.error_shares(model, equal, inputs, 0.5, compare=compare)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
 def test_what_is_refused() -> None:
     model, inputs = network(), [torch.randn(20, 32)]
     equal = sc.compensate(model, sc.prune(model, budget=0.5), inputs)

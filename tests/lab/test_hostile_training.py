@@ -61,6 +61,14 @@ def test_a_data_set_that_ultralytics_would_execute_is_refused(tmp_path, line):
         check_yolo_data(path)
     with pytest.raises(FormatError, match="has `download`"):
         TrainYoloStep(data=str(path)).check(nn.Linear(1, 1), [])
+    for hidden in (
+        b"down\xffload: x = 1\n",
+        b"down\x01load: x = 1\n",
+        b"\xff\xfe",
+    ):  # ultralytics drops such bytes
+        path.write_bytes(honest.encode() + hidden)
+        with pytest.raises(FormatError, match="is no yaml of a data set"):
+            check_yolo_data(path)
     path.write_text(honest)
     check_yolo_data(path)
     TrainYoloStep(data=str(path), options={"lr0": 0.01, "optimizer": "SGD", "classes": [0]}).check(

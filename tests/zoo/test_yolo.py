@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -235,6 +236,31 @@ def test_the_recipe(ultralytics: ModuleType, tmp_path: Path) -> None:
     # A checkpoint as the model of a recipe is read without running code of the file.
     model = sc.models.build(f"ultralytics/{tmp_path / 'result.pt'}")
     assert shapes(model) == shapes(loaded)
+
+
+class Marked:
+    """What leaves a mark when it is unpickled."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (str(self.marker), "w")
+
+
+def test_a_cache_beside_the_labels_is_a_pickle_and_not_read(ultralytics: ModuleType, tmp_path: Path) -> None:
+    from ultralytics.data import dataset
+
+    from secateur.adapters.ultralytics import train_yolo
+
+    data, marker = yolo.data_set(tmp_path / "data", "detect", images=4), tmp_path / "it ran"
+    cache = tmp_path / "data" / "labels.cache"
+    assert (tmp_path / "data" / "labels").is_dir()
+    cache.write_bytes(pickle.dumps(Marked(marker)))
+    found = dataset.load_dataset_cache_file
+    train_yolo(yolo.build("yolov8n"), data, epochs=1, **{key: QUIET[key] for key in QUIET if key != "lr0"})
+    assert not marker.exists()
+    assert dataset.load_dataset_cache_file is found
 
 
 def test_what_is_no_model_of_ultralytics(ultralytics: ModuleType, tmp_path: Path, monkeypatch) -> None:

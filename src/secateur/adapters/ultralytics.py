@@ -19,6 +19,7 @@ distributed run.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import io
@@ -26,10 +27,10 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -371,7 +372,7 @@ def train_yolo(
     """
     check_yolo_data(data)
     library = _library("train_yolo", "ultralytics")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _no_pickles():
         yolo = library.YOLO(save_yolo(model, Path(folder) / "model.pt", masks=masks))
         yolo.train(
             trainer=yolo_trainer(yolo.task),
@@ -383,6 +384,32 @@ def train_yolo(
         )
         measured = {name: float(value) for name, value in yolo.metrics.results_dict.items()}
         return {name: tensor.clone() for name, tensor in yolo.model.state_dict().items()}, measured
+
+
+@contextlib.contextmanager
+def _no_pickles() -> Iterator[None]:
+    """Have ultralytics read no pickle that lies beside its data: labels are read again in place of their cache, and
+    checkpoints, such as one in this folder with the name of its own, are read by its restricted loader.
+    """
+    patched = []
+    for module, name, value in (
+        ("ultralytics.data.dataset", "load_dataset_cache_file", _no_cache),
+        ("ultralytics.nn.tasks", "SAFE_LOAD", True),
+    ):
+        place = _library("train_yolo", module)
+        if hasattr(place, name):
+            patched.append((place, name, getattr(place, name)))
+            setattr(place, name, value)
+    try:
+        yield
+    finally:
+        for place, name, value in patched:
+            setattr(place, name, value)
+
+
+def _no_cache(path: object) -> NoReturn:
+    """What ultralytics takes for a cache that is not there."""
+    raise FileNotFoundError(f"{path}: a cache of labels is a pickle, which secateur has nobody read")
 
 
 _MOST_YAML = 1 << 20
@@ -408,7 +435,14 @@ def check_yolo_data(data: str | os.PathLike[str]) -> None:
             raise ValueError(
                 f"a name that ends in .yaml or .yml and at most {_MOST_YAML:,} bytes are expected"
             )
-        found = yaml.safe_load(path.read_text(encoding="utf-8", errors="replace"))
+        text = path.read_text(
+            encoding="utf-8"
+        )  # ultralytics drops bytes that are no UTF-8, and reads what is left
+        found = yaml.safe_load(text)
+        if found != yaml.load(
+            text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        ):  # which ultralytics takes
+            raise ValueError("its parsers do not agree on what it says")
         if not isinstance(found, dict):
             raise ValueError(f"expected keys such as path, train, val and names, got {type(found).__name__}")
     except (ValueError, RecursionError, TypeError, yaml.YAMLError) as error:

@@ -162,7 +162,7 @@ def ridges(measurements: Measurements, name: str, section: str, what: str) -> li
             _stacked_chart(drawn),
             says,
             table,
-            each=240,
+            each=290,
         ),
     ]
 

@@ -58,6 +58,9 @@
       mode: "vega-lite", renderer: "svg", actions: false, ast: true, config: made.config, tooltip: { theme: "custom" }
     });
     views[name] = found;
+    // What is wider than its place scrolls sideways, by the keyboard too.
+    if (place.scrollWidth > place.clientWidth) place.tabIndex = 0;
+    else place.removeAttribute("tabindex");
   }
   let queue = Promise.resolve();
   function drawAll(names) {

@@ -224,3 +224,25 @@ def test_a_tall_image_is_refused_before_its_resizing_takes_memory() -> None:
     file = io.BytesIO()
     Image.new("RGB", (3000, 4000)).save(file, "PNG")  # an ordinary photograph
     assert decode(file.getvalue(), (32, 32), None).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("before", [None, True, "absent"])
+def test_a_dataset_that_is_a_script_is_refused_without_a_question(monkeypatch, tmp_path, before) -> None:
+    import datasets
+
+    name, seen = "HF_DATASETS_TRUST_REMOTE_CODE", []
+
+    def load_dataset(path):
+        seen.append(getattr(datasets.config, name, "absent"))
+        raise ValueError("contains custom code")
+
+    if before == "absent":  # as from datasets 4.0 on, which runs no scripts
+        monkeypatch.delattr(datasets.config, name, raising=False)
+    else:
+        monkeypatch.setattr(datasets.config, name, before, raising=False)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match="custom code"):
+        data.load("someone/images", size=8)
+    assert seen == [False if before is None else before]  # True is the user's own setting
+    assert getattr(datasets.config, name, "absent") == before

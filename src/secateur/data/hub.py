@@ -98,6 +98,25 @@ def _hub_or_cache() -> Iterator[None]:
             holder.HF_HUB_OFFLINE = value
 
 
+@contextmanager
+def _no_scripts() -> Iterator[None]:
+    """Have `datasets` before 4.0 refuse a dataset that is a script, in place of asking on the terminal."""
+    import datasets
+
+    config: Any = datasets.config
+    asks = getattr(config, _TRUST, False) is None
+    if asks:
+        setattr(config, _TRUST, False)
+    try:
+        yield
+    finally:
+        if asks:
+            setattr(config, _TRUST, None)
+
+
+_TRUST = "HF_DATASETS_TRUST_REMOTE_CODE"
+
+
 def _reachable(address: str) -> bool:
     """Whether the address answers within three seconds; behind a proxy only the library can tell."""
     if getproxies():
@@ -149,7 +168,7 @@ class Hub:
             if Path(name, "dataset_dict.json").exists() or Path(name, "state.json").exists():
                 loaded = datasets.load_from_disk(name)
             else:
-                with _hub_or_cache():
+                with _hub_or_cache(), _no_scripts():
                     loaded = datasets.load_dataset(name)
         except DataError:
             raise

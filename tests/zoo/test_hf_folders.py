@@ -48,3 +48,23 @@ def test_uneven_widths_come_back_to_the_bit(name: str, tmp_path: Path) -> None:
     assert sum(p.numel() for p in small.model.parameters()) < 0.97 * sum(
         p.numel() for p in model.parameters()
     )
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize("narrower", [False, True])
+def test_fewer_layers_come_back_to_the_bit(name: str, narrower: bool, tmp_path: Path) -> None:
+    """Fewer layers are a number of the configuration; where widths differ besides, the folder brings its own class.
+
+    One layer of BERT is left, whose narrower feed-forward part is a number of the configuration too.
+    """
+    pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    model, example = hf.build(name)
+    masks = sc.prune(model, "l1", "layer", 0.5, example=example)
+    small = sc.shrink(model, masks, example)
+    assert small.model.config.num_hidden_layers < model.config.num_hidden_layers
+    if narrower:
+        cut = sc.prune(small.model, "l1", "channel", sc.budget.Overall(0.5), example=example)
+        small = sc.shrink(small.model, cut, example)
+    done = sc.save_pretrained(small, tmp_path / name, example)
+    assert (done.form, done.error) == ("code" if narrower and name != "bert" else "config", 0.0)

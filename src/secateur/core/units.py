@@ -160,20 +160,25 @@ def one_of_each(parts: Iterable[Sequence[Units]]) -> list[tuple[Units, ...]]:
     >>> [[each.name for each in units] for units in one_of_each([[a], [a, b]])]
     [['fc'], ['fc#1']]
     """
-    cuts: set[tuple[object, ...]] = set()
+    alike: dict[tuple[object, ...], list[Units]] = {}  # by what is quick to compare
     taken: set[str] = set()
     found = []
     for part in parts:
         mine = []
         for units in part:
-            what = (units.name, units.count, units.grid, *map(_selected, units.members))
-            if what not in cuts:
-                cuts.add(what)
+            names = tuple(member.name for member in units.members)
+            others = alike.setdefault((units.name, units.count, units.grid, names), [])
+            if not any(_cut_the_same(units, each) for each in others):
+                others.append(units)
                 name = next(name for name in _names(units.name) if name not in taken)
                 taken.add(name)
                 mine.append(units if name == units.name else replace(units, name=name))
         found.append(tuple(mine))
     return found
+
+
+def _cut_the_same(a: Units, b: Units) -> bool:
+    return list(map(_selected, a.members)) == list(map(_selected, b.members))
 
 
 def _selected(member: Member) -> object:

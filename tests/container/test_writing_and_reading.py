@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.coding import varint
-from secateur.container import batch_norm, reading, tensors
+from secateur.container import batch_norm, codebooks, reading, tensors
 from secateur.container import format as sct
 from secateur.container.format import Entry
 from secateur.container.frame import Archive
@@ -114,3 +115,11 @@ def test_a_compact_file_of_one_tensor_has_one_method(tmp_path: Path) -> None:
     (tmp_path / "a.sct").write_bytes(hostile.reseal(data[:12] + b"\2" + data[13:]))
     with pytest.raises(FormatError, match="the number of methods is 2, expected at most 1"):
         sc.load(tmp_path / "a.sct", into=nn.Linear(3, 1, bias=False))
+
+
+@pytest.mark.parametrize("step", [0.0, -1.0])
+def test_a_codebook_of_equal_or_falling_values_is_refused(step: float) -> None:
+    """Three values in steps of 0 are one value three times, in steps of -1 they fall."""
+    data = b"\1\3" + struct.pack("<f", step) + varint.write(varint.unsigned(-1))
+    with pytest.raises(FormatError, match="do not ascend"):
+        codebooks.read_codebook(memoryview(data), Entry("w", "F32", (4,)), "w")

@@ -28,6 +28,7 @@ def test_max_bytes_takes_the_place_of_the_limits_of_bytes() -> None:
     assert Limits(0, max_bytes=10).memory == 10
     assert Limits(0, max_bytes=10).scalars is None
     assert (Limits(0, max_bytes=10).text, Limits(0, max_bytes=9 << 20).text) == (4 << 20, 9 << 20)
+    assert Limits(0, max_bytes=0).memory == 0
     with pytest.raises(OptionError, match="max_bytes: expected a number of bytes, got -1"):
         Limits(0, max_bytes=-1)
 

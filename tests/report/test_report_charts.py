@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 import sys
@@ -410,3 +411,11 @@ def test_the_fastest_is_the_highest_median_not_the_narrowest_interval() -> None:
     ]
     (figure,) = charts.chart("speed_sparsity", Measurements(rows))
     assert "the fastest is small at sparsity 0.90 with 3.00" in str(figure)
+
+
+def test_a_cell_of_filters_has_its_sum_to_four_decimals_and_its_place_among_them():
+    item = M("filter_sums", 1, context={"layer": "fc", "sums": [0.123456, 0.0, 0.25]})
+    first, zero, last = importlib.import_module("secateur.report.charts.filter_sums")._cells(item)
+    assert (first["sum"], first["share"], first["from"], first["to"]) == (0.1235, 0.494, 0.0, 0.3333)
+    assert (zero["zero"], zero["filters"]) == (True, "1")
+    assert (last["sum"], last["to"], last["zero"]) == (0.25, 1.0, False)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import sqlite3
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -313,3 +315,23 @@ def test_a_study_takes_code_from_the_command_line_alone():
         Study.parse(text.format(name="trap:net"), "s").recipes("smoke")
     made = Study.parse(text.format(name="fc"), "s").recipes("smoke", ["model.name=trap:net"])
     assert made[0][1].allowed_code == {"trap:net"}
+
+
+@pytest.mark.slow
+def test_a_command_imports_nothing_from_the_folder_it_runs_in(tmp_path):
+    """Python itself does, in processes that it starts: a sweep of a recipe in a folder that somebody sent."""
+    sent, marker = tmp_path / "sent", tmp_path / "it ran"
+    sent.mkdir()
+    for name in ("multiprocessing", "signal"):
+        (sent / f"{name}.py").write_text(f"open({str(marker)!r}, 'w')")
+    text = RECIPE.format(name="fc").partition("[[step]]")[0] + '[[step]]\nkind = "idle"\n'
+    (sent / "r.toml").write_text(text)
+    script = (
+        tmp_path / "secateur"
+    )  # as the command that is installed: its own folder comes first, not the one it runs in
+    script.write_text("from secateur.cli import main\nif __name__ == '__main__':\n    main()\n")
+    call = [sys.executable, str(script), "sweep", "r.toml", "--grid", "idle.seconds=0.0,0.01", "--jobs", "2"]
+    without = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}
+    done = subprocess.run(call, cwd=sent, env=without, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not marker.exists()

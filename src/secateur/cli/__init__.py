@@ -29,6 +29,8 @@ def main() -> None:
     """Run the command line and leave with its exit code."""
     from secateur.core.interrupts import ending_signals, settle
 
+    # Python looks for the modules of a process that it starts, its own among them, in the folder first that it runs in.
+    safe, os.environ["PYTHONSAFEPATH"] = os.environ.get("PYTHONSAFEPATH"), "1"
     try:
         _print_anything()
         with ending_signals():
@@ -38,6 +40,11 @@ def main() -> None:
                 settle()
     except KeyboardInterrupt:  # it came when the command had ended, or before it began
         _leave(_INTERRUPTED, 130)
+    finally:
+        if safe is None:
+            os.environ.pop("PYTHONSAFEPATH", None)
+        else:
+            os.environ["PYTHONSAFEPATH"] = safe
 
 
 def _print_anything() -> None:

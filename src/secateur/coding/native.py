@@ -85,7 +85,7 @@ def compiler() -> tuple[str, ...] | None:
         if path is not None:
             return (path, *command[1:])
     if importlib.util.find_spec("ziglang") is not None:
-        return (sys.executable, "-m", "ziglang", "cc")
+        return (sys.executable, "-P", "-m", "ziglang", "cc")  # not a ziglang of the folder it runs in
     return None
 
 

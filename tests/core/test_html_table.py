@@ -44,7 +44,7 @@ def test_explanation_proof_and_scan_are_tables():
     proof = sc.shrink(model, sc.prune(model, "l1", "channel", 0.5, example=x), x).proof
     text = proof._repr_html_()
     assert "<td>example</td><td>(3, 4)</td><td>eager</td>" in text
-    assert "<p>holds: equal: largest difference" in text
+    assert "<p>holds: equal to the masked model: largest difference" in text
     scan = sc.scan(model, lambda net: 0.75, levels=[0.5], example=x, criterion="l1", granularity="element")
     assert "<th>layer</th><th>0</th><th>0.5</th>" in scan._repr_html_()
     assert "<td>0.7500</td>" in scan._repr_html_()

@@ -237,7 +237,10 @@ def test_two_runs_side_by_side_and_two_of_one_name() -> None:
     report = Report([one, two])
     assert comparison(report.measurements).head == ("demo (1) · file", "demo (2) · file")
     assert report.title == "demo (1) and demo (2)"
-    assert report.headline == "demo (1): accuracy 90.00 % — demo (2): accuracy 80.00 %"
+    assert (
+        report.headline
+        == "demo (1): only file was measured: accuracy 90.00 % — demo (2): only file was measured: accuracy 80.00 %"
+    )
 
 
 def test_no_difference_in_time_is_said_so() -> None:

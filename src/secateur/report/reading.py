@@ -33,6 +33,7 @@ __all__ = [
     "fitting_legend",
     "legend_selection",
     "quality_of",
+    "result_of",
     "rows_of",
     "series_of",
     "settings_of",
@@ -81,7 +82,19 @@ class VariantRow:
     values: dict[str, Measurement] = field(default_factory=dict)
     label: str = ""
     removed: float | None = None
-    """The sparsity asked for if a setting gives it, else the share of the dense model's parameters gone."""
+    """The sparsity asked for if a setting gives it, else the share of the dense model's parameters gone; None where the
+    parameters of the model before anything was cut out of it were not measured."""
+    timed_with: str = ""
+    """The variant that it was timed in turns with."""
+    timed_only: bool = False
+    """Whether nothing is known of it but its time, because another variant was timed in turns with it."""
+    cut: bool = False
+    """Whether something was cut out of it before, so that what is missing cannot be counted in the model itself."""
+    whole: Measurement | None = field(default=None, repr=False, compare=False)
+    """The parameters before anything was cut out, where they were measured."""
+    reference: VariantRow | None = field(default=None, repr=False, compare=False)
+    """What it is compared with, never itself: the dense variant of its trial, else that of its run, else the first
+    variant of its trial. None where there is no other, as for the dense variant."""
 
     def number(self, name: str) -> float | None:
         """A measured value, None where there is none or it diverged."""
@@ -125,26 +138,31 @@ def _place(item: Measurement) -> tuple[str, int, str]:
 def rows_of(measurements: Iterable[Measurement]) -> list[VariantRow]:
     """One row per run, trial and variant. What a step that only prunes or packs measured belongs to the next
     variant measured."""
+    items = [item for item in measurements if is_plain(item)]
+    beside, timed_with = _timed_in_turns(items)
     found: dict[tuple[str, int, str], VariantRow] = {}
     waiting: dict[tuple[str, int], dict[str, Measurement]] = {}
     last: dict[tuple[str, int], VariantRow] = {}
-    for item in measurements:
-        if not is_plain(item):
-            continue
-        run, trial, variant = _place(item)
-        step = item.context.get("step")
-        if step not in (None, "measure"):
+    measured: set[tuple[str, int, str]] = set()
+    for item in items:
+        place = run, trial, variant = _place(item)
+        if _step(item) is not None:
             waiting.setdefault((run, trial), {})[item.name] = item
             continue
-        row = found.get((run, trial, variant))
+        row = found.get(place)
         if row is None:
-            row = found[run, trial, variant] = VariantRow(run, trial, variant, item.context.get("seed", 0))
+            row = found[place] = VariantRow(run, trial, variant, item.context.get("seed", 0))
+        if place not in measured and id(item) not in beside:
+            measured.add(place)
             row.values.update(waiting.pop((run, trial), {}))
             last[run, trial] = row
         _set_settings(row, item)
         row.values[item.name] = item
+    for place, row in found.items():
+        row.timed_with = timed_with.get(place, "")
+        row.timed_only = place not in measured
     for (run, trial), values in waiting.items():  # packed, but not measured again
-        if (run, trial) in last:
+        if (run, trial) in last and _same_model(last[run, trial], values.values()):
             row = last[run, trial]
             row.values.update({name: item for name, item in values.items() if name not in row.values})
         else:
@@ -153,10 +171,89 @@ def rows_of(measurements: Iterable[Measurement]) -> list[VariantRow]:
             for item in values.values():
                 _set_settings(row, item)
     _same_moment(found.values())
-    rows = list(found.values())
+    rows = _partners_first(list(found.values()))
     _name(rows)
+    _refer(rows)
     _share_removed(rows)
     return rows
+
+
+def _step(item: Measurement) -> str | None:
+    """The kind of the step that measured it, None for a `measure` step and for what was measured without a recipe."""
+    step = item.context.get("step")
+    return None if step in (None, "measure") else str(step)
+
+
+def _same_model(row: VariantRow, later: Iterable[Measurement]) -> bool:
+    """Whether what was found after a variant was measured is of the same model: packed, and not changed before."""
+    return row.variant != "dense" and all(_step(item) == "pack" for item in later)
+
+
+def _timed_in_turns(items: Iterable[Measurement]) -> tuple[set[int], dict[tuple[str, int, str], str]]:
+    """The times (by `id`) that were taken of a variant only for another to be compared with it, and, for each variant
+    timed in turns with one, that one's name. The two times before a `speedup` are those of its pair."""
+    times: dict[tuple[str, int], list[Measurement]] = {}
+    beside: set[int] = set()
+    names: dict[tuple[str, int, str], str] = {}
+    for item in items:
+        run, trial, variant = _place(item)
+        if item.name == "latency":
+            times.setdefault((run, trial), []).append(item)
+        elif item.name == "speedup":
+            for other in times.pop((run, trial), [])[-2:]:
+                if _place(other)[2] != variant:
+                    beside.add(id(other))
+                    names[run, trial, variant] = _place(other)[2]
+    return beside, names
+
+
+def _partners_first(rows: list[VariantRow]) -> list[VariantRow]:
+    """The same rows, each variant of which only the time is known before the one that was timed in turns with it: it is
+    the model of an earlier step."""
+    only = {(row.run, row.trial, row.variant): row for row in rows if row.timed_only}
+    ordered: list[VariantRow] = []
+    for row in rows:
+        if not row.timed_only:
+            partner = only.pop((row.run, row.trial, row.timed_with), None)
+            ordered += [row] if partner is None else [partner, row]
+    return [*ordered, *only.values()]
+
+
+def _by_trial(rows: Iterable[VariantRow]) -> dict[tuple[str, int], list[VariantRow]]:
+    found: dict[tuple[str, int], list[VariantRow]] = {}
+    for row in rows:
+        found.setdefault((row.run, row.trial), []).append(row)
+    return found
+
+
+def _refer(rows: list[VariantRow]) -> None:
+    """Set what every variant is compared with."""
+    of_run: dict[str, VariantRow] = {}
+    for row in rows:
+        if row.variant == "dense":
+            of_run.setdefault(row.run, row)
+    for (run, _), trial in _by_trial(rows).items():
+        dense = next((row for row in trial if row.variant == "dense"), of_run.get(run))
+        for row in trial:
+            base = dense or trial[0]
+            row.reference = None if row.variant == "dense" or base is row else base
+
+
+def result_of(rows: Iterable[VariantRow]) -> VariantRow:
+    """The variant that says what came out of a trial: the last of those with a reference whose quality was measured;
+    where none was, the last one.
+
+    >>> def row(variant, name, **more):
+    ...     return VariantRow("", 0, variant, values={name: Measurement(name, 0.5)}, **more)
+    >>> dense = row("dense", "accuracy")
+    >>> result_of([dense, row("small", "accuracy", reference=dense), row("file", "size", reference=dense)]).variant
+    'small'
+    """
+    every = list(rows)
+    own = [row for row in every if not row.timed_only] or every
+    later = [row for row in own if row.reference is not None] or own
+    judged = [row for row in later if any(name in row.values for name in QUALITIES)]
+    return (judged or later)[-1]
 
 
 def _set_settings(row: VariantRow, item: Measurement) -> None:
@@ -168,10 +265,7 @@ def _set_settings(row: VariantRow, item: Measurement) -> None:
 
 def _same_moment(rows: Iterable[VariantRow]) -> None:
     """Times are only comparable within one interleaved measurement: keep those of a trial's last one."""
-    by_trial: dict[tuple[str, int], list[VariantRow]] = {}
-    for row in rows:
-        by_trial.setdefault((row.run, row.trial), []).append(row)
-    for trial in by_trial.values():
+    for trial in _by_trial(rows).values():
         paired = [row for row in trial if "speedup" in row.values]
         for row in paired[:-1]:
             row.values.pop("latency", None)
@@ -213,28 +307,63 @@ def settings_of(rows: Iterable[VariantRow]) -> dict[str, str]:
 
 
 def _share_removed(rows: list[VariantRow]) -> None:
-    dense: dict[tuple[str, int], float] = {}
-    for row in rows:
-        total = row.number("params")
-        if total is not None:
-            dense[row.run, row.trial] = max(total, dense.get((row.run, row.trial), 0))
-    for row in rows:
-        asked = [finite(value) for key, value in row.settings.items() if _is_sparsity(key)]
-        asked += [
-            finite(value.get("sparsity"))
-            for key, value in row.settings.items()
-            if _is_sparsity(key) and isinstance(value, Mapping)
-        ]
-        given = [value for value in asked if value is not None and 0 <= value < 1]
-        nonzeros, total = row.number("nonzeros"), dense.get((row.run, row.trial))
-        if row.variant == "dense":
-            row.removed = 0.0
-        elif given:
-            row.removed = given[0]
-        elif nonzeros is not None and total:
-            row.removed = 1 - nonzeros / total
-        else:
-            row.removed = row.number("sparsity") or row.number("mask_sparsity")
+    """Set how much was removed of every variant, and the parameters that this is a share of."""
+    for trial in _by_trial(rows).values():
+        whole, cut = _whole(trial), next((k for k, row in enumerate(trial) if _is_cut(row)), len(trial))
+        pruned = next((k for k, row in enumerate(trial) if "mask_sparsity" in row.values), cut)
+        before = pruned if pruned < len(trial) else 0
+        for index, row in enumerate(trial):
+            row.whole, row.cut = whole, index >= cut
+            asked = [] if index < before or row.timed_only else _sparsities(row)
+            if row.variant == "dense":
+                row.removed = 0.0
+            elif asked:
+                row.removed = asked[0]
+            else:
+                row.removed = _removed(row, len(trial) == 1)
+
+
+def _is_cut(row: VariantRow) -> bool:
+    """Whether the step before it made the model smaller."""
+    return "proof_error" in row.values
+
+
+def _whole(trial: list[VariantRow]) -> Measurement | None:
+    """The parameters of the model before anything was cut out: the dense variant's, else the most of the variants that
+    were measured before a step cut something out."""
+    dense = [row for row in trial if row.variant == "dense"]
+    dense += [
+        row.reference for row in trial if row.reference is not None and row.reference.variant == "dense"
+    ]
+    cut = next((k for k, row in enumerate(trial) if _is_cut(row)), len(trial))
+    for rows in (dense, trial[:cut]):
+        found = [row.values["params"] for row in rows if row.number("params")]
+        if found:
+            return max(found, key=lambda item: item.value)
+    return None
+
+
+def _sparsities(row: VariantRow) -> list[float]:
+    """The sparsities that a row's settings ask for."""
+    asked = [finite(value) for key, value in row.settings.items() if _is_sparsity(key)]
+    asked += [
+        finite(value.get("sparsity"))
+        for key, value in row.settings.items()
+        if _is_sparsity(key) and isinstance(value, Mapping)
+    ]
+    return [value for value in asked if value is not None and 0 <= value < 1]
+
+
+def _removed(row: VariantRow, alone: bool) -> float | None:
+    """The share of the parameters that is gone or zero, as measured; None where that cannot be known."""
+    nonzeros, total = row.number("nonzeros"), None if row.whole is None else finite(row.whole.value)
+    if nonzeros is not None and total:
+        share = 1 - nonzeros / total
+        # Nothing zero, and nothing else measured: this is the dense model, or one that something was cut out of.
+        return None if alone and share == 0 and row.whole is row.values.get("params") else share
+    if row.cut:  # its zeros are a share of the smaller model
+        return None
+    return row.number("sparsity") or row.number("mask_sparsity")
 
 
 def series_of(row: VariantRow, rows: Iterable[VariantRow]) -> str:

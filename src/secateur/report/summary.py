@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.report.charts.pareto import front
-from secateur.report.reading import LOWER, VariantRow, quality_of, rows_of
+from secateur.report.reading import LOWER, QUALITIES, VariantRow, quality_of, result_of, rows_of
 
 __all__ = [
     "MEASURES",
@@ -120,11 +120,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The table of variants; `of` says how many there are when not all are shown."""
+    """The table of variants; `of` says how many there are, and `shown` which these are when not all are shown."""
 
     head: tuple[str, ...]
     lines: tuple[Line, ...]
     of: int
+    shown: str = ""
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,9 @@ class Tile:
 
 
 def tiles(measurements: Measurements) -> list[Tile]:
-    """Accuracy, time, bytes and multiply-accumulates of one variant beside the dense one, as far as measured.
+    """Accuracy, time, bytes and multiply-accumulates of one variant beside what it is compared with.
 
-    The variant is the last of a run, and of a sweep the smallest within one point of the dense model. A report on
+    The variant is the last judged one of a run (`result_of`), and of a sweep the smallest within one point. A report on
     several runs has none: its table and its figures compare them.
 
     >>> one = Measurement("size", 1000, context={"variant": "dense"})
@@ -149,28 +150,54 @@ def tiles(measurements: Measurements) -> list[Tile]:
     rows = rows_of(measurements)
     if len({row.run for row in rows}) != 1:
         return []
-    dense = next((row for row in rows if row.variant == "dense"), rows[0])
-    last = rows[-1] if len({row.trial for row in rows}) == 1 else _smallest_near(rows, dense)
-    if last is None or last is dense:
+    last = result_of(rows) if len({row.trial for row in rows}) == 1 else _smallest_near(rows)
+    if last is None or last.reference is None:
         return []
-    found = [_quality_tile(dense, last), _time_tile(last)]
-    macs = "macs_nonzero" if dense.number("macs") == last.number("macs") else "macs"
-    found.append(_ratio_tile("bytes on disk", dense.bytes, last.bytes, "smaller", "larger"))
+    base = last.reference
+    unknown = f"of {_called(base)} not measured"
+    found = [_quality_tile(base, last, unknown), _time_tile(last)]
+    macs = _macs(base, last)
+    found.append(_ratio_tile("bytes on disk", base.bytes, last.bytes, ("smaller", "larger"), unknown))
     found.append(
-        _ratio_tile("multiply-accumulates", dense.number(macs), last.number(macs), "fewer", "as many")
+        _ratio_tile(
+            "multiply-accumulates", base.number(macs), last.number(macs), ("fewer", "as many"), unknown
+        )
     )
     return [tile for tile in found if tile is not None]
 
 
-def _quality_tile(dense: VariantRow, last: VariantRow) -> Tile | None:
-    quality = quality_of([dense, last])
-    before, after = (row.number(quality) if quality else None for row in (dense, last))
-    if quality is None or before is None or after is None:
+def _called(row: VariantRow) -> str:
+    """What a variant is called in a sentence."""
+    return "the dense model" if row.variant == "dense" else row.variant
+
+
+def _macs(base: VariantRow, last: VariantRow) -> str:
+    """The count of multiply-accumulates that two variants differ in."""
+    return "macs_nonzero" if base.number("macs") == last.number("macs") else "macs"
+
+
+def _quality_tile(base: VariantRow, last: VariantRow, unknown: str) -> Tile | None:
+    quality = quality_of([last])
+    before, after = (row.number(quality) if quality else None for row in (base, last))
+    if quality is None or after is None:
         return None
+    if before is None:
+        return Tile(quality, number(after, quality), unknown)
+    return Tile(
+        quality, number(after, quality), f"{_by(quality, before, after)}, from {number(before, quality)}"
+    )
+
+
+def _by(quality: str, before: float, after: float) -> str:
+    """How much a quality changed.
+
+    >>> _by("accuracy", 0.9, 0.88), _by("loss", 0.5, 0.75)
+    ('−2.00 points', '+0.25')
+    """
     sign = "−" if after < before else "+"
-    share = is_share(quality)
-    by = f"{abs(after - before) * 100:.2f} points" if share else f"{abs(after - before):.4g}"
-    return Tile(quality, number(after, quality), f"{sign}{by}, from {number(before, quality)}")
+    return sign + (
+        f"{abs(after - before) * 100:.2f} points" if is_share(quality) else f"{abs(after - before):.4g}"
+    )
 
 
 def _time_tile(last: VariantRow) -> Tile | None:
@@ -179,16 +206,26 @@ def _time_tile(last: VariantRow) -> Tile | None:
         return None
     low, high = speed.spread.get("low", speed.value), speed.spread.get("high", speed.value)
     between = f"95 % between {low:.2f} and {high:.2f}" if low != high else "one reading"
-    return Tile("times as fast", number(speed.value, "speedup", "x"), between)
+    return Tile(f"times as fast{_as(last)}", number(speed.value, "speedup", "x"), between)
 
 
-def _ratio_tile(name: str, before: float | None, after: float | None, less: str, more: str) -> Tile | None:
-    if not before or not after:
+def _as(row: VariantRow) -> str:
+    """ " as NAME" where a variant was timed in turns with another one than that it is compared with."""
+    other = row.reference is None or row.timed_with != row.reference.variant
+    return f" as {row.timed_with}" if row.timed_with and other else ""
+
+
+def _ratio_tile(
+    name: str, before: float | None, after: float | None, words: tuple[str, str], unknown: str
+) -> Tile | None:
+    if not after:
         return None
+    if not before:
+        return Tile(name, f"{after:,.0f}", unknown)
     ratio = before / after
     if round(ratio, 2) == 1:
         return Tile(name, f"{after:,.0f}", "as before")
-    change = f"{ratio:.1f} times {less}" if ratio >= 1 else f"{1 / ratio:.1f} times {more}"
+    change = f"{ratio:.1f} times {words[0]}" if ratio >= 1 else f"{1 / ratio:.1f} times {words[1]}"
     return Tile(name, f"{after:,.0f}", f"{change}, from {before:,.0f}")
 
 
@@ -238,17 +275,28 @@ def comparison(measurements: Measurements) -> Comparison:
         lines.append(Line(NAMES.get(name, name.replace("_", " ")), first.definition, cells))
     if any("file_bytes" in row.values for row in rows):
         lines += _smaller(rows)
-    return Comparison(tuple(row.label for row in rows), tuple(lines), len(rows_of(measurements)))
+    every = rows_of(measurements)
+    which = "variants that no other beats" if quality_of(every) else "the first variants"
+    if any(row.variant == "dense" for row in rows):
+        which = f"the dense model and {which}"
+    return Comparison(tuple(row.label for row in rows), tuple(lines), len(every), which)
 
 
 def _smaller(rows: list[VariantRow]) -> list[Line]:
-    dense = next((row.bytes for row in rows if row.variant == "dense"), None)
-    if dense is None:
+    """How many times smaller every variant is than what it is compared with; 1 for that itself."""
+    bases = {id(row.reference): row.reference for row in rows if row.reference is not None}
+    own = [bases.get(id(row)) or row.reference for row in rows]
+    ratios = [
+        base.bytes / row.bytes if base is not None and base.bytes and row.bytes else None
+        for base, row in zip(own, rows)
+    ]
+    if not any(ratio is not None and base is not row for ratio, base, row in zip(ratios, own, rows)):
         return []
-    cells = tuple(
-        (f"{dense / row.bytes:.2f}×", dense / row.bytes) if row.bytes else ("", None) for row in rows
-    )
-    return [Line("times smaller on disk", "bytes of the dense file over bytes of this variant's file", cells)]
+    names = " or ".join(dict.fromkeys(base.variant for base in bases.values()))
+    cells = tuple(("", None) if ratio is None else (f"{ratio:.2f}×", ratio) for ratio in ratios)
+    return [
+        Line("times smaller on disk", f"bytes of the {names} file over bytes of this variant's file", cells)
+    ]
 
 
 def headline(measurements: Measurements) -> str:
@@ -264,95 +312,128 @@ def headline(measurements: Measurements) -> str:
             for run in runs
         )
         return " — ".join(f"{run}: {text}" for run, text in zip(runs, ours))
-    dense = next((row for row in rows if row.variant == "dense"), rows[0])
     if len(trials) > 1:
-        return _best_of(rows, dense, len(trials))
-    last = rows[-1]
-    return _difference(dense, last) if last is not dense else _alone(dense)
+        return _best_of(rows, len(trials))
+    last = result_of(rows)
+    return _alone(last) if last.reference is None else _difference(last.reference, last)
 
 
 def _alone(row: VariantRow) -> str:
+    """What was measured of the only variant, and that it is the only one."""
+    text = _listed(row)
+    return text if row.variant == "model" else f"only {_called(row)} was measured: {text}"
+
+
+def _listed(row: VariantRow) -> str:
     names = [name for name in MEASURES if name in row.values]
     return ", ".join(f"{NAMES.get(name, name)} {quantity(row.values[name])}" for name in names[:3])
 
 
-def _best_of(rows: list[VariantRow], dense: VariantRow, trials: int) -> str:
+def _best_of(rows: list[VariantRow], trials: int) -> str:
+    """The smallest variant of a sweep that is about as good as what it is compared with."""
     quality = quality_of(rows)
-    base = None if quality is None else dense.number(quality)
     if quality is None:
         sizes = [row.bytes for row in rows if row.bytes]
         spread = f", files of {min(sizes):,.0f} to {max(sizes):,.0f} bytes" if len(set(sizes)) > 1 else ""
         return f"{trials:,} trials{spread}; no accuracy was measured"
-    if base is None or not _comparable(rows, quality):
-        return f"{trials:,} trials"
+    compared = _comparable(rows, quality)
+    if not compared:
+        return f"{trials:,} trials{_not_compared(rows, quality)}"
     within = "per cent" if quality in LOWER else "point"
-    best = _smallest_near(rows, dense)
-    if best is None:
-        text = f"none came within one {within} of the dense model"
-        return f"{trials:,} trials; {text} ({quality} {number(base, quality)})"
-    words = _difference(dense, best)
-    return f"{trials:,} trials; the smallest within one {within} of the dense model is {best.label}: {words}"
+    references = [row.reference for row in compared if row.reference is not None]
+    name = " or ".join(dict.fromkeys(_called(row) for row in references))
+    best = _smallest_near(rows)
+    if best is None or best.reference is None:
+        return f"{trials:,} trials; none came within one {within} of {name} ({quality} {_span(references, quality)})"
+    words = _difference(best.reference, best)
+    return f"{trials:,} trials; the smallest within one {within} of {name} is {best.label}: {words}"
+
+
+def _not_compared(rows: list[VariantRow], quality: str) -> str:
+    """The qualities of a sweep in which nothing was measured that they can be compared with."""
+    judged = [row for row in rows if row.number(quality) is not None and row.variant != "dense"]
+    alone = [row for row in judged if row.reference is None or row.reference.number(quality) is None]
+    if not alone:
+        return ""
+    missing = f"the {quality} of the dense model was not measured, so none is compared with it"
+    return f", {quality} {_span(alone, quality)}; {missing}: add a measure step labelled dense after training"
+
+
+def _span(rows: list[VariantRow], quality: str) -> str:
+    """A quality from the lowest to the highest."""
+    values = [value for row in rows if (value := row.number(quality)) is not None]
+    low, high = number(min(values), quality), number(max(values), quality)
+    return low if low == high else f"{low} to {high}"
 
 
 def _comparable(rows: list[VariantRow], quality: str) -> list[VariantRow]:
-    """The variants beside the dense ones of which both quality and cost are known."""
-    return [row for row in rows if row.variant != "dense" and row.number(quality) is not None and _cost(row)]
-
-
-def _smallest_near(rows: list[VariantRow], dense: VariantRow) -> VariantRow | None:
-    """The cheapest variant at most one point of accuracy, or one per cent of loss, worse than the dense model."""
-    quality = quality_of(rows)
-    base = None if quality is None else dense.number(quality)
-    if quality is None or base is None:
-        return None
-    slack = 0.01 if quality not in LOWER else 0.01 * abs(base)
-    sign = -1 if quality in LOWER else 1
-    near = [
+    """The variants with a cost of which the quality is known, and that of what they are compared with."""
+    return [
         row
-        for row in _comparable(rows, quality)
-        if (value := row.number(quality)) is not None and (value - base) * sign >= -slack
+        for row in rows
+        if row.reference is not None
+        and row.reference.number(quality) is not None
+        and row.number(quality) is not None
+        and _cost(row)
     ]
+
+
+def _smallest_near(rows: list[VariantRow]) -> VariantRow | None:
+    """The cheapest variant at most one point of accuracy, or one per cent of loss, worse than what it is compared
+    with."""
+    quality = quality_of(rows)
+    if quality is None:
+        return None
+    sign = -1 if quality in LOWER else 1
+    near = []
+    for row in _comparable(rows, quality):
+        base = row.reference.number(quality) if row.reference is not None else None
+        value = row.number(quality)
+        if base is not None and value is not None:
+            slack = 0.01 if quality not in LOWER else 0.01 * abs(base)
+            near += [row] if (value - base) * sign >= -slack else []
     return min(near, key=lambda row: _cost(row) or math.inf, default=None)
 
 
-def _difference(dense: VariantRow, small: VariantRow) -> str:
+def _difference(base: VariantRow, small: VariantRow) -> str:
+    """What a variant gained and lost beside what it is compared with; what of the two was not measured is said."""
     parts: list[str] = []
 
-    def ratio(
-        name: str, words: Callable[[float], str], before: float | None, after: float | None, unit: str
-    ) -> None:
+    def ratio(words: Callable[[float], str], before: float | None, after: float | None, unit: str) -> None:
         if before and after and round(before / after, 2) != 1:
             parts.append(f"{words(before / after)} ({before:,.0f} → {after:,.0f}{unit})")
 
     ratio(
-        "bytes",
         lambda r: f"{r:.1f} times smaller on disk" if r > 1 else f"{1 / r:.1f} times larger on disk",
-        dense.bytes,
+        base.bytes,
         small.bytes,
         " bytes",
     )
-    macs = "macs_nonzero" if dense.number("macs") == small.number("macs") else "macs"
-    ratio(
-        "macs",
-        lambda r: f"{r:.1f} times fewer multiply-accumulates",
-        dense.number(macs),
-        small.number(macs),
-        "",
-    )
+    macs = _macs(base, small)
+    ratio(lambda r: f"{r:.1f} times fewer multiply-accumulates", base.number(macs), small.number(macs), "")
     speed = small.values.get("speedup")
     if speed is not None:
         low, high = speed.spread.get("low", speed.value), speed.spread.get("high", speed.value)
         if low <= 1 <= high:
-            parts.append(f"no difference in time shown ({speed.value:.2f}× [{low:.2f}, {high:.2f}])")
+            to = f" to {small.timed_with}" if _as(small) else ""
+            parts.append(f"no difference in time{to} shown ({speed.value:.2f}× [{low:.2f}, {high:.2f}])")
         else:
-            parts.append(f"{speed.value:.2f} times as fast [{low:.2f}, {high:.2f}]")
-    quality = next(
-        (name for name in ("accuracy", "top1", "loss", "total_loss") if name in small.values), None
-    )
-    before, after = (row.number(quality) for row in (dense, small)) if quality else (None, None)
-    if quality and before is not None and after is not None:
-        change = after - before
-        sign = "−" if change < 0 else "+"
-        by = f"{sign}{abs(change) * 100:.2f} points" if is_share(quality) else f"{sign}{abs(change):.4g}"
-        parts.append(f"{quality} {number(before, quality)} → {number(after, quality)} ({by})")
-    return ", ".join(parts) or _alone(small)
+            parts.append(f"{speed.value:.2f} times as fast{_as(small)} [{low:.2f}, {high:.2f}]")
+    said, missing = _judged(base, small)
+    return ", ".join([*parts, *said]) + missing if parts or said else _listed(small) + missing
+
+
+def _judged(base: VariantRow, small: VariantRow) -> tuple[list[str], str]:
+    """The quality beside that of the reference, and a sentence where that of one was not measured."""
+    quality = next((name for name in QUALITIES if name in small.values), None)
+    if quality is None:
+        lost = next((name for name in QUALITIES if name in base.values), None)
+        return [], "" if lost is None else f"; the {lost} of {_called(small)} was not measured"
+    before, after = (row.number(quality) for row in (base, small))
+    if after is None:
+        return [f"{quality} {number(small.values[quality].value, quality)}"], ""
+    if before is None:
+        missing = f"; the {quality} of {_called(base)} was not measured: add a measure step after it"
+        return [f"{quality} of {_called(small)} {number(after, quality)}"], missing
+    by = _by(quality, before, after)
+    return [f"{quality} {number(before, quality)} → {number(after, quality)} ({by})"], ""

@@ -7,8 +7,9 @@ shapes and modes that are not among its cases. `proving` makes proofs; here are 
 >>> proof = Proof(error=3e-16, absolute=1e-15, scale=4.0, tolerance=1e-9, outputs=1, cases=(case,))
 >>> proof.holds
 True
->>> print(proof)
-equal: largest difference 3.00e-16 of the largest output (float64, tolerance 1e-09) on (2, 3, 8, 8) [eager]
+>>> print(proof)  # doctest: +NORMALIZE_WHITESPACE
+equal to the masked model: largest difference 3.00e-16 of the largest output (float64, tolerance 1e-09)
+on (2, 3, 8, 8) [eager]
 """
 
 from __future__ import annotations
@@ -221,7 +222,7 @@ class Proof:
                 "no equality: axes were cut across a normalisation; "
                 f"outputs differ by {self.error:.2e} of the largest output{where}"
             )
-        word = "equal" if self.holds else "NOT equal"
+        word = "equal to the masked model" if self.holds else "NOT equal to the masked model"
         return (
             f"{word}: largest difference {self.error:.2e} of the largest output "
             f"({self.dtype}, tolerance {self.tolerance:.0e}){where}"

@@ -163,7 +163,8 @@ def _curves(rows: list[VariantRow], quality: str, main: bool) -> list[Figure]:
             )
             + f".{_covered(table)} Sparsity is the one asked for where a setting names it, else the share of the dense "
             "model's "
-            "parameters that are gone or zero. The dashed line is the dense model.",
+            "parameters that are gone or zero."
+            + (" The dashed line is the dense model." if baseline else ""),
             _chart(table, quality, ".3~g" if lower else ".0%", baseline),
             f"{curves} curves of {quality} over sparsity; the best point is {best[0]} at sparsity "
             f"{best[1]:.2f} with {best[2]:.4f}.",

@@ -78,9 +78,8 @@ def _of_each_method(rows: list[VariantRow]) -> list[VariantRow]:
 def _with_sparsity(rows: list[VariantRow]) -> list[VariantRow]:
     """The share of each tensor's dense parameters that are gone or zero, computed where it was not measured."""
     found = []
-    dense: dict[str, Measurement] = {}
     for row in rows:
-        base = dense.setdefault(row.run, row.values.get("params", Measurement("params", 0)))
+        base = row.whole if row.whole is not None else Measurement("params", 0)
         alive = row.values.get("nonzeros")
         layers: dict[str, float] = {}
         if alive is not None and base.per_layer:
@@ -89,6 +88,8 @@ def _with_sparsity(rows: list[VariantRow]) -> list[VariantRow]:
                 for name, count in base.per_layer.items()
                 if count and name.endswith("weight") and name in alive.per_layer
             }
+        elif row.cut:  # what is zero in the smaller model is not what was removed
+            continue
         elif "sparsity" in row.values:
             layers = dict(row.values["sparsity"].per_layer)
         elif "mask_sparsity" in row.values:

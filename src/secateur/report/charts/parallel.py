@@ -17,7 +17,16 @@ import altair as alt
 
 from secateur.core.measurement import Measurements
 from secateur.report.figure import Figure, FigureTable
-from secateur.report.reading import LOWER, VariantRow, as_text, finite, quality_of, rows_of, settings_of
+from secateur.report.reading import (
+    LOWER,
+    VariantRow,
+    as_text,
+    finite,
+    quality_of,
+    result_of,
+    rows_of,
+    settings_of,
+)
 
 __all__ = ["parallel"]
 
@@ -34,9 +43,11 @@ Value = str | float | None
 
 def parallel(measurements: Measurements) -> list[Figure]:
     """The figure, where three trials or more differ in a setting."""
-    rows = list(
-        {(row.run, row.trial): row for row in rows_of(measurements) if row.variant != "dense"}.values()
-    )
+    trials: dict[tuple[str, int], list[VariantRow]] = {}
+    for row in rows_of(measurements):
+        if row.variant != "dense":
+            trials.setdefault((row.run, row.trial), []).append(row)
+    rows = [result_of(trial) for trial in trials.values()]
     quality = quality_of(rows)
     settings = settings_of(rows)
     if quality is None or len(rows) < 3 or not settings:

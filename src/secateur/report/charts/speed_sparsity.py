@@ -17,13 +17,19 @@ import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.report.figure import Figure, FigureTable
-from secateur.report.reading import dashes, fitting_legend, legend_selection, rows_of, series_of
+from secateur.report.reading import VariantRow, dashes, fitting_legend, legend_selection, rows_of, series_of
 
 __all__ = ["speed_sparsity"]
 
 
+def _beside(rows: list[VariantRow]) -> str:
+    """What the models were timed in turns with, in words."""
+    names = dict.fromkeys(row.timed_with for row in rows)
+    return " or ".join("the dense model" if name in ("", "dense") else name for name in names)
+
+
 def speed_sparsity(measurements: Measurements) -> list[Figure]:
-    """The curves, where some method was timed against the dense model at two sparsities or more."""
+    """The curves, where some method was timed in turns with another at two sparsities or more."""
     rows = [row for row in rows_of(measurements) if "speedup" in row.values and row.removed is not None]
     points: dict[tuple[str, float], list[Measurement]] = {}
     for row in rows:
@@ -50,7 +56,8 @@ def speed_sparsity(measurements: Measurements) -> list[Figure]:
         x=alt.X("sparsity:Q", axis=alt.Axis(format=".0%", title="sparsity (share removed)", tickCount=10)),
         color=alt.Color("series:N", scale=alt.Scale(domain=domain), legend=fitting_legend(domain)),
     )
-    title = "times as fast as the dense model"
+    beside = _beside(rows)
+    title = f"times as fast as {beside}"
     # An outlier must not flatten all curves.
     scale = alt.Scale(zero=False, domainMax=1.3 * max(row[2] for row in table), clamp=True)
     y = alt.Y("speedup:Q", axis=alt.Axis(title=title), scale=scale)
@@ -71,7 +78,7 @@ def speed_sparsity(measurements: Measurements) -> list[Figure]:
             "speed-sparsity",
             "speed",
             "Times as fast as sparsity rises",
-            f"{what}. Each point is one model, timed in turns with the dense one; the band holds the median ratio with "
+            f"{what}. Each point is one model, timed in turns with {beside}; the band holds the median ratio with "
             "95 % confidence. Where it reaches the dashed line at 1, no difference was shown.",
             alt.layer(one, band.add_params(choose), line, dots).properties(width="container", height=340),
             f"{len(domain)} curves of times as fast over sparsity; the fastest is {best[0]} at sparsity {best[1]:.2f} "

@@ -56,3 +56,21 @@ def test_a_scan_says_whose_option_the_address_is(secateur):
     code, _, err = secateur("scan", "lenet-300-100", "--address", "auto")
     assert code == 2
     assert "--address auto: belongs to --engine ray; on one machine layers are distributed by --jobs" in err
+
+
+def test_accuracy_says_on_which_images_and_how_they_were_normalised(secateur):
+    code, out, _ = secateur("measure", "lenet-300-100", "--data", "digits", "--what", "accuracy")
+    assert code == 0
+    (line,) = (line for line in out.splitlines() if line.startswith("accuracy "))
+    assert "accuracy on the 360 test images of digits (1x28x28)" in line
+    assert "of the pixels in 0..1 less its mean (0." in line
+    assert "as returned by evaluate" not in out
+
+
+def test_a_run_defines_the_columns_of_its_table(secateur, tmp_path):
+    (tmp_path / "r.toml").write_text('[model]\nname = "fc"\n[[step]]\nkind = "pack"\n')
+    where = ["--store", str(tmp_path / "runs")]
+    code, out, _ = secateur("run", str(tmp_path / "r.toml"), *where)
+    assert code == 0
+    assert "\n  file_ratio: original_bytes over file_bytes\n" in out
+    assert "\n  file_ratio: original_bytes over file_bytes\n" in secateur("show", "last", *where)[1]

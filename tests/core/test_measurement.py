@@ -105,3 +105,25 @@ def test_infinity_and_no_name():
         Measurement("loss", math.inf)
     with pytest.raises(OptionError, match="a Measurement needs a name, got an empty one"):
         Measurement("", 1)
+
+
+def test_before_and_after_are_one_table_with_the_change() -> None:
+    def table(*values: float, unit: str = "") -> Measurements:
+        names = ("params", "accuracy", "size", "latency")
+        units = ("", "", "bytes", "ms")
+        return Measurements(Measurement(*row) for row in zip(names, values, units))
+
+    text = table(25, 0.26, 1000, 1.0).against(table(100, 0.66, 4000, 2.0))
+    assert [line.split() for line in text.splitlines()] == [
+        ["before", "after", "change"],
+        ["params", "100", "25", "4.00", "times", "fewer"],
+        ["accuracy", "0.66", "0.26", "-0.4"],
+        ["size", "4,000", "bytes", "1,000", "bytes", "4.00", "times", "smaller"],
+        ["latency", "2", "ms", "1", "ms", "of", "different", "moments:", "see", "compare"],
+    ]
+    assert "2.00 times as many" in table(50).against(table(25))
+    assert "as before" in table(25).against(table(25))
+    with pytest.raises(
+        OptionError, match="against: expected two tables with a measure in common, got params and loss"
+    ):
+        table(25).against(Measurements([Measurement("loss", 0.5)]))

@@ -186,7 +186,7 @@ def test_latency_of_a_known_duration():
     assert len(row.trials) == 9
     assert row.value == sorted(row.trials)[4]
     assert row.spread["low"] <= row.spread["q25"] <= row.value <= row.spread["q75"] <= row.spread["high"]
-    assert "batch of 3, 9 trials" in row.definition
+    assert "batch of 3, 9 repetitions" in row.definition
     assert "thread" in row.notes[0]
     assert 6 + 9 <= model.calls <= 30 + 9
 
@@ -229,7 +229,7 @@ def test_compare_says_when_no_difference_was_shown():
 
 def test_latency_errors():
     model = Sleeper(0.0)
-    with pytest.raises(OptionError, match="latency: expected at least 1 trial, got 0"):
+    with pytest.raises(OptionError, match="latency: expected at least 1 repetition \(trials=\), got 0"):
         latency(model, X, trials=0)
     with pytest.raises(OptionError, match="latency: expected at least 1 thread, got 0"):
         latency(model, X, threads=0)

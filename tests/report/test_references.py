@@ -8,8 +8,11 @@ import pytest
 
 from secateur.core.measurement import Measurement as M
 from secateur.core.measurement import Measurements
+from secateur.report import Report, Run
 from secateur.report.charts.layer_bars import layer_bars
+from secateur.report.charts.network import network
 from secateur.report.charts.parallel import parallel
+from secateur.report.charts.pareto import pareto
 from secateur.report.charts.speed_sparsity import speed_sparsity
 from secateur.report.reading import rows_of
 from secateur.report.summary import Tile, comparison, headline, tiles
@@ -199,3 +202,39 @@ def test_times_over_sparsity_name_what_they_were_timed_against() -> None:
     (figure,) = speed_sparsity(Measurements(rows))
     assert "times as fast as train" in str(figure.chart.to_dict())
     assert "in turns with train" in figure.definition
+
+
+def test_the_network_says_of_which_trial_it_is() -> None:
+    layers = [{"name": "conv1", "kind": "Conv2d", "width": 8, "inputs": 3, "parameters": 9, "group": ""}]
+    small = [{**layers[0], "width": 4}]
+    drawn = [
+        M(
+            "architecture",
+            1,
+            context={"trial": 1, "variant": variant, "text": f"{own[0]['width']}", "layers": own},
+        )
+        for variant, own in (("dense", layers), ("shrunk", small))
+    ]
+    found = Measurements([*swept(dense=ALL), *drawn])
+    assert network(found)[0].title == "The network before and after of trial 2 (random)"
+    assert ">print(model), before and after of trial 2 (random)<" in Report([Run("one", found)]).html()
+    assert network(Measurements(drawn))[0].title == "The network before and after"  # the only trial
+
+
+def test_labels_of_points_lie_neither_on_each_other_nor_on_the_axis() -> None:
+    spec = pareto(swept(dense=ALL))[0].spec()
+    layers = [layer for layer in spec["layer"] if layer["mark"]["type"] == "text"]
+    texts = {(layer["mark"]["align"], layer["mark"]["dy"]): str(layer["transform"]) for layer in layers}
+    assert "'l2 · dense': 'dense'" in texts["right", -14].replace(
+        '"', "'"
+    )  # the two dense models are one point
+    assert "random · dense" not in str(texts)
+    assert {align for align, _ in texts} == {"left", "right"}  # at the ends of the axis none is in the middle
+    assert {dy for align, dy in texts if align == "left"} == {-14, 18}  # two at nearly one place
+
+
+def test_a_table_wider_than_its_place_shows_that_it_goes_on() -> None:
+    html = Report([Run("one", swept(dense=ALL))]).html()
+    rule = html[html.index(".scroll{") :].partition("}")[0]
+    assert rule.count("local") == 2  # a cover at each end of the table, over a shadow that stays at the edge
+    assert rule.count("no-repeat scroll") == 2

@@ -395,7 +395,8 @@ def test_points_of_a_trade_off_are_named_where_they_are_few(count: int, labels: 
         ]
     found = next(f for f in charts.draw(Measurements(rows)) if f.name.startswith("pareto"))
     marks = [layer["mark"]["type"] for layer in found.spec()["layer"]]
-    assert marks == ["line", "point", "text"][: 3 if labels else 2]
+    assert marks[:2] == ["line", "point"]
+    assert set(marks[2:]) == ({"text"} if labels else set())
 
 
 def test_the_fastest_is_the_highest_median_not_the_narrowest_interval() -> None:

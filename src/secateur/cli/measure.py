@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from secateur.core.measurement import Measurements
+    from secateur.data import Data
 
 __all__ = ["AS_COUNTED", "VERBS"]
 
@@ -85,16 +86,32 @@ def measure(model: InputFlags, flags: MeasureFlags, device: Device = None, *, ou
 def _measured(net: nn.Module, model: InputFlags, flags: MeasureFlags, where: str) -> Measurements:
     """The measures that were asked for; accuracy where test images were named."""
     from secateur import data as datasets
+    from secateur.core.measurement import Measurements
     from secateur.lab.training import evaluate
     from secateur.metrics import measure as take
+    from secateur.metrics.accuracy import RETURNED
 
     timing: dict[str, Any] = {"trials": flags.trials} if flags.timed() else {}
     if flags.data is None:
         return take(net, model.example(net, flags.batch), what=flags.names(), **timing)
     images = datasets.load_for(net, flags.data)
     example = images.test.first(flags.batch)[0] if model.input_ is None else model.example(net, flags.batch)
-    return take(
+    found = take(
         net, example, lambda one: evaluate(one, images.test, device=where), what=flags.names(), **timing
+    )
+    return Measurements(
+        replace(row, definition=f"{row.name} on {_described(images)}") if row.definition == RETURNED else row
+        for row in found
+    )
+
+
+def _described(images: Data) -> str:
+    """How many images, of which size, and how they were normalised."""
+    shape = "x".join(map(str, images.shape))
+    mean, deviation = (", ".join(f"{value:.4g}" for value in values) for values in (images.mean, images.std))
+    return (
+        f"the {len(images.test):,} test images of {images.name} ({shape}), each channel of the pixels in 0..1 less its "
+        f"mean ({mean}) over its deviation ({deviation})"
     )
 
 

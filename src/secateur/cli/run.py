@@ -130,6 +130,8 @@ def _show(ran: Ran, plan: RunPlan, store: Store, flags: RunFlags, json: bool) ->
         head, found = tables.summary(ran.measurements, plan.recipe.grid)
         if found:
             show_table(head, found)
+            for line in tables.definitions(ran.measurements):
+                say(line)
         elif not ran.failures:
             say("nothing was measured; add a step of kind `measure` to see results")
     if flags.report is not None:

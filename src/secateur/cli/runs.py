@@ -87,6 +87,8 @@ def show(
     if measured:
         say()
         show_table(*tables.summary(measured, row.recipe.get("grid", {})))
+        for line in tables.definitions(measured):
+            say(line)
     for trial in trials:
         if trial["error"]:
             say(f"\ntrial {trial['trial'] + 1} failed: {trial['error'].rstrip()}")

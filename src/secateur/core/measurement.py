@@ -110,6 +110,21 @@ def _number(value: float | int) -> str:
     return f"{value:.4g}" if not abs(value) >= 1e4 else f"{value:,.0f}"
 
 
+def _change(before: Measurement, after: Measurement) -> str:
+    """How much a measured number changed, in words."""
+    old, new = before.value, after.value
+    if before.unit == "ms":
+        return "of different moments: see compare"
+    if old == new:
+        return "as before"
+    if (isinstance(old, int) and isinstance(new, int)) or before.unit in ("bytes", "MAC"):
+        less, more = ("smaller", "larger") if before.unit == "bytes" else ("fewer", "as many")
+        if not old or not new:
+            return f"{_number(new - old)}"
+        return f"{old / new:.2f} times {less}" if old > new else f"{new / old:.2f} times {more}"
+    return f"{new - old:+.4g}"
+
+
 def _plain(value: object) -> object:
     """The value as strict JSON can write it: without NaN and infinity."""
     if isinstance(value, float) and not math.isfinite(value):
@@ -150,6 +165,42 @@ class Measurements(tuple[Measurement, ...]):
         {'variant': 'dense'}
         """
         return Measurements(replace(item, context={**item.context, **context}) for item in self)
+
+    def against(self, before: Measurements) -> str:
+        """What was measured before and after, and the change, as a table in text; `self` is after.
+
+        Counts, bytes and the like are compared as ratios, all else as differences. Times of two calls of `measure` are
+        of different moments and get no ratio: `sc.compare` takes them in turns.
+
+        Args:
+            before: The same measures of the model as it was.
+
+        Raises:
+            OptionError: The two have no measure in common.
+
+        >>> dense, small = (
+        ...     Measurements([Measurement("params", p), Measurement("score", s)]) for p, s in ((80, 0.75), (20, 0.5)))
+        >>> print(small.against(dense))
+                before  after  change
+        params      80     20  4.00 times fewer
+        score     0.75    0.5  -0.25
+        """
+        common = [name for name in self.names() if name in before.names()]
+        if not common:
+            raise OptionError(
+                "against: expected two tables with a measure in common, got "
+                f"{', '.join(self.names()) or 'nothing'} and {', '.join(before.names()) or 'nothing'}; measure both "
+                "models with the same what= and evaluate"
+            )
+        rows = [("", "before", "after", "change")]
+        rows += [
+            (name, before[name].text(), self[name].text(), _change(before[name], self[name]))
+            for name in common
+        ]
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        return "\n".join(
+            f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in rows
+        )
 
     def names(self) -> list[str]:
         """The names measured, in order, each once."""

@@ -103,7 +103,7 @@ def statement(ran: Ran, store: Store, out: Path) -> str:
         "them, so they make nothing faster; nothing was retrained after sharing; the digits are an easy "
         "task, and other "
         "networks on other data will lose more accuracy at these sparsities.",
-        f"How: latency is the median over interleaved trials of a batch of {batch} on this machine's "
+        f"How: latency is the median over interleaved repetitions of a batch of {batch} on this machine's "
         f"{ran.plan.device}, "
         "the brackets bound the ratio with 95 % confidence; dense and shrunk bytes are those of torch.save, "
         "the file's "

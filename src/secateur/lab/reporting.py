@@ -57,9 +57,10 @@ def gather(
     found = found + store.usage(row.id)
     undrawn: list[str] = []
     if pictures:
-        steps = next((_worth_showing(trial["steps"]) for trial in trials if trial["status"] == "done"), [])
+        first = next((trial for trial in trials if trial["status"] == "done"), None)
+        steps = _worth_showing(first["steps"]) if first is not None else []
         drawn = pictures_of(store, row.recipe, steps, undrawn, allow_code) if steps else Measurements()
-        found = found + drawn.within({"run": row.id, "trial": 0})
+        found = found + drawn.within({"run": row.id, "trial": first["trial"] if first is not None else 0})
     failures = tuple(
         f"trial {t['trial'] + 1}: {t['error'] or 'failed'}".strip() for t in trials if t["status"] == "failed"
     )

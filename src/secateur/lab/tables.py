@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from secateur.lab.engine import Ran
     from secateur.lab.store import Store
 
-__all__ = ["as_json", "summary", "variants", "write_measurements", "write_results"]
+__all__ = ["as_json", "definitions", "summary", "variants", "write_measurements", "write_results"]
 
 
 def variants(measurements: Iterable[Measurement]) -> dict[tuple[int, str], dict[str, Measurement]]:
@@ -67,6 +67,21 @@ def summary(
         settings = [_short(context.get(axis, "")) for axis in axes]
         rows.append([*settings, variant, *(row[name].text() if name in row else "" for name in names)])
     return [*axes, "variant", *names], rows
+
+
+def definitions(measurements: Iterable[Measurement]) -> list[str]:
+    """What the columns of `summary` say, a line each; of one that needs no words, none.
+
+    Args:
+        measurements: Those of a run.
+
+    >>> at = {"trial": 0, "variant": "pack", "step": "pack"}
+    >>> definitions([Measurement("file_ratio", 4.0, "x", "original_bytes over file_bytes", context=at)])
+    ['  file_ratio: original_bytes over file_bytes']
+    """
+    found = {name: item for row in variants(measurements).values() for name, item in reversed(row.items())}
+    names = dict.fromkeys(name for row in variants(measurements).values() for name in row)
+    return [f"  {name}: {found[name].definition}" for name in names if found[name].definition]
 
 
 def _short(value: object) -> str:

@@ -30,6 +30,7 @@ __all__ = ["Evaluate", "accuracy", "top_1"]
 Evaluate: TypeAlias = "Callable[[nn.Module], object] | Iterable[object]"
 """A function of the model that returns a number or a dict of numbers, or batches (inputs, targets) for top-1."""
 
+RETURNED = "as returned by evaluate"
 DEFINITION = "share of targets that the largest output names, in evaluation mode"
 
 
@@ -117,4 +118,4 @@ def _row(name: str, value: object) -> Measurement:
             "accuracy: expected evaluate to return a number or a dict of numbers, got "
             f"{type(value).__name__} for {name!r}"
         )
-    return Measurement(name, value, definition="as returned by evaluate")
+    return Measurement(name, value, definition=RETURNED)

@@ -170,7 +170,7 @@ def _readings(
 ) -> tuple[list[list[_Reading]], list[tuple[str, ...]]]:
     """Readings of each model: `trials` of each, read in turns whose order alternates."""
     if trials < 1:
-        raise OptionError(f"latency: expected at least 1 trial, got {trials}")
+        raise OptionError(f"latency: expected at least 1 repetition (trials=), got {trials}")
     if threads is not None and threads < 1:
         raise OptionError(f"latency: expected at least 1 thread, got {threads}")
     if len(pairs) == 2 and pairs[0][0] is pairs[1][0] and pairs[0][1] is pairs[1][1]:
@@ -350,7 +350,7 @@ def _row(
         "latency",
         statistics.median(times),
         "ms",
-        f"{DEFINITION}; example {describe(example)}, batch of {batch}, {len(readings)} trials",
+        f"{DEFINITION}; example {describe(example)}, batch of {batch}, {len(readings)} repetitions",
         trials=tuple(times),
         notes=notes + few,
         context=context or {},

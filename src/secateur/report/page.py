@@ -27,6 +27,7 @@ from secateur.report.charts.network import two_architectures
 from secateur.report.figure import Figure
 from secateur.report.forms import is_plain
 from secateur.report.printout import Pair, folded, side_by_side
+from secateur.report.reading import trial_of
 from secateur.report.run import Run, without_home
 from secateur.report.theme import FONT, THEMES, vega_config
 from secateur.report.trials import trials_table
@@ -68,6 +69,11 @@ class Report:
         one, two = (str(item.context["text"]) for item in pair)
         names = tuple(str(item.context.get("variant", "model")) for item in pair)
         return (names[0], names[1]), folded(side_by_side(one, two))
+
+    def _printout_of(self) -> str:
+        """Of which trial the models are whose print(model) is shown."""
+        pair = two_architectures(self.measurements)
+        return "" if pair is None else trial_of(self.measurements, pair[1])
 
     def html(self, following: str | None = None) -> str:
         """The page: one file, with everything in it.
@@ -170,6 +176,7 @@ class Report:
             "drawing": next((figure for figure in self.figures if figure.narrow), None),
             "sections": [one for one in sections if one["figures"] or more.get(str(one["id"]))],
             "printout": printout,
+            "printout_of": self._printout_of(),
             "published": published.beside(self.measurements),
             "trials": trials_table(self.measurements) if several else None,
             "definitions": _definitions(self.measurements),

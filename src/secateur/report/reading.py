@@ -37,6 +37,7 @@ __all__ = [
     "rows_of",
     "series_of",
     "settings_of",
+    "trial_of",
     "variants_of",
     "whole_ticks",
 ]
@@ -408,6 +409,18 @@ def before_and_after(items: Iterable[Measurement]) -> tuple[Measurement, Measure
         if changed:
             return before, changed[-1]
     return found[0], found[0]
+
+
+def trial_of(measurements: Iterable[Measurement], item: Measurement) -> str:
+    """Of which trial a measurement is, as " of trial 2 (random)", in words for a title; empty in a run of one trial."""
+    run, trial, _ = _place(item)
+    rows = [row for row in rows_of(measurements) if row.run == run]
+    if len({row.trial for row in rows}) < 2:
+        return ""
+    own = next((row for row in rows if row.trial == trial and row.settings), None)
+    keys = settings_of(rows)
+    said = " · ".join(as_text(own.settings[key]) for key in keys if key in own.settings) if own else ""
+    return f" of trial {trial + 1}" + (f" ({said})" if said else "")
 
 
 def _form(item: Measurement) -> tuple[float, dict[str, float], object]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from secateur.core.measurement import Measurement, Measurements
 from secateur.report.drawing import DrawnLayer, draw_network
 from secateur.report.figure import Figure, FigureTable
-from secateur.report.reading import before_and_after
+from secateur.report.reading import before_and_after, trial_of
 
 __all__ = ["network", "two_architectures"]
 
@@ -51,7 +51,7 @@ def network(measurements: Measurements) -> list[Figure]:
         Figure(
             "network",
             "network",
-            "The network" + (" before and after" if gone else ""),
+            "The network" + (" before and after" if gone else "") + trial_of(measurements, pair[1]),
             "One row a block, one box a layer, in the order they are built. The bar is as long as the layer is wide; "
             f"layers marked with the same colour lose the same channels{after_text}. Red is what was removed.",
             draw_network(drawn),

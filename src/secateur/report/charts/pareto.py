@@ -6,8 +6,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import altair as alt
 
@@ -190,8 +193,86 @@ def _chart(
     )
     layers = [line, dots.add_params(choose)]
     if not several:
-        layers.append(base.mark_text(dy=-14).encode(text="label:N"))
+        layers += [
+            base.transform_filter(alt.FieldOneOfPredicate("label", [label.point for label in own]))
+            .transform_calculate(name=_names(own))
+            .mark_text(dy=dy, align=align)
+            .encode(text="name:N")
+            for (align, dy), own in _label_groups(table).items()
+        ]
     return alt.layer(*layers).properties(width="container", height=320)
+
+
+_Side: TypeAlias = Literal["left", "center", "right"]
+
+
+@dataclass(frozen=True)
+class _Label:
+    """The text at a point: the point's label in the data, and what is written there."""
+
+    point: str
+    text: str
+
+
+_PLOT, _HIGH, _TEXT, _LETTER = (
+    560,
+    280,
+    16,
+    6.5,
+)  # pixels that a plot is at least wide and high, and that a text is
+
+
+def _label_groups(
+    table: Sequence[tuple[str, str, float, float, str]],
+) -> dict[tuple[_Side, int], list[_Label]]:
+    """The labels of points by how they are set: their side, and how far above or below the point.
+
+    Points at one place have one label. A label at the left end starts at its point and one at the right ends there, so
+    that none lies on the axis. One that would lie on another goes below its point; one that fits nowhere is left out.
+
+    >>> rows = [("l1 · dense", "dense", 9.0, 0.9, ""), ("l2 · dense", "dense", 9.0, 0.9, ""), ("l1", "x", 1.0, 0.8, "")]
+    >>> {place: [label.text for label in own] for place, own in _label_groups(rows).items()}
+    {('right', -14): ['dense'], ('left', -14): ['l1']}
+    """
+    places: dict[tuple[float, float], list[tuple[str, str]]] = {}
+    for label, variant, cost, quality, _ in table:
+        places.setdefault((cost, quality), []).append((label, variant))
+    across = [math.log(cost) for cost, _ in places if cost > 0]
+    up = [quality for _, quality in places]
+    groups: dict[tuple[_Side, int], list[_Label]] = {}
+    taken: list[tuple[float, float, float]] = []  # left end, right end and height of each text
+    for (cost, quality), own in places.items():
+        kinds = {variant for _, variant in own}
+        text = (
+            own[0][0]
+            if len(own) == 1
+            else kinds.pop()
+            if len(kinds) == 1
+            else " and ".join(k for k, _ in own)
+        )
+        x = _part(math.log(cost), across) * _PLOT if cost > 0 else 0.0
+        wide = len(text) * _LETTER
+        align: _Side = "left" if x < wide / 2 else "right" if x > _PLOT - wide / 2 else "center"
+        left = x - {"left": 0.0, "right": wide, "center": wide / 2}[align]
+        for dy in (-14, 18):
+            y = (1 - _part(quality, up)) * _HIGH + dy
+            if not any(left < b and a < left + wide and abs(y - h) < _TEXT for a, b, h in taken):
+                taken.append((left, left + wide, y))
+                groups.setdefault((align, dy), []).append(_Label(own[0][0], text))
+                break
+    return groups
+
+
+def _part(value: float, values: Sequence[float]) -> float:
+    """Where a value is between the lowest and the highest, from 0 to 1."""
+    low, high = min(values), max(values)
+    return (value - low) / (high - low) if high > low else 0.5
+
+
+def _names(own: Sequence[_Label]) -> str:
+    """What is written at each point, as an expression of Vega."""
+    changed = {label.point: label.text for label in own if label.point != label.text}
+    return f"{json.dumps(changed)}[datum.label] || datum.label" if changed else "datum.label"
 
 
 def _shapes(domain: list[str]) -> list[str]:

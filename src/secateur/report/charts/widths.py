@@ -14,7 +14,7 @@ import altair as alt
 
 from secateur.core.measurement import Measurements
 from secateur.report.figure import Figure, FigureTable
-from secateur.report.reading import before_and_after
+from secateur.report.reading import before_and_after, trial_of
 
 __all__ = ["widths"]
 
@@ -52,7 +52,7 @@ def widths(measurements: Measurements) -> list[Figure]:
         Figure(
             "widths",
             "layers",
-            "Width of each layer, before and after",
+            f"Width of each layer, before and after{trial_of(measurements, last)}",
             f"{first.definition or 'output channels of convolutions, output features of linear layers'}; "
             f"{names[0]} against {names[1]}.",
             alt.layer(lines, dots).properties(width="container", height=alt.Step(16)),

@@ -272,7 +272,9 @@ def _part(value: float, values: Sequence[float]) -> float:
 def _names(own: Sequence[_Label]) -> str:
     """What is written at each point, as an expression of Vega."""
     changed = {label.point: label.text for label in own if label.point != label.text}
-    return f"{json.dumps(changed)}[datum.label] || datum.label" if changed else "datum.label"
+    return (
+        f"{json.dumps(changed, ensure_ascii=False)}[datum.label] || datum.label" if changed else "datum.label"
+    )
 
 
 def _shapes(domain: list[str]) -> list[str]:

@@ -229,7 +229,7 @@ def test_compare_says_when_no_difference_was_shown():
 
 def test_latency_errors():
     model = Sleeper(0.0)
-    with pytest.raises(OptionError, match="latency: expected at least 1 repetition \(trials=\), got 0"):
+    with pytest.raises(OptionError, match=r"latency: expected at least 1 repetition \(trials=\), got 0"):
         latency(model, X, trials=0)
     with pytest.raises(OptionError, match="latency: expected at least 1 thread, got 0"):
         latency(model, X, threads=0)

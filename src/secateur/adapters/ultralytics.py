@@ -21,13 +21,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import importlib
 import io
 import math
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -388,23 +389,28 @@ def train_yolo(
 
 @contextlib.contextmanager
 def _no_pickles() -> Iterator[None]:
-    """Have ultralytics read no pickle that lies beside its data: labels are read again in place of their cache, and
-    checkpoints, such as one in this folder with the name of its own, are read by its restricted loader.
+    """Have ultralytics read no pickle that lies beside its data: labels are read again in place of their cache, and the
+    checkpoint that tells on a GPU whether bf16 works, one of this folder if it has the name, by its restricted loader.
     """
-    patched = []
-    for module, name, value in (
-        ("ultralytics.data.dataset", "load_dataset_cache_file", _no_cache),
-        ("ultralytics.nn.tasks", "SAFE_LOAD", True),
-    ):
-        place = _library("train_yolo", module)
-        if hasattr(place, name):
-            patched.append((place, name, getattr(place, name)))
-            setattr(place, name, value)
+    dataset = _library("train_yolo", "ultralytics.data.dataset")
+    trainer = _library("train_yolo", "ultralytics.engine.trainer")
+    cache, check = dataset.load_dataset_cache_file, trainer.check_amp
+    dataset.load_dataset_cache_file, trainer.check_amp = _no_cache, functools.partial(_restricted, check)
     try:
         yield
     finally:
-        for place, name, value in patched:
-            setattr(place, name, value)
+        dataset.load_dataset_cache_file, trainer.check_amp = cache, check
+
+
+def _restricted(function: Callable[..., Any], *args: object) -> Any:
+    """Call a function of ultralytics while its restricted loader reads every checkpoint."""
+    tasks = _library("train_yolo", "ultralytics.nn.tasks")
+    before = getattr(tasks, "SAFE_LOAD", False)
+    tasks.SAFE_LOAD = True
+    try:
+        return function(*args)
+    finally:
+        tasks.SAFE_LOAD = before
 
 
 def _no_cache(path: object) -> NoReturn:

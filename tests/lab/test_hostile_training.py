@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from secateur.adapters.ultralytics import check_yolo_data, check_yolo_options
+from secateur.adapters.ultralytics import _no_pickles, check_yolo_data, check_yolo_options
 from secateur.errors import FormatError, OptionError, RecipeError, SecateurError, StoreError
 from secateur.lab.recipe import Recipe
 from secateur.lab.steps.train_yolo import TrainYoloStep
@@ -42,6 +42,20 @@ def test_a_checkpoint_of_yolo_is_read_by_a_restricted_loader_alone(tmp_path, mon
     with pytest.raises(Exception, match="restricted loader" if not read else "eights_only"):
         build(f"ultralytics/{tmp_path / 'evil.pt'}")
     assert not ran.exists()
+
+
+@pytest.mark.parametrize("had", [{}, {"SAFE_LOAD": False}])
+def test_what_ultralytics_loads_to_try_a_gpu_is_read_by_its_restricted_loader(monkeypatch, had):
+    tasks, names = SimpleNamespace(**had), ("ultralytics.data.dataset", "ultralytics.engine.trainer")
+    own = {"load_dataset_cache_file": str, "check_amp": lambda model: (model, tasks.SAFE_LOAD)}
+    dataset, trainer = (SimpleNamespace(**own) for _ in names)
+    for name, fake in zip((*names, "ultralytics.nn.tasks"), (dataset, trainer, tasks), strict=True):
+        monkeypatch.setitem(sys.modules, name, fake)
+    with _no_pickles():
+        assert trainer.check_amp("model") == ("model", True)
+        with pytest.raises(FileNotFoundError, match="is a pickle"):
+            dataset.load_dataset_cache_file("labels.cache")
+    assert (tasks.SAFE_LOAD, vars(dataset), vars(trainer)) == (False, own, own)
 
 
 @pytest.mark.parametrize(

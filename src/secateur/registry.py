@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,6 +23,8 @@ from typing import Any
 from secateur.errors import OptionError, UnknownNameError, near
 
 __all__ = ["Registry", "camel"]
+
+_TABLE = "per_layer"  # the word of a plug-in that takes a dict, in folders that have one
 
 
 def camel(word: str) -> str:
@@ -107,6 +110,7 @@ class Registry:
     def make(self, value: Any, **options: Any) -> Any:
         """A plug-in value from a word, a number (where the folder says what one means), a class or a value."""
         if isinstance(value, str):
+            self._refuse_number(value)
             return self.get(value)(**options)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and self._number is not None:
             return self.get(self._number)(value, **options)
@@ -115,11 +119,25 @@ class Registry:
         if self._base:
             module, _, name = self._base.partition(":")
             if not isinstance(value, getattr(importlib.import_module(module), name)):
+                hint = ""
+                if isinstance(value, Mapping) and _TABLE in self.names():
+                    hint = f"; a table is sc.{self.package.rpartition('.')[2]}.{camel(_TABLE)}({value!r})"
                 raise OptionError(
                     f"expected a {self.kind} (a name such as {self.names()[0]!r}, or a value), got {value!r} of "
-                    f"type {type(value).__name__}"
+                    f"type {type(value).__name__}{hint}"
                 )
         return value
+
+    def _refuse_number(self, text: str) -> None:
+        """Raise where a bare number is allowed, and the text is one, or a percentage."""
+        found = re.fullmatch(r"\s*(\d*\.?\d+)\s*(%?)\s*", text)
+        if found is None or self._number is None:
+            return
+        share = float(found[1]) / 100 if found[2] else float(found[1])
+        raise OptionError(
+            f"{self.kind}: expected a number or a name such as {self.names()[0]!r}, got the text {text!r}; write "
+            f"{share:g}"
+        )
 
     def attribute(self, name: str) -> Any:
         """The class of this name: what a package's `__getattr__` calls."""

@@ -54,6 +54,7 @@ def folder(shrunk, tmp_path_factory):
     options = sc.HuggingFaceOptions(max_shard_size="20KB")
     done = sc.save_pretrained(small, target, example, options=options)
     assert (done.form, done.loader, done.error) == ("code", "AutoModelForCausalLM", 0.0)
+    assert f"as code (the configuration cannot state the widths of {done.differing[0]!r}" in str(done)
     assert "trust_remote_code=True" in str(done)
     return target
 

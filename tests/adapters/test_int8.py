@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from secateur.adapters import int8_quantisers
-from secateur.adapters.export import export
-from secateur.adapters.int8 import Int8Options, _fewest
+from secateur.adapters.export import _not_smaller, export
+from secateur.adapters.int8 import Int8Options, Int8Report, _fewest
 from secateur.adapters.onnx_attention import _drop_unread
 from secateur.adapters.onnx_model import OnnxModel
 from secateur.errors import (
@@ -549,3 +550,28 @@ def test_an_older_runtime_gets_attention_in_parts(tmp_path, monkeypatch):
     options = Int8Options(lost=0.5, compare=batches(2, 6, 16))
     export(Block().eval(), tmp_path / "m.onnx", torch.randn(2, 6, 16), int8="dynamic", int8_options=options)
     assert "Softmax" in [node.op_type for node in graph(tmp_path / "m.onnx").node]
+
+
+@pytest.mark.parametrize("value", [True, 8, "static"])
+def test_what_is_no_batch_is_refused(model, tmp_path, value):
+    with pytest.raises(
+        OptionError, match=rf"int8: expected batches .*'dynamic', got {value!r}; give a list of inputs"
+    ):
+        export(model, tmp_path / "a.onnx", X, int8=value)
+
+
+def test_a_file_that_is_not_smaller_is_called_so():
+    report = Int8Report("dynamic", "agreement", 1.0, 1.0, 0.99, 0.0, 0.0, 3, ("a", "b"))
+    said = _not_smaller(104_779, 104_522, report)
+    assert said.startswith(
+        "INT8 did not make the file smaller: 104,779 bytes, 104,522 in floats, as 2 layers had to"
+    )
+    assert "Int8Options(lost=...)" in said
+    assert "so small" in _not_smaller(9, 8, replace(report, float_layers=()))
+
+
+@needs_onnx
+def test_a_tiny_network_gets_that_remark(tmp_path):
+    tiny = nn.Sequential(nn.Linear(2, 2)).eval()
+    done = export(tiny, tmp_path / "a.onnx", torch.ones(1, 2), int8="dynamic")
+    assert f"INT8 did not make the file smaller: {done.size:,} bytes" in str(done)

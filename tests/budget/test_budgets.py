@@ -360,3 +360,16 @@ def test_the_share_that_masks_have_removed_already_may_be_asked_for_again() -> N
 
 def test_a_threshold_of_zero_deviations_is_a_budget():
     assert StdDev(0).sensitivity == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("50%", r"budget: expected a number .*got the text '50%'; write 0\.5"),
+        ("0.25", r"got the text '0\.25'; write the number 0\.25 without quotes"),
+        ({"0": 0.5}, r"a table is sc\.budget\.PerLayer\(\{'0': 0\.5\}\)"),
+    ],
+)
+def test_a_share_as_text_and_a_bare_table_name_what_to_write(value, said):
+    with pytest.raises(OptionError, match=said):
+        sc.prune(nn.Sequential(nn.Linear(4, 4)), budget=value)

@@ -687,3 +687,11 @@ def test_rounds_bound_the_work_on_layers_too_large_to_factor() -> None:
         OptionError, match=r"rounds of LeastSquares: expected a whole number of at least 1, got 0"
     ):
         sc.LeastSquares(rounds=0)
+
+
+def test_the_table_says_of_what_before_and_after_are():
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    result = sc.compensate(model, sc.prune(model, budget=0.5), [torch.randn(32, 8)])
+    head, *rows = result.table().splitlines()
+    assert head.split("  ")[-2:] == ["error before", "error after"]
+    assert all(len(row) >= len(head) for row in rows[: len(result.layers)])

@@ -316,3 +316,21 @@ def test_a_file_larger_than_its_tensors_is_not_called_smaller():
         == "a.sct: 50 bytes, 2.00 times fewer than the 100 of its tensors"
     )
     assert str(SavedFile(Path("a.sct"), 100, 96)) == "a.sct: 100 bytes, not fewer than the 96 of its tensors"
+
+
+def test_what_is_wrong_with_a_file_is_said_with_its_name(tmp_path: Path) -> None:
+    good = save(network(), tmp_path / "good.sct").path.read_bytes()
+    broken = {
+        "empty": b"",
+        "short": good[: len(good) // 2],
+        "flipped": bytes([*good[:-9], good[-9] ^ 1, *good[-8:]]),
+    }
+    said = {"empty": "not a .sct file: it is empty", "short": "", "flipped": ""}
+    for name, data in broken.items():
+        path = tmp_path / f"{name}.sct"
+        path.write_bytes(data)
+        for read in (lambda path: load(path, into=network()), load, inspect):
+            with pytest.raises(FormatError) as caught:
+                read(path)
+            assert str(caught.value).startswith(f"{path}: {said[name]}")
+            assert str(caught.value).count(str(path)) == 1

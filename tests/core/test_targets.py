@@ -164,3 +164,14 @@ def test_a_list_of_no_pattern_does_not_mean_everything(none: Any) -> None:
     with pytest.raises(NothingToDoError, match=r"only=.*: no pattern means no layer.*leave it out"):
         select(nn.Linear(2, 2), only=none)
     assert select(nn.Linear(2, 2), only=None, skip=none)[0].name == "weight"
+
+
+def test_only_names_that_can_be_pruned_are_suggested():
+    model = nn.Sequential()
+    model.stem = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    with pytest.raises(PatternError, match=r"did you mean 'stem' or 'stem\.0'\?$"):
+        select(model, skip="stemm")
+    with pytest.raises(PatternError, match=r"did you mean 'type:Conv2d'\?$"):
+        select(model, skip="type:Conv2")
+    with pytest.raises(PatternError, match=r"did you mean 'stem\.1\.bias'"):
+        select(model, parameters="stem.1.bia")

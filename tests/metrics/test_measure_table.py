@@ -496,3 +496,13 @@ def test_several_threads_that_get_the_processor_of_one_are_interrupted(monkeypat
     monkeypatch.setattr(sys.modules["secateur.metrics.latency"], "time", clock)
     found = latency(Threads(clock, 0.0), torch.zeros(1, 2), trials=9, warmup=2)["latency"]
     assert found.trials == pytest.approx([2.0] * 9)
+
+
+def test_every_printed_row_is_a_name_that_can_be_asked_for():
+    for evaluate in (BATCHES, lambda model: 0.5):
+        table = sc.measure(
+            net(), X, evaluate, what=["accuracy", "params", "macs", "size", "sparsity", "architecture"]
+        )
+        for row in table.names():
+            assert row in sc.measure(net(), X, evaluate, what=[row]).names()
+    assert sc.measure(net(), what=["nonzeros", "params"]).names() == ["params", "nonzeros"]

@@ -101,3 +101,13 @@ def test_a_second_plan_alone_says_how_plans_are_joined() -> None:
     with pytest.raises(PlanError, match="in the order in which they were made"):
         second.plan.then(first.plan)
     assert first.plan.then(second.plan).apply_(model)[0].out_features == 4
+
+
+def test_a_plan_for_another_class_says_which_to_build():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    example = torch.randn(2, 4)
+    small = sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, example=example), example)
+    with pytest.raises(
+        PlanError, match=r"Linear does not have; build the class that was shrunk \(Sequential,"
+    ):
+        small.plan.apply_(nn.Linear(4, 8))

@@ -183,7 +183,7 @@ def test_a_config_that_cannot_say_it_is_left_alone() -> None:
     small = sc.shrink(model, sc.prune(model, granularity="head", budget=0.5, example=example), example)
     assert small.model.config.num_attention_heads == 4
     assert "no field for these widths" in small.unsaid
-    assert "not for from_pretrained" in str(small)
+    assert "write it with sc.save_pretrained" in str(small)
     fresh, _ = hf.build("bert")
     small.plan.apply_(fresh).load_state_dict(small.model.state_dict())
     with torch.no_grad():

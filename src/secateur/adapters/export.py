@@ -139,10 +139,23 @@ def export(
         opset = ATTENTION if int8 is not None and attends(program) and runs_attention() else None
         error = _write_float(ready, program, scratch, given, _Wanted(target, free, tolerance, opset))
         if int8 is not None:
+            in_floats = scratch.stat().st_size
             report = write_int8(ready, scratch, given, int8, int8_options or Int8Options())
             kind, error = "onnx int8", report.error
-    return Exported(
-        target, kind, target.stat().st_size, error, _notes(ready, dynamic_batch and not free), report
+    size, notes = target.stat().st_size, _notes(ready, dynamic_batch and not free)
+    if report is not None and size >= in_floats:
+        notes += (_not_smaller(size, in_floats, report),)
+    return Exported(target, kind, size, error, notes, report)
+
+
+def _not_smaller(size: int, in_floats: int, report: Int8Report) -> str:
+    """The remark on an INT8 file that has no fewer bytes than the file in floats."""
+    text = f"INT8 did not make the file smaller: {size:,} bytes, {in_floats:,} in floats"
+    if not report.float_layers:
+        return f"{text}; the model is so small that scales and operators take what the weights save"
+    return (
+        f"{text}, as {len(report.float_layers)} layers had to stay in float; allow more with "
+        "Int8Options(lost=...), or have accuracy judged by labels: Int8Options(evaluate=...)"
     )
 
 
@@ -170,8 +183,10 @@ def _check_int8(target: Path, int8: Iterable[object] | str | None, options: Int8
         return
     if target.suffix != ".onnx":
         raise OptionError(f"{target}: int8 is written as ONNX: expected a file that ends in .onnx")
-    if isinstance(int8, str) and int8 != "dynamic":
-        raise OptionError(f"int8: expected batches to calibrate with, or 'dynamic', got {int8!r}")
+    if (isinstance(int8, str) and int8 != "dynamic") or not isinstance(int8, Iterable):
+        raise OptionError(
+            f"int8: expected batches to calibrate with, or 'dynamic', got {int8!r}; give a list of inputs"
+        )
     if options is not None and options.own_operators and not isinstance(int8, str):
         raise OptionError(
             "own_operators: only int8='dynamic' writes them, got calibration batches; pass int8='dynamic', or leave "

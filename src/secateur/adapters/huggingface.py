@@ -77,6 +77,7 @@ class SavedFolder:
         size: The bytes of its weights.
         error: The largest difference of outputs in the fresh process; None where it was not checked.
         files: The names of its files.
+        differing: The modules whose widths the configuration cannot state, for which the form "code" was needed.
     """
 
     folder: Path
@@ -85,14 +86,19 @@ class SavedFolder:
     size: int
     error: float | None
     files: tuple[str, ...] = field(default=())
+    differing: tuple[str, ...] = field(default=())
 
     def __str__(self) -> str:
         trust = ", trust_remote_code=True" if self.form == "code" else ""
         checked = (
             "not checked" if self.error is None else f"outputs differ by {self.error:.1e} in a new process"
         )
+        why = ""
+        if self.differing:
+            more = f" and {len(self.differing) - 1} more" if len(self.differing) > 1 else ""
+            why = f" (the configuration cannot state the widths of {self.differing[0]!r}{more})"
         return (
-            f"{self.folder}: {self.size:,} bytes of weights as {self.form}, {checked}\n"
+            f"{self.folder}: {self.size:,} bytes of weights as {self.form}{why}, {checked}\n"
             f'  {self.loader}.from_pretrained("{self.folder}"{trust})'
         )
 
@@ -157,7 +163,8 @@ def save_pretrained(
         place.replace(target)
     weights = sum(each.stat().st_size for each in target.glob("*.safetensors"))
     files = tuple(sorted(str(each.relative_to(target)) for each in target.rglob("*") if each.is_file()))
-    return SavedFolder(target, form, loader, weights, error, files)
+    differing = tuple(getattr(config, hf_modelling.KEY)) if form == "code" else ()
+    return SavedFolder(target, form, loader, weights, error, files, differing)
 
 
 def _check(model: nn.Module, target: Path, options: HuggingFaceOptions) -> None:

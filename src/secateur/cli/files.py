@@ -190,8 +190,8 @@ def inspect(
     output: ProgressFlags,
 ) -> None:
     """Where every byte of a .sct file goes, with bounds and formulas beside the real sizes; what a checkpoint holds."""
-    from secateur.container.checkpoint import TORCH_SUFFIXES
     from secateur.container.inspection import inspect as look
+    from secateur.core.file_endings import TORCH_SUFFIXES
 
     kinds = (".sct", ".safetensors", *sorted(TORCH_SUFFIXES))
     if file.is_file() and file.suffix not in (*kinds, ""):

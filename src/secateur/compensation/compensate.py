@@ -68,12 +68,12 @@ class Compensated:
         """One line per layer: weights, those kept, rows of data, and the error before and after."""
         width = max([5, *(len(layer.name) for layer in self.layers)])
         lines = [
-            f"{'layer':<{width}}  {'weights':>12}  {'kept':>12}  {'rows':>9}  {'before':>8}  {'after':>8}"
+            f"{'layer':<{width}}  {'weights':>12}  {'kept':>12}  {'rows':>9}  {'error before':>12}  {'error after':>11}"
         ]
         for layer in self.layers:
             lines.append(
                 f"{layer.name:<{width}}  {layer.numel:>12,}  {layer.kept:>12,}  {layer.rows:>9,}  "
-                f"{layer.before:>8.2%}  {layer.after:>8.2%}" + (f"  {layer.note}" if layer.note else "")
+                f"{layer.before:>12.2%}  {layer.after:>11.2%}" + (f"  {layer.note}" if layer.note else "")
             )
         return "\n".join([*lines, *self.notes])
 

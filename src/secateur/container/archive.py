@@ -34,14 +34,17 @@ from secateur.container.archive_checks import check_books, check_masks, check_ta
 from secateur.container.arrays import entry_of, to_tensor, to_words
 from secateur.container.compact_writer import CompactWriter, compact_enough
 from secateur.container.frame import Archive
+from secateur.container.opened import opened
 from secateur.container.reading import words_of
 from secateur.container.save_options import SaveOptions, check_names
 from secateur.container.scalar_rounding import SCALES, RoundedScalars, round_books, round_scalars
 from secateur.container.writer import Writer
 from secateur.core.atomic_files import atomic_open
 from secateur.core.codebook import Codebook
+from secateur.core.cut_mark import warn_of_plan
+from secateur.core.file_endings import check_ending
 from secateur.core.interrupts import uninterrupted
-from secateur.core.model_kinds import plain_model, unwrapped
+from secateur.core.model_kinds import HasModel, plain_model, unwrapped
 from secateur.errors import (
     FormatError,
     NothingToDoError,
@@ -100,7 +103,7 @@ class SavedFile:
 
 @verb
 def save(
-    model: nn.Module | State,
+    model: nn.Module | State | HasModel,
     path: str | os.PathLike[str],
     shared: Shareable | None = None,
     *,
@@ -114,7 +117,8 @@ def save(
     Tensors of few distinct values are found and stored as indices, pruned ones without their zeros.
 
     Args:
-        model: A model, or a state dict with at least one tensor.
+        model: A model, or a state dict with at least one tensor; or the result of `shrink`, `factorise` or `share`,
+            whose plan, or codebooks, are taken where none are given.
         path: The file to write. It appears under this name only once it is complete.
         shared: The result of `sc.share`, or codebooks by tensor name. A weight that is not one of its codebook's
             values is an error.
@@ -129,11 +133,14 @@ def save(
 
     Raises:
         NothingToDoError: There is no tensor to save, or nothing of the kind an option rounds.
-        OptionError: A tensor cannot be stored, or a codebook does not fit its tensor.
+        OptionError: A tensor cannot be stored, a codebook does not fit its tensor, or the name has the ending of
+            another format.
         MaskMismatchError: A mask does not fit its tensor.
     """
     options = options or SaveOptions()
     check_names(names)
+    check_ending(path, "save writes a .sct file", ".sct")
+    model, shared, plan = _taken_apart(model, shared, plan)
     module = plain_model(model, refuse=False) if isinstance(model, nn.Module) else None
     source: State = int8_weights.plain_state(module) if module is not None else model  # type: ignore[assignment]
     state = {name: value for name, value in source.items() if isinstance(value, torch.Tensor)}
@@ -145,6 +152,8 @@ def save(
     integers = _integers(module, state, books, options, names)
     content = _Content.of(int8_weights.with_integers(state, integers), module, books, options)
     text = None if plan is None else _plan_text(plan)
+    if module is not None and (text is not None or names == "file"):
+        warn_of_plan(module, None if text is None else _read_plan(text.encode()).shapes, path)
     widths = _widths(text, module) if names == "model" else None
     sct.check_entries(content.entries)
     with atomic_open(path) as file:
@@ -155,6 +164,22 @@ def save(
         writer.finish()
     dense = sum(value.nbytes for value in state.values()) if integers else content.dense
     return SavedFile(Path(path), writer.written, dense)
+
+
+def _taken_apart(
+    model: nn.Module | State | HasModel, shared: Shareable | None, plan: PlanLike | None
+) -> tuple[nn.Module | State, Shareable | None, PlanLike | None]:
+    """The model of a result, with the codebooks and the plan of that result where none were given."""
+    if isinstance(model, nn.Module | Mapping):
+        return model, shared, plan
+    if not isinstance(model, HasModel):
+        raise OptionError(
+            f"model: expected a model, a state dict, or the result of shrink or share, got {type(model).__name__}"
+        )
+    if shared is None and isinstance(model, HasCodebooks):
+        shared = model
+    own = getattr(model, "plan", None)
+    return model.model, shared, own if plan is None and isinstance(own, HasJson) else plan
 
 
 def _integers(
@@ -325,7 +350,7 @@ def load(
     """
     given, into = into, None if into is None else unwrapped(into)
     if into is None:
-        with open(path, "rb") as file:
+        with opened(path) as file:
             archive = Archive(file, max_bytes=max_bytes)
             if not archive.named:
                 raise FormatError(
@@ -376,7 +401,7 @@ def _read_into(
     path: str | os.PathLike[str], into: nn.Module, max_bytes: int | None
 ) -> tuple[ShrinkPlan | None, State, dict[str, int8_weights.Int8Weight]]:
     """The plan of a file, its tensors (as floats) and its INT8 weights, checked against a model."""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         archive = Archive(file, max_bytes=max_bytes)
         plan, target = _target(archive, into)
         if not archive.named:

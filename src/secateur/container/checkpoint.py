@@ -30,13 +30,13 @@ import numpy as np
 
 from secateur.coding.room import Room, array
 from secateur.container.format import FREE_MEMORY, MEMORY_PER_BYTE, Entry, problem_of
+from secateur.core.file_endings import TORCH_SUFFIXES
 from secateur.core.missing_files import missing
 from secateur.core.safetensors_header import open_header
 from secateur.errors import DataError
 
-__all__ = ["TORCH_SUFFIXES", "Checkpoint", "Shard", "canonical_header", "open_checkpoint", "read_pt"]
+__all__ = ["Checkpoint", "Shard", "canonical_header", "open_checkpoint", "read_pt"]
 
-TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 """The endings of files that `torch.save` writes."""
 
 _FREE_VALUES, _BYTES_PER_VALUE = 100_000, 16  # values that a .pt file may hold, and more for its bytes

@@ -177,6 +177,8 @@ class Archive:
     def _scan(self, most: int) -> None:
         """Walk all sections once: frame, order and checksum of each."""
         head = self._read(0, len(MAGIC) + 1)
+        if not head:
+            raise FormatError("not a .sct file: it is empty (0 bytes); save or copy it again")
         if head[: len(MAGIC)] != MAGIC:
             raise FormatError(
                 f"not a .sct file: expected it to start with {MAGIC!r}, found {head[: len(MAGIC)]!r}"

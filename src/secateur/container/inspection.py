@@ -29,6 +29,7 @@ from secateur.container import codebooks, tensors
 from secateur.container import format as sct
 from secateur.container.archive import entries_of
 from secateur.container.frame import Archive
+from secateur.container.opened import opened
 from secateur.container.reading import words_of
 from secateur.core.terminal import printable
 
@@ -206,7 +207,7 @@ def inspect(
     Raises:
         FormatError: The file is not a valid .sct file.
     """
-    with open(path, "rb") as file:
+    with opened(path) as file:
         archive = Archive(file, max_bytes=max_bytes)
         if into is not None and not archive.named:
             archive = Archive(file, entries_of(archive, into), max_bytes)

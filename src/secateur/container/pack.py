@@ -29,8 +29,9 @@ from secateur.coding.indices import MixerBank
 from secateur.coding.room import Pieces, Room
 from secateur.container import format as sct
 from secateur.container import tensors
-from secateur.container.checkpoint import TORCH_SUFFIXES, Checkpoint, canonical_header
+from secateur.container.checkpoint import Checkpoint, canonical_header
 from secateur.container.frame import Archive
+from secateur.container.opened import opened
 from secateur.container.reading import LEARNT, ReadingPoint, can_skip, words_of
 from secateur.container.resuming import (
     WRITTEN,
@@ -45,6 +46,7 @@ from secateur.container.unpacked_files import OutFile, UnpackedFiles
 from secateur.container.worker_pool import TensorWorkers, worker_count
 from secateur.container.writer import Writer
 from secateur.core.atomic_files import atomic_write, check_target
+from secateur.core.file_endings import check_ending
 from secateur.core.json_text import parse, texts_of
 from secateur.core.safetensors_header import read_header
 from secateur.errors import FormatError, NonFiniteError, NothingToDoError, OptionError
@@ -151,6 +153,7 @@ def _write_sct(
 ) -> int:
     """Write the file, or continue it; returns its bytes."""
     check_target(path, checkpoint.path)
+    check_ending(path, "pack writes a .sct file", ".sct")
     total = sum(entry.nbytes for entry in checkpoint.entries)
     with resumable(path, fingerprint_of(checkpoint, repr(("pack", job)))) as kept:
         with resumed_writer(kept, checkpoint) as (writer, begun):
@@ -337,8 +340,10 @@ def unpack(
         OptionError: The name to write ends as torch's own files do, or nothing can be written there.
     """
     worker_count(workers, 0)
-    _check_suffix(Path(path_out))
-    with open(path_in, "rb") as source:
+    if Path(path_out) != Path(path_in):  # which is refused below
+        more = ", or read the .sct file with sc.load(...) and torch.save that"
+        check_ending(path_out, "unpack writes safetensors", ".safetensors", more)
+    with opened(path_in) as source:
         archive = Archive(source, max_bytes=max_bytes)
         if not archive.named:
             raise FormatError(
@@ -348,15 +353,6 @@ def unpack(
         entries = [record.entry for record in archive.heads]
         size = _write_unpacked(archive, entries, Path(path_in), Path(path_out), workers, progress)
     return Packed(Path(path_out), size, archive.size, len(entries))
-
-
-def _check_suffix(target: Path) -> None:
-    """Refuse a name that promises a file of `torch.save`."""
-    if target.suffix in TORCH_SUFFIXES:
-        raise OptionError(
-            f"{target}: unpack writes safetensors, and torch.load reads no such file; name it "
-            f"{target.with_suffix('.safetensors').name!r}, or read the .sct file with sc.load(...) and torch.save that"
-        )
 
 
 def _write_unpacked(

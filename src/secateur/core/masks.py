@@ -23,13 +23,21 @@ import torch
 from torch import nn
 
 from secateur.core.atomic_files import atomic_open
+from secateur.core.file_endings import check_ending
 from secateur.core.lines import Lines
 from secateur.core.missing_files import missing
-from secateur.core.model_kinds import unwrapped
+from secateur.core.model_kinds import module_of, unwrapped
 from secateur.core.safetensors_header import open_header
-from secateur.errors import FormatError, MaskMismatchError, NothingToDoError, UnknownNameError, near
+from secateur.errors import (
+    FormatError,
+    MaskMismatchError,
+    NothingToDoError,
+    OptionError,
+    UnknownNameError,
+    near,
+)
 
-__all__ = ["MaskSummary", "Masks", "count_true"]
+__all__ = ["MaskSummary", "Masks", "as_masks", "count_true"]
 
 _WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _FORMAT, _VERSION = "secateur-masks", "1"  # one entry of metadata: safetensors writes several in any order
@@ -167,6 +175,7 @@ class Masks(Mapping[str, torch.Tensor]):
 
         Devices need not agree: a mask follows its parameter.
         """
+        model = module_of(model)
         parameters = self._parameters_of(model)
         for name in self:
             if name not in parameters:
@@ -193,6 +202,7 @@ class Masks(Mapping[str, torch.Tensor]):
     @torch.no_grad()
     def apply_(self, model: nn.Module) -> nn.Module:
         """Set every removed weight to exactly 0.0, in place, after all masks are checked; returns the model."""
+        model = module_of(model)
         self.check(model)
         parameters = self._parameters_of(model)
         for name, mask in self.items():
@@ -208,6 +218,7 @@ class Masks(Mapping[str, torch.Tensor]):
 
     def apply(self, model: nn.Module) -> nn.Module:
         """A masked copy of the model; the model itself is not changed."""
+        model = module_of(model)
         self.check(model)
         return self.apply_(copy.deepcopy(model))
 
@@ -303,6 +314,7 @@ class Masks(Mapping[str, torch.Tensor]):
         from safetensors.torch import save
 
         # Clones: safetensors refuses two names for one memory, and masks of tied weights may share theirs.
+        check_ending(path, "Masks.save writes a safetensors file", ".safetensors")
         data = save(
             {name: mask.cpu().contiguous().clone() for name, mask in self.items()},
             metadata={_FORMAT: _VERSION},
@@ -352,6 +364,28 @@ class Masks(Mapping[str, torch.Tensor]):
                 f"{path}: its masks have {at} bytes, the file {len(data)}: it was cut short or damaged"
             )
         return cls({name: tensors[name].to(device) for name in spans})
+
+
+def as_masks(value: object) -> Masks:
+    """The masks that are meant: masks themselves, or a mapping from parameter name to a boolean tensor.
+
+    Args:
+        value: What was given.
+
+    Raises:
+        OptionError: It is neither.
+
+    >>> as_masks(None)
+    Traceback (most recent call last):
+    secateur.errors.OptionError: masks: expected the masks that sc.prune returns, got NoneType; pass these
+    """
+    if isinstance(value, Masks):
+        return value
+    if isinstance(value, Mapping):
+        return Masks(value)
+    raise OptionError(
+        f"masks: expected the masks that sc.prune returns, got {type(value).__name__}; pass these"
+    )
 
 
 def _booleans(path: str | os.PathLike[str], name: str, data: bytes, shape: tuple[int, ...]) -> torch.Tensor:

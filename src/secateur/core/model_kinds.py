@@ -9,16 +9,55 @@ Linear(in_features=2, out_features=3, bias=True)
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import torch
 from torch import nn
 
 from secateur.core.user_warnings import warn
 from secateur.errors import OptionError
 
-__all__ = ["check_kind", "is_exported", "plain_model", "unwrapped"]
+__all__ = ["HasModel", "check_kind", "is_exported", "module_of", "plain_model", "unwrapped"]
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
+
+
+@runtime_checkable
+class HasModel(Protocol):
+    """A result that holds a model, such as those of `shrink`, `share` and `compensate`."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model."""
+        ...
+
+
+def module_of(value: object, name: str = "model") -> nn.Module:
+    """The model that is meant: a module itself, or the one in a result that holds one.
+
+    Args:
+        value: What was given.
+        name: The argument's name.
+
+    Raises:
+        OptionError: It is neither; the text says what to do.
+
+    >>> module_of({"weight": torch.zeros(1)})
+    Traceback (most recent call last):
+    secateur.errors.OptionError: model: expected a torch.nn.Module, got dict; load the state dict...
+    """
+    if isinstance(value, nn.Module):
+        return value
+    if isinstance(value, HasModel) and isinstance(value.model, nn.Module):
+        return value.model
+    hint = "pass the model"
+    if isinstance(value, type):
+        hint = f"make one first: {value.__name__}(...)"
+    elif isinstance(value, dict):
+        hint = "load the state dict into its model first: model.load_state_dict(...)"
+    kind = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+    raise OptionError(f"{name}: expected a torch.nn.Module, got {kind}; {hint}")
 
 
 def plain_model(model: nn.Module, *, refuse: bool = True) -> nn.Module:

@@ -15,12 +15,13 @@ either, a module class, or in text `type:Conv2d`.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from secateur.core.model_kinds import module_of
 from secateur.errors import NothingToDoError, OptionError, PatternError, UnknownNameError, near
 
 __all__ = ["Pattern", "StatedLayer", "Target", "matches", "patterns_of", "select", "stated_layer"]
@@ -199,7 +200,7 @@ def select(
         NothingToDoError: No weight matches.
         OptionError: `model` is not a module, a pattern is neither text nor a class, or a lazy layer has no shape yet.
     """
-    _check_model(model)
+    model = module_of(model)
     extra = patterns_of(parameters)
     keep, drop = patterns_of(only), patterns_of(skip)
     if only is not None and not keep:
@@ -215,7 +216,7 @@ def select(
             chosen.append(target)
     for pattern in (*keep, *drop, *extra):
         if pattern not in matched.used:
-            _unmatched(pattern, model, [target.layer for target in candidates])
+            _unmatched(pattern, model, candidates, bare=pattern in extra)
     if not chosen:
         _nothing_left(model)
     return tuple(chosen)
@@ -280,19 +281,6 @@ def _nothing_left(model: nn.Module) -> None:
     )
 
 
-def _check_model(model: object) -> None:
-    """Raise an `OptionError` unless a model was given, with the next step for the object given instead."""
-    if isinstance(model, nn.Module):
-        return
-    hint = "pass the model"
-    if isinstance(model, type):
-        hint = f"make one first: {model.__name__}(...)"
-    elif isinstance(model, Mapping):
-        hint = "load the state dict into its model first: model.load_state_dict(...)"
-    kind = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
-    raise OptionError(f"model: expected a torch.nn.Module, got {kind}; {hint}")
-
-
 def _wrapped(model: nn.Module) -> str:
     """Why no weight is found although the model has some: they are held under other names; empty if they are not."""
     for name, _ in model.named_parameters():
@@ -310,10 +298,17 @@ def _wrapped(model: nn.Module) -> str:
     return ""
 
 
-def _unmatched(pattern: Pattern, model: nn.Module, layers: list[str]) -> None:
-    """Raise for a pattern that matched no candidate."""
+def _unmatched(pattern: Pattern, model: nn.Module, candidates: Sequence[Target], *, bare: bool) -> None:
+    """Raise for a pattern that matched no candidate.
+
+    Args:
+        pattern: The pattern.
+        model: The model.
+        candidates: The weights that can be pruned.
+        bare: Whether it is one of `parameters`, which may name any parameter.
+    """
     shown = pattern.__name__ if isinstance(pattern, type) else pattern
-    names = layers + [name for name, _ in model.named_modules() if name]
+    names = [name for name, _ in model.named_modules() if name]
     names += [name for name, _ in model.named_parameters()]
     if isinstance(pattern, str) and (found := fnmatch.filter(names, pattern)):
         what = "names a part" if pattern in names else f"means {found[0]!r}, a part"
@@ -322,8 +317,21 @@ def _unmatched(pattern: Pattern, model: nn.Module, layers: list[str]) -> None:
             "pattern; to prune them, name their parameters with parameters=[...]"
         )
     wrapped = _wrapped(model)
-    if wrapped and not layers:
+    if wrapped and not candidates:
         raise PatternError(f"pattern {shown!r} matches no prunable layer: {wrapped}")
-    raise PatternError(
-        f"pattern {shown!r} matches no prunable layer: {near(str(shown).removeprefix('type:'), names)}"
-    )
+    wanted = names if bare else _prunable(pattern, model, candidates)
+    raise PatternError(f"pattern {shown!r} matches no prunable layer: {near(str(shown), wanted)}")
+
+
+def _prunable(pattern: Pattern, model: nn.Module, candidates: Sequence[Target]) -> list[str]:
+    """What a pattern of this form could have matched: types, or layers and the parts of the model they are in."""
+    kinds = {type(model.get_submodule(target.layer)).__name__ for target in candidates}
+    if isinstance(pattern, type):
+        return sorted(kinds)
+    if pattern.startswith("type:"):
+        return [f"type:{kind}" for kind in sorted(kinds)]
+    found: dict[str, None] = {}
+    for target in candidates:
+        parts = target.name.split(".")
+        found |= dict.fromkeys(".".join(parts[:length]) for length in range(1, len(parts) + 1))
+    return list(found)

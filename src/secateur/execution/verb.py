@@ -36,6 +36,7 @@ from torch import nn
 
 from secateur.core.interrupts import InterruptsDeferred, boundary, uninterrupted
 from secateur.errors import ModelInUseError, near
+from secateur.execution.arguments import Arguments
 from secateur.execution.fast_copy import collector_paused
 
 __all__ = ["verb"]
@@ -43,36 +44,30 @@ __all__ = ["verb"]
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-# The parameters of a verb that are models it works on.
-_MODELS = ("model", "into", "a", "b", "before", "after")
-
 
 def verb(function: Callable[_P, _R], name: str | None = None) -> Callable[_P, _R]:
     """Make a function a verb: see the module.
 
     Args:
-        function: One with a parameter `model` or `into`, or two models `a` and `b` or `before` and `after`. A value
-            with the model as `.model`, such as `Shrunk`, is accepted, too.
+        function: One with a parameter `model` or `into`, or two models `a` and `b` or `before` and `after`; see
+            `Arguments` for what is accepted as a model.
         name: Its name in errors, if not the function's.
     """
     parameters = inspect.signature(function).parameters
-    names = list(parameters)
-    known = set(names)
+    arguments, known = Arguments(function), set(parameters)
     takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
-    places = [(each, names.index(each)) for each in _MODELS if each in names]
 
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         if not takes_any and kwargs.keys() - known:
             _refuse_keyword(function, sorted(kwargs.keys() - known), known)
-        given = [args[position] if len(args) > position else kwargs.get(each) for each, position in places]
-        models = [getattr(each, "model", each) if not isinstance(each, nn.Module) else each for each in given]
-        door = _Door(name or function.__name__, [model for model in models if isinstance(model, nn.Module)])
+        given, named = arguments.read(args, kwargs)
+        door = _Door(name or function.__name__, arguments.models(given, named))
         try:
             door.open()
             while not door.first():
                 pass
             door.look()
-            result = function(*args, **kwargs)
+            result = function(*given, **named)
             door.done = True
             return result
         finally:

@@ -6,7 +6,7 @@ not changed.
 
 A measure is a file with one function of the same name. The function takes the model, and the names of its other
 arguments say what it needs; nothing else has to be edited to add one. A file with `BY_DEFAULT = False` is measured only
-when named.
+when named; `MORE_ROWS` are the names of its rows beside its own, by which it may be named too.
 
 Files, in reading order:
 
@@ -30,6 +30,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from types import ModuleType
 
 from torch import nn
 
@@ -75,7 +76,7 @@ def measure(
         evaluate: A function of the model that returns a number or a dict of numbers, or an iterable of batches
             (inputs, targets) for top-1.
         masks: Counted as if applied; the model need not be masked.
-        what: The measures wanted; by default all for which enough is given.
+        what: The measures wanted, or rows that they give; by default all for which enough is given.
         context: Put on every row, for reports to group by.
         **options: Go to the measures that know them: `bias=True` to the MACs, `trials=25` to the latency.
 
@@ -109,7 +110,7 @@ def _wanted(
     wanted = names() if what is None else [what] if isinstance(what, str) else list(what)
     if not wanted:
         raise NothingToDoError(f"measure: what= names no measure; {near('', names())}")
-    functions = {name: _function(name) for name in wanted}
+    functions = {(name := _measure_of(each)): _function(name) for each in wanted}
     if what is not None:
         return functions
     return {
@@ -142,11 +143,25 @@ _OTHER_WORDS = {
 }
 
 
+def _measure_of(name: str) -> str:
+    """The measure that gives the row of a name, such as `params` for "nonzeros"; the name itself if there is none."""
+    known = names()
+    if name in known:
+        return name
+    giving = (each for each in known if name in getattr(_module(each), "MORE_ROWS", ()))
+    return next(giving, name)
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{name}")
+
+
 def _function(name: str) -> Callable[..., Measurements]:
     if name not in names():
         hint = _OTHER_WORDS.get(name.lower()) or near(name, names())
         raise UnknownNameError(f"unknown measure {name!r}: {hint}")
-    return getattr(importlib.import_module(f"{__name__}.{name}"), name)
+    function: Callable[..., Measurements] = getattr(_module(name), name)
+    return function
 
 
 def _by_default(function: Callable[..., Measurements]) -> bool:

@@ -27,6 +27,8 @@ from secateur.execution.undisturbed import undisturbed
 
 __all__ = ["Evaluate", "accuracy", "top_1"]
 
+MORE_ROWS = ("score",)
+
 Evaluate: TypeAlias = "Callable[[nn.Module], object] | Iterable[object]"
 """A function of the model that returns a number or a dict of numbers, or batches (inputs, targets) for top-1."""
 

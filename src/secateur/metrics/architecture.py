@@ -19,6 +19,7 @@ from secateur.execution.example import Example
 __all__ = ["architecture"]
 
 BY_DEFAULT = False
+MORE_ROWS = ("widths",)
 
 _WIDTHS = (
     ("out_channels", "in_channels"),

@@ -37,6 +37,8 @@ from secateur.execution.operator_costs import RULES, Cost, is_free, operator_nam
 
 __all__ = ["macs", "uses"]
 
+MORE_ROWS = ("macs_nonzero",)
+
 _Operator: TypeAlias = torch._ops.OpOverload
 
 _NAMED = 3  # layers named of an operator that could not be counted

@@ -20,6 +20,8 @@ from secateur.core.measurement import Measurement, Measurements
 
 __all__ = ["params"]
 
+MORE_ROWS = ("nonzeros",)
+
 DEFINITION = "elements of all parameters, a shared one counted once; buffers not counted"
 NONZEROS = "of these, the ones that are neither 0.0 nor removed by the masks"
 

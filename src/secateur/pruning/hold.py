@@ -42,7 +42,8 @@ from torch.optim import LBFGS, Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from secateur.core.interrupts import InterruptsDeferred, uninterrupted
-from secateur.core.masks import Masks
+from secateur.core.masks import Masks, as_masks
+from secateur.core.model_kinds import module_of
 from secateur.core.user_warnings import warn
 from secateur.errors import MaskMismatchError, OptionError
 from secateur.execution.verb import verb
@@ -106,8 +107,8 @@ class Held:
         *,
         copies: nn.Module | Iterable[nn.Module] = (),
     ):
-        self.masks = masks if isinstance(masks, Masks) else Masks(masks)
-        self.model = _inner(model, self.masks)
+        self.masks = as_masks(masks)
+        self.model = _inner(module_of(model), self.masks)
         self.copies = [
             _inner(copy, self.masks) for copy in ([copies] if isinstance(copies, nn.Module) else copies)
         ]

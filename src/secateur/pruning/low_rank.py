@@ -37,12 +37,13 @@ from secateur.compensation.low_rank import (
     sides,
     spatial_layers,
 )
+from secateur.core.cut_mark import shapes_before
 from secateur.core.model_kinds import plain_model
 from secateur.errors import BudgetNotMetError, NothingToDoError, OptionError
 from secateur.execution.example import Example
 from secateur.execution.verb import verb
 from secateur.metrics.macs import uses
-from secateur.structure.cut.plan import ShrinkPlan
+from secateur.structure.cut.plan import ShrinkPlan, mark_model
 
 __all__ = ["Factorised", "RanksLike", "factorise"]
 
@@ -136,6 +137,7 @@ def factorise(
     small, error = replaced(model, found, chosen, example, forms)
     lost = {name: _error(found[name], rank) for name, rank in chosen.items()}
     plan = ShrinkPlan(keep={}, factors=chosen, spatial=tuple(sorted(forms)), model=type(model).__name__)
+    mark_model(small, plan, shapes_before(model))
     return Factorised(small, chosen, _count(model), _count(small), error, lost, plan)
 
 

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,11 +23,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from secateur.core.cut_mark import shapes_before
 from secateur.core.masks import Masks
 from secateur.core.model_kinds import plain_model
 from secateur.errors import NothingToDoError, OptionError, ProofError
 from secateur.execution.verb import verb
-from secateur.structure.cut.plan import ShrinkPlan
+from secateur.structure.cut.plan import ShrinkPlan, mark_model
 from secateur.structure.cut.trial import without_locked
 from secateur.structure.cutting import Cut, CutOptions, cut
 from secateur.structure.depth.leaving import FewerLayers, without_blocks
@@ -84,10 +86,11 @@ class Shrunk:
         return carry_optimizer(optimizer, model, self.model, self.plan)
 
     def __str__(self) -> str:
-        before = sum(int(np.prod(shape)) for shape in self.plan.shapes.values())
+        before = sum(math.prod(shape) for shape in self.plan.shapes.values())
+        after = sum(math.prod(self.plan.shape_after(name)) for name in self.plan.shapes)
         lines = [
             f"{type(self.model).__name__}: {self.proof}",
-            f"{len(self.plan.keep)} tensors cut ({before:,} elements before)",
+            f"{len(self.plan.keep)} tensors cut: {before:,} elements before, {after:,} after",
         ]
         lines += [
             f"layers kept of {container or 'the model'}: {', '.join(keys) or 'none'}"
@@ -98,7 +101,11 @@ class Shrunk:
             for lock in self.locked
         ]
         if self.unsaid:
-            lines.append(f"not for from_pretrained: {self.unsaid}; use save() and load_shrunk()")
+            lines.append(
+                f"from_pretrained alone cannot load it: {self.unsaid}; write it with sc.save_pretrained, which adds a "
+                "modelling file where one is needed (loaded with trust_remote_code=True), or with small.save() for "
+                "sc.load_shrunk()"
+            )
         return "\n".join(lines)
 
 
@@ -181,6 +188,7 @@ def shrink(
     work = _ProvenCut(model, masks, example, options, as_proof_options(proof))
     done, found = work.run()
     plan = replace(done.plan, proof=found.domain)
+    mark_model(done.model, plan, shapes_before(model))
     return Shrunk(done.model, found, plan, done.left, (*done.locked, *work.locks.values()), done.unsaid)
 
 

@@ -27,6 +27,8 @@ import torch
 from torch import nn
 
 from secateur.core.atomic_files import atomic_open
+from secateur.core.cut_mark import warn_of_plan
+from secateur.core.file_endings import check_ending
 from secateur.core.missing_files import missing
 from secateur.core.model_kinds import unwrapped
 from secateur.core.optimizers import like
@@ -261,6 +263,13 @@ def save_shrunk(model: nn.Module, plan: ShrinkPlan, path: str | os.PathLike[str]
         if id(tensor) not in seen:  # tied weights are written once
             seen[id(tensor)] = name
             tensors[name] = tensor.detach().cpu().contiguous()
+    check_ending(
+        path,
+        "small.save writes a safetensors file",
+        ".safetensors",
+        ", or write a .sct file with sc.save(small, path)",
+    )
+    warn_of_plan(model, plan.shapes, path)
     data = save(tensors, metadata={"format": "secateur-shrunk", "version": "1", "plan": plan.to_json()})
     with atomic_open(path) as file:
         file.write(data)

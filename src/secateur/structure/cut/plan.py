@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from secateur.compensation.low_rank import replace_
+from secateur.core.cut_mark import mark_cut, shapes_before, unmark_cut
 from secateur.core.json_text import are_counts, is_count, parse
 from secateur.errors import PlanError, SecateurError
 from secateur.execution.fast_copy import modules_of, tensors_of
@@ -38,7 +39,7 @@ from secateur.structure.depth.entries import (
 )
 from secateur.structure.proof import ProofDomain
 
-__all__ = ["ShrinkPlan", "cut_tensor", "owner"]
+__all__ = ["ShrinkPlan", "cut_tensor", "mark_model", "owner"]
 
 VERSION = 1
 DEPTH_VERSION = 2
@@ -258,6 +259,17 @@ class ShrinkPlan:
         """
         return len(self.keep.get(name, {}).get(axis, range(before)))
 
+    def shape_after(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor once it is cut; of one whose shape the plan holds.
+
+        Args:
+            name: The tensor.
+
+        >>> ShrinkPlan(keep={"weight": {0: (0, 2)}}, shapes={"weight": (4, 3)}).shape_after("weight")
+        (2, 3)
+        """
+        return tuple(self.width(name, axis, size) for axis, size in enumerate(self.shapes[name]))
+
     def name_after(self, name: str) -> str | None:
         """The name of a tensor or module once the plan's layers are removed; None if it is removed with them.
 
@@ -281,7 +293,7 @@ class ShrinkPlan:
         ends: dict[int, tuple[int, int]] = {}
         for name, axes in self.keep.items():
             if name not in tensors:
-                raise PlanError(f"the plan cuts {name!r}, which {type(model).__name__} does not have")
+                raise PlanError(self._not_there(f"the plan cuts {name!r}", model))
             shape = tuple(tensors[name].shape)
             wanted = tuple(self.shapes.get(name, shape))
             if shape != wanted:
@@ -303,14 +315,20 @@ class ShrinkPlan:
         known = _renamed(modules_of(model), self.layers)
         for path in (*self.attributes, *self.rewrites):
             if path not in known:
-                raise PlanError(
-                    f"the plan sets widths of {path!r}, which {type(model).__name__} does not have"
-                )
+                raise PlanError(self._not_there(f"the plan sets widths of {path!r}", model))
         for path, values in self.attributes.items():
             for key, value in values.items():
                 check_attribute(path, known[path], key, value)
         for path, items in self.rewrites.items():
             check_rewrites(path, known[path], items)
+
+    def _not_there(self, what: str, model: nn.Module) -> str:
+        """The text for a model that lacks what the plan names."""
+        made_for = f"{self.model}, " if self.model else ""
+        return (
+            f"{what}, which {type(model).__name__} does not have; build the class that was shrunk ({made_for}at its "
+            "original widths), and load into that"
+        )
 
     @torch.no_grad()
     def apply_(self, model: nn.Module) -> nn.Module:
@@ -327,9 +345,9 @@ class ShrinkPlan:
         """
         self.check(model)
         if self.factors:
-            return replace(self, factors={}, spatial=()).apply_(
-                _factorised(model, self.factors, self.spatial)
-            )
+            done = _factorised(model, self.factors, self.spatial)
+            mark_model(done, self, shapes_before(done))
+            return replace(self, factors={}, spatial=()).apply_(done)
         lengths = kept_positions(model, self.layers)
         take_out_(model, self.layers)
         new: dict[int, torch.Tensor] = {}
@@ -350,7 +368,25 @@ class ShrinkPlan:
         for module in modules.values():
             if isinstance(module, nn.RNNBase):
                 module.flatten_parameters()
+        if self.keep or self.layers:
+            mark_model(model, self, shapes_before(model))
         return model
+
+
+def mark_model(model: nn.Module, plan: ShrinkPlan, earlier: Mapping[str, tuple[int, ...]] | None) -> None:
+    """Mark a model as cut by a plan, unless its configuration states the new widths.
+
+    Args:
+        model: The model after the cut.
+        plan: The plan.
+        earlier: The mark of the model before the cut.
+    """
+    if any(name.startswith("config.") for name in plan.attributes.get("", {})):
+        unmark_cut(model)
+    elif plan.layers:  # those behind layers that leave are renumbered: no shape belongs to a name for certain
+        mark_cut(model, None, {})
+    else:
+        mark_cut(model, earlier, plan.shapes)
 
 
 def _factorised(model: nn.Module, ranks: Mapping[str, int], spatial: Sequence[str]) -> nn.Module:

@@ -1,0 +1,75 @@
+"""A mark on models whose tensors were cut: the shapes of before, so that `save` knows what a plan has to begin with.
+
+It is plain data in an attribute of the module: copies and pickles keep it, and state dicts do not show it.
+
+>>> model = nn.Linear(2, 2)
+>>> shapes_before(model) is None
+True
+>>> mark_cut(model, None, {"weight": (4, 2)})
+>>> mark_cut(model, shapes_before(model), {"weight": (3, 2), "bias": (4,)})
+>>> shapes_before(model)
+{'weight': (4, 2), 'bias': (4,)}
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from torch import nn
+
+from secateur.core.user_warnings import warn
+
+__all__ = ["mark_cut", "shapes_before", "unmark_cut", "warn_of_plan"]
+
+Shapes = Mapping[str, tuple[int, ...]]
+_MARK = "_secateur_shapes_before"
+
+
+def mark_cut(model: nn.Module, earlier: Shapes | None, shapes: Shapes) -> None:
+    """Mark a model as cut.
+
+    Args:
+        model: The model after the cut.
+        earlier: The mark of the model before the cut, which had been cut before; None where it had not.
+        shapes: The shapes before this cut, of the tensors that it cut.
+    """
+    vars(model)[_MARK] = {name: tuple(shape) for name, shape in {**shapes, **(earlier or {})}.items()}
+
+
+def unmark_cut(model: nn.Module) -> None:
+    """Take the mark off a model that needs no plan, such as one whose configuration states its widths."""
+    vars(model).pop(_MARK, None)
+
+
+def shapes_before(model: nn.Module) -> dict[str, tuple[int, ...]] | None:
+    """The shapes of the cut tensors before they were cut; None where the model bears no mark."""
+    found = vars(model).get(_MARK)
+    return found if isinstance(found, dict) else None
+
+
+def warn_of_plan(model: nn.Module, shapes: Shapes | None, path: str | os.PathLike[str]) -> None:
+    """Warn where a model was cut, and a file of it lacks its plan or has that of the last of several cuts.
+
+    Args:
+        model: The model that is written.
+        shapes: The shapes before the cut as the file's plan has them; None where the file has no plan.
+        path: The file.
+    """
+    before = shapes_before(model)
+    if before is None:
+        return
+    if shapes is None:
+        warn(
+            f"{path}: {type(model).__name__} was cut and no plan= was given, so that the file cannot be loaded into a "
+            "freshly built model; pass plan=small.plan (after several cuts first.plan.then(second.plan)), or save "
+            "model.state_dict() if no plan is wanted"
+        )
+    for name, shape in (shapes or {}).items():
+        if tuple(shape) != before.get(name, tuple(shape)):
+            warn(
+                f"{path}: the plan cuts {name!r} of shape {tuple(shape)}, which had shape {before[name]} before the "
+                "first cut, so that the file cannot be loaded into a freshly built model; pass the plans of all cuts: "
+                "plan=first.plan.then(second.plan)"
+            )
+            return

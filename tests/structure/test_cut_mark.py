@@ -1,0 +1,106 @@
+"""A model that was cut bears a mark, so that a file without its plan, or with the last of several, is warned about."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import secateur as sc
+from secateur.core.cut_mark import shapes_before
+
+EXAMPLE = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+
+
+def cut(model: nn.Module) -> sc.Shrunk:
+    return sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, example=EXAMPLE), EXAMPLE)
+
+
+def test_a_cut_model_saved_without_its_plan_is_warned_about(tmp_path: Path) -> None:
+    model = net()
+    small = cut(model)
+    assert shapes_before(model) is None
+    shared = sc.share(small.model, bits=1).model
+    for each in (small.model, copy.deepcopy(small.model), pickle.loads(pickle.dumps(small.model)), shared):
+        with pytest.warns(
+            UserWarning, match=r"x\.sct: Sequential was cut and no plan= was given.*plan=small\.plan"
+        ):
+            sc.save(each, tmp_path / "x.sct")
+    sc.save(small, tmp_path / "y.sct")
+    again = sc.load(tmp_path / "y.sct", into=net())
+    with pytest.warns(UserWarning, match="no plan= was given"):
+        sc.save(again, tmp_path / "x.sct")
+
+
+def test_files_that_can_be_loaded_are_saved_in_silence(tmp_path: Path) -> None:
+    model = net()
+    small = cut(model)
+    second = cut(small.model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sc.save(model, tmp_path / "a.sct")
+        sc.save(small.model, tmp_path / "a.sct", plan=small.plan)
+        sc.save(small.model.state_dict(), tmp_path / "a.sct")
+        sc.save(small.model, tmp_path / "a.sct", names="model")
+        sc.save(second.model, tmp_path / "a.sct", plan=small.plan.then(second.plan))
+        small.save(tmp_path / "a.safetensors")
+
+
+def test_the_plan_of_the_last_cut_alone_is_warned_about(tmp_path: Path) -> None:
+    second = cut(cut(net()).model)
+    said = r"the plan cuts '0\.bias' of shape \(4,\), which had shape \(8,\) before the first cut, .*first\.plan\.then"
+    for save in (
+        lambda: sc.save(second, tmp_path / "a.sct"),
+        lambda: second.save(tmp_path / "a.safetensors"),
+    ):
+        with pytest.warns(UserWarning, match=said):
+            save()
+
+
+def test_factorised_models_bear_the_mark(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32)).eval()
+    found = sc.factorise(model, {"0": 4}, torch.randn(3, 32))
+    with pytest.warns(UserWarning, match="no plan= was given"):
+        sc.save(found.model, tmp_path / "a.sct")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sc.save(found, tmp_path / "a.sct")
+
+
+def test_endings_of_other_formats_are_refused(tmp_path: Path) -> None:
+    model = net()
+    masks = sc.prune(model, "l2", "channel", 0.5, example=EXAMPLE)
+    small = sc.shrink(model, masks, EXAMPLE)
+    for save, name, said in (
+        (
+            lambda path: sc.save(model, path),
+            "x.pt",
+            r"a \.sct file, and torch\.load reads no such .*'x\.sct'",
+        ),
+        (lambda path: sc.save(model, path), "x.safetensors", r"name it 'x\.sct'"),
+        (
+            small.save,
+            "x.sct",
+            r"a safetensors file, and sc\.load reads.*'x\.safetensors', or write a \.sct file",
+        ),
+        (masks.save, "m.pt", r"a safetensors file, and torch\.load reads.*'m\.safetensors'"),
+    ):
+        with pytest.raises(sc.errors.OptionError, match=said):
+            save(tmp_path / name)
+        assert not (tmp_path / name).exists()
+
+
+def test_what_shrink_prints() -> None:
+    small = cut(net())
+    assert "Sequential: equal to the masked model: largest difference" in str(small)
+    assert "3 tensors cut: 72 elements before, 36 after" in str(small)

@@ -20,6 +20,7 @@ from secateur.core.measurement import Measurement as M
 from secateur.core.measurement import Measurements
 from secateur.report import charts
 from secateur.report.figure import Figure
+from secateur.report.theme import THEMES, vega_config
 
 altair = pytest.importorskip("altair")
 VERSION = altair.__version__.split(".")[0]
@@ -107,6 +108,17 @@ def test_a_chart_is_drawn_as_it_was_last_looked_at(name: str) -> None:
         assert found[key] == spec, f"{key}: look at it, then run python {Path(__file__).name}"
 
 
+def themes() -> dict[str, Any]:
+    """What all charts have in common, in each theme: sizes of letters, distances, colours."""
+    return {name: vega_config(name) for name in THEMES}
+
+
+def test_the_themes_are_as_they_were_last_looked_at() -> None:
+    assert json.loads(json.dumps(themes())) == json.loads(KEPT.read_text())["themes"]
+
+
 if __name__ == "__main__":
     EVERY = {key: one for name in charts.names() for key, one in drawn(name).items()}
-    KEPT.write_text(json.dumps({"altair": VERSION, "charts": EVERY}, indent=1, sort_keys=True) + "\n")
+    KEPT.write_text(
+        json.dumps({"altair": VERSION, "charts": EVERY, "themes": themes()}, indent=1, sort_keys=True) + "\n"
+    )

@@ -16,6 +16,7 @@ from torch import nn
 
 from secateur.core.nested import map_tensors, tensors_in
 from secateur.execution.example import Example
+from secateur.structure.cut.branches import branching_example
 from secateur.structure.proof import ProofOptions, Shapes
 from secateur.structure.trace.other_shapes import other_shapes, shapes_of
 
@@ -80,13 +81,17 @@ def proof_inputs(model: nn.Module, example: Example, options: ProofOptions, trac
     found = [ProofInput("example", example, options.modes)]
     if not options.other_shapes:
         return found
-    others = [
-        ProofInput(each.what, _fresh(each.example), options.modes, each.example)
-        for each in other_shapes(model, example, traced)
-    ]
+    shapes = other_shapes(model, example, traced)
+    others = [ProofInput(each.what, _fresh(each.example), options.modes, each.example) for each in shapes]
     if not others:
         others = [ProofInput("fresh", _fresh(example), options.modes, example)]
-    return [*found, *others] if options.every else affordable([*found, *others])
+    made = [*found, *others] if options.every else affordable([*found, *others])
+    known = [each.path for each in shapes]
+    branching = branching_example(model, example, known, options.every) if traced == "meta" else None
+    if branching is None:
+        return made
+    modes = options.modes if options.every else options.modes[-1:]
+    return [*made, ProofInput("size", _fresh(branching), modes, branching)]
 
 
 def affordable(inputs: Sequence[ProofInput]) -> list[ProofInput]:

@@ -25,6 +25,7 @@ from torch import nn
 
 from secateur.errors import ProofError
 from secateur.execution.example import Example
+from secateur.structure.cut.branches import refused_larger
 from secateur.structure.cut.plan import ShrinkPlan
 from secateur.structure.depth.bypass import bypass_
 from secateur.structure.proof import Proof, ProofCase, ProofOptions
@@ -210,6 +211,16 @@ class _Prover:
             return max(absolute, chosen.error) * max(chosen.largest, 1.0), max(chosen.largest, 1.0)
         return max(absolute, chosen.error * scale), scale
 
+    def check_larger(self, example: Example) -> None:
+        """Raise an error if the dense model accepts a much larger input, and the shrunk one does not."""
+        refused = refused_larger(self.model, self.small, example)
+        if refused is not None:
+            larger, error = refused
+            each = ProofInput("size", larger, ())
+            why = f" ({_said(error)})" if error is not None else ": its outputs have other shapes"
+            where = " and ".join(map(str, each.shapes))
+            self._fail(each, f"does not run on {where} as the dense one does{why}", error)
+
     def _fail(self, each: ProofInput, what: str, error: Exception | None = None) -> None:
         text = f"the shrunk {_name(self.model)} {what}; the model is unchanged."
         if each.what in ("example", "fresh"):
@@ -290,6 +301,8 @@ def prove(
     except _WideTypeError:
         prover.dtype, prover.tolerance = torch.float32, max(options.tolerance, 1e-4)
         found = prover.compare(inputs)
+    if options.other_shapes and how.traced == "meta":
+        prover.check_larger(example)
     filled: tuple[str, ...] = ()
     if plan is not None and not any(
         bool(tensor.any()) for _, _, want, *_ in found for tensor in want.outputs

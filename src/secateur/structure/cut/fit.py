@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from secateur.execution.fast_copy import modules_of, tensors_of
+from secateur.structure.cut.branches import branch_of
 from secateur.structure.cut.fewer_heads import with_fewer_heads
 from secateur.structure.cut.known_rewrites import with_counts, with_sites
 from secateur.structure.cut.needs_rerun import runs_unchanged
@@ -31,6 +32,7 @@ from secateur.structure.cut.widths import widths_of
 from secateur.structure.groups.couplings import KeptShapes, Structure
 from secateur.structure.groups.labels import Lock
 from secateur.structure.groups.rules.attention import FUSED
+from secateur.structure.trace.calls import FunctionCall
 from secateur.structure.trace.trace import Op, Trace, trace, traceable_copy
 
 __all__ = ["Fitted", "draft", "fit"]
@@ -165,9 +167,17 @@ class _Search:
     The last two recordings are kept, because the next round asks for one of them.
     """
 
-    def __init__(self, structure: Structure, model: nn.Module, example: object, alive: np.ndarray):
+    def __init__(
+        self,
+        structure: Structure,
+        model: nn.Module,
+        example: object,
+        alive: np.ndarray,
+        elsewhere: Sequence[FunctionCall] | None = None,
+    ):
         self.structure, self.model, self.example, self.alive = structure, model, example, alive
-        self.repairs = Repairs(structure, model, example, alive)
+        calls = None if elsewhere is None else [elsewhere]
+        self.repairs = Repairs(structure, model, example, alive, calls, by_place=calls is not None)
         self.kept = self.repairs.kept
         self.recorded: list[tuple[ShrinkPlan, Trace]] = []
         self.attempts: set[tuple[int, str, str]] = set()
@@ -175,22 +185,43 @@ class _Search:
 
     def run(self, plan: ShrinkPlan) -> Fitted:
         """Repair the plan until every operator agrees with the labels, or return the labels to lock."""
-        at: Mismatch | None = None
         self.drafted = plan.attributes
         before = self.as_before(plan)
+        if before is not None:
+            _SOLVED[self.structure.trace] = before, self.recording(before)
+            return Fitted(with_sites(self.structure, self.model, before))
+        made, at = self.repaired_everywhere(plan)
+        if at is not None:
+            return Fitted(made, _blame(self.structure, at, self.alive))
+        recording = self.recording(made)
+        made = self.with_branches(with_sites(self.structure, self.model, made))
+        _SOLVED[self.structure.trace] = made, recording
+        return Fitted(made)
+
+    def repaired_everywhere(self, plan: ShrinkPlan) -> tuple[ShrinkPlan, Mismatch | None]:
+        """The plan with all its repairs, and where the cut model still disagrees if there are not enough."""
         for _ in range(_ROUNDS):
-            at = self.mismatch(plan) if before is None else None
+            at = self.mismatch(plan)
             if at is None:
-                plan = before or plan
-                _SOLVED[self.structure.trace] = plan, self.recording(plan)
-                return Fitted(with_sites(self.structure, self.model, plan))
+                break
             better = self.repaired(plan, at)
             wider = self.undone(plan, at) if better is None else self.spread(plan, better, at)
             if wider is None:
                 break
             plan = wider
-        assert at is not None
-        return Fitted(plan, _blame(self.structure, at, self.alive))
+        return plan, at
+
+    def with_branches(self, plan: ShrinkPlan) -> ShrinkPlan:
+        """The plan with rewrites of calls that only larger inputs reach, if those it has can be found in the source."""
+        if not any(item.site is not None for items in plan.rewrites.values() for item in items):
+            return plan
+        branch = branch_of(self.structure, self.model, self.example)
+        followed = None if branch is None else branch.structure(self.structure, self.alive)
+        if branch is None or followed is None:
+            return plan
+        search = _Search(followed[0], self.model, branch.example, followed[1], branch.calls)
+        made, at = search.repaired_everywhere(plan)
+        return plan if at is not None or self.mismatch(made) is not None else made
 
     def as_before(self, plan: ShrinkPlan) -> ShrinkPlan | None:
         """The plan with the repairs of the last one of this model, if it kept the same width of every axis and they

@@ -15,6 +15,7 @@ at once.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,9 +25,10 @@ import numpy as np
 from torch import nn
 
 from secateur.execution.example import Example
+from secateur.structure.cut.call_sites import site_of
 from secateur.structure.cut.fewer_heads import attention_of, fewer_heads
 from secateur.structure.cut.plan import ShrinkPlan
-from secateur.structure.cut.rewrite_data import HEADS, NUMBER, Rewrite
+from secateur.structure.cut.rewrite_data import BY_PLACE, HEADS, NUMBER, Rewrite
 from secateur.structure.groups.couplings import KeptShapes, Structure
 from secateur.structure.trace.calls import ATTENTION, PIECES, SHAPED, FunctionCall
 from secateur.structure.trace.other_shapes import other_shapes
@@ -92,12 +94,17 @@ class Repairs:
         model: The original.
         example: The example it was recorded on.
         alive: Which labels remain.
+        elsewhere: The calls of the original on inputs of other shapes; None where they are to be recorded.
+        by_place: Rewrites know their calls by the place in the source alone, not by number: other inputs of the same
+            model make these calls at another number, or not at all.
     """
 
     structure: Structure
     model: nn.Module
     example: Example
     alive: np.ndarray
+    elsewhere: Sequence[Sequence[FunctionCall]] | None = None
+    by_place: bool = False
 
     # -- for one operator ----------------------------------------------------------------------------------------------
     def candidates(self, plan: ShrinkPlan, at: Mismatch) -> Iterator[ShrinkPlan]:
@@ -149,11 +156,26 @@ class Repairs:
         item = self._rewrite(call, at, given)
         if item is None:
             return
+        if self.by_place:
+            yield from self._placed(plan, call, item)
+            return
         for place, number in call.numbers:
             have = plan.rewrites.get(place, ())
             if not any(other.call == number for other in have):
                 yield _with_rewrite(plan, place, replace(item, call=number))
                 return
+
+    def _placed(self, plan: ShrinkPlan, call: FunctionCall, item: Rewrite) -> Iterator[ShrinkPlan]:
+        """The plan with a rewrite that is known by its place in the source."""
+        place = call.numbers[0][0] if call.numbers else None
+        if place is None or not call.chain:
+            return
+        site = site_of(type(self.model.get_submodule(place)), call.chain)
+        have = plan.rewrites.get(place, ())
+        if site is None or any(other.site is None or other.site == site for other in have):
+            return
+        number = max([BY_PLACE - 1, *(other.call for other in have)]) + 1
+        yield _with_rewrite(plan, place, replace(item, call=number, site=site))
 
     def _changes(self, at: Mismatch) -> Iterator[tuple[int, int]]:
         """Old and new widths around an operator: axes of its tensors, and its own numbers that follow them."""
@@ -257,7 +279,9 @@ class Repairs:
             if call is None or template is None:
                 continue
             made = self._rewrite(call, alike, self._given_alike(call, alike, template, at))
-            if made is not None and all(one.call != item.call for one in plan.rewrites.get(path, ())):
+            if made is not None and self.by_place:
+                plan = next(self._placed(plan, call, made), plan)
+            elif made is not None and all(one.call != item.call for one in plan.rewrites.get(path, ())):
                 plan = _with_rewrite(plan, path, replace(made, call=item.call))
         return plan
 
@@ -332,10 +356,17 @@ class Repairs:
         return Rewrite(call.function, 0, tuple(sorted(new.items()))) if new else None
 
     @cached_property
-    def _other_calls(self) -> list[dict[tuple[str, int], FunctionCall]]:
-        """The calls of the original on inputs of other shapes, by module and number."""
+    def _other_calls(self) -> list[dict[_Place, FunctionCall]]:
+        """The calls of the original on inputs of other shapes, by place."""
+        if self.elsewhere is not None:
+            return [_by_place(calls) for calls in self.elsewhere]
         found = other_shapes(self.model, self.example, self.structure.trace.mode)
-        return [{call.numbers[0]: call for call in other.calls if call.numbers} for other in found]
+        return [_by_place(other.calls) for other in found]
+
+    @cached_property
+    def _places(self) -> dict[int, _Place]:
+        """The place of every call of the original, by the call's identity."""
+        return {id(call): place for place, call in _by_place(self.structure.trace.calls).items()}
 
     def _input_moved(self, op: Op) -> bool:
         """Whether the first input of an operator has another shape after the cut."""
@@ -345,8 +376,9 @@ class Repairs:
     def _following(self, call: FunctionCall) -> set[int]:
         """The positions of a call's sizes that change with the shapes of the inputs."""
         found: set[int] = set()
+        place = self._places.get(id(call))
         for calls in self._other_calls:
-            other = calls.get(call.numbers[0]) if call.numbers else None
+            other = None if place is None else calls.get(place)
             if other is None or other.function != call.function or other.sizes is None or call.sizes is None:
                 continue
             if len(other.sizes) == len(call.sizes):
@@ -403,6 +435,25 @@ class Repairs:
                 if old != new:
                     first = old if cut_before is None else cut_before.sizes[0][1]
                     yield _with_rewrite(plan, op.path, Rewrite(ATTENTION, -1, ((0, first), (1, new))))
+
+
+_Place = tuple[str, object, int]
+
+
+def _by_place(calls: Sequence[FunctionCall]) -> dict[_Place, FunctionCall]:
+    """Calls by their module, their place in its source, and how often it was reached before.
+
+    A forward may take another branch for another shape, in which its calls have other numbers.
+    """
+    found: dict[_Place, FunctionCall] = {}
+    reached: Counter[tuple[str, object]] = Counter()
+    for call in calls:
+        if call.numbers:
+            path, number = call.numbers[0]
+            where = path, call.chain or number
+            found[(*where, reached[where])] = call
+            reached[where] += 1
+    return found
 
 
 def _new_sizes(

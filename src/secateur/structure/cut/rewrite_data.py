@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 from torch import nn
@@ -19,9 +19,11 @@ from secateur.structure.cut.call_sites import Site
 from secateur.structure.trace.calls import ATTENTION, PIECES, SHAPED, SIZED
 from secateur.structure.trace.fixed_count_norms import COUNTED
 
-__all__ = ["HEADS", "NUMBER", "Rewrite", "check_rewrites", "joined", "one_after_the_other"]
+__all__ = ["BY_PLACE", "HEADS", "NUMBER", "Rewrite", "check_rewrites", "joined", "one_after_the_other"]
 
 
+BY_PLACE = 1 << 20
+"""The first number of rewrites that are known by their place in the source alone; no forward makes so many calls."""
 HEADS = "multi_head_attention"
 NUMBER = "number"
 
@@ -46,7 +48,7 @@ class Rewrite:
 
     Attributes:
         function: The name of the function that is called.
-        call: The number of size-taking calls that the forward makes before this one.
+        call: The number of size-taking calls that the forward makes before this one; from `BY_PLACE` on that of none.
         sizes: (position, value) pairs.
         site: The place of the call in the source, if it can be edited there.
     """
@@ -172,14 +174,18 @@ def joined(before: Mapping[int, Rewrite], new: Mapping[int, Rewrite]) -> dict[in
     ones.
     """
     table = dict(before)
+    placed = {item.site: call for call, item in before.items() if item.site is not None}
     for call, item in new.items():
+        call = call if item.site is None else placed.get(item.site, call)
         if item.function in COUNTED:
             first, call = _counting_on(before, table, item)
             table[call] = first
             continue
         old = table.get(call)
+        if old is not None and call >= BY_PLACE and old.site != item.site:
+            old, call = None, max(table) + 1
         if old is None or old.function != item.function:
-            table[call] = item
+            table[call] = replace(item, call=call)
         elif item.function == NUMBER:
             table[min(table) - 1] = item
         elif item.function in PIECES:

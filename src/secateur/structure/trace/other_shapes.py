@@ -13,7 +13,8 @@ that token ids and their mask, or height and width, stay consistent.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -27,9 +28,24 @@ from secateur.execution.fast_copy import collector_paused
 from secateur.structure.trace.calls import FunctionCall
 from secateur.structure.trace.trace import Trace, trace
 
-__all__ = ["OtherShape", "other_shapes", "shapes_of"]
+__all__ = ["OtherShape", "larger_examples", "larger_recordings", "other_shapes", "path_taken", "shapes_of"]
 
-_MOST_SIZES, _MOST_ATTEMPTS, _SMALL = 3, 5, 128
+_MOST_SIZES, _MOST_ATTEMPTS, _SMALL, _MOST_ELEMENTS = 3, 5, 128, 8_000_000
+_VIEWS = frozenset(
+    [
+        "clone",
+        "_to_copy",
+        "detach",
+        "alias",
+        "copy_",
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "_reshape_alias",
+        "expand",
+    ]
+)
+"""Operators that occur or not depending on strides."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +56,24 @@ class OtherShape:
         what: "batch" or "size": which axes differ.
         example: The example.
         calls: The size-taking calls that the model's forward made on it.
+        path: What its forward ran, as `path_taken` gives it.
     """
 
     what: str
     example: Example
     calls: tuple[FunctionCall, ...]
+    path: frozenset[object] = frozenset()
+
+
+def path_taken(found: Trace) -> frozenset[object]:
+    """The path that a forward took: its size-taking calls by place, and its operators by module, how often left out.
+
+    Args:
+        found: The recording of the forward.
+    """
+    calls = {(call.numbers[0][0], call.chain) for call in found.calls if call.numbers and call.chain}
+    operators = {(op.path, op.name) for op in found.ops if op.name not in _VIEWS}
+    return frozenset(calls | operators)
 
 
 def shapes_of(example: Example) -> tuple[tuple[int, ...], ...]:
@@ -70,6 +99,60 @@ def other_shapes(model: nn.Module, example: Example, mode: str = "meta") -> list
     # Tensors on meta hold no memory that the collector could free.
     with collector_paused() if mode == "meta" else nullcontext():
         return _accepted(model, example, mode)
+
+
+def larger_examples(example: Example, times: float) -> Iterator[Example]:
+    """The example with larger images or longer sequences: all sizes together, then each size alone.
+
+    Args:
+        example: The example.
+        times: How many times as large; images from 64 pixels on stay at multiples of 32, as most backbones ask.
+            Inputs of more than eight million elements are left out: what follows channels takes memory with size.
+
+    >>> [tuple(each.shape) for each in larger_examples(torch.zeros(2, 3, 16, 16), 4)]
+    [(2, 3, 64, 64)]
+    """
+    groups = _sizes(example)[:_MOST_SIZES]
+    for chosen in [*([groups] if len(groups) > 1 else []), *([group] for group in groups)]:
+        if _elements_of(example, chosen, times) > _MOST_ELEMENTS:
+            continue
+        made = example
+        for axes, size in chosen:
+            made = _of_sizes(made, axes, (_times(size, times),) * 2)
+        yield made
+
+
+def _elements_of(
+    example: Example, groups: Sequence[tuple[Mapping[int, tuple[int, ...]], int]], times: float
+) -> float:
+    """How many elements the example has once the axes of some groups are larger."""
+    total = 0.0
+    for position, tensor in enumerate(tensors_in(example)):
+        factor = 1.0
+        for axes, size in groups:
+            factor *= (_times(size, times) / size) ** len(axes.get(position, ()))
+        total += tensor.numel() * factor
+    return total
+
+
+def larger_recordings(model: nn.Module, example: Example, times: float) -> Iterator[tuple[Example, Trace]]:
+    """Those of `larger_examples` that a model accepts, and its recordings on them, on meta tensors.
+
+    Args:
+        model: The model; it is not changed.
+        example: An example it runs on.
+        times: How many times as large.
+    """
+    trials = _Trials(model, example, "meta")
+    for larger in larger_examples(example, times):
+        found = trials.recorded(larger)
+        if found is not None:
+            yield larger, found
+
+
+def _times(size: int, times: float) -> int:
+    larger = math.ceil(size * times)
+    return -(-larger // 32) * 32 if size >= 64 else larger
 
 
 def _accepted(model: nn.Module, example: Example, mode: str) -> list[OtherShape]:
@@ -110,10 +193,14 @@ class _Trials:
 
     def attempt(self, what: str, example: Example) -> OtherShape | None:
         """The example, if the model accepts it."""
+        found = self.recorded(example)
+        return None if found is None else OtherShape(what, example, tuple(found.calls), path_taken(found))
+
+    def recorded(self, example: Example) -> Trace | None:
+        """The recording of the model on the example, if it accepts it."""
         found = trace(self.model, example, mode=self.mode, partial=True)
-        if found.error is not None or self._parted(found, _rows(example)):
-            return None
-        return OtherShape(what, example, tuple(found.calls))
+        refused = found.error is not None or self._parted(found, _rows(example))
+        return None if refused else found
 
     def _parted(self, found: Trace, rows: int) -> bool:
         """Whether outputs have several rows for each row of the input, of those that have one on the example."""

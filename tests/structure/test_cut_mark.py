@@ -58,7 +58,7 @@ def test_files_that_can_be_loaded_are_saved_in_silence(tmp_path: Path) -> None:
 
 def test_the_plan_of_the_last_cut_alone_is_warned_about(tmp_path: Path) -> None:
     second = cut(cut(net()).model)
-    said = r"the plan cuts '0\.bias' of shape \(4,\), which had shape \(8,\) before the first cut, .*first\.plan\.then"
+    said = r"the plan cuts '0\.(bias|weight)' of shape .*before the first cut, .*first\.plan\.then"
     for save in (
         lambda: sc.save(second, tmp_path / "a.sct"),
         lambda: second.save(tmp_path / "a.safetensors"),

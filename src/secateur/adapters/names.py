@@ -10,9 +10,6 @@ Linear(in_features=3, out_features=2, bias=True)
 from __future__ import annotations
 
 import importlib
-import inspect
-import os
-import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -20,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.adapters import functions
 from secateur.adapters.ultralytics import build_yolo
 from secateur.errors import MissingExtraError, OptionError, UnknownNameError, near
 from secateur.structure.hf.hub_code import check_attention
@@ -186,22 +184,6 @@ def build(library: str, name: str, options: dict[str, object]) -> nn.Module:
     return _BUILDERS[library](name, dict(options))
 
 
-def _imported(name: str) -> ModuleType:
-    """Import a module; the folder a command is run in is searched too, as Python does for a script's own folder."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        here = os.getcwd()
-        if here in sys.path or error.name not in (name, name.partition(".")[0]):
-            raise
-    sys.path.append(here)  # last, so that it hides nothing
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError:
-        sys.path.remove(here)
-        raise
-
-
 def call(reference: str, options: dict[str, object]) -> nn.Module:
     """Build the model that a function returns.
 
@@ -218,34 +200,8 @@ def call(reference: str, options: dict[str, object]) -> nn.Module:
     secateur.errors.UnknownNameError: model 'torch.nn:Lineer': module torch.nn has no 'Lineer'; did you mean
     'Linear' ...
     """
-    module_name, _, attribute = reference.partition(":")
-    try:
-        module = _imported(module_name)
-    except ModuleNotFoundError as error:
-        plain = module_name.removesuffix(".py").replace("/", ".").strip(".")
-        meant = f"did you mean {plain}:{attribute}? " if module_name.endswith(".py") else ""
-        raise UnknownNameError(
-            f"model {reference!r}: no module {error.name!r} on the import path or in this folder; {meant}expected "
-            "package.module:function, with the package installed or its folder in PYTHONPATH"
-        ) from error
-    maker: Any = module
-    for part in attribute.split("."):
-        if not hasattr(maker, part):
-            raise UnknownNameError(
-                f"model {reference!r}: module {module_name} has no {attribute!r}; {near(part, dir(maker))}"
-            )
-        maker = getattr(maker, part)
-    if not callable(maker):
-        raise OptionError(
-            f"model {reference!r}: expected a function or class that makes a model, got "
-            f"{type(maker).__name__}"
-        )
-    try:
-        inspect.signature(maker).bind(**options)
-    except TypeError as error:
-        raise OptionError(f"model {reference!r}: the options {options} do not fit it: {error}") from error
-    except ValueError:
-        pass  # some callables have no signature to check; the call itself will tell
+    maker = functions.find(reference, "model")
+    functions.check_options(maker, options, f"model {reference!r}")
     made = maker(**options)
     if not isinstance(made, nn.Module):
         raise OptionError(

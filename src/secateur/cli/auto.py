@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from secateur.cli.flags import with_flags
-from secateur.cli.options import STORE, Out, ProgressFlags, RecipeChanges, RecipePath, StoreFolder
+from secateur.cli.options import STORE, Evaluate, Out, ProgressFlags, RecipeChanges, RecipePath, StoreFolder
 from secateur.cli.output import print_json
 from secateur.core.terminal import say
 
@@ -59,6 +59,7 @@ class AutoFlags:
             "only if that is not enough.",
         ),
     ] = 0
+    evaluate: Evaluate = None
 
 
 @with_flags
@@ -87,7 +88,11 @@ def auto(
         goal=flags.goal.value,
         attempts=flags.tries,
         options=AutoOptions(
-            flags.allocation, {"epochs": flags.epochs, "lr": flags.lr}, flags.bits, flags.calibrate
+            flags.allocation,
+            {"epochs": flags.epochs, "lr": flags.lr},
+            flags.bits,
+            flags.calibrate,
+            flags.evaluate,
         ),
         progress=progress_display(output.quiet),
         on_message=None if output.quiet else lambda line: say(line, error=True),

@@ -13,7 +13,7 @@ import typer
 
 from secateur.cli.flags import with_flags
 from secateur.cli.given import InputFlags, ModelFlags
-from secateur.cli.options import Device, OutputFlags
+from secateur.cli.options import Device, Evaluate, OutputFlags
 from secateur.cli.output import print_json, show_table
 from secateur.core.terminal import say
 
@@ -34,8 +34,13 @@ class MeasureFlags:
     """What is measured, on what."""
 
     data: Annotated[
-        str | None, typer.Option("--data", help="Also measure accuracy on the test images of this dataset.")
+        str | None,
+        typer.Option(
+            "--data",
+            help="Also measure accuracy on the test images of this dataset, or of data of your own, module:function.",
+        ),
     ] = None
+    evaluate: Evaluate = None
     what: Annotated[
         str | None, typer.Option("--what", help="Only these measures, with commas between them.")
     ] = None
@@ -84,18 +89,23 @@ def measure(model: InputFlags, flags: MeasureFlags, device: Device = None, *, ou
 
 
 def _measured(net: nn.Module, model: InputFlags, flags: MeasureFlags, where: str) -> Measurements:
-    """The measures that were asked for; accuracy where test images were named."""
+    """The measures that were asked for; accuracy where test images, or a function that judges, were named."""
     from secateur import data as datasets
     from secateur.core.measurement import Measurements
+    from secateur.lab.judging import evaluator
     from secateur.lab.training import evaluate
     from secateur.metrics import measure as take
     from secateur.metrics.accuracy import RETURNED
 
     timing: dict[str, Any] = {"trials": flags.trials} if flags.timed() else {}
     if flags.data is None:
-        return take(net, model.example(net, flags.batch), what=flags.names(), **timing)
+        judge = None if flags.evaluate is None else evaluator(flags.evaluate, None)
+        return take(net, model.example(net, flags.batch), judge, what=flags.names(), **timing)
     images = datasets.load_for(net, flags.data)
     example = images.test.first(flags.batch)[0] if model.input_ is None else model.example(net, flags.batch)
+    if flags.evaluate is not None:
+        judge = evaluator(flags.evaluate, images.test)
+        return take(net, example, judge, what=flags.names(), **timing)
     found = take(
         net, example, lambda one: evaluate(one, images.test, device=where), what=flags.names(), **timing
     )
@@ -106,8 +116,10 @@ def _measured(net: nn.Module, model: InputFlags, flags: MeasureFlags, where: str
 
 
 def _described(images: Data) -> str:
-    """How many images, of which size, and how they were normalised."""
+    """How many images, of which size, and how they were normalised; of other inputs how many, of which shape."""
     shape = "x".join(map(str, images.shape))
+    if not images.std:
+        return f"the {len(images.test):,} test inputs of {images.name} ({shape}), as they are"
     mean, deviation = (", ".join(f"{value:.4g}" for value in values) for values in (images.mean, images.std))
     return (
         f"the {len(images.test):,} test images of {images.name} ({shape}), each channel of the pixels in 0..1 less its "

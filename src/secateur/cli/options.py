@@ -27,6 +27,7 @@ __all__ = [
     "Device",
     "DeviceChoice",
     "DryRun",
+    "Evaluate",
     "Example",
     "Jobs",
     "Json",
@@ -95,7 +96,16 @@ Example = Annotated[
 AllowCode = Annotated[
     bool,
     typer.Option(
-        "--allow-code", help="Import and call models that the file names as package.module:function."
+        "--allow-code",
+        help="Import and call models, data and judgements that the file names as package.module:function.",
+    ),
+]
+Evaluate = Annotated[
+    str | None,
+    typer.Option(
+        "--evaluate",
+        metavar="MODULE:FUNCTION",
+        help="Judge by a function of your own in place of accuracy: of the model, or of the model and the data.",
     ),
 ]
 DryRun = Annotated[

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from secateur.cli.cluster import Address, EngineChoice, EngineOption
 from secateur.cli.flags import with_flags
-from secateur.cli.given import ModelFlags
-from secateur.cli.options import OutputFlags
+from secateur.cli.given import InputFlags
+from secateur.cli.options import Evaluate, OutputFlags
 from secateur.core.terminal import say, shows_bars
 from secateur.errors import OptionError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from secateur.lab.engines.worker_pool import WorkerPool
     from secateur.sensitivity.scan_result import Scan
 
@@ -31,8 +33,14 @@ class ScanFlags:
     """What is pruned at which levels, and how it is evaluated."""
 
     data: Annotated[
-        str, typer.Option("--data", help="Accuracy is measured on the test images of this dataset.")
-    ] = "digits"
+        str | None,
+        typer.Option(
+            "--data",
+            help="Accuracy is measured on the test images of this dataset, or of data of your own, module:function; "
+            "digits unless --evaluate is given.",
+        ),
+    ] = None
+    evaluate: Evaluate = None
     granularity: Annotated[str, typer.Option("--granularity", help="What is cut as one unit.")] = "filter"
     criterion: Annotated[str, typer.Option("--criterion", help="How a weight is scored.")] = "l2"
     levels: Annotated[str, typer.Option("--levels", help="Sparsities: a,b,c or first:last:step.")] = (
@@ -152,12 +160,11 @@ class ScanWorkFlags:
 
 @with_flags
 def scan(
-    model: ModelFlags, flags: ScanFlags, allot: AllotFlags, work: ScanWorkFlags, output: OutputFlags
+    model: InputFlags, flags: ScanFlags, allot: AllotFlags, work: ScanWorkFlags, output: OutputFlags
 ) -> None:
     """How much accuracy each layer costs when it alone is pruned, at every level; the model does not change."""
     from torch.nn import functional
 
-    from secateur import data as datasets
     from secateur.sensitivity.scan import ScanOptions
     from secateur.sensitivity.scan import scan as look
 
@@ -166,15 +173,15 @@ def scan(
     if model.weights is None:
         say("warning: no weights were given, so those scanned are random", error=True)
     net = model.build()
-    images = datasets.load_for(net, flags.data)
+    judge, example = _judged(net, model, flags)
     found = look(
         net,
-        list(images.test.batches(256)),
+        judge,
         flags.granularity,
         flags.sparsities(),
         criterion=flags.criterion,
         skip=flags.skip,
-        example=images.example,
+        example=example,
         options=ScanOptions(
             subset=flags.subset,
             estimate=flags.estimate,
@@ -195,6 +202,20 @@ def scan(
         return
     say(found)
     allot.show(found)
+
+
+def _judged(net: nn.Module, model: InputFlags, flags: ScanFlags) -> tuple[Any, Any]:
+    """What the scan is evaluated by (batches, or the user's function), and one input."""
+    from secateur import data as datasets
+    from secateur.lab.judging import evaluator
+
+    if flags.evaluate is not None and flags.data is None:
+        return evaluator(flags.evaluate, None), model.example(net)
+    images = datasets.load_for(net, flags.data or "digits")
+    example = images.example if model.input_ is None else model.example(net)
+    if flags.evaluate is not None:
+        return evaluator(flags.evaluate, images.test), example
+    return list(images.test.batches(256)), example
 
 
 def _show_progress(done: int, total: int, left: float) -> None:

@@ -17,7 +17,7 @@ from secateur.cli.calibrating import CalibrationFlags
 from secateur.cli.flags import with_flags
 from secateur.cli.given import InputFlags
 from secateur.cli.measure import AS_COUNTED
-from secateur.cli.options import OutputFlags
+from secateur.cli.options import Evaluate, OutputFlags
 from secateur.cli.output import print_json, show_table
 from secateur.core.terminal import say
 from secateur.errors import OptionError
@@ -216,6 +216,7 @@ def shrink(
         Path, typer.Option("--out", help="The small model: a .sct file that holds plan and weights.")
     ] = Path("small.sct"),
     trials: Annotated[int, typer.Option("--trials", min=1, help="Timed repetitions.")] = 25,
+    evaluate: Evaluate = None,
     *,
     calibration: CalibrationFlags,
     output: OutputFlags,
@@ -224,12 +225,14 @@ def shrink(
     file."""
     from secateur.container.archive import save
     from secateur.core.measurement import Measurements
+    from secateur.lab.judging import evaluator
     from secateur.metrics import measure as take
     from secateur.metrics.latency import compare
     from secateur.structure.shrink import shrink as cut_channels
 
     net = model.build()
     example = model.example(net)
+    judge = None if evaluate is None else evaluator(evaluate, None)
     masks = cut.masks(net, example, model.seed or 0)
     masked = net
     if calibration.wanted:
@@ -239,7 +242,8 @@ def shrink(
         masked = compensate(net, masks, calibration.images(net), tune=tune).model
     small = cut_channels(masked, masks, example, **cut.how())
     saved = save(small.model, out, plan=small.plan)
-    before, after = (take(one, example, what=["params", "macs", "size"]) for one in (net, small.model))
+    counts = ["params", "macs", "size"] + ([] if judge is None else ["accuracy"])
+    before, after = (take(one, example, judge, what=counts) for one in (net, small.model))
     times = compare(net, small.model, example, trials=trials, names=("before", "after"))
     if output.json:
         rows = [*before.within({"variant": "before"}), *after.within({"variant": "after"}), *times]
@@ -254,7 +258,8 @@ def shrink(
         )
         return
     say(small)
-    rows = [[name, before[name].text(), after[name].text()] for name in ("params", "macs", "size")]
+    judged = [row.name for row in before if row.definition.startswith("as returned")]
+    rows = [[name, before[name].text(), after[name].text()] for name in ["params", "macs", "size", *judged]]
     rows.append(["latency", times[0].text(), times[1].text()])
     say()
     show_table(["", "before", "after"], rows, right=(1, 2))

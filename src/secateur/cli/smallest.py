@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from secateur.cli.flags import with_flags
-from secateur.cli.options import STORE, Out, ProgressFlags, RecipeChanges, RecipePath, StoreFolder
+from secateur.cli.options import STORE, Evaluate, Out, ProgressFlags, RecipeChanges, RecipePath, StoreFolder
 from secateur.cli.output import print_json
 from secateur.core.terminal import say
 
@@ -67,6 +67,7 @@ class SmallestFlags:
             "if that is not enough.",
         ),
     ] = 0
+    evaluate: Evaluate = None
 
     def training(self) -> dict[str, Any]:
         """The options of the pruning training, as a recipe writes them."""
@@ -99,7 +100,13 @@ def smallest(
         lost=flags.lost,
         attempts=flags.tries,
         options=SmallestOptions(
-            flags.keep, flags.bits, flags.rate, flags.training(), flags.calibrate, flags.target
+            flags.keep,
+            flags.bits,
+            flags.rate,
+            flags.training(),
+            flags.calibrate,
+            flags.target,
+            flags.evaluate,
         ),
         progress=progress_display(output.quiet),
         on_message=None if output.quiet else lambda line: say(line, error=True),

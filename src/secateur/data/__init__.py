@@ -1,11 +1,13 @@
-"""Datasets of images to train and to measure on: embedded, local, or from the hub.
+"""Datasets to train and to measure on: images that are embedded, local, or from the hub, and data of your own.
 
-`load` takes `digits` (embedded: no download), `mnist`, `cifar10`, a folder of images, or any Hugging Face dataset by
-name or by local path, and returns a `Data`: train, validation and test, each a `Split` that yields batches. Splits are
-deterministic; where the dataset has no validation split, part of the training images is held out.
+`load` takes `digits` (embedded: no download), `mnist`, `cifar10`, a folder of images, any Hugging Face dataset by
+name or by local path, or a function of your own (`package.module:function`: tables, tokens, anything). It returns a
+`Data`: train, validation and test, each a `Split` that yields batches. Splits are deterministic; where the dataset has
+no validation split, part of the training images is held out.
 
 The files in reading order: `_splits` (`Data`, `Split`, augmentation), `_kind` (what a kind of dataset returns),
-`_decode` (images to tensors), then one file per kind: `digits`, `mnist`, `cifar10`, `folder`, `yolo`, `parquet`, `hub`.
+`_decode` (images to tensors), `_own` (what a user's function returned), then one file per kind: `digits`, `mnist`,
+`cifar10`, `folder`, `yolo`, `parquet`, `hub`.
 
 >>> data = load("digits", size=16, channels=3, limit=200)
 >>> data.shape, data.num_classes, len(data.train), len(data.validation), len(data.test)
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +31,14 @@ from torch import nn
 from secateur.core.missing_files import missing
 from secateur.data._decode import convert, pair
 from secateur.data._kind import Raw, Request
-from secateur.data._splits import Augment, Data, ImageMemory, Source, Split, Subset
+from secateur.data._own import answer_of, check_labels, only_for_images, parts_of, runs_code
+from secateur.data._splits import Augment, Data, ImageMemory, Source, Split, Subset, TensorMemory
 from secateur.errors import DataError, OptionError, UnknownNameError, near
 from secateur.registry import Registry
 
 __all__ = [
     "Augment", "Data", "ImageMemory", "Raw", "Request", "Split", "convert", "load", "load_for", "registry",
+    "runs_code",
 ]  # fmt: skip
 
 registry = Registry(__name__, __path__, "dataset", aliases={"cifar": "cifar10", "cifar-10": "cifar10"})
@@ -50,11 +55,13 @@ def load(
     cache_dir: str | os.PathLike[str] | None = None,
     path: str | os.PathLike[str] | None = None,
     normalise: str | tuple[tuple[float, ...], tuple[float, ...]] = "data",
+    options: Mapping[str, object] | None = None,
 ) -> Data:
     """A dataset by name or path, as a `Data` with train, validation and test.
 
     Args:
-        name_or_path: digits, mnist, cifar10, yolo, a folder, a Parquet file, or OWNER/NAME of the hub.
+        name_or_path: digits, mnist, cifar10, yolo, a folder, a Parquet file, OWNER/NAME of the hub, or a function of
+            your own, `package.module:function`.
         size: Resize to this; one number is a square. None keeps the sizes.
         channels: 1 or 3. None keeps the channels.
         limit: Keep at most this number of images of the training part (before validation is held out) and of the
@@ -67,6 +74,7 @@ def load(
         path: The folder of a dataset given by name; else $SECATEUR_DATA/NAME, else ./data/NAME.
         normalise: `data` (mean and deviation of the training images), `imagenet`, `none` (pixels in 0..1), or (means,
             deviations).
+        options: What a function of your own is called with.
 
     Returns:
         The dataset.
@@ -88,16 +96,35 @@ def load(
         raise OptionError(f"channels: expected 1, 3 or None (as they are), got {channels}")
     if limit is not None and limit < 2:
         raise OptionError(f"limit: expected at least 2 images, got {limit}")
+    if runs_code(name := os.fspath(name_or_path)):
+        only_for_images(name, {"size": size, "channels": channels, "path": path})
+        answer = answer_of(name, options or {}, seed)
+        if isinstance(answer, Data):
+            return answer
+        return _finished(name, parts_of(answer, name), limit, validation, seed, normalise)
+    if options:
+        raise OptionError(f"data {name!r} takes no options; they are for a function, package.module:function")
     word, where = _kind_of(name_or_path, path)
-    request = Request(where, pair(size), channels, cache_dir)
-    raw = registry.get(word)().read(request)
+    raw = registry.get(word)().read(Request(where, pair(size), channels, cache_dir))
+    return _finished(name, raw, limit, validation, seed, normalise)
+
+
+def _finished(
+    name: str,
+    raw: Raw,
+    limit: int | None,
+    validation: float,
+    seed: int,
+    normalise: str | tuple[tuple[float, ...], tuple[float, ...]],
+) -> Data:
+    """The dataset of the parts that were read: validation held out, normalised, with its fingerprint."""
     train, held, test = _parts(raw, limit, validation, seed)
     mean, std = _normalisation(train, normalise)
     content = hashlib.sha256(repr((mean, std, raw.classes)).encode())
     for part in (train, held, test):
         content.update(part.digest().encode())
     return Data(
-        name=os.fspath(name_or_path),
+        name=name,
         train=Split(train, mean, std),
         validation=Split(held, mean, std),
         test=Split(test, mean, std),
@@ -126,6 +153,10 @@ def load_for(model: nn.Module, name_or_path: str | os.PathLike[str], **options: 
     """
     from secateur import models
 
+    if runs_code(os.fspath(name_or_path)):
+        own = load(name_or_path, **({"normalise": models.normalisation(model)} | options))
+        check_labels(own, model)
+        return own
     shape = models.input_shape(model)
     if shape is not None:
         options = {"size": shape[1:], "channels": shape[0]} | options
@@ -143,6 +174,11 @@ def _kind_of(
         if word in ("folder", "hub", "parquet") and given is None:
             raise OptionError(f"dataset {name!r} is a kind of dataset: give the place too, with path=")
         return word, given
+    if ":" in name and name.startswith("."):
+        raise UnknownNameError(
+            f"data {name!r}: expected package.module:function for data of your own; did you mean "
+            f"{name.removeprefix('./').replace('.py:', ':').replace('/', '.')}?"
+        )
     local = Path(name)
     if local.is_file() and local.suffix == ".parquet":
         return "parquet", name
@@ -160,7 +196,7 @@ def _kind_of(
     if "/" not in name:
         raise UnknownNameError(
             f"unknown dataset {name!r}: {near(name, registry.names())} (a dataset of Hugging Face's hub is written "
-            "OWNER/NAME, a local one as a path)"
+            "OWNER/NAME, a local one as a path, data of your own package.module:function)"
         )
     return "hub", name
 
@@ -203,13 +239,19 @@ def _subset(source: Source, index: torch.Tensor) -> Source:
     """Some images of a source; copied where they are in memory, so that the others can be freed."""
     if isinstance(source, ImageMemory):
         return ImageMemory(source.images[index], source.labels[index])
+    if isinstance(source, TensorMemory):
+        return TensorMemory(source.inputs[index], source.labels[index])
     return Subset(source, index)
 
 
 def _normalisation(
     train: Source, how: str | tuple[tuple[float, ...], tuple[float, ...]]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of every channel, of pixels in 0..1."""
+    """Mean and deviation of every channel, of pixels in 0..1; none of inputs that are no images."""
+    if isinstance(train, TensorMemory):
+        if how not in ("data", "none"):
+            raise OptionError(f"normalise: expected images, got inputs of shape {train.shape}; leave it out")
+        return (), ()
     channels = train.shape[0]
     if how == "none":
         return (0.0,) * channels, (1.0,) * channels

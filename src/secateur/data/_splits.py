@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from secateur.errors import DataError, OptionError
 
-__all__ = ["Augment", "Data", "Draws", "ImageMemory", "Source", "Split", "Subset"]
+__all__ = ["Augment", "Data", "Draws", "ImageMemory", "Source", "Split", "Subset", "TensorMemory"]
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -79,12 +79,12 @@ class Source(Protocol):
         ...
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of every image."""
+    def shape(self) -> tuple[int, ...]:
+        """(channels, height, width) of every image; of other inputs the shape of each."""
         ...
 
     def fetch(self, index: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """The images of these indices, uint8 [n, C, H, W], on the device."""
+        """The images of these indices, uint8 [n, C, H, W], or other inputs as they are, on the device."""
         ...
 
     def digest(self) -> str:
@@ -131,6 +131,35 @@ class ImageMemory:
         return whole.hexdigest()
 
 
+class TensorMemory:
+    """Inputs that are no images, such as rows of a table or tokens, held as one tensor of any type.
+
+    >>> TensorMemory(torch.zeros(2, 7), torch.tensor([0, 1])).shape
+    (7,)
+    """
+
+    def __init__(self, inputs: torch.Tensor, labels: torch.Tensor):
+        self.inputs = inputs
+        self.labels = labels if labels.is_floating_point() or labels.is_complex() else labels.to(torch.int64)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one input."""
+        return tuple(self.inputs.shape[1:])
+
+    def fetch(self, index: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """The inputs of these indices."""
+        return self.inputs.index_select(0, index).to(device)
+
+    def digest(self) -> str:
+        """SHA-256 over types, shapes, inputs and labels."""
+        whole = hashlib.sha256()
+        for tensor in (self.inputs, self.labels):
+            whole.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+            whole.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+        return whole.hexdigest()
+
+
 class Subset:
     """Some images of another source, in a given order; nothing is copied.
 
@@ -144,8 +173,8 @@ class Subset:
         self.labels = whole.labels[index]
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width)."""
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one image or input."""
         return self.whole.shape
 
     def fetch(self, index: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -220,7 +249,7 @@ def _augmented(
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One part of a dataset: its source and the normalisation of its batches."""
+    """One part of a dataset: its source and the normalisation of its batches; without a `std` there is none."""
 
     source: Source
     mean: tuple[float, ...]
@@ -230,7 +259,12 @@ class Split:
         return len(self.source.labels)
 
     def __repr__(self) -> str:
-        return f"Split({len(self)} images of {'x'.join(map(str, self.source.shape))})"
+        return f"Split({len(self)} {self.word} of {'x'.join(map(str, self.source.shape))})"
+
+    @property
+    def word(self) -> str:
+        """What its inputs are called: images, or inputs where they are none."""
+        return "images" if self.std else "inputs"
 
     @property
     def labels(self) -> torch.Tensor:
@@ -243,7 +277,10 @@ class Split:
         return self.source.fetch(torch.arange(len(self)), torch.device("cpu"))
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 images as the floats a model is given: (pixel / 255 - mean) / std, per channel."""
+        """uint8 images as the floats a model is given: (pixel / 255 - mean) / std, per channel; other inputs as they
+        are."""
+        if not self.std:
+            return images
         scale = torch.tensor([1 / (255 * std) for std in self.std], device=images.device).reshape(1, -1, 1, 1)
         offset = torch.tensor([-m / s for m, s in zip(self.mean, self.std)], device=images.device)
         return torch.addcmul(offset.reshape(1, -1, 1, 1), images.to(torch.float32), scale)
@@ -282,6 +319,10 @@ class Split:
         if batch_size < 1:
             raise OptionError(f"batch_size: expected at least 1, got {batch_size}")
         how = Augment.of(augment)
+        if how is not None and not self.std:
+            raise OptionError(
+                f"augment: expected images, got inputs of shape {self.source.shape}; leave augment out"
+            )
         where = torch.device(device)
         if where.type == "cuda" and where.index is None:
             where = torch.device("cuda", torch.cuda.current_device())
@@ -303,7 +344,7 @@ class Split:
 
         starts = range(0, stop, batch_size)
         whole = self.source.whole if isinstance(self.source, Subset) else self.source
-        if isinstance(whole, ImageMemory):
+        if isinstance(whole, ImageMemory | TensorMemory):
             yield from map(make, starts)
         else:
             yield from _ahead(make, starts)
@@ -326,11 +367,14 @@ class Split:
 
     def per_class(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The first `count` images of every class, as one batch in the split's order (SNIP and GraSP take ten).
+        Where labels are no classes, the first ten times as many.
 
         >>> labels = torch.tensor([0, 0, 0, 1, 1])
         >>> Split(ImageMemory(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), labels), (0.0,), (1.0,)).per_class(2)[1]
         tensor([0, 0, 1, 1])
         """
+        if self.labels.dim() != 1 or self.labels.is_floating_point():
+            return self.first(10 * count)
         chosen = [(self.labels == label).nonzero().flatten()[:count] for label in self.labels.unique()]
         index = torch.cat(chosen).sort().values
         return self.normalise(self.source.fetch(index, torch.device("cpu"))), self.labels[index]
@@ -358,7 +402,7 @@ class Data:
     validation: Split
     test: Split
     classes: tuple[str, ...]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
@@ -366,7 +410,7 @@ class Data:
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.shape))
         counts = f"{len(self.train)} + {len(self.validation)} + {len(self.test)}"
-        return f"Data({self.name!r}, {counts} images of {shape}, {self.num_classes} classes)"
+        return f"Data({self.name!r}, {counts} {self.train.word} of {shape}, {self.num_classes} classes)"
 
     @property
     def num_classes(self) -> int:
@@ -375,5 +419,5 @@ class Data:
 
     @property
     def example(self) -> torch.Tensor:
-        """One normalised test image as a batch of one, for measuring and tracing."""
+        """One normalised test image (or other input) as a batch of one, for measuring and tracing."""
         return self.test.first(1)[0]

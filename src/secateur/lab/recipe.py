@@ -32,9 +32,9 @@ from secateur.errors import RecipeError, UnknownNameError, near
 from secateur.lab import grid as grids
 from secateur.lab import steps as step_kinds
 from secateur.lab.outcomes import MOST_LEVELS, Table, problem_of
-from secateur.lab.settings import assign, axes_of, axis_values, label_steps, models_named, parse_setting
+from secateur.lab.settings import assign, axes_of, axis_values, label_steps, names_given, parse_setting
 from secateur.lab.steps import Options, Step
-from secateur.lab.trust import MODEL_NAMES, AllowCode, refuse_code
+from secateur.lab.trust import AllowCode, may_name_code, refuse_code
 
 __all__ = [
     "DataSpec",
@@ -53,16 +53,21 @@ Normalise = str | tuple[tuple[float, ...], tuple[float, ...]]
 
 
 class DataSpec(Options):
-    """The `[data]` table: which images, and how they are prepared."""
+    """The `[data]` table: which images or other inputs, and how they are prepared."""
 
     name: str = Field(
-        "digits", description="digits (embedded), mnist, cifar10, a folder, or a Hugging Face dataset"
+        "digits",
+        description="digits (embedded), mnist, cifar10, a folder, a Hugging Face dataset, or a function of your own, "
+        "package.module:function",
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="what a function of your own is called with"
     )
     size: int | tuple[int, int] | None = Field(
         None, description="resize to this; default: the model's input size"
     )
     channels: int | None = Field(None, description="1 or 3; default: the model's input channels")
-    limit: int | None = Field(None, description="keep at most this number of images of each part")
+    limit: int | None = Field(None, description="keep at most this number of images (or inputs) of each part")
     validation: float = Field(
         0.1, description="share of the training images held out, where there is no such split"
     )
@@ -77,7 +82,7 @@ class DataSpec(Options):
 
     def arguments(self) -> Table:
         """The arguments of `secateur.data.load` besides the name: the keys that were given."""
-        given = {key: value for key, value in self if key != "name" and value is not None}
+        given = {key: value for key, value in self if key != "name" and value not in (None, {})}
         if self.path is not None:
             given["path"] = os.path.expanduser(self.path)
         return given
@@ -222,8 +227,8 @@ class Recipe(Options):
             settings: `KEY=VALUE` texts, as `--set` takes them.
             grid: `KEY=VALUES` texts, as `--grid` takes them.
             source: What the recipe is called in messages.
-            allow_code: Whether models named `package.module:function` may be imported and called: True, False, or the
-                names that may. Those that `settings` and `grid` name may, since they come from the user.
+            allow_code: Whether models, data and judgements named `package.module:function` may be imported and called:
+                True, False, or the names that may. Those that `settings` and `grid` name may, as the user gave them.
 
         Returns:
             The recipe, validated.
@@ -259,7 +264,7 @@ class Recipe(Options):
         for key, values in whole["grid"].items():
             for value in values if key in choice else values[:1]:
                 assign(copy.deepcopy(whole), key, value, source)
-        allowed = allow_code is True or models_named(settings, grid) | frozenset(allow_code or ())
+        allowed = allow_code is True or names_given(settings, grid) | frozenset(allow_code or ())
         refuse_code(whole, allowed, source)
         whole["step"] = tuple(_step(table, source, index) for index, table in enumerate(whole["step"]))
         recipe = _validate(cls, whole, source)
@@ -268,8 +273,15 @@ class Recipe(Options):
 
     @property
     def allowed_code(self) -> AllowCode:
-        """Which models named `package.module:function` may be built: all (True), or these names."""
+        """What is named `package.module:function` and may be called: all (True), or these names."""
         return self._allowed_code
+
+    def allowing(self, *names: str | None) -> Recipe:
+        """The same recipe, in which these names of code are allowed besides; None is no name."""
+        recipe = self.model_copy()
+        if not isinstance(self._allowed_code, bool):
+            recipe._allowed_code = self._allowed_code | {name for name in names if name is not None}  # noqa: SLF001
+        return recipe
 
     def plain(self) -> Table:
         """The recipe as plain data, with every option, given or default; `Recipe.of` reads it."""
@@ -309,7 +321,7 @@ class Recipe(Options):
         # The values of a grid were checked when it was read; others come from the caller.
         allowed = self._allowed_code
         if not isinstance(allowed, bool):
-            allowed |= {str(value) for key, value in settings.items() if key in MODEL_NAMES}
+            allowed |= {str(value) for key, value in settings.items() if may_name_code(key)}
         return Recipe.of(whole, source=self.name, allow_code=allowed)
 
 

@@ -45,8 +45,8 @@ def gather(
         store: The store.
         which: A run's number, or `last`.
         pictures: Also draw the stored weights and models.
-        allow_code: Whether models that the store names as `package.module:function` may be imported and called; where
-            they may not, they are not drawn.
+        allow_code: Whether models and data that the store names as `package.module:function` may be imported and
+            called; where they may not, nothing is drawn.
 
     Returns:
         The run.

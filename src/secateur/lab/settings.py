@@ -19,9 +19,9 @@ from secateur.errors import RecipeError, near
 from secateur.lab import grid as grids
 from secateur.lab import steps as step_kinds
 from secateur.lab.outcomes import Table
-from secateur.lab.trust import MODEL_NAMES
+from secateur.lab.trust import may_name_code
 
-__all__ = ["assign", "axes_of", "axis_values", "label_steps", "models_named", "parse_setting"]
+__all__ = ["assign", "axes_of", "axis_values", "label_steps", "names_given", "parse_setting"]
 
 
 def axes_of(
@@ -44,14 +44,14 @@ def axes_of(
     return axes, when
 
 
-def models_named(settings: Sequence[str], grid: Sequence[str]) -> frozenset[str]:
-    """The names of models that `--set` and `--grid` texts give."""
+def names_given(settings: Sequence[str], grid: Sequence[str]) -> frozenset[str]:
+    """The names that may be code and that `--set` and `--grid` texts give."""
     pairs = [parse_setting(item, "--set") for item in settings]
     for item in grid:
         key, values = parse_setting(grids.split_condition(item)[0], "--grid")
         several = _several(values)
         pairs += [(key, value) for value in (several if isinstance(several, list) else [several])]
-    return frozenset(str(value) for key, value in pairs if key in MODEL_NAMES)
+    return frozenset(str(value) for key, value in pairs if may_name_code(key))
 
 
 def label_steps(tables: object, source: str = "recipe") -> list[Table]:

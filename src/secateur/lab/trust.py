@@ -1,14 +1,18 @@
 """`refuse_code`: refuse code that a recipe or a store read from a file names.
 
-A model named `package.module:function` is imported and called. The user may name one on the command line or in Python;
-one that a recipe, a `[teacher]` or a store names is refused unless the user allows it with `--allow-code`
-(`allow_code=True`). Whether code of the model hub is trusted (`trust_remote_code`) is never taken from a file.
+A model, data or an `evaluate` named `package.module:function` is imported and called. The user may name one on the
+command line or in Python; one that a recipe or a store names (`[model]`, `[teacher]`, `[data]`, the `evaluate` of a
+step, a grid or a choice of these) is refused unless the user allows it with `--allow-code` (`allow_code=True`). Whether
+code of the model hub is trusted (`trust_remote_code`) is never taken from a file.
 
 >>> refuse_code({"model": {"name": "resnet20"}}, frozenset(), "recipe")
 >>> refuse_code({"model": {"name": "os:system"}}, frozenset(), "recipe")
 Traceback (most recent call last):
 secateur.errors.RecipeError: recipe: model.name is 'os:system': this would import os and call system, and a file may ...
 >>> refuse_code({"model": {"name": "os:system"}}, frozenset({"os:system"}), "recipe")
+>>> refuse_code({"step": [{"kind": "measure", "evaluate": "os:system"}]}, frozenset(), "recipe")
+Traceback (most recent call last):
+secateur.errors.RecipeError: recipe: measure.evaluate is 'os:system': this would import os and call system, and a ...
 """
 
 from __future__ import annotations
@@ -18,13 +22,12 @@ from collections.abc import Collection, Iterator, Mapping
 from secateur.errors import RecipeError
 from secateur.lab.outcomes import Table
 
-__all__ = ["MODEL_NAMES", "AllowCode", "refuse_code"]
+__all__ = ["AllowCode", "may_name_code", "refuse_code"]
 
 AllowCode = bool | Collection[str]
-"""Whether models named `package.module:function` may be built: True, False, or the names that may."""
+"""Whether what is named `package.module:function` may be imported and called: True, False, or the names that may."""
 
-MODEL_NAMES = ("model.name", "teacher.name")
-"""The keys of a recipe that name a model."""
+_NAMES = ("model.name", "teacher.name", "data.name")
 
 # Options of other libraries' models by which a file could have code imported, a pickle read, or files written
 # elsewhere. One that begins with an underscore is refused as well: transformers takes some for its own attributes.
@@ -47,19 +50,36 @@ _REFUSED = (
 )
 
 
+def may_name_code(key: str) -> bool:
+    """Whether a setting of a recipe can name code: a model's, a teacher's or the data's name, a step's `evaluate`.
+
+    Args:
+        key: The setting's dotted key.
+
+    >>> may_name_code("data.name"), may_name_code("measure2.evaluate"), may_name_code("prune.budget")
+    (True, True, False)
+    """
+    return key in _NAMES or key.endswith(".evaluate")
+
+
 def refuse_code(whole: Table, allowed: bool | frozenset[str], source: str) -> None:
     """Refuse a recipe that names code which is not allowed, or options that would run code from outside.
 
     Args:
         whole: The recipe as plain data, with its grid and choices.
-        allowed: True, or the names of models that may be imported and called.
+        allowed: True, or the names that may be imported and called.
         source: What the recipe is called in messages.
 
     Raises:
         RecipeError: The recipe names such code or options.
     """
     for key, name in _names(whole):
-        if isinstance(name, str) and _runs_code(name) and allowed is not True and name not in (allowed or ()):
+        if (
+            isinstance(name, str)
+            and _runs_code(key, name)
+            and allowed is not True
+            and name not in (allowed or ())
+        ):
             module, _, function = name.partition(":")
             raise RecipeError(
                 f"{source}: {key} is {name!r}: this would import {module} and call {function}, and a file "
@@ -75,12 +95,14 @@ def refuse_code(whole: Table, allowed: bool | frozenset[str], source: str) -> No
             )
 
 
-def _runs_code(name: str) -> bool:
+def _runs_code(key: str, name: str) -> bool:
+    if key.endswith(".evaluate"):
+        return True
     if ":" not in name:
         return False
-    from secateur.models import runs_code  # it imports torch, which most recipes need not for this check
+    from secateur import data, models  # they import torch, which most recipes need not for this check
 
-    return runs_code(name)
+    return data.runs_code(name) if key == "data.name" else models.runs_code(name)
 
 
 def _settings(whole: Table) -> Iterator[tuple[str, object]]:
@@ -97,13 +119,17 @@ def _settings(whole: Table) -> Iterator[tuple[str, object]]:
 
 
 def _names(whole: Table) -> Iterator[tuple[str, object]]:
-    """Every name of a model in the recipe, with its key."""
-    for key in MODEL_NAMES:
+    """Everything in the recipe that can name code, with its key."""
+    for key in _NAMES:
         table = whole.get(key.partition(".")[0])
         if isinstance(table, Mapping):
             yield key, table.get("name")
+    steps = whole.get("step")
+    for step in steps if isinstance(steps, list | tuple) else ():
+        if isinstance(step, Mapping) and step.get("evaluate") is not None:
+            yield f"{step.get('label') or step.get('kind')}.evaluate", step["evaluate"]
     for key, value in _settings(whole):
-        if key in MODEL_NAMES:
+        if may_name_code(key):
             yield key, value
 
 

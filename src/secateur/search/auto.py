@@ -21,6 +21,7 @@ from secateur.core.measurement import Measurements
 from secateur.errors import BudgetNotMetError, NothingToDoError, OptionError
 from secateur.lab.display.progress import Progress
 from secateur.lab.engine import final_state
+from secateur.lab.judging import judged, score_of
 from secateur.lab.planning import data_of
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
@@ -68,12 +69,15 @@ class AutoOptions:
         bits: Bits of a shared weight, for the goal "small".
         calibrate: Training images, without their labels, on which an attempt first refits the remaining weights
             (`sc.compensate`). It is retrained only if that does not hold; with 0 it is retrained at once.
+        evaluate: `package.module:function`, a function of the model (or of the model and the split) that gives the
+            number to hold, more being better, in place of accuracy.
     """
 
     allocation: str = "best"
     retrain: Mapping[str, object] = field(default_factory=dict)
     bits: int = 4
     calibrate: int = 0
+    evaluate: str | None = None
 
     def __post_init__(self) -> None:
         check_calibrate(self.calibrate)
@@ -153,8 +157,8 @@ class AutoResult(SearchResult[SpeedAttempt]):
     def __str__(self) -> str:
         kept = f"kept: {self.best.keep:.3g} of the {_unit(self.goal)} at {self.best.accuracy:.4f}"
         final = [f"  {m.context['variant']}: {m.name} {m.text()}" for m in self.final]
-        tested = {m.context["variant"]: m.value for m in self.final if m.name == "accuracy"}
-        return self._lines([kept, *final], dense=tested.get(_TEST, 0.0), result=tested.get(_RESULT, 0.0))
+        dense, result = (accuracy_of(self.final, label, "auto") for label in (_TEST, _RESULT))
+        return self._lines([kept, *final], dense=dense, result=result)
 
 
 @dataclass(frozen=True)
@@ -209,16 +213,20 @@ def auto(
         "the step out",
     )
     say = on_message or (lambda line: None)
-    measures = [_measure(_DENSE, "validation"), _measure(_TEST, "test")]
+    recipe, judge = recipe.allowing(options.evaluate), options.evaluate
+    measures = [_measure(_DENSE, "validation", judge), _measure(_TEST, "test", judge)]
     baseline = measure_baseline("auto", recipe, store, measures, lost, progress, say)
     scanned = _scanned(baseline, say) if goal == "fast" and options.allocation != "uniform" else None
     attempt = _SpeedAttempts(baseline, baseline.model, goal, options, scanned)
     done = pursue(_proposals(_allocations(options, scanned), attempts), attempt, say)
     best = best_of(done, lambda one: one.keep, baseline, _ADVICE)
     last: RecipeStep = {"kind": "measure", "label": _RESULT, "split": "test", "against": _TEST}
-    ran = baseline.run([*best.steps, _measure(_ATTEMPTED, "validation"), last])
+    last |= {} if judge is None else {"evaluate": judge}
+    ran = baseline.run([*best.steps, _measure(_ATTEMPTED, "validation", judge), last])
     dense, limit = baseline.accuracy, baseline.limit
-    return AutoResult(goal=goal, dense=dense, limit=limit, attempts=tuple(done), best=best, ran=ran)
+    return AutoResult(
+        goal=goal, dense=dense, limit=limit, attempts=tuple(done), best=best, ran=ran, evaluate=judge
+    )
 
 
 def _allocations(options: AutoOptions, scanned: Scan | None) -> list[str]:
@@ -270,7 +278,7 @@ class _SpeedAttempts:
 
         def whole() -> list[RecipeStep]:
             steps.extend(self._steps(proposal, training))
-            return [*steps, _measure(_ATTEMPTED, "validation")]
+            return [*steps, _measure(_ATTEMPTED, "validation", self.options.evaluate)]
 
         measured = self.baseline.attempt(whole)
         if isinstance(measured, str):
@@ -305,8 +313,8 @@ def _unit(goal: str) -> str:
     return "multiply-accumulates" if goal == "fast" else "parameters"
 
 
-def _measure(label: str, split: str) -> RecipeStep:
-    return measure_step(label, split, "params", "macs")
+def _measure(label: str, split: str, evaluate: str | None) -> RecipeStep:
+    return measure_step(label, split, "params", "macs", evaluate=evaluate)
 
 
 def _scanned(baseline: Baseline, say: Callable[[str], None]) -> Scan:
@@ -319,6 +327,10 @@ def _scanned(baseline: Baseline, say: Callable[[str], None]) -> Scan:
     state = final_state(trial, store)
 
     def accuracy(model: nn.Module) -> float:
+        if baseline.evaluate is not None:
+            found = score_of(judged(baseline.evaluate, model, data.validation), "auto")
+            assert found is not None
+            return float(found.value)
         measured = evaluate(model, data.validation, device=ran.plan.device, seed=trial.recipe.lab.seed)
         return measured["accuracy"]
 

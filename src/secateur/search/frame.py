@@ -26,6 +26,7 @@ from secateur.core.plotting import plot
 from secateur.errors import BudgetNotMetError, CollapseError, NothingToDoError, OptionError
 from secateur.lab.display.progress import Progress
 from secateur.lab.engine import Ran, final_state, run
+from secateur.lab.judging import score_of
 from secateur.lab.planning import data_of
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
@@ -86,6 +87,7 @@ class SearchResult(Generic[AttemptT]):
         attempts: Every attempt, in the order it was made.
         best: The best attempt that holds.
         ran: The run of the best attempt, with the measurements on the test images.
+        evaluate: The user's function that judged in place of accuracy, by its name.
     """
 
     dense: float
@@ -93,6 +95,7 @@ class SearchResult(Generic[AttemptT]):
     attempts: tuple[AttemptT, ...]
     best: AttemptT
     ran: Ran
+    evaluate: str | None = None
 
     @property
     def final(self) -> Measurements:
@@ -113,7 +116,8 @@ class SearchResult(Generic[AttemptT]):
 
     def _lines(self, summary: Iterable[str], *, dense: float, result: float) -> str:
         """The result as text: every attempt, the strategy's own lines, and a warning where the test images disagree."""
-        lines = [f"dense {self.dense:.4f} on the validation images; at least {self.limit:.4f} must hold"]
+        how = "on the validation images" if self.evaluate is None else f"by {self.evaluate}"
+        lines = [f"dense {self.dense:.4f} {how}; at least {self.limit:.4f} must hold"]
         lines += [f"  {one.why}" for one in self.attempts]
         untrained = [one.epochs_saved for one in self.attempts if one.epochs_saved]
         if untrained:
@@ -124,8 +128,9 @@ class SearchResult(Generic[AttemptT]):
         lines += summary
         lost, allowed = dense - result, self.dense - self.limit
         if lost > allowed + 1e-12:
+            where = "images" if self.evaluate is None else "split"
             lines.append(
-                f"on the test images, which no decision used, it loses {lost:.4f} instead of at most {allowed:g}: "
+                f"on the test {where}, which no decision used, it loses {lost:.4f} instead of at most {allowed:g}: "
                 "hold out more validation images, ask for less loss, or train longer"
             )
         return "\n".join(lines)
@@ -144,6 +149,7 @@ class Baseline:
         accuracy: The dense model's accuracy on the validation images.
         limit: The least accuracy that holds.
         progress: Where progress is shown, or None.
+        evaluate: The user's function that judges in place of accuracy, by its name.
     """
 
     verb: str
@@ -154,6 +160,7 @@ class Baseline:
     accuracy: float
     limit: float
     progress: Progress | None = None
+    evaluate: str | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -235,9 +242,11 @@ def measure_baseline(
     ran = _run(recipe, table, (), store, progress)
     accuracy = accuracy_of(ran.measurements, str(measures[0]["label"]), verb)
     limit = accuracy - lost
-    images = len(data_of(recipe).validation)
-    on_message(f"dense: {accuracy:.4f} on {images:,} validation images, so at least {limit:.4f}")
-    return Baseline(verb, recipe, table, store, ran, accuracy, limit, progress)
+    validation, evaluate = data_of(recipe).validation, measures[0].get("evaluate")
+    how = f"on {len(validation):,} validation {validation.word}" if evaluate is None else f"by {evaluate}"
+    on_message(f"dense: {accuracy:.4f} {how}, so at least {limit:.4f}")
+    evaluate = None if evaluate is None else str(evaluate)
+    return Baseline(verb, recipe, table, store, ran, accuracy, limit, progress, evaluate)
 
 
 def pursue(
@@ -330,25 +339,29 @@ def next_share(holds: float, fails: float) -> float:
     return holds / 2 if holds else min(_MOST, fails * 2)
 
 
-def measure_step(label: str, split: str, *what: str) -> RecipeStep:
-    """A step that measures the model on a split of the data.
+def measure_step(label: str, split: str, *what: str, evaluate: str | None = None) -> RecipeStep:
+    """A step that measures the model on a split of the data; `evaluate` is the user's function in place of accuracy.
 
     >>> measure_step("dense", "validation", "params")
     {'kind': 'measure', 'label': 'dense', 'what': ['accuracy', 'params'], 'split': 'validation'}
     """
-    return {"kind": "measure", "label": label, "what": ["accuracy", *what], "split": split}
+    step: RecipeStep = {"kind": "measure", "label": label, "what": ["accuracy", *what], "split": split}
+    return step if evaluate is None else {**step, "evaluate": evaluate}
 
 
 def accuracy_of(measured: Iterable[Measurement], label: str, verb: str) -> float:
-    """The accuracy that the step of this label measured.
+    """The accuracy that the step of this label measured, or the number that the user's function gave.
 
     Raises:
         OptionError: It measured none, as where the data is not for classifiers.
     """
-    rows = [m for m in measured if m.name == "accuracy" and m.context.get("variant") == label]
-    if not rows:
-        raise OptionError(f"{verb}: the recipe's data has no accuracy to hold; it works with classifiers")
-    return float(rows[-1].value)
+    found = score_of((m for m in measured if m.context.get("variant") == label), verb)
+    if found is None:
+        raise OptionError(
+            f"{verb}: the recipe's data has no accuracy to hold; it works with classifiers, or with a judgement of "
+            "your own: --evaluate package.module:function"
+        )
+    return float(found.value)
 
 
 def _run(

@@ -80,6 +80,8 @@ class SmallestOptions:
         calibrate: Training images, without their labels, on which an attempt first compensates for pruning and sharing.
             It is trained only if that does not hold; with 0 it is trained at once.
         target: The bytes that the first attempt is trained for; None for a fortieth of the dense model's.
+        evaluate: `package.module:function`, a function of the model (or of the model and the split) that gives the
+            number to hold, more being better, in place of accuracy.
     """
 
     keep: float | None = None
@@ -88,6 +90,7 @@ class SmallestOptions:
     train: Mapping[str, object] = field(default_factory=dict)
     calibrate: int = 0
     target: int | None = None
+    evaluate: str | None = None
 
     def __post_init__(self) -> None:
         check_calibrate(self.calibrate)

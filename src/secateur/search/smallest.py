@@ -140,10 +140,11 @@ class SmallestResult(SearchResult[SizeAttempt]):
     def __str__(self) -> str:
         lines = ["front of accuracy against bytes:"]
         lines += [f"  {one.size:>10,} bytes  {one.accuracy:.4f}  {one.settings.text()}" for one in self.front]
-        tested, dense = self.value("accuracy", _RESULT), self.value("accuracy", _TEST)
+        tested, dense = (accuracy_of(self.final, label, "smallest") for label in (_RESULT, _TEST))
+        how = "on the test images" if self.evaluate is None else f"by {self.evaluate}"
         lines.append(
-            f"smallest: {self.value('file_bytes'):,.0f} bytes, {self.value('file_ratio'):.1f} times smaller; on the "
-            f"test images {tested:.4f} from the file, {dense:.4f} dense"
+            f"smallest: {self.value('file_bytes'):,.0f} bytes, {self.value('file_ratio'):.1f} times smaller; {how} "
+            f"{tested:.4f} from the file, {dense:.4f} dense"
         )
         return self._lines(lines, dense=dense, result=tested)
 
@@ -190,16 +191,17 @@ def smallest(
         "smallest continues from the model before its weights were shared, and shares them itself; leave the step out",
     )
     say = on_message or (lambda line: None)
-    measures = [_measure(_DENSE, "validation")]
+    recipe, judge = recipe.allowing(options.evaluate), options.evaluate
+    measures = [_measure(_DENSE, "validation", judge)]
     baseline = measure_baseline("smallest", recipe, store, measures, lost, progress, say)
     teacher, train = recipe.steps[-1].label, {**_TRAIN, **options.train}
     attempt = _SizeAttempts(baseline, baseline.model, teacher, train, options.calibrate)
     done = pursue(_proposals(options.first(attempt.model), attempt.model), attempt, say, attempts)
     best = best_of(done, lambda one: one.size or 0, baseline, _ADVICE)
     chosen = attempt.steps(best.settings, training=not best.epochs_saved)
-    ran = baseline.run([_measure(_TEST, "test"), *chosen, _measure(_RESULT, "test")])
+    ran = baseline.run([_measure(_TEST, "test", judge), *chosen, _measure(_RESULT, "test", judge)])
     dense, limit = baseline.accuracy, baseline.limit
-    return SmallestResult(dense=dense, limit=limit, attempts=tuple(done), best=best, ran=ran)
+    return SmallestResult(dense=dense, limit=limit, attempts=tuple(done), best=best, ran=ran, evaluate=judge)
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ class _SizeAttempts:
         calibrate = 0 if training else self.calibrate
         return [
             *steps_of(settings, self.model, self.teacher, self.train, calibrate),
-            _measure(_ATTEMPTED, "validation"),
+            _measure(_ATTEMPTED, "validation", self.baseline.evaluate),
         ]
 
     def __call__(self, settings: Settings) -> SizeAttempt:
@@ -294,8 +296,8 @@ def _changed(settings: SizeSettings, what: str, change: float, layers: Sequence[
     return replace(settings, bits={**bits, what: bits[what] + int(change)})
 
 
-def _measure(label: str, split: str) -> RecipeStep:
-    return measure_step(label, split, "params")
+def _measure(label: str, split: str, evaluate: str | None) -> RecipeStep:
+    return measure_step(label, split, "params", evaluate=evaluate)
 
 
 def steps_of(

@@ -1,7 +1,8 @@
 """`measure`: accuracy, parameters, multiply-accumulates, bytes and time of the model as it is now.
 
 The step's label names the variant in tables: `dense`, `pruned`, `file`. With `against`, the label of an earlier step,
-that step's model and this one are timed in turns, and `speedup` is the ratio within each turn.
+that step's model and this one are timed in turns, and `speedup` is the ratio within each turn. With `evaluate`, a
+function of your own judges the model in place of accuracy.
 
 >>> MeasureStep(label="pruned", against="dense").what
 ('accuracy', 'params', 'macs', 'size', 'latency')
@@ -17,9 +18,12 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
+from secateur.adapters import functions
 from secateur.core.measurement import Measurement, Measurements
 from secateur.data import Split
 from secateur.errors import OptionError, RecipeError, UnknownNameError, near
+from secateur.lab.judging import judged, takes_split
+from secateur.lab.outcomes import Table
 from secateur.lab.state import State
 from secateur.lab.steps import Result, Step, Work
 from secateur.lab.training import evaluate
@@ -35,6 +39,11 @@ class MeasureStep(Step):
     """Measure the model: its metrics on images, its costs, its time."""
 
     timed: ClassVar[bool] = True
+    evaluate: str | None = Field(
+        None,
+        description="package.module:function that gives a number or a dict of numbers of the model, in place of "
+        "accuracy; one of two arguments is also given the split",
+    )
     what: tuple[str, ...] = Field(
         ("accuracy", "params", "macs", "size", "latency"),
         description="measures: see `secateur list measures`",
@@ -66,6 +75,7 @@ class MeasureStep(Step):
         for name in self.what:
             if name not in (known := [*names(), "testing_time"]):
                 raise UnknownNameError(f"unknown measure {name!r}: {near(name, known)}")
+        self._check_evaluate()
         for batch in self._batches():
             if batch < 1:
                 raise OptionError(f"step {self.label!r}: batch: expected at least 1 image, got {batch}")
@@ -76,6 +86,28 @@ class MeasureStep(Step):
                 )
         if self.against is not None:
             self._check_against(self.against, before)
+
+    def _check_evaluate(self) -> None:
+        """Refuse a function that is not there, or that would not be called."""
+        if self.evaluate is None:
+            return
+        if "accuracy" not in self.what:
+            raise OptionError(
+                f"step {self.label!r}: evaluate stands in place of accuracy; expected 'accuracy' in what"
+            )
+        function = functions.find(self.evaluate, "evaluate")
+        if self.also and not takes_split(function):
+            raise OptionError(
+                f"step {self.label!r}: also: {self.evaluate} takes the model alone, so that every split would give the "
+                "same; leave also out, or let it take (model, split)"
+            )
+
+    def chosen(self) -> Table:
+        """The options; with `evaluate` also a digest of its file, because the outcome depends on its source."""
+        found = super().chosen()
+        if self.evaluate is None:
+            return {key: value for key, value in found.items() if key != "evaluate"}
+        return {**found, "source": functions.source_digest(self.evaluate, "evaluate")}
 
     def _check_against(self, against: str, before: list[str]) -> None:
         """Refuse a comparison with no earlier step, or of no time."""
@@ -98,12 +130,14 @@ class MeasureStep(Step):
         example = work.data.example.to(work.device)
         model = state.model.to(work.device).eval()
         found: list[Measurement] = []
+        judgement = "accuracy"
         for name in self.what:
             if name == "accuracy":
-                found += _metrics(model, split, self.split, "", work)
+                found += self._judged(model, split, self.split, "", work)
+                judgement = judgement if self.evaluate is None else found[-1].name
                 for other in self.also:
                     some = getattr(work.data, other).leading(self.images)
-                    found += _metrics(model, some, other, f"{other}_", work)
+                    found += self._judged(model, some, other, f"{other}_", work)
             elif name == "latency":
                 for batch in self._batches():
                     found += self._time(model, work, batch)
@@ -118,9 +152,18 @@ class MeasureStep(Step):
                 found += measure(model, example, what=[name])
         model.to("cpu")
         shown = {item.name: item.text() for item in found}
-        keys = [key for key in ("accuracy", "nonzeros", "macs", "latency") if key in shown]
+        keys = [key for key in (judgement, "nonzeros", "macs", "latency") if key in shown]
         line = ", ".join(f"{key} {shown[key]}" for key in keys) or ", ".join(shown)
         return Result(state, Measurements(found), {}, line)
+
+    def _judged(
+        self, model: nn.Module, split: Split, name: str, prefix: str, work: Work
+    ) -> list[Measurement]:
+        """The model's numbers on a split: by the user's function, else by its metrics."""
+        if self.evaluate is None:
+            return _metrics(model, split, name, prefix, work)
+        rows = judged(self.evaluate, model, split, name)
+        return [replace(row, name=f"{prefix}{row.name}") for row in rows]
 
     def _time(self, model: nn.Module, work: Work, batch: int) -> Measurements:
         images = work.data.test.first(batch)[0].to(work.device)
@@ -147,7 +190,7 @@ def _testing_time(model: nn.Module, split: Split, name: str, work: Work) -> Meas
         start = time.perf_counter()
         evaluate(model, split, device=work.device, seed=work.seed)
         readings.append(time.perf_counter() - start)
-    text = f"seconds to evaluate the {len(split):,} {name} images; median of {_PASSES} passes"
+    text = f"seconds to evaluate the {len(split):,} {name} {split.word}; median of {_PASSES} passes"
     return Measurement("testing_time", statistics.median(readings), "s", text, trials=tuple(readings))
 
 
@@ -155,6 +198,6 @@ def _metrics(model: nn.Module, split: Split, name: str, prefix: str, work: Work)
     """The model's metrics on a split."""
     found = evaluate(model, split, device=work.device, seed=work.seed)
     return [
-        Measurement(f"{prefix}{metric}", value, "", f"{metric} on {len(split):,} {name} images")
+        Measurement(f"{prefix}{metric}", value, "", f"{metric} on {len(split):,} {name} {split.word}")
         for metric, value in found.items()
     ]

@@ -1,0 +1,132 @@
+"""Functions that a user names as `package.module:function`: of a model, of data, of a judgement.
+
+Whether a name may be imported at all is decided before (`lab.trust`); here it is.
+
+>>> find("math:hypot", "evaluate")(3, 4)
+5.0
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from secateur.errors import OptionError, UnknownNameError, near
+
+__all__ = ["check_options", "find", "source_digest"]
+
+_EXPECTED = "package.module:function, with the package installed or its folder in PYTHONPATH"
+_MAKES = {"model": "a function or class that makes a model", "data": "a function that returns data"}
+
+
+def find(reference: str, kind: str) -> Callable[..., Any]:
+    """The function of a name; its module is imported.
+
+    Args:
+        reference: `package.module:function`.
+        kind: What is asked for, in messages: model, data, evaluate.
+
+    Returns:
+        The function, or the class.
+
+    Raises:
+        UnknownNameError: There is no such module or function.
+        OptionError: It is no `module:function`, or what it names cannot be called.
+
+    >>> find("./mine:build", "model")
+    Traceback (most recent call last):
+    secateur.errors.UnknownNameError: model './mine:build': a module is written without its folder and ending: did
+    you mean mine:build? ...
+    """
+    module_name, colon, attribute = reference.partition(":")
+    if not colon or not module_name or not attribute:
+        raise OptionError(f"{kind} {reference!r}: expected {_EXPECTED}, got no module:function")
+    if module_name.startswith(".") or "/" in module_name or "\\" in module_name:
+        raise UnknownNameError(
+            f"{kind} {reference!r}: a module is written without its folder and ending: did you mean "
+            f"{_plain(module_name)}:{attribute}? expected {_EXPECTED}"
+        )
+    try:
+        found: Any = _imported(module_name)
+    except ModuleNotFoundError as error:
+        meant = f"did you mean {_plain(module_name)}:{attribute}? " if module_name.endswith(".py") else ""
+        raise UnknownNameError(
+            f"{kind} {reference!r}: no module {error.name!r} on the import path or in this folder; {meant}expected "
+            f"{_EXPECTED}"
+        ) from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise UnknownNameError(
+                f"{kind} {reference!r}: module {module_name} has no {attribute!r}; {near(part, dir(found))}"
+            )
+        found = getattr(found, part)
+    if not callable(found):
+        raise OptionError(
+            f"{kind} {reference!r}: expected {_MAKES.get(kind, 'a function')}, got {type(found).__name__}"
+        )
+    made: Callable[..., Any] = found
+    return made
+
+
+def _plain(module: str) -> str:
+    """A module's name where its file was written: `./a/b.py` is `a.b`; of a folder elsewhere only the file's name."""
+    path = module.replace("\\", "/").removesuffix(".py")
+    if path.startswith(("/", "../", "~")) or ":" in path:
+        path = path.rpartition("/")[2]
+    return path.replace("/", ".").strip(".")
+
+
+def _imported(name: str) -> ModuleType:
+    """Import a module; the folder a command is run in is searched too, as Python does for a script's own folder."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        here = os.getcwd()
+        if here in sys.path or error.name not in (name, name.partition(".")[0]):
+            raise
+    sys.path.append(here)  # last, so that it hides nothing
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        sys.path.remove(here)
+        raise
+
+
+def check_options(function: Callable[..., Any], options: dict[str, object], what: str) -> None:
+    """Refuse options that a function does not take.
+
+    Args:
+        function: The function.
+        options: What it would be called with, by keyword.
+        what: What it is, in messages: `model 'mine:net'`.
+
+    Raises:
+        OptionError: They do not fit.
+    """
+    try:
+        inspect.signature(function).bind(**options)
+    except TypeError as error:
+        raise OptionError(f"{what}: the options {options} do not fit it: {error}") from error
+    except ValueError:
+        pass  # some callables have no signature to check; the call itself will tell
+
+
+def source_digest(reference: str, kind: str) -> str:
+    """SHA-256 of the file that a function's module is in, so that outcomes in a store depend on it; "" without a file.
+
+    Args:
+        reference: `package.module:function`.
+        kind: As in `find`.
+    """
+    find(reference, kind)
+    place = getattr(sys.modules.get(reference.partition(":")[0]), "__file__", None)
+    if not place or not Path(place).is_file():
+        return ""
+    return hashlib.sha256(Path(place).read_bytes()).hexdigest()

@@ -1,0 +1,231 @@
+"""Data and judgements that a recipe names: refused from a file, used where allowed, addressed by what they are."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import sys
+
+import pytest
+
+from secateur.errors import OptionError, RecipeError, UnknownNameError
+from secateur.lab.engine import run
+from secateur.lab.planning import plan
+from secateur.lab.recipe import Recipe, schema
+from secateur.lab.reporting import gather
+from secateur.lab.store import Store
+
+SOURCE = """
+import pathlib
+import torch
+pathlib.Path({marker!r}).touch()
+
+def net():
+    return torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+
+def rows(count=80, start=0):
+    inputs = torch.arange(start, start + count * 4.0).reshape(count, 4).sin()
+    part = (inputs, (inputs[:, 0] > 0).long())
+    return dict(train=part, test=part)
+
+def judge(model):
+    return {{"worth": float(model[0].weight.abs().sum() > 0) * {number}, "other": 2.0}}
+
+def counted(model, split):
+    return len(split) / 100
+"""
+CODE = '[data]\nname = "{data}"\n[model]\nname = "{model}"\n[lab]\nthreads = 1\n'
+MEASURE = '[[step]]\nkind = "measure"\nwhat = ["accuracy", "params"]\nevaluate = "{evaluate}"\n'
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch, request):
+    """A module of the user's own that leaves a mark when it is imported; no other test has one of this name."""
+    name = "own_" + "".join(letter if letter.isalnum() else "_" for letter in request.node.name)
+    marker = tmp_path / "it ran"
+    (tmp_path / f"{name}.py").write_text(SOURCE.format(marker=str(marker), number=0.5))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield name, marker
+    sys.modules.pop(name, None)
+
+
+PRUNE = '[[step]]\nkind = "prune"\nbudget = 0.5\n'
+PLACES = {
+    "data": '[data]\nname = "{0}:rows"\n[model]\nname = "fc"\n' + PRUNE,
+    "evaluate": '[model]\nname = "fc"\n' + MEASURE.format(evaluate="{0}:rows"),
+    "evaluate of a labelled step": '[model]\nname = "fc"\n'
+    + PRUNE
+    + MEASURE.format(evaluate="{0}:rows")
+    + 'label = "x"\n',
+    "evaluate without a function": '[model]\nname = "fc"\n' + MEASURE.format(evaluate="{0}"),
+    "grid of data": '[model]\nname = "fc"\n' + PRUNE + '[grid]\n"data.name" = ["digits", "{0}:rows"]\n',
+    "grid": '[model]\nname = "fc"\n[[step]]\nkind = "measure"\n[grid]\nmeasure.evaluate = ["{0}:rows"]\n',
+    "choice": '[model]\nname = "fc"\n[[step]]\nkind = "measure"\n'
+    + '[choice.how]\na = {{"measure.evaluate" = "{0}:rows"}}\n',
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_code_that_a_file_names_is_refused_before_it_is_imported(mine, tmp_path, place, monkeypatch, capsys):
+    from secateur.cli import main
+
+    name, marker = mine
+    text = PLACES[place].format(name)
+    with pytest.raises(RecipeError, match=rf"would import {name} and call .*--allow-code"):
+        Recipe.parse(text)
+    (tmp_path / "r.toml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    for verb in (["run"], ["run", "--dry-run"], ["auto"], ["smallest"]):
+        monkeypatch.setattr(sys, "argv", ["secateur", verb[0], "r.toml", *verb[1:]])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        assert "--allow-code" in capsys.readouterr().err
+    assert not marker.exists()
+    assert Recipe.parse(text, allow_code=True).allowed_code is True
+    assert not marker.exists()
+
+
+def test_names_of_the_command_line_are_the_users_own(mine):
+    name, _ = mine
+    text = '[model]\nname = "fc"\n[[step]]\nkind = "measure"\n'
+    given = [f"data.name={name}:rows", f"measure.evaluate={name}:judge"]
+    assert Recipe.parse(text, given).allowed_code == {f"{name}:rows", f"{name}:judge"}
+    swept = Recipe.parse(text, grid=[f"measure.evaluate={name}:judge,{name}:rows"])
+    assert [one.steps[0].evaluate for _, one in swept.trials()] == [f"{name}:judge", f"{name}:rows"]
+    recipe = Recipe.parse(text)
+    assert recipe.allowing(None, "a:b").allowed_code == {"a:b"}
+    assert recipe.allowed_code == frozenset()
+    with pytest.raises(RecipeError, match="would import other"):
+        Recipe.parse(text + 'evaluate = "other:thing"\n', given[:1])
+
+
+def own_recipe(name: str, evaluate: str = "judge", more: str = "") -> Recipe:
+    text = CODE.format(data=f"{name}:rows", model=f"{name}:net")
+    text += more + MEASURE.format(evaluate=f"{name}:{evaluate}")
+    return Recipe.parse(text, allow_code=True)
+
+
+def test_a_recipe_on_rows_of_a_table_trains_prunes_shrinks_and_is_judged(mine, tmp_path):
+    name, _ = mine
+    steps = '[[step]]\nkind = "train"\nepochs = 12\nlr = 0.5\nbatch_size = 16\n'
+    steps += '[[step]]\nkind = "measure"\nlabel = "dense"\n'
+    steps += '[[step]]\nkind = "prune"\ngranularity = "channel"\nbudget = 0.5\n[[step]]\nkind = "shrink"\n'
+    recipe, store = own_recipe(name, "judge", steps), Store(tmp_path / "runs")
+    ran = run(recipe, store)
+    found = {(m.context.get("variant"), m.name): m for m in ran.measurements}
+    assert found["dense", "accuracy"].value > 0.9
+    assert found["dense", "accuracy"].definition == "accuracy on 80 test inputs"
+    assert found["measure", "worth"].value == 0.5
+    assert found["measure", "worth"].definition == f"as returned by {name}:judge"
+    assert found["measure", "params"].value == 58
+    assert ("measure", "accuracy") not in found
+    assert run(recipe, store).computed == 0
+
+
+def test_a_function_of_two_arguments_is_given_the_split(mine, tmp_path):
+    name, _ = mine
+    ran = run(own_recipe(name, "counted"), Store(tmp_path / "runs"))
+    row = next(m for m in ran.measurements if m.name == "score")
+    assert (row.value, row.definition) == (0.8, f"as returned by {name}:counted on 80 test inputs")
+
+
+def test_addresses_depend_on_content_and_on_the_source_of_the_judgement(mine, tmp_path):
+    name, _ = mine
+
+    def keys(recipe):
+        return [step.key for step in plan(recipe).trials[0].steps]
+
+    first = keys(own_recipe(name, more=PRUNE))
+    text = CODE.format(data=f"{name}:rows", model=f"{name}:net") + "[data.options]\nstart = 1\n" + PRUNE
+    assert keys(Recipe.parse(text, allow_code=True))[0] != first[0]
+    source = tmp_path / f"{name}.py"
+    before = own_recipe(name).steps[-1].chosen()
+    source.write_text(source.read_text() + "\n# another version\n")
+    after = own_recipe(name).steps[-1].chosen()
+    assert {key for key in after if after[key] != before[key]} == {"source"}
+    assert len(after["source"]) == 64
+
+
+def test_a_measure_step_without_evaluate_has_the_address_it_had():
+    step = Recipe.parse('[model]\nname = "fc"\n[[step]]\nkind = "measure"\n').steps[0]
+    assert "evaluate" not in step.chosen()
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "message"),
+    [
+        (
+            'evaluate = "{0}:juge"',
+            UnknownNameError,
+            "step 'measure': evaluate '{0}:juge': .*did you mean 'judge'",
+        ),
+        ('evaluate = "{0}"', OptionError, "evaluate '{0}': expected package.module:function"),
+        ('evaluate = "{0}:judge"\nwhat = ["params"]', OptionError, "expected 'accuracy' in what"),
+        ('evaluate = "{0}:judge"\nalso = ["train"]', OptionError, "also: {0}:judge takes the model alone"),
+    ],
+)
+def test_a_judgement_that_cannot_work_is_refused_before_any_work(mine, more, error, message):
+    name, _ = mine
+    text = f'[data]\nlimit = 20\n[model]\nname = "fc"\n[[step]]\nkind = "measure"\n{more.format(name)}\n'
+    with pytest.raises(error, match=message.format(name)):
+        plan(Recipe.parse(text, allow_code=True))
+
+
+def test_a_store_from_a_stranger_runs_nothing_that_it_names(mine, tmp_path):
+    from secateur.cli.export import _of_run
+
+    name, marker = mine
+    store = Store(tmp_path / "sent")
+    run(
+        Recipe.parse(
+            '[data]\nlimit = 20\n[model]\nname = "fc"\n'
+            + PRUNE
+            + '[[step]]\nkind = "measure"\nwhat = ["params"]\n'
+        ),
+        store,
+    )
+    store.close()
+    for change in ("data", "evaluate"):
+        with sqlite3.connect(tmp_path / "sent" / "store.sqlite") as db:
+            recipe = json.loads(db.execute("SELECT recipe FROM runs").fetchone()[0])
+            recipe["data"]["name"] = f"{name}:rows" if change == "data" else "digits"
+            recipe["step"][1]["evaluate"] = f"{name}:judge" if change == "evaluate" else None
+            db.execute("UPDATE runs SET recipe = ?", (json.dumps(recipe),))
+        db.close()
+        sent = Store(tmp_path / "sent")
+        assert "--allow-code" in gather(sent).provenance["not drawn"]
+        sent.close()
+        with pytest.raises(RecipeError, match=f"would import {name}"):
+            _of_run("last", tmp_path / "sent", False)
+        assert not marker.exists()
+    assert name not in sys.modules
+
+
+@pytest.mark.parametrize("goal", ["fast", "small"])
+def test_auto_holds_the_number_of_the_users_function(mine, tmp_path, goal):
+    from secateur.search.auto import AutoOptions, auto
+
+    name, _ = mine
+    text = CODE.format(data=f"{name}:rows", model=f"{name}:net") + '[[step]]\nkind = "train"\nepochs = 1\n'
+    options = AutoOptions("uniform", {"epochs": 1}, evaluate=f"{name}:counted")
+    said: list[str] = []
+    recipe = Recipe.parse(text, allow_code=[f"{name}:rows", f"{name}:net"])
+    found = auto(
+        recipe, Store(tmp_path / "runs"), goal=goal, attempts=1, options=options, on_message=said.append
+    )
+    assert (found.dense, found.best.accuracy) == (0.08, 0.08)
+    assert said[0].startswith(f"dense: 0.0800 by {name}:counted")
+    assert f"dense 0.0800 by {name}:counted" in str(found)
+    assert [m.value for m in found.final if m.name == "score"] == [0.8, 0.8]
+    both = AutoOptions("uniform", {"epochs": 1}, evaluate=f"{name}:judge")
+    with pytest.raises(OptionError, match="evaluate returned worth, other; expected one number"):
+        auto(recipe, Store(tmp_path / "runs"), goal=goal, attempts=1, options=both)
+
+
+def test_the_schema_knows_both():
+    found = schema()
+    assert "package.module:function" in found["properties"]["data"]["properties"]["name"]["description"]
+    assert "options" in found["properties"]["data"]["properties"]
+    steps = {one["properties"]["kind"]["const"]: one for one in found["properties"]["step"]["items"]["oneOf"]}
+    assert "evaluate" in steps["measure"]["properties"]

@@ -133,7 +133,8 @@ def _value(text: str) -> object:
 def _several(value: object) -> object:
     """The values of an axis as the command line gives them: `a,b,c` is a list, `0:1:0.1` stays a text."""
     if isinstance(value, str):
-        return value if value.count(":") == 2 else [_value(part.strip()) for part in value.split(",")]
+        between = value.count(":") == 2 and "," not in value  # names of code have colons too: mine:a,mine:b
+        return value if between else [_value(part.strip()) for part in value.split(",")]
     return value if isinstance(value, list) else [value]
 
 

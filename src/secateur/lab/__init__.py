@@ -12,7 +12,8 @@ The files in reading order:
 - `outcomes`, `objects`, `store`: what is remembered, and where, with `database`, `rows` (read from it) and `waste`
   (what nothing refers to); `provenance`: where a number comes from.
 - `computing`, `engine`, `engines/`, `launched`: one step; a run; other processes; processes of a launcher.
-- `training/`: the training loop; `calibration`: images without labels. `searching`: Optuna over recipe values.
+- `training/`: the training loop; `calibration`: images without labels; `judging`: a user's own `evaluate`.
+- `searching`: Optuna over recipe values.
 - `comparing`: pruning methods over seeds.
 - `display/`, `tables`, `reporting`, `watching`, `demonstration`, `usage`, `probe`: output for people; what a run
   takes, and estimates of its time.

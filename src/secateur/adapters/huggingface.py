@@ -161,9 +161,15 @@ def save_pretrained(
         if target.exists():
             target.rmdir()
         place.replace(target)
+    differing = tuple(getattr(config, hf_modelling.KEY)) if form == "code" else ()
+    return _saved_folder(target, form, loader, error, differing)
+
+
+def _saved_folder(
+    target: Path, form: str, loader: str, error: float | None, differing: tuple[str, ...]
+) -> SavedFolder:
     weights = sum(each.stat().st_size for each in target.glob("*.safetensors"))
     files = tuple(sorted(str(each.relative_to(target)) for each in target.rglob("*") if each.is_file()))
-    differing = tuple(getattr(config, hf_modelling.KEY)) if form == "code" else ()
     return SavedFolder(target, form, loader, weights, error, files, differing)
 
 

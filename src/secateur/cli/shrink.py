@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 
     from secateur.budget import Budget
     from secateur.core.masks import Masks
+    from secateur.core.measurement import Measurement
     from secateur.granularity import Granularity
+    from secateur.structure.proof import Proof
 
 __all__ = ["VERBS"]
 
@@ -224,7 +227,6 @@ def shrink(
     """Cut channels out of a model, prove that it computes what the masked one does, and write it as one
     file."""
     from secateur.container.archive import save
-    from secateur.core.measurement import Measurements
     from secateur.lab.judging import evaluator
     from secateur.metrics import measure as take
     from secateur.metrics.latency import compare
@@ -247,15 +249,7 @@ def shrink(
     times = compare(net, small.model, example, trials=trials, names=("before", "after"))
     if output.json:
         rows = [*before.within({"variant": "before"}), *after.within({"variant": "after"}), *times]
-        proof = {name: getattr(small.proof, name) for name in ("error", "tolerance", "holds")}
-        print_json(
-            {
-                "file": str(out),
-                "file_bytes": saved.size,
-                "proof": proof,
-                "measurements": [item.to_dict() for item in Measurements(rows)],
-            }
-        )
+        print_json(_as_json(out, saved.size, small.proof, rows))
         return
     say(small)
     judged = [row.name for row in before if row.definition.startswith("as returned")]
@@ -273,6 +267,15 @@ def shrink(
         say(why(net, small.model, example, times=times).summary())
     if model.weights is None:
         say("warning: no weights were given, so those of the file are random", error=True)
+
+
+def _as_json(out: Path, size: int, proof: Proof, rows: Iterable[Measurement]) -> dict[str, object]:
+    return {
+        "file": str(out),
+        "file_bytes": size,
+        "proof": {name: getattr(proof, name) for name in ("error", "tolerance", "holds")},
+        "measurements": [row.to_dict() for row in rows],
+    }
 
 
 VERBS = (explain, shrink)

@@ -9,11 +9,13 @@ Read the files in this order:
   `frame`: the only reader of sections and records; `skimming`: one that leaves out long parts (none needs torch);
 - `writer`, `compact_writer`: write the frame (no torch), or the short form of small models; `checksums`: the CRC-32
   arithmetic they need;
-- `tensors`: one tensor as a record, by the smallest of the storage methods; `codebooks`: its distinct values;
+- `tensors`: one tensor as a record, by the smallest of the storage methods; `codebooks`: its distinct values; `slices`:
+  those of every slice along an axis;
 - `scalar_rounding`, `scalar_streams`: small tensors (scales, shifts, biases), rounded and coded together;
 - `int8_weights`: weights as integers with scales and zero points, and torch's INT8 layers;
 - `batch_norm`: batch norm folded into a scale and a shift; `arrays`: torch tensors as plain words and back;
-- `reading`: all tensors of a file in order, by one or several `worker_pool` workers;
+- `opened`: a file whose name stands in every error; `reading`: all tensors of a file in order, by one or several
+  `worker_pool` workers;
 - `archive`: `save` and `load`, with the options in `save_options`; `archive_checks`: what they refuse;
 - `checkpoint`, `shards`: .safetensors and .pt files, and folders of the former, tensor by tensor;
 - `pack`: these to .sct and back; `unpacked_files`, `resuming`: the files written, and what continues after a stop;

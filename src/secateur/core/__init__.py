@@ -3,12 +3,13 @@
 In reading order: `targets` (which weights of a model can be pruned), `context` (data, loss and seed of a call),
 `scores` (a score per weight), `units` (what is removed as one), `masks` and `lines` (which weights remain),
 `codebook` (a tensor of few values), `schedule` (sparsity by round), `measurement` (a number with its definition),
-`atomic_files` (files that appear whole or not at all), `json_text`, `safetensors_header` and `terminal` (reading
-untrusted text, and printing it).
+`atomic_files` (files that appear whole or not at all), `file_endings` (names that promise another format), `json_text`,
+`safetensors_header` and `terminal` (reading untrusted text, and printing it).
 
 Helpers that every room uses: `nested` (tensors in nested values), `pareto`, `optimizers`, `fetching` (many numbers from
-a device at once), `model_kinds` (wrappers are taken off, other kinds refused), `interrupts`, `out_of_memory`,
-`user_warnings`, `missing_files` (what errors say), `html_table` and `plotting` (values in notebooks).
+a device at once), `model_kinds` (wrappers are taken off, other kinds refused), `cut_mark` (models that were cut),
+`interrupts`, `out_of_memory`, `user_warnings`, `missing_files` (what errors say), `html_table` and `plotting` (values
+in notebooks).
 
 >>> import torch
 >>> from secateur.core.masks import Masks

@@ -90,12 +90,7 @@ def load(
     Traceback (most recent call last):
     secateur.errors.UnknownNameError: unknown dataset 'digitz': did you mean 'digits'? ...
     """
-    if not 0 <= validation < 1:
-        raise OptionError(f"validation: expected a share 0 <= share < 1, got {validation}")
-    if channels not in (None, 1, 3):
-        raise OptionError(f"channels: expected 1, 3 or None (as they are), got {channels}")
-    if limit is not None and limit < 2:
-        raise OptionError(f"limit: expected at least 2 images, got {limit}")
+    _check_options(channels, limit, validation)
     if runs_code(name := os.fspath(name_or_path)):
         only_for_images(name, {"size": size, "channels": channels, "path": path})
         answer = answer_of(name, options or {}, seed)
@@ -107,6 +102,15 @@ def load(
     word, where = _kind_of(name_or_path, path)
     raw = registry.get(word)().read(Request(where, pair(size), channels, cache_dir))
     return _finished(name, raw, limit, validation, seed, normalise)
+
+
+def _check_options(channels: int | None, limit: int | None, validation: float) -> None:
+    if not 0 <= validation < 1:
+        raise OptionError(f"validation: expected a share 0 <= share < 1, got {validation}")
+    if channels not in (None, 1, 3):
+        raise OptionError(f"channels: expected 1, 3 or None (as they are), got {channels}")
+    if limit is not None and limit < 2:
+        raise OptionError(f"limit: expected at least 2 images, got {limit}")
 
 
 def _finished(

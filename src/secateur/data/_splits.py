@@ -318,11 +318,7 @@ class Split:
         """
         if batch_size < 1:
             raise OptionError(f"batch_size: expected at least 1, got {batch_size}")
-        how = Augment.of(augment)
-        if how is not None and not self.std:
-            raise OptionError(
-                f"augment: expected images, got inputs of shape {self.source.shape}; leave augment out"
-            )
+        how = self._augmentation(augment)
         where = torch.device(device)
         if where.type == "cuda" and where.index is None:
             where = torch.device("cuda", torch.cuda.current_device())
@@ -348,6 +344,14 @@ class Split:
             yield from map(make, starts)
         else:
             yield from _ahead(make, starts)
+
+    def _augmentation(self, augment: Augment | str | bool | None) -> Augment | None:
+        how = Augment.of(augment)
+        if how is not None and not self.std:
+            raise OptionError(
+                f"augment: expected images, got inputs of shape {self.source.shape}; leave augment out"
+            )
+        return how
 
     def first(self, count: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
         """The first `count` images and labels, as one batch."""

@@ -397,6 +397,7 @@ def test_a_reading_that_was_interrupted_is_taken_again(monkeypatch):
             return x
 
     monkeypatch.setattr(sys.modules["secateur.metrics.latency"], "time", Clock)
+    monkeypatch.setattr(sys.modules["secateur.metrics.latency"], "resource", None)
     table = latency(Model(), torch.zeros(1, 2), trials=9, warmup=1)
     assert table["latency"].trials == pytest.approx([2.0] * 9)
     monkeypatch.setattr(sys.modules["secateur.metrics.latency"], "_RETAKES", 0)
@@ -458,6 +459,7 @@ def test_on_a_busy_processor_its_own_times_are_compared_and_a_note_says_so(monke
     """12 ms against 3 ms of work; of the long pass every reading waits 30 ms, of the short one every other."""
     clock = Shared(0.006, 0.015)
     monkeypatch.setattr(sys.modules["secateur.metrics.latency"], "time", clock)
+    monkeypatch.setattr(sys.modules["secateur.metrics.latency"], "resource", None)
     monkeypatch.setattr(sys.modules["secateur.metrics.latency"], "_RETAKES", 20)
     table = compare(Working(clock, 0.012), Working(clock, 0.003), torch.zeros(1, 2), trials=9, warmup=1)
     speedup = table["speedup"]
@@ -474,6 +476,7 @@ def test_on_a_busy_processor_its_own_times_are_compared_and_a_note_says_so(monke
 def test_on_a_quiet_processor_the_clock_is_compared(monkeypatch) -> None:
     clock = Shared(1e9, 0.0)
     monkeypatch.setattr(sys.modules["secateur.metrics.latency"], "time", clock)
+    monkeypatch.setattr(sys.modules["secateur.metrics.latency"], "resource", None)
     table = compare(Working(clock, 0.012), Working(clock, 0.003), torch.zeros(1, 2), trials=9, warmup=1)
     assert table["speedup"].value == pytest.approx(4.0)
     assert table["speedup"].definition.startswith("time of a / time of b")
@@ -494,6 +497,7 @@ def test_several_threads_that_get_the_processor_of_one_are_interrupted(monkeypat
 
     clock = Shared(1e9, 0.0)
     monkeypatch.setattr(sys.modules["secateur.metrics.latency"], "time", clock)
+    monkeypatch.setattr(sys.modules["secateur.metrics.latency"], "resource", None)
     found = latency(Threads(clock, 0.0), torch.zeros(1, 2), trials=9, warmup=2)["latency"]
     assert found.trials == pytest.approx([2.0] * 9)
 
@@ -506,3 +510,42 @@ def test_every_printed_row_is_a_name_that_can_be_asked_for():
         for row in table.names():
             assert row in sc.measure(net(), X, evaluate, what=[row]).names()
     assert sc.measure(net(), what=["nonzeros", "params"]).names() == ["params", "nonzeros"]
+
+
+def test_a_model_that_waits_is_compared_by_the_clock(monkeypatch) -> None:
+    """12 and 3 ms of waiting beside 2 ms of work each: nobody takes the processor away."""
+
+    class Waiting(Working):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.clock.work(0.002)
+            self.clock.wall += self.seconds
+            return x
+
+    clock, switches = Shared(1e9, 0.0), [0, 0]
+    monkeypatch.setattr(sys.modules["secateur.metrics.latency"], "time", clock)
+
+    def waits() -> tuple[int, int]:
+        switches[0] += 1
+        switches[1] += busy
+        return switches[0], switches[1]
+
+    monkeypatch.setattr(sys.modules["secateur.metrics.latency"], "_switches", waits)
+    models = Waiting(clock, 0.012), Waiting(clock, 0.003)
+    busy = 0
+    speedup = compare(*models, torch.zeros(1, 2), trials=9, warmup=1)["speedup"]
+    assert speedup.value == pytest.approx(14 / 5)
+    assert speedup.notes == ()
+    busy = 1
+    speedup = compare(*models, torch.zeros(1, 2), trials=9, warmup=1)["speedup"]
+    assert speedup.value == pytest.approx(14 / 5)
+    assert "do not rely on this ratio" in speedup.notes[0]
+
+
+def test_times_of_different_numbers_of_threads_do_not_stand_for_the_clock(monkeypatch) -> None:
+    reading = sys.modules["secateur.metrics.latency"]._Reading
+    one, two = [reading(4.0, 4.0, True, False)] * 3, [reading(2.0, 4.0, False, False)] * 3
+    tells = sys.modules["secateur.metrics.latency"]._own_tells
+    assert tells(one, one)
+    assert tells(two, two)
+    assert not tells(one, two)
+    assert not tells([reading(4.0, 0.0, True, False)], one)

@@ -545,3 +545,19 @@ def test_blocks_that_are_attributes_are_named_with_what_would_let_them_leave() -
     assert [each.path for each in found.refused] == ["first", "second"]
     assert "expected an entry of an nn.Sequential or nn.ModuleList" in found.refused[0].reason
     assert "attribute of its owner" in str(sc.explain(Held(), X).table())
+
+
+def test_one_block_that_is_needed_does_not_hold_the_others() -> None:
+    """The first block alone has the places that the forward looks up before the loop."""
+
+    class Places(Stack):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks[0].places = nn.Parameter(torch.zeros(4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x + self.blocks[0].places.detach())
+
+    found = find_blocks(Places(), X)
+    assert [block.path for block in found.found] == ["blocks.1", "blocks.2", "blocks.3"]
+    assert [each.path for each in found.refused] == ["blocks.0"]

@@ -97,7 +97,8 @@ class WaitingTensors:
         """A batch that nobody else holds, in memory or in a file; the batch given stays as it is."""
         tensors = [tensor for tensor in tensors_in([*batch.args, batch.kwargs]) if _movable(tensor)]
         size = _bytes(tensors)
-        if sum(self._held.values()) + size <= WAITING_BYTES:
+        # where a file that is in use cannot be deleted, inputs would leave theirs behind
+        if sum(self._held.values()) + size <= WAITING_BYTES or os.name != "posix":
             self._held[id(batch)] = size
             return batch
         args, kwargs = map_tensors(lambda tensor: tensor.detach(), (batch.args, batch.kwargs))
@@ -107,7 +108,12 @@ class WaitingTensors:
     def _place(self) -> Path:
         """The folder, made when it is first needed."""
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="secateur-waiting-", ignore_cleanup_errors=True)
+            try:
+                self._folder = tempfile.TemporaryDirectory(
+                    prefix="secateur-waiting-", ignore_cleanup_errors=True
+                )
+            except OSError as error:
+                raise _unwritten(Path(tempfile.gettempdir()), error) from error
         return Path(self._folder.name)
 
     def __enter__(self) -> WaitingTensors:
@@ -147,10 +153,7 @@ def move_to_file(tensors: Sequence[torch.Tensor], folder: Path) -> int:
         mapped: Any = torch.UntypedStorage.from_file(str(path), True, total)
     except (OSError, RuntimeError) as error:
         path.unlink(missing_ok=True)
-        raise DataError(
-            f"waiting activations could not be written to {folder}: {error}; set TMPDIR to a folder on a disk with "
-            "more room, or give fewer inputs"
-        ) from error
+        raise _unwritten(folder, error) from error
     if os.name == "posix":
         path.unlink()
     for address, sharing in by_address.items():
@@ -158,6 +161,13 @@ def move_to_file(tensors: Sequence[torch.Tensor], folder: Path) -> int:
             start = places[address] // tensor.element_size() + tensor.storage_offset()
             tensor.set_(mapped, start, tensor.shape, tensor.stride())
     return total
+
+
+def _unwritten(folder: Path, error: Exception) -> DataError:
+    return DataError(
+        f"waiting activations could not be written to {folder}: {error}; set TMPDIR to a folder on a disk with more "
+        "room, or give fewer inputs"
+    )
 
 
 def _address(tensor: torch.Tensor) -> int:

@@ -67,6 +67,8 @@ class Arguments:
             value = where[key]
             if type(value).__name__ in kinds or (value is None and "None" in kinds):
                 continue
+            if "MasksLike" in kinds and (value is None or isinstance(value, str)):
+                continue  # words that the verb checks
             try:
                 where[key] = as_masks(value) if name == "masks" else _model(value, name, kinds)
             except OptionError as error:

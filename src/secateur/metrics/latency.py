@@ -18,13 +18,20 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 import math
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 import torch
 from torch import nn
@@ -48,16 +55,23 @@ _OWN, _OWN_SEVERAL = (
     0.75,
 )  # of the processor that a process can have, what it must have in a reading; by threads
 _BUSY = 0.25  # share of interrupted readings from which the processor's own time is told, and compared
+_EXACT = sys.platform != "win32"  # there the processor's time advances in steps longer than a reading
+_SHARED = "the processor was busy with other work"
+_UNTOLD = itertools.count()
 _RETAKES = 100  # readings of a model, at most, that are taken again
 
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """One reading of a model, for each pass: milliseconds by the clock, and those that the processor worked for it."""
+    """One reading of a model, for each pass: milliseconds by the clock, and those that the processor worked for it.
+
+    `waited` is whether the model gave the processor up by itself.
+    """
 
     ms: float
     own: float
     interrupted: bool
+    waited: bool
 
 
 def latency(
@@ -124,12 +138,17 @@ def compare(
     ratios = [x.ms / y.ms for x, y in zip(*readings, strict=True)]
     what, note = "time", tuple[str, ...]()
     if any(_busy(one) for one in readings):
-        clock = statistics.median(ratios)
-        ratios = [x.own / max(y.own, 1e-9) for x, y in zip(*readings, strict=True)]
-        what = "processor time"
-        note = (
-            f"the processor was busy with other work, so its own times are compared; by the clock {clock:.4g} x",
-        )
+        if _own_tells(*readings):
+            clock = statistics.median(ratios)
+            ratios = [x.own / y.own for x, y in zip(*readings, strict=True)]
+            what = "processor time"
+            note = (
+                f"the processor was busy with other work, so its own times are compared; by the clock {clock:.4g} x",
+            )
+        else:
+            note = (
+                "the processor was busy with other work: do not rely on this ratio, measure again when it is not",
+            )
     meaning = f"{what} of {names[0]} / {what} of {names[1]}, median over {trials} interleaved pairs"
     spread, few = _spread(ratios)
     unsure = spread["low"] <= 1.0 <= spread["high"]
@@ -225,9 +244,7 @@ def _prepared(
             spent, used = time.perf_counter() - start, time.process_time() - used
         return spent / count, used / count
 
-    shares: list[
-        float
-    ] = []  # of the processor, in every pass or reading: 1 for each thread that works all the time
+    shares: list[float] = []  # of the processor, in every pass: 1 for each thread that works all the time
 
     def warming(count: int) -> float:
         seconds, own = passes(count)
@@ -240,11 +257,15 @@ def _prepared(
 
     def reading() -> _Reading:
         while True:
+            before = _switches()
             seconds, own = passes(count)
+            waits, interruptions = (now - then for now, then in zip(_switches(), before))
             shares.append(own / max(seconds, 1e-9))
-            interrupted = alone and own < _expected(shares, len(warm)) * seconds
+            short = own < _expected(shares, len(warm)) * seconds
+            interrupted = alone and _EXACT and interruptions > 0 and short
             if not interrupted or next(retakes, None) is None:
-                return _Reading(seconds * 1e3, own * 1e3, interrupted)
+                waited = waits > 0 and max(shares[len(warm) :]) < _OWN
+                return _Reading(seconds * 1e3, own * 1e3, interrupted, waited or not alone)
 
     number = torch.get_num_threads()
     threads = f", {number} thread{'' if number == 1 else 's'}" if device.type == "cpu" else ""
@@ -266,6 +287,25 @@ def _expected(shares: Sequence[float], warm: int) -> float:
     if max(shares) < 0.1:
         return 0.0
     return max(_OWN, _OWN_SEVERAL * max(shares[warm:]))
+
+
+def _switches() -> tuple[int, int]:
+    """How often this process has given the processor up, and how often it was taken away.
+
+    Where the system does not tell, the second is always one more than before: the shares of the processor decide.
+    """
+    if resource is None:
+        return 0, next(_UNTOLD)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_nvcsw, used.ru_nivcsw
+
+
+def _own_tells(one: Sequence[_Reading], other: Sequence[_Reading]) -> bool:
+    """Whether the processor's own times can stand for the times of two models: both worked, on as many threads."""
+    if any(each.waited or each.own <= 0 for each in (*one, *other)):
+        return False
+    best = [max(each.own / max(each.ms, 1e-9) for each in readings) for readings in (one, other)]
+    return max(best) <= 1.2 or max(best) <= 1.2 * min(best)
 
 
 def _busy(readings: Sequence[_Reading]) -> bool:

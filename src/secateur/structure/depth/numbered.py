@@ -89,11 +89,10 @@ def held_by_number(
         elif stream.container in tapped or stream.container not in found.entered:
             kinds.setdefault((stream.container,), []).append(stream)
     reasons: dict[str, str] = {}
-    for (
-        same
-    ) in kinds.values():  # one block of each kind of list is tried, and all of them where that is not enough
+    # one block of each kind of list is tried, and all of them where that is not enough
+    for same in kinds.values():
         reason = without.reason(same[0])
-        if reason == COUNTED_ON:
+        if reason == COUNTED_ON == without.reason(same[-1]):  # as where each is asked for by its number
             reasons.update({stream.path: reason for stream in same})
         elif reason or any(stream.container in tapped for stream in same):
             each_has = {stream.path: without.reason(stream) for stream in same}

@@ -27,6 +27,9 @@ def alike(model):
 
 def counted(model, split):
     return len(split)
+
+def several(model):
+    return {"score": 0.5, "other": 3}
 """
 
 
@@ -99,3 +102,8 @@ def test_a_module_written_as_a_file_is_answered_with_its_name(call, written):
     code, _, error = call("measure", written, "--input", "1,4")
     assert code == 2
     assert "did you mean judged_here:net? expected package.module:function" in " ".join(error.split())
+
+
+def test_scan_takes_a_judgement_of_several_numbers_if_one_is_the_score(call):
+    code, _, error = call("scan", *NET, "--evaluate", "judged_here:several", "--levels", "0.5", "--json")
+    assert code == 0, error

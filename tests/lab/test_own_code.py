@@ -142,6 +142,7 @@ def test_addresses_depend_on_content_and_on_the_source_of_the_judgement(mine, tm
     source = tmp_path / f"{name}.py"
     before = own_recipe(name).steps[-1].chosen()
     source.write_text(source.read_text() + "\n# another version\n")
+    sys.modules.pop(name)  # as in another process
     after = own_recipe(name).steps[-1].chosen()
     assert {key for key in after if after[key] != before[key]} == {"source"}
     assert len(after["source"]) == 64
@@ -229,3 +230,70 @@ def test_the_schema_knows_both():
     assert "options" in found["properties"]["data"]["properties"]
     steps = {one["properties"]["kind"]["const"]: one for one in found["properties"]["step"]["items"]["oneOf"]}
     assert "evaluate" in steps["measure"]["properties"]
+
+
+def test_a_function_whose_file_changed_under_a_running_process_is_refused(mine, tmp_path):
+    """What is stored under the digest of the new file would be what the old code said."""
+    from secateur.adapters.functions import source_digest
+
+    name, marker = mine
+    before = source_digest(f"{name}:judge", "evaluate")
+    (tmp_path / f"{name}.py").write_text(SOURCE.format(marker=str(marker), number=0.75))
+    with pytest.raises(OptionError, match="has changed since this process imported it"):
+        source_digest(f"{name}:judge", "evaluate")
+    (tmp_path / f"{name}.py").write_text(SOURCE.format(marker=str(marker), number=0.5))
+    assert source_digest(f"{name}:judge", "evaluate") == before
+
+
+def test_a_judgement_does_not_take_the_names_of_measures(monkeypatch):
+    import torch
+
+    from secateur.lab.judging import judged
+
+    monkeypatch.setattr("secateur.adapters.functions.find", lambda name, kind: lambda model: {"params": 7})
+    with pytest.raises(OptionError, match="returned 'params', which secateur measures itself"):
+        judged("mine:judge", torch.nn.Linear(1, 1), None)
+
+
+def test_a_judgement_gets_batches_on_the_device_of_the_model(monkeypatch):
+    import torch
+
+    from secateur import data
+    from secateur.lab.judging import judged
+
+    def where(model, split):
+        return {"meta": float(next(split.batches(5))[0].device.type == "meta")}
+
+    monkeypatch.setattr("secateur.adapters.functions.find", lambda name, kind: where)
+    split = data.load("digits", limit=20).test
+    assert judged("mine:where", torch.nn.Linear(1, 1), split)["meta"].value == 0
+    assert judged("mine:where", torch.nn.Linear(1, 1, device="meta"), split)["meta"].value == 1
+    assert next(split.batches(5))[0].device.type == "cpu"
+
+
+def test_columns_of_two_definitions_have_a_line_each():
+    from secateur.core.measurement import Measurement
+    from secateur.lab.tables import definitions
+
+    rows = [
+        Measurement(
+            "accuracy", 0.5, definition=text, context={"trial": 0, "variant": name, "step": "measure"}
+        )
+        for name, text in (("dense", "top 1"), ("small", "as returned by mine:judge"))
+    ]
+    assert definitions(rows) == ["  accuracy (dense): top 1", "  accuracy (small): as returned by mine:judge"]
+
+
+def test_a_report_shows_a_score_and_an_accuracy_in_per_cent_as_they_are():
+    from secateur.core.measurement import Measurement, Measurements
+    from secateur.report.summary import headline
+
+    def rows(name, *values):
+        named = zip(("dense", "small"), values, strict=True)
+        return Measurements(
+            Measurement(name, value, context={"variant": variant}) for variant, value in named
+        )
+
+    assert headline(rows("score", 0.8, 0.9)) == "score 0.8 → 0.9 (+0.1)"
+    assert headline(rows("accuracy", 91.3, 90.1)) == "accuracy 91.3 → 90.1 (−1.2)"
+    assert headline(rows("accuracy", 0.913, 0.901)) == "accuracy 91.30 % → 90.10 % (−1.20 points)"

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.core.cut_mark import shapes_before
+from secateur.core.cut_mark import shapes_before, warn_of_plan
 
 EXAMPLE = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
 
@@ -104,3 +104,18 @@ def test_what_shrink_prints() -> None:
     small = cut(net())
     assert "Sequential: equal to the masked model: largest difference" in str(small)
     assert "3 tensors cut: 72 elements before, 36 after" in str(small)
+
+
+def test_the_plan_of_a_last_cut_of_other_tensors_alone_is_told() -> None:
+    """The first cut is of layers that the second leaves alone."""
+    model = nn.Sequential(*(nn.Linear(8, 8) if at % 2 == 0 else nn.ReLU() for at in range(7))).eval()
+    x = torch.randn(2, 8)
+    one = sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, skip=["2", "4", "6"], example=x), x)
+    two = sc.shrink(one.model, sc.prune(one.model, "l2", "channel", 0.5, skip=["0", "2", "6"], example=x), x)
+    with pytest.warns(
+        UserWarning, match=r"before an earlier cut, .* sc.save\(model, path, plan=first.plan.then"
+    ):
+        warn_of_plan(two.model, two.plan.shapes, "x.sct")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_plan(two.model, one.plan.then(two.plan).shapes, "x.sct")

@@ -13,6 +13,7 @@ import importlib
 import inspect
 import os
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -125,8 +126,22 @@ def source_digest(reference: str, kind: str) -> str:
         reference: `package.module:function`.
         kind: As in `find`.
     """
-    find(reference, kind)
+    function = find(reference, kind)
     place = getattr(sys.modules.get(reference.partition(":")[0]), "__file__", None)
     if not place or not Path(place).is_file():
         return ""
-    return hashlib.sha256(Path(place).read_bytes()).hexdigest()
+    digest = hashlib.sha256(Path(place).read_bytes()).hexdigest()
+    try:
+        first = _FIRST.setdefault(function, digest)
+    except TypeError:  # a callable that cannot be remembered
+        return digest
+    if digest != first:
+        raise OptionError(
+            f"{kind} {reference!r}: {place} has changed since this process imported it: expected the same file, got "
+            "another; start Python anew, so that what is stored belongs to the code that ran"
+        )
+    return digest
+
+
+_FIRST: weakref.WeakKeyDictionary[Callable[..., object], str] = weakref.WeakKeyDictionary()
+"""The digest of a function's file when it was first asked for."""

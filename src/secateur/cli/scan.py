@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +23,7 @@ from secateur.errors import OptionError
 if TYPE_CHECKING:
     from torch import nn
 
+    from secateur.data import Split
     from secateur.lab.engines.worker_pool import WorkerPool
     from secateur.sensitivity.scan_result import Scan
 
@@ -207,15 +209,26 @@ def scan(
 def _judged(net: nn.Module, model: InputFlags, flags: ScanFlags) -> tuple[Any, Any]:
     """What the scan is evaluated by (batches, or the user's function), and one input."""
     from secateur import data as datasets
-    from secateur.lab.judging import evaluator
 
     if flags.evaluate is not None and flags.data is None:
-        return evaluator(flags.evaluate, None), model.example(net)
+        return _number_of(flags.evaluate, None), model.example(net)
     images = datasets.load_for(net, flags.data or "digits")
     example = images.example if model.input_ is None else model.example(net)
     if flags.evaluate is not None:
-        return evaluator(flags.evaluate, images.test), example
+        return _number_of(flags.evaluate, images.test), example
     return list(images.test.batches(256)), example
+
+
+def _number_of(name: str, split: Split | None) -> Callable[[nn.Module], float]:
+    """The one number that the user's function gives of a model, where it may give several."""
+    from secateur.lab.judging import judged, score_of
+
+    def number(model: nn.Module) -> float:
+        found = score_of(judged(name, model, split), "scan")
+        assert found is not None  # a function that returns nothing is refused
+        return float(found.value)
+
+    return number
 
 
 def _show_progress(done: int, total: int, left: float) -> None:

@@ -65,11 +65,20 @@ def warn_of_plan(model: nn.Module, shapes: Shapes | None, path: str | os.PathLik
             "freshly built model; pass plan=small.plan (after several cuts first.plan.then(second.plan)), or save "
             "model.state_dict() if no plan is wanted"
         )
-    for name, shape in (shapes or {}).items():
+        return
+    behind = next((name for name in before if name not in shapes), None)
+    if behind is not None:
+        warn(
+            f"{path}: {behind!r} had shape {before[behind]} before an earlier cut, of which the plan says nothing, so "
+            "that the file cannot be loaded into a freshly built model; give the plans of all cuts: "
+            "sc.save(model, path, plan=first.plan.then(second.plan))"
+        )
+        return
+    for name, shape in shapes.items():
         if tuple(shape) != before.get(name, tuple(shape)):
             warn(
                 f"{path}: the plan cuts {name!r} of shape {tuple(shape)}, which had shape {before[name]} before the "
-                "first cut, so that the file cannot be loaded into a freshly built model; pass the plans of all cuts: "
-                "plan=first.plan.then(second.plan)"
+                "first cut, so that the file cannot be loaded into a freshly built model; give the plans of all cuts: "
+                "sc.save(model, path, plan=first.plan.then(second.plan))"
             )
             return

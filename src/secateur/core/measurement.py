@@ -119,7 +119,7 @@ def _change(before: Measurement, after: Measurement) -> str:
         return "as before"
     if (isinstance(old, int) and isinstance(new, int)) or before.unit in ("bytes", "MAC"):
         less, more = ("smaller", "larger") if before.unit == "bytes" else ("fewer", "as many")
-        if not old or not new:
+        if old <= 0 or new <= 0:
             return f"{_number(new - old)}"
         return f"{old / new:.2f} times {less}" if old > new else f"{new / old:.2f} times {more}"
     return f"{new - old:+.4g}"

@@ -95,6 +95,7 @@ def load(
         only_for_images(name, {"size": size, "channels": channels, "path": path})
         answer = answer_of(name, options or {}, seed)
         if isinstance(answer, Data):
+            only_for_images(name, {"limit": limit})  # it is parted already
             return answer
         return _finished(name, parts_of(answer, name), limit, validation, seed, normalise)
     if options:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from secateur.data._kind import Raw, named_classes
@@ -77,8 +78,6 @@ def answer_of(name: str, options: Mapping[str, object], seed: int) -> object:
         DataError: It failed.
     """
     import random
-
-    import numpy as np
 
     from secateur.adapters import functions
 
@@ -176,7 +175,8 @@ def _tensor(value: object, where: str) -> torch.Tensor:
         return value.detach().to("cpu")
     if hasattr(value, "__array__"):
         try:
-            return torch.as_tensor(value)
+            array = np.asarray(value)
+            return torch.as_tensor(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
         except (TypeError, ValueError, RuntimeError) as error:
             raise DataError(f"{where}: expected a tensor, got an array that is none ({error})") from error
     raise DataError(

@@ -249,11 +249,12 @@ def _augmented(
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One part of a dataset: its source and the normalisation of its batches; without a `std` there is none."""
+    """One part of a dataset: its source, and the normalisation (without a `std` none) and device of its batches."""
 
     source: Source
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    device: torch.device | str = "cpu"
 
     def __len__(self) -> int:
         return len(self.source.labels)
@@ -293,7 +294,7 @@ class Split:
         seed: int = 0,
         epoch: int = 0,
         augment: Augment | str | bool | None = None,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         drop_last: bool = False,
         share: tuple[int, int] = (0, 1),
     ) -> Iterator[Batch]:
@@ -305,7 +306,7 @@ class Split:
             seed: Draws order and augmentation.
             epoch: Draws order and augmentation.
             augment: An augmentation, or its word.
-            device: Where the batches are made.
+            device: Where the batches are made; None for the split's own.
             drop_last: Leave a smaller last batch out.
             share: (rank, processes): every process gets its own part of each batch.
 
@@ -319,7 +320,7 @@ class Split:
         if batch_size < 1:
             raise OptionError(f"batch_size: expected at least 1, got {batch_size}")
         how = self._augmentation(augment)
-        where = torch.device(device)
+        where = torch.device(self.device if device is None else device)
         if where.type == "cuda" and where.index is None:
             where = torch.device("cuda", torch.cuda.current_device())
         crop = how.crop if how is not None else 0

@@ -1,7 +1,8 @@
 """`judged`: a model's numbers by a function of the user's own, named `package.module:function`.
 
 The function takes the model, and returns a number or a dict of numbers, as `sc.measure` takes them. If it takes a
-second argument, it is given the split of the data that is measured on, whose `batches(500)` are inputs and labels.
+second argument, it is given the split of the data that is measured on, whose `batches(500)` are inputs and labels on
+the model's device.
 
 >>> takes_split(lambda model, split: 0.0), takes_split(lambda model: 0.0)
 (True, False)
@@ -20,6 +21,8 @@ from secateur.adapters import functions
 from secateur.core.measurement import Measurement, Measurements
 from secateur.data import Split
 from secateur.errors import OptionError
+from secateur.execution.devices import device_of
+from secateur.metrics import names
 from secateur.metrics.accuracy import accuracy
 
 __all__ = ["evaluator", "judged", "score_of", "takes_split"]
@@ -55,7 +58,7 @@ def evaluator(name: str, split: Split | None) -> Callable[[nn.Module], Any]:
             f"evaluate {name!r} takes the data besides the model, and none was given; give --data, or let it take "
             "the model alone"
         )
-    return lambda model: function(model, split)
+    return lambda model: function(model, replace(split, device=device_of(model)))
 
 
 def judged(name: str, model: nn.Module, split: Split | None, of: str = "") -> Measurements:
@@ -71,6 +74,12 @@ def judged(name: str, model: nn.Module, split: Split | None, of: str = "") -> Me
         A row for each number.
     """
     found = accuracy(model, evaluator(name, split))
+    taken = sorted({row.name for row in found} & (set(names()) - {"accuracy"}))
+    if taken:
+        raise OptionError(
+            f"evaluate {name!r} returned {', '.join(map(repr, taken))}, which secateur measures itself: expected other "
+            "names; rename it"
+        )
     seen = split is not None and takes_split(functions.find(name, "evaluate"))
     text = f"{_BY}{name}" + (f" on {len(split):,} {of} {split.word}" if seen and split is not None else "")
     return Measurements(replace(row, definition=text) for row in found)

@@ -79,9 +79,16 @@ def definitions(measurements: Iterable[Measurement]) -> list[str]:
     >>> definitions([Measurement("file_ratio", 4.0, "x", "original_bytes over file_bytes", context=at)])
     ['  file_ratio: original_bytes over file_bytes']
     """
-    found = {name: item for row in variants(measurements).values() for name, item in reversed(row.items())}
-    names = dict.fromkeys(name for row in variants(measurements).values() for name in row)
-    return [f"  {name}: {found[name].definition}" for name in names if found[name].definition]
+    found: dict[str, dict[str, list[str]]] = {}  # by name and definition the variants that have it
+    for (_, variant), row in variants(measurements).items():
+        for name, item in row.items():
+            found.setdefault(name, {}).setdefault(item.definition, []).append(variant)
+    lines = []
+    for name, texts in found.items():
+        for text, having in texts.items():
+            of = "" if len(texts) == 1 else f" ({', '.join(dict.fromkeys(having))})"
+            lines += [f"  {name}{of}: {text}"] if text else []
+    return lines
 
 
 def _short(value: object) -> str:

@@ -42,7 +42,7 @@ __all__ = [
     "whole_ticks",
 ]
 
-QUALITIES = ("accuracy", "top1", "validation_accuracy", "loss", "total_loss")
+QUALITIES = ("accuracy", "top1", "validation_accuracy", "score", "loss", "total_loss")
 """Measures of a model's quality, the preferred first."""
 LOWER = frozenset({"loss", "total_loss"})
 """Those of which lower is better."""

@@ -86,7 +86,7 @@ def number(value: float | int, name: str = "", unit: str = "") -> str:
     """
     if isinstance(value, float) and math.isnan(value):
         return "diverged"
-    if is_share(name):
+    if is_share(name) and abs(value) <= 1:  # a user's own function may give per cent
         return f"{value * 100:.2f} %"
     if unit == "x":
         return f"{value:.2f}×"
@@ -194,10 +194,8 @@ def _by(quality: str, before: float, after: float) -> str:
     >>> _by("accuracy", 0.9, 0.88), _by("loss", 0.5, 0.75)
     ('−2.00 points', '+0.25')
     """
-    sign = "−" if after < before else "+"
-    return sign + (
-        f"{abs(after - before) * 100:.2f} points" if is_share(quality) else f"{abs(after - before):.4g}"
-    )
+    sign, shares = "−" if after < before else "+", is_share(quality) and max(abs(before), abs(after)) <= 1
+    return sign + (f"{abs(after - before) * 100:.2f} points" if shares else f"{abs(after - before):.4g}")
 
 
 def _time_tile(last: VariantRow) -> Tile | None:
@@ -336,6 +334,8 @@ def _best_of(rows: list[VariantRow], trials: int) -> str:
         sizes = [row.bytes for row in rows if row.bytes]
         spread = f", files of {min(sizes):,.0f} to {max(sizes):,.0f} bytes" if len(set(sizes)) > 1 else ""
         return f"{trials:,} trials{spread}; no accuracy was measured"
+    if quality == "score":  # of the user's own making: nobody knows how much of it is little
+        return f"{trials:,} trials, {quality} {_span(rows, quality)}"
     compared = _comparable(rows, quality)
     if not compared:
         return f"{trials:,} trials{_not_compared(rows, quality)}"

@@ -138,7 +138,7 @@ def source_digest(reference: str, kind: str) -> str:
     if digest != first:
         raise OptionError(
             f"{kind} {reference!r}: {place} has changed since this process imported it: expected the same file, got "
-            "another; start Python anew, so that what is stored belongs to the code that ran"
+            "another; start Python again, so that what is stored belongs to the code that ran"
         )
     return digest
 

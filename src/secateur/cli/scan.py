@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +23,6 @@ from secateur.errors import OptionError
 if TYPE_CHECKING:
     from torch import nn
 
-    from secateur.data import Split
     from secateur.lab.engines.worker_pool import WorkerPool
     from secateur.sensitivity.scan_result import Scan
 
@@ -209,26 +208,16 @@ def scan(
 def _judged(net: nn.Module, model: InputFlags, flags: ScanFlags) -> tuple[Any, Any]:
     """What the scan is evaluated by (batches, or the user's function), and one input."""
     from secateur import data as datasets
+    from secateur.lab.judging import score_by
 
+    judge = partial(score_by, name=flags.evaluate or "", verb="scan")
     if flags.evaluate is not None and flags.data is None:
-        return _number_of(flags.evaluate, None), model.example(net)
+        return partial(judge, split=None), model.example(net)
     images = datasets.load_for(net, flags.data or "digits")
     example = images.example if model.input_ is None else model.example(net)
     if flags.evaluate is not None:
-        return _number_of(flags.evaluate, images.test), example
+        return partial(judge, split=images.test), example
     return list(images.test.batches(256)), example
-
-
-def _number_of(name: str, split: Split | None) -> Callable[[nn.Module], float]:
-    """The one number that the user's function gives of a model, where it may give several."""
-    from secateur.lab.judging import judged, score_of
-
-    def number(model: nn.Module) -> float:
-        found = score_of(judged(name, model, split), "scan")
-        assert found is not None  # a function that returns nothing is refused
-        return float(found.value)
-
-    return number
 
 
 def _show_progress(done: int, total: int, left: float) -> None:

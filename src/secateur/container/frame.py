@@ -133,8 +133,7 @@ class Archive:
 
     def __post_init__(self) -> None:
         self.size = self.file.seek(0, os.SEEK_END)
-        most = self.limits.sections
-        self._scan(most)
+        self._scan()
 
     # -- limits ----------------------------------------------------------------------------------------------
     @property
@@ -174,8 +173,9 @@ class Archive:
         self.file.seek(start)
         return self.file.read(count)
 
-    def _scan(self, most: int) -> None:
+    def _scan(self) -> None:
         """Walk all sections once: frame, order and checksum of each."""
+        most = self.limits.sections
         head = self._read(0, len(MAGIC) + 1)
         if not head:
             raise FormatError("not a .sct file: it is empty (0 bytes); save or copy it again")

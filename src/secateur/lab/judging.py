@@ -25,7 +25,7 @@ from secateur.execution.devices import device_of
 from secateur.metrics import names
 from secateur.metrics.accuracy import accuracy
 
-__all__ = ["evaluator", "judged", "score_of", "takes_split"]
+__all__ = ["evaluator", "judged", "score_by", "score_of", "takes_split"]
 
 _BY = "as returned by "
 
@@ -83,6 +83,20 @@ def judged(name: str, model: nn.Module, split: Split | None, of: str = "") -> Me
     seen = split is not None and takes_split(functions.find(name, "evaluate"))
     text = f"{_BY}{name}" + (f" on {len(split):,} {of} {split.word}" if seen and split is not None else "")
     return Measurements(replace(row, definition=text) for row in found)
+
+
+def score_by(model: nn.Module, name: str, split: Split | None, verb: str) -> float:
+    """The one number that the user's function gives of a model, where more is better.
+
+    Args:
+        model: The model.
+        name: `package.module:function`.
+        split: What the function is given where it takes a second argument.
+        verb: Who asks, for the message.
+    """
+    found = score_of(judged(name, model, split), verb)
+    assert found is not None  # a function that returns nothing is refused
+    return float(found.value)
 
 
 def score_of(rows: Iterable[Measurement], verb: str) -> Measurement | None:

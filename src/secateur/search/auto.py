@@ -21,7 +21,7 @@ from secateur.core.measurement import Measurements
 from secateur.errors import BudgetNotMetError, NothingToDoError, OptionError
 from secateur.lab.display.progress import Progress
 from secateur.lab.engine import final_state
-from secateur.lab.judging import judged, score_of
+from secateur.lab.judging import score_by
 from secateur.lab.planning import data_of
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
@@ -328,9 +328,7 @@ def _scanned(baseline: Baseline, say: Callable[[str], None]) -> Scan:
 
     def accuracy(model: nn.Module) -> float:
         if baseline.evaluate is not None:
-            found = score_of(judged(baseline.evaluate, model, data.validation), "auto")
-            assert found is not None
-            return float(found.value)
+            return score_by(model, baseline.evaluate, data.validation, "auto")
         measured = evaluate(model, data.validation, device=ran.plan.device, seed=trial.recipe.lab.seed)
         return measured["accuracy"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -159,3 +160,30 @@ def test_a_disk_without_room_is_said_and_nothing_keeps_running(
     ):
         walk.advance()
     assert threading.active_count() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_freed_memory_is_given_back() -> None:
+    def resident() -> int:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))
+
+    if not waiting.trim():
+        pytest.skip("a C library without malloc_trim")
+    many = [bytearray(50_000) for _ in range(4000)]
+    kept, before = many[::100], resident()  # what stays is among what goes, so that nothing is given back by itself
+    del many
+    waiting.trim()
+    assert before - resident() > 150_000, len(kept)
+
+
+def test_memory_is_given_back_only_where_passes_hold_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(waiting, "trim", lambda: calls.append(1))
+    model = Net().eval()
+    masks = sc.prune(model, budget=0.5)
+    sc.compensate(model, masks, drawn(2))
+    assert not calls
+    monkeypatch.setattr(waiting, "_WORTH", 1)
+    result = sc.compensate(model, masks, drawn(2))
+    assert len(calls) >= len(result.layers)

@@ -15,6 +15,7 @@ pipeline, only a few hundred inputs. How it works, from the verb inwards:
    and of the *dense* model's outputs: X^T X and X^T Y, all that least squares needs.
 5. `solver.LeastSquares`, with `least_squares.solve`, finds the weights on the remaining support of each output.
 6. `fitting.fit` is the loop over layers that joins 2 to 5; biases and running means of batch norm follow each layer.
+   Where an output is added to what goes around the layer (`sums`), the layer is solved for the sum.
 7. `tuning.tune`, the optional second stage, takes gradient steps on the outputs of blocks and of the whole model;
    `recombined` puts token sequences together again for it.
 

@@ -3,7 +3,7 @@
 Two models run through the data together: the dense one, whose outputs are the targets, and the one that is being
 compressed, whose inputs are what each layer really gets. All batches wait at a layer until a `Solver` has found its new
 weights from the layer's `LayerProblem`; then they continue to the next. So a layer also compensates for the errors of
-those before it. Memory holds the moments of one layer, and of the tensors with which passes wait at most
+those before it; where its output is added to what goes around it, for the errors of that, too (`sums`). Memory holds the moments of one layer, and of the tensors with which passes wait at most
 `waiting.WAITING_BYTES`; the others are in temporary files.
 """
 
@@ -22,6 +22,7 @@ from secateur.compensation.batches import leading_mask
 from secateur.compensation.calls import Call, Geometry, Names, NormCall
 from secateur.compensation.moments import Moments, Problem
 from secateur.compensation.progress import Advance, Progress
+from secateur.compensation.sums import Addend, Sources, SumFinder
 from secateur.compensation.waiting import WaitingTensors
 from secateur.compensation.walking import Walk
 from secateur.errors import NonFiniteError
@@ -39,7 +40,8 @@ class FittedLayer:
     """The result for one layer.
 
     `before` and `after` are squared errors of its outputs on the calibration data, against the dense layer's, as shares
-    of the variance of those (of their energy, where the layer has no intercept).
+    of the variance of those (of their energy, where the layer has no intercept). Where the output is added to what goes
+    around the layer, they are against what makes the sum the dense model's.
     """
 
     name: str
@@ -127,24 +129,27 @@ class Observed:
 
 def fit(setting: Setting, solver: Solver, progress: Progress | None = None) -> list[FittedLayer]:
     """Solve every layer of `setting.student`, in the order in which they run; returns the result for each."""
-    order, repeated = _order(setting)
+    order, repeated, addends = _order(setting)
     pooled = _pooled(setting, repeated - setting.frozen)
     done: set[str] = set()
     report: list[FittedLayer] = []
     began = time.monotonic()
     with ExitStack() as stack:
         waiting = stack.enter_context(WaitingTensors())
-        dense = [_walk(stack, setting.dense, batch, waiting) for batch in setting.batches]
+        keys = frozenset(addend.key for addend in addends.values())
+        dense = [_walk(stack, setting.dense, batch, waiting, keys) for batch in setting.batches]
         theirs = setting.batches if setting.student_batches is None else setting.student_batches
-        student = [_walk(stack, setting.student, batch, waiting) for batch in theirs]
+        student = [_walk(stack, setting.student, batch, waiting, keys) for batch in theirs]
         for position, name in enumerate(order):
             here = [i for i, walk in enumerate(student) if walk.call is not None and walk.call.name == name]
-            found = _Layer(setting, name, dense, student, here, pooled.pop(name, None)).fitted(solver)
+            layer = _Layer(setting, name, dense, student, here, pooled.pop(name, None), addends.get(name))
+            found = layer.fitted(solver)
             done.add(name)
             for walks in (dense, student):
                 for walk in walks:
                     while walk.call is not None and walk.call.name in done:
                         walk.advance()
+            waiting.layer_done()
             if found is not None:
                 report.append(found)
             if progress is not None:
@@ -155,19 +160,32 @@ def fit(setting: Setting, solver: Solver, progress: Progress | None = None) -> l
     return report
 
 
-def _walk(stack: ExitStack, model: nn.Module, batch: Batch, waiting: WaitingTensors) -> Walk:
-    return stack.enter_context(Walk(model, Names(model), batch.args, batch.kwargs, waiting))
+def _walk(
+    stack: ExitStack,
+    model: nn.Module,
+    batch: Batch,
+    waiting: WaitingTensors,
+    keys: frozenset[tuple[str, int]] = frozenset(),
+) -> Walk:
+    watch = Sources(keys, [*batch.args, batch.kwargs]) if keys else None
+    return stack.enter_context(Walk(model, Names(model), batch.args, batch.kwargs, waiting, watch))
 
 
-def _order(setting: Setting) -> tuple[list[str], frozenset[str]]:
-    """The names of all layers in the order in which they first run, and of those that run more than once."""
+def _order(setting: Setting) -> tuple[list[str], frozenset[str], dict[str, Addend]]:
+    """The names of all layers in the order in which they first run, of those that run more than once, and what the
+    outputs of some are added to.
+    """
     behind: dict[str | None, str | None] = {None: None}  # a layer -> the one that comes next
     repeated: set[str] = set()
     names = Names(setting.dense)
+    finder: SumFinder | None = None
     for batch in setting.batches:
         seen: set[str] = set()
         last: str | None = None
-        with Walk(setting.dense, names, batch.args, batch.kwargs) as walk:
+        first = finder is None
+        finder = finder or SumFinder([*batch.args, batch.kwargs])
+        watch = finder if first else None
+        with Walk(setting.dense, names, batch.args, batch.kwargs, watch=watch) as walk:
             while walk.call is not None:
                 name = walk.call.name
                 if name in seen:
@@ -183,7 +201,8 @@ def _order(setting: Setting) -> tuple[list[str], frozenset[str]]:
     while at is not None:
         order.append(at)
         at = behind[at]
-    return order, frozenset(repeated)
+    addends = {} if finder is None else finder.addends
+    return order, frozenset(repeated), {n: a for n, a in addends.items() if n not in repeated}
 
 
 def _pooled(setting: Setting, repeated: frozenset[str]) -> dict[str, Moments]:
@@ -204,7 +223,7 @@ def _pooled(setting: Setting, repeated: frozenset[str]) -> dict[str, Moments]:
 
 def observed(setting: Setting) -> Iterator[Observed]:
     """Every layer of the dense model with the moments of its inputs and of its own outputs, layer after layer."""
-    order, repeated = _order(setting)
+    order, repeated, _ = _order(setting)
     pooled = _pooled(setting, repeated - setting.frozen)
     done: set[str] = set()
     with ExitStack() as stack:
@@ -227,6 +246,7 @@ def observed(setting: Setting) -> Iterator[Observed]:
             for walk in walks:
                 while walk.call is not None and walk.call.name in done:
                     walk.advance()
+            waiting.layer_done()
             if first is not None and moments is not None:
                 yield Observed(first, moments, followed or first.bias is not None)
 
@@ -275,6 +295,8 @@ class _Layer:
     student: list[Walk]
     here: list[int]
     moments: Moments | None
+    addend: Addend | None = None
+    """What its output is added to: the target makes up for the error of that, too."""
     changed: bool = False
     unlike: bool = False
 
@@ -336,7 +358,11 @@ class _Layer:
             if self.moments is None:
                 rows = chosen_rows(self.setting, call, outputs, index)
                 x = call.geometry.features(call.inputs, rows)
-                y = call.geometry.targets(outputs, rows) if paired else None
+                shift = self._shift_of_sum(index, outputs.shape) if paired else None
+                if shift is not None and not self.changed:
+                    differing.append((shift != 0).any())
+                goal = outputs if shift is None else outputs + shift
+                y = call.geometry.targets(goal, rows) if paired else None
                 if moments is None:
                     width = call.geometry.matrix(self.parameter).shape
                     moments = Moments(width[0], width[1], width[2], self.setting.device)
@@ -349,6 +375,18 @@ class _Layer:
         self.moments = moments
         self.changed = self.changed or bool(differing and torch.stack(differing).any())
         return followed or first.bias is not None
+
+    def _shift_of_sum(self, index: int, shape: torch.Size) -> torch.Tensor | None:
+        """By how much the output must change for its sum with what goes around it to be the dense model's."""
+        if self.addend is None:
+            return None
+        pair = []
+        for walk in (self.dense[index], self.student[index]):
+            source = walk.watch.get(self.addend.key) if isinstance(walk.watch, Sources) else None
+            if source is None:
+                return None
+            pair.append(source)
+        return self.addend.shift(pair[0], pair[1], shape)
 
     def _solved(
         self, solver: Solver, call: Call, weight: torch.Tensor, mask: torch.Tensor, intercept: bool
@@ -404,6 +442,8 @@ class _Layer:
             wide = torch.float32 if call.inputs.device.type == "mps" else torch.float64
             size = call.inputs.numel() // max(1, call.inputs.shape[1])
             part = (call.inputs.to(wide) - other.inputs.to(wide)).sum(axes)
+            shift = self._shift_of_sum(index, call.inputs.shape)
+            part = part if shift is None else part - shift.to(wide).sum(axes)
             moved = part if moved is None else moved + part
             count += size
             self.dense[index].advance()

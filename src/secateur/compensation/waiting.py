@@ -16,6 +16,7 @@ Only tensors on the processor that the pass has made are moved; parameters, buff
 
 from __future__ import annotations
 
+import ctypes
 import os
 import tempfile
 import weakref
@@ -30,12 +31,14 @@ from secateur.core.nested import map_tensors, tensors_in
 from secateur.errors import DataError
 from secateur.execution.example import Batch
 
-__all__ = ["WAITING_BYTES", "Made", "WaitingTensors", "move_to_file"]
+__all__ = ["WAITING_BYTES", "Made", "WaitingTensors", "move_to_file", "trim"]
 
 WAITING_BYTES = 1 << 30
 """Bytes of waiting tensors that stay in memory."""
 _SMALL = 1024
 """Bytes up to which a tensor is not worth a place in a file."""
+_WORTH = 1 << 27
+"""Bytes of waiting tensors from which on freed memory is given back after every layer."""
 _ALIGNED = 64
 """Bytes to which places in a file are aligned: as torch aligns memory, so that sums are made in the same order."""
 
@@ -105,6 +108,13 @@ class WaitingTensors:
         move_to_file([tensor for tensor in tensors_in([*args, kwargs]) if _movable(tensor)], self._place())
         return Batch(args, kwargs, batch.targets, batch.size, batch.valid)
 
+    def layer_done(self) -> None:
+        """Give freed memory back to the system, where passes hold much: every pass is a thread, and the C library keeps
+        what each has freed for that thread alone.
+        """
+        if sum(self._held.values()) >= _WORTH:
+            trim()
+
     def _place(self) -> Path:
         """The folder, made when it is first needed."""
         if self._folder is None:
@@ -124,6 +134,16 @@ class WaitingTensors:
     ) -> None:
         if self._folder is not None:
             self._folder.cleanup()
+
+
+def trim() -> bool:
+    """Give freed memory back to the system; False where the C library has no such function, as on macOS and Windows."""
+    try:
+        give_back = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # glibc has it; Windows has no library of this name at all
+        return False
+    give_back(ctypes.c_size_t(0))
+    return True
 
 
 def move_to_file(tensors: Sequence[torch.Tensor], folder: Path) -> int:

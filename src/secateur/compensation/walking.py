@@ -28,6 +28,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from secateur.compensation.calls import Call, Names, NormCall
+from secateur.compensation.sums import Watch
 from secateur.compensation.waiting import Made, WaitingTensors
 
 __all__ = ["Walk"]
@@ -68,6 +69,8 @@ class _Stops(TorchFunctionMode):
             result = self.walk._stop(call, lambda: func(*args, **kwargs))  # noqa: SLF001 - the walk's own mode
         if self.walk.made is not None:
             self.walk.made.note((args, kwargs), result)
+        if self.walk.watch is not None:
+            self.walk.watch.saw(call, func, args, kwargs, result)
         return result
 
 
@@ -76,7 +79,7 @@ class Walk:
 
     `run()` computes the call with the weights as they are now, `advance()` passes the result to the forward and
     continues to the next call. Leaving the context abandons the rest of the pass. With `waiting`, what the pass holds
-    at a stop is counted there and may be moved to a file.
+    at a stop is counted there and may be moved to a file. `watch` sees every function of the pass.
     """
 
     def __init__(
@@ -86,8 +89,10 @@ class Walk:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         waiting: WaitingTensors | None = None,
+        watch: Watch | None = None,
     ):
         self.names = names
+        self.watch = watch
         self.made = None if waiting is None else Made()
         self._waiting = waiting
         self.call: Call | NormCall | None = None

@@ -348,7 +348,7 @@ def test_consumers_make_up_for_channels_and_shrink_then_cuts_them() -> None:
     assert small.model.blocks[0][0].out_channels == 4
 
 
-@pytest.mark.parametrize("tune", [2, sc.Tuning(passes=3, blocks=0.0)])
+@pytest.mark.parametrize("tune", [15, sc.Tuning(passes=3, blocks=0.0)])
 def test_tuning_lowers_the_error_and_holds_the_masks(tune: Any) -> None:
     torch.manual_seed(0)
     model = Residual().eval()

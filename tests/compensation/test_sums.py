@@ -123,7 +123,8 @@ def test_a_tensor_of_another_shape_shifts_nothing() -> None:
     assert addend.shift(one, two[:1], one.shape) is None
     assert addend.shift(one, two, torch.Size([4, 3])) is None
     found = addend.shift(one, two, torch.Size([3, 2]))
-    assert found is not None and found.tolist() == [[1.0, 1.0]] * 3
+    assert found is not None
+    assert found.tolist() == [[1.0, 1.0]] * 3
 
 
 def test_errors_do_not_pile_up_along_residual_blocks() -> None:

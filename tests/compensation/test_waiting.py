@@ -171,7 +171,10 @@ def test_freed_memory_is_given_back() -> None:
     if not waiting.trim():
         pytest.skip("a C library without malloc_trim")
     many = [bytearray(50_000) for _ in range(4000)]
-    kept, before = many[::100], resident()  # what stays is among what goes, so that nothing is given back by itself
+    kept, before = (
+        many[::100],
+        resident(),
+    )  # what stays is among what goes, so that nothing is given back by itself
     del many
     waiting.trim()
     assert before - resident() > 150_000, len(kept)

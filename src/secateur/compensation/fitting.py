@@ -3,8 +3,9 @@
 Two models run through the data together: the dense one, whose outputs are the targets, and the one that is being
 compressed, whose inputs are what each layer really gets. All batches wait at a layer until a `Solver` has found its new
 weights from the layer's `LayerProblem`; then they continue to the next. So a layer also compensates for the errors of
-those before it; where its output is added to what goes around it, for the errors of that, too (`sums`). Memory holds the moments of one layer, and of the tensors with which passes wait at most
-`waiting.WAITING_BYTES`; the others are in temporary files.
+those before it; where its output is added to what goes around it, for the errors of that, too (`sums`). Memory holds
+the moments of one layer, and of the tensors with which passes wait at most `waiting.WAITING_BYTES`; the others are in
+temporary files.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ class Sources:
 
 @dataclass(frozen=True, eq=False)
 class _Output:
-    """A tensor that is a layer's output but for a scale: the layers (a norm may follow) and when the first was called."""
+    """A tensor that is a layer's output but for a scale: the layer, a norm behind it, when the layer was called."""
 
     tensor: weakref.ref[torch.Tensor]
     names: tuple[str, ...]
@@ -200,24 +200,27 @@ class SumFinder:
         if isinstance(call, NormCall):
             scale = None if before.scale is not None else _scale(function, args, kwargs)
             return None if scale is None else replace(before, names=(*before.names, call.name), scale=scale)
-        if function in _SAME and before.tensor().shape == result.shape:  # type: ignore[union-attr]
-            return before
+        given = before.tensor()
+        if given is None:
+            return None
+        if function in _SAME:
+            return before if given.shape == result.shape else None
         if function in _VIEWS and before.scale is None:
-            given = before.tensor()
-            alike = given is not None and given.shape[-1:] == result.shape[-1:] and given.dim() < 4
-            return before if alike and result.dim() < 4 else None
+            alike = given.shape[-1:] == result.shape[-1:] and max(given.dim(), result.dim()) < 4
+            return before if alike else None
         return None
 
     def _added(self, args: tuple[Any, ...], result: torch.Tensor) -> None:
         """Note a sum of two tensors, one of which is an output and the other was there before it."""
         for one, other in (args, args[::-1]):
-            output = self._of(one)
-            made = self._made.get(id(other)) if isinstance(other, torch.Tensor) else None
-            if output is None or made is None or made[0]() is not other:
+            if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
                 continue
-            if one.shape == other.shape == result.shape and made[2] < output.time:
+            output, (made, key, time) = self._of(one), self._made.get(id(other), (None, ("", 0), 0))
+            if output is None or made is None or made() is not other:
+                continue
+            if one.shape == other.shape == result.shape and time < output.time:
                 for name in output.names:
-                    self.addends.setdefault(name, Addend(made[1], output.scale, output.axis))
+                    self.addends.setdefault(name, Addend(key, output.scale, output.axis))
 
     def _of(self, tensor: Any) -> _Output | None:
         """What is known of this very tensor."""

@@ -1,4 +1,4 @@
-"""Residual connections: a layer makes up for the error of what its output is added to."""
+"""Residual connections: a layer compensates for the error of what its output is added to."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_sum_is_what_a_layer_is_solved_for(kind: str) -> None:
     masks = sc.prune(net, budget=0.5, options=sc.PruneOptions(only=[other]))
     assert float((masks.apply(net)(x) - net(x)).detach().abs().max()) > 0.1
     result = sc.compensate(net, masks, [x], solver=sc.LeastSquares(damping=0))
-    # both read x, so that the last of the two can make up for all that the first has lost
+    # both read x, so that the last of the two can compensate for all that the first has lost
     torch.testing.assert_close(result.model(x), net(x), atol=1e-4, rtol=1e-4)
 
 

@@ -297,7 +297,7 @@ class _Layer:
     here: list[int]
     moments: Moments | None
     addend: Addend | None = None
-    """What its output is added to: the target makes up for the error of that, too."""
+    """What its output is added to: the target compensates for the error of that, too."""
     changed: bool = False
     unlike: bool = False
 

@@ -1,6 +1,6 @@
 """`SumFinder`, `Addend`: where a layer's output is added to what goes around the layer, a residual connection.
 
-What goes around has errors of its own, from the layers before. A layer whose output is added to it can make up for
+What goes around has errors of its own, from the layers before. A layer whose output is added to it can compensate for
 them, too: its target is then what makes the *sum* the dense model's. `SumFinder` looks at one pass of the dense model
 for such sums, also behind dropout, reshaping or a batch norm, whose scale of each channel it notes. `Sources` gives the
 tensor that will be added, in any later pass, before it is.

@@ -98,10 +98,9 @@ def compensate(
     Layer after layer, in the order in which they run: least squares between the inputs that the compressed model really
     gives the layer and the outputs that the dense model's layer has on its own. Then the bias, or the running mean of a
     batch norm behind it, corrects the rest of the mean. Where the output is added to what goes around the layer, a
-    residual connection, the layer compensates for the error of that, too: the sum is what it is solved for. Layers without
-    a mask are solved where their inputs changed: so consumers compensate for removed channels. Then, with `tune`,
-    gradient steps on the outputs of the blocks and of the whole model. The model given is not changed, even if the call
-    fails.
+    residual connection, it is solved for the sum, and so compensates for the error of that, too. Layers without a mask
+    are solved where their inputs changed: so consumers compensate for removed channels. Then, with `tune`, gradient
+    steps on the outputs of the blocks and of the whole model. The model given is not changed, even if the call fails.
 
     Args:
         model: the model to compress; the masks need not have been applied.

@@ -51,6 +51,28 @@ def test_compensating_brings_accuracy_back_and_holds_masks(tmp_path):
         assert not bool(made.model.get_parameter(name)[~mask].any())
 
 
+def test_layers_lose_by_the_error_that_they_cause(tmp_path):
+    store = Store(tmp_path)
+    plain = {"kind": "compensate", "dense": "train", "calibrate": 400}
+    prune = {**PRUNE, "budget": 0.92}
+    before, made = last(store, TRAIN, prune, plain), last(store, TRAIN, prune, {**plain, "shares": True})
+    assert abs(made.masks.sparsity - before.masks.sparsity) < 0.002
+    lost = {name: 1 - float(mask.float().mean()) for name, mask in made.masks.items()}
+    assert max(lost.values()) - min(lost.values()) > 0.05, lost
+    for name, mask in made.masks.items():
+        assert not bool(made.model.get_parameter(name)[~mask].any())
+    assert accuracy(made) > accuracy(before)
+    with pytest.raises(RecipeError, match="for masks of single weights"):
+        last(store, TRAIN, {**PRUNE, "granularity": "channel", "budget": 0.5}, {**plain, "shares": True})
+
+
+def test_addresses_of_compensating_without_shares_stay():
+    from secateur.lab.steps.compensate import CompensateStep
+
+    assert "shares" not in CompensateStep(dense="train").chosen()
+    assert CompensateStep(dense="train", shares=True).chosen()["shares"] is True
+
+
 def test_sharing_on_images_is_better_and_survives_the_store(tmp_path):
     store = Store(tmp_path)
     plain = last(store, TRAIN, {"kind": "share", "bits": 1})

@@ -1,6 +1,7 @@
 """`compensate`: refit the remaining weights to reproduce the dense model's outputs, on training images without labels.
 `dense` names the earlier step whose model is reproduced; by default that is the model of the `[model]` table, with its
-`weights`. `passes` adds gradient steps on the outputs of blocks and of the whole model.
+`weights`. `passes` adds gradient steps on the outputs of blocks and of the whole model. `shares` first asks which
+layers cause how much error (`sc.error_shares`), and has each lose accordingly, as much together as before.
 
 >>> CompensateStep(calibrate=2000, dense="train").calibrate
 2000
@@ -10,22 +11,29 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 from torch import nn
 
+from secateur.budget.per_layer import PerLayer
 from secateur.compensation.compensate import compensate
+from secateur.compensation.shares import error_shares
 from secateur.compensation.solver import LeastSquares
 from secateur.compensation.tuning import Tuning
+from secateur.core.masks import Masks
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import NothingToDoError, RecipeError, near
 from secateur.lab.calibration import CalibrationImages
 from secateur.lab.state import State
 from secateur.lab.steps import Result, Step, Work
 from secateur.lab.steps.train import Augmentation, augmentation
+from secateur.pruning.prune import PruneOptions, prune
 
 __all__ = ["CompensateStep", "check_dense_label"]
 
 Patterns = str | tuple[str, ...] | None
+_PROBES = 200
+"""Images on which layers are compared, at most."""
 
 
 def check_dense_label(label: str, dense: str | None, before: list[str]) -> None:
@@ -42,6 +50,16 @@ def check_dense_label(label: str, dense: str | None, before: list[str]) -> None:
         )
 
 
+def _of_lines(mask: torch.Tensor) -> bool:
+    """Whether a mask removes whole outputs and whole inputs only, or nothing.
+
+    >>> _of_lines(torch.tensor([[True, False], [True, False]])), _of_lines(torch.eye(2, dtype=torch.bool))
+    (True, False)
+    """
+    flat = mask.reshape(*mask.shape[:2], -1)
+    return bool((flat == (flat.any(2).any(1)[:, None, None] & flat.any(2).any(0)[None, :, None])).all())
+
+
 class CompensateStep(Step):
     """Refit the remaining weights by least squares, layer by layer, to reproduce the outputs of the dense model."""
 
@@ -55,6 +73,11 @@ class CompensateStep(Step):
     damping: float = Field(0.01, ge=0, description="strength of the penalty on changes of the weights")
     reselect: bool = Field(
         False, description="choose again which single weights remain, the same number in each tensor"
+    )
+    shares: bool = Field(
+        False,
+        description="first give each layer the share to lose by the error that it alone causes, for masks of single "
+        "weights: chosen anew by Wanda, from the dense model's weights",
     )
     passes: int = Field(0, ge=0, description="passes over the images with gradient steps on the outputs")
     lr: float = Field(0.05, gt=0, description="largest step of these, as a share of a tensor's size")
@@ -77,6 +100,40 @@ class CompensateStep(Step):
     def _tuning(self) -> Tuning | None:
         return Tuning(self.passes, self.lr, self.blocks, self.precision) if self.passes else None
 
+    def chosen(self) -> dict[str, Any]:
+        """The options; without `shares` where it is not used, so that addresses of older outcomes stay valid."""
+        found = super().chosen()
+        if not self.shares:
+            del found["shares"]
+        return found
+
+    def _images(self, work: Work, most: int | None = None) -> CalibrationImages:
+        """The images, or the first few of them."""
+        count = self.calibrate if most is None else min(most, self.calibrate)
+        return CalibrationImages(
+            work.data.train,
+            count,
+            self.batch_size,
+            augment=self.augment,
+            seed=work.seed,
+            device=work.device,
+        )
+
+    def _spread(self, dense: nn.Module, masks: Masks, work: Work) -> Masks:
+        """Masks that remove as much, each layer by the error that it alone causes after a first round."""
+        layers = {name: mask for name, mask in masks.items() if mask.dim() > 1}
+        if len(layers) < len(masks) or all(_of_lines(mask) for mask in layers.values()):
+            raise RecipeError(
+                f"step {self.label!r}: shares = true is for masks of single weights of layers; leave it out where "
+                "channels, filters or biases are pruned"
+            )
+        first = compensate(
+            dense, masks, self._images(work), skip=self.skip, solver=LeastSquares(self.damping)
+        )
+        shares = error_shares(dense, first, self._images(work, _PROBES), masks.sparsity)
+        options = PruneOptions(only=list(shares), seed=work.seed)
+        return prune(dense, "wanda", budget=PerLayer(shares), data=self._images(work), options=options)
+
     def run(self, state: State, work: Work) -> Result:
         """Compensate. Codebooks of earlier steps are dropped, because the weights change."""
         if state.masks is None:
@@ -84,19 +141,15 @@ class CompensateStep(Step):
                 f"step {self.label!r}: nothing was pruned before it; put a prune step first"
             )
         dense = work.earlier(self.dense).model if self.dense is not None else work.build()
-        images = CalibrationImages(
-            work.data.train,
-            self.calibrate,
-            self.batch_size,
-            augment=self.augment,
-            seed=work.seed,
-            device=work.device,
-        )
+        dense.to(work.device)
+        model, masks = state.model.to(work.device), state.masks.to(work.device)
+        if self.shares:
+            model, masks = dense, self._spread(dense, masks, work)
         found = compensate(
-            state.model.to(work.device),
-            state.masks.to(work.device),
-            images,
-            dense=dense.to(work.device),
+            model,
+            masks,
+            self._images(work),
+            dense=dense,
             skip=self.skip,
             solver=LeastSquares(self.damping, self.reselect),
             tune=self._tuning(),

@@ -77,7 +77,7 @@ class CompensateStep(Step):
     shares: bool = Field(
         False,
         description="first give each layer the share to lose by the error that it alone causes, for masks of single "
-        "weights: chosen anew by Wanda, from the dense model's weights",
+        "weights: chosen again by Wanda, from the dense model's weights",
     )
     passes: int = Field(0, ge=0, description="passes over the images with gradient steps on the outputs")
     lr: float = Field(0.05, gt=0, description="largest step of these, as a share of a tensor's size")
@@ -132,7 +132,9 @@ class CompensateStep(Step):
         )
         shares = error_shares(dense, first, self._images(work, _PROBES), masks.sparsity)
         options = PruneOptions(only=list(shares), seed=work.seed)
-        return prune(dense, "wanda", budget=PerLayer(shares), data=self._images(work), options=options)
+        return prune(
+            dense, "wanda", budget=PerLayer(tuple(shares.items())), data=self._images(work), options=options
+        )
 
     def run(self, state: State, work: Work) -> Result:
         """Compensate. Codebooks of earlier steps are dropped, because the weights change."""

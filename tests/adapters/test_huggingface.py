@@ -68,7 +68,7 @@ def test_uneven_widths_load_without_secateur_from_several_shards(folder):
     found = sc.serve_check(folder, allow_code=True, repeats=1)
     assert found.holds
     assert found.error == 0.0
-    assert "keeps its promises" in str(found)
+    assert "outputs and bytes are as promised" in str(found)
 
 
 def test_the_code_of_a_folder_runs_only_when_it_is_allowed(folder):

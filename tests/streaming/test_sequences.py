@@ -14,7 +14,7 @@ from tests.streaming.tiny_llama import llama, state_of, transformers
 from secateur import cli
 from secateur.errors import DataError, OptionError
 from secateur.streaming.compensated import BlockOptions, compensate_checkpoint
-from secateur.streaming.sequences import sequences_of
+from secateur.streaming.sequences import sentences_of, sequences_of
 from secateur.streaming.shrunk import shrink_checkpoint
 
 
@@ -99,3 +99,28 @@ def test_the_command_line_writes_what_python_does(
     assert "after" not in json.loads(out)["tensors"][0]
     assert run("other", "--engine", "ray")[0] == 2
     assert run("other", "--address", "auto")[0] == 2
+
+
+def test_sentences_are_lines_padded_to_the_longest_of_their_batch(tmp_path: Path) -> None:
+    tokenizer(tmp_path)
+    (tmp_path / "text.txt").write_text("a b c\n\n  \nd\na a a a a a\n")
+    found = sentences_of(tmp_path / "text.txt", tmp_path, 2, 5)
+    assert [batch["input_ids"].tolist() for batch in found] == [
+        [[1, 2, 3]],
+        [[4]],
+    ]  # it has no padding: one each
+    padded = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    padded.pad_token = "?"
+    padded.save_pretrained(tmp_path)
+    (batch,) = sentences_of(tmp_path / "text.txt", tmp_path, 9, 5)
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 0, 0], [4, 0, 0, 0, 0], [1] * 5]
+    assert batch["attention_mask"].sum(1).tolist() == [3, 1, 5]
+    (tmp_path / "text.txt").write_text("\n \n")
+    with pytest.raises(DataError, match="expected a sentence in each line, found no text"):
+        sentences_of(tmp_path / "text.txt", tmp_path, 9, 5)
+    with pytest.raises(DataError, match="no such file; expected a text with a sentence in each line"):
+        sentences_of(tmp_path / "none.txt", tmp_path, 9, 5)
+    (tmp_path / "config.json").write_text('{"vocab_size": 2}')
+    (tmp_path / "text.txt").write_text("d")
+    with pytest.raises(DataError, match="token numbers from 4 to 4, the model has 0 to 1"):
+        sentences_of(tmp_path / "text.txt", tmp_path, 9, 5)

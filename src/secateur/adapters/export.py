@@ -31,6 +31,7 @@ from secateur.adapters.onnx_model import extra_module, runs_attention
 from secateur.adapters.programs import (
     ATTENTION,
     attends,
+    has_length,
     load_program,
     program_error,
     record_program,
@@ -39,9 +40,11 @@ from secateur.adapters.programs import (
 from secateur.adapters.runtimes import WRITERS, model_of_file
 from secateur.core.atomic_files import atomic_path, atomic_write
 from secateur.core.masks import Masks
+from secateur.core.nested import tensors_in
 from secateur.errors import OptionError, ProofError
 from secateur.execution.calling import moved
 from secateur.execution.example import Example
+from secateur.execution.sound_weights import check_sound
 from secateur.execution.undisturbed import undisturbed
 from secateur.execution.verb import verb
 
@@ -99,8 +102,8 @@ def export(
         path: The file; its ending chooses the format.
         example: What the model is called with.
         masks: Applied to a copy first.
-        dynamic_batch: Whether the first axis of every input may have any length. Where the model does not allow it, a
-            note says that it is fixed.
+        dynamic_batch: Whether the first axis of every input may have any length, and the second axis of tokens (whole
+            numbers in rows), but in .pte files and with `own_operators`. What is fixed all the same, a note says.
         tolerance: How far the float file may be from PyTorch: the largest difference over the largest output.
         int8: Batches to calibrate INT8 with: inputs, or (inputs, targets). "dynamic" computes the ranges of activations
             in every call instead, as is usual for transformers. ONNX only.
@@ -114,6 +117,7 @@ def export(
         DataError: The model cannot be recorded.
         ProofError: The float file differs by more than `tolerance`. No file is left.
         BudgetNotMetError: INT8 costs more than `int8_options.lost`. No file is left.
+        NonFiniteError: A weight is NaN.
         MissingExtraError: ONNX, OpenVINO or ExecuTorch is not installed.
     """
     target = Path(path)
@@ -131,18 +135,22 @@ def export(
     if masks is not None:
         masks.to("cpu").apply_(ready)
     given = moved(example, torch.device("cpu"))
+    check_sound(ready, "comparing them with the file's says nothing")
     report: Int8Report | None = None
     if kind in WRITERS:
-        return _for_runtime(ready, target, given, _Wanted(target, dynamic_batch, tolerance, None), kind)
+        return _for_runtime(
+            ready, target, given, _Wanted(target, ("batch",) if dynamic_batch else (), tolerance, None), kind
+        )
     with undisturbed(ready, mode="eval"), torch.no_grad(), atomic_path(target) as scratch:
-        program, free = record_program(ready, given, dynamic_batch)
+        long = not (int8_options is not None and int8_options.own_operators)
+        program, free = record_program(ready, given, dynamic_batch, dynamic_length=long)
         opset = ATTENTION if int8 is not None and attends(program) and runs_attention() else None
         error = _write_float(ready, program, scratch, given, _Wanted(target, free, tolerance, opset))
         if int8 is not None:
             in_floats = scratch.stat().st_size
             report = write_int8(ready, scratch, given, int8, int8_options or Int8Options())
             kind, error = "onnx int8", report.error
-    size, notes = target.stat().st_size, _notes(ready, dynamic_batch and not free)
+    size, notes = target.stat().st_size, _notes(ready, given, free if dynamic_batch else None)
     if report is not None and size >= in_floats:
         notes += (_not_smaller(size, in_floats, report),)
     return Exported(target, kind, size, error, notes, report)
@@ -163,7 +171,8 @@ def _for_runtime(model: nn.Module, target: Path, example: Example, wanted: _Want
     """Write the file of another runtime in a scratch folder, compare it, and only then put it in its place."""
     with undisturbed(model, mode="eval"), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         # ExecuTorch plans its memory for the largest input, so its batch is that of the example
-        program, free = record_program(model, example, wanted.free and kind != "executorch")
+        runtime = kind != "executorch"
+        program, free = record_program(model, example, bool(wanted.free) and runtime)
         scratch = Path(folder) / target.name
         WRITERS[kind](program, scratch)
         error = _checked(model, model_of_file(scratch), example, replace(wanted, free=free))
@@ -171,7 +180,7 @@ def _for_runtime(model: nn.Module, target: Path, example: Example, wanted: _Want
         size = sum(path.stat().st_size for path in files)
         for path in files:
             atomic_write(target.with_name(path.name), path.read_bytes())
-    return Exported(target, kind, size, error, _notes(model, wanted.free and not free))
+    return Exported(target, kind, size, error, _notes(model, example, free if wanted.free else None))
 
 
 def _check_int8(target: Path, int8: Iterable[object] | str | None, options: Int8Options | None) -> None:
@@ -196,10 +205,10 @@ def _check_int8(target: Path, int8: Iterable[object] | str | None, options: Int8
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What a float file has to be: its name, whether its batch is free, its tolerance, its version of operators."""
+    """What a float file has to be: its name, which axes are free, its tolerance, its version of operators."""
 
     target: Path
-    free: bool
+    free: tuple[str, ...]
     tolerance: float
     opset: int | None
 
@@ -227,10 +236,16 @@ def _checked(model: nn.Module, program: Callable[..., object], example: Example,
     return error
 
 
-def _notes(model: nn.Module, batch_is_fixed: bool) -> tuple[str, ...]:
+def _notes(model: nn.Module, example: Example, free: tuple[str, ...] | None) -> tuple[str, ...]:
+    """What to know of a file: the axes that stayed fixed (`free` is None where that was asked for), and zeros."""
     notes = []
-    if batch_is_fixed:
+    if free is not None and "batch" not in free:
         notes.append("the batch is fixed to that of the example: the model's code needs to know it")
+    lengths = {tensor.shape[1] for tensor in tensors_in(example) if has_length(tensor)}
+    if free is not None and lengths and "length" not in free:
+        notes.append(
+            f"the length of sequences is fixed to {', '.join(map(str, sorted(lengths)))}: pad them to it"
+        )
     weights = [p for p in model.parameters() if p.dim() > 1]
     total = sum(p.numel() for p in weights)
     zeros = sum(int((p == 0).sum()) for p in weights) / total if total else 0.0

@@ -130,6 +130,11 @@ def save_pretrained(
         ProofError: The folder does not load, or its outputs differ. Nothing is left.
     """
     options = options or HuggingFaceOptions()
+    if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
+        raise OptionError(
+            f"tokenizer: expected a tokenizer or processor of transformers, got {type(tokenizer).__name__}; load it "
+            "first: transformers.AutoTokenizer.from_pretrained(...)"
+        )
     net = model.model if isinstance(model, Shrunk) else model
     target = Path(folder)
     _check(net, target, options)

@@ -149,7 +149,7 @@ def calibrated(
             raise_if_out_of_memory(error)
             raise DataError(
                 f"int8: batch {index} does not run in the exported file ({str(error).splitlines()[0]}); expected "
-                "inputs like the example, and of its batch size where the batch is fixed"
+                "inputs like the example, of its sizes but for the axes that are free"
             ) from error
     return StaticQuantiser(path, calibrator.compute_data(), kinds, reduce_range)
 

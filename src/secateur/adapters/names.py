@@ -20,6 +20,7 @@ from torch import nn
 from secateur.adapters import functions
 from secateur.adapters.ultralytics import build_yolo
 from secateur.errors import MissingExtraError, OptionError, UnknownNameError, near
+from secateur.structure.hf.auto_classes import auto_class
 from secateur.structure.hf.hub_code import check_attention
 
 __all__ = ["build", "call"]
@@ -106,15 +107,15 @@ def _hf(name: str, options: dict[str, object]) -> nn.Module:
     for ours, theirs in (("num_classes", "num_labels"), ("in_channels", "num_channels")):
         if ours in options:
             options[theirs] = options.pop(ours)
-    word = str(options.pop("auto_class", "AutoModelForImageClassification"))
-    if not word.startswith("AutoModel") or not hasattr(transformers, word):
+    word = options.pop("auto_class", None)
+    if word is not None and not (str(word).startswith("AutoModel") and hasattr(transformers, str(word))):
         raise OptionError(
             f"model 'hf/{name}': auto_class: expected a class of transformers such as AutoModelForImageClassification, "
             f"got {word!r}"
         )
-    kind = getattr(transformers, word)
     # Never left open: transformers would ask on the terminal whether to run the code that a checkpoint brings.
-    trust = {"trust_remote_code": bool(options.pop("trust_remote_code", False))}
+    trusted = bool(options.pop("trust_remote_code", False))
+    trust = {"trust_remote_code": trusted}
     architecture = name in transformers.CONFIG_MAPPING
     if architecture and pretrained:
         raise OptionError(
@@ -122,19 +123,20 @@ def _hf(name: str, options: dict[str, object]) -> nn.Module:
             "hub name or a local folder) for pretrained=True"
         )
     try:
-        if not (architecture or trust["trust_remote_code"]):
+        if not (architecture or trusted):
             _refuse_adapter(name, options)
         if architecture:
-            return kind.from_config(transformers.AutoConfig.for_model(name, **options))
+            config = transformers.AutoConfig.for_model(name, **options)
+            return _class(transformers, word, config, name, trusted=False).from_config(config)
         if pretrained is False:
             config = transformers.AutoConfig.from_pretrained(name, **trust, **options)
             check_attention(config, f"model 'hf/{name}'")
-            return kind.from_config(config, **trust)
-        if "attn_implementation" not in options and not trust["trust_remote_code"]:
-            where = {key: options[key] for key in _WHERE if key in options}
-            config = transformers.AutoConfig.from_pretrained(name, **trust, **where)
+            return _class(transformers, word, config, name, trusted).from_config(config, **trust)
+        where = {key: options[key] for key in _WHERE if key in options}
+        config = transformers.AutoConfig.from_pretrained(name, **trust, **where)
+        if "attn_implementation" not in options and not trusted:
             check_attention(config, f"model 'hf/{name}'")
-        return kind.from_pretrained(name, **trust, **options)
+        return _class(transformers, word, config, name, trusted).from_pretrained(name, **trust, **options)
     except ImportError as error:
         raise MissingExtraError(
             f"model 'hf/{name}': transformers could not import what it needs ({str(error).splitlines()[0]}); "
@@ -149,6 +151,26 @@ def _hf(name: str, options: dict[str, object]) -> nn.Module:
         ) from error
 
 
+def _class(transformers: Any, word: object, config: Any, name: str, trusted: bool) -> Any:
+    """The AutoModel class: the one asked for, else the one that builds what the configuration is of."""
+    if word is not None:
+        return getattr(transformers, str(word))
+    own = [each for each in getattr(config, "auto_map", None) or () if str(each).startswith("AutoModel")]
+    try:
+        return getattr(
+            transformers, (own[0] if own and trusted else auto_class(config, f"model 'hf/{name}'"))
+        )
+    except (AttributeError, OptionError) as error:
+        if own and not trusted:
+            raise OptionError(
+                f"model 'hf/{name}': the checkpoint brings the code of its model, which is not run unasked; read it, "
+                "and then give the option trust_remote_code=true"
+            ) from None
+        if isinstance(error, OptionError):
+            raise
+        raise OptionError(f"model 'hf/{name}': {error}; give auto_class=AutoModelFor...") from None
+
+
 _BUILDERS: dict[str, Callable[[str, dict[str, Any]], nn.Module]] = {
     "timm": _timm,
     "torchvision": _torchvision,
@@ -161,7 +183,8 @@ def build(library: str, name: str, options: dict[str, object]) -> nn.Module:
     """Build a model of another library.
 
     `hf/NAME` is a checkpoint (hub name or local folder: its weights are loaded) or an architecture such as `resnet` or
-    `vit` (random weights; the options go to its configuration).
+    `vit` (random weights; the options go to its configuration). A checkpoint is of the class that its config.json
+    names; an architecture is built to classify images, to write text or to classify it, the first that it can.
 
     Args:
         library: "timm", "torchvision", "hf" or "ultralytics".

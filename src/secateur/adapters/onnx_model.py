@@ -78,9 +78,10 @@ class OnnxModel(nn.Module):
             **kwargs: Its keywords.
 
         Raises:
-            DataError: The call has another number of tensors than the file has inputs.
+            DataError: The call has another number of tensors than the file has inputs, or one of another shape.
         """
-        names = [item.name for item in self.session.get_inputs()]
+        inputs = self.session.get_inputs()
+        names = [item.name for item in inputs]
         if not args and set(kwargs) >= set(names) and all(torch.is_tensor(kwargs[name]) for name in names):
             tensors = [value for name in names if isinstance(value := kwargs[name], torch.Tensor)]
         else:
@@ -90,6 +91,15 @@ class OnnxModel(nn.Module):
                 f"the ONNX file has {len(names)} inputs ({', '.join(names)}), and {len(tensors)} tensors were given; "
                 "call it as the model was called when it was exported"
             )
+        for item, tensor in zip(inputs, tensors, strict=True):
+            wanted, got = list(item.shape), list(tensor.shape)
+            if len(wanted) != len(got) or any(
+                isinstance(size, int) and size != had for size, had in zip(wanted, got, strict=True)
+            ):
+                raise DataError(
+                    f"the ONNX file takes {item.name!r} in shape {wanted} (names are free), got {got}; pad or cut the "
+                    "inputs to the fixed sizes, or export with an example of the size that is needed"
+                )
         return {name: t.detach().cpu().contiguous().numpy() for name, t in zip(names, tensors, strict=True)}
 
     def forward(self, *args: object, **kwargs: object) -> torch.Tensor | tuple[torch.Tensor, ...]:

@@ -2,7 +2,7 @@
 
 >>> program, free = record_program(nn.Linear(3, 2).eval(), torch.zeros(1, 3), dynamic_batch=True)
 >>> free
-True
+('batch',)
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,8 +28,10 @@ from secateur.execution.example import Example, call_arguments
 
 __all__ = [
     "attends",
+    "has_length",
     "largest_difference",
     "load_program",
+    "other_length",
     "program_error",
     "quiet",
     "record_program",
@@ -40,17 +43,18 @@ ATTENTION = 23
 
 
 def record_program(
-    model: nn.Module, example: Example, dynamic_batch: bool
-) -> tuple[torch.export.ExportedProgram, bool]:
+    model: nn.Module, example: Example, dynamic_batch: bool, dynamic_length: bool = True
+) -> tuple[torch.export.ExportedProgram, tuple[str, ...]]:
     """Record a model as a program.
 
     Args:
         model: The model, on the CPU and in evaluation mode.
         example: What it is called with.
         dynamic_batch: Whether the first axis of every input should be free.
+        dynamic_length: Whether the second axis of whole numbers in rows, as of tokens, should be free as well.
 
     Returns:
-        (the program, whether its batch is free).
+        (the program, what is free of "batch" and "length").
 
     Raises:
         DataError: The model cannot be recorded.
@@ -58,11 +62,12 @@ def record_program(
     args, kwargs = call_arguments(example)
     with quiet():
         if dynamic_batch and all(tensor.dim() for tensor in tensors_in(example)):
-            program = _with_free_batch(model, args, kwargs)
-            if program is not None:
-                return program, True
+            for free in _tries(example, dynamic_length):
+                program = _with_free_axes(model, args, kwargs, free)
+                if program is not None:
+                    return program, free
         try:
-            return torch.export.export(model, args, kwargs, strict=False), False
+            return torch.export.export(model, args, kwargs, strict=False), ()
         except Exception as error:
             raise_if_out_of_memory(error)
             raise DataError(
@@ -71,14 +76,37 @@ def record_program(
             ) from error
 
 
-def _with_free_batch(
-    model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+def has_length(tensor: torch.Tensor) -> bool:
+    """Whether an input's second axis may be a length: it is of whole numbers in rows, as tokens are.
+
+    Args:
+        tensor: The input.
+    """
+    whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+    return whole and tensor.dim() == 2 and tensor.shape[1] > 1
+
+
+def _tries(example: Example, dynamic_length: bool) -> list[tuple[str, ...]]:
+    """What may be free, most first."""
+    long = dynamic_length and any(has_length(tensor) for tensor in tensors_in(example))
+    return [("batch", "length"), ("batch",)] if long else [("batch",)]
+
+
+def _with_free_axes(
+    model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], free: tuple[str, ...]
 ) -> torch.export.ExportedProgram | None:
-    """The program with a free batch; None where the model's code does not allow it."""
-    dimensions = pytree.tree_map(
-        lambda item: {0: torch.export.Dim.AUTO} if torch.is_tensor(item) else None, (args, kwargs)
-    )
+    """The program with a free batch, and a free length; None where the model's code does not allow it."""
+
+    def axes(item: object) -> dict[int, Any] | None:
+        if not torch.is_tensor(item):
+            return None
+        return dict.fromkeys(range(1 + ("length" in free and has_length(item))), torch.export.Dim.AUTO)
+
+    dimensions = pytree.tree_map(axes, (args, kwargs))
     given = (args, kwargs)
+    others = [given, map_tensors(_tripled, given)]
+    if "length" in free:
+        others.append(map_tensors(other_length, given))
     try:
         more_args, more_kwargs = map_tensors(_doubled, given)
         program = torch.export.export(
@@ -88,8 +116,8 @@ def _with_free_batch(
             dynamic_shapes=dimensions[0] if args else dimensions[1],
             strict=False,
         )
-        for own_args, own_kwargs in (given, map_tensors(_tripled, given)):
-            program.module()(*own_args, **own_kwargs)  # a batch that was specialised refuses another
+        for own_args, own_kwargs in others:
+            program.module()(*own_args, **own_kwargs)  # an axis that was specialised refuses another size
     except Exception as error:  # the model's code may raise anything
         raise_if_out_of_memory(error)
         return None
@@ -99,6 +127,18 @@ def _with_free_batch(
 def _doubled(tensor: torch.Tensor) -> torch.Tensor:
     """A batch of one as two: torch.export takes a size of one for a constant."""
     return torch.cat([tensor, tensor]) if tensor.dim() and tensor.shape[0] == 1 else tensor
+
+
+def other_length(tensor: torch.Tensor) -> torch.Tensor:
+    """Tokens cut to another length: shorter, as a model may have a longest one.
+
+    Args:
+        tensor: An input; one that has no length is given back.
+    """
+    if not has_length(tensor):
+        return tensor
+    length = tensor.shape[1]
+    return tensor[:, : length - 1] if length > 2 else torch.cat([tensor, tensor[:, :1]], 1)
 
 
 def _tripled(tensor: torch.Tensor) -> torch.Tensor:
@@ -144,14 +184,16 @@ def load_program(path: Path, onnx: bool) -> Callable[..., object]:
     return OnnxModel(path) if onnx else torch.export.load(path).module()
 
 
-def program_error(model: nn.Module, program: Callable[..., object], example: Example, free: bool) -> float:
+def program_error(
+    model: nn.Module, program: Callable[..., object], example: Example, free: Sequence[str]
+) -> float:
     """The largest difference from the model's outputs, over the largest output.
 
     Args:
         model: The model.
         program: The file's program.
         example: What both are called with.
-        free: Whether the batch is free: a larger batch is then compared as well.
+        free: What is free of "batch" and "length": a larger batch, another length are then compared as well.
 
     Raises:
         ProofError: The outputs have other shapes.
@@ -166,7 +208,11 @@ def program_error(model: nn.Module, program: Callable[..., object], example: Exa
             more = more + 0.1 * torch.randn(more.shape, generator=generator, dtype=more.dtype)
         return more
 
-    inputs = [example, map_tensors(larger, example)] if free else [example]
+    inputs = [example]
+    if "batch" in free:
+        inputs.append(map_tensors(larger, example))
+    if "length" in free:
+        inputs.append(map_tensors(other_length, example))
     return max(
         largest_difference(tensors_in(call(model, one)), tensors_in(call(program, one))) for one in inputs
     )

@@ -84,10 +84,16 @@ class ServeCheck:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.path}: {'keeps its promises' if self.holds else 'DOES NOT keep its promises'}",
+            f"{self.path}: "
+            + ("outputs and bytes are as promised" if self.holds else "DOES NOT keep its promises"),
             f"  {self.size:,} bytes; outputs differ by {self.error:.1e} (promised: at most {self.tolerance:.1e})",
             f"  {self.seconds * 1e3:.3g} ms a call"
-            + (f" (promised: {self.promised_seconds * 1e3:.3g} ms)" if self.promised_seconds else ""),
+            + (
+                f" (promised: {self.promised_seconds * 1e3:.3g} ms; this is {self.seconds / self.promised_seconds:.2g} "
+                "times that)"
+                if self.promised_seconds
+                else ""
+            ),
         ]
         return "\n".join(lines + [f"  problem: {each}" for each in self.problems])
 

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from secateur.cli.calibrating import calibration_inputs
 from secateur.cli.flags import with_flags
 from secateur.cli.given import InputFlags, ModelOptions, Weights
 from secateur.cli.options import STORE, AllowCode, Example, OutputFlags, Seed, StoreFolder
 from secateur.cli.output import print_json, show_table
+from secateur.cli.small_files import is_folder, write_folder
 from secateur.core.terminal import say
 from secateur.errors import OptionError
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["VERBS"]
 
+_INT8_IMAGES = 1000
 _TABLES, _MODELS = (".csv", ".parquet", ".json"), (".onnx", ".pt2", ".xml", ".pte")
 
 
@@ -44,6 +47,14 @@ class ExportedFlags:
     def is_run(self) -> bool:
         """True if a run is meant, not a model by name."""
         return self.which == "last" or self.which.isdigit()
+
+    def model(self) -> InputFlags:
+        """The model by name."""
+        return InputFlags(self.which, self.weights, self.option, self.seed, self.input_)
+
+    def folder(self) -> Path | None:
+        """The Hugging Face folder that is exported; None for anything else."""
+        return None if self.is_run() else self.model().folder()
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,15 @@ def export(
     promise: Annotated[
         bool, typer.Option("--promise", help="Write beside an .onnx what `serve-check` compares it with.")
     ] = False,
+    int8: Annotated[
+        str | None,
+        typer.Option(
+            "--int8",
+            metavar="DATA",
+            help="Write an .onnx of INT8: calibrated on training images of this dataset, by name or folder; or "
+            "`dynamic`, as is usual for transformers.",
+        ),
+    ] = None,
     store: StoreFolder = STORE,
     *,
     output: OutputFlags,
@@ -87,6 +107,8 @@ def export(
         raise OptionError(
             f"{out}: --promise goes with an .onnx file; a Hugging Face folder always has its own; leave --promise out"
         )
+    if int8 is not None and out.suffix != ".onnx":
+        raise OptionError(f"{out}: --int8 goes with an .onnx file; name one, or leave --int8 out")
     if out.suffix in _TABLES:
         _measurements(source.which, out, store)
         return
@@ -97,13 +119,13 @@ def export(
     if source.is_run():
         net, example = _of_run(source.which, store, source.allow_code)
     else:
-        model = InputFlags(source.which, source.weights, source.option, source.seed, source.input_)
+        model = source.model()
         net = model.build()
         example = model.example(net)
-    if not out.suffix:
-        _folder(net, out, example, output.json)
+    if is_folder(out):
+        _folder(net, out, example, source.folder(), output.json)
         return
-    done = write(net, out, example)
+    done = write(net, out, example, int8=None if int8 is None else _int8(net, int8, source.folder()))
     if promise:
         promise_onnx(net, out, example, max(done.error, 1e-6))
     found: Any = []
@@ -137,18 +159,25 @@ def _measurements(which: str, out: Path, store: Path) -> None:
     say(f"{count} measurements written to {out}")
 
 
-def _folder(net: nn.Module, out: Path, example: Any, as_json: bool) -> None:
+def _folder(net: nn.Module, out: Path, example: Any, source: Path | None, as_json: bool) -> None:
     """Write a Hugging Face model as a folder that transformers loads."""
-    from secateur.adapters.huggingface import save_pretrained
-
-    given = (
-        example if isinstance(example, dict) else {str(getattr(net, "main_input_name", "input_ids")): example}
-    )
-    done = save_pretrained(net, out, given)
+    done = write_folder(net, out, example, source)
     if as_json:
         print_json({"folder": str(out), "form": done.form, "bytes": done.size, "error": done.error})
     else:
         say(done)
+
+
+def _int8(net: nn.Module, data: str, folder: Path | None) -> Any:
+    """What INT8 is calibrated with: batches of a dataset, or the word `dynamic`."""
+    if data == "dynamic":
+        return data
+    if folder is not None and Path(data).suffix == ".txt":
+        raise OptionError(
+            f"--int8 {data}: a file of INT8 is calibrated on images; give --int8 dynamic for a model of text, which "
+            "finds the ranges in every call"
+        )
+    return calibration_inputs(net, data, _INT8_IMAGES, folder)
 
 
 def _of_run(which: str, store: Path, allow_code: bool) -> tuple[nn.Module, Any]:

@@ -50,7 +50,7 @@ def factorise(
         raise OptionError("factorise: --calibrate-passes is for shrink and pack; leave it out")
     net = model.build()
     example = model.example(net)
-    data = calibration.images(net) if calibration.wanted else None
+    data = calibration.inputs(net, model.folder()) if calibration.wanted else None
     budget = Macs(keep) if of == "macs" else Params(keep)
     found = factorised(net, budget, example, data=data, spatial=spatial)
     saved = save(found.model, out, plan=found.plan)
@@ -81,7 +81,7 @@ def factorise(
         f"\nerror: the share of a layer's squared {what} that is lost; {found.proof_error:.1e} from truncated dense "
         f"weights, in float64; {out}: {saved.size:,} bytes"
     )
-    if model.weights is None:
+    if not model.trained():
         say("warning: no weights were given, so those of the file are random", error=True)
 
 

@@ -133,7 +133,7 @@ def _pack_on_images(
         )
     net = model.build()
     options = ShareOptions(tune=calibration.calibrate_passes or None)
-    shared = share(net, flags.bits, data=calibration.images(net), options=options)
+    shared = share(net, flags.bits, data=calibration.inputs(net, model.folder()), options=options)
     size, before = save(shared.model, target).size, source.stat().st_size
     if output.json:
         print_json({"file": str(target), "bytes": size, "source_bytes": before, "ratio": before / size})

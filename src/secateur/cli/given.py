@@ -19,6 +19,7 @@ from secateur.cli.options import Example, Seed
 from secateur.errors import OptionError
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 __all__ = ["InputFlags", "ModelFlags", "ModelName", "ModelOptions", "Weights"]
@@ -26,7 +27,8 @@ __all__ = ["InputFlags", "ModelFlags", "ModelName", "ModelOptions", "Weights"]
 ModelName = Annotated[
     str,
     typer.Argument(
-        help="One of ours (`secateur list models`), timm/NAME, torchvision/NAME, hf/NAME, package.module:function.",
+        help="One of ours (`secateur list models`), timm/NAME, torchvision/NAME, hf/NAME, the folder of a Hugging Face "
+        "model, package.module:function.",
         show_default=False,
     ),
 ]
@@ -48,6 +50,25 @@ class ModelFlags:
     option: ModelOptions = None
     seed: Seed = None
 
+    def folder(self) -> Path | None:
+        """The folder that the name is of, if it is that of a Hugging Face model; `hf/` before it may be left out."""
+        from secateur import models
+
+        place = Path(self.model.removeprefix("hf/"))
+        ours = self.model.replace("_", "-").lower() in models.names()
+        return place if not ours and (place / "config.json").is_file() else None
+
+    def trained(self) -> bool:
+        """Whether weights were given, in a file or with the model itself; else they are random."""
+        name = self.model.removeprefix("hf/")
+        asked = any(text.replace(" ", "") == "pretrained=true" for text in self.option or [])
+        return (
+            self.weights is not None
+            or self.folder() is not None
+            or asked
+            or (name != self.model and "/" in name)
+        )
+
     def build(self) -> nn.Module:
         """The model with its weights, in evaluation mode."""
         import torch
@@ -57,9 +78,9 @@ class ModelFlags:
         from secateur.lab.weights import load_weights
 
         torch.manual_seed(self.seed or 0)
-        model = models.build(
-            self.model, **dict(parse_setting(text, "--option") for text in self.option or [])
-        )
+        options = dict(parse_setting(text, "--option") for text in self.option or [])
+        folder = self.folder()
+        model = models.build(f"hf/{folder}" if folder is not None else self.model, **options)
         if self.weights is not None:
             load_weights(model, self.weights)
         return model.eval()
@@ -79,16 +100,7 @@ class InputFlags(ModelFlags):
 
         chance = torch.Generator().manual_seed(self.seed or 0)
         if self.input_ is not None:
-            example = torch.randn(_sizes(self.input_), generator=chance)
-            try:
-                with torch.no_grad():
-                    model(example)
-            except Exception as error:
-                raise OptionError(
-                    f"model {self.model!r} fails on an input of shape {self.input_} ({type(error).__name__}: {error}); "
-                    "give another --input, or see with --debug where it fails"
-                ) from error
-            return example
+            return self._given(model, self.input_, chance)
         found = models.input_shape(model)
         if found is not None:
             return torch.randn(batch, *found, generator=chance)
@@ -96,8 +108,45 @@ class InputFlags(ModelFlags):
         if isinstance(dummy, dict):
             return dummy
         raise OptionError(
-            f"model {self.model!r} does not say which inputs it takes; give the shape of one input: --input 1,3,224,224"
+            f"model {self.model!r} does not say which inputs it takes; give the shape of one input: --input "
+            "1,3,224,224, or a function of yours that returns one: --input module:function"
         )
+
+    def _given(self, model: nn.Module, text: str, chance: torch.Generator) -> Any:
+        """The input that `--input` asks for, with which the model has to run."""
+        import torch
+
+        from secateur.adapters import functions
+        from secateur.execution.example import call_arguments
+
+        if ":" in text:
+            example = functions.find(text, "input")()
+        else:
+            sizes = _sizes(text)
+            example = _tokens(model, sizes, chance)
+            example = torch.randn(sizes, generator=chance) if example is None else example
+        args, keywords = call_arguments(example)
+        try:
+            with torch.no_grad():
+                model(*args, **keywords)
+        except Exception as error:
+            raise OptionError(
+                f"model {self.model!r} fails on an input of --input {text} ({type(error).__name__}: {error}); give "
+                "another shape, or module:function that returns an input; --debug shows where it fails"
+            ) from error
+        return example
+
+
+def _tokens(model: nn.Module, sizes: list[int], chance: torch.Generator) -> dict[str, torch.Tensor] | None:
+    """Token numbers for a model of transformers that takes them; None for another model."""
+    import torch
+
+    known: Any = getattr(model, "dummy_inputs", None)
+    most = getattr(getattr(model, "config", None), "vocab_size", None)
+    if getattr(model, "main_input_name", None) != "input_ids" or not isinstance(known, dict) or most is None:
+        return None
+    names = [name for name in ("input_ids", "decoder_input_ids") if name in known]
+    return {name: torch.randint(int(most), sizes, generator=chance) for name in names}
 
 
 def _sizes(shape: str) -> list[int]:

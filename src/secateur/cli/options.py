@@ -90,7 +90,10 @@ Out = Annotated[Path | None, typer.Option("--out", help="Folder to write the res
 Example = Annotated[
     str | None,
     typer.Option(
-        "--input", metavar="SHAPE", help="Shape of one input, such as 1,3,224,224; default: the model's own."
+        "--input",
+        metavar="SHAPE",
+        help="Shape of one input, such as 1,3,224,224, or module:function that returns an input; default: the "
+        "model's own.",
     ),
 ]
 AllowCode = Annotated[

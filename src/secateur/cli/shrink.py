@@ -216,7 +216,12 @@ def shrink(
     model: InputFlags,
     cut: CutFlags,
     out: Annotated[
-        Path, typer.Option("--out", help="The small model: a .sct file that holds plan and weights.")
+        Path,
+        typer.Option(
+            "--out",
+            help="The small model: a .sct file that holds plan and weights; or, of a Hugging Face model, a new folder "
+            "that from_pretrained loads.",
+        ),
     ] = Path("small.sct"),
     trials: Annotated[int, typer.Option("--trials", min=1, help="Timed repetitions.")] = 25,
     evaluate: Evaluate = None,
@@ -226,7 +231,7 @@ def shrink(
 ) -> None:
     """Cut channels out of a model, prove that it computes what the masked one does, and write it as one
     file."""
-    from secateur.container.archive import save
+    from secateur.cli.small_files import write_small
     from secateur.lab.judging import evaluator
     from secateur.metrics import measure as take
     from secateur.metrics.latency import compare
@@ -241,15 +246,15 @@ def shrink(
         from secateur.compensation.compensate import compensate
 
         tune = calibration.calibrate_passes or None
-        masked = compensate(net, masks, calibration.images(net), tune=tune).model
+        masked = compensate(net, masks, calibration.inputs(net, model.folder()), tune=tune).model
     small = cut_channels(masked, masks, example, **cut.how())
-    saved = save(small.model, out, plan=small.plan)
+    size, note = write_small(small, out, example, model.folder())
     counts = ["params", "macs", "size"] + ([] if judge is None else ["accuracy"])
     before, after = (take(one, example, judge, what=counts) for one in (net, small.model))
     times = compare(net, small.model, example, trials=trials, names=("before", "after"))
     if output.json:
         rows = [*before.within({"variant": "before"}), *after.within({"variant": "after"}), *times]
-        print_json(_as_json(out, saved.size, small.proof, rows))
+        print_json(_as_json(out, size, small.proof, rows))
         return
     say(small)
     judged = [row.name for row in before if row.definition.startswith("as returned")]
@@ -257,15 +262,17 @@ def shrink(
     rows.append(["latency", times[0].text(), times[1].text()])
     say()
     show_table(["", "before", "after"], rows, right=(1, 2))
-    say(f"\ntimes as fast: {times['speedup'].text()}; {out}: {saved.size:,} bytes")
-    for note in times["speedup"].notes:
-        say(f"  {note}")
+    say(f"\ntimes as fast: {times['speedup'].text()}; {out}: {size:,} bytes")
+    if note:
+        say(note)
+    for line in times["speedup"].notes:
+        say(f"  {line}")
     fewer = float(before["macs"].value) / max(1.0, float(after["macs"].value))
     if times["speedup"].value < AS_COUNTED * fewer:
         from secateur.metrics import why
 
         say(why(net, small.model, example, times=times).summary())
-    if model.weights is None:
+    if not model.trained():
         say("warning: no weights were given, so those of the file are random", error=True)
 
 

@@ -12,6 +12,7 @@ In reading order:
 - `calling`: call a model on an example in evaluation mode, without gradients.
 - `fast_copy`: copy a module tree as `copy.deepcopy` does, without its cost.
 - `gradients`: gradients of the loss over many batches, summed in a wide type.
+- `sound_weights`: refuse a model with NaN in its weights.
 - `operator_costs`: the multiply-accumulates of every operator.
 - `processors`: how many processors this process may use.
 - `verb`: the guarantees of every verb: a failure leaves the model as it was, and two threads do not share one.

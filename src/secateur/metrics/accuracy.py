@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from secateur.core.measurement import Measurement, Measurements
-from secateur.errors import DataError
+from secateur.errors import DataError, NonFiniteError
 from secateur.execution.calling import call, moved
 from secateur.execution.devices import device_of
 from secateur.execution.example import Example
@@ -51,6 +51,7 @@ def accuracy(model: nn.Module, evaluate: Evaluate) -> Measurements:
 
     Raises:
         DataError: There is no batch, shapes do not fit, or the function returned no number.
+        NonFiniteError: Outputs are NaN.
     """
     if isinstance(evaluate, nn.Module) or not callable(evaluate):
         if not isinstance(evaluate, Iterable):
@@ -76,6 +77,7 @@ def top_1(model: nn.Module, batches: Iterable[object]) -> tuple[float, int]:
         batches: Pairs (inputs, targets), or dicts with `labels`.
     """
     right: torch.Tensor | int = 0  # stays on the device: reading it for every batch would wait for each
+    broken: torch.Tensor | bool = False
     count = 0
     device = device_of(model)
     with undisturbed(model, mode="eval"), torch.no_grad():
@@ -91,11 +93,17 @@ def top_1(model: nn.Module, batches: Iterable[object]) -> tuple[float, int]:
                     f"(batch, ...), got {shape or type(outputs).__name__} and {tuple(targets.shape)}; pass "
                     "a function of the model instead"
                 )
+            broken = broken | outputs.isnan().any()
             right = right + (outputs.argmax(dim=1) == targets).sum()
             count += targets.numel()
     if not count:
         raise DataError(
             "accuracy: the data holds no batch; an iterator that was used before is empty, give a list"
+        )
+    if broken:
+        raise NonFiniteError(
+            "accuracy: outputs of the model are NaN, of which the largest would count as class 0; load a sound "
+            "checkpoint, or look for NaN in the inputs"
         )
     return int(right) / count, count
 

@@ -32,6 +32,7 @@ from secateur.container.checkpoint import Checkpoint
 from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.errors import MaskMismatchError, MissingExtraError, OptionError, near
 from secateur.execution.example import Batch
+from secateur.structure.hf.auto_classes import auto_class
 from secateur.structure.hf.hub_code import check_attention
 
 __all__ = ["BlockCall", "BlockModel", "blocks_of", "meta_model"]
@@ -55,7 +56,7 @@ def meta_model(folder: str | os.PathLike[str]) -> nn.Module:
             "sc.BlockOptions(model=model)"
         )
     try:
-        from transformers import AutoConfig, AutoModelForCausalLM
+        import transformers
     except ImportError:
         raise MissingExtraError(
             "reading a Hugging Face folder needs transformers: pip install 'secateur[transformers]'"
@@ -63,16 +64,19 @@ def meta_model(folder: str | os.PathLike[str]) -> nn.Module:
     from accelerate import init_empty_weights
 
     try:
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
         check_attention(config, str(folder))
+        kind = getattr(transformers, auto_class(config, str(folder), default="AutoModelForCausalLM"))
         with init_empty_weights(include_buffers=False):
-            model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except OptionError:  # of `check_attention`
+            model: nn.Module = kind.from_config(config, trust_remote_code=False)
+    except OptionError:  # of `check_attention` and `auto_class`
         raise
     except Exception as error:  # transformers raises whatever the values of a changed file lead to
         raise_if_out_of_memory(error)
         raise OptionError(
-            f"{folder}: transformers makes no causal language model of its config.json ({str(error)[:200]}); pass the "
+            f"{folder}: transformers makes no model of its config.json ({str(error)[:200]}); pass the "
             "model on the meta device: sc.BlockOptions(model=model)"
         ) from None
     return model.eval()

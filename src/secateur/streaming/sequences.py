@@ -1,7 +1,8 @@
-"""`sequences_of`: sequences of token numbers to calibrate on, from a text or from a file of numbers.
+"""`sequences_of`, `sentences_of`: token numbers to calibrate on, from a text or from a file of numbers.
 
-A text is read by the tokenizer in the checkpoint's folder, and split into sequences of one length. A .safetensors
-file holds the numbers as a tensor `input_ids`, one row for a sequence.
+A text is read by the tokenizer in the checkpoint's folder: as one stream that is split into sequences of one length, or
+line by line, as classifiers are fed. A .safetensors file holds the numbers as a tensor `input_ids`, one row for a
+sequence.
 
 >>> import tempfile, torch
 >>> from safetensors.torch import save_file
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -25,7 +26,7 @@ from secateur.core.json_text import is_count, parse
 from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.errors import DataError, MissingExtraError, OptionError
 
-__all__ = ["sequences_of"]
+__all__ = ["sentences_of", "sequences_of"]
 
 _CHARACTERS = 16  # read for every token that is wanted, at most
 _MOST_CONFIG = 1 << 20
@@ -57,13 +58,64 @@ def sequences_of(
         else _tokens(path, Path(folder), count * length, length)
     )
     rows = rows[:count, :length]
-    most = _vocabulary(Path(folder))
+    _check_numbers(rows, path, Path(folder))
+    return [{_NUMBERS: rows[index : index + 1]} for index in range(len(rows))]
+
+
+def sentences_of(
+    path: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    count: int,
+    length: int = 128,
+    *,
+    batch_size: int = 8,
+) -> list[dict[str, torch.Tensor]]:
+    """Batches of sentences as the tokenizer prepares them, padded to the longest of their batch.
+
+    Args:
+        path: A text in UTF-8, one sentence a line; empty lines are left out.
+        folder: The checkpoint, whose tokenizer reads the text.
+        count: The most sentences.
+        length: The most tokens of each; what is longer is cut.
+        batch_size: How many sentences are in a batch.
+
+    Raises:
+        DataError: The file cannot be read, has no sentence, or a number comes out that the model has no token for.
+        OptionError: The folder has no tokenizer.
+        MissingExtraError: transformers, which reads texts, is not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected a text with a sentence in each line")
+    lines = [line.strip() for line in _text(path, _CHARACTERS * count * length).splitlines()]
+    lines = [line for line in lines if line][:count]
+    if not lines:
+        raise DataError(f"{path}: expected a sentence in each line, found no text")
+    tokenizer = _tokenizer(Path(folder))
+    padding = getattr(tokenizer, "pad_token", None) is not None
+    size = batch_size if padding else 1
+    found: list[dict[str, torch.Tensor]] = []
+    for start in range(0, len(lines), size):
+        rows = tokenizer(
+            lines[start : start + size],
+            padding=padding,
+            truncation=True,
+            max_length=length,
+            return_tensors="pt",
+        )
+        _check_numbers(rows[_NUMBERS], path, Path(folder))
+        found.append(dict(rows))
+    return found
+
+
+def _check_numbers(rows: torch.Tensor, path: Path, folder: Path) -> None:
+    """Raise where a number is none of the model's tokens."""
+    most = _vocabulary(folder)
     if int(rows.min()) < 0 or (most is not None and int(rows.max()) >= most):
         raise DataError(
             f"{path}: token numbers from {int(rows.min())} to {int(rows.max())}, the model has 0 to "
             f"{'?' if most is None else most - 1}; use the tokenizer of this model"
         )
-    return [{_NUMBERS: rows[index : index + 1]} for index in range(len(rows))]
 
 
 def _numbers(path: Path) -> torch.Tensor:
@@ -81,8 +133,8 @@ def _numbers(path: Path) -> torch.Tensor:
     raise DataError(f"{path}: expected a tensor {_NUMBERS!r}, found {names or 'none'}")
 
 
-def _tokens(path: Path, folder: Path, wanted: int, length: int) -> torch.Tensor:
-    """The tokens of a text, in rows of one length."""
+def _tokenizer(folder: Path) -> Any:
+    """The tokenizer in a checkpoint's folder; no code of it runs."""
     try:
         from transformers import AutoTokenizer
     except ImportError:
@@ -90,18 +142,28 @@ def _tokens(path: Path, folder: Path, wanted: int, length: int) -> torch.Tensor:
             "reading a text needs transformers: pip install 'secateur[transformers]'"
         ) from None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises whatever the values of a changed file lead to
         raise_if_out_of_memory(error)
         raise OptionError(
             f"{folder}: has no tokenizer that transformers can read ({str(error)[:120]}); pass token numbers as a "
             f".safetensors file with {_NUMBERS!r}"
         ) from None
+
+
+def _text(path: Path, characters: int) -> str:
+    """The first characters of a text."""
     try:
         with path.open(encoding="utf-8") as file:
-            text = file.read(_CHARACTERS * wanted)
+            return file.read(characters)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: expected a text in UTF-8 ({error})") from None
+
+
+def _tokens(path: Path, folder: Path, wanted: int, length: int) -> torch.Tensor:
+    """The tokens of a text, in rows of one length."""
+    tokenizer = _tokenizer(folder)
+    text = _text(path, _CHARACTERS * wanted)
     found = cast(list[int], tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     if len(found) < length:
         raise DataError(

@@ -27,6 +27,7 @@ from secateur.core.cut_mark import shapes_before
 from secateur.core.masks import Masks
 from secateur.core.model_kinds import plain_model
 from secateur.errors import NothingToDoError, OptionError, ProofError
+from secateur.execution.sound_weights import check_sound
 from secateur.execution.verb import verb
 from secateur.structure.cut.plan import ShrinkPlan, mark_model
 from secateur.structure.cut.trial import without_locked
@@ -180,10 +181,12 @@ def shrink(
         ProofError: The smaller model does not compute what the masked one does.
         NothingToDoError: No channel is dropped by all the layers that share it.
         MaskMismatchError: With coupling="coupled", masks of one group disagree.
+        NonFiniteError: A weight is NaN.
     """
     model = plain_model(model)
     _check_options(coupling, round_to, at_least)
     masks.check(model)
+    check_sound(model, "NaN on both sides proves nothing")
     options = CutOptions(coupling, round_to, at_least, across_norm)
     work = _ProvenCut(model, masks, example, options, as_proof_options(proof))
     done, found = work.run()

@@ -2,6 +2,7 @@
 
 - `configs`: the fields that hold a width are changed until a model built from the configuration has the new shapes.
 - `rotary`: frequencies of rotary embeddings that a cut left, written as a kind that every rotary model reads.
+- `auto_classes`: the AutoModel class that builds the very class which a configuration names.
 - `hub_code`: a configuration that names an attention of the hub, which is code, is refused.
 
 A model without a configuration has nothing to fit:

@@ -1,0 +1,80 @@
+"""`write_small`: a small model as a .sct file, or as the folder of a Hugging Face model.
+
+>>> is_folder(Path("small")), is_folder(Path("small.sct"))
+(True, False)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from secateur.errors import OptionError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from secateur.adapters.huggingface import SavedFolder
+    from secateur.structure.shrink import Shrunk
+
+__all__ = ["is_folder", "write_folder", "write_small"]
+
+
+def is_folder(out: Path) -> bool:
+    """Whether a name is one of a folder: it has no ending."""
+    return not out.suffix
+
+
+def write_small(small: Shrunk, out: Path, example: Any, source: Path | None) -> tuple[int, str]:
+    """Write what `shrink` made.
+
+    Args:
+        small: The small model with its plan.
+        out: A .sct file, or a new folder.
+        example: What the model is called with.
+        source: The Hugging Face folder that the model came from, whose tokenizer goes along.
+
+    Returns:
+        The bytes, and how the folder is loaded.
+    """
+    from secateur.container.archive import save
+
+    if is_folder(out):
+        done = write_folder(small, out, example, source)
+        return done.size, str(done)
+    return save(small.model, out, plan=small.plan).size, ""
+
+
+def write_folder(model: nn.Module | Shrunk, out: Path, example: Any, source: Path | None) -> SavedFolder:
+    """Write a Hugging Face model as a folder that transformers loads.
+
+    Args:
+        model: The model, shrunk or not.
+        out: The new folder.
+        example: What the model is called with.
+        source: The folder that it came from, whose tokenizer goes along; None for none.
+    """
+    from secateur.adapters.huggingface import save_pretrained
+    from secateur.structure.shrink import Shrunk
+
+    net = model.model if isinstance(model, Shrunk) else model
+    if not hasattr(net, "save_pretrained"):
+        raise OptionError(
+            f"{out}: a folder is written of a Hugging Face model, and this is {type(net).__name__}; expected a file "
+            f"that ends in .sct, such as {out}.sct"
+        )
+    named = str(getattr(net, "main_input_name", "input_ids"))
+    given = example if isinstance(example, dict) else {named: example}
+    return save_pretrained(model, out, given, tokenizer=None if source is None else _tokenizer(source))
+
+
+def _tokenizer(source: Path) -> Any:
+    """The tokenizer or image processor of a folder; None where it has none."""
+    import transformers
+
+    for kind in (transformers.AutoTokenizer, transformers.AutoImageProcessor):
+        try:
+            return kind.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, ImportError):
+            continue
+    return None

@@ -1,0 +1,57 @@
+"""`check_sound`: refuse a model with NaN in its weights, whose outputs compare as equal to anything that is as broken.
+
+>>> import torch
+>>> layer = nn.Linear(2, 1)
+>>> check_sound(layer, "a proof compares outputs")
+>>> layer.bias.data[0] = float("nan")
+>>> check_sound(layer, "a proof compares outputs")
+Traceback (most recent call last):
+secateur.errors.NonFiniteError: 'bias': 1 of 1 are NaN, so the outputs are too, and a proof compares outputs; ...
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from secateur.core.fetching import fetched
+from secateur.errors import NonFiniteError
+
+__all__ = ["check_sound"]
+
+_STATISTICS = ("running_mean", "running_var")
+
+
+def check_sound(model: nn.Module, why: str) -> None:
+    """Raise if a parameter of a model, or a running statistic of a norm, holds NaN. Infinity may be there.
+
+    Args:
+        model: The model.
+        why: What NaN would make worthless, for the error.
+
+    Raises:
+        NonFiniteError: One does; it is named.
+    """
+    held: dict[str, torch.Tensor] = dict(model.named_parameters())
+    held.update((name, buffer) for name, buffer in model.named_buffers() if name.endswith(_STATISTICS))
+    floats = {
+        name: tensor.detach()
+        for name, tensor in held.items()
+        if not (is_lazy(tensor) or tensor.is_meta) and (tensor.is_floating_point() or tensor.is_complex())
+    }
+    # A sum is NaN where an element is, and elsewhere only where infinities of both signs are.
+    if not any(fetched(_wide(tensor).sum().isnan() for tensor in floats.values())):
+        return
+    for name, tensor in floats.items():
+        bad = int(_wide(tensor).isnan().sum())
+        if bad:
+            raise NonFiniteError(
+                f"{name!r}: {bad:,} of {tensor.numel():,} are NaN, so the outputs are too, and {why}; load a sound "
+                "checkpoint, or go back to before training failed"
+            )
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    """Floats of eight bits, which have no sum of their own, as float32."""
+    return tensor.float() if tensor.dtype.itemsize == 1 else tensor

@@ -119,7 +119,8 @@ class InputFlags(ModelFlags):
         from secateur.adapters import functions
         from secateur.execution.example import call_arguments
 
-        if ":" in text:
+        own = ":" in text
+        if own:
             example = functions.find(text, "input")()
         else:
             sizes = _sizes(text)
@@ -131,7 +132,7 @@ class InputFlags(ModelFlags):
                 model(*args, **keywords)
         except Exception as error:
             raise OptionError(
-                f"model {self.model!r} fails on an input of --input {text} ({type(error).__name__}: {error}); give "
+                f"model {self.model!r} fails on an input of {'' if own else 'shape '}{text} ({type(error).__name__}: {error}); give "
                 "another shape, or module:function that returns an input; --debug shows where it fails"
             ) from error
         return example

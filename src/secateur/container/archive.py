@@ -30,7 +30,7 @@ from secateur.coding import static, varint
 from secateur.container import batch_norm as bn
 from secateur.container import codebooks, int8_weights, slices, tensors
 from secateur.container import format as sct
-from secateur.container.archive_checks import check_books, check_masks, check_target
+from secateur.container.archive_checks import check_books, check_masks, check_target, wrapper_of
 from secateur.container.arrays import entry_of, to_tensor, to_words
 from secateur.container.compact_writer import CompactWriter, compact_enough
 from secateur.container.frame import Archive
@@ -408,8 +408,10 @@ def _read_into(
             archive = Archive(file, _entries(archive, target), max_bytes)
         archive.allow(sum(value.nbytes for value in target.values()))
         weights = _listed(archive)
-        check_target(path, archive, target, weights)
+        wrapper = "" if weights else wrapper_of(archive, target)
+        check_target(path, archive, {wrapper + name: value for name, value in target.items()}, weights)
         state, integers = _read_state(archive, weights)
+    state = {name.removeprefix(wrapper): value for name, value in state.items()}
     return plan, {name: value for name, value in state.items() if name in target}, integers
 
 

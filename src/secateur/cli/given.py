@@ -131,9 +131,10 @@ class InputFlags(ModelFlags):
             with torch.no_grad():
                 model(*args, **keywords)
         except Exception as error:
+            what = text if own else f"shape {text}"
             raise OptionError(
-                f"model {self.model!r} fails on an input of {'' if own else 'shape '}{text} ({type(error).__name__}: {error}); give "
-                "another shape, or module:function that returns an input; --debug shows where it fails"
+                f"model {self.model!r} fails on an input of {what} ({type(error).__name__}: {error}); give another shape, "
+                " or module:function that returns an input; --debug shows where it fails"
             ) from error
         return example
 

@@ -133,8 +133,8 @@ class InputFlags(ModelFlags):
         except Exception as error:
             what = text if own else f"shape {text}"
             raise OptionError(
-                f"model {self.model!r} fails on an input of {what} ({type(error).__name__}: {error}); give another shape, "
-                " or module:function that returns an input; --debug shows where it fails"
+                f"model {self.model!r} fails on an input of {what} ({type(error).__name__}: {error}); give another "
+                "shape, or module:function that returns an input; --debug shows where it fails"
             ) from error
         return example
 
